@@ -1,0 +1,14 @@
+//! The bytes on disk that qdelta reads and writes, and nothing else.
+//!
+//! Two formats live here: [`qcow2`], as QEMU defines it, and the delta [`archive`], as
+//! `docs/archive-format.md` explains it. Functions take bytes and give values or a
+//! [`FormatError`] that names the field and its offset. There is no I/O, no clock and no policy:
+//! whoever calls fetches the bytes and decides what to do with what they say.
+//!
+//! Every length and count that is read from a file is bounded before anything is allocated for it.
+
+pub mod archive;
+mod error;
+pub mod qcow2;
+
+pub use error::{FormatError, Problem};

@@ -1,0 +1,129 @@
+//! The one error of the library: a small kind to match on, what was being done and where, the
+//! cause, and one line of advice.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::path::Path;
+
+use qdelta_formats::FormatError;
+
+/// The result of everything in this library that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure it is. Each kind has an exit status of its own in the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// What was asked for makes no sense, whatever is on disk.
+    Usage,
+    /// The source image can't be read as what it claims to be, or by the rules we keep to.
+    Image,
+    /// An archive or a repository holds bytes that are not what was written.
+    Damaged,
+    /// There is no such repository, disk, point or file.
+    NotFound,
+    /// The target exists already, and nothing said that it may be replaced.
+    Exists,
+    /// Somebody else uses the image or the disk's part of the repository.
+    Busy,
+    /// No space is left, or a quota or file size limit is reached.
+    NoSpace,
+    /// The user or a signal asked to stop.
+    Interrupted,
+    /// A restore gave all that could be saved, and that is not everything.
+    Partial,
+    /// The system refused or failed an operation.
+    Io,
+}
+
+/// A failure: what was being done to what, why it failed, and what to do about it.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    context: String,
+    advice: Option<Cow<'static, str>>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// A failure without a further cause. `context` says what and where.
+    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
+        Self { kind, context: context.into(), advice: None, source: None }
+    }
+
+    /// A failed system call: `operation` is a verb ("open", "read 4096 bytes at 65536"), and the
+    /// kind follows from the cause (no space, not found, everything else).
+    pub fn io(operation: impl fmt::Display, path: &Path, source: std::io::Error) -> Self {
+        use std::io::ErrorKind as K;
+        let kind = match source.kind() {
+            K::NotFound => ErrorKind::NotFound,
+            K::AlreadyExists => ErrorKind::Exists,
+            K::StorageFull | K::QuotaExceeded | K::FileTooLarge => ErrorKind::NoSpace,
+            _ => ErrorKind::Io,
+        };
+        Self::new(kind, format!("cannot {operation} {}", path.display())).because(source)
+    }
+
+    /// Bytes in `path` that do not follow their format.
+    pub fn format(kind: ErrorKind, path: &Path, source: FormatError) -> Self {
+        Self::new(kind, path.display().to_string()).because(source)
+    }
+
+    /// The same failure with its cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The same failure with one line that says what to do about it.
+    #[must_use]
+    pub fn advise(mut self, advice: impl Into<Cow<'static, str>>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    /// The same failure seen from further out: `outer` becomes the text, this failure its cause.
+    /// Kind and advice stay.
+    #[must_use]
+    pub fn within(mut self, outer: impl Into<String>) -> Self {
+        let kind = self.kind;
+        let advice = self.advice.take();
+        Self { kind, context: outer.into(), advice, source: Some(Box::new(self)) }
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What to do about it, if there is something to say.
+    pub fn advice(&self) -> Option<&str> {
+        self.advice.as_deref()
+    }
+
+    /// The text of the failure and of all its causes, joined by colons.
+    pub fn chain(&self) -> String {
+        let mut text = self.context.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}

@@ -1,0 +1,1 @@
+//! One integration-test binary; each module opens with a line on its purpose.
