@@ -1,0 +1,256 @@
+//! The rules of the house that a machine can check. Each says why it is one.
+
+use std::path::{Path, PathBuf};
+
+/// A longer file is several things.
+const LINES_MAX: usize = 700;
+
+/// A source file: its path from the top of the tree, and its text.
+struct Source {
+    path: String,
+    text: String,
+}
+
+impl Source {
+    fn is_in(&self, places: &[&str]) -> bool {
+        places.iter().any(|place| self.path.starts_with(place))
+    }
+
+    /// Lines of code, with their numbers: no comments, and nothing from the unit tests on, which
+    /// stand at the end of a file.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.text
+            .lines()
+            .enumerate()
+            .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+            .map(|(index, line)| (index + 1, line))
+    }
+
+    /// Every line of code with `text` in it, ready for a message.
+    fn with(&self, text: &str) -> Vec<String> {
+        let hits = self.code().filter(|(_, line)| line.contains(text));
+        hits.map(|(number, line)| format!("{}:{number}: {}", self.path, line.trim())).collect()
+    }
+}
+
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every file of the tree that is not made by a tool.
+fn files() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![top().to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                let made = ["target", ".git", "corpus", "artifacts", "coverage"];
+                if !made.contains(&name.as_str()) {
+                    folders.push(path);
+                }
+            } else if name != ".git" {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn sources() -> Vec<Source> {
+    let rust = files().into_iter().filter(|path| path.extension().is_some_and(|e| e == "rs"));
+    let list: Vec<Source> = rust
+        .map(|path| Source {
+            text: std::fs::read_to_string(&path).unwrap(),
+            path: path.strip_prefix(top()).unwrap().to_string_lossy().into_owned(),
+        })
+        .collect();
+    assert!(list.len() > 10, "these can't be all sources of the tree");
+    list
+}
+
+/// `texts` may stand only in files below `allowed`, of those below `within`.
+#[track_caller]
+fn only_in(within: &[&str], allowed: &[&str], texts: &[&str], why: &str) {
+    let mut hits = Vec::new();
+    for source in sources() {
+        if source.is_in(within) && !source.is_in(allowed) {
+            hits.extend(texts.iter().flat_map(|text| source.with(text)));
+        }
+    }
+    assert!(hits.is_empty(), "{why}:\n{}", hits.join("\n"));
+}
+
+const PROGRAM: &[&str] = &["src/main.rs", "src/cli"];
+
+#[test]
+fn unsafe_code_is_in_two_modules() {
+    only_in(
+        &["src", "formats", "benches", "fuzz"],
+        &["src/sys/uring.rs", "src/sys/kernel.rs"],
+        &["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "unsafe trait", "#[unsafe("],
+        "one module speaks to io_uring, one to the kernel's other calls; those alone hold unsafe",
+    );
+}
+
+#[test]
+fn the_kernel_is_spoken_to_in_one_place() {
+    let why = "who needs the kernel asks crate::sys, which makes the call safe";
+    only_in(&["src"], &["src/sys/"], &["libc::", "io_uring::", "memmap2::"], why);
+    only_in(
+        &["formats"],
+        &["formats/src/archive/"],
+        &["bincode::"],
+        "bincode has no maintainer: it stays replaceable",
+    );
+}
+
+#[test]
+fn stages_do_not_know_each_other() {
+    let flows = ["backup", "restore", "verify", "pipeline"];
+    let stages = ["image", "archive", "chain", "output", "repository"];
+    // A chain is how archives are read together: one stage in two modules.
+    let one_stage = ["archive", "chain"];
+    for stage in stages {
+        let foreign = |other: &&&str| {
+            **other != stage && !(one_stage.contains(&stage) && one_stage.contains(*other))
+        };
+        let others = stages.iter().chain(&flows).filter(foreign);
+        let imports: Vec<String> = others.map(|other| format!("crate::{other}")).collect();
+        for import in &imports {
+            let places = [format!("src/{stage}/"), format!("src/{stage}.rs")];
+            only_in(
+                &[&places[0], &places[1]],
+                &[],
+                &[import.as_str()],
+                "a stage meets others only in plain values; the flows alone know their order",
+            );
+        }
+    }
+    for import in stages.iter().chain(&flows) {
+        let import = format!("crate::{import}");
+        only_in(
+            &["src/io/", "src/sys/", "src/codec.rs"],
+            &[],
+            &[&import],
+            "the ground floor holds the stages, not the other way round",
+        );
+    }
+}
+
+#[test]
+fn the_library_does_not_know_the_program() {
+    only_in(
+        &["src"],
+        PROGRAM,
+        &["crate::cli", "anyhow", "clap"],
+        "nothing imports the command line",
+    );
+}
+
+#[test]
+fn the_library_is_silent() {
+    let speech =
+        ["println!", "print!(", "eprintln!", "eprint!(", "process::exit", "stdout()", "stderr()"];
+    only_in(&["src", "formats"], PROGRAM, &speech, "the library never prints and never exits");
+    only_in(
+        &["src", "formats"],
+        PROGRAM,
+        &["static mut", "LazyLock", "OnceLock<", "thread_local!"],
+        "the library has no globals",
+    );
+}
+
+#[test]
+fn formats_are_bytes_and_nothing_else() {
+    let outside =
+        ["std::fs", "std::io", "std::net", "std::time", "std::env", "std::thread", "File::"];
+    only_in(&["formats/src"], &[], &outside, "a format that does I/O can't be fuzzed from bytes");
+}
+
+#[test]
+fn qdelta_starts_no_other_program() {
+    only_in(
+        &["src", "formats"],
+        &[],
+        &["Command::new", "process::Command"],
+        "qdelta never starts qemu-img or QEMU",
+    );
+}
+
+#[test]
+fn queues_are_bounded() {
+    let endless = ["unbounded(", "unbounded::<", "mpsc::channel"];
+    only_in(&["src"], &[], &endless, "memory must not grow with the disk");
+}
+
+#[test]
+fn nothing_is_left_open() {
+    let marks = ["todo!", "unimplemented!", concat!("FIX", "ME"), concat!("XX", "X")];
+    let mut hits = Vec::new();
+    for source in sources().iter().filter(|source| source.path != "tests/tidy.rs") {
+        for (index, line) in source.text.lines().enumerate() {
+            if marks.iter().any(|mark| line.contains(mark)) {
+                hits.push(format!("{}:{}: {line}", source.path, index + 1));
+            }
+        }
+    }
+    assert!(hits.is_empty(), "left open:\n{}", hits.join("\n"));
+}
+
+#[test]
+fn files_are_of_a_readable_length_and_say_their_purpose() {
+    let mut complaints = Vec::new();
+    for source in sources() {
+        let lines = source.text.lines().count();
+        if lines > LINES_MAX {
+            complaints.push(format!("{}: {lines} lines", source.path));
+        }
+        // A fuzz target begins with an attribute of the whole crate.
+        let first = source.text.lines().find(|line| !line.starts_with("#!["));
+        if !first.is_some_and(|line| line.starts_with("//! ")) {
+            complaints.push(format!("{}: does not open with a line on its purpose", source.path));
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn no_path_of_a_machine_is_in_the_tree() {
+    let places = ["root", "work", "Users"].map(|name| format!("/{name}/"));
+    let mut hits = Vec::new();
+    for path in files() {
+        // Images and archives are not text.
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        for (index, line) in text.lines().enumerate() {
+            if places.iter().any(|place| line.contains(place.as_str())) {
+                hits.push(format!("{}:{}: {line}", path.display(), index + 1));
+            }
+        }
+    }
+    assert!(hits.is_empty(), "a path of somebody's machine:\n{}", hits.join("\n"));
+}
+
+#[test]
+fn scripts_can_be_run_and_say_their_purpose() {
+    use std::os::unix::fs::PermissionsExt;
+    let scripts = files().into_iter().filter(|path| {
+        path.parent().is_some_and(|folder| folder.ends_with("scripts") || folder.ends_with(".ci"))
+    });
+    for path in scripts {
+        let text = std::fs::read_to_string(&path).unwrap();
+        if !text.starts_with("#!") {
+            continue;
+        }
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert!(mode & 0o111 == 0o111, "{path:?} is not executable");
+        let purpose = text.lines().nth(1).unwrap_or_default();
+        assert!(
+            purpose.starts_with("# ") || purpose.starts_with("\"\"\""),
+            "{path:?} does not say its purpose"
+        );
+    }
+}
