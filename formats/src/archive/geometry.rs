@@ -89,9 +89,7 @@ impl Geometry {
 
     /// The part of `block` that lies on the disk, in bytes: the block size, except at the end.
     pub fn block_len(&self, block: BlockIndex) -> u64 {
-        self.virtual_size
-            .saturating_sub(self.block_offset(block))
-            .min(u64::from(self.block_size))
+        self.virtual_size.saturating_sub(self.block_offset(block)).min(u64::from(self.block_size))
     }
 
     /// The blocks of `group` that the disk has, as a half-open range of block numbers.

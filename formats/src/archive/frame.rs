@@ -1,0 +1,345 @@
+//! Frames: a few neighbouring blocks, compressed together, self-describing.
+
+use super::layout::Field;
+use super::{BlockIndex, Geometry};
+use crate::{FormatError, Problem};
+
+/// The first bytes of every frame.
+pub const MAGIC: &[u8; 4] = b"QDFR";
+
+/// Length of a frame's header in bytes.
+pub const FRAME_HEADER_LEN: usize = field::HEADER_CRC.end();
+
+/// Bytes of the disk that a frame covers, unless one block is larger.
+pub const FRAME_SPAN: u32 = 256 << 10;
+
+/// The longest frame, header included, in bytes.
+pub const FRAME_LEN_MAX: usize = FRAME_HEADER_LEN + Geometry::BLOCK_SIZE_MAX as usize;
+
+/// The fields of a frame's header.
+pub mod field {
+    use super::Field;
+
+    /// The magic bytes.
+    pub const MAGIC: Field = Field::first(4, "frame magic");
+    /// How the payload is compressed.
+    pub const CODEC: Field = MAGIC.then(1, "frame codec");
+    /// The block size's binary logarithm.
+    pub const BLOCK_SHIFT: Field = CODEC.then(1, "frame block size");
+    /// Zero.
+    pub const RESERVED: Field = BLOCK_SHIFT.then(2, "frame reserved bytes");
+    /// The first block of the span.
+    pub const FIRST_BLOCK: Field = RESERVED.then(4, "first block of frame");
+    /// Length of the payload in bytes.
+    pub const PAYLOAD_LEN: Field = FIRST_BLOCK.then(4, "frame payload length");
+    /// Which blocks of the span are in the payload.
+    pub const MASK: Field = PAYLOAD_LEN.then(8, "frame mask");
+    /// The first four bytes of the archive's id.
+    pub const ARCHIVE_TAG: Field = MASK.then(4, "archive tag of frame");
+    /// CRC-32 of the payload.
+    pub const PAYLOAD_CRC: Field = ARCHIVE_TAG.then(4, "frame payload CRC-32");
+    /// CRC-32 of everything before.
+    pub const HEADER_CRC: Field = PAYLOAD_CRC.then(4, "frame header CRC-32");
+    /// All of them, in order.
+    pub const ALL: &[Field] = &[
+        MAGIC,
+        CODEC,
+        BLOCK_SHIFT,
+        RESERVED,
+        FIRST_BLOCK,
+        PAYLOAD_LEN,
+        MASK,
+        ARCHIVE_TAG,
+        PAYLOAD_CRC,
+        HEADER_CRC,
+    ];
+}
+
+/// How a payload is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// Not at all: it did not shrink.
+    Stored,
+    /// One Zstandard frame that says how long its content is.
+    Zstd,
+}
+
+impl Codec {
+    /// The byte that stands for it in a file.
+    pub fn to_byte(self) -> u8 {
+        match self {
+            Self::Stored => 0,
+            Self::Zstd => 1,
+        }
+    }
+
+    /// What a byte of a file stands for.
+    ///
+    /// # Errors
+    /// A codec that this crate does not know.
+    pub fn from_byte(byte: u8) -> Result<Self, FormatError> {
+        match byte {
+            0 => Ok(Self::Stored),
+            1 => Ok(Self::Zstd),
+            _ => Err(field::CODEC.error(Problem::Unsupported(format!("codec {byte}")))),
+        }
+    }
+}
+
+/// How many blocks of `block_size` bytes a frame spans at most: [`FRAME_SPAN`] bytes of the disk,
+/// one block if that is larger. From 1 to 64, a power of two, so a group holds whole frames.
+pub fn frame_blocks(block_size: u32) -> u32 {
+    (FRAME_SPAN / block_size.max(1)).clamp(1, u64::BITS)
+}
+
+/// What a frame says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// How the payload is compressed.
+    pub codec: Codec,
+    /// Size of a block in bytes.
+    pub block_size: u32,
+    /// The first block of the span, a multiple of [`frame_blocks`].
+    pub first_block: BlockIndex,
+    /// Length of the payload in bytes.
+    pub payload_len: u32,
+    /// Bit i: block `first_block + i` is in the payload. Never zero.
+    pub mask: u64,
+    /// The first four bytes of the archive's id.
+    pub archive_tag: [u8; 4],
+    /// CRC-32 of the payload.
+    pub payload_crc: u32,
+}
+
+impl FrameHeader {
+    /// Decodes and checks the header at the start of `bytes`, by its own checksum and rules. The
+    /// payload is checked by [`Self::check_payload`].
+    ///
+    /// # Errors
+    /// The bytes are no frame header, or not as it was written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        field::MAGIC.expect_magic(bytes, MAGIC, "a frame")?;
+        field::HEADER_CRC.expect_crc(bytes)?;
+        field::RESERVED.expect_zero(bytes)?;
+        let shift = u32::from(field::BLOCK_SHIFT.u8(bytes)?);
+        let header = Self {
+            codec: Codec::from_byte(field::CODEC.u8(bytes)?)?,
+            block_size: 1u32.checked_shl(shift).unwrap_or(0),
+            first_block: BlockIndex(field::FIRST_BLOCK.u32(bytes)?),
+            payload_len: field::PAYLOAD_LEN.u32(bytes)?,
+            mask: field::MASK.u64(bytes)?,
+            archive_tag: field::ARCHIVE_TAG.bytes(bytes)?,
+            payload_crc: field::PAYLOAD_CRC.u32(bytes)?,
+        };
+        header.check()?;
+        Ok(header)
+    }
+
+    /// The header's bytes.
+    ///
+    /// # Errors
+    /// A field breaks a rule of the format.
+    pub fn encode(&self) -> Result<[u8; FRAME_HEADER_LEN], FormatError> {
+        self.check()?;
+        let mut bytes = Vec::with_capacity(FRAME_HEADER_LEN);
+        field::MAGIC.append(&mut bytes, 0, MAGIC);
+        field::CODEC.append(&mut bytes, 0, &[self.codec.to_byte()]);
+        field::BLOCK_SHIFT.append(&mut bytes, 0, &[self.block_size.trailing_zeros() as u8]);
+        field::RESERVED.append(&mut bytes, 0, &[0; 2]);
+        field::FIRST_BLOCK.append(&mut bytes, 0, &self.first_block.0.to_le_bytes());
+        field::PAYLOAD_LEN.append(&mut bytes, 0, &self.payload_len.to_le_bytes());
+        field::MASK.append(&mut bytes, 0, &self.mask.to_le_bytes());
+        field::ARCHIVE_TAG.append(&mut bytes, 0, &self.archive_tag);
+        field::PAYLOAD_CRC.append(&mut bytes, 0, &self.payload_crc.to_le_bytes());
+        let crc = crc32fast::hash(&bytes);
+        field::HEADER_CRC.append(&mut bytes, 0, &crc.to_le_bytes());
+        bytes.first_chunk().copied().ok_or_else(|| field::HEADER_CRC.invalid("too short"))
+    }
+
+    /// Checks every rule that the fields must keep by themselves.
+    fn check(&self) -> Result<(), FormatError> {
+        if Geometry::new(0, self.block_size).is_err() {
+            return Err(field::BLOCK_SHIFT.invalid("no power of two from 4 KiB to 2 MiB"));
+        }
+        let span = frame_blocks(self.block_size);
+        if !self.first_block.0.is_multiple_of(span) {
+            let problem =
+                Problem::Misaligned { value: self.first_block.0.into(), alignment: span.into() };
+            return Err(field::FIRST_BLOCK.error(problem));
+        }
+        let beyond = self.mask.checked_shr(span).unwrap_or(0);
+        if self.mask == 0 || beyond != 0 {
+            return Err(field::MASK.invalid("no block, or blocks beyond the span"));
+        }
+        let raw_len = self.raw_len() as u64;
+        let fits = match self.codec {
+            Codec::Stored => u64::from(self.payload_len) == raw_len,
+            Codec::Zstd => (1..raw_len).contains(&self.payload_len.into()),
+        };
+        if !fits {
+            let problem =
+                Problem::OutOfRange { value: self.payload_len.into(), min: 1, max: raw_len };
+            return Err(field::PAYLOAD_LEN.error(problem));
+        }
+        Ok(())
+    }
+
+    /// How many blocks the payload holds: 1 to 64.
+    pub fn block_count(&self) -> u32 {
+        self.mask.count_ones()
+    }
+
+    /// Length of the decoded payload in bytes.
+    pub fn raw_len(&self) -> usize {
+        self.block_count() as usize * self.block_size as usize
+    }
+
+    /// Length of the whole frame in bytes.
+    pub fn frame_len(&self) -> u64 {
+        FRAME_HEADER_LEN as u64 + u64::from(self.payload_len)
+    }
+
+    /// The blocks in the payload, ascending. `u64`, as a mask at the very end of the numbers may
+    /// reach 2³².
+    pub fn blocks(&self) -> impl Iterator<Item = u64> + use<> {
+        let (first, mask) = (u64::from(self.first_block.0), self.mask);
+        (0..64).filter(move |bit| mask & 1 << bit != 0).map(move |bit| first + bit)
+    }
+
+    /// Where the masked block `bit` of the span starts in the decoded payload, in bytes.
+    pub fn offset_of(&self, bit: u32) -> usize {
+        let before = self.mask & !u64::MAX.checked_shl(bit).unwrap_or(0);
+        before.count_ones() as usize * self.block_size as usize
+    }
+
+    /// Checks `payload`, which has `payload_len` bytes, against its checksum.
+    ///
+    /// # Errors
+    /// They do not match, or the payload is too short.
+    pub fn check_payload(&self, payload: &[u8]) -> Result<(), FormatError> {
+        let at = FRAME_HEADER_LEN as u64;
+        if payload.len() != self.payload_len as usize {
+            let problem = Problem::Truncated {
+                needed: self.payload_len.into(),
+                available: payload.len() as u64,
+            };
+            return Err(FormatError::new(at, "frame payload", problem));
+        }
+        let computed = crc32fast::hash(payload);
+        if computed != self.payload_crc {
+            let problem = Problem::Checksum { stored: self.payload_crc, computed };
+            return Err(FormatError::new(at, "frame payload", problem));
+        }
+        Ok(())
+    }
+}
+
+/// A checked frame: its header and its payload, still compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameView<'a> {
+    /// What it says about itself.
+    pub header: FrameHeader,
+    /// The payload, as it is on disk.
+    pub payload: &'a [u8],
+}
+
+impl<'a> FrameView<'a> {
+    /// Decodes the frame at the start of `bytes` and checks both checksums. Bytes behind the frame
+    /// are ignored.
+    ///
+    /// # Errors
+    /// See [`FrameHeader::decode`] and [`FrameHeader::check_payload`].
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, FormatError> {
+        let header = FrameHeader::decode(bytes)?;
+        let rest = bytes.get(FRAME_HEADER_LEN..).unwrap_or_default();
+        let payload = rest.get(..header.payload_len as usize).unwrap_or(rest);
+        header.check_payload(payload)?;
+        Ok(Self { header, payload })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> (FrameHeader, Vec<u8>) {
+        let payload = b"compressed".to_vec();
+        let header = FrameHeader {
+            codec: Codec::Zstd,
+            block_size: 65536,
+            first_block: BlockIndex(8),
+            payload_len: payload.len() as u32,
+            mask: 0b1010,
+            archive_tag: [1, 2, 3, 4],
+            payload_crc: crc32fast::hash(&payload),
+        };
+        (header, payload)
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let (header, payload) = sample();
+        let mut expected = b"QDFR\x01\x10\0\0".to_vec();
+        expected.extend([8, 0, 0, 0, 10, 0, 0, 0]);
+        expected.extend([0b1010, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([1, 2, 3, 4]);
+        expected.extend(crc32fast::hash(&payload).to_le_bytes());
+        expected.extend(crc32fast::hash(&expected).to_le_bytes());
+        assert_eq!(header.encode().unwrap().to_vec(), expected);
+    }
+
+    #[test]
+    fn round_trip() {
+        let (header, payload) = sample();
+        let mut bytes = header.encode().unwrap().to_vec();
+        bytes.extend(&payload);
+        bytes.extend(b"the next frame");
+        let view = FrameView::decode(&bytes).unwrap();
+        assert_eq!(view, FrameView { header, payload: &payload });
+        assert_eq!(view.header.blocks().collect::<Vec<_>>(), [9, 11]);
+        assert_eq!((view.header.offset_of(1), view.header.offset_of(3)), (0, 65536));
+        assert_eq!(view.header.raw_len(), 2 * 65536);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_refused() {
+        let (header, payload) = sample();
+        let mut bytes = header.encode().unwrap().to_vec();
+        bytes.extend(&payload);
+        for position in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[position] ^= 1 << bit;
+                assert!(FrameView::decode(&flipped).is_err(), "bit {bit} of byte {position}");
+            }
+            assert!(FrameView::decode(&bytes[..position]).is_err(), "cut at {position}");
+        }
+    }
+
+    #[test]
+    fn broken_rules_are_named() {
+        let good = sample().0;
+        let broken = [
+            (field::FIRST_BLOCK, FrameHeader { first_block: BlockIndex(2), ..good }),
+            (field::MASK, FrameHeader { mask: 0, ..good }),
+            (field::MASK, FrameHeader { mask: 0b1_0000, ..good }),
+            (field::PAYLOAD_LEN, FrameHeader { payload_len: 0, ..good }),
+            (field::PAYLOAD_LEN, FrameHeader { payload_len: 131_072, ..good }),
+            (field::PAYLOAD_LEN, FrameHeader { codec: Codec::Stored, ..good }),
+            (field::BLOCK_SHIFT, FrameHeader { block_size: 2048, ..good }),
+            (field::BLOCK_SHIFT, FrameHeader { block_size: 4 << 20, ..good }),
+        ];
+        for (field, header) in broken {
+            assert_eq!(header.encode().unwrap_err().field, field.name);
+        }
+    }
+
+    #[test]
+    fn spans_stay_within_the_mask_and_the_buffer() {
+        let spans = [(4096, 64), (8192, 32), (65536, 4), (256 << 10, 1), (2 << 20, 1)];
+        for (block_size, span) in spans {
+            assert_eq!(frame_blocks(block_size), span);
+            assert!(span as usize * block_size as usize + FRAME_HEADER_LEN <= FRAME_LEN_MAX);
+        }
+    }
+}
