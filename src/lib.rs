@@ -16,6 +16,7 @@ pub mod error;
 pub mod extent;
 pub mod io;
 pub mod progress;
+pub mod repository;
 
 pub use error::{Error, ErrorKind, Result};
 pub use qdelta_formats as formats;

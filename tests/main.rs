@@ -4,4 +4,5 @@
 //! installs what else is needed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod repository;
 mod tidy;

@@ -1,0 +1,181 @@
+//! Changes to the repository that survive a power cut: every step of every write goes through
+//! these few functions, so a test can fail or kill the program at each one.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{CWD, OFlags, RenameFlags};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Backups show everything that a disk holds: nobody but their owner reads them unless the owner
+/// says so.
+const FILE_MODE: u32 = 0o600;
+/// The same, for folders.
+const DIR_MODE: u32 = 0o700;
+
+/// Makes a file that was not there.
+pub(super) fn create_new(path: &Path) -> Result<File> {
+    step()
+        .and_then(|()| {
+            OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)
+        })
+        .map_err(|error| Error::io("create", path, error))
+}
+
+/// Opens a file that may be there already, to lock it.
+pub(super) fn open_or_create(path: &Path) -> Result<File> {
+    step()
+        .and_then(|()| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
+            options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32).open(path)
+        })
+        .map_err(|error| Error::io("open", path, error))
+}
+
+/// Writes a whole small file, which must not be there, and returns once it is on stable storage.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = create_new(path)?;
+    step().and_then(|()| file.write_all(bytes)).map_err(|error| Error::io("write", path, error))?;
+    sync_file(&file, path)
+}
+
+/// Returns once a file's bytes are on stable storage. After an error nobody knows which are, and
+/// asking again would not tell: the file is lost.
+pub(super) fn sync_file(file: &File, path: &Path) -> Result<()> {
+    step().and_then(|()| file.sync_all()).map_err(|error| Error::io("sync", path, error))
+}
+
+/// Returns once the names in a folder are on stable storage.
+pub(super) fn sync_dir(path: &Path) -> Result<()> {
+    step()
+        .and_then(|()| File::open(path)?.sync_all())
+        .map_err(|error| Error::io("sync the folder", path, error))
+}
+
+/// Gives a file its final name, which nothing may have yet.
+pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    step()
+        .and_then(|()| {
+            match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+                Ok(()) => Ok(()),
+                // A filesystem without this kind of rename (NFS, some FUSE). The domain's lock is
+                // held, so nobody can take the name between the look and the rename.
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                    match to.symlink_metadata() {
+                        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                            std::fs::rename(from, to)
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+                Err(error) => Err(error.into()),
+            }
+        })
+        .map_err(|error| Error::io(format!("rename {} to", from.display()), to, error))
+}
+
+/// Removes a file.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    step()
+        .and_then(|()| std::fs::remove_file(path))
+        .map_err(|error| Error::io("remove", path, error))
+}
+
+/// Makes a folder in a folder that is there, unless it is there already; durable either way,
+/// because the process that made it may have died before it could sync.
+pub(super) fn create_dir(path: &Path) -> Result<()> {
+    let made = step().and_then(|()| DirBuilder::new().mode(DIR_MODE).create(path));
+    match made {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(error) => return Err(Error::io("make the folder", path, error)),
+    }
+    // A path without a folder in front of it lies in the current one.
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => sync_dir(parent),
+        _ => sync_dir(Path::new(".")),
+    }
+}
+
+/// Reads a whole small file of at most `max` bytes.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] if it is longer, or no regular file: then nothing is read from it.
+pub(super) fn read_small(path: &Path, max: u64) -> Result<Vec<u8>> {
+    let failed = |error| Error::io("read", path, error);
+    // Not blocking: opening a pipe that somebody put there must not wait for its writer.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)
+        .map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let odd = |what: String| Error::new(ErrorKind::Damaged, format!("{}: {what}", path.display()));
+    if !metadata.is_file() {
+        return Err(odd("not a regular file".to_owned()));
+    }
+    if metadata.len() > max {
+        return Err(odd(format!("{} bytes long, and at most {max} make sense", metadata.len())));
+    }
+    let mut bytes = Vec::new();
+    file.take(max).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Where a test makes the program fail; nothing outside tests.
+#[cfg(not(test))]
+fn step() -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) use faults::step;
+
+/// Failing or dying at the n-th step, for tests.
+#[cfg(test)]
+pub(super) mod faults {
+    use std::cell::Cell;
+    use std::io;
+
+    /// What happens at the chosen step.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(in super::super) enum Mode {
+        /// This step fails; the program goes on and cleans up.
+        Fail,
+        /// The program is gone: no later step does anything.
+        Kill,
+    }
+
+    thread_local! {
+        static ARMED: Cell<Option<(u32, Mode)>> = const { Cell::new(None) };
+        static TAKEN: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// Makes step number `at` of this thread, counted from 0 from now on, fail or the last.
+    pub(in super::super) fn arm(at: u32, mode: Mode) {
+        ARMED.set(Some((at, mode)));
+        TAKEN.set(0);
+    }
+
+    /// Ends the mischief and says how many steps were taken since it began.
+    pub(in super::super) fn disarm() -> u32 {
+        ARMED.set(None);
+        TAKEN.get()
+    }
+
+    pub(in super::super) fn step() -> io::Result<()> {
+        let taken = TAKEN.get();
+        TAKEN.set(taken + 1);
+        match ARMED.get() {
+            Some((at, Mode::Fail)) if taken == at => {}
+            Some((at, Mode::Kill)) if taken >= at => {}
+            _ => return Ok(()),
+        }
+        Err(io::Error::other("a fault that the test asked for"))
+    }
+}

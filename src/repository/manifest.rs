@@ -1,0 +1,327 @@
+//! The manifest of a recovery point: the file that makes it one. What has no manifest did not
+//! happen.
+//!
+//! It is JSON, so an admin can read it, and carries the BLAKE3 digest of its own content, so a
+//! flipped bit in a number is not taken for the number.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use super::names::{DiskId, DiskName, DomainName};
+use super::point::PointId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Tracker};
+
+/// The longest manifest that is read, in bytes.
+pub(super) const LEN_MAX: u64 = 16 << 20;
+
+/// The newest format of a manifest that this program writes and reads.
+const FORMAT: u32 = 1;
+
+/// The field that holds the digest of all others.
+const DIGEST: &str = "digest";
+
+/// A recovery point: every disk's archive and what it takes to prove it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this layout: 1.
+    pub format: u32,
+    /// The point's id.
+    pub point: PointId,
+    /// When it was made. It differs from the id's time only if the clock had been set back.
+    #[serde(with = "text")]
+    pub created: Timestamp,
+    /// The domain whose disks it holds.
+    pub domain: DomainName,
+    /// The program that made it, with its version.
+    pub generator: String,
+    /// In what state the guest was.
+    #[serde(with = "text")]
+    pub consistency: Consistency,
+    /// Its disks.
+    pub disks: Vec<DiskRecord>,
+    /// How long making it took, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// One disk at a recovery point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Its name in the domain.
+    pub disk: DiskName,
+    /// File name of its archive, in the disk's folder.
+    pub archive: String,
+    /// The archive's id.
+    #[serde(with = "text")]
+    pub archive_id: ArchiveId,
+    /// The archive id of the chain's full.
+    #[serde(with = "text")]
+    pub chain_id: ArchiveId,
+    /// Against what it was made.
+    #[serde(with = "text")]
+    pub kind: Kind,
+    /// How the changed blocks were found.
+    #[serde(with = "text")]
+    pub tracker: Tracker,
+    /// The point it was made against; none for a full.
+    pub parent: Option<PointId>,
+    /// Digest of what the guest sees.
+    #[serde(with = "text")]
+    pub root: Digest,
+    /// Size of the disk, in bytes.
+    pub virtual_size: u64,
+    /// Size of a block, in bytes.
+    pub block_size: u32,
+    /// Bytes read from the image.
+    pub bytes_read: u64,
+    /// Bytes of the disk that differ from the parent.
+    pub bytes_changed: u64,
+    /// Bytes of frames in the archive.
+    pub bytes_written: u64,
+    /// Length of the archive file, in bytes.
+    pub archive_bytes: u64,
+    /// The image that it was made from.
+    pub image: ImageRecord,
+}
+
+/// The image that a backup was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Path of the image.
+    pub path: PathBuf,
+    /// Its format: `qcow2` or `raw`.
+    pub format: String,
+    /// It and its backing files, the top first.
+    pub layers: Vec<LayerRecord>,
+}
+
+/// One file of an image's backing chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Path of the file.
+    pub path: PathBuf,
+    /// Its format: `qcow2` or `raw`.
+    pub format: String,
+    /// Size of the disk it shows, in bytes.
+    pub virtual_size: u64,
+}
+
+impl Manifest {
+    /// The manifest of a point made by this program, with no disks yet.
+    pub fn new(point: PointId, domain: DomainName, consistency: Consistency) -> Self {
+        Self {
+            format: FORMAT,
+            point,
+            created: now_ms(),
+            domain,
+            generator: concat!("qdelta ", env!("CARGO_PKG_VERSION")).to_owned(),
+            consistency,
+            disks: Vec::new(),
+            elapsed_ms: 0,
+        }
+    }
+
+    /// The file name of the manifest of `point`.
+    pub(super) fn file_name(point: PointId) -> String {
+        format!("{point}.json")
+    }
+
+    /// The record of one of its disks.
+    pub fn disk(&self, disk: &DiskName) -> Option<&DiskRecord> {
+        self.disks.iter().find(|record| record.disk == *disk)
+    }
+
+    /// The bytes of the file.
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
+        self.check().map_err(|problem| Error::new(ErrorKind::Io, problem))?;
+        let unwritable = |error| {
+            Error::new(ErrorKind::Io, format!("cannot write the manifest of point {}", self.point))
+                .because(error)
+        };
+        let mut value = serde_json::to_value(self).map_err(unwritable)?;
+        let digest = digest(&value);
+        if let Value::Object(fields) = &mut value {
+            fields.insert(DIGEST.to_owned(), Value::String(digest));
+        }
+        let mut bytes = serde_json::to_vec_pretty(&value).map_err(unwritable)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// Takes the bytes of the file at `path`, the manifest of `point` of `domain`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if they are not what was written, or belong elsewhere.
+    pub(super) fn decode(
+        bytes: &[u8],
+        path: &Path,
+        domain: &DomainName,
+        point: PointId,
+    ) -> Result<Self> {
+        let damaged = |problem: String| {
+            Error::new(ErrorKind::Damaged, format!("the manifest {} {problem}", path.display()))
+        };
+        let mut value: Value = serde_json::from_slice(bytes)
+            .map_err(|error| damaged("is not JSON".to_owned()).because(error))?;
+        if let Some(newer) =
+            value.get("format").and_then(Value::as_u64).filter(|&found| found > u64::from(FORMAT))
+        {
+            return Err(damaged(format!("has format {newer}, which this qdelta does not know"))
+                .advise("use the qdelta that made it, or a newer one"));
+        }
+        let stored = match &mut value {
+            Value::Object(fields) => fields.remove(DIGEST),
+            _ => None,
+        };
+        if stored.as_ref().and_then(Value::as_str) != Some(digest(&value).as_str()) {
+            return Err(damaged("was changed: its digest is not that of its content".to_owned()));
+        }
+        let manifest: Self = serde_json::from_value(value).map_err(|error| {
+            damaged("has a field that makes no sense".to_owned()).because(error)
+        })?;
+        if manifest.domain != *domain || manifest.point != point {
+            return Err(damaged(format!(
+                "belongs to point {} of {}",
+                manifest.point, manifest.domain
+            )));
+        }
+        manifest.check().map_err(damaged)?;
+        Ok(manifest)
+    }
+
+    /// What every manifest must fulfil, whoever wrote it; or what it does not.
+    fn check(&self) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!("has format {}", self.format));
+        }
+        for (index, record) in self.disks.iter().enumerate() {
+            let disk = &record.disk;
+            if self.disks.iter().take(index).any(|other| other.disk == *disk) {
+                return Err(format!("names disk {disk} twice"));
+            }
+            // The name follows from point and kind, so a manifest can never point elsewhere.
+            if record.archive != archive_name(self.point, record.kind) {
+                return Err(format!("names the archive {:?} for disk {disk}", record.archive));
+            }
+            if (record.kind == Kind::Full) != record.parent.is_none() {
+                return Err(format!("gives disk {disk} a kind that its parent does not fit"));
+            }
+            // Also what makes every walk along parents end.
+            if record.parent.is_some_and(|parent| parent >= self.point) {
+                return Err(format!("gives disk {disk} a parent that is not before it"));
+            }
+            if let Err(error) = Geometry::new(record.virtual_size, record.block_size) {
+                return Err(format!("gives disk {disk} an impossible geometry: {error}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The time, in whole milliseconds.
+fn now_ms() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+}
+
+/// The point whose manifest has this file name.
+pub(super) fn parse_file_name(name: &str) -> Option<PointId> {
+    name.strip_suffix(".json")?.parse().ok()
+}
+
+/// The file name of an archive.
+pub(super) fn archive_name(point: PointId, kind: Kind) -> String {
+    format!("{point}-{}.qdelta", kind.as_str())
+}
+
+/// Point and kind of the archive that has this file name.
+pub(super) fn parse_archive_name(name: &str) -> Option<(PointId, Kind)> {
+    let (point, kind) = name.strip_suffix(".qdelta")?.split_once('-')?;
+    Some((point.parse().ok()?, kind.parse().ok()?))
+}
+
+/// A disk at one recovery point, as its manifest tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Point {
+    /// The point's id.
+    pub id: PointId,
+    /// The disk.
+    pub disk: DiskId,
+    /// When it was made.
+    pub created: Timestamp,
+    /// In what state the guest was.
+    pub consistency: Consistency,
+    /// How long making it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// What the manifest says of the disk.
+    pub record: DiskRecord,
+    /// Where its archive is.
+    pub archive_path: PathBuf,
+    /// Whether a file lies there.
+    pub archive_present: bool,
+}
+
+/// BLAKE3 of a manifest without its digest, as hex: of its JSON without spaces and with the
+/// fields sorted, so that neither layout nor order matters.
+pub(super) fn digest(value: &Value) -> String {
+    let mut bytes = Vec::new();
+    canonical(value, &mut bytes);
+    blake3::hash(&bytes).to_hex().to_string()
+}
+
+/// Appends the one way to write `value`.
+fn canonical(value: &Value, out: &mut Vec<u8>) {
+    let separator = |out: &mut Vec<u8>, first: usize| {
+        if first > 0 {
+            out.push(b',');
+        }
+    };
+    match value {
+        Value::Object(fields) => {
+            let mut sorted: Vec<_> = fields.iter().collect();
+            sorted.sort_unstable_by_key(|(name, _)| *name);
+            out.push(b'{');
+            for (index, (name, field)) in sorted.into_iter().enumerate() {
+                separator(out, index);
+                canonical(&Value::String(name.clone()), out);
+                out.push(b':');
+                canonical(field, out);
+            }
+            out.push(b'}');
+        }
+        Value::Array(items) => {
+            out.push(b'[');
+            for (index, item) in items.iter().enumerate() {
+                separator(out, index);
+                canonical(item, out);
+            }
+            out.push(b']');
+        }
+        scalar => out.extend_from_slice(scalar.to_string().as_bytes()),
+    }
+}
+
+/// (De)serializes by way of `Display` and `FromStr`.
+mod text {
+    use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
