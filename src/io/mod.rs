@@ -1,6 +1,19 @@
 //! How bytes get in and out: files behind a small trait, a fixed pool of buffers, and a queue of
 //! reads or writes that runs on io_uring or, without it, on threads with `pread`/`pwrite`.
 
+#[doc(hidden)]
+pub mod faulty;
+mod pool;
+mod queue;
+mod ring;
 mod store;
+mod threads;
 
+pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
+pub use queue::{Backend, Direction, Done, Job, Queue, Segment};
 pub use store::{FileStore, Store};
+
+/// How often an operation that the system has no room for (`EAGAIN`) is tried again.
+const RETRIES_MAX: u32 = 1000;
+/// How long to wait before that, in microseconds.
+const RETRY_PAUSE: u64 = 1000;

@@ -1,0 +1,5 @@
+//! What the kernel is asked for directly. The `unsafe` code of the project is in [`uring`] and in
+//! [`kernel`], and nowhere else.
+
+pub(crate) mod kernel;
+pub(crate) mod uring;
