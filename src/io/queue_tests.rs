@@ -316,7 +316,8 @@ fn threads_continue_what_is_cut_short_and_repeat_what_is_interrupted() {
 #[test]
 fn a_failed_call_fails_its_job_and_no_other() {
     for call in 0..16 {
-        let errors = run_faulty(move |n| (n == call).then_some(Fault::Error(Errno::IO.raw_os_error())));
+        let errors =
+            run_faulty(move |n| (n == call).then_some(Fault::Error(Errno::IO.raw_os_error())));
         let failed: Vec<_> = errors.into_iter().flatten().collect();
         assert_eq!(failed.len(), 1);
         assert!(failed[0].chain().contains("4096 bytes at "), "{}", failed[0].chain());
@@ -398,7 +399,11 @@ fn a_bad_sector_fails_its_segment_and_not_the_neighbours_read_with_it() {
     let offsets: Vec<u64> = (0..30).map(|it| it * 4096).collect();
     let bad = 7 * 4096;
     let errors = run_tampered(&offsets, move |offset, len, result| {
-        if (offset..offset + len as u64).contains(&bad) { -Errno::IO.raw_os_error() } else { result }
+        if (offset..offset + len as u64).contains(&bad) {
+            -Errno::IO.raw_os_error()
+        } else {
+            result
+        }
     });
     for (offset, error) in errors {
         assert_eq!(error.is_some(), offset == bad);

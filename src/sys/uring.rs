@@ -47,10 +47,6 @@ struct Held {
 struct Flight<T> {
     payload: T,
     slots: Vec<Slot>,
-    #[expect(
-        dead_code,
-        reason = "kept for the kernel, which may look until the operation is over"
-    )]
     vectors: Vectors,
 }
 
