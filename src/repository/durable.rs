@@ -107,6 +107,27 @@ pub(super) fn create_dir(path: &Path) -> Result<()> {
 /// # Errors
 /// [`ErrorKind::Damaged`] if it is longer, or no regular file: then nothing is read from it.
 pub(super) fn read_small(path: &Path, max: u64) -> Result<Vec<u8>> {
+    let (file, len) = open_regular(path)?;
+    if len > max {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!("{}: {len} bytes long, and at most {max} make sense", path.display()),
+        ));
+    }
+    read_at_most(file, path, max)
+}
+
+/// Reads the first `max` bytes of a file, or all of a shorter one.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] if it is no regular file: then nothing is read from it.
+pub(super) fn read_start(path: &Path, max: u64) -> Result<Vec<u8>> {
+    let (file, _) = open_regular(path)?;
+    read_at_most(file, path, max)
+}
+
+/// Opens a file that is a regular one, and says how long it is.
+fn open_regular(path: &Path) -> Result<(File, u64)> {
     let failed = |error| Error::io("read", path, error);
     // Not blocking: opening a pipe that somebody put there must not wait for its writer.
     let file = OpenOptions::new()
@@ -115,15 +136,17 @@ pub(super) fn read_small(path: &Path, max: u64) -> Result<Vec<u8>> {
         .open(path)
         .map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
-    let odd = |what: String| Error::new(ErrorKind::Damaged, format!("{}: {what}", path.display()));
     if !metadata.is_file() {
-        return Err(odd("not a regular file".to_owned()));
+        let what = format!("{}: not a regular file", path.display());
+        return Err(Error::new(ErrorKind::Damaged, what));
     }
-    if metadata.len() > max {
-        return Err(odd(format!("{} bytes long, and at most {max} make sense", metadata.len())));
-    }
+    Ok((file, metadata.len()))
+}
+
+/// Reads until `max` bytes or the end.
+fn read_at_most(file: File, path: &Path, max: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(max).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(max).read_to_end(&mut bytes).map_err(|error| Error::io("read", path, error))?;
     Ok(bytes)
 }
 

@@ -11,6 +11,7 @@
 //! `.partial`, synced, renamed, and its folder synced. The manifest comes last: what has no
 //! manifest did not happen. Nothing is changed after its rename, so readers need no lock.
 
+mod chain;
 mod durable;
 mod leftovers;
 mod lock;
@@ -326,41 +327,13 @@ impl Repository {
 
     /// The archives that it takes to restore a point, its chain's full first and its own last.
     ///
+    /// Where the manifest of an earlier point is damaged or gone, its archive's header says which
+    /// archive comes before it: a lost manifest costs its own point and no other.
+    ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] if one of them is missing, naming the point that needs it.
+    /// [`ErrorKind::Damaged`] if an archive is missing, naming the point that needs it.
     pub fn chain_of(&self, point: &Point) -> Result<Vec<PathBuf>> {
-        let list = self.points(&point.disk)?;
-        let broken = |what: String| {
-            Error::new(ErrorKind::Damaged, what).advise(
-                "restore a point of another chain; with its archive files, replay can do without \
-                 manifests",
-            )
-        };
-        let mut chain = Vec::new();
-        let mut current = point;
-        loop {
-            if !is_there(&current.archive_path)? {
-                return Err(broken(format!(
-                    "the archive {} of point {} is missing",
-                    current.archive_path.display(),
-                    current.id
-                )));
-            }
-            chain.push(current.archive_path.clone());
-            let Some(parent) = current.record.parent else { break };
-            // Every parent is before its child, so this ends.
-            let found = list.points.iter().find(|candidate| candidate.id == parent);
-            current = found.ok_or_else(|| {
-                let damaged = list.damaged.iter().find(|manifest| manifest.point == parent);
-                broken(match damaged {
-                    Some(manifest) => manifest.error.chain(),
-                    None => format!("the manifest of point {parent} of {} is missing", point.disk),
-                })
-                .within(format!("point {} builds on point {parent}", current.id))
-            })?;
-        }
-        chain.reverse();
-        Ok(chain)
+        chain::of(self, point)
     }
 
     /// The id for a new point of a domain: the time, unless the clock was set back.

@@ -552,18 +552,56 @@ fn a_missing_archive_is_named_with_the_point_that_needs_it() {
     assert_eq!(repository.points(&id).unwrap().points.len(), 2);
 }
 
+/// What was once a parent must not become useless because its manifest is.
 #[test]
-fn a_chain_with_a_missing_manifest_names_it() {
+fn a_chain_outlives_a_lost_manifest() {
+    use crate::formats::archive::{Geometry, Metadata, Parent, header};
     let (_dir, repository) = fresh();
     let id = disk("vm/vda");
     let full = back_up(&repository, &id, Kind::Full).unwrap();
+    let middle = back_up(&repository, &id, Kind::Incremental).unwrap();
     back_up(&repository, &id, Kind::Incremental).unwrap();
-    let path = manifest_path(&repository, &id, full);
-    fs::remove_file(&path).unwrap();
     let latest = repository.resolve(&id, &Selector::Latest).unwrap();
+    let whole = repository.chain_of(&latest).unwrap();
+    assert_eq!(whole.len(), 3);
+
+    fs::write(manifest_path(&repository, &id, middle), "{}").unwrap();
     let error = repository.chain_of(&latest).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.chain().contains(&full.to_string()), "{}", error.chain());
+    assert_eq!(error.kind(), ErrorKind::Damaged, "the archive holds no header");
+    assert!(error.chain().contains(&middle.to_string()), "{}", error.chain());
+
+    let write_header = |point: PointId, parent: PointId| {
+        let metadata = Metadata {
+            archive_id: ArchiveId([1; 16]),
+            chain_id: ArchiveId([2; 16]),
+            point: point.to_string(),
+            domain: "vm".to_owned(),
+            disk: "vda".to_owned(),
+            kind: Kind::Incremental,
+            tracker: Tracker::Scan,
+            consistency: Consistency::Offline,
+            created_ms: point.as_ms(),
+            geometry: Geometry::new(1 << 30, 65536).unwrap(),
+            parent: Some(Parent {
+                archive_id: ArchiveId([2; 16]),
+                point: parent.to_string(),
+                root: Digest([3; 32]),
+            }),
+            generator: "qdelta".to_owned(),
+            extensions: Vec::new(),
+        };
+        fs::write(&whole[1], header::encode(&metadata).unwrap()).unwrap();
+    };
+    write_header(middle, full);
+    assert_eq!(repository.chain_of(&latest).unwrap(), whole);
+    fs::remove_file(manifest_path(&repository, &id, middle)).unwrap();
+    assert_eq!(repository.chain_of(&latest).unwrap(), whole);
+
+    // A header that belongs elsewhere, or leads forward or in a circle.
+    for (point, parent) in [(full, full), (middle, middle), (middle, latest.id)] {
+        write_header(point, parent);
+        assert_eq!(repository.chain_of(&latest).unwrap_err().kind(), ErrorKind::Damaged);
+    }
 }
 
 /// A manifest with a good digest that somebody made to lead elsewhere.
