@@ -23,6 +23,7 @@ mod point;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -91,7 +92,7 @@ pub struct NextPoint {
     /// The id, greater than every other of the domain.
     pub id: PointId,
     /// How far the clock is behind the latest point, if it is: then the id is not the time.
-    pub clock_behind_ms: Option<u64>,
+    pub clock_behind: Option<Duration>,
 }
 
 /// The manifests of a domain.
@@ -367,9 +368,10 @@ impl Repository {
                 let id = latest.next().ok_or_else(|| {
                     Error::new(ErrorKind::Io, format!("no id comes after point {latest}"))
                 })?;
-                Ok(NextPoint { id, clock_behind_ms: Some(latest.as_ms() - now.as_ms()) })
+                let behind = Duration::from_millis(latest.as_ms() - now.as_ms());
+                Ok(NextPoint { id, clock_behind: Some(behind) })
             }
-            _ => Ok(NextPoint { id: now, clock_behind_ms: None }),
+            _ => Ok(NextPoint { id: now, clock_behind: None }),
         }
     }
 

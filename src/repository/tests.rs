@@ -382,12 +382,15 @@ fn a_clock_set_back_does_not_turn_the_order_round() {
     let lock = repository.lock(&id.domain).unwrap();
     let past = PointId::from_ms(latest.as_ms() - 5000).unwrap();
     let next = repository.next_point_at(&lock, past).unwrap();
-    assert_eq!(next, NextPoint { id: latest.next().unwrap(), clock_behind_ms: Some(5000) });
+    assert_eq!(
+        next,
+        NextPoint { id: latest.next().unwrap(), clock_behind: Some(Duration::from_secs(5)) }
+    );
     let same = repository.next_point_at(&lock, latest).unwrap();
-    assert_eq!(same, NextPoint { id: latest.next().unwrap(), clock_behind_ms: Some(0) });
+    assert_eq!(same, NextPoint { id: latest.next().unwrap(), clock_behind: Some(Duration::ZERO) });
     let future = PointId::from_ms(latest.as_ms() + 5000).unwrap();
     let next = repository.next_point_at(&lock, future).unwrap();
-    assert_eq!(next, NextPoint { id: future, clock_behind_ms: None });
+    assert_eq!(next, NextPoint { id: future, clock_behind: None });
 
     // An archive without a manifest holds its name, too.
     let stray = PointId::from_ms(future.as_ms() + 1).unwrap();
