@@ -12,6 +12,8 @@
 //! their order. The library never prints, never exits and has no globals. `ARCHITECTURE.md` has
 //! the map.
 
+pub mod archive;
+pub mod codec;
 pub mod error;
 pub mod extent;
 pub mod io;

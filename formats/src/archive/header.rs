@@ -97,6 +97,11 @@ pub fn decode(bytes: &[u8]) -> Result<(Metadata, usize), FormatError> {
     Ok((metadata, len))
 }
 
+/// The checksum that ends `header`, the bytes of a whole header.
+pub fn crc(header: &[u8]) -> u32 {
+    header.last_chunk().copied().map_or(0, u32::from_le_bytes)
+}
+
 /// The checksum that ends a header of `len` bytes.
 fn crc_field(len: usize) -> Field {
     Field { name: "header CRC-32", offset: len.saturating_sub(4), size: 4 }

@@ -1,0 +1,98 @@
+//! A section of an archive that is too large to load: mapped where the store is a file, read piece
+//! by piece where it is not.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::formats::archive::Section;
+use crate::io::Store;
+use crate::sys::kernel::Map;
+
+/// How many bytes are looked at together when a whole table is read.
+const CHUNK_LEN: usize = 1 << 20;
+
+/// Records of a sealed archive, taken out by copying.
+pub(super) struct Table {
+    store: Arc<dyn Store>,
+    offset: u64,
+    len: u64,
+    source: Source,
+}
+
+enum Source {
+    Mapped(Map),
+    Read,
+}
+
+impl Table {
+    /// The bytes of `section`, which the caller has checked to lie within the file.
+    pub(super) fn open(store: &Arc<dyn Store>, section: &Section) -> Result<Self> {
+        let (offset, len) = (section.offset, section.len);
+        let source = match (store.fd(), usize::try_from(len)) {
+            (Some(fd), Ok(len)) if len > 0 => {
+                let map = Map::read_only(fd, offset, len).map_err(|error| {
+                    Error::io(format!("map {len} bytes at {offset} of"), store.path(), error)
+                })?;
+                Source::Mapped(map)
+            }
+            _ => Source::Read,
+        };
+        Ok(Self { store: Arc::clone(store), offset, len, source })
+    }
+
+    /// Length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `out` with the bytes at `at`.
+    pub(super) fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        let in_reach = at.checked_add(out.len() as u64).is_some_and(|end| end <= self.len);
+        let failed = |error| {
+            let operation = format!("read {} bytes at {} of", out.len(), self.offset + at);
+            Error::io(operation, self.store.path(), error)
+        };
+        if !in_reach {
+            return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        match &self.source {
+            Source::Mapped(map) => {
+                let bytes = map.get(at as usize..).and_then(|rest| rest.get(..out.len()));
+                let bytes =
+                    bytes.ok_or_else(|| failed(std::io::ErrorKind::UnexpectedEof.into()))?;
+                out.copy_from_slice(bytes);
+                Ok(())
+            }
+            Source::Read => self.read_store(at, out),
+        }
+    }
+
+    fn read_store(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        let offset = self.offset + at;
+        let len = out.len();
+        self.store.read_exact_at(out, offset).map_err(|error| {
+            Error::io(format!("read {len} bytes at {offset} of"), self.store.path(), error)
+        })
+    }
+
+    /// Shows all bytes to `see`, in order, in pieces that are a multiple of `record` bytes long.
+    /// They are read even where the table is mapped: who looks at everything looks for damage, and
+    /// a device that fails shall give an error and not a signal.
+    pub(super) fn scan(
+        &self,
+        record: usize,
+        mut see: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut chunk = vec![0; CHUNK_LEN / record * record];
+        let mut at = 0;
+        while at < self.len {
+            let count = (self.len - at).min(chunk.len() as u64) as usize;
+            if let Some(piece) = chunk.get_mut(..count) {
+                self.read_store(at, piece)?;
+                see(piece)?;
+            }
+            at += count as u64;
+        }
+        Ok(())
+    }
+}
