@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Busy,
     /// No space is left, or a quota or file size limit is reached.
     NoSpace,
+    /// Whoever read the output has gone away: a closed pipe. Nothing is wrong here.
+    Closed,
     /// The user or a signal asked to stop.
     Interrupted,
     /// A restore gave all that could be saved, and that is not everything.
@@ -60,6 +62,7 @@ impl Error {
             K::NotFound => ErrorKind::NotFound,
             K::AlreadyExists => ErrorKind::Exists,
             K::StorageFull | K::QuotaExceeded | K::FileTooLarge => ErrorKind::NoSpace,
+            K::BrokenPipe => ErrorKind::Closed,
             _ => ErrorKind::Io,
         };
         Self::new(kind, format!("cannot {operation} {}", path.display())).because(source)

@@ -19,7 +19,7 @@ pub mod extent;
 pub mod io;
 pub mod progress;
 pub mod repository;
-pub(crate) mod sys;
+pub mod sys;
 
 pub use error::{Error, ErrorKind, Result};
 pub use qdelta_formats as formats;

@@ -95,3 +95,46 @@ mod tests {
         assert_eq!(*map, bytes[4321..9321]);
     }
 }
+
+/// What the kernel says about a lock on one byte of a file.
+///
+/// The locks belong to the open file description (`F_OFD_SETLK`): other descriptors of the same
+/// process are strangers to them, and closing one of those does not drop them.
+pub(crate) mod byte_lock {
+    use std::io;
+    use std::os::fd::{AsRawFd, BorrowedFd};
+
+    /// Locks the byte, together with others who share it.
+    pub(crate) fn share(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
+        control(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)
+    }
+
+    /// Gives the lock up.
+    pub(crate) fn release(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
+        control(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte).map(drop)
+    }
+
+    /// Whether somebody else has locked the byte in any way. Nothing is locked by asking, and a
+    /// descriptor that was opened for reading is enough.
+    pub(crate) fn is_held(file: BorrowedFd<'_>, byte: i64) -> io::Result<bool> {
+        let answer = control(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte)?;
+        Ok(i32::from(answer.l_type) != libc::F_UNLCK)
+    }
+
+    fn control(
+        file: BorrowedFd<'_>,
+        command: i32,
+        kind: i32,
+        byte: i64,
+    ) -> io::Result<libc::flock64> {
+        // SAFETY: the structure consists of integers alone, for which zeros are a value.
+        let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
+        lock.l_type = kind as libc::c_short;
+        lock.l_whence = libc::SEEK_SET as libc::c_short;
+        lock.l_start = byte;
+        lock.l_len = 1;
+        // SAFETY: the descriptor is open, and `lock` is what these three commands read and write.
+        let status = unsafe { libc::fcntl(file.as_raw_fd(), command, &mut lock) };
+        if status == -1 { Err(io::Error::last_os_error()) } else { Ok(lock) }
+    }
+}
