@@ -16,6 +16,7 @@ pub mod archive;
 pub mod codec;
 pub mod error;
 pub mod extent;
+pub mod image;
 pub mod io;
 pub mod progress;
 pub mod repository;

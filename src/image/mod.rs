@@ -1,0 +1,175 @@
+//! An image: a qcow2 or raw file with its backing chain, and where the bytes of its disk are.
+//!
+//! [`Image::open`] opens everything that the image consists of, by the rules of `policy`.
+//! [`Mapper`] then says for each range of the disk which bytes of which file hold it; reading them
+//! is for others. Nothing here writes.
+
+mod chain;
+mod decompress;
+mod holes;
+mod layer;
+mod mapper;
+mod names;
+mod policy;
+mod qcow2;
+mod snapshots;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use decompress::{Inflater, inflate};
+pub use mapper::Mapper;
+
+use crate::error::Result;
+use crate::io::Store;
+use layer::{Detail, Layer};
+
+/// A format in which a disk can be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// qcow2, version 2 or 3.
+    Qcow2,
+    /// The bytes of the disk and nothing else.
+    Raw,
+}
+
+impl Format {
+    /// The name that QEMU has for it, too.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Format {
+    type Err = crate::error::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "qcow2" => Ok(Self::Qcow2),
+            "raw" => Ok(Self::Raw),
+            other => Err(crate::error::Error::new(
+                crate::error::ErrorKind::Usage,
+                format!("'{other}' is no format that can be read: it is qcow2 or raw"),
+            )),
+        }
+    }
+}
+
+/// How an image is to be opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Its format; without one, qcow2 if it begins like qcow2 and raw otherwise. A raw disk whose
+    /// guest can write a qcow2 header into it must be given its format.
+    pub format: Option<Format>,
+    /// Folders besides the image's own into which names inside images may lead.
+    pub image_roots: Vec<PathBuf>,
+    /// The id or name of an internal snapshot, to be read instead of the current state.
+    pub snapshot: Option<String>,
+    /// Take the file's own bytes for the disk, whatever they are.
+    pub as_file: bool,
+}
+
+/// An open image. Files stay open, and are opened for reading only.
+pub struct Image {
+    layers: Arc<Vec<Layer>>,
+    files: Vec<Arc<dyn Store>>,
+    descriptions: Vec<LayerDescription>,
+}
+
+/// One layer of an image, as one would describe it to a person.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LayerDescription {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its external data file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<PathBuf>,
+    /// Its format.
+    pub format: Format,
+    /// Nothing said what format it has: it was taken from its first bytes.
+    pub format_guessed: bool,
+    /// Size of its disk in bytes.
+    pub virtual_size: u64,
+    /// Size of its clusters in bytes, if it has any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_size: Option<u64>,
+    /// How many layers lie above it.
+    pub depth: u16,
+}
+
+impl Image {
+    /// Opens the image at `path` and every file that it consists of.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] if there is no such file or snapshot;
+    /// [`crate::ErrorKind::Image`] if a file of the chain is missing, is not what it should be, is
+    /// encrypted or marked as corrupt, or lies where names inside images must not lead.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let opening = chain::open(path, options)?;
+        let descriptions = (0..)
+            .zip(&opening.layers)
+            .zip(&opening.guessed)
+            .map(|((depth, layer), guessed)| layer.describe(depth, *guessed))
+            .collect();
+        Ok(Self { layers: Arc::new(opening.layers), files: opening.files, descriptions })
+    }
+
+    /// Size of the disk in bytes.
+    pub fn virtual_size(&self) -> u64 {
+        self.layers.first().map_or(0, Layer::virtual_size)
+    }
+
+    /// All files that hold bytes of the disk or say where they are. A
+    /// [`crate::extent::FileIndex`] is a position in this list.
+    pub fn files(&self) -> &[Arc<dyn Store>] {
+        &self.files
+    }
+
+    /// The layers, top first.
+    pub fn layers(&self) -> &[LayerDescription] {
+        &self.descriptions
+    }
+
+    /// A walk over the disk that says where its bytes are. Holes of files count as zeros.
+    pub fn mapper(&self) -> Mapper {
+        Mapper::new(Arc::clone(&self.layers), Detail::Readable)
+    }
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Image").field("layers", &self.descriptions).finish_non_exhaustive()
+    }
+}
+
+impl Layer {
+    fn describe(&self, depth: u16, format_guessed: bool) -> LayerDescription {
+        let (format, cluster_size, data_file) = match self {
+            Self::Raw(_) => (Format::Raw, None, None),
+            Self::Qcow2(qcow2) => {
+                let external = qcow2.format.external_data.then(|| qcow2.data.path.clone());
+                (Format::Qcow2, Some(qcow2.header.cluster.bytes()), external)
+            }
+        };
+        LayerDescription {
+            path: self.path().to_path_buf(),
+            data_file,
+            format,
+            format_guessed,
+            virtual_size: self.virtual_size(),
+            cluster_size,
+            depth,
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Which files may be opened, and how.
+//!
+//! The image itself is named by whoever runs the program and may lie anywhere. Every further name
+//! comes from inside an image: it must lead, with all symlinks resolved, into the image's own
+//! folder or into a folder that was allowed, to a regular file or a block device. The file is
+//! pinned first, checked, and only then opened for reading: through its descriptor, so that nobody
+//! can put another one in its place in between.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{FileStore, Store};
+
+/// Which file it is, whatever it is called: device and inode.
+type FileId = (u64, u64);
+
+/// An open file and what is known about it.
+pub(super) struct Opened {
+    pub(super) store: Arc<dyn Store>,
+    /// The name that led to it; further names are relative to its folder.
+    pub(super) path: PathBuf,
+    pub(super) id: FileId,
+    /// Its length in bytes when it was opened.
+    pub(super) len: u64,
+    /// Bytes that it occupies on its file system; nothing for a device.
+    pub(super) allocated: Option<u64>,
+}
+
+/// Opens files by the rules above.
+#[derive(Debug)]
+pub(super) struct Policy {
+    /// Folders into which names inside images may lead, without symlinks.
+    allowed: Vec<PathBuf>,
+}
+
+impl Policy {
+    /// The rules for the image at `path`, with further allowed folders.
+    ///
+    /// # Errors
+    /// One of the folders does not exist.
+    pub(super) fn new(path: &Path, image_roots: &[PathBuf]) -> Result<Self> {
+        let mut allowed = Vec::new();
+        for root in image_roots {
+            let real = root.canonicalize();
+            allowed.push(real.map_err(|error| Error::io("resolve the image root", root, error))?);
+        }
+        // The image may be reached through a symlink; its backing files may lie beside either.
+        let given = folder_of(path).canonicalize();
+        let real = path.canonicalize().map(|real| folder_of(&real).to_path_buf());
+        allowed.extend([given, real].into_iter().flatten());
+        Ok(Self { allowed })
+    }
+
+    /// Opens the image that the user named.
+    ///
+    /// # Errors
+    /// It does not exist, may not be read, or is neither a regular file nor a block device.
+    pub(super) fn open_named_by_user(&self, path: &Path) -> Result<Opened> {
+        open_pinned(&pin(path)?, path)
+    }
+
+    /// Opens the file that is called `name` inside the image at `by`.
+    ///
+    /// # Errors
+    /// It does not exist, may not be read, is neither a regular file nor a block device, or lies
+    /// where names inside images must not lead.
+    pub(super) fn open_named_by_image(&self, name: &Path, by: &Path) -> Result<Opened> {
+        let path = folder_of(by).join(name);
+        let pinned = pin(&path).map_err(|error| match error.kind() {
+            // What is missing is the image's own part, not what was asked for.
+            ErrorKind::NotFound => Error::new(ErrorKind::Image, error.to_string())
+                .because(std::io::Error::from(std::io::ErrorKind::NotFound))
+                .advise("if it was moved, `qemu-img rebase -u` changes the name in the image"),
+            _ => error,
+        })?;
+        let link = proc_path(&pinned);
+        let real = std::fs::read_link(&link)
+            .map_err(|error| Error::io("resolve the name of", &path, error))?;
+        if !self.allowed.iter().any(|folder| real.starts_with(folder)) {
+            let real = real.display();
+            return Err(Error::new(
+                ErrorKind::Image,
+                format!("{} is {real}, which lies outside the image's folder", path.display()),
+            )
+            .advise("if the file is meant, allow its folder with --image-root"));
+        }
+        open_pinned(&pinned, &path)
+    }
+}
+
+/// The folder of `path`; the current one if it has none.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn proc_path(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Gets hold of the file without opening it for anything: a FIFO does not block, a device does not
+/// act.
+fn pin(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| Error::io("open", path, error.into()))
+}
+
+/// Opens a pinned file for reading, if it is one that can hold an image.
+fn open_pinned(pinned: &OwnedFd, path: &Path) -> Result<Opened> {
+    let failed = |error| Error::io("open", path, error);
+    let stat = rustix::fs::fstat(pinned).map_err(|error| failed(error.into()))?;
+    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+    if !matches!(kind, rustix::fs::FileType::RegularFile | rustix::fs::FileType::BlockDevice) {
+        return Err(Error::new(
+            ErrorKind::Image,
+            format!("{} is neither a regular file nor a block device", path.display()),
+        ));
+    }
+    let file = File::open(proc_path(pinned)).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let is_device = metadata.file_type().is_block_device();
+    let id = (metadata.dev(), metadata.ino());
+    if id != (stat.st_dev, stat.st_ino) || !(metadata.is_file() || is_device) {
+        return Err(Error::new(
+            ErrorKind::Image,
+            format!("{} changed while it was being opened", path.display()),
+        ));
+    }
+    let store = FileStore::new(file, path);
+    let len = store.len().map_err(|error| Error::io("find the end of", path, error))?;
+    Ok(Opened {
+        store: Arc::new(store),
+        path: path.to_path_buf(),
+        id: if is_device { (u64::MAX, metadata.rdev()) } else { id },
+        len,
+        // In units of 512 bytes, whatever the file system's own blocks are.
+        allocated: (!is_device).then(|| metadata.blocks().saturating_mul(512)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A folder `images` with an image in it, and a folder `elsewhere` beside it.
+    fn folders() -> (tempfile::TempDir, PathBuf) {
+        let top = tempfile::tempdir().unwrap();
+        for name in ["images/sub", "elsewhere"] {
+            std::fs::create_dir_all(top.path().join(name)).unwrap();
+        }
+        for name in ["images/top", "images/sub/base", "elsewhere/secret"] {
+            std::fs::write(top.path().join(name), name).unwrap();
+        }
+        let image = top.path().join("images/top");
+        (top, image)
+    }
+
+    fn open(image: &Path, roots: &[PathBuf], name: &str) -> Result<Opened> {
+        Policy::new(image, roots)?.open_named_by_image(Path::new(name), image)
+    }
+
+    #[test]
+    fn names_lead_into_the_own_folder() {
+        let (_top, image) = folders();
+        for name in ["top", "sub/base", "./sub/../sub/base"] {
+            assert!(open(&image, &[], name).is_ok(), "{name}");
+        }
+        assert!(open(&image, &[], image.to_str().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn names_do_not_lead_out_of_it() {
+        let (top, image) = folders();
+        symlink("../elsewhere/secret", top.path().join("images/link")).unwrap();
+        symlink("../elsewhere", top.path().join("images/folder-link")).unwrap();
+        let absolute = top.path().join("elsewhere/secret");
+        for name in
+            ["../elsewhere/secret", "link", "folder-link/secret", absolute.to_str().unwrap()]
+        {
+            let error = open(&image, &[], name).map(|_| ()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Image, "{name}");
+            assert!(error.chain().contains("outside the image's folder"), "{}", error.chain());
+            assert!(error.advice().unwrap().contains("--image-root"));
+            let roots = [top.path().join("elsewhere")];
+            assert!(open(&image, &roots, name).is_ok(), "{name} with an image root");
+        }
+    }
+
+    /// A root named `…/images` must not allow `…/images-of-others`.
+    #[test]
+    fn a_folder_with_a_longer_name_is_another() {
+        let (top, image) = folders();
+        std::fs::create_dir(top.path().join("images2")).unwrap();
+        std::fs::write(top.path().join("images2/x"), "").unwrap();
+        assert!(open(&image, &[], "../images2/x").is_err());
+    }
+
+    #[test]
+    fn symlink_to_the_image_brings_both_folders() {
+        let (top, image) = folders();
+        let link = top.path().join("elsewhere/disk");
+        symlink(&image, &link).unwrap();
+        let policy = Policy::new(&link, &[]).unwrap();
+        assert!(policy.open_named_by_user(&link).is_ok());
+        assert!(policy.open_named_by_image(Path::new("secret"), &link).is_ok());
+        assert!(policy.open_named_by_image(Path::new("../images/sub/base"), &link).is_ok());
+    }
+
+    #[test]
+    fn only_files_and_block_devices() {
+        let (top, image) = folders();
+        let fifo = top.path().join("images/fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        for name in ["fifo", "sub"] {
+            let error = open(&image, &[], name).map(|_| ()).unwrap_err();
+            assert!(error.chain().contains("neither a regular file"), "{}", error.chain());
+        }
+        let error = open(&image, &["/".into()], "/dev/null").map(|_| ()).unwrap_err();
+        assert!(error.chain().contains("neither a regular file"), "{}", error.chain());
+    }
+
+    #[test]
+    fn missing_files() {
+        let (_top, image) = folders();
+        let error = open(&image, &[], "gone").map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Image);
+        let policy = Policy::new(&image, &[]).unwrap();
+        let error = policy.open_named_by_user(Path::new("gone")).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(Policy::new(&image, &["gone".into()]).is_err());
+    }
+}
