@@ -13,6 +13,7 @@
 //! the map.
 
 pub mod archive;
+pub mod chain;
 pub mod codec;
 pub mod error;
 pub mod extent;

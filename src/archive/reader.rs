@@ -436,6 +436,12 @@ impl Reader {
         }
     }
 
+    /// The error of a frame table whose entry `position` should be of the span at `block`.
+    pub(crate) fn misplaced(&self, position: u64, block: BlockIndex) -> Error {
+        self.bad_entry(position, "it is of another span than the bitmap says")
+            .within(format!("the frame of block {} can't be found", block.0))
+    }
+
     fn bad_entry(&self, position: u64, words: &'static str) -> Error {
         let table = self.directory.section(SectionKind::Frames).map_or(0, |table| table.offset);
         let at = table + position * FRAME_ENTRY_LEN as u64;

@@ -110,7 +110,7 @@ fn crc_field(len: usize) -> Field {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::samples;
+    use crate::archive::{ArchiveId, Kind, samples};
 
     #[test]
     fn golden_bytes() {
@@ -188,6 +188,14 @@ mod tests {
         let broken: Vec<(&str, Metadata)> = vec![
             ("parent", Metadata { parent: incremental.parent.clone(), ..full.clone() }),
             ("parent", Metadata { parent: None, ..incremental.clone() }),
+            (
+                "parent",
+                Metadata {
+                    kind: Kind::Differential,
+                    chain_id: ArchiveId([7; 16]),
+                    ..incremental.clone()
+                },
+            ),
             ("chain id", Metadata { chain_id: incremental.archive_id, ..full.clone() }),
             ("chain id", Metadata { chain_id: incremental.archive_id, ..incremental.clone() }),
             ("domain", Metadata { domain: "a\x1b[2Jb".into(), ..full.clone() }),

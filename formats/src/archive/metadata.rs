@@ -123,6 +123,11 @@ impl Metadata {
                 check_name("parent point", &parent.point)?;
                 check("parent", parent.archive_id != self.archive_id, "the archive itself")?;
                 check(
+                    "parent",
+                    self.kind != Kind::Differential || parent.archive_id == self.chain_id,
+                    "a differential does not follow the chain's full",
+                )?;
+                check(
                     "chain id",
                     self.chain_id != self.archive_id,
                     "an archive that is no full names itself as its chain",
