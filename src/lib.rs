@@ -19,6 +19,7 @@ pub mod error;
 pub mod extent;
 pub mod image;
 pub mod io;
+pub mod output;
 pub mod progress;
 pub mod repository;
 pub mod sys;
