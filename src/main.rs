@@ -1,6 +1,8 @@
 //! The program: arguments in, one flow, results on standard output, everything else on standard
 //! error.
 
+mod cli;
+
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    cli::main()
 }

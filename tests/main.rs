@@ -4,5 +4,6 @@
 //! installs what else is needed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cli;
 mod repository;
 mod tidy;

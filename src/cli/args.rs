@@ -1,0 +1,402 @@
+//! What can be typed: the one definition that parser, help, man pages and completions come from.
+//!
+//! Arguments are read in two stages. Here every word gets its type; what words mean together, and
+//! with what is on disk, the commands check.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use qdelta::image::{self, OpenOptions};
+use qdelta::repository::DiskSpec;
+
+use super::{examples, values};
+
+/// Incremental backup of qcow2 and raw disk images.
+///
+/// qdelta backs up virtual disks block by block: the first backup of a disk is a full, later ones
+/// hold only what has changed. Every backup is a recovery point from which the disk of that moment
+/// can be restored, proved equal by its digest. Points are kept in a repository: a folder of plain
+/// files that can be listed, copied and synchronised like any other.
+#[derive(Debug, Parser)]
+#[command(
+    name = "qdelta",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    subcommand_help_heading = "Commands",
+    max_term_width = 100,
+    after_help = examples::short(),
+    after_long_help = examples::long(None),
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// What every command understands.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// The repository
+    #[arg(long, global = true, env = "QDELTA_REPO", value_name = "DIR", value_hint = ValueHint::DirPath, hide_env_values = true)]
+    pub repo: Option<PathBuf>,
+
+    /// Write the result as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Say more on the way; twice for even more
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+
+    /// Say nothing but errors and results, and draw no progress bar
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// What to do. What each command is for stands with its arguments.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Init(Init),
+    Backup(Backup),
+    Restore(Restore),
+    Replay(Replay),
+    Verify(Verify),
+    Points(Points),
+    Info(Info),
+    Map(Map),
+    Completions(Completions),
+    Man(Man),
+}
+
+impl Command {
+    /// The word for it on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Init(_) => "init",
+            Self::Backup(_) => "backup",
+            Self::Restore(_) => "restore",
+            Self::Replay(_) => "replay",
+            Self::Verify(_) => "verify",
+            Self::Points(_) => "points",
+            Self::Info(_) => "info",
+            Self::Map(_) => "map",
+            Self::Completions(_) => "completions",
+            Self::Man(_) => "man",
+        }
+    }
+}
+
+/// Make a repository.
+///
+/// DIR becomes one: it must be empty or not exist yet. Backups go only into folders that were made
+/// so, so a backup disk that isn't mounted never fills the disk below it.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
+pub struct Init {
+    /// The folder [default: the one that --repo or QDELTA_REPO says]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+}
+
+/// Back up a disk image: everything the first time, then what has changed.
+///
+/// The image is read, with its backing files, and never written to. It must not be in use by a
+/// running guest. What does not differ from the point before is not stored again, so a backup
+/// costs what has changed. If it fails or is stopped, at whatever moment, the repository holds
+/// what it held before.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("backup"), after_long_help = examples::long(Some("backup")))]
+pub struct Backup {
+    /// The image: a qcow2 or raw file, or a block device
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub image: PathBuf,
+
+    /// What to call the disk, as NAME or DOMAIN/DISK [default: the image's file name]
+    #[arg(long, value_name = "NAME", value_parser = values::disk)]
+    pub disk: Option<DiskSpec>,
+
+    /// What to compare the image with
+    #[arg(long, value_enum, default_value_t)]
+    pub kind: Kind,
+
+    /// How hard zstd tries: 1 is fast, 19 is small
+    #[arg(long, value_name = "N", default_value_t = qdelta_level(), value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
+    pub level: i32,
+
+    /// Unit in which changes are found and stored, of a new chain: 4K to 2M [default: 64K]
+    #[arg(long, value_name = "SIZE", value_parser = values::block_size)]
+    pub block_size: Option<u32>,
+
+    /// Back up this internal snapshot of the image, by name or id, not its current state
+    #[arg(long, value_name = "NAME")]
+    pub snapshot: Option<String>,
+
+    /// How to open the image.
+    #[command(flatten)]
+    pub source: Source,
+
+    /// Take the file's own bytes for the disk, whatever its format; for encrypted images
+    #[arg(long, conflicts_with_all = ["format", "snapshot"])]
+    pub as_file: bool,
+
+    /// How to work.
+    #[command(flatten)]
+    pub work: Work,
+}
+
+/// How to open an image.
+#[derive(Debug, Args)]
+pub struct Source {
+    /// Format of the image [default: qcow2 if it begins like one, raw otherwise]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+
+    /// Let backing and data files be in this folder as well as in the image's own; can be repeated
+    #[arg(long = "image-root", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub image_roots: Vec<PathBuf>,
+}
+
+impl Source {
+    /// How the library is to open the image.
+    pub fn options(&self) -> OpenOptions {
+        OpenOptions {
+            format: self.format.map(Format::to_image),
+            image_roots: self.image_roots.clone(),
+            ..OpenOptions::default()
+        }
+    }
+}
+
+/// How to work.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Tuning")]
+pub struct Work {
+    /// Threads that compress, decompress and compare [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = values::threads)]
+    pub threads: Option<usize>,
+
+    /// How to read and write
+    #[arg(long, value_enum, default_value_t)]
+    pub io: Io,
+}
+
+/// Restore a disk as it was at a recovery point.
+///
+/// What is written is proved against the point's digest before it gets its name: a restore that
+/// fails leaves nothing behind. Zeros take no space in the output.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("restore"), after_long_help = examples::long(Some("restore")))]
+pub struct Restore {
+    /// Which disk, and which point of it
+    ///
+    /// DISK is a name as in qdelta points: DOMAIN/DISK, or DOMAIN if it has one disk. POINT is one
+    /// of: latest (also without @POINT); an id of a point or its beginning; a time like
+    /// 2026-11-22, "2026-11-22 15:38" or 2026-11-22T15:38:23Z, which means the last point not after
+    /// it. Times are local unless they end in Z or an offset, and stand for the end of what they
+    /// name: 2026-11-22 is the last point of that day, or of the days before.
+    #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at)]
+    pub disk: values::DiskAt,
+
+    /// Where to: a new file, a block device, or - for standard output
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+
+    /// How to write.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// How to work.
+    #[command(flatten)]
+    pub work: Work,
+}
+
+/// How to write a restored disk.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Format of the output [default: qcow2 if its name ends in .qcow2, raw otherwise]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+
+    /// Replace the output if it exists, or write to a block device that may hold something
+    #[arg(long)]
+    pub force: bool,
+
+    /// Restore what can be read of a damaged point, with zeros for the rest, and list what is lost
+    #[arg(long)]
+    pub salvage: bool,
+}
+
+/// Restore a disk from bare archive files, without a repository.
+///
+/// For emergencies: give the full and then every later archive of the chain up to the wanted
+/// point, oldest first. They are checked to belong together.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("replay"), after_long_help = examples::long(Some("replay")))]
+pub struct Replay {
+    /// The archives, the full first
+    #[arg(required = true, value_name = "ARCHIVE", value_hint = ValueHint::FilePath)]
+    pub archives: Vec<PathBuf>,
+
+    /// Where to: a new file, a block device, or - for standard output
+    #[arg(short, long, required = true, value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+
+    /// How to write.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// How to work.
+    #[command(flatten)]
+    pub work: Work,
+}
+
+/// Prove that recovery points can be restored.
+///
+/// Reads every archive that the points need, checks every checksum and digest, and rebuilds each
+/// disk in memory to compare it with the digest of what was backed up.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("verify"), after_long_help = examples::long(Some("verify")))]
+pub struct Verify {
+    /// Which disk, or which point of it [default: every point of every disk]
+    #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at)]
+    pub disk: Option<values::DiskAt>,
+
+    /// Check the checksums alone: finds damaged files, and takes less time
+    #[arg(long)]
+    pub quick: bool,
+
+    /// How to work.
+    #[command(flatten)]
+    pub work: Work,
+}
+
+/// List the recovery points.
+///
+/// Each full begins a chain; the points below it need it. CHANGED is how much of the disk differs
+/// from the point that this one was compared with, STORED what its archive takes. Ids are times
+/// in UTC.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("points"), after_long_help = examples::long(Some("points")))]
+pub struct Points {
+    /// Which disk [default: all]
+    #[arg(value_parser = values::disk)]
+    pub disk: Option<DiskSpec>,
+}
+
+/// Show what an image or an archive is.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("info"), after_long_help = examples::long(Some("info")))]
+pub struct Info {
+    /// An image or an archive
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub path: PathBuf,
+
+    /// How to open an image.
+    #[command(flatten)]
+    pub source: Source,
+}
+
+/// Show where the bytes of an image's disk are.
+///
+/// Lists the ranges of the disk that hold data, with the file and the place in it; with --json
+/// every range, in the words of qemu-img map.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("map"), after_long_help = examples::long(Some("map")))]
+pub struct Map {
+    /// The image: a qcow2 or raw file, or a block device
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub image: PathBuf,
+
+    /// Show this internal snapshot of the image, by name or id, not its current state
+    #[arg(long, value_name = "NAME")]
+    pub snapshot: Option<String>,
+
+    /// How to open the image.
+    #[command(flatten)]
+    pub source: Source,
+}
+
+/// Write the completions of a shell.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("completions"), after_long_help = examples::long(Some("completions")))]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// Write the man pages.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("man"), after_long_help = examples::long(Some("man")))]
+pub struct Man {
+    /// The folder, which is made if it is missing
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+}
+
+/// What a backup is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Kind {
+    /// Incremental if there is a point, full otherwise
+    #[default]
+    Auto,
+    /// Nothing: a new chain begins
+    Full,
+    /// The latest point
+    Incremental,
+    /// The latest full
+    Differential,
+}
+
+/// A format of a disk image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Only the bytes of the disk
+    Raw,
+    /// QEMU's format
+    Qcow2,
+}
+
+impl Format {
+    /// What the library calls it.
+    pub fn to_image(self) -> image::Format {
+        match self {
+            Self::Raw => image::Format::Raw,
+            Self::Qcow2 => image::Format::Qcow2,
+        }
+    }
+}
+
+/// How to read and write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Io {
+    /// io_uring, and threads where it is refused
+    #[default]
+    Auto,
+    /// io_uring or nothing
+    Uring,
+    /// Plain reads and writes on threads
+    Threads,
+}
+
+/// A shell that completes words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU Bash
+    Bash,
+    /// Z shell
+    Zsh,
+    /// The friendly interactive shell
+    Fish,
+}
+
+/// The zstd level unless told otherwise.
+const fn qdelta_level() -> i32 {
+    1
+}

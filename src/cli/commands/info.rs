@@ -1,0 +1,191 @@
+//! `qdelta info`: what a file is, image or archive.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use qdelta::archive::Reader;
+use qdelta::formats::archive::{Metadata, header};
+use qdelta::io::FileStore;
+use qdelta::{Error, ErrorKind, Result};
+use serde::Serialize;
+
+use crate::cli::args::Info;
+use crate::cli::{Context, status, text};
+
+/// What `--json` shows of an archive.
+#[derive(Serialize)]
+struct ArchiveReport {
+    #[serde(rename = "type")]
+    type_name: &'static str,
+    path: String,
+    sealed: bool,
+    archive_id: String,
+    chain_id: String,
+    point: String,
+    disk: String,
+    kind: &'static str,
+    tracker: &'static str,
+    consistency: &'static str,
+    created: String,
+    virtual_size: u64,
+    block_size: u32,
+    parent: Option<ParentReport>,
+    generator: String,
+    archive_bytes: u64,
+    /// What only the index of a sealed archive tells.
+    #[serde(flatten)]
+    contents: Option<Contents>,
+}
+
+/// What an archive was made against.
+#[derive(Serialize)]
+struct ParentReport {
+    archive_id: String,
+    point: String,
+    root: String,
+}
+
+/// What is in a sealed archive.
+#[derive(Serialize)]
+struct Contents {
+    root: String,
+    stored_blocks: u64,
+    zeroed_blocks: u64,
+    frames: u64,
+    payload_bytes: u64,
+}
+
+/// Tells an archive from an image by its first bytes and shows what it is.
+pub fn run(args: &Info, context: &mut Context) -> Result<u8> {
+    match read_start(&args.path)? {
+        Some(start) if start.starts_with(header::MAGIC) => archive(&args.path, &start, context),
+        _ => super::image_info::run(args, context),
+    }
+}
+
+/// The first bytes of a file; nothing of something else, like a block device.
+fn read_start(path: &Path) -> Result<Option<Vec<u8>>> {
+    let failed = |error| Error::io("open", path, error);
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(Error::new(ErrorKind::Usage, format!("{} is a folder", path.display()))
+            .advise("name an image or an archive; qdelta points shows what a repository holds"));
+    }
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(header::HEADER_LEN_MAX as u64)
+        .read_to_end(&mut start)
+        .map_err(|error| Error::io("read", path, error))?;
+    Ok(Some(start))
+}
+
+/// Shows an archive. Of a torn one the header is shown, and then what is wrong.
+fn archive(path: &Path, start: &[u8], context: &mut Context) -> Result<u8> {
+    let (metadata, _) =
+        header::decode(start).map_err(|error| Error::format(ErrorKind::Damaged, path, error))?;
+    let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+    let archive_bytes = file.metadata().map_err(|error| Error::io("look at", path, error))?.len();
+    let reader = Reader::open(Arc::new(FileStore::new(file, path)));
+    let contents = reader.as_ref().ok().map(|reader| Contents {
+        root: reader.root().to_string(),
+        stored_blocks: reader.stored().len(),
+        zeroed_blocks: reader.zero().len(),
+        frames: reader.frame_count(),
+        payload_bytes: reader.payload_bytes(),
+    });
+    let report = ArchiveReport {
+        type_name: "archive",
+        path: path.display().to_string(),
+        sealed: contents.is_some(),
+        archive_id: metadata.archive_id.to_string(),
+        chain_id: metadata.chain_id.to_string(),
+        point: metadata.point.clone(),
+        disk: format!("{}/{}", metadata.domain, metadata.disk),
+        kind: metadata.kind.as_str(),
+        tracker: metadata.tracker.as_str(),
+        consistency: metadata.consistency.as_str(),
+        created: created(&metadata, &TimeZone::UTC),
+        virtual_size: metadata.geometry.virtual_size(),
+        block_size: metadata.geometry.block_size(),
+        parent: metadata.parent.as_ref().map(|parent| ParentReport {
+            archive_id: parent.archive_id.to_string(),
+            point: parent.point.clone(),
+            root: parent.root.to_string(),
+        }),
+        generator: metadata.generator.clone(),
+        archive_bytes,
+        contents,
+    };
+    if context.out.json {
+        context.out.json(&report)?;
+    } else {
+        show(&report, &metadata, context)?;
+    }
+    match reader {
+        Ok(_) => Ok(status::DONE),
+        Err(error) => Err(error),
+    }
+}
+
+/// Shows an archive to people.
+fn show(report: &ArchiveReport, metadata: &Metadata, context: &mut Context) -> Result<()> {
+    let mut line = |name: &str, value: String| context.out.line(format!("{name:<12} {value}"));
+    line("archive", report.path.clone())?;
+    line("disk", report.disk.clone())?;
+    line("point", report.point.clone())?;
+    line("made", format!("{} by {}", created(metadata, &TimeZone::system()), report.generator))?;
+    line(
+        "kind",
+        format!("{}, tracker {}, guest {}", report.kind, report.tracker, report.consistency),
+    )?;
+    if let Some(parent) = &report.parent {
+        line("made against", format!("{} (archive {})", parent.point, parent.archive_id))?;
+    }
+    line(
+        "disk size",
+        format!(
+            "{} ({} bytes), in blocks of {}",
+            text::bytes(report.virtual_size),
+            report.virtual_size,
+            text::bytes(report.block_size.into())
+        ),
+    )?;
+    let blocks = |count: u64| {
+        let size = text::bytes(count.saturating_mul(report.block_size.into()));
+        format!("{} ({size})", text::count(usize::try_from(count).unwrap_or(usize::MAX), "block"))
+    };
+    if let Some(contents) = &report.contents {
+        let frames = text::count(usize::try_from(contents.frames).unwrap_or(usize::MAX), "frame");
+        let payload = text::bytes(contents.payload_bytes);
+        line("stored", format!("{} as {payload} in {frames}", blocks(contents.stored_blocks)))?;
+        if report.parent.is_some() {
+            line("zeroed", blocks(contents.zeroed_blocks))?;
+        }
+    }
+    line("file size", text::bytes(report.archive_bytes))?;
+    line("archive id", report.archive_id.clone())?;
+    line("chain id", report.chain_id.clone())?;
+    if let Some(contents) = &report.contents {
+        line("root", contents.root.clone())?;
+    }
+    Ok(())
+}
+
+/// When an archive was made, as people of a time zone write it.
+fn created(metadata: &Metadata, zone: &TimeZone) -> String {
+    let time = i64::try_from(metadata.created_ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+        .unwrap_or(Timestamp::UNIX_EPOCH);
+    match *zone == TimeZone::UTC {
+        true => time.to_string(),
+        false => time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
+    }
+}

@@ -1,0 +1,111 @@
+//! `qdelta completions` and `qdelta man`: what a shell and a reader need to know of the program,
+//! from the definition of its arguments.
+
+use std::fs;
+use std::path::Path;
+
+use clap::CommandFactory;
+use clap_complete::generate;
+use clap_mangen::{Man as Page, roff};
+use qdelta::{Error, Result};
+use roff::{Roff, bold, roman};
+use serde::Serialize;
+
+use crate::cli::args::{Cli, Completions, Man, Shell};
+use crate::cli::{Context, examples, status};
+
+/// Writes the completions of a shell to standard output.
+pub fn completions(args: &Completions, context: &mut Context) -> Result<u8> {
+    let mut command = Cli::command();
+    let mut script = Vec::new();
+    match args.shell {
+        Shell::Bash => generate(clap_complete::Shell::Bash, &mut command, "qdelta", &mut script),
+        Shell::Zsh => generate(clap_complete::Shell::Zsh, &mut command, "qdelta", &mut script),
+        Shell::Fish => generate(clap_complete::Shell::Fish, &mut command, "qdelta", &mut script),
+    }
+    context.out.raw(&String::from_utf8_lossy(&script))?;
+    Ok(status::DONE)
+}
+
+/// What `man --json` shows.
+#[derive(Serialize)]
+struct Report {
+    pages: Vec<String>,
+}
+
+/// Writes a man page of the program and one of each command into a folder.
+pub fn man(args: &Man, context: &mut Context) -> Result<u8> {
+    fs::create_dir_all(&args.dir)
+        .map_err(|error| Error::io("make the folder", &args.dir, error))?;
+    let mut program = Cli::command();
+    program.build();
+    let mut pages = vec![page(&args.dir, &program, "qdelta")?];
+    for command in program.get_subcommands() {
+        pages.push(page(&args.dir, command, command.get_name())?);
+    }
+    if context.out.json {
+        context.out.json(&Report { pages })?;
+    } else {
+        for page in pages {
+            context.out.line(page)?;
+        }
+    }
+    Ok(status::DONE)
+}
+
+/// Writes the page of one command, and says where it is.
+fn page(dir: &Path, command: &clap::Command, name: &str) -> Result<String> {
+    let page = Page::new(command.clone()).manual("qdelta").date("");
+    let path = dir.join(page.get_filename());
+    let text = render(&page, command, name).map_err(|error| Error::io("render", &path, error))?;
+    fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
+    Ok(path.display().to_string())
+}
+
+/// A page: what the arguments say, then examples, exit statuses and where else to look.
+fn render(page: &Page, command: &clap::Command, name: &str) -> std::io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    page.render_title(&mut out)?;
+    page.render_name_section(&mut out)?;
+    page.render_synopsis_section(&mut out)?;
+    page.render_description_section(&mut out)?;
+    page.render_options_section(&mut out)?;
+    if command.has_subcommands() {
+        page.render_subcommands_section(&mut out)?;
+    }
+
+    let mut roff = Roff::new();
+    roff.control("SH", ["EXAMPLES"]);
+    for (purpose, command) in examples::list(name) {
+        roff.control("PP", []);
+        roff.text([roman(format!("{purpose}:"))]);
+        roff.control("PP", []);
+        roff.control("RS", ["4"]);
+        roff.text([bold(*command)]);
+        roff.control("RE", []);
+    }
+    roff.control("SH", ["EXIT STATUS"]);
+    for (status, meaning) in status::TABLE {
+        roff.control("TP", ["6"]);
+        roff.text([bold(status.to_string())]);
+        roff.text([roman(*meaning)]);
+    }
+    roff.control("SH", ["ENVIRONMENT"]);
+    roff.control("TP", []);
+    roff.text([bold("QDELTA_REPO")]);
+    roff.text([roman("The repository, if --repo does not say another.")]);
+    roff.control("TP", []);
+    roff.text([bold("TZ")]);
+    roff.text([roman("The zone of times that do not name one.")]);
+    roff.control("SH", ["SEE ALSO"]);
+    let others: Vec<String> = match name {
+        "qdelta" => command
+            .get_subcommands()
+            .map(|other| format!("qdelta-{}(1)", other.get_name()))
+            .collect(),
+        _ => vec!["qdelta(1)".to_owned()],
+    };
+    roff.text([roman(others.join(", "))]);
+    roff.to_writer(&mut out)?;
+    Ok(out)
+}

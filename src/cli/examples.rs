@@ -1,0 +1,106 @@
+//! Examples of every command, and what else help and man pages say below the options.
+
+use std::fmt::Write;
+
+use super::status;
+
+/// What a command line is for, and the command line.
+pub type Example = (&'static str, &'static str);
+
+/// What the first day with qdelta looks like.
+const FIRST_STEPS: &[Example] = &[
+    ("Make a repository, once", "qdelta init /mnt/backup/repo"),
+    ("Say where it is for the commands that follow", "export QDELTA_REPO=/mnt/backup/repo"),
+    ("Back up an image, tonight and every night", "qdelta backup web.qcow2"),
+    ("See what there is", "qdelta points"),
+    ("Get the latest state back", "qdelta restore web web-restored.qcow2"),
+    ("Prove that every point can be restored", "qdelta verify"),
+];
+
+/// The examples of a command.
+pub fn list(command: &str) -> &'static [Example] {
+    match command {
+        "qdelta" => FIRST_STEPS,
+        "init" => &[("A folder on a backup disk", "qdelta init /mnt/backup/repo")],
+        "backup" => &[
+            ("The disk is called after the file: web", "qdelta backup web.qcow2"),
+            ("Two disks of one guest", "qdelta backup web-data.qcow2 --disk web/data"),
+            ("A new chain, say once a month", "qdelta backup web.qcow2 --kind full"),
+            ("A raw disk says so", "qdelta backup /dev/vg/web --format raw"),
+            ("What it did, for a script", "qdelta backup web.qcow2 --json"),
+        ],
+        "restore" => &[
+            ("The latest point, as qcow2", "qdelta restore web web.qcow2"),
+            ("As it was on that day", "qdelta restore web@2026-11-22 web.raw"),
+            ("As it was at that minute", "qdelta restore 'web@2026-11-22 15:37' web.raw"),
+            ("A point by the beginning of its id", "qdelta restore web@20261122T15 web.raw"),
+            ("Onto a disk", "qdelta restore web /dev/vg/web --force"),
+            ("Through a pipe", "qdelta restore web - | ssh host 'dd of=/dev/vg/web bs=1M'"),
+        ],
+        "replay" => &[(
+            "Files in, disk out; * gives them in order",
+            "qdelta replay web/disk/*.qdelta --output web.raw",
+        )],
+        "verify" => &[
+            ("Everything", "qdelta verify"),
+            ("One point", "qdelta verify web@latest"),
+            ("Only look for damaged files", "qdelta verify --quick"),
+        ],
+        "points" => &[
+            ("All disks", "qdelta points"),
+            (
+                "The ids of one disk's points",
+                "qdelta points web --json | jq -r '.disks[].points[].point'",
+            ),
+        ],
+        "info" => &[
+            ("An image", "qdelta info web.qcow2"),
+            ("An archive", "qdelta info repo/web/disk/20261122T153823.412Z-full.qdelta"),
+        ],
+        "map" => &[("For a script", "qdelta map web.qcow2 --json")],
+        "completions" => &[
+            ("Bash", "qdelta completions bash > /etc/bash_completion.d/qdelta"),
+            ("Z shell", "qdelta completions zsh > ~/.zfunc/_qdelta"),
+            ("fish", "qdelta completions fish > ~/.config/fish/completions/qdelta.fish"),
+        ],
+        "man" => &[("For everyone on this machine", "qdelta man /usr/local/share/man/man1")],
+        _ => &[],
+    }
+}
+
+/// The examples of a command, as help shows them.
+pub fn of(command: &str) -> String {
+    let mut text = "Examples:\n".to_owned();
+    for (purpose, command) in list(command) {
+        // Writing to a string does not fail.
+        let _ = write!(text, "  # {purpose}\n  {command}\n");
+    }
+    text.trim_end().to_owned()
+}
+
+/// What `qdelta -h` shows below the options.
+pub fn short() -> String {
+    format!(
+        "{}\n\nqdelta COMMAND --help says more, and qdelta --help the exit statuses.",
+        of("qdelta")
+    )
+}
+
+/// What `--help` of a command, or of the program, shows below the options.
+pub fn long(command: Option<&str>) -> String {
+    let mut text = of(command.unwrap_or("qdelta"));
+    match command {
+        Some(_) => text.push_str("\n\nqdelta --help lists the exit statuses."),
+        None => {
+            text.push_str("\n\nExit statuses:\n");
+            for (status, meaning) in status::TABLE {
+                let _ = writeln!(text, "  {status:>3}  {meaning}");
+            }
+            text.push_str(
+                "\nqdelta COMMAND --help says more of a command. The man pages say the same: \
+                 qdelta man DIR.",
+            );
+        }
+    }
+    text
+}

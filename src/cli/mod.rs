@@ -1,0 +1,171 @@
+//! The command line: what is typed becomes a request to the library, what comes back is shown.
+
+#![expect(dead_code, reason = "the commands that use the rest come with their flows")]
+
+mod args;
+mod commands;
+mod examples;
+mod out;
+mod screen;
+mod signals;
+mod status;
+mod text;
+mod tree;
+mod values;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use qdelta::repository::Repository;
+use qdelta::{Error, ErrorKind, Result};
+
+use args::{Cli, Command, Global};
+use out::Out;
+use screen::Screen;
+
+/// Runs the program; what it returns is its exit status.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refused(&error),
+    };
+    let screen = Screen::new(cli.global.quiet || cli.global.json);
+    screen::show_notes(&screen, cli.global.quiet, cli.global.verbose);
+    let mut context = Context { out: Out::new(cli.global.json), screen, global: cli.global };
+    let outcome = run(cli.command, &mut context);
+    let Context { out, screen, .. } = context;
+    match outcome.and_then(|status| out.finish().map(|()| status)) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            screen.say(&describe(&error));
+            ExitCode::from(status::of(error.kind()))
+        }
+    }
+}
+
+/// What a command has to work with.
+struct Context {
+    out: Out,
+    screen: Screen,
+    global: Global,
+}
+
+impl Context {
+    /// The repository that was named.
+    fn repository(&self) -> Result<Repository> {
+        let dir = self.global.repo.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Usage, "no repository was named")
+                .advise("say --repo DIR, or set QDELTA_REPO")
+        })?;
+        Repository::open(dir)
+    }
+}
+
+/// Runs a command. The status it gives is that of a command that did its work.
+fn run(command: Command, context: &mut Context) -> Result<u8> {
+    match command {
+        Command::Init(args) => commands::init::run(&args, context),
+        Command::Points(args) => commands::points::run(&args, context),
+        Command::Info(args) => commands::info::run(&args, context),
+        Command::Completions(args) => commands::shell::completions(&args, context),
+        Command::Man(args) => commands::shell::man(&args, context),
+        other => {
+            Err(Error::new(ErrorKind::Usage, format!("qdelta {} is not there yet", other.name())))
+        }
+    }
+}
+
+/// A failure as people see it: what, and why; in a second line what to do.
+fn describe(error: &Error) -> String {
+    match error.advice() {
+        Some(advice) => format!("qdelta: {}\n        {advice}", error.chain()),
+        None => format!("qdelta: {}", error.chain()),
+    }
+}
+
+/// Shows what the parser has to say: help, the version, or what is wrong with the arguments.
+fn refused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Whoever looked at the first lines of the help and left has seen enough.
+        let _ = error.print();
+        return ExitCode::from(status::DONE);
+    }
+    // Like every other error of the program.
+    let text = error.render().to_string();
+    let text = match text.strip_prefix("error: ") {
+        Some(text) => format!("qdelta: {text}"),
+        None => text,
+    };
+    let _ = write!(std::io::stderr(), "{}", text::printable(&text));
+    ExitCode::from(status::USAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_arguments_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// The words of an example: quoted ones are one, and what follows a pipe or a redirection is
+    /// somebody else's.
+    fn words(example: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut quoted = false;
+        for character in example.chars() {
+            match character {
+                '\'' => quoted = !quoted,
+                '|' | '>' if !quoted => break,
+                ' ' if !quoted => words.push(String::new()),
+                other => words.last_mut().unwrap().push(other),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    #[test]
+    fn every_example_can_be_typed() {
+        let program = Cli::command();
+        let commands = program.get_subcommands().map(|command| command.get_name().to_owned());
+        for name in commands.chain(["qdelta".to_owned()]) {
+            let examples = examples::list(&name);
+            assert!(!examples.is_empty(), "{name} has no example");
+            for (_, example) in examples {
+                if example.starts_with("export ") {
+                    continue;
+                }
+                let cli = Cli::try_parse_from(words(example));
+                let cli = cli.unwrap_or_else(|error| panic!("{example}: {error}"));
+                assert!(name == "qdelta" || cli.command.name() == name, "{example}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_argument_says_what_it_is_for() {
+        let mut program = Cli::command();
+        program.build();
+        for command in program.get_subcommands() {
+            assert!(command.get_long_about().or(command.get_about()).is_some());
+            for argument in command.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(!help.is_empty(), "{} {}", command.get_name(), argument.get_id());
+                assert!(!help.ends_with('.'), "{} {help}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_and_then_what_to_do() {
+        let error = Error::new(ErrorKind::Io, "cannot do it").because("the moon is full");
+        assert_eq!(describe(&error), "qdelta: cannot do it: the moon is full");
+        let error = error.advise("wait");
+        assert_eq!(describe(&error), "qdelta: cannot do it: the moon is full\n        wait");
+    }
+}

@@ -1,0 +1,87 @@
+//! Standard output: results and nothing else.
+
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::path::Path;
+
+use qdelta::{Error, Result};
+use serde::Serialize;
+
+use super::text;
+
+/// Where results go. Somebody who stops reading, like `head`, has seen enough: that is no error.
+pub struct Out {
+    stdout: BufWriter<Stdout>,
+    /// Whether results are JSON.
+    pub json: bool,
+    closed: bool,
+}
+
+impl Out {
+    /// Standard output.
+    pub fn new(json: bool) -> Self {
+        Self { stdout: BufWriter::new(io::stdout()), json, closed: false }
+    }
+
+    /// How many columns a line may have: those of the terminal, or as many as it takes.
+    pub fn width(&self) -> usize {
+        let asked = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+        let terminal = || {
+            let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+            io::stdout().is_terminal().then_some(usize::from(size.ws_col))
+        };
+        asked.or_else(terminal).filter(|&columns| columns > 0).unwrap_or(usize::MAX)
+    }
+
+    /// Writes a line of text.
+    pub fn line(&mut self, line: impl AsRef<str>) -> Result<()> {
+        let line = text::printable(line.as_ref());
+        self.write(|stdout| writeln!(stdout, "{line}"))
+    }
+
+    /// Writes a whole result as JSON.
+    pub fn json(&mut self, value: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string_pretty(value).map_err(|error| {
+            Error::new(qdelta::ErrorKind::Io, "cannot write the result as JSON").because(error)
+        })?;
+        self.raw(&format!("{text}\n"))
+    }
+
+    /// Writes text as it is.
+    pub fn raw(&mut self, text: &str) -> Result<()> {
+        self.write(|stdout| stdout.write_all(text.as_bytes()))
+    }
+
+    /// Whether nobody reads any more: time to stop.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Writes what is still held back.
+    pub fn finish(mut self) -> Result<()> {
+        self.write(Write::flush)
+    }
+
+    fn write(
+        &mut self,
+        write: impl FnOnce(&mut BufWriter<Stdout>) -> io::Result<()>,
+    ) -> Result<()> {
+        if self.closed {
+            return Ok(());
+        }
+        match write(&mut self.stdout) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            Err(error) => Err(Error::io("write to", Path::new("standard output"), error)),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        // What could not be written is not tried again by the buffer's own end.
+        let _ = self.stdout.flush();
+    }
+}

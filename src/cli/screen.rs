@@ -1,0 +1,147 @@
+//! Standard error: the progress bar, and what is said above it.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use qdelta::progress::Progress;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use super::text;
+
+/// How often the bar is drawn anew, a second.
+const DRAWS_PER_SECOND: u8 = 8;
+
+/// Where everything goes that is not a result. Messages and the bar do not get into each other's
+/// way.
+#[derive(Clone)]
+pub struct Screen {
+    bar: Arc<Mutex<Option<ProgressBar>>>,
+    draws: bool,
+}
+
+impl Screen {
+    /// Standard error; with a bar if it is a terminal and `quiet` is not set.
+    pub fn new(quiet: bool) -> Self {
+        Self { bar: Arc::default(), draws: !quiet && io::stderr().is_terminal() }
+    }
+
+    /// Says something, above the bar if there is one.
+    pub fn say(&self, message: &str) {
+        let message = text::printable(message);
+        // Nobody is left to tell that standard error is gone.
+        let speak = || drop(writeln!(io::stderr(), "{message}"));
+        match &*self.lock() {
+            Some(bar) => bar.suspend(speak),
+            None => speak(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<ProgressBar>> {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress for Screen {
+    fn begin(&self, phase: &'static str, total: u64) {
+        if !self.draws {
+            return;
+        }
+        let target = ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND);
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        let template = "{msg} [{bar:28}] {percent:>3}%  {binary_bytes} of {binary_total_bytes}  \
+                        {binary_bytes_per_sec}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(phase);
+        bar.enable_steady_tick(Duration::from_millis(250));
+        if let Some(before) = self.lock().replace(bar) {
+            before.finish_and_clear();
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = &*self.lock() {
+            bar.inc(bytes);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = self.lock().take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Lets the library's notes be seen: errors always, warnings unless `quiet`, and more with every
+/// `verbose`.
+pub fn show_notes(screen: &Screen, quiet: bool, verbose: u8) {
+    let level = match (quiet, verbose) {
+        (true, _) => Level::ERROR,
+        (false, 0) => Level::WARN,
+        (false, 1) => Level::INFO,
+        (false, 2) => Level::DEBUG,
+        (false, _) => Level::TRACE,
+    };
+    let screen = screen.clone();
+    // Fails only if somebody set another one before, and nobody does.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .event_format(NoteFormat)
+        .with_writer(move || Note { screen: screen.clone(), text: Vec::new() })
+        .try_init();
+}
+
+/// A note as it is shown: like an error of the program, with its importance if it has any.
+struct NoteFormat;
+
+impl<S, N> FormatEvent<S, N> for NoteFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        writer.write_str(match *event.metadata().level() {
+            Level::ERROR => "qdelta: error: ",
+            Level::WARN => "qdelta: warning: ",
+            _ => "qdelta: ",
+        })?;
+        context.field_format().format_fields(writer, event)
+    }
+}
+
+/// One note on its way to the screen.
+struct Note {
+    screen: Screen,
+    text: Vec<u8>,
+}
+
+impl Write for Note {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        if !self.text.is_empty() {
+            self.screen.say(String::from_utf8_lossy(&self.text).trim_end());
+        }
+    }
+}

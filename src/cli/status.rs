@@ -1,0 +1,68 @@
+//! Exit statuses: part of the interface, written down once for the program, its help and its
+//! manual.
+
+use qdelta::ErrorKind;
+
+/// Everything was done.
+pub const DONE: u8 = 0;
+/// The command line makes no sense.
+pub const USAGE: u8 = 2;
+/// Something in the repository is damaged.
+pub const DAMAGED: u8 = 4;
+
+/// Every status and what it says.
+pub const TABLE: &[(u8, &str)] = &[
+    (DONE, "done"),
+    (1, "the system refused or failed an operation (I/O error, permission)"),
+    (USAGE, "the command line makes no sense"),
+    (3, "the image can't be read as what it claims to be, or by qdelta's rules"),
+    (DAMAGED, "an archive or the repository is damaged; verify found something"),
+    (5, "busy: somebody else writes to the same disk or image"),
+    (6, "no such repository, disk, point or file"),
+    (7, "the target exists already and --force was not given"),
+    (8, "no space left, or a quota is reached"),
+    (9, "salvaged, but not everything: what is lost was listed"),
+    (130, "interrupted by Ctrl-C or a signal"),
+];
+
+/// The status of a failure.
+pub fn of(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Usage => USAGE,
+        ErrorKind::Image => 3,
+        ErrorKind::Damaged => DAMAGED,
+        ErrorKind::Busy => 5,
+        ErrorKind::NotFound => 6,
+        ErrorKind::Exists => 7,
+        ErrorKind::NoSpace => 8,
+        ErrorKind::Partial => 9,
+        ErrorKind::Interrupted => 130,
+        // Also every kind that the library may learn later.
+        _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_is_documented_once() {
+        let kinds = [
+            ErrorKind::Usage,
+            ErrorKind::Image,
+            ErrorKind::Damaged,
+            ErrorKind::Busy,
+            ErrorKind::NotFound,
+            ErrorKind::Exists,
+            ErrorKind::NoSpace,
+            ErrorKind::Partial,
+            ErrorKind::Interrupted,
+            ErrorKind::Io,
+        ];
+        let mut given: Vec<u8> = kinds.into_iter().map(of).chain([DONE]).collect();
+        given.sort_unstable();
+        let documented: Vec<u8> = TABLE.iter().map(|&(status, _)| status).collect();
+        assert_eq!(given, documented);
+    }
+}

@@ -1,0 +1,234 @@
+//! Numbers, times and tables as people read them.
+
+use std::fmt::Write;
+
+use qdelta::{Error, ErrorKind};
+
+/// Names of powers of 1024 bytes.
+const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+/// A number of bytes in three digits or so: `0 B`, `512 B`, `1.2 GiB`, `64 KiB`, `1023 MiB`.
+pub fn bytes(count: u64) -> String {
+    let mut unit = 0;
+    let mut rest = count as f64;
+    while rest >= 1024.0 && unit < UNITS.len() - 1 {
+        rest /= 1024.0;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    let exact = unit == 0 || count.trailing_zeros() >= 10 * unit as u32;
+    // Rounded down, so that 1023.9 never shows as 1024 of the smaller unit.
+    match rest {
+        _ if exact || rest >= 100.0 => format!("{} {name}", rest.floor()),
+        rest => format!("{:.1} {name}", (rest * 10.0).floor() / 10.0),
+    }
+}
+
+/// What people type for a size: `65536`, `64K`, `64KiB`, `1M`. Units are powers of 1024, as in
+/// QEMU's tools.
+pub fn parse_bytes(text: &str) -> Result<u64, Error> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_ascii_lowercase();
+    let unit = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
+    let shift = ["", "k", "m", "g", "t", "p", "e"].iter().position(|name| *name == unit);
+    number
+        .parse::<u64>()
+        .ok()
+        .zip(shift)
+        .and_then(|(number, shift)| number.checked_mul(1 << (10 * shift)))
+        .ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("{text:?} is no size; write it like 64K or 1M"))
+        })
+}
+
+/// A rate, from bytes and seconds.
+pub fn rate(count: u64, seconds: f64) -> String {
+    if seconds < 0.001 {
+        return "at once".to_owned();
+    }
+    format!("{}/s", bytes((count as f64 / seconds) as u64))
+}
+
+/// A stretch of time that a program took: `0.4 s`, `12 s`, `3:25 min`, `2:03 h`.
+pub fn took(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{}:{:02} min", whole / 60, whole % 60),
+        _ => format!("{}:{:02} h", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// How long ago something was, in at most five characters: `5 s`, `12 m`, `3 h`, `12 d`, `8 mo`,
+/// `2 y`. What lies ahead is `now`.
+pub fn age(seconds: i64) -> String {
+    const MINUTE: i64 = 60;
+    const HOUR: i64 = 60 * MINUTE;
+    const DAY: i64 = 24 * HOUR;
+    match seconds {
+        ..=0 => "now".to_owned(),
+        1..MINUTE => format!("{seconds} s"),
+        MINUTE..HOUR => format!("{} m", seconds / MINUTE),
+        HOUR..172_800 => format!("{} h", seconds / HOUR),
+        172_800..5_184_000 => format!("{} d", seconds / DAY),
+        5_184_000..63_072_000 => format!("{} mo", seconds / (30 * DAY)),
+        _ => format!("{} y", seconds / (365 * DAY)),
+    }
+}
+
+/// `1 point`, `2 points`.
+pub fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+/// Text with nothing in it that a terminal obeys: names come from images and manifests.
+pub fn printable(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => clean.push(character),
+            character if character.is_control() => {
+                // Writing to a string does not fail.
+                let _ = write!(clean, "\\u{{{:x}}}", character as u32);
+            }
+            character => clean.push(character),
+        }
+    }
+    clean
+}
+
+/// One column of a [`table`].
+pub struct Column {
+    /// What stands above it.
+    pub head: &'static str,
+    /// Numbers stand to the right.
+    pub right: bool,
+    /// Which column goes first when there is no room: the one with the greatest number. Columns
+    /// of rank 0 stay.
+    pub rank: u8,
+}
+
+/// Lines of a table with a head, in at most `width` columns of the terminal if that can be had by
+/// moving them together and leaving some out.
+pub fn table(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<String> {
+    let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
+    let widths: Vec<usize> = columns
+        .iter()
+        .enumerate()
+        .map(|(index, column)| {
+            let longest = rows.iter().map(|row| cell(row, index).chars().count()).max();
+            column.head.chars().count().max(longest.unwrap_or(0))
+        })
+        .collect();
+    let mut shown: Vec<usize> = (0..columns.len()).collect();
+    let rank = |index: &usize| columns.get(*index).map_or(0, |column| column.rank);
+    let room = |shown: &[usize], gap: usize| -> usize {
+        let cells: usize = shown.iter().filter_map(|index| widths.get(*index)).sum();
+        cells + gap * shown.len().saturating_sub(1)
+    };
+    // Before a column goes, the columns move together.
+    while room(&shown, 1) > width {
+        let Some(least) = shown.iter().copied().max_by_key(rank).filter(|index| rank(index) > 0)
+        else {
+            break;
+        };
+        shown.retain(|index| *index != least);
+    }
+    let gap = if room(&shown, 2) > width { " " } else { "  " };
+    let heads = columns.iter().map(|column| column.head.to_owned()).collect();
+    std::iter::once(&heads)
+        .chain(rows)
+        .map(|row| {
+            let cells: Vec<String> = shown
+                .iter()
+                .filter_map(|&index| {
+                    let (text, width) = (cell(row, index), *widths.get(index)?);
+                    Some(match columns.get(index)?.right {
+                        true => format!("{text:>width$}"),
+                        false => format!("{text:<width$}"),
+                    })
+                })
+                .collect();
+            cells.join(gap).trim_end().to_owned()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_short_and_never_too_many() {
+        let shown =
+            [0, 1, 1023, 1024, 1025, 65536, 1_234_567, (1 << 20) - 1, 40 << 30, 1 << 63].map(bytes);
+        assert_eq!(
+            shown,
+            [
+                "0 B", "1 B", "1023 B", "1 KiB", "1.0 KiB", "64 KiB", "1.1 MiB", "1023 KiB",
+                "40 GiB", "8 EiB"
+            ]
+        );
+    }
+
+    #[test]
+    fn sizes_are_read_as_qemu_reads_them() {
+        for (text, size) in [
+            ("0", 0),
+            ("65536", 65536),
+            ("64K", 65536),
+            ("64k", 65536),
+            ("64KiB", 65536),
+            ("64 KB", 65536),
+            ("2M", 2 << 20),
+            ("16T", 16 << 40),
+            ("100B", 100),
+        ] {
+            assert_eq!(parse_bytes(text).unwrap(), size, "{text}");
+        }
+        for bad in ["", "K", "-1", "1.5M", "64X", "16E16", "99999999E", "1 2", "0x10", "+1"] {
+            assert!(parse_bytes(bad).is_err(), "{bad:?} was taken for a size");
+        }
+    }
+
+    #[test]
+    fn ages_are_at_most_five_characters() {
+        for seconds in [-5, 0, 1, 59, 60, 3599, 3600, 172_799, 172_800, 5_183_999, 5_184_000] {
+            assert!(age(seconds).len() <= 5, "{}", age(seconds));
+        }
+        assert_eq!(age(7200), "2 h");
+        assert_eq!(age(86_400 * 3), "3 d");
+        assert_eq!(age(86_400 * 365 * 3), "3 y");
+    }
+
+    #[test]
+    fn a_name_cannot_command_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\u{9b}c\td"), "a\\u{1b}[2Jb\\u{9b}c\\u{9}d");
+        assert_eq!(printable("größe\n"), "größe\n");
+    }
+
+    #[test]
+    fn a_table_gives_up_its_least_important_columns() {
+        let columns = [
+            Column { head: "NAME", right: false, rank: 0 },
+            Column { head: "SIZE", right: true, rank: 1 },
+            Column { head: "NOTE", right: false, rank: 2 },
+        ];
+        let rows = [vec!["a".to_owned(), "100".to_owned(), "hello".to_owned()]];
+        assert_eq!(table(&columns, &rows, 80), ["NAME  SIZE  NOTE", "a      100  hello"]);
+        assert_eq!(table(&columns, &rows, 15), ["NAME SIZE NOTE", "a     100 hello"]);
+        assert_eq!(table(&columns, &rows, 12), ["NAME  SIZE", "a      100"]);
+        assert_eq!(table(&columns, &rows, 1), ["NAME", "a"]);
+    }
+
+    #[test]
+    fn stretches_of_time() {
+        assert_eq!(
+            [0.04, 9.4, 12.0, 125.0, 7384.0].map(took),
+            ["0.0 s", "9.4 s", "12 s", "2:05 min", "2:03 h"]
+        );
+    }
+}

@@ -1,0 +1,98 @@
+//! Words of the command line that are values of our own.
+
+use std::str::FromStr;
+
+use qdelta::Error;
+use qdelta::formats::archive::Geometry;
+use qdelta::repository::{DiskSpec, Selector};
+
+use super::text;
+
+/// More threads than this bring nothing to anyone.
+const THREADS_MAX: usize = 1024;
+
+/// A disk, and perhaps a point of it: `DISK` or `DISK@POINT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskAt {
+    /// The disk.
+    pub disk: DiskSpec,
+    /// The point, if one was named.
+    pub point: Option<Selector>,
+}
+
+impl FromStr for DiskAt {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (disk, point) = match text.split_once('@') {
+            Some((disk, point)) => (disk, Some(point.parse()?)),
+            None => (text, None),
+        };
+        Ok(Self { disk: disk.parse()?, point })
+    }
+}
+
+/// What the parser of arguments shows of a failure: all of it, in one line.
+fn refusal(error: &Error) -> String {
+    match error.advice() {
+        Some(advice) => format!("{}; {advice}", error.chain()),
+        None => error.chain(),
+    }
+}
+
+/// A disk, and perhaps a point of it.
+pub fn disk_at(text: &str) -> Result<DiskAt, String> {
+    text.parse().map_err(|error| refusal(&error))
+}
+
+/// A disk.
+pub fn disk(text: &str) -> Result<DiskSpec, String> {
+    text.parse().map_err(|error| refusal(&error))
+}
+
+/// The size of a block.
+pub fn block_size(text: &str) -> Result<u32, String> {
+    let size = text::parse_bytes(text).map_err(|error| refusal(&error))?;
+    let checked = u32::try_from(size).ok().filter(|&size| Geometry::new(0, size).is_ok());
+    checked.ok_or_else(|| "a block is a power of two from 4K to 2M".to_owned())
+}
+
+/// A number of threads.
+pub fn threads(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=THREADS_MAX).contains(number));
+    number.ok_or_else(|| format!("give a number from 1 to {THREADS_MAX}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_and_a_point() {
+        let both: DiskAt = "vm/vda@2026-11-22 15:38".parse().unwrap();
+        assert_eq!(both.disk.to_string(), "vm/vda");
+        assert!(matches!(both.point, Some(Selector::At(_))));
+        let disk: DiskAt = "vm".parse().unwrap();
+        assert_eq!(disk.point, None);
+        for bad in ["", "@latest", "vm@", "vm@soon", "vm@latest@latest", "../vm@latest"] {
+            assert!(bad.parse::<DiskAt>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn block_sizes() {
+        assert_eq!(block_size("64K").unwrap(), 65536);
+        assert_eq!(block_size("2M").unwrap(), 2 << 20);
+        for bad in ["0", "1K", "3K", "4M", "100000", "64X", "4294967296"] {
+            assert!(block_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn thread_numbers() {
+        assert_eq!(threads("8").unwrap(), 8);
+        for bad in ["0", "-1", "many", "99999"] {
+            assert!(threads(bad).is_err(), "{bad}");
+        }
+    }
+}
