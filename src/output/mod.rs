@@ -172,6 +172,3 @@ fn write_at(store: &dyn Store, offset: u64, bytes: &[u8]) -> Result<()> {
         Error::io(format!("write {} bytes at {offset} to", bytes.len()), store.path(), error)
     })
 }
-
-#[cfg(test)]
-mod tests;

@@ -86,14 +86,16 @@ mod tests {
 
     #[test]
     fn bytes_and_gaps_end_with_the_disk() {
-        let gaps = |plan: &Plan| plan.outside(plan.data()).collect::<Vec<_>>();
+        let gaps = |plan: &Plan| -> Vec<(u64, u64)> {
+            plan.outside(plan.data()).map(|gap| (gap.start, gap.end)).collect()
+        };
         let partial = plan(3 * 4096 + 5, &[0, 3]);
         assert_eq!(partial.data_bytes(), 4096 + 5);
-        assert_eq!(gaps(&partial), [4096..3 * 4096]);
+        assert_eq!(gaps(&partial), [(4096, 3 * 4096)]);
         let open = plan(3 * 4096 + 5, &[1, 2]);
         assert_eq!(open.data_bytes(), 2 * 4096);
-        assert_eq!(gaps(&open), [0..4096, 3 * 4096..3 * 4096 + 5]);
-        assert_eq!(gaps(&plan(5, &[])), [0..5]);
+        assert_eq!(gaps(&open), [(0, 4096), (3 * 4096, 3 * 4096 + 5)]);
+        assert_eq!(gaps(&plan(5, &[])), [(0, 5)]);
         assert_eq!(gaps(&plan(5, &[0])), []);
         assert_eq!((gaps(&plan(0, &[])), plan(0, &[]).data_bytes()), (vec![], 0));
     }
