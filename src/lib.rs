@@ -13,6 +13,7 @@
 //! the map.
 
 pub mod archive;
+pub mod backup;
 pub mod chain;
 pub mod codec;
 pub mod error;
@@ -20,9 +21,16 @@ pub mod extent;
 pub mod image;
 pub mod io;
 pub mod output;
+pub mod pack;
+pub mod pipeline;
 pub mod progress;
+pub mod read_ahead;
+pub mod reader;
 pub mod repository;
+pub mod restore;
 pub mod sys;
+pub mod unpack;
+pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
 pub use qdelta_formats as formats;

@@ -1,0 +1,97 @@
+//! Holding an image still while it is read: QEMU's own locks, and a second look at the end.
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Stat, fstat};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Image, OpenOptions};
+use crate::sys::image_lock::ImageLock;
+
+/// An image that nobody writes to, as far as can be known.
+pub(super) struct HeldImage {
+    /// What is read.
+    pub image: Image,
+    /// The descriptors behind the locks: they end when these are closed.
+    _first: Image,
+    _locks: Vec<ImageLock>,
+    files: Vec<(PathBuf, Stamp)>,
+}
+
+/// What a write changes.
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    len: i64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(fd: BorrowedFd<'_>, path: &Path) -> Result<Self> {
+        let Stat { st_dev, st_ino, st_size, st_mtime, st_mtime_nsec, .. } =
+            fstat(fd).map_err(|error| Error::io("look at", path, error.into()))?;
+        Ok(Self {
+            device: st_dev,
+            inode: st_ino,
+            len: st_size,
+            modified: (st_mtime, st_mtime_nsec as i64),
+        })
+    }
+}
+
+impl HeldImage {
+    /// Opens an image and claims all its files for reading.
+    ///
+    /// # Errors
+    /// `Busy` if somebody writes to one of them.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let first = Image::open(path, options)?;
+        let mut locks = Vec::new();
+        for file in first.files() {
+            let Some(fd) = file.fd() else { continue };
+            let lock = ImageLock::shared_read(fd, file.path())?;
+            if let Some(warning) = lock.warning() {
+                tracing::warn!("{warning}");
+            }
+            locks.push(lock);
+        }
+        // Whoever wrote between opening and locking may have moved the tables: look again.
+        let image = Image::open(path, options)?;
+        let files = stamps(&image)?;
+        let same = |(a, b): (&(PathBuf, Stamp), &(PathBuf, Stamp))| {
+            (a.1.device, a.1.inode) == (b.1.device, b.1.inode)
+        };
+        let before = stamps(&first)?;
+        if before.len() != files.len() || !before.iter().zip(&files).all(same) {
+            return Err(changed(path));
+        }
+        Ok(Self { image, _first: first, _locks: locks, files })
+    }
+
+    /// Fails if a file was written to since it was opened, by somebody who heeds no locks.
+    pub fn check_unchanged(&self) -> Result<()> {
+        for (before, now) in self.files.iter().zip(stamps(&self.image)?) {
+            if *before != now {
+                return Err(changed(&before.0));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn stamps(image: &Image) -> Result<Vec<(PathBuf, Stamp)>> {
+    let mut stamps = Vec::new();
+    for file in image.files() {
+        if let Some(fd) = file.fd() {
+            stamps.push((file.path().to_path_buf(), Stamp::of(fd, file.path())?));
+        }
+    }
+    Ok(stamps)
+}
+
+fn changed(path: &Path) -> Error {
+    Error::new(ErrorKind::Busy, format!("{} was written to while it was read", path.display()))
+        .advise("no recovery point was made: stop whatever writes to the image, then try again")
+}

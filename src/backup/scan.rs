@@ -1,0 +1,186 @@
+//! The data path of a backup that looks at everything allocated: reader here, workers, assembler.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use qdelta_formats::archive::{Digest, Geometry, GroupIndex};
+
+use super::Done;
+use super::assemble::{Assembler, Step};
+use crate::archive::Writer;
+use crate::chain::{Chain, GroupCursor};
+use crate::error::Result;
+use crate::extent::{CompressedCluster, Extent, Source};
+use crate::image::{Image, Mapper};
+use crate::pack::{GroupDigests, Packer};
+use crate::pipeline::{self, Halt, Producer, Resources, TASK_SIZE_MIN};
+use crate::progress::{Cancel, Progress};
+use crate::read_ahead::{Loaded, ReadAhead};
+use crate::reader::{ClusterReader, ReadPlan};
+
+/// What to scan, against what, and with what.
+pub(super) struct Job<'a> {
+    pub image: &'a Image,
+    pub geometry: Geometry,
+    pub chain: Option<&'a Chain>,
+    pub level: i32,
+    pub resources: &'a Resources,
+}
+
+/// Some blocks side by side, read but for what a worker must fill in.
+struct Task {
+    blocks: Range<u64>,
+    zeros: Vec<Range<usize>>,
+    compressed: Vec<(Range<usize>, CompressedCluster)>,
+    before: Option<Arc<GroupDigests>>,
+}
+
+pub(super) fn run(
+    job: &Job<'_>,
+    writer: Writer,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Done> {
+    let block_size = u64::from(job.geometry.block_size());
+    // Every cluster lies within one task, so none is unpacked twice.
+    let task_size = TASK_SIZE_MIN.max(block_size).max(cluster_size_max(job.image));
+    let files = job.image.files().to_vec();
+    let ahead = ReadAhead::new(job.resources, files.clone(), task_size as usize)?;
+    let backend = ahead.backend();
+    progress.begin("backup", job.geometry.virtual_size());
+    let mut reader = Reader {
+        geometry: job.geometry,
+        task_blocks: task_size / block_size,
+        mapper: job.image.mapper(),
+        parent: job.chain.map(|chain| (chain.cursor(), chain.geometry().group_count())),
+        extents: Vec::new(),
+        ahead,
+        zero_groups: 0,
+        bytes_read: 0,
+        cancel,
+    };
+    let assembled = pipeline::run(
+        job.resources,
+        |producer| reader.run(producer),
+        || {
+            let mut packer = Packer::new(job.geometry.block_size(), job.level)?;
+            let mut clusters = ClusterReader::new(files.clone());
+            Ok(move |loaded: Loaded<Task>| pack(&mut packer, &mut clusters, loaded, block_size))
+        },
+        Assembler::new(job.geometry, writer, progress),
+    )?;
+    progress.finish();
+    Ok(Done { assembled, bytes_read: reader.bytes_read, backend })
+}
+
+/// What a worker does with a task.
+fn pack(
+    packer: &mut Packer,
+    clusters: &mut ClusterReader,
+    loaded: Loaded<Task>,
+    block_size: u64,
+) -> Result<Step> {
+    let Loaded { task, mut buffer } = loaded;
+    let len = ((task.blocks.end - task.blocks.start) * block_size) as usize;
+    let bytes = &mut buffer[..len];
+    for range in task.zeros {
+        bytes[range].fill(0);
+    }
+    for (range, cluster) in &task.compressed {
+        clusters.fill(cluster, &mut bytes[range.clone()])?;
+    }
+    packer.pack(task.blocks, bytes, task.before.as_ref()).map(Step::Packed)
+}
+
+/// Walks the disk in order and keeps the queue filled.
+struct Reader<'a> {
+    geometry: Geometry,
+    task_blocks: u64,
+    mapper: Mapper,
+    /// The parent's digests, and how many groups it has.
+    parent: Option<(GroupCursor<'a>, u32)>,
+    extents: Vec<Extent>,
+    ahead: ReadAhead<Task>,
+    /// Zero groups that were not passed on yet.
+    zero_groups: u32,
+    bytes_read: u64,
+    cancel: &'a Cancel,
+}
+
+type Out<'p> = &'p mut Producer<Loaded<Task>, Step>;
+
+impl Reader<'_> {
+    fn run(&mut self, producer: Out<'_>) -> Result<(), Halt> {
+        for group in (0..self.geometry.group_count()).map(GroupIndex) {
+            self.cancel.check()?;
+            let before = self.parent_of(group)?;
+            self.extents.clear();
+            self.mapper.extents(self.geometry.group_range(group), &mut self.extents)?;
+            if before.is_none() && self.extents.iter().all(is_hole) {
+                self.zero_groups += 1;
+                continue;
+            }
+            self.flush_zero_groups(producer)?;
+            let digests = before.as_ref().map(|(digests, _)| Arc::clone(digests));
+            self.ahead.pass(producer, Step::Group { group, before })?;
+            let blocks = self.geometry.group_blocks(group);
+            let mut start = blocks.start;
+            while start < blocks.end {
+                let end = (start + self.task_blocks).min(blocks.end);
+                self.read(producer, start..end, digests.clone())?;
+                start = end;
+            }
+        }
+        self.flush_zero_groups(producer)?;
+        self.ahead.finish(producer)
+    }
+
+    /// The group's digests at the parent; `None` if it was all zero there.
+    fn parent_of(&mut self, group: GroupIndex) -> Result<Option<(Arc<GroupDigests>, Digest)>> {
+        let Some((cursor, count)) = &mut self.parent else { return Ok(None) };
+        if group.0 >= *count {
+            return Ok(None);
+        }
+        let state = cursor.seek(group)?;
+        Ok(state.has_stored().then(|| (Arc::new(*state.digests()), state.group_digest())))
+    }
+
+    fn flush_zero_groups(&mut self, producer: Out<'_>) -> Result<(), Halt> {
+        if self.zero_groups > 0 {
+            let count = std::mem::take(&mut self.zero_groups);
+            self.ahead.pass(producer, Step::ZeroGroups(count))?;
+        }
+        Ok(())
+    }
+
+    /// Sends some blocks on their way: to the queue, or past it if there is nothing to read.
+    fn read(
+        &mut self,
+        producer: Out<'_>,
+        blocks: Range<u64>,
+        before: Option<Arc<GroupDigests>>,
+    ) -> Result<(), Halt> {
+        let block_size = u64::from(self.geometry.block_size());
+        let start = blocks.start * block_size;
+        let len = (blocks.end - blocks.start) * block_size;
+        let end = (start + len).min(self.geometry.virtual_size());
+        let Some(plan) = ReadPlan::new(&self.extents, &(start..end), len as usize) else {
+            if before.is_some() {
+                self.ahead.pass(producer, Step::Zeros(blocks))?;
+            }
+            return Ok(());
+        };
+        self.bytes_read += plan.bytes;
+        let task = Task { blocks, zeros: plan.zeros, compressed: plan.compressed, before };
+        self.ahead.read(producer, plan.segments, task)
+    }
+}
+
+fn is_hole(extent: &Extent) -> bool {
+    matches!(extent.source, Source::Unallocated | Source::Zero { .. })
+}
+
+/// The largest cluster of any layer, in bytes; 0 if there are none.
+fn cluster_size_max(image: &Image) -> u64 {
+    image.layers().iter().filter_map(|layer| layer.cluster_size).max().unwrap_or(0)
+}

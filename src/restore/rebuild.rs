@@ -1,0 +1,242 @@
+//! The data path of a restore: which frames the newest state needs, each read and decoded once,
+//! its blocks proved and written.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use qdelta_formats::archive::{Digest, FRAME_SPAN, Geometry, GroupIndex, RootHasher};
+
+use crate::chain::{Chain, GroupCursor, GroupState};
+use crate::error::Result;
+use crate::io::{Backend, Segment};
+use crate::output::ImageWriter;
+use crate::pack::GroupDigests;
+use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
+use crate::progress::{Cancel, Progress};
+use crate::read_ahead::{Loaded, ReadAhead};
+use crate::unpack::{FrameNeed, Unpacker};
+
+/// What a rebuild came to.
+pub(super) struct Rebuilt {
+    /// The root, computed anew from what was written.
+    pub root: Digest,
+    /// Bytes read from archives.
+    pub bytes_read: u64,
+    /// Bytes of blocks that are not zero.
+    pub bytes_written: u64,
+    /// How the archives were read.
+    pub backend: Backend,
+}
+
+/// Writes the state at the end of `chain` into `output`.
+pub(super) fn run(
+    chain: &Chain,
+    output: &dyn ImageWriter,
+    resources: &Resources,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Rebuilt> {
+    let geometry = chain.geometry();
+    let block_size = u64::from(geometry.block_size());
+    let task_size = TASK_SIZE_MIN.max(block_size);
+    // Room for the headers of incompressible frames, and for some frames of which little is wanted.
+    let buffer_size = task_size as usize + FRAME_SPAN as usize;
+    let files = chain.archives().iter().map(|archive| Arc::clone(archive.store())).collect();
+    let ahead = ReadAhead::new(resources, files, buffer_size)?;
+    let backend = ahead.backend();
+    progress.begin("restore", geometry.virtual_size());
+    let mut planner = Planner {
+        geometry,
+        cursor: chain.cursor(),
+        task_blocks: task_size / block_size,
+        root: RootHasher::new(geometry),
+        buffer_size,
+        ahead,
+        bytes_read: 0,
+        cancel,
+    };
+    let in_order = output.in_order();
+    let bytes_written = pipeline::run(
+        resources,
+        |producer| planner.run(producer),
+        || {
+            let mut unpacker = Unpacker::new(chain.archives().to_vec(), geometry.block_size())?;
+            Ok(move |Loaded { task, buffer }: Loaded<Task>| {
+                let bytes = unpacker.unpack(&task.blocks, &task.needs, &buffer, &task.digests)?;
+                let start = task.blocks.start * block_size;
+                let end = (task.blocks.end * block_size).min(geometry.virtual_size());
+                let mut piece =
+                    Piece { start, end, runs: wanted_runs(&task, block_size), bytes: Vec::new() };
+                if in_order {
+                    piece.bytes = bytes.to_vec();
+                } else {
+                    piece.write(output, bytes)?;
+                }
+                Ok(piece)
+            })
+        },
+        Writer {
+            output,
+            in_order,
+            position: 0,
+            written: 0,
+            progress,
+            size: geometry.virtual_size(),
+        },
+    )?;
+    progress.finish();
+    let Planner { root, bytes_read, .. } = planner;
+    Ok(Rebuilt { root: root.finish(), bytes_read, bytes_written, backend })
+}
+
+/// Some blocks and the frames that make them.
+struct Task {
+    blocks: Range<u64>,
+    needs: Vec<FrameNeed>,
+    digests: Arc<GroupDigests>,
+}
+
+/// What a task came to.
+struct Piece {
+    /// The bytes of the disk that it covers.
+    start: u64,
+    end: u64,
+    /// Those of them, in whole blocks, that frames fill. The last block may reach past the end.
+    runs: Vec<Range<u64>>,
+    /// All bytes of its blocks, if the output wants them in order.
+    bytes: Vec<u8>,
+}
+
+impl Piece {
+    fn write(&self, output: &dyn ImageWriter, bytes: &[u8]) -> Result<()> {
+        for run in &self.runs {
+            let part = (run.start - self.start) as usize..(run.end - self.start) as usize;
+            output.write(run.start, &bytes[part])?;
+        }
+        Ok(())
+    }
+}
+
+/// The stretches of the disk, in bytes and whole blocks, that the task's frames fill.
+fn wanted_runs(task: &Task, block_size: u64) -> Vec<Range<u64>> {
+    let mut blocks: Vec<u64> = Vec::new();
+    for need in &task.needs {
+        let first = u64::from(need.entry.first_block.0);
+        blocks.extend((0..64).filter(|bit| need.wanted & (1 << bit) != 0).map(|bit| first + bit));
+    }
+    blocks.sort_unstable();
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for block in blocks {
+        let start = block * block_size;
+        match runs.last_mut() {
+            Some(run) if run.end == start => run.end += block_size,
+            _ => runs.push(start..start + block_size),
+        }
+    }
+    runs
+}
+
+struct Planner<'a> {
+    geometry: Geometry,
+    cursor: GroupCursor<'a>,
+    task_blocks: u64,
+    root: RootHasher,
+    buffer_size: usize,
+    ahead: ReadAhead<Task>,
+    bytes_read: u64,
+    cancel: &'a Cancel,
+}
+
+type Out<'p> = &'p mut Producer<Loaded<Task>, Piece>;
+
+impl Planner<'_> {
+    fn run(&mut self, producer: Out<'_>) -> Result<(), Halt> {
+        for group in (0..self.geometry.group_count()).map(GroupIndex) {
+            self.cancel.check()?;
+            let state = self.cursor.seek(group)?;
+            self.root.push(state.group_digest());
+            if !state.has_stored() {
+                continue;
+            }
+            let digests = Arc::new(*state.digests());
+            let end = self.geometry.group_blocks(group).end;
+            for (start, needs) in tasks_of(state, self.task_blocks) {
+                let blocks = start..(start + self.task_blocks).min(end);
+                self.read(producer, blocks, needs, Arc::clone(&digests))?;
+            }
+        }
+        self.ahead.finish(producer)
+    }
+
+    fn read(
+        &mut self,
+        producer: Out<'_>,
+        blocks: Range<u64>,
+        mut needs: Vec<FrameNeed>,
+        digests: Arc<GroupDigests>,
+    ) -> Result<(), Halt> {
+        let mut used = 0;
+        let mut segments = Vec::new();
+        for need in &mut needs {
+            let len = need.entry.frame_len() as usize;
+            self.bytes_read += len as u64;
+            if used + len <= self.buffer_size {
+                let at = used..used + len;
+                segments.push(Segment {
+                    file: need.archive,
+                    offset: need.entry.offset,
+                    range: at.clone(),
+                });
+                need.at = Some(at);
+                used += len;
+            }
+        }
+        self.ahead.read(producer, segments, Task { blocks, needs, digests })
+    }
+}
+
+/// The frames of a group, by the task whose blocks they hold, in the order of the disk.
+fn tasks_of(state: &GroupState, task_blocks: u64) -> BTreeMap<u64, Vec<FrameNeed>> {
+    let mut tasks: BTreeMap<u64, Vec<FrameNeed>> = BTreeMap::new();
+    for frame in state.frames() {
+        let start = u64::from(frame.entry.first_block.0) / task_blocks * task_blocks;
+        tasks.entry(start).or_default().push(FrameNeed {
+            archive: frame.archive,
+            entry: frame.entry,
+            wanted: frame.wanted,
+            at: None,
+        });
+    }
+    tasks
+}
+
+/// Sees the pieces in order.
+struct Writer<'a> {
+    output: &'a dyn ImageWriter,
+    in_order: bool,
+    position: u64,
+    size: u64,
+    written: u64,
+    progress: &'a dyn Progress,
+}
+
+impl Consumer<Piece> for Writer<'_> {
+    type Output = u64;
+
+    fn take(&mut self, piece: Piece) -> Result<()> {
+        if self.in_order {
+            piece.write(self.output, &piece.bytes)?;
+        }
+        self.written +=
+            piece.runs.iter().map(|run| run.end.min(self.size) - run.start).sum::<u64>();
+        self.progress.advance(piece.end - self.position);
+        self.position = piece.end;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<u64> {
+        self.progress.advance(self.size - self.position);
+        Ok(self.written)
+    }
+}

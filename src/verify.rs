@@ -1,0 +1,375 @@
+//! The flow that proves what a repository holds.
+//!
+//! Every archive is read once: its index by checksums, every frame by its checksums and, unless
+//! asked to be quick, by the digest of each block. Then every point's root is computed from the
+//! digests that its chain leaves standing. Both together prove what restoring each point would
+//! give, without restoring any.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qdelta_formats::archive::{Digest, FRAME_LEN_MAX, GroupIndex, RootHasher};
+use serde::Serialize;
+
+use crate::archive::Reader;
+use crate::backup::{open_archive, open_chain};
+use crate::chain::Chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Segment;
+use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
+use crate::progress::{Cancel, Progress};
+use crate::read_ahead::{Loaded, ReadAhead};
+use crate::repository::{DiskId, DiskSpec, Point, Repository, Selector};
+use crate::unpack::{FrameNeed, Unpacker};
+
+/// What to verify, and how.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// A disk, or everything in the repository.
+    pub disk: Option<DiskSpec>,
+    /// One of its points and what that one needs, or all of them.
+    pub point: Option<Selector>,
+    /// Checksums alone: nothing is decompressed.
+    pub quick: bool,
+    /// Threads and I/O.
+    pub resources: Resources,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Recovery points that were looked at.
+    pub points: u64,
+    /// Archives that were read.
+    pub archives: u64,
+    /// Frames that were read.
+    pub frames: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes of blocks that were proved (or, if quick, whose checksums were).
+    pub bytes_verified: u64,
+    /// Whether digests and roots were computed, and not checksums alone.
+    pub proved: bool,
+    /// Everything that is not as it was written. Empty if all is well.
+    pub damaged: Vec<Finding>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Something that is not as it was written.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// The file.
+    pub path: PathBuf,
+    /// The recovery points that can't be restored whole because of it.
+    pub points: Vec<String>,
+    /// What is wrong, and where.
+    pub problem: String,
+}
+
+/// Verifies a repository, a disk, or a point.
+///
+/// # Errors
+/// Damage is no error here but a finding; an error says that the verification could not be done.
+pub fn run(
+    repository: &Repository,
+    request: &Request,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let started = std::time::Instant::now();
+    let disks = match &request.disk {
+        Some(spec) => vec![repository.find_disk(spec)?],
+        None => repository.disks()?,
+    };
+    let mut report = Report { proved: !request.quick, ..Report::default() };
+    for disk in &disks {
+        verify_disk(repository, disk, request, progress, cancel, &mut report)?;
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+fn verify_disk(
+    repository: &Repository,
+    disk: &DiskId,
+    request: &Request,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+    report: &mut Report,
+) -> Result<()> {
+    let points = match &request.point {
+        Some(selector) => vec![repository.resolve(disk, selector)?],
+        None => {
+            let list = repository.points(disk)?;
+            report.damaged.extend(list.damaged.into_iter().map(|damaged| Finding {
+                points: vec![damaged.point.to_string()],
+                problem: damaged.error.chain(),
+                path: damaged.path,
+            }));
+            list.points
+        }
+    };
+    // Which points need which archive: a chain shares its files.
+    let mut needed_by: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
+    for point in &points {
+        report.points += 1;
+        match repository.chain_of(point) {
+            Ok(paths) => {
+                for path in paths {
+                    needed_by.entry(path).or_default().insert(point.id.to_string());
+                }
+            }
+            Err(error) => report.damaged.push(finding(&point.archive_path, [point.id], &error)),
+        }
+    }
+    let total = needed_by.keys().filter_map(|path| path.metadata().ok()).map(|data| data.len());
+    progress.begin("verify", total.sum());
+    let mut broken = BTreeSet::new();
+    for (path, needed) in &needed_by {
+        cancel.check()?;
+        report.archives += 1;
+        let found = verify_archive(path, request, progress, cancel, report)?;
+        for problem in found {
+            broken.extend(needed.iter().cloned());
+            report.damaged.push(Finding {
+                path: path.clone(),
+                points: needed.iter().cloned().collect(),
+                problem,
+            });
+        }
+    }
+    progress.finish();
+    if !request.quick {
+        for point in points.iter().filter(|point| !broken.contains(&point.id.to_string())) {
+            cancel.check()?;
+            if let Err(error) = verify_root(repository, point) {
+                refuse_unless_damage(&error)?;
+                report.damaged.push(finding(&point.archive_path, [point.id], &error));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn finding<T: ToString>(
+    path: &Path,
+    points: impl IntoIterator<Item = T>,
+    error: &Error,
+) -> Finding {
+    Finding {
+        path: path.to_path_buf(),
+        points: points.into_iter().map(|point| point.to_string()).collect(),
+        problem: error.chain(),
+    }
+}
+
+/// What the archive says about itself against what its place says.
+fn verify_root(repository: &Repository, point: &Point) -> Result<()> {
+    let chain = open_chain(repository, point)?;
+    let latest = chain.archives().last().map(|archive| archive.metadata());
+    if let Some(metadata) = latest
+        && (metadata.archive_id != point.record.archive_id
+            || metadata.point != point.id.to_string())
+    {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "the file holds point {} of {}/{}, in the place of another",
+                metadata.point, metadata.domain, metadata.disk
+            ),
+        ));
+    }
+    prove_root(&chain)
+}
+
+/// Computes the root of a chain's end from the digests that stand there.
+fn prove_root(chain: &Chain) -> Result<()> {
+    let geometry = chain.geometry();
+    let mut root = RootHasher::new(geometry);
+    let mut cursor = chain.cursor();
+    for group in (0..geometry.group_count()).map(GroupIndex) {
+        let state = cursor.seek(group)?;
+        root.push(state.group_digest());
+    }
+    let computed = root.finish();
+    if computed == chain.root() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Damaged,
+        format!("the digests give the root {computed}, and the index says {}", chain.root()),
+    ))
+}
+
+/// An error that says that the verification itself can't go on is passed up; damage is not.
+fn refuse_unless_damage(error: &Error) -> Result<()> {
+    match error.kind() {
+        ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Io => Ok(()),
+        kind => Err(Error::new(kind, error.chain())),
+    }
+}
+
+/// Everything wrong with one archive.
+fn verify_archive(
+    path: &Path,
+    request: &Request,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+    report: &mut Report,
+) -> Result<Vec<String>> {
+    let archive = match open_archive(path).and_then(|archive| {
+        archive.check_index()?;
+        Ok(archive)
+    }) {
+        Ok(archive) => Arc::new(archive),
+        Err(error) => {
+            refuse_unless_damage(&error)?;
+            return Ok(vec![error.chain()]);
+        }
+    };
+    report.bytes_read += archive.file_len();
+    report.frames += archive.frame_count();
+    let files = vec![Arc::clone(archive.store())];
+    // Several frames a read, and room for the largest.
+    let buffer_size = TASK_SIZE_MIN as usize + FRAME_LEN_MAX;
+    let mut frames = Frames {
+        ahead: ReadAhead::new(&request.resources, files, buffer_size)?,
+        archive: &archive,
+        buffer_size,
+        quick: request.quick,
+        cancel,
+    };
+    let checked = pipeline::run(
+        &request.resources,
+        |producer| frames.run(producer),
+        || {
+            let block_size = archive.geometry().block_size();
+            let mut unpacker = Unpacker::new(vec![Arc::clone(&archive)], block_size)?;
+            Ok(move |Loaded { task, buffer }: Loaded<Vec<Frame>>| {
+                let mut checked = Checked::default();
+                for frame in &task {
+                    checked.bytes_read += frame.need.entry.frame_len();
+                    match unpacker.check(&frame.need, &buffer, &frame.digests) {
+                        Ok(bytes) => checked.bytes_verified += bytes,
+                        Err(error) => {
+                            refuse_unless_damage(&error)?;
+                            checked.problems.push(error.chain());
+                        }
+                    }
+                }
+                Ok(checked)
+            })
+        },
+        Collector { all: Checked::default(), progress },
+    );
+    let checked = match checked {
+        Ok(checked) => checked,
+        Err(error) => {
+            refuse_unless_damage(&error)?;
+            return Ok(vec![format!("the rest was not looked at: {}", error.chain())]);
+        }
+    };
+    progress.advance(archive.file_len().saturating_sub(checked.bytes_read));
+    report.bytes_verified += checked.bytes_verified;
+    Ok(checked.problems)
+}
+
+/// A frame to check, and the digests of its blocks (none if quick).
+struct Frame {
+    need: FrameNeed,
+    digests: Vec<Digest>,
+}
+
+/// Reads an archive's frames in order, as many at a time as fit a buffer.
+struct Frames<'a> {
+    ahead: ReadAhead<Vec<Frame>>,
+    archive: &'a Reader,
+    buffer_size: usize,
+    quick: bool,
+    cancel: &'a Cancel,
+}
+
+impl Frames<'_> {
+    fn run(&mut self, producer: &mut Producer<Loaded<Vec<Frame>>, Checked>) -> Result<(), Halt> {
+        let mut task: Vec<Frame> = Vec::new();
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut used = 0;
+        let mut rank = 0;
+        for position in 0..self.archive.frame_count() {
+            let entry = match self.archive.frame(position) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    refuse_unless_damage(&error)?;
+                    let problems = vec![error.chain()];
+                    self.ahead.pass(producer, Checked { problems, ..Checked::default() })?;
+                    continue;
+                }
+            };
+            let mask = self.archive.stored_mask(entry.first_block);
+            let mut digests = Vec::new();
+            if !self.quick {
+                digests.resize(mask.count_ones() as usize, Digest([0; 32]));
+                self.archive.block_digests(rank, &mut digests)?;
+                rank += digests.len() as u64;
+            }
+            let len = entry.frame_len() as usize;
+            if used + len > self.buffer_size {
+                self.cancel.check()?;
+                let (task, segments) = (std::mem::take(&mut task), std::mem::take(&mut segments));
+                self.ahead.read(producer, segments, task)?;
+                used = 0;
+            }
+            // The reader bounds a frame's length: each fits the buffer.
+            let at: Range<usize> = used..used + len;
+            segments.push(Segment { file: 0, offset: entry.offset, range: at.clone() });
+            used = at.end;
+            let need = FrameNeed { archive: 0, entry, wanted: mask, at: Some(at) };
+            task.push(Frame { need, digests });
+        }
+        if !task.is_empty() {
+            self.ahead.read(producer, segments, task)?;
+        }
+        self.ahead.finish(producer)
+    }
+}
+
+/// What checking some frames came to.
+#[derive(Default)]
+struct Checked {
+    bytes_read: u64,
+    bytes_verified: u64,
+    problems: Vec<String>,
+}
+
+/// More damaged frames than this in one archive are counted, not listed.
+const PROBLEMS_MAX: usize = 1000;
+
+struct Collector<'a> {
+    all: Checked,
+    progress: &'a dyn Progress,
+}
+
+impl Consumer<Checked> for Collector<'_> {
+    type Output = Checked;
+
+    fn take(&mut self, checked: Checked) -> Result<()> {
+        self.all.bytes_read += checked.bytes_read;
+        self.all.bytes_verified += checked.bytes_verified;
+        let room = PROBLEMS_MAX.saturating_sub(self.all.problems.len());
+        if checked.problems.len() > room {
+            self.all.problems.truncate(PROBLEMS_MAX - 1);
+            self.all.problems.push("and more".to_owned());
+        } else {
+            self.all.problems.extend(checked.problems);
+        }
+        self.progress.advance(checked.bytes_read);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Checked> {
+        Ok(self.all)
+    }
+}
