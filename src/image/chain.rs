@@ -12,6 +12,7 @@ use super::names::{self, Backing, Node};
 use super::policy::{Opened, Policy};
 use super::qcow2::{Qcow2Layer, read_header};
 use super::snapshots;
+use super::soundness;
 use super::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::FileIndex;
@@ -27,6 +28,8 @@ pub(super) struct Opening {
     pub(super) files: Vec<Arc<dyn Store>>,
     /// For each layer, whether its format was guessed from its first bytes.
     pub(super) guessed: Vec<bool>,
+    /// What somebody should know about the image.
+    pub(super) warnings: Vec<String>,
     seen: Vec<(u64, u64)>,
 }
 
@@ -44,44 +47,70 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opening> {
         opening.guessed.push(false);
         return Ok(opening);
     }
-    let mut guessed = options.format.is_none();
     let format = match options.format {
         Some(format) => format,
         None if has_qcow2_magic(&top)? => Format::Qcow2,
         None => Format::Raw,
     };
-    let mut node = Node::plain(path.to_path_buf(), Some(format));
-    let mut opened = top;
-    let mut snapshot = options.snapshot.as_deref();
-    loop {
-        let by = opened.path.clone();
-        let below = opening.add(&policy, opened, &node, snapshot)?;
-        opening.guessed.push(guessed);
-        let Some(below) = below else { return Ok(opening) };
-        snapshot = None;
-        let name = below.file.display().to_string();
-        let context = |error: Error| {
+    let node = Node::plain(path.to_path_buf(), Some(format));
+    let mut below = opening.add(&policy, &top, &node, options.snapshot.as_deref())?;
+    opening.guessed.push(options.format.is_none());
+    let mut by = top.path;
+    while let Some(node) = below {
+        let name = node.file.display().to_string();
+        (by, below) = opening.add_below(&policy, node, &by).map_err(|error| {
             error.within(format!("cannot open the backing file '{name}' of {}", by.display()))
-        };
-        if opening.layers.len() > DEPTH_MAX {
-            let text = format!("the chain has more than {DEPTH_MAX} backing files");
-            return Err(context(Error::new(ErrorKind::Image, text)));
-        }
-        opened = policy.open_named_by_image(&below.file, &by).map_err(context)?;
-        node = below;
-        guessed = node.format.is_none();
-        if guessed {
-            node.format = Some(guess_format(&opened).map_err(context)?);
-        }
+        })?;
     }
+    Ok(opening)
+}
+
+/// The file of the image at `path` and its header, if it is a qcow2 image; nothing of its chain.
+pub(super) fn top_header(
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<Option<(LayerFile, Header)>> {
+    let opened = Policy::new(path, &options.image_roots)?.open_named_by_user(path)?;
+    let is_qcow2 = match options.format {
+        Some(format) => format == Format::Qcow2,
+        None => has_qcow2_magic(&opened)?,
+    };
+    if options.as_file || !is_qcow2 {
+        return Ok(None);
+    }
+    let file = LayerFile::new(&opened, FileIndex(0));
+    let header = read_header(&file)?;
+    Ok(Some((file, header)))
 }
 
 impl Opening {
+    /// Adds the backing file that `node` describes and the image at `by` names. Gives its path and
+    /// the description of the one below it.
+    fn add_below(
+        &mut self,
+        policy: &Policy,
+        mut node: Node,
+        by: &Path,
+    ) -> Result<(PathBuf, Option<Node>)> {
+        if self.layers.len() > DEPTH_MAX {
+            let text = format!("the chain has more than {DEPTH_MAX} backing files");
+            return Err(Error::new(ErrorKind::Image, text));
+        }
+        let opened = policy.open_named_by_image(&node.file, by)?;
+        let guessed = node.format.is_none();
+        if guessed {
+            node.format = Some(guess_format(&opened)?);
+        }
+        let below = self.add(policy, &opened, &node, None)?;
+        self.guessed.push(guessed);
+        Ok((opened.path, below))
+    }
+
     /// Adds the layer that `node` describes, and gives the description of the one below it.
     fn add(
         &mut self,
         policy: &Policy,
-        opened: Opened,
+        opened: &Opened,
         node: &Node,
         snapshot: Option<&str>,
     ) -> Result<Option<Node>> {
@@ -95,10 +124,10 @@ impl Opening {
                 let text = "a raw image has no backing file and no data file";
                 return Err(Error::new(ErrorKind::Image, text));
             }
-            self.add_raw(&opened)?;
+            self.add_raw(opened)?;
             return Ok(None);
         }
-        let file = self.add_file(&opened)?;
+        let file = self.add_file(opened)?;
         let header = read_header(&file)?;
         check_readable(&header, &file.path)?;
         let below = backing_node(&header, &file.path, node)?;
@@ -127,13 +156,20 @@ impl Opening {
                 self.add_file(&opened).map_err(context)?
             }
         };
-        self.layers.push(Layer::Qcow2(Box::new(Qcow2Layer::new(
-            file,
-            data,
-            header,
-            l1,
-            virtual_size,
-        )?)));
+        let layer = Qcow2Layer::new(file, data, header, l1, virtual_size)?;
+        if layer.header.incompatible.contains(Incompatible::CORRUPT) {
+            soundness::prove(&layer).map_err(|error| {
+                let path = layer.file.path.display();
+                error.within(format!("{path} is marked as corrupt, and it is")).advise(
+                    "repair it with `qemu-img check -r all`, or take it as it is with --as-file",
+                )
+            })?;
+            self.warnings.push(format!(
+                "{} is marked as corrupt; all its tables were read, and they are in order",
+                layer.file.path.display()
+            ));
+        }
+        self.layers.push(Layer::Qcow2(Box::new(layer)));
         Ok(below)
     }
 
@@ -158,7 +194,7 @@ impl Opening {
     }
 }
 
-/// Refuses what nobody should read.
+/// Refuses what can't be read.
 fn check_readable(header: &Header, path: &Path) -> Result<()> {
     let method = match header.encryption {
         Encryption::None => None,
@@ -170,11 +206,6 @@ fn check_readable(header: &Header, path: &Path) -> Result<()> {
         return Err(Error::new(ErrorKind::Image, text).advise(
             "use --as-file to take the image file itself, encrypted as it is, for the disk",
         ));
-    }
-    if header.incompatible.contains(Incompatible::CORRUPT) {
-        let text = format!("{} is marked as corrupt", path.display());
-        return Err(Error::new(ErrorKind::Image, text)
-            .advise("repair it with `qemu-img check -r all`, or take it as it is with --as-file"));
     }
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::holes::{Holes, Part};
 use super::policy::Opened;
-use super::qcow2::{Qcow2Cursor, Qcow2Layer};
+use super::qcow2::Qcow2Layer;
+use super::tables::Qcow2Cursor;
 use crate::error::Result;
 use crate::extent::{CompressedCluster, FileIndex};
 use crate::io::Store;

@@ -37,45 +37,66 @@ impl Mapper {
     /// [`ErrorKind::Usage`] if the range reaches beyond the disk. `out` then holds the extents
     /// before the one that failed.
     pub fn extents(&mut self, range: Range<u64>, out: &mut Vec<Extent>) -> Result<()> {
+        self.extents_up_to(usize::MAX, range, out).map(|_| ())
+    }
+
+    /// Like [`Mapper::extents`], but stops once `out` holds `limit` extents, so that a large range
+    /// of a fragmented disk takes no more memory than that. Gives where it stopped: the end of the
+    /// range, or a byte from which to go on.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn extents_up_to(
+        &mut self,
+        limit: usize,
+        range: Range<u64>,
+        out: &mut Vec<Extent>,
+    ) -> Result<u64> {
         if range.end > self.virtual_size {
             let (end, size) = (range.end, self.virtual_size);
             let text = format!("byte {end} is asked for, but the disk has only {size}");
             return Err(Error::new(ErrorKind::Usage, text));
         }
-        resolve(&self.layers, &mut self.cursors, 0, range, out)
+        resolve(&self.layers, &mut self.cursors, 0, range, limit, out)
     }
 }
 
-/// Maps `range` by the first of `layers`, and what that leaves open by the next. The first one is
-/// `depth` layers below the top.
+/// Maps `range` by the first of `layers`, and what that leaves open by the next, until `out` holds
+/// `limit` extents. The first layer is `depth` layers below the top. Gives where it stopped.
 fn resolve(
     layers: &[Layer],
     cursors: &mut [Cursor],
     depth: u16,
     range: Range<u64>,
+    limit: usize,
     out: &mut Vec<Extent>,
-) -> Result<()> {
+) -> Result<u64> {
     let (Some((layer, layers_below)), Some((cursor, cursors_below))) =
         (layers.split_first(), cursors.split_first_mut())
     else {
-        return Ok(());
+        return Ok(range.end);
     };
     let mut at = range.start;
-    while at < range.end {
+    while at < range.end && out.len() < limit {
         let (end, piece) = cursor.piece(layer, at, range.end)?;
         debug_assert!(at < end && end <= range.end, "{at}..{end} of {range:?}");
         match (piece, layers_below.first()) {
             (Piece::Unallocated, Some(below)) => {
                 // Behind the end of a shorter backing file there are zeros.
                 let covered = below.virtual_size().clamp(at, end);
-                resolve(layers_below, cursors_below, depth + 1, at..covered, out)?;
-                push(out, covered..end, depth, piece);
+                at = resolve(layers_below, cursors_below, depth + 1, at..covered, limit, out)?;
+                if at == covered {
+                    push(out, covered..end, depth, piece);
+                    at = end;
+                }
             }
-            _ => push(out, at..end, depth, piece),
+            _ => {
+                push(out, at..end, depth, piece);
+                at = end;
+            }
         }
-        at = end;
     }
-    Ok(())
+    Ok(at)
 }
 
 fn push(out: &mut Vec<Extent>, range: Range<u64>, depth: u16, piece: Piece) {

@@ -7,17 +7,27 @@
 mod chain;
 mod decompress;
 mod holes;
+mod info;
 mod layer;
+mod map;
 mod mapper;
 mod names;
 mod policy;
 mod qcow2;
 mod snapshots;
+mod soundness;
+mod tables;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use decompress::{Inflater, inflate};
+pub use info::{BitmapInfo, ImageInfo, Qcow2Info, SnapshotInfo, inspect};
+pub use map::{Map, MapEntry};
 pub use mapper::Mapper;
 
 use crate::error::Result;
@@ -84,6 +94,7 @@ pub struct Image {
     layers: Arc<Vec<Layer>>,
     files: Vec<Arc<dyn Store>>,
     descriptions: Vec<LayerDescription>,
+    warnings: Vec<String>,
 }
 
 /// One layer of an image, as one would describe it to a person.
@@ -114,7 +125,7 @@ impl Image {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`] if there is no such file or snapshot;
     /// [`crate::ErrorKind::Image`] if a file of the chain is missing, is not what it should be, is
-    /// encrypted or marked as corrupt, or lies where names inside images must not lead.
+    /// encrypted, is marked as corrupt and is corrupt, or lies where names inside images must not lead.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let opening = chain::open(path, options)?;
         let descriptions = (0..)
@@ -122,7 +133,12 @@ impl Image {
             .zip(&opening.guessed)
             .map(|((depth, layer), guessed)| layer.describe(depth, *guessed))
             .collect();
-        Ok(Self { layers: Arc::new(opening.layers), files: opening.files, descriptions })
+        Ok(Self {
+            layers: Arc::new(opening.layers),
+            files: opening.files,
+            descriptions,
+            warnings: opening.warnings,
+        })
     }
 
     /// Size of the disk in bytes.
@@ -141,9 +157,19 @@ impl Image {
         &self.descriptions
     }
 
+    /// What its owner should know about it, one sentence each. Nothing of it stops a reader.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// A walk over the disk that says where its bytes are. Holes of files count as zeros.
     pub fn mapper(&self) -> Mapper {
         Mapper::new(Arc::clone(&self.layers), Detail::Readable)
+    }
+
+    /// The map of the disk as `qemu-img map` shows it.
+    pub fn map(&self) -> Map {
+        Map::new(Arc::clone(&self.layers))
     }
 }
 

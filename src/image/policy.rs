@@ -62,7 +62,8 @@ impl Policy {
     /// # Errors
     /// It does not exist, may not be read, or is neither a regular file nor a block device.
     pub(super) fn open_named_by_user(&self, path: &Path) -> Result<Opened> {
-        open_pinned(&pin(path)?, path)
+        let pinned = pin(path).map_err(|error| Error::io("open", path, error))?;
+        open_pinned(&pinned, path)
     }
 
     /// Opens the file that is called `name` inside the image at `by`.
@@ -73,11 +74,13 @@ impl Policy {
     pub(super) fn open_named_by_image(&self, name: &Path, by: &Path) -> Result<Opened> {
         let path = folder_of(by).join(name);
         let pinned = pin(&path).map_err(|error| match error.kind() {
-            // What is missing is the image's own part, not what was asked for.
-            ErrorKind::NotFound => Error::new(ErrorKind::Image, error.to_string())
-                .because(std::io::Error::from(std::io::ErrorKind::NotFound))
-                .advise("if it was moved, `qemu-img rebase -u` changes the name in the image"),
-            _ => error,
+            // What is missing is a part of the image, not what was asked for.
+            std::io::ErrorKind::NotFound => {
+                Error::new(ErrorKind::Image, format!("cannot open {}", path.display()))
+                    .because(error)
+                    .advise("if it was moved, `qemu-img rebase -u` changes the name in the image")
+            }
+            _ => Error::io("open", &path, error),
         })?;
         let link = proc_path(&pinned);
         let real = std::fs::read_link(&link)
@@ -108,9 +111,8 @@ fn proc_path(fd: &OwnedFd) -> PathBuf {
 
 /// Gets hold of the file without opening it for anything: a FIFO does not block, a device does not
 /// act.
-fn pin(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| Error::io("open", path, error.into()))
+fn pin(path: &Path) -> std::io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Opens a pinned file for reading, if it is one that can hold an image.
