@@ -234,6 +234,46 @@ fn a_disk_that_does_not_fit_is_refused_before_anything_is_written() {
     }
 }
 
+/// A filesystem of a few MiB; needs root.
+struct SmallFilesystem(tempfile::TempDir);
+
+impl SmallFilesystem {
+    fn new(size: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={size}");
+        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs"], dir.path());
+        Self(dir)
+    }
+}
+
+impl Drop for SmallFilesystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_filesystem_that_fills_up_meanwhile_is_no_space_and_leaves_nothing() {
+    let small = SmallFilesystem::new("4m");
+    let disk = Disk::new(8 << 20, 64 << 10, 0..32);
+    for format in [Format::Raw, Format::Qcow2] {
+        let options = Options { format, ..Options::default() };
+        let writer = create(&small.0.path().join("disk"), disk.plan(), &options).unwrap();
+        let filler = small.0.path().join("filler");
+        std::fs::write(&filler, vec![1; 3 << 20]).unwrap();
+        let error = disk.blocks.iter().find_map(|(block, bytes)| {
+            writer.write(disk.geometry.block_offset(BlockIndex(*block)), bytes).err()
+        });
+        assert_eq!(error.unwrap().kind(), ErrorKind::NoSpace);
+        drop(writer);
+        std::fs::remove_file(filler).unwrap();
+        assert_eq!(std::fs::read_dir(small.0.path()).unwrap().count(), 0);
+        let large = Disk::new(8 << 20, 64 << 10, 0..80);
+        let result = create(&small.0.path().join("disk"), large.plan(), &options);
+        assert_eq!(result.map(drop).unwrap_err().kind(), ErrorKind::NoSpace);
+    }
+}
+
 /// Where a stream's bytes can be looked at.
 #[derive(Clone, Default)]
 struct Sink(Arc<Mutex<Vec<u8>>>);

@@ -177,7 +177,7 @@ impl Queue {
             }
             Err(error) => {
                 let engine = Engine::Threads(ThreadQueue::new(depth, files)?);
-                let reason = format!("no io_uring, reading with threads: {error}");
+                let reason = format!("threads in place of io_uring: {error}");
                 Ok(Self { engine, fallback_reason: Some(reason) })
             }
         }

@@ -413,6 +413,42 @@ fn a_bad_sector_fails_its_segment_and_not_the_neighbours_read_with_it() {
     }
 }
 
+/// Everything at once, by chance: whatever happens to the operations, a job is either right or an
+/// error, and comes back once.
+#[test]
+fn a_ring_on_a_bad_day_gives_right_bytes_or_errors() {
+    for seed in 1..=40 {
+        let mut chance = pattern(1 << 14, seed).into_iter().cycle();
+        let mut offsets: Vec<u64> =
+            (0..60).map(|_| u64::from(chance.next().unwrap()) * 4096).collect();
+        offsets.sort_unstable();
+        offsets.dedup();
+        let errors = run_tampered(&offsets, move |_, len, result| {
+            assert_eq!(result, len as i32);
+            match chance.next().unwrap() {
+                0..20 => -Errno::INTR.raw_os_error(),
+                20..24 => -Errno::AGAIN.raw_os_error(),
+                24..40 => -Errno::IO.raw_os_error(),
+                40..120 => 1 + i32::from(chance.next().unwrap()) * 97 % result,
+                _ => result,
+            }
+        });
+        assert_eq!(errors.len(), offsets.len(), "seed {seed}");
+        assert!(errors.values().any(Option::is_none), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_queue_without_files_does_nothing_and_complains_of_nothing() {
+    let pool = Pool::new(1, 4096).unwrap();
+    for (backend, refuse) in ENGINES {
+        let mut queue = Queue::open_refusing(backend, 1, vec![], &pool, refuse).unwrap();
+        assert_eq!(queue.fallback_reason().is_some(), refuse.buffers);
+        queue.push(read(1, pool.take(), vec![]));
+        queue.wait().unwrap().result.unwrap();
+    }
+}
+
 #[test]
 fn an_operation_that_is_refused_for_ever_fails_in_the_end() {
     let started = std::time::Instant::now();

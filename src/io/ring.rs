@@ -137,6 +137,10 @@ impl RingQueue {
             if let Some(done) = self.finished.pop_front() {
                 return Ok(done);
             }
+            if self.ring.in_flight() == 0 {
+                // Only after an operation could not be started at all.
+                return Err(broken(io::Error::other("jobs were lost")));
+            }
             self.ring.enter(true).map_err(broken)?;
             while let Some((operation, result)) = self.ring.completed() {
                 #[cfg(test)]

@@ -81,9 +81,11 @@ impl Device {
         } else {
             end / size
         };
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        // Block numbers of a geometry fit 32 bits.
-        written.extend((first..last).map(|block| block as u32));
+        if first < last {
+            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            // Block numbers of a geometry fit 32 bits.
+            written.insert_range(first as u32..=(last - 1) as u32);
+        }
     }
 }
 

@@ -82,6 +82,9 @@ impl<T> Ring<T> {
 
     /// Lets the kernel look up the files once, and not at each operation.
     pub(crate) fn register_files(&mut self) -> io::Result<()> {
+        if self.descriptors.is_empty() {
+            return Ok(());
+        }
         self.ring.submitter().register_files(&self.descriptors)?;
         self.registered_files = true;
         Ok(())
