@@ -1,5 +1,5 @@
-//! How fast the I/O queue reads one large file, by engine, cache, size and depth, and what
-//! processor time it takes. `cargo bench --bench io [-- DIRECTORY [MIB]]` prints a table; the file
+//! How fast the I/O queue reads one large file and writes a new one, by engine, cache, size and
+//! depth, and what processor time it takes. Writing includes the sync at the end. `cargo bench --bench io [-- DIRECTORY [MIB]]` prints a table; the file
 //! is made in the directory (the current one) and removed again.
 
 use std::fs::File;
@@ -23,6 +23,7 @@ enum Cache {
 }
 
 struct Case {
+    direction: Direction,
     backend: Backend,
     cache: Cache,
     /// Bytes of a segment.
@@ -58,7 +59,7 @@ fn make(path: &Path, size: u64) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn measure(path: &Path, size: u64) -> Result<(), Box<dyn std::error::Error>> {
-    println!("engine   cache   segment  buffer depth order       MB/s  CPU s");
+    println!("         engine   cache   segment   buffer depth order       MB/s  CPU s");
     for cache in [Cache::Hot, Cache::Cold, Cache::Direct] {
         for (segment, buffer, depth, random) in [
             (64 << 10, 64 << 10, 32, true),
@@ -66,26 +67,44 @@ fn measure(path: &Path, size: u64) -> Result<(), Box<dyn std::error::Error>> {
             (1 << 20, 1 << 20, 8, false),
             (1 << 20, 1 << 20, 32, false),
         ] {
+            let direction = Direction::Read;
             for backend in [Backend::Uring, Backend::Threads] {
-                let case = Case { backend, cache, segment, buffer, depth, random };
-                let runs = (0..RUNS).map(|_| run(&case, path, size));
-                let runs = runs.collect::<Result<Vec<_>, _>>()?;
-                report(&case, size, runs);
+                report(
+                    &Case { direction, backend, cache, segment, buffer, depth, random },
+                    path,
+                    size,
+                )?;
+            }
+        }
+    }
+    for cache in [Cache::Hot, Cache::Direct] {
+        for depth in [1, 2, 8, 32] {
+            for backend in [Backend::Uring, Backend::Threads] {
+                let (segment, buffer) = (1 << 20, 1 << 20);
+                let (direction, random) = (Direction::Write, false);
+                report(
+                    &Case { direction, backend, cache, segment, buffer, depth, random },
+                    path,
+                    size,
+                )?;
             }
         }
     }
     Ok(())
 }
 
-fn report(case: &Case, size: u64, runs: Vec<(Duration, Duration)>) {
-    let Some((time, cpu)) = runs.into_iter().min() else { return };
-    let cache = match case.cache {
-        Cache::Hot => "hot",
-        Cache::Cold => "cold",
-        Cache::Direct => "direct",
+fn report(case: &Case, path: &Path, size: u64) -> Result<(), Box<dyn std::error::Error>> {
+    let runs = (0..RUNS).map(|_| run(case, path, size)).collect::<Result<Vec<_>, _>>()?;
+    let Some((time, cpu)) = runs.into_iter().min() else { return Ok(()) };
+    let cache = match (case.cache, case.direction) {
+        (Cache::Hot, Direction::Read) => "hot",
+        (Cache::Hot, Direction::Write) => "cached",
+        (Cache::Cold, _) => "cold",
+        (Cache::Direct, _) => "direct",
     };
     println!(
-        "{:<8} {:<7} {:>4} KiB {:>4} KiB {:>5} {:<10} {:>5.0} {:>6.2}",
+        "{:<8} {:<8} {:<7} {:>4} KiB {:>4} KiB {:>5} {:<9} {:>6.0} {:>6.2}",
+        if case.direction == Direction::Read { "read" } else { "write" },
         case.backend.as_str(),
         cache,
         case.segment >> 10,
@@ -95,16 +114,23 @@ fn report(case: &Case, size: u64, runs: Vec<(Duration, Duration)>) {
         size as f64 / 1e6 / time.as_secs_f64(),
         cpu.as_secs_f64(),
     );
+    Ok(())
 }
 
-/// Reads the whole file once; gives the time that it took, and of the processor.
+/// Reads the whole file once, or writes a new one; gives the time that it took, and of the
+/// processor.
 fn run(
     case: &Case,
     path: &Path,
     size: u64,
 ) -> Result<(Duration, Duration), Box<dyn std::error::Error>> {
     let flags = if case.cache == Cache::Direct { OFlags::DIRECT } else { OFlags::empty() };
-    let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    let writes = case.direction == Direction::Write;
+    if writes {
+        File::create(path)?.set_len(size)?;
+    }
+    let mut options = File::options();
+    let file = options.read(true).write(writes).custom_flags(flags.bits() as i32).open(path)?;
     if case.cache == Cache::Cold {
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
     }
@@ -112,7 +138,7 @@ fn run(
     let pool = Pool::new(64, case.buffer)?;
     // Where the ring is refused, the line shows the threads, and the reason stands above it.
     let backend = if case.backend == Backend::Uring { Backend::Auto } else { case.backend };
-    let mut queue = Queue::open(backend, case.depth, vec![store], &pool)?;
+    let mut queue = Queue::open(backend, case.depth, vec![Arc::clone(&store)], &pool)?;
     if let Some(reason) = queue.fallback_reason() {
         eprintln!("{reason}");
     }
@@ -132,10 +158,13 @@ fn run(
                 Segment { file: 0, offset: place(next + index), range }
             });
             let segments: Vec<_> = segments.collect();
-            queue.push(Job { token: next, buffer, segments, direction: Direction::Read });
+            queue.push(Job { token: next, buffer, segments, direction: case.direction });
             next += per_job;
         }
         queue.wait()?.result?;
+    }
+    if writes {
+        store.sync()?;
     }
     Ok((started.elapsed(), processor_time()? - cpu))
 }

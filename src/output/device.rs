@@ -52,6 +52,9 @@ impl Device {
         })?;
         refuse_input(&file, path, &options.inputs)?;
         let lock = ImageLock::exclusive(&file, path)?;
+        if let Some(warning) = lock.warning() {
+            tracing::warn!("{warning}");
+        }
         let store = Arc::new(FileStore::new(file, path));
         let size = store.len().map_err(|error| Error::io("measure", path, error))?;
         if size < plan.virtual_size() {

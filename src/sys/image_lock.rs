@@ -128,6 +128,11 @@ impl ImageLock {
                     Some(format!("{}: this filesystem has no locks: {error}", path.display()));
                 Ok(lock)
             }
+            // Not one of QEMU's locks, which are all shared, but somebody means it.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let text = format!("{} is locked by another program", path.display());
+                Err(Error::new(ErrorKind::Busy, text).advise("end the program that uses it first"))
+            }
             Err(error) => Err(failed(error)),
         }
     }
@@ -332,6 +337,18 @@ mod tests {
         assert_eq!(ImageLock::shared_read(&other, &path).unwrap_err().kind(), ErrorKind::Busy);
         drop(lock);
         assert!(qemu_opens(&path, &[]));
+    }
+
+    #[test]
+    fn a_lock_of_another_kind_is_heeded_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image(dir.path());
+        let other = File::options().read(true).write(true).open(&path).unwrap();
+        byte_lock::own(other.as_fd(), 201).unwrap();
+        let file = File::open(&path).unwrap();
+        assert_eq!(ImageLock::shared_read(&file, &path).unwrap_err().kind(), ErrorKind::Busy);
+        drop(other);
+        drop(ImageLock::shared_read(&file, &path).unwrap());
     }
 
     #[test]

@@ -109,6 +109,12 @@ pub(crate) mod byte_lock {
         control(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)
     }
 
+    /// Locks the byte alone, as no part of qdelta or QEMU does.
+    #[cfg(test)]
+    pub(crate) fn own(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
+        control(file, libc::F_OFD_SETLK, libc::F_WRLCK, byte).map(drop)
+    }
+
     /// Gives the lock up.
     pub(crate) fn release(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
         control(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte).map(drop)
