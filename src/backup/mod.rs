@@ -126,8 +126,8 @@ pub fn run(
     let base = choose_base(repository, &disk, request.kind)?;
     let (kind, chain) = match &base {
         Base::None => (Kind::Full, None),
-        Base::Incremental(point) => (Kind::Incremental, Some(open_chain(repository, point)?)),
-        Base::Differential(point) => (Kind::Differential, Some(open_chain(repository, point)?)),
+        Base::Incremental(point) => (Kind::Incremental, Some(open_base(repository, point)?)),
+        Base::Differential(point) => (Kind::Differential, Some(open_base(repository, point)?)),
     };
     let geometry = geometry_for(image, request.block_size, chain.as_ref())?;
     let next = repository.next_point(&lock)?;
@@ -139,7 +139,7 @@ pub fn run(
     let (archive_id, chain_id) = (metadata.archive_id, metadata.chain_id);
     let folder = pending.path().parent().map(Path::to_path_buf);
     let sink = Box::new(std::io::BufWriter::with_capacity(1 << 20, pending.file()?));
-    let writer = archive::Writer::new(sink, metadata, folder.as_deref())?;
+    let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
 
     let job = scan::Job {
         image,
@@ -249,6 +249,15 @@ fn choose_base(repository: &Repository, disk: &DiskId, choice: KindChoice) -> Re
 fn no_base(disk: &DiskId, what: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("{disk} has no {what} to compare with"))
         .advise("begin with --kind full (or auto)")
+}
+
+/// Opens the chain that the new point is made against.
+fn open_base(repository: &Repository, point: &Point) -> Result<Chain> {
+    open_chain(repository, point).map_err(|error| {
+        error
+            .within(format!("cannot compare with point {}", point.id))
+            .advise("--kind full begins a new chain; qdelta verify tells what is damaged")
+    })
 }
 
 /// Opens the archives of a point's chain.
