@@ -2,6 +2,7 @@
 //! [`crate::formats::archive`].
 
 mod reader;
+pub mod salvage;
 mod table;
 mod writer;
 

@@ -21,17 +21,40 @@ use crate::io::Store;
 /// A sealed archive, open for reading. What it holds in memory are its bitmaps; several threads
 /// may use it at once.
 pub struct Reader {
-    store: Arc<dyn Store>,
-    file_len: u64,
-    header_len: u64,
-    metadata: Metadata,
-    directory: Directory,
-    stored: RoaringBitmap,
-    zero: RoaringBitmap,
-    groups: RoaringBitmap,
-    frames: Table,
-    digests: Table,
-    group_digests: Table,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) file_len: u64,
+    pub(super) header_len: u64,
+    /// Where the frames end and the index starts.
+    pub(super) frames_end: u64,
+    pub(super) metadata: Metadata,
+    /// Always known of a sealed archive.
+    pub(super) root: Option<Digest>,
+    /// Empty if the directory is lost.
+    pub(super) sections: Vec<Section>,
+    pub(super) stored: RoaringBitmap,
+    pub(super) zero: RoaringBitmap,
+    pub(super) groups: RoaringBitmap,
+    pub(super) frames: Table,
+    pub(super) proofs: Option<Proofs>,
+    /// What a salvaged archive can't say; none if it is sealed and opened soundly.
+    pub(super) gaps: Option<Gaps>,
+}
+
+/// The digests of an archive.
+pub(super) struct Proofs {
+    /// One for each stored block.
+    pub(super) blocks: Table,
+    /// One for each group of [`Reader::groups`].
+    pub(super) groups: Table,
+}
+
+/// What a salvaged archive can't say.
+#[derive(Debug, Default)]
+pub(crate) struct Gaps {
+    /// Blocks that it stored and whose content is lost.
+    pub(crate) lost: RoaringBitmap,
+    /// Blocks that may have changed, or may be as in the parent.
+    pub(crate) unsure: RoaringBitmap,
 }
 
 impl fmt::Debug for Reader {
@@ -86,24 +109,35 @@ impl Reader {
         let reader = Self {
             file_len,
             header_len: header.len() as u64,
+            frames_end: directory.sections.first().map_or(0, |first| first.offset),
+            root: Some(directory.root),
             frames: table(SectionKind::Frames)?,
-            digests: table(SectionKind::BlockDigests)?,
-            group_digests: table(SectionKind::GroupDigests)?,
+            proofs: Some(Proofs {
+                blocks: table(SectionKind::BlockDigests)?,
+                groups: table(SectionKind::GroupDigests)?,
+            }),
             metadata,
             stored,
             zero,
             groups,
-            directory,
-            store,
+            sections: directory.sections,
+            gaps: None,
+            store: Arc::clone(&store),
         };
         reader.check_agreement().map_err(|error| reader.damaged(error))?;
         reader.check_edges()?;
         Ok(reader)
     }
 
+    /// Where the section of that kind lies, in bytes: 0 if nobody knows.
+    fn section_range(&self, kind: SectionKind) -> Range<u64> {
+        let section = self.sections.iter().find(|section| section.kind == kind);
+        section.map_or(0..0, |section| section.offset..section.end())
+    }
+
     /// Checks that bitmaps and tables fit together.
-    fn check_agreement(&self) -> Result<(), FormatError> {
-        let at = |kind| self.directory.section(kind).map_or(0, |section| section.offset);
+    pub(super) fn check_agreement(&self) -> Result<(), FormatError> {
+        let at = |kind| self.section_range(kind).start;
         let wrong = |kind: SectionKind, words| Err(invalid(at(kind), kind.name(), words));
         if self.metadata.kind == Kind::Full && !self.zero.is_empty() {
             return wrong(SectionKind::Zero, "a full has zero blocks".to_string());
@@ -121,9 +155,10 @@ impl Reader {
             let words = format!("{} bytes for {stored} stored blocks", self.frames.len());
             return wrong(SectionKind::Frames, words);
         }
+        let Some(proofs) = &self.proofs else { return Ok(()) };
         for (kind, table, count) in [
-            (SectionKind::BlockDigests, &self.digests, stored),
-            (SectionKind::GroupDigests, &self.group_digests, self.groups.len()),
+            (SectionKind::BlockDigests, &proofs.blocks, stored),
+            (SectionKind::GroupDigests, &proofs.groups, self.groups.len()),
         ] {
             if table.len() != count * DIGEST_LEN as u64 {
                 return wrong(kind, format!("{} bytes for {count} digests", table.len()));
@@ -162,9 +197,30 @@ impl Reader {
         self.metadata.geometry
     }
 
-    /// The digest of all that the guest saw at this point.
+    /// The digest of all that the guest saw at this point. Of a salvaged archive that has lost it,
+    /// a digest that nothing has: see [`Self::known_root`].
     pub fn root(&self) -> Digest {
-        self.directory.root
+        self.root.unwrap_or(Digest([0; DIGEST_LEN]))
+    }
+
+    /// The digest of all that the guest saw at this point, unless it is lost.
+    pub fn known_root(&self) -> Option<Digest> {
+        self.root
+    }
+
+    /// Whether this is what is left of a damaged archive, from [`super::salvage::open`].
+    pub fn is_salvaged(&self) -> bool {
+        self.gaps.is_some()
+    }
+
+    /// What a salvaged archive can't say.
+    pub(crate) fn gaps(&self) -> Option<&Gaps> {
+        self.gaps.as_ref()
+    }
+
+    /// Whether the digests of blocks and groups are there.
+    pub(crate) fn has_proofs(&self) -> bool {
+        self.proofs.is_some()
     }
 
     /// The blocks stored here.
@@ -199,7 +255,7 @@ impl Reader {
 
     /// Where the index starts, which is where the frames end, in bytes.
     pub fn index_offset(&self) -> u64 {
-        self.directory.sections.first().map_or(self.header_len, |section| section.offset)
+        self.frames_end
     }
 
     /// How many frames there are.
@@ -291,7 +347,7 @@ impl Reader {
     /// # Errors
     /// See [`Self::block_digest`].
     pub fn block_digests(&self, rank: u64, out: &mut [Digest]) -> Result<()> {
-        read_digests(&self.digests, rank, out)
+        read_digests(&self.proofs()?.blocks, rank, out)
     }
 
     /// The digest of the group number `rank` of [`Self::groups`], counted from 0 in ascending
@@ -301,8 +357,15 @@ impl Reader {
     /// There is no such group, or the store failed.
     pub fn group_digest(&self, rank: u64) -> Result<Digest> {
         let mut digest = [Digest([0; DIGEST_LEN])];
-        read_digests(&self.group_digests, rank, &mut digest)?;
+        read_digests(&self.proofs()?.groups, rank, &mut digest)?;
         Ok(digest[0])
+    }
+
+    fn proofs(&self) -> Result<&Proofs> {
+        self.proofs.as_ref().ok_or_else(|| {
+            let context = format!("{}: the digests are lost", self.path().display());
+            Error::new(ErrorKind::Damaged, context)
+        })
     }
 
     /// Which blocks of the span that starts at `first_block` are stored here.
@@ -393,18 +456,13 @@ impl Reader {
     /// # Errors
     /// [`ErrorKind::Damaged`], with file, offset and section. Others: the store failed.
     pub fn check_index(&self) -> Result<()> {
-        for section in &self.directory.sections {
-            let mut crc = crc32fast::Hasher::new();
-            Table::open(&self.store, section)?.scan(1, |bytes| {
-                crc.update(bytes);
-                Ok(())
-            })?;
-            check_crc(section, crc.finalize()).map_err(|error| self.damaged(error))?;
+        for section in &self.sections {
+            check_section(&self.store, section)?;
         }
         self.check_frame_table()
     }
 
-    fn check_frame_table(&self) -> Result<()> {
+    pub(super) fn check_frame_table(&self) -> Result<()> {
         let span = u64::from(frame_blocks(self.geometry().block_size()));
         let mut stored = self.stored.iter().map(u64::from).peekable();
         let (mut end, mut position) = (self.header_len, 0);
@@ -429,7 +487,7 @@ impl Reader {
         match stored.next() {
             Some(block) => {
                 let words = format!("block {block} is stored and in no frame");
-                let at = self.directory.section(SectionKind::Frames).map_or(0, Section::end);
+                let at = self.section_range(SectionKind::Frames).end;
                 Err(self.damaged(invalid(at, SectionKind::Frames.name(), words)))
             }
             None => Ok(()),
@@ -443,8 +501,7 @@ impl Reader {
     }
 
     fn bad_entry(&self, position: u64, words: &'static str) -> Error {
-        let table = self.directory.section(SectionKind::Frames).map_or(0, |table| table.offset);
-        let at = table + position * FRAME_ENTRY_LEN as u64;
+        let at = self.section_range(SectionKind::Frames).start + position * FRAME_ENTRY_LEN as u64;
         self.damaged(invalid(at, format!("frame table, entry {position}"), words))
     }
 
@@ -531,6 +588,17 @@ fn check_crc(section: &Section, computed: u32) -> Result<(), FormatError> {
     }
     let problem = Problem::Checksum { stored: section.crc, computed };
     Err(FormatError::new(section.offset, section.kind.name(), problem))
+}
+
+/// Reads a whole section and compares its checksum.
+pub(super) fn check_section(store: &Arc<dyn Store>, section: &Section) -> Result<()> {
+    let mut crc = crc32fast::Hasher::new();
+    Table::unmapped(store, section).scan(1, |bytes| {
+        crc.update(bytes);
+        Ok(())
+    })?;
+    check_crc(section, crc.finalize())
+        .map_err(|error| Error::format(ErrorKind::Damaged, store.path(), error))
 }
 
 /// A whole section of at most `max` bytes, checked. The directory keeps it within the file.

@@ -1,6 +1,7 @@
 //! A section of an archive that is too large to load: mapped where the store is a file, read piece
 //! by piece where it is not.
 
+use std::io::ErrorKind::UnexpectedEof as Eof;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -21,6 +22,7 @@ pub(super) struct Table {
 
 enum Source {
     Mapped(Map),
+    Memory(Vec<u8>),
     Read,
 }
 
@@ -40,6 +42,18 @@ impl Table {
         Ok(Self { store: Arc::clone(store), offset, len, source })
     }
 
+    /// The bytes of `section`, read piece by piece.
+    pub(super) fn unmapped(store: &Arc<dyn Store>, section: &Section) -> Self {
+        let (offset, len) = (section.offset, section.len);
+        Self { store: Arc::clone(store), offset, len, source: Source::Read }
+    }
+
+    /// Records that were found rather than read.
+    pub(super) fn memory(store: &Arc<dyn Store>, bytes: Vec<u8>) -> Self {
+        let len = bytes.len() as u64;
+        Self { store: Arc::clone(store), offset: 0, len, source: Source::Memory(bytes) }
+    }
+
     /// Length in bytes.
     pub(super) fn len(&self) -> u64 {
         self.len
@@ -47,32 +61,25 @@ impl Table {
 
     /// Fills `out` with the bytes at `at`.
     pub(super) fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
-        let in_reach = at.checked_add(out.len() as u64).is_some_and(|end| end <= self.len);
-        let failed = |error| {
-            let operation = format!("read {} bytes at {} of", out.len(), self.offset + at);
-            Error::io(operation, self.store.path(), error)
+        let copied = match &self.source {
+            Source::Mapped(map) => copy(map, at, out),
+            Source::Memory(bytes) => copy(bytes, at, out),
+            Source::Read => return self.read_store(at, out),
         };
-        if !in_reach {
-            return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
-        }
-        match &self.source {
-            Source::Mapped(map) => {
-                let bytes = map.get(at as usize..).and_then(|rest| rest.get(..out.len()));
-                let bytes =
-                    bytes.ok_or_else(|| failed(std::io::ErrorKind::UnexpectedEof.into()))?;
-                out.copy_from_slice(bytes);
-                Ok(())
-            }
-            Source::Read => self.read_store(at, out),
-        }
+        copied.ok_or_else(|| self.failed(at, out.len(), Eof.into()))
     }
 
     fn read_store(&self, at: u64, out: &mut [u8]) -> Result<()> {
-        let offset = self.offset + at;
+        if at.checked_add(out.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(self.failed(at, out.len(), Eof.into()));
+        }
         let len = out.len();
-        self.store.read_exact_at(out, offset).map_err(|error| {
-            Error::io(format!("read {len} bytes at {offset} of"), self.store.path(), error)
-        })
+        self.store.read_exact_at(out, self.offset + at).map_err(|error| self.failed(at, len, error))
+    }
+
+    fn failed(&self, at: u64, len: usize, error: std::io::Error) -> Error {
+        let offset = self.offset.saturating_add(at);
+        Error::io(format!("read {len} bytes at {offset} of"), self.store.path(), error)
     }
 
     /// Shows all bytes to `see`, in order, in pieces that are a multiple of `record` bytes long.
@@ -88,11 +95,19 @@ impl Table {
         while at < self.len {
             let count = (self.len - at).min(chunk.len() as u64) as usize;
             if let Some(piece) = chunk.get_mut(..count) {
-                self.read_store(at, piece)?;
+                match &self.source {
+                    Source::Memory(_) => self.read(at, piece)?,
+                    Source::Mapped(_) | Source::Read => self.read_store(at, piece)?,
+                }
                 see(piece)?;
             }
             at += count as u64;
         }
         Ok(())
     }
+}
+
+fn copy(from: &[u8], at: u64, out: &mut [u8]) -> Option<()> {
+    out.copy_from_slice(from.get(at as usize..)?.get(..out.len())?);
+    Some(())
 }

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::runs::{GroupBits, Runs, bits_of};
+use super::runs::{GroupBits, Runs, and, bits_of, count, ones};
 use super::state::{FrameRead, GroupState};
 use super::{Chain, state};
 use crate::archive::Reader;
@@ -68,6 +68,10 @@ impl<'a> GroupCursor<'a> {
     /// A frame table can't be read.
     pub fn next_touched(&mut self, from: GroupIndex) -> Result<Option<GroupIndex>> {
         self.skip_to(from)?;
+        if self.chain.salvage.as_ref().is_some_and(|breaks| !breaks.is_empty()) {
+            // A missing archive may have said something about any group.
+            return Ok((from.0 < self.chain.geometry().group_count()).then_some(from));
+        }
         let next = self.waiting.peek().map(|Reverse((group, _))| *group);
         Ok(next.filter(|group| *group < self.chain.geometry().group_count()).map(GroupIndex))
     }
@@ -98,7 +102,8 @@ impl<'a> GroupCursor<'a> {
             self.waiting.pop();
             self.speaking.push(lane);
         }
-        if self.speaking.is_empty() {
+        let broken = self.chain.salvage.as_ref().is_some_and(|breaks| !breaks.is_empty());
+        if self.speaking.is_empty() && !broken {
             return Ok(&self.state);
         }
         let result = self.merge(group);
@@ -135,15 +140,22 @@ impl<'a> GroupCursor<'a> {
     fn merge(&mut self, group: GroupIndex) -> Result<()> {
         self.speaking.sort_unstable_by_key(|index| Reverse(*index));
         self.state.clean = false;
+        let start = u64::from(group.0) * u64::from(GROUP_BLOCKS);
         let mut open = [u64::MAX; 16];
         let mut found_digest = false;
+        let mut breaks = self.chain.salvage.as_deref().unwrap_or_default();
         for index in &self.speaking {
             let (Some(lane), Some(kept)) =
                 (self.lanes.get_mut(*index), self.chain.blocks_kept.get(*index))
             else {
                 continue;
             };
-            let start = u64::from(group.0) * u64::from(GROUP_BLOCKS);
+            while let Some(((above, blocks), rest)) = breaks.split_first()
+                && above > index
+            {
+                self.state.doubt(&and(&open, &bits_of(0..blocks.saturating_sub(start))));
+                breaks = rest;
+            }
             let on_disk = bits_of(0..kept.saturating_sub(start));
             let speech = lane.speak(group)?;
             if let Some(digest) = speech.group_digest
@@ -153,24 +165,39 @@ impl<'a> GroupCursor<'a> {
                 self.state.group_digest = digest;
                 found_digest = true;
             }
-            let wanted = and(&and(&speech.stored, &open), &on_disk);
+            let seen = and(&open, &on_disk);
+            let wanted = and(&speech.stored, &seen);
             lane.take_stored(*index, group, &speech, &wanted, &mut self.digests, &mut self.state)?;
-            for ((open, stored), zero) in open.iter_mut().zip(speech.stored).zip(speech.zero) {
-                *open &= !(stored | zero);
+            self.state.lose(&and(&speech.lost, &seen));
+            self.state.doubt(&and(&speech.unsure, &seen));
+            self.state.proven &= lane.reader.has_proofs();
+            let said = speech.stored.iter().zip(speech.zero).zip(speech.lost);
+            for (open, ((stored, zero), lost)) in open.iter_mut().zip(said) {
+                *open &= !(stored | zero | lost);
             }
+        }
+        for (_, blocks) in breaks {
+            self.state.doubt(&and(&open, &bits_of(0..blocks.saturating_sub(start))));
         }
         self.state.frames.reverse();
         self.prove(group)
     }
 
     /// Compares the group's digest with that of its blocks' digests.
-    fn prove(&self, group: GroupIndex) -> Result<()> {
+    fn prove(&mut self, group: GroupIndex) -> Result<()> {
+        if !self.state.proven {
+            return Ok(());
+        }
         let computed = if self.state.has_stored() {
             group_digest(&self.state.digests)
         } else {
             self.state.zero_group
         };
         if computed == self.state.group_digest {
+            return Ok(());
+        }
+        if self.chain.is_salvaged() {
+            self.state.proven = false;
             return Ok(());
         }
         let mut names: Vec<String> = self
@@ -190,18 +217,12 @@ impl<'a> GroupCursor<'a> {
     }
 }
 
-fn and(one: &GroupBits, other: &GroupBits) -> GroupBits {
-    let mut both = *one;
-    for (word, mask) in both.iter_mut().zip(other) {
-        *word &= mask;
-    }
-    both
-}
-
 /// What one archive says about a group.
 struct Speech {
     stored: GroupBits,
     zero: GroupBits,
+    lost: GroupBits,
+    unsure: GroupBits,
     group_digest: Option<Digest>,
     /// Rank of the first stored block of the group among all stored blocks.
     first_rank: u64,
@@ -213,6 +234,8 @@ struct Lane<'a> {
     stored: Runs<'a>,
     zero: Runs<'a>,
     groups: Runs<'a>,
+    lost: Option<Runs<'a>>,
+    unsure: Option<Runs<'a>>,
     /// How many stored blocks were passed.
     stored_rank: u64,
     /// How many groups with a digest were passed.
@@ -228,6 +251,8 @@ impl<'a> Lane<'a> {
             stored: Runs::new(reader.stored()),
             zero: Runs::new(reader.zero()),
             groups: Runs::new(reader.groups()),
+            lost: reader.gaps().map(|gaps| Runs::new(&gaps.lost)),
+            unsure: reader.gaps().map(|gaps| Runs::new(&gaps.unsure)),
             stored_rank: 0,
             group_rank: 0,
             frame: 0,
@@ -236,7 +261,9 @@ impl<'a> Lane<'a> {
 
     /// The next group that the archive says something about.
     fn next_group(&self) -> Option<u32> {
-        let blocks = [self.stored.next(), self.zero.next()];
+        let gaps = [self.lost.as_ref(), self.unsure.as_ref()];
+        let [lost, unsure] = gaps.map(|runs| runs.and_then(Runs::next));
+        let blocks = [self.stored.next(), self.zero.next(), lost, unsure];
         let groups = blocks.into_iter().flatten().map(|block| block / GROUP_BLOCKS);
         groups.chain(self.groups.next()).min()
     }
@@ -251,6 +278,9 @@ impl<'a> Lane<'a> {
             self.frame = self.reader.frame_from(BlockIndex(block), rest)?;
         }
         self.zero.skip_to(block);
+        for runs in [&mut self.lost, &mut self.unsure].into_iter().flatten() {
+            runs.skip_to(block);
+        }
         self.group_rank += self.groups.skip_to(group.0);
         Ok(())
     }
@@ -267,7 +297,11 @@ impl<'a> Lane<'a> {
             digest = Some(self.reader.group_digest(self.group_rank)?);
             self.group_rank += self.groups.skip_to(group.0 + 1);
         }
-        Ok(Speech { stored, zero: self.zero.take(blocks), group_digest: digest, first_rank })
+        let gaps = [&mut self.lost, &mut self.unsure];
+        let [lost, unsure] =
+            gaps.map(|runs| runs.as_mut().map_or([0; 16], |runs| runs.take(blocks.clone())));
+        let zero = self.zero.take(blocks);
+        Ok(Speech { stored, zero, lost, unsure, group_digest: digest, first_rank })
     }
 
     /// Puts the wanted ones of the stored blocks into the state, with digests and frames.
@@ -286,14 +320,17 @@ impl<'a> Lane<'a> {
         if count(wanted) == 0 {
             return Ok(());
         }
+        digests.clear();
         digests.resize(count(&speech.stored) as usize, state.zero_block);
-        self.reader.block_digests(speech.first_rank, digests)?;
+        if self.reader.has_proofs() {
+            self.reader.block_digests(speech.first_rank, digests)?;
+        }
         for (block, digest) in ones(&speech.stored).zip(digests.iter()) {
             if wanted.get(block / 64).is_some_and(|word| word >> (block % 64) & 1 == 1)
                 && let (Some(owner), Some(place)) =
                     (state.owners.get_mut(block), state.digests.get_mut(block))
             {
-                // `CHAIN_LEN_MAX` is below `ZERO`.
+                // `CHAIN_LEN_MAX` is below `LOST` and `ZERO`.
                 *owner = index as u16;
                 *place = *digest;
             }
@@ -318,22 +355,6 @@ impl<'a> Lane<'a> {
         }
         Ok(())
     }
-}
-
-fn count(bits: &GroupBits) -> u64 {
-    bits.iter().map(|word| u64::from(word.count_ones())).sum()
-}
-
-/// The set bits, ascending.
-fn ones(bits: &GroupBits) -> impl Iterator<Item = usize> + '_ {
-    bits.iter().zip((0..).step_by(64)).flat_map(|(word, start)| {
-        let mut left = *word;
-        std::iter::from_fn(move || {
-            let bit = left.trailing_zeros() as usize;
-            left &= left.checked_sub(1)?;
-            Some(start + bit)
-        })
-    })
 }
 
 /// The bits of the span of `span` blocks that starts at block `first`, which is a multiple of it.

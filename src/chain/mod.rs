@@ -3,6 +3,7 @@
 
 mod cursor;
 mod runs;
+mod salvage;
 mod state;
 
 use std::sync::Arc;
@@ -24,7 +25,13 @@ pub struct Chain {
     /// For each archive, the fewest blocks that a disk above it has: what it stores from there on
     /// was cut off later. For the newest, its own.
     blocks_kept: Vec<u64>,
+    /// Set if the chain may have damage.
+    salvage: Option<Breaks>,
 }
+
+/// Where archives are missing in a salvaged chain: below which position, and how many blocks of
+/// the disk they may have had a say in. The newest first.
+type Breaks = Vec<(usize, u64)>;
 
 impl Chain {
     /// The chain of these archives, the full first, each the parent of the next.
@@ -43,6 +50,11 @@ impl Chain {
         for (parent, child) in archives.iter().zip(archives.iter().skip(1)) {
             check_pair(parent, child)?;
         }
+        Ok(Self::link(archives, None))
+    }
+
+    /// The chain of archives that were found to follow each other.
+    fn link(archives: Vec<Arc<Reader>>, salvage: Option<Breaks>) -> Self {
         let mut kept = archives.last().map_or(0, |newest| newest.geometry().block_count());
         let mut blocks_kept: Vec<u64> = Vec::with_capacity(archives.len());
         for archive in archives.iter().rev() {
@@ -50,7 +62,7 @@ impl Chain {
             kept = kept.min(archive.geometry().block_count());
         }
         blocks_kept.reverse();
-        Ok(Self { archives, blocks_kept })
+        Self { archives, blocks_kept, salvage }
     }
 
     /// Size of the disk, and of its blocks, at the newest point.

@@ -25,6 +25,32 @@ fn set(bits: &mut GroupBits, range: Range<u64>) {
     }
 }
 
+/// The bits that both have.
+pub(super) fn and(one: &GroupBits, other: &GroupBits) -> GroupBits {
+    let mut both = *one;
+    for (word, mask) in both.iter_mut().zip(other) {
+        *word &= mask;
+    }
+    both
+}
+
+/// How many bits are set.
+pub(super) fn count(bits: &GroupBits) -> u64 {
+    bits.iter().map(|word| u64::from(word.count_ones())).sum()
+}
+
+/// The set bits, ascending.
+pub(super) fn ones(bits: &GroupBits) -> impl Iterator<Item = usize> + '_ {
+    bits.iter().zip((0..).step_by(64)).flat_map(|(word, start)| {
+        let mut left = *word;
+        std::iter::from_fn(move || {
+            let bit = left.trailing_zeros() as usize;
+            left &= left.checked_sub(1)?;
+            Some(start + bit)
+        })
+    })
+}
+
 /// A position in a bitmap that only moves forward.
 pub(super) struct Runs<'a> {
     bitmap: &'a RoaringBitmap,

@@ -1,5 +1,6 @@
 //! What a chain says about one group of blocks.
 
+use super::runs::{GroupBits, ones};
 use crate::formats::archive::{Digest, FrameEntry, GROUP_BLOCKS, GroupIndex};
 
 /// Blocks in a group, as a length.
@@ -12,6 +13,8 @@ pub enum Owner {
     Zero,
     /// The archive at this position in the chain stores it.
     Archive(usize),
+    /// A damaged archive stored it, and its content is lost. Only in a salvaged chain.
+    Lost,
 }
 
 /// A frame that holds blocks which are still what the guest sees.
@@ -49,12 +52,19 @@ pub struct GroupState {
     pub(super) frames: Vec<FrameRead>,
     pub(super) zero_block: Digest,
     pub(super) zero_group: Digest,
+    /// Blocks that a damaged or missing archive may have changed.
+    pub(super) unsure: GroupBits,
+    /// Whether the digests were proved.
+    pub(super) proven: bool,
     /// Whether owners and digests are those of a group of zeros.
     pub(super) clean: bool,
 }
 
 /// The mark of a zero block among the owners.
 pub(super) const ZERO: u16 = u16::MAX;
+
+/// The mark of a lost block among the owners.
+pub(super) const LOST: u16 = u16::MAX - 1;
 
 impl GroupState {
     pub(super) fn new(zero_block: Digest, zero_group: Digest) -> Self {
@@ -66,6 +76,8 @@ impl GroupState {
             frames: Vec::new(),
             zero_block,
             zero_group,
+            unsure: [0; 16],
+            proven: true,
             clean: true,
         }
     }
@@ -78,7 +90,27 @@ impl GroupState {
             self.digests.fill(self.zero_block);
             self.group_digest = self.zero_group;
             self.frames.clear();
+            self.unsure = [0; 16];
+            self.proven = true;
             self.clean = true;
+        }
+    }
+
+    /// Marks blocks as lost.
+    pub(super) fn lose(&mut self, blocks: &GroupBits) {
+        for block in ones(blocks) {
+            if let Some(owner) = self.owners.get_mut(block) {
+                *owner = LOST;
+            }
+            self.proven = false;
+        }
+    }
+
+    /// Marks blocks as possibly out of date.
+    pub(super) fn doubt(&mut self, blocks: &GroupBits) {
+        for (unsure, more) in self.unsure.iter_mut().zip(blocks) {
+            *unsure |= more;
+            self.proven &= *more == 0;
         }
     }
 
@@ -97,8 +129,27 @@ impl GroupState {
     pub fn owner(&self, index: usize) -> Owner {
         match self.owners.get(index) {
             None | Some(&ZERO) => Owner::Zero,
+            Some(&LOST) => Owner::Lost,
             Some(archive) => Owner::Archive((*archive).into()),
         }
+    }
+
+    /// Whether block `index` of the group (0 to 1023) may be out of date: an archive above its owner
+    /// is damaged or missing and may have changed it. Only in a salvaged chain.
+    pub fn is_unsure(&self, index: usize) -> bool {
+        self.unsure.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    /// Whether any block is lost or unsure. Only in a salvaged chain.
+    pub fn has_gaps(&self) -> bool {
+        self.unsure != [0; 16] || self.owners.contains(&LOST)
+    }
+
+    /// Whether [`Self::digests`] and [`Self::group_digest`] were proved. Always, except in a
+    /// salvaged chain; where they were not, they mean nothing, and whoever needs them computes them
+    /// from the blocks.
+    pub fn is_proven(&self) -> bool {
+        self.proven
     }
 
     /// The digest of block `index` of the group (0 to 1023).
@@ -106,7 +157,8 @@ impl GroupState {
         self.digests.get(index).copied().unwrap_or(self.zero_block)
     }
 
-    /// The digests of all blocks of the group, proved by the group's digest.
+    /// The digests of all blocks of the group, proved by the group's digest: see
+    /// [`Self::is_proven`].
     pub fn digests(&self) -> &[Digest; LEN] {
         &self.digests
     }
