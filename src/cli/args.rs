@@ -6,7 +6,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use qdelta::backup::LEVEL_DEFAULT;
 use qdelta::image::{self, OpenOptions};
+use qdelta::io::Backend;
+use qdelta::pipeline::Resources;
 use qdelta::repository::DiskSpec;
 
 use super::{examples, values};
@@ -126,7 +129,7 @@ pub struct Backup {
     pub kind: Kind,
 
     /// How hard zstd tries: 1 is fast, 19 is small
-    #[arg(long, value_name = "N", default_value_t = qdelta_level(), value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
     pub level: i32,
 
     /// Unit in which changes are found and stored, of a new chain: 4K to 2M [default: 64K]
@@ -184,6 +187,21 @@ pub struct Work {
     /// How to read and write
     #[arg(long, value_enum, default_value_t)]
     pub io: Io,
+}
+
+impl Work {
+    /// What the library is to use.
+    pub fn resources(&self) -> Resources {
+        let defaults = Resources::default();
+        Resources {
+            threads: self.threads.unwrap_or(defaults.threads),
+            backend: match self.io {
+                Io::Auto => Backend::Auto,
+                Io::Uring => Backend::Uring,
+                Io::Threads => Backend::Threads,
+            },
+        }
+    }
 }
 
 /// Restore a disk as it was at a recovery point.
@@ -394,9 +412,4 @@ pub enum Shell {
     Zsh,
     /// The friendly interactive shell
     Fish,
-}
-
-/// The zstd level unless told otherwise.
-const fn qdelta_level() -> i32 {
-    1
 }

@@ -1,7 +1,5 @@
 //! The command line: what is typed becomes a request to the library, what comes back is shown.
 
-#![expect(dead_code, reason = "the commands that use the rest come with their flows")]
-
 mod args;
 mod commands;
 mod examples;
@@ -66,6 +64,10 @@ impl Context {
 fn run(command: Command, context: &mut Context) -> Result<u8> {
     match command {
         Command::Init(args) => commands::init::run(&args, context),
+        Command::Backup(args) => commands::backup::run(args, context),
+        Command::Restore(args) => commands::restore::run(&args, context),
+        Command::Replay(args) => commands::restore::replay(&args, context),
+        Command::Verify(args) => commands::verify::run(args, context),
         Command::Points(args) => commands::points::run(&args, context),
         Command::Info(args) => commands::info::run(&args, context),
         Command::Completions(args) => commands::shell::completions(&args, context),

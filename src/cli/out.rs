@@ -38,11 +38,16 @@ impl Out {
         self.write(|stdout| writeln!(stdout, "{line}"))
     }
 
+    /// A whole result as JSON.
+    pub fn to_json(&self, value: &impl Serialize) -> Result<String> {
+        serde_json::to_string_pretty(value).map_err(|error| {
+            Error::new(qdelta::ErrorKind::Io, "cannot write the result as JSON").because(error)
+        })
+    }
+
     /// Writes a whole result as JSON.
     pub fn json(&mut self, value: &impl Serialize) -> Result<()> {
-        let text = serde_json::to_string_pretty(value).map_err(|error| {
-            Error::new(qdelta::ErrorKind::Io, "cannot write the result as JSON").because(error)
-        })?;
+        let text = self.to_json(value)?;
         self.raw(&format!("{text}\n"))
     }
 

@@ -53,7 +53,7 @@ impl Progress for Screen {
         }
         let target = ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND);
         let bar = ProgressBar::with_draw_target(Some(total), target);
-        let template = "{msg} [{bar:28}] {percent:>3}%  {binary_bytes} of {binary_total_bytes}  \
+        let template = "{msg} [{wide_bar}] {percent:>3}%  {binary_bytes} of {binary_total_bytes}  \
                         {binary_bytes_per_sec}  {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));

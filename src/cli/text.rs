@@ -42,16 +42,17 @@ pub fn parse_bytes(text: &str) -> Result<u64, Error> {
         })
 }
 
-/// A rate, from bytes and seconds.
-pub fn rate(count: u64, seconds: f64) -> String {
-    if seconds < 0.001 {
-        return "at once".to_owned();
+/// What a program took for so many bytes: the time, and the rate where there is one to speak of.
+pub fn took(seconds: f64, count: u64) -> String {
+    match count {
+        0 => duration(seconds),
+        _ if seconds < 0.001 => duration(seconds),
+        _ => format!("{} ({}/s)", duration(seconds), bytes((count as f64 / seconds) as u64)),
     }
-    format!("{}/s", bytes((count as f64 / seconds) as u64))
 }
 
-/// A stretch of time that a program took: `0.4 s`, `12 s`, `3:25 min`, `2:03 h`.
-pub fn took(seconds: f64) -> String {
+/// A stretch of time: `0.4 s`, `12 s`, `3:25 min`, `2:03 h`.
+fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
     match whole {
         0..10 => format!("{seconds:.1} s"),
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn stretches_of_time() {
         assert_eq!(
-            [0.04, 9.4, 12.0, 125.0, 7384.0].map(took),
+            [0.04, 9.4, 12.0, 125.0, 7384.0].map(duration),
             ["0.0 s", "9.4 s", "12 s", "2:05 min", "2:03 h"]
         );
     }

@@ -1,7 +1,10 @@
 //! The commands, each from its arguments to its result.
 
+pub mod backup;
 mod image_info;
 pub mod info;
 pub mod init;
 pub mod points;
+pub mod restore;
 pub mod shell;
+pub mod verify;

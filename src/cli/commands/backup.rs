@@ -1,0 +1,69 @@
+//! `qdelta backup`: a new recovery point.
+
+use qdelta::backup::{self, KindChoice, Report, Request};
+use qdelta::image::OpenOptions;
+use qdelta::{Result, repository::Repository};
+
+use crate::cli::args::{Backup, Kind};
+use crate::cli::{Context, signals, status, text};
+
+/// Makes the point and shows what it cost.
+pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
+    let repository: Repository = context.repository()?;
+    let request = Request {
+        open: OpenOptions {
+            snapshot: args.snapshot,
+            as_file: args.as_file,
+            ..args.source.options()
+        },
+        image: args.image,
+        disk: args.disk,
+        kind: args.kind.to_choice(),
+        level: args.level,
+        block_size: args.block_size,
+        resources: args.work.resources(),
+    };
+    let cancel = signals::watch(&context.screen);
+    let report = backup::run(&repository, &request, &context.screen, &cancel)?;
+    if context.out.json {
+        context.out.json(&report)?;
+    } else {
+        show(&report, context)?;
+    }
+    Ok(status::DONE)
+}
+
+/// Shows a backup to people.
+fn show(report: &Report, context: &mut Context) -> Result<()> {
+    let against = match &report.parent {
+        Some(parent) => format!(" against {parent}"),
+        None => String::new(),
+    };
+    let out = &mut context.out;
+    out.line(format!("{}@{}: {}{against}", report.disk, report.point, report.kind))?;
+    out.line(format!(
+        "  {} disk, {} read, {} changed, {} stored",
+        text::bytes(report.virtual_size),
+        text::bytes(report.bytes_read),
+        text::bytes(report.bytes_changed),
+        text::bytes(report.bytes_written),
+    ))?;
+    out.line(format!(
+        "  took {}, tracker {}, I/O by {}",
+        text::took(report.seconds, report.bytes_read),
+        report.tracker,
+        report.io
+    ))
+}
+
+impl Kind {
+    /// What the library calls it.
+    fn to_choice(self) -> KindChoice {
+        match self {
+            Self::Auto => KindChoice::Auto,
+            Self::Full => KindChoice::Full,
+            Self::Incremental => KindChoice::Incremental,
+            Self::Differential => KindChoice::Differential,
+        }
+    }
+}

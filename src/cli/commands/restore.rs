@@ -1,0 +1,135 @@
+//! `qdelta restore` and `qdelta replay`: the disk of a recovery point.
+
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use qdelta::output::Format;
+use qdelta::repository::{Repository, Selector};
+use qdelta::restore::{self, Destination, Report, Request};
+use qdelta::{Error, ErrorKind, Result};
+
+use crate::cli::args::{self, Replay, Restore, Target, Work};
+use crate::cli::{Context, signals, status, text};
+
+/// Restores a point of a repository.
+pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
+    let repository = context.repository()?;
+    let request = request(&args.output, &args.target, &args.work)?;
+    refuse_inside(&repository, &args.output)?;
+    let latest = Selector::Latest;
+    let point = args.disk.point.as_ref().unwrap_or(&latest);
+    let cancel = signals::watch(&context.screen);
+    let report =
+        restore::run(&repository, &args.disk.disk, point, request, &context.screen, &cancel)?;
+    show(&report, context)
+}
+
+/// Restores from bare archives.
+pub fn replay(args: &Replay, context: &mut Context) -> Result<u8> {
+    let request = request(&args.output, &args.target, &args.work)?;
+    let cancel = signals::watch(&context.screen);
+    let report = restore::replay(&args.archives, request, &context.screen, &cancel)?;
+    show(&report, context)
+}
+
+/// The output that means standard output.
+const STDOUT: &str = "-";
+
+/// What the arguments mean together.
+fn request(output: &Path, target: &Target, work: &Work) -> Result<Request> {
+    let to_stdout = output == Path::new(STDOUT);
+    let format = match (target.format, to_stdout) {
+        (Some(args::Format::Qcow2), true) => {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "qcow2 can't be written to standard output: its tables are written last",
+            )
+            .advise("write it to a file, or raw to standard output"));
+        }
+        (Some(args::Format::Qcow2), false) => Format::Qcow2,
+        (Some(args::Format::Raw), _) => Format::Raw,
+        // A raw disk under the name of a qcow2 image would be taken for one.
+        (None, _) if output.extension().is_some_and(|end| end == "qcow2") => Format::Qcow2,
+        (None, _) => Format::Raw,
+    };
+    if target.salvage {
+        return Err(Error::new(ErrorKind::Usage, "--salvage is not there yet"));
+    }
+    Ok(Request {
+        destination: if to_stdout { stdout()? } else { Destination::Path(output.to_owned()) },
+        format,
+        force: target.force,
+        resources: work.resources(),
+    })
+}
+
+/// Standard output as a place for the bytes of a disk.
+fn stdout() -> Result<Destination> {
+    let stdout = io::stdout();
+    if stdout.is_terminal() {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "the bytes of a disk are not for a terminal, and standard output is one",
+        )
+        .advise("redirect it into a file or a pipe"));
+    }
+    // Not through the standard library's buffer, which looks for the ends of lines.
+    let file = stdout.as_fd().try_clone_to_owned();
+    let file = file.map_err(|error| Error::io("open", Path::new("standard output"), error))?;
+    Ok(Destination::Stream(Box::new(File::from(file))))
+}
+
+/// Fails if the output would lie in the repository, which holds points and nothing else.
+fn refuse_inside(repository: &Repository, output: &Path) -> Result<()> {
+    let folder = match output.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    // What can't be resolved can't be written to either, and says so then.
+    let (Ok(folder), Ok(root)) = (folder.canonicalize(), repository.path().canonicalize()) else {
+        return Ok(());
+    };
+    if folder.starts_with(root) && output != Path::new(STDOUT) {
+        let what = format!("{} lies inside the repository", output.display());
+        return Err(Error::new(ErrorKind::Usage, what).advise("restore to another folder"));
+    }
+    Ok(())
+}
+
+/// Shows a restore. With the disk on standard output, the report goes to standard error.
+fn show(report: &Report, context: &mut Context) -> Result<u8> {
+    let to_stdout = report.output == Path::new(STDOUT);
+    if context.out.json {
+        match to_stdout {
+            true => context.screen.say(&context.out.to_json(report)?),
+            false => context.out.json(report)?,
+        }
+        return Ok(status::DONE);
+    }
+    let name =
+        if to_stdout { "standard output".to_owned() } else { report.output.display().to_string() };
+    let lines = [
+        format!("{}@{}: restored to {name} ({})", report.disk, report.point, report.format),
+        format!(
+            "  {} disk, {} written and proved, from {}",
+            text::bytes(report.virtual_size),
+            text::bytes(report.bytes_written),
+            text::count(report.archives, "archive"),
+        ),
+        format!(
+            "  took {}, I/O by {}",
+            text::took(report.seconds, report.bytes_written),
+            report.io
+        ),
+    ];
+    for line in lines {
+        match to_stdout {
+            true if context.global.quiet => {}
+            true => context.screen.say(&format!("qdelta: {line}")),
+            false => context.out.line(line)?,
+        }
+    }
+    Ok(status::DONE)
+}
