@@ -20,6 +20,7 @@ pub mod error;
 pub mod extent;
 pub mod image;
 pub mod io;
+mod json;
 pub mod output;
 pub mod pack;
 pub mod pipeline;

@@ -62,6 +62,7 @@ pub struct Report {
 #[derive(Debug, Clone, Serialize)]
 pub struct Finding {
     /// The file.
+    #[serde(serialize_with = "crate::json::serialize")]
     pub path: PathBuf,
     /// The recovery points that can't be restored whole because of it.
     pub points: Vec<String>,

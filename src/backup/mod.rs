@@ -93,6 +93,7 @@ pub struct Report {
     /// Digest of what the guest sees.
     pub root: String,
     /// The archive.
+    #[serde(serialize_with = "crate::json::serialize")]
     pub archive: PathBuf,
     /// How the image was read: `uring` or `threads`.
     pub io: &'static str,

@@ -77,24 +77,6 @@ pub enum Command {
     Man(Man),
 }
 
-impl Command {
-    /// The word for it on the command line.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Init(_) => "init",
-            Self::Backup(_) => "backup",
-            Self::Restore(_) => "restore",
-            Self::Replay(_) => "replay",
-            Self::Verify(_) => "verify",
-            Self::Points(_) => "points",
-            Self::Info(_) => "info",
-            Self::Map(_) => "map",
-            Self::Completions(_) => "completions",
-            Self::Man(_) => "man",
-        }
-    }
-}
-
 /// Make a repository.
 ///
 /// DIR becomes one: it must be empty or not exist yet. Backups go only into folders that were made

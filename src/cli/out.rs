@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::path::Path;
 
-use qdelta::{Error, Result};
+use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use super::text;
@@ -40,9 +40,12 @@ impl Out {
 
     /// A whole result as JSON.
     pub fn to_json(&self, value: &impl Serialize) -> Result<String> {
-        serde_json::to_string_pretty(value).map_err(|error| {
-            Error::new(qdelta::ErrorKind::Io, "cannot write the result as JSON").because(error)
-        })
+        serde_json::to_string_pretty(value).map_err(unwritable)
+    }
+
+    /// A part of a result as JSON, in one line.
+    pub fn to_json_line(&self, value: &impl Serialize) -> Result<String> {
+        serde_json::to_string(value).map_err(unwritable)
     }
 
     /// Writes a whole result as JSON.
@@ -82,6 +85,11 @@ impl Out {
             Ok(()) => Ok(()),
         }
     }
+}
+
+/// A result that JSON can't hold.
+fn unwritable(error: serde_json::Error) -> Error {
+    Error::new(ErrorKind::Io, "cannot write the result as JSON").because(error)
 }
 
 impl Drop for Out {

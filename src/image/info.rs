@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[serde(rename_all = "kebab-case")]
 pub struct ImageInfo {
     /// Its file.
+    #[serde(serialize_with = "crate::json::serialize")]
     pub filename: PathBuf,
     /// Its format.
     pub format: Format,

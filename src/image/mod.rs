@@ -102,9 +102,13 @@ pub struct Image {
 #[serde(rename_all = "kebab-case")]
 pub struct LayerDescription {
     /// Its file.
+    #[serde(serialize_with = "crate::json::serialize")]
     pub path: PathBuf,
     /// Its external data file.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::json::optional::serialize"
+    )]
     pub data_file: Option<PathBuf>,
     /// Its format.
     pub format: Format,

@@ -93,6 +93,7 @@ pub struct DiskRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// Path of the image.
+    #[serde(with = "crate::json")]
     pub path: PathBuf,
     /// Its format: `qcow2` or `raw`.
     pub format: String,
@@ -104,6 +105,7 @@ pub struct ImageRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerRecord {
     /// Path of the file.
+    #[serde(with = "crate::json")]
     pub path: PathBuf,
     /// Its format: `qcow2` or `raw`.
     pub format: String,

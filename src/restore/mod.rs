@@ -50,6 +50,7 @@ pub struct Report {
     /// The recovery point.
     pub point: String,
     /// Where it is now; `-` is standard output.
+    #[serde(serialize_with = "crate::json::serialize")]
     pub output: PathBuf,
     /// `raw` or `qcow2`.
     pub format: &'static str,

@@ -1,88 +1,131 @@
 //! `qdelta info` of an image.
 
-use qdelta::Result;
-use qdelta::image::Image;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use qdelta::image::{self, ImageInfo, LayerDescription, Qcow2Info};
+use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::cli::args::Info;
 use crate::cli::{Context, status, text};
 
-/// What `--json` shows of an image.
+/// What `--json` shows of an image: what it is, and what `qemu-img info` says, in its words.
 #[derive(Serialize)]
-struct ImageReport {
+struct Report<'a> {
     #[serde(rename = "type")]
     type_name: &'static str,
-    path: String,
-    format: &'static str,
-    virtual_size: u64,
-    layers: Vec<LayerReport>,
+    #[serde(flatten)]
+    info: &'a ImageInfo,
 }
 
-/// One file of the image's backing chain, the top first.
-#[derive(Serialize)]
-struct LayerReport {
-    path: String,
-    data_file: Option<String>,
-    format: &'static str,
-    format_guessed: bool,
-    virtual_size: u64,
-    cluster_size: Option<u64>,
-}
-
-/// Shows an image.
+/// Shows an image. One that can't be read is shown as far as its header tells; the status says so.
 pub fn run(args: &Info, context: &mut Context) -> Result<u8> {
-    let image = Image::open(&args.path, &args.source.options())?;
-    let layers: Vec<_> = image
-        .layers()
-        .iter()
-        .map(|layer| LayerReport {
-            path: layer.path.display().to_string(),
-            data_file: layer.data_file.as_ref().map(|path| path.display().to_string()),
-            format: layer.format.as_str(),
-            format_guessed: layer.format_guessed,
-            virtual_size: layer.virtual_size,
-            cluster_size: layer.cluster_size,
-        })
-        .collect();
-    let report = ImageReport {
-        type_name: "image",
-        path: args.path.display().to_string(),
-        format: layers.first().map_or("raw", |layer| layer.format),
-        virtual_size: image.virtual_size(),
-        layers,
-    };
+    let info = image::inspect(&args.path, &args.source.options())?;
     if context.out.json {
-        context.out.json(&report)?;
+        context.out.json(&Report { type_name: "image", info: &info })?;
     } else {
-        show(&report, context)?;
+        show(&info, context)?;
     }
-    Ok(status::DONE)
+    if !context.global.quiet {
+        for warning in &info.warnings {
+            context.screen.say(&format!("qdelta: warning: {warning}"));
+        }
+    }
+    match &info.problem {
+        None => Ok(status::DONE),
+        Some(problem) => Err(Error::new(ErrorKind::Image, problem.clone())),
+    }
 }
 
 /// Shows an image to people.
-fn show(report: &ImageReport, context: &mut Context) -> Result<()> {
-    let mut line = |name: &str, value: String| context.out.line(format!("{name:<12} {value}"));
-    line("image", report.path.clone())?;
+fn show(info: &ImageInfo, context: &mut Context) -> Result<()> {
+    let mut lines = vec![("image", info.filename.display().to_string())];
+    let mut line = |name: &'static str, value: String| lines.push((name, value));
+    line("format", format(info));
+    line("disk size", format!("{} ({} bytes)", text::bytes(info.virtual_size), info.virtual_size));
     line(
-        "disk size",
-        format!("{} ({} bytes)", text::bytes(report.virtual_size), report.virtual_size),
-    )?;
-    for (index, layer) in report.layers.iter().enumerate() {
-        let name = if index == 0 { "format" } else { "backing file" };
-        let mut value = layer.format.to_owned();
-        if layer.format_guessed {
-            value.push_str(" (as its first bytes say)");
+        "file size",
+        match info.actual_size {
+            Some(actual) => {
+                format!(
+                    "{}, of which {} on disk",
+                    text::bytes(info.file_length),
+                    text::bytes(actual)
+                )
+            }
+            None => text::bytes(info.file_length),
+        },
+    );
+    if let Some(qcow2) = &info.qcow2 {
+        details(qcow2, &mut line);
+    }
+    for (depth, layer) in info.layers.iter().enumerate() {
+        if depth > 0 {
+            line("backing file", layer_line(layer));
         }
-        if let Some(size) = layer.cluster_size {
-            value.push_str(&format!(", clusters of {}", text::bytes(size)));
-        }
-        if index > 0 {
-            value = format!("{} ({value}, {})", layer.path, text::bytes(layer.virtual_size));
-        }
-        line(name, value)?;
         if let Some(data_file) = &layer.data_file {
-            line("data file", data_file.clone())?;
+            line("data file", data_file.display().to_string());
         }
     }
+    for (name, value) in lines {
+        context.out.line(format!("{name:<12} {value}"))?;
+    }
     Ok(())
+}
+
+/// The format of an image and what it was told by.
+fn format(info: &ImageInfo) -> String {
+    let mut text = info.format.to_string();
+    if let Some(qcow2) = &info.qcow2 {
+        text.push_str(&format!(
+            " version {}, clusters of {}",
+            qcow2.version,
+            text::bytes(qcow2.cluster_size)
+        ));
+    }
+    if info.layers.first().is_some_and(|layer| layer.format_guessed) {
+        text.push_str(" (as its first bytes say)");
+    }
+    text
+}
+
+/// What only qcow2 images have, as far as there is something to say.
+fn details(qcow2: &Qcow2Info, line: &mut impl FnMut(&'static str, String)) {
+    if !qcow2.features.is_empty() {
+        line("features", qcow2.features.join(", "));
+    }
+    if let Some(encryption) = qcow2.encryption {
+        line("encryption", encryption.to_owned());
+    }
+    if let Some(name) = &qcow2.backing_filename {
+        let format = qcow2.backing_filename_format.as_deref().unwrap_or("no format given");
+        line("backed by", format!("{name} ({format})"));
+    }
+    for snapshot in &qcow2.snapshots {
+        let taken = Timestamp::from_second(snapshot.date_sec.into())
+            .map(|time| time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string())
+            .unwrap_or_default();
+        let size = text::bytes(snapshot.virtual_size);
+        line("snapshot", format!("{} (id {}, {taken}, {size})", snapshot.name, snapshot.id));
+    }
+    for bitmap in &qcow2.bitmaps {
+        let flags =
+            if bitmap.flags.is_empty() { "no flags".to_owned() } else { bitmap.flags.join(", ") };
+        line(
+            "bitmap",
+            format!("{}, {} a bit, {flags}", bitmap.name, text::bytes(bitmap.granularity)),
+        );
+    }
+    for problem in [&qcow2.snapshots_problem, &qcow2.bitmaps_problem].into_iter().flatten() {
+        line("problem", problem.clone());
+    }
+}
+
+/// A layer below the top.
+fn layer_line(layer: &LayerDescription) -> String {
+    let mut what = layer.format.to_string();
+    if layer.format_guessed {
+        what.push_str(", as its first bytes say");
+    }
+    format!("{} ({what}, {})", layer.path.display(), text::bytes(layer.virtual_size))
 }

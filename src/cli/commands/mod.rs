@@ -4,6 +4,7 @@ pub mod backup;
 mod image_info;
 pub mod info;
 pub mod init;
+pub mod map;
 pub mod points;
 pub mod restore;
 pub mod shell;

@@ -1,0 +1,64 @@
+//! Paths in JSON. A path need not be text; JSON must be. Bytes that are not UTF-8 are shown as
+//! U+FFFD: a report with an odd name in it is better than none.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serializer};
+
+/// Writes a path as text.
+pub(crate) fn serialize<S: Serializer>(
+    path: impl AsRef<Path>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.as_ref().to_string_lossy())
+}
+
+/// Takes text for a path.
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    String::deserialize(deserializer).map(PathBuf::from)
+}
+
+/// Writes a path that may be missing.
+pub(crate) mod optional {
+    use std::path::PathBuf;
+
+    use serde::Serializer;
+
+    /// Writes the path as text, or null.
+    pub(crate) fn serialize<S: Serializer>(
+        path: &Option<PathBuf>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match path {
+            Some(path) => super::serialize(path, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::PathBuf;
+
+    #[derive(serde::Serialize)]
+    struct Report {
+        #[serde(serialize_with = "super::serialize")]
+        path: PathBuf,
+        #[serde(serialize_with = "super::optional::serialize")]
+        other: Option<PathBuf>,
+    }
+
+    /// A backup that took hours failed at its last step because the image's name was not UTF-8.
+    #[test]
+    fn a_path_that_is_no_text_is_shown_all_the_same() {
+        let path = PathBuf::from(OsStr::from_bytes(b"/images/\xff.qcow2"));
+        let report = Report { other: Some(path.clone()), path };
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(
+            text,
+            "{\"path\":\"/images/\u{fffd}.qcow2\",\"other\":\"/images/\u{fffd}.qcow2\"}"
+        );
+    }
+}
