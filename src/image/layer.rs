@@ -59,6 +59,11 @@ impl LayerFile {
         }
     }
 
+    /// Whether the file has holes, as far as its length and what it occupies tell.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.allocated.is_some_and(|allocated| allocated < self.len)
+    }
+
     /// Fills `buffer` from `offset` on; what lies behind the end of the file reads as zeros.
     pub(super) fn read_padded(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         let available = self.len.saturating_sub(offset);

@@ -68,6 +68,8 @@ pub struct Map {
 impl Map {
     pub(super) fn new(layers: Arc<Vec<Layer>>) -> Self {
         let ask = |layer: &Layer| match layer {
+            // Of an external data file QEMU asks nothing, either.
+            Layer::Qcow2(qcow2) if qcow2.format.external_data => None,
             Layer::Qcow2(qcow2) => qcow2.is_preallocated().then(Holes::default),
             Layer::Raw(_) => None,
         };

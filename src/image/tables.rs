@@ -73,6 +73,8 @@ pub(super) struct Qcow2Cursor {
     /// The L1 entry that was looked up last and its L2 table: the same for many pieces.
     l2_table: Option<(u64, Option<HostOffset>)>,
     slice: L2Slice,
+    /// Holes of the image file, to be asked if it has any: tables there need not be read.
+    table_holes: Option<Holes>,
     detail: Detail,
     /// To be asked if it pays.
     data_holes: Option<Holes>,
@@ -85,6 +87,7 @@ impl Qcow2Cursor {
             l1: L1Reader::default(),
             l2_table: None,
             slice: L2Slice::default(),
+            table_holes: layer.file.is_sparse().then(Holes::default),
             detail,
             data_holes: ask.then(Holes::default),
         }
@@ -153,6 +156,10 @@ impl Qcow2Cursor {
     ) -> Result<(u64, Piece)> {
         let cluster = layer.format.cluster;
         let index = at / cluster.bytes() % layer.format.entries_per_table();
+        if let Some(skip) = self.unstored_entries(layer, table, index) {
+            let run = at - cluster.offset_in_cluster(at) + skip * cluster.bytes();
+            return Ok((run.min(end), Piece::Unallocated));
+        }
         let entries = self.slice_from(layer, table, index)?;
         let mut decoded = Entries { layer, bytes: entries.1, host: entries.0, guest: at };
         decoded.guest -= cluster.offset_in_cluster(at);
@@ -216,6 +223,24 @@ impl Qcow2Cursor {
                 Ok((run.min(end), piece))
             }
         }
+    }
+
+    /// How many entries of the L2 table at `table` from `index` on lie in a hole of the file: they
+    /// are all unallocated. Without asking, a small sparse file whose L1 table names its holes
+    /// would have terabytes of zeros read.
+    fn unstored_entries(
+        &mut self,
+        layer: &Qcow2Layer,
+        table: HostOffset,
+        index: u64,
+    ) -> Option<u64> {
+        let holes = self.table_holes.as_mut()?;
+        let entry_size = layer.format.entry_size() as u64;
+        let start = table.0 + index * entry_size;
+        let rest = start..table.0 + layer.format.cluster.bytes();
+        let (end, part) = holes.part(layer.file.store.as_ref(), rest);
+        let count = (end - start) / entry_size;
+        (part == Part::Hole && count > 0).then_some(count)
     }
 
     /// The entries of the L2 table at `table` from `index` on, as many as are in memory, and where

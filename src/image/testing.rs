@@ -1,5 +1,6 @@
 //! Makes small images for tests, without QEMU: the structures come from `formats`.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use qdelta_formats::qcow2::{
@@ -208,10 +209,16 @@ pub(super) fn pattern(seed: u8, len: usize) -> impl Iterator<Item = u8> {
     (0..len).map(move |at| (at / 512 * 7 + at % 251) as u8 ^ seed | 1)
 }
 
-/// Writes `bytes` to the file `name` in `folder`.
+/// Writes `bytes` to the file `name` in `folder`, with holes where there are zeros.
 pub(super) fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.join(name);
-    std::fs::write(&path, bytes).unwrap();
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    for (index, block) in bytes.chunks(4096).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            file.write_all_at(block, index as u64 * 4096).unwrap();
+        }
+    }
     path
 }
 

@@ -125,6 +125,35 @@ fn raw_images_keep_their_exact_size_and_their_holes_are_zeros() {
     assert!(matches!(extents[1].source, Source::Zero { .. }));
 }
 
+/// Where an L2 table lies in a hole of its file, nothing is read, and what lies behind is found.
+#[test]
+fn holes_in_tables() {
+    let folder = folder();
+    let mut clusters = vec![Nothing; 8192 + 5000];
+    for (index, seed) in [(0, 1), (700, 2), (7680, 5), (8191, 3), (8192 + 4999, 4)] {
+        clusters[index] = Data(seed);
+    }
+    let recipe = Recipe::new(16, clusters);
+    let path = write(folder.path(), "image", &recipe.build());
+    let image = open(&path).unwrap();
+    let mut extents = Vec::new();
+    image.mapper().extents(0..recipe.virtual_size, &mut extents).unwrap();
+    let data = extents.iter().filter(|extent| matches!(extent.source, Source::Data { .. }));
+    let found: Vec<_> = data.map(|extent| extent.guest_offset >> 16).collect();
+    assert_eq!(found, [0, 700, 7680, 8191, 8192 + 4999]);
+    // Entry 2000 lies in a hole, and entry 7680 is the first behind it.
+    extents.clear();
+    image.mapper().extents(2000 << 16..7681 << 16, &mut extents).unwrap();
+    let lens: Vec<_> = extents.iter().map(|extent| extent.len >> 16).collect();
+    assert_eq!(lens, [7680 - 2000, 1]);
+    for (index, seed) in [(700, 2), (8191, 3)] {
+        let start = index << 16;
+        let disk = read(&image, &mut image.mapper(), start - 65536..start + 65536).unwrap();
+        assert!(disk[..65536].iter().all(|byte| *byte == 0));
+        assert!(disk[65536..] == pattern(seed, 65536).collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn what_begins_like_qcow2_can_be_a_raw_disk_all_the_same() {
     let folder = folder();
