@@ -170,8 +170,8 @@ pub fn run(
         block_size: geometry.block_size(),
         bytes_read: done.bytes_read,
         bytes_changed: stored.bytes_changed,
-        bytes_written: stored.summary.payload_bytes,
-        archive_bytes: stored.summary.file_len,
+        payload_bytes: stored.summary.payload_bytes,
+        bytes_written: stored.summary.file_len,
         image: image_record(image, &request.image),
     });
     let archive = folder.unwrap_or_default().join(pending.archive_name());

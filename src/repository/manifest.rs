@@ -33,7 +33,7 @@ pub struct Manifest {
     pub format: u32,
     /// The point's id.
     pub point: PointId,
-    /// When it was made. It differs from the id's time only if the clock had been set back.
+    /// When it was made. Before the id's time only if the clock had been set back.
     #[serde(with = "text")]
     pub created: Timestamp,
     /// The domain whose disks it holds.
@@ -81,10 +81,10 @@ pub struct DiskRecord {
     pub bytes_read: u64,
     /// Bytes of the disk that differ from the parent.
     pub bytes_changed: u64,
-    /// Bytes of frames in the archive.
+    /// Bytes of the frames in the archive.
+    pub payload_bytes: u64,
+    /// Length of the archive, in bytes.
     pub bytes_written: u64,
-    /// Length of the archive file, in bytes.
-    pub archive_bytes: u64,
     /// The image that it was made from.
     pub image: ImageRecord,
 }
@@ -119,7 +119,7 @@ impl Manifest {
         Self {
             format: FORMAT,
             point,
-            created: now_ms(),
+            created: now_ms().min(point.time()),
             domain,
             generator: concat!("qdelta ", env!("CARGO_PKG_VERSION")).to_owned(),
             consistency,

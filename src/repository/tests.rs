@@ -31,8 +31,8 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
         block_size: 65536,
         bytes_read: 10,
         bytes_changed: 20,
-        bytes_written: 30,
-        archive_bytes: 40,
+        payload_bytes: 30,
+        bytes_written: 40,
         image: ImageRecord {
             path: "/images/vm.qcow2".into(),
             format: "qcow2".to_owned(),

@@ -1,5 +1,6 @@
 //! The command line as people and scripts meet it: statuses, help, results, manners.
 
+mod json;
 mod manners;
 mod points;
 mod shell;
@@ -58,4 +59,24 @@ fn refused(status: i32, words: &[&str]) -> String {
 /// A path as a word.
 fn word(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// Runs a tool of QEMU, which must do its work.
+#[track_caller]
+fn tool(name: &str, words: &[&str]) {
+    let output = Command::new(name).args(words).output().unwrap();
+    assert!(output.status.success(), "{name} {words:?}: {output:?}");
+}
+
+/// Runs `qemu-img`.
+#[track_caller]
+fn qemu_img(words: &[&str]) {
+    tool("qemu-img", words);
+}
+
+/// Runs commands of `qemu-io` on a qcow2 image.
+#[track_caller]
+fn qemu_io(image: &str, commands: &[&str]) {
+    let commands = commands.iter().flat_map(|command| ["-c", command]);
+    tool("qemu-io", &["-f", "qcow2", image].into_iter().chain(commands).collect::<Vec<_>>());
 }

@@ -51,8 +51,8 @@ impl Shelf {
             block_size: 65536,
             bytes_read: 5 << 30,
             bytes_changed: 1023 << 20,
-            bytes_written: 1000,
-            archive_bytes: 1023 << 20,
+            payload_bytes: 1000,
+            bytes_written: 1023 << 20,
             image: ImageRecord {
                 path: "/images/vm.qcow2".into(),
                 format: "qcow2".to_owned(),

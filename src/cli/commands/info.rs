@@ -35,7 +35,7 @@ struct ArchiveReport {
     block_size: u32,
     parent: Option<ParentReport>,
     generator: String,
-    archive_bytes: u64,
+    file_length: u64,
     /// What only the index of a sealed archive tells.
     #[serde(flatten)]
     contents: Option<Contents>,
@@ -91,7 +91,7 @@ fn archive(path: &Path, start: &[u8], context: &mut Context) -> Result<u8> {
     let (metadata, _) =
         header::decode(start).map_err(|error| Error::format(ErrorKind::Damaged, path, error))?;
     let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
-    let archive_bytes = file.metadata().map_err(|error| Error::io("look at", path, error))?.len();
+    let file_length = file.metadata().map_err(|error| Error::io("look at", path, error))?.len();
     let reader = Reader::open(Arc::new(FileStore::new(file, path)));
     let contents = reader.as_ref().ok().map(|reader| Contents {
         root: reader.root().to_string(),
@@ -120,7 +120,7 @@ fn archive(path: &Path, start: &[u8], context: &mut Context) -> Result<u8> {
             root: parent.root.to_string(),
         }),
         generator: metadata.generator.clone(),
-        archive_bytes,
+        file_length,
         contents,
     };
     if context.out.json {
@@ -169,7 +169,7 @@ fn show(report: &ArchiveReport, metadata: &Metadata, context: &mut Context) -> R
             line("zeroed", blocks(contents.zeroed_blocks))?;
         }
     }
-    line("file size", text::bytes(report.archive_bytes))?;
+    line("file size", text::bytes(report.file_length))?;
     line("archive id", report.archive_id.clone())?;
     line("chain id", report.chain_id.clone())?;
     if let Some(contents) = &report.contents {

@@ -118,7 +118,7 @@ const COLUMNS: &[Column] = &[
 
 /// Shows one disk: a line about it, and its chains.
 fn show(disk: &DiskId, list: &PointList, context: &mut Context) -> Result<()> {
-    let stored: u64 = list.points.iter().map(|point| point.record.archive_bytes).sum();
+    let stored: u64 = list.points.iter().map(|point| point.record.bytes_written).sum();
     let fulls = list.points.iter().filter(|point| point.record.parent.is_none()).count();
     context.out.line(format!(
         "{disk}: {} in {}, {} stored",
@@ -171,7 +171,7 @@ fn row(branch: &str, point: &Point, now: Timestamp) -> Vec<String> {
         text::bytes(record.virtual_size),
         text::bytes(record.bytes_changed),
         match point.archive_present {
-            true => text::bytes(record.archive_bytes),
+            true => text::bytes(record.bytes_written),
             false => "missing".to_owned(),
         },
         record.tracker.to_string(),
@@ -193,7 +193,7 @@ impl From<&Point> for PointReport {
             block_size: record.block_size,
             bytes_read: record.bytes_read,
             bytes_changed: record.bytes_changed,
-            bytes_written: record.archive_bytes,
+            bytes_written: record.bytes_written,
             root: record.root.to_string(),
             archive: point.archive_path.display().to_string(),
             archive_present: point.archive_present,

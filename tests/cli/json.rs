@@ -1,0 +1,165 @@
+//! Every `--json` result has exactly the fields that `docs/json.md` says.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{Run, done, qdelta, qemu_img, qemu_io, word};
+
+/// The examples of the document, by their headings.
+fn examples() -> BTreeMap<String, Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut examples = BTreeMap::new();
+    for section in text.split("\n## ").skip(1) {
+        let heading = section.lines().next().unwrap().to_owned();
+        let (_, block) = section.split_once("```json\n").expect("a section has an example");
+        let (block, _) = block.split_once("```").unwrap();
+        let value = serde_json::from_str(block).unwrap_or_else(|e| panic!("{heading}: {e}"));
+        examples.insert(heading, value);
+    }
+    examples
+}
+
+/// Every field below `value` with the kind of its value; all entries of a list count as one.
+/// `null` and an empty list say nothing.
+fn shape(value: &Value, path: &str, out: &mut BTreeMap<String, &'static str>) {
+    let kind = match value {
+        Value::Null => return,
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(entries) => {
+            entries.iter().for_each(|entry| shape(entry, &format!("{path}[]"), out));
+            "list"
+        }
+        Value::Object(fields) => {
+            fields.iter().for_each(|(name, field)| shape(field, &format!("{path}.{name}"), out));
+            "object"
+        }
+    };
+    let before = out.insert(path.to_owned(), kind);
+    assert!(before.is_none_or(|before| before == kind), "{path} is {kind} and {before:?}");
+}
+
+/// Compares what a command wrote with its example. Fields that `rare` names are not seen here.
+#[track_caller]
+fn compare(heading: &str, results: &[&Value], rare: &[&str]) {
+    let mut documented = BTreeMap::new();
+    shape(&examples()[heading], "", &mut documented);
+    let mut written = BTreeMap::new();
+    results.iter().for_each(|result| shape(result, "", &mut written));
+    for (path, kind) in &written {
+        let known = documented.get(path);
+        assert_eq!(known, Some(kind), "{heading}: {path} is not so in the document");
+    }
+    for path in documented.keys().filter(|path| !rare.contains(&path.as_str())) {
+        assert!(written.contains_key(path), "{heading}: {path} was not written");
+    }
+}
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn every_result_is_as_the_document_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let json = |words: &[&str]| {
+        let repo = at("repo");
+        parse(&done(&[words, &["--json", "--repo", &repo]].concat()))
+    };
+    let (image, base) = (at("web.qcow2"), at("base.qcow2"));
+    qemu_img(&["create", "-f", "qcow2", &base, "8M"]);
+    qemu_img(&["create", "-f", "qcow2", "-b", &base, "-F", "qcow2", &image]);
+    qemu_io(&image, &["write -P 7 1M 3M"]);
+
+    compare("init", &[&json(&["init"])], &[]);
+    let full = json(&["backup", &image]);
+    qemu_io(&image, &["write -P 8 1M 100k", "write -z 2M 64k"]);
+    let incremental = json(&["backup", &image]);
+    compare("backup", &[&full, &incremental], &[]);
+    assert_eq!(incremental["parent"], full["point"]);
+
+    let archives = [&full, &incremental].map(|report| report["archive"].as_str().unwrap());
+    let restored = json(&["restore", "web", &at("out.qcow2")]);
+    compare("restore, replay", &[&restored], &[]);
+    assert_eq!(restored["root"], incremental["root"]);
+    assert_eq!(restored["format"], "qcow2");
+    let replayed = json(&["replay", archives[0], archives[1], "--output", &at("out.raw")]);
+    compare("restore, replay", &[&replayed], &[]);
+
+    let sealed = json(&["info", archives[1]]);
+    compare("info of an archive", &[&sealed], &[]);
+    let map = json(&["map", &image]);
+    compare("map", &[&map], &[]);
+    compare("man", &[&json(&["man", &at("man")])], &[]);
+
+    // Damage makes the rest of the fields appear.
+    let whole = json(&["verify"]);
+    assert_eq!(whole["damaged"], Value::Array(Vec::new()));
+    let manifest = at(&format!("repo/web/points/{}.json", full["point"].as_str().unwrap()));
+    std::fs::write(manifest, "{}").unwrap();
+    let damaged = |command: &str| {
+        let output = qdelta().args([command, "--json", "--repo", &at("repo")]).output().unwrap();
+        let run = Run::from(output);
+        assert_eq!(run.status, 4, "{command}: {}", run.stderr);
+        parse(&run.stdout)
+    };
+    compare("points", &[&damaged("points")], &[]);
+    let found = damaged("verify");
+    compare("verify", &[&whole, &found], &[]);
+}
+
+#[test]
+fn info_of_images_is_as_the_document_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (image, base, data) = (at("web.qcow2"), at("base.qcow2"), at("data.qcow2"));
+    qemu_img(&["create", "-f", "qcow2", &base, "8M"]);
+    qemu_img(&["create", "-f", "qcow2", "-b", &base, "-F", "qcow2", &image]);
+    qemu_img(&["snapshot", "-c", "before", &image]);
+    qemu_img(&["bitmap", "--add", &image, "nightly"]);
+    let option = format!("data_file={}", at("web.data"));
+    qemu_img(&["create", "-f", "qcow2", "-o", &option, &data, "8M"]);
+    let secret = at("enc.qcow2");
+    qemu_img(&[
+        "create",
+        "-f",
+        "qcow2",
+        "--object",
+        "secret,id=s,data=abc",
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+        &secret,
+        "1M",
+    ]);
+
+    let mut infos: Vec<Value> =
+        [&image, &data].iter().map(|path| parse(&done(&["info", path, "--json"]))).collect();
+    let encrypted = Run::from(qdelta().args(["info", &secret, "--json"]).output().unwrap());
+    assert_eq!(encrypted.status, 3);
+    infos.push(parse(&encrypted.stdout));
+    let infos: Vec<&Value> = infos.iter().collect();
+    // These need an image that QEMU would not make.
+    let rare = [".warnings[]", ".qcow2.snapshots-problem", ".qcow2.bitmaps-problem"];
+    compare("info of an image", &infos, &rare);
+}
+
+/// With the disk on standard output there is no other place for the report.
+#[test]
+fn a_restore_to_standard_output_reports_on_standard_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let (repo, image) = (dir.path().join("repo"), dir.path().join("vm.raw"));
+    std::fs::write(&image, vec![7; 100_000]).unwrap();
+    let repo = word(&repo);
+    done(&["init", repo]);
+    done(&["backup", word(&image), "--repo", repo]);
+    let output = qdelta().args(["restore", "vm", "-", "--json", "--repo", repo]).output().unwrap();
+    assert_eq!(output.stdout, std::fs::read(&image).unwrap());
+    let report = parse(std::str::from_utf8(&output.stderr).unwrap());
+    assert_eq!(report["output"], "-");
+    assert_eq!(report["virtual_size"], 100_000);
+}
