@@ -1,7 +1,9 @@
 //! Ctrl-C and its like: the first asks the work to stop and clean up, the second ends the program.
 
+use std::sync::Arc;
+
 use qdelta::progress::Cancel;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use super::screen::Screen;
@@ -13,6 +15,9 @@ use super::status;
 /// holds the same points as before, and the next run removes what was left.
 pub fn watch(screen: &Screen) -> Cancel {
     let cancel = Cancel::default();
+    // A limit on the size of files is an error of the write that meets it, which is then cleaned
+    // up after, and no reason to be killed.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let ignored = ignored();
     let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| {
         // Whoever started the program with nohup or in the background of a script meant it.
