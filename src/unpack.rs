@@ -27,6 +27,17 @@ pub struct FrameNeed {
     pub at: Option<Range<usize>>,
 }
 
+/// Blocks that a salvage could not get back.
+#[derive(Debug, Clone)]
+pub struct Lost {
+    /// The first block of the frame's span.
+    pub first_block: u64,
+    /// Which blocks of the span.
+    pub mask: u64,
+    /// Why.
+    pub problem: String,
+}
+
 /// Turns frames into blocks; one for each worker.
 pub struct Unpacker {
     archives: Vec<Arc<Reader>>,
@@ -65,17 +76,52 @@ impl Unpacker {
         needs: &[FrameNeed],
         buffer: &[u8],
         digests: &GroupDigests,
-    ) -> Result<&mut [u8]> {
+    ) -> Result<&[u8]> {
+        self.begin(blocks, needs);
+        for need in needs {
+            self.unpack_frame(blocks, need, buffer, Some(digests))?;
+        }
+        Ok(&self.out)
+    }
+
+    /// Unpacks what is sound of what `needs` ask for, each frame read here. `digests` are those of
+    /// the blocks' group, if they are known. Gives all blocks side by side, and those that are
+    /// lost, which hold zeros.
+    ///
+    /// # Errors
+    /// Those that are no damage: the system fails.
+    pub fn salvage(
+        &mut self,
+        blocks: &Range<u64>,
+        needs: &[FrameNeed],
+        digests: Option<&GroupDigests>,
+    ) -> Result<(&[u8], Vec<Lost>)> {
+        self.begin(blocks, needs);
+        let mut lost = Vec::new();
+        for need in needs {
+            let Err(error) = self.unpack_frame(blocks, need, &[], digests) else { continue };
+            if !matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) {
+                return Err(error);
+            }
+            let first = u64::from(need.entry.first_block.0);
+            for bit in (0..64).filter(|bit| need.wanted & (1 << bit) != 0) {
+                let start = (first + bit - blocks.start) as usize * self.block_size;
+                self.out[start..start + self.block_size].fill(0);
+            }
+            let problem = error.chain();
+            lost.push(Lost { first_block: first, mask: need.wanted, problem });
+        }
+        Ok((&self.out, lost))
+    }
+
+    /// Makes room for `blocks`, zero wherever no frame will put anything.
+    fn begin(&mut self, blocks: &Range<u64>, needs: &[FrameNeed]) {
         let len = (blocks.end - blocks.start) as usize * self.block_size;
         let wanted: u64 = needs.iter().map(|need| u64::from(need.wanted.count_ones())).sum();
         if wanted < blocks.end - blocks.start {
             self.out.clear();
         }
         self.out.resize(len, 0);
-        for need in needs {
-            self.unpack_frame(blocks, need, buffer, digests)?;
-        }
-        Ok(&mut self.out)
     }
 
     fn unpack_frame(
@@ -83,7 +129,7 @@ impl Unpacker {
         blocks: &Range<u64>,
         need: &FrameNeed,
         buffer: &[u8],
-        digests: &GroupDigests,
+        digests: Option<&GroupDigests>,
     ) -> Result<()> {
         let archive = self.archives.get(need.archive).ok_or_else(|| {
             Error::new(ErrorKind::Io, "internal error: a frame of an archive that is not open")
@@ -114,6 +160,7 @@ impl Unpacker {
                 }
             }
         }
+        let Some(digests) = digests else { return Ok(()) };
         for bit in (0..64).filter(|bit| need.wanted & (1 << bit) != 0) {
             let block = BlockIndex(header.first_block.0 + bit);
             let start = place(bit);

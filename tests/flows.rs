@@ -47,6 +47,7 @@ fn full_and_increments_restore_exactly() {
                 destination: Destination::Path(output),
                 format,
                 force: false,
+                salvage: false,
                 resources: Resources::default(),
             };
             let disk = "disk".parse().unwrap();

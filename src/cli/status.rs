@@ -10,6 +10,9 @@ pub const USAGE: u8 = 2;
 /// Something in the repository is damaged.
 pub const DAMAGED: u8 = 4;
 
+/// A salvage gave what is left, and that is not everything.
+pub const PARTIAL: u8 = 9;
+
 /// Every status and what it says.
 pub const TABLE: &[(u8, &str)] = &[
     (DONE, "done"),
@@ -21,7 +24,7 @@ pub const TABLE: &[(u8, &str)] = &[
     (6, "no such repository, disk, point or file"),
     (7, "the target exists already and --force was not given"),
     (8, "no space left, or a quota is reached"),
-    (9, "salvaged, but not everything: what is lost was listed"),
+    (PARTIAL, "salvaged, but not everything: what is lost was listed"),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
 
@@ -35,7 +38,7 @@ pub fn of(kind: ErrorKind) -> u8 {
         ErrorKind::NotFound => 6,
         ErrorKind::Exists => 7,
         ErrorKind::NoSpace => 8,
-        ErrorKind::Partial => 9,
+        ErrorKind::Partial => PARTIAL,
         ErrorKind::Interrupted => 130,
         // Also every kind that the library may learn later.
         _ => 1,

@@ -40,6 +40,36 @@ pub(super) fn of(repository: &Repository, point: &Point) -> Result<Vec<PathBuf>>
     Ok(chain)
 }
 
+/// What is left of the chain up to `point`, the oldest first, and what is missing.
+pub(super) fn remains_of(
+    repository: &Repository,
+    point: &Point,
+) -> Result<(Vec<PathBuf>, Vec<String>)> {
+    let list = repository.points(&point.disk)?;
+    let (mut chain, mut missing) = (Vec::new(), Vec::new());
+    let mut step = Some((point.id, point.archive_path.clone(), point.record.parent));
+    while let Some((id, path, parent)) = step.take() {
+        match present(&path, id) {
+            Ok(path) => chain.push(path),
+            Err(error) => missing.push(error.chain()),
+        }
+        let Some(parent) = parent.filter(|parent| *parent < id) else { break };
+        let known = list.points.iter().find(|candidate| candidate.id == parent);
+        step = match known {
+            Some(known) => Some((parent, known.archive_path.clone(), known.record.parent)),
+            None => match without_manifest(repository, &point.disk, parent) {
+                Ok((path, next)) => Some((parent, path, next)),
+                Err(error) => {
+                    missing.push(error.chain());
+                    None
+                }
+            },
+        };
+    }
+    chain.reverse();
+    Ok((chain, missing))
+}
+
 /// The archive of a point that has no manifest, and the point that it builds on.
 fn without_manifest(
     repository: &Repository,

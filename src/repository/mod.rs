@@ -143,12 +143,10 @@ impl Repository {
     pub fn open(root: &Path) -> Result<Self> {
         let path = root.join(CONFIG);
         let bytes = durable::read_small(&path, CONFIG_LEN_MAX).map_err(|error| {
-            let what = match fs::metadata(root) {
-                Ok(metadata) if !metadata.is_dir() => "not a folder",
-                _ if error.kind() != ErrorKind::NotFound => return error,
-                Ok(_) => "not a repository",
-                Err(_) => "no such folder",
-            };
+            if error.kind() != ErrorKind::NotFound {
+                return error;
+            }
+            let what = if root.is_dir() { "not a repository" } else { "no such folder" };
             Error::new(ErrorKind::NotFound, format!("{}: {what}", root.display())).advise(format!(
                 "mount the disk it is on, or make a new repository: qdelta init {}",
                 root.display()
@@ -291,14 +289,10 @@ impl Repository {
         if let Selector::Id(prefix) = selector
             && found.len() > 1
         {
-            let shown: Vec<_> = found.iter().take(3).map(|point| point.id.to_string()).collect();
-            let more = match found.len() - shown.len() {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
+            let ids: Vec<_> = found.iter().map(|point| point.id.to_string()).collect();
             return Err(Error::new(
                 ErrorKind::Usage,
-                format!("{prefix} is the beginning of several points: {}{more}", shown.join(", ")),
+                format!("{prefix} is the beginning of several points: {}", ids.join(", ")),
             )
             .advise("give more of the id"));
         }
@@ -341,6 +335,15 @@ impl Repository {
     /// [`ErrorKind::Damaged`] if an archive is missing, naming the point that needs it.
     pub fn chain_of(&self, point: &Point) -> Result<Vec<PathBuf>> {
         chain::of(self, point)
+    }
+
+    /// What is left of the archives that [`Self::chain_of`] names, for a salvage, and a line for
+    /// each that is missing.
+    ///
+    /// # Errors
+    /// A folder can't be read.
+    pub fn remains_of(&self, point: &Point) -> Result<(Vec<PathBuf>, Vec<String>)> {
+        chain::remains_of(self, point)
     }
 
     /// The id for a new point of a domain: the time, unless the clock was set back.

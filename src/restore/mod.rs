@@ -7,16 +7,19 @@
 mod rebuild;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use qdelta_formats::archive::{ArchiveId, BlockIndex};
 use roaring::RoaringBitmap;
 use serde::Serialize;
 
+use crate::archive::salvage::{self, Salvaged};
 use crate::backup::{open_archive, open_chain};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::{FileStore, Store};
 use crate::output::{self, FileId, Format, ImageWriter, Plan, Stream};
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
@@ -38,6 +41,8 @@ pub struct Request {
     pub format: Format,
     /// Replace an existing file, or a block device's content.
     pub force: bool,
+    /// Give what is left of damaged archives instead of failing.
+    pub salvage: bool,
     /// Threads and I/O.
     pub resources: Resources,
 }
@@ -62,12 +67,44 @@ pub struct Report {
     pub bytes_read: u64,
     /// Bytes of the disk that were written; the rest is zero and takes no space.
     pub bytes_written: u64,
-    /// Digest of what was written; it is the one that the backup computed.
-    pub root: String,
+    /// Digest of what was written; it is the one that the backup computed. None if a salvage could
+    /// not prove it.
+    pub root: Option<String>,
+    /// What a salvage found; none if there was no need for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub salvage: Option<SalvageReport>,
     /// How the archives were read: `uring` or `threads`.
     pub io: &'static str,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// What a salvage could and could not do.
+#[derive(Debug, Clone, Serialize)]
+pub struct SalvageReport {
+    /// Ranges of the disk that are lost. They read as zeros.
+    pub lost: Vec<GuestRange>,
+    /// Ranges of the disk that may hold an earlier point's content: an archive that is damaged or
+    /// missing may have changed them, and nobody can tell any more.
+    pub unsure: Vec<GuestRange>,
+    /// What is damaged or missing, and where.
+    pub problems: Vec<String>,
+}
+
+impl SalvageReport {
+    /// Whether everything was saved after all.
+    pub fn is_complete(&self) -> bool {
+        self.lost.is_empty() && self.unsure.is_empty()
+    }
+}
+
+/// A range of the guest's disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct GuestRange {
+    /// Where it starts.
+    pub start: u64,
+    /// How long it is.
+    pub length: u64,
 }
 
 /// Restores a point out of a repository.
@@ -84,8 +121,14 @@ pub fn run(
 ) -> Result<Report> {
     let disk = repository.find_disk(disk)?;
     let point = repository.resolve(&disk, selector)?;
-    let chain = open_chain(repository, &point)?;
-    rebuild(&chain, request, progress, cancel)
+    let (chain, problems) = if request.salvage {
+        let (paths, missing) = repository.remains_of(&point)?;
+        let expected = Some(point.record.archive_id);
+        salvage_chain(&paths, missing, expected, cancel)?
+    } else {
+        (open_chain(repository, &point)?, Vec::new())
+    };
+    rebuild(&chain, problems, request, progress, cancel)
 }
 
 /// Restores the end of a chain out of bare archive files, the full first.
@@ -98,13 +141,54 @@ pub fn replay(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let archives =
-        archives.iter().map(|path| open_archive(path).map(Arc::new)).collect::<Result<Vec<_>>>()?;
-    rebuild(&Chain::new(archives)?, request, progress, cancel)
+    let (chain, problems) = if request.salvage {
+        salvage_chain(archives, Vec::new(), None, cancel)?
+    } else {
+        let archives = archives.iter().map(|path| open_archive(path).map(Arc::new));
+        (Chain::new(archives.collect::<Result<Vec<_>>>()?)?, Vec::new())
+    };
+    rebuild(&chain, problems, request, progress, cancel)
+}
+
+/// The chain of what is left of these archives, and what is wrong with them.
+fn salvage_chain(
+    paths: &[PathBuf],
+    mut problems: Vec<String>,
+    newest: Option<ArchiveId>,
+    cancel: &Cancel,
+) -> Result<(Chain, Vec<String>)> {
+    let mut archives = Vec::new();
+    for path in paths {
+        match open_remains(path, cancel) {
+            Ok(salvaged) => {
+                problems.extend(salvaged.problems);
+                archives.push(Arc::new(salvaged.reader));
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => problems.push(error.chain()),
+        }
+    }
+    let found = archives.last().map(|archive| archive.metadata().archive_id);
+    if newest.is_some() && found != newest {
+        let what = "nothing is left of the archive of the point itself";
+        return Err(Error::new(ErrorKind::Damaged, what)
+            .because(Error::new(ErrorKind::Damaged, problems.join("; ")))
+            .advise("salvage the point before it, or replay the archives that are left"));
+    }
+    let (chain, more) = Chain::salvage(archives)?;
+    problems.extend(more);
+    Ok((chain, problems))
+}
+
+fn open_remains(path: &Path, cancel: &Cancel) -> Result<Salvaged> {
+    let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
+    let store: Arc<dyn Store> = Arc::new(FileStore::new(file, path));
+    salvage::open(&store, cancel)
 }
 
 fn rebuild(
     chain: &Chain,
+    mut problems: Vec<String>,
     request: Request,
     progress: &dyn Progress,
     cancel: &Cancel,
@@ -129,18 +213,28 @@ fn rebuild(
         }
     };
     let rebuilt = rebuild::run(chain, &*output, &request.resources, progress, cancel)?;
-    if rebuilt.root != chain.root() {
+    let salvaged = request.salvage.then(|| {
+        problems.extend(rebuilt.gaps.problems);
+        SalvageReport {
+            lost: ranges(&rebuilt.gaps.lost, chain),
+            unsure: ranges(&rebuilt.gaps.unsure, chain),
+            problems,
+        }
+    });
+    let expected = latest.known_root();
+    let wrong = rebuilt.root.filter(|root| Some(*root) != expected);
+    if let (Some(root), None) = (wrong, &salvaged) {
         return Err(Error::new(
             ErrorKind::Damaged,
             format!(
-                "{}: what was rebuilt has the root {}, not {}",
+                "{}: what was rebuilt has the root {root}, not {}",
                 latest.path().display(),
-                rebuilt.root,
                 chain.root()
             ),
         )
         .advise("qdelta verify tells which files are damaged; restore --salvage gives the rest"));
     }
+    let proved = rebuilt.root.filter(|root| Some(*root) == expected);
     output.finish(cancel, progress)?;
     let metadata = latest.metadata();
     Ok(Report {
@@ -152,10 +246,25 @@ fn rebuild(
         archives: chain.archives().len(),
         bytes_read: rebuilt.bytes_read,
         bytes_written: rebuilt.bytes_written,
-        root: rebuilt.root.to_string(),
+        root: proved.map(|root| root.to_string()),
+        salvage: salvaged,
         io: rebuilt.backend.as_str(),
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Blocks as ranges of the disk, neighbours merged.
+fn ranges(blocks: &RoaringBitmap, chain: &Chain) -> Vec<GuestRange> {
+    let geometry = chain.geometry();
+    let mut ranges: Vec<GuestRange> = Vec::new();
+    for block in blocks.iter().map(BlockIndex) {
+        let (start, length) = (geometry.block_offset(block), geometry.block_len(block));
+        match ranges.last_mut() {
+            Some(last) if last.start + last.length == start => last.length += length,
+            _ => ranges.push(GuestRange { start, length }),
+        }
+    }
+    ranges
 }
 
 /// The archives' files: none of them can be the output.

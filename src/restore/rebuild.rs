@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::{Digest, FRAME_SPAN, Geometry, GroupIndex, RootHasher};
 
-use crate::chain::{Chain, GroupCursor, GroupState};
+use roaring::RoaringBitmap;
+
+use crate::chain::{Chain, GroupCursor, GroupState, Owner};
 use crate::error::Result;
 use crate::io::{Backend, Segment};
 use crate::output::ImageWriter;
@@ -15,12 +17,14 @@ use crate::pack::GroupDigests;
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::progress::{Cancel, Progress};
 use crate::read_ahead::{Loaded, ReadAhead};
-use crate::unpack::{FrameNeed, Unpacker};
+use crate::unpack::{FrameNeed, Lost, Unpacker};
 
 /// What a rebuild came to.
 pub(super) struct Rebuilt {
-    /// The root, computed anew from what was written.
-    pub root: Digest,
+    /// The root, computed anew from what was written; none if a salvage could not prove some group.
+    pub root: Option<Digest>,
+    /// What a salvage could not get back, or can't vouch for.
+    pub gaps: Gaps,
     /// Bytes read from archives.
     pub bytes_read: u64,
     /// Bytes of blocks that are not zero.
@@ -28,6 +32,20 @@ pub(super) struct Rebuilt {
     /// How the archives were read.
     pub backend: Backend,
 }
+
+/// What a salvage could not get back, or can't vouch for.
+#[derive(Debug, Default)]
+pub(super) struct Gaps {
+    /// Blocks that are lost; zeros stand in their place.
+    pub lost: RoaringBitmap,
+    /// Blocks that may be out of date: an archive that is damaged or missing may have changed them.
+    pub unsure: RoaringBitmap,
+    /// What is damaged, and where.
+    pub problems: Vec<String>,
+}
+
+/// More problems than this are not listed.
+const PROBLEMS_MAX: usize = 1000;
 
 /// Writes the state at the end of `chain` into `output`.
 pub(super) fn run(
@@ -51,23 +69,32 @@ pub(super) fn run(
         cursor: chain.cursor(),
         task_blocks: task_size / block_size,
         root: RootHasher::new(geometry),
+        proven: true,
+        salvage: chain.is_salvaged(),
+        gaps: Gaps::default(),
         buffer_size,
         ahead,
         bytes_read: 0,
         cancel,
     };
-    let in_order = output.in_order();
-    let bytes_written = pipeline::run(
+    let (in_order, salvage) = (output.in_order(), chain.is_salvaged());
+    let (bytes_written, lost) = pipeline::run(
         resources,
         |producer| planner.run(producer),
         || {
             let mut unpacker = Unpacker::new(chain.archives().to_vec(), geometry.block_size())?;
             Ok(move |Loaded { task, buffer }: Loaded<Task>| {
-                let bytes = unpacker.unpack(&task.blocks, &task.needs, &buffer, &task.digests)?;
+                let (bytes, lost) = match &task.digests {
+                    Some(digests) if !salvage => {
+                        let bytes = unpacker.unpack(&task.blocks, &task.needs, &buffer, digests)?;
+                        (bytes, Vec::new())
+                    }
+                    digests => unpacker.salvage(&task.blocks, &task.needs, digests.as_deref())?,
+                };
                 let start = task.blocks.start * block_size;
                 let end = (task.blocks.end * block_size).min(geometry.virtual_size());
-                let mut piece =
-                    Piece { start, end, runs: wanted_runs(&task, block_size), bytes: Vec::new() };
+                let runs = wanted_runs(&task, &lost, block_size);
+                let mut piece = Piece { start, end, runs, bytes: Vec::new(), lost };
                 if in_order {
                     piece.bytes = bytes.to_vec();
                 } else {
@@ -81,20 +108,31 @@ pub(super) fn run(
             in_order,
             position: 0,
             written: 0,
+            lost: Vec::new(),
             progress,
             size: geometry.virtual_size(),
         },
     )?;
     progress.finish();
-    let Planner { root, bytes_read, .. } = planner;
-    Ok(Rebuilt { root: root.finish(), bytes_read, bytes_written, backend })
+    let Planner { root, proven, bytes_read, mut gaps, .. } = planner;
+    let proven = proven && lost.is_empty();
+    for lost in lost {
+        let blocks = (0..64).filter(|bit| lost.mask & (1 << bit) != 0);
+        gaps.lost.extend(blocks.map(|bit| (lost.first_block + bit) as u32));
+        if gaps.problems.len() < PROBLEMS_MAX {
+            gaps.problems.push(lost.problem);
+        }
+    }
+    let root = proven.then(|| root.finish());
+    Ok(Rebuilt { root, gaps, bytes_read, bytes_written, backend })
 }
 
 /// Some blocks and the frames that make them.
 struct Task {
     blocks: Range<u64>,
     needs: Vec<FrameNeed>,
-    digests: Arc<GroupDigests>,
+    /// Those of the blocks' group; none if a salvage does not know them.
+    digests: Option<Arc<GroupDigests>>,
 }
 
 /// What a task came to.
@@ -106,6 +144,8 @@ struct Piece {
     runs: Vec<Range<u64>>,
     /// All bytes of its blocks, if the output wants them in order.
     bytes: Vec<u8>,
+    /// What could not be unpacked.
+    lost: Vec<Lost>,
 }
 
 impl Piece {
@@ -119,7 +159,13 @@ impl Piece {
 }
 
 /// The stretches of the disk, in bytes and whole blocks, that the task's frames fill.
-fn wanted_runs(task: &Task, block_size: u64) -> Vec<Range<u64>> {
+fn wanted_runs(task: &Task, lost: &[Lost], block_size: u64) -> Vec<Range<u64>> {
+    let is_lost = |block: u64| {
+        lost.iter().any(|lost| {
+            let bit = block.wrapping_sub(lost.first_block);
+            bit < 64 && lost.mask & (1 << bit) != 0
+        })
+    };
     let mut blocks: Vec<u64> = Vec::new();
     for need in &task.needs {
         let first = u64::from(need.entry.first_block.0);
@@ -127,7 +173,7 @@ fn wanted_runs(task: &Task, block_size: u64) -> Vec<Range<u64>> {
     }
     blocks.sort_unstable();
     let mut runs: Vec<Range<u64>> = Vec::new();
-    for block in blocks {
+    for block in blocks.into_iter().filter(|block| !is_lost(*block)) {
         let start = block * block_size;
         match runs.last_mut() {
             Some(run) if run.end == start => run.end += block_size,
@@ -142,6 +188,10 @@ struct Planner<'a> {
     cursor: GroupCursor<'a>,
     task_blocks: u64,
     root: RootHasher,
+    /// Whether the digests of all groups so far are known.
+    proven: bool,
+    salvage: bool,
+    gaps: Gaps,
     buffer_size: usize,
     ahead: ReadAhead<Task>,
     bytes_read: u64,
@@ -156,14 +206,18 @@ impl Planner<'_> {
             self.cancel.check()?;
             let state = self.cursor.seek(group)?;
             self.root.push(state.group_digest());
+            if self.salvage {
+                self.proven &= state.is_proven();
+                self.gaps.note(state, self.geometry.group_blocks(group));
+            }
             if !state.has_stored() {
                 continue;
             }
-            let digests = Arc::new(*state.digests());
+            let digests = state.is_proven().then(|| Arc::new(*state.digests()));
             let end = self.geometry.group_blocks(group).end;
             for (start, needs) in tasks_of(state, self.task_blocks) {
                 let blocks = start..(start + self.task_blocks).min(end);
-                self.read(producer, blocks, needs, Arc::clone(&digests))?;
+                self.read(producer, blocks, needs, digests.clone())?;
             }
         }
         self.ahead.finish(producer)
@@ -174,14 +228,15 @@ impl Planner<'_> {
         producer: Out<'_>,
         blocks: Range<u64>,
         mut needs: Vec<FrameNeed>,
-        digests: Arc<GroupDigests>,
+        digests: Option<Arc<GroupDigests>>,
     ) -> Result<(), Halt> {
         let mut used = 0;
         let mut segments = Vec::new();
         for need in &mut needs {
             let len = need.entry.frame_len() as usize;
             self.bytes_read += len as u64;
-            if used + len <= self.buffer_size {
+            // A salvage reads each frame by itself: what can't be read costs no other.
+            if !self.salvage && used + len <= self.buffer_size {
                 let at = used..used + len;
                 segments.push(Segment {
                     file: need.archive,
@@ -193,6 +248,22 @@ impl Planner<'_> {
             }
         }
         self.ahead.read(producer, segments, Task { blocks, needs, digests })
+    }
+}
+
+impl Gaps {
+    /// Notes which of a group's `blocks` are lost or unsure.
+    fn note(&mut self, state: &GroupState, blocks: Range<u64>) {
+        if !state.has_gaps() {
+            return;
+        }
+        for (index, block) in blocks.enumerate() {
+            if state.owner(index) == Owner::Lost {
+                self.lost.insert(block as u32);
+            } else if state.is_unsure(index) {
+                self.unsure.insert(block as u32);
+            }
+        }
     }
 }
 
@@ -218,11 +289,12 @@ struct Writer<'a> {
     position: u64,
     size: u64,
     written: u64,
+    lost: Vec<Lost>,
     progress: &'a dyn Progress,
 }
 
 impl Consumer<Piece> for Writer<'_> {
-    type Output = u64;
+    type Output = (u64, Vec<Lost>);
 
     fn take(&mut self, piece: Piece) -> Result<()> {
         if self.in_order {
@@ -232,11 +304,12 @@ impl Consumer<Piece> for Writer<'_> {
             piece.runs.iter().map(|run| run.end.min(self.size) - run.start).sum::<u64>();
         self.progress.advance(piece.end - self.position);
         self.position = piece.end;
+        self.lost.extend(piece.lost);
         Ok(())
     }
 
-    fn finish(self) -> Result<u64> {
+    fn finish(self) -> Result<(u64, Vec<Lost>)> {
         self.progress.advance(self.size - self.position);
-        Ok(self.written)
+        Ok((self.written, self.lost))
     }
 }

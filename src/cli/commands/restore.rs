@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use qdelta::output::Format;
 use qdelta::repository::{Repository, Selector};
-use qdelta::restore::{self, Destination, Report, Request};
+use qdelta::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::args::{self, Replay, Restore, Target, Work};
@@ -54,13 +54,11 @@ fn request(output: &Path, target: &Target, work: &Work) -> Result<Request> {
         (None, _) if output.extension().is_some_and(|end| end == "qcow2") => Format::Qcow2,
         (None, _) => Format::Raw,
     };
-    if target.salvage {
-        return Err(Error::new(ErrorKind::Usage, "--salvage is not there yet"));
-    }
     Ok(Request {
         destination: if to_stdout { stdout()? } else { Destination::Path(output.to_owned()) },
         format,
         force: target.force,
+        salvage: target.salvage,
         resources: work.resources(),
     })
 }
@@ -101,19 +99,36 @@ fn refuse_inside(repository: &Repository, output: &Path) -> Result<()> {
 /// Shows a restore. With the disk on standard output, the report goes to standard error.
 fn show(report: &Report, context: &mut Context) -> Result<u8> {
     let to_stdout = report.output == Path::new(STDOUT);
+    let complete = report.salvage.as_ref().is_none_or(SalvageReport::is_complete);
+    let done = if complete { status::DONE } else { status::PARTIAL };
     if context.out.json {
         match to_stdout {
             true => context.screen.say(&context.out.to_json(report)?),
             false => context.out.json(report)?,
         }
-        return Ok(status::DONE);
+        return Ok(done);
     }
-    let name =
-        if to_stdout { "standard output".to_owned() } else { report.output.display().to_string() };
-    let lines = [
+    for line in lines(report) {
+        match to_stdout {
+            true if context.global.quiet => {}
+            true => context.screen.say(&format!("qdelta: {line}")),
+            false => context.out.line(line)?,
+        }
+    }
+    Ok(done)
+}
+
+/// A restore, for people.
+fn lines(report: &Report) -> Vec<String> {
+    let name = match report.output.to_str() {
+        Some(STDOUT) => "standard output".to_owned(),
+        _ => text::printable(&report.output.display().to_string()),
+    };
+    let proved = if report.root.is_some() { " and proved" } else { "; the whole is not proved" };
+    let mut lines = vec![
         format!("{}@{}: restored to {name} ({})", report.disk, report.point, report.format),
         format!(
-            "  {} disk, {} written and proved, from {}",
+            "  {} disk, {} written{proved}, from {}",
             text::bytes(report.virtual_size),
             text::bytes(report.bytes_written),
             text::count(report.archives, "archive"),
@@ -124,12 +139,30 @@ fn show(report: &Report, context: &mut Context) -> Result<u8> {
             report.io
         ),
     ];
-    for line in lines {
-        match to_stdout {
-            true if context.global.quiet => {}
-            true => context.screen.say(&format!("qdelta: {line}")),
-            false => context.out.line(line)?,
+    if let Some(salvage) = &report.salvage {
+        lines.extend(salvage.problems.iter().map(|problem| format!("  damaged: {problem}")));
+        lines.extend(gap_lines("lost, zeros now", &salvage.lost));
+        lines.extend(gap_lines("perhaps of an earlier point", &salvage.unsure));
+        if salvage.is_complete() {
+            lines.push("  nothing of this point is lost".to_owned());
         }
     }
-    Ok(status::DONE)
+    lines
+}
+
+/// Ranges of the guest's disk that a salvage could not get back, or can't vouch for.
+fn gap_lines(what: &str, ranges: &[GuestRange]) -> Vec<String> {
+    if ranges.is_empty() {
+        return Vec::new();
+    }
+    let total = ranges.iter().map(|range| range.length).sum();
+    let mut lines = vec![format!(
+        "  {what}: {} in {} of the disk:",
+        text::bytes(total),
+        text::count(ranges.len(), "range")
+    )];
+    lines.extend(
+        ranges.iter().map(|range| format!("    {} bytes at {}", range.length, range.start)),
+    );
+    lines
 }
