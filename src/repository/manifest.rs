@@ -327,3 +327,74 @@ mod text {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A manifest as the first version wrote it.
+    const GOLDEN: &str = r#"{
+  "consistency": "offline",
+  "created": "2026-11-22T15:38:23.412Z",
+  "digest": "6fb22f1c30957f451249c070040dcb2a0ad043e5946641a3808354a46885caeb",
+  "disks": [
+    {
+      "archive": "20261122T153823.412Z-incremental.qdelta",
+      "archive_id": "01010101010101010101010101010101",
+      "block_size": 65536,
+      "bytes_changed": 3,
+      "bytes_read": 2,
+      "bytes_written": 5,
+      "chain_id": "02020202020202020202020202020202",
+      "disk": "vda",
+      "image": {
+        "format": "qcow2",
+        "layers": [
+          {
+            "format": "qcow2",
+            "path": "/images/größe.qcow2",
+            "virtual_size": 1073741824
+          }
+        ],
+        "path": "/images/größe.qcow2"
+      },
+      "kind": "incremental",
+      "parent": "20261121T153823.412Z",
+      "payload_bytes": 4,
+      "root": "0303030303030303030303030303030303030303030303030303030303030303",
+      "tracker": "scan",
+      "virtual_size": 1073741824
+    }
+  ],
+  "domain": "web",
+  "elapsed_ms": 1,
+  "format": 1,
+  "generator": "qdelta 0.1.0",
+  "point": "20261122T153823.412Z"
+}
+"#;
+
+    #[test]
+    fn the_first_manifest_is_still_read_and_written() {
+        let (domain, point) = ("web".parse().unwrap(), "20261122T153823.412Z".parse().unwrap());
+        let path = Path::new("golden.json");
+        let manifest = Manifest::decode(GOLDEN.as_bytes(), path, &domain, point).unwrap();
+        assert_eq!(manifest.disks[0].image.path, Path::new("/images/größe.qcow2"));
+        assert_eq!(String::from_utf8(manifest.encode().unwrap()).unwrap(), GOLDEN);
+        // Layout and order do not matter to the digest.
+        let value: Value = serde_json::from_str(GOLDEN).unwrap();
+        let compact = serde_json::to_vec(&value).unwrap();
+        assert_eq!(Manifest::decode(&compact, path, &domain, point).unwrap(), manifest);
+    }
+
+    #[test]
+    fn an_archive_name_says_point_and_kind() {
+        let point = "20261122T153823.412Z".parse().unwrap();
+        for kind in Kind::ALL {
+            assert_eq!(parse_archive_name(&archive_name(point, *kind)), Some((point, *kind)));
+        }
+        for other in ["20261122T153823.412Z.qdelta", "x-full.qdelta", "readme", ".qdelta"] {
+            assert_eq!(parse_archive_name(other), None, "{other}");
+        }
+    }
+}

@@ -143,10 +143,12 @@ impl Repository {
     pub fn open(root: &Path) -> Result<Self> {
         let path = root.join(CONFIG);
         let bytes = durable::read_small(&path, CONFIG_LEN_MAX).map_err(|error| {
-            if error.kind() != ErrorKind::NotFound {
-                return error;
-            }
-            let what = if root.is_dir() { "not a repository" } else { "no such folder" };
+            let what = match fs::metadata(root) {
+                Ok(metadata) if !metadata.is_dir() => "not a folder",
+                _ if error.kind() != ErrorKind::NotFound => return error,
+                Ok(_) => "not a repository",
+                Err(_) => "no such folder",
+            };
             Error::new(ErrorKind::NotFound, format!("{}: {what}", root.display())).advise(format!(
                 "mount the disk it is on, or make a new repository: qdelta init {}",
                 root.display()
@@ -289,10 +291,14 @@ impl Repository {
         if let Selector::Id(prefix) = selector
             && found.len() > 1
         {
-            let ids: Vec<_> = found.iter().map(|point| point.id.to_string()).collect();
+            let shown: Vec<_> = found.iter().take(3).map(|point| point.id.to_string()).collect();
+            let more = match found.len() - shown.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
             return Err(Error::new(
                 ErrorKind::Usage,
-                format!("{prefix} is the beginning of several points: {}", ids.join(", ")),
+                format!("{prefix} is the beginning of several points: {}{more}", shown.join(", ")),
             )
             .advise("give more of the id"));
         }

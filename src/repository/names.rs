@@ -34,7 +34,7 @@ fn check(what: &str, name: &str) -> Result<()> {
         return Ok(());
     };
     Err(Error::new(ErrorKind::Usage, format!("{name:?} is no name for a {what}: it {problem}"))
-        .advise("use letters, digits, dot, dash and underscore, and a letter or digit in front"))
+        .advise("use letters, digits, dot, dash and underscore, and neither dot nor dash in front"))
 }
 
 /// Implements what the two kinds of names share.

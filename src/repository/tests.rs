@@ -151,9 +151,13 @@ fn only_an_empty_folder_becomes_a_repository() {
 #[test]
 fn a_folder_that_is_no_repository_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    for (path, what) in
-        [(dir.path().to_owned(), "not a repository"), (dir.path().join("x"), "no such folder")]
-    {
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    for (path, what) in [
+        (dir.path().to_owned(), "not a repository"),
+        (dir.path().join("x"), "no such folder"),
+        (file, "not a folder"),
+    ] {
         let error = Repository::open(&path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(error.chain().contains(what), "{}", error.chain());

@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use super::{Run, done, qdelta, qemu_img, qemu_io, word};
 
-/// The examples of the document, by their headings.
-fn examples() -> BTreeMap<String, Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/json.md");
+/// The examples of a document, by their headings.
+fn examples(document: &str) -> BTreeMap<String, Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(document);
     let text = std::fs::read_to_string(path).unwrap();
     let mut examples = BTreeMap::new();
     for section in text.split("\n## ").skip(1) {
         let heading = section.lines().next().unwrap().to_owned();
-        let (_, block) = section.split_once("```json\n").expect("a section has an example");
+        let Some((_, block)) = section.split_once("```json\n") else { continue };
         let (block, _) = block.split_once("```").unwrap();
         let value = serde_json::from_str(block).unwrap_or_else(|e| panic!("{heading}: {e}"));
         examples.insert(heading, value);
@@ -46,8 +46,13 @@ fn shape(value: &Value, path: &str, out: &mut BTreeMap<String, &'static str>) {
 /// Compares what a command wrote with its example. Fields that `rare` names are not seen here.
 #[track_caller]
 fn compare(heading: &str, results: &[&Value], rare: &[&str]) {
+    compare_with("json.md", heading, results, rare);
+}
+
+#[track_caller]
+fn compare_with(document: &str, heading: &str, results: &[&Value], rare: &[&str]) {
     let mut documented = BTreeMap::new();
-    shape(&examples()[heading], "", &mut documented);
+    shape(&examples(document)[heading], "", &mut documented);
     let mut written = BTreeMap::new();
     results.iter().for_each(|result| shape(result, "", &mut written));
     for (path, kind) in &written {
@@ -82,6 +87,13 @@ fn every_result_is_as_the_document_says() {
     let incremental = json(&["backup", &image]);
     compare("backup", &[&full, &incremental], &[]);
     assert_eq!(incremental["parent"], full["point"]);
+
+    let manifest = |report: &Value| {
+        let point = report["point"].as_str().unwrap();
+        std::fs::read_to_string(at(&format!("repo/web/points/{point}.json"))).unwrap()
+    };
+    let manifests = [&full, &incremental].map(|report| parse(&manifest(report)));
+    compare_with("repository.md", "Manifest", &[&manifests[0], &manifests[1]], &[]);
 
     let archives = [&full, &incremental].map(|report| report["archive"].as_str().unwrap());
     let restored = json(&["restore", "web", &at("out.qcow2")]);

@@ -84,7 +84,10 @@ fn format(info: &ImageInfo) -> String {
         ));
     }
     if info.layers.first().is_some_and(|layer| layer.format_guessed) {
-        text.push_str(" (as its first bytes say)");
+        text.push_str(match info.qcow2 {
+            Some(_) => " (as its first bytes say)",
+            None => " (it does not begin like qcow2)",
+        });
     }
     text
 }
