@@ -114,6 +114,7 @@ fn verify_disk(
         }
     };
     // Which points need which archive: a chain shares its files.
+    let mut broken = BTreeSet::new();
     let mut needed_by: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     for point in &points {
         report.points += 1;
@@ -123,12 +124,14 @@ fn verify_disk(
                     needed_by.entry(path).or_default().insert(point.id.to_string());
                 }
             }
-            Err(error) => report.damaged.push(finding(&point.archive_path, [point.id], &error)),
+            Err(error) => {
+                broken.insert(point.id.to_string());
+                report.damaged.push(finding(&point.archive_path, [point.id], &error));
+            }
         }
     }
     let total = needed_by.keys().filter_map(|path| path.metadata().ok()).map(|data| data.len());
     progress.begin("verify", total.sum());
-    let mut broken = BTreeSet::new();
     for (path, needed) in &needed_by {
         cancel.check()?;
         report.archives += 1;
