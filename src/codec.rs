@@ -253,6 +253,25 @@ mod tests {
         assert!(decompressor.decompress_prefix(Codec::Zstd, &payload, 70_000, &mut out).is_err());
     }
 
+    /// Which worker compresses which frame is chance; the archive must not show it.
+    #[test]
+    fn what_a_context_did_before_does_not_show() {
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        for level in [-5, 1, 3, 5, 7, 12] {
+            let mut used = Compressor::new(level).unwrap();
+            let (mut one, mut other) = (Vec::new(), Vec::new());
+            let mut rest = program.as_slice();
+            for len in [256 << 10, 64 << 10, 192 << 10, 128 << 10].into_iter().cycle().take(24) {
+                let Some((raw, after)) = rest.split_at_checked(len) else { break };
+                rest = after;
+                let mut fresh = Compressor::new(level).unwrap();
+                used.compress(raw, &mut one).unwrap();
+                fresh.compress(raw, &mut other).unwrap();
+                assert!(one == other, "level {level}");
+            }
+        }
+    }
+
     #[test]
     fn levels_that_do_not_exist_are_refused() {
         assert_eq!(Compressor::new(23).unwrap_err().kind(), ErrorKind::Usage);

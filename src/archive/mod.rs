@@ -1,6 +1,8 @@
 //! Writing and reading delta archives. The bytes themselves are defined in
 //! [`crate::formats::archive`].
 
+mod frames;
+mod load;
 mod reader;
 pub mod salvage;
 mod table;

@@ -28,18 +28,16 @@ enum Source {
 
 impl Table {
     /// The bytes of `section`, which the caller has checked to lie within the file.
-    pub(super) fn open(store: &Arc<dyn Store>, section: &Section) -> Result<Self> {
+    pub(super) fn open(store: &Arc<dyn Store>, section: &Section) -> Self {
         let (offset, len) = (section.offset, section.len);
         let source = match (store.fd(), usize::try_from(len)) {
+            // Some file systems can't map; reading is slower and gives the same bytes.
             (Some(fd), Ok(len)) if len > 0 => {
-                let map = Map::read_only(fd, offset, len).map_err(|error| {
-                    Error::io(format!("map {len} bytes at {offset} of"), store.path(), error)
-                })?;
-                Source::Mapped(map)
+                Map::read_only(fd, offset, len).map_or(Source::Read, Source::Mapped)
             }
             _ => Source::Read,
         };
-        Ok(Self { store: Arc::clone(store), offset, len, source })
+        Self { store: Arc::clone(store), offset, len, source }
     }
 
     /// The bytes of `section`, read piece by piece.

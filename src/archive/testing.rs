@@ -239,3 +239,15 @@ pub(crate) fn small_full() -> (Metadata, Disk, Vec<u8>) {
     let bytes = archive(&metadata, &empty, &disk);
     (metadata, disk, bytes)
 }
+
+/// What follows [`small_full`] in the golden chain: changed blocks, zeros, and a shorter disk.
+pub(crate) fn small_incremental(full: &Metadata, before: &Disk) -> (Metadata, Disk, Vec<u8>) {
+    let mut disk = before.clone();
+    for (block, seed) in [(1, 0), (64, 3), (200, 12)] {
+        disk.write(block, seed);
+    }
+    disk.resize(1000 * 4096 + 1024);
+    let metadata = metadata(2, Kind::Incremental, disk.geometry, Some((full, before.root())));
+    let bytes = archive(&metadata, before, &disk);
+    (metadata, disk, bytes)
+}

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use super::testing::{Bytes, Disk, Shared, archive, metadata, small_full};
+use super::testing::{Bytes, Disk, Shared, archive, metadata, small_full, small_incremental};
 use super::{Reader, Writer};
 use crate::codec::Decompressor;
 use crate::error::{ErrorKind, Result};
@@ -100,6 +100,23 @@ fn the_summary_is_what_was_written_and_the_same_input_gives_the_same_bytes() {
         overhead,
         reader.frame_area().start + 4 * 36 + (reader.file_len() - reader.index_offset())
     );
+}
+
+/// Archives that were written when version 1 was made. They stay readable for ever; do not write
+/// them anew.
+#[test]
+fn the_golden_archives_of_version_1_stay_readable() {
+    let (full, first, _) = small_full();
+    let (incremental, second, _) = small_incremental(&full, &first);
+    for (bytes, metadata, disk) in [
+        (include_bytes!("../../test-images/golden/v1-full.qdelta").as_slice(), full, first),
+        (include_bytes!("../../test-images/golden/v1-incremental.qdelta"), incremental, second),
+    ] {
+        let reader = read_everything(bytes).unwrap();
+        assert_eq!(*reader.metadata(), metadata);
+        assert_eq!(reader.root(), disk.root());
+        check_against(&reader, &disk);
+    }
 }
 
 /// Any single flipped bit anywhere is found, by whoever looks at everything.

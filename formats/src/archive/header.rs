@@ -230,4 +230,31 @@ mod tests {
         bytes[crc_at..].copy_from_slice(&crc);
         assert_eq!(decode(&bytes).unwrap_err().field, "metadata");
     }
+
+    proptest::proptest! {
+        /// Any bytes behind a right checksum are decoded or refused, and what is decoded encodes to
+        /// the same bytes.
+        #[test]
+        fn hostile_metadata_is_decoded_or_refused(
+            edits in proptest::collection::vec((proptest::prelude::any::<u16>(), proptest::prelude::any::<u8>()), 0..8),
+            cut in 0usize..400,
+        ) {
+            let mut bytes = encode(&samples::incremental()).unwrap();
+            bytes.truncate(bytes.len() - 4);
+            bytes.truncate(PREFIX_LEN.max(bytes.len().saturating_sub(cut.saturating_sub(200))));
+            for (place, value) in edits {
+                let body = bytes.len() - PREFIX_LEN;
+                if body > 0 {
+                    bytes[PREFIX_LEN + usize::from(place) % body] = value;
+                }
+            }
+            let len = (bytes.len() - PREFIX_LEN) as u32;
+            bytes[12..16].copy_from_slice(&len.to_le_bytes());
+            bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+            if let Ok((metadata, used)) = decode(&bytes) {
+                assert_eq!(used, bytes.len());
+                assert_eq!(encode(&metadata).unwrap(), bytes);
+            }
+        }
+    }
 }

@@ -534,4 +534,26 @@ mod tests {
         ];
         assert_eq!(encode_bitmap(bitmap), expected);
     }
+
+    proptest::proptest! {
+        /// Any bytes are a bitmap of numbers below the limit, or refused.
+        #[test]
+        fn hostile_bitmaps_are_decoded_or_refused(
+            numbers in proptest::collection::vec(0u32..200_000, 0..300),
+            run in 0u32..100_000,
+            edits in proptest::collection::vec((proptest::prelude::any::<u16>(), proptest::prelude::any::<u8>()), 0..6),
+        ) {
+            let mut bitmap: RoaringBitmap = numbers.into_iter().collect();
+            bitmap.insert_range(run..run + run / 2);
+            let mut bytes = encode_bitmap(bitmap);
+            for (place, value) in edits {
+                let at = usize::from(place) * bytes.len() / 65_536;
+                bytes[at] = value;
+            }
+            if let Ok(bitmap) = decode_bitmap(&bytes, 200_000, SectionKind::Stored) {
+                assert!(bitmap.max().is_none_or(|max| max < 200_000));
+                assert_eq!(bitmap.iter().count() as u64, bitmap.len());
+            }
+        }
+    }
 }

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use super::Reader;
-use super::reader::{self, Gaps, Proofs};
+use super::load;
+use super::reader::{Gaps, Proofs};
 use super::table::Table;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{
@@ -52,7 +53,7 @@ pub fn open(store: &Arc<dyn Store>, cancel: &Cancel) -> Result<Salvaged> {
     let file_len = store.len().map_err(|error| Error::io("find the length of", path, error))?;
     let mut problems = Vec::new();
     let directory = find_directory(&**store, file_len, &mut problems);
-    let front = note(&mut problems, reader::read_header(&**store, file_len));
+    let front = note(&mut problems, load::read_header(&**store, file_len));
     let (directory, known) = match (directory, front) {
         (Some(directory), Some((metadata, bytes))) => {
             note(&mut problems, load_header_copy(&**store, &directory));
@@ -219,9 +220,9 @@ fn find_directory(
     file_len: u64,
     problems: &mut Vec<String>,
 ) -> Option<Directory> {
-    let footer = note(problems, reader::read_footer(store, file_len));
+    let footer = note(problems, load::read_footer(store, file_len));
     if let Some(footer) = footer {
-        return note(problems, reader::read_directory(store, &footer));
+        return note(problems, load::read_directory(store, &footer));
     }
     let len = DIRECTORY_SEARCH_LEN.min(file_len);
     let base = file_len - len;
@@ -239,7 +240,7 @@ fn find_directory(
 
 fn load_header_copy(store: &dyn Store, directory: &Directory) -> Result<(Metadata, u64)> {
     let copy = directory.section(SectionKind::Header).ok_or_else(|| missing(store))?;
-    let bytes = reader::load_section(store, copy, header::HEADER_LEN_MAX as u64)?;
+    let bytes = load::load_section(store, copy, header::HEADER_LEN_MAX as u64)?;
     let (metadata, len) = header::decode(&bytes).map_err(|error| {
         Error::format(ErrorKind::Damaged, store.path(), error.relative_to(copy.offset))
     })?;
@@ -272,7 +273,7 @@ impl Index {
         let geometry = metadata.geometry;
         let mut bitmap = |kind, limit| {
             let section = directory.section(kind)?;
-            note(problems, reader::load_bitmap(&**store, section, limit))
+            note(problems, load::load_bitmap(&**store, section, limit))
         };
         let stored = bitmap(SectionKind::Stored, geometry.block_count());
         let zero = bitmap(SectionKind::Zero, geometry.block_count());
@@ -326,9 +327,8 @@ impl Index {
 
 /// A table whose checksum is right.
 fn sound_table(store: &Arc<dyn Store>, section: &Section) -> Result<Table> {
-    let table = Table::open(store, section)?;
-    reader::check_section(store, section)?;
-    Ok(table)
+    load::check_section(store, section)?;
+    Ok(Table::open(store, section))
 }
 
 #[cfg(test)]

@@ -294,7 +294,8 @@ fn frames_within_the_guests_data_are_never_taken_for_ours() {
     bytes.truncate(frame.end() as usize);
     let found = scan(&*Bytes::store("a", &bytes), &Cancel::default()).unwrap();
     assert!(found.metadata.is_some() && found.frames.is_empty() && found.damaged.is_empty());
-    assert_eq!(found.bad_ranges, [frame.offset..frame.end()]);
+    assert_eq!(found.bad_ranges.len(), 1);
+    assert_eq!(found.bad_ranges[0], frame.offset..frame.end());
 }
 
 /// Headers that each claim the same two megabytes must not be checked one by one.
