@@ -142,6 +142,7 @@ impl Writer {
         let header = FrameHeader {
             codec,
             block_size,
+            sequence: (self.frames.len / FRAME_ENTRY_LEN as u64) as u16,
             first_block,
             payload_len,
             mask,

@@ -179,8 +179,6 @@ fn check_point(chain: &Chain, disk: &Disk, order: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-
     /// Writes, zeros, growing, shrinking, differentials: every point of every history.
     #[test]
     fn a_chain_is_what_the_model_is(

@@ -26,10 +26,10 @@ pub mod field {
     pub const CODEC: Field = MAGIC.then(1, "frame codec");
     /// The block size's binary logarithm.
     pub const BLOCK_SHIFT: Field = CODEC.then(1, "frame block size");
-    /// Zero.
-    pub const RESERVED: Field = BLOCK_SHIFT.then(2, "frame reserved bytes");
+    /// The frame's number in the archive, its low 16 bits.
+    pub const SEQUENCE: Field = BLOCK_SHIFT.then(2, "frame number");
     /// The first block of the span.
-    pub const FIRST_BLOCK: Field = RESERVED.then(4, "first block of frame");
+    pub const FIRST_BLOCK: Field = SEQUENCE.then(4, "first block of frame");
     /// Length of the payload in bytes.
     pub const PAYLOAD_LEN: Field = FIRST_BLOCK.then(4, "frame payload length");
     /// Which blocks of the span are in the payload.
@@ -45,7 +45,7 @@ pub mod field {
         MAGIC,
         CODEC,
         BLOCK_SHIFT,
-        RESERVED,
+        SEQUENCE,
         FIRST_BLOCK,
         PAYLOAD_LEN,
         MASK,
@@ -99,6 +99,9 @@ pub struct FrameHeader {
     pub codec: Codec,
     /// Size of a block in bytes.
     pub block_size: u32,
+    /// The low 16 bits of the frame's number in the archive, counted from 0: where the index is
+    /// lost, it tells whether a frame is missing between two others.
+    pub sequence: u16,
     /// The first block of the span, a multiple of [`frame_blocks`].
     pub first_block: BlockIndex,
     /// Length of the payload in bytes.
@@ -120,11 +123,11 @@ impl FrameHeader {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         field::MAGIC.expect_magic(bytes, MAGIC, "a frame")?;
         field::HEADER_CRC.expect_crc(bytes)?;
-        field::RESERVED.expect_zero(bytes)?;
         let shift = u32::from(field::BLOCK_SHIFT.u8(bytes)?);
         let header = Self {
             codec: Codec::from_byte(field::CODEC.u8(bytes)?)?,
             block_size: 1u32.checked_shl(shift).unwrap_or(0),
+            sequence: field::SEQUENCE.u16(bytes)?,
             first_block: BlockIndex(field::FIRST_BLOCK.u32(bytes)?),
             payload_len: field::PAYLOAD_LEN.u32(bytes)?,
             mask: field::MASK.u64(bytes)?,
@@ -145,7 +148,7 @@ impl FrameHeader {
         field::MAGIC.append(&mut bytes, 0, MAGIC);
         field::CODEC.append(&mut bytes, 0, &[self.codec.to_byte()]);
         field::BLOCK_SHIFT.append(&mut bytes, 0, &[self.block_size.trailing_zeros() as u8]);
-        field::RESERVED.append(&mut bytes, 0, &[0; 2]);
+        field::SEQUENCE.append(&mut bytes, 0, &self.sequence.to_le_bytes());
         field::FIRST_BLOCK.append(&mut bytes, 0, &self.first_block.0.to_le_bytes());
         field::PAYLOAD_LEN.append(&mut bytes, 0, &self.payload_len.to_le_bytes());
         field::MASK.append(&mut bytes, 0, &self.mask.to_le_bytes());
@@ -267,6 +270,7 @@ mod tests {
         let header = FrameHeader {
             codec: Codec::Zstd,
             block_size: 65536,
+            sequence: 0x0605,
             first_block: BlockIndex(8),
             payload_len: payload.len() as u32,
             mask: 0b1010,
@@ -279,7 +283,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let (header, payload) = sample();
-        let mut expected = b"QDFR\x01\x10\0\0".to_vec();
+        let mut expected = b"QDFR\x01\x10\x05\x06".to_vec();
         expected.extend([8, 0, 0, 0, 10, 0, 0, 0]);
         expected.extend([0b1010, 0, 0, 0, 0, 0, 0, 0]);
         expected.extend([1, 2, 3, 4]);

@@ -132,9 +132,15 @@ fn search(
         Some(directory) => Index::load(store, directory, &metadata, &mut Vec::new()),
         None => Index::default(),
     };
+    let frame_count = directory
+        .as_ref()
+        .and_then(|directory| directory.section(SectionKind::Frames))
+        .map(|table| table.len / FRAME_ENTRY_LEN as u64);
     let stored: RoaringBitmap = scan.frames.iter().flat_map(FoundFrame::blocks).collect();
-    let gaps = find_gaps(&scan, &metadata, &stored, &index, frames_end == file_len);
+    let gaps = find_gaps(&scan, &metadata, &stored, &index, frame_count);
     let zero = index.zero.take().unwrap_or_default() - &stored - &gaps.lost;
+    // Where bytes are missing, frames may lie before the place that the header's copy tells.
+    let header_len = scan.frames.iter().map(|frame| frame.entry.offset).fold(header_len, u64::min);
     let table: Vec<u8> = scan.frames.iter().flat_map(|frame| frame.entry.encode()).collect();
     let reader = Reader {
         store: Arc::clone(store),
@@ -160,16 +166,16 @@ fn find_gaps(
     metadata: &Metadata,
     found: &RoaringBitmap,
     index: &Index,
-    torn: bool,
+    frame_count: Option<u64>,
 ) -> Gaps {
     let block_count = metadata.geometry.block_count();
     let mut lost: RoaringBitmap = scan.damaged.iter().flat_map(FoundFrame::blocks).collect();
     let mut unsure = RoaringBitmap::new();
     match &index.stored {
         Some(stored) => lost |= stored - found,
-        // Frames ascend: what a gap in the file held lies between its neighbours' blocks.
+        // Frames ascend: what a missing one held lies between its neighbours' blocks.
         None => {
-            for blocks in scan.unexplained_blocks(block_count, torn) {
+            for blocks in scan.unexplained_blocks(block_count, frame_count) {
                 insert(&mut unsure, blocks);
             }
         }

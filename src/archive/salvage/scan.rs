@@ -16,6 +16,9 @@ const WINDOW_LEN: usize = 4 << 20;
 /// What a disk that fails gives at once.
 const SECTOR_LEN: usize = 4096;
 
+/// The fewest bytes that so many frames take that their numbers repeat.
+const NUMBERS_REPEAT_LEN: u64 = (FRAME_HEADER_LEN as u64 + 1) << 16;
+
 /// The most separate bad ranges that are told apart; what comes behind joins the last one.
 const BAD_RANGES_MAX: usize = 10_000;
 
@@ -26,13 +29,15 @@ pub struct FoundFrame {
     pub entry: FrameEntry,
     /// Which blocks of its span it stores.
     pub mask: u64,
+    /// The low 16 bits of its number in the archive.
+    pub sequence: u16,
 }
 
 impl FoundFrame {
     fn new(header: &FrameHeader, offset: u64) -> Self {
         let entry =
             FrameEntry { offset, first_block: header.first_block, payload_len: header.payload_len };
-        Self { entry, mask: header.mask }
+        Self { entry, mask: header.mask, sequence: header.sequence }
     }
 
     /// The blocks that it stores, ascending.
@@ -241,38 +246,33 @@ impl Scan {
         });
     }
 
-    /// The blocks of which frames may be lost without a trace: for each bad range that is not just
-    /// damaged frames with sound headers, those between its neighbours. `torn`: nobody knows where
-    /// the frames ended, so any block behind the last one may be lost.
-    pub(super) fn unexplained_blocks(&self, block_count: u64, torn: bool) -> Vec<Range<u64>> {
+    /// The blocks of which frames may be lost without a trace: those between two frames that are
+    /// not numbered one after the other. `count` is how many frames there were; if nobody knows,
+    /// any block behind the last one may be lost.
+    pub(super) fn unexplained_blocks(
+        &self,
+        block_count: u64,
+        count: Option<u64>,
+    ) -> Vec<Range<u64>> {
         let mut known: Vec<&FoundFrame> = self.frames.iter().chain(&self.damaged).collect();
-        known.sort_by_key(|frame| frame.entry.offset);
+        known.sort_by_key(|frame| frame.entry.first_block);
         let span = u64::from(frame_blocks(self.block_size));
         let mut unexplained = Vec::new();
-        for range in &self.bad_ranges {
-            let mut at = range.start;
-            let first = known.partition_point(|frame| frame.entry.end() <= range.start);
-            let mut below = known
-                .get(first.wrapping_sub(1))
-                .map_or(0, |frame| u64::from(frame.entry.first_block.0) + span);
-            for frame in known.iter().skip(first) {
-                let start = u64::from(frame.entry.first_block.0);
-                if frame.entry.offset > at && at < range.end && below < start {
-                    unexplained.push(below..start);
-                }
-                at = at.max(frame.entry.end());
-                below = below.max(start + span);
-                if frame.entry.offset >= range.end {
-                    break;
-                }
+        let (mut number, mut block, mut offset) = (0u16, 0, None);
+        for frame in known {
+            let first = u64::from(frame.entry.first_block.0);
+            // Numbers repeat: so many frames may hide in so many bytes.
+            let from = offset.unwrap_or(frame.entry.offset);
+            let repeats = frame.entry.offset.abs_diff(from) >= NUMBERS_REPEAT_LEN;
+            if frame.sequence != number || repeats {
+                unexplained.push(block..first);
             }
-            if at < range.end {
-                unexplained.push(below..block_count);
-            }
+            number = frame.sequence.wrapping_add(1);
+            block = first + span;
+            offset = Some(frame.entry.end());
         }
-        if torn {
-            let last = known.iter().map(|frame| u64::from(frame.entry.first_block.0) + span).max();
-            unexplained.push(last.unwrap_or(0)..block_count);
+        if count.is_none_or(|count| count as u16 != number) {
+            unexplained.push(block..block_count);
         }
         unexplained
     }
