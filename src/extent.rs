@@ -14,7 +14,8 @@ pub struct Extent {
     /// How long it is, in bytes. Never zero.
     pub len: u64,
     /// How many layers below the top the bytes (or the zeros) were found. An extent that no layer
-    /// holds has the depth of the last layer.
+    /// holds has the depth of the last layer that was asked: the last of all, or the one whose
+    /// backing file ends before.
     pub depth: u16,
     /// Where the bytes come from.
     pub source: Source,

@@ -97,6 +97,11 @@ impl Opening {
             return Err(Error::new(ErrorKind::Image, text));
         }
         let opened = policy.open_named_by_image(&node.file, by)?;
+        if let Some(format) = &node.foreign_format {
+            let text = format!("format '{}' is not supported", format.escape_debug());
+            return Err(Error::new(ErrorKind::Image, text)
+                .advise("convert the image with `qemu-img convert -O qcow2` first"));
+        }
         let guessed = node.format.is_none();
         if guessed {
             node.format = Some(guess_format(&opened)?);
@@ -248,27 +253,14 @@ fn backing_node(header: &Header, path: &Path, node: &Node) -> Result<Option<Node
     };
     let mut below = names::parse(name).map_err(context)?;
     // The overlay's format field counts more than what a json: name says.
-    if let Some(format) = &header.extensions.backing_format
-        && !format.is_empty()
-    {
-        below.format = Some(format_named(format).map_err(context)?);
+    match header.extensions.backing_format.as_deref() {
+        None | Some(b"") => {}
+        Some(b"qcow2") => below.format = Some(Format::Qcow2),
+        // The drivers below a format driver: the bytes as they are.
+        Some(b"raw" | b"file" | b"host_device") => below.format = Some(Format::Raw),
+        Some(other) => below.foreign_format = Some(String::from_utf8_lossy(other).into_owned()),
     }
     Ok(Some(below))
-}
-
-/// The format that QEMU calls `name`.
-fn format_named(name: &[u8]) -> Result<Format> {
-    match name {
-        b"qcow2" => Ok(Format::Qcow2),
-        // The drivers below a format driver: the bytes as they are.
-        b"raw" | b"file" | b"host_device" => Ok(Format::Raw),
-        other => {
-            let name = String::from_utf8_lossy(other);
-            let text = format!("format '{}' is not supported", name.escape_debug());
-            Err(Error::new(ErrorKind::Image, text)
-                .advise("convert the image with `qemu-img convert -O qcow2` first"))
-        }
-    }
 }
 
 fn has_qcow2_magic(opened: &Opened) -> Result<bool> {

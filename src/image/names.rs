@@ -18,6 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) struct Node {
     /// Its format, if the name says.
     pub(super) format: Option<Format>,
+    /// Its format, if the overlay names one that is not read here.
+    pub(super) foreign_format: Option<String>,
     /// Its file, as written.
     pub(super) file: PathBuf,
     /// Whether the name replaces the image's own backing file.
@@ -40,7 +42,7 @@ pub(super) enum Backing {
 impl Node {
     /// A file without anything said about it.
     pub(super) fn plain(file: PathBuf, format: Option<Format>) -> Self {
-        Self { format, file, backing: Backing::InImage, data_file: None }
+        Self { format, foreign_format: None, file, backing: Backing::InImage, data_file: None }
     }
 }
 

@@ -35,7 +35,9 @@ pub(super) struct Opened {
 /// Opens files by the rules above.
 #[derive(Debug)]
 pub(super) struct Policy {
-    /// Folders into which names inside images may lead, without symlinks.
+    /// The folders of the image itself, without symlinks.
+    own: Vec<PathBuf>,
+    /// Further folders into which names inside images may lead, without symlinks.
     allowed: Vec<PathBuf>,
 }
 
@@ -53,8 +55,17 @@ impl Policy {
         // The image may be reached through a symlink; its backing files may lie beside either.
         let given = folder_of(path).canonicalize();
         let real = path.canonicalize().map(|real| folder_of(&real).to_path_buf());
-        allowed.extend([given, real].into_iter().flatten());
-        Ok(Self { allowed })
+        Ok(Self { allowed, own: [given, real].into_iter().flatten().collect() })
+    }
+
+    /// Whether a name inside an image may lead to the file that is really at `real`.
+    fn allows(&self, real: &Path) -> bool {
+        // An image at the very top of the file system does not open all of it.
+        let own = |folder: &PathBuf| match folder.parent() {
+            Some(_) => real.starts_with(folder),
+            None => real.parent() == Some(folder),
+        };
+        self.own.iter().any(own) || self.allowed.iter().any(|folder| real.starts_with(folder))
     }
 
     /// Opens the image that the user named.
@@ -85,7 +96,7 @@ impl Policy {
         let link = proc_path(&pinned);
         let real = std::fs::read_link(&link)
             .map_err(|error| Error::io("resolve the name of", &path, error))?;
-        if !self.allowed.iter().any(|folder| real.starts_with(folder)) {
+        if !self.allows(&real) {
             let real = real.display();
             return Err(Error::new(
                 ErrorKind::Image,
@@ -204,6 +215,15 @@ mod tests {
         std::fs::create_dir(top.path().join("images2")).unwrap();
         std::fs::write(top.path().join("images2/x"), "").unwrap();
         assert!(open(&image, &[], "../images2/x").is_err());
+    }
+
+    #[test]
+    fn an_image_in_the_top_folder_opens_only_that() {
+        let policy = Policy::new(Path::new("/image"), &[]).unwrap();
+        assert!(policy.allows(Path::new("/base")));
+        assert!(!policy.allows(Path::new("/etc/passwd")));
+        let policy = Policy::new(Path::new("/image"), &["/".into()]).unwrap();
+        assert!(policy.allows(Path::new("/etc/passwd")));
     }
 
     #[test]
