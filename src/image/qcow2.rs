@@ -69,6 +69,9 @@ impl Qcow2Layer {
     /// names the same L2 table again and again would keep a reader busy for hours.
     fn check_l1(&self) -> Result<()> {
         let (start, entries) = (self.l1.offset.0, self.l1_entries_used());
+        if entries == 0 {
+            return Ok(());
+        }
         self.check_inside("L1 table", start, entries * L1_ENTRY_SIZE)?;
         let mut reader = L1Reader::default();
         let mut tables: u64 = 0;

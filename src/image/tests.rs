@@ -487,6 +487,17 @@ fn tables_outside_the_file() {
     }
 }
 
+/// A disk without any bytes has an L1 table without entries, which may lie anywhere.
+#[test]
+fn an_empty_disk_needs_no_table() {
+    let recipe = Recipe::new(12, Vec::new());
+    let mut file = recipe.build();
+    patch(&mut file, 40, 0x4000_0000);
+    let folder = folder();
+    let image = open(&write(folder.path(), "image", &file)).unwrap();
+    assert_eq!((image.virtual_size(), image.map().count()), (0, 0));
+}
+
 #[test]
 fn tables_in_the_place_of_tables() {
     let recipe = sample();
