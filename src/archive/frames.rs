@@ -86,7 +86,8 @@ impl Reader {
     /// [`ErrorKind::Damaged`], with file, offset, blocks and guest bytes.
     pub fn parse_frame<'a>(&self, entry: &FrameEntry, bytes: &'a [u8]) -> Result<FrameView<'a>> {
         self.check_frame(entry, bytes).map_err(|error| {
-            self.frame_error(entry, Error::format(ErrorKind::Damaged, self.path(), error))
+            // The path stands in front of what is said of the frame.
+            self.frame_error(entry, Error::new(ErrorKind::Damaged, error.to_string()))
         })
     }
 

@@ -245,6 +245,37 @@ fn a_damaged_archive_is_named_and_never_restored() {
     assert!(run.stdout.contains("vm/disk"), "the header still tells: {}", run.stdout);
 }
 
+/// What is lost is listed and shows in the status; the rest is there.
+#[test]
+fn a_salvage_gives_what_is_left_and_says_what_is_not() {
+    let place = Place::new();
+    let image = place.noise("vm.raw", 1 << 20);
+    place.done(&["backup", &image]);
+    let archive = place.archive("vm/disk");
+    let whole = std::fs::read(&archive).unwrap();
+    let out = place.at("out.raw");
+    let said = place.done(&["restore", "vm", &out, "--salvage"]);
+    assert!(said.contains("nothing is lost"), "{said}");
+
+    let mut bytes = whole.clone();
+    bytes[400_000] ^= 1;
+    std::fs::write(&archive, bytes).unwrap();
+    let run = place.run(&["restore", "vm", &out, "--salvage", "--force"]);
+    assert_eq!(run.status, 9, "{}", run.stderr);
+    assert!(run.stdout.contains("256 KiB in 1 range"), "{}", run.stdout);
+    assert!(run.stdout.contains("262144 bytes at 262144"), "{}", run.stdout);
+    let (saved, before) = (std::fs::read(&out).unwrap(), std::fs::read(&image).unwrap());
+    assert!(saved[..262_144] == before[..262_144] && saved[524_288..] == before[524_288..]);
+    assert!(saved[262_144..524_288].iter().all(|byte| *byte == 0));
+
+    // Without its end nothing proves the whole, so it is not called done.
+    std::fs::write(&archive, &whole[..whole.len() - 200]).unwrap();
+    let run = place.run(&["restore", "vm", &out, "--salvage", "--force"]);
+    assert_eq!(run.status, 9, "{}", run.stderr);
+    assert!(run.stdout.contains("not proved"), "{}", run.stdout);
+    assert_eq!(std::fs::read(&out).unwrap(), before);
+}
+
 #[test]
 fn a_second_backup_of_one_disk_says_so_and_leaves() {
     let place = Place::new();

@@ -97,11 +97,20 @@ fn every_result_is_as_the_document_says() {
 
     let archives = [&full, &incremental].map(|report| report["archive"].as_str().unwrap());
     let restored = json(&["restore", "web", &at("out.qcow2")]);
-    compare("restore, replay", &[&restored], &[]);
     assert_eq!(restored["root"], incremental["root"]);
     assert_eq!(restored["format"], "qcow2");
+    assert_eq!(restored["salvage"], Value::Null);
     let replayed = json(&["replay", archives[0], archives[1], "--output", &at("out.raw")]);
-    compare("restore, replay", &[&replayed], &[]);
+    // A block that only the increment holds, and nobody can read; and no full.
+    let mut bytes = std::fs::read(archives[1]).unwrap();
+    let frame = bytes.windows(4).position(|window| window == b"QDFR").unwrap();
+    bytes[frame + 40] ^= 1;
+    std::fs::write(at("damaged.qdelta"), bytes).unwrap();
+    let words =
+        ["replay", &at("damaged.qdelta"), "--salvage", "--json", "--output", &at("rest.raw")];
+    let run = Run::from(qdelta().args(words).output().unwrap());
+    assert_eq!(run.status, 9, "{}", run.stderr);
+    compare("restore, replay", &[&restored, &replayed, &parse(&run.stdout)], &[]);
 
     let sealed = json(&["info", archives[1]]);
     compare("info of an archive", &[&sealed], &[]);

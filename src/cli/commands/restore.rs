@@ -99,7 +99,9 @@ fn refuse_inside(repository: &Repository, output: &Path) -> Result<()> {
 /// Shows a restore. With the disk on standard output, the report goes to standard error.
 fn show(report: &Report, context: &mut Context) -> Result<u8> {
     let to_stdout = report.output == Path::new(STDOUT);
-    let complete = report.salvage.as_ref().is_none_or(SalvageReport::is_complete);
+    // What is not proved may be wrong in ways that nobody knows.
+    let complete =
+        report.root.is_some() && report.salvage.as_ref().is_none_or(SalvageReport::is_complete);
     let done = if complete { status::DONE } else { status::PARTIAL };
     if context.out.json {
         match to_stdout {
@@ -124,7 +126,7 @@ fn lines(report: &Report) -> Vec<String> {
         Some(STDOUT) => "standard output".to_owned(),
         _ => text::printable(&report.output.display().to_string()),
     };
-    let proved = if report.root.is_some() { " and proved" } else { "; the whole is not proved" };
+    let proved = if report.root.is_some() { " and proved" } else { ", not proved as a whole" };
     let mut lines = vec![
         format!("{}@{}: restored to {name} ({})", report.disk, report.point, report.format),
         format!(
@@ -142,9 +144,12 @@ fn lines(report: &Report) -> Vec<String> {
     if let Some(salvage) = &report.salvage {
         lines.extend(salvage.problems.iter().map(|problem| format!("  damaged: {problem}")));
         lines.extend(gap_lines("lost, zeros now", &salvage.lost));
-        lines.extend(gap_lines("perhaps of an earlier point", &salvage.unsure));
-        if salvage.is_complete() {
-            lines.push("  nothing of this point is lost".to_owned());
+        lines
+            .extend(gap_lines("uncertain, perhaps as it was at an earlier point", &salvage.unsure));
+        match (salvage.is_complete(), &report.root) {
+            (true, Some(_)) => lines.push("  nothing is lost".to_owned()),
+            (true, None) => lines.push("  nothing is known to be lost".to_owned()),
+            (false, _) => {}
         }
     }
     lines

@@ -28,8 +28,10 @@ pub fn run(args: Verify, context: &mut Context) -> Result<u8> {
 fn show(report: &Report, context: &mut Context) -> Result<()> {
     let out = &mut context.out;
     for finding in &report.damaged {
-        out.line(format!("DAMAGED {}", finding.path.display()))?;
-        out.line(format!("  {}", finding.problem))?;
+        let path = finding.path.display().to_string();
+        out.line(format!("DAMAGED {path}"))?;
+        let problem = finding.problem.strip_prefix(&format!("{path}: "));
+        out.line(format!("  {}", problem.unwrap_or(&finding.problem)))?;
         if !finding.points.is_empty() {
             out.line(format!("  needed by {}", finding.points.join(", ")))?;
         }
