@@ -359,6 +359,81 @@ fn a_hostile_file_costs_no_more_than_reading_it_some_times() {
     assert!(started.elapsed().as_secs() < 120);
 }
 
+/// A file on a disk with sectors that can't be read.
+struct BadDisk {
+    bytes: std::sync::Arc<dyn Store>,
+    bad: Range<u64>,
+}
+
+impl Store for BadDisk {
+    fn path(&self) -> &std::path::Path {
+        self.bytes.path()
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        self.bytes.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        if offset < self.bad.end && offset + buffer.len() as u64 > self.bad.start {
+            return Err(std::io::Error::other("bad sector"));
+        }
+        self.bytes.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn set_len(&self, _len: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// A sector that can't be read costs the frames in it, wherever it lies.
+#[test]
+fn bad_sectors_cost_the_frames_in_them() {
+    let mut disk = Disk::new(600 * u64::from(BLOCK), BLOCK);
+    let empty = disk.clone();
+    (0..600).for_each(|block| disk.write(block, 2 * block as u32 + 1)); // Noise: long frames.
+    let meta = metadata(1, Kind::Full, disk.geometry, None);
+    let bytes = archive(&meta, &empty, &disk);
+    let sound = Reader::open(Bytes::store("sound", &bytes)).unwrap();
+    let frames: Vec<_> = (0..sound.frame_count()).map(|at| sound.frame(at).unwrap()).collect();
+    assert_eq!(frames.len(), 10);
+    for sector in [0, 65, 200, sound.index_offset() / 4096, bytes.len() as u64 / 4096] {
+        let bad = sector * 4096..(sector + 1) * 4096;
+        let store: Arc<dyn Store> =
+            Arc::new(BadDisk { bytes: Bytes::store("bad", &bytes), bad: bad.clone() });
+        let found = scan(&*store, &Cancel::default()).unwrap();
+        let whole = |frame: &&crate::formats::archive::FrameEntry| {
+            frame.end() <= bad.start || frame.offset >= bad.end
+        };
+        assert_eq!(found.frames.len(), frames.iter().filter(whole).count(), "sector {sector}");
+        let salvaged = open(&store, &Cancel::default()).unwrap();
+        let (chain, _) = Chain::salvage(vec![Arc::new(salvaged.reader)]).unwrap();
+        for (index, block) in restore(&chain).into_iter().enumerate() {
+            let right = Block::Sure(disk.content(index).bytes(BLOCK));
+            let of = |frame: &crate::formats::archive::FrameEntry| {
+                index / 64 == frame.first_block.0 as usize / 64
+            };
+            if frames.iter().filter(whole).any(of) {
+                assert!(block == right, "block {index}, sector {sector}");
+            } else {
+                assert!(matches!(block, Block::Lost), "block {index}, sector {sector}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_search_can_be_cancelled() {
     let cancel = Cancel::default();
