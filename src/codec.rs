@@ -11,6 +11,9 @@ use crate::formats::archive::Codec;
 /// most 2 MiB long, so none needs more.
 const WINDOW_LOG_MAX: u32 = 21;
 
+/// The bytes of a zstd frame that tell how many more its header has.
+const ZSTD_HEADER_LEN_MIN: usize = 5;
+
 /// Compresses frames. Not shared between threads: each worker has one.
 pub struct Compressor {
     context: zstd::bulk::Compressor<'static>,
@@ -110,7 +113,8 @@ impl Decompressor {
     }
 
     /// Decodes only the first `out.len()` bytes of a payload that decodes to `raw_len`: of a frame
-    /// whose last blocks nobody needs. What lies behind is not looked at.
+    /// whose last blocks nobody needs. What lies behind is not looked at. zstd works in pieces of
+    /// 128 KiB: up to there it takes half the time of a frame of 256 KiB, behind it no less.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`]: the payload is not what the codec says, or is too short.
@@ -133,21 +137,26 @@ impl Decompressor {
     fn stream_prefix(&mut self, payload: &[u8], out: &mut [u8]) -> Result<()> {
         self.context.reset(ResetDirective::SessionOnly).map_err(zstd_failed)?;
         let expected = out.len();
-        let mut input = InBuffer::around(payload);
         let mut output = OutBuffer::around(out);
-        loop {
-            let before = (input.pos(), output.pos());
-            let hint =
+        // Given more input than it asks for, zstd decodes the next block of the frame before it
+        // looks whether there is room for it.
+        let (mut used, mut asked_for) = (0, ZSTD_HEADER_LEN_MIN);
+        while output.pos() < expected {
+            let before = (used, output.pos());
+            let end = payload.len().min(used + asked_for);
+            let mut input = InBuffer::around(payload.get(..end).unwrap_or_default());
+            input.set_pos(used);
+            asked_for =
                 self.context.decompress_stream(&mut output, &mut input).map_err(zstd_failed)?;
-            if output.pos() == expected {
-                return Ok(());
-            }
+            used = input.pos();
             // 0: the frame is over. No progress: the payload is.
-            if hint == 0 || before == (input.pos(), output.pos()) {
+            let over = asked_for == 0 || before == (used, output.pos());
+            if over && output.pos() < expected {
                 let words = format!("the payload ends after {} bytes of {expected}", output.pos());
                 return Err(damaged(words));
             }
         }
+        Ok(())
     }
 }
 
