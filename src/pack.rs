@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use qdelta_formats::archive::{
-    BlockIndex, Codec, Digest, GROUP_BLOCKS, block_digest, frame_blocks, zero_block_digest,
+    BlockIndex, Codec, Digest, GROUP_BLOCKS, block_digest, zero_block_digest,
 };
 
 use crate::codec::Compressor;
@@ -54,11 +54,12 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// A packer for blocks of `block_size` bytes that compresses with zstd at `level`.
-    pub fn new(block_size: u32, level: i32) -> Result<Self> {
+    /// A packer for blocks of `block_size` bytes, up to `frame_blocks` of them in a frame, that
+    /// compresses with zstd at `level`.
+    pub fn new(block_size: u32, frame_blocks: u32, level: i32) -> Result<Self> {
         Ok(Self {
             block_size: block_size as usize,
-            frame_blocks: u64::from(frame_blocks(block_size)),
+            frame_blocks: u64::from(frame_blocks),
             zero_digest: zero_block_digest(block_size),
             compressor: Compressor::new(level)?,
             gathered: Vec::new(),
@@ -180,7 +181,7 @@ mod tests {
         before[2] = block_digest(&bytes[2 * size..][..size]);
         before[7] = Digest([7; 32]);
         let before = Arc::new(before);
-        let packed = Packer::new(4096, 1).unwrap().pack(0..8, &bytes, Some(&before)).unwrap();
+        let packed = Packer::new(4096, 64, 1).unwrap().pack(0..8, &bytes, Some(&before)).unwrap();
         assert_eq!(packed.zeroed, [7]);
         let [frame] = packed.frames.as_slice() else { panic!("one span, one frame") };
         assert_eq!(frame.mask, 0b10_1001);

@@ -7,7 +7,7 @@ use super::reader::Reader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::FormatError;
 use crate::formats::archive::{
-    BlockIndex, FRAME_ENTRY_LEN, FRAME_LEN_MAX, FrameEntry, FrameView, SectionKind, frame_blocks,
+    BlockIndex, FRAME_ENTRY_LEN, FRAME_LEN_MAX, FrameEntry, FrameView, SectionKind,
 };
 
 impl Reader {
@@ -21,7 +21,7 @@ impl Reader {
         let mut bytes = [0; FRAME_ENTRY_LEN];
         self.frames.read(position.saturating_mul(FRAME_ENTRY_LEN as u64), &mut bytes)?;
         let entry = FrameEntry::decode(&bytes).map_err(|error| self.damaged(error))?;
-        let span = frame_blocks(self.geometry().block_size());
+        let span = self.metadata().frame_blocks;
         if entry.offset < self.header_len || entry.end() > self.index_offset() {
             return Err(self.bad_entry(position, "it points outside the frames"));
         }
@@ -40,7 +40,7 @@ impl Reader {
     /// # Errors
     /// See [`Self::frame`].
     pub fn frame_of(&self, block: BlockIndex) -> Result<Option<(u64, FrameEntry)>> {
-        let span = frame_blocks(self.geometry().block_size());
+        let span = self.metadata().frame_blocks;
         let first = BlockIndex(block.0 - block.0 % span);
         let position = self.frame_from(first, 0..self.frame_count())?;
         if position == self.frame_count() {
@@ -70,7 +70,7 @@ impl Reader {
 
     /// Which blocks of the span that starts at `first_block` are stored here.
     pub fn stored_mask(&self, first_block: BlockIndex) -> u64 {
-        let span = u64::from(frame_blocks(self.geometry().block_size()));
+        let span = u64::from(self.metadata().frame_blocks);
         let first = u64::from(first_block.0);
         self.stored
             .range(first_block.0..)
@@ -164,7 +164,7 @@ impl Reader {
     }
 
     pub(super) fn check_frame_table(&self) -> Result<()> {
-        let span = u64::from(frame_blocks(self.geometry().block_size()));
+        let span = u64::from(self.metadata().frame_blocks);
         let mut stored = self.stored.iter().map(u64::from).peekable();
         let (mut end, mut position) = (self.header_len, 0);
         self.frames.scan(FRAME_ENTRY_LEN, |bytes| {

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::FormatError;
 use crate::formats::archive::{
     DIGEST_LEN, Digest, FRAME_ENTRY_LEN, FRAME_HEADER_LEN, Geometry, Kind, Metadata, Section,
-    SectionKind, frame_blocks, header,
+    SectionKind, header,
 };
 use crate::io::Store;
 
@@ -145,7 +145,7 @@ impl Reader {
         if !self.stored.is_disjoint(&self.zero) {
             return wrong(SectionKind::Zero, "a block is both stored and zero".to_string());
         }
-        let span = u64::from(frame_blocks(self.geometry().block_size()));
+        let span = u64::from(self.metadata().frame_blocks);
         let stored = self.stored.len();
         let frames = self.frame_count();
         if !self.frames.len().is_multiple_of(FRAME_ENTRY_LEN as u64)

@@ -9,8 +9,7 @@ use super::Writer;
 use crate::codec::Compressor;
 use crate::formats::archive::{
     ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
-    Metadata, Parent, RootHasher, Tracker, block_digest, frame_blocks, group_digest,
-    zero_block_digest,
+    Metadata, Parent, RootHasher, Tracker, block_digest, group_digest, zero_block_digest,
 };
 use crate::io::Store;
 
@@ -180,6 +179,7 @@ pub(crate) fn metadata(
         consistency: Consistency::Offline,
         created_ms: 1_795_361_903_000 + u64::from(id),
         geometry,
+        frame_blocks: several_blocks(geometry.block_size()),
         parent: parent.map(|(parent, root)| Parent {
             archive_id: parent.archive_id,
             point: parent.point.clone(),
@@ -190,12 +190,17 @@ pub(crate) fn metadata(
     }
 }
 
+/// A span of several blocks also for blocks of 64 KiB, where a backup takes one.
+fn several_blocks(block_size: u32) -> u32 {
+    ((256 << 10) / block_size).clamp(1, 64)
+}
+
 /// The archive of what differs between `before` and `now`, as a backup writes it.
 pub(crate) fn archive(metadata: &Metadata, before: &Disk, now: &Disk) -> Vec<u8> {
     let sink = Shared::default();
     let mut writer = Writer::new(Box::new(sink.clone()), metadata.clone(), None).unwrap();
     let block_size = now.geometry.block_size();
-    let span = frame_blocks(block_size) as usize;
+    let span = metadata.frame_blocks as usize;
     let mut compressor = Compressor::new(1).unwrap();
     let mut payload = Vec::new();
     for first in (0..now.blocks.len()).step_by(span) {

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{
     ArchiveId, BlockIndex, Codec, DIGEST_LEN, Digest, Directory, FRAME_ENTRY_LEN, Footer,
     FrameEntry, FrameHeader, GROUP_BLOCKS, Geometry, GroupIndex, Kind, Metadata, Section,
-    SectionKind, frame_blocks, header, index,
+    SectionKind, header, index,
 };
 
 /// Each of the three tables stays in memory up to this many bytes; what is longer goes to a
@@ -45,6 +45,7 @@ pub struct Writer {
     archive_id: ArchiveId,
     kind: Kind,
     geometry: Geometry,
+    frame_blocks: u32,
     header: Vec<u8>,
     offset: u64,
     next_span: u64,
@@ -87,6 +88,7 @@ impl Writer {
             archive_id: metadata.archive_id,
             kind: metadata.kind,
             geometry: metadata.geometry,
+            frame_blocks: metadata.frame_blocks,
             header: Vec::new(),
             offset: 0,
             next_span: 0,
@@ -142,6 +144,7 @@ impl Writer {
         let header = FrameHeader {
             codec,
             block_size,
+            frame_blocks: self.frame_blocks,
             sequence: (self.frames.len / FRAME_ENTRY_LEN as u64) as u16,
             first_block,
             payload_len,
@@ -171,7 +174,7 @@ impl Writer {
         // Block numbers below the block count fit: there are at most 2^32 blocks.
         self.stored.extend(header.blocks().map(|block| block as u32));
         self.touched.insert(first_block.0 / GROUP_BLOCKS);
-        self.next_span = u64::from(first_block.0) + u64::from(frame_blocks(block_size));
+        self.next_span = u64::from(first_block.0) + u64::from(self.frame_blocks);
         self.payload_bytes += u64::from(payload_len);
         Ok(())
     }

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use qdelta_formats::archive::{
-    ArchiveId, Consistency, Digest, Geometry, Kind, Metadata, Parent, Tracker,
+    ArchiveId, Consistency, Digest, Geometry, Kind, Metadata, Parent, Tracker, frame_blocks,
 };
 use serde::Serialize;
 
@@ -139,13 +139,14 @@ pub fn run(
     let metadata = metadata_for(&disk, &next.id.to_string(), kind, geometry, chain.as_ref())?;
     let (archive_id, chain_id) = (metadata.archive_id, metadata.chain_id);
     let folder = pending.path().parent().map(Path::to_path_buf);
-    let sink = Box::new(std::io::BufWriter::with_capacity(1 << 20, pending.file()?));
+    let sink = Box::new(pending.file()?);
     let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
 
     let job = scan::Job {
         image,
         geometry,
         chain: chain.as_ref(),
+        frame_blocks: frame_blocks(geometry.block_size()),
         level: request.level,
         resources: &request.resources,
     };
@@ -340,6 +341,7 @@ fn metadata_for(
         consistency: Consistency::Offline,
         created_ms: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0),
         geometry,
+        frame_blocks: frame_blocks(geometry.block_size()),
         parent: latest.map(|latest| Parent {
             archive_id: latest.metadata().archive_id,
             point: latest.metadata().point.clone(),

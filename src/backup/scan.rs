@@ -23,6 +23,8 @@ pub(super) struct Job<'a> {
     pub image: &'a Image,
     pub geometry: Geometry,
     pub chain: Option<&'a Chain>,
+    /// How many blocks a frame spans.
+    pub frame_blocks: u32,
     pub level: i32,
     pub resources: &'a Resources,
 }
@@ -42,8 +44,10 @@ pub(super) fn run(
     cancel: &Cancel,
 ) -> Result<Done> {
     let block_size = u64::from(job.geometry.block_size());
-    // Every cluster lies within one task, so none is unpacked twice.
-    let task_size = TASK_SIZE_MIN.max(block_size).max(cluster_size_max(job.image));
+    // Every cluster and every frame lies within one task.
+    let task_size = TASK_SIZE_MIN
+        .max(u64::from(job.frame_blocks) * block_size)
+        .max(cluster_size_max(job.image));
     let files = job.image.files().to_vec();
     let ahead = ReadAhead::new(job.resources, files.clone(), task_size as usize)?;
     let backend = ahead.backend();
@@ -63,7 +67,7 @@ pub(super) fn run(
         job.resources,
         |producer| reader.run(producer),
         || {
-            let mut packer = Packer::new(job.geometry.block_size(), job.level)?;
+            let mut packer = Packer::new(job.geometry.block_size(), job.frame_blocks, job.level)?;
             let mut clusters = ClusterReader::new(files.clone());
             Ok(move |loaded: Loaded<Task>| pack(&mut packer, &mut clusters, loaded, block_size))
         },

@@ -10,7 +10,7 @@ use super::{Chain, state};
 use crate::archive::Reader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{
-    BlockIndex, Digest, GROUP_BLOCKS, GroupIndex, frame_blocks, group_digest, zero_block_digest,
+    BlockIndex, Digest, GROUP_BLOCKS, GroupIndex, group_digest, zero_block_digest,
     zero_group_digest,
 };
 
@@ -314,7 +314,7 @@ impl<'a> Lane<'a> {
         digests: &mut Vec<Digest>,
         state: &mut GroupState,
     ) -> Result<()> {
-        let span = frame_blocks(self.reader.geometry().block_size());
+        let span = self.reader.metadata().frame_blocks;
         let position = self.frame;
         self.frame += spans(&speech.stored, span).count() as u64;
         if count(wanted) == 0 {

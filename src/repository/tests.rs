@@ -589,6 +589,7 @@ fn a_chain_outlives_a_lost_manifest() {
             consistency: Consistency::Offline,
             created_ms: point.as_ms(),
             geometry: Geometry::new(1 << 30, 65536).unwrap(),
+            frame_blocks: 1,
             parent: Some(Parent {
                 archive_id: ArchiveId([2; 16]),
                 point: parent.to_string(),

@@ -57,7 +57,9 @@ pub(super) fn run(
 ) -> Result<Rebuilt> {
     let geometry = chain.geometry();
     let block_size = u64::from(geometry.block_size());
-    let task_size = TASK_SIZE_MIN.max(block_size);
+    // Every frame lies within one task.
+    let frame_blocks = chain.archives().iter().map(|archive| archive.metadata().frame_blocks).max();
+    let task_size = TASK_SIZE_MIN.max(u64::from(frame_blocks.unwrap_or(1)) * block_size);
     // Room for the headers of incompressible frames, and for some frames of which little is wanted.
     let buffer_size = task_size as usize + FRAME_SPAN as usize;
     let files = chain.archives().iter().map(|archive| Arc::clone(archive.store())).collect();

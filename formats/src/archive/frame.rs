@@ -11,7 +11,7 @@ pub const MAGIC: &[u8; 4] = b"QDFR";
 pub const FRAME_HEADER_LEN: usize = field::HEADER_CRC.end();
 
 /// Bytes of the disk that a frame covers, unless one block is larger.
-pub const FRAME_SPAN: u32 = 256 << 10;
+pub const FRAME_SPAN: u32 = 64 << 10;
 
 /// The longest frame, header included, in bytes.
 pub const FRAME_LEN_MAX: usize = FRAME_HEADER_LEN + Geometry::BLOCK_SIZE_MAX as usize;
@@ -25,9 +25,9 @@ pub mod field {
     /// How the payload is compressed.
     pub const CODEC: Field = MAGIC.then(1, "frame codec");
     /// The block size's binary logarithm.
-    pub const BLOCK_SHIFT: Field = CODEC.then(1, "frame block size");
+    pub const SHIFTS: Field = CODEC.then(1, "frame block size and span");
     /// The frame's number in the archive, its low 16 bits.
-    pub const SEQUENCE: Field = BLOCK_SHIFT.then(2, "frame number");
+    pub const SEQUENCE: Field = SHIFTS.then(2, "frame number");
     /// The first block of the span.
     pub const FIRST_BLOCK: Field = SEQUENCE.then(4, "first block of frame");
     /// Length of the payload in bytes.
@@ -44,7 +44,7 @@ pub mod field {
     pub const ALL: &[Field] = &[
         MAGIC,
         CODEC,
-        BLOCK_SHIFT,
+        SHIFTS,
         SEQUENCE,
         FIRST_BLOCK,
         PAYLOAD_LEN,
@@ -86,10 +86,26 @@ impl Codec {
     }
 }
 
-/// How many blocks of `block_size` bytes a frame spans at most: [`FRAME_SPAN`] bytes of the disk,
-/// one block if that is larger. From 1 to 64, a power of two, so a group holds whole frames.
+/// How many blocks of `block_size` bytes the span of a frame has unless told otherwise:
+/// [`FRAME_SPAN`] bytes of the disk, one block if that is larger.
+///
+/// Small on purpose: after many increments most blocks of an old frame are superseded, and a frame
+/// of many blocks would be decoded for the sake of a few.
 pub fn frame_blocks(block_size: u32) -> u32 {
     (FRAME_SPAN / block_size.max(1)).clamp(1, u64::BITS)
+}
+
+/// A span has 1 to 64 blocks, a power of two, so that a group holds whole spans; and no more bytes
+/// than the largest block.
+pub(super) fn check_frame_blocks(blocks: u32, block_size: u32) -> Result<(), &'static str> {
+    let bytes = u64::from(blocks) * u64::from(block_size);
+    if blocks.is_power_of_two()
+        && blocks <= u64::BITS
+        && bytes <= u64::from(Geometry::BLOCK_SIZE_MAX)
+    {
+        return Ok(());
+    }
+    Err("a span is no power of two from 1 to 64 blocks, or more than 2 MiB")
 }
 
 /// What a frame says about itself.
@@ -99,10 +115,12 @@ pub struct FrameHeader {
     pub codec: Codec,
     /// Size of a block in bytes.
     pub block_size: u32,
+    /// How many blocks the span has: see [`frame_blocks`].
+    pub frame_blocks: u32,
     /// The low 16 bits of the frame's number in the archive, counted from 0: where the index is
     /// lost, it tells whether a frame is missing between two others.
     pub sequence: u16,
-    /// The first block of the span, a multiple of [`frame_blocks`].
+    /// The first block of the span, a multiple of `frame_blocks`.
     pub first_block: BlockIndex,
     /// Length of the payload in bytes.
     pub payload_len: u32,
@@ -123,10 +141,11 @@ impl FrameHeader {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         field::MAGIC.expect_magic(bytes, MAGIC, "a frame")?;
         field::HEADER_CRC.expect_crc(bytes)?;
-        let shift = u32::from(field::BLOCK_SHIFT.u8(bytes)?);
+        let shifts = u32::from(field::SHIFTS.u8(bytes)?);
         let header = Self {
             codec: Codec::from_byte(field::CODEC.u8(bytes)?)?,
-            block_size: 1u32.checked_shl(shift).unwrap_or(0),
+            block_size: 1u32.checked_shl(shifts & 31).unwrap_or(0),
+            frame_blocks: 1 << (shifts >> 5),
             sequence: field::SEQUENCE.u16(bytes)?,
             first_block: BlockIndex(field::FIRST_BLOCK.u32(bytes)?),
             payload_len: field::PAYLOAD_LEN.u32(bytes)?,
@@ -147,7 +166,8 @@ impl FrameHeader {
         let mut bytes = Vec::with_capacity(FRAME_HEADER_LEN);
         field::MAGIC.append(&mut bytes, 0, MAGIC);
         field::CODEC.append(&mut bytes, 0, &[self.codec.to_byte()]);
-        field::BLOCK_SHIFT.append(&mut bytes, 0, &[self.block_size.trailing_zeros() as u8]);
+        let shifts = self.block_size.trailing_zeros() | self.frame_blocks.trailing_zeros() << 5;
+        field::SHIFTS.append(&mut bytes, 0, &[shifts as u8]);
         field::SEQUENCE.append(&mut bytes, 0, &self.sequence.to_le_bytes());
         field::FIRST_BLOCK.append(&mut bytes, 0, &self.first_block.0.to_le_bytes());
         field::PAYLOAD_LEN.append(&mut bytes, 0, &self.payload_len.to_le_bytes());
@@ -162,9 +182,11 @@ impl FrameHeader {
     /// Checks every rule that the fields must keep by themselves.
     fn check(&self) -> Result<(), FormatError> {
         if Geometry::new(0, self.block_size).is_err() {
-            return Err(field::BLOCK_SHIFT.invalid("no power of two from 4 KiB to 2 MiB"));
+            return Err(field::SHIFTS.invalid("no power of two from 4 KiB to 2 MiB"));
         }
-        let span = frame_blocks(self.block_size);
+        check_frame_blocks(self.frame_blocks, self.block_size)
+            .map_err(|words| field::SHIFTS.invalid(words))?;
+        let span = self.frame_blocks;
         if !self.first_block.0.is_multiple_of(span) {
             let problem =
                 Problem::Misaligned { value: self.first_block.0.into(), alignment: span.into() };
@@ -270,6 +292,7 @@ mod tests {
         let header = FrameHeader {
             codec: Codec::Zstd,
             block_size: 65536,
+            frame_blocks: 4,
             sequence: 0x0605,
             first_block: BlockIndex(8),
             payload_len: payload.len() as u32,
@@ -283,7 +306,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let (header, payload) = sample();
-        let mut expected = b"QDFR\x01\x10\x05\x06".to_vec();
+        let mut expected = b"QDFR\x01\x50\x05\x06".to_vec();
         expected.extend([8, 0, 0, 0, 10, 0, 0, 0]);
         expected.extend([0b1010, 0, 0, 0, 0, 0, 0, 0]);
         expected.extend([1, 2, 3, 4]);
@@ -330,8 +353,10 @@ mod tests {
             (field::PAYLOAD_LEN, FrameHeader { payload_len: 0, ..good }),
             (field::PAYLOAD_LEN, FrameHeader { payload_len: 131_072, ..good }),
             (field::PAYLOAD_LEN, FrameHeader { codec: Codec::Stored, ..good }),
-            (field::BLOCK_SHIFT, FrameHeader { block_size: 2048, ..good }),
-            (field::BLOCK_SHIFT, FrameHeader { block_size: 4 << 20, ..good }),
+            (field::SHIFTS, FrameHeader { block_size: 2048, ..good }),
+            (field::SHIFTS, FrameHeader { frame_blocks: 64, ..good }),
+            (field::SHIFTS, FrameHeader { frame_blocks: 128, ..good }),
+            (field::SHIFTS, FrameHeader { block_size: 4 << 20, ..good }),
         ];
         for (field, header) in broken {
             assert_eq!(header.encode().unwrap_err().field, field.name);
@@ -340,7 +365,7 @@ mod tests {
 
     #[test]
     fn spans_stay_within_the_mask_and_the_buffer() {
-        let spans = [(4096, 64), (8192, 32), (65536, 4), (256 << 10, 1), (2 << 20, 1)];
+        let spans = [(4096, 16), (8192, 8), (65536, 1), (256 << 10, 1), (2 << 20, 1)];
         for (block_size, span) in spans {
             assert_eq!(frame_blocks(block_size), span);
             assert!(span as usize * block_size as usize + FRAME_HEADER_LEN <= FRAME_LEN_MAX);

@@ -129,6 +129,7 @@ mod tests {
         expected.extend(1_795_361_903_412u64.to_le_bytes());
         expected.extend((100u64 << 20).to_le_bytes());
         expected.extend(65536u32.to_le_bytes());
+        expected.extend(1u32.to_le_bytes());
         expected.extend([0]);
         expected.extend(12u64.to_le_bytes());
         expected.extend(b"qdelta 0.1.0");

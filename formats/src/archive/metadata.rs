@@ -52,6 +52,8 @@ pub struct Metadata {
     pub created_ms: u64,
     /// Size of the disk and of its blocks.
     pub geometry: Geometry,
+    /// How many blocks the span of a frame has: see [`super::frame_blocks`].
+    pub frame_blocks: u32,
     /// The archive that this one follows: none for a full, and always there otherwise.
     pub parent: Option<Parent>,
     /// The program that wrote it.
@@ -74,6 +76,7 @@ struct Wire {
     created_ms: u64,
     virtual_size: u64,
     block_size: u32,
+    frame_blocks: u32,
     parent: Option<WireParent>,
     generator: String,
     extensions: Vec<(u16, Vec<u8>)>,
@@ -104,6 +107,8 @@ impl Metadata {
         check_name("domain", &self.domain)?;
         check_name("disk", &self.disk)?;
         check_name("generator", &self.generator)?;
+        super::frame::check_frame_blocks(self.frame_blocks, self.geometry.block_size())
+            .map_err(|words| invalid("frame blocks", words))?;
         if self.created_ms > CREATED_MS_MAX {
             return Err(FormatError::new(
                 0,
@@ -151,6 +156,7 @@ impl Metadata {
             created_ms: self.created_ms,
             virtual_size: self.geometry.virtual_size(),
             block_size: self.geometry.block_size(),
+            frame_blocks: self.frame_blocks,
             parent: self.parent.as_ref().map(|parent| WireParent {
                 archive_id: parent.archive_id.0,
                 point: parent.point.clone(),
@@ -183,6 +189,7 @@ impl Metadata {
             consistency: Consistency::from_byte(wire.consistency)?,
             created_ms: wire.created_ms,
             geometry: Geometry::new(wire.virtual_size, wire.block_size)?,
+            frame_blocks: wire.frame_blocks,
             parent: wire.parent.map(|parent| Parent {
                 archive_id: ArchiveId(parent.archive_id),
                 point: parent.point,

@@ -14,6 +14,7 @@ pub(super) fn full() -> Metadata {
         consistency: Consistency::Offline,
         created_ms: 1_795_361_903_412,
         geometry: Geometry::new(100 << 20, 65536).unwrap(),
+        frame_blocks: 1,
         parent: None,
         generator: "qdelta 0.1.0".into(),
         extensions: Vec::new(),

@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::formats::archive::{
-    FRAME_HEADER_LEN, FRAME_LEN_MAX, FRAME_MAGIC, FrameEntry, FrameHeader, Metadata, frame_blocks,
-    header,
+    FRAME_HEADER_LEN, FRAME_LEN_MAX, FRAME_MAGIC, FrameEntry, FrameHeader, Metadata, header,
 };
 use crate::io::Store;
 use crate::progress::Cancel;
@@ -59,8 +58,8 @@ pub struct Scan {
     pub damaged: Vec<FoundFrame>,
     /// The parts of the file, in bytes, that hold no sound frame; those of `damaged` included.
     pub bad_ranges: Vec<Range<u64>>,
-    /// The block size of the frames.
-    block_size: u32,
+    /// The size of the frames' blocks, and how many of them a span has.
+    cut: (u32, u32),
 }
 
 /// Searches a whole file for an archive's header and frames, without header or index.
@@ -143,7 +142,7 @@ impl Search<'_> {
         let found = FoundFrame::new(&header, at);
         if sound {
             self.tag = Some(header.archive_tag);
-            self.found.block_size = header.block_size;
+            self.found.cut = (header.block_size, header.frame_blocks);
             self.found.frames.push(found);
             return Ok(Look::Sound(len));
         }
@@ -229,7 +228,7 @@ impl Scan {
             frame.blocks().last().is_some_and(|last| u64::from(last) < geometry.block_count())
                 && frame.entry.end() <= frames_end
         };
-        if self.block_size != geometry.block_size() {
+        if self.cut != (geometry.block_size(), metadata.frame_blocks) {
             self.frames.clear();
             self.damaged.clear();
         }
@@ -256,7 +255,7 @@ impl Scan {
     ) -> Vec<Range<u64>> {
         let mut known: Vec<&FoundFrame> = self.frames.iter().chain(&self.damaged).collect();
         known.sort_by_key(|frame| frame.entry.first_block);
-        let span = u64::from(frame_blocks(self.block_size));
+        let span = u64::from(self.cut.1);
         let mut unexplained = Vec::new();
         let (mut number, mut block, mut offset) = (0u16, 0, None);
         for frame in known {

@@ -302,6 +302,7 @@ fn frames_within_the_guests_data_are_never_taken_for_ours() {
     let mut inner = FrameHeader {
         codec: Codec::Stored,
         block_size: BLOCK,
+        frame_blocks: 64,
         sequence: 0,
         first_block: BlockIndex(0),
         payload_len: BLOCK,
@@ -339,6 +340,7 @@ fn a_hostile_file_costs_no_more_than_reading_it_some_times() {
     let hostile = FrameHeader {
         codec: Codec::Zstd,
         block_size: 2 << 20,
+        frame_blocks: 1,
         sequence: 0,
         first_block: BlockIndex(0),
         payload_len: (2 << 20) - 1,
