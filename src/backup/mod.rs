@@ -114,7 +114,7 @@ pub fn run(
     let started = Instant::now();
     let held = hold::HeldImage::open(&request.image, &request.open)?;
     let image = &held.image;
-    let disk = disk_for(repository, request)?;
+    let disk = disk_for(request)?;
     let lock = repository.lock(&disk.domain)?;
     let cleaned = repository.clean(&lock)?;
     for leftover in &cleaned.removed {
@@ -125,6 +125,7 @@ pub fn run(
     }
 
     let base = choose_base(repository, &disk, request.kind)?;
+    warn_of_another_image(request, &disk, &base);
     let (kind, chain) = match &base {
         Base::None => (Kind::Full, None),
         Base::Incremental(point) => (Kind::Incremental, Some(open_base(repository, point)?)),
@@ -196,17 +197,35 @@ pub fn run(
     })
 }
 
-/// The disk of the repository that the image belongs to.
-fn disk_for(repository: &Repository, request: &Request) -> Result<DiskId> {
+/// The disk of the repository that the image is backed up as. It follows from the names alone:
+/// which other disks its domain has does not matter, or a second disk would get the first one's
+/// image.
+fn disk_for(request: &Request) -> Result<DiskId> {
     let spec = match &request.disk {
         Some(spec) => spec.clone(),
         None => DiskSpec::for_image(&request.image)?,
     };
-    match repository.find_disk(&spec) {
-        Ok(disk) => Ok(disk),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(spec.or_only_disk()),
-        Err(error) => Err(error),
+    Ok(spec.or_only_disk())
+}
+
+/// Warns if the disk was another image at the point before and nobody said that it is the same:
+/// two images of one name in different folders would share one chain.
+fn warn_of_another_image(request: &Request, disk: &DiskId, base: &Base) {
+    let Some(point) = base.point().filter(|_| request.disk.is_none()) else { return };
+    let (before, now) = (&point.record.image.path, absolute(&request.image));
+    if *before != now {
+        tracing::warn!(
+            "{disk} was {} at the point before and is {} now; say --disk {disk} if it is the same \
+             disk, and another name if it is not",
+            before.display(),
+            now.display()
+        );
     }
+}
+
+/// A path that means the same from everywhere.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// What the new point is made against.
@@ -363,7 +382,7 @@ fn image_record(image: &Image, path: &Path) -> ImageRecord {
         })
         .collect();
     ImageRecord {
-        path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
+        path: absolute(path),
         format: layers.first().map(|layer| layer.format.clone()).unwrap_or_default(),
         layers,
     }

@@ -140,6 +140,31 @@ fn a_disk_can_be_named_and_a_time_finds_its_point() {
     place.done(&["restore", "web/data@2999-12-31", &out]);
 }
 
+/// A guest's second disk was backed up first; its first one then went into the second's chain.
+#[test]
+fn a_second_disk_does_not_change_where_the_first_one_goes() {
+    let place = Place::new();
+    place.done(&["backup", &place.image("web-data.qcow2"), "--disk", "web/data"]);
+    let image = place.image("web.qcow2");
+    assert!(place.done(&["backup", &image]).starts_with("web/disk@"));
+    assert!(place.done(&["backup", &image]).contains("incremental"));
+}
+
+/// Two images of one name in different folders.
+#[test]
+fn another_image_under_the_same_name_is_warned_of() {
+    let place = Place::new();
+    place.done(&["backup", &place.image("web.qcow2")]);
+    std::fs::create_dir(place.at("other")).unwrap();
+    let other = place.image("other/web.qcow2");
+    let run = place.run(&["backup", &other]);
+    assert_eq!(run.status, 0);
+    assert!(run.stderr.contains("warning: web/disk was "), "{}", run.stderr);
+    // Whoever says that it is the same disk knows it.
+    place.done(&["backup", &place.at("web.qcow2"), "--disk", "web"]);
+    place.done(&["backup", &other, "--disk", "web/disk"]);
+}
+
 #[test]
 fn what_cannot_be_backed_up_leaves_the_repository_as_it_was() {
     let place = Place::new();
