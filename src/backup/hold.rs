@@ -15,7 +15,7 @@ pub(super) struct HeldImage {
     pub image: Image,
     /// The descriptors behind the locks: they end when these are closed.
     _first: Image,
-    _locks: Vec<ImageLock>,
+    locks: Vec<ImageLock>,
     files: Vec<(PathBuf, Stamp)>,
 }
 
@@ -52,9 +52,6 @@ impl HeldImage {
         for file in first.files() {
             let Some(fd) = file.fd() else { continue };
             let lock = ImageLock::shared_read(fd, file.path())?;
-            if let Some(warning) = lock.warning() {
-                tracing::warn!("{warning}");
-            }
             locks.push(lock);
         }
         // Whoever wrote between opening and locking may have moved the tables: look again.
@@ -67,7 +64,13 @@ impl HeldImage {
         if before.len() != files.len() || !before.iter().zip(&files).all(same) {
             return Err(changed(path));
         }
-        Ok(Self { image, _first: first, _locks: locks, files })
+        Ok(Self { image, _first: first, locks, files })
+    }
+
+    /// What should be known about the image and about the claims on it.
+    pub fn warnings(&self) -> Vec<String> {
+        let locks = self.locks.iter().filter_map(|lock| lock.warning().map(str::to_owned));
+        self.image.warnings().iter().cloned().chain(locks).collect()
     }
 
     /// Fails if a file was written to since it was opened, by somebody who heeds no locks.

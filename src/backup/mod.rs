@@ -97,6 +97,8 @@ pub struct Report {
     pub archive: PathBuf,
     /// How the image was read: `uring` or `threads`.
     pub io: &'static str,
+    /// What the admin should know about the image, though the backup is sound.
+    pub warnings: Vec<String>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -114,6 +116,10 @@ pub fn run(
     let started = Instant::now();
     let held = hold::HeldImage::open(&request.image, &request.open)?;
     let image = &held.image;
+    let warnings = held.warnings();
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
     let disk = disk_for(request)?;
     let lock = repository.lock(&disk.domain)?;
     let cleaned = repository.clean(&lock)?;
@@ -193,6 +199,7 @@ pub fn run(
         root: stored.root.to_string(),
         archive,
         io: done.backend.as_str(),
+        warnings,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
