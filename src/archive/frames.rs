@@ -105,6 +105,9 @@ impl Reader {
         if header.block_size != self.geometry().block_size() {
             return wrong("frame block size", "not the archive's");
         }
+        if header.frame_blocks != self.metadata().frame_blocks {
+            return wrong("span of frame", "not the archive's");
+        }
         if header.first_block != entry.first_block
             || header.payload_len != entry.payload_len
             || header.mask != self.stored_mask(entry.first_block)

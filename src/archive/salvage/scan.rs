@@ -140,9 +140,11 @@ impl Search<'_> {
         let payload = bytes.get(FRAME_HEADER_LEN..).unwrap_or_default();
         let sound = header.check_payload(payload).is_ok();
         let found = FoundFrame::new(&header, at);
+        if sound || self.found.frames.is_empty() {
+            self.found.cut = (header.block_size, header.frame_blocks);
+        }
         if sound {
             self.tag = Some(header.archive_tag);
-            self.found.cut = (header.block_size, header.frame_blocks);
             self.found.frames.push(found);
             return Ok(Look::Sound(len));
         }
