@@ -4,8 +4,17 @@
 //! installs what else is needed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod archives;
+mod bad_days;
+mod bad_images;
 mod cli;
 mod flows;
+mod harness;
+mod histories;
+mod kills;
+mod map;
+mod matrix;
 mod output;
+mod power_cut;
 mod repository;
 mod tidy;

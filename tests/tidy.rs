@@ -254,3 +254,24 @@ fn scripts_can_be_run_and_say_their_purpose() {
         );
     }
 }
+
+#[test]
+fn dependencies_have_a_reason() {
+    let Ok(architecture) = std::fs::read_to_string(top().join("ARCHITECTURE.md")) else {
+        panic!("ARCHITECTURE.md gives the reason of every dependency, and is not there");
+    };
+    for manifest in ["Cargo.toml", "formats/Cargo.toml"] {
+        let text = std::fs::read_to_string(top().join(manifest)).unwrap();
+        let parsed: toml::Table = text.parse().unwrap();
+        for section in ["dependencies", "dev-dependencies"] {
+            let Some(toml::Value::Table(list)) = parsed.get(section) else { continue };
+            for name in list.keys().filter(|name| *name != "qdelta-formats") {
+                assert!(
+                    architecture.contains(&format!("`{name}`"))
+                        || architecture.contains(&format!("{name} ")),
+                    "ARCHITECTURE.md gives no reason for `{name}` of {manifest}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! Bad days: the disk is full, a limit or a right is in the way, somebody else is at work, somebody
+//! presses Ctrl-C, the kernel has no ring for us.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::faults::traced;
+use crate::harness::files::{Mount, assert_same, tree};
+use crate::harness::images::{create_raw, filled, filled_raw, guest_io, oracle};
+use crate::harness::repo::Repo;
+use crate::harness::run::{as_root, binary, describe, finish, start};
+use crate::harness::{Lab, args, qdelta, run, tool};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// A backup into a full file system ends with its own status; what was there stays whole.
+#[test]
+fn the_repositorys_disk_is_full() {
+    let lab = Lab::new();
+    let mount = Mount::in_memory(lab.dir(), 6 * MIB);
+    let repo = Repo::init(mount.dir.join("repo"));
+    let image = lab.path("disk.raw");
+    create_raw(&image, 30 * MIB);
+    guest_io(&image, "raw", &["write -q -P 5 0 1M".to_owned()]);
+    let first = lab.path("first.raw");
+    std::fs::copy(&image, &first).unwrap();
+    repo.backup(&image, "disk", &[]);
+    let before = tree(&repo.path);
+
+    let noise = lab.path("noise");
+    std::fs::write(&noise, crate::harness::content::Random::new(1).noise(MIB as usize)).unwrap();
+    let fill: Vec<String> =
+        (0..20).map(|mib| format!("write -q -s {} {mib}M 1M", noise.display())).collect();
+    guest_io(&image, "raw", &fill);
+    for io in ["threads", "auto"] {
+        repo.backup_run(&image, "disk", &["--io", io]).fails_with(8);
+        assert_eq!(tree(&repo.path), before, "a failed backup leaves nothing");
+        repo.assert_restores_raw(&lab, "disk", &first);
+        repo.verify();
+    }
+    // A block less, and there is room again.
+    guest_io(&image, "raw", &["write -q -z 2M 28M".to_owned()]);
+    repo.backup(&image, "disk", &[]);
+    repo.assert_no_leftovers();
+}
+
+#[test]
+fn the_restores_disk_is_full() {
+    let lab = Lab::new();
+    let image = filled_raw(&lab, "disk.raw", 30 * MIB, 1);
+    let repo = Repo::init(lab.path("repo"));
+    repo.backup(&image, "disk", &[]);
+    let mount = Mount::in_memory(lab.dir(), 2 * MIB);
+    for (format, io) in
+        [("raw", "threads"), ("qcow2", "threads"), ("raw", "auto"), ("qcow2", "auto")]
+    {
+        let output = mount.dir.join("out");
+        repo.restore("disk", &output, &["--format", format, "--io", io]).fails_with(8);
+        assert!(tree(&mount.dir).is_empty(), "{format}: litter: {:?}", tree(&mount.dir));
+    }
+}
+
+/// A limit on the size of files is a signal by default, and must not be a death without a word.
+#[test]
+fn a_limit_on_the_size_of_files() {
+    let lab = Lab::new();
+    let image = lab.path("disk.raw");
+    std::fs::write(&image, crate::harness::content::Random::new(2).noise(3 << 20)).unwrap();
+    let repo = Repo::init(lab.path("repo"));
+    for io in ["threads", "auto"] {
+        let mut arguments = args![format!("--fsize={MIB}"), "--", binary()];
+        arguments.extend(repo.args(args!["backup", image.as_path(), "--disk", "disk", "--io", io]));
+        run(tool("prlimit", arguments)).fails_with(8);
+        assert_eq!(repo.points("disk").len(), 0);
+    }
+    repo.backup(&image, "disk", &[]);
+    for io in ["threads", "auto"] {
+        let output = lab.path("out.raw");
+        let mut arguments = args![format!("--fsize={MIB}"), "--", binary()];
+        arguments.extend(repo.args(args!["restore", "disk", output.as_path(), "--io", io]));
+        run(tool("prlimit", arguments)).fails_with(8);
+        assert!(!output.exists());
+    }
+    repo.assert_no_leftovers();
+}
+
+/// Runs the program as a user without rights. The binary is copied: where it was built may be
+/// closed to others.
+fn as_nobody(program: &Path, arguments: Vec<std::ffi::OsString>) -> crate::harness::Outcome {
+    let mut all = args!["--reuid=65534", "--regid=65534", "--clear-groups", program];
+    all.extend(arguments);
+    run(as_root("setpriv", all))
+}
+
+#[test]
+fn a_right_is_missing() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::new();
+    let allow = |path: &Path, mode: u32| {
+        run(as_root("chmod", args![format!("{mode:o}"), path])).ok();
+    };
+    let program = lab.path("qdelta");
+    std::fs::copy(binary(), &program).unwrap();
+    std::fs::set_permissions(lab.dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let image = filled(&lab, "disk.qcow2", "", 2 * MIB, 3);
+    let expected = lab.path("expected.raw");
+    oracle(args!["-f", "qcow2", image.as_path()], &expected);
+    let repo = Repo::init(lab.path("repo"));
+    repo.backup(&image, "disk", &[]);
+    let before = tree(&repo.path);
+    let backup = || repo.args(args!["backup", image.as_path(), "--disk", "disk"]);
+
+    // The repository belongs to somebody else: nothing is written, reading works.
+    let said = as_nobody(&program, backup()).fails_with(1);
+    assert!(said.to_lowercase().contains("permission denied"), "{said}");
+    as_nobody(&program, repo.args(args!["verify"])).ok();
+    as_nobody(&program, repo.args(args!["points", "disk"])).ok();
+    // The image may not be read: the error names it.
+    run(as_root("chown", args!["-R", "65534:65534", repo.path.as_path()])).ok();
+    allow(&image, 0o600);
+    let said = as_nobody(&program, backup()).fails_with(1);
+    assert!(
+        said.contains("disk.qcow2") && said.to_lowercase().contains("permission denied"),
+        "{said}"
+    );
+    // The right is lost where the archive goes.
+    allow(&image, 0o644);
+    let disk = tree(&repo.path).into_iter().find(|f| f.extension().is_some_and(|e| e == "qdelta"));
+    let disk = repo.path.join(disk.unwrap().parent().unwrap());
+    allow(&disk, 0o555);
+    as_nobody(&program, backup()).fails_with(1);
+    allow(&disk, 0o755);
+    // Where the output goes.
+    as_nobody(&program, repo.args(args!["restore", "disk", lab.path("out.raw")])).fails_with(1);
+    assert_eq!(tree(&repo.path), before, "nothing came of any of it");
+    as_nobody(&program, backup()).ok();
+    as_nobody(&program, repo.args(args!["verify"])).ok();
+    repo.assert_restores_raw(&lab, "disk", &expected);
+    repo.assert_no_leftovers();
+}
+
+/// Waits until `found` gives something.
+#[track_caller]
+fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(value) = found() {
+            return value;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A file of the folder whose name contains `part`.
+fn file_with(folder: &Path, part: &str) -> Option<PathBuf> {
+    tree(folder).into_iter().find(|file| file.to_string_lossy().contains(part))
+}
+
+/// The second backup of a disk says that there is one, and leaves; the first one does not notice.
+/// Another disk's backup runs beside it, and so do restores and verifications.
+#[test]
+fn two_backups_of_one_disk() {
+    let lab = Lab::new();
+    let image = filled_raw(&lab, "disk.raw", 4 * MIB, 4);
+    let repo = Repo::init(lab.path("repo"));
+    repo.backup(&image, "disk", &[]);
+    let options = args![
+        "-e",
+        "trace=fsync,fdatasync",
+        "-e",
+        "inject=fsync,fdatasync:delay_enter=3s:when=1",
+        "-o",
+        "/dev/null"
+    ];
+    let arguments =
+        repo.args(args!["backup", image.as_path(), "--disk", "disk", "--io", "threads"]);
+    let mut command = traced(options, arguments);
+    let first = start(&mut command);
+    wait_for("the first backup", || file_with(&repo.path, "partial"));
+    let said = repo.backup_run(&image, "disk", &[]).fails_with(5);
+    assert!(said.contains("disk"), "{said}");
+    repo.backup(&image, "other", &[]);
+    repo.assert_restores_raw(&lab, "disk", &image);
+    repo.run(args!["verify", "disk"]).ok();
+    finish(first, describe(&command)).ok();
+    assert_eq!(repo.points("disk").len(), 2);
+    repo.verify();
+    repo.assert_no_leftovers();
+}
+
+/// Starts a run that is slow to write, sends `signal` when `folder` has its unfinished file, and
+/// gives what it did.
+#[track_caller]
+fn interrupted(
+    arguments: Vec<std::ffi::OsString>,
+    folder: &Path,
+    signal: Signal,
+) -> crate::harness::Outcome {
+    // -D: strace detaches itself, so that the program is our own child and gets our signals.
+    let slow = "inject=pwrite64,write,fsync,fdatasync:delay_enter=20ms";
+    let options =
+        args!["-D", "-e", "trace=pwrite64,write,fsync,fdatasync", "-e", slow, "-o", "/dev/null"];
+    let mut command = traced(options, arguments);
+    let child = start(&mut command);
+    wait_for("the unfinished file", || file_with(folder, "partial"));
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    kill_process(pid, signal).unwrap();
+    finish(child, describe(&command)).sane()
+}
+
+#[test]
+fn an_interrupted_backup_leaves_no_litter() {
+    let lab = Lab::new();
+    let image = lab.path("disk.raw");
+    std::fs::write(&image, crate::harness::content::Random::new(5).noise(40 << 20)).unwrap();
+    let repo = Repo::init(lab.path("repo"));
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        for io in ["threads", "auto"] {
+            let arguments =
+                repo.args(args!["backup", image.as_path(), "--disk", "disk", "--io", io]);
+            let outcome = interrupted(arguments, &repo.path, signal);
+            assert_eq!(outcome.code(), Some(130), "{signal:?}:\n{}", outcome.report());
+            assert_eq!(repo.points("disk").len(), 0);
+            repo.assert_no_leftovers();
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_restore_leaves_no_litter() {
+    let lab = Lab::new();
+    let image = lab.path("disk.raw");
+    std::fs::write(&image, crate::harness::content::Random::new(6).noise(40 << 20)).unwrap();
+    let repo = Repo::init(lab.path("repo"));
+    repo.backup(&image, "disk", &[]);
+    let folder = lab.path("out");
+    std::fs::create_dir(&folder).unwrap();
+    for format in ["raw", "qcow2"] {
+        let output = folder.join("disk.img");
+        let arguments = repo.args(args![
+            "restore",
+            "disk",
+            output.as_path(),
+            "--format",
+            format,
+            "--io",
+            "threads"
+        ]);
+        let outcome = interrupted(arguments, &folder, Signal::INT);
+        assert_eq!(outcome.code(), Some(130), "{}", outcome.report());
+        assert!(tree(&folder).is_empty(), "litter: {:?}", tree(&folder));
+    }
+}
+
+/// Without io_uring the same engine runs on threads, and says so once.
+#[test]
+fn no_ring() {
+    let lab = Lab::new();
+    let image = filled(&lab, "disk.qcow2", "", 8 * MIB, 7);
+    let expected = lab.path("expected.raw");
+    oracle(args!["-f", "qcow2", image.as_path()], &expected);
+    let repo = Repo::init(lab.path("repo"));
+    for (error, disk) in [("EPERM", "a"), ("ENOSYS", "b"), ("ENOMEM", "c")] {
+        let inject = format!("inject=io_uring_setup:error={error}");
+        let options = args!["-e", "trace=io_uring_setup", "-e", inject, "-o", "/dev/null"];
+        let arguments = repo.args(args!["backup", image.as_path(), "--disk", disk]);
+        let outcome = run(traced(options.clone(), arguments)).ok();
+        let said = outcome.stderr.lines().filter(|line| line.contains("io_uring")).count();
+        assert_eq!(said, 1, "it says so, once:\n{}", outcome.report());
+        let output = lab.path(disk);
+        let arguments = repo.args(args!["restore", disk, output.as_path()]);
+        run(traced(options, arguments)).ok();
+        assert_same(&expected, &output, error);
+    }
+    // Who asks for the ring by name wants an error.
+    let options = args![
+        "-e",
+        "trace=io_uring_setup",
+        "-e",
+        "inject=io_uring_setup:error=EPERM",
+        "-o",
+        "/dev/null"
+    ];
+    let arguments = repo.args(args!["backup", image.as_path(), "--disk", "d", "--io", "uring"]);
+    run(traced(options, arguments)).fails_with(1);
+    // And a ring without registered buffers is still a ring.
+    let options = args![
+        "-e",
+        "trace=io_uring_register",
+        "-e",
+        "inject=io_uring_register:error=ENOMEM",
+        "-o",
+        "/dev/null"
+    ];
+    let arguments = repo.args(args!["backup", image.as_path(), "--disk", "e"]);
+    run(traced(options, arguments)).ok();
+    repo.assert_restores_raw(&lab, "e", &expected);
+}
+
+/// A backup disk that is not mounted must not fill the root file system.
+#[test]
+fn a_folder_that_is_no_repository() {
+    let lab = Lab::new();
+    let image = filled(&lab, "disk.qcow2", "", MIB, 8);
+    let folder = lab.path("not-mounted");
+    std::fs::create_dir(&folder).unwrap();
+    let repo = Repo::at(folder.clone());
+    let said = repo.backup_run(&image, "disk", &[]).fails_with(6);
+    assert!(said.contains("init") || said.contains("mount"), "{said}");
+    assert!(tree(&folder).is_empty());
+    let nowhere = Repo::at(lab.path("nowhere"));
+    nowhere.backup_run(&image, "disk", &[]).fails_with(6);
+    assert!(!nowhere.path.exists());
+}
+
+/// A reader that goes away is the reader's business, not a crash.
+#[test]
+fn the_reader_of_a_pipe_goes_away() {
+    let lab = Lab::new();
+    let image = lab.path("disk.raw");
+    std::fs::write(&image, crate::harness::content::Random::new(9).noise(8 << 20)).unwrap();
+    let repo = Repo::init(lab.path("repo"));
+    repo.backup(&image, "disk", &[]);
+    let mut command = qdelta(repo.args(args!["restore", "disk", "-"]));
+    let mut child = start(&mut command);
+    let mut pipe = child.stdout.take().unwrap();
+    let mut some = vec![0; 100 * KIB as usize];
+    pipe.read_exact(&mut some).unwrap();
+    drop(pipe);
+    let outcome = finish(child, describe(&command));
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.report());
+}

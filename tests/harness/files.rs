@@ -1,0 +1,132 @@
+//! Whole files and folders: comparing, copying, and file systems on loop devices.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::run::as_root;
+use super::{args, run, tool};
+
+/// Two files must have the same bytes; says where they first differ.
+#[track_caller]
+pub fn assert_same(expected: &Path, actual: &Path, what: &str) {
+    let lengths = [expected, actual].map(|path| std::fs::metadata(path).unwrap().len());
+    assert_eq!(lengths[0], lengths[1], "{what}: length of {actual:?}");
+    let mut files = [expected, actual].map(|path| std::fs::File::open(path).unwrap());
+    let mut buffers = [vec![0; 1 << 20], vec![0; 1 << 20]];
+    let mut offset = 0;
+    while offset < lengths[0] {
+        let len = (lengths[0] - offset).min(1 << 20) as usize;
+        for (file, buffer) in files.iter_mut().zip(&mut buffers) {
+            file.read_exact(&mut buffer[..len]).unwrap();
+        }
+        if buffers[0][..len] != buffers[1][..len] {
+            let at = (0..len).find(|&i| buffers[0][i] != buffers[1][i]).unwrap();
+            panic!(
+                "{what}: {actual:?} differs from {expected:?} first at byte {}: {:#04x} instead of {:#04x}",
+                offset + at as u64,
+                buffers[1][at],
+                buffers[0][at]
+            );
+        }
+        offset += len as u64;
+    }
+}
+
+/// Every file below `dir`, by its path from there.
+pub fn tree(dir: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.is_symlink() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(dir).unwrap().to_path_buf());
+            }
+        }
+    }
+    found
+}
+
+/// Replaces `to` by a copy of the folder `from`.
+#[track_caller]
+pub fn copy_tree(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    run(tool("cp", args!["-a", "--sparse=auto", from, to])).ok();
+}
+
+/// The SHA-256 of a file, in hex.
+#[track_caller]
+pub fn sha256(path: &Path) -> String {
+    let text = run(tool("sha256sum", args!["-b", path])).ok().text();
+    text.split_whitespace().next().unwrap().trim_start_matches('\\').to_owned()
+}
+
+/// Bytes that a file takes on disk.
+pub fn disk_usage(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// A file system of its own, mounted below a test's folder and unmounted at the end.
+#[derive(Debug)]
+pub struct Mount {
+    pub dir: PathBuf,
+    source: PathBuf,
+    options: &'static str,
+}
+
+impl Mount {
+    /// A file system of type `kind` in a sparse file of `size` bytes.
+    #[track_caller]
+    pub fn on_loop(lab: &Path, kind: &str, size: u64) -> Self {
+        let source = lab.join(format!("{kind}.disk"));
+        std::fs::File::create(&source).unwrap().set_len(size).unwrap();
+        run(tool(&format!("mkfs.{kind}"), args!["-q", source.as_path()])).ok();
+        let mount = Self { dir: lab.join(format!("{kind}.mount")), source, options: "loop" };
+        std::fs::create_dir(&mount.dir).unwrap();
+        mount.mount();
+        mount
+    }
+
+    /// A file system in memory of `size` bytes.
+    #[track_caller]
+    pub fn in_memory(lab: &Path, size: u64) -> Self {
+        let dir = lab.join("tmpfs.mount");
+        std::fs::create_dir(&dir).unwrap();
+        let mount = Self { dir, source: PathBuf::from("tmpfs"), options: "tmpfs" };
+        let size = format!("size={size},mode=0777");
+        run(as_root("mount", args!["-t", "tmpfs", "-o", size, "tmpfs", mount.dir.as_path()])).ok();
+        mount
+    }
+
+    #[track_caller]
+    pub fn mount(&self) {
+        run(as_root("mount", args!["-o", self.options, self.source.as_path(), self.dir.as_path()]))
+            .ok();
+        run(as_root("chmod", args!["0777", self.dir.as_path()])).ok();
+    }
+
+    #[track_caller]
+    pub fn unmount(&self) {
+        run(as_root("umount", args![self.dir.as_path()])).ok();
+    }
+
+    /// What a power cut leaves: nothing that has not been made durable. With `log_flushed`, the
+    /// file system's own journal got out just before, but not the data of files.
+    #[track_caller]
+    pub fn cut_power(&self, log_flushed: bool) {
+        let shutdown = if log_flushed { "shutdown -f" } else { "shutdown" };
+        run(as_root("xfs_io", args!["-x", "-c", shutdown, self.dir.as_path()])).ok();
+        self.unmount();
+        self.mount();
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = as_root("umount", args!["-l", self.dir.as_path()]).status();
+    }
+}

@@ -1,0 +1,47 @@
+//! What every test needs: a place to work in, programs to run with a deadline and a readable
+//! failure, and the real `qemu-img` and `qemu-io` as the oracle.
+
+pub mod content;
+pub mod faults;
+pub mod files;
+pub mod images;
+pub mod repo;
+pub mod run;
+
+use std::path::{Path, PathBuf};
+
+pub use run::{Outcome, qdelta, run, tool};
+
+/// Arguments of any mix of strings and paths, as a vector of `OsString`.
+macro_rules! args {
+    ($($argument:expr),* $(,)?) => { vec![$(::std::ffi::OsString::from($argument)),*] };
+}
+pub(crate) use args;
+
+/// A folder of one test, removed when the test is over.
+#[derive(Debug)]
+pub struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        Self { dir: tempfile::Builder::new().prefix("qdelta-test-").tempdir().unwrap() }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+/// How much effort sweeps and histories take: 1, unless `QDELTA_SWEEP` says more.
+pub fn sweep() -> u64 {
+    match std::env::var("QDELTA_SWEEP") {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("QDELTA_SWEEP={text} is no number")),
+        Err(_) => 1,
+    }
+}

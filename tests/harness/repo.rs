@@ -1,0 +1,152 @@
+//! A repository under test: what was backed up into it, and what must come out again.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::files::{assert_same, tree};
+use super::images::{check_is_silent, qemu_img};
+use super::{Lab, Outcome, args, qdelta, run};
+
+/// A repository, and the command line to reach it.
+#[derive(Debug, Clone)]
+pub struct Repo {
+    pub path: PathBuf,
+}
+
+impl Repo {
+    /// A new repository at `path`.
+    #[track_caller]
+    pub fn init(path: PathBuf) -> Self {
+        run(qdelta(args!["init", path.as_path()])).ok();
+        Self { path }
+    }
+
+    /// A repository that is there already.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// The arguments of a command on this repository.
+    pub fn args(&self, arguments: Vec<OsString>) -> Vec<OsString> {
+        let mut all = args!["--repo", self.path.as_path()];
+        all.extend(arguments);
+        all
+    }
+
+    /// Runs a command on this repository.
+    #[track_caller]
+    pub fn run(&self, arguments: Vec<OsString>) -> Outcome {
+        run(qdelta(self.args(arguments)))
+    }
+
+    /// Backs up `image` as `disk`; gives the result's JSON.
+    #[track_caller]
+    pub fn backup(&self, image: &Path, disk: &str, options: &[&str]) -> Value {
+        self.backup_run(image, disk, options).ok().json()
+    }
+
+    /// Backs up `image` as `disk`, whatever comes of it.
+    #[track_caller]
+    pub fn backup_run(&self, image: &Path, disk: &str, options: &[&str]) -> Outcome {
+        let mut arguments = args!["backup", image, "--disk", disk, "--json"];
+        arguments.extend(options.iter().map(OsString::from));
+        self.run(arguments)
+    }
+
+    /// Restores `selector` (a disk, or DISK@POINT) to `output`.
+    #[track_caller]
+    pub fn restore(&self, selector: &str, output: &Path, options: &[&str]) -> Outcome {
+        let mut arguments = args!["restore", selector, output];
+        arguments.extend(options.iter().map(OsString::from));
+        self.run(arguments)
+    }
+
+    /// Restores `selector` as raw and as qcow2; both must hold what `expected` does.
+    #[track_caller]
+    pub fn assert_restores(&self, lab: &Lab, selector: &str, expected: &Path) {
+        self.assert_restores_raw(lab, selector, expected);
+        let output = lab.path("restored.qcow2");
+        self.restore(selector, &output, &["--format", "qcow2"]).ok();
+        check_is_silent(&output);
+        // Beyond the end of the shorter one compare takes zeros: the sizes are compared apart.
+        qemu_img(args!["compare", "-q", "-f", "raw", "-F", "qcow2", expected, output.as_path()])
+            .ok();
+        let info = qemu_img(args!["info", "--output=json", output.as_path()]).ok().json();
+        let size = std::fs::metadata(expected).unwrap().len().next_multiple_of(512);
+        assert_eq!(info["virtual-size"], size, "virtual size of {selector} as qcow2");
+        std::fs::remove_file(&output).unwrap();
+    }
+
+    /// Restores `selector` as raw; it must hold what `expected` does.
+    #[track_caller]
+    pub fn assert_restores_raw(&self, lab: &Lab, selector: &str, expected: &Path) {
+        let output = lab.path("restored.raw");
+        self.restore(selector, &output, &[]).ok();
+        assert_same(expected, &output, selector);
+        std::fs::remove_file(&output).unwrap();
+    }
+
+    /// The ids of the points of `disk`, oldest first.
+    #[track_caller]
+    pub fn points(&self, disk: &str) -> Vec<String> {
+        let list = self.run(args!["points", disk, "--json"]).ok().json();
+        ids(&list)
+    }
+
+    /// Everything must verify.
+    #[track_caller]
+    pub fn verify(&self) {
+        self.run(args!["verify"]).ok();
+    }
+
+    /// Archives and manifests, and nothing that an interrupted run left.
+    #[track_caller]
+    pub fn assert_no_leftovers(&self) {
+        let files = tree(&self.path);
+        let mut manifests = BTreeSet::new();
+        let mut archives = BTreeSet::new();
+        for file in &files {
+            let name = file.file_name().unwrap().to_string_lossy();
+            let domain = file.components().next().unwrap().as_os_str().to_owned();
+            match name.rsplit_once('.') {
+                Some((point, "json")) if file.parent().unwrap().ends_with("points") => {
+                    manifests.insert((domain, point.to_owned()));
+                }
+                Some((stem, "qdelta")) if !name.starts_with('.') => {
+                    let point = stem.rsplit_once('-').unwrap().0;
+                    archives.insert((domain, point.to_owned()));
+                }
+                _ if name == "qdelta.toml" || name == ".lock" => {}
+                _ => panic!("a leftover in the repository: {file:?} of {files:?}"),
+            }
+        }
+        assert_eq!(manifests, archives, "each manifest has an archive, each archive a manifest");
+    }
+}
+
+/// The ids in the output of `points --json`, whichever way it nests them.
+fn ids(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(list) => list.iter().flat_map(ids).collect(),
+        Value::Object(map) => match map.get("point") {
+            Some(Value::String(id)) => vec![id.clone()],
+            _ => map.values().flat_map(ids).collect(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+/// The point id in the JSON of a backup.
+#[track_caller]
+pub fn point_of(backup: &Value) -> String {
+    backup["point"].as_str().unwrap_or_else(|| panic!("no point in {backup}")).to_owned()
+}
+
+/// A number in the JSON of a backup.
+#[track_caller]
+pub fn number(backup: &Value, field: &str) -> u64 {
+    backup[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {backup}"))
+}

@@ -1,0 +1,178 @@
+//! Runs a program with a deadline, keeps all that it said, and fails with all of it.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Nothing that a test starts may take longer: what does, hangs.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// What a program did.
+#[derive(Debug)]
+pub struct Outcome {
+    pub command: String,
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// The program must have succeeded.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert!(self.status.success(), "this should have succeeded:\n{}", self.report());
+        self.sane()
+    }
+
+    /// The program must have ended with this status, after saying why; gives what it said.
+    #[track_caller]
+    pub fn fails_with(self, status: i32) -> String {
+        assert_eq!(self.status.code(), Some(status), "exit status\n{}", self.report());
+        let outcome = self.sane();
+        assert!(!outcome.stderr.trim().is_empty(), "it said nothing:\n{}", outcome.report());
+        outcome.stderr
+    }
+
+    /// Whatever it did, it must not have panicked or crashed.
+    #[track_caller]
+    pub fn sane(self) -> Self {
+        let crashed = matches!(self.status.signal(), Some(4 | 6 | 7 | 8 | 11));
+        assert!(
+            !crashed && self.status.code() != Some(101) && !self.stderr.contains("panicked at"),
+            "it crashed:\n{}",
+            self.report()
+        );
+        self
+    }
+
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    pub fn killed(&self) -> bool {
+        self.status.signal() == Some(9)
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Its standard output, which must be one JSON value.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.stdout)
+            .unwrap_or_else(|error| panic!("no JSON: {error}\n{}", self.report()))
+    }
+
+    pub fn report(&self) -> String {
+        let text = self.text();
+        let shown: String = text.chars().take(4000).collect();
+        format!(
+            "$ {}\n{}\n--- stdout ({} bytes)\n{shown}\n--- stderr\n{}",
+            self.command,
+            self.status,
+            self.stdout.len(),
+            self.stderr
+        )
+    }
+}
+
+/// The program under test, with nothing of the caller's settings.
+pub fn qdelta(arguments: Vec<OsString>) -> Command {
+    let mut command = Command::new(binary());
+    command.args(arguments).env_remove("QDELTA_REPO").env_remove("RUST_LOG");
+    command
+}
+
+/// Where the program under test lies.
+pub fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_qdelta"))
+}
+
+/// Another program, also one of those that only the administrator has on the path.
+pub fn tool(name: &str, arguments: Vec<OsString>) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(name);
+    command.args(arguments).env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
+    command
+}
+
+/// A program that must run with all rights: as it is for root, through `sudo` for others.
+pub fn as_root(name: &str, arguments: Vec<OsString>) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return tool(name, arguments);
+    }
+    let mut all = vec![OsString::from("-n"), OsString::from(name)];
+    all.extend(arguments);
+    tool("sudo", all)
+}
+
+/// Runs `command` to its end.
+#[track_caller]
+pub fn run(mut command: Command) -> Outcome {
+    finish(start(&mut command), describe(&command))
+}
+
+/// Starts `command` with its output caught.
+#[track_caller]
+pub fn start(command: &mut Command) -> Child {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| {
+            panic!("cannot start {command:?}: {error}; scripts/test installs what the tests need")
+        })
+}
+
+/// Waits for a started program and takes all that it said.
+#[track_caller]
+pub fn finish(mut child: Child, command: String) -> Outcome {
+    let stdout = collect(child.stdout.take());
+    let stderr = collect(child.stderr.take());
+    let begin = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begin.elapsed() > DEADLINE {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("no end after {DEADLINE:?}: {command}");
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    };
+    let stdout = stdout.join().unwrap();
+    let stderr = String::from_utf8_lossy(&stderr.join().unwrap()).into_owned();
+    Outcome { command, status, stdout, stderr }
+}
+
+/// The command as one would type it.
+pub fn describe(command: &Command) -> String {
+    let mut text = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        let argument = argument.to_string_lossy();
+        if argument.is_empty() || argument.contains([' ', '{', '"', '*']) {
+            text.push_str(&format!(" '{argument}'"));
+        } else {
+            text.push_str(&format!(" {argument}"));
+        }
+    }
+    text
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        bytes
+    })
+}
