@@ -17,4 +17,5 @@ mod matrix;
 mod output;
 mod power_cut;
 mod repository;
+mod test_images;
 mod tidy;
