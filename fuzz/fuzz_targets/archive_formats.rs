@@ -10,7 +10,16 @@ use qdelta_formats::archive::{
 };
 
 fuzz_target!(|data: &[u8]| {
-    let Some((choice, bytes)) = data.split_first() else { return };
+    let Some((choice, rest)) = data.split_first() else { return };
+    // Guessing eight magic bytes is a waste of time.
+    let magic: &[u8] = match choice % 6 {
+        0 => b"qdelta\x1a\n\x01\0\0\0",
+        1 => b"QDIX",
+        2 => b"QDSEALED",
+        3 => b"QDFR",
+        _ => b"",
+    };
+    let bytes = &[magic, rest].concat()[..];
     match choice % 6 {
         0 => {
             // The checksum is made right, or hardly anything would get past it.

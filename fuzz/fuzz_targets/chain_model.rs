@@ -14,7 +14,7 @@ mod model;
 use model::{BLOCK, Bytes, Disk, archive, digests, metadata};
 
 /// Points of one life.
-const POINTS_MAX: usize = 6;
+const POINTS_MAX: u8 = 6;
 
 /// What the fuzzer chose, byte by byte; zeros when it is used up.
 struct Choices<'a>(&'a [u8]);
@@ -49,12 +49,14 @@ fn live(choices: &mut Choices<'_>, digests: &[Digest; 256]) {
     let empty = Disk(vec![0; disk.0.len()]);
     let mut chain = vec![(archive(&full, &empty, &disk, digests), full, disk.clone())];
     check(&chain, digests);
-    while chain.len() < POINTS_MAX && !choices.0.is_empty() {
+    for id in 2..=POINTS_MAX {
+        if choices.0.is_empty() {
+            break;
+        }
         // A differential follows the full; what came between no longer counts.
         let kind = if choices.byte() % 4 == 0 { Kind::Differential } else { Kind::Incremental };
         change(choices, &mut disk);
         let parent = if kind == Kind::Differential { &chain[0] } else { &chain[chain.len() - 1] };
-        let id = chain.len() as u8 + 1;
         let metadata = metadata(id, kind, &disk, Some((&parent.1, parent.2.root(digests))));
         let bytes = archive(&metadata, &parent.2, &disk, digests);
         if kind == Kind::Differential {

@@ -13,7 +13,7 @@ const MAPPED_MAX: u64 = 64 << 20;
 
 thread_local! {
     static FILE: RefCell<tempfile::NamedTempFile> =
-        RefCell::new(tempfile::NamedTempFile::new().expect("a temporary file"));
+        RefCell::new(tempfile::NamedTempFile::new_in("/dev/shm").expect("a file in memory"));
 }
 
 fuzz_target!(|data: &[u8]| {
