@@ -69,16 +69,29 @@ impl Chain {
         self.repo.assert_restores_raw(lab, &self.selector(number), &self.points[number].1);
     }
 
-    /// `verify` fails and names the archive of `number`; so does the restore of that point and of
-    /// later ones, leaving nothing behind; earlier points restore.
+    /// `verify` fails and names the archive of `number`.
+    #[track_caller]
+    fn assert_verify_names(&self, number: usize, how: &str) {
+        let name = self.archive(number).file_name().unwrap().to_string_lossy().into_owned();
+        let outcome = self.repo.run(args!["verify", "--io", "threads"]).sane();
+        assert_eq!(outcome.code(), Some(4), "{how}:\n{}", outcome.report());
+        let said = outcome.text();
+        assert!(said.contains(&name), "{how}: verify does not name {name}:\n{said}");
+    }
+
+    /// The restore of `number` fails and leaves nothing behind.
+    #[track_caller]
+    fn assert_restore_fails(&self, lab: &Lab, number: usize, how: &str) {
+        let output = lab.path("damaged.raw");
+        let options = ["--io", "threads"];
+        self.repo.restore(&self.selector(number), &output, &options).fails_with(4);
+        assert!(!output.exists(), "{how}: a failed restore left its output");
+    }
+
     #[track_caller]
     fn assert_found_damaged(&self, lab: &Lab, number: usize, how: &str) {
-        let name = self.archive(number).file_name().unwrap().to_string_lossy().into_owned();
-        let said = self.repo.run(args!["verify"]).fails_with(4);
-        assert!(said.contains(&name), "{how}: verify does not name {name}:\n{said}");
-        let output = lab.path("damaged.raw");
-        self.repo.restore(&self.selector(number), &output, &[]).fails_with(4);
-        assert!(!output.exists(), "{how}: a failed restore left its output");
+        self.assert_verify_names(number, how);
+        self.assert_restore_fails(lab, number, how);
     }
 }
 
@@ -103,31 +116,35 @@ fn each_flip(path: &Path, positions: &[u64], mut check: impl FnMut(&str)) {
     assert_eq!(std::fs::read(path).unwrap(), whole);
 }
 
-#[test]
-fn every_flipped_byte_of_a_full_is_found() {
+/// Flips each byte of archive `number`: `verify` names it each time. A restore is tried at every
+/// eighth byte, that of an earlier point now and then.
+fn every_flip_is_found(name: &str, number: usize) {
     let lab = Lab::new();
-    let chain = Chain::new(&lab, "full", 32 * KIB, 100);
-    let archive = chain.archive(0);
+    let chain = Chain::new(&lab, name, 32 * KIB, 100);
+    let archive = chain.archive(number);
     let len = std::fs::metadata(&archive).unwrap().len();
-    each_flip(&archive, &positions(len, 4000), |how| chain.assert_found_damaged(&lab, 0, how));
+    let mut turn = 0;
+    each_flip(&archive, &positions(len, 4000), |how| {
+        chain.assert_verify_names(number, how);
+        if turn % 8 == 0 {
+            chain.assert_restore_fails(&lab, number, how);
+        }
+        if turn % 64 == 0 && number > 0 {
+            chain.assert_restores(&lab, number - 1);
+        }
+        turn += 1;
+    });
     chain.repo.verify();
 }
 
 #[test]
+fn every_flipped_byte_of_a_full_is_found() {
+    every_flip_is_found("full", 0);
+}
+
+#[test]
 fn every_flipped_byte_of_an_increment_is_found() {
-    let lab = Lab::new();
-    let chain = Chain::new(&lab, "increment", 32 * KIB, 100);
-    let archive = chain.archive(1);
-    let len = std::fs::metadata(&archive).unwrap().len();
-    let mut turn = 0;
-    each_flip(&archive, &positions(len, 4000), |how| {
-        chain.assert_found_damaged(&lab, 1, how);
-        turn += 1;
-        if turn % 50 == 0 {
-            chain.assert_restores(&lab, 0);
-        }
-    });
-    chain.repo.verify();
+    every_flip_is_found("increment", 1);
 }
 
 /// Whatever is damaged, the next backup must not build on it without a word, and must not die of
@@ -145,8 +162,8 @@ fn a_backup_over_a_damaged_parent_is_right_or_refused() {
     let archive = chain.archive(2);
     let len = std::fs::metadata(&archive).unwrap().len();
     let mut went_on = 0;
-    each_flip(&archive, &positions(len, 250), |how| {
-        let outcome = chain.repo.backup_run(&image, "disk", &[]).sane();
+    each_flip(&archive, &positions(len, 120), |how| {
+        let outcome = chain.repo.backup_run(&image, "disk", &["--io", "threads"]).sane();
         match outcome.code() {
             Some(0) => {
                 went_on += 1;
@@ -175,7 +192,7 @@ fn an_archive_cut_anywhere_is_found() {
     let chain = Chain::new(&lab, "cut", 32 * KIB, 100);
     let archive = chain.archive(1);
     let whole = std::fs::read(&archive).unwrap();
-    for at in positions(whole.len() as u64, 250) {
+    for at in positions(whole.len() as u64, 150) {
         std::fs::write(&archive, &whole[..at as usize]).unwrap();
         chain.assert_found_damaged(&lab, 1, &format!("cut at byte {at} of {}", whole.len()));
     }

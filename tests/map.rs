@@ -31,13 +31,16 @@ fn parse(list: &Value) -> Vec<Range> {
     let field = |entry: &Value, name: &str| entry[name].as_bool().unwrap_or(false);
     entries
         .iter()
+        // QEMU has an empty range for an empty disk.
+        .filter(|entry| entry["length"] != 0)
         .map(|entry| {
             let start = entry["start"].as_u64().unwrap();
             let data = field(entry, "data");
             Range {
                 start,
                 end: start + entry["length"].as_u64().unwrap(),
-                zero: field(entry, "zero"),
+                // Data may lie in a hole of its file; who looks that far is free to say so.
+                zero: field(entry, "zero") && !data,
                 data,
                 compressed: field(entry, "compressed"),
                 present: field(entry, "present"),

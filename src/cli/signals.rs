@@ -13,20 +13,23 @@ use super::status;
 ///
 /// A second signal ends the program at once. That is safe: whatever it was doing, the repository
 /// holds the same points as before, and the next run removes what was left.
+///
+/// A write past a limit on file sizes must fail rather than end the program: its signal is caught
+/// and forgotten.
 pub fn watch(screen: &Screen) -> Cancel {
     let cancel = Cancel::default();
     // A limit on the size of files is an error of the write that meets it, which is then cleaned
     // up after, and no reason to be killed.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let ignored = ignored();
-    let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| {
+    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGXFSZ].into_iter().filter(|signal| {
         // Whoever started the program with nohup or in the background of a script meant it.
         ignored & (1 << (signal - 1)) == 0
     });
     let Ok(mut signals) = Signals::new(wanted) else { return cancel };
     let (screen, asked) = (screen.clone(), cancel.clone());
     let watcher = move || {
-        for _ in signals.forever() {
+        for _ in signals.forever().filter(|signal| *signal != SIGXFSZ) {
             if asked.is_cancelled() {
                 std::process::exit(status::of(qdelta::ErrorKind::Interrupted).into());
             }

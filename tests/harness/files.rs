@@ -109,9 +109,17 @@ impl Mount {
         run(as_root("chmod", args!["0777", self.dir.as_path()])).ok();
     }
 
+    /// A program that was killed a moment ago may still be letting go of its files.
     #[track_caller]
     pub fn unmount(&self) {
-        run(as_root("umount", args![self.dir.as_path()])).ok();
+        let umount = || run(as_root("umount", args![self.dir.as_path()]));
+        for _ in 0..50 {
+            if umount().code() == Some(0) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        umount().ok();
     }
 
     /// What a power cut leaves: nothing that has not been made durable. With `log_flushed`, the
