@@ -362,7 +362,10 @@ fn salvage_gives_everything_else() {
     for (what, bytes) in damages {
         std::fs::write(&archive, &bytes).unwrap();
         let outcome = repo.restore("disk", &output, &["--salvage", "--json"]).sane();
-        assert!(matches!(outcome.code(), Some(9)), "{what}:\n{}", outcome.report());
+        // Without its index an archive may still have all its frames.
+        let all_there = ["the index", "the header", "the footer"].contains(&what);
+        let fits = outcome.code() == Some(9) || outcome.code() == Some(0) && all_there;
+        assert!(fits, "{what}:\n{}", outcome.report());
         let lost = lost_ranges(&outcome.json());
         let restored = std::fs::read(&output).unwrap();
         assert_eq!(restored.len() as u64, size, "{what}");
