@@ -6,11 +6,13 @@
 //! give, without restoring any.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta_formats::archive::{Digest, FRAME_LEN_MAX, GroupIndex, RootHasher};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::archive::Reader;
@@ -21,7 +23,7 @@ use crate::io::Segment;
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::progress::{Cancel, Progress};
 use crate::read_ahead::{Loaded, ReadAhead};
-use crate::repository::{DiskId, DiskSpec, Point, Repository, Selector};
+use crate::repository::{DiskId, DiskSpec, Point, PointId, Repository, Selector};
 use crate::unpack::{FrameNeed, Unpacker};
 
 /// What to verify, and how.
@@ -105,6 +107,16 @@ fn verify_disk(
         Some(selector) => vec![repository.resolve(disk, selector)?],
         None => {
             let list = repository.points(disk)?;
+            for (path, point) in repository.strays(disk)? {
+                report.damaged.push(Finding {
+                    path,
+                    points: vec![point.to_string()],
+                    problem:
+                        "no manifest names this archive: the point's manifest is lost, or was \
+                              not copied (replay can restore it from the archives alone)"
+                            .to_owned(),
+                });
+            }
             report.damaged.extend(list.damaged.into_iter().map(|damaged| Finding {
                 points: vec![damaged.point.to_string()],
                 problem: damaged.error.chain(),
@@ -130,12 +142,24 @@ fn verify_disk(
             }
         }
     }
+    let known: BTreeMap<PointId, Point> =
+        repository.points(disk)?.points.into_iter().map(|point| (point.id, point)).collect();
+    let by_path: BTreeMap<&Path, &Point> =
+        known.values().map(|point| (point.archive_path.as_path(), point)).collect();
     let total = needed_by.keys().filter_map(|path| path.metadata().ok()).map(|data| data.len());
     progress.begin("verify", total.sum());
     for (path, needed) in &needed_by {
         cancel.check()?;
         report.archives += 1;
-        let found = verify_archive(path, request, progress, cancel, report)?;
+        let identity = |archive: &Reader| match by_path.get(path.as_path()) {
+            Some(point) => {
+                let parent = point.record.parent.and_then(|parent| known.get(&parent));
+                check_identity(archive, point, parent)
+            }
+            // Its manifest is lost: what the archives say of each other is all there is.
+            None => Ok(()),
+        };
+        let found = verify_archive(path, identity, request, progress, cancel, report)?;
         for problem in found {
             broken.extend(needed.iter().cloned());
             report.damaged.push(Finding {
@@ -170,23 +194,40 @@ fn finding<T: ToString>(
     }
 }
 
-/// What the archive says about itself against what its place says.
+/// Whether a point's chain holds together, and ends in the point's root.
 fn verify_root(repository: &Repository, point: &Point) -> Result<()> {
-    let chain = open_chain(repository, point)?;
-    let latest = chain.archives().last().map(|archive| archive.metadata());
-    if let Some(metadata) = latest
-        && (metadata.archive_id != point.record.archive_id
-            || metadata.point != point.id.to_string())
+    prove_root(&open_chain(repository, point)?)
+}
+
+/// What an archive says about itself against what the manifest of its place says, and about its
+/// parent against what that one's manifest says: together, that each archive is the one that was
+/// written there, and fits the one below it.
+fn check_identity(archive: &Reader, point: &Point, parent: Option<&Point>) -> Result<()> {
+    let (metadata, record) = (archive.metadata(), &point.record);
+    let geometry = metadata.geometry;
+    let named = metadata.parent.as_ref().map(|parent| parent.point.clone());
+    if metadata.archive_id != record.archive_id
+        || metadata.chain_id != record.chain_id
+        || metadata.kind != record.kind
+        || metadata.point != point.id.to_string()
+        || archive.root() != record.root
+        || (geometry.virtual_size(), geometry.block_size())
+            != (record.virtual_size, record.block_size)
+        || named != record.parent.map(|parent| parent.to_string())
     {
-        return Err(Error::new(
-            ErrorKind::Damaged,
-            format!(
-                "the file holds point {} of {}/{}, in the place of another",
-                metadata.point, metadata.domain, metadata.disk
-            ),
-        ));
+        let what = format!(
+            "the file holds point {} of {}/{}, and not what the manifest of point {} names",
+            metadata.point, metadata.domain, metadata.disk, point.id
+        );
+        return Err(Error::new(ErrorKind::Damaged, what));
     }
-    prove_root(&chain)
+    if let (Some(link), Some(parent)) = (&metadata.parent, parent)
+        && (link.archive_id, link.root) != (parent.record.archive_id, parent.record.root)
+    {
+        let what = format!("it was made against another archive of point {}", parent.id);
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
+    Ok(())
 }
 
 /// Computes the root of a chain's end from the digests that stand there.
@@ -211,14 +252,35 @@ fn prove_root(chain: &Chain) -> Result<()> {
 /// An error that says that the verification itself can't go on is passed up; damage is not.
 fn refuse_unless_damage(error: &Error) -> Result<()> {
     match error.kind() {
-        ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Io => Ok(()),
-        kind => Err(Error::new(kind, error.chain())),
+        ErrorKind::Damaged | ErrorKind::NotFound => Ok(()),
+        ErrorKind::Io if !is_exhausted(error) => Ok(()),
+        kind => {
+            let passed = Error::new(kind, error.chain());
+            Err(match error.advice() {
+                Some(advice) => passed.advise(advice.to_owned()),
+                None => passed,
+            })
+        }
     }
+}
+
+/// Whether the system has no descriptor or no memory left for us: that says nothing about a file.
+fn is_exhausted(error: &Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let errno = error.downcast_ref().and_then(Errno::from_io_error);
+        if matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Everything wrong with one archive.
 fn verify_archive(
     path: &Path,
+    identity: impl FnOnce(&Reader) -> Result<()>,
     request: &Request,
     progress: &dyn Progress,
     cancel: &Cancel,
@@ -234,6 +296,10 @@ fn verify_archive(
             return Ok(vec![error.chain()]);
         }
     };
+    let mut problems = Vec::new();
+    if let Err(error) = identity(&archive) {
+        problems.push(error.chain());
+    }
     report.bytes_read += archive.file_len();
     report.frames += archive.frame_count();
     let files = vec![Arc::clone(archive.store())];
@@ -273,12 +339,14 @@ fn verify_archive(
         Ok(checked) => checked,
         Err(error) => {
             refuse_unless_damage(&error)?;
-            return Ok(vec![format!("the rest was not looked at: {}", error.chain())]);
+            problems.push(format!("the rest was not looked at: {}", error.chain()));
+            return Ok(problems);
         }
     };
     progress.advance(archive.file_len().saturating_sub(checked.bytes_read));
     report.bytes_verified += checked.bytes_verified;
-    Ok(checked.problems)
+    problems.extend(checked.problems);
+    Ok(problems)
 }
 
 /// A frame to check, and the digests of its blocks (none if quick).

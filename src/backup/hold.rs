@@ -54,14 +54,15 @@ impl HeldImage {
             let lock = ImageLock::shared_read(fd, file.path())?;
             locks.push(lock);
         }
-        // Whoever wrote between opening and locking may have moved the tables: look again.
+        // Whoever wrote between opening and locking may have moved the tables: look again. The
+        // stamps are older than that look, so a write that it half saw is noticed in the end.
+        let files = stamps(&first)?;
         let image = Image::open(path, options)?;
-        let files = stamps(&image)?;
         let same = |(a, b): (&(PathBuf, Stamp), &(PathBuf, Stamp))| {
             (a.1.device, a.1.inode) == (b.1.device, b.1.inode)
         };
-        let before = stamps(&first)?;
-        if before.len() != files.len() || !before.iter().zip(&files).all(same) {
+        let opened = stamps(&image)?;
+        if opened.len() != files.len() || !opened.iter().zip(&files).all(same) {
             return Err(changed(path));
         }
         Ok(Self { image, _first: first, locks, files })

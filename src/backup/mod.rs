@@ -8,6 +8,7 @@ mod assemble;
 mod hold;
 mod scan;
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +17,8 @@ use jiff::Timestamp;
 use qdelta_formats::archive::{
     ArchiveId, Consistency, Digest, Geometry, Kind, Metadata, Parent, Tracker, frame_blocks,
 };
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::archive;
@@ -282,9 +285,14 @@ fn no_base(disk: &DiskId, what: &str) -> Error {
 /// Opens the chain that the new point is made against.
 fn open_base(repository: &Repository, point: &Point) -> Result<Chain> {
     open_chain(repository, point).map_err(|error| {
-        error
-            .within(format!("cannot compare with point {}", point.id))
-            .advise("--kind full begins a new chain; qdelta verify tells what is damaged")
+        let error = error.within(format!("cannot compare with point {}", point.id));
+        match error.kind() {
+            ErrorKind::Damaged | ErrorKind::NotFound => {
+                error.advise("--kind full begins a new chain; qdelta verify tells what is damaged")
+            }
+            // The chain may well be sound.
+            _ => error,
+        }
     })
 }
 
@@ -307,7 +315,24 @@ pub(crate) fn open_chain(repository: &Repository, point: &Point) -> Result<Chain
 
 /// Opens one archive file.
 pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
-    let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
+    // Not blocking: opening a pipe in an archive's place must not wait for its writer.
+    let file = std::fs::File::options()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)
+        .map_err(|source| {
+            let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+            let error = Error::io("open", path, source);
+            match exhausted {
+                true => error.advise("a chain needs all its files at once: raise `ulimit -n`"),
+                false => error,
+            }
+        })?;
+    let metadata = file.metadata().map_err(|source| Error::io("look at", path, source))?;
+    if !metadata.is_file() {
+        let what = format!("{}: an archive must be a regular file", path.display());
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
     archive::Reader::open(Arc::new(FileStore::new(file, path)))
 }
 

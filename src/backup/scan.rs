@@ -164,6 +164,8 @@ impl Reader<'_> {
         blocks: Range<u64>,
         before: Option<Arc<GroupDigests>>,
     ) -> Result<(), Halt> {
+        // A group of large blocks has gigabytes: too much to wait for.
+        self.cancel.check()?;
         let block_size = u64::from(self.geometry.block_size());
         let start = blocks.start * block_size;
         let len = (blocks.end - blocks.start) * block_size;

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use qdelta::repository::Repository;
 use qdelta::{Error, ErrorKind, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use args::{Cli, Command, Global};
 use out::Out;
@@ -28,6 +29,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refused(&error),
     };
+    raise_open_files();
     let screen = Screen::new(cli.global.quiet || cli.global.json);
     screen::show_notes(&screen, cli.global.quiet, cli.global.verbose);
     let mut context = Context { out: Out::new(cli.global.json), screen, global: cli.global };
@@ -40,6 +42,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(status::of(error.kind()))
         }
     }
+}
+
+/// Allows as many open files as the system lets us have: a chain keeps all its archives open, and
+/// the usual limit of 1024 is less than six weeks of one an hour.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it can't be raised, opening the file too many says what to do.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// What a command has to work with.

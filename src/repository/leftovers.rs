@@ -2,8 +2,8 @@
 //!
 //! While the domain is locked nobody writes to it, so every file under a partial name is a
 //! leftover. An archive under its final name is one only if all of this says so: the partial
-//! manifest of its point is still there, no manifest names it, it is newer than every manifest,
-//! and no point builds on it. An archive without a manifest and without that explanation stays
+//! manifest of its point is still there, no manifest names it, it is newer than every manifest and
+//! every other archive of its disk, and no point builds on it. An archive without a manifest and without that explanation stays
 //! and is reported: perhaps its manifest was lost.
 
 use std::path::{Path, PathBuf};
@@ -12,7 +12,9 @@ use super::manifest::{self, Manifest};
 use super::names::{DiskId, DiskName};
 use super::pending::whole_name;
 use super::point::PointId;
-use super::{DomainLock, Repository, durable, folder_names, folder_names_if_any, is_folder};
+use super::{
+    DomainLock, Repository, durable, folder_names, folder_names_if_any, is_folder, is_there,
+};
 use crate::error::Result;
 
 /// What was found in a domain that belongs to no point.
@@ -81,15 +83,53 @@ pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<Cleane
     Ok(cleaned)
 }
 
+/// The archives of a disk that no manifest names and no backup is just finishing, with the points
+/// that they are called after: what is left where manifests were lost, or not copied.
+pub(super) fn strays(repository: &Repository, id: &DiskId) -> Result<Vec<(PathBuf, PointId)>> {
+    let dir = repository.disk_dir(id);
+    // The archives first: those that are seen here have a manifest, at least a partial one, by
+    // the time it is looked for, if their backup did well.
+    let archives = folder_names_if_any(&dir)?;
+    let beginning: Vec<PointId> = folder_names_if_any(&repository.points_dir(&id.domain))?
+        .iter()
+        .filter_map(|name| manifest::parse_file_name(whole_name(name)?))
+        .collect();
+    let manifests = repository.manifests(&id.domain)?;
+    let mut strays = Vec::new();
+    for name in archives {
+        let Some((point, _)) = manifest::parse_archive_name(&name) else { continue };
+        let names_it = |manifest: &Manifest| {
+            manifest.point == point
+                && manifest.disk(&id.disk).is_some_and(|record| record.archive == name)
+        };
+        let explained = beginning.contains(&point)
+            || manifests.good.iter().any(names_it)
+            || manifests.damaged.iter().any(|damaged| damaged.point == point);
+        let path = dir.join(&name);
+        if !explained && is_there(&path)? {
+            strays.push((path, point));
+        }
+    }
+    strays.sort_unstable_by_key(|&(_, point)| point);
+    Ok(strays)
+}
+
 /// Removes what can only be a leftover from the folder of one disk.
 fn clean_disk(dir: &Path, disk: &DiskName, known: &Known, cleaned: &mut Cleaned) -> Result<()> {
     let before = cleaned.removed.len();
-    for name in folder_names(dir)? {
+    let names = folder_names(dir)?;
+    let points = names.iter().filter_map(|name| manifest::parse_archive_name(name));
+    let newest = points.map(|(point, _)| point).max();
+    for name in names {
         let path = dir.join(&name);
         if whole_name(&name).is_some_and(|whole| manifest::parse_archive_name(whole).is_some()) {
             remove(cleaned, path)?;
         } else if let Some((point, _)) = manifest::parse_archive_name(&name) {
             match known.fate(point, &name, disk) {
+                // Whatever came later may build on it, though its manifest did not come here yet.
+                Fate::Leftover if newest.is_some_and(|newest| newest > point) => {
+                    cleaned.kept.push(Leftover::new(path));
+                }
                 Fate::Belongs => {}
                 Fate::Leftover => remove(cleaned, path)?,
                 Fate::Unexplained => cleaned.kept.push(Leftover::new(path)),
@@ -138,4 +178,51 @@ fn remove(cleaned: &mut Cleaned, path: PathBuf) -> Result<()> {
     durable::remove(&leftover.path)?;
     cleaned.removed.push(leftover);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::formats::archive::Kind;
+    use crate::repository::PointId;
+    use crate::repository::tests::{back_up, disk, fresh, manifest_path};
+
+    /// A copy of a repository that was broken off had a partial manifest, its archive and later ones,
+    /// and none of their manifests: the archive was taken for the leftover of a killed backup, though
+    /// everything after it builds on it.
+    #[test]
+    fn an_archive_below_others_is_kept_though_no_manifest_is_there() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let full = back_up(&repository, &id, Kind::Full).unwrap();
+        let last = back_up(&repository, &id, Kind::Incremental).unwrap();
+        let path = manifest_path(&repository, &id, full);
+        fs::rename(&path, path.with_file_name(format!(".{full}.json.partial"))).unwrap();
+        fs::remove_file(manifest_path(&repository, &id, last)).unwrap();
+        let lock = repository.lock(&id.domain).unwrap();
+        let cleaned = repository.clean(&lock).unwrap();
+        assert_eq!(cleaned.kept.len(), 2, "{cleaned:?}");
+        assert!(cleaned.kept.iter().all(|kept| kept.path.is_file()));
+    }
+
+    /// With its manifests lost a repository looked empty, and `verify` had nothing to complain about.
+    #[test]
+    fn archives_without_manifests_are_strays() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let full = back_up(&repository, &id, Kind::Full).unwrap();
+        let last = back_up(&repository, &id, Kind::Incremental).unwrap();
+        let strays = || -> Vec<PointId> {
+            repository.strays(&id).unwrap().into_iter().map(|(_, point)| point).collect()
+        };
+        assert_eq!(strays(), []);
+        let path = manifest_path(&repository, &id, last);
+        fs::rename(&path, path.with_file_name(format!(".{last}.json.partial"))).unwrap();
+        assert_eq!(strays(), [], "a backup that is being finished");
+        fs::remove_file(path.with_file_name(format!(".{last}.json.partial"))).unwrap();
+        assert_eq!(strays(), [last]);
+        fs::remove_dir_all(repository.points_dir(&id.domain)).unwrap();
+        assert_eq!(strays(), [full, last]);
+    }
 }

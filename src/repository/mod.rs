@@ -412,6 +412,16 @@ impl Repository {
         leftovers::clean(self, lock)
     }
 
+    /// The archives of a disk that no manifest names, and the points that they are called after.
+    /// Their manifests were lost, or left behind by whoever copied the repository. What a backup
+    /// is just finishing, or was killed at finishing, is not among them.
+    ///
+    /// # Errors
+    /// A folder can't be read.
+    pub fn strays(&self, id: &DiskId) -> Result<Vec<(PathBuf, PointId)>> {
+        leftovers::strays(self, id)
+    }
+
     /// The folder of a domain.
     fn domain_dir(&self, domain: &DomainName) -> PathBuf {
         self.root.join(domain.as_str())

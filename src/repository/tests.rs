@@ -7,13 +7,13 @@ use super::*;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Tracker};
 
 /// A fresh repository in a folder of its own.
-fn fresh() -> (tempfile::TempDir, Repository) {
+pub(super) fn fresh() -> (tempfile::TempDir, Repository) {
     let dir = tempfile::tempdir().unwrap();
     let repository = Repository::init(&dir.path().join("repo")).unwrap();
     (dir, repository)
 }
 
-fn disk(text: &str) -> DiskId {
+pub(super) fn disk(text: &str) -> DiskId {
     text.parse().unwrap()
 }
 
@@ -42,7 +42,7 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
 }
 
 /// Makes a point with everything a backup does to the repository, and an archive of four bytes.
-fn back_up(repository: &Repository, id: &DiskId, kind: Kind) -> Result<PointId> {
+pub(super) fn back_up(repository: &Repository, id: &DiskId, kind: Kind) -> Result<PointId> {
     let lock = repository.lock(&id.domain)?;
     repository.clean(&lock)?;
     let parent = match kind {
@@ -83,7 +83,7 @@ fn files(dir: &Path) -> Vec<String> {
     found
 }
 
-fn manifest_path(repository: &Repository, id: &DiskId, point: PointId) -> PathBuf {
+pub(super) fn manifest_path(repository: &Repository, id: &DiskId, point: PointId) -> PathBuf {
     repository.points_dir(&id.domain).join(Manifest::file_name(point))
 }
 

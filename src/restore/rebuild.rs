@@ -232,6 +232,8 @@ impl Planner<'_> {
         mut needs: Vec<FrameNeed>,
         digests: Option<Arc<GroupDigests>>,
     ) -> Result<(), Halt> {
+        // A group of large blocks has gigabytes: too much to wait for.
+        self.cancel.check()?;
         let mut used = 0;
         let mut segments = Vec::new();
         for need in &mut needs {

@@ -3,6 +3,7 @@
 mod jobs;
 mod json;
 mod manners;
+mod misplaced;
 mod points;
 mod shell;
 
