@@ -64,6 +64,49 @@ impl Bitmap {
         1_u64.checked_shl(self.granularity_bits.into()).unwrap_or(0)
     }
 
+    /// A new bitmap of a disk of `virtual_size` bytes that records every write from now on. Its
+    /// table, for which [`Table::entries`] says how much room is needed, has no place yet.
+    ///
+    /// # Errors
+    /// The granularity is no power of two from 512 bytes to 2 GiB, the name does not have 1 to 1023
+    /// bytes, the disk is empty, or it is larger than QEMU loads a bitmap of this granularity for.
+    pub fn new(
+        name: &[u8],
+        granularity: u64,
+        virtual_size: u64,
+        cluster: ClusterSize,
+    ) -> Result<Self, FormatError> {
+        let error = |field: &'static str, value, min, max| {
+            FormatError::new(0, field, Problem::OutOfRange { value, min, max })
+        };
+        let bits = granularity.trailing_zeros() as u8;
+        if !granularity.is_power_of_two() || !GRANULARITY_BITS.contains(&bits) {
+            let (min, max) = (1 << GRANULARITY_BITS.start(), 1 << GRANULARITY_BITS.end());
+            return Err(error("bitmap granularity, a power of two", granularity, min, max));
+        }
+        if !(1..=NAME_LEN_MAX).contains(&name.len()) {
+            return Err(error("bitmap name_size", name.len() as u64, 1, NAME_LEN_MAX as u64));
+        }
+        // A byte of the bitmap has 8 bits.
+        let bytes_max = BITMAP_SIZE_MAX.min(TABLE_ENTRIES_MAX.saturating_mul(cluster.bytes()));
+        let size_max = (8 * bytes_max).saturating_mul(granularity);
+        if !(1..=size_max).contains(&virtual_size) {
+            return Err(error("size of a disk with such a bitmap", virtual_size, 1, size_max));
+        }
+        let mut bitmap = Self {
+            table: Table { offset: HostOffset(0), entries: 0 },
+            in_use: false,
+            auto: true,
+            extra_data_compatible: false,
+            granularity_bits: bits,
+            name: name.to_vec(),
+            extra_data: Vec::new(),
+        };
+        // At most TABLE_ENTRIES_MAX, by the check above.
+        bitmap.table.entries = cluster.count(bitmap.data_len(virtual_size)) as u32;
+        Ok(bitmap)
+    }
+
     /// Whether its bits can be believed, as far as the entry says.
     pub fn is_usable(&self) -> bool {
         !self.in_use && (self.extra_data.is_empty() || self.extra_data_compatible)

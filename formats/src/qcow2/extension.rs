@@ -2,14 +2,14 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::bytes::{Bytes, pad_to_8};
+use super::bytes::{Bytes, pad_to_8, put};
 use super::features::{Autoclear, Compatible, Incompatible};
 use super::header::Encryption;
 use super::units::{ClusterSize, HostOffset};
 use crate::{FormatError, Problem};
 
 /// Ends the area.
-const END: u32 = 0;
+pub(super) const END: u32 = 0;
 /// The format of the backing file.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// Names of features.
@@ -17,7 +17,7 @@ const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Where the LUKS header lies.
 const ENCRYPTION_HEADER: u32 = 0x0537_be77;
 /// Where the directory of bitmaps lies.
-const BITMAPS: u32 = 0x2385_2875;
+pub(super) const BITMAPS: u32 = 0x2385_2875;
 /// Name of the external data file.
 const DATA_FILE: u32 = 0x4441_5441;
 
@@ -151,11 +151,7 @@ impl Extensions {
             push(out, ENCRYPTION_HEADER, &data);
         }
         if let Some(bitmaps) = &self.bitmaps {
-            let mut data = bitmaps.count.to_be_bytes().to_vec();
-            data.extend_from_slice(&[0; 4]);
-            data.extend_from_slice(&bitmaps.directory_len.to_be_bytes());
-            data.extend_from_slice(&bitmaps.directory.0.to_be_bytes());
-            push(out, BITMAPS, &data);
+            push(out, BITMAPS, &bitmaps.encode());
         }
         if !self.feature_names.is_empty() {
             let mut data = Vec::with_capacity(self.feature_names.len() * FEATURE_NAME_LEN);
@@ -192,7 +188,16 @@ impl EncryptionHeader {
 }
 
 impl BitmapsExtension {
-    const LEN: usize = 24;
+    pub(super) const LEN: usize = 24;
+
+    /// The extension's data as it goes into the file.
+    pub(super) fn encode(&self) -> [u8; Self::LEN] {
+        let mut data = [0; Self::LEN];
+        put(&mut data, 0, &self.count.to_be_bytes());
+        put(&mut data, 8, &self.directory_len.to_be_bytes());
+        put(&mut data, 16, &self.directory.0.to_be_bytes());
+        data
+    }
 
     fn parse(data: &Data<'_>, cluster: ClusterSize) -> Result<Self, FormatError> {
         let bytes = data.bytes();
@@ -221,6 +226,35 @@ impl BitmapsExtension {
         }
         Ok(Self { count, directory: HostOffset(directory), directory_len })
     }
+}
+
+/// Where something of an area stands, in bytes from the start of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Places {
+    /// The bitmaps extension that counts.
+    pub(super) bitmaps: Option<usize>,
+    /// No other extension follows it.
+    pub(super) bitmaps_last: bool,
+    /// The end marker, or where one would stand.
+    pub(super) end: usize,
+}
+
+/// Finds what can be edited in `area`, which starts at byte `base` of the file.
+///
+/// # Errors
+/// An extension reaches beyond the area.
+pub(super) fn places(area: &[u8], base: usize) -> Result<Places, FormatError> {
+    let mut places = Places { end: base, ..Places::default() };
+    for item in Items::new(area, base as u64) {
+        let (kind, data) = item?;
+        let at = places.end;
+        places.end = at + 8 + data.data.len().next_multiple_of(8);
+        places.bitmaps_last = kind == BITMAPS;
+        if kind == BITMAPS {
+            places.bitmaps = Some(at);
+        }
+    }
+    Ok(places)
 }
 
 /// The names of the `unknown` bits, from the feature name table in `area` if it has them.

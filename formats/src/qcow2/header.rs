@@ -433,6 +433,18 @@ fn extension_end(bytes: &Bytes<'_>, cluster: ClusterSize) -> Result<usize, Forma
     Ok(if offset == 0 { cluster.len() } else { offset as usize })
 }
 
+/// Where the extensions of this header start, and where they must end.
+pub(super) fn extension_area(
+    bytes: &Bytes<'_>,
+    header: &Header,
+) -> Result<(usize, usize), FormatError> {
+    let start = match header.version {
+        Version::V2 => at::END_V2,
+        Version::V3 => bytes.u32(at::HEADER_LENGTH, "header_length")? as usize,
+    };
+    Ok((start, extension_end(bytes, header.cluster)?))
+}
+
 fn parse_encryption(bytes: &Bytes<'_>) -> Result<Encryption, FormatError> {
     match bytes.u32(at::ENCRYPTION, "crypt_method")? {
         0 => Ok(Encryption::None),

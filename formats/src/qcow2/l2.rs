@@ -68,6 +68,18 @@ pub enum Subcluster {
     Data,
 }
 
+/// What an L2 entry holds a reference to: its share in the reference counts, whatever it says about
+/// the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reference {
+    /// Nothing.
+    None,
+    /// One host cluster.
+    Cluster(HostOffset),
+    /// Every host cluster that these bytes touch.
+    Compressed(CompressedDescriptor),
+}
+
 impl SubclusterMap {
     /// What subcluster `index` (below [`SUBCLUSTERS`]) is made of.
     pub fn get(&self, index: u32) -> Subcluster {
@@ -198,6 +210,39 @@ impl L2Format {
             ));
         }
         Ok(Some(HostOffset(offset)))
+    }
+
+    /// What the first 8 bytes of `entry` hold a reference to. Only for images that hold their data
+    /// themselves: a place in an external data file has no count. `position` is where the entry
+    /// lies in the image file, for errors.
+    ///
+    /// # Errors
+    /// There are fewer than 8 bytes, or the host cluster is not aligned.
+    pub fn reference(&self, entry: &[u8], position: HostOffset) -> Result<Reference, FormatError> {
+        let error = |problem| FormatError::new(position.0, "L2 entry", problem);
+        let available = entry.len() as u64;
+        let descriptor = entry.get(..8).map(BigEndian::read_u64);
+        let descriptor =
+            descriptor.ok_or_else(|| error(Problem::Truncated { needed: 8, available }))?;
+        if descriptor & COMPRESSED != 0 {
+            return Ok(Reference::Compressed(self.decode_compressed(descriptor)));
+        }
+        let offset = descriptor & OFFSET_MASK;
+        if !self.cluster.is_aligned(offset) {
+            let alignment = self.cluster.bytes();
+            return Err(error(Problem::Misaligned { value: offset, alignment }));
+        }
+        Ok(if offset == 0 { Reference::None } else { Reference::Cluster(HostOffset(offset)) })
+    }
+
+    /// Says in `entry` whether the refcount of its host cluster is exactly one. Gives whether that
+    /// changed the entry.
+    pub fn set_sole_owner(entry: &mut [u8], sole_owner: bool) -> bool {
+        // Bit 63 is the highest of the first byte.
+        let Some(byte) = entry.first_mut() else { return false };
+        let before = *byte;
+        *byte = if sole_owner { before | 0x80 } else { before & 0x7f };
+        *byte != before
     }
 
     /// How many bits of a compressed descriptor are its offset.

@@ -6,6 +6,7 @@
 
 pub mod bitmap;
 mod bytes;
+mod edit;
 mod extension;
 mod features;
 mod header;
@@ -18,6 +19,7 @@ mod tests;
 mod units;
 
 pub use bitmap::{Bitmap, BitmapTableEntry};
+pub use edit::{FirstCluster, Linked};
 pub use extension::{
     BITMAP_DIRECTORY_SIZE_MAX, BITMAPS_MAX, BitmapsExtension, EncryptionHeader, Extensions,
     FeatureName, UnknownExtension,
@@ -28,7 +30,9 @@ pub use header::{
     REFCOUNT_TABLE_SIZE_MAX, VIRTUAL_SIZE_MAX, Version, has_magic,
 };
 pub use l1::{L1_ENTRY_SIZE, L1Entry};
-pub use l2::{CompressedDescriptor, L2Format, Mapping, SUBCLUSTERS, Subcluster, SubclusterMap};
+pub use l2::{
+    CompressedDescriptor, L2Format, Mapping, Reference, SUBCLUSTERS, Subcluster, SubclusterMap,
+};
 pub use refcount::{RefcountOrder, RefcountTableEntry};
 pub use snapshot::Snapshot;
 pub use units::{ClusterSize, GuestOffset, HostOffset, SECTOR_SIZE, Table};
