@@ -12,6 +12,7 @@
 //! their order. The library never prints, never exits and has no globals. `ARCHITECTURE.md` has
 //! the map.
 
+pub mod anchor;
 pub mod archive;
 pub mod backup;
 pub mod chain;

@@ -4,6 +4,7 @@
 //! installs what else is needed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod anchor;
 mod archives;
 mod bad_days;
 mod bad_images;

@@ -111,7 +111,7 @@ fn the_kernel_is_spoken_to_in_one_place() {
 #[test]
 fn stages_do_not_know_each_other() {
     let flows = ["backup", "restore", "verify", "pipeline"];
-    let stages = ["image", "archive", "chain", "output", "repository"];
+    let stages = ["anchor", "image", "archive", "chain", "output", "repository"];
     // A chain is how archives are read together: one stage in two modules.
     let one_stage = ["archive", "chain"];
     for stage in stages {

@@ -5,6 +5,8 @@
 pub mod faulty;
 mod pool;
 mod queue;
+#[doc(hidden)]
+pub mod recording;
 mod ring;
 mod store;
 mod threads;

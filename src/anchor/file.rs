@@ -1,0 +1,139 @@
+//! The file of an image that is to be changed.
+
+use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use qdelta_formats::FormatError;
+use qdelta_formats::qcow2::{FirstCluster, HeaderPrefix};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{FileStore, Store};
+use crate::sys::image_lock::ImageLock;
+
+/// A qcow2 image that nobody else uses, open for reading and writing. As long as this lives,
+/// nobody else can open it who heeds QEMU's locks.
+pub struct ImageFile {
+    store: Arc<dyn Store>,
+    lock: Option<ImageLock>,
+    /// Its length can be changed.
+    is_regular: bool,
+}
+
+impl std::fmt::Debug for ImageFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageFile").field("path", &self.path()).finish_non_exhaustive()
+    }
+}
+
+impl ImageFile {
+    /// Opens the image at `path`, which must be a regular file or a block device, and locks it as
+    /// QEMU does. Whether it can be changed shows when it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if somebody uses it in any way; [`ErrorKind::Image`] if it is neither a
+    /// file nor a device; [`ErrorKind::NotFound`] or [`ErrorKind::Io`] if it can't be opened.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |error| Error::io("open", path, error);
+        // Asked before, so that a FIFO does not block; and after, because only that counts.
+        let ask = |metadata: std::fs::Metadata| {
+            let is_device = metadata.file_type().is_block_device();
+            if metadata.is_file() || is_device {
+                return Ok(!is_device);
+            }
+            let text = format!("{} is neither a regular file nor a block device", path.display());
+            Err(Error::new(ErrorKind::Image, text))
+        };
+        ask(std::fs::metadata(path).map_err(failed)?)?;
+        let file = File::options().read(true).write(true).open(path).map_err(failed)?;
+        let is_regular = ask(file.metadata().map_err(failed)?)?;
+        let lock = ImageLock::exclusive(&file, path)?;
+        let store = Arc::new(FileStore::new(file, path));
+        Ok(Self { store, lock: Some(lock), is_regular })
+    }
+
+    /// The image in `store`, which nobody else uses: for tests.
+    #[doc(hidden)]
+    pub fn over(store: Arc<dyn Store>) -> Self {
+        Self { store, lock: None, is_regular: true }
+    }
+
+    /// Why others may not heed that it is in use, if there is a reason.
+    pub fn warning(&self) -> Option<&str> {
+        self.lock.as_ref().and_then(ImageLock::warning)
+    }
+
+    /// The name that it was opened by.
+    pub fn path(&self) -> &Path {
+        self.store.path()
+    }
+
+    pub(super) fn len(&self) -> Result<u64> {
+        self.store.len().map_err(|error| Error::io("find the end of", self.path(), error))
+    }
+
+    /// Fills `buffer` from `offset` on; what lies behind the end of the file reads as zeros.
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let len = buffer.len();
+        let failed = |error| {
+            Error::io(format_args!("read {len} bytes at {offset:#x} of"), self.path(), error)
+        };
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match self.store.read_at(rest, offset + done as u64) {
+                Ok(0) => {
+                    rest.fill(0);
+                    break;
+                }
+                Ok(count) => done += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.store.write_all_at(bytes, offset).map_err(|error| {
+            let len = bytes.len();
+            Error::io(format_args!("write {len} bytes at {offset:#x} of"), self.path(), error)
+        })
+    }
+
+    pub(super) fn sync(&self) -> Result<()> {
+        self.store.sync().map_err(|error| Error::io("sync", self.path(), error))
+    }
+
+    /// Cuts the file to `len` bytes, if it has become longer and can be cut.
+    pub(super) fn cut(&self, len: u64) -> Result<()> {
+        if self.is_regular && self.len()? > len {
+            return self.store.set_len(len).map_err(|error| Error::io("cut", self.path(), error));
+        }
+        Ok(())
+    }
+
+    /// The first cluster and the header in it.
+    pub(super) fn first_cluster(&self) -> Result<FirstCluster> {
+        let mut prefix = [0; HeaderPrefix::LEN];
+        self.read(&mut prefix, 0)?;
+        let prefix = HeaderPrefix::parse(&prefix).map_err(|error| self.wrong(error))?;
+        let mut bytes = vec![0; prefix.cluster.len()];
+        self.read(&mut bytes, 0)?;
+        FirstCluster::parse(bytes).map_err(|error| self.wrong(error))
+    }
+
+    pub(super) fn wrong(&self, error: FormatError) -> Error {
+        Error::format(ErrorKind::Image, self.path(), error)
+    }
+
+    pub(super) fn damaged(&self, what: impl std::fmt::Display) -> Error {
+        Error::new(ErrorKind::Image, format!("{} is damaged: {what}", self.path().display()))
+            .advise("look at it with `qemu-img check`")
+    }
+
+    /// It is in order, but this can't be done to it.
+    pub(super) fn refused(&self, why: impl std::fmt::Display) -> Error {
+        Error::new(ErrorKind::Image, format!("{} {why}", self.path().display()))
+    }
+}
