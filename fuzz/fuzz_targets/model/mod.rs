@@ -152,6 +152,7 @@ pub fn metadata(id: u8, kind: Kind, now: &Disk, parent: Option<(&Metadata, Diges
         consistency: Consistency::Offline,
         created_ms: u64::from(id),
         geometry: now.geometry(),
+        frame_blocks: frame_blocks(BLOCK as u32),
         parent: parent.map(|(parent, root)| Parent {
             archive_id: parent.archive_id,
             point: parent.point.clone(),
