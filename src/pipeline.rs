@@ -15,6 +15,8 @@
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
@@ -67,6 +69,8 @@ pub struct Producer<T, R> {
     tasks: Sender<(u64, T)>,
     results: Sender<Turn<R>>,
     next_turn: u64,
+    /// How many turns there will have been, for the consumer to compare.
+    turns: Arc<AtomicU64>,
 }
 
 /// The right to emit one thing, in the order in which tickets were taken.
@@ -95,6 +99,7 @@ impl<T, R> Producer<T, R> {
     fn turn(&mut self) -> Ticket {
         let turn = self.next_turn;
         self.next_turn += 1;
+        self.turns.store(self.next_turn, Ordering::Release);
         Ticket(turn)
     }
 
@@ -184,11 +189,13 @@ where
             });
         }
         drop(task_receiver);
+        let turns = Arc::new(AtomicU64::new(0));
+        let expected = Arc::clone(&turns);
         let consumer = scope.spawn(move || {
             // Both channels close when this thread ends, whatever the reason: that stops the rest.
-            guard(move || take_in_order(&result_receiver, &ticket_sender, consume))
+            guard(move || take_in_order(&result_receiver, &ticket_sender, consume, &expected))
         });
-        let mut producer = Producer { tickets, tasks, results, next_turn: 0 };
+        let mut producer = Producer { tickets, tasks, results, next_turn: 0, turns };
         let produced = guard(|| match produce(&mut producer) {
             Ok(()) | Err(Halt::Stopped) => Ok(()),
             Err(Halt::Failed(error)) => Err(error),
@@ -216,6 +223,7 @@ fn take_in_order<R, C: Consumer<R>>(
     results: &Receiver<Turn<R>>,
     tickets: &Sender<()>,
     mut consumer: C,
+    expected: &AtomicU64,
 ) -> Result<C::Output> {
     let mut early = BTreeMap::new();
     let mut next = 0;
@@ -229,7 +237,8 @@ fn take_in_order<R, C: Consumer<R>>(
             let _ = tickets.try_send(());
         }
     }
-    if !early.is_empty() {
+    // Every sender is gone, so the count is final. A result that got lost must not pass for the end.
+    if next != expected.load(Ordering::Acquire) {
         return Err(Error::new(ErrorKind::Io, "a worker ended without its result"));
     }
     consumer.finish()

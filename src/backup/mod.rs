@@ -284,7 +284,7 @@ fn no_base(disk: &DiskId, what: &str) -> Error {
 
 /// Opens the chain that the new point is made against.
 fn open_base(repository: &Repository, point: &Point) -> Result<Chain> {
-    open_chain(repository, point).map_err(|error| {
+    open_chain(repository, point).and_then(check_indexes).map_err(|error| {
         let error = error.within(format!("cannot compare with point {}", point.id));
         match error.kind() {
             ErrorKind::Damaged | ErrorKind::NotFound => {
@@ -309,6 +309,15 @@ pub(crate) fn open_chain(repository: &Repository, point: &Point) -> Result<Chain
             format!("the archives of point {} are not those that its manifest names", point.id),
         )
         .advise("qdelta verify tells which files are damaged"));
+    }
+    Ok(chain)
+}
+
+/// Reads every table of a chain's archives once and checks it. They are mapped afterwards: an
+/// unreadable sector is an error here, and would end the program there.
+pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
+    for archive in chain.archives().iter().filter(|archive| !archive.is_salvaged()) {
+        archive.check_index()?;
     }
     Ok(chain)
 }

@@ -322,6 +322,13 @@ impl Repository {
         }
         found.last().map(|&point| point.clone()).ok_or_else(|| {
             let what = match (selector, points.first()) {
+                (_, None) if !self.strays(id).unwrap_or_default().is_empty() => {
+                    return Error::new(
+                        ErrorKind::Damaged,
+                        format!("the manifests of {id} are gone, though there are archives"),
+                    )
+                    .advise("qdelta replay restores from the archives: the full first, in order");
+                }
                 (_, None) => format!("{id} has no points yet"),
                 (Selector::At(time), Some(first)) => {
                     format!("{id} has no point at or before {time}; its first is {}", first.id)

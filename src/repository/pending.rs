@@ -153,7 +153,19 @@ impl<'lock> Pending<'lock> {
             durable::sync_dir(archive.path.parent().unwrap_or(Path::new(".")))?;
         }
 
-        durable::rename_new(&partial.path, &dir.join(&name))?;
+        if let Err(error) = durable::rename_new(&partial.path, &dir.join(&name)) {
+            // A server that lost its first answer reports a rename that has happened as failed: the
+            // point is there then, and its archives must stay.
+            match (is_there(&partial.path), is_there(&dir.join(&name))) {
+                (Ok(true), _) => return Err(error),
+                (_, Ok(true)) => {}
+                _ => {
+                    // Nobody can tell. What is too much, the next backup removes.
+                    named.into_iter().for_each(Litter::release);
+                    return Err(error);
+                }
+            }
+        }
         // From here on the point is there.
         partial.release();
         named.into_iter().for_each(Litter::release);

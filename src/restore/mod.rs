@@ -16,7 +16,7 @@ use roaring::RoaringBitmap;
 use serde::Serialize;
 
 use crate::archive::salvage::{self, Salvaged};
-use crate::backup::{open_archive, open_chain};
+use crate::backup::{check_indexes, open_archive, open_chain};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Store};
@@ -126,7 +126,7 @@ pub fn run(
         let expected = Some(point.record.archive_id);
         salvage_chain(&paths, missing, expected, cancel)?
     } else {
-        (open_chain(repository, &point)?, Vec::new())
+        (check_indexes(open_chain(repository, &point)?)?, Vec::new())
     };
     rebuild(&chain, problems, request, progress, cancel)
 }
@@ -145,7 +145,7 @@ pub fn replay(
         salvage_chain(archives, Vec::new(), None, cancel)?
     } else {
         let archives = archives.iter().map(|path| open_archive(path).map(Arc::new));
-        (Chain::new(archives.collect::<Result<Vec<_>>>()?)?, Vec::new())
+        (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
     };
     rebuild(&chain, problems, request, progress, cancel)
 }
