@@ -3,13 +3,15 @@
 //! and after it nothing is left over.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
-use crate::harness::content::Guest;
+use crate::harness::content::{Guest, Random};
 use crate::harness::faults::{Fault, Injection, count_calls, plan, run_with};
 use crate::harness::files::{assert_same, copy_tree, tree};
 use crate::harness::images::{create, guest_io, oracle};
 use crate::harness::repo::{Repo, point_of};
-use crate::harness::{Lab, Outcome, args, sweep};
+use crate::harness::run::{finish, start};
+use crate::harness::{Lab, Outcome, args, qdelta, run, sweep};
 
 const MIB: u64 = 1 << 20;
 /// Of calls that one thread makes more often, only about so many are tried.
@@ -145,6 +147,38 @@ fn an_incremental_backup_survives_every_fault() {
 #[test]
 fn a_full_backup_survives_every_fault() {
     backup_survives(&["--kind", "full"]);
+}
+
+/// strace does not see what goes through a ring. There the moments are chosen by the clock.
+#[test]
+fn a_backup_on_the_ring_survives_being_killed() {
+    let scene = Scene::new();
+    let mut random = Random::new(21);
+    let backup = || {
+        let arguments = args!["backup", scene.image.as_path(), "--disk", "disk", "--kind", "full"];
+        qdelta(scene.repo.args(arguments))
+    };
+    scene.reset();
+    let begin = Instant::now();
+    run(backup()).ok();
+    let took = begin.elapsed();
+    let mut killed = 0;
+    for number in 0..24 * sweep() {
+        scene.reset();
+        let mut child = start(&mut backup());
+        std::thread::sleep(took.mul_f64(random.below(110) as f64 / 100.0));
+        let _ = child.kill();
+        let outcome = finish(child, format!("backup number {number}, killed")).sane();
+        killed += u64::from(outcome.killed());
+        scene.repo.verify();
+        for id in scene.assert_earlier_points() {
+            scene.repo.assert_restores_raw(&scene.lab, &format!("disk@{id}"), &scene.now);
+        }
+        scene.repo.backup(&scene.image, "disk", &[]);
+        scene.repo.assert_restores_raw(&scene.lab, "disk", &scene.now);
+        scene.repo.assert_no_leftovers();
+    }
+    assert!(killed > 0, "every backup was faster than its killer");
 }
 
 fn restore_survives(format: &str) {

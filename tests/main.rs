@@ -8,6 +8,7 @@ mod anchor;
 mod archives;
 mod bad_days;
 mod bad_images;
+mod block_devices;
 mod cli;
 mod flows;
 mod harness;

@@ -1,0 +1,94 @@
+//! Block devices as what is backed up and as where a restore goes. A loop device is a real one.
+
+use std::path::{Path, PathBuf};
+
+use crate::harness::content::Random;
+use crate::harness::files::assert_same;
+use crate::harness::images::{filled, filled_raw, oracle};
+use crate::harness::repo::Repo;
+use crate::harness::run::as_root;
+use crate::harness::{Lab, args, run};
+
+const MIB: u64 = 1 << 20;
+
+/// A loop device over a file, detached at the end.
+struct Device {
+    path: PathBuf,
+    file: PathBuf,
+}
+
+impl Device {
+    #[track_caller]
+    fn over(file: PathBuf) -> Self {
+        let found = run(as_root("losetup", args!["--find", "--show", file.as_path()])).ok().text();
+        let path = PathBuf::from(found.trim());
+        run(as_root("chmod", args!["0666", path.as_path()])).ok();
+        Self { path, file }
+    }
+
+    /// A device of `size` bytes that is full of what was there before.
+    #[track_caller]
+    fn used(lab: &Lab, size: u64) -> Self {
+        let file = lab.path("device");
+        std::fs::write(&file, Random::new(size).noise(size as usize)).unwrap();
+        Self::over(file)
+    }
+
+    /// What is on it now, as a file.
+    fn content(&self) -> &Path {
+        run(as_root("blockdev", args!["--flushbufs", self.path.as_path()])).ok();
+        &self.file
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = as_root("losetup", args!["--detach", self.path.as_path()]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_backed_up() {
+    let lab = Lab::new();
+    let disk = filled_raw(&lab, "disk.raw", 9 * MIB, 1);
+    let copy = lab.path("copy.raw");
+    std::fs::copy(&disk, &copy).unwrap();
+    let device = Device::over(disk);
+    let repo = Repo::init(lab.path("repo"));
+    for _ in 0..2 {
+        repo.backup(&device.path, "disk", &["--format", "raw"]);
+        repo.assert_restores(&lab, "disk", &copy);
+    }
+}
+
+/// What was on the device before must not shine through where the disk is zero.
+#[test]
+fn a_disk_is_restored_onto_a_block_device() {
+    let lab = Lab::new();
+    let image = filled(&lab, "disk.qcow2", "", 6 * MIB, 2);
+    let expected = lab.path("expected.raw");
+    oracle(args!["-f", "qcow2", image.as_path()], &expected);
+    let repo = Repo::init(lab.path("repo"));
+    repo.backup(&image, "disk", &[]);
+    for io in ["auto", "threads"] {
+        let device = Device::used(&lab, 6 * MIB);
+        repo.restore("disk", &device.path, &["--force", "--io", io]).ok();
+        assert_same(&expected, device.content(), io);
+    }
+}
+
+/// A device is not overwritten by accident, and not when the disk does not fit.
+#[test]
+fn a_block_device_is_not_overwritten_by_accident() {
+    let lab = Lab::new();
+    let image = filled(&lab, "disk.qcow2", "", 6 * MIB, 3);
+    let repo = Repo::init(lab.path("repo"));
+    repo.backup(&image, "disk", &[]);
+    let before = lab.path("before");
+    for (size, options, status) in [(8 * MIB, &[][..], 7), (3 * MIB, &["--force"], 8)] {
+        let device = Device::used(&lab, size);
+        std::fs::copy(&device.file, &before).unwrap();
+        repo.restore("disk", &device.path, options).fails_with(status);
+        assert_same(&before, device.content(), "an untouched device");
+    }
+}
