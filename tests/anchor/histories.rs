@@ -37,6 +37,11 @@ impl Life {
         self.random.below(2) == 0
     }
 
+    /// Two bits count to three, and the disk is one.
+    fn is_full(&self) -> bool {
+        self.shape.options.contains("refcount_bits=2") && self.snapshots.len() == 2
+    }
+
     fn step(&mut self) {
         let path = self.path.clone();
         match self.random.below(8) {
@@ -44,7 +49,8 @@ impl Life {
             2 => self.delete_snapshot(&path),
             3 if !self.shape.is_version_2() => self.add_bitmap(&path),
             4 => self.remove_bitmap(&path),
-            5 if self.bitmaps.is_empty() => self.apply_snapshot(&path),
+            // Applying one counts one more reference for a moment.
+            5 if self.bitmaps.is_empty() && !self.is_full() => self.apply_snapshot(&path),
             _ => {
                 let count = 1 + self.random.below(8);
                 let commands = self.shape.writes(&mut self.random, count);
@@ -54,8 +60,7 @@ impl Life {
     }
 
     fn take_snapshot(&mut self, path: &Path) {
-        // Two bits count to three, and the disk is one.
-        if self.shape.options.contains("refcount_bits=2") && self.snapshots.len() == 2 {
+        if self.is_full() {
             return;
         }
         let name = self.name();

@@ -1,6 +1,7 @@
 //! Snapshots and bitmaps that qdelta writes into images, with QEMU as the judge of them.
 
 mod histories;
+mod hostile;
 mod oracle;
 mod power;
 

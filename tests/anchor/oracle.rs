@@ -154,6 +154,24 @@ fn snapshots_that_can_not_be() {
     refused(&path, ErrorKind::Image, "corrupt");
 }
 
+#[test]
+fn promises_that_are_not_known_are_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.qcow2");
+    Shape::new("", 1 << 20).create(&path);
+    add(&path, "kept", 65536);
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes[88..96], [0, 0, 0, 0, 0, 0, 0, 1]);
+    // Bits that nobody has given a meaning yet.
+    bytes[88] = 0x80;
+    bytes[95] = 0x85;
+    std::fs::write(&path, bytes).unwrap();
+    create(&path, "name");
+    assert_eq!(std::fs::read(&path).unwrap()[88..96], [0, 0, 0, 0, 0, 0, 0, 1]);
+    assert_eq!(bitmaps(&path).len(), 1);
+    check_clean(&path);
+}
+
 /// A cluster that is in use and counts as free would be written over.
 #[test]
 fn wrong_counts_are_found_before_anything_is_written() {

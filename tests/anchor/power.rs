@@ -83,12 +83,14 @@ impl Film {
         let is_sync = |call: &Call| *call == Call::Sync;
         let synced = self.calls[..at].iter().rposition(is_sync).map_or(0, |it| it + 1);
         let mut file = self.prefix(synced);
-        // Sometimes most get there, sometimes few.
+        // Sometimes most get there, sometimes few; and sometimes the last before the others.
         let share = 1 + random.below(15);
-        for call in &self.calls[synced..at] {
+        let overtakes = random.below(2) == 0;
+        for (index, call) in self.calls[..at].iter().enumerate().skip(synced) {
             let Call::Write { offset, bytes } = call else { continue };
+            let whole = overtakes && index + 1 == at;
             for (number, sector) in (0..).zip(bytes.chunks(SECTOR)) {
-                if random.below(16) < share {
+                if whole || random.below(16) < share {
                     let offset = offset + number * SECTOR as u64;
                     Call::Write { offset, bytes: sector.to_vec() }.apply(&mut file);
                 }
