@@ -297,6 +297,38 @@ fn bitmaps_are_those_of_qemu() {
     }
 }
 
+/// An extension whose data would lie in two sectors can't be changed by one write: the new one is
+/// put behind it, and the last one counts.
+#[test]
+fn a_bitmaps_extension_across_sectors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.qcow2");
+    // From the end of a new image's extensions on, one that nobody knows, of various lengths.
+    for len in [472, 480, 488, 496_usize] {
+        Shape::new("", 1 << 20).create(&path);
+        let mut bytes = std::fs::read(&path).unwrap();
+        assert!(bytes[504..1100].iter().all(|byte| *byte == 0));
+        bytes[504..508].copy_from_slice(&0x1234_5678_u32.to_be_bytes());
+        bytes[508..512].copy_from_slice(&(len as u32).to_be_bytes());
+        bytes[512..512 + len].fill(1);
+        std::fs::write(&path, bytes).unwrap();
+        check_clean(&path);
+        for name in ["one", "two", "three"] {
+            add(&path, name, 65536);
+            check_clean(&path);
+        }
+        assert_eq!(bitmaps(&path).len(), 3, "{len}");
+        for name in ["one", "two", "three"] {
+            bitmap::remove(&ImageFile::open(&path).unwrap(), name).unwrap();
+            assert_eq!(super::check(&path, name), super::Verdict::Clean);
+        }
+        add(&path, "again", 65536);
+        qemu_io(&path, &["write 0 64k".to_owned()]);
+        check_clean(&path);
+        assert_eq!(dirty(&path, "again"), [(0, 65536)], "{len}");
+    }
+}
+
 #[test]
 fn bitmaps_that_can_not_be() {
     let folder = tempfile::tempdir().unwrap();
