@@ -25,7 +25,7 @@ impl Chain {
         std::fs::create_dir(lab.path(name)).unwrap();
         let image = lab.path(format!("{name}/disk.qcow2"));
         create(&image, "cluster_size=4k", size);
-        let repo = Repo::init(lab.path(format!("{name}/repo")));
+        let repo = Repo::init(lab.path(format!("{name}/repo"))).without_ring();
         let mut random = Random::new(name.bytes().map(u64::from).sum());
         let mut points = Vec::new();
         for (number, kind) in ["full", "incremental", "incremental"].into_iter().enumerate() {
@@ -83,8 +83,7 @@ impl Chain {
     #[track_caller]
     fn assert_restore_fails(&self, lab: &Lab, number: usize, how: &str) {
         let output = lab.path("damaged.raw");
-        let options = ["--io", "threads"];
-        self.repo.restore(&self.selector(number), &output, &options).fails_with(4);
+        self.repo.restore(&self.selector(number), &output, &[]).fails_with(4);
         assert!(!output.exists(), "{how}: a failed restore left its output");
     }
 
@@ -163,7 +162,7 @@ fn a_backup_over_a_damaged_parent_is_right_or_refused() {
     let len = std::fs::metadata(&archive).unwrap().len();
     let mut went_on = 0;
     each_flip(&archive, &positions(len, 120), |how| {
-        let outcome = chain.repo.backup_run(&image, "disk", &["--io", "threads"]).sane();
+        let outcome = chain.repo.backup_run(&image, "disk", &[]).sane();
         match outcome.code() {
             Some(0) => {
                 went_on += 1;

@@ -14,6 +14,7 @@ use super::{Lab, Outcome, args, qdelta, run};
 #[derive(Debug, Clone)]
 pub struct Repo {
     pub path: PathBuf,
+    io: &'static str,
 }
 
 impl Repo {
@@ -21,12 +22,27 @@ impl Repo {
     #[track_caller]
     pub fn init(path: PathBuf) -> Self {
         run(qdelta(args!["init", path.as_path()])).ok();
-        Self { path }
+        Self::at(path)
     }
 
     /// A repository that is there already.
     pub fn at(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, io: "auto" }
+    }
+
+    /// The same repository, read and written without a ring unless a command says otherwise. Setting
+    /// one up takes most of the time of a small command; a sweep runs thousands.
+    pub fn without_ring(self) -> Self {
+        Self { io: "threads", ..self }
+    }
+
+    /// Options of a command, with how it reads and writes.
+    fn options(&self, options: &[&str]) -> Vec<OsString> {
+        let mut all: Vec<OsString> = options.iter().map(OsString::from).collect();
+        if !options.contains(&"--io") {
+            all.extend(args!["--io", self.io]);
+        }
+        all
     }
 
     /// The arguments of a command on this repository.
@@ -52,7 +68,7 @@ impl Repo {
     #[track_caller]
     pub fn backup_run(&self, image: &Path, disk: &str, options: &[&str]) -> Outcome {
         let mut arguments = args!["backup", image, "--disk", disk, "--json"];
-        arguments.extend(options.iter().map(OsString::from));
+        arguments.extend(self.options(options));
         self.run(arguments)
     }
 
@@ -60,7 +76,7 @@ impl Repo {
     #[track_caller]
     pub fn restore(&self, selector: &str, output: &Path, options: &[&str]) -> Outcome {
         let mut arguments = args!["restore", selector, output];
-        arguments.extend(options.iter().map(OsString::from));
+        arguments.extend(self.options(options));
         self.run(arguments)
     }
 
@@ -99,7 +115,9 @@ impl Repo {
     /// Everything must verify.
     #[track_caller]
     pub fn verify(&self) {
-        self.run(args!["verify"]).ok();
+        let mut arguments = args!["verify"];
+        arguments.extend(self.options(&[]));
+        self.run(arguments).ok();
     }
 
     /// Archives and manifests, and nothing that an interrupted run left.
