@@ -5,8 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use qdelta_formats::archive::index::{decode_bitmap, encode_bitmap};
 use qdelta_formats::archive::{
-    Directory, FRAME_ENTRY_LEN, FRAME_HEADER_LEN, Footer, FrameEntry, FrameHeader, FrameView,
-    SectionKind, header,
+    Directory, FOOTER_LEN, FRAME_ENTRY_LEN, FRAME_HEADER_LEN, Footer, FrameEntry, FrameHeader,
+    FrameView, SectionKind, header,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -36,7 +36,8 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         2 => {
-            let Some(sealed) = with_crc(bytes, bytes.len()) else { return };
+            let Some(footer) = bytes.get(..FOOTER_LEN) else { return };
+            let Some(sealed) = with_crc(footer, FOOTER_LEN) else { return };
             let Some(len) = sealed.get(32..40) else { return };
             let len = u64::from_le_bytes(len.try_into().expect("8 bytes"));
             if let Ok(footer) = Footer::decode(&sealed, len) {
