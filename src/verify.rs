@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qdelta_formats::archive::{Digest, FRAME_LEN_MAX, GroupIndex, RootHasher};
+use qdelta_formats::archive::{Digest, FRAME_HEADER_LEN, FRAME_LEN_MAX, GroupIndex, RootHasher};
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -304,7 +304,9 @@ fn verify_archive(
     report.frames += archive.frame_count();
     let files = vec![Arc::clone(archive.store())];
     // Several frames a read, and room for the largest.
-    let buffer_size = TASK_SIZE_MIN as usize + FRAME_LEN_MAX;
+    let metadata = archive.metadata();
+    let span = metadata.frame_blocks as usize * metadata.geometry.block_size() as usize;
+    let buffer_size = TASK_SIZE_MIN as usize + (FRAME_HEADER_LEN + span).min(FRAME_LEN_MAX);
     let mut frames = Frames {
         ahead: ReadAhead::new(&request.resources, files, buffer_size)?,
         archive: &archive,
@@ -349,6 +351,9 @@ fn verify_archive(
     Ok(problems)
 }
 
+/// Frames of one task, at most: of data that compresses well a buffer holds thousands.
+const FRAMES_MAX: usize = 64;
+
 /// A frame to check, and the digests of its blocks (none if quick).
 struct Frame {
     need: FrameNeed,
@@ -388,7 +393,13 @@ impl Frames<'_> {
                 rank += digests.len() as u64;
             }
             let len = entry.frame_len() as usize;
-            if used + len > self.buffer_size {
+            if len > self.buffer_size {
+                let error = Error::new(ErrorKind::Damaged, "it is longer than its blocks");
+                let problems = vec![self.archive.frame_error(&entry, error).chain()];
+                self.ahead.pass(producer, Checked { problems, ..Checked::default() })?;
+                continue;
+            }
+            if used + len > self.buffer_size || task.len() >= FRAMES_MAX {
                 self.cancel.check()?;
                 let (task, segments) = (std::mem::take(&mut task), std::mem::take(&mut segments));
                 self.ahead.read(producer, segments, task)?;
