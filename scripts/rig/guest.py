@@ -1,0 +1,233 @@
+"""One guest of the rig: its domain, its agent, and what its workload reports."""
+
+import json
+import os
+import socket
+import subprocess
+
+from .libvirt import virsh
+from .run import Failure, output, run, wait_for
+
+DOMAIN = """<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='MiB'>256</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>{image.kernel}</kernel>
+    <initrd>{image.initramfs}</initrd>
+    <cmdline>console=ttyS0 quiet edd=off panic=-1 {cmdline}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>{emulator}</emulator>
+{disks}
+    <interface type='user'><mac address='{mac}'/><model type='virtio'/></interface>
+    <serial type='file'><source path='{folder}/console' append='on'/></serial>
+    <console type='file'><source path='{folder}/console' append='on'/></console>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <channel type='file'>
+      <source path='{folder}/records' append='on'/><target type='virtio' name='rig.records'/>
+    </channel>
+    <channel type='unix'>
+      <source mode='bind' path='{folder}/control'/><target type='virtio' name='rig.control'/>
+    </channel>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+DISK = """    <disk type='file' device='disk'>
+      <driver name='qemu' type='{disk.format}' cache='{disk.cache}' discard='unmap'/>
+      <source file='{disk.path}'/><target dev='{target}' bus='virtio'/>
+    </disk>"""
+BOOT_SECONDS = 120
+
+
+class Disk:
+    """A disk's image file, as the domain has it."""
+
+    def __init__(self, path, form="qcow2", cache="none"):
+        self.path = path
+        self.format = form
+        self.cache = cache
+
+    def make(self, size="192M", base=None):
+        """Makes the image with an empty ext4 on it: in itself, or in a backing file of its own."""
+        raw = self.path + ".mkfs"
+        run("truncate", "-s", size, raw)
+        run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", raw)
+        if base:
+            run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, base)
+            run("qemu-img", "create", "-q", "-f", self.format, "-b", base, "-F", "qcow2", self.path)
+        else:
+            run("qemu-img", "convert", "-f", "raw", "-O", self.format, raw, self.path)
+        os.remove(raw)
+        return self
+
+
+class Guest:
+    """A domain of libvirt's whose workload can be watched from the host."""
+
+    def __init__(self, name, folder, image, disks, idle=False):
+        self.name = name
+        self.folder = folder
+        self.disks = disks
+        os.makedirs(folder, exist_ok=True)
+        targets = ["vda", "vdb", "vdc"]
+        number = sum(name.encode()) % 256
+        self.xml = DOMAIN.format(
+            name=name, folder=folder, image=image, mac=f"52:54:00:00:00:{number:02x}",
+            emulator=output("which", "qemu-system-x86_64").strip(),
+            cmdline="rig.idle" if idle else "",
+            disks="\n".join(DISK.format(disk=disk, target=target)
+                            for disk, target in zip(disks, targets)))
+        self._control = None
+        self._orders = 0
+
+    def define(self):
+        path = os.path.join(self.folder, "domain.xml")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self.xml)
+        virsh("define", path)
+        return self
+
+    def start(self):
+        """Starts the defined domain and waits until its agent answers and its workload writes."""
+        seen = self.console_size()
+        newest = self.newest()
+        virsh("start", self.name)
+        self.wait_up(seen, newest)
+        return self
+
+    def wait_up(self, console_seen=0, newest=-1):
+        wait_for(f"the guest {self.name} to come up",
+                 lambda: self._said("rig: up", console_seen), BOOT_SECONDS, pause=0.1)
+        wait_for(f"the agent of {self.name}", self.agent_answers, BOOT_SECONDS, pause=0.2)
+        wait_for(f"the workload of {self.name}", lambda: self.newest() > newest, BOOT_SECONDS)
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._control.connect(os.path.join(self.folder, "control"))
+
+    def pause(self):
+        """Stops the guest's processor: it costs the host nothing, and writes nothing."""
+        virsh("suspend", self.name)
+
+    def resume(self):
+        virsh("resume", self.name)
+
+    def kill(self):
+        """Ends QEMU as a power cut would."""
+        virsh("destroy", self.name)
+        self._control.close()
+
+    def forget(self):
+        """Ends the domain, if it runs, and takes it out of libvirt."""
+        if virsh("domstate", self.name, check=False).stdout.strip() not in ("shut off", ""):
+            virsh("destroy", self.name, check=False)
+        virsh("undefine", self.name, "--nvram", check=False)
+
+    def order(self, command):
+        """Has the guest's shell run a command, and waits until it has."""
+        self._orders += 1
+        sign = f"rig: did {self._orders} of {os.getpid()}"
+        seen = self.console_size()
+        self._control.sendall(f"{command}\necho {sign}\n".encode())
+        wait_for(f"the guest to do: {command}", lambda: self._said(sign, seen), 30)
+
+    # The agent.
+
+    def agent(self, command, timeout=5):
+        """What the agent answers; nothing where it does not."""
+        done = virsh("qemu-agent-command", self.name, "--timeout", str(timeout),
+                     json.dumps({"execute": command}), check=False, timeout=timeout + 30)
+        return json.loads(done.stdout)["return"] if done.returncode == 0 else None
+
+    def agent_answers(self):
+        return self.agent("guest-ping") == {}
+
+    def is_thawed(self):
+        return self.agent("guest-fsfreeze-status") == "thawed"
+
+    # The workload: a line for every record that is safe, with the guest's own clock.
+
+    def records_size(self):
+        return _size(os.path.join(self.folder, "records"))
+
+    def reports(self, since=0):
+        """(record, microseconds) for each record reported after an offset of the report."""
+        try:
+            with open(os.path.join(self.folder, "records"), "rb") as file:
+                file.seek(since)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        # The guest's terminal layer may add carriage returns; a line without end is not yet one.
+        lines = text[:text.rfind(b"\n") + 1].split()
+        numbers = [int(word) for word in lines]
+        return list(zip(numbers[::2], numbers[1::2]))
+
+    def newest(self):
+        """The newest record that the guest has reported as safe; -1 where there is none."""
+        size = self.records_size()
+        since = max(0, size - 400)
+        try:
+            with open(os.path.join(self.folder, "records"), "rb") as file:
+                file.seek(since)
+                text = file.read()
+        except FileNotFoundError:
+            return -1
+        if since:
+            text = text[text.find(b"\n") + 1:]
+        lines = text[:text.rfind(b"\n") + 1].splitlines()
+        return int(lines[-1].split()[0]) if lines else -1
+
+    def longest_gap_ms(self, since):
+        """The longest time without a safe record, in ms of the guest's clock, since an offset."""
+        reports = self.reports(max(0, since))
+        gaps = [(later[1] - earlier[1]) / 1000 for earlier, later in zip(reports, reports[1:])]
+        if not gaps:
+            raise Failure(f"the workload of {self.name} reported nothing")
+        return max(gaps)
+
+    def wait_for_records(self, count, seconds=60):
+        """Waits until so many more records are safe."""
+        goal = self.newest() + count
+        wait_for(f"{count} more records of {self.name}", lambda: self.newest() >= goal, seconds)
+
+    # The console.
+
+    def console_size(self):
+        return _size(os.path.join(self.folder, "console"))
+
+    def _said(self, text, since):
+        try:
+            with open(os.path.join(self.folder, "console"), "rb") as file:
+                file.seek(since)
+                said = file.read()
+        except FileNotFoundError:
+            return False
+        for complaint in (b"rig: the workload is not running", b"could not be mounted",
+                          b"Kernel panic"):
+            if complaint in said and b"rig.idle" not in said and "rig.idle" not in self.xml:
+                raise Failure(f"the guest {self.name} says: {said[-2000:].decode(errors='replace')}")
+        return text.encode() in said
+
+
+def _size(path):
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        return 0
+
+
+def freeze_by_hand(guest, inside):
+    """Freezes the guest, does something, thaws it: what qdelta does, with virsh alone."""
+    virsh("domfsfreeze", guest.name)
+    try:
+        inside()
+    finally:
+        virsh("domfsthaw", guest.name)
+
+
+def clone(source, target):
+    subprocess.run(["cp", "--reflink=always", source, target], check=True)

@@ -1,0 +1,160 @@
+"""Brings what the rig needs: programs that are missing, and the parts of the guest.
+
+Debian's QEMU of bookworm is 7.2; one that matches an installed qemu-utils of bookworm-backports is
+in the backports, too. They are read through package lists of the rig's own: the machine's sources
+stay as they are. The guest's kernel, busybox and agent are unpacked, not installed.
+"""
+
+import os
+import shutil
+import subprocess
+
+from .run import Failure, output, run
+
+# Program -> the Debian packages that bring it. QEMU itself is a case of its own.
+PROGRAMS = {
+    "libvirtd": ["libvirt-daemon", "libvirt-daemon-driver-qemu"],
+    "virtlogd": ["libvirt-daemon"],
+    "virsh": ["libvirt-clients"],
+    "mkfs.xfs": ["xfsprogs"],
+    "mkfs.btrfs": ["btrfs-progs"],
+    "mkfs.ext4": ["e2fsprogs"],
+    "debugfs": ["e2fsprogs"],
+    "e2fsck": ["e2fsprogs"],
+    "filefrag": ["e2fsprogs"],
+    "mount": ["mount"],
+    "losetup": ["mount"],
+    "unshare": ["util-linux"],
+    "gcc": ["gcc", "libc6-dev"],
+    "cpio": ["cpio"],
+    "xz": ["xz-utils"],
+}
+QEMU = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils"}
+
+
+class Packages:
+    """Debian's packages, as the machine's sources and bookworm-backports have them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.lists = os.path.join(folder, "lists")
+        self.updated = False
+
+    def apt(self, *arguments):
+        """Runs apt with the rig's own sources and lists; another apt is waited for."""
+        self._update()
+        self._run_apt(*arguments)
+
+    def _run_apt(self, *arguments):
+        sources = os.path.join(self.folder, "sources.list")
+        options = {
+            "Dir::Etc::SourceList": sources,
+            "Dir::Etc::SourceParts": "/dev/null",
+            "Dir::State::Lists": self.lists,
+            "DPkg::Lock::Timeout": "600",
+            "APT::Install-Recommends": "false",
+            "APT::Sandbox::User": "root",
+        }
+        command = ["apt-get", "-qq"]
+        for name, value in options.items():
+            command += ["-o", f"{name}={value}"]
+        environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+        run(*command, *arguments, env=environment, cwd=self.folder)
+
+    def _update(self):
+        if self.updated:
+            return
+        os.makedirs(os.path.join(self.lists, "partial"), exist_ok=True)
+        with open(os.path.join(self.folder, "sources.list"), "w", encoding="utf-8") as file:
+            file.writelines(self._sources())
+        self._run_apt("update")
+        self.updated = True
+
+    @staticmethod
+    def _sources():
+        """The machine's binary sources of Debian, and the backports from the same place."""
+        lines, form = set(), "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)|$(CREATED_BY)"
+        for row in _index_targets(form):
+            uri, release, component, origin, kind = row
+            if kind != "Packages" or origin != "Debian":
+                continue
+            lines.add(f"deb {uri} {release} {component}\n")
+            if "-" not in release:
+                lines.add(f"deb {uri} {release}-backports {component}\n")
+        if not lines:
+            raise Failure("this machine's apt knows no source of Debian's packages")
+        return sorted(lines)
+
+    def versions(self, package):
+        """The versions that can be had, newest first."""
+        self._update()
+        text = output("apt-cache", "-o", f"Dir::Etc::SourceList={self.folder}/sources.list",
+                      "-o", "Dir::Etc::SourceParts=/dev/null",
+                      "-o", f"Dir::State::Lists={self.lists}", "madison", package)
+        return [line.split("|")[1].strip() for line in text.splitlines() if "Packages" in line]
+
+    def dependencies(self, package):
+        self._update()
+        text = output("apt-cache", "-o", f"Dir::Etc::SourceList={self.folder}/sources.list",
+                      "-o", "Dir::Etc::SourceParts=/dev/null",
+                      "-o", f"Dir::State::Lists={self.lists}", "depends", package)
+        return [line.split()[-1] for line in text.splitlines() if "Depends:" in line]
+
+    def unpack(self, package, destination, version=None):
+        """Downloads a package and unpacks it into a folder; installs nothing."""
+        name = f"{package}={version}" if version else package
+        downloads = os.path.join(self.folder, "downloads")
+        shutil.rmtree(downloads, ignore_errors=True)
+        os.makedirs(downloads)
+        self._update()
+        self._run_apt("-o", f"Dir::Cache::Archives={downloads}", "download", name)
+        found = [entry for entry in os.listdir(self.folder) if entry.endswith(".deb")]
+        for entry in found:
+            archive = os.path.join(self.folder, entry)
+            run("dpkg", "-x", archive, destination)
+            os.remove(archive)
+        if not found:
+            raise Failure(f"apt-get downloaded nothing for {package}")
+
+    def install_programs(self):
+        """Installs the programs of the rig that are missing; touches no other."""
+        wanted = {package for program, packages in PROGRAMS.items()
+                  if not shutil.which(program) for package in packages}
+        if wanted:
+            print(f"Installing {' '.join(sorted(wanted))}", flush=True)
+            self.apt("install", *sorted(wanted))
+        if not all(shutil.which(program) for program in QEMU):
+            self._install_qemu()
+        missing = [program for program in [*PROGRAMS, *QEMU] if not shutil.which(program)]
+        if missing:
+            raise Failure(f"still missing after installing: {' '.join(missing)}")
+
+    def _install_qemu(self):
+        """QEMU in one version: that of the installed qemu-utils, or the newest there is."""
+        installed = output("dpkg-query", "-W", "-f", "${Version}", "qemu-utils", check=False)
+        offered = self.versions("qemu-system-x86")
+        if not offered:
+            raise Failure("no source has qemu-system-x86")
+        version = installed if installed in offered else offered[0]
+        packages = ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "qemu-utils"]
+        print(f"Installing QEMU {version}", flush=True)
+        target = ["-t", f"{_codename()}-backports"] if "~bpo" in version else []
+        self.apt("install", *target, *[f"{name}={version}" for name in packages])
+
+
+def _index_targets(form):
+    text = output("apt-get", "indextargets", "--format", form)
+    return {tuple(line.split("|")) for line in text.splitlines() if line.count("|") == 4}
+
+
+def _codename():
+    with open("/etc/os-release", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("VERSION_CODENAME="):
+                return line.split("=")[1].strip().strip('"')
+    raise Failure("/etc/os-release names no Debian release")
+
+
+def package_version(program_package):
+    return output("dpkg-query", "-W", "-f", "${Version}", program_package,
+                  check=False, stderr=subprocess.DEVNULL)

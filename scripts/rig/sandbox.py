@@ -1,0 +1,99 @@
+"""A place of its own for everything that the rig starts and mounts.
+
+The rig runs itself again as the first process of new mount, process and network namespaces. When
+that process ends, however it ends, the kernel ends all others in there (libvirtd, the guests,
+qdelta's watchdogs) and undoes every mount. libvirt's folders are empty ones in memory, so that the
+machine's own libvirt, if it has one, is neither used nor disturbed.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+from .run import Failure, run
+
+PRIVATE = ["/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt"]
+ACCOUNTS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n",
+            "/etc/group": "libvirt-qemu:x:64055:\n"}
+INSIDE = "QDELTA_RIG_FOLDER"
+PR_SET_PDEATHSIG = 1
+
+
+def run_inside(arguments):
+    """Runs this program again inside; gives its exit status. Its folder is removed afterwards."""
+    if os.geteuid() != 0:
+        raise Failure("a guest with loop-mounted file systems needs root")
+    folder = tempfile.mkdtemp(prefix="qdelta-e2e-")
+    command = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
+               "--mount-proc", "--net", sys.executable, "-B", *arguments]
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        inside = subprocess.Popen(
+            command, env=dict(os.environ, **{INSIDE: folder}),
+            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            return inside.wait()
+        finally:
+            # --kill-child: the first process inside goes with unshare, and all others with it.
+            inside.kill()
+            inside.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def folder_inside():
+    """The rig's folder, where this process is inside; nothing elsewhere."""
+    return os.environ.get(INSIDE)
+
+
+def enter():
+    """Becomes the second process inside: the first does nothing but take in what others leave."""
+    child = os.fork()
+    if child != 0:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        while True:
+            ended, status = os.wait()
+            if ended == child:
+                os._exit(abs(os.waitstatus_to_exitcode(status)))
+    # Sockets and pid files of libvirt's go to /run.
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "rig", "/run")
+    for path in PRIVATE:
+        os.makedirs(path, exist_ok=True)
+        run("mount", "-t", "tmpfs", "-o", "mode=755", "rig", path)
+    for name, line in ACCOUNTS.items():
+        _add_account(name, line)
+
+
+def _add_account(file, line):
+    """libvirtd asks for accounts that a package of services makes; in here they are there."""
+    with open(file, encoding="utf-8") as source:
+        text = source.read()
+    copy = os.path.join("/run", os.path.basename(file))
+    with open(copy, "w", encoding="utf-8") as target:
+        target.write(text if "\nlibvirt-qemu:" in text else text + line)
+    run("mount", "--bind", copy, file)
+
+
+class HostFilesystem:
+    """A file system of the host's, in a sparse file, on a loop device."""
+
+    # Without a discard, mkfs leaves the sparse file sparse all the same.
+    MAKE = {"xfs": ["mkfs.xfs", "-q"], "btrfs": ["mkfs.btrfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
+
+    def __init__(self, kind, folder, size="6G", options=""):
+        self.kind = kind
+        self.file = os.path.join(folder, f"{kind}.host")
+        self.mount = os.path.join(folder, kind)
+        os.makedirs(self.mount)
+        run("truncate", "-s", size, self.file)
+        run(*self.MAKE[kind], self.file)
+        run("mount", "-o", ",".join(filter(None, ["loop", options])), self.file, self.mount)
+
+    def close(self):
+        run("umount", self.mount)
+        os.remove(self.file)

@@ -1,0 +1,90 @@
+"""What every scenario works with: file systems, guests, qdelta, and a place to report figures."""
+
+import json
+import os
+import shutil
+import subprocess
+
+from ..guest import Disk, Guest
+from ..run import Failure, run
+from ..sandbox import HostFilesystem
+
+
+class Rig:
+    """The means of one scenario; `close` takes back all that it gave out."""
+
+    def __init__(self, folder, image, qdelta, effort):
+        self.folder = folder
+        self.image = image
+        self.qdelta_program = qdelta
+        self.effort = effort
+        self.scratch = os.path.join(folder, "scratch")
+        os.makedirs(self.scratch)
+        self._filesystems = []
+        self._guests = []
+
+    def say(self, text):
+        print(f"   {text}", flush=True)
+
+    def filesystem(self, kind, **options):
+        filesystem = HostFilesystem(kind, self.folder, **options)
+        self._filesystems.append(filesystem)
+        return filesystem
+
+    def guest(self, name, disks, **options):
+        """Defines and starts a guest."""
+        guest = Guest(name, os.path.join(self.folder, "guests", name), self.image, disks, **options)
+        self._guests.append(guest)
+        return guest.define().start()
+
+    def adopt(self, name, disks, folder):
+        """A guest whose domain others have defined."""
+        guest = Guest(name, folder, self.image, disks)
+        self._guests.append(guest)
+        return guest
+
+    def two_disks(self, folder, size="192M", cache="none"):
+        return [Disk(os.path.join(folder, f"{name}.qcow2"), cache=cache).make(size)
+                for name in ("system", "data")]
+
+    def qdelta(self, *arguments, check=True, timeout=300, env=None):
+        """Runs qdelta; gives its result, parsed where it is JSON."""
+        environment = dict(os.environ, LIBVIRT_DEFAULT_URI="qemu:///system", **(env or {}))
+        done = subprocess.run([self.qdelta_program, *map(os.fspath, arguments)], text=True,
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
+                              env=environment, check=False)
+        if check and done.returncode != 0:
+            raise Failure(f"status {done.returncode}: qdelta {' '.join(map(str, arguments))}\n"
+                          f"{done.stdout}{done.stderr}")
+        return done
+
+    def qdelta_json(self, *arguments, **options):
+        done = self.qdelta("--json", *arguments, **options)
+        return json.loads(done.stdout)
+
+    def tell_more(self):
+        """After a failure: the ends of the logs."""
+        logs = [os.path.join(guest.folder, "console") for guest in self._guests]
+        logs += [f"/var/log/libvirt/qemu/{guest.name}.log" for guest in self._guests]
+        logs.append(os.path.join(os.path.dirname(self.folder), "libvirtd.log"))
+        for log in logs:
+            if os.path.exists(log):
+                print(f"   the end of {log}:\n{run('tail', '-n', '8', log).stdout}", flush=True)
+
+    def close(self):
+        for guest in self._guests:
+            guest.forget()
+        for filesystem in self._filesystems:
+            filesystem.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def expect_failure(what, words, action):
+    """The action must fail, with these words: a check that can't fail proves nothing."""
+    try:
+        action()
+    except Failure as failure:
+        if words not in str(failure):
+            raise Failure(f"{what} was noticed, but for another reason: {failure}") from failure
+        return
+    raise Failure(f"{what} was not noticed")
