@@ -35,6 +35,10 @@ pub enum ErrorKind {
     Interrupted,
     /// A restore gave all that could be saved, and that is not everything.
     Partial,
+    /// A guest can't be brought to the state that was asked for.
+    Guest,
+    /// A guest may be frozen, and could not be thawed.
+    Alarm,
     /// The system refused or failed an operation.
     Io,
 }

@@ -18,6 +18,7 @@ mod map;
 mod matrix;
 mod output;
 mod power_cut;
+mod quiesce;
 mod repository;
 mod test_images;
 mod tidy;

@@ -111,7 +111,8 @@ fn the_kernel_is_spoken_to_in_one_place() {
 #[test]
 fn stages_do_not_know_each_other() {
     let flows = ["backup", "restore", "verify", "pipeline"];
-    let stages = ["anchor", "image", "archive", "chain", "output", "repository"];
+    let stages =
+        ["anchor", "image", "archive", "chain", "output", "repository", "domain", "quiesce"];
     // A chain is how archives are read together: one stage in two modules.
     let one_stage = ["archive", "chain"];
     for stage in stages {
@@ -175,10 +176,17 @@ fn formats_are_bytes_and_nothing_else() {
 fn qdelta_starts_no_other_program() {
     only_in(
         &["src", "formats"],
-        &[],
-        &["Command::new", "process::Command"],
+        // Its own watchdog, and virsh for two verbs.
+        &["src/quiesce/mod.rs", "src/quiesce/virsh.rs"],
+        &["Command::new", "process::Command::"],
         "qdelta never starts qemu-img or QEMU",
     );
+    let calls: Vec<String> = sources()
+        .iter()
+        .filter(|source| source.is_in(&["src"]))
+        .flat_map(|source| source.with("\"domfs"))
+        .collect();
+    assert_eq!(calls.len(), 2, "virsh freezes and thaws, and does nothing else: {calls:?}");
 }
 
 #[test]

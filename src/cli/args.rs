@@ -75,6 +75,9 @@ pub enum Command {
     Map(Map),
     Completions(Completions),
     Man(Man),
+    /// Freeze and thaw a guest for another qdelta; only qdelta itself starts this.
+    #[command(hide = true)]
+    Watchdog,
 }
 
 /// Make a repository.

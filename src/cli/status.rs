@@ -13,6 +13,9 @@ pub const DAMAGED: u8 = 4;
 /// A salvage gave what is left, and that is not everything.
 pub const PARTIAL: u8 = 9;
 
+/// A guest may be frozen.
+pub const ALARM: u8 = 11;
+
 /// Every status and what it says.
 pub const TABLE: &[(u8, &str)] = &[
     (DONE, "done"),
@@ -25,6 +28,8 @@ pub const TABLE: &[(u8, &str)] = &[
     (7, "the target exists already and --force was not given"),
     (8, "no space left, or a quota is reached"),
     (PARTIAL, "salvaged, but not everything: what is lost was listed"),
+    (10, "a guest could not be frozen, or not for as long as it took"),
+    (ALARM, "ALARM: a guest may still be frozen; what was printed says how to thaw it"),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
 
@@ -39,6 +44,8 @@ pub fn of(kind: ErrorKind) -> u8 {
         ErrorKind::Exists => 7,
         ErrorKind::NoSpace => 8,
         ErrorKind::Partial => PARTIAL,
+        ErrorKind::Guest => 10,
+        ErrorKind::Alarm => ALARM,
         ErrorKind::Interrupted => 130,
         // Also every kind that the library may learn later.
         _ => 1,
@@ -60,6 +67,8 @@ mod tests {
             ErrorKind::Exists,
             ErrorKind::NoSpace,
             ErrorKind::Partial,
+            ErrorKind::Guest,
+            ErrorKind::Alarm,
             ErrorKind::Interrupted,
             ErrorKind::Io,
         ];

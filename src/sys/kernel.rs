@@ -78,6 +78,24 @@ impl fmt::Debug for Map {
     }
 }
 
+/// Makes the process that `command` starts end, by SIGKILL, when the thread that started it does.
+pub(crate) fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+
+    let parent = rustix::process::getpid();
+    let set = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // Whoever started it may have died before.
+        match rustix::process::getppid() == Some(parent) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    };
+    // SAFETY: between fork and exec only what is safe in a signal handler may be done. The closure
+    // makes two system calls and takes no lock and no memory: its errors are plain numbers.
+    unsafe { command.pre_exec(set) };
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;

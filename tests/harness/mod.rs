@@ -7,6 +7,7 @@ pub mod files;
 pub mod images;
 pub mod repo;
 pub mod run;
+pub mod virsh;
 
 use std::path::{Path, PathBuf};
 

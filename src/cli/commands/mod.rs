@@ -9,3 +9,4 @@ pub mod points;
 pub mod restore;
 pub mod shell;
 pub mod verify;
+pub mod watchdog;

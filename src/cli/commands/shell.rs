@@ -40,7 +40,7 @@ pub fn man(args: &Man, context: &mut Context) -> Result<u8> {
     let mut program = Cli::command();
     program.build();
     let mut pages = vec![page(&args.dir, &program, "qdelta")?];
-    for command in program.get_subcommands() {
+    for command in program.get_subcommands().filter(|command| !command.is_hide_set()) {
         pages.push(page(&args.dir, command, command.get_name())?);
     }
     if context.out.json {
@@ -101,6 +101,7 @@ fn render(page: &Page, command: &clap::Command, name: &str) -> std::io::Result<V
     let others: Vec<String> = match name {
         "qdelta" => command
             .get_subcommands()
+            .filter(|other| !other.is_hide_set())
             .map(|other| format!("qdelta-{}(1)", other.get_name()))
             .collect(),
         _ => vec!["qdelta(1)".to_owned()],

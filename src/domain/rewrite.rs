@@ -1,0 +1,185 @@
+//! The XML of a restored domain: the one that was backed up, with what has to be different spliced
+//! into its text. Everything else stays as it was written, byte for byte.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use roxmltree::Node;
+
+use super::parse::{child, document, domain_node, elements};
+use crate::error::Result;
+
+/// What is to be different.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// The new name.
+    pub name: Option<String>,
+    /// The new UUID.
+    pub uuid: Option<String>,
+    /// New MAC addresses for the network interfaces, in order. Interfaces beyond these lose theirs,
+    /// so that libvirt gives them new ones. None leaves all as they are.
+    pub macs: Option<Vec<String>>,
+    /// The disks that were restored: target, file and format. What they had below them is in them.
+    pub disks: Vec<(String, PathBuf, &'static str)>,
+    /// The restored file of the firmware's variables.
+    pub nvram: Option<PathBuf>,
+}
+
+/// Writes the XML of a domain with `changes`. The state that libvirt wraps around the XML of a
+/// running domain is left out.
+///
+/// # Errors
+/// [`crate::ErrorKind::Image`] if it is no domain's XML.
+pub fn rewrite(text: &str, changes: &Changes) -> Result<String> {
+    let document = document(text)?;
+    let domain = domain_node(&document)?;
+    let mut edits = Edits { text, list: Vec::new() };
+    if let (Some(name), Some(node)) = (&changes.name, child(domain, "name")) {
+        edits.content(node, name);
+    }
+    if let Some(uuid) = &changes.uuid {
+        edits.uuid(domain, uuid);
+    }
+    if let (Some(path), Some(os)) = (&changes.nvram, child(domain, "os")) {
+        edits.nvram(os, path);
+    }
+    if let Some(devices) = child(domain, "devices") {
+        let mut macs = changes.macs.as_ref().map(|macs| macs.iter());
+        for device in elements(devices) {
+            match device.tag_name().name() {
+                "disk" => edits.disk(device, changes),
+                "interface" => {
+                    if let (Some(macs), Some(mac)) = (&mut macs, child(device, "mac")) {
+                        match macs.next() {
+                            Some(new) => edits.attribute(mac, "address", new),
+                            None => edits.replace(mac.range(), String::new()),
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(edits.apply(domain.range()))
+}
+
+/// Pieces of a text and what is to stand in their place.
+struct Edits<'a> {
+    text: &'a str,
+    list: Vec<(Range<usize>, String)>,
+}
+
+impl Edits<'_> {
+    fn replace(&mut self, range: Range<usize>, new: String) {
+        self.list.push((range, new));
+    }
+
+    /// Gives an element nothing but `text` as its content.
+    fn content(&mut self, node: Node<'_, '_>, text: &str) {
+        let inside = node.children().map(|child| child.range());
+        let inside = inside.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end));
+        match inside {
+            Some(range) => self.replace(range, escaped(text)),
+            // An empty element has no place for content: write it anew.
+            None => {
+                let name = node.tag_name().name();
+                self.replace(node.range(), format!("<{name}>{}</{name}>", escaped(text)));
+            }
+        }
+    }
+
+    /// Gives an attribute another value; one that is not there is left out.
+    fn attribute(&mut self, node: Node<'_, '_>, name: &str, value: &str) {
+        if let Some(attribute) = node.attribute_node(name) {
+            self.replace(attribute.range_value(), escaped(value));
+        }
+    }
+
+    /// Sets the domain's UUID, and the one that the guest's firmware tables repeat: libvirt wants
+    /// them equal.
+    fn uuid(&mut self, domain: Node<'_, '_>, uuid: &str) {
+        if let Some(node) = child(domain, "uuid") {
+            self.content(node, uuid);
+        } else if let Some(name) = child(domain, "name") {
+            let end = name.range().end;
+            self.replace(end..end, format!("<uuid>{}</uuid>", escaped(uuid)));
+        }
+        for sysinfo in elements(domain).filter(|node| node.tag_name().name() == "sysinfo") {
+            let system = child(sysinfo, "system").into_iter().flat_map(elements);
+            for entry in system.filter(|entry| entry.attribute("name") == Some("uuid")) {
+                self.content(entry, uuid);
+            }
+        }
+    }
+
+    fn nvram(&mut self, os: Node<'_, '_>, path: &Path) {
+        let Some(nvram) = child(os, "nvram") else { return };
+        let path = path.to_string_lossy();
+        match child(nvram, "source") {
+            Some(source) => self.attribute(source, "file", &path),
+            None => self.content(nvram, &path),
+        }
+    }
+
+    fn disk(&mut self, disk: Node<'_, '_>, changes: &Changes) {
+        let target = child(disk, "target").and_then(|target| target.attribute("dev"));
+        let restored = changes.disks.iter().find(|(name, ..)| Some(name.as_str()) == target);
+        let Some((_, path, format)) = restored else { return };
+        self.attribute(disk, "type", "file");
+        match child(disk, "driver") {
+            Some(driver) if driver.has_attribute("type") => {
+                self.attribute(driver, "type", format);
+            }
+            Some(driver) => {
+                let end = driver.range().start + 1 + "driver".len();
+                self.replace(end..end, format!(" type='{format}'"));
+            }
+            None => {
+                if let Some(source) = child(disk, "source") {
+                    let start = source.range().start;
+                    self.replace(start..start, format!("<driver name='qemu' type='{format}'/>"));
+                }
+            }
+        }
+        let source = format!("<source file='{}'/>", escaped(&path.to_string_lossy()));
+        for part in elements(disk) {
+            match part.tag_name().name() {
+                "source" => self.replace(part.range(), source.clone()),
+                // All that was below is in the restored disk.
+                "backingStore" | "mirror" => self.replace(part.range(), String::new()),
+                _ => {}
+            }
+        }
+    }
+
+    /// The part `whole` of the text with all edits made.
+    fn apply(mut self, whole: Range<usize>) -> String {
+        self.list.sort_by_key(|(range, _)| (range.start, range.end));
+        let mut out = String::new();
+        let mut position = whole.start;
+        for (range, new) in &self.list {
+            out.push_str(self.text.get(position..range.start).unwrap_or_default());
+            out.push_str(new);
+            position = position.max(range.end);
+        }
+        out.push_str(self.text.get(position..whole.end).unwrap_or_default());
+        out.push('\n');
+        out
+    }
+}
+
+/// Text as it stands in XML, in an attribute or between tags.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&apos;"),
+            other => out.push(other),
+        }
+    }
+    out
+}

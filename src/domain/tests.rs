@@ -1,0 +1,297 @@
+//! XML as libvirt's documentation describes it, and XML that means harm.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
+
+/// A domain with one of everything.
+const WEB: &str = r#"<!--
+WARNING: THIS IS AN AUTO-GENERATED FILE. CHANGES TO IT ARE LIKELY TO BE LOST.
+-->
+<domain type='kvm'>
+  <name>web</name>
+  <uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid>
+  <metadata>
+    <libosinfo:libosinfo xmlns:libosinfo="http://libosinfo.org/xmlns/libvirt/domain/1.0">
+      <libosinfo:os id="http://microsoft.com/win/2k22"/>
+    </libosinfo:libosinfo>
+  </metadata>
+  <sysinfo type='smbios'>
+    <system><entry name='uuid'>c7a5fdbd-edaf-9455-926a-d65c16db1809</entry></system>
+  </sysinfo>
+  <os>
+    <type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
+    <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>
+    <nvram template='/usr/share/OVMF/OVMF_VARS.fd'>/var/lib/libvirt/qemu/nvram/web_VARS.fd</nvram>
+  </os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' cache='none'/>
+      <source file='/images/a &amp; b.qcow2' index='1'>
+        <dataStore type='file'><format type='raw'/><source file='/data/a.raw'/></dataStore>
+      </source>
+      <backingStore type='file'>
+        <format type='qcow2'/><source file='/bases/one.qcow2'/>
+        <backingStore type='file'>
+          <format type='raw'/><source file='/bases/two.raw'/><backingStore/>
+        </backingStore>
+      </backingStore>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='block' device='disk'>
+      <driver name='qemu' type='raw'/><source dev='/dev/vg/web'/><target dev='vdb' bus='virtio'/>
+    </disk>
+    <disk type='network' device='disk'>
+      <driver name='qemu' type='raw'/><source protocol='rbd' name='pool/image'/><target dev='vdc'/>
+    </disk>
+    <disk type='volume' device='disk'>
+      <driver name='qemu' type='raw'/><source pool='p' volume='v'/><target dev='vdd'/>
+    </disk>
+    <disk type='file' device='disk'><target dev='vde'/></disk>
+    <disk type='file' device='disk'><source file='/images/ro'/><target dev='vdf'/><readonly/></disk>
+    <disk type='file' device='disk'><source file='/images/t'/><target dev='vdg'/><transient/></disk>
+    <disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>
+    <disk type='file' device='floppy'><source file='/images/f'/><target dev='fda'/></disk>
+    <disk type='block' device='lun'><source dev='/dev/sg0'/><target dev='sdb'/></disk>
+    <disk><driver type='vmdk'/><source file='/images/v'/><target dev='vdh'/></disk>
+    <disk><source file='/images/plain'/><target dev='vdi'/></disk>
+    <disk>
+      <driver type='raw'/>
+      <source file='/images/l'><encryption format='luks'/></source><target dev='vdj'/>
+    </disk>
+    <interface type='network'><mac address='52:54:00:11:22:33'/><source network='default'/></interface>
+    <interface type='network'><mac address='52:54:00:11:22:44'/></interface>
+    <channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>
+  </devices>
+</domain>
+"#;
+
+/// The same domain while it runs.
+fn live(state: &str) -> String {
+    let start = WEB.find("<domain ").unwrap();
+    let domain = WEB[start..]
+        .replace("name='org.qemu", "state='connected' name='org.qemu")
+        .replace("<domain type='kvm'>", "<domain type='kvm' id='3'>");
+    format!(
+        "<domstatus state='{state}' reason='booted' pid='4711'><taint flag='x'/>{domain}</domstatus>"
+    )
+}
+
+fn choice(target: &str) -> Choice {
+    let domain = parse(WEB).unwrap();
+    let disk = domain.disks.iter().find(|disk| disk.target == target).unwrap();
+    decide(disk, &[])
+}
+
+#[test]
+fn a_domain_is_what_its_file_says() {
+    let domain = parse(WEB).unwrap();
+    assert_eq!((domain.name.as_str(), domain.handle()), ("web", UUID));
+    assert_eq!(domain.os.as_deref(), Some("http://microsoft.com/win/2k22"));
+    assert_eq!(domain.disks.len(), 13);
+    assert_eq!(domain.agent, Agent::Channel);
+    assert_eq!((domain.state, domain.pid), (None, None));
+    let nvram = domain.nvram.as_ref().unwrap();
+    assert_eq!(nvram.path, Path::new("/var/lib/libvirt/qemu/nvram/web_VARS.fd"));
+    assert_eq!(nvram.format, "raw");
+    let backing: Vec<PathBuf> =
+        ["/data/a.raw", "/bases/one.qcow2", "/bases/two.raw"].map(PathBuf::from).to_vec();
+    assert_eq!(domain.disks[0].backing, backing);
+    let folder = Libvirt::default().tpm_folder(&domain, domain.tpm.as_ref().unwrap()).unwrap();
+    assert_eq!(folder, Path::new("/var/lib/libvirt/swtpm").join(UUID).join("tpm2"));
+}
+
+#[test]
+fn a_running_domain_says_what_it_does() {
+    for (word, state) in [
+        ("running", State::Running),
+        ("blocked", State::Running),
+        ("shutdown", State::Running),
+        ("paused", State::Paused),
+        ("pmsuspended", State::Paused),
+        ("shutoff", State::Off),
+    ] {
+        let domain = parse(&live(word)).unwrap();
+        assert_eq!(domain.state, Some(state), "{word}");
+        assert_eq!((domain.pid, domain.agent), (Some(4711), Agent::Connected));
+        assert_eq!(domain.disks.len(), 13);
+    }
+}
+
+#[test]
+fn every_disk_gets_a_decision_with_its_reason() {
+    let take = |image: &str, format, block| Choice::Take { image: image.into(), format, block };
+    assert_eq!(choice("vda"), take("/images/a & b.qcow2", "qcow2", false));
+    assert_eq!(choice("vdb"), take("/dev/vg/web", "raw", true));
+    // The format is never guessed from the image, which the guest may have written.
+    assert_eq!(choice("vdi"), take("/images/plain", "raw", false));
+    for (target, why) in
+        [("vdf", "read-only"), ("vdg", "transient"), ("sda", "CD-ROM"), ("fda", "floppy")]
+    {
+        let Choice::LeaveOut(reason) = choice(target) else { panic!("{target}") };
+        assert!(reason.0.contains(why), "{target} {reason}");
+    }
+    for (target, why) in [
+        ("vdc", "protocol rbd"),
+        ("vdd", "volume \"v\" of the storage pool \"p\""),
+        ("vde", "no source"),
+        ("sdb", "passed through"),
+        ("vdh", "vmdk"),
+        ("vdj", "encrypts"),
+    ] {
+        let Choice::Refuse(reason) = choice(target) else { panic!("{target}") };
+        assert!(reason.0.contains(why), "{target} {reason}");
+    }
+    let domain = parse(WEB).unwrap();
+    for disk in &domain.disks {
+        let excluded = decide(disk, std::slice::from_ref(&disk.target));
+        assert_eq!(excluded, Choice::LeaveOut(Reason("was excluded".to_owned())));
+    }
+}
+
+#[test]
+fn a_restored_domain_differs_in_what_was_asked_for_alone() {
+    let start = WEB.find("<domain ").unwrap();
+    let same = rewrite(WEB, &Changes::default()).unwrap();
+    assert_eq!(same, WEB[start..]);
+    let uuid = "11111111-2222-4333-8444-555555555555";
+    let changes = Changes {
+        name: Some("new <&> name".to_owned()),
+        uuid: Some(uuid.to_owned()),
+        macs: Some(vec!["52:54:00:aa:bb:cc".to_owned()]),
+        disks: vec![
+            ("vda".to_owned(), PathBuf::from("/to/it's.qcow2"), "qcow2"),
+            ("vdb".to_owned(), PathBuf::from("/to/b.qcow2"), "qcow2"),
+            ("vdi".to_owned(), PathBuf::from("/to/i.raw"), "raw"),
+        ],
+        nvram: Some(PathBuf::from("/to/VARS.fd")),
+    };
+    for text in [WEB.to_owned(), live("running")] {
+        let new = rewrite(&text, &changes).unwrap();
+        let domain = parse(&new).unwrap();
+        assert_eq!((domain.name.as_str(), domain.handle()), ("new <&> name", uuid));
+        assert_eq!(new.matches(uuid).count(), 2, "firmware tables repeat it");
+        assert!(!new.contains(UUID) && new.contains("52:54:00:aa:bb:cc"));
+        assert!(!new.contains("52:54:00:11:22") && !new.contains("domstatus"));
+        assert_eq!(domain.nvram.unwrap().path, Path::new("/to/VARS.fd"));
+        let take = |image: &str, format| Choice::Take { image: image.into(), format, block: false };
+        assert_eq!(decide(&domain.disks[0], &[]), take("/to/it's.qcow2", "qcow2"));
+        assert_eq!(domain.disks[0].backing, Vec::<PathBuf>::new());
+        assert_eq!(decide(&domain.disks[1], &[]), take("/to/b.qcow2", "qcow2"));
+        assert_eq!(decide(&domain.disks[11], &[]), take("/to/i.raw", "raw"));
+        // What was not restored is as it was.
+        assert_eq!(domain.disks[2], parse(WEB).unwrap().disks[2]);
+        assert!(new.contains("template='/usr/share/OVMF/OVMF_VARS.fd'"));
+    }
+}
+
+#[test]
+fn hostile_xml_is_an_error() {
+    let deep = format!("{}{}", "<a>".repeat(150_000), "</a>".repeat(150_000));
+    let many = format!("<domain>{}</domain>", "<a/>".repeat(250_000));
+    let disks = "<disk><target dev='a'/></disk>".repeat(5000);
+    let spaces = "<a xmlns:a='b'>".repeat(5000);
+    let entities = r#"<!DOCTYPE d [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><domain>&b;</domain>"#;
+    for text in [
+        "",
+        "<",
+        "<domain>",
+        "<domain/>",
+        "<network><name>x</name></network>",
+        "<domstatus state='running'/>",
+        "<domain><name> </name></domain>",
+        "<domain><name>x</name><devices><disk/></devices></domain>",
+        &format!("<domain><name>x</name><devices>{disks}</devices></domain>"),
+        entities,
+        &deep,
+        &many,
+        &spaces,
+    ] {
+        let shown: String = text.chars().take(60).collect();
+        let error = parse(text).expect_err(&shown);
+        assert_eq!(error.kind(), ErrorKind::Image, "{shown}");
+    }
+}
+
+/// Every beginning of a file and every byte of it changed: an answer or an error, never a panic.
+#[test]
+fn damaged_xml_does_no_harm() {
+    for end in (0..WEB.len()).step_by(7) {
+        let _ = WEB.get(..end).map(parse);
+    }
+    for index in (0..WEB.len()).step_by(3) {
+        for byte in [b'<', b'>', b'&', b'\'', b'/', 0] {
+            let mut bytes = WEB.as_bytes().to_vec();
+            bytes[index] = byte;
+            if let Ok(text) = std::str::from_utf8(&bytes) {
+                let _ = parse(text).map(|domain| {
+                    domain.disks.iter().map(|disk| decide(disk, &[])).collect::<Vec<_>>()
+                });
+                let _ = rewrite(text, &Changes { uuid: Some(UUID.into()), ..Changes::default() });
+            }
+        }
+    }
+}
+
+fn lab() -> (tempfile::TempDir, Libvirt) {
+    let dir = tempfile::tempdir().unwrap();
+    let libvirt = Libvirt {
+        config: dir.path().join("etc"),
+        run: dir.path().join("run"),
+        state: dir.path().join("lib"),
+    };
+    fs::create_dir_all(libvirt.config.join("qemu/networks")).unwrap();
+    fs::create_dir_all(libvirt.run.join("qemu")).unwrap();
+    (dir, libvirt)
+}
+
+#[test]
+fn domains_are_found_in_both_folders() {
+    let (_dir, libvirt) = lab();
+    let (defined, running) =
+        (libvirt.config.join("qemu/web.xml"), libvirt.run.join("qemu/web.xml"));
+    assert_eq!(libvirt.find("web").unwrap_err().kind(), ErrorKind::NotFound);
+    fs::write(&defined, WEB).unwrap();
+    let found = libvirt.find("web").unwrap();
+    assert_eq!((found.domain.state, found.live), (None, None));
+    fs::write(&running, live("paused")).unwrap();
+    let found = libvirt.find("web").unwrap();
+    assert!(found.domain.is_paused() && found.persistent.is_some() && found.live.is_some());
+    fs::write(&running, live("shutoff")).unwrap();
+    assert_eq!(libvirt.find("web").unwrap().live, None);
+    // A transient domain has one file only.
+    fs::write(&running, live("running")).unwrap();
+    fs::remove_file(&defined).unwrap();
+    assert_eq!(libvirt.find("web").unwrap().persistent, None);
+    fs::write(libvirt.config.join("qemu/db.xml"), "").unwrap();
+    fs::write(libvirt.config.join("qemu/.hidden.xml"), "").unwrap();
+    fs::write(libvirt.run.join("qemu/web.pid"), "").unwrap();
+    assert_eq!(libvirt.list().unwrap().names, ["db", "web"]);
+    // Nothing is listed where there is no folder, and no name leads out of it.
+    let nowhere = Libvirt { config: "/nonexistent".into(), run: "/nonexistent".into(), ..libvirt };
+    assert!(nowhere.list().unwrap().names.is_empty());
+    for name in ["", "../web", "a/b", ".hidden", "a\0b"] {
+        assert_eq!(nowhere.find(name).unwrap_err().kind(), ErrorKind::Usage, "{name:?}");
+    }
+}
+
+#[test]
+fn a_file_of_libvirt_that_is_not_what_it_should_be_is_named() {
+    let (_dir, libvirt) = lab();
+    let path = libvirt.config.join("qemu/db.xml");
+    fs::write(&path, WEB).unwrap();
+    let error = libvirt.find("db").unwrap_err();
+    assert!(error.chain().contains("db.xml") && error.chain().contains("\"web\""), "{error:?}");
+    fs::write(&path, vec![b' '; 5 << 20]).unwrap();
+    assert!(libvirt.find("db").unwrap_err().chain().contains("longer than"));
+    fs::write(&path, b"\xff").unwrap();
+    assert!(libvirt.find("db").unwrap_err().chain().contains("is no text"));
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(libvirt.find("db").unwrap_err().chain().contains("regular file"));
+}

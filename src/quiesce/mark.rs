@@ -1,0 +1,79 @@
+//! The mark: a small file that says that a guest may be frozen.
+//!
+//! It is there from before the freeze until after the thaw. Whoever finds it later knows that
+//! neither qdelta nor its watchdog got as far as that.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use jiff::Timestamp;
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use super::Freeze;
+use crate::error::{Error, Result};
+
+/// The longest mark that is read, in bytes.
+const LEN_MAX: u64 = 64 << 10;
+
+/// What the mark says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// The domain, for people.
+    pub name: String,
+    /// When it was to be frozen, for people.
+    pub since: String,
+    /// Tells this mark from a later one of the same guest.
+    pub watchdog: u32,
+}
+
+/// Makes the mark, in the place of an older one.
+pub(super) fn set(freeze: &Freeze) -> Result<Mark> {
+    let failed = |error| Error::io("write", &freeze.mark, error);
+    let mark = Mark {
+        name: freeze.name.clone(),
+        since: Timestamp::now().to_string(),
+        watchdog: std::process::id(),
+    };
+    let text = serde_json::to_string(&mark).map_err(|error| failed(error.into()))?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+        .open(&freeze.mark)
+        .map_err(failed)?;
+    file.write_all(format!("{text}\n").as_bytes()).map_err(failed)?;
+    Ok(mark)
+}
+
+/// Whether there is a mark, whatever it says.
+pub(super) fn is_set(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// What the mark says, if it can be read.
+pub(super) fn read(path: &Path) -> Option<Mark> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LEN_MAX).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Removes the mark, or `only` this one.
+pub(super) fn clear(path: &Path, only: Option<&Mark>) {
+    if only.is_some() && read(path).as_ref() != only {
+        return;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            // The next run thaws a guest that is not frozen: nothing comes of that.
+            tracing::warn!("cannot remove {}: {error}", path.display());
+        }
+        _ => {}
+    }
+}

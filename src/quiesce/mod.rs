@@ -1,0 +1,274 @@
+//! Freezing a guest's filesystems for a moment, and thawing them whatever happens.
+//!
+//! The freeze belongs to a process of its own, the watchdog: it alone runs `virsh`, and it thaws
+//! when it is asked to, when the deadline passes, or when the pipe to the process that started it
+//! closes because that one is no more. Should the watchdog die, the process that started it thaws.
+//! A mark on disk, made before the freeze and removed after the thaw, tells the next run should
+//! both die.
+//!
+//! `virsh` is run for `domfsfreeze` and `domfsthaw`, and for nothing else.
+
+mod mark;
+mod protocol;
+mod thaw;
+mod virsh;
+mod watchdog;
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+pub use thaw::thaw_marked;
+pub use watchdog::watch;
+
+use crate::error::{Error, ErrorKind, Result};
+use protocol::{LINE_LEN_MAX, Order, Reply};
+
+/// How long a freeze may last unless told otherwise: half of what a Windows guest bears.
+pub const FREEZE_MAX_DEFAULT: Duration = Duration::from_secs(5);
+/// How long a thaw is tried again before it is an alarm, unless told otherwise.
+pub const THAW_TRIES_DEFAULT: Duration = Duration::from_secs(60);
+
+/// How `virsh` is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Virsh {
+    /// The program.
+    pub program: PathBuf,
+    /// The hypervisor to connect to, such as `qemu:///system`; none leaves the choice to `virsh`.
+    pub connect: Option<String>,
+}
+
+/// What to freeze, and within which limits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// How `virsh` is called.
+    pub virsh: Virsh,
+    /// What `virsh` calls the domain: its UUID, or its name.
+    pub guest: String,
+    /// What people call it.
+    pub name: String,
+    /// The file that says that the guest may be frozen.
+    pub mark: PathBuf,
+    /// When the guest is thawed, whoever is not ready by then.
+    pub freeze_max: Duration,
+    /// How long the thaw is tried again until it is an alarm.
+    pub thaw_tries: Duration,
+}
+
+/// How the watchdog is started: a program that ends in [`watch`].
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// The program.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+}
+
+/// A watchdog that is ready to freeze the guest.
+#[derive(Debug)]
+pub struct Watchdog {
+    freeze: Freeze,
+    child: Child,
+    /// Closing it is what the watchdog takes for our end.
+    orders: Option<ChildStdin>,
+    replies: BufReader<ChildStdout>,
+}
+
+/// A guest whose filesystems are frozen. Dropped, it is thawed.
+#[derive(Debug)]
+#[must_use = "the guest is thawed when this is dropped"]
+pub struct Frozen {
+    watchdog: Watchdog,
+    since: Instant,
+    filesystems: u32,
+    /// Whether the watchdog has still to be waited for.
+    open: bool,
+}
+
+/// A freeze that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thawed {
+    /// How long filesystems can have been frozen, in milliseconds: from the moment the freeze was
+    /// asked for until the thaw was done.
+    pub freeze_ms: u64,
+    /// How many filesystems were frozen.
+    pub filesystems: u32,
+    /// Why they may not have been frozen all the time, if there is a reason: then what was done
+    /// meanwhile is not of one moment.
+    pub broken: Option<String>,
+}
+
+impl Watchdog {
+    /// Starts the watchdog. Nothing is frozen yet.
+    ///
+    /// # Errors
+    /// The program can't be started, or does not do what it should: then a freeze would be without
+    /// a safety net and must not happen.
+    pub fn start(program: &Program, freeze: Freeze) -> Result<Self> {
+        let failed = |what: &str| Error::new(ErrorKind::Io, format!("the watchdog {what}"));
+        let mut child = Command::new(&program.path)
+            .args(&program.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| failed("can't be started").because(error))?;
+        let (orders, replies) = (child.stdin.take(), child.stdout.take());
+        let (Some(orders), Some(replies)) = (orders, replies) else {
+            return Err(failed("has no pipes"));
+        };
+        let replies = BufReader::new(replies);
+        let mut watchdog = Self { freeze, child, orders: Some(orders), replies };
+        let first = Order::Watch(watchdog.freeze.clone());
+        watchdog.order(&first).map_err(|error| failed("takes no orders").because(error))?;
+        match watchdog.reply() {
+            Some(Reply::Ready) => Ok(watchdog),
+            other => Err(failed("is not ready").because(format!("it said {other:?}"))),
+        }
+    }
+
+    /// The id of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Freezes the guest's filesystems.
+    ///
+    /// # Errors
+    /// `Guest` if it can't be frozen within the limit: it is thawed again, to be sure. `Alarm` if
+    /// that failed, and it may still be frozen.
+    pub fn freeze(mut self) -> Result<Frozen> {
+        let since = Instant::now();
+        // An order that can't be given is noticed by the reply that does not come.
+        let _ = self.order(&Order::Freeze);
+        let reply = self.reply();
+        let name = self.freeze.name.clone();
+        match reply {
+            Some(Reply::Frozen { filesystems }) => {
+                tracing::debug!(filesystems, after_ms = since.elapsed().as_millis(), "frozen");
+                Ok(Frozen { watchdog: self, since, filesystems, open: true })
+            }
+            Some(Reply::NotFrozen { problem }) => {
+                self.wait();
+                Err(Error::new(ErrorKind::Guest, format!("{name} could not be frozen"))
+                    .because(problem)
+                    .advise("look at the guest agent, or take --consistency crash"))
+            }
+            Some(Reply::Alarm { problem }) => {
+                self.wait();
+                Err(alarm(&name, &problem))
+            }
+            _ => {
+                self.take_over()?;
+                Err(Error::new(ErrorKind::Guest, format!("{name} was not frozen"))
+                    .because("the watchdog died; the guest was thawed"))
+            }
+        }
+    }
+
+    fn order(&mut self, order: &Order) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(order)?;
+        line.push(b'\n');
+        match &mut self.orders {
+            Some(orders) => orders.write_all(&line),
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// What the watchdog says next; nothing if it is no more, or makes no sense.
+    fn reply(&mut self) -> Option<Reply> {
+        let mut line = Vec::new();
+        let read = self.replies.by_ref().take(LINE_LEN_MAX).read_until(b'\n', &mut line);
+        read.ok().filter(|&len| len > 0)?;
+        serde_json::from_slice(&line).ok()
+    }
+
+    /// Thaws in the place of a watchdog that died.
+    fn take_over(&mut self) -> Result<()> {
+        tracing::error!("the watchdog of {} died; thawing it from here", self.freeze.name);
+        self.wait();
+        thaw::thaw_now(&self.freeze).map(drop)
+    }
+
+    /// Lets the watchdog end, and waits for it. It is done, or about to give up.
+    fn wait(&mut self) {
+        self.orders = None;
+        // It can only fail if somebody else has waited for it.
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.wait();
+    }
+}
+
+impl Frozen {
+    /// How much of the limit is left.
+    pub fn left(&self) -> Duration {
+        self.watchdog.freeze.freeze_max.saturating_sub(self.since.elapsed())
+    }
+
+    /// Thaws the guest.
+    ///
+    /// # Errors
+    /// `Alarm` if it can't be thawed.
+    pub fn thaw(mut self) -> Result<Thawed> {
+        self.open = false;
+        // If the limit has passed, the answer is there already.
+        let _ = self.watchdog.order(&Order::Thaw);
+        match self.watchdog.reply() {
+            Some(Reply::Thawed { freeze_ms, problem }) => {
+                self.watchdog.wait();
+                Ok(Thawed { freeze_ms, filesystems: self.filesystems, broken: problem })
+            }
+            Some(Reply::Alarm { problem }) => {
+                self.watchdog.wait();
+                Err(alarm(&self.watchdog.freeze.name, &problem))
+            }
+            _ => {
+                self.watchdog.take_over()?;
+                Ok(Thawed {
+                    freeze_ms: self.since.elapsed().as_millis() as u64,
+                    filesystems: self.filesystems,
+                    broken: Some("the watchdog died during the freeze".to_owned()),
+                })
+            }
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if !self.open {
+            return;
+        }
+        // The error that led here is more interesting than how the thaw went, but for an alarm.
+        let _ = self.watchdog.order(&Order::Thaw);
+        match self.watchdog.reply() {
+            Some(Reply::Thawed { .. }) => {}
+            Some(Reply::Alarm { problem }) => {
+                tracing::error!("{}", alarm(&self.watchdog.freeze.name, &problem).chain());
+            }
+            _ => {
+                if let Err(error) = self.watchdog.take_over() {
+                    tracing::error!("{}", error.chain());
+                }
+            }
+        }
+    }
+}
+
+/// The worst that can happen: a guest that nobody could thaw.
+fn alarm(name: &str, problem: &str) -> Error {
+    Error::new(ErrorKind::Alarm, format!("ALARM: {name} may still be frozen"))
+        .because(format!("the thaw failed: {problem}"))
+        .advise(format!(
+            "thaw it now: virsh domfsthaw {name}; if that fails, the guest's console or a reset \
+             helps. The next backup tries the thaw first"
+        ))
+}

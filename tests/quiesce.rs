@@ -1,0 +1,271 @@
+//! Freezing and thawing: whatever happens to whom, the guest is thawed in the end.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use qdelta::ErrorKind;
+use qdelta::quiesce::{Freeze, Frozen, Program, Virsh as Call, Watchdog, thaw_marked};
+
+use super::harness::run::binary;
+use super::harness::virsh::{Virsh, is_gone, wait_until};
+use super::harness::{Lab, sweep};
+
+struct Scene {
+    _lab: Lab,
+    virsh: Virsh,
+    freeze: Freeze,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let virsh = Virsh::new(lab.path("virsh"));
+        let freeze = Freeze {
+            virsh: Call { program: virsh.program(), connect: Some("test:///here".to_owned()) },
+            guest: "c7a5fdbd".to_owned(),
+            name: "web".to_owned(),
+            mark: lab.path("mark"),
+            freeze_max: Duration::from_secs(30),
+            thaw_tries: Duration::from_secs(30),
+        };
+        Self { _lab: lab, virsh, freeze }
+    }
+
+    fn try_freeze(&self) -> qdelta::Result<Frozen> {
+        let program = Program { path: binary().to_owned(), arguments: vec!["watchdog".into()] };
+        Watchdog::start(&program, self.freeze.clone())?.freeze()
+    }
+
+    /// The guest is thawed and nobody thinks otherwise.
+    #[track_caller]
+    fn assert_thawed(&self) {
+        wait_until("the thaw", || !self.virsh.is_frozen());
+        wait_until("the mark's end", || is_gone(&self.freeze.mark));
+    }
+}
+
+#[test]
+fn a_freeze_and_a_thaw() {
+    let scene = Scene::new();
+    let frozen = scene.try_freeze().unwrap();
+    assert!(scene.virsh.is_frozen() && !is_gone(&scene.freeze.mark));
+    assert!(frozen.left() > Duration::ZERO);
+    let thawed = frozen.thaw().unwrap();
+    assert_eq!((thawed.filesystems, thawed.broken), (2, None));
+    scene.assert_thawed();
+    assert_eq!(scene.virsh.log(), ["domfsfreeze c7a5fdbd", "domfsthaw c7a5fdbd"]);
+}
+
+#[test]
+fn a_freeze_that_fails_is_followed_by_a_thaw() {
+    for how in ["freeze-fails", "freeze-fails-frozen"] {
+        let scene = Scene::new();
+        scene.virsh.tell(how, "");
+        let error = scene.try_freeze().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Guest);
+        assert!(error.chain().contains("error: "), "{}", error.chain());
+        scene.assert_thawed();
+        assert_eq!(scene.virsh.count("domfsthaw"), 1, "{how}");
+    }
+}
+
+#[test]
+fn a_freeze_that_hangs_is_ended_and_followed_by_a_thaw() {
+    let mut scene = Scene::new();
+    scene.freeze.freeze_max = Duration::from_millis(400);
+    scene.virsh.tell("freeze-hangs", "");
+    let error = scene.try_freeze().unwrap_err();
+    assert!(error.chain().contains("gave no answer in 400 ms"), "{}", error.chain());
+    scene.assert_thawed();
+}
+
+#[test]
+fn at_the_limit_the_guest_is_thawed_whoever_is_not_ready() {
+    let mut scene = Scene::new();
+    scene.freeze.freeze_max = Duration::from_millis(500);
+    let frozen = scene.try_freeze().unwrap();
+    scene.assert_thawed();
+    assert_eq!(frozen.left(), Duration::ZERO);
+    let broken = frozen.thaw().unwrap().broken.unwrap();
+    assert!(broken.contains("before all was done"), "{broken}");
+}
+
+/// A Windows guest thaws itself after ten seconds; the thaw then fails, or thaws nothing.
+#[test]
+fn a_guest_that_thawed_by_itself_was_not_frozen_all_the_time() {
+    let scene = Scene::new();
+    let frozen = scene.try_freeze().unwrap();
+    scene.virsh.tell("thawed-by-itself", "");
+    assert!(frozen.thaw().unwrap().broken.unwrap().contains("by itself"));
+    let scene = Scene::new();
+    let frozen = scene.try_freeze().unwrap();
+    scene.virsh.tell("thaw-fails", "1");
+    assert!(frozen.thaw().unwrap().broken.unwrap().contains("Timed out"));
+    scene.assert_thawed();
+}
+
+#[test]
+fn a_thaw_is_tried_again_until_it_works() {
+    let scene = Scene::new();
+    let frozen = scene.try_freeze().unwrap();
+    scene.virsh.tell("thaw-fails", "3");
+    assert!(frozen.thaw().unwrap().broken.is_some());
+    assert_eq!(scene.virsh.count("domfsthaw"), 4);
+    scene.assert_thawed();
+    // A thaw that hangs is ended and tried again, too.
+    let frozen = scene.try_freeze().unwrap();
+    scene.virsh.tell("thaw-hangs", "1");
+    assert!(frozen.thaw().unwrap().broken.unwrap().contains("gave no answer"));
+    scene.assert_thawed();
+}
+
+#[test]
+fn a_thaw_that_fails_is_an_alarm_and_tried_first_the_next_time() {
+    let mut scene = Scene::new();
+    scene.freeze.thaw_tries = Duration::from_millis(500);
+    let frozen = scene.try_freeze().unwrap();
+    scene.virsh.tell("thaw-fails", "1000");
+    let error = frozen.thaw().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Alarm);
+    assert!(
+        error.to_string().contains("ALARM") && error.advice().unwrap().contains("domfsthaw web")
+    );
+    assert!(scene.virsh.is_frozen() && !is_gone(&scene.freeze.mark));
+
+    assert_eq!(thaw_marked(&scene.freeze, true).unwrap_err().kind(), ErrorKind::Alarm);
+    assert!(!is_gone(&scene.freeze.mark));
+    scene.virsh.forget("thaw-fails");
+    assert!(thaw_marked(&scene.freeze, true).unwrap());
+    scene.assert_thawed();
+    assert!(!thaw_marked(&scene.freeze, true).unwrap(), "there is nothing left to thaw");
+    // A guest that has been stopped since is not frozen any more, and is not spoken to.
+    std::fs::write(&scene.freeze.mark, "what is this").unwrap();
+    let calls = scene.virsh.log().len();
+    assert!(thaw_marked(&scene.freeze, false).unwrap());
+    assert!(is_gone(&scene.freeze.mark));
+    assert_eq!(scene.virsh.log().len(), calls);
+}
+
+#[test]
+fn without_virsh_or_agent_nothing_is_frozen_and_it_is_said() {
+    let mut scene = Scene::new();
+    scene.freeze.virsh.program = PathBuf::from("/nonexistent/virsh");
+    assert_eq!(scene.try_freeze().unwrap_err().kind(), ErrorKind::Guest);
+    assert!(is_gone(&scene.freeze.mark));
+    // libvirt sends nothing to an agent that is not there: no thaw is missed, and it is no alarm.
+    let scene = Scene::new();
+    scene.virsh.tell("no-agent", "QEMU guest agent is not connected");
+    assert_eq!(scene.try_freeze().unwrap_err().kind(), ErrorKind::Guest);
+    assert_eq!(scene.virsh.log().len(), 2);
+    assert!(is_gone(&scene.freeze.mark));
+    // It went away in between: then the guest may well be frozen.
+    let mut scene = Scene::new();
+    scene.freeze.thaw_tries = Duration::from_millis(50);
+    let frozen = scene.try_freeze().unwrap();
+    scene.virsh.tell("no-agent", "QEMU guest agent is not connected");
+    assert_eq!(frozen.thaw().unwrap_err().kind(), ErrorKind::Alarm);
+    // A guest that was stopped in between is not.
+    let scene = Scene::new();
+    let frozen = scene.try_freeze().unwrap();
+    scene.virsh.tell("no-agent", "Requested operation is not valid: domain is not running");
+    assert!(frozen.thaw().unwrap().broken.is_some());
+    assert!(is_gone(&scene.freeze.mark));
+    let scene = Scene::new();
+    let program = Program { path: "/nonexistent/qdelta".into(), arguments: Vec::new() };
+    assert!(Watchdog::start(&program, scene.freeze.clone()).is_err());
+    let program = Program { path: "/bin/true".into(), arguments: Vec::new() };
+    assert!(Watchdog::start(&program, scene.freeze.clone()).is_err());
+    assert!(scene.virsh.log().is_empty());
+}
+
+#[test]
+fn a_dropped_freeze_is_thawed() {
+    let scene = Scene::new();
+    drop(scene.try_freeze().unwrap());
+    assert!(!scene.virsh.is_frozen() && is_gone(&scene.freeze.mark));
+}
+
+/// The watchdog as a process of which the test is the one that may die.
+fn watchdog(scene: &Scene) -> Child {
+    let mut child = Command::new(binary())
+        .arg("watchdog")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let watch = serde_json::json!({ "Watch": scene.freeze });
+    writeln!(child.stdin.as_mut().unwrap(), "{watch}\n\"Freeze\"").unwrap();
+    child
+}
+
+/// Whoever ordered the freeze is killed at any moment of it: both pipes close.
+#[test]
+fn the_guest_is_thawed_when_the_parent_dies_at_any_moment() {
+    for round in 0..20 * sweep() {
+        let scene = Scene::new();
+        scene.virsh.tell("freeze-takes", "0.05");
+        let mut child = watchdog(&scene);
+        std::thread::sleep(Duration::from_millis(round * 8 % 160));
+        drop((child.stdin.take(), child.stdout.take()));
+        assert!(child.wait().unwrap().success(), "round {round}");
+        let frozen = scene.virsh.count("domfsfreeze");
+        assert!(scene.virsh.count("domfsthaw") >= frozen, "round {round}");
+        assert!(!scene.virsh.is_frozen() && is_gone(&scene.freeze.mark), "round {round}");
+    }
+}
+
+/// The signals that end a program do not end its watchdog, which has work to do.
+#[test]
+fn signals_do_not_keep_the_watchdog_from_its_work() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let mut scene = Scene::new();
+    scene.freeze.freeze_max = Duration::from_secs(2);
+    let mut child = watchdog(&scene);
+    wait_until("the freeze", || scene.virsh.is_frozen());
+    let pid = Pid::from_child(&child);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        kill_process(pid, signal).unwrap();
+    }
+    assert!(child.wait().unwrap().success());
+    scene.assert_thawed();
+}
+
+/// The watchdog is killed while the guest is frozen: whoever started it thaws.
+#[test]
+fn a_watchdog_that_is_killed_is_replaced() {
+    use rustix::process::{Pid, Signal, kill_process};
+    for hangs in [false, true] {
+        let scene = Scene::new();
+        let program = Program { path: binary().to_owned(), arguments: vec!["watchdog".into()] };
+        let dog = Watchdog::start(&program, scene.freeze.clone()).unwrap();
+        let pid = Pid::from_raw(i32::try_from(dog.id()).unwrap()).unwrap();
+        if hangs {
+            scene.virsh.tell("freeze-hangs", "");
+            let scene = &scene;
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    wait_until("the freeze", || scene.virsh.is_frozen());
+                    kill_process(pid, Signal::KILL).unwrap();
+                });
+                let error = dog.freeze().unwrap_err();
+                assert!(error.chain().contains("the watchdog died"), "{}", error.chain());
+            });
+        } else {
+            let frozen = dog.freeze().unwrap();
+            kill_process(pid, Signal::KILL).unwrap();
+            assert!(frozen.thaw().unwrap().broken.unwrap().contains("watchdog died"));
+        }
+        scene.assert_thawed();
+    }
+}
+
+#[test]
+fn the_watchdog_is_nothing_to_start_by_hand() {
+    let outcome = super::harness::run(super::harness::qdelta(super::harness::args!["watchdog"]));
+    assert!(outcome.fails_with(2).contains("by qdelta alone"));
+    let help = super::harness::run(super::harness::qdelta(super::harness::args!["--help"])).ok();
+    assert!(!help.text().contains("watchdog"));
+}
