@@ -26,6 +26,7 @@ mod json;
 pub mod output;
 pub mod pack;
 pub mod pipeline;
+mod program;
 pub mod progress;
 pub mod quiesce;
 pub mod read_ahead;

@@ -23,7 +23,9 @@ use crate::io::Segment;
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::progress::{Cancel, Progress};
 use crate::read_ahead::{Loaded, ReadAhead};
-use crate::repository::{DiskId, DiskSpec, Point, PointId, Repository, Selector};
+use crate::repository::{
+    DiskId, DiskSpec, DomainName, MachineFile, Point, PointId, Repository, Selector,
+};
 use crate::unpack::{FrameNeed, Unpacker};
 
 /// What to verify, and how.
@@ -48,6 +50,8 @@ pub struct Report {
     pub archives: u64,
     /// Frames that were read.
     pub frames: u64,
+    /// Files of machines that were read: domain XML, firmware variables and the like.
+    pub machine_files: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Bytes of blocks that were proved (or, if quick, whose checksums were).
@@ -90,6 +94,18 @@ pub fn run(
     let mut report = Report { proved: !request.quick, ..Report::default() };
     for disk in &disks {
         verify_disk(repository, disk, request, progress, cancel, &mut report)?;
+    }
+    let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
+    for domain in domains {
+        let of_domain = disks.iter().filter(|disk| disk.domain == *domain);
+        let wanted = match &request.point {
+            Some(selector) => {
+                let points = of_domain.map(|disk| repository.resolve(disk, selector));
+                Some(points.map(|point| Ok(point?.id)).collect::<Result<BTreeSet<_>>>()?)
+            }
+            None => None,
+        };
+        verify_machines(repository, domain, wanted.as_ref(), &mut report)?;
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
@@ -176,6 +192,36 @@ fn verify_disk(
             if let Err(error) = verify_root(repository, point) {
                 refuse_unless_damage(&error)?;
                 report.damaged.push(finding(&point.archive_path, [point.id], &error));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Proves the files of a domain's machine, each once, at all points or at these.
+fn verify_machines(
+    repository: &Repository,
+    domain: &DomainName,
+    wanted: Option<&BTreeSet<PointId>>,
+    report: &mut Report,
+) -> Result<()> {
+    let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<String>)> = BTreeMap::new();
+    for (point, machine) in repository.machines(domain)? {
+        if wanted.is_some_and(|wanted| !wanted.contains(&point)) {
+            continue;
+        }
+        for file in machine.files {
+            let path = repository.machine_file_path(domain, &file);
+            files.entry(path).or_insert((file, BTreeSet::new())).1.insert(point.to_string());
+        }
+    }
+    for (path, (file, points)) in files {
+        report.machine_files += 1;
+        match repository.machine_file(domain, &file) {
+            Ok(content) => report.bytes_verified += content.len() as u64,
+            Err(error) => {
+                refuse_unless_damage(&error)?;
+                report.damaged.push(finding(&path, points, &error));
             }
         }
     }

@@ -1,22 +1,11 @@
 //! One call of `virsh`, under a deadline.
 
-use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_setfl};
-use rustix::process::{Pid, Signal, kill_process_group};
+use std::os::fd::BorrowedFd;
+use std::process::Command;
+use std::time::Duration;
 
 use super::Virsh;
-use crate::sys;
-
-/// More than this of what it says is not kept, in bytes.
-const OUTPUT_LEN_MAX: usize = 4096;
-/// How long it is waited for at a time when nothing wakes the wait.
-const PAUSE: Duration = Duration::from_millis(20);
+use crate::program::{self, End, Failure, Said};
 
 /// What can be asked of `virsh`: these two, and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,134 +58,36 @@ pub(super) fn call(
     limit: Duration,
     abort: Option<BorrowedFd<'_>>,
 ) -> Result<u32, Problem> {
-    let deadline = Instant::now() + limit;
     let mut command = Command::new(&virsh.program);
     if let Some(uri) = &virsh.connect {
         command.arg("--connect").arg(uri);
     }
     command.arg(verb.as_str()).arg(guest).env("LC_ALL", "C");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own, so that whatever it starts can be ended with it.
-    command.process_group(0);
-    sys::kernel::die_with_parent(&mut command);
     let name = format!("{} {}", virsh.program.display(), verb.as_str());
-    let mut child = command.spawn().map_err(|error| Problem {
-        untouched: true,
-        ..Problem::new(format!("{name} can't be started: {error}"))
-    })?;
-    let mut said = Said::default();
-    match wait(&mut child, &mut said, deadline, abort) {
-        Ok(End::Exit(status)) if status.success() => Ok(said.number().unwrap_or(0)),
-        Ok(End::Exit(status)) => Err(Problem::said(format!("{name}: {status}{}", said.problem()))),
-        Ok(End::Deadline) => Err(Problem::new(format!(
+    match program::run(command, limit, abort) {
+        Ok((End::Exit(status), said)) if status.success() => Ok(number(&said).unwrap_or(0)),
+        Ok((End::Exit(status), said)) => {
+            Err(Problem::said(format!("{name}: {status}{}", said.problem())))
+        }
+        Ok((End::Deadline, _)) => Err(Problem::new(format!(
             "{name} gave no answer in {} ms and was ended",
             limit.as_millis()
         ))),
-        Ok(End::Abort) => Err(Problem::new(format!("{name} was broken off: qdelta is no more"))),
-        Err(error) => {
-            end_group(&mut child);
+        Ok((End::Abort, _)) => {
+            Err(Problem::new(format!("{name} was broken off: qdelta is no more")))
+        }
+        Err(Failure::Start(error)) => Err(Problem {
+            untouched: true,
+            ..Problem::new(format!("{name} can't be started: {error}"))
+        }),
+        Err(Failure::Wait(error)) => {
             Err(Problem::new(format!("{name} can't be waited for: {error}")))
         }
     }
 }
 
-enum End {
-    Exit(ExitStatus),
-    Deadline,
-    Abort,
-}
-
-/// What it wrote, the beginning of it.
-#[derive(Default)]
-struct Said {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-}
-
-impl Said {
-    fn number(&self) -> Option<u32> {
-        let text = String::from_utf8_lossy(&self.stdout);
-        text.split_whitespace().find_map(|word| word.parse().ok())
-    }
-
-    fn problem(&self) -> String {
-        let text = String::from_utf8_lossy(&self.stderr);
-        let words: Vec<&str> = text.split_whitespace().collect();
-        if words.is_empty() { String::new() } else { format!(": {}", words.join(" ")) }
-    }
-}
-
-/// Waits for the end, keeps what was said, and ends it by force if it must.
-fn wait(
-    child: &mut Child,
-    said: &mut Said,
-    deadline: Instant,
-    abort: Option<BorrowedFd<'_>>,
-) -> std::io::Result<End> {
-    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
-    let pipes = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
-    for pipe in pipes.into_iter().flatten() {
-        fcntl_setfl(pipe, OFlags::NONBLOCK)?;
-    }
-    loop {
-        let end = child.try_wait()?;
-        drain(&mut stdout, &mut said.stdout);
-        drain(&mut stderr, &mut said.stderr);
-        if let Some(status) = end {
-            return Ok(End::Exit(status));
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let gone = abort.is_some_and(is_closed);
-        if left.is_zero() || gone {
-            end_group(child);
-            return Ok(if gone { End::Abort } else { End::Deadline });
-        }
-        let pipes = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd), abort];
-        sleep(&pipes, left.min(PAUSE));
-    }
-}
-
-/// Sleeps until one of the pipes has something to say, at most for `limit`.
-fn sleep(pipes: &[Option<BorrowedFd<'_>>], limit: Duration) {
-    let mut fds: Vec<PollFd<'_>> =
-        pipes.iter().flatten().map(|pipe| PollFd::from_borrowed_fd(*pipe, PollFlags::IN)).collect();
-    // A sleep that was cut short does no harm.
-    let _ = poll(&mut fds, Timespec::try_from(limit).ok().as_ref());
-}
-
-/// Whether whoever held the other end of a pipe is no more.
-pub(super) fn is_closed(pipe: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(pipe, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    matches!(poll(&mut fds, Some(&now)), Ok(1))
-        && fds.iter().any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR))
-}
-
-/// Keeps what a pipe has to say now; drops the pipe at its end.
-fn drain<R: Read>(pipe: &mut Option<R>, kept: &mut Vec<u8>) {
-    let mut bytes = [0; 1024];
-    // Bounded: a program that never stops talking must not keep us from looking at the clock.
-    for _ in 0..64 {
-        let Some(open) = pipe else { return };
-        match open.read(&mut bytes) {
-            Ok(0) => *pipe = None,
-            Ok(len) => {
-                let room = OUTPUT_LEN_MAX.saturating_sub(kept.len());
-                kept.extend(bytes.iter().take(len.min(room)));
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-            Err(_) => *pipe = None,
-        }
-    }
-}
-
-/// Ends the child and all that it started.
-fn end_group(child: &mut Child) {
-    // Not yet waited for, so its id is nobody else's.
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        let _ = kill_process_group(group, Signal::KILL);
-    }
-    let _ = child.kill();
-    let _ = child.wait();
+/// The number of filesystems in "Froze 2 filesystem(s)".
+fn number(said: &Said) -> Option<u32> {
+    let text = String::from_utf8_lossy(&said.stdout);
+    text.split_whitespace().find_map(|word| word.parse().ok())
 }

@@ -127,7 +127,7 @@ pub(super) fn read_start(path: &Path, max: u64) -> Result<Vec<u8>> {
 }
 
 /// Opens a file that is a regular one, and says how long it is.
-fn open_regular(path: &Path) -> Result<(File, u64)> {
+pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
     let failed = |error| Error::io("read", path, error);
     // Not blocking: opening a pipe that somebody put there must not wait for its writer.
     let file = OpenOptions::new()

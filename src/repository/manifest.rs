@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use super::machine::MachineRecord;
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
 use crate::error::{Error, ErrorKind, Result};
@@ -47,6 +48,9 @@ pub struct Manifest {
     pub disks: Vec<DiskRecord>,
     /// How long making it took, in milliseconds.
     pub elapsed_ms: u64,
+    /// The machine around the disks, if it is a domain of libvirt's that was backed up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineRecord>,
 }
 
 /// One disk at a recovery point.
@@ -125,6 +129,7 @@ impl Manifest {
             consistency,
             disks: Vec::new(),
             elapsed_ms: 0,
+            machine: None,
         }
     }
 
@@ -200,6 +205,9 @@ impl Manifest {
     fn check(&self) -> Result<(), String> {
         if self.format != FORMAT {
             return Err(format!("has format {}", self.format));
+        }
+        if let Some(machine) = &self.machine {
+            machine.check()?;
         }
         for (index, record) in self.disks.iter().enumerate() {
             let disk = &record.disk;
@@ -309,17 +317,17 @@ fn canonical(value: &Value, out: &mut Vec<u8>) {
 }
 
 /// (De)serializes by way of `Display` and `FromStr`.
-mod text {
+pub(super) mod text {
     use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
 
-    pub(super) fn serialize<T: Display, S: Serializer>(
+    pub(in crate::repository) fn serialize<T: Display, S: Serializer>(
         value: &T,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_str(value)
     }
 
-    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    pub(in crate::repository) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
     where
         T: FromStr<Err: Display>,
         D: Deserializer<'de>,

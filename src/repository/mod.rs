@@ -5,6 +5,7 @@
 //! REPO/<domain>/.lock                            held by whoever writes to the domain
 //! REPO/<domain>/<disk>/<point>-<kind>.qdelta     archives
 //! REPO/<domain>/points/<point>.json              manifests
+//! REPO/<domain>/machine/<digest>.zst             files of the machine around the disks
 //! ```
 //!
 //! Every file is written beside its place under a name that starts with a dot and ends in
@@ -15,6 +16,7 @@ mod chain;
 mod durable;
 mod leftovers;
 mod lock;
+mod machine;
 mod manifest;
 mod names;
 mod pending;
@@ -33,6 +35,7 @@ use crate::formats::archive::Kind;
 
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::DomainLock;
+pub use machine::{LeftOut, MACHINE_FILE_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{DiskRecord, ImageRecord, LayerRecord, Manifest, Point};
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
@@ -40,6 +43,9 @@ pub use point::{PointId, Selector};
 
 /// The file that makes a folder a repository.
 const CONFIG: &str = "qdelta.toml";
+
+/// The file in a domain's folder that says that its guest may be frozen.
+const FROZEN: &str = ".frozen";
 
 /// The longest configuration that is read, in bytes.
 const CONFIG_LEN_MAX: u64 = 64 << 10;
@@ -442,6 +448,11 @@ impl Repository {
     /// The folder of a domain's manifests.
     fn points_dir(&self, domain: &DomainName) -> PathBuf {
         self.domain_dir(domain).join(names::POINTS)
+    }
+
+    /// The file that says that a guest may be frozen, for [`DomainLock`]'s holder to make.
+    pub fn frozen_mark(&self, domain: &DomainName) -> PathBuf {
+        self.domain_dir(domain).join(FROZEN)
     }
 
     /// The disks of a domain that have an archive or are named by a manifest, sorted.

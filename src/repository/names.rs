@@ -15,6 +15,9 @@ const NAME_LEN_MAX: usize = 128;
 /// The folder of a domain's manifests; no disk can be called so.
 pub(super) const POINTS: &str = "points";
 
+/// The folder of the files of a domain's machine; no disk can be called so.
+pub(super) const MACHINE: &str = "machine";
+
 /// The disk of a domain that has only one and gave it no name.
 const ONLY_DISK: &str = "disk";
 
@@ -104,13 +107,15 @@ impl FromStr for DiskName {
 
     fn from_str(name: &str) -> Result<Self> {
         check("disk", name)?;
-        if name == POINTS {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("{name:?} is no name for a disk: a domain keeps its manifests there"),
-            ));
-        }
-        Ok(Self(name.to_owned()))
+        let kept = match name {
+            POINTS => "manifests",
+            MACHINE => "machine",
+            _ => return Ok(Self(name.to_owned())),
+        };
+        Err(Error::new(
+            ErrorKind::Usage,
+            format!("{name:?} is no name for a disk: a domain keeps its {kept} there"),
+        ))
     }
 }
 
@@ -220,6 +225,7 @@ mod tests {
             "a\nb",
             "ä",
             "a/points",
+            "a/machine",
             "vm@1",
             "a\\b",
             "a/",
