@@ -36,6 +36,7 @@ pub mod restore;
 pub mod sys;
 pub mod unpack;
 pub mod verify;
+mod write_behind;
 
 pub use error::{Error, ErrorKind, Result};
 pub use qdelta_formats as formats;

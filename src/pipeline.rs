@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::Backend;
+use crate::io::{Backend, Direct};
 
 /// Bytes of the disk that one task of a data path covers, at least. A task is never smaller than a
 /// block, nor than a cluster of the image.
@@ -34,6 +34,8 @@ pub struct Resources {
     pub threads: usize,
     /// How to read.
     pub backend: Backend,
+    /// Whether to go past the page cache.
+    pub direct: Direct,
 }
 
 impl Default for Resources {
@@ -41,6 +43,7 @@ impl Default for Resources {
         Self {
             threads: std::thread::available_parallelism().map_or(1, NonZero::get),
             backend: Backend::Auto,
+            direct: Direct::Auto,
         }
     }
 }
@@ -275,7 +278,7 @@ mod tests {
     }
 
     fn resources() -> Resources {
-        Resources { threads: 3, backend: Backend::Threads }
+        Resources { threads: 3, backend: Backend::Threads, ..Resources::default() }
     }
 
     fn run_with(

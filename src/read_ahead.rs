@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::io::{Backend, Buffer, Direction, Job, Pool, Queue, Segment, Store};
+use crate::io::{
+    Access, Backend, Buffer, Direct, Direction, Job, Pool, Queue, Segment, Store, open_direct,
+};
 use crate::pipeline::{Halt, Producer, Resources, Ticket};
 
 /// Reads in flight at once: more than this brings an NVMe drive nothing at 1 MiB a read.
@@ -27,12 +29,15 @@ pub struct ReadAhead<T> {
 }
 
 impl<T> ReadAhead<T> {
-    /// Reads from `files` into buffers of `buffer_size` bytes, as many as the window allows.
+    /// Reads from `files` into buffers of `buffer_size` bytes, as many as the window allows, and
+    /// past the page cache if `direct` says so.
     pub fn new(
         resources: &Resources,
         files: Vec<Arc<dyn Store>>,
         buffer_size: usize,
+        direct: Direct,
     ) -> Result<Self> {
+        let files = open_direct(files, direct, Access::Read)?;
         let pool = Pool::new(resources.window(), buffer_size)?;
         let queue = Queue::open(resources.backend, QUEUE_DEPTH, files, &pool)?;
         if let Some(reason) = queue.fallback_reason() {

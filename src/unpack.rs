@@ -43,8 +43,6 @@ pub struct Unpacker {
     archives: Vec<Arc<Reader>>,
     block_size: usize,
     decompressor: Decompressor,
-    /// The blocks of the task side by side.
-    out: Vec<u8>,
     /// A frame's blocks, where not all of them are wanted or they are no neighbours.
     frame: Vec<u8>,
     /// A frame that the task's buffer had no room for.
@@ -58,14 +56,14 @@ impl Unpacker {
             archives,
             block_size: block_size as usize,
             decompressor: Decompressor::new()?,
-            out: Vec::new(),
             frame: Vec::new(),
             overflow: Vec::new(),
         })
     }
 
     /// Unpacks what `needs` ask for of `blocks`. `buffer` is what was read, `digests` are those of
-    /// the blocks' group. Gives all the blocks side by side; those that nobody needs hold zeros.
+    /// the blocks' group. Fills `out` with all the blocks side by side; those that nobody needs
+    /// hold zeros.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`], with archive, offset and guest range, if a frame is not what was
@@ -76,17 +74,18 @@ impl Unpacker {
         needs: &[FrameNeed],
         buffer: &[u8],
         digests: &GroupDigests,
-    ) -> Result<&[u8]> {
-        self.begin(blocks, needs);
+        out: &mut [u8],
+    ) -> Result<()> {
+        begin(blocks, needs, out);
         for need in needs {
-            self.unpack_frame(blocks, need, buffer, Some(digests))?;
+            self.unpack_frame(blocks, need, buffer, Some(digests), out)?;
         }
-        Ok(&self.out)
+        Ok(())
     }
 
     /// Unpacks what is sound of what `needs` ask for, each frame read here. `digests` are those of
-    /// the blocks' group, if they are known. Gives all blocks side by side, and those that are
-    /// lost, which hold zeros.
+    /// the blocks' group, if they are known. Fills `out` with all blocks side by side, and gives
+    /// those that are lost, which hold zeros.
     ///
     /// # Errors
     /// Those that are no damage: the system fails.
@@ -95,33 +94,24 @@ impl Unpacker {
         blocks: &Range<u64>,
         needs: &[FrameNeed],
         digests: Option<&GroupDigests>,
-    ) -> Result<(&[u8], Vec<Lost>)> {
-        self.begin(blocks, needs);
+        out: &mut [u8],
+    ) -> Result<Vec<Lost>> {
+        begin(blocks, needs, out);
         let mut lost = Vec::new();
         for need in needs {
-            let Err(error) = self.unpack_frame(blocks, need, &[], digests) else { continue };
+            let Err(error) = self.unpack_frame(blocks, need, &[], digests, out) else { continue };
             if !matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) {
                 return Err(error);
             }
             let first = u64::from(need.entry.first_block.0);
             for bit in (0..64).filter(|bit| need.wanted & (1 << bit) != 0) {
                 let start = (first + bit - blocks.start) as usize * self.block_size;
-                self.out[start..start + self.block_size].fill(0);
+                out[start..start + self.block_size].fill(0);
             }
             let problem = error.chain();
             lost.push(Lost { first_block: first, mask: need.wanted, problem });
         }
-        Ok((&self.out, lost))
-    }
-
-    /// Makes room for `blocks`, zero wherever no frame will put anything.
-    fn begin(&mut self, blocks: &Range<u64>, needs: &[FrameNeed]) {
-        let len = (blocks.end - blocks.start) as usize * self.block_size;
-        let wanted: u64 = needs.iter().map(|need| u64::from(need.wanted.count_ones())).sum();
-        if wanted < blocks.end - blocks.start {
-            self.out.clear();
-        }
-        self.out.resize(len, 0);
+        Ok(lost)
     }
 
     fn unpack_frame(
@@ -130,6 +120,7 @@ impl Unpacker {
         need: &FrameNeed,
         buffer: &[u8],
         digests: Option<&GroupDigests>,
+        out: &mut [u8],
     ) -> Result<()> {
         let archive = self.archives.get(need.archive).ok_or_else(|| {
             Error::new(ErrorKind::Io, "internal error: a frame of an archive that is not open")
@@ -147,8 +138,8 @@ impl Unpacker {
         let place = |bit: u32| (first + u64::from(bit) - blocks.start) as usize * self.block_size;
         if need.wanted == header.mask && neighbours {
             let start = place(low);
-            let out = &mut self.out[start..start + count * self.block_size];
-            decode(&mut self.decompressor, archive, &need.entry, &view, out)?;
+            let whole = &mut out[start..start + count * self.block_size];
+            decode(&mut self.decompressor, archive, &need.entry, &view, whole)?;
         } else {
             self.frame.resize(header.raw_len(), 0);
             decode(&mut self.decompressor, archive, &need.entry, &view, &mut self.frame)?;
@@ -156,7 +147,7 @@ impl Unpacker {
             for (bit, bytes) in held.zip(self.frame.chunks_exact(self.block_size)) {
                 if need.wanted & (1 << bit) != 0 {
                     let start = place(bit);
-                    self.out[start..start + self.block_size].copy_from_slice(bytes);
+                    out[start..start + self.block_size].copy_from_slice(bytes);
                 }
             }
         }
@@ -165,7 +156,7 @@ impl Unpacker {
             let block = BlockIndex(header.first_block.0 + bit);
             let start = place(bit);
             let expected = &digests[(block.0 % GROUP_BLOCKS) as usize];
-            let content = &self.out[start..start + self.block_size];
+            let content = &out[start..start + self.block_size];
             check_block(archive, &need.entry, block, content, expected)?;
         }
         Ok(())
@@ -196,6 +187,14 @@ impl Unpacker {
             }
         }
         Ok(header.raw_len() as u64)
+    }
+}
+
+/// Makes `out` zero where no frame will put anything.
+fn begin(blocks: &Range<u64>, needs: &[FrameNeed], out: &mut [u8]) {
+    let wanted: u64 = needs.iter().map(|need| u64::from(need.wanted.count_ones())).sum();
+    if wanted < blocks.end - blocks.start {
+        out.fill(0);
     }
 }
 

@@ -19,6 +19,7 @@ use crate::archive::Reader;
 use crate::backup::{open_archive, open_chain};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Direct;
 use crate::io::Segment;
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::progress::{Cancel, Progress};
@@ -354,7 +355,7 @@ fn verify_archive(
     let span = metadata.frame_blocks as usize * metadata.geometry.block_size() as usize;
     let buffer_size = TASK_SIZE_MIN as usize + (FRAME_HEADER_LEN + span).min(FRAME_LEN_MAX);
     let mut frames = Frames {
-        ahead: ReadAhead::new(&request.resources, files, buffer_size)?,
+        ahead: ReadAhead::new(&request.resources, files, buffer_size, Direct::Off)?,
         archive: &archive,
         buffer_size,
         quick: request.quick,

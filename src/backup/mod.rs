@@ -25,7 +25,7 @@ use crate::archive;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
-use crate::io::{Backend, FileStore};
+use crate::io::{Backend, EarlyWriteback, FileStore};
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
@@ -149,7 +149,7 @@ pub fn run(
     let metadata = metadata_for(&disk, &next.id.to_string(), kind, geometry, chain.as_ref())?;
     let (archive_id, chain_id) = (metadata.archive_id, metadata.chain_id);
     let folder = pending.path().parent().map(Path::to_path_buf);
-    let sink = Box::new(pending.file()?);
+    let sink = Box::new(EarlyWriteback::new(pending.file()?));
     let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
 
     let job = scan::Job {

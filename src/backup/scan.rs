@@ -49,7 +49,8 @@ pub(super) fn run(
         .max(u64::from(job.frame_blocks) * block_size)
         .max(cluster_size_max(job.image));
     let files = job.image.files().to_vec();
-    let ahead = ReadAhead::new(job.resources, files.clone(), task_size as usize)?;
+    let ahead =
+        ReadAhead::new(job.resources, files.clone(), task_size as usize, job.resources.direct)?;
     let backend = ahead.backend();
     progress.begin("backup", job.geometry.virtual_size());
     let mut reader = Reader {

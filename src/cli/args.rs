@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use qdelta::backup::LEVEL_DEFAULT;
 use qdelta::image::{self, OpenOptions};
-use qdelta::io::Backend;
+use qdelta::io::{self, Backend};
 use qdelta::pipeline::Resources;
 use qdelta::repository::DiskSpec;
 
@@ -172,6 +172,10 @@ pub struct Work {
     /// How to read and write
     #[arg(long, value_enum, default_value_t)]
     pub io: Io,
+
+    /// Whether to go past the page cache (O_DIRECT) with the image and the restored disk
+    #[arg(long, value_enum, default_value_t)]
+    pub direct: Direct,
 }
 
 impl Work {
@@ -184,6 +188,11 @@ impl Work {
                 Io::Auto => Backend::Auto,
                 Io::Uring => Backend::Uring,
                 Io::Threads => Backend::Threads,
+            },
+            direct: match self.direct {
+                Direct::Auto => io::Direct::Auto,
+                Direct::On => io::Direct::On,
+                Direct::Off => io::Direct::Off,
             },
         }
     }
@@ -386,6 +395,18 @@ pub enum Io {
     Uring,
     /// Plain reads and writes on threads
     Threads,
+}
+
+/// Whether to go past the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Direct {
+    /// To read an image that is not in the cache, and to write a restored disk
+    #[default]
+    Auto,
+    /// Always, or fail
+    On,
+    /// Never
+    Off,
 }
 
 /// A shell that completes words.

@@ -1,6 +1,7 @@
 //! How bytes get in and out: files behind a small trait, a fixed pool of buffers, and a queue of
 //! reads or writes that runs on io_uring or, without it, on threads with `pread`/`pwrite`.
 
+mod direct;
 #[doc(hidden)]
 pub mod faulty;
 mod pool;
@@ -10,10 +11,13 @@ pub mod recording;
 mod ring;
 mod store;
 mod threads;
+mod writeback;
 
+pub use direct::{Access, Direct, open_direct};
 pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
 pub use queue::{Backend, Direction, Done, Job, Queue, Segment};
 pub use store::{FileStore, Store};
+pub use writeback::EarlyWriteback;
 
 /// How often an operation that the system has no room for (`EAGAIN`) is tried again.
 const RETRIES_MAX: u32 = 1000;

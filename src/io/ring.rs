@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::direct::is_aligned;
 use super::queue::{Direction, Done, Job, Refuse, check, transfer_error};
 use super::{Pool, RETRIES_MAX, RETRY_PAUSE, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +23,10 @@ type Place = (usize, u64, u64);
 
 pub(super) struct RingQueue {
     ring: Ring<Operation>,
+    /// How many files the caller knows. Behind them stand those of `cached`.
+    files: usize,
+    /// For each file that goes past the page cache, the same one through the cache.
+    cached: Vec<Option<usize>>,
     depth: usize,
     jobs: BTreeMap<Slot, JobState>,
     /// Parts that no operation has taken yet.
@@ -81,7 +86,13 @@ impl RingQueue {
     ) -> io::Result<(Self, Option<String>)> {
         let refused = |it| if it { Err(io::Error::other("refused by a test")) } else { Ok(()) };
         refused(refuse.ring)?;
-        let mut ring = Ring::new(depth, files)?;
+        let mut all = files.to_vec();
+        let mut cached = Vec::with_capacity(files.len());
+        for file in files {
+            cached.push(file.cached().map(|_| all.len()));
+            all.extend(file.cached().cloned());
+        }
+        let mut ring = Ring::new(depth, &all)?;
         let mut reasons = Vec::new();
         if let Err(error) = refused(refuse.files).and_then(|()| ring.register_files()) {
             reasons.push(format!("io_uring without registered files: {error}"));
@@ -95,6 +106,8 @@ impl RingQueue {
         }
         let queue = Self {
             ring,
+            files: files.len(),
+            cached,
             depth,
             jobs: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -110,8 +123,7 @@ impl RingQueue {
 
     pub(super) fn push(&mut self, job: Job) {
         let Job { token, buffer, segments, direction } = job;
-        let files = self.ring.file_count();
-        let checked = segments.iter().try_for_each(|it| check(it, buffer.len(), files));
+        let checked = segments.iter().try_for_each(|it| check(it, buffer.len(), self.files));
         let unfinished = segments.iter().filter(|it| !it.range.is_empty()).count();
         if checked.is_err() || unfinished == 0 {
             self.finished.push_back(Done { token, buffer, result: checked });
@@ -120,9 +132,20 @@ impl RingQueue {
         let slot = self.ring.hold(buffer);
         self.jobs.insert(slot, JobState { token, unfinished, error: None });
         for segment in segments.into_iter().filter(|it| !it.range.is_empty()) {
-            let place = (segment.file, segment.offset, self.arrivals);
+            // Buffers are aligned, and so are equal parts of them.
+            let file =
+                self.route(segment.file, segment.offset, segment.range.start, segment.range.len());
+            let place = (file, segment.offset, self.arrivals);
             self.arrivals += 1;
             self.waiting.insert(place, (direction, Part { slot, range: segment.range }));
+        }
+    }
+
+    /// The file by which these bytes go: through the page cache if they are not aligned.
+    fn route(&self, file: usize, offset: u64, start: usize, len: usize) -> usize {
+        match self.cached.get(file) {
+            Some(Some(cached)) if !is_aligned(offset, len, start) => *cached,
+            _ => file,
         }
     }
 
@@ -221,7 +244,10 @@ impl RingQueue {
         {
             operation.retries = 0;
             self.advance(&mut operation, bytes);
-            if !operation.parts.is_empty() {
+            if let Some(part) = operation.parts.front() {
+                // Cut short in the middle of a page: the rest is not aligned any more.
+                let (start, len) = (part.range.start, part.range.len());
+                operation.file = self.route(operation.file, operation.offset, start, len);
                 self.again.push_back(operation);
             }
             return;

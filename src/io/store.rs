@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes that can be read and written at any offset, like a file or a block device.
 pub trait Store: Send + Sync {
@@ -23,6 +24,12 @@ pub trait Store: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// The descriptor behind it, if there is one that a ring may use in its place.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// If its descriptor goes past the page cache: the same file through the cache, for all that
+    /// is not aligned.
+    fn cached(&self) -> Option<&Arc<dyn Store>> {
+        None
+    }
 
     /// Whether it has no bytes.
     fn is_empty(&self) -> io::Result<bool> {

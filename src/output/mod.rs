@@ -109,6 +109,12 @@ pub trait ImageWriter: Send + Sync {
         None
     }
 
+    /// How many of the `len` bytes from `guest_offset` on, which has a place, lie in one run there.
+    fn run_len(&self, guest_offset: u64, len: usize) -> usize {
+        let _ = guest_offset;
+        len
+    }
+
     /// Completes the output, puts it on stable storage, and gives it its final name. The output of
     /// a writer that is dropped without this vanishes, if it is a file.
     ///

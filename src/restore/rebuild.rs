@@ -10,14 +10,15 @@ use qdelta_formats::archive::{Digest, FRAME_SPAN, Geometry, GroupIndex, RootHash
 use roaring::RoaringBitmap;
 
 use crate::chain::{Chain, GroupCursor, GroupState, Owner};
-use crate::error::Result;
-use crate::io::{Backend, Segment};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Backend, Buffer, Direct, Pool, Segment};
 use crate::output::ImageWriter;
 use crate::pack::GroupDigests;
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::progress::{Cancel, Progress};
 use crate::read_ahead::{Loaded, ReadAhead};
 use crate::unpack::{FrameNeed, Lost, Unpacker};
+use crate::write_behind::WriteBehind;
 
 /// What a rebuild came to.
 pub(super) struct Rebuilt {
@@ -63,7 +64,7 @@ pub(super) fn run(
     // Room for the headers of incompressible frames, and for some frames of which little is wanted.
     let buffer_size = task_size as usize + FRAME_SPAN as usize;
     let files = chain.archives().iter().map(|archive| Arc::clone(archive.store())).collect();
-    let ahead = ReadAhead::new(resources, files, buffer_size)?;
+    let ahead = ReadAhead::new(resources, files, buffer_size, Direct::Off)?;
     let backend = ahead.backend();
     progress.begin("restore", geometry.virtual_size());
     let mut planner = Planner {
@@ -79,35 +80,44 @@ pub(super) fn run(
         bytes_read: 0,
         cancel,
     };
-    let (in_order, salvage) = (output.in_order(), chain.is_salvaged());
+    let salvage = chain.is_salvaged();
+    let behind = match output.store() {
+        Some(store) => Some(WriteBehind::new(resources, store, task_size as usize)?),
+        None => None,
+    };
+    let pool = behind.as_ref().map(WriteBehind::pool);
     let (bytes_written, lost) = pipeline::run(
         resources,
         |producer| planner.run(producer),
         || {
             let mut unpacker = Unpacker::new(chain.archives().to_vec(), geometry.block_size())?;
+            let pool = pool.clone();
             Ok(move |Loaded { task, buffer }: Loaded<Task>| {
-                let (bytes, lost) = match &task.digests {
+                let mut bytes = Room::new(pool.as_ref(), &task.blocks, block_size);
+                let lost = match &task.digests {
                     Some(digests) if !salvage => {
-                        let bytes = unpacker.unpack(&task.blocks, &task.needs, &buffer, digests)?;
-                        (bytes, Vec::new())
+                        let out = bytes.bytes();
+                        unpacker.unpack(&task.blocks, &task.needs, &buffer, digests, out)?;
+                        Vec::new()
                     }
-                    digests => unpacker.salvage(&task.blocks, &task.needs, digests.as_deref())?,
+                    digests => {
+                        let (digests, out) = (digests.as_deref(), bytes.bytes());
+                        unpacker.salvage(&task.blocks, &task.needs, digests, out)?
+                    }
                 };
                 let start = task.blocks.start * block_size;
                 let end = (task.blocks.end * block_size).min(geometry.virtual_size());
                 let runs = wanted_runs(&task, &lost, block_size);
-                let mut piece = Piece { start, end, runs, bytes: Vec::new(), lost };
-                if in_order {
-                    piece.bytes = bytes.to_vec();
-                } else {
-                    piece.write(output, bytes)?;
+                let mut piece = Piece { start, end, runs, bytes, lost };
+                if pool.is_none() && !output.in_order() {
+                    piece.write(output)?;
                 }
                 Ok(piece)
             })
         },
         Writer {
             output,
-            in_order,
+            behind,
             position: 0,
             written: 0,
             lost: Vec::new(),
@@ -137,6 +147,29 @@ struct Task {
     digests: Option<Arc<GroupDigests>>,
 }
 
+/// Where the blocks of one task are put: a buffer that a queue can write from, or any memory.
+enum Room {
+    Buffer(Buffer, usize),
+    Memory(Vec<u8>),
+}
+
+impl Room {
+    fn new(pool: Option<&Pool>, blocks: &Range<u64>, block_size: u64) -> Self {
+        let len = ((blocks.end - blocks.start) * block_size) as usize;
+        match pool {
+            Some(pool) => Self::Buffer(pool.take(), len),
+            None => Self::Memory(vec![0; len]),
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::Buffer(buffer, len) => &mut buffer[..*len],
+            Self::Memory(bytes) => bytes,
+        }
+    }
+}
+
 /// What a task came to.
 struct Piece {
     /// The bytes of the disk that it covers.
@@ -144,19 +177,41 @@ struct Piece {
     end: u64,
     /// Those of them, in whole blocks, that frames fill. The last block may reach past the end.
     runs: Vec<Range<u64>>,
-    /// All bytes of its blocks, if the output wants them in order.
-    bytes: Vec<u8>,
+    /// All bytes of its blocks.
+    bytes: Room,
     /// What could not be unpacked.
     lost: Vec<Lost>,
 }
 
 impl Piece {
-    fn write(&self, output: &dyn ImageWriter, bytes: &[u8]) -> Result<()> {
+    /// Writes the piece now, and lets go of its memory.
+    fn write(&mut self, output: &dyn ImageWriter) -> Result<()> {
+        let mut room = std::mem::replace(&mut self.bytes, Room::Memory(Vec::new()));
         for run in &self.runs {
             let part = (run.start - self.start) as usize..(run.end - self.start) as usize;
-            output.write(run.start, &bytes[part])?;
+            output.write(run.start, &room.bytes()[part])?;
         }
         Ok(())
+    }
+
+    /// Where in the output's file each part of the piece's bytes belongs.
+    fn segments(&self, output: &dyn ImageWriter, disk_size: u64) -> Result<Vec<Segment>> {
+        let mut segments = Vec::new();
+        for run in &self.runs {
+            let end = run.end.min(disk_size);
+            let mut at = run.start;
+            while at < end {
+                let offset = output.place(at).ok_or_else(|| {
+                    let text = format!("the block at {at} is not in the plan");
+                    Error::new(ErrorKind::Usage, text)
+                })?;
+                let start = (at - self.start) as usize;
+                let len = output.run_len(at, (end - at) as usize).max(1);
+                segments.push(Segment { file: 0, offset, range: start..start + len });
+                at += len as u64;
+            }
+        }
+        Ok(segments)
     }
 }
 
@@ -289,7 +344,8 @@ fn tasks_of(state: &GroupState, task_blocks: u64) -> BTreeMap<u64, Vec<FrameNeed
 /// Sees the pieces in order.
 struct Writer<'a> {
     output: &'a dyn ImageWriter,
-    in_order: bool,
+    /// Writes where the output is a file.
+    behind: Option<WriteBehind>,
     position: u64,
     size: u64,
     written: u64,
@@ -300,9 +356,15 @@ struct Writer<'a> {
 impl Consumer<Piece> for Writer<'_> {
     type Output = (u64, Vec<Lost>);
 
-    fn take(&mut self, piece: Piece) -> Result<()> {
-        if self.in_order {
-            piece.write(self.output, &piece.bytes)?;
+    fn take(&mut self, mut piece: Piece) -> Result<()> {
+        if let Some(behind) = &mut self.behind {
+            let segments = piece.segments(self.output, self.size)?;
+            let room = std::mem::replace(&mut piece.bytes, Room::Memory(Vec::new()));
+            if let Room::Buffer(buffer, _) = room {
+                behind.write(buffer, segments)?;
+            }
+        } else if self.output.in_order() {
+            piece.write(self.output)?;
         }
         self.written +=
             piece.runs.iter().map(|run| run.end.min(self.size) - run.start).sum::<u64>();
@@ -313,6 +375,9 @@ impl Consumer<Piece> for Writer<'_> {
     }
 
     fn finish(self) -> Result<(u64, Vec<Lost>)> {
+        if let Some(behind) = self.behind {
+            behind.finish()?;
+        }
         self.progress.advance(self.size - self.position);
         Ok((self.written, self.lost))
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Anonymous memory. It starts at the beginning of a page, reads as zeros at first, and does not
 /// move when the value does.
@@ -94,6 +94,16 @@ pub(crate) fn die_with_parent(command: &mut std::process::Command) {
     // SAFETY: between fork and exec only what is safe in a signal handler may be done. The closure
     // makes two system calls and takes no lock and no memory: its errors are plain numbers.
     unsafe { command.pre_exec(set) };
+}
+
+/// Has the kernel begin to write `len` bytes from `offset` on of a file to its device, without
+/// waiting for the end. A hint: what it can't do, the sync at the end does.
+pub(crate) fn begin_writeback(file: BorrowedFd<'_>, offset: u64, len: u64) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    // SAFETY: the descriptor is open, and no memory is involved.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
+    }
 }
 
 #[cfg(test)]

@@ -219,11 +219,6 @@ impl<T> Ring<T> {
         Some((flight.payload, entry.result()))
     }
 
-    /// How many files it has.
-    pub(crate) fn file_count(&self) -> usize {
-        self.files.len()
-    }
-
     /// The file number `file`.
     pub(crate) fn file(&self, file: usize) -> Option<&Arc<dyn Store>> {
         self.files.get(file)

@@ -79,6 +79,10 @@ impl ImageWriter for Qcow2 {
         self.layout.place(guest_offset)
     }
 
+    fn run_len(&self, guest_offset: u64, len: usize) -> usize {
+        self.layout.run_len(guest_offset, len)
+    }
+
     fn finish(self: Box<Self>, cancel: &Cancel, progress: &dyn Progress) -> Result<()> {
         self.write_tables(cancel, progress)?;
         cancel.check()?;
