@@ -9,13 +9,19 @@ use super::layer::{Detail, Piece};
 use super::qcow2::Qcow2Layer;
 use crate::error::{Error, Result};
 
+/// The bits of an L1 entry that name its table.
+const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+
 /// Whether the entry names no L2 table, aligned or not.
 pub(super) fn is_empty(entry: L1Entry) -> bool {
-    entry.0 & 0x00ff_ffff_ffff_fe00 == 0
+    entry.0 & OFFSET_MASK == 0
 }
 
 /// Bytes of a table that are kept in memory at a time.
 const WINDOW: u64 = 64 << 10;
+/// L2 tables that follow each other in the file, as in an image whose metadata was preallocated,
+/// are read up to so many bytes at once.
+const STREAM: u64 = 1 << 20;
 
 /// A window on an L1 table.
 #[derive(Debug, Default)]
@@ -44,6 +50,17 @@ impl L1Reader {
         self.entries.clear();
         self.entries.extend(L1Entry::read_all(&bytes));
         Ok(())
+    }
+
+    /// How many of the tables of the entries behind `index` follow `table` in the file, one after
+    /// the other, as far as the window shows; at most `max`.
+    fn followers(&self, index: u64, table: HostOffset, table_len: u64, max: u64) -> u64 {
+        let Some(next) = index.checked_sub(self.first).map(|skip| skip as usize + 1) else {
+            return 0;
+        };
+        let places = (1..=max).map(|number| table.0 + number * table_len);
+        let entries = self.entries.iter().skip(next).zip(places);
+        entries.take_while(|(entry, place)| entry.0 & OFFSET_MASK == *place).count() as u64
     }
 
     /// Entry `index`; nothing behind the used ones.
@@ -256,9 +273,22 @@ impl Qcow2Cursor {
         let known = slice.host..slice.host + slice.bytes.len() as u64;
         if !known.contains(&host) {
             // Slices are aligned within their table, so that walking forward reads each byte once.
-            let len = WINDOW.min(layer.format.cluster.bytes());
+            let table_len = layer.format.cluster.bytes();
+            let len = WINDOW.min(table_len);
             slice.host = host / len * len;
-            slice.bytes.resize(len as usize, 0);
+            let l1_index = self.l2_table.map_or(0, |(index, _)| index);
+            let streamed = match slice.host == table.0 && table_len <= WINDOW {
+                // Who looks at the first entry will probably walk on.
+                true => self.l1.followers(l1_index, table, table_len, STREAM / table_len - 1),
+                false => 0,
+            };
+            // Tables in a hole of the file are not read.
+            let streamed = self.table_holes.as_mut().map_or(streamed, |holes| {
+                let range = table.0..table.0 + (1 + streamed) * table_len;
+                let (end, _) = holes.part(layer.file.store.as_ref(), range);
+                streamed.min(((end - table.0) / table_len).saturating_sub(1))
+            });
+            slice.bytes.resize((len + streamed * table_len) as usize, 0);
             let read = layer.file.read_padded(&mut slice.bytes, slice.host);
             if read.is_err() {
                 slice.bytes.clear();
@@ -266,7 +296,10 @@ impl Qcow2Cursor {
             read?;
         }
         let skip = (host - slice.host) as usize;
-        Ok((host, slice.bytes.get(skip..).unwrap_or_default()))
+        let rest = slice.bytes.get(skip..).unwrap_or_default();
+        // What follows in memory may be another table.
+        let in_table = (table.0 + layer.format.cluster.bytes() - host) as usize;
+        Ok((host, rest.get(..in_table).unwrap_or(rest)))
     }
 
     /// What of `piece` must be read: behind the end of the file and in its holes, nothing.
