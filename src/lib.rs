@@ -15,6 +15,7 @@
 pub mod anchor;
 pub mod archive;
 pub mod backup;
+pub mod bench;
 pub mod chain;
 pub mod codec;
 pub mod domain;

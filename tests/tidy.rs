@@ -110,7 +110,7 @@ fn the_kernel_is_spoken_to_in_one_place() {
 
 #[test]
 fn stages_do_not_know_each_other() {
-    let flows = ["backup", "restore", "verify", "pipeline"];
+    let flows = ["backup", "restore", "verify", "bench", "pipeline"];
     let stages =
         ["anchor", "image", "archive", "chain", "output", "repository", "domain", "quiesce"];
     // A chain is how archives are read together: one stage in two modules.

@@ -7,6 +7,7 @@
 mod assemble;
 mod hold;
 mod scan;
+mod trial;
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ use crate::progress::{Cancel, Progress};
 use crate::repository::{
     DiskId, DiskRecord, DiskSpec, ImageRecord, LayerRecord, Manifest, Point, Repository, Selector,
 };
+
+pub(crate) use trial::Trial;
 
 /// The zstd level of a backup unless told otherwise.
 pub const LEVEL_DEFAULT: i32 = 1;

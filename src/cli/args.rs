@@ -73,6 +73,7 @@ pub enum Command {
     Points(Points),
     Info(Info),
     Map(Map),
+    Bench(Bench),
     Completions(Completions),
     Man(Man),
     /// Freeze and thaw a guest for another qdelta; only qdelta itself starts this.
@@ -332,6 +333,45 @@ pub struct Map {
     /// How to open the image.
     #[command(flatten)]
     pub source: Source,
+}
+
+/// Measure how fast this machine backs up an image, and what limits it.
+///
+/// Measures every stage alone (reading by length, depth and page cache; the zero test; hashing;
+/// compression by level; writing) and then the whole data path, and says which stage is the limit
+/// and how close the whole comes to it. The image is only read; what is written goes to a file
+/// without a name. Measure when the machine has nothing else to do.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("bench"), after_long_help = examples::long(Some("bench")))]
+pub struct Bench {
+    /// The image: a qcow2 or raw file, or a block device
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub image: PathBuf,
+
+    /// Where to measure writing: a folder of the disk that backups go to [default: the system's
+    /// place for temporary files]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub folder: Option<PathBuf>,
+
+    /// How much of the image's data to use
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes, default_value = "1G")]
+    pub bytes: u64,
+
+    /// The zstd level of the whole data path
+    #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
+    pub level: i32,
+
+    /// Draw the result into this new file, as SVG
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub plot: Option<PathBuf>,
+
+    /// How to open the image.
+    #[command(flatten)]
+    pub source: Source,
+
+    /// How to work.
+    #[command(flatten)]
+    pub work: Work,
 }
 
 /// Write the completions of a shell.

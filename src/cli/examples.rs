@@ -58,6 +58,13 @@ pub fn list(command: &str) -> &'static [Example] {
             ("An archive", "qdelta info repo/web/disk/20261122T153823.412Z-full.qdelta"),
         ],
         "map" => &[("For a script", "qdelta map web.qcow2 --json")],
+        "bench" => &[
+            (
+                "Reading here, writing to the backup disk",
+                "qdelta bench web.qcow2 --folder /mnt/backup",
+            ),
+            ("With a picture", "qdelta bench web.qcow2 --plot bench.svg"),
+        ],
         "completions" => &[
             ("Bash", "qdelta completions bash > /etc/bash_completion.d/qdelta"),
             ("Z shell", "qdelta completions zsh > ~/.zfunc/_qdelta"),

@@ -82,6 +82,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Info(args) => commands::info::run(&args, context),
         Command::Completions(args) => commands::shell::completions(&args, context),
         Command::Man(args) => commands::shell::man(&args, context),
+        Command::Bench(args) => commands::bench::run(args, context),
         Command::Map(args) => commands::map::run(args, context),
         Command::Watchdog => commands::watchdog::run(),
     }

@@ -50,6 +50,11 @@ pub fn disk(text: &str) -> Result<DiskSpec, String> {
     text.parse().map_err(|error| refusal(&error))
 }
 
+/// A number of bytes.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    text::parse_bytes(text).map_err(|error| refusal(&error))
+}
+
 /// The size of a block.
 pub fn block_size(text: &str) -> Result<u32, String> {
     let size = text::parse_bytes(text).map_err(|error| refusal(&error))?;

@@ -1,5 +1,6 @@
 //! The command line as people and scripts meet it: statuses, help, results, manners.
 
+mod bench;
 mod jobs;
 mod json;
 mod manners;

@@ -1,6 +1,8 @@
 //! The commands, each from its arguments to its result.
 
 pub mod backup;
+pub mod bench;
+mod bench_plot;
 mod image_info;
 pub mod info;
 pub mod init;

@@ -1,0 +1,58 @@
+//! The data path of a full backup, run for the sake of its speed: nothing of it is kept.
+
+use std::fs::File;
+use std::path::Path;
+
+use qdelta_formats::archive::{Geometry, Kind};
+
+use super::{metadata_for, scan};
+use crate::archive;
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::io::EarlyWriteback;
+use crate::pipeline::Resources;
+use crate::progress::{Cancel, Progress};
+use crate::repository::DiskSpec;
+
+/// What to run.
+pub(crate) struct Trial<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// How much of it, and in which blocks.
+    pub geometry: Geometry,
+    /// How many blocks a frame spans.
+    pub frame_blocks: u32,
+    /// The zstd level.
+    pub level: i32,
+    /// Threads and I/O.
+    pub resources: &'a Resources,
+}
+
+impl Trial<'_> {
+    /// Writes the archive of a full to `file`, with its tables in `folder`, and syncs it. Gives
+    /// its length.
+    pub(crate) fn run(
+        &self,
+        file: File,
+        folder: &Path,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<u64> {
+        let disk = "bench".parse::<DiskSpec>()?.or_only_disk();
+        let metadata = metadata_for(&disk, "bench", Kind::Full, self.geometry, None)?;
+        let failed = |error| Error::io("write to", folder, error);
+        let sink = Box::new(EarlyWriteback::new(file.try_clone().map_err(failed)?));
+        let writer = archive::Writer::new(sink, metadata, Some(folder))?.named(folder);
+        let job = scan::Job {
+            image: self.image,
+            geometry: self.geometry,
+            chain: None,
+            frame_blocks: self.frame_blocks,
+            level: self.level,
+            resources: self.resources,
+        };
+        let done = scan::run(&job, writer, progress, cancel)?;
+        file.sync_all().map_err(failed)?;
+        Ok(done.assembled.summary.file_len)
+    }
+}

@@ -1,0 +1,155 @@
+//! `qdelta bench`: how fast this machine is with this image, and what limits it.
+
+use std::path::Path;
+
+use qdelta::bench::{self, Report, Request, Stage};
+use qdelta::{Error, ErrorKind, Result};
+
+use super::bench_plot;
+use crate::cli::args::Bench;
+use crate::cli::{Context, signals, status, text};
+
+/// Measures, and shows what was found.
+pub fn run(args: Bench, context: &mut Context) -> Result<u8> {
+    let request = Request {
+        open: args.source.options(),
+        image: args.image,
+        folder: args.folder.unwrap_or_else(std::env::temp_dir),
+        bytes: args.bytes,
+        level: args.level,
+        resources: args.work.resources(),
+    };
+    if let Some(plot) = args.plot.as_deref().filter(|plot| plot.exists()) {
+        let what = format!("{}: the plot needs a new file", plot.display());
+        return Err(Error::new(ErrorKind::Exists, what));
+    }
+    let cancel = signals::watch(&context.screen);
+    let report = bench::run(&request, &context.screen, &cancel)?;
+    if let Some(plot) = &args.plot {
+        save(plot, &bench_plot::svg(&report))?;
+    }
+    if context.out.json {
+        context.out.json(&report)?;
+    } else {
+        show(&report, context)?;
+    }
+    Ok(status::DONE)
+}
+
+/// Writes the plot to a new file.
+fn save(path: &Path, svg: &str) -> Result<()> {
+    use std::io::Write;
+    let created = std::fs::File::create_new(path);
+    created
+        .and_then(|mut file| file.write_all(svg.as_bytes()))
+        .map_err(|error| Error::io("write the plot to", path, error))
+}
+
+/// A rate in millions of bytes a second, as devices are sold.
+fn rate(rate: f64) -> String {
+    format!("{:.0}", rate / 1e6)
+}
+
+/// Shows the report in 80 columns.
+fn show(report: &Report, context: &mut Context) -> Result<()> {
+    let out = &mut context.out;
+    out.line(format!(
+        "{}: {} of data, {} threads, I/O by {}; all rates in MB/s",
+        report.image.display(),
+        text::bytes(report.sample),
+        report.threads,
+        report.io
+    ))?;
+    for line in io_table(report, "read") {
+        out.line(line)?;
+    }
+    for line in work_table(report) {
+        out.line(line)?;
+    }
+    for line in io_table(report, "write") {
+        out.line(line)?;
+    }
+    out.line("")?;
+    let columns = ["MB/s", "LIMIT", "ALONE", "REACHED", "CORES"];
+    out.line(row(&format!("WHOLE, level {}", report.level), columns))?;
+    for whole in &report.pipelines {
+        let cores = whole.cpu_seconds / whole.seconds;
+        out.line(row(
+            &format!("  image {}", whole.cache),
+            [
+                rate(whole.rate),
+                whole.limit.to_owned(),
+                rate(whole.bound),
+                format!("{:.0} %", whole.closeness * 100.0),
+                format!("{cores:.1}"),
+            ],
+        ))?;
+    }
+    Ok(())
+}
+
+/// A line of a table: what it is about, and its cells.
+fn row<S: AsRef<str>>(head: &str, cells: impl IntoIterator<Item = S>) -> String {
+    let mut line = format!("{head:<22}");
+    for cell in cells {
+        line.push_str(&format!("{:>11}", cell.as_ref()));
+    }
+    line
+}
+
+/// The values of a field among some stages, each once, in their order.
+fn distinct<T: PartialEq>(stages: &[&Stage], field: impl Fn(&Stage) -> Option<T>) -> Vec<T> {
+    let mut values = Vec::new();
+    for value in stages.iter().filter_map(|stage| field(stage)) {
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    values
+}
+
+/// Reads or writes: a line for each cache and length, a column for each depth.
+fn io_table(report: &Report, name: &str) -> Vec<String> {
+    let stages: Vec<&Stage> = report.stages.iter().filter(|it| it.stage == name).collect();
+    let depths = distinct(&stages, |stage| stage.depth);
+    let head = format!("{}, at once", name.to_uppercase());
+    let mut lines = vec![String::new(), row(&head, depths.iter().map(ToString::to_string))];
+    for cache in distinct(&stages, |stage| stage.cache) {
+        for size in distinct(&stages, |stage| stage.size) {
+            let cells = depths.iter().map(|depth| {
+                let found = stages.iter().find(|stage| {
+                    (stage.cache, stage.size, stage.depth)
+                        == (Some(cache), Some(size), Some(*depth))
+                });
+                found.map_or("-".to_owned(), |stage| rate(stage.rate))
+            });
+            lines.push(row(&format!("  {cache:<9} {}", text::bytes(size as u64)), cells));
+        }
+    }
+    lines
+}
+
+/// What the processors do: a line for each work, a column for each number of threads.
+fn work_table(report: &Report) -> Vec<String> {
+    let stages: Vec<&Stage> = report.stages.iter().filter(|it| it.threads.is_some()).collect();
+    let threads = distinct(&stages, |stage| stage.threads);
+    let mut columns: Vec<String> = threads.iter().map(ToString::to_string).collect();
+    columns.push("RATIO".to_owned());
+    let mut lines = vec![String::new(), row("PROCESSORS, threads", &columns)];
+    for (name, level) in distinct(&stages, |stage| Some((stage.stage, stage.level))) {
+        let of = |stage: &&&Stage| (stage.stage, stage.level) == (name, level);
+        let mut cells: Vec<String> = threads
+            .iter()
+            .map(|count| {
+                let mut found = stages.iter().filter(of);
+                let found = found.find(|stage| stage.threads == Some(*count));
+                found.map_or("-".to_owned(), |stage| rate(stage.rate))
+            })
+            .collect();
+        let ratio = stages.iter().find(of).and_then(|stage| stage.ratio);
+        cells.push(ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default());
+        let head = level.map_or(format!("  {name}"), |level| format!("  {name}, level {level}"));
+        lines.push(row(&head, cells));
+    }
+    lines
+}
