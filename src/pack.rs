@@ -67,18 +67,21 @@ impl Packer {
         })
     }
 
-    /// Packs those of `blocks` that differ from what they were `before`. `bytes` are the blocks
-    /// side by side, the last one filled up with zeros; `before` has the digests of their group,
-    /// or is `None` if all of it was zero.
+    /// Packs those blocks that differ from what they were `before`. `bytes` are `blocks` side by
+    /// side, the last one filled up with zeros; only the `runs` of them, ascending, are looked at.
+    /// `before` has the digests of their group, or is `None` if all of it was zero.
     pub fn pack(
         &mut self,
         blocks: Range<u64>,
+        runs: &[Range<u64>],
         bytes: &[u8],
         before: Option<&Arc<GroupDigests>>,
     ) -> Result<Packed> {
         let mut packed = Packed { blocks: blocks.clone(), ..Packed::default() };
         let mut span = Span::default();
-        for (block, content) in blocks.zip(bytes.chunks_exact(self.block_size)) {
+        for block in runs.iter().cloned().flatten() {
+            let start = block.saturating_sub(blocks.start) as usize * self.block_size;
+            let content = &bytes[start..start + self.block_size];
             let first = block - block % self.frame_blocks;
             if first != span.first {
                 self.close(&mut span, &mut packed, bytes)?;
@@ -181,7 +184,10 @@ mod tests {
         before[2] = block_digest(&bytes[2 * size..][..size]);
         before[7] = Digest([7; 32]);
         let before = Arc::new(before);
-        let packed = Packer::new(4096, 64, 1).unwrap().pack(0..8, &bytes, Some(&before)).unwrap();
+        let packed = Packer::new(4096, 64, 1)
+            .unwrap()
+            .pack(0..8, &[0..5, 5..8], &bytes, Some(&before))
+            .unwrap();
         assert_eq!(packed.zeroed, [7]);
         let [frame] = packed.frames.as_slice() else { panic!("one span, one frame") };
         assert_eq!(frame.mask, 0b10_1001);

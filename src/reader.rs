@@ -9,7 +9,7 @@ use crate::extent::{CompressedCluster, Extent, FileIndex, Source};
 use crate::image::Inflater;
 use crate::io::{Segment, Store};
 
-/// How the bytes of one range of the disk get into one buffer.
+/// How the bytes of ranges of the disk get into one buffer.
 #[derive(Debug, Default)]
 pub struct ReadPlan {
     /// What to read from the image's files, straight into the buffer.
@@ -18,16 +18,15 @@ pub struct ReadPlan {
     pub zeros: Vec<Range<usize>>,
     /// What to decompress, and into which part of the buffer.
     pub compressed: Vec<(Range<usize>, CompressedCluster)>,
-    /// Bytes that this reads from the image's files.
-    pub bytes: u64,
 }
 
 impl ReadPlan {
-    /// The plan for `range` of the disk, which `extents` cover in order, and a buffer of
-    /// `buffer_len` bytes, the surplus of which becomes zero. `None` if all of it is zero.
-    pub fn new(extents: &[Extent], range: &Range<u64>, buffer_len: usize) -> Option<Self> {
-        let mut plan = Self::default();
-        let mut filled = 0;
+    /// Adds what fills `len` bytes of the buffer from `at` on with `range` of the disk, which
+    /// `extents` cover in order; the surplus becomes zero. Gives how many bytes that reads from the
+    /// image's files.
+    pub fn add(&mut self, extents: &[Extent], range: &Range<u64>, at: usize, len: usize) -> u64 {
+        let mut filled = at;
+        let mut bytes = 0;
         let first = extents.partition_point(|extent| extent.range().end <= range.start);
         for extent in extents.iter().skip(first) {
             if extent.guest_offset >= range.end {
@@ -37,21 +36,21 @@ impl ReadPlan {
             let end = extent.range().end.min(range.end);
             let skipped = start - extent.guest_offset;
             // Both lie within the range, which is no longer than the buffer.
-            let part = (start - range.start) as usize..(end - range.start) as usize;
+            let part = at + (start - range.start) as usize..at + (end - range.start) as usize;
             filled = part.end;
             match extent.source {
-                Source::Unallocated | Source::Zero { .. } => plan.zeros.push(part),
+                Source::Unallocated | Source::Zero { .. } => self.zeros.push(part),
                 Source::Data { file, host_offset } => {
-                    plan.bytes += part.len() as u64;
-                    plan.segments.push(Segment {
+                    bytes += part.len() as u64;
+                    self.segments.push(Segment {
                         file: usize::from(file.0),
                         offset: host_offset + skipped,
                         range: part,
                     });
                 }
                 Source::Compressed(cluster) => {
-                    plan.bytes += u64::from(cluster.compressed_len);
-                    plan.compressed.push((
+                    bytes += u64::from(cluster.compressed_len);
+                    self.compressed.push((
                         part,
                         CompressedCluster {
                             offset_in_cluster: cluster.offset_in_cluster + skipped as u32,
@@ -61,13 +60,15 @@ impl ReadPlan {
                 }
             }
         }
-        if plan.segments.is_empty() && plan.compressed.is_empty() {
-            return None;
+        if filled < at + len {
+            self.zeros.push(filled..at + len);
         }
-        if filled < buffer_len {
-            plan.zeros.push(filled..buffer_len);
-        }
-        Some(plan)
+        bytes
+    }
+
+    /// Whether there is nothing to read: all of it is zero.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.compressed.is_empty()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use qdelta::backup::{self, KindChoice};
+use qdelta::backup::{self, Options};
 use qdelta::image::OpenOptions;
 use qdelta::pipeline::Resources;
 use qdelta::progress::{Cancel, Silent};
@@ -34,10 +34,7 @@ fn full_and_increments_restore_exactly() {
             image: root.join("disk.qcow2"),
             open: OpenOptions::default(),
             disk: None,
-            kind: KindChoice::Auto,
-            level: 1,
-            block_size: None,
-            resources: Resources::default(),
+            options: Options::default(),
         };
         let report = backup::run(&repository, &request, &Silent, &Cancel::default()).unwrap();
         println!("{report:?}");

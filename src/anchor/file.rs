@@ -53,10 +53,17 @@ impl ImageFile {
         Ok(Self { store, lock: Some(lock), is_regular })
     }
 
-    /// The image in `store`, which nobody else uses: for tests.
-    #[doc(hidden)]
+    /// The image in `store`. No lock is taken: whoever opened the store sees to it that nobody
+    /// writes to it, and, if it is to be changed, that nobody uses it.
     pub fn over(store: Arc<dyn Store>) -> Self {
         Self { store, lock: None, is_regular: true }
+    }
+
+    /// From now on it is only read, and others may read it, too. In between nobody could write.
+    pub fn downgrade(&mut self) {
+        if let Some(lock) = &mut self.lock {
+            lock.downgrade();
+        }
     }
 
     /// Why others may not heed that it is in use, if there is a reason.

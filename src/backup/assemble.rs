@@ -8,6 +8,8 @@ use qdelta_formats::archive::{
     zero_block_digest, zero_group_digest,
 };
 
+use roaring::RoaringBitmap;
+
 use super::Root;
 use crate::archive::{Summary, Writer};
 use crate::error::Result;
@@ -26,6 +28,13 @@ pub(super) enum Step {
         /// Its digests at the parent and the group's own; `None` if all of it was zero.
         before: Option<(Arc<GroupDigests>, Digest)>,
     },
+    /// A whole group is what it was at the parent.
+    Kept {
+        /// Which.
+        group: GroupIndex,
+        /// Its digest.
+        digest: Digest,
+    },
     /// These blocks of the group read as zero.
     Zeros(Range<u64>),
     /// These were read and compared.
@@ -37,6 +46,8 @@ pub(super) struct Assembled {
     pub root: Root,
     pub summary: Summary,
     pub bytes_changed: u64,
+    /// A block that has changed though the claim said that it had not.
+    pub missed: Option<BlockIndex>,
 }
 
 pub(super) struct Assembler<'a> {
@@ -47,6 +58,9 @@ pub(super) struct Assembler<'a> {
     root: RootHasher,
     group: Option<Group>,
     bytes_changed: u64,
+    /// Blocks that must not have changed.
+    sample: Option<&'a RoaringBitmap>,
+    missed: Option<BlockIndex>,
     progress: &'a dyn Progress,
 }
 
@@ -60,7 +74,12 @@ struct Group {
 }
 
 impl<'a> Assembler<'a> {
-    pub fn new(geometry: Geometry, writer: Writer, progress: &'a dyn Progress) -> Self {
+    pub fn new(
+        geometry: Geometry,
+        writer: Writer,
+        sample: Option<&'a RoaringBitmap>,
+        progress: &'a dyn Progress,
+    ) -> Self {
         Self {
             geometry,
             zero_block: zero_block_digest(geometry.block_size()),
@@ -69,6 +88,8 @@ impl<'a> Assembler<'a> {
             root: RootHasher::new(geometry),
             group: None,
             bytes_changed: 0,
+            sample,
+            missed: None,
             progress,
         }
     }
@@ -113,10 +134,18 @@ impl<'a> Assembler<'a> {
         if *digest != self.zero_block {
             *digest = self.zero_block;
             group.touched = true;
-            self.bytes_changed += self.geometry.block_len(BlockIndex(block as u32));
+            self.count(BlockIndex(block as u32));
             self.writer.mark_zero(block..block + 1)?;
         }
         Ok(())
+    }
+
+    /// A block has changed.
+    fn count(&mut self, block: BlockIndex) {
+        self.bytes_changed += self.geometry.block_len(block);
+        if self.sample.is_some_and(|sample| sample.contains(block.0)) {
+            self.missed.get_or_insert(block);
+        }
     }
 
     fn store(&mut self, packed: &Packed) -> Result<()> {
@@ -129,9 +158,12 @@ impl<'a> Assembler<'a> {
             for (bit, digest) in stored.zip(&frame.digests) {
                 let block = first.0 + bit;
                 group.digests[(block % GROUP_BLOCKS) as usize] = *digest;
-                self.bytes_changed += self.geometry.block_len(BlockIndex(block));
             }
             group.touched = true;
+            let stored = (0..64u32).filter(|bit| frame.mask & (1 << bit) != 0);
+            for block in stored.map(|bit| first.0 + bit) {
+                self.count(BlockIndex(block));
+            }
         }
         Ok(())
     }
@@ -146,6 +178,12 @@ impl Consumer<Step> for Assembler<'_> {
                 self.close_group()?;
                 self.root.push_many(self.zero_group, count);
                 self.progress.advance(u64::from(count) * self.geometry.group_size());
+            }
+            Step::Kept { group, digest } => {
+                self.close_group()?;
+                self.root.push(digest);
+                let range = self.geometry.group_range(group);
+                self.progress.advance(range.end - range.start);
             }
             Step::Group { group, before } => {
                 self.close_group()?;
@@ -173,6 +211,6 @@ impl Consumer<Step> for Assembler<'_> {
         sink.flush().map_err(|source| {
             crate::Error::io("write", std::path::Path::new("the archive"), source)
         })?;
-        Ok(Assembled { root, summary, bytes_changed: self.bytes_changed })
+        Ok(Assembled { root, summary, bytes_changed: self.bytes_changed, missed: self.missed })
     }
 }

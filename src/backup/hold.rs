@@ -9,13 +9,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
 use crate::sys::image_lock::ImageLock;
 
-/// An image that nobody writes to, as far as can be known.
-pub(super) struct HeldImage {
-    /// What is read.
-    pub image: Image,
-    /// The descriptors behind the locks: they end when these are closed.
-    _first: Image,
+/// A claim on an image that nobody writes to, as far as can be known.
+pub(super) struct Hold {
     locks: Vec<ImageLock>,
+    /// The descriptors behind the locks: they end when these are closed.
+    _locked: Option<Image>,
     files: Vec<(PathBuf, Stamp)>,
 }
 
@@ -41,12 +39,12 @@ impl Stamp {
     }
 }
 
-impl HeldImage {
+impl Hold {
     /// Opens an image and claims all its files for reading.
     ///
     /// # Errors
     /// `Busy` if somebody writes to one of them.
-    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<(Image, Self)> {
         let first = Image::open(path, options)?;
         let mut locks = Vec::new();
         for file in first.files() {
@@ -65,18 +63,23 @@ impl HeldImage {
         if opened.len() != files.len() || !opened.iter().zip(&files).all(same) {
             return Err(changed(path));
         }
-        Ok(Self { image, _first: first, locks, files })
+        Ok((image, Self { locks, _locked: Some(first), files }))
     }
 
-    /// What should be known about the image and about the claims on it.
-    pub fn warnings(&self) -> Vec<String> {
-        let locks = self.locks.iter().filter_map(|lock| lock.warning().map(str::to_owned));
-        self.image.warnings().iter().cloned().chain(locks).collect()
+    /// Notices what is written to the files of an image, and keeps nobody from writing: for clones,
+    /// to which nobody writes, and for the backing files of a guest that is running.
+    pub fn watch(image: &Image) -> Result<Self> {
+        Ok(Self { locks: Vec::new(), _locked: None, files: stamps(image)? })
     }
 
-    /// Fails if a file was written to since it was opened, by somebody who heeds no locks.
-    pub fn check_unchanged(&self) -> Result<()> {
-        for (before, now) in self.files.iter().zip(stamps(&self.image)?) {
+    /// What should be known about the claims.
+    pub fn warnings(&self) -> impl Iterator<Item = String> + '_ {
+        self.locks.iter().filter_map(|lock| lock.warning().map(str::to_owned))
+    }
+
+    /// Fails if a file of the image was written to since, by somebody who heeds no locks.
+    pub fn check_unchanged(&self, image: &Image) -> Result<()> {
+        for (before, now) in self.files.iter().zip(stamps(image)?) {
             if *before != now {
                 return Err(changed(&before.0));
             }

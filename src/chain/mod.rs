@@ -8,6 +8,8 @@ mod state;
 
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
+
 use crate::archive::Reader;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{Digest, Geometry, GroupIndex, Kind};
@@ -84,6 +86,42 @@ impl Chain {
     pub fn newest(&self) -> &Arc<Reader> {
         #[expect(clippy::indexing_slicing, reason = "`new` refuses a chain of none")]
         &self.archives[self.archives.len() - 1]
+    }
+
+    /// The blocks that are not zero at the newest point. At most one bit for each block of the disk.
+    pub fn nonzero(&self) -> RoaringBitmap {
+        let mut nonzero = RoaringBitmap::new();
+        for archive in &self.archives {
+            nonzero |= archive.stored();
+            nonzero -= archive.zero();
+            // A disk that shrank here has lost what lay behind its end.
+            if let Ok(end) = u32::try_from(archive.geometry().block_count()) {
+                nonzero.remove_range(end..);
+            }
+        }
+        nonzero
+    }
+
+    /// The blocks that may differ between the disk at the archive of this position and at the
+    /// newest point. At most one bit for each block of the disk.
+    pub fn changed_since(&self, position: usize) -> RoaringBitmap {
+        let mut changed = RoaringBitmap::new();
+        let mut shortest = u64::MAX;
+        for archive in self.archives.iter().skip(position) {
+            shortest = shortest.min(archive.geometry().block_count());
+        }
+        for archive in self.archives.iter().skip(position + 1) {
+            changed |= archive.stored();
+            changed |= archive.zero();
+        }
+        // What a disk lost by shrinking is in no archive; if it grew again, it is zero now.
+        let end = self.geometry().block_count();
+        if let Some(last) = end.checked_sub(1)
+            && shortest < end
+        {
+            changed.insert_range(shortest as u32..=last as u32);
+        }
+        changed
     }
 
     /// Starts a pass over the disk's groups. Each thread may have its own.

@@ -35,7 +35,7 @@ pub(super) struct Opening {
 
 /// Opens the image at `path` and everything that it names.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opening> {
-    let policy = Policy::new(path, &options.image_roots)?;
+    let policy = Policy::new(path, options)?;
     let mut opening = Opening::default();
     let top = policy.open_named_by_user(path)?;
     if options.as_file {
@@ -70,7 +70,7 @@ pub(super) fn top_header(
     path: &Path,
     options: &OpenOptions,
 ) -> Result<Option<(LayerFile, Header)>> {
-    let opened = Policy::new(path, &options.image_roots)?.open_named_by_user(path)?;
+    let opened = Policy::new(path, options)?.open_named_by_user(path)?;
     let is_qcow2 = match options.format {
         Some(format) => format == Format::Qcow2,
         None => has_qcow2_magic(&opened)?,
@@ -81,6 +81,20 @@ pub(super) fn top_header(
     let file = LayerFile::new(&opened, FileIndex(0));
     let header = read_header(&file)?;
     Ok(Some((file, header)))
+}
+
+/// Opens the image at `path` and its external data file.
+pub(super) fn written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<dyn Store>>> {
+    let policy = Policy::new(path, options)?;
+    let top = policy.open_named_by_user(path)?;
+    let mut files = vec![Arc::clone(&top.store)];
+    if let Some((file, header)) = top_header(path, options)? {
+        let node = Node::plain(path.to_path_buf(), Some(Format::Qcow2));
+        if let Some(name) = data_file_name(&header, &node)? {
+            files.push(policy.open_named_by_image(&name, &file.path)?.store);
+        }
+    }
+    Ok(files)
 }
 
 impl Opening {

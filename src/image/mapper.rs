@@ -25,6 +25,13 @@ impl Mapper {
         Self { layers, cursors, virtual_size }
     }
 
+    /// One that asks only the first `count` layers.
+    pub(super) fn above(layers: Arc<Vec<Layer>>, count: usize) -> Self {
+        let mut mapper = Self::new(layers, Detail::Readable);
+        mapper.cursors.truncate(count);
+        mapper
+    }
+
     /// Appends the extents of `range`, a half-open range of bytes of the disk, to `out`. They
     /// cover it exactly and in order; neighbours that continue each other are one, also with what
     /// `out` ends with already.
@@ -57,7 +64,9 @@ impl Mapper {
             let text = format!("byte {end} is asked for, but the disk has only {size}");
             return Err(Error::new(ErrorKind::Usage, text));
         }
-        resolve(&self.layers, &mut self.cursors, 0, range, limit, out)
+        // Without its cursor, a layer has no say.
+        let layers = self.layers.get(..self.cursors.len()).unwrap_or_default();
+        resolve(layers, &mut self.cursors, 0, range, limit, out)
     }
 }
 

@@ -5,7 +5,9 @@
 //! is for others. Nothing here writes.
 
 mod chain;
+mod compare;
 mod decompress;
+mod fingerprint;
 mod holes;
 mod info;
 mod layer;
@@ -22,9 +24,11 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use compare::{SameBytes, Unwritten, differences};
 pub use decompress::{Inflater, inflate};
 pub use info::{BitmapInfo, ImageInfo, Qcow2Info, SnapshotInfo, inspect};
 pub use map::{Map, MapEntry};
@@ -33,6 +37,9 @@ pub use mapper::Mapper;
 use crate::error::Result;
 use crate::io::Store;
 use layer::{Detail, Layer};
+
+/// Extents that a walk over the whole disk has in memory.
+const EXTENTS_AT_A_TIME: usize = 4096;
 
 /// A format in which a disk can be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -87,6 +94,18 @@ pub struct OpenOptions {
     pub snapshot: Option<String>,
     /// Take the file's own bytes for the disk, whatever they are.
     pub as_file: bool,
+    /// Files of which a clone is to be opened in their place: the file's real path, and the
+    /// clone's. Names inside images are judged and resolved as if the file itself were open.
+    pub clones: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Opens those files of the image at `path` that a guest writes to: its own and its external data
+/// file. Nothing of its backing chain is looked at, so this works while a guest is running.
+///
+/// # Errors
+/// As [`Image::open`].
+pub fn open_written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<dyn Store>>> {
+    chain::written_files(path, options)
 }
 
 /// An open image. Files stay open, and are opened for reading only.
@@ -169,6 +188,53 @@ impl Image {
     /// A walk over the disk that says where its bytes are. Holes of files count as zeros.
     pub fn mapper(&self) -> Mapper {
         Mapper::new(Arc::clone(&self.layers), Detail::Readable)
+    }
+
+    /// Calls `each` with every range of the disk, in bytes, ascending, about which one of the first
+    /// `count` layers says something: all others are what the layers below them show. Nothing below
+    /// is looked at.
+    ///
+    /// # Errors
+    /// A table can't be read or is damaged; whatever `each` fails with.
+    pub fn above(
+        &self,
+        count: usize,
+        mut each: impl FnMut(Range<u64>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(last) = count.checked_sub(1) else { return Ok(()) };
+        let mut mapper = Mapper::above(Arc::clone(&self.layers), count);
+        let mut extents = Vec::new();
+        let (mut at, end) = (0, self.virtual_size());
+        while at < end {
+            extents.clear();
+            at = mapper.extents_up_to(EXTENTS_AT_A_TIME, at..end, &mut extents)?;
+            for extent in &extents {
+                let below = extent.source == crate::extent::Source::Unallocated
+                    && usize::from(extent.depth) == last;
+                if !below {
+                    each(extent.range())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of each of [`Self::files`], also where its clone was opened in its place.
+    pub fn file_names(&self) -> Vec<PathBuf> {
+        let mut names: Vec<PathBuf> =
+            self.files.iter().map(|file| file.path().to_path_buf()).collect();
+        for layer in self.layers.iter() {
+            let data = match layer {
+                Layer::Qcow2(qcow2) => Some(&qcow2.data),
+                Layer::Raw(_) => None,
+            };
+            for file in data.into_iter().chain([layer.file()]) {
+                if let Some(name) = names.get_mut(usize::from(file.index.0)) {
+                    name.clone_from(&file.path);
+                }
+            }
+        }
+        names
     }
 
     /// The map of the disk as `qemu-img map` shows it.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Store};
 
@@ -39,23 +40,43 @@ pub(super) struct Policy {
     own: Vec<PathBuf>,
     /// Further folders into which names inside images may lead, without symlinks.
     allowed: Vec<PathBuf>,
+    /// Which clones are opened in place of which files.
+    clones: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Policy {
-    /// The rules for the image at `path`, with further allowed folders.
+    /// The rules for the image at `path`, with further allowed folders and with clones.
     ///
     /// # Errors
     /// One of the folders does not exist.
-    pub(super) fn new(path: &Path, image_roots: &[PathBuf]) -> Result<Self> {
+    pub(super) fn new(path: &Path, options: &OpenOptions) -> Result<Self> {
         let mut allowed = Vec::new();
-        for root in image_roots {
+        for root in &options.image_roots {
             let real = root.canonicalize();
             allowed.push(real.map_err(|error| Error::io("resolve the image root", root, error))?);
         }
         // The image may be reached through a symlink; its backing files may lie beside either.
         let given = folder_of(path).canonicalize();
         let real = path.canonicalize().map(|real| folder_of(&real).to_path_buf());
-        Ok(Self { allowed, own: [given, real].into_iter().flatten().collect() })
+        let own = [given, real].into_iter().flatten().collect();
+        Ok(Self { allowed, own, clones: options.clones.clone() })
+    }
+
+    /// The clone that is to be opened in place of the file that is really at `real`.
+    fn clone_of(&self, real: &Path) -> Option<&Path> {
+        self.clones.iter().find(|(file, _)| file == real).map(|(_, clone)| clone.as_path())
+    }
+
+    /// Opens a pinned file, or its clone.
+    fn open_pinned(&self, pinned: &OwnedFd, path: &Path) -> Result<Opened> {
+        if self.clones.is_empty() {
+            return open_pinned(pinned, path);
+        }
+        let real = std::fs::read_link(proc_path(pinned))
+            .map_err(|error| Error::io("resolve the name of", path, error))?;
+        let Some(clone) = self.clone_of(&real) else { return open_pinned(pinned, path) };
+        let pinned = pin(clone).map_err(|error| Error::io("open the clone", clone, error))?;
+        Ok(Opened { path: path.to_path_buf(), ..open_pinned(&pinned, clone)? })
     }
 
     /// Whether a name inside an image may lead to the file that is really at `real`.
@@ -74,7 +95,7 @@ impl Policy {
     /// It does not exist, may not be read, or is neither a regular file nor a block device.
     pub(super) fn open_named_by_user(&self, path: &Path) -> Result<Opened> {
         let pinned = pin(path).map_err(|error| Error::io("open", path, error))?;
-        open_pinned(&pinned, path)
+        self.open_pinned(&pinned, path)
     }
 
     /// Opens the file that is called `name` inside the image at `by`.
@@ -104,7 +125,7 @@ impl Policy {
             )
             .advise("if the file is meant, allow its folder with --image-root"));
         }
-        open_pinned(&pinned, &path)
+        self.open_pinned(&pinned, &path)
     }
 }
 
@@ -177,8 +198,12 @@ mod tests {
         (top, image)
     }
 
+    fn options(roots: &[PathBuf]) -> OpenOptions {
+        OpenOptions { image_roots: roots.to_vec(), ..OpenOptions::default() }
+    }
+
     fn open(image: &Path, roots: &[PathBuf], name: &str) -> Result<Opened> {
-        Policy::new(image, roots)?.open_named_by_image(Path::new(name), image)
+        Policy::new(image, &options(roots))?.open_named_by_image(Path::new(name), image)
     }
 
     #[test]
@@ -219,10 +244,10 @@ mod tests {
 
     #[test]
     fn an_image_in_the_top_folder_opens_only_that() {
-        let policy = Policy::new(Path::new("/image"), &[]).unwrap();
+        let policy = Policy::new(Path::new("/image"), &options(&[])).unwrap();
         assert!(policy.allows(Path::new("/base")));
         assert!(!policy.allows(Path::new("/etc/passwd")));
-        let policy = Policy::new(Path::new("/image"), &["/".into()]).unwrap();
+        let policy = Policy::new(Path::new("/image"), &options(&["/".into()])).unwrap();
         assert!(policy.allows(Path::new("/etc/passwd")));
     }
 
@@ -231,7 +256,7 @@ mod tests {
         let (top, image) = folders();
         let link = top.path().join("elsewhere/disk");
         symlink(&image, &link).unwrap();
-        let policy = Policy::new(&link, &[]).unwrap();
+        let policy = Policy::new(&link, &options(&[])).unwrap();
         assert!(policy.open_named_by_user(&link).is_ok());
         assert!(policy.open_named_by_image(Path::new("secret"), &link).is_ok());
         assert!(policy.open_named_by_image(Path::new("../images/sub/base"), &link).is_ok());
@@ -262,9 +287,9 @@ mod tests {
         let (_top, image) = folders();
         let error = open(&image, &[], "gone").map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Image);
-        let policy = Policy::new(&image, &[]).unwrap();
+        let policy = Policy::new(&image, &options(&[])).unwrap();
         let error = policy.open_named_by_user(Path::new("gone")).map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
-        assert!(Policy::new(&image, &["gone".into()]).is_err());
+        assert!(Policy::new(&image, &options(&["gone".into()])).is_err());
     }
 }

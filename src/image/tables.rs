@@ -73,6 +73,32 @@ impl L1Reader {
         }
         Ok(self.entries.get((index - self.first) as usize).copied())
     }
+
+    /// The L2 table that entry `index` names.
+    fn table(&mut self, layer: &Qcow2Layer, index: u64) -> Result<Option<HostOffset>> {
+        let Some(entry) = self.get(layer, index)? else { return Ok(None) };
+        let position = HostOffset(layer.l1.offset.0 + index * L1_ENTRY_SIZE);
+        let table = entry.l2_table(layer.format.cluster, position);
+        table.map_err(|error| layer.wrong(error))
+    }
+}
+
+/// Finds out which L2 table an L1 entry names, and nothing of what it says.
+#[derive(Debug)]
+pub(super) struct L2Finder<'a> {
+    layer: &'a Qcow2Layer,
+    l1: L1Reader,
+}
+
+impl<'a> L2Finder<'a> {
+    pub(super) fn new(layer: &'a Qcow2Layer) -> Self {
+        Self { layer, l1: L1Reader::default() }
+    }
+
+    /// Where the L2 table of L1 entry `index` lies, if there is one.
+    pub(super) fn table(&mut self, index: u64) -> Result<Option<HostOffset>> {
+        self.l1.table(self.layer, index)
+    }
 }
 
 /// A part of an L2 table.
@@ -133,14 +159,7 @@ impl Qcow2Cursor {
         {
             return Ok(table);
         }
-        let table = match self.l1.get(layer, index)? {
-            None => None,
-            Some(entry) => {
-                let position = HostOffset(layer.l1.offset.0 + index * L1_ENTRY_SIZE);
-                let table = entry.l2_table(layer.format.cluster, position);
-                table.map_err(|error| layer.wrong(error))?
-            }
-        };
+        let table = self.l1.table(layer, index)?;
         if let Some(table) = table {
             layer.check_inside("L2 table", table.0, layer.format.cluster.bytes())?;
             layer.check_overlap("L2 table", table)?;

@@ -16,6 +16,7 @@ use super::machine::MachineRecord;
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fingerprint::Fingerprint;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Tracker};
 
 /// The longest manifest that is read, in bytes.
@@ -91,6 +92,91 @@ pub struct DiskRecord {
     pub bytes_written: u64,
     /// The image that it was made from.
     pub image: ImageRecord,
+    /// Bytes read of blocks that were thought unchanged, to check that they are. Part of
+    /// `bytes_read`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes_sampled: u64,
+    /// The trackers that were tried and could not be used, or gave a claim that proved wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refusal>,
+    /// From what the next backup can learn what has changed since this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<Anchor>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Why a tracker was not used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The tracker.
+    #[serde(with = "text")]
+    pub tracker: Tracker,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// What was left behind at a point for the next backup to compare with. It is called the same
+/// wherever it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// Its name, which no other anchor has.
+    pub name: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub what: AnchorKind,
+}
+
+/// The kinds of anchors, called like the trackers that use them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "tracker", rename_all = "kebab-case")]
+pub enum AnchorKind {
+    /// A persistent bitmap in the image, empty at the point.
+    Bitmap,
+    /// An internal snapshot of the image.
+    Snapshot {
+        /// Its id.
+        id: String,
+        /// When it was taken: whole seconds since 1970.
+        date_s: u32,
+        /// Nanoseconds beyond the seconds.
+        date_ns: u32,
+    },
+    /// Clones of files of the image, in the folder `.qdelta` beside each.
+    Reflink {
+        /// The clones.
+        clones: Vec<CloneRecord>,
+    },
+}
+
+impl AnchorKind {
+    /// The tracker that uses it.
+    pub fn tracker(&self) -> Tracker {
+        match self {
+            Self::Bitmap => Tracker::Bitmap,
+            Self::Snapshot { .. } => Tracker::Snapshot,
+            Self::Reflink { .. } => Tracker::Reflink,
+        }
+    }
+}
+
+/// A clone that is kept as an anchor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRecord {
+    /// Real path of the file that was cloned.
+    #[serde(with = "crate::json")]
+    pub file: PathBuf,
+    /// Path of the clone.
+    #[serde(with = "crate::json")]
+    pub clone: PathBuf,
+    /// Inode of the clone.
+    pub inode: u64,
+    /// Length of the clone in bytes.
+    pub length: u64,
+    /// When the clone was written to, in nanoseconds since 1970.
+    pub modified_ns: i64,
 }
 
 /// The image that a backup was made from.
@@ -115,6 +201,9 @@ pub struct LayerRecord {
     pub format: String,
     /// Size of the disk it shows, in bytes.
     pub virtual_size: u64,
+    /// What it is recognised by; none if it was not the image's current state that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
 }
 
 impl Manifest {

@@ -36,7 +36,9 @@ use crate::formats::archive::Kind;
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::DomainLock;
 pub use machine::{LeftOut, MACHINE_FILE_MAX, MachineFile, MachineRecord, Role};
-pub use manifest::{DiskRecord, ImageRecord, LayerRecord, Manifest, Point};
+pub use manifest::{
+    Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, Point, Refusal,
+};
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
 pub use point::{PointId, Selector};

@@ -38,6 +38,9 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
             format: "qcow2".to_owned(),
             layers: Vec::new(),
         },
+        bytes_sampled: 0,
+        refused: Vec::new(),
+        anchor: None,
     }
 }
 

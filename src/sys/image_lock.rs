@@ -94,6 +94,19 @@ impl ImageLock {
         Self::acquire(file.as_fd(), path, Purpose::Write)
     }
 
+    /// Turns a claim for writing into one for reading. In between nobody can write: what a reader
+    /// claims, a writer has claimed already.
+    pub fn downgrade(&mut self) {
+        let keep: Vec<i64> = bytes(HELD, READ).chain(bytes(DENIED, WRITE | RESIZE)).collect();
+        let (kept, released) = self.locked.iter().partition(|byte| keep.contains(byte));
+        self.locked = kept;
+        let released: Vec<i64> = released;
+        for byte in released {
+            // What can't be unlocked now is when the last descriptor is closed.
+            let _ = byte_lock::release(self.file.as_fd(), byte);
+        }
+    }
+
     /// Why the claim may not be heeded, if there is a reason.
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
@@ -336,6 +349,23 @@ mod tests {
         let other = File::open(&path).unwrap();
         assert_eq!(ImageLock::shared_read(&other, &path).unwrap_err().kind(), ErrorKind::Busy);
         drop(lock);
+        assert!(qemu_opens(&path, &[]));
+    }
+
+    #[test]
+    fn a_writer_becomes_a_reader_without_letting_writers_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image(dir.path());
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let mut lock = ImageLock::exclusive(&file, &path).unwrap();
+        lock.downgrade();
+        assert!(qemu_opens(&path, &["-r"]));
+        assert!(!qemu_opens(&path, &[]));
+        let other = File::open(&path).unwrap();
+        let second = ImageLock::shared_read(&other, &path).unwrap();
+        drop(lock);
+        assert!(!qemu_opens(&path, &[]));
+        drop(second);
         assert!(qemu_opens(&path, &[]));
     }
 

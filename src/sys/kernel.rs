@@ -172,3 +172,91 @@ pub(crate) mod byte_lock {
         if status == -1 { Err(io::Error::last_os_error()) } else { Ok(lock) }
     }
 }
+
+/// Where the bytes of a file lie on its device: the `FIEMAP` ioctl.
+///
+/// The structures are those of `linux/fiemap.h`; the libc crate does not have them.
+pub(crate) mod fiemap {
+    use std::io;
+    use std::os::fd::{AsRawFd, BorrowedFd};
+
+    /// Write what is dirty before the extents are looked up.
+    const FLAG_SYNC: u32 = 1;
+    /// Extents that are asked for at a time: 28 KiB of them.
+    const BATCH: usize = 512;
+    /// `FS_IOC_FIEMAP`: `_IOWR('f', 11, struct fiemap)`, whose fixed part has 32 bytes.
+    const REQUEST: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
+
+    /// The last extent of the file.
+    pub(crate) const EXTENT_LAST: u32 = 0x1;
+    /// Allocated, never written: reads as zeros.
+    pub(crate) const EXTENT_UNWRITTEN: u32 = 0x800;
+    /// Other files have it, too.
+    pub(crate) const EXTENT_SHARED: u32 = 0x2000;
+
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    pub(crate) struct RawExtent {
+        pub(crate) logical: u64,
+        pub(crate) physical: u64,
+        pub(crate) length: u64,
+        reserved64: [u64; 2],
+        pub(crate) flags: u32,
+        reserved: [u32; 3],
+    }
+
+    #[repr(C)]
+    struct Call {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped_extents: u32,
+        extent_count: u32,
+        reserved: u32,
+        extents: [RawExtent; BATCH],
+    }
+
+    /// Replaces `out` by the extents of the file from byte `start` on, as many as one call gives;
+    /// none if there are no more.
+    pub(crate) fn extents(
+        file: BorrowedFd<'_>,
+        start: u64,
+        out: &mut Vec<RawExtent>,
+    ) -> io::Result<()> {
+        out.clear();
+        let mut call = Box::new(Call {
+            start,
+            length: u64::MAX - start,
+            flags: FLAG_SYNC,
+            mapped_extents: 0,
+            extent_count: BATCH as u32,
+            reserved: 0,
+            extents: [RawExtent::default(); BATCH],
+        });
+        // SAFETY: the descriptor is open; `call` is a `struct fiemap` with room for as many extents
+        // as its `extent_count` says, and the kernel writes nothing else.
+        let status = unsafe { libc::ioctl(file.as_raw_fd(), REQUEST, &mut *call) };
+        if status == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        let count = (call.mapped_extents as usize).min(BATCH);
+        out.extend_from_slice(call.extents.get(..count).unwrap_or_default());
+        Ok(())
+    }
+
+    /// How many extents the whole file has, without fetching them.
+    pub(crate) fn count(file: BorrowedFd<'_>) -> io::Result<u64> {
+        let mut call = Box::new(Call {
+            start: 0,
+            length: u64::MAX,
+            flags: 0,
+            mapped_extents: 0,
+            extent_count: 0,
+            reserved: 0,
+            extents: [RawExtent::default(); BATCH],
+        });
+        // SAFETY: as above; with a count of 0 the kernel writes no extent.
+        let status = unsafe { libc::ioctl(file.as_raw_fd(), REQUEST, &mut *call) };
+        if status == -1 { Err(io::Error::last_os_error()) } else { Ok(call.mapped_extents.into()) }
+    }
+}

@@ -58,6 +58,9 @@ impl Shelf {
                 format: "qcow2".to_owned(),
                 layers: Vec::new(),
             },
+            bytes_sampled: 0,
+            refused: Vec::new(),
+            anchor: None,
         });
         pending.commit(&manifest).unwrap();
         id(day)

@@ -1,10 +1,11 @@
 //! `qdelta backup`: a new recovery point.
 
-use qdelta::backup::{self, KindChoice, Report, Request};
+use qdelta::backup::{self, AnchorChoice, KindChoice, Options, Report, Request};
+use qdelta::formats::archive::Tracker;
 use qdelta::image::OpenOptions;
 use qdelta::{Result, repository::Repository};
 
-use crate::cli::args::{Backup, Kind};
+use crate::cli::args::{Anchor, Backup, Kind, Track};
 use crate::cli::{Context, signals, status, text};
 
 /// Makes the point and shows what it cost.
@@ -18,10 +19,15 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         },
         image: args.image,
         disk: args.disk,
-        kind: args.kind.to_choice(),
-        level: args.level,
-        block_size: args.block_size,
-        resources: args.work.resources(),
+        options: Options {
+            kind: args.kind.to_choice(),
+            level: args.level,
+            block_size: args.block_size,
+            track: args.tracking.track.to_tracker(),
+            anchor: args.tracking.anchor.to_choice(),
+            sample: args.tracking.sample,
+            resources: args.work.resources(),
+        },
     };
     let cancel = signals::watch(&context.screen);
     let report = backup::run(&repository, &request, &context.screen, &cancel)?;
@@ -48,12 +54,41 @@ fn show(report: &Report, context: &mut Context) -> Result<()> {
         text::bytes(report.bytes_changed),
         text::bytes(report.bytes_written),
     ))?;
+    if report.parent.is_some() {
+        out.line(format!("  tracker {}: {}", report.tracker, report.why))?;
+    }
     out.line(format!(
-        "  took {}, tracker {}, I/O by {}",
+        "  took {}, I/O by {}",
         text::took(report.seconds, report.bytes_read),
-        report.tracker,
         report.io
     ))
+}
+
+impl Track {
+    /// What the library calls it; nothing for the choice among all.
+    fn to_tracker(self) -> Option<Tracker> {
+        match self {
+            Self::Auto => None,
+            Self::Bitmap => Some(Tracker::Bitmap),
+            Self::Snapshot => Some(Tracker::Snapshot),
+            Self::Overlay => Some(Tracker::Overlay),
+            Self::Reflink => Some(Tracker::Reflink),
+            Self::Scan => Some(Tracker::Scan),
+        }
+    }
+}
+
+impl Anchor {
+    /// What the library calls it.
+    fn to_choice(self) -> AnchorChoice {
+        match self {
+            Self::Auto => AnchorChoice::AsBefore,
+            Self::None => AnchorChoice::None,
+            Self::Bitmap => AnchorChoice::For(Tracker::Bitmap),
+            Self::Snapshot => AnchorChoice::For(Tracker::Snapshot),
+            Self::Reflink => AnchorChoice::For(Tracker::Reflink),
+        }
+    }
 }
 
 impl Kind {

@@ -1,9 +1,11 @@
-//! The data path of a backup that looks at everything allocated: reader here, workers, assembler.
+//! The data path of a backup, which looks at everything allocated or at chosen blocks: reader here,
+//! workers, assembler.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use qdelta_formats::archive::{Digest, Geometry, GroupIndex};
+use roaring::RoaringBitmap;
 
 use super::Done;
 use super::assemble::{Assembler, Step};
@@ -18,20 +20,39 @@ use crate::progress::{Cancel, Progress};
 use crate::read_ahead::{Loaded, ReadAhead};
 use crate::reader::{ClusterReader, ReadPlan};
 
-/// What to scan, against what, and with what.
+/// What to look at, against what, and with what.
 pub(super) struct Job<'a> {
     pub image: &'a Image,
     pub geometry: Geometry,
     pub chain: Option<&'a Chain>,
+    /// The blocks to look at; `None` for all.
+    pub selection: Option<&'a Selection>,
     /// How many blocks a frame spans.
     pub frame_blocks: u32,
     pub level: i32,
     pub resources: &'a Resources,
 }
 
+/// Which blocks to look at. All others are what they were at the parent.
+pub(super) struct Selection {
+    /// Those that may have changed.
+    pub claim: RoaringBitmap,
+    /// Some of the others, to see whether that is true.
+    pub sample: RoaringBitmap,
+}
+
+/// What of the blocks of a task is to be looked at.
+struct Run {
+    blocks: Range<u64>,
+    /// Only to check the claim.
+    sampled: bool,
+}
+
 /// Some blocks side by side, read but for what a worker must fill in.
 struct Task {
     blocks: Range<u64>,
+    /// Those of them that were read.
+    runs: Vec<Range<u64>>,
     zeros: Vec<Range<usize>>,
     compressed: Vec<(Range<usize>, CompressedCluster)>,
     before: Option<Arc<GroupDigests>>,
@@ -58,10 +79,12 @@ pub(super) fn run(
         task_blocks: task_size / block_size,
         mapper: job.image.mapper(),
         parent: job.chain.map(|chain| (chain.cursor(), chain.geometry().group_count())),
+        selection: job.selection,
         extents: Vec::new(),
         ahead,
         zero_groups: 0,
         bytes_read: 0,
+        bytes_sampled: 0,
         cancel,
     };
     let assembled = pipeline::run(
@@ -72,10 +95,11 @@ pub(super) fn run(
             let mut clusters = ClusterReader::new(files.clone());
             Ok(move |loaded: Loaded<Task>| pack(&mut packer, &mut clusters, loaded, block_size))
         },
-        Assembler::new(job.geometry, writer, progress),
+        Assembler::new(job.geometry, writer, job.selection.map(|it| &it.sample), progress),
     )?;
     progress.finish();
-    Ok(Done { assembled, bytes_read: reader.bytes_read, backend })
+    let Reader { bytes_read, bytes_sampled, .. } = reader;
+    Ok(Done { assembled, bytes_read, bytes_sampled, backend })
 }
 
 /// What a worker does with a task.
@@ -94,7 +118,7 @@ fn pack(
     for (range, cluster) in &task.compressed {
         clusters.fill(cluster, &mut bytes[range.clone()])?;
     }
-    packer.pack(task.blocks, bytes, task.before.as_ref()).map(Step::Packed)
+    packer.pack(task.blocks, &task.runs, bytes, task.before.as_ref()).map(Step::Packed)
 }
 
 /// Walks the disk in order and keeps the queue filled.
@@ -104,11 +128,14 @@ struct Reader<'a> {
     mapper: Mapper,
     /// The parent's digests, and how many groups it has.
     parent: Option<(GroupCursor<'a>, u32)>,
+    selection: Option<&'a Selection>,
     extents: Vec<Extent>,
     ahead: ReadAhead<Task>,
     /// Zero groups that were not passed on yet.
     zero_groups: u32,
     bytes_read: u64,
+    /// The part of `bytes_read` that only checks the claim.
+    bytes_sampled: u64,
     cancel: &'a Cancel,
 }
 
@@ -118,6 +145,11 @@ impl Reader<'_> {
     fn run(&mut self, producer: Out<'_>) -> Result<(), Halt> {
         for group in (0..self.geometry.group_count()).map(GroupIndex) {
             self.cancel.check()?;
+            let blocks = self.geometry.group_blocks(group);
+            if !self.is_selected(&blocks) {
+                self.keep(producer, group)?;
+                continue;
+            }
             let before = self.parent_of(group)?;
             self.extents.clear();
             self.mapper.extents(self.geometry.group_range(group), &mut self.extents)?;
@@ -128,16 +160,76 @@ impl Reader<'_> {
             self.flush_zero_groups(producer)?;
             let digests = before.as_ref().map(|(digests, _)| Arc::clone(digests));
             self.ahead.pass(producer, Step::Group { group, before })?;
-            let blocks = self.geometry.group_blocks(group);
             let mut start = blocks.start;
             while start < blocks.end {
                 let end = (start + self.task_blocks).min(blocks.end);
-                self.read(producer, start..end, digests.clone())?;
+                if self.is_selected(&(start..end)) {
+                    self.read(producer, start..end, digests.clone())?;
+                }
                 start = end;
             }
         }
         self.flush_zero_groups(producer)?;
         self.ahead.finish(producer)
+    }
+
+    /// Whether any of the blocks is to be looked at.
+    fn is_selected(&self, blocks: &Range<u64>) -> bool {
+        let Some(selection) = self.selection else { return true };
+        let Some(last) = blocks.end.checked_sub(1) else { return false };
+        let range = blocks.start as u32..=last as u32;
+        [&selection.claim, &selection.sample]
+            .iter()
+            .any(|set| set.range_cardinality(range.clone()) > 0)
+    }
+
+    /// The runs of `blocks` that are to be looked at, in order.
+    fn runs(&self, blocks: &Range<u64>) -> Vec<Run> {
+        let Some(selection) = self.selection else {
+            return vec![Run { blocks: blocks.clone(), sampled: false }];
+        };
+        let mut runs: Vec<Run> = Vec::new();
+        for block in blocks.clone() {
+            let claimed = selection.claim.contains(block as u32);
+            if !claimed && !selection.sample.contains(block as u32) {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(last) if last.blocks.end == block && last.sampled != claimed => {
+                    last.blocks.end += 1;
+                }
+                _ => runs.push(Run { blocks: block..block + 1, sampled: !claimed }),
+            }
+        }
+        runs
+    }
+
+    /// A group of which nothing is looked at: it is what it was at the parent.
+    fn keep(&mut self, producer: Out<'_>, group: GroupIndex) -> Result<(), Halt> {
+        // The last group may have lost blocks to a disk that shrank: its digests are needed.
+        let is_last = group.0 + 1 == self.geometry.group_count();
+        let step = match &mut self.parent {
+            Some((cursor, count)) if group.0 < *count => {
+                let state = cursor.seek(group)?;
+                match (state.has_stored(), is_last) {
+                    (false, _) => None,
+                    (true, false) => Some(Step::Kept { group, digest: state.group_digest() }),
+                    (true, true) => {
+                        let before = (Arc::new(*state.digests()), state.group_digest());
+                        Some(Step::Group { group, before: Some(before) })
+                    }
+                }
+            }
+            _ => None,
+        };
+        match step {
+            None => self.zero_groups += 1,
+            Some(step) => {
+                self.flush_zero_groups(producer)?;
+                self.ahead.pass(producer, step)?;
+            }
+        }
+        Ok(())
     }
 
     /// The group's digests at the parent; `None` if it was all zero there.
@@ -167,19 +259,36 @@ impl Reader<'_> {
     ) -> Result<(), Halt> {
         // A group of large blocks has gigabytes: too much to wait for.
         self.cancel.check()?;
-        let block_size = u64::from(self.geometry.block_size());
-        let start = blocks.start * block_size;
-        let len = (blocks.end - blocks.start) * block_size;
-        let end = (start + len).min(self.geometry.virtual_size());
-        let Some(plan) = ReadPlan::new(&self.extents, &(start..end), len as usize) else {
+        let runs = self.runs(&blocks);
+        let mut plan = ReadPlan::default();
+        for run in &runs {
+            self.plan(&blocks, run, &mut plan);
+        }
+        if plan.is_empty() {
             if before.is_some() {
-                self.ahead.pass(producer, Step::Zeros(blocks))?;
+                for run in runs {
+                    self.ahead.pass(producer, Step::Zeros(run.blocks))?;
+                }
             }
             return Ok(());
-        };
-        self.bytes_read += plan.bytes;
-        let task = Task { blocks, zeros: plan.zeros, compressed: plan.compressed, before };
-        self.ahead.read(producer, plan.segments, task)
+        }
+        let ReadPlan { segments, zeros, compressed, .. } = plan;
+        let runs = runs.into_iter().map(|run| run.blocks).collect();
+        self.ahead.read(producer, segments, Task { blocks, runs, zeros, compressed, before })
+    }
+
+    /// Adds to the plan for a buffer of `blocks` what reads a run of them.
+    fn plan(&mut self, blocks: &Range<u64>, run: &Run, plan: &mut ReadPlan) {
+        let block_size = u64::from(self.geometry.block_size());
+        let start = run.blocks.start * block_size;
+        let len = (run.blocks.end - run.blocks.start) * block_size;
+        let end = (start + len).min(self.geometry.virtual_size());
+        let at = (run.blocks.start - blocks.start) * block_size;
+        let bytes = plan.add(&self.extents, &(start..end), at as usize, len as usize);
+        self.bytes_read += bytes;
+        if run.sampled {
+            self.bytes_sampled += bytes;
+        }
     }
 }
 

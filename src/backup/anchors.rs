@@ -1,0 +1,220 @@
+//! Anchors: what a backup leaves behind so that the next one learns what has changed.
+//!
+//! A new anchor is made *before* the image is read: whatever is written behind it is claimed by the
+//! next backup, also if this one has read it already. The old one goes when the new point is safe.
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use qdelta_formats::archive::Tracker;
+
+use crate::anchor::{self, ImageFile};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Store;
+use crate::reflink::{self, Kept};
+use crate::repository::{Anchor, AnchorKind, CloneRecord, DiskId, PointId, Repository};
+
+/// With what the names of all anchors begin.
+pub(super) const PREFIX: &str = "qdelta-";
+/// Bytes of the disk that a bit of a new bitmap stands for: QEMU's own default.
+const GRANULARITY: u64 = 64 << 10;
+
+/// What makes anchors of one disk of one repository recognisable: the end of their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tag(String);
+
+impl Tag {
+    pub fn new(repository: &Repository, disk: &DiskId) -> Self {
+        let digest = blake3::hash(format!("{} {disk}", repository.id()).as_bytes());
+        Self(digest.to_hex().chars().take(8).collect())
+    }
+
+    /// The name of the anchor of a point.
+    pub fn name(&self, point: PointId) -> String {
+        format!("{PREFIX}{point}-{}", self.0)
+    }
+
+    /// Whether an anchor with this name is of this disk and repository.
+    pub fn owns(&self, name: &str) -> bool {
+        name.starts_with(PREFIX) && name.ends_with(&format!("-{}", self.0))
+    }
+}
+
+/// Writes a new bitmap or snapshot into the image at `path`, which nobody uses, and removes those
+/// of the same tag but `keep`, which an interrupted backup or a busy image has left. The file is
+/// held against writers as long as it is open.
+pub(super) fn write(
+    path: &Path,
+    tracker: Tracker,
+    name: &str,
+    tag: &Tag,
+    keep: Option<&str>,
+) -> Result<(ImageFile, Anchor)> {
+    let mut file = ImageFile::open(path)?;
+    let anchor = sweep(&file, tag, &[keep.unwrap_or_default(), name]).and_then(|()| {
+        let what = match tracker {
+            Tracker::Bitmap => {
+                anchor::bitmap::create(&file, name, GRANULARITY)?;
+                AnchorKind::Bitmap
+            }
+            _ => {
+                let snapshot = anchor::snapshot::create(&file, name, SystemTime::now())?;
+                AnchorKind::Snapshot {
+                    id: String::from_utf8_lossy(&snapshot.id).into_owned(),
+                    date_s: snapshot.date_s,
+                    date_ns: snapshot.date_ns,
+                }
+            }
+        };
+        Ok(Anchor { name: name.to_owned(), what })
+    })?;
+    file.downgrade();
+    Ok((file, anchor))
+}
+
+/// Removes the bitmaps and snapshots of a tag from an image, but those called as `keep` says.
+pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
+    let stale = |name: &[u8]| {
+        let name = String::from_utf8_lossy(name);
+        (tag.owns(&name) && !keep.contains(&name.as_ref())).then(|| name.into_owned())
+    };
+    for bitmap in anchor::bitmap::list(file)? {
+        if let Some(name) = stale(&bitmap.name) {
+            anchor::bitmap::remove(file, &name)?;
+        }
+    }
+    for snapshot in anchor::snapshot::list(file)? {
+        if stale(&snapshot.name).is_some() {
+            anchor::snapshot::delete(file, &snapshot.id)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes an anchor, if it is still there, from the image at `path`.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] if a guest uses the image; or it can't be removed.
+pub(super) fn remove(path: &Path, anchor: &Anchor) -> Result<()> {
+    let gone = |result: Result<()>| match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    match &anchor.what {
+        AnchorKind::Bitmap => gone(anchor::bitmap::remove(&ImageFile::open(path)?, &anchor.name)),
+        AnchorKind::Snapshot { id, date_s, date_ns } => {
+            let file = ImageFile::open(path)?;
+            let ours = anchor::snapshot::list(&file)?.into_iter().find(|it| {
+                it.name == anchor.name.as_bytes()
+                    && it.id == id.as_bytes()
+                    && (it.date_s, it.date_ns) == (*date_s, *date_ns)
+            });
+            match ours {
+                Some(snapshot) => anchor::snapshot::delete(&file, &snapshot.id),
+                None => Ok(()),
+            }
+        }
+        AnchorKind::Reflink { clones } => {
+            for clone in clones {
+                let Some(folder) = clone.file.parent() else { continue };
+                reflink::remove_kept(folder, &anchor.name)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Clones of files of an image. Dropped, they are gone, unless they are to be kept.
+pub(super) struct Clones {
+    anchor: String,
+    kept: Vec<(PathBuf, Kept)>,
+    release: bool,
+}
+
+impl Clones {
+    /// Clones each of these open files, in the folder of the anchor called `name` beside it. This
+    /// is all that must happen at the moment of the backup.
+    pub fn take(files: &[(PathBuf, Arc<dyn Store>)], name: &str) -> Result<Self> {
+        let mut clones = Self { anchor: name.to_owned(), kept: Vec::new(), release: false };
+        for (path, store) in files {
+            let kept = Kept::clone_of(descriptor(store.as_ref())?, path, name)?;
+            clones.kept.push((path.clone(), kept));
+        }
+        Ok(clones)
+    }
+
+    /// The files and their clones, for [`crate::image::OpenOptions::clones`].
+    pub fn substitutes(&self) -> Vec<(PathBuf, PathBuf)> {
+        self.kept.iter().map(|(file, kept)| (file.clone(), kept.path.clone())).collect()
+    }
+
+    /// Makes them last, and says what they are.
+    pub fn anchor(&self) -> Result<Anchor> {
+        let mut clones = Vec::new();
+        for (file, kept) in &self.kept {
+            kept.sync()?;
+            clones.push(record_of(file, kept)?);
+        }
+        Ok(Anchor { name: self.anchor.clone(), what: AnchorKind::Reflink { clones } })
+    }
+
+    /// From now on they stay.
+    pub fn keep(mut self) {
+        self.release = true;
+    }
+}
+
+impl Drop for Clones {
+    fn drop(&mut self) {
+        if self.release {
+            return;
+        }
+        for (file, _) in &self.kept {
+            if let Some(folder) = file.parent() {
+                // What can't be removed now is removed by the next run.
+                let _ = reflink::remove_kept(folder, &self.anchor);
+            }
+        }
+    }
+}
+
+fn record_of(file: &Path, kept: &Kept) -> Result<CloneRecord> {
+    let (inode, length, modified_ns) = identity(&kept.file, &kept.path)?;
+    Ok(CloneRecord {
+        file: file.to_path_buf(),
+        clone: kept.path.clone(),
+        inode,
+        length,
+        modified_ns,
+    })
+}
+
+/// Inode, length and time of the last write of a clone: what it is recognised by.
+pub(super) fn identity(file: &std::fs::File, path: &Path) -> Result<(u64, u64, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
+    let modified_ns =
+        metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+    Ok((metadata.ino(), metadata.len(), modified_ns))
+}
+
+/// Removes the clones of a tag that are kept beside files in `folder`, but those called as `keep`
+/// says.
+pub(super) fn sweep_clones(folder: &Path, tag: &Tag, keep: Option<&str>) -> Result<()> {
+    for name in reflink::kept_beside(folder)? {
+        if tag.owns(&name) && Some(name.as_str()) != keep {
+            reflink::remove_kept(folder, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The descriptor of an open file.
+pub(super) fn descriptor(store: &dyn Store) -> Result<BorrowedFd<'_>> {
+    store.fd().ok_or_else(|| {
+        let text = format!("{} is no file that can be cloned", store.path().display());
+        Error::new(ErrorKind::Usage, text)
+    })
+}

@@ -1,0 +1,156 @@
+//! What a new point is made against: the chain of an earlier one, or nothing.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use qdelta_formats::archive::Kind;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::KindChoice;
+use crate::archive;
+use crate::chain::Chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::FileStore;
+use crate::repository::{DiskId, Point, Repository, Selector};
+
+/// What a new point of a disk is made against.
+pub(super) struct Base {
+    /// What the new archive is.
+    pub kind: Kind,
+    /// The point that it is made against, with its chain.
+    pub against: Option<(Point, Chain)>,
+    /// The latest point of the disk, whatever the new one is made against: anchors belong to it.
+    pub latest: Option<Point>,
+    /// Why it is a full though there is a point.
+    pub warning: Option<String>,
+}
+
+impl Base {
+    /// Finds it, and opens its chain.
+    ///
+    /// # Errors
+    /// What was asked for can't be; the chain is damaged, unless anything was asked for that can
+    /// be a full instead.
+    pub fn choose(repository: &Repository, disk: &DiskId, choice: KindChoice) -> Result<Self> {
+        let latest = match repository.resolve(disk, &Selector::Latest) {
+            Ok(point) => Some(point),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            // A full needs nothing of what was there.
+            Err(_) if choice == KindChoice::Full => None,
+            Err(error) => return Err(error.advise("--kind full begins a new chain")),
+        };
+        let mut base = Self { kind: Kind::Full, against: None, latest, warning: None };
+        let point = match (choice, &base.latest) {
+            (KindChoice::Full, _) | (KindChoice::Auto, None) => return Ok(base),
+            (KindChoice::Auto | KindChoice::Incremental, Some(point)) => {
+                base.kind = Kind::Incremental;
+                point.clone()
+            }
+            (KindChoice::Differential, Some(_)) => {
+                base.kind = Kind::Differential;
+                let points = repository.points(disk)?.points;
+                let full = points.into_iter().rev().find(|point| point.record.kind == Kind::Full);
+                full.ok_or_else(|| no_base(disk, "full"))?
+            }
+            (KindChoice::Incremental, None) => return Err(no_base(disk, "recovery point")),
+            (KindChoice::Differential, None) => return Err(no_base(disk, "full")),
+        };
+        match open_base(repository, &point) {
+            Ok(chain) => base.against = Some((point, chain)),
+            Err(error) if choice == KindChoice::Auto && is_lost(&error) => {
+                base.kind = Kind::Full;
+                base.warning = Some(format!(
+                    "{}; a full begins a new chain. qdelta verify tells what is damaged",
+                    error.chain()
+                ));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(base)
+    }
+
+    /// The point that it is made against.
+    pub fn point(&self) -> Option<&Point> {
+        self.against.as_ref().map(|(point, _)| point)
+    }
+
+    /// The chain of that point.
+    pub fn chain(&self) -> Option<&Chain> {
+        self.against.as_ref().map(|(_, chain)| chain)
+    }
+}
+
+/// Whether the failure says that the chain is no good, and not that it could not be looked at.
+fn is_lost(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
+}
+
+fn no_base(disk: &DiskId, what: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{disk} has no {what} to compare with"))
+        .advise("begin with --kind full (or auto)")
+}
+
+/// Opens the chain that the new point is made against.
+fn open_base(repository: &Repository, point: &Point) -> Result<Chain> {
+    open_chain(repository, point).and_then(check_indexes).map_err(|error| {
+        let error = error.within(format!("cannot compare with point {}", point.id));
+        match error.kind() {
+            ErrorKind::Damaged | ErrorKind::NotFound => {
+                error.advise("--kind full begins a new chain; qdelta verify tells what is damaged")
+            }
+            // The chain may well be sound.
+            _ => error,
+        }
+    })
+}
+
+/// Opens the archives of a point's chain.
+pub(crate) fn open_chain(repository: &Repository, point: &Point) -> Result<Chain> {
+    let mut archives = Vec::new();
+    for path in repository.chain_of(point)? {
+        archives.push(Arc::new(open_archive(&path)?));
+    }
+    let chain = Chain::new(archives)?;
+    if chain.root() != point.record.root {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!("the archives of point {} are not those that its manifest names", point.id),
+        )
+        .advise("qdelta verify tells which files are damaged"));
+    }
+    Ok(chain)
+}
+
+/// Reads every table of a chain's archives once and checks it. They are mapped afterwards: an
+/// unreadable sector is an error here, and would end the program there.
+pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
+    for archive in chain.archives().iter().filter(|archive| !archive.is_salvaged()) {
+        archive.check_index()?;
+    }
+    Ok(chain)
+}
+
+/// Opens one archive file.
+pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
+    // Not blocking: opening a pipe in an archive's place must not wait for its writer.
+    let file = std::fs::File::options()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)
+        .map_err(|source| {
+            let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+            let error = Error::io("open", path, source);
+            match exhausted {
+                true => error.advise("a chain needs all its files at once: raise `ulimit -n`"),
+                false => error,
+            }
+        })?;
+    let metadata = file.metadata().map_err(|source| Error::io("look at", path, source))?;
+    if !metadata.is_file() {
+        let what = format!("{}: an archive must be a regular file", path.display());
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
+    archive::Reader::open(Arc::new(FileStore::new(file, path)))
+}

@@ -1,0 +1,343 @@
+//! The part of a backup that is about one disk: from an image at one moment to an archive that waits
+//! for its manifest.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use qdelta_formats::archive::{
+    ArchiveId, Consistency, Geometry, Kind, Metadata, Parent, Tracker, frame_blocks,
+};
+
+use super::anchors;
+use super::base::Base;
+use super::data_path::{self, Selection};
+use super::source::Source;
+use super::trackers::{self, Tracked};
+use super::{Done, Options, Report};
+use crate::archive;
+use crate::chain::Chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Image;
+use crate::progress::{Cancel, Progress};
+use crate::repository::{
+    DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId, Refusal, Repository,
+};
+
+/// A disk that is to become part of a point.
+pub(super) struct Job<'a> {
+    pub repository: &'a Repository,
+    pub lock: &'a DomainLock,
+    pub point: PointId,
+    pub disk: &'a DiskId,
+    pub consistency: Consistency,
+    pub options: &'a Options,
+    pub base: Base,
+    pub source: Source,
+}
+
+/// A disk whose archive is written, but for its manifest.
+pub(super) struct Written<'a> {
+    pub pending: Pending<'a>,
+    pub record: DiskRecord,
+    pub rest: Rest,
+}
+
+/// What of a disk must be dealt with when its point is safe, or when it failed.
+pub(super) struct Rest {
+    report: Report,
+    base: Base,
+    source: Source,
+}
+
+/// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
+pub(super) fn write<'a>(
+    job: Job<'a>,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Written<'a>> {
+    match job.run(progress, cancel) {
+        Ok((pending, record, report)) => {
+            let rest = Rest { report, base: job.base, source: job.source };
+            Ok(Written { pending, record, rest })
+        }
+        Err(error) => {
+            job.source.discard();
+            Err(error)
+        }
+    }
+}
+
+impl Rest {
+    /// The point is safe: the new anchor stays, and the one before goes. If it can't, the next
+    /// backup removes it.
+    pub fn settle(self) -> Report {
+        let Self { report, base, source } = self;
+        let path = source.path.clone();
+        let left = source.anchor.as_ref().map(|anchor| anchor.name.clone());
+        source.settle();
+        let old = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
+        if let Some(old) = old.filter(|old| Some(&old.name) != left.as_ref())
+            && let Err(error) = anchors::remove(&path, old)
+        {
+            tracing::info!(anchor = old.name, "the old anchor stays for now: {}", error.chain());
+        }
+        report
+    }
+
+    /// There is no point: the new anchor goes.
+    pub fn discard(self) {
+        self.source.discard();
+    }
+}
+
+impl<'a> Job<'a> {
+    fn run(
+        &self,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<(Pending<'a>, DiskRecord, Report)> {
+        let started = Instant::now();
+        let chain = self.base.chain();
+        let geometry = geometry_for(&self.source.image, self.options.block_size, chain)?;
+        let mut tracked = trackers::choose(
+            self.repository,
+            &self.base,
+            &self.source,
+            geometry,
+            self.options.track,
+        )?;
+        let mut warnings: Vec<String> =
+            self.source.warnings.iter().cloned().chain(self.base.warning.clone()).collect();
+        let (pending, done, archive_id) = loop {
+            let attempt = self.attempt(geometry, &tracked, progress, cancel)?;
+            let Some(block) = attempt.1.assembled.missed else { break attempt };
+            let reason = format!(
+                "its claim is wrong: block {} has changed and is not in it; everything was read \
+                 instead",
+                block.0
+            );
+            warnings.push(format!("tracker {}: {reason}", tracked.tracker));
+            tracked.refused.push(Refusal { tracker: tracked.tracker, reason });
+            tracked = Tracked::scan("the claim of another tracker was wrong", tracked.refused);
+        };
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        self.source.check_unchanged()?;
+        cancel.check()?;
+        let record = self.record(&pending, &done, geometry, &tracked, archive_id)?;
+        let archive = pending.path().with_file_name(pending.archive_name());
+        let report = self.report(&record, &done, tracked, archive, warnings, started);
+        Ok((pending, record, report))
+    }
+
+    /// Writes the archive by what a tracker says.
+    fn attempt(
+        &self,
+        geometry: Geometry,
+        tracked: &Tracked,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<(Pending<'a>, Done, ArchiveId)> {
+        let (kind, chain) = (self.base.kind, self.base.chain());
+        let selection = match (&tracked.claim, chain) {
+            (Some(claim), Some(chain)) => Some(Selection {
+                sample: claim.sample(&chain.nonzero(), self.options.sample, seed()?),
+                claim: claim.blocks().clone(),
+            }),
+            _ => None,
+        };
+        let pending = self.repository.begin(self.lock, self.disk, self.point, kind)?;
+        let metadata = metadata_for(
+            self.disk,
+            &self.point.to_string(),
+            kind,
+            geometry,
+            tracked.tracker,
+            self.consistency,
+            chain,
+        )?;
+        let archive_id = metadata.archive_id;
+        let folder = pending.path().parent().map(Path::to_path_buf);
+        let sink = Box::new(pending.file()?);
+        let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
+        let job = data_path::Job {
+            image: &self.source.image,
+            geometry,
+            chain,
+            selection: selection.as_ref(),
+            frame_blocks: frame_blocks(geometry.block_size()),
+            level: self.options.level,
+            resources: &self.options.resources,
+        };
+        let done = data_path::run(&job, writer, progress, cancel)?;
+        Ok((pending, done, archive_id))
+    }
+
+    fn record(
+        &self,
+        pending: &Pending<'_>,
+        done: &Done,
+        geometry: Geometry,
+        tracked: &Tracked,
+        archive_id: ArchiveId,
+    ) -> Result<DiskRecord> {
+        let stored = &done.assembled;
+        let full = self.base.chain().and_then(|chain| chain.archives().first());
+        Ok(DiskRecord {
+            disk: self.disk.disk.clone(),
+            archive: pending.archive_name(),
+            archive_id,
+            chain_id: full.map_or(archive_id, |full| full.metadata().chain_id),
+            kind: self.base.kind,
+            tracker: tracked.tracker,
+            parent: self.base.point().map(|point| point.id),
+            root: stored.root,
+            virtual_size: geometry.virtual_size(),
+            block_size: geometry.block_size(),
+            bytes_read: done.bytes_read,
+            bytes_changed: stored.bytes_changed,
+            payload_bytes: stored.summary.payload_bytes,
+            bytes_written: stored.summary.file_len,
+            image: image_record(&self.source)?,
+            bytes_sampled: done.bytes_sampled,
+            refused: tracked.refused.clone(),
+            anchor: self.source.anchor.clone(),
+        })
+    }
+
+    fn report(
+        &self,
+        record: &DiskRecord,
+        done: &Done,
+        tracked: Tracked,
+        archive: PathBuf,
+        warnings: Vec<String>,
+        started: Instant,
+    ) -> Report {
+        Report {
+            point: self.point.to_string(),
+            disk: self.disk.to_string(),
+            kind: record.kind.as_str(),
+            parent: record.parent.map(|point| point.to_string()),
+            tracker: record.tracker.as_str(),
+            why: tracked.why,
+            refused: tracked.refused,
+            consistency: self.consistency.as_str(),
+            virtual_size: record.virtual_size,
+            block_size: record.block_size,
+            bytes_read: record.bytes_read,
+            bytes_sampled: record.bytes_sampled,
+            bytes_changed: record.bytes_changed,
+            bytes_written: record.bytes_written,
+            root: record.root.to_string(),
+            archive,
+            anchor: record.anchor.as_ref().map(|anchor| anchor.name.clone()),
+            io: done.backend.as_str(),
+            warnings,
+            seconds: started.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+/// A number that nobody can guess: which blocks are looked at must not follow from anything.
+fn seed() -> Result<u64> {
+    getrandom::u64().map_err(|error| no_random_bytes(&error))
+}
+
+fn no_random_bytes(error: &getrandom::Error) -> Error {
+    Error::new(ErrorKind::Io, format!("the system gives no random bytes: {error}"))
+}
+
+fn geometry_for(image: &Image, asked: Option<u32>, chain: Option<&Chain>) -> Result<Geometry> {
+    let block_size = match chain {
+        Some(chain) => {
+            let size = chain.geometry().block_size();
+            if asked.is_some_and(|asked| asked != size) {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("the chain has blocks of {size} bytes"),
+                )
+                .advise("leave --block-size out, or begin a new chain with --kind full"));
+            }
+            size
+        }
+        None => asked.unwrap_or_else(|| default_block_size(image.virtual_size())),
+    };
+    Geometry::new(image.virtual_size(), block_size).map_err(|error| {
+        let kind = if chain.is_some() { ErrorKind::Image } else { ErrorKind::Usage };
+        Error::new(kind, "the disk can't be cut into blocks")
+            .because(error)
+            .advise("larger blocks (--block-size, up to 2M) make larger disks possible")
+    })
+}
+
+/// 64 KiB, or as much more as it takes for a disk to have at most 2³² blocks.
+fn default_block_size(virtual_size: u64) -> u32 {
+    let mut size = Geometry::BLOCK_SIZE_DEFAULT;
+    while size < Geometry::BLOCK_SIZE_MAX && virtual_size > u64::from(size) << 32 {
+        size *= 2;
+    }
+    size
+}
+
+fn metadata_for(
+    disk: &DiskId,
+    point: &str,
+    kind: Kind,
+    geometry: Geometry,
+    tracker: Tracker,
+    consistency: Consistency,
+    chain: Option<&Chain>,
+) -> Result<Metadata> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|error| no_random_bytes(&error))?;
+    let archive_id = ArchiveId(id);
+    let latest = chain.and_then(|chain| chain.archives().last());
+    Ok(Metadata {
+        archive_id,
+        chain_id: latest.map_or(archive_id, |latest| latest.metadata().chain_id),
+        point: point.to_owned(),
+        domain: disk.domain.to_string(),
+        disk: disk.disk.to_string(),
+        kind,
+        tracker,
+        consistency,
+        created_ms: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0),
+        geometry,
+        frame_blocks: frame_blocks(geometry.block_size()),
+        parent: latest.map(|latest| Parent {
+            archive_id: latest.metadata().archive_id,
+            point: latest.metadata().point.clone(),
+            root: latest.root(),
+        }),
+        generator: concat!("qdelta ", env!("CARGO_PKG_VERSION")).to_owned(),
+        extensions: Vec::new(),
+    })
+}
+
+fn image_record(source: &Source) -> Result<ImageRecord> {
+    let layers: Vec<LayerRecord> = source
+        .image
+        .layers()
+        .iter()
+        .zip(trackers::fingerprints(source)?)
+        .map(|(layer, fingerprint)| LayerRecord {
+            path: layer.path.clone(),
+            format: layer.format.as_str().to_owned(),
+            virtual_size: layer.virtual_size,
+            fingerprint,
+        })
+        .collect();
+    Ok(ImageRecord {
+        path: absolute(&source.path),
+        format: layers.first().map(|layer| layer.format.clone()).unwrap_or_default(),
+        layers,
+    })
+}
+
+/// A path that means the same from everywhere.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}

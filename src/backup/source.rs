@@ -1,0 +1,183 @@
+//! The image that a backup reads: the files themselves, held still, or clones of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qdelta_formats::archive::Tracker;
+
+use super::anchors::{self, Clones, Tag};
+use super::hold::Hold;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{self, Image, OpenOptions};
+use crate::io::Store;
+use crate::repository::Anchor;
+
+/// An image at one moment, to be read at leisure.
+pub(super) struct Source {
+    /// What is read.
+    pub image: Image,
+    /// The name it is known by.
+    pub path: PathBuf,
+    /// How it was opened.
+    pub options: OpenOptions,
+    /// What was left behind for the next backup.
+    pub anchor: Option<Anchor>,
+    /// What the admin should know.
+    pub warnings: Vec<String>,
+    hold: Hold,
+    clones: Option<Clones>,
+}
+
+/// The anchor that is to be left.
+pub(super) struct Leave<'a> {
+    /// For which tracker: bitmap, snapshot or reflink.
+    pub tracker: Tracker,
+    pub name: String,
+    pub tag: &'a Tag,
+    /// The name of the anchor of the point before, which is still needed.
+    pub keep: Option<String>,
+}
+
+impl Source {
+    /// Takes an image that nobody writes to. An anchor that can't be left is a warning.
+    ///
+    /// # Errors
+    /// `Busy` if somebody writes to it; it can't be opened.
+    pub fn take(path: &Path, options: &OpenOptions, leave: Option<&Leave<'_>>) -> Result<Self> {
+        let Some(leave) = leave else { return Self::hold(path, options) };
+        if leave.tracker == Tracker::Reflink {
+            return Self::hold_and_clone(path, options, leave);
+        }
+        let written =
+            anchors::write(path, leave.tracker, &leave.name, leave.tag, leave.keep.as_deref());
+        // The file is held until all files are.
+        let mut source = Self::hold(path, options)?;
+        match written {
+            Ok((_file, anchor)) => source.anchor = Some(anchor),
+            Err(error) => source.warnings.push(no_anchor(&error)),
+        }
+        Ok(source)
+    }
+
+    fn hold(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let (image, hold) = Hold::open(path, options)?;
+        let warnings = image.warnings().iter().cloned().chain(hold.warnings()).collect();
+        Ok(Self {
+            image,
+            path: path.to_path_buf(),
+            options: options.clone(),
+            anchor: None,
+            warnings,
+            hold,
+            clones: None,
+        })
+    }
+
+    fn hold_and_clone(path: &Path, options: &OpenOptions, leave: &Leave<'_>) -> Result<Self> {
+        let mut held = Self::hold(path, options)?;
+        let cloned = written_files(path, options).and_then(|files| {
+            sweep_beside(&files, leave);
+            Clones::take(&files, &leave.name)
+        });
+        match cloned {
+            // The locks end here: the clones are read, and the guest may start.
+            Ok(clones) => Self::of_clones(path, options, clones, true),
+            Err(error) => {
+                held.warnings.push(no_anchor(&error));
+                Ok(held)
+            }
+        }
+    }
+
+    /// Takes the image of which `clones` were made, to be kept as an anchor or only to be read.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn of_clones(
+        path: &Path,
+        options: &OpenOptions,
+        clones: Clones,
+        keep: bool,
+    ) -> Result<Self> {
+        let options = OpenOptions { clones: clones.substitutes(), ..options.clone() };
+        let image = Image::open(path, &options)?;
+        let hold = Hold::watch(&image)?;
+        let mut warnings = image.warnings().to_vec();
+        let anchor = match keep.then(|| clones.anchor()).transpose() {
+            Ok(anchor) => anchor,
+            Err(error) => {
+                warnings.push(no_anchor(&error));
+                None
+            }
+        };
+        Ok(Self {
+            image,
+            path: path.to_path_buf(),
+            options,
+            anchor,
+            warnings,
+            hold,
+            clones: Some(clones),
+        })
+    }
+
+    /// Fails if somebody wrote to a file of the image since it was taken.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.hold.check_unchanged(&self.image)
+    }
+
+    /// The point is safe: the anchor stays. Clones that are none go.
+    pub fn settle(self) {
+        if let Some(clones) = self.clones
+            && self.anchor.is_some()
+        {
+            clones.keep();
+        }
+    }
+
+    /// The backup failed: the anchor goes, if it can.
+    pub fn discard(self) {
+        let Self { anchor, path, image, hold, clones, .. } = self;
+        drop((image, hold, clones));
+        if let Some(anchor) = anchor {
+            // What can't be removed now is removed by the next run.
+            let _ = anchors::remove(&path, &anchor);
+        }
+    }
+}
+
+/// The files of an image that a guest writes to, with their real paths.
+///
+/// # Errors
+/// The image can't be opened.
+pub(super) fn written_files(
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<Vec<(PathBuf, Arc<dyn Store>)>> {
+    let files = image::open_written_files(path, options)?;
+    files
+        .into_iter()
+        .map(|file| {
+            let real = file.path().canonicalize();
+            let real = real.map_err(|error| Error::io("resolve", file.path(), error))?;
+            Ok((real, file))
+        })
+        .collect()
+}
+
+/// Removes what interrupted backups have left beside the files.
+fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) {
+    for folder in files.iter().filter_map(|(path, _)| path.parent()) {
+        if let Err(error) = anchors::sweep_clones(folder, leave.tag, leave.keep.as_deref()) {
+            tracing::warn!("an old clone stays: {}", error.chain());
+        }
+    }
+}
+
+fn no_anchor(error: &Error) -> String {
+    let advice = match error.kind() {
+        ErrorKind::Usage | ErrorKind::Image => "; --anchor none ends the attempts",
+        _ => "",
+    };
+    format!("no anchor is left for the next backup: {}{advice}", error.chain())
+}

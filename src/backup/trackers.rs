@@ -1,0 +1,448 @@
+//! Which tracker says what has changed since the parent: the best whose claim can be proved valid.
+//!
+//! A claim is believed only if nothing of what it rests on can have changed behind its back. What
+//! can't be proved is refused with the reason, and the next tracker is tried; the last one is to
+//! read everything.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use qdelta_formats::archive::{Geometry, Kind, Tracker};
+use qdelta_formats::qcow2::Snapshot;
+
+use super::anchors;
+use super::base::{Base, open_chain};
+use super::source::Source;
+use crate::anchor::{self, ImageFile};
+use crate::changes::Claim;
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::FileIndex;
+use crate::fingerprint::Fingerprint;
+use crate::image::{self, Format, Image, OpenOptions, SameBytes, Unwritten};
+use crate::reflink::{self, ByteRanges};
+use crate::repository::{Anchor, AnchorKind, CloneRecord, Point, Refusal, Repository};
+
+/// The trackers that need no reading, the best first.
+const CLAIMING: [Tracker; 4] =
+    [Tracker::Bitmap, Tracker::Snapshot, Tracker::Overlay, Tracker::Reflink];
+
+/// How the changed blocks are found.
+pub(super) struct Tracked {
+    pub tracker: Tracker,
+    /// What may have changed; everything if there is no claim.
+    pub claim: Option<Claim>,
+    /// Why this one, in one line.
+    pub why: String,
+    /// Which ones were tried before, and why they could not be used.
+    pub refused: Vec<Refusal>,
+}
+
+impl Tracked {
+    /// Everything is read.
+    pub fn scan(why: impl Into<String>, refused: Vec<Refusal>) -> Self {
+        Self { tracker: Tracker::Scan, claim: None, why: why.into(), refused }
+    }
+}
+
+/// A claim and what it rests on, or why there is none.
+type Answer = Result<(Claim, String), String>;
+
+/// Finds out what has changed between the base and the source. `forced` is the tracker that the
+/// user wants.
+///
+/// # Errors
+/// The forced tracker can't be used.
+pub(super) fn choose(
+    repository: &Repository,
+    base: &Base,
+    source: &Source,
+    geometry: Geometry,
+    forced: Option<Tracker>,
+) -> Result<Tracked> {
+    let (Some((parent, _)), Some(latest)) = (&base.against, &base.latest) else {
+        return Ok(Tracked::scan("a full needs everything", Vec::new()));
+    };
+    if forced == Some(Tracker::Scan) {
+        return Ok(Tracked::scan("as asked for", Vec::new()));
+    }
+    let case = Case { source, geometry, latest };
+    let mut refused = Vec::new();
+    for tracker in CLAIMING.into_iter().filter(|it| forced.is_none_or(|forced| forced == *it)) {
+        let answer = case.claim(tracker).and_then(|(mut claim, why)| {
+            add_what_lies_between(repository, base, parent, latest, &mut claim)
+                .map_err(|error| error.chain())?;
+            Ok((claim, why))
+        });
+        match answer {
+            Ok((claim, why)) => {
+                return Ok(Tracked { tracker, claim: Some(claim), why, refused });
+            }
+            Err(reason) => refused.push(Refusal { tracker, reason }),
+        }
+    }
+    match (forced, refused.pop()) {
+        (Some(tracker), Some(refusal)) => {
+            let text = format!("tracker {tracker} can't be used: {}", refusal.reason);
+            Err(Error::new(ErrorKind::Usage, text)
+                .advise("without --track the best one that can be is taken"))
+        }
+        (_, last) => {
+            refused.extend(last);
+            Ok(Tracked::scan("no other tracker can be used", refused))
+        }
+    }
+}
+
+/// A claim speaks of the time since the latest point. What changed between the parent and that one
+/// is in the archives; where they ended, the disk may have had another size.
+fn add_what_lies_between(
+    repository: &Repository,
+    base: &Base,
+    parent: &Point,
+    latest: &Point,
+    claim: &mut Claim,
+) -> Result<()> {
+    claim.add_resize(latest.record.virtual_size);
+    if parent.id == latest.id {
+        return Ok(());
+    }
+    debug_assert_eq!(base.kind, Kind::Differential);
+    claim.add_resize(parent.record.virtual_size);
+    let chain = open_chain(repository, latest)?;
+    let of_parent = |archive: &Arc<crate::archive::Reader>| {
+        archive.metadata().archive_id == parent.record.archive_id
+    };
+    let position = chain.archives().iter().position(of_parent).ok_or_else(|| {
+        let text = format!("point {} does not follow point {}", latest.id, parent.id);
+        Error::new(ErrorKind::Usage, text)
+    })?;
+    claim.add_blocks(&chain.changed_since(position));
+    Ok(())
+}
+
+/// What a claim is made of: the image now, and what the latest point says of it.
+struct Case<'a> {
+    source: &'a Source,
+    geometry: Geometry,
+    latest: &'a Point,
+}
+
+impl Case<'_> {
+    fn claim(&self, tracker: Tracker) -> Answer {
+        if self.source.options.snapshot.is_some() {
+            return Err("it is a snapshot of the image that is backed up".into());
+        }
+        if self.latest.record.image.layers.iter().any(|layer| layer.fingerprint.is_none())
+            && self.latest.record.anchor.is_none()
+        {
+            return Err("the point before left nothing to compare with".into());
+        }
+        match tracker {
+            Tracker::Bitmap => self.bitmap(),
+            Tracker::Snapshot => self.snapshot(),
+            Tracker::Overlay => self.overlay(),
+            Tracker::Reflink => self.reflink(),
+            Tracker::Scan => Err("it makes no claim".into()),
+        }
+    }
+
+    fn image(&self) -> &Image {
+        &self.source.image
+    }
+
+    fn anchor(&self, tracker: Tracker) -> Result<&Anchor, String> {
+        let anchor = self.latest.record.anchor.as_ref();
+        anchor
+            .filter(|anchor| anchor.what.tracker() == tracker)
+            .ok_or_else(|| format!("the point before left no anchor for it (--anchor {tracker})"))
+    }
+
+    /// The qcow2 file at the top, whose own tables hold the anchor.
+    fn top(&self) -> Result<ImageFile, String> {
+        let top = self.image().layers().first();
+        if self.source.options.as_file || top.is_none_or(|top| top.format != Format::Qcow2) {
+            return Err("the image is no qcow2".into());
+        }
+        if top.is_some_and(|top| top.data_file.is_some()) {
+            return Err("its data lies in another file, which may change on its own".into());
+        }
+        let store = self.image().files().first().cloned();
+        store.map(ImageFile::over).ok_or_else(|| "the image has no file".into())
+    }
+
+    /// Fails unless the files below the top are what they were.
+    fn check_below(&self) -> Result<(), String> {
+        let now = self.fingerprints()?;
+        let recorded = self.recorded_fingerprints();
+        match same_layers(recorded.get(1..), now.get(1..)) {
+            true => Ok(()),
+            false => Err("a backing file has changed since the point before".into()),
+        }
+    }
+
+    fn fingerprints(&self) -> Result<Vec<Option<Fingerprint>>, String> {
+        self.image().fingerprints().map_err(|error| error.chain())
+    }
+
+    fn recorded_fingerprints(&self) -> Vec<Option<Fingerprint>> {
+        let layers = &self.latest.record.image.layers;
+        layers.iter().map(|layer| layer.fingerprint.clone()).collect()
+    }
+
+    fn bitmap(&self) -> Answer {
+        let anchor = self.anchor(Tracker::Bitmap)?;
+        let file = self.top()?;
+        self.check_below()?;
+        let bitmaps = anchor::bitmap::list(&file).map_err(|error| error.chain())?;
+        let ours = bitmaps.iter().find(|bitmap| bitmap.name == anchor.name.as_bytes());
+        let ours = ours.ok_or_else(|| {
+            format!(
+                "the image has no valid bitmap {}: it was restored or replaced, or written to by a \
+                 program that knows no bitmaps",
+                anchor.name
+            )
+        })?;
+        if ours.in_use {
+            return Err(format!("the bitmap {} was not saved: QEMU was killed", anchor.name));
+        }
+        if !ours.auto {
+            return Err(format!("the bitmap {} does not record every write", anchor.name));
+        }
+        let mut claim = Claim::none(self.geometry);
+        anchor::bitmap::read(&file, &anchor.name, |range| {
+            claim.add(range);
+            Ok(())
+        })
+        .map_err(|error| error.chain())?;
+        Ok((claim, format!("QEMU recorded every write in the bitmap {}", anchor.name)))
+    }
+
+    fn snapshot(&self) -> Answer {
+        let anchor = self.anchor(Tracker::Snapshot)?;
+        let file = self.top()?;
+        self.check_below()?;
+        let AnchorKind::Snapshot { id, date_s, date_ns } = &anchor.what else {
+            return Err("the anchor is no snapshot".into());
+        };
+        let snapshots = anchor::snapshot::list(&file).map_err(|error| error.chain())?;
+        let named = |it: &&Snapshot| it.name == anchor.name.as_bytes();
+        let mut named = snapshots.iter().filter(named);
+        let (Some(ours), None) = (named.next(), named.next()) else {
+            return Err(format!("the image does not have exactly one snapshot {}", anchor.name));
+        };
+        if ours.id != id.as_bytes() || (ours.date_s, ours.date_ns) != (*date_s, *date_ns) {
+            return Err(format!("the snapshot {} is somebody else's", anchor.name));
+        }
+        let options = OpenOptions { snapshot: Some(id.clone()), ..self.source.options.clone() };
+        let mut claim = Claim::none(self.geometry);
+        let compared = Image::open(&self.source.path, &options).and_then(|older| {
+            image::differences(&older, self.image(), &Unwritten, |range| {
+                claim.add(range);
+                Ok(())
+            })
+        });
+        compared.map_err(|error| error.chain())?;
+        Ok((claim, format!("the tables differ from those of the snapshot {}", anchor.name)))
+    }
+
+    fn overlay(&self) -> Answer {
+        let now = self.fingerprints()?;
+        let recorded = self.recorded_fingerprints();
+        let above = now.len().checked_sub(recorded.len());
+        let above = above.filter(|&above| same_layers(Some(&recorded), now.get(above..)));
+        let Some(above) = above else {
+            return Err("a file of the image has changed since the point before".into());
+        };
+        let mut claim = Claim::none(self.geometry);
+        let walked = self.image().above(above, |range| {
+            claim.add(range);
+            Ok(())
+        });
+        walked.map_err(|error| error.chain())?;
+        let why = match above {
+            0 => "no file of the image was written to since".to_owned(),
+            1 => "what is allocated in the layer above the image of the point before".to_owned(),
+            _ => format!("what is allocated in {above} layers above the image of the point before"),
+        };
+        Ok((claim, why))
+    }
+
+    fn reflink(&self) -> Answer {
+        let anchor = self.anchor(Tracker::Reflink)?;
+        let AnchorKind::Reflink { clones } = &anchor.what else {
+            return Err("the anchor is no clone".into());
+        };
+        let kept = clones.iter().map(open_kept).collect::<Result<Vec<File>, String>>()?;
+        let older = self.older(clones)?;
+        let bytes = self.counterparts(&older, clones, &kept)?;
+        let mut claim = Claim::none(self.geometry);
+        let compared = image::differences(&older, self.image(), &bytes, |range| {
+            claim.add(range);
+            Ok(())
+        });
+        compared.map_err(|error| error.chain())?;
+        let differing = bytesize::ByteSize(bytes.differing_bytes()).display().iec();
+        Ok((claim, format!("{differing} of the files lie elsewhere than in their kept clones")))
+    }
+
+    /// The image as it was at the point before, by its clones and by what has not changed below.
+    fn older(&self, clones: &[CloneRecord]) -> Result<Image, String> {
+        let substitutes = clones.iter().map(|it| (it.file.clone(), it.clone.clone())).collect();
+        let options = OpenOptions { clones: substitutes, ..self.source.options.clone() };
+        let path = &self.latest.record.image.path;
+        let older = Image::open(path, &options).map_err(|error| error.chain())?;
+        let recorded = self.recorded_fingerprints();
+        let now = older.fingerprints().map_err(|error| error.chain())?;
+        if !same_layers(recorded.get(1..), now.get(1..)) {
+            return Err("a backing file has changed since the point before".into());
+        }
+        Ok(older)
+    }
+
+    /// Finds for each file of the older image the one that it is now, and compares where they lie.
+    fn counterparts(
+        &self,
+        older: &Image,
+        clones: &[CloneRecord],
+        kept: &[File],
+    ) -> Result<Counterparts, String> {
+        let names = real_names(self.image())?;
+        let mut files = Vec::new();
+        for (index, name) in real_names(older)?.iter().enumerate() {
+            let now = names.iter().position(|other| other == name);
+            let cloned = clones.iter().position(|clone| clone.file == *name);
+            let Some(now) = now else {
+                files.push(None);
+                continue;
+            };
+            let differing = match cloned.and_then(|position| kept.get(position)) {
+                Some(clone) => {
+                    let store = self.image().files().get(now);
+                    let store = store.ok_or("the image has lost a file")?;
+                    let newer = anchors::descriptor(store.as_ref());
+                    let newer = newer.map_err(|error| error.chain())?;
+                    reflink::differing(clone.as_fd(), newer, name).map_err(|error| error.chain())?
+                }
+                // A layer below the top, which was proved to be the same.
+                None if index > 0 => ByteRanges::default(),
+                None => return Err(format!("no clone of {} was kept", name.display())),
+            };
+            files.push(Some((FileIndex(now as u16), differing)));
+        }
+        let same_count = names.len() == files.len();
+        Ok(Counterparts { files, same_count })
+    }
+}
+
+/// The real paths of an image's files.
+fn real_names(image: &Image) -> Result<Vec<PathBuf>, String> {
+    let real = |name: PathBuf| {
+        name.canonicalize().map_err(|error| Error::io("resolve", &name, error).chain())
+    };
+    image.file_names().into_iter().map(real).collect()
+}
+
+/// Opens a kept clone that is what it was.
+fn open_kept(record: &CloneRecord) -> Result<File, String> {
+    let shown = record.clone.display();
+    let file = File::open(&record.clone).map_err(|error| format!("its clone {shown}: {error}"))?;
+    let now = anchors::identity(&file, &record.clone).map_err(|error| error.chain())?;
+    if now != (record.inode, record.length, record.modified_ns) {
+        return Err(format!("the clone {shown} is not the one that was kept"));
+    }
+    Ok(file)
+}
+
+/// Whether both are the same files, all of which can be recognised.
+fn same_layers(
+    recorded: Option<&[Option<Fingerprint>]>,
+    now: Option<&[Option<Fingerprint>]>,
+) -> bool {
+    let (Some(recorded), Some(now)) = (recorded, now) else { return false };
+    recorded.len() == now.len()
+        && recorded.iter().zip(now).all(|(recorded, now)| recorded.is_some() && recorded == now)
+}
+
+/// For each file of the older image, which one it is now, and where they differ.
+struct Counterparts {
+    files: Vec<Option<(FileIndex, ByteRanges)>>,
+    /// The image has as many files now.
+    same_count: bool,
+}
+
+impl Counterparts {
+    fn get(&self, older: FileIndex) -> Option<&(FileIndex, ByteRanges)> {
+        self.files.get(usize::from(older.0)).and_then(Option::as_ref)
+    }
+
+    fn differing_bytes(&self) -> u64 {
+        self.files.iter().flatten().map(|(_, ranges)| ranges.bytes()).sum()
+    }
+}
+
+impl SameBytes for Counterparts {
+    fn counterpart(&self, older: FileIndex) -> Option<FileIndex> {
+        self.get(older).map(|(newer, _)| *newer)
+    }
+
+    fn differing(
+        &self,
+        older: FileIndex,
+        range: Range<u64>,
+    ) -> Box<dyn Iterator<Item = Range<u64>> + '_> {
+        match self.get(older) {
+            Some((_, ranges)) => Box::new(ranges.within(range)),
+            None => Box::new(std::iter::once(range)),
+        }
+    }
+
+    fn is_identity(&self) -> bool {
+        let same = |(index, file): (usize, &Option<(FileIndex, ByteRanges)>)| {
+            file.as_ref()
+                .is_some_and(|(newer, ranges)| usize::from(newer.0) == index && ranges.is_empty())
+        };
+        self.same_count && self.files.iter().enumerate().all(same)
+    }
+}
+
+/// By what the files of an image are recognised the next time.
+pub(super) fn fingerprints(source: &Source) -> Result<Vec<Option<Fingerprint>>> {
+    if source.options.snapshot.is_some() {
+        // It is not the current state of the files that was read.
+        return Ok(vec![None; source.image.layers().len()]);
+    }
+    let mut fingerprints = source.image.fingerprints()?;
+    if !source.options.clones.is_empty()
+        && let Some(top) = fingerprints.first_mut()
+    {
+        // A clone was read. The file itself may have been written to since.
+        *top = None;
+    }
+    for fingerprint in &mut fingerprints {
+        if fingerprint.as_ref().is_some_and(|it| !has_settled(it)) {
+            *fingerprint = None;
+        }
+    }
+    Ok(fingerprints)
+}
+
+/// Whether another write would show in the time of the file. Times are as coarse as the kernel's
+/// ticks, which are waited for, or as a whole second or two on some filesystems, which are not.
+fn has_settled(fingerprint: &Fingerprint) -> bool {
+    const TICK_MS: i128 = 20;
+    const COARSE_MS: i128 = 2000;
+    let age_ms = |now: jiff::Timestamp| {
+        (now.as_nanosecond() - i128::from(fingerprint.modified_ns)) / 1_000_000
+    };
+    let age = age_ms(jiff::Timestamp::now());
+    if fingerprint.modified_ns % 1_000_000_000 == 0 && (0..COARSE_MS).contains(&age) {
+        return false;
+    }
+    if (0..TICK_MS).contains(&age) {
+        std::thread::sleep(std::time::Duration::from_millis(TICK_MS as u64));
+    }
+    true
+}

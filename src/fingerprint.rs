@@ -1,0 +1,21 @@
+//! The value by which a file of an image is recognised again.
+
+use serde::{Deserialize, Serialize};
+
+/// What tells a file that nobody has written to from one that somebody has, or from another file
+/// in its place. A file that was committed into, restored or copied over has another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Its inode.
+    pub inode: u64,
+    /// Its length in bytes.
+    pub length: u64,
+    /// When it was written to, in nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// When it was made, in nanoseconds since 1970, where the filesystem knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub born_ns: Option<i64>,
+    /// BLAKE3 of the first cluster and the L1 table of a qcow2 image, as hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tables: Option<String>,
+}

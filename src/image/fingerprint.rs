@@ -1,0 +1,57 @@
+//! Recognising the files of an image again: whether one is still what it was.
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
+use super::Image;
+use super::layer::Layer;
+use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
+use qdelta_formats::qcow2::L1_ENTRY_SIZE;
+
+impl Image {
+    /// The fingerprint of each layer, top first; `None` for one that can't be recognised again: a
+    /// block device, or an image whose data lies in another file.
+    ///
+    /// # Errors
+    /// The system fails to tell, or a table can't be read.
+    pub fn fingerprints(&self) -> Result<Vec<Option<Fingerprint>>> {
+        self.layers.iter().map(fingerprint).collect()
+    }
+}
+
+fn fingerprint(layer: &Layer) -> Result<Option<Fingerprint>> {
+    let file = layer.file();
+    let tables = match layer {
+        Layer::Qcow2(qcow2) if qcow2.format.external_data => return Ok(None),
+        Layer::Qcow2(qcow2) => {
+            let mut hasher = blake3::Hasher::new();
+            let mut bytes = vec![0; qcow2.header.cluster.len()];
+            file.read_padded(&mut bytes, 0)?;
+            hasher.update(&bytes);
+            // At most 32 MiB.
+            bytes.resize((u64::from(qcow2.l1.entries) * L1_ENTRY_SIZE) as usize, 0);
+            file.read_padded(&mut bytes, qcow2.l1.offset.0)?;
+            hasher.update(&bytes);
+            Some(hasher.finalize().to_hex().to_string())
+        }
+        Layer::Raw(_) => None,
+    };
+    let Some(fd) = file.store.fd() else { return Ok(None) };
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let stat = statx(fd, "", AtFlags::EMPTY_PATH, wanted)
+        .map_err(|error| Error::io("look at", &file.path, error.into()))?;
+    let kind = rustix::fs::FileType::from_raw_mode(stat.stx_mode.into());
+    if kind != rustix::fs::FileType::RegularFile {
+        return Ok(None);
+    }
+    let ns = |time: rustix::fs::StatxTimestamp| {
+        time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.into())
+    };
+    Ok(Some(Fingerprint {
+        inode: stat.stx_ino,
+        length: stat.stx_size,
+        modified_ns: ns(stat.stx_mtime),
+        born_ns: (stat.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| ns(stat.stx_btime)),
+        tables,
+    }))
+}
