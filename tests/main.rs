@@ -22,3 +22,4 @@ mod quiesce;
 mod repository;
 mod test_images;
 mod tidy;
+mod trackers;

@@ -23,8 +23,8 @@ pub(super) struct Base {
     pub against: Option<(Point, Chain)>,
     /// The latest point of the disk, whatever the new one is made against: anchors belong to it.
     pub latest: Option<Point>,
-    /// Why it is a full though there is a point.
-    pub warning: Option<String>,
+    /// Why it is a full though there is a point and nobody asked for one.
+    pub broken_chain: Option<String>,
 }
 
 impl Base {
@@ -41,7 +41,7 @@ impl Base {
             Err(_) if choice == KindChoice::Full => None,
             Err(error) => return Err(error.advise("--kind full begins a new chain")),
         };
-        let mut base = Self { kind: Kind::Full, against: None, latest, warning: None };
+        let mut base = Self { kind: Kind::Full, against: None, latest, broken_chain: None };
         let point = match (choice, &base.latest) {
             (KindChoice::Full, _) | (KindChoice::Auto, None) => return Ok(base),
             (KindChoice::Auto | KindChoice::Incremental, Some(point)) => {
@@ -61,7 +61,7 @@ impl Base {
             Ok(chain) => base.against = Some((point, chain)),
             Err(error) if choice == KindChoice::Auto && is_lost(&error) => {
                 base.kind = Kind::Full;
-                base.warning = Some(format!(
+                base.broken_chain = Some(format!(
                     "{}; a full begins a new chain. qdelta verify tells what is damaged",
                     error.chain()
                 ));

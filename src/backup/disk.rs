@@ -108,7 +108,7 @@ impl<'a> Job<'a> {
             self.options.track,
         )?;
         let mut warnings: Vec<String> =
-            self.source.warnings.iter().cloned().chain(self.base.warning.clone()).collect();
+            self.source.warnings.iter().cloned().chain(self.base.broken_chain.clone()).collect();
         let (pending, done, archive_id) = loop {
             let attempt = self.attempt(geometry, &tracked, progress, cancel)?;
             let Some(block) = attempt.1.assembled.missed else { break attempt };
@@ -235,6 +235,7 @@ impl<'a> Job<'a> {
             archive,
             anchor: record.anchor.as_ref().map(|anchor| anchor.name.clone()),
             io: done.backend.as_str(),
+            broken_chain: self.base.broken_chain.is_some(),
             warnings,
             seconds: started.elapsed().as_secs_f64(),
         }

@@ -10,6 +10,7 @@ mod base;
 mod data_path;
 mod disk;
 mod hold;
+pub mod inventory;
 mod source;
 mod trackers;
 mod trial;
@@ -155,6 +156,9 @@ pub struct Report {
     pub anchor: Option<String>,
     /// How the image was read: `uring` or `threads`.
     pub io: &'static str,
+    /// The chain before is damaged, so that this full had to begin a new one: `warnings` says what
+    /// is wrong with it.
+    pub broken_chain: bool,
     /// What the admin should know about the image, though the backup is sound.
     pub warnings: Vec<String>,
     /// How long it took.

@@ -71,6 +71,7 @@ pub enum Command {
     Replay(Replay),
     Verify(Verify),
     Points(Points),
+    Anchors(Anchors),
     Info(Info),
     Map(Map),
     Bench(Bench),
@@ -356,6 +357,28 @@ pub struct Points {
     /// Which disk [default: all]
     #[arg(value_parser = values::disk)]
     pub disk: Option<DiskSpec>,
+}
+
+/// List what backups have left for the next ones to compare with, and remove it.
+///
+/// An anchor is a bitmap or a snapshot in an image, or a clone of its file in the folder .qdelta
+/// beside it; qdelta backup --anchor makes them. HOLDS is what a clone keeps that nothing else
+/// does: it grows with what the guest writes, up to the size of the image, until the next backup
+/// replaces the clone. Without its anchor a backup reads more, and is as good.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("anchors"), after_long_help = examples::long(Some("anchors")))]
+pub struct Anchors {
+    /// Which disk [default: all]
+    #[arg(value_parser = values::disk)]
+    pub disk: Option<DiskSpec>,
+
+    /// Remove this anchor of the disk; can be repeated
+    #[arg(long, value_name = "ANCHOR", requires = "disk")]
+    pub remove: Vec<String>,
+
+    /// Remove all anchors of the disk
+    #[arg(long, requires = "disk", conflicts_with = "remove")]
+    pub remove_all: bool,
 }
 
 /// Show what an image or an archive is.

@@ -27,6 +27,7 @@ pub fn list(command: &str) -> &'static [Example] {
             ("Two disks of one guest", "qdelta backup web-data.qcow2 --disk web/data"),
             ("A new chain, say once a month", "qdelta backup web.qcow2 --kind full"),
             ("A raw disk says so", "qdelta backup /dev/vg/web --format raw"),
+            ("From now on QEMU records what changes", "qdelta backup web.qcow2 --anchor bitmap"),
             ("What it did, for a script", "qdelta backup web.qcow2 --json"),
         ],
         "restore" => &[
@@ -51,6 +52,13 @@ pub fn list(command: &str) -> &'static [Example] {
             (
                 "The ids of one disk's points",
                 "qdelta points web --json | jq -r '.disks[].points[].point'",
+            ),
+        ],
+        "anchors" => &[
+            ("What there is", "qdelta anchors"),
+            (
+                "Leave the image as if qdelta had never been there",
+                "qdelta anchors web --remove-all",
             ),
         ],
         "info" => &[

@@ -1,8 +1,7 @@
 //! Comparing where the bytes of two files lie.
 
-use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use rustix::fs::fstat;
@@ -106,12 +105,12 @@ pub fn differing(older: BorrowedFd<'_>, newer: BorrowedFd<'_>, path: &Path) -> R
 ///
 /// # Errors
 /// The filesystem does not tell.
-pub fn exclusive_bytes(file: &File, path: &Path) -> Result<u64> {
+pub fn exclusive_bytes(file: BorrowedFd<'_>, path: &Path) -> Result<u64> {
     let failed = |error| Error::io("find the extents of", path, error);
     let mut batch = Vec::new();
     let (mut at, mut bytes) = (0, 0);
     loop {
-        fiemap::extents(file.as_fd(), at, &mut batch).map_err(failed)?;
+        fiemap::extents(file, at, &mut batch).map_err(failed)?;
         let Some(last) = batch.last() else { return Ok(bytes) };
         let own = batch.iter().filter(|extent| extent.flags & fiemap::EXTENT_SHARED == 0);
         bytes += own.map(|extent| extent.length).sum::<u64>();

@@ -38,8 +38,14 @@ impl Kept {
         let own = folder.join(anchor);
         make(&own)?;
         let path = own.join(name);
-        let file = clone_file(source, source_path, &path)?;
-        Ok(Self { path, file })
+        match clone_file(source, source_path, &path) {
+            Ok(file) => Ok(Self { path, file }),
+            Err(error) => {
+                // Only if they are empty.
+                let _ = std::fs::remove_dir(&own).and_then(|()| std::fs::remove_dir(&folder));
+                Err(error)
+            }
+        }
     }
 
     /// Returns once the clone and its name survive a power cut.

@@ -82,7 +82,7 @@ fn every_result_is_as_the_document_says() {
     qemu_io(&image, &["write -P 7 1M 3M"]);
 
     compare("init", &[&json(&["init"])], &[]);
-    let full = json(&["backup", &image]);
+    let full = json(&["backup", &image, "--anchor", "snapshot"]);
     qemu_io(&image, &["write -P 8 1M 100k", "write -z 2M 64k"]);
     let incremental = json(&["backup", &image]);
     compare("backup", &[&full, &incremental], &[]);
@@ -116,6 +116,7 @@ fn every_result_is_as_the_document_says() {
     compare("info of an archive", &[&sealed], &[]);
     let map = json(&["map", &image]);
     compare("map", &[&map], &[]);
+    compare("anchors", &[&json(&["anchors"])], &[".anchors[].bytes_held"]);
     compare("man", &[&json(&["man", &at("man")])], &[]);
 
     // Damage makes the rest of the fields appear.

@@ -2,11 +2,13 @@
 //! failure, and the real `qemu-img` and `qemu-io` as the oracle.
 
 pub mod content;
+pub mod disk;
 pub mod faults;
 pub mod files;
 pub mod images;
 pub mod repo;
 pub mod run;
+pub mod story;
 pub mod virsh;
 
 use std::path::{Path, PathBuf};
@@ -27,7 +29,12 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
-        Self { dir: tempfile::Builder::new().prefix("qdelta-test-").tempdir().unwrap() }
+        Self::within(&std::env::temp_dir())
+    }
+
+    /// One in a folder, say on a file system of its own.
+    pub fn within(folder: &Path) -> Self {
+        Self { dir: tempfile::Builder::new().prefix("qdelta-test-").tempdir_in(folder).unwrap() }
     }
 
     pub fn dir(&self) -> &Path {
@@ -44,5 +51,17 @@ pub fn sweep() -> u64 {
     match std::env::var("QDELTA_SWEEP") {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("QDELTA_SWEEP={text} is no number")),
         Err(_) => 1,
+    }
+}
+
+/// The seeds of random lives: `count` of them unless `QDELTA_SWEEP` says more, or the one that
+/// `QDELTA_SEED` repeats.
+pub fn seeds(first: u64, count: u64) -> Vec<u64> {
+    match std::env::var("QDELTA_SEED") {
+        Ok(text) => {
+            let seed = u64::from_str_radix(text.trim_start_matches("0x"), 16);
+            vec![seed.unwrap_or_else(|_| panic!("QDELTA_SEED={text} is no hex number"))]
+        }
+        Err(_) => (first..first + count * sweep()).collect(),
     }
 }

@@ -36,7 +36,8 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
     } else {
         show(&report, context)?;
     }
-    Ok(status::DONE)
+    // The point is made, and somebody should look at the others.
+    Ok(if report.broken_chain { status::DAMAGED } else { status::DONE })
 }
 
 /// Shows a backup to people.

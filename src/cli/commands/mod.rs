@@ -1,5 +1,6 @@
 //! The commands, each from its arguments to its result.
 
+pub mod anchors;
 pub mod backup;
 pub mod bench;
 mod bench_plot;

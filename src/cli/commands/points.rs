@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use qdelta::Result;
-use qdelta::repository::{DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList};
+use qdelta::backup::inventory;
+use qdelta::repository::{
+    Anchor, DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList, Refusal, Repository,
+};
 use serde::Serialize;
 
 use crate::cli::args::Points;
@@ -39,6 +42,7 @@ struct PointReport {
     virtual_size: u64,
     block_size: u32,
     bytes_read: u64,
+    bytes_sampled: u64,
     bytes_changed: u64,
     bytes_written: u64,
     root: String,
@@ -47,6 +51,8 @@ struct PointReport {
     archive_id: String,
     chain_id: String,
     image: ImageRecord,
+    refused: Vec<Refusal>,
+    anchor: Option<Anchor>,
     seconds: f64,
 }
 
@@ -86,6 +92,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
                 context.out.line("")?;
             }
             show(disk, &list, context)?;
+            show_anchors(&repository, disk, context)?;
         }
         // Every disk of a domain has the same manifests, and so the same damaged ones.
         for damaged in list.damaged {
@@ -161,6 +168,22 @@ fn show(disk: &DiskId, list: &PointList, context: &mut Context) -> Result<()> {
     Ok(())
 }
 
+/// What the next backup can compare with, and what that costs. What can't be looked at now (an
+/// image on a disk that is not mounted) is no matter of the points.
+fn show_anchors(repository: &Repository, disk: &DiskId, context: &mut Context) -> Result<()> {
+    for anchor in inventory::list(repository, disk).unwrap_or_default() {
+        let held = anchor.bytes_held.map(|held| format!(", holds {}", text::bytes(held)));
+        context.out.line(format!(
+            "  anchor {} ({}, {}{})",
+            anchor.name,
+            anchor.tracker,
+            anchor.state.as_str(),
+            held.unwrap_or_default()
+        ))?;
+    }
+    Ok(())
+}
+
 /// The line of one point.
 fn row(branch: &str, point: &Point, now: Timestamp) -> Vec<String> {
     let record = &point.record;
@@ -192,6 +215,7 @@ impl From<&Point> for PointReport {
             virtual_size: record.virtual_size,
             block_size: record.block_size,
             bytes_read: record.bytes_read,
+            bytes_sampled: record.bytes_sampled,
             bytes_changed: record.bytes_changed,
             bytes_written: record.bytes_written,
             root: record.root.to_string(),
@@ -200,6 +224,8 @@ impl From<&Point> for PointReport {
             archive_id: record.archive_id.to_string(),
             chain_id: record.chain_id.to_string(),
             image: record.image.clone(),
+            refused: record.refused.clone(),
+            anchor: record.anchor.clone(),
             seconds: point.elapsed_ms as f64 / 1000.0,
         }
     }

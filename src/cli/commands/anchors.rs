@@ -1,0 +1,78 @@
+//! `qdelta anchors`: what backups have left for the next ones, and removing it.
+
+use qdelta::Result;
+use qdelta::backup::inventory::{self, AnchorInfo};
+use serde::Serialize;
+
+use crate::cli::args::Anchors;
+use crate::cli::text::{self, Column};
+use crate::cli::{Context, status};
+
+/// What `--json` shows.
+#[derive(Serialize)]
+struct Report {
+    anchors: Vec<AnchorInfo>,
+    removed: Vec<AnchorInfo>,
+}
+
+/// The columns of the list.
+const COLUMNS: &[Column] = &[
+    Column { head: "ANCHOR", right: false, rank: 0 },
+    Column { head: "TRACKER", right: false, rank: 0 },
+    Column { head: "STATE", right: false, rank: 0 },
+    Column { head: "HOLDS", right: true, rank: 1 },
+    Column { head: "WHERE", right: false, rank: 2 },
+];
+
+/// Lists or removes.
+pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
+    let repository = context.repository()?;
+    let disks = match &args.disk {
+        Some(spec) => vec![repository.find_disk(spec)?],
+        None => repository.disks()?,
+    };
+    let mut report = Report { anchors: Vec::new(), removed: Vec::new() };
+    for disk in &disks {
+        if args.remove_all || !args.remove.is_empty() {
+            report.removed.extend(inventory::remove(&repository, disk, &args.remove)?);
+        }
+        report.anchors.extend(inventory::list(&repository, disk)?);
+    }
+    if context.out.json {
+        context.out.json(&report)?;
+        return Ok(status::DONE);
+    }
+    for anchor in &report.removed {
+        context.out.line(format!("{}: removed {}", anchor.disk, anchor.name))?;
+    }
+    if report.removed.is_empty() {
+        show(&report.anchors, context)?;
+    }
+    Ok(status::DONE)
+}
+
+fn show(anchors: &[AnchorInfo], context: &mut Context) -> Result<()> {
+    if anchors.is_empty() {
+        return context.out.line("no anchors (qdelta backup IMAGE --anchor KIND leaves one)");
+    }
+    let row = |anchor: &AnchorInfo| {
+        vec![
+            anchor.name.clone(),
+            anchor.tracker.to_owned(),
+            anchor.state.as_str().to_owned(),
+            anchor.bytes_held.map(text::bytes).unwrap_or_else(|| "-".to_owned()),
+            anchor.place.display().to_string(),
+        ]
+    };
+    let mut disks: Vec<&str> = anchors.iter().map(|anchor| anchor.disk.as_str()).collect();
+    disks.dedup();
+    for disk in disks {
+        context.out.line(format!("{disk}:"))?;
+        let own = anchors.iter().filter(|anchor| anchor.disk == disk);
+        let rows: Vec<Vec<String>> = own.map(row).collect();
+        for line in text::table(COLUMNS, &rows, context.out.width()) {
+            context.out.line(line)?;
+        }
+    }
+    Ok(())
+}

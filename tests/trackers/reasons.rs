@@ -1,0 +1,183 @@
+//! What can't be proved valid is refused with the reason, and the next one is taken.
+
+use std::fs;
+
+use super::{MIB, Scene, reason};
+use crate::harness::images::{create, overlay, qemu_img};
+use crate::harness::{args, run, tool};
+
+#[track_caller]
+fn assert_refused(scene: &Scene, tracker: &str, why: &str) {
+    let done = scene.tracked("scan", &[]);
+    let reason = reason(&done, tracker);
+    assert!(reason.contains(why), "{tracker} was refused because {reason}");
+}
+
+/// The anchor that the last backup has left.
+fn anchored(kind: &str) -> (Scene, String) {
+    let scene = Scene::new();
+    let done = scene.backup(&["--anchor", kind]);
+    let name = done["anchor"].as_str().unwrap().to_owned();
+    scene.guest(&["write -q -P 3 2M 100k"]);
+    (scene, name)
+}
+
+#[test]
+fn a_bitmap_that_is_gone() {
+    let (scene, name) = anchored("bitmap");
+    qemu_img(args!["bitmap", "--remove", scene.image.as_path(), name.as_str()]).ok();
+    assert_refused(&scene, "bitmap", "has no valid bitmap");
+}
+
+#[test]
+fn a_bitmap_that_does_not_record_any_more() {
+    let (scene, name) = anchored("bitmap");
+    qemu_img(args!["bitmap", "--disable", scene.image.as_path(), name.as_str()]).ok();
+    scene.guest(&["write -q -P 4 0 100k"]);
+    assert_refused(&scene, "bitmap", "does not record every write");
+}
+
+/// A program that knows no bitmaps clears the autoclear bit, and the extension stays.
+#[test]
+fn a_bitmap_that_a_foreign_program_passed_by() {
+    let (scene, _) = anchored("bitmap");
+    let mut bytes = fs::read(&scene.image).unwrap();
+    bytes[95] &= !1;
+    fs::write(&scene.image, bytes).unwrap();
+    assert_refused(&scene, "bitmap", "has no valid bitmap");
+}
+
+#[test]
+fn a_snapshot_that_is_somebody_else_s() {
+    let (scene, name) = anchored("snapshot");
+    qemu_img(args!["snapshot", "-d", name.as_str(), scene.image.as_path()]).ok();
+    qemu_img(args!["snapshot", "-c", name.as_str(), scene.image.as_path()]).ok();
+    assert_refused(&scene, "snapshot", "is somebody else's");
+    // qdelta does not delete what it has not made.
+    let list = qemu_img(args!["snapshot", "-l", scene.image.as_path()]).ok().text();
+    assert!(list.contains(&name), "{list}");
+}
+
+#[test]
+fn a_snapshot_that_is_gone() {
+    let (scene, name) = anchored("snapshot");
+    qemu_img(args!["snapshot", "-d", name.as_str(), scene.image.as_path()]).ok();
+    assert_refused(&scene, "snapshot", "does not have exactly one snapshot");
+}
+
+#[test]
+fn an_anchor_over_a_backing_file_that_changed() {
+    for kind in ["bitmap", "snapshot"] {
+        let scene = Scene::new();
+        let base = scene.lab.path("base.qcow2");
+        fs::rename(&scene.image, &base).unwrap();
+        overlay(&scene.image, "base.qcow2", "qcow2", None, "");
+        scene.guest(&["write -q -P 3 1M 100k"]);
+        scene.backup(&["--anchor", kind]);
+        // The overlay itself has recorded everything, and nothing of this.
+        crate::harness::images::guest_io(&base, "qcow2", &["write -q -P 9 2M 1M".to_owned()]);
+        assert_refused(&scene, kind, "a backing file has changed");
+    }
+}
+
+#[test]
+fn an_image_that_was_committed_or_replaced() {
+    let scene = Scene::new();
+    scene.backup(&[]);
+    let top = scene.lab.path("top.qcow2");
+    overlay(&top, "disk.qcow2", "qcow2", None, "");
+    crate::harness::images::guest_io(&top, "qcow2", &["write -q -P 9 2M 1M".to_owned()]);
+    // Above the image of the point before: what is allocated there has changed.
+    let done = scene.repo.backup(&top, "disk", &["--sample", "0"]);
+    assert_eq!(done["tracker"], "overlay");
+    assert_eq!(done["bytes_read"].as_u64(), Some(MIB));
+    qemu_img(args!["commit", "-q", "-d", top.as_path()]).ok();
+    assert_refused(&scene, "overlay", "has changed since the point before");
+    // Another file with the same name, as old and as long.
+    let other = scene.lab.path("other.qcow2");
+    create(&other, "", 8 * MIB);
+    run(tool("cp", args!["-a", scene.image.as_path(), other.as_path()])).ok();
+    fs::rename(&other, &scene.image).unwrap();
+    assert_refused(&scene, "overlay", "has changed since the point before");
+}
+
+#[test]
+fn a_clone_that_is_gone_or_was_touched() {
+    let lab = crate::harness::Lab::new();
+    let mount = crate::harness::files::Mount::on_loop(lab.dir(), "xfs", 400 * MIB);
+    let scene = Scene::within(&mount.dir);
+    let clone_of = |done: &serde_json::Value| {
+        let folder = scene.lab.path(".qdelta").join(done["anchor"].as_str().unwrap());
+        folder.join("disk.qcow2")
+    };
+    let done = scene.backup(&["--anchor", "reflink"]);
+    scene.guest(&["write -q -P 3 1M 100k"]);
+    fs::remove_file(clone_of(&done)).unwrap();
+    let done = scene.tracked("scan", &[]);
+    assert!(reason(&done, "reflink").contains("its clone"), "{done:#}");
+    scene.guest(&["write -q -P 4 1M 100k"]);
+    let file = fs::File::options().write(true).open(clone_of(&done)).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[1], 4096).unwrap();
+    let done = scene.tracked("scan", &[]);
+    assert!(reason(&done, "reflink").contains("not the one that was kept"), "{done:#}");
+    scene.guest(&["write -q -P 5 1M 100k"]);
+    scene.tracked("reflink", &[]);
+}
+
+#[test]
+fn a_tracker_that_is_asked_for_and_refused_is_an_error() {
+    let (scene, name) = anchored("bitmap");
+    qemu_img(args!["bitmap", "--remove", scene.image.as_path(), name.as_str()]).ok();
+    let outcome = scene.repo.backup_run(&scene.image, "disk", &["--track", "bitmap"]);
+    let said = outcome.fails_with(2);
+    assert!(said.contains("tracker bitmap can't be used: the image has no valid bitmap"), "{said}");
+    scene.repo.assert_no_leftovers();
+    // Nothing of the attempt stays in the image.
+    let info = qemu_img(args!["info", scene.image.as_path()]).ok().text();
+    assert!(!info.contains("qdelta-2"), "{info}");
+}
+
+/// A filesystem without clones leaves no anchor, says so, and the backup is as good.
+#[test]
+fn an_anchor_that_can_t_be_left_is_a_warning() {
+    let lab = crate::harness::Lab::new();
+    let mount = crate::harness::files::Mount::on_loop(lab.dir(), "ext4", 100 * MIB);
+    let scene = Scene::within(&mount.dir);
+    let done = scene.backup(&["--anchor", "reflink"]);
+    let warning = done["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("no anchor is left for the next backup"), "{warning}");
+    assert!(done["anchor"].is_null());
+    scene.assert_restores();
+    assert!(!scene.lab.path(".qdelta").exists(), "the folder of clones is not left behind");
+}
+
+/// Anchors of interrupted backups do not pile up.
+#[test]
+fn what_an_interrupted_backup_left_is_removed() {
+    for kind in ["bitmap", "snapshot"] {
+        let (scene, name) = anchored(kind);
+        let tag = &name[name.len() - 9..];
+        let left = format!("qdelta-20260101T000000.000Z{tag}");
+        match kind {
+            "bitmap" => {
+                qemu_img(args!["bitmap", "--add", scene.image.as_path(), left.as_str()]).ok();
+            }
+            _ => {
+                qemu_img(args!["snapshot", "-c", left.as_str(), scene.image.as_path()]).ok();
+            }
+        }
+        let list = scene.repo.run(args!["anchors", "disk", "--json"]).ok().json();
+        assert_eq!(list["anchors"].as_array().unwrap().len(), 2, "{list:#}");
+        assert!(list.to_string().contains("left-over"), "{list:#}");
+        scene.tracked(kind, &[]);
+        let info = qemu_img(args!["info", scene.image.as_path()]).ok().text();
+        assert!(!info.contains(&left), "{info}");
+        assert_eq!(info.matches("qdelta-2").count(), 1, "{info}");
+        // And an admin can have an image without any.
+        scene.repo.run(args!["anchors", "disk", "--remove-all"]).ok();
+        let info = qemu_img(args!["info", scene.image.as_path()]).ok().text();
+        assert!(!info.contains("qdelta-2"), "{info}");
+        let list = scene.repo.run(args!["anchors", "disk", "--json"]).ok().json();
+        assert_eq!(list["anchors"][0]["state"], "missing", "{list:#}");
+    }
+}
