@@ -37,6 +37,7 @@ fn every_command_has_a_man_page() {
     assert_eq!(
         names,
         [
+            "qdelta-anchors.1",
             "qdelta-backup.1",
             "qdelta-bench.1",
             "qdelta-completions.1",
