@@ -19,6 +19,7 @@ use crate::archive;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Image;
+use crate::io::EarlyWriteback;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
     DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId, Refusal, Repository,
@@ -152,15 +153,13 @@ impl<'a> Job<'a> {
         let metadata = metadata_for(
             self.disk,
             &self.point.to_string(),
-            kind,
+            (kind, tracked.tracker, self.consistency),
             geometry,
-            tracked.tracker,
-            self.consistency,
             chain,
         )?;
         let archive_id = metadata.archive_id;
         let folder = pending.path().parent().map(Path::to_path_buf);
-        let sink = Box::new(pending.file()?);
+        let sink = Box::new(EarlyWriteback::new(pending.file()?));
         let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
         let job = data_path::Job {
             image: &self.source.image,
@@ -283,13 +282,11 @@ fn default_block_size(virtual_size: u64) -> u32 {
     size
 }
 
-fn metadata_for(
+pub(super) fn metadata_for(
     disk: &DiskId,
     point: &str,
-    kind: Kind,
+    (kind, tracker, consistency): (Kind, Tracker, Consistency),
     geometry: Geometry,
-    tracker: Tracker,
-    consistency: Consistency,
     chain: Option<&Chain>,
 ) -> Result<Metadata> {
     let mut id = [0; 16];

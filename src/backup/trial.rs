@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::path::Path;
 
-use qdelta_formats::archive::{Geometry, Kind};
+use qdelta_formats::archive::{Consistency, Geometry, Kind, Tracker};
 
-use super::{metadata_for, scan};
+use super::{data_path, disk};
 use crate::archive;
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -38,20 +38,22 @@ impl Trial<'_> {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<u64> {
-        let disk = "bench".parse::<DiskSpec>()?.or_only_disk();
-        let metadata = metadata_for(&disk, "bench", Kind::Full, self.geometry, None)?;
+        let name = "bench".parse::<DiskSpec>()?.or_only_disk();
+        let how = (Kind::Full, Tracker::Scan, Consistency::Offline);
+        let metadata = disk::metadata_for(&name, "bench", how, self.geometry, None)?;
         let failed = |error| Error::io("write to", folder, error);
         let sink = Box::new(EarlyWriteback::new(file.try_clone().map_err(failed)?));
         let writer = archive::Writer::new(sink, metadata, Some(folder))?.named(folder);
-        let job = scan::Job {
+        let job = data_path::Job {
             image: self.image,
             geometry: self.geometry,
             chain: None,
+            selection: None,
             frame_blocks: self.frame_blocks,
             level: self.level,
             resources: self.resources,
         };
-        let done = scan::run(&job, writer, progress, cancel)?;
+        let done = data_path::run(&job, writer, progress, cancel)?;
         file.sync_all().map_err(failed)?;
         Ok(done.assembled.summary.file_len)
     }

@@ -100,7 +100,11 @@ impl Sample {
         let mut bytes = Vec::new();
         for block in blocks.into_iter().step_by(step) {
             let range = block * size..(block + 1) * size;
-            let Some(plan) = ReadPlan::new(&self.extents, &range, size as usize) else { continue };
+            let mut plan = ReadPlan::default();
+            plan.add(&self.extents, &range, 0, size as usize);
+            if plan.is_empty() {
+                continue;
+            }
             let start = bytes.len();
             bytes.resize(start + size as usize, 0);
             let Some(room) = bytes.get_mut(start..) else { continue };
