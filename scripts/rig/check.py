@@ -26,7 +26,7 @@ def check_point(disks, scratch, acknowledged, consistency, begun=None):
     `begun`, where it is known, the newest that it can have begun when the backup ended. Gives the
     newest record of all.
     """
-    quiesced = consistency != "crash-consistent"
+    quiesced = consistency == "filesystem-quiesced"
     found = []
     for index, (path, form) in enumerate(disks):
         raw = to_raw(path, form, scratch)

@@ -2,19 +2,21 @@
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 
 from .libvirt import virsh
-from .run import Failure, output, run, wait_for
+from .run import Failure, run, wait_for
 
 DOMAIN = """<domain type='qemu'>
   <name>{name}</name>
   <memory unit='MiB'>256</memory>
   <vcpu>1</vcpu>
   <os>
-    <type arch='x86_64' machine='pc'>hvm</type>
-    <kernel>{image.kernel}</kernel>
+    <type arch='x86_64' machine='{machine}'>hvm</type>
+{firmware}    <kernel>{image.kernel}</kernel>
     <initrd>{image.initramfs}</initrd>
     <cmdline>console=ttyS0 quiet edd=off panic=-1 {cmdline}</cmdline>
   </os>
@@ -23,7 +25,7 @@ DOMAIN = """<domain type='qemu'>
   <devices>
     <emulator>{emulator}</emulator>
 {disks}
-    <interface type='user'><mac address='{mac}'/><model type='virtio'/></interface>
+    <interface type='user'><mac address='{mac}'/><model type='virtio'/><rom enabled='no'/></interface>
     <serial type='file'><source path='{folder}/console' append='on'/></serial>
     <console type='file'><source path='{folder}/console' append='on'/></console>
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
@@ -41,6 +43,10 @@ DISK = """    <disk type='file' device='disk'>
       <driver name='qemu' type='{disk.format}' cache='{disk.cache}' discard='unmap'/>
       <source file='{disk.path}'/><target dev='{target}' bus='virtio'/>
     </disk>"""
+TARGETS = ["vda", "vdb", "vdc"]
+UEFI = """    <loader readonly='yes' type='pflash'>{firmware}/OVMF_CODE_4M.fd</loader>
+    <nvram template='{firmware}/OVMF_VARS_4M.fd'>{nvram}</nvram>
+"""
 BOOT_SECONDS = 120
 
 
@@ -69,19 +75,22 @@ class Disk:
 class Guest:
     """A domain of libvirt's whose workload can be watched from the host."""
 
-    def __init__(self, name, folder, image, disks, idle=False):
+    def __init__(self, name, folder, image, disks, idle=False, emulator=None,
+                 uefi=False):
         self.name = name
         self.folder = folder
         self.disks = disks
         os.makedirs(folder, exist_ok=True)
-        targets = ["vda", "vdb", "vdc"]
+        self.nvram = f"/var/lib/libvirt/qemu/nvram/{name}_VARS.fd"
+        firmware = UEFI.format(firmware=image.firmware, nvram=self.nvram)
         number = sum(name.encode()) % 256
         self.xml = DOMAIN.format(
             name=name, folder=folder, image=image, mac=f"52:54:00:00:00:{number:02x}",
-            emulator=output("which", "qemu-system-x86_64").strip(),
+            emulator=emulator or shutil.which("qemu-system-x86_64"),
+            machine="q35" if uefi else "pc", firmware=firmware if uefi else "",
             cmdline="rig.idle" if idle else "",
             disks="\n".join(DISK.format(disk=disk, target=target)
-                            for disk, target in zip(disks, targets)))
+                            for disk, target in zip(disks, TARGETS)))
         self._control = None
         self._orders = 0
 
@@ -91,6 +100,17 @@ class Guest:
             file.write(self.xml)
         virsh("define", path)
         return self
+
+    def redirect(self, xml, folder):
+        """Gives a restored definition this guest's own files for console, records and control.
+
+        Two machines that write into one file are no fault of the restore: an admin has to see to
+        serial ports that go to files, too.
+        """
+        with open(xml, encoding="utf-8") as file:
+            text = file.read()
+        with open(xml, "w", encoding="utf-8") as file:
+            file.write(text.replace(f"{folder}/", f"{self.folder}/"))
 
     def start(self):
         """Starts the defined domain and waits until its agent answers and its workload writes."""
@@ -120,9 +140,27 @@ class Guest:
         virsh("destroy", self.name)
         self._control.close()
 
+    def kill_qemu(self):
+        """Ends QEMU's process as the kernel does when memory runs out: nothing is written back."""
+        with open(f"/run/libvirt/qemu/{self.name}.pid", encoding="utf-8") as file:
+            os.kill(int(file.read()), signal.SIGKILL)
+        wait_for(f"{self.name} to be gone", lambda: self.state() == "shut off", 60, pause=0.1)
+        self._control.close()
+
+    def power_off(self):
+        """Shuts the guest down in good order: nothing is left to replay."""
+        mounts = " ".join(f"/mnt/{target}" for target, _ in zip(TARGETS, self.disks))
+        self._control.sendall(f"killall workload; umount {mounts}; poweroff -f\n".encode())
+        wait_for(f"{self.name} to shut down", lambda: self.state() == "shut off", 60, pause=0.1)
+        self._control.close()
+
+    def state(self):
+        """As libvirt says it; nothing where it knows no such domain."""
+        return virsh("domstate", self.name, check=False).stdout.strip()
+
     def forget(self):
         """Ends the domain, if it runs, and takes it out of libvirt."""
-        if virsh("domstate", self.name, check=False).stdout.strip() not in ("shut off", ""):
+        if self.state() in ("running", "paused"):
             virsh("destroy", self.name, check=False)
         virsh("undefine", self.name, "--nvram", check=False)
 
@@ -189,10 +227,19 @@ class Guest:
             raise Failure(f"the workload of {self.name} reported nothing")
         return max(gaps)
 
+    def longest_gap_ms_or_none(self, since):
+        """The same; nothing where the guest did not run."""
+        return self.longest_gap_ms(since) if len(self.reports(since)) > 1 else None
+
     def wait_for_records(self, count, seconds=60):
         """Waits until so many more records are safe."""
         goal = self.newest() + count
         wait_for(f"{count} more records of {self.name}", lambda: self.newest() >= goal, seconds)
+
+    def wait_if_running(self):
+        """A guest that runs has gone on, and is thawed."""
+        if self.state() == "running":
+            self.wait_for_records(5)
 
     # The console.
 

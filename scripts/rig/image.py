@@ -11,36 +11,40 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # In the order in which they are loaded. ext4 is built into the kernel.
 MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
            "virtio_blk", "virtio_console"]
+# Beside the kernel.
+PARTS = ["busybox-static", "qemu-guest-agent", "ovmf"]
 
 
 class GuestImage:
-    """The kernel and the initramfs that every guest of the rig boots."""
+    """The kernel, the initramfs and the firmware that every guest of the rig boots."""
 
     def __init__(self, folder):
         self.kernel = os.path.join(folder, "vmlinuz")
         self.initramfs = os.path.join(folder, "initramfs")
-        self._folder = folder
+        self.firmware = os.path.join(folder, "parts/usr/share/OVMF")
+        self.folder = folder
 
     def build(self, packages):
         """Builds what is not there yet; the initramfs always, it has this tree's files in it."""
-        os.makedirs(self._folder, exist_ok=True)
-        parts = os.path.join(self._folder, "parts")
+        os.makedirs(self.folder, exist_ok=True)
+        parts = os.path.join(self.folder, "parts")
         complete = os.path.join(parts, "complete")
-        if not os.path.exists(complete):
+        if _read(complete) != " ".join(PARTS):
             shutil.rmtree(parts, ignore_errors=True)
             os.makedirs(parts)
             kernels = [name for name in packages.dependencies("linux-image-cloud-amd64")
                        if name.startswith("linux-image-")]
-            for package in (*kernels, "busybox-static", "qemu-guest-agent"):
+            for package in (*kernels, *PARTS):
                 print(f"Unpacking {package}", flush=True)
                 packages.unpack(package, parts)
-            with open(complete, "w", encoding="utf-8"):
-                pass
+            with open(complete, "w", encoding="utf-8") as file:
+                file.write(" ".join(PARTS))
         shutil.copyfile(only(parts, "boot/vmlinuz-*"), self.kernel)
         self._build_initramfs(parts)
+        packages.unpack_other_qemu(os.path.join(self.folder, "qemu"))
 
     def _build_initramfs(self, parts):
-        root = os.path.join(self._folder, "root")
+        root = os.path.join(self.folder, "root")
         shutil.rmtree(root, ignore_errors=True)
         for folder in ("bin", "dev", "proc", "sys", "mnt", "modules"):
             os.makedirs(os.path.join(root, folder))
@@ -71,6 +75,13 @@ class GuestImage:
             if path:
                 os.makedirs(root + os.path.dirname(path), exist_ok=True)
                 shutil.copy(path, root + path)
+
+
+def _read(path):
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 def only(folder, pattern):

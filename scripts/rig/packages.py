@@ -17,6 +17,7 @@ PROGRAMS = {
     "virtlogd": ["libvirt-daemon"],
     "virsh": ["libvirt-clients"],
     "mkfs.xfs": ["xfsprogs"],
+    "xfs_fsr": ["xfsprogs"],
     "mkfs.btrfs": ["btrfs-progs"],
     "mkfs.ext4": ["e2fsprogs"],
     "debugfs": ["e2fsprogs"],
@@ -45,7 +46,7 @@ class Packages:
         self._update()
         self._run_apt(*arguments)
 
-    def _run_apt(self, *arguments):
+    def _run_apt(self, *arguments, cwd=None):
         sources = os.path.join(self.folder, "sources.list")
         options = {
             "Dir::Etc::SourceList": sources,
@@ -59,7 +60,7 @@ class Packages:
         for name, value in options.items():
             command += ["-o", f"{name}={value}"]
         environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-        run(*command, *arguments, env=environment, cwd=self.folder)
+        run(*command, *arguments, env=environment, cwd=cwd)
 
     def _update(self):
         if self.updated:
@@ -107,14 +108,39 @@ class Packages:
         shutil.rmtree(downloads, ignore_errors=True)
         os.makedirs(downloads)
         self._update()
-        self._run_apt("-o", f"Dir::Cache::Archives={downloads}", "download", name)
-        found = [entry for entry in os.listdir(self.folder) if entry.endswith(".deb")]
-        for entry in found:
-            archive = os.path.join(self.folder, entry)
-            run("dpkg", "-x", archive, destination)
-            os.remove(archive)
-        if not found:
-            raise Failure(f"apt-get downloaded nothing for {package}")
+        self._run_apt("download", name, cwd=downloads)
+        found = os.listdir(downloads)
+        if len(found) != 1:
+            raise Failure(f"apt-get downloaded {len(found)} files for {package}, not one")
+        run("dpkg", "-x", os.path.join(downloads, found[0]), destination)
+        shutil.rmtree(downloads)
+
+    def unpack_other_qemu(self, destination):
+        """Unpacks QEMU in another version than the installed one, to be tried beside it."""
+        complete = os.path.join(destination, "complete")
+        if os.path.exists(complete):
+            return
+        shutil.rmtree(destination, ignore_errors=True)
+        installed = upstream(package_version("qemu-utils"))
+        others = [version for version in self.versions("qemu-utils")
+                  if upstream(version) != installed]
+        if not others:
+            raise Failure(f"no source has another version of QEMU than {installed}")
+        os.makedirs(destination)
+        print(f"Unpacking QEMU {others[0]}", flush=True)
+        for package in ("qemu-utils", "qemu-system-x86", "qemu-system-common"):
+            self.unpack(package, destination, others[0])
+        # Firmware is looked for beside the program; that of the installed QEMU does.
+        for name in ("qemu", "seabios"):
+            link = os.path.join(destination, "usr/share", name)
+            shutil.rmtree(link, ignore_errors=True)
+            os.symlink(f"/usr/share/{name}", link)
+        for program in QEMU:
+            said = output("ldd", os.path.join(destination, "usr/bin", program))
+            if "not found" in said:
+                raise Failure(f"{program} of QEMU {others[0]} lacks libraries:\n{said}")
+        with open(complete, "w", encoding="utf-8"):
+            pass
 
     def install_programs(self):
         """Installs the programs of the rig that are missing; touches no other."""
@@ -131,7 +157,7 @@ class Packages:
 
     def _install_qemu(self):
         """QEMU in one version: that of the installed qemu-utils, or the newest there is."""
-        installed = output("dpkg-query", "-W", "-f", "${Version}", "qemu-utils", check=False)
+        installed = package_version("qemu-utils")
         offered = self.versions("qemu-system-x86")
         if not offered:
             raise Failure("no source has qemu-system-x86")
@@ -155,6 +181,11 @@ def _codename():
     raise Failure("/etc/os-release names no Debian release")
 
 
-def package_version(program_package):
-    return output("dpkg-query", "-W", "-f", "${Version}", program_package,
+def upstream(version):
+    """The upstream part of a Debian version, as 7.2 or 10.0.2."""
+    return version.split(":")[-1].split("+")[0].split("-")[0]
+
+
+def package_version(package):
+    return output("dpkg-query", "-W", "-f", "${Version}", package,
                   check=False, stderr=subprocess.DEVNULL)

@@ -20,6 +20,7 @@ PRIVATE = ["/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/l
 ACCOUNTS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n",
             "/etc/group": "libvirt-qemu:x:64055:\n"}
 INSIDE = "QDELTA_RIG_FOLDER"
+PREFIX = "qdelta-e2e-"
 PR_SET_PDEATHSIG = 1
 
 
@@ -27,7 +28,8 @@ def run_inside(arguments):
     """Runs this program again inside; gives its exit status. Its folder is removed afterwards."""
     if os.geteuid() != 0:
         raise Failure("a guest with loop-mounted file systems needs root")
-    folder = tempfile.mkdtemp(prefix="qdelta-e2e-")
+    _remove_leftovers()
+    folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
     command = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
                "--mount-proc", "--net", sys.executable, "-B", *arguments]
     libc = ctypes.CDLL(None, use_errno=True)
@@ -44,6 +46,14 @@ def run_inside(arguments):
             inside.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers():
+    """What a run left that was killed before it could clean up: files, nothing else is possible."""
+    for name in os.listdir(tempfile.gettempdir()):
+        process = name.removeprefix(PREFIX).split("-")[0]
+        if name.startswith(PREFIX) and not os.path.exists(f"/proc/{process}"):
+            shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
 
 
 def folder_inside():
@@ -94,6 +104,16 @@ class HostFilesystem:
         run(*self.MAKE[kind], self.file)
         run("mount", "-o", ",".join(filter(None, ["loop", options])), self.file, self.mount)
 
+    def defragment(self, files):
+        """Moves what files hold to other places; what they hold stays as it is."""
+        for file in files:
+            if self.kind == "btrfs":
+                run("btrfs", "filesystem", "defragment", "-f", file)
+            else:
+                # Gives up by itself where the file is written to meanwhile.
+                run("xfs_fsr", file, check=False)
+
     def close(self):
-        run("umount", self.mount)
-        os.remove(self.file)
+        if os.path.exists(self.file):
+            run("umount", self.mount)
+            os.remove(self.file)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 from ..guest import Disk, Guest
+from ..qemu import Qemu
 from ..run import Failure, run
 from ..sandbox import HostFilesystem
 
@@ -13,11 +14,12 @@ from ..sandbox import HostFilesystem
 class Rig:
     """The means of one scenario; `close` takes back all that it gave out."""
 
-    def __init__(self, folder, image, qdelta, effort):
+    def __init__(self, folder, image, qdelta, effort, strict=False):
         self.folder = folder
         self.image = image
         self.qdelta_program = qdelta
         self.effort = effort
+        self.strict = strict
         self.scratch = os.path.join(folder, "scratch")
         os.makedirs(self.scratch)
         self._filesystems = []
@@ -26,16 +28,24 @@ class Rig:
     def say(self, text):
         print(f"   {text}", flush=True)
 
+    def promised(self, what, value, limit, unit):
+        """Shows a measured value beside its limit; only a strict run fails for it."""
+        kept = value <= limit
+        self.say(f"{what}: {value:.4g} {unit}, promised {limit:.4g}{'' if kept else ': MISSED'}")
+        if self.strict and not kept:
+            raise Failure(f"{what}: {value:.4g} {unit}, not {limit:.4g}")
+
     def filesystem(self, kind, **options):
         filesystem = HostFilesystem(kind, self.folder, **options)
         self._filesystems.append(filesystem)
         return filesystem
 
-    def guest(self, name, disks, **options):
-        """Defines and starts a guest."""
+    def guest(self, name, disks, start=True, **options):
+        """Defines a guest, and starts it."""
         guest = Guest(name, os.path.join(self.folder, "guests", name), self.image, disks, **options)
         self._guests.append(guest)
-        return guest.define().start()
+        guest.define()
+        return guest.start() if start else guest
 
     def adopt(self, name, disks, folder):
         """A guest whose domain others have defined."""
@@ -43,16 +53,26 @@ class Rig:
         self._guests.append(guest)
         return guest
 
-    def two_disks(self, folder, size="192M", cache="none"):
-        return [Disk(os.path.join(folder, f"{name}.qcow2"), cache=cache).make(size)
-                for name in ("system", "data")]
+    def two_disks(self, folder, size="192M", cache="none", chain=False):
+        """Two disks with an empty ext4 each; as a chain, the second has a backing file."""
+        system, data = (os.path.join(folder, name) for name in ("system.qcow2", "data.qcow2"))
+        base = os.path.join(folder, "base.qcow2") if chain else None
+        return [Disk(system, cache=cache).make(size), Disk(data, cache=cache).make(size, base)]
+
+    def qemu_versions(self):
+        """The installed QEMU, and another version of it."""
+        installed = os.path.dirname(shutil.which("qemu-img"))
+        return [Qemu(installed), Qemu(os.path.join(self.image.folder, "qemu/usr/bin"))]
+
+    @staticmethod
+    def environment(**more):
+        return dict(os.environ, **{"LIBVIRT_DEFAULT_URI": "qemu:///system", **more})
 
     def qdelta(self, *arguments, check=True, timeout=300, env=None):
         """Runs qdelta; gives its result, parsed where it is JSON."""
-        environment = dict(os.environ, LIBVIRT_DEFAULT_URI="qemu:///system", **(env or {}))
         done = subprocess.run([self.qdelta_program, *map(os.fspath, arguments)], text=True,
                               stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
-                              env=environment, check=False)
+                              env=self.environment(**(env or {})), check=False)
         if check and done.returncode != 0:
             raise Failure(f"status {done.returncode}: qdelta {' '.join(map(str, arguments))}\n"
                           f"{done.stdout}{done.stderr}")
