@@ -1,6 +1,7 @@
 //! The trackers: whatever happens to a disk, an increment by any of them restores exactly, or the
 //! tracker is refused with the right reason.
 
+mod faults;
 mod histories;
 mod net;
 mod reasons;
