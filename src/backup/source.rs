@@ -8,7 +8,7 @@ use qdelta_formats::archive::Tracker;
 use super::anchors::{self, Clones, Tag};
 use super::hold::Hold;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{self, Image, OpenOptions};
+use crate::image::{self, Format, Image, OpenOptions};
 use crate::io::Store;
 use crate::repository::Anchor;
 
@@ -47,6 +47,12 @@ impl Source {
         let Some(leave) = leave else { return Self::hold(path, options) };
         if leave.tracker == Tracker::Reflink {
             return Self::hold_and_clone(path, options, leave);
+        }
+        if options.as_file || options.format == Some(Format::Raw) {
+            let mut source = Self::hold(path, options)?;
+            let text = format!("{} is taken as a raw file", path.display());
+            source.warnings.push(no_anchor(&Error::new(ErrorKind::Usage, text)));
+            return Ok(source);
         }
         let written =
             anchors::write(path, leave.tracker, &leave.name, leave.tag, leave.keep.as_deref());

@@ -10,13 +10,14 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use qdelta_formats::archive::{Geometry, Kind, Tracker};
+use qdelta_formats::archive::{Geometry, Tracker};
 use qdelta_formats::qcow2::Snapshot;
 
 use super::anchors;
 use super::base::{Base, open_chain};
 use super::source::Source;
 use crate::anchor::{self, ImageFile};
+use crate::chain::Chain;
 use crate::changes::Claim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::FileIndex;
@@ -62,18 +63,21 @@ pub(super) fn choose(
     geometry: Geometry,
     forced: Option<Tracker>,
 ) -> Result<Tracked> {
-    let (Some((parent, _)), Some(latest)) = (&base.against, &base.latest) else {
+    let (Some((parent, chain)), Some(latest)) = (&base.against, &base.latest) else {
         return Ok(Tracked::scan("a full needs everything", Vec::new()));
     };
     if forced == Some(Tracker::Scan) {
         return Ok(Tracked::scan("as asked for", Vec::new()));
     }
-    let case = Case { source, geometry, latest };
+    let opened = match parent.id == latest.id {
+        true => None,
+        false => Some(open_chain(repository, latest)?),
+    };
+    let case = Case { source, geometry, latest, chain: opened.as_ref().unwrap_or(chain) };
     let mut refused = Vec::new();
     for tracker in CLAIMING.into_iter().filter(|it| forced.is_none_or(|forced| forced == *it)) {
         let answer = case.claim(tracker).and_then(|(mut claim, why)| {
-            add_what_lies_between(repository, base, parent, latest, &mut claim)
-                .map_err(|error| error.chain())?;
+            case.add_what_lies_between(parent, &mut claim).map_err(|error| error.chain())?;
             Ok((claim, why))
         });
         match answer {
@@ -96,44 +100,57 @@ pub(super) fn choose(
     }
 }
 
-/// A claim speaks of the time since the latest point. What changed between the parent and that one
-/// is in the archives; where they ended, the disk may have had another size.
-fn add_what_lies_between(
-    repository: &Repository,
-    base: &Base,
-    parent: &Point,
-    latest: &Point,
-    claim: &mut Claim,
-) -> Result<()> {
-    claim.add_resize(latest.record.virtual_size);
-    if parent.id == latest.id {
-        return Ok(());
-    }
-    debug_assert_eq!(base.kind, Kind::Differential);
-    claim.add_resize(parent.record.virtual_size);
-    let chain = open_chain(repository, latest)?;
-    let of_parent = |archive: &Arc<crate::archive::Reader>| {
-        archive.metadata().archive_id == parent.record.archive_id
-    };
-    let position = chain.archives().iter().position(of_parent).ok_or_else(|| {
-        let text = format!("point {} does not follow point {}", latest.id, parent.id);
-        Error::new(ErrorKind::Usage, text)
-    })?;
-    claim.add_blocks(&chain.changed_since(position));
-    Ok(())
-}
-
 /// What a claim is made of: the image now, and what the latest point says of it.
 struct Case<'a> {
     source: &'a Source,
     geometry: Geometry,
     latest: &'a Point,
+    /// The chain of the latest point.
+    chain: &'a Chain,
 }
 
 impl Case<'_> {
+    /// A claim speaks of the time since the latest point. What changed between the parent and that
+    /// one is in the archives; where they ended, the disk may have had another size.
+    fn add_what_lies_between(&self, parent: &Point, claim: &mut Claim) -> Result<()> {
+        claim.add_resize(self.latest.record.virtual_size);
+        if parent.id == self.latest.id {
+            return Ok(());
+        }
+        claim.add_resize(parent.record.virtual_size);
+        let is_parent = |archive: &Arc<crate::archive::Reader>| {
+            archive.metadata().archive_id == parent.record.archive_id
+        };
+        let position = self.chain.archives().iter().position(is_parent).ok_or_else(|| {
+            let text = format!("point {} does not follow point {}", self.latest.id, parent.id);
+            Error::new(ErrorKind::Usage, text)
+        })?;
+        claim.add_blocks(&self.chain.changed_since(position));
+        Ok(())
+    }
+
+    /// QEMU records writes in a bitmap, but not that a disk was shrunk and then grew again: what lay
+    /// behind its end in between is zero now. So whatever was not zero and has holes is claimed.
+    fn add_holes(&self, claim: &mut Claim) -> Result<()> {
+        let mut holes = Claim::none(self.geometry);
+        self.image().holes(|range| {
+            holes.add(range);
+            Ok(())
+        })?;
+        claim.add_blocks(&(holes.blocks() & &self.chain.nonzero()));
+        Ok(())
+    }
+
     fn claim(&self, tracker: Tracker) -> Answer {
         if self.source.options.snapshot.is_some() {
             return Err("it is a snapshot of the image that is backed up".into());
+        }
+        let format = self.image().layers().first().map(|top| top.format.as_str());
+        if format != Some(self.latest.record.image.format.as_str()) {
+            return Err(format!(
+                "the image was read as {} the last time",
+                self.latest.record.image.format
+            ));
         }
         if self.latest.record.image.layers.iter().any(|layer| layer.fingerprint.is_none())
             && self.latest.record.anchor.is_none()
@@ -216,6 +233,7 @@ impl Case<'_> {
             claim.add(range);
             Ok(())
         })
+        .and_then(|()| self.add_holes(&mut claim))
         .map_err(|error| error.chain())?;
         Ok((claim, format!("QEMU recorded every write in the bitmap {}", anchor.name)))
     }

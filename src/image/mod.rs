@@ -35,6 +35,7 @@ pub use map::{Map, MapEntry};
 pub use mapper::Mapper;
 
 use crate::error::Result;
+use crate::extent::{Extent, Source};
 use crate::io::Store;
 use layer::{Detail, Layer};
 
@@ -202,19 +203,31 @@ impl Image {
         mut each: impl FnMut(Range<u64>) -> Result<()>,
     ) -> Result<()> {
         let Some(last) = count.checked_sub(1) else { return Ok(()) };
-        let mut mapper = Mapper::above(Arc::clone(&self.layers), count);
+        self.walk(Mapper::above(Arc::clone(&self.layers), count), |extent| {
+            let below = extent.source == Source::Unallocated && usize::from(extent.depth) == last;
+            if below { Ok(()) } else { each(extent.range()) }
+        })
+    }
+
+    /// Calls `each` with every range of the disk, in bytes, ascending, that is zero by what the
+    /// tables say.
+    ///
+    /// # Errors
+    /// A table can't be read or is damaged; whatever `each` fails with.
+    pub fn holes(&self, mut each: impl FnMut(Range<u64>) -> Result<()>) -> Result<()> {
+        self.walk(self.mapper(), |extent| match extent.source {
+            Source::Unallocated | Source::Zero { .. } => each(extent.range()),
+            _ => Ok(()),
+        })
+    }
+
+    fn walk(&self, mut mapper: Mapper, mut each: impl FnMut(&Extent) -> Result<()>) -> Result<()> {
         let mut extents = Vec::new();
         let (mut at, end) = (0, self.virtual_size());
         while at < end {
             extents.clear();
             at = mapper.extents_up_to(EXTENTS_AT_A_TIME, at..end, &mut extents)?;
-            for extent in &extents {
-                let below = extent.source == crate::extent::Source::Unallocated
-                    && usize::from(extent.depth) == last;
-                if !below {
-                    each(extent.range())?;
-                }
-            }
+            extents.iter().try_for_each(&mut each)?;
         }
         Ok(())
     }

@@ -33,6 +33,13 @@ impl Kept {
             let text = format!("{} has no folder to keep a clone in", source_path.display());
             return Err(Error::new(ErrorKind::Usage, text));
         };
+        let stat = rustix::fs::fstat(source);
+        let stat = stat.map_err(|error| Error::io("look at", source_path, error.into()))?;
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        if kind != rustix::fs::FileType::RegularFile {
+            let text = format!("{} is no regular file", source_path.display());
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
         let folder = parent.join(ANCHOR_FOLDER);
         make(&folder)?;
         let own = folder.join(anchor);

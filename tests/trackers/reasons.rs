@@ -181,3 +181,54 @@ fn what_an_interrupted_backup_left_is_removed() {
         assert_eq!(list["anchors"][0]["state"], "missing", "{list:#}");
     }
 }
+
+/// QEMU does not record in its bitmaps that a disk lost its end and got another one: the first
+/// version took the blocks there for unchanged.
+#[test]
+fn a_disk_that_shrank_and_grew_between_two_backups() {
+    for (cluster, shrunk) in [("64k", "2M"), ("4k", "2052K"), ("512", "2099200")] {
+        let scene = Scene::new();
+        create(&scene.image, &format!("cluster_size={cluster}"), 8 * MIB);
+        scene.guest(&["write -q -P 1 0 8M"]);
+        scene.backup(&["--anchor", "bitmap"]);
+        for size in [shrunk, "8M"] {
+            qemu_img(args!["resize", "-q", "--shrink", scene.image.as_path(), size]).ok();
+        }
+        scene.tracked("bitmap", &[]);
+        // Also against a full that the point in between hides.
+        qemu_img(args!["resize", "-q", "--shrink", scene.image.as_path(), "1M"]).ok();
+        scene.tracked("bitmap", &[]);
+        qemu_img(args!["resize", "-q", scene.image.as_path(), "8M"]).ok();
+        scene.tracked("bitmap", &["--kind", "differential"]);
+    }
+}
+
+/// The same over a backing file, which must not shine through either.
+#[test]
+fn an_overlay_that_shrank_and_grew_between_two_backups() {
+    let scene = Scene::new();
+    let base = scene.lab.path("base.qcow2");
+    fs::rename(&scene.image, &base).unwrap();
+    overlay(&scene.image, "base.qcow2", "qcow2", None, "");
+    scene.guest(&["write -q -P 3 1M 5M"]);
+    scene.backup(&["--anchor", "bitmap"]);
+    for size in ["2M", "8M"] {
+        qemu_img(args!["resize", "-q", "--shrink", scene.image.as_path(), size]).ok();
+    }
+    scene.tracked("bitmap", &[]);
+}
+
+/// The container's bytes are another disk than the one in it.
+#[test]
+fn an_image_that_was_read_in_another_way() {
+    for anchor in ["bitmap", "reflink"] {
+        let lab = crate::harness::Lab::new();
+        let mount = crate::harness::files::Mount::on_loop(lab.dir(), "xfs", 400 * MIB);
+        let scene = Scene::within(&mount.dir);
+        scene.backup(&["--anchor", anchor, "--as-file"]);
+        let done = scene.tracked("scan", &[]);
+        assert!(reason(&done, "reflink").contains("was read as raw"), "{done:#}");
+        let done = scene.backup(&["--as-file"]);
+        assert_eq!(done["tracker"], "scan");
+    }
+}
