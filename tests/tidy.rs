@@ -177,7 +177,12 @@ fn qdelta_starts_no_other_program() {
     only_in(
         &["src", "formats"],
         // Its own watchdog, and virsh for two verbs.
-        &["src/quiesce/mod.rs", "src/quiesce/virsh.rs"],
+        &[
+            "src/quiesce/mod.rs",
+            "src/quiesce/virsh.rs",
+            "src/backup/guest/snapshots.rs",
+            "src/program.rs",
+        ],
         &["Command::new", "process::Command::"],
         "qdelta never starts qemu-img or QEMU",
     );

@@ -145,6 +145,11 @@ impl Clones {
         Ok(clones)
     }
 
+    /// The name of the anchor that they are, or may become.
+    pub fn name(&self) -> &str {
+        &self.anchor
+    }
+
     /// The files and their clones, for [`crate::image::OpenOptions::clones`].
     pub fn substitutes(&self) -> Vec<(PathBuf, PathBuf)> {
         self.kept.iter().map(|(file, kept)| (file.clone(), kept.path.clone())).collect()
@@ -203,8 +208,13 @@ pub(super) fn identity(file: &std::fs::File, path: &Path) -> Result<(u64, u64, i
 /// Removes the clones of a tag that are kept beside files in `folder`, but those called as `keep`
 /// says.
 pub(super) fn sweep_clones(folder: &Path, tag: &Tag, keep: Option<&str>) -> Result<()> {
+    sweep_clones_but(folder, tag, &[keep.unwrap_or_default()])
+}
+
+/// The same, with several that stay.
+pub(super) fn sweep_clones_but(folder: &Path, tag: &Tag, keep: &[&str]) -> Result<()> {
     for name in reflink::kept_beside(folder)? {
-        if tag.owns(&name) && Some(name.as_str()) != keep {
+        if tag.owns(&name) && !keep.contains(&name.as_str()) {
             reflink::remove_kept(folder, &name)?;
         }
     }

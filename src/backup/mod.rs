@@ -9,6 +9,7 @@ mod assemble;
 mod base;
 mod data_path;
 mod disk;
+mod guest;
 mod hold;
 pub mod inventory;
 mod source;
@@ -27,7 +28,7 @@ use crate::io::Backend;
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
-    DiskId, DiskSpec, DomainLock, Manifest, Pending, PointId, Refusal, Repository,
+    DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Refusal, Repository,
 };
 use anchors::Tag;
 use base::Base;
@@ -36,6 +37,7 @@ use disk::Rest;
 use source::{Leave, Source};
 
 pub use crate::changes::SAMPLE_DEFAULT;
+pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
 
 pub(crate) use trial::Trial;
 
@@ -199,7 +201,7 @@ pub fn run(
         source,
     };
     let written = disk::write(job, progress, cancel)?;
-    let mut reports = commit(vec![written], Consistency::Offline, started)?;
+    let mut reports = commit(vec![written], Consistency::Offline, None, started)?;
     let mut report = reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
@@ -210,11 +212,13 @@ pub fn run(
 fn commit(
     written: Vec<disk::Written<'_>>,
     consistency: Consistency,
+    machine: Option<MachineRecord>,
     started: Instant,
 ) -> Result<Vec<Report>> {
     let first = written.first().map(|it| (it.pending.point(), it.pending.disk().domain.clone()));
     let (point, domain) = first.ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
     let mut manifest = Manifest::new(point, domain, consistency);
+    manifest.machine = machine;
     manifest.elapsed_ms = started.elapsed().as_millis() as u64;
     let mut archives = Vec::new();
     let mut rest = Vec::new();

@@ -105,25 +105,43 @@ impl Source {
         clones: Clones,
         keep: bool,
     ) -> Result<Self> {
-        let options = OpenOptions { clones: clones.substitutes(), ..options.clone() };
-        let image = Image::open(path, &options)?;
-        let hold = Hold::watch(&image)?;
-        let mut warnings = image.warnings().to_vec();
-        let anchor = match keep.then(|| clones.anchor()).transpose() {
-            Ok(anchor) => anchor,
-            Err(error) => {
-                warnings.push(no_anchor(&error));
-                None
-            }
-        };
+        let mut source = Self::of_copies(path, options, clones.substitutes())?;
+        match keep.then(|| clones.anchor()).transpose() {
+            Ok(anchor) => source.anchor = anchor,
+            Err(error) => source.warnings.push(no_anchor(&error)),
+        }
+        source.clones = Some(clones);
+        Ok(source)
+    }
+
+    /// Takes the image of which there are copies: each of its files, and what is to be read in its
+    /// place. Nobody writes to them.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn of_copies(
+        path: &Path,
+        options: &OpenOptions,
+        substitutes: Vec<(PathBuf, PathBuf)>,
+    ) -> Result<Self> {
+        Self::live(path, &OpenOptions { clones: substitutes, ..options.clone() })
+    }
+
+    /// Takes the image as it is, although somebody may write to it: for as long as the guest is
+    /// frozen that does.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn live(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let image = Image::open(path, options)?;
         Ok(Self {
-            image,
             path: path.to_path_buf(),
-            options,
-            anchor,
-            warnings,
-            hold,
-            clones: Some(clones),
+            options: options.clone(),
+            anchor: None,
+            warnings: image.warnings().to_vec(),
+            hold: Hold::watch(&image)?,
+            image,
+            clones: None,
         })
     }
 

@@ -12,6 +12,7 @@ use qdelta::io::{self, Backend};
 use qdelta::pipeline::Resources;
 use qdelta::repository::DiskSpec;
 
+use super::guest_args::{Guests, Machine};
 use super::{examples, values};
 
 /// Incremental backup of qcow2 and raw disk images.
@@ -94,18 +95,19 @@ pub struct Init {
     pub dir: Option<PathBuf>,
 }
 
-/// Back up a disk image: everything the first time, then what has changed.
+/// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.
 ///
-/// The image is read, with its backing files, and never written to. It must not be in use by a
-/// running guest. What does not differ from the point before is not stored again, so a backup
+/// An image is read, with its backing files; it must not be in use by a running guest. With --domain
+/// it is a libvirt guest that is backed up, all its disks of one moment, running or not: a running
+/// one is frozen for the milliseconds that clones of its images take. What does not differ from the point before is not stored again, so a backup
 /// costs what has changed. If it fails or is stopped, at whatever moment, the repository holds
 /// what it held before.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("backup"), after_long_help = examples::long(Some("backup")))]
 pub struct Backup {
     /// The image: a qcow2 or raw file, or a block device
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub image: PathBuf,
+    #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domains", "all"])]
+    pub image: Option<PathBuf>,
 
     /// What to call the disk, as NAME or DOMAIN/DISK [default: the image's file name]
     #[arg(long, value_name = "NAME", value_parser = values::disk)]
@@ -138,6 +140,10 @@ pub struct Backup {
     /// Take the file's own bytes for the disk, whatever its format; for encrypted images
     #[arg(long, conflicts_with_all = ["format", "snapshot"])]
     pub as_file: bool,
+
+    /// Which guests, and how.
+    #[command(flatten)]
+    pub guests: Guests,
 
     /// How to work.
     #[command(flatten)]
@@ -256,10 +262,11 @@ impl Work {
     }
 }
 
-/// Restore a disk as it was at a recovery point.
+/// Restore a disk, or a whole guest, as it was at a recovery point.
 ///
 /// What is written is proved against the point's digest before it gets its name: a restore that
-/// fails leaves nothing behind. Zeros take no space in the output.
+/// fails leaves nothing behind. Zeros take no space in the output. With --domain a whole machine comes
+/// back into the folder --to: its disks, its firmware's variables and a definition for virsh define.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("restore"), after_long_help = examples::long(Some("restore")))]
 pub struct Restore {
@@ -270,12 +277,16 @@ pub struct Restore {
     /// 2026-11-22, "2026-11-22 15:38" or 2026-11-22T15:38:23Z, which means the last point not after
     /// it. Times are local unless they end in Z or an offset, and stand for the end of what they
     /// name: 2026-11-22 is the last point of that day, or of the days before.
-    #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at)]
-    pub disk: values::DiskAt,
+    #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at, required_unless_present = "domain")]
+    pub disk: Option<values::DiskAt>,
 
     /// Where to: a new file, a block device, or - for standard output
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub output: PathBuf,
+    #[arg(value_hint = ValueHint::FilePath, required_unless_present = "domain")]
+    pub output: Option<PathBuf>,
+
+    /// Which guest, and where to.
+    #[command(flatten)]
+    pub machine: Machine,
 
     /// How to write.
     #[command(flatten)]

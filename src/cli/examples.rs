@@ -29,6 +29,8 @@ pub fn list(command: &str) -> &'static [Example] {
             ("A raw disk says so", "qdelta backup /dev/vg/web --format raw"),
             ("From now on QEMU records what changes", "qdelta backup web.qcow2 --anchor bitmap"),
             ("What it did, for a script", "qdelta backup web.qcow2 --json"),
+            ("A libvirt guest, running or not", "qdelta backup --domain web --anchor reflink"),
+            ("Every guest of this host", "qdelta backup --all --with-host-config"),
         ],
         "restore" => &[
             ("The latest point, as qcow2", "qdelta restore web web.qcow2"),
@@ -36,6 +38,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("As it was at that minute", "qdelta restore 'web@2026-11-22 15:37' web.raw"),
             ("A point by the beginning of its id", "qdelta restore web@20261122T15 web.raw"),
             ("Onto a disk", "qdelta restore web /dev/vg/web --force"),
+            (
+                "A whole guest, beside the old one",
+                "qdelta restore --domain web --at 2026-11-22 --to /images/old --rename web-old",
+            ),
             ("Through a pipe", "qdelta restore web - | ssh host 'dd of=/dev/vg/web bs=1M'"),
         ],
         "replay" => &[(

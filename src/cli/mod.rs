@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod examples;
+mod guest_args;
 mod out;
 mod screen;
 mod signals;

@@ -16,6 +16,9 @@ pub const PARTIAL: u8 = 9;
 /// A guest may be frozen.
 pub const ALARM: u8 = 11;
 
+/// Some of several domains were not backed up.
+pub const SOME_FAILED: u8 = 12;
+
 /// Every status and what it says.
 pub const TABLE: &[(u8, &str)] = &[
     (DONE, "done"),
@@ -30,6 +33,7 @@ pub const TABLE: &[(u8, &str)] = &[
     (PARTIAL, "salvaged, but not everything: what is lost was listed"),
     (10, "a guest could not be frozen, or not for as long as it took"),
     (ALARM, "ALARM: a guest may still be frozen; what was printed says how to thaw it"),
+    (SOME_FAILED, "some of several domains were not backed up; the summary says which"),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
 
@@ -72,7 +76,7 @@ mod tests {
             ErrorKind::Interrupted,
             ErrorKind::Io,
         ];
-        let mut given: Vec<u8> = kinds.into_iter().map(of).chain([DONE]).collect();
+        let mut given: Vec<u8> = kinds.into_iter().map(of).chain([DONE, SOME_FAILED]).collect();
         given.sort_unstable();
         let documented: Vec<u8> = TABLE.iter().map(|&(status, _)| status).collect();
         assert_eq!(given, documented);

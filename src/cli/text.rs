@@ -52,7 +52,7 @@ pub fn took(seconds: f64, count: u64) -> String {
 }
 
 /// A stretch of time: `0.4 s`, `12 s`, `3:25 min`, `2:03 h`.
-fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
     match whole {
         0..10 => format!("{seconds:.1} s"),

@@ -7,8 +7,11 @@ use super::virsh::{self, Verb};
 use super::{Freeze, alarm, mark};
 use crate::error::Result;
 
-/// How long one try may take. libvirt lets a thaw wait until a freeze that hangs is over.
+/// How long one try may take at the most. libvirt lets a thaw wait until a freeze that hangs is over.
 const TRY_MAX: Duration = Duration::from_secs(5);
+/// How long one try may take at the least. What hangs must not keep the guest frozen long after the
+/// limit.
+const TRY_MIN: Duration = Duration::from_millis(600);
 /// The first pause between two tries; each is twice as long as the one before.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause between two tries.
@@ -23,22 +26,27 @@ pub(super) struct Done {
     pub first_problem: Option<String>,
 }
 
-/// Thaws, trying again until the time for it is over. `Err` says why the last try failed.
-pub(super) fn thaw(freeze: &Freeze) -> Result<Done, String> {
-    thaw_within(freeze, freeze.thaw_tries)
+/// Thaws, trying again until the time for it is over. `left` is what is left of the time that the
+/// guest may be frozen: the first try may take all of it. `Err` says why the last try failed.
+pub(super) fn thaw(freeze: &Freeze, left: Duration) -> Result<Done, String> {
+    thaw_within(freeze, left, freeze.thaw_tries)
 }
 
 /// Thaws a guest that no freeze can have reached: one try, to be sure.
 pub(super) fn thaw_once(freeze: &Freeze) {
-    let _ = thaw_within(freeze, Duration::ZERO);
+    let _ = thaw_within(freeze, TRY_MAX, Duration::ZERO);
 }
 
-fn thaw_within(freeze: &Freeze, limit: Duration) -> Result<Done, String> {
+fn thaw_within(freeze: &Freeze, left: Duration, limit: Duration) -> Result<Done, String> {
     let end = Instant::now() + limit;
     let mut pause = PAUSE_FIRST;
+    let mut try_max = left;
     let mut first_problem = None;
     loop {
-        match virsh::call(&freeze.virsh, Verb::Thaw, &freeze.guest, TRY_MAX, None) {
+        let this = try_max.clamp(TRY_MIN, TRY_MAX);
+        // The first one may have had little time; those that follow get more and more.
+        try_max = if first_problem.is_none() { TRY_MIN * 2 } else { this * 2 };
+        match virsh::call(&freeze.virsh, Verb::Thaw, &freeze.guest, this, None) {
             Ok(filesystems) => return Ok(Done { filesystems, first_problem }),
             Err(problem) if problem.stopped => {
                 return Ok(Done { filesystems: 0, first_problem: Some(problem.text) });
@@ -56,7 +64,7 @@ fn thaw_within(freeze: &Freeze, limit: Duration) -> Result<Done, String> {
 
 /// Thaws a guest that may be frozen, whoever froze it, and removes the mark.
 pub(super) fn thaw_now(freeze: &Freeze) -> Result<Done> {
-    let done = thaw(freeze).map_err(|problem| alarm(&freeze.name, &problem))?;
+    let done = thaw(freeze, TRY_MAX).map_err(|problem| alarm(&freeze.name, &problem))?;
     mark::clear(&freeze.mark, None);
     Ok(done)
 }

@@ -77,7 +77,7 @@ impl Watch {
             }
         }
         // Also after a freeze that failed: it may have frozen something.
-        let thawed = thaw::thaw(freeze);
+        let thawed = thaw::thaw(freeze, freeze.freeze_max.saturating_sub(since.elapsed()));
         let freeze_ms = since.elapsed().as_millis() as u64;
         if thawed.is_ok() {
             mark::clear(&freeze.mark, Some(&mark));

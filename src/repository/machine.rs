@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::Manifest;
 use super::names::{DomainName, MACHINE};
 use super::pending::partial_name;
-use super::point::PointId;
+use super::point::{PointId, Selector};
 use super::{DomainLock, Repository, durable, is_there};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Digest;
@@ -124,6 +124,62 @@ impl Repository {
         let manifests = self.manifests(domain)?.good;
         let machine = |manifest: Manifest| Some((manifest.point, manifest.machine?));
         Ok(manifests.into_iter().filter_map(machine).collect())
+    }
+
+    /// The domain that is meant by a name: its own in the repository, or the one that libvirt has for
+    /// it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if there are several.
+    pub fn find_domain(&self, name: &str) -> Result<DomainName> {
+        let domains = self.domains()?;
+        if let Some(domain) = domains.iter().find(|domain| domain.as_str() == name) {
+            return Ok(domain.clone());
+        }
+        let mut found = Vec::new();
+        for domain in domains {
+            if self.machines(&domain)?.iter().any(|(_, machine)| machine.name == name) {
+                found.push(domain);
+            }
+        }
+        match found.as_slice() {
+            [only] => Ok(only.clone()),
+            [] => {
+                let text =
+                    format!("no domain {name:?} in the repository {}", self.path().display());
+                Err(Error::new(ErrorKind::NotFound, text)
+                    .advise("qdelta points lists what there is"))
+            }
+            several => {
+                let names: Vec<_> = several.iter().map(DomainName::as_str).collect();
+                let text = format!("{name:?} may be any of {}", names.join(", "));
+                Err(Error::new(ErrorKind::Usage, text).advise("give one of these names"))
+            }
+        }
+    }
+
+    /// The manifest of the point of a domain that a selector means.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
+        let mut found: Option<PointId> = None;
+        let mut none = None;
+        for disk in self.disks()?.into_iter().filter(|disk| disk.domain == *domain) {
+            match self.resolve(&disk, selector) {
+                Ok(point) => found = found.max(Some(point.id)),
+                // A disk may be younger than the point, or not be in it.
+                Err(error) if error.kind() == ErrorKind::NotFound => none = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        let point = found.ok_or_else(|| {
+            let text = format!("{domain} has no such point");
+            none.unwrap_or_else(|| Error::new(ErrorKind::NotFound, text))
+        })?;
+        let path = self.points_dir(domain).join(Manifest::file_name(point));
+        let bytes = durable::read_small(&path, super::manifest::LEN_MAX)?;
+        Manifest::decode(&bytes, &path, domain, point)
     }
 
     /// Stores what `content` gives, unless it is there already. Gives its digest and length.

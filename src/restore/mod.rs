@@ -4,6 +4,7 @@
 //! chain (newest wins) → frames → workers (decode, prove, write) → root → final name
 //! ```
 
+mod machine;
 mod rebuild;
 
 use std::io::Write;
@@ -24,6 +25,8 @@ use crate::output::{self, FileId, Format, ImageWriter, Plan, Stream};
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{DiskSpec, Repository, Selector};
+
+pub use machine::{MachineReport, MachineRequest, run_machine};
 
 /// Where a restored disk goes.
 pub enum Destination {

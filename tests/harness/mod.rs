@@ -5,6 +5,7 @@ pub mod content;
 pub mod disk;
 pub mod faults;
 pub mod files;
+pub mod guest;
 pub mod images;
 pub mod repo;
 pub mod run;

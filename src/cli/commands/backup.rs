@@ -5,11 +5,24 @@ use qdelta::formats::archive::Tracker;
 use qdelta::image::OpenOptions;
 use qdelta::{Result, repository::Repository};
 
+use super::guests;
 use crate::cli::args::{Anchor, Backup, Kind, Track};
 use crate::cli::{Context, signals, status, text};
 
 /// Makes the point and shows what it cost.
 pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
+    let options = Options {
+        kind: args.kind.to_choice(),
+        level: args.level,
+        block_size: args.block_size,
+        track: args.tracking.track.to_tracker(),
+        anchor: args.tracking.anchor.to_choice(),
+        sample: args.tracking.sample,
+        resources: args.work.resources(),
+    };
+    if args.guests.are_meant() {
+        return guests::run(&args, &options, context);
+    }
     let repository: Repository = context.repository()?;
     let request = Request {
         open: OpenOptions {
@@ -17,17 +30,9 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
             as_file: args.as_file,
             ..args.source.options()
         },
-        image: args.image,
+        image: args.image.unwrap_or_default(),
         disk: args.disk,
-        options: Options {
-            kind: args.kind.to_choice(),
-            level: args.level,
-            block_size: args.block_size,
-            track: args.tracking.track.to_tracker(),
-            anchor: args.tracking.anchor.to_choice(),
-            sample: args.tracking.sample,
-            resources: args.work.resources(),
-        },
+        options,
     };
     let cancel = signals::watch(&context.screen);
     let report = backup::run(&repository, &request, &context.screen, &cancel)?;

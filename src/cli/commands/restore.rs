@@ -10,19 +10,25 @@ use qdelta::repository::{Repository, Selector};
 use qdelta::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
 use qdelta::{Error, ErrorKind, Result};
 
+use super::machine;
 use crate::cli::args::{self, Replay, Restore, Target, Work};
 use crate::cli::{Context, signals, status, text};
 
 /// Restores a point of a repository.
 pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
+    if let (Some(domain), Some(to)) = (&args.machine.domain, &args.machine.to) {
+        return machine::run(args, domain, to, context);
+    }
+    let (Some(disk), Some(output)) = (&args.disk, &args.output) else {
+        return Err(Error::new(ErrorKind::Usage, "say which disk, and where to"));
+    };
     let repository = context.repository()?;
-    let request = request(&args.output, &args.target, &args.work)?;
-    refuse_inside(&repository, &args.output)?;
+    let request = request(output, &args.target, &args.work)?;
+    refuse_inside(&repository, output)?;
     let latest = Selector::Latest;
-    let point = args.disk.point.as_ref().unwrap_or(&latest);
+    let point = disk.point.as_ref().unwrap_or(&latest);
     let cancel = signals::watch(&context.screen);
-    let report =
-        restore::run(&repository, &args.disk.disk, point, request, &context.screen, &cancel)?;
+    let report = restore::run(&repository, &disk.disk, point, request, &context.screen, &cancel)?;
     show(&report, context)
 }
 
@@ -80,7 +86,7 @@ fn stdout() -> Result<Destination> {
 }
 
 /// Fails if the output would lie in the repository, which holds points and nothing else.
-fn refuse_inside(repository: &Repository, output: &Path) -> Result<()> {
+pub(super) fn refuse_inside(repository: &Repository, output: &Path) -> Result<()> {
     let folder = match output.parent() {
         Some(folder) if folder != Path::new("") => folder.to_owned(),
         _ => PathBuf::from("."),

@@ -1,0 +1,265 @@
+//! The flow that makes a recovery point of a whole machine, running or not.
+//!
+//! ```text
+//! stopped   libvirt's files → every disk, held by its locks → one point
+//! running   libvirt's files → freeze → the moment (clones, or what a command makes) → thaw
+//!                           → every disk, read at leisure → one point
+//! ```
+
+mod machine;
+mod moment;
+mod plan;
+mod snapshots;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use qdelta_formats::archive::Consistency;
+use serde::Serialize;
+
+use super::anchors::Tag;
+use super::base::Base;
+use super::disk::{self, Written};
+use super::source::Source;
+use super::{Options, Report, clean, commit, leave, next_point};
+use crate::domain::{Found, Libvirt};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{Cancel, Progress};
+use crate::quiesce::{self, Freeze, Program, Virsh};
+use crate::repository::{DomainLock, DomainName, LeftOut, PointId, Repository};
+use moment::Moment;
+use plan::{DiskPlan, Plan, Use};
+
+pub use plan::repository_name;
+
+/// How far a running guest is brought to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConsistencyChoice {
+    /// Its filesystems are frozen while the moment is made, by clones or by a command.
+    #[default]
+    Quiesced,
+    /// Its filesystems are frozen while what has changed is read: no clone is needed.
+    FreezeCopy,
+    /// Not at all: what a power cut would leave.
+    Crash,
+}
+
+/// Which guest to back up, and how.
+#[derive(Debug, Clone)]
+pub struct GuestRequest {
+    /// The domain's name, as libvirt has it.
+    pub domain: String,
+    /// Where libvirt keeps its files.
+    pub libvirt: Libvirt,
+    /// Targets of disks to leave out.
+    pub excluded: Vec<String>,
+    /// How far it is brought to rest if it runs.
+    pub consistency: ConsistencyChoice,
+    /// How long it may be frozen.
+    pub freeze_max: Duration,
+    /// How long a thaw is tried again before it is an alarm.
+    pub thaw_tries: Duration,
+    /// The program that makes a moment where the filesystem can't.
+    pub snapshot_command: Option<PathBuf>,
+    /// Take the host's configuration along.
+    pub host_config: bool,
+    /// How `virsh` is called.
+    pub virsh: Virsh,
+    /// How the watchdog is started.
+    pub watchdog: Program,
+    /// Folders besides the images' own into which names inside images may lead.
+    pub image_roots: Vec<PathBuf>,
+    /// How to back up the disks.
+    pub options: Options,
+}
+
+/// What the backup of a guest did.
+#[derive(Debug, Clone, Serialize)]
+pub struct GuestReport {
+    /// The domain's name, as libvirt has it.
+    pub domain: String,
+    /// The new recovery point.
+    pub point: String,
+    /// In what state the guest was: `offline`, `filesystem-quiesced` or `crash-consistent`.
+    pub consistency: &'static str,
+    /// How long its filesystems can have been frozen, in milliseconds; none if they were not.
+    pub freeze_ms: Option<u64>,
+    /// How many filesystems were frozen; none if none were.
+    pub frozen_filesystems: Option<u32>,
+    /// Its disks.
+    pub disks: Vec<Report>,
+    /// The disks that are not in the point, and why.
+    pub left_out: Vec<LeftOut>,
+    /// How many files of the machine are in the point: XML, firmware variables and the like.
+    pub machine_files: usize,
+    /// What of the machine could not be taken, and why.
+    pub missing: Vec<String>,
+    /// What the admin should know, though the backup is sound.
+    pub warnings: Vec<String>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A disk that is about to be read.
+struct Ready<'a> {
+    plan: &'a DiskPlan,
+    base: Base,
+    tag: Tag,
+}
+
+/// What all parts of the flow need.
+struct Flow<'a> {
+    repository: &'a Repository,
+    request: &'a GuestRequest,
+    found: &'a Found,
+    plan: &'a Plan,
+    lock: &'a DomainLock,
+    point: PointId,
+    progress: &'a dyn Progress,
+    cancel: &'a Cancel,
+}
+
+/// Makes a recovery point of a libvirt domain.
+///
+/// # Errors
+/// Nothing that the repository held is changed by a failure, and nothing new is in it. `Guest` if
+/// the guest can't be brought to rest as asked for; `Alarm` if it may still be frozen.
+pub fn run_guest(
+    repository: &Repository,
+    request: &GuestRequest,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<GuestReport> {
+    let started = Instant::now();
+    let found = request.libvirt.find(&request.domain)?;
+    let plan = Plan::new(&found, request)?;
+    let lock = repository.lock(&plan.name)?;
+    clean(repository, &lock)?;
+    let mark = freeze(repository, request, &found, &plan.name);
+    quiesce::thaw_marked(&mark, plan.usage != Use::Stopped)?;
+    let point = next_point(repository, &lock)?;
+    let flow = Flow {
+        repository,
+        request,
+        found: &found,
+        plan: &plan,
+        lock: &lock,
+        point,
+        progress,
+        cancel,
+    };
+    let ready = flow.get_ready()?;
+    let (written, mut moment) = match plan.usage {
+        Use::Stopped => flow.in_place(ready)?,
+        _ if request.consistency == ConsistencyChoice::FreezeCopy => {
+            flow.freeze_copy(ready, mark)?
+        }
+        _ => flow.at_a_moment(ready, mark)?,
+    };
+    let record = machine::collect(&flow, &mut moment)?;
+    let (files, missing) = (record.files.len(), record.missing.clone());
+    let warnings: Vec<String> = plan.warnings.iter().chain(&moment.warnings).cloned().collect();
+    for warning in warnings.iter().chain(&missing) {
+        tracing::warn!("{}: {warning}", request.domain);
+    }
+    let disks = commit(written, moment.consistency, Some(record), started)?;
+    Ok(GuestReport {
+        domain: request.domain.clone(),
+        point: point.to_string(),
+        consistency: moment.consistency.as_str(),
+        freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
+        frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
+        disks,
+        left_out: plan.left_out.clone(),
+        machine_files: files,
+        missing,
+        warnings,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// What is needed to freeze the guest, and to thaw it.
+fn freeze(
+    repository: &Repository,
+    request: &GuestRequest,
+    found: &Found,
+    name: &DomainName,
+) -> Freeze {
+    Freeze {
+        virsh: request.virsh.clone(),
+        guest: found.domain.handle().to_owned(),
+        name: found.domain.name.clone(),
+        mark: repository.frozen_mark(name),
+        freeze_max: request.freeze_max,
+        thaw_tries: request.thaw_tries,
+    }
+}
+
+impl<'a> Flow<'a> {
+    /// Opens what the new archives are made against: that may take a while, and may fail.
+    fn get_ready(&self) -> Result<Vec<Ready<'a>>> {
+        let mut ready = Vec::new();
+        for plan in &self.plan.disks {
+            let base = Base::choose(self.repository, &plan.id, self.request.options.kind)?;
+            ready.push(Ready { plan, base, tag: Tag::new(self.repository, &plan.id) });
+        }
+        Ok(ready)
+    }
+
+    /// Backs up a guest that is stopped: nobody can start it as long as its disks are read.
+    fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment)> {
+        let mut sources = Vec::new();
+        for disk in &ready {
+            let (path, open) = (&disk.plan.image, &disk.plan.open);
+            let leave = leave(&self.request.options, open, &disk.base, &disk.tag, self.point);
+            match Source::take(path, open, leave.as_ref()) {
+                Ok(source) => sources.push(source),
+                Err(error) => {
+                    sources.into_iter().for_each(Source::discard);
+                    return Err(error.within(format!("cannot back up disk {}", disk.plan.target)));
+                }
+            }
+        }
+        let moment = Moment::offline();
+        let written = self.write(ready, sources, moment.consistency, self.cancel)?;
+        Ok((written, moment))
+    }
+
+    /// Writes the archive of every disk. If one fails, none is left.
+    fn write(
+        &self,
+        ready: Vec<Ready<'a>>,
+        sources: Vec<Source>,
+        consistency: Consistency,
+        cancel: &Cancel,
+    ) -> Result<Vec<Written<'a>>> {
+        let mut written = Vec::new();
+        let mut disks = ready.into_iter().zip(sources);
+        while let Some((disk, source)) = disks.next() {
+            let job = disk::Job {
+                repository: self.repository,
+                lock: self.lock,
+                point: self.point,
+                disk: &disk.plan.id,
+                consistency,
+                options: &self.request.options,
+                base: disk.base,
+                source,
+            };
+            match disk::write(job, self.progress, cancel) {
+                Ok(done) => written.push(done),
+                Err(error) => {
+                    written.into_iter().for_each(|done: Written<'_>| done.rest.discard());
+                    disks.for_each(|(_, source)| source.discard());
+                    return Err(error.within(format!("cannot back up disk {}", disk.plan.target)));
+                }
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// A guest that can't be brought to rest as it was asked for.
+fn refused(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Guest, what)
+}

@@ -1,0 +1,333 @@
+//! Making the moment of a running guest: everything that happens between freeze and thaw.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use qdelta_formats::archive::{Consistency, Tracker};
+
+use super::snapshots::Snapshots;
+use super::{ConsistencyChoice, Flow, Ready, Use, refused};
+use crate::backup::anchors::{self, Clones, descriptor};
+use crate::backup::disk::Written;
+use crate::backup::leave;
+use crate::backup::source::{Source, written_files};
+use crate::domain::Agent;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Store;
+use crate::progress::Cancel;
+use crate::quiesce::{Freeze, Frozen, Thawed, Watchdog};
+use crate::reflink;
+
+/// A file of firmware variables up to this length is read within the freeze, in bytes: a millisecond.
+const NVRAM_IN_FREEZE_MAX: u64 = 4 << 20;
+/// How many extents a second a clone is reckoned to take. Measured on XFS on two busy cores: 5,000 to
+/// 8,000; others report 30,000 to 50,000 on servers.
+const EXTENTS_PER_S: u64 = 10_000;
+/// The part of the limit that clones may take by that estimate, as a divisor.
+const CLONE_SHARE: u64 = 2;
+
+/// The state of the guest that the point has, and how it came to it.
+pub(super) struct Moment {
+    pub consistency: Consistency,
+    /// The freeze, if there was one.
+    pub freeze: Option<Thawed>,
+    /// The firmware's variables at that moment.
+    pub nvram: Option<Vec<u8>>,
+    pub warnings: Vec<String>,
+}
+
+/// The files that a guest writes to on one disk, open.
+type Files = Vec<(PathBuf, Arc<dyn Store>)>;
+
+/// What was made of the disks at the moment.
+enum Made {
+    Clones(Vec<Clones>),
+    Snapshots(Vec<Snapshots>),
+}
+
+impl Moment {
+    /// The guest is stopped: any moment is as good as another.
+    pub fn offline() -> Self {
+        Self { consistency: Consistency::Offline, freeze: None, nvram: None, warnings: Vec::new() }
+    }
+}
+
+impl<'a> Flow<'a> {
+    /// Makes the moment by clones or by the admin's command, and reads it when the guest has long
+    /// gone on.
+    pub(super) fn at_a_moment(
+        &self,
+        ready: Vec<Ready<'a>>,
+        freeze: Freeze,
+    ) -> Result<(Vec<Written<'a>>, Moment)> {
+        let mut files: Vec<Files> = Vec::new();
+        for disk in &ready {
+            files.push(written_files(&disk.plan.image, &disk.plan.open).map_err(|error| {
+                error.within(format!("cannot back up disk {}", disk.plan.target))
+            })?);
+        }
+        if self.request.snapshot_command.is_none() {
+            self.check_clonable(&ready, &files)?;
+        }
+        for (_, file) in files.iter().flatten() {
+            // What is dirty now need not be written within the freeze. If it can't be, that shows
+            // when it is cloned.
+            let _ = file.fd().map(rustix::fs::fdatasync);
+        }
+        let (made, moment) = self.still(freeze, |left| self.make(&ready, &files, left))?;
+        drop(files);
+        let (sources, _released_at_the_end) = self.open(&ready, made)?;
+        let written = self.write(ready, sources, moment.consistency, self.cancel)?;
+        Ok((written, moment))
+    }
+
+    /// Reads what has changed within the freeze.
+    pub(super) fn freeze_copy(
+        &self,
+        ready: Vec<Ready<'a>>,
+        freeze: Freeze,
+    ) -> Result<(Vec<Written<'a>>, Moment)> {
+        let limit = freeze.freeze_max;
+        let (written, moment) = self.still(freeze, |left| {
+            let mut sources = Vec::new();
+            for disk in &ready {
+                sources.push(Source::live(&disk.plan.image, &disk.plan.open)?);
+            }
+            let consistency = match self.plan.usage {
+                Use::Paused => Consistency::CrashConsistent,
+                _ => Consistency::FilesystemQuiesced,
+            };
+            within(left, self.cancel, |cancel| self.write(ready, sources, consistency, cancel))
+                .map_err(|error| match error.kind() {
+                    ErrorKind::Interrupted if !self.cancel.is_cancelled() => refused(format!(
+                        "what has changed could not be read within {} ms of freeze",
+                        limit.as_millis()
+                    ))
+                    .advise(
+                        "no point was made; give it longer with --freeze-max, stop the guest for \
+                         the first full, or keep its images on XFS or Btrfs",
+                    ),
+                    _ => error,
+                })
+        })?;
+        Ok((written, moment))
+    }
+
+    /// Calls `make` while the guest is still: frozen, paused, or not at all if that was asked for.
+    fn still<T>(
+        &self,
+        freeze: Freeze,
+        make: impl FnOnce(Duration) -> Result<T>,
+    ) -> Result<(T, Moment)> {
+        self.cancel.check()?;
+        let limit = freeze.freeze_max;
+        let mut moment = Moment { consistency: Consistency::CrashConsistent, ..Moment::offline() };
+        if self.plan.usage == Use::Paused {
+            let made = make(limit)?;
+            moment.nvram = self.nvram();
+            let now = self.request.libvirt.find(&self.request.domain)?;
+            if !now.domain.is_paused() {
+                return Err(refused(format!("{} was let go on meanwhile", self.request.domain))
+                    .advise("try again"));
+            }
+            moment.warnings.push(
+                "it is paused, so nothing was frozen: what it had not written yet is not in the \
+                 point"
+                    .to_owned(),
+            );
+            return Ok((made, moment));
+        }
+        if self.request.consistency == ConsistencyChoice::Crash {
+            let made = make(limit)?;
+            moment.nvram = self.nvram();
+            if self.plan.disks.len() > 1 {
+                moment
+                    .warnings
+                    .push("nothing was frozen: its disks are some milliseconds apart".to_owned());
+            }
+            return Ok((made, moment));
+        }
+        self.check_agent()?;
+        let frozen: Frozen = Watchdog::start(&self.request.watchdog, freeze)?.freeze()?;
+        let made = make(frozen.left());
+        moment.nvram = self.nvram();
+        let thawed = frozen.thaw()?;
+        let made = made?;
+        if let Some(broken) = &thawed.broken {
+            return Err(refused(format!("{} was not frozen all the time", self.request.domain))
+                .because(broken.clone())
+                .advise("no point was made; --freeze-max allows a longer freeze"));
+        }
+        moment.consistency = Consistency::FilesystemQuiesced;
+        moment.freeze = Some(thawed);
+        Ok((made, moment))
+    }
+
+    /// Fails if nobody in the guest could freeze anything.
+    fn check_agent(&self) -> Result<()> {
+        let name = &self.request.domain;
+        let what = match self.found.domain.agent {
+            Agent::None => format!("{name} has no channel for a guest agent"),
+            Agent::Disconnected => format!("no guest agent runs in {name}"),
+            Agent::Channel | Agent::Connected => return Ok(()),
+        };
+        Err(refused(what).because("its filesystems can't be frozen").advise(
+            "install and start qemu-guest-agent in it, or take --consistency crash: what a power \
+             cut would leave",
+        ))
+    }
+
+    /// Fails if a clone can't be made, or can't be made quickly: before anything is frozen.
+    fn check_clonable(&self, ready: &[Ready<'_>], files: &[Files]) -> Result<()> {
+        let mut extents = 0;
+        for (disk, files) in ready.iter().zip(files) {
+            for (path, file) in files {
+                let tried = match disk.plan.block {
+                    true => Err(refused(format!("{} is a block device", path.display()))),
+                    false => try_clone(path),
+                };
+                tried.map_err(|error| self.no_moment(disk, &error))?;
+                let fd = descriptor(file.as_ref())?;
+                extents += reflink::extent_count(fd, path).unwrap_or(0);
+            }
+        }
+        let limit_ms = self.request.freeze_max.as_millis() as u64;
+        let most = (limit_ms * EXTENTS_PER_S / 1000 / CLONE_SHARE).max(1);
+        if extents > most {
+            return Err(refused(format!(
+                "the images of {} lie in {extents} extents, too many to clone in {limit_ms} ms",
+                self.request.domain
+            ))
+            .advise(
+                "defragment them (xfs_fsr, btrfs filesystem defragment), or allow a longer freeze \
+                 with --freeze-max",
+            ));
+        }
+        tracing::debug!(extents, most, "extents to clone");
+        Ok(())
+    }
+
+    /// The refusal that lists what else there is.
+    fn no_moment(&self, disk: &Ready<'_>, error: &Error) -> Error {
+        let text = format!(
+            "{} runs, and the image of its disk {} can't be cloned",
+            self.request.domain, disk.plan.target
+        );
+        refused(text).because(error.chain()).advise(
+            "one of these helps: keep the images on XFS (reflink) or Btrfs; --snapshot-command, if \
+             the storage below can make snapshots (LVM, ZFS, a SAN); --consistency freeze-copy, \
+             which reads what has changed within the freeze; an external snapshot (virsh \
+             snapshot-create-as --disk-only), whose base is then backed up as an image; or to stop \
+             the guest",
+        )
+    }
+
+    /// Makes clones of all files of all disks, or has them made.
+    fn make(&self, ready: &[Ready<'_>], files: &[Files], left: Duration) -> Result<Made> {
+        let end = Instant::now() + left;
+        let Some(command) = &self.request.snapshot_command else {
+            let clone = |(disk, files): (&Ready<'_>, &Files)| {
+                Clones::take(files, &disk.tag.name(self.point))
+            };
+            return ready.iter().zip(files).map(clone).collect::<Result<_>>().map(Made::Clones);
+        };
+        let mut all = Vec::new();
+        for files in files {
+            let mut snapshots = Snapshots::new(command, &self.request.domain);
+            for (path, _) in files {
+                snapshots.create(path, end.saturating_duration_since(Instant::now()))?;
+            }
+            all.push(snapshots);
+        }
+        Ok(Made::Snapshots(all))
+    }
+
+    /// Opens what was made at the moment. The snapshots are released when they are dropped.
+    fn open(&self, ready: &[Ready<'_>], made: Made) -> Result<(Vec<Source>, Vec<Snapshots>)> {
+        let mut sources = Vec::new();
+        match made {
+            Made::Clones(all) => {
+                for (disk, clones) in ready.iter().zip(all) {
+                    let open = &disk.plan.open;
+                    let leave =
+                        leave(&self.request.options, open, &disk.base, &disk.tag, self.point);
+                    let keep = leave.as_ref().is_some_and(|it| it.tracker == Tracker::Reflink);
+                    sweep(disk, &clones, leave.as_ref().and_then(|it| it.keep.as_deref()));
+                    sources.push(Source::of_clones(&disk.plan.image, open, clones, keep)?);
+                }
+                Ok((sources, Vec::new()))
+            }
+            Made::Snapshots(all) => {
+                for (disk, snapshots) in ready.iter().zip(&all) {
+                    let substitutes = snapshots.substitutes().to_vec();
+                    let (image, open) = (&disk.plan.image, &disk.plan.open);
+                    sources.push(Source::of_copies(image, open, substitutes)?);
+                }
+                Ok((sources, all))
+            }
+        }
+    }
+
+    /// The firmware's variables as they are now, unless they are too long to be read at once.
+    fn nvram(&self) -> Option<Vec<u8>> {
+        let nvram = self.found.domain.nvram.as_ref()?;
+        let file = std::fs::File::open(&nvram.path).ok()?;
+        let length = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
+        if length > NVRAM_IN_FREEZE_MAX {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        file.take(NVRAM_IN_FREEZE_MAX).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+}
+
+/// Removes the clones that interrupted backups of a disk have left, but for its own and the anchor.
+fn sweep(disk: &Ready<'_>, clones: &Clones, anchor: Option<&str>) {
+    for (file, _) in clones.substitutes() {
+        let keep = [anchor.unwrap_or_default(), clones.name()];
+        let Some(folder) = file.parent() else { continue };
+        if let Err(error) = anchors::sweep_clones_but(folder, &disk.tag, &keep) {
+            tracing::warn!("an old clone stays: {}", error.chain());
+        }
+    }
+}
+
+/// Whether a file in the folder of the image at `path` can be cloned, by cloning a small one.
+fn try_clone(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let failed = |error| Error::io("make a file in", folder, error);
+    let mut file =
+        tempfile::Builder::new().prefix(".qdelta-try-").tempfile_in(folder).map_err(failed)?;
+    file.write_all(&[1; 4096]).map_err(failed)?;
+    let mut target = file.path().as_os_str().to_owned();
+    target.push("-clone");
+    let target = PathBuf::from(target);
+    reflink::clone_file(file.as_file().as_fd(), file.path(), &target)?;
+    std::fs::remove_file(&target).map_err(|error| Error::io("remove", &target, error))
+}
+
+/// Calls `work` with a request to stop that comes when `outer` does, or when `limit` is over.
+fn within<T>(limit: Duration, outer: &Cancel, work: impl FnOnce(&Cancel) -> T) -> T {
+    let (inner, done) = (Cancel::default(), Cancel::default());
+    let end = Instant::now() + limit;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.is_cancelled() {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() || outer.is_cancelled() {
+                    inner.cancel();
+                    return;
+                }
+                thread::sleep(left.min(Duration::from_millis(10)));
+            }
+        });
+        let result = work(&inner);
+        done.cancel();
+        result
+    })
+}

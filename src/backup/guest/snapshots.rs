@@ -1,0 +1,94 @@
+//! The admin's own command that makes the moment where the filesystem can't: LVM, ZFS, a SAN.
+//!
+//! `COMMAND create FILE` makes it and prints the path to read in the place of FILE;
+//! `COMMAND release FILE PATH` takes it away again.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::program::{self, End, Failure};
+
+/// How long a release may take.
+const RELEASE_MAX: Duration = Duration::from_secs(120);
+
+/// What a command has made of some files. Dropped, it is released.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    command: PathBuf,
+    domain: String,
+    /// Each file and what is to be read in its place.
+    taken: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Snapshots {
+    /// None yet.
+    pub fn new(command: &Path, domain: &str) -> Self {
+        Self { command: command.to_path_buf(), domain: domain.to_owned(), taken: Vec::new() }
+    }
+
+    /// Makes the moment of a file, within `limit`.
+    ///
+    /// # Errors
+    /// The command fails, is not ready in time, or prints no path of a file that is there.
+    pub fn create(&mut self, file: &Path, limit: Duration) -> Result<()> {
+        let path = match self.call("create", file, None, limit) {
+            Ok(path) => path,
+            Err(error) => {
+                // It may have got halfway. What it made without saying where, it must find itself.
+                self.taken.push((file.to_path_buf(), PathBuf::new()));
+                return Err(error);
+            }
+        };
+        self.taken.push((file.to_path_buf(), path.clone()));
+        if !path.is_absolute() || !path.exists() {
+            let text = format!("{} create printed {:?}", self.command.display(), path);
+            return Err(Error::new(ErrorKind::Guest, text)
+                .because("that is no absolute path of a file or block device that is there"));
+        }
+        Ok(())
+    }
+
+    /// Each file and what is to be read in its place.
+    pub fn substitutes(&self) -> &[(PathBuf, PathBuf)] {
+        &self.taken
+    }
+
+    fn call(
+        &self,
+        verb: &str,
+        file: &Path,
+        made: Option<&Path>,
+        limit: Duration,
+    ) -> Result<PathBuf> {
+        let name = format!("{} {verb} {}", self.command.display(), file.display());
+        let failed = |why: String| {
+            Error::new(ErrorKind::Guest, "the snapshot command failed")
+                .because(format!("{name}: {why}"))
+        };
+        let mut command = Command::new(&self.command);
+        command.arg(verb).arg(file).args(made).env("QDELTA_DOMAIN", &self.domain);
+        match program::run(command, limit, None) {
+            Ok((End::Exit(status), said)) if status.success() => {
+                let line = said.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                Ok(PathBuf::from(OsString::from_vec(line.to_vec())))
+            }
+            Ok((End::Exit(status), said)) => Err(failed(format!("{status}{}", said.problem()))),
+            Ok(_) => Err(failed(format!("not ready after {} ms, and ended", limit.as_millis()))),
+            Err(Failure::Start(error) | Failure::Wait(error)) => Err(failed(error.to_string())),
+        }
+    }
+}
+
+impl Drop for Snapshots {
+    fn drop(&mut self) {
+        for (file, made) in self.taken.iter().rev() {
+            if let Err(error) = self.call("release", file, Some(made), RELEASE_MAX) {
+                tracing::error!("{}", error.chain());
+            }
+        }
+    }
+}

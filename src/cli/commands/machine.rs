@@ -1,0 +1,73 @@
+//! `qdelta restore --domain`: a whole guest.
+
+use std::path::Path;
+
+use qdelta::Result;
+use qdelta::output::Format;
+use qdelta::restore::{MachineReport, MachineRequest, run_machine};
+
+use super::restore::refuse_inside;
+use crate::cli::args::{self, Restore};
+use crate::cli::{Context, signals, status, text};
+
+/// Restores a guest and says what is left to do.
+pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Result<u8> {
+    let repository = context.repository()?;
+    refuse_inside(&repository, &to.join("x"))?;
+    refuse_inside(&repository, to)?;
+    let request = MachineRequest {
+        domain: domain.to_owned(),
+        selector: args.machine.at.clone(),
+        to: to.to_owned(),
+        rename: args.machine.rename.clone(),
+        format: args.target.format.map(|format| match format {
+            args::Format::Raw => Format::Raw,
+            args::Format::Qcow2 => Format::Qcow2,
+        }),
+        force: args.target.force,
+        resources: args.work.resources(),
+    };
+    let cancel = signals::watch(&context.screen);
+    let report = run_machine(&repository, &request, &context.screen, &cancel)?;
+    if context.out.json {
+        context.out.json(&report)?;
+    } else {
+        show(&report, domain, to, context)?;
+    }
+    Ok(status::DONE)
+}
+
+/// Shows a restore to people.
+fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) -> Result<()> {
+    let out = &mut context.out;
+    let renamed = match report.domain == from {
+        true => String::new(),
+        false => format!(" as {}", report.domain),
+    };
+    out.line(format!(
+        "{from}@{} ({}): restored to {}{renamed}",
+        report.point,
+        report.consistency,
+        to.display()
+    ))?;
+    for disk in &report.disks {
+        out.line(format!(
+            "  {}: {} disk, {} written and proved",
+            disk.output.display(),
+            text::bytes(disk.virtual_size),
+            text::bytes(disk.bytes_written)
+        ))?;
+    }
+    for path in report.nvram.iter().chain([&report.xml]) {
+        out.line(format!("  {}", path.display()))?;
+    }
+    for warning in &report.warnings {
+        out.line(format!("  note: {warning}"))?;
+    }
+    out.line(format!("  took {}", text::duration(report.seconds)))?;
+    out.line("What is left to do:")?;
+    for command in &report.commands {
+        out.line(format!("  {command}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What can be typed about libvirt's guests.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum, ValueHint};
+use qdelta::domain::Libvirt;
+use qdelta::quiesce::Virsh;
+use qdelta::repository::Selector;
+
+/// Which guests to back up, and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Backing up libvirt guests")]
+pub struct Guests {
+    /// Back up all disks of this libvirt domain as one point, running or not; can be repeated
+    #[arg(long = "domain", value_name = "NAME", conflicts_with_all = ["image", "disk", "snapshot", "as_file", "format"])]
+    pub domains: Vec<String>,
+
+    /// Back up every domain that libvirt has
+    #[arg(long, conflicts_with_all = ["domains", "image", "disk", "snapshot", "as_file", "format"])]
+    pub all: bool,
+
+    /// Leave out the disk with this target, such as vdb; can be repeated
+    #[arg(long, value_name = "TARGET")]
+    pub exclude: Vec<String>,
+
+    /// How far a running guest is brought to rest
+    #[arg(long, value_enum, default_value_t)]
+    pub consistency: Consistency,
+
+    /// How long a guest may be frozen; Windows bears 10000
+    #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(50..=600_000))]
+    pub freeze_max: u64,
+
+    /// Make the moment with this program, for storage that can (LVM, ZFS, a SAN)
+    ///
+    /// It is called within the freeze, once for each file, as CMD create FILE, and prints the path
+    /// to read in the place of FILE; when that was read, it is called as CMD release FILE PATH.
+    #[arg(long, value_name = "CMD", value_hint = ValueHint::ExecutablePath)]
+    pub snapshot_command: Option<PathBuf>,
+
+    /// Take the host's configuration along: networks, pools, all of /etc/libvirt
+    #[arg(long)]
+    pub with_host_config: bool,
+
+    /// Where libvirt is.
+    #[command(flatten)]
+    pub host: Host,
+}
+
+impl Guests {
+    /// Whether it is guests that are to be backed up.
+    pub fn are_meant(&self) -> bool {
+        self.all || !self.domains.is_empty()
+    }
+}
+
+/// Which guest to restore, and where to.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Restoring a guest")]
+pub struct Machine {
+    /// Restore all of this domain: disks, firmware variables, definition
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["disk", "output", "salvage"], requires = "to")]
+    pub domain: Option<String>,
+
+    /// The point, as DISK@POINT has it: latest, an id or its beginning, a time
+    #[arg(long, value_name = "POINT", default_value = "latest", requires = "domain")]
+    pub at: Selector,
+
+    /// The folder for all its files, which is made if it is missing
+    #[arg(long, value_name = "DIR", requires = "domain", value_hint = ValueHint::DirPath)]
+    pub to: Option<PathBuf>,
+
+    /// Give it this name, with a new UUID and new MAC addresses: it can live beside the old one
+    #[arg(long, value_name = "NEW", requires = "domain")]
+    pub rename: Option<String>,
+}
+
+/// Where libvirt is, and how `virsh` reaches it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Where libvirt is")]
+pub struct Host {
+    /// The hypervisor for virsh [default: the one that virsh takes]
+    #[arg(long, value_name = "URI")]
+    pub connect: Option<String>,
+
+    /// The virsh program, which freezes and thaws
+    #[arg(long, value_name = "PROGRAM", env = "QDELTA_VIRSH", default_value = "virsh", value_hint = ValueHint::ExecutablePath, hide_env_values = true)]
+    pub virsh: PathBuf,
+
+    /// libvirt's configuration
+    #[arg(long, value_name = "DIR", default_value = "/etc/libvirt", value_hint = ValueHint::DirPath)]
+    pub libvirt_config: PathBuf,
+
+    /// libvirt's folder of what runs
+    #[arg(long, value_name = "DIR", default_value = "/run/libvirt", value_hint = ValueHint::DirPath)]
+    pub libvirt_run: PathBuf,
+
+    /// libvirt's folder of what lasts, such as the state of TPMs
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/libvirt", value_hint = ValueHint::DirPath)]
+    pub libvirt_state: PathBuf,
+}
+
+impl Host {
+    /// Where libvirt keeps its files.
+    pub fn libvirt(&self) -> Libvirt {
+        Libvirt {
+            config: self.libvirt_config.clone(),
+            run: self.libvirt_run.clone(),
+            state: self.libvirt_state.clone(),
+        }
+    }
+
+    /// How `virsh` is called.
+    pub fn virsh(&self) -> Virsh {
+        Virsh { program: self.virsh.clone(), connect: self.connect.clone() }
+    }
+}
+
+/// How far a running guest is brought to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Consistency {
+    /// Its filesystems are frozen for the moment of a clone
+    #[default]
+    Quiesced,
+    /// Its filesystems are frozen while what has changed is read: needs no clone
+    FreezeCopy,
+    /// Nothing is frozen: what a power cut would leave
+    Crash,
+}

@@ -1,0 +1,317 @@
+//! Backing up libvirt's guests: stopped, running, paused, with and without what a moment needs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::harness::files::Mount;
+use super::harness::guest::{Guest, Host, MIB, UUID, disk};
+use super::harness::run::{describe, finish, start};
+use super::harness::virsh::wait_until;
+use super::harness::{args, qdelta, run, sweep};
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+/// The roles of the files of the machine at the latest point.
+fn roles(host: &Host) -> Vec<String> {
+    let points = host.points();
+    let path = host.repo.path.join(format!("web/points/{}.json", points.last().unwrap()));
+    let manifest: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert_eq!(text(&manifest["machine"]["uuid"]), UUID);
+    let files = manifest["machine"]["files"].as_array().unwrap();
+    files.iter().map(|file| text(&file["role"]).to_owned()).collect()
+}
+
+#[test]
+fn a_stopped_guest_is_one_point() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    guest.start("running");
+    guest.write(0, 0, MIB, 7);
+    guest.write(1, MIB, MIB, 8);
+    guest.stop();
+    let report = host.web(&["--exclude", "vdz", "--with-host-config"]);
+    assert_eq!(report["consistency"], "offline");
+    assert_eq!((&report["freeze_ms"], &report["frozen_filesystems"]), (&Value::Null, &Value::Null));
+    assert_eq!(report["disks"].as_array().unwrap().len(), 2);
+    assert_eq!(report["left_out"][0]["reason"], "is a CD-ROM drive");
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 7)]));
+    host.assert_restores("vdb", &disk(4, &[(MIB, MIB, 8)]));
+    assert_eq!(roles(&host), ["domain-xml", "nvram", "host-config", "host-config"]);
+    assert!(host.virsh.log().is_empty(), "nothing was frozen");
+    // The next point holds one disk less and changes nothing of the first.
+    let report = host.web(&["--exclude", "vdb"]);
+    assert_eq!(report["disks"].as_array().unwrap().len(), 1);
+    assert_eq!(report["left_out"][0]["disk"], "vdb");
+    assert_eq!(roles(&host), ["domain-xml", "nvram"]);
+    host.assert_sound();
+}
+
+#[test]
+fn a_running_guest_is_frozen_cloned_and_thawed() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    guest.write(1, 0, MIB, 2);
+    let report = host.web(&["--anchor", "reflink"]);
+    assert_eq!(report["consistency"], "filesystem-quiesced");
+    assert_eq!(report["frozen_filesystems"], 2);
+    assert!(report["freeze_ms"].as_u64().unwrap() < 5000);
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
+    assert_eq!(roles(&host), ["domain-xml", "live-xml", "nvram"]);
+    // What the guest writes after the thaw is in the next point, found by the clones.
+    guest.write(0, 2 * MIB, 65536, 3);
+    guest.write(1, 2 * MIB, 65536, 4);
+    let report = host.web(&[]);
+    for disk in report["disks"].as_array().unwrap() {
+        assert_eq!(disk["tracker"], "reflink", "{disk}");
+        assert_eq!(disk["bytes_changed"], 65536, "{disk}");
+    }
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1), (2 * MIB, 65536, 3)]));
+    host.assert_restores("vdb", &disk(4, &[(0, MIB, 2), (2 * MIB, 65536, 4)]));
+    assert_eq!(host.virsh.log().len(), 4);
+    let clones = fs::read_dir(mount.dir.join(".qdelta")).unwrap().count();
+    assert_eq!(clones, 2, "one for each disk");
+    // Without an anchor nothing stays.
+    host.web(&["--anchor", "none"]);
+    assert!(!mount.dir.join(".qdelta").exists());
+    host.assert_sound();
+    guest.stop();
+    assert_eq!(host.web(&[])["consistency"], "offline");
+    host.assert_sound();
+}
+
+#[test]
+fn where_nothing_can_be_cloned_the_choices_are_listed_and_each_works() {
+    let host = Host::new();
+    let mount = Mount::in_memory(host.lab.dir(), 64 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    guest.write(1, 0, MIB, 2);
+    let said = host.web_fails(10, &[]);
+    for choice in ["XFS", "--snapshot-command", "freeze-copy", "external snapshot", "stop"] {
+        assert!(said.contains(choice), "{choice}: {said}");
+    }
+    assert!(host.virsh.log().is_empty(), "it was refused before anything was frozen");
+
+    let report = host.web(&["--consistency", "freeze-copy"]);
+    assert_eq!(report["consistency"], "filesystem-quiesced");
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
+
+    // A command that makes the moment: here by copying.
+    guest.write(0, MIB, MIB, 3);
+    let command = host.lab.path("snapshot");
+    let script = "#!/bin/bash
+case $1 in
+create) cp \"$2\" \"$2.copy\" && echo \"$2.copy\" ;;
+release) [ \"$3\" = \"$2.copy\" ] && rm \"$3\" && echo \"$QDELTA_DOMAIN $2\" >>\"$(dirname \"$0\")/released\" ;;
+esac\n";
+    fs::write(&command, script).unwrap();
+    fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).unwrap();
+    let report = host.web(&["--snapshot-command", command.to_str().unwrap()]);
+    assert_eq!(report["consistency"], "filesystem-quiesced");
+    host.assert_restores("vda", &disk(8, &[(0, 2 * MIB, 0), (0, MIB, 1), (MIB, MIB, 3)]));
+    let released = fs::read_to_string(host.lab.path("released")).unwrap();
+    assert_eq!(released.lines().count(), 2, "{released}");
+    assert!(released.starts_with("web /"), "{released}");
+    // One that fails, one that prints nonsense, one that is too slow: no point, and a thaw.
+    for (line, why) in
+        [("exit 3", "exit status: 3"), ("echo gone", "no absolute path"), ("sleep 60", "not ready")]
+    {
+        fs::write(&command, format!("#!/bin/bash\n[ $1 = create ] || exit 0\n{line}\n")).unwrap();
+        let word = command.to_str().unwrap();
+        let said = host.web_fails(10, &["--snapshot-command", word, "--freeze-max", "1500"]);
+        assert!(said.contains(why), "{why}: {said}");
+        assert!(!host.virsh.is_frozen());
+    }
+    assert_eq!(host.virsh.count("domfsfreeze"), host.virsh.count("domfsthaw"));
+    host.assert_sound();
+}
+
+#[test]
+fn a_freeze_copy_gives_up_at_its_limit() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    guest.start("running");
+    // The freeze itself takes nearly all of the time.
+    host.virsh.tell("freeze-takes", "0.3");
+    host.virsh.tell("thaw-fails", "0");
+    let said = host.web_fails(10, &["--consistency", "freeze-copy", "--freeze-max", "301"]);
+    assert!(said.contains("frozen") || said.contains("freeze"), "{said}");
+    assert!(!host.virsh.is_frozen());
+    host.assert_sound();
+}
+
+#[test]
+fn without_an_agent_only_what_a_power_cut_would_leave() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.lose_agent();
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    let said = host.web_fails(10, &[]);
+    assert!(said.contains("--consistency crash") && said.contains("no guest agent"), "{said}");
+    let report = host.web(&["--consistency", "crash"]);
+    assert_eq!(report["consistency"], "crash-consistent");
+    assert_eq!(report["freeze_ms"], Value::Null);
+    assert!(report["warnings"].to_string().contains("milliseconds apart"));
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    assert!(host.virsh.log().is_empty());
+    host.assert_sound();
+}
+
+#[test]
+fn a_paused_guest_is_still_and_is_not_asked() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("paused");
+    let report = host.web(&[]);
+    assert_eq!(report["consistency"], "crash-consistent");
+    assert!(report["warnings"].to_string().contains("paused"));
+    assert!(host.virsh.log().is_empty());
+    host.assert_sound();
+}
+
+#[test]
+fn a_freeze_that_did_not_hold_makes_no_point() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    host.virsh.tell("thaw-fails", "1");
+    let said = host.web_fails(10, &[]);
+    assert!(said.contains("was not frozen all the time"), "{said}");
+    host.virsh.tell("freeze-fails", "");
+    let said = host.web_fails(10, &[]);
+    assert!(said.contains("Guest agent is not responding"), "{said}");
+    assert!(!mount.dir.join(".qdelta").exists(), "no clone is left");
+    host.assert_sound();
+}
+
+#[test]
+fn an_image_that_somebody_else_uses_is_left_alone() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    guest.start("running");
+    fs::remove_file(host.lab.path("run/qemu/web.xml")).unwrap();
+    let said = host.web_fails(5, &[]);
+    assert!(said.contains("being written to"), "{said}");
+    fs::write(host.lab.path("run/qemu/web.xml"), "").unwrap();
+    host.web_fails(3, &[]);
+}
+
+#[test]
+fn one_domain_that_fails_does_not_stop_the_others() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let broken = guest.xml().replace("<name>web", "<name>broken").replace("web.qcow2", "gone");
+    fs::write(host.lab.path("etc/qemu/broken.xml"), broken).unwrap();
+    let remote = guest.xml().replace("<name>web", "<name>remote");
+    let remote = remote.replace("type='file' device='disk'", "type='network' device='disk'");
+    fs::write(host.lab.path("etc/qemu/remote.xml"), remote).unwrap();
+    let outcome = host.backup(&["--all"]);
+    assert_eq!(outcome.code(), Some(12), "{}", outcome.report());
+    let domains = outcome.json()["domains"].clone();
+    let statuses: Vec<_> = (0..3).map(|index| domains[index]["status"].as_u64()).collect();
+    assert_eq!(statuses, [Some(6), Some(3), Some(0)], "{domains}");
+    assert!(text(&domains[1]["error"]).contains("lies on a server"));
+    assert_eq!(domains[2]["domain"], "web");
+    assert!(outcome.stderr.contains("broken") && outcome.stderr.contains("--exclude vda"));
+    let words = host.words(&["--domain", "web", "--domain", "nobody"]);
+    let text: Vec<_> = words.into_iter().filter(|word| word != "--json").collect();
+    let outcome = run(qdelta(text));
+    assert_eq!(outcome.code(), Some(12));
+    assert!(outcome.text().contains("1 of 2 domains were backed up; not nobody"));
+    host.backup(&["--domain", "nobody"]).fails_with(6);
+    host.backup(&["--domain", "web", "--all"]).fails_with(2);
+    host.assert_sound();
+}
+
+/// An alarm is the status of the whole run, and the next run thaws first.
+#[test]
+fn a_guest_that_may_be_frozen_is_thawed_first_by_the_next_run() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    // Both the program and its watchdog are killed: only the mark is left.
+    host.virsh.tell("freeze-hangs", "");
+    let mut command = qdelta(host.words(&["--domain", "web", "--freeze-max", "60000"]));
+    let child = start(&mut command);
+    wait_until("the freeze", || host.virsh.is_frozen());
+    let own = i32::try_from(child.id()).unwrap();
+    for pid in children_of(own).into_iter().chain([own]) {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    finish(child, describe(&command));
+    host.virsh.forget("freeze-hangs");
+    assert!(host.repo.path.join("web/.frozen").exists() && host.virsh.is_frozen());
+    let before = host.virsh.log().len();
+    host.web(&[]);
+    let calls = host.virsh.log().split_off(before);
+    let verbs: Vec<&str> = calls.iter().filter_map(|call| call.split(' ').next()).collect();
+    assert_eq!(verbs, ["domfsthaw", "domfsfreeze", "domfsthaw"]);
+    host.assert_sound();
+}
+
+/// The processes that a process has started.
+fn children_of(pid: i32) -> Vec<i32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(path).unwrap();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// The program is killed at any moment of its work: the guest is thawed, and what the repository
+/// held is there.
+#[test]
+fn the_program_is_killed_at_any_moment() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    host.web(&["--anchor", "reflink"]);
+    host.virsh.tell("freeze-takes", "0.05");
+    let mut killed = 0;
+    for round in 0..25 * sweep() {
+        guest.write(0, MIB, 65536, round as u8);
+        let mut command = qdelta(host.words(&["--domain", "web", "--io", "threads"]));
+        let child = start(&mut command);
+        std::thread::sleep(Duration::from_millis(round * 7 % 200));
+        let pid = rustix::process::Pid::from_child(&child);
+        // It may be done already.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        killed += u32::from(finish(child, describe(&command)).killed());
+        wait_until("the thaw", || !host.virsh.is_frozen());
+        wait_until("the mark's end", || !host.repo.path.join("web/.frozen").exists());
+    }
+    assert!(killed > 0, "nothing was ever killed");
+    host.web(&[]);
+    host.assert_sound();
+    let clones = fs::read_dir(mount.dir.join(".qdelta")).unwrap().count();
+    assert_eq!(clones, 2, "what the killed ones left was removed");
+}
+
+#[test]
+fn a_name_that_no_folder_can_have_is_changed() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let xml = guest.xml().replace("<name>web", "<name>My VM");
+    fs::write(host.lab.path("etc/qemu/My VM.xml"), xml).unwrap();
+    let report = host.backup(&["--domain", "My VM"]).ok().json()["domains"][0]["result"].clone();
+    assert_eq!(report["domain"], "My VM");
+    assert_eq!(report["disks"][0]["disk"], format!("My_VM-{}/vda", &UUID[..8]));
+    run(qdelta(host.repo.args(args!["verify"]))).ok();
+}
