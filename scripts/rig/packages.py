@@ -26,6 +26,7 @@ PROGRAMS = {
     "mount": ["mount"],
     "losetup": ["mount"],
     "unshare": ["util-linux"],
+    "fio": ["fio"],
     "gcc": ["gcc", "libc6-dev"],
     "cpio": ["cpio"],
     "xz": ["xz-utils"],

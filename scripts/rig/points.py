@@ -67,22 +67,16 @@ class Chain:
 
     def restore(self, point, name, folder):
         """Restores the whole machine under another name; gives its disks."""
-        if "--rename" not in self.rig.qdelta("restore", "--help").stdout:
-            return self.restore_disks(point, name, folder)
         self.rig.qdelta("restore", "--domain", self.guest.name, "--repo", self.repo,
                         "--at", point.time, "--to", folder, "--rename", name)
-        return restored_disks(folder)
-
-    def restore_disks(self, point, name, folder):
-        os.makedirs(folder)
-        with open(os.path.join(folder, f"{name}.xml"), "w", encoding="utf-8") as file:
-            xml = self.guest.xml.replace(f"<name>{self.guest.name}</name>", f"<name>{name}</name>")
-            for index, disk in enumerate(self.guest.disks):
-                path = os.path.join(folder, f"vd{'ab'[index]}.qcow2")
-                self.rig.qdelta("restore", f"{self.guest.name}/vd{'ab'[index]}@{point.time}", path,
-                                "--format", "qcow2", "--repo", self.repo)
-                xml = xml.replace(disk.path, path)
-            file.write(xml)
+        machine, original = ElementTree.parse(domain_xml(folder)), ElementTree.fromstring(
+            virsh("dumpxml", self.guest.name).stdout)
+        for what in ("name", "uuid"):
+            if machine.findtext(what) == original.findtext(what):
+                raise Failure(f"the machine was renamed, and its {what} is that of the other")
+        for interface in machine.iterfind("devices/interface/mac"):
+            if interface.get("address") == original.find("devices/interface/mac").get("address"):
+                raise Failure("the renamed machine has the MAC address of the other")
         return restored_disks(folder)
 
     def check(self, point, boot=False):

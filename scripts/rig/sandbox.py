@@ -95,10 +95,10 @@ class HostFilesystem:
     # Without a discard, mkfs leaves the sparse file sparse all the same.
     MAKE = {"xfs": ["mkfs.xfs", "-q"], "btrfs": ["mkfs.btrfs", "-q"], "ext4": ["mkfs.ext4", "-q"]}
 
-    def __init__(self, kind, folder, size="6G", options=""):
+    def __init__(self, kind, folder, name=None, size="6G", options=""):
         self.kind = kind
-        self.file = os.path.join(folder, f"{kind}.host")
-        self.mount = os.path.join(folder, kind)
+        self.file = os.path.join(folder, f"{name or kind}.host")
+        self.mount = os.path.join(folder, name or kind)
         os.makedirs(self.mount)
         run("truncate", "-s", size, self.file)
         run(*self.MAKE[kind], self.file)

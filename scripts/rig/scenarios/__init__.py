@@ -1,9 +1,22 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import anchors, selftest
+from . import anchors, backups, clones, freeze, kills, machine, selftest, several, states
 from .base import Rig
 
 SCENARIOS = {
     "rig": selftest.rig_can_fail,
+    "backups": backups.backups,
+    "freeze": freeze.freeze,
+    "kills": kills.kills,
+    "virsh": kills.virsh,
+    "agent": kills.agent,
+    "states": states.states,
+    "ext4": states.ext4,
+    "machine": machine.machine,
+    "several": several.several,
     "anchors": anchors.anchors,
+}
+# Not proofs but figures, for the documents: only when they are asked for.
+MEASUREMENTS = {
+    "clones": clones.clones,
 }

@@ -1,0 +1,76 @@
+"""A virsh that misbehaves: a program that stands before the real one on the path.
+
+It reads what to do from a file, for each of domfsfreeze and domfsthaw, as a list of words, one for
+each call; the last one holds for all later calls. What it was called with goes to a log.
+
+    ok          does as the real one
+    hang        never returns, and does nothing
+    after       does as the real one, and never returns
+    fail        does nothing, and fails
+    wait        does as the real one, then waits until a file `go` is there
+"""
+
+import os
+import shutil
+import stat
+
+SCRIPT = """#!/bin/bash
+# Stands before the real virsh.
+folder={folder}
+command=other
+for word in "$@"; do
+    case $word in domfsfreeze | domfsthaw) command=$word ;; esac
+done
+echo "$(date +%s.%N) $*" >>"$folder/log"
+[ $command = other ] && exec {virsh} "$@"
+# The next word of the plan; the last one stays.
+plan=$folder/$command
+read -r word rest <"$plan"
+[ -n "$rest" ] && echo "$rest" >"$plan"
+case $word in
+hang) exec sleep 100000 ;;
+fail) echo "error: this virsh was told to fail" >&2 && exit 1 ;;
+after) {virsh} "$@" && exec sleep 100000 ;;
+wait)
+    {virsh} "$@" || exit
+    touch "$folder/done"
+    while [ ! -e "$folder/go" ]; do sleep 0.01; done
+    ;;
+*) exec {virsh} "$@" ;;
+esac
+"""
+
+
+class BadVirsh:
+    """A folder for the path, with a virsh in it."""
+
+    def __init__(self, folder, freeze="ok", thaw="ok"):
+        self.folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        virsh = shutil.which("virsh")
+        program = os.path.join(folder, "virsh")
+        with open(program, "w", encoding="utf-8") as file:
+            file.write(SCRIPT.format(folder=folder, virsh=virsh))
+        os.chmod(program, os.stat(program).st_mode | stat.S_IXUSR)
+        for name, plan in (("domfsfreeze", freeze), ("domfsthaw", thaw)):
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                file.write(plan + "\n")
+
+    def environment(self):
+        return {"PATH": f"{self.folder}:{os.environ['PATH']}"}
+
+    def calls(self, command):
+        """How often it was called with a command."""
+        try:
+            with open(os.path.join(self.folder, "log"), encoding="utf-8") as file:
+                return sum(command in line.split() for line in file)
+        except FileNotFoundError:
+            return 0
+
+    def is_done(self):
+        return os.path.exists(os.path.join(self.folder, "done"))
+
+    def go(self):
+        with open(os.path.join(self.folder, "go"), "w", encoding="utf-8"):
+            pass

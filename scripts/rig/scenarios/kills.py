@@ -1,0 +1,192 @@
+"""Whatever happens to qdelta, to virsh or to the agent: the guest is thawed."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+from ..faults import BadVirsh
+from ..points import Chain
+from ..run import Failure, wait_for
+
+KILLS = 5
+DEADLINE_SECONDS = 5
+# A guest that is thawed at all is thawed long before this. How soon it really was is reported:
+# on a machine with other work a test must not hang on tenths of a second.
+PATIENCE_SECONDS = 60
+
+
+def kills(rig):
+    """qdelta is killed at random moments; the guest is thawed and goes on, and points stay whole."""
+    xfs = rig.filesystem("xfs")
+    guest = rig.guest("killed", rig.two_disks(xfs.mount))
+    chain = Chain(rig, guest)
+    guest.wait_for_records(100)
+    begin = time.monotonic()
+    chain.backup()
+    whole = time.monotonic() - begin
+    seed = int(os.environ.get("QDELTA_SEED", time.time_ns() % 1_000_000))
+    rng, gaps, frozen = random.Random(seed), [], 0
+    rig.say(f"seed {seed}; a whole backup takes {whole:.1f} s")
+    for _ in range(KILLS * rig.effort):
+        guest.wait_for_records(10)
+        since = guest.records_size()
+        process = _start_backup(rig, guest, chain)
+        # The freeze is in the first half, so that is where most kills go.
+        time.sleep(rng.uniform(0, whole * rng.choice([0.3, 0.6, 1.0])))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=PATIENCE_SECONDS * 3)
+        gaps.append(goes_on(guest, since))
+        frozen += gaps[-1] > 60
+    rig.say(f"{len(gaps)} kills, {frozen} of them with a freeze")
+    rig.promised("the longest time that the guest stood still", max(gaps) / 1000,
+                 DEADLINE_SECONDS + 1, "s")
+    _killed_within_the_freeze(rig, guest, chain)
+    point = chain.backup()
+    guest.pause()
+    for point in (chain.points[0], point):
+        rig.say(f"{point.time} is whole up to record {chain.check(point)}")
+    rig.qdelta("verify", "--repo", chain.repo)
+
+
+def _killed_within_the_freeze(rig, guest, chain):
+    """Either of qdelta and its watchdog thaws for the other; for both, the next run does."""
+    for victims in (["backup"], ["watchdog"], ["watchdog", "backup"]):
+        bad = BadVirsh(os.path.join(rig.folder, "bad"), freeze="wait")
+        since = guest.records_size()
+        process = _start_backup(rig, guest, chain, **bad.environment())
+        wait_for("the freeze", bad.is_done, 60)
+        for victim in victims:
+            os.kill(_process_of(rig.qdelta_program, victim), signal.SIGKILL)
+        bad.go()
+        said = process.communicate(timeout=PATIENCE_SECONDS * 2)[0]
+        if process.returncode == 0:
+            raise Failure(f"a point was made though {victims} was killed in the freeze:\n{said}")
+        if len(victims) == 2:
+            status = guest.agent("guest-fsfreeze-status")
+            if status != "frozen":
+                raise Failure(f"nobody was left to thaw the guest, and it is {status}")
+            chain.backup()
+        gap = goes_on(guest, since)
+        rig.say(f"{' and '.join(victims)} killed in the freeze: the guest stood still for "
+                f"{gap:.0f} ms{', until the next run' if len(victims) == 2 else ''}")
+
+
+def _process_of(program, command):
+    """The process that runs a command of qdelta's."""
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            running = os.readlink(f"/proc/{process}/exe")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if running == os.path.realpath(program) and command.encode() in words:
+            return int(process)
+    raise Failure(f"no process runs qdelta {command}")
+
+
+def virsh(rig):
+    """virsh hangs, fails, or does what it was told and never returns: the guest is thawed."""
+    xfs = rig.filesystem("xfs")
+    guest = rig.guest("hanging", rig.two_disks(xfs.mount))
+    chain = Chain(rig, guest)
+    guest.wait_for_records(100)
+    chain.backup()
+    # What virsh does, whether a point may come of it, and how long the guest may be frozen: a thaw
+    # that hangs costs its patience, once.
+    soon, late = DEADLINE_SECONDS + 1, 2 * DEADLINE_SECONDS + 1
+    for freeze, thaw, good, limit in [
+            ("hang", "ok", False, soon),
+            ("after", "ok", False, soon),
+            ("fail", "ok", False, soon),
+            ("ok", "fail fail ok", True, soon),
+            ("ok", "hang ok", True, soon),
+            ("ok", "after ok", True, soon),
+            ("after", "fail hang ok", False, late)]:
+        bad = BadVirsh(os.path.join(rig.folder, "bad"), freeze, thaw)
+        since, begin = guest.records_size(), time.monotonic()
+        done = rig.qdelta("backup", "--domain", guest.name, "--repo", chain.repo, check=False,
+                          env=bad.environment())
+        took = time.monotonic() - begin
+        gap = goes_on(guest, since)
+        rig.say(f"freeze: {freeze:<6} thaw: {thaw:<14} status {done.returncode} after {took:4.1f} s, "
+                f"{bad.calls('domfsthaw')} calls to thaw, the guest stood still for {gap:5.0f} ms")
+        rig.promised("   that is", gap / 1000, limit, "s")
+        if bad.calls("domfsfreeze") == 0 or bad.calls("domfsthaw") == 0:
+            raise Failure("virsh was not asked to freeze and to thaw")
+        if done.returncode == 0 and not good:
+            raise Failure("a freeze that did not succeed made a point all the same")
+    point = chain.backup()
+    guest.pause()
+    rig.say(f"{point.time} is whole up to record {chain.check(point)}")
+
+
+def agent(rig):
+    """The agent goes away before the freeze, or within it, and comes back: the guest is thawed."""
+    xfs = rig.filesystem("xfs")
+    guest = rig.guest("agent", rig.two_disks(xfs.mount))
+    chain = Chain(rig, guest)
+    guest.wait_for_records(100)
+    chain.backup()
+    _killed_while_frozen(rig, guest, chain)
+    _stopped_before_the_freeze(rig, guest, chain)
+    point = chain.backup()
+    guest.pause()
+    rig.say(f"{point.time} is whole up to record {chain.check(point)}")
+
+
+def _killed_while_frozen(rig, guest, chain):
+    """The service manager starts the agent again; the new one knows that it has frozen."""
+    for pause in (1, 7):
+        bad = BadVirsh(os.path.join(rig.folder, "bad"), freeze="wait")
+        guest.order(f"echo {pause} >/run/agent-pause")
+        since = guest.records_size()
+        process = _start_backup(rig, guest, chain, **bad.environment())
+        wait_for("the freeze", bad.is_done, 60)
+        guest.order("kill -9 $(pidof qemu-ga)")
+        bad.go()
+        said = process.communicate(timeout=PATIENCE_SECONDS * 2)[0]
+        gap = goes_on(guest, since)
+        rig.say(f"the agent was gone for {pause} s within the freeze: status {process.returncode}, "
+                f"the guest stood still for {gap:.0f} ms")
+        # The new agent takes a second itself.
+        rig.promised("   that is", gap / 1000, max(DEADLINE_SECONDS, pause + 1) + 1, "s")
+        if process.returncode == 0 and gap > 10_000:
+            raise Failure(f"a freeze of {gap:.0f} ms gave a point without a word:\n{said}")
+    guest.order("echo 1 >/run/agent-pause")
+
+
+def _stopped_before_the_freeze(rig, guest, chain):
+    """The agent does not answer, and finds the order to freeze long after the deadline."""
+    guest.order("kill -STOP $(pidof qemu-ga)")
+    since = guest.records_size()
+    process = _start_backup(rig, guest, chain)
+    time.sleep(DEADLINE_SECONDS + 2)
+    guest.order("kill -CONT $(pidof qemu-ga)")
+    said = process.communicate(timeout=PATIENCE_SECONDS * 2)[0]
+    if process.returncode == 0:
+        raise Failure(f"a guest whose agent did not answer was backed up as if it had:\n{said}")
+    gap = goes_on(guest, since)
+    rig.say(f"the agent did not answer until after the deadline: status {process.returncode}; after "
+            f"its return the guest stood still for {gap:.0f} ms")
+    rig.promised("   that is", gap / 1000, 1, "s")
+
+
+def _start_backup(rig, guest, chain, **environment):
+    return subprocess.Popen(
+        [rig.qdelta_program, "backup", "--domain", guest.name, "--repo", chain.repo],
+        env=rig.environment(**environment), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def goes_on(guest, since):
+    """Waits until the guest is thawed and writes; gives the longest gap since, in ms."""
+    wait_for(f"{guest.name} to be thawed", guest.is_thawed, PATIENCE_SECONDS, pause=0.1)
+    guest.wait_for_records(5, PATIENCE_SECONDS)
+    # Whoever still has an order to freeze on its way would carry it out now.
+    time.sleep(0.5)
+    wait_for(f"{guest.name} to stay thawed", guest.is_thawed, PATIENCE_SECONDS, pause=0.1)
+    guest.wait_for_records(5, PATIENCE_SECONDS)
+    return guest.longest_gap_ms(since)
