@@ -22,8 +22,10 @@ def clones(rig):
         if hint:
             # New extents of a shared file come in pieces of this size.
             run("xfs_io", "-c", f"cowextsize {hint}", filesystem.mount)
-        _measure(rig, kind + (f" with cowextsize {hint}" if hint else ""), image,
-                 ROUNDS * rig.effort)
+        name = kind + (f" with cowextsize {hint}" if hint else "")
+        _measure(rig, name, image, ROUNDS * rig.effort)
+        filesystem.defragment([image])
+        rig.say(f"{name}: {_extents(image)} extents after defragmentation")
         filesystem.close()
 
 
@@ -62,6 +64,7 @@ def _measure(rig, name, image, rounds):
     clone(image, kept)
     rig.say(f"{name}: a clone took {cloned[0]:.0f} ms with {extents_before} extents, and "
             f"{(time.monotonic() - begin) * 1000:.0f} ms with {extents} after {rounds} rounds")
+    os.remove(kept)
     if extents <= extents_before:
         raise Failure("writing to a cloned file did not split a single extent: no clone was kept")
 
