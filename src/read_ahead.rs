@@ -40,10 +40,14 @@ impl<T> ReadAhead<T> {
         let files = open_direct(files, direct, Access::Read)?;
         let pool = Pool::new(resources.window(), buffer_size)?;
         let queue = Queue::open(resources.backend, QUEUE_DEPTH, files, &pool)?;
-        if let Some(reason) = queue.fallback_reason() {
+        Ok(Self { pool, queue, waiting: HashMap::new() })
+    }
+
+    /// Says what the system refused, if it refused anything: once for a whole flow.
+    pub fn warn_of_fallback(&self) {
+        if let Some(reason) = self.queue.fallback_reason() {
             tracing::warn!("{reason}");
         }
-        Ok(Self { pool, queue, waiting: HashMap::new() })
     }
 
     /// How the files are read.

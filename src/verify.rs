@@ -63,6 +63,9 @@ pub struct Report {
     pub damaged: Vec<Finding>,
     /// How long it took.
     pub seconds: f64,
+    /// What the system refused was said already: each archive has a queue of its own.
+    #[serde(skip)]
+    fallback_said: bool,
 }
 
 /// Something that is not as it was written.
@@ -354,13 +357,11 @@ fn verify_archive(
     let metadata = archive.metadata();
     let span = metadata.frame_blocks as usize * metadata.geometry.block_size() as usize;
     let buffer_size = TASK_SIZE_MIN as usize + (FRAME_HEADER_LEN + span).min(FRAME_LEN_MAX);
-    let mut frames = Frames {
-        ahead: ReadAhead::new(&request.resources, files, buffer_size, Direct::Off)?,
-        archive: &archive,
-        buffer_size,
-        quick: request.quick,
-        cancel,
-    };
+    let ahead = ReadAhead::new(&request.resources, files, buffer_size, Direct::Off)?;
+    if !std::mem::replace(&mut report.fallback_said, true) {
+        ahead.warn_of_fallback();
+    }
+    let mut frames = Frames { ahead, archive: &archive, buffer_size, quick: request.quick, cancel };
     let checked = pipeline::run(
         &request.resources,
         |producer| frames.run(producer),

@@ -63,3 +63,54 @@ impl WriteBehind {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::io::faulty::{Fault, FaultyStore};
+    use crate::io::recording::RecordingStore;
+
+    fn write_all(fault: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static) -> Result<Vec<u8>> {
+        let size = 8192;
+        let memory = Arc::new(RecordingStore::new(vec![0; 100 * size], "disk"));
+        let store = Arc::new(FaultyStore::new(Arc::clone(&memory) as Arc<dyn Store>, fault));
+        let resources = Resources { threads: 1, ..Resources::default() };
+        let mut behind = WriteBehind::new(&resources, store, size)?;
+        let pool = behind.pool();
+        for number in (0..100_u8).rev() {
+            let mut buffer = pool.take();
+            buffer.fill(number);
+            let offset = u64::from(number) * size as u64;
+            behind.write(buffer, vec![Segment { file: 0, offset, range: 0..size }])?;
+        }
+        behind.finish()?;
+        // Every buffer is back, though there are fewer of them than writes.
+        assert_eq!(pool.free_count(), pool.count());
+        assert!(pool.count() < 100);
+        let mut bytes = vec![0; 100 * size];
+        memory.read_exact_at(&mut bytes, 0).unwrap();
+        Ok(bytes)
+    }
+
+    #[test]
+    fn everything_is_written_when_it_says_so() {
+        let short = |call| (call % 3 == 1).then_some(Fault::Short(1000));
+        for bytes in [write_all(|_| None).unwrap(), write_all(short).unwrap()] {
+            assert!(bytes.chunks(8192).zip(0..).all(|(block, n)| block.iter().all(|b| *b == n)));
+        }
+    }
+
+    #[test]
+    fn a_write_that_fails_is_never_lost() {
+        for (call, errno) in [(0, 5), (50, 28), (99, 5)] {
+            let fault = move |number| (number == call).then_some(Fault::Error(errno));
+            let kind = write_all(fault).unwrap_err().kind();
+            assert_eq!(
+                kind,
+                if errno == 28 { ErrorKind::NoSpace } else { ErrorKind::Io },
+                "{call}"
+            );
+        }
+    }
+}

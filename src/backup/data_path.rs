@@ -73,6 +73,7 @@ pub(super) fn run(
     let ahead =
         ReadAhead::new(job.resources, files.clone(), task_size as usize, job.resources.direct)?;
     let backend = ahead.backend();
+    ahead.warn_of_fallback();
     progress.begin("backup", job.geometry.virtual_size());
     let mut reader = Reader {
         geometry: job.geometry,

@@ -166,6 +166,7 @@ fn is_cold(store: &dyn Store) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::queue::Engine;
     use crate::io::{Backend, Direction, Job, Pool, Queue, Segment};
 
     /// A file of `len` bytes, none like its neighbours, in the folder of the build: not every
@@ -233,6 +234,27 @@ mod tests {
                 assert!(error.chain().contains("end"), "{direct:?} {backend}: {}", error.chain());
             }
         }
+    }
+
+    #[test]
+    fn what_is_cut_short_goes_on_through_the_cache() {
+        let (file, bytes) = file(1 << 20);
+        let store = open(&file, Direct::On, Access::Read);
+        let pool = Pool::new(1, 1 << 20).unwrap();
+        let mut queue = Queue::open(Backend::Uring, 4, vec![store], &pool).unwrap();
+        let Engine::Uring(ring) = &mut queue.engine else { unreachable!() };
+        let mut calls = 0;
+        ring.tamper = Some(Box::new(move |offset, len, result| {
+            assert_eq!(result, len as i32, "the kernel refused bytes at {offset}");
+            calls += 1;
+            if calls < 5 { 70_001 } else { result }
+        }));
+        let segments = vec![Segment { file: 0, offset: 0, range: 0..1 << 20 }];
+        let buffer = pool.take();
+        queue.push(Job { token: 0, buffer, segments, direction: Direction::Read });
+        let done = queue.wait().unwrap();
+        done.result.unwrap();
+        assert!(*done.buffer == *bytes);
     }
 
     #[test]

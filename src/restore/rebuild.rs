@@ -66,6 +66,7 @@ pub(super) fn run(
     let files = chain.archives().iter().map(|archive| Arc::clone(archive.store())).collect();
     let ahead = ReadAhead::new(resources, files, buffer_size, Direct::Off)?;
     let backend = ahead.backend();
+    ahead.warn_of_fallback();
     progress.begin("restore", geometry.virtual_size());
     let mut planner = Planner {
         geometry,
