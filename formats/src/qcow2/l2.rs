@@ -118,21 +118,25 @@ impl L2Format {
     }
 
     /// Bytes in an entry: 8, or 16 if extended.
+    #[inline]
     pub fn entry_size(&self) -> usize {
         if self.extended { 16 } else { 8 }
     }
 
     /// Entries in a table, which is one cluster long.
+    #[inline]
     pub fn entries_per_table(&self) -> u64 {
         self.cluster.bytes() / self.entry_size() as u64
     }
 
     /// Bytes of the guest's disk that one table covers.
+    #[inline]
     pub fn table_coverage(&self) -> u64 {
         self.entries_per_table() * self.cluster.bytes()
     }
 
     /// Bytes in a subcluster; a whole cluster if entries are not extended.
+    #[inline]
     pub fn subcluster_size(&self) -> u64 {
         if self.extended {
             self.cluster.bytes() / u64::from(SUBCLUSTERS)
@@ -148,6 +152,7 @@ impl L2Format {
     /// QEMU would fail to read this cluster: its offset is not aligned, it is a zero cluster of
     /// version 2, a subcluster is allocated and zero at once or allocated without a host cluster,
     /// or it does not fit an external data file.
+    #[inline]
     pub fn decode(
         &self,
         entry: &[u8],

@@ -64,6 +64,7 @@ impl ClusterSize {
     }
 
     /// Bytes in a cluster.
+    #[inline]
     pub fn bytes(self) -> u64 {
         1 << self.bits
     }
