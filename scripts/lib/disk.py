@@ -1,5 +1,6 @@
 """Makes a real disk of real files of this machine, and changes parts of it."""
 
+import functools
 import os
 import random
 import subprocess
@@ -50,6 +51,12 @@ def make(image, gib, scratch):
     os.remove(raw)
 
 
+@functools.cache
+def pieces_to_write():
+    """Files whose bytes are written over a disk: a walk through the machine, once."""
+    return real_files(256 << 20, seed=2)
+
+
 def data_blocks(image):
     """The blocks of the disk that hold data, by qemu-img's map."""
     import json
@@ -67,8 +74,7 @@ def change(image, blocks, share, seed, scratch):
     """Writes other real bytes over a share of the blocks, each in one piece of 64 KiB."""
     rng = random.Random(seed)
     touched = rng.sample(blocks, max(1, int(len(blocks) * share)))
-    sources = [path for path in (os.path.join("/usr/lib", name) for name in os.listdir("/usr/lib"))
-               if os.path.isfile(path)] + real_files(256 << 20, seed)
+    sources = pieces_to_write()
     pieces = os.path.join(scratch, "pieces")
     os.makedirs(pieces, exist_ok=True)
     commands = []
