@@ -47,7 +47,7 @@ class Peer:
 
 class Qdelta(Peer):
     name = "qdelta"
-    flags = ()
+    flags = ("--track", "scan", "--anchor", "none")
 
     def qdelta(self, *arguments):
         return run(QDELTA, "--repo", self.store, "--json", "--quiet", *arguments)
@@ -77,6 +77,13 @@ class Qdelta(Peer):
     def replays(self, image):
         """Whether the restored disk reads like the image: proof that the work was done."""
         run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", self.output, image)
+
+
+class Tracked(Qdelta):
+    """The same program, told by QEMU's bitmap what changed."""
+    name = "qdelta, tracked"
+    flags = ("--anchor", "bitmap")
+    restore_raw = restore_qcow2 = verify = None
 
 
 class QemuZstd(Peer):
@@ -176,7 +183,7 @@ class Borg(Peer):
 class Zstd(Peer):
     name = "zstd -1, 1 thread"
     needs = ("zstd",)
-    threads = ("--single-thread",)
+    threads = ("-T1",)
 
     def full(self):
         fresh(self.store)
@@ -236,7 +243,7 @@ class Nbdcopy(Peer):
                    self.store, sync=[self.store])
 
 
-PEERS = (Qdelta, QemuZstd, QemuPlain, Restic, Borg, Zstd, Zstd2, Cp, Rsync, Nbdcopy)
+PEERS = (Qdelta, Tracked, QemuZstd, QemuPlain, Restic, Borg, Zstd, Zstd2, Cp, Rsync, Nbdcopy)
 
 
 def report_of(run_):

@@ -11,7 +11,7 @@ use crate::reader::{ClusterReader, ReadPlan};
 
 /// How much of the image is kept in memory for the processors, in bytes: far more than fits their
 /// caches, and far less than memory.
-const LOADED_MAX: u64 = 48 << 20;
+const LOADED_MAX: u64 = 24 << 20;
 /// How many bytes of the disk are mapped at a time.
 const STRETCH: u64 = 1 << 30;
 /// More extents than this are not remembered: the sample ends there.

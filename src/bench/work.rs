@@ -14,6 +14,9 @@ use crate::progress::Cancel;
 const LEVELS: [i32; 5] = [-5, -1, 1, 3, 7];
 /// How long one variant runs at least: the blocks are gone through as often as that takes.
 const TIME_MIN: Duration = Duration::from_millis(300);
+/// How often each piece is worked on at least. Its best time counts: whatever else the machine does
+/// interrupts some rounds, and hardly all of them.
+const ROUNDS_MIN: u32 = 3;
 
 pub(super) fn measure(
     bytes: &[u8],
@@ -85,16 +88,20 @@ where
 {
     let one = || -> Result<(f64, usize)> {
         let mut work = make()?;
-        let (mut rounds, mut sum) = (0_u32, 0);
+        let mut best = vec![Duration::MAX; bytes.len().div_ceil(piece)];
+        let (mut rounds, mut sum) = (0, 0);
         let started = Instant::now();
-        while rounds == 0 || started.elapsed() < TIME_MIN {
+        while rounds < ROUNDS_MIN || started.elapsed() < TIME_MIN {
             sum = 0;
-            for piece in bytes.chunks(piece) {
+            for (piece, best) in bytes.chunks(piece).zip(&mut best) {
+                let begun = Instant::now();
                 sum += work(piece)?;
+                *best = begun.elapsed().min(*best);
             }
             rounds += 1;
         }
-        Ok((f64::from(rounds) * bytes.len() as f64 / started.elapsed().as_secs_f64(), sum))
+        let seconds = best.iter().sum::<Duration>().as_secs_f64();
+        Ok((bytes.len() as f64 / seconds.max(1e-9), sum))
     };
     std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
