@@ -114,17 +114,16 @@ class Guest:
 
     def start(self):
         """Starts the defined domain and waits until its agent answers and its workload writes."""
-        seen = self.console_size()
-        newest = self.newest()
+        seen, size = self.console_size(), self.records_size()
         virsh("start", self.name)
-        self.wait_up(seen, newest)
+        self.wait_up(seen, size)
         return self
 
-    def wait_up(self, console_seen=0, newest=-1):
+    def wait_up(self, console_seen=0, records_seen=0):
         wait_for(f"the guest {self.name} to come up",
                  lambda: self._said("rig: up", console_seen), BOOT_SECONDS, pause=0.1)
         wait_for(f"the agent of {self.name}", self.agent_answers, BOOT_SECONDS, pause=0.2)
-        wait_for(f"the workload of {self.name}", lambda: self.newest() > newest, BOOT_SECONDS)
+        wait_for(f"the workload of {self.name}", lambda: self.reports(records_seen), BOOT_SECONDS)
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.connect(os.path.join(self.folder, "control"))
 

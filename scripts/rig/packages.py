@@ -163,7 +163,7 @@ class Packages:
         if not offered:
             raise Failure("no source has qemu-system-x86")
         version = installed if installed in offered else offered[0]
-        packages = ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "qemu-utils"]
+        packages = ["qemu-system-x86", "qemu-system-common", "qemu-utils"]
         print(f"Installing QEMU {version}", flush=True)
         target = ["-t", f"{_codename()}-backports"] if "~bpo" in version else []
         self.apt("install", *target, *[f"{name}={version}" for name in packages])

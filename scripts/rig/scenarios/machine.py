@@ -52,7 +52,7 @@ def machine(rig):
     size = guest.records_size()
     for line in lines:
         run("sh", "-c", line, env=rig.environment())
-    guest.wait_up(seen, newest)
+    guest.wait_up(seen, size)
     if virsh("domuuid", guest.name).stdout.strip() != uuid:
         raise Failure("the restored guest has another UUID, though nobody asked for one")
     first = guest.reports(size)[0][0]
