@@ -132,7 +132,9 @@ impl ImageLock {
             Ok(Some(what)) => {
                 let error = Error::new(ErrorKind::Busy, format!("{} {what}", path.display()));
                 Err(error.advise(match purpose {
-                    Purpose::Read => "shut the guest down first, or read a clone of the image",
+                    Purpose::Read => {
+                        "shut the guest down first, or back it up as it runs with --domain"
+                    }
                     Purpose::Write => "end the program that uses it first",
                 }))
             }

@@ -54,9 +54,9 @@ fn show(report: &Report, context: &mut Context) -> Result<()> {
     let out = &mut context.out;
     out.line(format!("{}@{}: {}{against}", report.disk, report.point, report.kind))?;
     out.line(format!(
-        "  {} disk, {} read, {} changed, {} stored",
+        "  {} disk, read {}, changed {}, stored {}",
         text::bytes(report.virtual_size),
-        text::bytes(report.bytes_read),
+        read(report),
         text::bytes(report.bytes_changed),
         text::bytes(report.bytes_written),
     ))?;
@@ -68,6 +68,16 @@ fn show(report: &Report, context: &mut Context) -> Result<()> {
         text::took(report.seconds, report.bytes_read),
         report.io
     ))
+}
+
+/// How much was read, and how much of it only to check what a tracker says.
+pub(super) fn read(report: &Report) -> String {
+    let read = text::bytes(report.bytes_read);
+    match report.bytes_sampled {
+        0 => read,
+        sampled if sampled == report.bytes_read => format!("{read} (to check the rest)"),
+        sampled => format!("{read} ({} to check the rest)", text::bytes(sampled)),
+    }
 }
 
 impl Track {

@@ -160,10 +160,10 @@ fn show(report: &GuestReport, context: &mut Context) -> Result<()> {
 fn disk_line(disk: &Report) -> String {
     let name = disk.disk.rsplit('/').next().unwrap_or(&disk.disk);
     format!(
-        "  {name} {}: {} disk, {} read, {} changed, {} stored, tracker {}",
+        "  {name} {}: {} disk, read {}, changed {}, stored {}, tracker {}",
         disk.kind,
         text::bytes(disk.virtual_size),
-        text::bytes(disk.bytes_read),
+        super::backup::read(disk),
         text::bytes(disk.bytes_changed),
         text::bytes(disk.bytes_written),
         disk.tracker
