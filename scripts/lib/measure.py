@@ -110,9 +110,10 @@ def build():
 
 
 def spread(values):
-    """The median, and half the distance of the quartiles as a part of it."""
+    """The median, and half the distance of the quartiles as a part of it; of two values nobody
+    can tell."""
     median = statistics.median(values)
     if len(values) < 3:
-        return median, 0.0
+        return median, None
     low, _, high = statistics.quantiles(values, n=4)
     return median, (high - low) / 2 / median
