@@ -62,6 +62,10 @@ fn a_running_guest_is_frozen_cloned_and_thawed() {
     let report = host.web(&["--anchor", "reflink"]);
     assert_eq!(report["consistency"], "filesystem-quiesced");
     assert_eq!(report["frozen_filesystems"], 2);
+    let points = run(qdelta(host.repo.args(args!["points", "web/vda", "--json"]))).ok().json();
+    let point = &points["disks"][0]["points"][0];
+    assert_eq!(point["freeze_ms"], report["freeze_ms"]);
+    assert_eq!(point["frozen_filesystems"], 2);
     assert!(report["freeze_ms"].as_u64().unwrap() < 5000);
     host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
     host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));

@@ -15,6 +15,7 @@ mod flows;
 mod guests;
 mod harness;
 mod histories;
+mod in_place;
 mod kills;
 mod machines;
 mod map;

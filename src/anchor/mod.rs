@@ -16,7 +16,9 @@ mod change;
 mod file;
 mod metadata;
 mod refcounts;
+mod rewrite;
 pub mod snapshot;
 mod tree;
 
 pub use file::ImageFile;
+pub use rewrite::{Rewrite, rewrite};

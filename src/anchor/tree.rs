@@ -101,22 +101,22 @@ impl Change<'_> {
     }
 
     /// Writes the L2 table that was at `old` somewhere else. Of its owners, one moves along.
-    fn move_l2(&mut self, bytes: &[u8], old: HostOffset) -> Result<HostOffset> {
+    pub(super) fn move_l2(&mut self, bytes: &[u8], old: HostOffset) -> Result<HostOffset> {
         let place = self.write_new(bytes.to_vec())?;
         self.counts.free(old.0, self.format.cluster.bytes())?;
         Ok(place)
     }
 
-    fn l2_buffer(&self) -> Vec<u8> {
+    pub(super) fn l2_buffer(&self) -> Vec<u8> {
         vec![0; self.format.cluster.len()]
     }
 
     /// Entries in an L2 table.
-    fn entries(&self) -> usize {
+    pub(super) fn entries(&self) -> usize {
         self.format.cluster.len() / self.format.entry_size()
     }
 
-    fn entry_mut<'b>(&self, table: &'b mut [u8], number: usize) -> &'b mut [u8] {
+    pub(super) fn entry_mut<'b>(&self, table: &'b mut [u8], number: usize) -> &'b mut [u8] {
         let size = self.format.entry_size();
         table.get_mut(number * size..(number + 1) * size).unwrap_or_default()
     }
@@ -129,7 +129,7 @@ impl Change<'_> {
     }
 
     /// The numbers of the clusters that entry `number` of the L2 table at `host` refers to.
-    fn clusters_of_entry(
+    pub(super) fn clusters_of_entry(
         &self,
         table: &[u8],
         host: HostOffset,

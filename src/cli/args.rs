@@ -281,8 +281,24 @@ pub struct Restore {
     pub disk: Option<values::DiskAt>,
 
     /// Where to: a new file, a block device, or - for standard output
-    #[arg(value_hint = ValueHint::FilePath, required_unless_present = "domain")]
+    #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domain", "in_place"])]
     pub output: Option<PathBuf>,
+
+    /// Roll the image back where it lies: only what differs is written
+    ///
+    /// It is the image that the point was made from, or OUTPUT, and nobody may use it. What is there
+    /// now is kept in a new point first. A qcow2 image is changed as a whole or not at all; a raw one
+    /// that is interrupted is finished by the same command.
+    #[arg(long, conflicts_with_all = ["domain", "force", "salvage"])]
+    pub in_place: bool,
+
+    /// Roll back without keeping what is there now in a point
+    #[arg(long, requires = "in_place")]
+    pub no_point: bool,
+
+    /// Let backing files be in this folder as well as in the image's own; can be repeated
+    #[arg(long = "image-root", value_name = "DIR", requires = "in_place", value_hint = ValueHint::DirPath)]
+    pub image_roots: Vec<PathBuf>,
 
     /// Which guest, and where to.
     #[command(flatten)]

@@ -15,7 +15,7 @@ const TRY_MIN: Duration = Duration::from_millis(600);
 /// The first pause between two tries; each is twice as long as the one before.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause between two tries.
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const PAUSE_MAX: Duration = Duration::from_millis(400);
 
 /// A thaw that worked.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Making a clone.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -39,6 +40,18 @@ pub fn clone_file(source: impl AsFd, source_path: &Path, target: &Path) -> Resul
     })
 }
 
+/// Tries whether files in a folder can be cloned, with two that have no name.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] if its filesystem can't clone; [`ErrorKind::Io`] if no file can be made there.
+pub fn try_clone_in(folder: &Path) -> Result<()> {
+    let failed = |error| Error::io("make a file in", folder, error);
+    let mut source = tempfile::tempfile_in(folder).map_err(failed)?;
+    source.write_all(&[1; 4096]).map_err(failed)?;
+    let target = tempfile::tempfile_in(folder).map_err(failed)?;
+    rustix::fs::ioctl_ficlone(&target, &source).map_err(|errno| refused(errno, folder, folder))
+}
+
 /// Gives an empty file the NOCOW mark of another one. If it can't be, cloning says so.
 fn mark_like(source: impl AsFd, target: impl AsFd) {
     if let Ok(flags) = rustix::fs::ioctl_getflags(source.as_fd())
@@ -50,7 +63,10 @@ fn mark_like(source: impl AsFd, target: impl AsFd) {
 }
 
 fn refused(errno: Errno, source: &Path, target: &Path) -> Error {
-    let what = format!("cannot clone {} to {}", source.display(), target.display());
+    let what = match source == target {
+        true => format!("cannot clone files in {}", source.display()),
+        false => format!("cannot clone {} to {}", source.display(), target.display()),
+    };
     let (kind, advice) = match errno {
         Errno::OPNOTSUPP | Errno::INVAL | Errno::NOTTY | Errno::NOSYS => {
             (ErrorKind::Usage, Some("cloning needs XFS with reflink, or Btrfs, below the image"))

@@ -355,6 +355,10 @@ pub struct Point {
     pub created: Timestamp,
     /// In what state the guest was.
     pub consistency: Consistency,
+    /// How long its filesystems can have been frozen, in milliseconds; none if they were not.
+    pub freeze_ms: Option<u64>,
+    /// How many filesystems were frozen; none if none were.
+    pub frozen_filesystems: Option<u32>,
     /// How long making it took, in milliseconds.
     pub elapsed_ms: u64,
     /// What the manifest says of the disk.

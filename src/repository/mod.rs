@@ -272,6 +272,11 @@ impl Repository {
                 disk: id.clone(),
                 created: manifest.created,
                 consistency: manifest.consistency,
+                freeze_ms: manifest.machine.as_ref().and_then(|machine| machine.freeze_ms),
+                frozen_filesystems: manifest
+                    .machine
+                    .as_ref()
+                    .and_then(|machine| machine.frozen_filesystems),
                 elapsed_ms: manifest.elapsed_ms,
                 archive_path: self.disk_dir(id).join(&record.archive),
                 archive_present: present.contains(&record.archive),

@@ -4,6 +4,7 @@
 //! chain (newest wins) → frames → workers (decode, prove, write) → root → final name
 //! ```
 
+mod in_place;
 mod machine;
 mod rebuild;
 
@@ -26,6 +27,7 @@ use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{DiskSpec, Repository, Selector};
 
+pub use in_place::{InPlaceReport, InPlaceRequest, run_in_place};
 pub use machine::{MachineReport, MachineRequest, run_machine};
 
 /// Where a restored disk goes.
@@ -215,7 +217,7 @@ fn rebuild(
             (PathBuf::from("-"), Box::new(Stream::new(sink, "standard output", plan)))
         }
     };
-    let rebuilt = rebuild::run(chain, &*output, &request.resources, progress, cancel)?;
+    let rebuilt = rebuild::run(chain, None, &*output, &request.resources, progress, cancel)?;
     let salvaged = request.salvage.then(|| {
         problems.extend(rebuilt.gaps.problems);
         SalvageReport {

@@ -48,9 +48,10 @@ pub(super) struct Gaps {
 /// More problems than this are not listed.
 const PROBLEMS_MAX: usize = 1000;
 
-/// Writes the state at the end of `chain` into `output`.
+/// Writes the state at the end of `chain` into `output`; if some blocks are `wanted`, these alone.
 pub(super) fn run(
     chain: &Chain,
+    wanted: Option<&RoaringBitmap>,
     output: &dyn ImageWriter,
     resources: &Resources,
     progress: &dyn Progress,
@@ -70,6 +71,7 @@ pub(super) fn run(
     progress.begin("restore", geometry.virtual_size());
     let mut planner = Planner {
         geometry,
+        wanted,
         cursor: chain.cursor(),
         task_blocks: task_size / block_size,
         root: RootHasher::new(geometry),
@@ -243,6 +245,8 @@ fn wanted_runs(task: &Task, lost: &[Lost], block_size: u64) -> Vec<Range<u64>> {
 
 struct Planner<'a> {
     geometry: Geometry,
+    /// The blocks that are to be written, if not all are.
+    wanted: Option<&'a RoaringBitmap>,
     cursor: GroupCursor<'a>,
     task_blocks: u64,
     root: RootHasher,
@@ -273,7 +277,13 @@ impl Planner<'_> {
             }
             let digests = state.is_proven().then(|| Arc::new(*state.digests()));
             let end = self.geometry.group_blocks(group).end;
-            for (start, needs) in tasks_of(state, self.task_blocks) {
+            for (start, mut needs) in tasks_of(state, self.task_blocks) {
+                if let Some(wanted) = self.wanted {
+                    needs.retain_mut(|need| restrict(need, wanted));
+                    if needs.is_empty() {
+                        continue;
+                    }
+                }
                 let blocks = start..(start + self.task_blocks).min(end);
                 self.read(producer, blocks, needs, digests.clone())?;
             }
@@ -325,6 +335,17 @@ impl Gaps {
             }
         }
     }
+}
+
+/// Leaves only what is wanted of a frame; says whether that is anything.
+fn restrict(need: &mut FrameNeed, wanted: &RoaringBitmap) -> bool {
+    let first = need.entry.first_block.0;
+    for bit in 0..64 {
+        if !first.checked_add(bit).is_some_and(|block| wanted.contains(block)) {
+            need.wanted &= !(1 << bit);
+        }
+    }
+    need.wanted != 0
 }
 
 /// The frames of a group, by the task whose blocks they hold, in the order of the disk.

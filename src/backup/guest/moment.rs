@@ -1,7 +1,6 @@
 //! Making the moment of a running guest: everything that happens between freeze and thaw.
 
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -188,7 +187,7 @@ impl<'a> Flow<'a> {
             for (path, file) in files {
                 let tried = match disk.plan.block {
                     true => Err(refused(format!("{} is a block device", path.display()))),
-                    false => try_clone(path),
+                    false => reflink::try_clone_in(path.parent().unwrap_or(Path::new("/"))),
                 };
                 tried.map_err(|error| self.no_moment(disk, &error))?;
                 let fd = descriptor(file.as_ref())?;
@@ -295,20 +294,6 @@ fn sweep(disk: &Ready<'_>, clones: &Clones, anchor: Option<&str>) {
             tracing::warn!("an old clone stays: {}", error.chain());
         }
     }
-}
-
-/// Whether a file in the folder of the image at `path` can be cloned, by cloning a small one.
-fn try_clone(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let failed = |error| Error::io("make a file in", folder, error);
-    let mut file =
-        tempfile::Builder::new().prefix(".qdelta-try-").tempfile_in(folder).map_err(failed)?;
-    file.write_all(&[1; 4096]).map_err(failed)?;
-    let mut target = file.path().as_os_str().to_owned();
-    target.push("-clone");
-    let target = PathBuf::from(target);
-    reflink::clone_file(file.as_file().as_fd(), file.path(), &target)?;
-    std::fs::remove_file(&target).map_err(|error| Error::io("remove", &target, error))
 }
 
 /// Calls `work` with a request to stop that comes when `outer` does, or when `limit` is over.
