@@ -8,9 +8,11 @@ ROUNDS = 3
 
 def backups(rig):
     """Full, increments and restores of two-disk guests that write all the time, on XFS and Btrfs."""
-    for kind, cache, options in (("xfs", "none", ""), ("btrfs", "writeback", "compress=zstd")):
+    ways = [("xfs", "none", ""), ("btrfs", "writeback", "compress=zstd")]
+    for (kind, cache, options), qemu in zip(ways, rig.qemu_versions()):
         filesystem = rig.filesystem(kind, options=options)
-        guest = rig.guest(f"on-{kind}", rig.two_disks(filesystem.mount, cache=cache, chain=True))
+        guest = rig.guest(f"on-{kind}", rig.two_disks(filesystem.mount, cache=cache, chain=True),
+                          emulator=qemu.program("qemu-system-x86_64"))
         chain = Chain(rig, guest, f"repo-{kind}")
         for round_number in range(ROUNDS * rig.effort):
             guest.wait_for_records(100)
@@ -30,7 +32,8 @@ def backups(rig):
         for number, point in enumerate(chain.points):
             last = number == len(chain.points) - 1
             newest = chain.check(point, boot=number == 0 or last or rig.effort > 1)
-            rig.say(f"{kind}: {point.time} is whole up to record {newest}; {point.stood_still()}")
+            rig.say(f"{kind}, QEMU {qemu.version}: {point.time} is whole up to record {newest}; "
+                    f"{point.stood_still()}")
         guest.forget()
         filesystem.close()
 
