@@ -1,6 +1,6 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import anchors, backups, clones, freeze, kills, machine, selftest, several, states
+from . import anchors, backups, clones, freeze, kills, machine, rollback, selftest, several, states
 from .base import Rig
 
 SCENARIOS = {
@@ -13,6 +13,7 @@ SCENARIOS = {
     "states": states.states,
     "ext4": states.ext4,
     "machine": machine.machine,
+    "rollback": rollback.rollback,
     "several": several.several,
     "anchors": anchors.anchors,
 }
