@@ -125,10 +125,6 @@ pub struct Backup {
     #[arg(long, value_name = "SIZE", value_parser = values::block_size)]
     pub block_size: Option<u32>,
 
-    /// How to find what has changed.
-    #[command(flatten)]
-    pub tracking: Tracking,
-
     /// Back up this internal snapshot of the image, by name or id, not its current state
     #[arg(long, value_name = "NAME")]
     pub snapshot: Option<String>,
@@ -140,6 +136,10 @@ pub struct Backup {
     /// Take the file's own bytes for the disk, whatever its format; for encrypted images
     #[arg(long, conflicts_with_all = ["format", "snapshot"])]
     pub as_file: bool,
+
+    /// How to find what has changed.
+    #[command(flatten)]
+    pub tracking: Tracking,
 
     /// Which guests, and how.
     #[command(flatten)]
@@ -300,13 +300,13 @@ pub struct Restore {
     #[arg(long = "image-root", value_name = "DIR", requires = "in_place", value_hint = ValueHint::DirPath)]
     pub image_roots: Vec<PathBuf>,
 
-    /// Which guest, and where to.
-    #[command(flatten)]
-    pub machine: Machine,
-
     /// How to write.
     #[command(flatten)]
     pub target: Target,
+
+    /// Which guest, and where to.
+    #[command(flatten)]
+    pub machine: Machine,
 
     /// How to work.
     #[command(flatten)]
