@@ -30,10 +30,15 @@ class Qemu:
         if anchor == "snapshot":
             return [entry["name"] for entry in info.get("snapshots", [])]
         data = info["format-specific"]["data"]
+        names = []
         for bitmap in data.get("bitmaps", []):
-            if "in-use" in bitmap["flags"] or "auto" not in bitmap["flags"]:
+            # The mark beside a bitmap, which shows whether the disk was shrunk, records nothing.
+            is_mark = bitmap["name"].endswith(".end")
+            if "in-use" in bitmap["flags"] or ("auto" in bitmap["flags"]) == is_mark:
                 raise Failure(f"QEMU {self.version} sees {bitmap}")
-        return [bitmap["name"] for bitmap in data.get("bitmaps", [])]
+            if not is_mark:
+                names.append(bitmap["name"])
+        return names
 
     def remove(self, anchor, image, name):
         if anchor == "snapshot":

@@ -4,13 +4,16 @@ use std::ops::Range;
 
 use qdelta_formats::qcow2::bitmap::encode_directory;
 use qdelta_formats::qcow2::{
-    Autoclear, Bitmap, BitmapTableEntry, BitmapsExtension, ClusterSize, Linked,
+    Autoclear, Bitmap, BitmapTableEntry, BitmapsExtension, ClusterSize, HostOffset, Linked,
 };
 
 use super::change::{Change, change, check_bitmaps_fit, usage};
 use super::file::ImageFile;
 use super::metadata;
 use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes in an entry of a bitmap table.
+const TABLE_ENTRY_LEN: usize = 8;
 
 /// The persistent bitmaps of an image, in the order of its directory; none if a program that does
 /// not know bitmaps has written to the image. A bitmap with [`Bitmap::in_use`] was not saved, and
@@ -76,6 +79,44 @@ pub fn read(
 /// granularity that QEMU does not take; [`ErrorKind::Image`] if the image is of version 2, damaged,
 /// dirty or marked as corrupt; [`ErrorKind::NoSpace`].
 pub fn create(image: &ImageFile, name: &str, granularity: u64) -> Result<()> {
+    add(image, name, granularity, |change, bitmap| {
+        // Its entries say that all bits are zero.
+        change.write_new(vec![0; bitmap.table.entries as usize * TABLE_ENTRY_LEN])
+    })
+}
+
+/// Puts a bitmap into the image that records nothing and of which only the bit of the disk's last
+/// byte is set. QEMU clears it when the disk shrinks, and a guest can't set it again: it shows that
+/// a disk was shrunk, also if it has grown since. [`read`] gives the bit.
+///
+/// # Errors
+/// See [`create`].
+pub fn create_end_mark(image: &ImageFile, name: &str, granularity: u64) -> Result<()> {
+    add(image, name, granularity, |change, bitmap| {
+        bitmap.auto = false;
+        let last_bit = change.header().virtual_size().saturating_sub(1) / granularity;
+        let cluster = change.format.cluster;
+        let mut bits = vec![0; cluster.len()];
+        if let Some(byte) = bits.get_mut((last_bit / 8 % cluster.bytes()) as usize) {
+            *byte = 1 << (last_bit % 8);
+        }
+        let place = change.write_new(bits)?;
+        let mut table = vec![0; bitmap.table.entries as usize * TABLE_ENTRY_LEN];
+        // The last entry is the last bit's.
+        if let Some(entry) = table.last_chunk_mut::<TABLE_ENTRY_LEN>() {
+            *entry = place.0.to_be_bytes();
+        }
+        change.write_new(table)
+    })
+}
+
+/// Adds a bitmap, of which `write` writes the table and says where it lies.
+fn add(
+    image: &ImageFile,
+    name: &str,
+    granularity: u64,
+    write: impl FnOnce(&mut Change<'_>, &mut Bitmap) -> Result<HostOffset>,
+) -> Result<()> {
     let created = update(image, |change| {
         let header = change.header();
         let (size, cluster) = (header.virtual_size(), header.cluster);
@@ -85,9 +126,7 @@ pub fn create(image: &ImageFile, name: &str, granularity: u64) -> Result<()> {
             let text = format!("{} has a bitmap '{name}' already", image.path().display());
             return Err(Error::new(ErrorKind::Exists, text));
         }
-        // Its entries say that all bits are zero.
-        let table = vec![0; bitmap.table.entries as usize * 8];
-        bitmap.table.offset = change.write_new(table)?;
+        bitmap.table.offset = write(change, &mut bitmap)?;
         change.bitmaps.push(bitmap);
         Ok(None)
     });

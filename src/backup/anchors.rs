@@ -21,6 +21,20 @@ pub(super) const PREFIX: &str = "qdelta-";
 /// Bytes of the disk that a bit of a new bitmap stands for: QEMU's own default.
 const GRANULARITY: u64 = 64 << 10;
 
+/// The name of the bitmap beside the bitmap called `name` that shows whether the disk was shrunk,
+/// which the latter does not record.
+pub(super) fn end_mark(name: &str) -> String {
+    format!("{name}{END_MARK}")
+}
+
+/// The name of the bitmap that an end mark with this name is beside.
+pub(super) fn of_end_mark(name: &[u8]) -> Option<&[u8]> {
+    name.strip_suffix(END_MARK.as_bytes())
+}
+
+/// With what the names of end marks end.
+const END_MARK: &str = ".end";
+
 /// What makes anchors of one disk of one repository recognisable: the end of their names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Tag(String);
@@ -56,7 +70,13 @@ pub(super) fn write(
     let anchor = sweep(&file, tag, &[keep.unwrap_or_default(), name]).and_then(|()| {
         let what = match tracker {
             Tracker::Bitmap => {
-                anchor::bitmap::create(&file, name, GRANULARITY)?;
+                let mark = end_mark(name);
+                anchor::bitmap::create_end_mark(&file, &mark, GRANULARITY)?;
+                if let Err(error) = anchor::bitmap::create(&file, name, GRANULARITY) {
+                    // What can't be removed now is removed by the next run.
+                    let _ = anchor::bitmap::remove(&file, &mark);
+                    return Err(error);
+                }
                 AnchorKind::Bitmap
             }
             _ => {
@@ -77,8 +97,9 @@ pub(super) fn write(
 /// Removes the bitmaps and snapshots of a tag from an image, but those called as `keep` says.
 pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
     let stale = |name: &[u8]| {
-        let name = String::from_utf8_lossy(name);
-        (tag.owns(&name) && !keep.contains(&name.as_ref())).then(|| name.into_owned())
+        let anchor = String::from_utf8_lossy(of_end_mark(name).unwrap_or(name));
+        let is_stale = tag.owns(&anchor) && !keep.contains(&anchor.as_ref());
+        is_stale.then(|| String::from_utf8_lossy(name).into_owned())
     };
     for bitmap in anchor::bitmap::list(file)? {
         if let Some(name) = stale(&bitmap.name) {
@@ -103,7 +124,11 @@ pub(super) fn remove(path: &Path, anchor: &Anchor) -> Result<()> {
         other => other,
     };
     match &anchor.what {
-        AnchorKind::Bitmap => gone(anchor::bitmap::remove(&ImageFile::open(path)?, &anchor.name)),
+        AnchorKind::Bitmap => {
+            let file = ImageFile::open(path)?;
+            gone(anchor::bitmap::remove(&file, &anchor.name))?;
+            gone(anchor::bitmap::remove(&file, &end_mark(&anchor.name)))
+        }
         AnchorKind::Snapshot { id, date_s, date_ns } => {
             let file = ImageFile::open(path)?;
             let ours = anchor::snapshot::list(&file)?.into_iter().find(|it| {

@@ -125,9 +125,10 @@ impl<'a> Job<'a> {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
+        // The fingerprints before the last look: they must not be of what was written behind it.
+        let record = self.record(&pending, &done, geometry, &tracked, archive_id)?;
         self.source.check_unchanged()?;
         cancel.check()?;
-        let record = self.record(&pending, &done, geometry, &tracked, archive_id)?;
         let archive = pending.path().with_file_name(pending.archive_name());
         let report = self.report(&record, &done, tracked, archive, warnings, started);
         Ok((pending, record, report))

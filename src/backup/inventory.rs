@@ -204,7 +204,14 @@ fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
         return Ok(Vec::new());
     }
     let image = ImageFile::over(Arc::new(FileStore::new(file, path)));
-    let bitmaps = anchor::bitmap::list(&image)?.into_iter().map(|it| (it.name, Tracker::Bitmap));
+    let mut bitmaps: Vec<Vec<u8>> = anchor::bitmap::list(&image)?
+        .into_iter()
+        .map(|it| anchors::of_end_mark(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))
+        .collect();
+    // A bitmap and its mark are one anchor.
+    bitmaps.sort_unstable();
+    bitmaps.dedup();
+    let bitmaps = bitmaps.into_iter().map(|name| (name, Tracker::Bitmap));
     let snapshots =
         anchor::snapshot::list(&image)?.into_iter().map(|it| (it.name, Tracker::Snapshot));
     Ok(bitmaps

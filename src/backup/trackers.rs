@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use qdelta_formats::archive::{Geometry, Tracker};
-use qdelta_formats::qcow2::Snapshot;
+use qdelta_formats::qcow2::{Bitmap, Snapshot};
 
 use super::anchors;
 use super::base::{Base, open_chain};
@@ -129,8 +129,9 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// QEMU records writes in a bitmap, but not that a disk was shrunk and then grew again: what lay
-    /// behind its end in between is zero now. So whatever was not zero and has holes is claimed.
+    /// QEMU records what guests write in a bitmap, but not the clusters that `qemu-img check -r`
+    /// makes zero because their entries are damaged. So whatever was not zero and has holes is
+    /// claimed.
     fn add_holes(&self, claim: &mut Claim) -> Result<()> {
         let mut holes = Claim::none(self.geometry);
         self.image().holes(|range| {
@@ -228,7 +229,9 @@ impl Case<'_> {
         if !ours.auto {
             return Err(format!("the bitmap {} does not record every write", anchor.name));
         }
+        let last = self.check_never_shrunk(&file, &bitmaps, &anchor.name)?;
         let mut claim = Claim::none(self.geometry);
+        claim.add(last);
         anchor::bitmap::read(&file, &anchor.name, |range| {
             claim.add(range);
             Ok(())
@@ -236,6 +239,31 @@ impl Case<'_> {
         .and_then(|()| self.add_holes(&mut claim))
         .map_err(|error| error.chain())?;
         Ok((claim, format!("QEMU recorded every write in the bitmap {}", anchor.name)))
+    }
+
+    /// QEMU does not record in a bitmap what a disk loses when it shrinks, nor the zeros that it
+    /// writes when the disk grows again. Fails unless the mark at the end of the disk, beside the
+    /// bitmap called `name`, says that it was not shrunk, but for the last bytes that a bit stands
+    /// for: gives these.
+    fn check_never_shrunk(
+        &self,
+        file: &ImageFile,
+        bitmaps: &[Bitmap],
+        name: &str,
+    ) -> Result<Range<u64>, String> {
+        let mark = anchors::end_mark(name);
+        let usable = |it: &&Bitmap| it.name == mark.as_bytes() && !it.in_use && !it.auto;
+        if bitmaps.iter().find(usable).is_none() {
+            return Err(format!("nothing shows whether the disk was shrunk: no bitmap {mark}"));
+        }
+        let size = self.latest.record.virtual_size;
+        let mut last = None;
+        let found = anchor::bitmap::read(file, &mark, |range| {
+            last = Some(range).filter(|range| range.contains(&size.saturating_sub(1)));
+            Ok(())
+        });
+        found.map_err(|error| error.chain())?;
+        last.ok_or_else(|| "the disk was shrunk, which bitmaps do not record".into())
     }
 
     fn snapshot(&self) -> Answer {
@@ -328,8 +356,13 @@ impl Case<'_> {
         kept: &[File],
     ) -> Result<Counterparts, String> {
         let names = real_names(self.image())?;
+        let older_names = real_names(older)?;
+        // A data file whose name leads somewhere else now would be read as it is.
+        if let Some(lost) = clones.iter().find(|clone| !older_names.contains(&clone.file)) {
+            return Err(format!("the image had its bytes in {}", lost.file.display()));
+        }
         let mut files = Vec::new();
-        for (index, name) in real_names(older)?.iter().enumerate() {
+        for (index, name) in older_names.iter().enumerate() {
             let now = names.iter().position(|other| other == name);
             let cloned = clones.iter().position(|clone| clone.file == *name);
             let Some(now) = now else {

@@ -68,14 +68,16 @@ fn what_is_read_is_what_changed() {
         scene.guest(&acts.iter().map(String::as_str).collect::<Vec<_>>());
         let done = scene.tracked(anchor, &[]);
         assert_eq!(number(&done, "bytes_changed"), 20 * 65536);
-        assert_eq!(number(&done, "bytes_read"), 20 * 65536);
+        // A bitmap's mark says nothing about the last block of the disk: it is read, too.
+        let last = if anchor == "bitmap" { 65536 } else { 0 };
+        assert_eq!(number(&done, "bytes_read"), 20 * 65536 + last);
         assert_eq!(number(&done, "bytes_sampled"), 0);
-        // Nothing changed: nothing is read.
+        // Nothing changed: nothing else is read.
         let done = scene.tracked(anchor, &[]);
-        assert_eq!(number(&done, "bytes_read"), 0);
+        assert_eq!(number(&done, "bytes_read"), last);
         // The sample is bounded.
         let done = scene.repo.backup(&scene.image, "disk", &["--sample", "10"]);
-        assert_eq!(number(&done, "bytes_read"), 10 * 65536);
+        assert_eq!(number(&done, "bytes_read"), 10 * 65536 + last);
         assert_eq!(number(&done, "bytes_sampled"), 10 * 65536);
     }
 }

@@ -156,3 +156,26 @@ fn a_backing_chain_with_clones() {
         scene.tracked("reflink", &[]);
     });
 }
+
+/// The data file became a link to a copy of itself. The first version then found no clone of it,
+/// took it for a backing file, and those are known not to have changed: what the guest wrote into
+/// the copy was missed.
+#[test]
+fn a_data_file_that_became_a_link() {
+    on("xfs", |scene| {
+        let (data, copy) = (scene.lab.path("disk.data"), scene.lab.path("copy.data"));
+        let options = format!("data_file={}", data.display());
+        crate::harness::images::create(&scene.image, &options, 8 * MIB);
+        scene.guest(&["write -q -P 1 0 4M"]);
+        scene.backup(&["--anchor", "reflink"]);
+        fs::copy(&data, &copy).unwrap();
+        fs::remove_file(&data).unwrap();
+        std::os::unix::fs::symlink("copy.data", &data).unwrap();
+        scene.guest(&["write -q -P 7 1M 64k"]);
+        let done = scene.tracked("scan", &[]);
+        let reason = super::reason(&done, "reflink");
+        assert!(reason.contains("the image had its bytes in"), "{reason}");
+        scene.guest(&["write -q -P 8 2M 64k"]);
+        scene.tracked("reflink", &[]);
+    });
+}
