@@ -48,6 +48,8 @@ class Chain:
                                        *flags, **options)
         report = summary["domains"][0]["result"]
         begun = self.guest.newest() + 1
+        # The freeze ends, as the guest sees it, with the first record after it.
+        self.guest.wait_if_running()
         gap_ms = self.guest.longest_gap_ms_or_none(since)
         point = Point(report, acknowledged, begun, gap_ms)
         self.points.append(point)
