@@ -117,7 +117,7 @@ fn where_nothing_can_be_cloned_the_choices_are_listed_and_each_works() {
     let script = "#!/bin/bash
 case $1 in
 create) cp \"$2\" \"$2.copy\" && echo \"$2.copy\" ;;
-release) [ \"$3\" = \"$2.copy\" ] && rm \"$3\" && echo \"$QDELTA_DOMAIN $2\" >>\"$(dirname \"$0\")/released\" ;;
+release) ! ls -l /proc/[0-9]*/fd 2>/dev/null | grep -qF -- \"$3\" && [ \"$3\" = \"$2.copy\" ] && rm \"$3\" && echo \"$QDELTA_DOMAIN $2\" >>\"$(dirname \"$0\")/released\" ;;
 esac\n";
     fs::write(&command, script).unwrap();
     fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).unwrap();

@@ -166,11 +166,16 @@ fn without_virsh_or_agent_nothing_is_frozen_and_it_is_said() {
     let frozen = scene.try_freeze().unwrap();
     scene.virsh.tell("no-agent", "QEMU guest agent is not connected");
     assert_eq!(frozen.thaw().unwrap_err().kind(), ErrorKind::Alarm);
-    // A guest that was stopped in between is not.
+    // A guest that does not run was stopped, or is only paused and frozen still: no point, and the
+    // mark stays for the next run.
     let scene = Scene::new();
     let frozen = scene.try_freeze().unwrap();
     scene.virsh.tell("no-agent", "Requested operation is not valid: domain is not running");
     assert!(frozen.thaw().unwrap().broken.is_some());
+    assert!(!is_gone(&scene.freeze.mark));
+    assert_eq!(thaw_marked(&scene.freeze, true).unwrap_err().kind(), ErrorKind::Alarm);
+    assert!(!is_gone(&scene.freeze.mark));
+    assert!(thaw_marked(&scene.freeze, false).unwrap());
     assert!(is_gone(&scene.freeze.mark));
     let scene = Scene::new();
     let program = Program { path: "/nonexistent/qdelta".into(), arguments: Vec::new() };

@@ -23,6 +23,11 @@ pub struct Changes {
     pub disks: Vec<(String, PathBuf, &'static str)>,
     /// The restored file of the firmware's variables.
     pub nvram: Option<PathBuf>,
+    /// The generation id, if the domain has one: a guest learns from a new one that it was restored,
+    /// and that what it had agreed with others since does not count.
+    pub genid: Option<String>,
+    /// Targets of disks that are to be left out.
+    pub dropped: Vec<String>,
 }
 
 /// Writes the XML of a domain with `changes`. The state that libvirt wraps around the XML of a
@@ -39,6 +44,9 @@ pub fn rewrite(text: &str, changes: &Changes) -> Result<String> {
     }
     if let Some(uuid) = &changes.uuid {
         edits.uuid(domain, uuid);
+    }
+    if let (Some(id), Some(node)) = (&changes.genid, child(domain, "genid")) {
+        edits.content(node, id);
     }
     if let (Some(path), Some(os)) = (&changes.nvram, child(domain, "os")) {
         edits.nvram(os, path);
@@ -123,6 +131,9 @@ impl Edits<'_> {
 
     fn disk(&mut self, disk: Node<'_, '_>, changes: &Changes) {
         let target = child(disk, "target").and_then(|target| target.attribute("dev"));
+        if target.is_some_and(|target| changes.dropped.iter().any(|it| it == target)) {
+            return self.replace(disk.range(), String::new());
+        }
         let restored = changes.disks.iter().find(|(name, ..)| Some(name.as_str()) == target);
         let Some((_, path, format)) = restored else { return };
         self.attribute(disk, "type", "file");

@@ -170,6 +170,7 @@ fn a_restored_domain_differs_in_what_was_asked_for_alone() {
             ("vdi".to_owned(), PathBuf::from("/to/i.raw"), "raw"),
         ],
         nvram: Some(PathBuf::from("/to/VARS.fd")),
+        ..Changes::default()
     };
     for text in [WEB.to_owned(), live("running")] {
         let new = rewrite(&text, &changes).unwrap();
@@ -188,6 +189,25 @@ fn a_restored_domain_differs_in_what_was_asked_for_alone() {
         assert_eq!(domain.disks[2], parse(WEB).unwrap().disks[2]);
         assert!(new.contains("template='/usr/share/OVMF/OVMF_VARS.fd'"));
     }
+}
+
+/// A second guest with the network disk of the first would have destroyed it, and one that was
+/// restored must learn that by its generation id.
+#[test]
+fn a_disk_can_be_left_out_and_the_generation_is_another() {
+    let old = "<genid>43dc0cf8-809b-4adb-9bea-a9abb5f3d90e</genid>";
+    let text = WEB.replacen("<devices>", &format!("{old}<devices>"), 1);
+    let changes = Changes {
+        genid: Some("11111111-2222-4333-8444-555555555555".to_owned()),
+        dropped: vec!["vdc".to_owned()],
+        ..Changes::default()
+    };
+    let new = rewrite(&text, &changes).unwrap();
+    assert!(new.contains("<genid>11111111-2222-4333-8444-555555555555</genid>"));
+    assert!(!new.contains(old));
+    let (before, domain) = (parse(WEB).unwrap(), parse(&new).unwrap());
+    assert_eq!(domain.disks.len() + 1, before.disks.len());
+    assert!(domain.disks.iter().all(|disk| disk.target != "vdc"));
 }
 
 #[test]

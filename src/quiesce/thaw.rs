@@ -24,6 +24,8 @@ pub(super) struct Done {
     pub filesystems: u32,
     /// Why the first try did not work.
     pub first_problem: Option<String>,
+    /// libvirt says that the guest does not run: it was stopped, or is only paused and frozen still.
+    pub not_running: bool,
 }
 
 /// Thaws, trying again until the time for it is over. `left` is what is left of the time that the
@@ -47,9 +49,10 @@ fn thaw_within(freeze: &Freeze, left: Duration, limit: Duration) -> Result<Done,
         // The first one may have had little time; those that follow get more and more.
         try_max = if first_problem.is_none() { TRY_MIN * 2 } else { this * 2 };
         match virsh::call(&freeze.virsh, Verb::Thaw, &freeze.guest, this, None) {
-            Ok(filesystems) => return Ok(Done { filesystems, first_problem }),
+            Ok(filesystems) => return Ok(Done { filesystems, first_problem, not_running: false }),
             Err(problem) if problem.stopped => {
-                return Ok(Done { filesystems: 0, first_problem: Some(problem.text) });
+                let first_problem = Some(problem.text);
+                return Ok(Done { filesystems: 0, first_problem, not_running: true });
             }
             Err(problem) if Instant::now() + pause >= end => return Err(problem.text),
             Err(problem) => {
@@ -65,6 +68,10 @@ fn thaw_within(freeze: &Freeze, left: Duration, limit: Duration) -> Result<Done,
 /// Thaws a guest that may be frozen, whoever froze it, and removes the mark.
 pub(super) fn thaw_now(freeze: &Freeze) -> Result<Done> {
     let done = thaw(freeze, TRY_MAX).map_err(|problem| alarm(&freeze.name, &problem))?;
+    if done.not_running {
+        // A guest that is paused was not thawed: the mark stays until it is.
+        return Err(alarm(&freeze.name, "it does not run now; a paused one stays frozen"));
+    }
     mark::clear(&freeze.mark, None);
     Ok(done)
 }

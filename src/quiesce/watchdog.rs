@@ -79,7 +79,8 @@ impl Watch {
         // Also after a freeze that failed: it may have frozen something.
         let thawed = thaw::thaw(freeze, freeze.freeze_max.saturating_sub(since.elapsed()));
         let freeze_ms = since.elapsed().as_millis() as u64;
-        if thawed.is_ok() {
+        // One that is only paused is frozen still: the next run looks again.
+        if thawed.as_ref().is_ok_and(|done| !done.not_running) {
             mark::clear(&freeze.mark, Some(&mark));
         }
         match (frozen, thawed) {

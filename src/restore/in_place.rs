@@ -9,13 +9,15 @@
 //! again goes on.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use qdelta_formats::archive::{GroupIndex, block_digest, zero_block_digest};
 use roaring::RoaringBitmap;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::rebuild;
@@ -207,7 +209,19 @@ impl Job<'_> {
     /// Writes over a raw image.
     fn raw(&self, before: Option<Stamp>) -> Result<(u64, String)> {
         let failed = |error| Error::io("open", self.path, error);
-        let file = File::options().read(true).write(true).open(self.path).map_err(failed)?;
+        let mut options = File::options();
+        options.read(true).write(true);
+        if std::fs::metadata(self.path).map_err(failed)?.file_type().is_block_device() {
+            // A device that is mounted here is in use, though no lock says so.
+            options.custom_flags(OFlags::EXCL.bits() as i32);
+        }
+        let file = options.open(self.path).map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::BUSY) => {
+                let text = format!("{} is mounted or otherwise in use", self.path.display());
+                Error::new(ErrorKind::Busy, text).because(error)
+            }
+            _ => failed(error),
+        })?;
         let lock = ImageLock::exclusive(&file, self.path)?;
         warn(lock.warning());
         self.check_unchanged(before)?;

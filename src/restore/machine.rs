@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{Destination, Report, Request, nonzero_blocks, rebuild};
 use crate::backup::{check_indexes, open_chain};
 use crate::chain::Chain;
-use crate::domain::{Changes, Domain, parse, rewrite};
+use crate::domain::{Changes, Device, Domain, Source, parse, rewrite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
 use crate::output::{Format, Plan, Target};
@@ -346,7 +346,10 @@ impl<'a> Job<'a> {
             }
         }
         changes.nvram.clone_from(&nvram);
+        changes.genid = Some(new_uuid()?);
         if self.request.rename.is_some() {
+            // Two guests that write to one disk destroy it.
+            changes.dropped = self.shared_disks()?;
             changes.name = Some(self.name.clone());
             changes.macs = Some(new_macs(self.definition.matches("<interface").count())?);
         }
@@ -361,7 +364,7 @@ impl<'a> Job<'a> {
             consistency: manifest.consistency.as_str(),
             disks: reports,
             commands: self.commands(&xml),
-            warnings: self.warnings(&domain),
+            warnings: self.warnings(&domain, &changes.dropped),
             xml,
             nvram,
             seconds: 0.0,
@@ -410,24 +413,64 @@ impl<'a> Job<'a> {
         commands
     }
 
+    /// The targets of disks that the guest can write to and that are not in the point: a second
+    /// guest must not have them.
+    fn shared_disks(&self) -> Result<Vec<String>> {
+        let domain = parse(&self.definition)?;
+        let restored = |target: &String| self.disks.iter().any(|disk| disk.target == *target);
+        let disks = domain.disks.into_iter().filter(|disk| {
+            matches!(disk.device, Device::Disk | Device::Lun)
+                && !disk.readonly
+                && disk.source != Source::Nothing
+        });
+        Ok(disks.map(|disk| disk.target).filter(|target| !restored(target)).collect())
+    }
+
     /// What the restored machine does not have, or shares with the one it was made from.
-    fn warnings(&self, domain: &Domain) -> Vec<String> {
+    fn warnings(&self, domain: &Domain, dropped: &[String]) -> Vec<String> {
         let mut warnings: Vec<String> = Vec::new();
-        for left_out in &self.machine.left_out {
-            let named = domain.disks.iter().find(|disk| disk.target == left_out.disk);
-            if let Some(crate::domain::Source::File(path) | crate::domain::Source::Block(path)) =
-                named.map(|disk| &disk.source)
-            {
+        let why = |target: &str| {
+            let left_out = self.machine.left_out.iter().find(|it| it.disk == target);
+            left_out.map_or("only the definition has it", |it| it.reason.as_str())
+        };
+        for target in dropped {
+            let why = why(target);
+            warnings.push(format!(
+                "disk {target} is not in the point ({why}): it is not in the new definition either"
+            ));
+        }
+        for disk in domain.disks.iter().filter(|disk| disk.source != Source::Nothing) {
+            if self.disks.iter().all(|restored| restored.target != disk.target) {
                 warnings.push(format!(
                     "disk {} is not in the point ({}): the definition still names {}",
-                    left_out.disk,
-                    left_out.reason,
-                    path.display()
+                    disk.target,
+                    why(&disk.target),
+                    named(&disk.source)
+                ));
+            }
+        }
+        for restored in &self.disks {
+            if domain.disks.iter().all(|disk| disk.target != restored.target) {
+                warnings.push(format!(
+                    "disk {} is restored to {}, and the definition has no such disk",
+                    restored.target,
+                    restored.path.display()
                 ));
             }
         }
         warnings.extend(self.machine.missing.iter().map(|it| format!("not in the point: {it}")));
         warnings
+    }
+}
+
+/// A source in words.
+fn named(source: &Source) -> String {
+    match source {
+        Source::File(path) | Source::Block(path) => path.display().to_string(),
+        Source::Network(protocol) => format!("its source on a server ({protocol})"),
+        Source::Volume { pool, volume } => format!("volume {volume} of pool {pool}"),
+        Source::Other(kind) => format!("its source ({kind})"),
+        Source::Nothing => "nothing".to_owned(),
     }
 }
 

@@ -149,7 +149,10 @@ pub fn run_guest(
         cancel,
     };
     let ready = flow.get_ready()?;
-    let (written, mut moment) = match plan.usage {
+    // In this order: what was made of the disks goes after everything that has it open.
+    let mut moment;
+    let written;
+    (written, moment) = match plan.usage {
         Use::Stopped => flow.in_place(ready)?,
         _ if request.consistency == ConsistencyChoice::FreezeCopy => {
             flow.freeze_copy(ready, mark)?
@@ -222,6 +225,13 @@ impl<'a> Flow<'a> {
         }
         let moment = Moment::offline();
         let written = self.write(ready, sources, moment.consistency, self.cancel)?;
+        // libvirt gives QEMU device nodes of its own, so that neither sees the other's locks there.
+        let devices = self.plan.disks.iter().any(|disk| disk.block);
+        if devices && self.request.libvirt.find(&self.request.domain)?.live.is_some() {
+            written.into_iter().for_each(|done| done.rest.discard());
+            let text = format!("{} was started while its disks were read", self.request.domain);
+            return Err(Error::new(ErrorKind::Busy, text).advise("no point was made: try again"));
+        }
         Ok((written, moment))
     }
 

@@ -14,7 +14,7 @@ use crate::backup::anchors::{self, Clones, descriptor};
 use crate::backup::disk::Written;
 use crate::backup::leave;
 use crate::backup::source::{Source, written_files};
-use crate::domain::Agent;
+use crate::domain::{self, Agent, Domain, Found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
 use crate::progress::Cancel;
@@ -37,6 +37,9 @@ pub(super) struct Moment {
     /// The firmware's variables at that moment.
     pub nvram: Option<Vec<u8>>,
     pub warnings: Vec<String>,
+    /// What the admin's command has made; released when this is dropped, so it must outlive
+    /// everything that has it open.
+    pub snapshots: Vec<Snapshots>,
 }
 
 /// The files that a guest writes to on one disk, open.
@@ -51,7 +54,13 @@ enum Made {
 impl Moment {
     /// The guest is stopped: any moment is as good as another.
     pub fn offline() -> Self {
-        Self { consistency: Consistency::Offline, freeze: None, nvram: None, warnings: Vec::new() }
+        Self {
+            consistency: Consistency::Offline,
+            freeze: None,
+            nvram: None,
+            warnings: Vec::new(),
+            snapshots: Vec::new(),
+        }
     }
 }
 
@@ -77,9 +86,10 @@ impl<'a> Flow<'a> {
             // when it is cloned.
             let _ = file.fd().map(rustix::fs::fdatasync);
         }
-        let (made, moment) = self.still(freeze, |left| self.make(&ready, &files, left))?;
+        let (made, mut moment) = self.still(freeze, |left| self.make(&ready, &files, left))?;
         drop(files);
-        let (sources, _released_at_the_end) = self.open(&ready, made)?;
+        let sources;
+        (sources, moment.snapshots) = self.open(&ready, made)?;
         let written = self.write(ready, sources, moment.consistency, self.cancel)?;
         Ok((written, moment))
     }
@@ -129,6 +139,7 @@ impl<'a> Flow<'a> {
             let made = make(limit)?;
             moment.nvram = self.nvram();
             let now = self.request.libvirt.find(&self.request.domain)?;
+            self.check_same(&now)?;
             if !now.domain.is_paused() {
                 return Err(refused(format!("{} was let go on meanwhile", self.request.domain))
                     .advise("try again"));
@@ -143,6 +154,7 @@ impl<'a> Flow<'a> {
         if self.request.consistency == ConsistencyChoice::Crash {
             let made = make(limit)?;
             moment.nvram = self.nvram();
+            self.check_same(&self.request.libvirt.find(&self.request.domain)?)?;
             if self.plan.disks.len() > 1 {
                 moment
                     .warnings
@@ -154,8 +166,10 @@ impl<'a> Flow<'a> {
         let frozen: Frozen = Watchdog::start(&self.request.watchdog, freeze)?.freeze()?;
         let made = make(frozen.left());
         moment.nvram = self.nvram();
+        let now = self.request.libvirt.find(&self.request.domain);
         let thawed = frozen.thaw()?;
         let made = made?;
+        self.check_same(&now?)?;
         if let Some(broken) = &thawed.broken {
             return Err(refused(format!("{} was not frozen all the time", self.request.domain))
                 .because(broken.clone())
@@ -164,6 +178,21 @@ impl<'a> Flow<'a> {
         moment.consistency = Consistency::FilesystemQuiesced;
         moment.freeze = Some(thawed);
         Ok((made, moment))
+    }
+
+    /// Fails if the guest has come to write to other files since its disks were looked up: an
+    /// external snapshot, the end of a block job, a restart.
+    fn check_same(&self, now: &Found) -> Result<()> {
+        let disks = |domain: &Domain| -> Vec<(String, domain::Source)> {
+            domain.disks.iter().map(|disk| (disk.target.clone(), disk.source.clone())).collect()
+        };
+        let (before, now) = (&self.found.domain, &now.domain);
+        if before.pid == now.pid && disks(before) == disks(now) {
+            return Ok(());
+        }
+        Err(refused(format!("the disks of {} were changed meanwhile", self.request.domain))
+            .because("no point was made: its disks would be of different moments")
+            .advise("try again when no snapshot or block job is under way"))
     }
 
     /// Fails if nobody in the guest could freeze anything.
@@ -236,7 +265,7 @@ impl<'a> Flow<'a> {
         };
         let mut all = Vec::new();
         for files in files {
-            let mut snapshots = Snapshots::new(command, &self.request.domain);
+            let mut snapshots = Snapshots::new(command, &self.request.domain, self.point);
             for (path, _) in files {
                 snapshots.create(path, end.saturating_duration_since(Instant::now()))?;
             }
@@ -255,7 +284,10 @@ impl<'a> Flow<'a> {
                     let leave =
                         leave(&self.request.options, open, &disk.base, &disk.tag, self.point);
                     let keep = leave.as_ref().is_some_and(|it| it.tracker == Tracker::Reflink);
-                    sweep(disk, &clones, leave.as_ref().and_then(|it| it.keep.as_deref()));
+                    // Also if no anchor is left: the one before is about to be compared with.
+                    let before = disk.base.latest.as_ref();
+                    let before = before.and_then(|latest| latest.record.anchor.as_ref());
+                    sweep(disk, &clones, before.map(|anchor| anchor.name.as_str()));
                     sources.push(Source::of_clones(&disk.plan.image, open, clones, keep)?);
                 }
                 Ok((sources, Vec::new()))
@@ -264,7 +296,14 @@ impl<'a> Flow<'a> {
                 for (disk, snapshots) in ready.iter().zip(&all) {
                     let substitutes = snapshots.substitutes().to_vec();
                     let (image, open) = (&disk.plan.image, &disk.plan.open);
-                    sources.push(Source::of_copies(image, open, substitutes)?);
+                    match Source::of_copies(image, open, substitutes) {
+                        Ok(source) => sources.push(source),
+                        Err(error) => {
+                            // Nothing is released while it is open.
+                            drop(sources);
+                            return Err(error);
+                        }
+                    }
                 }
                 Ok((sources, all))
             }

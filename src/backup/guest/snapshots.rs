@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::program::{self, End, Failure};
+use crate::repository::PointId;
 
 /// How long a release may take.
 const RELEASE_MAX: Duration = Duration::from_secs(120);
@@ -20,14 +21,16 @@ const RELEASE_MAX: Duration = Duration::from_secs(120);
 pub(super) struct Snapshots {
     command: PathBuf,
     domain: String,
+    point: PointId,
     /// Each file and what is to be read in its place.
     taken: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Snapshots {
     /// None yet.
-    pub fn new(command: &Path, domain: &str) -> Self {
-        Self { command: command.to_path_buf(), domain: domain.to_owned(), taken: Vec::new() }
+    pub fn new(command: &Path, domain: &str, point: PointId) -> Self {
+        let (command, domain) = (command.to_path_buf(), domain.to_owned());
+        Self { command, domain, point, taken: Vec::new() }
     }
 
     /// Makes the moment of a file, within `limit`.
@@ -71,6 +74,8 @@ impl Snapshots {
         };
         let mut command = Command::new(&self.command);
         command.arg(verb).arg(file).args(made).env("QDELTA_DOMAIN", &self.domain);
+        // A name that no snapshot of an earlier point has.
+        command.env("QDELTA_POINT", self.point.to_string());
         match program::run(command, limit, None) {
             Ok((End::Exit(status), said)) if status.success() => {
                 let line = said.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
