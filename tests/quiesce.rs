@@ -29,6 +29,7 @@ impl Scene {
             mark: lab.path("mark"),
             freeze_max: Duration::from_secs(30),
             thaw_tries: Duration::from_secs(30),
+            late_max: Duration::from_millis(100),
         };
         Self { _lab: lab, virsh, freeze }
     }
@@ -79,6 +80,20 @@ fn a_freeze_that_hangs_is_ended_and_followed_by_a_thaw() {
     let error = scene.try_freeze().unwrap_err();
     assert!(error.chain().contains("gave no answer in 400 ms"), "{}", error.chain());
     scene.assert_thawed();
+}
+
+/// libvirt lets a freeze wait for its turn, and goes on with it when nobody waits for the answer any
+/// more. The thaw overtook it, and the guest stayed frozen.
+#[test]
+fn a_freeze_that_comes_after_its_thaw_is_thawed_too() {
+    let mut scene = Scene::new();
+    scene.freeze.freeze_max = Duration::from_millis(300);
+    scene.freeze.late_max = Duration::from_secs(60);
+    scene.virsh.tell("freeze-comes-late", "1");
+    assert_eq!(scene.try_freeze().unwrap_err().kind(), ErrorKind::Guest);
+    wait_until("the freeze", || scene.virsh.has("came"));
+    assert!(!scene.virsh.is_frozen() && is_gone(&scene.freeze.mark));
+    assert!(scene.virsh.count("domfsthaw") > 1);
 }
 
 #[test]
@@ -193,12 +208,12 @@ fn a_dropped_freeze_is_thawed() {
 }
 
 /// The watchdog as a process of which the test is the one that may die.
-fn watchdog(scene: &Scene) -> Child {
+fn watchdog(scene: &Scene, stderr: Stdio) -> Child {
     let mut child = Command::new(binary())
         .arg("watchdog")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(stderr)
         .spawn()
         .unwrap();
     let watch = serde_json::json!({ "Watch": scene.freeze });
@@ -212,7 +227,7 @@ fn the_guest_is_thawed_when_the_parent_dies_at_any_moment() {
     for round in 0..20 * sweep() {
         let scene = Scene::new();
         scene.virsh.tell("freeze-takes", "0.05");
-        let mut child = watchdog(&scene);
+        let mut child = watchdog(&scene, Stdio::null());
         std::thread::sleep(Duration::from_millis(round * 8 % 160));
         drop((child.stdin.take(), child.stdout.take()));
         assert!(child.wait().unwrap().success(), "round {round}");
@@ -228,7 +243,7 @@ fn signals_do_not_keep_the_watchdog_from_its_work() {
     use rustix::process::{Pid, Signal, kill_process};
     let mut scene = Scene::new();
     scene.freeze.freeze_max = Duration::from_secs(2);
-    let mut child = watchdog(&scene);
+    let mut child = watchdog(&scene, Stdio::null());
     wait_until("the freeze", || scene.virsh.is_frozen());
     let pid = Pid::from_child(&child);
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
@@ -265,6 +280,51 @@ fn a_watchdog_that_is_killed_is_replaced() {
         }
         scene.assert_thawed();
     }
+}
+
+/// A watchdog that was stopped, or whatever a program can suffer, kept the one that had started it
+/// waiting for ever, and the guest frozen.
+#[test]
+fn a_watchdog_that_hangs_is_ended_and_replaced() {
+    let says = |words: &str| Program {
+        path: "/bin/sh".into(),
+        arguments: vec!["-c".into(), format!("printf '%b\\n' '{words}'; exec sleep 1000").into()],
+    };
+    let mut scene = Scene::new();
+    scene.freeze.freeze_max = Duration::from_millis(300);
+    let before = "\"Ready\"";
+    let within = "\"Ready\"\n{\"Frozen\":{\"filesystems\":1}}";
+    for words in [before, within] {
+        scene.virsh.tell("frozen", "");
+        let dog = Watchdog::start(&says(words), scene.freeze.clone()).unwrap();
+        let process = PathBuf::from(format!("/proc/{}", dog.id()));
+        let said = match dog.freeze() {
+            Ok(frozen) => frozen.thaw().unwrap().broken.unwrap(),
+            Err(error) => error.chain(),
+        };
+        assert!(said.contains("the watchdog died or hung"), "{said}");
+        assert!(is_gone(&process), "it is still there");
+        scene.assert_thawed();
+    }
+}
+
+/// Nobody reads what the watchdog has to say, and the pipe is full: a note between two tries of the
+/// thaw kept it from the next one.
+#[test]
+fn the_thaw_waits_for_no_reader() {
+    let mut scene = Scene::new();
+    scene.virsh.tell("thaw-fails", "2");
+    scene.freeze.freeze_max = Duration::from_secs(1);
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b'x'; 512]).is_ok() {}
+    rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::empty()).unwrap();
+    let mut child = watchdog(&scene, writer.into());
+    wait_until("the freeze", || scene.virsh.is_frozen());
+    scene.assert_thawed();
+    assert_eq!(scene.virsh.count("domfsthaw"), 3);
+    drop((child.stdin.take(), child.stdout.take()));
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -15,9 +15,10 @@ mod virsh;
 mod watchdog;
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -26,12 +27,21 @@ pub use thaw::thaw_marked;
 pub use watchdog::watch;
 
 use crate::error::{Error, ErrorKind, Result};
-use protocol::{LINE_LEN_MAX, Order, Reply};
+use protocol::{Lines, Order, Reply};
 
 /// How long a freeze may last unless told otherwise: half of what a Windows guest bears.
 pub const FREEZE_MAX_DEFAULT: Duration = Duration::from_secs(5);
 /// How long a thaw is tried again before it is an alarm, unless told otherwise.
 pub const THAW_TRIES_DEFAULT: Duration = Duration::from_secs(60);
+/// How long a freeze that was given up may still reach the guest: libvirt lets a call wait for its
+/// turn for 30 seconds, and then for the agent.
+pub const LATE_MAX_DEFAULT: Duration = Duration::from_secs(35);
+
+/// How long the watchdog may take to be ready, and to end when its work is done.
+const START_MAX: Duration = Duration::from_secs(10);
+/// How much later than it should the watchdog may answer before it is taken for dead. So short that
+/// the guest is thawed within a second after the limit also then.
+const SILENCE_MAX: Duration = Duration::from_millis(700);
 
 /// How `virsh` is called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +67,9 @@ pub struct Freeze {
     pub freeze_max: Duration,
     /// How long the thaw is tried again until it is an alarm.
     pub thaw_tries: Duration,
+    /// How long a freeze that was given up may still reach the guest: until then it is thawed again
+    /// and again.
+    pub late_max: Duration,
 }
 
 /// How the watchdog is started: a program that ends in [`watch`].
@@ -75,7 +88,7 @@ pub struct Watchdog {
     child: Child,
     /// Closing it is what the watchdog takes for our end.
     orders: Option<ChildStdin>,
-    replies: BufReader<ChildStdout>,
+    replies: Lines<ChildStdout>,
 }
 
 /// A guest whose filesystems are frozen. Dropped, it is thawed.
@@ -120,13 +133,16 @@ impl Watchdog {
         let (Some(orders), Some(replies)) = (orders, replies) else {
             return Err(failed("has no pipes"));
         };
-        let replies = BufReader::new(replies);
+        let replies = Lines::new(replies);
         let mut watchdog = Self { freeze, child, orders: Some(orders), replies };
         let first = Order::Watch(watchdog.freeze.clone());
         watchdog.order(&first).map_err(|error| failed("takes no orders").because(error))?;
-        match watchdog.reply() {
+        match watchdog.replies.next(Some(START_MAX)) {
             Some(Reply::Ready) => Ok(watchdog),
-            other => Err(failed("is not ready").because(format!("it said {other:?}"))),
+            other => {
+                watchdog.kill();
+                Err(failed("is not ready").because(format!("it said {other:?}")))
+            }
         }
     }
 
@@ -144,7 +160,7 @@ impl Watchdog {
         let since = Instant::now();
         // An order that can't be given is noticed by the reply that does not come.
         let _ = self.order(&Order::Freeze);
-        let reply = self.reply();
+        let reply = self.outcome(self.freeze.freeze_max);
         let name = self.freeze.name.clone();
         match reply {
             Some(Reply::Frozen { filesystems }) => {
@@ -152,19 +168,15 @@ impl Watchdog {
                 Ok(Frozen { watchdog: self, since, filesystems, open: true })
             }
             Some(Reply::NotFrozen { problem }) => {
-                self.wait();
                 Err(Error::new(ErrorKind::Guest, format!("{name} could not be frozen"))
                     .because(problem)
                     .advise("look at the guest agent, or take --consistency crash"))
             }
-            Some(Reply::Alarm { problem }) => {
-                self.wait();
-                Err(alarm(&name, &problem))
-            }
+            Some(Reply::Alarm { problem }) => Err(alarm(&name, &problem)),
             _ => {
-                self.take_over()?;
+                self.take_over(true)?;
                 Err(Error::new(ErrorKind::Guest, format!("{name} was not frozen"))
-                    .because("the watchdog died; the guest was thawed"))
+                    .because("the watchdog died or hung; the guest was thawed"))
             }
         }
     }
@@ -178,32 +190,48 @@ impl Watchdog {
         }
     }
 
-    /// What the watchdog says next; nothing if it is no more, or makes no sense.
-    fn reply(&mut self) -> Option<Reply> {
-        let mut line = Vec::new();
-        let read = self.replies.by_ref().take(LINE_LEN_MAX).read_until(b'\n', &mut line);
-        read.ok().filter(|&len| len > 0)?;
-        serde_json::from_slice(&line).ok()
+    /// What has come of an order. Nothing if the watchdog is no more, makes no sense, or has been
+    /// silent for longer than it can have a reason to be: after `left` it should thaw the guest.
+    fn outcome(&mut self, left: Duration) -> Option<Reply> {
+        let mut limit = left + SILENCE_MAX;
+        loop {
+            match self.replies.next(Some(limit))? {
+                Reply::Trying => limit = thaw::PAUSE_MAX + thaw::TRY_MAX + SILENCE_MAX,
+                reply => return Some(reply),
+            }
+        }
     }
 
-    /// Thaws in the place of a watchdog that died.
-    fn take_over(&mut self) -> Result<()> {
-        tracing::error!("the watchdog of {} died; thawing it from here", self.freeze.name);
-        self.wait();
-        thaw::thaw_now(&self.freeze).map(drop)
+    /// Thaws in the place of a watchdog that died or hangs. `unanswered` says that its freeze may
+    /// still be on its way.
+    fn take_over(&mut self, unanswered: bool) -> Result<()> {
+        self.kill();
+        let thawed = thaw::thaw_now(&self.freeze, unanswered).map(drop);
+        // Not before: whoever should read it may not, and the guest would wait.
+        tracing::error!("the watchdog of {} died or hung", self.freeze.name);
+        thawed
     }
 
-    /// Lets the watchdog end, and waits for it. It is done, or about to give up.
-    fn wait(&mut self) {
+    /// Ends the watchdog, whatever it does.
+    fn kill(&mut self) {
         self.orders = None;
-        // It can only fail if somebody else has waited for it.
+        // It can only fail if it has ended, or if somebody else has waited for it.
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 impl Drop for Watchdog {
+    /// Lets the watchdog end, which has nothing left to do; one that does not is ended.
     fn drop(&mut self) {
-        self.wait();
+        self.orders = None;
+        let end = Instant::now() + START_MAX;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() >= end {
+                return self.kill();
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
@@ -218,47 +246,35 @@ impl Frozen {
     /// # Errors
     /// `Alarm` if it can't be thawed.
     pub fn thaw(mut self) -> Result<Thawed> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<Thawed> {
         self.open = false;
         // If the limit has passed, the answer is there already.
         let _ = self.watchdog.order(&Order::Thaw);
-        match self.watchdog.reply() {
-            Some(Reply::Thawed { freeze_ms, problem }) => {
-                self.watchdog.wait();
-                Ok(Thawed { freeze_ms, filesystems: self.filesystems, broken: problem })
-            }
+        let (freeze_ms, broken) = match self.watchdog.outcome(self.left()) {
+            Some(Reply::Thawed { freeze_ms, problem }) => (freeze_ms, problem),
             Some(Reply::Alarm { problem }) => {
-                self.watchdog.wait();
-                Err(alarm(&self.watchdog.freeze.name, &problem))
+                return Err(alarm(&self.watchdog.freeze.name, &problem));
             }
             _ => {
-                self.watchdog.take_over()?;
-                Ok(Thawed {
-                    freeze_ms: self.since.elapsed().as_millis() as u64,
-                    filesystems: self.filesystems,
-                    broken: Some("the watchdog died during the freeze".to_owned()),
-                })
+                self.watchdog.take_over(false)?;
+                let broken = "the watchdog died or hung during the freeze".to_owned();
+                (self.since.elapsed().as_millis() as u64, Some(broken))
             }
-        }
+        };
+        Ok(Thawed { freeze_ms, filesystems: self.filesystems, broken })
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        if !self.open {
-            return;
-        }
         // The error that led here is more interesting than how the thaw went, but for an alarm.
-        let _ = self.watchdog.order(&Order::Thaw);
-        match self.watchdog.reply() {
-            Some(Reply::Thawed { .. }) => {}
-            Some(Reply::Alarm { problem }) => {
-                tracing::error!("{}", alarm(&self.watchdog.freeze.name, &problem).chain());
-            }
-            _ => {
-                if let Err(error) = self.watchdog.take_over() {
-                    tracing::error!("{}", error.chain());
-                }
-            }
+        if self.open
+            && let Err(error) = self.end()
+        {
+            tracing::error!("{}", error.chain());
         }
     }
 }

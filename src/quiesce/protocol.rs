@@ -1,11 +1,17 @@
 //! What the watchdog and the process that started it say to each other: one JSON value a line.
 
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Freeze;
 
 /// A line is never longer, in bytes.
-pub(super) const LINE_LEN_MAX: u64 = 64 << 10;
+const LINE_LEN_MAX: usize = 64 << 10;
 
 /// What the watchdog is told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,6 +34,8 @@ pub(super) enum Reply {
         /// How many filesystems are.
         filesystems: u32,
     },
+    /// It is about to try to thaw the guest: a sign of life.
+    Trying,
     /// The guest could not be frozen, and is thawed.
     NotFrozen {
         /// Why.
@@ -45,4 +53,51 @@ pub(super) enum Reply {
         /// Why.
         problem: String,
     },
+}
+
+/// What comes through a pipe, line by line.
+#[derive(Debug)]
+pub(super) struct Lines<P> {
+    pipe: P,
+    /// What was read of the next line.
+    line: Vec<u8>,
+}
+
+impl<P: Read + AsFd> Lines<P> {
+    pub fn new(pipe: P) -> Self {
+        Self { pipe, line: Vec::new() }
+    }
+
+    pub fn pipe(&self) -> &P {
+        &self.pipe
+    }
+
+    /// Waits for the next line, at most for `limit`. Nothing comes if the limit is reached, if
+    /// whoever writes them is no more, or if they make no sense.
+    pub fn next<T: DeserializeOwned>(&mut self, limit: Option<Duration>) -> Option<T> {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        loop {
+            if let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.line.drain(..=end).collect();
+                return serde_json::from_slice(&line).ok();
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) || self.line.len() > LINE_LEN_MAX {
+                return None;
+            }
+            let mut fds = [PollFd::from_borrowed_fd(self.pipe.as_fd(), PollFlags::IN)];
+            let limit = left.and_then(|left| Timespec::try_from(left).ok());
+            // Woken by a signal or at the limit: look again.
+            if !matches!(poll(&mut fds, limit.as_ref()), Ok(1)) {
+                continue;
+            }
+            let mut bytes = [0; 4096];
+            match self.pipe.read(&mut bytes) {
+                Ok(0) => return None,
+                Ok(len) => self.line.extend(bytes.iter().take(len)),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+    }
 }

@@ -8,14 +8,14 @@ use super::{Freeze, alarm, mark};
 use crate::error::Result;
 
 /// How long one try may take at the most. libvirt lets a thaw wait until a freeze that hangs is over.
-const TRY_MAX: Duration = Duration::from_secs(5);
-/// How long one try may take at the least. What hangs must not keep the guest frozen long after the
-/// limit.
-const TRY_MIN: Duration = Duration::from_millis(600);
+pub(super) const TRY_MAX: Duration = Duration::from_secs(5);
+/// How long one try may take at the least. What hangs once or twice must not keep the guest frozen for
+/// a second after the limit.
+const TRY_MIN: Duration = Duration::from_millis(300);
 /// The first pause between two tries; each is twice as long as the one before.
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
 /// The longest pause between two tries.
-const PAUSE_MAX: Duration = Duration::from_millis(400);
+pub(super) const PAUSE_MAX: Duration = Duration::from_millis(400);
 
 /// A thaw that worked.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,25 +29,53 @@ pub(super) struct Done {
 }
 
 /// Thaws, trying again until the time for it is over. `left` is what is left of the time that the
-/// guest may be frozen: the first try may take all of it. `Err` says why the last try failed.
-pub(super) fn thaw(freeze: &Freeze, left: Duration) -> Result<Done, String> {
-    thaw_within(freeze, left, freeze.thaw_tries)
+/// guest may be frozen: the first try may take all of it. Before each one `trying` is called. Nothing
+/// is logged in between: whoever should read it may not, and the guest would wait.
+///
+/// `Err` says why the last try failed.
+pub(super) fn thaw(
+    freeze: &Freeze,
+    left: Duration,
+    trying: &mut dyn FnMut(),
+) -> Result<Done, String> {
+    thaw_within(freeze, left, freeze.thaw_tries, trying)
+}
+
+/// Thaws after a freeze that libvirt may still carry out, because nobody has its answer: the thaw may
+/// have overtaken it. So it is done again and again until the freeze has come, or can't come any
+/// more.
+pub(super) fn thaw_for_good(
+    freeze: &Freeze,
+    left: Duration,
+    trying: &mut dyn FnMut(),
+) -> Result<Done, String> {
+    let end = Instant::now() + freeze.late_max;
+    let mut done = thaw(freeze, left, trying)?;
+    while done.filesystems == 0 && !done.not_running && Instant::now() < end {
+        thread::sleep(PAUSE_MAX);
+        done = thaw(freeze, TRY_MAX, trying)?;
+    }
+    Ok(done)
 }
 
 /// Thaws a guest that no freeze can have reached: one try, to be sure.
 pub(super) fn thaw_once(freeze: &Freeze) {
-    let _ = thaw_within(freeze, TRY_MAX, Duration::ZERO);
+    let _ = thaw_within(freeze, TRY_MAX, Duration::ZERO, &mut || ());
 }
 
-fn thaw_within(freeze: &Freeze, left: Duration, limit: Duration) -> Result<Done, String> {
+fn thaw_within(
+    freeze: &Freeze,
+    left: Duration,
+    limit: Duration,
+    trying: &mut dyn FnMut(),
+) -> Result<Done, String> {
     let end = Instant::now() + limit;
     let mut pause = PAUSE_FIRST;
-    let mut try_max = left;
+    // The first one has what is left; those that follow get more and more.
+    let (mut this, mut next) = (left.clamp(TRY_MIN, TRY_MAX), TRY_MIN);
     let mut first_problem = None;
     loop {
-        let this = try_max.clamp(TRY_MIN, TRY_MAX);
-        // The first one may have had little time; those that follow get more and more.
-        try_max = if first_problem.is_none() { TRY_MIN * 2 } else { this * 2 };
+        trying();
         match virsh::call(&freeze.virsh, Verb::Thaw, &freeze.guest, this, None) {
             Ok(filesystems) => return Ok(Done { filesystems, first_problem, not_running: false }),
             Err(problem) if problem.stopped => {
@@ -55,19 +83,22 @@ fn thaw_within(freeze: &Freeze, left: Duration, limit: Duration) -> Result<Done,
                 return Ok(Done { filesystems: 0, first_problem, not_running: true });
             }
             Err(problem) if Instant::now() + pause >= end => return Err(problem.text),
-            Err(problem) => {
-                tracing::warn!("{} is not thawed yet, trying again: {}", freeze.name, problem.text);
-                first_problem = first_problem.or(Some(problem.text));
-            }
+            Err(problem) => first_problem = first_problem.or(Some(problem.text)),
         }
         thread::sleep(pause);
         pause = (pause * 2).min(PAUSE_MAX);
+        (this, next) = (next, (next * 2).min(TRY_MAX));
     }
 }
 
-/// Thaws a guest that may be frozen, whoever froze it, and removes the mark.
-pub(super) fn thaw_now(freeze: &Freeze) -> Result<Done> {
-    let done = thaw(freeze, TRY_MAX).map_err(|problem| alarm(&freeze.name, &problem))?;
+/// Thaws a guest that may be frozen, whoever froze it, and removes the mark. `unanswered` says that a
+/// freeze may still be on its way.
+pub(super) fn thaw_now(freeze: &Freeze, unanswered: bool) -> Result<Done> {
+    let done = match unanswered {
+        true => thaw_for_good(freeze, TRY_MIN, &mut || ()),
+        false => thaw(freeze, TRY_MIN, &mut || ()),
+    };
+    let done = done.map_err(|problem| alarm(&freeze.name, &problem))?;
     if done.not_running {
         // A guest that is paused was not thawed: the mark stays until it is.
         return Err(alarm(&freeze.name, "it does not run now; a paused one stays frozen"));
@@ -88,9 +119,12 @@ pub fn thaw_marked(freeze: &Freeze, running: bool) -> Result<bool> {
     let since = mark::read(&freeze.mark).map(|mark| format!(" since {}", mark.since));
     let since = since.unwrap_or_default();
     if running {
-        tracing::warn!("{} may be frozen{since}: thawing it first", freeze.name);
-        let done = thaw_now(freeze)?;
-        tracing::warn!("{}: thawed, {} filesystems were frozen", freeze.name, done.filesystems);
+        let done = thaw_now(freeze, false)?;
+        tracing::warn!(
+            "{} was perhaps frozen{since} and was thawed first: {} filesystems were",
+            freeze.name,
+            done.filesystems
+        );
     } else {
         tracing::warn!("{} was perhaps frozen{since}, and has been stopped since", freeze.name);
         mark::clear(&freeze.mark, None);

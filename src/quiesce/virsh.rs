@@ -32,11 +32,17 @@ pub(super) struct Problem {
     pub untouched: bool,
     /// The guest does not run: it is not frozen either.
     pub stopped: bool,
+    /// Nobody waits for the answer any more, but libvirt may still do it.
+    pub unanswered: bool,
 }
 
 impl Problem {
-    fn new(text: String) -> Self {
-        Self { text, untouched: false, stopped: false }
+    pub fn new(text: String) -> Self {
+        Self { text, untouched: false, stopped: false, unanswered: false }
+    }
+
+    fn unanswered(text: String) -> Self {
+        Self { unanswered: true, ..Self::new(text) }
     }
 
     /// What `virsh` said itself. libvirt looks at these before it sends the guest anything.
@@ -44,7 +50,7 @@ impl Problem {
         let stopped = text.contains("domain is not running");
         let unsent = ["guest agent is not connected", "guest agent is not configured"];
         let untouched = stopped || unsent.iter().any(|words| text.contains(words));
-        Self { text, untouched, stopped }
+        Self { untouched, stopped, ..Self::new(text) }
     }
 }
 
@@ -69,19 +75,19 @@ pub(super) fn call(
         Ok((End::Exit(status), said)) => {
             Err(Problem::said(format!("{name}: {status}{}", said.problem())))
         }
-        Ok((End::Deadline, _)) => Err(Problem::new(format!(
+        Ok((End::Deadline, _)) => Err(Problem::unanswered(format!(
             "{name} gave no answer in {} ms and was ended",
             limit.as_millis()
         ))),
         Ok((End::Abort, _)) => {
-            Err(Problem::new(format!("{name} was broken off: qdelta is no more")))
+            Err(Problem::unanswered(format!("{name} was broken off: qdelta is no more")))
         }
         Err(Failure::Start(error)) => Err(Problem {
             untouched: true,
             ..Problem::new(format!("{name} can't be started: {error}"))
         }),
         Err(Failure::Wait(error)) => {
-            Err(Problem::new(format!("{name} can't be waited for: {error}")))
+            Err(Problem::unanswered(format!("{name} can't be waited for: {error}")))
         }
     }
 }

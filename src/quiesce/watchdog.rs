@@ -2,14 +2,12 @@
 //! it.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-use super::protocol::{LINE_LEN_MAX, Order, Reply};
-use super::virsh::{self, Verb};
+use super::protocol::{Lines, Order, Reply};
+use super::virsh::{self, Problem, Verb};
 use super::{Freeze, alarm, mark, thaw};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub fn watch(orders: File, replies: File) -> Result<()> {
     // Who started it by hand is the leader of a group and stays in its session.
     let _ = rustix::process::setsid();
-    let mut watch = Watch { orders, replies, line: Vec::new() };
+    let mut watch = Watch { orders: Lines::new(orders), replies };
     let Some(Order::Watch(freeze)) = watch.order(None) else {
         return Err(Error::new(ErrorKind::Usage, "the watchdog is started by qdelta alone"));
     };
@@ -35,10 +33,8 @@ pub fn watch(orders: File, replies: File) -> Result<()> {
 }
 
 struct Watch {
-    orders: File,
+    orders: Lines<File>,
     replies: File,
-    /// What was read of the next order.
-    line: Vec<u8>,
 }
 
 impl Watch {
@@ -51,59 +47,62 @@ impl Watch {
             }
         };
         let since = Instant::now();
-        let abort = self.orders.as_fd();
+        let abort = Some(self.orders.pipe().as_fd());
         let frozen =
-            virsh::call(&freeze.virsh, Verb::Freeze, &freeze.guest, freeze.freeze_max, Some(abort));
+            virsh::call(&freeze.virsh, Verb::Freeze, &freeze.guest, freeze.freeze_max, abort);
         let frozen = match frozen {
-            Ok(0) => Err("the agent found no filesystem to freeze".to_owned()),
-            Ok(filesystems) => Ok(filesystems),
+            Ok(0) => Err(Problem::new("the agent found no filesystem to freeze".to_owned())),
             Err(problem) if problem.untouched => {
                 thaw::thaw_once(freeze);
                 mark::clear(&freeze.mark, Some(&mark));
                 self.reply(&Reply::NotFrozen { problem: problem.text });
                 return Ok(());
             }
-            Err(problem) => Err(problem.text),
+            other => other,
         };
-        let mut problem = None;
+        let mut broken = None;
         if let Ok(filesystems) = frozen {
             self.reply(&Reply::Frozen { filesystems });
             let left = freeze.freeze_max.saturating_sub(since.elapsed());
             if !matches!(self.order(Some(left)), Some(Order::Thaw)) {
-                problem = Some(format!(
+                broken = Some(format!(
                     "it was thawed after {} ms, before all was done",
                     since.elapsed().as_millis()
                 ));
             }
         }
-        // Also after a freeze that failed: it may have frozen something.
-        let thawed = thaw::thaw(freeze, freeze.freeze_max.saturating_sub(since.elapsed()));
+        // Also after a freeze that failed: it may have frozen something, or be about to.
+        let left = freeze.freeze_max.saturating_sub(since.elapsed());
+        let mut trying = || {
+            self.reply(&Reply::Trying);
+        };
+        let thawed = match &frozen {
+            Err(problem) if problem.unanswered => thaw::thaw_for_good(freeze, left, &mut trying),
+            _ => thaw::thaw(freeze, left, &mut trying),
+        };
         let freeze_ms = since.elapsed().as_millis() as u64;
         // One that is only paused is frozen still: the next run looks again.
         if thawed.as_ref().is_ok_and(|done| !done.not_running) {
             mark::clear(&freeze.mark, Some(&mark));
         }
-        match (frozen, thawed) {
+        let reply = match (frozen, thawed) {
             (_, Err(problem)) => {
                 // Whoever hears it raises the alarm; if nobody does, it is for us to do.
-                match self.reply(&Reply::Alarm { problem: problem.clone() }) {
+                return match self.reply(&Reply::Alarm { problem: problem.clone() }) {
                     true => Ok(()),
                     false => Err(alarm(&freeze.name, &problem)),
-                }
+                };
             }
-            (Err(problem), Ok(_)) => {
-                self.reply(&Reply::NotFrozen { problem });
-                Ok(())
-            }
+            (Err(problem), Ok(_)) => Reply::NotFrozen { problem: problem.text },
             (Ok(_), Ok(done)) => {
                 let by_itself = (done.filesystems == 0)
                     .then(|| "the guest had thawed by itself before it was asked to".to_owned());
                 let failed = done.first_problem.map(|first| format!("the thaw failed: {first}"));
-                let problem = problem.or(failed).or(by_itself);
-                self.reply(&Reply::Thawed { freeze_ms, problem });
-                Ok(())
+                Reply::Thawed { freeze_ms, problem: broken.or(failed).or(by_itself) }
             }
-        }
+        };
+        self.reply(&reply);
+        Ok(())
     }
 
     /// Answers; false if nobody listens any more. Then there is still work to do.
@@ -113,32 +112,8 @@ impl Watch {
         self.replies.write_all(&line).is_ok()
     }
 
-    /// Waits for the next order, at most for `limit`. Nothing comes if the limit is reached, if
-    /// whoever gave orders is no more, or if they make no sense.
+    /// Waits for the next order, at most for `limit`.
     fn order(&mut self, limit: Option<Duration>) -> Option<Order> {
-        let deadline = limit.map(|limit| Instant::now() + limit);
-        loop {
-            if let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.line.drain(..=end).collect();
-                return serde_json::from_slice(&line).ok();
-            }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) || self.line.len() as u64 > LINE_LEN_MAX {
-                return None;
-            }
-            let mut fds = [PollFd::from_borrowed_fd(self.orders.as_fd(), PollFlags::IN)];
-            let limit = left.and_then(|left| Timespec::try_from(left).ok());
-            // Woken by a signal or at the limit: look again.
-            if !matches!(poll(&mut fds, limit.as_ref()), Ok(1)) {
-                continue;
-            }
-            let mut bytes = [0; 4096];
-            match self.orders.read(&mut bytes) {
-                Ok(0) => return None,
-                Ok(len) => self.line.extend(bytes.iter().take(len)),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => return None,
-            }
-        }
+        self.orders.next(limit)
     }
 }

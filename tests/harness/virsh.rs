@@ -26,8 +26,13 @@ domfsfreeze)
     if [ -e freeze-fails ]; then echo "error: Guest agent is not responding" >&2; exit 1; fi
     if [ -e freeze-fails-frozen ]; then touch frozen; echo "error: timed out" >&2; exit 1; fi
     if [ -e freeze-hangs ]; then touch frozen; sleep 1000; fi
-    [ -e freeze-takes ] && sleep "$(cat freeze-takes)"
+    # It waits for its turn in libvirt, also when nobody waits for it any more.
+    if [ -e freeze-comes-late ]; then
+        setsid bash -c 'sleep "$(cat freeze-comes-late)"; touch frozen came' </dev/null >/dev/null 2>&1 &
+        sleep 1000
+    fi
     touch frozen
+    [ -e freeze-takes ] && sleep "$(cat freeze-takes)"
     echo "Froze ${FILESYSTEMS:-2} filesystem(s)"
     ;;
 domfsthaw)
@@ -69,8 +74,13 @@ impl Virsh {
         fs::remove_file(self.dir.join(what)).unwrap();
     }
 
+    /// Whether it has done what takes it some time.
+    pub fn has(&self, what: &str) -> bool {
+        self.dir.join(what).exists()
+    }
+
     pub fn is_frozen(&self) -> bool {
-        self.dir.join("frozen").exists()
+        self.has("frozen")
     }
 
     /// The calls so far, one a line.

@@ -195,6 +195,7 @@ fn freeze(
         mark: repository.frozen_mark(name),
         freeze_max: request.freeze_max,
         thaw_tries: request.thaw_tries,
+        late_max: quiesce::LATE_MAX_DEFAULT,
     }
 }
 
