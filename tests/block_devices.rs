@@ -1,5 +1,7 @@
 //! Block devices as what is backed up and as where a restore goes. A loop device is a real one.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::harness::content::Random;
@@ -7,7 +9,7 @@ use crate::harness::files::assert_same;
 use crate::harness::images::{filled, filled_raw, oracle};
 use crate::harness::repo::Repo;
 use crate::harness::run::as_root;
-use crate::harness::{Lab, args, run};
+use crate::harness::{Lab, args, run, tool};
 
 const MIB: u64 = 1 << 20;
 
@@ -90,5 +92,35 @@ fn a_block_device_is_not_overwritten_by_accident() {
         std::fs::copy(&device.file, &before).unwrap();
         repo.restore("disk", &device.path, options).fails_with(status);
         assert_same(&before, device.content(), "an untouched device");
+    }
+}
+
+/// No lock says that a device is mounted: the kernel knows, and is asked. An anchor was written into
+/// one all the same, and so was a qcow2 image that was rolled back.
+#[test]
+fn a_block_device_that_is_in_use_is_not_changed_in_place() {
+    for format in ["qcow2", "raw"] {
+        let lab = Lab::new();
+        let file = lab.path("device");
+        run(tool("qemu-img", args!["create", "-q", "-f", format, file.as_path(), "8M"])).ok();
+        std::fs::File::options().write(true).open(&file).unwrap().set_len(16 * MIB).unwrap();
+        let device = Device::over(file);
+        let repo = Repo::init(lab.path("repo"));
+        repo.backup(&device.path, "disk", &["--format", format]);
+        let before = lab.path("before");
+        std::fs::copy(device.content(), &before).unwrap();
+        let flags = rustix::fs::OFlags::EXCL.bits() as i32;
+        let claim = File::options().read(true).custom_flags(flags).open(&device.path).unwrap();
+        let words = args!["restore", "disk", "--in-place", "--no-point"];
+        let said = repo.run(words.clone()).fails_with(5);
+        assert!(said.contains("mounted or otherwise in use"), "{said}");
+        if format == "qcow2" {
+            let options = ["--format", format, "--anchor", "bitmap"];
+            let report = repo.backup(&device.path, "disk", &options);
+            assert!(report["warnings"].to_string().contains("otherwise in use"), "{report}");
+        }
+        assert_same(&before, device.content(), "a device in use");
+        drop(claim);
+        repo.run(words).ok();
     }
 }

@@ -1,12 +1,14 @@
 //! The file of an image that is to be changed.
 
 use std::fs::File;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use qdelta_formats::FormatError;
 use qdelta_formats::qcow2::{FirstCluster, HeaderPrefix};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Store};
@@ -27,27 +29,49 @@ impl std::fmt::Debug for ImageFile {
     }
 }
 
+/// Opens the file or block device at `path` for reading and writing; says whether it is a file. No
+/// lock is taken yet.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] if it is a device that is mounted here, or otherwise in use, though no lock
+/// says so; [`ErrorKind::Image`] if it is neither a file nor a device; [`ErrorKind::NotFound`] or
+/// [`ErrorKind::Io`] if it can't be opened.
+pub fn open_to_change(path: &Path) -> Result<(File, bool)> {
+    let failed = |error| Error::io("open", path, error);
+    // Asked before, so that a FIFO does not block; and after, because only that counts.
+    let ask = |metadata: std::fs::Metadata| {
+        let is_device = metadata.file_type().is_block_device();
+        if metadata.is_file() || is_device {
+            return Ok(!is_device);
+        }
+        let text = format!("{} is neither a regular file nor a block device", path.display());
+        Err(Error::new(ErrorKind::Image, text))
+    };
+    let is_regular = ask(std::fs::metadata(path).map_err(failed)?)?;
+    let mut options = File::options();
+    options.read(true).write(true);
+    if !is_regular {
+        options.custom_flags(OFlags::EXCL.bits() as i32);
+    }
+    let file = options.open(path).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::BUSY) => {
+            let text = format!("{} is mounted or otherwise in use", path.display());
+            Error::new(ErrorKind::Busy, text).because(error)
+        }
+        _ => failed(error),
+    })?;
+    let is_regular = ask(file.metadata().map_err(failed)?)?;
+    Ok((file, is_regular))
+}
+
 impl ImageFile {
     /// Opens the image at `path`, which must be a regular file or a block device, and locks it as
     /// QEMU does. Whether it can be changed shows when it is.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if somebody uses it in any way; [`ErrorKind::Image`] if it is neither a
-    /// file nor a device; [`ErrorKind::NotFound`] or [`ErrorKind::Io`] if it can't be opened.
+    /// [`ErrorKind::Busy`] if somebody uses it in any way; otherwise as [`open_to_change`].
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |error| Error::io("open", path, error);
-        // Asked before, so that a FIFO does not block; and after, because only that counts.
-        let ask = |metadata: std::fs::Metadata| {
-            let is_device = metadata.file_type().is_block_device();
-            if metadata.is_file() || is_device {
-                return Ok(!is_device);
-            }
-            let text = format!("{} is neither a regular file nor a block device", path.display());
-            Err(Error::new(ErrorKind::Image, text))
-        };
-        ask(std::fs::metadata(path).map_err(failed)?)?;
-        let file = File::options().read(true).write(true).open(path).map_err(failed)?;
-        let is_regular = ask(file.metadata().map_err(failed)?)?;
+        let (file, is_regular) = open_to_change(path)?;
         let lock = ImageLock::exclusive(&file, path)?;
         let store = Arc::new(FileStore::new(file, path));
         Ok(Self { store, lock: Some(lock), is_regular })

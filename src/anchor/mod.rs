@@ -20,5 +20,5 @@ mod rewrite;
 pub mod snapshot;
 mod tree;
 
-pub use file::ImageFile;
+pub use file::{ImageFile, open_to_change};
 pub use rewrite::{Rewrite, rewrite};
