@@ -6,6 +6,7 @@
 //! manifest never names what is not there; what a killed backup leaves is content without a use, and
 //! the next one may find a use for it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -163,17 +164,26 @@ impl Repository {
     /// # Errors
     /// As [`Self::resolve`].
     pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
-        let mut found: Option<PointId> = None;
+        let mut found = BTreeSet::new();
         let mut none = None;
         for disk in self.disks()?.into_iter().filter(|disk| disk.domain == *domain) {
             match self.resolve(&disk, selector) {
-                Ok(point) => found = found.max(Some(point.id)),
+                Ok(point) => {
+                    found.insert(point.id);
+                }
                 // A disk may be younger than the point, or not be in it.
                 Err(error) if error.kind() == ErrorKind::NotFound => none = Some(error),
                 Err(error) => return Err(error),
             }
         }
-        let point = found.ok_or_else(|| {
+        if let (Selector::Id(prefix), Some(first), Some(last)) =
+            (selector, found.first(), found.last())
+            && first != last
+        {
+            // For each disk it may be the beginning of one alone.
+            return Err(super::ambiguous(prefix, found.iter().copied()));
+        }
+        let point = found.pop_last().ok_or_else(|| {
             let text = format!("{domain} has no such point");
             none.unwrap_or_else(|| Error::new(ErrorKind::NotFound, text))
         })?;

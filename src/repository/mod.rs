@@ -304,16 +304,7 @@ impl Repository {
         if let Selector::Id(prefix) = selector
             && found.len() > 1
         {
-            let shown: Vec<_> = found.iter().take(3).map(|point| point.id.to_string()).collect();
-            let more = match found.len() - shown.len() {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("{prefix} is the beginning of several points: {}{more}", shown.join(", ")),
-            )
-            .advise("give more of the id"));
+            return Err(ambiguous(prefix, found.iter().map(|point| point.id)));
         }
         // Of an id's beginning, any damaged manifest that fits; otherwise one that may hold a
         // later point of this disk.
@@ -505,6 +496,22 @@ impl Repository {
         }
         Ok(list)
     }
+}
+
+/// The beginning of an id that several points have.
+fn ambiguous(prefix: &str, found: impl ExactSizeIterator<Item = PointId>) -> Error {
+    let count = found.len();
+    let shown: Vec<_> = found.take(3).map(|point| point.to_string()).collect();
+    let more = match count - shown.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let shown = shown.join(", ");
+    Error::new(
+        ErrorKind::Usage,
+        format!("{prefix} is the beginning of several points: {shown}{more}"),
+    )
+    .advise("give more of the id")
 }
 
 /// Whether a folder lies at `path`.
