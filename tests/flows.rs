@@ -30,12 +30,12 @@ fn full_and_increments_restore_exactly() {
     for (number, step) in steps.iter().enumerate() {
         sh(&format!("qemu-io -f qcow2 -c \"{step}\" disk.qcow2 >/dev/null"), root);
         sh(&format!("qemu-img convert -O raw disk.qcow2 expected-{number}.raw"), root);
-        let request = backup::Request {
-            image: root.join("disk.qcow2"),
+        let image = backup::ImageRequest {
+            path: root.join("disk.qcow2"),
             open: OpenOptions::default(),
             disk: None,
-            options: Options::default(),
         };
+        let request = backup::Request { image, options: Options::default() };
         let report = backup::run(&repository, &request, &Silent, &Cancel::default()).unwrap();
         println!("{report:?}");
         for format in [qdelta::output::Format::Raw, qdelta::output::Format::Qcow2] {

@@ -4,9 +4,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use qdelta::sys::image_lock;
 use serde_json::Value;
 
-use super::harness::files::Mount;
+use super::cli::json::compare;
+use super::harness::faults::traced;
+use super::harness::files::{Mount, tree};
 use super::harness::guest::{Guest, Host, MIB, UUID, disk};
 use super::harness::run::{describe, finish, start};
 use super::harness::virsh::wait_until;
@@ -51,6 +54,63 @@ fn a_stopped_guest_is_one_point() {
     host.assert_sound();
 }
 
+/// What such a guest had not written yet is in its memory: its disks are not what a shutdown leaves.
+#[test]
+fn a_guest_whose_memory_is_saved_was_not_shut_down() {
+    let host = Host::new();
+    let _guest = Guest::define(&host, host.lab.dir());
+    let saved = host.save_memory();
+    let report = host.web(&[]);
+    assert_eq!(report["consistency"], "crash-consistent");
+    assert!(report["warnings"].to_string().contains("managedsave"), "{report}");
+    fs::remove_file(saved).unwrap();
+    assert_eq!(host.web(&[])["consistency"], "offline");
+}
+
+/// The locks of a disk ended when it was cloned: a guest that was started and stopped before the next
+/// one was left a point of two moments.
+#[test]
+fn a_stopped_guest_can_not_start_between_two_disks() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    guest.stop();
+    let cloned = || {
+        let files = tree(&mount.dir).into_iter().filter(|path| path.starts_with(".qdelta"));
+        let mut whole = Vec::new();
+        for file in files {
+            // It may have gone since.
+            let len = fs::metadata(mount.dir.join(&file)).map_or(0, |data| data.len());
+            whole.extend((len > 0).then(|| mount.dir.join(file.file_name().unwrap())));
+        }
+        whole
+    };
+    // Every clone takes half a second.
+    let slowly = "inject=ioctl:delay_enter=500000";
+    let options = args!["-e", "trace=ioctl", "-e", slowly, "-o", "/dev/null"];
+    let words = host.words(&["--domain", "web", "--anchor", "reflink"]);
+    let mut command = traced(options, words);
+    let mut child = start(&mut command);
+    let mut looked = 0;
+    while child.try_wait().unwrap().is_none() {
+        let before = cloned();
+        if let [image] = before.as_slice() {
+            let held = image_lock::probe(fs::File::open(image).unwrap()).unwrap().is_some();
+            if cloned() == before {
+                looked += 1;
+                assert!(held, "{} could be written to", image.display());
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    finish(child, describe(&command)).ok();
+    assert!(looked > 0, "there was never one clone alone");
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    host.assert_sound();
+}
+
 #[test]
 fn a_running_guest_is_frozen_cloned_and_thawed() {
     let host = Host::new();
@@ -70,6 +130,11 @@ fn a_running_guest_is_frozen_cloned_and_thawed() {
     host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
     host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
     assert_eq!(roles(&host), ["domain-xml", "live-xml", "nvram"]);
+    let whole = serde_json::json!({ "domains": [{
+        "domain": "web", "status": 0, "error": null, "result": report,
+    }]});
+    let rare = [".domains[].result.missing[]", ".domains[].result.warnings[]"];
+    compare("backup of guests", &[&whole], &rare);
     // What the guest writes after the thaw is in the next point, found by the clones.
     guest.write(0, 2 * MIB, 65536, 3);
     guest.write(1, 2 * MIB, 65536, 4);

@@ -1,14 +1,16 @@
 //! Restoring whole machines: everything comes back, under its own name or a new one, and nothing is
 //! overwritten by accident.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use qdelta::domain::{Choice, decide, parse};
+use qdelta::domain::{Choice, Source, decide, parse};
 use serde_json::Value;
 
-use super::harness::guest::{Guest, Host, MIB, UUID, disk};
-use super::harness::images::qemu_img;
+use super::cli::json::compare;
+use super::harness::guest::{Guest, Host, MIB, UUID, content, disk};
 use super::harness::{Outcome, args, qdelta, run};
 
 /// A host whose guest has two points, and then is gone.
@@ -40,19 +42,9 @@ fn lost() -> (Host, [Vec<u8>; 2], String) {
 }
 
 fn restore(host: &Host, to: &Path, options: &[&str]) -> Outcome {
-    let mut words = host.repo.args(args!["restore", "--domain", "web", "--to", to]);
+    let mut words = args!["--domain", "web", "--to", to];
     words.extend(options.iter().map(std::ffi::OsString::from));
-    run(qdelta(words))
-}
-
-/// What an image shows.
-#[track_caller]
-fn content(path: &Path, format: &str) -> Vec<u8> {
-    let raw = path.with_extension("content");
-    qemu_img(args!["convert", "-f", format, "-O", "raw", path, raw.as_path()]).ok();
-    let bytes = fs::read(&raw).unwrap();
-    fs::remove_file(raw).unwrap();
-    bytes
+    host.restore(words)
 }
 
 #[test]
@@ -78,7 +70,7 @@ fn a_machine_that_is_lost_comes_back() {
         assert_eq!(decide(disk, &[]), Choice::Take { image: image.clone(), format, block: false });
         assert!(content(&image, format) == *bytes, "{name}");
     }
-    assert_eq!(domain.nvram.unwrap().path, to.join("web_VARS.fd"));
+    assert_eq!(domain.nvram.unwrap().source, Source::File(to.join("web_VARS.fd")));
     assert_eq!(fs::read(to.join("web_VARS.fd")).unwrap(), vec![0xff; 3000]);
     assert_eq!(fs::read_to_string(to.join("tpm/tpm2-00.permall")).unwrap(), "sealed");
     let config = to.join("host-config").join(host.lab.path("etc").strip_prefix("/").unwrap());
@@ -159,4 +151,188 @@ fn a_restore_that_can_not_be_is_refused_with_what_to_do() {
     // A manifest that names a machine is as readable as any.
     let points = run(qdelta(host.repo.args(args!["points", "--json"]))).ok().json();
     assert_ne!(points["disks"][0], Value::Null);
+}
+
+/// The names of all that is in a folder and below it.
+fn names(folder: &Path) -> Vec<String> {
+    let names = super::harness::files::tree(folder).into_iter();
+    names.map(|path| path.to_str().unwrap().to_owned()).collect()
+}
+
+/// Each of these failed when the disks had been written, or made a definition that libvirt refused.
+#[test]
+fn a_name_or_folder_that_no_definition_can_have_is_refused_first() {
+    let (host, ..) = lost();
+    let to = host.lab.path("to");
+    for name in ["a/b", "a\nb", "a\u{1}b", "", " web"] {
+        restore(&host, &to, &["--rename", name]).fails_with(2);
+        assert!(!to.exists(), "{name:?}");
+    }
+    for name in [&b"tab\there"[..], b"line\nend", b"bell\x07", b"not utf-8 \xff"] {
+        let to = host.lab.path(OsStr::from_bytes(name));
+        let said = restore(&host, &to, &[]).fails_with(2);
+        assert!(said.contains("can't stand in"), "{said}");
+        assert!(!to.exists(), "{name:?}");
+    }
+    // What can stand in XML if it is written as it must be, does.
+    let to = host.lab.path("<it's> & \"so\"");
+    let report = restore(&host, &to, &["--rename", "<&>", "--json"]).ok().json();
+    let xml = fs::read_to_string(report["xml"].as_str().unwrap()).unwrap();
+    assert_eq!(parse(&xml).unwrap().name, "<&>");
+}
+
+/// Opening it waited for somebody to write to it.
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    let (host, ..) = lost();
+    let to = host.lab.path("to");
+    fs::create_dir(&to).unwrap();
+    let fifo = to.join("web-vda.qcow2");
+    run(super::harness::tool("mkfifo", args![fifo.as_path()])).ok();
+    for options in [&[][..], &["--force"]] {
+        let said = restore(&host, &to, options).fails_with(7);
+        assert!(said.contains("no regular file"), "{said}");
+    }
+    assert_eq!(names(&to), ["web-vda.qcow2"]);
+}
+
+/// Files of one name in several folders of a TPM's state became one.
+#[test]
+fn the_state_of_a_tpm_keeps_its_folders() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm><channel";
+    guest.redefine(&[("<channel", tpm)]);
+    for name in ["state", "a/state", "b/state"] {
+        let path = host.lab.path(format!("lib/swtpm/{UUID}/tpm2")).join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, name).unwrap();
+    }
+    host.web(&[]);
+    let to = host.lab.path("to");
+    restore(&host, &to, &[]).ok();
+    for name in ["state", "a/state", "b/state"] {
+        assert_eq!(fs::read_to_string(to.join("tpm").join(name)).unwrap(), name);
+    }
+    let report = restore(&host, &to, &["--rename", "new", "--force", "--json"]).ok().json();
+    let own = host.lab.path("lib/swtpm").join(report["uuid"].as_str().unwrap()).join("tpm2");
+    let copy = format!("cp -a {}/. {}", to.join("tpm").display(), own.display());
+    assert!(report["commands"].as_array().unwrap().contains(&copy.into()), "{report}");
+}
+
+/// The command that was printed copied it to where nobody looks for it, and a second guest had the
+/// first one's TPM.
+#[test]
+fn a_tpm_with_a_place_of_its_own_comes_back_beside_the_disks() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let place = host.lab.path("own-tpm");
+    let source = |kind: &str| {
+        let place = place.display();
+        format!(
+            "<tpm model='tpm-crb'><backend type='emulator' version='2.0'>
+             <source type='{kind}' path='{place}'/></backend></tpm><channel"
+        )
+    };
+    let tpm_of = |report: &Value| {
+        let text = fs::read_to_string(report["xml"].as_str().unwrap()).unwrap();
+        parse(&text).unwrap().tpm.unwrap().path
+    };
+    let commands = |report: &Value| report["commands"].as_array().unwrap().len();
+    // Nothing of it is in the point: a second guest gets one of its own.
+    guest.redefine(&[("<channel", &source("dir"))]);
+    host.web(&[]);
+    let report = restore(&host, &host.lab.path("none"), &["--json"]).ok().json();
+    assert_eq!(tpm_of(&report), Some(place.clone()));
+    assert!(report["warnings"].to_string().contains("still names"), "{report}");
+    let options = ["--rename", "new", "--json"];
+    let report = restore(&host, &host.lab.path("new"), &options).ok().json();
+    assert_eq!(tpm_of(&report), None);
+    assert!(report["warnings"].to_string().contains("begins with an empty one"), "{report}");
+    // A folder, and a file.
+    fs::create_dir(&place).unwrap();
+    fs::write(place.join("tpm2-00.permall"), "sealed").unwrap();
+    host.web(&[]);
+    let to = host.lab.path("folder");
+    let report = restore(&host, &to, &options).ok().json();
+    assert_eq!((tpm_of(&report), commands(&report)), (Some(to.join("tpm")), 2));
+    assert_eq!(fs::read_to_string(to.join("tpm/tpm2-00.permall")).unwrap(), "sealed");
+    fs::remove_dir_all(&place).unwrap();
+    fs::write(&place, "a file").unwrap();
+    guest.redefine(&[("<channel", &source("file"))]);
+    host.web(&[]);
+    let to = host.lab.path("file");
+    let report = restore(&host, &to, &["--json"]).ok().json();
+    assert_eq!((tpm_of(&report), commands(&report)), (Some(to.join("tpm/own-tpm")), 2));
+    assert_eq!(fs::read_to_string(to.join("tpm/own-tpm")).unwrap(), "a file");
+}
+
+/// A second guest wrote to the variables of the first.
+#[test]
+fn a_second_guest_does_not_have_the_variables_of_the_first() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let file = format!("<nvram>{}</nvram>", guest.nvram().display());
+    let gone = "<nvram template='/t.fd'>/nonexistent/VARS.fd</nvram>";
+    let block = "<nvram type='block' template='/t.fd'><source dev='/dev/nonexistent'/></nvram>";
+    let network =
+        "<nvram type='network' template='/t.fd'><source protocol='iscsi' name='n'/></nvram>";
+    for (index, nvram) in [gone, block, network].into_iter().enumerate() {
+        guest.redefine(&[(&file, nvram)]);
+        let point = host.web(&[]);
+        assert!(point["missing"].to_string().contains("the firmware's variables"), "{point}");
+        let to = host.lab.path(format!("same{index}"));
+        let report = restore(&host, &to, &["--json"]).ok().json();
+        assert!(report["warnings"].to_string().contains("definition still names"), "{report}");
+        assert!(fs::read_to_string(to.join("web.xml")).unwrap().contains(nvram));
+        let to = host.lab.path(format!("new{index}"));
+        let report = restore(&host, &to, &["--rename", "new", "--json"]).ok().json();
+        assert!(report["warnings"].to_string().contains("begins with fresh ones"), "{report}");
+        let xml = fs::read_to_string(to.join("new.xml")).unwrap();
+        assert!(xml.contains("<nvram template='/t.fd'/>"), "{xml}");
+        assert!(!xml.contains("nonexistent") && !xml.contains("iscsi"), "{xml}");
+    }
+}
+
+/// A start would have resumed the old memory over the restored disks.
+#[test]
+fn memory_that_is_saved_has_to_go_first() {
+    let (host, ..) = lost();
+    let to = host.lab.path("to");
+    host.save_memory();
+    let report = restore(&host, &to, &["--json"]).ok().json();
+    let commands: Vec<_> = report["commands"].as_array().unwrap().iter().collect();
+    assert_eq!(commands[0], "virsh managedsave-remove web");
+    assert!(report["warnings"].to_string().contains("web.save"), "{report}");
+    // A guest of another name is none of its business.
+    let report = restore(&host, &host.lab.path("new"), &["--rename", "new", "--json"]).ok().json();
+    assert!(!report["commands"].to_string().contains("managedsave"), "{report}");
+    // Its own disks are not replaced below its memory, not by force either.
+    fs::copy(to.join("web.xml"), host.lab.path("etc/qemu/web.xml")).unwrap();
+    let before = fs::read(to.join("web-vdb.raw")).unwrap();
+    let said = restore(&host, &to, &["--force"]).fails_with(5);
+    assert!(said.contains("virsh managedsave-remove web"), "{said}");
+    assert!(fs::read(to.join("web-vdb.raw")).unwrap() == before);
+}
+
+/// The beginning of an id that is another point's for each disk.
+#[test]
+fn the_beginning_of_an_id_means_one_point_of_all_disks() {
+    let host = Host::new();
+    let _guest = Guest::define(&host, host.lab.dir());
+    let first = host.web(&["--exclude", "vdb"])["point"].as_str().unwrap().to_owned();
+    let second = host.web(&["--exclude", "vda"])["point"].as_str().unwrap().to_owned();
+    let to = host.lab.path("to");
+    let said = restore(&host, &to, &["--at", &first[..4]]).fails_with(2);
+    assert!(said.contains(&first) && said.contains(&second), "{said}");
+    restore(&host, &to, &["--at", &first]).ok();
+}
+
+#[test]
+fn every_result_is_as_the_document_says() {
+    let (host, _, first) = lost();
+    let to = host.lab.path("to");
+    let named = restore(&host, &to, &["--at", &first, "--rename", "old", "--json"]).ok().json();
+    let all = restore(&host, &host.lab.path("all"), &["--json"]).ok().json();
+    compare("restore of a guest", &[&named, &all], &[".warnings[]"]);
 }

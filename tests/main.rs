@@ -16,6 +16,7 @@ mod guests;
 mod harness;
 mod histories;
 mod in_place;
+mod in_place_guests;
 mod kills;
 mod machines;
 mod map;

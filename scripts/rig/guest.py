@@ -124,8 +124,22 @@ class Guest:
                  lambda: self._said("rig: up", console_seen), BOOT_SECONDS, pause=0.1)
         wait_for(f"the agent of {self.name}", self.agent_answers, BOOT_SECONDS, pause=0.2)
         wait_for(f"the workload of {self.name}", lambda: self.reports(records_seen), BOOT_SECONDS)
+        self._connect()
+
+    def _connect(self):
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.connect(os.path.join(self.folder, "control"))
+
+    def save_memory(self):
+        """Stops the guest, with its memory kept by libvirt for the next start."""
+        virsh("managedsave", self.name)
+        self._control.close()
+
+    def resume_memory(self):
+        """Starts the guest where it was."""
+        virsh("start", self.name)
+        self._connect()
+        self.wait_for_records(20)
 
     def pause(self):
         """Stops the guest's processor: it costs the host nothing, and writes nothing."""

@@ -13,6 +13,7 @@ mod guest;
 mod hold;
 pub mod inventory;
 mod source;
+mod together;
 mod trackers;
 mod trial;
 
@@ -34,11 +35,13 @@ use anchors::Tag;
 use base::Base;
 pub(crate) use base::{check_indexes, open_archive, open_chain};
 use disk::Rest;
-use source::{Leave, Source};
+use source::Leave;
+use together::{Ready, Together};
 
 pub use crate::changes::SAMPLE_DEFAULT;
 pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
 
+pub(crate) use guest::open_options;
 pub(crate) use trial::Trial;
 
 /// The zstd level of a backup unless told otherwise.
@@ -75,13 +78,20 @@ pub enum AnchorChoice {
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The image.
-    pub image: PathBuf,
+    pub image: ImageRequest,
+    /// How to back it up.
+    pub options: Options,
+}
+
+/// An image that is to be backed up.
+#[derive(Debug, Clone)]
+pub struct ImageRequest {
+    /// Its path.
+    pub path: PathBuf,
     /// How to open it.
     pub open: OpenOptions,
     /// Which disk of the repository it is; unless told, the one called after the image's file.
     pub disk: Option<DiskSpec>,
-    /// How to back it up.
-    pub options: Options,
 }
 
 /// How to back up a disk.
@@ -177,34 +187,49 @@ pub fn run(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Report> {
+    let (images, options) = (std::slice::from_ref(&request.image), &request.options);
+    let mut reports = run_together(repository, images, options, progress, cancel)?;
+    reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))
+}
+
+/// Makes one recovery point of images that are the disks of one domain. Nobody can write to any of
+/// them before all are taken.
+///
+/// # Errors
+/// Nothing that the repository held is changed by a failure, and nothing new is in it.
+pub fn run_together(
+    repository: &Repository,
+    images: &[ImageRequest],
+    options: &Options,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Vec<Report>> {
     let started = Instant::now();
-    // What can't be read at all leaves no trace in the repository.
-    drop(Image::open(&request.image, &request.open)?);
-    let disk = disk_for(request)?;
-    let lock = repository.lock(&disk.domain)?;
+    let mut disks = Vec::new();
+    for image in images {
+        // What can't be read at all leaves no trace in the repository.
+        drop(Image::open(&image.path, &image.open)?);
+        disks.push(disk_for(image)?);
+    }
+    let none = || Error::new(ErrorKind::Usage, "no disk");
+    let domain = &disks.first().ok_or_else(none)?.domain;
+    let lock = repository.lock(domain)?;
     clean(repository, &lock)?;
-    let base = Base::choose(repository, &disk, request.options.kind)?;
-    warn_of_another_image(request, &disk, &base);
+    let mut ready = Vec::new();
+    for (image, disk) in images.iter().zip(&disks) {
+        let disk = Ready::new(repository, disk, &image.path, &image.open, options)?;
+        warn_of_another_image(image, &disk);
+        ready.push(disk);
+    }
     let point = next_point(repository, &lock)?;
-    let tag = Tag::new(repository, &disk);
-    let leave = leave(&request.options, &request.open, &base, &tag, point);
-    let source = Source::take(&request.image, &request.open, leave.as_ref())?;
-    drop(leave);
-    let job = disk::Job {
-        repository,
-        lock: &lock,
-        point,
-        disk: &disk,
-        consistency: Consistency::Offline,
-        options: &request.options,
-        base,
-        source,
-    };
-    let written = disk::write(job, progress, cancel)?;
-    let mut reports = commit(vec![written], Consistency::Offline, None, started)?;
-    let mut report = reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
-    report.seconds = started.elapsed().as_secs_f64();
-    Ok(report)
+    let together = Together { repository, lock: &lock, point, options, progress };
+    let sources = together.take(&ready)?;
+    let written = together.write(ready, sources, Consistency::Offline, cancel)?;
+    let mut reports = commit(written, Consistency::Offline, None, started)?;
+    for report in &mut reports {
+        report.seconds = started.elapsed().as_secs_f64();
+    }
+    Ok(reports)
 }
 
 /// Makes one point of disks that were written. Their new anchors stay, and the old ones go; if it
@@ -281,25 +306,26 @@ fn leave<'a>(
 /// The disk of the repository that the image is backed up as. It follows from the names alone:
 /// which other disks its domain has does not matter, or a second disk would get the first one's
 /// image.
-fn disk_for(request: &Request) -> Result<DiskId> {
-    let spec = match &request.disk {
+fn disk_for(image: &ImageRequest) -> Result<DiskId> {
+    let spec = match &image.disk {
         Some(spec) => spec.clone(),
-        None => DiskSpec::for_image(&request.image)?,
+        None => DiskSpec::for_image(&image.path)?,
     };
     Ok(spec.or_only_disk())
 }
 
 /// Warns if the disk was another image at the point before and nobody said that it is the same:
 /// two images of one name in different folders would share one chain.
-fn warn_of_another_image(request: &Request, disk: &DiskId, base: &Base) {
-    let Some(point) = base.point().filter(|_| request.disk.is_none()) else { return };
-    let (before, now) = (&point.record.image.path, disk::absolute(&request.image));
+fn warn_of_another_image(image: &ImageRequest, ready: &Ready<'_>) {
+    let Some(point) = ready.base.point().filter(|_| image.disk.is_none()) else { return };
+    let (before, now) = (&point.record.image.path, disk::absolute(&image.path));
     if *before != now {
         tracing::warn!(
             "{disk} was {} at the point before and is {} now; say --disk {disk} if it is the same \
              disk, and another name if it is not",
             before.display(),
-            now.display()
+            now.display(),
+            disk = ready.disk
         );
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Source {
     pub warnings: Vec<String>,
     hold: Hold,
     clones: Option<Clones>,
+    /// The locks of the image that was cloned.
+    cloned: Option<Hold>,
 }
 
 /// The anchor that is to be left.
@@ -39,7 +41,8 @@ pub(super) struct Leave<'a> {
 }
 
 impl Source {
-    /// Takes an image that nobody writes to. An anchor that can't be left is a warning.
+    /// Takes an image that nobody writes to, and holds it until it is read; if it is cloned, until
+    /// [`Self::let_go`]. An anchor that can't be left is a warning.
     ///
     /// # Errors
     /// `Busy` if somebody writes to it; it can't be opened.
@@ -76,6 +79,7 @@ impl Source {
             warnings,
             hold,
             clones: None,
+            cloned: None,
         })
     }
 
@@ -86,8 +90,10 @@ impl Source {
             Clones::take(&files, &leave.name)
         });
         match cloned {
-            // The locks end here: the clones are read, and the guest may start.
-            Ok(clones) => Self::of_clones(path, options, clones, true),
+            Ok(clones) => {
+                let source = Self::of_clones(path, options, clones, true)?;
+                Ok(Self { cloned: Some(held.hold), ..source })
+            }
             Err(error) => {
                 held.warnings.push(no_anchor(&error));
                 Ok(held)
@@ -142,7 +148,15 @@ impl Source {
             hold: Hold::watch(&image)?,
             image,
             clones: None,
+            cloned: None,
         })
+    }
+
+    /// All disks are taken: of those of which there are clones, these are read, and the guest may
+    /// start. Not before: it could start and stop between two disks, and they would be of two
+    /// moments.
+    pub fn let_go(&mut self) {
+        self.cloned = None;
     }
 
     /// Fails if somebody wrote to a file of the image since it was taken.
@@ -161,8 +175,8 @@ impl Source {
 
     /// The backup failed: the anchor goes, if it can.
     pub fn discard(self) {
-        let Self { anchor, path, image, hold, clones, .. } = self;
-        drop((image, hold, clones));
+        let Self { anchor, path, image, hold, clones, cloned, .. } = self;
+        drop((image, hold, clones, cloned));
         if let Some(anchor) = anchor {
             // What can't be removed now is removed by the next run.
             let _ = anchors::remove(&path, &anchor);

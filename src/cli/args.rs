@@ -12,7 +12,7 @@ use qdelta::io::{self, Backend};
 use qdelta::pipeline::Resources;
 use qdelta::repository::DiskSpec;
 
-use super::guest_args::{Guests, Machine};
+use super::guest_args::{Folders, Guests, Machine};
 use super::{examples, values};
 
 /// Incremental backup of qcow2 and raw disk images.
@@ -266,7 +266,8 @@ impl Work {
 ///
 /// What is written is proved against the point's digest before it gets its name: a restore that
 /// fails leaves nothing behind. Zeros take no space in the output. With --domain a whole machine comes
-/// back into the folder --to: its disks, its firmware's variables and a definition for virsh define.
+/// back into the folder --to: its disks, its firmware's variables and a definition for virsh define. With
+/// --in-place a stopped guest's own images become what they were, and only what differs is written.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("restore"), after_long_help = examples::long(Some("restore")))]
 pub struct Restore {
@@ -286,10 +287,10 @@ pub struct Restore {
 
     /// Roll the image back where it lies: only what differs is written
     ///
-    /// It is the image that the point was made from, or OUTPUT, and nobody may use it. What is there
-    /// now is kept in a new point first. A qcow2 image is changed as a whole or not at all; a raw one
-    /// that is interrupted is finished by the same command.
-    #[arg(long, conflicts_with_all = ["domain", "force", "salvage"])]
+    /// It is the image that the guest has as this disk now, or the one that the point was made from, or
+    /// OUTPUT, and nobody may use it. What is there now is kept in a new point first. A qcow2 image is
+    /// changed as a whole or not at all; a raw one that is interrupted is finished by the same command.
+    #[arg(long, conflicts_with_all = ["force", "salvage"])]
     pub in_place: bool,
 
     /// Roll back without keeping what is there now in a point
@@ -307,6 +308,10 @@ pub struct Restore {
     /// Which guest, and where to.
     #[command(flatten)]
     pub machine: Machine,
+
+    /// Where libvirt is.
+    #[command(flatten)]
+    pub libvirt: Folders,
 
     /// How to work.
     #[command(flatten)]

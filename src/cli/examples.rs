@@ -38,7 +38,11 @@ pub fn list(command: &str) -> &'static [Example] {
             ("As it was at that minute", "qdelta restore 'web@2026-11-22 15:37' web.raw"),
             ("A point by the beginning of its id", "qdelta restore web@20261122T15 web.raw"),
             ("Onto a disk", "qdelta restore web /dev/vg/web --force"),
-            ("Roll a stopped guest's image back", "qdelta restore web@2026-11-22 --in-place"),
+            ("Roll an image back where it lies", "qdelta restore web@2026-11-22 --in-place"),
+            (
+                "All disks of a stopped guest",
+                "qdelta restore --domain web --at 2026-11-22 --in-place",
+            ),
             (
                 "A whole guest, beside the old one",
                 "qdelta restore --domain web --at 2026-11-22 --to /images/old --rename web-old",

@@ -58,8 +58,8 @@ impl Guests {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Restoring a guest")]
 pub struct Machine {
-    /// Restore all of this domain: disks, firmware variables, definition
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["disk", "output", "salvage"], requires = "to")]
+    /// Restore all of this domain: disks, firmware variables, definition; with --in-place, its disks
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["disk", "output", "salvage"])]
     pub domain: Option<String>,
 
     /// The point, as DISK@POINT has it: latest, an id or its beginning, a time
@@ -67,11 +67,11 @@ pub struct Machine {
     pub at: Selector,
 
     /// The folder for all its files, which is made if it is missing
-    #[arg(long, value_name = "DIR", requires = "domain", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", requires = "domain", conflicts_with = "in_place", value_hint = ValueHint::DirPath)]
     pub to: Option<PathBuf>,
 
     /// Give it this name, with a new UUID and new MAC addresses: it can live beside the old one
-    #[arg(long, value_name = "NEW", requires = "domain")]
+    #[arg(long, value_name = "NEW", requires = "to")]
     pub rename: Option<String>,
 }
 
@@ -87,6 +87,15 @@ pub struct Host {
     #[arg(long, value_name = "PROGRAM", env = "QDELTA_VIRSH", default_value = "virsh", value_hint = ValueHint::ExecutablePath, hide_env_values = true)]
     pub virsh: PathBuf,
 
+    /// Its folders.
+    #[command(flatten)]
+    pub folders: Folders,
+}
+
+/// Where libvirt keeps its files.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Where libvirt is")]
+pub struct Folders {
     /// libvirt's configuration
     #[arg(long, value_name = "DIR", default_value = "/etc/libvirt", value_hint = ValueHint::DirPath)]
     pub libvirt_config: PathBuf,
@@ -95,12 +104,12 @@ pub struct Host {
     #[arg(long, value_name = "DIR", default_value = "/run/libvirt", value_hint = ValueHint::DirPath)]
     pub libvirt_run: PathBuf,
 
-    /// libvirt's folder of what lasts, such as the state of TPMs
+    /// libvirt's folder of what lasts, such as saved memory and the state of TPMs
     #[arg(long, value_name = "DIR", default_value = "/var/lib/libvirt", value_hint = ValueHint::DirPath)]
     pub libvirt_state: PathBuf,
 }
 
-impl Host {
+impl Folders {
     /// Where libvirt keeps its files.
     pub fn libvirt(&self) -> Libvirt {
         Libvirt {
@@ -109,7 +118,9 @@ impl Host {
             state: self.libvirt_state.clone(),
         }
     }
+}
 
+impl Host {
     /// How `virsh` is called.
     pub fn virsh(&self) -> Virsh {
         Virsh { program: self.virsh.clone(), connect: self.connect.clone() }

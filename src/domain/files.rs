@@ -12,7 +12,7 @@ use super::{Domain, State, Tpm, parse};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The longest XML that is read, in bytes. libvirt itself takes no more over its own protocol.
-const XML_LEN_MAX: u64 = 4 << 20;
+pub const XML_LEN_MAX: u64 = 4 << 20;
 
 /// libvirt's folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,8 +115,18 @@ impl Libvirt {
         Ok(Listing { names: names.into_iter().collect() })
     }
 
-    /// The folder of a TPM's state.
-    pub fn tpm_folder(&self, domain: &Domain, tpm: &Tpm) -> Option<PathBuf> {
+    /// The memory of a guest that `virsh managedsave` has stopped, if there is some: the next start
+    /// resumes it, whatever its disks hold by then.
+    pub fn managed_save(&self, name: &str) -> Option<PathBuf> {
+        let path = self.state.join("qemu/save").join(format!("{name}.save"));
+        // What can't be looked at may be there.
+        let is_gone = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+        let gone = name.contains('/') || path.symlink_metadata().is_err_and(is_gone);
+        (!gone).then_some(path)
+    }
+
+    /// The folder of a TPM's state, or its only file.
+    pub fn tpm_place(&self, domain: &Domain, tpm: &Tpm) -> Option<PathBuf> {
         if let Some(path) = &tpm.path {
             return Some(path.clone());
         }

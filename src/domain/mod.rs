@@ -13,8 +13,8 @@ mod rewrite;
 use std::path::PathBuf;
 
 pub use decide::{Choice, Reason, decide};
-pub use files::{Found, Libvirt, Listing, XmlFile};
-pub use rewrite::{Changes, rewrite};
+pub use files::{Found, Libvirt, Listing, XML_LEN_MAX, XmlFile};
+pub use rewrite::{Changes, Place, rewrite};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -29,7 +29,7 @@ pub struct Domain {
     pub os: Option<String>,
     /// All its disk devices, in the order of the XML.
     pub disks: Vec<Disk>,
-    /// The file of its firmware's variables.
+    /// Its firmware's variables.
     pub nvram: Option<Nvram>,
     /// Its emulated TPM.
     pub tpm: Option<Tpm>,
@@ -103,12 +103,24 @@ pub enum Source {
     Nothing,
 }
 
-/// The file of the firmware's variables.
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) | Self::Block(path) => path.display().fmt(f),
+            Self::Network(protocol) => write!(f, "its source on a server ({protocol})"),
+            Self::Volume { pool, volume } => write!(f, "volume {volume} of pool {pool}"),
+            Self::Other(kind) => write!(f, "its source ({kind})"),
+            Self::Nothing => f.write_str("nothing"),
+        }
+    }
+}
+
+/// The firmware's variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nvram {
-    /// The file.
-    pub path: PathBuf,
-    /// Its format: `raw` unless the XML says otherwise.
+    /// Where they are: [`Source::Nothing`] if libvirt is yet to choose a file.
+    pub source: Source,
+    /// Their format: `raw` unless the XML says otherwise.
     pub format: String,
 }
 
@@ -117,7 +129,7 @@ pub struct Nvram {
 pub struct Tpm {
     /// Version `1.2` or `2.0`.
     pub version: String,
-    /// Where its state is, if the XML says so; otherwise in libvirt's folder for it.
+    /// The folder or file of its state, if the XML says so; otherwise libvirt has a folder for it.
     pub path: Option<PathBuf>,
 }
 

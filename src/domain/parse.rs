@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
+use super::files::XML_LEN_MAX;
 use super::{Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, malformed};
 use crate::error::Result;
 
@@ -21,6 +22,9 @@ const AGENT: &str = "org.qemu.guest_agent.0";
 
 /// Parses XML within the limits.
 pub(super) fn document(text: &str) -> Result<Document<'_>> {
+    if text.len() as u64 > XML_LEN_MAX {
+        return Err(malformed(format!("is longer than {XML_LEN_MAX} bytes")));
+    }
     // Each declaration is copied into every element below that has one of its own.
     if text.matches("xmlns").count() > NAMESPACES_MAX {
         return Err(malformed(format!("declares more than {NAMESPACES_MAX} namespaces")));
@@ -103,13 +107,13 @@ fn os_of(domain: Node<'_, '_>) -> Option<String> {
 
 fn nvram_of(os: Node<'_, '_>) -> Option<Nvram> {
     let nvram = child(os, "nvram")?;
-    // Newer libvirt may describe the file like a disk's source.
-    let path = match child(nvram, "source") {
-        Some(source) => source.attribute("file").map(str::to_owned),
-        None => text_of(nvram),
+    // Newer libvirt may describe it like a disk's source.
+    let source = match (child(nvram, "source"), text_of(nvram)) {
+        (None, Some(path)) => Source::File(PathBuf::from(path)),
+        (source, _) => source_of(nvram.attribute("type").unwrap_or("file"), source),
     };
     let format = nvram.attribute("format").unwrap_or("raw").to_owned();
-    Some(Nvram { path: PathBuf::from(path?), format })
+    Some(Nvram { source, format })
 }
 
 fn tpm_of(tpm: Node<'_, '_>) -> Option<Tpm> {

@@ -2,7 +2,7 @@
 //! into its text. Everything else stays as it was written, byte for byte.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use roxmltree::Node;
 
@@ -21,13 +21,28 @@ pub struct Changes {
     pub macs: Option<Vec<String>>,
     /// The disks that were restored: target, file and format. What they had below them is in them.
     pub disks: Vec<(String, PathBuf, &'static str)>,
-    /// The restored file of the firmware's variables.
-    pub nvram: Option<PathBuf>,
+    /// What becomes of the firmware's variables.
+    pub nvram: Place,
+    /// What becomes of the TPM's state, if the definition says where it is: libvirt finds it by the
+    /// UUID otherwise.
+    pub tpm: Place,
     /// The generation id, if the domain has one: a guest learns from a new one that it was restored,
     /// and that what it had agreed with others since does not count.
     pub genid: Option<String>,
     /// Targets of disks that are to be left out.
     pub dropped: Vec<String>,
+}
+
+/// What becomes of state that lies beside the disks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Place {
+    /// The definition names what it named.
+    #[default]
+    AsItWas,
+    /// It was restored to this path.
+    At(PathBuf),
+    /// The definition names none, so libvirt makes some anew.
+    New,
 }
 
 /// Writes the XML of a domain with `changes`. The state that libvirt wraps around the XML of a
@@ -48,14 +63,15 @@ pub fn rewrite(text: &str, changes: &Changes) -> Result<String> {
     if let (Some(id), Some(node)) = (&changes.genid, child(domain, "genid")) {
         edits.content(node, id);
     }
-    if let (Some(path), Some(os)) = (&changes.nvram, child(domain, "os")) {
-        edits.nvram(os, path);
+    if let Some(os) = child(domain, "os") {
+        edits.nvram(os, &changes.nvram);
     }
     if let Some(devices) = child(domain, "devices") {
         let mut macs = changes.macs.as_ref().map(|macs| macs.iter());
         for device in elements(devices) {
             match device.tag_name().name() {
                 "disk" => edits.disk(device, changes),
+                "tpm" => edits.tpm(device, &changes.tpm),
                 "interface" => {
                     if let (Some(macs), Some(mac)) = (&mut macs, child(device, "mac")) {
                         match macs.next() {
@@ -120,12 +136,43 @@ impl Edits<'_> {
         }
     }
 
-    fn nvram(&mut self, os: Node<'_, '_>, path: &Path) {
-        let Some(nvram) = child(os, "nvram") else { return };
-        let path = path.to_string_lossy();
-        match child(nvram, "source") {
-            Some(source) => self.attribute(source, "file", &path),
-            None => self.content(nvram, &path),
+    fn nvram(&mut self, os: Node<'_, '_>, place: &Place) {
+        let Some(nvram) = child(os, "nvram") else {
+            // libvirt chose the file when it was started, and did not note it here.
+            if let (Place::At(path), Some(last)) = (place, elements(os).last()) {
+                let (end, path) = (last.range().end, escaped(&path.to_string_lossy()));
+                self.replace(end..end, format!("<nvram>{path}</nvram>"));
+            }
+            return;
+        };
+        match (place, child(nvram, "source")) {
+            (Place::AsItWas, _) => {}
+            (Place::At(path), Some(source)) => {
+                self.attribute(source, "file", &path.to_string_lossy());
+            }
+            (Place::At(path), None) => self.content(nvram, &path.to_string_lossy()),
+            (Place::New, _) => {
+                // From this libvirt makes them.
+                let mut kept = String::new();
+                for name in ["template", "templateFormat", "format"] {
+                    if let Some(value) = nvram.attribute(name) {
+                        kept.push_str(&format!(" {name}='{}'", escaped(value)));
+                    }
+                }
+                let new = if kept.is_empty() { kept } else { format!("<nvram{kept}/>") };
+                self.replace(nvram.range(), new);
+            }
+        }
+    }
+
+    fn tpm(&mut self, tpm: Node<'_, '_>, place: &Place) {
+        let source = child(tpm, "backend").and_then(|backend| child(backend, "source"));
+        match (place, source) {
+            (Place::AsItWas, _) | (_, None) => {}
+            (Place::At(path), Some(source)) => {
+                self.attribute(source, "path", &path.to_string_lossy());
+            }
+            (Place::New, Some(source)) => self.replace(source.range(), String::new()),
         }
     }
 

@@ -97,12 +97,12 @@ fn a_domain_is_what_its_file_says() {
     assert_eq!(domain.agent, Agent::Channel);
     assert_eq!((domain.state, domain.pid), (None, None));
     let nvram = domain.nvram.as_ref().unwrap();
-    assert_eq!(nvram.path, Path::new("/var/lib/libvirt/qemu/nvram/web_VARS.fd"));
+    assert_eq!(nvram.source, Source::File("/var/lib/libvirt/qemu/nvram/web_VARS.fd".into()));
     assert_eq!(nvram.format, "raw");
     let backing: Vec<PathBuf> =
         ["/data/a.raw", "/bases/one.qcow2", "/bases/two.raw"].map(PathBuf::from).to_vec();
     assert_eq!(domain.disks[0].backing, backing);
-    let folder = Libvirt::default().tpm_folder(&domain, domain.tpm.as_ref().unwrap()).unwrap();
+    let folder = Libvirt::default().tpm_place(&domain, domain.tpm.as_ref().unwrap()).unwrap();
     assert_eq!(folder, Path::new("/var/lib/libvirt/swtpm").join(UUID).join("tpm2"));
 }
 
@@ -169,7 +169,7 @@ fn a_restored_domain_differs_in_what_was_asked_for_alone() {
             ("vdb".to_owned(), PathBuf::from("/to/b.qcow2"), "qcow2"),
             ("vdi".to_owned(), PathBuf::from("/to/i.raw"), "raw"),
         ],
-        nvram: Some(PathBuf::from("/to/VARS.fd")),
+        nvram: Place::At("/to/VARS.fd".into()),
         ..Changes::default()
     };
     for text in [WEB.to_owned(), live("running")] {
@@ -179,7 +179,7 @@ fn a_restored_domain_differs_in_what_was_asked_for_alone() {
         assert_eq!(new.matches(uuid).count(), 2, "firmware tables repeat it");
         assert!(!new.contains(UUID) && new.contains("52:54:00:aa:bb:cc"));
         assert!(!new.contains("52:54:00:11:22") && !new.contains("domstatus"));
-        assert_eq!(domain.nvram.unwrap().path, Path::new("/to/VARS.fd"));
+        assert_eq!(domain.nvram.unwrap().source, Source::File("/to/VARS.fd".into()));
         let take = |image: &str, format| Choice::Take { image: image.into(), format, block: false };
         assert_eq!(decide(&domain.disks[0], &[]), take("/to/it's.qcow2", "qcow2"));
         assert_eq!(domain.disks[0].backing, Vec::<PathBuf>::new());
@@ -210,6 +210,50 @@ fn a_disk_can_be_left_out_and_the_generation_is_another() {
     assert!(domain.disks.iter().all(|disk| disk.target != "vdc"));
 }
 
+/// A second guest that had the variables or the TPM of the first would have written to them, too.
+#[test]
+fn state_beside_the_disks_goes_elsewhere_or_is_made_anew() {
+    let nvram = "/var/lib/libvirt/qemu/nvram/web_VARS.fd</nvram>";
+    let block = "<source dev='/dev/vg/vars'/></nvram>";
+    let tpm =
+        "<backend type='emulator' version='2.0'><source type='dir' path='/tpm/web'/></backend>";
+    let plain = "<backend type='emulator' version='2.0'/>";
+    let text = WEB.replace(nvram, block).replace("<nvram ", "<nvram type='block' ");
+    let text = text.replace(plain, tpm);
+    let domain = parse(&text).unwrap();
+    assert_eq!(domain.nvram.unwrap().source, Source::Block("/dev/vg/vars".into()));
+    let own = domain.tpm.unwrap();
+    assert_eq!(own.path.as_deref(), Some(Path::new("/tpm/web")));
+    let start = text.find("<domain ").unwrap();
+    assert_eq!(rewrite(&text, &Changes::default()).unwrap(), text[start..]);
+    let changes = Changes { nvram: Place::New, tpm: Place::New, ..Changes::default() };
+    let new = rewrite(&text, &changes).unwrap();
+    assert!(new.contains("<nvram template='/usr/share/OVMF/OVMF_VARS.fd'/>"), "{new}");
+    let domain = parse(&new).unwrap();
+    assert_eq!(domain.nvram.unwrap().source, Source::Nothing);
+    assert_eq!(domain.tpm.unwrap().path, None);
+    let changes = Changes { tpm: Place::At("/to/tpm".into()), ..Changes::default() };
+    let domain = parse(&rewrite(&text, &changes).unwrap()).unwrap();
+    assert_eq!(domain.tpm.unwrap().path.as_deref(), Some(Path::new("/to/tpm")));
+    // One that libvirt finds by the UUID has no path to be changed.
+    assert_eq!(parse(&rewrite(WEB, &changes).unwrap()).unwrap().tpm.unwrap().path, None);
+    let bare = WEB.replace(" template='/usr/share/OVMF/OVMF_VARS.fd'", "");
+    let changes = Changes { nvram: Place::New, ..Changes::default() };
+    assert_eq!(parse(&rewrite(&bare, &changes).unwrap()).unwrap().nvram, None);
+}
+
+#[test]
+fn a_guest_whose_memory_is_saved_is_known() {
+    let (_dir, libvirt) = lab();
+    assert_eq!(libvirt.managed_save("web"), None);
+    let saved = libvirt.state.join("qemu/save/web.save");
+    fs::create_dir_all(saved.parent().unwrap()).unwrap();
+    assert_eq!(libvirt.managed_save("web"), None);
+    fs::write(&saved, "memory").unwrap();
+    assert_eq!(libvirt.managed_save("web"), Some(saved));
+    assert_eq!(libvirt.managed_save("../save/web"), None);
+}
+
 #[test]
 fn hostile_xml_is_an_error() {
     let deep = format!("{}{}", "<a>".repeat(150_000), "</a>".repeat(150_000));
@@ -228,6 +272,7 @@ fn hostile_xml_is_an_error() {
         "<domain><name>x</name><devices><disk/></devices></domain>",
         &format!("<domain><name>x</name><devices>{disks}</devices></domain>"),
         entities,
+        &format!("<domain><name>x</name>{}</domain>", " ".repeat(5 << 20)),
         &deep,
         &many,
         &spaces,

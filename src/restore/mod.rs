@@ -4,6 +4,7 @@
 //! chain (newest wins) → frames → workers (decode, prove, write) → root → final name
 //! ```
 
+mod guests;
 mod in_place;
 mod machine;
 mod rebuild;
@@ -27,7 +28,10 @@ use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{DiskSpec, Repository, Selector};
 
-pub use in_place::{InPlaceReport, InPlaceRequest, run_in_place};
+pub use in_place::{
+    InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceReport, MachineInPlaceRequest,
+    run_in_place, run_machine_in_place,
+};
 pub use machine::{MachineReport, MachineRequest, run_machine};
 
 /// Where a restored disk goes.

@@ -45,7 +45,7 @@ fn shape(value: &Value, path: &str, out: &mut BTreeMap<String, &'static str>) {
 
 /// Compares what a command wrote with its example. Fields that `rare` names are not seen here.
 #[track_caller]
-pub(super) fn compare(heading: &str, results: &[&Value], rare: &[&str]) {
+pub fn compare(heading: &str, results: &[&Value], rare: &[&str]) {
     compare_with("json.md", heading, results, rare);
 }
 

@@ -2,7 +2,7 @@
 
 mod bench;
 mod jobs;
-mod json;
+pub mod json;
 mod manners;
 mod misplaced;
 mod points;

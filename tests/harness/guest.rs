@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use serde_json::Value;
 
-use super::images::{create, create_raw};
+use super::images::{create, create_raw, qemu_img};
 use super::repo::Repo;
 use super::virsh::Virsh;
 use super::{Lab, Outcome, args, qdelta, run, tool};
@@ -36,11 +36,16 @@ impl Host {
         Self { lab, repo, virsh }
     }
 
-    /// Words that say where this host's libvirt is.
+    /// Words that say where this host's libvirt is, and which virsh reaches it.
     pub fn place(&self) -> Vec<OsString> {
+        let mut words = args!["--virsh", self.virsh.program()];
+        words.extend(self.folders());
+        words
+    }
+
+    /// Words that say where this host's libvirt keeps its files.
+    pub fn folders(&self) -> Vec<OsString> {
         args![
-            "--virsh",
-            self.virsh.program(),
             "--libvirt-config",
             self.lab.path("etc"),
             "--libvirt-run",
@@ -48,6 +53,23 @@ impl Host {
             "--libvirt-state",
             self.lab.path("lib"),
         ]
+    }
+
+    /// Restores, with these words.
+    #[track_caller]
+    pub fn restore(&self, words: Vec<OsString>) -> Outcome {
+        let mut all = self.repo.args(args!["restore"]);
+        all.extend(self.folders());
+        all.extend(words);
+        run(qdelta(all))
+    }
+
+    /// The file of the guest's memory, as `virsh managedsave` would leave it.
+    pub fn save_memory(&self) -> PathBuf {
+        let path = self.lab.path("lib/qemu/save/web.save");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "LibvirtQemudSave").unwrap();
+        path
     }
 
     /// The words of a backup.
@@ -140,6 +162,17 @@ impl<'a> Guest<'a> {
 
     pub fn vdb(&self) -> PathBuf {
         self.dir.join("web-data.raw")
+    }
+
+    /// It is defined with these words in the place of others.
+    #[track_caller]
+    pub fn redefine(&self, changes: &[(&str, &str)]) {
+        let mut xml = self.xml();
+        for (old, new) in changes {
+            assert!(xml.contains(old), "{old} is not in {xml}");
+            xml = xml.replace(old, new);
+        }
+        fs::write(self.host.lab.path("etc/qemu/web.xml"), xml).unwrap();
     }
 
     pub fn nvram(&self) -> PathBuf {
@@ -247,6 +280,16 @@ impl Drop for Running {
         let _ = writeln!(self.stdin, "quit");
         let _ = self.child.wait();
     }
+}
+
+/// What an image shows.
+#[track_caller]
+pub fn content(path: &Path, format: &str) -> Vec<u8> {
+    let raw = path.with_extension("content");
+    qemu_img(args!["convert", "-f", format, "-O", "raw", path, raw.as_path()]).ok();
+    let bytes = fs::read(&raw).unwrap();
+    fs::remove_file(raw).unwrap();
+    bytes
 }
 
 /// A disk of `mib` MiB with these bytes in it: offset, length, byte.

@@ -25,7 +25,12 @@ def rollback(rig):
     guest.wait_for_records(200)
     point = chain.backup()
     guest.wait_for_records(1000)
-    _refused_while_it_runs(rig, chain, point)
+    _refused(rig, chain, point, "which runs")
+    guest.wait_for_records(20)
+    guest.save_memory()
+    _refused(rig, chain, point, f"virsh managedsave-remove {guest.name}")
+    guest.resume_memory()
+    rig.say("it was refused while the guest ran, and while its memory was saved")
     guest.power_off()
     late = guest.newest()
 
@@ -55,15 +60,23 @@ def rollback(rig):
         rig.qdelta("restore", f"{guest.name}/{target}@{point_kept}", "--in-place", "--no-point",
                    "--repo", chain.repo)
     check_point([(disk.path, disk.format) for disk in disks], rig.scratch, late, "offline", late + 1)
+    report = rig.qdelta_json("restore", "--domain", guest.name, "--at", point.time, "--in-place",
+                             "--repo", chain.repo)
+    again = check_point([(disk.path, disk.format) for disk in disks], rig.scratch,
+                        point.acknowledged, point.consistency, point.begun)
+    if again != newest or len(report["disks"]) != len(disks):
+        raise Failure(f"both disks were rolled back to record {again}, not {newest}: {report}")
+    rig.say("and both disks back by one command")
 
 
-def _refused_while_it_runs(rig, chain, point):
-    guest = chain.guest
-    done = rig.qdelta("restore", f"{guest.name}/vda@{point.time}", "--in-place", "--repo",
-                      chain.repo, check=False)
-    if done.returncode == 0:
-        raise Failure("the disk of a guest that runs was rolled back")
-    guest.wait_for_records(20)
+def _refused(rig, chain, point, words):
+    """Neither a disk nor the whole guest goes back, and it is said why."""
+    name = chain.guest.name
+    for what in ([f"{name}/vda@{point.time}"], ["--domain", name, "--at", point.time]):
+        done = rig.qdelta("restore", *what, "--in-place", "--repo", chain.repo, check=False)
+        if done.returncode != 5 or words not in done.stderr:
+            raise Failure(f"this was to be refused because of '{words}': status {done.returncode}\n"
+                          f"{done.stdout}{done.stderr}")
 
 
 def _back_and_killed(rig, chain, disk, before, what):

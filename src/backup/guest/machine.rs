@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 
 use super::Flow;
 use super::moment::Moment;
-use crate::domain::XmlFile;
+use crate::domain::{Source, XmlFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::{MachineFile, MachineRecord, Role};
 
@@ -41,9 +41,9 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
     }
     nvram(flow, moment, &mut record)?;
     if let Some(tpm) = &domain.tpm
-        && let Some(folder) = flow.request.libvirt.tpm_folder(domain, tpm)
+        && let Some(place) = flow.request.libvirt.tpm_place(domain, tpm)
     {
-        take_folder(flow, Role::Tpm, &folder, &mut record)?;
+        take_folder(flow, Role::Tpm, &place, &mut record)?;
     }
     if flow.request.host_config {
         take_folder(flow, Role::HostConfig, &flow.request.libvirt.config, &mut record)?;
@@ -53,8 +53,16 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
 
 /// Takes the firmware's variables. A domain that has not run yet has none.
 fn nvram(flow: &Flow<'_>, moment: &mut Moment, record: &mut MachineRecord) -> Result<()> {
-    let Some(nvram) = &flow.found.domain.nvram else { return Ok(()) };
-    let path = &nvram.path;
+    let path = match flow.found.domain.nvram.as_ref().map(|nvram| &nvram.source) {
+        None | Some(Source::Nothing) => return Ok(()),
+        Some(Source::File(path)) => path,
+        Some(other) => {
+            record
+                .missing
+                .push(format!("the firmware's variables: they are in no file, but {other}"));
+            return Ok(());
+        }
+    };
     let opened = open(path);
     let mode = opened.as_ref().map(|(_, mode)| *mode).unwrap_or(XML_MODE);
     let file = match (moment.nvram.take(), opened) {
@@ -69,7 +77,7 @@ fn nvram(flow: &Flow<'_>, moment: &mut Moment, record: &mut MachineRecord) -> Re
     Ok(())
 }
 
-/// Takes the regular files in a folder and in those below it.
+/// Takes the regular files in a folder and in those below it; or the only file, if it is one.
 fn take_folder(
     flow: &Flow<'_>,
     role: Role,
@@ -94,6 +102,9 @@ fn take_folder(
 
 /// The regular files in a folder and in those below it, sorted. What can't be listed is noted.
 fn files_in(folder: &Path, missing: &mut Vec<String>) -> Vec<PathBuf> {
+    if folder.is_file() {
+        return vec![folder.to_path_buf()];
+    }
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
@@ -122,7 +133,7 @@ fn files_in(folder: &Path, missing: &mut Vec<String>) -> Vec<PathBuf> {
 }
 
 /// Opens a regular file; gives its mode, too.
-fn open(path: &Path) -> Result<(File, u32)> {
+pub(super) fn open(path: &Path) -> Result<(File, u32)> {
     let failed = |error| Error::io("read", path, error);
     let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
@@ -141,6 +152,7 @@ fn store(
     mode: u32,
     content: impl Read,
 ) -> Result<MachineFile> {
-    let (digest, length) = flow.repository.store_machine_file(flow.lock, content, path)?;
+    let (digest, length) =
+        flow.disks.repository.store_machine_file(flow.disks.lock, content, path)?;
     Ok(MachineFile { role, path: path.to_path_buf(), length, mode, digest })
 }

@@ -17,19 +17,18 @@ use std::time::{Duration, Instant};
 use qdelta_formats::archive::Consistency;
 use serde::Serialize;
 
-use super::anchors::Tag;
-use super::base::Base;
-use super::disk::{self, Written};
-use super::source::Source;
-use super::{Options, Report, clean, commit, leave, next_point};
+use super::disk::Written;
+use super::together::{Ready, Together};
+use super::{Options, Report, clean, commit, next_point};
 use crate::domain::{Found, Libvirt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Progress};
 use crate::quiesce::{self, Freeze, Program, Virsh};
-use crate::repository::{DomainLock, DomainName, LeftOut, PointId, Repository};
+use crate::repository::{DomainName, LeftOut, Repository};
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
 
+pub(crate) use plan::open_options;
 pub use plan::repository_name;
 
 /// How far a running guest is brought to rest.
@@ -100,22 +99,12 @@ pub struct GuestReport {
     pub seconds: f64,
 }
 
-/// A disk that is about to be read.
-struct Ready<'a> {
-    plan: &'a DiskPlan,
-    base: Base,
-    tag: Tag,
-}
-
 /// What all parts of the flow need.
 struct Flow<'a> {
-    repository: &'a Repository,
     request: &'a GuestRequest,
     found: &'a Found,
     plan: &'a Plan,
-    lock: &'a DomainLock,
-    point: PointId,
-    progress: &'a dyn Progress,
+    disks: Together<'a>,
     cancel: &'a Cancel,
 }
 
@@ -138,16 +127,8 @@ pub fn run_guest(
     let mark = freeze(repository, request, &found, &plan.name);
     quiesce::thaw_marked(&mark, plan.usage != Use::Stopped)?;
     let point = next_point(repository, &lock)?;
-    let flow = Flow {
-        repository,
-        request,
-        found: &found,
-        plan: &plan,
-        lock: &lock,
-        point,
-        progress,
-        cancel,
-    };
+    let disks = Together { repository, lock: &lock, point, options: &request.options, progress };
+    let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
     let ready = flow.get_ready()?;
     // In this order: what was made of the disks goes after everything that has it open.
     let mut moment;
@@ -200,32 +181,28 @@ fn freeze(
 }
 
 impl<'a> Flow<'a> {
-    /// Opens what the new archives are made against: that may take a while, and may fail.
     fn get_ready(&self) -> Result<Vec<Ready<'a>>> {
-        let mut ready = Vec::new();
-        for plan in &self.plan.disks {
-            let base = Base::choose(self.repository, &plan.id, self.request.options.kind)?;
-            ready.push(Ready { plan, base, tag: Tag::new(self.repository, &plan.id) });
-        }
-        Ok(ready)
+        let ready = |plan: &'a DiskPlan| {
+            let options = &self.request.options;
+            Ready::new(self.disks.repository, &plan.id, &plan.image, &plan.open, options)
+        };
+        self.plan.disks.iter().map(ready).collect()
     }
 
     /// Backs up a guest that is stopped: nobody can start it as long as its disks are read.
     fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment)> {
-        let mut sources = Vec::new();
-        for disk in &ready {
-            let (path, open) = (&disk.plan.image, &disk.plan.open);
-            let leave = leave(&self.request.options, open, &disk.base, &disk.tag, self.point);
-            match Source::take(path, open, leave.as_ref()) {
-                Ok(source) => sources.push(source),
-                Err(error) => {
-                    sources.into_iter().for_each(Source::discard);
-                    return Err(error.within(format!("cannot back up disk {}", disk.plan.target)));
-                }
-            }
+        let sources = self.disks.take(&ready)?;
+        let mut moment = Moment::offline();
+        if self.request.libvirt.managed_save(&self.found.domain.name).is_some() {
+            // Its filesystems are as they were in the middle of its work.
+            moment.consistency = Consistency::CrashConsistent;
+            moment.warnings.push(
+                "its memory is saved (virsh managedsave): what it had not written yet is there, and \
+                 not in the point"
+                    .to_owned(),
+            );
         }
-        let moment = Moment::offline();
-        let written = self.write(ready, sources, moment.consistency, self.cancel)?;
+        let written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
         // libvirt gives QEMU device nodes of its own, so that neither sees the other's locks there.
         let devices = self.plan.disks.iter().any(|disk| disk.block);
         if devices && self.request.libvirt.find(&self.request.domain)?.live.is_some() {
@@ -234,39 +211,6 @@ impl<'a> Flow<'a> {
             return Err(Error::new(ErrorKind::Busy, text).advise("no point was made: try again"));
         }
         Ok((written, moment))
-    }
-
-    /// Writes the archive of every disk. If one fails, none is left.
-    fn write(
-        &self,
-        ready: Vec<Ready<'a>>,
-        sources: Vec<Source>,
-        consistency: Consistency,
-        cancel: &Cancel,
-    ) -> Result<Vec<Written<'a>>> {
-        let mut written = Vec::new();
-        let mut disks = ready.into_iter().zip(sources);
-        while let Some((disk, source)) = disks.next() {
-            let job = disk::Job {
-                repository: self.repository,
-                lock: self.lock,
-                point: self.point,
-                disk: &disk.plan.id,
-                consistency,
-                options: &self.request.options,
-                base: disk.base,
-                source,
-            };
-            match disk::write(job, self.progress, cancel) {
-                Ok(done) => written.push(done),
-                Err(error) => {
-                    written.into_iter().for_each(|done: Written<'_>| done.rest.discard());
-                    disks.for_each(|(_, source)| source.discard());
-                    return Err(error.within(format!("cannot back up disk {}", disk.plan.target)));
-                }
-            }
-        }
-        Ok(written)
     }
 }
 

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use qdelta_formats::archive::{Consistency, Tracker};
 
 use super::snapshots::Snapshots;
-use super::{ConsistencyChoice, Flow, Ready, Use, refused};
+use super::{ConsistencyChoice, Flow, Use, machine, refused};
 use crate::backup::anchors::{self, Clones, descriptor};
 use crate::backup::disk::Written;
 use crate::backup::leave;
 use crate::backup::source::{Source, written_files};
+use crate::backup::together::{Ready, about};
 use crate::domain::{self, Agent, Domain, Found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
@@ -74,9 +75,8 @@ impl<'a> Flow<'a> {
     ) -> Result<(Vec<Written<'a>>, Moment)> {
         let mut files: Vec<Files> = Vec::new();
         for disk in &ready {
-            files.push(written_files(&disk.plan.image, &disk.plan.open).map_err(|error| {
-                error.within(format!("cannot back up disk {}", disk.plan.target))
-            })?);
+            let written = written_files(disk.image, disk.open);
+            files.push(written.map_err(|error| about(disk.disk, ready.len(), error))?);
         }
         if self.request.snapshot_command.is_none() {
             self.check_clonable(&ready, &files)?;
@@ -90,7 +90,7 @@ impl<'a> Flow<'a> {
         drop(files);
         let sources;
         (sources, moment.snapshots) = self.open(&ready, made)?;
-        let written = self.write(ready, sources, moment.consistency, self.cancel)?;
+        let written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
         Ok((written, moment))
     }
 
@@ -104,24 +104,26 @@ impl<'a> Flow<'a> {
         let (written, moment) = self.still(freeze, |left| {
             let mut sources = Vec::new();
             for disk in &ready {
-                sources.push(Source::live(&disk.plan.image, &disk.plan.open)?);
+                sources.push(Source::live(disk.image, disk.open)?);
             }
             let consistency = match self.plan.usage {
                 Use::Paused => Consistency::CrashConsistent,
                 _ => Consistency::FilesystemQuiesced,
             };
-            within(left, self.cancel, |cancel| self.write(ready, sources, consistency, cancel))
-                .map_err(|error| match error.kind() {
-                    ErrorKind::Interrupted if !self.cancel.is_cancelled() => refused(format!(
-                        "what has changed could not be read within {} ms of freeze",
-                        limit.as_millis()
-                    ))
-                    .advise(
-                        "no point was made; give it longer with --freeze-max, stop the guest for \
+            within(left, self.cancel, |cancel| {
+                self.disks.write(ready, sources, consistency, cancel)
+            })
+            .map_err(|error| match error.kind() {
+                ErrorKind::Interrupted if !self.cancel.is_cancelled() => refused(format!(
+                    "what has changed could not be read within {} ms of freeze",
+                    limit.as_millis()
+                ))
+                .advise(
+                    "no point was made; give it longer with --freeze-max, stop the guest for \
                          the first full, or keep its images on XFS or Btrfs",
-                    ),
-                    _ => error,
-                })
+                ),
+                _ => error,
+            })
         })?;
         Ok((written, moment))
     }
@@ -212,9 +214,9 @@ impl<'a> Flow<'a> {
     /// Fails if a clone can't be made, or can't be made quickly: before anything is frozen.
     fn check_clonable(&self, ready: &[Ready<'_>], files: &[Files]) -> Result<()> {
         let mut extents = 0;
-        for (disk, files) in ready.iter().zip(files) {
+        for ((disk, plan), files) in ready.iter().zip(&self.plan.disks).zip(files) {
             for (path, file) in files {
-                let tried = match disk.plan.block {
+                let tried = match plan.block {
                     true => Err(refused(format!("{} is a block device", path.display()))),
                     false => reflink::try_clone_in(path.parent().unwrap_or(Path::new("/"))),
                 };
@@ -243,7 +245,7 @@ impl<'a> Flow<'a> {
     fn no_moment(&self, disk: &Ready<'_>, error: &Error) -> Error {
         let text = format!(
             "{} runs, and the image of its disk {} can't be cloned",
-            self.request.domain, disk.plan.target
+            self.request.domain, disk.disk.disk
         );
         refused(text).because(error.chain()).advise(
             "one of these helps: keep the images on XFS (reflink) or Btrfs; --snapshot-command, if \
@@ -259,13 +261,13 @@ impl<'a> Flow<'a> {
         let end = Instant::now() + left;
         let Some(command) = &self.request.snapshot_command else {
             let clone = |(disk, files): (&Ready<'_>, &Files)| {
-                Clones::take(files, &disk.tag.name(self.point))
+                Clones::take(files, &disk.tag.name(self.disks.point))
             };
             return ready.iter().zip(files).map(clone).collect::<Result<_>>().map(Made::Clones);
         };
         let mut all = Vec::new();
         for files in files {
-            let mut snapshots = Snapshots::new(command, &self.request.domain, self.point);
+            let mut snapshots = Snapshots::new(command, &self.request.domain, self.disks.point);
             for (path, _) in files {
                 snapshots.create(path, end.saturating_duration_since(Instant::now()))?;
             }
@@ -280,23 +282,21 @@ impl<'a> Flow<'a> {
         match made {
             Made::Clones(all) => {
                 for (disk, clones) in ready.iter().zip(all) {
-                    let open = &disk.plan.open;
-                    let leave =
-                        leave(&self.request.options, open, &disk.base, &disk.tag, self.point);
+                    let (open, point) = (disk.open, self.disks.point);
+                    let leave = leave(&self.request.options, open, &disk.base, &disk.tag, point);
                     let keep = leave.as_ref().is_some_and(|it| it.tracker == Tracker::Reflink);
                     // Also if no anchor is left: the one before is about to be compared with.
                     let before = disk.base.latest.as_ref();
                     let before = before.and_then(|latest| latest.record.anchor.as_ref());
                     sweep(disk, &clones, before.map(|anchor| anchor.name.as_str()));
-                    sources.push(Source::of_clones(&disk.plan.image, open, clones, keep)?);
+                    sources.push(Source::of_clones(disk.image, open, clones, keep)?);
                 }
                 Ok((sources, Vec::new()))
             }
             Made::Snapshots(all) => {
                 for (disk, snapshots) in ready.iter().zip(&all) {
                     let substitutes = snapshots.substitutes().to_vec();
-                    let (image, open) = (&disk.plan.image, &disk.plan.open);
-                    match Source::of_copies(image, open, substitutes) {
+                    match Source::of_copies(disk.image, disk.open, substitutes) {
                         Ok(source) => sources.push(source),
                         Err(error) => {
                             // Nothing is released while it is open.
@@ -312,9 +312,11 @@ impl<'a> Flow<'a> {
 
     /// The firmware's variables as they are now, unless they are too long to be read at once.
     fn nvram(&self) -> Option<Vec<u8>> {
-        let nvram = self.found.domain.nvram.as_ref()?;
-        let file = std::fs::File::open(&nvram.path).ok()?;
-        let length = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
+        let domain::Source::File(path) = &self.found.domain.nvram.as_ref()?.source else {
+            return None;
+        };
+        let (file, _) = machine::open(path).ok()?;
+        let length = file.metadata().ok()?.len();
         if length > NVRAM_IN_FREEZE_MAX {
             return None;
         }

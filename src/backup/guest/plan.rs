@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::GuestRequest;
-use crate::domain::{Choice, Domain, Found, decide};
+use crate::domain::{Choice, Disk, Domain, Found, decide};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, OpenOptions};
 use crate::repository::{DiskId, DomainName, LeftOut};
@@ -64,14 +64,7 @@ impl Plan {
             match decide(disk, &request.excluded) {
                 Choice::Take { image, format, block } => {
                     let id = DiskId { domain: name.clone(), disk: disk.target.parse()? };
-                    let mut roots = request.image_roots.clone();
-                    // libvirt has given these to QEMU already.
-                    roots.extend(disk.backing.iter().filter_map(|path| existing_folder(path)));
-                    let open = OpenOptions {
-                        format: Some(format.parse::<Format>()?),
-                        image_roots: roots,
-                        ..OpenOptions::default()
-                    };
+                    let open = open_options(disk, format, &request.image_roots)?;
                     if disk.mirrored {
                         warnings.push(format!("a block job is copying disk {}", disk.target));
                     }
@@ -96,6 +89,18 @@ impl Plan {
         let usage = usage(found, &disks, &mut warnings)?;
         Ok(Self { name, disks, left_out, usage, warnings })
     }
+}
+
+/// How the image of a disk is opened, names in it may lead into `roots`, too.
+///
+/// # Errors
+/// There is no such format.
+pub(crate) fn open_options(disk: &Disk, format: &str, roots: &[PathBuf]) -> Result<OpenOptions> {
+    let mut roots = roots.to_vec();
+    // libvirt has given these to QEMU already.
+    roots.extend(disk.backing.iter().filter_map(|path| existing_folder(path)));
+    let format = Some(format.parse::<Format>()?);
+    Ok(OpenOptions { format, image_roots: roots, ..OpenOptions::default() })
 }
 
 /// The folder of a file that is there. One that is not is the image's own business.

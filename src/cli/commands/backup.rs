@@ -1,6 +1,6 @@
 //! `qdelta backup`: a new recovery point.
 
-use qdelta::backup::{self, AnchorChoice, KindChoice, Options, Report, Request};
+use qdelta::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Report, Request};
 use qdelta::formats::archive::Tracker;
 use qdelta::image::OpenOptions;
 use qdelta::{Result, repository::Repository};
@@ -24,16 +24,16 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         return guests::run(&args, &options, context);
     }
     let repository: Repository = context.repository()?;
-    let request = Request {
+    let image = ImageRequest {
+        path: args.image.unwrap_or_default(),
         open: OpenOptions {
             snapshot: args.snapshot,
             as_file: args.as_file,
             ..args.source.options()
         },
-        image: args.image.unwrap_or_default(),
         disk: args.disk,
-        options,
     };
+    let request = Request { image, options };
     let cancel = signals::watch(&context.screen);
     let report = backup::run(&repository, &request, &context.screen, &cancel)?;
     if context.out.json {

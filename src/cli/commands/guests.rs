@@ -34,7 +34,7 @@ struct Summary {
 pub fn run(args: &Backup, options: &Options, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let guests = &args.guests;
-    let libvirt = guests.host.libvirt();
+    let libvirt = guests.host.folders.libvirt();
     let names = if guests.all { libvirt.list()?.names } else { guests.domains.clone() };
     if names.is_empty() {
         let text = format!("libvirt has no domain in {}", libvirt.config.display());
@@ -97,7 +97,7 @@ fn request(args: &Backup, options: &Options, name: &str) -> GuestRequest {
     let guests = &args.guests;
     GuestRequest {
         domain: name.to_owned(),
-        libvirt: guests.host.libvirt(),
+        libvirt: guests.host.folders.libvirt(),
         excluded: guests.exclude.clone(),
         consistency: match guests.consistency {
             Consistency::Quiesced => ConsistencyChoice::Quiesced,

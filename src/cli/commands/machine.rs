@@ -25,6 +25,7 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
             args::Format::Qcow2 => Format::Qcow2,
         }),
         force: args.target.force,
+        libvirt: args.libvirt.libvirt(),
         resources: args.work.resources(),
     };
     let cancel = signals::watch(&context.screen);

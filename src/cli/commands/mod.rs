@@ -6,6 +6,7 @@ pub mod bench;
 mod bench_plot;
 pub mod guests;
 mod image_info;
+mod in_place;
 pub mod info;
 pub mod init;
 mod machine;

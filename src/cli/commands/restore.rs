@@ -5,25 +5,26 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use qdelta::image::OpenOptions;
 use qdelta::output::Format;
 use qdelta::repository::{Repository, Selector};
-use qdelta::restore::{
-    self, Destination, GuestRange, InPlaceRequest, Report, Request, SalvageReport, run_in_place,
-};
+use qdelta::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
 use qdelta::{Error, ErrorKind, Result};
 
-use super::machine;
+use super::{in_place, machine};
 use crate::cli::args::{self, Replay, Restore, Target, Work};
 use crate::cli::{Context, signals, status, text};
 
 /// Restores a point of a repository.
 pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
-    if let (Some(domain), Some(to)) = (&args.machine.domain, &args.machine.to) {
-        return machine::run(args, domain, to, context);
-    }
-    if args.in_place {
-        return in_place(args, context);
+    match (&args.machine.domain, &args.machine.to, args.in_place) {
+        (Some(domain), Some(to), _) => return machine::run(args, domain, to, context),
+        (Some(domain), None, true) => return in_place::run_machine(args, domain, context),
+        (Some(domain), None, false) => {
+            return Err(Error::new(ErrorKind::Usage, format!("say where {domain} is to go"))
+                .advise("--to DIR restores all of it there, --in-place rolls its own disks back"));
+        }
+        (None, _, true) => return in_place::run(args, context),
+        (None, ..) => {}
     }
     let (Some(disk), Some(output)) = (&args.disk, &args.output) else {
         return Err(Error::new(ErrorKind::Usage, "say which disk, and where to"));
@@ -36,46 +37,6 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
     let cancel = signals::watch(&context.screen);
     let report = restore::run(&repository, &disk.disk, point, request, &context.screen, &cancel)?;
     show(&report, context)
-}
-
-/// Rolls an image back where it lies.
-fn in_place(args: &Restore, context: &mut Context) -> Result<u8> {
-    let Some(disk) = &args.disk else {
-        return Err(Error::new(ErrorKind::Usage, "say which disk"));
-    };
-    let repository = context.repository()?;
-    let request = InPlaceRequest {
-        disk: disk.disk.clone(),
-        selector: disk.point.clone().unwrap_or(Selector::Latest),
-        image: args.output.clone(),
-        open: OpenOptions {
-            format: args.target.format.map(args::Format::to_image),
-            image_roots: args.image_roots.clone(),
-            ..OpenOptions::default()
-        },
-        keep: !args.no_point,
-        resources: args.work.resources(),
-    };
-    let cancel = signals::watch(&context.screen);
-    let report = run_in_place(&repository, &request, &context.screen, &cancel)?;
-    if context.out.json {
-        context.out.json(&report)?;
-        return Ok(status::DONE);
-    }
-    let out = &mut context.out;
-    let image = report.image.display();
-    out.line(format!("{}@{}: {image} is as it was then, proved", report.disk, report.point))?;
-    out.line(format!(
-        "  {} disk, {} differed and written, took {}",
-        text::bytes(report.virtual_size),
-        text::bytes(report.bytes_changed),
-        text::duration(report.seconds)
-    ))?;
-    match &report.kept {
-        Some(point) => out.line(format!("  what was there before is point {point}"))?,
-        None => out.line("  what was there before is not kept")?,
-    }
-    Ok(status::DONE)
 }
 
 /// Restores from bare archives.

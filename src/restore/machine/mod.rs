@@ -4,16 +4,21 @@
 //! All that can be known to be wrong is found before anything is written. The definition comes last:
 //! where it is, everything is.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+mod definition;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
+use rustix::fs::OFlags;
 use serde::Serialize;
 
-use super::{Destination, Report, Request, nonzero_blocks, rebuild};
+use super::{Destination, Report, Request, guests, nonzero_blocks, rebuild};
 use crate::backup::{check_indexes, open_chain};
 use crate::chain::Chain;
-use crate::domain::{Changes, Device, Domain, Source, parse, rewrite};
+use crate::domain::{Domain, Libvirt, XML_LEN_MAX, parse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
 use crate::output::{Format, Plan, Target};
@@ -23,6 +28,7 @@ use crate::repository::{
     DiskId, DomainName, MachineFile, MachineRecord, Manifest, Repository, Role, Selector,
 };
 use crate::sys::image_lock;
+use definition::Definition;
 
 /// Which machine to restore, and how.
 #[derive(Debug, Clone)]
@@ -40,6 +46,8 @@ pub struct MachineRequest {
     pub format: Option<Format>,
     /// Replace files that exist.
     pub force: bool,
+    /// Where libvirt keeps its files.
+    pub libvirt: Libvirt,
     /// Threads and I/O.
     pub resources: Resources,
 }
@@ -87,12 +95,12 @@ struct Job<'a> {
     machine: MachineRecord,
     /// The name of the restored machine.
     name: String,
-    uuid: Option<String>,
-    definition: String,
     folder: PathBuf,
     disks: Vec<Disk>,
     /// Small files: what they hold, where they go, and with which mode.
     files: Vec<(MachineFile, PathBuf)>,
+    /// Where the TPM's state was: a folder, or its only file.
+    tpm_root: PathBuf,
 }
 
 /// Restores a machine.
@@ -108,18 +116,17 @@ pub fn run_machine(
 ) -> Result<MachineReport> {
     let started = Instant::now();
     let (domain, manifest) = find(repository, request)?;
-    let machine = manifest.machine.clone().ok_or_else(|| {
-        let text = format!("point {} of {domain} holds disks alone", manifest.point);
-        Error::new(ErrorKind::NotFound, text)
-            .because("it was made of images, not of a libvirt domain")
-            .advise(format!("restore its disks: qdelta restore {domain}/DISK OUTPUT"))
-    })?;
+    let machine = match manifest.machine.clone() {
+        Some(machine) => machine,
+        None => return Err(no_machine(repository, &domain, &manifest)),
+    };
+    definition::check_words(request)?;
     let made = make_folder(&request.to)?;
     let prepared = Job::prepare(repository, request, domain, machine, &manifest);
-    let result = prepared.and_then(|job| {
+    let result = prepared.and_then(|(job, definition)| {
         job.check()?;
         let mut written = Written::default();
-        let report = job.run(&manifest, &mut written, progress, cancel)?;
+        let report = job.run(&definition, &manifest, &mut written, progress, cancel)?;
         written.done = true;
         Ok(report)
     });
@@ -143,6 +150,20 @@ fn find(repository: &Repository, request: &MachineRequest) -> Result<(DomainName
     let domain = repository.find_domain(&request.domain)?;
     let manifest = repository.resolve_domain(&domain, &request.selector)?;
     Ok((domain, manifest))
+}
+
+/// Says why a point can't be restored as a machine, and which one can.
+fn no_machine(repository: &Repository, domain: &DomainName, manifest: &Manifest) -> Error {
+    let text = format!("point {} of {domain} holds disks alone", manifest.point);
+    let error = Error::new(ErrorKind::NotFound, text);
+    match repository.machines(domain).unwrap_or_default().last() {
+        Some((point, _)) => error
+            .because("it was made of images, as restore --in-place does before it rolls back")
+            .advise(format!("the latest point with the machine is {point}: give --at {point}")),
+        None => error
+            .because("it was made of images, not of a libvirt domain")
+            .advise(format!("restore its disks: qdelta restore {domain}/DISK OUTPUT")),
+    }
 }
 
 /// Makes the folder if it is missing; says whether it did.
@@ -174,45 +195,27 @@ impl Drop for Written {
 }
 
 impl<'a> Job<'a> {
+    /// Finds everything, and what would fail of the definition.
     fn prepare(
         repository: &'a Repository,
         request: &'a MachineRequest,
         domain: DomainName,
         machine: MachineRecord,
         manifest: &Manifest,
-    ) -> Result<Self> {
-        let xml =
-            machine.file(Role::DomainXml).or(machine.file(Role::LiveXml)).ok_or_else(|| {
-                let text = format!("point {} of {domain} has no definition", manifest.point);
-                Error::new(ErrorKind::NotFound, text)
-            })?;
-        let definition = repository.machine_file(&domain, xml)?;
-        let definition = String::from_utf8(definition).map_err(|error| {
-            let path = repository.machine_file_path(&domain, xml);
-            Error::new(ErrorKind::Damaged, format!("{} is no text", path.display())).because(error)
-        })?;
+    ) -> Result<(Self, Definition)> {
+        let text = definition_of(repository, &domain, &machine, manifest)?;
+        let before = parse(&text)?;
         let folder = std::path::absolute(&request.to)
             .map_err(|error| Error::io("find", &request.to, error))?;
         let name = request.rename.clone().unwrap_or_else(|| machine.name.clone());
-        let uuid = match &request.rename {
-            Some(_) => Some(new_uuid()?),
-            None => machine.uuid.clone(),
-        };
-        let mut job = Self {
-            repository,
-            request,
-            domain,
-            name,
-            uuid,
-            definition,
-            folder,
-            disks: Vec::new(),
-            files: Vec::new(),
-            machine,
-        };
+        let tpm_root = tpm_root(&before, &machine);
+        let (disks, files) = (Vec::new(), Vec::new());
+        let mut job =
+            Self { repository, request, domain, name, folder, disks, files, tpm_root, machine };
         job.add_disks(manifest)?;
         job.add_files();
-        Ok(job)
+        let definition = Definition::new(&job, &text, before)?;
+        Ok((job, definition))
     }
 
     /// The beginning of the names of all files.
@@ -220,7 +223,10 @@ impl<'a> Job<'a> {
         let fitting =
             |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
         let stem: String = self.name.chars().map(fitting).take(100).collect();
-        stem.trim_start_matches(['.', '-']).to_owned()
+        match stem.trim_start_matches(['.', '-']) {
+            "" => "domain".to_owned(),
+            stem => stem.to_owned(),
+        }
     }
 
     fn add_disks(&mut self, manifest: &Manifest) -> Result<()> {
@@ -241,11 +247,13 @@ impl<'a> Job<'a> {
     fn add_files(&mut self) {
         let stem = self.stem();
         for file in &self.machine.files {
-            let last = file.path.file_name().map(PathBuf::from).unwrap_or_default();
             let path = match file.role {
                 Role::DomainXml | Role::LiveXml => continue,
                 Role::Nvram => PathBuf::from(format!("{stem}_VARS.fd")),
-                Role::Tpm => Path::new("tpm").join(last),
+                Role::Tpm => match file.path.strip_prefix(&self.tpm_root) {
+                    Ok(path) if path != Path::new("") => Path::new("tpm").join(inside(path)),
+                    _ => Path::new("tpm").join(file.path.file_name().unwrap_or_default()),
+                },
                 Role::HostConfig => Path::new("host-config").join(inside(&file.path)),
             };
             self.files.push((file.clone(), self.folder.join(path)));
@@ -261,8 +269,20 @@ impl<'a> Job<'a> {
         let xml = self.xml_path();
         let disks = self.disks.iter().map(|disk| disk.path.as_path());
         let files = self.files.iter().map(|(_, path)| path.as_path());
-        for path in disks.chain(files).chain([xml.as_path()]) {
+        let mut paths: Vec<&Path> = disks.chain(files).chain([xml.as_path()]).collect();
+        for path in &paths {
             self.check_target(path)?;
+        }
+        // A path comes right before those that lead through it.
+        paths.sort_unstable();
+        for (path, next) in paths.iter().zip(paths.iter().skip(1)) {
+            if next.starts_with(path) {
+                let text = format!("two files of the point would be {}", path.display());
+                return Err(Error::new(ErrorKind::Damaged, text).advise(format!(
+                    "restore its disks: qdelta restore {}/DISK OUTPUT",
+                    self.domain
+                )));
+            }
         }
         for (file, _) in &self.files {
             // What is damaged is found now, and not when half of it is there.
@@ -272,7 +292,18 @@ impl<'a> Job<'a> {
     }
 
     fn check_target(&self, path: &Path) -> Result<()> {
-        let Ok(file) = std::fs::File::open(path) else { return Ok(()) };
+        let failed = |error| Error::io("open", path, error);
+        // So that a FIFO does not block.
+        let flags = OFlags::NONBLOCK.bits() as i32;
+        let file = match File::options().read(true).custom_flags(flags).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        if !file.metadata().map_err(failed)?.is_file() {
+            let text = format!("{} is no regular file", path.display());
+            return Err(Error::new(ErrorKind::Exists, text).advise("restore to another folder"));
+        }
         if let Ok(Some(_)) = image_lock::probe(&file) {
             let text = format!("{} is in use by another program", path.display());
             return Err(Error::new(ErrorKind::Busy, text)
@@ -283,7 +314,7 @@ impl<'a> Job<'a> {
             return Err(Error::new(ErrorKind::Exists, text)
                 .advise("restore to another folder, or give --force to replace it"));
         }
-        Ok(())
+        guests::check(&self.request.libvirt, path, &[])
     }
 
     /// Fails if the folder's filesystem has no room for all of it.
@@ -312,13 +343,13 @@ impl<'a> Job<'a> {
 
     fn run(
         self,
+        definition: &Definition,
         manifest: &Manifest,
         written: &mut Written,
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<MachineReport> {
         let mut reports = Vec::new();
-        let mut changes = Changes { uuid: self.uuid.clone(), ..Changes::default() };
         for disk in &self.disks {
             let request = Request {
                 destination: Destination::Path(disk.path.clone()),
@@ -334,41 +365,31 @@ impl<'a> Job<'a> {
                 written.paths.push(disk.path.clone());
             }
             reports.push(report);
-            changes.disks.push((disk.target.clone(), disk.path.clone(), disk.format.as_str()));
         }
-        let mut nvram = None;
         for (file, path) in &self.files {
             cancel.check()?;
             let content = self.repository.machine_file(&self.domain, file)?;
             self.write(path, &content, file.mode, written)?;
-            if file.role == Role::Nvram {
-                nvram = Some(path.clone());
-            }
-        }
-        changes.nvram.clone_from(&nvram);
-        changes.genid = Some(new_uuid()?);
-        if self.request.rename.is_some() {
-            // Two guests that write to one disk destroy it.
-            changes.dropped = self.shared_disks()?;
-            changes.name = Some(self.name.clone());
-            changes.macs = Some(new_macs(self.definition.matches("<interface").count())?);
         }
         let xml = self.xml_path();
-        let definition = rewrite(&self.definition, &changes)?;
-        let domain = parse(&definition)?;
-        self.write(&xml, definition.as_bytes(), 0o600, written)?;
+        self.write(&xml, definition.text.as_bytes(), 0o600, written)?;
         Ok(MachineReport {
             domain: self.name.clone(),
-            uuid: self.uuid.clone(),
+            uuid: definition.uuid.clone(),
             point: manifest.point.to_string(),
             consistency: manifest.consistency.as_str(),
             disks: reports,
-            commands: self.commands(&xml),
-            warnings: self.warnings(&domain, &changes.dropped),
+            commands: definition.commands(&self, &xml),
+            warnings: definition.warnings(&self),
             xml,
-            nvram,
+            nvram: self.restored(Role::Nvram).map(Path::to_path_buf),
             seconds: 0.0,
         })
+    }
+
+    /// Where the first file of a role is restored to.
+    fn restored(&self, role: Role) -> Option<&Path> {
+        self.files.iter().find(|(file, _)| file.role == role).map(|(_, path)| path.as_path())
     }
 
     /// Writes a small file, durably and whole.
@@ -388,134 +409,88 @@ impl<'a> Job<'a> {
         }
         Ok(())
     }
-
-    /// What is left to do.
-    fn commands(&self, xml: &Path) -> Vec<String> {
-        let mut commands = Vec::new();
-        let tpm = self.files.iter().find(|(file, _)| file.role == Role::Tpm);
-        if let (Some((file, path)), Some(uuid)) = (tpm, &self.uuid) {
-            // …/swtpm/UUID/tpm2/FILE
-            let mut parts = file.path.ancestors().skip(1);
-            let (version, root) = (parts.next(), parts.nth(1));
-            if let (Some(version), Some(root)) = (version.and_then(Path::file_name), root) {
-                let own = root.join(uuid).join(version);
-                let from = path.parent().unwrap_or(path);
-                commands.push(format!("mkdir -p {}", quoted(&own.to_string_lossy())));
-                commands.push(format!(
-                    "cp -a {}/. {}",
-                    quoted(&from.to_string_lossy()),
-                    quoted(&own.to_string_lossy())
-                ));
-            }
-        }
-        commands.push(format!("virsh define {}", quoted(&xml.to_string_lossy())));
-        commands.push(format!("virsh start {}", quoted(&self.name)));
-        commands
-    }
-
-    /// The targets of disks that the guest can write to and that are not in the point: a second
-    /// guest must not have them.
-    fn shared_disks(&self) -> Result<Vec<String>> {
-        let domain = parse(&self.definition)?;
-        let restored = |target: &String| self.disks.iter().any(|disk| disk.target == *target);
-        let disks = domain.disks.into_iter().filter(|disk| {
-            matches!(disk.device, Device::Disk | Device::Lun)
-                && !disk.readonly
-                && disk.source != Source::Nothing
-        });
-        Ok(disks.map(|disk| disk.target).filter(|target| !restored(target)).collect())
-    }
-
-    /// What the restored machine does not have, or shares with the one it was made from.
-    fn warnings(&self, domain: &Domain, dropped: &[String]) -> Vec<String> {
-        let mut warnings: Vec<String> = Vec::new();
-        let why = |target: &str| {
-            let left_out = self.machine.left_out.iter().find(|it| it.disk == target);
-            left_out.map_or("only the definition has it", |it| it.reason.as_str())
-        };
-        for target in dropped {
-            let why = why(target);
-            warnings.push(format!(
-                "disk {target} is not in the point ({why}): it is not in the new definition either"
-            ));
-        }
-        for disk in domain.disks.iter().filter(|disk| disk.source != Source::Nothing) {
-            if self.disks.iter().all(|restored| restored.target != disk.target) {
-                warnings.push(format!(
-                    "disk {} is not in the point ({}): the definition still names {}",
-                    disk.target,
-                    why(&disk.target),
-                    named(&disk.source)
-                ));
-            }
-        }
-        for restored in &self.disks {
-            if domain.disks.iter().all(|disk| disk.target != restored.target) {
-                warnings.push(format!(
-                    "disk {} is restored to {}, and the definition has no such disk",
-                    restored.target,
-                    restored.path.display()
-                ));
-            }
-        }
-        warnings.extend(self.machine.missing.iter().map(|it| format!("not in the point: {it}")));
-        warnings
-    }
 }
 
-/// A source in words.
-fn named(source: &Source) -> String {
-    match source {
-        Source::File(path) | Source::Block(path) => path.display().to_string(),
-        Source::Network(protocol) => format!("its source on a server ({protocol})"),
-        Source::Volume { pool, volume } => format!("volume {volume} of pool {pool}"),
-        Source::Other(kind) => format!("its source ({kind})"),
-        Source::Nothing => "nothing".to_owned(),
-    }
-}
-
-/// A path that was absolute, as one inside a folder: nothing of it leads out.
-fn inside(path: &Path) -> PathBuf {
-    path.components()
-        .filter_map(|part| match part {
-            std::path::Component::Normal(name) => Some(name),
-            _ => None,
-        })
-        .collect()
-}
-
-/// A word for a shell.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%".contains(c);
-    if !word.is_empty() && !word.starts_with('-') && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot get random numbers").because(error.to_string())
+/// The XML that a machine's definition is made from.
+fn definition_of(
+    repository: &Repository,
+    domain: &DomainName,
+    machine: &MachineRecord,
+    manifest: &Manifest,
+) -> Result<String> {
+    let xml = machine.file(Role::DomainXml).or(machine.file(Role::LiveXml)).ok_or_else(|| {
+        let text = format!("point {} of {domain} has no definition", manifest.point);
+        Error::new(ErrorKind::NotFound, text)
     })?;
-    Ok(bytes)
-}
-
-/// A UUID of version 4.
-fn new_uuid() -> Result<String> {
-    let mut bytes: [u8; 16] = random()?;
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
-    Ok(parts.join("-"))
-}
-
-/// MAC addresses of the range that QEMU's guests have.
-fn new_macs(count: usize) -> Result<Vec<String>> {
-    let mac = |_| {
-        let bytes: [u8; 3] = random()?;
-        Ok(format!("52:54:00:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2]))
+    let damaged = |what: &str| {
+        let path = repository.machine_file_path(domain, xml);
+        Error::new(ErrorKind::Damaged, format!("{} {what}", path.display()))
     };
-    (0..count.min(1000)).map(mac).collect()
+    if xml.length > XML_LEN_MAX {
+        return Err(damaged("is longer than any definition"));
+    }
+    let text = repository.machine_file(domain, xml)?;
+    String::from_utf8(text).map_err(|error| damaged("is no text").because(error))
+}
+
+/// Where a TPM's state was: where the definition says, or in libvirt's folder …/swtpm/UUID/VERSION.
+fn tpm_root(before: &Domain, machine: &MachineRecord) -> PathBuf {
+    let Some(file) = machine.file(Role::Tpm) else { return PathBuf::new() };
+    let named = before.tpm.as_ref().and_then(|tpm| tpm.path.clone());
+    if let Some(path) = named.filter(|path| file.path.starts_with(path)) {
+        return path;
+    }
+    let uuid = machine.uuid.as_deref().map(OsStr::new);
+    let is_of_uuid = |folder: &&Path| folder.parent().is_some_and(|it| it.file_name() == uuid);
+    let root = file.path.ancestors().skip(1).find(is_of_uuid).or(file.path.parent());
+    root.map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// A path without what leads out of a folder that it is put into.
+fn inside(path: &Path) -> PathBuf {
+    let normal = |part| match part {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    };
+    path.components().filter_map(normal).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use qdelta_formats::archive::Consistency;
+
+    use super::*;
+    use crate::formats::archive::Digest;
+    use crate::repository::PointId;
+
+    /// A manifest could have 256 MiB parsed as XML.
+    #[test]
+    fn a_definition_is_no_longer_than_libvirt_makes_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::init(dir.path()).unwrap();
+        let domain: DomainName = "web".parse().unwrap();
+        let manifest = Manifest::new(PointId::now().unwrap(), domain.clone(), Consistency::Offline);
+        let file = |length| MachineFile {
+            role: Role::DomainXml,
+            path: PathBuf::from("/etc/libvirt/qemu/web.xml"),
+            length,
+            mode: 0o600,
+            digest: Digest([7; 32]),
+        };
+        let mut machine = MachineRecord {
+            name: "web".to_owned(),
+            uuid: None,
+            freeze_ms: None,
+            frozen_filesystems: None,
+            files: vec![file(XML_LEN_MAX + 1)],
+            left_out: Vec::new(),
+            missing: Vec::new(),
+        };
+        let kind = |machine: &MachineRecord| {
+            definition_of(&repository, &domain, machine, &manifest).unwrap_err().kind()
+        };
+        assert_eq!(kind(&machine), ErrorKind::Damaged);
+        machine.files = vec![file(XML_LEN_MAX)];
+        assert_eq!(kind(&machine), ErrorKind::NotFound, "it was looked for");
+    }
 }
