@@ -1,10 +1,11 @@
 //! Persistent dirty bitmaps.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use qdelta_formats::qcow2::bitmap::encode_directory;
 use qdelta_formats::qcow2::{
-    Autoclear, Bitmap, BitmapTableEntry, BitmapsExtension, ClusterSize, HostOffset, Linked,
+    Autoclear, Bitmap, BitmapTableEntry, BitmapsExtension, ClusterSize, Linked,
 };
 
 use super::change::{Change, change, check_bitmaps_fit, usage};
@@ -68,88 +69,117 @@ pub fn read(
     runs.finish()
 }
 
+/// A bitmap that is to be put into an image.
+#[derive(Debug, Clone)]
+pub struct NewBitmap {
+    /// Its name.
+    pub name: String,
+    /// Bytes of the disk that a bit stands for.
+    pub granularity: u64,
+    /// Whether QEMU records in it every write from now on. If not, only what QEMU does to all
+    /// bitmaps happens to it: when the disk shrinks, it takes the bits of the lost end away.
+    pub records: bool,
+    /// Bytes of the disk whose bits are set from the beginning.
+    pub set: Vec<u64>,
+}
+
 /// Puts an empty bitmap into the image that records every write from now on; a bit stands for
 /// `granularity` bytes.
 ///
-/// Either it is there in the end, or the image is as it was. Clusters may leak if the power fails
-/// in between.
+/// # Errors
+/// See [`create_all`].
+pub fn create(image: &ImageFile, name: &str, granularity: u64) -> Result<()> {
+    let bitmap = NewBitmap { name: name.to_owned(), granularity, records: true, set: Vec::new() };
+    create_all(image, &[bitmap])
+}
+
+/// Puts bitmaps into the image.
+///
+/// Either they are there in the end, or the image is as it was. Clusters may leak if the power
+/// fails in between.
 ///
 /// # Errors
-/// [`ErrorKind::Exists`] if there is one with this name; [`ErrorKind::Usage`] for a name or a
+/// [`ErrorKind::Exists`] if there is one with such a name; [`ErrorKind::Usage`] for a name or a
 /// granularity that QEMU does not take; [`ErrorKind::Image`] if the image is of version 2, damaged,
 /// dirty or marked as corrupt; [`ErrorKind::NoSpace`].
-pub fn create(image: &ImageFile, name: &str, granularity: u64) -> Result<()> {
-    add(image, name, granularity, |change, bitmap| {
-        // Its entries say that all bits are zero.
-        change.write_new(vec![0; bitmap.table.entries as usize * TABLE_ENTRY_LEN])
-    })
-}
-
-/// Puts a bitmap into the image that records nothing and of which only the bit of the disk's last
-/// byte is set. QEMU clears it when the disk shrinks, and a guest can't set it again: it shows that
-/// a disk was shrunk, also if it has grown since. [`read`] gives the bit.
-///
-/// # Errors
-/// See [`create`].
-pub fn create_end_mark(image: &ImageFile, name: &str, granularity: u64) -> Result<()> {
-    add(image, name, granularity, |change, bitmap| {
-        bitmap.auto = false;
-        let last_bit = change.header().virtual_size().saturating_sub(1) / granularity;
-        let cluster = change.format.cluster;
-        let mut bits = vec![0; cluster.len()];
-        if let Some(byte) = bits.get_mut((last_bit / 8 % cluster.bytes()) as usize) {
-            *byte = 1 << (last_bit % 8);
-        }
-        let place = change.write_new(bits)?;
-        let mut table = vec![0; bitmap.table.entries as usize * TABLE_ENTRY_LEN];
-        // The last entry is the last bit's.
-        if let Some(entry) = table.last_chunk_mut::<TABLE_ENTRY_LEN>() {
-            *entry = place.0.to_be_bytes();
-        }
-        change.write_new(table)
-    })
-}
-
-/// Adds a bitmap, of which `write` writes the table and says where it lies.
-fn add(
-    image: &ImageFile,
-    name: &str,
-    granularity: u64,
-    write: impl FnOnce(&mut Change<'_>, &mut Bitmap) -> Result<HostOffset>,
-) -> Result<()> {
+pub fn create_all(image: &ImageFile, bitmaps: &[NewBitmap]) -> Result<()> {
     let created = update(image, |change| {
-        let header = change.header();
-        let (size, cluster) = (header.virtual_size(), header.cluster);
-        let mut bitmap = Bitmap::new(name.as_bytes(), granularity, size, cluster)
-            .map_err(|error| usage("this bitmap can't be").because(error))?;
-        if change.bitmaps.iter().any(|it| it.name == bitmap.name) {
-            let text = format!("{} has a bitmap '{name}' already", image.path().display());
-            return Err(Error::new(ErrorKind::Exists, text));
-        }
-        bitmap.table.offset = write(change, &mut bitmap)?;
-        change.bitmaps.push(bitmap);
-        Ok(None)
+        bitmaps.iter().try_for_each(|bitmap| add(change, bitmap)).map(|()| Vec::new())
     });
-    let path = image.path().display();
-    created.map_err(|error| error.within(format!("cannot add the bitmap '{name}' to {path}")))
+    created.map_err(|error| {
+        let names: Vec<&str> = bitmaps.iter().map(|bitmap| bitmap.name.as_str()).collect();
+        let (names, path) = (names.join("' and '"), image.path().display());
+        error.within(format!("cannot add the bitmap '{names}' to {path}"))
+    })
+}
+
+/// Adds a bitmap to those of the changed image.
+fn add(change: &mut Change<'_>, new: &NewBitmap) -> Result<()> {
+    let (size, cluster) = (change.header().virtual_size(), change.format.cluster);
+    let mut bitmap = Bitmap::new(new.name.as_bytes(), new.granularity, size, cluster)
+        .map_err(|error| usage("this bitmap can't be").because(error))?;
+    bitmap.auto = new.records;
+    if change.bitmaps.iter().any(|it| it.name == bitmap.name) {
+        let (path, name) = (change.file.path().display(), &new.name);
+        return Err(Error::new(ErrorKind::Exists, format!("{path} has a bitmap '{name}' already")));
+    }
+    // The bytes of the bitmap that are not zero, by the number of the cluster that they are in.
+    let mut clusters = BTreeMap::<u64, Vec<u8>>::new();
+    for byte in new.set.iter().filter(|byte| **byte < size) {
+        let bit = byte / new.granularity;
+        let bytes =
+            clusters.entry((bit / 8) >> cluster.bits()).or_insert_with(|| vec![0; cluster.len()]);
+        if let Some(byte) = bytes.get_mut((bit / 8 % cluster.bytes()) as usize) {
+            *byte |= 1 << (bit % 8);
+        }
+    }
+    // An entry of zero says that all bits are.
+    let mut table = vec![0; bitmap.table.entries as usize * TABLE_ENTRY_LEN];
+    for (number, bytes) in clusters {
+        let place = change.write_new(bytes)?;
+        if let Some(entry) = table.chunks_exact_mut(TABLE_ENTRY_LEN).nth(number as usize) {
+            entry.copy_from_slice(&place.0.to_be_bytes());
+        }
+    }
+    bitmap.table.offset = change.write_new(table)?;
+    change.bitmaps.push(bitmap);
+    Ok(())
 }
 
 /// Removes a bitmap, whatever its state.
 ///
-/// Either it is gone in the end, or the image is as it was. Clusters may leak if the power fails
+/// # Errors
+/// [`ErrorKind::NotFound`] if there is none; otherwise see [`remove_all`].
+pub fn remove(image: &ImageFile, name: &str) -> Result<()> {
+    if list(image)?.iter().all(|bitmap| bitmap.name != name.as_bytes()) {
+        return Err(missing(image, name).within(cannot_remove(image, name)));
+    }
+    remove_all(image, &[name])
+}
+
+/// Removes those of the bitmaps with these names that there are, whatever their state.
+///
+/// Either they are gone in the end, or the image is as it was. Clusters may leak if the power fails
 /// in between.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] if there is none; [`ErrorKind::Image`] if the image is damaged, dirty or
-/// marked as corrupt; [`ErrorKind::NoSpace`].
-pub fn remove(image: &ImageFile, name: &str) -> Result<()> {
+/// [`ErrorKind::Image`] if the image is damaged, dirty or marked as corrupt;
+/// [`ErrorKind::NoSpace`].
+pub fn remove_all(image: &ImageFile, names: &[&str]) -> Result<()> {
+    let is_named = |bitmap: &Bitmap| names.iter().any(|name| name.as_bytes() == bitmap.name);
+    if !list(image)?.iter().any(is_named) {
+        return Ok(());
+    }
     let removed = update(image, |change| {
-        let index = change.bitmaps.iter().position(|it| it.name == name.as_bytes());
-        let index = index.ok_or_else(|| missing(image, name))?;
-        Ok(Some(change.bitmaps.remove(index)))
+        let (gone, stay) = std::mem::take(&mut change.bitmaps).into_iter().partition(is_named);
+        change.bitmaps = stay;
+        Ok(gone)
     });
-    let path = image.path().display();
-    removed.map_err(|error| error.within(format!("cannot remove the bitmap '{name}' of {path}")))
+    removed.map_err(|error| error.within(cannot_remove(image, &names.join("' and '"))))
+}
+
+fn cannot_remove(image: &ImageFile, names: &str) -> String {
+    format!("cannot remove the bitmap '{names}' of {}", image.path().display())
 }
 
 fn missing(image: &ImageFile, name: &str) -> Error {
@@ -160,19 +190,20 @@ fn missing(image: &ImageFile, name: &str) -> Error {
 /// What the header leads to no longer.
 struct Left {
     directory: Option<BitmapsExtension>,
-    bitmap: Option<Bitmap>,
+    bitmaps: Vec<Bitmap>,
 }
 
-/// Changes the list of bitmaps as `edit` says, which gives the bitmap that was removed.
+/// Changes the list of bitmaps as `edit` says, which gives the bitmaps that were removed.
 fn update(
     image: &ImageFile,
-    edit: impl FnOnce(&mut Change<'_>) -> Result<Option<Bitmap>>,
+    edit: impl FnOnce(&mut Change<'_>) -> Result<Vec<Bitmap>>,
 ) -> Result<()> {
     make_room(image)?;
     let left = change(image, |change| {
         check_bitmaps_fit(image, change.header())?;
-        let left =
-            Left { directory: metadata::bitmaps_extension(change.header()), bitmap: edit(change)? };
+        change.survey_all()?;
+        let directory = metadata::bitmaps_extension(change.header());
+        let left = Left { directory, bitmaps: edit(change)? };
         let extension = write_directory(change)?;
         let autoclear = change.header().autoclear;
         change.first.set_autoclear(match extension {
@@ -229,14 +260,16 @@ fn free(change: &mut Change<'_>, left: &Left) -> Result<()> {
     if let Some(old) = left.directory {
         change.counts.free(old.directory.0, old.directory_len)?;
     }
-    let Some(bitmap) = &left.bitmap else { return Ok(()) };
     let (file, counts) = (change.file, &mut change.counts);
     let cluster: ClusterSize = change.format.cluster;
-    metadata::bitmap_table(file, cluster, bitmap, |_, entry| match entry {
-        BitmapTableEntry::Stored(place) => counts.free(place.0, cluster.bytes()),
-        _ => Ok(()),
-    })?;
-    counts.free(bitmap.table.offset.0, u64::from(bitmap.table.entries) * 8)
+    for bitmap in &left.bitmaps {
+        metadata::bitmap_table(file, cluster, bitmap, |_, entry| match entry {
+            BitmapTableEntry::Stored(place) => counts.free(place.0, cluster.bytes()),
+            _ => Ok(()),
+        })?;
+        counts.free(bitmap.table.offset.0, u64::from(bitmap.table.entries) * 8)?;
+    }
+    Ok(())
 }
 
 /// Joins bits to ranges of the disk.

@@ -100,6 +100,14 @@ impl ImageFile {
         self.store.path()
     }
 
+    /// Size of the disk in bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Image`] if the image's header breaks the rules; [`ErrorKind::Io`].
+    pub fn virtual_size(&self) -> Result<u64> {
+        Ok(self.first_cluster()?.header().virtual_size())
+    }
+
     pub(super) fn len(&self) -> Result<u64> {
         self.store.len().map_err(|error| Error::io("find the end of", self.path(), error))
     }

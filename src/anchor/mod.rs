@@ -20,5 +20,6 @@ mod rewrite;
 pub mod snapshot;
 mod tree;
 
+pub use bitmap::NewBitmap;
 pub use file::{ImageFile, open_to_change};
 pub use rewrite::{Rewrite, rewrite};

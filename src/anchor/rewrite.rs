@@ -39,15 +39,15 @@ pub fn rewrite<T>(
     image: &ImageFile,
     work: impl FnOnce(&mut Rewrite<'_, '_>) -> Result<T>,
 ) -> Result<T> {
-    for bitmap in bitmap::list(image)? {
-        bitmap::remove(image, &String::from_utf8_lossy(&bitmap.name))?;
-    }
+    let bitmaps = bitmap::list(image)?;
+    let names: Vec<_> = bitmaps.iter().map(|it| String::from_utf8_lossy(&it.name)).collect();
+    bitmap::remove_all(image, &names.iter().map(AsRef::as_ref).collect::<Vec<&str>>())?;
     change(image, |change| {
         if change.header().incompatible.contains(Incompatible::DATA_FILE) {
             return Err(image.refused("has an external data file, which can't be changed at once"));
         }
-        let (l1, start) = (change.l1.clone(), change.header().l1.offset);
-        change.survey(&l1, start)?;
+        change.survey_all()?;
+        let l1 = change.l1.clone();
         let mut rewrite = Rewrite { change, l1, moved: RoaringBitmap::new(), loaded: None };
         let value = work(&mut rewrite)?;
         rewrite.finish()?;

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use qdelta_formats::archive::Tracker;
 
-use crate::anchor::{self, ImageFile};
+use crate::anchor::{self, ImageFile, NewBitmap};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
 use crate::reflink::{self, Kept};
@@ -20,6 +20,11 @@ use crate::repository::{Anchor, AnchorKind, CloneRecord, DiskId, PointId, Reposi
 pub(super) const PREFIX: &str = "qdelta-";
 /// Bytes of the disk that a bit of a new bitmap stands for: QEMU's own default.
 const GRANULARITY: u64 = 64 << 10;
+
+/// Bits that a new bitmap has from the beginning.
+const CANARIES: usize = 3;
+/// Within so many bits: those in a cluster of 512 bytes.
+const CANARY_SPAN: u64 = 4096;
 
 /// The name of the bitmap beside the bitmap called `name` that shows whether the disk was shrunk,
 /// which the latter does not record.
@@ -70,13 +75,8 @@ pub(super) fn write(
     let anchor = sweep(&file, tag, &[keep.unwrap_or_default(), name]).and_then(|()| {
         let what = match tracker {
             Tracker::Bitmap => {
-                let mark = end_mark(name);
-                anchor::bitmap::create_end_mark(&file, &mark, GRANULARITY)?;
-                if let Err(error) = anchor::bitmap::create(&file, name, GRANULARITY) {
-                    // What can't be removed now is removed by the next run.
-                    let _ = anchor::bitmap::remove(&file, &mark);
-                    return Err(error);
-                }
+                check_no_snapshots(&file)?;
+                anchor::bitmap::create_all(&file, &bitmaps_of(name, file.virtual_size()?))?;
                 AnchorKind::Bitmap
             }
             _ => {
@@ -94,6 +94,44 @@ pub(super) fn write(
     Ok((file, anchor))
 }
 
+/// Fails if the image has internal snapshots that are no anchors. With a bitmap in the image,
+/// `qemu-img check -r` of QEMU 7.2 to 10.0 deletes them all.
+fn check_no_snapshots(file: &ImageFile) -> Result<()> {
+    let snapshots = anchor::snapshot::list(file)?;
+    let Some(other) = snapshots.iter().find(|it| !it.name.starts_with(PREFIX.as_bytes())) else {
+        return Ok(());
+    };
+    let (path, name) = (file.path().display(), String::from_utf8_lossy(&other.name));
+    let text = format!(
+        "{path} has an internal snapshot '{name}', which `qemu-img check -r` would delete if there \
+         was a bitmap, too"
+    );
+    Err(Error::new(ErrorKind::Usage, text).advise("--anchor snapshot does it no harm"))
+}
+
+/// The bitmap called `name` of a disk of `size` bytes, and the mark at its end.
+fn bitmaps_of(name: &str, size: u64) -> [NewBitmap; 2] {
+    let last = size.saturating_sub(1);
+    let (granularity, set) = (GRANULARITY, canaries(name, size));
+    [
+        NewBitmap { name: end_mark(name), granularity, records: false, set: vec![last] },
+        NewBitmap { name: name.to_owned(), granularity, records: true, set },
+    ]
+}
+
+/// Bytes of a disk of `size` bytes whose bits are set in the bitmap called `name` from the
+/// beginning: whoever clears it, or puts another one in its place, takes them away. They are near
+/// each other, so that they cost one cluster, and anywhere, so that guests do not all write there.
+pub(super) fn canaries(name: &str, size: u64) -> Vec<u64> {
+    let digest = blake3::hash(name.as_bytes());
+    let numbers = digest.as_bytes().as_chunks::<4>().0.iter().map(|it| u32::from_le_bytes(*it));
+    let mut numbers = numbers.map(u64::from);
+    let bits = size.div_ceil(GRANULARITY);
+    let first = numbers.next().unwrap_or(0) % bits.div_ceil(CANARY_SPAN).max(1) * CANARY_SPAN;
+    let span = CANARY_SPAN.min(bits.saturating_sub(first)).max(1);
+    numbers.take(CANARIES).map(|number| (first + number % span) * GRANULARITY).collect()
+}
+
 /// Removes the bitmaps and snapshots of a tag from an image, but those called as `keep` says.
 pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
     let stale = |name: &[u8]| {
@@ -101,11 +139,9 @@ pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
         let is_stale = tag.owns(&anchor) && !keep.contains(&anchor.as_ref());
         is_stale.then(|| String::from_utf8_lossy(name).into_owned())
     };
-    for bitmap in anchor::bitmap::list(file)? {
-        if let Some(name) = stale(&bitmap.name) {
-            anchor::bitmap::remove(file, &name)?;
-        }
-    }
+    let bitmaps = anchor::bitmap::list(file)?;
+    let names: Vec<String> = bitmaps.iter().filter_map(|bitmap| stale(&bitmap.name)).collect();
+    anchor::bitmap::remove_all(file, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
     for snapshot in anchor::snapshot::list(file)? {
         if stale(&snapshot.name).is_some() {
             anchor::snapshot::delete(file, &snapshot.id)?;
@@ -119,15 +155,10 @@ pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
 /// # Errors
 /// [`ErrorKind::Busy`] if a guest uses the image; or it can't be removed.
 pub(super) fn remove(path: &Path, anchor: &Anchor) -> Result<()> {
-    let gone = |result: Result<()>| match result {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
     match &anchor.what {
         AnchorKind::Bitmap => {
             let file = ImageFile::open(path)?;
-            gone(anchor::bitmap::remove(&file, &anchor.name))?;
-            gone(anchor::bitmap::remove(&file, &end_mark(&anchor.name)))
+            anchor::bitmap::remove_all(&file, &[&anchor.name, &end_mark(&anchor.name)])
         }
         AnchorKind::Snapshot { id, date_s, date_ns } => {
             let file = ImageFile::open(path)?;

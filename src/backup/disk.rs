@@ -333,6 +333,7 @@ fn image_record(source: &Source) -> Result<ImageRecord> {
         path: absolute(&source.path),
         format: layers.first().map(|layer| layer.format.clone()).unwrap_or_default(),
         layers,
+        boot: crate::fingerprint::boot(),
     })
 }
 

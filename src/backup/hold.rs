@@ -2,12 +2,18 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Stat, fstat};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
 use crate::sys::image_lock::ImageLock;
+
+/// No kernel's clock for the times of files ticks more slowly.
+const TICK: Duration = Duration::from_millis(20);
+/// Nor any filesystem's.
+const COARSE: Duration = Duration::from_secs(2);
 
 /// A claim on an image that nobody writes to, as far as can be known.
 pub(super) struct Hold {
@@ -55,6 +61,7 @@ impl Hold {
         // Whoever wrote between opening and locking may have moved the tables: look again. The
         // stamps are older than that look, so a write that it half saw is noticed in the end.
         let files = stamps(&first)?;
+        settle(&files, COARSE);
         let image = Image::open(path, options)?;
         let same = |(a, b): (&(PathBuf, Stamp), &(PathBuf, Stamp))| {
             (a.1.device, a.1.inode) == (b.1.device, b.1.inode)
@@ -66,10 +73,14 @@ impl Hold {
         Ok((image, Self { locks, _locked: Some(first), files }))
     }
 
-    /// Notices what is written to the files of an image, and keeps nobody from writing: for clones,
-    /// to which nobody writes, and for the backing files of a guest that is running.
-    pub fn watch(image: &Image) -> Result<Self> {
-        Ok(Self { locks: Vec::new(), _locked: None, files: stamps(image)? })
+    /// Notices what is written to the files of an image, and keeps nobody from writing: for
+    /// `clones`, to which nobody writes, and for the backing files of a guest that is running.
+    pub fn watch(image: &Image, clones: &[(PathBuf, PathBuf)]) -> Result<Self> {
+        let files = stamps(image)?;
+        let written = |path: &Path| clones.iter().all(|(_, clone)| clone != path);
+        // Guests may be frozen for this: no longer than a tick.
+        settle(files.iter().filter(|(path, _)| written(path)), TICK);
+        Ok(Self { locks: Vec::new(), _locked: None, files })
     }
 
     /// What should be known about the claims.
@@ -96,6 +107,25 @@ fn stamps(image: &Image) -> Result<Vec<(PathBuf, Stamp)>> {
         }
     }
     Ok(stamps)
+}
+
+/// Waits until whatever is written to these files from now on shows in their times, or for `max`:
+/// a write in the same tick of the kernel's clock as the one before leaves the time as it is, and
+/// no second look would notice it.
+fn settle<'a>(files: impl IntoIterator<Item = &'a (PathBuf, Stamp)>, max: Duration) {
+    for (_, stamp) in files {
+        let modified =
+            Duration::new(stamp.modified.0.max(0) as u64, stamp.modified.1.max(0) as u32);
+        // Some filesystems count in whole seconds, or two.
+        let step = if modified.subsec_nanos() == 0 { COARSE } else { TICK };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // A time that lies ahead is not reached by the next write.
+        if let Some(age) = now.checked_sub(modified)
+            && age < step
+        {
+            std::thread::sleep((step - age).min(max));
+        }
+    }
 }
 
 fn changed(path: &Path) -> Error {

@@ -145,7 +145,7 @@ impl Source {
             options: options.clone(),
             anchor: None,
             warnings: image.warnings().to_vec(),
-            hold: Hold::watch(&image)?,
+            hold: Hold::watch(&image, &options.clones)?,
             image,
             clones: None,
             cloned: None,

@@ -21,7 +21,7 @@ use crate::chain::Chain;
 use crate::changes::Claim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::FileIndex;
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{self, Fingerprint};
 use crate::image::{self, Format, Image, OpenOptions, SameBytes, Unwritten};
 use crate::reflink::{self, ByteRanges};
 use crate::repository::{Anchor, AnchorKind, CloneRecord, Point, Refusal, Repository};
@@ -130,8 +130,8 @@ impl Case<'_> {
     }
 
     /// QEMU records what guests write in a bitmap, but not the clusters that `qemu-img check -r`
-    /// makes zero because their entries are damaged. So whatever was not zero and has holes is
-    /// claimed.
+    /// makes zero because their entries are damaged; and in a table that an image shares with its
+    /// snapshot, they become zero in both. So whatever was not zero and has holes is claimed.
     fn add_holes(&self, claim: &mut Claim) -> Result<()> {
         let mut holes = Claim::none(self.geometry);
         self.image().holes(|range| {
@@ -195,6 +195,9 @@ impl Case<'_> {
     fn check_below(&self) -> Result<(), String> {
         let now = self.fingerprints()?;
         let recorded = self.recorded_fingerprints();
+        if recorded.len() != now.len() {
+            return Err("it lies over other backing files than at the point before".into());
+        }
         match same_layers(recorded.get(1..), now.get(1..)) {
             true => Ok(()),
             false => Err("a backing file has changed since the point before".into()),
@@ -229,16 +232,36 @@ impl Case<'_> {
         if !ours.auto {
             return Err(format!("the bitmap {} does not record every write", anchor.name));
         }
+        self.check_same_file()?;
         let last = self.check_never_shrunk(&file, &bitmaps, &anchor.name)?;
         let mut claim = Claim::none(self.geometry);
         claim.add(last);
+        let mut canaries = anchors::canaries(&anchor.name, self.latest.record.virtual_size);
         anchor::bitmap::read(&file, &anchor.name, |range| {
+            canaries.retain(|byte| !range.contains(byte));
             claim.add(range);
             Ok(())
         })
         .and_then(|()| self.add_holes(&mut claim))
         .map_err(|error| error.chain())?;
+        if !canaries.is_empty() {
+            return Err(format!("the bitmap {} was cleared, or is another one", anchor.name));
+        }
         Ok((claim, format!("QEMU recorded every write in the bitmap {}", anchor.name)))
+    }
+
+    /// Whoever copies an image may copy its bitmaps along and the disk of an older state:
+    /// `qemu-img convert --bitmaps` does so of a snapshot. Fails if the top is another file now.
+    fn check_same_file(&self) -> Result<(), String> {
+        let recorded = self.recorded_fingerprints().into_iter().next().flatten();
+        let now = self.fingerprints()?.into_iter().next().flatten();
+        let identity = |it: &Fingerprint| (it.inode, it.born_ns);
+        match (recorded, now) {
+            // Of a device, neither says anything.
+            (None, None) => Ok(()),
+            (Some(then), Some(now)) if identity(&then) == identity(&now) => Ok(()),
+            _ => Err("the image is another file than at the point before".into()),
+        }
     }
 
     /// QEMU does not record in a bitmap what a disk loses when it shrinks, nor the zeros that it
@@ -290,7 +313,7 @@ impl Case<'_> {
                 Ok(())
             })
         });
-        compared.map_err(|error| error.chain())?;
+        compared.and_then(|()| self.add_holes(&mut claim)).map_err(|error| error.chain())?;
         Ok((claim, format!("the tables differ from those of the snapshot {}", anchor.name)))
     }
 
@@ -302,6 +325,12 @@ impl Case<'_> {
         let Some(above) = above else {
             return Err("a file of the image has changed since the point before".into());
         };
+        let boot = &self.latest.record.image.boot;
+        if boot.is_none() || *boot != fingerprint::boot() {
+            let text = "the machine was started anew since the point before, or it is another one: a \
+                        power cut can take back the time of a write, and not the write";
+            return Err(text.into());
+        }
         let mut claim = Claim::none(self.geometry);
         let walked = self.image().above(above, |range| {
             claim.add(range);

@@ -189,6 +189,10 @@ pub struct ImageRecord {
     pub format: String,
     /// It and its backing files, the top first.
     pub layers: Vec<LayerRecord>,
+    /// The kernel's name for the time since the machine was started; none if it tells none. A power
+    /// cut can take back the time of a write, and not the write: times say nothing across a start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
 }
 
 /// One file of an image's backing chain.

@@ -36,6 +36,7 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
         image: ImageRecord {
             path: "/images/vm.qcow2".into(),
             format: "qcow2".to_owned(),
+            boot: None,
             layers: Vec::new(),
         },
         bytes_sampled: 0,

@@ -84,3 +84,40 @@ fn damaged_images() {
         }
     }
 }
+
+/// A cluster that is in use counts as free. The first version put its bitmaps into such clusters of
+/// the guest's, and its snapshots into those of other snapshots.
+#[test]
+fn counts_that_are_too_low() {
+    const CLUSTER: usize = 4096;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.qcow2");
+    let sound = make(&path, &Shape::new("cluster_size=4k", 128 << 10), &mut Random::new(4));
+    let number = |at: usize| u64::from_be_bytes(sound[at..at + 8].try_into().unwrap()) as usize;
+    const HEADER_REFCOUNT_TABLE_OFFSET: usize = 48;
+    let counts = number(number(HEADER_REFCOUNT_TABLE_OFFSET));
+    let mut tried = 0;
+    for cluster in 0..sound.len() / CLUSTER {
+        let count = counts + 2 * cluster;
+        if sound[count..count + 2] == [0, 0] {
+            continue;
+        }
+        tried += 1;
+        let mut bytes = sound.clone();
+        bytes[count..count + 2].fill(0);
+        for act in 0..4 {
+            let store = Arc::new(RecordingStore::new(bytes.clone(), &path));
+            let image = ImageFile::over(store.clone());
+            let outcome = match act {
+                0 => snapshot::create(&image, "new", SystemTime::UNIX_EPOCH).map(drop),
+                1 => snapshot::delete(&image, b"1"),
+                2 => bitmap::create(&image, "new", 4096),
+                _ => bitmap::remove(&image, "one"),
+            };
+            let error = outcome.expect_err("it was written into");
+            assert_eq!(error.kind(), qdelta::ErrorKind::Image, "{error}");
+            assert!(store.bytes() == bytes, "cluster {cluster} of the image, act {act}");
+        }
+    }
+    assert!(tried > 20, "only {tried} clusters are in use");
+}

@@ -56,6 +56,7 @@ impl Shelf {
             image: ImageRecord {
                 path: "/images/vm.qcow2".into(),
                 format: "qcow2".to_owned(),
+                boot: None,
                 layers: Vec::new(),
             },
             bytes_sampled: 0,

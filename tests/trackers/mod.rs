@@ -3,6 +3,7 @@
 
 mod faults;
 mod histories;
+mod misses;
 mod net;
 mod reasons;
 mod reflink;

@@ -1,0 +1,158 @@
+//! What was once missed without a sign, or could have been: each of these showed in the restored
+//! disk alone.
+
+use std::fs;
+use std::path::Path;
+
+use super::{MIB, Scene, reason};
+use crate::harness::files::Mount;
+use crate::harness::images::{create_raw, guest_io, oracle, patch, qemu_img, read_u64};
+use crate::harness::run::as_root;
+use crate::harness::{Lab, args, run};
+
+#[track_caller]
+fn assert_refused(scene: &Scene, tracker: &str, why: &str) {
+    let done = scene.tracked("scan", &[]);
+    let reason = reason(&done, tracker);
+    assert!(reason.contains(why), "{tracker} was refused because {reason}");
+}
+
+/// The bitmap that a backup has left, and a write that it has recorded.
+fn recorded() -> (Scene, String) {
+    let scene = Scene::new();
+    let done = scene.backup(&["--anchor", "bitmap"]);
+    let name = done["anchor"].as_str().unwrap().to_owned();
+    scene.guest(&["write -q -P 3 2M 100k"]);
+    (scene, name)
+}
+
+/// `qemu-img convert --bitmaps` copies the bitmaps of now, also when it converts what a snapshot
+/// holds: that the disk went back is in none of them. Here it is the anchor of another repository.
+#[test]
+fn an_older_state_with_the_bitmaps_of_now() {
+    let scene = Scene::new();
+    qemu_img(args!["snapshot", "-c", "qdelta-older", scene.image.as_path()]).ok();
+    scene.guest(&["write -q -P 2 1M 1M"]);
+    scene.backup(&["--anchor", "bitmap"]);
+    let converted = scene.lab.path("converted.qcow2");
+    let arguments = args!["convert", "-l", "qdelta-older", "--bitmaps", "-O", "qcow2"];
+    let files = args![scene.image.as_path(), converted.as_path()];
+    qemu_img([arguments, files].concat()).ok();
+    fs::rename(&converted, &scene.image).unwrap();
+    assert_refused(&scene, "bitmap", "the image is another file");
+}
+
+/// As long as an image has a bitmap, `qemu-img check -r` deletes all its snapshots.
+#[test]
+fn a_bitmap_would_cost_somebody_s_snapshots() {
+    let scene = Scene::new();
+    qemu_img(args!["snapshot", "-c", "somebody's", scene.image.as_path()]).ok();
+    let done = scene.backup(&["--anchor", "bitmap"]);
+    assert!(done["anchor"].is_null(), "{done:#}");
+    let warning = done["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("internal snapshot 'somebody's'"), "{warning}");
+    qemu_img(args!["check", "-q", "-r", "all", scene.image.as_path()]).ok();
+    let list = qemu_img(args!["snapshot", "-l", scene.image.as_path()]).ok().text();
+    assert!(list.contains("somebody's"), "{list}");
+    // That of an anchor gives way to the bitmap.
+    let scene = Scene::new();
+    scene.backup(&["--anchor", "snapshot"]);
+    scene.guest(&["write -q -P 3 2M 100k"]);
+    scene.tracked("snapshot", &["--anchor", "bitmap"]);
+    scene.guest(&["write -q -P 4 2M 100k"]);
+    scene.tracked("bitmap", &[]);
+}
+
+/// A bitmap that was cleared looks like one that has recorded nothing, as long as it is empty when
+/// it is made.
+#[test]
+fn a_bitmap_that_was_cleared() {
+    let (scene, name) = recorded();
+    qemu_img(args!["bitmap", "--clear", scene.image.as_path(), name.as_str()]).ok();
+    assert_refused(&scene, "bitmap", "was cleared");
+}
+
+/// The same for another one in its place.
+#[test]
+fn a_bitmap_that_was_made_anew() {
+    let (scene, name) = recorded();
+    for act in ["--remove", "--add"] {
+        qemu_img(args!["bitmap", act, scene.image.as_path(), name.as_str()]).ok();
+    }
+    assert_refused(&scene, "bitmap", "was cleared");
+}
+
+/// An entry is damaged, and `qemu-img check -r` makes a hole of it. No bitmap records that; and
+/// where the table is the snapshot's, too, both have the hole: the first version took that for
+/// unchanged.
+#[test]
+fn a_cluster_that_was_repaired_to_a_hole() {
+    for tracker in ["bitmap", "snapshot"] {
+        let scene = Scene::new();
+        scene.backup(&["--anchor", tracker]);
+        const MASK: u64 = 0x00ff_ffff_ffff_fe00;
+        const HEADER_L1_OFFSET: u64 = 40;
+        let l1 = read_u64(&scene.image, HEADER_L1_OFFSET);
+        let entry = (read_u64(&scene.image, l1) & MASK) + 8 * 5;
+        // All zeros, with room in a place that is no cluster's.
+        let damaged = read_u64(&scene.image, entry) | 0x201;
+        patch(&scene.image, entry, &damaged.to_be_bytes());
+        let check = qemu_img(args!["check", "-r", "all", scene.image.as_path()]);
+        assert!(check.stderr.contains("not properly aligned"), "{}", check.report());
+        let done = scene.tracked(tracker, &[]);
+        assert_eq!(done["bytes_changed"].as_u64(), Some(64 << 10), "{done:#}");
+    }
+}
+
+/// A power cut takes back the time of a write, and not the write: a guest that flushes makes its
+/// data durable, and what it wrote over in place changes nothing else of the file. The machine has
+/// another boot afterwards.
+fn a_write_whose_time_is_lost(filesystem: &str) {
+    let lab = Lab::new();
+    let mount = Mount::on_loop(lab.dir(), filesystem, 400 * MIB);
+    let scene = Scene::within(&mount.dir);
+    let raw = scene.lab.path("raw.raw");
+    create_raw(&raw, 4 * MIB);
+    guest_io(&raw, "raw", &["write -q -P 1 0 4M".to_owned()]);
+    run(as_root("sync", args![])).ok();
+    let options = ["--format", "raw", "--sample", "0"];
+    scene.repo.backup(&raw, "raw", &options);
+    let modified = fs::metadata(&raw).unwrap().modified().unwrap();
+    let write = args!["-f", "raw", "-t", "none", "-c", "write -q -P 7 1M 64k", "-c", "flush"];
+    run(as_root("qemu-io", [write, args![raw.as_path()]].concat())).ok();
+    assert_ne!(fs::metadata(&raw).unwrap().modified().unwrap(), modified);
+    mount.cut_power(false);
+    assert_eq!(fs::metadata(&raw).unwrap().modified().unwrap(), modified, "the time is lost");
+
+    let expected = lab.path("expected.raw");
+    oracle(args!["-f", "raw", raw.as_path()], &expected);
+    let done = backup_after_a_start(&scene, &raw, &options);
+    let why = reason(&done, "overlay");
+    assert!(why.contains("the machine was started anew"), "{done:#}");
+    scene.repo.assert_restores_raw(&lab, "raw", &expected);
+    // In the same boot the time counts again.
+    let done = backup_after_a_start(&scene, &raw, &options);
+    assert_eq!(done["tracker"], "overlay", "{done:#}");
+}
+
+/// A backup in which the kernel has another name for its start.
+fn backup_after_a_start(scene: &Scene, image: &Path, options: &[&str]) -> serde_json::Value {
+    let boot = scene.lab.path("boot_id");
+    fs::write(&boot, "00000000-0000-4000-8000-000000000001\n").unwrap();
+    let arguments = scene.repo.args(args!["--json", "backup", image, "--disk", "raw"]);
+    let arguments = [arguments, options.iter().map(Into::into).collect()].concat();
+    let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+    let command = args!["--mount", "--propagation", "private", "sh", "-c", script, boot.as_path()];
+    let command = [command, args![env!("CARGO_BIN_EXE_qdelta")], arguments].concat();
+    run(as_root("unshare", command)).ok().json()
+}
+
+#[test]
+fn a_write_whose_time_is_lost_on_xfs() {
+    a_write_whose_time_is_lost("xfs");
+}
+
+#[test]
+fn a_write_whose_time_is_lost_on_ext4() {
+    a_write_whose_time_is_lost("ext4");
+}
