@@ -1,6 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import anchors, backups, clones, freeze, kills, machine, rollback, selftest, several, states
+from . import (anchors, backups, clones, freeze, kills, lives, machine, rollback, selftest, several,
+               states)
 from .base import Rig
 
 SCENARIOS = {
@@ -16,6 +17,7 @@ SCENARIOS = {
     "rollback": rollback.rollback,
     "several": several.several,
     "anchors": anchors.anchors,
+    "lives": lives.lives,
 }
 # Not proofs but figures, for the documents: only when they are asked for.
 MEASUREMENTS = {

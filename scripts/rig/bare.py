@@ -1,0 +1,172 @@
+"""A QEMU with one disk and no guest: whoever speaks to its monitor is the guest, and the admin."""
+
+import json
+import os
+import socket
+import subprocess
+
+from .run import run, wait_for
+
+DEVICE = "/machine/peripheral/disk/virtio-backend"
+SECONDS = 60
+
+
+class Refused(Exception):
+    """QEMU will not do what it was told to; it is in order, and goes on."""
+
+
+class Died(Exception):
+    """QEMU has ended by itself, as if it had been killed."""
+
+
+class Bare:
+    """A stopped machine that has an image open as a guest's disk would be."""
+
+    def __init__(self, qemu, folder, image, incoming=None):
+        self.qemu = qemu
+        self.image = image
+        self._jobs = 0
+        monitor = os.path.join(folder, "monitor")
+        if os.path.exists(monitor):
+            os.remove(monitor)
+        command = [
+            qemu.program("qemu-system-x86_64"), "-accel", "tcg", "-machine", "pc-i440fx-7.2", "-m", "16",
+            "-nodefaults", "-display", "none", "-S", "-qmp", f"unix:{monitor},server=on,wait=off",
+            "-blockdev", f"driver=qcow2,node-name=disk,discard=unmap,file.driver=file,"
+            f"file.filename={image}", "-device", "virtio-blk-pci,drive=disk,id=disk"]
+        if incoming:
+            command += ["-incoming", f"unix:{incoming}"]
+        self._log = os.path.join(folder, "qemu.log")
+        with open(self._log, "a", encoding="utf-8") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
+                                             stderr=log)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(SECONDS)
+        wait_for(f"the monitor of QEMU {qemu.version}",
+                 lambda: self._connects(monitor) or not self.is_alive(), SECONDS)
+        if not self.is_alive():
+            raise Refused(f"QEMU {qemu.version} does not start with {image}:\n{self._said()}")
+        self._lines = self._socket.makefile("rw", encoding="utf-8")
+        self._lines.readline()
+        self.execute("qmp_capabilities")
+
+    def _connects(self, monitor):
+        try:
+            self._socket.connect(monitor)
+        except OSError:
+            return False
+        return True
+
+    def execute(self, order, **arguments):
+        """One QMP command; underscores in the names of its arguments are hyphens."""
+        arguments = {name.replace("_", "-"): value for name, value in arguments.items()}
+        while True:
+            try:
+                if order:
+                    self._lines.write(json.dumps({"execute": order, "arguments": arguments}) + "\n")
+                    self._lines.flush()
+                line = self._lines.readline()
+            except OSError:
+                line = ""
+            if not line:
+                self.kill()
+                raise Died(f"QEMU {self.qemu.version} ended at {arguments}:\n{self._said()}")
+            order = None
+            answer = json.loads(line)
+            if "error" in answer:
+                raise Refused(answer["error"]["desc"])
+            if "return" in answer:
+                return answer["return"]
+
+    def _said(self):
+        return run("tail", "-n", "5", self._log).stdout
+
+    def monitor(self, line):
+        """One command of the human monitor, which must have nothing to say."""
+        said = self.execute("human-monitor-command", command_line=line).strip()
+        if said:
+            raise Refused(f"{line}: {said}")
+
+    def write(self, commands):
+        """What a guest does to its disk, in the words of qemu-io."""
+        for command in commands:
+            self.execute("human-monitor-command",
+                         command_line=f'qemu-io -d {DEVICE} "{command}"')
+
+    def flush(self):
+        self.write(["flush"])
+
+    def top(self):
+        """The node that the disk is, as QEMU describes it."""
+        (device,) = self.execute("query-block")
+        return device["inserted"]
+
+    def chain(self):
+        """The files of the disk, the top first."""
+        image, files = self.top()["image"], []
+        while image:
+            files.append(image["filename"])
+            image = image.get("backing-image")
+        return files
+
+    def bitmaps(self):
+        """The names of the bitmaps of the disk's top node."""
+        return [bitmap["name"] for bitmap in self.top().get("dirty-bitmaps", [])
+                if bitmap.get("name")]
+
+    def job(self, order, **arguments):
+        """A block job that runs to its end; one that waits to be completed is completed."""
+        self._jobs += 1
+        name = f"job{self._jobs}"
+        self.execute(order, job_id=name, **arguments)
+        wait_for(f"{order} to be done", lambda: self._advance(name), SECONDS, pause=0.005)
+
+    def _advance(self, name):
+        jobs = [job for job in self.execute("query-jobs") if job["id"] == name]
+        if not jobs:
+            return True
+        if jobs[0]["status"] == "ready":
+            self.execute("job-complete", id=name)
+        if jobs[0]["status"] == "concluded":
+            self.execute("job-dismiss", id=name)
+            if "error" in jobs[0]:
+                raise Refused(f"{name}: {jobs[0]['error']}")
+            return True
+        return False
+
+    def migrate(self, other, place, bitmaps):
+        """The machine goes on in another QEMU over the same files; this one ends."""
+        capability = [{"capability": "dirty-bitmaps", "state": bitmaps}]
+        for machine in (self, other):
+            machine.execute("migrate-set-capabilities", capabilities=capability)
+        self.execute("migrate", uri=f"unix:{place}")
+
+        def is_over():
+            status = self.execute("query-migrate").get("status")
+            if status == "failed":
+                raise Refused("the migration failed")
+            return status == "completed"
+
+        wait_for("the migration", is_over, SECONDS)
+        wait_for("the other QEMU", lambda: other.execute("query-status")["status"]
+                 not in ("inmigrate", "finish-migrate"), SECONDS)
+        # It takes the files over when it goes on, if not before.
+        other.execute("cont")
+        other.execute("stop")
+        self.quit()
+
+    def quit(self):
+        self.execute("quit")
+        self._ended()
+
+    def kill(self):
+        """Nothing that QEMU has in memory is written back."""
+        self._process.kill()
+        self._ended()
+
+    def _ended(self):
+        self._process.wait(SECONDS)
+        self._socket.close()
+
+    def is_alive(self):
+        return self._process.poll() is None
