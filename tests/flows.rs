@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use qdelta::backup::{self, Options};
+use qdelta::domain::Libvirt;
 use qdelta::image::OpenOptions;
 use qdelta::pipeline::Resources;
 use qdelta::progress::{Cancel, Silent};
@@ -44,6 +45,7 @@ fn full_and_increments_restore_exactly() {
                 destination: Destination::Path(output),
                 format,
                 force: false,
+                libvirt: Libvirt::default(),
                 salvage: false,
                 resources: Resources::default(),
             };

@@ -42,6 +42,7 @@ fn a_guest_whose_memory_is_saved_is_not_rolled_back() {
         args![vda.as_str(), "--in-place"],
         args![vda.as_str(), guest.vda(), "--in-place"],
         args!["--domain", "web", "--at", point.as_str(), "--in-place"],
+        args![vda.as_str(), guest.vda(), "--force"],
     ] {
         let said = host.restore(words).fails_with(5);
         assert!(said.contains("virsh managedsave-remove web"), "{said}");
@@ -70,6 +71,8 @@ fn after_an_external_snapshot_the_image_of_now_is_rolled_back() {
     let said = host.restore(args![vda.as_str(), base.as_path(), "--in-place"]).fails_with(5);
     assert!(said.contains("is a backing file of disk vda of web"), "{said}");
     assert!(said.contains("web.snap1 now"), "{said}");
+    let words = args![vda.as_str(), base.as_path(), "--force", "--format", "qcow2"];
+    host.restore(words).fails_with(5);
     assert!(content(&overlay, "qcow2") == above);
     let report = host.restore(args![vda.as_str(), "--in-place", "--json"]).ok().json();
     assert_eq!(report["image"].as_str(), overlay.to_str());

@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::archive::salvage::{self, Salvaged};
 use crate::backup::{check_indexes, open_archive, open_chain};
 use crate::chain::Chain;
+use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Store};
 use crate::output::{self, FileId, Format, ImageWriter, Plan, Stream};
@@ -50,6 +51,8 @@ pub struct Request {
     pub format: Format,
     /// Replace an existing file, or a block device's content.
     pub force: bool,
+    /// Where libvirt keeps its files: what is replaced must not be a disk that a guest needs.
+    pub libvirt: Libvirt,
     /// Give what is left of damaged archives instead of failing.
     pub salvage: bool,
     /// Threads and I/O.
@@ -119,7 +122,8 @@ pub struct GuestRange {
 /// Restores a point out of a repository.
 ///
 /// # Errors
-/// Whatever fails, nothing gets the output's name and what had it keeps it.
+/// Whatever fails, nothing gets the output's name and what had it keeps it. `Busy` if a guest needs
+/// what is there.
 pub fn run(
     repository: &Repository,
     disk: &DiskSpec,
@@ -130,6 +134,7 @@ pub fn run(
 ) -> Result<Report> {
     let disk = repository.find_disk(disk)?;
     let point = repository.resolve(&disk, selector)?;
+    check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
         let (paths, missing) = repository.remains_of(&point)?;
         let expected = Some(point.record.archive_id);
@@ -150,6 +155,7 @@ pub fn replay(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Report> {
+    check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
         salvage_chain(archives, Vec::new(), None, cancel)?
     } else {
@@ -157,6 +163,14 @@ pub fn replay(
         (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
     };
     rebuild(&chain, problems, request, progress, cancel)
+}
+
+/// Fails if the image that is to be replaced is one that a guest needs as it is.
+fn check_replaced(request: &Request) -> Result<()> {
+    match &request.destination {
+        Destination::Path(path) if request.force => guests::check(&request.libvirt, path, &[]),
+        _ => Ok(()),
+    }
 }
 
 /// The chain of what is left of these archives, and what is wrong with them.

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use qdelta::domain::Libvirt;
 use qdelta::output::Format;
 use qdelta::repository::{Repository, Selector};
 use qdelta::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
@@ -30,7 +31,7 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
         return Err(Error::new(ErrorKind::Usage, "say which disk, and where to"));
     };
     let repository = context.repository()?;
-    let request = request(output, &args.target, &args.work)?;
+    let request = request(output, &args.target, args.libvirt.libvirt(), &args.work)?;
     refuse_inside(&repository, output)?;
     let latest = Selector::Latest;
     let point = disk.point.as_ref().unwrap_or(&latest);
@@ -41,7 +42,7 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
 
 /// Restores from bare archives.
 pub fn replay(args: &Replay, context: &mut Context) -> Result<u8> {
-    let request = request(&args.output, &args.target, &args.work)?;
+    let request = request(&args.output, &args.target, Libvirt::default(), &args.work)?;
     let cancel = signals::watch(&context.screen);
     let report = restore::replay(&args.archives, request, &context.screen, &cancel)?;
     show(&report, context)
@@ -51,7 +52,7 @@ pub fn replay(args: &Replay, context: &mut Context) -> Result<u8> {
 const STDOUT: &str = "-";
 
 /// What the arguments mean together.
-fn request(output: &Path, target: &Target, work: &Work) -> Result<Request> {
+fn request(output: &Path, target: &Target, libvirt: Libvirt, work: &Work) -> Result<Request> {
     let to_stdout = output == Path::new(STDOUT);
     let format = match (target.format, to_stdout) {
         (Some(args::Format::Qcow2), true) => {
@@ -71,6 +72,7 @@ fn request(output: &Path, target: &Target, work: &Work) -> Result<Request> {
         destination: if to_stdout { stdout()? } else { Destination::Path(output.to_owned()) },
         format,
         force: target.force,
+        libvirt,
         salvage: target.salvage,
         resources: work.resources(),
     })

@@ -355,6 +355,7 @@ impl<'a> Job<'a> {
                 destination: Destination::Path(disk.path.clone()),
                 format: disk.format,
                 force: self.request.force,
+                libvirt: self.request.libvirt.clone(),
                 salvage: false,
                 resources: self.request.resources,
             };
