@@ -1,12 +1,16 @@
 //! Recognising the files of an image again: whether one is still what it was.
 
-use rustix::fs::{AtFlags, StatxFlags, statx};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, StatxTimestamp, statx};
 
 use super::Image;
 use super::layer::Layer;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use qdelta_formats::qcow2::L1_ENTRY_SIZE;
+
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
 
 impl Image {
     /// The fingerprint of each layer, top first; `None` for one that can't be recognised again: a
@@ -17,6 +21,17 @@ impl Image {
     pub fn fingerprints(&self) -> Result<Vec<Option<Fingerprint>>> {
         self.layers.iter().map(fingerprint).collect()
     }
+}
+
+/// Inode and time of birth of the regular file called `path`; nothing of another kind of file. A
+/// copy in its place has others, whatever its content.
+///
+/// # Errors
+/// The system fails to tell.
+pub fn identity(path: &Path) -> Result<Option<(u64, Option<i64>)>> {
+    let stat = statx(CWD, path, AtFlags::empty(), WANTED)
+        .map_err(|error| Error::io("look at", path, error.into()))?;
+    Ok(is_regular(&stat).then(|| (stat.stx_ino, born_ns(&stat))))
 }
 
 fn fingerprint(layer: &Layer) -> Result<Option<Fingerprint>> {
@@ -37,21 +52,28 @@ fn fingerprint(layer: &Layer) -> Result<Option<Fingerprint>> {
         Layer::Raw(_) => None,
     };
     let Some(fd) = file.store.fd() else { return Ok(None) };
-    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-    let stat = statx(fd, "", AtFlags::EMPTY_PATH, wanted)
+    let stat = statx(fd, "", AtFlags::EMPTY_PATH, WANTED)
         .map_err(|error| Error::io("look at", &file.path, error.into()))?;
-    let kind = rustix::fs::FileType::from_raw_mode(stat.stx_mode.into());
-    if kind != rustix::fs::FileType::RegularFile {
+    if !is_regular(&stat) {
         return Ok(None);
     }
-    let ns = |time: rustix::fs::StatxTimestamp| {
-        time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.into())
-    };
     Ok(Some(Fingerprint {
         inode: stat.stx_ino,
         length: stat.stx_size,
         modified_ns: ns(stat.stx_mtime),
-        born_ns: (stat.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| ns(stat.stx_btime)),
+        born_ns: born_ns(&stat),
         tables,
     }))
+}
+
+fn is_regular(stat: &Statx) -> bool {
+    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile
+}
+
+fn born_ns(stat: &Statx) -> Option<i64> {
+    (stat.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| ns(stat.stx_btime))
+}
+
+fn ns(time: StatxTimestamp) -> i64 {
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.into())
 }

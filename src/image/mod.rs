@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 pub use compare::{SameBytes, Unwritten, differences};
 pub use decompress::{Inflater, inflate};
+pub use fingerprint::identity;
 pub use info::{BitmapInfo, ImageInfo, Qcow2Info, SnapshotInfo, inspect};
 pub use map::{Map, MapEntry};
 pub use mapper::Mapper;

@@ -179,3 +179,17 @@ fn a_data_file_that_became_a_link() {
         scene.tracked("reflink", &[]);
     });
 }
+
+/// Each kind of anchor is believed while the next one is left. A bitmap was not once: the file that
+/// was looked at was the clone, which is another one.
+#[test]
+fn the_kind_of_anchor_changes() {
+    on("xfs", |scene| {
+        scene.backup(&["--anchor", "bitmap"]);
+        let kinds = ["bitmap", "reflink", "snapshot", "reflink", "bitmap", "snapshot", "bitmap"];
+        for (number, pair) in kinds.windows(2).enumerate() {
+            scene.guest(&[format!("write -q -P {} 1M 100k", number + 2).as_str()]);
+            scene.tracked(pair[0], &["--anchor", pair[1]]);
+        }
+    });
+}

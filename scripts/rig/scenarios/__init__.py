@@ -1,7 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import (anchors, backups, clones, freeze, kills, lives, machine, rollback, selftest, several,
-               states)
+from . import (anchors, backups, clones, freeze, guest_lives, kills, lives, machine, rollback,
+               selftest, several, states)
 from .base import Rig
 
 SCENARIOS = {
@@ -18,6 +18,7 @@ SCENARIOS = {
     "several": several.several,
     "anchors": anchors.anchors,
     "lives": lives.lives,
+    "guest-lives": guest_lives.guest_lives,
 }
 # Not proofs but figures, for the documents: only when they are asked for.
 MEASUREMENTS = {
