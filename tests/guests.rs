@@ -328,6 +328,12 @@ fn a_guest_that_may_be_frozen_is_thawed_first_by_the_next_run() {
     host.virsh.forget("freeze-hangs");
     assert!(host.repo.path.join("web/.frozen").exists() && host.virsh.is_frozen());
     let before = host.virsh.log().len();
+    // Also if the run can do nothing else.
+    let elsewhere = guest.vdb().with_extension("elsewhere");
+    fs::rename(guest.vdb(), &elsewhere).unwrap();
+    assert_ne!(host.backup(&["--domain", "web"]).code(), Some(0));
+    assert!(!host.virsh.is_frozen());
+    fs::rename(&elsewhere, guest.vdb()).unwrap();
     host.web(&[]);
     let calls = host.virsh.log().split_off(before);
     let verbs: Vec<&str> = calls.iter().filter_map(|call| call.split(' ').next()).collect();

@@ -22,11 +22,13 @@ impl Scene {
     fn new() -> Self {
         let lab = Lab::new();
         let virsh = Virsh::new(lab.path("virsh"));
+        std::fs::write(lab.path("web.xml"), "<domain/>").unwrap();
         let freeze = Freeze {
             virsh: Call { program: virsh.program(), connect: Some("test:///here".to_owned()) },
             guest: "c7a5fdbd".to_owned(),
             name: "web".to_owned(),
             mark: lab.path("mark"),
+            definition: lab.path("web.xml"),
             freeze_max: Duration::from_secs(30),
             thaw_tries: Duration::from_secs(30),
             late_max: Duration::from_millis(100),
@@ -112,8 +114,13 @@ fn at_the_limit_the_guest_is_thawed_whoever_is_not_ready() {
 fn a_guest_that_thawed_by_itself_was_not_frozen_all_the_time() {
     let scene = Scene::new();
     let frozen = scene.try_freeze().unwrap();
-    scene.virsh.tell("thawed-by-itself", "");
-    assert!(frozen.thaw().unwrap().broken.unwrap().contains("by itself"));
+    scene.virsh.tell("thawed-by-itself", "2");
+    assert!(frozen.thaw().unwrap().broken.unwrap().contains("of 2 frozen filesystems 0 were"));
+    // So was one of which only a part did.
+    let scene = Scene::new();
+    let frozen = scene.try_freeze().unwrap();
+    scene.virsh.tell("thawed-by-itself", "1");
+    assert!(frozen.thaw().unwrap().broken.unwrap().contains("of 2 frozen filesystems 1 were"));
     let scene = Scene::new();
     let frozen = scene.try_freeze().unwrap();
     scene.virsh.tell("thaw-fails", "1");
@@ -198,6 +205,52 @@ fn without_virsh_or_agent_nothing_is_frozen_and_it_is_said() {
     let program = Program { path: "/bin/true".into(), arguments: Vec::new() };
     assert!(Watchdog::start(&program, scene.freeze.clone()).is_err());
     assert!(scene.virsh.log().is_empty());
+}
+
+/// The thaw of one run would end the freeze of another: of another repository, or of a run that was
+/// killed and whose watchdog is still at work.
+#[test]
+fn two_runs_do_not_freeze_one_guest_at_once() {
+    let scene = Scene::new();
+    let frozen = scene.try_freeze().unwrap();
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| {
+            let mut freeze = scene.freeze.clone();
+            freeze.mark = scene.freeze.mark.with_file_name("mark-of-another-repository");
+            let program = Program { path: binary().to_owned(), arguments: vec!["watchdog".into()] };
+            Watchdog::start(&program, freeze).unwrap().freeze().unwrap().thaw().unwrap()
+        });
+        // Time enough to go wrong in.
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(scene.virsh.count("domfsfreeze"), 1);
+        assert_eq!(frozen.thaw().unwrap().broken, None);
+        assert_eq!(second.join().unwrap().broken, None);
+    });
+    let verbs: Vec<String> = scene.virsh.log().iter().map(|line| line[..8].to_owned()).collect();
+    assert_eq!(verbs, ["domfsfre", "domfstha", "domfsfre", "domfstha"]);
+}
+
+/// Both qdelta and its watchdog were killed, and libvirt carries their freeze out when the next run
+/// has thawed already.
+#[test]
+fn a_mark_that_is_fresh_may_have_its_freeze_still_to_come() {
+    let mut scene = Scene::new();
+    scene.freeze.late_max = Duration::from_secs(60);
+    let mut child = watchdog(&scene, Stdio::null());
+    wait_until("the freeze", || scene.virsh.is_frozen());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!is_gone(&scene.freeze.mark));
+    // As if it had not come yet.
+    scene.virsh.forget("frozen");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("the first thaw", || scene.virsh.count("domfsthaw") > 0);
+            scene.virsh.tell("frozen", "");
+        });
+        assert!(thaw_marked(&scene.freeze, true).unwrap());
+    });
+    scene.assert_thawed();
 }
 
 #[test]

@@ -11,6 +11,7 @@
 mod mark;
 mod protocol;
 mod thaw;
+mod turn;
 mod virsh;
 mod watchdog;
 
@@ -37,8 +38,10 @@ pub const THAW_TRIES_DEFAULT: Duration = Duration::from_secs(60);
 /// turn for 30 seconds, and then for the agent.
 pub const LATE_MAX_DEFAULT: Duration = Duration::from_secs(35);
 
-/// How long the watchdog may take to be ready, and to end when its work is done.
-const START_MAX: Duration = Duration::from_secs(10);
+/// How long the watchdog may take to be ready: it waits for its turn.
+const START_MAX: Duration = turn::WAIT_MAX.saturating_add(Duration::from_secs(10));
+/// How long it may take to end when its work is done.
+const END_MAX: Duration = Duration::from_secs(10);
 /// How much later than it should the watchdog may answer before it is taken for dead. So short that
 /// the guest is thawed within a second after the limit also then.
 const SILENCE_MAX: Duration = Duration::from_millis(700);
@@ -63,6 +66,8 @@ pub struct Freeze {
     pub name: String,
     /// The file that says that the guest may be frozen.
     pub mark: PathBuf,
+    /// libvirt's file of the domain. It is locked for as long as the guest is frozen or thawed.
+    pub definition: PathBuf,
     /// When the guest is thawed, whoever is not ready by then.
     pub freeze_max: Duration,
     /// How long the thaw is tried again until it is an alarm.
@@ -139,6 +144,10 @@ impl Watchdog {
         watchdog.order(&first).map_err(|error| failed("takes no orders").because(error))?;
         match watchdog.replies.next(Some(START_MAX)) {
             Some(Reply::Ready) => Ok(watchdog),
+            Some(Reply::NotFrozen { problem }) => {
+                let text = format!("{} is not to be frozen now", watchdog.freeze.name);
+                Err(Error::new(ErrorKind::Busy, text).because(problem).advise("try again later"))
+            }
             other => {
                 watchdog.kill();
                 Err(failed("is not ready").because(format!("it said {other:?}")))
@@ -225,7 +234,7 @@ impl Drop for Watchdog {
     /// Lets the watchdog end, which has nothing left to do; one that does not is ended.
     fn drop(&mut self) {
         self.orders = None;
-        let end = Instant::now() + START_MAX;
+        let end = Instant::now() + END_MAX;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() >= end {
                 return self.kill();

@@ -3,8 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::virsh::{self, Verb};
-use super::{Freeze, alarm, mark};
+use super::{Freeze, alarm, mark, turn};
 use crate::error::Result;
 
 /// How long one try may take at the most. libvirt lets a thaw wait until a freeze that hangs is over.
@@ -58,9 +60,10 @@ pub(super) fn thaw_for_good(
     Ok(done)
 }
 
-/// Thaws a guest that no freeze can have reached: one try, to be sure.
-pub(super) fn thaw_once(freeze: &Freeze) {
-    let _ = thaw_within(freeze, TRY_MAX, Duration::ZERO, &mut || ());
+/// Thaws a guest that no freeze can have reached: one try, to be sure. It takes no longer than what is
+/// `left` of the freeze: whoever waits for the outcome thinks of that.
+pub(super) fn thaw_once(freeze: &Freeze, left: Duration) {
+    let _ = thaw_within(freeze, left, Duration::ZERO, &mut || ());
 }
 
 fn thaw_within(
@@ -116,10 +119,17 @@ pub fn thaw_marked(freeze: &Freeze, running: bool) -> Result<bool> {
     if !mark::is_set(&freeze.mark) {
         return Ok(false);
     }
-    let since = mark::read(&freeze.mark).map(|mark| format!(" since {}", mark.since));
-    let since = since.unwrap_or_default();
+    // Who left it may still be at work.
+    let _turn = turn::take(freeze, turn::WAIT_MAX)?;
+    if !mark::is_set(&freeze.mark) {
+        return Ok(false);
+    }
+    let mark = mark::read(&freeze.mark);
+    // Its freeze may still be on its way.
+    let unanswered = mark.as_ref().is_none_or(|mark| is_recent(&mark.since, freeze.late_max));
+    let since = mark.map(|mark| format!(" since {}", mark.since)).unwrap_or_default();
     if running {
-        let done = thaw_now(freeze, false)?;
+        let done = thaw_now(freeze, unanswered)?;
         tracing::warn!(
             "{} was perhaps frozen{since} and was thawed first: {} filesystems were",
             freeze.name,
@@ -130,4 +140,11 @@ pub fn thaw_marked(freeze: &Freeze, running: bool) -> Result<bool> {
         mark::clear(&freeze.mark, None);
     }
     Ok(true)
+}
+
+/// Whether the moment `since` is no longer ago than `limit`, or can't be read.
+fn is_recent(since: &str, limit: Duration) -> bool {
+    let Ok(since) = since.parse::<Timestamp>() else { return true };
+    let age = Timestamp::now().duration_since(since);
+    age.unsigned_abs() <= limit || age.is_negative()
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::protocol::{Lines, Order, Reply};
 use super::virsh::{self, Problem, Verb};
-use super::{Freeze, alarm, mark, thaw};
+use super::{Freeze, alarm, mark, thaw, turn};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Is the watchdog: takes orders from `orders`, which closes when the one who gives them is no
@@ -23,6 +23,13 @@ pub fn watch(orders: File, replies: File) -> Result<()> {
     let mut watch = Watch { orders: Lines::new(orders), replies };
     let Some(Order::Watch(freeze)) = watch.order(None) else {
         return Err(Error::new(ErrorKind::Usage, "the watchdog is started by qdelta alone"));
+    };
+    let _turn = match turn::take(&freeze, turn::WAIT_MAX) {
+        Ok(turn) => turn,
+        Err(error) => {
+            watch.reply(&Reply::NotFrozen { problem: error.chain() });
+            return Ok(());
+        }
     };
     watch.reply(&Reply::Ready);
     match watch.order(None) {
@@ -53,7 +60,7 @@ impl Watch {
         let frozen = match frozen {
             Ok(0) => Err(Problem::new("the agent found no filesystem to freeze".to_owned())),
             Err(problem) if problem.untouched => {
-                thaw::thaw_once(freeze);
+                thaw::thaw_once(freeze, freeze.freeze_max.saturating_sub(since.elapsed()));
                 mark::clear(&freeze.mark, Some(&mark));
                 self.reply(&Reply::NotFrozen { problem: problem.text });
                 return Ok(());
@@ -94,9 +101,13 @@ impl Watch {
                 };
             }
             (Err(problem), Ok(_)) => Reply::NotFrozen { problem: problem.text },
-            (Ok(_), Ok(done)) => {
-                let by_itself = (done.filesystems == 0)
-                    .then(|| "the guest had thawed by itself before it was asked to".to_owned());
+            (Ok(filesystems), Ok(done)) => {
+                let by_itself = (done.filesystems < filesystems).then(|| {
+                    format!(
+                        "of {filesystems} frozen filesystems {} were still frozen when it was thawed",
+                        done.filesystems
+                    )
+                });
                 let failed = done.first_problem.map(|first| format!("the thaw failed: {first}"));
                 Reply::Thawed { freeze_ms, problem: broken.or(failed).or(by_itself) }
             }

@@ -38,7 +38,8 @@ domfsfreeze)
 domfsthaw)
     if count_down thaw-hangs; then sleep 1000; fi
     if count_down thaw-fails; then echo "error: Timed out during operation" >&2; exit 1; fi
-    if [ -e frozen ] && [ ! -e thawed-by-itself ]; then n=2; else n=0; fi
+    if [ -e frozen ]; then n=2; else n=0; fi
+    if [ -e thawed-by-itself ]; then n=$((n - $(cat thawed-by-itself))); fi
     rm -f frozen
     echo "Thawed $n filesystem(s)"
     ;;

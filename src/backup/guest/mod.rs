@@ -121,11 +121,21 @@ pub fn run_guest(
 ) -> Result<GuestReport> {
     let started = Instant::now();
     let found = request.libvirt.find(&request.domain)?;
-    let plan = Plan::new(&found, request)?;
+    let name = repository_name(&found.domain)?;
+    let mark = freeze(repository, request, &found, &name)?;
+    // Before anything that can fail: a guest that was left frozen waits.
+    let thawed = quiesce::thaw_marked(&mark, found.live.is_some());
+    let plan = match (thawed, Plan::new(&found, request, name)) {
+        (Ok(_), plan) => plan?,
+        // libvirt's file of a guest that runs no more was left over.
+        (Err(_), Ok(plan)) if plan.usage == Use::Stopped => {
+            quiesce::thaw_marked(&mark, false)?;
+            plan
+        }
+        (Err(alarm), _) => return Err(alarm),
+    };
     let lock = repository.lock(&plan.name)?;
     clean(repository, &lock)?;
-    let mark = freeze(repository, request, &found, &plan.name);
-    quiesce::thaw_marked(&mark, plan.usage != Use::Stopped)?;
     let point = next_point(repository, &lock)?;
     let disks = Together { repository, lock: &lock, point, options: &request.options, progress };
     let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
@@ -168,16 +178,19 @@ fn freeze(
     request: &GuestRequest,
     found: &Found,
     name: &DomainName,
-) -> Freeze {
-    Freeze {
+) -> Result<Freeze> {
+    let file = found.persistent.as_ref().or(found.live.as_ref());
+    let none = || Error::new(ErrorKind::NotFound, format!("no file defines {}", found.domain.name));
+    Ok(Freeze {
         virsh: request.virsh.clone(),
         guest: found.domain.handle().to_owned(),
         name: found.domain.name.clone(),
         mark: repository.frozen_mark(name),
+        definition: file.ok_or_else(none)?.path.clone(),
         freeze_max: request.freeze_max,
         thaw_tries: request.thaw_tries,
         late_max: quiesce::LATE_MAX_DEFAULT,
-    }
+    })
 }
 
 impl<'a> Flow<'a> {

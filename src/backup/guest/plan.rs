@@ -56,9 +56,8 @@ impl Plan {
     /// # Errors
     /// A disk that belongs to the machine can't be backed up; there is none that can; an image
     /// can't be opened.
-    pub fn new(found: &Found, request: &GuestRequest) -> Result<Self> {
+    pub fn new(found: &Found, request: &GuestRequest, name: DomainName) -> Result<Self> {
         let domain = &found.domain;
-        let name = repository_name(domain)?;
         let (mut disks, mut left_out, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for disk in &domain.disks {
             match decide(disk, &request.excluded) {
