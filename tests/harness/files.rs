@@ -82,9 +82,18 @@ impl Mount {
     /// A file system of type `kind` in a sparse file of `size` bytes.
     #[track_caller]
     pub fn on_loop(lab: &Path, kind: &str, size: u64) -> Self {
+        Self::on_loop_with(lab, kind, size, &[])
+    }
+
+    /// The same, made with these options.
+    #[track_caller]
+    pub fn on_loop_with(lab: &Path, kind: &str, size: u64, options: &[&str]) -> Self {
         let source = lab.join(format!("{kind}.disk"));
         std::fs::File::create(&source).unwrap().set_len(size).unwrap();
-        run(tool(&format!("mkfs.{kind}"), args!["-q", source.as_path()])).ok();
+        let mut arguments = args!["-q"];
+        arguments.extend(options.iter().map(Into::into));
+        arguments.push(source.clone().into());
+        run(tool(&format!("mkfs.{kind}"), arguments)).ok();
         let mount = Self { dir: lab.join(format!("{kind}.mount")), source, options: "loop" };
         std::fs::create_dir(&mount.dir).unwrap();
         mount.mount();

@@ -156,3 +156,26 @@ fn a_write_whose_time_is_lost_on_xfs() {
 fn a_write_whose_time_is_lost_on_ext4() {
     a_write_whose_time_is_lost("ext4");
 }
+
+/// Here files have times in whole seconds. A backup begins when another write would show, so a
+/// write right behind it does; and what it left is recognised.
+#[test]
+fn a_filesystem_that_counts_in_seconds() {
+    let lab = Lab::new();
+    // No room in an inode for more of a time than that.
+    let mount = Mount::on_loop_with(lab.dir(), "ext4", 100 * MIB, &["-I", "128"]);
+    let scene = Scene::within(&mount.dir);
+    let modified = fs::metadata(&scene.image).unwrap().modified().unwrap();
+    let since = modified.duration_since(std::time::UNIX_EPOCH).unwrap();
+    assert_eq!(since.subsec_nanos(), 0, "this filesystem has finer times");
+    scene.backup(&[]);
+    for round in 2..5 {
+        scene.guest(&[format!("write -q -P {round} 2M 100k").as_str()]);
+        scene.tracked("scan", &[]);
+        scene.tracked("overlay", &[]);
+    }
+    scene.guest(&["write -q -P 8 2M 100k"]);
+    scene.tracked("scan", &["--anchor", "bitmap"]);
+    scene.guest(&["write -q -P 9 2M 100k"]);
+    scene.tracked("bitmap", &[]);
+}
