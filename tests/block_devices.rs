@@ -14,14 +14,14 @@ use crate::harness::{Lab, args, run, tool};
 const MIB: u64 = 1 << 20;
 
 /// A loop device over a file, detached at the end.
-struct Device {
-    path: PathBuf,
+pub struct Device {
+    pub path: PathBuf,
     file: PathBuf,
 }
 
 impl Device {
     #[track_caller]
-    fn over(file: PathBuf) -> Self {
+    pub fn over(file: PathBuf) -> Self {
         let found = run(as_root("losetup", args!["--find", "--show", file.as_path()])).ok().text();
         let path = PathBuf::from(found.trim());
         run(as_root("chmod", args!["0666", path.as_path()])).ok();
@@ -111,7 +111,7 @@ fn a_block_device_that_is_in_use_is_not_changed_in_place() {
         std::fs::copy(device.content(), &before).unwrap();
         let flags = rustix::fs::OFlags::EXCL.bits() as i32;
         let claim = File::options().read(true).custom_flags(flags).open(&device.path).unwrap();
-        let words = args!["restore", "disk", "--in-place", "--no-point"];
+        let words = args!["restore", "disk", device.path.as_path(), "--in-place", "--no-point"];
         let said = repo.run(words.clone()).fails_with(5);
         assert!(said.contains("mounted or otherwise in use"), "{said}");
         if format == "qcow2" {

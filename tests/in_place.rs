@@ -14,8 +14,8 @@ use super::harness::{Lab, Outcome, args, qdelta, run, sweep};
 
 const MIB: u64 = 1 << 20;
 
-fn roll_back(repo: &Repo, selector: &str, options: &[&str]) -> Outcome {
-    let mut words = repo.args(args!["restore", selector, "--in-place", "--json"]);
+fn roll_back(repo: &Repo, selector: &str, path: &Path, options: &[&str]) -> Outcome {
+    let mut words = repo.args(args!["restore", selector, path, "--in-place", "--json"]);
     words.extend(options.iter().map(std::ffi::OsString::from));
     run(qdelta(words))
 }
@@ -86,7 +86,7 @@ fn back_to_any_point() {
         for _ in 0..3 {
             let now = content(&path, format);
             let (point, expected) = &states[random.below(3) as usize];
-            let report = roll_back(&repo, &format!("vm/disk@{point}"), &[]).ok().json();
+            let report = roll_back(&repo, &format!("vm/disk@{point}"), &path, &[]).ok().json();
             assert!(content(&path, format) == *expected, "seed {seed}: {report}");
             if format == "qcow2" {
                 check(&path);
@@ -97,7 +97,8 @@ fn back_to_any_point() {
             repo.restore(&format!("vm/disk@{kept}"), &output, &["--format", "raw"]).ok();
             assert!(fs::read(&output).unwrap() == now, "seed {seed}: what was kept");
             fs::remove_file(output).unwrap();
-            let again = roll_back(&repo, &format!("vm/disk@{point}"), &["--no-point"]).ok().json();
+            let again =
+                roll_back(&repo, &format!("vm/disk@{point}"), &path, &["--no-point"]).ok().json();
             assert_eq!(again["bytes_changed"], 0, "seed {seed}");
             assert_eq!(again["kept"], Value::Null);
         }
@@ -123,7 +124,8 @@ fn only_what_differs_is_written() {
         let writes = ["write -q -P 2 1M 64k", "write -q -z 8M 64k", "write -q -P 3 40M 64k"];
         guest_io(&path, format, &writes.map(str::to_owned));
         let before = fs::metadata(&path).unwrap().len();
-        let report = roll_back(&repo, &format!("vm/disk@{point}"), &["--no-point"]).ok().json();
+        let report =
+            roll_back(&repo, &format!("vm/disk@{point}"), &path, &["--no-point"]).ok().json();
         assert_eq!(report["bytes_changed"], 3 * 65536, "{format}");
         assert!(fs::metadata(&path).unwrap().len() <= before + MIB, "{format}");
     }
@@ -142,16 +144,104 @@ fn an_image_that_is_used_or_of_another_size_is_left_alone() {
     let file = fs::File::options().read(true).write(true).open(&path).unwrap();
     let lock = qdelta::sys::image_lock::ImageLock::exclusive(&file, &path).unwrap();
     for options in [&["--no-point"][..], &[]] {
-        roll_back(&repo, "vm/disk", options).fails_with(5);
+        roll_back(&repo, "vm/disk", &path, options).fails_with(5);
     }
     drop(lock);
     assert!(fs::read(&path).unwrap() == before);
     qemu_img(args!["resize", "-q", path.as_path(), "8M"]).ok();
-    let said = roll_back(&repo, "vm/disk", &[]).fails_with(3);
+    let said = roll_back(&repo, "vm/disk", &path, &[]).fails_with(3);
     assert!(said.contains("qemu-img resize"), "{said}");
-    roll_back(&repo, "vm/disk", &["--force"]).fails_with(2);
+    roll_back(&repo, "vm/disk", &path, &["--force"]).fails_with(2);
     let words = args!["restore", "vm/disk", "x", "--no-point"];
     run(qdelta(repo.args(words))).fails_with(2);
+}
+
+/// A program that reads the image was noticed after what is there had been kept, and the next try went
+/// back to that: `latest` was what the try before had kept.
+#[test]
+fn the_same_command_again_goes_back_to_the_same_point() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let path = lab.path("disk.qcow2");
+    create(&path, "", 4 * MIB);
+    guest_io(&path, "qcow2", &["write -q -P 1 0 1M".to_owned()]);
+    let report = repo.backup(&path, "vm/disk", &[]);
+    let old = content(&path, "qcow2");
+    guest_io(&path, "qcow2", &["write -q -P 2 0 1M".to_owned()]);
+    let file = fs::File::open(&path).unwrap();
+    let reader = qdelta::sys::image_lock::ImageLock::shared_read(&file, &path).unwrap();
+    let before = fs::read(&path).unwrap();
+    let points = || {
+        let list = run(qdelta(repo.args(args!["points", "vm/disk", "--json"]))).ok().json();
+        list["disks"][0]["points"].as_array().unwrap().clone()
+    };
+    roll_back(&repo, "vm/disk", &path, &[]).fails_with(5);
+    assert_eq!(points().len(), 1, "a point was kept in vain");
+    assert!(fs::read(&path).unwrap() == before);
+    drop(reader);
+    let tomorrow = "vm/disk@2999-12-31";
+    for selector in ["vm/disk", "vm/disk", tomorrow] {
+        let again = roll_back(&repo, selector, &path, &[]).ok().json();
+        assert_eq!(again["point"], report["point"], "{selector}");
+        assert!(content(&path, "qcow2") == old);
+    }
+    let kept: Vec<bool> = points().iter().map(|it| it["kept"].as_bool().unwrap()).collect();
+    assert_eq!(kept, [false, true, true, true]);
+    // It is a point like any other where nobody rolls back, and by its id.
+    let id = points()[1]["point"].as_str().unwrap().to_owned();
+    roll_back(&repo, &format!("vm/disk@{id}"), &path, &["--no-point"]).ok();
+    assert!(content(&path, "qcow2") != old);
+    let output = lab.path("latest.raw");
+    repo.restore("vm/disk", &output, &["--format", "raw"]).ok();
+    assert!(fs::read(output).unwrap() == old, "what was kept last");
+    // Only a backup that somebody asked for is another latest point.
+    let new = repo.backup(&path, "vm/disk", &[]);
+    let again = roll_back(&repo, "vm/disk", &path, &[]).ok().json();
+    assert_eq!((&again["point"], &again["bytes_changed"]), (&new["point"], &Value::from(0)));
+}
+
+/// A manifest can name any file of the host, and any file is a raw image of its size.
+#[test]
+fn a_raw_image_that_only_the_point_names_is_left_alone() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    for format in ["raw", "qcow2"] {
+        let path = lab.path(format!("disk.{format}"));
+        qemu_img(args!["create", "-q", "-f", format, path.as_path(), "1M"]).ok();
+        repo.backup(&path, format, &["--format", format]);
+        guest_io(&path, format, &["write -q -P 2 0 64k".to_owned()]);
+        let before = fs::read(&path).unwrap();
+        let outcome = run(qdelta(repo.args(args!["restore", format, "--in-place"])));
+        if format == "raw" {
+            let said = outcome.fails_with(2);
+            assert!(said.contains("IMAGE --in-place"), "{said}");
+            assert!(fs::read(&path).unwrap() == before);
+            continue;
+        }
+        assert!(outcome.ok().stderr.contains(path.to_str().unwrap()), "it is not said which");
+        assert!(content(&path, format) == vec![0; MIB as usize]);
+        fs::write(&path, vec![7; MIB as usize]).unwrap();
+        run(qdelta(repo.args(args!["restore", format, "--in-place"]))).fails_with(3);
+    }
+}
+
+/// Persistent bitmaps were gone before it was seen that the image can't be changed.
+#[test]
+fn an_image_that_cannot_be_changed_keeps_its_bitmaps() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let path = lab.path("disk.qcow2");
+    let options = format!("data_file={}", lab.path("disk.data").display());
+    create(&path, &options, MIB);
+    guest_io(&path, "qcow2", &["write -q -P 1 0 64k".to_owned()]);
+    let report = repo.backup(&path, "vm/disk", &[]);
+    guest_io(&path, "qcow2", &["write -q -P 2 0 64k".to_owned()]);
+    qemu_img(args!["bitmap", "--add", path.as_path(), "nightly"]).ok();
+    let before = fs::read(&path).unwrap();
+    let said = roll_back(&repo, "vm/disk", &path, &["--no-point"]).fails_with(3);
+    assert!(said.contains("external data file"), "{said}");
+    assert!(fs::read(&path).unwrap() == before);
+    assert_eq!(report["kind"], "full");
 }
 
 /// Killed at any moment: a qcow2 image is the one or the other; and running it again ends well.
@@ -174,8 +264,7 @@ fn killed_at_any_moment_it_can_be_run_again() {
         );
         let new = content(&path, format);
         let selector = format!("vm/disk@{}", report["point"].as_str().unwrap());
-        let words =
-            args!["restore", selector.as_str(), "--in-place", "--no-point", "--io", "threads"];
+        let words = args!["restore", selector.as_str(), path.as_path(), "--in-place", "--no-point"];
         let mut command = qdelta(repo.args(words));
         let child = start(&mut command);
         std::thread::sleep(std::time::Duration::from_millis(5 + round * 17 % 220));
@@ -187,7 +276,7 @@ fn killed_at_any_moment_it_can_be_run_again() {
             let now = content(&path, format);
             assert!(now == old || now == new, "round {round}: half of each");
         }
-        roll_back(&repo, &selector, &["--no-point"]).ok();
+        roll_back(&repo, &selector, &path, &["--no-point"]).ok();
         assert!(content(&path, format) == old, "round {round}");
     }
     assert!(killed > 0, "nothing was ever killed");

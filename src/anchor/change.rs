@@ -63,7 +63,7 @@ pub(super) fn change<T>(
 }
 
 impl<'a> Change<'a> {
-    fn begin(file: &'a ImageFile) -> Result<Self> {
+    pub(super) fn begin(file: &'a ImageFile) -> Result<Self> {
         let first = file.first_cluster()?;
         let header = first.header();
         check_fit(file, header)?;

@@ -1,7 +1,7 @@
 //! Changing what the guest sees, as a whole or not at all: new clusters beside the old ones, and in
 //! the end the one sector that leads to them.
 
-use qdelta_formats::qcow2::{HostOffset, Incompatible, L1Entry, Linked, Mapping, Version};
+use qdelta_formats::qcow2::{Header, HostOffset, Incompatible, L1Entry, Linked, Mapping, Version};
 use roaring::RoaringBitmap;
 
 use super::bitmap;
@@ -39,13 +39,11 @@ pub fn rewrite<T>(
     image: &ImageFile,
     work: impl FnOnce(&mut Rewrite<'_, '_>) -> Result<T>,
 ) -> Result<T> {
+    check_data_file(image, image.first_cluster()?.header())?;
     let bitmaps = bitmap::list(image)?;
     let names: Vec<_> = bitmaps.iter().map(|it| String::from_utf8_lossy(&it.name)).collect();
     bitmap::remove_all(image, &names.iter().map(AsRef::as_ref).collect::<Vec<&str>>())?;
     change(image, |change| {
-        if change.header().incompatible.contains(Incompatible::DATA_FILE) {
-            return Err(image.refused("has an external data file, which can't be changed at once"));
-        }
         change.survey_all()?;
         let l1 = change.l1.clone();
         let mut rewrite = Rewrite { change, l1, moved: RoaringBitmap::new(), loaded: None };
@@ -53,6 +51,34 @@ pub fn rewrite<T>(
         rewrite.finish()?;
         Ok((Linked::default(), value))
     })
+}
+
+/// Fails as [`rewrite`] would, but for want of room; nothing is changed. Gives how many bytes of the
+/// image's own clusters are free.
+///
+/// # Errors
+/// As [`rewrite`].
+pub fn check_rewrite(image: &ImageFile) -> Result<u64> {
+    let mut change = Change::begin(image)?;
+    check_data_file(image, change.header())?;
+    bitmap::list(image)?;
+    change.survey_all()?;
+    let cluster = change.format.cluster.bytes();
+    let mut free = 0;
+    for number in 0..change.file_len / cluster {
+        free += u64::from(change.counts.count(number)? == 0) * cluster;
+    }
+    Ok(free)
+}
+
+/// What is in a data file has no clusters of its own.
+fn check_data_file(image: &ImageFile, header: &Header) -> Result<()> {
+    if header.incompatible.contains(Incompatible::DATA_FILE) {
+        return Err(image
+            .refused("has an external data file, which can't be changed at once")
+            .advise("restore to a new file"));
+    }
+    Ok(())
 }
 
 impl Rewrite<'_, '_> {

@@ -154,7 +154,7 @@ pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] if a guest uses the image; or it can't be removed.
-pub(super) fn remove(path: &Path, anchor: &Anchor) -> Result<()> {
+pub(crate) fn remove(path: &Path, anchor: &Anchor) -> Result<()> {
     match &anchor.what {
         AnchorKind::Bitmap => {
             let file = ImageFile::open(path)?;

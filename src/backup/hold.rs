@@ -53,7 +53,8 @@ impl Hold {
     pub fn open(path: &Path, options: &OpenOptions) -> Result<(Image, Self)> {
         let first = Image::open(path, options)?;
         let mut locks = Vec::new();
-        for file in first.files() {
+        // The image's own file is the first.
+        for file in first.files().iter().skip(usize::from(options.is_claimed)) {
             let Some(fd) = file.fd() else { continue };
             let lock = ImageLock::shared_read(fd, file.path())?;
             locks.push(lock);

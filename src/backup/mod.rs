@@ -41,6 +41,7 @@ use together::{Ready, Together};
 pub use crate::changes::SAMPLE_DEFAULT;
 pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
 
+pub(crate) use anchors::remove as remove_anchor;
 pub(crate) use guest::open_options;
 pub(crate) use trial::Trial;
 
@@ -112,6 +113,8 @@ pub struct Options {
     pub sample: u64,
     /// Threads and I/O.
     pub resources: Resources,
+    /// It is what is there before a roll back.
+    pub kept: bool,
 }
 
 impl Default for Options {
@@ -124,6 +127,7 @@ impl Default for Options {
             anchor: AnchorChoice::default(),
             sample: SAMPLE_DEFAULT,
             resources: Resources::default(),
+            kept: false,
         }
     }
 }
@@ -225,7 +229,7 @@ pub fn run_together(
     let together = Together { repository, lock: &lock, point, options, progress };
     let sources = together.take(&ready)?;
     let written = together.write(ready, sources, Consistency::Offline, cancel)?;
-    let mut reports = commit(written, Consistency::Offline, None, started)?;
+    let mut reports = commit_as(options.kept, written, Consistency::Offline, None, started)?;
     for report in &mut reports {
         report.seconds = started.elapsed().as_secs_f64();
     }
@@ -240,10 +244,22 @@ fn commit(
     machine: Option<MachineRecord>,
     started: Instant,
 ) -> Result<Vec<Report>> {
+    commit_as(false, written, consistency, machine, started)
+}
+
+/// As [`commit`]; `kept` says that it is what is there before a roll back.
+fn commit_as(
+    kept: bool,
+    written: Vec<disk::Written<'_>>,
+    consistency: Consistency,
+    machine: Option<MachineRecord>,
+    started: Instant,
+) -> Result<Vec<Report>> {
     let first = written.first().map(|it| (it.pending.point(), it.pending.disk().domain.clone()));
     let (point, domain) = first.ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
     let mut manifest = Manifest::new(point, domain, consistency);
     manifest.machine = machine;
+    manifest.kept = kept;
     manifest.elapsed_ms = started.elapsed().as_millis() as u64;
     let mut archives = Vec::new();
     let mut rest = Vec::new();

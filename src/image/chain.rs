@@ -19,7 +19,7 @@ use crate::extent::FileIndex;
 use crate::io::Store;
 
 /// The most files below the top of a chain.
-const DEPTH_MAX: usize = 16;
+pub(super) const DEPTH_MAX: usize = 16;
 
 /// The opened layers of an image, top first, and all files that hold bytes of it.
 #[derive(Default)]
@@ -230,7 +230,7 @@ fn check_readable(header: &Header, path: &Path) -> Result<()> {
 }
 
 /// The name of the external data file, if the image has one.
-fn data_file_name(header: &Header, node: &Node) -> Result<Option<PathBuf>> {
+pub(super) fn data_file_name(header: &Header, node: &Node) -> Result<Option<PathBuf>> {
     if !header.incompatible.contains(Incompatible::DATA_FILE) {
         return match node.data_file {
             None => Ok(None),
@@ -254,7 +254,7 @@ fn data_file_name(header: &Header, node: &Node) -> Result<Option<PathBuf>> {
 }
 
 /// What lies below the image with this header, which `node` describes.
-fn backing_node(header: &Header, path: &Path, node: &Node) -> Result<Option<Node>> {
+pub(super) fn backing_node(header: &Header, path: &Path, node: &Node) -> Result<Option<Node>> {
     match &node.backing {
         Backing::None => return Ok(None),
         Backing::Replaced(below) => return Ok(Some((**below).clone())),
@@ -307,7 +307,7 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
 ///
 /// A guest that could write to a raw disk can make it look like qcow2. What that could lead to
 /// are files that [`Policy`] allows.
-fn guess_format(opened: &Opened) -> Result<Format> {
+pub(super) fn guess_format(opened: &Opened) -> Result<Format> {
     let bytes = first_bytes(opened)?;
     if qcow2::has_magic(&bytes) {
         return Ok(Format::Qcow2);

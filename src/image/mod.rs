@@ -4,6 +4,7 @@
 //! [`Mapper`] then says for each range of the disk which bytes of which file hold it; reading them
 //! is for others. Nothing here writes.
 
+mod below;
 mod chain;
 mod compare;
 mod decompress;
@@ -28,6 +29,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use below::files_below;
 pub use compare::{SameBytes, Unwritten, differences};
 pub use decompress::{Inflater, inflate};
 pub use fingerprint::identity;
@@ -99,6 +101,9 @@ pub struct OpenOptions {
     /// Files of which a clone is to be opened in their place: the file's real path, and the
     /// clone's. Names inside images are judged and resolved as if the file itself were open.
     pub clones: Vec<(PathBuf, PathBuf)>,
+    /// The caller has claimed the image's own file for itself: whoever reads it makes no claim of its
+    /// own on that, which would be refused.
+    pub is_claimed: bool,
 }
 
 /// Opens those files of the image at `path` that a guest writes to: its own and its external data

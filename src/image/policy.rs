@@ -130,7 +130,7 @@ impl Policy {
 }
 
 /// The folder of `path`; the current one if it has none.
-fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

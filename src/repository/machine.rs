@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::Manifest;
-use super::names::{DomainName, MACHINE};
+use super::names::{DiskId, DomainName, MACHINE};
 use super::pending::partial_name;
-use super::point::{PointId, Selector};
+use super::point::{Among, PointId, Selector};
 use super::{DomainLock, Repository, durable, is_there};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Digest;
@@ -108,6 +108,13 @@ impl MachineRecord {
         if self.files.len() > FILES_MAX {
             return Err(format!("names {} files of the machine", self.files.len()));
         }
+        // It becomes the name of a folder.
+        let is_uuid = |it: &str| {
+            (1..=36).contains(&it.len()) && it.bytes().all(|c| c == b'-' || c.is_ascii_hexdigit())
+        };
+        if let Some(uuid) = self.uuid.as_ref().filter(|uuid| !is_uuid(uuid)) {
+            return Err(format!("gives the machine the UUID {uuid:?}"));
+        }
         match self.files.iter().find(|file| file.length > MACHINE_FILE_MAX) {
             Some(file) => Err(format!("gives {} {} bytes", file.path.display(), file.length)),
             None => Ok(()),
@@ -125,6 +132,17 @@ impl Repository {
         let manifests = self.manifests(domain)?.good;
         let machine = |manifest: Manifest| Some((manifest.point, manifest.machine?));
         Ok(manifests.into_iter().filter_map(machine).collect())
+    }
+
+    /// The machine that a disk belonged to at a point: of a point that has none, such as one that a
+    /// roll back kept, the one of the latest point before it that has both.
+    ///
+    /// # Errors
+    /// The manifests can't be listed.
+    pub fn machine_at(&self, disk: &DiskId, point: PointId) -> Result<Option<MachineRecord>> {
+        let manifests = self.manifests(&disk.domain)?.good.into_iter();
+        let earlier = manifests.filter(|it| it.point <= point && it.disk(&disk.disk).is_some());
+        Ok(earlier.filter_map(|manifest| manifest.machine).next_back())
     }
 
     /// The domain that is meant by a name: its own in the repository, or the one that libvirt has for
@@ -163,11 +181,16 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
+    pub fn resolve_domain(
+        &self,
+        domain: &DomainName,
+        selector: &Selector,
+        among: Among,
+    ) -> Result<Manifest> {
         let mut found = BTreeSet::new();
         let mut none = None;
         for disk in self.disks()?.into_iter().filter(|disk| disk.domain == *domain) {
-            match self.resolve(&disk, selector) {
+            match self.resolve_among(&disk, selector, among) {
                 Ok(point) => {
                     found.insert(point.id);
                 }
@@ -314,6 +337,24 @@ mod tests {
 
     fn file(digest: Digest, length: u64) -> MachineFile {
         MachineFile { role: Role::Nvram, path: "/x".into(), length, mode: 0o600, digest }
+    }
+
+    /// The commands that are printed after a restore put the TPM's state into a folder of this name.
+    #[test]
+    fn a_uuid_leads_nowhere_else() {
+        let machine = |uuid: &str| MachineRecord {
+            name: "web".to_owned(),
+            uuid: Some(uuid.to_owned()),
+            freeze_ms: None,
+            frozen_filesystems: None,
+            files: Vec::new(),
+            left_out: Vec::new(),
+            missing: Vec::new(),
+        };
+        machine("c7a5fdbd-edaf-9455-926a-d65c16db1809").check().unwrap();
+        for bad in ["", "/etc", "..", "c7a5fdbd/../..", "c7a5fdbd-edaf-9455-926a-d65c16db18090"] {
+            assert!(machine(bad).check().unwrap_err().contains("UUID"), "{bad}");
+        }
     }
 
     #[test]

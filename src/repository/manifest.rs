@@ -52,6 +52,9 @@ pub struct Manifest {
     /// The machine around the disks, if it is a domain of libvirt's that was backed up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineRecord>,
+    /// It holds what was there before a roll back: nobody asked for a backup.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
 }
 
 /// One disk at a recovery point.
@@ -223,6 +226,7 @@ impl Manifest {
             disks: Vec::new(),
             elapsed_ms: 0,
             machine: None,
+            kept: false,
         }
     }
 
@@ -365,6 +369,8 @@ pub struct Point {
     pub frozen_filesystems: Option<u32>,
     /// How long making it took, in milliseconds.
     pub elapsed_ms: u64,
+    /// It holds what was there before a roll back.
+    pub kept: bool,
     /// What the manifest says of the disk.
     pub record: DiskRecord,
     /// Where its archive is.

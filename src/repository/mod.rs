@@ -41,7 +41,7 @@ pub use manifest::{
 };
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
-pub use point::{PointId, Selector};
+pub use point::{Among, PointId, Selector};
 
 /// The file that makes a folder a repository.
 const CONFIG: &str = "qdelta.toml";
@@ -278,6 +278,7 @@ impl Repository {
                     .as_ref()
                     .and_then(|machine| machine.frozen_filesystems),
                 elapsed_ms: manifest.elapsed_ms,
+                kept: manifest.kept,
                 archive_path: self.disk_dir(id).join(&record.archive),
                 archive_present: present.contains(&record.archive),
                 record,
@@ -294,7 +295,17 @@ impl Repository {
     /// several, [`ErrorKind::Damaged`] if the answer may be a point whose manifest is damaged: an
     /// older one is never given in its place.
     pub fn resolve(&self, id: &DiskId, selector: &Selector) -> Result<Point> {
-        let PointList { points, damaged } = self.points(id)?;
+        self.resolve_among(id, selector, Among::All)
+    }
+
+    /// As [`Self::resolve`], with some points left out.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn resolve_among(&self, id: &DiskId, selector: &Selector, among: Among) -> Result<Point> {
+        let PointList { mut points, damaged } = self.points(id)?;
+        let is_id = matches!(selector, Selector::Id(_));
+        points.retain(|point| among == Among::All || is_id || !point.kept);
         let fits = |candidate: PointId| match selector {
             Selector::Latest => true,
             Selector::At(time) => candidate.time() <= *time,

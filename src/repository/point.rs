@@ -148,6 +148,16 @@ pub enum Selector {
     Id(String),
 }
 
+/// Which points a selector is looked for among.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    /// All.
+    All,
+    /// Those that somebody asked for: a roll back to `latest` that was interrupted would otherwise
+    /// find what it has kept itself. An id means its point all the same.
+    Backups,
+}
+
 impl Selector {
     /// Reads a selector; times without a zone of their own are times of `zone`.
     ///

@@ -5,9 +5,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::backup::open_options;
-use crate::domain::{Choice, Disk, Found, Libvirt, Source, decide};
+use crate::domain::{Choice, Disk, Found, Libvirt, Source, decide, parse};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Image, OpenOptions};
+use crate::image::{Format, OpenOptions, files_below};
 use crate::repository::MachineRecord;
 
 /// Fails if a guest would be harmed by what is written to the image at `path`: one that runs, one
@@ -15,22 +15,37 @@ use crate::repository::MachineRecord;
 /// a backing file by now.
 ///
 /// # Errors
-/// `Busy`, with what to do about it. What can't be read of libvirt's files is a warning.
-pub(super) fn check(libvirt: &Libvirt, path: &Path, roots: &[PathBuf]) -> Result<()> {
+/// `Busy`, with what to do about it; also if it can't be told what a guest's disk lies on. What can't
+/// be read of libvirt's files is a warning.
+pub(super) fn check(libvirt: &Libvirt, path: &Path) -> Result<()> {
     let Some(image) = std::fs::metadata(path).ok().map(|data| identity(&data)) else {
         return Ok(());
     };
     let is_it =
         |other: &Path| std::fs::metadata(other).is_ok_and(|other| identity(&other) == image);
     for found in all(libvirt) {
-        for disk in &found.domain.disks {
-            let (Source::File(own) | Source::Block(own)) = &disk.source else { continue };
+        let name = &found.domain.name;
+        for disk in disks(&found) {
+            let own = match &disk.source {
+                Source::File(own) | Source::Block(own) => own,
+                Source::Volume { .. } => {
+                    tracing::warn!(
+                        "disk {} of {name} is {}: not known whether it needs the image as it is",
+                        disk.target,
+                        disk.source
+                    );
+                    continue;
+                }
+                _ => continue,
+            };
             if is_it(own) {
-                check_stopped(libvirt, &found, disk, path)?;
-            } else if below(&found, disk, roots).iter().any(|file| is_it(file)) {
-                let (target, name) = (&disk.target, &found.domain.name);
-                let text =
-                    format!("{} is a backing file of disk {target} of {name}", path.display());
+                check_stopped(libvirt, &found, &disk, path)?;
+            } else if below(name, &disk, own, path)?.iter().any(|file| is_it(file)) {
+                let text = format!(
+                    "{} is a backing file of disk {} of {name}",
+                    path.display(),
+                    disk.target
+                );
                 return Err(Error::new(ErrorKind::Busy, text)
                     .because("what is written to it would damage that disk")
                     .advise(format!(
@@ -42,6 +57,16 @@ pub(super) fn check(libvirt: &Libvirt, path: &Path, roots: &[PathBuf]) -> Result
         }
     }
     Ok(())
+}
+
+/// The disks that a guest has now, and those that it has at its next start.
+fn disks(found: &Found) -> Vec<Disk> {
+    let mut disks = found.domain.disks.clone();
+    if let (Some(_), Some(file)) = (&found.live, &found.persistent) {
+        // It was parsed before, or nothing would have been found.
+        disks.extend(parse(&file.text).map(|domain| domain.disks).unwrap_or_default());
+    }
+    disks
 }
 
 /// Fails if the guest that has the image runs, or its memory is saved.
@@ -99,6 +124,14 @@ pub(super) fn image_now(
     }
 }
 
+/// The targets of the disks that belong to a guest now; none if libvirt does not know it.
+pub(super) fn disks_now(libvirt: &Libvirt, machine: &MachineRecord) -> Vec<String> {
+    let Ok(found) = libvirt.find(&machine.name) else { return Vec::new() };
+    let disks = found.domain.disks.into_iter();
+    let belongs = |disk: &Disk| !matches!(decide(disk, &[]), Choice::LeaveOut(_));
+    disks.filter(belongs).map(|disk| disk.target).collect()
+}
+
 /// All guests whose files can be read.
 fn all(libvirt: &Libvirt) -> Vec<Found> {
     let names = libvirt.list().map(|listing| listing.names).unwrap_or_else(|error| {
@@ -121,32 +154,31 @@ fn unknown(error: &Error) {
     tracing::warn!("not known whether a guest needs the image as it is: {}", error.chain());
 }
 
-/// The files below the image of a disk: as the image has it, or, if it can't be opened, as the XML
-/// does.
-fn below(found: &Found, disk: &Disk, roots: &[PathBuf]) -> Vec<PathBuf> {
-    let Choice::Take { image, format, .. } = decide(disk, &[]) else {
-        return disk.backing.clone();
-    };
-    let opened = open_options(disk, format, roots).and_then(|open| Image::open(&image, &open));
-    match opened {
-        Ok(opened) => opened
-            .layers()
-            .iter()
-            .filter(|layer| layer.depth > 0)
-            .flat_map(|layer| [Some(layer.path.clone()), layer.data_file.clone()])
-            .flatten()
-            .collect(),
+/// The files below the image of a disk, as its XML names them and as the image itself does. `path` is
+/// what is about to be written to.
+///
+/// # Errors
+/// `Busy` if they can't be told: `path` may be one of them.
+fn below(name: &str, disk: &Disk, own: &Path, path: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = disk.backing.clone();
+    if disk.format.as_deref() != Some("qcow2") {
+        return Ok(files);
+    }
+    match files_below(own, Format::Qcow2) {
+        Ok(more) => files.extend(more),
+        // Without its image the disk is nothing that could be harmed.
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => {
-            if error.kind() != ErrorKind::NotFound {
-                let (target, name) = (&disk.target, &found.domain.name);
-                tracing::warn!(
-                    "not known what disk {target} of {name} is above: {}",
-                    error.chain()
-                );
-            }
-            disk.backing.clone()
+            let (target, path) = (&disk.target, path.display());
+            let text =
+                format!("not known whether {path} is a backing file of disk {target} of {name}");
+            return Err(Error::new(ErrorKind::Busy, text).because(error).advise(
+                "see to it that qdelta can read that disk's images, undefine the domain if it is no \
+                 more, or restore to a new file",
+            ));
         }
     }
+    Ok(files)
 }
 
 /// What a file or block device is recognised by, whatever it is called.

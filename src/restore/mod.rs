@@ -168,7 +168,7 @@ pub fn replay(
 /// Fails if the image that is to be replaced is one that a guest needs as it is.
 fn check_replaced(request: &Request) -> Result<()> {
     match &request.destination {
-        Destination::Path(path) if request.force => guests::check(&request.libvirt, path, &[]),
+        Destination::Path(path) if request.force => guests::check(&request.libvirt, path),
         _ => Ok(()),
     }
 }

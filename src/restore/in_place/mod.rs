@@ -1,7 +1,7 @@
 //! The flow that rolls images back where they lie: only the blocks that differ are written.
 //!
 //! ```text
-//! a point of what is there → lock → compare by digest → write what differs → compare again
+//! lock → compare by digest → rehearse → a point of what is there → write what differs → compare again
 //! ```
 //!
 //! A qcow2 image becomes the old disk in one step: whenever it is killed, it is as it was, or
@@ -11,25 +11,28 @@
 //! The disks of a guest go back together: what would fail for one of them is found before any is
 //! written, and what is there is one point of all.
 
+mod ready;
+mod roll_back;
+mod room;
 mod write;
 
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::guests;
-use crate::backup::{self, AnchorChoice, ImageRequest, check_indexes, open_chain};
+use crate::backup::{check_indexes, open_chain};
 use crate::chain::Chain;
 use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, Image, OpenOptions};
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
-use crate::repository::{DiskId, DiskSpec, MachineRecord, Point, Repository, Selector};
-use write::Held;
+use crate::repository::{
+    Among, DiskId, DiskSpec, MachineRecord, Manifest, Point, Repository, Selector,
+};
+use roll_back::roll_back;
 
 /// What to roll back, and to which point.
 #[derive(Debug, Clone)]
@@ -123,11 +126,8 @@ pub fn run_in_place(
     cancel: &Cancel,
 ) -> Result<InPlaceReport> {
     let disk = repository.find_disk(&request.disk)?;
-    let point = repository.resolve(&disk, &request.selector)?;
-    let id = Selector::Id(point.id.to_string());
-    let machine = repository.resolve_domain(&disk.domain, &id)?.machine;
-    let image = request.image.as_deref();
-    let job = Job::prepare(repository, &point, machine.as_ref(), image, &request.options)?;
+    let point = repository.resolve_among(&disk, &request.selector, Among::Backups)?;
+    let job = Job::prepare(repository, &point, request.image.as_deref(), &request.options)?;
     let mut reports = roll_back(repository, &[job], &request.options, progress, cancel)?;
     reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))
 }
@@ -146,33 +146,44 @@ pub fn run_machine_in_place(
 ) -> Result<MachineInPlaceReport> {
     let started = Instant::now();
     let domain = repository.find_domain(&request.domain)?;
-    let manifest = repository.resolve_domain(&domain, &request.selector)?;
-    let machine = manifest.machine.as_ref();
+    let manifest = repository.resolve_domain(&domain, &request.selector, Among::Backups)?;
     let mut jobs = Vec::new();
     for record in &manifest.disks {
         let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
         let point = repository.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
-        jobs.push(Job::prepare(repository, &point, machine, None, &request.options)?);
+        jobs.push(Job::prepare(repository, &point, None, &request.options)?);
     }
+    let machine = jobs.iter().find_map(|job| job.machine.as_ref());
+    let warnings = warnings(&manifest, machine, &request.options.libvirt);
     let disks = roll_back(repository, &jobs, &request.options, progress, cancel)?;
     Ok(MachineInPlaceReport {
         domain: domain.to_string(),
         point: manifest.point.to_string(),
         kept: disks.first().and_then(|disk| disk.kept.clone()),
         disks,
-        warnings: machine.map(warnings).unwrap_or_default(),
+        warnings,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
 
 /// What of the guest is not as it was at the point.
-fn warnings(machine: &MachineRecord) -> Vec<String> {
+fn warnings(
+    manifest: &Manifest,
+    machine: Option<&MachineRecord>,
+    libvirt: &Libvirt,
+) -> Vec<String> {
+    let Some(machine) = machine else { return Vec::new() };
+    let as_now = |disk: &str| format!("disk {disk} is as it is now: it is not in the point");
     let left_out = machine.left_out.iter();
-    let mut warnings: Vec<String> = left_out
-        .map(|it| {
-            format!("disk {} is as it is now: it is not in the point ({})", it.disk, it.reason)
-        })
-        .collect();
+    let mut warnings: Vec<String> =
+        left_out.map(|it| format!("{} ({})", as_now(&it.disk), it.reason)).collect();
+    let is_known = |target: &str| {
+        let mut disks = manifest.disks.iter();
+        disks.any(|it| it.disk.as_str() == target)
+            || machine.left_out.iter().any(|it| it.disk == target)
+    };
+    let now = guests::disks_now(libvirt, machine).into_iter();
+    warnings.extend(now.filter(|target| !is_known(target)).map(|target| as_now(&target)));
     warnings.push(
         "the definition, the firmware's variables and the TPM are as they are now".to_owned(),
     );
@@ -187,6 +198,10 @@ struct Job {
     path: PathBuf,
     open: OpenOptions,
     format: Format,
+    /// Size of a cluster of the image, in bytes, if it has any.
+    cluster: Option<u64>,
+    /// The machine that it belonged to.
+    machine: Option<MachineRecord>,
 }
 
 impl Job {
@@ -194,17 +209,18 @@ impl Job {
     fn prepare(
         repository: &Repository,
         point: &Point,
-        machine: Option<&MachineRecord>,
         image: Option<&Path>,
         options: &InPlaceOptions,
     ) -> Result<Self> {
         let (record, roots) = (&point.record, &options.image_roots);
-        let now = match (image, machine) {
+        let machine = repository.machine_at(&point.disk, point.id)?;
+        let now = match (image, &machine) {
             (None, Some(machine)) => {
                 guests::image_now(&options.libvirt, machine, point.disk.disk.as_str(), roots)?
             }
             _ => None,
         };
+        let is_vouched = image.is_some() || now.is_some();
         let (path, open) = match now {
             Some((path, open)) => {
                 if path != record.image.path {
@@ -226,9 +242,14 @@ impl Job {
             None => record.image.format.parse()?,
         };
         let open = OpenOptions { format: Some(format), ..open };
-        guests::check(&options.libvirt, &path, roots)?;
+        if !is_vouched {
+            check_unvouched(point, &path, format)?;
+        }
+        guests::check(&options.libvirt, &path)?;
         let chain = check_indexes(open_chain(repository, point)?)?;
-        check_size(&path, &Image::open(&path, &open)?, &chain)?;
+        let opened = Image::open(&path, &open)?;
+        check_size(&path, &opened, &chain)?;
+        let cluster = opened.layers().first().and_then(|top| top.cluster_size);
         Ok(Self {
             disk: point.disk.clone(),
             point: point.id.to_string(),
@@ -236,40 +257,25 @@ impl Job {
             path,
             open,
             format,
+            cluster,
+            machine,
         })
     }
+}
 
-    /// Makes it the disk of the point.
-    fn run(
-        &self,
-        held: &Held,
-        options: &InPlaceOptions,
-        progress: &dyn Progress,
-        cancel: &Cancel,
-    ) -> Result<InPlaceReport> {
-        let started = Instant::now();
-        let resources = &options.resources;
-        let job = write::Job {
-            chain: &self.chain,
-            path: &self.path,
-            open: &self.open,
-            resources,
-            progress,
-            cancel,
-        };
-        let (changed, root) = job.run(held)?;
-        let geometry = self.chain.geometry();
-        Ok(InPlaceReport {
-            disk: self.disk.to_string(),
-            point: self.point.clone(),
-            image: self.path.clone(),
-            kept: None,
-            virtual_size: geometry.virtual_size(),
-            bytes_changed: changed * u64::from(geometry.block_size()),
-            root,
-            seconds: started.elapsed().as_secs_f64(),
-        })
+/// Fails if an image that the repository alone names must not be written to: whoever can write there
+/// could name any file, and any file can be taken for a raw disk.
+fn check_unvouched(point: &Point, path: &Path, format: Format) -> Result<()> {
+    let (disk, id, path) = (&point.disk, point.id, path.display());
+    if format == Format::Raw {
+        let text =
+            format!("only the point says that {path} is {disk}, and any file can be a raw image");
+        return Err(Error::new(ErrorKind::Usage, text).advise(format!(
+            "name the image that is meant: qdelta restore {disk}@{id} IMAGE --in-place"
+        )));
     }
+    tracing::warn!("{disk} is rolled back in {path}, from which the point was made");
+    Ok(())
 }
 
 fn check_size(path: &Path, image: &Image, chain: &Chain) -> Result<()> {
@@ -280,99 +286,4 @@ fn check_size(path: &Path, image: &Image, chain: &Chain) -> Result<()> {
     let text = format!("the disk of {} has {now} bytes now, and had {then}", path.display());
     Err(Error::new(ErrorKind::Image, text)
         .advise("resize it first (qemu-img resize), or restore to a new file"))
-}
-
-/// Keeps what is there, holds all images, and then writes one after the other.
-fn roll_back(
-    repository: &Repository,
-    jobs: &[Job],
-    options: &InPlaceOptions,
-    progress: &dyn Progress,
-    cancel: &Cancel,
-) -> Result<Vec<InPlaceReport>> {
-    let started = Instant::now();
-    let kept = match options.keep {
-        true => Some(keep(repository, jobs, options, progress, cancel)?),
-        false => None,
-    };
-    let mut held = Vec::new();
-    for job in jobs {
-        held.push(Held::open(&job.path, job.format)?);
-    }
-    if let Some((_, stamps)) = &kept {
-        for (job, before) in jobs.iter().zip(stamps) {
-            check_stamp(&job.path, *before)?;
-        }
-    }
-    let mut reports: Vec<InPlaceReport> = Vec::new();
-    for (job, held) in jobs.iter().zip(&held) {
-        match job.run(held, options, progress, cancel) {
-            Ok(report) => reports.push(report),
-            Err(error) if jobs.len() == 1 => return Err(error),
-            Err(error) => {
-                let done: Vec<&str> = reports.iter().map(|it| it.disk.as_str()).collect();
-                let done = if done.is_empty() { "none".to_owned() } else { done.join(", ") };
-                return Err(error.within(format!(
-                    "{} is not rolled back (of its domain's disks: {done}); run it again with the id \
-                     {}",
-                    job.disk, job.point
-                )));
-            }
-        }
-    }
-    for report in &mut reports {
-        report.kept = kept.as_ref().map(|(point, _)| point.clone());
-    }
-    if let [only] = reports.as_mut_slice() {
-        only.seconds = started.elapsed().as_secs_f64();
-    }
-    Ok(reports)
-}
-
-/// What a write changes: inode, length, and time of the last write.
-type Stamp = (u64, u64, i64, i64);
-
-fn stamp(path: &Path) -> Result<Stamp> {
-    let data = File::open(path).and_then(|file| file.metadata());
-    let data = data.map_err(|error| Error::io("look at", path, error))?;
-    Ok((data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
-}
-
-fn check_stamp(path: &Path, before: Stamp) -> Result<()> {
-    if stamp(path)? == before {
-        return Ok(());
-    }
-    let text = format!("{} was written to meanwhile", path.display());
-    Err(Error::new(ErrorKind::Busy, text).advise("nothing was rolled back: try again"))
-}
-
-/// Makes one point of what is there; gives it, and what tells that nobody has written since.
-fn keep(
-    repository: &Repository,
-    jobs: &[Job],
-    options: &InPlaceOptions,
-    progress: &dyn Progress,
-    cancel: &Cancel,
-) -> Result<(String, Vec<Stamp>)> {
-    let image = |job: &Job| ImageRequest {
-        path: job.path.clone(),
-        open: job.open.clone(),
-        disk: Some(DiskSpec { domain: job.disk.domain.clone(), disk: Some(job.disk.disk.clone()) }),
-    };
-    let images: Vec<_> = jobs.iter().map(image).collect();
-    let how = backup::Options {
-        // The images are about to become others: nothing can be learned from them later.
-        anchor: AnchorChoice::None,
-        resources: options.resources,
-        ..backup::Options::default()
-    };
-    let reports = backup::run_together(repository, &images, &how, progress, cancel);
-    let reports = reports.map_err(|error| {
-        error
-            .within("cannot keep what is there now")
-            .advise("--no-point rolls back without keeping it")
-    })?;
-    let point = reports.into_iter().next().map(|report| report.point).unwrap_or_default();
-    let stamps = jobs.iter().map(|job| stamp(&job.path)).collect::<Result<_>>()?;
-    Ok((point, stamps))
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::image::{Format, Image, OpenOptions};
 use crate::io::{FileStore, Store};
-use crate::output::ImageWriter;
+use crate::output::{Discard, ImageWriter};
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::reader::{ClusterReader, ReadPlan};
@@ -50,6 +50,15 @@ impl Held {
         }
         Ok(held)
     }
+
+    /// Fails if the image is not fit to be changed. Gives how many of its own bytes are free for
+    /// something new.
+    pub fn check(&self) -> Result<u64> {
+        match self {
+            Self::Qcow2(file) => anchor::check_rewrite(file),
+            Self::Raw { .. } => Ok(0),
+        }
+    }
 }
 
 /// An image that is to become the disk at the end of a chain.
@@ -63,29 +72,41 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Writes what differs; gives how many blocks did, and the root.
-    pub fn run(&self, held: &Held) -> Result<(u64, String)> {
-        let differing = self.differing()?;
+    /// Writes what differs, and sees that it is the point's disk then.
+    pub fn run(
+        &self,
+        held: &Held,
+        differing: &RoaringBitmap,
+        wanted: &RoaringBitmap,
+    ) -> Result<()> {
         match held {
-            Held::Qcow2(file) if !differing.is_empty() => self.qcow2(file, &differing)?,
+            Held::Qcow2(file) if !differing.is_empty() => self.qcow2(file, wanted)?,
             Held::Qcow2(_) => {}
             // Also if nothing differs: what a killed run has written may not be on the disk yet.
-            Held::Raw { store, .. } => self.raw(store, &differing)?,
+            Held::Raw { store, .. } => self.raw(store, differing)?,
         }
-        if differing.is_empty() {
-            return Ok((0, self.chain.root().to_string()));
-        }
-        self.prove(differing.len())
+        if differing.is_empty() { Ok(()) } else { self.prove() }
     }
 
-    fn qcow2(&self, file: &ImageFile, differing: &RoaringBitmap) -> Result<()> {
+    /// What is to be written so that these blocks are right: all blocks of every cluster in which one
+    /// differs.
+    pub fn wanted(&self, differing: &RoaringBitmap, cluster: Option<u64>) -> RoaringBitmap {
+        let geometry = self.chain.geometry();
+        let blocks = cluster.unwrap_or(0) / u64::from(geometry.block_size());
+        whole_clusters(differing, blocks, geometry.block_count())
+    }
+
+    /// Reads what is wanted from the archives, and proves it.
+    pub fn rehearse(&self, wanted: &RoaringBitmap) -> Result<()> {
+        self.write(wanted, &Discard)
+    }
+
+    fn qcow2(&self, file: &ImageFile, wanted: &RoaringBitmap) -> Result<()> {
         let geometry = self.chain.geometry();
         anchor::rewrite(file, |rewrite| {
             let clusters = Clusters::new(rewrite, geometry.virtual_size());
-            let blocks_per_cluster = clusters.size / u64::from(geometry.block_size());
-            let wanted = whole_clusters(differing, blocks_per_cluster, geometry.block_count());
-            self.write(&wanted, &clusters)?;
-            clusters.finish(&wanted, u64::from(geometry.block_size()))
+            self.write(wanted, &clusters)?;
+            clusters.finish(wanted, u64::from(geometry.block_size()))
         })
     }
 
@@ -120,10 +141,9 @@ impl Job<'_> {
     }
 
     /// What was written must be the point's: nothing differs any more.
-    fn prove(&self, blocks: u64) -> Result<(u64, String)> {
-        let left = self.differing()?;
-        match left.min() {
-            None => Ok((blocks, self.chain.root().to_string())),
+    fn prove(&self) -> Result<()> {
+        match self.differing()?.min() {
+            None => Ok(()),
             Some(block) => {
                 let text = format!(
                     "{} is not the point's disk after it was written: block {block} differs",
@@ -135,7 +155,7 @@ impl Job<'_> {
     }
 
     /// The blocks of the image, as it is now, that are not the point's.
-    fn differing(&self) -> Result<RoaringBitmap> {
+    pub fn differing(&self) -> Result<RoaringBitmap> {
         let image = Image::open(self.path, self.open)?;
         check_size(self.path, &image, self.chain)?;
         let geometry = self.chain.geometry();

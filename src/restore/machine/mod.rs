@@ -25,7 +25,7 @@ use crate::output::{Format, Plan, Target};
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
-    DiskId, DomainName, MachineFile, MachineRecord, Manifest, Repository, Role, Selector,
+    Among, DiskId, DomainName, MachineFile, MachineRecord, Manifest, Repository, Role, Selector,
 };
 use crate::sys::image_lock;
 use definition::Definition;
@@ -148,7 +148,7 @@ pub fn run_machine(
 /// The domain that is meant, and the manifest of the point.
 fn find(repository: &Repository, request: &MachineRequest) -> Result<(DomainName, Manifest)> {
     let domain = repository.find_domain(&request.domain)?;
-    let manifest = repository.resolve_domain(&domain, &request.selector)?;
+    let manifest = repository.resolve_domain(&domain, &request.selector, Among::All)?;
     Ok((domain, manifest))
 }
 
@@ -314,7 +314,7 @@ impl<'a> Job<'a> {
             return Err(Error::new(ErrorKind::Exists, text)
                 .advise("restore to another folder, or give --force to replace it"));
         }
-        guests::check(&self.request.libvirt, path, &[])
+        guests::check(&self.request.libvirt, path)
     }
 
     /// Fails if the folder's filesystem has no room for all of it.
