@@ -269,20 +269,14 @@ impl<'a> Job<'a> {
         let xml = self.xml_path();
         let disks = self.disks.iter().map(|disk| disk.path.as_path());
         let files = self.files.iter().map(|(_, path)| path.as_path());
-        let mut paths: Vec<&Path> = disks.chain(files).chain([xml.as_path()]).collect();
+        let paths: Vec<&Path> = disks.chain(files).chain([xml.as_path()]).collect();
         for path in &paths {
             self.check_target(path)?;
         }
-        // A path comes right before those that lead through it.
-        paths.sort_unstable();
-        for (path, next) in paths.iter().zip(paths.iter().skip(1)) {
-            if next.starts_with(path) {
-                let text = format!("two files of the point would be {}", path.display());
-                return Err(Error::new(ErrorKind::Damaged, text).advise(format!(
-                    "restore its disks: qdelta restore {}/DISK OUTPUT",
-                    self.domain
-                )));
-            }
+        if let Some(path) = taken_twice(paths) {
+            let text = format!("two files of the point would be {}", path.display());
+            return Err(Error::new(ErrorKind::Damaged, text)
+                .advise(format!("restore its disks: qdelta restore {}/DISK OUTPUT", self.domain)));
         }
         for (file, _) in &self.files {
             // What is damaged is found now, and not when half of it is there.
@@ -412,6 +406,14 @@ impl<'a> Job<'a> {
     }
 }
 
+/// A path that two files would have, or that is a file's and leads to another.
+fn taken_twice(mut paths: Vec<&Path>) -> Option<&Path> {
+    // A path comes right before those that lead through it.
+    paths.sort_unstable();
+    let mut pairs = paths.iter().zip(paths.iter().skip(1));
+    pairs.find(|(path, next)| next.starts_with(path)).map(|(path, _)| *path)
+}
+
 /// The XML that a machine's definition is made from.
 fn definition_of(
     repository: &Repository,
@@ -463,6 +465,17 @@ mod tests {
     use super::*;
     use crate::formats::archive::Digest;
     use crate::repository::PointId;
+
+    /// The second one took the place of the first.
+    #[test]
+    fn no_two_files_have_one_path() {
+        let twice = |paths: &[&'static str]| {
+            taken_twice(paths.iter().map(|path| Path::new(*path)).collect()).map(Path::to_path_buf)
+        };
+        assert_eq!(twice(&["/to/b", "/to/a/b", "/to/a-b", "/to/a.b"]), None);
+        assert_eq!(twice(&["/to/b", "/to/a", "/to/b"]), Some("/to/b".into()));
+        assert_eq!(twice(&["/to/a/b", "/to/a-b", "/to/a"]), Some("/to/a".into()));
+    }
 
     /// A manifest could have 256 MiB parsed as XML.
     #[test]
