@@ -200,6 +200,28 @@ fn the_same_command_again_goes_back_to_the_same_point() {
     assert_eq!((&again["point"], &again["bytes_changed"]), (&new["point"], &Value::from(0)));
 }
 
+/// The anchor stood for the point before the one that was kept: no backup would ever use it again, and a
+/// snapshot holds on to what it has.
+#[test]
+fn the_anchor_of_the_point_before_goes() {
+    for anchor in ["bitmap", "snapshot"] {
+        let lab = Lab::new();
+        let repo = Repo::init(lab.path("repo"));
+        let path = lab.path("disk.qcow2");
+        create(&path, "", 4 * MIB);
+        guest_io(&path, "qcow2", &["write -q -P 1 0 1M".to_owned()]);
+        let report = repo.backup(&path, "vm/disk", &["--anchor", anchor]);
+        let name = report["anchor"].as_str().unwrap();
+        let old = content(&path, "qcow2");
+        guest_io(&path, "qcow2", &["write -q -P 2 0 1M".to_owned()]);
+        let info = || qemu_img(args!["info", path.as_path()]).ok().text();
+        assert!(info().contains(name), "{anchor}");
+        roll_back(&repo, "vm/disk", &path, &[]).ok();
+        assert!(content(&path, "qcow2") == old && !info().contains(name), "{}", info());
+        check(&path);
+    }
+}
+
 /// A manifest can name any file of the host, and any file is a raw image of its size.
 #[test]
 fn a_raw_image_that_only_the_point_names_is_left_alone() {

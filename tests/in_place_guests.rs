@@ -216,6 +216,8 @@ fn a_guest_that_starts_while_what_is_there_is_kept_is_left_alone() {
     assert_eq!(points.len(), 2, "what was there was kept by then");
     let advice = error.advice().unwrap();
     assert!(advice.contains(&points[1]) && advice.contains(&point), "{advice}");
+    // What the guest writes from now on is not in what was kept.
+    assert!(!advice.contains("--no-point"), "{advice}");
     assert!(now(&guest) == before);
 }
 

@@ -68,3 +68,50 @@ fn is_remote(header: &Header) -> bool {
     let is_url = name.windows(3).any(|part| part == b"://") && !name.starts_with(b"json:");
     is_url || name.starts_with(b"nbd:") || name.starts_with(b"rbd:")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// An image that names these bytes as its backing file, which need not be there.
+    fn overlay(dir: &Path, name: &str, backing: &str, options: &[&str]) -> PathBuf {
+        let path = dir.join(name);
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing]);
+        let made = command.args(options).arg(&path).arg("1M").status().unwrap();
+        assert!(made.success());
+        path
+    }
+
+    #[test]
+    fn names_are_followed_into_any_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        let data = format!("data_file={}", other.join("data").display());
+        overlay(&other, "base", "gone", &["-o", &data]);
+        let top = overlay(dir.path(), "top", "other/base", &[]);
+        let found = files_below(&top, Format::Qcow2).unwrap();
+        let names = ["base", "data", "gone"].map(|name| other.join(name));
+        assert_eq!(found, names);
+        assert!(files_below(&top, Format::Raw).unwrap().is_empty(), "a guest wrote those bytes");
+        let gone = files_below(&dir.path().join("gone"), Format::Qcow2).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_is_no_local_file_is_passed_over_and_what_is_not_understood_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        for remote in ["nbd://host/export", "rbd:pool/image", "https://host/x.qcow2"] {
+            let top = overlay(dir.path(), "remote", remote, &[]);
+            assert!(files_below(&top, Format::Qcow2).unwrap().is_empty(), "{remote}");
+        }
+        let json = r#"json:{"driver":"blkdebug","image.filename":"/x"}"#;
+        let top = overlay(dir.path(), "json", json, &[]);
+        assert!(files_below(&top, Format::Qcow2).is_err());
+        let top = overlay(dir.path(), "loop", "loop", &[]);
+        assert!(files_below(&top, Format::Qcow2).is_err());
+    }
+}

@@ -72,7 +72,7 @@ impl<'a> Ready<'a> {
     }
 
     /// Fails if a guest would be harmed by what is written now.
-    fn check_guests(&self, run: Run<'_>) -> Result<()> {
+    pub fn check_guests(&self, run: Run<'_>) -> Result<()> {
         guests::check(&run.options.libvirt, &self.job.path)
     }
 
@@ -86,8 +86,7 @@ impl<'a> Ready<'a> {
     }
 
     /// Makes it the disk of the point.
-    pub fn roll_back(&self, run: Run<'_>) -> Result<()> {
-        self.check_guests(run)?;
+    pub fn write(&self, run: Run<'_>) -> Result<()> {
         self.work(run).run(&self.held, &self.differing, &self.wanted)
     }
 

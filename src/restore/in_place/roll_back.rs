@@ -42,30 +42,32 @@ pub(super) fn roll_back(
 /// Makes all images the disks of the point.
 fn write(ready: &[Ready<'_>], kept: Option<&str>, run: Run<'_>) -> Result<Vec<InPlaceReport>> {
     let mut reports: Vec<InPlaceReport> = Vec::new();
-    let failed = |error, job: &Job, reports: &[InPlaceReport]| {
-        explained(error, job, ready.len(), reports, kept)
+    let count = ready.len();
+    let failed = |error, job: &Job, reports: &[InPlaceReport], begun| {
+        explained(error, job, (reports, count), begun, kept)
     };
     for disk in ready {
-        disk.check_unchanged().map_err(|error| failed(error, disk.job, &reports))?;
+        disk.check_unchanged().map_err(|error| failed(error, disk.job, &[], false))?;
     }
     for disk in ready {
-        let started = Instant::now();
-        disk.roll_back(run).map_err(|error| failed(error, disk.job, &reports))?;
+        let (job, started, begun) = (disk.job, Instant::now(), !reports.is_empty());
+        disk.check_guests(run).map_err(|error| failed(error, job, &reports, begun))?;
+        disk.write(run).map_err(|error| failed(error, job, &reports, true))?;
         reports.push(disk.report(kept, started));
     }
     for disk in ready {
-        disk.check_unused(run).map_err(|error| failed(error, disk.job, &reports))?;
+        disk.check_unused(run).map_err(|error| failed(error, disk.job, &reports, true))?;
     }
     Ok(reports)
 }
 
-/// An error after which something may be written: what of the domain is done, how to go on, and where
-/// that is what was there before.
+/// An error after what is there was kept: which of all disks are done, how to go on, and where that is
+/// what was there before. If nothing was written yet, somebody else may have, and it is to be kept again.
 fn explained(
     error: Error,
     job: &Job,
-    count: usize,
-    done: &[InPlaceReport],
+    (done, count): (&[InPlaceReport], usize),
+    begun: bool,
     kept: Option<&str>,
 ) -> Error {
     let advice = error.advice().map(|advice| format!("{advice}; ")).unwrap_or_default();
@@ -75,7 +77,8 @@ fn explained(
         let done = if done.is_empty() { "none".to_owned() } else { done.join(", ") };
         text += &format!(" (of its domain's disks: {done})");
     }
-    let again = format!("{advice}run it again with the point's id {} and --no-point", job.point);
+    let no_point = if begun { " and --no-point" } else { "" };
+    let again = format!("{advice}run it again with the point's id {}{no_point}", job.point);
     error.within(text).advise(match kept {
         Some(kept) => format!("{again}; what was there before is point {kept}"),
         None => again,
