@@ -36,7 +36,8 @@ CAUSES = {
     "a backing file has changed": {"chain"},
     "lies over other backing files": {"chain"},
     "a file of the image has changed since": {"opened", "chain"},
-    "is another file than": {"replaced"},
+    # Behind a mirror, a migration gives the other file the bitmaps of the one before.
+    "is another file than": {"replaced", "chain"},
     "no clone of": {"chain"},
     "the image had its bytes in": {"chain"},
     "the image is no qcow2": set(),
