@@ -27,7 +27,7 @@ PROVED = {"bitmap": ["bitmap"], "snapshot": ["snapshot"], "overlay": ["overlay"]
 CAUSES = {
     "was not saved: QEMU was killed": {"kill"},
     "does not record every write": {"bitmap disabled"},
-    "has no valid bitmap": {"bitmap removed", "chain"},
+    "has no valid bitmap": {"bitmap removed", "chain", "amend"},
     "was cleared": {"bitmap cleared"},
     "nothing shows whether the disk was shrunk": {"mark removed", "kill"},
     "the disk was shrunk": {"shrink", "mark cleared"},
