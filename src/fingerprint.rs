@@ -15,6 +15,10 @@ pub struct Fingerprint {
     /// When it was made, in nanoseconds since 1970, where the filesystem knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub born_ns: Option<i64>,
+    /// The kernel's number of the mount that it lies on, which it gives no other one (from Linux
+    /// 6.8). A filesystem that went down and was mounted again may have lost the time of a write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<u64>,
     /// BLAKE3 of the first cluster and the L1 table of a qcow2 image, as hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tables: Option<String>,

@@ -75,7 +75,7 @@ pub(super) fn write(
     let anchor = sweep(&file, tag, &[keep.unwrap_or_default(), name]).and_then(|()| {
         let what = match tracker {
             Tracker::Bitmap => {
-                check_no_snapshots(&file)?;
+                check_no_snapshots(&file, tag)?;
                 anchor::bitmap::create_all(&file, &bitmaps_of(name, file.virtual_size()?))?;
                 AnchorKind::Bitmap
             }
@@ -94,13 +94,13 @@ pub(super) fn write(
     Ok((file, anchor))
 }
 
-/// Fails if the image has internal snapshots that are no anchors. With a bitmap in the image,
-/// `qemu-img check -r` of QEMU 7.2 to 10.0 deletes them all.
-fn check_no_snapshots(file: &ImageFile) -> Result<()> {
+/// Fails if the image has internal snapshots that are not `tag`'s. With a bitmap in the image,
+/// `qemu-img check -r` of QEMU 7.2 to 10.0 deletes them all; and `qemu-img convert --bitmaps` puts one
+/// of them in the place of the disk of now, beside the bitmaps of now.
+fn check_no_snapshots(file: &ImageFile, tag: &Tag) -> Result<()> {
     let snapshots = anchor::snapshot::list(file)?;
-    let Some(other) = snapshots.iter().find(|it| !it.name.starts_with(PREFIX.as_bytes())) else {
-        return Ok(());
-    };
+    let is_ours = |name: &[u8]| tag.owns(&String::from_utf8_lossy(name));
+    let Some(other) = snapshots.iter().find(|it| !is_ours(&it.name)) else { return Ok(()) };
     let (path, name) = (file.path().display(), String::from_utf8_lossy(&other.name));
     let text = format!(
         "{path} has an internal snapshot '{name}', which `qemu-img check -r` would delete if there \

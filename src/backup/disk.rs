@@ -12,9 +12,9 @@ use qdelta_formats::archive::{
 use super::anchors;
 use super::base::Base;
 use super::data_path::{self, Selection};
-use super::source::Source;
+use super::source::{NO_ANCHOR, Source};
 use super::trackers::{self, Tracked};
-use super::{Done, Options, Report};
+use super::{Done, Options, Report, wanted_anchor};
 use crate::archive;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -122,6 +122,16 @@ impl<'a> Job<'a> {
             tracked.refused.push(Refusal { tracker: tracked.tracker, reason });
             tracked = Tracked::scan("the claim of another tracker was wrong", tracked.refused);
         };
+        let is_said = self.source.warnings.iter().any(|it| it.starts_with(NO_ANCHOR));
+        if let Some(wanted) = wanted_anchor(self.options, &self.base)
+            && self.source.anchor.is_none()
+            && !self.options.kept
+            && !is_said
+        {
+            warnings.push(format!(
+                "{NO_ANCHOR}: {wanted} leaves none of an image that a guest uses, or of a snapshot"
+            ));
+        }
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
@@ -204,6 +214,7 @@ impl<'a> Job<'a> {
             bytes_sampled: done.bytes_sampled,
             refused: tracked.refused.clone(),
             anchor: self.source.anchor.clone(),
+            anchor_wanted: wanted_anchor(self.options, &self.base),
         })
     }
 

@@ -297,6 +297,21 @@ fn next_point(repository: &Repository, lock: &DomainLock) -> Result<PointId> {
     Ok(next.id)
 }
 
+/// The kind of anchor that is to be left, at this point or, if it is one that was kept before a roll
+/// back, at the next one.
+fn wanted_anchor(options: &Options, base: &Base) -> Option<Tracker> {
+    let before = base.latest.as_ref().map(|latest| &latest.record);
+    let as_before = before.and_then(|record| {
+        record.anchor.as_ref().map(|anchor| anchor.what.tracker()).or(record.anchor_wanted)
+    });
+    match options.anchor {
+        AnchorChoice::None if options.kept => as_before,
+        AnchorChoice::None => None,
+        AnchorChoice::For(tracker) => Some(tracker),
+        AnchorChoice::AsBefore => as_before,
+    }
+}
+
 /// The anchor that is to be left, if any.
 fn leave<'a>(
     options: &Options,
@@ -309,12 +324,11 @@ fn leave<'a>(
         // It would be one of the current state, which is not what is backed up.
         return None;
     }
+    if options.anchor == AnchorChoice::None {
+        return None;
+    }
     let before = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
-    let tracker = match options.anchor {
-        AnchorChoice::None => return None,
-        AnchorChoice::For(tracker) => tracker,
-        AnchorChoice::AsBefore => before?.what.tracker(),
-    };
+    let tracker = wanted_anchor(options, base)?;
     let keep = before.map(|anchor| anchor.name.clone());
     Some(Leave { tracker, name: tag.name(point), tag, keep })
 }

@@ -212,10 +212,13 @@ fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) {
     }
 }
 
+/// How a warning begins that says that no anchor was left.
+pub(super) const NO_ANCHOR: &str = "no anchor is left for the next backup";
+
 fn no_anchor(error: &Error) -> String {
     let advice = match error.kind() {
         ErrorKind::Usage | ErrorKind::Image => "; --anchor none ends the attempts",
         _ => "",
     };
-    format!("no anchor is left for the next backup: {}{advice}", error.chain())
+    format!("{NO_ANCHOR}: {}{advice}", error.chain())
 }

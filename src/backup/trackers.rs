@@ -198,10 +198,50 @@ impl Case<'_> {
         if recorded.len() != now.len() {
             return Err("it lies over other backing files than at the point before".into());
         }
-        match same_layers(recorded.get(1..), now.get(1..)) {
-            true => Ok(()),
-            false => Err("a backing file has changed since the point before".into()),
+        self.check_same("a backing file", recorded.get(1..), now.get(1..))
+    }
+
+    /// Fails unless all these files are what they were recorded as. Times are believed only of mounts
+    /// that were there all the time: what was cut off can have lost the time of a write, and not the
+    /// write.
+    fn check_same(
+        &self,
+        what: &str,
+        recorded: Option<&[Option<Fingerprint>]>,
+        now: Option<&[Option<Fingerprint>]>,
+    ) -> Result<(), String> {
+        let (recorded, now) = (recorded.unwrap_or_default(), now.unwrap_or_default());
+        let changed = || Err(format!("{what} has changed since the point before"));
+        if recorded.len() != now.len() {
+            return changed();
         }
+        let (mut same_mount, boot) = (true, &self.latest.record.image.boot);
+        for (then, now) in recorded.iter().zip(now) {
+            let (Some(then), Some(now)) = (then, now) else {
+                return Err(format!(
+                    "{what} can't be recognised again: it is a device, its data lies in another \
+                     file, or it was not itself that was read"
+                ));
+            };
+            let apart = |it: &Fingerprint| Fingerprint { mount: None, ..it.clone() };
+            if apart(then) != apart(now) {
+                return changed();
+            }
+            same_mount &= then.mount == now.mount;
+        }
+        if !recorded.is_empty() && (boot.is_none() || *boot != fingerprint::boot()) {
+            let text = "the machine was started anew since the point before, or it is another one: a \
+                        power cut can take back the time of a write, and not the write";
+            return Err(text.into());
+        }
+        if !same_mount {
+            return Err(format!(
+                "the filesystem of {what} was mounted anew since the point before (or qdelta runs in \
+                 a mount namespace of its own): one that went down can lose the time of a write, and \
+                 not the write"
+            ));
+        }
+        Ok(())
     }
 
     fn fingerprints(&self) -> Result<Vec<Option<Fingerprint>>, String> {
@@ -227,7 +267,10 @@ impl Case<'_> {
             )
         })?;
         if ours.in_use {
-            return Err(format!("the bitmap {} was not saved: QEMU was killed", anchor.name));
+            return Err(format!(
+                "the bitmap {} is not saved: QEMU is using it, or was killed",
+                anchor.name
+            ));
         }
         if !ours.auto {
             return Err(format!("the bitmap {} does not record every write", anchor.name));
@@ -321,17 +364,8 @@ impl Case<'_> {
     fn overlay(&self) -> Answer {
         let now = self.fingerprints()?;
         let recorded = self.recorded_fingerprints();
-        let above = now.len().checked_sub(recorded.len());
-        let above = above.filter(|&above| same_layers(Some(&recorded), now.get(above..)));
-        let Some(above) = above else {
-            return Err("a file of the image has changed since the point before".into());
-        };
-        let boot = &self.latest.record.image.boot;
-        if boot.is_none() || *boot != fingerprint::boot() {
-            let text = "the machine was started anew since the point before, or it is another one: a \
-                        power cut can take back the time of a write, and not the write";
-            return Err(text.into());
-        }
+        let above = now.len().saturating_sub(recorded.len());
+        self.check_same("a file of the image", Some(&recorded), now.get(above..))?;
         let mut claim = Claim::none(self.geometry);
         let walked = self.image().above(above, |range| {
             claim.add(range);
@@ -372,9 +406,7 @@ impl Case<'_> {
         let older = Image::open(path, &options).map_err(|error| error.chain())?;
         let recorded = self.recorded_fingerprints();
         let now = older.fingerprints().map_err(|error| error.chain())?;
-        if !same_layers(recorded.get(1..), now.get(1..)) {
-            return Err("a backing file has changed since the point before".into());
-        }
+        self.check_same("a backing file", recorded.get(1..), now.get(1..))?;
         Ok(older)
     }
 
@@ -435,16 +467,6 @@ fn open_kept(record: &CloneRecord) -> Result<File, String> {
         return Err(format!("the clone {shown} is not the one that was kept"));
     }
     Ok(file)
-}
-
-/// Whether both are the same files, all of which can be recognised.
-fn same_layers(
-    recorded: Option<&[Option<Fingerprint>]>,
-    now: Option<&[Option<Fingerprint>]>,
-) -> bool {
-    let (Some(recorded), Some(now)) = (recorded, now) else { return false };
-    recorded.len() == now.len()
-        && recorded.iter().zip(now).all(|(recorded, now)| recorded.is_some() && recorded == now)
 }
 
 /// For each file of the older image, which one it is now, and where they differ.

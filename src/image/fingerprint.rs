@@ -10,7 +10,9 @@ use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use qdelta_formats::qcow2::L1_ENTRY_SIZE;
 
-const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8, statx(2)): an older kernel passes over it.
+const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME).union(MOUNT_ID_UNIQUE);
 
 impl Image {
     /// The fingerprint of each layer, top first; `None` for one that can't be recognised again: a
@@ -62,6 +64,7 @@ fn fingerprint(layer: &Layer) -> Result<Option<Fingerprint>> {
         length: stat.stx_size,
         modified_ns: ns(stat.stx_mtime),
         born_ns: born_ns(&stat),
+        mount: (stat.stx_mask & MOUNT_ID_UNIQUE.bits() != 0).then_some(stat.stx_mnt_id),
         tables,
     }))
 }

@@ -105,6 +105,9 @@ pub struct DiskRecord {
     /// From what the next backup can learn what has changed since this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anchor: Option<Anchor>,
+    /// What kind of anchor was wanted, whether it could be left or not: the next backup tries again.
+    #[serde(default, with = "optional_text", skip_serializing_if = "Option::is_none")]
+    pub anchor_wanted: Option<Tracker>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -436,6 +439,29 @@ pub(super) mod text {
         D: Deserializer<'de>,
     {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The same of a value that may be missing.
+mod optional_text {
+    use super::{Deserializer, Display, FromStr, Serializer};
+
+    pub fn serialize<T: Display, S: Serializer>(
+        value: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::text::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        super::text::deserialize(deserializer).map(Some)
     }
 }
 

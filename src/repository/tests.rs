@@ -42,6 +42,7 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
         bytes_sampled: 0,
         refused: Vec::new(),
         anchor: None,
+        anchor_wanted: None,
     }
 }
 

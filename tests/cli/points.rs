@@ -62,6 +62,7 @@ impl Shelf {
             bytes_sampled: 0,
             refused: Vec::new(),
             anchor: None,
+            anchor_wanted: None,
         });
         pending.commit(&manifest).unwrap();
         id(day)

@@ -285,3 +285,26 @@ fn an_image_that_was_read_in_another_way() {
         assert_eq!(done["tracker"], "scan");
     }
 }
+
+/// A night on which no anchor could be left is not the end of anchors.
+#[test]
+fn an_anchor_is_tried_again_the_next_time() {
+    let (scene, _) = anchored("bitmap");
+    let snapshot = |verb: &str| {
+        qemu_img(args!["snapshot", verb, "somebody's", scene.image.as_path()]).ok();
+    };
+    snapshot("-c");
+    let done = scene.backup(&[]);
+    assert!(done["anchor"].is_null() && done["warnings"][0].is_string(), "{done:#}");
+    let done = scene.backup(&[]);
+    assert!(done["anchor"].is_null() && done["warnings"][0].is_string(), "{done:#}");
+    snapshot("-d");
+    let done = scene.backup(&[]);
+    assert!(done["anchor"].is_string(), "{done:#}");
+    scene.guest(&["write -q -P 4 2M 100k"]);
+    scene.tracked("bitmap", &[]);
+    // Until none is wanted.
+    assert!(scene.backup(&["--anchor", "none"])["anchor"].is_null());
+    let done = scene.backup(&[]);
+    assert!(done["anchor"].is_null() && done["warnings"] == serde_json::json!([]), "{done:#}");
+}
