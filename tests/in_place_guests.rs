@@ -119,6 +119,25 @@ fn the_backing_file_of_another_guest_is_left_alone() {
     host.restore(args![format!("web/vdb@{point}"), "--in-place"]).ok();
 }
 
+/// The guest of the point is gone, and another one has its image now.
+#[test]
+fn the_disk_of_another_guest_is_left_alone() {
+    let host = Host::new();
+    let (guest, point) = changed(&host);
+    fs::remove_file(host.lab.path("etc/qemu/web.xml")).unwrap();
+    let other = guest.xml().replace("<name>web", "<name>shop");
+    let other = other.replace(UUID, "5c0ad46c-8b0d-4f4c-9a55-1f6a2b7f3c11");
+    fs::write(host.lab.path("etc/qemu/shop.xml"), other).unwrap();
+    let before = now(&guest);
+    let vda = format!("web/vda@{point}");
+    let said = host.restore(args![vda.as_str(), "--in-place"]).fails_with(2);
+    assert!(said.contains("is disk vda of shop now"), "{said}");
+    assert!(now(&guest) == before);
+    // Who means it can say so.
+    host.restore(args![vda, guest.vda(), "--in-place"]).ok();
+    assert!(content(&guest.vda(), "qcow2") == then()[0]);
+}
+
 /// A template in another folder than the overlays: names inside images lead there only with
 /// --image-root, so that the overlay could not be opened, and the template was written over. So it was
 /// below a disk that no backup takes.

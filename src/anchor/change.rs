@@ -257,10 +257,6 @@ pub(super) fn check_bitmaps_fit(file: &ImageFile, header: &Header) -> Result<()>
             .refused("is qcow2 of version 2, which has no bitmaps")
             .advise("`qemu-img amend -o compat=1.1` makes it version 3"));
     }
-    if header.incompatible.contains(Incompatible::DATA_FILE) {
-        let text = "has an external data file, which may change behind the back of a bitmap";
-        return Err(file.refused(text).advise("--anchor reflink looks at both files"));
-    }
     Ok(())
 }
 

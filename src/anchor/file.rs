@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qdelta_formats::FormatError;
-use qdelta_formats::qcow2::{FirstCluster, HeaderPrefix};
+use qdelta_formats::qcow2::{FirstCluster, HeaderPrefix, Incompatible};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -106,6 +106,14 @@ impl ImageFile {
     /// [`ErrorKind::Image`] if the image's header breaks the rules; [`ErrorKind::Io`].
     pub fn virtual_size(&self) -> Result<u64> {
         Ok(self.first_cluster()?.header().virtual_size())
+    }
+
+    /// Whether the disk's data lies in another file.
+    ///
+    /// # Errors
+    /// As [`Self::virtual_size`].
+    pub fn has_data_file(&self) -> Result<bool> {
+        Ok(self.first_cluster()?.header().incompatible.contains(Incompatible::DATA_FILE))
     }
 
     pub(super) fn len(&self) -> Result<u64> {

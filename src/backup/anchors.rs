@@ -75,6 +75,7 @@ pub(super) fn write(
     let anchor = sweep(&file, tag, &[keep.unwrap_or_default(), name]).and_then(|()| {
         let what = match tracker {
             Tracker::Bitmap => {
+                check_no_data_file(&file)?;
                 check_no_snapshots(&file, tag)?;
                 anchor::bitmap::create_all(&file, &bitmaps_of(name, file.virtual_size()?))?;
                 AnchorKind::Bitmap
@@ -107,6 +108,18 @@ fn check_no_snapshots(file: &ImageFile, tag: &Tag) -> Result<()> {
          was a bitmap, too"
     );
     Err(Error::new(ErrorKind::Usage, text).advise("--anchor snapshot does it no harm"))
+}
+
+/// Fails if the image has its data in another file: its bitmap would never be believed, since the data
+/// may change behind its back.
+fn check_no_data_file(file: &ImageFile) -> Result<()> {
+    if !file.has_data_file()? {
+        return Ok(());
+    }
+    let text = format!("{} has an external data file", file.path().display());
+    Err(Error::new(ErrorKind::Usage, text)
+        .because("it may change behind the back of a bitmap")
+        .advise("--anchor reflink looks at both files"))
 }
 
 /// The bitmap called `name` of a disk of `size` bytes, and the mark at its end.

@@ -14,7 +14,7 @@ use super::base::Base;
 use super::data_path::{self, Selection};
 use super::source::{NO_ANCHOR, Source};
 use super::trackers::{self, Tracked};
-use super::{Done, Options, Report, wanted_anchor};
+use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
 use crate::archive;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -49,6 +49,8 @@ pub(super) struct Rest {
     report: Report,
     base: Base,
     source: Source,
+    /// What is there is kept before a roll back.
+    kept: bool,
 }
 
 /// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
@@ -59,7 +61,8 @@ pub(super) fn write<'a>(
 ) -> Result<Written<'a>> {
     match job.run(progress, cancel) {
         Ok((pending, record, report)) => {
-            let rest = Rest { report, base: job.base, source: job.source };
+            let kept = job.options.kept;
+            let rest = Rest { report, base: job.base, source: job.source, kept };
             Ok(Written { pending, record, rest })
         }
         Err(error) => {
@@ -73,11 +76,13 @@ impl Rest {
     /// The point is safe: the new anchor stays, and the one before goes. If it can't, the next
     /// backup removes it.
     pub fn settle(self) -> Report {
-        let Self { report, base, source } = self;
+        let Self { report, base, source, kept } = self;
         let path = source.path.clone();
         let left = source.anchor.as_ref().map(|anchor| anchor.name.clone());
         source.settle();
         let old = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
+        // Before a roll back the image is held by whoever rolls it back, and who removes it then.
+        let old = old.filter(|_| !kept);
         if let Some(old) = old.filter(|old| Some(&old.name) != left.as_ref())
             && let Err(error) = anchors::remove(&path, old)
         {
@@ -123,14 +128,21 @@ impl<'a> Job<'a> {
             tracked = Tracked::scan("the claim of another tracker was wrong", tracked.refused);
         };
         let is_said = self.source.warnings.iter().any(|it| it.starts_with(NO_ANCHOR));
+        // On later nights it is known: a warning for ever would hide others.
+        let had_one = self.base.latest.as_ref().is_some_and(|it| it.record.anchor.is_some());
+        let is_news = had_one || matches!(self.options.anchor, AnchorChoice::For(_));
         if let Some(wanted) = wanted_anchor(self.options, &self.base)
             && self.source.anchor.is_none()
             && !self.options.kept
+            && is_news
             && !is_said
         {
-            warnings.push(format!(
-                "{NO_ANCHOR}: {wanted} leaves none of an image that a guest uses, or of a snapshot"
-            ));
+            let why = match wanted {
+                Tracker::Reflink => "no clone was made: a copy or a snapshot was read",
+                _ => "nothing is written into an image that a guest uses",
+            };
+            warnings
+                .push(format!("{NO_ANCHOR} ({wanted}): {why}; --anchor none ends the attempts"));
         }
         for warning in &warnings {
             tracing::warn!("{warning}");

@@ -62,11 +62,28 @@ pub fn files_below(path: &Path, format: Format) -> Result<Vec<PathBuf>> {
     Err(Error::new(ErrorKind::Image, text))
 }
 
+/// What QEMU reaches a server by (its block drivers, `qapi/block-core.json`).
+const REMOTE_DRIVERS: [&str; 11] =
+    ["nbd", "rbd", "http", "https", "ftp", "ftps", "iscsi", "ssh", "gluster", "nfs", "sheepdog"];
+
 /// Whether the backing file is on a server.
 fn is_remote(header: &Header) -> bool {
     let name = header.backing_name.as_deref().unwrap_or_default();
-    let is_url = name.windows(3).any(|part| part == b"://") && !name.starts_with(b"json:");
+    if let Some(json) = name.strip_prefix(b"json:") {
+        return serde_json::from_slice(json).is_ok_and(|value| names_server(&value));
+    }
+    let is_url = name.windows(3).any(|part| part == b"://");
     is_url || name.starts_with(b"nbd:") || name.starts_with(b"rbd:")
+}
+
+/// Whether a `json:` name has a driver of a server, in itself or in what it lies on.
+fn names_server(value: &serde_json::Value) -> bool {
+    let serde_json::Value::Object(options) = value else { return false };
+    options.iter().any(|(key, value)| {
+        let is_driver = key == "driver" || key.ends_with(".driver");
+        is_driver && value.as_str().is_some_and(|it| REMOTE_DRIVERS.contains(&it))
+            || names_server(value)
+    })
 }
 
 #[cfg(test)]
@@ -104,7 +121,10 @@ mod tests {
     #[test]
     fn what_is_no_local_file_is_passed_over_and_what_is_not_understood_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        for remote in ["nbd://host/export", "rbd:pool/image", "https://host/x.qcow2"] {
+        let nested = r#"json:{"driver":"qcow2","file":{"driver":"nbd","host":"h","port":"1"}}"#;
+        let dotted = r#"json:{"driver":"raw","file.driver":"https","file.url":"https://h/x"}"#;
+        let urls = ["nbd://host/export", "rbd:pool/image", "https://host/x.qcow2"];
+        for remote in urls.into_iter().chain([nested, dotted]) {
             let top = overlay(dir.path(), "remote", remote, &[]);
             assert!(files_below(&top, Format::Qcow2).unwrap().is_empty(), "{remote}");
         }

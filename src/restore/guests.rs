@@ -59,6 +59,31 @@ pub(super) fn check(libvirt: &Libvirt, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Fails if the image at `path`, which only the repository says to be a disk of `machine`, is a disk
+/// of another guest.
+///
+/// # Errors
+/// `Usage`: who means it can name it.
+pub(super) fn check_owner(libvirt: &Libvirt, path: &Path, machine: &MachineRecord) -> Result<()> {
+    let Ok(image) = std::fs::metadata(path).map(|data| identity(&data)) else { return Ok(()) };
+    for found in all(libvirt).iter().filter(|found| found.domain.uuid != machine.uuid) {
+        for disk in disks(found) {
+            let (Source::File(own) | Source::Block(own)) = &disk.source else { continue };
+            if std::fs::metadata(own).is_ok_and(|own| identity(&own) == image) {
+                let (path, owner) = (path.display(), &found.domain.name);
+                let text = format!("{path} is disk {} of {owner} now", disk.target);
+                return Err(Error::new(ErrorKind::Usage, text)
+                    .because(format!(
+                        "the point is of {}, which libvirt does not know",
+                        machine.name
+                    ))
+                    .advise("name the image that is meant, or restore to a new file"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The disks that a guest has now, and those that it has at its next start.
 fn disks(found: &Found) -> Vec<Disk> {
     let mut disks = found.domain.disks.clone();

@@ -244,6 +244,9 @@ impl Job {
         let open = OpenOptions { format: Some(format), ..open };
         if !is_vouched {
             check_unvouched(point, &path, format)?;
+            if let Some(machine) = &machine {
+                guests::check_owner(&options.libvirt, &path, machine)?;
+            }
         }
         guests::check(&options.libvirt, &path)?;
         let chain = check_indexes(open_chain(repository, point)?)?;

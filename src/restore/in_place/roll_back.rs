@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::ready::{Ready, Run};
-use super::{InPlaceOptions, InPlaceReport, Job};
+use super::{InPlaceOptions, InPlaceReport, Job, room};
 use crate::backup::{self, AnchorChoice, ImageRequest};
 use crate::error::{Error, Result};
 use crate::image::OpenOptions;
@@ -46,6 +46,10 @@ fn write(ready: &[Ready<'_>], kept: Option<&str>, run: Run<'_>) -> Result<Vec<In
     let failed = |error, job: &Job, reports: &[InPlaceReport], begun| {
         explained(error, job, (reports, count), begun, kept)
     };
+    if let (Some(first), true) = (ready.first(), kept.is_some()) {
+        // What was kept may lie where the images do.
+        room::check(ready).map_err(|error| failed(error, first.job, &[], false))?;
+    }
     for disk in ready {
         disk.check_unchanged().map_err(|error| failed(error, disk.job, &[], false))?;
     }
