@@ -25,7 +25,7 @@ PROVED = {"bitmap": ["bitmap"], "snapshot": ["snapshot"], "overlay": ["overlay"]
           "reflink on XFS": ["reflink"], "reflink on Btrfs": ["reflink"]}
 # Why a tracker may be refused, and what must have happened since the point before for it.
 CAUSES = {
-    "was not saved: QEMU was killed": {"kill"},
+    "is not saved: QEMU is using it, or was killed": {"kill"},
     "does not record every write": {"bitmap disabled"},
     "has no valid bitmap": {"bitmap removed", "chain", "amend"},
     "was cleared": {"bitmap cleared"},
@@ -36,6 +36,8 @@ CAUSES = {
     "a backing file has changed": {"chain"},
     "lies over other backing files": {"chain"},
     "a file of the image has changed since": {"opened", "chain"},
+    # A clone was read.
+    "can't be recognised again": set(),
     # Behind a mirror, a migration gives the other file the bitmaps of the one before.
     "is another file than": {"replaced", "chain"},
     "no clone of": {"chain"},
