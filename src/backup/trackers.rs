@@ -365,6 +365,9 @@ impl Case<'_> {
         let now = self.fingerprints()?;
         let recorded = self.recorded_fingerprints();
         let above = now.len().saturating_sub(recorded.len());
+        if above == 0 && !self.source.options.clones.is_empty() {
+            return Err("a clone of the image is read, which has times of its own".into());
+        }
         self.check_same("a file of the image", Some(&recorded), now.get(above..))?;
         let mut claim = Claim::none(self.geometry);
         let walked = self.image().above(above, |range| {

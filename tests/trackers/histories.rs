@@ -20,8 +20,52 @@ const LIVES: u64 = 8;
 /// Recovery points in a life.
 const POINTS: u64 = 6;
 
-/// How often each tracker was used.
-type Uses = BTreeMap<String, u64>;
+/// How often each tracker was used, and how often refused for which reason.
+#[derive(Debug, Default)]
+struct Uses {
+    trackers: BTreeMap<String, u64>,
+    refusals: BTreeMap<String, u64>,
+}
+
+/// Why a tracker may be refused, and what must have happened for it since the point before: one of
+/// these begins or is in what is told of it. Nothing, where the kind of anchor alone is the cause.
+const CAUSES: [(&str, &[&str]); 17] = [
+    ("is not saved: QEMU is using it, or was killed", &["killed"]),
+    ("has no valid bitmap", &["removed", "convert", "overlay", "older copy", "killed"]),
+    ("nothing shows whether the disk was shrunk", &["the bitmap", "killed"]),
+    ("the disk was shrunk", &["resize"]),
+    ("was cleared, or is another one", &["older copy"]),
+    ("is another file than", &["copied", "older copy", "convert", "overlay"]),
+    ("does not have exactly one snapshot", &["deleted", "convert", "overlay", "older copy"]),
+    ("is somebody else's", &["made again: true"]),
+    ("a backing file has changed", &["overlay", "pull", "convert"]),
+    ("lies over other backing files", &["overlay", "pull", "convert"]),
+    ("a file of the image has changed", &[""]),
+    ("its clone", &["the kept clones", "convert"]),
+    ("is not the one that was kept", &["the kept clones"]),
+    ("no clone of", &["overlay", "convert", "pull"]),
+    ("can't be recognised again", &[]),
+    ("a clone of the image is read", &[]),
+    ("left no anchor for it", &[]),
+];
+
+impl Uses {
+    /// Counts how a backup found what changed, and fails if a tracker was refused for a reason that
+    /// is none of what `happened`.
+    fn add(&mut self, done: &serde_json::Value, happened: &[String]) {
+        *self.trackers.entry(done["tracker"].as_str().unwrap().to_owned()).or_default() += 1;
+        for refusal in done["refused"].as_array().unwrap() {
+            let reason = refusal["reason"].as_str().unwrap();
+            let known = CAUSES.iter().find(|(words, _)| reason.contains(words));
+            let (words, causes) = known.unwrap_or_else(|| panic!("nobody foresaw: {refusal}"));
+            let is_cause = |what: &String| causes.iter().any(|cause| what.contains(cause));
+            let is_right = causes.is_empty() || happened.iter().any(is_cause);
+            assert!(is_right, "{refusal}, but all that happened is {happened:?}");
+            let what = format!("{}: {words}", refusal["tracker"].as_str().unwrap());
+            *self.refusals.entry(what).or_default() += 1;
+        }
+    }
+}
 
 /// One life in `folder` whose backups leave these anchors.
 fn live(seed: u64, format: &'static str, anchors: &[&str], folder: &Path, uses: &mut Uses) {
@@ -35,6 +79,7 @@ fn live(seed: u64, format: &'static str, anchors: &[&str], folder: &Path, uses: 
     let repo = Repo::init(lab.path("repo")).without_ring();
     let block = random.pick(&["4K", "64K", "1M"]);
     let mut points = Vec::new();
+    let mut happened = Vec::new();
     for number in 0..POINTS {
         let kind = match number {
             0 => "full",
@@ -50,16 +95,18 @@ fn live(seed: u64, format: &'static str, anchors: &[&str], folder: &Path, uses: 
         let done = repo.backup(&disk.path, "disk", &options);
         story.tell(format!("backup {done}"));
         if kind != "full" {
-            *uses.entry(done["tracker"].as_str().unwrap().to_owned()).or_default() += 1;
+            uses.add(&done, &happened);
         }
         assert_sound(&disk);
         points.push((point_of(&done), expected));
+        happened.clear();
         for _ in 0..random.below(4) {
             let what = match guest.random.below(6) {
                 0 => meddle(&lab, &mut disk, &mut guest),
                 _ => disk.change(&lab, &mut guest),
             };
-            story.tell(what);
+            story.tell(what.clone());
+            happened.push(what);
         }
     }
     for (id, expected) in &points {
@@ -181,11 +228,12 @@ fn remove_an_anchor(disk: &Disk, guest: &mut Guest) -> String {
 }
 
 fn live_all(first: u64, format: &'static str, anchors: &[&str], folder: &Path) -> Uses {
-    let mut uses = Uses::new();
-    for seed in seeds(first, LIVES) {
-        live(seed, format, anchors, folder, &mut uses);
+    let mut uses = Uses::default();
+    let seeds = seeds(first, LIVES);
+    for seed in &seeds {
+        live(*seed, format, anchors, folder, &mut uses);
     }
-    eprintln!("trackers used: {uses:?}");
+    eprintln!("{} lives: {uses:#?}", seeds.len());
     uses
 }
 
@@ -194,7 +242,10 @@ fn live_all(first: u64, format: &'static str, anchors: &[&str], folder: &Path) -
 fn assert_used(uses: &Uses, trackers: &[&str]) {
     for tracker in trackers {
         let alone = std::env::var_os("QDELTA_SEED").is_some();
-        assert!(alone || uses.contains_key(*tracker), "{tracker} was never used: {uses:?}");
+        assert!(
+            alone || uses.trackers.contains_key(*tracker),
+            "{tracker} was never used: {uses:?}"
+        );
     }
 }
 

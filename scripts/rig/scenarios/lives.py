@@ -38,6 +38,7 @@ CAUSES = {
     "a file of the image has changed since": {"opened", "chain"},
     # A clone was read.
     "can't be recognised again": set(),
+    "a clone of the image is read": set(),
     # Behind a mirror, a migration gives the other file the bitmaps of the one before.
     "is another file than": {"replaced", "chain"},
     "no clone of": {"chain"},
