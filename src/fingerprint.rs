@@ -12,6 +12,11 @@ pub struct Fingerprint {
     pub length: u64,
     /// When it was written to, in nanoseconds since 1970.
     pub modified_ns: i64,
+    /// When it, its owner, its rights or its names were changed, in nanoseconds since 1970: what
+    /// `cp -p`, `rsync -t` and `touch` can't set back. But libvirt sets owners whenever a guest
+    /// starts, so only of an image that was left alone is it asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_ns: Option<i64>,
     /// When it was made, in nanoseconds since 1970, where the filesystem knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub born_ns: Option<i64>,

@@ -190,7 +190,7 @@ def remove_bitmaps(life, machine, names):
     for name in names:
         machine.execute("block-dirty-bitmap-remove", node=node, name=name)
         if is_ours(name):
-            life.happened("mark removed" if name.endswith(".end") else "bitmap removed")
+            life.happened("map removed" if name.endswith(".map") else "bitmap removed")
 
 
 def bitmap_of_others(life, machine):
@@ -206,8 +206,8 @@ def bitmap_of_others(life, machine):
     kind = life.random.choice(["clear", "disable", "enable", "remove", "merge", "merge"])
     if kind == "merge":
         target = life.random.choice(names)
-        if target.endswith(".end"):
-            raise Refused("nobody merges into the mark")
+        if target.endswith(".map"):
+            raise Refused("nobody merges into the map")
         source = life.random.choice(names)
         machine.execute("block-dirty-bitmap-merge", node=node, target=target, bitmaps=[source])
         return f"bitmap {source} merged into {target}"
@@ -223,14 +223,14 @@ def our_bitmap(life, machine):
         raise Refused("there is no bitmap of qdelta's")
     name = life.random.choice(ours)
     kind = life.random.choice(["clear", "disable", "remove", "remake", "back up by it"])
-    is_mark = name.endswith(".end")
+    is_map = name.endswith(".map")
     if kind == "back up by it":
         machine.job("drive-backup", device=node, sync="incremental", bitmap=name, format="qcow2",
                     target=life.new_file(), mode="absolute-paths", auto_dismiss=False)
-        life.happened("mark cleared" if is_mark else "bitmap cleared")
+        life.happened("map cleared" if is_map else "bitmap cleared")
     elif kind == "clear":
         machine.execute("block-dirty-bitmap-clear", node=node, name=name)
-        life.happened("mark cleared" if is_mark else "bitmap cleared")
+        life.happened("map cleared" if is_map else "bitmap cleared")
     elif kind == "disable":
         machine.execute("block-dirty-bitmap-disable", node=node, name=name)
         life.happened("bitmap disabled")
@@ -366,13 +366,13 @@ def offline_bitmaps(life):
     name = life.random.choice(bitmaps)
     kind = life.random.choice(["--remove", "--clear", "--disable", "--merge"])
     if kind == "--merge":
-        if name.endswith(".end"):
-            raise Refused("nobody merges into the mark")
+        if name.endswith(".map"):
+            raise Refused("nobody merges into the map")
         life.tool("bitmap", "--merge", life.random.choice(bitmaps), life.path, name)
         return f"qemu-img bitmap --merge into {name}"
     life.tool("bitmap", kind, life.path, name)
     if is_ours(name):
-        what = "mark" if name.endswith(".end") else "bitmap"
+        what = "map" if name.endswith(".map") else "bitmap"
         life.happened({"--remove": f"{what} removed", "--clear": f"{what} cleared",
                        "--disable": "bitmap disabled"}[kind])
     return f"qemu-img bitmap {kind} {name}"

@@ -36,11 +36,11 @@ class Qemu:
         data = info["format-specific"]["data"]
         names = []
         for bitmap in data.get("bitmaps", []):
-            # The mark beside a bitmap, which shows whether the disk was shrunk, records nothing.
-            is_mark = bitmap["name"].endswith(".end")
-            if "in-use" in bitmap["flags"] or ("auto" in bitmap["flags"]) == is_mark:
+            # The map beside a bitmap, which shows what was allocated, records nothing.
+            is_map = bitmap["name"].endswith(".map")
+            if "in-use" in bitmap["flags"] or ("auto" in bitmap["flags"]) == is_map:
                 raise Failure(f"QEMU {self.version} sees {bitmap}")
-            if not is_mark:
+            if not is_map:
                 names.append(bitmap["name"])
         return names
 

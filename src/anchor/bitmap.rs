@@ -1,12 +1,12 @@
 //! Persistent dirty bitmaps.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use qdelta_formats::qcow2::bitmap::encode_directory;
 use qdelta_formats::qcow2::{
     Autoclear, Bitmap, BitmapTableEntry, BitmapsExtension, ClusterSize, Linked,
 };
+use roaring::RoaringTreemap;
 
 use super::change::{Change, change, check_bitmaps_fit, usage};
 use super::file::ImageFile;
@@ -79,8 +79,8 @@ pub struct NewBitmap {
     /// Whether QEMU records in it every write from now on. If not, only what QEMU does to all
     /// bitmaps happens to it: when the disk shrinks, it takes the bits of the lost end away.
     pub records: bool,
-    /// Bytes of the disk whose bits are set from the beginning.
-    pub set: Vec<u64>,
+    /// The numbers of the bits that are set from the beginning.
+    pub set: RoaringTreemap,
 }
 
 /// Puts an empty bitmap into the image that records every write from now on; a bit stands for
@@ -89,7 +89,8 @@ pub struct NewBitmap {
 /// # Errors
 /// See [`create_all`].
 pub fn create(image: &ImageFile, name: &str, granularity: u64) -> Result<()> {
-    let bitmap = NewBitmap { name: name.to_owned(), granularity, records: true, set: Vec::new() };
+    let set = RoaringTreemap::new();
+    let bitmap = NewBitmap { name: name.to_owned(), granularity, records: true, set };
     create_all(image, &[bitmap])
 }
 
@@ -123,22 +124,24 @@ fn add(change: &mut Change<'_>, new: &NewBitmap) -> Result<()> {
         let (path, name) = (change.file.path().display(), &new.name);
         return Err(Error::new(ErrorKind::Exists, format!("{path} has a bitmap '{name}' already")));
     }
-    // The bytes of the bitmap that are not zero, by the number of the cluster that they are in.
-    let mut clusters = BTreeMap::<u64, Vec<u8>>::new();
-    for byte in new.set.iter().filter(|byte| **byte < size) {
-        let bit = byte / new.granularity;
-        let bytes =
-            clusters.entry((bit / 8) >> cluster.bits()).or_insert_with(|| vec![0; cluster.len()]);
-        if let Some(byte) = bytes.get_mut((bit / 8 % cluster.bytes()) as usize) {
-            *byte |= 1 << (bit % 8);
-        }
-    }
     // An entry of zero says that all bits are.
     let mut table = vec![0; bitmap.table.entries as usize * TABLE_ENTRY_LEN];
-    for (number, bytes) in clusters {
-        let place = change.write_new(bytes)?;
-        if let Some(entry) = table.chunks_exact_mut(TABLE_ENTRY_LEN).nth(number as usize) {
-            entry.copy_from_slice(&place.0.to_be_bytes());
+    let bits_per_cluster = cluster.bytes() * 8;
+    let bits = size.div_ceil(new.granularity);
+    let mut set = new.set.iter().take_while(|bit| *bit < bits).peekable();
+    while let Some(number) = set.peek().map(|bit| bit / bits_per_cluster) {
+        let mut bytes = vec![0; cluster.len()];
+        while let Some(bit) = set.next_if(|bit| bit / bits_per_cluster == number) {
+            if let Some(byte) = bytes.get_mut((bit % bits_per_cluster / 8) as usize) {
+                *byte |= 1 << (bit % 8);
+            }
+        }
+        let entry = match bytes.iter().all(|byte| *byte == 0xff) {
+            true => BitmapTableEntry::Ones,
+            false => BitmapTableEntry::Stored(change.write_new(bytes)?),
+        };
+        if let Some(place) = table.chunks_exact_mut(TABLE_ENTRY_LEN).nth(number as usize) {
+            place.copy_from_slice(&entry.to_bytes());
         }
     }
     bitmap.table.offset = change.write_new(table)?;

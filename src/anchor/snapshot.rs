@@ -84,6 +84,8 @@ pub fn delete(image: &ImageFile, id: &[u8]) -> Result<()> {
         let start = qdelta_formats::qcow2::HostOffset(snapshot.l1_offset);
         let l1 = change.read_l1(start, snapshot.l1_entries)?;
         change.release_tree(&l1, start)?;
+        // Once more, so that a count that was too low is found before what is in use becomes free.
+        change.survey_all()?;
         change.counts.free(start.0, u64::from(snapshot.l1_entries) * L1_ENTRY_SIZE)?;
         change.refresh_active_tree()?;
         replace_table(change)?;

@@ -3,6 +3,7 @@
 //! A new anchor is made *before* the image is read: whatever is written behind it is claimed by the
 //! next backup, also if this one has read it already. The old one goes when the new point is safe.
 
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,8 +11,11 @@ use std::time::SystemTime;
 
 use qdelta_formats::archive::Tracker;
 
+use super::inventory;
+use super::source::Leave;
 use crate::anchor::{self, ImageFile, NewBitmap};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Allocated, Image, OpenOptions};
 use crate::io::Store;
 use crate::reflink::{self, Kept};
 use crate::repository::{Anchor, AnchorKind, CloneRecord, DiskId, PointId, Repository};
@@ -26,19 +30,23 @@ const CANARIES: usize = 3;
 /// Within so many bits: those in a cluster of 512 bytes.
 const CANARY_SPAN: u64 = 4096;
 
-/// The name of the bitmap beside the bitmap called `name` that shows whether the disk was shrunk,
-/// which the latter does not record.
-pub(super) fn end_mark(name: &str) -> String {
-    format!("{name}{END_MARK}")
+/// The name of the map beside the bitmap called `name`: another bitmap, which records no writes. It
+/// says what was allocated in the image, and by its last bit that the disk was not shrunk; the bitmap
+/// itself shows neither.
+pub(super) fn map_of(name: &str) -> String {
+    format!("{name}{MAP}")
 }
 
-/// The name of the bitmap that an end mark with this name is beside.
-pub(super) fn of_end_mark(name: &[u8]) -> Option<&[u8]> {
-    name.strip_suffix(END_MARK.as_bytes())
+/// The name of the bitmap that a map with this name is beside.
+pub(super) fn of_map(name: &[u8]) -> Option<&[u8]> {
+    name.strip_suffix(MAP.as_bytes())
 }
 
-/// With what the names of end marks end.
-const END_MARK: &str = ".end";
+/// With what the names of maps end.
+const MAP: &str = ".map";
+/// The most bits of a map whose units are smaller than those of the bitmap: QEMU has 32 MiB of them
+/// in memory.
+const MAP_BITS_MAX: u64 = 1 << 28;
 
 /// What makes anchors of one disk of one repository recognisable: the end of their names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,22 +70,24 @@ impl Tag {
 }
 
 /// Writes a new bitmap or snapshot into the image at `path`, which nobody uses, and removes those
-/// of the same tag but `keep`, which an interrupted backup or a busy image has left. The file is
-/// held against writers as long as it is open.
+/// of the same tag that are not to be kept, which an interrupted backup or a busy image has left. The
+/// file is held against writers as long as it is open.
 pub(super) fn write(
     path: &Path,
-    tracker: Tracker,
-    name: &str,
-    tag: &Tag,
-    keep: Option<&str>,
+    options: &OpenOptions,
+    leave: &Leave<'_>,
 ) -> Result<(ImageFile, Anchor)> {
+    let (tag, name) = (leave.tag, leave.name.as_str());
     let mut file = ImageFile::open(path)?;
-    let anchor = sweep(&file, tag, &[keep.unwrap_or_default(), name]).and_then(|()| {
-        let what = match tracker {
+    let keep = leave.keep.as_deref().unwrap_or_default();
+    let anchor = sweep(&file, tag, &[keep, name]).and_then(|()| {
+        let what = match leave.tracker {
             Tracker::Bitmap => {
                 check_no_data_file(&file)?;
                 check_no_snapshots(&file, tag)?;
-                anchor::bitmap::create_all(&file, &bitmaps_of(name, file.virtual_size()?))?;
+                let image = Image::open(path, options)?;
+                let bitmaps = bitmaps_of(name, image.virtual_size(), image.allocated()?)?;
+                anchor::bitmap::create_all(&file, &bitmaps)?;
                 AnchorKind::Bitmap
             }
             _ => {
@@ -89,7 +99,7 @@ pub(super) fn write(
                 }
             }
         };
-        Ok(Anchor { name: name.to_owned(), what })
+        Ok(Anchor { name: leave.name.clone(), what })
     })?;
     file.downgrade();
     Ok((file, anchor))
@@ -122,14 +132,23 @@ fn check_no_data_file(file: &ImageFile) -> Result<()> {
         .advise("--anchor reflink looks at both files"))
 }
 
-/// The bitmap called `name` of a disk of `size` bytes, and the mark at its end.
-fn bitmaps_of(name: &str, size: u64) -> [NewBitmap; 2] {
-    let last = size.saturating_sub(1);
-    let (granularity, set) = (GRANULARITY, canaries(name, size));
-    [
-        NewBitmap { name: end_mark(name), granularity, records: false, set: vec![last] },
-        NewBitmap { name: name.to_owned(), granularity, records: true, set },
-    ]
+/// The bitmap called `name` of a disk of `size` bytes, and the map of what is allocated in its image.
+fn bitmaps_of(name: &str, size: u64, allocated: Allocated) -> Result<[NewBitmap; 2]> {
+    let Allocated { unit, mut units } = allocated;
+    if unit < GRANULARITY && size.div_ceil(unit) > MAP_BITS_MAX {
+        let text = format!(
+            "a disk of {} in clusters (or subclusters) of {unit} bytes is too large for a bitmap of \
+             them",
+            bytesize::ByteSize(size).display().iec()
+        );
+        return Err(Error::new(ErrorKind::Usage, text).advise("--anchor snapshot needs none"));
+    }
+    units.insert(size.saturating_sub(1) / unit);
+    let set = canaries(name, size).into_iter().map(|byte| byte / GRANULARITY).collect();
+    Ok([
+        NewBitmap { name: map_of(name), granularity: unit, records: false, set: units },
+        NewBitmap { name: name.to_owned(), granularity: GRANULARITY, records: true, set },
+    ])
 }
 
 /// Bytes of a disk of `size` bytes whose bits are set in the bitmap called `name` from the
@@ -148,7 +167,7 @@ pub(super) fn canaries(name: &str, size: u64) -> Vec<u64> {
 /// Removes the bitmaps and snapshots of a tag from an image, but those called as `keep` says.
 pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
     let stale = |name: &[u8]| {
-        let anchor = String::from_utf8_lossy(of_end_mark(name).unwrap_or(name));
+        let anchor = String::from_utf8_lossy(of_map(name).unwrap_or(name));
         let is_stale = tag.owns(&anchor) && !keep.contains(&anchor.as_ref());
         is_stale.then(|| String::from_utf8_lossy(name).into_owned())
     };
@@ -163,6 +182,32 @@ pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Removes the anchors of a tag of every kind, in the image at `path` and beside these files, but those
+/// called as `keep` says.
+///
+/// # Errors
+/// One can't be removed; others may be gone all the same.
+pub(super) fn sweep_all(path: &Path, files: &[PathBuf], tag: &Tag, keep: &[&str]) -> Result<()> {
+    let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
+    let clones = folders.into_iter().try_for_each(|folder| sweep_clones_but(folder, tag, keep));
+    let mut stale = inventory::in_image(path, tag)?;
+    stale.retain(|found| !keep.contains(&found.name.as_str()));
+    if !stale.is_empty() {
+        let are_bitmaps = stale.iter().all(|found| found.tracker == Tracker::Bitmap);
+        let swept = ImageFile::open(path).and_then(|file| sweep(&file, tag, keep));
+        unless_in_use(swept, are_bitmaps)?;
+    }
+    clones
+}
+
+/// Bitmaps may stay in an image that a guest uses: they cost nothing.
+pub(super) fn unless_in_use(removed: Result<()>, are_bitmaps: bool) -> Result<()> {
+    match removed {
+        Err(error) if are_bitmaps && error.kind() == ErrorKind::Busy => Ok(()),
+        removed => removed,
+    }
+}
+
 /// Removes an anchor, if it is still there, from the image at `path`.
 ///
 /// # Errors
@@ -171,7 +216,7 @@ pub(crate) fn remove(path: &Path, anchor: &Anchor) -> Result<()> {
     match &anchor.what {
         AnchorKind::Bitmap => {
             let file = ImageFile::open(path)?;
-            anchor::bitmap::remove_all(&file, &[&anchor.name, &end_mark(&anchor.name)])
+            anchor::bitmap::remove_all(&file, &[&anchor.name, &map_of(&anchor.name)])
         }
         AnchorKind::Snapshot { id, date_s, date_ns } => {
             let file = ImageFile::open(path)?;

@@ -9,7 +9,7 @@ use qdelta_formats::archive::{
     ArchiveId, Consistency, Geometry, Kind, Metadata, Parent, Tracker, frame_blocks,
 };
 
-use super::anchors;
+use super::anchors::{self, Tag};
 use super::base::Base;
 use super::data_path::{self, Selection};
 use super::source::{NO_ANCHOR, Source};
@@ -22,7 +22,8 @@ use crate::image::Image;
 use crate::io::EarlyWriteback;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
-    DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId, Refusal, Repository,
+    AnchorKind, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId,
+    Refusal, Repository,
 };
 
 /// A disk that is to become part of a point.
@@ -48,6 +49,7 @@ pub(super) struct Written<'a> {
 pub(super) struct Rest {
     report: Report,
     base: Base,
+    tag: Tag,
     source: Source,
     /// What is there is kept before a roll back.
     kept: bool,
@@ -62,7 +64,8 @@ pub(super) fn write<'a>(
     match job.run(progress, cancel) {
         Ok((pending, record, report)) => {
             let kept = job.options.kept;
-            let rest = Rest { report, base: job.base, source: job.source, kept };
+            let tag = Tag::new(job.repository, job.disk);
+            let rest = Rest { report, base: job.base, tag, source: job.source, kept };
             Ok(Written { pending, record, rest })
         }
         Err(error) => {
@@ -73,20 +76,32 @@ pub(super) fn write<'a>(
 }
 
 impl Rest {
-    /// The point is safe: the new anchor stays, and the one before goes. If it can't, the next
-    /// backup removes it.
+    /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
+    /// interrupted backups have left. What can't go, the next backup removes.
     pub fn settle(self) -> Report {
-        let Self { report, base, source, kept } = self;
+        let Self { mut report, base, tag, source, kept } = self;
         let path = source.path.clone();
+        let names = source.image.file_names().into_iter();
+        let files: Vec<PathBuf> = names.filter_map(|name| name.canonicalize().ok()).collect();
         let left = source.anchor.as_ref().map(|anchor| anchor.name.clone());
         source.settle();
+        // Before a roll back the image is held by whoever rolls it back, and who removes them then.
+        if kept {
+            return report;
+        }
         let old = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
-        // Before a roll back the image is held by whoever rolls it back, and who removes it then.
-        let old = old.filter(|_| !kept);
-        if let Some(old) = old.filter(|old| Some(&old.name) != left.as_ref())
-            && let Err(error) = anchors::remove(&path, old)
-        {
-            tracing::info!(anchor = old.name, "the old anchor stays for now: {}", error.chain());
+        let old = old.filter(|old| Some(&old.name) != left.as_ref());
+        let removed = old.map_or(Ok(()), |old| {
+            let is_bitmap = matches!(old.what, AnchorKind::Bitmap);
+            anchors::unless_in_use(anchors::remove(&path, old), is_bitmap)
+        });
+        // What is still called like the old one is somebody else's.
+        let keep = [left.as_deref(), old.map(|old| old.name.as_str())];
+        let swept = anchors::sweep_all(&path, &files, &tag, &keep.map(Option::unwrap_or_default));
+        for error in [removed, swept].into_iter().filter_map(Result::err) {
+            let warning = format!("an old anchor stays for now: {}", error.chain());
+            tracing::warn!("{warning}");
+            report.warnings.push(warning);
         }
         report
     }

@@ -165,9 +165,10 @@ fn places(points: &[Point]) -> BTreeSet<PathBuf> {
     places
 }
 
-struct Found {
-    name: String,
-    tracker: Tracker,
+/// An anchor that was found.
+pub(super) struct Found {
+    pub name: String,
+    pub tracker: Tracker,
     place: PathBuf,
     bytes_held: Option<u64>,
 }
@@ -190,7 +191,7 @@ fn found_at(place: &Path, tag: &Tag) -> Result<Vec<Found>> {
 }
 
 /// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
-fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
+pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
     let file = match File::open(path) {
         Ok(file) => file,
         // The image may have been moved or deleted since.
@@ -206,9 +207,9 @@ fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
     let image = ImageFile::over(Arc::new(FileStore::new(file, path)));
     let mut bitmaps: Vec<Vec<u8>> = anchor::bitmap::list(&image)?
         .into_iter()
-        .map(|it| anchors::of_end_mark(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))
+        .map(|it| anchors::of_map(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))
         .collect();
-    // A bitmap and its mark are one anchor.
+    // A bitmap and its map are one anchor.
     bitmaps.sort_unstable();
     bitmaps.dedup();
     let bitmaps = bitmaps.into_iter().map(|name| (name, Tracker::Bitmap));

@@ -57,15 +57,23 @@ impl Source {
             source.warnings.push(no_anchor(&Error::new(ErrorKind::Usage, text)));
             return Ok(source);
         }
-        let written =
-            anchors::write(path, leave.tracker, &leave.name, leave.tag, leave.keep.as_deref());
         // The file is held until all files are.
-        let mut source = Self::hold(path, options)?;
-        match written {
-            Ok((_file, anchor)) => source.anchor = Some(anchor),
-            Err(error) => source.warnings.push(no_anchor(&error)),
+        match anchors::write(path, options, leave) {
+            Ok((file, anchor)) => match Self::hold(path, options) {
+                Ok(source) => Ok(Self { anchor: Some(anchor), ..source }),
+                Err(error) => {
+                    drop(file);
+                    // What can't be removed now is removed by the next run.
+                    let _ = anchors::remove(path, &anchor);
+                    Err(error)
+                }
+            },
+            Err(error) => {
+                let mut source = Self::hold(path, options)?;
+                source.warnings.push(no_anchor(&error));
+                Ok(source)
+            }
         }
-        Ok(source)
     }
 
     fn hold(path: &Path, options: &OpenOptions) -> Result<Self> {

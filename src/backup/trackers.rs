@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::{Geometry, Tracker};
 use qdelta_formats::qcow2::{Bitmap, Snapshot};
+use roaring::RoaringTreemap;
 
 use super::anchors;
 use super::base::{Base, open_chain};
@@ -223,7 +224,8 @@ impl Case<'_> {
                      file, or it was not itself that was read"
                 ));
             };
-            let apart = |it: &Fingerprint| Fingerprint { mount: None, ..it.clone() };
+            let apart =
+                |it: &Fingerprint| Fingerprint { mount: None, changed_ns: None, ..it.clone() };
             if apart(then) != apart(now) {
                 return changed();
             }
@@ -276,13 +278,13 @@ impl Case<'_> {
             return Err(format!("the bitmap {} does not record every write", anchor.name));
         }
         self.check_same_file()?;
-        let last = self.check_never_shrunk(&file, &bitmaps, &anchor.name)?;
         let mut claim = Claim::none(self.geometry);
-        claim.add(last);
+        let unit = self.add_by_map(&file, &bitmaps, &anchor.name, &mut claim)?;
         let mut canaries = anchors::canaries(&anchor.name, self.latest.record.virtual_size);
         anchor::bitmap::read(&file, &anchor.name, |range| {
             canaries.retain(|byte| !range.contains(byte));
-            claim.add(range);
+            // A cluster that is written in part is filled from below, and no bit says so.
+            claim.add(range.start / unit * unit..range.end.next_multiple_of(unit));
             Ok(())
         })
         .and_then(|()| self.add_holes(&mut claim))
@@ -308,29 +310,43 @@ impl Case<'_> {
         }
     }
 
-    /// QEMU does not record in a bitmap what a disk loses when it shrinks, nor the zeros that it
-    /// writes when the disk grows again. Fails unless the mark at the end of the disk, beside the
-    /// bitmap called `name`, says that it was not shrunk, but for the last bytes that a bit stands
-    /// for: gives these.
-    fn check_never_shrunk(
+    /// QEMU records in a bitmap what is written to the disk. It does not record what a disk loses
+    /// when it shrinks, nor the zeros that it writes when the disk grows again; not that a cluster is
+    /// filled from a backing file, which may be another one for a while, nor that a commit empties
+    /// the image. The map beside the bitmap called `name` shows all that: claims what was allocated
+    /// then or is now, and not both. Gives how many bytes are allocated at once.
+    fn add_by_map(
         &self,
         file: &ImageFile,
         bitmaps: &[Bitmap],
         name: &str,
-    ) -> Result<Range<u64>, String> {
-        let mark = anchors::end_mark(name);
-        let usable = |it: &&Bitmap| it.name == mark.as_bytes() && !it.in_use && !it.auto;
-        if bitmaps.iter().find(usable).is_none() {
-            return Err(format!("nothing shows whether the disk was shrunk: no bitmap {mark}"));
+        claim: &mut Claim,
+    ) -> Result<u64, String> {
+        let map_name = anchors::map_of(name);
+        let usable = |it: &&Bitmap| it.name == map_name.as_bytes() && !it.in_use && !it.auto;
+        let Some(map) = bitmaps.iter().find(usable) else {
+            return Err(format!("nothing shows what was allocated: no bitmap {map_name}"));
+        };
+        let now = self.image().allocated().map_err(|error| error.chain())?;
+        if map.granularity() != now.unit {
+            return Err(format!("the bitmap {map_name} is of other clusters"));
         }
-        let size = self.latest.record.virtual_size;
-        let mut last = None;
-        let found = anchor::bitmap::read(file, &mark, |range| {
-            last = Some(range).filter(|range| range.contains(&size.saturating_sub(1)));
+        let mut then = RoaringTreemap::new();
+        anchor::bitmap::read(file, &map_name, |range| {
+            then.insert_range(range.start / now.unit..range.end.div_ceil(now.unit));
             Ok(())
-        });
-        found.map_err(|error| error.chain())?;
-        last.ok_or_else(|| "the disk was shrunk, which bitmaps do not record".into())
+        })
+        .map_err(|error| error.chain())?;
+        let last = self.latest.record.virtual_size.saturating_sub(1) / now.unit;
+        if !then.contains(last) {
+            return Err("the disk was shrunk, which bitmaps do not record".into());
+        }
+        // Its bit is always set; and less than it stands for may have been cut off.
+        claim.add(last * now.unit..(last + 1) * now.unit);
+        for number in then ^ now.units {
+            claim.add(number * now.unit..(number + 1) * now.unit);
+        }
+        Ok(now.unit)
     }
 
     fn snapshot(&self) -> Answer {
@@ -369,6 +385,10 @@ impl Case<'_> {
             return Err("a clone of the image is read, which has times of its own".into());
         }
         self.check_same("a file of the image", Some(&recorded), now.get(above..))?;
+        let changed_ns = |files: &[Option<Fingerprint>]| files.first()?.as_ref()?.changed_ns;
+        if above == 0 && changed_ns(&recorded) != changed_ns(&now) {
+            return Err("a file of the image has changed since the point before".into());
+        }
         let mut claim = Claim::none(self.geometry);
         let walked = self.image().above(above, |range| {
             claim.add(range);

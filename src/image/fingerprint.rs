@@ -63,6 +63,7 @@ fn fingerprint(layer: &Layer) -> Result<Option<Fingerprint>> {
         inode: stat.stx_ino,
         length: stat.stx_size,
         modified_ns: ns(stat.stx_mtime),
+        changed_ns: Some(ns(stat.stx_ctime)),
         born_ns: born_ns(&stat),
         mount: (stat.stx_mask & MOUNT_ID_UNIQUE.bits() != 0).then_some(stat.stx_mnt_id),
         tables,

@@ -4,6 +4,7 @@
 //! [`Mapper`] then says for each range of the disk which bytes of which file hold it; reading them
 //! is for others. Nothing here writes.
 
+mod allocated;
 mod below;
 mod chain;
 mod compare;
@@ -29,6 +30,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use allocated::Allocated;
 pub use below::files_below;
 pub use compare::{SameBytes, Unwritten, differences};
 pub use decompress::{Inflater, inflate};

@@ -193,6 +193,33 @@ fn wrong_counts_are_found_before_anything_is_written() {
     }
 }
 
+/// The same for a count that is too low by one: it shows when an owner goes.
+#[test]
+fn a_count_that_is_too_low_is_found_before_a_snapshot_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.qcow2");
+    Shape::new("", 1 << 20).create(&path);
+    qemu_io(&path, &["write -P 5 0 1M".to_owned()]);
+    let snapshot = snapshot::create(&ImageFile::open(&path).unwrap(), "name", taken()).unwrap();
+    let sound = std::fs::read(&path).unwrap();
+    let number = |at: usize| u64::from_be_bytes(sound[at..at + 8].try_into().unwrap()) as usize;
+    // The header leads to the refcount table, and this to the only block.
+    let counts = number(number(48));
+    let shared: Vec<usize> =
+        (counts..counts + 200).step_by(2).filter(|at| sound[*at..*at + 2] == [0, 2]).collect();
+    assert!(shared.len() >= 16, "{shared:?}");
+    for at in shared {
+        let mut bytes = sound.clone();
+        bytes[at + 1] = 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let image = ImageFile::open(&path).unwrap();
+        let error = snapshot::delete(&image, &snapshot.id).unwrap_err();
+        assert!(error.chain().contains("counts as free"), "{}", error.chain());
+        drop(image);
+        assert!(std::fs::read(&path).unwrap() == bytes);
+    }
+}
+
 #[test]
 fn an_image_in_use_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -32,7 +32,7 @@ struct Uses {
 const CAUSES: [(&str, &[&str]); 17] = [
     ("is not saved: QEMU is using it, or was killed", &["killed"]),
     ("has no valid bitmap", &["removed", "convert", "overlay", "older copy", "killed"]),
-    ("nothing shows whether the disk was shrunk", &["the bitmap", "killed"]),
+    ("nothing shows what was allocated", &["the bitmap", "killed"]),
     ("the disk was shrunk", &["resize"]),
     ("was cleared, or is another one", &["older copy"]),
     ("is another file than", &["copied", "older copy", "convert", "overlay"]),

@@ -6,9 +6,11 @@ use std::path::Path;
 
 use super::{MIB, Scene, reason};
 use crate::harness::files::Mount;
-use crate::harness::images::{create_raw, guest_io, oracle, overlay, patch, qemu_img, read_u64};
+use crate::harness::images::{
+    create, create_raw, guest_io, oracle, overlay, patch, qemu_img, read_u64,
+};
 use crate::harness::run::as_root;
-use crate::harness::{Lab, args, run};
+use crate::harness::{Lab, args, run, tool};
 
 #[track_caller]
 fn assert_refused(scene: &Scene, tracker: &str, why: &str) {
@@ -97,6 +99,78 @@ fn a_bitmap_that_was_made_anew() {
         qemu_img(args!["bitmap", act, scene.image.as_path(), name.as_str()]).ok();
     }
     assert_refused(&scene, "bitmap", "was cleared");
+}
+
+/// An image with clusters of this size, backed up with a bitmap, over a template that is for a while
+/// another one; or over none, otherwise.
+fn over_template(cluster: &str, has_one: bool) -> Scene {
+    let scene = Scene::new();
+    for (name, pattern) in [("template.raw", 9), ("other.raw", 8)] {
+        let template = scene.lab.path(name);
+        create_raw(&template, 8 * MIB);
+        guest_io(&template, "raw", &[format!("write -q -P {pattern} 0 8M")]);
+    }
+    let options = format!("cluster_size={cluster}");
+    fs::remove_file(&scene.image).unwrap();
+    if has_one {
+        overlay(&scene.image, "template.raw", "raw", None, &options);
+    } else {
+        create(&scene.image, &options, 8 * MIB);
+    }
+    scene.guest(&["write -q -P 1 0 1M"]);
+    scene.backup(&["--anchor", "bitmap"]);
+    scene
+}
+
+/// The image gets this template, or none, and is not told so.
+fn rebase(scene: &Scene, template: &str) {
+    let format: &[&str] = if template.is_empty() { &[] } else { &["-F", "raw"] };
+    let mut arguments = args!["rebase", "-u", "-b", template];
+    arguments.extend(format.iter().map(Into::into));
+    qemu_img([arguments, args![scene.image.as_path()]].concat()).ok();
+}
+
+/// What a guest does not write of a cluster comes from the backing file. That it was another one
+/// shows in no bitmap: the first version missed it where clusters are larger than what a bit stands
+/// for.
+#[test]
+fn a_cluster_that_was_filled_from_another_template() {
+    for (cluster, template) in [("128k", "template.raw"), ("2M", "template.raw"), ("256k", "")] {
+        let scene = over_template(cluster, !template.is_empty());
+        rebase(&scene, "other.raw");
+        scene.guest(&["write -q -P 2 4M 512"]);
+        rebase(&scene, template);
+        scene.tracked("bitmap", &[]);
+    }
+}
+
+/// A guest that reads fills clusters, too, if it copies what it reads; and QEMU sets no bit for it.
+#[test]
+fn a_cluster_that_was_copied_on_reading() {
+    for cluster in ["4k", "64k", "2M", "16k,extended_l2=on"] {
+        let scene = over_template(cluster, true);
+        rebase(&scene, "other.raw");
+        let read = args!["-C", "-f", "qcow2", "-c", "read -q 5M 100k", scene.image.as_path()];
+        run(tool("qemu-io", read)).ok();
+        rebase(&scene, "template.raw");
+        scene.tracked("bitmap", &[]);
+    }
+}
+
+/// A commit empties the image, and QEMU sets no bit for it. Here it went into a copy of the template.
+#[test]
+fn an_image_that_a_commit_has_emptied() {
+    for cluster in ["4k", "64k", "2M", "16k,extended_l2=on"] {
+        let scene = over_template(cluster, true);
+        let (template, aside) = (scene.lab.path("template.raw"), scene.lab.path("aside.raw"));
+        fs::rename(&template, &aside).unwrap();
+        fs::copy(&aside, &template).unwrap();
+        qemu_img(args!["commit", "-q", scene.image.as_path()]).ok();
+        fs::rename(&aside, &template).unwrap();
+        // Half of a cluster that is filled anew.
+        scene.guest(&["write -q -P 2 2k 1k"]);
+        scene.tracked("bitmap", &[]);
+    }
 }
 
 /// An entry is damaged, and `qemu-img check -r` makes a hole of it. No bitmap records that; and
@@ -200,6 +274,21 @@ fn a_write_whose_time_is_lost_on_xfs() {
 #[test]
 fn a_write_whose_time_is_lost_on_ext4() {
     a_write_whose_time_is_lost("ext4");
+}
+
+/// Another disk of the same size comes into the same file, with the time of the one before: golden
+/// images often have one time. What `cp -p` can't set back is when the file itself was changed.
+#[test]
+fn a_disk_that_was_copied_over_with_its_time() {
+    let scene = Scene::new();
+    let other = scene.lab.path("other.qcow2");
+    fs::copy(&scene.image, &other).unwrap();
+    guest_io(&other, "qcow2", &["write -q -P 2 1M 1M".to_owned()]);
+    let touch = args!["-d", "2024-01-01", other.as_path(), scene.image.as_path()];
+    run(tool("touch", touch)).ok();
+    scene.backup(&[]);
+    run(tool("cp", args!["-p", other.as_path(), scene.image.as_path()])).ok();
+    assert_refused(&scene, "overlay", "a file of the image has changed");
 }
 
 /// Here files have times in whole seconds. A backup begins when another write would show, so a

@@ -51,6 +51,8 @@ fn without_the_sample_it_would_not_show() {
 #[test]
 fn a_miss_in_a_hole_is_found() {
     let scene = Scene::new();
+    // Allocated: the map would show a cluster that is new.
+    scene.guest(&["write -q -z 6M 1M"]);
     plant_a_miss(&scene, "write -q -P 7 6M 1M");
     let done = scene.repo.backup(&scene.image, "disk", &[]);
     assert_eq!(done["tracker"], "scan", "{done:#}");

@@ -132,9 +132,9 @@ fn a_tracker_that_is_asked_for_and_refused_is_an_error() {
     let said = outcome.fails_with(2);
     assert!(said.contains("tracker bitmap can't be used: the image has no valid bitmap"), "{said}");
     scene.repo.assert_no_leftovers();
-    // Nothing of the attempt stays in the image, only the mark of the bitmap that is gone.
+    // Nothing of the attempt stays in the image, only the map of the bitmap that is gone.
     let info = qemu_img(args!["info", scene.image.as_path()]).ok().text();
-    assert!(!info.replace(&format!("{name}.end"), "").contains("qdelta-2"), "{info}");
+    assert!(!info.replace(&format!("{name}.map"), "").contains("qdelta-2"), "{info}");
     scene.repo.run(args!["anchors", "disk", "--remove-all"]).ok();
     let info = qemu_img(args!["info", scene.image.as_path()]).ok().text();
     assert!(!info.contains("qdelta-2"), "{info}");
@@ -152,39 +152,6 @@ fn an_anchor_that_can_t_be_left_is_a_warning() {
     assert!(done["anchor"].is_null());
     scene.assert_restores();
     assert!(!scene.lab.path(".qdelta").exists(), "the folder of clones is not left behind");
-}
-
-/// Anchors of interrupted backups do not pile up.
-#[test]
-fn what_an_interrupted_backup_left_is_removed() {
-    for kind in ["bitmap", "snapshot"] {
-        let (scene, name) = anchored(kind);
-        let tag = &name[name.len() - 9..];
-        let left = format!("qdelta-20260101T000000.000Z{tag}");
-        match kind {
-            "bitmap" => {
-                qemu_img(args!["bitmap", "--add", scene.image.as_path(), left.as_str()]).ok();
-            }
-            _ => {
-                qemu_img(args!["snapshot", "-c", left.as_str(), scene.image.as_path()]).ok();
-            }
-        }
-        let list = scene.repo.run(args!["anchors", "disk", "--json"]).ok().json();
-        assert_eq!(list["anchors"].as_array().unwrap().len(), 2, "{list:#}");
-        assert!(list.to_string().contains("left-over"), "{list:#}");
-        scene.tracked(kind, &[]);
-        let info = qemu_img(args!["info", scene.image.as_path()]).ok().text();
-        assert!(!info.contains(&left), "{info}");
-        // A bitmap has its mark beside it.
-        let count = if kind == "bitmap" { 2 } else { 1 };
-        assert_eq!(info.matches("qdelta-2").count(), count, "{info}");
-        // And an admin can have an image without any.
-        scene.repo.run(args!["anchors", "disk", "--remove-all"]).ok();
-        let info = qemu_img(args!["info", scene.image.as_path()]).ok().text();
-        assert!(!info.contains("qdelta-2"), "{info}");
-        let list = scene.repo.run(args!["anchors", "disk", "--json"]).ok().json();
-        assert_eq!(list["anchors"][0]["state"], "missing", "{list:#}");
-    }
 }
 
 fn resize(scene: &Scene, sizes: &[&str], options: &[&str]) {
@@ -247,7 +214,7 @@ fn a_disk_that_shrank_and_grew_an_allocated_end() {
         scene.guest(&["write -q -P 2 8388096 512"]);
         assert_refused(&scene, "bitmap", "the disk was shrunk");
     }
-    // By less than the mark can show.
+    // By less than the map can show.
     let scene = Scene::new();
     scene.guest(&["write -q -P 1 0 8M"]);
     scene.backup(&["--anchor", "bitmap"]);
@@ -256,14 +223,14 @@ fn a_disk_that_shrank_and_grew_an_allocated_end() {
     scene.tracked("bitmap", &[]);
 }
 
-/// Without its mark, a bitmap says nothing about the size of the disk.
+/// Without its map, a bitmap does not say what filled a cluster, nor whether the disk was shrunk.
 #[test]
-fn a_bitmap_whose_end_mark_is_gone() {
+fn a_bitmap_whose_map_is_gone() {
     let (scene, name) = anchored("bitmap");
-    let mark = format!("{name}.end");
-    qemu_img(args!["bitmap", "--remove", scene.image.as_path(), mark.as_str()]).ok();
-    assert_refused(&scene, "bitmap", "nothing shows whether the disk was shrunk");
-    // And a mark alone is swept up.
+    let map = format!("{name}.map");
+    qemu_img(args!["bitmap", "--remove", scene.image.as_path(), map.as_str()]).ok();
+    assert_refused(&scene, "bitmap", "nothing shows what was allocated");
+    // And a map alone is swept up.
     let (scene, name) = anchored("bitmap");
     qemu_img(args!["bitmap", "--remove", scene.image.as_path(), name.as_str()]).ok();
     scene.tracked("scan", &[]);
