@@ -79,7 +79,7 @@ fn live(seed: u64, format: &'static str, anchors: &[&str], folder: &Path, uses: 
     let repo = Repo::init(lab.path("repo")).without_ring();
     let block = random.pick(&["4K", "64K", "1M"]);
     let mut points = Vec::new();
-    let mut happened = Vec::new();
+    let (mut happened, mut has_anchor) = (Vec::new(), false);
     for number in 0..POINTS {
         let kind = match number {
             0 => "full",
@@ -100,6 +100,10 @@ fn live(seed: u64, format: &'static str, anchors: &[&str], folder: &Path, uses: 
         assert_sound(&disk);
         points.push((point_of(&done), expected));
         happened.clear();
+        if done["anchor"].is_null() && has_anchor {
+            happened.push("the old anchor is removed".to_owned());
+        }
+        has_anchor = done["anchor"].is_string();
         for _ in 0..random.below(4) {
             let what = match guest.random.below(6) {
                 0 => meddle(&lab, &mut disk, &mut guest),
