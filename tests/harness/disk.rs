@@ -54,7 +54,7 @@ impl Disk {
 
     /// Something happens to the disk; gives what it was.
     pub fn change(&mut self, lab: &Lab, guest: &mut Guest) -> String {
-        let what = if self.format == "raw" { 7 } else { guest.random.below(14) };
+        let what = if self.format == "raw" { 8 } else { guest.random.below(15) };
         match what {
             0 => self.resize(guest),
             1 => self.snapshot(),
@@ -63,6 +63,7 @@ impl Disk {
             4 => self.commit(lab),
             5 => self.write_compressed(guest),
             6 => self.wipe(guest),
+            7 => self.run_over_another_backing_file(lab, guest),
             _ => self.write(guest),
         }
     }
@@ -180,6 +181,42 @@ impl Disk {
                 format!("a new overlay over {name}")
             }
         }
+    }
+
+    /// For a while, another file is in place of the backing file: the guest runs over it, or the image
+    /// is committed into it. Then the backing file itself comes back, with all its times.
+    fn run_over_another_backing_file(&self, lab: &Lab, guest: &mut Guest) -> String {
+        let Some(backing) = &self.backing else { return "it has no backing file".to_owned() };
+        let format = backing.extension().unwrap().to_str().unwrap();
+        let aside = lab.path("aside");
+        std::fs::rename(backing, &aside).unwrap();
+        run(tool("cp", args!["--sparse=always", aside.as_path(), backing.as_path()])).ok();
+        let mut told = Vec::new();
+        if guest.random.one_in(3) {
+            // A version 2 image that is longer than its backing file can't be committed.
+            let outcome = qemu_img(args!["commit", "-q", self.path.as_path()]);
+            told.push(format!("commit: {:?}", outcome.code()));
+        } else {
+            let info = qemu_img(args!["info", "--output=json", backing.as_path()]).ok().json();
+            let pattern = 1 + guest.random.below(255);
+            guest_io(
+                backing,
+                format,
+                &[format!("write -q -P {pattern} 0 {}", info["virtual-size"])],
+            );
+            let offset = guest.random.below(self.size);
+            let length = (1 + guest.random.below(1 << 20)).min(self.size - offset);
+            // What is read is copied into the image.
+            let read = format!("read -q {offset} {length}");
+            if guest.random.one_in(2) {
+                let arguments = args!["-C", "-f", self.format, "-c", read.as_str()];
+                run(tool("qemu-io", [arguments, args![self.path.as_path()]].concat())).ok();
+                told.push(format!("copy on {read}"));
+            }
+            told.push(self.write(guest));
+        }
+        std::fs::rename(&aside, backing).unwrap();
+        format!("over another backing file: {}", told.join("; "))
     }
 
     fn write_compressed(&self, guest: &mut Guest) -> String {
