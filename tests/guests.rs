@@ -157,6 +157,26 @@ fn a_running_guest_is_frozen_cloned_and_thawed() {
     host.assert_sound();
 }
 
+/// Whose the folder of clones is shows before anything is frozen.
+#[test]
+fn a_folder_of_clones_that_is_not_ours_is_left_alone() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    let clones = mount.dir.join(".qdelta");
+    fs::create_dir(&clones).unwrap();
+    fs::set_permissions(&clones, fs::Permissions::from_mode(0o777)).unwrap();
+    let said = host.web_fails(10, &["--anchor", "reflink"]);
+    assert!(said.contains("is not qdelta's"), "{said}");
+    assert!(host.virsh.log().is_empty(), "it was refused before anything was frozen");
+    fs::remove_dir(&clones).unwrap();
+    host.web(&["--anchor", "reflink"]);
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    host.assert_sound();
+}
+
 #[test]
 fn where_nothing_can_be_cloned_the_choices_are_listed_and_each_works() {
     let host = Host::new();
@@ -176,13 +196,14 @@ fn where_nothing_can_be_cloned_the_choices_are_listed_and_each_works() {
     host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
     host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
 
-    // A command that makes the moment: here by copying.
+    // A command that makes the moment: here by copying. What it names may be a symlink, as the names
+    // of logical volumes are.
     guest.write(0, MIB, MIB, 3);
     let command = host.lab.path("snapshot");
     let script = "#!/bin/bash
 case $1 in
-create) cp \"$2\" \"$2.copy\" && echo \"$2.copy\" ;;
-release) ! ls -l /proc/[0-9]*/fd 2>/dev/null | grep -qF -- \"$3\" && [ \"$3\" = \"$2.copy\" ] && rm \"$3\" && echo \"$QDELTA_DOMAIN $2\" >>\"$(dirname \"$0\")/released\" ;;
+create) cp \"$2\" \"$2.copy\" && ln -s \"$2.copy\" \"$2.link\" && echo \"$2.link\" ;;
+release) ! ls -l /proc/[0-9]*/fd 2>/dev/null | grep -qF -- \"$2.copy\" && [ \"$3\" = \"$2.link\" ] && rm \"$3\" \"$2.copy\" && echo \"$QDELTA_DOMAIN $2\" >>\"$(dirname \"$0\")/released\" ;;
 esac\n";
     fs::write(&command, script).unwrap();
     fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).unwrap();

@@ -1,18 +1,17 @@
 //! What a new point is made against: the chain of an earlier one, or nothing.
 
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use qdelta_formats::archive::Kind;
-use rustix::fs::OFlags;
+use rustix::fs::CWD;
 use rustix::io::Errno;
 
 use super::KindChoice;
 use crate::archive;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::FileStore;
+use crate::io::{FileStore, Symlink, open_regular};
 use crate::repository::{DiskId, Point, Repository, Selector};
 
 /// What a new point of a disk is made against.
@@ -134,23 +133,17 @@ pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
 
 /// Opens one archive file.
 pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
-    // Not blocking: opening a pipe in an archive's place must not wait for its writer.
-    let file = std::fs::File::options()
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open(path)
-        .map_err(|source| {
-            let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-            let error = Error::io("open", path, source);
-            match exhausted {
-                true => error.advise("a chain needs all its files at once: raise `ulimit -n`"),
-                false => error,
-            }
-        })?;
-    let metadata = file.metadata().map_err(|source| Error::io("look at", path, source))?;
-    if !metadata.is_file() {
+    let file = open_regular(CWD, path, Symlink::Followed).map_err(|source| {
+        let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+        let error = Error::io("open", path, source);
+        match exhausted {
+            true => error.advise("a chain needs all its files at once: raise `ulimit -n`"),
+            false => error,
+        }
+    })?;
+    let file = file.ok_or_else(|| {
         let what = format!("{}: an archive must be a regular file", path.display());
-        return Err(Error::new(ErrorKind::Damaged, what));
-    }
+        Error::new(ErrorKind::Damaged, what)
+    })?;
     archive::Reader::open(Arc::new(FileStore::new(file, path)))
 }

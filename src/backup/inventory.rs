@@ -1,18 +1,19 @@
 //! What anchors there are of a disk, and what they cost.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta_formats::archive::Tracker;
+use rustix::fs::CWD;
 use serde::Serialize;
 
 use super::anchors::{self, Tag};
 use crate::anchor::{self, ImageFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::FileStore;
+use crate::io::{FileStore, open_without_waiting};
 use crate::reflink;
 use crate::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
 
@@ -179,10 +180,10 @@ fn found_at(place: &Path, tag: &Tag) -> Result<Vec<Found>> {
     let (Some(folder), Some(file_name)) = (place.parent(), place.file_name()) else {
         return Ok(found);
     };
-    for name in reflink::kept_beside(folder)?.into_iter().filter(|name| tag.owns(name)) {
+    for name in ours(reflink::kept_beside(folder))?.into_iter().filter(|name| tag.owns(name)) {
         let own = folder.join(reflink::ANCHOR_FOLDER).join(&name);
-        let clone = own.join(file_name);
-        if let Ok(file) = File::open(&clone) {
+        if let Some(file) = ours(reflink::open_kept(folder, &name, file_name))? {
+            let clone = own.join(file_name);
             let bytes_held = Some(reflink::exclusive_bytes(file.as_fd(), &clone)?);
             found.push(Found { name, tracker: Tracker::Reflink, place: own, bytes_held });
         }
@@ -190,10 +191,27 @@ fn found_at(place: &Path, tag: &Tag) -> Result<Vec<Found>> {
     Ok(found)
 }
 
+/// What was found in a folder of clones; nothing if it is somebody else's, who must not keep anybody
+/// from the other anchors.
+fn ours<T: Default>(found: Result<T>) -> Result<T> {
+    match found {
+        Err(error) if error.kind() == ErrorKind::Usage => {
+            tracing::warn!("{}", error.chain());
+            Ok(T::default())
+        }
+        found => found,
+    }
+}
+
 /// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
 pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    let opened = open_without_waiting(CWD, path).and_then(|file| {
+        let kind = file.metadata()?.file_type();
+        Ok((kind.is_file() || kind.is_block_device()).then_some(file))
+    });
+    let file = match opened {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(Vec::new()),
         // The image may have been moved or deleted since.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::io("open", path, error)),

@@ -101,7 +101,8 @@ pub struct OpenOptions {
     /// Take the file's own bytes for the disk, whatever they are.
     pub as_file: bool,
     /// Files of which a clone is to be opened in their place: the file's real path, and the
-    /// clone's. Names inside images are judged and resolved as if the file itself were open.
+    /// clone's, which must not be a symlink. Names inside images are judged and resolved as if the
+    /// file itself were open.
     pub clones: Vec<(PathBuf, PathBuf)>,
     /// The caller has claimed the image's own file for itself: whoever reads it makes no claim of its
     /// own on that, which would be refused.

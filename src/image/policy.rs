@@ -75,7 +75,8 @@ impl Policy {
         let real = std::fs::read_link(proc_path(pinned))
             .map_err(|error| Error::io("resolve the name of", path, error))?;
         let Some(clone) = self.clone_of(&real) else { return open_pinned(pinned, path) };
-        let pinned = pin(clone).map_err(|error| Error::io("open the clone", clone, error))?;
+        let pinned =
+            pin_itself(clone).map_err(|error| Error::io("open the clone", clone, error))?;
         Ok(Opened { path: path.to_path_buf(), ..open_pinned(&pinned, clone)? })
     }
 
@@ -145,6 +146,12 @@ fn proc_path(fd: &OwnedFd) -> PathBuf {
 /// act.
 fn pin(path: &Path) -> std::io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The same of a clone, which is no symlink: who can put one in its place could have any file read.
+fn pin_itself(path: &Path) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 /// Opens a pinned file for reading, if it is one that can hold an image.

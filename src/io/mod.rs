@@ -8,6 +8,7 @@ mod pool;
 mod queue;
 #[doc(hidden)]
 pub mod recording;
+mod regular;
 mod ring;
 mod store;
 mod threads;
@@ -16,6 +17,7 @@ mod writeback;
 pub use direct::{Access, Direct, open_direct};
 pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
 pub use queue::{Backend, Direction, Done, Job, Queue, Segment};
+pub use regular::{Symlink, open_regular, open_without_waiting};
 pub use store::{FileStore, Store};
 pub use writeback::EarlyWriteback;
 

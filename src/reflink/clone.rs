@@ -3,29 +3,32 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::kernel::fiemap;
 
-/// Clones the open file `source`, called `source_path`, to the new file `target`, which nobody but
-/// its owner can read. The kernel writes what is dirty in the source first, and lets nobody write
+/// Clones the open file `source`, called `source_path`, to a new file in `folder`, which is called
+/// `target` with its whole path, and which nobody but its owner can read. The kernel writes what is dirty in the source first, and lets nobody write
 /// to it meanwhile. The clone is not synced: sync it, and its folder, before relying on it.
 ///
 /// # Errors
 /// [`ErrorKind::Exists`] if there is such a file; [`ErrorKind::Usage`] if the filesystem can't
 /// clone, or is another one; [`ErrorKind::NoSpace`]; [`ErrorKind::Io`]. Then there is no new file.
-pub fn clone_file(source: impl AsFd, source_path: &Path, target: &Path) -> Result<File> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(target)
-        .map_err(|error| Error::io("create", target, error))?;
+pub(super) fn clone_file(
+    source: impl AsFd,
+    source_path: &Path,
+    folder: BorrowedFd<'_>,
+    target: &Path,
+) -> Result<File> {
+    let name = target.file_name().unwrap_or_default();
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(folder, name, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|errno| Error::io("create", target, errno.into()))?;
+    let file = File::from(file);
     let cloned = match rustix::fs::ioctl_ficlone(&file, source.as_fd()) {
         // Btrfs clones a file that is marked NOCOW only to another one that is.
         Err(Errno::INVAL) => {
@@ -35,7 +38,7 @@ pub fn clone_file(source: impl AsFd, source_path: &Path, target: &Path) -> Resul
         other => other,
     };
     cloned.map(|()| file).map_err(|errno| {
-        let _ = std::fs::remove_file(target);
+        let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
         refused(errno, source_path, target)
     })
 }

@@ -9,6 +9,6 @@ mod clone;
 mod extents;
 mod folder;
 
-pub use clone::{clone_file, extent_count, try_clone_in};
+pub use clone::{extent_count, try_clone_in};
 pub use extents::{ByteRanges, differing, exclusive_bytes};
-pub use folder::{ANCHOR_FOLDER, Kept, kept_beside, remove_kept};
+pub use folder::{ANCHOR_FOLDER, Kept, kept_beside, open_kept, remove_kept};

@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::{CWD, OFlags, RenameFlags};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Symlink;
 
 /// Backups show everything that a disk holds: nobody but their owner reads them unless the owner
 /// says so.
@@ -129,18 +130,13 @@ pub(super) fn read_start(path: &Path, max: u64) -> Result<Vec<u8>> {
 /// Opens a file that is a regular one, and says how long it is.
 pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
     let failed = |error| Error::io("read", path, error);
-    // Not blocking: opening a pipe that somebody put there must not wait for its writer.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open(path)
-        .map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
+    let file = crate::io::open_regular(CWD, path, Symlink::Followed).map_err(failed)?;
+    let file = file.ok_or_else(|| {
         let what = format!("{}: not a regular file", path.display());
-        return Err(Error::new(ErrorKind::Damaged, what));
-    }
-    Ok((file, metadata.len()))
+        Error::new(ErrorKind::Damaged, what)
+    })?;
+    let len = file.metadata().map_err(failed)?.len();
+    Ok((file, len))
 }
 
 /// Reads until `max` bytes or the end.

@@ -3,6 +3,7 @@
 
 mod faults;
 mod histories;
+mod hostile;
 mod leftovers;
 mod misses;
 mod net;

@@ -218,7 +218,11 @@ impl<'a> Flow<'a> {
             for (path, file) in files {
                 let tried = match plan.block {
                     true => Err(refused(format!("{} is a block device", path.display()))),
-                    false => reflink::try_clone_in(path.parent().unwrap_or(Path::new("/"))),
+                    false => {
+                        let folder = path.parent().unwrap_or(Path::new("/"));
+                        reflink::try_clone_in(folder)
+                            .and_then(|()| reflink::kept_beside(folder).map(drop))
+                    }
                 };
                 tried.map_err(|error| self.no_moment(disk, &error))?;
                 let fd = descriptor(file.as_ref())?;
@@ -295,8 +299,10 @@ impl<'a> Flow<'a> {
             }
             Made::Snapshots(all) => {
                 for (disk, snapshots) in ready.iter().zip(&all) {
-                    let substitutes = snapshots.substitutes().to_vec();
-                    match Source::of_copies(disk.image, disk.open, substitutes) {
+                    let opened = snapshots
+                        .substitutes()
+                        .and_then(|made| Source::of_copies(disk.image, disk.open, made));
+                    match opened {
                         Ok(source) => sources.push(source),
                         Err(error) => {
                             // Nothing is released while it is open.

@@ -55,9 +55,17 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Each file and what is to be read in its place.
-    pub fn substitutes(&self) -> &[(PathBuf, PathBuf)] {
-        &self.taken
+    /// Each file and the real path of what is to be read in its place: the name of a logical volume
+    /// is a symlink.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    pub fn substitutes(&self) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let real = |(file, made): &(PathBuf, PathBuf)| {
+            let made = made.canonicalize().map_err(|error| Error::io("resolve", made, error))?;
+            Ok((file.clone(), made))
+        };
+        self.taken.iter().map(real).collect()
     }
 
     fn call(
