@@ -349,7 +349,8 @@ fn disk_for(image: &ImageRequest) -> Result<DiskId> {
 fn warn_of_another_image(image: &ImageRequest, ready: &Ready<'_>) {
     let Some(point) = ready.base.point().filter(|_| image.disk.is_none()) else { return };
     let (before, now) = (&point.record.image.path, disk::absolute(&image.path));
-    if *before != now {
+    // As a manifest holds it, which need not be all of it.
+    if before.to_string_lossy() != now.to_string_lossy() {
         tracing::warn!(
             "{disk} was {} at the point before and is {} now; say --disk {disk} if it is the same \
              disk, and another name if it is not",

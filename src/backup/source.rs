@@ -6,6 +6,7 @@ use std::sync::Arc;
 use qdelta_formats::archive::Tracker;
 
 use super::anchors::{self, Clones, Tag};
+use super::disk::absolute;
 use super::hold::Hold;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{self, Format, Image, OpenOptions};
@@ -95,6 +96,7 @@ impl Source {
         let mut held = Self::hold(path, options)?;
         let cloned = written_files(path, options).and_then(|files| {
             sweep_beside(&files, leave);
+            check_text(path, files.iter().map(|(file, _)| file.clone()))?;
             Clones::take(&files, &leave.name)
         });
         match cloned {
@@ -120,7 +122,9 @@ impl Source {
         keep: bool,
     ) -> Result<Self> {
         let mut source = Self::of_copies(path, options, clones.substitutes())?;
-        match keep.then(|| clones.anchor()).transpose() {
+        let files = clones.substitutes().into_iter().map(|(file, _)| file);
+        let anchor = || check_text(path, files).and_then(|()| clones.anchor());
+        match keep.then(anchor).transpose() {
             Ok(anchor) => source.anchor = anchor,
             Err(error) => source.warnings.push(no_anchor(&error)),
         }
@@ -209,6 +213,15 @@ pub(super) fn written_files(
             Ok((real, file))
         })
         .collect()
+}
+
+/// Fails if a path that clones are found again by is no text: a manifest can't hold it.
+fn check_text(path: &Path, files: impl Iterator<Item = PathBuf>) -> Result<()> {
+    let mut paths = files.chain([absolute(path)]);
+    let Some(odd) = paths.find(|path| path.to_str().is_none()) else { return Ok(()) };
+    let text = format!("the path {} is not UTF-8", odd.display());
+    Err(Error::new(ErrorKind::Usage, text)
+        .because("a manifest can't name it, so the clone would never be found again"))
 }
 
 /// Removes what interrupted backups have left beside the files.

@@ -1,12 +1,15 @@
 //! Whoever owns the folder of an image puts there what he likes: it costs him his tracker, and
 //! nobody anything else.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::{MIB, Scene, reason};
 use crate::harness::files::Mount;
+use crate::harness::images::{create, guest_io, oracle, qemu_img};
 use crate::harness::run::as_root;
 use crate::harness::{Lab, args, run, tool};
 
@@ -123,4 +126,48 @@ fn a_fifo_in_an_image_s_place() {
     run(tool("mkfifo", args![scene.image.as_path()])).ok();
     let list = scene.repo.run(args!["anchors", "disk", "--json"]).ok().json();
     assert_eq!(list["anchors"][0]["state"], "missing", "{list:#}");
+}
+
+/// A manifest is text: a clone beside such a path was never found again, and stayed for ever.
+#[test]
+fn a_path_that_is_no_text() {
+    on_xfs(|scene| {
+        let image = scene.lab.path(OsStr::from_bytes(b"odd\xff.qcow2"));
+        create(&image, "", 8 * MIB);
+        let write = |byte: u8| {
+            guest_io(&image, "qcow2", &[format!("write -q -P {byte} 1M 1M")]);
+        };
+        let backup = |options: &[&str]| {
+            let options = [&["--sample", "0"], options].concat();
+            let done = scene.repo.backup(&image, "odd", &options);
+            let expected = scene.lab.path("expected.raw");
+            oracle(args!["-f", "qcow2", image.as_path()], &expected);
+            scene.repo.assert_restores_raw(&scene.lab, "odd", &expected);
+            done
+        };
+        write(1);
+        for round in 2..4 {
+            let done = backup(&["--anchor", "reflink"]);
+            assert!(done["anchor"].is_null(), "{done:#}");
+            let warning = done["warnings"][0].as_str().unwrap();
+            assert!(warning.contains("is not UTF-8"), "{warning}");
+            assert!(!scene.lab.path(".qdelta").exists());
+            write(round);
+        }
+        // Also if only the name is odd that leads to it.
+        let link = scene.lab.path(OsStr::from_bytes(b"link\xff"));
+        symlink(&scene.image, &link).unwrap();
+        let done = scene.repo.backup(&link, "link", &["--anchor", "reflink"]);
+        assert!(done["anchor"].is_null(), "{done:#}");
+        // What is in the image itself needs no name.
+        for kind in ["bitmap", "snapshot"] {
+            backup(&["--anchor", kind]);
+            write(7);
+            assert_eq!(backup(&[])["tracker"], kind);
+            write(8);
+            assert_eq!(backup(&["--anchor", "none"])["tracker"], kind);
+            let info = qemu_img(args!["info", image.as_path()]).ok().text();
+            assert!(!info.contains("qdelta-2"), "{info}");
+        }
+    });
 }
