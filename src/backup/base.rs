@@ -20,10 +20,13 @@ pub(super) struct Base {
     pub kind: Kind,
     /// The point that it is made against, with its chain.
     pub against: Option<(Point, Chain)>,
-    /// The latest point of the disk, whatever the new one is made against: anchors belong to it.
+    /// The latest point of the disk that can be read, whatever the new one is made against: anchors
+    /// belong to it.
     pub latest: Option<Point>,
     /// Why it is a full though there is a point and nobody asked for one.
     pub broken_chain: Option<String>,
+    /// There were points, and none can be read: which anchor the next one wants is not known.
+    pub is_forgotten: bool,
 }
 
 impl Base {
@@ -33,14 +36,30 @@ impl Base {
     /// What was asked for can't be; the chain is damaged, unless anything was asked for that can
     /// be a full instead.
     pub fn choose(repository: &Repository, disk: &DiskId, choice: KindChoice) -> Result<Self> {
-        let latest = match repository.resolve(disk, &Selector::Latest) {
-            Ok(point) => Some(point),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            // A full needs nothing of what was there.
-            Err(_) if choice == KindChoice::Full => None,
-            Err(error) => return Err(error.advise("--kind full begins a new chain")),
+        let mut base = Self {
+            kind: Kind::Full,
+            against: None,
+            latest: None,
+            broken_chain: None,
+            is_forgotten: false,
         };
-        let mut base = Self { kind: Kind::Full, against: None, latest, broken_chain: None };
+        match repository.resolve(disk, &Selector::Latest) {
+            Ok(point) => base.latest = Some(point),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            // A full needs nothing of what was there, but for the anchor.
+            Err(error) => {
+                match choice {
+                    KindChoice::Full => {}
+                    KindChoice::Auto if is_lost(&error) => {
+                        base.broken_chain = Some(begins_anew(&error));
+                    }
+                    _ => return Err(error.advise("--kind full begins a new chain")),
+                }
+                base.latest = repository.points(disk)?.points.pop();
+                base.is_forgotten = base.latest.is_none();
+                return Ok(base);
+            }
+        }
         let point = match (choice, &base.latest) {
             (KindChoice::Full, _) | (KindChoice::Auto, None) => return Ok(base),
             (KindChoice::Auto | KindChoice::Incremental, Some(point)) => {
@@ -60,10 +79,7 @@ impl Base {
             Ok(chain) => base.against = Some((point, chain)),
             Err(error) if choice == KindChoice::Auto && is_lost(&error) => {
                 base.kind = Kind::Full;
-                base.broken_chain = Some(format!(
-                    "{}; a full begins a new chain. qdelta verify tells what is damaged",
-                    error.chain()
-                ));
+                base.broken_chain = Some(begins_anew(&error));
             }
             Err(error) => return Err(error),
         }
@@ -84,6 +100,10 @@ impl Base {
 /// Whether the failure says that the chain is no good, and not that it could not be looked at.
 fn is_lost(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
+}
+
+fn begins_anew(error: &Error) -> String {
+    format!("{}; a full begins a new chain. qdelta verify tells what is damaged", error.chain())
 }
 
 fn no_base(disk: &DiskId, what: &str) -> Error {

@@ -159,6 +159,13 @@ impl<'a> Job<'a> {
             warnings
                 .push(format!("{NO_ANCHOR} ({wanted}): {why}; --anchor none ends the attempts"));
         }
+        if self.base.is_forgotten && matches!(self.options.anchor, AnchorChoice::AsBefore) {
+            warnings.push(format!(
+                "{NO_ANCHOR}: no earlier point of {} can be read, so which kind it had is not known; \
+                 --anchor KIND leaves one",
+                self.disk
+            ));
+        }
         for warning in &warnings {
             tracing::warn!("{warning}");
         }

@@ -73,16 +73,25 @@ pub(super) fn choose(
         return Ok(Tracked::scan("as asked for", Vec::new()));
     }
     let opened = match parent.id == latest.id {
-        true => None,
-        false => Some(open_chain(repository, latest)?),
+        true => Ok(None),
+        false => open_chain(repository, latest).map(Some),
     };
-    let case = Case { source, geometry, latest, chain: opened.as_ref().unwrap_or(chain) };
+    // That is no failure of a backup that does without.
+    let opened =
+        opened.map_err(|error| format!("what lies between can't be read: {}", error.chain()));
+    let case = opened.as_ref().map(|opened| {
+        let chain = opened.as_ref().unwrap_or(chain);
+        Case { source, geometry, latest, chain }
+    });
     let mut refused = Vec::new();
     for tracker in CLAIMING.into_iter().filter(|it| forced.is_none_or(|forced| forced == *it)) {
-        let answer = case.claim(tracker).and_then(|(mut claim, why)| {
-            case.add_what_lies_between(parent, &mut claim).map_err(|error| error.chain())?;
-            Ok((claim, why))
-        });
+        let answer = match &case {
+            Err(unreadable) => Err((*unreadable).clone()),
+            Ok(case) => case.claim(tracker).and_then(|(mut claim, why)| {
+                case.add_what_lies_between(parent, &mut claim).map_err(|error| error.chain())?;
+                Ok((claim, why))
+            }),
+        };
         match answer {
             Ok((claim, why)) => {
                 return Ok(Tracked { tracker, claim: Some(claim), why, refused });

@@ -5,6 +5,7 @@ mod faults;
 mod histories;
 mod hostile;
 mod leftovers;
+mod lost;
 mod misses;
 mod net;
 mod reasons;
