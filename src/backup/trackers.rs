@@ -158,13 +158,7 @@ impl Case<'_> {
         if self.source.options.snapshot.is_some() {
             return Err("it is a snapshot of the image that is backed up".into());
         }
-        let format = self.image().layers().first().map(|top| top.format.as_str());
-        if format != Some(self.latest.record.image.format.as_str()) {
-            return Err(format!(
-                "the image was read as {} the last time",
-                self.latest.record.image.format
-            ));
-        }
+        self.check_same_formats(tracker)?;
         if self.latest.record.image.layers.iter().any(|layer| layer.fingerprint.is_none())
             && self.latest.record.anchor.is_none()
         {
@@ -177,6 +171,26 @@ impl Case<'_> {
             Tracker::Reflink => self.reflink(),
             Tracker::Scan => Err("it makes no claim".into()),
         }
+    }
+
+    /// Fails if the image of the latest point is read in another way now: the bytes of a container
+    /// are another disk than the one in it. Only an overlay may lie above it.
+    fn check_same_formats(&self, tracker: Tracker) -> Result<(), String> {
+        let (now, record) = (self.image().layers(), &self.latest.record.image);
+        let above = match tracker {
+            Tracker::Overlay => now.len().saturating_sub(record.layers.len()),
+            _ => 0,
+        };
+        let depth = now.get(above..).unwrap_or_default();
+        let formats = depth.iter().map(|layer| layer.format.as_str());
+        let same_top = formats.clone().next() == Some(record.format.as_str());
+        let then = record.layers.iter().map(|layer| layer.format.as_str());
+        // How many there are is seen by their fingerprints.
+        let same_below = formats.zip(then).all(|(now, then)| now == then);
+        if !same_top || (tracker == Tracker::Overlay && !same_below) {
+            return Err(format!("the image was read as {} the last time", record.format));
+        }
+        Ok(())
     }
 
     fn image(&self) -> &Image {

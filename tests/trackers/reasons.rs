@@ -253,6 +253,69 @@ fn an_image_that_was_read_in_another_way() {
     }
 }
 
+/// A backup of `top`, an overlay over the image of the scene, which must restore.
+fn backup_of(scene: &Scene, top: &std::path::Path) -> serde_json::Value {
+    let done = scene.repo.backup(top, "disk", &["--sample", "0"]);
+    let expected = scene.lab.path("expected.raw");
+    crate::harness::images::oracle(args!["-f", "qcow2", top], &expected);
+    scene.repo.assert_restores_raw(&scene.lab, "disk", &expected);
+    done
+}
+
+/// The format that counts is that of the layer that was the image, not that of what lies above: the
+/// first version refused every overlay on a raw image.
+#[test]
+fn an_overlay_on_a_raw_image() {
+    let scene = Scene::new();
+    let (raw, top) = (scene.lab.path("disk.raw"), scene.lab.path("top.qcow2"));
+    let arguments = args!["convert", "-O", "raw", scene.image.as_path(), raw.as_path()];
+    qemu_img(arguments).ok();
+    scene.repo.backup(&raw, "disk", &["--format", "raw", "--sample", "0"]);
+    fs::remove_file(&scene.image).unwrap();
+    overlay(&scene.image, "disk.raw", "raw", None, "");
+    scene.guest(&["write -q -P 3 1M 100k"]);
+    scene.tracked("overlay", &[]);
+    overlay(&top, "disk.qcow2", "qcow2", None, "");
+    crate::harness::images::guest_io(&top, "qcow2", &["write -q -P 4 2M 100k".to_owned()]);
+    let done = backup_of(&scene, &top);
+    assert_eq!(done["tracker"], "overlay", "{done:#}");
+}
+
+/// A container and the disk in it are two disks, also below an overlay.
+#[test]
+fn an_overlay_on_an_image_that_is_read_in_another_way() {
+    for (before, below, tracker) in [
+        (&["--as-file"][..], "qcow2", "scan"),
+        (&["--format", "raw"], "qcow2", "scan"),
+        (&[], "raw", "scan"),
+        // The same way as before.
+        (&["--as-file"], "raw", "overlay"),
+    ] {
+        let scene = Scene::new();
+        let top = scene.lab.path("top.qcow2");
+        scene.backup(before);
+        overlay(&top, "disk.qcow2", below, None, "");
+        crate::harness::images::guest_io(&top, "qcow2", &["write -q -P 3 0 64k".to_owned()]);
+        let done = backup_of(&scene, &top);
+        assert_eq!(done["tracker"], tracker, "{before:?}, {below}: {done:#}");
+        if tracker == "scan" {
+            let reason = reason(&done, "overlay");
+            assert!(reason.contains("was read as"), "{before:?}, {below}: {reason}");
+        }
+    }
+    // The overlay itself as the container.
+    let scene = Scene::new();
+    let raw = scene.lab.path("disk.raw");
+    qemu_img(args!["convert", "-O", "raw", scene.image.as_path(), raw.as_path()]).ok();
+    scene.repo.backup(&raw, "disk", &["--format", "raw", "--sample", "0"]);
+    fs::remove_file(&scene.image).unwrap();
+    overlay(&scene.image, "disk.raw", "raw", None, "");
+    scene.guest(&["write -q -P 3 1M 100k"]);
+    let done = scene.backup(&["--as-file"]);
+    assert_eq!(done["tracker"], "scan", "{done:#}");
+    scene.repo.assert_restores_raw(&scene.lab, "disk", &scene.image);
+}
+
 /// A night on which no anchor could be left is not the end of anchors.
 #[test]
 fn an_anchor_is_tried_again_the_next_time() {
