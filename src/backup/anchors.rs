@@ -189,7 +189,12 @@ pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
 /// One can't be removed; others may be gone all the same.
 pub(super) fn sweep_all(path: &Path, files: &[PathBuf], tag: &Tag, keep: &[&str]) -> Result<()> {
     let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
-    let clones = folders.into_iter().try_for_each(|folder| sweep_clones_but(folder, tag, keep));
+    let clones =
+        folders.into_iter().try_for_each(|folder| match sweep_clones_but(folder, tag, keep) {
+            // A folder that is not ours has nothing of ours.
+            Err(error) if error.kind() == ErrorKind::Usage => Ok(()),
+            swept => swept,
+        });
     let mut stale = inventory::in_image(path, tag)?;
     stale.retain(|found| !keep.contains(&found.name.as_str()));
     if !stale.is_empty() {

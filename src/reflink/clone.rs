@@ -12,8 +12,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::kernel::fiemap;
 
 /// Clones the open file `source`, called `source_path`, to a new file in `folder`, which is called
-/// `target` with its whole path, and which nobody but its owner can read. The kernel writes what is dirty in the source first, and lets nobody write
-/// to it meanwhile. The clone is not synced: sync it, and its folder, before relying on it.
+/// `target` with its whole path, and which nobody but its owner can read. The kernel writes what is
+/// dirty in the source first, and lets nobody write to it meanwhile. The clone is not synced: sync it,
+/// and its folder, before relying on it.
 ///
 /// # Errors
 /// [`ErrorKind::Exists`] if there is such a file; [`ErrorKind::Usage`] if the filesystem can't
