@@ -29,7 +29,7 @@ struct Uses {
 
 /// Why a tracker may be refused, and what must have happened for it since the point before: one of
 /// these begins or is in what is told of it. Nothing, where the kind of anchor alone is the cause.
-const CAUSES: [(&str, &[&str]); 17] = [
+const CAUSES: [(&str, &[&str]); 18] = [
     ("is not saved: QEMU is using it, or was killed", &["killed"]),
     ("has no valid bitmap", &["removed", "convert", "overlay", "older copy", "killed"]),
     ("nothing shows what was allocated", &["the bitmap", "killed"]),
@@ -46,6 +46,7 @@ const CAUSES: [(&str, &[&str]); 17] = [
     ("no clone of", &["overlay", "convert", "pull"]),
     ("can't be recognised again", &[]),
     ("a clone of the image is read", &[]),
+    ("the new anchor has just been written", &[]),
     ("left no anchor for it", &[]),
 ];
 

@@ -39,6 +39,7 @@ CAUSES = {
     # A clone was read.
     "can't be recognised again": set(),
     "a clone of the image is read": set(),
+    "the new anchor has just been written": set(),
     # Behind a mirror, a migration gives the other file the bitmaps of the one before.
     "is another file than": {"replaced", "chain"},
     "no clone of": {"chain"},
