@@ -18,7 +18,7 @@ use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
 use crate::archive;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Image;
+use crate::image::{Format, Image};
 use crate::io::EarlyWriteback;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
@@ -81,6 +81,8 @@ impl Rest {
     pub fn settle(self) -> Report {
         let Self { mut report, base, tag, source, kept } = self;
         let path = source.path.clone();
+        // What a guest wrote to a raw disk is no anchor, whatever it looks like.
+        let is_qcow2 = source.image.layers().first().is_some_and(|top| top.format == Format::Qcow2);
         let names = source.image.file_names().into_iter();
         let files: Vec<PathBuf> = names.filter_map(|name| name.canonicalize().ok()).collect();
         let left = source.anchor.as_ref().map(|anchor| anchor.name.clone());
@@ -93,13 +95,17 @@ impl Rest {
         let old = old.filter(|old| Some(&old.name) != left.as_ref());
         let removed = old.map_or(Ok(()), |old| {
             let is_bitmap = matches!(old.what, AnchorKind::Bitmap);
-            anchors::unless_in_use(anchors::remove(&path, old), is_bitmap)
+            anchors::unless_cheap(anchors::remove(&path, old), is_bitmap)
         });
         // What is still called like the old one is somebody else's.
         let keep = [left.as_deref(), old.map(|old| old.name.as_str())];
-        let swept = anchors::sweep_all(&path, &files, &tag, &keep.map(Option::unwrap_or_default));
+        let image = is_qcow2.then_some(path.as_path());
+        let swept = anchors::sweep_all(image, &files, &tag, &keep.map(Option::unwrap_or_default));
         for error in [removed, swept].into_iter().filter_map(Result::err) {
-            let warning = format!("an old anchor stays for now: {}", error.chain());
+            let warning = format!(
+                "an old anchor stays for now: {}; `qdelta anchors` shows it",
+                error.chain()
+            );
             tracing::warn!("{warning}");
             report.warnings.push(warning);
         }

@@ -227,8 +227,12 @@ fn check_text(path: &Path, files: impl Iterator<Item = PathBuf>) -> Result<()> {
 /// Removes what interrupted backups have left beside the files.
 fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) {
     for folder in files.iter().filter_map(|(path, _)| path.parent()) {
-        if let Err(error) = anchors::sweep_clones(folder, leave.tag, leave.keep.as_deref()) {
-            tracing::warn!("an old clone stays: {}", error.chain());
+        match anchors::sweep_clones(folder, leave.tag, leave.keep.as_deref()) {
+            // That the folder is not ours is why no clone can be made, either.
+            Err(error) if error.kind() != ErrorKind::Usage => {
+                tracing::warn!("an old clone stays: {}", error.chain());
+            }
+            _ => {}
         }
     }
 }
@@ -237,9 +241,10 @@ fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) {
 pub(super) const NO_ANCHOR: &str = "no anchor is left for the next backup";
 
 fn no_anchor(error: &Error) -> String {
-    let advice = match error.kind() {
+    let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+    let end = match error.kind() {
         ErrorKind::Usage | ErrorKind::Image => "; --anchor none ends the attempts",
         _ => "",
     };
-    format!("{NO_ANCHOR}: {}{advice}", error.chain())
+    format!("{NO_ANCHOR}: {}{advice}{end}", error.chain())
 }

@@ -346,7 +346,7 @@ impl Case<'_> {
         let Some(map) = bitmaps.iter().find(usable) else {
             return Err(format!("nothing shows what was allocated: no bitmap {map_name}"));
         };
-        let now = self.image().allocated().map_err(|error| error.chain())?;
+        let now = anchors::allocated(self.image()).map_err(|error| error.chain())?;
         if map.granularity() != now.unit {
             return Err(format!("the bitmap {map_name} is of other clusters"));
         }

@@ -17,16 +17,26 @@ pub struct Allocated {
 }
 
 impl Image {
+    /// What the top layer allocates at once, in bytes.
+    ///
+    /// # Errors
+    /// The top is no qcow2.
+    pub fn allocation_unit(&self) -> Result<u64> {
+        match self.layers.first() {
+            Some(Layer::Qcow2(top)) => Ok(top.format.subcluster_size()),
+            _ => {
+                let text = format!("only a {} allocates clusters", Format::Qcow2);
+                Err(Error::new(ErrorKind::Usage, text))
+            }
+        }
+    }
+
     /// What is allocated in the top layer, by its tables.
     ///
     /// # Errors
     /// The top is no qcow2; a table can't be read or is damaged.
     pub fn allocated(&self) -> Result<Allocated> {
-        let Some(Layer::Qcow2(top)) = self.layers.first() else {
-            let text = format!("only a {} allocates clusters", Format::Qcow2);
-            return Err(Error::new(ErrorKind::Usage, text));
-        };
-        let unit = top.format.subcluster_size();
+        let unit = self.allocation_unit()?;
         let mut units = RoaringTreemap::new();
         self.above(1, |range| {
             units.insert_range(range.start / unit..range.end.div_ceil(unit));

@@ -198,8 +198,10 @@ fn is_plain(name: &OsStr) -> bool {
 
 fn not_ours(path: &Path, why: &str) -> Error {
     let text = format!("{} is not qdelta's: nothing is kept or removed there", path.display());
-    Error::new(ErrorKind::Usage, text)
-        .because(format!("{why}; see what is in it, and remove it for clones to be kept again"))
+    Error::new(ErrorKind::Usage, text).because(format!(
+        "{why}; see what is in it, and for clones to be kept again `chown` it to the user that \
+             runs qdelta, or remove it"
+    ))
 }
 
 /// The folder of clones beside files in `folder`, with that folder.

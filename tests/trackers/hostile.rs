@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{MIB, Scene, reason};
 use crate::harness::files::Mount;
 use crate::harness::images::{create, guest_io, oracle, qemu_img};
+use crate::harness::repo::Repo;
 use crate::harness::run::as_root;
 use crate::harness::{Lab, args, run, tool};
 
@@ -170,4 +171,32 @@ fn a_path_that_is_no_text() {
             assert!(!info.contains("qdelta-2"), "{info}");
         }
     });
+}
+
+/// Where no clone is wanted, it is nobody's business.
+#[test]
+fn a_folder_of_clones_of_somebody_who_is_not_asked() {
+    let scene = Scene::new();
+    let own = scene.lab.path(".qdelta");
+    fs::create_dir(&own).unwrap();
+    run(as_root("chown", args!["65534", own.as_path()])).ok();
+    for anchor in ["none", "bitmap", "none"] {
+        let done = scene.backup(&["--anchor", anchor]);
+        assert_eq!(done["warnings"], serde_json::json!([]));
+    }
+    run(as_root("rm", args!["-r", own.as_path()])).ok();
+}
+
+/// The guest of a raw disk writes what looks like a damaged qcow2 image: nobody looks for anchors in
+/// that.
+#[test]
+fn a_raw_disk_that_begins_like_qcow2() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    let raw = lab.path("disk.raw");
+    let mut bytes = vec![1; MIB as usize];
+    bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    fs::write(&raw, bytes).unwrap();
+    let done = repo.backup(&raw, "disk", &["--format", "raw"]);
+    assert_eq!(done["warnings"], serde_json::json!([]));
 }

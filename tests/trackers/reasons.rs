@@ -338,3 +338,15 @@ fn an_anchor_is_tried_again_the_next_time() {
     let done = scene.backup(&[]);
     assert!(done["anchor"].is_null() && done["warnings"] == serde_json::json!([]), "{done:#}");
 }
+
+/// A map of so many subclusters would cost the guest's QEMU more memory than a bitmap is worth.
+#[test]
+fn a_disk_that_is_too_large_for_a_map() {
+    let scene = Scene::new();
+    create(&scene.image, "extended_l2=on,cluster_size=16k", 300 << 30);
+    let done = scene.backup(&["--anchor", "bitmap"]);
+    let warning = done["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("subclusters) of 512 bytes is too large for a bitmap"), "{warning}");
+    assert!(warning.contains("--anchor snapshot needs none"), "{warning}");
+    assert!(scene.backup(&["--anchor", "snapshot"])["anchor"].is_string());
+}
