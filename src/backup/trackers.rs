@@ -181,9 +181,13 @@ impl Case<'_> {
             Tracker::Overlay => now.len().saturating_sub(record.layers.len()),
             _ => 0,
         };
+        let format = &record.format;
         match now.get(above) {
-            Some(layer) if layer.format.as_str() == record.format => Ok(()),
-            _ => Err(format!("the image was read as {} the last time", record.format)),
+            Some(layer) if layer.format.as_str() == format => Ok(()),
+            _ if above > 0 => Err(format!(
+                "it does not lie over the image of the point before, which was read as {format}"
+            )),
+            _ => Err(format!("the image was read as {format} the last time")),
         }
     }
 

@@ -29,7 +29,7 @@ struct Uses {
 
 /// Why a tracker may be refused, and what must have happened for it since the point before: one of
 /// these begins or is in what is told of it. Nothing, where the kind of anchor alone is the cause.
-const CAUSES: [(&str, &[&str]); 18] = [
+const CAUSES: [(&str, &[&str]); 19] = [
     ("is not saved: QEMU is using it, or was killed", &["killed"]),
     ("has no valid bitmap", &["removed", "convert", "overlay", "older copy", "killed"]),
     ("nothing shows what was allocated", &["the bitmap", "killed"]),
@@ -38,12 +38,13 @@ const CAUSES: [(&str, &[&str]); 18] = [
     ("is another file than", &["copied", "older copy", "convert", "overlay"]),
     ("does not have exactly one snapshot", &["deleted", "convert", "overlay", "older copy"]),
     ("is somebody else's", &["made again: true"]),
-    ("a backing file has changed", &["overlay", "pull", "convert"]),
-    ("lies over other backing files", &["overlay", "pull", "convert"]),
+    ("a backing file has changed", &["overlay", "pull", "convert", "older copy"]),
+    ("lies over other backing files", &["overlay", "pull", "convert", "older copy"]),
+    ("does not lie over the image of", &["overlay", "pull", "convert", "older copy"]),
     ("a file of the image has changed", &[""]),
     ("its clone", &["the kept clones", "convert"]),
     ("is not the one that was kept", &["the kept clones"]),
-    ("no clone of", &["overlay", "convert", "pull"]),
+    ("no clone of", &["overlay", "convert", "pull", "older copy"]),
     ("can't be recognised again", &[]),
     ("a clone of the image is read", &[]),
     ("the new anchor has just been written", &[]),

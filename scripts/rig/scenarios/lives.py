@@ -35,6 +35,7 @@ CAUSES = {
     "is somebody else's": {"snapshot remade"},
     "a backing file has changed": {"chain"},
     "lies over other backing files": {"chain"},
+    "does not lie over the image of": {"chain"},
     "a file of the image has changed since": {"opened", "chain"},
     # A clone was read.
     "can't be recognised again": set(),
