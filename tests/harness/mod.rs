@@ -49,20 +49,25 @@ impl Lab {
 
 /// How much effort sweeps and histories take: 1, unless `QDELTA_SWEEP` says more.
 pub fn sweep() -> u64 {
-    match std::env::var("QDELTA_SWEEP") {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("QDELTA_SWEEP={text} is no number")),
-        Err(_) => 1,
-    }
+    number("QDELTA_SWEEP").unwrap_or(1)
 }
 
-/// The seeds of random lives: `count` of them unless `QDELTA_SWEEP` says more, or the one that
-/// `QDELTA_SEED` repeats.
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+}
+
+/// The seeds of random lives: `count` of them unless `QDELTA_SWEEP` says more, others if
+/// `QDELTA_FIRST` says how many to pass over, or the one that `QDELTA_SEED` repeats.
 pub fn seeds(first: u64, count: u64) -> Vec<u64> {
     match std::env::var("QDELTA_SEED") {
         Ok(text) => {
             let seed = u64::from_str_radix(text.trim_start_matches("0x"), 16);
             vec![seed.unwrap_or_else(|_| panic!("QDELTA_SEED={text} is no hex number"))]
         }
-        Err(_) => (first..first + count * sweep()).collect(),
+        Err(_) => {
+            let first = first + number("QDELTA_FIRST").unwrap_or(0);
+            (first..first + count * sweep()).collect()
+        }
     }
 }
