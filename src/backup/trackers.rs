@@ -313,7 +313,10 @@ impl Case<'_> {
         .and_then(|()| self.add_holes(&mut claim))
         .map_err(|error| error.chain())?;
         if !canaries.is_empty() {
-            return Err(format!("the bitmap {} was cleared, or is another one", anchor.name));
+            return Err(format!(
+                "the bitmap {} was cleared, or is another one, or the disk was shrunk",
+                anchor.name
+            ));
         }
         Ok((claim, format!("QEMU recorded every write in the bitmap {}", anchor.name)))
     }

@@ -34,7 +34,7 @@ const CAUSES: [(&str, &[&str]); 19] = [
     ("has no valid bitmap", &["removed", "convert", "overlay", "older copy", "killed"]),
     ("nothing shows what was allocated", &["the bitmap", "killed"]),
     ("the disk was shrunk", &["resize"]),
-    ("was cleared, or is another one", &["older copy"]),
+    ("was cleared, or is another one", &["older copy", "resize"]),
     ("is another file than", &["copied", "older copy", "convert", "overlay"]),
     ("does not have exactly one snapshot", &["deleted", "convert", "overlay", "older copy"]),
     ("is somebody else's", &["made again: true"]),

@@ -28,7 +28,7 @@ CAUSES = {
     "is not saved: QEMU is using it, or was killed": {"kill"},
     "does not record every write": {"bitmap disabled"},
     "has no valid bitmap": {"bitmap removed", "chain", "amend"},
-    "was cleared": {"bitmap cleared"},
+    "was cleared": {"bitmap cleared", "shrink"},
     "nothing shows what was allocated": {"map removed", "kill"},
     "the disk was shrunk": {"shrink", "map cleared"},
     "does not have exactly one snapshot": {"snapshot removed", "chain"},
