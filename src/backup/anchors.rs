@@ -205,7 +205,7 @@ pub(super) fn sweep_all(
     let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
     let mut all: Vec<Result<()>> = Vec::new();
     for folder in folders {
-        all.push(match sweep_clones_but(folder, tag, keep) {
+        all.push(match sweep_clones(folder, tag, keep) {
             // A folder that is not ours has nothing of ours.
             Err(error) if error.kind() == ErrorKind::Usage => Ok(()),
             swept => swept,
@@ -349,12 +349,7 @@ pub(super) fn identity(file: &std::fs::File, path: &Path) -> Result<(u64, u64, i
 
 /// Removes the clones of a tag that are kept beside files in `folder`, but those called as `keep`
 /// says.
-pub(super) fn sweep_clones(folder: &Path, tag: &Tag, keep: Option<&str>) -> Result<()> {
-    sweep_clones_but(folder, tag, &[keep.unwrap_or_default()])
-}
-
-/// The same, with several that stay.
-pub(super) fn sweep_clones_but(folder: &Path, tag: &Tag, keep: &[&str]) -> Result<()> {
+pub(super) fn sweep_clones(folder: &Path, tag: &Tag, keep: &[&str]) -> Result<()> {
     for name in reflink::kept_beside(folder)? {
         if tag.owns(&name) && !keep.contains(&name.as_str()) {
             reflink::remove_kept(folder, &name)?;

@@ -226,8 +226,9 @@ fn check_text(path: &Path, files: impl Iterator<Item = PathBuf>) -> Result<()> {
 
 /// Removes what interrupted backups have left beside the files.
 fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) {
+    let keep = [leave.keep.as_deref().unwrap_or_default()];
     for folder in files.iter().filter_map(|(path, _)| path.parent()) {
-        match anchors::sweep_clones(folder, leave.tag, leave.keep.as_deref()) {
+        match anchors::sweep_clones(folder, leave.tag, &keep) {
             // That the folder is not ours is why no clone can be made, either.
             Err(error) if error.kind() != ErrorKind::Usage => {
                 tracing::warn!("an old clone stays: {}", error.chain());

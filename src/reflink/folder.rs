@@ -260,7 +260,7 @@ pub fn remove_kept(folder: &Path, anchor: &str) -> Result<()> {
 mod tests {
     use std::fs::{Permissions, create_dir_all, set_permissions};
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
 
@@ -342,17 +342,26 @@ mod tests {
     fn a_folder_that_vanishes_is_made_again() {
         let folder = tempfile::tempdir().unwrap();
         let parent = Folder::around(folder.path()).unwrap();
+        // Each try that fails takes a removal, so that fewer of them than tries can't use them up,
+        // whatever the scheduler does.
+        let removals = AtomicUsize::new(0);
         let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    let _ = parent.remove_folder(ANCHOR_FOLDER.as_ref());
+        let remover = || {
+            while !done.load(Ordering::Relaxed) {
+                if removals.load(Ordering::Relaxed) > 0
+                    && parent.remove_folder(ANCHOR_FOLDER.as_ref()).is_ok()
+                {
+                    removals.fetch_sub(1, Ordering::Relaxed);
                 }
-            });
-            let round = || -> Result<()> {
-                make_folders(&parent, "one".as_ref())?;
-                remove_kept(folder.path(), "one")
-            };
+            }
+        };
+        let round = || -> Result<()> {
+            removals.store(TRIES - 2, Ordering::Relaxed);
+            make_folders(&parent, "one".as_ref())?;
+            remove_kept(folder.path(), "one")
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(remover);
             let failed = (0..3000).find_map(|_| round().err());
             done.store(true, Ordering::Relaxed);
             assert!(failed.is_none(), "{}", failed.unwrap().chain());

@@ -337,7 +337,7 @@ fn sweep(disk: &Ready<'_>, clones: &Clones, anchor: Option<&str>) {
     for (file, _) in clones.substitutes() {
         let keep = [anchor.unwrap_or_default(), clones.name()];
         let Some(folder) = file.parent() else { continue };
-        if let Err(error) = anchors::sweep_clones_but(folder, &disk.tag, &keep) {
+        if let Err(error) = anchors::sweep_clones(folder, &disk.tag, &keep) {
             tracing::warn!("an old clone stays: {}", error.chain());
         }
     }
