@@ -10,8 +10,9 @@ pub struct Fingerprint {
     pub inode: u64,
     /// Its length in bytes.
     pub length: u64,
-    /// When it was written to, in nanoseconds since 1970.
-    pub modified_ns: i64,
+    /// When it was written to, in nanoseconds since 1970; none if a later write need not show in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modified_ns: Option<i64>,
     /// When it, its owner, its rights or its names were changed, in nanoseconds since 1970: what
     /// `cp -p`, `rsync -t` and `touch` can't set back. But libvirt sets owners whenever a guest
     /// starts, so only of an image that was left alone is it asked.

@@ -25,10 +25,10 @@ pub(super) const PREFIX: &str = "qdelta-";
 /// Bytes of the disk that a bit of a new bitmap stands for: QEMU's own default.
 const GRANULARITY: u64 = 64 << 10;
 
-/// Bits that a new bitmap has from the beginning.
-const CANARIES: usize = 3;
-/// Within so many bits: those in a cluster of 512 bytes.
-const CANARY_SPAN: u64 = 4096;
+/// Bits that a new bitmap has from the beginning, one in each of as many equal parts of the disk:
+/// so many, or the fewer that leave this many bits between them, but at least three.
+const CANARIES: std::ops::RangeInclusive<u64> = 3..=16;
+const CANARY_SPAN: u64 = 64;
 
 /// The name of the map beside the bitmap called `name`: another bitmap, which records no writes. It
 /// says what was allocated in the image, and by its last bit that the disk was not shrunk; the bitmap
@@ -161,16 +161,20 @@ pub(super) fn allocated(image: &Image) -> Result<Allocated> {
 }
 
 /// Bytes of a disk of `size` bytes whose bits are set in the bitmap called `name` from the
-/// beginning: whoever clears it, or puts another one in its place, takes them away. They are near
-/// each other, so that they cost one cluster, and anywhere, so that guests do not all write there.
+/// beginning: whoever clears it, or puts another one in its place, takes them away, and only a guest
+/// that then writes everywhere brings all of them back. They are anywhere in their parts, so that
+/// guests do not all write there.
 pub(super) fn canaries(name: &str, size: u64) -> Vec<u64> {
-    let digest = blake3::hash(name.as_bytes());
-    let numbers = digest.as_bytes().as_chunks::<4>().0.iter().map(|it| u32::from_le_bytes(*it));
-    let mut numbers = numbers.map(u64::from);
     let bits = size.div_ceil(GRANULARITY);
-    let first = numbers.next().unwrap_or(0) % bits.div_ceil(CANARY_SPAN).max(1) * CANARY_SPAN;
-    let span = CANARY_SPAN.min(bits.saturating_sub(first)).max(1);
-    numbers.take(CANARIES).map(|number| (first + number % span) * GRANULARITY).collect()
+    let count = (bits / CANARY_SPAN).clamp(*CANARIES.start(), *CANARIES.end());
+    let mut digest = blake3::Hasher::new().update(name.as_bytes()).finalize_xof();
+    let place = |part: u64| {
+        let (begin, end) = (part * bits / count, (part + 1) * bits / count);
+        let mut number = [0; 8];
+        digest.fill(&mut number);
+        (begin + u64::from_le_bytes(number) % (end - begin).max(1)) * GRANULARITY
+    };
+    (0..count).map(place).collect()
 }
 
 /// Removes the bitmaps and snapshots of a tag from an image, but those called as `keep` says.

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Stat, fstat};
+use rustix::fs::{Stat, fdatasync, fstat};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
@@ -20,7 +20,15 @@ pub(super) struct Hold {
     locks: Vec<ImageLock>,
     /// The descriptors behind the locks: they end when these are closed.
     _locked: Option<Image>,
-    files: Vec<(PathBuf, Stamp)>,
+    files: Vec<Held>,
+}
+
+/// A file of the image, as it was before it was read.
+struct Held {
+    path: PathBuf,
+    stamp: Stamp,
+    /// Whether every later write changes its time.
+    is_settled: bool,
 }
 
 /// What a write changes.
@@ -43,6 +51,16 @@ impl Stamp {
             modified: (st_mtime, st_mtime_nsec as i64),
         })
     }
+
+    /// How long from `now` a write may still leave the time as it is.
+    fn unsettled_for(&self, now: Duration) -> Option<Duration> {
+        let modified = Duration::new(self.modified.0.max(0) as u64, self.modified.1.max(0) as u32);
+        // Some filesystems count in whole seconds, or two.
+        let step = if modified.subsec_nanos() == 0 { COARSE } else { TICK };
+        // A time that lies ahead is not reached by the next write.
+        let age = now.checked_sub(modified)?;
+        step.checked_sub(age).filter(|wait| !wait.is_zero())
+    }
 }
 
 impl Hold {
@@ -63,12 +81,13 @@ impl Hold {
         // stamps are older than that look, so a write that it half saw is noticed in the end.
         let files = stamps(&first)?;
         settle(&files, COARSE);
+        let files = write_back(&first, files, 0);
         let image = Image::open(path, options)?;
-        let same = |(a, b): (&(PathBuf, Stamp), &(PathBuf, Stamp))| {
-            (a.1.device, a.1.inode) == (b.1.device, b.1.inode)
+        let same = |(a, b): (&Held, &(PathBuf, Stamp))| {
+            (a.stamp.device, a.stamp.inode) == (b.1.device, b.1.inode)
         };
         let opened = stamps(&image)?;
-        if opened.len() != files.len() || !opened.iter().zip(&files).all(same) {
+        if opened.len() != files.len() || !files.iter().zip(&opened).all(same) {
             return Err(changed(path));
         }
         Ok((image, Self { locks, _locked: Some(first), files }))
@@ -81,6 +100,10 @@ impl Hold {
         let written = |path: &Path| clones.iter().all(|(_, clone)| clone != path);
         // Guests may be frozen for this: no longer than a tick.
         settle(files.iter().filter(|(path, _)| written(path)), TICK);
+        // A clone has nothing to be written back; and what is read from under a frozen guest is not
+        // recognised again, so it need not wait for that.
+        let skip = if clones.is_empty() { files.len() } else { 1 };
+        let files = write_back(image, files, skip);
         Ok(Self { locks: Vec::new(), _locked: None, files })
     }
 
@@ -92,11 +115,17 @@ impl Hold {
     /// Fails if a file of the image was written to since, by somebody who heeds no locks.
     pub fn check_unchanged(&self, image: &Image) -> Result<()> {
         for (before, now) in self.files.iter().zip(stamps(image)?) {
-            if *before != now {
-                return Err(changed(&before.0));
+            if before.stamp != now.1 || before.path != now.0 {
+                return Err(changed(&before.path));
             }
         }
         Ok(())
+    }
+
+    /// Whether the time of the file at `path` has been the same since it was taken only if nobody has
+    /// written to it.
+    pub fn is_settled(&self, path: &Path) -> bool {
+        self.files.iter().any(|file| file.path == path && file.is_settled)
     }
 }
 
@@ -115,18 +144,35 @@ fn stamps(image: &Image) -> Result<Vec<(PathBuf, Stamp)>> {
 /// no second look would notice it.
 fn settle<'a>(files: impl IntoIterator<Item = &'a (PathBuf, Stamp)>, max: Duration) {
     for (_, stamp) in files {
-        let modified =
-            Duration::new(stamp.modified.0.max(0) as u64, stamp.modified.1.max(0) as u32);
-        // Some filesystems count in whole seconds, or two.
-        let step = if modified.subsec_nanos() == 0 { COARSE } else { TICK };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // A time that lies ahead is not reached by the next write.
-        if let Some(age) = now.checked_sub(modified)
-            && age < step
-        {
-            std::thread::sleep((step - age).min(max));
+        if let Some(wait) = stamp.unsettled_for(now()) {
+            std::thread::sleep(wait.min(max));
         }
     }
+}
+
+/// Writes back what is in memory of these files, but the first `skip`. Of a file that a program has
+/// mapped, the kernel notes the time when a page becomes dirty; further writes to the page show only
+/// after it was written back (mm/memory.c: `do_wp_page` and `fault_dirty_shared_page`).
+fn write_back(image: &Image, files: Vec<(PathBuf, Stamp)>, skip: usize) -> Vec<Held> {
+    let fds = image.files().iter().filter_map(|file| file.fd());
+    let each = fds.zip(files).enumerate().map(|(index, (fd, (path, stamp)))| {
+        let begun = now();
+        let is_settled = index >= skip
+            && match fdatasync(fd) {
+                // Nothing was written since it was settled.
+                Ok(()) => stamp.unsettled_for(begun).is_none(),
+                Err(errno) => {
+                    tracing::warn!("can't write {} back: {errno}", path.display());
+                    false
+                }
+            };
+        Held { path, stamp, is_settled }
+    });
+    each.collect()
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn changed(path: &Path) -> Error {

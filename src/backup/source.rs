@@ -176,6 +176,12 @@ impl Source {
         self.hold.check_unchanged(&self.image)
     }
 
+    /// Whether the time of the file at `path` has been the same since the image was taken only if
+    /// nobody has written to it.
+    pub fn is_settled(&self, path: &Path) -> bool {
+        self.hold.is_settled(path)
+    }
+
     /// The point is safe: the anchor stays. Clones that are none go.
     pub fn settle(self) {
         if let Some(clones) = self.clones

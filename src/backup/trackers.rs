@@ -247,6 +247,12 @@ impl Case<'_> {
                      file, or it was not itself that was read"
                 ));
             };
+            if then.modified_ns.is_none() || now.modified_ns.is_none() {
+                return Err(format!(
+                    "the time of {what} proves nothing: somebody was writing to it, or it lies on a \
+                     filesystem that does not note every write (tmpfs)"
+                ));
+            }
             let apart =
                 |it: &Fingerprint| Fingerprint { mount: None, changed_ns: None, ..it.clone() };
             if apart(then) != apart(now) {
@@ -579,28 +585,12 @@ pub(super) fn fingerprints(source: &Source) -> Result<Vec<Option<Fingerprint>>> 
         // A clone was read. The file itself may have been written to since.
         *top = None;
     }
-    for fingerprint in &mut fingerprints {
-        if fingerprint.as_ref().is_some_and(|it| !has_settled(it)) {
-            *fingerprint = None;
+    for (layer, fingerprint) in source.image.layers().iter().zip(&mut fingerprints) {
+        if let Some(fingerprint) = fingerprint
+            && !source.is_settled(&layer.path)
+        {
+            fingerprint.modified_ns = None;
         }
     }
     Ok(fingerprints)
-}
-
-/// Whether another write would show in the time of the file. Times are as coarse as the kernel's
-/// ticks, which are waited for, or as a whole second or two on some filesystems, which are not.
-fn has_settled(fingerprint: &Fingerprint) -> bool {
-    const TICK_MS: i128 = 20;
-    const COARSE_MS: i128 = 2000;
-    let age_ms = |now: jiff::Timestamp| {
-        (now.as_nanosecond() - i128::from(fingerprint.modified_ns)) / 1_000_000
-    };
-    let age = age_ms(jiff::Timestamp::now());
-    if fingerprint.modified_ns % 1_000_000_000 == 0 && (0..COARSE_MS).contains(&age) {
-        return false;
-    }
-    if (0..TICK_MS).contains(&age) {
-        std::thread::sleep(std::time::Duration::from_millis(TICK_MS as u64));
-    }
-    true
 }

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, StatxTimestamp, statx};
+use rustix::fs::{
+    AtFlags, CWD, FileType, FsWord, Statx, StatxFlags, StatxTimestamp, fstatfs, statx,
+};
+use rustix::io::Errno;
 
 use super::Image;
 use super::layer::Layer;
@@ -13,6 +16,10 @@ use qdelta_formats::qcow2::L1_ENTRY_SIZE;
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8, statx(2)): an older kernel passes over it.
 const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME).union(MOUNT_ID_UNIQUE);
+
+/// The types of filesystems that note no time when a program writes to a file that it has mapped:
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC` (statfs(2)). They know no page fault for it (mm/shmem.c).
+const UNNOTED: [FsWord; 2] = [0x0102_1994, 0x8584_58F6];
 
 impl Image {
     /// The fingerprint of each layer, top first; `None` for one that can't be recognised again: a
@@ -54,15 +61,16 @@ fn fingerprint(layer: &Layer) -> Result<Option<Fingerprint>> {
         Layer::Raw(_) => None,
     };
     let Some(fd) = file.store.fd() else { return Ok(None) };
-    let stat = statx(fd, "", AtFlags::EMPTY_PATH, WANTED)
-        .map_err(|error| Error::io("look at", &file.path, error.into()))?;
+    let failed = |errno: Errno| Error::io("look at", &file.path, errno.into());
+    let stat = statx(fd, "", AtFlags::EMPTY_PATH, WANTED).map_err(failed)?;
     if !is_regular(&stat) {
         return Ok(None);
     }
+    let filesystem = fstatfs(fd).map_err(failed)?.f_type;
     Ok(Some(Fingerprint {
         inode: stat.stx_ino,
         length: stat.stx_size,
-        modified_ns: ns(stat.stx_mtime),
+        modified_ns: (!UNNOTED.contains(&filesystem)).then(|| ns(stat.stx_mtime)),
         changed_ns: Some(ns(stat.stx_ctime)),
         born_ns: born_ns(&stat),
         mount: (stat.stx_mask & MOUNT_ID_UNIQUE.bits() != 0).then_some(stat.stx_mnt_id),

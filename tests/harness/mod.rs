@@ -22,6 +22,12 @@ macro_rules! args {
 }
 pub(crate) use args;
 
+/// Where tests make their folders: as TMPDIR says, or where a file system on a disk can be expected.
+/// On one in memory `overlay` is rightly refused, and so is what lies over backing files.
+pub fn temp_dir() -> PathBuf {
+    std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
 /// A folder of one test, removed when the test is over.
 #[derive(Debug)]
 pub struct Lab {
@@ -30,7 +36,7 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
-        Self::within(&std::env::temp_dir())
+        Self::within(&temp_dir())
     }
 
     /// One in a folder, say on a file system of its own.

@@ -9,7 +9,7 @@ use crate::harness::content::Guest;
 use crate::harness::faults::{Fault, count_calls, plan, run_with};
 use crate::harness::files::Mount;
 use crate::harness::images::{guest_io, oracle, qemu_img};
-use crate::harness::{Lab, args, sweep};
+use crate::harness::{Lab, args, sweep, temp_dir};
 
 const FAULTS: &[Fault] = &[Fault::Kill, Fault::InputOutputError, Fault::NoSpace];
 /// Of calls of one kind, about so many are tried.
@@ -67,12 +67,12 @@ fn backup_survives(anchor: &str, folder: &Path) {
 
 #[test]
 fn a_backup_that_leaves_a_bitmap() {
-    backup_survives("bitmap", &std::env::temp_dir());
+    backup_survives("bitmap", &temp_dir());
 }
 
 #[test]
 fn a_backup_that_leaves_a_snapshot() {
-    backup_survives("snapshot", &std::env::temp_dir());
+    backup_survives("snapshot", &temp_dir());
 }
 
 #[test]

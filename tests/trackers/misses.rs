@@ -2,7 +2,12 @@
 //! disk alone.
 
 use std::fs;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use super::{MIB, Scene, reason};
 use crate::harness::files::Mount;
@@ -10,7 +15,7 @@ use crate::harness::images::{
     create, create_raw, guest_io, oracle, overlay, patch, qemu_img, read_u64,
 };
 use crate::harness::run::as_root;
-use crate::harness::{Lab, args, run, tool};
+use crate::harness::{Lab, args, run, temp_dir, tool};
 
 #[track_caller]
 fn assert_refused(scene: &Scene, tracker: &str, why: &str) {
@@ -88,6 +93,19 @@ fn a_bitmap_would_cost_somebody_s_snapshots() {
 fn a_bitmap_that_was_cleared() {
     let (scene, name) = recorded();
     qemu_img(args!["bitmap", "--clear", scene.image.as_path(), name.as_str()]).ok();
+    assert_refused(&scene, "bitmap", "was cleared");
+}
+
+/// So does one that was cleared, and whose marks a guest then wrote over, as it does with a new file
+/// of some size: they were near each other once.
+#[test]
+fn a_bitmap_that_was_cleared_before_a_guest_wrote_much() {
+    let scene = Scene::new();
+    qemu_img(args!["resize", "-q", scene.image.as_path(), "1G"]).ok();
+    let name = scene.backup(&["--anchor", "bitmap"])["anchor"].as_str().unwrap().to_owned();
+    scene.guest(&["write -q -P 3 0 64k"]);
+    qemu_img(args!["bitmap", "--clear", scene.image.as_path(), name.as_str()]).ok();
+    scene.guest(&["write -q -P 4 1M 512M"]);
     assert_refused(&scene, "bitmap", "was cleared");
 }
 
@@ -312,4 +330,68 @@ fn a_filesystem_that_counts_in_seconds() {
     scene.tracked("scan", &["--anchor", "bitmap"]);
     scene.guest(&["write -q -P 9 2M 100k"]);
     scene.tracked("bitmap", &[]);
+}
+
+/// A program that has mapped a file and writes to it. The kernel sets the file's time only for the first
+/// of its writes to a page, until that is written back (and in memory it sets none).
+struct Mapper {
+    program: Child,
+    file: File,
+}
+
+impl Mapper {
+    fn of(path: &Path) -> Self {
+        let mut program = tool("xfs_io", args![path]).stdin(Stdio::piped()).spawn().unwrap();
+        writeln!(program.stdin.as_mut().unwrap(), "mmap -rw 0 1m").unwrap();
+        Self { program, file: File::open(path).unwrap() }
+    }
+
+    /// Returns when it is written.
+    fn write(&mut self, pattern: u8) {
+        const PLACE: u64 = 5 << 16;
+        let stdin = self.program.stdin.as_mut().unwrap();
+        writeln!(stdin, "mwrite -S {pattern} {PLACE} 1").unwrap();
+        let mut byte = [0];
+        for _ in 0..3000 {
+            self.file.read_exact_at(&mut byte, PLACE).unwrap();
+            if byte == [pattern] {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("xfs_io writes nothing");
+    }
+}
+
+impl Drop for Mapper {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+/// It lies on a disk, where the time shows every write once the file is written back, and in memory,
+/// where it never does.
+#[test]
+fn what_a_program_writes_to_a_file_that_it_has_mapped() {
+    let lab = Lab::new();
+    let memory = Mount::in_memory(lab.dir(), 64 * MIB);
+    for (folder, why) in [(temp_dir(), "has changed"), (memory.dir.clone(), "proves nothing")] {
+        for anchor in ["none", "bitmap", "snapshot"] {
+            let scene = Scene::within(&folder);
+            let (raw, top) = (scene.lab.path("template.raw"), scene.image.clone());
+            create_raw(&raw, MIB);
+            guest_io(&raw, "raw", &["write -q -P 9 0 1M".to_owned()]);
+            fs::remove_file(&top).unwrap();
+            overlay(&top, "template.raw", "raw", None, "");
+            let mut mapper = Mapper::of(&raw);
+            mapper.write(1);
+            scene.backup(&["--anchor", anchor]);
+            mapper.write(2);
+            let done = scene.tracked("scan", &[]);
+            let tracker = if anchor == "none" { "overlay" } else { anchor };
+            let reason = reason(&done, tracker);
+            assert!(reason.contains(why), "{tracker} in {folder:?} was refused because {reason}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::harness::images::{create, guest_io};
 use crate::harness::repo::Repo;
-use crate::harness::{Lab, args};
+use crate::harness::{Lab, args, temp_dir};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,7 +30,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        Self::within(&std::env::temp_dir())
+        Self::within(&temp_dir())
     }
 
     fn within(folder: &Path) -> Self {
