@@ -25,9 +25,35 @@ pub struct Fingerprint {
     /// 6.8). A filesystem that went down and was mounted again may have lost the time of a write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<u64>,
+    /// The subvolume of Btrfs or bcachefs that it lies in (from Linux 6.10). In a snapshot of one, files
+    /// are the same in all else, and can have the time of a write without the write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subvolume: Option<u64>,
     /// BLAKE3 of the first cluster and the L1 table of a qcow2 image, as hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tables: Option<String>,
+}
+
+/// What of it is the same as long as it is the same file, whoever writes to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    inode: u64,
+    born_ns: Option<i64>,
+    subvolume: Option<u64>,
+}
+
+impl Identity {
+    /// Of a file with these fields of its fingerprint.
+    pub fn new(inode: u64, born_ns: Option<i64>, subvolume: Option<u64>) -> Self {
+        Self { inode, born_ns, subvolume }
+    }
+}
+
+impl Fingerprint {
+    /// Which file it is of.
+    pub fn identity(&self) -> Identity {
+        Identity::new(self.inode, self.born_ns, self.subvolume)
+    }
 }
 
 /// The kernel's name for the time since the machine was started; none where it tells none.

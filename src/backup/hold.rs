@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Stat, fdatasync, fstat};
+use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
@@ -67,7 +68,8 @@ impl Hold {
     /// Opens an image and claims all its files for reading.
     ///
     /// # Errors
-    /// `Busy` if somebody writes to one of them.
+    /// `Busy` if somebody writes to one of them; `Io` if what is in memory of one can't be written
+    /// back.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<(Image, Self)> {
         let first = Image::open(path, options)?;
         let mut locks = Vec::new();
@@ -81,7 +83,7 @@ impl Hold {
         // stamps are older than that look, so a write that it half saw is noticed in the end.
         let files = stamps(&first)?;
         settle(&files, COARSE);
-        let files = write_back(&first, files, 0);
+        let files = write_back(&first, files, 0)?;
         let image = Image::open(path, options)?;
         let same = |(a, b): (&Held, &(PathBuf, Stamp))| {
             (a.stamp.device, a.stamp.inode) == (b.1.device, b.1.inode)
@@ -103,7 +105,7 @@ impl Hold {
         // A clone has nothing to be written back; and what is read from under a frozen guest is not
         // recognised again, so it need not wait for that.
         let skip = if clones.is_empty() { files.len() } else { 1 };
-        let files = write_back(image, files, skip);
+        let files = write_back(image, files, skip)?;
         Ok(Self { locks: Vec::new(), _locked: None, files })
     }
 
@@ -153,22 +155,34 @@ fn settle<'a>(files: impl IntoIterator<Item = &'a (PathBuf, Stamp)>, max: Durati
 /// Writes back what is in memory of these files, but the first `skip`. Of a file that a program has
 /// mapped, the kernel notes the time when a page becomes dirty; further writes to the page show only
 /// after it was written back (mm/memory.c: `do_wp_page` and `fault_dirty_shared_page`).
-fn write_back(image: &Image, files: Vec<(PathBuf, Stamp)>, skip: usize) -> Vec<Held> {
+///
+/// # Errors
+/// [`ErrorKind::Io`]: what would be read could be gone tomorrow, and no time would tell.
+fn write_back(image: &Image, files: Vec<(PathBuf, Stamp)>, skip: usize) -> Result<Vec<Held>> {
     let fds = image.files().iter().filter_map(|file| file.fd());
     let each = fds.zip(files).enumerate().map(|(index, (fd, (path, stamp)))| {
+        if index < skip {
+            return Ok(Held { path, stamp, is_settled: false });
+        }
         let begun = now();
-        let is_settled = index >= skip
-            && match fdatasync(fd) {
-                // Nothing was written since it was settled.
-                Ok(()) => stamp.unsettled_for(begun).is_none(),
-                Err(errno) => {
-                    tracing::warn!("can't write {} back: {errno}", path.display());
-                    false
-                }
-            };
-        Held { path, stamp, is_settled }
+        match fdatasync(fd) {
+            // A filesystem that can only be read has nothing to be written back.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(errno) => return Err(lost(&path, errno)),
+        }
+        // Nothing was written since it was settled.
+        let is_settled = stamp.unsettled_for(begun).is_none();
+        Ok(Held { path, stamp, is_settled })
     });
     each.collect()
+}
+
+fn lost(path: &Path, errno: Errno) -> Error {
+    let text = format!("cannot write back what is in memory of {}", path.display());
+    Error::new(ErrorKind::Io, text).because(std::io::Error::from(errno)).advise(
+        "no recovery point was made: what the disk below the image did not take may be gone when it \
+         is read again; see to the disk, then make a point with --track scan",
+    )
 }
 
 fn now() -> Duration {

@@ -249,8 +249,9 @@ impl Case<'_> {
             };
             if then.modified_ns.is_none() || now.modified_ns.is_none() {
                 return Err(format!(
-                    "the time of {what} proves nothing: somebody was writing to it, or it lies on a \
-                     filesystem that does not note every write (tmpfs)"
+                    "the time of {what} proves nothing: it was being written to at the point before, \
+                     or it lies where not every write shows in it (tmpfs, a volatile overlayfs, \
+                     Btrfs before Linux 6.10)"
                 ));
             }
             let apart =
@@ -334,7 +335,7 @@ impl Case<'_> {
         // The file itself, also if it is a clone of it that is read.
         let name = self.image().file_names().into_iter().next().unwrap_or_default();
         let now = image::identity(&name).map_err(|error| error.chain())?;
-        match (recorded.map(|it| (it.inode, it.born_ns)), now) {
+        match (recorded.map(|it| it.identity()), now) {
             // Of a device, neither says anything.
             (None, None) => Ok(()),
             (Some(then), Some(now)) if then == now => Ok(()),

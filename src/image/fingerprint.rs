@@ -1,25 +1,30 @@
 //! Recognising the files of an image again: whether one is still what it was.
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, FsWord, Statx, StatxFlags, StatxTimestamp, fstatfs, statx,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, StatxTimestamp, fstatfs, statx};
 use rustix::io::Errno;
 
 use super::Image;
 use super::layer::Layer;
 use crate::error::{Error, Result};
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, Identity};
 use qdelta_formats::qcow2::L1_ENTRY_SIZE;
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8, statx(2)): an older kernel passes over it.
 const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME).union(MOUNT_ID_UNIQUE);
+/// `STATX_SUBVOL` (Linux 6.10).
+const SUBVOLUME: StatxFlags = StatxFlags::from_bits_retain(0x8000);
+const WANTED: StatxFlags =
+    StatxFlags::BASIC_STATS.union(StatxFlags::BTIME).union(MOUNT_ID_UNIQUE).union(SUBVOLUME);
 
-/// The types of filesystems that note no time when a program writes to a file that it has mapped:
-/// `TMPFS_MAGIC` and `RAMFS_MAGIC` (statfs(2)). They know no page fault for it (mm/shmem.c).
-const UNNOTED: [FsWord; 2] = [0x0102_1994, 0x8584_58F6];
+/// Types of filesystems, from statfs(2) and linux/magic.h.
+const TMPFS: u32 = 0x0102_1994;
+const RAMFS: u32 = 0x8584_58F6;
+const HUGETLBFS: u32 = 0x9584_58F6;
+const OVERLAYFS: u32 = 0x794C_7630;
+const BTRFS: u32 = 0x9123_683E;
 
 impl Image {
     /// The fingerprint of each layer, top first; `None` for one that can't be recognised again: a
@@ -32,15 +37,15 @@ impl Image {
     }
 }
 
-/// Inode and time of birth of the regular file called `path`; nothing of another kind of file. A
-/// copy in its place has others, whatever its content.
+/// The identity of the regular file called `path`; nothing of another kind of file. A copy in its place
+/// has another one, whatever its content.
 ///
 /// # Errors
 /// The system fails to tell.
-pub fn identity(path: &Path) -> Result<Option<(u64, Option<i64>)>> {
+pub fn identity(path: &Path) -> Result<Option<Identity>> {
     let stat = statx(CWD, path, AtFlags::empty(), WANTED)
         .map_err(|error| Error::io("look at", path, error.into()))?;
-    Ok(is_regular(&stat).then(|| (stat.stx_ino, born_ns(&stat))))
+    Ok(is_regular(&stat).then(|| Identity::new(stat.stx_ino, born_ns(&stat), subvolume(&stat))))
 }
 
 fn fingerprint(layer: &Layer) -> Result<Option<Fingerprint>> {
@@ -66,16 +71,48 @@ fn fingerprint(layer: &Layer) -> Result<Option<Fingerprint>> {
     if !is_regular(&stat) {
         return Ok(None);
     }
-    let filesystem = fstatfs(fd).map_err(failed)?.f_type;
+    let has_time = notes_writes(fd, &stat).map_err(failed)?;
     Ok(Some(Fingerprint {
         inode: stat.stx_ino,
         length: stat.stx_size,
-        modified_ns: (!UNNOTED.contains(&filesystem)).then(|| ns(stat.stx_mtime)),
+        modified_ns: has_time.then(|| ns(stat.stx_mtime)),
         changed_ns: Some(ns(stat.stx_ctime)),
         born_ns: born_ns(&stat),
         mount: (stat.stx_mask & MOUNT_ID_UNIQUE.bits() != 0).then_some(stat.stx_mnt_id),
+        subvolume: subvolume(&stat),
         tables,
     }))
+}
+
+/// Whether every write to a file that was written back shows in its time, as far as its filesystem is
+/// concerned.
+fn notes_writes(fd: BorrowedFd<'_>, stat: &Statx) -> rustix::io::Result<bool> {
+    // Kernels give it with and without a sign.
+    Ok(match fstatfs(fd)?.f_type as u32 {
+        // They know no page fault for a write to a file that a program has mapped (mm/shmem.c).
+        TMPFS | RAMFS | HUGETLBFS => false,
+        // A snapshot, in which times and data can be of different moments, is not told apart.
+        BTRFS => subvolume(stat).is_some(),
+        OVERLAYFS => !is_volatile(fd)?,
+        _ => true,
+    })
+}
+
+/// Whether an overlayfs writes nothing back when it is asked to (option `volatile`): then pages stay
+/// dirty, and further writes to them don't show. If that can't be known, it is.
+fn is_volatile(fd: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    // The number in /proc is not the unique one.
+    let mount = statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
+    let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else { return Ok(true) };
+    let own = |line: &&str| line.split(' ').next() == Some(mount.to_string().as_str());
+    let Some(line) = mounts.lines().find(own) else { return Ok(true) };
+    // proc_pid_mountinfo(5): the filesystem's own options are the last field.
+    let mut options = line.rsplit(' ').next().unwrap_or_default().split(',');
+    Ok(options.any(|option| matches!(option, "volatile" | "fsync=volatile")))
+}
+
+fn subvolume(stat: &Statx) -> Option<u64> {
+    (stat.stx_mask & SUBVOLUME.bits() != 0).then_some(stat.stx_subvol)
 }
 
 fn is_regular(stat: &Statx) -> bool {

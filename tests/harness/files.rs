@@ -103,11 +103,35 @@ impl Mount {
     /// A file system in memory of `size` bytes.
     #[track_caller]
     pub fn in_memory(lab: &Path, size: u64) -> Self {
-        let dir = lab.join("tmpfs.mount");
-        std::fs::create_dir(&dir).unwrap();
-        let mount = Self { dir, source: PathBuf::from("tmpfs"), options: "tmpfs" };
-        let size = format!("size={size},mode=0777");
-        run(as_root("mount", args!["-t", "tmpfs", "-o", size, "tmpfs", mount.dir.as_path()])).ok();
+        Self::of_type(lab, "tmpfs", PathBuf::from("tmpfs"), &format!("size={size},mode=0777"))
+    }
+
+    /// An overlayfs that writes nothing back when it is asked to.
+    #[track_caller]
+    pub fn volatile(lab: &Path) -> Self {
+        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| lab.join(name));
+        for folder in [&lower, &upper, &work] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let (lower, upper, work) = (lower.display(), upper.display(), work.display());
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work},volatile");
+        Self::of_type(lab, "overlay", PathBuf::from("overlay"), &options)
+    }
+
+    /// A squashfs with the files of `tree`, which can only be read.
+    #[track_caller]
+    pub fn read_only(lab: &Path, tree: &Path) -> Self {
+        let source = lab.join("squashfs.disk");
+        run(tool("mksquashfs", args![tree, source.as_path(), "-quiet", "-no-progress"])).ok();
+        Self::of_type(lab, "squashfs", source, "loop,ro")
+    }
+
+    #[track_caller]
+    fn of_type(lab: &Path, kind: &'static str, source: PathBuf, options: &str) -> Self {
+        let mount = Self { dir: lab.join(format!("{kind}.mount")), source, options: kind };
+        std::fs::create_dir(&mount.dir).unwrap();
+        let names = args![mount.source.as_path(), mount.dir.as_path()];
+        run(as_root("mount", [args!["-t", kind, "-o", options], names].concat())).ok();
         mount
     }
 

@@ -10,6 +10,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use super::{MIB, Scene, reason};
+use crate::harness::faults::{Fault, Injection, run_with};
 use crate::harness::files::Mount;
 use crate::harness::images::{
     create, create_raw, guest_io, oracle, overlay, patch, qemu_img, read_u64,
@@ -370,13 +371,18 @@ impl Drop for Mapper {
     }
 }
 
-/// It lies on a disk, where the time shows every write once the file is written back, and in memory,
-/// where it never does.
+/// It lies on a disk, where the time shows every write once the file is written back, and where it
+/// never does.
 #[test]
 fn what_a_program_writes_to_a_file_that_it_has_mapped() {
     let lab = Lab::new();
     let memory = Mount::in_memory(lab.dir(), 64 * MIB);
-    for (folder, why) in [(temp_dir(), "has changed"), (memory.dir.clone(), "proves nothing")] {
+    let volatile = Mount::volatile(lab.dir());
+    for (folder, why) in [
+        (temp_dir(), "has changed"),
+        (memory.dir.clone(), "proves nothing"),
+        (volatile.dir.clone(), "proves nothing"),
+    ] {
         for anchor in ["none", "bitmap", "snapshot"] {
             let scene = Scene::within(&folder);
             let (raw, top) = (scene.lab.path("template.raw"), scene.image.clone());
@@ -394,4 +400,69 @@ fn what_a_program_writes_to_a_file_that_it_has_mapped() {
             assert!(reason.contains(why), "{tracker} in {folder:?} was refused because {reason}");
         }
     }
+}
+
+/// Btrfs notes the time of a write at once, and its bytes later: a snapshot of a subvolume can have
+/// the one and not the other, and its files are the same in all else. Here it has other bytes.
+#[test]
+fn a_snapshot_of_a_subvolume_in_its_place() {
+    let lab = Lab::new();
+    let mount = Mount::on_loop(lab.dir(), "btrfs", 400 * MIB);
+    for anchor in ["none", "bitmap", "snapshot", "reflink"] {
+        let scene = Scene::within(&mount.dir);
+        let [templates, other, old] =
+            ["templates", "other", "old"].map(|name| scene.lab.path(name));
+        run(tool("btrfs", args!["subvolume", "create", templates.as_path()])).ok();
+        let raw = templates.join("template.raw");
+        create_raw(&raw, MIB);
+        guest_io(&raw, "raw", &["write -q -P 9 0 1M".to_owned()]);
+        fs::remove_file(&scene.image).unwrap();
+        overlay(&scene.image, "templates/template.raw", "raw", None, "");
+        scene.backup(&["--anchor", anchor]);
+
+        let paths = args![templates.as_path(), other.as_path()];
+        run(tool("btrfs", [args!["subvolume", "snapshot"], paths].concat())).ok();
+        let changed = other.join("template.raw");
+        guest_io(&changed, "raw", &["write -q -P 8 0 64k".to_owned()]);
+        run(tool("touch", args!["-r", raw.as_path(), changed.as_path()])).ok();
+        fs::rename(&templates, &old).unwrap();
+        fs::rename(&other, &templates).unwrap();
+
+        let done = scene.tracked("scan", &[]);
+        let reason = reason(&done, if anchor == "none" { "overlay" } else { anchor });
+        assert!(reason.contains("has changed since"), "{anchor} was refused because {reason}");
+    }
+}
+
+/// Nothing can be written back where nothing can be written: that is no reason to doubt a time.
+#[test]
+fn a_template_that_can_only_be_read() {
+    let lab = Lab::new();
+    let tree = lab.path("tree");
+    fs::create_dir(&tree).unwrap();
+    create_raw(&tree.join("template.raw"), MIB);
+    guest_io(&tree.join("template.raw"), "raw", &["write -q -P 9 0 1M".to_owned()]);
+    let mount = Mount::read_only(lab.dir(), &tree);
+    let scene = Scene::new();
+    fs::remove_file(&scene.image).unwrap();
+    overlay(&scene.image, mount.dir.join("template.raw").to_str().unwrap(), "raw", None, "");
+    let root = ["--image-root", mount.dir.to_str().unwrap()];
+    scene.backup(&[&root[..], &["--anchor", "bitmap"]].concat());
+    scene.guest(&["write -q -P 3 512k 64k"]);
+    let done = scene.tracked("bitmap", &root);
+    assert_eq!(done["warnings"], serde_json::json!([]), "{done:#}");
+}
+
+/// What a disk did not take can be gone when it is read again, and no time tells.
+#[test]
+fn an_image_that_can_not_be_written_back() {
+    let scene = Scene::new();
+    let fault = Injection { call: "fdatasync".to_owned(), when: 1, fault: Fault::InputOutputError };
+    let arguments = args!["backup", scene.image.as_path(), "--disk", "disk"];
+    let said = run_with(&fault, scene.repo.args(arguments)).fails_with(1);
+    assert!(said.contains("cannot write back what is in memory of"), "{said}");
+    assert!(said.contains("no recovery point was made"), "{said}");
+    assert!(
+        scene.repo.run(args!["points", "--json"]).ok().json().to_string().find("full").is_none()
+    );
 }
