@@ -6,9 +6,9 @@ import subprocess
 
 from .run import Failure, output, run
 
-
-# A new bitmap has up to three bits of 64 KiB set, by which qdelta knows it again.
-FRESH_BYTES = 3 * 65536
+# Of a disk of 64 MiB or more, a new bitmap has so many bits of 64 KiB set, by which qdelta knows it
+# again.
+FRESH_BYTES = 16 * 65536
 
 
 class Qemu:
@@ -57,8 +57,9 @@ class Qemu:
                 continue
             if not bitmap["recording"] or not bitmap["persistent"]:
                 raise Failure(f"QEMU {self.version} does not record: {bitmap}")
-            if dirty != (bitmap["count"] > FRESH_BYTES):
-                raise Failure(f"QEMU {self.version} sees {bitmap['count']} dirty bytes in {name}")
+            count = bitmap["count"]
+            if not (count > FRESH_BYTES if dirty else count == FRESH_BYTES):
+                raise Failure(f"QEMU {self.version} sees {count} dirty bytes in {name}")
             return
         raise Failure(f"QEMU {self.version} has no bitmap {name} when it opens {image}")
 
