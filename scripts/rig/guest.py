@@ -8,7 +8,7 @@ import socket
 import subprocess
 
 from .libvirt import virsh
-from .run import Failure, run, wait_for
+from .run import PATIENCE_SECONDS, Failure, run, wait_for
 
 DOMAIN = """<domain type='qemu'>
   <name>{name}</name>
@@ -47,7 +47,11 @@ TARGETS = ["vda", "vdb", "vdc"]
 UEFI = """    <loader readonly='yes' type='pflash'>{firmware}/OVMF_CODE_4M.fd</loader>
     <nvram template='{firmware}/OVMF_VARS_4M.fd'>{nvram}</nvram>
 """
-BOOT_SECONDS = 120
+BOOT_SECONDS = 600
+# A guest that has not made one record for so long makes no more.
+SILENCE_SECONDS = 60
+# In the guest's shell: a program ends, and has ended.
+END = "killall {0}; while pidof {0} >/dev/null; do sleep 0.1; done"
 
 
 class Disk:
@@ -121,10 +125,16 @@ class Guest:
 
     def wait_up(self, console_seen=0, records_seen=0):
         wait_for(f"the guest {self.name} to come up",
-                 lambda: self._said("rig: up", console_seen), BOOT_SECONDS, pause=0.1)
+                 lambda: self._said("rig: up", console_seen) or self._must_run(), BOOT_SECONDS,
+                 pause=0.2)
         wait_for(f"the agent of {self.name}", self.agent_answers, BOOT_SECONDS, pause=0.2)
         wait_for(f"the workload of {self.name}", lambda: self.reports(records_seen), BOOT_SECONDS)
         self._connect()
+
+    def _must_run(self):
+        """It fails at once for a guest that has ended: nobody need wait for that one."""
+        if self.state() == "shut off":
+            raise Failure(f"{self.name} has ended before it came up")
 
     def _connect(self):
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -157,14 +167,21 @@ class Guest:
         """Ends QEMU's process as the kernel does when memory runs out: nothing is written back."""
         with open(f"/run/libvirt/qemu/{self.name}.pid", encoding="utf-8") as file:
             os.kill(int(file.read()), signal.SIGKILL)
-        wait_for(f"{self.name} to be gone", lambda: self.state() == "shut off", 60, pause=0.1)
+        wait_for(f"{self.name} to be gone", lambda: self.state() == "shut off",
+                 PATIENCE_SECONDS, pause=0.1)
         self._control.close()
 
     def power_off(self):
         """Shuts the guest down in good order: nothing is left to replay."""
         mounts = " ".join(f"/mnt/{target}" for target, _ in zip(TARGETS, self.disks))
-        self._control.sendall(f"killall workload; umount {mounts}; poweroff -f\n".encode())
-        wait_for(f"{self.name} to shut down", lambda: self.state() == "shut off", 60, pause=0.1)
+        seen = self.console_size()
+        end = f"{END.format('workload')}; umount {mounts} && echo rig: unmounted\n"
+        self._control.sendall(end.encode())
+        wait_for(f"{self.name} to unmount", lambda: self._has_said("rig: unmounted", seen),
+                 PATIENCE_SECONDS)
+        self._control.sendall(b"poweroff -f\n")
+        wait_for(f"{self.name} to shut down", lambda: self.state() == "shut off", PATIENCE_SECONDS,
+                 pause=0.1)
         self._control.close()
 
     def state(self):
@@ -183,7 +200,12 @@ class Guest:
         sign = f"rig: did {self._orders} of {os.getpid()}"
         seen = self.console_size()
         self._control.sendall(f"{command}\necho {sign}\n".encode())
-        wait_for(f"the guest to do: {command}", lambda: self._said(sign, seen), 30)
+        wait_for(f"the guest to do: {command}", lambda: self._said(sign, seen),
+                 PATIENCE_SECONDS)
+
+    def end(self, program):
+        """Ends a program in the guest, and waits until it has."""
+        self.order(END.format(program))
 
     # The agent.
 
@@ -195,6 +217,11 @@ class Guest:
 
     def agent_answers(self):
         return self.agent("guest-ping") == {}
+
+    def freeze_status(self):
+        """Frozen or thawed, as the agent says it once it answers."""
+        return wait_for(f"the agent of {self.name}", lambda: self.agent("guest-fsfreeze-status"),
+                        PATIENCE_SECONDS, pause=0.2)
 
     def is_thawed(self):
         return self.agent("guest-fsfreeze-status") == "thawed"
@@ -244,10 +271,14 @@ class Guest:
         """The same; nothing where the guest did not run."""
         return self.longest_gap_ms(since) if len(self.reports(since)) > 1 else None
 
-    def wait_for_records(self, count, seconds=60):
-        """Waits until so many more records are safe."""
-        goal = self.newest() + count
-        wait_for(f"{count} more records of {self.name}", lambda: self.newest() >= goal, seconds)
+    def wait_for_records(self, count, silence=SILENCE_SECONDS):
+        """Waits until so many more records are safe, however slowly they come."""
+        newest = self.newest()
+        goal = newest + count
+        while newest < goal:
+            wait_for(f"a record of {self.name} behind {newest}, on the way to {goal}",
+                     lambda known=newest: self.newest() > known, silence)
+            newest = self.newest()
 
     def wait_if_running(self):
         """A guest that runs has gone on, and is thawed."""
@@ -259,13 +290,20 @@ class Guest:
     def console_size(self):
         return _size(os.path.join(self.folder, "console"))
 
-    def _said(self, text, since):
+    def _console(self, since):
         try:
             with open(os.path.join(self.folder, "console"), "rb") as file:
                 file.seek(since)
-                said = file.read()
+                return file.read()
         except FileNotFoundError:
-            return False
+            return b""
+
+    def _has_said(self, text, since):
+        return text.encode() in self._console(since)
+
+    def _said(self, text, since):
+        """The same, of a guest that must not complain meanwhile."""
+        said = self._console(since)
         for complaint in (b"rig: the workload is not running", b"could not be mounted",
                           b"Kernel panic"):
             if complaint in said and b"rig.idle" not in said and "rig.idle" not in self.xml:

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from .run import Failure, run, wait_for
+from .run import PATIENCE_SECONDS, Failure, run, wait_for
 
 QEMU_CONF = """
 user = "root"
@@ -30,7 +30,7 @@ class Libvirt:
         self._log = open(f"{folder}/libvirtd.log", "w", encoding="utf-8")
         self._daemon = subprocess.Popen(["libvirtd"], stdin=subprocess.DEVNULL,
                                         stdout=self._log, stderr=self._log)
-        wait_for("libvirtd", self._answers, 30)
+        wait_for("libvirtd", self._answers, PATIENCE_SECONDS)
 
     def _answers(self):
         if self._daemon.poll() is not None:
@@ -39,7 +39,7 @@ class Libvirt:
 
     def close(self):
         self._daemon.terminate()
-        self._daemon.wait(30)
+        self._daemon.wait(PATIENCE_SECONDS)
         self._log.close()
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 
-from .run import Failure, output, run
+from .run import PATIENCE_SECONDS, Failure, output, run
 
 # Of a disk of 64 MiB or more, a new bitmap has so many bits of 64 KiB set, by which qdelta knows it
 # again.
@@ -72,7 +72,7 @@ class Qemu:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         orders = ["qmp_capabilities", "query-named-block-nodes", "quit"]
         said = daemon.communicate("".join(json.dumps({"execute": order}) + "\n"
-                                          for order in orders), timeout=60)[0]
+                                          for order in orders), timeout=PATIENCE_SECONDS)[0]
         for line in said.splitlines():
             answer = json.loads(line).get("return")
             if isinstance(answer, list):

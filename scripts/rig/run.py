@@ -4,12 +4,16 @@ import os
 import subprocess
 import time
 
+# What comes at all comes long before this, also on a machine with much other work: only what never
+# comes is waited for so long.
+PATIENCE_SECONDS = 300
+
 
 class Failure(Exception):
     """Something is not as it must be: with the rig, or with what it looks at."""
 
 
-def run(*command, check=True, timeout=600, **options):
+def run(*command, check=True, timeout=4 * PATIENCE_SECONDS, **options):
     """Runs a program to its end; its output is shown only where it fails."""
     options.setdefault("stdin", subprocess.DEVNULL)
     options.setdefault("stdout", subprocess.PIPE)

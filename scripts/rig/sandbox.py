@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from .run import Failure, run, wait_for
+from .run import PATIENCE_SECONDS, Failure, run, wait_for
 
 PRIVATE = ["/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt"]
 ACCOUNTS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n",
@@ -117,5 +117,6 @@ class HostFilesystem:
         if os.path.exists(self.file):
             # The kernel lets go of the files of a process that was killed a moment after it.
             wait_for(f"{self.mount} to be let go",
-                     lambda: run("umount", self.mount, check=False).returncode == 0, 60)
+                     lambda: run("umount", self.mount, check=False).returncode == 0,
+                     PATIENCE_SECONDS, pause=0.1)
             os.remove(self.file)

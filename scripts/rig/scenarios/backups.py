@@ -26,7 +26,7 @@ def backups(rig):
             trackers = {disk["tracker"] for disk in point.result["disks"]}
             expect(round_number == 0 or trackers == {"reflink"},
                    f"a point of a running guest was made by {trackers}", point)
-            expect(guest.is_thawed(), "the guest was left frozen", point)
+            expect(guest.freeze_status() == "thawed", "the guest was left frozen", point)
         guest.pause()
         _equal_to_a_full(chain)
         for number, point in enumerate(chain.points):

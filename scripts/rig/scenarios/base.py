@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
+import time
 
 from ..guest import Disk, Guest
 from ..qemu import Qemu
-from ..run import Failure, run
+from ..run import PATIENCE_SECONDS, Failure, run
 from ..sandbox import HostFilesystem
 
 
@@ -34,6 +36,12 @@ class Rig:
         self.say(f"{what}: {value:.4g} {unit}, promised {limit:.4g}{'' if kept else ': MISSED'}")
         if self.strict and not kept:
             raise Failure(f"{what}: {value:.4g} {unit}, not {limit:.4g}")
+
+    def random(self):
+        """Other numbers each time; those of a failure come again with QDELTA_SEED."""
+        seed = int(os.environ.get("QDELTA_SEED", time.time_ns() % 1_000_000))
+        self.say(f"seed {seed}")
+        return random.Random(seed)
 
     def filesystem(self, kind, **options):
         filesystem = HostFilesystem(kind, self.folder, **options)
@@ -68,11 +76,14 @@ class Rig:
     def environment(**more):
         return dict(os.environ, **{"LIBVIRT_DEFAULT_URI": "qemu:///system", **more})
 
-    def qdelta(self, *arguments, check=True, timeout=300, env=None):
+    def qdelta(self, *arguments, check=True, timeout=4 * PATIENCE_SECONDS, env=None):
         """Runs qdelta; gives its result, parsed where it is JSON."""
-        done = subprocess.run([self.qdelta_program, *map(os.fspath, arguments)], text=True,
-                              stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
-                              env=self.environment(**(env or {})), check=False)
+        command = [self.qdelta_program, *map(os.fspath, arguments)]
+        try:
+            done = subprocess.run(command, text=True, stdin=subprocess.DEVNULL, capture_output=True,
+                                  timeout=timeout, env=self.environment(**(env or {})), check=False)
+        except subprocess.TimeoutExpired as expired:
+            raise Failure(f"after {timeout} s not done: {' '.join(command)}") from expired
         if check and done.returncode != 0:
             raise Failure(f"status {done.returncode}: qdelta {' '.join(map(str, arguments))}\n"
                           f"{done.stdout}{done.stderr}")

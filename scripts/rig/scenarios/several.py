@@ -4,7 +4,7 @@ import json
 import os
 
 from ..guest import Disk
-from ..points import Chain, Point
+from ..points import FREEZE_MAX, Chain, Point
 from ..run import Failure
 
 
@@ -18,7 +18,7 @@ def several(rig):
     good.wait_for_records(50)
     chain = Chain(rig, good)
     acknowledged = good.newest()
-    done = rig.qdelta("--json", "backup", "--all", "--repo", chain.repo, check=False)
+    done = rig.qdelta("--json", "backup", "--all", "--repo", chain.repo, *FREEZE_MAX, check=False)
     domains = {entry["domain"]: entry for entry in json.loads(done.stdout)["domains"]}
     if sorted(domains) != ["good", "refused", "stopped"]:
         raise Failure(f"--all backed up {sorted(domains)}")
