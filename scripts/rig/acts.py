@@ -176,7 +176,7 @@ def move_machine(life, machine):
     other = Bare(life.another_qemu(), life.folder, machine.chain()[0], incoming=place)
     try:
         machine.migrate(other, place, bitmaps)
-    except (Refused, Died):
+    except (Refused, Died, Failure):
         other.kill()
         life.happened("kill")
         raise

@@ -5,10 +5,9 @@ import os
 import socket
 import subprocess
 
-from .run import run, wait_for
+from .run import PATIENCE_SECONDS, Failure, run, wait_for
 
 DEVICE = "/machine/peripheral/disk/virtio-backend"
-SECONDS = 60
 
 
 class Refused(Exception):
@@ -41,13 +40,16 @@ class Bare:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
                                              stderr=log)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(SECONDS)
-        wait_for(f"the monitor of QEMU {qemu.version}",
-                 lambda: self._connects(monitor) or not self.is_alive(), SECONDS)
+        self._socket.settimeout(PATIENCE_SECONDS)
+        try:
+            wait_for(f"the monitor of QEMU {qemu.version}",
+                     lambda: self._connects(monitor) or not self.is_alive(), PATIENCE_SECONDS)
+        except Failure:
+            self.kill()
+            raise
         if not self.is_alive():
             raise Refused(f"QEMU {qemu.version} does not start with {image}:\n{self._said()}")
         self._lines = self._socket.makefile("rw", encoding="utf-8")
-        self._lines.readline()
         self.execute("qmp_capabilities")
 
     def _connects(self, monitor):
@@ -66,6 +68,11 @@ class Bare:
                     self._lines.write(json.dumps({"execute": order, "arguments": arguments}) + "\n")
                     self._lines.flush()
                 line = self._lines.readline()
+            except TimeoutError as silence:
+                # It has not ended: a monitor that hangs is no kill.
+                self.kill()
+                raise Failure(f"QEMU {self.qemu.version} gave no answer in {PATIENCE_SECONDS} s: "
+                              f"{arguments}\n{self._said()}") from silence
             except OSError:
                 line = ""
             if not line:
@@ -119,7 +126,7 @@ class Bare:
         self._jobs += 1
         name = f"job{self._jobs}"
         self.execute(order, job_id=name, **arguments)
-        wait_for(f"{order} to be done", lambda: self._advance(name), SECONDS, pause=0.005)
+        wait_for(f"{order} to be done", lambda: self._advance(name), PATIENCE_SECONDS, pause=0.005)
 
     def _advance(self, name):
         jobs = [job for job in self.execute("query-jobs") if job["id"] == name]
@@ -147,9 +154,9 @@ class Bare:
                 raise Refused("the migration failed")
             return status == "completed"
 
-        wait_for("the migration", is_over, SECONDS)
+        wait_for("the migration", is_over, PATIENCE_SECONDS)
         wait_for("the other QEMU", lambda: other.execute("query-status")["status"]
-                 not in ("inmigrate", "finish-migrate"), SECONDS)
+                 not in ("inmigrate", "finish-migrate"), PATIENCE_SECONDS)
         # It takes the files over when it goes on, if not before.
         other.execute("cont")
         other.execute("stop")
@@ -165,8 +172,13 @@ class Bare:
         self._ended()
 
     def _ended(self):
-        self._process.wait(SECONDS)
-        self._socket.close()
+        try:
+            self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired as expired:
+            self._process.kill()
+            raise Failure(f"QEMU {self.qemu.version} does not end") from expired
+        finally:
+            self._socket.close()
 
     def is_alive(self):
         return self._process.poll() is None
