@@ -1,7 +1,8 @@
-"""A virsh that misbehaves: a program that stands before the real one on the path.
+"""Programs that are killed, and a virsh that misbehaves: a program that stands before the real one.
 
-It reads what to do from a file, for each of domfsfreeze and domfsthaw, as a list of words, one for
-each call; the last one holds for all later calls. What it was called with goes to a log.
+It is found first on the path. It reads what to do from a file, for each of domfsfreeze and
+domfsthaw, as a list of words, one for each call; the last one holds for all later calls. What it
+was called with goes to a log.
 
     ok          does as the real one
     hang        never returns, and does nothing
@@ -12,7 +13,11 @@ each call; the last one holds for all later calls. What it was called with goes 
 
 import os
 import shutil
+import signal
 import stat
+import time
+
+from .run import PATIENCE_SECONDS
 
 SCRIPT = """#!/bin/bash
 # Stands before the real virsh.
@@ -26,7 +31,10 @@ echo "$(date +%s.%N) $*" >>"$folder/log"
 # The next word of the plan; the last one stays.
 plan=$folder/$command
 read -r word rest <"$plan"
-[ -n "$rest" ] && echo "$rest" >"$plan"
+if [ -n "$rest" ]; then
+    # Whoever reads it at the same time finds one of the two, and no empty one.
+    echo "$rest" >"$plan.$$" && mv "$plan.$$" "$plan"
+fi
 case $word in
 hang) exec sleep 100000 ;;
 fail) echo "error: this virsh was told to fail" >&2 && exit 1 ;;
@@ -74,3 +82,11 @@ class BadVirsh:
     def go(self):
         with open(os.path.join(self.folder, "go"), "w", encoding="utf-8"):
             pass
+
+
+def killed_after(process, seconds):
+    """Kills a program after so long; whether the kill met it, and did not come after its end."""
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=PATIENCE_SECONDS)
+    return process.returncode == -signal.SIGKILL
