@@ -1,17 +1,19 @@
 """Rolling a guest's own disks back where they lie, also with kills in the middle."""
 
+import collections
 import os
-import random
-import signal
 import subprocess
 import time
 
 from ..check import check_point
+from ..faults import killed_after
 from ..guest import Disk
 from ..points import Chain, compare
-from ..run import Failure, run
+from ..run import PATIENCE_SECONDS, Failure, run, wait_for
 
-KILLS = 3
+KILLS = 4
+# So many kills that come too late, for each that is wanted, say that none comes in time.
+LATE = 5
 TARGETS = ("vda", "vdb")
 
 
@@ -34,7 +36,7 @@ def rollback(rig):
     guest.power_off()
     late = guest.newest()
 
-    kept = []
+    kept, rng = [], rig.random()
     for target, disk in zip(TARGETS, disks):
         what = f"{guest.name}/{target}@{point.time}"
         before = _copy(disk)
@@ -43,10 +45,10 @@ def rollback(rig):
             raise Failure(f"nothing was kept, or nothing was changed: {report}")
         kept.append(report["kept"])
         _holds(rig, chain, f"{guest.name}/{target}@{report['kept']}", before)
-        for _ in range(KILLS * rig.effort):
-            _back_and_killed(rig, chain, disk, before, what)
+        left = _back_and_killed(rig, chain, disk, before, what, rng)
         rig.say(f"{target} ({disk.format}): {report['bytes_changed'] >> 10} KiB differed; rolled back "
-                f"again after each of {KILLS * rig.effort} kills")
+                f"again after each of {left.total()} kills, which left "
+                + ", ".join(f"{count} {how}" for how, count in sorted(left.items())))
     newest = check_point([(disk.path, disk.format) for disk in disks], rig.scratch,
                          point.acknowledged, point.consistency, point.begun)
     size = guest.records_size()
@@ -79,23 +81,79 @@ def _refused(rig, chain, point, words):
                           f"{done.stdout}{done.stderr}")
 
 
-def _back_and_killed(rig, chain, disk, before, what):
-    """The disk is what it was; a roll back of it is killed; another one ends."""
-    run("qemu-img", "convert", "-f", "raw", "-O", disk.format, before, disk.path)
-    command = [rig.qdelta_program, "restore", what, "--in-place", "--no-point", "--repo", chain.repo]
+def _back_and_killed(rig, chain, disk, before, what, rng):
+    """Roll backs of the disk are killed, and others end them; what the kills left, and how often."""
+    command = ["restore", what, "--in-place", "--no-point", "--repo", chain.repo]
+    first_write, whole = _times(rig, disk, before, command)
+    after, late, wanted = os.path.join(rig.scratch, "after"), 0, KILLS * rig.effort
+    rig.qdelta("restore", what, after, "--repo", chain.repo, "--force", "--format", "raw")
+    left = collections.Counter()
+    # Only a raw disk can be half of each, and at least once it is to be that.
+    while left.total() < wanted or disk.format == "raw" and not left["half of each"]:
+        if late + left.total() > LATE * wanted:
+            raise Failure(f"{late} kills came when the roll back had ended, others left {left}")
+        # Every other kill comes while it writes, however short that is beside all else.
+        writing = left.total() % 2 == 0
+        seconds = (0, whole - first_write) if writing else (0, whole)
+        if not _killed(rig, disk, before, command, writing, rng.uniform(*seconds)):
+            late += 1
+            continue
+        if disk.format == "qcow2":
+            done = run("qemu-img", "check", disk.path, check=False)
+            if done.returncode not in (0, 3):
+                raise Failure(f"a kill left a damaged image:\n{done.stdout}")
+        left[_what_is_left(_copy(disk), before, after)] += 1
+        if disk.format == "qcow2" and left["half of each"]:
+            raise Failure("a qcow2 image is neither what it was, nor what it was to be")
+        rig.qdelta(*command)
+        _holds(rig, chain, what, _copy(disk))
+    return left
+
+
+def _what_is_left(now, before, after):
+    for raw, what in ((before, "as it was"), (after, "all of the old disk")):
+        if run("cmp", "-s", now, raw, check=False).returncode == 0:
+            return what
+    return "half of each"
+
+
+def _put(disk, raw):
+    """Makes the disk what it was; gives the time of the file."""
+    run("qemu-img", "convert", "-f", "raw", "-O", disk.format, raw, disk.path)
+    return os.stat(disk.path).st_mtime_ns
+
+
+def _times(rig, disk, before, command):
+    """The seconds until a roll back that nobody disturbs writes first, and until it ends."""
+    stamp = _put(disk, before)
     begin = time.monotonic()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, env=rig.environment())
-    time.sleep(random.uniform(0, 0.4))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    if disk.format == "qcow2":
-        done = run("qemu-img", "check", disk.path, check=False)
-        if done.returncode not in (0, 3):
-            raise Failure(f"a kill after {time.monotonic() - begin:.3f} s left a damaged image:\n"
-                          f"{done.stdout}")
-    rig.qdelta(*command[1:])
-    _holds(rig, chain, what, _copy(disk))
+    process = _start(rig, command)
+    _wait_for_a_write(disk, stamp, process)
+    first_write = time.monotonic() - begin
+    if process.wait(PATIENCE_SECONDS) != 0:
+        raise Failure(f"status {process.returncode}: qdelta {' '.join(command)}")
+    return first_write, time.monotonic() - begin
+
+
+def _killed(rig, disk, before, command, writing, seconds):
+    """A roll back is killed so long after it began, or wrote first; whether it still ran then."""
+    stamp = _put(disk, before)
+    process = _start(rig, command)
+    if writing:
+        _wait_for_a_write(disk, stamp, process)
+    return killed_after(process, seconds)
+
+
+def _start(rig, command):
+    return subprocess.Popen([rig.qdelta_program, *command], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            env=rig.environment())
+
+
+def _wait_for_a_write(disk, stamp, process):
+    wait_for("a write to the disk",
+             lambda: os.stat(disk.path).st_mtime_ns != stamp or process.poll() is not None,
+             PATIENCE_SECONDS, pause=0.001)
 
 
 def _copy(disk):
