@@ -212,7 +212,7 @@ class Guest:
     def agent(self, command, timeout=5):
         """What the agent answers; nothing where it does not."""
         done = virsh("qemu-agent-command", self.name, "--timeout", str(timeout),
-                     json.dumps({"execute": command}), check=False, timeout=timeout + 30)
+                     json.dumps({"execute": command}), check=False, timeout=PATIENCE_SECONDS)
         return json.loads(done.stdout)["return"] if done.returncode == 0 else None
 
     def agent_answers(self):

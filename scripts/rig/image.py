@@ -39,7 +39,9 @@ class GuestImage:
                 packages.unpack(package, parts)
             with open(complete, "w", encoding="utf-8") as file:
                 file.write(" ".join(PARTS))
-        shutil.copyfile(only(parts, "boot/vmlinuz-*"), self.kernel)
+        # Guests of another run may be reading the old ones.
+        shutil.copyfile(only(parts, "boot/vmlinuz-*"), self.kernel + ".new")
+        os.replace(self.kernel + ".new", self.kernel)
         self._build_initramfs(parts)
         packages.unpack_other_qemu(os.path.join(self.folder, "qemu"))
 
@@ -59,10 +61,11 @@ class GuestImage:
         with open(os.path.join(root, "modules/order"), "w", encoding="utf-8") as file:
             file.writelines(f"{module}.ko\n" for module in MODULES)
         # Unpacking a gzip costs an emulated processor more than reading it plain.
-        with open(self.initramfs, "wb") as file:
+        with open(self.initramfs + ".new", "wb") as file:
             names = output("find", ".", cwd=root)
             subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, check=True,
                            input=names.encode(), stdout=file)
+        os.replace(self.initramfs + ".new", self.initramfs)
 
     @staticmethod
     def _copy_agent(agent, root):
