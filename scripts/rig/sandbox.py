@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from .run import PATIENCE_SECONDS, Failure, run, wait_for
+from .run import PATIENCE_SECONDS, Failure, output, run, wait_for
 
 PRIVATE = ["/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt"]
 ACCOUNTS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n",
@@ -105,13 +105,17 @@ class HostFilesystem:
         run("mount", "-o", ",".join(filter(None, ["loop", options])), self.file, self.mount)
 
     def defragment(self, files):
-        """Moves what files hold to other places; what they hold stays as it is."""
+        """Moves what files hold to other places; what they hold stays as it is. Gives how many were."""
+        moved = 0
         for file in files:
+            before = output("filefrag", "-v", file)
             if self.kind == "btrfs":
                 run("btrfs", "filesystem", "defragment", "-f", file)
             else:
                 # Gives up by itself where the file is written to meanwhile.
                 run("xfs_fsr", file, check=False)
+            moved += output("filefrag", "-v", file) != before
+        return moved
 
     def close(self):
         if os.path.exists(self.file):

@@ -150,7 +150,8 @@ class _Life:
     def _defragment(self):
         for filesystem in self.rig._filesystems:
             if self.folder.startswith(filesystem.mount + "/"):
-                filesystem.defragment([self._file()])
+                moved = filesystem.defragment([self._file()])
+                self.total[f"defragmentation: {'moved' if moved else 'left in its place'}"] += 1
 
     def _backup(self, number):
         if self.random.random() < 0.5:
