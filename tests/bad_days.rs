@@ -172,48 +172,49 @@ fn two_backups_of_one_disk() {
     let image = filled_raw(&lab, "disk.raw", 4 * MIB, 4);
     let repo = Repo::init(lab.path("repo"));
     repo.backup(&image, "disk", &[]);
-    let options = args![
-        "-e",
-        "trace=fsync,fdatasync",
-        "-e",
-        "inject=fsync,fdatasync:delay_enter=3s:when=1",
-        "-o",
-        "/dev/null"
-    ];
+    // It stops when its archive has its name and the point's own file is still unfinished.
+    let stops = "inject=renameat2:signal=STOP:when=1";
+    let options = args!["-D", "-e", "trace=renameat2", "-e", stops, "-o", "/dev/null"];
     let arguments =
         repo.args(args!["backup", image.as_path(), "--disk", "disk", "--io", "threads"]);
     let mut command = traced(options, arguments);
-    let first = start(&mut command);
-    wait_for("the first backup", || file_with(&repo.path, "partial"));
+    let mut first = start(&mut command);
+    let is_archive = |file: &PathBuf| file.to_string_lossy().ends_with("-incremental.qdelta");
+    wait_for("the first backup", || tree(&repo.path).into_iter().find(is_archive));
     let said = repo.backup_run(&image, "disk", &[]).fails_with(5);
     assert!(said.contains("disk"), "{said}");
     repo.backup(&image, "other", &[]);
     repo.assert_restores_raw(&lab, "disk", &image);
     repo.run(args!["verify", "disk"]).ok();
+    assert!(file_with(&repo.path, "partial").is_some() && first.try_wait().unwrap().is_none());
+    kill_process(Pid::from_child(&first), Signal::CONT).unwrap();
     finish(first, describe(&command)).ok();
     assert_eq!(repo.points("disk").len(), 2);
     repo.verify();
     repo.assert_no_leftovers();
 }
 
-/// Starts a run that is slow to write, sends `signal` when `folder` has its unfinished file, and
-/// gives what it did.
+/// Starts a run, sends `signal` when `folder` has its unfinished file, and waits until it has ended in
+/// good order. It stops at every write until it is told to go on, and so can't be done before.
 #[track_caller]
-fn interrupted(
-    arguments: Vec<std::ffi::OsString>,
-    folder: &Path,
-    signal: Signal,
-) -> crate::harness::Outcome {
+fn interrupted(arguments: Vec<std::ffi::OsString>, folder: &Path, signal: Signal) {
     // -D: strace detaches itself, so that the program is our own child and gets our signals.
-    let slow = "inject=pwrite64,write,fsync,fdatasync:delay_enter=20ms";
-    let options =
-        args!["-D", "-e", "trace=pwrite64,write,fsync,fdatasync", "-e", slow, "-o", "/dev/null"];
+    let stops = "inject=pwrite64,write:signal=STOP";
+    let options = args!["-D", "-e", "trace=pwrite64,write", "-e", stops, "-o", "/dev/null"];
     let mut command = traced(options, arguments);
-    let child = start(&mut command);
-    wait_for("the unfinished file", || file_with(folder, "partial"));
-    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
-    kill_process(pid, signal).unwrap();
-    finish(child, describe(&command)).sane()
+    let mut child = start(&mut command);
+    let pid = Pid::from_child(&child);
+    let mut sent = false;
+    wait_for("the end", || {
+        if !sent && file_with(folder, "partial").is_some() {
+            kill_process(pid, signal).unwrap();
+            sent = true;
+        }
+        kill_process(pid, Signal::CONT).unwrap();
+        child.try_wait().unwrap()
+    });
+    let outcome = finish(child, describe(&command)).sane();
+    assert_eq!(outcome.code(), Some(130), "{signal:?}:\n{}", outcome.report());
 }
 
 #[test]
@@ -224,10 +225,8 @@ fn an_interrupted_backup_leaves_no_litter() {
     let repo = Repo::init(lab.path("repo"));
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         for io in ["threads", "auto"] {
-            let arguments =
-                repo.args(args!["backup", image.as_path(), "--disk", "disk", "--io", io]);
-            let outcome = interrupted(arguments, &repo.path, signal);
-            assert_eq!(outcome.code(), Some(130), "{signal:?}:\n{}", outcome.report());
+            let arguments = args!["backup", image.as_path(), "--disk", "disk", "--io", io];
+            interrupted(repo.args(arguments), &repo.path, signal);
             assert!(file_with(&repo.path, ".qdelta").is_none(), "{:?}", tree(&repo.path));
             repo.assert_no_leftovers();
         }
@@ -254,8 +253,7 @@ fn an_interrupted_restore_leaves_no_litter() {
             "--io",
             "threads"
         ]);
-        let outcome = interrupted(arguments, &folder, Signal::INT);
-        assert_eq!(outcome.code(), Some(130), "{}", outcome.report());
+        interrupted(arguments, &folder, Signal::INT);
         assert!(tree(&folder).is_empty(), "litter: {:?}", tree(&folder));
     }
 }
