@@ -1,7 +1,8 @@
 //! Freezing and thawing: whatever happens to whom, the guest is thawed in the end.
 
+use std::fs::DirEntry;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use qdelta::quiesce::{Freeze, Frozen, Program, Virsh as Call, Watchdog, thaw_mar
 use super::harness::run::binary;
 use super::harness::virsh::{Virsh, is_gone, wait_until};
 use super::harness::{Lab, sweep};
+
+/// A limit that is reached, and within which the script does its work also on a busy machine.
+const LIMIT: Duration = Duration::from_secs(3);
 
 struct Scene {
     _lab: Lab,
@@ -44,8 +48,18 @@ impl Scene {
     /// The guest is thawed and nobody thinks otherwise.
     #[track_caller]
     fn assert_thawed(&self) {
-        wait_until("the thaw", || !self.virsh.is_frozen());
         wait_until("the mark's end", || is_gone(&self.freeze.mark));
+        assert!(!self.virsh.is_frozen());
+    }
+
+    /// It was thawed after `refused` thaws that failed, and then no more. A try that the script was too
+    /// slow for comes on top.
+    #[track_caller]
+    fn assert_thaws_after(&self, refused: usize) {
+        self.assert_thawed();
+        assert_eq!(self.virsh.lines("thaw-fails.done").len(), refused);
+        assert_eq!(self.virsh.lines("thawed").len(), 1);
+        assert!(self.virsh.count("domfsthaw") > refused);
     }
 }
 
@@ -77,10 +91,11 @@ fn a_freeze_that_fails_is_followed_by_a_thaw() {
 #[test]
 fn a_freeze_that_hangs_is_ended_and_followed_by_a_thaw() {
     let mut scene = Scene::new();
-    scene.freeze.freeze_max = Duration::from_millis(400);
+    scene.freeze.freeze_max = LIMIT;
     scene.virsh.tell("freeze-hangs", "");
     let error = scene.try_freeze().unwrap_err();
-    assert!(error.chain().contains("gave no answer in 400 ms"), "{}", error.chain());
+    let why = format!("gave no answer in {} ms", LIMIT.as_millis());
+    assert!(error.chain().contains(&why), "{}", error.chain());
     scene.assert_thawed();
 }
 
@@ -89,9 +104,9 @@ fn a_freeze_that_hangs_is_ended_and_followed_by_a_thaw() {
 #[test]
 fn a_freeze_that_comes_after_its_thaw_is_thawed_too() {
     let mut scene = Scene::new();
-    scene.freeze.freeze_max = Duration::from_millis(300);
+    scene.freeze.freeze_max = LIMIT;
     scene.freeze.late_max = Duration::from_secs(60);
-    scene.virsh.tell("freeze-comes-late", "1");
+    scene.virsh.tell("freeze-comes-late", "");
     assert_eq!(scene.try_freeze().unwrap_err().kind(), ErrorKind::Guest);
     wait_until("the freeze", || scene.virsh.has("came"));
     assert!(!scene.virsh.is_frozen() && is_gone(&scene.freeze.mark));
@@ -101,7 +116,7 @@ fn a_freeze_that_comes_after_its_thaw_is_thawed_too() {
 #[test]
 fn at_the_limit_the_guest_is_thawed_whoever_is_not_ready() {
     let mut scene = Scene::new();
-    scene.freeze.freeze_max = Duration::from_millis(500);
+    scene.freeze.freeze_max = LIMIT;
     let frozen = scene.try_freeze().unwrap();
     scene.assert_thawed();
     assert_eq!(frozen.left(), Duration::ZERO);
@@ -134,8 +149,7 @@ fn a_thaw_is_tried_again_until_it_works() {
     let frozen = scene.try_freeze().unwrap();
     scene.virsh.tell("thaw-fails", "3");
     assert!(frozen.thaw().unwrap().broken.is_some());
-    assert_eq!(scene.virsh.count("domfsthaw"), 4);
-    scene.assert_thawed();
+    scene.assert_thaws_after(3);
     // A thaw that hangs is ended and tried again, too.
     let frozen = scene.try_freeze().unwrap();
     scene.virsh.tell("thaw-hangs", "1");
@@ -159,6 +173,7 @@ fn a_thaw_that_fails_is_an_alarm_and_tried_first_the_next_time() {
     assert_eq!(thaw_marked(&scene.freeze, true).unwrap_err().kind(), ErrorKind::Alarm);
     assert!(!is_gone(&scene.freeze.mark));
     scene.virsh.forget("thaw-fails");
+    scene.freeze.thaw_tries = Duration::from_secs(30);
     assert!(thaw_marked(&scene.freeze, true).unwrap());
     scene.assert_thawed();
     assert!(!thaw_marked(&scene.freeze, true).unwrap(), "there is nothing left to thaw");
@@ -220,6 +235,7 @@ fn two_runs_do_not_freeze_one_guest_at_once() {
             let program = Program { path: binary().to_owned(), arguments: vec!["watchdog".into()] };
             Watchdog::start(&program, freeze).unwrap().freeze().unwrap().thaw().unwrap()
         });
+        wait_until("the second watchdog", || users_of(&scene.freeze.definition) == 2);
         // Time enough to go wrong in.
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(scene.virsh.count("domfsfreeze"), 1);
@@ -228,6 +244,17 @@ fn two_runs_do_not_freeze_one_guest_at_once() {
     });
     let verbs: Vec<String> = scene.virsh.log().iter().map(|line| line[..8].to_owned()).collect();
     assert_eq!(verbs, ["domfsfre", "domfstha", "domfsfre", "domfstha"]);
+}
+
+/// How many processes have a file open.
+fn users_of(file: &Path) -> usize {
+    let has_it = |process: &DirEntry| {
+        // It may end meanwhile.
+        let fds = std::fs::read_dir(process.path().join("fd"));
+        let mut fds = fds.into_iter().flatten().flatten();
+        fds.any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == file))
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter(has_it).count()
 }
 
 /// Both qdelta and its watchdog were killed, and libvirt carries their freeze out when the next run
@@ -245,12 +272,13 @@ fn a_mark_that_is_fresh_may_have_its_freeze_still_to_come() {
     scene.virsh.forget("frozen");
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            wait_until("the first thaw", || scene.virsh.count("domfsthaw") > 0);
+            wait_until("the first thaw", || scene.virsh.has("thawed"));
             scene.virsh.tell("frozen", "");
         });
         assert!(thaw_marked(&scene.freeze, true).unwrap());
     });
     scene.assert_thawed();
+    assert!(scene.virsh.count("domfsthaw") > 1);
 }
 
 #[test]
@@ -295,7 +323,7 @@ fn the_guest_is_thawed_when_the_parent_dies_at_any_moment() {
 fn signals_do_not_keep_the_watchdog_from_its_work() {
     use rustix::process::{Pid, Signal, kill_process};
     let mut scene = Scene::new();
-    scene.freeze.freeze_max = Duration::from_secs(2);
+    scene.freeze.freeze_max = LIMIT;
     let mut child = watchdog(&scene, Stdio::null());
     wait_until("the freeze", || scene.virsh.is_frozen());
     let pid = Pid::from_child(&child);
@@ -367,15 +395,14 @@ fn a_watchdog_that_hangs_is_ended_and_replaced() {
 fn the_thaw_waits_for_no_reader() {
     let mut scene = Scene::new();
     scene.virsh.tell("thaw-fails", "2");
-    scene.freeze.freeze_max = Duration::from_secs(1);
+    scene.freeze.freeze_max = LIMIT;
     let (_reader, mut writer) = std::io::pipe().unwrap();
     rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
     while writer.write(&[b'x'; 512]).is_ok() {}
     rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::empty()).unwrap();
     let mut child = watchdog(&scene, writer.into());
     wait_until("the freeze", || scene.virsh.is_frozen());
-    scene.assert_thawed();
-    assert_eq!(scene.virsh.count("domfsthaw"), 3);
+    scene.assert_thaws_after(2);
     drop((child.stdin.take(), child.stdout.take()));
     assert!(child.wait().unwrap().success());
 }

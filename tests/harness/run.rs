@@ -100,6 +100,15 @@ pub fn tool(name: &str, arguments: Vec<OsString>) -> Command {
     command
 }
 
+/// Makes a program of a script. Another process writes it: what this one has open to be written is for a
+/// moment open in every program that another test is just starting, and can't be run by then.
+#[track_caller]
+pub fn script(program: &Path, text: &str) {
+    let source = program.with_extension("text");
+    std::fs::write(&source, text).unwrap();
+    run(tool("install", vec!["-m".into(), "755".into(), source.into(), program.into()])).ok();
+}
+
 /// A program that must run with all rights: as it is for root, through `sudo` for others.
 pub fn as_root(name: &str, arguments: Vec<OsString>) -> Command {
     if rustix::process::geteuid().is_root() {

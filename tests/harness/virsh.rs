@@ -1,47 +1,47 @@
 //! A `virsh` that freezes and thaws nothing, does what a test tells it, and remembers what it did.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The script. `frozen` is there while the guest is frozen; `log` has a line for each call. What it
-/// is to do stands in files that a test writes; the number in a file that counts goes down.
+use super::run::script;
+
+/// The script. `frozen` is there while the guest is frozen; `log` has a line for each call, written
+/// before it does anything, and `thawed` one for each thaw that has worked. What it is to do stands in
+/// files that a test writes. It may be ended at any moment.
 const SCRIPT: &str = r#"#!/bin/bash
 # Plays virsh for a test.
 cd "$(dirname "$0")" || exit 99
 [ "$1" = --connect ] && shift 2
 verb=$1
 echo "$verb $2" >>log
-count_down() { # FILE: succeeds as long as the number in it is not used up
-    [ -e "$1" ] || return 1
-    local n
-    n=$(cat "$1")
-    [ "$n" -gt 0 ] || return 1
-    echo $((n - 1)) >"$1"
+count() { # FILE: succeeds as often as the number in it says; each time is a line of FILE.done
+    [ -e "$1" ] && [ "$(cat "$1.done" 2>/dev/null | wc -l)" -lt "$(cat "$1")" ] && echo >>"$1.done"
 }
 if [ -e no-agent ]; then echo "error: $(cat no-agent)" >&2; exit 1; fi
 case $verb in
 domfsfreeze)
     if [ -e freeze-fails ]; then echo "error: Guest agent is not responding" >&2; exit 1; fi
     if [ -e freeze-fails-frozen ]; then touch frozen; echo "error: timed out" >&2; exit 1; fi
-    if [ -e freeze-hangs ]; then touch frozen; sleep 1000; fi
-    # It waits for its turn in libvirt, also when nobody waits for it any more.
+    if [ -e freeze-hangs ]; then touch frozen; exec sleep 1000; fi
+    # It waits for its turn in libvirt, also when nobody waits for it any more: until after a thaw.
     if [ -e freeze-comes-late ]; then
-        setsid bash -c 'sleep "$(cat freeze-comes-late)"; touch frozen came' </dev/null >/dev/null 2>&1 &
-        sleep 1000
+        setsid bash -c 'while [ -e log ] && [ ! -e thawed ]; do sleep 0.1; done; touch frozen came' \
+            </dev/null >/dev/null 2>&1 &
+        exec sleep 1000
     fi
     touch frozen
     [ -e freeze-takes ] && sleep "$(cat freeze-takes)"
     echo "Froze ${FILESYSTEMS:-2} filesystem(s)"
     ;;
 domfsthaw)
-    if count_down thaw-hangs; then sleep 1000; fi
-    if count_down thaw-fails; then echo "error: Timed out during operation" >&2; exit 1; fi
-    if [ -e frozen ]; then n=2; else n=0; fi
+    if count thaw-hangs; then exec sleep 1000; fi
+    if count thaw-fails; then echo "error: Timed out during operation" >&2; exit 1; fi
+    # What is frozen from here on is for the next thaw.
+    if [ -e frozen ]; then n=2; rm frozen; else n=0; fi
     if [ -e thawed-by-itself ]; then n=$((n - $(cat thawed-by-itself))); fi
-    rm -f frozen
     echo "Thawed $n filesystem(s)"
+    echo >>thawed
     ;;
 *) echo "error: unknown command: '$verb'" >&2; exit 1 ;;
 esac
@@ -56,8 +56,7 @@ impl Virsh {
     pub fn new(dir: PathBuf) -> Self {
         fs::create_dir(&dir).unwrap();
         let virsh = Self { dir };
-        fs::write(virsh.program(), SCRIPT).unwrap();
-        fs::set_permissions(virsh.program(), fs::Permissions::from_mode(0o755)).unwrap();
+        script(&virsh.program(), SCRIPT);
         virsh
     }
 
@@ -86,7 +85,12 @@ impl Virsh {
 
     /// The calls so far, one a line.
     pub fn log(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        self.lines("log")
+    }
+
+    /// The lines of a file of its own, which may not be there yet.
+    pub fn lines(&self, file: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 
