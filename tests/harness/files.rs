@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::run::as_root;
+use super::virsh::wait_until;
 use super::{args, run, tool};
 
 /// Two files must have the same bytes; says where they first differ.
@@ -135,11 +136,19 @@ impl Mount {
         mount
     }
 
+    /// A mount namespace of another test may still have the file system as it was when its power was
+    /// cut. Then that is what is mounted, and not to be used: it is tried again.
     #[track_caller]
     pub fn mount(&self) {
-        run(as_root("mount", args!["-o", self.options, self.source.as_path(), self.dir.as_path()]))
-            .ok();
-        run(as_root("chmod", args!["0777", self.dir.as_path()])).ok();
+        wait_until("a file system that works", || {
+            let place = args!["-o", self.options, self.source.as_path(), self.dir.as_path()];
+            run(as_root("mount", place)).ok();
+            let works = run(as_root("chmod", args!["0777", self.dir.as_path()])).code() == Some(0);
+            if !works {
+                self.unmount();
+            }
+            works
+        });
     }
 
     /// A program that was killed a moment ago may still be letting go of its files.
