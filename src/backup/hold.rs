@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Stat, fdatasync, fstat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
@@ -30,6 +30,8 @@ struct Held {
     stamp: Stamp,
     /// Whether every later write changes its time.
     is_settled: bool,
+    /// Why it could not be written back.
+    lost: Option<Errno>,
 }
 
 /// What a write changes.
@@ -68,8 +70,7 @@ impl Hold {
     /// Opens an image and claims all its files for reading.
     ///
     /// # Errors
-    /// `Busy` if somebody writes to one of them; `Io` if what is in memory of one can't be written
-    /// back.
+    /// `Busy` if somebody writes to one of them.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<(Image, Self)> {
         let first = Image::open(path, options)?;
         let mut locks = Vec::new();
@@ -83,7 +84,7 @@ impl Hold {
         // stamps are older than that look, so a write that it half saw is noticed in the end.
         let files = stamps(&first)?;
         settle(&files, COARSE);
-        let files = write_back(&first, files, 0)?;
+        let files = write_back(&first, files, 0);
         let image = Image::open(path, options)?;
         let same = |(a, b): (&Held, &(PathBuf, Stamp))| {
             (a.stamp.device, a.stamp.inode) == (b.1.device, b.1.inode)
@@ -105,13 +106,27 @@ impl Hold {
         // A clone has nothing to be written back; and what is read from under a frozen guest is not
         // recognised again, so it need not wait for that.
         let skip = if clones.is_empty() { files.len() } else { 1 };
-        let files = write_back(image, files, skip)?;
+        let files = write_back(image, files, skip);
         Ok(Self { locks: Vec::new(), _locked: None, files })
     }
 
     /// What should be known about the claims.
     pub fn warnings(&self) -> impl Iterator<Item = String> + '_ {
-        self.locks.iter().filter_map(|lock| lock.warning().map(str::to_owned))
+        let locks = self.locks.iter().filter_map(|lock| lock.warning().map(str::to_owned));
+        let lost = self.files.iter().filter_map(|file| {
+            let (path, errno) = (file.path.display(), file.lost?);
+            Some(format!(
+                "cannot write back what is in memory of {path}: {errno}; what the disk below it did \
+                 not take may be gone when it is read again: see to the disk. The next backup reads \
+                 everything"
+            ))
+        });
+        locks.chain(lost)
+    }
+
+    /// Whether what is read of a file may not be on its disk: then it can change without a write.
+    pub fn is_lost(&self) -> bool {
+        self.files.iter().any(|file| file.lost.is_some())
     }
 
     /// Fails if a file of the image was written to since, by somebody who heeds no locks.
@@ -155,34 +170,23 @@ fn settle<'a>(files: impl IntoIterator<Item = &'a (PathBuf, Stamp)>, max: Durati
 /// Writes back what is in memory of these files, but the first `skip`. Of a file that a program has
 /// mapped, the kernel notes the time when a page becomes dirty; further writes to the page show only
 /// after it was written back (mm/memory.c: `do_wp_page` and `fault_dirty_shared_page`).
-///
-/// # Errors
-/// [`ErrorKind::Io`]: what would be read could be gone tomorrow, and no time would tell.
-fn write_back(image: &Image, files: Vec<(PathBuf, Stamp)>, skip: usize) -> Result<Vec<Held>> {
+fn write_back(image: &Image, files: Vec<(PathBuf, Stamp)>, skip: usize) -> Vec<Held> {
     let fds = image.files().iter().filter_map(|file| file.fd());
     let each = fds.zip(files).enumerate().map(|(index, (fd, (path, stamp)))| {
         if index < skip {
-            return Ok(Held { path, stamp, is_settled: false });
+            return Held { path, stamp, is_settled: false, lost: None };
         }
         let begun = now();
-        match fdatasync(fd) {
+        let lost = match retry_on_intr(|| fdatasync(fd)) {
             // A filesystem that can only be read has nothing to be written back.
-            Ok(()) | Err(Errno::INVAL) => {}
-            Err(errno) => return Err(lost(&path, errno)),
-        }
+            Ok(()) | Err(Errno::INVAL) => None,
+            Err(errno) => Some(errno),
+        };
         // Nothing was written since it was settled.
-        let is_settled = stamp.unsettled_for(begun).is_none();
-        Ok(Held { path, stamp, is_settled })
+        let is_settled = lost.is_none() && stamp.unsettled_for(begun).is_none();
+        Held { path, stamp, is_settled, lost }
     });
     each.collect()
-}
-
-fn lost(path: &Path, errno: Errno) -> Error {
-    let text = format!("cannot write back what is in memory of {}", path.display());
-    Error::new(ErrorKind::Io, text).because(std::io::Error::from(errno)).advise(
-        "no recovery point was made: what the disk below the image did not take may be gone when it \
-         is read again; see to the disk, then make a point with --track scan",
-    )
 }
 
 fn now() -> Duration {

@@ -61,6 +61,8 @@ impl Source {
         // The file is held until all files are.
         match anchors::write(path, options, leave) {
             Ok((file, anchor)) => match Self::hold(path, options) {
+                // It goes with those of earlier points.
+                Ok(source) if source.hold.is_lost() => Ok(source.without_anchor()),
                 Ok(source) => Ok(Self { anchor: Some(anchor), ..source }),
                 Err(error) => {
                     drop(file);
@@ -75,6 +77,13 @@ impl Source {
                 Ok(source)
             }
         }
+    }
+
+    /// The bytes that are read may be gone tomorrow, and no tracker would know.
+    fn without_anchor(mut self) -> Self {
+        let text = format!("{} could not be written back", self.path.display());
+        self.warnings.push(no_anchor(&Error::new(ErrorKind::Io, text)));
+        self
     }
 
     fn hold(path: &Path, options: &OpenOptions) -> Result<Self> {
@@ -94,6 +103,9 @@ impl Source {
 
     fn hold_and_clone(path: &Path, options: &OpenOptions, leave: &Leave<'_>) -> Result<Self> {
         let mut held = Self::hold(path, options)?;
+        if held.hold.is_lost() {
+            return Ok(held.without_anchor());
+        }
         let cloned = written_files(path, options).and_then(|files| {
             sweep_beside(&files, leave);
             check_text(path, files.iter().map(|(file, _)| file.clone()))?;
@@ -152,12 +164,13 @@ impl Source {
     /// It can't be opened.
     pub fn live(path: &Path, options: &OpenOptions) -> Result<Self> {
         let image = Image::open(path, options)?;
+        let hold = Hold::watch(&image, &options.clones)?;
         Ok(Self {
             path: path.to_path_buf(),
             options: options.clone(),
             anchor: None,
-            warnings: image.warnings().to_vec(),
-            hold: Hold::watch(&image, &options.clones)?,
+            warnings: image.warnings().iter().cloned().chain(hold.warnings()).collect(),
+            hold,
             image,
             clones: None,
             cloned: None,

@@ -250,8 +250,8 @@ impl Case<'_> {
             if then.modified_ns.is_none() || now.modified_ns.is_none() {
                 return Err(format!(
                     "the time of {what} proves nothing: it was being written to at the point before, \
-                     or it lies where not every write shows in it (tmpfs, a volatile overlayfs, \
-                     Btrfs before Linux 6.10)"
+                     or it was not written back, or it lies where not every write shows in it (tmpfs, \
+                     overlayfs, Btrfs before Linux 6.10)"
                 ));
             }
             let apart =

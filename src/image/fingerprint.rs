@@ -43,7 +43,7 @@ impl Image {
 /// # Errors
 /// The system fails to tell.
 pub fn identity(path: &Path) -> Result<Option<Identity>> {
-    let stat = statx(CWD, path, AtFlags::empty(), WANTED)
+    let stat = statx(CWD, path, AtFlags::STATX_FORCE_SYNC, WANTED)
         .map_err(|error| Error::io("look at", path, error.into()))?;
     Ok(is_regular(&stat).then(|| Identity::new(stat.stx_ino, born_ns(&stat), subvolume(&stat))))
 }
@@ -67,7 +67,8 @@ fn fingerprint(layer: &Layer) -> Result<Option<Fingerprint>> {
     };
     let Some(fd) = file.store.fd() else { return Ok(None) };
     let failed = |errno: Errno| Error::io("look at", &file.path, errno.into());
-    let stat = statx(fd, "", AtFlags::EMPTY_PATH, WANTED).map_err(failed)?;
+    let stat =
+        statx(fd, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, WANTED).map_err(failed)?;
     if !is_regular(&stat) {
         return Ok(None);
     }
@@ -91,24 +92,12 @@ fn notes_writes(fd: BorrowedFd<'_>, stat: &Statx) -> rustix::io::Result<bool> {
     Ok(match fstatfs(fd)?.f_type as u32 {
         // They know no page fault for a write to a file that a program has mapped (mm/shmem.c).
         TMPFS | RAMFS | HUGETLBFS => false,
+        // It may lie on one of these, or write nothing back when it is asked to (`volatile`).
+        OVERLAYFS => false,
         // A snapshot, in which times and data can be of different moments, is not told apart.
         BTRFS => subvolume(stat).is_some(),
-        OVERLAYFS => !is_volatile(fd)?,
         _ => true,
     })
-}
-
-/// Whether an overlayfs writes nothing back when it is asked to (option `volatile`): then pages stay
-/// dirty, and further writes to them don't show. If that can't be known, it is.
-fn is_volatile(fd: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    // The number in /proc is not the unique one.
-    let mount = statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
-    let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else { return Ok(true) };
-    let own = |line: &&str| line.split(' ').next() == Some(mount.to_string().as_str());
-    let Some(line) = mounts.lines().find(own) else { return Ok(true) };
-    // proc_pid_mountinfo(5): the filesystem's own options are the last field.
-    let mut options = line.rsplit(' ').next().unwrap_or_default().split(',');
-    Ok(options.any(|option| matches!(option, "volatile" | "fsync=volatile")))
 }
 
 fn subvolume(stat: &Statx) -> Option<u64> {

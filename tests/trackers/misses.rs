@@ -474,16 +474,31 @@ fn a_template_that_can_only_be_read() {
     assert_eq!(done["warnings"], serde_json::json!([]), "{done:#}");
 }
 
-/// What a disk did not take can be gone when it is read again, and no time tells.
+/// What a disk did not take can be gone when it is read again, and no tracker knows: that is a point,
+/// since it may be the last one, and what follows reads everything.
 #[test]
 fn an_image_that_can_not_be_written_back() {
-    let scene = Scene::new();
-    let fault = Injection { call: "fdatasync".to_owned(), when: 1, fault: Fault::InputOutputError };
-    let arguments = args!["backup", scene.image.as_path(), "--disk", "disk"];
-    let said = run_with(&fault, scene.repo.args(arguments)).fails_with(1);
-    assert!(said.contains("cannot write back what is in memory of"), "{said}");
-    assert!(said.contains("no recovery point was made"), "{said}");
-    assert!(
-        scene.repo.run(args!["points", "--json"]).ok().json().to_string().find("full").is_none()
-    );
+    for anchor in ["none", "bitmap", "snapshot"] {
+        let scene = Scene::new();
+        // The anchor before is written back without a failure.
+        let made = scene.backup(&["--anchor", anchor]);
+        assert_eq!(made["anchor"].is_string(), anchor != "none", "{made:#}");
+        let calls = if anchor == "none" { 1..2 } else { 1..8 };
+        let warned = calls.into_iter().any(|when| {
+            let call = "fdatasync".to_owned();
+            let fault = Injection { call, when, fault: Fault::InputOutputError };
+            let arguments = args!["backup", scene.image.as_path(), "--disk", "disk", "--json"];
+            let outcome = run_with(&fault, scene.repo.args(arguments));
+            let is_told = outcome.stderr.contains("cannot write back what is in memory of");
+            if is_told {
+                let done = outcome.ok().json();
+                assert!(done["anchor"].is_null(), "{done:#}");
+            }
+            is_told
+        });
+        assert!(warned, "no call of fdatasync is for the image");
+        scene.tracked("scan", &[]);
+        let done = scene.tracked("scan", &["--track", "scan"]);
+        assert_eq!(done["anchor"].is_string(), anchor != "none", "{done:#}");
+    }
 }
