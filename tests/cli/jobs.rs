@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::{Run, done, qdelta, qemu_img, qemu_io, refused, word};
 
 /// A repository and images in a folder of their own.
@@ -364,9 +366,8 @@ fn without_space_a_backup_and_a_restore_leave_nothing() {
 }
 
 /// Sends a signal to a child, as somebody else would.
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
 }
 
 /// Waits until a backup is writing its archive.
@@ -388,15 +389,15 @@ fn a_signal_ends_a_backup_without_litter() {
     let place = Place::new();
     let image = place.noise("vm.raw", 64 << 20);
     let before = place.files();
-    for name in ["INT", "TERM", "HUP"] {
+    for name in [Signal::INT, Signal::TERM, Signal::HUP] {
         let mut command = place.command(&["backup", &image, "--level", "19", "--threads", "1"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         wait_for_partial(&place.dir.path().join("repo/vm/disk"));
         signal(&child, name);
         let run = Run::from(child.wait_with_output().unwrap());
-        assert_eq!((run.status, run.stdout.as_str()), (130, ""), "{name}: {}", run.stderr);
+        assert_eq!((run.status, run.stdout.as_str()), (130, ""), "{name:?}: {}", run.stderr);
         assert!(run.stderr.contains("stopping"), "{}", run.stderr);
-        assert_eq!(place.files(), before, "{name} left litter");
+        assert_eq!(place.files(), before, "{name:?} left litter");
     }
 }
 
@@ -427,7 +428,7 @@ fn a_signal_that_is_ignored_stays_ignored() {
     command.args(["--threads", "1", "--repo", &place.at("repo")]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for_partial(&place.dir.path().join("repo/vm/disk"));
-    signal(&child, "HUP");
+    signal(&child, Signal::HUP);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
