@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Run, done, qdelta, qemu_img, qemu_io, word};
+use crate::harness::temp_dir;
 
 /// The examples of a document, by their headings.
 fn examples(document: &str) -> BTreeMap<String, Value> {
@@ -70,7 +71,7 @@ fn parse(text: &str) -> Value {
 
 #[test]
 fn every_result_is_as_the_document_says() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(temp_dir()).unwrap();
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let json = |words: &[&str]| {
         let repo = at("repo");
