@@ -5,6 +5,7 @@ in the backports, too. They are read through package lists of the rig's own: the
 stay as they are. The guest's kernel, busybox and agent are unpacked, not installed.
 """
 
+import glob
 import os
 import shutil
 import subprocess
@@ -140,6 +141,7 @@ class Packages:
             said = output("ldd", os.path.join(destination, "usr/bin", program))
             if "not found" in said:
                 raise Failure(f"{program} of QEMU {others[0]} lacks libraries:\n{said}")
+        _give_own_modules(destination)
         with open(complete, "w", encoding="utf-8"):
             pass
 
@@ -167,6 +169,22 @@ class Packages:
         print(f"Installing QEMU {version}", flush=True)
         target = ["-t", f"{_codename()}-backports"] if "~bpo" in version else []
         self.apt("install", *target, *[f"{name}={version}" for name in packages])
+
+
+def _give_own_modules(destination):
+    """Lets the unpacked QEMU find its modules where those of the installed one lie: it would load
+    these, and some versions end at once when one is of another build."""
+    program = os.path.join(destination, "usr/bin/qemu-system-x86_64")
+    own = glob.glob(os.path.join(destination, "usr/lib/*/qemu"))
+    if len(own) != 1:
+        raise Failure(f"QEMU has {len(own)} folders of modules, not one")
+    installed = os.path.join("/", os.path.relpath(own[0], destination))
+    os.rename(program, f"{program}.real")
+    with open(program, "w", encoding="utf-8") as file:
+        file.write("#!/bin/sh\nexec unshare --mount sh -c "
+                   "'mount --bind \"$0\" \"$1\" && shift && exec \"$@\"' "
+                   f"'{own[0]}' '{installed}' '{program}.real' \"$@\"\n")
+    os.chmod(program, 0o755)
 
 
 def _index_targets(form):
