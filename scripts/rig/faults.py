@@ -1,6 +1,6 @@
 """Programs that are killed, and a virsh that misbehaves: a program that stands before the real one.
 
-It is found first on the path. It reads what to do from a file, for each of domfsfreeze and
+That one is found first on the path. It reads what to do from a file, for each of domfsfreeze and
 domfsthaw, as a list of words, one for each call; the last one holds for all later calls. What it
 was called with goes to a log.
 
@@ -11,13 +11,14 @@ was called with goes to a log.
     wait        does as the real one, then waits until a file `go` is there
 """
 
+import collections
 import os
 import shutil
 import signal
 import stat
-import time
+import subprocess
 
-from .run import PATIENCE_SECONDS
+from .run import PATIENCE_SECONDS, Failure, run
 
 SCRIPT = """#!/bin/bash
 # Stands before the real virsh.
@@ -86,7 +87,40 @@ class BadVirsh:
 
 def killed_after(process, seconds):
     """Kills a program after so long; whether the kill met it, and did not come after its end."""
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=PATIENCE_SECONDS)
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=PATIENCE_SECONDS)
     return process.returncode == -signal.SIGKILL
+
+
+def count_calls(rig, path, arguments):
+    """How often qdelta, undisturbed, writes to a file and syncs it: at most by one of its threads."""
+    log = os.path.join(rig.scratch, "calls")
+    done = _traced(rig, path, arguments, "-o", log)
+    if done.returncode != 0:
+        raise Failure(f"status {done.returncode}: qdelta {' '.join(arguments)}\n{done.stdout}")
+    with open(log, encoding="utf-8", errors="replace") as file:
+        # A thread, then its call.
+        each = collections.Counter((line.split()[0], line.split()[1].split("(")[0])
+                                   for line in file)
+    most = collections.Counter()
+    for (_, call), count in each.items():
+        most[call] = max(most[call], count)
+    return most
+
+
+def killed_at_call(rig, path, arguments, call, number):
+    """Kills qdelta when one of its threads is about to make its n-th call (from 1) on a file."""
+    done = _traced(rig, path, arguments, "-o", os.devnull,
+                   "-e", f"inject={call}:signal=KILL:when={number}")
+    if done.returncode != -signal.SIGKILL:
+        raise Failure(f"status {done.returncode} of a program that was to be killed at {call} "
+                      f"number {number} on {path}:\n{done.stdout}")
+
+
+def _traced(rig, path, arguments, *options):
+    """qdelta under strace, with as few threads as can be: each run divides the calls alike."""
+    return run("strace", "-f", "-qq", "-P", path, "-e", "trace=pwrite64,fsync", *options, "--",
+               rig.qdelta_program, *arguments, "--threads", "1", check=False, env=rig.environment())

@@ -28,6 +28,7 @@ PROGRAMS = {
     "losetup": ["mount"],
     "unshare": ["util-linux"],
     "fio": ["fio"],
+    "strace": ["strace"],
     "gcc": ["gcc", "libc6-dev"],
     "cpio": ["cpio"],
     "xz": ["xz-utils"],

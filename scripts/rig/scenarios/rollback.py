@@ -6,14 +6,14 @@ import subprocess
 import time
 
 from ..check import check_point
-from ..faults import killed_after
+from ..faults import count_calls, killed_after, killed_at_call
 from ..guest import Disk
 from ..points import Chain, compare
-from ..run import PATIENCE_SECONDS, Failure, run, wait_for
+from ..run import Failure, run
 
 KILLS = 4
-# So many kills that come too late, for each that is wanted, say that none comes in time.
-LATE = 5
+# At which calls the kills come, in turn; where there is none, at any moment.
+KILLED_AT = ["pwrite64", None, "fsync", None]
 TARGETS = ("vda", "vdb")
 
 
@@ -84,27 +84,30 @@ def _refused(rig, chain, point, words):
 def _back_and_killed(rig, chain, disk, before, what, rng):
     """Roll backs of the disk are killed, and others end them; what the kills left, and how often."""
     command = ["restore", what, "--in-place", "--no-point", "--repo", chain.repo]
-    first_write, whole = _times(rig, disk, before, command)
-    after, late, wanted = os.path.join(rig.scratch, "after"), 0, KILLS * rig.effort
+    after = os.path.join(rig.scratch, "after")
     rig.qdelta("restore", what, after, "--repo", chain.repo, "--force", "--format", "raw")
+    seconds, calls = _times(rig, disk, before, command), _calls(rig, disk, before, command)
     left = collections.Counter()
-    # Only a raw disk can be half of each, and at least once it is to be that.
-    while left.total() < wanted or disk.format == "raw" and not left["half of each"]:
-        if late + left.total() > LATE * wanted:
-            raise Failure(f"{late} kills came when the roll back had ended, others left {left}")
-        # Every other kill comes while it writes, however short that is beside all else.
-        writing = left.total() % 2 == 0
-        seconds = (0, whole - first_write) if writing else (0, whole)
-        if not _killed(rig, disk, before, command, writing, rng.uniform(*seconds)):
-            late += 1
-            continue
+    for number in range(KILLS * rig.effort):
+        _put(disk, before)
+        # Half of the kills come at a write or a sync, which no clock would meet for certain; the
+        # others at any moment, also behind the end.
+        call = KILLED_AT[number % len(KILLED_AT)]
+        if call:
+            first = 2 if call == "pwrite64" else 1
+            killed_at_call(rig, disk.path, command, call, rng.randint(first, calls[call]))
+        else:
+            killed_after(_start(rig, command), rng.uniform(0, seconds))
         if disk.format == "qcow2":
             done = run("qemu-img", "check", disk.path, check=False)
             if done.returncode not in (0, 3):
                 raise Failure(f"a kill left a damaged image:\n{done.stdout}")
-        left[_what_is_left(_copy(disk), before, after)] += 1
-        if disk.format == "qcow2" and left["half of each"]:
+        found = _what_is_left(_copy(disk), before, after)
+        left[found] += 1
+        if disk.format == "qcow2" and found == "half of each":
             raise Failure("a qcow2 image is neither what it was, nor what it was to be")
+        if disk.format == "raw" and call == "pwrite64" and found != "half of each":
+            raise Failure(f"a raw disk is {found}, though the program was killed between writes")
         rig.qdelta(*command)
         _holds(rig, chain, what, _copy(disk))
     return left
@@ -118,42 +121,31 @@ def _what_is_left(now, before, after):
 
 
 def _put(disk, raw):
-    """Makes the disk what it was; gives the time of the file."""
+    """Makes the disk what it was."""
     run("qemu-img", "convert", "-f", "raw", "-O", disk.format, raw, disk.path)
-    return os.stat(disk.path).st_mtime_ns
 
 
 def _times(rig, disk, before, command):
-    """The seconds until a roll back that nobody disturbs writes first, and until it ends."""
-    stamp = _put(disk, before)
+    """The seconds of a roll back that nobody disturbs."""
+    _put(disk, before)
     begin = time.monotonic()
-    process = _start(rig, command)
-    _wait_for_a_write(disk, stamp, process)
-    first_write = time.monotonic() - begin
-    if process.wait(PATIENCE_SECONDS) != 0:
-        raise Failure(f"status {process.returncode}: qdelta {' '.join(command)}")
-    return first_write, time.monotonic() - begin
+    rig.qdelta(*command)
+    return time.monotonic() - begin
 
 
-def _killed(rig, disk, before, command, writing, seconds):
-    """A roll back is killed so long after it began, or wrote first; whether it still ran then."""
-    stamp = _put(disk, before)
-    process = _start(rig, command)
-    if writing:
-        _wait_for_a_write(disk, stamp, process)
-    return killed_after(process, seconds)
+def _calls(rig, disk, before, command):
+    """How often a roll back writes to the disk, and syncs it."""
+    _put(disk, before)
+    calls = count_calls(rig, disk.path, command)
+    if calls["pwrite64"] < 2 or not calls["fsync"]:
+        raise Failure(f"a kill in the middle needs more than {calls} on {disk.path}")
+    return calls
 
 
 def _start(rig, command):
     return subprocess.Popen([rig.qdelta_program, *command], stdin=subprocess.DEVNULL,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                             env=rig.environment())
-
-
-def _wait_for_a_write(disk, stamp, process):
-    wait_for("a write to the disk",
-             lambda: os.stat(disk.path).st_mtime_ns != stamp or process.poll() is not None,
-             PATIENCE_SECONDS, pause=0.001)
 
 
 def _copy(disk):
