@@ -94,8 +94,9 @@ fn a_freeze_that_hangs_is_ended_and_followed_by_a_thaw() {
     scene.freeze.freeze_max = LIMIT;
     scene.virsh.tell("freeze-hangs", "");
     let error = scene.try_freeze().unwrap_err();
-    let why = format!("gave no answer in {} ms", LIMIT.as_millis());
-    assert!(error.chain().contains(&why), "{}", error.chain());
+    // On a busy machine the watchdog can say so too late for whoever waits for it.
+    let why = [&format!("gave no answer in {} ms", LIMIT.as_millis()), "the watchdog died or hung"];
+    assert!(why.iter().any(|why| error.chain().contains(why)), "{}", error.chain());
     scene.assert_thawed();
 }
 

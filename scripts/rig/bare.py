@@ -24,7 +24,7 @@ class Bare:
     def __init__(self, qemu, folder, image, incoming=None):
         self.qemu = qemu
         self.image = image
-        self._jobs = 0
+        self._jobs, self._completed = 0, None
         monitor = os.path.join(folder, "monitor")
         if os.path.exists(monitor):
             os.remove(monitor)
@@ -132,8 +132,9 @@ class Bare:
         jobs = [job for job in self.execute("query-jobs") if job["id"] == name]
         if not jobs:
             return True
-        if jobs[0]["status"] == "ready":
+        if jobs[0]["status"] == "ready" and name != self._completed:
             self.execute("job-complete", id=name)
+            self._completed = name
         if jobs[0]["status"] == "concluded":
             self.execute("job-dismiss", id=name)
             if "error" in jobs[0]:

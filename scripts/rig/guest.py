@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import xml.etree.ElementTree as ElementTree
 
 from .libvirt import virsh
 from .run import PATIENCE_SECONDS, Failure, run, wait_for
@@ -48,8 +49,6 @@ UEFI = """    <loader readonly='yes' type='pflash'>{firmware}/OVMF_CODE_4M.fd</l
     <nvram template='{firmware}/OVMF_VARS_4M.fd'>{nvram}</nvram>
 """
 BOOT_SECONDS = 600
-# A guest that has not made one record for so long makes no more.
-SILENCE_SECONDS = 60
 # In the guest's shell: a program ends, and has ended.
 END = "killall {0}; while pidof {0} >/dev/null; do sleep 0.1; done"
 
@@ -218,6 +217,13 @@ class Guest:
     def agent_answers(self):
         return self.agent("guest-ping") == {}
 
+    def agent_is_connected(self):
+        """Whether libvirt believes that there is an agent."""
+        domain = ElementTree.fromstring(virsh("dumpxml", self.name).stdout)
+        states = {target.get("name"): target.get("state")
+                  for target in domain.iterfind("devices/channel/target")}
+        return states["org.qemu.guest_agent.0"] == "connected"
+
     def freeze_status(self):
         """Frozen or thawed, as the agent says it once it answers."""
         return wait_for(f"the agent of {self.name}", lambda: self.agent("guest-fsfreeze-status"),
@@ -271,13 +277,13 @@ class Guest:
         """The same; nothing where the guest did not run."""
         return self.longest_gap_ms(since) if len(self.reports(since)) > 1 else None
 
-    def wait_for_records(self, count, silence=SILENCE_SECONDS):
+    def wait_for_records(self, count):
         """Waits until so many more records are safe, however slowly they come."""
         newest = self.newest()
         goal = newest + count
         while newest < goal:
             wait_for(f"a record of {self.name} behind {newest}, on the way to {goal}",
-                     lambda known=newest: self.newest() > known, silence)
+                     lambda known=newest: self.newest() > known, PATIENCE_SECONDS)
             newest = self.newest()
 
     def wait_if_running(self):

@@ -154,14 +154,9 @@ impl Mount {
     /// A program that was killed a moment ago may still be letting go of its files.
     #[track_caller]
     pub fn unmount(&self) {
-        let umount = || run(as_root("umount", args![self.dir.as_path()]));
-        for _ in 0..50 {
-            if umount().code() == Some(0) {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        umount().ok();
+        wait_until("the end of a mount", || {
+            run(as_root("umount", args![self.dir.as_path()])).code() == Some(0)
+        });
     }
 
     /// What a power cut leaves: nothing that has not been made durable. With `log_flushed`, the

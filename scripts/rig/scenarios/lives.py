@@ -253,7 +253,9 @@ class Life:
 
     def _backup(self, repo, number):
         expected, restored = (os.path.join(self.folder, name) for name in ("expected", "restored"))
-        self.tool("convert", "-O", "raw", self.path, expected)
+        # This opens the image, and leaves it as it is.
+        acts.tool(self.qemu(), "convert", "-O", "raw", self.path, expected)
+        before = os.stat(self.path).st_mtime_ns
         kind = self._kinds[self.repos.index(repo)] or self.random.choice(self._all_kinds)
         what = self.random.choice(["auto", "auto", "incremental", "differential"])
         what = what if repo.points else "auto"
@@ -273,6 +275,9 @@ class Life:
                         "--repo", repo.path)
         compare(restored, expected)
         repo.events = set()
+        if os.stat(self.path).st_mtime_ns != before:
+            # By the anchors that qdelta left and removed.
+            self.happened("opened")
 
     def _are_the_causes(self, repo, report):
         for refusal in report["refused"]:

@@ -39,6 +39,10 @@ def machine(rig):
     disks = restored_disks(target)
     newest = check_point([(disk.path, disk.format) for disk in disks], rig.scratch,
                          point.acknowledged, point.consistency, point.begun)
+    if not any(_read(os.path.join(folder, name)) == variables
+               for folder, _, names in os.walk(target) for name in names
+               if os.path.getsize(os.path.join(folder, name)) == len(variables)):
+        raise Failure(f"the firmware variables are not in {target}")
     again = rig.qdelta("restore", "--domain", guest.name, "--repo", chain.repo, "--to", target,
                        check=False)
     if again.returncode == 0:
@@ -58,10 +62,6 @@ def machine(rig):
     first = guest.reports(size)[0][0]
     if first != newest + 1:
         raise Failure(f"the restored guest goes on with record {first}, not with {newest + 1}")
-    restored = [os.path.join(folder, name) for folder, _, names in os.walk(target)
-                for name in names if os.path.getsize(os.path.join(folder, name)) == len(variables)]
-    if not restored:
-        raise Failure(f"no file of {len(variables)} bytes of firmware variables is in {target}")
     rig.say(f"the guest was whole up to record {newest}, and went on from there with the same UUID")
 
 
