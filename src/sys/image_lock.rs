@@ -133,7 +133,8 @@ impl ImageLock {
                 let error = Error::new(ErrorKind::Busy, format!("{} {what}", path.display()));
                 Err(error.advise(match purpose {
                     Purpose::Read => {
-                        "shut the guest down first, or back it up as it runs with --domain"
+                        "shut the guest down first, or back it up as it runs with --domain; if \
+                         another backup is leaving its anchor there, try again"
                     }
                     Purpose::Write => "end the program that uses it first",
                 }))
