@@ -217,7 +217,7 @@ esac\n";
     for (line, why, limit) in [
         ("exit 3", "exit status: 3", "60000"),
         ("echo gone", "no absolute path", "60000"),
-        ("sleep 60", "not ready", "1500"),
+        ("sleep 60", "not ready", "8000"),
     ] {
         script(&command, &format!("#!/bin/bash\n[ $1 = create ] || exit 0\n{line}\n"));
         let word = command.to_str().unwrap();

@@ -90,14 +90,20 @@ fn a_freeze_that_fails_is_followed_by_a_thaw() {
 
 #[test]
 fn a_freeze_that_hangs_is_ended_and_followed_by_a_thaw() {
-    let mut scene = Scene::new();
-    scene.freeze.freeze_max = LIMIT;
-    scene.virsh.tell("freeze-hangs", "");
-    let error = scene.try_freeze().unwrap_err();
-    // On a busy machine the watchdog can say so too late for whoever waits for it.
-    let why = [&format!("gave no answer in {} ms", LIMIT.as_millis()), "the watchdog died or hung"];
-    assert!(why.iter().any(|why| error.chain().contains(why)), "{}", error.chain());
-    scene.assert_thawed();
+    let why = format!("gave no answer in {} ms", LIMIT.as_millis());
+    let tries = (0..5).map(|_| {
+        let mut scene = Scene::new();
+        scene.freeze.freeze_max = LIMIT;
+        scene.virsh.tell("freeze-hangs", "");
+        let error = scene.try_freeze().unwrap_err().chain();
+        scene.assert_thawed();
+        error
+    });
+    // On a busy machine the watchdog can say so too late for whoever waits for it; not each time.
+    let mut others = tries.take_while(|error| !error.contains(&why)).collect::<Vec<_>>();
+    assert!(others.len() < 5, "{others:?}");
+    others.retain(|error| !error.contains("the watchdog died or hung"));
+    assert!(others.is_empty(), "{others:?}");
 }
 
 /// libvirt lets a freeze wait for its turn, and goes on with it when nobody waits for the answer any

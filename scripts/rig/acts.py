@@ -103,9 +103,8 @@ def commit(life, machine):
         raise Refused("there is nothing to commit into")
     low = life.random.randrange(1, len(chain))
     high = life.random.randrange(0, low)
-    life.happened("chain")
-    machine.job("block-commit", device=machine.top()["node-name"], auto_dismiss=False,
-                top=chain[high], base=chain[low])
+    machine.job("block-commit", lambda: life.happened("chain"), auto_dismiss=False,
+                device=machine.top()["node-name"], top=chain[high], base=chain[low])
     return f"commit {chain[high]} into {chain[low]}"
 
 
@@ -114,9 +113,8 @@ def stream(life, machine):
     if len(chain) < 2:
         raise Refused("there is nothing to pull up")
     base = life.random.choice([None, *chain[2:]])
-    life.happened("chain")
-    machine.job("block-stream", device=machine.top()["node-name"], auto_dismiss=False,
-                **({"base": base} if base else {}))
+    machine.job("block-stream", lambda: life.happened("chain"), auto_dismiss=False,
+                device=machine.top()["node-name"], **({"base": base} if base else {}))
     return f"pull up from above {base}"
 
 
@@ -125,9 +123,9 @@ def mirror(life, machine):
     path, sync = life.new_file(), life.random.choice(["full", "top"])
     if len(machine.chain()) < 2:
         sync = "full"
-    life.happened("chain")
-    machine.job("drive-mirror", device=machine.top()["node-name"], target=path, format="qcow2",
-                sync=sync, mode="absolute-paths", node_name=life.name("node"), auto_dismiss=False)
+    machine.job("drive-mirror", lambda: life.happened("chain"), auto_dismiss=False,
+                device=machine.top()["node-name"], target=path, format="qcow2", sync=sync,
+                mode="absolute-paths", node_name=life.name("node"))
     return f"mirror {sync} to {path}, and go on there"
 
 

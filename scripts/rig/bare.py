@@ -121,11 +121,15 @@ class Bare:
         return [bitmap["name"] for bitmap in self.top().get("dirty-bitmaps", [])
                 if bitmap.get("name")]
 
-    def job(self, order, **arguments):
-        """A block job that runs to its end; one that waits to be completed is completed."""
+    def job(self, order, begun=lambda: None, **arguments):
+        """A block job that runs to its end; one that waits to be completed is completed.
+
+        `begun` is called when QEMU has taken the order, however the job ends.
+        """
         self._jobs += 1
         name = f"job{self._jobs}"
         self.execute(order, job_id=name, **arguments)
+        begun()
         wait_for(f"{order} to be done", lambda: self._advance(name), PATIENCE_SECONDS, pause=0.005)
 
     def _advance(self, name):

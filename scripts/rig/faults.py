@@ -1,6 +1,6 @@
 """Programs that are killed, and a virsh that misbehaves: a program that stands before the real one.
 
-That one is found first on the path. It reads what to do from a file, for each of domfsfreeze and
+This virsh is found first on the path. It reads what to do from a file, for each of domfsfreeze and
 domfsthaw, as a list of words, one for each call; the last one holds for all later calls. What it
 was called with goes to a log.
 
@@ -96,7 +96,7 @@ def killed_after(process, seconds):
 
 
 def count_calls(rig, path, arguments):
-    """How often qdelta, undisturbed, writes to a file and syncs it: at most by one of its threads."""
+    """How often a thread of qdelta writes to a file, and syncs it, undisturbed: the most of any."""
     log = os.path.join(rig.scratch, "calls")
     done = _traced(rig, path, arguments, "-o", log)
     if done.returncode != 0:

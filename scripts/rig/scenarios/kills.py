@@ -31,7 +31,8 @@ def kills(rig):
         guest.wait_for_records(10)
         since = guest.records_size()
         virsh_seen = BadVirsh(os.path.join(rig.folder, "bad"))
-        begin, process = time.monotonic(), start_backup(rig, guest, chain, **virsh_seen.environment())
+        begin = time.monotonic()
+        process = start_backup(rig, guest, chain, **virsh_seen.environment())
         # The freeze is in the first half, so that is where most kills go.
         if killed_after(process, rng.uniform(0, whole * rng.choice([0.3, 0.6, 1.0]))):
             gaps.append(goes_on(guest, since))

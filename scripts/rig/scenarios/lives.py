@@ -88,6 +88,11 @@ def _always(folder):
     return {"subvolumes are not told apart"} if kind == "btrfs" and kernel < [6, 10] else set()
 
 
+def _times(path):
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_ctime_ns
+
+
 class Repo:
     """One of the repositories in which a disk has its points."""
 
@@ -255,7 +260,7 @@ class Life:
         expected, restored = (os.path.join(self.folder, name) for name in ("expected", "restored"))
         # This opens the image, and leaves it as it is.
         acts.tool(self.qemu(), "convert", "-O", "raw", self.path, expected)
-        before = os.stat(self.path).st_mtime_ns
+        before = _times(self.path)
         kind = self._kinds[self.repos.index(repo)] or self.random.choice(self._all_kinds)
         what = self.random.choice(["auto", "auto", "incremental", "differential"])
         what = what if repo.points else "auto"
@@ -275,7 +280,7 @@ class Life:
                         "--repo", repo.path)
         compare(restored, expected)
         repo.events = set()
-        if os.stat(self.path).st_mtime_ns != before:
+        if _times(self.path) != before:
             # By the anchors that qdelta left and removed.
             self.happened("opened")
 

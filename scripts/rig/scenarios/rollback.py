@@ -47,7 +47,7 @@ def rollback(rig):
         _holds(rig, chain, f"{guest.name}/{target}@{report['kept']}", before)
         left = _back_and_killed(rig, chain, disk, before, what, rng)
         rig.say(f"{target} ({disk.format}): {report['bytes_changed'] >> 10} KiB differed; rolled back "
-                f"again after each of {left.total()} kills, which left "
+                f"again after each of {left.total()} tries to kill it, which left "
                 + ", ".join(f"{count} {how}" for how, count in sorted(left.items())))
     newest = check_point([(disk.path, disk.format) for disk in disks], rig.scratch,
                          point.acknowledged, point.consistency, point.begun)
@@ -86,7 +86,7 @@ def _back_and_killed(rig, chain, disk, before, what, rng):
     command = ["restore", what, "--in-place", "--no-point", "--repo", chain.repo]
     after = os.path.join(rig.scratch, "after")
     rig.qdelta("restore", what, after, "--repo", chain.repo, "--force", "--format", "raw")
-    seconds, calls = _times(rig, disk, before, command), _calls(rig, disk, before, command)
+    seconds, calls = _seconds(rig, disk, before, command), _calls(rig, disk, before, command)
     left = collections.Counter()
     for number in range(KILLS * rig.effort):
         _put(disk, before)
@@ -106,8 +106,10 @@ def _back_and_killed(rig, chain, disk, before, what, rng):
         left[found] += 1
         if disk.format == "qcow2" and found == "half of each":
             raise Failure("a qcow2 image is neither what it was, nor what it was to be")
-        if disk.format == "raw" and call == "pwrite64" and found != "half of each":
-            raise Failure(f"a raw disk is {found}, though the program was killed between writes")
+        # It is written from one end to the other, and then synced.
+        expected = {"pwrite64": "half of each", "fsync": "all of the old disk"}.get(call, found)
+        if disk.format == "raw" and found != expected:
+            raise Failure(f"a raw disk is {found}, not {expected}, after a kill at {call}")
         rig.qdelta(*command)
         _holds(rig, chain, what, _copy(disk))
     return left
@@ -125,7 +127,7 @@ def _put(disk, raw):
     run("qemu-img", "convert", "-f", "raw", "-O", disk.format, raw, disk.path)
 
 
-def _times(rig, disk, before, command):
+def _seconds(rig, disk, before, command):
     """The seconds of a roll back that nobody disturbs."""
     _put(disk, before)
     begin = time.monotonic()
