@@ -106,7 +106,7 @@ def _back_and_killed(rig, chain, disk, before, what, rng):
         left[found] += 1
         if disk.format == "qcow2" and found == "half of each":
             raise Failure("a qcow2 image is neither what it was, nor what it was to be")
-        # It is written from one end to the other, and then synced.
+        # All of a raw disk is written before it is synced, once.
         expected = {"pwrite64": "half of each", "fsync": "all of the old disk"}.get(call, found)
         if disk.format == "raw" and found != expected:
             raise Failure(f"a raw disk is {found}, not {expected}, after a kill at {call}")
