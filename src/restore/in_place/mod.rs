@@ -26,7 +26,7 @@ use crate::backup::{check_indexes, open_chain};
 use crate::chain::Chain;
 use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Format, Image, OpenOptions};
+use crate::image::{Format, Image, OpenOptions, StatedChain};
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
@@ -200,6 +200,8 @@ struct Job {
     format: Format,
     /// Size of a cluster of the image, in bytes, if it has any.
     cluster: Option<u64>,
+    /// Something lies below it, by its header or by the guest's definition.
+    is_overlay: bool,
     /// The machine that it belonged to.
     machine: Option<MachineRecord>,
 }
@@ -234,14 +236,17 @@ impl Job {
             }
             None => {
                 let path = image.unwrap_or(&record.image.path).to_path_buf();
-                (path, OpenOptions { image_roots: roots.clone(), ..OpenOptions::default() })
+                let chain = guests::chain_of(&options.libvirt, &path)?;
+                let image_roots = roots.clone();
+                (path, OpenOptions { image_roots, chain, ..OpenOptions::default() })
             }
         };
         let format = match options.format.or(open.format) {
             Some(format) => format,
             None => record.image.format.parse()?,
         };
-        let open = OpenOptions { format: Some(format), ..open };
+        let chain = if format == Format::Raw { StatedChain::default() } else { open.chain.clone() };
+        let open = OpenOptions { format: Some(format), chain, ..open };
         if !is_vouched {
             check_unvouched(point, &path, format)?;
             if let Some(machine) = &machine {
@@ -253,6 +258,7 @@ impl Job {
         let opened = Image::open(&path, &open)?;
         check_size(&path, &opened, &chain)?;
         let cluster = opened.layers().first().and_then(|top| top.cluster_size);
+        let is_overlay = opened.layers().len() > 1;
         Ok(Self {
             disk: point.disk.clone(),
             point: point.id.to_string(),
@@ -261,6 +267,7 @@ impl Job {
             open,
             format,
             cluster,
+            is_overlay,
             machine,
         })
     }

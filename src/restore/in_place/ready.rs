@@ -65,6 +65,7 @@ impl<'a> Ready<'a> {
             chain: &self.job.chain,
             path: &self.job.path,
             open: &self.job.open,
+            is_overlay: self.job.is_overlay,
             resources: &run.options.resources,
             progress: run.progress,
             cancel: run.cancel,
