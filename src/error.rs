@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 
 use qdelta_formats::FormatError;
+use rustix::io::Errno;
 
 /// The result of everything in this library that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -69,7 +70,10 @@ impl Error {
             K::BrokenPipe => ErrorKind::Closed,
             _ => ErrorKind::Io,
         };
-        Self::new(kind, format!("cannot {operation} {}", path.display())).because(source)
+        let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+        let error = Self::new(kind, format!("cannot {operation} {}", path.display()));
+        let error = error.because(source);
+        if exhausted { error.advise("too many files are open: raise `ulimit -n`") } else { error }
     }
 
     /// Bytes in `path` that do not follow their format.

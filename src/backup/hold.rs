@@ -18,9 +18,8 @@ const COARSE: Duration = Duration::from_secs(2);
 
 /// A claim on an image that nobody writes to, as far as can be known.
 pub(super) struct Hold {
+    /// Each has a descriptor of its own: a long chain is open once, and locked once.
     locks: Vec<ImageLock>,
-    /// The descriptors behind the locks: they end when these are closed.
-    _locked: Option<Image>,
     files: Vec<Held>,
 }
 
@@ -93,7 +92,7 @@ impl Hold {
         if opened.len() != files.len() || !files.iter().zip(&opened).all(same) {
             return Err(changed(path));
         }
-        Ok((image, Self { locks, _locked: Some(first), files }))
+        Ok((image, Self { locks, files }))
     }
 
     /// Notices what is written to the files of an image, and keeps nobody from writing: for
@@ -107,7 +106,7 @@ impl Hold {
         // recognised again, so it need not wait for that.
         let skip = if clones.is_empty() { files.len() } else { 1 };
         let files = write_back(image, files, skip);
-        Ok(Self { locks: Vec::new(), _locked: None, files })
+        Ok(Self { locks: Vec::new(), files })
     }
 
     /// What should be known about the claims.
