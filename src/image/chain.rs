@@ -18,6 +18,7 @@ use super::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::FileIndex;
 use crate::io::Store;
+use crate::warning::{Code, Warning};
 
 /// The most images below the top of a chain: libvirt starts no guest with more.
 pub const DEPTH_MAX: usize = 200;
@@ -39,7 +40,7 @@ pub(super) struct Opening {
     /// For each layer, whether its format was guessed from its first bytes.
     pub(super) guessed: Vec<bool>,
     /// What somebody should know about the image.
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
     seen: Vec<(u64, u64)>,
 }
 
@@ -271,14 +272,16 @@ fn snapshot_table(file: &LayerFile, header: &Header, name: &str) -> Result<(Tabl
 
 /// Fails unless all tables of an image that is marked as corrupt are in order. Gives what somebody
 /// should know.
-fn prove_corrupt(layer: &Qcow2Layer) -> Result<String> {
+fn prove_corrupt(layer: &Qcow2Layer) -> Result<Warning> {
     let path = layer.file.path.display();
     soundness::prove(layer).map_err(|error| {
         error
             .within(format!("{path} is marked as corrupt, and it is"))
             .advise("repair it with `qemu-img check -r all`, or take it as it is with --as-file")
     })?;
-    Ok(format!("{path} is marked as corrupt; all its tables were read, and they are in order"))
+    let text =
+        format!("{path} is marked as corrupt; all its tables were read, and they are in order");
+    Ok(Warning::new(Code::Image, text))
 }
 
 /// Opens the external data file of the image with this header, if it has one: the one that is stated,

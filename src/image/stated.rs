@@ -12,6 +12,7 @@ use super::Format;
 use super::names::Node;
 use super::policy::folder_of;
 use crate::error::Result;
+use crate::warning::{Code, Warning};
 
 /// A backing chain as the definition of a guest describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -95,7 +96,7 @@ pub(super) fn difference(
     path: &Path,
     named: Result<Option<Node>>,
     stated: &StatedBelow<'_>,
-) -> Option<String> {
+) -> Option<Warning> {
     let named = named.map_err(|error| error.chain());
     let header = match &named {
         Ok(None) => "no backing file".to_owned(),
@@ -117,19 +118,19 @@ pub(super) fn difference(
                 return None;
             }
             let (base, format) = (layer.path.display(), layer.format);
-            return Some(format!(
+            return Some(definition_counts(format!(
                 "the header of {} says that {base} is {own}, and the guest's definition that it is \
                  {format}: it was read as the definition says",
                 path.display()
-            ));
+            )));
         }
         (StatedBelow::Layer(layer), _) => format!("'{}'", layer.path.display()),
     };
-    Some(format!(
+    Some(definition_counts(format!(
         "the header of {} names {header}, and the guest's definition {definition}: what the definition \
          says was read",
         path.display()
-    ))
+    )))
 }
 
 /// How the name of the external data file in the header of the image at `path` differs from what is
@@ -138,18 +139,24 @@ pub(super) fn data_file_difference(
     path: &Path,
     named: Result<Option<PathBuf>>,
     stated: &Path,
-) -> Option<String> {
+) -> Option<Warning> {
     let header = match named {
         Ok(Some(name)) if is_same_file(&folder_of(path).join(&name), stated) => return None,
         Ok(Some(name)) => format!("the data file '{}'", name.display()),
         Ok(None) | Err(_) => "no data file that can be followed".to_owned(),
     };
-    Some(format!(
+    Some(definition_counts(format!(
         "the header of {} names {header}, and the guest's definition '{}': what the definition says \
          was read",
         path.display(),
         stated.display()
-    ))
+    )))
+}
+
+fn definition_counts(text: String) -> Warning {
+    Warning::new(Code::Definition, text).advise(
+        "if that is not meant, mend the definition (virsh edit) or the header (qemu-img rebase -u)",
+    )
 }
 
 /// Whether both names lead to one file or block device that is there.
@@ -240,7 +247,8 @@ mod tests {
             let names_read: Vec<_> = image.layers().iter().map(|it| it.path.file_name()).collect();
             let expected: Vec<_> = layers.split(' ').map(|it| Some(it.as_ref())).collect();
             assert_eq!(names_read, expected, "{names}");
-            let warnings = image.warnings().join("; ");
+            let texts: Vec<_> = image.warnings().iter().map(|it| it.text.as_str()).collect();
+            let warnings = texts.join("; ");
             assert!(warnings.contains(differs), "{names}: {warnings}");
             let two = names.starts_with("images/other images");
             let count = usize::from(!differs.is_empty()) + usize::from(two);
