@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::harness::content::Random;
 use crate::harness::files::{assert_same, tree};
 use crate::harness::images::{
-    create, filled, filled_raw, guest_io, oracle, overlay, patch, qemu_img, read_u64,
+    create, filled, filled_raw, guest_io, oracle, patch, qemu_img, read_u64,
 };
 use crate::harness::repo::Repo;
 use crate::harness::run::binary;
@@ -148,7 +148,8 @@ fn a_name_that_means_two_things_is_refused() {
     let seen_from = |top: &Path, folder: &str| {
         let output = lab.path("seen.raw");
         let mut command = tool("qemu-img", args!["convert", "-O", "raw", top, output.as_path()]);
-        run(command.current_dir(lab.path(folder))).ok();
+        command.current_dir(lab.path(folder));
+        run(command).ok();
         std::fs::read(output).unwrap()[0]
     };
     for name in
