@@ -334,9 +334,19 @@ fn a_restored_definition_says_nothing_of_the_chain() {
     let it = Layers::new(&host);
     it.rebase(&it.guest.vda(), "one");
     pool(&host, "dir", host.lab.dir());
+    let (with_data, data) = (host.lab.path("with-data.qcow2"), host.lab.path("data.raw"));
+    create(&with_data, &format!("data_file={}", data.display()), 8 * MIB);
+    guest_io(&with_data, "qcow2", &["write -q -P 9 4M 1M".to_owned()]);
+    let with_data = format!(
+        "<source file='{}'><dataStore type='file'><format type='raw'/><source file='{}'/></dataStore>\
+         </source>",
+        with_data.display(),
+        data.display()
+    );
     for (number, (source, more, changed)) in [
         (String::new(), it.store("two", "qcow2", END), "file"),
         ("<source pool='p' volume='web.qcow2'/>".to_owned(), END.to_owned(), "volume"),
+        (with_data, END.to_owned(), "file"),
     ]
     .into_iter()
     .enumerate()

@@ -105,7 +105,7 @@ impl Libvirt {
         if domain.name != name {
             return Err(within(super::malformed(format!("describes {:?}", domain.name))));
         }
-        domain.disks.iter_mut().for_each(|disk| self.resolve_volumes(disk));
+        self.resolve_volumes(&mut domain);
         Ok(domain)
     }
 

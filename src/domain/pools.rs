@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::files::{Libvirt, read};
 use super::parse::{child, document, text_of};
-use super::{Disk, Source};
+use super::{Domain, Source};
 
 /// Pools whose volumes are files in the folder that is their target.
 const OF_FILES: [&str; 3] = ["dir", "fs", "netfs"];
@@ -16,17 +16,24 @@ const OF_DEVICES: [&str; 2] = ["logical", "disk"];
 const OF_SERVERS: [&str; 4] = ["rbd", "sheepdog", "gluster", "iscsi-direct"];
 
 impl Libvirt {
-    /// Puts the file or block device in the place of every volume of a disk that can be found; in that
+    /// Puts the file or block device in the place of every volume of a domain that can be found; in that
     /// of the others, why not.
-    pub(super) fn resolve_volumes(&self, disk: &mut Disk) {
-        disk.each_source(|source| {
-            let Source::Volume { pool, volume, .. } = source else { return };
-            let (pool, volume) = (std::mem::take(pool), std::mem::take(volume));
-            *source = match self.volume(&pool, &volume) {
-                Ok(found) => found,
-                Err(why) => Source::Volume { pool, volume, why },
-            };
-        });
+    pub(super) fn resolve_volumes(&self, domain: &mut Domain) {
+        for disk in &mut domain.disks {
+            disk.each_source(|source| self.resolve(source));
+        }
+        if let Some(nvram) = &mut domain.nvram {
+            self.resolve(&mut nvram.source);
+        }
+    }
+
+    fn resolve(&self, source: &mut Source) {
+        let Source::Volume { pool, volume, .. } = source else { return };
+        let (pool, volume) = (std::mem::take(pool), std::mem::take(volume));
+        *source = match self.volume(&pool, &volume) {
+            Ok(found) => found,
+            Err(why) => Source::Volume { pool, volume, why },
+        };
     }
 
     /// Finds a volume; or says why it can't be.

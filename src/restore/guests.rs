@@ -21,8 +21,8 @@ pub(super) fn check(libvirt: &Libvirt, path: &Path) -> Result<()> {
     let unknown = |error: Error| {
         let text = format!("not known whether {} is or lies below a guest's disk", path.display());
         Error::new(ErrorKind::Busy, text).because(error.chain()).advise(
-            "see to it that libvirt's file can be read, undefine the domain if it is no more, or restore \
-             to a new file",
+            "see to it that libvirt's files can be read (root can), undefine the domain if it is no more, \
+             or restore to a new file",
         )
     };
     for name in libvirt.list().map_err(unknown)?.names {
