@@ -279,6 +279,39 @@ fn a_running_guest_sees_the_chain_that_it_was_started_with() {
     host.assert_sound();
 }
 
+/// Nothing is written when a definition is edited: no tracker's claim may outlive that.
+#[test]
+fn an_increment_is_of_what_the_definition_says_now() {
+    for anchor in ["none", "bitmap", "snapshot"] {
+        let host = Host::new();
+        let it = Layers::new(&host);
+        it.rebase(&it.base("two"), "three");
+        it.rebase(&it.guest.vda(), "one");
+        let node = |name: &str, below| it.node(name, "qcow2", below);
+        let three = node("three", Value::Null);
+        for (night, (xml, below)) in [
+            (String::new(), node("one", Value::Null)),
+            (END.to_owned(), Value::Null),
+            (it.store("two", "qcow2", ""), node("two", three)),
+            (it.store("two", "qcow2", END), node("two", Value::Null)),
+            (it.store("one", "raw", END), it.node("one", "raw", Value::Null)),
+            (it.store("one", "qcow2", END), node("one", Value::Null)),
+            // Nothing has changed.
+            (it.store("one", "qcow2", END), node("one", Value::Null)),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            it.define("", &xml);
+            let report = host.web(&["--anchor", anchor]);
+            host.assert_restores("vda", &it.seen(&below));
+            let is_scan = report["disks"][0]["tracker"] == "scan";
+            assert_eq!(is_scan, night < 6, "{anchor}, {xml}: {report}");
+        }
+        host.assert_sound();
+    }
+}
+
 /// A roll back compared with what headers show, and left as it was what the guest then saw as something
 /// else.
 #[test]
