@@ -69,7 +69,13 @@ impl Error {
             K::BrokenPipe => ErrorKind::Closed,
             _ => ErrorKind::Io,
         };
-        Self::new(kind, format!("cannot {operation} {}", path.display())).because(source)
+        // Root is refused other things, with other codes.
+        let denied = source.raw_os_error() == Some(rustix::io::Errno::ACCESS.raw_os_error());
+        let error = Self::new(kind, format!("cannot {operation} {}", path.display()));
+        match denied {
+            true => error.because(source).advise("run qdelta as root, or as a user who may do this"),
+            false => error.because(source),
+        }
     }
 
     /// Bytes in `path` that do not follow their format.
