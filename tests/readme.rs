@@ -51,9 +51,7 @@ impl Session {
     fn here(&self, command: &str) -> String {
         let mut command = command.replace(REPOSITORY, &self.repository().to_string_lossy());
         for (page, real) in &self.ids {
-            // A page may give the beginning of an id.
-            let shared = &page[..page.len().min(15)];
-            command = command.replace(shared, &real[..real.len().min(15)]);
+            command = command.replace(page, real);
         }
         command
     }
@@ -102,6 +100,12 @@ fn shape(line: &str) -> String {
         let is_unit = after_number
             && ["B", "KiB", "MiB", "GiB", "s", "min", "h", "m", "d", "MiB/s", "GiB/s", "KiB/s"]
                 .contains(&bare);
+        // The end of an anchor's name is drawn by lot, and a ring is not had everywhere.
+        let word = match word.rsplit_once("Z-") {
+            Some((point, lot)) if lot.len() == 8 => format!("{point}Z-lot"),
+            _ => word.replace("threads", "uring"),
+        };
+        let bare = if is_unit { bare } else { word.as_str() };
         let mut shaped = String::new();
         for character in word.replace(bare, if is_unit { "unit" } else { bare }).chars() {
             match character {

@@ -9,7 +9,7 @@ use roaring::RoaringBitmap;
 
 use super::Done;
 use super::assemble::{Assembler, Step};
-use super::meter::{self, Amount, Meter};
+use super::meter::{Amount, Meter, Whole};
 use crate::archive::Writer;
 use crate::cancel::Cancel;
 use crate::chain::{Chain, GroupCursor};
@@ -87,16 +87,13 @@ pub(super) fn run(
         ReadAhead::new(job.resources, files.clone(), task_size as usize, job.resources.direct)?;
     let backend = ahead.backend();
     ahead.warn_of_fallback(observer);
-    let meter = match job.selection {
+    let whole = match job.selection {
         Some(selection) => {
-            let count = selection.count(&(0..job.geometry.block_count()));
-            Meter::begin(observer, count * block_size, 0)
+            Whole::Disk(selection.count(&(0..job.geometry.block_count())) * block_size)
         }
-        None => {
-            let all = job.geometry.block_count() * block_size;
-            Meter::begin(observer, all, meter::held(job.image))
-        }
+        None => Whole::of(job.image, job.geometry),
     };
+    let meter = Meter::begin(observer, whole);
     let meter = &meter;
     let mut reader = Reader {
         geometry: job.geometry,

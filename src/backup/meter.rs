@@ -1,10 +1,17 @@
 //! How far a backup is, counted where the work is done.
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use qdelta_formats::archive::{Geometry, GroupIndex};
+
+use crate::extent::Source;
 use crate::image::Image;
 use crate::observer::Observer;
+
+/// How long to look for what there is to read. A guest may be frozen meanwhile, and tables that take
+/// longer are those of a disk so full that its own bytes tell as much.
+const SURVEY_MAX: Duration = Duration::from_millis(200);
 
 /// What is dealt with at once.
 #[derive(Debug, Clone, Copy, Default)]
@@ -15,60 +22,74 @@ pub(super) struct Amount {
     pub file: u64,
 }
 
-/// Counts the work as it is done, by every worker. The bytes of the disk alone would say little: a
-/// large disk with all its data at its front would stand still until everything is done. So what was
-/// read of the image's files counts as well, and whichever is further says how far the backup is.
+/// What is counted, and how much of it there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whole {
+    /// Bytes of the disk that are to be looked at.
+    Disk(u64),
+    /// Bytes that are to be read from the image's files. Bytes of the disk say little where most of
+    /// it is empty: a large disk with all its data at its front would be at 1 % until all is done, and
+    /// one with all data at its end at 99 %.
+    File(u64),
+}
+
+impl Whole {
+    /// The whole of an image of which everything is looked at.
+    pub fn of(image: &Image, geometry: Geometry) -> Self {
+        let disk = geometry.block_count() * u64::from(geometry.block_size());
+        surveyed(image, geometry, Instant::now() + SURVEY_MAX).map_or(Self::Disk(disk), Self::File)
+    }
+}
+
+/// How many bytes a backup reads from the image's files; none if that can't be said in time. What can't
+/// be read at all is the backup's to tell.
+fn surveyed(image: &Image, geometry: Geometry, end: Instant) -> Option<u64> {
+    let (mut mapper, mut extents, mut sum) = (image.mapper(), Vec::new(), 0);
+    for group in (0..geometry.group_count()).map(GroupIndex) {
+        if Instant::now() >= end {
+            return None;
+        }
+        extents.clear();
+        mapper.extents(geometry.group_range(group), &mut extents).ok()?;
+        for extent in &extents {
+            sum += match &extent.source {
+                Source::Unallocated | Source::Zero { .. } => 0,
+                Source::Data { .. } => extent.range().end - extent.guest_offset,
+                Source::Compressed(cluster) => u64::from(cluster.compressed_len),
+            };
+        }
+    }
+    Some(sum)
+}
+
+/// Counts the work as it is done, by every worker.
 pub(super) struct Meter<'a> {
     observer: &'a dyn Observer,
-    /// What the observer is told of as the whole.
-    total: u64,
-    /// The bytes of the disk that are to be looked at.
-    disk_total: u64,
-    /// Whether the bytes of files are counted, too.
-    by_file: bool,
-    disk: AtomicU64,
-    file: AtomicU64,
-    told: AtomicU64,
+    whole: Whole,
+    done: AtomicU64,
 }
 
 impl<'a> Meter<'a> {
-    /// A meter of a backup that looks at `disk_total` bytes of the disk. `held` is about how many
-    /// bytes the image's files hold for them; 0 if that is not known.
-    pub fn begin(observer: &'a dyn Observer, disk_total: u64, held: u64) -> Self {
-        let by_file = held > 0 && held < disk_total;
-        let total = if by_file { held } else { disk_total };
+    /// The backup begins.
+    pub fn begin(observer: &'a dyn Observer, whole: Whole) -> Self {
+        let (Whole::Disk(total) | Whole::File(total)) = whole;
         observer.begin("backup", total);
-        let zero = AtomicU64::default;
-        Self { observer, total, disk_total, by_file, disk: zero(), file: zero(), told: zero() }
+        Self { observer, whole, done: AtomicU64::default() }
     }
 
     /// So much more is done.
     pub fn add(&self, amount: Amount) {
-        let disk = self.disk.fetch_add(amount.disk, Ordering::Relaxed) + amount.disk;
-        let file = self.file.fetch_add(amount.file, Ordering::Relaxed) + amount.file;
-        let total = u128::from(self.total);
-        let by_disk = match self.disk_total {
-            0 => 0,
-            all => (u128::from(disk) * total / u128::from(all)) as u64,
+        let (bytes, total) = match self.whole {
+            Whole::Disk(total) => (amount.disk, total),
+            Whole::File(total) => (amount.file, total),
         };
-        // How much the files hold is a guess, and no guess says that everything is done.
-        let by_file = if self.by_file { file.min(self.total - self.total / 100) } else { 0 };
-        let reached = by_disk.max(by_file).min(self.total);
-        let before = self.told.fetch_max(reached, Ordering::Relaxed);
-        if reached > before {
-            self.observer.advance(reached - before);
+        let before = self.done.fetch_add(bytes, Ordering::Relaxed);
+        // A compressed cluster of which two tasks have a part is read twice.
+        let told = (before + bytes).min(total) - before.min(total);
+        if told > 0 {
+            self.observer.advance(told);
         }
     }
-}
-
-/// About how many bytes the image's files hold; 0 if one of them does not say, like a device.
-pub(super) fn held(image: &Image) -> u64 {
-    let held = |path: &std::path::PathBuf| {
-        let blocks = path.metadata().ok()?.blocks();
-        (blocks > 0).then(|| blocks.saturating_mul(512))
-    };
-    let all: Option<Vec<u64>> = image.file_names().iter().map(held).collect();
-    all.map_or(0, |all| all.iter().fold(0, |sum, held| held.saturating_add(sum)))
 }
 
 #[cfg(test)]
@@ -76,9 +97,10 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::image::OpenOptions;
     use crate::observer::Event;
 
-    /// What an observer was told of as the whole, and all that was done after every step.
+    /// What an observer was told of as the whole, and every step.
     #[derive(Default)]
     struct Heard(Mutex<(u64, Vec<u64>)>);
 
@@ -87,47 +109,42 @@ mod tests {
             let mut heard = self.0.lock().unwrap();
             match event {
                 Event::Begin { total, .. } => heard.0 = *total,
-                Event::Advance { bytes } => {
-                    let sum = heard.1.last().copied().unwrap_or(0) + bytes;
-                    heard.1.push(sum);
-                }
+                Event::Advance { bytes } => heard.1.push(*bytes),
                 _ => {}
             }
         }
     }
 
-    fn heard(disk_total: u64, held: u64, amounts: &[(u64, u64)]) -> (u64, Vec<u64>) {
+    fn heard(whole: Whole, amounts: &[(u64, u64)]) -> (u64, Vec<u64>) {
         let heard = Heard::default();
-        let meter = Meter::begin(&heard, disk_total, held);
+        let meter = Meter::begin(&heard, whole);
         for (disk, file) in amounts {
             meter.add(Amount { disk: *disk, file: *file });
         }
         heard.0.into_inner().unwrap()
     }
 
-    /// A disk of 20 GiB with 300 MiB at its front stood at 1 % until the backup was over.
     #[test]
-    fn data_at_the_front_of_a_large_disk_moves_the_bar() {
-        let (total, steps) = heard(10_000, 100, &[(50, 50), (50, 50), (9900, 0)]);
-        assert_eq!((total, steps), (100, vec![50, 99, 100]));
+    fn what_is_counted_never_exceeds_the_whole() {
+        let amounts = [(50, 50), (900, 0), (50, 70)];
+        assert_eq!(heard(Whole::File(100), &amounts), (100, vec![50, 50]));
+        assert_eq!(heard(Whole::Disk(1000), &amounts), (1000, vec![50, 900, 50]));
+        assert_eq!(heard(Whole::File(0), &[(1000, 0)]), (0, Vec::new()));
     }
 
+    /// A disk of 2 GiB with 1 MiB in it was at 99 % as soon as its holes were passed, and stayed there
+    /// until everything was compressed.
     #[test]
-    fn data_that_an_overlay_hides_is_no_reason_to_stop_short_of_the_end() {
-        let (total, steps) = heard(1000, 500, &[(500, 100), (500, 100)]);
-        assert_eq!((total, steps), (500, vec![250, 500]));
-    }
-
-    #[test]
-    fn files_that_hold_more_than_was_thought_are_not_done_before_the_end() {
-        let (total, steps) = heard(1000, 100, &[(10, 100), (10, 100), (980, 0)]);
-        assert_eq!((total, steps), (100, vec![99, 100]));
-    }
-
-    #[test]
-    fn a_full_disk_and_a_device_are_counted_by_their_own_bytes() {
-        assert_eq!(heard(1000, 0, &[(400, 400), (600, 600)]), (1000, vec![400, 1000]));
-        assert_eq!(heard(1000, 1200, &[(400, 400), (600, 600)]), (1000, vec![400, 1000]));
-        assert_eq!(heard(0, 0, &[(0, 0)]), (0, Vec::new()));
+    fn holes_are_no_part_of_what_there_is_to_do() {
+        use std::os::unix::fs::FileExt;
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        file.as_file().set_len(2 << 30).unwrap();
+        file.as_file().write_all_at(&[1; 1 << 20], 1 << 30).unwrap();
+        let open = OpenOptions { format: Some("raw".parse().unwrap()), ..OpenOptions::default() };
+        let image = Image::open(file.path(), &open).unwrap();
+        let geometry = Geometry::new(2 << 30, 64 << 10).unwrap();
+        let far = Instant::now() + Duration::from_secs(60);
+        assert_eq!(surveyed(&image, geometry, far), Some(1 << 20));
+        assert_eq!(surveyed(&image, geometry, Instant::now()), None);
     }
 }
