@@ -12,6 +12,7 @@ mod disk;
 mod guest;
 mod hold;
 pub mod inventory;
+mod meter;
 mod source;
 mod together;
 mod trackers;

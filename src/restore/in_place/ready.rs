@@ -47,30 +47,30 @@ impl<'a> Ready<'a> {
         for ready in &mut all {
             // A guest may have started before they were all taken.
             ready.check_guests(run)?;
-            let work = ready.work(run);
-            ready.differing = work.differing()?;
-            ready.wanted = work.wanted(&ready.differing, ready.job.cluster);
+            (ready.differing, ready.wanted) = ready.work(run, |work| {
+                let differing = work.differing()?;
+                let wanted = work.wanted(&differing, ready.job.cluster);
+                Ok((differing, wanted))
+            })?;
         }
         room::check(&all)?;
         for ready in &all {
-            ready.work(run).rehearse(&ready.wanted)?;
+            ready.work(run, |work| work.rehearse(&ready.wanted))?;
         }
         Ok(all)
     }
 
-    fn work<'b>(&self, run: Run<'b>) -> write::Job<'b>
-    where
-        'a: 'b,
-    {
-        write::Job {
+    /// Does something to the image; who watches is told which disk it is.
+    fn work<R>(&self, run: Run<'_>, what: impl FnOnce(write::Job<'_>) -> Result<R>) -> Result<R> {
+        what(write::Job {
             chain: &self.job.chain,
             path: &self.job.path,
             open: &self.job.open,
             is_overlay: self.job.is_overlay,
             resources: &run.options.resources,
-            observer: run.observer,
+            observer: &OfDisk::new(run.observer, &self.job.disk),
             cancel: run.cancel,
-        }
+        })
     }
 
     /// Fails if a guest would be harmed by what is written now.
@@ -89,7 +89,7 @@ impl<'a> Ready<'a> {
 
     /// Makes it the disk of the point.
     pub fn write(&self, run: Run<'_>) -> Result<()> {
-        self.work(run).run(&self.held, &self.differing, &self.wanted)
+        self.work(run, |work| work.run(&self.held, &self.differing, &self.wanted))
     }
 
     /// Fails if a guest that heeds no locks may have used the image while it was written: there are

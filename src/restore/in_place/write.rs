@@ -16,7 +16,7 @@ use crate::image::{Format, Image, OpenOptions};
 use crate::io::{FileStore, Store};
 use crate::observer::Observer;
 use crate::output::{Discard, ImageWriter};
-use crate::pipeline::Resources;
+use crate::pipeline::{Resources, TASK_SIZE_MIN};
 use crate::reader::{ClusterReader, ReadPlan};
 use crate::restore::rebuild;
 use crate::sys::image_lock::ImageLock;
@@ -178,8 +178,15 @@ impl Job<'_> {
             let end = (numbers.end * block_size).min(geometry.virtual_size());
             extents.clear();
             mapper.extents(start..end, &mut extents)?;
+            let mut told = start;
             for (index, block) in numbers.enumerate() {
                 let range = block * block_size..((block + 1) * block_size).min(end);
+                // A group of large blocks has gigabytes: too much to be silent for.
+                if range.start - told >= TASK_SIZE_MIN {
+                    self.cancel.check()?;
+                    self.observer.advance(range.start - told);
+                    told = range.start;
+                }
                 let now = match blocks.read(&extents, range)? {
                     Some(bytes) => block_digest(bytes),
                     None => zero,
@@ -189,7 +196,7 @@ impl Job<'_> {
                     differing.insert(block as u32);
                 }
             }
-            self.observer.advance(end - start);
+            self.observer.advance(end - told);
         }
         self.observer.end();
         Ok(differing)
