@@ -66,6 +66,12 @@ pub struct Report {
     pub disk: String,
     /// The recovery point.
     pub point: String,
+    /// It is a safety point, made before a roll back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub safety: bool,
+    /// The last safety point that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Where it is now; `-` is standard output.
     #[serde(serialize_with = "crate::json::serialize")]
     pub output: PathBuf,
@@ -134,6 +140,7 @@ pub fn run(
 ) -> Result<Report> {
     let disk = repository.find_disk(disk)?;
     let point = repository.resolve(&disk, selector)?;
+    let passed_over = repository.passed_over(&disk, selector, point.id)?;
     check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
         let (paths, missing) = repository.remains_of(&point)?;
@@ -142,7 +149,10 @@ pub fn run(
     } else {
         (check_indexes(open_chain(repository, &point)?)?, Vec::new())
     };
-    rebuild(&chain, problems, request, progress, cancel)
+    let mut report = rebuild(&chain, problems, request, progress, cancel)?;
+    report.safety = point.safety;
+    report.passed_over = passed_over.map(|point| point.to_string());
+    Ok(report)
 }
 
 /// Restores the end of a chain out of bare archive files, the full first.
@@ -229,7 +239,7 @@ fn rebuild(
                 force: request.force,
                 inputs: input_ids(chain)?,
             };
-            (path.clone(), output::create(&path, plan, &options)?)
+            (path.clone(), output::create(&path, plan, &options, cancel)?)
         }
         Destination::Stream(sink) => {
             (PathBuf::from("-"), Box::new(Stream::new(sink, "standard output", plan)))
@@ -263,6 +273,8 @@ fn rebuild(
     Ok(Report {
         disk: format!("{}/{}", metadata.domain, metadata.disk),
         point: metadata.point.clone(),
+        safety: false,
+        passed_over: None,
         output: name,
         format: request.format.as_str(),
         virtual_size: chain.geometry().virtual_size(),

@@ -1,7 +1,7 @@
 //! The flow that rolls images back where they lie: only the blocks that differ are written.
 //!
 //! ```text
-//! lock → compare by digest → rehearse → a point of what is there → write what differs → compare again
+//! lock → compare by digest → rehearse → safety point → write what differs → compare again
 //! ```
 //!
 //! A qcow2 image becomes the old disk in one step: whenever it is killed, it is as it was, or
@@ -9,8 +9,9 @@
 //! again goes on.
 //!
 //! The disks of a guest go back together: what would fail for one of them is found before any is
-//! written, and what is there is one point of all.
+//! written, and one safety point is made of all.
 
+mod pages;
 mod ready;
 mod roll_back;
 mod room;
@@ -30,7 +31,7 @@ use crate::image::{Format, Image, OpenOptions};
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
-    Among, DiskId, DiskSpec, MachineRecord, Manifest, Point, Repository, Selector,
+    DiskId, DiskSpec, MachineRecord, Manifest, Point, PointId, Repository, Selector,
 };
 use roll_back::roll_back;
 
@@ -67,8 +68,8 @@ pub struct InPlaceOptions {
     pub format: Option<Format>,
     /// Folders besides the images' own into which names inside images may lead.
     pub image_roots: Vec<PathBuf>,
-    /// First make a point of what is there now.
-    pub keep: bool,
+    /// First make a safety point of what is there now.
+    pub safety_point: bool,
     /// Where libvirt keeps its files.
     pub libvirt: Libvirt,
     /// Threads and I/O.
@@ -85,8 +86,11 @@ pub struct InPlaceReport {
     /// The image.
     #[serde(serialize_with = "crate::json::serialize")]
     pub image: PathBuf,
-    /// The point that holds what was there before; none if it was not wanted.
-    pub kept: Option<String>,
+    /// The safety point, which holds what was there before; none if it was not wanted.
+    pub safety_point: Option<String>,
+    /// The last safety point of an earlier roll back that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Size of the disk, in bytes.
     pub virtual_size: u64,
     /// Bytes of the disk that differed, in whole blocks, and were written.
@@ -104,8 +108,11 @@ pub struct MachineInPlaceReport {
     pub domain: String,
     /// The recovery point whose content the disks have now.
     pub point: String,
-    /// The point that holds what was there before; none if it was not wanted.
-    pub kept: Option<String>,
+    /// The safety point, which holds what was there before; none if it was not wanted.
+    pub safety_point: Option<String>,
+    /// The last safety point of an earlier roll back that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Its disks.
     pub disks: Vec<InPlaceReport>,
     /// What the admin should know.
@@ -126,8 +133,9 @@ pub fn run_in_place(
     cancel: &Cancel,
 ) -> Result<InPlaceReport> {
     let disk = repository.find_disk(&request.disk)?;
-    let point = repository.resolve_among(&disk, &request.selector, Among::Backups)?;
-    let job = Job::prepare(repository, &point, request.image.as_deref(), &request.options)?;
+    let point = repository.resolve(&disk, &request.selector)?;
+    let mut job = Job::prepare(repository, &point, request.image.as_deref(), &request.options)?;
+    job.passed_over = repository.passed_over(&disk, &request.selector, point.id)?;
     let mut reports = roll_back(repository, &[job], &request.options, progress, cancel)?;
     reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))
 }
@@ -146,12 +154,14 @@ pub fn run_machine_in_place(
 ) -> Result<MachineInPlaceReport> {
     let started = Instant::now();
     let domain = repository.find_domain(&request.domain)?;
-    let manifest = repository.resolve_domain(&domain, &request.selector, Among::Backups)?;
+    let manifest = repository.resolve_domain(&domain, &request.selector)?;
     let mut jobs = Vec::new();
     for record in &manifest.disks {
         let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
         let point = repository.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
-        jobs.push(Job::prepare(repository, &point, None, &request.options)?);
+        let mut job = Job::prepare(repository, &point, None, &request.options)?;
+        job.passed_over = repository.passed_over(&id, &request.selector, point.id)?;
+        jobs.push(job);
     }
     let machine = jobs.iter().find_map(|job| job.machine.as_ref());
     let warnings = warnings(&manifest, machine, &request.options.libvirt);
@@ -159,7 +169,8 @@ pub fn run_machine_in_place(
     Ok(MachineInPlaceReport {
         domain: domain.to_string(),
         point: manifest.point.to_string(),
-        kept: disks.first().and_then(|disk| disk.kept.clone()),
+        safety_point: disks.first().and_then(|disk| disk.safety_point.clone()),
+        passed_over: disks.iter().filter_map(|disk| disk.passed_over.clone()).max(),
         disks,
         warnings,
         seconds: started.elapsed().as_secs_f64(),
@@ -194,6 +205,7 @@ fn warnings(
 struct Job {
     disk: DiskId,
     point: String,
+    passed_over: Option<PointId>,
     chain: Chain,
     path: PathBuf,
     open: OpenOptions,
@@ -256,6 +268,7 @@ impl Job {
         Ok(Self {
             disk: point.disk.clone(),
             point: point.id.to_string(),
+            passed_over: None,
             chain,
             path,
             open,
