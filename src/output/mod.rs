@@ -26,10 +26,11 @@ pub use plan::Plan;
 pub use stream::Stream;
 pub use target::Target;
 
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{check_new_file, room};
 use crate::io::Store;
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 
 /// What a restored disk is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,6 +80,8 @@ pub struct Options {
     pub force: bool,
     /// Files that are read meanwhile: none of them can be the output.
     pub inputs: Vec<FileId>,
+    /// Ends the wait for the reader of a pipe.
+    pub cancel: Cancel,
 }
 
 /// Takes the blocks of a disk.
@@ -124,7 +127,7 @@ pub trait ImageWriter: Send + Sync {
     /// # Errors
     /// `NoSpace`, `Io`, `Closed`; `Interrupted` if `cancel` says so; `Exists` if a file has got the
     /// name meanwhile.
-    fn finish(self: Box<Self>, cancel: &Cancel, progress: &dyn Progress) -> Result<()>;
+    fn finish(self: Box<Self>, cancel: &Cancel, observer: &dyn Observer) -> Result<()>;
 }
 
 /// Prepares `path` to be written to: a new file, an existing one if `options` allow it, a block
@@ -137,21 +140,21 @@ pub trait ImageWriter: Send + Sync {
 /// - `Usage`: the output is one of the inputs, a folder, a new file among devices, or can't hold the
 ///   format.
 /// - `NotFound`: there is no such folder.
-/// - `Interrupted`: nobody reads from the pipe, and `cancel` says so.
+/// - `Interrupted`: nobody reads from the pipe, and the options say so.
 pub fn create(
     path: &Path,
     plan: Plan,
     options: &Options,
-    cancel: &Cancel,
+    observer: &dyn Observer,
 ) -> Result<Box<dyn ImageWriter>> {
     match file_id::Existing::look(path)? {
         file_id::Existing::Device => {
             need_raw(path, options, "a block device")?;
-            Ok(Box::new(device::Device::open(path, plan, options)?))
+            Ok(Box::new(device::Device::open(path, plan, options, observer)?))
         }
         file_id::Existing::Pipe => {
             need_raw(path, options, "a pipe")?;
-            let pipe = Pipe::open(path, cancel)?;
+            let pipe = Pipe::open(path, &options.cancel)?;
             Ok(Box::new(Stream::new(Box::new(pipe), path, plan)))
         }
         file_id::Existing::Character => {

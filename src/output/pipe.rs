@@ -12,8 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use crate::cancel::Cancel;
 use crate::error::{Error, Result};
-use crate::progress::Cancel;
 
 /// How long to wait before the request to stop is looked at again.
 const PAUSE: Duration = Duration::from_millis(50);

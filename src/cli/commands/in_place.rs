@@ -53,9 +53,6 @@ pub fn run_machine(args: &Restore, domain: &str, context: &mut Context) -> Resul
     for disk in &report.disks {
         show(disk, context)?;
     }
-    for warning in &report.warnings {
-        context.out.line(format!("  note: {warning}"))?;
-    }
     for note in text::safety_notes(false, report.passed_over.as_deref()) {
         context.out.line(note)?;
     }

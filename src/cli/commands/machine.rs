@@ -65,9 +65,6 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
     for note in text::safety_notes(report.safety, report.passed_over.as_deref()) {
         out.line(note)?;
     }
-    for warning in &report.warnings {
-        out.line(format!("  note: {warning}"))?;
-    }
     out.line(format!("  took {}", text::duration(report.seconds)))?;
     out.line("What is left to do:")?;
     for command in &report.commands {

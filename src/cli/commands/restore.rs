@@ -6,9 +6,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use qdelta::cancel::Cancel;
 use qdelta::domain::Libvirt;
 use qdelta::output::{Format, Pipe};
-use qdelta::progress::Cancel;
 use qdelta::repository::{Repository, Selector};
 use qdelta::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
 use qdelta::{Error, ErrorKind, Result};

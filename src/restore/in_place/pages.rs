@@ -7,11 +7,12 @@ use std::sync::{Mutex, PoisonError};
 use roaring::RoaringTreemap;
 
 use super::write::Wanted;
+use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::error::Result;
+use crate::observer::Observer;
 use crate::output::ImageWriter;
 use crate::pack::is_zero;
-use crate::progress::{Cancel, Progress};
 
 /// The most bytes in a page: what most filesystems allocate at once.
 const SIZE_MAX: u64 = 4096;
@@ -138,7 +139,7 @@ impl ImageWriter for Rehearsal {
         Ok(())
     }
 
-    fn finish(self: Box<Self>, cancel: &Cancel, _: &dyn Progress) -> Result<()> {
+    fn finish(self: Box<Self>, cancel: &Cancel, _: &dyn Observer) -> Result<()> {
         cancel.check()
     }
 }

@@ -6,9 +6,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use super::write::{self, Held, Wanted};
 use super::{InPlaceOptions, Job, guests, room};
 use crate::anchor::Spare;
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::Allocation;
-use crate::progress::{Cancel, Progress};
+use crate::observer::{Observer, OfDisk};
 use crate::repository::{Anchor, AnchorKind, Repository};
 
 /// An image that nobody else can use, and what of it is to be written.
@@ -30,7 +31,7 @@ pub(super) struct Ready<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Run<'a> {
     pub options: &'a InPlaceOptions,
-    pub progress: &'a dyn Progress,
+    pub observer: &'a dyn Observer,
     pub cancel: &'a Cancel,
 }
 
@@ -40,7 +41,7 @@ impl<'a> Ready<'a> {
     pub fn all(repository: &Repository, jobs: &'a [Job], run: Run<'_>) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for job in jobs {
-            let held = Held::open(&job.path, job.format)?;
+            let held = Held::open(&job.path, job.format, &OfDisk::new(run.observer, &job.disk))?;
             let spare = held.check()?;
             let newest = repository.newest(&job.disk).ok().filter(|_| run.options.safety_point);
             let anchor = newest.and_then(|newest| newest.record.anchor);
@@ -65,14 +66,14 @@ impl<'a> Ready<'a> {
             path: &self.job.path,
             open: &self.job.open,
             resources: &run.options.resources,
-            progress: run.progress,
+            observer: run.observer,
             cancel: run.cancel,
         }
     }
 
     /// Fails if a guest would be harmed by what is written now.
     pub fn check_guests(&self, run: Run<'_>) -> Result<()> {
-        guests::check(&run.options.libvirt, &self.job.path)
+        guests::check(&run.options.libvirt, &self.job.path, run.observer)
     }
 
     /// Fails if somebody who heeds no locks wrote to it since it was compared.

@@ -6,9 +6,10 @@ use std::time::Instant;
 use super::ready::{Ready, Run};
 use super::{InPlaceOptions, InPlaceReport, Job, room};
 use crate::backup::{self, AnchorChoice, ImageRequest};
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::OpenOptions;
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 use crate::repository::{DiskSpec, Repository};
 use crate::sys::patience;
 
@@ -17,11 +18,11 @@ pub(super) fn roll_back(
     repository: &Repository,
     jobs: &[Job],
     options: &InPlaceOptions,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Vec<InPlaceReport>> {
     let started = Instant::now();
-    let run = Run { options, progress, cancel };
+    let run = Run { options, observer, cancel };
     let mut ready = Ready::all(repository, jobs, run)?;
     let safety = options.safety_point.then(|| make_safety_point(repository, jobs, run));
     let safety = safety.transpose()?;
@@ -114,6 +115,7 @@ impl Ready<'_> {
             image: job.path.clone(),
             safety_point: safety.map(str::to_owned),
             passed_over: job.passed_over.map(|point| point.to_string()),
+            warnings: Vec::new(),
             virtual_size: geometry.virtual_size(),
             bytes_changed: self.wanted.differing.len() * u64::from(geometry.block_size()),
             root: job.chain.root().to_string(),
@@ -137,7 +139,7 @@ fn make_safety_point(repository: &Repository, jobs: &[Job], run: Run<'_>) -> Res
         safety: true,
         ..backup::Options::default()
     };
-    let reports = backup::run_together(repository, &images, &how, run.progress, run.cancel);
+    let reports = backup::run_together(repository, &images, &how, run.observer, run.cancel);
     let reports = reports.map_err(|error| {
         error
             .within("cannot make a safety point of what is there now")
