@@ -176,6 +176,17 @@ pub fn table(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<Stri
         .collect()
 }
 
+/// What is to be said of safety points where something is restored: that it is one, and which one was
+/// passed over.
+pub fn safety_notes(is_one: bool, passed_over: Option<&str>) -> Vec<String> {
+    let own =
+        is_one.then(|| "  this is a safety point: what was there before a roll back".to_owned());
+    let other = passed_over.map(|point| {
+        format!("  note: {point} is newer, but a safety point of a roll back: its id restores it")
+    });
+    own.into_iter().chain(other).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
