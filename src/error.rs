@@ -70,10 +70,18 @@ impl Error {
             K::BrokenPipe => ErrorKind::Closed,
             _ => ErrorKind::Io,
         };
-        let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+        let advice = match source.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE) => Some("too many files are open: raise `ulimit -n`"),
+            // Root is refused other things, with other codes.
+            Some(Errno::ACCESS) => Some("run qdelta as root, or as a user who may do this"),
+            _ => None,
+        };
         let error = Self::new(kind, format!("cannot {operation} {}", path.display()));
         let error = error.because(source);
-        if exhausted { error.advise("too many files are open: raise `ulimit -n`") } else { error }
+        match advice {
+            Some(advice) => error.advise(advice),
+            None => error,
+        }
     }
 
     /// Bytes in `path` that do not follow their format.

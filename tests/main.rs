@@ -25,6 +25,7 @@ mod matrix;
 mod output;
 mod power_cut;
 mod quiesce;
+mod readme;
 mod repository;
 mod test_images;
 mod tidy;
