@@ -566,3 +566,56 @@ fn a_roll_back_harms_no_guest_whose_disk_cannot_be_told() {
     fs::remove_file(&live).unwrap();
     host.restore(own()).ok();
 }
+
+/// The image was a file here and a loop device there, and what the guest had in use was written over.
+#[test]
+fn a_loop_device_is_the_file_that_it_shows() {
+    let host = Host::new();
+    let it = Layers::new(&host);
+    let vdb = it.guest.vdb();
+    guest_io(&vdb, "raw", &["write -q -P 2 0 1M".to_owned()]);
+    let point = host.web(&[])["point"].as_str().unwrap().to_owned();
+    guest_io(&vdb, "raw", &["write -q -P 3 0 1M".to_owned()]);
+    let device = Device::over(vdb.clone());
+    let other = || {
+        format!(
+            "<domstatus state='running' pid='1'><domain><name>other</name><devices><disk type='block'>\
+             <driver type='raw'/><source dev='{}'/><target dev='vda'/></disk></devices></domain></domstatus>",
+            device.path.display()
+        )
+    };
+    fs::write(host.lab.path("run/qemu/other.xml"), other()).unwrap();
+    let own = || args![format!("web/vdb@{point}"), "--in-place", "--no-point"];
+    let said = host.restore(own()).fails_with(5);
+    assert!(said.contains("is disk vda of other, which runs"), "{said}");
+    fs::remove_file(host.lab.path("run/qemu/other.xml")).unwrap();
+    host.restore(own()).ok();
+    assert!(content(&vdb, "raw") == disk(4, &[(0, MIB, 2)]));
+}
+
+/// After an external snapshot the definition of the disk is another: what is read of the image of the
+/// point before is the rest of the new chain.
+#[test]
+fn clones_are_compared_though_the_image_lies_below_now() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let it = Layers::in_folder(&host, &mount.dir);
+    it.rebase(&it.guest.vda(), "one");
+    let whole = it.store("two", "qcow2", END);
+    it.define("", &whole);
+    host.web(&["--anchor", "reflink"]);
+    let seen = it.seen(&it.node("two", "qcow2", Value::Null));
+    host.assert_restores("vda", &seen);
+    let (vda, overlay) = (it.guest.vda(), mount.dir.join("snap1"));
+    let words = args!["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", vda.as_path()];
+    qemu_img([words, args![overlay.as_path()]].concat()).ok();
+    guest_io(&overlay, "qcow2", &["write -q -P 7 6M 64k".to_owned()]);
+    let own = store("file", "qcow2", &format!("file='{}'", vda.display()), &whole);
+    it.define(&format!("<source file='{}'/>", overlay.display()), &own);
+    let report = host.web(&["--track", "reflink", "--exclude", "vdb"]);
+    assert_eq!(report["disks"][0]["tracker"], "reflink", "{report}");
+    let mut expected = seen;
+    expected[6 * MIB as usize..][..65536].fill(7);
+    host.assert_restores("vda", &expected);
+    host.assert_sound();
+}
