@@ -12,6 +12,7 @@ mod disk;
 mod guest;
 mod hold;
 pub mod inventory;
+mod meter;
 mod source;
 mod together;
 mod trackers;
@@ -44,7 +45,7 @@ pub use crate::changes::SAMPLE_DEFAULT;
 pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
 
 pub(crate) use anchors::remove_from as remove_anchor_from;
-pub(crate) use guest::open_options;
+pub(crate) use guest::{open_options, stated_chain};
 pub(crate) use trial::Trial;
 
 /// The zstd level of a backup unless told otherwise.

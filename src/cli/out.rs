@@ -66,6 +66,11 @@ impl Out {
         self.closed
     }
 
+    /// Writes what is held back now, while more is to come.
+    pub fn flush(&mut self) -> Result<()> {
+        self.write(Write::flush)
+    }
+
     /// Writes what is still held back.
     ///
     /// # Errors

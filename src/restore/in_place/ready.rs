@@ -51,29 +51,28 @@ impl<'a> Ready<'a> {
         for ready in &mut all {
             // A guest may have started before they were all taken.
             ready.check_guests(run)?;
-            ready.wanted = ready.work(run).plan(&ready.held, ready.job.cluster)?;
+            ready.wanted = ready.work(run, |work| work.plan(&ready.held, ready.job.cluster))?;
         }
         room::check(&all)?;
         Ok(all)
     }
 
-    fn work<'b>(&self, run: Run<'b>) -> write::Job<'b>
-    where
-        'a: 'b,
-    {
-        write::Job {
+    /// Does something to the image; who watches is told which disk it is.
+    fn work<R>(&self, run: Run<'_>, what: impl FnOnce(write::Job<'_>) -> Result<R>) -> Result<R> {
+        what(write::Job {
             chain: &self.job.chain,
             path: &self.job.path,
             open: &self.job.open,
+            is_overlay: self.job.is_overlay,
             resources: &run.options.resources,
-            observer: run.observer,
+            observer: &OfDisk::new(run.observer, &self.job.disk),
             cancel: run.cancel,
-        }
+        })
     }
 
     /// Fails if a guest would be harmed by what is written now.
     pub fn check_guests(&self, run: Run<'_>) -> Result<()> {
-        guests::check(&run.options.libvirt, &self.job.path, run.observer)
+        guests::check(&run.options.libvirt, &self.job.path)
     }
 
     /// Fails if somebody who heeds no locks wrote to it since it was compared.
@@ -87,7 +86,7 @@ impl<'a> Ready<'a> {
 
     /// Makes it the disk of the point.
     pub fn write(&self, run: Run<'_>) -> Result<()> {
-        self.work(run).run(&self.held, &self.wanted)
+        self.work(run, |work| work.run(&self.held, &self.wanted))
     }
 
     /// Lets go of the anchor of the point before, which holds on to what is written over; the safety

@@ -20,7 +20,7 @@ use crate::image::{Format, Image, OpenOptions};
 use crate::io::{FileStore, Store};
 use crate::observer::Observer;
 use crate::output::{Discard, ImageWriter};
-use crate::pipeline::Resources;
+use crate::pipeline::{Resources, TASK_SIZE_MIN};
 use crate::reader::{ClusterReader, ReadPlan};
 use crate::repository::Anchor;
 use crate::restore::rebuild;
@@ -104,6 +104,8 @@ pub(super) struct Job<'a> {
     pub chain: &'a Chain,
     pub path: &'a Path,
     pub open: &'a OpenOptions,
+    /// Something lies below the image.
+    pub is_overlay: bool,
     pub resources: &'a Resources,
     pub observer: &'a dyn Observer,
     pub cancel: &'a Cancel,
@@ -148,7 +150,7 @@ impl Job<'_> {
 
     fn qcow2(&self, file: &ImageFile, wanted: &RoaringBitmap) -> Result<()> {
         let geometry = self.chain.geometry();
-        anchor::rewrite(file, |rewrite| {
+        anchor::rewrite(file, self.is_overlay, |rewrite| {
             let clusters = Clusters::new(rewrite, geometry.virtual_size());
             self.write(wanted, &clusters)?;
             clusters.finish(wanted, u64::from(geometry.block_size()))
@@ -251,8 +253,15 @@ impl Job<'_> {
             let end = (numbers.end * block_size).min(geometry.virtual_size());
             extents.clear();
             mapper.extents(start..end, &mut extents)?;
+            let mut told = start;
             for (index, block) in numbers.enumerate() {
                 let range = block * block_size..((block + 1) * block_size).min(end);
+                // A group of large blocks has gigabytes: too much to be silent for.
+                if range.start - told >= TASK_SIZE_MIN {
+                    self.cancel.check()?;
+                    self.observer.advance(range.start - told);
+                    told = range.start;
+                }
                 let now = match blocks.read(&extents, range)? {
                     Some(bytes) => block_digest(bytes),
                     None => zero,
@@ -262,7 +271,7 @@ impl Job<'_> {
                     differing.insert(block as u32);
                 }
             }
-            self.observer.advance(end - start);
+            self.observer.advance(end - told);
         }
         self.observer.end();
         Ok(differing)
