@@ -11,6 +11,7 @@ mod bad_images;
 mod block_devices;
 mod cli;
 mod data_path;
+mod definitions;
 mod flows;
 mod guests;
 mod harness;

@@ -37,7 +37,8 @@ impl Session {
         for name in ["web01.qcow2", "web.qcow2"] {
             create(&lab.path(name), "", 20 << 30);
             let writes = [(0, 16), (6000, 24), (19_000, 8)];
-            let writes = writes.map(|(at, len)| format!("write -q -P {} {at}M {len}M", at % 250 + 1));
+            let writes =
+                writes.map(|(at, len)| format!("write -q -P {} {at}M {len}M", at % 250 + 1));
             guest_io(&lab.path(name), "qcow2", &writes);
         }
         Self { lab, is_used: false, ids: Vec::new() }
@@ -159,7 +160,8 @@ fn tried(page: &str, text: &str) -> (String, Vec<String>) {
             let command = session.here(&step.command);
             let command = command.replace(&*session.repository().to_string_lossy(), REPOSITORY);
             should.push_str(&format!("$ {command}\n{said}"));
-            let shapes = |lines: &mut dyn Iterator<Item = &str>| lines.map(shape).collect::<Vec<_>>();
+            let shapes =
+                |lines: &mut dyn Iterator<Item = &str>| lines.map(shape).collect::<Vec<_>>();
             let shown = shapes(&mut step.shown.iter().map(String::as_str));
             if shown != shapes(&mut said.lines()) {
                 wrong.push(format!("{page}: {} says\n{said}", step.command));

@@ -14,6 +14,8 @@ pub struct Rewrite<'c, 'f> {
     change: &'c mut Change<'f>,
     /// The active L1 table as it is to be.
     l1: Vec<L1Entry>,
+    /// What is not allocated in it shows what lies below.
+    is_overlay: bool,
     /// The L2 tables that have got their new place, by the number of their L1 entry.
     moved: RoaringBitmap,
     loaded: Option<Loaded>,
@@ -30,13 +32,15 @@ struct Loaded {
 /// Changes the disk of an image: `work` says which guest clusters are to hold what. Either all of it
 /// is there in the end, or the disk is as it was, whenever the power fails. The image grows by what
 /// is new; what is old becomes free for the guest to use. Persistent bitmaps, which would not know of
-/// the change, are removed first. Internal snapshots stay as they are.
+/// the change, are removed first. Internal snapshots stay as they are. `is_overlay` says that something
+/// lies below the image, also if its header does not.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Image`] if the image is damaged, dirty, marked as corrupt, or has an external data
 /// file; [`crate::ErrorKind::NoSpace`]; whatever `work` fails with.
 pub fn rewrite<T>(
     image: &ImageFile,
+    is_overlay: bool,
     work: impl FnOnce(&mut Rewrite<'_, '_>) -> Result<T>,
 ) -> Result<T> {
     check_data_file(image, image.first_cluster()?.header())?;
@@ -46,7 +50,8 @@ pub fn rewrite<T>(
     change(image, |change| {
         change.survey_all()?;
         let l1 = change.l1.clone();
-        let mut rewrite = Rewrite { change, l1, moved: RoaringBitmap::new(), loaded: None };
+        let mut rewrite =
+            Rewrite { change, l1, is_overlay, moved: RoaringBitmap::new(), loaded: None };
         let value = work(&mut rewrite)?;
         rewrite.finish()?;
         Ok((Linked::default(), value))
@@ -102,7 +107,7 @@ impl Rewrite<'_, '_> {
     /// As [`Self::write`].
     pub fn zero(&mut self, number: u64) -> Result<()> {
         let header = self.change.header();
-        match (header.backing_name.is_some(), header.version) {
+        match (self.is_overlay || header.backing_name.is_some(), header.version) {
             (false, _) => self.set(number, Mapping::Unallocated),
             (true, Version::V3) => self.set(number, Mapping::Zero { host: None }),
             (true, Version::V2) => {

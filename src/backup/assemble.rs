@@ -70,11 +70,7 @@ struct Group {
 }
 
 impl<'a> Assembler<'a> {
-    pub fn new(
-        geometry: Geometry,
-        writer: Writer,
-        sample: Option<&'a RoaringBitmap>,
-    ) -> Self {
+    pub fn new(geometry: Geometry, writer: Writer, sample: Option<&'a RoaringBitmap>) -> Self {
         Self {
             geometry,
             zero_block: zero_block_digest(geometry.block_size()),

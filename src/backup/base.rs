@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::Kind;
 use rustix::fs::CWD;
-use rustix::io::Errno;
 
 use super::KindChoice;
 use crate::archive;
@@ -153,14 +152,8 @@ pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
 
 /// Opens one archive file.
 pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
-    let file = open_regular(CWD, path, Symlink::Followed).map_err(|source| {
-        let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-        let error = Error::io("open", path, source);
-        match exhausted {
-            true => error.advise("a chain needs all its files at once: raise `ulimit -n`"),
-            false => error,
-        }
-    })?;
+    let file = open_regular(CWD, path, Symlink::Followed)
+        .map_err(|source| Error::io("open", path, source))?;
     let file = file.ok_or_else(|| {
         let what = format!("{}: an archive must be a regular file", path.display());
         Error::new(ErrorKind::Damaged, what)

@@ -376,6 +376,7 @@ fn image_record(source: &Source) -> Result<ImageRecord> {
         .zip(trackers::fingerprints(source)?)
         .map(|(layer, fingerprint)| LayerRecord {
             path: layer.path.clone(),
+            data_file: layer.data_file.clone(),
             format: layer.format.as_str().to_owned(),
             virtual_size: layer.virtual_size,
             fingerprint,

@@ -45,7 +45,7 @@ pub use crate::changes::SAMPLE_DEFAULT;
 pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
 
 pub(crate) use anchors::remove as remove_anchor;
-pub(crate) use guest::open_options;
+pub(crate) use guest::{open_options, stated_chain};
 pub(crate) use trial::Trial;
 
 /// The zstd level of a backup unless told otherwise.

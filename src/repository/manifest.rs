@@ -207,6 +207,13 @@ pub struct LayerRecord {
     /// Path of the file.
     #[serde(with = "crate::json")]
     pub path: PathBuf,
+    /// Path of its external data file.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::json::optional::serialize"
+    )]
+    pub data_file: Option<PathBuf>,
     /// Its format: `qcow2` or `raw`.
     pub format: String,
     /// Size of the disk it shows, in bytes.

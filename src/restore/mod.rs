@@ -140,7 +140,7 @@ pub fn run(
     let point = repository.resolve(&disk, selector)?;
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
-    check_replaced(&request, observer)?;
+    check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
         let (paths, missing) = repository.remains_of(&point)?;
         let expected = Some(point.record.archive_id);
@@ -164,7 +164,7 @@ pub fn replay(
 ) -> Result<Report> {
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    check_replaced(&request, observer)?;
+    check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
         salvage_chain(archives, Vec::new(), None, cancel)?
     } else {
@@ -176,9 +176,9 @@ pub fn replay(
 }
 
 /// Fails if the image that is to be replaced is one that a guest needs as it is.
-fn check_replaced(request: &Request, observer: &dyn Observer) -> Result<()> {
+fn check_replaced(request: &Request) -> Result<()> {
     match &request.destination {
-        Destination::Path(path) if request.force => guests::check(&request.libvirt, path, observer),
+        Destination::Path(path) if request.force => guests::check(&request.libvirt, path),
         _ => Ok(()),
     }
 }

@@ -27,7 +27,7 @@ use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Format, Image, OpenOptions};
+use crate::image::{Format, Image, OpenOptions, StatedChain};
 use crate::observer::{Observer, OfDisk, Recorder};
 use crate::pipeline::Resources;
 use crate::repository::{
@@ -211,6 +211,8 @@ struct Job {
     format: Format,
     /// Size of a cluster of the image, in bytes, if it has any.
     cluster: Option<u64>,
+    /// Something lies below it, by its header or by the guest's definition.
+    is_overlay: bool,
     /// The machine that it belonged to.
     machine: Option<MachineRecord>,
 }
@@ -228,13 +230,9 @@ impl Job {
         let (record, roots) = (&point.record, &options.image_roots);
         let machine = repository.machine_at(&point.disk, point.id)?;
         let now = match (image, &machine) {
-            (None, Some(machine)) => guests::image_now(
-                &options.libvirt,
-                machine,
-                point.disk.disk.as_str(),
-                roots,
-                observer,
-            )?,
+            (None, Some(machine)) => {
+                guests::image_now(&options.libvirt, machine, point.disk.disk.as_str(), roots)?
+            }
             _ => None,
         };
         let is_vouched = image.is_some() || now.is_some();
@@ -249,25 +247,30 @@ impl Job {
             }
             None => {
                 let path = image.unwrap_or(&record.image.path).to_path_buf();
-                (path, OpenOptions { image_roots: roots.clone(), ..OpenOptions::default() })
+                let chain = guests::chain_of(&options.libvirt, &path)?;
+                let image_roots = roots.clone();
+                (path, OpenOptions { image_roots, chain, ..OpenOptions::default() })
             }
         };
         let format = match options.format.or(open.format) {
             Some(format) => format,
             None => record.image.format.parse()?,
         };
-        let open = OpenOptions { format: Some(format), ..open };
+        let chain = if format == Format::Raw { StatedChain::default() } else { open.chain.clone() };
+        let open = OpenOptions { format: Some(format), chain, ..open };
         if !is_vouched {
             check_unvouched(point, &path, format, observer)?;
             if let Some(machine) = &machine {
-                guests::check_owner(&options.libvirt, &path, machine, observer)?;
+                guests::check_owner(&options.libvirt, &path, machine)?;
             }
         }
-        guests::check(&options.libvirt, &path, observer)?;
+        guests::check(&options.libvirt, &path)?;
         let chain = check_indexes(open_chain(repository, point)?)?;
         let opened = Image::open(&path, &open)?;
+        opened.warnings().iter().for_each(|warning| observer.warn(warning.clone()));
         check_size(&path, &opened, &chain)?;
         let cluster = opened.layers().first().and_then(|top| top.cluster_size);
+        let is_overlay = opened.layers().len() > 1;
         Ok(Self {
             disk: point.disk.clone(),
             point: point.id.to_string(),
@@ -276,6 +279,7 @@ impl Job {
             open,
             format,
             cluster,
+            is_overlay,
             machine,
         })
     }

@@ -61,15 +61,12 @@ impl<'a> Ready<'a> {
     }
 
     /// Does something to the image; who watches is told which disk it is.
-    fn work<R>(
-        &self,
-        run: Run<'_>,
-        what: impl FnOnce(write::Job<'_>) -> Result<R>,
-    ) -> Result<R> {
+    fn work<R>(&self, run: Run<'_>, what: impl FnOnce(write::Job<'_>) -> Result<R>) -> Result<R> {
         what(write::Job {
             chain: &self.job.chain,
             path: &self.job.path,
             open: &self.job.open,
+            is_overlay: self.job.is_overlay,
             resources: &run.options.resources,
             observer: &OfDisk::new(run.observer, &self.job.disk),
             cancel: run.cancel,
@@ -78,7 +75,7 @@ impl<'a> Ready<'a> {
 
     /// Fails if a guest would be harmed by what is written now.
     pub fn check_guests(&self, run: Run<'_>) -> Result<()> {
-        guests::check(&run.options.libvirt, &self.job.path, run.observer)
+        guests::check(&run.options.libvirt, &self.job.path)
     }
 
     /// Fails if somebody who heeds no locks wrote to it since it was compared.

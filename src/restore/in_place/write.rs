@@ -68,6 +68,8 @@ pub(super) struct Job<'a> {
     pub chain: &'a Chain,
     pub path: &'a Path,
     pub open: &'a OpenOptions,
+    /// Something lies below the image.
+    pub is_overlay: bool,
     pub resources: &'a Resources,
     pub observer: &'a dyn Observer,
     pub cancel: &'a Cancel,
@@ -105,7 +107,7 @@ impl Job<'_> {
 
     fn qcow2(&self, file: &ImageFile, wanted: &RoaringBitmap) -> Result<()> {
         let geometry = self.chain.geometry();
-        anchor::rewrite(file, |rewrite| {
+        anchor::rewrite(file, self.is_overlay, |rewrite| {
             let clusters = Clusters::new(rewrite, geometry.virtual_size());
             self.write(wanted, &clusters)?;
             clusters.finish(wanted, u64::from(geometry.block_size()))

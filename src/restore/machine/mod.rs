@@ -127,7 +127,7 @@ pub fn run_machine(
     let made = make_folder(&request.to)?;
     let prepared = Job::prepare(repository, request, domain, machine, &manifest);
     let result = prepared.and_then(|(job, definition)| {
-        job.check(&recorder)?;
+        job.check()?;
         let mut written = Written::default();
         let report = job.run(&definition, &manifest, &mut written, &recorder, cancel)?;
         written.done = true;
@@ -269,13 +269,13 @@ impl<'a> Job<'a> {
     }
 
     /// Finds what would fail, before anything is written.
-    fn check(&self, observer: &dyn Observer) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let xml = self.xml_path();
         let disks = self.disks.iter().map(|disk| disk.path.as_path());
         let files = self.files.iter().map(|(_, path)| path.as_path());
         let paths: Vec<&Path> = disks.chain(files).chain([xml.as_path()]).collect();
         for path in &paths {
-            self.check_target(path, observer)?;
+            self.check_target(path)?;
         }
         if let Some(path) = taken_twice(paths) {
             let text = format!("two files of the point would be {}", path.display());
@@ -289,7 +289,7 @@ impl<'a> Job<'a> {
         self.check_space()
     }
 
-    fn check_target(&self, path: &Path, observer: &dyn Observer) -> Result<()> {
+    fn check_target(&self, path: &Path) -> Result<()> {
         let failed = |error| Error::io("open", path, error);
         // So that a FIFO does not block.
         let flags = OFlags::NONBLOCK.bits() as i32;
@@ -312,7 +312,7 @@ impl<'a> Job<'a> {
             return Err(Error::new(ErrorKind::Exists, text)
                 .advise("restore to another folder, or give --force to replace it"));
         }
-        guests::check(&self.request.libvirt, path, observer)
+        guests::check(&self.request.libvirt, path)
     }
 
     /// Fails if the folder's filesystem has no room for all of it.
