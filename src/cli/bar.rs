@@ -188,10 +188,7 @@ mod tests {
             assert!(line.contains(" 25%"), "{line}");
         }
         let line = line(Some("web/vda"), 5 << 30, 20 << 30);
-        assert_eq!(
-            line.fitted(59),
-            "web/vda backup [==>        ]  25%  1:15     5 GiB of 20 GiB"
-        );
+        assert_eq!(line.fitted(59), "web/vda backup [==>        ]  25%  1:15     5 GiB of 20 GiB");
         let wide = line.fitted(120);
         assert!(wide.ends_with("  1:15     5 GiB of 20 GiB  1:06:40 left   117 MiB/s"), "{wide}");
     }
