@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use super::limits::XML_LEN_MAX;
 use super::{Domain, State, Tpm, parse};
 use crate::error::{Error, ErrorKind, Result};
-
-/// The longest XML that is read, in bytes. libvirt itself takes no more over its own protocol.
-pub const XML_LEN_MAX: u64 = 4 << 20;
 
 /// libvirt's folders.
 #[derive(Debug, Clone, PartialEq, Eq)]

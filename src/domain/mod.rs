@@ -7,13 +7,15 @@
 
 mod decide;
 mod files;
+mod limits;
 mod parse;
 mod rewrite;
 
 use std::path::PathBuf;
 
 pub use decide::{Choice, Reason, decide};
-pub use files::{Found, Libvirt, Listing, XML_LEN_MAX, XmlFile};
+pub use files::{Found, Libvirt, Listing, XmlFile};
+pub use limits::XML_LEN_MAX;
 pub use rewrite::{Changes, Place, rewrite};
 
 use crate::error::{Error, ErrorKind, Result};
