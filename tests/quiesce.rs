@@ -286,13 +286,15 @@ fn where_no_freeze_can_have_been_sent_there_is_no_alarm() {
         assert!(is_gone(&scene.freeze.mark), "{said}");
     }
     // It can't be run at all, in two ways.
-    for make in
-        [|path: &Path| std::fs::write(path, "#!/bin/sh\n"), |path| std::fs::create_dir(path)]
-    {
+    for is_folder in [false, true] {
         let mut scene = Scene::new();
         scene.freeze.thaw_tries = Duration::from_secs(1000);
-        scene.freeze.virsh.program = scene.freeze.mark.with_file_name("no-program");
-        make(&scene.freeze.virsh.program).unwrap();
+        let program = scene.freeze.mark.with_file_name("no-program");
+        match is_folder {
+            true => std::fs::create_dir(&program).unwrap(),
+            false => std::fs::write(&program, "#!/bin/sh\n").unwrap(),
+        }
+        scene.freeze.virsh.program = program;
         let error = scene.try_freeze().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Guest);
         assert!(error.chain().contains("can't be started"), "{}", error.chain());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::{Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, limits, malformed};
+use super::{Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, limits, malformed, resources};
 use crate::error::Result;
 
 /// A domain with more disks than this does not start.
@@ -48,6 +48,8 @@ pub(super) fn parse(text: &str) -> Result<Domain> {
         ..Domain::default()
     };
     domain.nvram = child(node, "os").and_then(nvram_of);
+    domain.firmware = child(node, "os").map(resources::firmware_of).unwrap_or_default();
+    domain.tpm_secret = resources::tpm_secret(node);
     let Some(devices) = child(node, "devices") else { return Ok(domain) };
     for device in elements(devices) {
         match device.tag_name().name() {
@@ -186,7 +188,7 @@ pub(super) fn child<'a, 'b>(node: Node<'a, 'b>, name: &str) -> Option<Node<'a, '
     node.children().find(|child| child.is_element() && child.tag_name().name() == name)
 }
 
-fn text_of(node: Node<'_, '_>) -> Option<String> {
+pub(super) fn text_of(node: Node<'_, '_>) -> Option<String> {
     let text = node.text()?.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
@@ -196,6 +198,6 @@ fn child_text(node: Node<'_, '_>, name: &str) -> Option<String> {
 }
 
 /// A word of the XML, short enough for a message.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     text.chars().take(100).collect()
 }
