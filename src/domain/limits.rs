@@ -10,7 +10,7 @@ use crate::error::Result;
 
 /// The longest XML that is read, in bytes. libvirt itself takes no more over its own protocol.
 pub const XML_LEN_MAX: u64 = 4 << 20;
-/// More nodes than this no domain has: one with 4,000 disks has 80,000.
+/// More nodes than this no domain has.
 pub(super) const NODES_MAX: u32 = 200_000;
 /// More attributes than this no domain has.
 const ATTRIBUTES_MAX: usize = 200_000;
