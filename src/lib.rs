@@ -24,6 +24,7 @@ pub mod domain;
 pub mod duration;
 pub mod error;
 pub mod extent;
+mod files;
 pub mod fingerprint;
 pub mod image;
 pub mod io;

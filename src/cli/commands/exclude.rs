@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qdelta::backup::repository_name;
-use qdelta::domain::{Libvirt, parse};
+use qdelta::domain::Libvirt;
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::guest_args::Guests;
@@ -75,8 +75,7 @@ fn named<'a>(libvirt: &Libvirt, names: &'a [String], guest: &str) -> Option<&'a 
 /// The targets of a guest's disks: as it runs, and as it is defined.
 fn targets(libvirt: &Libvirt, guest: &str) -> Option<BTreeSet<String>> {
     let found = libvirt.find(guest).ok()?;
-    let defined = found.persistent.and_then(|file| parse(&file.text).ok());
-    let disks = found.domain.disks.into_iter().chain(defined.into_iter().flat_map(|it| it.disks));
+    let disks = found.domain.disks.into_iter().chain(found.next_disks);
     Some(disks.map(|disk| disk.target).collect())
 }
 

@@ -155,6 +155,7 @@ impl Definition {
     /// What the restored machine does not have, or shares with the one it was made from.
     pub fn warnings(&self, job: &Job<'_>) -> Vec<String> {
         let mut warnings = self.disk_warnings(job);
+        warnings.extend(self.namesakes(job));
         let varstore = (&self.changes.varstore, &self.before.firmware.varstore);
         if self.changes.nvram == Place::New || matches!(varstore, (Place::New, Some(_))) {
             warnings.push(
@@ -223,6 +224,48 @@ impl Definition {
             ));
         }
         gone
+    }
+
+    /// Guests of this host that stand in the way of `virsh define`: it takes no second guest of a name
+    /// or of a UUID, and takes a guest that has both for the same one.
+    fn namesakes(&self, job: &Job<'_>) -> Vec<String> {
+        let libvirt = &job.request.libvirt;
+        let mut warnings = Vec::new();
+        for name in libvirt.list().map(|listing| listing.names).unwrap_or_default() {
+            // What can't be read is in nobody's way: libvirt would not have it either.
+            let Ok(found) = libvirt.find(&name) else { continue };
+            let same_name = found.domain.name == job.name;
+            let same_uuid = self.uuid.is_some() && found.domain.uuid == self.uuid;
+            let other = quoted(&found.domain.name);
+            let way_out =
+                "restore with --rename NEW for a guest beside it, or give the other one up";
+            match (same_name, same_uuid) {
+                (true, true) if found.live.is_some() => warnings.push(format!(
+                    "{} runs here: shut it down first (virsh shutdown {other}). virsh define then \
+                     gives it the restored disks in the place of its own; with --rename NEW the \
+                     restored guest would live beside it",
+                    job.name
+                )),
+                (true, true) => warnings.push(format!(
+                    "{} is defined here: virsh define gives it the restored disks in the place of its \
+                     own; with --rename NEW the restored guest would live beside it",
+                    job.name
+                )),
+                (true, false) => warnings.push(format!(
+                    "another guest is called {} here (UUID {}), and virsh define will fail: {way_out} \
+                     (virsh undefine {other})",
+                    job.name,
+                    found.domain.uuid.as_deref().unwrap_or("unknown")
+                )),
+                (false, true) => warnings.push(format!(
+                    "the guest with this UUID is called {} here, and virsh define will fail: {way_out} \
+                     (virsh undefine {other})",
+                    found.domain.name
+                )),
+                (false, false) => {}
+            }
+        }
+        warnings
     }
 
     fn disk_warnings(&self, job: &Job<'_>) -> Vec<String> {
