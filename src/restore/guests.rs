@@ -62,7 +62,8 @@ impl Other<'_> {
         for source in self.disk.other_sources() {
             match source {
                 Source::File(file) | Source::Block(file) if is_same_disk(file, self.path) => {
-                    return Err(self.harmed());
+                    let copied = self.disk.mirror.contains(source);
+                    return Err(if copied { self.copied() } else { self.harmed() });
                 }
                 Source::Volume { why, .. } => {
                     return Err(self.not_told(format!("{source}: {why}")));
@@ -140,6 +141,15 @@ impl Other<'_> {
                 "its image is {} now: roll that back, or merge the snapshot first (virsh blockcommit)",
                 self.disk.source
             ))
+    }
+
+    /// A block job copies the disk into the image, or over it.
+    fn copied(&self) -> Error {
+        let (path, target) = (self.path.display(), &self.disk.target);
+        let name = &self.found.domain.name;
+        let text = format!("a block job copies disk {target} of {name} to {path}, or over it");
+        Error::new(ErrorKind::Busy, text)
+            .advise(format!("end the job first: virsh blockjob {name} {target} --abort"))
     }
 
     /// The image may be, or lie below, the disk.
