@@ -44,7 +44,6 @@ pub fn rewrite<T>(
     let names: Vec<_> = bitmaps.iter().map(|it| String::from_utf8_lossy(&it.name)).collect();
     bitmap::remove_all(image, &names.iter().map(AsRef::as_ref).collect::<Vec<&str>>())?;
     change(image, |change| {
-        change.survey_all()?;
         let l1 = change.l1.clone();
         let mut rewrite = Rewrite { change, l1, moved: RoaringBitmap::new(), loaded: None };
         let value = work(&mut rewrite)?;
@@ -62,7 +61,6 @@ pub fn check_rewrite(image: &ImageFile) -> Result<u64> {
     let mut change = Change::begin(image)?;
     check_data_file(image, change.header())?;
     bitmap::list(image)?;
-    change.survey_all()?;
     let cluster = change.format.cluster.bytes();
     let mut free = 0;
     for number in 0..change.file_len / cluster {
