@@ -124,6 +124,11 @@ impl ImageFile {
         self.leaked.get().is_some()
     }
 
+    /// The clusters that were counted once and used by nothing when it was proved to be sound.
+    pub(super) fn leaked(&self) -> Option<&RoaringTreemap> {
+        self.leaked.get()
+    }
+
     /// It is sound, but for these clusters: they were counted once, and nothing uses them.
     pub(super) fn set_proved(&self, leaked: RoaringTreemap) {
         // If it was proved before, that is as good.

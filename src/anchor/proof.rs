@@ -218,7 +218,8 @@ impl Survey<'_, '_> {
                 "the cluster at {place:#x} is used {users} times, and a table of the disk says once"
             ),
         };
-        self.change.file.damaged(problem)
+        let advice = "back it up, and let `qemu-img check -r all` correct its counts";
+        self.change.file.damaged(problem).advise(advice)
     }
 
     fn used_twice(&self, what: &str, number: u64) -> Error {

@@ -4,7 +4,7 @@ mod histories;
 mod hostile;
 mod oracle;
 mod power;
-mod zz_corpus;
+mod soundness;
 
 use std::path::Path;
 use std::process::{Command, Output};
