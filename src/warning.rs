@@ -38,6 +38,8 @@ pub enum Code {
     Machine,
     /// Something of libvirt's could not be read, so that not all could be checked.
     Unchecked,
+    /// What the snapshot command made may still be there: it was not released.
+    NotReleased,
     /// The system refused the faster way to read and write.
     SlowIo,
 }
