@@ -103,7 +103,9 @@ impl<'a> Change<'a> {
     /// has changed it.
     fn prove(&mut self) -> Result<()> {
         if !self.file.is_proved() {
+            let began = std::time::Instant::now();
             let leaked = proof::prove(self)?;
+            tracing::debug!(took = ?began.elapsed(), leaked = leaked.len(), "proved to be sound");
             self.file.set_proved(leaked);
         }
         Ok(())
