@@ -72,7 +72,7 @@ fn acts(bytes: &[u8], mut each: impl FnMut(qdelta::Result<()>, &[u8])) {
             1 => snapshot::delete(&image, b"1"),
             2 => bitmap::create(&image, "new", 4096),
             3 => bitmap::remove(&image, "one"),
-            4 => anchor::rewrite(&image, |disk| disk.zero(0)),
+            4 => anchor::rewrite(&image, false, |disk| disk.zero(0)),
             _ => anchor::prove(&image),
         };
         each(done, &store.bytes());

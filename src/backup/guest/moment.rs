@@ -200,8 +200,8 @@ impl<'a> Flow<'a> {
         let (before, now) = (&self.found.domain, &now.domain);
         let mut pairs = before.disks.iter().zip(&now.disks);
         let is_same = pairs.all(|(before, now)| {
-            let source = before.source == now.source || is_left(&before.source);
-            before.target == now.target && source
+            let files = before.source == now.source && before.chain == now.chain;
+            before.target == now.target && (files || is_left(&before.source))
         });
         if before.pid == now.pid && before.disks.len() == now.disks.len() && is_same {
             return Ok(());
