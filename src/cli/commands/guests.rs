@@ -49,9 +49,11 @@ pub fn run(args: &Backup, options: &Options, context: &mut Context) -> Result<u8
             break;
         }
     }
+    let made = summary.domains.iter().filter(|it| it.result.is_some()).count();
+    context.out.was_done(format!("{} made", text::count(made, "point")));
     if context.out.json {
         context.out.json(&summary)?;
-    } else if summary.domains.len() > 1 {
+    } else if summary.domains.len() > 1 && !(context.out.quiet && made == summary.domains.len()) {
         show_summary(&summary, context)?;
     }
     Ok(status_of(&summary))
@@ -68,7 +70,7 @@ fn back_up(
     let request = request(args, options, name);
     match run_guest(repository, &request, &context.screen, cancel) {
         Ok(report) => {
-            if !context.out.json {
+            if !context.out.json && !context.out.quiet {
                 show(&report, context)?;
             }
             // As it is for a single image: a full had to begin a new chain.
