@@ -1,6 +1,7 @@
 //! The command line: what is typed becomes a request to the library, what comes back is shown.
 
 mod args;
+mod bar;
 mod combination;
 mod commands;
 mod examples;
@@ -33,16 +34,17 @@ pub fn main() -> ExitCode {
         Err(error) => return refused(&error),
     };
     raise_open_files();
-    let screen = Screen::new(cli.global.quiet || cli.global.json);
-    screen::show_notes(&screen, cli.global.verbose);
-    let mut context =
-        Context { out: Out::new(cli.global.json, cli.global.quiet), screen, global: cli.global };
+    let Global { quiet, json, verbose, .. } = cli.global;
+    let screen = Screen::new(quiet || json, verbose > 0);
+    screen::show_notes(&screen, verbose);
+    let mut context = Context { out: Out::new(json, quiet), screen, global: cli.global };
     let fits = combination::check(&Cli::command(), &matches);
     let outcome = fits.and_then(|()| run(cli.command, &mut context));
     let Context { out, screen, .. } = context;
     match outcome.and_then(|status| out.finish().map(|()| status)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
+            screen.end();
             screen.say(&describe(&error));
             ExitCode::from(status::of(error.kind()))
         }

@@ -84,6 +84,12 @@ impl Out {
         self.closed
     }
 
+    /// Writes what is held back now, while more is to come.
+    pub fn flush(&mut self) -> Result<()> {
+        self.write(Write::flush);
+        Ok(())
+    }
+
     /// Writes what is still held back, and tells what could not be written.
     ///
     /// # Errors

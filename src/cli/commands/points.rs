@@ -57,7 +57,7 @@ struct PointReport {
     consistency: &'static str,
     freeze_ms: Option<u64>,
     frozen_filesystems: Option<u32>,
-    kept: bool,
+    safety: bool,
     virtual_size: u64,
     block_size: u32,
     bytes_read: u64,
@@ -193,14 +193,15 @@ impl View {
         let mut columns = vec![
             column(if self.zone.is_some() { "POINT" } else { "POINT (UTC)" }, false, 0),
             column("KIND", false, 0),
-            column("SIZE", true, 4),
+            column("SIZE", true, 5),
             column("CHANGED", true, 2),
             column("STORED", true, 3),
-            column("TRACKER", false, 5),
+            column("TRACKER", false, 6),
+            column("CONSISTENCY", false, 4),
             column("AGE", true, 1),
         ];
         if self.zone.is_some() {
-            columns.push(column("ID", false, 6));
+            columns.push(column("ID", false, 7));
         }
         columns
     }
@@ -270,7 +271,10 @@ fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
     let age = view.now.as_second() - point.id.time().as_second();
     vec![
         format!("{branch}{}", view.moment(point.id)),
-        record.kind.to_string(),
+        match point.safety {
+            true => format!("{}, safety", record.kind),
+            false => record.kind.to_string(),
+        },
         text::bytes(record.virtual_size),
         text::bytes(record.bytes_changed),
         match point.archive_present {
@@ -278,6 +282,7 @@ fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
             false => "missing".to_owned(),
         },
         record.tracker.to_string(),
+        point.consistency.as_str().to_owned(),
         text::age(age),
         point.id.to_string(),
     ]
@@ -295,7 +300,7 @@ impl From<&Point> for PointReport {
             consistency: point.consistency.as_str(),
             freeze_ms: point.freeze_ms,
             frozen_filesystems: point.frozen_filesystems,
-            kept: point.kept,
+            safety: point.safety,
             virtual_size: record.virtual_size,
             block_size: record.block_size,
             bytes_read: record.bytes_read,
