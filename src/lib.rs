@@ -28,6 +28,7 @@ pub mod io;
 mod json;
 pub mod output;
 pub mod pack;
+mod paths;
 pub mod pipeline;
 mod program;
 pub mod progress;

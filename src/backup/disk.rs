@@ -12,6 +12,7 @@ use qdelta_formats::archive::{
 use super::anchors::{self, Tag};
 use super::base::Base;
 use super::data_path::{self, Selection};
+use super::same_disk;
 use super::source::{NO_ANCHOR, Source};
 use super::trackers::{self, Tracked};
 use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
@@ -20,6 +21,7 @@ use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, Image};
 use crate::io::EarlyWriteback;
+use crate::paths::absolute;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
     AnchorKind, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId,
@@ -101,7 +103,10 @@ impl Rest {
         let keep = [left.as_deref(), old.map(|old| old.name.as_str())];
         let image = is_qcow2.then_some(path.as_path());
         let swept = anchors::sweep_all(image, &files, &tag, &keep.map(Option::unwrap_or_default));
-        for error in [removed, swept].into_iter().filter_map(Result::err) {
+        // Before the first point, nothing can be said to be old.
+        let is_first = base.latest.is_none() && !base.is_forgotten;
+        let failed = [removed, swept].into_iter().filter_map(Result::err);
+        for error in failed.filter(|_| !is_first) {
             let warning = format!(
                 "an old anchor stays for now: {}; `qdelta anchors` shows it",
                 error.chain()
@@ -136,6 +141,7 @@ impl<'a> Job<'a> {
         )?;
         let mut warnings: Vec<String> =
             self.source.warnings.iter().cloned().chain(self.base.broken_chain.clone()).collect();
+        warnings.extend(same_disk::warnings(&self.base, &self.source));
         let (pending, done, archive_id) = loop {
             let attempt = self.attempt(geometry, &tracked, progress, cancel)?;
             let Some(block) = attempt.1.assembled.missed else { break attempt };
@@ -148,6 +154,7 @@ impl<'a> Job<'a> {
             tracked.refused.push(Refusal { tracker: tracked.tracker, reason });
             tracked = Tracked::scan("the claim of another tracker was wrong", tracked.refused);
         };
+        warnings.extend(same_disk::all_zero(&self.base, done.assembled.root, geometry));
         let is_said = self.source.warnings.iter().any(|it| it.starts_with(NO_ANCHOR));
         // On later nights it is known: a warning for ever would hide others.
         let had_one = self.base.latest.as_ref().is_some_and(|it| it.record.anchor.is_some());
@@ -374,7 +381,7 @@ fn image_record(source: &Source) -> Result<ImageRecord> {
         .iter()
         .zip(trackers::fingerprints(source)?)
         .map(|(layer, fingerprint)| LayerRecord {
-            path: layer.path.clone(),
+            path: absolute(&layer.path),
             format: layer.format.as_str().to_owned(),
             virtual_size: layer.virtual_size,
             fingerprint,
@@ -386,9 +393,4 @@ fn image_record(source: &Source) -> Result<ImageRecord> {
         layers,
         boot: crate::fingerprint::boot(),
     })
-}
-
-/// A path that means the same from everywhere.
-pub(super) fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }

@@ -25,6 +25,8 @@ pub(super) struct Ready<'a> {
     /// What it is compared with.
     pub base: Base,
     pub tag: Tag,
+    /// What the admin should know of it.
+    pub notes: Vec<String>,
 }
 
 impl<'a> Ready<'a> {
@@ -37,7 +39,8 @@ impl<'a> Ready<'a> {
         options: &Options,
     ) -> Result<Self> {
         let base = Base::choose(repository, disk, options.kind)?;
-        Ok(Self { disk, image, open, base, tag: Tag::new(repository, disk) })
+        let tag = Tag::new(repository, disk);
+        Ok(Self { disk, image, open, base, tag, notes: Vec::new() })
     }
 }
 
@@ -80,7 +83,8 @@ impl<'a> Together<'a> {
     ) -> Result<Vec<Written<'a>>> {
         let (mut written, count) = (Vec::new(), ready.len());
         let mut disks = ready.into_iter().zip(sources);
-        while let Some((disk, source)) = disks.next() {
+        while let Some((disk, mut source)) = disks.next() {
+            source.warnings.splice(..0, disk.notes);
             let job = disk::Job {
                 repository: self.repository,
                 lock: self.lock,

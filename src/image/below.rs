@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use qdelta_formats::qcow2::Header;
 
-use super::chain::{DEPTH_MAX, backing_node, data_file_name, guess_format};
+use super::chain::{DEPTH_MAX, backing_node, data_file_name};
 use super::layer::LayerFile;
 use super::names::Node;
 use super::policy::{Policy, folder_of};
 use super::qcow2::read_header;
+use super::recognise::format_below;
 use super::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::FileIndex;
@@ -28,7 +29,7 @@ pub fn files_below(path: &Path, format: Format) -> Result<Vec<PathBuf>> {
     for _ in 0..=DEPTH_MAX {
         let format = match node.format {
             Some(format) => format,
-            None => guess_format(&opened)?,
+            None => format_below(&LayerFile::new(&opened, FileIndex(0)))?,
         };
         if format == Format::Raw {
             return Ok(files);

@@ -18,6 +18,7 @@ mod mapper;
 mod names;
 mod policy;
 mod qcow2;
+mod recognise;
 mod snapshots;
 mod soundness;
 mod tables;
@@ -40,7 +41,7 @@ pub use map::{Map, MapEntry};
 pub use mapper::Mapper;
 
 use crate::error::Result;
-use crate::extent::{Extent, Source};
+use crate::extent::{Extent, FileIndex, Source};
 use crate::io::Store;
 use layer::{Detail, Layer};
 
@@ -91,8 +92,8 @@ impl std::str::FromStr for Format {
 /// How an image is to be opened.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// Its format; without one, qcow2 if it begins like qcow2 and raw otherwise. A raw disk whose
-    /// guest can write a qcow2 header into it must be given its format.
+    /// Its format; without one, qcow2 if it begins like qcow2, and raw unless it looks like something
+    /// else. A raw disk whose guest can write a qcow2 header into it must be given its format.
     pub format: Option<Format>,
     /// Folders besides the image's own into which names inside images may lead.
     pub image_roots: Vec<PathBuf>,
@@ -116,6 +117,17 @@ pub struct OpenOptions {
 /// As [`Image::open`].
 pub fn open_written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<dyn Store>>> {
     chain::written_files(path, options)
+}
+
+/// What the file at `path` looks like, if that is a container of a disk: whoever reads it as a raw disk
+/// should know.
+///
+/// # Errors
+/// It can't be read.
+pub fn container(path: &Path) -> Result<Option<&'static str>> {
+    let opened = policy::Policy::new(path, &OpenOptions::default())?.open_named_by_user(path)?;
+    let file = layer::LayerFile::new(&opened, FileIndex(0));
+    Ok(recognise::look(&file)?.as_container())
 }
 
 /// An open image. Files stay open, and are opened for reading only.

@@ -12,6 +12,7 @@
 //! `.partial`, synced, renamed, and its folder synced. The manifest comes last: what has no
 //! manifest did not happen. Nothing is changed after its rename, so readers need no lock.
 
+mod case;
 mod chain;
 mod durable;
 mod leftovers;
@@ -218,7 +219,8 @@ impl Repository {
     /// [`ErrorKind::NotFound`] if there is no such disk, [`ErrorKind::Usage`] if a domain has
     /// several and none was named.
     pub fn find_disk(&self, spec: &DiskSpec) -> Result<DiskId> {
-        let known = match is_folder(&self.domain_dir(&spec.domain))? {
+        // Not whether the folder can be opened: it may be that of another case.
+        let known = match self.domains()?.contains(&spec.domain) {
             true => self.disks_of(&spec.domain)?,
             false => Vec::new(),
         };
@@ -240,6 +242,19 @@ impl Repository {
             )
             .advise("qdelta points lists the disks that are there")),
         }
+    }
+
+    /// Fails if the folder of a domain, or of one of these disks of it, would be another one's: on a
+    /// filesystem for which `Web` and `web` are one name. Nothing is written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`], with the name that is there; or a folder can't be read.
+    pub fn check_names<'a>(
+        &self,
+        domain: &DomainName,
+        disks: impl IntoIterator<Item = &'a DiskName>,
+    ) -> Result<()> {
+        case::check(self, domain, disks)
     }
 
     /// Takes the right to write to a domain, for as long as the lock lives. Makes the domain's

@@ -1,13 +1,12 @@
 //! What libvirt's guests have to do with an image that is about to be written over.
 
-use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::backup::open_options;
-use crate::domain::{Choice, Disk, Found, Libvirt, Source, decide, parse};
+use crate::backup::{is_same_uuid, open_options};
+use crate::domain::{Choice, Disk, Domain, Found, Libvirt, Source, decide, parse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, OpenOptions, files_below};
+use crate::paths::identity;
 use crate::repository::MachineRecord;
 
 /// Fails if a guest would be harmed by what is written to the image at `path`: one that runs, one
@@ -120,7 +119,7 @@ pub(super) fn image_now(
     libvirt: &Libvirt,
     machine: &MachineRecord,
     target: &str,
-    roots: &[PathBuf],
+    (roots, same_guest): (&[PathBuf], bool),
 ) -> Result<Option<(PathBuf, OpenOptions)>> {
     let advice = "say which image is meant, or restore to a new file";
     let found = match libvirt.find(&machine.name) {
@@ -134,9 +133,11 @@ pub(super) fn image_now(
         }
     };
     let name = &machine.name;
-    if found.domain.uuid != machine.uuid {
+    if let Some((then, now)) = another_guest(&found.domain, machine).filter(|_| !same_guest) {
         let text = format!("{name} has another UUID now: it is not the guest of the point");
-        return Err(Error::new(ErrorKind::Usage, text).advise(advice));
+        return Err(Error::new(ErrorKind::Usage, text)
+            .because(format!("that one has {then}, and this one {now}"))
+            .advise(format!("--same-guest says that it is the same all the same; or {advice}")));
     }
     let disk = found.domain.disks.iter().find(|disk| disk.target == target);
     let gone = |why: String| {
@@ -147,6 +148,22 @@ pub(super) fn image_now(
         Choice::Take { image, format, .. } => Ok(Some((image, open_options(disk, format, roots)?))),
         Choice::LeaveOut(reason) | Choice::Refuse(reason) => Err(gone(reason.0)),
     }
+}
+
+/// The UUIDs of the guest of a point and of the one that has its name here, if they differ.
+fn another_guest(here: &Domain, machine: &MachineRecord) -> Option<(String, String)> {
+    let (then, now) = (machine.uuid.as_ref()?, here.uuid.as_ref()?);
+    (!is_same_uuid(then, now)).then(|| (then.clone(), now.clone()))
+}
+
+/// The UUID of the guest that has the name of a point's guest here, and a warning if it is another one.
+pub(super) fn here(libvirt: &Libvirt, machine: &MachineRecord) -> (Option<String>, Option<String>) {
+    let Ok(found) = libvirt.find(&machine.name) else { return (None, None) };
+    let warning = another_guest(&found.domain, machine).map(|(then, now)| {
+        let name = &machine.name;
+        format!("the point is of the guest {name} with the UUID {then}, and {name} is {now} here")
+    });
+    (found.domain.uuid, warning)
 }
 
 /// The targets of the disks that belong to a guest now; none if libvirt does not know it.
@@ -204,12 +221,4 @@ fn below(name: &str, disk: &Disk, own: &Path, path: &Path) -> Result<Vec<PathBuf
         }
     }
     Ok(files)
-}
-
-/// What a file or block device is recognised by, whatever it is called.
-fn identity(data: &Metadata) -> (bool, u64, u64) {
-    match data.file_type().is_block_device() {
-        true => (true, data.rdev(), 0),
-        false => (false, data.dev(), data.ino()),
-    }
 }

@@ -11,6 +11,7 @@ use super::Flow;
 use super::moment::Moment;
 use crate::domain::{Source, XmlFile};
 use crate::error::{Error, ErrorKind, Result};
+use crate::paths::absolute;
 use crate::repository::{MachineFile, MachineRecord, Role};
 
 /// The most files of a folder and all below it that are taken.
@@ -154,5 +155,5 @@ fn store(
 ) -> Result<MachineFile> {
     let (digest, length) =
         flow.disks.repository.store_machine_file(flow.disks.lock, content, path)?;
-    Ok(MachineFile { role, path: path.to_path_buf(), length, mode, digest })
+    Ok(MachineFile { role, path: absolute(path), length, mode, digest })
 }

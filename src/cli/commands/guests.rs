@@ -99,6 +99,7 @@ fn request(args: &Backup, options: &Options, name: &str) -> GuestRequest {
         domain: name.to_owned(),
         libvirt: guests.host.folders.libvirt(),
         excluded: guests.exclude.clone(),
+        same_guest: guests.same_guest,
         consistency: match guests.consistency {
             Consistency::Quiesced => ConsistencyChoice::Quiesced,
             Consistency::FreezeCopy => ConsistencyChoice::FreezeCopy,

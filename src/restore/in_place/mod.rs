@@ -26,7 +26,8 @@ use crate::backup::{check_indexes, open_chain};
 use crate::chain::Chain;
 use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Format, Image, OpenOptions};
+use crate::image::{self, Format, Image, OpenOptions};
+use crate::paths::same_file;
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
@@ -69,6 +70,8 @@ pub struct InPlaceOptions {
     pub image_roots: Vec<PathBuf>,
     /// First make a point of what is there now.
     pub keep: bool,
+    /// The guest that has the name of the point's is the same one, though its UUID is another.
+    pub same_guest: bool,
     /// Where libvirt keeps its files.
     pub libvirt: Libvirt,
     /// Threads and I/O.
@@ -175,8 +178,9 @@ fn warnings(
     let Some(machine) = machine else { return Vec::new() };
     let as_now = |disk: &str| format!("disk {disk} is as it is now: it is not in the point");
     let left_out = machine.left_out.iter();
-    let mut warnings: Vec<String> =
-        left_out.map(|it| format!("{} ({})", as_now(&it.disk), it.reason)).collect();
+    let left_out = left_out.map(|it| format!("{} ({})", as_now(&it.disk), it.reason));
+    let (_, another_guest) = guests::here(libvirt, machine);
+    let mut warnings: Vec<String> = another_guest.into_iter().chain(left_out).collect();
     let is_known = |target: &str| {
         let mut disks = manifest.disks.iter();
         disks.any(|it| it.disk.as_str() == target)
@@ -216,14 +220,15 @@ impl Job {
         let machine = repository.machine_at(&point.disk, point.id)?;
         let now = match (image, &machine) {
             (None, Some(machine)) => {
-                guests::image_now(&options.libvirt, machine, point.disk.disk.as_str(), roots)?
+                let how = (roots.as_slice(), options.same_guest);
+                guests::image_now(&options.libvirt, machine, point.disk.disk.as_str(), how)?
             }
             _ => None,
         };
         let is_vouched = image.is_some() || now.is_some();
         let (path, open) = match now {
             Some((path, open)) => {
-                if path != record.image.path {
+                if !same_file(&path, &record.image.path) {
                     let (was, now) = (record.image.path.display(), path.display());
                     tracing::warn!(
                         "the image of {} was {was} at the point, and is {now}",
@@ -239,7 +244,7 @@ impl Job {
         };
         let format = match options.format.or(open.format) {
             Some(format) => format,
-            None => record.image.format.parse()?,
+            None => format_at(point, &path)?,
         };
         let open = OpenOptions { format: Some(format), ..open };
         if !is_vouched {
@@ -264,6 +269,23 @@ impl Job {
             machine,
         })
     }
+}
+
+/// The format that an image had at a point, if it is still to be read so.
+///
+/// # Errors
+/// It was raw, and the image looks like a container of a disk now.
+fn format_at(point: &Point, path: &Path) -> Result<Format> {
+    let format = point.record.image.format.parse()?;
+    if format == Format::Raw
+        && let Some(what) = image::container(path)?
+    {
+        let (disk, path) = (&point.disk, path.display());
+        let text = format!("{disk} was a raw disk at the point, and {path} looks like {what}");
+        return Err(Error::new(ErrorKind::Image, text)
+            .advise("say which it is: --format raw or --format qcow2"));
+    }
+    Ok(format)
 }
 
 /// Fails if an image that the repository alone names must not be written to: whoever can write there

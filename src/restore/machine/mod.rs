@@ -22,6 +22,7 @@ use crate::domain::{Domain, Libvirt, XML_LEN_MAX, parse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
 use crate::output::{Format, Plan, Target};
+use crate::paths::absolute;
 use crate::pipeline::Resources;
 use crate::progress::{Cancel, Progress};
 use crate::repository::{
@@ -59,6 +60,12 @@ pub struct MachineReport {
     pub domain: String,
     /// Its UUID now.
     pub uuid: Option<String>,
+    /// The name of the guest that the point is of, as libvirt had it.
+    pub guest: String,
+    /// The UUID of that guest.
+    pub guest_uuid: Option<String>,
+    /// The UUID of the guest that has this name here, if there is one.
+    pub uuid_here: Option<String>,
     /// The recovery point.
     pub point: String,
     /// In what state the guest was.
@@ -205,8 +212,7 @@ impl<'a> Job<'a> {
     ) -> Result<(Self, Definition)> {
         let text = definition_of(repository, &domain, &machine, manifest)?;
         let before = parse(&text)?;
-        let folder = std::path::absolute(&request.to)
-            .map_err(|error| Error::io("find", &request.to, error))?;
+        let folder = absolute(&request.to);
         let name = request.rename.clone().unwrap_or_else(|| machine.name.clone());
         let tpm_root = tpm_root(&before, &machine);
         let (disks, files) = (Vec::new(), Vec::new());
@@ -366,16 +372,20 @@ impl<'a> Job<'a> {
             let content = self.repository.machine_file(&self.domain, file)?;
             self.write(path, &content, file.mode, written)?;
         }
+        let (uuid_here, another_guest) = guests::here(&self.request.libvirt, &self.machine);
         let xml = self.xml_path();
         self.write(&xml, definition.text.as_bytes(), 0o600, written)?;
         Ok(MachineReport {
             domain: self.name.clone(),
             uuid: definition.uuid.clone(),
+            guest: self.machine.name.clone(),
+            guest_uuid: self.machine.uuid.clone(),
+            uuid_here,
             point: manifest.point.to_string(),
             consistency: manifest.consistency.as_str(),
             disks: reports,
             commands: definition.commands(&self, &xml),
-            warnings: definition.warnings(&self),
+            warnings: another_guest.into_iter().chain(definition.warnings(&self)).collect(),
             xml,
             nvram: self.restored(Role::Nvram).map(Path::to_path_buf),
             seconds: 0.0,
@@ -439,7 +449,7 @@ fn definition_of(
 /// Where a TPM's state was: where the definition says, or in libvirt's folder …/swtpm/UUID/VERSION.
 fn tpm_root(before: &Domain, machine: &MachineRecord) -> PathBuf {
     let Some(file) = machine.file(Role::Tpm) else { return PathBuf::new() };
-    let named = before.tpm.as_ref().and_then(|tpm| tpm.path.clone());
+    let named = before.tpm.as_ref().and_then(|tpm| tpm.path.as_deref().map(absolute));
     if let Some(path) = named.filter(|path| file.path.starts_with(path)) {
         return path;
     }
