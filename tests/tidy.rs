@@ -166,6 +166,16 @@ fn the_library_is_silent() {
 }
 
 #[test]
+fn a_warning_has_one_way_to_people() {
+    only_in(
+        &["src"],
+        &[],
+        &["tracing::warn!", "warn!("],
+        "a warning is an event of the observer and part of the result: beside it, no script sees it",
+    );
+}
+
+#[test]
 fn formats_are_bytes_and_nothing_else() {
     let outside =
         ["std::fs", "std::io", "std::net", "std::time", "std::env", "std::thread", "File::"];

@@ -14,8 +14,10 @@ use super::together::Ready;
 use crate::domain::Domain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{self, Format, OpenOptions, files_below};
+use crate::observer::Observer;
 use crate::paths::{absolute, same_file};
 use crate::repository::{DiskId, DiskRecord, DomainName, LayerRecord, Point, Repository};
+use crate::warning::{Code, Warning};
 
 /// Gives an image that comes without a format the one that its disk had at the latest point: a guest
 /// writes what it likes into a raw disk, and a qcow2 image that lost its header is no raw disk. Gives
@@ -28,7 +30,7 @@ pub(super) fn settle_format(
     disk: &DiskId,
     path: &Path,
     open: &mut OpenOptions,
-) -> Result<Option<String>> {
+) -> Result<Option<Warning>> {
     if open.format.is_some() || open.as_file {
         return Ok(None);
     }
@@ -47,30 +49,32 @@ pub(super) fn settle_format(
             .advise("if it is to be so, say it with --format raw"));
     }
     Ok(image::container(path)?.map(|what| {
-        format!(
-            "{} begins like {what}, and is read as a raw disk, as at the point before: if it was \
-             converted, give --format; if not, --format raw ends this warning",
-            path.display()
+        let path = path.display();
+        let text = format!("{path} looks like {what}, and is read as raw, as at the point before");
+        Warning::new(Code::OtherFormat, text).advise(
+            "if it was converted, give its --format; if not, --format raw ends this warning",
         )
     }))
 }
 
-/// The same failure with what is known of the image: that it was a qcow2 image at the point before.
-pub(super) fn explained(error: Error, repository: &Repository, disk: &DiskId) -> Error {
-    if error.kind() != ErrorKind::Image || error.advice().is_some() {
+/// The same failure, with what is known of an image that is no qcow2 image any more.
+pub(super) fn explained(
+    error: Error,
+    repository: &Repository,
+    disk: &DiskId,
+    path: &Path,
+) -> Error {
+    let Ok(Some(before)) = latest(repository, disk) else { return error };
+    let is_lost =
+        before.record.image.format == "qcow2" && matches!(image::is_qcow2(path), Ok(false));
+    if !is_lost {
         return error;
     }
-    match latest(repository, disk) {
-        Ok(Some(before)) if before.record.image.format == "qcow2" => {
-            let text = format!("{disk} was a qcow2 image at point {}", before.id);
-            error.within(text).advise(format!(
-                "if the image is damaged, qdelta restore {disk}@{} brings that point back; if it has \
-                 another format now, say so with --format",
-                before.id
-            ))
-        }
-        _ => error,
-    }
+    let id = before.id;
+    error.within(format!("{disk} was a qcow2 image at point {id}")).advise(format!(
+        "if it is damaged, qdelta restore {disk}@{id} brings that point back; if it has another format \
+         now, say so with --format"
+    ))
 }
 
 fn latest(repository: &Repository, disk: &DiskId) -> Result<Option<Point>> {
@@ -108,7 +112,8 @@ pub(super) fn check_guest_images(all: &[Ready<'_>]) -> Result<()> {
         let others = all.iter().enumerate().filter(|(other, _)| *other != number);
         let is_others = |record: &DiskRecord| is_file_of(ready.image, record.image.layers.first());
         let mut others = others.filter_map(|(_, other)| Some(&other.base.latest.as_ref()?.record));
-        let is_exchanged = others.any(is_others) && !is_file_of(ready.image, before.record.image.layers.first());
+        let is_exchanged =
+            others.any(is_others) && !is_file_of(ready.image, before.record.image.layers.first());
         // A revert to an external snapshot puts a new overlay over the old base. Of the same guest, that
         // is enough.
         let is_reverted = || shares_layer(&before.record, ready.image, ready.open);
@@ -204,36 +209,38 @@ pub(crate) fn is_same_uuid(one: &str, other: &str) -> bool {
     digits(one) == digits(other)
 }
 
-/// What is not as it was at the latest point, though somebody said that it is the same disk.
-pub(super) fn warnings(base: &Base, source: &Source) -> Vec<String> {
-    let Some(before) = base.latest.as_ref().map(|latest| &latest.record) else { return Vec::new() };
-    let (path, mut warnings) = (source.path.display(), Vec::new());
-    let format = source.image.layers().first().map(|top| top.format.as_str());
-    if format.is_some_and(|format| format != before.image.format) {
-        warnings.push(format!(
-            "{path} is read as {} now, and was as {} at the point before",
-            format.unwrap_or_default(),
-            before.image.format
-        ));
+/// Warns of what is not as it was at the latest point, though somebody said that it is the same disk.
+pub(super) fn warn(base: &Base, source: &Source, observer: &dyn Observer) {
+    let Some(before) = base.latest.as_ref().map(|latest| &latest.record) else { return };
+    let (path, was) = (source.path.display(), &before.image.format);
+    if let Some(is) = source.image.layers().first().map(|top| top.format.as_str())
+        && is != was
+    {
+        let text = format!("{path} is read as {is} now, and was as {was} at the point before");
+        observer.warn(Warning::new(Code::OtherFormat, text));
     }
     let (then, now) = (before.virtual_size, source.image.virtual_size());
     if now < then {
-        warnings.push(format!(
-            "the disk in {path} has {} now, and had {} at the point before",
-            shown(now),
-            shown(then)
-        ));
+        let (now, then) = (shown(now), shown(then));
+        let text = format!("the disk in {path} has {now} now, and had {then} at the point before");
+        observer.warn(Warning::new(Code::Smaller, text));
     }
-    warnings
 }
 
-/// Says so if everything on the disk is zero, and was not at the latest point.
-pub(super) fn all_zero(base: &Base, root: Digest, geometry: Geometry) -> Option<String> {
-    let before = &base.latest.as_ref()?.record;
-    let then = Geometry::new(before.virtual_size, before.block_size).ok()?;
+/// Warns if everything on the disk is zero, and was not at the latest point.
+pub(super) fn warn_of_zeros(
+    base: &Base,
+    root: Digest,
+    geometry: Geometry,
+    observer: &dyn Observer,
+) {
+    let Some(before) = base.latest.as_ref().map(|latest| &latest.record) else { return };
+    let Ok(then) = Geometry::new(before.virtual_size, before.block_size) else { return };
     let is_news = root == root_of_zeros(geometry) && before.root != root_of_zeros(then);
-    let all = "everything on the disk is zero now, and was not at the point before";
-    (is_news && geometry.virtual_size() > 0).then(|| all.to_owned())
+    if is_news && geometry.virtual_size() > 0 {
+        let text = "everything on the disk is zero now, and was not at the point before";
+        observer.warn(Warning::new(Code::AllZero, text));
+    }
 }
 
 fn root_of_zeros(geometry: Geometry) -> Digest {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use qdelta::progress::Cancel;
+use qdelta::cancel::Cancel;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 

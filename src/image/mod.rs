@@ -41,8 +41,9 @@ pub use map::{Map, MapEntry};
 pub use mapper::Mapper;
 
 use crate::error::Result;
-use crate::extent::{Extent, FileIndex, Source};
+use crate::extent::{Extent, Source};
 use crate::io::Store;
+use crate::warning::Warning;
 use layer::{Detail, Layer};
 
 /// Extents that a walk over the whole disk has in memory.
@@ -125,9 +126,15 @@ pub fn open_written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<
 /// # Errors
 /// It can't be read.
 pub fn container(path: &Path) -> Result<Option<&'static str>> {
-    let opened = policy::Policy::new(path, &OpenOptions::default())?.open_named_by_user(path)?;
-    let file = layer::LayerFile::new(&opened, FileIndex(0));
-    Ok(recognise::look(&file)?.as_container())
+    Ok(chain::look(path)?.as_container())
+}
+
+/// Whether the file at `path` begins like a qcow2 image.
+///
+/// # Errors
+/// It can't be read.
+pub fn is_qcow2(path: &Path) -> Result<bool> {
+    Ok(chain::look(path)? == recognise::Look::Qcow2)
 }
 
 /// An open image. Files stay open, and are opened for reading only.
@@ -135,7 +142,7 @@ pub struct Image {
     layers: Arc<Vec<Layer>>,
     files: Vec<Arc<dyn Store>>,
     descriptions: Vec<LayerDescription>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
 }
 
 /// One layer of an image, as one would describe it to a person.
@@ -202,8 +209,8 @@ impl Image {
         &self.descriptions
     }
 
-    /// What its owner should know about it, one sentence each. Nothing of it stops a reader.
-    pub fn warnings(&self) -> &[String] {
+    /// What its owner should know about it. Nothing of it stops a reader.
+    pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 

@@ -145,9 +145,9 @@ impl Ends {
             At(ISO_AT, bytes) => self.iso.starts_with(bytes),
             At(at, bytes) => self.first.get(*at..).is_some_and(|first| first.starts_with(bytes)),
             // The first program that wrote VHD images gave their footers 511 bytes.
-            Footer(bytes) => [0, 1].iter().any(|at| {
-                self.last.get(*at..).is_some_and(|footer| footer.starts_with(bytes))
-            }),
+            Footer(bytes) => [0, 1]
+                .iter()
+                .any(|at| self.last.get(*at..).is_some_and(|footer| footer.starts_with(bytes))),
         }
     }
 }
@@ -230,7 +230,9 @@ pub(super) fn not_qcow2(file: &LayerFile) -> Result<Option<Error>> {
         Look::Qcow2 | Look::Unknown => "it does not begin like one".to_owned(),
     };
     let text = format!("{} is no qcow2 image", file.path.display());
-    Ok(Some(Error::new(ErrorKind::Image, text).because(why)))
+    Ok(Some(Error::new(ErrorKind::Image, text).because(why).advise(
+        "if it is damaged, restore it; if it has another format, correct what says that it is qcow2",
+    )))
 }
 
 impl Look {
@@ -310,7 +312,10 @@ mod tests {
                 assert!(error.advice().unwrap().contains("--format raw"), "{foreign:?}");
             }
         }
-        assert_eq!(format_of(&with((64 << 10) - EDGE + 1, b"conectix")).unwrap_err().kind(), ErrorKind::Image);
+        assert_eq!(
+            format_of(&with((64 << 10) - EDGE + 1, b"conectix")).unwrap_err().kind(),
+            ErrorKind::Image
+        );
     }
 
     /// A guest has VHD images and CDs on its disk like other files. Where they stand in its qcow2 image,

@@ -4,7 +4,7 @@
 //! neither qdelta nor its watchdog got as far as that.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -64,16 +64,11 @@ pub(super) fn read(path: &Path) -> Option<Mark> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Removes the mark, or `only` this one.
+/// Removes the mark, or `only` this one. Where that fails, the next run thaws a guest that is not frozen,
+/// and says so: nothing comes of that.
 pub(super) fn clear(path: &Path, only: Option<&Mark>) {
     if only.is_some() && read(path).as_ref() != only {
         return;
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            // The next run thaws a guest that is not frozen: nothing comes of that.
-            tracing::warn!("cannot remove {}: {error}", path.display());
-        }
-        _ => {}
-    }
+    let _ = fs::remove_file(path);
 }

@@ -6,8 +6,10 @@ use crate::backup::{is_same_uuid, open_options};
 use crate::domain::{Choice, Disk, Domain, Found, Libvirt, Source, decide, parse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, OpenOptions, files_below};
+use crate::observer::Observer;
 use crate::paths::identity;
 use crate::repository::MachineRecord;
+use crate::warning::{Code, Warning};
 
 /// Fails if a guest would be harmed by what is written to the image at `path`: one that runs, one
 /// whose memory is saved and would be resumed over the other disk, or one for which the image is only
@@ -16,23 +18,23 @@ use crate::repository::MachineRecord;
 /// # Errors
 /// `Busy`, with what to do about it; also if it can't be told what a guest's disk lies on. What can't
 /// be read of libvirt's files is a warning.
-pub(super) fn check(libvirt: &Libvirt, path: &Path) -> Result<()> {
+pub(super) fn check(libvirt: &Libvirt, path: &Path, observer: &dyn Observer) -> Result<()> {
     let Some(image) = std::fs::metadata(path).ok().map(|data| identity(&data)) else {
         return Ok(());
     };
     let is_it =
         |other: &Path| std::fs::metadata(other).is_ok_and(|other| identity(&other) == image);
-    for found in all(libvirt) {
+    for found in all(libvirt, observer) {
         let name = &found.domain.name;
         for disk in disks(&found) {
             let own = match &disk.source {
                 Source::File(own) | Source::Block(own) => own,
                 Source::Volume { .. } => {
-                    tracing::warn!(
+                    let text = format!(
                         "disk {} of {name} is {}: not known whether it needs the image as it is",
-                        disk.target,
-                        disk.source
+                        disk.target, disk.source
                     );
+                    observer.warn(Warning::new(Code::Unchecked, text));
                     continue;
                 }
                 _ => continue,
@@ -63,9 +65,14 @@ pub(super) fn check(libvirt: &Libvirt, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// `Usage`: who means it can name it.
-pub(super) fn check_owner(libvirt: &Libvirt, path: &Path, machine: &MachineRecord) -> Result<()> {
+pub(super) fn check_owner(
+    libvirt: &Libvirt,
+    path: &Path,
+    machine: &MachineRecord,
+    observer: &dyn Observer,
+) -> Result<()> {
     let Ok(image) = std::fs::metadata(path).map(|data| identity(&data)) else { return Ok(()) };
-    for found in all(libvirt).iter().filter(|found| found.domain.uuid != machine.uuid) {
+    for found in all(libvirt, observer).iter().filter(|found| found.domain.uuid != machine.uuid) {
         for disk in disks(found) {
             let (Source::File(own) | Source::Block(own)) = &disk.source else { continue };
             if std::fs::metadata(own).is_ok_and(|own| identity(&own) == image) {
@@ -120,6 +127,7 @@ pub(super) fn image_now(
     machine: &MachineRecord,
     target: &str,
     (roots, same_guest): (&[PathBuf], bool),
+    observer: &dyn Observer,
 ) -> Result<Option<(PathBuf, OpenOptions)>> {
     let advice = "say which image is meant, or restore to a new file";
     let found = match libvirt.find(&machine.name) {
@@ -128,16 +136,19 @@ pub(super) fn image_now(
             return Ok(None);
         }
         Err(error) => {
-            unknown(&error);
+            unknown(&error, observer);
             return Ok(None);
         }
     };
     let name = &machine.name;
-    if let Some((then, now)) = another_guest(&found.domain, machine).filter(|_| !same_guest) {
-        let text = format!("{name} has another UUID now: it is not the guest of the point");
-        return Err(Error::new(ErrorKind::Usage, text)
-            .because(format!("that one has {then}, and this one {now}"))
-            .advise(format!("--same-guest says that it is the same all the same; or {advice}")));
+    if let Some(difference) = another_guest(&found.domain, machine) {
+        let text = format!("{name} is another guest than that of the point: {difference}");
+        if !same_guest {
+            return Err(Error::new(ErrorKind::Usage, text).advise(format!(
+                "--same-guest says that it is the same all the same; or {advice}"
+            )));
+        }
+        observer.warn(Warning::new(Code::OtherGuest, text));
     }
     let disk = found.domain.disks.iter().find(|disk| disk.target == target);
     let gone = |why: String| {
@@ -150,20 +161,26 @@ pub(super) fn image_now(
     }
 }
 
-/// The UUIDs of the guest of a point and of the one that has its name here, if they differ.
-fn another_guest(here: &Domain, machine: &MachineRecord) -> Option<(String, String)> {
+/// How the guest of a point and the one that has its name here differ, if they are two.
+fn another_guest(here: &Domain, machine: &MachineRecord) -> Option<String> {
     let (then, now) = (machine.uuid.as_ref()?, here.uuid.as_ref()?);
-    (!is_same_uuid(then, now)).then(|| (then.clone(), now.clone()))
+    let differ = !is_same_uuid(then, now);
+    differ.then(|| format!("that one has the UUID {then}, and the one here {now}"))
 }
 
-/// The UUID of the guest that has the name of a point's guest here, and a warning if it is another one.
-pub(super) fn here(libvirt: &Libvirt, machine: &MachineRecord) -> (Option<String>, Option<String>) {
-    let Ok(found) = libvirt.find(&machine.name) else { return (None, None) };
-    let warning = another_guest(&found.domain, machine).map(|(then, now)| {
+/// The UUID of the guest that has the name of a point's guest here. Warns if it is another one.
+pub(super) fn uuid_here(
+    libvirt: &Libvirt,
+    machine: &MachineRecord,
+    observer: &dyn Observer,
+) -> Option<String> {
+    let here = libvirt.find(&machine.name).ok()?.domain;
+    if let Some(difference) = another_guest(&here, machine) {
         let name = &machine.name;
-        format!("the point is of the guest {name} with the UUID {then}, and {name} is {now} here")
-    });
-    (found.domain.uuid, warning)
+        let text = format!("{name} is another guest here than that of the point: {difference}");
+        observer.warn(Warning::new(Code::OtherGuest, text));
+    }
+    here.uuid
 }
 
 /// The targets of the disks that belong to a guest now; none if libvirt does not know it.
@@ -175,9 +192,9 @@ pub(super) fn disks_now(libvirt: &Libvirt, machine: &MachineRecord) -> Vec<Strin
 }
 
 /// All guests whose files can be read.
-fn all(libvirt: &Libvirt) -> Vec<Found> {
+fn all(libvirt: &Libvirt, observer: &dyn Observer) -> Vec<Found> {
     let names = libvirt.list().map(|listing| listing.names).unwrap_or_else(|error| {
-        unknown(&error);
+        unknown(&error, observer);
         Vec::new()
     });
     let mut all = Vec::new();
@@ -186,14 +203,15 @@ fn all(libvirt: &Libvirt) -> Vec<Found> {
             Ok(found) => all.push(found),
             // It was undefined a moment ago.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => unknown(&error),
+            Err(error) => unknown(&error, observer),
         }
     }
     all
 }
 
-fn unknown(error: &Error) {
-    tracing::warn!("not known whether a guest needs the image as it is: {}", error.chain());
+fn unknown(error: &Error, observer: &dyn Observer) {
+    let warning = Warning::failed(Code::Unchecked, error);
+    observer.warn(warning.within("not known whether a guest needs the image as it is"));
 }
 
 /// The files below the image of a disk, as its XML names them and as the image itself does. `path` is
