@@ -15,6 +15,7 @@
 mod case;
 mod chain;
 mod durable;
+mod health;
 mod leftovers;
 mod lock;
 mod machine;
@@ -34,9 +35,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Kind;
 
+pub use health::Health;
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::DomainLock;
-pub use machine::{LeftOut, MACHINE_FILE_MAX, MachineFile, MachineRecord, Role};
+pub use machine::{
+    LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role,
+};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, Point, Refusal,
 };
@@ -459,6 +463,14 @@ impl Repository {
         leftovers::strays(self, id)
     }
 
+    /// What can be seen to be wrong with a disk's points without reading an archive.
+    ///
+    /// # Errors
+    /// A folder can't be read.
+    pub fn health(&self, id: &DiskId, list: &PointList) -> Result<Health> {
+        health::of(self, id, list)
+    }
+
     /// The folder of a domain.
     fn domain_dir(&self, domain: &DomainName) -> PathBuf {
         self.root.join(domain.as_str())
@@ -607,5 +619,7 @@ fn now_for_people() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod tests;

@@ -12,10 +12,10 @@ use super::moment::Moment;
 use crate::domain::{Source, XmlFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::paths::absolute;
-use crate::repository::{MachineFile, MachineRecord, Role};
+use crate::repository::{MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 
-/// The most files of a folder and all below it that are taken.
-const FILES_MAX: usize = 10_000;
+/// The most problems that are noted one by one: each file of a folder can have one.
+const MISSING_MAX: usize = 100;
 /// The mode of a file that libvirt keeps in memory only.
 const XML_MODE: u32 = 0o600;
 
@@ -27,7 +27,7 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
     let domain = &flow.found.domain;
     let mut record = MachineRecord {
         name: domain.name.clone(),
-        uuid: domain.uuid.clone(),
+        uuid: domain.uuid.clone().filter(|uuid| MachineRecord::is_uuid(uuid)),
         freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
         frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
         files: Vec::new(),
@@ -48,6 +48,11 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
     }
     if flow.request.host_config {
         take_folder(flow, Role::HostConfig, &flow.request.libvirt.config, &mut record)?;
+    }
+    if record.missing.len() > MISSING_MAX {
+        let more = record.missing.len() - MISSING_MAX;
+        record.missing.truncate(MISSING_MAX);
+        record.missing.push(format!("and {more} more"));
     }
     Ok(record)
 }
@@ -85,7 +90,8 @@ fn take_folder(
     folder: &Path,
     record: &mut MachineRecord,
 ) -> Result<()> {
-    for path in files_in(folder, &mut record.missing) {
+    let room = MACHINE_FILES_MAX.saturating_sub(record.files.len());
+    for path in files_in(folder, room, &mut record.missing) {
         match open(&path) {
             Ok((file, mode)) => match store(flow, role, &path, mode, file) {
                 Ok(file) => record.files.push(file),
@@ -101,8 +107,9 @@ fn take_folder(
     Ok(())
 }
 
-/// The regular files in a folder and in those below it, sorted. What can't be listed is noted.
-fn files_in(folder: &Path, missing: &mut Vec<String>) -> Vec<PathBuf> {
+/// The regular files in a folder and in those below it, sorted, at most `room`. What can't be listed, or
+/// is too much, is noted.
+fn files_in(folder: &Path, room: usize, missing: &mut Vec<String>) -> Vec<PathBuf> {
     if folder.is_file() {
         return vec![folder.to_path_buf()];
     }
@@ -123,13 +130,16 @@ fn files_in(folder: &Path, missing: &mut Vec<String>) -> Vec<PathBuf> {
                 _ => {}
             }
         }
-        if files.len() + folders.len() > FILES_MAX {
-            missing.push(format!("{} has more than {FILES_MAX} files", folder.display()));
+        if files.len() + folders.len() > room {
+            missing.push(format!(
+                "some of {}: a point takes at most {MACHINE_FILES_MAX} files",
+                folder.display()
+            ));
             break;
         }
     }
     files.sort_unstable();
-    files.truncate(FILES_MAX);
+    files.truncate(room);
     files
 }
 
