@@ -419,7 +419,11 @@ fn two_guests_of_one_name_are_kept_apart() {
     let to = host.lab.path("to");
     let words = args!["--domain", "web", "--at", first.as_str(), "--to", to.as_path()];
     let outcome = host.restore(words.clone()).ok();
-    assert!(outcome.text().contains(&format!("of the guest web, UUID {UUID}")), "{}", outcome.text());
+    assert!(
+        outcome.text().contains(&format!("of the guest web, UUID {UUID}")),
+        "{}",
+        outcome.text()
+    );
     assert!(outcome.stderr.contains("is another guest here"), "{}", outcome.stderr);
     let report = host.restore([words, args!["--json", "--force"]].concat()).ok().json();
     assert_eq!((&report["guest"], &report["guest_uuid"]), (&"web".into(), &UUID.into()));
@@ -433,7 +437,7 @@ fn two_guests_of_one_name_are_kept_apart() {
         let said = host.restore(words.clone()).fails_with(2);
         assert!(said.contains("another guest") && said.contains("--same-guest"), "{said}");
         let report = host.restore([words, args!["--same-guest"]].concat()).ok().json();
-        assert!(codes(&report).contains(&"other-guest"), "{report}");
+        assert!(report.to_string().contains("other-guest"), "{report}");
     }
     // Said once, it is the guest from then on.
     host.web(&["--same-guest"]);
@@ -628,6 +632,6 @@ fn a_missing_machine_file_is_damage() {
     let to = host.lab.path("to");
     let said = host.restore(args!["--domain", "web", "--to", to.as_path()]).fails_with(4);
     assert!(said.contains("is missing") && said.contains("qdelta restore web/DISK"), "{said}");
-    run(qdelta(host.repo.args(args!["verify"]))).fails_with(4);
+    assert_eq!(run(qdelta(host.repo.args(args!["verify"]))).code(), Some(4));
     host.repo.restore("web/vda", &host.lab.path("vda.raw"), &[]).ok();
 }

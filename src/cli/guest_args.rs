@@ -24,7 +24,7 @@ pub struct Guests {
     pub exclude: Vec<String>,
 
     /// It is the guest of the points before, though its UUID or the file of a disk is another
-    #[arg(long, requires = "domains")]
+    #[arg(long, requires = "domains", conflicts_with = "all")]
     pub same_guest: bool,
 
     /// How far a running guest is brought to rest

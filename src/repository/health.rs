@@ -51,7 +51,8 @@ pub(super) fn of(repository: &Repository, disk: &DiskId, list: &PointList) -> Re
         }
     }
     for (path, point) in leftovers::strays(repository, disk)? {
-        let text = "no manifest names this archive: the point's manifest is lost, or was not copied";
+        let text =
+            "no manifest names this archive: the point's manifest is lost, or was not copied";
         note(point, &path, Error::new(ErrorKind::Damaged, text));
     }
     Ok(health)

@@ -5,7 +5,6 @@ use std::path::Path;
 use super::manifest::{self, LEN_MAX};
 use super::tests::{disk, fresh};
 use super::*;
-use crate::anchor::NewBitmap;
 use crate::formats::archive::{
     ArchiveId, Consistency, Digest, Geometry, Metadata, NAME_LEN_MAX, Tracker, frame_blocks, header,
 };
@@ -170,14 +169,9 @@ fn snapshots_of_number(beyond: bool) -> Result<(), String> {
 }
 
 fn bitmaps_of_number(beyond: bool) -> Result<(), String> {
-    let new = NewBitmap {
-        name: "x".to_owned(),
-        granularity: 65536,
-        records: true,
-        set: roaring::RoaringTreemap::new(),
-    };
     let cluster = ClusterSize::from_bits(16).unwrap();
-    let bitmap = qcow2::Bitmap::new(new.name.as_bytes(), new.granularity, 1 << 30, cluster).unwrap();
+    let bitmap =
+        qcow2::Bitmap::new(b"x", 65536, 1 << 30, cluster).unwrap();
     let all = vec![bitmap; qcow2::BITMAPS_MAX as usize + usize::from(beyond)];
     qcow2::bitmap::encode_directory(&all).map(drop).map_err(|error| error.to_string())
 }

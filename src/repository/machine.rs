@@ -264,7 +264,8 @@ impl Repository {
         let path = self.machine_file_path(domain, file);
         let error = match read(&path, file.digest, file.length) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let text = format!("{} is missing: it held {}", path.display(), file.path.display());
+                let text =
+                    format!("{} is missing: it held {}", path.display(), file.path.display());
                 Error::new(ErrorKind::Damaged, text)
             }
             Err(error) if error.kind() == ErrorKind::Damaged => error,

@@ -38,9 +38,7 @@ use crate::formats::archive::Kind;
 pub use health::Health;
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::DomainLock;
-pub use machine::{
-    LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role,
-};
+pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, Point, Refusal,
 };
