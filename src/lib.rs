@@ -23,6 +23,7 @@ pub mod codec;
 pub mod domain;
 pub mod error;
 pub mod extent;
+mod files;
 pub mod fingerprint;
 pub mod image;
 pub mod io;

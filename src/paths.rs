@@ -37,20 +37,22 @@ fn lexical(path: &Path) -> PathBuf {
 }
 
 /// What a file or block device is recognised by as long as it is there, whatever it is called.
-pub(crate) fn identity(data: &Metadata) -> (bool, u64, u64) {
+fn identity(data: &Metadata) -> (bool, u64, u64) {
     match data.file_type().is_block_device() {
         true => (true, data.rdev(), 0),
         false => (false, data.dev(), data.ino()),
     }
 }
 
-/// Whether two paths lead to one file: they are the same name, or the same file is behind both.
-pub(crate) fn same_file(one: &Path, other: &Path) -> bool {
-    if absolute(one) == absolute(other) {
-        return true;
-    }
+/// Whether both names lead to one file or block device that is there.
+pub(crate) fn is_same_file(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|data| identity(&data));
     identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
+/// Whether both are the same name, or lead to one file.
+pub(crate) fn is_same_place(one: &Path, other: &Path) -> bool {
+    absolute(one) == absolute(other) || is_same_file(one, other)
 }
 
 #[cfg(test)]
@@ -100,9 +102,13 @@ mod tests {
         std::fs::write(&other, "").unwrap();
         symlink("file", &link).unwrap();
         std::fs::hard_link(&file, &hard).unwrap();
-        assert!(same_file(&file, &link) && same_file(&hard, &link) && same_file(&file, &file));
-        assert!(!same_file(&file, &other) && !same_file(&file, &dir.path().join("gone")));
+        assert!(
+            is_same_file(&file, &link) && is_same_file(&hard, &link) && is_same_file(&file, &file)
+        );
+        assert!(!is_same_file(&file, &other) && !is_same_file(&file, &dir.path().join("gone")));
         // A name is the same though nothing is there.
-        assert!(same_file(&dir.path().join("gone"), &dir.path().join("./gone")));
+        let [gone, dotted] = ["gone", "./gone"].map(|name| dir.path().join(name));
+        assert!(is_same_place(&gone, &dotted) && !is_same_file(&gone, &dotted));
+        assert!(is_same_place(&file, &link) && !is_same_place(&file, &other));
     }
 }

@@ -22,7 +22,7 @@ use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Direct;
 use crate::io::Segment;
-use crate::observer::{Observer, Recorder};
+use crate::observer::{Event, Observer, Recorder};
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::read_ahead::{Loaded, ReadAhead};
 use crate::repository::{
@@ -171,7 +171,9 @@ fn verify_disk(
     let by_path: BTreeMap<&Path, &Point> =
         known.values().map(|point| (point.archive_path.as_path(), point)).collect();
     let total = needed_by.keys().filter_map(|path| path.metadata().ok()).map(|data| data.len());
-    observer.begin("verify", total.sum());
+    let name = disk.to_string();
+    let begin = |phase, total| observer.event(&Event::Begin { disk: Some(&name), phase, total });
+    begin("verify", total.sum());
     for (path, needed) in &needed_by {
         cancel.check()?;
         report.archives += 1;
@@ -195,13 +197,16 @@ fn verify_disk(
     }
     observer.end();
     if !request.quick {
+        begin("prove", points.len() as u64);
         for point in points.iter().filter(|point| !broken.contains(&point.id.to_string())) {
             cancel.check()?;
             if let Err(error) = verify_root(repository, point) {
                 refuse_unless_damage(&error)?;
                 report.damaged.push(finding(&point.archive_path, [point.id], &error));
             }
+            observer.advance(1);
         }
+        observer.end();
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ use crate::error::Error;
 pub enum Code {
     /// The image is marked as corrupt, or something else about it is odd though it can be read.
     Image,
+    /// The guest's definition says something else than an image's header, and was followed.
+    Definition,
     /// The filesystem has no locks: nobody can tell who else uses the file.
     NoLocks,
     /// No anchor could be left for the next backup.
@@ -44,8 +46,6 @@ pub enum Code {
     Frozen,
     /// Something of the machine is not in the point, or does not come back by itself.
     Machine,
-    /// Something of libvirt's could not be read, so that not all could be checked.
-    Unchecked,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

@@ -258,7 +258,7 @@ fn an_interrupted_restore_leaves_no_litter() {
     }
 }
 
-/// Without io_uring the same engine runs on threads, and says so once.
+/// Without io_uring the same engine runs on threads, and says so once to those who ask for more.
 #[test]
 fn no_ring() {
     let lab = Lab::new();
@@ -269,7 +269,7 @@ fn no_ring() {
     for (error, disk) in [("EPERM", "a"), ("ENOSYS", "b"), ("ENOMEM", "c")] {
         let inject = format!("inject=io_uring_setup:error={error}");
         let options = args!["-e", "trace=io_uring_setup", "-e", inject, "-o", "/dev/null"];
-        let arguments = repo.args(args!["backup", image.as_path(), "--disk", disk]);
+        let arguments = repo.args(args!["backup", image.as_path(), "--disk", disk, "-v"]);
         let outcome = run(traced(options.clone(), arguments)).ok();
         let said = outcome.stderr.lines().filter(|line| line.contains("io_uring")).count();
         assert_eq!(said, 1, "it says so, once:\n{}", outcome.report());

@@ -1,5 +1,5 @@
 //! Rolling an image back where it lies: exactly the point's disk comes of it, QEMU finds it sound, and
-//! what was there before is kept.
+//! what was there before is in a safety point.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -92,7 +92,7 @@ fn back_to_any_point() {
                 check(&path);
             }
             // What was there before is a point, and nothing differs any more.
-            let kept = report["kept"].as_str().unwrap().to_owned();
+            let kept = report["safety_point"].as_str().unwrap().to_owned();
             let output = lab.path("kept.raw");
             repo.restore(&format!("vm/disk@{kept}"), &output, &["--format", "raw"]).ok();
             assert!(fs::read(&output).unwrap() == now, "seed {seed}: what was kept");
@@ -100,7 +100,7 @@ fn back_to_any_point() {
             let again =
                 roll_back(&repo, &format!("vm/disk@{point}"), &path, &["--no-point"]).ok().json();
             assert_eq!(again["bytes_changed"], 0, "seed {seed}");
-            assert_eq!(again["kept"], Value::Null);
+            assert_eq!(again["safety_point"], Value::Null);
         }
         // Life goes on: the next increment is that of the disk as it is.
         guest_io(&path, format, &guest.fill(size, 3));
@@ -185,15 +185,31 @@ fn the_same_command_again_goes_back_to_the_same_point() {
         assert_eq!(again["point"], report["point"], "{selector}");
         assert!(content(&path, "qcow2") == old);
     }
-    let kept: Vec<bool> = points().iter().map(|it| it["kept"].as_bool().unwrap()).collect();
+    let kept: Vec<bool> = points().iter().map(|it| it["safety"].as_bool().unwrap()).collect();
     assert_eq!(kept, [false, true, true, true]);
     // It is a point like any other where nobody rolls back, and by its id.
     let id = points()[1]["point"].as_str().unwrap().to_owned();
     roll_back(&repo, &format!("vm/disk@{id}"), &path, &["--no-point"]).ok();
     assert!(content(&path, "qcow2") != old);
+    // What latest means is the same wherever it is asked for: the backup, and not the state that was
+    // rolled back from.
     let output = lab.path("latest.raw");
-    repo.restore("vm/disk", &output, &["--format", "raw"]).ok();
-    assert!(fs::read(output).unwrap() == old, "what was kept last");
+    for selector in ["vm/disk", tomorrow] {
+        let words = args!["restore", selector, output.as_path(), "--force", "--json"];
+        let latest = run(qdelta(repo.args(words))).ok().json();
+        assert_eq!(latest["point"], report["point"], "{selector}");
+        assert_eq!(latest["passed_over"], points()[3]["point"], "{selector}");
+        assert!(fs::read(&output).unwrap() == old, "{selector}");
+    }
+    let verified = run(qdelta(repo.args(args!["verify", "vm/disk@latest", "--json"]))).ok().json();
+    // The full alone: a safety point has another archive.
+    assert_eq!((&verified["points"], &verified["archives"]), (&Value::from(1), &Value::from(1)));
+    let words = args!["restore", format!("vm/disk@{id}"), output.as_path(), "--force"];
+    let said = run(qdelta(repo.args(words))).ok().text();
+    assert!(said.contains("safety point"), "{said}");
+    let table = run(qdelta(repo.args(args!["points", "vm/disk"]))).ok().text();
+    assert_eq!(table.matches(", safety").count(), 3, "{table}");
+    assert!(table.contains("CONSISTENCY") && table.contains("offline"), "{table}");
     // Only a backup that somebody asked for is another latest point.
     let new = repo.backup(&path, "vm/disk", &[]);
     let again = roll_back(&repo, "vm/disk", &path, &[]).ok().json();

@@ -203,7 +203,7 @@ fn options(host: &Host) -> InPlaceOptions {
     InPlaceOptions {
         format: None,
         image_roots: Vec::new(),
-        keep: true,
+        safety_point: true,
         same_guest: false,
         libvirt: Libvirt {
             config: host.lab.path("etc"),
@@ -298,7 +298,7 @@ fn what_was_kept_goes_back_to_the_image_of_now() {
     guest.redefine(&[(base.to_str().unwrap(), overlay.to_str().unwrap())]);
     let vda = format!("web/vda@{point}");
     let report = host.restore(args![vda.as_str(), "--in-place", "--json"]).ok().json();
-    let kept = report["kept"].as_str().unwrap();
+    let kept = report["safety_point"].as_str().unwrap();
     qemu_img(args!["commit", "-q", "-d", overlay.as_path()]).ok();
     guest.redefine(&[]);
     let left = fs::read(&overlay).unwrap();
@@ -413,7 +413,7 @@ fn all_disks_of_a_guest_go_back_together() {
     let words = args!["--domain", "web", "--at", point.as_str(), "--in-place", "--json"];
     let report = host.restore(words.clone()).ok().json();
     assert!(now(&guest) == then(), "{report}");
-    let kept = report["kept"].as_str().unwrap();
+    let kept = report["safety_point"].as_str().unwrap();
     assert_eq!(host.points(), [point.as_str(), kept], "one point of both");
     assert_eq!(report["disks"].as_array().unwrap().len(), 2);
     assert!(report["warnings"].to_string().contains("firmware's variables"), "{report}");
@@ -427,7 +427,7 @@ fn all_disks_of_a_guest_go_back_together() {
     host.restore(args!["--domain", "web", "--to", to.as_path(), "--at", point.as_str()]).ok();
     let words = args!["--domain", "web", "--at", kept, "--in-place", "--no-point", "--json"];
     let report = host.restore(words).ok().json();
-    assert_eq!((&report["kept"], now(&guest) == before), (&Value::Null, true));
+    assert_eq!((&report["safety_point"], now(&guest) == before), (&Value::Null, true));
     host.assert_sound();
 }
 

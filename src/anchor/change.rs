@@ -43,20 +43,34 @@ pub(super) fn change<T>(
     file: &ImageFile,
     build: impl FnOnce(&mut Change<'_>) -> Result<(Linked, T)>,
 ) -> Result<T> {
+    change_and(file, build, |_| Ok(()))
+}
+
+/// As [`change()`]; when all is done, `then` does what does not matter to the image.
+pub(super) fn change_and<T>(
+    file: &ImageFile,
+    build: impl FnOnce(&mut Change<'_>) -> Result<(Linked, T)>,
+    then: impl FnOnce(&mut Change<'_>) -> Result<()>,
+) -> Result<T> {
     let len = file.len()?;
-    let prepare = || {
-        let mut change = Change::begin(file)?;
-        let (linked, value) = build(&mut change)?;
-        Ok((change.prepare(linked)?, value))
-    };
-    match prepare() {
+    let mut change = Change::begin(file)?;
+    let prepared = build(&mut change).and_then(|(linked, value)| {
+        let ready = change.prepare(linked)?;
+        Ok((ready, value))
+    });
+    match prepared {
         Ok((ready, value)) => {
             ready.commit(file)?;
+            if let Err(error) = then(&mut change) {
+                tracing::debug!("after a change: {}", error.chain());
+            }
             Ok(value)
         }
         Err(error) => {
-            // Nothing leads to what was written, so it does no harm if this fails.
+            // Nothing leads to what was written, so it does no harm if this fails. What it took of the
+            // filesystem's room, others may need.
             let _ = file.cut(len);
+            let _ = file.give_back(&change.counts.allocated, change.format.cluster);
             Err(error)
         }
     }
@@ -197,8 +211,8 @@ impl<'a> Change<'a> {
     }
 
     /// Writes what is left to be written where nothing leads to, and syncs.
-    fn prepare(self, linked: Linked) -> Result<Ready> {
-        let Self { file, mut first, counts, bitmaps_trusted, .. } = self;
+    fn prepare(&mut self, linked: Linked) -> Result<Ready> {
+        let Self { file, first, counts, bitmaps_trusted, .. } = self;
         // What an unknown autoclear bit promises may not be true any more.
         first.set_autoclear(Autoclear(first.header().autoclear.0 & Autoclear::KNOWN.0));
         if let Some((offset, clusters)) = counts.finish()? {
@@ -213,7 +227,7 @@ impl<'a> Change<'a> {
         if let Some(switch) = linked.switch {
             // Where nobody trusts the extension yet, it can change before the header says that it
             // can be trusted. Otherwise what it leads to must count first.
-            let at = usize::from(bitmaps_trusted);
+            let at = usize::from(*bitmaps_trusted);
             steps.insert(at, switch);
         }
         Ok(Ready { steps })

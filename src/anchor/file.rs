@@ -1,16 +1,16 @@
 //! The file of an image that is to be changed.
 
 use std::fs::File;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use qdelta_formats::FormatError;
-use qdelta_formats::qcow2::{FirstCluster, HeaderPrefix, Incompatible};
-use rustix::fs::OFlags;
-use rustix::io::Errno;
+use qdelta_formats::qcow2::{ClusterSize, FirstCluster, HeaderPrefix, Incompatible};
+use roaring::RoaringTreemap;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::{open_device, punch};
 use crate::io::{FileStore, Store};
 use crate::sys::image_lock::ImageLock;
 
@@ -48,18 +48,10 @@ pub fn open_to_change(path: &Path) -> Result<(File, bool)> {
         Err(Error::new(ErrorKind::Image, text))
     };
     let is_regular = ask(std::fs::metadata(path).map_err(failed)?)?;
-    let mut options = File::options();
-    options.read(true).write(true);
-    if !is_regular {
-        options.custom_flags(OFlags::EXCL.bits() as i32);
-    }
-    let file = options.open(path).map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::BUSY) => {
-            let text = format!("{} is mounted or otherwise in use", path.display());
-            Error::new(ErrorKind::Busy, text).because(error)
-        }
-        _ => failed(error),
-    })?;
+    let file = match is_regular {
+        true => File::options().read(true).write(true).open(path).map_err(failed)?,
+        false => open_device(path)?,
+    };
     let is_regular = ask(file.metadata().map_err(failed)?)?;
     Ok((file, is_regular))
 }
@@ -158,6 +150,32 @@ impl ImageFile {
             return self.store.set_len(len).map_err(|error| Error::io("cut", self.path(), error));
         }
         Ok(())
+    }
+
+    /// Lets clusters that nothing leads to be holes of the file, as far as its filesystem can.
+    pub(super) fn give_back(&self, clusters: &RoaringTreemap, size: ClusterSize) -> Result<()> {
+        let Some(fd) = self.store.fd().filter(|_| self.is_regular) else { return Ok(()) };
+        let mut numbers = clusters.iter().peekable();
+        while let Some(first) = numbers.next() {
+            let mut end = first + 1;
+            while numbers.next_if_eq(&end).is_some() {
+                end += 1;
+            }
+            let (start, len) = (first << size.bits(), (end - first) << size.bits());
+            punch(fd, start..start + len)
+                .map_err(|error| Error::io("punch a hole into", self.path(), error))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the image is a file, and no device.
+    pub fn is_regular(&self) -> bool {
+        self.is_regular
+    }
+
+    /// The file itself.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// The first cluster and the header in it.

@@ -22,4 +22,4 @@ mod tree;
 
 pub use bitmap::NewBitmap;
 pub use file::{ImageFile, open_to_change};
-pub use rewrite::{Rewrite, check_rewrite, rewrite};
+pub use rewrite::{Rewrite, Spare, check_rewrite, rewrite};

@@ -40,6 +40,10 @@ pub(super) struct Refcounts<'a> {
     /// Clusters that the image as it is needs: what its metadata claims, and what lost its last
     /// reference in the change. Nothing may be written there, whatever the counts say.
     taken: RoaringTreemap,
+    /// Clusters that the change has got, which were free before.
+    pub(super) allocated: RoaringTreemap,
+    /// Clusters that lost their last reference in the change.
+    pub(super) freed: RoaringTreemap,
     /// No cluster before this one is looked at for the change.
     next_free: u64,
 }
@@ -80,6 +84,8 @@ impl<'a> Refcounts<'a> {
             moved: RoaringBitmap::new(),
             cache: HashMap::new(),
             taken: RoaringTreemap::new(),
+            allocated: RoaringTreemap::new(),
+            freed: RoaringTreemap::new(),
             next_free: 1,
         })
     }
@@ -199,7 +205,7 @@ impl<'a> Refcounts<'a> {
     ///
     /// # Errors
     /// The table would be larger than QEMU reads, or writing fails.
-    pub(super) fn finish(mut self) -> Result<Option<(HostOffset, u32)>> {
+    pub(super) fn finish(&mut self) -> Result<Option<(HostOffset, u32)>> {
         if self.moved.is_empty() {
             return Ok(None);
         }
@@ -227,6 +233,31 @@ impl<'a> Refcounts<'a> {
         self.file.write(&bytes, place.0)?;
         // At most 8 MiB in clusters of at least 512 bytes.
         Ok(Some((place, clusters as u32)))
+    }
+
+    /// The number of the first cluster behind all that are counted.
+    ///
+    /// # Errors
+    /// A refcount block can't be read.
+    pub(super) fn end(&mut self) -> Result<u64> {
+        let order = self.order;
+        let per_block = order.counts_per_block(self.cluster);
+        for block in (0..self.table.len() as u64).rev() {
+            let Some(bytes) = self.block(block)? else { continue };
+            let last = (0..per_block as usize)
+                .rev()
+                .find(|&index| order.get(bytes, index).is_some_and(|count| count != 0));
+            if let Some(last) = last {
+                return Ok(block * per_block + last as u64 + 1);
+            }
+        }
+        Ok(0)
+    }
+
+    /// How many blocks there are, and of how many clusters each has the counts.
+    pub(super) fn blocks(&self) -> (u64, u64) {
+        let count = self.table.iter().filter(|place| **place != 0).count() as u64;
+        (count, self.order.counts_per_block(self.cluster))
     }
 
     fn is_moved(&self, block: u64) -> bool {
@@ -285,6 +316,9 @@ impl<'a> Refcounts<'a> {
         cached.changed = true;
         if after == 0 {
             self.taken.insert(number);
+            self.freed.insert(number);
+        } else if before == 0 {
+            self.freed.remove(number);
         }
         Ok(())
     }
@@ -305,6 +339,7 @@ impl<'a> Refcounts<'a> {
             return Err(self.full());
         }
         self.next_free = end;
+        self.allocated.insert_range(start..end);
         Ok(start)
     }
 

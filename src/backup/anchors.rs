@@ -246,23 +246,35 @@ pub(super) fn unless_cheap(removed: Result<()>, are_bitmaps: bool) -> Result<()>
 /// [`ErrorKind::Busy`] if a guest uses the image; or it can't be removed.
 pub(crate) fn remove(path: &Path, anchor: &Anchor) -> Result<()> {
     match &anchor.what {
-        AnchorKind::Bitmap => {
-            let file = ImageFile::open(path)?;
-            anchor::bitmap::remove_all(&file, &[&anchor.name, &map_of(&anchor.name)])
+        AnchorKind::Bitmap | AnchorKind::Snapshot { .. } => {
+            remove_from(Some(&ImageFile::open(path)?), anchor)
         }
-        AnchorKind::Snapshot { id, date_s, date_ns } => {
-            let file = ImageFile::open(path)?;
-            let ours = anchor::snapshot::list(&file)?.into_iter().find(|it| {
+        AnchorKind::Reflink { .. } => remove_from(None, anchor),
+    }
+}
+
+/// Removes an anchor, if it is still there. One that is in an image is removed from `image`.
+///
+/// # Errors
+/// It can't be removed.
+pub(crate) fn remove_from(image: Option<&ImageFile>, anchor: &Anchor) -> Result<()> {
+    match (&anchor.what, image) {
+        (AnchorKind::Bitmap | AnchorKind::Snapshot { .. }, None) => Ok(()),
+        (AnchorKind::Bitmap, Some(file)) => {
+            anchor::bitmap::remove_all(file, &[&anchor.name, &map_of(&anchor.name)])
+        }
+        (AnchorKind::Snapshot { id, date_s, date_ns }, Some(file)) => {
+            let ours = anchor::snapshot::list(file)?.into_iter().find(|it| {
                 it.name == anchor.name.as_bytes()
                     && it.id == id.as_bytes()
                     && (it.date_s, it.date_ns) == (*date_s, *date_ns)
             });
             match ours {
-                Some(snapshot) => anchor::snapshot::delete(&file, &snapshot.id),
+                Some(snapshot) => anchor::snapshot::delete(file, &snapshot.id),
                 None => Ok(()),
             }
         }
-        AnchorKind::Reflink { clones } => {
+        (AnchorKind::Reflink { clones }, _) => {
             for clone in clones {
                 let Some(folder) = clone.file.parent() else { continue };
                 reflink::remove_kept(folder, &anchor.name)?;

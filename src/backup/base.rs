@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::Kind;
 use rustix::fs::CWD;
-use rustix::io::Errno;
 
 use super::KindChoice;
 use crate::archive;
 use crate::chain::{CHAIN_LEN_MAX, Chain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Symlink, open_regular};
-use crate::repository::{DiskId, Point, Repository, Selector};
+use crate::repository::{DiskId, Point, Repository};
 
 /// What a new point of a disk is made against.
 pub(super) struct Base {
@@ -43,7 +42,7 @@ impl Base {
             broken_chain: None,
             is_forgotten: false,
         };
-        match repository.resolve(disk, &Selector::Latest) {
+        match repository.newest(disk) {
             Ok(point) => base.latest = Some(point),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             // A full needs nothing of what was there, but for the anchor.
@@ -169,14 +168,8 @@ pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
 
 /// Opens one archive file.
 pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
-    let file = open_regular(CWD, path, Symlink::Followed).map_err(|source| {
-        let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-        let error = Error::io("open", path, source);
-        match exhausted {
-            true => error.advise("a chain needs all its files at once: raise `ulimit -n`"),
-            false => error,
-        }
-    })?;
+    let file = open_regular(CWD, path, Symlink::Followed)
+        .map_err(|source| Error::io("open", path, source))?;
     let file = file.ok_or_else(|| {
         let what = format!("{}: an archive must be a regular file", path.display());
         Error::new(ErrorKind::Damaged, what)

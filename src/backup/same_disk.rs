@@ -15,7 +15,7 @@ use crate::domain::Domain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{self, Format, OpenOptions, files_below};
 use crate::observer::Observer;
-use crate::paths::{absolute, same_file};
+use crate::paths::{absolute, is_same_place};
 use crate::repository::{DiskId, DiskRecord, DomainName, LayerRecord, Point, Repository};
 use crate::warning::{Code, Warning};
 
@@ -143,7 +143,7 @@ fn is_same_image(record: &DiskRecord, path: &Path, open: &OpenOptions) -> bool {
     let recorded = &record.image.layers;
     // As a manifest holds it, which need not be all of it.
     if absolute(path).to_string_lossy() == record.image.path.to_string_lossy()
-        || same_file(path, &record.image.path)
+        || is_same_place(path, &record.image.path)
         || is_file_of(path, recorded.first())
     {
         return true;
@@ -161,7 +161,7 @@ fn shares_layer(record: &DiskRecord, path: &Path, open: &OpenOptions) -> bool {
 /// The files below an image; nothing where they can't be told: whoever opens the image says why.
 fn below(path: &Path, open: &OpenOptions) -> Vec<PathBuf> {
     match open.format {
-        Some(format) if !open.as_file => files_below(path, format).unwrap_or_default(),
+        Some(format) if !open.as_file => files_below(path, format, &open.chain).unwrap_or_default(),
         _ => Vec::new(),
     }
 }
@@ -170,7 +170,7 @@ fn below(path: &Path, open: &OpenOptions) -> Vec<PathBuf> {
 /// filesystems that don't note when a file was made, any two files may have the same inode.
 fn is_file_of(path: &Path, layer: Option<&LayerRecord>) -> bool {
     let Some(layer) = layer else { return false };
-    if same_file(path, &layer.path) {
+    if is_same_place(path, &layer.path) {
         return true;
     }
     let recorded = layer.fingerprint.as_ref().filter(|it| it.born_ns.is_some());

@@ -461,8 +461,10 @@ impl Case<'_> {
     /// The image as it was at the point before, by its clones and by what has not changed below.
     fn older(&self, clones: &[CloneRecord]) -> Result<Image, String> {
         let substitutes = clones.iter().map(|it| (it.file.clone(), it.clone.clone())).collect();
-        let options = OpenOptions { clones: substitutes, ..self.source.options.clone() };
         let path = &self.latest.record.image.path;
+        // The image may have become a backing file since.
+        let chain = self.source.options.chain.seen_from(&self.source.path, path);
+        let options = OpenOptions { clones: substitutes, chain, ..self.source.options.clone() };
         let older = Image::open(path, &options).map_err(|error| error.chain())?;
         let recorded = self.recorded_fingerprints();
         let now = older.fingerprints().map_err(|error| error.chain())?;

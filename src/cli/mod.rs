@@ -1,6 +1,7 @@
 //! The command line: what is typed becomes a request to the library, what comes back is shown.
 
 mod args;
+mod bar;
 mod commands;
 mod examples;
 mod guest_args;
@@ -31,7 +32,8 @@ pub fn main() -> ExitCode {
         Err(error) => return refused(&error),
     };
     raise_open_files();
-    let screen = Screen::new(cli.global.quiet || cli.global.json);
+    let Global { quiet, json, verbose, .. } = cli.global;
+    let screen = Screen::new(quiet || json, verbose > 0);
     screen::show_notes(&screen, cli.global.quiet, cli.global.verbose);
     let mut context = Context { out: Out::new(cli.global.json), screen, global: cli.global };
     let outcome = run(cli.command, &mut context);
@@ -39,6 +41,7 @@ pub fn main() -> ExitCode {
     match outcome.and_then(|status| out.finish().map(|()| status)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
+            screen.end();
             screen.say(&describe(&error));
             ExitCode::from(status::of(error.kind()))
         }

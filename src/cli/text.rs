@@ -85,6 +85,24 @@ pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{plural}")
 }
 
+/// A line of `pieces` with a label before them, in at most `width` columns if that can be had by
+/// leaving some out: the one with the greatest rank goes first. Pieces of rank 0 stay.
+pub fn fitted(label: &str, pieces: &[(u8, String)], width: usize) -> String {
+    let mut limit = pieces.iter().map(|(rank, _)| *rank).max().unwrap_or(0);
+    loop {
+        let kept: Vec<&str> = pieces
+            .iter()
+            .filter(|(rank, _)| *rank <= limit)
+            .map(|(_, piece)| piece.as_str())
+            .collect();
+        let line = format!("{label}{}", kept.join(", "));
+        if limit == 0 || line.chars().count() <= width {
+            return line;
+        }
+        limit -= 1;
+    }
+}
+
 /// Text with nothing in it that a terminal obeys: names come from images and manifests.
 pub fn printable(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
@@ -158,6 +176,17 @@ pub fn table(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<Stri
         .collect()
 }
 
+/// What is to be said of safety points where something is restored: that it is one, and which one was
+/// passed over.
+pub fn safety_notes(is_one: bool, passed_over: Option<&str>) -> Vec<String> {
+    let own =
+        is_one.then(|| "  this is a safety point: what was there before a roll back".to_owned());
+    let other = passed_over.map(|point| {
+        format!("  note: {point} is newer, but a safety point of a roll back: its id restores it")
+    });
+    own.into_iter().chain(other).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,6 +252,15 @@ mod tests {
         assert_eq!(table(&columns, &rows, 15), ["NAME SIZE NOTE", "a     100 hello"]);
         assert_eq!(table(&columns, &rows, 12), ["NAME  SIZE", "a      100"]);
         assert_eq!(table(&columns, &rows, 1), ["NAME", "a"]);
+    }
+
+    #[test]
+    fn a_line_gives_up_its_least_important_pieces() {
+        let pieces = [(0, "full".to_owned()), (2, "read 1 B".to_owned()), (1, "1 s".to_owned())];
+        assert_eq!(fitted("web: ", &pieces, 80), "web: full, read 1 B, 1 s");
+        assert_eq!(fitted("web: ", &pieces, 23), "web: full, 1 s");
+        assert_eq!(fitted("web: ", &pieces, 13), "web: full");
+        assert_eq!(fitted("web: ", &pieces, 1), "web: full");
     }
 
     #[test]

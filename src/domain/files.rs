@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::{Domain, State, Tpm, parse};
+use super::{Disk, Domain, State, Tpm, parse};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The longest XML that is read, in bytes. libvirt itself takes no more over its own protocol.
@@ -49,6 +49,8 @@ pub struct XmlFile {
 pub struct Found {
     /// The domain as it is now: as it runs if it does, as it is defined otherwise.
     pub domain: Domain,
+    /// The disks that it has when it is started the next time, if it runs now and is defined.
+    pub next_disks: Vec<Disk>,
     /// The file that defines it; none for a transient domain.
     pub persistent: Option<XmlFile>,
     /// The file of the running domain; none if it doesn't run.
@@ -75,11 +77,15 @@ impl Libvirt {
         let file = format!("{name}.xml");
         let persistent = read(&self.config.join("qemu").join(&file))?;
         let live = read(&self.run.join("qemu").join(&file))?;
-        let defined = persistent.as_ref().map(|file| parsed(file, name)).transpose()?;
-        let running = live.as_ref().map(|file| parsed(file, name)).transpose()?;
+        let defined = persistent.as_ref().map(|file| self.parsed(file, name)).transpose()?;
+        let running = live.as_ref().map(|file| self.parsed(file, name)).transpose()?;
         // A domain that is over may have left its file behind for a moment.
         let running = running.filter(|domain| domain.state != Some(State::Off));
         let live = live.filter(|_| running.is_some());
+        let next_disks = match (&running, &defined) {
+            (Some(_), Some(defined)) => defined.disks.clone(),
+            _ => Vec::new(),
+        };
         let domain = running.or(defined).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("libvirt has no domain {name:?}")).advise(
                 format!(
@@ -89,7 +95,18 @@ impl Libvirt {
                 ),
             )
         })?;
-        Ok(Found { domain, persistent, live })
+        Ok(Found { domain, next_disks, persistent, live })
+    }
+
+    /// Parses a file, and sees that it is the domain that it is called after.
+    fn parsed(&self, file: &XmlFile, name: &str) -> Result<Domain> {
+        let within = |error: Error| error.within(file.path.display().to_string());
+        let mut domain = parse::parse(&file.text).map_err(within)?;
+        if domain.name != name {
+            return Err(within(super::malformed(format!("describes {:?}", domain.name))));
+        }
+        self.resolve_volumes(&mut domain);
+        Ok(domain)
     }
 
     /// The names of all domains, defined or running.
@@ -136,18 +153,8 @@ impl Libvirt {
     }
 }
 
-/// Parses a file, and sees that it is the domain that it is called after.
-fn parsed(file: &XmlFile, name: &str) -> Result<Domain> {
-    let within = |error: Error| error.within(file.path.display().to_string());
-    let domain = parse::parse(&file.text).map_err(within)?;
-    if domain.name != name {
-        return Err(within(super::malformed(format!("describes {:?}", domain.name))));
-    }
-    Ok(domain)
-}
-
 /// Reads a file of libvirt's, if it is there.
-fn read(path: &Path) -> Result<Option<XmlFile>> {
+pub(super) fn read(path: &Path) -> Result<Option<XmlFile>> {
     let failed = |error| Error::io("read", path, error);
     let opened = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path);
     let file = match opened {

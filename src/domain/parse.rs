@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use roxmltree::{Document, Node, ParsingOptions};
 
 use super::files::XML_LEN_MAX;
-use super::{Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, malformed};
+use super::{Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, chain, malformed};
 use crate::error::Result;
 
 /// More nodes than this no domain has.
@@ -161,12 +161,13 @@ fn disk_of(disk: Node<'_, '_>) -> Result<Disk> {
         transient: child(disk, "transient").is_some(),
         mirrored: child(disk, "mirror").is_some(),
         special,
-        backing: backing_of(disk),
+        chain: chain::parse(disk, source_node)?,
+        mirror: child(disk, "mirror").map(chain::sources).unwrap_or_default(),
     })
 }
 
 /// What keeps the bytes of a source from being the image.
-fn special_of(node: Node<'_, '_>) -> Option<&'static str> {
+pub(super) fn special_of(node: Node<'_, '_>) -> Option<&'static str> {
     if child(node, "slices").is_some() {
         return Some("it is a slice of its source");
     }
@@ -175,7 +176,7 @@ fn special_of(node: Node<'_, '_>) -> Option<&'static str> {
     (encryption.attribute("format") != Some("default")).then_some("QEMU encrypts it")
 }
 
-fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> Source {
+pub(super) fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> Source {
     let attribute = |name: &str| source.and_then(|source| source.attribute(name));
     let path = |name: &str| attribute(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     match kind {
@@ -184,28 +185,13 @@ fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> Source {
         "network" => Source::Network(short(attribute("protocol").unwrap_or("an unknown one"))),
         "volume" => match (attribute("pool"), attribute("volume")) {
             (Some(pool), Some(volume)) => {
-                Source::Volume { pool: short(pool), volume: short(volume) }
+                let why = "its pool was not looked at".to_owned();
+                Source::Volume { pool: short(pool), volume: short(volume), why }
             }
             _ => Source::Nothing,
         },
         other => Source::Other(short(other)),
     }
-}
-
-/// The files that the XML names below a disk's image. What is no file is left out: opening the
-/// image finds the same name and says that it can't be followed.
-fn backing_of(disk: Node<'_, '_>) -> Vec<PathBuf> {
-    let below = disk.descendants().filter(|node| {
-        node.tag_name().name() == "source"
-            && node
-                .ancestors()
-                .take_while(|outer| *outer != disk)
-                .any(|outer| matches!(outer.tag_name().name(), "backingStore" | "dataStore"))
-    });
-    below
-        .filter_map(|source| source.attribute("file").or(source.attribute("dev")))
-        .map(PathBuf::from)
-        .collect()
 }
 
 pub(super) fn elements<'a>(node: Node<'a, 'a>) -> impl Iterator<Item = Node<'a, 'a>> {
@@ -216,7 +202,7 @@ pub(super) fn child<'a, 'b>(node: Node<'a, 'b>, name: &str) -> Option<Node<'a, '
     node.children().find(|child| child.is_element() && child.tag_name().name() == name)
 }
 
-fn text_of(node: Node<'_, '_>) -> Option<String> {
+pub(super) fn text_of(node: Node<'_, '_>) -> Option<String> {
     let text = node.text()?.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }

@@ -204,7 +204,9 @@ impl Edits<'_> {
             match part.tag_name().name() {
                 "source" => self.replace(part.range(), source.clone()),
                 // All that was below is in the restored disk.
-                "backingStore" | "mirror" => self.replace(part.range(), String::new()),
+                "backingStore" | "dataStore" | "mirror" => {
+                    self.replace(part.range(), String::new())
+                }
                 _ => {}
             }
         }

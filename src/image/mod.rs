@@ -21,6 +21,7 @@ mod qcow2;
 mod recognise;
 mod snapshots;
 mod soundness;
+mod stated;
 mod tables;
 #[cfg(test)]
 mod testing;
@@ -39,6 +40,7 @@ pub use fingerprint::identity;
 pub use info::{BitmapInfo, ImageInfo, Qcow2Info, SnapshotInfo, inspect};
 pub use map::{Map, MapEntry};
 pub use mapper::Mapper;
+pub use stated::{StatedChain, StatedLayer};
 
 use crate::error::Result;
 use crate::extent::{Extent, Source};
@@ -100,6 +102,9 @@ pub struct OpenOptions {
     pub image_roots: Vec<PathBuf>,
     /// The id or name of an internal snapshot, to be read instead of the current state.
     pub snapshot: Option<String>,
+    /// What the definition of the guest says of the image's chain: it counts more than headers. The files
+    /// that it names may lie anywhere.
+    pub chain: StatedChain,
     /// Take the file's own bytes for the disk, whatever they are.
     pub as_file: bool,
     /// Files of which a clone is to be opened in their place: the file's real path, and the

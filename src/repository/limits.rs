@@ -170,8 +170,7 @@ fn snapshots_of_number(beyond: bool) -> Result<(), String> {
 
 fn bitmaps_of_number(beyond: bool) -> Result<(), String> {
     let cluster = ClusterSize::from_bits(16).unwrap();
-    let bitmap =
-        qcow2::Bitmap::new(b"x", 65536, 1 << 30, cluster).unwrap();
+    let bitmap = qcow2::Bitmap::new(b"x", 65536, 1 << 30, cluster).unwrap();
     let all = vec![bitmap; qcow2::BITMAPS_MAX as usize + usize::from(beyond)];
     qcow2::bitmap::encode_directory(&all).map(drop).map_err(|error| error.to_string())
 }

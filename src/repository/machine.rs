@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::Manifest;
 use super::names::{DiskId, DomainName, MACHINE};
 use super::pending::partial_name;
-use super::point::{Among, PointId, Selector};
+use super::point::{PointId, Selector};
 use super::{DomainLock, Repository, durable, is_there};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Digest;
@@ -136,8 +136,8 @@ impl Repository {
         Ok(manifests.into_iter().filter_map(machine).collect())
     }
 
-    /// The machine that a disk belonged to at a point: of a point that has none, such as one that a
-    /// roll back kept, the one of the latest point before it that has both.
+    /// The machine that a disk belonged to at a point: of a point that has none, such as a
+    /// safety point, the one of the latest point before it that has both.
     ///
     /// # Errors
     /// The manifests can't be listed.
@@ -183,16 +183,11 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn resolve_domain(
-        &self,
-        domain: &DomainName,
-        selector: &Selector,
-        among: Among,
-    ) -> Result<Manifest> {
+    pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
         let mut found = BTreeSet::new();
         let mut none = None;
         for disk in self.disks()?.into_iter().filter(|disk| disk.domain == *domain) {
-            match self.resolve_among(&disk, selector, among) {
+            match self.resolve(&disk, selector) {
                 Ok(point) => {
                     found.insert(point.id);
                 }

@@ -1,5 +1,6 @@
 //! The command line as people and scripts meet it: statuses, help, results, manners.
 
+mod bar;
 mod bench;
 mod jobs;
 pub mod json;

@@ -30,8 +30,8 @@ use crate::warning::{Code, Warning};
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
 
-pub(crate) use plan::open_options;
 pub use plan::repository_name;
+pub(crate) use plan::{open_options, stated_chain};
 
 /// How far a running guest is brought to rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

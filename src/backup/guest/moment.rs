@@ -16,7 +16,7 @@ use crate::backup::leave;
 use crate::backup::source::{Source, old_clone, written_files};
 use crate::backup::together::{Ready, about};
 use crate::cancel::Cancel;
-use crate::domain::{self, Agent, Domain, Found};
+use crate::domain::{self, Agent, Disk, Domain, Found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
 use crate::quiesce::{Freeze, Frozen, Thawed, Watchdog};
@@ -187,9 +187,8 @@ impl<'a> Flow<'a> {
     /// Fails if the guest has come to write to other files since its disks were looked up: an
     /// external snapshot, the end of a block job, a restart.
     fn check_same(&self, now: &Found) -> Result<()> {
-        let disks = |domain: &Domain| -> Vec<(String, domain::Source)> {
-            domain.disks.iter().map(|disk| (disk.target.clone(), disk.source.clone())).collect()
-        };
+        let files = |disk: &Disk| (disk.target.clone(), disk.source.clone(), disk.chain.clone());
+        let disks = |domain: &Domain| domain.disks.iter().map(files).collect::<Vec<_>>();
         let (before, now) = (&self.found.domain, &now.domain);
         if before.pid == now.pid && disks(before) == disks(now) {
             return Ok(());

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use qdelta::backup::{ConsistencyChoice, GuestReport, GuestRequest, Options, Report, run_guest};
+use qdelta::backup::{ConsistencyChoice, GuestReport, GuestRequest, Options, run_guest};
 use qdelta::cancel::Cancel;
+use qdelta::observer::{Event, Observer};
 use qdelta::quiesce::{Program, THAW_TRIES_DEFAULT};
 use qdelta::repository::Repository;
 use qdelta::{Error, ErrorKind, Result};
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use crate::cli::args::Backup;
 use crate::cli::guest_args::Consistency;
+use crate::cli::screen::Screen;
 use crate::cli::{Context, describe, signals, status, text};
 
 /// What became of one domain.
@@ -28,6 +30,24 @@ struct Outcome {
 #[derive(Serialize)]
 struct Summary {
     domains: Vec<Outcome>,
+}
+
+/// Says of a warning that is about no disk in particular which guest it is about.
+struct OfGuest<'a> {
+    screen: &'a Screen,
+    guest: &'a str,
+}
+
+impl Observer for OfGuest<'_> {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Warning(warning) if warning.disk.is_none() => {
+                let warning = (*warning).clone().within(self.guest);
+                self.screen.event(&Event::Warning(&warning));
+            }
+            _ => self.screen.event(event),
+        }
+    }
 }
 
 /// Backs up one domain after the other. One that fails does not stop the others.
@@ -66,7 +86,8 @@ fn back_up(
     cancel: &Cancel,
 ) -> Result<Outcome> {
     let request = request(args, options, name);
-    match run_guest(repository, &request, &context.screen, cancel) {
+    let observer = OfGuest { screen: &context.screen, guest: name };
+    match run_guest(repository, &request, &observer, cancel) {
         Ok(report) => {
             if !context.out.json {
                 show(&report, context)?;
@@ -82,6 +103,7 @@ fn back_up(
         }
         Err(error) => {
             let error = error.within(format!("{name} was not backed up"));
+            context.screen.end();
             context.screen.say(&describe(&error));
             Ok(Outcome {
                 domain: name.to_owned(),
@@ -142,33 +164,23 @@ fn show(report: &GuestReport, context: &mut Context) -> Result<()> {
         ),
         _ => String::new(),
     };
-    let out = &mut context.out;
-    out.line(format!("{}@{}: {}{frozen}", report.domain, report.point, report.consistency))?;
-    for disk in &report.disks {
-        out.line(disk_line(disk))?;
-    }
-    for left_out in &report.left_out {
-        out.line(format!("  {} left out: it {}", left_out.disk, left_out.reason))?;
-    }
-    out.line(format!(
-        "  machine: {}, took {}",
+    context.out.line(format!(
+        "{}@{}: {}{frozen}, {} of the machine, {}",
+        report.domain,
+        report.point,
+        report.consistency,
         text::count(report.machine_files, "file"),
         text::duration(report.seconds)
-    ))
-}
-
-/// A disk, in a line.
-fn disk_line(disk: &Report) -> String {
-    let name = disk.disk.rsplit('/').next().unwrap_or(&disk.disk);
-    format!(
-        "  {name} {}: {} disk, read {}, changed {}, stored {}, tracker {}",
-        disk.kind,
-        text::bytes(disk.virtual_size),
-        super::backup::read(disk),
-        text::bytes(disk.bytes_changed),
-        text::bytes(disk.bytes_written),
-        disk.tracker
-    )
+    ))?;
+    for disk in &report.disks {
+        let name = disk.disk.rsplit('/').next().unwrap_or(&disk.disk);
+        super::backup::show_disk(&format!("  {name}"), disk, context)?;
+    }
+    for left_out in &report.left_out {
+        context.out.line(format!("  {} left out: it {}", left_out.disk, left_out.reason))?;
+    }
+    // A host has many guests, and nobody should wait for the last to hear of the first.
+    context.out.flush()
 }
 
 fn show_summary(summary: &Summary, context: &mut Context) -> Result<()> {

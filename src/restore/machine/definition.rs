@@ -111,6 +111,7 @@ impl Definition {
     /// What the restored machine does not have, or shares with the one it was made from.
     pub fn warnings(&self, job: &Job<'_>) -> Vec<String> {
         let mut warnings = self.disk_warnings(job);
+        warnings.extend(self.namesakes(job));
         if self.changes.nvram == Place::New {
             warnings.push(
                 "the firmware's variables are not in the point: the new guest begins with fresh ones"
@@ -149,6 +150,48 @@ impl Definition {
             ));
         }
         warnings.extend(job.machine.missing.iter().map(|it| format!("not in the point: {it}")));
+        warnings
+    }
+
+    /// Guests of this host that stand in the way of `virsh define`: it takes no second guest of a name
+    /// or of a UUID, and takes a guest that has both for the same one.
+    fn namesakes(&self, job: &Job<'_>) -> Vec<String> {
+        let libvirt = &job.request.libvirt;
+        let mut warnings = Vec::new();
+        for name in libvirt.list().map(|listing| listing.names).unwrap_or_default() {
+            // What can't be read is in nobody's way: libvirt would not have it either.
+            let Ok(found) = libvirt.find(&name) else { continue };
+            let same_name = found.domain.name == job.name;
+            let same_uuid = self.uuid.is_some() && found.domain.uuid == self.uuid;
+            let other = quoted(&found.domain.name);
+            let way_out =
+                "restore with --rename NEW for a guest beside it, or give the other one up";
+            match (same_name, same_uuid) {
+                (true, true) if found.live.is_some() => warnings.push(format!(
+                    "{} runs here: shut it down first (virsh shutdown {other}). virsh define then \
+                     gives it the restored disks in the place of its own; with --rename NEW the \
+                     restored guest would live beside it",
+                    job.name
+                )),
+                (true, true) => warnings.push(format!(
+                    "{} is defined here: virsh define gives it the restored disks in the place of its \
+                     own; with --rename NEW the restored guest would live beside it",
+                    job.name
+                )),
+                (true, false) => warnings.push(format!(
+                    "another guest is called {} here (UUID {}), and virsh define will fail: {way_out} \
+                     (virsh undefine {other})",
+                    job.name,
+                    found.domain.uuid.as_deref().unwrap_or("unknown")
+                )),
+                (false, true) => warnings.push(format!(
+                    "the guest with this UUID is called {} here, and virsh define will fail: {way_out} \
+                     (virsh undefine {other})",
+                    found.domain.name
+                )),
+                (false, false) => {}
+            }
+        }
         warnings
     }
 
