@@ -15,6 +15,7 @@ use crate::anchor::{self, ImageFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, open_without_waiting};
 use crate::observer::Observer;
+use crate::paths::absolute;
 use crate::reflink;
 use crate::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
 use crate::warning::{Code, Warning};
@@ -123,8 +124,9 @@ pub fn remove(
     observer: &dyn Observer,
 ) -> Result<Vec<AnchorInfo>> {
     let _lock = repository.lock(&disk.domain)?;
-    let mut wanted = list(repository, disk, observer)?;
-    wanted.retain(|anchor| anchor.state != AnchorState::Missing);
+    let all = list(repository, disk, observer)?;
+    let is_missing = |it: &AnchorInfo| it.state == AnchorState::Missing;
+    let (missing, mut wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_missing);
     for name in names {
         if wanted.iter().all(|anchor| anchor.name != *name) {
             let text = format!("{disk} has no anchor {name}");
@@ -137,6 +139,12 @@ pub fn remove(
     }
     for anchor in &wanted {
         remove_one(anchor)?;
+    }
+    if names.is_empty() {
+        for invalid in missing.iter().filter(|it| it.tracker == Tracker::Bitmap.as_str()) {
+            // A few clusters do no harm where they can't be given back now, or not any more.
+            let _ = anchors::reclaim_at(&invalid.place);
+        }
     }
     Ok(wanted)
 }
@@ -160,21 +168,21 @@ fn remove_one(found: &AnchorInfo) -> Result<()> {
     }
 }
 
-/// The images in which, and the folders beside which, the points of a disk may have left anchors.
+/// The images in which, and the folders beside which, the points of a disk may have left anchors: each
+/// once, whatever names it was recorded by.
 fn places(points: &[Point]) -> BTreeSet<PathBuf> {
-    let mut places = BTreeSet::new();
+    let mut places = Vec::new();
     for record in points.iter().map(|point| &point.record) {
         if record.anchor.is_some() {
-            places.insert(record.image.path.clone());
+            places.push(&record.image.path);
         }
         if let Some(AnchorKind::Reflink { clones }) = record.anchor.as_ref().map(|it| &it.what) {
-            places.extend(clones.iter().map(|clone| clone.file.clone()));
+            places.extend(clones.iter().map(|clone| &clone.file));
         }
     }
-    if let Some(latest) = points.last() {
-        places.insert(latest.record.image.path.clone());
-    }
-    places
+    places.extend(points.last().map(|latest| &latest.record.image.path));
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| absolute(path));
+    places.into_iter().map(real).collect()
 }
 
 /// An anchor that was found.

@@ -8,6 +8,7 @@ use qdelta::cancel::Cancel;
 use qdelta::observer::{Event, Observer};
 use qdelta::quiesce::{Program, THAW_TRIES_DEFAULT};
 use qdelta::repository::Repository;
+use qdelta::warning::Code;
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -75,9 +76,13 @@ pub fn run(args: &Backup, options: &Options, context: &mut Context) -> Result<u8
             break;
         }
     }
+    let made = summary.domains.iter().filter(|it| it.result.is_some()).count();
+    context.out.was_done(format!("{} made", text::count(made, "point")));
     if context.out.json {
         context.out.json(&summary)?;
-    } else if summary.domains.len() > 1 || !summary.excluded.is_empty() {
+    } else if (summary.domains.len() > 1 || !summary.excluded.is_empty())
+        && !(context.out.quiet && made == summary.domains.len())
+    {
         show_summary(&summary, context)?;
     }
     Ok(status_of(&summary))
@@ -93,14 +98,19 @@ fn back_up(
     let observer = OfGuest { screen: &context.screen, guest: name };
     match run_guest(repository, request, &observer, cancel) {
         Ok(report) => {
-            if !context.out.json {
+            if !context.out.json && !context.out.quiet {
                 show(&report, context)?;
             }
             // As it is for a single image: a full had to begin a new chain.
             let broken = report.disks.iter().any(|disk| disk.broken_chain);
+            let is_left = report.warnings.iter().any(|it| it.code == Code::NotReleased);
             Ok(Outcome {
                 domain: name.clone(),
-                status: if broken { status::DAMAGED } else { status::DONE },
+                status: match broken {
+                    true => status::DAMAGED,
+                    false if is_left => status::NOT_RELEASED,
+                    false => status::DONE,
+                },
                 error: None,
                 result: Some(report),
             })
@@ -125,6 +135,7 @@ fn request(args: &Backup, options: &Options, name: &str, excluded: &Excluded) ->
         domain: name.to_owned(),
         libvirt: guests.host.folders.libvirt(),
         excluded: excluded.get(name).cloned().unwrap_or_default(),
+        same_guest: guests.same_guest,
         consistency: match guests.consistency {
             Consistency::Quiesced => ConsistencyChoice::Quiesced,
             Consistency::FreezeCopy => ConsistencyChoice::FreezeCopy,
@@ -154,6 +165,7 @@ fn status_of(summary: &Summary) -> u8 {
         _ if has(interrupted) => interrupted,
         domains if domains.iter().any(|it| it.error.is_some()) => status::SOME_FAILED,
         _ if has(status::DAMAGED) => status::DAMAGED,
+        _ if has(status::NOT_RELEASED) => status::NOT_RELEASED,
         _ => status::DONE,
     }
 }
