@@ -21,6 +21,7 @@ pub mod chain;
 pub mod changes;
 pub mod codec;
 pub mod domain;
+pub mod duration;
 pub mod error;
 pub mod extent;
 mod files;
@@ -31,6 +32,7 @@ mod json;
 pub mod observer;
 pub mod output;
 pub mod pack;
+mod paths;
 pub mod pipeline;
 mod program;
 

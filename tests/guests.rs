@@ -42,7 +42,7 @@ fn a_stopped_guest_is_one_point() {
     guest.write(0, 0, MIB, 7);
     guest.write(1, MIB, MIB, 8);
     guest.stop();
-    let report = host.web(&["--exclude", "vdz", "--with-host-config"]);
+    let report = host.web(&["--with-host-config"]);
     assert_eq!(report["consistency"], "offline");
     assert_eq!((&report["freeze_ms"], &report["frozen_filesystems"]), (&Value::Null, &Value::Null));
     assert_eq!(report["disks"].as_array().unwrap().len(), 2);
@@ -136,7 +136,7 @@ fn a_running_guest_is_frozen_cloned_and_thawed() {
     assert_eq!(roles(&host), ["domain-xml", "live-xml", "nvram"]);
     let whole = serde_json::json!({ "domains": [{
         "domain": "web", "status": 0, "error": null, "result": report,
-    }]});
+    }], "excluded": [] });
     let rare = [".domains[].result.missing[]"];
     compare("backup of guests", &[&whole], &rare);
     // What the guest writes after the thaw is in the next point, found by the clones.
@@ -462,7 +462,7 @@ fn one_domain_that_fails_does_not_stop_the_others() {
     assert_eq!(statuses, [Some(6), Some(3), Some(0)], "{domains}");
     assert!(text(&domains[1]["error"]).contains("lies on a server"));
     assert_eq!(domains[2]["domain"], "web");
-    assert!(outcome.stderr.contains("broken") && outcome.stderr.contains("--exclude vda"));
+    assert!(outcome.stderr.contains("broken") && outcome.stderr.contains("--exclude remote/vda"));
     let words = host.words(&["--domain", "web", "--domain", "nobody"]);
     let text: Vec<_> = words.into_iter().filter(|word| word != "--json").collect();
     let outcome = run(qdelta(text));
@@ -470,6 +470,97 @@ fn one_domain_that_fails_does_not_stop_the_others() {
     assert!(outcome.text().contains("1 of 2 domains were backed up; not nobody"));
     host.backup(&["--domain", "nobody"]).fails_with(6);
     host.backup(&["--domain", "web", "--all"]).fails_with(2);
+    host.assert_sound();
+}
+
+/// `--exclude vdb` left out `vdb` of every guest of `--all`, and a name with a typo nothing, in silence.
+#[test]
+fn an_exclusion_means_one_disk_of_one_guest() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let other =
+        guest.xml().replace("<name>web", "<name>my db").replace(UUID, &UUID.replace('c', "d"));
+    fs::write(host.lab.path("etc/qemu/my db.xml"), other).unwrap();
+    let left_out = |report: &Value| -> Vec<(String, String)> {
+        let domains = report["domains"].as_array().unwrap().iter();
+        let disks = domains.flat_map(|domain| {
+            let left_out = domain["result"]["left_out"].as_array().unwrap().iter();
+            let ours = left_out.filter(|it| it["reason"] == "was excluded");
+            ours.map(|it| (text(&domain["domain"]).to_owned(), text(&it["disk"]).to_owned()))
+        });
+        disks.collect()
+    };
+    let both = &["--domain", "web", "--domain", "my db"];
+    let wrong: &[(&[&str], &[&str], &str)] = &[
+        (&["--all"], &["--exclude", "vdb"], "--exclude GUEST/vdb"),
+        (both, &["--exclude", "vdb"], "--exclude GUEST/vdb"),
+        (&["--all"], &["--exclude", "wbe/vdb"], "no such guest"),
+        (&["--domain", "web"], &["--exclude", "my db/vdb"], "no such guest"),
+        (&["--all"], &["--exclude", "web/vdz"], "it has sda, vda, vdb"),
+        (&["--domain", "web"], &["--exclude", "vdz"], "it has sda, vda, vdb"),
+        (&["--domain", "web"], &["--exclude", ""], "it has sda, vda, vdb"),
+        (&["--all"], &["--exclude", "web/vdb", "--exclude", "my db/vdz"], "it has sda, vda, vdb"),
+        (&["--all"], &["--exclude-guest", "wbe"], "no such guest"),
+        (&["--all"], &["--exclude-guest", "web", "--exclude", "web/vdb"], "no such guest"),
+        (&["--all"], &["--exclude-guest", "web", "--exclude-guest", "my db"], "nothing is left"),
+        (&["--domain", "web"], &["--exclude-guest", "web"], "cannot be used"),
+    ];
+    for (which, options, why) in wrong {
+        let said = host.backup(&[*which, *options].concat()).fails_with(2);
+        assert!(said.contains(why), "{options:?}: {said}");
+        assert!(host.points().is_empty(), "{options:?}: something was backed up");
+    }
+    let folder = format!("my_db-{}", &UUID.replace('c', "d")[..8]);
+    let in_repository = format!("{folder}/vdb");
+    let right: &[(&[&str], &[&str], &[(&str, &str)])] = &[
+        (&["--all"], &["--exclude", "web/vdb"], &[("web", "vdb")]),
+        (&["--all"], &["--exclude", "my db/vdb"], &[("my db", "vdb")]),
+        (&["--all"], &["--exclude", &in_repository], &[("my db", "vdb")]),
+        (
+            both,
+            &["--exclude", "web/vda", "--exclude", "my db/vdb"],
+            &[("web", "vda"), ("my db", "vdb")],
+        ),
+        (&["--domain", "web"], &["--exclude", "vdb"], &[("web", "vdb")]),
+        (&["--domain", "web"], &["--exclude", "web/vdb"], &[("web", "vdb")]),
+    ];
+    for (which, options, expected) in right {
+        let report = host.backup(&[*which, *options].concat()).ok().json();
+        let expected: Vec<_> =
+            expected.iter().map(|(guest, disk)| (guest.to_string(), disk.to_string())).collect();
+        assert_eq!(left_out(&report), expected, "{options:?}");
+        assert_eq!(report["excluded"].as_array().unwrap().len(), 0);
+    }
+    let report = host.backup(&["--all", "--exclude-guest", "my db"]).ok().json();
+    assert_eq!(report["excluded"][0], "my db");
+    assert_eq!(report["domains"].as_array().unwrap().len(), 1);
+    // A guest that can't be looked at fails by itself, and not the others with it.
+    fs::write(host.lab.path("etc/qemu/my db.xml"), "").unwrap();
+    let outcome = host.backup(&["--all", "--exclude", "my db/vdb"]);
+    assert_eq!(outcome.code(), Some(12), "{}", outcome.report());
+}
+
+/// Under cron virsh reached no libvirt: a minute of thawing for each guest, and an alarm, without the words
+/// that would have helped.
+#[test]
+fn where_virsh_reaches_no_libvirt_it_is_said_at_once() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    let begin = std::time::Instant::now();
+    let reasons = ["failed to connect to the hypervisor", "failed to get domain 'web'"];
+    for said in reasons {
+        host.virsh.tell("says-domfsfreeze", &format!("error: {said}"));
+        host.virsh.tell("says-domfsthaw", &format!("error: {said}"));
+        let shown = host.web_fails(10, &[]);
+        assert!(shown.contains(said) && shown.contains("--connect"), "{shown}");
+        assert!(!shown.contains("ALARM"), "{shown}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(50), "{:?}", begin.elapsed());
+    host.virsh.forget("says-domfsfreeze");
+    host.virsh.forget("says-domfsthaw");
+    host.web(&[]);
     host.assert_sound();
 }
 

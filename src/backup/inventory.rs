@@ -15,6 +15,7 @@ use crate::anchor::{self, ImageFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, open_without_waiting};
 use crate::observer::Observer;
+use crate::paths::absolute;
 use crate::reflink;
 use crate::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
 use crate::warning::{Code, Warning};
@@ -167,21 +168,21 @@ fn remove_one(found: &AnchorInfo) -> Result<()> {
     }
 }
 
-/// The images in which, and the folders beside which, the points of a disk may have left anchors.
+/// The images in which, and the folders beside which, the points of a disk may have left anchors: each
+/// once, whatever names it was recorded by.
 fn places(points: &[Point]) -> BTreeSet<PathBuf> {
-    let mut places = BTreeSet::new();
+    let mut places = Vec::new();
     for record in points.iter().map(|point| &point.record) {
         if record.anchor.is_some() {
-            places.insert(record.image.path.clone());
+            places.push(&record.image.path);
         }
         if let Some(AnchorKind::Reflink { clones }) = record.anchor.as_ref().map(|it| &it.what) {
-            places.extend(clones.iter().map(|clone| clone.file.clone()));
+            places.extend(clones.iter().map(|clone| &clone.file));
         }
     }
-    if let Some(latest) = points.last() {
-        places.insert(latest.record.image.path.clone());
-    }
-    places
+    places.extend(points.last().map(|latest| &latest.record.image.path));
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| absolute(path));
+    places.into_iter().map(real).collect()
 }
 
 /// An anchor that was found.
@@ -223,26 +224,29 @@ fn ours<T: Default>(found: Result<T>, observer: &dyn Observer) -> Result<T> {
     }
 }
 
-/// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
-pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
+/// The qcow2 image at a path, to look at its tables; none if there is no such image. No lock is taken: the
+/// image may be in use.
+pub(super) fn image_at(path: &Path) -> Result<Option<ImageFile>> {
     let opened = open_without_waiting(CWD, path).and_then(|file| {
         let kind = file.metadata()?.file_type();
         Ok((kind.is_file() || kind.is_block_device()).then_some(file))
     });
     let file = match opened {
         Ok(Some(file)) => file,
-        Ok(None) => return Ok(Vec::new()),
+        Ok(None) => return Ok(None),
         // The image may have been moved or deleted since.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("open", path, error)),
     };
     let mut magic = [0; 4];
     let is_qcow2 = std::io::Read::read_exact(&mut &file, &mut magic).is_ok()
         && qdelta_formats::qcow2::has_magic(&magic);
-    if !is_qcow2 {
-        return Ok(Vec::new());
-    }
-    let image = ImageFile::over(Arc::new(FileStore::new(file, path)));
+    Ok(is_qcow2.then(|| ImageFile::over(Arc::new(FileStore::new(file, path)))))
+}
+
+/// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
+pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
+    let Some(image) = image_at(path)? else { return Ok(Vec::new()) };
     let mut bitmaps: Vec<Vec<u8>> = anchor::bitmap::list(&image)?
         .into_iter()
         .map(|it| anchors::of_map(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))

@@ -36,8 +36,8 @@ pub(super) struct Moment<'a> {
     pub consistency: Consistency,
     /// The freeze, if there was one.
     pub freeze: Option<Thawed>,
-    /// The firmware's variables at that moment.
-    pub nvram: Option<Vec<u8>>,
+    /// The files of the firmware's variables at that moment.
+    pub variables: Vec<(PathBuf, Vec<u8>)>,
     pub warnings: Vec<Warning>,
     /// What the admin's command has made; released when this is dropped, so it must outlive
     /// everything that has it open.
@@ -62,7 +62,7 @@ impl Moment<'_> {
         Self {
             consistency: Consistency::Offline,
             freeze: None,
-            nvram: None,
+            variables: Vec::new(),
             warnings: Vec::new(),
             snapshots: Vec::new(),
         }
@@ -143,7 +143,7 @@ impl<'a> Flow<'a> {
         let mut moment = Moment { consistency: Consistency::CrashConsistent, ..Moment::offline() };
         if self.plan.usage == Use::Paused {
             let (made, left) = make(limit)?;
-            moment.nvram = self.nvram();
+            moment.variables = self.variables();
             let now = self.request.libvirt.find(&self.request.domain)?;
             self.check_same(&now, &left)?;
             if !now.domain.is_paused() {
@@ -159,7 +159,7 @@ impl<'a> Flow<'a> {
         }
         if self.request.consistency == ConsistencyChoice::Crash {
             let (made, left) = make(limit)?;
-            moment.nvram = self.nvram();
+            moment.variables = self.variables();
             self.check_same(&self.request.libvirt.find(&self.request.domain)?, &left)?;
             if self.plan.disks.len() > 1 {
                 moment.warnings.push(Warning::new(
@@ -172,7 +172,7 @@ impl<'a> Flow<'a> {
         self.check_agent()?;
         let frozen: Frozen = Watchdog::start(&self.request.watchdog, freeze)?.freeze()?;
         let made = make(frozen.left());
-        moment.nvram = self.nvram();
+        moment.variables = self.variables();
         let now = self.request.libvirt.find(&self.request.domain);
         let thawed = frozen.thaw()?;
         let (made, left) = made?;
@@ -345,20 +345,22 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// The firmware's variables as they are now, unless they are too long to be read at once.
-    fn nvram(&self) -> Option<Vec<u8>> {
-        let domain::Source::File(path) = &self.found.domain.nvram.as_ref()?.source else {
-            return None;
-        };
-        let (file, _) = machine::open(path).ok()?;
-        let length = file.metadata().ok()?.len();
-        if length > NVRAM_IN_FREEZE_MAX {
-            return None;
-        }
-        let mut bytes = Vec::new();
-        file.take(NVRAM_IN_FREEZE_MAX).read_to_end(&mut bytes).ok()?;
-        Some(bytes)
+    /// The firmware's variables as they are now, but for files that are too long to be read at once.
+    fn variables(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let files = self.request.libvirt.variables(&self.found.domain).into_iter();
+        files.filter_map(|path| small(&path).map(|bytes| (path, bytes))).collect()
     }
+}
+
+/// What is in a file, if it can be read and is short.
+fn small(path: &Path) -> Option<Vec<u8>> {
+    let (file, _) = machine::open(path).ok()?;
+    if file.metadata().ok()?.len() > NVRAM_IN_FREEZE_MAX {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(NVRAM_IN_FREEZE_MAX).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Removes the clones that interrupted backups of a disk have left, but for its own and the anchor.
