@@ -38,7 +38,7 @@ pub(super) struct Change<'a> {
 /// [`ErrorKind::Image`] if it is damaged, dirty or marked as corrupt, if a count is too low, or if the
 /// proof would take too much time or memory.
 pub fn prove(file: &ImageFile) -> Result<()> {
-    if file.is_proved() { Ok(()) } else { Change::begin(file).map(drop) }
+    if file.leaked().is_some() { Ok(()) } else { Change::begin(file).map(drop) }
 }
 
 /// Writes of which each is within one sector, with a sync behind each.
@@ -116,7 +116,7 @@ impl<'a> Change<'a> {
     /// Proves that the image is sound, unless it was proved before: since it was opened, nobody else
     /// has changed it.
     fn prove(&mut self) -> Result<()> {
-        if !self.file.is_proved() {
+        if self.file.leaked().is_none() {
             let began = std::time::Instant::now();
             let leaked = proof::prove(self)?;
             tracing::debug!(took = ?began.elapsed(), leaked = leaked.len(), "proved to be sound");
