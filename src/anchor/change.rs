@@ -82,7 +82,7 @@ pub(super) fn change_and<T>(
             // Nothing leads to what was written, so it does no harm if this fails. What it took of the
             // filesystem's room, others may need.
             let _ = file.cut(len);
-            let _ = file.give_back(&change.counts.allocated, change.format.cluster);
+            let _ = file.give_back(&change.counts.written, change.format.cluster);
             Err(error)
         }
     }
@@ -216,7 +216,7 @@ impl<'a> Change<'a> {
         let place = self.counts.allocate(bytes.len() as u64)?;
         if !bytes.is_empty() {
             bytes.resize(bytes.len().next_multiple_of(self.format.cluster.len()), 0);
-            self.file.write(&bytes, place.0)?;
+            self.counts.write(&bytes, place)?;
         }
         Ok(place)
     }
