@@ -12,12 +12,16 @@ use super::cli::json::compare;
 use super::harness::faults::traced;
 use super::harness::files::{Mount, tree};
 use super::harness::guest::{Guest, Host, MIB, UUID, disk};
-use super::harness::run::{describe, finish, script, start};
+use super::harness::run::{as_root, describe, finish, script, start};
 use super::harness::virsh::wait_until;
 use super::harness::{args, qdelta, run, sweep};
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap()
+}
+
+fn text_of(warning: &Value) -> &str {
+    text(&warning["text"])
 }
 
 /// The roles of the files of the machine at the latest point.
@@ -227,6 +231,137 @@ esac\n";
     }
     let calls = host.virsh.log().split_off(before);
     assert_eq!(verbs(&calls), ["domfsfreeze", "domfsthaw"].repeat(3));
+    host.assert_sound();
+}
+
+/// A command printed the live image itself, and what was read of it while the guest wrote was called
+/// quiesced. Nor is anything believed that is the image by another name, that lies over it, that
+/// somebody else writes to, or that is older than the image.
+#[test]
+fn a_snapshot_command_that_makes_no_moment() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    let command = host.lab.path("snapshot");
+    let word = command.to_str().unwrap();
+    for (line, why) in [
+        ("echo \"$2\"", "it is the live image"),
+        ("ln -sf \"$2\" \"$2.link\" && echo \"$2.link\"", "it is the live image"),
+        ("ln -f \"$2\" \"$2.hard\" && echo \"$2.hard\"", "it is the live image"),
+        ("exec 7<\"$2\"; echo /proc/$$/fd/7; sleep 1 >&- &", "that is no absolute path"),
+        ("mkfifo \"$2.fifo\"; echo \"$2.fifo\"", "no regular file"),
+        ("dirname \"$2\"", "no regular file"),
+        ("echo", "that is no absolute path"),
+        (
+            "cp \"$2\" \"$2.old\"; touch -d '10 seconds ago' \"$2.old\"; echo \"$2.old\"",
+            "it is older",
+        ),
+    ] {
+        script(&command, &format!("#!/bin/bash\n[ $1 = create ] || exit 0\n{line}\n"));
+        let said = host.web_fails(10, &["--snapshot-command", word]);
+        assert!(said.contains(why), "{line}: {said}");
+        assert!(!host.virsh.is_frozen());
+    }
+    // What lies over the live image, of the same disk and of the other.
+    let (vda, vdb) = (guest.vda(), guest.vdb());
+    for (below, format, status, why) in
+        [(&vda, "qcow2", 3, "form a loop"), (&vdb, "raw", 10, "a guest writes to it")]
+    {
+        let text = format!(
+            "#!/bin/bash
+[ $1 = create ] || exit 0
+case $2 in
+*.qcow2) qemu-img create -q -f qcow2 -F {format} -b {} \"$2.over\" 8M >&2; echo \"$2.over\" ;;
+*) cp \"$2\" \"$2.copy\"; echo \"$2.copy\" ;;
+esac\n",
+            below.display()
+        );
+        script(&command, &text);
+        let said = host.web_fails(status, &["--snapshot-command", word]);
+        assert!(said.contains(why), "{said}");
+        fs::remove_file(vda.with_extension("qcow2.over")).unwrap();
+    }
+    // A device over it.
+    let device = run(as_root("losetup", args!["-f", "--show", vdb.as_path()])).ok().text();
+    let device = device.trim();
+    run(as_root("chmod", args!["0666", device])).ok();
+    let copy = "cp \"$2\" \"$2.copy\" && echo \"$2.copy\"";
+    let line = format!("case $2 in *.qcow2) {copy} ;; *) echo {device} ;; esac");
+    script(&command, &format!("#!/bin/bash\n[ $1 = create ] || exit 0\n{line}\n"));
+    let said = host.backup(&["--domain", "web", "--snapshot-command", word]);
+    run(as_root("losetup", args!["-d", device])).ok();
+    assert!(said.fails_with(10).contains("it is the live image"));
+    assert!(host.points().is_empty());
+    host.assert_sound();
+}
+
+/// The image itself is right where the command has moved the guest to another file.
+#[test]
+fn a_snapshot_command_that_moves_the_guest_away() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    guest.write(1, 0, MIB, 2);
+    let command = host.lab.path("snapshot");
+    let text = "#!/bin/bash
+[ $1 = create ] || exit 0
+touch \"$2.want\"
+for i in {1..500}; do [ -e \"$2.want\" ] || break; sleep 0.02; done
+echo \"$2\"\n";
+    script(&command, text);
+    let images = [guest.vda(), guest.vdb()];
+    std::thread::scope(|scope| {
+        let guest = &mut guest;
+        scope.spawn(move || {
+            for (disk, image) in images.iter().enumerate() {
+                let want = std::path::PathBuf::from(format!("{}.want", image.display()));
+                wait_until("a call of the command", || want.exists());
+                guest.leave(disk);
+                guest.write(disk, 0, MIB, 9);
+                fs::remove_file(want).unwrap();
+            }
+        });
+        let word = command.to_str().unwrap();
+        let report = host.web(&["--snapshot-command", word, "--freeze-max", "60000"]);
+        assert_eq!(report["consistency"], "filesystem-quiesced");
+    });
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
+    host.assert_sound();
+}
+
+/// A release failed night by night, with status 0 and in no JSON, until the volume group was full.
+#[test]
+fn a_snapshot_command_that_does_not_release() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    let command = host.lab.path("snapshot");
+    let text = "#!/bin/bash
+case $1 in
+create) cp \"$2\" \"$2.copy\" && echo \"$2.copy\" ;;
+release) case $2 in *.raw) echo 'the volume is busy' >&2; exit 5 ;; esac ;;
+esac\n";
+    script(&command, text);
+    let word = command.to_str().unwrap();
+    let done = host.backup(&["--domain", "web", "--snapshot-command", word]);
+    assert_eq!(done.code(), Some(13), "{}", done.report());
+    let outcome = &done.json()["domains"][0];
+    assert_eq!((&outcome["status"], &outcome["error"]), (&Value::from(13), &Value::Null));
+    let warnings = outcome["result"]["warnings"].as_array().unwrap();
+    let warning = warnings.iter().find(|it| it["code"] == "not-released").unwrap();
+    assert!(text_of(warning).contains("the volume is busy"), "{warning}");
+    assert!(done.stderr.contains("the volume is busy"), "{}", done.report());
+    assert_eq!(host.points().len(), 1, "the point is good");
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    // Also where the backup fails: the first error is what it ends with, and both are said.
+    let text = "#!/bin/bash\necho 'no such luck' >&2; exit 5\n";
+    script(&command, text);
+    let said = host.web_fails(10, &["--snapshot-command", word]);
+    assert!(said.contains("create") && said.contains("release"), "{said}");
     host.assert_sound();
 }
 

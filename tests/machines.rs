@@ -489,3 +489,54 @@ fn every_result_is_as_the_document_says() {
     let all = restore(&host, &host.lab.path("all"), &["--json"]).ok().json();
     compare("restore of a guest", &[&named, &all], &[]);
 }
+
+/// `virsh define` takes no second guest of a name or a UUID: the commands that were left to do failed, and
+/// nothing said why.
+#[test]
+fn a_guest_that_is_in_the_way_is_named() {
+    let (host, ..) = lost();
+    let definition = host.lab.path("etc/qemu/web.xml");
+    let own = fs::read_to_string(&definition).unwrap();
+    let other = own.replace(UUID, "c7a5fdbd-edaf-9455-926a-000000000099");
+    let renamed = own.replace("<name>web</name>", "<name>srv</name>");
+    let cases = [
+        (Some(("web", own.as_str())), "virsh define gives it the restored disks"),
+        (Some(("web", other.as_str())), "another guest is called web here"),
+        (Some(("srv", renamed.as_str())), "the guest with this UUID is called srv here"),
+        (None, ""),
+    ];
+    for (index, (guest, expected)) in cases.into_iter().enumerate() {
+        fs::remove_file(&definition).ok();
+        let guest = guest.map(|(name, xml)| {
+            let path = host.lab.path(format!("etc/qemu/{name}.xml"));
+            fs::write(&path, xml).unwrap();
+            path
+        });
+        let to = host.lab.path(format!("to{index}"));
+        let report = restore(&host, &to, &["--json"]).ok().json();
+        let warnings = report["warnings"].to_string();
+        match expected {
+            "" => assert!(!warnings.contains("virsh define"), "{warnings}"),
+            text => {
+                assert!(warnings.contains(text) && warnings.contains("--rename"), "{warnings}");
+                // With another name nothing is in its way.
+                let to = host.lab.path(format!("beside{index}"));
+                let words = ["--rename", "new", "--json"];
+                let report = restore(&host, &to, &words).ok().json();
+                let warnings = report["warnings"].to_string();
+                assert!(!warnings.contains("virsh define"), "{warnings}");
+            }
+        }
+        guest.map(fs::remove_file).transpose().unwrap();
+    }
+}
+
+/// What a guest is restored to must not be a folder in memory.
+#[test]
+fn a_guest_is_not_restored_among_devices() {
+    let (host, ..) = lost();
+    for to in ["/dev/qdelta-guest", "/proc/qdelta-guest"] {
+        restore(&host, Path::new(to), &[]).fails_with(2);
+        assert!(!Path::new(to).exists());
+    }
+}

@@ -123,8 +123,9 @@ pub fn remove(
     observer: &dyn Observer,
 ) -> Result<Vec<AnchorInfo>> {
     let _lock = repository.lock(&disk.domain)?;
-    let mut wanted = list(repository, disk, observer)?;
-    wanted.retain(|anchor| anchor.state != AnchorState::Missing);
+    let all = list(repository, disk, observer)?;
+    let is_missing = |it: &AnchorInfo| it.state == AnchorState::Missing;
+    let (missing, mut wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_missing);
     for name in names {
         if wanted.iter().all(|anchor| anchor.name != *name) {
             let text = format!("{disk} has no anchor {name}");
@@ -137,6 +138,12 @@ pub fn remove(
     }
     for anchor in &wanted {
         remove_one(anchor)?;
+    }
+    if names.is_empty() {
+        for invalid in missing.iter().filter(|it| it.tracker == Tracker::Bitmap.as_str()) {
+            // A few clusters do no harm where they can't be given back now, or not any more.
+            let _ = anchors::reclaim_at(&invalid.place);
+        }
     }
     Ok(wanted)
 }

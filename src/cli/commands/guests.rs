@@ -8,6 +8,7 @@ use qdelta::cancel::Cancel;
 use qdelta::observer::{Event, Observer};
 use qdelta::quiesce::{Program, THAW_TRIES_DEFAULT};
 use qdelta::repository::Repository;
+use qdelta::warning::Code;
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -98,9 +99,14 @@ fn back_up(
             }
             // As it is for a single image: a full had to begin a new chain.
             let broken = report.disks.iter().any(|disk| disk.broken_chain);
+            let is_left = report.warnings.iter().any(|it| it.code == Code::NotReleased);
             Ok(Outcome {
                 domain: name.clone(),
-                status: if broken { status::DAMAGED } else { status::DONE },
+                status: match broken {
+                    true => status::DAMAGED,
+                    false if is_left => status::NOT_RELEASED,
+                    false => status::DONE,
+                },
                 error: None,
                 result: Some(report),
             })
@@ -154,6 +160,7 @@ fn status_of(summary: &Summary) -> u8 {
         _ if has(interrupted) => interrupted,
         domains if domains.iter().any(|it| it.error.is_some()) => status::SOME_FAILED,
         _ if has(status::DAMAGED) => status::DAMAGED,
+        _ if has(status::NOT_RELEASED) => status::NOT_RELEASED,
         _ => status::DONE,
     }
 }

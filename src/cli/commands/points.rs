@@ -124,7 +124,7 @@ const COLUMNS: &[Column] = &[
     Column { head: "CHANGED", right: true, rank: 1 },
     Column { head: "STORED", right: true, rank: 2 },
     Column { head: "TRACKER", right: false, rank: 4 },
-    Column { head: "CONSISTENCY", right: false, rank: 3 },
+    Column { head: "CONSISTENCY", right: false, rank: 5 },
     Column { head: "AGE", right: true, rank: 0 },
 ];
 
