@@ -512,7 +512,9 @@ fn an_exclusion_means_one_disk_of_one_guest() {
     }
     let folder = format!("my_db-{}", &UUID.replace('c', "d")[..8]);
     let in_repository = format!("{folder}/vdb");
-    let right: &[(&[&str], &[&str], &[(&str, &str)])] = &[
+    // Which guests, which options, and which disks are left out.
+    type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [(&'a str, &'a str)]);
+    let right: &[Case<'_>] = &[
         (&["--all"], &["--exclude", "web/vdb"], &[("web", "vdb")]),
         (&["--all"], &["--exclude", "my db/vdb"], &[("my db", "vdb")]),
         (&["--all"], &["--exclude", &in_repository], &[("my db", "vdb")]),

@@ -236,7 +236,7 @@ fn volumes_are_found_by_the_files_of_their_pools() {
     // Also below an image.
     let below = "<format type='raw'/><source file='/bases/two.raw'/>";
     let volume = "<format type='raw'/><source pool='p' volume='two.raw'/>";
-    let xml = WEB.replace(below, volume).replacen("raw'/><source pool", "raw'/><source pool", 1);
+    let xml = WEB.replace(below, volume);
     let xml = xml.replace(
         "<backingStore type='file'>\n          <format type='raw'/>",
         "<backingStore type='volume'>\n          <format type='raw'/>",
