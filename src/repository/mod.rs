@@ -12,8 +12,11 @@
 //! `.partial`, synced, renamed, and its folder synced. The manifest comes last: what has no
 //! manifest did not happen. Nothing is changed after its rename, so readers need no lock.
 
+mod case;
 mod chain;
 mod durable;
+mod find;
+mod health;
 mod leftovers;
 mod lock;
 mod machine;
@@ -33,9 +36,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Kind;
 
+pub use find::Wanted;
+pub use health::Health;
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::DomainLock;
-pub use machine::{LeftOut, MACHINE_FILE_MAX, MachineFile, MachineRecord, Role};
+pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, Point, Refusal,
 };
@@ -213,34 +218,17 @@ impl Repository {
         Ok(disks)
     }
 
-    /// The disk that is meant by a name: `domain/disk`, or a domain that has only one.
+    /// Fails if the folder of a domain, or of one of these disks of it, would be another one's: on a
+    /// filesystem for which `Web` and `web` are one name. Nothing is written.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if there is no such disk, [`ErrorKind::Usage`] if a domain has
-    /// several and none was named.
-    pub fn find_disk(&self, spec: &DiskSpec) -> Result<DiskId> {
-        let known = match is_folder(&self.domain_dir(&spec.domain))? {
-            true => self.disks_of(&spec.domain)?,
-            false => Vec::new(),
-        };
-        let mut meant =
-            known.iter().filter(|id| spec.disk.as_ref().is_none_or(|disk| id.disk == *disk));
-        match (meant.next(), meant.next()) {
-            (Some(only), None) => Ok(only.clone()),
-            (Some(_), Some(_)) => {
-                let names: Vec<_> = known.iter().map(ToString::to_string).collect();
-                Err(Error::new(
-                    ErrorKind::Usage,
-                    format!("{spec} has several disks: {}", names.join(", ")),
-                )
-                .advise("name the disk as well: DOMAIN/DISK"))
-            }
-            (None, _) => Err(Error::new(
-                ErrorKind::NotFound,
-                format!("no disk {spec} in the repository {}", self.root.display()),
-            )
-            .advise("qdelta points lists the disks that are there")),
-        }
+    /// [`ErrorKind::Usage`], with the name that is there; or a folder can't be read.
+    pub fn check_names<'a>(
+        &self,
+        domain: &DomainName,
+        disks: impl IntoIterator<Item = &'a DiskName>,
+    ) -> Result<()> {
+        case::check(self, domain, disks)
     }
 
     /// Takes the right to write to a domain, for as long as the lock lives. Makes the domain's
@@ -476,6 +464,14 @@ impl Repository {
         leftovers::strays(self, id)
     }
 
+    /// What can be seen to be wrong with a disk's points without reading an archive.
+    ///
+    /// # Errors
+    /// A folder can't be read.
+    pub fn health(&self, id: &DiskId, list: &PointList) -> Result<Health> {
+        health::of(self, id, list)
+    }
+
     /// The folder of a domain.
     fn domain_dir(&self, domain: &DomainName) -> PathBuf {
         self.root.join(domain.as_str())
@@ -624,5 +620,7 @@ fn now_for_people() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod tests;
