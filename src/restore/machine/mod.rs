@@ -271,10 +271,9 @@ impl<'a> Job<'a> {
                 Role::Nvram => {
                     variables += 1;
                     let number = if variables > 1 { variables.to_string() } else { String::new() };
-                    let extension = match file.path.extension().and_then(OsStr::to_str) {
-                        Some(known @ ("json" | "qcow2")) => known,
-                        _ => "fd",
-                    };
+                    let extension = file.path.extension().and_then(OsStr::to_str);
+                    let extension = extension.filter(|it| ["json", "qcow2"].contains(it));
+                    let extension = extension.unwrap_or("fd");
                     PathBuf::from(format!("{stem}_VARS{number}.{extension}"))
                 }
                 Role::BootFile => Path::new("boot").join(inside(&file.path)),
