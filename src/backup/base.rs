@@ -11,7 +11,7 @@ use crate::archive;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Symlink, open_regular};
-use crate::repository::{DiskId, Point, Repository, Selector};
+use crate::repository::{DiskId, Point, Repository};
 
 /// What a new point of a disk is made against.
 pub(super) struct Base {
@@ -42,7 +42,7 @@ impl Base {
             broken_chain: None,
             is_forgotten: false,
         };
-        match repository.resolve(disk, &Selector::Latest) {
+        match repository.newest(disk) {
             Ok(point) => base.latest = Some(point),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             // A full needs nothing of what was there, but for the anchor.

@@ -53,8 +53,8 @@ pub(super) struct Rest {
     base: Base,
     tag: Tag,
     source: Source,
-    /// What is there is kept before a roll back.
-    kept: bool,
+    /// It is a safety point, made before a roll back.
+    safety: bool,
 }
 
 /// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
@@ -65,9 +65,9 @@ pub(super) fn write<'a>(
 ) -> Result<Written<'a>> {
     match job.run(&OfDisk::new(observer, job.disk), cancel) {
         Ok((pending, record, report)) => {
-            let kept = job.options.kept;
+            let safety = job.options.safety;
             let tag = Tag::new(job.repository, job.disk);
-            let rest = Rest { report, base: job.base, tag, source: job.source, kept };
+            let rest = Rest { report, base: job.base, tag, source: job.source, safety };
             Ok(Written { pending, record, rest })
         }
         Err(error) => {
@@ -81,7 +81,7 @@ impl Rest {
     /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
     /// interrupted backups have left. What can't go, the next backup removes.
     pub fn settle(self, observer: &dyn Observer) -> Report {
-        let Self { report, base, tag, source, kept } = self;
+        let Self { report, base, tag, source, safety } = self;
         let path = source.path.clone();
         // What a guest wrote to a raw disk is no anchor, whatever it looks like.
         let is_qcow2 = source.image.layers().first().is_some_and(|top| top.format == Format::Qcow2);
@@ -90,7 +90,7 @@ impl Rest {
         let left = source.anchor.as_ref().map(|anchor| anchor.name.clone());
         source.settle();
         // Before a roll back the image is held by whoever rolls it back, and who removes them then.
-        if kept {
+        if safety {
             return report;
         }
         let old = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
@@ -159,7 +159,7 @@ impl<'a> Job<'a> {
         let is_news = had_one || matches!(self.options.anchor, AnchorChoice::For(_));
         if let Some(wanted) = wanted_anchor(self.options, &self.base)
             && self.source.anchor.is_none()
-            && !self.options.kept
+            && !self.options.safety
             && is_news
             && !is_said
         {

@@ -25,6 +25,7 @@ use qdelta_formats::archive::{Consistency, Digest, Tracker};
 use serde::Serialize;
 
 use crate::cancel::Cancel;
+use crate::duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
 use crate::io::Backend;
@@ -44,7 +45,7 @@ use together::{Ready, Together};
 pub use crate::changes::SAMPLE_DEFAULT;
 pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
 
-pub(crate) use anchors::remove as remove_anchor;
+pub(crate) use anchors::remove_from as remove_anchor_from;
 pub(crate) use guest::{open_options, stated_chain};
 pub(crate) use trial::Trial;
 
@@ -116,8 +117,8 @@ pub struct Options {
     pub sample: u64,
     /// Threads and I/O.
     pub resources: Resources,
-    /// It is what is there before a roll back.
-    pub kept: bool,
+    /// It is a safety point, made before a roll back.
+    pub safety: bool,
 }
 
 impl Default for Options {
@@ -130,7 +131,7 @@ impl Default for Options {
             anchor: AnchorChoice::default(),
             sample: SAMPLE_DEFAULT,
             resources: Resources::default(),
-            kept: false,
+            safety: false,
         }
     }
 }
@@ -235,7 +236,7 @@ pub fn run_together(
     let sources = together.take(&ready)?;
     let written = together.write(ready, sources, Consistency::Offline, cancel)?;
     let mut reports =
-        commit_as(options.kept, written, Consistency::Offline, None, started, &recorder)?;
+        commit_as(options.safety, written, Consistency::Offline, None, started, &recorder)?;
     if let Some(first) = reports.first_mut() {
         first.warnings.extend(recorder.take());
     }
@@ -257,9 +258,9 @@ fn commit(
     commit_as(false, written, consistency, machine, started, recorder)
 }
 
-/// As [`commit`]; `kept` says that it is what is there before a roll back.
+/// As [`commit`]; `safety` says that it is a safety point.
 fn commit_as(
-    kept: bool,
+    safety: bool,
     written: Vec<disk::Written<'_>>,
     consistency: Consistency,
     machine: Option<MachineRecord>,
@@ -270,7 +271,7 @@ fn commit_as(
     let (point, domain) = first.ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
     let mut manifest = Manifest::new(point, domain, consistency);
     manifest.machine = machine;
-    manifest.kept = kept;
+    manifest.safety = safety;
     manifest.elapsed_ms = started.elapsed().as_millis() as u64;
     let mut archives = Vec::new();
     let mut rest = Vec::new();
@@ -315,22 +316,21 @@ fn next_point(
 ) -> Result<PointId> {
     let next = repository.next_point(lock)?;
     if let Some(behind) = next.clock_behind {
-        let text =
-            format!("the clock is {behind:?} behind the latest point; the new one follows it");
+        let behind = duration::shown(behind);
+        let text = format!("the clock is {behind} behind the latest point; the new one follows it");
         observer.warn(Warning::new(Code::Clock, text));
     }
     Ok(next.id)
 }
 
-/// The kind of anchor that is to be left, at this point or, if it is one that was kept before a roll
-/// back, at the next one.
+/// The kind of anchor that is to be left, at this point or, if it is a safety point, at the next one.
 fn wanted_anchor(options: &Options, base: &Base) -> Option<Tracker> {
     let before = base.latest.as_ref().map(|latest| &latest.record);
     let as_before = before.and_then(|record| {
         record.anchor.as_ref().map(|anchor| anchor.what.tracker()).or(record.anchor_wanted)
     });
     match options.anchor {
-        AnchorChoice::None if options.kept => as_before,
+        AnchorChoice::None if options.safety => as_before,
         AnchorChoice::None => None,
         AnchorChoice::For(tracker) => Some(tracker),
         AnchorChoice::AsBefore => as_before,

@@ -288,14 +288,14 @@ pub struct Restore {
     /// Roll the image back where it lies: only what differs is written
     ///
     /// It is the image that the guest has as this disk now, or OUTPUT, or the qcow2 image that the point
-    /// was made from, and nobody may use it. What is there now is kept in a new point first; latest and
-    /// times pass over such points here, so that the same command means the same point again. A qcow2
+    /// was made from, and nobody may use it. First a safety point is made of what is there now; latest
+    /// and times pass over such points, so that the same command means the same point again. A qcow2
     /// image is changed as a whole or not at all; a raw one that is interrupted is half of each, and
     /// finished by the same command with --no-point.
     #[arg(long, conflicts_with_all = ["force", "salvage"])]
     pub in_place: bool,
 
-    /// Roll back without keeping what is there now in a point
+    /// Roll back without a safety point of what is there now
     #[arg(long, requires = "in_place")]
     pub no_point: bool,
 

@@ -1,7 +1,6 @@
 //! Standard output: results and nothing else.
 
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
-use std::path::Path;
 
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
@@ -13,13 +12,16 @@ pub struct Out {
     stdout: BufWriter<Stdout>,
     /// Whether results are JSON.
     pub json: bool,
+    /// Nobody reads any more, or nothing can be written.
     closed: bool,
+    /// Why nothing can be written.
+    failed: Option<io::Error>,
 }
 
 impl Out {
     /// Standard output.
     pub fn new(json: bool) -> Self {
-        Self { stdout: BufWriter::new(io::stdout()), json, closed: false }
+        Self { stdout: BufWriter::new(io::stdout()), json, closed: false, failed: None }
     }
 
     /// How many columns a line may have: those of the terminal, or as many as it takes.
@@ -70,8 +72,16 @@ impl Out {
     }
 
     /// Writes what is still held back.
+    ///
+    /// # Errors
+    /// Something could not be written, now or before: the work was to be ended first.
     pub fn finish(mut self) -> Result<()> {
-        self.write(Write::flush)
+        self.write(Write::flush)?;
+        let Some(error) = self.failed.take() else { return Ok(()) };
+        // The repository has nothing to do with it, whatever it is.
+        Err(Error::new(ErrorKind::Io, "cannot write to standard output")
+            .because(error)
+            .advise("what was to be done is done: only what it says about it is lost"))
     }
 
     fn write(
@@ -81,14 +91,12 @@ impl Out {
         if self.closed {
             return Ok(());
         }
-        match write(&mut self.stdout) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.closed = true;
-                Ok(())
-            }
-            Err(error) => Err(Error::io("write to", Path::new("standard output"), error)),
-            Ok(()) => Ok(()),
+        if let Err(error) = write(&mut self.stdout) {
+            self.closed = true;
+            let is_enough = error.kind() == io::ErrorKind::BrokenPipe;
+            self.failed = (!is_enough).then_some(error);
         }
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::Manifest;
 use super::names::{DiskId, DomainName, MACHINE};
 use super::pending::partial_name;
-use super::point::{Among, PointId, Selector};
+use super::point::{PointId, Selector};
 use super::{DomainLock, Repository, durable, is_there};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Digest;
@@ -45,6 +45,9 @@ pub struct MachineRecord {
     /// How many filesystems were frozen; none if none were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_filesystems: Option<u32>,
+    /// libvirt starts it with the host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autostart: bool,
     /// Its files.
     pub files: Vec<MachineFile>,
     /// The disks that are not in the point, and why.
@@ -84,6 +87,10 @@ pub enum Role {
     Nvram,
     /// The state of its TPM.
     Tpm,
+    /// A file that it starts from and only reads: a kernel, an initrd, an ACPI table.
+    BootFile,
+    /// Another file that it keeps its state in.
+    GuestState,
     /// The configuration of the host.
     HostConfig,
 }
@@ -134,8 +141,8 @@ impl Repository {
         Ok(manifests.into_iter().filter_map(machine).collect())
     }
 
-    /// The machine that a disk belonged to at a point: of a point that has none, such as one that a
-    /// roll back kept, the one of the latest point before it that has both.
+    /// The machine that a disk belonged to at a point: of a point that has none, such as a
+    /// safety point, the one of the latest point before it that has both.
     ///
     /// # Errors
     /// The manifests can't be listed.
@@ -181,16 +188,11 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn resolve_domain(
-        &self,
-        domain: &DomainName,
-        selector: &Selector,
-        among: Among,
-    ) -> Result<Manifest> {
+    pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
         let mut found = BTreeSet::new();
         let mut none = None;
         for disk in self.disks()?.into_iter().filter(|disk| disk.domain == *domain) {
-            match self.resolve_among(&disk, selector, among) {
+            match self.resolve(&disk, selector) {
                 Ok(point) => {
                     found.insert(point.id);
                 }
@@ -347,6 +349,7 @@ mod tests {
             uuid: Some(uuid.to_owned()),
             freeze_ms: None,
             frozen_filesystems: None,
+            autostart: false,
             files: Vec::new(),
             left_out: Vec::new(),
             missing: Vec::new(),

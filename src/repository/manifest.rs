@@ -52,9 +52,9 @@ pub struct Manifest {
     /// The machine around the disks, if it is a domain of libvirt's that was backed up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineRecord>,
-    /// It holds what was there before a roll back: nobody asked for a backup.
+    /// It is a safety point: it holds what was there before a roll back, and nobody asked for a backup.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub kept: bool,
+    pub safety: bool,
 }
 
 /// One disk at a recovery point.
@@ -236,7 +236,7 @@ impl Manifest {
             disks: Vec::new(),
             elapsed_ms: 0,
             machine: None,
-            kept: false,
+            safety: false,
         }
     }
 
@@ -379,8 +379,8 @@ pub struct Point {
     pub frozen_filesystems: Option<u32>,
     /// How long making it took, in milliseconds.
     pub elapsed_ms: u64,
-    /// It holds what was there before a roll back.
-    pub kept: bool,
+    /// It is a safety point: it holds what was there before a roll back.
+    pub safety: bool,
     /// What the manifest says of the disk.
     pub record: DiskRecord,
     /// Where its archive is.

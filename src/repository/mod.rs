@@ -41,7 +41,8 @@ pub use manifest::{
 };
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
-pub use point::{Among, PointId, Selector};
+use point::Among;
+pub use point::{PointId, Selector};
 
 /// The file that makes a folder a repository.
 const CONFIG: &str = "qdelta.toml";
@@ -278,7 +279,7 @@ impl Repository {
                     .as_ref()
                     .and_then(|machine| machine.frozen_filesystems),
                 elapsed_ms: manifest.elapsed_ms,
-                kept: manifest.kept,
+                safety: manifest.safety,
                 archive_path: self.disk_dir(id).join(&record.archive),
                 archive_present: present.contains(&record.archive),
                 record,
@@ -288,24 +289,48 @@ impl Repository {
         Ok(PointList { points, damaged: manifests.damaged })
     }
 
-    /// The point of a disk that a selector means.
+    /// The point of a disk that a selector means: an id means any point, the latest or a time means
+    /// backups alone, and no safety point.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if an id's beginning fits
     /// several, [`ErrorKind::Damaged`] if the answer may be a point whose manifest is damaged: an
     /// older one is never given in its place.
     pub fn resolve(&self, id: &DiskId, selector: &Selector) -> Result<Point> {
-        self.resolve_among(id, selector, Among::All)
+        self.resolve_among(id, selector, Among::Backups)
     }
 
-    /// As [`Self::resolve`], with some points left out.
+    /// The last safety point that a selector passed over when it meant `point`, if there is one.
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn resolve_among(&self, id: &DiskId, selector: &Selector, among: Among) -> Result<Point> {
+    pub fn passed_over(
+        &self,
+        id: &DiskId,
+        selector: &Selector,
+        point: PointId,
+    ) -> Result<Option<PointId>> {
+        if matches!(selector, Selector::Id(_)) {
+            return Ok(None);
+        }
+        let last = self.resolve_among(id, selector, Among::All)?.id;
+        Ok((last > point).then_some(last))
+    }
+
+    /// The newest point of a disk, of whatever kind it is: what the next backup builds on.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn newest(&self, id: &DiskId) -> Result<Point> {
+        self.resolve_among(id, &Selector::Latest, Among::All)
+    }
+
+    fn resolve_among(&self, id: &DiskId, selector: &Selector, among: Among) -> Result<Point> {
         let PointList { mut points, damaged } = self.points(id)?;
         let is_id = matches!(selector, Selector::Id(_));
-        points.retain(|point| among == Among::All || is_id || !point.kept);
+        let is_meant = |point: &Point| among == Among::All || is_id || !point.safety;
+        let last_safety = points.iter().rev().find(|point| point.safety).map(|point| point.id);
+        points.retain(is_meant);
         let fits = |candidate: PointId| match selector {
             Selector::Latest => true,
             Selector::At(time) => candidate.time() <= *time,
@@ -344,7 +369,14 @@ impl Repository {
                     )
                     .advise("qdelta replay restores from the archives: the full first, in order");
                 }
-                (_, None) => format!("{id} has no points yet"),
+                (_, None) => match last_safety {
+                    None => format!("{id} has no points yet"),
+                    Some(safety) => {
+                        let text = format!("{id} has no backup, only safety points of roll backs");
+                        return Error::new(ErrorKind::NotFound, text)
+                            .advise(format!("name the one that is meant: {id}@{safety}"));
+                    }
+                },
                 (Selector::At(time), Some(first)) => {
                     format!("{id} has no point at or before {time}; its first is {}", first.id)
                 }

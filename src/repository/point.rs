@@ -150,11 +150,12 @@ pub enum Selector {
 
 /// Which points a selector is looked for among.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Among {
+pub(super) enum Among {
     /// All.
     All,
-    /// Those that somebody asked for: a roll back to `latest` that was interrupted would otherwise
-    /// find what it has kept itself. An id means its point all the same.
+    /// Those that somebody asked for, and no safety points: after a roll back the latest point is not
+    /// the state that was rolled back from, and a roll back to it that was interrupted does not find
+    /// its own safety point. An id means its point all the same.
     Backups,
 }
 

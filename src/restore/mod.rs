@@ -68,6 +68,12 @@ pub struct Report {
     pub disk: String,
     /// The recovery point.
     pub point: String,
+    /// It is a safety point, made before a roll back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub safety: bool,
+    /// The last safety point that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Where it is now; `-` is standard output.
     #[serde(serialize_with = "crate::json::serialize")]
     pub output: PathBuf,
@@ -138,6 +144,7 @@ pub fn run(
 ) -> Result<Report> {
     let disk = repository.find_disk(disk)?;
     let point = repository.resolve(&disk, selector)?;
+    let passed_over = repository.passed_over(&disk, selector, point.id)?;
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
     check_replaced(&request)?;
@@ -148,7 +155,9 @@ pub fn run(
     } else {
         (check_indexes(open_chain(repository, &point)?)?, Vec::new())
     };
-    let report = rebuild(&chain, problems, request, observer, cancel)?;
+    let mut report = rebuild(&chain, problems, request, observer, cancel)?;
+    report.safety = point.safety;
+    report.passed_over = passed_over.map(|point| point.to_string());
     Ok(Report { warnings: recorder.take(), ..report })
 }
 
@@ -238,6 +247,7 @@ fn rebuild(
                 format: request.format,
                 force: request.force,
                 inputs: input_ids(chain)?,
+                cancel: cancel.clone(),
             };
             (path.clone(), output::create(&path, plan, &options, observer)?)
         }
@@ -273,6 +283,8 @@ fn rebuild(
     Ok(Report {
         disk: format!("{}/{}", metadata.domain, metadata.disk),
         point: metadata.point.clone(),
+        safety: false,
+        passed_over: None,
         output: name,
         format: request.format.as_str(),
         virtual_size: chain.geometry().virtual_size(),

@@ -174,7 +174,7 @@ fn a_backup_and_a_restore_are_counted_in_small_steps_whatever_the_block_size() {
             anchor: AnchorChoice::None,
             sample: 0,
             resources: Resources::default(),
-            kept: false,
+            safety: false,
         };
         let open = OpenOptions { format: Some("raw".parse().unwrap()), ..OpenOptions::default() };
         let image = ImageRequest { path: lab.path("web.raw"), open, disk: None };

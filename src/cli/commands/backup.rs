@@ -19,7 +19,7 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         anchor: args.tracking.anchor.to_choice(),
         sample: args.tracking.sample,
         resources: args.work.resources(),
-        kept: false,
+        safety: false,
     };
     if args.guests.are_meant() {
         return guests::run(&args, &options, context);

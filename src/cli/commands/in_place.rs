@@ -29,7 +29,10 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
         return Ok(status::DONE);
     }
     show(&report, context)?;
-    context.out.line(kept(report.kept.as_deref()))?;
+    for note in text::safety_notes(false, report.passed_over.as_deref()) {
+        context.out.line(note)?;
+    }
+    context.out.line(safety_point(report.safety_point.as_deref()))?;
     Ok(status::DONE)
 }
 
@@ -50,7 +53,10 @@ pub fn run_machine(args: &Restore, domain: &str, context: &mut Context) -> Resul
     for disk in &report.disks {
         show(disk, context)?;
     }
-    context.out.line(kept(report.kept.as_deref()))?;
+    for note in text::safety_notes(false, report.passed_over.as_deref()) {
+        context.out.line(note)?;
+    }
+    context.out.line(safety_point(report.safety_point.as_deref()))?;
     Ok(status::DONE)
 }
 
@@ -58,7 +64,7 @@ fn options(args: &Restore) -> InPlaceOptions {
     InPlaceOptions {
         format: args.target.format.map(args::Format::to_image),
         image_roots: args.image_roots.clone(),
-        keep: !args.no_point,
+        safety_point: !args.no_point,
         libvirt: args.libvirt.libvirt(),
         resources: args.work.resources(),
     }
@@ -77,9 +83,9 @@ fn show(report: &InPlaceReport, context: &mut Context) -> Result<()> {
     ))
 }
 
-fn kept(point: Option<&str>) -> String {
+fn safety_point(point: Option<&str>) -> String {
     match point {
-        Some(point) => format!("  what was there before is point {point}"),
-        None => "  what was there before is not kept".to_owned(),
+        Some(point) => format!("  what was there before is safety point {point}"),
+        None => "  there is no safety point of what was there before".to_owned(),
     }
 }

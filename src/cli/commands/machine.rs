@@ -62,6 +62,9 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
     for path in report.nvram.iter().chain([&report.xml]) {
         out.line(format!("  {}", path.display()))?;
     }
+    for note in text::safety_notes(report.safety, report.passed_over.as_deref()) {
+        out.line(note)?;
+    }
     out.line(format!("  took {}", text::duration(report.seconds)))?;
     out.line("What is left to do:")?;
     for command in &report.commands {

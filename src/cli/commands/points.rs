@@ -42,7 +42,7 @@ struct PointReport {
     consistency: &'static str,
     freeze_ms: Option<u64>,
     frozen_filesystems: Option<u32>,
-    kept: bool,
+    safety: bool,
     virtual_size: u64,
     block_size: u32,
     bytes_read: u64,
@@ -124,6 +124,7 @@ const COLUMNS: &[Column] = &[
     Column { head: "CHANGED", right: true, rank: 1 },
     Column { head: "STORED", right: true, rank: 2 },
     Column { head: "TRACKER", right: false, rank: 4 },
+    Column { head: "CONSISTENCY", right: false, rank: 5 },
     Column { head: "AGE", right: true, rank: 0 },
 ];
 
@@ -194,7 +195,10 @@ fn row(branch: &str, point: &Point, now: Timestamp) -> Vec<String> {
     let age = now.as_second() - point.created.as_second();
     vec![
         format!("{branch}{}", point.id),
-        record.kind.to_string(),
+        match point.safety {
+            true => format!("{}, safety", record.kind),
+            false => record.kind.to_string(),
+        },
         text::bytes(record.virtual_size),
         text::bytes(record.bytes_changed),
         match point.archive_present {
@@ -202,6 +206,7 @@ fn row(branch: &str, point: &Point, now: Timestamp) -> Vec<String> {
             false => "missing".to_owned(),
         },
         record.tracker.to_string(),
+        point.consistency.as_str().to_owned(),
         text::age(age),
     ]
 }
@@ -218,7 +223,7 @@ impl From<&Point> for PointReport {
             consistency: point.consistency.as_str(),
             freeze_ms: point.freeze_ms,
             frozen_filesystems: point.frozen_filesystems,
-            kept: point.kept,
+            safety: point.safety,
             virtual_size: record.virtual_size,
             block_size: record.block_size,
             bytes_read: record.bytes_read,

@@ -1,7 +1,7 @@
 //! The flow that rolls images back where they lie: only the blocks that differ are written.
 //!
 //! ```text
-//! lock → compare by digest → rehearse → a point of what is there → write what differs → compare again
+//! lock → compare by digest → rehearse → safety point → write what differs → compare again
 //! ```
 //!
 //! A qcow2 image becomes the old disk in one step: whenever it is killed, it is as it was, or
@@ -9,8 +9,9 @@
 //! again goes on.
 //!
 //! The disks of a guest go back together: what would fail for one of them is found before any is
-//! written, and what is there is one point of all.
+//! written, and one safety point is made of all.
 
+mod pages;
 mod ready;
 mod roll_back;
 mod room;
@@ -31,7 +32,7 @@ use crate::image::{Format, Image, OpenOptions, StatedChain};
 use crate::observer::{Observer, OfDisk, Recorder};
 use crate::pipeline::Resources;
 use crate::repository::{
-    Among, DiskId, DiskSpec, MachineRecord, Manifest, Point, Repository, Selector,
+    DiskId, DiskSpec, MachineRecord, Manifest, Point, PointId, Repository, Selector,
 };
 use crate::warning::{Code, Warning};
 use roll_back::roll_back;
@@ -69,8 +70,8 @@ pub struct InPlaceOptions {
     pub format: Option<Format>,
     /// Folders besides the images' own into which names inside images may lead.
     pub image_roots: Vec<PathBuf>,
-    /// First make a point of what is there now.
-    pub keep: bool,
+    /// First make a safety point of what is there now.
+    pub safety_point: bool,
     /// Where libvirt keeps its files.
     pub libvirt: Libvirt,
     /// Threads and I/O.
@@ -87,8 +88,11 @@ pub struct InPlaceReport {
     /// The image.
     #[serde(serialize_with = "crate::json::serialize")]
     pub image: PathBuf,
-    /// The point that holds what was there before; none if it was not wanted.
-    pub kept: Option<String>,
+    /// The safety point, which holds what was there before; none if it was not wanted.
+    pub safety_point: Option<String>,
+    /// The last safety point of an earlier roll back that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Size of the disk, in bytes.
     pub virtual_size: u64,
     /// Bytes of the disk that differed, in whole blocks, and were written.
@@ -108,8 +112,11 @@ pub struct MachineInPlaceReport {
     pub domain: String,
     /// The recovery point whose content the disks have now.
     pub point: String,
-    /// The point that holds what was there before; none if it was not wanted.
-    pub kept: Option<String>,
+    /// The safety point, which holds what was there before; none if it was not wanted.
+    pub safety_point: Option<String>,
+    /// The last safety point of an earlier roll back that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Its disks.
     pub disks: Vec<InPlaceReport>,
     /// What the admin should know; what is about one disk stands there.
@@ -132,9 +139,10 @@ pub fn run_in_place(
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
     let disk = repository.find_disk(&request.disk)?;
-    let point = repository.resolve_among(&disk, &request.selector, Among::Backups)?;
+    let point = repository.resolve(&disk, &request.selector)?;
     let image = request.image.as_deref();
-    let job = Job::prepare(repository, &point, image, &request.options, observer)?;
+    let mut job = Job::prepare(repository, &point, image, &request.options, observer)?;
+    job.passed_over = repository.passed_over(&disk, &request.selector, point.id)?;
     let mut reports = roll_back(repository, &[job], &request.options, observer, cancel)?;
     let report = reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
     Ok(InPlaceReport { warnings: recorder.take(), ..report })
@@ -156,12 +164,14 @@ pub fn run_machine_in_place(
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
     let domain = repository.find_domain(&request.domain)?;
-    let manifest = repository.resolve_domain(&domain, &request.selector, Among::Backups)?;
+    let manifest = repository.resolve_domain(&domain, &request.selector)?;
     let mut jobs = Vec::new();
     for record in &manifest.disks {
         let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
         let point = repository.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
-        jobs.push(Job::prepare(repository, &point, None, &request.options, observer)?);
+        let mut job = Job::prepare(repository, &point, None, &request.options, observer)?;
+        job.passed_over = repository.passed_over(&id, &request.selector, point.id)?;
+        jobs.push(job);
     }
     let machine = jobs.iter().find_map(|job| job.machine.as_ref());
     for text in as_now(&manifest, machine, &request.options.libvirt) {
@@ -174,7 +184,8 @@ pub fn run_machine_in_place(
     Ok(MachineInPlaceReport {
         domain: domain.to_string(),
         point: manifest.point.to_string(),
-        kept: disks.first().and_then(|disk| disk.kept.clone()),
+        safety_point: disks.first().and_then(|disk| disk.safety_point.clone()),
+        passed_over: disks.iter().filter_map(|disk| disk.passed_over.clone()).max(),
         disks,
         warnings: recorder.take(),
         seconds: started.elapsed().as_secs_f64(),
@@ -205,6 +216,7 @@ fn as_now(manifest: &Manifest, machine: Option<&MachineRecord>, libvirt: &Libvir
 struct Job {
     disk: DiskId,
     point: String,
+    passed_over: Option<PointId>,
     chain: Chain,
     path: PathBuf,
     open: OpenOptions,
@@ -274,6 +286,7 @@ impl Job {
         Ok(Self {
             disk: point.disk.clone(),
             point: point.id.to_string(),
+            passed_over: None,
             chain,
             path,
             open,
