@@ -476,7 +476,7 @@ fn the_beginning_of_an_id_means_one_point_of_all_disks() {
     let first = host.web(&["--exclude", "vdb"])["point"].as_str().unwrap().to_owned();
     let second = host.web(&["--exclude", "vda"])["point"].as_str().unwrap().to_owned();
     let to = host.lab.path("to");
-    let said = restore(&host, &to, &["--at", &first[..4]]).fails_with(2);
+    let said = restore(&host, &to, &["--at", &first[..6]]).fails_with(2);
     assert!(said.contains(&first) && said.contains(&second), "{said}");
     restore(&host, &to, &["--at", &first]).ok();
 }

@@ -66,7 +66,7 @@ pub struct Machine {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["disk", "output", "salvage"])]
     pub domain: Option<String>,
 
-    /// The point, as DISK@POINT has it: latest, an id or its beginning, a time
+    /// The point, as DISK@POINT has it: latest, an id or its beginning, a time, how long ago
     #[arg(long, value_name = "POINT", default_value = "latest", requires = "domain")]
     pub at: Selector,
 

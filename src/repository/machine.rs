@@ -152,38 +152,6 @@ impl Repository {
         Ok(earlier.filter_map(|manifest| manifest.machine).next_back())
     }
 
-    /// The domain that is meant by a name: its own in the repository, or the one that libvirt has for
-    /// it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if there are several.
-    pub fn find_domain(&self, name: &str) -> Result<DomainName> {
-        let domains = self.domains()?;
-        if let Some(domain) = domains.iter().find(|domain| domain.as_str() == name) {
-            return Ok(domain.clone());
-        }
-        let mut found = Vec::new();
-        for domain in domains {
-            if self.machines(&domain)?.iter().any(|(_, machine)| machine.name == name) {
-                found.push(domain);
-            }
-        }
-        match found.as_slice() {
-            [only] => Ok(only.clone()),
-            [] => {
-                let text =
-                    format!("no domain {name:?} in the repository {}", self.path().display());
-                Err(Error::new(ErrorKind::NotFound, text)
-                    .advise("qdelta points lists what there is"))
-            }
-            several => {
-                let names: Vec<_> = several.iter().map(DomainName::as_str).collect();
-                let text = format!("{name:?} may be any of {}", names.join(", "));
-                Err(Error::new(ErrorKind::Usage, text).advise("give one of these names"))
-            }
-        }
-    }
-
     /// The manifest of the point of a domain that a selector means.
     ///
     /// # Errors

@@ -76,9 +76,13 @@ pub fn run(args: &Backup, options: &Options, context: &mut Context) -> Result<u8
             break;
         }
     }
+    let made = summary.domains.iter().filter(|it| it.result.is_some()).count();
+    context.out.was_done(format!("{} made", text::count(made, "point")));
     if context.out.json {
         context.out.json(&summary)?;
-    } else if summary.domains.len() > 1 || !summary.excluded.is_empty() {
+    } else if (summary.domains.len() > 1 || !summary.excluded.is_empty())
+        && !(context.out.quiet && made == summary.domains.len())
+    {
         show_summary(&summary, context)?;
     }
     Ok(status_of(&summary))
@@ -94,7 +98,7 @@ fn back_up(
     let observer = OfGuest { screen: &context.screen, guest: name };
     match run_guest(repository, request, &observer, cancel) {
         Ok(report) => {
-            if !context.out.json {
+            if !context.out.json && !context.out.quiet {
                 show(&report, context)?;
             }
             // As it is for a single image: a full had to begin a new chain.
