@@ -117,7 +117,9 @@ fn a_disk_comes_back_as_it_was_at_each_point() {
     assert_eq!(said.lines().count(), 1, "{said}");
     // Why it was this tracker and no other is said to those who ask.
     let said = place.done(&["backup", &image, "-v", "--track", "auto", "--kind", "differential"]);
-    for why in ["    against ", "    not by bitmap: ", "    not by snapshot: ", " in blocks of 64 KiB, "] {
+    for why in
+        ["    against ", "    not by bitmap: ", "    not by snapshot: ", " in blocks of 64 KiB, "]
+    {
         assert!(said.contains(why), "{why} is not in {said}");
     }
     assert!(place.done(&["points"]).contains("3 points in 1 chain"));
