@@ -2,8 +2,8 @@
 //! typed is what happens.
 //!
 //! clap's own rules are not enough: it drops a `requires` whose target conflicts with something
-//! that was typed, and it can't tell a way of using a command from another one. So what belongs to
-//! which way stands here, and `combination/tests.rs` goes through all pairs of options of every
+//! that was typed, and it knows no values and no ways of using a command. So what belongs to which
+//! way stands here (of clap's there are only what is required, and two of which one must go), and `combination/tests.rs` goes through all pairs of options of every
 //! command.
 
 use clap::ArgMatches;

@@ -12,11 +12,11 @@ use qdelta::repository::Selector;
 #[command(next_help_heading = "Backing up libvirt guests")]
 pub struct Guests {
     /// Back up all disks of this libvirt domain as one point, running or not; can be repeated
-    #[arg(long = "domain", value_name = "NAME", conflicts_with_all = ["image", "disk", "snapshot", "as_file", "format"])]
+    #[arg(long = "domain", value_name = "NAME")]
     pub domains: Vec<String>,
 
     /// Back up every domain that libvirt has
-    #[arg(long, conflicts_with_all = ["domains", "image", "disk", "snapshot", "as_file", "format"])]
+    #[arg(long, conflicts_with = "domains")]
     pub all: bool,
 
     /// Leave out the disk with this target, such as vdb; can be repeated
@@ -59,19 +59,19 @@ impl Guests {
 #[command(next_help_heading = "Restoring a guest")]
 pub struct Machine {
     /// Restore all of this domain: disks, firmware variables, definition; with --in-place, its disks
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["disk", "output", "salvage"])]
+    #[arg(long, value_name = "NAME")]
     pub domain: Option<String>,
 
     /// The point, as DISK@POINT has it: latest, an id or its beginning, a time, how long ago
-    #[arg(long, value_name = "POINT", default_value = "latest", requires = "domain")]
+    #[arg(long, value_name = "POINT", default_value = "latest")]
     pub at: Selector,
 
     /// The folder for all its files, which is made if it is missing
-    #[arg(long, value_name = "DIR", requires = "domain", conflicts_with = "in_place", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: Option<PathBuf>,
 
     /// Give it this name, with a new UUID and new MAC addresses: it can live beside the old one
-    #[arg(long, value_name = "NEW", requires = "to")]
+    #[arg(long, value_name = "NEW")]
     pub rename: Option<String>,
 }
 
