@@ -88,8 +88,8 @@ pub enum Command {
 
 /// Make a repository.
 ///
-/// DIR becomes one: it must be empty or not exist yet. Backups go only into folders that were made
-/// so, so a backup disk that isn't mounted never fills the disk below it.
+/// DIR becomes one: it must be empty or not exist yet. A backup refuses every folder that qdelta
+/// init has not made, so it never fills the disk below a mount point whose disk isn't mounted.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
 pub struct Init {
@@ -100,11 +100,11 @@ pub struct Init {
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.
 ///
-/// An image is read, with its backing files; it must not be in use by a running guest. With --domain
-/// it is a libvirt guest that is backed up, all its disks of one moment, running or not: a running
-/// one is frozen for the milliseconds that clones of its images take. What does not differ from the point before is not stored again, so a backup
-/// costs what has changed. If it fails or is stopped, at whatever moment, the repository holds
-/// what it held before.
+/// The image is read with its backing files; no running guest may use it. --domain backs up a
+/// libvirt guest, running or not: all its disks as they were at one moment. A running guest is
+/// frozen for the milliseconds that it takes to clone its images. Blocks that are what they were at
+/// the point before are not stored again, so a backup costs what has changed. A backup that fails
+/// or is stopped, at whatever moment, leaves the repository as it was.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("backup"), after_long_help = examples::long(Some("backup")))]
 pub struct Backup {
@@ -157,7 +157,7 @@ pub struct Backup {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Finding what has changed")]
 pub struct Tracking {
-    /// How to find the changed blocks; what can't be proved valid is an error then
+    /// How to find the changed blocks; a tracker that is named and can't be proved valid is an error
     #[arg(long, value_enum, default_value_t)]
     pub track: Track,
 
@@ -165,8 +165,8 @@ pub struct Tracking {
     #[arg(long, value_enum, default_value_t)]
     pub anchor: Anchor,
 
-    /// Blocks thought unchanged to read all the same, chosen at random, to see whether they are; 0
-    /// for none. The default finds a miss of one in a thousand with a probability of 99 %
+    /// How many blocks that the tracker calls unchanged are read all the same, chosen at random, to
+    /// check it; 0 for none. The default finds a miss of one in a thousand with a probability of 99 %
     #[arg(long, value_name = "N", default_value_t = SAMPLE_DEFAULT)]
     pub sample: u64,
 }
@@ -385,8 +385,8 @@ pub struct Replay {
 
 /// Prove that recovery points can be restored.
 ///
-/// Reads every archive that the points need, checks every checksum and digest, and rebuilds each
-/// disk in memory to compare it with the digest of what was backed up.
+/// Reads every archive that the points need, checks every checksum and digest, and computes the
+/// digest of the whole disk at each point, to compare it with the one that the backup computed.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("verify"), after_long_help = examples::long(Some("verify")))]
 pub struct Verify {

@@ -19,9 +19,13 @@ pub struct Guests {
     #[arg(long, conflicts_with = "domains")]
     pub all: bool,
 
-    /// Leave out the disk with this target, such as vdb; can be repeated
-    #[arg(long, value_name = "TARGET")]
+    /// Leave out this disk of this guest, such as web/vdb; with a single --domain vdb will do; can be repeated
+    #[arg(long, value_name = "GUEST/TARGET")]
     pub exclude: Vec<String>,
+
+    /// Leave out this guest of --all; can be repeated
+    #[arg(long, value_name = "NAME", requires = "all", conflicts_with_all = ["domains", "image"])]
+    pub exclude_guest: Vec<String>,
 
     /// How far a running guest is brought to rest
     #[arg(long, value_enum, default_value_t)]

@@ -65,14 +65,12 @@ impl Observer for Screen {
                 }
             }
             Event::End => self.end(),
+            Event::Warning(warning) if warning.code != Code::SlowIo => self.say(&describe(warning)),
             // The work is as good without a ring. Whoever may not have one can't change that every
             // night: it stands in the result, and is said to those who ask.
-            Event::Warning(warning) if warning.code == Code::SlowIo => {
-                if self.verbose {
-                    self.say(&format!("qdelta: {}", warning.text));
-                }
+            Event::Warning(warning) if self.verbose => {
+                self.say(&format!("qdelta: {}", warning.text));
             }
-            Event::Warning(warning) => self.say(&describe(warning)),
             // What the library may learn to tell later.
             _ => {}
         }

@@ -45,6 +45,9 @@ pub struct MachineRecord {
     /// How many filesystems were frozen; none if none were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_filesystems: Option<u32>,
+    /// libvirt starts it with the host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autostart: bool,
     /// Its files.
     pub files: Vec<MachineFile>,
     /// The disks that are not in the point, and why.
@@ -84,6 +87,10 @@ pub enum Role {
     Nvram,
     /// The state of its TPM.
     Tpm,
+    /// A file that it starts from and only reads: a kernel, an initrd, an ACPI table.
+    BootFile,
+    /// Another file that it keeps its state in.
+    GuestState,
     /// The configuration of the host.
     HostConfig,
 }
@@ -310,6 +317,7 @@ mod tests {
             uuid: Some(uuid.to_owned()),
             freeze_ms: None,
             frozen_filesystems: None,
+            autostart: false,
             files: Vec::new(),
             left_out: Vec::new(),
             missing: Vec::new(),

@@ -67,6 +67,7 @@ impl Shelf {
         let mut manifest = Manifest::new(id, disk.domain.clone(), Consistency::Offline);
         manifest.created = id.time();
         manifest.machine = guest.map(|(name, uuid)| MachineRecord {
+            autostart: false,
             name: name.to_owned(),
             uuid: Some(uuid.to_owned()),
             freeze_ms: None,
