@@ -125,6 +125,11 @@ const BACKUP: &[Rule] = &[
         why: "is for libvirt's guests, and an IMAGE is backed up: say --domain NAME or --all",
     },
     Rule {
+        options: &["exclude_guest"],
+        when: |typed| !typed.has("all"),
+        why: "is for --all: without it only those guests are backed up that are named",
+    },
+    Rule {
         options: LIBVIRT,
         when: |typed| !typed.guests(),
         why: "is for libvirt's guests, and an IMAGE is backed up: say --domain NAME or --all",

@@ -24,7 +24,7 @@ pub struct Guests {
     pub exclude: Vec<String>,
 
     /// Leave out this guest of --all; can be repeated
-    #[arg(long, value_name = "NAME", requires = "all", conflicts_with_all = ["domains", "image"])]
+    #[arg(long, value_name = "NAME")]
     pub exclude_guest: Vec<String>,
 
     /// How far a running guest is brought to rest

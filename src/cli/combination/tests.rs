@@ -88,6 +88,7 @@ const TABLES: &[Table] = &[
             Entry(&["--anchor", "reflink"], &[], "left, or a warning"),
             Entry(&["--sample", "5000"], &[], "so many blocks are read to check a claim"),
             Entry(&["--sample", "0"], &[], "nothing is read to check a claim"),
+            Entry(&["--exclude-guest", "g"], &["all"], "this guest is not backed up"),
             Entry(&["--exclude", "vdb"], &["guest", "all"], "these disks are not in the point"),
             Entry(
                 &["--consistency", "quiesced"],
