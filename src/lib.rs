@@ -32,6 +32,7 @@ mod json;
 pub mod observer;
 pub mod output;
 pub mod pack;
+mod paths;
 pub mod pipeline;
 mod program;
 

@@ -15,6 +15,9 @@ use crate::sys;
 
 /// More than this of what it says is not kept, in bytes.
 const OUTPUT_LEN_MAX: usize = 16 << 10;
+/// The most characters of a complaint that are passed on. However they are written in JSON, several
+/// complaints fit into a line of the watchdog's.
+const PROBLEM_LEN_MAX: usize = 4000;
 /// How long it is waited for at a time when nothing wakes the wait.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -53,7 +56,12 @@ impl Said {
     pub fn problem(&self) -> String {
         let text = String::from_utf8_lossy(&self.stderr);
         let words: Vec<&str> = text.split_whitespace().collect();
-        if words.is_empty() { String::new() } else { format!(": {}", words.join(" ")) }
+        if words.is_empty() {
+            return String::new();
+        }
+        let plain = |c: &char| !c.is_control();
+        let line: String = words.join(" ").chars().filter(plain).take(PROBLEM_LEN_MAX).collect();
+        format!(": {line}")
     }
 }
 

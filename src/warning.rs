@@ -28,6 +28,14 @@ pub enum Code {
     BrokenChain,
     /// The disk is another image than at the point before.
     OtherImage,
+    /// The image is read in another format than at the point before, or looks like another one.
+    OtherFormat,
+    /// The disk is smaller than at the point before.
+    Smaller,
+    /// Everything on the disk is zero, and was not at the point before.
+    AllZero,
+    /// The guest has another UUID than the one of the point.
+    OtherGuest,
     /// The clock is behind the latest point.
     Clock,
     /// A file in the repository belongs to no point.

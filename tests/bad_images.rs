@@ -195,7 +195,7 @@ fn a_foreign_backing_file_without_a_format() {
     let bytes = std::fs::read(&top).unwrap();
     let at = bytes.windows(4).position(|four| four == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
     patch(&top, at as u64, &[0x11; 4]);
-    refused(&lab, &top, &[], &["base.raw", "vmdk"]);
+    refused(&lab, &top, &[], &["base.raw", "VMDK"]);
 }
 
 /// A guest can write a qcow2 header into its raw disk: called raw, it stays raw, and what the header

@@ -96,7 +96,7 @@ fn after_an_external_snapshot_the_image_of_now_is_rolled_back() {
     assert!(said.contains("disk vda of web is no more"), "{said}");
     guest.redefine(&[(UUID, "11111111-2222-4333-8444-555555555555")]);
     let said = host.restore(args![vda.as_str(), "--in-place"]).fails_with(2);
-    assert!(said.contains("another UUID"), "{said}");
+    assert!(said.contains("is another guest than that of the point"), "{said}");
 }
 
 /// A template that another guest's disk lies on.
@@ -204,6 +204,7 @@ fn options(host: &Host) -> InPlaceOptions {
         format: None,
         image_roots: Vec::new(),
         safety_point: true,
+        same_guest: false,
         libvirt: Libvirt {
             config: host.lab.path("etc"),
             run: host.lab.path("run"),

@@ -125,7 +125,7 @@ fn nothing_is_overwritten_by_accident() {
     assert_eq!(verified.code(), Some(4));
     let damaged = verified.json()["damaged"].as_array().unwrap().len();
     assert_eq!(damaged, fs::read_dir(&machine).unwrap().count(), "each lost file is found");
-    restore(&host, &to, &[]).fails_with(6);
+    restore(&host, &to, &[]).fails_with(4);
     assert!(!to.exists());
     // The disks can still be had, one by one.
     host.assert_restores("vda", &expected[0]);

@@ -10,6 +10,7 @@ mod bad_days;
 mod bad_images;
 mod block_devices;
 mod cli;
+mod continuity;
 mod data_path;
 mod definitions;
 mod flows;

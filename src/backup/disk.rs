@@ -12,6 +12,7 @@ use qdelta_formats::archive::{
 use super::anchors::{self, Tag};
 use super::base::Base;
 use super::data_path::{self, Selection};
+use super::same_disk;
 use super::source::{NO_ANCHOR, NO_MORE_TRIES, Source};
 use super::trackers::{self, Tracked};
 use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
@@ -22,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, Image};
 use crate::io::EarlyWriteback;
 use crate::observer::{Observer, OfDisk};
+use crate::paths::absolute;
 use crate::repository::{
     AnchorKind, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId,
     Refusal, Repository,
@@ -103,7 +105,10 @@ impl Rest {
         let keep = [left.as_deref(), old.map(|old| old.name.as_str())];
         let image = is_qcow2.then_some(path.as_path());
         let swept = anchors::sweep_all(image, &files, &tag, &keep.map(Option::unwrap_or_default));
-        for error in [removed, swept].into_iter().filter_map(Result::err) {
+        // Before the first point, nothing can be said to be old.
+        let is_first = base.latest.is_none() && !base.is_forgotten;
+        let failed = [removed, swept].into_iter().filter_map(Result::err);
+        for error in failed.filter(|_| !is_first) {
             let warning = Warning::failed(Code::OldAnchor, &error)
                 .within("an old anchor stays for now")
                 .advise("`qdelta anchors` shows it");
@@ -140,6 +145,7 @@ impl<'a> Job<'a> {
         if let Some(broken) = &self.base.broken_chain {
             observer.warn(Warning::new(Code::BrokenChain, broken));
         }
+        same_disk::warn(&self.base, &self.source, observer);
         let (pending, done, archive_id) = loop {
             let attempt = self.attempt(geometry, &tracked, observer, cancel)?;
             let Some(block) = attempt.1.assembled.missed else { break attempt };
@@ -153,6 +159,7 @@ impl<'a> Job<'a> {
             tracked.refused.push(Refusal { tracker: tracked.tracker, reason });
             tracked = Tracked::scan("the claim of another tracker was wrong", tracked.refused);
         };
+        same_disk::warn_of_zeros(&self.base, done.assembled.root, geometry, observer);
         let is_said = self.source.warnings.iter().any(|it| it.code == Code::NoAnchor);
         // On later nights it is known: a warning for ever would hide others.
         let had_one = self.base.latest.as_ref().is_some_and(|it| it.record.anchor.is_some());
@@ -375,8 +382,8 @@ fn image_record(source: &Source) -> Result<ImageRecord> {
         .iter()
         .zip(trackers::fingerprints(source)?)
         .map(|(layer, fingerprint)| LayerRecord {
-            path: layer.path.clone(),
-            data_file: layer.data_file.clone(),
+            path: absolute(&layer.path),
+            data_file: layer.data_file.as_deref().map(absolute),
             format: layer.format.as_str().to_owned(),
             virtual_size: layer.virtual_size,
             fingerprint,
@@ -388,9 +395,4 @@ fn image_record(source: &Source) -> Result<ImageRecord> {
         layers,
         boot: crate::fingerprint::boot(),
     })
-}
-
-/// A path that means the same from everywhere.
-pub(super) fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }

@@ -15,6 +15,7 @@ use crate::anchor::{self, ImageFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, open_without_waiting};
 use crate::observer::Observer;
+use crate::paths::absolute;
 use crate::reflink;
 use crate::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
 use crate::warning::{Code, Warning};
@@ -167,21 +168,21 @@ fn remove_one(found: &AnchorInfo) -> Result<()> {
     }
 }
 
-/// The images in which, and the folders beside which, the points of a disk may have left anchors.
+/// The images in which, and the folders beside which, the points of a disk may have left anchors: each
+/// once, whatever names it was recorded by.
 fn places(points: &[Point]) -> BTreeSet<PathBuf> {
-    let mut places = BTreeSet::new();
+    let mut places = Vec::new();
     for record in points.iter().map(|point| &point.record) {
         if record.anchor.is_some() {
-            places.insert(record.image.path.clone());
+            places.push(&record.image.path);
         }
         if let Some(AnchorKind::Reflink { clones }) = record.anchor.as_ref().map(|it| &it.what) {
-            places.extend(clones.iter().map(|clone| clone.file.clone()));
+            places.extend(clones.iter().map(|clone| &clone.file));
         }
     }
-    if let Some(latest) = points.last() {
-        places.insert(latest.record.image.path.clone());
-    }
-    places
+    places.extend(points.last().map(|latest| &latest.record.image.path));
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| absolute(path));
+    places.into_iter().map(real).collect()
 }
 
 /// An anchor that was found.

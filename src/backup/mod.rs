@@ -13,6 +13,7 @@ mod guest;
 mod hold;
 pub mod inventory;
 mod meter;
+mod same_disk;
 mod source;
 mod together;
 mod trackers;
@@ -47,6 +48,7 @@ pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, r
 
 pub(crate) use anchors::remove_from as remove_anchor_from;
 pub(crate) use guest::{open_options, stated_chain};
+pub(crate) use same_disk::is_same_uuid;
 pub(crate) use trial::Trial;
 
 /// The zstd level of a backup unless told otherwise.
@@ -215,20 +217,29 @@ pub fn run_together(
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    let mut disks = Vec::new();
-    for image in images {
-        // What can't be read at all leaves no trace in the repository.
-        drop(Image::open(&image.path, &image.open)?);
-        disks.push(disk_for(image)?);
-    }
+    let disks = images.iter().map(disk_for).collect::<Result<Vec<_>>>()?;
     let none = || Error::new(ErrorKind::Usage, "no disk");
     let domain = &disks.first().ok_or_else(none)?.domain;
+    repository.check_names(domain, disks.iter().map(|disk| &disk.disk))?;
+    let mut opens = Vec::new();
+    for (image, disk) in images.iter().zip(&disks) {
+        let mut open = image.open.clone();
+        let note = same_disk::settle_format(repository, disk, &image.path, &mut open)?;
+        // What can't be read at all leaves no trace in the repository.
+        Image::open(&image.path, &open)
+            .map_err(|error| same_disk::explained(error, repository, disk, &image.path))?;
+        opens.push((open, note));
+    }
     let lock = repository.lock(domain)?;
     clean(repository, &lock, observer)?;
     let mut ready = Vec::new();
-    for (image, disk) in images.iter().zip(&disks) {
-        let disk = Ready::new(repository, disk, &image.path, &image.open, options)?;
-        warn_of_another_image(image, &disk, observer);
+    for ((image, disk), (open, note)) in images.iter().zip(&disks).zip(&opens) {
+        let mut disk = Ready::new(repository, disk, &image.path, open, options)?;
+        disk.notes.extend(note.clone());
+        // Who gives the disk its name means this image.
+        if image.disk.is_none() {
+            same_disk::check_image(&disk)?;
+        }
         ready.push(disk);
     }
     let point = next_point(repository, &lock, observer)?;
@@ -367,21 +378,6 @@ fn disk_for(image: &ImageRequest) -> Result<DiskId> {
         None => DiskSpec::for_image(&image.path)?,
     };
     Ok(spec.or_only_disk())
-}
-
-/// Warns if the disk was another image at the point before and nobody said that it is the same:
-/// two images of one name in different folders would share one chain.
-fn warn_of_another_image(image: &ImageRequest, ready: &Ready<'_>, observer: &dyn Observer) {
-    let Some(point) = ready.base.point().filter(|_| image.disk.is_none()) else { return };
-    let (before, now) = (&point.record.image.path, disk::absolute(&image.path));
-    // As a manifest holds it, which need not be all of it.
-    if before.to_string_lossy() != now.to_string_lossy() {
-        let (disk, before, now) = (ready.disk, before.display(), now.display());
-        let text = format!("{disk} was {before} at the point before and is {now} now");
-        let advice =
-            format!("say --disk {disk} if it is the same disk, and another name if it is not");
-        observer.warn(Warning::new(Code::OtherImage, text).of(disk).advise(advice));
-    }
 }
 
 /// What a run of the data path gives.

@@ -112,7 +112,8 @@ pub struct Backup {
     #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domains", "all"])]
     pub image: Option<PathBuf>,
 
-    /// What to call the disk, as NAME or DOMAIN/DISK [default: the image's file name]
+    /// What to call the disk, as NAME or DOMAIN/DISK; also says that the image is that disk [default:
+    /// the image's file name]
     #[arg(long, value_name = "NAME", value_parser = values::disk)]
     pub disk: Option<DiskSpec>,
 
@@ -208,7 +209,8 @@ pub enum Anchor {
 /// How to open an image.
 #[derive(Debug, Args)]
 pub struct Source {
-    /// Format of the image [default: qcow2 if it begins like one, raw otherwise]
+    /// Format of the image [default: that of the disk's latest point, if it is backed up; else as its
+    /// first bytes say]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
 

@@ -125,6 +125,11 @@ const BACKUP: &[Rule] = &[
         why: "is for libvirt's guests, and an IMAGE is backed up: say --domain NAME or --all",
     },
     Rule {
+        options: &["same_guest"],
+        when: |typed| !typed.has("domains"),
+        why: "is for guests that are named (--domain): it says something of each",
+    },
+    Rule {
         options: &["exclude_guest"],
         when: |typed| !typed.has("all"),
         why: "is for --all: without it only those guests are backed up that are named",
@@ -239,6 +244,11 @@ const RESTORE: &[Rule] = &[
         options: &["no_point", "image_roots"],
         when: |typed| !typed.has("in_place"),
         why: "is for a roll back (--in-place): nothing else reads what is there",
+    },
+    Rule {
+        options: &["same_guest"],
+        when: |typed| !typed.has("in_place") || typed.has("output"),
+        why: "is for a roll back of a guest's own disks (--in-place): nothing else looks at the guest",
     },
     Rule {
         options: LIBVIRT,

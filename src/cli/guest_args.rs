@@ -27,6 +27,10 @@ pub struct Guests {
     #[arg(long, value_name = "NAME")]
     pub exclude_guest: Vec<String>,
 
+    /// It is the guest of the points before, though its UUID or the file of a disk is another
+    #[arg(long)]
+    pub same_guest: bool,
+
     /// How far a running guest is brought to rest
     #[arg(long, value_enum, default_value_t)]
     pub consistency: Consistency,
@@ -77,6 +81,10 @@ pub struct Machine {
     /// Give it this name, with a new UUID and new MAC addresses: it can live beside the old one
     #[arg(long, value_name = "NEW")]
     pub rename: Option<String>,
+
+    /// Roll back though the guest's UUID is not that of the point: it is the same guest
+    #[arg(long)]
+    pub same_guest: bool,
 }
 
 /// Where libvirt is, and how `virsh` reaches it.

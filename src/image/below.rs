@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use qdelta_formats::qcow2::Header;
 
-use super::chain::{backing_node, data_file_name, guess_format};
+use super::chain::{backing_node, data_file_name};
 use super::layer::LayerFile;
 use super::names::Node;
 use super::policy::{Policy, folder_of};
 use super::qcow2::read_header;
+use super::recognise::format_below;
 use super::stated::{StatedBelow, StatedChain};
 use super::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,7 +38,7 @@ pub fn files_below(path: &Path, format: Format, chain: &StatedChain) -> Result<V
     for depth in 0..FOLLOWED_MAX {
         let format = match node.format {
             Some(format) => format,
-            None => guess_format(&opened)?,
+            None => format_below(&LayerFile::new(&opened, FileIndex(0)))?,
         };
         if format == Format::Raw || !seen.insert(opened.id) {
             return Ok(files);

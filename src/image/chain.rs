@@ -5,12 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qdelta_formats::qcow2::{self, Encryption, Header, Incompatible, L2Format, Table};
+use qdelta_formats::qcow2::{Encryption, Header, Incompatible, L2Format, Table};
 
 use super::layer::{Layer, LayerFile, RawLayer};
 use super::names::{self, Backing, Node};
 use super::policy::{Opened, Policy};
 use super::qcow2::{Qcow2Layer, read_header};
+use super::recognise::{self, Look};
 use super::snapshots;
 use super::soundness;
 use super::stated::{Stated, StatedBelow, StatedLayer, data_file_difference, difference};
@@ -60,8 +61,7 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opening> {
     }
     let format = match options.format {
         Some(format) => format,
-        None if has_qcow2_magic(&top)? => Format::Qcow2,
-        None => Format::Raw,
+        None => recognise::format_of(&LayerFile::new(&top, FileIndex(0)))?,
     };
     let node = Node::plain(path.to_path_buf(), Some(format));
     let stated = options.chain.of_layer(0);
@@ -82,20 +82,26 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opening> {
     Ok(opening)
 }
 
+/// What the file at `path` looks like.
+pub(super) fn look(path: &Path) -> Result<Look> {
+    let opened = Policy::new(path, &OpenOptions::default())?.open_named_by_user(path)?;
+    recognise::look(&LayerFile::new(&opened, FileIndex(0)))
+}
+
 /// The file of the image at `path` and its header, if it is a qcow2 image; nothing of its chain.
 pub(super) fn top_header(
     path: &Path,
     options: &OpenOptions,
 ) -> Result<Option<(LayerFile, Header)>> {
     let opened = Policy::new(path, options)?.open_named_by_user(path)?;
+    let file = LayerFile::new(&opened, FileIndex(0));
     let is_qcow2 = match options.format {
         Some(format) => format == Format::Qcow2,
-        None => has_qcow2_magic(&opened)?,
+        None => recognise::look(&file)? == Look::Qcow2,
     };
     if options.as_file || !is_qcow2 {
         return Ok(None);
     }
-    let file = LayerFile::new(&opened, FileIndex(0));
     let header = read_header(&file)?;
     Ok(Some((file, header)))
 }
@@ -142,7 +148,7 @@ impl Opening {
         }
         let guessed = node.format.is_none();
         if guessed {
-            node.format = Some(guess_format(&opened)?);
+            node.format = Some(recognise::format_below(&LayerFile::new(&opened, FileIndex(0)))?);
         }
         let below = self.add(policy, &opened, &node, None, stated)?;
         self.guessed.push(guessed);
@@ -351,53 +357,4 @@ pub(super) fn backing_node(header: &Header, path: &Path, node: &Node) -> Result<
         Some(other) => below.foreign_format = Some(String::from_utf8_lossy(other).into_owned()),
     }
     Ok(Some(below))
-}
-
-fn has_qcow2_magic(opened: &Opened) -> Result<bool> {
-    Ok(qcow2::has_magic(&first_bytes(opened)?))
-}
-
-fn first_bytes(opened: &Opened) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; 512];
-    LayerFile::new(opened, FileIndex(0)).read_padded(&mut bytes, 0)?;
-    Ok(bytes)
-}
-
-/// Formats that QEMU knows by their first bytes and that are not read here: where, what, name.
-const FOREIGN: &[(usize, &[u8], &str)] = &[
-    (0, b"QED\0", "qed"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"COWD", "vmdk"),
-    (0, b"# Disk DescriptorFile", "vmdk"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vpc"),
-    (0x40, &[0x7f, 0x10, 0xda, 0xbe], "vdi"),
-    (0, b"LUKS\xba\xbe", "luks"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-    (0, b"Bochs Virtual HD Image", "bochs"),
-];
-
-/// The format of a backing file whose overlay does not say. QEMU would look at its first bytes;
-/// so do we, but for formats that can't be read here, whose bytes would be taken for a raw disk.
-///
-/// A guest that could write to a raw disk can make it look like qcow2. What that could lead to
-/// are files that [`Policy`] allows.
-pub(super) fn guess_format(opened: &Opened) -> Result<Format> {
-    let bytes = first_bytes(opened)?;
-    if qcow2::has_magic(&bytes) {
-        return Ok(Format::Qcow2);
-    }
-    let foreign = FOREIGN
-        .iter()
-        .find(|(at, magic, _)| bytes.get(*at..).is_some_and(|bytes| bytes.starts_with(magic)));
-    match foreign {
-        None => Ok(Format::Raw),
-        Some((_, _, name)) => {
-            let text = format!("its format is not named, and it looks like {name}");
-            Err(Error::new(ErrorKind::Image, text).advise(
-                "name the format in the overlay with `qemu-img rebase -u -F FORMAT -b NAME IMAGE`",
-            ))
-        }
-    }
 }

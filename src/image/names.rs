@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use super::Format;
 use super::policy::folder_of;
-use super::stated::is_same_file;
 use crate::error::{Error, ErrorKind, Result};
+use crate::paths::is_same_file;
 
 /// An image as a name describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -140,12 +140,13 @@ impl Policy {
         let real = std::fs::read_link(&link)
             .map_err(|error| Error::io("resolve the name of", &path, error))?;
         if !self.allows(&real) {
-            let real = real.display();
-            return Err(Error::new(
-                ErrorKind::Image,
-                format!("{} is {real}, which lies outside the image's folder", path.display()),
-            )
-            .advise("if the file is meant, allow its folder with --image-root"));
+            let what = match real == path {
+                true => path.display().to_string(),
+                false => format!("{} is {}, which", path.display(), real.display()),
+            };
+            let text = format!("{what} lies outside the image's folder");
+            return Err(Error::new(ErrorKind::Image, text)
+                .advise("if the file is meant, allow its folder with --image-root"));
         }
         self.open_pinned(&pinned, &path)
     }

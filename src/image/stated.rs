@@ -4,14 +4,13 @@
 //! libvirt follows the definition as far as it goes. Below the last image that the definition names,
 //! headers say what follows, unless the definition ends the chain.
 
-use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::Format;
 use super::names::Node;
 use super::policy::folder_of;
 use crate::error::Result;
+use crate::paths::is_same_file;
 use crate::warning::{Code, Warning};
 
 /// A backing chain as the definition of a guest describes it.
@@ -157,22 +156,6 @@ fn definition_counts(text: String) -> Warning {
     Warning::new(Code::Definition, text).advise(
         "if that is not meant, mend the definition (virsh edit) or the header (qemu-img rebase -u)",
     )
-}
-
-/// Whether both names lead to one file or block device that is there.
-pub fn is_same_file(one: &Path, other: &Path) -> bool {
-    match (one.metadata(), other.metadata()) {
-        (Ok(one), Ok(other)) => file_identity(&one) == file_identity(&other),
-        _ => false,
-    }
-}
-
-/// What a file or block device is recognised by, whatever it is called.
-fn file_identity(data: &Metadata) -> (bool, u64, u64) {
-    match data.file_type().is_block_device() {
-        true => (true, data.rdev(), 0),
-        false => (false, data.dev(), data.ino()),
-    }
 }
 
 #[cfg(test)]

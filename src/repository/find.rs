@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::names::{DiskId, DiskName, DiskSpec, DomainName};
-use super::{Repository, is_folder};
+use super::{Repository, folder_names, is_folder};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The longest name of a guest that is looked for, in bytes.
@@ -59,7 +59,7 @@ impl Repository {
     pub fn find_disks(&self, wanted: &Wanted) -> Result<Vec<DiskId>> {
         let domain = match wanted.guest.parse::<DomainName>() {
             // A disk that is named as the repository names it needs only its own files.
-            Ok(domain) if is_folder(&self.domain_dir(&domain))? => Some(domain),
+            Ok(domain) if self.has_domain(&domain)? => Some(domain),
             _ => self.guest_called(&wanted.guest)?,
         };
         let mut disks = match &domain {
@@ -96,11 +96,19 @@ impl Repository {
     /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if there are several.
     pub fn find_domain(&self, name: &str) -> Result<DomainName> {
         if let Ok(domain) = name.parse::<DomainName>()
-            && is_folder(&self.domain_dir(&domain))?
+            && self.has_domain(&domain)?
         {
             return Ok(domain);
         }
         self.guest_called(name)?.ok_or_else(|| self.nothing_called("domain", name))
+    }
+
+    /// Whether there is a domain of this very name: a filesystem that folds case opens the folder of
+    /// another one, too. A root that can't be listed hides no domain.
+    fn has_domain(&self, domain: &DomainName) -> Result<bool> {
+        let is_listed = |names: Vec<String>| names.iter().any(|name| name == domain.as_str());
+        Ok(is_folder(&self.domain_dir(domain))?
+            && folder_names(self.path()).map_or(true, is_listed))
     }
 
     /// The domain of a guest that libvirt calls so, or that has this UUID.

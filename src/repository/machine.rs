@@ -25,8 +25,8 @@ use crate::formats::archive::Digest;
 /// have 64 MiB.
 pub const MACHINE_FILE_MAX: u64 = 256 << 20;
 
-/// The most files that a machine has.
-const FILES_MAX: usize = 20_000;
+/// The most files that a machine has: a manifest that names more is damaged, and a backup takes no more.
+pub const MACHINE_FILES_MAX: usize = 20_000;
 
 /// The zstd level of these files: they are small.
 const LEVEL: i32 = 9;
@@ -110,16 +110,18 @@ impl MachineRecord {
         self.files.iter().find(|file| file.role == role)
     }
 
+    /// Whether a record can have this UUID: it becomes the name of a folder.
+    pub fn is_uuid(uuid: &str) -> bool {
+        let fits = |c: u8| c == b'-' || c.is_ascii_hexdigit();
+        (1..=36).contains(&uuid.len()) && uuid.bytes().all(fits)
+    }
+
     /// What every record must fulfil, or what it does not.
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.files.len() > FILES_MAX {
+        if self.files.len() > MACHINE_FILES_MAX {
             return Err(format!("names {} files of the machine", self.files.len()));
         }
-        // It becomes the name of a folder.
-        let is_uuid = |it: &str| {
-            (1..=36).contains(&it.len()) && it.bytes().all(|c| c == b'-' || c.is_ascii_hexdigit())
-        };
-        if let Some(uuid) = self.uuid.as_ref().filter(|uuid| !is_uuid(uuid)) {
+        if let Some(uuid) = self.uuid.as_ref().filter(|uuid| !Self::is_uuid(uuid)) {
             return Err(format!("gives the machine the UUID {uuid:?}"));
         }
         match self.files.iter().find(|file| file.length > MACHINE_FILE_MAX) {
@@ -227,9 +229,22 @@ impl Repository {
     /// The content of a file of a machine, proved by its digest.
     ///
     /// # Errors
-    /// `Damaged` if it is not what was stored; `NotFound` if it is gone.
+    /// `Damaged` if it is not what was stored, or gone.
     pub fn machine_file(&self, domain: &DomainName, file: &MachineFile) -> Result<Vec<u8>> {
-        read(&self.machine_file_path(domain, file), file.digest, file.length)
+        let path = self.machine_file_path(domain, file);
+        let error = match read(&path, file.digest, file.length) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let text =
+                    format!("{} is missing: it held {}", path.display(), file.path.display());
+                Error::new(ErrorKind::Damaged, text)
+            }
+            Err(error) if error.kind() == ErrorKind::Damaged => error,
+            content => return content,
+        };
+        Err(error.advise(format!(
+            "qdelta verify tells which points need it; their disks come back all the same: qdelta \
+             restore {domain}/DISK@POINT OUTPUT"
+        )))
     }
 
     /// Where a file of a machine is stored.
@@ -377,7 +392,9 @@ mod tests {
         repository.store_machine_file(&lock, &content[..], Path::new("/x")).unwrap();
         assert_eq!(look(length).unwrap(), content);
         fs::remove_file(&path).unwrap();
-        assert_eq!(look(length).unwrap_err().kind(), ErrorKind::NotFound);
+        let gone = look(length).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::Damaged);
+        assert!(gone.chain().contains("is missing") && gone.advice().is_some(), "{}", gone.chain());
     }
 
     /// The program dies at each step of storing a file: the next one stores it all the same.

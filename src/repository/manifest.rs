@@ -252,7 +252,10 @@ impl Manifest {
 
     /// The bytes of the file.
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
-        self.check().map_err(|problem| Error::new(ErrorKind::Io, problem))?;
+        self.check().map_err(|problem| {
+            let text = format!("the manifest of point {} {problem}", self.point);
+            Error::new(ErrorKind::Usage, text)
+        })?;
         let unwritable = |error| {
             Error::new(ErrorKind::Io, format!("cannot write the manifest of point {}", self.point))
                 .because(error)
@@ -264,7 +267,28 @@ impl Manifest {
         }
         let mut bytes = serde_json::to_vec_pretty(&value).map_err(unwritable)?;
         bytes.push(b'\n');
-        Ok(bytes)
+        match bytes.len() as u64 {
+            len if len > LEN_MAX => Err(self.too_long(len)),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Says that nobody could read the manifest, and what makes it so long.
+    fn too_long(&self, len: u64) -> Error {
+        let text = format!("the manifest of point {} would have {len} bytes", self.point);
+        let error = Error::new(ErrorKind::Usage, text)
+            .because(format!("at most {LEN_MAX} are read, so the point could never be restored"));
+        let files = self.machine.as_ref().map_or(0, |machine| machine.files.len());
+        match files > self.disks.len() {
+            true => error.advise(format!(
+                "it names {files} files of the machine: leave --with-host-config out"
+            )),
+            false => error.advise(format!(
+                "it names {} disks with all their layers: leave some out (--exclude), or merge \
+                 layers (virsh blockcommit)",
+                self.disks.len()
+            )),
+        }
     }
 
     /// Takes the bytes of the file at `path`, the manifest of `point` of `domain`.

@@ -12,9 +12,11 @@
 //! `.partial`, synced, renamed, and its folder synced. The manifest comes last: what has no
 //! manifest did not happen. Nothing is changed after its rename, so readers need no lock.
 
+mod case;
 mod chain;
 mod durable;
 mod find;
+mod health;
 mod leftovers;
 mod lock;
 mod machine;
@@ -35,9 +37,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Kind;
 
 pub use find::Wanted;
+pub use health::Health;
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::DomainLock;
-pub use machine::{LeftOut, MACHINE_FILE_MAX, MachineFile, MachineRecord, Role};
+pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, Point, Refusal,
 };
@@ -213,6 +216,19 @@ impl Repository {
             disks.extend(self.disks_of(&domain)?);
         }
         Ok(disks)
+    }
+
+    /// Fails if the folder of a domain, or of one of these disks of it, would be another one's: on a
+    /// filesystem for which `Web` and `web` are one name. Nothing is written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`], with the name that is there; or a folder can't be read.
+    pub fn check_names<'a>(
+        &self,
+        domain: &DomainName,
+        disks: impl IntoIterator<Item = &'a DiskName>,
+    ) -> Result<()> {
+        case::check(self, domain, disks)
     }
 
     /// Takes the right to write to a domain, for as long as the lock lives. Makes the domain's
@@ -450,6 +466,14 @@ impl Repository {
         leftovers::strays(self, id)
     }
 
+    /// What can be seen to be wrong with a disk's points without reading an archive.
+    ///
+    /// # Errors
+    /// A folder can't be read.
+    pub fn health(&self, id: &DiskId, list: &PointList) -> Result<Health> {
+        health::of(self, id, list)
+    }
+
     /// The folder of a domain.
     fn domain_dir(&self, domain: &DomainName) -> PathBuf {
         self.root.join(domain.as_str())
@@ -598,5 +622,7 @@ fn now_for_people() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod tests;

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::backup::{open_options, stated_chain};
-use crate::domain::{Choice, Disk, Found, Libvirt, Source, decide};
+use crate::backup::{is_same_uuid, open_options, stated_chain};
+use crate::domain::{Choice, Disk, Domain, Found, Libvirt, Source, decide};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Format, OpenOptions, StatedChain, files_below, is_same_file};
+use crate::image::{Format, OpenOptions, StatedChain, files_below};
+use crate::observer::Observer;
+use crate::paths::is_same_file;
 use crate::repository::MachineRecord;
+use crate::warning::{Code, Warning};
 
 /// Fails if a guest would be harmed by what is written to the image at `path`: one that runs, one
 /// whose memory is saved and would be resumed over the other disk, or one for which the image is only
@@ -226,7 +229,8 @@ pub(super) fn image_now(
     libvirt: &Libvirt,
     machine: &MachineRecord,
     target: &str,
-    roots: &[PathBuf],
+    (roots, same_guest): (&[PathBuf], bool),
+    observer: &dyn Observer,
 ) -> Result<Option<(PathBuf, OpenOptions)>> {
     let advice = "say which image is meant, or restore to a new file";
     let found = match libvirt.find(&machine.name) {
@@ -240,9 +244,14 @@ pub(super) fn image_now(
         }
     };
     let name = &machine.name;
-    if found.domain.uuid != machine.uuid {
-        let text = format!("{name} has another UUID now: it is not the guest of the point");
-        return Err(Error::new(ErrorKind::Usage, text).advise(advice));
+    if let Some(difference) = another_guest(&found.domain, machine) {
+        let text = format!("{name} is another guest than that of the point: {difference}");
+        if !same_guest {
+            return Err(Error::new(ErrorKind::Usage, text).advise(format!(
+                "--same-guest says that it is the same all the same; or {advice}"
+            )));
+        }
+        observer.warn(Warning::new(Code::OtherGuest, text));
     }
     let disk = found.domain.disks.iter().find(|disk| disk.target == target);
     let gone = |why: String| {
@@ -253,6 +262,28 @@ pub(super) fn image_now(
         Choice::Take { image, format, .. } => Ok(Some((image, open_options(disk, format, roots)?))),
         Choice::LeaveOut(reason) | Choice::Refuse(reason) => Err(gone(reason.0)),
     }
+}
+
+/// How the guest of a point and the one that has its name here differ, if they are two.
+fn another_guest(here: &Domain, machine: &MachineRecord) -> Option<String> {
+    let (then, now) = (machine.uuid.as_ref()?, here.uuid.as_ref()?);
+    let differ = !is_same_uuid(then, now);
+    differ.then(|| format!("that one has the UUID {then}, and the one here {now}"))
+}
+
+/// The UUID of the guest that has the name of a point's guest here. Warns if it is another one.
+pub(super) fn uuid_here(
+    libvirt: &Libvirt,
+    machine: &MachineRecord,
+    observer: &dyn Observer,
+) -> Option<String> {
+    let here = libvirt.find(&machine.name).ok()?.domain;
+    if let Some(difference) = another_guest(&here, machine) {
+        let name = &machine.name;
+        let text = format!("{name} is another guest here than that of the point: {difference}");
+        observer.warn(Warning::new(Code::OtherGuest, text));
+    }
+    here.uuid
 }
 
 /// The targets of the disks that belong to a guest now; none if libvirt does not know it.

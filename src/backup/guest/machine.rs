@@ -15,10 +15,11 @@ use crate::backup::inventory::image_at;
 use crate::domain::{Fate, Source, XmlFile, resources};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
-use crate::repository::{MachineFile, MachineRecord, Role};
+use crate::paths::absolute;
+use crate::repository::{MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 
-/// The most files of a folder and all below it that are taken.
-const FILES_MAX: usize = 10_000;
+/// The most problems that are noted one by one: each file of a folder can have one.
+const MISSING_MAX: usize = 100;
 /// The mode of a file that libvirt keeps in memory only.
 const XML_MODE: u32 = 0o600;
 
@@ -30,7 +31,7 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
     let domain = &flow.found.domain;
     let mut record = MachineRecord {
         name: domain.name.clone(),
-        uuid: domain.uuid.clone(),
+        uuid: domain.uuid.clone().filter(|uuid| MachineRecord::is_uuid(uuid)),
         freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
         frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
         autostart: flow.request.libvirt.starts_with_host(&domain.name),
@@ -55,6 +56,11 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
     note_snapshots(flow, &mut record);
     if flow.request.host_config {
         take_folder(flow, Role::HostConfig, &flow.request.libvirt.config, &mut record)?;
+    }
+    if record.missing.len() > MISSING_MAX {
+        let more = record.missing.len() - MISSING_MAX;
+        record.missing.truncate(MISSING_MAX);
+        record.missing.push(format!("and {more} more"));
     }
     Ok(record)
 }
@@ -199,7 +205,8 @@ fn take_folder(
     folder: &Path,
     record: &mut MachineRecord,
 ) -> Result<()> {
-    for path in files_in(folder, &mut record.missing) {
+    let room = MACHINE_FILES_MAX.saturating_sub(record.files.len());
+    for path in files_in(folder, room, &mut record.missing) {
         match open(&path) {
             Ok((file, mode)) => match store(flow, role, &path, mode, file) {
                 Ok(file) => record.files.push(file),
@@ -215,8 +222,9 @@ fn take_folder(
     Ok(())
 }
 
-/// The regular files in a folder and in those below it, sorted. What can't be listed is noted.
-fn files_in(folder: &Path, missing: &mut Vec<String>) -> Vec<PathBuf> {
+/// The regular files in a folder and in those below it, sorted, at most `room`. What can't be listed, or
+/// is too much, is noted.
+fn files_in(folder: &Path, room: usize, missing: &mut Vec<String>) -> Vec<PathBuf> {
     if folder.is_file() {
         return vec![folder.to_path_buf()];
     }
@@ -237,13 +245,16 @@ fn files_in(folder: &Path, missing: &mut Vec<String>) -> Vec<PathBuf> {
                 _ => {}
             }
         }
-        if files.len() + folders.len() > FILES_MAX {
-            missing.push(format!("{} has more than {FILES_MAX} files", folder.display()));
+        if files.len() + folders.len() > room {
+            missing.push(format!(
+                "some of {}: a point takes at most {MACHINE_FILES_MAX} files",
+                folder.display()
+            ));
             break;
         }
     }
     files.sort_unstable();
-    files.truncate(FILES_MAX);
+    files.truncate(room);
     files
 }
 
@@ -269,5 +280,5 @@ fn store(
 ) -> Result<MachineFile> {
     let (digest, length) =
         flow.disks.repository.store_machine_file(flow.disks.lock, content, path)?;
-    Ok(MachineFile { role, path: path.to_path_buf(), length, mode, digest })
+    Ok(MachineFile { role, path: absolute(path), length, mode, digest })
 }

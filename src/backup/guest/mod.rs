@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::disk::Written;
 use super::together::{Ready, Together};
-use super::{Options, Report, clean, commit, next_point};
+use super::{Options, Report, clean, commit, next_point, same_disk};
 use crate::cancel::Cancel;
 use crate::domain::{Found, Libvirt};
 use crate::error::{Error, ErrorKind, Result};
@@ -55,6 +55,8 @@ pub struct GuestRequest {
     pub libvirt: Libvirt,
     /// Targets of disks to leave out.
     pub excluded: Vec<String>,
+    /// It is the guest of the points before, though its UUID or the image of a disk is another.
+    pub same_guest: bool,
     /// How far it is brought to rest if it runs.
     pub consistency: ConsistencyChoice,
     /// How long it may be frozen.
@@ -127,6 +129,7 @@ pub fn run_guest(
     let observer: &dyn Observer = &recorder;
     let found = request.libvirt.find(&request.domain)?;
     let name = repository_name(&found.domain)?;
+    repository.check_names(&name, [])?;
     let mark = freeze(repository, request, &found, &name)?;
     // Before anything that can fail: a guest that was left frozen waits.
     let thawed = quiesce::thaw_marked(&mark, found.live.is_some(), observer);
@@ -142,12 +145,19 @@ pub fn run_guest(
     for warning in &plan.warnings {
         observer.warn(warning.clone());
     }
+    repository.check_names(&plan.name, plan.disks.iter().map(|disk| &disk.id.disk))?;
+    if !request.same_guest {
+        same_disk::check_guest(repository, &plan.name, &found.domain)?;
+    }
     let lock = repository.lock(&plan.name)?;
     clean(repository, &lock, observer)?;
     let point = next_point(repository, &lock, observer)?;
     let disks = Together { repository, lock: &lock, point, options: &request.options, observer };
     let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
     let ready = flow.get_ready()?;
+    if !request.same_guest {
+        same_disk::check_guest_images(&ready)?;
+    }
     // In this order: what was made of the disks goes after everything that has it open.
     let mut moment;
     let written;

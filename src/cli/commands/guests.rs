@@ -135,6 +135,7 @@ fn request(args: &Backup, options: &Options, name: &str, excluded: &Excluded) ->
         domain: name.to_owned(),
         libvirt: guests.host.folders.libvirt(),
         excluded: excluded.get(name).cloned().unwrap_or_default(),
+        same_guest: guests.same_guest,
         consistency: match guests.consistency {
             Consistency::Quiesced => ConsistencyChoice::Quiesced,
             Consistency::FreezeCopy => ConsistencyChoice::FreezeCopy,

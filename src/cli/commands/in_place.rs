@@ -73,6 +73,7 @@ fn options(args: &Restore) -> InPlaceOptions {
         format: args.target.format.map(args::Format::to_image),
         image_roots: args.image_roots.clone(),
         safety_point: !args.no_point,
+        same_guest: args.machine.same_guest,
         libvirt: args.libvirt.libvirt(),
         resources: args.work.resources(),
     }

@@ -53,6 +53,8 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
         report.consistency,
         to.display()
     ))?;
+    let uuid = report.guest_uuid.as_deref().unwrap_or("unknown");
+    out.line(format!("  of the guest {}, UUID {uuid}", report.guest))?;
     for disk in &report.disks {
         out.line(format!(
             "  {}: {} disk, {} written and proved",

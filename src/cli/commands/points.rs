@@ -67,6 +67,7 @@ struct PointReport {
     root: String,
     archive: String,
     archive_present: bool,
+    restorable: bool,
     archive_id: String,
     chain_id: String,
     image: ImageRecord,
@@ -75,7 +76,7 @@ struct PointReport {
     seconds: f64,
 }
 
-/// A manifest that can't be used.
+/// A file of a point that can't be used.
 #[derive(Serialize)]
 struct DamagedReport {
     point: PointId,
@@ -104,14 +105,16 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     if disks.is_empty() && !context.out.json {
         context.out.line(format!("{}: no points yet", repository.path().display()))?;
     }
-    let mut whole = true;
     for (index, disk) in disks.iter().enumerate() {
         let list = repository.points(disk)?;
-        whole &= list.points.iter().all(|point| point.archive_present);
+        let health = repository.health(disk, &list)?;
         report.totals.add(&list);
         if context.out.json {
-            let points = list.points.iter().map(PointReport::from).collect();
-            report.disks.push(DiskReport { disk: disk.to_string(), points });
+            let points = list.points.iter().map(|point| PointReport {
+                restorable: health.restorable.contains(&point.id),
+                ..PointReport::from(point)
+            });
+            report.disks.push(DiskReport { disk: disk.to_string(), points: points.collect() });
         } else {
             if index > 0 {
                 context.out.line("")?;
@@ -120,7 +123,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
             show_anchors(&repository, disk, context)?;
         }
         // Every disk of a domain has the same manifests, and so the same damaged ones.
-        for damaged in list.damaged {
+        for damaged in list.damaged.into_iter().chain(health.problems) {
             let damaged = DamagedReport::from(damaged);
             if report.damaged.iter().all(|known| known.path != damaged.path) {
                 report.damaged.push(damaged);
@@ -130,14 +133,13 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     for damaged in &report.damaged {
         context.screen.say(&format!("qdelta: point {}: {}", damaged.point, damaged.error));
     }
-    whole &= report.damaged.is_empty();
     if context.out.json {
         context.out.json(&report)?;
     } else if disks.len() > 1 {
         context.out.line("")?;
         context.out.line(report.totals.line())?;
     }
-    Ok(if whole { status::DONE } else { status::DAMAGED })
+    Ok(if report.damaged.is_empty() { status::DONE } else { status::DAMAGED })
 }
 
 impl Totals {
@@ -224,27 +226,12 @@ fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> 
         list.points.iter().map(|point| positions.get(&point.record.parent?).copied()).collect();
     let lines = tree::Lines::for_locale();
     let mut rows = Vec::new();
-    let mut remarks = Vec::new();
     for (index, branch) in tree::draw(&parents, &lines) {
         let Some(point) = list.points.get(index) else { continue };
         rows.push(row(&branch, point, view));
-        if !point.archive_present {
-            remarks.push(format!(
-                "{}: its archive {} is missing",
-                point.id,
-                point.archive_path.display()
-            ));
-        }
-        if let Some(parent) = point.record.parent.filter(|parent| !positions.contains_key(parent)) {
-            remarks
-                .push(format!("{}: builds on point {parent}, which is not in the list", point.id));
-        }
     }
     for line in text::table(&view.columns(), &rows, context.out.width()) {
         context.out.line(line)?;
-    }
-    for remark in remarks {
-        context.screen.say(&format!("qdelta: {disk}@{remark}"));
     }
     Ok(())
 }
@@ -310,6 +297,7 @@ impl From<&Point> for PointReport {
             root: record.root.to_string(),
             archive: point.archive_path.display().to_string(),
             archive_present: point.archive_present,
+            restorable: point.archive_present,
             archive_id: record.archive_id.to_string(),
             chain_id: record.chain_id.to_string(),
             image: record.image.clone(),

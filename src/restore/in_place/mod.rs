@@ -28,8 +28,9 @@ use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Format, Image, OpenOptions, StatedChain};
+use crate::image::{self, Format, Image, OpenOptions, StatedChain};
 use crate::observer::{Observer, OfDisk, Recorder};
+use crate::paths::is_same_place;
 use crate::pipeline::Resources;
 use crate::repository::{
     DiskId, DiskSpec, MachineRecord, Manifest, Point, PointId, Repository, Selector,
@@ -72,6 +73,8 @@ pub struct InPlaceOptions {
     pub image_roots: Vec<PathBuf>,
     /// First make a safety point of what is there now.
     pub safety_point: bool,
+    /// The guest that has the name of the point's is the same one, though its UUID is another.
+    pub same_guest: bool,
     /// Where libvirt keeps its files.
     pub libvirt: Libvirt,
     /// Threads and I/O.
@@ -242,15 +245,19 @@ impl Job {
         let (record, roots) = (&point.record, &options.image_roots);
         let machine = repository.machine_at(&point.disk, point.id)?;
         let now = match (image, &machine) {
-            (None, Some(machine)) => {
-                guests::image_now(&options.libvirt, machine, point.disk.disk.as_str(), roots)?
-            }
+            (None, Some(machine)) => guests::image_now(
+                &options.libvirt,
+                machine,
+                point.disk.disk.as_str(),
+                (roots, options.same_guest),
+                observer,
+            )?,
             _ => None,
         };
         let is_vouched = image.is_some() || now.is_some();
         let (path, open) = match now {
             Some((path, open)) => {
-                if path != record.image.path {
+                if !is_same_place(&path, &record.image.path) {
                     let (was, now) = (record.image.path.display(), path.display());
                     let text = format!("the image was {was} at the point, and is {now}");
                     observer.warn(Warning::new(Code::OtherImage, text));
@@ -266,7 +273,7 @@ impl Job {
         };
         let format = match options.format.or(open.format) {
             Some(format) => format,
-            None => record.image.format.parse()?,
+            None => format_at(point, &path)?,
         };
         let chain = if format == Format::Raw { StatedChain::default() } else { open.chain.clone() };
         let open = OpenOptions { format: Some(format), chain, ..open };
@@ -296,6 +303,23 @@ impl Job {
             machine,
         })
     }
+}
+
+/// The format that an image had at a point, if it is still to be read so.
+///
+/// # Errors
+/// It was raw, and the image looks like a container of a disk now.
+fn format_at(point: &Point, path: &Path) -> Result<Format> {
+    let format = point.record.image.format.parse()?;
+    if format == Format::Raw
+        && let Some(what) = image::container(path)?
+    {
+        let (disk, path) = (&point.disk, path.display());
+        let text = format!("{disk} was a raw disk at the point, and {path} looks like {what}");
+        return Err(Error::new(ErrorKind::Image, text)
+            .advise("say which it is: --format raw or --format qcow2"));
+    }
+    Ok(format)
 }
 
 /// Fails if an image that the repository alone names must not be written to: whoever can write there

@@ -25,6 +25,7 @@ use crate::files::{check_new_file, room};
 use crate::io::Store;
 use crate::observer::{Event, Observer, OfDisk, Recorder};
 use crate::output::{self, Format, Plan, Target};
+use crate::paths::absolute;
 use crate::pipeline::Resources;
 use crate::repository::{
     DiskId, DomainName, MachineFile, MachineRecord, Manifest, PointId, Repository, Role, Selector,
@@ -62,6 +63,12 @@ pub struct MachineReport {
     pub domain: String,
     /// Its UUID now.
     pub uuid: Option<String>,
+    /// The name of the guest that the point is of, as libvirt had it.
+    pub guest: String,
+    /// The UUID of that guest.
+    pub guest_uuid: Option<String>,
+    /// The UUID of the guest that has this name here, if there is one.
+    pub uuid_here: Option<String>,
     /// The recovery point.
     pub point: String,
     /// It is a safety point, made before a roll back.
@@ -217,8 +224,7 @@ impl<'a> Job<'a> {
     ) -> Result<(Self, Definition)> {
         let text = definition_of(repository, &domain, &machine, manifest)?;
         let before = parse(&text)?;
-        let folder = std::path::absolute(&request.to)
-            .map_err(|error| Error::io("find", &request.to, error))?;
+        let folder = absolute(&request.to);
         let name = request.rename.clone().unwrap_or_else(|| machine.name.clone());
         let tpm_root = tpm_root(&before, &machine);
         let (disks, files) = (Vec::new(), Vec::new());
@@ -384,6 +390,7 @@ impl<'a> Job<'a> {
             let content = self.repository.machine_file(&self.domain, file)?;
             self.write(path, &content, file.mode, written)?;
         }
+        let uuid_here = guests::uuid_here(&self.request.libvirt, &self.machine, recorder);
         let xml = self.xml_path();
         self.write(&xml, definition.text.as_bytes(), 0o600, written)?;
         for text in definition.warnings(&self) {
@@ -392,6 +399,9 @@ impl<'a> Job<'a> {
         Ok(MachineReport {
             domain: self.name.clone(),
             uuid: definition.uuid.clone(),
+            guest: self.machine.name.clone(),
+            guest_uuid: self.machine.uuid.clone(),
+            uuid_here,
             point: manifest.point.to_string(),
             safety: manifest.safety,
             passed_over: self.passed_over(manifest.point)?,
@@ -472,7 +482,7 @@ fn definition_of(
 /// Where a TPM's state was: where the definition says, or in libvirt's folder …/swtpm/UUID/VERSION.
 fn tpm_root(before: &Domain, machine: &MachineRecord) -> PathBuf {
     let Some(file) = machine.file(Role::Tpm) else { return PathBuf::new() };
-    let named = before.tpm.as_ref().and_then(|tpm| tpm.path.clone());
+    let named = before.tpm.as_ref().and_then(|tpm| tpm.path.as_deref().map(absolute));
     if let Some(path) = named.filter(|path| file.path.starts_with(path)) {
         return path;
     }
