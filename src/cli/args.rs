@@ -1,7 +1,7 @@
 //! What can be typed: the one definition that parser, help, man pages and completions come from.
 //!
-//! Arguments are read in two stages. Here every word gets its type; what words mean together, and
-//! with what is on disk, the commands check.
+//! Arguments are read in two stages. Here every word gets its type; what words mean together,
+//! `combination.rs` checks; with what is on disk, the commands.
 
 use std::path::PathBuf;
 
@@ -317,15 +317,15 @@ pub struct Restore {
     /// and times pass over such points, so that the same command means the same point again. A qcow2
     /// image is changed as a whole or not at all; a raw one that is interrupted is half of each, and
     /// finished by the same command with --no-point.
-    #[arg(long, conflicts_with_all = ["force", "salvage"])]
+    #[arg(long)]
     pub in_place: bool,
 
     /// Roll back without a safety point of what is there now
-    #[arg(long, requires = "in_place")]
+    #[arg(long)]
     pub no_point: bool,
 
     /// Let backing files be in this folder as well as in the image's own; can be repeated
-    #[arg(long = "image-root", value_name = "DIR", requires = "in_place", value_hint = ValueHint::DirPath)]
+    #[arg(long = "image-root", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub image_roots: Vec<PathBuf>,
 
     /// How to write.
@@ -444,11 +444,11 @@ pub struct Anchors {
     pub disk: Option<Wanted>,
 
     /// Remove this anchor of the disk; can be repeated
-    #[arg(long, value_name = "ANCHOR", requires = "disk")]
+    #[arg(long, value_name = "ANCHOR")]
     pub remove: Vec<String>,
 
     /// Remove all anchors of the disk
-    #[arg(long, requires = "disk", conflicts_with = "remove")]
+    #[arg(long, conflicts_with = "remove")]
     pub remove_all: bool,
 }
 

@@ -2,8 +2,8 @@
 //! typed is what happens.
 //!
 //! clap's own rules are not enough: it drops a `requires` whose target conflicts with something
-//! that was typed, and it can't tell a way of using a command from another one. So what belongs to
-//! which way stands here, and `combination/tests.rs` goes through all pairs of options of every
+//! that was typed, and it knows no values and no ways of using a command. So what belongs to which
+//! way stands here (of clap's there are only what is required, and two of which one must go), and `combination/tests.rs` goes through all pairs of options of every
 //! command.
 
 use clap::ArgMatches;
@@ -125,6 +125,16 @@ const BACKUP: &[Rule] = &[
         why: "is for libvirt's guests, and an IMAGE is backed up: say --domain NAME or --all",
     },
     Rule {
+        options: &["same_guest"],
+        when: |typed| !typed.has("domains"),
+        why: "is for guests that are named (--domain): it says something of each",
+    },
+    Rule {
+        options: &["exclude_guest"],
+        when: |typed| !typed.has("all"),
+        why: "is for --all: without it only those guests are backed up that are named",
+    },
+    Rule {
         options: LIBVIRT,
         when: |typed| !typed.guests(),
         why: "is for libvirt's guests, and an IMAGE is backed up: say --domain NAME or --all",
@@ -234,6 +244,11 @@ const RESTORE: &[Rule] = &[
         options: &["no_point", "image_roots"],
         when: |typed| !typed.has("in_place"),
         why: "is for a roll back (--in-place): nothing else reads what is there",
+    },
+    Rule {
+        options: &["same_guest"],
+        when: |typed| !typed.has("in_place") || typed.has("output"),
+        why: "is for a roll back of a guest's own disks (--in-place): nothing else looks at the guest",
     },
     Rule {
         options: LIBVIRT,

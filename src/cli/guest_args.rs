@@ -12,11 +12,11 @@ use qdelta::repository::Selector;
 #[command(next_help_heading = "Backing up libvirt guests")]
 pub struct Guests {
     /// Back up all disks of this libvirt domain as one point, running or not; can be repeated
-    #[arg(long = "domain", value_name = "NAME", conflicts_with_all = ["image", "disk", "snapshot", "as_file", "format"])]
+    #[arg(long = "domain", value_name = "NAME")]
     pub domains: Vec<String>,
 
     /// Back up every domain that libvirt has
-    #[arg(long, conflicts_with_all = ["domains", "image", "disk", "snapshot", "as_file", "format"])]
+    #[arg(long, conflicts_with = "domains")]
     pub all: bool,
 
     /// Leave out this disk of this guest, such as web/vdb; with a single --domain vdb will do; can be repeated
@@ -24,11 +24,11 @@ pub struct Guests {
     pub exclude: Vec<String>,
 
     /// Leave out this guest of --all; can be repeated
-    #[arg(long, value_name = "NAME", requires = "all", conflicts_with_all = ["domains", "image"])]
+    #[arg(long, value_name = "NAME")]
     pub exclude_guest: Vec<String>,
 
     /// It is the guest of the points before, though its UUID or the file of a disk is another
-    #[arg(long, requires = "domains", conflicts_with = "all")]
+    #[arg(long)]
     pub same_guest: bool,
 
     /// How far a running guest is brought to rest
@@ -67,23 +67,23 @@ impl Guests {
 #[command(next_help_heading = "Restoring a guest")]
 pub struct Machine {
     /// Restore all of this domain: disks, firmware variables, definition; with --in-place, its disks
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["disk", "output", "salvage"])]
+    #[arg(long, value_name = "NAME")]
     pub domain: Option<String>,
 
     /// The point, as DISK@POINT has it: latest, an id or its beginning, a time, how long ago
-    #[arg(long, value_name = "POINT", default_value = "latest", requires = "domain")]
+    #[arg(long, value_name = "POINT", default_value = "latest")]
     pub at: Selector,
 
     /// The folder for all its files, which is made if it is missing
-    #[arg(long, value_name = "DIR", requires = "domain", conflicts_with = "in_place", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: Option<PathBuf>,
 
     /// Give it this name, with a new UUID and new MAC addresses: it can live beside the old one
-    #[arg(long, value_name = "NEW", requires = "to")]
+    #[arg(long, value_name = "NEW")]
     pub rename: Option<String>,
 
     /// Roll back though the guest's UUID is not that of the point: it is the same guest
-    #[arg(long, requires = "in_place")]
+    #[arg(long)]
     pub same_guest: bool,
 }
 

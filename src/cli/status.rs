@@ -80,7 +80,8 @@ mod tests {
             ErrorKind::Interrupted,
             ErrorKind::Io,
         ];
-        let mut given: Vec<u8> = kinds.into_iter().map(of).chain([DONE, SOME_FAILED]).collect();
+        let mut given: Vec<u8> =
+            kinds.into_iter().map(of).chain([DONE, SOME_FAILED, NOT_RELEASED]).collect();
         given.sort_unstable();
         let documented: Vec<u8> = TABLE.iter().map(|&(status, _)| status).collect();
         assert_eq!(given, documented);

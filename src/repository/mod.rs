@@ -277,8 +277,8 @@ impl Repository {
         Ok(PointList { points, damaged: manifests.damaged })
     }
 
-    /// The point of a disk that a selector means: an id means any point, the latest or a time means
-    /// backups alone, and no safety point.
+    /// The point of a disk that a selector means: an id, or the very millisecond of a point, means any
+    /// point; the latest or another time means backups alone, and no safety point.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if an id's beginning fits
@@ -316,7 +316,9 @@ impl Repository {
     fn resolve_among(&self, id: &DiskId, selector: &Selector, among: Among) -> Result<Point> {
         let PointList { mut points, damaged } = self.points(id)?;
         let is_id = matches!(selector, Selector::Id(_));
-        let is_meant = |point: &Point| among == Among::All || is_id || !point.safety;
+        // What a list shows of a safety point must mean that point.
+        let is_named = |point: &Point| is_id || *selector == Selector::At(point.id.time());
+        let is_meant = |point: &Point| among == Among::All || is_named(point) || !point.safety;
         let last_safety = points.iter().rev().find(|point| point.safety).map(|point| point.id);
         points.retain(is_meant);
         let fits = |candidate: PointId| match selector {

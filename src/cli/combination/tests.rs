@@ -88,6 +88,8 @@ const TABLES: &[Table] = &[
             Entry(&["--anchor", "reflink"], &[], "left, or a warning"),
             Entry(&["--sample", "5000"], &[], "so many blocks are read to check a claim"),
             Entry(&["--sample", "0"], &[], "nothing is read to check a claim"),
+            Entry(&["--same-guest"], &["guest"], "another UUID or file is taken"),
+            Entry(&["--exclude-guest", "g"], &["all"], "this guest is not backed up"),
             Entry(&["--exclude", "vdb"], &["guest", "all"], "these disks are not in the point"),
             Entry(
                 &["--consistency", "quiesced"],
@@ -206,6 +208,7 @@ const TABLES: &[Table] = &[
                 &["disk", "disk over another", "stream"],
                 "what can be read is restored",
             ),
+            Entry(&["--same-guest"], &["disk in place", "guest in place"], "another UUID is taken"),
             Entry(&["--at", "latest"], &["guest", "guest in place"], "which point"),
             Entry(&["--to", "d"], &["guest"], "where to"),
             Entry(&["--rename", "n"], &["guest"], "the name of the new guest"),

@@ -105,7 +105,9 @@ fn details(qcow2: &Qcow2Info, line: &mut impl FnMut(&'static str, String)) {
     }
     for snapshot in &qcow2.snapshots {
         let taken = Timestamp::from_second(snapshot.date_sec.into())
-            .map(|time| time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string())
+            .map(|time| {
+                time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
+            })
             .unwrap_or_default();
         let size = text::bytes(snapshot.virtual_size);
         line("snapshot", format!("{} (id {}, {taken}, {size})", snapshot.name, snapshot.id));

@@ -37,7 +37,8 @@ pub fn completions(args: &Completions, context: &mut Context) -> Result<u8> {
 fn visible() -> clap::Command {
     let program = Cli::command();
     let commands = program.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
-    clap::Command::new("qdelta")
+    clap::Command::default()
+        .name("qdelta")
         .version(env!("CARGO_PKG_VERSION"))
         .args(program.get_arguments().cloned())
         .subcommands(commands.collect::<Vec<_>>())
