@@ -58,6 +58,6 @@ impl Fingerprint {
 
 /// The kernel's name for the time since the machine was started; none where it tells none.
 pub fn boot() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let text = Opener::READ.read_text(Path::new("/proc/sys/kernel/random/boot_id"), 4096).ok()?;
     Some(text.trim().to_owned()).filter(|id| !id.is_empty())
 }

@@ -1,17 +1,15 @@
 //! The file of an image that is to be changed.
 
 use std::fs::File;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use qdelta_formats::FormatError;
 use qdelta_formats::qcow2::{FirstCluster, HeaderPrefix, Incompatible};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{FileStore, Store};
+use crate::io::{FileStore, Opener, Store, not_opened};
 use crate::sys::image_lock::ImageLock;
 
 /// A qcow2 image that nobody else uses, open for reading and writing. As long as this lives,
@@ -37,30 +35,15 @@ impl std::fmt::Debug for ImageFile {
 /// says so; [`ErrorKind::Image`] if it is neither a file nor a device; [`ErrorKind::NotFound`] or
 /// [`ErrorKind::Io`] if it can't be opened.
 pub fn open_to_change(path: &Path) -> Result<(File, bool)> {
-    let failed = |error| Error::io("open", path, error);
-    // Asked before, so that a FIFO does not block; and after, because only that counts.
-    let ask = |metadata: std::fs::Metadata| {
-        let is_device = metadata.file_type().is_block_device();
-        if metadata.is_file() || is_device {
-            return Ok(!is_device);
-        }
-        let text = format!("{} is neither a regular file nor a block device", path.display());
-        Err(Error::new(ErrorKind::Image, text))
-    };
-    let is_regular = ask(std::fs::metadata(path).map_err(failed)?)?;
-    let mut options = File::options();
-    options.read(true).write(true);
-    if !is_regular {
-        options.custom_flags(OFlags::EXCL.bits() as i32);
-    }
-    let file = options.open(path).map_err(|error| match Errno::from_io_error(&error) {
+    let opened = Opener::CHANGE.or_device().unused().open(path);
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
         Some(Errno::BUSY) => {
             let text = format!("{} is mounted or otherwise in use", path.display());
             Error::new(ErrorKind::Busy, text).because(error)
         }
-        _ => failed(error),
+        _ => not_opened(path, error, ErrorKind::Image),
     })?;
-    let is_regular = ask(file.metadata().map_err(failed)?)?;
+    let is_regular = file.metadata().map_err(|error| Error::io("look at", path, error))?.is_file();
     Ok((file, is_regular))
 }
 

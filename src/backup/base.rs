@@ -4,14 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qdelta_formats::archive::Kind;
-use rustix::fs::CWD;
 use rustix::io::Errno;
 
 use super::KindChoice;
 use crate::archive;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{FileStore, Symlink, open_regular};
+use crate::io::{FileStore, Opener, Store, not_opened};
 use crate::repository::{DiskId, Point, Repository, Selector};
 
 /// What a new point of a disk is made against.
@@ -153,17 +152,18 @@ pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
 
 /// Opens one archive file.
 pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
-    let file = open_regular(CWD, path, Symlink::Followed).map_err(|source| {
+    archive::Reader::open(archive_store(path)?)
+}
+
+/// Opens the file of an archive, sound or not.
+pub(crate) fn archive_store(path: &Path) -> Result<Arc<dyn Store>> {
+    let file = Opener::READ.open(path).map_err(|source| {
         let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-        let error = Error::io("open", path, source);
+        let error = not_opened(path, source, ErrorKind::Damaged);
         match exhausted {
             true => error.advise("a chain needs all its files at once: raise `ulimit -n`"),
             false => error,
         }
     })?;
-    let file = file.ok_or_else(|| {
-        let what = format!("{}: an archive must be a regular file", path.display());
-        Error::new(ErrorKind::Damaged, what)
-    })?;
-    archive::Reader::open(Arc::new(FileStore::new(file, path)))
+    Ok(Arc::new(FileStore::new(file, path)))
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::anchors::{self, Tag};
 use crate::anchor::{self, ImageFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{FileStore, open_without_waiting};
+use crate::io::{FileStore, Opener, is_refusal};
 use crate::reflink;
 use crate::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
 
@@ -205,15 +205,12 @@ fn ours<T: Default>(found: Result<T>) -> Result<T> {
 
 /// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
 pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
-    let opened = open_without_waiting(CWD, path).and_then(|file| {
-        let kind = file.metadata()?.file_type();
-        Ok((kind.is_file() || kind.is_block_device()).then_some(file))
-    });
-    let file = match opened {
-        Ok(Some(file)) => file,
-        Ok(None) => return Ok(Vec::new()),
+    let file = match Opener::READ.or_device().open(path) {
+        Ok(file) => file,
         // The image may have been moved or deleted since.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound || is_refusal(&error) => {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(Error::io("open", path, error)),
     };
     let mut magic = [0; 4];

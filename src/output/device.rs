@@ -3,18 +3,17 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use roaring::RoaringBitmap;
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::file_id::refuse_input;
 use super::{ImageWriter, Options, Plan, on_disk, write_at};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{FileStore, Store};
+use crate::io::{FileStore, Opener, Store};
 use crate::progress::{Cancel, Progress};
 use crate::sys::image_lock::ImageLock;
 
@@ -38,11 +37,7 @@ pub(super) struct Device {
 
 impl Device {
     pub(super) fn open(path: &Path, plan: Plan, options: &Options) -> Result<Self> {
-        let opened = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(OFlags::EXCL.bits() as i32)
-            .open(path);
+        let opened = Opener::CHANGE.or_device().unused().open(path);
         let file = opened.map_err(|error| match Errno::from_io_error(&error) {
             Some(Errno::BUSY) => {
                 let text = format!("{} is mounted or otherwise in use", path.display());

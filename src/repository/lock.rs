@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::durable;
 use super::names::{DomainName, POINTS};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Opener;
 
 /// The lock file of a domain. It is never removed: whoever locked a removed file would not be
 /// alone.
@@ -78,7 +79,8 @@ fn busy(domain: &DomainName, file: &mut File) -> Error {
 
 /// This machine's name: a repository may be shared over a network.
 fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name =
+        Opener::READ.read_text(Path::new("/proc/sys/kernel/hostname"), 4096).unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { "this machine".to_owned() } else { name.to_owned() }
 }

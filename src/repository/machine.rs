@@ -316,7 +316,7 @@ fn read(path: &Path, digest: Digest, length: u64) -> Result<Vec<u8>> {
     if length > MACHINE_FILE_MAX {
         return Err(damaged(format!("is to have {length} bytes, which makes no sense")));
     }
-    let file = durable::open_regular(path)?.0;
+    let file = durable::open(path)?;
     let decoder = zstd::stream::read::Decoder::new(file);
     let mut bytes = Vec::new();
     decoder

@@ -204,9 +204,7 @@ fn salvage_chain(
 }
 
 fn open_remains(path: &Path, cancel: &Cancel) -> Result<Salvaged> {
-    let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let store: Arc<dyn Store> = Arc::new(FileStore::new(file, path));
-    salvage::open(&store, cancel)
+    salvage::open(&archive_store(path)?, cancel)
 }
 
 fn rebuild(

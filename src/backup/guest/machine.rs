@@ -2,10 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::Flow;
 use super::moment::Moment;
@@ -134,15 +132,10 @@ fn files_in(folder: &Path, missing: &mut Vec<String>) -> Vec<PathBuf> {
 
 /// Opens a regular file; gives its mode, too.
 pub(super) fn open(path: &Path) -> Result<(File, u32)> {
-    let failed = |error| Error::io("read", path, error);
-    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        let text = format!("{} is no regular file", path.display());
-        return Err(Error::new(ErrorKind::Image, text));
-    }
-    Ok((file, metadata.mode() & 0o777))
+    let file = Opener::READ.itself().open(path);
+    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Image))?;
+    let mode = file.metadata().map_err(|error| Error::io("look at", path, error))?.mode();
+    Ok((file, mode & 0o777))
 }
 
 fn store(

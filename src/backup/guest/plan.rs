@@ -1,10 +1,7 @@
 //! What is to be done with a domain, before anything is done.
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::GuestRequest;
 use crate::domain::{Choice, Disk, Domain, Found, decide};
@@ -133,9 +130,9 @@ fn usage(found: &Found, disks: &[DiskPlan], warnings: &mut Vec<String>) -> Resul
     let mut writers = Vec::new();
     for disk in disks {
         let within = |error: Error| error.within(format!("cannot look at disk {}", disk.target));
-        let flags = OFlags::NONBLOCK.bits() as i32;
-        let file = File::options().read(true).custom_flags(flags).open(&disk.image);
-        let file = file.map_err(|error| within(Error::io("open", &disk.image, error)))?;
+        let file = Opener::READ.or_device().open(&disk.image);
+        let file =
+            file.map_err(|error| within(not_opened(&disk.image, error, ErrorKind::Image)))?;
         // A filesystem without locks says nothing.
         if let Ok(Some(holder)) = image_lock::probe(&file)
             && holder.writes()

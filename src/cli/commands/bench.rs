@@ -1,5 +1,6 @@
 //! `qdelta bench`: how fast this machine is with this image, and what limits it.
 
+use qdelta::io::Opener;
 use std::path::Path;
 
 use qdelta::bench::{self, Report, Request, Stage};
@@ -39,7 +40,7 @@ pub fn run(args: Bench, context: &mut Context) -> Result<u8> {
 /// Writes the plot to a new file.
 fn save(path: &Path, svg: &str) -> Result<()> {
     use std::io::Write;
-    let created = std::fs::File::create_new(path);
+    let created = Opener::CHANGE.create(0o666).open(path);
     created
         .and_then(|mut file| file.write_all(svg.as_bytes()))
         .map_err(|error| Error::io("write the plot to", path, error))

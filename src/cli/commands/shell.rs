@@ -1,6 +1,7 @@
 //! `qdelta completions` and `qdelta man`: what a shell and a reader need to know of the program,
 //! from the definition of its arguments.
 
+use qdelta::io::Opener;
 use std::fs;
 use std::path::Path;
 
@@ -58,7 +59,13 @@ fn page(dir: &Path, command: &clap::Command, name: &str) -> Result<String> {
     let page = Page::new(command.clone()).manual("qdelta").date("");
     let path = dir.join(page.get_filename());
     let text = render(&page, command, name).map_err(|error| Error::io("render", &path, error))?;
-    fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
+    let mut file = Opener::CHANGE
+        .or_create(0o666)
+        .open(&path)
+        .map_err(|error| Error::io("write", &path, error))?;
+    file.set_len(0)
+        .and_then(|()| file.write_all(&text))
+        .map_err(|error| Error::io("write", &path, error))?;
     Ok(path.display().to_string())
 }
 

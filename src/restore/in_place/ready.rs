@@ -121,7 +121,7 @@ struct Stamp {
 impl Stamp {
     fn of(job: &Job) -> Result<Self> {
         let path = &job.path;
-        let data = File::open(path).and_then(|file| file.metadata());
+        let data = Opener::READ.or_device().open(path).and_then(|file| file.metadata());
         let data = data.map_err(|error| Error::io("look at", path, error))?;
         let modified = (data.mtime(), data.mtime_nsec());
         Ok(Self { inode: data.ino(), len: data.len(), modified })

@@ -8,11 +8,10 @@ mod definition;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
-use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::{Destination, Report, Request, guests, nonzero_blocks, rebuild};
@@ -286,18 +285,15 @@ impl<'a> Job<'a> {
     }
 
     fn check_target(&self, path: &Path) -> Result<()> {
-        let failed = |error| Error::io("open", path, error);
-        // So that a FIFO does not block.
-        let flags = OFlags::NONBLOCK.bits() as i32;
-        let file = match File::options().read(true).custom_flags(flags).open(path) {
+        let file = match Opener::READ.open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed(error)),
+            Err(error) => {
+                return Err(
+                    not_opened(path, error, ErrorKind::Exists).advise("restore to another folder")
+                );
+            }
         };
-        if !file.metadata().map_err(failed)?.is_file() {
-            let text = format!("{} is no regular file", path.display());
-            return Err(Error::new(ErrorKind::Exists, text).advise("restore to another folder"));
-        }
         if let Ok(Some(_)) = image_lock::probe(&file) {
             let text = format!("{} is in use by another program", path.display());
             return Err(Error::new(ErrorKind::Busy, text)
