@@ -1,6 +1,10 @@
 //! The value by which a file of an image is recognised again.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+use crate::io::Opener;
 
 /// What tells a file that nobody has written to from one that somebody has, or from another file
 /// in its place. A file that was committed into, restored or copied over has another one.

@@ -8,7 +8,9 @@ use crate::error::Result;
 use crate::io::{
     Access, Backend, Buffer, Direct, Direction, Job, Pool, Queue, Segment, Store, open_direct,
 };
+use crate::observer::Observer;
 use crate::pipeline::{Halt, Producer, Resources, Ticket};
+use crate::warning::{Code, Warning};
 
 /// Reads in flight at once: more than this brings an NVMe drive nothing at 1 MiB a read.
 const QUEUE_DEPTH: usize = 64;
@@ -43,10 +45,10 @@ impl<T> ReadAhead<T> {
         Ok(Self { pool, queue, waiting: HashMap::new() })
     }
 
-    /// Says what the system refused, if it refused anything: once for a whole flow.
-    pub fn warn_of_fallback(&self) {
+    /// Says what the system refused, if it refused anything.
+    pub fn warn_of_fallback(&self, observer: &dyn Observer) {
         if let Some(reason) = self.queue.fallback_reason() {
-            tracing::warn!("{reason}");
+            observer.warn(Warning::new(Code::SlowIo, reason));
         }
     }
 

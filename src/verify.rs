@@ -17,17 +17,19 @@ use serde::Serialize;
 
 use crate::archive::Reader;
 use crate::backup::{open_archive, open_chain};
+use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Direct;
 use crate::io::Segment;
+use crate::observer::{Observer, Recorder};
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
-use crate::progress::{Cancel, Progress};
 use crate::read_ahead::{Loaded, ReadAhead};
 use crate::repository::{
     DiskId, DiskSpec, DomainName, MachineFile, Point, PointId, Repository, Selector,
 };
 use crate::unpack::{FrameNeed, Unpacker};
+use crate::warning::Warning;
 
 /// What to verify, and how.
 #[derive(Debug, Clone)]
@@ -61,11 +63,10 @@ pub struct Report {
     pub proved: bool,
     /// Everything that is not as it was written. Empty if all is well.
     pub damaged: Vec<Finding>,
+    /// What the admin should know.
+    pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
-    /// What the system refused was said already: each archive has a queue of its own.
-    #[serde(skip)]
-    fallback_said: bool,
 }
 
 /// Something that is not as it was written.
@@ -87,17 +88,19 @@ pub struct Finding {
 pub fn run(
     repository: &Repository,
     request: &Request,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
     let started = std::time::Instant::now();
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
     let disks = match &request.disk {
         Some(spec) => vec![repository.find_disk(spec)?],
         None => repository.disks()?,
     };
     let mut report = Report { proved: !request.quick, ..Report::default() };
     for disk in &disks {
-        verify_disk(repository, disk, request, progress, cancel, &mut report)?;
+        verify_disk(repository, disk, request, observer, cancel, &mut report)?;
     }
     let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
     for domain in domains {
@@ -111,6 +114,7 @@ pub fn run(
         };
         verify_machines(repository, domain, wanted.as_ref(), &mut report)?;
     }
+    report.warnings = recorder.take();
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -119,7 +123,7 @@ fn verify_disk(
     repository: &Repository,
     disk: &DiskId,
     request: &Request,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<()> {
@@ -167,7 +171,7 @@ fn verify_disk(
     let by_path: BTreeMap<&Path, &Point> =
         known.values().map(|point| (point.archive_path.as_path(), point)).collect();
     let total = needed_by.keys().filter_map(|path| path.metadata().ok()).map(|data| data.len());
-    progress.begin("verify", total.sum());
+    observer.begin("verify", total.sum());
     for (path, needed) in &needed_by {
         cancel.check()?;
         report.archives += 1;
@@ -179,7 +183,7 @@ fn verify_disk(
             // Its manifest is lost: what the archives say of each other is all there is.
             None => Ok(()),
         };
-        let found = verify_archive(path, identity, request, progress, cancel, report)?;
+        let found = verify_archive(path, identity, request, observer, cancel, report)?;
         for problem in found {
             broken.extend(needed.iter().cloned());
             report.damaged.push(Finding {
@@ -189,7 +193,7 @@ fn verify_disk(
             });
         }
     }
-    progress.finish();
+    observer.end();
     if !request.quick {
         for point in points.iter().filter(|point| !broken.contains(&point.id.to_string())) {
             cancel.check()?;
@@ -332,7 +336,7 @@ fn verify_archive(
     path: &Path,
     identity: impl FnOnce(&Reader) -> Result<()>,
     request: &Request,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<Vec<String>> {
@@ -358,9 +362,7 @@ fn verify_archive(
     let span = metadata.frame_blocks as usize * metadata.geometry.block_size() as usize;
     let buffer_size = TASK_SIZE_MIN as usize + (FRAME_HEADER_LEN + span).min(FRAME_LEN_MAX);
     let ahead = ReadAhead::new(&request.resources, files, buffer_size, Direct::Off)?;
-    if !std::mem::replace(&mut report.fallback_said, true) {
-        ahead.warn_of_fallback();
-    }
+    ahead.warn_of_fallback(observer);
     let mut frames = Frames { ahead, archive: &archive, buffer_size, quick: request.quick, cancel };
     let checked = pipeline::run(
         &request.resources,
@@ -383,7 +385,7 @@ fn verify_archive(
                 Ok(checked)
             })
         },
-        Collector { all: Checked::default(), progress },
+        Collector { all: Checked::default(), observer },
     );
     let checked = match checked {
         Ok(checked) => checked,
@@ -393,7 +395,7 @@ fn verify_archive(
             return Ok(problems);
         }
     };
-    progress.advance(archive.file_len().saturating_sub(checked.bytes_read));
+    observer.advance(archive.file_len().saturating_sub(checked.bytes_read));
     report.bytes_verified += checked.bytes_verified;
     problems.extend(checked.problems);
     Ok(problems)
@@ -480,7 +482,7 @@ const PROBLEMS_MAX: usize = 1000;
 
 struct Collector<'a> {
     all: Checked,
-    progress: &'a dyn Progress,
+    observer: &'a dyn Observer,
 }
 
 impl Consumer<Checked> for Collector<'_> {
@@ -496,7 +498,7 @@ impl Consumer<Checked> for Collector<'_> {
         } else {
             self.all.problems.extend(checked.problems);
         }
-        self.progress.advance(checked.bytes_read);
+        self.observer.advance(checked.bytes_read);
         Ok(())
     }
 

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 use qdelta::backup::{self, Options};
+use qdelta::cancel::Cancel;
 use qdelta::domain::Libvirt;
 use qdelta::image::OpenOptions;
+use qdelta::observer::Silent;
 use qdelta::pipeline::Resources;
-use qdelta::progress::{Cancel, Silent};
 use qdelta::repository::{Repository, Selector};
 use qdelta::restore::{self, Destination};
 use qdelta::verify;

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use qdelta::ErrorKind;
+use qdelta::cancel::Cancel;
 use qdelta::domain::Libvirt;
+use qdelta::observer::{Event, Observer, Silent};
 use qdelta::pipeline::Resources;
-use qdelta::progress::{Cancel, Progress, Silent};
 use qdelta::repository::{Repository, Selector};
 use qdelta::restore::{
     InPlaceOptions, InPlaceRequest, MachineInPlaceRequest, run_in_place, run_machine_in_place,
@@ -187,14 +188,15 @@ fn a_template_in_another_folder_is_left_alone() {
 /// Lets something happen when a phase begins for the nth time.
 struct At<F>(&'static str, AtomicU32, F);
 
-impl<F: Fn() + Send + Sync> Progress for At<F> {
-    fn begin(&self, phase: &'static str, _total: u64) {
-        if phase == self.0 && self.1.fetch_sub(1, Ordering::Relaxed) == 1 {
+impl<F: Fn() + Send + Sync> Observer for At<F> {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::Begin { phase, .. } = event
+            && *phase == self.0
+            && self.1.fetch_sub(1, Ordering::Relaxed) == 1
+        {
             (self.2)();
         }
     }
-    fn advance(&self, _bytes: u64) {}
-    fn finish(&self) {}
 }
 
 fn options(host: &Host) -> InPlaceOptions {

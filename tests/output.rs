@@ -9,9 +9,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use qdelta::ErrorKind;
+use qdelta::cancel::Cancel;
 use qdelta::formats::archive::{BlockIndex, Geometry};
+use qdelta::observer::Silent;
 use qdelta::output::{Discard, FileId, Format, ImageWriter, Options, Plan, Stream, create};
-use qdelta::progress::{Cancel, Silent};
 use roaring::RoaringBitmap;
 
 /// A disk in memory: the blocks that are not zero, each filled up to the block size.
@@ -70,7 +71,7 @@ impl Disk {
     /// Restores to a new file.
     fn restore(&self, path: &Path, format: Format) {
         let options = Options { format, ..Options::default() };
-        let writer = create(path, self.plan(), &options).unwrap();
+        let writer = create(path, self.plan(), &options, &Silent).unwrap();
         self.write_to(writer.as_ref());
         writer.finish(&Cancel::default(), &Silent).unwrap();
     }
@@ -163,7 +164,7 @@ fn qemu_finds_large_tables_sound() {
         }
         let plan = Plan::new(Geometry::new(size, block_size).unwrap(), blocks).unwrap();
         let options = Options { format: Format::Qcow2, ..Options::default() };
-        let writer = create(&path, plan, &options).unwrap();
+        let writer = create(&path, plan, &options, &Silent).unwrap();
         writer.finish(&Cancel::default(), &Silent).unwrap();
         check_by_qemu(&path);
         std::fs::remove_file(path).unwrap();
@@ -193,7 +194,7 @@ fn a_block_outside_the_plan_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Disk::new(1 << 20, 64 << 10, [3]);
     let options = Options { format: Format::Qcow2, ..Options::default() };
-    let writer = create(&dir.path().join("disk"), disk.plan(), &options).unwrap();
+    let writer = create(&dir.path().join("disk"), disk.plan(), &options, &Silent).unwrap();
     assert_eq!(writer.place(3 << 16).map(|it| it % (64 << 10)), Some(0));
     assert_eq!((writer.place(2 << 16), writer.place(1 << 20)), (None, None));
     assert_eq!(writer.write(2 << 16, &[1; 65_536]).unwrap_err().kind(), ErrorKind::Usage);
@@ -207,10 +208,10 @@ fn an_unfinished_or_interrupted_output_leaves_nothing() {
     for format in [Format::Raw, Format::Qcow2] {
         let options = Options { format, ..Options::default() };
         let path = dir.path().join("disk");
-        let writer = create(&path, disk.plan(), &options).unwrap();
+        let writer = create(&path, disk.plan(), &options, &Silent).unwrap();
         disk.write_to(writer.as_ref());
         drop(writer);
-        let writer = create(&path, disk.plan(), &options).unwrap();
+        let writer = create(&path, disk.plan(), &options, &Silent).unwrap();
         let cancel = Cancel::default();
         cancel.cancel();
         let error = writer.finish(&cancel, &Silent).unwrap_err();
@@ -227,7 +228,7 @@ fn a_disk_that_does_not_fit_is_refused_before_anything_is_written() {
     let plan = Plan::new(Geometry::new(1 << 47, 64 << 10).unwrap(), blocks).unwrap();
     for format in [Format::Raw, Format::Qcow2] {
         let options = Options { format, ..Options::default() };
-        let result = create(&dir.path().join("disk"), plan.clone(), &options);
+        let result = create(&dir.path().join("disk"), plan.clone(), &options, &Silent);
         let Err(error) = result else { panic!("128 TiB fit") };
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -258,7 +259,7 @@ fn a_filesystem_that_fills_up_meanwhile_is_no_space_and_leaves_nothing() {
     let disk = Disk::new(8 << 20, 64 << 10, 0..32);
     for format in [Format::Raw, Format::Qcow2] {
         let options = Options { format, ..Options::default() };
-        let writer = create(&small.0.path().join("disk"), disk.plan(), &options).unwrap();
+        let writer = create(&small.0.path().join("disk"), disk.plan(), &options, &Silent).unwrap();
         let filler = small.0.path().join("filler");
         std::fs::write(&filler, vec![1; 3 << 20]).unwrap();
         let error = disk.blocks.iter().find_map(|(block, bytes)| {
@@ -269,7 +270,7 @@ fn a_filesystem_that_fills_up_meanwhile_is_no_space_and_leaves_nothing() {
         std::fs::remove_file(filler).unwrap();
         assert_eq!(std::fs::read_dir(small.0.path()).unwrap().count(), 0);
         let large = Disk::new(8 << 20, 64 << 10, 0..80);
-        let result = create(&small.0.path().join("disk"), large.plan(), &options);
+        let result = create(&small.0.path().join("disk"), large.plan(), &options, &Silent);
         assert_eq!(result.map(drop).unwrap_err().kind(), ErrorKind::NoSpace);
     }
 }
@@ -331,7 +332,10 @@ fn a_named_pipe_takes_the_raw_disk() {
     disk.restore(&path, Format::Raw);
     assert!(reader.join().unwrap() == disk.bytes());
     let options = Options { format: Format::Qcow2, ..Options::default() };
-    assert!(create(&path, disk.plan(), &options).is_err_and(|it| it.kind() == ErrorKind::Usage));
+    assert!(
+        create(&path, disk.plan(), &options, &Silent)
+            .is_err_and(|it| it.kind() == ErrorKind::Usage)
+    );
 }
 
 #[test]
@@ -377,13 +381,13 @@ impl Drop for LoopDevice {
 fn a_device_holds_the_disk_and_zeros_where_it_has_none() {
     let device = LoopDevice::new(8 << 20, 7);
     let disk = Disk::new((7 << 20) + 512, 64 << 10, [0, 5, 6, 111, 112]);
-    let refused = create(&device.path, disk.plan(), &Options::default());
+    let refused = create(&device.path, disk.plan(), &Options::default(), &Silent);
     let Err(error) = refused else { panic!("a device in use was taken") };
     assert_eq!(error.kind(), ErrorKind::Exists);
     assert!(error.advice().unwrap().contains("--force"));
 
     let options = Options { force: true, ..Options::default() };
-    let writer = create(&device.path, disk.plan(), &options).unwrap();
+    let writer = create(&device.path, disk.plan(), &options, &Silent).unwrap();
     // Block 6 never comes, as in a restore that saves what it can: it must not stay as it was.
     for (block, bytes) in disk.blocks.iter().filter(|(block, _)| **block != 6) {
         writer.write(disk.geometry.block_offset(BlockIndex(*block)), bytes).unwrap();
@@ -403,7 +407,7 @@ fn a_device_in_use_too_small_or_read_from_is_refused() {
     let disk = Disk::new(4 << 20, 64 << 10, [1]);
     let refusal = |size, inputs: Vec<FileId>, format| {
         let options = Options { inputs, format, ..Options::default() };
-        match create(&device.path, Disk::new(size, 64 << 10, [1]).plan(), &options) {
+        match create(&device.path, Disk::new(size, 64 << 10, [1]).plan(), &options, &Silent) {
             Ok(_) => panic!("it was accepted"),
             Err(error) => error.kind(),
         }
@@ -414,7 +418,7 @@ fn a_device_in_use_too_small_or_read_from_is_refused() {
     let id = FileId::of(&opened).unwrap();
     assert_eq!(refusal(4 << 20, vec![id], Format::Raw), ErrorKind::Usage);
     // An empty device needs no force.
-    let writer = create(&device.path, disk.plan(), &Options::default()).unwrap();
+    let writer = create(&device.path, disk.plan(), &Options::default(), &Silent).unwrap();
     assert_eq!(refusal(4 << 20, vec![], Format::Raw), ErrorKind::Busy);
     drop(writer);
 
@@ -422,7 +426,7 @@ fn a_device_in_use_too_small_or_read_from_is_refused() {
     let mount = tempfile::tempdir().unwrap();
     run("mount", &[device.path.to_str().unwrap()], mount.path());
     let options = Options { force: true, ..Options::default() };
-    let mounted = create(&device.path, disk.plan(), &options).map(drop);
+    let mounted = create(&device.path, disk.plan(), &options, &Silent).map(drop);
     run("umount", &[], mount.path());
     assert_eq!(mounted.unwrap_err().kind(), ErrorKind::Busy);
 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use qdelta::ErrorKind;
+use qdelta::observer::Silent;
 use qdelta::quiesce::{Freeze, Frozen, Program, Virsh as Call, Watchdog, thaw_marked};
 
 use super::harness::run::binary;
@@ -177,17 +178,17 @@ fn a_thaw_that_fails_is_an_alarm_and_tried_first_the_next_time() {
     );
     assert!(scene.virsh.is_frozen() && !is_gone(&scene.freeze.mark));
 
-    assert_eq!(thaw_marked(&scene.freeze, true).unwrap_err().kind(), ErrorKind::Alarm);
+    assert_eq!(thaw_marked(&scene.freeze, true, &Silent).unwrap_err().kind(), ErrorKind::Alarm);
     assert!(!is_gone(&scene.freeze.mark));
     scene.virsh.forget("thaw-fails");
     scene.freeze.thaw_tries = Duration::from_secs(30);
-    assert!(thaw_marked(&scene.freeze, true).unwrap());
+    assert!(thaw_marked(&scene.freeze, true, &Silent).unwrap());
     scene.assert_thawed();
-    assert!(!thaw_marked(&scene.freeze, true).unwrap(), "there is nothing left to thaw");
+    assert!(!thaw_marked(&scene.freeze, true, &Silent).unwrap(), "there is nothing left to thaw");
     // A guest that has been stopped since is not frozen any more, and is not spoken to.
     std::fs::write(&scene.freeze.mark, "what is this").unwrap();
     let calls = scene.virsh.log().len();
-    assert!(thaw_marked(&scene.freeze, false).unwrap());
+    assert!(thaw_marked(&scene.freeze, false, &Silent).unwrap());
     assert!(is_gone(&scene.freeze.mark));
     assert_eq!(scene.virsh.log().len(), calls);
 }
@@ -217,9 +218,9 @@ fn without_virsh_or_agent_nothing_is_frozen_and_it_is_said() {
     scene.virsh.tell("no-agent", "Requested operation is not valid: domain is not running");
     assert!(frozen.thaw().unwrap().broken.is_some());
     assert!(!is_gone(&scene.freeze.mark));
-    assert_eq!(thaw_marked(&scene.freeze, true).unwrap_err().kind(), ErrorKind::Alarm);
+    assert_eq!(thaw_marked(&scene.freeze, true, &Silent).unwrap_err().kind(), ErrorKind::Alarm);
     assert!(!is_gone(&scene.freeze.mark));
-    assert!(thaw_marked(&scene.freeze, false).unwrap());
+    assert!(thaw_marked(&scene.freeze, false, &Silent).unwrap());
     assert!(is_gone(&scene.freeze.mark));
     let scene = Scene::new();
     let program = Program { path: "/nonexistent/qdelta".into(), arguments: Vec::new() };
@@ -282,7 +283,7 @@ fn a_mark_that_is_fresh_may_have_its_freeze_still_to_come() {
             wait_until("the first thaw", || scene.virsh.has("thawed"));
             scene.virsh.tell("frozen", "");
         });
-        assert!(thaw_marked(&scene.freeze, true).unwrap());
+        assert!(thaw_marked(&scene.freeze, true, &Silent).unwrap());
     });
     scene.assert_thawed();
     assert!(scene.virsh.count("domfsthaw") > 1);

@@ -166,6 +166,16 @@ fn the_library_is_silent() {
 }
 
 #[test]
+fn a_warning_has_one_way_to_people() {
+    only_in(
+        &["src"],
+        &[],
+        &["tracing::warn!", "warn!("],
+        "a warning is an event of the observer and part of the result: beside it, no script sees it",
+    );
+}
+
+#[test]
 fn formats_are_bytes_and_nothing_else() {
     let outside =
         ["std::fs", "std::io", "std::net", "std::time", "std::env", "std::thread", "File::"];
@@ -290,4 +300,30 @@ fn dependencies_have_a_reason() {
             }
         }
     }
+}
+
+/// Nine places opened files so that no named pipe is waited for, and the tenth forgot: a salvage waited
+/// for ever.
+#[test]
+fn files_are_opened_in_one_place() {
+    only_in(
+        &["src"],
+        // The second is for tests alone; the third opens pipes, and waits for their readers.
+        &["src/io/open.rs", "src/image/testing.rs", "src/output/mod.rs"],
+        &[
+            "File::open(",
+            "File::options(",
+            "File::create(",
+            "File::create_new(",
+            "fs::OpenOptions",
+            "fs::read(",
+            "fs::read_to_string(",
+            "fs::write(",
+            "fs::copy(",
+            "rustix::fs::open(",
+            "openat(",
+            "openat2(",
+        ],
+        "crate::io::Opener sees to it that a file is one, and waits for nobody",
+    );
 }

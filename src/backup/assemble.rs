@@ -13,9 +13,9 @@ use roaring::RoaringBitmap;
 use super::Root;
 use crate::archive::{Summary, Writer};
 use crate::error::Result;
+use crate::observer::Observer;
 use crate::pack::{GroupDigests, Packed};
 use crate::pipeline::Consumer;
-use crate::progress::Progress;
 
 /// What reaches the assembler, in the order of the disk.
 pub(super) enum Step {
@@ -61,7 +61,7 @@ pub(super) struct Assembler<'a> {
     /// Blocks that must not have changed.
     sample: Option<&'a RoaringBitmap>,
     missed: Option<BlockIndex>,
-    progress: &'a dyn Progress,
+    observer: &'a dyn Observer,
 }
 
 /// The group at hand.
@@ -78,7 +78,7 @@ impl<'a> Assembler<'a> {
         geometry: Geometry,
         writer: Writer,
         sample: Option<&'a RoaringBitmap>,
-        progress: &'a dyn Progress,
+        observer: &'a dyn Observer,
     ) -> Self {
         Self {
             geometry,
@@ -90,7 +90,7 @@ impl<'a> Assembler<'a> {
             bytes_changed: 0,
             sample,
             missed: None,
-            progress,
+            observer,
         }
     }
 
@@ -124,7 +124,7 @@ impl<'a> Assembler<'a> {
         }
         self.root.push(digest);
         let range = self.geometry.group_range(group.index);
-        self.progress.advance(range.end - range.start);
+        self.observer.advance(range.end - range.start);
         Ok(())
     }
 
@@ -177,13 +177,13 @@ impl Consumer<Step> for Assembler<'_> {
             Step::ZeroGroups(count) => {
                 self.close_group()?;
                 self.root.push_many(self.zero_group, count);
-                self.progress.advance(u64::from(count) * self.geometry.group_size());
+                self.observer.advance(u64::from(count) * self.geometry.group_size());
             }
             Step::Kept { group, digest } => {
                 self.close_group()?;
                 self.root.push(digest);
                 let range = self.geometry.group_range(group);
-                self.progress.advance(range.end - range.start);
+                self.observer.advance(range.end - range.start);
             }
             Step::Group { group, before } => {
                 self.close_group()?;

@@ -10,13 +10,14 @@ use roaring::RoaringBitmap;
 use super::Done;
 use super::assemble::{Assembler, Step};
 use crate::archive::Writer;
+use crate::cancel::Cancel;
 use crate::chain::{Chain, GroupCursor};
 use crate::error::Result;
 use crate::extent::{CompressedCluster, Extent, Source};
 use crate::image::{Image, Mapper};
+use crate::observer::Observer;
 use crate::pack::{GroupDigests, Packer};
 use crate::pipeline::{self, Halt, Producer, Resources, TASK_SIZE_MIN};
-use crate::progress::{Cancel, Progress};
 use crate::read_ahead::{Loaded, ReadAhead};
 use crate::reader::{ClusterReader, ReadPlan};
 
@@ -61,7 +62,7 @@ struct Task {
 pub(super) fn run(
     job: &Job<'_>,
     writer: Writer,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Done> {
     let block_size = u64::from(job.geometry.block_size());
@@ -73,8 +74,8 @@ pub(super) fn run(
     let ahead =
         ReadAhead::new(job.resources, files.clone(), task_size as usize, job.resources.direct)?;
     let backend = ahead.backend();
-    ahead.warn_of_fallback();
-    progress.begin("backup", job.geometry.virtual_size());
+    ahead.warn_of_fallback(observer);
+    observer.begin("backup", job.geometry.virtual_size());
     let mut reader = Reader {
         geometry: job.geometry,
         task_blocks: task_size / block_size,
@@ -96,9 +97,9 @@ pub(super) fn run(
             let mut clusters = ClusterReader::new(files.clone());
             Ok(move |loaded: Loaded<Task>| pack(&mut packer, &mut clusters, loaded, block_size))
         },
-        Assembler::new(job.geometry, writer, job.selection.map(|it| &it.sample), progress),
+        Assembler::new(job.geometry, writer, job.selection.map(|it| &it.sample), observer),
     )?;
-    progress.finish();
+    observer.end();
     let Reader { bytes_read, bytes_sampled, .. } = reader;
     Ok(Done { assembled, bytes_read, bytes_sampled, backend })
 }

@@ -12,19 +12,21 @@ use qdelta_formats::archive::{
 use super::anchors::{self, Tag};
 use super::base::Base;
 use super::data_path::{self, Selection};
-use super::source::{NO_ANCHOR, Source};
+use super::source::{NO_ANCHOR, NO_MORE_TRIES, Source};
 use super::trackers::{self, Tracked};
 use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
 use crate::archive;
+use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, Image};
 use crate::io::EarlyWriteback;
-use crate::progress::{Cancel, Progress};
+use crate::observer::{Observer, OfDisk};
 use crate::repository::{
     AnchorKind, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId,
     Refusal, Repository,
 };
+use crate::warning::{Code, Warning};
 
 /// A disk that is to become part of a point.
 pub(super) struct Job<'a> {
@@ -58,10 +60,10 @@ pub(super) struct Rest {
 /// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
 pub(super) fn write<'a>(
     job: Job<'a>,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Written<'a>> {
-    match job.run(progress, cancel) {
+    match job.run(&OfDisk::new(observer, job.disk), cancel) {
         Ok((pending, record, report)) => {
             let kept = job.options.kept;
             let tag = Tag::new(job.repository, job.disk);
@@ -78,8 +80,8 @@ pub(super) fn write<'a>(
 impl Rest {
     /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
     /// interrupted backups have left. What can't go, the next backup removes.
-    pub fn settle(self) -> Report {
-        let Self { mut report, base, tag, source, kept } = self;
+    pub fn settle(self, observer: &dyn Observer) -> Report {
+        let Self { report, base, tag, source, kept } = self;
         let path = source.path.clone();
         // What a guest wrote to a raw disk is no anchor, whatever it looks like.
         let is_qcow2 = source.image.layers().first().is_some_and(|top| top.format == Format::Qcow2);
@@ -102,12 +104,10 @@ impl Rest {
         let image = is_qcow2.then_some(path.as_path());
         let swept = anchors::sweep_all(image, &files, &tag, &keep.map(Option::unwrap_or_default));
         for error in [removed, swept].into_iter().filter_map(Result::err) {
-            let warning = format!(
-                "an old anchor stays for now: {}; `qdelta anchors` shows it",
-                error.chain()
-            );
-            tracing::warn!("{warning}");
-            report.warnings.push(warning);
+            let warning = Warning::failed(Code::OldAnchor, &error)
+                .within("an old anchor stays for now")
+                .advise("`qdelta anchors` shows it");
+            observer.warn(warning.of(&report.disk));
         }
         report
     }
@@ -121,7 +121,7 @@ impl Rest {
 impl<'a> Job<'a> {
     fn run(
         &self,
-        progress: &dyn Progress,
+        observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<(Pending<'a>, DiskRecord, Report)> {
         let started = Instant::now();
@@ -134,21 +134,26 @@ impl<'a> Job<'a> {
             geometry,
             self.options.track,
         )?;
-        let mut warnings: Vec<String> =
-            self.source.warnings.iter().cloned().chain(self.base.broken_chain.clone()).collect();
+        for warning in &self.source.warnings {
+            observer.warn(warning.clone());
+        }
+        if let Some(broken) = &self.base.broken_chain {
+            observer.warn(Warning::new(Code::BrokenChain, broken));
+        }
         let (pending, done, archive_id) = loop {
-            let attempt = self.attempt(geometry, &tracked, progress, cancel)?;
+            let attempt = self.attempt(geometry, &tracked, observer, cancel)?;
             let Some(block) = attempt.1.assembled.missed else { break attempt };
             let reason = format!(
                 "its claim is wrong: block {} has changed and is not in it; everything was read \
                  instead",
                 block.0
             );
-            warnings.push(format!("tracker {}: {reason}", tracked.tracker));
+            let text = format!("tracker {}: {reason}", tracked.tracker);
+            observer.warn(Warning::new(Code::WrongClaim, text));
             tracked.refused.push(Refusal { tracker: tracked.tracker, reason });
             tracked = Tracked::scan("the claim of another tracker was wrong", tracked.refused);
         };
-        let is_said = self.source.warnings.iter().any(|it| it.starts_with(NO_ANCHOR));
+        let is_said = self.source.warnings.iter().any(|it| it.code == Code::NoAnchor);
         // On later nights it is known: a warning for ever would hide others.
         let had_one = self.base.latest.as_ref().is_some_and(|it| it.record.anchor.is_some());
         let is_news = had_one || matches!(self.options.anchor, AnchorChoice::For(_));
@@ -162,25 +167,22 @@ impl<'a> Job<'a> {
                 Tracker::Reflink => "no clone was made: a copy or a snapshot was read",
                 _ => "nothing is written into an image that a guest uses",
             };
-            warnings
-                .push(format!("{NO_ANCHOR} ({wanted}): {why}; --anchor none ends the attempts"));
+            let text = format!("{NO_ANCHOR} ({wanted}): {why}");
+            observer.warn(Warning::new(Code::NoAnchor, text).advise(NO_MORE_TRIES));
         }
         if self.base.is_forgotten && matches!(self.options.anchor, AnchorChoice::AsBefore) {
-            warnings.push(format!(
-                "{NO_ANCHOR}: no earlier point of {} can be read, so which kind it had is not known; \
-                 --anchor KIND leaves one",
+            let text = format!(
+                "{NO_ANCHOR}: no earlier point of {} can be read, so which kind it had is not known",
                 self.disk
-            ));
-        }
-        for warning in &warnings {
-            tracing::warn!("{warning}");
+            );
+            observer.warn(Warning::new(Code::NoAnchor, text).advise("--anchor KIND leaves one"));
         }
         // The fingerprints before the last look: they must not be of what was written behind it.
         let record = self.record(&pending, &done, geometry, &tracked, archive_id)?;
         self.source.check_unchanged()?;
         cancel.check()?;
         let archive = pending.path().with_file_name(pending.archive_name());
-        let report = self.report(&record, &done, tracked, archive, warnings, started);
+        let report = self.report(&record, &done, tracked, archive, started);
         Ok((pending, record, report))
     }
 
@@ -189,7 +191,7 @@ impl<'a> Job<'a> {
         &self,
         geometry: Geometry,
         tracked: &Tracked,
-        progress: &dyn Progress,
+        observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<(Pending<'a>, Done, ArchiveId)> {
         let (kind, chain) = (self.base.kind, self.base.chain());
@@ -221,7 +223,7 @@ impl<'a> Job<'a> {
             level: self.options.level,
             resources: &self.options.resources,
         };
-        let done = data_path::run(&job, writer, progress, cancel)?;
+        let done = data_path::run(&job, writer, observer, cancel)?;
         Ok((pending, done, archive_id))
     }
 
@@ -264,7 +266,6 @@ impl<'a> Job<'a> {
         done: &Done,
         tracked: Tracked,
         archive: PathBuf,
-        warnings: Vec<String>,
         started: Instant,
     ) -> Report {
         Report {
@@ -287,7 +288,7 @@ impl<'a> Job<'a> {
             anchor: record.anchor.as_ref().map(|anchor| anchor.name.clone()),
             io: done.backend.as_str(),
             broken_chain: self.base.broken_chain.is_some(),
-            warnings,
+            warnings: Vec::new(),
             seconds: started.elapsed().as_secs_f64(),
         }
     }

@@ -10,6 +10,7 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
 use crate::sys::image_lock::ImageLock;
+use crate::warning::{Code, Warning};
 
 /// No kernel's clock for the times of files ticks more slowly.
 const TICK: Duration = Duration::from_millis(20);
@@ -111,15 +112,17 @@ impl Hold {
     }
 
     /// What should be known about the claims.
-    pub fn warnings(&self) -> impl Iterator<Item = String> + '_ {
-        let locks = self.locks.iter().filter_map(|lock| lock.warning().map(str::to_owned));
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> + '_ {
+        let locks = self.locks.iter().filter_map(|lock| lock.warning());
+        let locks = locks.map(|text| Warning::new(Code::NoLocks, text));
         let lost = self.files.iter().filter_map(|file| {
             let (path, errno) = (file.path.display(), file.lost?);
-            Some(format!(
+            let text = format!(
                 "cannot write back what is in memory of {path}: {errno}; what the disk below it did \
-                 not take may be gone when it is read again: see to the disk. The next backup reads \
-                 everything"
-            ))
+                 not take may be gone when it is read again"
+            );
+            let advice = "see to the disk; the next backup reads everything";
+            Some(Warning::new(Code::Image, text).advise(advice))
         });
         locks.chain(lost)
     }

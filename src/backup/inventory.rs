@@ -2,20 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta_formats::archive::Tracker;
-use rustix::fs::CWD;
 use serde::Serialize;
 
 use super::anchors::{self, Tag};
 use crate::anchor::{self, ImageFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Opener, is_refusal};
+use crate::observer::Observer;
 use crate::reflink;
 use crate::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
+use crate::warning::{Code, Warning};
 
 /// An anchor of a disk.
 #[derive(Debug, Clone, Serialize)]
@@ -65,13 +65,17 @@ impl AnchorState {
 ///
 /// # Errors
 /// The repository can't be read; an image that is there can't be looked at.
-pub fn list(repository: &Repository, disk: &DiskId) -> Result<Vec<AnchorInfo>> {
+pub fn list(
+    repository: &Repository,
+    disk: &DiskId,
+    observer: &dyn Observer,
+) -> Result<Vec<AnchorInfo>> {
     let points = repository.points(disk)?.points;
     let tag = Tag::new(repository, disk);
     let current = points.last().and_then(|point| point.record.anchor.as_ref());
     let mut found = Vec::new();
     for place in places(&points) {
-        found.extend(found_at(&place, &tag)?);
+        found.extend(found_at(&place, &tag, observer)?);
     }
     let mut anchors: Vec<AnchorInfo> = found
         .into_iter()
@@ -110,9 +114,14 @@ pub fn list(repository: &Repository, disk: &DiskId) -> Result<Vec<AnchorInfo>> {
 /// # Errors
 /// There is no such anchor; an image is in use, or an anchor can't be removed. Those before it are
 /// gone then.
-pub fn remove(repository: &Repository, disk: &DiskId, names: &[String]) -> Result<Vec<AnchorInfo>> {
+pub fn remove(
+    repository: &Repository,
+    disk: &DiskId,
+    names: &[String],
+    observer: &dyn Observer,
+) -> Result<Vec<AnchorInfo>> {
     let _lock = repository.lock(&disk.domain)?;
-    let mut wanted = list(repository, disk)?;
+    let mut wanted = list(repository, disk, observer)?;
     wanted.retain(|anchor| anchor.state != AnchorState::Missing);
     for name in names {
         if wanted.iter().all(|anchor| anchor.name != *name) {
@@ -175,14 +184,16 @@ pub(super) struct Found {
 }
 
 /// The anchors of a tag in the image at `place` and among the clones of this very file.
-fn found_at(place: &Path, tag: &Tag) -> Result<Vec<Found>> {
+fn found_at(place: &Path, tag: &Tag, observer: &dyn Observer) -> Result<Vec<Found>> {
     let mut found = in_image(place, tag)?;
     let (Some(folder), Some(file_name)) = (place.parent(), place.file_name()) else {
         return Ok(found);
     };
-    for name in ours(reflink::kept_beside(folder))?.into_iter().filter(|name| tag.owns(name)) {
+    for name in
+        ours(reflink::kept_beside(folder), observer)?.into_iter().filter(|name| tag.owns(name))
+    {
         let own = folder.join(reflink::ANCHOR_FOLDER).join(&name);
-        if let Some(file) = ours(reflink::open_kept(folder, &name, file_name))? {
+        if let Some(file) = ours(reflink::open_kept(folder, &name, file_name), observer)? {
             let clone = own.join(file_name);
             let bytes_held = Some(reflink::exclusive_bytes(file.as_fd(), &clone)?);
             found.push(Found { name, tracker: Tracker::Reflink, place: own, bytes_held });
@@ -193,10 +204,10 @@ fn found_at(place: &Path, tag: &Tag) -> Result<Vec<Found>> {
 
 /// What was found in a folder of clones; nothing if it is somebody else's, who must not keep anybody
 /// from the other anchors.
-fn ours<T: Default>(found: Result<T>) -> Result<T> {
+fn ours<T: Default>(found: Result<T>, observer: &dyn Observer) -> Result<T> {
     match found {
         Err(error) if error.kind() == ErrorKind::Usage => {
-            tracing::warn!("{}", error.chain());
+            observer.warn(Warning::failed(Code::OldAnchor, &error));
             Ok(T::default())
         }
         found => found,

@@ -23,17 +23,19 @@ use std::time::Instant;
 use qdelta_formats::archive::{Consistency, Digest, Tracker};
 use serde::Serialize;
 
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
 use crate::io::Backend;
+use crate::observer::{Observer, Recorder};
 use crate::pipeline::Resources;
-use crate::progress::{Cancel, Progress};
 use crate::repository::{
     DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Refusal, Repository,
 };
+use crate::warning::{Code, Warning};
 use anchors::Tag;
 use base::Base;
-pub(crate) use base::{check_indexes, open_archive, open_chain};
+pub(crate) use base::{archive_store, check_indexes, open_archive, open_chain};
 use disk::Rest;
 use source::Leave;
 use together::{Ready, Together};
@@ -175,8 +177,8 @@ pub struct Report {
     /// The chain before is damaged, so that this full had to begin a new one: `warnings` says what
     /// is wrong with it.
     pub broken_chain: bool,
-    /// What the admin should know about the image, though the backup is sound.
-    pub warnings: Vec<String>,
+    /// What the admin should know, though the backup is sound.
+    pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -188,11 +190,11 @@ pub struct Report {
 pub fn run(
     repository: &Repository,
     request: &Request,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
     let (images, options) = (std::slice::from_ref(&request.image), &request.options);
-    let mut reports = run_together(repository, images, options, progress, cancel)?;
+    let mut reports = run_together(repository, images, options, observer, cancel)?;
     reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))
 }
 
@@ -205,10 +207,12 @@ pub fn run_together(
     repository: &Repository,
     images: &[ImageRequest],
     options: &Options,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Vec<Report>> {
     let started = Instant::now();
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
     let mut disks = Vec::new();
     for image in images {
         // What can't be read at all leaves no trace in the repository.
@@ -218,18 +222,22 @@ pub fn run_together(
     let none = || Error::new(ErrorKind::Usage, "no disk");
     let domain = &disks.first().ok_or_else(none)?.domain;
     let lock = repository.lock(domain)?;
-    clean(repository, &lock)?;
+    clean(repository, &lock, observer)?;
     let mut ready = Vec::new();
     for (image, disk) in images.iter().zip(&disks) {
         let disk = Ready::new(repository, disk, &image.path, &image.open, options)?;
-        warn_of_another_image(image, &disk);
+        warn_of_another_image(image, &disk, observer);
         ready.push(disk);
     }
-    let point = next_point(repository, &lock)?;
-    let together = Together { repository, lock: &lock, point, options, progress };
+    let point = next_point(repository, &lock, observer)?;
+    let together = Together { repository, lock: &lock, point, options, observer };
     let sources = together.take(&ready)?;
     let written = together.write(ready, sources, Consistency::Offline, cancel)?;
-    let mut reports = commit_as(options.kept, written, Consistency::Offline, None, started)?;
+    let mut reports =
+        commit_as(options.kept, written, Consistency::Offline, None, started, &recorder)?;
+    if let Some(first) = reports.first_mut() {
+        first.warnings.extend(recorder.take());
+    }
     for report in &mut reports {
         report.seconds = started.elapsed().as_secs_f64();
     }
@@ -243,8 +251,9 @@ fn commit(
     consistency: Consistency,
     machine: Option<MachineRecord>,
     started: Instant,
+    recorder: &Recorder<'_>,
 ) -> Result<Vec<Report>> {
-    commit_as(false, written, consistency, machine, started)
+    commit_as(false, written, consistency, machine, started, recorder)
 }
 
 /// As [`commit`]; `kept` says that it is what is there before a roll back.
@@ -254,6 +263,7 @@ fn commit_as(
     consistency: Consistency,
     machine: Option<MachineRecord>,
     started: Instant,
+    recorder: &Recorder<'_>,
 ) -> Result<Vec<Report>> {
     let first = written.first().map(|it| (it.pending.point(), it.pending.disk().domain.clone()));
     let (point, domain) = first.ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
@@ -269,7 +279,14 @@ fn commit_as(
         rest.push(disk.rest);
     }
     match Pending::commit_all(archives, &manifest) {
-        Ok(()) => Ok(rest.into_iter().map(Rest::settle).collect()),
+        Ok(()) => Ok(rest
+            .into_iter()
+            .map(|rest| {
+                let report = rest.settle(recorder);
+                let warnings = recorder.take_of(&report.disk);
+                Report { warnings, ..report }
+            })
+            .collect()),
         Err(error) => {
             rest.into_iter().for_each(Rest::discard);
             Err(error)
@@ -278,21 +295,28 @@ fn commit_as(
 }
 
 /// Removes what interrupted backups left of a domain.
-fn clean(repository: &Repository, lock: &DomainLock) -> Result<()> {
+fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) -> Result<()> {
     let cleaned = repository.clean(lock)?;
     for leftover in &cleaned.removed {
         tracing::info!(path = %leftover.path.display(), "removed what an interrupted backup left");
     }
     for leftover in &cleaned.kept {
-        tracing::warn!(path = %leftover.path.display(), "belongs to no recovery point; left alone");
+        let text = format!("{} belongs to no recovery point; left alone", leftover.path.display());
+        observer.warn(Warning::new(Code::Stray, text));
     }
     Ok(())
 }
 
-fn next_point(repository: &Repository, lock: &DomainLock) -> Result<PointId> {
+fn next_point(
+    repository: &Repository,
+    lock: &DomainLock,
+    observer: &dyn Observer,
+) -> Result<PointId> {
     let next = repository.next_point(lock)?;
     if let Some(behind) = next.clock_behind {
-        tracing::warn!(?behind, "the clock is behind the latest point; the new one follows it");
+        let text =
+            format!("the clock is {behind:?} behind the latest point; the new one follows it");
+        observer.warn(Warning::new(Code::Clock, text));
     }
     Ok(next.id)
 }
@@ -346,18 +370,16 @@ fn disk_for(image: &ImageRequest) -> Result<DiskId> {
 
 /// Warns if the disk was another image at the point before and nobody said that it is the same:
 /// two images of one name in different folders would share one chain.
-fn warn_of_another_image(image: &ImageRequest, ready: &Ready<'_>) {
+fn warn_of_another_image(image: &ImageRequest, ready: &Ready<'_>, observer: &dyn Observer) {
     let Some(point) = ready.base.point().filter(|_| image.disk.is_none()) else { return };
     let (before, now) = (&point.record.image.path, disk::absolute(&image.path));
     // As a manifest holds it, which need not be all of it.
     if before.to_string_lossy() != now.to_string_lossy() {
-        tracing::warn!(
-            "{disk} was {} at the point before and is {} now; say --disk {disk} if it is the same \
-             disk, and another name if it is not",
-            before.display(),
-            now.display(),
-            disk = ready.disk
-        );
+        let (disk, before, now) = (ready.disk, before.display(), now.display());
+        let text = format!("{disk} was {before} at the point before and is {now} now");
+        let advice =
+            format!("say --disk {disk} if it is the same disk, and another name if it is not");
+        observer.warn(Warning::new(Code::OtherImage, text).of(disk).advise(advice));
     }
 }
 

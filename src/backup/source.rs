@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{self, Format, Image, OpenOptions};
 use crate::io::Store;
 use crate::repository::Anchor;
+use crate::warning::{Code, Warning};
 
 /// An image at one moment, to be read at leisure.
 pub(super) struct Source {
@@ -24,7 +25,7 @@ pub(super) struct Source {
     /// What was left behind for the next backup.
     pub anchor: Option<Anchor>,
     /// What the admin should know.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
     hold: Hold,
     clones: Option<Clones>,
     /// The locks of the image that was cloned.
@@ -106,17 +107,20 @@ impl Source {
         if held.hold.is_lost() {
             return Ok(held.without_anchor());
         }
+        let mut swept = Vec::new();
         let cloned = written_files(path, options).and_then(|files| {
-            sweep_beside(&files, leave);
+            swept = sweep_beside(&files, leave);
             check_text(path, files.iter().map(|(file, _)| file.clone()))?;
             Clones::take(&files, &leave.name)
         });
         match cloned {
             Ok(clones) => {
-                let source = Self::of_clones(path, options, clones, true)?;
+                let mut source = Self::of_clones(path, options, clones, true)?;
+                source.warnings.extend(swept);
                 Ok(Self { cloned: Some(held.hold), ..source })
             }
             Err(error) => {
+                held.warnings.extend(swept);
                 held.warnings.push(no_anchor(&error));
                 Ok(held)
             }
@@ -244,27 +248,38 @@ fn check_text(path: &Path, files: impl Iterator<Item = PathBuf>) -> Result<()> {
 }
 
 /// Removes what interrupted backups have left beside the files.
-fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) {
+fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) -> Vec<Warning> {
+    let mut warnings = Vec::new();
     let keep = [leave.keep.as_deref().unwrap_or_default()];
     for folder in files.iter().filter_map(|(path, _)| path.parent()) {
         match anchors::sweep_clones(folder, leave.tag, &keep) {
             // That the folder is not ours is why no clone can be made, either.
             Err(error) if error.kind() != ErrorKind::Usage => {
-                tracing::warn!("an old clone stays: {}", error.chain());
+                warnings.push(old_clone(&error));
             }
             _ => {}
         }
     }
+    warnings
+}
+
+/// A clone that should have gone is still there.
+pub(super) fn old_clone(error: &Error) -> Warning {
+    Warning::failed(Code::OldAnchor, error).within("an old clone stays")
 }
 
 /// How a warning begins that says that no anchor was left.
 pub(super) const NO_ANCHOR: &str = "no anchor is left for the next backup";
 
-fn no_anchor(error: &Error) -> String {
-    let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+/// How to be rid of such warnings.
+pub(super) const NO_MORE_TRIES: &str = "--anchor none ends the attempts";
+
+fn no_anchor(error: &Error) -> Warning {
     let end = match error.kind() {
-        ErrorKind::Usage | ErrorKind::Image => "; --anchor none ends the attempts",
-        _ => "",
+        ErrorKind::Usage | ErrorKind::Image => Some(NO_MORE_TRIES),
+        _ => None,
     };
-    format!("{NO_ANCHOR}: {}{advice}{end}", error.chain())
+    let advice: Vec<&str> = error.advice().into_iter().chain(end).collect();
+    let warning = Warning::failed(Code::NoAnchor, error).within(NO_ANCHOR);
+    if advice.is_empty() { warning } else { warning.advise(advice.join("; ")) }
 }

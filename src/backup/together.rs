@@ -9,9 +9,10 @@ use super::base::Base;
 use super::disk::{self, Written};
 use super::source::Source;
 use super::{Options, leave};
+use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::image::OpenOptions;
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 use crate::repository::{DiskId, DomainLock, PointId, Repository};
 
 /// A disk that is about to be read.
@@ -48,7 +49,7 @@ pub(super) struct Together<'a> {
     pub lock: &'a DomainLock,
     pub point: PointId,
     pub options: &'a Options,
-    pub progress: &'a dyn Progress,
+    pub observer: &'a dyn Observer,
 }
 
 impl<'a> Together<'a> {
@@ -91,7 +92,7 @@ impl<'a> Together<'a> {
                 base: disk.base,
                 source,
             };
-            match disk::write(job, self.progress, cancel) {
+            match disk::write(job, self.observer, cancel) {
                 Ok(done) => written.push(done),
                 Err(error) => {
                     written.into_iter().for_each(|done: Written<'_>| done.rest.discard());

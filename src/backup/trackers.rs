@@ -13,7 +13,6 @@ use std::sync::Arc;
 use qdelta_formats::archive::{Geometry, Tracker};
 use qdelta_formats::qcow2::{Bitmap, Snapshot};
 use roaring::RoaringTreemap;
-use rustix::fs::CWD;
 
 use super::anchors;
 use super::base::{Base, open_chain};

@@ -7,11 +7,12 @@ use qdelta_formats::archive::{Consistency, Geometry, Kind, Tracker};
 
 use super::{data_path, disk};
 use crate::archive;
+use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::io::EarlyWriteback;
+use crate::observer::Observer;
 use crate::pipeline::Resources;
-use crate::progress::{Cancel, Progress};
 use crate::repository::DiskSpec;
 
 /// What to run.
@@ -35,7 +36,7 @@ impl Trial<'_> {
         &self,
         file: File,
         folder: &Path,
-        progress: &dyn Progress,
+        observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<u64> {
         let name = "bench".parse::<DiskSpec>()?.or_only_disk();
@@ -53,7 +54,7 @@ impl Trial<'_> {
             level: self.level,
             resources: self.resources,
         };
-        let done = data_path::run(&job, writer, progress, cancel)?;
+        let done = data_path::run(&job, writer, observer, cancel)?;
         file.sync_all().map_err(failed)?;
         Ok(done.assembled.summary.file_len)
     }

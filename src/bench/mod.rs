@@ -13,11 +13,13 @@ use qdelta_formats::archive::{Geometry, frame_blocks};
 use serde::Serialize;
 
 use crate::backup;
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
-use crate::io::Direct;
+use crate::io::{Direct, Opener};
+use crate::observer::{Observer, Recorder};
 use crate::pipeline::Resources;
-use crate::progress::{Cancel, Progress};
+use crate::warning::Warning;
 use sample::Sample;
 
 /// How much of the image is looked at unless told otherwise, in bytes.
@@ -61,6 +63,8 @@ pub struct Report {
     pub pipelines: Vec<Pipeline>,
     /// How the image was read: `uring` or `threads`.
     pub io: &'static str,
+    /// What the admin should know.
+    pub warnings: Vec<Warning>,
     /// How long the measurement took.
     pub seconds: f64,
 }
@@ -116,8 +120,10 @@ pub struct Pipeline {
 ///
 /// # Errors
 /// The image has no data, or can't be read; the folder can't be written to.
-pub fn run(request: &Request, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
+pub fn run(request: &Request, observer: &dyn Observer, cancel: &Cancel) -> Result<Report> {
     let started = Instant::now();
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
     let image = Image::open(&request.image, &request.open)?;
     let block_size = Geometry::BLOCK_SIZE_DEFAULT;
     let sample = Sample::new(&image, request.bytes, block_size)?;
@@ -125,20 +131,20 @@ pub fn run(request: &Request, progress: &dyn Progress, cancel: &Cancel) -> Resul
         let what = format!("{}: there is no data to measure with", request.image.display());
         return Err(Error::new(ErrorKind::Usage, what));
     }
-    progress.begin("bench", 4);
+    observer.begin("bench", 4);
     let reads = read::measure(&image, &sample, &request.resources, cancel)?;
     let mut stages = reads.stages;
-    progress.advance(1);
+    observer.advance(1);
     let blocks = sample.load(&image, block_size)?;
     stages.extend(work::measure(&blocks, block_size, request, cancel)?);
-    progress.advance(1);
+    observer.advance(1);
     stages.extend(write::measure(&request.folder, sample.bytes, &request.resources, cancel)?);
-    progress.advance(1);
+    observer.advance(1);
     let mut pipelines = Vec::new();
     for cache in ["uncached", "cached"] {
-        pipelines.push(pipeline(&image, &sample, cache, &stages, request, progress, cancel)?);
+        pipelines.push(pipeline(&image, &sample, cache, &stages, request, observer, cancel)?);
     }
-    progress.finish();
+    observer.end();
     Ok(Report {
         image: request.image.clone(),
         folder: request.folder.clone(),
@@ -147,6 +153,7 @@ pub fn run(request: &Request, progress: &dyn Progress, cancel: &Cancel) -> Resul
         level: request.level,
         stages,
         pipelines,
+        warnings: recorder.take(),
         io: reads.backend.as_str(),
         seconds: started.elapsed().as_secs_f64(),
     })
@@ -159,7 +166,7 @@ fn pipeline(
     cache: &'static str,
     stages: &[Stage],
     request: &Request,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Pipeline> {
     let mut resources = request.resources;
@@ -183,7 +190,7 @@ fn pipeline(
         level: request.level,
         resources: &resources,
     };
-    let stored = trial.run(file, folder, progress, cancel)?;
+    let stored = trial.run(file, folder, observer, cancel)?;
     let seconds = started.elapsed().as_secs_f64();
     let rate = sample.bytes as f64 / seconds;
     let ratio = sample.bytes as f64 / stored.max(1) as f64;

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use super::Stage;
 use super::sample::Sample;
+use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::image::Image;
 use crate::io::{Access, Backend, Direct, Direction, Job, Pool, Queue, Segment, open_direct};
 use crate::pipeline::Resources;
-use crate::progress::Cancel;
 
 /// Bytes of an operation.
 const SIZES: [usize; 3] = [64 << 10, 256 << 10, 1 << 20];

@@ -2,11 +2,11 @@
 
 use rustix::fs::Advice;
 
+use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Source};
 use crate::image::Image;
 use crate::io::Segment;
-use crate::progress::Cancel;
 use crate::reader::{ClusterReader, ReadPlan};
 
 /// How much of the image is kept in memory for the processors, in bytes: far more than fits their

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use qdelta_formats::archive::{Codec, block_digest, frame_blocks};
 
 use super::{Request, Stage};
+use crate::cancel::Cancel;
 use crate::codec::Compressor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pack::is_zero;
-use crate::progress::Cancel;
 
 /// The levels that are compared, besides the one of the data path.
 const LEVELS: [i32; 5] = [-5, -1, 1, 3, 7];

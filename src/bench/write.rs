@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Stage;
+use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::io::{
     Access, Direct, Direction, EarlyWriteback, FileStore, Job, Pool, Queue, Segment, Store,
     open_direct,
 };
 use crate::pipeline::Resources;
-use crate::progress::Cancel;
 
 /// What each variant writes at most, in bytes, and in how long pieces.
 const BYTES_MAX: u64 = 256 << 20;

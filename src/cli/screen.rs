@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use qdelta::progress::Progress;
-use tracing::{Event, Level, Subscriber};
+use qdelta::observer::{Event, Observer};
+use qdelta::warning::Warning;
+use tracing::{Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -46,7 +47,35 @@ impl Screen {
     }
 }
 
-impl Progress for Screen {
+impl Observer for Screen {
+    fn event(&self, event: &Event<'_>) {
+        match *event {
+            Event::Begin { phase, total, .. } => self.begin(phase, total),
+            Event::Advance { bytes } => {
+                if let Some(bar) = &*self.lock() {
+                    bar.inc(bytes);
+                }
+            }
+            Event::End => {
+                if let Some(bar) = self.lock().take() {
+                    bar.finish_and_clear();
+                }
+            }
+            Event::Warning(warning) => self.say(&describe(warning)),
+            // What the library may learn to tell later.
+            _ => {}
+        }
+    }
+}
+
+/// A warning as people see it: what is the matter; in a second line what to do.
+fn describe(warning: &Warning) -> String {
+    let disk = warning.disk.as_ref().map(|disk| format!("{disk}: ")).unwrap_or_default();
+    let advice = warning.advice.as_ref().map(|advice| format!("\n        {advice}"));
+    format!("qdelta: warning: {disk}{}{}", warning.text, advice.unwrap_or_default())
+}
+
+impl Screen {
     fn begin(&self, phase: &'static str, total: u64) {
         if !self.draws {
             return;
@@ -62,18 +91,6 @@ impl Progress for Screen {
         bar.enable_steady_tick(Duration::from_millis(250));
         if let Some(before) = self.lock().replace(bar) {
             before.finish_and_clear();
-        }
-    }
-
-    fn advance(&self, bytes: u64) {
-        if let Some(bar) = &*self.lock() {
-            bar.inc(bytes);
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = self.lock().take() {
-            bar.finish_and_clear();
         }
     }
 }
@@ -110,7 +127,7 @@ where
         &self,
         context: &FmtContext<'_, S, N>,
         mut writer: Writer<'_>,
-        event: &Event<'_>,
+        event: &tracing::Event<'_>,
     ) -> std::fmt::Result {
         writer.write_str(match *event.metadata().level() {
             Level::ERROR => "qdelta: error: ",

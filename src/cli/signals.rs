@@ -1,9 +1,10 @@
 //! Ctrl-C and its like: the first asks the work to stop and clean up, the second ends the program.
 
-use qdelta::io::Opener;
+use std::path::Path;
 use std::sync::Arc;
 
-use qdelta::progress::Cancel;
+use qdelta::cancel::Cancel;
+use qdelta::io::Opener;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 

@@ -1,12 +1,12 @@
 //! Where libvirt keeps its files, and reading them.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Domain, State, Tpm, parse};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Opener, not_opened};
 
 /// The longest XML that is read, in bytes. libvirt itself takes no more over its own protocol.
 pub const XML_LEN_MAX: u64 = 4 << 20;

@@ -17,6 +17,7 @@ use super::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::FileIndex;
 use crate::io::Store;
+use crate::warning::{Code, Warning};
 
 /// The most files below the top of a chain.
 pub(super) const DEPTH_MAX: usize = 16;
@@ -29,7 +30,7 @@ pub(super) struct Opening {
     /// For each layer, whether its format was guessed from its first bytes.
     pub(super) guessed: Vec<bool>,
     /// What somebody should know about the image.
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
     seen: Vec<(u64, u64)>,
 }
 
@@ -183,10 +184,11 @@ impl Opening {
                     "repair it with `qemu-img check -r all`, or take it as it is with --as-file",
                 )
             })?;
-            self.warnings.push(format!(
-                "{} is marked as corrupt; all its tables were read, and they are in order",
-                layer.file.path.display()
-            ));
+            let path = layer.file.path.display();
+            let text = format!(
+                "{path} is marked as corrupt; all its tables were read, and they are in order"
+            );
+            self.warnings.push(Warning::new(Code::Image, text));
         }
         self.layers.push(Layer::Qcow2(Box::new(layer)));
         Ok(below)

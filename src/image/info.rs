@@ -11,6 +11,7 @@ use super::layer::{Layer, LayerFile};
 use super::snapshots;
 use super::{Format, Image, LayerDescription, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
+use crate::warning::Warning;
 
 /// What there is to know about an image. Fields that `qemu-img info --output=json` has, too, are
 /// called the same.
@@ -33,7 +34,7 @@ pub struct ImageInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// What its owner should know about it.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
     /// What only qcow2 images have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub qcow2: Option<Qcow2Info>,

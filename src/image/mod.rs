@@ -42,6 +42,7 @@ pub use mapper::Mapper;
 use crate::error::Result;
 use crate::extent::{Extent, Source};
 use crate::io::Store;
+use crate::warning::Warning;
 use layer::{Detail, Layer};
 
 /// Extents that a walk over the whole disk has in memory.
@@ -123,7 +124,7 @@ pub struct Image {
     layers: Arc<Vec<Layer>>,
     files: Vec<Arc<dyn Store>>,
     descriptions: Vec<LayerDescription>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
 }
 
 /// One layer of an image, as one would describe it to a person.
@@ -190,8 +191,8 @@ impl Image {
         &self.descriptions
     }
 
-    /// What its owner should know about it, one sentence each. Nothing of it stops a reader.
-    pub fn warnings(&self) -> &[String] {
+    /// What its owner should know about it. Nothing of it stops a reader.
+    pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 

@@ -6,7 +6,6 @@
 //! pinned first, checked, and only then opened for reading: through its descriptor, so that nobody
 //! can put another one in its place in between.
 
-use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};

@@ -442,7 +442,7 @@ fn images_marked_as_corrupt_are_read_if_they_are_not() {
     let folder = folder();
     let path = write(folder.path(), "image", &sound);
     let image = open(&path).unwrap();
-    assert!(image.warnings()[0].contains("marked as corrupt"), "{:?}", image.warnings());
+    assert!(image.warnings()[0].text.contains("marked as corrupt"), "{:?}", image.warnings());
     assert!(bytes(&image).is_ok());
     let entry = |index: usize| l2_at(&recipe) + index * 8;
     let first = u64::from_be_bytes(sound[entry(0)..entry(1)].try_into().unwrap());

@@ -1,15 +1,14 @@
 //! Files past the page cache (`O_DIRECT`): what is aligned goes straight between the device and a
 //! buffer, everything else takes the usual way through the cache.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{BUFFER_ALIGNMENT, FileStore, Store};
+use super::{BUFFER_ALIGNMENT, FileStore, Opener, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::kernel::Memory;
 

@@ -1,6 +1,5 @@
 //! An existing block device: whatever was on it before must be gone afterwards.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -12,10 +11,12 @@ use rustix::io::Errno;
 
 use super::file_id::refuse_input;
 use super::{ImageWriter, Options, Plan, on_disk, write_at};
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Opener, Store};
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 use crate::sys::image_lock::ImageLock;
+use crate::warning::{Code, Warning};
 
 /// How much of the device's start and end is looked at for signs of use, in bytes.
 const LOOKED_AT: u64 = 1 << 20;
@@ -36,7 +37,12 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn open(path: &Path, plan: Plan, options: &Options) -> Result<Self> {
+    pub(super) fn open(
+        path: &Path,
+        plan: Plan,
+        options: &Options,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
         let opened = Opener::CHANGE.or_device().unused().open(path);
         let file = opened.map_err(|error| match Errno::from_io_error(&error) {
             Some(Errno::BUSY) => {
@@ -48,7 +54,7 @@ impl Device {
         refuse_input(&file, path, &options.inputs)?;
         let lock = ImageLock::exclusive(&file, path)?;
         if let Some(warning) = lock.warning() {
-            tracing::warn!("{warning}");
+            observer.warn(Warning::new(Code::NoLocks, warning));
         }
         let store = Arc::new(FileStore::new(file, path));
         let size = store.len().map_err(|error| Error::io("measure", path, error))?;
@@ -95,11 +101,11 @@ impl ImageWriter for Device {
         Ok(())
     }
 
-    fn finish(self: Box<Self>, cancel: &Cancel, progress: &dyn Progress) -> Result<()> {
+    fn finish(self: Box<Self>, cancel: &Cancel, observer: &dyn Observer) -> Result<()> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.optimize();
         let total = self.plan.outside(&written).map(|gap| gap.end - gap.start).sum();
-        progress.begin("zero", total);
+        observer.begin("zero", total);
         let mut zeroes = Zeroes { store: &self.store, way: Way::Unmap };
         for gap in self.plan.outside(&written) {
             let mut start = gap.start;
@@ -110,12 +116,12 @@ impl ImageWriter for Device {
                     let operation = format!("zero {} bytes at {start} of", end - start);
                     Error::io(operation, self.store.path(), error)
                 })?;
-                progress.advance(end - start);
+                observer.advance(end - start);
                 start = end;
             }
         }
         self.store.sync().map_err(|error| Error::io("sync", self.store.path(), error))?;
-        progress.finish();
+        observer.end();
         Ok(())
     }
 }

@@ -1,8 +1,9 @@
 //! Nowhere: for a restore that is only there to prove that it can be done.
 
 use super::ImageWriter;
+use crate::cancel::Cancel;
 use crate::error::Result;
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 
 /// Takes every block and keeps none.
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,7 +14,7 @@ impl ImageWriter for Discard {
         Ok(())
     }
 
-    fn finish(self: Box<Self>, cancel: &Cancel, _progress: &dyn Progress) -> Result<()> {
+    fn finish(self: Box<Self>, cancel: &Cancel, _progress: &dyn Observer) -> Result<()> {
         cancel.check()
     }
 }

@@ -24,9 +24,10 @@ pub use plan::Plan;
 pub use stream::Stream;
 pub use target::Target;
 
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 
 /// What a restored disk is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -121,7 +122,7 @@ pub trait ImageWriter: Send + Sync {
     /// # Errors
     /// `NoSpace`, `Io`, `Closed`; `Interrupted` if `cancel` says so; `Exists` if a file has got the
     /// name meanwhile.
-    fn finish(self: Box<Self>, cancel: &Cancel, progress: &dyn Progress) -> Result<()>;
+    fn finish(self: Box<Self>, cancel: &Cancel, observer: &dyn Observer) -> Result<()>;
 }
 
 /// Prepares `path` to be written to: a new file, an existing one if `options` allow it, a block
@@ -133,11 +134,16 @@ pub trait ImageWriter: Send + Sync {
 /// - `Busy`: the device or file is in use, or another process writes this output.
 /// - `Usage`: the output is one of the inputs, a folder, or can't hold the format.
 /// - `NotFound`: there is no such folder.
-pub fn create(path: &Path, plan: Plan, options: &Options) -> Result<Box<dyn ImageWriter>> {
+pub fn create(
+    path: &Path,
+    plan: Plan,
+    options: &Options,
+    observer: &dyn Observer,
+) -> Result<Box<dyn ImageWriter>> {
     match file_id::Existing::look(path)? {
         file_id::Existing::Device => {
             need_raw(path, options, "a block device")?;
-            Ok(Box::new(device::Device::open(path, plan, options)?))
+            Ok(Box::new(device::Device::open(path, plan, options, observer)?))
         }
         file_id::Existing::Pipe => {
             need_raw(path, options, "a pipe")?;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::{ImageWriter, Plan, Target, on_disk, write_at};
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 
 pub(super) struct Raw {
     target: Target,
@@ -43,7 +44,7 @@ impl ImageWriter for Raw {
         (guest_offset < self.plan.virtual_size()).then_some(guest_offset)
     }
 
-    fn finish(self: Box<Self>, cancel: &Cancel, _progress: &dyn Progress) -> Result<()> {
+    fn finish(self: Box<Self>, cancel: &Cancel, _progress: &dyn Observer) -> Result<()> {
         cancel.check()?;
         self.target.commit()
     }

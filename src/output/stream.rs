@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::{ImageWriter, Plan, on_disk};
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 
 /// How many zeros are written at once, in bytes.
 const ZEROS: usize = 1 << 20;
@@ -71,7 +72,7 @@ impl ImageWriter for Stream {
         state.write(on_disk(&self.plan, guest_offset, bytes), &self.path)
     }
 
-    fn finish(self: Box<Self>, cancel: &Cancel, _progress: &dyn Progress) -> Result<()> {
+    fn finish(self: Box<Self>, cancel: &Cancel, _progress: &dyn Observer) -> Result<()> {
         let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.fill_to(self.plan.virtual_size(), &self.path, Some(cancel))?;
         state.sink.flush().map_err(|error| Error::io("write to", &self.path, error))

@@ -3,9 +3,8 @@
 //! It is there from before the freeze until after the thaw. Whoever finds it later knows that
 //! neither qdelta nor its watchdog got as far as that.
 
-use crate::io::Opener;
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Freeze;
 use crate::error::{Error, Result};
+use crate::io::Opener;
 
 /// The longest mark that is read, in bytes.
 const LEN_MAX: u64 = 64 << 10;
@@ -54,16 +54,11 @@ pub(super) fn read(path: &Path) -> Option<Mark> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Removes the mark, or `only` this one.
+/// Removes the mark, or `only` this one. Where that fails, the next run thaws a guest that is not frozen,
+/// and says so: nothing comes of that.
 pub(super) fn clear(path: &Path, only: Option<&Mark>) {
     if only.is_some() && read(path).as_ref() != only {
         return;
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            // The next run thaws a guest that is not frozen: nothing comes of that.
-            tracing::warn!("cannot remove {}: {error}", path.display());
-        }
-        _ => {}
-    }
+    let _ = fs::remove_file(path);
 }

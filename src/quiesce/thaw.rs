@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use super::virsh::{self, Verb};
 use super::{Freeze, alarm, mark, turn};
 use crate::error::Result;
+use crate::observer::Observer;
+use crate::warning::{Code, Warning};
 
 /// How long one try may take at the most. libvirt lets a thaw wait until a freeze that hangs is over.
 pub(super) const TRY_MAX: Duration = Duration::from_secs(5);
@@ -115,7 +117,7 @@ pub(super) fn thaw_now(freeze: &Freeze, unanswered: bool) -> Result<Done> {
 ///
 /// # Errors
 /// `Alarm` if it can't be thawed.
-pub fn thaw_marked(freeze: &Freeze, running: bool) -> Result<bool> {
+pub fn thaw_marked(freeze: &Freeze, running: bool, observer: &dyn Observer) -> Result<bool> {
     if !mark::is_set(&freeze.mark) {
         return Ok(false);
     }
@@ -130,13 +132,14 @@ pub fn thaw_marked(freeze: &Freeze, running: bool) -> Result<bool> {
     let since = mark.map(|mark| format!(" since {}", mark.since)).unwrap_or_default();
     if running {
         let done = thaw_now(freeze, unanswered)?;
-        tracing::warn!(
+        let text = format!(
             "{} was perhaps frozen{since} and was thawed first: {} filesystems were",
-            freeze.name,
-            done.filesystems
+            freeze.name, done.filesystems
         );
+        observer.warn(Warning::new(Code::Frozen, text));
     } else {
-        tracing::warn!("{} was perhaps frozen{since}, and has been stopped since", freeze.name);
+        let text = format!("{} was perhaps frozen{since}, and has been stopped since", freeze.name);
+        observer.warn(Warning::new(Code::Frozen, text));
         mark::clear(&freeze.mark, None);
     }
     Ok(true)

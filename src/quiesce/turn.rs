@@ -1,13 +1,13 @@
 //! One at a time: whoever freezes or thaws a guest holds a lock on the file that libvirt has of it,
 //! whichever repository it works for. A thaw of one run would else end the freeze of another.
 
-use crate::io::{Opener, not_opened};
 use std::fs::{File, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Freeze;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Opener, not_opened};
 
 /// How long to wait: longer than a watchdog that was left alone goes on thawing.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(50);

@@ -1,15 +1,15 @@
 //! Making a clone.
 
-use crate::io::Opener;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Opener;
 use crate::sys::kernel::fiemap;
 
 /// Clones the open file `source`, called `source_path`, to a new file in `folder`, which is called

@@ -8,7 +8,9 @@ use crate::backup::open_options;
 use crate::domain::{Choice, Disk, Found, Libvirt, Source, decide, parse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, OpenOptions, files_below};
+use crate::observer::Observer;
 use crate::repository::MachineRecord;
+use crate::warning::{Code, Warning};
 
 /// Fails if a guest would be harmed by what is written to the image at `path`: one that runs, one
 /// whose memory is saved and would be resumed over the other disk, or one for which the image is only
@@ -17,23 +19,23 @@ use crate::repository::MachineRecord;
 /// # Errors
 /// `Busy`, with what to do about it; also if it can't be told what a guest's disk lies on. What can't
 /// be read of libvirt's files is a warning.
-pub(super) fn check(libvirt: &Libvirt, path: &Path) -> Result<()> {
+pub(super) fn check(libvirt: &Libvirt, path: &Path, observer: &dyn Observer) -> Result<()> {
     let Some(image) = std::fs::metadata(path).ok().map(|data| identity(&data)) else {
         return Ok(());
     };
     let is_it =
         |other: &Path| std::fs::metadata(other).is_ok_and(|other| identity(&other) == image);
-    for found in all(libvirt) {
+    for found in all(libvirt, observer) {
         let name = &found.domain.name;
         for disk in disks(&found) {
             let own = match &disk.source {
                 Source::File(own) | Source::Block(own) => own,
                 Source::Volume { .. } => {
-                    tracing::warn!(
+                    let text = format!(
                         "disk {} of {name} is {}: not known whether it needs the image as it is",
-                        disk.target,
-                        disk.source
+                        disk.target, disk.source
                     );
+                    observer.warn(Warning::new(Code::Unchecked, text));
                     continue;
                 }
                 _ => continue,
@@ -64,9 +66,14 @@ pub(super) fn check(libvirt: &Libvirt, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// `Usage`: who means it can name it.
-pub(super) fn check_owner(libvirt: &Libvirt, path: &Path, machine: &MachineRecord) -> Result<()> {
+pub(super) fn check_owner(
+    libvirt: &Libvirt,
+    path: &Path,
+    machine: &MachineRecord,
+    observer: &dyn Observer,
+) -> Result<()> {
     let Ok(image) = std::fs::metadata(path).map(|data| identity(&data)) else { return Ok(()) };
-    for found in all(libvirt).iter().filter(|found| found.domain.uuid != machine.uuid) {
+    for found in all(libvirt, observer).iter().filter(|found| found.domain.uuid != machine.uuid) {
         for disk in disks(found) {
             let (Source::File(own) | Source::Block(own)) = &disk.source else { continue };
             if std::fs::metadata(own).is_ok_and(|own| identity(&own) == image) {
@@ -121,6 +128,7 @@ pub(super) fn image_now(
     machine: &MachineRecord,
     target: &str,
     roots: &[PathBuf],
+    observer: &dyn Observer,
 ) -> Result<Option<(PathBuf, OpenOptions)>> {
     let advice = "say which image is meant, or restore to a new file";
     let found = match libvirt.find(&machine.name) {
@@ -129,7 +137,7 @@ pub(super) fn image_now(
             return Ok(None);
         }
         Err(error) => {
-            unknown(&error);
+            unknown(&error, observer);
             return Ok(None);
         }
     };
@@ -158,9 +166,9 @@ pub(super) fn disks_now(libvirt: &Libvirt, machine: &MachineRecord) -> Vec<Strin
 }
 
 /// All guests whose files can be read.
-fn all(libvirt: &Libvirt) -> Vec<Found> {
+fn all(libvirt: &Libvirt, observer: &dyn Observer) -> Vec<Found> {
     let names = libvirt.list().map(|listing| listing.names).unwrap_or_else(|error| {
-        unknown(&error);
+        unknown(&error, observer);
         Vec::new()
     });
     let mut all = Vec::new();
@@ -169,14 +177,15 @@ fn all(libvirt: &Libvirt) -> Vec<Found> {
             Ok(found) => all.push(found),
             // It was undefined a moment ago.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => unknown(&error),
+            Err(error) => unknown(&error, observer),
         }
     }
     all
 }
 
-fn unknown(error: &Error) {
-    tracing::warn!("not known whether a guest needs the image as it is: {}", error.chain());
+fn unknown(error: &Error, observer: &dyn Observer) {
+    let warning = Warning::failed(Code::Unchecked, error);
+    observer.warn(warning.within("not known whether a guest needs the image as it is"));
 }
 
 /// The files below the image of a disk, as its XML names them and as the image itself does. `path` is

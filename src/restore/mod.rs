@@ -19,15 +19,16 @@ use roaring::RoaringBitmap;
 use serde::Serialize;
 
 use crate::archive::salvage::{self, Salvaged};
-use crate::backup::{check_indexes, open_archive, open_chain};
+use crate::backup::{archive_store, check_indexes, open_archive, open_chain};
+use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{FileStore, Store};
+use crate::observer::{Observer, OfDisk, Recorder};
 use crate::output::{self, FileId, Format, ImageWriter, Plan, Stream};
 use crate::pipeline::Resources;
-use crate::progress::{Cancel, Progress};
 use crate::repository::{DiskSpec, Repository, Selector};
+use crate::warning::Warning;
 
 pub use in_place::{
     InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceReport, MachineInPlaceRequest,
@@ -87,6 +88,8 @@ pub struct Report {
     pub salvage: Option<SalvageReport>,
     /// How the archives were read: `uring` or `threads`.
     pub io: &'static str,
+    /// What the admin should know, though the disk is as it was.
+    pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -129,12 +132,14 @@ pub fn run(
     disk: &DiskSpec,
     selector: &Selector,
     request: Request,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
     let disk = repository.find_disk(disk)?;
     let point = repository.resolve(&disk, selector)?;
-    check_replaced(&request)?;
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
+    check_replaced(&request, observer)?;
     let (chain, problems) = if request.salvage {
         let (paths, missing) = repository.remains_of(&point)?;
         let expected = Some(point.record.archive_id);
@@ -142,7 +147,8 @@ pub fn run(
     } else {
         (check_indexes(open_chain(repository, &point)?)?, Vec::new())
     };
-    rebuild(&chain, problems, request, progress, cancel)
+    let report = rebuild(&chain, problems, request, observer, cancel)?;
+    Ok(Report { warnings: recorder.take(), ..report })
 }
 
 /// Restores the end of a chain out of bare archive files, the full first.
@@ -152,23 +158,26 @@ pub fn run(
 pub fn replay(
     archives: &[PathBuf],
     request: Request,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
-    check_replaced(&request)?;
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
+    check_replaced(&request, observer)?;
     let (chain, problems) = if request.salvage {
         salvage_chain(archives, Vec::new(), None, cancel)?
     } else {
         let archives = archives.iter().map(|path| open_archive(path).map(Arc::new));
         (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
     };
-    rebuild(&chain, problems, request, progress, cancel)
+    let report = rebuild(&chain, problems, request, observer, cancel)?;
+    Ok(Report { warnings: recorder.take(), ..report })
 }
 
 /// Fails if the image that is to be replaced is one that a guest needs as it is.
-fn check_replaced(request: &Request) -> Result<()> {
+fn check_replaced(request: &Request, observer: &dyn Observer) -> Result<()> {
     match &request.destination {
-        Destination::Path(path) if request.force => guests::check(&request.libvirt, path),
+        Destination::Path(path) if request.force => guests::check(&request.libvirt, path, observer),
         _ => Ok(()),
     }
 }
@@ -211,7 +220,7 @@ fn rebuild(
     chain: &Chain,
     mut problems: Vec<String>,
     request: Request,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
     let started = Instant::now();
@@ -227,13 +236,13 @@ fn rebuild(
                 force: request.force,
                 inputs: input_ids(chain)?,
             };
-            (path.clone(), output::create(&path, plan, &options)?)
+            (path.clone(), output::create(&path, plan, &options, observer)?)
         }
         Destination::Stream(sink) => {
             (PathBuf::from("-"), Box::new(Stream::new(sink, "standard output", plan)))
         }
     };
-    let rebuilt = rebuild::run(chain, None, &*output, &request.resources, progress, cancel)?;
+    let rebuilt = rebuild::run(chain, None, &*output, &request.resources, observer, cancel)?;
     let salvaged = request.salvage.then(|| {
         problems.extend(rebuilt.gaps.problems);
         SalvageReport {
@@ -256,7 +265,7 @@ fn rebuild(
         .advise("qdelta verify tells which files are damaged; restore --salvage gives the rest"));
     }
     let proved = rebuilt.root.filter(|root| Some(*root) == expected);
-    output.finish(cancel, progress)?;
+    output.finish(cancel, observer)?;
     let metadata = latest.metadata();
     Ok(Report {
         disk: format!("{}/{}", metadata.domain, metadata.disk),
@@ -270,6 +279,7 @@ fn rebuild(
         root: proved.map(|root| root.to_string()),
         salvage: salvaged,
         io: rebuilt.backend.as_str(),
+        warnings: Vec::new(),
         seconds: started.elapsed().as_secs_f64(),
     })
 }

@@ -9,13 +9,14 @@ use qdelta_formats::archive::{Digest, FRAME_SPAN, Geometry, GroupIndex, RootHash
 
 use roaring::RoaringBitmap;
 
+use crate::cancel::Cancel;
 use crate::chain::{Chain, GroupCursor, GroupState, Owner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Backend, Buffer, Direct, Pool, Segment};
+use crate::observer::Observer;
 use crate::output::ImageWriter;
 use crate::pack::GroupDigests;
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
-use crate::progress::{Cancel, Progress};
 use crate::read_ahead::{Loaded, ReadAhead};
 use crate::unpack::{FrameNeed, Lost, Unpacker};
 use crate::write_behind::WriteBehind;
@@ -54,7 +55,7 @@ pub(super) fn run(
     wanted: Option<&RoaringBitmap>,
     output: &dyn ImageWriter,
     resources: &Resources,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Rebuilt> {
     let geometry = chain.geometry();
@@ -67,8 +68,8 @@ pub(super) fn run(
     let files = chain.archives().iter().map(|archive| Arc::clone(archive.store())).collect();
     let ahead = ReadAhead::new(resources, files, buffer_size, Direct::Off)?;
     let backend = ahead.backend();
-    ahead.warn_of_fallback();
-    progress.begin("restore", geometry.virtual_size());
+    ahead.warn_of_fallback(observer);
+    observer.begin("restore", geometry.virtual_size());
     let mut planner = Planner {
         geometry,
         wanted,
@@ -124,11 +125,11 @@ pub(super) fn run(
             position: 0,
             written: 0,
             lost: Vec::new(),
-            progress,
+            observer,
             size: geometry.virtual_size(),
         },
     )?;
-    progress.finish();
+    observer.end();
     let Planner { root, proven, bytes_read, mut gaps, .. } = planner;
     let proven = proven && lost.is_empty();
     for lost in lost {
@@ -372,7 +373,7 @@ struct Writer<'a> {
     size: u64,
     written: u64,
     lost: Vec<Lost>,
-    progress: &'a dyn Progress,
+    observer: &'a dyn Observer,
 }
 
 impl Consumer<Piece> for Writer<'_> {
@@ -390,7 +391,7 @@ impl Consumer<Piece> for Writer<'_> {
         }
         self.written +=
             piece.runs.iter().map(|run| run.end.min(self.size) - run.start).sum::<u64>();
-        self.progress.advance(piece.end - self.position);
+        self.observer.advance(piece.end - self.position);
         self.position = piece.end;
         self.lost.extend(piece.lost);
         Ok(())
@@ -400,7 +401,7 @@ impl Consumer<Piece> for Writer<'_> {
         if let Some(behind) = self.behind {
             behind.finish()?;
         }
-        self.progress.advance(self.size - self.position);
+        self.observer.advance(self.size - self.position);
         Ok((self.written, self.lost))
     }
 }

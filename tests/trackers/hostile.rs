@@ -36,7 +36,7 @@ fn assert_left_alone(scene: &Scene, victim: &Path, why: &str) {
     let done = scene.backup(&["--anchor", "reflink"]);
     assert_eq!(valuable(), "of great value");
     assert!(done["anchor"].is_null(), "{done:#}");
-    let warning = done["warnings"][0].as_str().unwrap();
+    let warning = done["warnings"][0]["text"].as_str().unwrap();
     assert!(warning.contains("is not qdelta's") && warning.contains(why), "{warning}");
     scene.assert_restores();
     let listed = scene.repo.run(args!["anchors", "disk", "--json"]).ok();
@@ -150,7 +150,7 @@ fn a_path_that_is_no_text() {
         for round in 2..4 {
             let done = backup(&["--anchor", "reflink"]);
             assert!(done["anchor"].is_null(), "{done:#}");
-            let warning = done["warnings"][0].as_str().unwrap();
+            let warning = done["warnings"][0]["text"].as_str().unwrap();
             assert!(warning.contains("is not UTF-8"), "{warning}");
             assert!(!scene.lab.path(".qdelta").exists());
             write(round);

@@ -74,7 +74,7 @@ fn a_bitmap_would_cost_somebody_s_snapshots() {
     qemu_img(args!["snapshot", "-c", "somebody's", scene.image.as_path()]).ok();
     let done = scene.backup(&["--anchor", "bitmap"]);
     assert!(done["anchor"].is_null(), "{done:#}");
-    let warning = done["warnings"][0].as_str().unwrap();
+    let warning = done["warnings"][0]["text"].as_str().unwrap();
     assert!(warning.contains("internal snapshot 'somebody's'"), "{warning}");
     qemu_img(args!["check", "-q", "-r", "all", scene.image.as_path()]).ok();
     let list = qemu_img(args!["snapshot", "-l", scene.image.as_path()]).ok().text();

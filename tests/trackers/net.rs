@@ -28,7 +28,10 @@ fn a_claim_that_has_too_little_is_discarded() {
     let done = done.json();
     assert_eq!(done["tracker"], "scan");
     assert!(reason(&done, "bitmap").contains("its claim is wrong"), "{done:#}");
-    assert!(done["warnings"][0].as_str().unwrap().contains("its claim is wrong"), "{done:#}");
+    assert!(
+        done["warnings"][0]["text"].as_str().unwrap().contains("its claim is wrong"),
+        "{done:#}"
+    );
     scene.assert_restores();
     scene.repo.assert_no_leftovers();
     // The manifest remembers it.

@@ -147,7 +147,7 @@ fn an_anchor_that_can_t_be_left_is_a_warning() {
     let mount = crate::harness::files::Mount::on_loop(lab.dir(), "ext4", 100 * MIB);
     let scene = Scene::within(&mount.dir);
     let done = scene.backup(&["--anchor", "reflink"]);
-    let warning = done["warnings"][0].as_str().unwrap();
+    let warning = done["warnings"][0]["text"].as_str().unwrap();
     assert!(warning.contains("no anchor is left for the next backup"), "{warning}");
     assert!(done["anchor"].is_null());
     scene.assert_restores();
@@ -325,9 +325,9 @@ fn an_anchor_is_tried_again_the_next_time() {
     };
     snapshot("-c");
     let done = scene.backup(&[]);
-    assert!(done["anchor"].is_null() && done["warnings"][0].is_string(), "{done:#}");
+    assert!(done["anchor"].is_null() && done["warnings"][0].is_object(), "{done:#}");
     let done = scene.backup(&[]);
-    assert!(done["anchor"].is_null() && done["warnings"][0].is_string(), "{done:#}");
+    assert!(done["anchor"].is_null() && done["warnings"][0].is_object(), "{done:#}");
     snapshot("-d");
     let done = scene.backup(&[]);
     assert!(done["anchor"].is_string(), "{done:#}");
@@ -345,7 +345,7 @@ fn a_disk_that_is_too_large_for_a_map() {
     let scene = Scene::new();
     create(&scene.image, "extended_l2=on,cluster_size=16k", 300 << 30);
     let done = scene.backup(&["--anchor", "bitmap"]);
-    let warning = done["warnings"][0].as_str().unwrap();
+    let warning = done["warnings"][0].to_string();
     assert!(warning.contains("subclusters) of 512 bytes is too large for a bitmap"), "{warning}");
     assert!(warning.contains("--anchor snapshot needs none"), "{warning}");
     assert!(scene.backup(&["--anchor", "snapshot"])["anchor"].is_string());

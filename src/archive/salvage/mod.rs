@@ -15,13 +15,13 @@ use super::Reader;
 use super::load;
 use super::reader::{Gaps, Proofs};
 use super::table::Table;
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{
     DIGEST_LEN, Directory, FRAME_ENTRY_LEN, GroupIndex, Kind, Metadata, Section, SectionKind,
     header, index,
 };
 use crate::io::Store;
-use crate::progress::Cancel;
 
 pub use scan::{FoundFrame, Scan, scan};
 

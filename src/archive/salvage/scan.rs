@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
+use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::formats::archive::{
     FRAME_HEADER_LEN, FRAME_LEN_MAX, FRAME_MAGIC, FrameEntry, FrameHeader, Metadata, header,
 };
 use crate::io::Store;
-use crate::progress::Cancel;
 
 /// How many bytes are looked at together: the longest frame, and enough for long reads.
 const WINDOW_LEN: usize = 4 << 20;

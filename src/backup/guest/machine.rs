@@ -9,6 +9,7 @@ use super::Flow;
 use super::moment::Moment;
 use crate::domain::{Source, XmlFile};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Opener, not_opened};
 use crate::repository::{MachineFile, MachineRecord, Role};
 
 /// The most files of a folder and all below it that are taken.

@@ -20,11 +20,13 @@ use serde::Serialize;
 use super::disk::Written;
 use super::together::{Ready, Together};
 use super::{Options, Report, clean, commit, next_point};
+use crate::cancel::Cancel;
 use crate::domain::{Found, Libvirt};
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::{Cancel, Progress};
+use crate::observer::{Observer, Recorder};
 use crate::quiesce::{self, Freeze, Program, Virsh};
 use crate::repository::{DomainName, LeftOut, Repository};
+use crate::warning::{Code, Warning};
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
 
@@ -93,8 +95,8 @@ pub struct GuestReport {
     pub machine_files: usize,
     /// What of the machine could not be taken, and why.
     pub missing: Vec<String>,
-    /// What the admin should know, though the backup is sound.
-    pub warnings: Vec<String>,
+    /// What the admin should know, though the backup is sound; what is about one disk stands there.
+    pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -116,28 +118,33 @@ struct Flow<'a> {
 pub fn run_guest(
     repository: &Repository,
     request: &GuestRequest,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<GuestReport> {
     let started = Instant::now();
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
     let found = request.libvirt.find(&request.domain)?;
     let name = repository_name(&found.domain)?;
     let mark = freeze(repository, request, &found, &name)?;
     // Before anything that can fail: a guest that was left frozen waits.
-    let thawed = quiesce::thaw_marked(&mark, found.live.is_some());
+    let thawed = quiesce::thaw_marked(&mark, found.live.is_some(), observer);
     let plan = match (thawed, Plan::new(&found, request, name)) {
         (Ok(_), plan) => plan?,
         // libvirt's file of a guest that runs no more was left over.
         (Err(_), Ok(plan)) if plan.usage == Use::Stopped => {
-            quiesce::thaw_marked(&mark, false)?;
+            quiesce::thaw_marked(&mark, false, observer)?;
             plan
         }
         (Err(alarm), _) => return Err(alarm),
     };
+    for warning in &plan.warnings {
+        observer.warn(warning.clone());
+    }
     let lock = repository.lock(&plan.name)?;
-    clean(repository, &lock)?;
-    let point = next_point(repository, &lock)?;
-    let disks = Together { repository, lock: &lock, point, options: &request.options, progress };
+    clean(repository, &lock, observer)?;
+    let point = next_point(repository, &lock, observer)?;
+    let disks = Together { repository, lock: &lock, point, options: &request.options, observer };
     let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
     let ready = flow.get_ready()?;
     // In this order: what was made of the disks goes after everything that has it open.
@@ -152,11 +159,13 @@ pub fn run_guest(
     };
     let record = machine::collect(&flow, &mut moment)?;
     let (files, missing) = (record.files.len(), record.missing.clone());
-    let warnings: Vec<String> = plan.warnings.iter().chain(&moment.warnings).cloned().collect();
-    for warning in warnings.iter().chain(&missing) {
-        tracing::warn!("{}: {warning}", request.domain);
+    for warning in std::mem::take(&mut moment.warnings) {
+        observer.warn(warning);
     }
-    let disks = commit(written, moment.consistency, Some(record), started)?;
+    for what in &missing {
+        observer.warn(Warning::new(Code::Machine, format!("not in the point: {what}")));
+    }
+    let disks = commit(written, moment.consistency, Some(record), started, &recorder)?;
     Ok(GuestReport {
         domain: request.domain.clone(),
         point: point.to_string(),
@@ -167,7 +176,7 @@ pub fn run_guest(
         left_out: plan.left_out.clone(),
         machine_files: files,
         missing,
-        warnings,
+        warnings: recorder.take(),
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -209,11 +218,11 @@ impl<'a> Flow<'a> {
         if self.request.libvirt.managed_save(&self.found.domain.name).is_some() {
             // Its filesystems are as they were in the middle of its work.
             moment.consistency = Consistency::CrashConsistent;
-            moment.warnings.push(
+            moment.warnings.push(Warning::new(
+                Code::GuestState,
                 "its memory is saved (virsh managedsave): what it had not written yet is there, and \
-                 not in the point"
-                    .to_owned(),
-            );
+                 not in the point",
+            ));
         }
         let written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
         // libvirt gives QEMU device nodes of its own, so that neither sees the other's locks there.

@@ -13,14 +13,15 @@ use super::{ConsistencyChoice, Flow, Use, machine, refused};
 use crate::backup::anchors::{self, Clones, descriptor};
 use crate::backup::disk::Written;
 use crate::backup::leave;
-use crate::backup::source::{Source, written_files};
+use crate::backup::source::{Source, old_clone, written_files};
 use crate::backup::together::{Ready, about};
+use crate::cancel::Cancel;
 use crate::domain::{self, Agent, Domain, Found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
-use crate::progress::Cancel;
 use crate::quiesce::{Freeze, Frozen, Thawed, Watchdog};
 use crate::reflink;
+use crate::warning::{Code, Warning};
 
 /// A file of firmware variables up to this length is read within the freeze, in bytes: a millisecond.
 const NVRAM_IN_FREEZE_MAX: u64 = 4 << 20;
@@ -37,7 +38,7 @@ pub(super) struct Moment {
     pub freeze: Option<Thawed>,
     /// The firmware's variables at that moment.
     pub nvram: Option<Vec<u8>>,
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
     /// What the admin's command has made; released when this is dropped, so it must outlive
     /// everything that has it open.
     pub snapshots: Vec<Snapshots>,
@@ -146,11 +147,11 @@ impl<'a> Flow<'a> {
                 return Err(refused(format!("{} was let go on meanwhile", self.request.domain))
                     .advise("try again"));
             }
-            moment.warnings.push(
+            moment.warnings.push(Warning::new(
+                Code::GuestState,
                 "it is paused, so nothing was frozen: what it had not written yet is not in the \
-                 point"
-                    .to_owned(),
-            );
+                 point",
+            ));
             return Ok((made, moment));
         }
         if self.request.consistency == ConsistencyChoice::Crash {
@@ -158,9 +159,10 @@ impl<'a> Flow<'a> {
             moment.nvram = self.nvram();
             self.check_same(&self.request.libvirt.find(&self.request.domain)?)?;
             if self.plan.disks.len() > 1 {
-                moment
-                    .warnings
-                    .push("nothing was frozen: its disks are some milliseconds apart".to_owned());
+                moment.warnings.push(Warning::new(
+                    Code::GuestState,
+                    "nothing was frozen: its disks are some milliseconds apart",
+                ));
             }
             return Ok((made, moment));
         }
@@ -292,8 +294,10 @@ impl<'a> Flow<'a> {
                     // Also if no anchor is left: the one before is about to be compared with.
                     let before = disk.base.latest.as_ref();
                     let before = before.and_then(|latest| latest.record.anchor.as_ref());
-                    sweep(disk, &clones, before.map(|anchor| anchor.name.as_str()));
-                    sources.push(Source::of_clones(disk.image, open, clones, keep)?);
+                    let swept = sweep(disk, &clones, before.map(|anchor| anchor.name.as_str()));
+                    let mut source = Source::of_clones(disk.image, open, clones, keep)?;
+                    source.warnings.extend(swept);
+                    sources.push(source);
                 }
                 Ok((sources, Vec::new()))
             }
@@ -333,14 +337,16 @@ impl<'a> Flow<'a> {
 }
 
 /// Removes the clones that interrupted backups of a disk have left, but for its own and the anchor.
-fn sweep(disk: &Ready<'_>, clones: &Clones, anchor: Option<&str>) {
+fn sweep(disk: &Ready<'_>, clones: &Clones, anchor: Option<&str>) -> Vec<Warning> {
+    let mut warnings = Vec::new();
     for (file, _) in clones.substitutes() {
         let keep = [anchor.unwrap_or_default(), clones.name()];
         let Some(folder) = file.parent() else { continue };
         if let Err(error) = anchors::sweep_clones(folder, &disk.tag, &keep) {
-            tracing::warn!("an old clone stays: {}", error.chain());
+            warnings.push(old_clone(&error));
         }
     }
+    warnings
 }
 
 /// Calls `work` with a request to stop that comes when `outer` does, or when `limit` is over.

@@ -1,14 +1,15 @@
 //! What is to be done with a domain, before anything is done.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::GuestRequest;
 use crate::domain::{Choice, Disk, Domain, Found, decide};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, OpenOptions};
+use crate::io::{Opener, not_opened};
 use crate::repository::{DiskId, DomainName, LeftOut};
 use crate::sys::image_lock;
+use crate::warning::{Code, Warning};
 
 /// Whether somebody uses the guest's disks, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub(super) struct Plan {
     pub disks: Vec<DiskPlan>,
     pub left_out: Vec<LeftOut>,
     pub usage: Use,
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
 }
 
 impl Plan {
@@ -62,7 +63,8 @@ impl Plan {
                     let id = DiskId { domain: name.clone(), disk: disk.target.parse()? };
                     let open = open_options(disk, format, &request.image_roots)?;
                     if disk.mirrored {
-                        warnings.push(format!("a block job is copying disk {}", disk.target));
+                        let text = format!("a block job is copying disk {}", disk.target);
+                        warnings.push(Warning::new(Code::GuestState, text));
                     }
                     disks.push(DiskPlan { target: disk.target.clone(), id, image, open, block });
                 }
@@ -126,7 +128,7 @@ pub fn repository_name(domain: &Domain) -> Result<DomainName> {
 
 /// Finds out by QEMU's own locks whether the guest's disks are in use. Where these say nothing, the
 /// process that libvirt has noted does.
-fn usage(found: &Found, disks: &[DiskPlan], warnings: &mut Vec<String>) -> Result<Use> {
+fn usage(found: &Found, disks: &[DiskPlan], warnings: &mut Vec<Warning>) -> Result<Use> {
     let mut writers = Vec::new();
     for disk in disks {
         let within = |error: Error| error.within(format!("cannot look at disk {}", disk.target));
@@ -144,11 +146,11 @@ fn usage(found: &Found, disks: &[DiskPlan], warnings: &mut Vec<String>) -> Resul
     match (writers.is_empty(), found.live.is_some() && (alive || found.domain.pid.is_none())) {
         (_, true) => {
             if writers.is_empty() && !found.domain.is_paused() {
-                warnings.push(
+                warnings.push(Warning::new(
+                    Code::NoLocks,
                     "it runs, and no lock on its disks says so: they are not seen on this \
-                     filesystem, or switched off"
-                        .to_owned(),
-                );
+                     filesystem, or switched off",
+                ));
             }
             Ok(if found.domain.is_paused() { Use::Paused } else { Use::Running })
         }

@@ -2,6 +2,8 @@
 
 use qdelta::Result;
 use qdelta::backup::inventory::{self, AnchorInfo};
+use qdelta::observer::Recorder;
+use qdelta::warning::Warning;
 use serde::Serialize;
 
 use crate::cli::args::Anchors;
@@ -13,6 +15,7 @@ use crate::cli::{Context, status};
 struct Report {
     anchors: Vec<AnchorInfo>,
     removed: Vec<AnchorInfo>,
+    warnings: Vec<Warning>,
 }
 
 /// The columns of the list.
@@ -31,13 +34,15 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
         Some(spec) => vec![repository.find_disk(spec)?],
         None => repository.disks()?,
     };
-    let mut report = Report { anchors: Vec::new(), removed: Vec::new() };
+    let recorder = Recorder::new(&context.screen);
+    let mut report = Report { anchors: Vec::new(), removed: Vec::new(), warnings: Vec::new() };
     for disk in &disks {
         if args.remove_all || !args.remove.is_empty() {
-            report.removed.extend(inventory::remove(&repository, disk, &args.remove)?);
+            report.removed.extend(inventory::remove(&repository, disk, &args.remove, &recorder)?);
         }
-        report.anchors.extend(inventory::list(&repository, disk)?);
+        report.anchors.extend(inventory::list(&repository, disk, &recorder)?);
     }
+    report.warnings = recorder.take();
     if context.out.json {
         context.out.json(&report)?;
         return Ok(status::DONE);

@@ -1,9 +1,9 @@
 //! `qdelta bench`: how fast this machine is with this image, and what limits it.
 
-use qdelta::io::Opener;
 use std::path::Path;
 
 use qdelta::bench::{self, Report, Request, Stage};
+use qdelta::io::Opener;
 use qdelta::{Error, ErrorKind, Result};
 
 use super::bench_plot;

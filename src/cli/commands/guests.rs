@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use qdelta::backup::{ConsistencyChoice, GuestReport, GuestRequest, Options, Report, run_guest};
-use qdelta::progress::Cancel;
+use qdelta::cancel::Cancel;
 use qdelta::quiesce::{Program, THAW_TRIES_DEFAULT};
 use qdelta::repository::Repository;
 use qdelta::{Error, ErrorKind, Result};

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::image::{self, ImageInfo, LayerDescription, Qcow2Info};
+use qdelta::observer::{Event, Observer};
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -26,10 +27,8 @@ pub fn run(args: &Info, context: &mut Context) -> Result<u8> {
     } else {
         show(&info, context)?;
     }
-    if !context.global.quiet {
-        for warning in &info.warnings {
-            context.screen.say(&format!("qdelta: warning: {warning}"));
-        }
+    for warning in &info.warnings {
+        context.screen.event(&Event::Warning(warning));
     }
     match &info.problem {
         None => Ok(status::DONE),

@@ -50,9 +50,6 @@ pub fn run_machine(args: &Restore, domain: &str, context: &mut Context) -> Resul
     for disk in &report.disks {
         show(disk, context)?;
     }
-    for warning in &report.warnings {
-        context.out.line(format!("  note: {warning}"))?;
-    }
     context.out.line(kept(report.kept.as_deref()))?;
     Ok(status::DONE)
 }

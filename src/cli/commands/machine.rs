@@ -62,9 +62,6 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
     for path in report.nvram.iter().chain([&report.xml]) {
         out.line(format!("  {}", path.display()))?;
     }
-    for warning in &report.warnings {
-        out.line(format!("  note: {warning}"))?;
-    }
     out.line(format!("  took {}", text::duration(report.seconds)))?;
     out.line("What is left to do:")?;
     for command in &report.commands {

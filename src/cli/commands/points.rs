@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use qdelta::Result;
 use qdelta::backup::inventory;
+use qdelta::observer::Silent;
 use qdelta::repository::{
     Anchor, DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList, Refusal, Repository,
 };
@@ -174,7 +175,7 @@ fn show(disk: &DiskId, list: &PointList, context: &mut Context) -> Result<()> {
 /// What the next backup can compare with, and what that costs. What can't be looked at now (an
 /// image on a disk that is not mounted) is no matter of the points.
 fn show_anchors(repository: &Repository, disk: &DiskId, context: &mut Context) -> Result<()> {
-    for anchor in inventory::list(repository, disk).unwrap_or_default() {
+    for anchor in inventory::list(repository, disk, &Silent).unwrap_or_default() {
         let held = anchor.bytes_held.map(|held| format!(", holds {}", text::bytes(held)));
         context.out.line(format!(
             "  anchor {} ({}, {}{})",

@@ -1,13 +1,14 @@
 //! `qdelta completions` and `qdelta man`: what a shell and a reader need to know of the program,
 //! from the definition of its arguments.
 
-use qdelta::io::Opener;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use clap::CommandFactory;
 use clap_complete::generate;
 use clap_mangen::{Man as Page, roff};
+use qdelta::io::Opener;
 use qdelta::{Error, Result};
 use roff::{Roff, bold, roman};
 use serde::Serialize;

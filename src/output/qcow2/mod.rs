@@ -6,9 +6,10 @@ mod layout;
 use std::sync::Arc;
 
 use super::{ImageWriter, Plan, Target, on_disk, write_at};
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 use layout::Layout;
 
 /// How much of the tables is written at once, in bytes.
@@ -32,23 +33,23 @@ impl Qcow2 {
         Ok(Self { target, plan, layout })
     }
 
-    fn write_tables(&self, cancel: &Cancel, progress: &dyn Progress) -> Result<()> {
+    fn write_tables(&self, cancel: &Cancel, observer: &dyn Observer) -> Result<()> {
         let mut chunk = Vec::with_capacity(CHUNK_SIZE);
         let mut offset = 0;
-        progress.begin("tables", self.layout.tables_len());
+        observer.begin("tables", self.layout.tables_len());
         self.layout.tables(&mut |bytes| {
             chunk.extend_from_slice(bytes);
             if chunk.len() >= CHUNK_SIZE {
                 cancel.check()?;
                 write_at(self.target.store().as_ref(), offset, &chunk)?;
                 offset += chunk.len() as u64;
-                progress.advance(chunk.len() as u64);
+                observer.advance(chunk.len() as u64);
                 chunk.clear();
             }
             Ok(())
         })?;
         write_at(self.target.store().as_ref(), offset, &chunk)?;
-        progress.finish();
+        observer.end();
         Ok(())
     }
 }
@@ -83,8 +84,8 @@ impl ImageWriter for Qcow2 {
         self.layout.run_len(guest_offset, len)
     }
 
-    fn finish(self: Box<Self>, cancel: &Cancel, progress: &dyn Progress) -> Result<()> {
-        self.write_tables(cancel, progress)?;
+    fn finish(self: Box<Self>, cancel: &Cancel, observer: &dyn Observer) -> Result<()> {
+        self.write_tables(cancel, observer)?;
         cancel.check()?;
         self.target.commit()
     }

@@ -23,15 +23,17 @@ use serde::Serialize;
 
 use super::guests;
 use crate::backup::{check_indexes, open_chain};
+use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, Image, OpenOptions};
+use crate::observer::{Observer, OfDisk, Recorder};
 use crate::pipeline::Resources;
-use crate::progress::{Cancel, Progress};
 use crate::repository::{
     Among, DiskId, DiskSpec, MachineRecord, Manifest, Point, Repository, Selector,
 };
+use crate::warning::{Code, Warning};
 use roll_back::roll_back;
 
 /// What to roll back, and to which point.
@@ -93,6 +95,8 @@ pub struct InPlaceReport {
     pub bytes_changed: u64,
     /// Digest of what the image shows now, which is the point's.
     pub root: String,
+    /// What the admin should know.
+    pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -108,8 +112,8 @@ pub struct MachineInPlaceReport {
     pub kept: Option<String>,
     /// Its disks.
     pub disks: Vec<InPlaceReport>,
-    /// What the admin should know.
-    pub warnings: Vec<String>,
+    /// What the admin should know; what is about one disk stands there.
+    pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -122,14 +126,18 @@ pub struct MachineInPlaceReport {
 pub fn run_in_place(
     repository: &Repository,
     request: &InPlaceRequest,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<InPlaceReport> {
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
     let disk = repository.find_disk(&request.disk)?;
     let point = repository.resolve_among(&disk, &request.selector, Among::Backups)?;
-    let job = Job::prepare(repository, &point, request.image.as_deref(), &request.options)?;
-    let mut reports = roll_back(repository, &[job], &request.options, progress, cancel)?;
-    reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))
+    let image = request.image.as_deref();
+    let job = Job::prepare(repository, &point, image, &request.options, observer)?;
+    let mut reports = roll_back(repository, &[job], &request.options, observer, cancel)?;
+    let report = reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
+    Ok(InPlaceReport { warnings: recorder.take(), ..report })
 }
 
 /// Rolls all disks of a guest back that a point has. Everything that can be known to be wrong is
@@ -141,41 +149,44 @@ pub fn run_in_place(
 pub fn run_machine_in_place(
     repository: &Repository,
     request: &MachineInPlaceRequest,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<MachineInPlaceReport> {
     let started = Instant::now();
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
     let domain = repository.find_domain(&request.domain)?;
     let manifest = repository.resolve_domain(&domain, &request.selector, Among::Backups)?;
     let mut jobs = Vec::new();
     for record in &manifest.disks {
         let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
         let point = repository.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
-        jobs.push(Job::prepare(repository, &point, None, &request.options)?);
+        jobs.push(Job::prepare(repository, &point, None, &request.options, observer)?);
     }
     let machine = jobs.iter().find_map(|job| job.machine.as_ref());
-    let warnings = warnings(&manifest, machine, &request.options.libvirt);
-    let disks = roll_back(repository, &jobs, &request.options, progress, cancel)?;
+    for text in as_now(&manifest, machine, &request.options.libvirt) {
+        observer.warn(Warning::new(Code::Machine, text));
+    }
+    let mut disks = roll_back(repository, &jobs, &request.options, observer, cancel)?;
+    for disk in &mut disks {
+        disk.warnings = recorder.take_of(&disk.disk);
+    }
     Ok(MachineInPlaceReport {
         domain: domain.to_string(),
         point: manifest.point.to_string(),
         kept: disks.first().and_then(|disk| disk.kept.clone()),
         disks,
-        warnings,
+        warnings: recorder.take(),
         seconds: started.elapsed().as_secs_f64(),
     })
 }
 
 /// What of the guest is not as it was at the point.
-fn warnings(
-    manifest: &Manifest,
-    machine: Option<&MachineRecord>,
-    libvirt: &Libvirt,
-) -> Vec<String> {
+fn as_now(manifest: &Manifest, machine: Option<&MachineRecord>, libvirt: &Libvirt) -> Vec<String> {
     let Some(machine) = machine else { return Vec::new() };
     let as_now = |disk: &str| format!("disk {disk} is as it is now: it is not in the point");
     let left_out = machine.left_out.iter();
-    let mut warnings: Vec<String> =
+    let mut texts: Vec<String> =
         left_out.map(|it| format!("{} ({})", as_now(&it.disk), it.reason)).collect();
     let is_known = |target: &str| {
         let mut disks = manifest.disks.iter();
@@ -183,11 +194,11 @@ fn warnings(
             || machine.left_out.iter().any(|it| it.disk == target)
     };
     let now = guests::disks_now(libvirt, machine).into_iter();
-    warnings.extend(now.filter(|target| !is_known(target)).map(|target| as_now(&target)));
-    warnings.push(
+    texts.extend(now.filter(|target| !is_known(target)).map(|target| as_now(&target)));
+    texts.push(
         "the definition, the firmware's variables and the TPM are as they are now".to_owned(),
     );
-    warnings
+    texts
 }
 
 /// An image that is about to be rolled back.
@@ -211,13 +222,19 @@ impl Job {
         point: &Point,
         image: Option<&Path>,
         options: &InPlaceOptions,
+        observer: &dyn Observer,
     ) -> Result<Self> {
+        let observer: &dyn Observer = &OfDisk::new(observer, &point.disk);
         let (record, roots) = (&point.record, &options.image_roots);
         let machine = repository.machine_at(&point.disk, point.id)?;
         let now = match (image, &machine) {
-            (None, Some(machine)) => {
-                guests::image_now(&options.libvirt, machine, point.disk.disk.as_str(), roots)?
-            }
+            (None, Some(machine)) => guests::image_now(
+                &options.libvirt,
+                machine,
+                point.disk.disk.as_str(),
+                roots,
+                observer,
+            )?,
             _ => None,
         };
         let is_vouched = image.is_some() || now.is_some();
@@ -225,10 +242,8 @@ impl Job {
             Some((path, open)) => {
                 if path != record.image.path {
                     let (was, now) = (record.image.path.display(), path.display());
-                    tracing::warn!(
-                        "the image of {} was {was} at the point, and is {now}",
-                        point.disk
-                    );
+                    let text = format!("the image was {was} at the point, and is {now}");
+                    observer.warn(Warning::new(Code::OtherImage, text));
                 }
                 (path, open)
             }
@@ -243,12 +258,12 @@ impl Job {
         };
         let open = OpenOptions { format: Some(format), ..open };
         if !is_vouched {
-            check_unvouched(point, &path, format)?;
+            check_unvouched(point, &path, format, observer)?;
             if let Some(machine) = &machine {
-                guests::check_owner(&options.libvirt, &path, machine)?;
+                guests::check_owner(&options.libvirt, &path, machine, observer)?;
             }
         }
-        guests::check(&options.libvirt, &path)?;
+        guests::check(&options.libvirt, &path, observer)?;
         let chain = check_indexes(open_chain(repository, point)?)?;
         let opened = Image::open(&path, &open)?;
         check_size(&path, &opened, &chain)?;
@@ -268,7 +283,12 @@ impl Job {
 
 /// Fails if an image that the repository alone names must not be written to: whoever can write there
 /// could name any file, and any file can be taken for a raw disk.
-fn check_unvouched(point: &Point, path: &Path, format: Format) -> Result<()> {
+fn check_unvouched(
+    point: &Point,
+    path: &Path,
+    format: Format,
+    observer: &dyn Observer,
+) -> Result<()> {
     let (disk, id, path) = (&point.disk, point.id, path.display());
     if format == Format::Raw {
         let text =
@@ -277,7 +297,8 @@ fn check_unvouched(point: &Point, path: &Path, format: Format) -> Result<()> {
             "name the image that is meant: qdelta restore {disk}@{id} IMAGE --in-place"
         )));
     }
-    tracing::warn!("{disk} is rolled back in {path}, from which the point was made");
+    let text = format!("it is rolled back in {path}, from which the point was made");
+    observer.warn(Warning::new(Code::OtherImage, text));
     Ok(())
 }
 

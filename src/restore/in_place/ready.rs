@@ -1,14 +1,16 @@
 //! An image that is about to be rolled back, once nothing stands against it any more.
 
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use roaring::RoaringBitmap;
 
 use super::write::{self, Held};
 use super::{InPlaceOptions, Job, guests, room};
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::{Cancel, Progress};
+use crate::io::Opener;
+use crate::observer::{Observer, OfDisk};
 
 /// An image that nobody else can use, and what of it is to be written.
 pub(super) struct Ready<'a> {
@@ -28,7 +30,7 @@ pub(super) struct Ready<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Run<'a> {
     pub options: &'a InPlaceOptions,
-    pub progress: &'a dyn Progress,
+    pub observer: &'a dyn Observer,
     pub cancel: &'a Cancel,
 }
 
@@ -38,7 +40,7 @@ impl<'a> Ready<'a> {
     pub fn all(jobs: &'a [Job], run: Run<'_>) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for job in jobs {
-            let held = Held::open(&job.path, job.format)?;
+            let held = Held::open(&job.path, job.format, &OfDisk::new(run.observer, &job.disk))?;
             let free = held.check()?;
             let (differing, wanted) = Default::default();
             all.push(Self { job, held, stamp: Stamp::of(job)?, differing, wanted, free });
@@ -66,14 +68,14 @@ impl<'a> Ready<'a> {
             path: &self.job.path,
             open: &self.job.open,
             resources: &run.options.resources,
-            progress: run.progress,
+            observer: run.observer,
             cancel: run.cancel,
         }
     }
 
     /// Fails if a guest would be harmed by what is written now.
     pub fn check_guests(&self, run: Run<'_>) -> Result<()> {
-        guests::check(&run.options.libvirt, &self.job.path)
+        guests::check(&run.options.libvirt, &self.job.path, run.observer)
     }
 
     /// Fails if somebody who heeds no locks wrote to it since it was compared.

@@ -6,9 +6,10 @@ use std::time::Instant;
 use super::ready::{Ready, Run};
 use super::{InPlaceOptions, InPlaceReport, Job, room};
 use crate::backup::{self, AnchorChoice, ImageRequest};
+use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::image::OpenOptions;
-use crate::progress::{Cancel, Progress};
+use crate::observer::Observer;
 use crate::repository::{Anchor, DiskSpec, Repository, Selector};
 
 /// Holds all images, keeps what is there, and then writes one after the other.
@@ -16,11 +17,11 @@ pub(super) fn roll_back(
     repository: &Repository,
     jobs: &[Job],
     options: &InPlaceOptions,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Vec<InPlaceReport>> {
     let started = Instant::now();
-    let run = Run { options, progress, cancel };
+    let run = Run { options, observer, cancel };
     let ready = Ready::all(jobs, run)?;
     let anchors = if options.keep { anchors(repository, jobs) } else { Vec::new() };
     let kept = options.keep.then(|| keep(repository, jobs, run)).transpose()?;
@@ -97,6 +98,7 @@ impl Ready<'_> {
             point: job.point.clone(),
             image: job.path.clone(),
             kept: kept.map(str::to_owned),
+            warnings: Vec::new(),
             virtual_size: geometry.virtual_size(),
             bytes_changed: self.differing.len() * u64::from(geometry.block_size()),
             root: job.chain.root().to_string(),
@@ -129,7 +131,7 @@ fn keep(repository: &Repository, jobs: &[Job], run: Run<'_>) -> Result<String> {
         kept: true,
         ..backup::Options::default()
     };
-    let reports = backup::run_together(repository, &images, &how, run.progress, run.cancel);
+    let reports = backup::run_together(repository, &images, &how, run.observer, run.cancel);
     let reports = reports.map_err(|error| {
         error
             .within("cannot keep what is there now")

@@ -8,17 +8,19 @@ use roaring::RoaringBitmap;
 
 use super::check_size;
 use crate::anchor::{self, ImageFile, Rewrite};
+use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::image::{Format, Image, OpenOptions};
 use crate::io::{FileStore, Store};
+use crate::observer::Observer;
 use crate::output::{Discard, ImageWriter};
 use crate::pipeline::Resources;
-use crate::progress::{Cancel, Progress};
 use crate::reader::{ClusterReader, ReadPlan};
 use crate::restore::rebuild;
 use crate::sys::image_lock::ImageLock;
+use crate::warning::{Code, Warning};
 
 /// An image that nobody else can use.
 pub(super) enum Held {
@@ -31,7 +33,7 @@ impl Held {
     ///
     /// # Errors
     /// `Busy` if somebody uses it in any way.
-    pub fn open(path: &Path, format: Format) -> Result<Self> {
+    pub fn open(path: &Path, format: Format, observer: &dyn Observer) -> Result<Self> {
         let (held, warning) = match format {
             Format::Qcow2 => {
                 let file = ImageFile::open(path)?;
@@ -46,7 +48,7 @@ impl Held {
             }
         };
         if let Some(warning) = warning {
-            tracing::warn!("{warning}");
+            observer.warn(Warning::new(Code::NoLocks, warning));
         }
         Ok(held)
     }
@@ -67,7 +69,7 @@ pub(super) struct Job<'a> {
     pub path: &'a Path,
     pub open: &'a OpenOptions,
     pub resources: &'a Resources,
-    pub progress: &'a dyn Progress,
+    pub observer: &'a dyn Observer,
     pub cancel: &'a Cancel,
 }
 
@@ -129,7 +131,7 @@ impl Job<'_> {
             Some(wanted),
             output,
             self.resources,
-            self.progress,
+            self.observer,
             self.cancel,
         )?;
         if rebuilt.root == Some(self.chain.root()) {
@@ -159,7 +161,7 @@ impl Job<'_> {
         let image = Image::open(self.path, self.open)?;
         check_size(self.path, &image, self.chain)?;
         let geometry = self.chain.geometry();
-        self.progress.begin("compare", geometry.virtual_size());
+        self.observer.begin("compare", geometry.virtual_size());
         let zero = zero_block_digest(geometry.block_size());
         let mut blocks = Blocks::new(&image, geometry.block_size() as usize);
         let (mut mapper, mut extents) = (image.mapper(), Vec::new());
@@ -185,9 +187,9 @@ impl Job<'_> {
                     differing.insert(block as u32);
                 }
             }
-            self.progress.advance(end - start);
+            self.observer.advance(end - start);
         }
-        self.progress.finish();
+        self.observer.end();
         Ok(differing)
     }
 }
@@ -271,7 +273,7 @@ impl ImageWriter for Raw<'_> {
         })
     }
 
-    fn finish(self: Box<Self>, _: &Cancel, _: &dyn Progress) -> Result<()> {
+    fn finish(self: Box<Self>, _: &Cancel, _: &dyn Observer) -> Result<()> {
         Ok(())
     }
 }
@@ -357,7 +359,7 @@ impl ImageWriter for Clusters<'_, '_, '_> {
         Ok(())
     }
 
-    fn finish(self: Box<Self>, _: &Cancel, _: &dyn Progress) -> Result<()> {
+    fn finish(self: Box<Self>, _: &Cancel, _: &dyn Observer) -> Result<()> {
         Ok(())
     }
 }

@@ -7,7 +7,6 @@
 mod definition;
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
@@ -16,17 +15,19 @@ use serde::Serialize;
 
 use super::{Destination, Report, Request, guests, nonzero_blocks, rebuild};
 use crate::backup::{check_indexes, open_chain};
+use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::domain::{Domain, Libvirt, XML_LEN_MAX, parse};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::Store;
+use crate::io::{Opener, Store, not_opened};
+use crate::observer::{Event, Observer, OfDisk, Recorder};
 use crate::output::{Format, Plan, Target};
 use crate::pipeline::Resources;
-use crate::progress::{Cancel, Progress};
 use crate::repository::{
     Among, DiskId, DomainName, MachineFile, MachineRecord, Manifest, Repository, Role, Selector,
 };
 use crate::sys::image_lock;
+use crate::warning::{Code, Warning};
 use definition::Definition;
 
 /// Which machine to restore, and how.
@@ -73,7 +74,7 @@ pub struct MachineReport {
     /// What is left to do, as commands for a shell.
     pub commands: Vec<String>,
     /// What the admin should know.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -110,10 +111,11 @@ struct Job<'a> {
 pub fn run_machine(
     repository: &Repository,
     request: &MachineRequest,
-    progress: &dyn Progress,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<MachineReport> {
     let started = Instant::now();
+    let recorder = Recorder::new(observer);
     let (domain, manifest) = find(repository, request)?;
     let machine = match manifest.machine.clone() {
         Some(machine) => machine,
@@ -123,14 +125,15 @@ pub fn run_machine(
     let made = make_folder(&request.to)?;
     let prepared = Job::prepare(repository, request, domain, machine, &manifest);
     let result = prepared.and_then(|(job, definition)| {
-        job.check()?;
+        job.check(&recorder)?;
         let mut written = Written::default();
-        let report = job.run(&definition, &manifest, &mut written, progress, cancel)?;
+        let report = job.run(&definition, &manifest, &mut written, &recorder, cancel)?;
         written.done = true;
         Ok(report)
     });
     match result {
         Ok(mut report) => {
+            report.warnings = recorder.take();
             report.seconds = started.elapsed().as_secs_f64();
             Ok(report)
         }
@@ -264,13 +267,13 @@ impl<'a> Job<'a> {
     }
 
     /// Finds what would fail, before anything is written.
-    fn check(&self) -> Result<()> {
+    fn check(&self, observer: &dyn Observer) -> Result<()> {
         let xml = self.xml_path();
         let disks = self.disks.iter().map(|disk| disk.path.as_path());
         let files = self.files.iter().map(|(_, path)| path.as_path());
         let paths: Vec<&Path> = disks.chain(files).chain([xml.as_path()]).collect();
         for path in &paths {
-            self.check_target(path)?;
+            self.check_target(path, observer)?;
         }
         if let Some(path) = taken_twice(paths) {
             let text = format!("two files of the point would be {}", path.display());
@@ -284,7 +287,7 @@ impl<'a> Job<'a> {
         self.check_space()
     }
 
-    fn check_target(&self, path: &Path) -> Result<()> {
+    fn check_target(&self, path: &Path, observer: &dyn Observer) -> Result<()> {
         let file = match Opener::READ.open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -304,7 +307,7 @@ impl<'a> Job<'a> {
             return Err(Error::new(ErrorKind::Exists, text)
                 .advise("restore to another folder, or give --force to replace it"));
         }
-        guests::check(&self.request.libvirt, path)
+        guests::check(&self.request.libvirt, path, observer)
     }
 
     /// Fails if the folder's filesystem has no room for all of it.
@@ -336,7 +339,7 @@ impl<'a> Job<'a> {
         definition: &Definition,
         manifest: &Manifest,
         written: &mut Written,
-        progress: &dyn Progress,
+        recorder: &Recorder<'_>,
         cancel: &Cancel,
     ) -> Result<MachineReport> {
         let mut reports = Vec::new();
@@ -350,11 +353,14 @@ impl<'a> Job<'a> {
                 resources: self.request.resources,
             };
             let new = !disk.path.exists();
-            let report = rebuild(&disk.chain, Vec::new(), request, progress, cancel)
+            let id = format!("{}/{}", self.domain, disk.target);
+            let observer = OfDisk::new(recorder, &id);
+            let mut report = rebuild(&disk.chain, Vec::new(), request, &observer, cancel)
                 .map_err(|error| error.within(format!("cannot restore disk {}", disk.target)))?;
             if new {
                 written.paths.push(disk.path.clone());
             }
+            report.warnings = recorder.take_of(&id);
             reports.push(report);
         }
         for (file, path) in &self.files {
@@ -364,6 +370,9 @@ impl<'a> Job<'a> {
         }
         let xml = self.xml_path();
         self.write(&xml, definition.text.as_bytes(), 0o600, written)?;
+        for text in definition.warnings(&self) {
+            recorder.event(&Event::Warning(&Warning::new(Code::Machine, text)));
+        }
         Ok(MachineReport {
             domain: self.name.clone(),
             uuid: definition.uuid.clone(),
@@ -371,7 +380,7 @@ impl<'a> Job<'a> {
             consistency: manifest.consistency.as_str(),
             disks: reports,
             commands: definition.commands(&self, &xml),
-            warnings: definition.warnings(&self),
+            warnings: Vec::new(),
             xml,
             nvram: self.restored(Role::Nvram).map(Path::to_path_buf),
             seconds: 0.0,
