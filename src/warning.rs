@@ -38,6 +38,8 @@ pub enum Code {
     Machine,
     /// Something of libvirt's could not be read, so that not all could be checked.
     Unchecked,
+    /// A folder or file of the repository can't be read: what is beside it was shown or used.
+    Unreadable,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

@@ -327,3 +327,13 @@ fn files_are_opened_in_one_place() {
         "crate::io::Opener sees to it that a file is one, and waits for nobody",
     );
 }
+
+#[test]
+fn the_time_is_asked_for_in_one_place() {
+    only_in(
+        &["src"],
+        &["src/clock.rs"],
+        &["Timestamp::now(", "Zoned::now("],
+        "past the year 9999 it panics; crate::clock gives an error",
+    );
+}

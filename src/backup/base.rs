@@ -1,6 +1,6 @@
 //! What a new point is made against: the chain of an earlier one, or nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta_formats::archive::Kind;
@@ -126,9 +126,14 @@ fn open_base(repository: &Repository, point: &Point) -> Result<Chain> {
 
 /// Opens the archives of a point's chain.
 pub(crate) fn open_chain(repository: &Repository, point: &Point) -> Result<Chain> {
+    open_archives(&repository.chain_of(point)?, point)
+}
+
+/// Opens the archives of a point's chain, which are these, the full first.
+pub(crate) fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
     let mut archives = Vec::new();
-    for path in repository.chain_of(point)? {
-        archives.push(Arc::new(open_archive(&path)?));
+    for path in paths {
+        archives.push(Arc::new(open_archive(path)?));
     }
     let chain = Chain::new(archives)?;
     if chain.root() != point.record.root {

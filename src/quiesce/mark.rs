@@ -7,7 +7,6 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Freeze;
@@ -33,7 +32,7 @@ pub(super) fn set(freeze: &Freeze) -> Result<Mark> {
     let failed = |error| Error::io("write", &freeze.mark, error);
     let mark = Mark {
         name: freeze.name.clone(),
-        since: Timestamp::now().to_string(),
+        since: crate::clock::now()?.to_string(),
         watchdog: std::process::id(),
     };
     let text = serde_json::to_string(&mark).map_err(|error| failed(error.into()))?;

@@ -18,13 +18,15 @@ const LOCK: &str = ".lock";
 pub struct DomainLock {
     domain: DomainName,
     dir: PathBuf,
+    /// The id of the repository.
+    repository: String,
     /// Holds the lock as long as it is open.
     file: File,
 }
 
 impl DomainLock {
     /// Locks the domain in the folder `dir`, which is made if it is missing.
-    pub(super) fn take(dir: PathBuf, domain: DomainName) -> Result<Self> {
+    pub(super) fn take(dir: PathBuf, domain: DomainName, repository: String) -> Result<Self> {
         durable::create_dir(&dir)?;
         let path = dir.join(LOCK);
         let mut file = durable::open_or_create(&path)?;
@@ -39,12 +41,17 @@ impl DomainLock {
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "process {} on {}", std::process::id(), host_name()));
-        Ok(Self { domain, dir, file })
+        Ok(Self { domain, dir, repository, file })
     }
 
     /// The domain that is locked.
     pub fn domain(&self) -> &DomainName {
         &self.domain
+    }
+
+    /// The id of the repository that the domain is in.
+    pub(super) fn repository(&self) -> &str {
+        &self.repository
     }
 
     /// The domain's folder.

@@ -28,7 +28,7 @@ impl PointId {
     /// # Errors
     /// The clock stands before 1970 or after 9999.
     pub fn now() -> Result<Self> {
-        Self::at(Timestamp::now())
+        Self::at(crate::clock::now()?)
     }
 
     /// The id of a point made at `time`; less than a millisecond is dropped.

@@ -28,7 +28,7 @@ use crate::observer::{Observer, OfDisk, Recorder};
 use crate::output::{self, FileId, Format, ImageWriter, Plan, Stream};
 use crate::pipeline::Resources;
 use crate::repository::{DiskSpec, Repository, Selector};
-use crate::warning::Warning;
+use crate::warning::{Code, Warning};
 
 pub use in_place::{
     InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceReport, MachineInPlaceRequest,
@@ -139,16 +139,25 @@ pub fn run(
     let point = repository.resolve(&disk, selector)?;
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
+    warn_of_trouble(repository, observer);
     check_replaced(&request, observer)?;
     let (chain, problems) = if request.salvage {
-        let (paths, missing) = repository.remains_of(&point)?;
+        let remains = repository.remains_of(&repository.points(&disk)?, &point);
+        let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
         let expected = Some(point.record.archive_id);
-        salvage_chain(&paths, missing, expected, cancel)?
+        salvage_chain(&remains.archives, missing, expected, cancel)?
     } else {
         (check_indexes(open_chain(repository, &point)?)?, Vec::new())
     };
     let report = rebuild(&chain, problems, request, observer, cancel)?;
     Ok(Report { warnings: recorder.take(), ..report })
+}
+
+/// Says that the repository can only be read, if that is so: restores need no `qdelta.toml`.
+pub(crate) fn warn_of_trouble(repository: &Repository, observer: &dyn Observer) {
+    if let Some(error) = repository.trouble() {
+        observer.warn(Warning::failed(Code::Unreadable, &error));
+    }
 }
 
 /// Restores the end of a chain out of bare archive files, the full first.

@@ -1,9 +1,9 @@
 //! `qdelta anchors`: what backups have left for the next ones, and removing it.
 
-use qdelta::Result;
 use qdelta::backup::inventory::{self, AnchorInfo};
-use qdelta::observer::Recorder;
-use qdelta::warning::Warning;
+use qdelta::observer::{Observer, Recorder};
+use qdelta::warning::{Code, Warning};
+use qdelta::{Error, Result};
 use serde::Serialize;
 
 use crate::cli::args::Anchors;
@@ -30,11 +30,24 @@ const COLUMNS: &[Column] = &[
 /// Lists or removes.
 pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
+    let recorder = Recorder::new(&context.screen);
+    let mut whole = true;
+    let mut trouble = |error: &Error| {
+        whole = false;
+        (&recorder as &dyn Observer).warn(Warning::failed(Code::Unreadable, error));
+    };
+    if let Some(error) = repository.trouble() {
+        trouble(&error);
+    }
     let disks = match &args.disk {
         Some(spec) => vec![repository.find_disk(spec)?],
-        None => repository.disks()?,
+        None => {
+            let survey = repository.survey()?;
+            survey.unreadable.iter().for_each(|folder| trouble(&folder.error));
+            survey.disks
+        }
     };
-    let recorder = Recorder::new(&context.screen);
+    let done = if whole { status::DONE } else { status::DAMAGED };
     let mut report = Report { anchors: Vec::new(), removed: Vec::new(), warnings: Vec::new() };
     for disk in &disks {
         if args.remove_all || !args.remove.is_empty() {
@@ -45,7 +58,7 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     report.warnings = recorder.take();
     if context.out.json {
         context.out.json(&report)?;
-        return Ok(status::DONE);
+        return Ok(done);
     }
     for anchor in &report.removed {
         context.out.line(format!("{}: removed {}", anchor.disk, anchor.name))?;
@@ -53,7 +66,7 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     if report.removed.is_empty() {
         show(&report.anchors, context)?;
     }
-    Ok(status::DONE)
+    Ok(done)
 }
 
 fn show(anchors: &[AnchorInfo], context: &mut Context) -> Result<()> {

@@ -1,14 +1,16 @@
 //! `qdelta points`: what can be restored, drawn as chains.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use jiff::Timestamp;
-use qdelta::Result;
 use qdelta::backup::inventory;
 use qdelta::observer::Silent;
 use qdelta::repository::{
     Anchor, DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList, Refusal, Repository,
+    Survey,
 };
+use qdelta::{Error, Result};
 use serde::Serialize;
 
 use crate::cli::args::Points;
@@ -22,6 +24,7 @@ struct Report {
     repository: String,
     disks: Vec<DiskReport>,
     damaged: Vec<DamagedReport>,
+    unreadable: Vec<UnreadableReport>,
 }
 
 /// One disk and its points, oldest first.
@@ -60,6 +63,23 @@ struct PointReport {
     seconds: f64,
 }
 
+/// A folder that can't be listed, or a `qdelta.toml` that can't be used.
+#[derive(Serialize)]
+struct UnreadableReport {
+    path: String,
+    error: String,
+}
+
+impl Report {
+    /// Adds a folder that can't be listed. Several disks may share it.
+    fn add(&mut self, path: &Path, error: &Error) {
+        let path = path.display().to_string();
+        if self.unreadable.iter().all(|known| known.path != path) {
+            self.unreadable.push(UnreadableReport { path, error: error.chain() });
+        }
+    }
+}
+
 /// A manifest that can't be used.
 #[derive(Serialize)]
 struct DamagedReport {
@@ -72,15 +92,22 @@ struct DamagedReport {
 /// the exit status.
 pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
-    let disks = match &args.disk {
-        Some(spec) => vec![repository.find_disk(spec)?],
-        None => repository.disks()?,
+    let Survey { disks, unreadable } = match &args.disk {
+        Some(spec) => Survey { disks: vec![repository.find_disk(spec)?], unreadable: Vec::new() },
+        None => repository.survey()?,
     };
     let mut report = Report {
         repository: repository.path().display().to_string(),
         disks: Vec::new(),
         damaged: Vec::new(),
+        unreadable: Vec::new(),
     };
+    if let Some(error) = repository.trouble() {
+        report.add(&repository.path().join("qdelta.toml"), &error);
+    }
+    for folder in &unreadable {
+        report.add(&folder.path, &folder.error);
+    }
     if disks.is_empty() && !context.out.json {
         context.out.line(format!("{}: no points yet", repository.path().display()))?;
     }
@@ -99,6 +126,9 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
             show_anchors(&repository, disk, context)?;
         }
         // Every disk of a domain has the same manifests, and so the same damaged ones.
+        for folder in &list.unreadable {
+            report.add(&folder.path, &folder.error);
+        }
         for damaged in list.damaged {
             let damaged = DamagedReport::from(damaged);
             if report.damaged.iter().all(|known| known.path != damaged.path) {
@@ -107,9 +137,13 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         }
     }
     for damaged in &report.damaged {
-        context.screen.say(&format!("qdelta: point {}: {}", damaged.point, damaged.error));
+        let line = format!("qdelta: point {}: {}", damaged.point, damaged.error);
+        context.screen.say(&text::printable(&line));
     }
-    whole &= report.damaged.is_empty();
+    for unreadable in &report.unreadable {
+        context.screen.say(&text::printable(&format!("qdelta: {}", unreadable.error)));
+    }
+    whole &= report.damaged.is_empty() && report.unreadable.is_empty();
     if context.out.json {
         context.out.json(&report)?;
     }
@@ -140,7 +174,7 @@ fn show(disk: &DiskId, list: &PointList, context: &mut Context) -> Result<()> {
     if list.points.is_empty() {
         return Ok(());
     }
-    let now = Timestamp::now();
+    let now = qdelta::clock::now()?;
     let positions: BTreeMap<PointId, usize> =
         list.points.iter().enumerate().map(|(index, point)| (point.id, index)).collect();
     let parents: Vec<Option<usize>> =
@@ -167,7 +201,7 @@ fn show(disk: &DiskId, list: &PointList, context: &mut Context) -> Result<()> {
         context.out.line(line)?;
     }
     for remark in remarks {
-        context.screen.say(&format!("qdelta: {disk}@{remark}"));
+        context.screen.say(&text::printable(&format!("qdelta: {disk}@{remark}")));
     }
     Ok(())
 }

@@ -116,6 +116,7 @@ pub fn run_machine(
 ) -> Result<MachineReport> {
     let started = Instant::now();
     let recorder = Recorder::new(observer);
+    super::warn_of_trouble(repository, &recorder);
     let (domain, manifest) = find(repository, request)?;
     let machine = match manifest.machine.clone() {
         Some(machine) => machine,
@@ -282,7 +283,7 @@ impl<'a> Job<'a> {
         }
         for (file, _) in &self.files {
             // What is damaged is found now, and not when half of it is there.
-            self.repository.machine_file(&self.domain, file)?;
+            self.repository.copy_machine_file(&self.domain, file, &mut std::io::sink())?;
         }
         self.check_space()
     }
@@ -365,11 +366,15 @@ impl<'a> Job<'a> {
         }
         for (file, path) in &self.files {
             cancel.check()?;
-            let content = self.repository.machine_file(&self.domain, file)?;
-            self.write(path, &content, file.mode, written)?;
+            self.write(path, file.mode, written, |out| {
+                self.repository.copy_machine_file(&self.domain, file, out)
+            })?;
         }
         let xml = self.xml_path();
-        self.write(&xml, definition.text.as_bytes(), 0o600, written)?;
+        self.write(&xml, 0o600, written, |out| {
+            let text = definition.text.as_bytes();
+            out.write_all(text).map_err(|error| Error::io("write", &xml, error))
+        })?;
         for text in definition.warnings(&self) {
             recorder.event(&Event::Warning(&Warning::new(Code::Machine, text)));
         }
@@ -392,15 +397,21 @@ impl<'a> Job<'a> {
         self.files.iter().find(|(file, _)| file.role == role).map(|(_, path)| path.as_path())
     }
 
-    /// Writes a small file, durably and whole.
-    fn write(&self, path: &Path, content: &[u8], mode: u32, written: &mut Written) -> Result<()> {
+    /// Makes a file of what `fill` writes, durably and whole.
+    fn write(
+        &self,
+        path: &Path,
+        mode: u32,
+        written: &mut Written,
+        fill: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<()> {
         let failed = |error| Error::io("write", path, error);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
         let new = !path.exists();
         let target = Target::create(path, self.request.force, &[])?;
-        target.store().write_all_at(content, 0).map_err(failed)?;
+        fill(&mut target.store().file())?;
         let permissions = std::fs::Permissions::from_mode(mode & 0o777);
         target.store().file().set_permissions(permissions).map_err(failed)?;
         target.commit()?;
