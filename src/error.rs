@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 
 use qdelta_formats::FormatError;
+use rustix::io::Errno;
 
 /// The result of everything in this library that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -69,7 +70,18 @@ impl Error {
             K::BrokenPipe => ErrorKind::Closed,
             _ => ErrorKind::Io,
         };
-        Self::new(kind, format!("cannot {operation} {}", path.display())).because(source)
+        let advice = match source.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE) => Some("too many files are open: raise `ulimit -n`"),
+            // Root is refused other things, with other codes.
+            Some(Errno::ACCESS) => Some("run qdelta as root, or as a user who may do this"),
+            _ => None,
+        };
+        let error = Self::new(kind, format!("cannot {operation} {}", path.display()));
+        let error = error.because(source);
+        match advice {
+            Some(advice) => error.advise(advice),
+            None => error,
+        }
     }
 
     /// Bytes in `path` that do not follow their format.

@@ -22,8 +22,10 @@ pub mod changes;
 pub mod clock;
 pub mod codec;
 pub mod domain;
+pub mod duration;
 pub mod error;
 pub mod extent;
+mod files;
 pub mod fingerprint;
 pub mod image;
 pub mod io;
@@ -31,6 +33,7 @@ mod json;
 pub mod observer;
 pub mod output;
 pub mod pack;
+mod paths;
 pub mod pipeline;
 mod program;
 

@@ -15,6 +15,9 @@ use crate::sys;
 
 /// More than this of what it says is not kept, in bytes.
 const OUTPUT_LEN_MAX: usize = 16 << 10;
+/// The most characters of a complaint that are passed on. However they are written in JSON, several
+/// complaints fit into a line of the watchdog's.
+const PROBLEM_LEN_MAX: usize = 4000;
 /// How long it is waited for at a time when nothing wakes the wait.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -38,11 +41,27 @@ pub(crate) struct Said {
 }
 
 impl Said {
+    /// The first line that it complained of and that begins with `error:`, without that word; nothing
+    /// if there is none, or if not all that it said was kept.
+    pub fn first_error(&self) -> Option<String> {
+        if self.stderr.len() >= OUTPUT_LEN_MAX {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&self.stderr);
+        let first = text.lines().find_map(|line| line.trim().strip_prefix("error:"));
+        first.map(|words| words.trim().to_owned())
+    }
+
     /// What it complained of, in one line with a colon in front; nothing if it did not.
     pub fn problem(&self) -> String {
         let text = String::from_utf8_lossy(&self.stderr);
         let words: Vec<&str> = text.split_whitespace().collect();
-        if words.is_empty() { String::new() } else { format!(": {}", words.join(" ")) }
+        if words.is_empty() {
+            return String::new();
+        }
+        let plain = |c: &char| !c.is_control();
+        let line: String = words.join(" ").chars().filter(plain).take(PROBLEM_LEN_MAX).collect();
+        format!(": {line}")
     }
 }
 

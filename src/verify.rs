@@ -22,11 +22,11 @@ use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Direct;
 use crate::io::Segment;
-use crate::observer::{Observer, Recorder};
+use crate::observer::{Event, Observer, Recorder};
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::read_ahead::{Loaded, ReadAhead};
 use crate::repository::{
-    DiskId, DiskSpec, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector,
+    DiskId, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector, Wanted,
 };
 use crate::unpack::{FrameNeed, Unpacker};
 use crate::warning::{Code, Warning};
@@ -34,8 +34,8 @@ use crate::warning::{Code, Warning};
 /// What to verify, and how.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// A disk, or everything in the repository.
-    pub disk: Option<DiskSpec>,
+    /// A disk or all of a guest, or everything in the repository.
+    pub disk: Option<Wanted>,
     /// One of its points and what that one needs, or all of them.
     pub point: Option<Selector>,
     /// Checksums alone: nothing is decompressed.
@@ -166,8 +166,8 @@ pub fn run(
         report.add(finding(&repository.path().join("qdelta.toml"), NO_POINTS, &error));
         observer.warn(Warning::failed(Code::Unreadable, &error));
     }
-    let disks = match &request.disk {
-        Some(spec) => vec![repository.find_disk(spec)?],
+    let mut disks = match &request.disk {
+        Some(wanted) => repository.find_disks(wanted)?,
         None => {
             let survey = repository.survey()?;
             for folder in &survey.unreadable {
@@ -176,6 +176,16 @@ pub fn run(
             survey.disks
         }
     };
+    if let Some(selector) = request.point.as_ref().filter(|_| disks.len() > 1) {
+        // A disk of a guest may be younger than the point, or not be in it.
+        let is_missing = |disk: &DiskId| {
+            let found = repository.resolve(disk, selector);
+            found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        if !disks.iter().all(is_missing) {
+            disks.retain(|disk| !is_missing(disk));
+        }
+    }
     for disk in &disks {
         verify_disk(repository, disk, request, observer, cancel, &mut report)?;
     }
@@ -235,7 +245,9 @@ fn verify_disk(
     let known: BTreeMap<PointId, &Point> =
         list.points.iter().map(|point| (point.id, point)).collect();
     let total = needed_by.keys().filter_map(|path| path.metadata().ok()).map(|data| data.len());
-    observer.begin("verify", total.sum());
+    let name = disk.to_string();
+    let begin = |phase, total| observer.event(&Event::Begin { disk: Some(&name), phase, total });
+    begin("verify", total.sum());
     let mut archives = BTreeMap::new();
     for (path, needed) in &needed_by {
         cancel.check()?;
@@ -257,6 +269,7 @@ fn verify_disk(
     }
     observer.end();
     if !request.quick {
+        begin("prove", points.len() as u64);
         for point in &points {
             if damage.costs.contains_key(&point.id) {
                 continue;
@@ -268,7 +281,9 @@ fn verify_disk(
                 let path = point.archive_path.clone();
                 damage.add(path, State::Damaged, error.chain(), [point.id]);
             }
+            observer.advance(1);
         }
+        observer.end();
     }
     damage.settle(disk, &points, archives, report);
     Ok(())

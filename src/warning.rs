@@ -14,6 +14,8 @@ use crate::error::Error;
 pub enum Code {
     /// The image is marked as corrupt, or something else about it is odd though it can be read.
     Image,
+    /// The guest's definition says something else than an image's header, and was followed.
+    Definition,
     /// The filesystem has no locks: nobody can tell who else uses the file.
     NoLocks,
     /// No anchor could be left for the next backup.
@@ -26,6 +28,14 @@ pub enum Code {
     BrokenChain,
     /// The disk is another image than at the point before.
     OtherImage,
+    /// The image is read in another format than at the point before, or looks like another one.
+    OtherFormat,
+    /// The disk is smaller than at the point before.
+    Smaller,
+    /// Everything on the disk is zero, and was not at the point before.
+    AllZero,
+    /// The guest has another UUID than the one of the point.
+    OtherGuest,
     /// The clock is behind the latest point.
     Clock,
     /// A file in the repository belongs to no point.
@@ -40,6 +50,8 @@ pub enum Code {
     Unchecked,
     /// A folder or file of the repository can't be read: what is beside it was shown or used.
     Unreadable,
+    /// What the snapshot command made may still be there: it was not released.
+    NotReleased,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

@@ -1,5 +1,5 @@
 //! Rolling an image back where it lies: exactly the point's disk comes of it, QEMU finds it sound, and
-//! what was there before is kept.
+//! what was there before is in a safety point.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::harness::content::{Guest, Random};
-use super::harness::images::{create, filled_raw, guest_io, overlay, qemu_img};
+use super::harness::images::{create, filled_raw, guest_io, overlay, patch, qemu_img, read_u64};
 use super::harness::repo::Repo;
 use super::harness::run::{describe, finish, start};
 use super::harness::{Lab, Outcome, args, qdelta, run, sweep};
@@ -92,7 +92,7 @@ fn back_to_any_point() {
                 check(&path);
             }
             // What was there before is a point, and nothing differs any more.
-            let kept = report["kept"].as_str().unwrap().to_owned();
+            let kept = report["safety_point"].as_str().unwrap().to_owned();
             let output = lab.path("kept.raw");
             repo.restore(&format!("vm/disk@{kept}"), &output, &["--format", "raw"]).ok();
             assert!(fs::read(&output).unwrap() == now, "seed {seed}: what was kept");
@@ -100,7 +100,7 @@ fn back_to_any_point() {
             let again =
                 roll_back(&repo, &format!("vm/disk@{point}"), &path, &["--no-point"]).ok().json();
             assert_eq!(again["bytes_changed"], 0, "seed {seed}");
-            assert_eq!(again["kept"], Value::Null);
+            assert_eq!(again["safety_point"], Value::Null);
         }
         // Life goes on: the next increment is that of the disk as it is.
         guest_io(&path, format, &guest.fill(size, 3));
@@ -185,15 +185,31 @@ fn the_same_command_again_goes_back_to_the_same_point() {
         assert_eq!(again["point"], report["point"], "{selector}");
         assert!(content(&path, "qcow2") == old);
     }
-    let kept: Vec<bool> = points().iter().map(|it| it["kept"].as_bool().unwrap()).collect();
+    let kept: Vec<bool> = points().iter().map(|it| it["safety"].as_bool().unwrap()).collect();
     assert_eq!(kept, [false, true, true, true]);
     // It is a point like any other where nobody rolls back, and by its id.
     let id = points()[1]["point"].as_str().unwrap().to_owned();
     roll_back(&repo, &format!("vm/disk@{id}"), &path, &["--no-point"]).ok();
     assert!(content(&path, "qcow2") != old);
+    // What latest means is the same wherever it is asked for: the backup, and not the state that was
+    // rolled back from.
     let output = lab.path("latest.raw");
-    repo.restore("vm/disk", &output, &["--format", "raw"]).ok();
-    assert!(fs::read(output).unwrap() == old, "what was kept last");
+    for selector in ["vm/disk", tomorrow] {
+        let words = args!["restore", selector, output.as_path(), "--force", "--json"];
+        let latest = run(qdelta(repo.args(words))).ok().json();
+        assert_eq!(latest["point"], report["point"], "{selector}");
+        assert_eq!(latest["passed_over"], points()[3]["point"], "{selector}");
+        assert!(fs::read(&output).unwrap() == old, "{selector}");
+    }
+    let verified = run(qdelta(repo.args(args!["verify", "vm/disk@latest", "--json"]))).ok().json();
+    // The full alone: a safety point has another archive.
+    assert_eq!((&verified["points"], &verified["archives"]), (&Value::from(1), &Value::from(1)));
+    let words = args!["restore", format!("vm/disk@{id}"), output.as_path(), "--force"];
+    let said = run(qdelta(repo.args(words))).ok().text();
+    assert!(said.contains("safety point"), "{said}");
+    let table = run(qdelta(repo.args(args!["points", "vm/disk"]))).ok().text();
+    assert_eq!(table.matches(", safety").count(), 3, "{table}");
+    assert!(table.contains("CONSISTENCY") && table.contains("offline"), "{table}");
     // Only a backup that somebody asked for is another latest point.
     let new = repo.backup(&path, "vm/disk", &[]);
     let again = roll_back(&repo, "vm/disk", &path, &[]).ok().json();
@@ -264,6 +280,33 @@ fn an_image_that_cannot_be_changed_keeps_its_bitmaps() {
     assert!(said.contains("external data file"), "{said}");
     assert!(fs::read(&path).unwrap() == before);
     assert_eq!(report["kind"], "full");
+}
+
+/// Two guest clusters lay in one host cluster that was counted once. Rolled back, one of them gave it
+/// back as free, and the roll back said "proved": the next writes of the guest destroyed the other.
+#[test]
+fn an_image_that_is_not_sound_is_left_alone() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let path = lab.path("disk.qcow2");
+    create(&path, "", 20 * MIB);
+    guest_io(&path, "qcow2", &["write -q -P 1 1M 3M".to_owned()]);
+    repo.backup(&path, "vm/disk", &[]);
+    guest_io(&path, "qcow2", &["write -q -P 2 1M 64k".to_owned()]);
+    let l2 = read_u64(&path, read_u64(&path, 40)) & 0x00ff_ffff_ffff_fe00;
+    let entry = read_u64(&path, l2 + 8 * 16);
+    patch(&path, l2 + 8 * 170, &entry.to_be_bytes());
+    let (before, points) = (fs::read(&path).unwrap(), repo.points("vm/disk").len());
+    for options in [&["--no-point"][..], &[]] {
+        let said = roll_back(&repo, "vm/disk", &path, options).fails_with(3);
+        assert!(said.contains("is used 2 times, and its reference count is 1"), "{said}");
+        assert!(fs::read(&path).unwrap() == before);
+        assert_eq!(repo.points("vm/disk").len(), points);
+    }
+    // Repaired, it can be.
+    qemu_img(args!["check", "-q", "-r", "all", path.as_path()]);
+    roll_back(&repo, "vm/disk", &path, &["--no-point"]).ok();
+    check(&path);
 }
 
 /// Killed at any moment: a qcow2 image is the one or the other; and running it again ends well.

@@ -96,7 +96,7 @@ fn after_an_external_snapshot_the_image_of_now_is_rolled_back() {
     assert!(said.contains("disk vda of web is no more"), "{said}");
     guest.redefine(&[(UUID, "11111111-2222-4333-8444-555555555555")]);
     let said = host.restore(args![vda.as_str(), "--in-place"]).fails_with(2);
-    assert!(said.contains("another UUID"), "{said}");
+    assert!(said.contains("is another guest than that of the point"), "{said}");
 }
 
 /// A template that another guest's disk lies on.
@@ -203,7 +203,8 @@ fn options(host: &Host) -> InPlaceOptions {
     InPlaceOptions {
         format: None,
         image_roots: Vec::new(),
-        keep: true,
+        safety_point: true,
+        same_guest: false,
         libvirt: Libvirt {
             config: host.lab.path("etc"),
             run: host.lab.path("run"),
@@ -297,7 +298,7 @@ fn what_was_kept_goes_back_to_the_image_of_now() {
     guest.redefine(&[(base.to_str().unwrap(), overlay.to_str().unwrap())]);
     let vda = format!("web/vda@{point}");
     let report = host.restore(args![vda.as_str(), "--in-place", "--json"]).ok().json();
-    let kept = report["kept"].as_str().unwrap();
+    let kept = report["safety_point"].as_str().unwrap();
     qemu_img(args!["commit", "-q", "-d", overlay.as_path()]).ok();
     guest.redefine(&[]);
     let left = fs::read(&overlay).unwrap();
@@ -412,21 +413,25 @@ fn all_disks_of_a_guest_go_back_together() {
     let words = args!["--domain", "web", "--at", point.as_str(), "--in-place", "--json"];
     let report = host.restore(words.clone()).ok().json();
     assert!(now(&guest) == then(), "{report}");
-    let kept = report["kept"].as_str().unwrap();
+    let kept = report["safety_point"].as_str().unwrap();
     assert_eq!(host.points(), [point.as_str(), kept], "one point of both");
     assert_eq!(report["disks"].as_array().unwrap().len(), 2);
     assert!(report["warnings"].to_string().contains("firmware's variables"), "{report}");
     let single = host.restore(args![format!("web/vda@{point}"), "--in-place", "--json"]).ok();
     compare("restore in place", &[&single.json()], &[]);
     compare("restore of a guest in place", &[&report], &[]);
-    // What was there is a point of disks alone, and the newest: the machine needs an older one.
+    // The latest point is the backup, and no safety point, which has disks alone.
     let to = host.lab.path("to");
-    let said = host.restore(args!["--domain", "web", "--to", to.as_path()]).fails_with(6);
+    let words = args!["--domain", "web", "--to", to.as_path(), "--json"];
+    let report = host.restore(words).ok().json();
+    assert_eq!(report["point"].as_str(), Some(point.as_str()));
+    assert_eq!(report["passed_over"].as_str(), host.points().last().map(String::as_str));
+    let words = args!["--domain", "web", "--to", to.as_path(), "--at", kept, "--force"];
+    let said = host.restore(words).fails_with(6);
     assert!(said.contains(&format!("--at {point}")), "{said}");
-    host.restore(args!["--domain", "web", "--to", to.as_path(), "--at", point.as_str()]).ok();
     let words = args!["--domain", "web", "--at", kept, "--in-place", "--no-point", "--json"];
     let report = host.restore(words).ok().json();
-    assert_eq!((&report["kept"], now(&guest) == before), (&Value::Null, true));
+    assert_eq!((&report["safety_point"], now(&guest) == before), (&Value::Null, true));
     host.assert_sound();
 }
 

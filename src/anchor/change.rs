@@ -7,6 +7,7 @@ use qdelta_formats::qcow2::{
 
 use super::file::ImageFile;
 use super::metadata;
+use super::proof;
 use super::refcounts::Refcounts;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -29,6 +30,17 @@ pub(super) struct Change<'a> {
     bitmaps_trusted: bool,
 }
 
+/// Proves that what QEMU records in the image can be believed, and that it can be written into: that
+/// every cluster is counted at least as often as it is used. Nothing is changed. What was proved is
+/// not proved again for this [`ImageFile`].
+///
+/// # Errors
+/// [`ErrorKind::Image`] if it is damaged, dirty or marked as corrupt, if a count is too low, or if the
+/// proof would take too much time or memory.
+pub fn prove(file: &ImageFile) -> Result<()> {
+    if file.is_proved() { Ok(()) } else { Change::begin(file).map(drop) }
+}
+
 /// Writes of which each is within one sector, with a sync behind each.
 struct Ready {
     steps: Vec<(u64, Vec<u8>)>,
@@ -43,20 +55,34 @@ pub(super) fn change<T>(
     file: &ImageFile,
     build: impl FnOnce(&mut Change<'_>) -> Result<(Linked, T)>,
 ) -> Result<T> {
+    change_and(file, build, |_| Ok(()))
+}
+
+/// As [`change()`]; when all is done, `then` does what does not matter to the image.
+pub(super) fn change_and<T>(
+    file: &ImageFile,
+    build: impl FnOnce(&mut Change<'_>) -> Result<(Linked, T)>,
+    then: impl FnOnce(&mut Change<'_>) -> Result<()>,
+) -> Result<T> {
     let len = file.len()?;
-    let prepare = || {
-        let mut change = Change::begin(file)?;
-        let (linked, value) = build(&mut change)?;
-        Ok((change.prepare(linked)?, value))
-    };
-    match prepare() {
+    let mut change = Change::begin(file)?;
+    let prepared = build(&mut change).and_then(|(linked, value)| {
+        let ready = change.prepare(linked)?;
+        Ok((ready, value))
+    });
+    match prepared {
         Ok((ready, value)) => {
             ready.commit(file)?;
+            if let Err(error) = then(&mut change) {
+                tracing::debug!("after a change: {}", error.chain());
+            }
             Ok(value)
         }
         Err(error) => {
-            // Nothing leads to what was written, so it does no harm if this fails.
+            // Nothing leads to what was written, so it does no harm if this fails. What it took of the
+            // filesystem's room, others may need.
             let _ = file.cut(len);
+            let _ = file.give_back(&change.counts.allocated, change.format.cluster);
             Err(error)
         }
     }
@@ -83,7 +109,20 @@ impl<'a> Change<'a> {
         let table = change.header().l1;
         change.l1 = change.read_l1(table.offset, table.entries)?;
         change.claim_metadata()?;
+        change.prove()?;
         Ok(change)
+    }
+
+    /// Proves that the image is sound, unless it was proved before: since it was opened, nobody else
+    /// has changed it.
+    fn prove(&mut self) -> Result<()> {
+        if !self.file.is_proved() {
+            let began = std::time::Instant::now();
+            let leaked = proof::prove(self)?;
+            tracing::debug!(took = ?began.elapsed(), leaked = leaked.len(), "proved to be sound");
+            self.file.set_proved(leaked);
+        }
+        Ok(())
     }
 
     pub(super) fn header(&self) -> &Header {
@@ -197,8 +236,8 @@ impl<'a> Change<'a> {
     }
 
     /// Writes what is left to be written where nothing leads to, and syncs.
-    fn prepare(self, linked: Linked) -> Result<Ready> {
-        let Self { file, mut first, counts, bitmaps_trusted, .. } = self;
+    fn prepare(&mut self, linked: Linked) -> Result<Ready> {
+        let Self { file, first, counts, bitmaps_trusted, .. } = self;
         // What an unknown autoclear bit promises may not be true any more.
         first.set_autoclear(Autoclear(first.header().autoclear.0 & Autoclear::KNOWN.0));
         if let Some((offset, clusters)) = counts.finish()? {
@@ -213,7 +252,7 @@ impl<'a> Change<'a> {
         if let Some(switch) = linked.switch {
             // Where nobody trusts the extension yet, it can change before the header says that it
             // can be trusted. Otherwise what it leads to must count first.
-            let at = usize::from(bitmaps_trusted);
+            let at = usize::from(*bitmaps_trusted);
             steps.insert(at, switch);
         }
         Ok(Ready { steps })

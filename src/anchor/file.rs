@@ -1,14 +1,16 @@
 //! The file of an image that is to be changed.
 
 use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use qdelta_formats::FormatError;
-use qdelta_formats::qcow2::{FirstCluster, HeaderPrefix, Incompatible};
-use rustix::io::Errno;
+use qdelta_formats::qcow2::{ClusterSize, FirstCluster, HeaderPrefix, Incompatible};
+use roaring::RoaringTreemap;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::{open_device, punch};
 use crate::io::{FileStore, Opener, Store, not_opened};
 use crate::sys::image_lock::ImageLock;
 
@@ -19,6 +21,8 @@ pub struct ImageFile {
     lock: Option<ImageLock>,
     /// Its length can be changed.
     is_regular: bool,
+    /// Once it is proved to be sound: the clusters that were counted once and that nothing used.
+    leaked: OnceLock<RoaringTreemap>,
 }
 
 impl std::fmt::Debug for ImageFile {
@@ -35,15 +39,14 @@ impl std::fmt::Debug for ImageFile {
 /// says so; [`ErrorKind::Image`] if it is neither a file nor a device; [`ErrorKind::NotFound`] or
 /// [`ErrorKind::Io`] if it can't be opened.
 pub fn open_to_change(path: &Path) -> Result<(File, bool)> {
-    let opened = Opener::CHANGE.or_device().unused().open(path);
-    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::BUSY) => {
-            let text = format!("{} is mounted or otherwise in use", path.display());
-            Error::new(ErrorKind::Busy, text).because(error)
+    let failed = |error| Error::io("look at", path, error);
+    let file = match std::fs::metadata(path).map_err(failed)?.file_type().is_block_device() {
+        true => open_device(path)?,
+        false => {
+            Opener::CHANGE.open(path).map_err(|error| not_opened(path, error, ErrorKind::Image))?
         }
-        _ => not_opened(path, error, ErrorKind::Image),
-    })?;
-    let is_regular = file.metadata().map_err(|error| Error::io("look at", path, error))?.is_file();
+    };
+    let is_regular = file.metadata().map_err(failed)?.is_file();
     Ok((file, is_regular))
 }
 
@@ -57,13 +60,13 @@ impl ImageFile {
         let (file, is_regular) = open_to_change(path)?;
         let lock = ImageLock::exclusive(&file, path)?;
         let store = Arc::new(FileStore::new(file, path));
-        Ok(Self { store, lock: Some(lock), is_regular })
+        Ok(Self { store, lock: Some(lock), is_regular, leaked: OnceLock::new() })
     }
 
     /// The image in `store`. No lock is taken: whoever opened the store sees to it that nobody
     /// writes to it, and, if it is to be changed, that nobody uses it.
     pub fn over(store: Arc<dyn Store>) -> Self {
-        Self { store, lock: None, is_regular: true }
+        Self { store, lock: None, is_regular: true, leaked: OnceLock::new() }
     }
 
     /// From now on it is only read, and others may read it, too. In between nobody could write.
@@ -97,6 +100,22 @@ impl ImageFile {
     /// As [`Self::virtual_size`].
     pub fn has_data_file(&self) -> Result<bool> {
         Ok(self.first_cluster()?.header().incompatible.contains(Incompatible::DATA_FILE))
+    }
+
+    /// Whether it was proved to be sound since it was opened.
+    pub(super) fn is_proved(&self) -> bool {
+        self.leaked.get().is_some()
+    }
+
+    /// The clusters that were counted once and used by nothing when it was proved to be sound.
+    pub(super) fn leaked(&self) -> Option<&RoaringTreemap> {
+        self.leaked.get()
+    }
+
+    /// It is sound, but for these clusters: they were counted once, and nothing uses them.
+    pub(super) fn set_proved(&self, leaked: RoaringTreemap) {
+        // If it was proved before, that is as good.
+        let _ = self.leaked.set(leaked);
     }
 
     pub(super) fn len(&self) -> Result<u64> {
@@ -141,6 +160,32 @@ impl ImageFile {
             return self.store.set_len(len).map_err(|error| Error::io("cut", self.path(), error));
         }
         Ok(())
+    }
+
+    /// Lets clusters that nothing leads to be holes of the file, as far as its filesystem can.
+    pub(super) fn give_back(&self, clusters: &RoaringTreemap, size: ClusterSize) -> Result<()> {
+        let Some(fd) = self.store.fd().filter(|_| self.is_regular) else { return Ok(()) };
+        let mut numbers = clusters.iter().peekable();
+        while let Some(first) = numbers.next() {
+            let mut end = first + 1;
+            while numbers.next_if_eq(&end).is_some() {
+                end += 1;
+            }
+            let (start, len) = (first << size.bits(), (end - first) << size.bits());
+            punch(fd, start..start + len)
+                .map_err(|error| Error::io("punch a hole into", self.path(), error))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the image is a file, and no device.
+    pub fn is_regular(&self) -> bool {
+        self.is_regular
+    }
+
+    /// The file itself.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// The first cluster and the header in it.

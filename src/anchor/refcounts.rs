@@ -40,6 +40,10 @@ pub(super) struct Refcounts<'a> {
     /// Clusters that the image as it is needs: what its metadata claims, and what lost its last
     /// reference in the change. Nothing may be written there, whatever the counts say.
     taken: RoaringTreemap,
+    /// Clusters that the change has got, which were free before.
+    pub(super) allocated: RoaringTreemap,
+    /// Clusters that lost their last reference in the change.
+    pub(super) freed: RoaringTreemap,
     /// No cluster before this one is looked at for the change.
     next_free: u64,
 }
@@ -80,6 +84,8 @@ impl<'a> Refcounts<'a> {
             moved: RoaringBitmap::new(),
             cache: HashMap::new(),
             taken: RoaringTreemap::new(),
+            allocated: RoaringTreemap::new(),
+            freed: RoaringTreemap::new(),
             next_free: 1,
         })
     }
@@ -119,6 +125,47 @@ impl<'a> Refcounts<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The clusters that the image needs, as far as they were claimed or gave up their last use.
+    pub(super) fn taken(&self) -> &RoaringTreemap {
+        &self.taken
+    }
+
+    /// Counts in a block.
+    pub(super) fn counts_per_block(&self) -> u64 {
+        self.order.counts_per_block(self.cluster)
+    }
+
+    /// How many blocks the table has, with those that have no place.
+    pub(super) fn block_count(&self) -> u64 {
+        self.table.len() as u64
+    }
+
+    /// Whether the block has a place; without one, all its counts are zero.
+    pub(super) fn has_block(&self, block: u64) -> bool {
+        let place = usize::try_from(block).ok().and_then(|block| self.table.get(block));
+        place.is_some_and(|place| *place != 0)
+    }
+
+    /// The first of the `len` counts from cluster `first` on, which lie in `block`, that `wanted` is
+    /// true for, and its index among them.
+    pub(super) fn find(
+        &mut self,
+        block: u64,
+        first: u64,
+        len: usize,
+        mut wanted: impl FnMut(usize, u64) -> bool,
+    ) -> Result<Option<(usize, u64)>> {
+        let (order, start) = (self.order, self.place(first).1);
+        let Some(bytes) = self.block(block)? else { return Ok(None) };
+        for index in 0..len {
+            let count = order.get(bytes, start + index).unwrap_or(0);
+            if wanted(index, count) {
+                return Ok(Some((index, count)));
+            }
+        }
+        Ok(None)
     }
 
     /// The numbers of the clusters that `len` bytes at `start` touch.
@@ -199,7 +246,7 @@ impl<'a> Refcounts<'a> {
     ///
     /// # Errors
     /// The table would be larger than QEMU reads, or writing fails.
-    pub(super) fn finish(mut self) -> Result<Option<(HostOffset, u32)>> {
+    pub(super) fn finish(&mut self) -> Result<Option<(HostOffset, u32)>> {
         if self.moved.is_empty() {
             return Ok(None);
         }
@@ -229,13 +276,38 @@ impl<'a> Refcounts<'a> {
         Ok(Some((place, clusters as u32)))
     }
 
+    /// The number of the first cluster behind all that are counted.
+    ///
+    /// # Errors
+    /// A refcount block can't be read.
+    pub(super) fn end(&mut self) -> Result<u64> {
+        let order = self.order;
+        let per_block = order.counts_per_block(self.cluster);
+        for block in (0..self.table.len() as u64).rev() {
+            let Some(bytes) = self.block(block)? else { continue };
+            let last = (0..per_block as usize)
+                .rev()
+                .find(|&index| order.get(bytes, index).is_some_and(|count| count != 0));
+            if let Some(last) = last {
+                return Ok(block * per_block + last as u64 + 1);
+            }
+        }
+        Ok(0)
+    }
+
+    /// How many blocks there are, and of how many clusters each has the counts.
+    pub(super) fn blocks(&self) -> (u64, u64) {
+        let count = self.table.iter().filter(|place| **place != 0).count() as u64;
+        (count, self.order.counts_per_block(self.cluster))
+    }
+
     fn is_moved(&self, block: u64) -> bool {
         u32::try_from(block).is_ok_and(|block| self.moved.contains(block))
     }
 
     /// In which block the count of cluster `number` is, and where in it.
     fn place(&self, number: u64) -> (u64, usize) {
-        let per_block = self.order.counts_per_block(self.cluster);
+        let per_block = self.counts_per_block();
         (number / per_block, (number % per_block) as usize)
     }
 
@@ -285,6 +357,9 @@ impl<'a> Refcounts<'a> {
         cached.changed = true;
         if after == 0 {
             self.taken.insert(number);
+            self.freed.insert(number);
+        } else if before == 0 {
+            self.freed.remove(number);
         }
         Ok(())
     }
@@ -305,6 +380,7 @@ impl<'a> Refcounts<'a> {
             return Err(self.full());
         }
         self.next_free = end;
+        self.allocated.insert_range(start..end);
         Ok(start)
     }
 

@@ -1,11 +1,15 @@
 //! Changing what the guest sees, as a whole or not at all: new clusters beside the old ones, and in
 //! the end the one sector that leads to them.
 
-use qdelta_formats::qcow2::{Header, HostOffset, Incompatible, L1Entry, Linked, Mapping, Version};
-use roaring::RoaringBitmap;
+use std::ops::Range;
+
+use qdelta_formats::qcow2::{
+    Header, HostOffset, Incompatible, L1_ENTRY_SIZE, L1Entry, Linked, Mapping, Version,
+};
+use roaring::{RoaringBitmap, RoaringTreemap};
 
 use super::bitmap;
-use super::change::{Change, change};
+use super::change::{Change, change_and};
 use super::file::ImageFile;
 use crate::error::Result;
 
@@ -14,6 +18,8 @@ pub struct Rewrite<'c, 'f> {
     change: &'c mut Change<'f>,
     /// The active L1 table as it is to be.
     l1: Vec<L1Entry>,
+    /// What is not allocated in it shows what lies below.
+    is_overlay: bool,
     /// The L2 tables that have got their new place, by the number of their L1 entry.
     moved: RoaringBitmap,
     loaded: Option<Loaded>,
@@ -28,47 +34,114 @@ struct Loaded {
 }
 
 /// Changes the disk of an image: `work` says which guest clusters are to hold what. Either all of it
-/// is there in the end, or the disk is as it was, whenever the power fails. The image grows by what
-/// is new; what is old becomes free for the guest to use. Persistent bitmaps, which would not know of
-/// the change, are removed first. Internal snapshots stay as they are.
+/// is there in the end, or the disk is as it was, whenever the power fails. What is
+/// old becomes holes of the file when what is new is there: for a moment there must be room for both.
+/// Persistent bitmaps, which would not know of the change, are removed first. Internal snapshots stay as
+/// they are. `is_overlay` says that something lies below the image, also if its header does not.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Image`] if the image is damaged, dirty, marked as corrupt, or has an external data
 /// file; [`crate::ErrorKind::NoSpace`]; whatever `work` fails with.
 pub fn rewrite<T>(
     image: &ImageFile,
+    is_overlay: bool,
     work: impl FnOnce(&mut Rewrite<'_, '_>) -> Result<T>,
 ) -> Result<T> {
     check_data_file(image, image.first_cluster()?.header())?;
     let bitmaps = bitmap::list(image)?;
     let names: Vec<_> = bitmaps.iter().map(|it| String::from_utf8_lossy(&it.name)).collect();
     bitmap::remove_all(image, &names.iter().map(AsRef::as_ref).collect::<Vec<&str>>())?;
-    change(image, |change| {
-        change.survey_all()?;
+    let build = |change: &mut Change<'_>| {
         let l1 = change.l1.clone();
-        let mut rewrite = Rewrite { change, l1, moved: RoaringBitmap::new(), loaded: None };
+        let mut rewrite =
+            Rewrite { change, l1, is_overlay, moved: RoaringBitmap::new(), loaded: None };
         let value = work(&mut rewrite)?;
         rewrite.finish()?;
         Ok((Linked::default(), value))
+    };
+    // The old disk is as long as the new one: what it took of the filesystem's room, others may need.
+    change_and(image, build, |change| {
+        let (cluster, end) = (change.format.cluster, change.counts.end()?);
+        image.cut(end << cluster.bits())?;
+        image.give_back(&change.counts.freed, cluster)
     })
 }
 
-/// Fails as [`rewrite`] would, but for want of room; nothing is changed. Gives how many bytes of the
-/// image's own clusters are free.
+/// What a rewrite finds in an image for what it writes.
+#[derive(Debug, Default)]
+pub struct Spare {
+    /// Size of a cluster, in bytes.
+    pub cluster_size: u64,
+    /// How much of the disk an L2 table covers, in bytes.
+    pub table_coverage: u64,
+    /// Whether zeros need a cluster: in version 2 nothing else hides what a backing file has there.
+    pub zeros_are_written: bool,
+    /// How many clusters the file has.
+    file_clusters: u64,
+    /// Those of them that are free.
+    free: RoaringTreemap,
+    /// Clusters of the L1 table and the refcount table.
+    tables: u64,
+    /// Refcount blocks, and of how many clusters each has the counts.
+    blocks: (u64, u64),
+}
+
+impl Spare {
+    /// How many clusters a rewrite takes for `data` clusters of the disk and `l2` of its L2 tables: with
+    /// the L1 table, and with all that counts references, which is written anew, too.
+    pub fn needed(&self, data: u64, l2: u64) -> u64 {
+        if data + l2 == 0 {
+            return 0;
+        }
+        let (blocks, per_block) = self.blocks;
+        let taken = data + l2 + self.tables + blocks + 2;
+        let new = taken.saturating_sub(self.free.len());
+        let more_blocks = new.div_ceil(per_block.max(1)) + 1;
+        // Each block is in the table, with eight bytes.
+        taken + more_blocks + (more_blocks * 8).div_ceil(self.cluster_size.max(1))
+    }
+
+    /// Where in the file the `count` clusters lie that a rewrite takes: first what is free, then behind
+    /// the end.
+    pub fn places(&self, count: u64) -> impl Iterator<Item = Range<u64>> + '_ {
+        let behind = self.file_clusters..;
+        let numbers = self.free.iter().chain(behind).take(count as usize);
+        numbers.map(|number| number * self.cluster_size..(number + 1) * self.cluster_size)
+    }
+}
+
+/// Fails as [`rewrite`] would, but for want of room; nothing is changed. Gives what it would find.
 ///
 /// # Errors
 /// As [`rewrite`].
-pub fn check_rewrite(image: &ImageFile) -> Result<u64> {
+pub fn check_rewrite(image: &ImageFile) -> Result<Spare> {
     let mut change = Change::begin(image)?;
     check_data_file(image, change.header())?;
-    bitmap::list(image)?;
-    change.survey_all()?;
-    let cluster = change.format.cluster.bytes();
-    let mut free = 0;
-    for number in 0..change.file_len / cluster {
-        free += u64::from(change.counts.count(number)? == 0) * cluster;
+    let bitmaps = bitmap::list(image)?;
+    let cluster = change.format.cluster;
+    let file_clusters = change.file_len / cluster.bytes();
+    let mut free = RoaringTreemap::new();
+    for number in 0..file_clusters {
+        if change.counts.count(number)? == 0 {
+            free.insert(number);
+        }
     }
-    Ok(free)
+    let header = change.header();
+    let l1 = cluster.count(u64::from(header.l1.entries) * L1_ENTRY_SIZE);
+    let refcounts = u64::from(header.refcount_table_clusters) + 1;
+    let zeros_are_written = header.version == Version::V2 && header.backing_name.is_some();
+    // They are removed first, in a change of its own, which leaves the old counts behind.
+    let times = if bitmaps.is_empty() { 1 } else { 2 };
+    let (blocks, per_block) = change.counts.blocks();
+    Ok(Spare {
+        cluster_size: cluster.bytes(),
+        table_coverage: change.format.table_coverage(),
+        zeros_are_written,
+        file_clusters,
+        free,
+        tables: (l1 + refcounts) * times,
+        blocks: (blocks * times, per_block),
+    })
 }
 
 /// What is in a data file has no clusters of its own.
@@ -102,7 +175,7 @@ impl Rewrite<'_, '_> {
     /// As [`Self::write`].
     pub fn zero(&mut self, number: u64) -> Result<()> {
         let header = self.change.header();
-        match (header.backing_name.is_some(), header.version) {
+        match (self.is_overlay || header.backing_name.is_some(), header.version) {
             (false, _) => self.set(number, Mapping::Unallocated),
             (true, Version::V3) => self.set(number, Mapping::Zero { host: None }),
             (true, Version::V2) => {

@@ -13,7 +13,6 @@ use roaring::RoaringBitmap;
 use super::Root;
 use crate::archive::{Summary, Writer};
 use crate::error::Result;
-use crate::observer::Observer;
 use crate::pack::{GroupDigests, Packed};
 use crate::pipeline::Consumer;
 
@@ -30,8 +29,6 @@ pub(super) enum Step {
     },
     /// A whole group is what it was at the parent.
     Kept {
-        /// Which.
-        group: GroupIndex,
         /// Its digest.
         digest: Digest,
     },
@@ -61,7 +58,6 @@ pub(super) struct Assembler<'a> {
     /// Blocks that must not have changed.
     sample: Option<&'a RoaringBitmap>,
     missed: Option<BlockIndex>,
-    observer: &'a dyn Observer,
 }
 
 /// The group at hand.
@@ -74,12 +70,7 @@ struct Group {
 }
 
 impl<'a> Assembler<'a> {
-    pub fn new(
-        geometry: Geometry,
-        writer: Writer,
-        sample: Option<&'a RoaringBitmap>,
-        observer: &'a dyn Observer,
-    ) -> Self {
+    pub fn new(geometry: Geometry, writer: Writer, sample: Option<&'a RoaringBitmap>) -> Self {
         Self {
             geometry,
             zero_block: zero_block_digest(geometry.block_size()),
@@ -90,7 +81,6 @@ impl<'a> Assembler<'a> {
             bytes_changed: 0,
             sample,
             missed: None,
-            observer,
         }
     }
 
@@ -123,8 +113,6 @@ impl<'a> Assembler<'a> {
             }
         }
         self.root.push(digest);
-        let range = self.geometry.group_range(group.index);
-        self.observer.advance(range.end - range.start);
         Ok(())
     }
 
@@ -177,13 +165,10 @@ impl Consumer<Step> for Assembler<'_> {
             Step::ZeroGroups(count) => {
                 self.close_group()?;
                 self.root.push_many(self.zero_group, count);
-                self.observer.advance(u64::from(count) * self.geometry.group_size());
             }
-            Step::Kept { group, digest } => {
+            Step::Kept { digest } => {
                 self.close_group()?;
                 self.root.push(digest);
-                let range = self.geometry.group_range(group);
-                self.observer.advance(range.end - range.start);
             }
             Step::Group { group, before } => {
                 self.close_group()?;

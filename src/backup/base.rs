@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta_formats::archive::Kind;
-use rustix::io::Errno;
 
 use super::KindChoice;
 use crate::archive;
-use crate::chain::Chain;
+use crate::chain::{CHAIN_LEN_MAX, Chain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Opener, Store, not_opened};
-use crate::repository::{DiskId, Point, Repository, Selector};
+use crate::repository::{DiskId, Point, Repository};
 
 /// What a new point of a disk is made against.
 pub(super) struct Base {
@@ -42,7 +41,7 @@ impl Base {
             broken_chain: None,
             is_forgotten: false,
         };
-        match repository.resolve(disk, &Selector::Latest) {
+        match repository.newest(disk) {
             Ok(point) => base.latest = Some(point),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             // A full needs nothing of what was there, but for the anchor.
@@ -75,7 +74,10 @@ impl Base {
             (KindChoice::Differential, None) => return Err(no_base(disk, "full")),
         };
         match open_base(repository, &point) {
-            Ok(chain) => base.against = Some((point, chain)),
+            Ok(chain) if has_room(chain.archives().len(), choice)? => {
+                base.against = Some((point, chain));
+            }
+            Ok(_) => base.kind = Kind::Full,
             Err(error) if choice == KindChoice::Auto && is_lost(&error) => {
                 base.kind = Kind::Full;
                 base.broken_chain = Some(begins_anew(&error));
@@ -94,6 +96,19 @@ impl Base {
     pub fn chain(&self) -> Option<&Chain> {
         self.against.as_ref().map(|(_, chain)| chain)
     }
+}
+
+/// Whether another archive can follow a chain of so many; if not, a full can be made instead, unless it
+/// was to be another kind.
+fn has_room(archives: usize, choice: KindChoice) -> Result<bool> {
+    if archives < CHAIN_LEN_MAX {
+        return Ok(true);
+    }
+    if choice == KindChoice::Auto {
+        return Ok(false);
+    }
+    let text = format!("the chain has {archives} archives, and a longer one is not read");
+    Err(Error::new(ErrorKind::Usage, text).advise("--kind full begins a new chain"))
 }
 
 /// Whether the failure says that the chain is no good, and not that it could not be looked at.
@@ -162,13 +177,23 @@ pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
 
 /// Opens the file of an archive, sound or not.
 pub(crate) fn archive_store(path: &Path) -> Result<Arc<dyn Store>> {
-    let file = Opener::READ.open(path).map_err(|source| {
-        let exhausted = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-        let error = not_opened(path, source, ErrorKind::Damaged);
-        match exhausted {
-            true => error.advise("a chain needs all its files at once: raise `ulimit -n`"),
-            false => error,
-        }
-    })?;
+    let file = Opener::READ.open(path);
+    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
     Ok(Arc::new(FileStore::new(file, path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A backup made the 50,001st archive of a chain, and no chain of so many was ever opened again.
+    #[test]
+    fn a_chain_never_becomes_longer_than_is_read() {
+        for choice in [KindChoice::Auto, KindChoice::Incremental] {
+            assert!(has_room(CHAIN_LEN_MAX - 1, choice).unwrap());
+        }
+        assert!(!has_room(CHAIN_LEN_MAX, KindChoice::Auto).unwrap(), "a full begins a new one");
+        let error = has_room(CHAIN_LEN_MAX, KindChoice::Incremental).unwrap_err();
+        assert_eq!(error.advice(), Some("--kind full begins a new chain"));
+    }
 }

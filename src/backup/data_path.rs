@@ -9,6 +9,7 @@ use roaring::RoaringBitmap;
 
 use super::Done;
 use super::assemble::{Assembler, Step};
+use super::meter::{Amount, Meter, Whole};
 use crate::archive::Writer;
 use crate::cancel::Cancel;
 use crate::chain::{Chain, GroupCursor};
@@ -57,6 +58,17 @@ struct Task {
     zeros: Vec<Range<usize>>,
     compressed: Vec<(Range<usize>, CompressedCluster)>,
     before: Option<Arc<GroupDigests>>,
+    amount: Amount,
+}
+
+impl Selection {
+    /// How many of these blocks are to be looked at.
+    fn count(&self, blocks: &Range<u64>) -> u64 {
+        let Some(last) = blocks.end.checked_sub(1) else { return 0 };
+        let range = blocks.start as u32..=last as u32;
+        let counts = [&self.claim, &self.sample].map(|set| set.range_cardinality(range.clone()));
+        counts.iter().sum()
+    }
 }
 
 pub(super) fn run(
@@ -75,7 +87,14 @@ pub(super) fn run(
         ReadAhead::new(job.resources, files.clone(), task_size as usize, job.resources.direct)?;
     let backend = ahead.backend();
     ahead.warn_of_fallback(observer);
-    observer.begin("backup", job.geometry.virtual_size());
+    let whole = match job.selection {
+        Some(selection) => {
+            Whole::Disk(selection.count(&(0..job.geometry.block_count())) * block_size)
+        }
+        None => Whole::of(job.image, job.geometry),
+    };
+    let meter = Meter::begin(observer, whole);
+    let meter = &meter;
     let mut reader = Reader {
         geometry: job.geometry,
         task_blocks: task_size / block_size,
@@ -87,6 +106,7 @@ pub(super) fn run(
         zero_groups: 0,
         bytes_read: 0,
         bytes_sampled: 0,
+        meter,
         cancel,
     };
     let assembled = pipeline::run(
@@ -95,9 +115,16 @@ pub(super) fn run(
         || {
             let mut packer = Packer::new(job.geometry.block_size(), job.frame_blocks, job.level)?;
             let mut clusters = ClusterReader::new(files.clone());
-            Ok(move |loaded: Loaded<Task>| pack(&mut packer, &mut clusters, loaded, block_size))
+            Ok(move |loaded: Loaded<Task>| {
+                let amount = loaded.task.amount;
+                let packed = pack(&mut packer, &mut clusters, loaded, block_size);
+                // Here and not where the results arrive in order: there a whole window can wait for
+                // one block that compresses slowly.
+                meter.add(amount);
+                packed
+            })
         },
-        Assembler::new(job.geometry, writer, job.selection.map(|it| &it.sample), observer),
+        Assembler::new(job.geometry, writer, job.selection.map(|it| &it.sample)),
     )?;
     observer.end();
     let Reader { bytes_read, bytes_sampled, .. } = reader;
@@ -138,6 +165,7 @@ struct Reader<'a> {
     bytes_read: u64,
     /// The part of `bytes_read` that only checks the claim.
     bytes_sampled: u64,
+    meter: &'a Meter<'a>,
     cancel: &'a Cancel,
 }
 
@@ -157,6 +185,7 @@ impl Reader<'_> {
             self.mapper.extents(self.geometry.group_range(group), &mut self.extents)?;
             if before.is_none() && self.extents.iter().all(is_hole) {
                 self.zero_groups += 1;
+                self.pass_over(&blocks);
                 continue;
             }
             self.flush_zero_groups(producer)?;
@@ -177,12 +206,15 @@ impl Reader<'_> {
 
     /// Whether any of the blocks is to be looked at.
     fn is_selected(&self, blocks: &Range<u64>) -> bool {
-        let Some(selection) = self.selection else { return true };
-        let Some(last) = blocks.end.checked_sub(1) else { return false };
-        let range = blocks.start as u32..=last as u32;
-        [&selection.claim, &selection.sample]
-            .iter()
-            .any(|set| set.range_cardinality(range.clone()) > 0)
+        self.selection.is_none_or(|selection| selection.count(blocks) > 0)
+    }
+
+    /// These blocks are dealt with: there is nothing to read of them.
+    fn pass_over(&self, blocks: &Range<u64>) {
+        let all = blocks.end - blocks.start;
+        let count = self.selection.map_or(all, |selection| selection.count(blocks));
+        let disk = count * u64::from(self.geometry.block_size());
+        self.meter.add(Amount { disk, file: 0 });
     }
 
     /// The runs of `blocks` that are to be looked at, in order.
@@ -215,7 +247,7 @@ impl Reader<'_> {
                 let state = cursor.seek(group)?;
                 match (state.has_stored(), is_last) {
                     (false, _) => None,
-                    (true, false) => Some(Step::Kept { group, digest: state.group_digest() }),
+                    (true, false) => Some(Step::Kept { digest: state.group_digest() }),
                     (true, true) => {
                         let before = (Arc::new(*state.digests()), state.group_digest());
                         Some(Step::Group { group, before: Some(before) })
@@ -262,11 +294,13 @@ impl Reader<'_> {
         // A group of large blocks has gigabytes: too much to wait for.
         self.cancel.check()?;
         let runs = self.runs(&blocks);
+        let read_before = self.bytes_read;
         let mut plan = ReadPlan::default();
         for run in &runs {
             self.plan(&blocks, run, &mut plan);
         }
         if plan.is_empty() {
+            self.pass_over(&blocks);
             if before.is_some() {
                 for run in runs {
                     self.ahead.pass(producer, Step::Zeros(run.blocks))?;
@@ -275,8 +309,14 @@ impl Reader<'_> {
             return Ok(());
         }
         let ReadPlan { segments, zeros, compressed, .. } = plan;
+        let count: u64 = runs.iter().map(|run| run.blocks.end - run.blocks.start).sum();
+        let amount = Amount {
+            disk: count * u64::from(self.geometry.block_size()),
+            file: self.bytes_read - read_before,
+        };
         let runs = runs.into_iter().map(|run| run.blocks).collect();
-        self.ahead.read(producer, segments, Task { blocks, runs, zeros, compressed, before })
+        let task = Task { blocks, runs, zeros, compressed, before, amount };
+        self.ahead.read(producer, segments, task)
     }
 
     /// Adds to the plan for a buffer of `blocks` what reads a run of them.

@@ -11,6 +11,7 @@ use qdelta_formats::archive::{
 use super::anchors::{self, Tag};
 use super::base::Base;
 use super::data_path::{self, Selection};
+use super::same_disk;
 use super::source::{NO_ANCHOR, NO_MORE_TRIES, Source};
 use super::trackers::{self, Tracked};
 use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
@@ -21,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, Image};
 use crate::io::EarlyWriteback;
 use crate::observer::{Observer, OfDisk};
+use crate::paths::absolute;
 use crate::repository::{
     AnchorKind, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId,
     Refusal, Repository,
@@ -52,8 +54,8 @@ pub(super) struct Rest {
     base: Base,
     tag: Tag,
     source: Source,
-    /// What is there is kept before a roll back.
-    kept: bool,
+    /// It is a safety point, made before a roll back.
+    safety: bool,
 }
 
 /// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
@@ -64,9 +66,9 @@ pub(super) fn write<'a>(
 ) -> Result<Written<'a>> {
     match job.run(&OfDisk::new(observer, job.disk), cancel) {
         Ok((pending, record, report)) => {
-            let kept = job.options.kept;
+            let safety = job.options.safety;
             let tag = Tag::new(job.repository, job.disk);
-            let rest = Rest { report, base: job.base, tag, source: job.source, kept };
+            let rest = Rest { report, base: job.base, tag, source: job.source, safety };
             Ok(Written { pending, record, rest })
         }
         Err(error) => {
@@ -80,7 +82,7 @@ impl Rest {
     /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
     /// interrupted backups have left. What can't go, the next backup removes.
     pub fn settle(self, observer: &dyn Observer) -> Report {
-        let Self { report, base, tag, source, kept } = self;
+        let Self { report, base, tag, source, safety } = self;
         let path = source.path.clone();
         // What a guest wrote to a raw disk is no anchor, whatever it looks like.
         let is_qcow2 = source.image.layers().first().is_some_and(|top| top.format == Format::Qcow2);
@@ -89,7 +91,7 @@ impl Rest {
         let left = source.anchor.as_ref().map(|anchor| anchor.name.clone());
         source.settle();
         // Before a roll back the image is held by whoever rolls it back, and who removes them then.
-        if kept {
+        if safety {
             return report;
         }
         let old = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
@@ -102,7 +104,10 @@ impl Rest {
         let keep = [left.as_deref(), old.map(|old| old.name.as_str())];
         let image = is_qcow2.then_some(path.as_path());
         let swept = anchors::sweep_all(image, &files, &tag, &keep.map(Option::unwrap_or_default));
-        for error in [removed, swept].into_iter().filter_map(Result::err) {
+        // Before the first point, nothing can be said to be old.
+        let is_first = base.latest.is_none() && !base.is_forgotten;
+        let failed = [removed, swept].into_iter().filter_map(Result::err);
+        for error in failed.filter(|_| !is_first) {
             let warning = Warning::failed(Code::OldAnchor, &error)
                 .within("an old anchor stays for now")
                 .advise("`qdelta anchors` shows it");
@@ -139,6 +144,7 @@ impl<'a> Job<'a> {
         if let Some(broken) = &self.base.broken_chain {
             observer.warn(Warning::new(Code::BrokenChain, broken));
         }
+        same_disk::warn(&self.base, &self.source, observer);
         let (pending, done, archive_id) = loop {
             let attempt = self.attempt(geometry, &tracked, observer, cancel)?;
             let Some(block) = attempt.1.assembled.missed else { break attempt };
@@ -152,13 +158,14 @@ impl<'a> Job<'a> {
             tracked.refused.push(Refusal { tracker: tracked.tracker, reason });
             tracked = Tracked::scan("the claim of another tracker was wrong", tracked.refused);
         };
+        same_disk::warn_of_zeros(&self.base, done.assembled.root, geometry, observer);
         let is_said = self.source.warnings.iter().any(|it| it.code == Code::NoAnchor);
         // On later nights it is known: a warning for ever would hide others.
         let had_one = self.base.latest.as_ref().is_some_and(|it| it.record.anchor.is_some());
         let is_news = had_one || matches!(self.options.anchor, AnchorChoice::For(_));
         if let Some(wanted) = wanted_anchor(self.options, &self.base)
             && self.source.anchor.is_none()
-            && !self.options.kept
+            && !self.options.safety
             && is_news
             && !is_said
         {
@@ -374,7 +381,8 @@ fn image_record(source: &Source) -> Result<ImageRecord> {
         .iter()
         .zip(trackers::fingerprints(source)?)
         .map(|(layer, fingerprint)| LayerRecord {
-            path: layer.path.clone(),
+            path: absolute(&layer.path),
+            data_file: layer.data_file.as_deref().map(absolute),
             format: layer.format.as_str().to_owned(),
             virtual_size: layer.virtual_size,
             fingerprint,
@@ -386,9 +394,4 @@ fn image_record(source: &Source) -> Result<ImageRecord> {
         layers,
         boot: crate::fingerprint::boot(),
     })
-}
-
-/// A path that means the same from everywhere.
-pub(super) fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }

@@ -19,9 +19,8 @@ const COARSE: Duration = Duration::from_secs(2);
 
 /// A claim on an image that nobody writes to, as far as can be known.
 pub(super) struct Hold {
+    /// Each has a descriptor of its own: a long chain is open once, and locked once.
     locks: Vec<ImageLock>,
-    /// The descriptors behind the locks: they end when these are closed.
-    _locked: Option<Image>,
     files: Vec<Held>,
 }
 
@@ -86,6 +85,7 @@ impl Hold {
         let files = stamps(&first)?;
         settle(&files, COARSE);
         let files = write_back(&first, files, 0);
+        drop(first);
         let image = Image::open(path, options)?;
         let same = |(a, b): (&Held, &(PathBuf, Stamp))| {
             (a.stamp.device, a.stamp.inode) == (b.1.device, b.1.inode)
@@ -94,7 +94,7 @@ impl Hold {
         if opened.len() != files.len() || !files.iter().zip(&opened).all(same) {
             return Err(changed(path));
         }
-        Ok((image, Self { locks, _locked: Some(first), files }))
+        Ok((image, Self { locks, files }))
     }
 
     /// Notices what is written to the files of an image, and keeps nobody from writing: for
@@ -108,7 +108,7 @@ impl Hold {
         // recognised again, so it need not wait for that.
         let skip = if clones.is_empty() { files.len() } else { 1 };
         let files = write_back(image, files, skip);
-        Ok(Self { locks: Vec::new(), _locked: None, files })
+        Ok(Self { locks: Vec::new(), files })
     }
 
     /// What should be known about the claims.

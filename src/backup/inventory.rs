@@ -13,6 +13,7 @@ use crate::anchor::{self, ImageFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{FileStore, Opener, is_refusal};
 use crate::observer::Observer;
+use crate::paths::absolute;
 use crate::reflink;
 use crate::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
 use crate::warning::{Code, Warning};
@@ -121,8 +122,9 @@ pub fn remove(
     observer: &dyn Observer,
 ) -> Result<Vec<AnchorInfo>> {
     let _lock = repository.lock(&disk.domain)?;
-    let mut wanted = list(repository, disk, observer)?;
-    wanted.retain(|anchor| anchor.state != AnchorState::Missing);
+    let all = list(repository, disk, observer)?;
+    let is_missing = |it: &AnchorInfo| it.state == AnchorState::Missing;
+    let (missing, mut wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_missing);
     for name in names {
         if wanted.iter().all(|anchor| anchor.name != *name) {
             let text = format!("{disk} has no anchor {name}");
@@ -135,6 +137,12 @@ pub fn remove(
     }
     for anchor in &wanted {
         remove_one(anchor)?;
+    }
+    if names.is_empty() {
+        for invalid in missing.iter().filter(|it| it.tracker == Tracker::Bitmap.as_str()) {
+            // A few clusters do no harm where they can't be given back now, or not any more.
+            let _ = anchors::reclaim_at(&invalid.place);
+        }
     }
     Ok(wanted)
 }
@@ -158,21 +166,21 @@ fn remove_one(found: &AnchorInfo) -> Result<()> {
     }
 }
 
-/// The images in which, and the folders beside which, the points of a disk may have left anchors.
+/// The images in which, and the folders beside which, the points of a disk may have left anchors: each
+/// once, whatever names it was recorded by.
 fn places(points: &[Point]) -> BTreeSet<PathBuf> {
-    let mut places = BTreeSet::new();
+    let mut places = Vec::new();
     for record in points.iter().map(|point| &point.record) {
         if record.anchor.is_some() {
-            places.insert(record.image.path.clone());
+            places.push(&record.image.path);
         }
         if let Some(AnchorKind::Reflink { clones }) = record.anchor.as_ref().map(|it| &it.what) {
-            places.extend(clones.iter().map(|clone| clone.file.clone()));
+            places.extend(clones.iter().map(|clone| &clone.file));
         }
     }
-    if let Some(latest) = points.last() {
-        places.insert(latest.record.image.path.clone());
-    }
-    places
+    places.extend(points.last().map(|latest| &latest.record.image.path));
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| absolute(path));
+    places.into_iter().map(real).collect()
 }
 
 /// An anchor that was found.
@@ -214,23 +222,26 @@ fn ours<T: Default>(found: Result<T>, observer: &dyn Observer) -> Result<T> {
     }
 }
 
-/// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
-pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
+/// The qcow2 image at a path, to look at its tables; none if there is no such image. No lock is taken: the
+/// image may be in use.
+pub(super) fn image_at(path: &Path) -> Result<Option<ImageFile>> {
     let file = match Opener::READ.or_device().open(path) {
         Ok(file) => file,
         // The image may have been moved or deleted since.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound || is_refusal(&error) => {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         Err(error) => return Err(Error::io("open", path, error)),
     };
     let mut magic = [0; 4];
     let is_qcow2 = std::io::Read::read_exact(&mut &file, &mut magic).is_ok()
         && qdelta_formats::qcow2::has_magic(&magic);
-    if !is_qcow2 {
-        return Ok(Vec::new());
-    }
-    let image = ImageFile::over(Arc::new(FileStore::new(file, path)));
+    Ok(is_qcow2.then(|| ImageFile::over(Arc::new(FileStore::new(file, path)))))
+}
+
+/// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
+pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
+    let Some(image) = image_at(path)? else { return Ok(Vec::new()) };
     let mut bitmaps: Vec<Vec<u8>> = anchor::bitmap::list(&image)?
         .into_iter()
         .map(|it| anchors::of_map(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))

@@ -12,6 +12,8 @@ mod disk;
 mod guest;
 mod hold;
 pub mod inventory;
+mod meter;
+mod same_disk;
 mod source;
 mod together;
 mod trackers;
@@ -24,6 +26,7 @@ use qdelta_formats::archive::{Consistency, Digest, Tracker};
 use serde::Serialize;
 
 use crate::cancel::Cancel;
+use crate::duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
 use crate::io::Backend;
@@ -43,8 +46,9 @@ use together::{Ready, Together};
 pub use crate::changes::SAMPLE_DEFAULT;
 pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
 
-pub(crate) use anchors::remove as remove_anchor;
-pub(crate) use guest::open_options;
+pub(crate) use anchors::remove_from as remove_anchor_from;
+pub(crate) use guest::{open_options, stated_chain};
+pub(crate) use same_disk::is_same_uuid;
 pub(crate) use trial::Trial;
 
 /// The zstd level of a backup unless told otherwise.
@@ -115,8 +119,8 @@ pub struct Options {
     pub sample: u64,
     /// Threads and I/O.
     pub resources: Resources,
-    /// It is what is there before a roll back.
-    pub kept: bool,
+    /// It is a safety point, made before a roll back.
+    pub safety: bool,
 }
 
 impl Default for Options {
@@ -129,7 +133,7 @@ impl Default for Options {
             anchor: AnchorChoice::default(),
             sample: SAMPLE_DEFAULT,
             resources: Resources::default(),
-            kept: false,
+            safety: false,
         }
     }
 }
@@ -213,20 +217,29 @@ pub fn run_together(
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    let mut disks = Vec::new();
-    for image in images {
-        // What can't be read at all leaves no trace in the repository.
-        drop(Image::open(&image.path, &image.open)?);
-        disks.push(disk_for(image)?);
-    }
+    let disks = images.iter().map(disk_for).collect::<Result<Vec<_>>>()?;
     let none = || Error::new(ErrorKind::Usage, "no disk");
     let domain = &disks.first().ok_or_else(none)?.domain;
+    repository.check_names(domain, disks.iter().map(|disk| &disk.disk))?;
+    let mut opens = Vec::new();
+    for (image, disk) in images.iter().zip(&disks) {
+        let mut open = image.open.clone();
+        let note = same_disk::settle_format(repository, disk, &image.path, &mut open)?;
+        // What can't be read at all leaves no trace in the repository.
+        Image::open(&image.path, &open)
+            .map_err(|error| same_disk::explained(error, repository, disk, &image.path))?;
+        opens.push((open, note));
+    }
     let lock = repository.lock(domain)?;
     clean(repository, &lock, observer)?;
     let mut ready = Vec::new();
-    for (image, disk) in images.iter().zip(&disks) {
-        let disk = Ready::new(repository, disk, &image.path, &image.open, options)?;
-        warn_of_another_image(image, &disk, observer);
+    for ((image, disk), (open, note)) in images.iter().zip(&disks).zip(&opens) {
+        let mut disk = Ready::new(repository, disk, &image.path, open, options)?;
+        disk.notes.extend(note.clone());
+        // Who gives the disk its name means this image.
+        if image.disk.is_none() {
+            same_disk::check_image(&disk)?;
+        }
         ready.push(disk);
     }
     let point = next_point(repository, &lock, observer)?;
@@ -234,7 +247,7 @@ pub fn run_together(
     let sources = together.take(&ready)?;
     let written = together.write(ready, sources, Consistency::Offline, cancel)?;
     let mut reports =
-        commit_as(options.kept, written, Consistency::Offline, None, started, &recorder)?;
+        commit_as(options.safety, written, Consistency::Offline, None, started, &recorder)?;
     if let Some(first) = reports.first_mut() {
         first.warnings.extend(recorder.take());
     }
@@ -256,9 +269,9 @@ fn commit(
     commit_as(false, written, consistency, machine, started, recorder)
 }
 
-/// As [`commit`]; `kept` says that it is what is there before a roll back.
+/// As [`commit`]; `safety` says that it is a safety point.
 fn commit_as(
-    kept: bool,
+    safety: bool,
     written: Vec<disk::Written<'_>>,
     consistency: Consistency,
     machine: Option<MachineRecord>,
@@ -269,7 +282,7 @@ fn commit_as(
     let (point, domain) = first.ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
     let mut manifest = Manifest::new(point, domain, consistency);
     manifest.machine = machine;
-    manifest.kept = kept;
+    manifest.safety = safety;
     manifest.elapsed_ms = started.elapsed().as_millis() as u64;
     let mut archives = Vec::new();
     let mut rest = Vec::new();
@@ -317,22 +330,21 @@ fn next_point(
 ) -> Result<PointId> {
     let next = repository.next_point(lock)?;
     if let Some(behind) = next.clock_behind {
-        let text =
-            format!("the clock is {behind:?} behind the latest point; the new one follows it");
+        let behind = duration::shown(behind);
+        let text = format!("the clock is {behind} behind the latest point; the new one follows it");
         observer.warn(Warning::new(Code::Clock, text));
     }
     Ok(next.id)
 }
 
-/// The kind of anchor that is to be left, at this point or, if it is one that was kept before a roll
-/// back, at the next one.
+/// The kind of anchor that is to be left, at this point or, if it is a safety point, at the next one.
 fn wanted_anchor(options: &Options, base: &Base) -> Option<Tracker> {
     let before = base.latest.as_ref().map(|latest| &latest.record);
     let as_before = before.and_then(|record| {
         record.anchor.as_ref().map(|anchor| anchor.what.tracker()).or(record.anchor_wanted)
     });
     match options.anchor {
-        AnchorChoice::None if options.kept => as_before,
+        AnchorChoice::None if options.safety => as_before,
         AnchorChoice::None => None,
         AnchorChoice::For(tracker) => Some(tracker),
         AnchorChoice::AsBefore => as_before,
@@ -369,21 +381,6 @@ fn disk_for(image: &ImageRequest) -> Result<DiskId> {
         None => DiskSpec::for_image(&image.path)?,
     };
     Ok(spec.or_only_disk())
-}
-
-/// Warns if the disk was another image at the point before and nobody said that it is the same:
-/// two images of one name in different folders would share one chain.
-fn warn_of_another_image(image: &ImageRequest, ready: &Ready<'_>, observer: &dyn Observer) {
-    let Some(point) = ready.base.point().filter(|_| image.disk.is_none()) else { return };
-    let (before, now) = (&point.record.image.path, disk::absolute(&image.path));
-    // As a manifest holds it, which need not be all of it.
-    if before.to_string_lossy() != now.to_string_lossy() {
-        let (disk, before, now) = (ready.disk, before.display(), now.display());
-        let text = format!("{disk} was {before} at the point before and is {now} now");
-        let advice =
-            format!("say --disk {disk} if it is the same disk, and another name if it is not");
-        observer.warn(Warning::new(Code::OtherImage, text).of(disk).advise(advice));
-    }
 }
 
 /// What a run of the data path gives.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use qdelta_formats::archive::Tracker;
 
 use super::anchors::{self, Clones, Tag};
-use super::disk::absolute;
 use super::hold::Hold;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{self, Format, Image, OpenOptions};
 use crate::io::Store;
+use crate::paths::absolute;
 use crate::repository::Anchor;
 use crate::warning::{Code, Warning};
 

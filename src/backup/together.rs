@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::image::OpenOptions;
 use crate::observer::Observer;
 use crate::repository::{DiskId, DomainLock, PointId, Repository};
+use crate::warning::Warning;
 
 /// A disk that is about to be read.
 pub(super) struct Ready<'a> {
@@ -26,6 +27,8 @@ pub(super) struct Ready<'a> {
     /// What it is compared with.
     pub base: Base,
     pub tag: Tag,
+    /// What the admin should know of it.
+    pub notes: Vec<Warning>,
 }
 
 impl<'a> Ready<'a> {
@@ -38,7 +41,8 @@ impl<'a> Ready<'a> {
         options: &Options,
     ) -> Result<Self> {
         let base = Base::choose(repository, disk, options.kind)?;
-        Ok(Self { disk, image, open, base, tag: Tag::new(repository, disk) })
+        let tag = Tag::new(repository, disk);
+        Ok(Self { disk, image, open, base, tag, notes: Vec::new() })
     }
 }
 
@@ -81,7 +85,8 @@ impl<'a> Together<'a> {
     ) -> Result<Vec<Written<'a>>> {
         let (mut written, count) = (Vec::new(), ready.len());
         let mut disks = ready.into_iter().zip(sources);
-        while let Some((disk, source)) = disks.next() {
+        while let Some((disk, mut source)) = disks.next() {
+            source.warnings.splice(..0, disk.notes);
             let job = disk::Job {
                 repository: self.repository,
                 lock: self.lock,

@@ -19,9 +19,17 @@ pub struct Guests {
     #[arg(long, conflicts_with_all = ["domains", "image", "disk", "snapshot", "as_file", "format"])]
     pub all: bool,
 
-    /// Leave out the disk with this target, such as vdb; can be repeated
-    #[arg(long, value_name = "TARGET")]
+    /// Leave out this disk of this guest, such as web/vdb; with a single --domain vdb will do; can be repeated
+    #[arg(long, value_name = "GUEST/TARGET")]
     pub exclude: Vec<String>,
+
+    /// Leave out this guest of --all; can be repeated
+    #[arg(long, value_name = "NAME", requires = "all", conflicts_with_all = ["domains", "image"])]
+    pub exclude_guest: Vec<String>,
+
+    /// It is the guest of the points before, though its UUID or the file of a disk is another
+    #[arg(long, requires = "domains", conflicts_with = "all")]
+    pub same_guest: bool,
 
     /// How far a running guest is brought to rest
     #[arg(long, value_enum, default_value_t)]
@@ -62,7 +70,7 @@ pub struct Machine {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["disk", "output", "salvage"])]
     pub domain: Option<String>,
 
-    /// The point, as DISK@POINT has it: latest, an id or its beginning, a time
+    /// The point, as DISK@POINT has it: latest, an id or its beginning, a time, how long ago
     #[arg(long, value_name = "POINT", default_value = "latest", requires = "domain")]
     pub at: Selector,
 
@@ -73,6 +81,10 @@ pub struct Machine {
     /// Give it this name, with a new UUID and new MAC addresses: it can live beside the old one
     #[arg(long, value_name = "NEW", requires = "to")]
     pub rename: Option<String>,
+
+    /// Roll back though the guest's UUID is not that of the point: it is the same guest
+    #[arg(long, requires = "in_place")]
+    pub same_guest: bool,
 }
 
 /// Where libvirt is, and how `virsh` reaches it.

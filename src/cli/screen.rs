@@ -2,20 +2,16 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use qdelta::observer::{Event, Observer};
-use qdelta::warning::Warning;
+use qdelta::warning::{Code, Warning};
 use tracing::{Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::text;
-
-/// How often the bar is drawn anew, a second.
-const DRAWS_PER_SECOND: u8 = 8;
+use super::{bar, text};
 
 /// Where everything goes that is not a result. Messages and the bar do not get into each other's
 /// way.
@@ -23,12 +19,14 @@ const DRAWS_PER_SECOND: u8 = 8;
 pub struct Screen {
     bar: Arc<Mutex<Option<ProgressBar>>>,
     draws: bool,
+    /// Whether more is said than what somebody must know.
+    verbose: bool,
 }
 
 impl Screen {
     /// Standard error; with a bar if it is a terminal and `quiet` is not set.
-    pub fn new(quiet: bool) -> Self {
-        Self { bar: Arc::default(), draws: !quiet && io::stderr().is_terminal() }
+    pub fn new(quiet: bool, verbose: bool) -> Self {
+        Self { bar: Arc::default(), draws: !quiet && io::stderr().is_terminal(), verbose }
     }
 
     /// Says something, above the bar if there is one.
@@ -42,6 +40,13 @@ impl Screen {
         }
     }
 
+    /// Ends the bar, if there is one: a phase that failed has no end of its own.
+    pub fn end(&self) {
+        if let Some(bar) = self.lock().take() {
+            bar.finish_and_clear();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<ProgressBar>> {
         self.bar.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,18 +55,22 @@ impl Screen {
 impl Observer for Screen {
     fn event(&self, event: &Event<'_>) {
         match *event {
-            Event::Begin { phase, total, .. } => self.begin(phase, total),
+            Event::Begin { disk, phase, total } if self.draws => {
+                self.end();
+                *self.lock() = Some(bar::draw(disk, phase, total));
+            }
             Event::Advance { bytes } => {
                 if let Some(bar) = &*self.lock() {
                     bar.inc(bytes);
                 }
             }
-            Event::End => {
-                if let Some(bar) = self.lock().take() {
-                    bar.finish_and_clear();
-                }
+            Event::End => self.end(),
+            Event::Warning(warning) if warning.code != Code::SlowIo => self.say(&describe(warning)),
+            // The work is as good without a ring. Whoever may not have one can't change that every
+            // night: it stands in the result, and is said to those who ask.
+            Event::Warning(warning) if self.verbose => {
+                self.say(&format!("qdelta: {}", warning.text));
             }
-            Event::Warning(warning) => self.say(&describe(warning)),
             // What the library may learn to tell later.
             _ => {}
         }
@@ -76,35 +85,13 @@ fn describe(warning: &Warning) -> String {
     format!("qdelta: warning: {text}{}", advice.unwrap_or_default())
 }
 
-impl Screen {
-    fn begin(&self, phase: &'static str, total: u64) {
-        if !self.draws {
-            return;
-        }
-        let target = ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND);
-        let bar = ProgressBar::with_draw_target(Some(total), target);
-        let template = "{msg} [{wide_bar}] {percent:>3}%  {binary_bytes} of {binary_total_bytes}  \
-                        {binary_bytes_per_sec}  {eta} left";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_message(phase);
-        bar.enable_steady_tick(Duration::from_millis(250));
-        if let Some(before) = self.lock().replace(bar) {
-            before.finish_and_clear();
-        }
-    }
-}
-
-/// Lets the library's notes be seen: errors always, warnings unless `quiet`, and more with every
-/// `verbose`.
-pub fn show_notes(screen: &Screen, quiet: bool, verbose: u8) {
-    let level = match (quiet, verbose) {
-        (true, _) => Level::ERROR,
-        (false, 0) => Level::WARN,
-        (false, 1) => Level::INFO,
-        (false, 2) => Level::DEBUG,
-        (false, _) => Level::TRACE,
+/// Lets the library's notes be seen: errors and warnings always, and more with every `verbose`.
+pub fn show_notes(screen: &Screen, verbose: u8) {
+    let level = match verbose {
+        0 => Level::WARN,
+        1 => Level::INFO,
+        2 => Level::DEBUG,
+        _ => Level::TRACE,
     };
     let screen = screen.clone();
     // Fails only if somebody set another one before, and nobody does.

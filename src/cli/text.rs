@@ -1,8 +1,9 @@
 //! Numbers, times and tables as people read them.
 
 use std::fmt::Write;
+use std::time::Duration;
 
-use qdelta::{Error, ErrorKind};
+use qdelta::{Error, ErrorKind, duration};
 
 /// Names of powers of 1024 bytes.
 const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -53,13 +54,7 @@ pub fn took(seconds: f64, count: u64) -> String {
 
 /// A stretch of time: `0.4 s`, `12 s`, `3:25 min`, `2:03 h`.
 pub fn duration(seconds: f64) -> String {
-    let whole = seconds.max(0.0).round() as u64;
-    match whole {
-        0..10 => format!("{seconds:.1} s"),
-        10..60 => format!("{whole} s"),
-        60..3600 => format!("{}:{:02} min", whole / 60, whole % 60),
-        _ => format!("{}:{:02} h", whole / 3600, whole % 3600 / 60),
-    }
+    duration::shown(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
 /// How long ago something was, in at most five characters: `5 s`, `12 m`, `3 h`, `12 d`, `8 mo`,
@@ -83,6 +78,24 @@ pub fn age(seconds: i64) -> String {
 pub fn count(number: usize, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {what}{plural}")
+}
+
+/// A line of `pieces` with a label before them, in at most `width` columns if that can be had by
+/// leaving some out: the one with the greatest rank goes first. Pieces of rank 0 stay.
+pub fn fitted(label: &str, pieces: &[(u8, String)], width: usize) -> String {
+    let mut limit = pieces.iter().map(|(rank, _)| *rank).max().unwrap_or(0);
+    loop {
+        let kept: Vec<&str> = pieces
+            .iter()
+            .filter(|(rank, _)| *rank <= limit)
+            .map(|(_, piece)| piece.as_str())
+            .collect();
+        let line = format!("{label}{}", kept.join(", "));
+        if limit == 0 || line.chars().count() <= width {
+            return line;
+        }
+        limit -= 1;
+    }
 }
 
 /// Text with nothing in it that a terminal obeys, nor a reader of lines: names come from images and
@@ -172,6 +185,17 @@ pub fn table(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<Stri
         .collect()
 }
 
+/// What is to be said of safety points where something is restored: that it is one, and which one was
+/// passed over.
+pub fn safety_notes(is_one: bool, passed_over: Option<&str>) -> Vec<String> {
+    let own =
+        is_one.then(|| "  this is a safety point: what was there before a roll back".to_owned());
+    let other = passed_over.map(|point| {
+        format!("  note: {point} is newer, but a safety point of a roll back: its id restores it")
+    });
+    own.into_iter().chain(other).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,10 +275,11 @@ mod tests {
     }
 
     #[test]
-    fn stretches_of_time() {
-        assert_eq!(
-            [0.04, 9.4, 12.0, 125.0, 7384.0].map(duration),
-            ["0.0 s", "9.4 s", "12 s", "2:05 min", "2:03 h"]
-        );
+    fn a_line_gives_up_its_least_important_pieces() {
+        let pieces = [(0, "full".to_owned()), (2, "read 1 B".to_owned()), (1, "1 s".to_owned())];
+        assert_eq!(fitted("web: ", &pieces, 80), "web: full, read 1 B, 1 s");
+        assert_eq!(fitted("web: ", &pieces, 23), "web: full, 1 s");
+        assert_eq!(fitted("web: ", &pieces, 13), "web: full");
+        assert_eq!(fitted("web: ", &pieces, 1), "web: full");
     }
 }

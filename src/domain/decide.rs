@@ -68,10 +68,10 @@ fn take(disk: &Disk) -> Result<Choice, Reason> {
         Source::Network(protocol) => {
             return Err(Reason(format!("lies on a server (protocol {protocol}), not in a file")));
         }
-        Source::Volume { pool, volume } => {
+        Source::Volume { pool, volume, why } => {
             return Err(Reason(format!(
-                "is volume {volume:?} of the storage pool {pool:?}: the domain's XML does not say \
-                 which file that is"
+                "is volume {volume:?} of the storage pool {pool:?}, and it is not known which file \
+                 that is: {why}"
             )));
         }
         Source::Other(kind) => return Err(Reason(format!("is a disk of type {kind:?}, no file"))),
@@ -90,5 +90,10 @@ fn take(disk: &Disk) -> Result<Choice, Reason> {
         None => "raw",
         Some(other) => return Err(Reason(format!("has the format {other:?}, not qcow2 or raw"))),
     };
+    if format == "qcow2"
+        && let Err(why) = disk.chain.links()
+    {
+        return Err(Reason(format!("can't be read as the guest sees it: {why}")));
+    }
     Ok(Choice::Take { image, format, block })
 }

@@ -4,12 +4,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Domain, State, Tpm, parse};
+use super::limits::XML_LEN_MAX;
+use super::{Disk, Domain, Source, State, Tpm, parse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Opener, not_opened};
-
-/// The longest XML that is read, in bytes. libvirt itself takes no more over its own protocol.
-pub const XML_LEN_MAX: u64 = 4 << 20;
 
 /// libvirt's folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +44,8 @@ pub struct XmlFile {
 pub struct Found {
     /// The domain as it is now: as it runs if it does, as it is defined otherwise.
     pub domain: Domain,
+    /// The disks that it has when it is started the next time, if it runs now and is defined.
+    pub next_disks: Vec<Disk>,
     /// The file that defines it; none for a transient domain.
     pub persistent: Option<XmlFile>,
     /// The file of the running domain; none if it doesn't run.
@@ -72,11 +72,15 @@ impl Libvirt {
         let file = format!("{name}.xml");
         let persistent = read(&self.config.join("qemu").join(&file))?;
         let live = read(&self.run.join("qemu").join(&file))?;
-        let defined = persistent.as_ref().map(|file| parsed(file, name)).transpose()?;
-        let running = live.as_ref().map(|file| parsed(file, name)).transpose()?;
+        let defined = persistent.as_ref().map(|file| self.parsed(file, name)).transpose()?;
+        let running = live.as_ref().map(|file| self.parsed(file, name)).transpose()?;
         // A domain that is over may have left its file behind for a moment.
         let running = running.filter(|domain| domain.state != Some(State::Off));
         let live = live.filter(|_| running.is_some());
+        let next_disks = match (&running, &defined) {
+            (Some(_), Some(defined)) => defined.disks.clone(),
+            _ => Vec::new(),
+        };
         let domain = running.or(defined).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("libvirt has no domain {name:?}")).advise(
                 format!(
@@ -86,7 +90,18 @@ impl Libvirt {
                 ),
             )
         })?;
-        Ok(Found { domain, persistent, live })
+        Ok(Found { domain, next_disks, persistent, live })
+    }
+
+    /// Parses a file, and sees that it is the domain that it is called after.
+    fn parsed(&self, file: &XmlFile, name: &str) -> Result<Domain> {
+        let within = |error: Error| error.within(file.path.display().to_string());
+        let mut domain = parse::parse(&file.text).map_err(within)?;
+        if domain.name != name {
+            return Err(within(super::malformed(format!("describes {:?}", domain.name))));
+        }
+        self.resolve_volumes(&mut domain);
+        Ok(domain)
     }
 
     /// The names of all domains, defined or running.
@@ -122,6 +137,54 @@ impl Libvirt {
         (!gone).then_some(path)
     }
 
+    /// The files of the firmware's variables that are there or that the definition names: the file that
+    /// libvirt chooses may stand in no definition.
+    pub fn variables(&self, domain: &Domain) -> Vec<PathBuf> {
+        let nvram = match domain.nvram.as_ref().map(|nvram| &nvram.source) {
+            Some(Source::File(path)) => Some(path.clone()),
+            Some(Source::Nothing) | None => None,
+            // A device or a server: no file.
+            Some(_) => return domain.firmware.loader.iter().cloned().collect(),
+        };
+        let firmware = &domain.firmware;
+        let named = [&nvram, &firmware.varstore, &firmware.loader];
+        let named: Vec<PathBuf> = named.into_iter().flatten().cloned().collect();
+        if !named.is_empty() || !firmware.has_variables || domain.name.contains('/') {
+            return named;
+        }
+        let (name, qemu) = (&domain.name, self.state.join("qemu"));
+        let chosen = [
+            qemu.join(format!("nvram/{name}_VARS.fd")),
+            qemu.join(format!("nvram/{name}_VARS.qcow2")),
+            qemu.join(format!("varstore/{name}.json")),
+        ];
+        // What can't be looked at may be there, and reading it says why it can't be taken.
+        let is_gone = |path: &PathBuf| {
+            path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        chosen.into_iter().filter(|path| !is_gone(path)).collect()
+    }
+
+    /// Whether the guest is started with the host.
+    pub fn starts_with_host(&self, name: &str) -> bool {
+        !name.contains('/')
+            && self.config.join(format!("qemu/autostart/{name}.xml")).symlink_metadata().is_ok()
+    }
+
+    /// The names of what libvirt has noted of a guest besides its definition: of `snapshot`s or of
+    /// `checkpoint`s.
+    pub fn notes(&self, kind: &str, name: &str) -> Vec<String> {
+        let folder = self.state.join("qemu").join(kind).join(name);
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".xml").map(str::to_owned))
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The folder of a TPM's state, or its only file.
     pub fn tpm_place(&self, domain: &Domain, tpm: &Tpm) -> Option<PathBuf> {
         if let Some(path) = &tpm.path {
@@ -133,18 +196,8 @@ impl Libvirt {
     }
 }
 
-/// Parses a file, and sees that it is the domain that it is called after.
-fn parsed(file: &XmlFile, name: &str) -> Result<Domain> {
-    let within = |error: Error| error.within(file.path.display().to_string());
-    let domain = parse::parse(&file.text).map_err(within)?;
-    if domain.name != name {
-        return Err(within(super::malformed(format!("describes {:?}", domain.name))));
-    }
-    Ok(domain)
-}
-
 /// Reads a file of libvirt's, if it is there.
-fn read(path: &Path) -> Result<Option<XmlFile>> {
+pub(super) fn read(path: &Path) -> Result<Option<XmlFile>> {
     match Opener::READ.read_text(path, XML_LEN_MAX) {
         Ok(text) => Ok(Some(XmlFile { path: path.to_path_buf(), text })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

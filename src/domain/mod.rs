@@ -5,15 +5,23 @@
 //! values, and for each disk a decision with its reason. The files are the administrator's, but they
 //! are read as if they were not: bounded in size, in depth and in number of elements.
 
+mod chain;
 mod decide;
+mod devices;
 mod files;
+mod limits;
 mod parse;
+mod pools;
+mod resources;
 mod rewrite;
 
 use std::path::PathBuf;
 
+pub use chain::{Link, Links};
 pub use decide::{Choice, Reason, decide};
-pub use files::{Found, Libvirt, Listing, XML_LEN_MAX, XmlFile};
+pub use files::{Found, Libvirt, Listing, XmlFile};
+pub use limits::XML_LEN_MAX;
+pub use resources::{Fate, Firmware, Resource, resources};
 pub use rewrite::{Changes, Place, rewrite};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -31,6 +39,10 @@ pub struct Domain {
     pub disks: Vec<Disk>,
     /// Its firmware's variables.
     pub nvram: Option<Nvram>,
+    /// Where they are if they are elsewhere.
+    pub firmware: Firmware,
+    /// libvirt's secret that the emulated TPM's state is encrypted with.
+    pub tpm_secret: Option<String>,
     /// Its emulated TPM.
     pub tpm: Option<Tpm>,
     /// The way to the guest agent.
@@ -61,9 +73,35 @@ pub struct Disk {
     pub mirrored: bool,
     /// The content is encrypted by QEMU or lies in a slice of its source.
     pub special: Option<&'static str>,
-    /// The files below the image in its backing chain, and its data files, as far as the XML names
-    /// them.
-    pub backing: Vec<PathBuf>,
+    /// What the XML says of the image's backing chain: it counts more than the image's header.
+    pub chain: Chain,
+    /// Where a block job copies it to, and what lies below that.
+    pub mirror: Vec<Source>,
+}
+
+/// The backing chain of a disk as the XML describes it: `<backingStore>` and `<dataStore>`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Chain {
+    /// The external data file of the disk's own image, if the XML names it.
+    pub data: Option<Box<Store>>,
+    /// The images below it, the next one first, as far as the XML names them.
+    pub below: Vec<Store>,
+    /// The XML ends the chain there (an empty `<backingStore>`). Otherwise the header of the last image
+    /// says what lies below.
+    pub is_whole: bool,
+}
+
+/// An image of a backing chain, or an external data file, as the XML describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// Where it is.
+    pub source: Source,
+    /// Its format; nothing if the XML does not say.
+    pub format: Option<String>,
+    /// What keeps its bytes from being the image.
+    pub special: Option<&'static str>,
+    /// Its external data file, if the XML names it.
+    pub data: Option<Box<Store>>,
 }
 
 /// What a disk device is for the guest.
@@ -96,6 +134,8 @@ pub enum Source {
         pool: String,
         /// The volume.
         volume: String,
+        /// Why it is not known which file or device that is; [`Libvirt::find`] finds out.
+        why: String,
     },
     /// Another type that libvirt knows.
     Other(String),
@@ -103,12 +143,22 @@ pub enum Source {
     Nothing,
 }
 
+impl Source {
+    /// The file or block device, if it is one.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::File(path) | Self::Block(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) | Self::Block(path) => path.display().fmt(f),
             Self::Network(protocol) => write!(f, "its source on a server ({protocol})"),
-            Self::Volume { pool, volume } => write!(f, "volume {volume} of pool {pool}"),
+            Self::Volume { pool, volume, .. } => write!(f, "volume {volume} of pool {pool}"),
             Self::Other(kind) => write!(f, "its source ({kind})"),
             Self::Nothing => f.write_str("nothing"),
         }

@@ -5,16 +5,11 @@ use std::path::PathBuf;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::files::XML_LEN_MAX;
-use super::{Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, malformed};
+use super::{
+    Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, chain, limits, malformed, resources,
+};
 use crate::error::Result;
 
-/// More nodes than this no domain has.
-const NODES_MAX: u32 = 200_000;
-/// Elements are never nested deeper than this. A backing chain is: one level for each file.
-const DEPTH_MAX: usize = 400;
-/// More namespaces than this no domain declares: QEMU's own, and one for each kind of metadata.
-const NAMESPACES_MAX: usize = 500;
 /// A domain with more disks than this does not start.
 const DISKS_MAX: usize = 4096;
 /// The name of the agent's channel.
@@ -22,33 +17,10 @@ const AGENT: &str = "org.qemu.guest_agent.0";
 
 /// Parses XML within the limits.
 pub(super) fn document(text: &str) -> Result<Document<'_>> {
-    if text.len() as u64 > XML_LEN_MAX {
-        return Err(malformed(format!("is longer than {XML_LEN_MAX} bytes")));
-    }
-    // Each declaration is copied into every element below that has one of its own.
-    if text.matches("xmlns").count() > NAMESPACES_MAX {
-        return Err(malformed(format!("declares more than {NAMESPACES_MAX} namespaces")));
-    }
-    let options = ParsingOptions { nodes_limit: NODES_MAX, ..ParsingOptions::default() };
-    let document = Document::parse_with_options(text, options)
-        .map_err(|error| malformed("is no well-formed XML").because(error))?;
-    check_depth(&document)?;
-    Ok(document)
-}
-
-/// Fails if elements are nested too deep. Nothing before this goes down them by recursion.
-fn check_depth(document: &Document<'_>) -> Result<()> {
-    // Nodes come in the order of the text: a parent's depth is known before its children's.
-    let mut depths: Vec<usize> = Vec::new();
-    for node in document.root().descendants() {
-        let parent = node.parent().and_then(|parent| depths.get(parent.id().get_usize()));
-        let depth = parent.map_or(0, |depth| depth + 1);
-        if depth > DEPTH_MAX {
-            return Err(malformed(format!("has elements nested deeper than {DEPTH_MAX}")));
-        }
-        depths.push(depth);
-    }
-    Ok(())
+    limits::check(text)?;
+    let options = ParsingOptions { nodes_limit: limits::NODES_MAX, ..ParsingOptions::default() };
+    Document::parse_with_options(text, options)
+        .map_err(|error| malformed("is no well-formed XML").because(error))
 }
 
 /// The `<domain>` element of a document, whatever wraps it.
@@ -78,6 +50,8 @@ pub(super) fn parse(text: &str) -> Result<Domain> {
         ..Domain::default()
     };
     domain.nvram = child(node, "os").and_then(nvram_of);
+    domain.firmware = child(node, "os").map(resources::firmware_of).unwrap_or_default();
+    domain.tpm_secret = resources::tpm_secret(node);
     let Some(devices) = child(node, "devices") else { return Ok(domain) };
     for device in elements(devices) {
         match device.tag_name().name() {
@@ -161,12 +135,13 @@ fn disk_of(disk: Node<'_, '_>) -> Result<Disk> {
         transient: child(disk, "transient").is_some(),
         mirrored: child(disk, "mirror").is_some(),
         special,
-        backing: backing_of(disk),
+        chain: chain::parse(disk, source_node)?,
+        mirror: child(disk, "mirror").map(chain::sources).unwrap_or_default(),
     })
 }
 
 /// What keeps the bytes of a source from being the image.
-fn special_of(node: Node<'_, '_>) -> Option<&'static str> {
+pub(super) fn special_of(node: Node<'_, '_>) -> Option<&'static str> {
     if child(node, "slices").is_some() {
         return Some("it is a slice of its source");
     }
@@ -175,7 +150,7 @@ fn special_of(node: Node<'_, '_>) -> Option<&'static str> {
     (encryption.attribute("format") != Some("default")).then_some("QEMU encrypts it")
 }
 
-fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> Source {
+pub(super) fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> Source {
     let attribute = |name: &str| source.and_then(|source| source.attribute(name));
     let path = |name: &str| attribute(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     match kind {
@@ -184,28 +159,13 @@ fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> Source {
         "network" => Source::Network(short(attribute("protocol").unwrap_or("an unknown one"))),
         "volume" => match (attribute("pool"), attribute("volume")) {
             (Some(pool), Some(volume)) => {
-                Source::Volume { pool: short(pool), volume: short(volume) }
+                let why = "its pool was not looked at".to_owned();
+                Source::Volume { pool: short(pool), volume: short(volume), why }
             }
             _ => Source::Nothing,
         },
         other => Source::Other(short(other)),
     }
-}
-
-/// The files that the XML names below a disk's image. What is no file is left out: opening the
-/// image finds the same name and says that it can't be followed.
-fn backing_of(disk: Node<'_, '_>) -> Vec<PathBuf> {
-    let below = disk.descendants().filter(|node| {
-        node.tag_name().name() == "source"
-            && node
-                .ancestors()
-                .take_while(|outer| *outer != disk)
-                .any(|outer| matches!(outer.tag_name().name(), "backingStore" | "dataStore"))
-    });
-    below
-        .filter_map(|source| source.attribute("file").or(source.attribute("dev")))
-        .map(PathBuf::from)
-        .collect()
 }
 
 pub(super) fn elements<'a>(node: Node<'a, 'a>) -> impl Iterator<Item = Node<'a, 'a>> {
@@ -216,7 +176,7 @@ pub(super) fn child<'a, 'b>(node: Node<'a, 'b>, name: &str) -> Option<Node<'a, '
     node.children().find(|child| child.is_element() && child.tag_name().name() == name)
 }
 
-fn text_of(node: Node<'_, '_>) -> Option<String> {
+pub(super) fn text_of(node: Node<'_, '_>) -> Option<String> {
     let text = node.text()?.trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
@@ -226,6 +186,6 @@ fn child_text(node: Node<'_, '_>, name: &str) -> Option<String> {
 }
 
 /// A word of the XML, short enough for a message.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     text.chars().take(100).collect()
 }

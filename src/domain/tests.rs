@@ -88,6 +88,164 @@ fn choice(target: &str) -> Choice {
     decide(disk, &[])
 }
 
+/// A chain as the XML describes it: paths, qcow2 unless they begin with `raw:`.
+fn chain(data_file: Option<&str>, below: &[&str], is_whole: bool) -> Links {
+    let link = |path: &&str| {
+        let (path, format) = path.strip_prefix("raw:").map_or((*path, "qcow2"), |it| (it, "raw"));
+        Link { path: path.into(), format, data_file: None }
+    };
+    Links {
+        data_file: data_file.map(PathBuf::from),
+        below: below.iter().map(link).collect(),
+        is_whole,
+    }
+}
+
+/// The first disk of a domain with this XML beside its `<source>`.
+fn disk_with(more: &str) -> Disk {
+    let text = format!(
+        "<domain><name>x</name><devices><disk type='file'><driver type='qcow2'/>
+         <source file='/top'/><target dev='vda'/>{more}</disk></devices></domain>"
+    );
+    parse(&text).unwrap().disks.remove(0)
+}
+
+/// Headers were followed where the definition said otherwise, and bytes were proved that no guest saw.
+#[test]
+fn the_backing_chain_is_what_the_definition_says() {
+    let store = |kind: &str, source: &str, more: &str| {
+        format!(
+            "<backingStore type='{kind}' index='2'><format type='qcow2'/><source {source}/>{more}</backingStore>"
+        )
+    };
+    let file = |path: &str, more: &str| store("file", &format!("file='{path}' index='2'"), more);
+    let data = "<backingStore type='file'><format type='qcow2'/><source file='/a'><dataStore type='file'>\
+                <format type='raw'/><source file='/d'/></dataStore></source></backingStore>";
+    let mirror = "<mirror type='file' job='copy'><format type='qcow2'/><source file='/m'/>\
+                  <backingStore type='file'><format type='raw'/><source file='/n'/></backingStore></mirror>";
+    let mut with_data = chain(None, &["/a"], false);
+    with_data.below[0].data_file = Some("/d".into());
+    for (more, links) in [
+        (String::new(), chain(None, &[], false)),
+        ("<backingStore/>".into(), chain(None, &[], true)),
+        (file("/a", ""), chain(None, &["/a"], false)),
+        (file("/a", "<backingStore/>"), chain(None, &["/a"], true)),
+        (file("/a", &file("/b", &file("/c", ""))), chain(None, &["/a", "/b", "/c"], false)),
+        (file("/a", "").replace("qcow2", "raw"), chain(None, &["raw:/a"], false)),
+        (store("block", "dev='/dev/vg/a'", ""), chain(None, &["/dev/vg/a"], false)),
+        (data.into(), with_data),
+        (mirror.into(), chain(None, &[], false)),
+    ] {
+        let disk = disk_with(&more);
+        assert_eq!(disk.chain.links(), Ok(links), "{more}");
+        assert!(matches!(decide(&disk, &[]), Choice::Take { .. }), "{more}");
+    }
+    let mirrored = disk_with(mirror);
+    let named: Vec<_> = mirrored.other_sources().filter_map(Source::path).collect();
+    assert_eq!(named, ["/m", "/n"].map(Path::new));
+    for (more, why) in [
+        (store("network", "protocol='nbd' name='x'", ""), "lies on a server (protocol nbd)"),
+        (store("volume", "pool='p' volume='v'", ""), "volume \"v\" of the storage pool \"p\""),
+        (store("nvme", "type='pci'", ""), "of type \"nvme\""),
+        (store("file", "", ""), "has no name"),
+        (file("a", ""), "relative path a"),
+        (file("/a", &file("/b", "").replace("qcow2", "vmdk")), "/b has the format \"vmdk\""),
+        (file("/a", "").replace("<format type='qcow2'/>", ""), "/a has no format"),
+        (file("/a", "<encryption format='luks'/>"), "/a: QEMU encrypts it"),
+    ] {
+        let disk = disk_with(&more);
+        let Choice::Refuse(reason) = decide(&disk, &[]) else { panic!("{more}") };
+        assert!(reason.0.contains(why), "{more}: {reason}");
+        // A raw image has nothing below it.
+        let raw = Disk { format: Some("raw".to_owned()), ..disk };
+        assert!(matches!(decide(&raw, &[]), Choice::Take { .. }), "{more}");
+    }
+    let deep =
+        format!("{}{}", "<backingStore type='file'>".repeat(201), "</backingStore>".repeat(201));
+    let text = format!(
+        "<domain><name>x</name><devices><disk><target dev='a'/>{deep}</disk></devices></domain>"
+    );
+    assert!(parse(&text).unwrap_err().chain().contains("more than 200 backing files"));
+}
+
+#[test]
+fn volumes_are_found_by_the_files_of_their_pools() {
+    let (_dir, libvirt) = lab();
+    for folder in [&libvirt.config, &libvirt.run] {
+        fs::create_dir_all(folder.join("storage")).unwrap();
+    }
+    let pool = |kind: &str, rest: &str| format!("<pool type='{kind}'><name>p</name>{rest}</pool>");
+    let target = "<target><path>/images</path></target>";
+    let file = |path: &str| Ok(Source::File(path.into()));
+    let block = |path: &str| Ok(Source::Block(path.into()));
+    let unknown = |why: &'static str| Err(why);
+    let xml = WEB.replace("<source pool='p' volume='v'/>", "<source pool='p' volume='v.img'/>");
+    fs::write(libvirt.config.join("qemu/web.xml"), &xml).unwrap();
+    let found = || {
+        let disks = libvirt.find("web").unwrap().domain.disks;
+        disks.into_iter().find(|disk| disk.target == "vdd").unwrap()
+    };
+    let own = libvirt.config.join("storage/p.xml");
+    for (text, expected) in [
+        (pool("dir", target), file("/images/v.img")),
+        (pool("fs", target), file("/images/v.img")),
+        (pool("netfs", target), file("/images/v.img")),
+        (pool("logical", "<target><path>/dev/vg</path></target>"), block("/dev/vg/v.img")),
+        (pool("logical", "<source><name>vg</name></source>"), block("/dev/vg/v.img")),
+        (pool("disk", "<target><path>/dev</path></target>"), block("/dev/v.img")),
+        (pool("rbd", "<source><name>x</name></source>"), Ok(Source::Network("rbd".to_owned()))),
+        (pool("zfs", target), unknown("has the type \"zfs\"")),
+        (pool("dir", ""), unknown("no target")),
+        (
+            pool("dir", "<target><path>images</path></target>"),
+            unknown("no target with an absolute"),
+        ),
+        (pool("dir", target).replace(">p<", ">q<"), unknown("describes another pool")),
+        ("<pool".to_owned(), unknown("no well-formed XML")),
+        ("<network/>".to_owned(), unknown("is no pool's XML")),
+    ] {
+        fs::write(&own, &text).unwrap();
+        let disk = found();
+        match expected {
+            Ok(source) => assert_eq!(disk.source, source, "{text}"),
+            Err(expected) => {
+                let Choice::Refuse(reason) = decide(&disk, &[]) else { panic!("{text}") };
+                assert!(reason.0.contains(expected), "{text}: {reason}");
+                assert!(reason.0.contains("p.xml"), "{text}: {reason}");
+            }
+        }
+    }
+    // What is active counts.
+    fs::write(&own, pool("dir", target)).unwrap();
+    let active =
+        format!("<poolstate>{}</poolstate>", pool("dir", "<target><path>/now</path></target>"));
+    fs::write(libvirt.run.join("storage/p.xml"), active).unwrap();
+    assert_eq!(Ok(found().source), file("/now/v.img"));
+    fs::remove_file(libvirt.run.join("storage/p.xml")).unwrap();
+    fs::remove_file(&own).unwrap();
+    let Choice::Refuse(reason) = decide(&found(), &[]) else { panic!() };
+    assert!(reason.0.contains("there is no p.xml in"), "{reason}");
+    // No name leads out of the folders.
+    fs::write(&own, pool("dir", target)).unwrap();
+    for (pool, volume) in [("../p", "v"), ("p", "../v"), ("p", ".."), ("p", ""), ("", "v")] {
+        let source = format!("<source pool='{pool}' volume='{volume}'/>");
+        let xml = WEB.replace("<source pool='p' volume='v'/>", &source);
+        fs::write(libvirt.config.join("qemu/web.xml"), xml).unwrap();
+        assert!(matches!(found().source, Source::Volume { .. }), "{pool} {volume}");
+    }
+    // Also below an image.
+    let below = "<format type='raw'/><source file='/bases/two.raw'/>";
+    let volume = "<format type='raw'/><source pool='p' volume='two.raw'/>";
+    let xml = WEB.replace(below, volume).replacen("raw'/><source pool", "raw'/><source pool", 1);
+    let xml = xml.replace(
+        "<backingStore type='file'>\n          <format type='raw'/>",
+        "<backingStore type='volume'>\n          <format type='raw'/>",
+    );
+    fs::write(libvirt.config.join("qemu/web.xml"), xml).unwrap();
+    let disk = libvirt.find("web").unwrap().domain.disks.remove(0);
+    assert_eq!(disk.chain.below[1].source, Source::File("/images/two.raw".into()));
+}
+
 #[test]
 fn a_domain_is_what_its_file_says() {
     let domain = parse(WEB).unwrap();
@@ -99,9 +257,13 @@ fn a_domain_is_what_its_file_says() {
     let nvram = domain.nvram.as_ref().unwrap();
     assert_eq!(nvram.source, Source::File("/var/lib/libvirt/qemu/nvram/web_VARS.fd".into()));
     assert_eq!(nvram.format, "raw");
-    let backing: Vec<PathBuf> =
-        ["/data/a.raw", "/bases/one.qcow2", "/bases/two.raw"].map(PathBuf::from).to_vec();
-    assert_eq!(domain.disks[0].backing, backing);
+    let links = domain.disks[0].chain.links().unwrap();
+    assert_eq!(
+        links,
+        chain(Some("/data/a.raw"), &["/bases/one.qcow2", "raw:/bases/two.raw"], true)
+    );
+    let others: Vec<_> = domain.disks[0].other_sources().filter_map(Source::path).collect();
+    assert_eq!(others, ["/bases/one.qcow2", "/bases/two.raw", "/data/a.raw"].map(Path::new));
     let folder = Libvirt::default().tpm_place(&domain, domain.tpm.as_ref().unwrap()).unwrap();
     assert_eq!(folder, Path::new("/var/lib/libvirt/swtpm").join(UUID).join("tpm2"));
 }
@@ -182,7 +344,7 @@ fn a_restored_domain_differs_in_what_was_asked_for_alone() {
         assert_eq!(domain.nvram.unwrap().source, Source::File("/to/VARS.fd".into()));
         let take = |image: &str, format| Choice::Take { image: image.into(), format, block: false };
         assert_eq!(decide(&domain.disks[0], &[]), take("/to/it's.qcow2", "qcow2"));
-        assert_eq!(domain.disks[0].backing, Vec::<PathBuf>::new());
+        assert_eq!(domain.disks[0].chain, Chain::default());
         assert_eq!(decide(&domain.disks[1], &[]), take("/to/b.qcow2", "qcow2"));
         assert_eq!(decide(&domain.disks[11], &[]), take("/to/i.raw", "raw"));
         // What was not restored is as it was.

@@ -1,49 +1,62 @@
 //! What an image lies on, by names alone: for those who compare files, and read no disk of them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use qdelta_formats::qcow2::Header;
 
-use super::chain::{DEPTH_MAX, backing_node, data_file_name, guess_format};
+use super::chain::{backing_node, data_file_name};
 use super::layer::LayerFile;
 use super::names::Node;
 use super::policy::{Policy, folder_of};
 use super::qcow2::read_header;
+use super::recognise::format_below;
+use super::stated::{StatedBelow, StatedChain};
 use super::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::FileIndex;
 
-/// The files that the image at `path` names, and those that its backing files name: also those that lie
-/// outside its folder, since nothing but headers is read. Below a file that is missing, and below
-/// what is not a local file, nothing is known.
+/// More images than this below one are followed by nobody. Chains end with the last file that there is:
+/// this bounds the work only.
+const FOLLOWED_MAX: usize = 10_000;
+
+/// The files that the image at `path` lies on, as `chain` and its headers name them, and those that its
+/// backing files lie on: also those outside its folder, since nothing but headers is read. Below a file
+/// that is missing, and below what is not a local file, nothing is known. A chain that comes back to
+/// itself ends there: no guest starts with it.
 ///
 /// # Errors
 /// `NotFound` if there is no such image; anything else if the chain can't be followed to its end.
-pub fn files_below(path: &Path, format: Format) -> Result<Vec<PathBuf>> {
-    let anywhere = OpenOptions { image_roots: vec![PathBuf::from("/")], ..OpenOptions::default() };
-    let policy = Policy::new(path, &anywhere)?;
+pub fn files_below(path: &Path, format: Format, chain: &StatedChain) -> Result<Vec<PathBuf>> {
+    let image_roots = vec![PathBuf::from("/")];
+    let options = OpenOptions { image_roots, chain: chain.clone(), ..OpenOptions::default() };
+    let policy = Policy::new(path, &options)?;
     let mut opened = policy.open_named_by_user(path)?;
     let mut node = Node::plain(path.to_path_buf(), Some(format));
     let mut files = Vec::new();
-    for _ in 0..=DEPTH_MAX {
+    let mut seen = HashSet::new();
+    for depth in 0..FOLLOWED_MAX {
         let format = match node.format {
             Some(format) => format,
-            None => guess_format(&opened)?,
+            None => format_below(&LayerFile::new(&opened, FileIndex(0)))?,
         };
-        if format == Format::Raw {
+        if format == Format::Raw || !seen.insert(opened.id) {
             return Ok(files);
         }
         let file = LayerFile::new(&opened, FileIndex(0));
         let header = read_header(&file)?;
-        let beside = |name: &Path| folder_of(&file.path).join(name);
-        files.extend(data_file_name(&header, &node)?.map(|name| beside(&name)));
-        if is_remote(&header) {
-            return Ok(files);
+        let stated = chain.of_layer(depth);
+        match stated.data_file {
+            Some(path) => files.push(path.to_path_buf()),
+            None => {
+                let name = data_file_name(&header, &node, &file.path)?;
+                files.extend(name.map(|name| folder_of(&file.path).join(name)));
+            }
         }
-        let Some(below) = backing_node(&header, &file.path, &node)? else { return Ok(files) };
-        let path = beside(&below.file);
-        let is_missing = path.metadata().is_err_and(|it| it.kind() == std::io::ErrorKind::NotFound);
-        files.push(path);
+        let Some(below) = next(&header, &file.path, &node, stated.below)? else { return Ok(files) };
+        let is_missing =
+            below.file.metadata().is_err_and(|it| it.kind() == std::io::ErrorKind::NotFound);
+        files.push(below.file.clone());
         if is_missing {
             return Ok(files);
         }
@@ -55,11 +68,29 @@ pub fn files_below(path: &Path, format: Format) -> Result<Vec<PathBuf>> {
             );
             return Err(Error::new(ErrorKind::Image, text));
         }
-        opened = policy.open_named_by_image(&below.file, &file.path)?;
+        opened = policy.open_stated(&below.file)?;
         node = below;
     }
-    let text = format!("{} has more than {DEPTH_MAX} backing files", path.display());
+    let text = format!("{} has more than {FOLLOWED_MAX} backing files", path.display());
     Err(Error::new(ErrorKind::Image, text))
+}
+
+/// What lies below the image with this header; its file is a path that means the same from everywhere.
+fn next(
+    header: &Header,
+    path: &Path,
+    node: &Node,
+    stated: StatedBelow<'_>,
+) -> Result<Option<Node>> {
+    match stated {
+        StatedBelow::Nothing => Ok(None),
+        StatedBelow::Layer(layer) => Ok(Some(Node::plain(layer.path.clone(), Some(layer.format)))),
+        StatedBelow::Unsaid if is_remote(header) => Ok(None),
+        StatedBelow::Unsaid => {
+            let below = backing_node(header, path, node)?;
+            Ok(below.map(|below| Node { file: folder_of(path).join(&below.file), ..below }))
+        }
+    }
 }
 
 /// What QEMU reaches a server by (its block drivers, `qapi/block-core.json`).
@@ -90,6 +121,7 @@ fn names_server(value: &serde_json::Value) -> bool {
 mod tests {
     use std::process::Command;
 
+    use super::super::stated::StatedLayer;
     use super::*;
 
     /// An image that names these bytes as its backing file, which need not be there.
@@ -102,6 +134,10 @@ mod tests {
         path
     }
 
+    fn below(top: &Path) -> Result<Vec<PathBuf>> {
+        files_below(top, Format::Qcow2, &StatedChain::default())
+    }
+
     #[test]
     fn names_are_followed_into_any_folder() {
         let dir = tempfile::tempdir().unwrap();
@@ -110,11 +146,14 @@ mod tests {
         let data = format!("data_file={}", other.join("data").display());
         overlay(&other, "base", "gone", &["-o", &data]);
         let top = overlay(dir.path(), "top", "other/base", &[]);
-        let found = files_below(&top, Format::Qcow2).unwrap();
+        let found = below(&top).unwrap();
         let names = ["base", "data", "gone"].map(|name| other.join(name));
         assert_eq!(found, names);
-        assert!(files_below(&top, Format::Raw).unwrap().is_empty(), "a guest wrote those bytes");
-        let gone = files_below(&dir.path().join("gone"), Format::Qcow2).unwrap_err();
+        assert!(
+            files_below(&top, Format::Raw, &StatedChain::default()).unwrap().is_empty(),
+            "a guest wrote those bytes"
+        );
+        let gone = below(&dir.path().join("gone")).unwrap_err();
         assert_eq!(gone.kind(), ErrorKind::NotFound);
     }
 
@@ -126,12 +165,62 @@ mod tests {
         let urls = ["nbd://host/export", "rbd:pool/image", "https://host/x.qcow2"];
         for remote in urls.into_iter().chain([nested, dotted]) {
             let top = overlay(dir.path(), "remote", remote, &[]);
-            assert!(files_below(&top, Format::Qcow2).unwrap().is_empty(), "{remote}");
+            assert!(below(&top).unwrap().is_empty(), "{remote}");
         }
         let json = r#"json:{"driver":"blkdebug","image.filename":"/x"}"#;
         let top = overlay(dir.path(), "json", json, &[]);
-        assert!(files_below(&top, Format::Qcow2).is_err());
-        let top = overlay(dir.path(), "loop", "loop", &[]);
-        assert!(files_below(&top, Format::Qcow2).is_err());
+        assert!(below(&top).is_err());
+    }
+
+    /// One guest with a chain that QEMU takes and this program did not follow to its end stood in the way
+    /// of every roll back on the host.
+    #[test]
+    fn a_chain_is_followed_to_its_end_however_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = overlay(dir.path(), "image-0", "image-1", &[]);
+        for number in 1..300 {
+            let header = std::fs::read(&first).unwrap();
+            let next = format!("image-{}", number + 1);
+            let at = header.windows(7).position(|it| it == b"image-1").unwrap();
+            let mut bytes = header.clone();
+            bytes.splice(at..at + 7, next.bytes());
+            bytes.truncate(header.len());
+            bytes[16..20].copy_from_slice(&(next.len() as u32).to_be_bytes());
+            std::fs::write(dir.path().join(format!("image-{number}")), bytes).unwrap();
+        }
+        let found = below(&first).unwrap();
+        assert_eq!(found.len(), 300);
+        assert_eq!(found[299], dir.path().join("image-300"), "which is missing");
+        // One that comes back to itself is no guest's, and all its files are known.
+        std::fs::copy(&first, dir.path().join("image-300")).unwrap();
+        assert_eq!(below(&first).unwrap().len(), 301);
+    }
+
+    /// An empty `<backingStore>` ends the chain whatever the header names, and a named one takes its place.
+    #[test]
+    fn what_the_definition_says_counts_more_than_headers() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let top = overlay(dir.path(), "top", "base", &[]);
+        overlay(dir.path(), "base", "lowest", &[]);
+        overlay(dir.path(), "other", "lowest", &[]);
+        let layer = |name, format| StatedLayer { path: at(name), format, data_file: None };
+        let chain = |below, is_whole| StatedChain { below, is_whole, data_file: None };
+        for (chain, expected) in [
+            (chain(vec![], false), vec!["base", "lowest"]),
+            (chain(vec![], true), vec![]),
+            (chain(vec![layer("other", Format::Qcow2)], true), vec!["other"]),
+            (chain(vec![layer("other", Format::Qcow2)], false), vec!["other", "lowest"]),
+            (chain(vec![layer("other", Format::Raw)], false), vec!["other"]),
+            (chain(vec![layer("gone", Format::Qcow2)], false), vec!["gone"]),
+        ] {
+            let found = files_below(&top, Format::Qcow2, &chain).unwrap();
+            assert_eq!(found, expected.into_iter().map(at).collect::<Vec<_>>(), "{chain:?}");
+        }
+        // What the header says is not even understood.
+        let odd = overlay(dir.path(), "odd", r#"json:{"driver":"blkdebug","image":"x"}"#, &[]);
+        assert!(below(&odd).is_err());
+        let whole = chain(vec![layer("other", Format::Qcow2)], true);
+        assert_eq!(files_below(&odd, Format::Qcow2, &whole).unwrap(), [at("other")]);
     }
 }

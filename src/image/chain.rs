@@ -5,22 +5,33 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qdelta_formats::qcow2::{self, Encryption, Header, Incompatible, L2Format};
+use qdelta_formats::qcow2::{Encryption, Header, Incompatible, L2Format, Table};
 
 use super::layer::{Layer, LayerFile, RawLayer};
 use super::names::{self, Backing, Node};
 use super::policy::{Opened, Policy};
 use super::qcow2::{Qcow2Layer, read_header};
+use super::recognise::{self, Look};
 use super::snapshots;
 use super::soundness;
+use super::stated::{Stated, StatedBelow, StatedLayer, data_file_difference, difference};
 use super::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::FileIndex;
 use crate::io::Store;
 use crate::warning::{Code, Warning};
 
-/// The most files below the top of a chain.
-pub(super) const DEPTH_MAX: usize = 16;
+/// The most images below the top of a chain: libvirt starts no guest with more.
+pub const DEPTH_MAX: usize = 200;
+
+/// What lies below a layer.
+enum Below<'a> {
+    Nothing,
+    /// What the image's header names.
+    Named(Node),
+    /// What the guest's definition names.
+    Stated(&'a StatedLayer),
+}
 
 /// The opened layers of an image, top first, and all files that hold bytes of it.
 #[derive(Default)]
@@ -50,20 +61,31 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opening> {
     }
     let format = match options.format {
         Some(format) => format,
-        None if has_qcow2_magic(&top)? => Format::Qcow2,
-        None => Format::Raw,
+        None => recognise::format_of(&LayerFile::new(&top, FileIndex(0)))?,
     };
     let node = Node::plain(path.to_path_buf(), Some(format));
-    let mut below = opening.add(&policy, &top, &node, options.snapshot.as_deref())?;
+    let stated = options.chain.of_layer(0);
+    let mut below = opening.add(&policy, &top, &node, options.snapshot.as_deref(), stated)?;
     opening.guessed.push(options.format.is_none());
     let mut by = top.path;
-    while let Some(node) = below {
-        let name = node.file.display().to_string();
-        (by, below) = opening.add_below(&policy, node, &by).map_err(|error| {
+    for depth in 1.. {
+        let name = match &below {
+            Below::Nothing => break,
+            Below::Named(node) => node.file.display().to_string(),
+            Below::Stated(layer) => layer.path.display().to_string(),
+        };
+        let stated = options.chain.of_layer(depth);
+        (by, below) = opening.add_below(&policy, below, &by, stated).map_err(|error| {
             error.within(format!("cannot open the backing file '{name}' of {}", by.display()))
         })?;
     }
     Ok(opening)
+}
+
+/// What the file at `path` looks like.
+pub(super) fn look(path: &Path) -> Result<Look> {
+    let opened = Policy::new(path, &OpenOptions::default())?.open_named_by_user(path)?;
+    recognise::look(&LayerFile::new(&opened, FileIndex(0)))
 }
 
 /// The file of the image at `path` and its header, if it is a qcow2 image; nothing of its chain.
@@ -72,14 +94,14 @@ pub(super) fn top_header(
     options: &OpenOptions,
 ) -> Result<Option<(LayerFile, Header)>> {
     let opened = Policy::new(path, options)?.open_named_by_user(path)?;
+    let file = LayerFile::new(&opened, FileIndex(0));
     let is_qcow2 = match options.format {
         Some(format) => format == Format::Qcow2,
-        None => has_qcow2_magic(&opened)?,
+        None => recognise::look(&file)? == Look::Qcow2,
     };
     if options.as_file || !is_qcow2 {
         return Ok(None);
     }
-    let file = LayerFile::new(&opened, FileIndex(0));
     let header = read_header(&file)?;
     Ok(Some((file, header)))
 }
@@ -91,27 +113,34 @@ pub(super) fn written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Ar
     let mut files = vec![Arc::clone(&top.store)];
     if let Some((file, header)) = top_header(path, options)? {
         let node = Node::plain(path.to_path_buf(), Some(Format::Qcow2));
-        if let Some(name) = data_file_name(&header, &node)? {
-            files.push(policy.open_named_by_image(&name, &file.path)?.store);
-        }
+        let stated = options.chain.data_file.as_deref();
+        files.extend(open_data_file(&policy, &header, &file, &node, stated)?.map(|it| it.store));
     }
     Ok(files)
 }
 
 impl Opening {
-    /// Adds the backing file that `node` describes and the image at `by` names. Gives its path and
-    /// the description of the one below it.
-    fn add_below(
+    /// Adds the image that lies below the one at `by`. Gives its path and what lies below it.
+    fn add_below<'a>(
         &mut self,
         policy: &Policy,
-        mut node: Node,
+        below: Below<'a>,
         by: &Path,
-    ) -> Result<(PathBuf, Option<Node>)> {
+        stated: Stated<'a>,
+    ) -> Result<(PathBuf, Below<'a>)> {
         if self.layers.len() > DEPTH_MAX {
             let text = format!("the chain has more than {DEPTH_MAX} backing files");
-            return Err(Error::new(ErrorKind::Image, text));
+            return Err(Error::new(ErrorKind::Image, text)
+                .advise("merge some of them first (virsh blockcommit, qemu-img commit)"));
         }
-        let opened = policy.open_named_by_image(&node.file, by)?;
+        let (opened, mut node) = match below {
+            Below::Nothing => return Ok((by.to_path_buf(), Below::Nothing)),
+            Below::Named(node) => (policy.open_named_by_image(&node.file, by)?, node),
+            Below::Stated(layer) => {
+                let node = Node::plain(layer.path.clone(), Some(layer.format));
+                (policy.open_stated(&layer.path)?, node)
+            }
+        };
         if let Some(format) = &node.foreign_format {
             let text = format!("format '{}' is not supported", format.escape_debug());
             return Err(Error::new(ErrorKind::Image, text)
@@ -119,78 +148,81 @@ impl Opening {
         }
         let guessed = node.format.is_none();
         if guessed {
-            node.format = Some(guess_format(&opened)?);
+            node.format = Some(recognise::format_below(&LayerFile::new(&opened, FileIndex(0)))?);
         }
-        let below = self.add(policy, &opened, &node, None)?;
+        let below = self.add(policy, &opened, &node, None, stated)?;
         self.guessed.push(guessed);
         Ok((opened.path, below))
     }
 
-    /// Adds the layer that `node` describes, and gives the description of the one below it.
-    fn add(
+    /// Adds the layer that `node` describes, and gives what lies below it.
+    fn add<'a>(
         &mut self,
         policy: &Policy,
         opened: &Opened,
         node: &Node,
         snapshot: Option<&str>,
-    ) -> Result<Option<Node>> {
+        stated: Stated<'a>,
+    ) -> Result<Below<'a>> {
         if node.format != Some(Format::Qcow2) {
             if let Some(name) = snapshot {
                 let path = opened.path.display();
                 let text = format!("{path} is a raw image: it has no snapshot '{name}'");
                 return Err(Error::new(ErrorKind::NotFound, text));
             }
-            if node.backing != Backing::InImage || node.data_file.is_some() {
+            if node.backing != Backing::InImage
+                || node.data_file.is_some()
+                || stated.data_file.is_some()
+            {
                 let text = "a raw image has no backing file and no data file";
                 return Err(Error::new(ErrorKind::Image, text));
             }
             self.add_raw(opened)?;
-            return Ok(None);
+            // QEMU lets nothing lie below it, either, whatever the definition says.
+            return Ok(Below::Nothing);
         }
         let file = self.add_file(opened)?;
         let header = read_header(&file)?;
         check_readable(&header, &file.path)?;
-        let below = backing_node(&header, &file.path, node)?;
+        let below = self.below(&header, &file.path, node, stated.below)?;
         let (l1, virtual_size) = match snapshot {
             None => (header.l1, header.virtual_size()),
-            Some(name) => {
-                let table = snapshots::read_table(&file, &header)?;
-                let entry = snapshots::find(&table, name, &file.path)?;
-                let size = header.virtual_size();
-                let coverage = L2Format::of(&header).table_coverage();
-                let l1 = entry
-                    .snapshot
-                    .checked_l1(header.cluster, coverage, size, entry.position)
-                    .map_err(|error| Error::format(ErrorKind::Image, &file.path, error))?;
-                (l1, entry.snapshot.virtual_size(size))
-            }
+            Some(name) => snapshot_table(&file, &header, name)?,
         };
-        let data = match data_file_name(&header, node)? {
+        let data = match open_data_file(policy, &header, &file, node, stated.data_file)? {
             None => file.clone(),
-            Some(name) => {
-                let context = |error: Error| {
-                    let (name, by) = (name.display(), file.path.display());
-                    error.within(format!("cannot open the data file '{name}' of {by}"))
-                };
-                let opened = policy.open_named_by_image(&name, &file.path).map_err(context)?;
-                self.add_file(&opened).map_err(context)?
+            Some(opened) => {
+                if let Some(stated) = stated.data_file {
+                    let named = data_file_name(&header, node, &file.path);
+                    self.warnings.extend(data_file_difference(&file.path, named, stated));
+                }
+                self.add_file(&opened)?
             }
         };
         let layer = Qcow2Layer::new(file, data, header, l1, virtual_size)?;
         if layer.header.incompatible.contains(Incompatible::CORRUPT) {
-            soundness::prove(&layer).map_err(|error| {
-                let path = layer.file.path.display();
-                error.within(format!("{path} is marked as corrupt, and it is")).advise(
-                    "repair it with `qemu-img check -r all`, or take it as it is with --as-file",
-                )
-            })?;
-            let path = layer.file.path.display();
-            let text = format!(
-                "{path} is marked as corrupt; all its tables were read, and they are in order"
-            );
-            self.warnings.push(Warning::new(Code::Image, text));
+            self.warnings.push(prove_corrupt(&layer)?);
         }
         self.layers.push(Layer::Qcow2(Box::new(layer)));
+        Ok(below)
+    }
+
+    /// What lies below the image with this header: what the definition says, and what the header does
+    /// where the definition says nothing.
+    fn below<'a>(
+        &mut self,
+        header: &Header,
+        path: &Path,
+        node: &Node,
+        stated: StatedBelow<'a>,
+    ) -> Result<Below<'a>> {
+        let named = backing_node(header, path, node);
+        let below = match stated {
+            StatedBelow::Unsaid => return Ok(named?.map_or(Below::Nothing, Below::Named)),
+            StatedBelow::Nothing => Below::Nothing,
+            StatedBelow::Layer(layer) => Below::Stated(layer),
+        };
+        self.warnings.extend(difference(path, named, &stated));
         Ok(below)
     }
 
@@ -208,7 +240,7 @@ impl Opening {
             return Err(Error::new(ErrorKind::Image, text));
         }
         self.seen.push(opened.id);
-        // At most two files for each of 17 layers.
+        // At most two files for each of 201 layers.
         let index = FileIndex(self.files.len() as u16);
         self.files.push(Arc::clone(&opened.store));
         Ok(LayerFile::new(opened, index))
@@ -231,23 +263,71 @@ fn check_readable(header: &Header, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The name of the external data file, if the image has one.
-pub(super) fn data_file_name(header: &Header, node: &Node) -> Result<Option<PathBuf>> {
+/// The L1 table and the size of the disk of an internal snapshot.
+fn snapshot_table(file: &LayerFile, header: &Header, name: &str) -> Result<(Table, u64)> {
+    let table = snapshots::read_table(file, header)?;
+    let entry = snapshots::find(&table, name, &file.path)?;
+    let size = header.virtual_size();
+    let coverage = L2Format::of(header).table_coverage();
+    let l1 = entry
+        .snapshot
+        .checked_l1(header.cluster, coverage, size, entry.position)
+        .map_err(|error| Error::format(ErrorKind::Image, &file.path, error))?;
+    Ok((l1, entry.snapshot.virtual_size(size)))
+}
+
+/// Fails unless all tables of an image that is marked as corrupt are in order. Gives what somebody
+/// should know.
+fn prove_corrupt(layer: &Qcow2Layer) -> Result<Warning> {
+    let path = layer.file.path.display();
+    soundness::prove(layer).map_err(|error| {
+        error
+            .within(format!("{path} is marked as corrupt, and it is"))
+            .advise("repair it with `qemu-img check -r all`, or take it as it is with --as-file")
+    })?;
+    let text =
+        format!("{path} is marked as corrupt; all its tables were read, and they are in order");
+    Ok(Warning::new(Code::Image, text))
+}
+
+/// Opens the external data file of the image with this header, if it has one: the one that is stated,
+/// or the one that it names.
+fn open_data_file(
+    policy: &Policy,
+    header: &Header,
+    file: &LayerFile,
+    node: &Node,
+    stated: Option<&Path>,
+) -> Result<Option<Opened>> {
+    let context = |error: Error, name: &Path| {
+        let (name, by) = (name.display(), file.path.display());
+        error.within(format!("cannot open the data file '{name}' of {by}"))
+    };
+    if let Some(path) = stated {
+        if !header.incompatible.contains(Incompatible::DATA_FILE) {
+            return Err(context(no_data_file(), path));
+        }
+        return policy.open_stated(path).map(Some).map_err(|error| context(error, path));
+    }
+    let Some(name) = data_file_name(header, node, &file.path)? else { return Ok(None) };
+    let opened = policy.open_named_by_image(&name, &file.path);
+    opened.map(Some).map_err(|error| context(error, &name))
+}
+
+fn no_data_file() -> Error {
+    Error::new(ErrorKind::Image, "a data file is given for an image that has none")
+}
+
+/// The name of the external data file in the image at `path`, if the image has one.
+pub(super) fn data_file_name(header: &Header, node: &Node, path: &Path) -> Result<Option<PathBuf>> {
     if !header.incompatible.contains(Incompatible::DATA_FILE) {
-        return match node.data_file {
-            None => Ok(None),
-            Some(_) => {
-                let text = "a data file is given for an image that has none";
-                Err(Error::new(ErrorKind::Image, text))
-            }
-        };
+        return if node.data_file.is_none() { Ok(None) } else { Err(no_data_file()) };
     }
     if let Some(name) = &node.data_file {
         return Ok(Some(name.clone()));
     }
     match &header.extensions.data_file {
-        Some(name) if !name.starts_with(b"json:") => names::parse_path(name).map(Some),
-        Some(name) => Ok(Some(names::parse(name)?.file)),
+        Some(name) => names::parse_data_file(name, path).map(Some),
         None => {
             let text = "the image has an external data file, but does not say which";
             Err(Error::new(ErrorKind::Image, text))
@@ -277,53 +357,4 @@ pub(super) fn backing_node(header: &Header, path: &Path, node: &Node) -> Result<
         Some(other) => below.foreign_format = Some(String::from_utf8_lossy(other).into_owned()),
     }
     Ok(Some(below))
-}
-
-fn has_qcow2_magic(opened: &Opened) -> Result<bool> {
-    Ok(qcow2::has_magic(&first_bytes(opened)?))
-}
-
-fn first_bytes(opened: &Opened) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; 512];
-    LayerFile::new(opened, FileIndex(0)).read_padded(&mut bytes, 0)?;
-    Ok(bytes)
-}
-
-/// Formats that QEMU knows by their first bytes and that are not read here: where, what, name.
-const FOREIGN: &[(usize, &[u8], &str)] = &[
-    (0, b"QED\0", "qed"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"COWD", "vmdk"),
-    (0, b"# Disk DescriptorFile", "vmdk"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vpc"),
-    (0x40, &[0x7f, 0x10, 0xda, 0xbe], "vdi"),
-    (0, b"LUKS\xba\xbe", "luks"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-    (0, b"Bochs Virtual HD Image", "bochs"),
-];
-
-/// The format of a backing file whose overlay does not say. QEMU would look at its first bytes;
-/// so do we, but for formats that can't be read here, whose bytes would be taken for a raw disk.
-///
-/// A guest that could write to a raw disk can make it look like qcow2. What that could lead to
-/// are files that [`Policy`] allows.
-pub(super) fn guess_format(opened: &Opened) -> Result<Format> {
-    let bytes = first_bytes(opened)?;
-    if qcow2::has_magic(&bytes) {
-        return Ok(Format::Qcow2);
-    }
-    let foreign = FOREIGN
-        .iter()
-        .find(|(at, magic, _)| bytes.get(*at..).is_some_and(|bytes| bytes.starts_with(magic)));
-    match foreign {
-        None => Ok(Format::Raw),
-        Some((_, _, name)) => {
-            let text = format!("its format is not named, and it looks like {name}");
-            Err(Error::new(ErrorKind::Image, text).advise(
-                "name the format in the overlay with `qemu-img rebase -u -F FORMAT -b NAME IMAGE`",
-            ))
-        }
-    }
 }

@@ -129,10 +129,11 @@ pub(super) enum Cursor {
 }
 
 impl Cursor {
-    pub(super) fn new(layer: &Layer, detail: Detail) -> Self {
+    /// One that may read `stream` bytes of tables at once.
+    pub(super) fn new(layer: &Layer, detail: Detail, stream: u64) -> Self {
         match layer {
             Layer::Raw(_) => Self::Raw(Holes::default()),
-            Layer::Qcow2(qcow2) => Self::Qcow2(Box::new(Qcow2Cursor::new(qcow2, detail))),
+            Layer::Qcow2(qcow2) => Self::Qcow2(Box::new(Qcow2Cursor::new(qcow2, detail, stream))),
         }
     }
 

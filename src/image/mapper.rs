@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::layer::{Cursor, Detail, Layer, Piece};
+use super::tables::stream_len;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, Source};
 
@@ -20,7 +21,8 @@ pub struct Mapper {
 
 impl Mapper {
     pub(super) fn new(layers: Arc<Vec<Layer>>, detail: Detail) -> Self {
-        let cursors = layers.iter().map(|layer| Cursor::new(layer, detail)).collect();
+        let stream = stream_len(layers.len());
+        let cursors = layers.iter().map(|layer| Cursor::new(layer, detail, stream)).collect();
         let virtual_size = layers.first().map_or(0, Layer::virtual_size);
         Self { layers, cursors, virtual_size }
     }

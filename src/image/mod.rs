@@ -18,8 +18,10 @@ mod mapper;
 mod names;
 mod policy;
 mod qcow2;
+mod recognise;
 mod snapshots;
 mod soundness;
+mod stated;
 mod tables;
 #[cfg(test)]
 mod testing;
@@ -38,6 +40,7 @@ pub use fingerprint::identity;
 pub use info::{BitmapInfo, ImageInfo, Qcow2Info, SnapshotInfo, inspect};
 pub use map::{Map, MapEntry};
 pub use mapper::Mapper;
+pub use stated::{StatedChain, StatedLayer};
 
 use crate::error::Result;
 use crate::extent::{Extent, Source};
@@ -92,13 +95,16 @@ impl std::str::FromStr for Format {
 /// How an image is to be opened.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// Its format; without one, qcow2 if it begins like qcow2 and raw otherwise. A raw disk whose
-    /// guest can write a qcow2 header into it must be given its format.
+    /// Its format; without one, qcow2 if it begins like qcow2, and raw unless it looks like something
+    /// else. A raw disk whose guest can write a qcow2 header into it must be given its format.
     pub format: Option<Format>,
     /// Folders besides the image's own into which names inside images may lead.
     pub image_roots: Vec<PathBuf>,
     /// The id or name of an internal snapshot, to be read instead of the current state.
     pub snapshot: Option<String>,
+    /// What the definition of the guest says of the image's chain: it counts more than headers. The files
+    /// that it names may lie anywhere.
+    pub chain: StatedChain,
     /// Take the file's own bytes for the disk, whatever they are.
     pub as_file: bool,
     /// Files of which a clone is to be opened in their place: the file's real path, and the
@@ -117,6 +123,23 @@ pub struct OpenOptions {
 /// As [`Image::open`].
 pub fn open_written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<dyn Store>>> {
     chain::written_files(path, options)
+}
+
+/// What the file at `path` looks like, if that is a container of a disk: whoever reads it as a raw disk
+/// should know.
+///
+/// # Errors
+/// It can't be read.
+pub fn container(path: &Path) -> Result<Option<&'static str>> {
+    Ok(chain::look(path)?.as_container())
+}
+
+/// Whether the file at `path` begins like a qcow2 image.
+///
+/// # Errors
+/// It can't be read.
+pub fn is_qcow2(path: &Path) -> Result<bool> {
+    Ok(chain::look(path)? == recognise::Look::Qcow2)
 }
 
 /// An open image. Files stay open, and are opened for reading only.

@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::Format;
+use super::policy::folder_of;
 use crate::error::{Error, ErrorKind, Result};
+use crate::paths::is_same_file;
 
 /// An image as a name describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,19 +56,64 @@ pub(super) fn parse(name: &[u8]) -> Result<Node> {
     }
 }
 
-/// Understands a name that must be a path. QEMU takes everything with a colon before the first
-/// slash for a protocol, so such a file would have to be called `./a:b`.
-pub(super) fn parse_path(name: &[u8]) -> Result<PathBuf> {
-    let name = name.strip_prefix(b"file:").unwrap_or(name);
+/// Understands a name that must be a path, relative to the image's folder. QEMU takes everything with
+/// a colon before the first slash for a protocol, so such a file would have to be called `./a:b`.
+/// Behind `file:` a colon means nothing, and a relative path leads elsewhere.
+fn parse_path(name: &[u8]) -> Result<PathBuf> {
+    if let Some(path) = name.strip_prefix(b"file:") {
+        return absolute(path, "behind file:");
+    }
     if name.is_empty() {
         return Err(refused("the name is empty"));
     }
-    let first = name.iter().position(|byte| matches!(byte, b':' | b'/'));
-    if let Some((index, b':')) = first.and_then(|index| Some((index, name.get(index)?))) {
-        let protocol = String::from_utf8_lossy(name.get(..index).unwrap_or(name));
-        return Err(refused(format!("protocol '{}' is not a local file", protocol.escape_debug())));
+    match protocol(name) {
+        Some(protocol) => {
+            Err(refused(format!("protocol '{}' is not a local file", protocol.escape_debug())))
+        }
+        None => Ok(PathBuf::from(OsStr::from_bytes(name))),
     }
-    Ok(PathBuf::from(OsStr::from_bytes(name)))
+}
+
+/// What QEMU takes for a protocol.
+fn protocol(name: &[u8]) -> Option<String> {
+    let first = name.iter().position(|byte| matches!(byte, b':' | b'/'))?;
+    let protocol = (name.get(first) == Some(&b':')).then(|| name.get(..first))??;
+    Some(String::from_utf8_lossy(protocol).into_owned())
+}
+
+/// A path that QEMU takes relative to the folder that it is started in, whatever folder that is: only an
+/// absolute one means one thing.
+fn absolute(path: &[u8], place: &str) -> Result<PathBuf> {
+    if path.starts_with(b"/") {
+        return Ok(PathBuf::from(OsStr::from_bytes(path)));
+    }
+    let shown = String::from_utf8_lossy(path);
+    let text = format!("the relative path '{}' {place} means two things", shown.escape_debug());
+    Err(Error::new(ErrorKind::Image, text)
+        .because("QEMU looks for it in the folder that it is started in, and not beside the image")
+        .advise("give the image an absolute name (`qemu-img rebase -u -F FORMAT -b /PATH IMAGE`)"))
+}
+
+/// Understands the name of an external data file as it stands in the image at `image`. QEMU takes it as it
+/// is, whatever it begins with, and relative to the folder that it is started in; libvirt takes it as it
+/// takes the name of a backing file.
+///
+/// # Errors
+/// Both are there and not the same file, or it is no path for libvirt.
+pub(super) fn parse_data_file(name: &[u8], image: &Path) -> Result<PathBuf> {
+    let path = PathBuf::from(OsStr::from_bytes(name));
+    let (beside, here) = (folder_of(image).join(&path), path.as_path());
+    let differs = path.is_relative() && here.exists() && !is_same_file(&beside, here);
+    if name.is_empty() || protocol(name).is_some() || differs {
+        let text = format!("the name of the data file, '{}', means two things", path.display());
+        return Err(Error::new(ErrorKind::Image, text)
+            .because("QEMU looks for it in the folder that it is started in, libvirt beside the image")
+            .advise(
+                "give the image an absolute one (`qemu-img amend -o data_file=/PATH IMAGE`), or run this \
+                 in the image's folder",
+            ));
+    }
+    Ok(path)
 }
 
 /// What names may lead to, in the words of an error.
@@ -198,7 +245,7 @@ impl Options {
         let driver = self.take_text(&key("driver"))?;
         let mut node = match driver.as_deref() {
             // Without a format, the file is all there is; the overlay may still know the format.
-            Some("file" | "host_device") => Node::plain(self.take_filename(prefix, true)?, None),
+            Some("file" | "host_device") => Node::plain(self.take_filename(prefix)?, None),
             Some("qcow2") => Node::plain(self.take_file(prefix)?, Some(Format::Qcow2)),
             Some("raw") => Node::plain(self.take_file(prefix)?, Some(Format::Raw)),
             None => Node::plain(self.take_file(prefix)?, None),
@@ -232,18 +279,13 @@ impl Options {
     /// The file of the image whose options begin with `prefix`.
     fn take_file(&mut self, prefix: &str) -> Result<PathBuf> {
         let inner = format!("{prefix}file.");
-        if self.has_node(&inner) {
-            self.take_file_node(&inner)
-        } else {
-            self.take_filename(prefix, false)
-        }
+        if self.has_node(&inner) { self.take_file_node(&inner) } else { self.take_filename(prefix) }
     }
 
     /// The file whose options begin with `prefix`.
     fn take_file_node(&mut self, prefix: &str) -> Result<PathBuf> {
         match self.take_text(&format!("{prefix}driver"))?.as_deref() {
-            Some("file" | "host_device") => self.take_filename(prefix, true),
-            None => self.take_filename(prefix, false),
+            None | Some("file" | "host_device") => self.take_filename(prefix),
             Some(other) => {
                 let other = other.escape_debug();
                 Err(refused(format!("driver '{other}' of a json: name is not a local file")))
@@ -251,15 +293,12 @@ impl Options {
         }
     }
 
-    /// `is_path` says that a driver was given, so that a colon in the name means nothing.
-    fn take_filename(&mut self, prefix: &str, is_path: bool) -> Result<PathBuf> {
+    /// A path as it stands: what would be a protocol elsewhere is a part of it.
+    fn take_filename(&mut self, prefix: &str) -> Result<PathBuf> {
         let name = self
             .take_text(&format!("{prefix}filename"))?
             .ok_or_else(|| refused("a json: name without a file name"))?;
-        if is_path && !name.is_empty() {
-            return Ok(PathBuf::from(name.strip_prefix("file:").unwrap_or(&name)));
-        }
-        parse_path(name.as_bytes())
+        absolute(name.as_bytes(), "in a json: name")
     }
 }
 
@@ -280,7 +319,51 @@ mod tests {
         assert_eq!(file("base.img"), PathBuf::from("base.img"));
         assert_eq!(file("/a/b:c"), PathBuf::from("/a/b:c"));
         assert_eq!(file("./image:base.qcow2"), PathBuf::from("./image:base.qcow2"));
-        assert_eq!(file("file:base.img"), PathBuf::from("base.img"));
+        // Behind `file:` a colon is part of the name.
+        assert_eq!(file("file:/a/base.img"), PathBuf::from("/a/base.img"));
+        assert_eq!(file("file:/a:b/c:d"), PathBuf::from("/a:b/c:d"));
+        assert_eq!(file("file:///a/b"), PathBuf::from("///a/b"));
+    }
+
+    /// QEMU takes these relative to the folder that it is started in, which here was the image's: another
+    /// file was backed up than the one that the guest had.
+    #[test]
+    fn names_that_mean_two_things_are_refused() {
+        for name in [
+            "file:base.img",
+            "file:./base.img",
+            "file:a:b",
+            "file:nbd:x",
+            "file:",
+            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"base.img"}}"#,
+            r#"json:{"driver":"qcow2","file.filename":"./base.img"}"#,
+            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"file:/base.img"}}"#,
+            r#"json:{"driver":"file","filename":"a:b"}"#,
+            r#"json:{"file":{"filename":"nbd://h"}}"#,
+            r#"json:{"file":{"filename":"json:{}"}}"#,
+            r#"json:{"driver":"qcow2","file.filename":"/a","data-file.filename":"d"}"#,
+            r#"json:{"driver":"qcow2","file.filename":"/a","backing":{"driver":"raw","file.filename":"b"}}"#,
+        ] {
+            let error = parse(name.as_bytes()).unwrap_err();
+            assert!(error.chain().contains("means two things"), "{name}: {}", error.chain());
+            assert!(error.advice().unwrap().contains("absolute name"), "{name}");
+        }
+    }
+
+    /// QEMU takes the name as it is; libvirt as it takes the name of a backing file.
+    #[test]
+    fn data_files() {
+        let (image, data) = (Path::new("/images/top"), |name: &str| name.as_bytes().to_vec());
+        for name in ["/a/b", "/a:b", "d.raw", "./a:b", "sub/d.raw"] {
+            let path = parse_data_file(&data(name), image).unwrap();
+            assert_eq!(path, PathBuf::from(name));
+        }
+        // The last is in the folder that the test runs in, and not in the image's.
+        for name in ["", "file:/a/b", "json:{}", "a:b", "nbd://h", "Cargo.toml"] {
+            let error = parse_data_file(&data(name), image).unwrap_err();
+            assert!(error.chain().contains("means two things"), "{name}: {}", error.chain());
+        }
+        assert!(parse_data_file(b"Cargo.toml", Path::new("./top")).is_ok());
     }
 
     #[test]
@@ -294,7 +377,6 @@ mod tests {
             ("blkdebug::a.qcow2", "blkdebug"),
             ("a:b", "a"),
             (":x", ""),
-            ("file:nbd:x", "nbd"),
         ] {
             assert!(refusal(name).contains(&format!("protocol '{protocol}'")), "{name}");
         }
@@ -304,35 +386,36 @@ mod tests {
     #[test]
     fn json_with_nested_and_dotted_keys() {
         for name in [
-            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"a b"}}"#,
-            r#"json:{"driver":"qcow2","file.driver":"file","file.filename":"a b"}"#,
-            r#"json:{"driver":"qcow2","file.filename":"a b"}"#,
-            r#"json:{"driver":"qcow2","file":{"filename":"a b","locking":"off","cache":{"direct":true}},"read-only":true}"#,
-            r#"json:{'driver':'qcow2','file':{'driver':'file','filename':'a b'}}"#,
+            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/a b"}}"#,
+            r#"json:{"driver":"qcow2","file.driver":"file","file.filename":"/a b"}"#,
+            r#"json:{"driver":"qcow2","file.filename":"/a b"}"#,
+            r#"json:{"driver":"qcow2","file":{"filename":"/a b","locking":"off","cache":{"direct":true}},"read-only":true}"#,
+            r#"json:{'driver':'qcow2','file':{'driver':'file','filename':'/a b'}}"#,
         ] {
             let node = parse(name.as_bytes()).unwrap();
-            assert_eq!(node, Node::plain("a b".into(), Some(Format::Qcow2)), "{name}");
+            assert_eq!(node, Node::plain("/a b".into(), Some(Format::Qcow2)), "{name}");
         }
-        let node = parse(br#"json:{"driver":"file","filename":"a:b"}"#).unwrap();
-        assert_eq!(node, Node::plain("a:b".into(), None));
+        let node = parse(br#"json:{"driver":"file","filename":"/a:b"}"#).unwrap();
+        assert_eq!(node, Node::plain("/a:b".into(), None));
     }
 
     #[test]
     fn json_quotes() {
-        assert_eq!(file(r#"json:{'file.filename':'a"b\'c\\d'}"#), PathBuf::from(r#"a"b'c\d"#));
-        assert_eq!(file(r#"json:{"file.filename":"a'b\"c"}"#), PathBuf::from(r#"a'b"c"#));
+        assert_eq!(file(r#"json:{'file.filename':'/a"b\'c\\d'}"#), PathBuf::from(r#"/a"b'c\d"#));
+        assert_eq!(file(r#"json:{"file.filename":"/a'b\"c"}"#), PathBuf::from(r#"/a'b"c"#));
     }
 
     #[test]
     fn json_may_replace_what_the_image_says() {
-        let node = parse(br#"json:{"driver":"qcow2","file.filename":"a","backing":null}"#).unwrap();
+        let node =
+            parse(br#"json:{"driver":"qcow2","file.filename":"/a","backing":null}"#).unwrap();
         assert_eq!(node.backing, Backing::None);
-        let name = br#"json:{"driver":"qcow2","file.filename":"a","data-file":{"filename":"d"},
+        let name = br#"json:{"driver":"qcow2","file.filename":"/a","data-file":{"filename":"/d"},
             "backing":{"driver":"raw","file":{"driver":"host_device","filename":"/dev/x"}}}"#;
         let node = parse(name).unwrap();
         let below = Node::plain("/dev/x".into(), Some(Format::Raw));
         assert_eq!(node.backing, Backing::Replaced(Box::new(below)));
-        assert_eq!(node.data_file, Some("d".into()));
+        assert_eq!(node.data_file, Some("/d".into()));
     }
 
     #[test]
@@ -341,12 +424,10 @@ mod tests {
             (r#"json:{"driver":"nbd","host":"h"}"#, "driver 'nbd'"),
             (r#"json:{"driver":"qcow2","file":{"driver":"https","url":"u"}}"#, "driver 'https'"),
             (r#"json:{"driver":"qcow2","file.driver":"nbd"}"#, "driver 'nbd'"),
-            (r#"json:{"file":{"filename":"nbd://h"}}"#, "protocol 'nbd'"),
-            (r#"json:{"file":{"filename":"json:{}"}}"#, "protocol 'json'"),
-            (r#"json:{"driver":"raw","offset":512,"file.filename":"a"}"#, "option 'offset'"),
+            (r#"json:{"driver":"raw","offset":512,"file.filename":"/a"}"#, "option 'offset'"),
             (r#"json:{"driver":"blkdebug","image":"a"}"#, "driver 'blkdebug'"),
             (r#"json:{"file":"node","driver":"raw"}"#, "without a file name"),
-            (r#"json:{"file.filename":"a","backing":"node"}"#, "by reference"),
+            (r#"json:{"file.filename":"/a","backing":"node"}"#, "by reference"),
             (r#"json:{"file.filename":"a","file":{"filename":"b"}}"#, "twice"),
             (r#"json:{"file.filename":7}"#, "not a string"),
             (r#"json:["a"]"#, "not an object"),

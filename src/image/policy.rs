@@ -55,7 +55,11 @@ impl Policy {
         // The image may be reached through a symlink; its backing files may lie beside either.
         let given = folder_of(path).canonicalize();
         let real = path.canonicalize().map(|real| folder_of(&real).to_path_buf());
-        let own = [given, real].into_iter().flatten().collect();
+        let mut own: Vec<PathBuf> = [given, real].into_iter().flatten().collect();
+        // What lies beside an image that the definition names is as near to that one.
+        let stated = options.chain.below.iter().map(|layer| folder_of(&layer.path).canonicalize());
+        own.extend(stated.flatten());
+        own.dedup();
         Ok(Self { allowed, own, clones: options.clones.clone() })
     }
 
@@ -96,6 +100,23 @@ impl Policy {
         self.open_pinned(&pinned, path)
     }
 
+    /// Opens a file that the definition of the guest names: it may lie anywhere.
+    ///
+    /// # Errors
+    /// It does not exist, may not be read, or is neither a regular file nor a block device.
+    pub(super) fn open_stated(&self, path: &Path) -> Result<Opened> {
+        let pinned = pin(path).map_err(|error| match error.kind() {
+            // What is missing is a part of the image, not what was asked for.
+            std::io::ErrorKind::NotFound => {
+                Error::new(ErrorKind::Image, format!("cannot open {}", path.display()))
+                    .because(error)
+                    .advise("the guest's definition names it (virsh dumpxml): mend that")
+            }
+            _ => Error::io("open", path, error),
+        })?;
+        self.open_pinned(&pinned, path)
+    }
+
     /// Opens the file that is called `name` inside the image at `by`.
     ///
     /// # Errors
@@ -116,12 +137,13 @@ impl Policy {
         let real = std::fs::read_link(&link)
             .map_err(|error| Error::io("resolve the name of", &path, error))?;
         if !self.allows(&real) {
-            let real = real.display();
-            return Err(Error::new(
-                ErrorKind::Image,
-                format!("{} is {real}, which lies outside the image's folder", path.display()),
-            )
-            .advise("if the file is meant, allow its folder with --image-root"));
+            let what = match real == path {
+                true => path.display().to_string(),
+                false => format!("{} is {}, which", path.display(), real.display()),
+            };
+            let text = format!("{what} lies outside the image's folder");
+            return Err(Error::new(ErrorKind::Image, text)
+                .advise("if the file is meant, allow its folder with --image-root"));
         }
         self.open_pinned(&pinned, &path)
     }

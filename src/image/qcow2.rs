@@ -7,6 +7,7 @@ use qdelta_formats::qcow2::{
 };
 
 use super::layer::LayerFile;
+use super::recognise::not_qcow2;
 use super::tables::{L1Reader, is_empty};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{CompressedCluster, Compression};
@@ -27,6 +28,9 @@ pub(super) struct Qcow2Layer {
 
 /// Reads and checks the header of the qcow2 image in `file`.
 pub(super) fn read_header(file: &LayerFile) -> Result<Header> {
+    if let Some(error) = not_qcow2(file)? {
+        return Err(error);
+    }
     let wrong = |error| Error::format(ErrorKind::Image, &file.path, error);
     let prefix_len = HeaderPrefix::LEN.min(usize::try_from(file.len).unwrap_or(usize::MAX));
     let mut prefix = vec![0; prefix_len];

@@ -20,8 +20,15 @@ pub(super) fn is_empty(entry: L1Entry) -> bool {
 /// Bytes of a table that are kept in memory at a time.
 const WINDOW: u64 = 64 << 10;
 /// L2 tables that follow each other in the file, as in an image whose metadata was preallocated,
-/// are read up to so many bytes at once.
+/// are read up to so many bytes at once, if a chain is short.
 const STREAM: u64 = 1 << 20;
+/// All layers of a long chain together have no more of them in memory, but for a window each.
+const STREAMS: u64 = 16 << 20;
+
+/// How many bytes of L2 tables each of `layers` layers may read at once.
+pub(super) fn stream_len(layers: usize) -> u64 {
+    (STREAMS / (layers as u64).max(1)).clamp(WINDOW, STREAM)
+}
 
 /// A window on an L1 table.
 #[derive(Debug, Default)]
@@ -121,10 +128,12 @@ pub(super) struct Qcow2Cursor {
     detail: Detail,
     /// To be asked if it pays.
     data_holes: Option<Holes>,
+    /// How many bytes of L2 tables it may read at once.
+    stream: u64,
 }
 
 impl Qcow2Cursor {
-    pub(super) fn new(layer: &Qcow2Layer, detail: Detail) -> Self {
+    pub(super) fn new(layer: &Qcow2Layer, detail: Detail, stream: u64) -> Self {
         let ask = detail == Detail::Readable && layer.is_preallocated();
         Self {
             l1: L1Reader::default(),
@@ -133,6 +142,7 @@ impl Qcow2Cursor {
             table_holes: layer.file.is_sparse().then(Holes::default),
             detail,
             data_holes: ask.then(Holes::default),
+            stream,
         }
     }
 
@@ -298,7 +308,7 @@ impl Qcow2Cursor {
             let l1_index = self.l2_table.map_or(0, |(index, _)| index);
             let streamed = match slice.host == table.0 && table_len <= WINDOW {
                 // Who looks at the first entry will probably walk on.
-                true => self.l1.followers(l1_index, table, table_len, STREAM / table_len - 1),
+                true => self.l1.followers(l1_index, table, table_len, self.stream / table_len - 1),
                 false => 0,
             };
             // Tables in a hole of the file are not read.

@@ -38,8 +38,10 @@ pub(super) enum Existing {
     Nothing,
     File,
     Device,
-    /// A named pipe, or a character device such as `/dev/null`.
+    /// A named pipe.
     Pipe,
+    /// A character device, such as `/dev/null`.
+    Character,
 }
 
 impl Existing {
@@ -60,8 +62,10 @@ impl Existing {
             Ok(Self::File)
         } else if kind.is_block_device() {
             Ok(Self::Device)
-        } else if kind.is_fifo() || kind.is_char_device() {
+        } else if kind.is_fifo() {
             Ok(Self::Pipe)
+        } else if kind.is_char_device() {
+            Ok(Self::Character)
         } else {
             let what = if kind.is_dir() { "a folder" } else { "no file" };
             Err(Error::new(ErrorKind::Usage, format!("{} is {what}", path.display())))

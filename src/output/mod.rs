@@ -8,6 +8,7 @@
 mod device;
 mod discard;
 mod file_id;
+mod pipe;
 mod plan;
 mod qcow2;
 mod raw;
@@ -20,12 +21,14 @@ use std::sync::Arc;
 
 pub use discard::Discard;
 pub use file_id::FileId;
+pub use pipe::Pipe;
 pub use plan::Plan;
 pub use stream::Stream;
 pub use target::Target;
 
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::{check_new_file, room};
 use crate::io::Store;
 use crate::observer::Observer;
 
@@ -77,6 +80,8 @@ pub struct Options {
     pub force: bool,
     /// Files that are read meanwhile: none of them can be the output.
     pub inputs: Vec<FileId>,
+    /// Ends the wait for the reader of a pipe.
+    pub cancel: Cancel,
 }
 
 /// Takes the blocks of a disk.
@@ -132,8 +137,10 @@ pub trait ImageWriter: Send + Sync {
 /// - `Exists`: there is a file, or the device is not empty, and nothing was forced.
 /// - `NoSpace`: the filesystem or the device is too small for the plan.
 /// - `Busy`: the device or file is in use, or another process writes this output.
-/// - `Usage`: the output is one of the inputs, a folder, or can't hold the format.
+/// - `Usage`: the output is one of the inputs, a folder, a new file among devices, or can't hold the
+///   format.
 /// - `NotFound`: there is no such folder.
+/// - `Interrupted`: nobody reads from the pipe, and the options say so.
 pub fn create(
     path: &Path,
     plan: Plan,
@@ -147,13 +154,17 @@ pub fn create(
         }
         file_id::Existing::Pipe => {
             need_raw(path, options, "a pipe")?;
-            let pipe = std::fs::File::options()
-                .write(true)
-                .open(path)
-                .map_err(|error| Error::io("open", path, error))?;
+            let pipe = Pipe::open(path, &options.cancel)?;
             Ok(Box::new(Stream::new(Box::new(pipe), path, plan)))
         }
+        file_id::Existing::Character => {
+            need_raw(path, options, "a character device")?;
+            let device = std::fs::File::options().write(true).open(path);
+            let device = device.map_err(|error| Error::io("open", path, error))?;
+            Ok(Box::new(Stream::new(Box::new(device), path, plan)))
+        }
         file_id::Existing::Nothing | file_id::Existing::File => {
+            check_new_file(path)?;
             let target = Target::create(path, options.force, &options.inputs)?;
             match options.format {
                 Format::Raw => Ok(Box::new(raw::Raw::new(target, plan)?)),
@@ -161,6 +172,17 @@ pub fn create(
             }
         }
     }
+}
+
+/// How much room a new file for the plan takes, at most, in bytes.
+///
+/// # Errors
+/// `Usage` if the disk does not fit into the format.
+pub fn room_needed(plan: &Plan, format: Format) -> Result<u64> {
+    Ok(match format {
+        Format::Raw => room::with_pieces(plan.data_bytes(), plan.pieces()),
+        Format::Qcow2 => qcow2::room_needed(plan)?,
+    })
 }
 
 fn need_raw(path: &Path, options: &Options, what: &str) -> Result<()> {

@@ -54,6 +54,12 @@ impl Plan {
         whole - last
     }
 
+    /// In how many pieces, each apart from the others, they lie.
+    pub(crate) fn pieces(&self) -> u64 {
+        let mut runs = self.data.iter();
+        std::iter::from_fn(|| runs.next_range()).count() as u64
+    }
+
     /// The bytes of the disk outside of `blocks`, as ascending ranges.
     pub(super) fn outside<'a>(
         &'a self,

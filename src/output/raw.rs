@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ImageWriter, Plan, Target, on_disk, write_at};
+use super::{Format, ImageWriter, Plan, Target, on_disk, room_needed, write_at};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
@@ -15,8 +15,8 @@ pub(super) struct Raw {
 
 impl Raw {
     pub(super) fn new(target: Target, plan: Plan) -> Result<Self> {
-        target.check_space(plan.data_bytes())?;
         let size = plan.virtual_size();
+        target.check_space(room_needed(&plan, Format::Raw)?, size)?;
         target.store().set_len(size).map_err(|error| {
             let error = Error::io(format!("extend to {size} bytes"), target.path(), error);
             match error.kind() {

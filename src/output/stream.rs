@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::pipe::Stopped;
 use super::{ImageWriter, Plan, on_disk};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
@@ -37,6 +38,9 @@ impl Stream {
 impl State {
     fn write(&mut self, bytes: &[u8], path: &Path) -> Result<()> {
         self.sink.write_all(bytes).map_err(|error| {
+            if error.get_ref().is_some_and(|cause| cause.is::<Stopped>()) {
+                return Error::new(ErrorKind::Interrupted, Stopped.to_string());
+            }
             let operation = format!("write {} bytes at {} to", bytes.len(), self.position);
             Error::io(operation, path, error)
         })?;

@@ -8,13 +8,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, RenameFlags};
-use rustix::io::Errno;
-
 use super::file_id::{FileId, refuse_input};
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::{rename_new, room};
 use crate::io::{FileStore, Opener, Store, not_opened, sync_folder};
-use crate::sys::image_lock;
+use crate::sys::{image_lock, patience};
 
 /// A disk shows everything that was ever written to it: only its owner reads it, unless the file
 /// that it replaces was open to others.
@@ -78,26 +76,14 @@ impl Target {
         &self.path
     }
 
-    /// Fails if the filesystem has no room for `needed` more bytes.
+    /// Fails if the filesystem has no room for `needed` more bytes, or if the file may not become `len`
+    /// bytes long.
     ///
     /// # Errors
     /// `NoSpace`, with how much is missing.
-    pub fn check_space(&self, needed: u64) -> Result<()> {
-        let Ok(space) = rustix::fs::fstatvfs(self.store.file()) else { return Ok(()) };
-        let blocks =
-            if rustix::process::geteuid().is_root() { space.f_bfree } else { space.f_bavail };
-        let free = blocks.saturating_mul(space.f_frsize);
-        // A filesystem without a size does not know what it has room for.
-        if space.f_blocks == 0 || free >= needed {
-            return Ok(());
-        }
-        let text = format!(
-            "{} needs {} and its filesystem has {} free",
-            self.path.display(),
-            bytesize::ByteSize(needed),
-            bytesize::ByteSize(free)
-        );
-        Err(Error::new(ErrorKind::NoSpace, text))
+    pub fn check_space(&self, needed: u64, len: u64) -> Result<()> {
+        room::check_limit(&self.path, len)?;
+        room::check(&self.partial, needed, &self.path.display().to_string())
     }
 
     /// Puts the file on stable storage and gives it its name.
@@ -136,7 +122,7 @@ fn check_existing(file: &File, path: &Path, replace: bool, inputs: &[FileId]) ->
         return Err(Error::new(ErrorKind::Exists, text).advise("give --force to replace it"));
     }
     // A guest would go on writing to a file that nobody can find any more.
-    if let Ok(Some(_)) = image_lock::probe(file) {
+    if let Ok(Some(_)) = image_lock::probe_living(file) {
         let text = format!("{} is in use by another program", path.display());
         return Err(Error::new(ErrorKind::Busy, text).advise("end the program that uses it first"));
     }
@@ -171,7 +157,7 @@ fn open_partial(path: &Path) -> Result<File> {
     let failed = |error| Error::io("create", path, error);
     for _ in 0..ATTEMPTS_MAX {
         match Opener::CHANGE.create(MODE).open(path) {
-            Ok(file) => match file.try_lock() {
+            Ok(file) => match patience::lock(&file) {
                 // Somebody may have taken it for a leftover before it was locked.
                 Ok(()) if !is_at(&file, path) => {}
                 Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
@@ -197,7 +183,7 @@ fn remove_leftover(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(not_opened(path, error, ErrorKind::Exists)),
     };
-    match file.try_lock() {
+    match patience::lock(&file) {
         Ok(()) if is_at(&file, path) => {
             std::fs::remove_file(path).map_err(|error| Error::io("remove", path, error))
         }
@@ -213,35 +199,6 @@ fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), path.symlink_metadata()) {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
         _ => false,
-    }
-}
-
-/// Renames to a name that nothing has.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Not every filesystem knows this kind of rename: NFS and some of FUSE do not.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => rename_by_link(from, to),
-        result => Ok(result?),
-    }
-}
-
-/// Gives a file a second name, which never replaces anything, and takes the first one away.
-fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
-    match std::fs::hard_link(from, to) {
-        Ok(()) => std::fs::remove_file(from),
-        Err(error) => match Errno::from_io_error(&error) {
-            // FAT has no links either. What remains is to look first.
-            Some(Errno::PERM | Errno::NOSYS | Errno::NOTSUP) => rename_after_look(from, to),
-            _ => Err(error),
-        },
-    }
-}
-
-fn rename_after_look(from: &Path, to: &Path) -> io::Result<()> {
-    match to.symlink_metadata() {
-        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::rename(from, to),
-        Err(error) => Err(error),
     }
 }
 
@@ -324,21 +281,6 @@ mod tests {
     }
 
     #[test]
-    fn no_way_to_rename_replaces_anything() {
-        for rename in [rename_new, rename_by_link, rename_after_look] {
-            let dir = tempfile::tempdir().unwrap();
-            let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-            std::fs::write(&from, b"new").unwrap();
-            std::fs::write(&to, b"old").unwrap();
-            assert_eq!(rename(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-            std::fs::remove_file(&to).unwrap();
-            rename(&from, &to).unwrap();
-            assert_eq!(names(dir.path()), ["to"]);
-            assert_eq!(std::fs::read(&to).unwrap(), b"new");
-        }
-    }
-
-    #[test]
     fn a_link_is_followed_and_stays_a_link() {
         let dir = tempfile::tempdir().unwrap();
         let (path, link) = (dir.path().join("disk"), dir.path().join("link"));
@@ -382,7 +324,7 @@ mod tests {
     fn too_little_space_is_said_before_anything_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let target = Target::create(&dir.path().join("disk"), false, &[]).unwrap();
-        target.check_space(1 << 20).unwrap();
-        assert_eq!(target.check_space(1 << 60).unwrap_err().kind(), ErrorKind::NoSpace);
+        target.check_space(1 << 20, 1 << 20).unwrap();
+        assert_eq!(target.check_space(1 << 60, 1 << 60).unwrap_err().kind(), ErrorKind::NoSpace);
     }
 }

@@ -6,8 +6,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags};
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Opener, not_opened, sync_folder};
 
@@ -54,23 +52,7 @@ pub(super) fn sync_dir(path: &Path) -> Result<()> {
 /// Gives a file its final name, which nothing may have yet.
 pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     step()
-        .and_then(|()| {
-            match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-                Ok(()) => Ok(()),
-                // A filesystem without this kind of rename (NFS, some FUSE). The domain's lock is
-                // held, so nobody can take the name between the look and the rename.
-                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                    match to.symlink_metadata() {
-                        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                            std::fs::rename(from, to)
-                        }
-                        Err(error) => Err(error),
-                    }
-                }
-                Err(error) => Err(error.into()),
-            }
-        })
+        .and_then(|()| crate::files::rename_new(from, to))
         .map_err(|error| Error::io(format!("rename {} to", from.display()), to, error))
 }
 

@@ -8,6 +8,7 @@ use super::durable;
 use super::names::{DomainName, POINTS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Opener;
+use crate::sys::patience;
 
 /// The lock file of a domain. It is never removed: whoever locked a removed file would not be
 /// alone.
@@ -30,7 +31,7 @@ impl DomainLock {
         durable::create_dir(&dir)?;
         let path = dir.join(LOCK);
         let mut file = durable::open_or_create(&path)?;
-        match file.try_lock() {
+        match patience::lock(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(busy(&domain, &mut file)),
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path, error)),

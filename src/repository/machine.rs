@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::Manifest;
 use super::names::{DiskId, DomainName, MACHINE};
 use super::pending::partial_name;
-use super::point::{Among, PointId, Selector};
+use super::point::{PointId, Selector};
 use super::{DomainLock, Repository, durable, is_there};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Digest;
@@ -25,8 +25,8 @@ use crate::formats::archive::Digest;
 /// have 64 MiB.
 pub const MACHINE_FILE_MAX: u64 = 256 << 20;
 
-/// The most files that a machine has.
-const FILES_MAX: usize = 20_000;
+/// The most files that a machine has: a manifest that names more is damaged, and a backup takes no more.
+pub const MACHINE_FILES_MAX: usize = 20_000;
 
 /// How much of a file is in memory at a time, in bytes.
 const PIECE: usize = 64 << 10;
@@ -48,6 +48,9 @@ pub struct MachineRecord {
     /// How many filesystems were frozen; none if none were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_filesystems: Option<u32>,
+    /// libvirt starts it with the host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autostart: bool,
     /// Its files.
     pub files: Vec<MachineFile>,
     /// The disks that are not in the point, and why.
@@ -87,6 +90,10 @@ pub enum Role {
     Nvram,
     /// The state of its TPM.
     Tpm,
+    /// A file that it starts from and only reads: a kernel, an initrd, an ACPI table.
+    BootFile,
+    /// Another file that it keeps its state in.
+    GuestState,
     /// The configuration of the host.
     HostConfig,
 }
@@ -106,16 +113,18 @@ impl MachineRecord {
         self.files.iter().find(|file| file.role == role)
     }
 
+    /// Whether a record can have this UUID: it becomes the name of a folder.
+    pub fn is_uuid(uuid: &str) -> bool {
+        let fits = |c: u8| c == b'-' || c.is_ascii_hexdigit();
+        (1..=36).contains(&uuid.len()) && uuid.bytes().all(fits)
+    }
+
     /// What every record must fulfil, or what it does not.
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.files.len() > FILES_MAX {
+        if self.files.len() > MACHINE_FILES_MAX {
             return Err(format!("names {} files of the machine", self.files.len()));
         }
-        // It becomes the name of a folder.
-        let is_uuid = |it: &str| {
-            (1..=36).contains(&it.len()) && it.bytes().all(|c| c == b'-' || c.is_ascii_hexdigit())
-        };
-        if let Some(uuid) = self.uuid.as_ref().filter(|uuid| !is_uuid(uuid)) {
+        if let Some(uuid) = self.uuid.as_ref().filter(|uuid| !Self::is_uuid(uuid)) {
             return Err(format!("gives the machine the UUID {uuid:?}"));
         }
         match self.files.iter().find(|file| file.length > MACHINE_FILE_MAX) {
@@ -137,8 +146,8 @@ impl Repository {
         Ok(manifests.into_iter().filter_map(machine).collect())
     }
 
-    /// The machine that a disk belonged to at a point: of a point that has none, such as one that a
-    /// roll back kept, the one of the latest point before it that has both.
+    /// The machine that a disk belonged to at a point: of a point that has none, such as a
+    /// safety point, the one of the latest point before it that has both.
     ///
     /// # Errors
     /// The manifests can't be listed.
@@ -148,54 +157,17 @@ impl Repository {
         Ok(earlier.filter_map(|manifest| manifest.machine).next_back())
     }
 
-    /// The domain that is meant by a name: its own in the repository, or the one that libvirt has for
-    /// it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if there are several.
-    pub fn find_domain(&self, name: &str) -> Result<DomainName> {
-        let domains = self.domains()?;
-        if let Some(domain) = domains.iter().find(|domain| domain.as_str() == name) {
-            return Ok(domain.clone());
-        }
-        let mut found = Vec::new();
-        for domain in domains {
-            if self.machines(&domain)?.iter().any(|(_, machine)| machine.name == name) {
-                found.push(domain);
-            }
-        }
-        match found.as_slice() {
-            [only] => Ok(only.clone()),
-            [] => {
-                let text =
-                    format!("no domain {name:?} in the repository {}", self.path().display());
-                Err(Error::new(ErrorKind::NotFound, text)
-                    .advise("qdelta points lists what there is"))
-            }
-            several => {
-                let names: Vec<_> = several.iter().map(DomainName::as_str).collect();
-                let text = format!("{name:?} may be any of {}", names.join(", "));
-                Err(Error::new(ErrorKind::Usage, text).advise("give one of these names"))
-            }
-        }
-    }
-
     /// The manifest of the point of a domain that a selector means.
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn resolve_domain(
-        &self,
-        domain: &DomainName,
-        selector: &Selector,
-        among: Among,
-    ) -> Result<Manifest> {
+    pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
         let mut found = BTreeSet::new();
         let mut none = None;
         let mut survey = super::Survey::default();
         self.survey_domain(domain, &mut survey);
         for disk in survey.disks {
-            match self.resolve_among(&disk, selector, among) {
+            match self.resolve(&disk, selector) {
                 Ok(point) => {
                     found.insert(point.id);
                 }
@@ -262,7 +234,7 @@ impl Repository {
     /// The content of a file of a machine, proved by its digest.
     ///
     /// # Errors
-    /// `Damaged` if it is not what was stored; `NotFound` if it is gone.
+    /// `Damaged` if it is not what was stored, or gone.
     pub fn machine_file(&self, domain: &DomainName, file: &MachineFile) -> Result<Vec<u8>> {
         let mut content = Vec::new();
         self.copy_machine_file(domain, file, &mut content)?;
@@ -280,7 +252,20 @@ impl Repository {
         file: &MachineFile,
         out: &mut dyn Write,
     ) -> Result<()> {
-        copy(&self.machine_file_path(domain, file), file.digest, file.length, out)
+        let path = self.machine_file_path(domain, file);
+        let error = match copy(&path, file.digest, file.length, out) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let text =
+                    format!("{} is missing: it held {}", path.display(), file.path.display());
+                Error::new(ErrorKind::Damaged, text)
+            }
+            Err(error) if error.kind() == ErrorKind::Damaged => error,
+            done => return done,
+        };
+        Err(error.advise(format!(
+            "qdelta verify tells which points need it; their disks come back all the same: qdelta \
+             restore {domain}/DISK@POINT OUTPUT"
+        )))
     }
 
     /// Where a file of a machine is stored.
@@ -380,6 +365,7 @@ mod tests {
             uuid: Some(uuid.to_owned()),
             freeze_ms: None,
             frozen_filesystems: None,
+            autostart: false,
             files: Vec::new(),
             left_out: Vec::new(),
             missing: Vec::new(),
@@ -439,7 +425,9 @@ mod tests {
         repository.store_machine_file(&lock, &content[..], Path::new("/x")).unwrap();
         assert_eq!(look(length).unwrap(), content);
         fs::remove_file(&path).unwrap();
-        assert_eq!(look(length).unwrap_err().kind(), ErrorKind::NotFound);
+        let gone = look(length).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::Damaged);
+        assert!(gone.chain().contains("is missing") && gone.advice().is_some(), "{}", gone.chain());
     }
 
     /// The program dies at each step of storing a file: the next one stores it all the same.

@@ -55,9 +55,9 @@ pub struct Manifest {
     /// The machine around the disks, if it is a domain of libvirt's that was backed up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineRecord>,
-    /// It holds what was there before a roll back: nobody asked for a backup.
+    /// It is a safety point: it holds what was there before a roll back, and nobody asked for a backup.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub kept: bool,
+    pub safety: bool,
 }
 
 /// One disk at a recovery point.
@@ -210,6 +210,13 @@ pub struct LayerRecord {
     /// Path of the file.
     #[serde(with = "crate::json")]
     pub path: PathBuf,
+    /// Path of its external data file.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::json::optional::serialize"
+    )]
+    pub data_file: Option<PathBuf>,
     /// Its format: `qcow2` or `raw`.
     pub format: String,
     /// Size of the disk it shows, in bytes.
@@ -233,7 +240,7 @@ impl Manifest {
             disks: Vec::new(),
             elapsed_ms: 0,
             machine: None,
-            kept: false,
+            safety: false,
         }
     }
 
@@ -249,7 +256,10 @@ impl Manifest {
 
     /// The bytes of the file.
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
-        self.check().map_err(|problem| Error::new(ErrorKind::Io, problem))?;
+        self.check().map_err(|problem| {
+            let text = format!("the manifest of point {} {problem}", self.point);
+            Error::new(ErrorKind::Usage, text)
+        })?;
         let unwritable = |error| {
             Error::new(ErrorKind::Io, format!("cannot write the manifest of point {}", self.point))
                 .because(error)
@@ -261,7 +271,28 @@ impl Manifest {
         }
         let mut bytes = serde_json::to_vec_pretty(&value).map_err(unwritable)?;
         bytes.push(b'\n');
-        Ok(bytes)
+        match bytes.len() as u64 {
+            len if len > LEN_MAX => Err(self.too_long(len)),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Says that nobody could read the manifest, and what makes it so long.
+    fn too_long(&self, len: u64) -> Error {
+        let text = format!("the manifest of point {} would have {len} bytes", self.point);
+        let error = Error::new(ErrorKind::Usage, text)
+            .because(format!("at most {LEN_MAX} are read, so the point could never be restored"));
+        let files = self.machine.as_ref().map_or(0, |machine| machine.files.len());
+        match files > self.disks.len() {
+            true => error.advise(format!(
+                "it names {files} files of the machine: leave --with-host-config out"
+            )),
+            false => error.advise(format!(
+                "it names {} disks with all their layers: leave some out (--exclude), or merge \
+                 layers (virsh blockcommit)",
+                self.disks.len()
+            )),
+        }
     }
 
     /// Takes the bytes of the file at `path`, the manifest of `point` of `domain`.
@@ -370,8 +401,8 @@ pub struct Point {
     pub frozen_filesystems: Option<u32>,
     /// How long making it took, in milliseconds.
     pub elapsed_ms: u64,
-    /// It holds what was there before a roll back.
-    pub kept: bool,
+    /// It is a safety point: it holds what was there before a roll back.
+    pub safety: bool,
     /// What the manifest says of the disk.
     pub record: DiskRecord,
     /// Where its archive is.

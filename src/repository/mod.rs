@@ -12,9 +12,12 @@
 //! `.partial`, synced, renamed, and its folder synced. The manifest comes last: what has no
 //! manifest did not happen. Nothing is changed after its rename, so readers need no lock.
 
+mod case;
 mod chain;
 mod config;
 mod durable;
+mod find;
+mod health;
 mod leftovers;
 mod lock;
 mod machine;
@@ -30,18 +33,22 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Kind;
+use config::CONFIG;
 
 pub use chain::{Gap, Remains};
 pub use config::Repair;
+pub use find::Wanted;
+pub use health::Health;
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::DomainLock;
-pub use machine::{LeftOut, MACHINE_FILE_MAX, MachineFile, MachineRecord, Role};
+pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, Point, Refusal,
 };
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
-pub use point::{Among, PointId, Selector};
+use point::Among;
+pub use point::{PointId, Selector};
 
 /// The file in a domain's folder that says that its guest may be frozen.
 const FROZEN: &str = ".frozen";
@@ -155,38 +162,17 @@ impl Repository {
         Ok(survey)
     }
 
-    /// The disk that is meant by a name: `domain/disk`, or a domain that has only one.
+    /// Fails if the folder of a domain, or of one of these disks of it, would be another one's: on a
+    /// filesystem for which `Web` and `web` are one name. Nothing is written.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if there is no such disk, [`ErrorKind::Usage`] if a domain has
-    /// several and none was named.
-    pub fn find_disk(&self, spec: &DiskSpec) -> Result<DiskId> {
-        let mut survey = Survey::default();
-        if is_folder(&self.domain_dir(&spec.domain)).unwrap_or(true) {
-            self.survey_domain(&spec.domain, &mut survey);
-        }
-        let known = survey.disks;
-        let mut meant =
-            known.iter().filter(|id| spec.disk.as_ref().is_none_or(|disk| id.disk == *disk));
-        match (meant.next(), meant.next()) {
-            (Some(only), None) => Ok(only.clone()),
-            (Some(_), Some(_)) => {
-                let names: Vec<_> = known.iter().map(ToString::to_string).collect();
-                Err(Error::new(
-                    ErrorKind::Usage,
-                    format!("{spec} has several disks: {}", names.join(", ")),
-                )
-                .advise("name the disk as well: DOMAIN/DISK"))
-            }
-            (None, _) if !survey.unreadable.is_empty() => {
-                Err(survey.unreadable.remove(0).error.within(format!("{spec} can't be looked for")))
-            }
-            (None, _) => Err(Error::new(
-                ErrorKind::NotFound,
-                format!("no disk {spec} in the repository {}", self.root.display()),
-            )
-            .advise("qdelta points lists the disks that are there")),
-        }
+    /// [`ErrorKind::Usage`], with the name that is there; or a folder can't be read.
+    pub fn check_names<'a>(
+        &self,
+        domain: &DomainName,
+        disks: impl IntoIterator<Item = &'a DiskName>,
+    ) -> Result<()> {
+        case::check(self, domain, disks)
     }
 
     /// Takes the right to write to a domain, for as long as the lock lives. Makes the domain's
@@ -232,7 +218,7 @@ impl Repository {
                     .as_ref()
                     .and_then(|machine| machine.frozen_filesystems),
                 elapsed_ms: manifest.elapsed_ms,
-                kept: manifest.kept,
+                safety: manifest.safety,
                 archive_path: dir.join(&record.archive),
                 archive_present: present.contains(&record.archive),
                 record,
@@ -242,21 +228,43 @@ impl Repository {
         Ok(PointList { points, damaged: manifests.damaged, unreadable })
     }
 
-    /// The point of a disk that a selector means.
+    /// The point of a disk that a selector means: an id means any point, the latest or a time means
+    /// backups alone, and no safety point.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if an id's beginning fits
     /// several, [`ErrorKind::Damaged`] if the answer may be a point whose manifest is damaged: an
     /// older one is never given in its place.
     pub fn resolve(&self, id: &DiskId, selector: &Selector) -> Result<Point> {
-        self.resolve_among(id, selector, Among::All)
+        self.resolve_among(id, selector, Among::Backups)
     }
 
-    /// As [`Self::resolve`], with some points left out.
+    /// The last safety point that a selector passed over when it meant `point`, if there is one.
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn resolve_among(&self, id: &DiskId, selector: &Selector, among: Among) -> Result<Point> {
+    pub fn passed_over(
+        &self,
+        id: &DiskId,
+        selector: &Selector,
+        point: PointId,
+    ) -> Result<Option<PointId>> {
+        if matches!(selector, Selector::Id(_)) {
+            return Ok(None);
+        }
+        let last = self.resolve_among(id, selector, Among::All)?.id;
+        Ok((last > point).then_some(last))
+    }
+
+    /// The newest point of a disk, of whatever kind it is: what the next backup builds on.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn newest(&self, id: &DiskId) -> Result<Point> {
+        self.resolve_among(id, &Selector::Latest, Among::All)
+    }
+
+    fn resolve_among(&self, id: &DiskId, selector: &Selector, among: Among) -> Result<Point> {
         let PointList { mut points, damaged, unreadable } = self.points(id)?;
         let manifests = self.points_dir(&id.domain);
         if let Some(folder) = unreadable.into_iter().find(|folder| folder.path == manifests) {
@@ -265,7 +273,9 @@ impl Repository {
             ));
         }
         let is_id = matches!(selector, Selector::Id(_));
-        points.retain(|point| among == Among::All || is_id || !point.kept);
+        let is_meant = |point: &Point| among == Among::All || is_id || !point.safety;
+        let last_safety = points.iter().rev().find(|point| point.safety).map(|point| point.id);
+        points.retain(is_meant);
         let fits = |candidate: PointId| match selector {
             Selector::Latest => true,
             Selector::At(time) => candidate.time() <= *time,
@@ -304,7 +314,14 @@ impl Repository {
                     )
                     .advise("qdelta replay restores from the archives: the full first, in order");
                 }
-                (_, None) => format!("{id} has no points yet"),
+                (_, None) => match last_safety {
+                    None => format!("{id} has no points yet"),
+                    Some(safety) => {
+                        let text = format!("{id} has no backup, only safety points of roll backs");
+                        return Error::new(ErrorKind::NotFound, text)
+                            .advise(format!("name the one that is meant: {id}@{safety}"));
+                    }
+                },
                 (Selector::At(time), Some(first)) => {
                     format!("{id} has no point at or before {time}; its first is {}", first.id)
                 }
@@ -399,6 +416,14 @@ impl Repository {
         leftovers::strays(self, id)
     }
 
+    /// What can be seen to be wrong with a disk's points without reading an archive.
+    ///
+    /// # Errors
+    /// A folder can't be read.
+    pub fn health(&self, id: &DiskId, list: &PointList) -> Result<Health> {
+        health::of(self, id, list)
+    }
+
     /// The folder of a domain.
     fn domain_dir(&self, domain: &DomainName) -> PathBuf {
         self.root.join(domain.as_str())
@@ -417,6 +442,19 @@ impl Repository {
     /// The file that says that a guest may be frozen, for [`DomainLock`]'s holder to make.
     pub fn frozen_mark(&self, domain: &DomainName) -> PathBuf {
         self.domain_dir(domain).join(FROZEN)
+    }
+
+    /// The disks of a domain, as [`Self::survey_domain`] finds them.
+    ///
+    /// # Errors
+    /// None is found, and a folder can't be listed.
+    fn disks_of(&self, domain: &DomainName) -> Result<Vec<DiskId>> {
+        let mut survey = Survey::default();
+        self.survey_domain(domain, &mut survey);
+        match survey.unreadable.pop().filter(|_| survey.disks.is_empty()) {
+            Some(folder) => Err(folder.error),
+            None => Ok(survey.disks),
+        }
     }
 
     /// Adds the disks of a domain that have an archive or are named by a manifest, sorted. Where a
@@ -529,5 +567,7 @@ fn folder_names_if_any(path: &Path) -> Result<Vec<String>> {
     }
 }
 
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,13 @@
 //! What libvirt's guests have to do with an image that is about to be written over.
 
-use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::backup::open_options;
-use crate::domain::{Choice, Disk, Found, Libvirt, Source, decide, parse};
+use crate::backup::{is_same_uuid, open_options, stated_chain};
+use crate::domain::{Choice, Disk, Domain, Found, Libvirt, Source, decide};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Format, OpenOptions, files_below};
+use crate::image::{Format, OpenOptions, StatedChain, files_below};
 use crate::observer::Observer;
+use crate::paths::is_same_file;
 use crate::repository::MachineRecord;
 use crate::warning::{Code, Warning};
 
@@ -17,48 +16,148 @@ use crate::warning::{Code, Warning};
 /// a backing file by now.
 ///
 /// # Errors
-/// `Busy`, with what to do about it; also if it can't be told what a guest's disk lies on. What can't
-/// be read of libvirt's files is a warning.
-pub(super) fn check(libvirt: &Libvirt, path: &Path, observer: &dyn Observer) -> Result<()> {
-    let Some(image) = std::fs::metadata(path).ok().map(|data| identity(&data)) else {
+/// `Busy`, with what to do about it; also if it can't be told what a guest's disk is or lies on.
+pub(super) fn check(libvirt: &Libvirt, path: &Path) -> Result<()> {
+    if std::fs::metadata(path).is_err() {
         return Ok(());
+    }
+    let unknown = |error: Error| {
+        let text = format!("not known whether {} is or lies below a guest's disk", path.display());
+        Error::new(ErrorKind::Busy, text).because(error.chain()).advise(
+            "see to it that libvirt's files can be read (root can), undefine the domain if it is no more, \
+             or restore to a new file",
+        )
     };
-    let is_it =
-        |other: &Path| std::fs::metadata(other).is_ok_and(|other| identity(&other) == image);
-    for found in all(libvirt, observer) {
-        let name = &found.domain.name;
+    for name in libvirt.list().map_err(unknown)?.names {
+        let found = match libvirt.find(&name) {
+            Ok(found) => found,
+            // It was undefined a moment ago.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(unknown(error)),
+        };
         for disk in disks(&found) {
-            let own = match &disk.source {
-                Source::File(own) | Source::Block(own) => own,
-                Source::Volume { .. } => {
-                    let text = format!(
-                        "disk {} of {name} is {}: not known whether it needs the image as it is",
-                        disk.target, disk.source
-                    );
-                    observer.warn(Warning::new(Code::Unchecked, text));
-                    continue;
-                }
-                _ => continue,
-            };
-            if is_it(own) {
-                check_stopped(libvirt, &found, &disk, path)?;
-            } else if below(name, &disk, own, path)?.iter().any(|file| is_it(file)) {
-                let text = format!(
-                    "{} is a backing file of disk {} of {name}",
-                    path.display(),
-                    disk.target
-                );
-                return Err(Error::new(ErrorKind::Busy, text)
-                    .because("what is written to it would damage that disk")
-                    .advise(format!(
-                        "its image is {} now: roll that back, or merge the snapshot first (virsh \
-                         blockcommit)",
-                        own.display()
-                    )));
-            }
+            Other { libvirt, found: &found, disk, path }.check()?;
         }
     }
     Ok(())
+}
+
+/// A disk of a guest, and an image that is about to be written over.
+struct Other<'a> {
+    libvirt: &'a Libvirt,
+    found: &'a Found,
+    disk: &'a Disk,
+    path: &'a Path,
+}
+
+impl Other<'_> {
+    fn check(&self) -> Result<()> {
+        match &self.disk.source {
+            Source::File(own) | Source::Block(own) if is_same_file(own, self.path) => {
+                return check_stopped(self.libvirt, self.found, self.disk, self.path);
+            }
+            Source::Volume { .. } => self.check_unknown()?,
+            _ => {}
+        }
+        for source in self.disk.other_sources() {
+            match source {
+                Source::File(file) | Source::Block(file) if is_same_file(file, self.path) => {
+                    return Err(self.harmed());
+                }
+                Source::Volume { why, .. } => {
+                    return Err(self.not_told(format!("{source}: {why}")));
+                }
+                // What lies on a server is no file of this host.
+                _ => {}
+            }
+        }
+        match self.below()?.iter().any(|file| is_same_file(file, self.path)) {
+            true => Err(self.harmed()),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails if a disk of which nobody knows which file it is may be this image in use, or lie on it.
+    fn check_unknown(&self) -> Result<()> {
+        let Source::Volume { why, .. } = &self.disk.source else { return Ok(()) };
+        let name = &self.found.domain.name;
+        let used = self.found.live.is_some() || self.libvirt.managed_save(name).is_some();
+        if !used && (!has_header(self.disk.format.as_deref()) || self.is_stated()) {
+            return Ok(());
+        }
+        Err(self.not_told(format!("it is {}: {why}", self.disk.source)))
+    }
+
+    /// Whether the XML says everything about what lies below the disk's own image.
+    fn is_stated(&self) -> bool {
+        self.disk.chain.is_whole || !self.disk.chain.below.is_empty()
+    }
+
+    /// The files below the images of the disk that their headers name, where the XML says nothing.
+    fn below(&self) -> Result<Vec<PathBuf>> {
+        let (disk, chain) = (self.disk, &self.disk.chain);
+        let own = (&disk.source, disk.format.as_deref(), chain.data.as_deref());
+        let below = chain.below.iter();
+        let below = below.map(|it| (&it.source, it.format.as_deref(), it.data.as_deref()));
+        let mut files = Vec::new();
+        for (depth, (source, format, data)) in std::iter::once(own).chain(below).enumerate() {
+            if !has_header(format) {
+                // Nothing lies below a raw image, whatever the XML says.
+                break;
+            }
+            let (Source::File(path) | Source::Block(path)) = source else { continue };
+            let stated = StatedChain {
+                data_file: data.and_then(|data| data.source.path()).map(Path::to_path_buf),
+                is_whole: chain.is_whole || depth < chain.below.len(),
+                ..StatedChain::default()
+            };
+            files.extend(self.below_one(path, format.unwrap_or_default(), &stated)?);
+        }
+        Ok(files)
+    }
+
+    fn below_one(&self, path: &Path, format: &str, stated: &StatedChain) -> Result<Vec<PathBuf>> {
+        let found = match format {
+            "qcow2" => files_below(path, Format::Qcow2, stated),
+            _ if stated.is_whole || !path.exists() => return Ok(Vec::new()),
+            _ => Err(Error::new(ErrorKind::Image, format!("its format is {format}"))),
+        };
+        match found {
+            Ok(files) => Ok(files),
+            // Without its image the disk is nothing that could be harmed.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(self.not_told(error.chain())),
+        }
+    }
+
+    fn harmed(&self) -> Error {
+        let (path, target) = (self.path.display(), &self.disk.target);
+        let text =
+            format!("{path} is a backing file of disk {target} of {}", self.found.domain.name);
+        Error::new(ErrorKind::Busy, text)
+            .because("what is written to it would damage that disk")
+            .advise(format!(
+                "its image is {} now: roll that back, or merge the snapshot first (virsh blockcommit)",
+                self.disk.source
+            ))
+    }
+
+    /// The image may be, or lie below, the disk.
+    fn not_told(&self, why: String) -> Error {
+        let (path, target) = (self.path.display(), &self.disk.target);
+        let name = &self.found.domain.name;
+        let text = format!("not known whether {path} is a backing file of disk {target} of {name}");
+        Error::new(ErrorKind::Busy, text).because(why).advise(
+            "see to it that qdelta can read that disk's images and its pool's definition, undefine the \
+             domain if it is no more, or restore to a new file",
+        )
+    }
+}
+
+/// Whether an image of this format can name files in its header (libvirt, `virstoragefile.h`: all beyond
+/// `VIR_STORAGE_FILE_BACKING`).
+fn has_header(format: Option<&str>) -> bool {
+    matches!(format, Some("qcow2" | "qcow" | "cow" | "qed" | "vmdk"))
 }
 
 /// Fails if the image at `path`, which only the repository says to be a disk of `machine`, is a disk
@@ -66,17 +165,10 @@ pub(super) fn check(libvirt: &Libvirt, path: &Path, observer: &dyn Observer) -> 
 ///
 /// # Errors
 /// `Usage`: who means it can name it.
-pub(super) fn check_owner(
-    libvirt: &Libvirt,
-    path: &Path,
-    machine: &MachineRecord,
-    observer: &dyn Observer,
-) -> Result<()> {
-    let Ok(image) = std::fs::metadata(path).map(|data| identity(&data)) else { return Ok(()) };
-    for found in all(libvirt, observer).iter().filter(|found| found.domain.uuid != machine.uuid) {
+pub(super) fn check_owner(libvirt: &Libvirt, path: &Path, machine: &MachineRecord) -> Result<()> {
+    for found in all(libvirt).iter().filter(|found| found.domain.uuid != machine.uuid) {
         for disk in disks(found) {
-            let (Source::File(own) | Source::Block(own)) = &disk.source else { continue };
-            if std::fs::metadata(own).is_ok_and(|own| identity(&own) == image) {
+            if disk.source.path().is_some_and(|own| is_same_file(own, path)) {
                 let (path, owner) = (path.display(), &found.domain.name);
                 let text = format!("{path} is disk {} of {owner} now", disk.target);
                 return Err(Error::new(ErrorKind::Usage, text)
@@ -92,13 +184,23 @@ pub(super) fn check_owner(
 }
 
 /// The disks that a guest has now, and those that it has at its next start.
-fn disks(found: &Found) -> Vec<Disk> {
-    let mut disks = found.domain.disks.clone();
-    if let (Some(_), Some(file)) = (&found.live, &found.persistent) {
-        // It was parsed before, or nothing would have been found.
-        disks.extend(parse(&file.text).map(|domain| domain.disks).unwrap_or_default());
-    }
-    disks
+fn disks(found: &Found) -> impl Iterator<Item = &Disk> {
+    found.domain.disks.iter().chain(&found.next_disks)
+}
+
+/// What the definition of a guest whose disk the image at `path` is says of its chain; nothing if it is
+/// nobody's.
+///
+/// # Errors
+/// The definition describes a chain that can't be read.
+pub(super) fn chain_of(libvirt: &Libvirt, path: &Path) -> Result<StatedChain> {
+    let all = all(libvirt);
+    let mut disks = all.iter().flat_map(disks);
+    let own = disks.find(|disk| {
+        disk.format.as_deref() == Some("qcow2")
+            && disk.source.path().is_some_and(|own| is_same_file(own, path))
+    });
+    own.map_or(Ok(StatedChain::default()), stated_chain)
 }
 
 /// Fails if the guest that has the image runs, or its memory is saved.
@@ -127,7 +229,7 @@ pub(super) fn image_now(
     libvirt: &Libvirt,
     machine: &MachineRecord,
     target: &str,
-    roots: &[PathBuf],
+    (roots, same_guest): (&[PathBuf], bool),
     observer: &dyn Observer,
 ) -> Result<Option<(PathBuf, OpenOptions)>> {
     let advice = "say which image is meant, or restore to a new file";
@@ -137,14 +239,19 @@ pub(super) fn image_now(
             return Ok(None);
         }
         Err(error) => {
-            unknown(&error, observer);
-            return Ok(None);
+            let text = format!("not known what disk {target} of {} is now", machine.name);
+            return Err(Error::new(ErrorKind::Busy, text).because(error.chain()).advise(advice));
         }
     };
     let name = &machine.name;
-    if found.domain.uuid != machine.uuid {
-        let text = format!("{name} has another UUID now: it is not the guest of the point");
-        return Err(Error::new(ErrorKind::Usage, text).advise(advice));
+    if let Some(difference) = another_guest(&found.domain, machine) {
+        let text = format!("{name} is another guest than that of the point: {difference}");
+        if !same_guest {
+            return Err(Error::new(ErrorKind::Usage, text).advise(format!(
+                "--same-guest says that it is the same all the same; or {advice}"
+            )));
+        }
+        observer.warn(Warning::new(Code::OtherGuest, text));
     }
     let disk = found.domain.disks.iter().find(|disk| disk.target == target);
     let gone = |why: String| {
@@ -157,6 +264,28 @@ pub(super) fn image_now(
     }
 }
 
+/// How the guest of a point and the one that has its name here differ, if they are two.
+fn another_guest(here: &Domain, machine: &MachineRecord) -> Option<String> {
+    let (then, now) = (machine.uuid.as_ref()?, here.uuid.as_ref()?);
+    let differ = !is_same_uuid(then, now);
+    differ.then(|| format!("that one has the UUID {then}, and the one here {now}"))
+}
+
+/// The UUID of the guest that has the name of a point's guest here. Warns if it is another one.
+pub(super) fn uuid_here(
+    libvirt: &Libvirt,
+    machine: &MachineRecord,
+    observer: &dyn Observer,
+) -> Option<String> {
+    let here = libvirt.find(&machine.name).ok()?.domain;
+    if let Some(difference) = another_guest(&here, machine) {
+        let name = &machine.name;
+        let text = format!("{name} is another guest here than that of the point: {difference}");
+        observer.warn(Warning::new(Code::OtherGuest, text));
+    }
+    here.uuid
+}
+
 /// The targets of the disks that belong to a guest now; none if libvirt does not know it.
 pub(super) fn disks_now(libvirt: &Libvirt, machine: &MachineRecord) -> Vec<String> {
     let Ok(found) = libvirt.find(&machine.name) else { return Vec::new() };
@@ -165,60 +294,8 @@ pub(super) fn disks_now(libvirt: &Libvirt, machine: &MachineRecord) -> Vec<Strin
     disks.filter(belongs).map(|disk| disk.target).collect()
 }
 
-/// All guests whose files can be read.
-fn all(libvirt: &Libvirt, observer: &dyn Observer) -> Vec<Found> {
-    let names = libvirt.list().map(|listing| listing.names).unwrap_or_else(|error| {
-        unknown(&error, observer);
-        Vec::new()
-    });
-    let mut all = Vec::new();
-    for name in names {
-        match libvirt.find(&name) {
-            Ok(found) => all.push(found),
-            // It was undefined a moment ago.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => unknown(&error, observer),
-        }
-    }
-    all
-}
-
-fn unknown(error: &Error, observer: &dyn Observer) {
-    let warning = Warning::failed(Code::Unchecked, error);
-    observer.warn(warning.within("not known whether a guest needs the image as it is"));
-}
-
-/// The files below the image of a disk, as its XML names them and as the image itself does. `path` is
-/// what is about to be written to.
-///
-/// # Errors
-/// `Busy` if they can't be told: `path` may be one of them.
-fn below(name: &str, disk: &Disk, own: &Path, path: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = disk.backing.clone();
-    if disk.format.as_deref() != Some("qcow2") {
-        return Ok(files);
-    }
-    match files_below(own, Format::Qcow2) {
-        Ok(more) => files.extend(more),
-        // Without its image the disk is nothing that could be harmed.
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => {
-            let (target, path) = (&disk.target, path.display());
-            let text =
-                format!("not known whether {path} is a backing file of disk {target} of {name}");
-            return Err(Error::new(ErrorKind::Busy, text).because(error).advise(
-                "see to it that qdelta can read that disk's images, undefine the domain if it is no \
-                 more, or restore to a new file",
-            ));
-        }
-    }
-    Ok(files)
-}
-
-/// What a file or block device is recognised by, whatever it is called.
-fn identity(data: &Metadata) -> (bool, u64, u64) {
-    match data.file_type().is_block_device() {
-        true => (true, data.rdev(), 0),
-        false => (false, data.dev(), data.ino()),
-    }
+/// All guests whose files can be read. Before anything is written, [`check`] refuses if there are others.
+fn all(libvirt: &Libvirt) -> Vec<Found> {
+    let names = libvirt.list().map(|listing| listing.names).unwrap_or_default();
+    names.iter().filter_map(|name| libvirt.find(name).ok()).collect()
 }

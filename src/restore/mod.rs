@@ -67,6 +67,12 @@ pub struct Report {
     pub disk: String,
     /// The recovery point.
     pub point: String,
+    /// It is a safety point, made before a roll back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub safety: bool,
+    /// The last safety point that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Where it is now; `-` is standard output.
     #[serde(serialize_with = "crate::json::serialize")]
     pub output: PathBuf,
@@ -137,10 +143,11 @@ pub fn run(
 ) -> Result<Report> {
     let disk = repository.find_disk(disk)?;
     let point = repository.resolve(&disk, selector)?;
+    let passed_over = repository.passed_over(&disk, selector, point.id)?;
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
     warn_of_trouble(repository, observer);
-    check_replaced(&request, observer)?;
+    check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
         let remains = repository.remains_of(&repository.points(&disk)?, &point);
         let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
@@ -149,7 +156,9 @@ pub fn run(
     } else {
         (check_indexes(open_chain(repository, &point)?)?, Vec::new())
     };
-    let report = rebuild(&chain, problems, request, observer, cancel)?;
+    let mut report = rebuild(&chain, problems, request, observer, cancel)?;
+    report.safety = point.safety;
+    report.passed_over = passed_over.map(|point| point.to_string());
     Ok(Report { warnings: recorder.take(), ..report })
 }
 
@@ -172,7 +181,7 @@ pub fn replay(
 ) -> Result<Report> {
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    check_replaced(&request, observer)?;
+    check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
         salvage_chain(archives, Vec::new(), None, cancel)?
     } else {
@@ -184,9 +193,9 @@ pub fn replay(
 }
 
 /// Fails if the image that is to be replaced is one that a guest needs as it is.
-fn check_replaced(request: &Request, observer: &dyn Observer) -> Result<()> {
+fn check_replaced(request: &Request) -> Result<()> {
     match &request.destination {
-        Destination::Path(path) if request.force => guests::check(&request.libvirt, path, observer),
+        Destination::Path(path) if request.force => guests::check(&request.libvirt, path),
         _ => Ok(()),
     }
 }
@@ -244,6 +253,7 @@ fn rebuild(
                 format: request.format,
                 force: request.force,
                 inputs: input_ids(chain)?,
+                cancel: cancel.clone(),
             };
             (path.clone(), output::create(&path, plan, &options, observer)?)
         }
@@ -279,6 +289,8 @@ fn rebuild(
     Ok(Report {
         disk: format!("{}/{}", metadata.domain, metadata.disk),
         point: metadata.point.clone(),
+        safety: false,
+        passed_over: None,
         output: name,
         format: request.format.as_str(),
         virtual_size: chain.geometry().virtual_size(),

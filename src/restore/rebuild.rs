@@ -69,7 +69,9 @@ pub(super) fn run(
     let ahead = ReadAhead::new(resources, files, buffer_size, Direct::Off)?;
     let backend = ahead.backend();
     ahead.warn_of_fallback(observer);
-    observer.begin("restore", geometry.virtual_size());
+    let stored = chain.nonzero();
+    let count = wanted.map_or(stored.len(), |wanted| wanted.intersection_len(&stored));
+    observer.begin("restore", count * block_size);
     let mut planner = Planner {
         geometry,
         wanted,
@@ -110,9 +112,8 @@ pub(super) fn run(
                     }
                 };
                 let start = task.blocks.start * block_size;
-                let end = (task.blocks.end * block_size).min(geometry.virtual_size());
                 let runs = wanted_runs(&task, &lost, block_size);
-                let mut piece = Piece { start, end, runs, bytes, lost };
+                let mut piece = Piece { start, runs, bytes, lost };
                 if pool.is_none() && !output.in_order() {
                     piece.write(output)?;
                 }
@@ -122,11 +123,11 @@ pub(super) fn run(
         Writer {
             output,
             behind,
-            position: 0,
             written: 0,
             lost: Vec::new(),
             observer,
             size: geometry.virtual_size(),
+            block_size,
         },
     )?;
     observer.end();
@@ -176,10 +177,9 @@ impl Room {
 
 /// What a task came to.
 struct Piece {
-    /// The bytes of the disk that it covers.
+    /// Where on the disk it begins, in bytes.
     start: u64,
-    end: u64,
-    /// Those of them, in whole blocks, that frames fill. The last block may reach past the end.
+    /// Its bytes, in whole blocks, that frames fill. The last block may reach past the disk's end.
     runs: Vec<Range<u64>>,
     /// All bytes of its blocks.
     bytes: Room,
@@ -369,8 +369,8 @@ struct Writer<'a> {
     output: &'a dyn ImageWriter,
     /// Writes where the output is a file.
     behind: Option<WriteBehind>,
-    position: u64,
     size: u64,
+    block_size: u64,
     written: u64,
     lost: Vec<Lost>,
     observer: &'a dyn Observer,
@@ -391,8 +391,9 @@ impl Consumer<Piece> for Writer<'_> {
         }
         self.written +=
             piece.runs.iter().map(|run| run.end.min(self.size) - run.start).sum::<u64>();
-        self.observer.advance(piece.end - self.position);
-        self.position = piece.end;
+        let lost: u64 = piece.lost.iter().map(|lost| u64::from(lost.mask.count_ones())).sum();
+        let done: u64 = piece.runs.iter().map(|run| run.end - run.start).sum();
+        self.observer.advance(done + lost * self.block_size);
         self.lost.extend(piece.lost);
         Ok(())
     }
@@ -401,7 +402,6 @@ impl Consumer<Piece> for Writer<'_> {
         if let Some(behind) = self.behind {
             behind.finish()?;
         }
-        self.observer.advance(self.size - self.position);
         Ok((self.written, self.lost))
     }
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::kernel::byte_lock;
+use super::patience;
 use crate::error::{Error, ErrorKind, Result};
 
 /// "I hold permission 0".
@@ -53,6 +54,20 @@ pub fn probe(file: impl AsFd) -> io::Result<Option<Holder>> {
     let file = file.as_fd();
     let holder = Holder { held: bits(file, HELD, ALL)?, denied: bits(file, DENIED, ALL)? };
     Ok((holder.held != 0 || holder.denied != 0).then_some(holder))
+}
+
+/// As [`probe`], but for those who have just ended and whose locks go in a moment: their locks do not
+/// count.
+///
+/// # Errors
+/// As [`probe`].
+pub fn probe_living(file: impl AsFd) -> io::Result<Option<Holder>> {
+    let mut holder = None;
+    patience::wait_until(|| {
+        holder = probe(&file)?;
+        Ok::<bool, io::Error>(holder.is_none())
+    })?;
+    Ok(holder)
 }
 
 /// What a [`ImageLock`] is for.
@@ -127,7 +142,16 @@ impl ImageLock {
         };
         // First the own claim and then the look at the others', as QEMU does: of two that come at
         // the same time, at least one sees the other.
-        match lock.claim(hold, deny).and_then(|()| lock.conflict(hold, deny)) {
+        let mut conflict = lock.claim(hold, deny).and_then(|()| lock.conflict(hold, deny));
+        if matches!(conflict, Ok(Some(_))) {
+            // While it waits it claims nothing, so that it is in nobody's way.
+            lock.release();
+            let free = patience::wait_until(|| lock.conflict(hold, deny).map(|it| it.is_none()));
+            if matches!(free, Ok(true)) {
+                conflict = lock.claim(hold, deny).and_then(|()| lock.conflict(hold, deny));
+            }
+        }
+        match conflict {
             Ok(None) => Ok(lock),
             Ok(Some(what)) => {
                 let error = Error::new(ErrorKind::Busy, format!("{} {what}", path.display()));
@@ -150,6 +174,13 @@ impl ImageLock {
                 Err(Error::new(ErrorKind::Busy, text).advise("end the program that uses it first"))
             }
             Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn release(&mut self) {
+        for byte in self.locked.drain(..) {
+            // What can't be unlocked now is when the last descriptor is closed.
+            let _ = byte_lock::release(self.file.as_fd(), byte);
         }
     }
 
@@ -179,10 +210,7 @@ impl ImageLock {
 
 impl Drop for ImageLock {
     fn drop(&mut self) {
-        for byte in &self.locked {
-            // What can't be unlocked now is when the last descriptor is closed.
-            let _ = byte_lock::release(self.file.as_fd(), *byte);
-        }
+        self.release();
     }
 }
 

@@ -191,6 +191,10 @@ pub(crate) mod fiemap {
     pub(crate) const EXTENT_LAST: u32 = 0x1;
     /// Allocated, never written: reads as zeros.
     pub(crate) const EXTENT_UNWRITTEN: u32 = 0x800;
+    /// Compressed or encrypted: nothing is written over in it.
+    pub(crate) const EXTENT_ENCODED: u32 = 0x8;
+    /// Among the filesystem's metadata.
+    pub(crate) const EXTENT_INLINE: u32 = 0x200;
     /// Other files have it, too.
     pub(crate) const EXTENT_SHARED: u32 = 0x2000;
 

@@ -3,4 +3,5 @@
 
 pub mod image_lock;
 pub(crate) mod kernel;
+pub(crate) mod patience;
 pub(crate) mod uring;

@@ -41,7 +41,7 @@ impl Deed {
             AddBitmap => bitmap::create(image, "new", 65536),
             RemoveBitmap | RemoveLastBitmap => bitmap::remove(image, "one"),
             // Some of the first clusters, in no order: written and zeroed by turns.
-            Rewrite => anchor::rewrite(image, |rewrite| {
+            Rewrite => anchor::rewrite(image, false, |rewrite| {
                 let size = rewrite.cluster_size() as usize;
                 for number in (0..REWRITTEN).step_by(3).chain((1..REWRITTEN).step_by(9)) {
                     match number % 2 {

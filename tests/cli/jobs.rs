@@ -154,14 +154,13 @@ fn a_second_disk_does_not_change_where_the_first_one_goes() {
 
 /// Two images of one name in different folders.
 #[test]
-fn another_image_under_the_same_name_is_warned_of() {
+fn another_image_under_the_same_name_is_refused() {
     let place = Place::new();
     place.done(&["backup", &place.image("web.qcow2")]);
     std::fs::create_dir(place.at("other")).unwrap();
     let other = place.image("other/web.qcow2");
-    let run = place.run(&["backup", &other]);
-    assert_eq!(run.status, 0);
-    assert!(run.stderr.contains("warning: web/disk was "), "{}", run.stderr);
+    let said = place.refused(2, &["backup", &other]);
+    assert!(said.contains("web/disk is another image than at the point before"), "{said}");
     // Whoever says that it is the same disk knows it.
     place.done(&["backup", &place.at("web.qcow2"), "--disk", "web"]);
     place.done(&["backup", &other, "--disk", "web/disk"]);

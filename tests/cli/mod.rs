@@ -1,5 +1,6 @@
 //! The command line as people and scripts meet it: statuses, help, results, manners.
 
+mod bar;
 mod bench;
 mod jobs;
 pub mod json;
@@ -7,6 +8,7 @@ mod manners;
 mod misplaced;
 mod points;
 mod shell;
+mod words;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

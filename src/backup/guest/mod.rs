@@ -10,6 +10,7 @@ mod machine;
 mod moment;
 mod plan;
 mod snapshots;
+mod still;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use serde::Serialize;
 
 use super::disk::Written;
 use super::together::{Ready, Together};
-use super::{Options, Report, clean, commit, next_point};
+use super::{Options, Report, clean, commit, next_point, same_disk};
 use crate::cancel::Cancel;
 use crate::domain::{Found, Libvirt};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,8 +31,8 @@ use crate::warning::{Code, Warning};
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
 
-pub(crate) use plan::open_options;
 pub use plan::repository_name;
+pub(crate) use plan::{open_options, stated_chain};
 
 /// How far a running guest is brought to rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,6 +55,8 @@ pub struct GuestRequest {
     pub libvirt: Libvirt,
     /// Targets of disks to leave out.
     pub excluded: Vec<String>,
+    /// It is the guest of the points before, though its UUID or the image of a disk is another.
+    pub same_guest: bool,
     /// How far it is brought to rest if it runs.
     pub consistency: ConsistencyChoice,
     /// How long it may be frozen.
@@ -126,6 +129,7 @@ pub fn run_guest(
     let observer: &dyn Observer = &recorder;
     let found = request.libvirt.find(&request.domain)?;
     let name = repository_name(&found.domain)?;
+    repository.check_names(&name, [])?;
     let mark = freeze(repository, request, &found, &name)?;
     // Before anything that can fail: a guest that was left frozen waits.
     let thawed = quiesce::thaw_marked(&mark, found.live.is_some(), observer);
@@ -141,12 +145,19 @@ pub fn run_guest(
     for warning in &plan.warnings {
         observer.warn(warning.clone());
     }
+    repository.check_names(&plan.name, plan.disks.iter().map(|disk| &disk.id.disk))?;
+    if !request.same_guest {
+        same_disk::check_guest(repository, &plan.name, &found.domain)?;
+    }
     let lock = repository.lock(&plan.name)?;
     clean(repository, &lock, observer)?;
     let point = next_point(repository, &lock, observer)?;
     let disks = Together { repository, lock: &lock, point, options: &request.options, observer };
     let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
     let ready = flow.get_ready()?;
+    if !request.same_guest {
+        same_disk::check_guest_images(&ready)?;
+    }
     // In this order: what was made of the disks goes after everything that has it open.
     let mut moment;
     let written;
@@ -166,6 +177,8 @@ pub fn run_guest(
         observer.warn(Warning::new(Code::Machine, format!("not in the point: {what}")));
     }
     let disks = commit(written, moment.consistency, Some(record), started, &recorder)?;
+    // Before the warnings are gathered: that something could not be released is one.
+    moment.snapshots.clear();
     Ok(GuestReport {
         domain: request.domain.clone(),
         point: point.to_string(),
@@ -212,7 +225,7 @@ impl<'a> Flow<'a> {
     }
 
     /// Backs up a guest that is stopped: nobody can start it as long as its disks are read.
-    fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment)> {
+    fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
         let sources = self.disks.take(&ready)?;
         let mut moment = Moment::offline();
         if self.request.libvirt.managed_save(&self.found.domain.name).is_some() {

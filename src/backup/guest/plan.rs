@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::GuestRequest;
-use crate::domain::{Choice, Disk, Domain, Found, decide};
+use crate::domain::{Choice, Disk, Domain, Found, Link, decide};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Format, OpenOptions};
+use crate::image::{Format, OpenOptions, StatedChain, StatedLayer};
 use crate::io::{Opener, not_opened};
 use crate::repository::{DiskId, DomainName, LeftOut};
 use crate::sys::image_lock;
@@ -75,7 +75,8 @@ impl Plan {
                     let target = &disk.target;
                     let text = format!("disk {target} of {} {reason}", domain.name);
                     return Err(Error::new(ErrorKind::Image, text).advise(format!(
-                        "--exclude {target} makes points without it; back it up by other means"
+                        "--exclude {}/{target} makes points without it; back it up by other means",
+                        domain.name
                     )));
                 }
             }
@@ -89,21 +90,41 @@ impl Plan {
     }
 }
 
-/// How the image of a disk is opened, names in it may lead into `roots`, too.
+/// How the image of a disk is opened: as the domain's XML says. Names in images may lead into `roots`,
+/// too.
 ///
 /// # Errors
-/// There is no such format.
+/// There is no such format, or the chain that the XML describes can't be read.
 pub(crate) fn open_options(disk: &Disk, format: &str, roots: &[PathBuf]) -> Result<OpenOptions> {
-    let mut roots = roots.to_vec();
-    // libvirt has given these to QEMU already.
-    roots.extend(disk.backing.iter().filter_map(|path| existing_folder(path)));
-    let format = Some(format.parse::<Format>()?);
-    Ok(OpenOptions { format, image_roots: roots, ..OpenOptions::default() })
+    let format = format.parse::<Format>()?;
+    let chain = match format {
+        Format::Qcow2 => stated_chain(disk)?,
+        // Nothing lies below a raw image.
+        Format::Raw => StatedChain::default(),
+    };
+    let image_roots = roots.to_vec();
+    Ok(OpenOptions { format: Some(format), image_roots, chain, ..OpenOptions::default() })
 }
 
-/// The folder of a file that is there. One that is not is the image's own business.
-fn existing_folder(path: &Path) -> Option<PathBuf> {
-    path.parent().filter(|folder| folder.is_dir()).map(Path::to_path_buf)
+/// What the domain's XML says of the chain of a disk.
+///
+/// # Errors
+/// It can't be read.
+pub(crate) fn stated_chain(disk: &Disk) -> Result<StatedChain> {
+    let unreadable = |why| {
+        let text = format!("disk {} can't be read as the guest sees it: {why}", disk.target);
+        Error::new(ErrorKind::Image, text)
+    };
+    let links = disk.chain.links().map_err(unreadable)?;
+    let layer = |link: Link| {
+        let format = link.format.parse()?;
+        Ok(StatedLayer { path: link.path, format, data_file: link.data_file })
+    };
+    Ok(StatedChain {
+        data_file: links.data_file,
+        below: links.below.into_iter().map(layer).collect::<Result<_>>()?,
+        is_whole: links.is_whole,
+    })
 }
 
 /// What a domain is called in the repository: its name, if that can be a folder's there. Otherwise

@@ -2,8 +2,9 @@
 
 use qdelta::backup::inventory::{self, AnchorInfo};
 use qdelta::observer::{Observer, Recorder};
+use qdelta::repository::{DiskId, Repository};
 use qdelta::warning::{Code, Warning};
-use qdelta::{Error, Result};
+use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::cli::args::Anchors;
@@ -40,7 +41,7 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
         trouble(&error);
     }
     let disks = match &args.disk {
-        Some(spec) => vec![repository.find_disk(spec)?],
+        Some(wanted) => repository.find_disks(wanted)?,
         None => {
             let survey = repository.survey()?;
             survey.unreadable.iter().for_each(|folder| trouble(&folder.error));
@@ -49,10 +50,11 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     };
     let done = if whole { status::DONE } else { status::DAMAGED };
     let mut report = Report { anchors: Vec::new(), removed: Vec::new(), warnings: Vec::new() };
+    if args.remove_all || !args.remove.is_empty() {
+        report.removed = remove(&repository, &disks, &args.remove, &recorder)?;
+        context.out.was_done(format!("{} went", text::count(report.removed.len(), "anchor")));
+    }
     for disk in &disks {
-        if args.remove_all || !args.remove.is_empty() {
-            report.removed.extend(inventory::remove(&repository, disk, &args.remove, &recorder)?);
-        }
         report.anchors.extend(inventory::list(&repository, disk, &recorder)?);
     }
     report.warnings = recorder.take();
@@ -61,12 +63,40 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
         return Ok(done);
     }
     for anchor in &report.removed {
-        context.out.line(format!("{}: removed {}", anchor.disk, anchor.name))?;
+        context.out.success(format!("{}: removed {}", anchor.disk, anchor.name))?;
     }
     if report.removed.is_empty() {
         show(&report.anchors, context)?;
     }
     Ok(done)
+}
+
+/// Removes anchors of some disks: all, or those that are called so, each of the disk that it is of.
+fn remove(
+    repository: &Repository,
+    disks: &[DiskId],
+    names: &[String],
+    observer: &dyn Observer,
+) -> Result<Vec<AnchorInfo>> {
+    if let [only] = disks {
+        return inventory::remove(repository, only, names, observer);
+    }
+    let mut removed = Vec::new();
+    let mut unknown = names.to_vec();
+    for disk in disks {
+        let there = inventory::list(repository, disk, observer)?;
+        let own: Vec<String> =
+            names.iter().filter(|name| there.iter().any(|it| it.name == **name)).cloned().collect();
+        unknown.retain(|name| !own.contains(name));
+        if names.is_empty() || !own.is_empty() {
+            removed.extend(inventory::remove(repository, disk, &own, observer)?);
+        }
+    }
+    match unknown.first() {
+        Some(name) => Err(Error::new(ErrorKind::NotFound, format!("no disk has an anchor {name}"))
+            .advise("qdelta anchors lists those that there are")),
+        None => Ok(removed),
+    }
 }
 
 fn show(anchors: &[AnchorInfo], context: &mut Context) -> Result<()> {

@@ -19,7 +19,7 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         anchor: args.tracking.anchor.to_choice(),
         sample: args.tracking.sample,
         resources: args.work.resources(),
-        kept: false,
+        safety: false,
     };
     if args.guests.are_meant() {
         return guests::run(&args, &options, context);
@@ -37,42 +37,72 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
     let request = Request { image, options };
     let cancel = signals::watch(&context.screen);
     let report = backup::run(&repository, &request, &context.screen, &cancel)?;
+    context.out.was_done(format!("point {}@{} was made", report.disk, report.point));
     if context.out.json {
         context.out.json(&report)?;
-    } else {
+    } else if !context.out.quiet {
         show(&report, context)?;
     }
     // The point is made, and somebody should look at the others.
     Ok(if report.broken_chain { status::DAMAGED } else { status::DONE })
 }
 
-/// Shows a backup to people.
+/// Shows a backup to people: a line, and with -v how it came about.
 fn show(report: &Report, context: &mut Context) -> Result<()> {
-    let against = match &report.parent {
-        Some(parent) => format!(" against {parent}"),
-        None => String::new(),
-    };
-    let out = &mut context.out;
-    out.line(format!("{}@{}: {}{against}", report.disk, report.point, report.kind))?;
-    out.line(format!(
-        "  {} disk, read {}, changed {}, stored {}",
-        text::bytes(report.virtual_size),
-        read(report),
-        text::bytes(report.bytes_changed),
-        text::bytes(report.bytes_written),
-    ))?;
-    if report.parent.is_some() {
-        out.line(format!("  tracker {}: {}", report.tracker, report.why))?;
+    show_disk(&format!("{}@{}", report.disk, report.point), report, context)
+}
+
+/// Shows what became of a disk under this label.
+pub(super) fn show_disk(label: &str, report: &Report, context: &mut Context) -> Result<()> {
+    let line = line(label, report, context.out.width());
+    context.out.line(line)?;
+    if context.global.verbose > 0 {
+        for detail in details(report) {
+            context.out.line(format!("    {detail}"))?;
+        }
     }
-    out.line(format!(
-        "  took {}, I/O by {}",
+    Ok(())
+}
+
+/// A backup in a line of at most `width` columns, if that can be had by saying less.
+fn line(label: &str, report: &Report, width: usize) -> String {
+    let kind = match report.parent {
+        Some(_) => format!("{} by {}", report.kind, report.tracker),
+        None => report.kind.to_owned(),
+    };
+    let changed = format!("changed {}", text::bytes(report.bytes_changed));
+    let stored = format!("stored {}", text::bytes(report.bytes_written));
+    let pieces = [
+        (0, kind),
+        (3, format!("read {}", read(report))),
+        (1, changed),
+        (0, stored),
+        (2, text::duration(report.seconds)),
+    ];
+    text::fitted(&format!("{label}: "), &pieces, width)
+}
+
+/// How a backup came about, in lines: what -v says beyond the result.
+fn details(report: &Report) -> Vec<String> {
+    let mut details = Vec::new();
+    if let Some(parent) = &report.parent {
+        details.push(format!("against {parent} by {}: {}", report.tracker, report.why));
+    }
+    for refusal in &report.refused {
+        details.push(format!("not by {}: {}", refusal.tracker, refusal.reason));
+    }
+    details.push(format!(
+        "{} disk in blocks of {}, {} by {}",
+        text::bytes(report.virtual_size),
+        text::bytes(u64::from(report.block_size)),
         text::took(report.seconds, report.bytes_read),
         report.io
-    ))
+    ));
+    details
 }
 
 /// How much was read, and how much of it only to check what a tracker says.
-pub(super) fn read(report: &Report) -> String {
+fn read(report: &Report) -> String {
     let read = text::bytes(report.bytes_read);
     match report.bytes_sampled {
         0 => read,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use qdelta::bench::{self, Report, Request, Stage};
 use qdelta::io::Opener;
+use qdelta::warning::Code;
 use qdelta::{Error, ErrorKind, Result};
 
 use super::bench_plot;
@@ -61,6 +62,9 @@ fn show(report: &Report, context: &mut Context) -> Result<()> {
         report.threads,
         report.io
     ))?;
+    for warning in report.warnings.iter().filter(|warning| warning.code == Code::SlowIo) {
+        out.line(&warning.text)?;
+    }
     for line in io_table(report, "read") {
         out.line(line)?;
     }

@@ -3,15 +3,19 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use qdelta::backup::{ConsistencyChoice, GuestReport, GuestRequest, Options, Report, run_guest};
+use qdelta::backup::{ConsistencyChoice, GuestReport, GuestRequest, Options, run_guest};
 use qdelta::cancel::Cancel;
+use qdelta::observer::{Event, Observer};
 use qdelta::quiesce::{Program, THAW_TRIES_DEFAULT};
 use qdelta::repository::Repository;
+use qdelta::warning::Code;
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
+use super::exclude::{self, Excluded};
 use crate::cli::args::Backup;
 use crate::cli::guest_args::Consistency;
+use crate::cli::screen::Screen;
 use crate::cli::{Context, describe, signals, status, text};
 
 /// What became of one domain.
@@ -28,6 +32,26 @@ struct Outcome {
 #[derive(Serialize)]
 struct Summary {
     domains: Vec<Outcome>,
+    /// The guests that were excluded.
+    excluded: Vec<String>,
+}
+
+/// Says of a warning that is about no disk in particular which guest it is about.
+struct OfGuest<'a> {
+    screen: &'a Screen,
+    guest: &'a str,
+}
+
+impl Observer for OfGuest<'_> {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Warning(warning) if warning.disk.is_none() => {
+                let warning = (*warning).clone().within(self.guest);
+                self.screen.event(&Event::Warning(&warning));
+            }
+            _ => self.screen.event(event),
+        }
+    }
 }
 
 /// Backs up one domain after the other. One that fails does not stop the others.
@@ -35,23 +59,30 @@ pub fn run(args: &Backup, options: &Options, context: &mut Context) -> Result<u8
     let repository = context.repository()?;
     let guests = &args.guests;
     let libvirt = guests.host.folders.libvirt();
-    let names = if guests.all { libvirt.list()?.names } else { guests.domains.clone() };
+    let mut names = if guests.all { libvirt.list()?.names } else { guests.domains.clone() };
     if names.is_empty() {
         let text = format!("libvirt has no domain in {}", libvirt.config.display());
         return Err(Error::new(ErrorKind::NotFound, text));
     }
+    exclude::guests(&mut names, &guests.exclude_guest)?;
+    let excluded = exclude::disks(&libvirt, &names, guests)?;
     let cancel = signals::watch(&context.screen);
-    let mut summary = Summary { domains: Vec::new() };
+    let mut summary = Summary { domains: Vec::new(), excluded: guests.exclude_guest.clone() };
     for name in names {
-        let outcome = back_up(&repository, args, options, &name, context, &cancel)?;
+        let request = request(args, options, &name, &excluded);
+        let outcome = back_up(&repository, &request, context, &cancel)?;
         summary.domains.push(outcome);
         if cancel.is_cancelled() {
             break;
         }
     }
+    let made = summary.domains.iter().filter(|it| it.result.is_some()).count();
+    context.out.was_done(format!("{} made", text::count(made, "point")));
     if context.out.json {
         context.out.json(&summary)?;
-    } else if summary.domains.len() > 1 {
+    } else if (summary.domains.len() > 1 || !summary.excluded.is_empty())
+        && !(context.out.quiet && made == summary.domains.len())
+    {
         show_summary(&summary, context)?;
     }
     Ok(status_of(&summary))
@@ -59,32 +90,37 @@ pub fn run(args: &Backup, options: &Options, context: &mut Context) -> Result<u8
 
 fn back_up(
     repository: &Repository,
-    args: &Backup,
-    options: &Options,
-    name: &str,
+    request: &GuestRequest,
     context: &mut Context,
     cancel: &Cancel,
 ) -> Result<Outcome> {
-    let request = request(args, options, name);
-    match run_guest(repository, &request, &context.screen, cancel) {
+    let name = &request.domain;
+    let observer = OfGuest { screen: &context.screen, guest: name };
+    match run_guest(repository, request, &observer, cancel) {
         Ok(report) => {
-            if !context.out.json {
+            if !context.out.json && !context.out.quiet {
                 show(&report, context)?;
             }
             // As it is for a single image: a full had to begin a new chain.
             let broken = report.disks.iter().any(|disk| disk.broken_chain);
+            let is_left = report.warnings.iter().any(|it| it.code == Code::NotReleased);
             Ok(Outcome {
-                domain: name.to_owned(),
-                status: if broken { status::DAMAGED } else { status::DONE },
+                domain: name.clone(),
+                status: match broken {
+                    true => status::DAMAGED,
+                    false if is_left => status::NOT_RELEASED,
+                    false => status::DONE,
+                },
                 error: None,
                 result: Some(report),
             })
         }
         Err(error) => {
             let error = error.within(format!("{name} was not backed up"));
+            context.screen.end();
             context.screen.say(&describe(&error));
             Ok(Outcome {
-                domain: name.to_owned(),
+                domain: name.clone(),
                 status: status::of(error.kind()),
                 error: Some(error.chain()),
                 result: None,
@@ -93,12 +129,13 @@ fn back_up(
     }
 }
 
-fn request(args: &Backup, options: &Options, name: &str) -> GuestRequest {
+fn request(args: &Backup, options: &Options, name: &str, excluded: &Excluded) -> GuestRequest {
     let guests = &args.guests;
     GuestRequest {
         domain: name.to_owned(),
         libvirt: guests.host.folders.libvirt(),
-        excluded: guests.exclude.clone(),
+        excluded: excluded.get(name).cloned().unwrap_or_default(),
+        same_guest: guests.same_guest,
         consistency: match guests.consistency {
             Consistency::Quiesced => ConsistencyChoice::Quiesced,
             Consistency::FreezeCopy => ConsistencyChoice::FreezeCopy,
@@ -128,6 +165,7 @@ fn status_of(summary: &Summary) -> u8 {
         _ if has(interrupted) => interrupted,
         domains if domains.iter().any(|it| it.error.is_some()) => status::SOME_FAILED,
         _ if has(status::DAMAGED) => status::DAMAGED,
+        _ if has(status::NOT_RELEASED) => status::NOT_RELEASED,
         _ => status::DONE,
     }
 }
@@ -141,33 +179,23 @@ fn show(report: &GuestReport, context: &mut Context) -> Result<()> {
         ),
         _ => String::new(),
     };
-    let out = &mut context.out;
-    out.line(format!("{}@{}: {}{frozen}", report.domain, report.point, report.consistency))?;
-    for disk in &report.disks {
-        out.line(disk_line(disk))?;
-    }
-    for left_out in &report.left_out {
-        out.line(format!("  {} left out: it {}", left_out.disk, left_out.reason))?;
-    }
-    out.line(format!(
-        "  machine: {}, took {}",
+    context.out.line(format!(
+        "{}@{}: {}{frozen}, {} of the machine, {}",
+        report.domain,
+        report.point,
+        report.consistency,
         text::count(report.machine_files, "file"),
         text::duration(report.seconds)
-    ))
-}
-
-/// A disk, in a line.
-fn disk_line(disk: &Report) -> String {
-    let name = disk.disk.rsplit('/').next().unwrap_or(&disk.disk);
-    format!(
-        "  {name} {}: {} disk, read {}, changed {}, stored {}, tracker {}",
-        disk.kind,
-        text::bytes(disk.virtual_size),
-        super::backup::read(disk),
-        text::bytes(disk.bytes_changed),
-        text::bytes(disk.bytes_written),
-        disk.tracker
-    )
+    ))?;
+    for disk in &report.disks {
+        let name = disk.disk.rsplit('/').next().unwrap_or(&disk.disk);
+        super::backup::show_disk(&format!("  {name}"), disk, context)?;
+    }
+    for left_out in &report.left_out {
+        context.out.line(format!("  {} left out: it {}", left_out.disk, left_out.reason))?;
+    }
+    // A host has many guests, and nobody should wait for the last to hear of the first.
+    context.out.flush()
 }
 
 fn show_summary(summary: &Summary, context: &mut Context) -> Result<()> {
@@ -182,5 +210,9 @@ fn show_summary(summary: &Summary, context: &mut Context) -> Result<()> {
         true => format!("all {all} domains were backed up"),
         false => format!("{done} of {all} domains were backed up; not {}", failed.join(", ")),
     };
-    context.out.line(line)
+    context.out.line(line)?;
+    match summary.excluded.as_slice() {
+        [] => Ok(()),
+        names => context.out.line(format!("left out, as asked for: {}", names.join(", "))),
+    }
 }

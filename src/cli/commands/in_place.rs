@@ -17,19 +17,26 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
     };
     let repository = context.repository()?;
     let request = InPlaceRequest {
-        disk: disk.disk.clone(),
+        disk: repository.find_one(&disk.disk)?.into(),
         selector: disk.point.clone().unwrap_or(Selector::Latest),
         image: args.output.clone(),
         options: options(args),
     };
     let cancel = signals::watch(&context.screen);
     let report = run_in_place(&repository, &request, &context.screen, &cancel)?;
+    context.out.was_done(format!("{} was rolled back and proved", report.image.display()));
     if context.out.json {
         context.out.json(&report)?;
         return Ok(status::DONE);
     }
+    if context.out.quiet {
+        return Ok(status::DONE);
+    }
     show(&report, context)?;
-    context.out.line(kept(report.kept.as_deref()))?;
+    for note in text::safety_notes(false, report.passed_over.as_deref()) {
+        context.out.line(note)?;
+    }
+    context.out.line(safety_point(report.safety_point.as_deref()))?;
     Ok(status::DONE)
 }
 
@@ -43,14 +50,21 @@ pub fn run_machine(args: &Restore, domain: &str, context: &mut Context) -> Resul
     };
     let cancel = signals::watch(&context.screen);
     let report = run_machine_in_place(&repository, &request, &context.screen, &cancel)?;
+    context.out.was_done(format!("all disks of {} were rolled back and proved", report.domain));
     if context.out.json {
         context.out.json(&report)?;
+        return Ok(status::DONE);
+    }
+    if context.out.quiet {
         return Ok(status::DONE);
     }
     for disk in &report.disks {
         show(disk, context)?;
     }
-    context.out.line(kept(report.kept.as_deref()))?;
+    for note in text::safety_notes(false, report.passed_over.as_deref()) {
+        context.out.line(note)?;
+    }
+    context.out.line(safety_point(report.safety_point.as_deref()))?;
     Ok(status::DONE)
 }
 
@@ -58,7 +72,8 @@ fn options(args: &Restore) -> InPlaceOptions {
     InPlaceOptions {
         format: args.target.format.map(args::Format::to_image),
         image_roots: args.image_roots.clone(),
-        keep: !args.no_point,
+        safety_point: !args.no_point,
+        same_guest: args.machine.same_guest,
         libvirt: args.libvirt.libvirt(),
         resources: args.work.resources(),
     }
@@ -77,9 +92,9 @@ fn show(report: &InPlaceReport, context: &mut Context) -> Result<()> {
     ))
 }
 
-fn kept(point: Option<&str>) -> String {
+fn safety_point(point: Option<&str>) -> String {
     match point {
-        Some(point) => format!("  what was there before is point {point}"),
-        None => "  what was there before is not kept".to_owned(),
+        Some(point) => format!("  what was there before is safety point {point}"),
+        None => "  there is no safety point of what was there before".to_owned(),
     }
 }

@@ -25,6 +25,9 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
         true => Repository::repair(dir).map(|(repository, repair)| (repository, Some(repair)))?,
         false => (Repository::init(dir)?, None),
     };
+    if repair.is_none() {
+        context.out.was_done(format!("the repository {} was made", dir.display()));
+    }
     if context.out.json {
         let repository_path = repository.path().display().to_string();
         let report = Report { repository: repository_path, id: repository.id(), repaired: repair };
@@ -32,7 +35,7 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
         return Ok(status::DONE);
     }
     let dir = dir.display();
-    context.out.line(match repair {
+    context.out.success(match repair {
         None => format!("made the repository {dir}"),
         Some(Repair::Sound) => format!("{dir}: qdelta.toml is sound; nothing was changed"),
         Some(Repair::SameId) => format!("{dir}: made qdelta.toml anew, with the id that it had"),
@@ -42,7 +45,7 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
         ),
     })?;
     if repair.is_none() {
-        context.out.line(format!("back up into it with: qdelta backup IMAGE --repo {dir}"))?;
+        context.out.success(format!("back up into it with: qdelta backup IMAGE --repo {dir}"))?;
     }
     Ok(status::DONE)
 }

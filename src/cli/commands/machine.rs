@@ -30,9 +30,11 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
     };
     let cancel = signals::watch(&context.screen);
     let report = run_machine(&repository, &request, &context.screen, &cancel)?;
+    let (guest, folder) = (&report.domain, to.display());
+    context.out.was_done(format!("{guest} was restored to {folder} and proved"));
     if context.out.json {
         context.out.json(&report)?;
-    } else {
+    } else if !context.out.quiet {
         show(&report, domain, to, context)?;
     }
     Ok(status::DONE)
@@ -51,6 +53,8 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
         report.consistency,
         to.display()
     ))?;
+    let uuid = report.guest_uuid.as_deref().unwrap_or("unknown");
+    out.line(format!("  of the guest {}, UUID {uuid}", report.guest))?;
     for disk in &report.disks {
         out.line(format!(
             "  {}: {} disk, {} written and proved",
@@ -61,6 +65,9 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
     }
     for path in report.nvram.iter().chain([&report.xml]) {
         out.line(format!("  {}", path.display()))?;
+    }
+    for note in text::safety_notes(report.safety, report.passed_over.as_deref()) {
+        out.line(note)?;
     }
     out.line(format!("  took {}", text::duration(report.seconds)))?;
     out.line("What is left to do:")?;

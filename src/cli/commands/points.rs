@@ -1,9 +1,10 @@
 //! `qdelta points`: what can be restored, drawn as chains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use qdelta::backup::inventory;
 use qdelta::observer::Silent;
 use qdelta::repository::{
@@ -23,8 +24,22 @@ use crate::cli::{Context, status};
 struct Report {
     repository: String,
     disks: Vec<DiskReport>,
+    totals: Totals,
     damaged: Vec<DamagedReport>,
     unreadable: Vec<UnreadableReport>,
+}
+
+/// What all the listed disks come to.
+#[derive(Default, Serialize)]
+struct Totals {
+    /// Domains: guests, and single images on their own.
+    domains: usize,
+    disks: usize,
+    /// Points, each counted for each of its disks, as the list has them.
+    points: usize,
+    chains: usize,
+    /// What the archives take.
+    bytes_written: u64,
 }
 
 /// One disk and its points, oldest first.
@@ -45,7 +60,7 @@ struct PointReport {
     consistency: &'static str,
     freeze_ms: Option<u64>,
     frozen_filesystems: Option<u32>,
-    kept: bool,
+    safety: bool,
     virtual_size: u64,
     block_size: u32,
     bytes_read: u64,
@@ -55,6 +70,7 @@ struct PointReport {
     root: String,
     archive: String,
     archive_present: bool,
+    restorable: bool,
     archive_id: String,
     chain_id: String,
     image: ImageRecord,
@@ -80,7 +96,7 @@ impl Report {
     }
 }
 
-/// A manifest that can't be used.
+/// A file of a point that can't be used.
 #[derive(Serialize)]
 struct DamagedReport {
     point: PointId,
@@ -93,12 +109,17 @@ struct DamagedReport {
 pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let Survey { disks, unreadable } = match &args.disk {
-        Some(spec) => Survey { disks: vec![repository.find_disk(spec)?], unreadable: Vec::new() },
+        Some(wanted) => Survey { disks: repository.find_disks(wanted)?, unreadable: Vec::new() },
         None => repository.survey()?,
+    };
+    let view = View {
+        zone: if args.utc { None } else { Some(TimeZone::system()) },
+        now: qdelta::clock::now()?,
     };
     let mut report = Report {
         repository: repository.path().display().to_string(),
         disks: Vec::new(),
+        totals: Totals::of_disks(&disks),
         damaged: Vec::new(),
         unreadable: Vec::new(),
     };
@@ -111,25 +132,28 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     if disks.is_empty() && !context.out.json {
         context.out.line(format!("{}: no points yet", repository.path().display()))?;
     }
-    let mut whole = true;
     for (index, disk) in disks.iter().enumerate() {
         let list = repository.points(disk)?;
-        whole &= list.points.iter().all(|point| point.archive_present);
+        let health = repository.health(disk, &list)?;
+        report.totals.add(&list);
         if context.out.json {
-            let points = list.points.iter().map(PointReport::from).collect();
-            report.disks.push(DiskReport { disk: disk.to_string(), points });
+            let points = list.points.iter().map(|point| PointReport {
+                restorable: health.restorable.contains(&point.id),
+                ..PointReport::from(point)
+            });
+            report.disks.push(DiskReport { disk: disk.to_string(), points: points.collect() });
         } else {
             if index > 0 {
                 context.out.line("")?;
             }
-            show(disk, &list, context)?;
+            show(disk, &list, &view, context)?;
             show_anchors(&repository, disk, context)?;
         }
         // Every disk of a domain has the same manifests, and so the same damaged ones.
         for folder in &list.unreadable {
             report.add(&folder.path, &folder.error);
         }
-        for damaged in list.damaged {
+        for damaged in list.damaged.into_iter().chain(health.problems) {
             let damaged = DamagedReport::from(damaged);
             if report.damaged.iter().all(|known| known.path != damaged.path) {
                 report.damaged.push(damaged);
@@ -143,65 +167,106 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     for unreadable in &report.unreadable {
         context.screen.say(&text::printable(&format!("qdelta: {}", unreadable.error)));
     }
-    whole &= report.damaged.is_empty() && report.unreadable.is_empty();
     if context.out.json {
         context.out.json(&report)?;
+    } else if disks.len() > 1 {
+        context.out.line("")?;
+        context.out.line(report.totals.line())?;
     }
+    let whole = report.damaged.is_empty() && report.unreadable.is_empty();
     Ok(if whole { status::DONE } else { status::DAMAGED })
 }
 
-/// The columns of the list.
-const COLUMNS: &[Column] = &[
-    Column { head: "POINT (UTC)", right: false, rank: 0 },
-    Column { head: "KIND", right: false, rank: 0 },
-    Column { head: "SIZE", right: true, rank: 3 },
-    Column { head: "CHANGED", right: true, rank: 1 },
-    Column { head: "STORED", right: true, rank: 2 },
-    Column { head: "TRACKER", right: false, rank: 4 },
-    Column { head: "AGE", right: true, rank: 0 },
-];
+impl Totals {
+    fn of_disks(disks: &[DiskId]) -> Self {
+        let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
+        Self { domains: domains.len(), disks: disks.len(), ..Self::default() }
+    }
+
+    fn add(&mut self, list: &PointList) {
+        self.points += list.points.len();
+        self.chains += chains(list);
+        self.bytes_written += stored(list);
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "in all: {} of {}, {} in {}, {} stored",
+            text::count(self.disks, "disk"),
+            text::count(self.domains, "guest"),
+            text::count(self.points, "point"),
+            text::count(self.chains, "chain"),
+            text::bytes(self.bytes_written)
+        )
+    }
+}
+
+/// How many chains the points of a disk make.
+fn chains(list: &PointList) -> usize {
+    list.points.iter().filter(|point| point.record.parent.is_none()).count()
+}
+
+/// What the archives of a disk take, in bytes.
+fn stored(list: &PointList) -> u64 {
+    list.points.iter().map(|point| point.record.bytes_written).sum()
+}
+
+/// How times are shown.
+struct View {
+    /// The zone of the reader; none for UTC, in which a point's time is its id.
+    zone: Option<TimeZone>,
+    now: Timestamp,
+}
+
+impl View {
+    /// The moment of a point, in a way that is understood after `@`.
+    fn moment(&self, point: PointId) -> String {
+        self.zone.as_ref().map_or_else(|| point.to_string(), |zone| point.in_zone(zone))
+    }
+
+    /// The columns of the list.
+    fn columns(&self) -> Vec<Column> {
+        let column = |head, right, rank| Column { head, right, rank };
+        let mut columns = vec![
+            column(if self.zone.is_some() { "POINT" } else { "POINT (UTC)" }, false, 0),
+            column("KIND", false, 0),
+            column("SIZE", true, 5),
+            column("CHANGED", true, 2),
+            column("STORED", true, 3),
+            column("TRACKER", false, 6),
+            column("CONSISTENCY", false, 4),
+            column("AGE", true, 1),
+        ];
+        if self.zone.is_some() {
+            columns.push(column("ID", false, 7));
+        }
+        columns
+    }
+}
 
 /// Shows one disk: a line about it, and its chains.
-fn show(disk: &DiskId, list: &PointList, context: &mut Context) -> Result<()> {
-    let stored: u64 = list.points.iter().map(|point| point.record.bytes_written).sum();
-    let fulls = list.points.iter().filter(|point| point.record.parent.is_none()).count();
+fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> Result<()> {
     context.out.line(format!(
         "{disk}: {} in {}, {} stored",
         text::count(list.points.len(), "point"),
-        text::count(fulls, "chain"),
-        text::bytes(stored)
+        text::count(chains(list), "chain"),
+        text::bytes(stored(list))
     ))?;
     if list.points.is_empty() {
         return Ok(());
     }
-    let now = qdelta::clock::now()?;
     let positions: BTreeMap<PointId, usize> =
         list.points.iter().enumerate().map(|(index, point)| (point.id, index)).collect();
     let parents: Vec<Option<usize>> =
         list.points.iter().map(|point| positions.get(&point.record.parent?).copied()).collect();
     let lines = tree::Lines::for_locale();
     let mut rows = Vec::new();
-    let mut remarks = Vec::new();
     for (index, branch) in tree::draw(&parents, &lines) {
         let Some(point) = list.points.get(index) else { continue };
-        rows.push(row(&branch, point, now));
-        if !point.archive_present {
-            remarks.push(format!(
-                "{}: its archive {} is missing",
-                point.id,
-                point.archive_path.display()
-            ));
-        }
-        if let Some(parent) = point.record.parent.filter(|parent| !positions.contains_key(parent)) {
-            remarks
-                .push(format!("{}: builds on point {parent}, which is not in the list", point.id));
-        }
+        rows.push(row(&branch, point, view));
     }
-    for line in text::table(COLUMNS, &rows, context.out.width()) {
+    for line in text::table(&view.columns(), &rows, context.out.width()) {
         context.out.line(line)?;
-    }
-    for remark in remarks {
-        context.screen.say(&text::printable(&format!("qdelta: {disk}@{remark}")));
     }
     Ok(())
 }
@@ -223,12 +288,15 @@ fn show_anchors(repository: &Repository, disk: &DiskId, context: &mut Context) -
 }
 
 /// The line of one point.
-fn row(branch: &str, point: &Point, now: Timestamp) -> Vec<String> {
+fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
     let record = &point.record;
-    let age = now.as_second() - point.created.as_second();
+    let age = view.now.as_second() - point.id.time().as_second();
     vec![
-        format!("{branch}{}", point.id),
-        record.kind.to_string(),
+        format!("{branch}{}", view.moment(point.id)),
+        match point.safety {
+            true => format!("{}, safety", record.kind),
+            false => record.kind.to_string(),
+        },
         text::bytes(record.virtual_size),
         text::bytes(record.bytes_changed),
         match point.archive_present {
@@ -236,7 +304,9 @@ fn row(branch: &str, point: &Point, now: Timestamp) -> Vec<String> {
             false => "missing".to_owned(),
         },
         record.tracker.to_string(),
+        point.consistency.as_str().to_owned(),
         text::age(age),
+        point.id.to_string(),
     ]
 }
 
@@ -252,7 +322,7 @@ impl From<&Point> for PointReport {
             consistency: point.consistency.as_str(),
             freeze_ms: point.freeze_ms,
             frozen_filesystems: point.frozen_filesystems,
-            kept: point.kept,
+            safety: point.safety,
             virtual_size: record.virtual_size,
             block_size: record.block_size,
             bytes_read: record.bytes_read,
@@ -262,6 +332,7 @@ impl From<&Point> for PointReport {
             root: record.root.to_string(),
             archive: point.archive_path.display().to_string(),
             archive_present: point.archive_present,
+            restorable: point.archive_present,
             archive_id: record.archive_id.to_string(),
             chain_id: record.chain_id.to_string(),
             image: record.image.clone(),

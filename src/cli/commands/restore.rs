@@ -1,15 +1,18 @@
 //! `qdelta restore` and `qdelta replay`: the disk of a recovery point.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use qdelta::cancel::Cancel;
 use qdelta::domain::Libvirt;
-use qdelta::output::Format;
+use qdelta::output::{Format, Pipe};
 use qdelta::repository::{Repository, Selector};
 use qdelta::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
 use qdelta::{Error, ErrorKind, Result};
+use rustix::fs::OFlags;
 
 use super::{in_place, machine};
 use crate::cli::args::{self, Replay, Restore, Target, Work};
@@ -27,23 +30,25 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
         (None, _, true) => return in_place::run(args, context),
         (None, ..) => {}
     }
-    let (Some(disk), Some(output)) = (&args.disk, &args.output) else {
+    let (Some(at), Some(output)) = (&args.disk, &args.output) else {
         return Err(Error::new(ErrorKind::Usage, "say which disk, and where to"));
     };
     let repository = context.repository()?;
-    let request = request(output, &args.target, args.libvirt.libvirt(), &args.work)?;
+    let cancel = signals::watch(&context.screen);
+    let disk = repository.find_one(&at.disk)?.into();
+    let request = request(output, &args.target, args.libvirt.libvirt(), &args.work, &cancel)?;
     refuse_inside(&repository, output)?;
     let latest = Selector::Latest;
-    let point = disk.point.as_ref().unwrap_or(&latest);
-    let cancel = signals::watch(&context.screen);
-    let report = restore::run(&repository, &disk.disk, point, request, &context.screen, &cancel)?;
+    let point = at.point.as_ref().unwrap_or(&latest);
+    let report = restore::run(&repository, &disk, point, request, &context.screen, &cancel)?;
     show(&report, context)
 }
 
 /// Restores from bare archives.
 pub fn replay(args: &Replay, context: &mut Context) -> Result<u8> {
-    let request = request(&args.output, &args.target, Libvirt::default(), &args.work)?;
     let cancel = signals::watch(&context.screen);
+    let libvirt = Libvirt::default();
+    let request = request(&args.output, &args.target, libvirt, &args.work, &cancel)?;
     let report = restore::replay(&args.archives, request, &context.screen, &cancel)?;
     show(&report, context)
 }
@@ -52,24 +57,23 @@ pub fn replay(args: &Replay, context: &mut Context) -> Result<u8> {
 const STDOUT: &str = "-";
 
 /// What the arguments mean together.
-fn request(output: &Path, target: &Target, libvirt: Libvirt, work: &Work) -> Result<Request> {
+fn request(
+    output: &Path,
+    target: &Target,
+    libvirt: Libvirt,
+    work: &Work,
+    cancel: &Cancel,
+) -> Result<Request> {
     let to_stdout = output == Path::new(STDOUT);
-    let format = match (target.format, to_stdout) {
-        (Some(args::Format::Qcow2), true) => {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "qcow2 can't be written to standard output: its tables are written last",
-            )
-            .advise("write it to a file, or raw to standard output"));
-        }
-        (Some(args::Format::Qcow2), false) => Format::Qcow2,
-        (Some(args::Format::Raw), _) => Format::Raw,
+    let format = match target.format {
+        Some(args::Format::Qcow2) => Format::Qcow2,
+        Some(args::Format::Raw) => Format::Raw,
         // A raw disk under the name of a qcow2 image would be taken for one.
-        (None, _) if output.extension().is_some_and(|end| end == "qcow2") => Format::Qcow2,
-        (None, _) => Format::Raw,
+        None if output.extension().is_some_and(|end| end == "qcow2") => Format::Qcow2,
+        None => Format::Raw,
     };
     Ok(Request {
-        destination: if to_stdout { stdout()? } else { Destination::Path(output.to_owned()) },
+        destination: if to_stdout { stdout(cancel)? } else { Destination::Path(output.to_owned()) },
         format,
         force: target.force,
         libvirt,
@@ -79,7 +83,7 @@ fn request(output: &Path, target: &Target, libvirt: Libvirt, work: &Work) -> Res
 }
 
 /// Standard output as a place for the bytes of a disk.
-fn stdout() -> Result<Destination> {
+fn stdout(cancel: &Cancel) -> Result<Destination> {
     let stdout = io::stdout();
     if stdout.is_terminal() {
         return Err(Error::new(
@@ -91,7 +95,33 @@ fn stdout() -> Result<Destination> {
     // Not through the standard library's buffer, which looks for the ends of lines.
     let file = stdout.as_fd().try_clone_to_owned();
     let file = file.map_err(|error| Error::io("open", Path::new("standard output"), error))?;
-    Ok(Destination::Stream(Box::new(File::from(file))))
+    let (file, metadata) = with_metadata(file.into())?;
+    if is_stand_in(&file, &metadata) {
+        let text = "standard output is closed: the bytes of the disk would be lost";
+        return Err(Error::new(ErrorKind::Io, text).advise(
+            "redirect it into a file or a pipe; qdelta verify only looks whether it could",
+        ));
+    }
+    Ok(Destination::Stream(match metadata.file_type().is_fifo() {
+        true => Box::new(Pipe::of(file, cancel)),
+        false => Box::new(file),
+    }))
+}
+
+fn with_metadata(file: File) -> Result<(File, Metadata)> {
+    match file.metadata() {
+        Ok(metadata) => Ok((file, metadata)),
+        Err(error) => Err(Error::io("look at", Path::new("standard output"), error)),
+    }
+}
+
+/// Whether a file is what Rust's runtime opens in the place of a descriptor that was closed when the
+/// program began: `/dev/null`, for reading and writing. A shell opens it for writing alone.
+fn is_stand_in(file: &File, metadata: &Metadata) -> bool {
+    let is_null = std::fs::metadata("/dev/null")
+        .is_ok_and(|null| metadata.file_type().is_char_device() && null.rdev() == metadata.rdev());
+    let flags = rustix::fs::fcntl_getfl(file);
+    is_null && flags.is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::RDWR)
 }
 
 /// Fails if the output would lie in the repository, which holds points and nothing else.
@@ -118,6 +148,11 @@ fn show(report: &Report, context: &mut Context) -> Result<u8> {
     let complete =
         report.root.is_some() && report.salvage.as_ref().is_none_or(SalvageReport::is_complete);
     let done = if complete { status::DONE } else { status::PARTIAL };
+    if !to_stdout {
+        let proved = if report.root.is_some() { " and proved" } else { "" };
+        let output = report.output.display();
+        context.out.was_done(format!("the disk was restored to {output}{proved}"));
+    }
     if context.out.json {
         match to_stdout {
             true => context.screen.say(&context.out.to_json(report)?),
@@ -127,7 +162,7 @@ fn show(report: &Report, context: &mut Context) -> Result<u8> {
     }
     for line in lines(report) {
         match to_stdout {
-            true if context.global.quiet => {}
+            _ if context.out.quiet && complete => {}
             true => context.screen.say(&text::printable(&format!("qdelta: {line}"))),
             false => context.out.line(line)?,
         }
@@ -156,6 +191,7 @@ fn lines(report: &Report) -> Vec<String> {
             report.io
         ),
     ];
+    lines.extend(text::safety_notes(report.safety, report.passed_over.as_deref()));
     if let Some(salvage) = &report.salvage {
         lines.extend(salvage.problems.iter().map(|problem| format!("  damaged: {problem}")));
         lines.extend(gap_lines("lost, zeros now", &salvage.lost));

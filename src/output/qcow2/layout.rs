@@ -120,6 +120,11 @@ impl Layout {
         self.data.first * self.cluster.bytes()
     }
 
+    /// How many bytes of the file are written, at most: the tables, and every unit as a whole.
+    pub(super) fn written_len(&self) -> u64 {
+        self.tables_len().saturating_add(self.data.count.saturating_mul(self.cluster.bytes()))
+    }
+
     /// Where in the file the byte at `guest_offset` of the disk lies, if it has a place.
     pub(super) fn place(&self, guest_offset: u64) -> Option<u64> {
         let unit = u32::try_from(guest_offset / self.unit_size).ok()?;

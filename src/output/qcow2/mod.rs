@@ -21,11 +21,16 @@ pub(super) struct Qcow2 {
     layout: Layout,
 }
 
+/// How much room a new file for the plan takes, at most, in bytes.
+pub(super) fn room_needed(plan: &Plan) -> Result<u64> {
+    Ok(Layout::new(plan)?.written_len())
+}
+
 impl Qcow2 {
     pub(super) fn new(target: Target, plan: Plan) -> Result<Self> {
         let layout = Layout::new(&plan)?;
-        target.check_space(layout.tables_len() + plan.data_bytes())?;
         let len = layout.file_len();
+        target.check_space(layout.written_len(), len)?;
         target
             .store()
             .set_len(len)

@@ -1,7 +1,7 @@
 //! The flow that rolls images back where they lie: only the blocks that differ are written.
 //!
 //! ```text
-//! lock → compare by digest → rehearse → a point of what is there → write what differs → compare again
+//! lock → compare by digest → rehearse → safety point → write what differs → compare again
 //! ```
 //!
 //! A qcow2 image becomes the old disk in one step: whenever it is killed, it is as it was, or
@@ -9,8 +9,9 @@
 //! again goes on.
 //!
 //! The disks of a guest go back together: what would fail for one of them is found before any is
-//! written, and what is there is one point of all.
+//! written, and one safety point is made of all.
 
+mod pages;
 mod ready;
 mod roll_back;
 mod room;
@@ -27,11 +28,12 @@ use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Format, Image, OpenOptions};
+use crate::image::{self, Format, Image, OpenOptions, StatedChain};
 use crate::observer::{Observer, OfDisk, Recorder};
+use crate::paths::is_same_place;
 use crate::pipeline::Resources;
 use crate::repository::{
-    Among, DiskId, DiskSpec, MachineRecord, Manifest, Point, Repository, Selector,
+    DiskId, DiskSpec, MachineRecord, Manifest, Point, PointId, Repository, Selector,
 };
 use crate::warning::{Code, Warning};
 use roll_back::roll_back;
@@ -69,8 +71,10 @@ pub struct InPlaceOptions {
     pub format: Option<Format>,
     /// Folders besides the images' own into which names inside images may lead.
     pub image_roots: Vec<PathBuf>,
-    /// First make a point of what is there now.
-    pub keep: bool,
+    /// First make a safety point of what is there now.
+    pub safety_point: bool,
+    /// The guest that has the name of the point's is the same one, though its UUID is another.
+    pub same_guest: bool,
     /// Where libvirt keeps its files.
     pub libvirt: Libvirt,
     /// Threads and I/O.
@@ -87,8 +91,11 @@ pub struct InPlaceReport {
     /// The image.
     #[serde(serialize_with = "crate::json::serialize")]
     pub image: PathBuf,
-    /// The point that holds what was there before; none if it was not wanted.
-    pub kept: Option<String>,
+    /// The safety point, which holds what was there before; none if it was not wanted.
+    pub safety_point: Option<String>,
+    /// The last safety point of an earlier roll back that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Size of the disk, in bytes.
     pub virtual_size: u64,
     /// Bytes of the disk that differed, in whole blocks, and were written.
@@ -108,8 +115,11 @@ pub struct MachineInPlaceReport {
     pub domain: String,
     /// The recovery point whose content the disks have now.
     pub point: String,
-    /// The point that holds what was there before; none if it was not wanted.
-    pub kept: Option<String>,
+    /// The safety point, which holds what was there before; none if it was not wanted.
+    pub safety_point: Option<String>,
+    /// The last safety point of an earlier roll back that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Its disks.
     pub disks: Vec<InPlaceReport>,
     /// What the admin should know; what is about one disk stands there.
@@ -132,9 +142,10 @@ pub fn run_in_place(
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
     let disk = repository.find_disk(&request.disk)?;
-    let point = repository.resolve_among(&disk, &request.selector, Among::Backups)?;
+    let point = repository.resolve(&disk, &request.selector)?;
     let image = request.image.as_deref();
-    let job = Job::prepare(repository, &point, image, &request.options, observer)?;
+    let mut job = Job::prepare(repository, &point, image, &request.options, observer)?;
+    job.passed_over = repository.passed_over(&disk, &request.selector, point.id)?;
     let mut reports = roll_back(repository, &[job], &request.options, observer, cancel)?;
     let report = reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
     Ok(InPlaceReport { warnings: recorder.take(), ..report })
@@ -156,12 +167,14 @@ pub fn run_machine_in_place(
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
     let domain = repository.find_domain(&request.domain)?;
-    let manifest = repository.resolve_domain(&domain, &request.selector, Among::Backups)?;
+    let manifest = repository.resolve_domain(&domain, &request.selector)?;
     let mut jobs = Vec::new();
     for record in &manifest.disks {
         let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
         let point = repository.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
-        jobs.push(Job::prepare(repository, &point, None, &request.options, observer)?);
+        let mut job = Job::prepare(repository, &point, None, &request.options, observer)?;
+        job.passed_over = repository.passed_over(&id, &request.selector, point.id)?;
+        jobs.push(job);
     }
     let machine = jobs.iter().find_map(|job| job.machine.as_ref());
     for text in as_now(&manifest, machine, &request.options.libvirt) {
@@ -174,7 +187,8 @@ pub fn run_machine_in_place(
     Ok(MachineInPlaceReport {
         domain: domain.to_string(),
         point: manifest.point.to_string(),
-        kept: disks.first().and_then(|disk| disk.kept.clone()),
+        safety_point: disks.first().and_then(|disk| disk.safety_point.clone()),
+        passed_over: disks.iter().filter_map(|disk| disk.passed_over.clone()).max(),
         disks,
         warnings: recorder.take(),
         seconds: started.elapsed().as_secs_f64(),
@@ -205,12 +219,15 @@ fn as_now(manifest: &Manifest, machine: Option<&MachineRecord>, libvirt: &Libvir
 struct Job {
     disk: DiskId,
     point: String,
+    passed_over: Option<PointId>,
     chain: Chain,
     path: PathBuf,
     open: OpenOptions,
     format: Format,
     /// Size of a cluster of the image, in bytes, if it has any.
     cluster: Option<u64>,
+    /// Something lies below it, by its header or by the guest's definition.
+    is_overlay: bool,
     /// The machine that it belonged to.
     machine: Option<MachineRecord>,
 }
@@ -232,7 +249,7 @@ impl Job {
                 &options.libvirt,
                 machine,
                 point.disk.disk.as_str(),
-                roots,
+                (roots, options.same_guest),
                 observer,
             )?,
             _ => None,
@@ -240,7 +257,7 @@ impl Job {
         let is_vouched = image.is_some() || now.is_some();
         let (path, open) = match now {
             Some((path, open)) => {
-                if path != record.image.path {
+                if !is_same_place(&path, &record.image.path) {
                     let (was, now) = (record.image.path.display(), path.display());
                     let text = format!("the image was {was} at the point, and is {now}");
                     observer.warn(Warning::new(Code::OtherImage, text));
@@ -249,36 +266,60 @@ impl Job {
             }
             None => {
                 let path = image.unwrap_or(&record.image.path).to_path_buf();
-                (path, OpenOptions { image_roots: roots.clone(), ..OpenOptions::default() })
+                let chain = guests::chain_of(&options.libvirt, &path)?;
+                let image_roots = roots.clone();
+                (path, OpenOptions { image_roots, chain, ..OpenOptions::default() })
             }
         };
         let format = match options.format.or(open.format) {
             Some(format) => format,
-            None => record.image.format.parse()?,
+            None => format_at(point, &path)?,
         };
-        let open = OpenOptions { format: Some(format), ..open };
+        let chain = if format == Format::Raw { StatedChain::default() } else { open.chain.clone() };
+        let open = OpenOptions { format: Some(format), chain, ..open };
         if !is_vouched {
             check_unvouched(point, &path, format, observer)?;
             if let Some(machine) = &machine {
-                guests::check_owner(&options.libvirt, &path, machine, observer)?;
+                guests::check_owner(&options.libvirt, &path, machine)?;
             }
         }
-        guests::check(&options.libvirt, &path, observer)?;
+        guests::check(&options.libvirt, &path)?;
         let chain = check_indexes(open_chain(repository, point)?)?;
         let opened = Image::open(&path, &open)?;
+        opened.warnings().iter().for_each(|warning| observer.warn(warning.clone()));
         check_size(&path, &opened, &chain)?;
         let cluster = opened.layers().first().and_then(|top| top.cluster_size);
+        let is_overlay = opened.layers().len() > 1;
         Ok(Self {
             disk: point.disk.clone(),
             point: point.id.to_string(),
+            passed_over: None,
             chain,
             path,
             open,
             format,
             cluster,
+            is_overlay,
             machine,
         })
     }
+}
+
+/// The format that an image had at a point, if it is still to be read so.
+///
+/// # Errors
+/// It was raw, and the image looks like a container of a disk now.
+fn format_at(point: &Point, path: &Path) -> Result<Format> {
+    let format = point.record.image.format.parse()?;
+    if format == Format::Raw
+        && let Some(what) = image::container(path)?
+    {
+        let (disk, path) = (&point.disk, path.display());
+        let text = format!("{disk} was a raw disk at the point, and {path} looks like {what}");
+        return Err(Error::new(ErrorKind::Image, text)
+            .advise("say which it is: --format raw or --format qcow2"));
+    }
+    Ok(format)
 }
 
 /// Fails if an image that the repository alone names must not be written to: whoever can write there

@@ -3,27 +3,29 @@
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use roaring::RoaringBitmap;
-
-use super::write::{self, Held};
+use super::write::{self, Held, Wanted};
 use super::{InPlaceOptions, Job, guests, room};
+use crate::anchor::Spare;
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::Allocation;
 use crate::io::Opener;
 use crate::observer::{Observer, OfDisk};
+use crate::repository::{Anchor, AnchorKind, Repository};
 
 /// An image that nobody else can use, and what of it is to be written.
 pub(super) struct Ready<'a> {
     pub job: &'a Job,
-    held: Held,
+    pub held: Held,
     /// As it was before it was compared.
     stamp: Stamp,
-    /// The blocks that are not the point's.
-    pub differing: RoaringBitmap,
-    /// The blocks that are written.
-    pub wanted: RoaringBitmap,
-    /// Bytes inside the image that are free for something new.
-    pub free: u64,
+    /// What is to be written.
+    pub wanted: Wanted,
+    /// What of the image is free for something new, if it has clusters.
+    pub spare: Option<Spare>,
+    /// What the point before the safety point has left for the next backup, as long as it is there: that
+    /// backup will ask for the safety point.
+    anchor: Option<Anchor>,
 }
 
 /// How a flow is told what it is to do, and how far it is.
@@ -37,45 +39,41 @@ pub(super) struct Run<'a> {
 impl<'a> Ready<'a> {
     /// Takes all images, and finds whatever can be found to be wrong with one of them or with what is
     /// to be written: nothing is changed.
-    pub fn all(jobs: &'a [Job], run: Run<'_>) -> Result<Vec<Self>> {
+    pub fn all(repository: &Repository, jobs: &'a [Job], run: Run<'_>) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for job in jobs {
             let held = Held::open(&job.path, job.format, &OfDisk::new(run.observer, &job.disk))?;
-            let free = held.check()?;
-            let (differing, wanted) = Default::default();
-            all.push(Self { job, held, stamp: Stamp::of(job)?, differing, wanted, free });
+            let spare = held.check()?;
+            let newest = repository.newest(&job.disk).ok().filter(|_| run.options.safety_point);
+            let anchor = newest.and_then(|newest| newest.record.anchor);
+            let (wanted, stamp) = (Wanted::default(), Stamp::of(job)?);
+            all.push(Self { job, held, stamp, wanted, spare, anchor });
         }
         for ready in &mut all {
             // A guest may have started before they were all taken.
             ready.check_guests(run)?;
-            let work = ready.work(run);
-            ready.differing = work.differing()?;
-            ready.wanted = work.wanted(&ready.differing, ready.job.cluster);
+            ready.wanted = ready.work(run, |work| work.plan(&ready.held, ready.job.cluster))?;
         }
         room::check(&all)?;
-        for ready in &all {
-            ready.work(run).rehearse(&ready.wanted)?;
-        }
         Ok(all)
     }
 
-    fn work<'b>(&self, run: Run<'b>) -> write::Job<'b>
-    where
-        'a: 'b,
-    {
-        write::Job {
+    /// Does something to the image; who watches is told which disk it is.
+    fn work<R>(&self, run: Run<'_>, what: impl FnOnce(write::Job<'_>) -> Result<R>) -> Result<R> {
+        what(write::Job {
             chain: &self.job.chain,
             path: &self.job.path,
             open: &self.job.open,
+            is_overlay: self.job.is_overlay,
             resources: &run.options.resources,
-            observer: run.observer,
+            observer: &OfDisk::new(run.observer, &self.job.disk),
             cancel: run.cancel,
-        }
+        })
     }
 
     /// Fails if a guest would be harmed by what is written now.
     pub fn check_guests(&self, run: Run<'_>) -> Result<()> {
-        guests::check(&run.options.libvirt, &self.job.path, run.observer)
+        guests::check(&run.options.libvirt, &self.job.path)
     }
 
     /// Fails if somebody who heeds no locks wrote to it since it was compared.
@@ -89,7 +87,31 @@ impl<'a> Ready<'a> {
 
     /// Makes it the disk of the point.
     pub fn write(&self, run: Run<'_>) -> Result<()> {
-        self.work(run).run(&self.held, &self.differing, &self.wanted)
+        self.work(run, |work| work.run(&self.held, &self.wanted))
+    }
+
+    /// Lets go of the anchor of the point before, which holds on to what is written over; the safety
+    /// point is safe.
+    pub fn drop_anchor(&mut self) -> Result<()> {
+        let Some(anchor) = self.anchor.take() else { return Ok(()) };
+        if let Err(error) = self.held.remove(&anchor) {
+            tracing::info!(anchor = anchor.name, "the old anchor stays: {}", error.chain());
+        }
+        if matches!(anchor.what, AnchorKind::Reflink { .. }) {
+            // Some filesystems give the room of a file back some moments after it is gone.
+            let store = self.held.store();
+            let _ = store.fd().map(rustix::fs::syncfs);
+        }
+        self.spare = self.held.check()?;
+        Ok(())
+    }
+
+    /// How the image lies on its filesystem when it is written.
+    pub fn allocation<'b>(&self, now: Allocation<'b>) -> Allocation<'b> {
+        match self.anchor.as_ref().map(|anchor| &anchor.what) {
+            Some(AnchorKind::Reflink { .. }) => now.without_clones(),
+            _ => now,
+        }
     }
 
     /// Fails if a guest that heeds no locks may have used the image while it was written: there are

@@ -1,61 +1,134 @@
-//! Whether what a roll back writes has room where the images are.
+//! Whether what a roll back writes has room where the images are: counted in full before anything is
+//! written, for a disk that fills up in the middle is half of each, and stops other guests.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 use roaring::RoaringBitmap;
 
 use super::ready::Ready;
+use super::write::Held;
+use crate::anchor::Spare;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Format, Image};
+use crate::files::{Allocation, Zeroes, room};
 
-/// Bytes of an entry of an L2 table.
-const L2_ENTRY: u64 = 8;
+/// What an image takes of its filesystem's room, and what it gives before that.
+#[derive(Default)]
+struct Need {
+    given: u64,
+    taken: u64,
+    /// Where the last byte is written.
+    end: u64,
+}
 
 /// Fails if the filesystems have no room for what is to be written to the images.
 pub(super) fn check(all: &[Ready<'_>]) -> Result<()> {
-    let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
+    // One image after the other: what a filesystem has given and taken so far.
+    let mut sums: BTreeMap<u64, i128> = BTreeMap::new();
     for ready in all {
+        let path = &ready.job.path;
         let data = ready.metadata()?;
-        if !data.is_file() {
-            continue;
-        }
-        let more = match (ready.job.format, ready.job.cluster) {
-            (Format::Qcow2, Some(cluster)) => growth(ready, cluster),
-            _ => filled_holes(ready)?,
+        let failed = |error| Error::io("look at", path, error);
+        let need = match (&ready.held, &ready.spare) {
+            (_, Some(spare)) => qcow2(ready, spare, data.is_file()).map_err(failed)?,
+            (Held::Raw { store, .. }, _) if data.is_file() => {
+                let allocation = || ready.allocation(Allocation::of(store.file().as_fd()));
+                let gives = Zeroes::in_file(store).map_err(failed)?.gives_room();
+                raw(ready, [allocation(), allocation()], gives).map_err(failed)?
+            }
+            _ => Need::default(),
         };
-        let sum = needed.entry(data.dev()).or_default();
-        *sum = sum.saturating_add(more);
-        let Ok(space) = rustix::fs::statvfs(&ready.job.path) else { continue };
-        let root = rustix::process::geteuid().is_root();
-        let blocks = if root { space.f_bfree } else { space.f_bavail };
-        let free = blocks.saturating_mul(space.f_frsize);
-        if space.f_blocks == 0 || free >= *sum {
+        if !data.is_file() {
+            check_device(ready, need.end)?;
             continue;
         }
-        let text = format!(
-            "{} needs {} and its filesystem has {} free",
-            ready.job.path.display(),
-            bytesize::ByteSize(*sum),
-            bytesize::ByteSize(free)
-        );
-        return Err(Error::new(ErrorKind::NoSpace, text));
+        room::check_limit(path, need.end)?;
+        let sum = sums.entry(data.dev()).or_default();
+        *sum = sum.saturating_sub(need.given.into()).saturating_add(need.taken.into());
+        let needed = u64::try_from((*sum).max(0)).unwrap_or(u64::MAX);
+        room::check(path, needed, &path.display().to_string()).map_err(|error| {
+            error.advise(
+                "make room there, or restore to a new file on another filesystem: nothing is written yet",
+            )
+        })?;
     }
     Ok(())
 }
 
-/// By how much a qcow2 image grows: new clusters and L2 tables come before old ones go.
-fn growth(ready: &Ready<'_>, cluster: u64) -> u64 {
+/// An image on a device can't grow.
+fn check_device(ready: &Ready<'_>, end: u64) -> Result<()> {
+    let path = &ready.job.path;
+    let len = ready.held.store().len().map_err(|error| Error::io("measure", path, error))?;
+    if end <= len {
+        return Ok(());
+    }
+    let text = format!("{} is to have {end} bytes, and the device has {len}", path.display());
+    Err(Error::new(ErrorKind::NoSpace, text).advise(
+        "make the device larger (lvextend), or restore to a new file: nothing is written yet",
+    ))
+}
+
+/// What a rewrite of a qcow2 image takes: new clusters and tables come before old ones go.
+fn qcow2(ready: &Ready<'_>, spare: &Spare, is_file: bool) -> std::io::Result<Need> {
     let chain = &ready.job.chain;
     let block_size = u64::from(chain.geometry().block_size());
-    let data = &ready.wanted & chain.nonzero();
-    let bytes = match cluster > block_size {
-        true => units(&data, cluster / block_size) * cluster,
-        false => data.len() * block_size,
+    let blocks = &ready.wanted.blocks;
+    let data = match spare.zeros_are_written {
+        true => clusters(blocks, block_size, spare.cluster_size),
+        false => clusters(&(blocks & chain.nonzero()), block_size, spare.cluster_size),
     };
-    let table_coverage = cluster / L2_ENTRY * cluster;
-    let tables = units(&ready.wanted, (table_coverage / block_size).max(1)) * cluster;
-    (bytes + tables).saturating_sub(ready.free)
+    let count = spare.needed(data, units(blocks, (spare.table_coverage / block_size).max(1)));
+    let store = ready.held.store();
+    let len = store.len()?;
+    let mut need = Need::default();
+    let mut allocation = store.fd().filter(|_| is_file).map(Allocation::of);
+    allocation = allocation.map(|allocation| ready.allocation(allocation));
+    for place in spare.places(count) {
+        need.end = place.end;
+        need.taken += match &mut allocation {
+            Some(allocation) if place.end <= len => allocation.needed(place)?,
+            _ => place.end - place.start,
+        };
+    }
+    Ok(need)
+}
+
+/// What is written to a raw image takes: pages in holes, and pages that a clone shares. Zeros give what
+/// they are in the place of.
+fn raw(
+    ready: &Ready<'_>,
+    [mut for_pages, mut for_zeros]: [Allocation<'_>; 2],
+    gives: bool,
+) -> std::io::Result<Need> {
+    let (mut need, mut pieces) = (Need::default(), 0);
+    for run in ready.wanted.pages.runs(ready.job.chain.geometry().virtual_size()) {
+        need.end = run.end;
+        let more = for_pages.needed(run)?;
+        need.taken += more;
+        pieces += u64::from(more > 0);
+    }
+    for zeros in ready.wanted.zeros(&ready.job.chain) {
+        // A hole in the middle makes two pieces of one. What keeps its place may be shared.
+        match gives {
+            true => {
+                let given = for_zeros.given(zeros)?;
+                need.given += given;
+                pieces += u64::from(given > 0);
+            }
+            false => need.taken += for_zeros.needed(zeros)?,
+        }
+    }
+    need.taken = room::with_pieces(need.taken, pieces);
+    Ok(need)
+}
+
+/// In how many clusters these blocks lie.
+fn clusters(blocks: &RoaringBitmap, block_size: u64, cluster_size: u64) -> u64 {
+    match cluster_size > block_size {
+        true => units(blocks, cluster_size / block_size),
+        false => blocks.len() * (block_size / cluster_size),
+    }
 }
 
 /// How many runs of `size` blocks have one of these.
@@ -68,20 +141,6 @@ fn units(blocks: &RoaringBitmap, size: u64) -> u64 {
     count
 }
 
-/// By how much a raw image takes more room: what is written into its holes.
-fn filled_holes(ready: &Ready<'_>) -> Result<u64> {
-    let chain = &ready.job.chain;
-    let block_size = u64::from(chain.geometry().block_size());
-    let mut holes = RoaringBitmap::new();
-    Image::open(&ready.job.path, &ready.job.open)?.holes(|range| {
-        // A disk has at most 2^32 blocks.
-        let last = (range.end.max(1) - 1) / block_size;
-        holes.insert_range((range.start / block_size) as u32..=last as u32);
-        Ok(())
-    })?;
-    Ok((&(&ready.wanted & chain.nonzero()) & &holes).len() * block_size)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +151,7 @@ mod tests {
         assert_eq!(units(&blocks, 4), 3);
         assert_eq!(units(&blocks, 1), 5);
         assert_eq!(units(&RoaringBitmap::new(), 4), 0);
+        assert_eq!(clusters(&blocks, 65536, 65536 * 4), 3);
+        assert_eq!(clusters(&blocks, 65536, 512), 5 * 128);
     }
 }

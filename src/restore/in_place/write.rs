@@ -1,5 +1,6 @@
 //! Writing what differs over an image.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,20 +8,27 @@ use qdelta_formats::archive::{GroupIndex, block_digest, zero_block_digest};
 use roaring::RoaringBitmap;
 
 use super::check_size;
-use crate::anchor::{self, ImageFile, Rewrite};
+use super::pages::{Pages, Rehearsal, pieces};
+use crate::anchor::{self, ImageFile, Rewrite, Spare};
+use crate::backup;
 use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
+use crate::files::{Allocation, Zeroes, punch};
 use crate::image::{Format, Image, OpenOptions};
 use crate::io::{FileStore, Store};
 use crate::observer::Observer;
 use crate::output::{Discard, ImageWriter};
-use crate::pipeline::Resources;
+use crate::pipeline::{Resources, TASK_SIZE_MIN};
 use crate::reader::{ClusterReader, ReadPlan};
+use crate::repository::Anchor;
 use crate::restore::rebuild;
 use crate::sys::image_lock::ImageLock;
 use crate::warning::{Code, Warning};
+
+/// How much is zeroed between two looks at the request to stop, in bytes.
+const ZEROED_AT_ONCE: u64 = 256 << 20;
 
 /// An image that nobody else can use.
 pub(super) enum Held {
@@ -53,14 +61,42 @@ impl Held {
         Ok(held)
     }
 
-    /// Fails if the image is not fit to be changed. Gives how many of its own bytes are free for
-    /// something new.
-    pub fn check(&self) -> Result<u64> {
+    /// Fails if the image is not fit to be changed. Gives what of it is free for something new, if it
+    /// has clusters.
+    pub fn check(&self) -> Result<Option<Spare>> {
         match self {
-            Self::Qcow2(file) => anchor::check_rewrite(file),
-            Self::Raw { .. } => Ok(0),
+            Self::Qcow2(file) => anchor::check_rewrite(file).map(Some),
+            Self::Raw { .. } => Ok(None),
         }
     }
+
+    /// Removes an anchor that stands for a point that no backup will ask for any more.
+    pub fn remove(&self, anchor: &Anchor) -> Result<()> {
+        let image = match self {
+            Self::Qcow2(file) => Some(file),
+            Self::Raw { .. } => None,
+        };
+        backup::remove_anchor_from(image, anchor)
+    }
+
+    /// The file or device.
+    pub fn store(&self) -> &dyn Store {
+        match self {
+            Self::Qcow2(file) => file.store().as_ref(),
+            Self::Raw { store, .. } => store,
+        }
+    }
+}
+
+/// What is to be written to an image.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// The blocks that are not the point's.
+    pub differing: RoaringBitmap,
+    /// The blocks that are written: all blocks of every cluster in which one differs.
+    pub blocks: RoaringBitmap,
+    /// The pages of a raw image that are written; the others of the differing blocks are zero.
+    pub pages: Pages,
 }
 
 /// An image that is to become the disk at the end of a chain.
@@ -68,6 +104,8 @@ pub(super) struct Job<'a> {
     pub chain: &'a Chain,
     pub path: &'a Path,
     pub open: &'a OpenOptions,
+    /// Something lies below the image.
+    pub is_overlay: bool,
     pub resources: &'a Resources,
     pub observer: &'a dyn Observer,
     pub cancel: &'a Cancel,
@@ -75,53 +113,92 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     /// Writes what differs, and sees that it is the point's disk then.
-    pub fn run(
-        &self,
-        held: &Held,
-        differing: &RoaringBitmap,
-        wanted: &RoaringBitmap,
-    ) -> Result<()> {
+    pub fn run(&self, held: &Held, wanted: &Wanted) -> Result<()> {
         match held {
-            Held::Qcow2(file) if !differing.is_empty() => self.qcow2(file, wanted)?,
+            Held::Qcow2(file) if !wanted.differing.is_empty() => {
+                self.qcow2(file, &wanted.blocks)?
+            }
             Held::Qcow2(_) => {}
             // Also if nothing differs: what a killed run has written may not be on the disk yet.
-            Held::Raw { store, .. } => self.raw(store, differing)?,
+            Held::Raw { store, .. } => self.raw(store, wanted)?,
         }
-        if differing.is_empty() { Ok(()) } else { self.prove() }
+        if wanted.differing.is_empty() { Ok(()) } else { self.prove() }
     }
 
-    /// What is to be written so that these blocks are right: all blocks of every cluster in which one
-    /// differs.
-    pub fn wanted(&self, differing: &RoaringBitmap, cluster: Option<u64>) -> RoaringBitmap {
+    /// What is to be written: found by comparing all of the disk, and by reading what is wanted from the
+    /// archives and proving it.
+    pub fn plan(&self, held: &Held, cluster: Option<u64>) -> Result<Wanted> {
         let geometry = self.chain.geometry();
-        let blocks = cluster.unwrap_or(0) / u64::from(geometry.block_size());
-        whole_clusters(differing, blocks, geometry.block_count())
-    }
-
-    /// Reads what is wanted from the archives, and proves it.
-    pub fn rehearse(&self, wanted: &RoaringBitmap) -> Result<()> {
-        self.write(wanted, &Discard)
+        let differing = self.differing()?;
+        let per_cluster = cluster.unwrap_or(0) / u64::from(geometry.block_size());
+        let blocks = whole_clusters(&differing, per_cluster, geometry.block_count());
+        let pages = match held {
+            Held::Qcow2(_) => {
+                self.write(&blocks, &Discard)?;
+                Pages::default()
+            }
+            Held::Raw { store, .. } => {
+                // To a device whole blocks are written: most forget nothing smaller.
+                let is_file = is_file(store)?;
+                let rehearsal = Rehearsal::new(geometry.block_size(), is_file);
+                self.write(&blocks, &rehearsal)?;
+                rehearsal.pages()
+            }
+        };
+        Ok(Wanted { differing, blocks, pages })
     }
 
     fn qcow2(&self, file: &ImageFile, wanted: &RoaringBitmap) -> Result<()> {
         let geometry = self.chain.geometry();
-        anchor::rewrite(file, |rewrite| {
+        anchor::rewrite(file, self.is_overlay, |rewrite| {
             let clusters = Clusters::new(rewrite, geometry.virtual_size());
             self.write(wanted, &clusters)?;
             clusters.finish(wanted, u64::from(geometry.block_size()))
         })
     }
 
-    fn raw(&self, store: &FileStore, differing: &RoaringBitmap) -> Result<()> {
-        let geometry = self.chain.geometry();
-        let writer = Raw { store, size: geometry.virtual_size() };
-        self.write(differing, &writer)?;
-        let zeros = vec![0; geometry.block_size() as usize];
-        for block in differing - &self.chain.nonzero() {
-            self.cancel.check()?;
-            writer.write(u64::from(block) * u64::from(geometry.block_size()), &zeros)?;
+    fn raw(&self, store: &FileStore, wanted: &Wanted) -> Result<()> {
+        let failed = |error| Error::io("look at", self.path, error);
+        let is_file = is_file(store)?;
+        let mut filled = Pages::of(wanted.pages.size());
+        if is_file {
+            let mut allocation = Allocation::of(store.file().as_fd());
+            for run in wanted.pages.runs(self.chain.geometry().virtual_size()) {
+                allocation.holes(run, |hole| filled.insert_inner(hole)).map_err(failed)?;
+            }
         }
-        store.sync().map_err(|error| Error::io("sync", self.path, error))
+        self.raw_blocks(store, wanted, is_file).inspect_err(|_| {
+            // The disk is half of each, and the next run goes on: others need the room meanwhile.
+            for hole in filled.runs(self.chain.geometry().virtual_size()) {
+                let _ = punch(store.file().as_fd(), hole);
+            }
+        })
+    }
+
+    /// Zeros come first: they give room to what is written then.
+    fn raw_blocks(&self, store: &FileStore, wanted: &Wanted, is_file: bool) -> Result<()> {
+        let failed = |what: &'static str| move |error| Error::io(what, self.path, error);
+        let mut zeroes = match is_file {
+            true => Zeroes::in_file(store).map_err(failed("look at"))?,
+            false => Zeroes::on_device(store),
+        };
+        let mut any = false;
+        for range in wanted.zeros(self.chain) {
+            for part in pieces(range, ZEROED_AT_ONCE) {
+                self.cancel.check()?;
+                let what = format!("zero {} bytes at {} of", part.end - part.start, part.start);
+                zeroes.write(part).map_err(|error| Error::io(what, self.path, error))?;
+                any = true;
+            }
+        }
+        if any {
+            // Until then some filesystems keep what they got back to themselves.
+            store.sync().map_err(failed("sync"))?;
+        }
+        let writer =
+            Raw { store, size: self.chain.geometry().virtual_size(), pages: &wanted.pages };
+        self.write(&wanted.differing, &writer)?;
+        store.sync().map_err(failed("sync"))
     }
 
     /// Writes the `wanted` blocks that are not zero.
@@ -176,8 +253,15 @@ impl Job<'_> {
             let end = (numbers.end * block_size).min(geometry.virtual_size());
             extents.clear();
             mapper.extents(start..end, &mut extents)?;
+            let mut told = start;
             for (index, block) in numbers.enumerate() {
                 let range = block * block_size..((block + 1) * block_size).min(end);
+                // A group of large blocks has gigabytes: too much to be silent for.
+                if range.start - told >= TASK_SIZE_MIN {
+                    self.cancel.check()?;
+                    self.observer.advance(range.start - told);
+                    told = range.start;
+                }
                 let now = match blocks.read(&extents, range)? {
                     Some(bytes) => block_digest(bytes),
                     None => zero,
@@ -187,11 +271,16 @@ impl Job<'_> {
                     differing.insert(block as u32);
                 }
             }
-            self.observer.advance(end - start);
+            self.observer.advance(end - told);
         }
         self.observer.end();
         Ok(differing)
     }
+}
+
+fn is_file(store: &FileStore) -> Result<bool> {
+    let metadata = store.file().metadata();
+    Ok(metadata.map_err(|error| Error::io("look at", store.path(), error))?.is_file())
 }
 
 /// All blocks of every cluster in which one differs.
@@ -261,16 +350,21 @@ impl Blocks {
 struct Raw<'a> {
     store: &'a FileStore,
     size: u64,
+    pages: &'a Pages,
 }
 
 impl ImageWriter for Raw<'_> {
     fn write(&self, guest_offset: u64, bytes: &[u8]) -> Result<()> {
-        let room = self.size.saturating_sub(guest_offset).min(bytes.len() as u64) as usize;
-        let bytes = bytes.get(..room).unwrap_or_default();
-        self.store.write_all_at(bytes, guest_offset).map_err(|error| {
-            let what = format!("write {} bytes at {guest_offset} to", bytes.len());
-            Error::io(what, self.store.path(), error)
-        })
+        let end = self.size.min(guest_offset + bytes.len() as u64);
+        for run in self.pages.runs_in(guest_offset..end) {
+            let part = (run.start - guest_offset) as usize..(run.end - guest_offset) as usize;
+            let bytes = bytes.get(part).unwrap_or_default();
+            self.store.write_all_at(bytes, run.start).map_err(|error| {
+                let what = format!("write {} bytes at {} to", bytes.len(), run.start);
+                Error::io(what, self.store.path(), error)
+            })?;
+        }
+        Ok(())
     }
 
     fn finish(self: Box<Self>, _: &Cancel, _: &dyn Observer) -> Result<()> {

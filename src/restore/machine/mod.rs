@@ -7,6 +7,7 @@
 mod definition;
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
@@ -19,12 +20,14 @@ use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::domain::{Domain, Libvirt, XML_LEN_MAX, parse};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Opener, Store, not_opened};
+use crate::files::{check_new_file, room};
+use crate::io::{Opener, not_opened};
 use crate::observer::{Event, Observer, OfDisk, Recorder};
-use crate::output::{Format, Plan, Target};
+use crate::output::{self, Format, Plan, Target};
+use crate::paths::absolute;
 use crate::pipeline::Resources;
 use crate::repository::{
-    Among, DiskId, DomainName, MachineFile, MachineRecord, Manifest, Repository, Role, Selector,
+    DiskId, DomainName, MachineFile, MachineRecord, Manifest, PointId, Repository, Role, Selector,
 };
 use crate::sys::image_lock;
 use crate::warning::{Code, Warning};
@@ -59,8 +62,20 @@ pub struct MachineReport {
     pub domain: String,
     /// Its UUID now.
     pub uuid: Option<String>,
+    /// The name of the guest that the point is of, as libvirt had it.
+    pub guest: String,
+    /// The UUID of that guest.
+    pub guest_uuid: Option<String>,
+    /// The UUID of the guest that has this name here, if there is one.
+    pub uuid_here: Option<String>,
     /// The recovery point.
     pub point: String,
+    /// It is a safety point, made before a roll back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub safety: bool,
+    /// The last safety point that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// In what state the guest was.
     pub consistency: &'static str,
     /// Its disks.
@@ -123,10 +138,11 @@ pub fn run_machine(
         None => return Err(no_machine(repository, &domain, &manifest)),
     };
     definition::check_words(request)?;
+    check_new_file(&request.to)?;
     let made = make_folder(&request.to)?;
     let prepared = Job::prepare(repository, request, domain, machine, &manifest);
     let result = prepared.and_then(|(job, definition)| {
-        job.check(&recorder)?;
+        job.check()?;
         let mut written = Written::default();
         let report = job.run(&definition, &manifest, &mut written, &recorder, cancel)?;
         written.done = true;
@@ -151,7 +167,7 @@ pub fn run_machine(
 /// The domain that is meant, and the manifest of the point.
 fn find(repository: &Repository, request: &MachineRequest) -> Result<(DomainName, Manifest)> {
     let domain = repository.find_domain(&request.domain)?;
-    let manifest = repository.resolve_domain(&domain, &request.selector, Among::All)?;
+    let manifest = repository.resolve_domain(&domain, &request.selector)?;
     Ok((domain, manifest))
 }
 
@@ -161,7 +177,7 @@ fn no_machine(repository: &Repository, domain: &DomainName, manifest: &Manifest)
     let error = Error::new(ErrorKind::NotFound, text);
     match repository.machines(domain).unwrap_or_default().last() {
         Some((point, _)) => error
-            .because("it was made of images, as restore --in-place does before it rolls back")
+            .because("it was made of images, as a safety point of restore --in-place is")
             .advise(format!("the latest point with the machine is {point}: give --at {point}")),
         None => error
             .because("it was made of images, not of a libvirt domain")
@@ -208,8 +224,7 @@ impl<'a> Job<'a> {
     ) -> Result<(Self, Definition)> {
         let text = definition_of(repository, &domain, &machine, manifest)?;
         let before = parse(&text)?;
-        let folder = std::path::absolute(&request.to)
-            .map_err(|error| Error::io("find", &request.to, error))?;
+        let folder = absolute(&request.to);
         let name = request.rename.clone().unwrap_or_else(|| machine.name.clone());
         let tpm_root = tpm_root(&before, &machine);
         let (disks, files) = (Vec::new(), Vec::new());
@@ -249,10 +264,21 @@ impl<'a> Job<'a> {
 
     fn add_files(&mut self) {
         let stem = self.stem();
+        let mut variables = 0;
         for file in &self.machine.files {
             let path = match file.role {
                 Role::DomainXml | Role::LiveXml => continue,
-                Role::Nvram => PathBuf::from(format!("{stem}_VARS.fd")),
+                Role::Nvram => {
+                    variables += 1;
+                    let number = if variables > 1 { variables.to_string() } else { String::new() };
+                    let extension = match file.path.extension().and_then(OsStr::to_str) {
+                        Some(known @ ("json" | "qcow2")) => known,
+                        _ => "fd",
+                    };
+                    PathBuf::from(format!("{stem}_VARS{number}.{extension}"))
+                }
+                Role::BootFile => Path::new("boot").join(inside(&file.path)),
+                Role::GuestState => Path::new("state").join(inside(&file.path)),
                 Role::Tpm => match file.path.strip_prefix(&self.tpm_root) {
                     Ok(path) if path != Path::new("") => Path::new("tpm").join(inside(path)),
                     _ => Path::new("tpm").join(file.path.file_name().unwrap_or_default()),
@@ -268,13 +294,13 @@ impl<'a> Job<'a> {
     }
 
     /// Finds what would fail, before anything is written.
-    fn check(&self, observer: &dyn Observer) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let xml = self.xml_path();
         let disks = self.disks.iter().map(|disk| disk.path.as_path());
         let files = self.files.iter().map(|(_, path)| path.as_path());
         let paths: Vec<&Path> = disks.chain(files).chain([xml.as_path()]).collect();
         for path in &paths {
-            self.check_target(path, observer)?;
+            self.check_target(path)?;
         }
         if let Some(path) = taken_twice(paths) {
             let text = format!("two files of the point would be {}", path.display());
@@ -288,7 +314,7 @@ impl<'a> Job<'a> {
         self.check_space()
     }
 
-    fn check_target(&self, path: &Path, observer: &dyn Observer) -> Result<()> {
+    fn check_target(&self, path: &Path) -> Result<()> {
         let file = match Opener::READ.open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -298,7 +324,7 @@ impl<'a> Job<'a> {
                 );
             }
         };
-        if let Ok(Some(_)) = image_lock::probe(&file) {
+        if let Ok(Some(_)) = image_lock::probe_living(&file) {
             let text = format!("{} is in use by another program", path.display());
             return Err(Error::new(ErrorKind::Busy, text)
                 .advise("stop the guest that uses it, or restore to another folder"));
@@ -308,31 +334,23 @@ impl<'a> Job<'a> {
             return Err(Error::new(ErrorKind::Exists, text)
                 .advise("restore to another folder, or give --force to replace it"));
         }
-        guests::check(&self.request.libvirt, path, observer)
+        guests::check(&self.request.libvirt, path)
     }
 
-    /// Fails if the folder's filesystem has no room for all of it.
+    /// Fails if the folder's filesystem has no room for all of it. What is replaced goes when the new
+    /// file is there.
     fn check_space(&self) -> Result<()> {
         let mut needed: u64 = self.files.iter().map(|(file, _)| file.length).sum();
         for disk in &self.disks {
             let plan = Plan::new(disk.chain.geometry(), nonzero_blocks(&disk.chain))?;
-            needed = needed.saturating_add(plan.data_bytes());
+            needed = needed.saturating_add(output::room_needed(&plan, disk.format)?);
         }
-        let Ok(space) = rustix::fs::statvfs(&self.folder) else { return Ok(()) };
-        let root = rustix::process::geteuid().is_root();
-        let blocks = if root { space.f_bfree } else { space.f_bavail };
-        let free = blocks.saturating_mul(space.f_frsize);
-        if space.f_blocks == 0 || free >= needed {
-            return Ok(());
-        }
-        let text = format!(
-            "{} needs {} and the filesystem of {} has {} free",
-            self.name,
-            bytesize::ByteSize(needed),
-            self.folder.display(),
-            bytesize::ByteSize(free)
-        );
-        Err(Error::new(ErrorKind::NoSpace, text))
+        let what = format!("{} in {}", self.name, self.folder.display());
+        room::check(&self.folder, needed, &what).map_err(|error| match self.request.force {
+            true => error
+                .advise("remove the files that are to be replaced, or restore to another folder"),
+            false => error.advise("restore to a folder on another filesystem"),
+        })
     }
 
     fn run(
@@ -370,6 +388,7 @@ impl<'a> Job<'a> {
                 self.repository.copy_machine_file(&self.domain, file, out)
             })?;
         }
+        let uuid_here = guests::uuid_here(&self.request.libvirt, &self.machine, recorder);
         let xml = self.xml_path();
         self.write(&xml, 0o600, written, |out| {
             let text = definition.text.as_bytes();
@@ -381,7 +400,12 @@ impl<'a> Job<'a> {
         Ok(MachineReport {
             domain: self.name.clone(),
             uuid: definition.uuid.clone(),
+            guest: self.machine.name.clone(),
+            guest_uuid: self.machine.uuid.clone(),
+            uuid_here,
             point: manifest.point.to_string(),
+            safety: manifest.safety,
+            passed_over: self.passed_over(manifest.point)?,
             consistency: manifest.consistency.as_str(),
             disks: reports,
             commands: definition.commands(&self, &xml),
@@ -390,6 +414,16 @@ impl<'a> Job<'a> {
             nvram: self.restored(Role::Nvram).map(Path::to_path_buf),
             seconds: 0.0,
         })
+    }
+
+    /// The last safety point of one of the disks that the selector passed over.
+    fn passed_over(&self, point: PointId) -> Result<Option<String>> {
+        let mut last = None;
+        for disk in &self.disks {
+            let id = DiskId { domain: self.domain.clone(), disk: disk.target.parse()? };
+            last = last.max(self.repository.passed_over(&id, &self.request.selector, point)?);
+        }
+        Ok(last.map(|point| point.to_string()))
     }
 
     /// Where the first file of a role is restored to.
@@ -455,7 +489,7 @@ fn definition_of(
 /// Where a TPM's state was: where the definition says, or in libvirt's folder …/swtpm/UUID/VERSION.
 fn tpm_root(before: &Domain, machine: &MachineRecord) -> PathBuf {
     let Some(file) = machine.file(Role::Tpm) else { return PathBuf::new() };
-    let named = before.tpm.as_ref().and_then(|tpm| tpm.path.clone());
+    let named = before.tpm.as_ref().and_then(|tpm| tpm.path.as_deref().map(absolute));
     if let Some(path) = named.filter(|path| file.path.starts_with(path)) {
         return path;
     }
@@ -512,6 +546,7 @@ mod tests {
             uuid: None,
             freeze_ms: None,
             frozen_filesystems: None,
+            autostart: false,
             files: vec![file(XML_LEN_MAX + 1)],
             left_out: Vec::new(),
             missing: Vec::new(),

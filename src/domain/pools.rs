@@ -1,0 +1,98 @@
+//! Which file or block device a volume of a storage pool is, by libvirt's own files:
+//! `/etc/libvirt/storage/POOL.xml` for a pool that is defined, `/run/libvirt/storage/POOL.xml` for one
+//! that is active.
+
+use std::path::PathBuf;
+
+use super::files::{Libvirt, read};
+use super::parse::{child, document, text_of};
+use super::{Domain, Source};
+
+/// Pools whose volumes are files in the folder that is their target.
+const OF_FILES: [&str; 3] = ["dir", "fs", "netfs"];
+/// Pools whose volumes are block devices.
+const OF_DEVICES: [&str; 2] = ["logical", "disk"];
+/// Pools whose volumes QEMU reaches on a server.
+const OF_SERVERS: [&str; 4] = ["rbd", "sheepdog", "gluster", "iscsi-direct"];
+
+impl Libvirt {
+    /// Puts the file or block device in the place of every volume of a domain that can be found; in that
+    /// of the others, why not.
+    pub(super) fn resolve_volumes(&self, domain: &mut Domain) {
+        for disk in &mut domain.disks {
+            disk.each_source(|source| self.resolve(source));
+        }
+        if let Some(nvram) = &mut domain.nvram {
+            self.resolve(&mut nvram.source);
+        }
+    }
+
+    fn resolve(&self, source: &mut Source) {
+        let Source::Volume { pool, volume, .. } = source else { return };
+        let (pool, volume) = (std::mem::take(pool), std::mem::take(volume));
+        *source = match self.volume(&pool, &volume) {
+            Ok(found) => found,
+            Err(why) => Source::Volume { pool, volume, why },
+        };
+    }
+
+    /// Finds a volume; or says why it can't be.
+    fn volume(&self, pool: &str, volume: &str) -> Result<Source, String> {
+        let is_name = |name: &str| {
+            !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != ".."
+        };
+        if !is_name(pool) || pool.starts_with('.') {
+            return Err(format!("no pool is called {pool:?}"));
+        }
+        if !is_name(volume) {
+            return Err(format!("no volume is called {volume:?}"));
+        }
+        let file = format!("{pool}.xml");
+        // What is active is what a guest gets: it may have been defined anew since.
+        let folders = [&self.run, &self.config].map(|folder| folder.join("storage"));
+        for folder in &folders {
+            let path = folder.join(&file);
+            let Some(xml) = read(&path).map_err(|error| error.chain())? else { continue };
+            return volume_of(&xml.text, pool, volume)
+                .map_err(|why| format!("{} {why}", path.display()));
+        }
+        Err(format!("there is no {file} in {} or {}", folders[1].display(), folders[0].display()))
+    }
+}
+
+/// Finds a volume by its pool's XML; or says what about that is in the way.
+fn volume_of(text: &str, name: &str, volume: &str) -> Result<Source, String> {
+    let document = document(text).map_err(|error| error.chain())?;
+    let root = document.root_element();
+    // An active pool's file wraps it.
+    let pool = if root.tag_name().name() == "pool" { Some(root) } else { child(root, "pool") };
+    let pool = pool.ok_or("is no pool's XML")?;
+    let of = |node, name: &str| child(node, name).and_then(text_of);
+    if of(pool, "name").as_deref() != Some(name) {
+        return Err("describes another pool".to_owned());
+    }
+    let kind = pool.attribute("type").unwrap_or_default();
+    if OF_SERVERS.contains(&kind) {
+        return Ok(Source::Network(kind.to_owned()));
+    }
+    let target = child(pool, "target").and_then(|target| of(target, "path"));
+    let group = || child(pool, "source").and_then(|source| of(source, "name"));
+    // The folder of a volume group's devices follows from its name.
+    let target = match target {
+        None if kind == "logical" => group().map(|group| PathBuf::from("/dev").join(group)),
+        target => target.map(PathBuf::from),
+    };
+    let target = target.filter(|target| target.is_absolute());
+    let target = target.ok_or("has no target with an absolute path")?;
+    match kind {
+        kind if OF_FILES.contains(&kind) => Ok(Source::File(target.join(volume))),
+        kind if OF_DEVICES.contains(&kind) => {
+            // A partition is called as the kernel calls it, wherever the pool looks for devices.
+            let known = target.join(volume);
+            let device = PathBuf::from("/dev").join(volume);
+            let is_elsewhere = kind == "disk" && !known.exists() && device.exists();
+            Ok(Source::Block(if is_elsewhere { device } else { known }))
+        }
+        other => Err(format!("has the type {other:?}, whose volumes can't be found by it")),
+    }
+}

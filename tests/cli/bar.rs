@@ -1,0 +1,203 @@
+//! The progress bar, as it is drawn on a real terminal of any width, and what is said above it.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Mutex;
+
+use qdelta::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Request};
+use qdelta::cancel::Cancel;
+use qdelta::image::OpenOptions;
+use qdelta::observer::{Event, Observer};
+use qdelta::pipeline::Resources;
+use qdelta::repository::Repository;
+use qdelta::restore::{self, Destination};
+
+use qdelta::domain::Libvirt;
+use qdelta::repository::Selector;
+
+use super::super::harness::content::Random;
+use super::super::harness::guest::{Guest, Host, UUID};
+use super::super::harness::repo::Repo;
+use super::super::harness::{Lab, args, qdelta, run, run::binary, tool};
+
+const SECOND_UUID: &str = "11111111-edaf-9455-926a-d65c16db1809";
+
+/// What a command draws on a terminal of so many columns: every state of a line, without what only
+/// moves the cursor.
+fn drawn(columns: usize, dir: &Path, command: &str) -> Vec<String> {
+    let line = format!("stty cols {columns} rows 24; {} {command}", binary().display());
+    let mut script = tool("script", args!["-qec", line, "/dev/null"]);
+    script.current_dir(dir).env("TERM", "xterm").env_remove("COLUMNS").stdin(Stdio::null());
+    let text = run(script).ok().text();
+    let mut states = vec![String::new()];
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\r' | '\n' => states.push(String::new()),
+            '\x1b' => {
+                let _ = characters.by_ref().find(|c| c.is_ascii_alphabetic());
+                states.push(String::new());
+            }
+            other => states.last_mut().unwrap().push(other),
+        }
+    }
+    states.retain(|state| !state.trim().is_empty());
+    states
+}
+
+/// A raw image of noise, which takes a while to back up at level 19.
+fn noise(lab: &Lab, name: &str, mib: usize) {
+    std::fs::write(lab.path(name), Random::new(mib as u64).noise(mib << 20)).unwrap();
+}
+
+/// The bar wrapped on a narrow terminal, and each of its states stayed there as a line.
+#[test]
+fn the_bar_names_its_disk_and_never_wraps() {
+    let lab = Lab::new();
+    Repo::init(lab.path("repo"));
+    noise(&lab, "web.raw", 3);
+    let long = "a-guest-whose-name-says-where-it-lives-and-what-it-is-for.raw";
+    std::fs::copy(lab.path("web.raw"), lab.path(long)).unwrap();
+    for (columns, image, name) in [
+        (60, "web.raw", "web/disk backup"),
+        (80, "web.raw", "web/disk backup"),
+        (200, "web.raw", "web/disk backup"),
+        (40, long, "backup"),
+        (20, long, ".."),
+    ] {
+        let command =
+            format!("backup {image} --repo repo --kind full --level 19 --threads 1 --format raw");
+        let states = drawn(columns, lab.dir(), &command);
+        let bars: Vec<&String> = states.iter().filter(|state| state.contains('%')).collect();
+        assert!(!bars.is_empty(), "no bar at {columns} columns: {states:?}");
+        for bar in bars {
+            // Behind it the rest of the line is filled with spaces.
+            assert!(bar.chars().count() <= columns, "{columns} columns: {bar:?}");
+            assert!(bar.trim_end().chars().count() < columns, "{columns} columns: {bar:?}");
+            assert!(bar.contains(name), "{columns} columns: {bar:?}");
+        }
+    }
+}
+
+/// Under --all nobody could tell which guest the bar was at, and every result came at the end.
+#[test]
+fn each_guest_and_disk_has_its_own_bar_and_its_result_when_it_is_there() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let second = guest.xml().replace("<name>web", "<name>second").replace(UUID, SECOND_UUID);
+    std::fs::write(host.lab.path("etc/qemu/second.xml"), second).unwrap();
+    std::fs::write(guest.vdb(), Random::new(7).noise(2 << 20)).unwrap();
+    let mut words = vec!["--repo".into(), host.repo.path.clone().into_os_string()];
+    words.extend(args!["backup", "--all", "--level", "19", "--threads", "1"]);
+    words.extend(host.place());
+    let words: Vec<String> = words.into_iter().map(|word| word.into_string().unwrap()).collect();
+    let states = drawn(80, host.lab.dir(), &words.join(" "));
+    let at = |what: &str| {
+        let found = states.iter().position(|state| state.contains(what));
+        found.unwrap_or_else(|| panic!("{what} is not in {states:#?}"))
+    };
+    let order = ["second/vdb backup", "second@", "web/vdb backup", "web@"].map(at);
+    assert!(order.is_sorted(), "{order:?}: {states:#?}");
+}
+
+/// Warnings were said twice, or beside the result and not in it, or not at all with --quiet; and under
+/// --all nobody could tell whose they were.
+#[test]
+fn each_warning_is_said_once_with_its_disk_and_what_to_do() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let second = guest.xml().replace("<name>web", "<name>second").replace(UUID, SECOND_UUID);
+    std::fs::write(host.lab.path("etc/qemu/second.xml"), second).unwrap();
+    // A bitmap can't be left in vdb, which is raw.
+    for option in [None, Some("--json"), Some("--quiet"), Some("-v")] {
+        let mut words = host.repo.args(args!["backup", "--all", "--anchor", "bitmap"]);
+        words.extend(host.place());
+        words.extend(option.map(Into::into));
+        let outcome = run(qdelta(words)).ok();
+        for disk in ["second/vdb", "web/vdb"] {
+            let warning = format!("qdelta: warning: {disk}: no anchor is left");
+            let lines: Vec<&str> = outcome.stderr.lines().collect();
+            let at: Vec<usize> =
+                (0..lines.len()).filter(|&line| lines[line].starts_with(&warning)).collect();
+            let [at] = at.as_slice() else { panic!("{disk}, {option:?}: {}", outcome.stderr) };
+            assert!(lines[at + 1].starts_with("        --anchor none"), "{}", outcome.stderr);
+        }
+        if option == Some("--json") {
+            for domain in outcome.json()["domains"].as_array().unwrap() {
+                let disks = domain["result"]["disks"].as_array().unwrap();
+                let codes = disks.iter().map(|disk| &disk["warnings"][0]["code"]);
+                assert_eq!(codes.filter(|code| *code == "no-anchor").count(), 1, "{domain}");
+            }
+        }
+    }
+}
+
+/// All that an observer hears of phases: whose, what, how much, and every step.
+#[derive(Default)]
+struct Heard(Mutex<Vec<Phase>>);
+
+#[derive(Default)]
+struct Phase {
+    disk: Option<String>,
+    total: u64,
+    steps: Vec<u64>,
+}
+
+impl Observer for Heard {
+    fn event(&self, event: &Event<'_>) {
+        let mut phases = self.0.lock().unwrap();
+        match event {
+            Event::Begin { disk, total, .. } => {
+                let disk = disk.map(str::to_owned);
+                phases.push(Phase { disk, total: *total, steps: Vec::new() });
+            }
+            Event::Advance { bytes } => phases.last_mut().unwrap().steps.push(*bytes),
+            _ => {}
+        }
+    }
+}
+
+/// With 2 MiB blocks a group has 2 GiB, and only whole groups were counted: the bar stood at 0 %
+/// from the beginning of a backup to its end.
+#[test]
+fn a_backup_and_a_restore_are_counted_in_small_steps_whatever_the_block_size() {
+    let lab = Lab::new();
+    noise(&lab, "web.raw", 16);
+    for block_size in [4 << 10, 64 << 10, 2 << 20] {
+        let folder = lab.path(block_size.to_string());
+        let repository = Repository::init(&folder).unwrap();
+        let options = Options {
+            kind: KindChoice::Full,
+            level: 1,
+            block_size: Some(block_size),
+            track: None,
+            anchor: AnchorChoice::None,
+            sample: 0,
+            resources: Resources::default(),
+            safety: false,
+        };
+        let open = OpenOptions { format: Some("raw".parse().unwrap()), ..OpenOptions::default() };
+        let image = ImageRequest { path: lab.path("web.raw"), open, disk: None };
+        let heard = Heard::default();
+        backup::run(&repository, &Request { image, options }, &heard, &Cancel::default()).unwrap();
+        let request = restore::Request {
+            destination: Destination::Path(lab.path(format!("{block_size}.raw"))),
+            format: qdelta::output::Format::Raw,
+            force: false,
+            libvirt: Libvirt::default(),
+            salvage: false,
+            resources: Resources::default(),
+        };
+        let (disk, latest) = ("web".parse().unwrap(), Selector::Latest);
+        let cancel = Cancel::default();
+        restore::run(&repository, &disk, &latest, request, &heard, &cancel).unwrap();
+        let phases = heard.0.into_inner().unwrap();
+        assert_eq!(phases.len(), 2);
+        for phase in phases {
+            assert_eq!(phase.disk.as_deref(), Some("web/disk"));
+            assert_eq!(phase.steps.iter().sum::<u64>(), phase.total, "{block_size}");
+            let largest = phase.steps.iter().max().unwrap();
+            assert!(*largest <= 2 << 20, "a step of {largest} with blocks of {block_size}");
+        }
+    }
+}
