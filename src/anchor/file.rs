@@ -11,7 +11,7 @@ use roaring::RoaringTreemap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{open_device, punch};
-use crate::io::{FileStore, Store};
+use crate::io::{FileStore, Opener, Store, not_opened};
 use crate::sys::image_lock::ImageLock;
 
 /// A qcow2 image that nobody else uses, open for reading and writing. As long as this lives,
@@ -39,22 +39,14 @@ impl std::fmt::Debug for ImageFile {
 /// says so; [`ErrorKind::Image`] if it is neither a file nor a device; [`ErrorKind::NotFound`] or
 /// [`ErrorKind::Io`] if it can't be opened.
 pub fn open_to_change(path: &Path) -> Result<(File, bool)> {
-    let failed = |error| Error::io("open", path, error);
-    // Asked before, so that a FIFO does not block; and after, because only that counts.
-    let ask = |metadata: std::fs::Metadata| {
-        let is_device = metadata.file_type().is_block_device();
-        if metadata.is_file() || is_device {
-            return Ok(!is_device);
+    let failed = |error| Error::io("look at", path, error);
+    let file = match std::fs::metadata(path).map_err(failed)?.file_type().is_block_device() {
+        true => open_device(path)?,
+        false => {
+            Opener::CHANGE.open(path).map_err(|error| not_opened(path, error, ErrorKind::Image))?
         }
-        let text = format!("{} is neither a regular file nor a block device", path.display());
-        Err(Error::new(ErrorKind::Image, text))
     };
-    let is_regular = ask(std::fs::metadata(path).map_err(failed)?)?;
-    let file = match is_regular {
-        true => File::options().read(true).write(true).open(path).map_err(failed)?,
-        false => open_device(path)?,
-    };
-    let is_regular = ask(file.metadata().map_err(failed)?)?;
+    let is_regular = file.metadata().map_err(failed)?.is_file();
     Ok((file, is_regular))
 }
 
