@@ -246,7 +246,7 @@ fn an_image_that_was_read_in_another_way() {
         let mount = crate::harness::files::Mount::on_loop(lab.dir(), "xfs", 400 * MIB);
         let scene = Scene::within(&mount.dir);
         scene.backup(&["--anchor", anchor, "--as-file"]);
-        let done = scene.tracked("scan", &[]);
+        let done = scene.tracked("scan", &["--format", "qcow2"]);
         assert!(reason(&done, "reflink").contains("was read as raw"), "{done:#}");
         let done = scene.backup(&["--as-file"]);
         assert_eq!(done["tracker"], "scan");
