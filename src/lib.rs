@@ -21,6 +21,7 @@ pub mod chain;
 pub mod changes;
 pub mod codec;
 pub mod domain;
+pub mod duration;
 pub mod error;
 pub mod extent;
 mod files;

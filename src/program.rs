@@ -41,6 +41,17 @@ pub(crate) struct Said {
 }
 
 impl Said {
+    /// The first line that it complained of and that begins with `error:`, without that word; nothing
+    /// if there is none, or if not all that it said was kept.
+    pub fn first_error(&self) -> Option<String> {
+        if self.stderr.len() >= OUTPUT_LEN_MAX {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&self.stderr);
+        let first = text.lines().find_map(|line| line.trim().strip_prefix("error:"));
+        first.map(|words| words.trim().to_owned())
+    }
+
     /// What it complained of, in one line with a colon in front; nothing if it did not.
     pub fn problem(&self) -> String {
         let text = String::from_utf8_lossy(&self.stderr);

@@ -26,7 +26,7 @@ use crate::observer::{Event, Observer, Recorder};
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::read_ahead::{Loaded, ReadAhead};
 use crate::repository::{
-    DiskId, DiskSpec, DomainName, MachineFile, Point, PointId, Repository, Selector,
+    DiskId, DomainName, MachineFile, Point, PointId, Repository, Selector, Wanted,
 };
 use crate::unpack::{FrameNeed, Unpacker};
 use crate::warning::Warning;
@@ -34,8 +34,8 @@ use crate::warning::Warning;
 /// What to verify, and how.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// A disk, or everything in the repository.
-    pub disk: Option<DiskSpec>,
+    /// A disk or all of a guest, or everything in the repository.
+    pub disk: Option<Wanted>,
     /// One of its points and what that one needs, or all of them.
     pub point: Option<Selector>,
     /// Checksums alone: nothing is decompressed.
@@ -94,10 +94,20 @@ pub fn run(
     let started = std::time::Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    let disks = match &request.disk {
-        Some(spec) => vec![repository.find_disk(spec)?],
+    let mut disks = match &request.disk {
+        Some(wanted) => repository.find_disks(wanted)?,
         None => repository.disks()?,
     };
+    if let Some(selector) = request.point.as_ref().filter(|_| disks.len() > 1) {
+        // A disk of a guest may be younger than the point, or not be in it.
+        let is_missing = |disk: &DiskId| {
+            let found = repository.resolve(disk, selector);
+            found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        if !disks.iter().all(is_missing) {
+            disks.retain(|disk| !is_missing(disk));
+        }
+    }
     let mut report = Report { proved: !request.quick, ..Report::default() };
     for disk in &disks {
         verify_disk(repository, disk, request, observer, cancel, &mut report)?;

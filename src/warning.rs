@@ -46,6 +46,8 @@ pub enum Code {
     Frozen,
     /// Something of the machine is not in the point, or does not come back by itself.
     Machine,
+    /// What the snapshot command made may still be there: it was not released.
+    NotReleased,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::faults::traced;
 use crate::harness::files::{Mount, assert_same, tree};
-use crate::harness::images::{create_raw, filled, filled_raw, guest_io, oracle};
+use crate::harness::images::{create_raw, filled, filled_raw, guest_io, oracle, patch};
 use crate::harness::repo::Repo;
 use crate::harness::run::{as_root, binary, describe, finish, start};
 use crate::harness::{Lab, args, qdelta, run, tool};
@@ -301,6 +301,56 @@ fn no_ring() {
     let arguments = repo.args(args!["backup", image.as_path(), "--disk", "e"]);
     run(traced(options, arguments)).ok();
     repo.assert_restores_raw(&lab, "e", &expected);
+}
+
+/// A night's script mounts the backup disk, verifies or restores, and unmounts: `umount` said "target is
+/// busy". The ring had the files registered, and the kernel let go of them some 50 ms after the program
+/// had ended. Also after a failure, and after Ctrl-C.
+#[test]
+fn right_after_the_end_a_file_system_can_be_unmounted() {
+    let lab = Lab::new();
+    let image = filled(&lab, "disk.qcow2", "", 32 * MIB, 3);
+    let mount = Mount::on_loop(lab.dir(), "ext4", 200 * MIB);
+    let repo = Repo::init(mount.dir.join("repo"));
+    let inside = mount.dir.join("disk.qcow2");
+    std::fs::copy(&image, &inside).unwrap();
+    repo.backup(&image, "disk", &["--io", "uring"]);
+    mount.unmount_at_once();
+    let elsewhere = Repo::init(lab.path("repo"));
+    let output = mount.dir.join("output");
+    for round in 0..8 {
+        mount.mount();
+        repo.run(args!["verify", "--io", "uring"]).ok();
+        mount.unmount_at_once();
+
+        mount.mount();
+        repo.run(args!["restore", "disk", output.as_path(), "--force", "--io", "uring"]).ok();
+        mount.unmount_at_once();
+
+        mount.mount();
+        elsewhere.backup(&inside, "disk", &["--kind", "full", "--io", "uring"]);
+        mount.unmount_at_once();
+
+        mount.mount();
+        let restore = args!["restore", "disk", output.as_path(), "--force", "--io", "uring"];
+        let mut command = qdelta(repo.args(restore));
+        let said = describe(&command);
+        let child = start(&mut command);
+        std::thread::sleep(Duration::from_millis(20 + 15 * round));
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let ended = finish(child, said);
+        assert!(matches!(ended.code(), Some(0 | 130)), "{}", ended.report());
+        mount.unmount_at_once();
+    }
+    mount.mount();
+    let archive = repo.path.join(file_with(&repo.path, "-full.qdelta").unwrap());
+    patch(&archive, std::fs::metadata(&archive).unwrap().len() / 2, &[0x55; 64]);
+    mount.unmount_at_once();
+    for _ in 0..8 {
+        mount.mount();
+        assert_eq!(repo.run(args!["verify", "--io", "uring"]).code(), Some(4));
+        mount.unmount_at_once();
+    }
 }
 
 /// A backup disk that is not mounted must not fill the root file system.

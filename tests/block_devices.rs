@@ -10,7 +10,7 @@ use crate::harness::images::{filled, filled_raw, oracle};
 use crate::harness::repo::Repo;
 use crate::harness::run::as_root;
 use crate::harness::virsh::wait_until;
-use crate::harness::{Lab, args, run, tool};
+use crate::harness::{Lab, args, qdelta, run, tool};
 
 const MIB: u64 = 1 << 20;
 
@@ -129,5 +129,32 @@ fn a_block_device_that_is_in_use_is_not_changed_in_place() {
             now.code() != Some(5)
         });
         outcome.unwrap().ok();
+    }
+}
+
+/// A device that is not there, mistyped or not activated, became a file of that name in memory, and the
+/// restore said "proved".
+#[test]
+fn no_file_is_made_where_devices_are() {
+    let lab = Lab::new();
+    let image = filled(&lab, "disk.qcow2", "", MIB, 4);
+    let repo = Repo::init(lab.path("repo"));
+    let full = repo.backup(&image, "disk", &[]);
+    let link = lab.path("dev");
+    std::os::unix::fs::symlink("/dev", &link).unwrap();
+    let missing = [
+        PathBuf::from("/dev/qdelta-is-not-here"),
+        PathBuf::from("/dev/qdelta-group/volume"),
+        link.join("qdelta-is-not-here"),
+        PathBuf::from("/proc/qdelta-is-not-here"),
+    ];
+    for path in missing {
+        for options in [&[][..], &["--force"], &["--format", "qcow2"]] {
+            let said = repo.restore("disk", &path, options).fails_with(2);
+            assert!(said.contains("is not there"), "{said}");
+        }
+        let archive = full["archive"].as_str().unwrap();
+        run(qdelta(args!["replay", archive, "--output", path.as_path()])).fails_with(2);
+        assert!(!path.exists(), "{path:?}");
     }
 }

@@ -12,12 +12,16 @@ use super::cli::json::compare;
 use super::harness::faults::traced;
 use super::harness::files::{Mount, tree};
 use super::harness::guest::{Guest, Host, MIB, UUID, disk};
-use super::harness::run::{describe, finish, script, start};
+use super::harness::run::{as_root, describe, finish, script, start};
 use super::harness::virsh::wait_until;
 use super::harness::{args, qdelta, run, sweep};
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap()
+}
+
+fn text_of(warning: &Value) -> &str {
+    text(&warning["text"])
 }
 
 /// The roles of the files of the machine at the latest point.
@@ -38,7 +42,7 @@ fn a_stopped_guest_is_one_point() {
     guest.write(0, 0, MIB, 7);
     guest.write(1, MIB, MIB, 8);
     guest.stop();
-    let report = host.web(&["--exclude", "vdz", "--with-host-config"]);
+    let report = host.web(&["--with-host-config"]);
     assert_eq!(report["consistency"], "offline");
     assert_eq!((&report["freeze_ms"], &report["frozen_filesystems"]), (&Value::Null, &Value::Null));
     assert_eq!(report["disks"].as_array().unwrap().len(), 2);
@@ -132,7 +136,7 @@ fn a_running_guest_is_frozen_cloned_and_thawed() {
     assert_eq!(roles(&host), ["domain-xml", "live-xml", "nvram"]);
     let whole = serde_json::json!({ "domains": [{
         "domain": "web", "status": 0, "error": null, "result": report,
-    }]});
+    }], "excluded": [] });
     let rare = [".domains[].result.missing[]"];
     compare("backup of guests", &[&whole], &rare);
     // What the guest writes after the thaw is in the next point, found by the clones.
@@ -227,6 +231,137 @@ esac\n";
     }
     let calls = host.virsh.log().split_off(before);
     assert_eq!(verbs(&calls), ["domfsfreeze", "domfsthaw"].repeat(3));
+    host.assert_sound();
+}
+
+/// A command printed the live image itself, and what was read of it while the guest wrote was called
+/// quiesced. Nor is anything believed that is the image by another name, that lies over it, that
+/// somebody else writes to, or that is older than the image.
+#[test]
+fn a_snapshot_command_that_makes_no_moment() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    let command = host.lab.path("snapshot");
+    let word = command.to_str().unwrap();
+    for (line, why) in [
+        ("echo \"$2\"", "it is the live image"),
+        ("ln -sf \"$2\" \"$2.link\" && echo \"$2.link\"", "it is the live image"),
+        ("ln -f \"$2\" \"$2.hard\" && echo \"$2.hard\"", "it is the live image"),
+        ("exec 7<\"$2\"; echo /proc/$$/fd/7; sleep 1 >&- &", "that is no absolute path"),
+        ("mkfifo \"$2.fifo\"; echo \"$2.fifo\"", "no regular file"),
+        ("dirname \"$2\"", "no regular file"),
+        ("echo", "that is no absolute path"),
+        (
+            "cp \"$2\" \"$2.old\"; touch -d '10 seconds ago' \"$2.old\"; echo \"$2.old\"",
+            "it is older",
+        ),
+    ] {
+        script(&command, &format!("#!/bin/bash\n[ $1 = create ] || exit 0\n{line}\n"));
+        let said = host.web_fails(10, &["--snapshot-command", word]);
+        assert!(said.contains(why), "{line}: {said}");
+        assert!(!host.virsh.is_frozen());
+    }
+    // What lies over the live image, of the same disk and of the other.
+    let (vda, vdb) = (guest.vda(), guest.vdb());
+    for (below, format, status, why) in
+        [(&vda, "qcow2", 3, "form a loop"), (&vdb, "raw", 10, "a guest writes to it")]
+    {
+        let text = format!(
+            "#!/bin/bash
+[ $1 = create ] || exit 0
+case $2 in
+*.qcow2) qemu-img create -q -f qcow2 -F {format} -b {} \"$2.over\" 8M >&2; echo \"$2.over\" ;;
+*) cp \"$2\" \"$2.copy\"; echo \"$2.copy\" ;;
+esac\n",
+            below.display()
+        );
+        script(&command, &text);
+        let said = host.web_fails(status, &["--snapshot-command", word]);
+        assert!(said.contains(why), "{said}");
+        fs::remove_file(vda.with_extension("qcow2.over")).unwrap();
+    }
+    // A device over it.
+    let device = run(as_root("losetup", args!["-f", "--show", vdb.as_path()])).ok().text();
+    let device = device.trim();
+    run(as_root("chmod", args!["0666", device])).ok();
+    let copy = "cp \"$2\" \"$2.copy\" && echo \"$2.copy\"";
+    let line = format!("case $2 in *.qcow2) {copy} ;; *) echo {device} ;; esac");
+    script(&command, &format!("#!/bin/bash\n[ $1 = create ] || exit 0\n{line}\n"));
+    let said = host.backup(&["--domain", "web", "--snapshot-command", word]);
+    run(as_root("losetup", args!["-d", device])).ok();
+    assert!(said.fails_with(10).contains("it is the live image"));
+    assert!(host.points().is_empty());
+    host.assert_sound();
+}
+
+/// The image itself is right where the command has moved the guest to another file.
+#[test]
+fn a_snapshot_command_that_moves_the_guest_away() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    guest.write(1, 0, MIB, 2);
+    let command = host.lab.path("snapshot");
+    let text = "#!/bin/bash
+[ $1 = create ] || exit 0
+touch \"$2.want\"
+for i in {1..500}; do [ -e \"$2.want\" ] || break; sleep 0.02; done
+echo \"$2\"\n";
+    script(&command, text);
+    let images = [guest.vda(), guest.vdb()];
+    std::thread::scope(|scope| {
+        let guest = &mut guest;
+        scope.spawn(move || {
+            for (disk, image) in images.iter().enumerate() {
+                let want = std::path::PathBuf::from(format!("{}.want", image.display()));
+                wait_until("a call of the command", || want.exists());
+                guest.leave(disk);
+                guest.write(disk, 0, MIB, 9);
+                fs::remove_file(want).unwrap();
+            }
+        });
+        let word = command.to_str().unwrap();
+        let report = host.web(&["--snapshot-command", word, "--freeze-max", "60000"]);
+        assert_eq!(report["consistency"], "filesystem-quiesced");
+    });
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
+    host.assert_sound();
+}
+
+/// A release failed night by night, with status 0 and in no JSON, until the volume group was full.
+#[test]
+fn a_snapshot_command_that_does_not_release() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    let command = host.lab.path("snapshot");
+    let text = "#!/bin/bash
+case $1 in
+create) cp \"$2\" \"$2.copy\" && echo \"$2.copy\" ;;
+release) case $2 in *.raw) echo 'the volume is busy' >&2; exit 5 ;; esac ;;
+esac\n";
+    script(&command, text);
+    let word = command.to_str().unwrap();
+    let done = host.backup(&["--domain", "web", "--snapshot-command", word]);
+    assert_eq!(done.code(), Some(13), "{}", done.report());
+    let outcome = &done.json()["domains"][0];
+    assert_eq!((&outcome["status"], &outcome["error"]), (&Value::from(13), &Value::Null));
+    let warnings = outcome["result"]["warnings"].as_array().unwrap();
+    let warning = warnings.iter().find(|it| it["code"] == "not-released").unwrap();
+    assert!(text_of(warning).contains("the volume is busy"), "{warning}");
+    assert!(done.stderr.contains("the volume is busy"), "{}", done.report());
+    assert_eq!(host.points().len(), 1, "the point is good");
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    // Also where the backup fails: the first error is what it ends with, and both are said.
+    let text = "#!/bin/bash\necho 'no such luck' >&2; exit 5\n";
+    script(&command, text);
+    let said = host.web_fails(10, &["--snapshot-command", word]);
+    assert!(said.contains("create") && said.contains("release"), "{said}");
     host.assert_sound();
 }
 
@@ -327,7 +462,7 @@ fn one_domain_that_fails_does_not_stop_the_others() {
     assert_eq!(statuses, [Some(6), Some(3), Some(0)], "{domains}");
     assert!(text(&domains[1]["error"]).contains("lies on a server"));
     assert_eq!(domains[2]["domain"], "web");
-    assert!(outcome.stderr.contains("broken") && outcome.stderr.contains("--exclude vda"));
+    assert!(outcome.stderr.contains("broken") && outcome.stderr.contains("--exclude remote/vda"));
     let words = host.words(&["--domain", "web", "--domain", "nobody"]);
     let text: Vec<_> = words.into_iter().filter(|word| word != "--json").collect();
     let outcome = run(qdelta(text));
@@ -335,6 +470,97 @@ fn one_domain_that_fails_does_not_stop_the_others() {
     assert!(outcome.text().contains("1 of 2 domains were backed up; not nobody"));
     host.backup(&["--domain", "nobody"]).fails_with(6);
     host.backup(&["--domain", "web", "--all"]).fails_with(2);
+    host.assert_sound();
+}
+
+/// `--exclude vdb` left out `vdb` of every guest of `--all`, and a name with a typo nothing, in silence.
+#[test]
+fn an_exclusion_means_one_disk_of_one_guest() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let other =
+        guest.xml().replace("<name>web", "<name>my db").replace(UUID, &UUID.replace('c', "d"));
+    fs::write(host.lab.path("etc/qemu/my db.xml"), other).unwrap();
+    let left_out = |report: &Value| -> Vec<(String, String)> {
+        let domains = report["domains"].as_array().unwrap().iter();
+        let disks = domains.flat_map(|domain| {
+            let left_out = domain["result"]["left_out"].as_array().unwrap().iter();
+            let ours = left_out.filter(|it| it["reason"] == "was excluded");
+            ours.map(|it| (text(&domain["domain"]).to_owned(), text(&it["disk"]).to_owned()))
+        });
+        disks.collect()
+    };
+    let both = &["--domain", "web", "--domain", "my db"];
+    let wrong: &[(&[&str], &[&str], &str)] = &[
+        (&["--all"], &["--exclude", "vdb"], "--exclude GUEST/vdb"),
+        (both, &["--exclude", "vdb"], "--exclude GUEST/vdb"),
+        (&["--all"], &["--exclude", "wbe/vdb"], "no such guest"),
+        (&["--domain", "web"], &["--exclude", "my db/vdb"], "no such guest"),
+        (&["--all"], &["--exclude", "web/vdz"], "it has sda, vda, vdb"),
+        (&["--domain", "web"], &["--exclude", "vdz"], "it has sda, vda, vdb"),
+        (&["--domain", "web"], &["--exclude", ""], "it has sda, vda, vdb"),
+        (&["--all"], &["--exclude", "web/vdb", "--exclude", "my db/vdz"], "it has sda, vda, vdb"),
+        (&["--all"], &["--exclude-guest", "wbe"], "no such guest"),
+        (&["--all"], &["--exclude-guest", "web", "--exclude", "web/vdb"], "no such guest"),
+        (&["--all"], &["--exclude-guest", "web", "--exclude-guest", "my db"], "nothing is left"),
+        (&["--domain", "web"], &["--exclude-guest", "web"], "cannot be used"),
+    ];
+    for (which, options, why) in wrong {
+        let said = host.backup(&[*which, *options].concat()).fails_with(2);
+        assert!(said.contains(why), "{options:?}: {said}");
+        assert!(host.points().is_empty(), "{options:?}: something was backed up");
+    }
+    let folder = format!("my_db-{}", &UUID.replace('c', "d")[..8]);
+    let in_repository = format!("{folder}/vdb");
+    let right: &[(&[&str], &[&str], &[(&str, &str)])] = &[
+        (&["--all"], &["--exclude", "web/vdb"], &[("web", "vdb")]),
+        (&["--all"], &["--exclude", "my db/vdb"], &[("my db", "vdb")]),
+        (&["--all"], &["--exclude", &in_repository], &[("my db", "vdb")]),
+        (
+            both,
+            &["--exclude", "web/vda", "--exclude", "my db/vdb"],
+            &[("web", "vda"), ("my db", "vdb")],
+        ),
+        (&["--domain", "web"], &["--exclude", "vdb"], &[("web", "vdb")]),
+        (&["--domain", "web"], &["--exclude", "web/vdb"], &[("web", "vdb")]),
+    ];
+    for (which, options, expected) in right {
+        let report = host.backup(&[*which, *options].concat()).ok().json();
+        let expected: Vec<_> =
+            expected.iter().map(|(guest, disk)| (guest.to_string(), disk.to_string())).collect();
+        assert_eq!(left_out(&report), expected, "{options:?}");
+        assert_eq!(report["excluded"].as_array().unwrap().len(), 0);
+    }
+    let report = host.backup(&["--all", "--exclude-guest", "my db"]).ok().json();
+    assert_eq!(report["excluded"][0], "my db");
+    assert_eq!(report["domains"].as_array().unwrap().len(), 1);
+    // A guest that can't be looked at fails by itself, and not the others with it.
+    fs::write(host.lab.path("etc/qemu/my db.xml"), "").unwrap();
+    let outcome = host.backup(&["--all", "--exclude", "my db/vdb"]);
+    assert_eq!(outcome.code(), Some(12), "{}", outcome.report());
+}
+
+/// Under cron virsh reached no libvirt: a minute of thawing for each guest, and an alarm, without the words
+/// that would have helped.
+#[test]
+fn where_virsh_reaches_no_libvirt_it_is_said_at_once() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    let begin = std::time::Instant::now();
+    let reasons = ["failed to connect to the hypervisor", "failed to get domain 'web'"];
+    for said in reasons {
+        host.virsh.tell("says-domfsfreeze", &format!("error: {said}"));
+        host.virsh.tell("says-domfsthaw", &format!("error: {said}"));
+        let shown = host.web_fails(10, &[]);
+        assert!(shown.contains(said) && shown.contains("--connect"), "{shown}");
+        assert!(!shown.contains("ALARM"), "{shown}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(50), "{:?}", begin.elapsed());
+    host.virsh.forget("says-domfsfreeze");
+    host.virsh.forget("says-domfsthaw");
+    host.web(&[]);
     host.assert_sound();
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::harness::content::{Guest, Random};
-use super::harness::images::{create, filled_raw, guest_io, overlay, qemu_img};
+use super::harness::images::{create, filled_raw, guest_io, overlay, patch, qemu_img, read_u64};
 use super::harness::repo::Repo;
 use super::harness::run::{describe, finish, start};
 use super::harness::{Lab, Outcome, args, qdelta, run, sweep};
@@ -280,6 +280,33 @@ fn an_image_that_cannot_be_changed_keeps_its_bitmaps() {
     assert!(said.contains("external data file"), "{said}");
     assert!(fs::read(&path).unwrap() == before);
     assert_eq!(report["kind"], "full");
+}
+
+/// Two guest clusters lay in one host cluster that was counted once. Rolled back, one of them gave it
+/// back as free, and the roll back said "proved": the next writes of the guest destroyed the other.
+#[test]
+fn an_image_that_is_not_sound_is_left_alone() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let path = lab.path("disk.qcow2");
+    create(&path, "", 20 * MIB);
+    guest_io(&path, "qcow2", &["write -q -P 1 1M 3M".to_owned()]);
+    repo.backup(&path, "vm/disk", &[]);
+    guest_io(&path, "qcow2", &["write -q -P 2 1M 64k".to_owned()]);
+    let l2 = read_u64(&path, read_u64(&path, 40)) & 0x00ff_ffff_ffff_fe00;
+    let entry = read_u64(&path, l2 + 8 * 16);
+    patch(&path, l2 + 8 * 170, &entry.to_be_bytes());
+    let (before, points) = (fs::read(&path).unwrap(), repo.points("vm/disk").len());
+    for options in [&["--no-point"][..], &[]] {
+        let said = roll_back(&repo, "vm/disk", &path, options).fails_with(3);
+        assert!(said.contains("is used 2 times, and its reference count is 1"), "{said}");
+        assert!(fs::read(&path).unwrap() == before);
+        assert_eq!(repo.points("vm/disk").len(), points);
+    }
+    // Repaired, it can be.
+    qemu_img(args!["check", "-q", "-r", "all", path.as_path()]);
+    roll_back(&repo, "vm/disk", &path, &["--no-point"]).ok();
+    check(&path);
 }
 
 /// Killed at any moment: a qcow2 image is the one or the other; and running it again ends well.

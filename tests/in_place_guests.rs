@@ -420,11 +420,15 @@ fn all_disks_of_a_guest_go_back_together() {
     let single = host.restore(args![format!("web/vda@{point}"), "--in-place", "--json"]).ok();
     compare("restore in place", &[&single.json()], &[]);
     compare("restore of a guest in place", &[&report], &[]);
-    // What was there is a point of disks alone, and the newest: the machine needs an older one.
+    // The latest point is the backup, and no safety point, which has disks alone.
     let to = host.lab.path("to");
-    let said = host.restore(args!["--domain", "web", "--to", to.as_path()]).fails_with(6);
+    let words = args!["--domain", "web", "--to", to.as_path(), "--json"];
+    let report = host.restore(words).ok().json();
+    assert_eq!(report["point"].as_str(), Some(point.as_str()));
+    assert_eq!(report["passed_over"].as_str(), host.points().last().map(String::as_str));
+    let words = args!["--domain", "web", "--to", to.as_path(), "--at", kept, "--force"];
+    let said = host.restore(words).fails_with(6);
     assert!(said.contains(&format!("--at {point}")), "{said}");
-    host.restore(args!["--domain", "web", "--to", to.as_path(), "--at", point.as_str()]).ok();
     let words = args!["--domain", "web", "--at", kept, "--in-place", "--no-point", "--json"];
     let report = host.restore(words).ok().json();
     assert_eq!((&report["safety_point"], now(&guest) == before), (&Value::Null, true));

@@ -10,7 +10,7 @@ use crate::harness::faults::{Fault, Injection, count_calls, plan, run_with};
 use crate::harness::files::{assert_same, copy_tree, tree};
 use crate::harness::images::{create, guest_io, oracle};
 use crate::harness::repo::{Repo, point_of};
-use crate::harness::run::{finish, start};
+use crate::harness::run::{describe, finish, start};
 use crate::harness::{Lab, Outcome, args, qdelta, run, sweep};
 
 const MIB: u64 = 1 << 20;
@@ -279,4 +279,26 @@ fn a_read_error_of_the_image_is_named() {
         scene.repo.assert_no_leftovers();
     }
     assert!(failed > 0, "no read was ever hit");
+}
+
+/// A restore right after one that was killed said that the file was being written: the kernel was still
+/// letting go of the dead one's locks.
+#[test]
+fn what_follows_a_kill_at_once_need_not_be_tried_again() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let image = lab.path("disk.qcow2");
+    create(&image, "", 64 << 20);
+    guest_io(&image, "qcow2", &["write -q -P 7 0 48M".to_owned()]);
+    repo.backup(&image, "disk", &[]);
+    let output = lab.path("disk.raw");
+    for round in 0..6_u64 {
+        let mut command = qdelta(repo.args(args!["restore", "disk", output.as_path(), "--force"]));
+        let child = start(&mut command);
+        std::thread::sleep(std::time::Duration::from_millis(40 + round * 25));
+        let pid = rustix::process::Pid::from_child(&child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        repo.restore("disk", &output, &["--force"]).ok();
+        finish(child, describe(&command));
+    }
 }

@@ -294,6 +294,159 @@ fn a_second_guest_does_not_have_the_variables_of_the_first() {
     }
 }
 
+/// The variables of a guest whose firmware libvirt chooses, of one with QEMU's own store, and of one whose
+/// code and variables are one file were in no point, and nothing said so; a second guest wrote to the last
+/// two.
+#[test]
+fn the_variables_come_back_from_wherever_they_are() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let nvram = format!("<nvram>{}</nvram>", guest.nvram().display());
+    let os = |inside: &str| format!("<os firmware='efi'><type>hvm</type>{inside}</os>");
+    let (chosen, store, own) = (
+        host.lab.path("lib/qemu/nvram/web_VARS.fd"),
+        host.lab.path("lib/qemu/varstore/web.json"),
+        host.lab.path("OVMF.fd"),
+    );
+    let qcow2 = chosen.with_extension("qcow2");
+    let named = host.lab.path("named.json");
+    let cases = [
+        (os(""), &chosen, "web_VARS.fd"),
+        (os("<nvram template='/t.fd'/>"), &chosen, "web_VARS.fd"),
+        (os(""), &qcow2, "web_VARS.qcow2"),
+        (os(""), &store, "web_VARS.json"),
+        (os("<varstore template='/t.json'/>"), &store, "web_VARS.json"),
+        (os(&format!("<varstore path='{}'/>", named.display())), &named, "web_VARS.json"),
+        (
+            os(&format!("<loader readonly='no' type='pflash'>{}</loader>", own.display()))
+                .replace(" firmware='efi'", ""),
+            &own,
+            "web_VARS.fd",
+        ),
+    ];
+    for (index, (os, file, name)) in cases.iter().enumerate() {
+        guest.redefine(&[(&format!("<os><type>hvm</type>{nvram}</os>"), os.as_str())]);
+        // Nothing is there yet: that is said.
+        let point = host.web(&[]);
+        assert!(point["missing"].to_string().contains("the firmware's variables"), "{os}: {point}");
+        for (word, rename) in [("same", false), ("new", true)] {
+            let to = host.lab.path(format!("bare-{word}{index}"));
+            let options: &[&str] =
+                if rename { &["--rename", "new", "--json"] } else { &["--json"] };
+            let report = restore(&host, &to, options).ok().json();
+            assert!(report["warnings"].to_string().contains("variables"), "{os}: {report}");
+            let text = fs::read_to_string(report["xml"].as_str().unwrap()).unwrap();
+            let shares = text.contains(file.to_str().unwrap());
+            assert!(!rename || !shares, "{os}: the new guest has the old one's: {text}");
+        }
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, format!("variables {index}")).unwrap();
+        let point = host.web(&[]);
+        assert_eq!(point["missing"].as_array().unwrap().len(), 0, "{os}: {point}");
+        for (word, rename) in [("web", false), ("new", true)] {
+            let to = host.lab.path(format!("{word}{index}"));
+            let options: &[&str] =
+                if rename { &["--rename", "new", "--json"] } else { &["--json"] };
+            let report = restore(&host, &to, options).ok().json();
+            let restored = to.join(name.replace("web", word));
+            assert_eq!(report["nvram"].as_str(), restored.to_str(), "{os}");
+            assert_eq!(fs::read_to_string(&restored).unwrap(), format!("variables {index}"));
+            let text = fs::read_to_string(report["xml"].as_str().unwrap()).unwrap();
+            assert!(text.contains(restored.to_str().unwrap()), "{os}: {text}");
+            assert!(!text.contains(file.to_str().unwrap()), "{os}: {text}");
+        }
+        fs::remove_file(file).unwrap();
+    }
+}
+
+/// Kernel, option ROMs, devices of the host, shared folders, drives of QEMU's command line, snapshots and
+/// the start with the host were left out without a word.
+#[test]
+fn what_a_guest_has_besides_its_disks_is_taken_or_listed() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let at = |name: &str| host.lab.path(name).to_str().unwrap().to_owned();
+    for name in ["kernel", "initrd", "rom", "pstore"] {
+        fs::write(at(name), name).unwrap();
+    }
+    let os = format!(
+        "<type>hvm</type><kernel>{}</kernel><initrd>{}</initrd><dtb>{}</dtb>",
+        at("kernel"),
+        at("initrd"),
+        at("gone")
+    );
+    let devices = format!(
+        "<hostdev mode='subsystem' type='pci'><source><address bus='0x07'/></source></hostdev>
+         <filesystem type='mount'><source dir='/srv/data'/><target dir='data'/></filesystem>
+         <memory model='nvdimm'><source><path>/nvdimm.img</path></source></memory>
+         <pstore backend='acpi-erst'><path>{}</path></pstore>
+         <interface type='bridge'><rom file='{}'/></interface>
+         <tpm model='tpm-tis'><backend type='emulator'><encryption secret='5ec'/></backend></tpm>
+         <channel",
+        at("pstore"),
+        at("rom")
+    );
+    let line = "<qemu:commandline xmlns:qemu='u'><qemu:arg value='-drive'/>
+        <qemu:arg value='file=/extra.img'/></qemu:commandline></domain>";
+    guest.redefine(&[("<type>hvm</type>", &os), ("<channel", &devices), ("</domain>", line)]);
+    fs::create_dir_all(at("etc/qemu/autostart")).unwrap();
+    std::os::unix::fs::symlink(at("etc/qemu/web.xml"), at("etc/qemu/autostart/web.xml")).unwrap();
+    for (kind, name) in [("snapshot", "before-update"), ("checkpoint", "monday")] {
+        fs::create_dir_all(at(&format!("lib/qemu/{kind}/web"))).unwrap();
+        fs::write(at(&format!("lib/qemu/{kind}/web/{name}.xml")), "<x/>").unwrap();
+    }
+    super::harness::images::qemu_img(args!["snapshot", "-c", "inside", guest.vda()]).ok();
+    let point = host.web(&["--anchor", "snapshot"]);
+    let missing = point["missing"].to_string();
+    for word in [
+        "0x07",
+        "/srv/data",
+        "/nvdimm.img",
+        "file=/extra.img",
+        "gone",
+        "5ec",
+        "before-update",
+        "monday",
+        "the snapshots in the image of vda (inside)",
+    ] {
+        assert!(missing.contains(word), "{word}: {missing}");
+    }
+    assert_eq!(point["missing"].as_array().unwrap().len(), 10, "{missing}");
+    assert!(point["warnings"].to_string().contains("/srv/data"), "what is missing is said");
+
+    let to = host.lab.path("to");
+    let report = restore(&host, &to, &["--json"]).ok().json();
+    let text = fs::read_to_string(to.join("web.xml")).unwrap();
+    let restored = |folder: &str, name: &str| {
+        to.join(folder).join(host.lab.path(name).strip_prefix("/").unwrap())
+    };
+    for (folder, name) in
+        [("boot", "kernel"), ("boot", "initrd"), ("boot", "rom"), ("state", "pstore")]
+    {
+        let path = restored(folder, name);
+        assert_eq!(fs::read_to_string(&path).unwrap(), name);
+        assert!(text.contains(path.to_str().unwrap()), "{name}: {text}");
+        assert!(!text.contains(&format!(">{}<", at(name))), "{name}: {text}");
+    }
+    assert!(
+        text.contains("/nvdimm.img") && text.contains("/extra.img") && text.contains("hostdev")
+    );
+    let commands: Vec<_> = report["commands"].as_array().unwrap().iter().collect();
+    assert_eq!(commands[1..], ["virsh autostart web", "virsh start web"]);
+
+    let to = host.lab.path("new");
+    let report = restore(&host, &to, &["--rename", "new", "--json"]).ok().json();
+    let text = fs::read_to_string(to.join("new.xml")).unwrap();
+    for theirs in ["hostdev", "/srv/data", "/nvdimm.img", "/extra.img"] {
+        assert!(!text.contains(theirs), "{theirs}: {text}");
+    }
+    assert!(!report["commands"].to_string().contains("autostart"), "{report}");
+    let warnings = report["warnings"].to_string();
+    for word in ["virsh autostart new", "/srv/data", "/nvdimm.img", "is web's"] {
+        assert!(warnings.contains(word), "{word}: {warnings}");
+    }
+}
+
 /// A start would have resumed the old memory over the restored disks.
 #[test]
 fn memory_that_is_saved_has_to_go_first() {
@@ -323,7 +476,7 @@ fn the_beginning_of_an_id_means_one_point_of_all_disks() {
     let first = host.web(&["--exclude", "vdb"])["point"].as_str().unwrap().to_owned();
     let second = host.web(&["--exclude", "vda"])["point"].as_str().unwrap().to_owned();
     let to = host.lab.path("to");
-    let said = restore(&host, &to, &["--at", &first[..4]]).fails_with(2);
+    let said = restore(&host, &to, &["--at", &first[..6]]).fails_with(2);
     assert!(said.contains(&first) && said.contains(&second), "{said}");
     restore(&host, &to, &["--at", &first]).ok();
 }
@@ -335,4 +488,55 @@ fn every_result_is_as_the_document_says() {
     let named = restore(&host, &to, &["--at", &first, "--rename", "old", "--json"]).ok().json();
     let all = restore(&host, &host.lab.path("all"), &["--json"]).ok().json();
     compare("restore of a guest", &[&named, &all], &[]);
+}
+
+/// `virsh define` takes no second guest of a name or a UUID: the commands that were left to do failed, and
+/// nothing said why.
+#[test]
+fn a_guest_that_is_in_the_way_is_named() {
+    let (host, ..) = lost();
+    let definition = host.lab.path("etc/qemu/web.xml");
+    let own = fs::read_to_string(&definition).unwrap();
+    let other = own.replace(UUID, "c7a5fdbd-edaf-9455-926a-000000000099");
+    let renamed = own.replace("<name>web</name>", "<name>srv</name>");
+    let cases = [
+        (Some(("web", own.as_str())), "virsh define gives it the restored disks"),
+        (Some(("web", other.as_str())), "another guest is called web here"),
+        (Some(("srv", renamed.as_str())), "the guest with this UUID is called srv here"),
+        (None, ""),
+    ];
+    for (index, (guest, expected)) in cases.into_iter().enumerate() {
+        fs::remove_file(&definition).ok();
+        let guest = guest.map(|(name, xml)| {
+            let path = host.lab.path(format!("etc/qemu/{name}.xml"));
+            fs::write(&path, xml).unwrap();
+            path
+        });
+        let to = host.lab.path(format!("to{index}"));
+        let report = restore(&host, &to, &["--json"]).ok().json();
+        let warnings = report["warnings"].to_string();
+        match expected {
+            "" => assert!(!warnings.contains("virsh define"), "{warnings}"),
+            text => {
+                assert!(warnings.contains(text) && warnings.contains("--rename"), "{warnings}");
+                // With another name nothing is in its way.
+                let to = host.lab.path(format!("beside{index}"));
+                let words = ["--rename", "new", "--json"];
+                let report = restore(&host, &to, &words).ok().json();
+                let warnings = report["warnings"].to_string();
+                assert!(!warnings.contains("virsh define"), "{warnings}");
+            }
+        }
+        guest.map(fs::remove_file).transpose().unwrap();
+    }
+}
+
+/// What a guest is restored to must not be a folder in memory.
+#[test]
+fn a_guest_is_not_restored_among_devices() {
+    let (host, ..) = lost();
+    for to in ["/dev/qdelta-guest", "/proc/qdelta-guest"] {
+        restore(&host, Path::new(to), &[]).fails_with(2);
+        assert!(!Path::new(to).exists());
+    }
 }

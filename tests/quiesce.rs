@@ -230,6 +230,134 @@ fn without_virsh_or_agent_nothing_is_frozen_and_it_is_said() {
     assert!(scene.virsh.log().is_empty());
 }
 
+/// What `virsh` says when nothing of a freeze can have been sent.
+const NOTHING_SENT: &[&str] = &[
+    "error: failed to connect to the hypervisor\nerror: Failed to connect socket to \
+     '/var/run/libvirt/libvirt-sock': No such file or directory",
+    "error: failed to connect to the hypervisor\nerror: authentication unavailable: no polkit agent \
+     available to authenticate action 'org.libvirt.unix.manage'",
+    "libvirt: XML-RPC error : no route to host\nerror: failed to connect to the hypervisor",
+    "error: failed to get domain 'c7a5fdbd'\nerror: Domain not found: no domain with matching name",
+    "error: failed to get domain 'c7a5fdbd'",
+    "error: unknown command: 'domfsfreeze'",
+    "error: Unable to freeze filesystems\nerror: operation forbidden: read only access prevents \
+     virDomainFSFreeze",
+    "error: Unable to freeze filesystems\nerror: this function is not supported by the connection \
+     driver: virDomainFSFreeze",
+    "error: Unable to freeze filesystems\nerror: Guest agent is not responding: QEMU guest agent is not \
+     connected",
+];
+
+/// What it says when a freeze may have been sent, whatever other words are in it.
+const PERHAPS_SENT: &[&str] = &[
+    "error: Unable to freeze filesystems\nerror: internal error: client socket is closed",
+    "error: Disconnected from qemu:///system due to end of file\nerror: Unable to freeze filesystems\n\
+     error: End of file while reading data: Input/output error",
+    "error: Disconnected from qemu:///system due to keepalive timeout\nerror: failed to connect to the \
+     hypervisor",
+    "error: Unable to freeze filesystems\nerror: Failed to reconnect to the hypervisor",
+    "error: Unable to freeze filesystems\nerror: failed to connect to the hypervisor",
+    "error: Unable to freeze filesystems\nerror: Guest agent is not responding: Guest agent not available \
+     for now",
+    "failed to connect to the hypervisor",
+    "",
+];
+
+/// Under cron, or where libvirtd was down, virsh reached no libvirt at all: after a minute of thawing each
+/// guest was an alarm, and what virsh had said about the freeze was nowhere.
+#[test]
+fn where_no_freeze_can_have_been_sent_there_is_no_alarm() {
+    for said in NOTHING_SENT {
+        let mut scene = Scene::new();
+        scene.freeze.thaw_tries = Duration::from_secs(1000);
+        scene.virsh.tell("says-domfsfreeze", said);
+        scene.virsh.tell("says-domfsthaw", said);
+        let error = scene.try_freeze().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Guest, "{said}");
+        let words = said.lines().last().unwrap().split(char::is_whitespace).next_back().unwrap();
+        assert!(error.chain().contains(words), "{said}: {}", error.chain());
+        let reached = said.contains("Unable to freeze");
+        assert_eq!(error.advice().unwrap().contains("--connect"), !reached, "{said}");
+        assert_eq!(
+            scene.virsh.count("domfsthaw"),
+            1,
+            "{said}: to be sure, and not again and again"
+        );
+        assert!(is_gone(&scene.freeze.mark), "{said}");
+    }
+    // It can't be run at all, in two ways.
+    for is_folder in [false, true] {
+        let mut scene = Scene::new();
+        scene.freeze.thaw_tries = Duration::from_secs(1000);
+        let program = scene.freeze.mark.with_file_name("no-program");
+        match is_folder {
+            true => std::fs::create_dir(&program).unwrap(),
+            false => std::fs::write(&program, "#!/bin/sh\n").unwrap(),
+        }
+        scene.freeze.virsh.program = program;
+        let error = scene.try_freeze().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Guest);
+        assert!(error.chain().contains("can't be started"), "{}", error.chain());
+        assert!(error.advice().unwrap().contains("--virsh"), "{error:?}");
+    }
+}
+
+/// The same words at another place prove nothing: the connection was there, and was lost.
+#[test]
+fn a_freeze_that_may_have_been_sent_is_an_alarm_if_nobody_can_thaw() {
+    for said in PERHAPS_SENT {
+        let mut scene = Scene::new();
+        scene.freeze.thaw_tries = Duration::from_millis(300);
+        scene.virsh.tell("says-domfsfreeze", said);
+        scene.virsh.tell("says-domfsthaw", "error: failed to connect to the hypervisor");
+        let error = scene.try_freeze().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Alarm, "{said}");
+        let text = error.chain();
+        assert!(
+            text.contains("the freeze had failed") && text.contains("the thaw failed"),
+            "{text}"
+        );
+        assert!(said.lines().all(|line| text.contains(line)), "{said}: {text}");
+        assert!(scene.virsh.count("domfsthaw") > 1, "{said}");
+        assert!(!is_gone(&scene.freeze.mark), "{said}");
+    }
+    // So much was said that the beginning is not known for the first complaint.
+    let mut scene = Scene::new();
+    scene.freeze.thaw_tries = Duration::from_millis(300);
+    let long = format!("error: failed to connect to the hypervisor\n{}", "debug\n".repeat(4000));
+    scene.virsh.tell("says-domfsfreeze", &long);
+    scene.virsh.tell("says-domfsthaw", &long);
+    assert_eq!(scene.try_freeze().unwrap_err().kind(), ErrorKind::Alarm);
+}
+
+/// The agent's settings may forbid both: that it froze nothing is known then. One that refuses another
+/// freeze because it has frozen already does thaw.
+#[test]
+fn an_agent_that_refuses_freeze_and_thaw_has_frozen_nothing() {
+    let refused = |command: &str| {
+        format!(
+            "error: Unable to do it\nerror: internal error: unable to execute QEMU agent command \
+             '{command}': Command {command} has been disabled"
+        )
+    };
+    let mut scene = Scene::new();
+    scene.freeze.thaw_tries = Duration::from_secs(1000);
+    scene.virsh.tell("says-domfsfreeze", &refused("guest-fsfreeze-freeze"));
+    scene.virsh.tell("says-domfsthaw", &refused("guest-fsfreeze-thaw"));
+    let error = scene.try_freeze().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Guest);
+    assert!(error.chain().contains("guest-fsfreeze-freeze has been disabled"), "{}", error.chain());
+    assert!(is_gone(&scene.freeze.mark));
+    scene.virsh.forget("says-domfsthaw");
+    scene.virsh.tell("frozen", "");
+    assert_eq!(scene.try_freeze().unwrap_err().kind(), ErrorKind::Guest);
+    scene.assert_thawed();
+    // Refused, and nobody knows about the thaw.
+    scene.virsh.tell("thaw-fails", "1000");
+    scene.freeze.thaw_tries = Duration::from_millis(300);
+    assert_eq!(scene.try_freeze().unwrap_err().kind(), ErrorKind::Alarm);
+}
+
 /// The thaw of one run would end the freeze of another: of another repository, or of a run that was
 /// killed and whose watchdog is still at work.
 #[test]

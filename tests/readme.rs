@@ -101,14 +101,15 @@ fn shape(line: &str) -> String {
         let is_unit = after_number
             && ["B", "KiB", "MiB", "GiB", "s", "min", "h", "m", "d", "MiB/s", "GiB/s", "KiB/s"]
                 .contains(&bare);
-        // The end of an anchor's name is drawn by lot, and a ring is not had everywhere.
         let word = match word.rsplit_once("Z-") {
+            // The end of an anchor's name is drawn by lot.
             Some((point, lot)) if lot.len() == 8 => format!("{point}Z-lot"),
+            _ if is_unit => word.replace(bare, "unit"),
+            // A ring is not to be had everywhere.
             _ => word.replace("threads", "uring"),
         };
-        let bare = if is_unit { bare } else { word.as_str() };
         let mut shaped = String::new();
-        for character in word.replace(bare, if is_unit { "unit" } else { bare }).chars() {
+        for character in word.chars() {
             match character {
                 '0'..='9' | '.' if shaped.ends_with('#') => {}
                 '0'..='9' => shaped.push('#'),

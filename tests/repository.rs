@@ -6,6 +6,11 @@ use std::process::{Command, Stdio};
 use qdelta::ErrorKind;
 use qdelta::repository::{DomainName, Repository};
 
+use crate::harness::faults::traced;
+use crate::harness::images::filled;
+use crate::harness::repo::Repo;
+use crate::harness::{Lab, args, run};
+
 /// Another process is kept out while the first lives, and let in after it was killed.
 #[test]
 fn another_process_is_kept_out_until_the_first_is_gone() {
@@ -27,4 +32,34 @@ fn another_process_is_kept_out_until_the_first_is_gone() {
     holder.kill().unwrap();
     holder.wait().unwrap();
     repository.lock(&domain).unwrap();
+}
+
+/// Not every filesystem renames without replacing: some say so with one error, some with another, and some
+/// have no links either. Backups knew fewer of them than restores, and failed.
+#[test]
+fn a_filesystem_that_knows_no_rename_without_replacing_holds_points_and_disks() {
+    let lab = Lab::new();
+    let image = filled(&lab, "disk.qcow2", "", 1 << 20, 1);
+    for (index, error) in ["EINVAL", "ENOSYS", "EOPNOTSUPP"].into_iter().enumerate() {
+        for links in [true, false] {
+            let repo = Repo::init(lab.path(format!("repo{index}{links}"))).without_ring();
+            let mut options = args!["-o", "/dev/null", "-e", "trace=renameat2,link,linkat"];
+            options.extend(args!["-e", format!("inject=renameat2:error={error}")]);
+            if !links {
+                options.extend(args!["-e", "inject=link,linkat:error=EPERM"]);
+            }
+            let output = lab.path(format!("disk{index}{links}.raw"));
+            let words = [
+                args!["backup", image.as_path(), "--disk", "disk", "--io", "threads"],
+                args!["restore", "disk", output.as_path(), "--io", "threads"],
+            ];
+            for words in words {
+                run(traced(options.clone(), repo.args(words))).ok();
+            }
+            let again = repo.args(args!["restore", "disk", output.as_path(), "--io", "threads"]);
+            run(traced(options, again)).fails_with(7);
+            repo.verify();
+            repo.assert_no_leftovers();
+        }
+    }
 }

@@ -205,6 +205,29 @@ fn qdelta_starts_no_other_program() {
 }
 
 #[test]
+fn what_files_need_is_decided_in_one_place() {
+    only_in(
+        &["src"],
+        &["src/files/rename.rs"],
+        &["renameat_with", "NOREPLACE"],
+        "two ways to rename without replacing knew different filesystems",
+    );
+    only_in(
+        &["src"],
+        &["src/files/"],
+        &["statvfs(", "f_bavail", "f_bfree"],
+        "room is counted in one way: who asks is crate::files::room",
+    );
+    only_in(
+        &["src"],
+        // Whose turn it is to freeze is waited for far longer.
+        &["src/sys/patience.rs", "src/quiesce/turn.rs"],
+        &[".try_lock("],
+        "a process that was just killed holds its locks for some moments",
+    );
+}
+
+#[test]
 fn queues_are_bounded() {
     let endless = ["unbounded(", "unbounded::<", "mpsc::channel"];
     only_in(&["src"], &[], &endless, "memory must not grow with the disk");

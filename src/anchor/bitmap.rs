@@ -204,7 +204,6 @@ fn update(
     make_room(image)?;
     let left = change(image, |change| {
         check_bitmaps_fit(image, change.header())?;
-        change.survey_all()?;
         let directory = metadata::bitmaps_extension(change.header());
         let left = Left { directory, bitmaps: edit(change)? };
         let extension = write_directory(change)?;

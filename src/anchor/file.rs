@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use qdelta_formats::FormatError;
 use qdelta_formats::qcow2::{ClusterSize, FirstCluster, HeaderPrefix, Incompatible};
@@ -21,6 +21,8 @@ pub struct ImageFile {
     lock: Option<ImageLock>,
     /// Its length can be changed.
     is_regular: bool,
+    /// Once it is proved to be sound: the clusters that were counted once and that nothing used.
+    leaked: OnceLock<RoaringTreemap>,
 }
 
 impl std::fmt::Debug for ImageFile {
@@ -66,13 +68,13 @@ impl ImageFile {
         let (file, is_regular) = open_to_change(path)?;
         let lock = ImageLock::exclusive(&file, path)?;
         let store = Arc::new(FileStore::new(file, path));
-        Ok(Self { store, lock: Some(lock), is_regular })
+        Ok(Self { store, lock: Some(lock), is_regular, leaked: OnceLock::new() })
     }
 
     /// The image in `store`. No lock is taken: whoever opened the store sees to it that nobody
     /// writes to it, and, if it is to be changed, that nobody uses it.
     pub fn over(store: Arc<dyn Store>) -> Self {
-        Self { store, lock: None, is_regular: true }
+        Self { store, lock: None, is_regular: true, leaked: OnceLock::new() }
     }
 
     /// From now on it is only read, and others may read it, too. In between nobody could write.
@@ -106,6 +108,22 @@ impl ImageFile {
     /// As [`Self::virtual_size`].
     pub fn has_data_file(&self) -> Result<bool> {
         Ok(self.first_cluster()?.header().incompatible.contains(Incompatible::DATA_FILE))
+    }
+
+    /// Whether it was proved to be sound since it was opened.
+    pub(super) fn is_proved(&self) -> bool {
+        self.leaked.get().is_some()
+    }
+
+    /// The clusters that were counted once and used by nothing when it was proved to be sound.
+    pub(super) fn leaked(&self) -> Option<&RoaringTreemap> {
+        self.leaked.get()
+    }
+
+    /// It is sound, but for these clusters: they were counted once, and nothing uses them.
+    pub(super) fn set_proved(&self, leaked: RoaringTreemap) {
+        // If it was proved before, that is as good.
+        let _ = self.leaked.set(leaked);
     }
 
     pub(super) fn len(&self) -> Result<u64> {

@@ -15,11 +15,15 @@ pub mod bitmap;
 mod change;
 mod file;
 mod metadata;
+mod proof;
+mod reclaim;
 mod refcounts;
 mod rewrite;
 pub mod snapshot;
 mod tree;
 
 pub use bitmap::NewBitmap;
+pub use change::prove;
 pub use file::{ImageFile, open_to_change};
+pub use reclaim::reclaim;
 pub use rewrite::{Rewrite, Spare, check_rewrite, rewrite};

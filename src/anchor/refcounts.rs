@@ -127,6 +127,47 @@ impl<'a> Refcounts<'a> {
         Ok(())
     }
 
+    /// The clusters that the image needs, as far as they were claimed or gave up their last use.
+    pub(super) fn taken(&self) -> &RoaringTreemap {
+        &self.taken
+    }
+
+    /// Counts in a block.
+    pub(super) fn counts_per_block(&self) -> u64 {
+        self.order.counts_per_block(self.cluster)
+    }
+
+    /// How many blocks the table has, with those that have no place.
+    pub(super) fn block_count(&self) -> u64 {
+        self.table.len() as u64
+    }
+
+    /// Whether the block has a place; without one, all its counts are zero.
+    pub(super) fn has_block(&self, block: u64) -> bool {
+        let place = usize::try_from(block).ok().and_then(|block| self.table.get(block));
+        place.is_some_and(|place| *place != 0)
+    }
+
+    /// The first of the `len` counts from cluster `first` on, which lie in `block`, that `wanted` is
+    /// true for, and its index among them.
+    pub(super) fn find(
+        &mut self,
+        block: u64,
+        first: u64,
+        len: usize,
+        mut wanted: impl FnMut(usize, u64) -> bool,
+    ) -> Result<Option<(usize, u64)>> {
+        let (order, start) = (self.order, self.place(first).1);
+        let Some(bytes) = self.block(block)? else { return Ok(None) };
+        for index in 0..len {
+            let count = order.get(bytes, start + index).unwrap_or(0);
+            if wanted(index, count) {
+                return Ok(Some((index, count)));
+            }
+        }
+        Ok(None)
+    }
+
     /// The numbers of the clusters that `len` bytes at `start` touch.
     pub(super) fn clusters_of(&self, start: u64, len: u64) -> std::ops::Range<u64> {
         start >> self.cluster.bits()..self.cluster.count(start.saturating_add(len))
@@ -266,7 +307,7 @@ impl<'a> Refcounts<'a> {
 
     /// In which block the count of cluster `number` is, and where in it.
     fn place(&self, number: u64) -> (u64, usize) {
-        let per_block = self.order.counts_per_block(self.cluster);
+        let per_block = self.counts_per_block();
         (number / per_block, (number % per_block) as usize)
     }
 

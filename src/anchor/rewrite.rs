@@ -52,7 +52,6 @@ pub fn rewrite<T>(
     let names: Vec<_> = bitmaps.iter().map(|it| String::from_utf8_lossy(&it.name)).collect();
     bitmap::remove_all(image, &names.iter().map(AsRef::as_ref).collect::<Vec<&str>>())?;
     let build = |change: &mut Change<'_>| {
-        change.survey_all()?;
         let l1 = change.l1.clone();
         let mut rewrite =
             Rewrite { change, l1, is_overlay, moved: RoaringBitmap::new(), loaded: None };
@@ -119,7 +118,6 @@ pub fn check_rewrite(image: &ImageFile) -> Result<Spare> {
     let mut change = Change::begin(image)?;
     check_data_file(image, change.header())?;
     let bitmaps = bitmap::list(image)?;
-    change.survey_all()?;
     let cluster = change.format.cluster;
     let file_clusters = change.file_len / cluster.bytes();
     let mut free = RoaringTreemap::new();

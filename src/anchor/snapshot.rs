@@ -41,7 +41,6 @@ pub fn create(image: &ImageFile, name: &str, taken: SystemTime) -> Result<Snapsh
             let text = format!("{} has a snapshot '{name}' already", image.path().display());
             return Err(Error::new(ErrorKind::Exists, text));
         }
-        change.survey_all()?;
         let l1 = change.share_active_tree()?;
         let id = next_id(&change.snapshots).ok_or_else(|| image.refused("has no id left"))?;
         let snapshot = Snapshot {
@@ -79,13 +78,10 @@ pub fn delete(image: &ImageFile, id: &[u8]) -> Result<()> {
             let text = format!("{path} has no snapshot with the id '{shown}'");
             return Err(Error::new(ErrorKind::NotFound, text));
         };
-        change.survey_all()?;
         let snapshot = change.snapshots.remove(index);
         let start = qdelta_formats::qcow2::HostOffset(snapshot.l1_offset);
         let l1 = change.read_l1(start, snapshot.l1_entries)?;
         change.release_tree(&l1, start)?;
-        // Once more, so that a count that was too low is found before what is in use becomes free.
-        change.survey_all()?;
         change.counts.free(start.0, u64::from(snapshot.l1_entries) * L1_ENTRY_SIZE)?;
         change.refresh_active_tree()?;
         replace_table(change)?;

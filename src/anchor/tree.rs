@@ -1,71 +1,11 @@
 //! The trees of L1 and L2 tables: what of the image they refer to, and how often that counts.
 
 use qdelta_formats::qcow2::{HostOffset, L1Entry, L2Format, Reference};
-use roaring::RoaringTreemap;
 
 use super::change::Change;
 use crate::error::Result;
 
 impl Change<'_> {
-    /// Checks that everything that the active L1 table and those of the snapshots lead to is
-    /// counted, before anything is written into clusters that are not: a count that is wrong must
-    /// cost neither the disk nor a snapshot its data.
-    ///
-    /// # Errors
-    /// A table or a cluster counts as free, lies outside the file, or is named twice by one L1
-    /// table.
-    pub(super) fn survey_all(&mut self) -> Result<()> {
-        // What several of them share is looked at once.
-        let mut surveyed = RoaringTreemap::new();
-        let l1 = self.l1.clone();
-        self.survey(&l1, self.header().l1.offset, &mut surveyed)?;
-        for index in 0..self.snapshots.len() {
-            let Some(snapshot) = self.snapshots.get(index) else { continue };
-            let (start, entries) = (HostOffset(snapshot.l1_offset), snapshot.l1_entries);
-            let l1 = self.read_l1(start, entries)?;
-            self.survey(&l1, start, &mut surveyed)?;
-        }
-        Ok(())
-    }
-
-    fn survey(
-        &mut self,
-        l1: &[L1Entry],
-        start: HostOffset,
-        surveyed: &mut RoaringTreemap,
-    ) -> Result<()> {
-        let mut seen = RoaringTreemap::new();
-        let mut bytes = self.l2_buffer();
-        for (_, table) in self.l2_tables(l1, start)? {
-            if !seen.insert(table.0) {
-                return Err(self.file.damaged(format!("the L2 table at {table} is used twice")));
-            }
-            if !surveyed.insert(table.0) {
-                continue;
-            }
-            self.file.read(&mut bytes, table.0)?;
-            self.must_count(table.0 >> self.format.cluster.bits())?;
-            if self.format.external_data {
-                // The clusters of another file are counted nowhere.
-                continue;
-            }
-            for number in 0..self.entries() {
-                for cluster in self.clusters_of_entry(&bytes, table, number)? {
-                    self.must_count(cluster)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn must_count(&mut self, number: u64) -> Result<()> {
-        if self.counts.count(number)? == 0 {
-            let place = number << self.format.cluster.bits();
-            return Err(self.file.damaged(format!("the cluster at {place:#x} counts as free")));
-        }
-        Ok(())
-    }
-
     /// Adds a second owner to everything that the active L1 table leads to. Gives the entries that
     /// both owners' L1 tables are to have.
     pub(super) fn share_active_tree(&mut self) -> Result<Vec<L1Entry>> {

@@ -177,7 +177,8 @@ pub(super) fn canaries(name: &str, size: u64) -> Vec<u64> {
     (0..count).map(place).collect()
 }
 
-/// Removes the bitmaps and snapshots of a tag from an image, but those called as `keep` says.
+/// Removes the bitmaps and snapshots of a tag from an image, but those called as `keep` says, and what
+/// bitmaps of any tag have left that a program that knows none passed by.
 pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
     let stale = |name: &[u8]| {
         let anchor = String::from_utf8_lossy(of_map(name).unwrap_or(name));
@@ -192,7 +193,25 @@ pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
             anchor::snapshot::delete(file, &snapshot.id)?;
         }
     }
+    reclaim(file)
+}
+
+/// Gives the clusters of bitmaps back to which nothing leads any more.
+fn reclaim(file: &ImageFile) -> Result<()> {
+    let clusters = anchor::reclaim(file, |name| name.starts_with(PREFIX.as_bytes()))?;
+    if clusters > 0 {
+        tracing::debug!(clusters, "bitmaps had left them");
+    }
     Ok(())
+}
+
+/// Gives back what the bitmap of the latest point has left in the image at `path`, which is not valid
+/// any more.
+///
+/// # Errors
+/// As [`remove`].
+pub(super) fn reclaim_at(path: &Path) -> Result<()> {
+    reclaim(&ImageFile::open(path)?)
 }
 
 /// Removes the anchors of a tag of every kind, in the qcow2 image at `image` and beside these files, but
@@ -261,7 +280,8 @@ pub(crate) fn remove_from(image: Option<&ImageFile>, anchor: &Anchor) -> Result<
     match (&anchor.what, image) {
         (AnchorKind::Bitmap | AnchorKind::Snapshot { .. }, None) => Ok(()),
         (AnchorKind::Bitmap, Some(file)) => {
-            anchor::bitmap::remove_all(file, &[&anchor.name, &map_of(&anchor.name)])
+            anchor::bitmap::remove_all(file, &[&anchor.name, &map_of(&anchor.name)])?;
+            reclaim(file)
         }
         (AnchorKind::Snapshot { id, date_s, date_ns }, Some(file)) => {
             let ours = anchor::snapshot::list(file)?.into_iter().find(|it| {

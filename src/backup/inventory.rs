@@ -124,8 +124,9 @@ pub fn remove(
     observer: &dyn Observer,
 ) -> Result<Vec<AnchorInfo>> {
     let _lock = repository.lock(&disk.domain)?;
-    let mut wanted = list(repository, disk, observer)?;
-    wanted.retain(|anchor| anchor.state != AnchorState::Missing);
+    let all = list(repository, disk, observer)?;
+    let is_missing = |it: &AnchorInfo| it.state == AnchorState::Missing;
+    let (missing, mut wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_missing);
     for name in names {
         if wanted.iter().all(|anchor| anchor.name != *name) {
             let text = format!("{disk} has no anchor {name}");
@@ -138,6 +139,12 @@ pub fn remove(
     }
     for anchor in &wanted {
         remove_one(anchor)?;
+    }
+    if names.is_empty() {
+        for invalid in missing.iter().filter(|it| it.tracker == Tracker::Bitmap.as_str()) {
+            // A few clusters do no harm where they can't be given back now, or not any more.
+            let _ = anchors::reclaim_at(&invalid.place);
+        }
     }
     Ok(wanted)
 }
@@ -217,26 +224,29 @@ fn ours<T: Default>(found: Result<T>, observer: &dyn Observer) -> Result<T> {
     }
 }
 
-/// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
-pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
+/// The qcow2 image at a path, to look at its tables; none if there is no such image. No lock is taken: the
+/// image may be in use.
+pub(super) fn image_at(path: &Path) -> Result<Option<ImageFile>> {
     let opened = open_without_waiting(CWD, path).and_then(|file| {
         let kind = file.metadata()?.file_type();
         Ok((kind.is_file() || kind.is_block_device()).then_some(file))
     });
     let file = match opened {
         Ok(Some(file)) => file,
-        Ok(None) => return Ok(Vec::new()),
+        Ok(None) => return Ok(None),
         // The image may have been moved or deleted since.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("open", path, error)),
     };
     let mut magic = [0; 4];
     let is_qcow2 = std::io::Read::read_exact(&mut &file, &mut magic).is_ok()
         && qdelta_formats::qcow2::has_magic(&magic);
-    if !is_qcow2 {
-        return Ok(Vec::new());
-    }
-    let image = ImageFile::over(Arc::new(FileStore::new(file, path)));
+    Ok(is_qcow2.then(|| ImageFile::over(Arc::new(FileStore::new(file, path)))))
+}
+
+/// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
+pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
+    let Some(image) = image_at(path)? else { return Ok(Vec::new()) };
     let mut bitmaps: Vec<Vec<u8>> = anchor::bitmap::list(&image)?
         .into_iter()
         .map(|it| anchors::of_map(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))

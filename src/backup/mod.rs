@@ -26,6 +26,7 @@ use qdelta_formats::archive::{Consistency, Digest, Tracker};
 use serde::Serialize;
 
 use crate::cancel::Cancel;
+use crate::duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
 use crate::io::Backend;
@@ -326,8 +327,8 @@ fn next_point(
 ) -> Result<PointId> {
     let next = repository.next_point(lock)?;
     if let Some(behind) = next.clock_behind {
-        let text =
-            format!("the clock is {behind:?} behind the latest point; the new one follows it");
+        let behind = duration::shown(behind);
+        let text = format!("the clock is {behind} behind the latest point; the new one follows it");
         observer.warn(Warning::new(Code::Clock, text));
     }
     Ok(next.id)

@@ -10,7 +10,7 @@ use qdelta::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::image::{self, OpenOptions};
 use qdelta::io::{self, Backend};
 use qdelta::pipeline::Resources;
-use qdelta::repository::DiskSpec;
+use qdelta::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
 use super::{examples, values};
@@ -26,7 +26,6 @@ use super::{examples, values};
     name = "qdelta",
     version,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     subcommand_help_heading = "Commands",
     max_term_width = 100,
     after_help = examples::short(),
@@ -58,7 +57,8 @@ pub struct Global {
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
 
-    /// Say nothing but errors and results, and draw no progress bar
+    /// Say nothing of what went well, and draw no progress bar; warnings, errors and what was asked
+    /// for (a list, JSON) are shown
     #[arg(short, long, global = true)]
     pub quiet: bool,
 }
@@ -77,6 +77,9 @@ pub enum Command {
     Map(Map),
     Bench(Bench),
     Completions(Completions),
+    /// Complete a word of a command line; only completions start this.
+    #[command(hide = true)]
+    Complete(Complete),
     Man(Man),
     /// Freeze and thaw a guest for another qdelta; only qdelta itself starts this.
     #[command(hide = true)]
@@ -85,8 +88,8 @@ pub enum Command {
 
 /// Make a repository.
 ///
-/// DIR becomes one: it must be empty or not exist yet. Backups go only into folders that were made
-/// so, so a backup disk that isn't mounted never fills the disk below it.
+/// DIR becomes one: it must be empty or not exist yet. A backup refuses every folder that qdelta
+/// init has not made, so it never fills the disk below a mount point whose disk isn't mounted.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
 pub struct Init {
@@ -97,11 +100,11 @@ pub struct Init {
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.
 ///
-/// An image is read, with its backing files; it must not be in use by a running guest. With --domain
-/// it is a libvirt guest that is backed up, all its disks of one moment, running or not: a running
-/// one is frozen for the milliseconds that clones of its images take. What does not differ from the point before is not stored again, so a backup
-/// costs what has changed. If it fails or is stopped, at whatever moment, the repository holds
-/// what it held before.
+/// The image is read with its backing files; no running guest may use it. --domain backs up a
+/// libvirt guest, running or not: all its disks as they were at one moment. A running guest is
+/// frozen for the milliseconds that it takes to clone its images. Blocks that are what they were at
+/// the point before are not stored again, so a backup costs what has changed. A backup that fails
+/// or is stopped, at whatever moment, leaves the repository as it was.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("backup"), after_long_help = examples::long(Some("backup")))]
 pub struct Backup {
@@ -155,7 +158,7 @@ pub struct Backup {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Finding what has changed")]
 pub struct Tracking {
-    /// How to find the changed blocks; what can't be proved valid is an error then
+    /// How to find the changed blocks; a tracker that is named and can't be proved valid is an error
     #[arg(long, value_enum, default_value_t)]
     pub track: Track,
 
@@ -163,8 +166,8 @@ pub struct Tracking {
     #[arg(long, value_enum, default_value_t)]
     pub anchor: Anchor,
 
-    /// Blocks thought unchanged to read all the same, chosen at random, to see whether they are; 0
-    /// for none. The default finds a miss of one in a thousand with a probability of 99 %
+    /// How many blocks that the tracker calls unchanged are read all the same, chosen at random, to
+    /// check it; 0 for none. The default finds a miss of one in a thousand with a probability of 99 %
     #[arg(long, value_name = "N", default_value_t = SAMPLE_DEFAULT)]
     pub sample: u64,
 }
@@ -227,10 +230,10 @@ impl Source {
     }
 }
 
-/// How to work.
+/// How to work with archives alone, or with more.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Tuning")]
-pub struct Work {
+pub struct Engine {
     /// Threads that compress, decompress and compare [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = values::threads)]
     pub threads: Option<usize>,
@@ -238,13 +241,9 @@ pub struct Work {
     /// How to read and write
     #[arg(long, value_enum, default_value_t)]
     pub io: Io,
-
-    /// Whether to go past the page cache (O_DIRECT) with the image and the restored disk
-    #[arg(long, value_enum, default_value_t)]
-    pub direct: Direct,
 }
 
-impl Work {
+impl Engine {
     /// What the library is to use.
     pub fn resources(&self) -> Resources {
         let defaults = Resources::default();
@@ -255,11 +254,34 @@ impl Work {
                 Io::Uring => Backend::Uring,
                 Io::Threads => Backend::Threads,
             },
+            ..defaults
+        }
+    }
+}
+
+/// How to work with an image or a restored disk.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Tuning")]
+pub struct Work {
+    /// Threads, and how to read and write.
+    #[command(flatten)]
+    pub engine: Engine,
+
+    /// Whether to go past the page cache (O_DIRECT) with the image and the restored disk
+    #[arg(long, value_enum, default_value_t)]
+    pub direct: Direct,
+}
+
+impl Work {
+    /// What the library is to use.
+    pub fn resources(&self) -> Resources {
+        Resources {
             direct: match self.direct {
                 Direct::Auto => io::Direct::Auto,
                 Direct::On => io::Direct::On,
                 Direct::Off => io::Direct::Off,
             },
+            ..self.engine.resources()
         }
     }
 }
@@ -276,10 +298,11 @@ pub struct Restore {
     /// Which disk, and which point of it
     ///
     /// DISK is a name as in qdelta points: DOMAIN/DISK, or DOMAIN if it has one disk. POINT is one
-    /// of: latest (also without @POINT); an id of a point or its beginning; a time like
+    /// of: latest (also without @POINT); an id of a point or its beginning; a time like 2026-11,
     /// 2026-11-22, "2026-11-22 15:38" or 2026-11-22T15:38:23Z, which means the last point not after
-    /// it. Times are local unless they end in Z or an offset, and stand for the end of what they
-    /// name: 2026-11-22 is the last point of that day, or of the days before.
+    /// it; or how long ago: 90m, 12h, 3d, 2w, 6mo, 1y, yesterday. Whatever qdelta points shows of a
+    /// point can be given. Times are local unless they end in Z or an offset, and stand for the end
+    /// of what they name: 2026-11-22 is the last point of that day, or of the days before.
     #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at, required_unless_present = "domain")]
     pub disk: Option<values::DiskAt>,
 
@@ -364,12 +387,15 @@ pub struct Replay {
 
 /// Prove that recovery points can be restored.
 ///
-/// Reads every archive that the points need, checks every checksum and digest, and rebuilds each
-/// disk in memory to compare it with the digest of what was backed up.
+/// Reads every archive that the points need, checks every checksum and digest, and computes the
+/// digest of the whole disk at each point, to compare it with the one that the backup computed.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("verify"), after_long_help = examples::long(Some("verify")))]
 pub struct Verify {
-    /// Which disk, or which point of it [default: every point of every disk]
+    /// Which disk or guest, or which point of it [default: every point of every disk]
+    ///
+    /// DISK is DOMAIN/DISK, or a guest: by its name in the repository or in libvirt, or by its UUID.
+    /// POINT is as qdelta restore --help has it.
     #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at)]
     pub disk: Option<values::DiskAt>,
 
@@ -379,20 +405,27 @@ pub struct Verify {
 
     /// How to work.
     #[command(flatten)]
-    pub work: Work,
+    pub work: Engine,
 }
 
 /// List the recovery points.
 ///
 /// Each full begins a chain; the points below it need it. CHANGED is how much of the disk differs
-/// from the point that this one was compared with, STORED what its archive takes. Ids are times
-/// in UTC.
+/// from the point that this one was compared with, STORED what its archive takes. Times are local, with
+/// their offset from UTC; with --utc they are the ids of the points. Either can be given after @ to name
+/// that very point. ID is shown where there is room.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("points"), after_long_help = examples::long(Some("points")))]
 pub struct Points {
-    /// Which disk [default: all]
-    #[arg(value_parser = values::disk)]
-    pub disk: Option<DiskSpec>,
+    /// Which disk, or which guest's disks [default: all]
+    ///
+    /// DISK is DOMAIN/DISK, or a guest: by its name in the repository or in libvirt, or by its UUID.
+    #[arg(value_name = "DISK", value_parser = values::wanted)]
+    pub disk: Option<Wanted>,
+
+    /// Show times in UTC, not in the local zone
+    #[arg(long)]
+    pub utc: bool,
 }
 
 /// List what backups have left for the next ones to compare with, and remove it.
@@ -404,9 +437,11 @@ pub struct Points {
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("anchors"), after_long_help = examples::long(Some("anchors")))]
 pub struct Anchors {
-    /// Which disk [default: all]
-    #[arg(value_parser = values::disk)]
-    pub disk: Option<DiskSpec>,
+    /// Which disk, or which guest's disks [default: all]
+    ///
+    /// DISK is DOMAIN/DISK, or a guest: by its name in the repository or in libvirt, or by its UUID.
+    #[arg(value_name = "DISK", value_parser = values::wanted)]
+    pub disk: Option<Wanted>,
 
     /// Remove this anchor of the disk; can be repeated
     #[arg(long, value_name = "ANCHOR", requires = "disk")]
@@ -496,6 +531,14 @@ pub struct Completions {
     /// The shell
     #[arg(value_enum)]
     pub shell: Shell,
+}
+
+/// What a shell wants completed.
+#[derive(Debug, Args)]
+pub struct Complete {
+    /// The command line up to the cursor
+    #[arg(allow_hyphen_values = true)]
+    pub line: String,
 }
 
 /// Write the man pages.

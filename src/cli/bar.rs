@@ -109,18 +109,17 @@ impl Line<'_> {
 
     /// What stands behind the percents, the most important first.
     fn pieces(&self) -> Vec<String> {
-        let mut pieces = Vec::new();
+        // The time first: it moves when nothing else does.
+        let mut pieces = vec![clock(self.seconds)];
         let is_bytes = self.total >= STEPS_MAX;
         if is_bytes {
             let (done, total) = (text::bytes(self.done.min(self.total)), text::bytes(self.total));
             pieces.push(format!("{done:>8} of {total}"));
         }
         // The first guess of a bar that has not moved is none.
-        let left = match self.left > 0.0 && self.done > 0 {
-            true => format!(", {} left", clock(self.left)),
-            false => String::new(),
-        };
-        pieces.push(format!("{}{left}", clock(self.seconds)));
+        if self.left > 0.0 && self.done > 0 {
+            pieces.push(format!("{} left", clock(self.left)));
+        }
         if is_bytes && self.rate >= 1.0 {
             pieces.push(format!("{:>8}/s", text::bytes(self.rate as u64)));
         }
@@ -189,9 +188,9 @@ mod tests {
             assert!(line.contains(" 25%"), "{line}");
         }
         let line = line(Some("web/vda"), 5 << 30, 20 << 30);
-        assert_eq!(line.fitted(59), "web/vda backup [====>             ]  25%     5 GiB of 20 GiB");
+        assert_eq!(line.fitted(59), "web/vda backup [==>        ]  25%  1:15     5 GiB of 20 GiB");
         let wide = line.fitted(120);
-        assert!(wide.ends_with("5 GiB of 20 GiB  1:15, 1:06:40 left   117 MiB/s"), "{wide}");
+        assert!(wide.ends_with("  1:15     5 GiB of 20 GiB  1:06:40 left   117 MiB/s"), "{wide}");
     }
 
     #[test]

@@ -19,9 +19,13 @@ pub struct Guests {
     #[arg(long, conflicts_with_all = ["domains", "image", "disk", "snapshot", "as_file", "format"])]
     pub all: bool,
 
-    /// Leave out the disk with this target, such as vdb; can be repeated
-    #[arg(long, value_name = "TARGET")]
+    /// Leave out this disk of this guest, such as web/vdb; with a single --domain vdb will do; can be repeated
+    #[arg(long, value_name = "GUEST/TARGET")]
     pub exclude: Vec<String>,
+
+    /// Leave out this guest of --all; can be repeated
+    #[arg(long, value_name = "NAME", requires = "all", conflicts_with_all = ["domains", "image"])]
+    pub exclude_guest: Vec<String>,
 
     /// It is the guest of the points before, though its UUID or the file of a disk is another
     #[arg(long, requires = "domains", conflicts_with = "all")]
@@ -66,7 +70,7 @@ pub struct Machine {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["disk", "output", "salvage"])]
     pub domain: Option<String>,
 
-    /// The point, as DISK@POINT has it: latest, an id or its beginning, a time
+    /// The point, as DISK@POINT has it: latest, an id or its beginning, a time, how long ago
     #[arg(long, value_name = "POINT", default_value = "latest", requires = "domain")]
     pub at: Selector,
 

@@ -2,9 +2,11 @@
 
 mod args;
 mod bar;
+mod combination;
 mod commands;
 mod examples;
 mod guest_args;
+mod near;
 mod out;
 mod screen;
 mod signals;
@@ -16,7 +18,7 @@ mod values;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use qdelta::repository::Repository;
 use qdelta::{Error, ErrorKind, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -27,16 +29,17 @@ use screen::Screen;
 
 /// Runs the program; what it returns is its exit status.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let (cli, matches) = match parse() {
+        Ok(parsed) => parsed,
         Err(error) => return refused(&error),
     };
     raise_open_files();
     let Global { quiet, json, verbose, .. } = cli.global;
     let screen = Screen::new(quiet || json, verbose > 0);
-    screen::show_notes(&screen, cli.global.quiet, cli.global.verbose);
-    let mut context = Context { out: Out::new(cli.global.json), screen, global: cli.global };
-    let outcome = run(cli.command, &mut context);
+    screen::show_notes(&screen, verbose);
+    let mut context = Context { out: Out::new(json, quiet), screen, global: cli.global };
+    let fits = combination::check(&Cli::command(), &matches);
+    let outcome = fits.and_then(|()| run(cli.command, &mut context));
     let Context { out, screen, .. } = context;
     match outcome.and_then(|status| out.finish().map(|()| status)) {
         Ok(status) => ExitCode::from(status),
@@ -46,6 +49,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(status::of(error.kind()))
         }
     }
+}
+
+/// What was typed, as values and as words.
+fn parse() -> std::result::Result<(Cli, ArgMatches), clap::Error> {
+    let mut program = Cli::command();
+    let matches = program.try_get_matches_from_mut(std::env::args_os())?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut program))?;
+    Ok((cli, matches))
 }
 
 /// Allows as many open files as the system lets us have: a chain keeps all its archives open, and
@@ -88,6 +99,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Completions(args) => commands::shell::completions(&args, context),
         Command::Man(args) => commands::shell::man(&args, context),
         Command::Bench(args) => commands::bench::run(args, context),
+        Command::Complete(args) => commands::complete::run(&args, context),
         Command::Map(args) => commands::map::run(args, context),
         Command::Watchdog => commands::watchdog::run(),
     }
@@ -109,7 +121,8 @@ fn refused(error: &clap::Error) -> ExitCode {
         return ExitCode::from(status::DONE);
     }
     // Like every other error of the program.
-    let text = error.render().to_string();
+    let text = near::tip(error).map(|tip| format!("error: {tip}\n"));
+    let text = text.unwrap_or_else(|| error.render().to_string());
     let text = match text.strip_prefix("error: ") {
         Some(text) => format!("qdelta: {text}"),
         None => text,
@@ -120,8 +133,6 @@ fn refused(error: &clap::Error) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

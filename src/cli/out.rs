@@ -7,21 +7,26 @@ use serde::Serialize;
 
 use super::text;
 
-/// Where results go. Somebody who stops reading, like `head`, has seen enough: that is no error.
+/// Where results go.
+///
+/// Somebody who stops reading, like `head`, has seen enough: that is no error. Any other failure is
+/// told at the end: the work that is still to be done does not depend on who can read of it.
 pub struct Out {
     stdout: BufWriter<Stdout>,
     /// Whether results are JSON.
     pub json: bool,
-    /// Nobody reads any more, or nothing can be written.
+    /// Whether what went well is not told.
+    pub quiet: bool,
     closed: bool,
-    /// Why nothing can be written.
-    failed: Option<io::Error>,
+    failure: Option<io::Error>,
+    done: Option<String>,
 }
 
 impl Out {
     /// Standard output.
-    pub fn new(json: bool) -> Self {
-        Self { stdout: BufWriter::new(io::stdout()), json, closed: false, failed: None }
+    pub fn new(json: bool, quiet: bool) -> Self {
+        let stdout = BufWriter::new(io::stdout());
+        Self { stdout, json, quiet, closed: false, failure: None, done: None }
     }
 
     /// How many columns a line may have: those of the terminal, or as many as it takes.
@@ -34,10 +39,22 @@ impl Out {
         asked.or_else(terminal).filter(|&columns| columns > 0).unwrap_or(usize::MAX)
     }
 
+    /// Remembers what was done, a sentence without its full stop. If it can't be shown, nobody
+    /// shall think that it was not done.
+    pub fn was_done(&mut self, what: impl Into<String>) {
+        self.done = Some(what.into());
+    }
+
     /// Writes a line of text.
     pub fn line(&mut self, line: impl AsRef<str>) -> Result<()> {
         let line = text::printable(line.as_ref());
-        self.write(|stdout| writeln!(stdout, "{line}"))
+        self.write(|stdout| writeln!(stdout, "{line}"));
+        Ok(())
+    }
+
+    /// Writes a line on what went well: who wants quiet does not want it.
+    pub fn success(&mut self, line: impl AsRef<str>) -> Result<()> {
+        if self.quiet { Ok(()) } else { self.line(line) }
     }
 
     /// A whole result as JSON.
@@ -58,45 +75,53 @@ impl Out {
 
     /// Writes text as it is.
     pub fn raw(&mut self, text: &str) -> Result<()> {
-        self.write(|stdout| stdout.write_all(text.as_bytes()))
+        self.write(|stdout| stdout.write_all(text.as_bytes()));
+        Ok(())
     }
 
-    /// Whether nobody reads any more: time to stop.
+    /// Whether nobody reads any more: time to stop, if showing is all that there is to do.
     pub fn is_closed(&self) -> bool {
         self.closed
     }
 
     /// Writes what is held back now, while more is to come.
     pub fn flush(&mut self) -> Result<()> {
-        self.write(Write::flush)
+        self.write(Write::flush);
+        Ok(())
     }
 
-    /// Writes what is still held back.
+    /// Writes what is still held back, and tells what could not be written.
     ///
     /// # Errors
-    /// Something could not be written, now or before: the work was to be ended first.
+    /// Standard output took not everything.
     pub fn finish(mut self) -> Result<()> {
-        self.write(Write::flush)?;
-        let Some(error) = self.failed.take() else { return Ok(()) };
-        // The repository has nothing to do with it, whatever it is.
-        Err(Error::new(ErrorKind::Io, "cannot write to standard output")
-            .because(error)
-            .advise("what was to be done is done: only what it says about it is lost"))
+        self.write(Write::flush);
+        match self.failure.take() {
+            Some(failure) => Err(not_shown(failure, self.done.as_deref())),
+            None => Ok(()),
+        }
     }
 
-    fn write(
-        &mut self,
-        write: impl FnOnce(&mut BufWriter<Stdout>) -> io::Result<()>,
-    ) -> Result<()> {
+    fn write(&mut self, write: impl FnOnce(&mut BufWriter<Stdout>) -> io::Result<()>) {
         if self.closed {
-            return Ok(());
+            return;
         }
         if let Err(error) = write(&mut self.stdout) {
             self.closed = true;
-            let is_enough = error.kind() == io::ErrorKind::BrokenPipe;
-            self.failed = (!is_enough).then_some(error);
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                self.failure = Some(error);
+            }
         }
-        Ok(())
+    }
+}
+
+/// A failure of standard output. Its status is never that of a full repository: nothing is the
+/// matter with that.
+fn not_shown(failure: io::Error, done: Option<&str>) -> Error {
+    let error = Error::new(ErrorKind::Io, "cannot write to standard output").because(failure);
+    match done {
+        Some(done) => error.advise(format!("{done}; only what was to be shown of it is lost")),
+        None => error,
     }
 }
 

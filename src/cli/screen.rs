@@ -65,14 +65,12 @@ impl Observer for Screen {
                 }
             }
             Event::End => self.end(),
+            Event::Warning(warning) if warning.code != Code::SlowIo => self.say(&describe(warning)),
             // The work is as good without a ring. Whoever may not have one can't change that every
             // night: it stands in the result, and is said to those who ask.
-            Event::Warning(warning) if warning.code == Code::SlowIo => {
-                if self.verbose {
-                    self.say(&format!("qdelta: {}", warning.text));
-                }
+            Event::Warning(warning) if self.verbose => {
+                self.say(&format!("qdelta: {}", warning.text));
             }
-            Event::Warning(warning) => self.say(&describe(warning)),
             // What the library may learn to tell later.
             _ => {}
         }
@@ -86,15 +84,13 @@ fn describe(warning: &Warning) -> String {
     format!("qdelta: warning: {disk}{}{}", warning.text, advice.unwrap_or_default())
 }
 
-/// Lets the library's notes be seen: errors always, warnings unless `quiet`, and more with every
-/// `verbose`.
-pub fn show_notes(screen: &Screen, quiet: bool, verbose: u8) {
-    let level = match (quiet, verbose) {
-        (true, _) => Level::ERROR,
-        (false, 0) => Level::WARN,
-        (false, 1) => Level::INFO,
-        (false, 2) => Level::DEBUG,
-        (false, _) => Level::TRACE,
+/// Lets the library's notes be seen: errors and warnings always, and more with every `verbose`.
+pub fn show_notes(screen: &Screen, verbose: u8) {
+    let level = match verbose {
+        0 => Level::WARN,
+        1 => Level::INFO,
+        2 => Level::DEBUG,
+        _ => Level::TRACE,
     };
     let screen = screen.clone();
     // Fails only if somebody set another one before, and nobody does.

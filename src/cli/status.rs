@@ -19,6 +19,9 @@ pub const ALARM: u8 = 11;
 /// Some of several domains were not backed up.
 pub const SOME_FAILED: u8 = 12;
 
+/// The point is good, and what a snapshot command made for it may still be there.
+pub const NOT_RELEASED: u8 = 13;
+
 /// Every status and what it says.
 pub const TABLE: &[(u8, &str)] = &[
     (DONE, "done"),
@@ -34,6 +37,7 @@ pub const TABLE: &[(u8, &str)] = &[
     (10, "a guest could not be frozen, or not for as long as it took"),
     (ALARM, "ALARM: a guest may still be frozen; what was printed says how to thaw it"),
     (SOME_FAILED, "some of several domains were not backed up; the summary says which"),
+    (NOT_RELEASED, "the points are good, but a snapshot command failed to release what it made"),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
 

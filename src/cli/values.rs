@@ -2,20 +2,20 @@
 
 use std::str::FromStr;
 
-use qdelta::Error;
 use qdelta::formats::archive::Geometry;
-use qdelta::repository::{DiskSpec, Selector};
+use qdelta::repository::{DiskSpec, Selector, Wanted};
+use qdelta::{Error, ErrorKind};
 
 use super::text;
 
 /// More threads than this bring nothing to anyone.
 const THREADS_MAX: usize = 1024;
 
-/// A disk, and perhaps a point of it: `DISK` or `DISK@POINT`.
+/// A disk or a guest, and perhaps a point of it: `DISK` or `DISK@POINT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskAt {
-    /// The disk.
-    pub disk: DiskSpec,
+    /// The disk or the guest.
+    pub disk: Wanted,
     /// The point, if one was named.
     pub point: Option<Selector>,
 }
@@ -24,10 +24,17 @@ impl FromStr for DiskAt {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let (disk, point) = match text.split_once('@') {
+        // The last one: libvirt's names may have such a sign, too.
+        let (disk, point) = match text.rsplit_once('@') {
             Some((disk, point)) => (disk, Some(point.parse()?)),
             None => (text, None),
         };
+        if let Some((_, other)) = disk.rsplit_once('@')
+            && other.parse::<Selector>().is_ok()
+        {
+            return Err(Error::new(ErrorKind::Usage, format!("{text:?} names two points"))
+                .advise("say DISK@POINT"));
+        }
         Ok(Self { disk: disk.parse()?, point })
     }
 }
@@ -40,12 +47,17 @@ fn refusal(error: &Error) -> String {
     }
 }
 
-/// A disk, and perhaps a point of it.
+/// A disk or a guest.
+pub fn wanted(text: &str) -> Result<Wanted, String> {
+    text.parse().map_err(|error| refusal(&error))
+}
+
+/// A disk or a guest, and perhaps a point of it.
 pub fn disk_at(text: &str) -> Result<DiskAt, String> {
     text.parse().map_err(|error| refusal(&error))
 }
 
-/// A disk.
+/// A disk that is to be made.
 pub fn disk(text: &str) -> Result<DiskSpec, String> {
     text.parse().map_err(|error| refusal(&error))
 }

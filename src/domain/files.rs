@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::{Disk, Domain, State, Tpm, parse};
+use super::limits::XML_LEN_MAX;
+use super::{Disk, Domain, Source, State, Tpm, parse};
 use crate::error::{Error, ErrorKind, Result};
-
-/// The longest XML that is read, in bytes. libvirt itself takes no more over its own protocol.
-pub const XML_LEN_MAX: u64 = 4 << 20;
 
 /// libvirt's folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +138,54 @@ impl Libvirt {
         let is_gone = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
         let gone = name.contains('/') || path.symlink_metadata().is_err_and(is_gone);
         (!gone).then_some(path)
+    }
+
+    /// The files of the firmware's variables that are there or that the definition names: the file that
+    /// libvirt chooses may stand in no definition.
+    pub fn variables(&self, domain: &Domain) -> Vec<PathBuf> {
+        let nvram = match domain.nvram.as_ref().map(|nvram| &nvram.source) {
+            Some(Source::File(path)) => Some(path.clone()),
+            Some(Source::Nothing) | None => None,
+            // A device or a server: no file.
+            Some(_) => return domain.firmware.loader.iter().cloned().collect(),
+        };
+        let firmware = &domain.firmware;
+        let named = [&nvram, &firmware.varstore, &firmware.loader];
+        let named: Vec<PathBuf> = named.into_iter().flatten().cloned().collect();
+        if !named.is_empty() || !firmware.has_variables || domain.name.contains('/') {
+            return named;
+        }
+        let (name, qemu) = (&domain.name, self.state.join("qemu"));
+        let chosen = [
+            qemu.join(format!("nvram/{name}_VARS.fd")),
+            qemu.join(format!("nvram/{name}_VARS.qcow2")),
+            qemu.join(format!("varstore/{name}.json")),
+        ];
+        // What can't be looked at may be there, and reading it says why it can't be taken.
+        let is_gone = |path: &PathBuf| {
+            path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        chosen.into_iter().filter(|path| !is_gone(path)).collect()
+    }
+
+    /// Whether the guest is started with the host.
+    pub fn starts_with_host(&self, name: &str) -> bool {
+        !name.contains('/')
+            && self.config.join(format!("qemu/autostart/{name}.xml")).symlink_metadata().is_ok()
+    }
+
+    /// The names of what libvirt has noted of a guest besides its definition: of `snapshot`s or of
+    /// `checkpoint`s.
+    pub fn notes(&self, kind: &str, name: &str) -> Vec<String> {
+        let folder = self.state.join("qemu").join(kind).join(name);
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".xml").map(str::to_owned))
+            .collect();
+        names.sort_unstable();
+        names
     }
 
     /// The folder of a TPM's state, or its only file.

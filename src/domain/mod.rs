@@ -7,16 +7,21 @@
 
 mod chain;
 mod decide;
+mod devices;
 mod files;
+mod limits;
 mod parse;
 mod pools;
+mod resources;
 mod rewrite;
 
 use std::path::PathBuf;
 
 pub use chain::{Link, Links};
 pub use decide::{Choice, Reason, decide};
-pub use files::{Found, Libvirt, Listing, XML_LEN_MAX, XmlFile};
+pub use files::{Found, Libvirt, Listing, XmlFile};
+pub use limits::XML_LEN_MAX;
+pub use resources::{Fate, Firmware, Resource, resources};
 pub use rewrite::{Changes, Place, rewrite};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +39,10 @@ pub struct Domain {
     pub disks: Vec<Disk>,
     /// Its firmware's variables.
     pub nvram: Option<Nvram>,
+    /// Where they are if they are elsewhere.
+    pub firmware: Firmware,
+    /// libvirt's secret that the emulated TPM's state is encrypted with.
+    pub tpm_secret: Option<String>,
     /// Its emulated TPM.
     pub tpm: Option<Tpm>,
     /// The way to the guest agent.

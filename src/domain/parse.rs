@@ -5,16 +5,11 @@ use std::path::PathBuf;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::files::XML_LEN_MAX;
-use super::{Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, chain, malformed};
+use super::{
+    Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, chain, limits, malformed, resources,
+};
 use crate::error::Result;
 
-/// More nodes than this no domain has.
-const NODES_MAX: u32 = 200_000;
-/// Elements are never nested deeper than this. A backing chain is: one level for each file.
-const DEPTH_MAX: usize = 400;
-/// More namespaces than this no domain declares: QEMU's own, and one for each kind of metadata.
-const NAMESPACES_MAX: usize = 500;
 /// A domain with more disks than this does not start.
 const DISKS_MAX: usize = 4096;
 /// The name of the agent's channel.
@@ -22,33 +17,10 @@ const AGENT: &str = "org.qemu.guest_agent.0";
 
 /// Parses XML within the limits.
 pub(super) fn document(text: &str) -> Result<Document<'_>> {
-    if text.len() as u64 > XML_LEN_MAX {
-        return Err(malformed(format!("is longer than {XML_LEN_MAX} bytes")));
-    }
-    // Each declaration is copied into every element below that has one of its own.
-    if text.matches("xmlns").count() > NAMESPACES_MAX {
-        return Err(malformed(format!("declares more than {NAMESPACES_MAX} namespaces")));
-    }
-    let options = ParsingOptions { nodes_limit: NODES_MAX, ..ParsingOptions::default() };
-    let document = Document::parse_with_options(text, options)
-        .map_err(|error| malformed("is no well-formed XML").because(error))?;
-    check_depth(&document)?;
-    Ok(document)
-}
-
-/// Fails if elements are nested too deep. Nothing before this goes down them by recursion.
-fn check_depth(document: &Document<'_>) -> Result<()> {
-    // Nodes come in the order of the text: a parent's depth is known before its children's.
-    let mut depths: Vec<usize> = Vec::new();
-    for node in document.root().descendants() {
-        let parent = node.parent().and_then(|parent| depths.get(parent.id().get_usize()));
-        let depth = parent.map_or(0, |depth| depth + 1);
-        if depth > DEPTH_MAX {
-            return Err(malformed(format!("has elements nested deeper than {DEPTH_MAX}")));
-        }
-        depths.push(depth);
-    }
-    Ok(())
+    limits::check(text)?;
+    let options = ParsingOptions { nodes_limit: limits::NODES_MAX, ..ParsingOptions::default() };
+    Document::parse_with_options(text, options)
+        .map_err(|error| malformed("is no well-formed XML").because(error))
 }
 
 /// The `<domain>` element of a document, whatever wraps it.
@@ -78,6 +50,8 @@ pub(super) fn parse(text: &str) -> Result<Domain> {
         ..Domain::default()
     };
     domain.nvram = child(node, "os").and_then(nvram_of);
+    domain.firmware = child(node, "os").map(resources::firmware_of).unwrap_or_default();
+    domain.tpm_secret = resources::tpm_secret(node);
     let Some(devices) = child(node, "devices") else { return Ok(domain) };
     for device in elements(devices) {
         match device.tag_name().name() {
@@ -212,6 +186,6 @@ fn child_text(node: Node<'_, '_>, name: &str) -> Option<String> {
 }
 
 /// A word of the XML, short enough for a message.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     text.chars().take(100).collect()
 }

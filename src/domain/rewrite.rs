@@ -1,12 +1,14 @@
 //! The XML of a restored domain: the one that was backed up, with what has to be different spliced
 //! into its text. Everything else stays as it was written, byte for byte.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::path::PathBuf;
 
 use roxmltree::Node;
 
 use super::parse::{child, document, domain_node, elements};
+use super::resources::{Fate, Named, at, walk};
 use crate::error::Result;
 
 /// What is to be different.
@@ -23,6 +25,12 @@ pub struct Changes {
     pub disks: Vec<(String, PathBuf, &'static str)>,
     /// What becomes of the firmware's variables.
     pub nvram: Place,
+    /// What becomes of them if they are in a store of their own.
+    pub varstore: Place,
+    /// Files that were restored: where the definition names the first, it is to name the second.
+    pub files: Vec<(PathBuf, PathBuf)>,
+    /// The definition is of a second guest: what it would share with the first goes.
+    pub second: bool,
     /// What becomes of the TPM's state, if the definition says where it is: libvirt finds it by the
     /// UUID otherwise.
     pub tpm: Place,
@@ -65,7 +73,9 @@ pub fn rewrite(text: &str, changes: &Changes) -> Result<String> {
     }
     if let Some(os) = child(domain, "os") {
         edits.nvram(os, &changes.nvram);
+        edits.varstore(os, &changes.varstore);
     }
+    walk(domain, &mut |named| edits.named(named, changes));
     if let Some(devices) = child(domain, "devices") {
         let mut macs = changes.macs.as_ref().map(|macs| macs.iter());
         for device in elements(devices) {
@@ -141,7 +151,8 @@ impl Edits<'_> {
             // libvirt chose the file when it was started, and did not note it here.
             if let (Place::At(path), Some(last)) = (place, elements(os).last()) {
                 let (end, path) = (last.range().end, escaped(&path.to_string_lossy()));
-                self.replace(end..end, format!("<nvram>{path}</nvram>"));
+                let format = if path.ends_with(".qcow2") { " format='qcow2'" } else { "" };
+                self.replace(end..end, format!("<nvram{format}>{path}</nvram>"));
             }
             return;
         };
@@ -162,6 +173,65 @@ impl Edits<'_> {
                 let new = if kept.is_empty() { kept } else { format!("<nvram{kept}/>") };
                 self.replace(nvram.range(), new);
             }
+        }
+    }
+
+    fn varstore(&mut self, os: Node<'_, '_>, place: &Place) {
+        let path = match place {
+            Place::AsItWas => return,
+            Place::At(path) => format!(" path='{}'", escaped(&path.to_string_lossy())),
+            Place::New => String::new(),
+        };
+        let Some(varstore) = child(os, "varstore") else {
+            if let (false, Some(last)) = (path.is_empty(), elements(os).last()) {
+                let end = last.range().end;
+                self.replace(end..end, format!("<varstore{path}/>"));
+            }
+            return;
+        };
+        if let Some(old) = varstore.attribute_node("path") {
+            self.replace(old.range(), path.trim_start().to_owned());
+        } else {
+            let end = varstore.range().start + 1 + "varstore".len();
+            self.replace(end..end, path);
+        }
+    }
+
+    /// Has a file that was restored named where it is now, and takes from a second guest what it would
+    /// share with the first.
+    fn named(&mut self, named: Named<'_, '_>, changes: &Changes) {
+        let (place, value, node, attribute) = match named {
+            Named::Device(held, node) => {
+                let is_gone = changes.second && held.shared;
+                return if is_gone {
+                    self.replace(node.range(), String::new())
+                };
+            }
+            Named::Value { place, value, node, attribute } => (place, value, node, attribute),
+        };
+        let resource = at(&place, value, node);
+        let is_taken = matches!(resource.fate, Fate::Boot | Fate::State | Fate::TakenApart);
+        let restored = changes.files.iter().find(|(old, _)| Some(old) == resource.path.as_ref());
+        if let Some((_, new)) = restored.filter(|_| is_taken) {
+            let new = new.to_string_lossy();
+            return match attribute {
+                Some(name) => self.attribute(node, name, &new),
+                None => self.content(node, &new),
+            };
+        }
+        if !changes.second || !resource.shared || place.starts_with("os/varstore") {
+            return;
+        }
+        let whole = match place.as_str() {
+            "devices/pstore/path" => node.parent().unwrap_or(node),
+            _ => node,
+        };
+        match attribute.and_then(|name| node.attribute_node(name)) {
+            // A socket of which libvirt chooses the place.
+            Some(socket) if place.starts_with("devices/graphics") => {
+                self.replace(socket.range(), String::new());
+            }
+            _ => self.replace(whole.range(), String::new()),
         }
     }
 
@@ -214,10 +284,14 @@ impl Edits<'_> {
 
     /// The part `whole` of the text with all edits made.
     fn apply(mut self, whole: Range<usize>) -> String {
-        self.list.sort_by_key(|(range, _)| (range.start, range.end));
+        // Of two edits of which one is inside the other, the outer one comes first and is made.
+        self.list.sort_by_key(|(range, _)| (range.start, Reverse(range.end)));
         let mut out = String::new();
         let mut position = whole.start;
         for (range, new) in &self.list {
+            if range.start < position {
+                continue;
+            }
             out.push_str(self.text.get(position..range.start).unwrap_or_default());
             out.push_str(new);
             position = position.max(range.end);

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use rustix::fs::StatVfs;
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// ext2, ext3 and ext4.
+const EXT: u64 = 0xef53;
 /// What a filesystem needs for each piece of a file that it keeps apart, in bytes: an entry of a tree of
 /// extents, twice, for trees are seldom full.
 const PIECE_SIZE: u64 = 64;
@@ -18,7 +21,7 @@ pub(crate) fn free(path: &Path) -> Option<u64> {
     let root = rustix::process::geteuid().is_root();
     let ask = |path: &Path| {
         let space = rustix::fs::statvfs(path).ok()?;
-        let blocks = if root { space.f_bfree } else { space.f_bavail };
+        let blocks = if root { for_root(path, &space) } else { space.f_bavail };
         // A filesystem without a size does not know what it has room for.
         (space.f_blocks != 0).then(|| blocks.saturating_mul(space.f_frsize))
     };
@@ -27,6 +30,16 @@ pub(crate) fn free(path: &Path) -> Option<u64> {
         false => folder,
     });
     [ask(path), folder.and_then(ask)].into_iter().flatten().min()
+}
+
+/// How many blocks root can fill. On ext4 these are also what is reserved for him, but not what the
+/// filesystem reserves for itself: a fiftieth, and at most 4096 blocks.
+fn for_root(path: &Path, space: &StatVfs) -> u64 {
+    let is_ext = rustix::fs::statfs(path).is_ok_and(|it| it.f_type as u64 & 0xffff == EXT);
+    match is_ext {
+        true => space.f_bfree.saturating_sub((space.f_blocks / 50 + 16).min(4096)),
+        false => space.f_bavail,
+    }
 }
 
 /// What `bytes` in `pieces` pieces take, with what the filesystem writes down of them.

@@ -130,7 +130,6 @@ pub(super) enum Engine {
 pub(super) struct Refuse {
     pub(super) ring: bool,
     pub(super) buffers: bool,
-    pub(super) files: bool,
 }
 
 impl Queue {

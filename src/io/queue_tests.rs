@@ -14,11 +14,10 @@ use super::*;
 use crate::io::FileStore;
 use crate::io::faulty::{Fault, FaultyStore};
 
-const ENGINES: [(Backend, Refuse); 4] = [
-    (Backend::Uring, Refuse { ring: false, buffers: false, files: false }),
-    (Backend::Uring, Refuse { ring: false, buffers: true, files: false }),
-    (Backend::Uring, Refuse { ring: false, buffers: true, files: true }),
-    (Backend::Threads, Refuse { ring: false, buffers: false, files: false }),
+const ENGINES: [(Backend, Refuse); 3] = [
+    (Backend::Uring, Refuse { ring: false, buffers: false }),
+    (Backend::Uring, Refuse { ring: false, buffers: true }),
+    (Backend::Threads, Refuse { ring: false, buffers: false }),
 ];
 
 /// Bytes that differ from place to place and from seed to seed.

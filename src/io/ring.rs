@@ -93,17 +93,14 @@ impl RingQueue {
             all.extend(file.cached().cloned());
         }
         let mut ring = Ring::new(depth, &all)?;
-        let mut reasons = Vec::new();
-        if let Err(error) = refused(refuse.files).and_then(|()| ring.register_files()) {
-            reasons.push(format!("io_uring without registered files: {error}"));
-        }
-        if let Err(error) = refused(refuse.buffers).and_then(|()| ring.register_buffers(pool)) {
+        let registered = refused(refuse.buffers).and_then(|()| ring.register_buffers(pool));
+        let reason = registered.err().map(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::OutOfMemory => " (see ulimit -l)",
                 _ => "",
             };
-            reasons.push(format!("io_uring without registered buffers: {error}{hint}"));
-        }
+            format!("io_uring without registered buffers: {error}{hint}")
+        });
         let queue = Self {
             ring,
             files: files.len(),
@@ -118,7 +115,7 @@ impl RingQueue {
             #[cfg(test)]
             tamper: None,
         };
-        Ok((queue, (!reasons.is_empty()).then(|| reasons.join("; "))))
+        Ok((queue, reason))
     }
 
     pub(super) fn push(&mut self, job: Job) {

@@ -46,6 +46,11 @@ const END_MAX: Duration = Duration::from_secs(10);
 /// the guest is thawed within a second after the limit also then.
 const SILENCE_MAX: Duration = Duration::from_millis(700);
 
+/// What helps where `virsh` does not reach the guest's libvirt.
+const UNREACHED_ADVICE: &str = "nothing was sent to the guest: see that this user can run virsh domstate \
+    for it, and name the libvirt that has it: --connect qemu:///system (without it virsh takes another one \
+    for users than for root), --virsh the program";
+
 /// How `virsh` is called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Virsh {
@@ -144,7 +149,7 @@ impl Watchdog {
         watchdog.order(&first).map_err(|error| failed("takes no orders").because(error))?;
         match watchdog.replies.next(Some(START_MAX)) {
             Some(Reply::Ready) => Ok(watchdog),
-            Some(Reply::NotFrozen { problem }) => {
+            Some(Reply::NotFrozen { problem, .. }) => {
                 let text = format!("{} is not to be frozen now", watchdog.freeze.name);
                 Err(Error::new(ErrorKind::Busy, text).because(problem).advise("try again later"))
             }
@@ -176,10 +181,12 @@ impl Watchdog {
                 tracing::debug!(filesystems, after_ms = since.elapsed().as_millis(), "frozen");
                 Ok(Frozen { watchdog: self, since, filesystems, open: true })
             }
-            Some(Reply::NotFrozen { problem }) => {
-                Err(Error::new(ErrorKind::Guest, format!("{name} could not be frozen"))
-                    .because(problem)
-                    .advise("look at the guest agent, or take --consistency crash"))
+            Some(Reply::NotFrozen { problem, unreached }) => {
+                let error = Error::new(ErrorKind::Guest, format!("{name} could not be frozen"));
+                Err(error.because(problem).advise(match unreached {
+                    true => UNREACHED_ADVICE,
+                    false => "look at the guest agent, or take --consistency crash",
+                }))
             }
             Some(Reply::Alarm { problem }) => Err(alarm(&name, &problem)),
             _ => {

@@ -40,6 +40,8 @@ pub(super) enum Reply {
     NotFrozen {
         /// Why.
         problem: String,
+        /// `virsh` did not even reach libvirt, or no such domain there.
+        unreached: bool,
     },
     /// The guest was frozen and is thawed.
     Thawed {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::virsh::{self, Verb};
+use super::virsh::{self, Problem, Verb};
 use super::{Freeze, alarm, mark, turn};
 use crate::error::Result;
 use crate::observer::Observer;
@@ -42,39 +42,7 @@ pub(super) fn thaw(
     left: Duration,
     trying: &mut dyn FnMut(),
 ) -> Result<Done, String> {
-    thaw_within(freeze, left, freeze.thaw_tries, trying)
-}
-
-/// Thaws after a freeze that libvirt may still carry out, because nobody has its answer: the thaw may
-/// have overtaken it. So it is done again and again until the freeze has come, or can't come any
-/// more.
-pub(super) fn thaw_for_good(
-    freeze: &Freeze,
-    left: Duration,
-    trying: &mut dyn FnMut(),
-) -> Result<Done, String> {
-    let end = Instant::now() + freeze.late_max;
-    let mut done = thaw(freeze, left, trying)?;
-    while done.filesystems == 0 && !done.not_running && Instant::now() < end {
-        thread::sleep(PAUSE_MAX);
-        done = thaw(freeze, TRY_MAX, trying)?;
-    }
-    Ok(done)
-}
-
-/// Thaws a guest that no freeze can have reached: one try, to be sure. It takes no longer than what is
-/// `left` of the freeze: whoever waits for the outcome thinks of that.
-pub(super) fn thaw_once(freeze: &Freeze, left: Duration) {
-    let _ = thaw_within(freeze, left, Duration::ZERO, &mut || ());
-}
-
-fn thaw_within(
-    freeze: &Freeze,
-    left: Duration,
-    limit: Duration,
-    trying: &mut dyn FnMut(),
-) -> Result<Done, String> {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + freeze.thaw_tries;
     let mut pause = PAUSE_FIRST;
     // The first one has what is left; those that follow get more and more.
     let (mut this, mut next) = (left.clamp(TRY_MIN, TRY_MAX), TRY_MIN);
@@ -94,6 +62,30 @@ fn thaw_within(
         pause = (pause * 2).min(PAUSE_MAX);
         (this, next) = (next, (next * 2).min(TRY_MAX));
     }
+}
+
+/// Thaws after a freeze that libvirt may still carry out, because nobody has its answer: the thaw may
+/// have overtaken it. So it is done again and again until the freeze has come, or can't come any
+/// more.
+pub(super) fn thaw_for_good(
+    freeze: &Freeze,
+    left: Duration,
+    trying: &mut dyn FnMut(),
+) -> Result<Done, String> {
+    let end = Instant::now() + freeze.late_max;
+    let mut done = thaw(freeze, left, trying)?;
+    while done.filesystems == 0 && !done.not_running && Instant::now() < end {
+        thread::sleep(PAUSE_MAX);
+        done = thaw(freeze, TRY_MAX, trying)?;
+    }
+    Ok(done)
+}
+
+/// Thaws a guest that a freeze can hardly have reached: one try, to be sure. It takes no longer than
+/// what is `left` of the freeze: whoever waits for the outcome thinks of that.
+pub(super) fn thaw_once(freeze: &Freeze, left: Duration) -> Result<(), Problem> {
+    let left = left.clamp(TRY_MIN, TRY_MAX);
+    virsh::call(&freeze.virsh, Verb::Thaw, &freeze.guest, left, None).map(drop)
 }
 
 /// Thaws a guest that may be frozen, whoever froze it, and removes the mark. `unanswered` says that a

@@ -30,27 +30,68 @@ pub(super) struct Problem {
     pub text: String,
     /// Nothing of it can have reached the guest.
     pub untouched: bool,
+    /// It has not even reached libvirt, or nothing there that is called so.
+    pub unreached: bool,
+    /// The agent answered that it does not do such a thing.
+    pub refused: bool,
     /// The guest does not run: it is not frozen either.
     pub stopped: bool,
     /// Nobody waits for the answer any more, but libvirt may still do it.
     pub unanswered: bool,
 }
 
+/// What `virsh` complains of first when it gives up before it has asked libvirt for anything: the
+/// connection and the domain come before the freeze. A connection that is lost later is told otherwise,
+/// and after the freeze's own complaint.
+const UNREACHED: [&str; 4] = [
+    "failed to connect to the hypervisor",
+    "failed to get domain ",
+    "unknown command: ",
+    "no valid connection",
+];
+
+/// What libvirt complains of before it sends the guest anything.
+const UNSENT: [&str; 4] = [
+    "guest agent is not connected",
+    "guest agent is not configured",
+    // The library itself refuses, with the name of the call.
+    "read only access prevents virDomainFSFreeze",
+    "this function is not supported by the connection driver: virDomainFS",
+];
+
 impl Problem {
     pub fn new(text: String) -> Self {
-        Self { text, untouched: false, stopped: false, unanswered: false }
+        Self {
+            text,
+            untouched: false,
+            unreached: false,
+            refused: false,
+            stopped: false,
+            unanswered: false,
+        }
     }
 
     fn unanswered(text: String) -> Self {
         Self { unanswered: true, ..Self::new(text) }
     }
 
-    /// What `virsh` said itself. libvirt looks at these before it sends the guest anything.
-    fn said(text: String) -> Self {
+    fn unreached(text: String) -> Self {
+        Self { untouched: true, unreached: true, ..Self::new(text) }
+    }
+
+    /// What `virsh` said itself.
+    fn said(text: String, said: &Said) -> Self {
+        let first = said.first_error().unwrap_or_default();
+        if UNREACHED.iter().any(|words| first.starts_with(words)) {
+            return Self::unreached(text);
+        }
         let stopped = text.contains("domain is not running");
-        let unsent = ["guest agent is not connected", "guest agent is not configured"];
-        let untouched = stopped || unsent.iter().any(|words| text.contains(words));
-        Self { untouched, stopped, ..Self::new(text) }
+        let untouched = stopped || UNSENT.iter().any(|words| text.contains(words));
+        // "Command guest-fsfreeze-freeze has been disabled": by the agent's settings, or because the
+        // guest is frozen already; then the thaw is not disabled.
+        let refused = text.contains("guest-fsfreeze-")
+            && ["has been disabled", "has not been found"].iter().any(|it| text.contains(it));
+        Self { untouched, stopped, refused, ..Self::new(text) }
     }
 }
 
@@ -73,7 +114,7 @@ pub(super) fn call(
     match program::run(command, limit, abort) {
         Ok((End::Exit(status), said)) if status.success() => Ok(number(&said).unwrap_or(0)),
         Ok((End::Exit(status), said)) => {
-            Err(Problem::said(format!("{name}: {status}{}", said.problem())))
+            Err(Problem::said(format!("{name}: {status}{}", said.problem()), &said))
         }
         Ok((End::Deadline, _)) => Err(Problem::unanswered(format!(
             "{name} gave no answer in {} ms and was ended",
@@ -82,10 +123,9 @@ pub(super) fn call(
         Ok((End::Abort, _)) => {
             Err(Problem::unanswered(format!("{name} was broken off: qdelta is no more")))
         }
-        Err(Failure::Start(error)) => Err(Problem {
-            untouched: true,
-            ..Problem::new(format!("{name} can't be started: {error}"))
-        }),
+        Err(Failure::Start(error)) => {
+            Err(Problem::unreached(format!("{name} can't be started: {error}")))
+        }
         Err(Failure::Wait(error)) => {
             Err(Problem::unanswered(format!("{name} can't be waited for: {error}")))
         }

@@ -27,7 +27,7 @@ pub fn watch(orders: File, replies: File) -> Result<()> {
     let _turn = match turn::take(&freeze, turn::WAIT_MAX) {
         Ok(turn) => turn,
         Err(error) => {
-            watch.reply(&Reply::NotFrozen { problem: error.chain() });
+            watch.reply(&Reply::NotFrozen { problem: error.chain(), unreached: false });
             return Ok(());
         }
     };
@@ -49,7 +49,7 @@ impl Watch {
         let mark = match mark::set(freeze) {
             Ok(mark) => mark,
             Err(error) => {
-                self.reply(&Reply::NotFrozen { problem: error.chain() });
+                self.reply(&Reply::NotFrozen { problem: error.chain(), unreached: false });
                 return Ok(());
             }
         };
@@ -59,10 +59,10 @@ impl Watch {
             virsh::call(&freeze.virsh, Verb::Freeze, &freeze.guest, freeze.freeze_max, abort);
         let frozen = match frozen {
             Ok(0) => Err(Problem::new("the agent found no filesystem to freeze".to_owned())),
-            Err(problem) if problem.untouched => {
-                thaw::thaw_once(freeze, freeze.freeze_max.saturating_sub(since.elapsed()));
+            Err(problem) if not_frozen(freeze, &problem, since) => {
                 mark::clear(&freeze.mark, Some(&mark));
-                self.reply(&Reply::NotFrozen { problem: problem.text });
+                let Problem { text, unreached, .. } = problem;
+                self.reply(&Reply::NotFrozen { problem: text, unreached });
                 return Ok(());
             }
             other => other,
@@ -93,14 +93,20 @@ impl Watch {
             mark::clear(&freeze.mark, Some(&mark));
         }
         let reply = match (frozen, thawed) {
-            (_, Err(problem)) => {
+            (frozen, Err(problem)) => {
+                let problem = match frozen {
+                    Ok(_) => problem,
+                    Err(first) => {
+                        format!("{problem}; before it the freeze had failed: {}", first.text)
+                    }
+                };
                 // Whoever hears it raises the alarm; if nobody does, it is for us to do.
                 return match self.reply(&Reply::Alarm { problem: problem.clone() }) {
                     true => Ok(()),
                     false => Err(alarm(&freeze.name, &problem)),
                 };
             }
-            (Err(problem), Ok(_)) => Reply::NotFrozen { problem: problem.text },
+            (Err(problem), Ok(_)) => Reply::NotFrozen { problem: problem.text, unreached: false },
             (Ok(filesystems), Ok(done)) => {
                 let by_itself = (done.filesystems < filesystems).then(|| {
                     format!(
@@ -127,4 +133,14 @@ impl Watch {
     fn order(&mut self, limit: Option<Duration>) -> Option<Order> {
         self.orders.next(limit)
     }
+}
+
+/// Whether a freeze that failed proves that it has frozen nothing, and nothing else has to be thawed.
+fn not_frozen(freeze: &Freeze, problem: &Problem, since: Instant) -> bool {
+    if !problem.untouched && !problem.refused {
+        return false;
+    }
+    let thawed = thaw::thaw_once(freeze, freeze.freeze_max.saturating_sub(since.elapsed()));
+    // An agent that refuses both never froze anything; one that has frozen refuses no thaw.
+    problem.untouched || thawed.is_ok() || thawed.is_err_and(|problem| problem.refused)
 }

@@ -49,6 +49,7 @@ fn point() -> PointId {
 
 fn machine() -> MachineRecord {
     MachineRecord {
+        autostart: false,
         name: "web".to_owned(),
         uuid: None,
         freeze_ms: None,

@@ -45,6 +45,9 @@ pub struct MachineRecord {
     /// How many filesystems were frozen; none if none were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen_filesystems: Option<u32>,
+    /// libvirt starts it with the host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autostart: bool,
     /// Its files.
     pub files: Vec<MachineFile>,
     /// The disks that are not in the point, and why.
@@ -84,6 +87,10 @@ pub enum Role {
     Nvram,
     /// The state of its TPM.
     Tpm,
+    /// A file that it starts from and only reads: a kernel, an initrd, an ACPI table.
+    BootFile,
+    /// Another file that it keeps its state in.
+    GuestState,
     /// The configuration of the host.
     HostConfig,
 }
@@ -145,38 +152,6 @@ impl Repository {
         let manifests = self.manifests(&disk.domain)?.good.into_iter();
         let earlier = manifests.filter(|it| it.point <= point && it.disk(&disk.disk).is_some());
         Ok(earlier.filter_map(|manifest| manifest.machine).next_back())
-    }
-
-    /// The domain that is meant by a name: its own in the repository, or the one that libvirt has for
-    /// it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if there are several.
-    pub fn find_domain(&self, name: &str) -> Result<DomainName> {
-        let domains = self.domains()?;
-        if let Some(domain) = domains.iter().find(|domain| domain.as_str() == name) {
-            return Ok(domain.clone());
-        }
-        let mut found = Vec::new();
-        for domain in domains {
-            if self.machines(&domain)?.iter().any(|(_, machine)| machine.name == name) {
-                found.push(domain);
-            }
-        }
-        match found.as_slice() {
-            [only] => Ok(only.clone()),
-            [] => {
-                let text =
-                    format!("no domain {name:?} in the repository {}", self.path().display());
-                Err(Error::new(ErrorKind::NotFound, text)
-                    .advise("qdelta points lists what there is"))
-            }
-            several => {
-                let names: Vec<_> = several.iter().map(DomainName::as_str).collect();
-                let text = format!("{name:?} may be any of {}", names.join(", "));
-                Err(Error::new(ErrorKind::Usage, text).advise("give one of these names"))
-            }
-        }
     }
 
     /// The manifest of the point of a domain that a selector means.
@@ -357,6 +332,7 @@ mod tests {
             uuid: Some(uuid.to_owned()),
             freeze_ms: None,
             frozen_filesystems: None,
+            autostart: false,
             files: Vec::new(),
             left_out: Vec::new(),
             missing: Vec::new(),

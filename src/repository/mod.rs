@@ -15,6 +15,7 @@
 mod case;
 mod chain;
 mod durable;
+mod find;
 mod health;
 mod leftovers;
 mod lock;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Kind;
 
+pub use find::Wanted;
 pub use health::Health;
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::DomainLock;
@@ -214,37 +216,6 @@ impl Repository {
             disks.extend(self.disks_of(&domain)?);
         }
         Ok(disks)
-    }
-
-    /// The disk that is meant by a name: `domain/disk`, or a domain that has only one.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] if there is no such disk, [`ErrorKind::Usage`] if a domain has
-    /// several and none was named.
-    pub fn find_disk(&self, spec: &DiskSpec) -> Result<DiskId> {
-        // Not whether the folder can be opened: it may be that of another case.
-        let known = match self.domains()?.contains(&spec.domain) {
-            true => self.disks_of(&spec.domain)?,
-            false => Vec::new(),
-        };
-        let mut meant =
-            known.iter().filter(|id| spec.disk.as_ref().is_none_or(|disk| id.disk == *disk));
-        match (meant.next(), meant.next()) {
-            (Some(only), None) => Ok(only.clone()),
-            (Some(_), Some(_)) => {
-                let names: Vec<_> = known.iter().map(ToString::to_string).collect();
-                Err(Error::new(
-                    ErrorKind::Usage,
-                    format!("{spec} has several disks: {}", names.join(", ")),
-                )
-                .advise("name the disk as well: DOMAIN/DISK"))
-            }
-            (None, _) => Err(Error::new(
-                ErrorKind::NotFound,
-                format!("no disk {spec} in the repository {}", self.root.display()),
-            )
-            .advise("qdelta points lists the disks that are there")),
-        }
     }
 
     /// Fails if the folder of a domain, or of one of these disks of it, would be another one's: on a

@@ -179,6 +179,12 @@ impl DiskSpec {
     }
 }
 
+impl From<DiskId> for DiskSpec {
+    fn from(id: DiskId) -> Self {
+        Self { domain: id.domain, disk: Some(id.disk) }
+    }
+}
+
 impl fmt::Display for DiskSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.disk {

@@ -61,6 +61,22 @@ impl PointId {
             .unwrap_or(Timestamp::MAX)
     }
 
+    /// The time as people of `zone` write it, with the offset from UTC and to the millisecond:
+    /// `2026-11-22T16:38:23.412+01:00`. As a [`Selector`] it means this very point, also in the
+    /// hour that comes twice, and needs no quotes in a shell.
+    pub fn in_zone(self, zone: &TimeZone) -> String {
+        let time = self.time().to_zoned(zone.clone());
+        let offset = time.offset().seconds();
+        let (sign, size) = if offset < 0 { ('-', -offset) } else { ('+', offset) };
+        let clock = time.strftime("%Y-%m-%dT%H:%M:%S%.3f");
+        let text = format!("{clock}{sign}{:02}:{:02}", size / 3600, size / 60 % 60);
+        match size % 60 {
+            0 => text,
+            // Some zones had such offsets until 1972.
+            seconds => format!("{text}:{seconds:02}"),
+        }
+    }
+
     /// The id of the millisecond after this one.
     pub fn next(self) -> Option<Self> {
         Self::from_ms(self.0 + 1)
@@ -136,8 +152,10 @@ impl From<PointId> for String {
 /// Which point somebody means.
 ///
 /// A time stands for the *end* of what it names: `2026-11-22` is the last point of that day or,
-/// if that day has none, of the days before; `2026-11-22 15:38` includes a point made at
-/// 15:38:23. So the day or minute that a list of points shows always finds a point that it lists.
+/// if that day has none, of the days before; `2026-11` and `2026` are the last of that month and
+/// year, `2026-11-22 15:38` includes a point made at 15:38:23. So whatever a list of points shows
+/// finds a point that it lists. `3d` is so long ago: days, and likewise `s`, `m` (minutes), `h`,
+/// `w`, `mo` (30 days) and `y` (365 days), as the ages of the list have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
     /// The last one.
@@ -165,16 +183,22 @@ impl Selector {
     /// # Errors
     /// It is neither `latest`, nor a time, nor the beginning of an id.
     pub fn parse_in(text: &str, zone: &TimeZone) -> Result<Self> {
+        Self::parse_at(text, zone, Timestamp::now())
+    }
+
+    /// Reads a selector at a time that ages are counted from.
+    fn parse_at(text: &str, zone: &TimeZone, now: Timestamp) -> Result<Self> {
         if text == "latest" {
             return Ok(Self::Latest);
         }
         if is_id_prefix(text) {
             return Ok(Self::Id(text.to_owned()));
         }
-        parse_time(text, zone).map(Self::At).ok_or_else(|| {
+        let time = parse_age(text, now).or_else(|| parse_day(text, zone, now));
+        time.or_else(|| parse_time(text, zone)).map(Self::At).ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("{text:?} does not say which point")).advise(
-                "say latest, a time (2026-11-22, 2026-11-22 15:38, 2026-11-22T15:38:23Z), or an \
-                 id or its beginning (20261122T1538)",
+                "say latest, a time (2026-11-22, 2026-11-22 15:38, 2026-11-22T15:38:23Z, 2026-11), \
+                 how long ago (3d, 90m, yesterday), or an id or its beginning (20261122T1538)",
             )
         })
     }
@@ -199,18 +223,70 @@ impl fmt::Display for Selector {
     }
 }
 
-/// Whether `text` has the shape of an id's beginning, from the year on: `2026`, `20261122T15`.
+/// Whether `text` has the shape of an id's beginning, longer than the year: `202611`,
+/// `20261122T15`. A year alone is a time.
 fn is_id_prefix(text: &str) -> bool {
     const SHAPE: &[u8; PointId::LEN] = b"00000000T000000.000Z";
-    (4..=PointId::LEN).contains(&text.len())
+    (5..=PointId::LEN).contains(&text.len())
         && text.bytes().zip(SHAPE).all(|(byte, shape)| match shape {
             b'0' => byte.is_ascii_digit(),
             other => byte == *other,
         })
 }
 
-/// The last millisecond of the day, minute or second that `text` names.
+/// The time that lies so long before `now`: `3d`, `90m`.
+fn parse_age(text: &str, now: Timestamp) -> Option<Timestamp> {
+    const DAY_S: i64 = 24 * 3600;
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let unit_s = match unit.trim_start() {
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => DAY_S,
+        "w" => 7 * DAY_S,
+        "mo" => 30 * DAY_S,
+        "y" => 365 * DAY_S,
+        _ => return None,
+    };
+    let seconds = number.parse::<i64>().ok()?.checked_mul(unit_s)?;
+    now.checked_sub(jiff::SignedDuration::from_secs(seconds)).ok()
+}
+
+/// The end of today or yesterday.
+fn parse_day(text: &str, zone: &TimeZone, now: Timestamp) -> Option<Timestamp> {
+    let today = zone.to_datetime(now).date();
+    let after = match text {
+        "today" => today.tomorrow().ok()?,
+        "yesterday" => today,
+        _ => return None,
+    };
+    last_before(after.to_datetime(jiff::civil::Time::midnight()), zone)
+}
+
+/// The first day after the year or month that `text` names: `2026`, `2026-11`.
+fn parse_month(text: &str) -> Option<Date> {
+    let (year, month) = match text.split_once('-') {
+        Some((year, month)) => (year, Some(month)),
+        None => (text, None),
+    };
+    let number = |text: &str, len: usize| -> Option<i16> {
+        let digits = text.len() == len && text.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| text.parse().ok())?
+    };
+    let first =
+        Date::new(number(year, 4)?, month.map_or(Some(1), |it| number(it, 2))?.try_into().ok()?, 1);
+    match month {
+        Some(_) => first.ok()?.checked_add(1.month()).ok(),
+        None => first.ok()?.checked_add(1.year()).ok(),
+    }
+}
+
+/// The last millisecond of the year, month, day, minute or second that `text` names.
 fn parse_time(text: &str, zone: &TimeZone) -> Option<Timestamp> {
+    if let Some(after) = parse_month(text) {
+        return last_before(after.to_datetime(jiff::civil::Time::midnight()), zone);
+    }
     if let Some(date) = parse_date(text) {
         let midnight = date.tomorrow().ok()?.to_datetime(jiff::civil::Time::midnight());
         return last_before(midnight, zone);
@@ -241,17 +317,20 @@ fn split_zone<'a>(text: &'a str, zone: &TimeZone) -> Option<(&'a str, TimeZone)>
     let Some(at) = text.find(['+', '-']) else { return Some((text, zone.clone())) };
     let (clock, offset) = text.split_at_checked(at)?;
     let (sign, digits) = offset.split_at_checked(1)?;
-    let (hours, minutes) = match digits.split_once(':') {
+    let (hours, rest) = match digits.split_once(':') {
         Some(parts) => parts,
         None if digits.len() == 4 => digits.split_at_checked(2)?,
-        None => (digits, "0"),
+        None => (digits, "00"),
     };
-    let (hours, minutes): (i32, i32) = (hours.parse().ok()?, minutes.parse().ok()?);
-    if !(0..=23).contains(&hours) || !(0..=59).contains(&minutes) {
-        return None;
-    }
-    let seconds = (hours * 60 + minutes) * 60 * if sign == "-" { -1 } else { 1 };
-    Some((clock, jiff::tz::Offset::from_seconds(seconds).ok()?.to_time_zone()))
+    let (minutes, seconds) = rest.split_once(':').unwrap_or((rest, "00"));
+    let number = |text: &str, most: i32| -> Option<i32> {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = if digits { text.parse().ok() } else { None };
+        number.filter(|number| *number <= most)
+    };
+    let seconds = number(hours, 23)? * 3600 + number(minutes, 59)? * 60 + number(seconds, 59)?;
+    let seconds = if sign == "-" { -seconds } else { seconds };
+    Some((clock.trim_end(), jiff::tz::Offset::from_seconds(seconds).ok()?.to_time_zone()))
 }
 
 /// The millisecond before a civil time; where the clock was set back, the later of the two.
@@ -329,14 +408,79 @@ mod tests {
 
     #[test]
     fn ids_and_their_beginnings_are_told_from_times() {
-        for id in ["2026", "20261122", "20261122T", "20261122T1538", "20261122T153823.412Z"] {
+        for id in
+            ["20261", "202611", "20261122", "20261122T", "20261122T1538", "20261122T153823.412Z"]
+        {
             assert_eq!(id.parse::<Selector>().unwrap(), Selector::Id(id.to_owned()));
         }
         assert_eq!("latest".parse::<Selector>().unwrap(), Selector::Latest);
         for bad in
-            ["", "202", "yesterday", "2026-11", "2026-11-31", "15:38", "2026-11-22 25:00", "../x"]
+            ["", "202", "tomorrow", "2026-13", "2026-11-31", "15:38", "2026-11-22 25:00", "../x"]
         {
             assert!(bad.parse::<Selector>().is_err(), "{bad:?} was taken for a selector");
         }
+    }
+
+    #[test]
+    fn months_years_days_and_ages_are_times() {
+        let zone = jiff::tz::Offset::constant(1).to_time_zone();
+        let now: Timestamp = "2026-11-22T23:30:00Z".parse().unwrap();
+        let at = |text: &str| match Selector::parse_at(text, &zone, now) {
+            Ok(Selector::At(time)) => time.to_string(),
+            other => panic!("{text:?} became {other:?}"),
+        };
+        assert_eq!(at("2026-06"), "2026-06-30T22:59:59.999Z");
+        assert_eq!(at("2026-12"), "2026-12-31T22:59:59.999Z");
+        assert_eq!(at("2024-02"), "2024-02-29T22:59:59.999Z");
+        assert_eq!(at("2026"), "2026-12-31T22:59:59.999Z");
+        // Half past midnight of the 23rd, there.
+        assert_eq!(at("yesterday"), "2026-11-22T22:59:59.999Z");
+        assert_eq!(at("today"), "2026-11-23T22:59:59.999Z");
+        assert_eq!(at("3d"), "2026-11-19T23:30:00Z");
+        assert_eq!(at("90m"), "2026-11-22T22:00:00Z");
+        assert_eq!(at("90 m"), at("90min"));
+        assert_eq!(at("2w"), at("14d"));
+        assert_eq!(at("1mo"), at("30d"));
+        assert_eq!(at("1y"), at("365d"));
+        for bad in
+            ["d", "-3d", "3 d ago", "3x", "99999999999999y", "9223372036854775807w", "2026-6"]
+        {
+            assert!(Selector::parse_at(bad, &zone, now).is_err(), "{bad:?}");
+        }
+    }
+
+    /// The list of points showed UTC, and a time that was typed was local: who typed what the list
+    /// showed got another point. What is shown must mean the very point that it is shown for.
+    #[test]
+    fn what_is_shown_of_a_point_means_that_point() {
+        let zones = [
+            // Half an hour, three quarters, a fold of an hour, one of half an hour, seconds.
+            "<+0530>-5:30",
+            "<+1245>-12:45<+1345>,M9.5.0/2:45,M4.1.0/3:45",
+            "CET-1CEST,M3.5.0,M10.5.0/3",
+            "<+1030>-10:30<+11>-11,M10.1.0,M4.1.0",
+            "<-004430>0:44:30",
+            "NST3:30NDT,M3.2.0,M11.1.0",
+            "UTC0",
+        ];
+        // Around the end of summer time in each of them: every seven minutes, and a millisecond.
+        let days = ["2026-10-25T00:00:00Z", "2026-04-04T12:00:00Z", "2026-11-01T02:00:00Z"];
+        for zone in zones.map(|rule| TimeZone::posix(rule).unwrap()) {
+            for start in days.map(|day| day.parse::<Timestamp>().unwrap().as_millisecond()) {
+                for step in 0..60 {
+                    let id = PointId::from_ms(start as u64 + step * 421_001).unwrap();
+                    let other = TimeZone::posix("JST-9").unwrap();
+                    let shown = id.in_zone(&zone);
+                    for spelled in [shown.clone(), shown.replace('T', " ")] {
+                        for reader in [&zone, &other] {
+                            let selector = Selector::parse_in(&spelled, reader).unwrap();
+                            assert_eq!(selector, Selector::At(id.time()), "{spelled}");
+                        }
+                    }
+                }
+            }
+        }
+        let id = PointId::from_ms(1_795_361_903_412).unwrap();
+        assert_eq!(id.in_zone(&TimeZone::UTC), "2026-11-22T15:38:23.412+00:00");
     }
 }

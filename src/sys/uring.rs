@@ -27,12 +27,15 @@ pub(crate) struct Piece {
 
 /// A ring, the files that it reads and writes, and the buffers that it holds. Each operation
 /// carries a value of the caller's, and gives it back when it is over.
+///
+/// The files are not registered: the kernel lets go of registered ones some time after the ring was
+/// closed (17 to 65 ms were seen), and until then nobody can unmount the filesystem that they are on.
+/// What is not registered is let go of with its last operation, also if the program is killed.
 pub(crate) struct Ring<T> {
     ring: IoUring,
     /// Keeps the descriptors open.
     files: Vec<Arc<dyn Store>>,
     descriptors: Vec<RawFd>,
-    registered_files: bool,
     registered_buffers: Option<Pool>,
     held: Slots<Held>,
     flights: Slots<Flight<T>>,
@@ -73,21 +76,10 @@ impl<T> Ring<T> {
             ring: IoUring::new(entries)?,
             files: files.to_vec(),
             descriptors,
-            registered_files: false,
             registered_buffers: None,
             held: Slots::default(),
             flights: Slots::default(),
         })
-    }
-
-    /// Lets the kernel look up the files once, and not at each operation.
-    pub(crate) fn register_files(&mut self) -> io::Result<()> {
-        if self.descriptors.is_empty() {
-            return Ok(());
-        }
-        self.ring.submitter().register_files(&self.descriptors)?;
-        self.registered_files = true;
-        Ok(())
     }
 
     /// Lets the kernel map and pin the memory of `pool` once, and not at each operation.
@@ -154,12 +146,7 @@ impl<T> Ring<T> {
                 .filter(|pool| pieces.len() == 1 && held.buffer.is_from(pool))
                 .map(|_| held.buffer.index());
         }
-        let entry = if self.registered_files {
-            let index = types::Fixed(u32::try_from(file).map_err(io::Error::other)?);
-            prepare_registered(index, direction, offset, &vectors, fixed)
-        } else {
-            prepare_plain(types::Fd(descriptor), direction, offset, &vectors, fixed)
-        };
+        let entry = prepare(types::Fd(descriptor), direction, offset, &vectors, fixed);
         let slots: Vec<Slot> = pieces.iter().map(|piece| piece.slot).collect();
         let flight = Flight { payload, slots, vectors: Vectors(vectors) };
         let key = self.flights.insert(flight);
@@ -244,42 +231,39 @@ impl<T> Drop for Ring<T> {
                 return;
             }
         }
+        if self.registered_buffers.is_some() {
+            // Pinned memory counts against the user's limit until it is let go of. If it can't be
+            // now, the kernel does so after the ring is closed.
+            let _ = self.ring.submitter().unregister_buffers();
+        }
     }
 }
 
-/// The entry for a transfer. Once for plain descriptors and once for registered ones: the trait
-/// that the crate has for both is private.
-macro_rules! prepare {
-    ($name:ident, $target:ty) => {
-        fn $name(
-            target: $target,
-            direction: Direction,
-            offset: u64,
-            vectors: &[libc::iovec],
-            fixed: Option<u16>,
-        ) -> squeue::Entry {
-            use opcode::{ReadFixed, Readv, WriteFixed, Writev};
-            let (first, count) = (vectors.as_ptr(), vectors.len() as u32);
-            match (direction, fixed, vectors) {
-                (Direction::Read, Some(index), [one]) => {
-                    ReadFixed::new(target, one.iov_base.cast(), one.iov_len as u32, index)
-                        .offset(offset)
-                        .build()
-                }
-                (Direction::Write, Some(index), [one]) => {
-                    WriteFixed::new(target, one.iov_base.cast(), one.iov_len as u32, index)
-                        .offset(offset)
-                        .build()
-                }
-                (Direction::Read, ..) => Readv::new(target, first, count).offset(offset).build(),
-                (Direction::Write, ..) => Writev::new(target, first, count).offset(offset).build(),
-            }
+/// The entry for a transfer.
+fn prepare(
+    target: types::Fd,
+    direction: Direction,
+    offset: u64,
+    vectors: &[libc::iovec],
+    fixed: Option<u16>,
+) -> squeue::Entry {
+    use opcode::{ReadFixed, Readv, WriteFixed, Writev};
+    let (first, count) = (vectors.as_ptr(), vectors.len() as u32);
+    match (direction, fixed, vectors) {
+        (Direction::Read, Some(index), [one]) => {
+            ReadFixed::new(target, one.iov_base.cast(), one.iov_len as u32, index)
+                .offset(offset)
+                .build()
         }
-    };
+        (Direction::Write, Some(index), [one]) => {
+            WriteFixed::new(target, one.iov_base.cast(), one.iov_len as u32, index)
+                .offset(offset)
+                .build()
+        }
+        (Direction::Read, ..) => Readv::new(target, first, count).offset(offset).build(),
+        (Direction::Write, ..) => Writev::new(target, first, count).offset(offset).build(),
+    }
 }
-
-prepare!(prepare_plain, types::Fd);
-prepare!(prepare_registered, types::Fixed);
 
 /// Values under small numbers that are used again.
 struct Slots<V> {

@@ -4,6 +4,7 @@ mod histories;
 mod hostile;
 mod oracle;
 mod power;
+mod soundness;
 
 use std::path::Path;
 use std::process::{Command, Output};

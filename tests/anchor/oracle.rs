@@ -214,7 +214,7 @@ fn a_count_that_is_too_low_is_found_before_a_snapshot_goes() {
         std::fs::write(&path, &bytes).unwrap();
         let image = ImageFile::open(&path).unwrap();
         let error = snapshot::delete(&image, &snapshot.id).unwrap_err();
-        assert!(error.chain().contains("counts as free"), "{}", error.chain());
+        assert!(error.chain().contains("used 2 times"), "{}", error.chain());
         drop(image);
         assert!(std::fs::read(&path).unwrap() == bytes);
     }

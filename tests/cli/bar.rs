@@ -1,4 +1,4 @@
-//! The progress bar, as it is drawn on a real terminal of any width.
+//! The progress bar, as it is drawn on a real terminal of any width, and what is said above it.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -18,7 +18,7 @@ use qdelta::repository::Selector;
 use super::super::harness::content::Random;
 use super::super::harness::guest::{Guest, Host, UUID};
 use super::super::harness::repo::Repo;
-use super::super::harness::{Lab, args, run, run::binary, tool};
+use super::super::harness::{Lab, args, qdelta, run, run::binary, tool};
 
 const SECOND_UUID: &str = "11111111-edaf-9455-926a-d65c16db1809";
 
@@ -98,6 +98,38 @@ fn each_guest_and_disk_has_its_own_bar_and_its_result_when_it_is_there() {
     };
     let order = ["second/vdb backup", "second@", "web/vdb backup", "web@"].map(at);
     assert!(order.is_sorted(), "{order:?}: {states:#?}");
+}
+
+/// Warnings were said twice, or beside the result and not in it, or not at all with --quiet; and under
+/// --all nobody could tell whose they were.
+#[test]
+fn each_warning_is_said_once_with_its_disk_and_what_to_do() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let second = guest.xml().replace("<name>web", "<name>second").replace(UUID, SECOND_UUID);
+    std::fs::write(host.lab.path("etc/qemu/second.xml"), second).unwrap();
+    // A bitmap can't be left in vdb, which is raw.
+    for option in [None, Some("--json"), Some("--quiet"), Some("-v")] {
+        let mut words = host.repo.args(args!["backup", "--all", "--anchor", "bitmap"]);
+        words.extend(host.place());
+        words.extend(option.map(Into::into));
+        let outcome = run(qdelta(words)).ok();
+        for disk in ["second/vdb", "web/vdb"] {
+            let warning = format!("qdelta: warning: {disk}: no anchor is left");
+            let lines: Vec<&str> = outcome.stderr.lines().collect();
+            let at: Vec<usize> =
+                (0..lines.len()).filter(|&line| lines[line].starts_with(&warning)).collect();
+            let [at] = at.as_slice() else { panic!("{disk}, {option:?}: {}", outcome.stderr) };
+            assert!(lines[at + 1].starts_with("        --anchor none"), "{}", outcome.stderr);
+        }
+        if option == Some("--json") {
+            for domain in outcome.json()["domains"].as_array().unwrap() {
+                let disks = domain["result"]["disks"].as_array().unwrap();
+                let codes = disks.iter().map(|disk| &disk["warnings"][0]["code"]);
+                assert_eq!(codes.filter(|code| *code == "no-anchor").count(), 1, "{domain}");
+            }
+        }
+    }
 }
 
 /// All that an observer hears of phases: whose, what, how much, and every step.

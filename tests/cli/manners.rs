@@ -66,12 +66,44 @@ fn words_that_make_no_sense_are_refused() {
         &["points", "a/b/c"],
         &["completions", "csh"],
         &["points", "-q", "-v"],
+        &["verify", "vm", "--direct", "on"],
+        &["completions", "bash", "--json"],
         &["points"],
         &["init"],
         &["backup", "image"],
     ] {
         refused(2, words);
     }
+}
+
+/// Other programs have other words: who types them is told what they are called here, or that there
+/// is nothing like that yet.
+#[test]
+fn commands_of_other_programs_are_answered_with_a_tip() {
+    for (word, tip) in [
+        ("list", "qdelta points"),
+        ("ls", "qdelta points"),
+        ("snapshots", "qdelta points"),
+        ("check", "qdelta verify"),
+        ("forget", "no command yet"),
+        ("prune", "no command yet"),
+        ("diff", "no command yet"),
+        ("mount", "no command yet"),
+        ("bakup", "backup"),
+    ] {
+        let said = refused(2, &[word]);
+        assert!(said.contains(tip), "{word}: {said}");
+        assert!(said.contains(word), "{word}: {said}");
+    }
+}
+
+#[test]
+fn help_is_a_command_too() {
+    assert!(done(&["help"]).contains("qdelta init"));
+    for command in COMMANDS {
+        assert_eq!(done(&["help", command]), done(&[command, "--help"]));
+    }
+    refused(2, &["help", "nonsense"]);
 }
 
 #[test]
@@ -147,4 +179,77 @@ fn a_result_that_cannot_be_written_is_an_error() {
     // It was told as one of a full repository, by its status.
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("standard output"));
+}
+
+/// A backup whose standard output was full ended with the status of a full repository, and said no
+/// word of the point, which was made. Of several guests it left out the rest.
+#[test]
+fn what_was_done_though_it_could_not_be_shown_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (repo, image) = (at("repo"), at("vm.raw"));
+    std::fs::write(&image, vec![7; 100_000]).unwrap();
+    done(&["init", &repo]);
+    for (words, said) in [
+        (&["backup", &image] as &[&str], "point vm/disk@"),
+        (&["backup", &image, "--json"], "point vm/disk@"),
+        (&["restore", "vm", &at("out.raw")], "restored to"),
+        (&["restore", "vm", &at("out.raw"), "--force", "--json"], "restored to"),
+        (&["restore", "vm", &image, "--in-place"], "rolled back"),
+        (&["init", &at("other")], "was made"),
+        (&["points"], "cannot write to standard output"),
+        (&["verify"], "cannot write to standard output"),
+    ] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = qdelta();
+        command.args(words).stdout(full).stderr(Stdio::piped());
+        if words[0] != "init" {
+            command.env("QDELTA_REPO", &repo);
+        }
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {stderr}");
+        assert!(stderr.contains("standard output") && stderr.contains(said), "{words:?}: {stderr}");
+        assert!(!stderr.contains(&format!("{repo}:")), "the repository is blamed: {stderr}");
+    }
+    let listed = done(&["points", "--repo", &repo]);
+    assert!(listed.contains("vm/disk: 3 points"), "{listed}");
+}
+
+/// `--quiet` hid the warnings, and went on telling what went well: in a nightly script that is the
+/// wrong way round.
+#[test]
+fn quiet_is_silent_on_success_and_on_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (repo, image) = (at("repo"), at("vm.raw"));
+    std::fs::write(&image, vec![7; 100_000]).unwrap();
+    for words in [
+        &["init", &repo] as &[&str],
+        &["backup", &image, "--repo", &repo],
+        &["backup", &image, "--repo", &repo],
+        &["restore", "vm", &at("out.raw"), "--repo", &repo],
+        &["restore", "vm", &image, "--in-place", "--repo", &repo],
+        &["verify", "--repo", &repo],
+        &["man", &at("man")],
+    ] {
+        let quiet = done(&[words, &["--quiet"]].concat());
+        assert_eq!(quiet, "", "{words:?}");
+    }
+    // What was asked for is shown.
+    assert!(done(&["points", "--quiet", "--repo", &repo]).contains("vm/disk"));
+    assert!(done(&["info", &image, "--quiet"]).contains("disk size"));
+    assert!(done(&["verify", "--quiet", "--json", "--repo", &repo]).contains("proved"));
+    // So is what is wrong.
+    let archives = std::fs::read_dir(dir.path().join("repo/vm/disk")).unwrap();
+    let archive = archives.map(|entry| entry.unwrap().path()).max().unwrap();
+    std::fs::write(&archive, "nothing").unwrap();
+    let found = run(&["verify", "--quiet", "--repo", &repo]);
+    assert_eq!(found.status, 4);
+    assert!(found.stdout.contains(word(&archive)), "{}", found.stdout);
+    // And a warning: the image is of another folder than at the point before, or named by its owner
+    // as something that it is not.
+    let run = run(&["backup", &image, "--repo", &repo, "--quiet"]);
+    assert!(run.stderr.contains("warning"), "{}", run.stderr);
+    assert_eq!(run.stdout, "");
 }

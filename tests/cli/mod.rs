@@ -8,6 +8,7 @@ mod manners;
 mod misplaced;
 mod points;
 mod shell;
+mod words;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

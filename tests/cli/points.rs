@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use qdelta::formats::archive::{ArchiveId, Consistency, Digest, Kind, Tracker};
-use qdelta::repository::{DiskId, DiskRecord, ImageRecord, Manifest, PointId, Repository};
+use qdelta::repository::{
+    DiskId, DiskRecord, ImageRecord, MachineRecord, Manifest, PointId, Repository,
+};
 
 use super::{Run, done, qdelta, run, word};
 
@@ -30,13 +32,49 @@ impl Shelf {
 
     /// Makes the point of a day.
     fn add(&self, disk: &str, day: u64, kind: Kind, parent: Option<u64>) -> PointId {
-        let id = |day| PointId::from_ms(START_MS + day * DAY_MS).unwrap();
+        self.add_to(disk, day, kind, parent, None)
+    }
+
+    /// Makes the point of a day, perhaps of a guest with this name and UUID.
+    fn add_to(
+        &self,
+        disk: &str,
+        day: u64,
+        kind: Kind,
+        parent: Option<u64>,
+        guest: Option<(&str, &str)>,
+    ) -> PointId {
+        let ms = |day| START_MS + day * DAY_MS;
+        self.add_at(disk, ms(day), kind, parent.map(ms), guest)
+    }
+
+    /// Makes the point of a millisecond.
+    fn add_at(
+        &self,
+        disk: &str,
+        ms: u64,
+        kind: Kind,
+        parent: Option<u64>,
+        guest: Option<(&str, &str)>,
+    ) -> PointId {
+        let id = PointId::from_ms(ms).unwrap();
+        let parent = parent.map(|ms| PointId::from_ms(ms).unwrap());
         let disk: DiskId = disk.parse().unwrap();
         let lock = self.repository.lock(&disk.domain).unwrap();
-        let pending = self.repository.begin(&lock, &disk, id(day), kind).unwrap();
+        let pending = self.repository.begin(&lock, &disk, id, kind).unwrap();
         pending.file().unwrap().set_len(1023 << 20).unwrap();
-        let mut manifest = Manifest::new(id(day), disk.domain.clone(), Consistency::Offline);
-        manifest.created = id(day).time();
+        let mut manifest = Manifest::new(id, disk.domain.clone(), Consistency::Offline);
+        manifest.created = id.time();
+        manifest.machine = guest.map(|(name, uuid)| MachineRecord {
+            autostart: false,
+            name: name.to_owned(),
+            uuid: Some(uuid.to_owned()),
+            freeze_ms: None,
+            frozen_filesystems: None,
+            files: Vec::new(),
+            left_out: Vec::new(),
+            missing: Vec::new(),
+        });
         manifest.disks.push(DiskRecord {
             disk: disk.disk.clone(),
             archive: pending.archive_name(),
@@ -44,7 +82,7 @@ impl Shelf {
             chain_id: ArchiveId([1; 16]),
             kind,
             tracker: Tracker::Scan,
-            parent: parent.map(id),
+            parent,
             root: Digest([3; 32]),
             virtual_size: 1023 << 30,
             block_size: 65536,
@@ -64,19 +102,21 @@ impl Shelf {
             anchor_wanted: None,
         });
         pending.commit(&manifest).unwrap();
-        id(day)
+        id
     }
 
     fn points(&self, words: &[&str], columns: &str) -> Run {
         let mut command = qdelta();
         command.arg("points").args(words).env("QDELTA_REPO", self.path()).env("COLUMNS", columns);
-        command.output().unwrap().into()
+        command.env("TZ", "UTC").output().unwrap().into()
     }
 }
 
 /// The first column, which holds the tree.
 fn first_column(list: &str) -> Vec<String> {
-    list.lines().map(|line| line.split("Z ").next().unwrap().to_owned()).collect()
+    let kinds = [" full", " incremental", " differential"];
+    let end = |line: &str| kinds.iter().filter_map(|kind| line.find(kind)).min();
+    list.lines().map(|line| line[..end(line).unwrap_or(line.len())].trim_end().to_owned()).collect()
 }
 
 #[test]
@@ -92,16 +132,23 @@ fn chains_are_drawn_in_eighty_columns() {
     assert_eq!(
         first_column(&run.stdout)[2..],
         [
-            "20261120T120000.000",
-            "├─ 20261121T120000.000",
-            "│  20261122T120000.000",
-            "└─ 20261123T120000.000",
-            "20261124T120000.000",
+            "2026-11-20T12:00:00.000+00:00",
+            "├─ 2026-11-21T12:00:00.000+00:00",
+            "│  2026-11-22T12:00:00.000+00:00",
+            "└─ 2026-11-23T12:00:00.000+00:00",
+            "2026-11-24T12:00:00.000+00:00",
         ]
     );
+    let ids = shelf.points(&["--utc"], "80").stdout;
+    assert_eq!(first_column(&ids)[3], "├─ 20261121T120000.000Z");
+    assert!(ids.contains("POINT (UTC)"), "{ids}");
+    // Where there is room, both are shown.
+    let wide = shelf.points(&[], "120").stdout;
+    assert!(wide.contains("20261121T120000.000Z"), "{wide}");
+
     assert!(run.stdout.starts_with("vm/disk: 5 points in 2 chains"), "{}", run.stdout);
     for wanted in ["SIZE", "CHANGED", "STORED", "TRACKER", "AGE", "1023 GiB", "1023 MiB", "scan"] {
-        assert!(run.stdout.contains(wanted), "no {wanted} in\n{}", run.stdout);
+        assert!(ids.contains(wanted), "no {wanted} in\n{ids}");
     }
     for columns in [80, 60, 45] {
         let list = shelf.points(&[], &columns.to_string()).stdout;
@@ -136,10 +183,143 @@ fn one_disk_or_all_are_listed() {
     }
     let one = shelf.points(&["web"], "80").stdout;
     assert!(one.contains("web/disk") && !one.contains("vm/"), "{one}");
-    let several = shelf.points(&["vm"], "80");
+    let guest = shelf.points(&["vm"], "80").stdout;
+    assert!(guest.contains("vm/vda") && guest.contains("vm/vdb"), "{guest}");
+    assert!(!guest.contains("web/"), "{guest}");
+    assert_eq!(shelf.points(&["other"], "80").status, 6);
+    let output = shelf.dir.path().join("out.raw");
+    let several = run(&["restore", "vm", word(&output), "--repo", word(&shelf.path())]);
     assert_eq!(several.status, 2);
     assert!(several.stderr.contains("vm/vda, vm/vdb"), "{}", several.stderr);
-    assert_eq!(shelf.points(&["other"], "80").status, 6);
+}
+
+/// The sums stood at each disk, and nobody could see what a repository holds.
+#[test]
+fn the_list_ends_with_what_all_of_it_comes_to() {
+    let shelf = Shelf::new();
+    shelf.add("vm/vda", 0, Kind::Full, None);
+    shelf.add("vm/vda", 1, Kind::Incremental, Some(0));
+    shelf.add("vm/vdb", 2, Kind::Full, None);
+    shelf.add("web/disk", 3, Kind::Full, None);
+    let all = shelf.points(&[], "60").stdout;
+    let last = all.lines().last().unwrap();
+    assert_eq!(last, "in all: 3 disks of 2 guests, 4 points in 3 chains, 3.9 GiB stored");
+    let json: serde_json::Value =
+        serde_json::from_str(&shelf.points(&["vm", "--json"], "80").stdout).unwrap();
+    let totals = &json["totals"];
+    assert_eq!((totals["domains"].as_u64(), totals["disks"].as_u64()), (Some(1), Some(2)));
+    assert_eq!((totals["points"].as_u64(), totals["chains"].as_u64()), (Some(3), Some(2)));
+    assert_eq!(totals["bytes_written"].as_u64(), Some(3 * (1023 << 20)));
+}
+
+/// The repository calls a guest otherwise if its name has a space; `points "Windows 2019"` knew
+/// nobody.
+#[test]
+fn a_guest_is_found_by_the_names_that_libvirt_has_for_it() {
+    let shelf = Shelf::new();
+    let uuid = "0b8f3c1e-4a53-4f0c-9f0e-2f1f4f0f6a11";
+    shelf.add_to("Windows_2019-0b8f3c1e/vda", 0, Kind::Full, None, Some(("Windows 2019", uuid)));
+    shelf.add_to("Windows_2019-0b8f3c1e/vdb", 1, Kind::Full, None, Some(("Windows 2019", uuid)));
+    shelf.add("web/disk", 2, Kind::Full, None);
+    let upper = uuid.to_uppercase();
+    for name in ["Windows 2019", uuid, &upper, "Windows_2019-0b8f3c1e"] {
+        for command in ["points", "anchors"] {
+            let run = run(&[command, name, "--repo", word(&shelf.path())]);
+            assert_eq!(run.status, 0, "{command} {name}: {}", run.stderr);
+        }
+        let list = shelf.points(&[name], "80").stdout;
+        assert!(list.contains("/vda: ") && list.contains("/vdb: "), "{name}: {list}");
+        assert!(!list.contains("web/"), "{name}: {list}");
+        let one = shelf.points(&[&format!("{name}/vdb")], "80").stdout;
+        assert!(one.contains("/vdb: ") && !one.contains("/vda: "), "{name}: {one}");
+        // Its archives hold nothing, so they are damaged; but they are found.
+        let verified = run(&["verify", &format!("{name}@latest"), "--repo", word(&shelf.path())]);
+        assert_eq!(verified.status, 4, "{name}: {}", verified.stderr);
+        assert!(verified.stdout.contains("Windows_2019-0b8f3c1e"), "{}", verified.stdout);
+    }
+    for (typed, meant) in
+        [("windows 2019", "Windows 2019"), ("wbe", "web"), ("web/dsik", "web/disk")]
+    {
+        let said = shelf.points(&[typed], "80");
+        assert_eq!(said.status, 6, "{typed}");
+        assert!(said.stderr.contains(&format!("did you mean {meant}?")), "{}", said.stderr);
+    }
+    let far = shelf.points(&["mail"], "80");
+    assert_eq!(far.status, 6);
+    assert!(!far.stderr.contains("did you mean"), "{}", far.stderr);
+}
+
+/// Whatever the list shows in its columns POINT and ID, pasted after `@`, is that very point: also
+/// in a zone of half hours, and in the hour that comes twice. The list was in UTC, and what was
+/// typed was local: an hour or so beside the point lay another.
+#[test]
+fn what_the_list_shows_is_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (repo, image) = (at("repo"), at("vm.raw"));
+    done(&["init", &repo]);
+    for content in 1..=3 {
+        std::fs::write(&image, vec![content; 10_000]).unwrap();
+        done(&["backup", &image, "--repo", &repo]);
+    }
+    for zone in ["Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe", "UTC", "<-0330>3:30"] {
+        for option in [&[] as &[&str], &["--utc"]] {
+            let mut command = qdelta();
+            command.args(["points", "--repo", &repo, "--quiet"]).args(option).env("TZ", zone);
+            let list = Run::from(command.output().unwrap()).stdout;
+            let rows =
+                list.lines().filter(|line| line.contains("cremental") || line.contains(" full"));
+            let mut content = 0;
+            for row in rows {
+                content += 1;
+                let shown = row.split_whitespace();
+                let shown: Vec<&str> =
+                    shown.filter(|cell| cell.contains('T') && cell.contains('.')).collect();
+                assert!(!shown.is_empty(), "{row}");
+                for cell in shown {
+                    let mut command = qdelta();
+                    command.args(["restore", &format!("vm@{cell}"), &at("out.raw"), "--force"]);
+                    command.args(["--repo", &repo, "--quiet"]).env("TZ", zone);
+                    let run = Run::from(command.output().unwrap());
+                    assert_eq!(run.status, 0, "{cell} in {zone}: {}", run.stderr);
+                    let restored = std::fs::read(at("out.raw")).unwrap();
+                    assert_eq!(restored, vec![content; 10_000], "{cell} in {zone}");
+                }
+            }
+            assert_eq!(content, 3, "{list}");
+        }
+    }
+}
+
+/// The hour that comes twice: the points of both, in a repository that was made then.
+#[test]
+fn the_hour_that_comes_twice_is_no_riddle() {
+    let shelf = Shelf::new();
+    // 25 October 2026, half past midnight and half past one, UTC: half past two twice in Berlin.
+    let minutes = [30, 90];
+    let first = 1_792_886_400_000;
+    for minute in minutes {
+        shelf.add_at("vm/disk", first + minute * 60_000, Kind::Full, None, None);
+    }
+    let mut command = qdelta();
+    command.args(["points", "--repo", word(&shelf.path())]).env("TZ", "Europe/Berlin");
+    let list = Run::from(command.output().unwrap()).stdout;
+    for shown in ["2026-10-25T02:30:00.000+02:00", "2026-10-25T02:30:00.000+01:00"] {
+        assert!(list.contains(shown), "{list}");
+    }
+    for (shown, wanted) in [
+        ("2026-10-25T02:30:00.000+02:00", "20261025T003000.000Z"),
+        ("2026-10-25T02:30:00.000+01:00", "20261025T013000.000Z"),
+        ("2026-10-25", "20261025T013000.000Z"),
+        ("2026-10", "20261025T013000.000Z"),
+    ] {
+        let mut command = qdelta();
+        command.args(["verify", &format!("vm@{shown}"), "--repo", word(&shelf.path())]);
+        // The archives are empty, so that each is named as damaged.
+        let run = Run::from(command.env("TZ", "Europe/Berlin").output().unwrap());
+        assert_eq!(run.status, 4, "{shown}: {}", run.stderr);
+        assert!(run.stdout.contains(wanted), "{shown}: {}", run.stdout);
+    }
 }
 
 #[test]
@@ -176,7 +356,7 @@ fn damage_is_named_and_hides_nothing() {
     let full = shelf.add("vm/disk", 0, Kind::Full, None);
     let next = shelf.add("vm/disk", 1, Kind::Incremental, Some(0));
     std::fs::write(shelf.path().join(format!("vm/points/{full}.json")), "{}").unwrap();
-    let listed = shelf.points(&[], "80");
+    let listed = shelf.points(&["--utc"], "80");
     assert_eq!(listed.status, 4);
     assert!(listed.stdout.contains(&next.to_string()), "{}", listed.stdout);
     assert!(listed.stderr.contains(&full.to_string()), "{}", listed.stderr);

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use super::{done, word};
+use super::{done, qdelta, word};
 
 #[test]
 fn completions_know_commands_and_options() {
@@ -68,4 +68,144 @@ fn every_command_has_a_man_page() {
     }
     // Again into the same folder: they are replaced.
     done(&["man", word(&pages)]);
+}
+
+/// A repository with two points of a disk of a guest with a second one.
+fn repository(dir: &std::path::Path) -> (String, Vec<String>) {
+    let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let (repo, image) = (at("repo"), at("vda.raw"));
+    done(&["init", &repo]);
+    let mut points = Vec::new();
+    for (disk, content) in [("web/vda", 1), ("web/vda", 2), ("web/vdb", 1)] {
+        std::fs::write(&image, vec![content; 10_000]).unwrap();
+        let text = done(&["backup", &image, "--disk", disk, "--json", "--repo", &repo]);
+        let made: serde_json::Value = serde_json::from_str(&text).unwrap();
+        points.push(made["point"].as_str().unwrap().to_owned());
+    }
+    (repo, points)
+}
+
+/// What a shell is told of a line.
+fn complete(repo: &str, line: &str) -> Vec<String> {
+    let output = qdelta().args(["complete", "--", line]).env("QDELTA_REPO", repo).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn disks_points_and_anchors_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let (repo, points) = repository(dir.path());
+    assert_eq!(complete(&repo, "qdelta restore "), ["web", "web/vda", "web/vdb"]);
+    assert_eq!(complete(&repo, "qdelta verify web/vdb"), ["web/vdb"]);
+    let of_vda = ["latest", &points[1], &points[0]].map(|point| format!("web/vda@{point}"));
+    assert_eq!(complete(&repo, "qdelta restore web/vda@"), of_vda);
+    let last = format!("web/vda@{}", points[1]);
+    assert_eq!(complete(&repo, &format!("qdelta -q verify {last}")), [last]);
+    assert_eq!(complete(&repo, "qdelta restore --domain w"), ["web"]);
+    assert_eq!(complete(&repo, "qdelta restore --domain web --at l"), ["latest"]);
+    assert_eq!(complete(&repo, "qdelta restore --domain web --at 2").len(), 3);
+    assert_eq!(complete(&repo, "qdelta points "), ["web", "web/vda", "web/vdb"]);
+    // Files and options are the shell's own business, and a repository that is not there nobody's.
+    for line in ["qdelta restore web ", "qdelta info ", "qdelta restore --", "qdelta restore no@"] {
+        assert_eq!(complete(&repo, line), Vec::<String>::new(), "{line}");
+    }
+    assert_eq!(complete("/nowhere", "qdelta restore "), Vec::<String>::new());
+    assert_eq!(complete("/nowhere", &format!("qdelta --repo {repo} points web/vdb")), ["web/vdb"]);
+}
+
+#[test]
+fn what_nobody_types_is_in_no_completion() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = done(&["completions", shell]);
+        assert!(!script.contains("watchdog"), "{shell}");
+        // The scripts call it, and offer it to nobody.
+        let offered = ["opts=\"init", "'complete:", "-a \"complete\""];
+        for line in script.lines().filter(|line| offered.iter().any(|it| line.contains(it))) {
+            assert!(!line.contains("complete ") && !line.contains("'complete:"), "{shell}: {line}");
+        }
+    }
+}
+
+/// Runs a shell on the completions of it, with the program on the path; gives what it printed.
+fn in_shell(shell: &[&str], repo: &str, script: &str) -> Option<String> {
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_qdelta"));
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{path}", program.parent().unwrap().display());
+    let child = Command::new(shell[0])
+        .args(&shell[1..])
+        .arg(script)
+        .env("PATH", path)
+        .env("QDELTA_REPO", repo)
+        .env("LANG", "C.UTF-8")
+        .output();
+    // Of the shells only bash is everywhere.
+    if child.is_err() && shell[0] != "bash" {
+        return None;
+    }
+    let output = child.unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{shell:?}: {stderr}");
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Bash takes `@` for the end of a word, and replaces only what comes after it.
+#[test]
+fn bash_completes_disks_and_points() {
+    let dir = tempfile::tempdir().unwrap();
+    let (repo, points) = repository(dir.path());
+    let press = |words: &[&str], line: &str| -> Vec<String> {
+        let list = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+        let script = format!(
+            "source <(qdelta completions bash)\nCOMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}\n\
+             COMP_WORDS=({list}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n\
+             _qdelta_values qdelta \"${{COMP_WORDS[COMP_CWORD]}}\" x\n\
+             printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        let said = in_shell(&["bash", "--norc", "-c"], &repo, &script).unwrap();
+        said.lines().map(str::to_owned).collect()
+    };
+    assert_eq!(
+        press(&["qdelta", "restore", "we"], "qdelta restore we"),
+        ["web", "web/vda", "web/vdb"]
+    );
+    assert_eq!(
+        press(&["qdelta", "restore", "web/vda", "@"], "qdelta restore web/vda@"),
+        ["latest", &points[1], &points[0]]
+    );
+    assert_eq!(
+        press(&["qdelta", "restore", "web/vda", "@", "l"], "qdelta restore web/vda@l"),
+        ["latest"]
+    );
+    // Everything else is as clap has it.
+    assert!(press(&["qdelta", "ver"], "qdelta ver").contains(&"verify".to_owned()));
+    let options = press(&["qdelta", "restore", "--in"], "qdelta restore --in");
+    assert_eq!(options, ["--in-place"]);
+}
+
+#[test]
+fn zsh_and_fish_understand_their_completions() {
+    let dir = tempfile::tempdir().unwrap();
+    let (repo, points) = repository(dir.path());
+    let line = "qdelta restore web/vda@2";
+    let fish = format!("qdelta completions fish | source; complete -C '{line}'");
+    if let Some(said) = in_shell(&["fish", "--no-config", "-c"], &repo, &fish) {
+        let offered: Vec<&str> = said.lines().collect();
+        assert_eq!(offered.len(), 2, "{said}");
+        assert!(said.contains(&format!("web/vda@{}", points[0])), "{said}");
+        let options = "qdelta completions fish | source; complete -C 'qdelta restore --in'";
+        let said = in_shell(&["fish", "--no-config", "-c"], &repo, options).unwrap();
+        assert!(said.contains("--in-place"), "{said}");
+    }
+    // What compadd is given, in the place of a terminal that shows it.
+    let zsh = format!(
+        "autoload -Uz compinit; compinit -D -u -d {0}/dump; compadd() {{ shift; print -l -- \"$@\" }}\n\
+         source <(qdelta completions zsh)\n\
+         words=(qdelta restore 'web/vda@2'); CURRENT=3; LBUFFER='{line}'; _qdelta",
+        dir.path().display()
+    );
+    if let Some(said) = in_shell(&["zsh", "-f", "-c"], &repo, &zsh) {
+        assert_eq!(said.lines().count(), 2, "{said}");
+        assert!(said.contains(&format!("web/vda@{}", points[0])), "{said}");
+    }
 }

@@ -159,6 +159,12 @@ impl Mount {
         });
     }
 
+    /// What a script does when qdelta has ended: once, and it must work.
+    #[track_caller]
+    pub fn unmount_at_once(&self) {
+        run(as_root("umount", args![self.dir.as_path()])).ok();
+    }
+
     /// What a power cut leaves: nothing that has not been made durable. With `log_flushed`, the
     /// file system's own journal got out just before, but not the data of files.
     #[track_caller]

@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use serde_json::Value;
 
-use super::images::{create, create_raw, qemu_img};
+use super::images::{create, create_raw, overlay, qemu_img};
 use super::repo::Repo;
 use super::virsh::Virsh;
 use super::{Lab, Outcome, args, qdelta, run, tool};
@@ -222,6 +222,19 @@ impl<'a> Guest<'a> {
     pub fn write(&mut self, disk: usize, offset: u64, len: u64, byte: u8) {
         self.running[disk].command(&format!("write -P {byte} {offset} {len}"));
         self.running[disk].command("flush");
+    }
+
+    /// It is moved to an overlay over its image, as by an external snapshot, and libvirt notes it.
+    pub fn leave(&mut self, disk: usize) {
+        let (image, format) = [(self.vda(), "qcow2"), (self.vdb(), "raw")][disk].clone();
+        let over = image.with_extension("over");
+        overlay(&over, image.to_str().unwrap(), format, Some([8 * MIB, 4 * MIB][disk]), "");
+        self.running[disk].command("close");
+        self.running[disk].command(&format!("open -o driver=qcow2 {}", over.display()));
+        let live = self.host.lab.path("run/qemu/web.xml");
+        let xml = fs::read_to_string(&live).unwrap();
+        let (old, new) = (image.display().to_string(), over.display().to_string());
+        fs::write(live, xml.replace(&old, &new)).unwrap();
     }
 
     pub fn stop(&mut self) {

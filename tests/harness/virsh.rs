@@ -19,6 +19,7 @@ count() { # FILE: succeeds as often as the number in it says; each time is a lin
     [ -e "$1" ] && [ "$(cat "$1.done" 2>/dev/null | wc -l)" -lt "$(cat "$1")" ] && echo >>"$1.done"
 }
 if [ -e no-agent ]; then echo "error: $(cat no-agent)" >&2; exit 1; fi
+if [ -e "says-$verb" ]; then cat "says-$verb" >&2; exit 1; fi
 case $verb in
 domfsfreeze)
     if [ -e freeze-fails ]; then echo "error: Guest agent is not responding" >&2; exit 1; fi

@@ -10,6 +10,7 @@ mod misses;
 mod net;
 mod reasons;
 mod reflink;
+mod unsound;
 
 use std::path::{Path, PathBuf};
 

@@ -248,6 +248,19 @@ pub fn parse_directory(
     Ok(bitmaps)
 }
 
+/// The bitmaps of a directory to which no header leads any more, so that neither their number nor the
+/// size of their disk is known: as many as can be read from the start of `directory` on, which lies at
+/// byte `base` of the file. Gives the length of their entries, too.
+pub fn parse_entries(directory: &[u8], base: u64, cluster: ClusterSize) -> (Vec<Bitmap>, usize) {
+    let bytes = Bytes::new(directory, base);
+    let (mut bitmaps, mut start) = (Vec::new(), 0);
+    while let Ok((bitmap, len)) = Bitmap::parse(&bytes, start, cluster, 0) {
+        bitmaps.push(bitmap);
+        start += len;
+    }
+    (bitmaps, start)
+}
+
 /// The directory of `bitmaps` as it goes into the file.
 ///
 /// # Errors
@@ -350,6 +363,17 @@ mod tests {
             Bitmap { extra_data: vec![1, 2, 3], extra_data_compatible: true, ..bitmap("b") },
         ];
         assert_eq!(parse(&bitmaps, 1 << 30).unwrap(), bitmaps);
+    }
+
+    #[test]
+    fn entries_are_read_without_a_header() {
+        let bitmaps = [bitmap("a"), Bitmap { auto: false, ..bitmap("second") }];
+        let mut bytes = encode_directory(&bitmaps).unwrap();
+        let len = bytes.len();
+        bytes.resize(512, 0);
+        assert_eq!(parse_entries(&bytes, 0x3_0000, cluster()), (bitmaps.to_vec(), len));
+        assert_eq!(parse_entries(&bytes[8..], 0x3_0000, cluster()), (Vec::new(), 0));
+        assert_eq!(parse_entries(&bytes[..len - 1], 0x3_0000, cluster()).0, bitmaps[..1]);
     }
 
     #[test]

@@ -250,6 +250,12 @@ impl L2Format {
         *byte != before
     }
 
+    /// Whether `entry`, which is none of a compressed cluster, says that the refcount of its host
+    /// cluster is exactly one.
+    pub fn is_sole_owner(entry: &[u8]) -> bool {
+        entry.first().is_some_and(|byte| byte & 0x80 != 0)
+    }
+
     /// How many bits of a compressed descriptor are its offset.
     fn compressed_offset_bits(&self) -> u32 {
         70 - self.cluster.bits()

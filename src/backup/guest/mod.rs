@@ -10,6 +10,7 @@ mod machine;
 mod moment;
 mod plan;
 mod snapshots;
+mod still;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -176,6 +177,8 @@ pub fn run_guest(
         observer.warn(Warning::new(Code::Machine, format!("not in the point: {what}")));
     }
     let disks = commit(written, moment.consistency, Some(record), started, &recorder)?;
+    // Before the warnings are gathered: that something could not be released is one.
+    moment.snapshots.clear();
     Ok(GuestReport {
         domain: request.domain.clone(),
         point: point.to_string(),
@@ -222,7 +225,7 @@ impl<'a> Flow<'a> {
     }
 
     /// Backs up a guest that is stopped: nobody can start it as long as its disks are read.
-    fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment)> {
+    fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
         let sources = self.disks.take(&ready)?;
         let mut moment = Moment::offline();
         if self.request.libvirt.managed_save(&self.found.domain.name).is_some() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use qdelta_formats::archive::{Consistency, Tracker};
 
-use super::snapshots::Snapshots;
+use super::snapshots::{self, Snapshots};
 use super::{ConsistencyChoice, Flow, Use, machine, refused};
 use crate::backup::anchors::{self, Clones, descriptor};
 use crate::backup::disk::Written;
@@ -16,7 +16,7 @@ use crate::backup::leave;
 use crate::backup::source::{Source, old_clone, written_files};
 use crate::backup::together::{Ready, about};
 use crate::cancel::Cancel;
-use crate::domain::{self, Agent, Disk, Domain, Found};
+use crate::domain::{self, Agent, Found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Store;
 use crate::quiesce::{Freeze, Frozen, Thawed, Watchdog};
@@ -32,34 +32,37 @@ const EXTENTS_PER_S: u64 = 10_000;
 const CLONE_SHARE: u64 = 2;
 
 /// The state of the guest that the point has, and how it came to it.
-pub(super) struct Moment {
+pub(super) struct Moment<'a> {
     pub consistency: Consistency,
     /// The freeze, if there was one.
     pub freeze: Option<Thawed>,
-    /// The firmware's variables at that moment.
-    pub nvram: Option<Vec<u8>>,
+    /// The files of the firmware's variables at that moment.
+    pub variables: Vec<(PathBuf, Vec<u8>)>,
     pub warnings: Vec<Warning>,
     /// What the admin's command has made; released when this is dropped, so it must outlive
     /// everything that has it open.
-    pub snapshots: Vec<Snapshots>,
+    pub snapshots: Vec<Snapshots<'a>>,
 }
 
 /// The files that a guest writes to on one disk, open.
 type Files = Vec<(PathBuf, Arc<dyn Store>)>;
 
 /// What was made of the disks at the moment.
-enum Made {
+enum Made<'a> {
     Clones(Vec<Clones>),
-    Snapshots(Vec<Snapshots>),
+    Snapshots(Vec<Snapshots<'a>>),
 }
 
-impl Moment {
+/// What was made while the guest was still, and the files that it was moved away from for that.
+type Still<T> = (T, Vec<PathBuf>);
+
+impl Moment<'_> {
     /// The guest is stopped: any moment is as good as another.
     pub fn offline() -> Self {
         Self {
             consistency: Consistency::Offline,
             freeze: None,
-            nvram: None,
+            variables: Vec::new(),
             warnings: Vec::new(),
             snapshots: Vec::new(),
         }
@@ -73,7 +76,7 @@ impl<'a> Flow<'a> {
         &self,
         ready: Vec<Ready<'a>>,
         freeze: Freeze,
-    ) -> Result<(Vec<Written<'a>>, Moment)> {
+    ) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
         let mut files: Vec<Files> = Vec::new();
         for disk in &ready {
             let written = written_files(disk.image, disk.open);
@@ -100,7 +103,7 @@ impl<'a> Flow<'a> {
         &self,
         ready: Vec<Ready<'a>>,
         freeze: Freeze,
-    ) -> Result<(Vec<Written<'a>>, Moment)> {
+    ) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
         let limit = freeze.freeze_max;
         let (written, moment) = self.still(freeze, |left| {
             let mut sources = Vec::new();
@@ -111,10 +114,10 @@ impl<'a> Flow<'a> {
                 Use::Paused => Consistency::CrashConsistent,
                 _ => Consistency::FilesystemQuiesced,
             };
-            within(left, self.cancel, |cancel| {
+            let written = within(left, self.cancel, |cancel| {
                 self.disks.write(ready, sources, consistency, cancel)
-            })
-            .map_err(|error| match error.kind() {
+            });
+            written.map(|written| (written, Vec::new())).map_err(|error| match error.kind() {
                 ErrorKind::Interrupted if !self.cancel.is_cancelled() => refused(format!(
                     "what has changed could not be read within {} ms of freeze",
                     limit.as_millis()
@@ -133,16 +136,16 @@ impl<'a> Flow<'a> {
     fn still<T>(
         &self,
         freeze: Freeze,
-        make: impl FnOnce(Duration) -> Result<T>,
-    ) -> Result<(T, Moment)> {
+        make: impl FnOnce(Duration) -> Result<Still<T>>,
+    ) -> Result<(T, Moment<'a>)> {
         self.cancel.check()?;
         let limit = freeze.freeze_max;
         let mut moment = Moment { consistency: Consistency::CrashConsistent, ..Moment::offline() };
         if self.plan.usage == Use::Paused {
-            let made = make(limit)?;
-            moment.nvram = self.nvram();
+            let (made, left) = make(limit)?;
+            moment.variables = self.variables();
             let now = self.request.libvirt.find(&self.request.domain)?;
-            self.check_same(&now)?;
+            self.check_same(&now, &left)?;
             if !now.domain.is_paused() {
                 return Err(refused(format!("{} was let go on meanwhile", self.request.domain))
                     .advise("try again"));
@@ -155,9 +158,9 @@ impl<'a> Flow<'a> {
             return Ok((made, moment));
         }
         if self.request.consistency == ConsistencyChoice::Crash {
-            let made = make(limit)?;
-            moment.nvram = self.nvram();
-            self.check_same(&self.request.libvirt.find(&self.request.domain)?)?;
+            let (made, left) = make(limit)?;
+            moment.variables = self.variables();
+            self.check_same(&self.request.libvirt.find(&self.request.domain)?, &left)?;
             if self.plan.disks.len() > 1 {
                 moment.warnings.push(Warning::new(
                     Code::GuestState,
@@ -169,11 +172,11 @@ impl<'a> Flow<'a> {
         self.check_agent()?;
         let frozen: Frozen = Watchdog::start(&self.request.watchdog, freeze)?.freeze()?;
         let made = make(frozen.left());
-        moment.nvram = self.nvram();
+        moment.variables = self.variables();
         let now = self.request.libvirt.find(&self.request.domain);
         let thawed = frozen.thaw()?;
-        let made = made?;
-        self.check_same(&now?)?;
+        let (made, left) = made?;
+        self.check_same(&now?, &left)?;
         if let Some(broken) = &thawed.broken {
             return Err(refused(format!("{} was not frozen all the time", self.request.domain))
                 .because(broken.clone())
@@ -185,12 +188,22 @@ impl<'a> Flow<'a> {
     }
 
     /// Fails if the guest has come to write to other files since its disks were looked up: an
-    /// external snapshot, the end of a block job, a restart.
-    fn check_same(&self, now: &Found) -> Result<()> {
-        let files = |disk: &Disk| (disk.target.clone(), disk.source.clone(), disk.chain.clone());
-        let disks = |domain: &Domain| domain.disks.iter().map(files).collect::<Vec<_>>();
+    /// external snapshot, the end of a block job, a restart. It may have been moved away from the files
+    /// in `left` to have them still.
+    fn check_same(&self, now: &Found, left: &[PathBuf]) -> Result<()> {
+        let is_left = |source: &domain::Source| match source {
+            domain::Source::File(path) | domain::Source::Block(path) => {
+                path.canonicalize().is_ok_and(|path| left.contains(&path))
+            }
+            _ => false,
+        };
         let (before, now) = (&self.found.domain, &now.domain);
-        if before.pid == now.pid && disks(before) == disks(now) {
+        let mut pairs = before.disks.iter().zip(&now.disks);
+        let is_same = pairs.all(|(before, now)| {
+            let files = before.source == now.source && before.chain == now.chain;
+            before.target == now.target && (files || is_left(&before.source))
+        });
+        if before.pid == now.pid && before.disks.len() == now.disks.len() && is_same {
             return Ok(());
         }
         Err(refused(format!("the disks of {} were changed meanwhile", self.request.domain))
@@ -262,27 +275,39 @@ impl<'a> Flow<'a> {
     }
 
     /// Makes clones of all files of all disks, or has them made.
-    fn make(&self, ready: &[Ready<'_>], files: &[Files], left: Duration) -> Result<Made> {
+    fn make(
+        &self,
+        ready: &[Ready<'_>],
+        files: &[Files],
+        left: Duration,
+    ) -> Result<Still<Made<'a>>> {
         let end = Instant::now() + left;
         let Some(command) = &self.request.snapshot_command else {
             let clone = |(disk, files): (&Ready<'_>, &Files)| {
                 Clones::take(files, &disk.tag.name(self.disks.point))
             };
-            return ready.iter().zip(files).map(clone).collect::<Result<_>>().map(Made::Clones);
+            let clones = ready.iter().zip(files).map(clone).collect::<Result<_>>()?;
+            return Ok((Made::Clones(clones), Vec::new()));
         };
         let mut all = Vec::new();
         for files in files {
-            let mut snapshots = Snapshots::new(command, &self.request.domain, self.disks.point);
+            let (domain, point) = (&self.request.domain, self.disks.point);
+            let mut snapshots = Snapshots::new(command, domain, point, self.disks.observer);
             for (path, _) in files {
                 snapshots.create(path, end.saturating_duration_since(Instant::now()))?;
             }
             all.push(snapshots);
         }
-        Ok(Made::Snapshots(all))
+        let left = all.iter().flat_map(Snapshots::left).collect();
+        Ok((Made::Snapshots(all), left))
     }
 
     /// Opens what was made at the moment. The snapshots are released when they are dropped.
-    fn open(&self, ready: &[Ready<'_>], made: Made) -> Result<(Vec<Source>, Vec<Snapshots>)> {
+    fn open(
+        &self,
+        ready: &[Ready<'_>],
+        made: Made<'a>,
+    ) -> Result<(Vec<Source>, Vec<Snapshots<'a>>)> {
         let mut sources = Vec::new();
         match made {
             Made::Clones(all) => {
@@ -302,9 +327,10 @@ impl<'a> Flow<'a> {
             }
             Made::Snapshots(all) => {
                 for (disk, snapshots) in ready.iter().zip(&all) {
-                    let opened = snapshots
-                        .substitutes()
-                        .and_then(|made| Source::of_copies(disk.image, disk.open, made));
+                    let opened = snapshots.substitutes().and_then(|made| {
+                        let source = Source::of_copies(disk.image, disk.open, made)?;
+                        snapshots::check_read(&all, &source.image).map(|()| source)
+                    });
                     match opened {
                         Ok(source) => sources.push(source),
                         Err(error) => {
@@ -319,20 +345,22 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// The firmware's variables as they are now, unless they are too long to be read at once.
-    fn nvram(&self) -> Option<Vec<u8>> {
-        let domain::Source::File(path) = &self.found.domain.nvram.as_ref()?.source else {
-            return None;
-        };
-        let (file, _) = machine::open(path).ok()?;
-        let length = file.metadata().ok()?.len();
-        if length > NVRAM_IN_FREEZE_MAX {
-            return None;
-        }
-        let mut bytes = Vec::new();
-        file.take(NVRAM_IN_FREEZE_MAX).read_to_end(&mut bytes).ok()?;
-        Some(bytes)
+    /// The firmware's variables as they are now, but for files that are too long to be read at once.
+    fn variables(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let files = self.request.libvirt.variables(&self.found.domain).into_iter();
+        files.filter_map(|path| small(&path).map(|bytes| (path, bytes))).collect()
     }
+}
+
+/// What is in a file, if it can be read and is short.
+fn small(path: &Path) -> Option<Vec<u8>> {
+    let (file, _) = machine::open(path).ok()?;
+    if file.metadata().ok()?.len() > NVRAM_IN_FREEZE_MAX {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(NVRAM_IN_FREEZE_MAX).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Removes the clones that interrupted backups of a disk have left, but for its own and the anchor.

@@ -78,7 +78,8 @@ impl Plan {
                     let target = &disk.target;
                     let text = format!("disk {target} of {} {reason}", domain.name);
                     return Err(Error::new(ErrorKind::Image, text).advise(format!(
-                        "--exclude {target} makes points without it; back it up by other means"
+                        "--exclude {}/{target} makes points without it; back it up by other means",
+                        domain.name
                     )));
                 }
             }

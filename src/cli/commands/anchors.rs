@@ -1,9 +1,10 @@
 //! `qdelta anchors`: what backups have left for the next ones, and removing it.
 
-use qdelta::Result;
 use qdelta::backup::inventory::{self, AnchorInfo};
-use qdelta::observer::Recorder;
+use qdelta::observer::{Observer, Recorder};
+use qdelta::repository::{DiskId, Repository};
 use qdelta::warning::Warning;
+use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::cli::args::Anchors;
@@ -31,15 +32,16 @@ const COLUMNS: &[Column] = &[
 pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let disks = match &args.disk {
-        Some(spec) => vec![repository.find_disk(spec)?],
+        Some(wanted) => repository.find_disks(wanted)?,
         None => repository.disks()?,
     };
     let recorder = Recorder::new(&context.screen);
     let mut report = Report { anchors: Vec::new(), removed: Vec::new(), warnings: Vec::new() };
+    if args.remove_all || !args.remove.is_empty() {
+        report.removed = remove(&repository, &disks, &args.remove, &recorder)?;
+        context.out.was_done(format!("{} went", text::count(report.removed.len(), "anchor")));
+    }
     for disk in &disks {
-        if args.remove_all || !args.remove.is_empty() {
-            report.removed.extend(inventory::remove(&repository, disk, &args.remove, &recorder)?);
-        }
         report.anchors.extend(inventory::list(&repository, disk, &recorder)?);
     }
     report.warnings = recorder.take();
@@ -48,12 +50,40 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
         return Ok(status::DONE);
     }
     for anchor in &report.removed {
-        context.out.line(format!("{}: removed {}", anchor.disk, anchor.name))?;
+        context.out.success(format!("{}: removed {}", anchor.disk, anchor.name))?;
     }
     if report.removed.is_empty() {
         show(&report.anchors, context)?;
     }
     Ok(status::DONE)
+}
+
+/// Removes anchors of some disks: all, or those that are called so, each of the disk that it is of.
+fn remove(
+    repository: &Repository,
+    disks: &[DiskId],
+    names: &[String],
+    observer: &dyn Observer,
+) -> Result<Vec<AnchorInfo>> {
+    if let [only] = disks {
+        return inventory::remove(repository, only, names, observer);
+    }
+    let mut removed = Vec::new();
+    let mut unknown = names.to_vec();
+    for disk in disks {
+        let there = inventory::list(repository, disk, observer)?;
+        let own: Vec<String> =
+            names.iter().filter(|name| there.iter().any(|it| it.name == **name)).cloned().collect();
+        unknown.retain(|name| !own.contains(name));
+        if names.is_empty() || !own.is_empty() {
+            removed.extend(inventory::remove(repository, disk, &own, observer)?);
+        }
+    }
+    match unknown.first() {
+        Some(name) => Err(Error::new(ErrorKind::NotFound, format!("no disk has an anchor {name}"))
+            .advise("qdelta anchors lists those that there are")),
+        None => Ok(removed),
+    }
 }
 
 fn show(anchors: &[AnchorInfo], context: &mut Context) -> Result<()> {

@@ -37,9 +37,10 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
     let request = Request { image, options };
     let cancel = signals::watch(&context.screen);
     let report = backup::run(&repository, &request, &context.screen, &cancel)?;
+    context.out.was_done(format!("point {}@{} was made", report.disk, report.point));
     if context.out.json {
         context.out.json(&report)?;
-    } else {
+    } else if !context.out.quiet {
         show(&report, context)?;
     }
     // The point is made, and somebody should look at the others.

@@ -8,9 +8,11 @@ use qdelta::cancel::Cancel;
 use qdelta::observer::{Event, Observer};
 use qdelta::quiesce::{Program, THAW_TRIES_DEFAULT};
 use qdelta::repository::Repository;
+use qdelta::warning::Code;
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
+use super::exclude::{self, Excluded};
 use crate::cli::args::Backup;
 use crate::cli::guest_args::Consistency;
 use crate::cli::screen::Screen;
@@ -30,6 +32,8 @@ struct Outcome {
 #[derive(Serialize)]
 struct Summary {
     domains: Vec<Outcome>,
+    /// The guests that were excluded.
+    excluded: Vec<String>,
 }
 
 /// Says of a warning that is about no disk in particular which guest it is about.
@@ -55,23 +59,30 @@ pub fn run(args: &Backup, options: &Options, context: &mut Context) -> Result<u8
     let repository = context.repository()?;
     let guests = &args.guests;
     let libvirt = guests.host.folders.libvirt();
-    let names = if guests.all { libvirt.list()?.names } else { guests.domains.clone() };
+    let mut names = if guests.all { libvirt.list()?.names } else { guests.domains.clone() };
     if names.is_empty() {
         let text = format!("libvirt has no domain in {}", libvirt.config.display());
         return Err(Error::new(ErrorKind::NotFound, text));
     }
+    exclude::guests(&mut names, &guests.exclude_guest)?;
+    let excluded = exclude::disks(&libvirt, &names, guests)?;
     let cancel = signals::watch(&context.screen);
-    let mut summary = Summary { domains: Vec::new() };
+    let mut summary = Summary { domains: Vec::new(), excluded: guests.exclude_guest.clone() };
     for name in names {
-        let outcome = back_up(&repository, args, options, &name, context, &cancel)?;
+        let request = request(args, options, &name, &excluded);
+        let outcome = back_up(&repository, &request, context, &cancel)?;
         summary.domains.push(outcome);
         if cancel.is_cancelled() {
             break;
         }
     }
+    let made = summary.domains.iter().filter(|it| it.result.is_some()).count();
+    context.out.was_done(format!("{} made", text::count(made, "point")));
     if context.out.json {
         context.out.json(&summary)?;
-    } else if summary.domains.len() > 1 {
+    } else if (summary.domains.len() > 1 || !summary.excluded.is_empty())
+        && !(context.out.quiet && made == summary.domains.len())
+    {
         show_summary(&summary, context)?;
     }
     Ok(status_of(&summary))
@@ -79,24 +90,27 @@ pub fn run(args: &Backup, options: &Options, context: &mut Context) -> Result<u8
 
 fn back_up(
     repository: &Repository,
-    args: &Backup,
-    options: &Options,
-    name: &str,
+    request: &GuestRequest,
     context: &mut Context,
     cancel: &Cancel,
 ) -> Result<Outcome> {
-    let request = request(args, options, name);
+    let name = &request.domain;
     let observer = OfGuest { screen: &context.screen, guest: name };
-    match run_guest(repository, &request, &observer, cancel) {
+    match run_guest(repository, request, &observer, cancel) {
         Ok(report) => {
-            if !context.out.json {
+            if !context.out.json && !context.out.quiet {
                 show(&report, context)?;
             }
             // As it is for a single image: a full had to begin a new chain.
             let broken = report.disks.iter().any(|disk| disk.broken_chain);
+            let is_left = report.warnings.iter().any(|it| it.code == Code::NotReleased);
             Ok(Outcome {
-                domain: name.to_owned(),
-                status: if broken { status::DAMAGED } else { status::DONE },
+                domain: name.clone(),
+                status: match broken {
+                    true => status::DAMAGED,
+                    false if is_left => status::NOT_RELEASED,
+                    false => status::DONE,
+                },
                 error: None,
                 result: Some(report),
             })
@@ -106,7 +120,7 @@ fn back_up(
             context.screen.end();
             context.screen.say(&describe(&error));
             Ok(Outcome {
-                domain: name.to_owned(),
+                domain: name.clone(),
                 status: status::of(error.kind()),
                 error: Some(error.chain()),
                 result: None,
@@ -115,12 +129,12 @@ fn back_up(
     }
 }
 
-fn request(args: &Backup, options: &Options, name: &str) -> GuestRequest {
+fn request(args: &Backup, options: &Options, name: &str, excluded: &Excluded) -> GuestRequest {
     let guests = &args.guests;
     GuestRequest {
         domain: name.to_owned(),
         libvirt: guests.host.folders.libvirt(),
-        excluded: guests.exclude.clone(),
+        excluded: excluded.get(name).cloned().unwrap_or_default(),
         same_guest: guests.same_guest,
         consistency: match guests.consistency {
             Consistency::Quiesced => ConsistencyChoice::Quiesced,
@@ -151,6 +165,7 @@ fn status_of(summary: &Summary) -> u8 {
         _ if has(interrupted) => interrupted,
         domains if domains.iter().any(|it| it.error.is_some()) => status::SOME_FAILED,
         _ if has(status::DAMAGED) => status::DAMAGED,
+        _ if has(status::NOT_RELEASED) => status::NOT_RELEASED,
         _ => status::DONE,
     }
 }
@@ -195,5 +210,9 @@ fn show_summary(summary: &Summary, context: &mut Context) -> Result<()> {
         true => format!("all {all} domains were backed up"),
         false => format!("{done} of {all} domains were backed up; not {}", failed.join(", ")),
     };
-    context.out.line(line)
+    context.out.line(line)?;
+    match summary.excluded.as_slice() {
+        [] => Ok(()),
+        names => context.out.line(format!("left out, as asked for: {}", names.join(", "))),
+    }
 }

@@ -17,15 +17,19 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
     };
     let repository = context.repository()?;
     let request = InPlaceRequest {
-        disk: disk.disk.clone(),
+        disk: repository.find_one(&disk.disk)?.into(),
         selector: disk.point.clone().unwrap_or(Selector::Latest),
         image: args.output.clone(),
         options: options(args),
     };
     let cancel = signals::watch(&context.screen);
     let report = run_in_place(&repository, &request, &context.screen, &cancel)?;
+    context.out.was_done(format!("{} was rolled back and proved", report.image.display()));
     if context.out.json {
         context.out.json(&report)?;
+        return Ok(status::DONE);
+    }
+    if context.out.quiet {
         return Ok(status::DONE);
     }
     show(&report, context)?;
@@ -46,8 +50,12 @@ pub fn run_machine(args: &Restore, domain: &str, context: &mut Context) -> Resul
     };
     let cancel = signals::watch(&context.screen);
     let report = run_machine_in_place(&repository, &request, &context.screen, &cancel)?;
+    context.out.was_done(format!("all disks of {} were rolled back and proved", report.domain));
     if context.out.json {
         context.out.json(&report)?;
+        return Ok(status::DONE);
+    }
+    if context.out.quiet {
         return Ok(status::DONE);
     }
     for disk in &report.disks {

@@ -20,14 +20,15 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
         Error::new(ErrorKind::Usage, "no folder was named").advise("qdelta init DIR")
     })?;
     let repository = Repository::init(dir)?;
+    context.out.was_done(format!("the repository {} was made", dir.display()));
     if context.out.json {
         let report =
             Report { repository: repository.path().display().to_string(), id: repository.id() };
         context.out.json(&report)?;
     } else {
         let dir = dir.display();
-        context.out.line(format!("made the repository {dir}"))?;
-        context.out.line(format!("back up into it with: qdelta backup IMAGE --repo {dir}"))?;
+        context.out.success(format!("made the repository {dir}"))?;
+        context.out.success(format!("back up into it with: qdelta backup IMAGE --repo {dir}"))?;
     }
     Ok(status::DONE)
 }

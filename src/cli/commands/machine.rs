@@ -30,9 +30,11 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
     };
     let cancel = signals::watch(&context.screen);
     let report = run_machine(&repository, &request, &context.screen, &cancel)?;
+    let (guest, folder) = (&report.domain, to.display());
+    context.out.was_done(format!("{guest} was restored to {folder} and proved"));
     if context.out.json {
         context.out.json(&report)?;
-    } else {
+    } else if !context.out.quiet {
         show(&report, domain, to, context)?;
     }
     Ok(status::DONE)

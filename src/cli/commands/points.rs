@@ -1,8 +1,9 @@
 //! `qdelta points`: what can be restored, drawn as chains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use qdelta::Result;
 use qdelta::backup::inventory;
 use qdelta::observer::Silent;
@@ -21,7 +22,21 @@ use crate::cli::{Context, status};
 struct Report {
     repository: String,
     disks: Vec<DiskReport>,
+    totals: Totals,
     damaged: Vec<DamagedReport>,
+}
+
+/// What all the listed disks come to.
+#[derive(Default, Serialize)]
+struct Totals {
+    /// Domains: guests, and single images on their own.
+    domains: usize,
+    disks: usize,
+    /// Points, each counted for each of its disks, as the list has them.
+    points: usize,
+    chains: usize,
+    /// What the archives take.
+    bytes_written: u64,
 }
 
 /// One disk and its points, oldest first.
@@ -74,12 +89,17 @@ struct DamagedReport {
 pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let disks = match &args.disk {
-        Some(spec) => vec![repository.find_disk(spec)?],
+        Some(wanted) => repository.find_disks(wanted)?,
         None => repository.disks()?,
+    };
+    let view = View {
+        zone: if args.utc { None } else { Some(TimeZone::system()) },
+        now: Timestamp::now(),
     };
     let mut report = Report {
         repository: repository.path().display().to_string(),
         disks: Vec::new(),
+        totals: Totals::of_disks(&disks),
         damaged: Vec::new(),
     };
     if disks.is_empty() && !context.out.json {
@@ -88,6 +108,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     for (index, disk) in disks.iter().enumerate() {
         let list = repository.points(disk)?;
         let health = repository.health(disk, &list)?;
+        report.totals.add(&list);
         if context.out.json {
             let points = list.points.iter().map(|point| PointReport {
                 restorable: health.restorable.contains(&point.id),
@@ -98,7 +119,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
             if index > 0 {
                 context.out.line("")?;
             }
-            show(disk, &list, context)?;
+            show(disk, &list, &view, context)?;
             show_anchors(&repository, disk, context)?;
         }
         // Every disk of a domain has the same manifests, and so the same damaged ones.
@@ -114,36 +135,91 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     }
     if context.out.json {
         context.out.json(&report)?;
+    } else if disks.len() > 1 {
+        context.out.line("")?;
+        context.out.line(report.totals.line())?;
     }
     Ok(if report.damaged.is_empty() { status::DONE } else { status::DAMAGED })
 }
 
-/// The columns of the list.
-const COLUMNS: &[Column] = &[
-    Column { head: "POINT (UTC)", right: false, rank: 0 },
-    Column { head: "KIND", right: false, rank: 0 },
-    Column { head: "SIZE", right: true, rank: 3 },
-    Column { head: "CHANGED", right: true, rank: 1 },
-    Column { head: "STORED", right: true, rank: 2 },
-    Column { head: "TRACKER", right: false, rank: 4 },
-    Column { head: "CONSISTENCY", right: false, rank: 3 },
-    Column { head: "AGE", right: true, rank: 0 },
-];
+impl Totals {
+    fn of_disks(disks: &[DiskId]) -> Self {
+        let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
+        Self { domains: domains.len(), disks: disks.len(), ..Self::default() }
+    }
+
+    fn add(&mut self, list: &PointList) {
+        self.points += list.points.len();
+        self.chains += chains(list);
+        self.bytes_written += stored(list);
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "in all: {} of {}, {} in {}, {} stored",
+            text::count(self.disks, "disk"),
+            text::count(self.domains, "guest"),
+            text::count(self.points, "point"),
+            text::count(self.chains, "chain"),
+            text::bytes(self.bytes_written)
+        )
+    }
+}
+
+/// How many chains the points of a disk make.
+fn chains(list: &PointList) -> usize {
+    list.points.iter().filter(|point| point.record.parent.is_none()).count()
+}
+
+/// What the archives of a disk take, in bytes.
+fn stored(list: &PointList) -> u64 {
+    list.points.iter().map(|point| point.record.bytes_written).sum()
+}
+
+/// How times are shown.
+struct View {
+    /// The zone of the reader; none for UTC, in which a point's time is its id.
+    zone: Option<TimeZone>,
+    now: Timestamp,
+}
+
+impl View {
+    /// The moment of a point, in a way that is understood after `@`.
+    fn moment(&self, point: PointId) -> String {
+        self.zone.as_ref().map_or_else(|| point.to_string(), |zone| point.in_zone(zone))
+    }
+
+    /// The columns of the list.
+    fn columns(&self) -> Vec<Column> {
+        let column = |head, right, rank| Column { head, right, rank };
+        let mut columns = vec![
+            column(if self.zone.is_some() { "POINT" } else { "POINT (UTC)" }, false, 0),
+            column("KIND", false, 0),
+            column("SIZE", true, 5),
+            column("CHANGED", true, 2),
+            column("STORED", true, 3),
+            column("TRACKER", false, 6),
+            column("CONSISTENCY", false, 4),
+            column("AGE", true, 1),
+        ];
+        if self.zone.is_some() {
+            columns.push(column("ID", false, 7));
+        }
+        columns
+    }
+}
 
 /// Shows one disk: a line about it, and its chains.
-fn show(disk: &DiskId, list: &PointList, context: &mut Context) -> Result<()> {
-    let stored: u64 = list.points.iter().map(|point| point.record.bytes_written).sum();
-    let fulls = list.points.iter().filter(|point| point.record.parent.is_none()).count();
+fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> Result<()> {
     context.out.line(format!(
         "{disk}: {} in {}, {} stored",
         text::count(list.points.len(), "point"),
-        text::count(fulls, "chain"),
-        text::bytes(stored)
+        text::count(chains(list), "chain"),
+        text::bytes(stored(list))
     ))?;
     if list.points.is_empty() {
         return Ok(());
     }
-    let now = Timestamp::now();
     let positions: BTreeMap<PointId, usize> =
         list.points.iter().enumerate().map(|(index, point)| (point.id, index)).collect();
     let parents: Vec<Option<usize>> =
@@ -152,9 +228,9 @@ fn show(disk: &DiskId, list: &PointList, context: &mut Context) -> Result<()> {
     let mut rows = Vec::new();
     for (index, branch) in tree::draw(&parents, &lines) {
         let Some(point) = list.points.get(index) else { continue };
-        rows.push(row(&branch, point, now));
+        rows.push(row(&branch, point, view));
     }
-    for line in text::table(COLUMNS, &rows, context.out.width()) {
+    for line in text::table(&view.columns(), &rows, context.out.width()) {
         context.out.line(line)?;
     }
     Ok(())
@@ -177,11 +253,11 @@ fn show_anchors(repository: &Repository, disk: &DiskId, context: &mut Context) -
 }
 
 /// The line of one point.
-fn row(branch: &str, point: &Point, now: Timestamp) -> Vec<String> {
+fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
     let record = &point.record;
-    let age = now.as_second() - point.created.as_second();
+    let age = view.now.as_second() - point.id.time().as_second();
     vec![
-        format!("{branch}{}", point.id),
+        format!("{branch}{}", view.moment(point.id)),
         match point.safety {
             true => format!("{}, safety", record.kind),
             false => record.kind.to_string(),
@@ -195,6 +271,7 @@ fn row(branch: &str, point: &Point, now: Timestamp) -> Vec<String> {
         record.tracker.to_string(),
         point.consistency.as_str().to_owned(),
         text::age(age),
+        point.id.to_string(),
     ]
 }
 

@@ -30,16 +30,17 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
         (None, _, true) => return in_place::run(args, context),
         (None, ..) => {}
     }
-    let (Some(disk), Some(output)) = (&args.disk, &args.output) else {
+    let (Some(at), Some(output)) = (&args.disk, &args.output) else {
         return Err(Error::new(ErrorKind::Usage, "say which disk, and where to"));
     };
     let repository = context.repository()?;
     let cancel = signals::watch(&context.screen);
+    let disk = repository.find_one(&at.disk)?.into();
     let request = request(output, &args.target, args.libvirt.libvirt(), &args.work, &cancel)?;
     refuse_inside(&repository, output)?;
     let latest = Selector::Latest;
-    let point = disk.point.as_ref().unwrap_or(&latest);
-    let report = restore::run(&repository, &disk.disk, point, request, &context.screen, &cancel)?;
+    let point = at.point.as_ref().unwrap_or(&latest);
+    let report = restore::run(&repository, &disk, point, request, &context.screen, &cancel)?;
     show(&report, context)
 }
 
@@ -64,19 +65,12 @@ fn request(
     cancel: &Cancel,
 ) -> Result<Request> {
     let to_stdout = output == Path::new(STDOUT);
-    let format = match (target.format, to_stdout) {
-        (Some(args::Format::Qcow2), true) => {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "qcow2 can't be written to standard output: its tables are written last",
-            )
-            .advise("write it to a file, or raw to standard output"));
-        }
-        (Some(args::Format::Qcow2), false) => Format::Qcow2,
-        (Some(args::Format::Raw), _) => Format::Raw,
+    let format = match target.format {
+        Some(args::Format::Qcow2) => Format::Qcow2,
+        Some(args::Format::Raw) => Format::Raw,
         // A raw disk under the name of a qcow2 image would be taken for one.
-        (None, _) if output.extension().is_some_and(|end| end == "qcow2") => Format::Qcow2,
-        (None, _) => Format::Raw,
+        None if output.extension().is_some_and(|end| end == "qcow2") => Format::Qcow2,
+        None => Format::Raw,
     };
     Ok(Request {
         destination: if to_stdout { stdout(cancel)? } else { Destination::Path(output.to_owned()) },
@@ -154,6 +148,11 @@ fn show(report: &Report, context: &mut Context) -> Result<u8> {
     let complete =
         report.root.is_some() && report.salvage.as_ref().is_none_or(SalvageReport::is_complete);
     let done = if complete { status::DONE } else { status::PARTIAL };
+    if !to_stdout {
+        let proved = if report.root.is_some() { " and proved" } else { "" };
+        let output = report.output.display();
+        context.out.was_done(format!("the disk was restored to {output}{proved}"));
+    }
     if context.out.json {
         match to_stdout {
             true => context.screen.say(&context.out.to_json(report)?),
@@ -163,7 +162,7 @@ fn show(report: &Report, context: &mut Context) -> Result<u8> {
     }
     for line in lines(report) {
         match to_stdout {
-            true if context.global.quiet => {}
+            _ if context.out.quiet && complete => {}
             true => context.screen.say(&format!("qdelta: {line}")),
             false => context.out.line(line)?,
         }

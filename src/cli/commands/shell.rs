@@ -16,15 +16,84 @@ use crate::cli::{Context, examples, status};
 
 /// Writes the completions of a shell to standard output.
 pub fn completions(args: &Completions, context: &mut Context) -> Result<u8> {
-    let mut command = Cli::command();
+    let mut command = visible();
     let mut script = Vec::new();
-    match args.shell {
-        Shell::Bash => generate(clap_complete::Shell::Bash, &mut command, "qdelta", &mut script),
-        Shell::Zsh => generate(clap_complete::Shell::Zsh, &mut command, "qdelta", &mut script),
-        Shell::Fish => generate(clap_complete::Shell::Fish, &mut command, "qdelta", &mut script),
-    }
-    context.out.raw(&String::from_utf8_lossy(&script))?;
+    let shell = match args.shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    generate(shell, &mut command, "qdelta", &mut script);
+    let script = String::from_utf8_lossy(&script);
+    context.out.raw(&match args.shell {
+        Shell::Bash => format!("{script}{BASH}"),
+        Shell::Zsh => zsh(&script),
+        Shell::Fish => format!("{script}{FISH}"),
+    })?;
     Ok(status::DONE)
+}
+
+/// The program without what nobody types.
+fn visible() -> clap::Command {
+    let program = Cli::command();
+    let commands = program.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    clap::Command::new("qdelta")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(program.get_arguments().cloned())
+        .subcommands(commands.collect::<Vec<_>>())
+}
+
+/// Disks, points and anchors, which are in no definition: the program is asked for them. Bash takes
+/// `@`, `:` and `=` for ends of words and replaces only what follows the last of them.
+const BASH: &str = r#"
+_qdelta_values() {
+    local line="${COMP_LINE:0:COMP_POINT}" values word cut
+    values="$("${COMP_WORDS[0]}" complete -- "$line" 2>/dev/null)"
+    if [[ -z "$values" ]]; then
+        _qdelta "$@"
+        return
+    fi
+    word="${line##* }"
+    cut="${word%"${word##*[@:=]}"}"
+    COMPREPLY=()
+    while IFS= read -r word; do
+        COMPREPLY+=("${word#"$cut"}")
+    done <<< "$values"
+}
+complete -F _qdelta_values -o bashdefault -o default qdelta
+"#;
+
+/// As [`BASH`].
+const ZSH: &str = r#"
+_qdelta() {
+    local -a values
+    values=("${(@f)$(${words[1]} complete -- "$LBUFFER" 2>/dev/null)}")
+    if [[ -n "$values" ]]; then
+        compadd -- "${values[@]}"
+    else
+        _qdelta_words "$@"
+    fi
+}
+"#;
+
+/// As [`BASH`].
+const FISH: &str = r#"
+function __qdelta_values
+    qdelta complete -- (commandline -cp | string collect) 2>/dev/null
+end
+complete -c qdelta -n "__qdelta_values | string length -q" -f -a "(__qdelta_values)"
+complete -c qdelta -n "__fish_qdelta_using_subcommand restore" -l at -x -a "(__qdelta_values)"
+complete -c qdelta -n "__fish_qdelta_using_subcommand restore" -l domain -x -a "(__qdelta_values)"
+complete -c qdelta -n "__fish_qdelta_using_subcommand anchors" -l remove -x -a "(__qdelta_values)"
+complete -c qdelta -n "__fish_qdelta_using_subcommand backup" -l disk -x -a "(__qdelta_values)"
+"#;
+
+/// clap's script for zsh, with the question for values before it.
+fn zsh(script: &str) -> String {
+    let script = script.replace("\n_qdelta() {", "\n_qdelta_words() {");
+    let end = script.rfind("\nif [ \"$funcstack[1]\"").unwrap_or(script.len());
+    let (functions, start) = script.split_at(end);
+    format!("{functions}{ZSH}{start}")
 }
 
 /// What `man --json` shows.
@@ -37,7 +106,7 @@ struct Report {
 pub fn man(args: &Man, context: &mut Context) -> Result<u8> {
     fs::create_dir_all(&args.dir)
         .map_err(|error| Error::io("make the folder", &args.dir, error))?;
-    let mut program = Cli::command();
+    let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
     let mut pages = vec![page(&args.dir, &program, "qdelta")?];
     for command in program.get_subcommands().filter(|command| !command.is_hide_set()) {
@@ -47,7 +116,7 @@ pub fn man(args: &Man, context: &mut Context) -> Result<u8> {
         context.out.json(&Report { pages })?;
     } else {
         for page in pages {
-            context.out.line(page)?;
+            context.out.success(page)?;
         }
     }
     Ok(status::DONE)

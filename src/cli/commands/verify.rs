@@ -18,7 +18,7 @@ pub fn run(args: Verify, context: &mut Context) -> Result<u8> {
     let report = verify::run(&repository, &request, &context.screen, &cancel)?;
     if context.out.json {
         context.out.json(&report)?;
-    } else {
+    } else if !(context.out.quiet && report.damaged.is_empty()) {
         show(&report, context)?;
     }
     Ok(if report.damaged.is_empty() { status::DONE } else { status::DAMAGED })

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Job, MachineRequest};
-use crate::domain::{Changes, Device, Domain, Place, Source, parse, rewrite};
+use crate::domain::{Changes, Device, Domain, Place, Resource, Source, parse, resources, rewrite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::Role;
 
@@ -17,6 +17,42 @@ pub(super) struct Definition {
     /// What it says now.
     now: Domain,
     changes: Changes,
+    /// What the XML named of the host before.
+    resources: Vec<Resource>,
+}
+
+/// Where the firmware's variables are restored to, if in a file of their own.
+struct Variables {
+    nvram: Option<PathBuf>,
+    varstore: Option<PathBuf>,
+}
+
+impl Variables {
+    fn of(job: &Job<'_>, before: &Domain) -> Self {
+        let (mut nvram, mut varstore) = (None, None);
+        let firmware = &before.firmware;
+        for (file, path) in job.files.iter().filter(|(file, _)| file.role == Role::Nvram) {
+            let is_json = file.path.extension().is_some_and(|it| it == "json");
+            // One that is the loader, too, is named where the loader was.
+            if firmware.loader.as_ref() == Some(&file.path) {
+                continue;
+            }
+            let place = if firmware.is_varstore || is_json { &mut varstore } else { &mut nvram };
+            place.get_or_insert_with(|| path.clone());
+        }
+        // libvirt takes one of them.
+        if nvram.is_some() && !firmware.is_varstore {
+            varstore = None;
+        }
+        Self { nvram, varstore }
+    }
+}
+
+/// Where the files that the XML names were, and where they are restored to.
+fn restored_files(job: &Job<'_>) -> Vec<(PathBuf, PathBuf)> {
+    let named = [Role::Nvram, Role::BootFile, Role::GuestState];
+    let files = job.files.iter().filter(|(file, _)| named.contains(&file.role));
+    files.map(|(file, path)| (file.path.clone(), path.clone())).collect()
 }
 
 /// Fails if the name or the folder can't stand in a definition.
@@ -42,12 +78,16 @@ impl Definition {
     pub fn new(job: &Job<'_>, text: &str, before: Domain) -> Result<Self> {
         let renamed = job.request.rename.is_some();
         let disks = job.disks.iter();
+        let variables = Variables::of(job, &before);
         let mut changes = Changes {
             uuid: if renamed { Some(new_uuid()?) } else { job.machine.uuid.clone() },
             disks: disks
                 .map(|disk| (disk.target.clone(), disk.path.clone(), disk.format.as_str()))
                 .collect(),
-            nvram: place(job.restored(Role::Nvram), renamed && names_nvram(&before)),
+            nvram: place(variables.nvram.as_deref(), renamed && names_nvram(&before)),
+            varstore: place(variables.varstore.as_deref(), renamed && before.firmware.is_varstore),
+            files: restored_files(job),
+            second: renamed,
             tpm: place(tpm_place(job).as_deref(), renamed),
             genid: Some(new_uuid()?),
             ..Changes::default()
@@ -58,9 +98,10 @@ impl Definition {
             changes.name = Some(job.name.clone());
             changes.macs = Some(new_macs(text.matches("<interface").count())?);
         }
+        let resources = resources(text)?;
         let text = rewrite(text, &changes)?;
         let now = parse(&text)?;
-        let definition = Self { text, uuid: changes.uuid.clone(), before, now, changes };
+        let definition = Self { text, uuid: changes.uuid.clone(), before, now, changes, resources };
         definition.check(job)?;
         Ok(definition)
     }
@@ -104,6 +145,9 @@ impl Definition {
             commands.push(format!("cp -a {from}/. {own}"));
         }
         commands.push(format!("virsh define {}", quoted(&xml.to_string_lossy())));
+        if job.machine.autostart && job.request.rename.is_none() {
+            commands.push(format!("virsh autostart {}", quoted(&job.name)));
+        }
         commands.push(format!("virsh start {}", quoted(&job.name)));
         commands
     }
@@ -112,7 +156,8 @@ impl Definition {
     pub fn warnings(&self, job: &Job<'_>) -> Vec<String> {
         let mut warnings = self.disk_warnings(job);
         warnings.extend(self.namesakes(job));
-        if self.changes.nvram == Place::New {
+        let varstore = (&self.changes.varstore, &self.before.firmware.varstore);
+        if self.changes.nvram == Place::New || matches!(varstore, (Place::New, Some(_))) {
             warnings.push(
                 "the firmware's variables are not in the point: the new guest begins with fresh ones"
                     .to_owned(),
@@ -149,8 +194,36 @@ impl Definition {
                 job.name
             ));
         }
+        if let (Place::AsItWas, Some(path)) = varstore {
+            warnings.push(format!(
+                "the firmware's variables are not in the point: the definition still names {}",
+                path.display()
+            ));
+        }
+        if job.request.rename.is_some() {
+            warnings.extend(self.taken_from_second(job));
+        }
         warnings.extend(job.machine.missing.iter().map(|it| format!("not in the point: {it}")));
         warnings
+    }
+
+    /// What a second guest does not have, since the first one has it.
+    fn taken_from_second(&self, job: &Job<'_>) -> Vec<String> {
+        let is_restored = |path: &PathBuf| self.changes.files.iter().any(|(old, _)| old == path);
+        let gone = self.resources.iter().filter(|it| it.shared);
+        let gone = gone.filter(|it| !it.path.as_ref().is_some_and(is_restored));
+        let first = &self.before.name;
+        let mut gone: Vec<String> = gone
+            .map(|it| format!("{} is {first}'s: it is not in the new definition", it.what))
+            .collect();
+        gone.dedup();
+        if job.machine.autostart {
+            gone.push(format!(
+                "{first} is started with the host, the new guest is not: virsh autostart {}",
+                quoted(&job.name)
+            ));
+        }
+        gone
     }
 
     /// Guests of this host that stand in the way of `virsh define`: it takes no second guest of a name

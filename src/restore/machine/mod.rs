@@ -264,10 +264,21 @@ impl<'a> Job<'a> {
 
     fn add_files(&mut self) {
         let stem = self.stem();
+        let mut variables = 0;
         for file in &self.machine.files {
             let path = match file.role {
                 Role::DomainXml | Role::LiveXml => continue,
-                Role::Nvram => PathBuf::from(format!("{stem}_VARS.fd")),
+                Role::Nvram => {
+                    variables += 1;
+                    let number = if variables > 1 { variables.to_string() } else { String::new() };
+                    let extension = match file.path.extension().and_then(OsStr::to_str) {
+                        Some(known @ ("json" | "qcow2")) => known,
+                        _ => "fd",
+                    };
+                    PathBuf::from(format!("{stem}_VARS{number}.{extension}"))
+                }
+                Role::BootFile => Path::new("boot").join(inside(&file.path)),
+                Role::GuestState => Path::new("state").join(inside(&file.path)),
                 Role::Tpm => match file.path.strip_prefix(&self.tpm_root) {
                     Ok(path) if path != Path::new("") => Path::new("tpm").join(inside(path)),
                     _ => Path::new("tpm").join(file.path.file_name().unwrap_or_default()),
@@ -528,6 +539,7 @@ mod tests {
             uuid: None,
             freeze_ms: None,
             frozen_filesystems: None,
+            autostart: false,
             files: vec![file(XML_LEN_MAX + 1)],
             left_out: Vec::new(),
             missing: Vec::new(),

@@ -1,0 +1,293 @@
+//! Which options go together. An option that would have no effect is refused, so that what was
+//! typed is what happens.
+//!
+//! clap's own rules are not enough: it drops a `requires` whose target conflicts with something
+//! that was typed, and it can't tell a way of using a command from another one. So what belongs to
+//! which way stands here, and `combination/tests.rs` goes through all pairs of options of every
+//! command.
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use qdelta::{Error, ErrorKind, Result};
+
+/// What was typed of one command. What an environment variable says, and what is the default, was
+/// not typed: it must not get in anybody's way.
+pub struct Typed<'a> {
+    matches: &'a ArgMatches,
+}
+
+impl Typed<'_> {
+    /// Whether an option was typed, also with the value that is its default.
+    fn has(&self, id: &str) -> bool {
+        let known = self.matches.try_contains_id(id).is_ok();
+        known && self.matches.value_source(id) == Some(ValueSource::CommandLine)
+    }
+
+    /// Whether an option was typed with this value.
+    fn is(&self, id: &str, value: &str) -> bool {
+        let given = || self.matches.get_raw(id).into_iter().flatten().next_back();
+        self.has(id) && given().is_some_and(|given| given == value)
+    }
+
+    /// Whether guests are backed up.
+    fn guests(&self) -> bool {
+        self.has("domains") || self.has("all")
+    }
+
+    /// Whether a guest is restored.
+    fn guest(&self) -> bool {
+        self.has("domain")
+    }
+
+    /// Whether a disk is restored into an output, and not where it lies.
+    fn to_output(&self) -> bool {
+        !self.guest() && !self.has("in_place")
+    }
+}
+
+/// Options that have no effect in some case.
+struct Rule {
+    /// The options, as clap knows them.
+    options: &'static [&'static str],
+    /// The case.
+    when: fn(&Typed<'_>) -> bool,
+    /// Why they have none then: a clause that follows the option.
+    why: &'static str,
+}
+
+/// Where libvirt's files are.
+const LIBVIRT: &[&str] = &["libvirt_config", "libvirt_run", "libvirt_state"];
+
+/// Names in an image are followed only where its format has names.
+const NAMES: Rule = Rule {
+    options: &["image_roots"],
+    when: |typed| typed.is("format", "raw") || typed.has("as_file"),
+    why: "has no effect on a raw disk, which names no other files",
+};
+
+/// Only qcow2 has internal snapshots.
+const SNAPSHOT: Rule = Rule {
+    options: &["snapshot"],
+    when: |typed| typed.is("format", "raw"),
+    why: "is for qcow2 images: a raw one has no snapshots",
+};
+
+/// Not everything can be written from front to back.
+const QCOW2_STREAM: Rule = Rule {
+    options: &["format"],
+    when: |typed| {
+        let to_stream = typed.is("output", "-") && typed.to_output();
+        to_stream && typed.is("format", "qcow2")
+    },
+    why: "qcow2 can't be written to standard output: its tables are written last. Write it to a \
+          file, or raw to standard output",
+};
+
+/// The rules of a command.
+fn rules(command: &str) -> &'static [Rule] {
+    match command {
+        "init" => &[Rule {
+            options: &["repo"],
+            when: |typed| typed.has("dir"),
+            why: "names a second folder: give the new repository's as DIR or by --repo",
+        }],
+        "backup" => BACKUP,
+        "restore" => RESTORE,
+        "replay" => REPLAY,
+        "anchors" => &[Rule {
+            options: &["remove", "remove_all"],
+            when: |typed| !typed.has("disk"),
+            why: "needs a DISK: whose anchors are to go must be said",
+        }],
+        "map" => &[NAMES, SNAPSHOT],
+        "info" | "bench" => &[NAMES],
+        "completions" => &[Rule {
+            options: &["json"],
+            when: |_| true,
+            why: "has no effect: a shell reads its completions as they are",
+        }],
+        _ => &[],
+    }
+}
+
+const BACKUP: &[Rule] = &[
+    Rule {
+        options: &[
+            "exclude",
+            "consistency",
+            "freeze_max",
+            "snapshot_command",
+            "with_host_config",
+            "connect",
+            "virsh",
+        ],
+        when: |typed| !typed.guests(),
+        why: "is for libvirt's guests, and an IMAGE is backed up: say --domain NAME or --all",
+    },
+    Rule {
+        options: LIBVIRT,
+        when: |typed| !typed.guests(),
+        why: "is for libvirt's guests, and an IMAGE is backed up: say --domain NAME or --all",
+    },
+    Rule {
+        options: &["image", "disk", "snapshot", "as_file", "format"],
+        when: |typed| typed.guests(),
+        why: "is for an IMAGE: of a guest, libvirt's definition says it (--domain, --all)",
+    },
+    Rule {
+        options: &["snapshot_command"],
+        when: |typed| typed.is("consistency", "freeze-copy"),
+        why: "has no effect with --consistency freeze-copy, which reads the images themselves",
+    },
+    Rule {
+        options: &["track"],
+        when: |typed| {
+            let reads_all = typed.is("track", "auto") || typed.is("track", "scan");
+            typed.is("kind", "full") && !reads_all
+        },
+        why: "has no effect with --kind full, which reads everything",
+    },
+    Rule {
+        // 0 asks for what happens then.
+        options: &["sample"],
+        when: |typed| {
+            let reads_all = typed.is("kind", "full") || typed.is("track", "scan");
+            reads_all && !typed.is("sample", "0")
+        },
+        why: "has no effect where everything is read (--kind full, --track scan)",
+    },
+    Rule {
+        options: &["track"],
+        when: |typed| {
+            let in_tables = ["bitmap", "snapshot"].iter().any(|it| typed.is("track", it));
+            in_tables && (typed.has("as_file") || typed.is("format", "raw"))
+        },
+        why: "of this kind is in qcow2's tables, and the image is taken as a raw file",
+    },
+    Rule {
+        options: &["anchor"],
+        when: |typed| {
+            let in_tables = ["bitmap", "snapshot"].iter().any(|it| typed.is("anchor", it));
+            in_tables && (typed.has("as_file") || typed.is("format", "raw"))
+        },
+        why: "of this kind is written into a qcow2 image, and this one is taken as a raw file",
+    },
+    Rule {
+        options: &["track"],
+        when: |typed| {
+            let reads_all = typed.is("track", "auto") || typed.is("track", "scan");
+            typed.has("snapshot") && !reads_all
+        },
+        why: "tells what has changed in the image's current state, and --snapshot backs up another",
+    },
+    Rule {
+        options: &["sample"],
+        when: |typed| typed.has("snapshot") && !typed.is("sample", "0"),
+        why: "has no effect with --snapshot: all of a snapshot is read",
+    },
+    NAMES,
+    SNAPSHOT,
+];
+
+const RESTORE: &[Rule] = &[
+    Rule {
+        options: &["at"],
+        when: |typed| !typed.guest(),
+        why: "is for a guest (--domain); the point of a disk is named with it: DISK@POINT",
+    },
+    Rule {
+        options: &["to"],
+        when: |typed| !typed.guest(),
+        why: "is for a guest (--domain); a disk goes to an OUTPUT: restore DISK@POINT OUTPUT",
+    },
+    Rule {
+        options: &["rename"],
+        when: |typed| !typed.guest() || !typed.has("to"),
+        why: "is for a guest that is restored into a folder (--domain NAME --to DIR)",
+    },
+    Rule {
+        options: &["disk", "output"],
+        when: |typed| typed.guest(),
+        why: "is for one disk, and --domain restores a guest: say --to DIR or --in-place",
+    },
+    Rule {
+        options: &["to"],
+        when: |typed| typed.has("in_place"),
+        why: "has no effect with --in-place, which writes where the disks lie",
+    },
+    Rule {
+        options: &["output"],
+        when: |typed| typed.has("in_place") && typed.is("output", "-"),
+        why: "must be an image with --in-place, and - is standard output",
+    },
+    Rule {
+        options: &["force", "salvage"],
+        when: |typed| typed.has("in_place"),
+        why: "has no effect with --in-place: what is there is changed, or nothing",
+    },
+    Rule {
+        options: &["salvage"],
+        when: |typed| typed.guest(),
+        why: "is for one disk: restore DISK@POINT OUTPUT --salvage",
+    },
+    Rule {
+        options: &["no_point", "image_roots"],
+        when: |typed| !typed.has("in_place"),
+        why: "is for a roll back (--in-place): nothing else reads what is there",
+    },
+    Rule {
+        options: LIBVIRT,
+        when: |typed| typed.to_output() && !typed.has("force"),
+        why: "has no effect where nothing is replaced (--force): no guest can be harmed",
+    },
+    QCOW2_STREAM,
+    Rule {
+        options: &["force", "direct", "libvirt_config", "libvirt_run", "libvirt_state"],
+        when: |typed| typed.is("output", "-") && typed.to_output(),
+        why: "has no effect on standard output",
+    },
+    NAMES,
+];
+
+const REPLAY: &[Rule] = &[
+    QCOW2_STREAM,
+    Rule {
+        options: &["force", "direct"],
+        when: |typed| typed.is("output", "-"),
+        why: "has no effect on standard output",
+    },
+];
+
+/// Refuses what was typed if a part of it would have no effect.
+///
+/// # Errors
+/// [`ErrorKind::Usage`], naming the option.
+pub fn check(program: &clap::Command, matches: &ArgMatches) -> Result<()> {
+    let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
+    let typed = Typed { matches };
+    for rule in rules(name).iter().filter(|rule| (rule.when)(&typed)) {
+        let Some(id) = rule.options.iter().find(|id| typed.has(id)) else { continue };
+        let text = format!("{} {}", shown(program, name, id), rule.why);
+        return Err(Error::new(ErrorKind::Usage, text)
+            .advise(format!("qdelta {name} --help says what goes together")));
+    }
+    Ok(())
+}
+
+/// An option as it is typed.
+fn shown(program: &clap::Command, command: &str, id: &str) -> String {
+    let command = program.find_subcommand(command);
+    let own = command.and_then(|command| command.get_arguments().find(|arg| arg.get_id() == id));
+    let global = || program.get_arguments().find(|arg| arg.get_id() == id);
+    match own.or_else(global) {
+        Some(arg) if arg.is_positional() => arg
+            .get_value_names()
+            .and_then(|names| names.first())
+            .map_or_else(|| id.to_uppercase(), ToString::to_string),
+        Some(arg) => format!("--{}", arg.get_long().unwrap_or(id)),
+        None => id.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

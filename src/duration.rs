@@ -1,0 +1,42 @@
+//! Stretches of time as people read them: the one place that prints them.
+
+use std::time::Duration;
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+const YEAR: u64 = 365 * DAY;
+
+/// A stretch of time, in a few characters: `0.4 s`, `12 s`, `3:25 min`, `2:03 h`, `12 days`, `2 years`.
+pub fn shown(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    let whole = seconds.round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..MINUTE => format!("{whole} s"),
+        MINUTE..HOUR => format!("{}:{:02} min", whole / MINUTE, whole % MINUTE),
+        HOUR..172_800 => format!("{}:{:02} h", whole / HOUR, whole % HOUR / MINUTE),
+        172_800..63_072_000 => format!("{} days", whole / DAY),
+        _ => format!("{} years", whole / YEAR),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A clock that was set back made "the clock is 57202199.957s behind the latest point".
+    #[test]
+    fn stretches_of_time_are_few_characters() {
+        let shown = |seconds| shown(Duration::from_secs_f64(seconds));
+        assert_eq!(
+            [0.04, 9.4, 9.96, 12.0, 59.7, 125.0, 7384.0, 172_799.0].map(shown),
+            ["0.0 s", "9.4 s", "10 s", "12 s", "1:00 min", "2:05 min", "2:03 h", "47:59 h"]
+        );
+        assert_eq!(
+            [172_800.0, 57_202_199.957, 63_072_000.0, 1e10].map(shown),
+            ["2 days", "662 days", "2 years", "317 years"]
+        );
+        assert!(super::shown(Duration::MAX).len() < 25);
+    }
+}

@@ -1,0 +1,125 @@
+//! Restores to pipes and to standard output: what can't be written is told as what it is, and nobody waits
+//! for a reader that never comes.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::harness::images::filled;
+use crate::harness::repo::Repo;
+use crate::harness::run::{binary, describe, finish, start};
+use crate::harness::{Lab, args, qdelta, run, tool};
+
+const MIB: u64 = 1 << 20;
+
+fn repo(lab: &Lab) -> Repo {
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    repo.backup(&filled(lab, "disk.qcow2", "", 4 * MIB, 1), "disk", &[]);
+    repo
+}
+
+/// A shell with the program as `$Q`, restoring the disk to standard output.
+fn shell(repo: &Repo, redirection: &str) -> Command {
+    let text = format!("exec $Q --repo $R restore disk - {redirection}");
+    let mut command = tool("sh", args!["-c", text]);
+    command.env("Q", binary()).env("R", &repo.path);
+    command
+}
+
+/// Standard output was closed: the disk went nowhere, and "restored and proved" was said of it.
+#[test]
+fn a_closed_or_full_standard_output_is_no_success() {
+    let lab = Lab::new();
+    let repo = repo(&lab);
+    for (redirection, status) in [(">&-", 1), (">/dev/full", 8), ("1</dev/null", 1)] {
+        let said = run(shell(&repo, redirection)).fails_with(status);
+        assert!(said.contains("standard output"), "{redirection}: {said}");
+        assert!(!said.contains("proved"), "{redirection}: {said}");
+    }
+    run(shell(&repo, ">/dev/null")).ok();
+}
+
+/// What a command says of its work is lost, and the work is done.
+#[test]
+fn a_report_that_cannot_be_written_is_no_failure_of_the_repository() {
+    let lab = Lab::new();
+    let repo = repo(&lab);
+    for words in ["backup $I --disk disk", "backup $I --disk disk --json", "points", "verify"] {
+        let text = format!("exec $Q --repo $R {words} >/dev/full");
+        let mut command = tool("sh", args!["-c", text]);
+        command.env("Q", binary()).env("R", &repo.path).env("I", lab.path("disk.qcow2"));
+        let said = run(command).fails_with(1);
+        assert!(said.contains("standard output"), "{words}: {said}");
+    }
+    assert_eq!(repo.points("disk").len(), 3, "the backups were made");
+}
+
+fn interrupted(mut command: Command, signal: rustix::process::Signal, what: &str) {
+    let child: Child = start(&mut command);
+    std::thread::sleep(Duration::from_millis(700));
+    let begin = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+    finish(child, describe(&command)).fails_with(130);
+    assert!(begin.elapsed() < Duration::from_secs(5), "{what}: {:?}", begin.elapsed());
+}
+
+/// Nobody opened the pipe, or he who did stopped to read: the first signal changed nothing.
+#[test]
+fn a_pipe_that_nobody_reads_ends_with_the_first_signal() {
+    use rustix::process::Signal;
+    let lab = Lab::new();
+    let repo = repo(&lab);
+    let pipe = lab.path("pipe");
+    run(tool("mkfifo", args![pipe.as_path()])).ok();
+    let command = || qdelta(repo.args(args!["restore", "disk", pipe.as_path()]));
+    for signal in [Signal::TERM, Signal::INT] {
+        interrupted(command(), signal, "no reader");
+        let stalled = open_to_read(&pipe);
+        interrupted(command(), signal, "a reader that does not read");
+        drop(stalled);
+        // Standard output, and a reader that does not read from it.
+        interrupted(qdelta(repo.args(args!["restore", "disk", "-"])).stalled(), signal, "stalled");
+    }
+}
+
+/// A reader that comes late gets the whole disk.
+#[test]
+fn a_reader_that_comes_late_gets_all() {
+    let lab = Lab::new();
+    let repo = repo(&lab);
+    let (pipe, expected) = (lab.path("pipe"), lab.path("expected.raw"));
+    repo.restore("disk", &expected, &["--format", "raw"]).ok();
+    run(tool("mkfifo", args![pipe.as_path()])).ok();
+    let mut command = qdelta(repo.args(args!["restore", "disk", pipe.as_path()]));
+    let child = start(&mut command);
+    std::thread::sleep(Duration::from_millis(300));
+    let mut bytes = Vec::new();
+    File::open(&pipe).unwrap().read_to_end(&mut bytes).unwrap();
+    finish(child, describe(&command)).ok();
+    assert!(bytes == std::fs::read(&expected).unwrap());
+}
+
+/// The reading end, without waiting for a writer.
+fn open_to_read(pipe: &Path) -> File {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    File::options().read(true).custom_flags(flags).open(pipe).unwrap()
+}
+
+trait Stalled {
+    fn stalled(self) -> Command;
+}
+
+impl Stalled for Command {
+    /// The same command, with an output that is read by a program that sleeps.
+    fn stalled(self) -> Command {
+        let mut words =
+            args!["-c", "exec \"$@\" > >(exec sleep 8 >/dev/null 2>&1)", "-", self.get_program()];
+        words.extend(self.get_args().map(Into::into));
+        let mut command = tool("bash", words);
+        command.stdin(Stdio::null());
+        command
+    }
+}
