@@ -37,8 +37,8 @@ pub(super) fn settle_format(
     let Some(before) = latest(repository, disk)? else { return Ok(None) };
     let record = &before.record;
     let format: Format = record.image.format.parse()?;
-    if !is_top(record, path) && has_come_or_gone(record, path) {
-        // Another file, which its first bytes may tell: a snapshot of a raw disk is a qcow2 image.
+    if let Some(format) = format_of_relative(record, path) {
+        open.format = Some(format);
         return Ok(None);
     }
     open.format = Some(format);
@@ -167,12 +167,20 @@ fn is_top(record: &DiskRecord, path: &Path) -> bool {
         || is_file_of(path, record.image.layers.first())
 }
 
-/// Whether the file at `path` is a snapshot over the image that was recorded, or a base of it.
-fn has_come_or_gone(record: &DiskRecord, path: &Path) -> bool {
-    let [qcow2, raw] = [Format::Qcow2, Format::Raw]
-        .map(|format| OpenOptions { format: Some(format), ..OpenOptions::default() });
-    is_same_image(record, path, &raw)
-        || matches!(image::is_qcow2(path), Ok(true)) && is_same_image(record, path, &qcow2)
+/// The format of the file at `path`, if it is a base of the image that was recorded, or a snapshot over it:
+/// of a raw disk, too, that is a qcow2 image.
+fn format_of_relative(record: &DiskRecord, path: &Path) -> Option<Format> {
+    if is_top(record, path) {
+        return None;
+    }
+    let mut bases = record.image.layers.iter().skip(1);
+    if let Some(base) = bases.find(|layer| is_file_of(path, Some(layer))) {
+        return base.format.parse().ok();
+    }
+    let format = Some(Format::Qcow2);
+    let open = OpenOptions { format, ..OpenOptions::default() };
+    let is_over = || is_same_image(record, path, &open);
+    format.filter(|_| matches!(image::is_qcow2(path), Ok(true)) && is_over())
 }
 
 /// Whether any file of the image was one of it at the point before.
