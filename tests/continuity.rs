@@ -349,6 +349,31 @@ fn a_snapshot_that_comes_or_goes_leaves_the_disk_the_same() {
     repo.verify();
 }
 
+/// A snapshot of a raw disk is a qcow2 image, and the disk is the same; a file that was converted is said to
+/// be so.
+#[test]
+fn a_snapshot_of_a_raw_disk_is_read_as_what_it_is() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let raw = filled_raw(&lab, "disk.raw", MIB, 14);
+    by_name(&repo, &raw, &[]).ok();
+    let top = lab.path("disk.qcow2");
+    overlay(&top, "disk.raw", "raw", None, "");
+    guest_io(&top, "qcow2", &["write -q -P 5 0 64k".to_owned()]);
+    let report = by_name(&repo, &top, &[]).ok().json();
+    assert_eq!((number(&report, "virtual_size"), codes(&report)), (MIB, vec!["other-format"]));
+    qemu_img(args!["commit", "-q", top.as_path()]).ok();
+    let report = by_name(&repo, &raw, &[]).ok().json();
+    assert_eq!((number(&report, "virtual_size"), codes(&report)), (MIB, vec!["other-format"]));
+    repo.assert_restores_raw(&lab, "disk", &raw);
+    let converted = lab.path("converted.qcow2");
+    qemu_img(args!["convert", "-O", "qcow2", raw.as_path(), converted.as_path()]).ok();
+    let said = by_name(&repo, &converted, &["--disk", "disk"]).fails_with(3);
+    assert!(said.contains("--format qcow2"), "{said}");
+    by_name(&repo, &converted, &["--disk", "disk", "--format", "qcow2"]).ok();
+    repo.assert_restores_raw(&lab, "disk", &raw);
+}
+
 /// Another file behind a guest's target went into the chain of the one before.
 #[test]
 fn another_file_behind_the_disk_of_a_guest_is_refused() {

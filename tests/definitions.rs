@@ -387,6 +387,7 @@ fn a_restored_definition_says_nothing_of_the_chain() {
         let xml = it.xml(&source, &more);
         let xml = xml.replacen("<disk type='file'", &format!("<disk type='{changed}'"), 1);
         fs::write(host.lab.path("etc/qemu/web.xml"), xml).unwrap();
+        // The last one is another image altogether.
         host.web(&["--kind", "full", "--same-guest"]);
         let to = host.lab.path(format!("to-{number}"));
         let words = args!["--domain", "web", "--to", to.as_path(), "--rename", "copy"];

@@ -35,8 +35,20 @@ pub(super) fn settle_format(
         return Ok(None);
     }
     let Some(before) = latest(repository, disk)? else { return Ok(None) };
-    let format: Format = before.record.image.format.parse()?;
+    let record = &before.record;
+    let format: Format = record.image.format.parse()?;
+    if let Some(format) = format_of_relative(record, path) {
+        open.format = Some(format);
+        return Ok(None);
+    }
     open.format = Some(format);
+    if format == Format::Raw && !is_top(record, path) && image::is_qcow2(path)? {
+        let text = format!("{} is a qcow2 image, and {disk} was a raw disk", path.display());
+        return Err(Error::new(ErrorKind::Image, text).advise(
+            "--format qcow2 says that the disk was converted, --format raw that the file's bytes are \
+             the disk",
+        ));
+    }
     if format == Format::Qcow2 {
         return Ok(None);
     }
@@ -141,15 +153,34 @@ fn another_image(ready: &Ready<'_>, before: &DiskRecord) -> Error {
 /// another; or one lies over the other, by a snapshot that was made or merged since.
 fn is_same_image(record: &DiskRecord, path: &Path, open: &OpenOptions) -> bool {
     let recorded = &record.image.layers;
-    // As a manifest holds it, which need not be all of it.
-    if absolute(path).to_string_lossy() == record.image.path.to_string_lossy()
-        || is_same_place(path, &record.image.path)
-        || is_file_of(path, recorded.first())
-    {
-        return true;
-    }
     let was_below = recorded.iter().skip(1).any(|layer| is_file_of(path, Some(layer)));
-    was_below || below(path, open).iter().any(|file| is_file_of(file, recorded.first()))
+    is_top(record, path)
+        || was_below
+        || below(path, open).iter().any(|file| is_file_of(file, recorded.first()))
+}
+
+/// Whether the file at `path` has the name of the image that was recorded, or is it under another.
+fn is_top(record: &DiskRecord, path: &Path) -> bool {
+    // As a manifest holds it, which need not be all of it.
+    absolute(path).to_string_lossy() == record.image.path.to_string_lossy()
+        || is_same_place(path, &record.image.path)
+        || is_file_of(path, record.image.layers.first())
+}
+
+/// The format of the file at `path`, if it is a base of the image that was recorded, or a snapshot over it:
+/// of a raw disk, too, that is a qcow2 image.
+fn format_of_relative(record: &DiskRecord, path: &Path) -> Option<Format> {
+    if is_top(record, path) {
+        return None;
+    }
+    let mut bases = record.image.layers.iter().skip(1);
+    if let Some(base) = bases.find(|layer| is_file_of(path, Some(layer))) {
+        return base.format.parse().ok();
+    }
+    let format = Some(Format::Qcow2);
+    let open = OpenOptions { format, ..OpenOptions::default() };
+    let is_over = || is_same_image(record, path, &open);
+    format.filter(|_| matches!(image::is_qcow2(path), Ok(true)) && is_over())
 }
 
 /// Whether any file of the image was one of it at the point before.
