@@ -90,7 +90,8 @@ class Guest:
         firmware = UEFI.format(firmware=image.firmware, nvram=self.nvram)
         number = sum(name.encode()) % 256
         self.xml = DOMAIN.format(
-            name=name, ports=PORTS.format(folder=folder).rstrip("\n"), image=image, mac=f"52:54:00:00:00:{number:02x}",
+            name=name, ports=PORTS.format(folder=folder).rstrip("\n"), image=image,
+            mac=f"52:54:00:00:00:{number:02x}",
             emulator=emulator or shutil.which("qemu-system-x86_64"),
             machine="q35" if uefi else "pc", firmware=firmware if uefi else "",
             cmdline="rig.idle" if idle else "",
@@ -107,14 +108,15 @@ class Guest:
         return self
 
     def redirect(self, xml, folder):
-        """Gives the restored definition of a renamed guest files of its own for console, records and
-        control: those in `folder` are the first guest's, and must not be in it."""
+        """Gives the restored definition of a renamed guest files of its own for console and the like:
+        those in `folder` are the first guest's, and must not be in it."""
         with open(xml, encoding="utf-8") as file:
             text = file.read()
         if f"{folder}/" in text:
             raise Failure(f"the renamed machine would write to files of the other in {folder}")
+        own = PORTS.format(folder=self.folder)
         with open(xml, "w", encoding="utf-8") as file:
-            file.write(text.replace("</devices>", PORTS.format(folder=self.folder) + "  </devices>"))
+            file.write(text.replace("</devices>", f"{own}  </devices>"))
 
     def start(self):
         """Starts the defined domain and waits until its agent answers and its workload writes."""
