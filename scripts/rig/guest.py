@@ -27,18 +27,20 @@ DOMAIN = """<domain type='qemu'>
     <emulator>{emulator}</emulator>
 {disks}
     <interface type='user'><mac address='{mac}'/><model type='virtio'/><rom enabled='no'/></interface>
-    <serial type='file'><source path='{folder}/console' append='on'/></serial>
-    <console type='file'><source path='{folder}/console' append='on'/></console>
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+{ports}    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+# What leads to files and sockets of this host: two guests can't have the same.
+PORTS = """    <serial type='file'><source path='{folder}/console' append='on'/></serial>
+    <console type='file'><source path='{folder}/console' append='on'/></console>
     <channel type='file'>
       <source path='{folder}/records' append='on'/><target type='virtio' name='rig.records'/>
     </channel>
     <channel type='unix'>
       <source mode='bind' path='{folder}/control'/><target type='virtio' name='rig.control'/>
     </channel>
-    <memballoon model='none'/>
-  </devices>
-</domain>
 """
 DISK = """    <disk type='file' device='disk'>
       <driver name='qemu' type='{disk.format}' cache='{disk.cache}' discard='unmap'/>
@@ -88,7 +90,8 @@ class Guest:
         firmware = UEFI.format(firmware=image.firmware, nvram=self.nvram)
         number = sum(name.encode()) % 256
         self.xml = DOMAIN.format(
-            name=name, folder=folder, image=image, mac=f"52:54:00:00:00:{number:02x}",
+            name=name, ports=PORTS.format(folder=folder).rstrip("\n"), image=image,
+            mac=f"52:54:00:00:00:{number:02x}",
             emulator=emulator or shutil.which("qemu-system-x86_64"),
             machine="q35" if uefi else "pc", firmware=firmware if uefi else "",
             cmdline="rig.idle" if idle else "",
@@ -105,15 +108,15 @@ class Guest:
         return self
 
     def redirect(self, xml, folder):
-        """Gives a restored definition this guest's own files for console, records and control.
-
-        Two machines that write into one file are no fault of the restore: an admin has to see to
-        serial ports that go to files, too.
-        """
+        """Gives the restored definition of a renamed guest files of its own for console and the like:
+        those in `folder` are the first guest's, and must not be in it."""
         with open(xml, encoding="utf-8") as file:
             text = file.read()
+        if f"{folder}/" in text:
+            raise Failure(f"the renamed machine would write to files of the other in {folder}")
+        own = PORTS.format(folder=self.folder)
         with open(xml, "w", encoding="utf-8") as file:
-            file.write(text.replace(f"{folder}/", f"{self.folder}/"))
+            file.write(text.replace("</devices>", f"{own}  </devices>"))
 
     def start(self):
         """Starts the defined domain and waits until its agent answers and its workload writes."""
