@@ -71,6 +71,10 @@ impl Session {
         let mut shell = tool("sh", args!["-c", self.here(command)]);
         shell.current_dir(self.lab.dir()).env("PATH", path).env("LANG", "C.UTF-8");
         shell.env_remove("LC_ALL").env("QDELTA_REPO", self.repository()).env("TZ", "UTC");
+        if command.starts_with("qdelta points") {
+            // A page is no wider.
+            shell.env("COLUMNS", "100");
+        }
         let outcome = run(shell).ok();
         assert_eq!(outcome.stderr, "", "{command}");
         outcome.text().replace(&*self.repository().to_string_lossy(), REPOSITORY)
