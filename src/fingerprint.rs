@@ -1,6 +1,10 @@
 //! The value by which a file of an image is recognised again.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+use crate::io::Opener;
 
 /// What tells a file that nobody has written to from one that somebody has, or from another file
 /// in its place. A file that was committed into, restored or copied over has another one.
@@ -58,6 +62,6 @@ impl Fingerprint {
 
 /// The kernel's name for the time since the machine was started; none where it tells none.
 pub fn boot() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let text = Opener::READ.read_text(Path::new("/proc/sys/kernel/random/boot_id"), 4096).ok()?;
     Some(text.trim().to_owned()).filter(|id| !id.is_empty())
 }

@@ -13,6 +13,14 @@ pub(crate) fn serialize<S: Serializer>(
     serializer.serialize_str(&path.as_ref().to_string_lossy())
 }
 
+/// Writes paths as text.
+pub(crate) fn serialize_all<S: Serializer>(
+    paths: &[PathBuf],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
+}
+
 /// Takes text for a path.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     String::deserialize(deserializer).map(PathBuf::from)

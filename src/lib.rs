@@ -19,6 +19,7 @@ pub mod bench;
 pub mod cancel;
 pub mod chain;
 pub mod changes;
+pub mod clock;
 pub mod codec;
 pub mod domain;
 pub mod duration;

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::archive::Reader;
-use crate::backup::{open_archive, open_chain};
+use crate::backup::{open_archive, open_archives};
 use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,10 +26,10 @@ use crate::observer::{Event, Observer, Recorder};
 use crate::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::read_ahead::{Loaded, ReadAhead};
 use crate::repository::{
-    DiskId, DomainName, MachineFile, Point, PointId, Repository, Selector, Wanted,
+    DiskId, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector, Wanted,
 };
 use crate::unpack::{FrameNeed, Unpacker};
-use crate::warning::Warning;
+use crate::warning::{Code, Warning};
 
 /// What to verify, and how.
 #[derive(Debug, Clone)]
@@ -59,26 +59,93 @@ pub struct Report {
     pub bytes_read: u64,
     /// Bytes of blocks that were proved (or, if quick, whose checksums were).
     pub bytes_verified: u64,
-    /// Whether digests and roots were computed, and not checksums alone.
+    /// Whether checksums alone were looked at.
+    pub quick: bool,
+    /// Whether everything that was looked at is proved: by digests and roots, and nothing was found.
     pub proved: bool,
     /// Everything that is not as it was written. Empty if all is well.
-    pub damaged: Vec<Finding>,
+    pub findings: Vec<Finding>,
+    /// Disk by disk: which points can be restored, and which archives are sound.
+    pub disks: Vec<DiskResult>,
     /// What the admin should know.
     pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
+    /// What was found already.
+    #[serde(skip)]
+    known: BTreeSet<(PathBuf, String)>,
+}
+
+/// How a file was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It is what was written.
+    Sound,
+    /// It is there, and not what was written.
+    Damaged,
+    /// It is not there.
+    Missing,
+    /// No manifest names it. It may well be sound.
+    Stray,
+    /// The system can't read it, or can't list it.
+    Unreadable,
+}
+
+/// What a verification says of a disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiskResult {
+    /// The disk, as `domain/disk`.
+    pub disk: String,
+    /// Its points that were looked at, oldest first.
+    pub points: Vec<PointResult>,
+    /// The archives that these need.
+    pub archives: Vec<ArchiveResult>,
+}
+
+/// What a verification says of a point of a disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct PointResult {
+    /// The point.
+    pub point: PointId,
+    /// Whether the disk can be restored whole to it.
+    pub restorable: bool,
+    /// The files because of which it can't.
+    #[serde(serialize_with = "crate::json::serialize_all")]
+    pub because: Vec<PathBuf>,
+}
+
+/// What a verification says of an archive.
+#[derive(Debug, Clone, Serialize)]
+pub struct ArchiveResult {
+    /// The file.
+    #[serde(serialize_with = "crate::json::serialize")]
+    pub path: PathBuf,
+    /// How it was found.
+    pub state: State,
 }
 
 /// Something that is not as it was written.
 #[derive(Debug, Clone, Serialize)]
 pub struct Finding {
-    /// The file.
+    /// The file or folder.
     #[serde(serialize_with = "crate::json::serialize")]
     pub path: PathBuf,
+    /// How it was found.
+    pub state: State,
     /// The recovery points that can't be restored whole because of it.
     pub points: Vec<String>,
     /// What is wrong, and where.
     pub problem: String,
+}
+
+impl Report {
+    /// Adds a finding. What several disks share is found once.
+    fn add(&mut self, finding: Finding) {
+        if self.known.insert((finding.path.clone(), finding.problem.clone())) {
+            self.findings.push(finding);
+        }
+    }
 }
 
 /// Verifies a repository, a disk, or a point.
@@ -94,9 +161,20 @@ pub fn run(
     let started = std::time::Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
+    let mut report = Report { quick: request.quick, ..Report::default() };
+    if let Some(error) = repository.trouble() {
+        report.add(finding(&repository.path().join("qdelta.toml"), NO_POINTS, &error));
+        observer.warn(Warning::failed(Code::Unreadable, &error));
+    }
     let mut disks = match &request.disk {
         Some(wanted) => repository.find_disks(wanted)?,
-        None => repository.disks()?,
+        None => {
+            let survey = repository.survey()?;
+            for folder in &survey.unreadable {
+                report.add(unlisted(&folder.path, &folder.error));
+            }
+            survey.disks
+        }
     };
     if let Some(selector) = request.point.as_ref().filter(|_| disks.len() > 1) {
         // A disk of a guest may be younger than the point, or not be in it.
@@ -108,7 +186,6 @@ pub fn run(
             disks.retain(|disk| !is_missing(disk));
         }
     }
-    let mut report = Report { proved: !request.quick, ..Report::default() };
     for disk in &disks {
         verify_disk(repository, disk, request, observer, cancel, &mut report)?;
     }
@@ -124,6 +201,7 @@ pub fn run(
         };
         verify_machines(repository, domain, wanted.as_ref(), &mut report)?;
     }
+    report.proved = !request.quick && report.findings.is_empty();
     report.warnings = recorder.take();
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
@@ -137,88 +215,165 @@ fn verify_disk(
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<()> {
+    let list = repository.points(disk)?;
     let points = match &request.point {
         Some(selector) => vec![repository.resolve(disk, selector)?],
-        None => {
-            let list = repository.points(disk)?;
-            for (path, point) in repository.strays(disk)? {
-                report.damaged.push(Finding {
-                    path,
-                    points: vec![point.to_string()],
-                    problem:
-                        "no manifest names this archive: the point's manifest is lost, or was \
-                              not copied (replay can restore it from the archives alone)"
-                            .to_owned(),
-                });
-            }
-            report.damaged.extend(list.damaged.into_iter().map(|damaged| Finding {
-                points: vec![damaged.point.to_string()],
-                problem: damaged.error.chain(),
-                path: damaged.path,
-            }));
-            list.points
-        }
+        None => list.points.clone(),
     };
+    if request.point.is_none() {
+        report_the_rest(repository, disk, &list, report)?;
+    }
+    let mut damage = Damage::default();
     // Which points need which archive: a chain shares its files.
-    let mut broken = BTreeSet::new();
-    let mut needed_by: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
+    let mut needed_by: BTreeMap<PathBuf, BTreeSet<PointId>> = BTreeMap::new();
     for point in &points {
         report.points += 1;
-        match repository.chain_of(point) {
-            Ok(paths) => {
-                for path in paths {
-                    needed_by.entry(path).or_default().insert(point.id.to_string());
-                }
-            }
-            Err(error) => {
-                broken.insert(point.id.to_string());
-                report.damaged.push(finding(&point.archive_path, [point.id], &error));
-            }
+        let remains = repository.remains_of(&list, point);
+        for path in remains.archives {
+            needed_by.entry(path).or_default().insert(point.id);
+        }
+        for gap in remains.gaps {
+            let state = match gap.error.kind() {
+                ErrorKind::Damaged | ErrorKind::NotFound => State::Missing,
+                _ => State::Unreadable,
+            };
+            damage.add(gap.path, state, gap.error.chain(), [point.id]);
         }
     }
-    let known: BTreeMap<PointId, Point> =
-        repository.points(disk)?.points.into_iter().map(|point| (point.id, point)).collect();
     let by_path: BTreeMap<&Path, &Point> =
-        known.values().map(|point| (point.archive_path.as_path(), point)).collect();
+        list.points.iter().map(|point| (point.archive_path.as_path(), point)).collect();
+    let known: BTreeMap<PointId, &Point> =
+        list.points.iter().map(|point| (point.id, point)).collect();
     let total = needed_by.keys().filter_map(|path| path.metadata().ok()).map(|data| data.len());
     let name = disk.to_string();
     let begin = |phase, total| observer.event(&Event::Begin { disk: Some(&name), phase, total });
     begin("verify", total.sum());
+    let mut archives = BTreeMap::new();
     for (path, needed) in &needed_by {
         cancel.check()?;
         report.archives += 1;
         let identity = |archive: &Reader| match by_path.get(path.as_path()) {
             Some(point) => {
-                let parent = point.record.parent.and_then(|parent| known.get(&parent));
+                let parent = point.record.parent.and_then(|parent| known.get(&parent).copied());
                 check_identity(archive, point, parent)
             }
             // Its manifest is lost: what the archives say of each other is all there is.
             None => Ok(()),
         };
         let found = verify_archive(path, identity, request, observer, cancel, report)?;
+        let state = if found.is_empty() { State::Sound } else { State::Damaged };
+        archives.insert(path.clone(), state);
         for problem in found {
-            broken.extend(needed.iter().cloned());
-            report.damaged.push(Finding {
-                path: path.clone(),
-                points: needed.iter().cloned().collect(),
-                problem,
-            });
+            damage.add(path.clone(), State::Damaged, problem, needed.iter().copied());
         }
     }
     observer.end();
     if !request.quick {
         begin("prove", points.len() as u64);
-        for point in points.iter().filter(|point| !broken.contains(&point.id.to_string())) {
+        for point in &points {
+            if damage.costs.contains_key(&point.id) {
+                continue;
+            }
             cancel.check()?;
-            if let Err(error) = verify_root(repository, point) {
+            let chain = repository.remains_of(&list, point).archives;
+            if let Err(error) = open_archives(&chain, point).and_then(|chain| prove_root(&chain)) {
                 refuse_unless_damage(&error)?;
-                report.damaged.push(finding(&point.archive_path, [point.id], &error));
+                let path = point.archive_path.clone();
+                damage.add(path, State::Damaged, error.chain(), [point.id]);
             }
             observer.advance(1);
         }
         observer.end();
     }
+    damage.settle(disk, &points, archives, report);
     Ok(())
+}
+
+/// Reports what is wrong with a disk beside its points.
+fn report_the_rest(
+    repository: &Repository,
+    disk: &DiskId,
+    list: &PointList,
+    report: &mut Report,
+) -> Result<()> {
+    for folder in &list.unreadable {
+        report.add(unlisted(&folder.path, &folder.error));
+    }
+    // Which archives have no manifest can't be told where the manifests, or they, are not known.
+    let strays = match list.unreadable.is_empty() {
+        true => repository.strays(disk)?,
+        false => Vec::new(),
+    };
+    for (path, point) in strays {
+        report.add(Finding {
+            path,
+            state: State::Stray,
+            points: vec![point.to_string()],
+            problem: "no manifest names this archive: the point's manifest is lost, or was not \
+                      copied (replay can restore it from the archives alone)"
+                .to_owned(),
+        });
+    }
+    for damaged in &list.damaged {
+        report.add(finding(&damaged.path, [damaged.point], &damaged.error));
+    }
+    Ok(())
+}
+
+/// A folder that can't be listed.
+fn unlisted(path: &Path, error: &Error) -> Finding {
+    let problem = error.chain();
+    Finding { path: path.to_path_buf(), state: State::Unreadable, points: Vec::new(), problem }
+}
+
+/// What is wrong with the archives of a disk, and what that costs.
+#[derive(Default)]
+struct Damage {
+    /// By the file and what is wrong with it: the points that it costs.
+    found: BTreeMap<(PathBuf, String), (State, BTreeSet<PointId>)>,
+    /// By the point: the files because of which it can't be restored whole.
+    costs: BTreeMap<PointId, BTreeSet<PathBuf>>,
+}
+
+impl Damage {
+    fn add(
+        &mut self,
+        path: PathBuf,
+        state: State,
+        problem: String,
+        points: impl IntoIterator<Item = PointId>,
+    ) {
+        let found = self.found.entry((path.clone(), problem));
+        let (_, costs) = found.or_insert_with(|| (state, BTreeSet::new()));
+        for point in points {
+            costs.insert(point);
+            self.costs.entry(point).or_default().insert(path.clone());
+        }
+    }
+
+    /// Puts all of it into the report.
+    fn settle(
+        mut self,
+        disk: &DiskId,
+        points: &[Point],
+        mut archives: BTreeMap<PathBuf, State>,
+        report: &mut Report,
+    ) {
+        for ((path, problem), (state, points)) in self.found {
+            archives.insert(path.clone(), state);
+            let points = points.iter().map(ToString::to_string).collect();
+            report.add(Finding { path, state, points, problem });
+        }
+        let result = |point: &Point| {
+            let because = self.costs.remove(&point.id).unwrap_or_default();
+            let because: Vec<PathBuf> = because.into_iter().collect();
+            PointResult { point: point.id, restorable: because.is_empty(), because }
+        };
+        let points = points.iter().map(result).collect();
+        let archives = archives.into_iter().map(|(path, state)| ArchiveResult { path, state });
+        let archives = archives.collect();
+        report.disks.push(DiskResult { disk: disk.to_string(), points, archives });
+    }
 }
 
 /// Proves the files of a domain's machine, each once, at all points or at these.
@@ -240,32 +395,36 @@ fn verify_machines(
     }
     for (path, (file, points)) in files {
         report.machine_files += 1;
-        match repository.machine_file(domain, &file) {
-            Ok(content) => report.bytes_verified += content.len() as u64,
+        match repository.copy_machine_file(domain, &file, &mut std::io::sink()) {
+            Ok(()) => report.bytes_verified += file.length,
             Err(error) => {
                 refuse_unless_damage(&error)?;
-                report.damaged.push(finding(&path, points, &error));
+                report.add(finding(&path, points, &error));
             }
         }
     }
     Ok(())
 }
 
+/// No points in particular.
+const NO_POINTS: [PointId; 0] = [];
+
 fn finding<T: ToString>(
     path: &Path,
     points: impl IntoIterator<Item = T>,
     error: &Error,
 ) -> Finding {
+    let state = match error.kind() {
+        ErrorKind::NotFound => State::Missing,
+        ErrorKind::Io => State::Unreadable,
+        _ => State::Damaged,
+    };
     Finding {
         path: path.to_path_buf(),
+        state,
         points: points.into_iter().map(|point| point.to_string()).collect(),
         problem: error.chain(),
     }
-}
-
-/// Whether a point's chain holds together, and ends in the point's root.
-fn verify_root(repository: &Repository, point: &Point) -> Result<()> {
-    prove_root(&open_chain(repository, point)?)
 }
 
 /// What an archive says about itself against what the manifest of its place says, and about its

@@ -46,6 +46,10 @@ pub enum Code {
     Frozen,
     /// Something of the machine is not in the point, or does not come back by itself.
     Machine,
+    /// Something of libvirt's could not be read, so that not all could be checked.
+    Unchecked,
+    /// A folder or file of the repository can't be read: what is beside it was shown or used.
+    Unreadable,
     /// What the snapshot command made may still be there: it was not released.
     NotReleased,
     /// The system refused the faster way to read and write.

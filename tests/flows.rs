@@ -71,7 +71,7 @@ fn full_and_increments_restore_exactly() {
             verify::Request { disk: None, point: None, quick, resources: Resources::default() };
         let report = verify::run(&repository, &request, &Silent, &Cancel::default()).unwrap();
         println!("{report:?}");
-        assert!(report.damaged.is_empty(), "{:?}", report.damaged);
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
         assert_eq!((report.points, report.archives), (3, 3));
     }
 }

@@ -137,7 +137,7 @@ fn a_running_guest_is_frozen_cloned_and_thawed() {
     let whole = serde_json::json!({ "domains": [{
         "domain": "web", "status": 0, "error": null, "result": report,
     }], "excluded": [] });
-    let rare = [".domains[].result.missing[]"];
+    let rare = [".excluded[]", ".domains[].result.missing[]"];
     compare("backup of guests", &[&whole], &rare);
     // What the guest writes after the thaw is in the next point, found by the clones.
     guest.write(0, 2 * MIB, 65536, 3);
@@ -512,7 +512,9 @@ fn an_exclusion_means_one_disk_of_one_guest() {
     }
     let folder = format!("my_db-{}", &UUID.replace('c', "d")[..8]);
     let in_repository = format!("{folder}/vdb");
-    let right: &[(&[&str], &[&str], &[(&str, &str)])] = &[
+    // Which guests, which options, and which disks are left out.
+    type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [(&'a str, &'a str)]);
+    let right: &[Case<'_>] = &[
         (&["--all"], &["--exclude", "web/vdb"], &[("web", "vdb")]),
         (&["--all"], &["--exclude", "my db/vdb"], &[("my db", "vdb")]),
         (&["--all"], &["--exclude", &in_repository], &[("my db", "vdb")]),

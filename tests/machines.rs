@@ -123,7 +123,7 @@ fn nothing_is_overwritten_by_accident() {
     }
     let verified = run(qdelta(host.repo.args(args!["verify", "--json"])));
     assert_eq!(verified.code(), Some(4));
-    let damaged = verified.json()["damaged"].as_array().unwrap().len();
+    let damaged = verified.json()["findings"].as_array().unwrap().len();
     assert_eq!(damaged, fs::read_dir(&machine).unwrap().count(), "each lost file is found");
     restore(&host, &to, &[]).fails_with(4);
     assert!(!to.exists());

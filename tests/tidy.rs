@@ -324,3 +324,39 @@ fn dependencies_have_a_reason() {
         }
     }
 }
+
+/// Nine places opened files so that no named pipe is waited for, and the tenth forgot: a salvage waited
+/// for ever.
+#[test]
+fn files_are_opened_in_one_place() {
+    only_in(
+        &["src"],
+        // The second is for tests alone; the third opens pipes, and waits for their readers.
+        &["src/io/open.rs", "src/image/testing.rs", "src/output/mod.rs"],
+        &[
+            "File::open(",
+            "File::options(",
+            "File::create(",
+            "File::create_new(",
+            "fs::OpenOptions",
+            "fs::read(",
+            "fs::read_to_string(",
+            "fs::write(",
+            "fs::copy(",
+            "rustix::fs::open(",
+            "openat(",
+            "openat2(",
+        ],
+        "crate::io::Opener sees to it that a file is one, and waits for nobody",
+    );
+}
+
+#[test]
+fn the_time_is_asked_for_in_one_place() {
+    only_in(
+        &["src"],
+        &["src/clock.rs"],
+        &["Timestamp::now(", "Zoned::now("],
+        "past the year 9999 it panics; crate::clock gives an error",
+    );
+}

@@ -38,7 +38,7 @@ pub(super) struct Change<'a> {
 /// [`ErrorKind::Image`] if it is damaged, dirty or marked as corrupt, if a count is too low, or if the
 /// proof would take too much time or memory.
 pub fn prove(file: &ImageFile) -> Result<()> {
-    if file.is_proved() { Ok(()) } else { Change::begin(file).map(drop) }
+    if file.leaked().is_some() { Ok(()) } else { Change::begin(file).map(drop) }
 }
 
 /// Writes of which each is within one sector, with a sync behind each.
@@ -82,7 +82,7 @@ pub(super) fn change_and<T>(
             // Nothing leads to what was written, so it does no harm if this fails. What it took of the
             // filesystem's room, others may need.
             let _ = file.cut(len);
-            let _ = file.give_back(&change.counts.allocated, change.format.cluster);
+            let _ = file.give_back(&change.counts.written, change.format.cluster);
             Err(error)
         }
     }
@@ -116,7 +116,7 @@ impl<'a> Change<'a> {
     /// Proves that the image is sound, unless it was proved before: since it was opened, nobody else
     /// has changed it.
     fn prove(&mut self) -> Result<()> {
-        if !self.file.is_proved() {
+        if self.file.leaked().is_none() {
             let began = std::time::Instant::now();
             let leaked = proof::prove(self)?;
             tracing::debug!(took = ?began.elapsed(), leaked = leaked.len(), "proved to be sound");
@@ -216,7 +216,7 @@ impl<'a> Change<'a> {
         let place = self.counts.allocate(bytes.len() as u64)?;
         if !bytes.is_empty() {
             bytes.resize(bytes.len().next_multiple_of(self.format.cluster.len()), 0);
-            self.file.write(&bytes, place.0)?;
+            self.counts.write(&bytes, place)?;
         }
         Ok(place)
     }

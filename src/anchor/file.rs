@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use qdelta_formats::FormatError;
 use qdelta_formats::qcow2::{ClusterSize, FirstCluster, HeaderPrefix, Incompatible};
@@ -11,7 +11,7 @@ use roaring::RoaringTreemap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{open_device, punch};
-use crate::io::{FileStore, Store};
+use crate::io::{FileStore, Opener, Store, not_opened};
 use crate::sys::image_lock::ImageLock;
 
 /// A qcow2 image that nobody else uses, open for reading and writing. As long as this lives,
@@ -22,7 +22,7 @@ pub struct ImageFile {
     /// Its length can be changed.
     is_regular: bool,
     /// Once it is proved to be sound: the clusters that were counted once and that nothing used.
-    leaked: OnceLock<RoaringTreemap>,
+    leaked: Mutex<Option<Arc<RoaringTreemap>>>,
 }
 
 impl std::fmt::Debug for ImageFile {
@@ -39,22 +39,14 @@ impl std::fmt::Debug for ImageFile {
 /// says so; [`ErrorKind::Image`] if it is neither a file nor a device; [`ErrorKind::NotFound`] or
 /// [`ErrorKind::Io`] if it can't be opened.
 pub fn open_to_change(path: &Path) -> Result<(File, bool)> {
-    let failed = |error| Error::io("open", path, error);
-    // Asked before, so that a FIFO does not block; and after, because only that counts.
-    let ask = |metadata: std::fs::Metadata| {
-        let is_device = metadata.file_type().is_block_device();
-        if metadata.is_file() || is_device {
-            return Ok(!is_device);
+    let failed = |error| Error::io("look at", path, error);
+    let file = match std::fs::metadata(path).map_err(failed)?.file_type().is_block_device() {
+        true => open_device(path)?,
+        false => {
+            Opener::CHANGE.open(path).map_err(|error| not_opened(path, error, ErrorKind::Image))?
         }
-        let text = format!("{} is neither a regular file nor a block device", path.display());
-        Err(Error::new(ErrorKind::Image, text))
     };
-    let is_regular = ask(std::fs::metadata(path).map_err(failed)?)?;
-    let file = match is_regular {
-        true => File::options().read(true).write(true).open(path).map_err(failed)?,
-        false => open_device(path)?,
-    };
-    let is_regular = ask(file.metadata().map_err(failed)?)?;
+    let is_regular = file.metadata().map_err(failed)?.is_file();
     Ok((file, is_regular))
 }
 
@@ -68,13 +60,13 @@ impl ImageFile {
         let (file, is_regular) = open_to_change(path)?;
         let lock = ImageLock::exclusive(&file, path)?;
         let store = Arc::new(FileStore::new(file, path));
-        Ok(Self { store, lock: Some(lock), is_regular, leaked: OnceLock::new() })
+        Ok(Self { store, lock: Some(lock), is_regular, leaked: Mutex::default() })
     }
 
     /// The image in `store`. No lock is taken: whoever opened the store sees to it that nobody
     /// writes to it, and, if it is to be changed, that nobody uses it.
     pub fn over(store: Arc<dyn Store>) -> Self {
-        Self { store, lock: None, is_regular: true, leaked: OnceLock::new() }
+        Self { store, lock: None, is_regular: true, leaked: Mutex::default() }
     }
 
     /// From now on it is only read, and others may read it, too. In between nobody could write.
@@ -110,20 +102,16 @@ impl ImageFile {
         Ok(self.first_cluster()?.header().incompatible.contains(Incompatible::DATA_FILE))
     }
 
-    /// Whether it was proved to be sound since it was opened.
-    pub(super) fn is_proved(&self) -> bool {
-        self.leaked.get().is_some()
-    }
-
-    /// The clusters that were counted once and used by nothing when it was proved to be sound.
-    pub(super) fn leaked(&self) -> Option<&RoaringTreemap> {
-        self.leaked.get()
+    /// The clusters that were counted once and used by nothing when it was proved to be sound; none if
+    /// it was not proved since it was opened.
+    pub(super) fn leaked(&self) -> Option<Arc<RoaringTreemap>> {
+        self.leaked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// It is sound, but for these clusters: they were counted once, and nothing uses them.
     pub(super) fn set_proved(&self, leaked: RoaringTreemap) {
-        // If it was proved before, that is as good.
-        let _ = self.leaked.set(leaked);
+        let mut proved = self.leaked.lock().unwrap_or_else(PoisonError::into_inner);
+        *proved = Some(Arc::new(leaked));
     }
 
     pub(super) fn len(&self) -> Result<u64> {

@@ -31,7 +31,7 @@ const DIRECTORY_MAX: u64 = 64 << 10;
 /// As [`super::prove`]; or writing fails.
 pub fn reclaim(image: &ImageFile, is_ours: impl Fn(&[u8]) -> bool) -> Result<u64> {
     super::prove(image)?;
-    if image.leaked().is_none_or(RoaringTreemap::is_empty) {
+    if image.leaked().is_none_or(|leaked| leaked.is_empty()) {
         return Ok(0);
     }
     let mut change_of_counts = Change::begin(image)?;
@@ -89,7 +89,7 @@ fn leftovers(change: &mut Change<'_>, is_ours: &dyn Fn(&[u8]) -> bool) -> Result
                 numbers.insert_range(range);
             }
         }
-        found |= numbers & leaked;
+        found |= numbers & leaked.as_ref();
     }
     // What an earlier change of this file has given back is free by now, or used anew.
     let mut still = RoaringTreemap::new();

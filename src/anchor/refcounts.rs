@@ -40,8 +40,9 @@ pub(super) struct Refcounts<'a> {
     /// Clusters that the image as it is needs: what its metadata claims, and what lost its last
     /// reference in the change. Nothing may be written there, whatever the counts say.
     taken: RoaringTreemap,
-    /// Clusters that the change has got, which were free before.
-    pub(super) allocated: RoaringTreemap,
+    /// Clusters that were free before, and that the change has written to. It may get others, and fail
+    /// before it has done them any harm.
+    pub(super) written: RoaringTreemap,
     /// Clusters that lost their last reference in the change.
     pub(super) freed: RoaringTreemap,
     /// No cluster before this one is looked at for the change.
@@ -84,7 +85,7 @@ impl<'a> Refcounts<'a> {
             moved: RoaringBitmap::new(),
             cache: HashMap::new(),
             taken: RoaringTreemap::new(),
-            allocated: RoaringTreemap::new(),
+            written: RoaringTreemap::new(),
             freed: RoaringTreemap::new(),
             next_free: 1,
         })
@@ -221,6 +222,13 @@ impl<'a> Refcounts<'a> {
         Ok(())
     }
 
+    /// Writes into clusters that the change has got.
+    pub(super) fn write(&mut self, bytes: &[u8], place: HostOffset) -> Result<()> {
+        self.file.write(bytes, place.0)?;
+        self.written.insert_range(self.clusters_of(place.0, bytes.len() as u64));
+        Ok(())
+    }
+
     /// Gives the `len` bytes at `start` one reference less. Their place is not used again by this
     /// change.
     pub(super) fn free(&mut self, start: u64, len: u64) -> Result<()> {
@@ -271,7 +279,7 @@ impl<'a> Refcounts<'a> {
         for (field, block) in bytes.chunks_exact_mut(8).zip(&self.table) {
             field.copy_from_slice(&block.to_be_bytes());
         }
-        self.file.write(&bytes, place.0)?;
+        self.write(&bytes, place)?;
         // At most 8 MiB in clusters of at least 512 bytes.
         Ok(Some((place, clusters as u32)))
     }
@@ -380,7 +388,6 @@ impl<'a> Refcounts<'a> {
             return Err(self.full());
         }
         self.next_free = end;
-        self.allocated.insert_range(start..end);
         Ok(start)
     }
 
@@ -439,10 +446,14 @@ impl<'a> Refcounts<'a> {
     fn write_changed(&mut self) -> Result<()> {
         let mut changed: Vec<_> = self.cache.iter_mut().filter(|(_, it)| it.changed).collect();
         changed.sort_unstable_by_key(|(block, _)| **block);
+        let bits = self.cluster.bits();
         for (block, cached) in changed {
             let place = usize::try_from(*block).ok().and_then(|block| self.table.get(block));
             match place {
-                Some(&place) if place != 0 => self.file.write(&cached.bytes, place)?,
+                Some(&place) if place != 0 => {
+                    self.file.write(&cached.bytes, place)?;
+                    self.written.insert(place >> bits);
+                }
                 _ => return Err(self.file.damaged("a refcount block has no place")),
             }
             cached.changed = false;

@@ -74,8 +74,9 @@ pub struct Spare {
     pub cluster_size: u64,
     /// How much of the disk an L2 table covers, in bytes.
     pub table_coverage: u64,
-    /// Whether zeros need a cluster: in version 2 nothing else hides what a backing file has there.
-    pub zeros_are_written: bool,
+    /// Of version 2, in which nothing but a cluster of zeros hides what lies below.
+    is_v2: bool,
+    has_backing_file: bool,
     /// How many clusters the file has.
     file_clusters: u64,
     /// Those of them that are free.
@@ -87,6 +88,12 @@ pub struct Spare {
 }
 
 impl Spare {
+    /// Whether zeros need clusters; `is_overlay` says that something lies below the image, also if its
+    /// header does not.
+    pub fn zeros_are_written(&self, is_overlay: bool) -> bool {
+        self.is_v2 && (is_overlay || self.has_backing_file)
+    }
+
     /// How many clusters a rewrite takes for `data` clusters of the disk and `l2` of its L2 tables: with
     /// the L1 table, and with all that counts references, which is written anew, too.
     pub fn needed(&self, data: u64, l2: u64) -> u64 {
@@ -129,14 +136,15 @@ pub fn check_rewrite(image: &ImageFile) -> Result<Spare> {
     let header = change.header();
     let l1 = cluster.count(u64::from(header.l1.entries) * L1_ENTRY_SIZE);
     let refcounts = u64::from(header.refcount_table_clusters) + 1;
-    let zeros_are_written = header.version == Version::V2 && header.backing_name.is_some();
+    let (is_v2, has_backing_file) = (header.version == Version::V2, header.backing_name.is_some());
     // They are removed first, in a change of its own, which leaves the old counts behind.
     let times = if bitmaps.is_empty() { 1 } else { 2 };
     let (blocks, per_block) = change.counts.blocks();
     Ok(Spare {
         cluster_size: cluster.bytes(),
         table_coverage: change.format.table_coverage(),
-        zeros_are_written,
+        is_v2,
+        has_backing_file,
         file_clusters,
         free,
         tables: (l1 + refcounts) * times,

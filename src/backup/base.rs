@@ -1,16 +1,15 @@
 //! What a new point is made against: the chain of an earlier one, or nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta_formats::archive::Kind;
-use rustix::fs::CWD;
 
 use super::KindChoice;
 use crate::archive;
 use crate::chain::{CHAIN_LEN_MAX, Chain};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{FileStore, Symlink, open_regular};
+use crate::io::{FileStore, Opener, Store, not_opened};
 use crate::repository::{DiskId, Point, Repository};
 
 /// What a new point of a disk is made against.
@@ -142,9 +141,14 @@ fn open_base(repository: &Repository, point: &Point) -> Result<Chain> {
 
 /// Opens the archives of a point's chain.
 pub(crate) fn open_chain(repository: &Repository, point: &Point) -> Result<Chain> {
+    open_archives(&repository.chain_of(point)?, point)
+}
+
+/// Opens the archives of a point's chain, which are these, the full first.
+pub(crate) fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
     let mut archives = Vec::new();
-    for path in repository.chain_of(point)? {
-        archives.push(Arc::new(open_archive(&path)?));
+    for path in paths {
+        archives.push(Arc::new(open_archive(path)?));
     }
     let chain = Chain::new(archives)?;
     if chain.root() != point.record.root {
@@ -168,13 +172,14 @@ pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
 
 /// Opens one archive file.
 pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
-    let file = open_regular(CWD, path, Symlink::Followed)
-        .map_err(|source| Error::io("open", path, source))?;
-    let file = file.ok_or_else(|| {
-        let what = format!("{}: an archive must be a regular file", path.display());
-        Error::new(ErrorKind::Damaged, what)
-    })?;
-    archive::Reader::open(Arc::new(FileStore::new(file, path)))
+    archive::Reader::open(archive_store(path)?)
+}
+
+/// Opens the file of an archive, sound or not.
+pub(crate) fn archive_store(path: &Path) -> Result<Arc<dyn Store>> {
+    let file = Opener::READ.open(path);
+    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
+    Ok(Arc::new(FileStore::new(file, path)))
 }
 
 #[cfg(test)]

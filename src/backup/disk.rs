@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use jiff::Timestamp;
 use qdelta_formats::archive::{
     ArchiveId, Consistency, Geometry, Kind, Metadata, Parent, Tracker, frame_blocks,
 };
@@ -362,7 +361,7 @@ pub(super) fn metadata_for(
         kind,
         tracker,
         consistency,
-        created_ms: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0),
+        created_ms: u64::try_from(crate::clock::now()?.as_millisecond()).unwrap_or(0),
         geometry,
         frame_blocks: frame_blocks(geometry.block_size()),
         parent: latest.map(|latest| Parent {

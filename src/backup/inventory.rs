@@ -2,18 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta_formats::archive::Tracker;
-use rustix::fs::CWD;
 use serde::Serialize;
 
 use super::anchors::{self, Tag};
 use crate::anchor::{self, ImageFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{FileStore, open_without_waiting};
+use crate::io::{FileStore, Opener, is_refusal};
 use crate::observer::Observer;
 use crate::paths::absolute;
 use crate::reflink;
@@ -227,15 +225,12 @@ fn ours<T: Default>(found: Result<T>, observer: &dyn Observer) -> Result<T> {
 /// The qcow2 image at a path, to look at its tables; none if there is no such image. No lock is taken: the
 /// image may be in use.
 pub(super) fn image_at(path: &Path) -> Result<Option<ImageFile>> {
-    let opened = open_without_waiting(CWD, path).and_then(|file| {
-        let kind = file.metadata()?.file_type();
-        Ok((kind.is_file() || kind.is_block_device()).then_some(file))
-    });
-    let file = match opened {
-        Ok(Some(file)) => file,
-        Ok(None) => return Ok(None),
+    let file = match Opener::READ.or_device().open(path) {
+        Ok(file) => file,
         // The image may have been moved or deleted since.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound || is_refusal(&error) => {
+            return Ok(None);
+        }
         Err(error) => return Err(Error::io("open", path, error)),
     };
     let mut magic = [0; 4];

@@ -38,7 +38,7 @@ use crate::repository::{
 use crate::warning::{Code, Warning};
 use anchors::Tag;
 use base::Base;
-pub(crate) use base::{check_indexes, open_archive, open_chain};
+pub(crate) use base::{archive_store, check_indexes, open_archive, open_archives, open_chain};
 use disk::Rest;
 use source::Leave;
 use together::{Ready, Together};
@@ -316,6 +316,9 @@ fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) ->
     for leftover in &cleaned.kept {
         let text = format!("{} belongs to no recovery point; left alone", leftover.path.display());
         observer.warn(Warning::new(Code::Stray, text));
+    }
+    for error in &cleaned.unreadable {
+        observer.warn(Warning::failed(Code::Unreadable, error));
     }
     Ok(())
 }

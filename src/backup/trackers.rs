@@ -13,7 +13,6 @@ use std::sync::Arc;
 use qdelta_formats::archive::{Geometry, Tracker};
 use qdelta_formats::qcow2::{Bitmap, Snapshot};
 use roaring::RoaringTreemap;
-use rustix::fs::CWD;
 
 use super::anchors;
 use super::base::{Base, open_chain};
@@ -25,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::FileIndex;
 use crate::fingerprint::{self, Fingerprint};
 use crate::image::{self, Format, Image, OpenOptions, SameBytes, Unwritten};
-use crate::io::{Symlink, open_regular};
+use crate::io::Opener;
 use crate::reflink::{self, ByteRanges};
 use crate::repository::{Anchor, AnchorKind, CloneRecord, Point, Refusal, Repository};
 
@@ -540,9 +539,8 @@ fn real_names(image: &Image) -> Result<Vec<PathBuf>, String> {
 /// Opens a kept clone that is what it was.
 fn open_kept(record: &CloneRecord) -> Result<File, String> {
     let shown = record.clone.display();
-    let file = open_regular(CWD, &record.clone, Symlink::Refused)
-        .map_err(|error| format!("its clone {shown}: {error}"))?
-        .ok_or_else(|| format!("its clone {shown} is no regular file"))?;
+    let file = Opener::READ.itself().open(&record.clone);
+    let file = file.map_err(|error| format!("its clone {shown}: {error}"))?;
     let now = anchors::identity(&file, &record.clone).map_err(|error| error.chain())?;
     if now != (record.inode, record.length, record.modified_ns) {
         return Err(format!("the clone {shown} is not the one that was kept"));

@@ -16,7 +16,7 @@ use crate::backup;
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, OpenOptions};
-use crate::io::Direct;
+use crate::io::{Direct, Opener};
 use crate::observer::{Observer, Recorder};
 use crate::pipeline::Resources;
 use crate::warning::Warning;
@@ -234,7 +234,9 @@ fn bound(stages: &[Stage], cache: &str, level: i32, ratio: f64) -> (&'static str
 
 /// What the process has used so far, in user and kernel mode; 0 where nobody tells.
 fn processor_seconds() -> f64 {
-    let Ok(stat) = std::fs::read_to_string(Path::new("/proc/self/stat")) else { return 0.0 };
+    let Ok(stat) = Opener::READ.read_text(Path::new("/proc/self/stat"), 64 << 10) else {
+        return 0.0;
+    };
     let Some((_, fields)) = stat.rsplit_once(')') else { return 0.0 };
     let ticks = fields.split_whitespace().skip(11).take(2).flat_map(str::parse::<u64>);
     // The kernel's USER_HZ is 100 for everyone.

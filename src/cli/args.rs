@@ -96,6 +96,11 @@ pub struct Init {
     /// The folder [default: the one that --repo or QDELTA_REPO says]
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
+
+    /// Make a lost or damaged qdelta.toml anew, with the id that the points know; nothing else is
+    /// touched
+    #[arg(long)]
+    pub repair: bool,
 }
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.

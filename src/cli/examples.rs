@@ -21,7 +21,10 @@ const FIRST_STEPS: &[Example] = &[
 pub fn list(command: &str) -> &'static [Example] {
     match command {
         "qdelta" => FIRST_STEPS,
-        "init" => &[("A folder on a backup disk", "qdelta init /mnt/backup/repo")],
+        "init" => &[
+            ("A folder on a backup disk", "qdelta init /mnt/backup/repo"),
+            ("qdelta.toml was lost or damaged", "qdelta init --repair /mnt/backup/repo"),
+        ],
         "backup" => &[
             ("The disk is called after the file: web", "qdelta backup web.qcow2"),
             ("Two disks of one guest", "qdelta backup web-data.qcow2 --disk web/data"),

@@ -108,8 +108,12 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
 /// A failure as people see it: what, and why; in a second line what to do.
 fn describe(error: &Error) -> String {
     match error.advice() {
-        Some(advice) => format!("qdelta: {}\n        {advice}", error.chain()),
-        None => format!("qdelta: {}", error.chain()),
+        Some(advice) => format!(
+            "qdelta: {}\n        {}",
+            text::printable(&error.chain()),
+            text::printable(advice)
+        ),
+        None => format!("qdelta: {}", text::printable(&error.chain())),
     }
 }
 
@@ -127,7 +131,7 @@ fn refused(error: &clap::Error) -> ExitCode {
         Some(text) => format!("qdelta: {text}"),
         None => text,
     };
-    let _ = write!(std::io::stderr(), "{}", text::printable(&text));
+    let _ = write!(std::io::stderr(), "{}", text::printable_lines(&text));
     ExitCode::from(status::USAGE)
 }
 

@@ -31,7 +31,7 @@ impl Screen {
 
     /// Says something, above the bar if there is one.
     pub fn say(&self, message: &str) {
-        let message = text::printable(message);
+        let message = text::printable_lines(message);
         // Nobody is left to tell that standard error is gone.
         let speak = || drop(writeln!(io::stderr(), "{message}"));
         match &*self.lock() {
@@ -80,8 +80,9 @@ impl Observer for Screen {
 /// A warning as people see it: what is the matter; in a second line what to do.
 fn describe(warning: &Warning) -> String {
     let disk = warning.disk.as_ref().map(|disk| format!("{disk}: ")).unwrap_or_default();
-    let advice = warning.advice.as_ref().map(|advice| format!("\n        {advice}"));
-    format!("qdelta: warning: {disk}{}{}", warning.text, advice.unwrap_or_default())
+    let text = text::printable(&format!("{disk}{}", warning.text));
+    let advice = warning.advice.as_ref().map(|it| format!("\n        {}", text::printable(it)));
+    format!("qdelta: warning: {text}{}", advice.unwrap_or_default())
 }
 
 /// Lets the library's notes be seen: errors and warnings always, and more with every `verbose`.
@@ -145,7 +146,7 @@ impl Write for Note {
 impl Drop for Note {
     fn drop(&mut self) {
         if !self.text.is_empty() {
-            self.screen.say(String::from_utf8_lossy(&self.text).trim_end());
+            self.screen.say(&text::printable(String::from_utf8_lossy(&self.text).trim_end()));
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Ctrl-C and its like: the first asks the work to stop and clean up, the second ends the program.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use qdelta::cancel::Cancel;
+use qdelta::io::Opener;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
@@ -44,7 +46,7 @@ pub fn watch(screen: &Screen) -> Cancel {
 
 /// The signals that this process was started to ignore, one bit each.
 fn ignored() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let text = Opener::READ.read_text(Path::new("/proc/self/status"), 64 << 10).unwrap_or_default();
     let mask = text.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }

@@ -98,13 +98,13 @@ pub fn fitted(label: &str, pieces: &[(u8, String)], width: usize) -> String {
     }
 }
 
-/// Text with nothing in it that a terminal obeys: names come from images and manifests.
+/// Text with nothing in it that a terminal obeys, nor a reader of lines: names come from images and
+/// manifests, and a line break in one could look like a line of the program's own.
 pub fn printable(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
-            '\n' => clean.push(character),
-            character if character.is_control() => {
+            character if character.is_control() || steers(character) => {
                 // Writing to a string does not fail.
                 let _ = write!(clean, "\\u{{{:x}}}", character as u32);
             }
@@ -112,6 +112,20 @@ pub fn printable(text: &str) -> String {
         }
     }
     clean
+}
+
+/// Text of several lines that the program made itself, printable but for its line breaks.
+pub fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether a character is invisible and changes how those around it are shown: it turns the direction
+/// of writing, or breaks the line.
+fn steers(character: char) -> bool {
+    matches!(
+        character,
+        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
 }
 
 /// One column of a [`table`].
@@ -232,7 +246,18 @@ mod tests {
     #[test]
     fn a_name_cannot_command_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\u{9b}c\td"), "a\\u{1b}[2Jb\\u{9b}c\\u{9}d");
-        assert_eq!(printable("größe\n"), "größe\n");
+        assert_eq!(printable("größe, 画像"), "größe, 画像");
+    }
+
+    /// An image called "a\nqdelta: everything is as it was written" put a line of its own choice into
+    /// a report.
+    #[test]
+    fn a_name_has_no_lines_and_turns_none_round() {
+        assert_eq!(printable("a\nqdelta: b\r"), "a\\u{a}qdelta: b\\u{d}");
+        for steering in ['\u{202e}', '\u{2066}', '\u{200f}', '\u{2028}', '\u{85}', '\u{feff}'] {
+            assert!(!printable(&format!("a{steering}b")).contains(steering), "{steering:?}");
+        }
+        assert_eq!(printable_lines("one\ntwo\x1b\n"), "one\ntwo\\u{1b}\n");
     }
 
     #[test]

@@ -9,11 +9,7 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::parse::{child, source_of, special_of};
-use super::{Chain, Disk, Source, Store, malformed};
-use crate::error::Result;
-
-/// No domain with more images below a disk's own starts.
-const BELOW_MAX: usize = 200;
+use super::{Chain, Disk, Source, Store};
 
 /// What a chain consists of, if all of it is in files and in block devices.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,7 +34,7 @@ pub struct Link {
 }
 
 /// The chain of the disk whose `<source>` is `source`.
-pub(super) fn parse(disk: Node<'_, '_>, source: Option<Node<'_, '_>>) -> Result<Chain> {
+pub(super) fn parse(disk: Node<'_, '_>, source: Option<Node<'_, '_>>) -> Chain {
     let mut chain = Chain { data: source.and_then(data_of), ..Chain::default() };
     let mut outer = disk;
     while let Some(inner) = child(outer, "backingStore") {
@@ -46,13 +42,10 @@ pub(super) fn parse(disk: Node<'_, '_>, source: Option<Node<'_, '_>>) -> Result<
             chain.is_whole = true;
             break;
         };
-        if chain.below.len() == BELOW_MAX {
-            return Err(malformed(format!("has a disk with more than {BELOW_MAX} backing files")));
-        }
         chain.below.push(store_of(inner, kind));
         outer = inner;
     }
-    Ok(chain)
+    chain
 }
 
 /// The external data file that a `<source>` names.
@@ -87,10 +80,10 @@ impl Chain {
     ///
     /// # Errors
     /// Some of it lies elsewhere, or has a format that can't be read.
-    pub fn links(&self) -> std::result::Result<Links, String> {
+    pub fn links(&self) -> Result<Links, String> {
         Ok(Links {
             data_file: self.data.as_deref().map(data_file).transpose()?,
-            below: self.below.iter().map(link).collect::<std::result::Result<_, _>>()?,
+            below: self.below.iter().map(link).collect::<Result<_, _>>()?,
             is_whole: self.is_whole,
         })
     }
@@ -127,7 +120,7 @@ impl Disk {
     }
 }
 
-fn link(store: &Store) -> std::result::Result<Link, String> {
+fn link(store: &Store) -> Result<Link, String> {
     let path = path_of(store, "backing file")?;
     let format = match store.format.as_deref() {
         Some("qcow2") => "qcow2",
@@ -140,14 +133,14 @@ fn link(store: &Store) -> std::result::Result<Link, String> {
     Ok(Link { path, format, data_file: store.data.as_deref().map(data_file).transpose()? })
 }
 
-fn data_file(store: &Store) -> std::result::Result<PathBuf, String> {
+fn data_file(store: &Store) -> Result<PathBuf, String> {
     match store.format.as_deref() {
         None | Some("raw") => path_of(store, "data file"),
         Some(other) => Err(format!("its data file has the format {other:?}")),
     }
 }
 
-fn path_of(store: &Store, what: &str) -> std::result::Result<PathBuf, String> {
+fn path_of(store: &Store, what: &str) -> Result<PathBuf, String> {
     let path = match &store.source {
         Source::File(path) | Source::Block(path) => path,
         Source::Network(protocol) => {

@@ -1,16 +1,13 @@
 //! Where libvirt keeps its files, and reading them.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::limits::XML_LEN_MAX;
 use super::{Disk, Domain, Source, State, Tpm, parse};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Opener, not_opened};
 
 /// libvirt's folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,22 +198,12 @@ impl Libvirt {
 
 /// Reads a file of libvirt's, if it is there.
 pub(super) fn read(path: &Path) -> Result<Option<XmlFile>> {
-    let failed = |error| Error::io("read", path, error);
-    let opened = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    let what = |what: &str| Error::new(ErrorKind::Image, format!("{} {what}", path.display()));
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(what("is no regular file"));
+    match Opener::READ.read_text(path, XML_LEN_MAX) {
+        Ok(text) => Ok(Some(XmlFile { path: path.to_path_buf(), text })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(Error::new(ErrorKind::Image, path.display().to_string()).because(error))
+        }
+        Err(error) => Err(not_opened(path, error, ErrorKind::Image)),
     }
-    let mut bytes = Vec::new();
-    file.take(XML_LEN_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > XML_LEN_MAX {
-        return Err(what(&format!("is longer than {XML_LEN_MAX} bytes")));
-    }
-    let text = String::from_utf8(bytes).map_err(|error| what("is no text").because(error))?;
-    Ok(Some(XmlFile { path: path.to_path_buf(), text }))
 }

@@ -135,7 +135,7 @@ fn disk_of(disk: Node<'_, '_>) -> Result<Disk> {
         transient: child(disk, "transient").is_some(),
         mirrored: child(disk, "mirror").is_some(),
         special,
-        chain: chain::parse(disk, source_node)?,
+        chain: chain::parse(disk, source_node),
         mirror: child(disk, "mirror").map(chain::sources).unwrap_or_default(),
     })
 }

@@ -1,13 +1,13 @@
 //! Where a new file may be made, and opening a block device for oneself.
 
 use std::fs::File;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Opener;
 use crate::sys::patience;
 
 /// The folders of the kernel's own: what is made there is in memory, or is nothing at all.
@@ -74,10 +74,9 @@ fn without_dots(path: &Path) -> PathBuf {
 /// # Errors
 /// `Busy`, `NotFound`, `Io`.
 pub(crate) fn open_device(path: &Path) -> Result<File> {
-    let mut options = File::options();
-    options.read(true).write(true).custom_flags(OFlags::EXCL.bits() as i32);
+    let opener = Opener::CHANGE.or_device().unused();
     let mut last = None;
-    let free = patience::wait_until(|| match options.open(path) {
+    let free = patience::wait_until(|| match opener.open(path) {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
             last = Some(Err(error));
             Ok(false)

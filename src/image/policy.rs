@@ -6,17 +6,14 @@
 //! pinned first, checked, and only then opened for reading: through its descriptor, so that nobody
 //! can put another one in its place in between.
 
-use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
-
 use super::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{FileStore, Store};
+use crate::io::{FileStore, Opener, Store, not_opened};
 
 /// Which file it is, whatever it is called: device and inode.
 type FileId = (u64, u64);
@@ -164,34 +161,26 @@ fn proc_path(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// Gets hold of the file without opening it for anything: a FIFO does not block, a device does not
-/// act.
+/// Gets hold of the file without opening it.
 fn pin(path: &Path) -> std::io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(crate::io::pin(path, true)?)
 }
 
 /// The same of a clone, which is no symlink: who can put one in its place could have any file read.
 fn pin_itself(path: &Path) -> std::io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+    Ok(crate::io::pin(path, false)?)
 }
 
 /// Opens a pinned file for reading, if it is one that can hold an image.
 fn open_pinned(pinned: &OwnedFd, path: &Path) -> Result<Opened> {
     let failed = |error| Error::io("open", path, error);
     let stat = rustix::fs::fstat(pinned).map_err(|error| failed(error.into()))?;
-    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-    if !matches!(kind, rustix::fs::FileType::RegularFile | rustix::fs::FileType::BlockDevice) {
-        return Err(Error::new(
-            ErrorKind::Image,
-            format!("{} is neither a regular file nor a block device", path.display()),
-        ));
-    }
-    let file = File::open(proc_path(pinned)).map_err(failed)?;
+    let file = Opener::READ.or_device().open(&proc_path(pinned));
+    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Image))?;
     let metadata = file.metadata().map_err(failed)?;
     let is_device = metadata.file_type().is_block_device();
     let id = (metadata.dev(), metadata.ino());
-    if id != (stat.st_dev, stat.st_ino) || !(metadata.is_file() || is_device) {
+    if id != (stat.st_dev, stat.st_ino) {
         return Err(Error::new(
             ErrorKind::Image,
             format!("{} changed while it was being opened", path.display()),
@@ -299,7 +288,7 @@ mod tests {
             rustix::fs::CWD,
             &fifo,
             rustix::fs::FileType::Fifo,
-            Mode::from_raw_mode(0o600),
+            rustix::fs::Mode::from_raw_mode(0o600),
             0,
         )
         .unwrap();

@@ -100,7 +100,7 @@ pub(super) fn difference(
     let header = match &named {
         Ok(None) => "no backing file".to_owned(),
         Ok(Some(node)) => format!("the backing file '{}'", node.file.display()),
-        Err(_) => "a backing file that is no local one".to_owned(),
+        Err(_) => "a backing file that can't be followed".to_owned(),
     };
     let definition = match (stated, &named) {
         (StatedBelow::Unsaid, _) | (StatedBelow::Nothing, Ok(None)) => return None,

@@ -1,17 +1,14 @@
 //! Files past the page cache (`O_DIRECT`): what is aligned goes straight between the device and a
 //! buffer, everything else takes the usual way through the cache.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{BUFFER_ALIGNMENT, FileStore, Store};
+use super::{BUFFER_ALIGNMENT, FileStore, Opener, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::kernel::Memory;
 
@@ -137,11 +134,9 @@ fn open_one(file: Arc<dyn Store>, direct: Direct, access: Access) -> Result<Arc<
 /// Opens what a store has open, whatever its name has become, once more.
 fn reopen(store: &dyn Store, access: Access) -> io::Result<FileStore> {
     let descriptor = store.fd().ok_or(io::ErrorKind::Unsupported)?;
-    let file = File::options()
-        .read(true)
-        .write(access == Access::Write)
-        .custom_flags(OFlags::DIRECT.bits() as i32)
-        .open(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))?;
+    let how = if access == Access::Write { Opener::CHANGE } else { Opener::READ };
+    let path = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+    let file = how.or_device().direct().open(&path)?;
     let file = FileStore::new(file, store.path());
     // Some filesystems take the flag and then refuse every transfer.
     let mut page = Memory::zeroed(BUFFER_ALIGNMENT)?;

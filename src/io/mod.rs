@@ -4,20 +4,20 @@
 mod direct;
 #[doc(hidden)]
 pub mod faulty;
+mod open;
 mod pool;
 mod queue;
 #[doc(hidden)]
 pub mod recording;
-mod regular;
 mod ring;
 mod store;
 mod threads;
 mod writeback;
 
 pub use direct::{Access, Direct, open_direct};
+pub use open::{Opener, is_refusal, not_opened, open_folder, pin, pin_folder, sync_folder};
 pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
 pub use queue::{Backend, Direction, Done, Job, Queue, Segment};
-pub use regular::{Symlink, open_regular, open_without_waiting};
 pub use store::{FileStore, Store};
 pub use writeback::EarlyWriteback;
 

@@ -4,16 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use rustix::fs::OFlags;
 
 use super::file_id::{FileId, refuse_input};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{rename_new, room};
-use crate::io::{FileStore, Store};
+use crate::io::{FileStore, Opener, Store, not_opened, sync_folder};
 use crate::sys::{image_lock, patience};
 
 /// A disk shows everything that was ever written to it: only its owner reads it, unless the file
@@ -47,14 +45,10 @@ impl Target {
     /// - `Usage`: it is one of `inputs`, or no file.
     /// - `NotFound`: there is no such folder.
     pub fn create(path: &Path, replace: bool, inputs: &[FileId]) -> Result<Self> {
-        let existing = match File::options()
-            .read(true)
-            .custom_flags(OFlags::NONBLOCK.bits() as i32)
-            .open(path)
-        {
+        let existing = match Opener::READ.open(path) {
             Ok(file) => Some(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(Error::io("open", path, error)),
+            Err(error) => return Err(not_opened(path, error, ErrorKind::Usage)),
         };
         let path = match &existing {
             Some(file) => {
@@ -109,9 +103,7 @@ impl Target {
         self.committed = true;
         // Without this, a power cut undoes the rename.
         let folder = folder(&self.path);
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|error| Error::io("sync the folder", folder, error))
+        sync_folder(folder).map_err(|error| Error::io("sync the folder", folder, error))
     }
 }
 
@@ -124,10 +116,6 @@ impl Drop for Target {
 }
 
 fn check_existing(file: &File, path: &Path, replace: bool, inputs: &[FileId]) -> Result<()> {
-    let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
-    if !metadata.is_file() {
-        return Err(Error::new(ErrorKind::Usage, format!("{} is no file", path.display())));
-    }
     refuse_input(file, path, inputs)?;
     if !replace {
         let text = format!("{} exists already", path.display());
@@ -168,7 +156,7 @@ fn partial_path(path: &Path) -> Result<PathBuf> {
 fn open_partial(path: &Path) -> Result<File> {
     let failed = |error| Error::io("create", path, error);
     for _ in 0..ATTEMPTS_MAX {
-        match File::options().read(true).write(true).create_new(true).mode(MODE).open(path) {
+        match Opener::CHANGE.create(MODE).open(path) {
             Ok(file) => match patience::lock(&file) {
                 // Somebody may have taken it for a leftover before it was locked.
                 Ok(()) if !is_at(&file, path) => {}
@@ -190,12 +178,10 @@ fn busy(path: &Path) -> Error {
 }
 
 fn remove_leftover(path: &Path) -> Result<()> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let opened = File::options().write(true).custom_flags(flags.bits() as i32).open(path);
-    let file = match opened {
+    let file = match Opener::CHANGE.itself().open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::io("open", path, error)),
+        Err(error) => return Err(not_opened(path, error, ErrorKind::Exists)),
     };
     match patience::lock(&file) {
         Ok(()) if is_at(&file, path) => {

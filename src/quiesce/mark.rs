@@ -3,17 +3,15 @@
 //! It is there from before the freeze until after the thaw. Whoever finds it later knows that
 //! neither qdelta nor its watchdog got as far as that.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io::Write;
 use std::path::Path;
 
-use jiff::Timestamp;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::Freeze;
 use crate::error::{Error, Result};
+use crate::io::Opener;
 
 /// The longest mark that is read, in bytes.
 const LEN_MAX: u64 = 64 << 10;
@@ -34,18 +32,12 @@ pub(super) fn set(freeze: &Freeze) -> Result<Mark> {
     let failed = |error| Error::io("write", &freeze.mark, error);
     let mark = Mark {
         name: freeze.name.clone(),
-        since: Timestamp::now().to_string(),
+        since: crate::clock::now()?.to_string(),
         watchdog: std::process::id(),
     };
     let text = serde_json::to_string(&mark).map_err(|error| failed(error.into()))?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
-        .open(&freeze.mark)
-        .map_err(failed)?;
+    let mut file = Opener::CHANGE.itself().or_create(0o600).open(&freeze.mark).map_err(failed)?;
+    file.set_len(0).map_err(failed)?;
     file.write_all(format!("{text}\n").as_bytes()).map_err(failed)?;
     Ok(mark)
 }
@@ -57,10 +49,7 @@ pub(super) fn is_set(path: &Path) -> bool {
 
 /// What the mark says, if it can be read.
 pub(super) fn read(path: &Path) -> Option<Mark> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
-    let mut bytes = Vec::new();
-    file.take(LEN_MAX).read_to_end(&mut bytes).ok()?;
+    let bytes = Opener::READ.itself().read(path, LEN_MAX).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 

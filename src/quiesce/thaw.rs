@@ -139,7 +139,9 @@ pub fn thaw_marked(freeze: &Freeze, running: bool, observer: &dyn Observer) -> R
 
 /// Whether the moment `since` is no longer ago than `limit`, or can't be read.
 fn is_recent(since: &str, limit: Duration) -> bool {
-    let Ok(since) = since.parse::<Timestamp>() else { return true };
-    let age = Timestamp::now().duration_since(since);
+    let (Ok(since), Ok(now)) = (since.parse::<Timestamp>(), crate::clock::now()) else {
+        return true;
+    };
+    let age = now.duration_since(since);
     age.unsigned_abs() <= limit || age.is_negative()
 }

@@ -2,14 +2,12 @@
 //! whichever repository it works for. A thaw of one run would else end the freeze of another.
 
 use std::fs::{File, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
-
 use super::Freeze;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Opener, not_opened};
 
 /// How long to wait: longer than a watchdog that was left alone goes on thawing.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(50);
@@ -28,9 +26,8 @@ pub(super) struct Turn {
 /// `Busy` if another process does not let go of it; `Io` if the file can't be opened.
 pub(super) fn take(freeze: &Freeze, wait_max: Duration) -> Result<Turn> {
     let path = &freeze.definition;
-    let flags = OFlags::NONBLOCK.bits() as i32;
-    let opened = File::options().read(true).custom_flags(flags).open(path);
-    let file = opened.map_err(|error| Error::io("open", path, error))?;
+    let opened = Opener::READ.open(path);
+    let file = opened.map_err(|error| not_opened(path, error, ErrorKind::Image))?;
     let end = Instant::now() + wait_max;
     loop {
         match file.try_lock() {

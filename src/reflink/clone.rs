@@ -5,10 +5,11 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Opener;
 use crate::sys::kernel::fiemap;
 
 /// Clones the open file `source`, called `source_path`, to a new file in `folder`, which is called
@@ -26,10 +27,8 @@ pub(super) fn clone_file(
     target: &Path,
 ) -> Result<File> {
     let name = target.file_name().unwrap_or_default();
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(folder, name, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|errno| Error::io("create", target, errno.into()))?;
-    let file = File::from(file);
+    let file = Opener::CHANGE.create(0o600).open_at(folder, Path::new(name));
+    let file = file.map_err(|error| Error::io("create", target, error))?;
     let cloned = match rustix::fs::ioctl_ficlone(&file, source.as_fd()) {
         // Btrfs clones a file that is marked NOCOW only to another one that is.
         Err(Errno::INVAL) => {

@@ -12,12 +12,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode};
 use rustix::io::Errno;
 
 use super::clone::clone_file;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Symlink, open_regular};
+use crate::io::{Opener, is_refusal, open_folder};
 
 /// The folder beside an image in which its clones are kept.
 pub const ANCHOR_FOLDER: &str = ".qdelta";
@@ -105,8 +105,7 @@ struct Folder {
 impl Folder {
     /// The folder of an image, whoever owns it.
     fn around(path: &Path) -> Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty())
+        let fd = crate::io::pin_folder(path)
             .map_err(|errno| Error::io("open the folder", path, errno.into()))?;
         Ok(Self { fd, path: path.to_owned() })
     }
@@ -118,8 +117,7 @@ impl Folder {
             let text = format!("{} is no name for a folder of clones", name.display());
             return Err(Error::new(ErrorKind::Usage, text));
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+        let fd = match open_folder(&self.fd, Path::new(name), false) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP | Errno::NOTDIR) => return Err(not_ours(&path, "it is no folder")),
@@ -183,8 +181,7 @@ impl Folder {
     }
 
     fn sync(&self) -> Result<()> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.fd, ".", flags, Mode::empty())
+        open_folder(&self.fd, Path::new("."), true)
             .and_then(rustix::fs::fsync)
             .map_err(|errno| Error::io("sync the folder", &self.path, errno.into()))
     }
@@ -234,9 +231,10 @@ pub fn kept_beside(folder: &Path) -> Result<Vec<String>> {
 pub fn open_kept(folder: &Path, anchor: &str, name: &OsStr) -> Result<Option<File>> {
     let Some([clones, _]) = clones_beside(folder)? else { return Ok(None) };
     let Some(own) = clones.own(anchor.as_ref())? else { return Ok(None) };
-    match open_regular(&own.fd, Path::new(name), Symlink::Refused) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => other.map_err(|error| Error::io("open", &own.path.join(name), error)),
+    match Opener::READ.itself().open_at(&own.fd, Path::new(name)) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is_refusal(&error) => Ok(None),
+        Err(error) => Err(Error::io("open", &own.path.join(name), error)),
     }
 }
 

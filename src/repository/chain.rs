@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use super::manifest::Manifest;
 use super::names::DiskId;
 use super::point::PointId;
-use super::{Point, Repository, durable, folder_names_if_any, is_there, manifest};
+use super::{Point, PointList, Repository, durable, folder_names_if_any, is_there, manifest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{Metadata, header};
 
@@ -40,34 +41,57 @@ pub(super) fn of(repository: &Repository, point: &Point) -> Result<Vec<PathBuf>>
     Ok(chain)
 }
 
-/// What is left of the chain up to `point`, the oldest first, and what is missing.
-pub(super) fn remains_of(
-    repository: &Repository,
-    point: &Point,
-) -> Result<(Vec<PathBuf>, Vec<String>)> {
-    let list = repository.points(&point.disk)?;
-    let (mut chain, mut missing) = (Vec::new(), Vec::new());
+/// What is left of a point's chain.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// The archives that are there, sound or not, the oldest first.
+    pub archives: Vec<PathBuf>,
+    /// What is missing between them.
+    pub gaps: Vec<Gap>,
+}
+
+/// A place in a chain where something is missing.
+#[derive(Debug)]
+pub struct Gap {
+    /// The archive; or the manifest, where nothing tells what the archive is called.
+    pub path: PathBuf,
+    /// What is the matter.
+    pub error: Error,
+}
+
+/// What is left of the chain up to `point`, a point of `list`.
+pub(super) fn remains(repository: &Repository, list: &PointList, point: &Point) -> Remains {
+    let mut remains = Remains::default();
     let mut step = Some((point.id, point.archive_path.clone(), point.record.parent));
     while let Some((id, path, parent)) = step.take() {
         match present(&path, id) {
-            Ok(path) => chain.push(path),
-            Err(error) => missing.push(error.chain()),
+            Ok(path) => remains.archives.push(path),
+            Err(error) => remains.gaps.push(Gap { path: path.clone(), error }),
         }
-        let Some(parent) = parent.filter(|parent| *parent < id) else { break };
-        let known = list.points.iter().find(|candidate| candidate.id == parent);
-        step = match known {
+        let Some(parent) = parent else { break };
+        // Nothing can be its own ancestor, so this ends.
+        if parent >= id {
+            let error = broken(format!("point {id} claims to build on the later {parent}"));
+            remains.gaps.push(Gap { path, error });
+            break;
+        }
+        let known = list.points.binary_search_by_key(&parent, |candidate| candidate.id);
+        step = match known.ok().and_then(|index| list.points.get(index)) {
             Some(known) => Some((parent, known.archive_path.clone(), known.record.parent)),
             None => match without_manifest(repository, &point.disk, parent) {
                 Ok((path, next)) => Some((parent, path, next)),
                 Err(error) => {
-                    missing.push(error.chain());
+                    let folder = repository.points_dir(&point.disk.domain);
+                    let path = folder.join(Manifest::file_name(parent));
+                    let error = error.within(format!("point {id} builds on point {parent}"));
+                    remains.gaps.push(Gap { path, error });
                     None
                 }
             },
         };
     }
-    chain.reverse();
-    Ok((chain, missing))
+    remains.archives.reverse();
+    remains
 }
 
 /// The archive of a point that has no manifest, and the point that it builds on.

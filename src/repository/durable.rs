@@ -1,15 +1,13 @@
 //! Changes to the repository that survive a power cut: every step of every write goes through
 //! these few functions, so a test can fail or kill the program at each one.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, OFlags};
-
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::Symlink;
+use crate::io::{Opener, not_opened, sync_folder};
 
 /// Backups show everything that a disk holds: nobody but their owner reads them unless the owner
 /// says so.
@@ -20,21 +18,15 @@ const DIR_MODE: u32 = 0o700;
 /// Makes a file that was not there.
 pub(super) fn create_new(path: &Path) -> Result<File> {
     step()
-        .and_then(|()| {
-            OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)
-        })
+        .and_then(|()| Opener::CHANGE.create(FILE_MODE).open(path))
         .map_err(|error| Error::io("create", path, error))
 }
 
 /// Opens a file that may be there already, to lock it.
 pub(super) fn open_or_create(path: &Path) -> Result<File> {
     step()
-        .and_then(|()| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
-            options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32).open(path)
-        })
-        .map_err(|error| Error::io("open", path, error))
+        .and_then(|()| Opener::CHANGE.itself().or_create(FILE_MODE).open(path))
+        .map_err(|error| not_opened(path, error, ErrorKind::Damaged))
 }
 
 /// Writes a whole small file, which must not be there, and returns once it is on stable storage.
@@ -53,7 +45,7 @@ pub(super) fn sync_file(file: &File, path: &Path) -> Result<()> {
 /// Returns once the names in a folder are on stable storage.
 pub(super) fn sync_dir(path: &Path) -> Result<()> {
     step()
-        .and_then(|()| File::open(path)?.sync_all())
+        .and_then(|()| sync_folder(path))
         .map_err(|error| Error::io("sync the folder", path, error))
 }
 
@@ -92,7 +84,8 @@ pub(super) fn create_dir(path: &Path) -> Result<()> {
 /// # Errors
 /// [`ErrorKind::Damaged`] if it is longer, or no regular file: then nothing is read from it.
 pub(super) fn read_small(path: &Path, max: u64) -> Result<Vec<u8>> {
-    let (file, len) = open_regular(path)?;
+    let file = open(path)?;
+    let len = file.metadata().map_err(|error| Error::io("read", path, error))?.len();
     if len > max {
         return Err(Error::new(
             ErrorKind::Damaged,
@@ -107,20 +100,12 @@ pub(super) fn read_small(path: &Path, max: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// [`ErrorKind::Damaged`] if it is no regular file: then nothing is read from it.
 pub(super) fn read_start(path: &Path, max: u64) -> Result<Vec<u8>> {
-    let (file, _) = open_regular(path)?;
-    read_at_most(file, path, max)
+    read_at_most(open(path)?, path, max)
 }
 
-/// Opens a file that is a regular one, and says how long it is.
-pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
-    let failed = |error| Error::io("read", path, error);
-    let file = crate::io::open_regular(CWD, path, Symlink::Followed).map_err(failed)?;
-    let file = file.ok_or_else(|| {
-        let what = format!("{}: not a regular file", path.display());
-        Error::new(ErrorKind::Damaged, what)
-    })?;
-    let len = file.metadata().map_err(failed)?.len();
-    Ok((file, len))
+/// Opens a file of the repository for reading.
+pub(super) fn open(path: &Path) -> Result<File> {
+    Opener::READ.open(path).map_err(|error| not_opened(path, error, ErrorKind::Damaged))
 }
 
 /// Reads until `max` bytes or the end.

@@ -107,7 +107,8 @@ impl Repository {
     /// another one, too. A root that can't be listed hides no domain.
     fn has_domain(&self, domain: &DomainName) -> Result<bool> {
         let is_listed = |names: Vec<String>| names.iter().any(|name| name == domain.as_str());
-        Ok(is_folder(&self.domain_dir(domain))?
+        // What can't be looked at is there; why it can't be is told when it is used.
+        Ok(is_folder(&self.domain_dir(domain)).unwrap_or(true)
             && folder_names(self.path()).map_or(true, is_listed))
     }
 

@@ -50,7 +50,12 @@ pub(super) fn of(repository: &Repository, disk: &DiskId, list: &PointList) -> Re
             health.restorable.insert(point.id);
         }
     }
-    for (path, point) in leftovers::strays(repository, disk)? {
+    // Which archives have no manifest can't be told where the manifests, or they, are not known.
+    let strays = match list.unreadable.is_empty() {
+        true => leftovers::strays(repository, disk)?,
+        false => Vec::new(),
+    };
+    for (path, point) in strays {
         let text =
             "no manifest names this archive: the point's manifest is lost, or was not copied";
         note(point, &path, Error::new(ErrorKind::Damaged, text));

@@ -15,7 +15,7 @@ use super::point::PointId;
 use super::{
     DomainLock, Repository, durable, folder_names, folder_names_if_any, is_folder, is_there,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What was found in a domain that belongs to no point.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ pub struct Cleaned {
     pub removed: Vec<Leftover>,
     /// Archives that no manifest names and that no interrupted backup explains.
     pub kept: Vec<Leftover>,
+    /// The folders of disks that can't be listed: nothing was looked for in them.
+    pub unreadable: Vec<Error>,
 }
 
 /// A file that belongs to no point.
@@ -63,7 +65,7 @@ pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<Cleane
         })
         .collect();
     let known = Known {
-        manifests: repository.manifests(domain)?.good,
+        manifests: repository.manifests(domain).good,
         newest: repository.manifest_names(domain)?.into_iter().max(),
         interrupted: partial_manifests.iter().map(|&(_, point)| point).collect(),
     };
@@ -72,8 +74,11 @@ pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<Cleane
     for name in folder_names(lock.dir())? {
         let Ok(disk) = name.parse::<DiskName>() else { continue };
         let dir = repository.disk_dir(&DiskId { domain: domain.clone(), disk: disk.clone() });
-        if is_folder(&dir)? {
-            clean_disk(&dir, &disk, &known, &mut cleaned)?;
+        match is_folder(&dir).and_then(|_| folder_names_if_any(&dir)) {
+            Ok(_) if !dir.is_dir() => {}
+            Ok(names) => clean_disk(&dir, names, &disk, &known, &mut cleaned)?,
+            // It keeps no other disk of the domain from being backed up.
+            Err(error) => cleaned.unreadable.push(error),
         }
     }
     // Last, and after the archives are durably gone: they explained them.
@@ -94,7 +99,7 @@ pub(super) fn strays(repository: &Repository, id: &DiskId) -> Result<Vec<(PathBu
         .iter()
         .filter_map(|name| manifest::parse_file_name(whole_name(name)?))
         .collect();
-    let manifests = repository.manifests(&id.domain)?;
+    let manifests = repository.manifests(&id.domain);
     let mut strays = Vec::new();
     for name in archives {
         let Some((point, _)) = manifest::parse_archive_name(&name) else { continue };
@@ -115,9 +120,14 @@ pub(super) fn strays(repository: &Repository, id: &DiskId) -> Result<Vec<(PathBu
 }
 
 /// Removes what can only be a leftover from the folder of one disk.
-fn clean_disk(dir: &Path, disk: &DiskName, known: &Known, cleaned: &mut Cleaned) -> Result<()> {
+fn clean_disk(
+    dir: &Path,
+    names: Vec<String>,
+    disk: &DiskName,
+    known: &Known,
+    cleaned: &mut Cleaned,
+) -> Result<()> {
     let before = cleaned.removed.len();
-    let names = folder_names(dir)?;
     let points = names.iter().filter_map(|name| manifest::parse_archive_name(name));
     let newest = points.map(|(point, _)| point).max();
     for name in names {

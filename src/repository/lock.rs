@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::durable;
 use super::names::{DomainName, POINTS};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Opener;
 use crate::sys::patience;
 
 /// The lock file of a domain. It is never removed: whoever locked a removed file would not be
@@ -18,13 +19,15 @@ const LOCK: &str = ".lock";
 pub struct DomainLock {
     domain: DomainName,
     dir: PathBuf,
+    /// The id of the repository.
+    repository: String,
     /// Holds the lock as long as it is open.
     file: File,
 }
 
 impl DomainLock {
     /// Locks the domain in the folder `dir`, which is made if it is missing.
-    pub(super) fn take(dir: PathBuf, domain: DomainName) -> Result<Self> {
+    pub(super) fn take(dir: PathBuf, domain: DomainName, repository: String) -> Result<Self> {
         durable::create_dir(&dir)?;
         let path = dir.join(LOCK);
         let mut file = durable::open_or_create(&path)?;
@@ -39,12 +42,17 @@ impl DomainLock {
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "process {} on {}", std::process::id(), host_name()));
-        Ok(Self { domain, dir, file })
+        Ok(Self { domain, dir, repository, file })
     }
 
     /// The domain that is locked.
     pub fn domain(&self) -> &DomainName {
         &self.domain
+    }
+
+    /// The id of the repository that the domain is in.
+    pub(super) fn repository(&self) -> &str {
+        &self.repository
     }
 
     /// The domain's folder.
@@ -79,7 +87,8 @@ fn busy(domain: &DomainName, file: &mut File) -> Error {
 
 /// This machine's name: a repository may be shared over a network.
 fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name =
+        Opener::READ.read_text(Path::new("/proc/sys/kernel/hostname"), 4096).unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { "this machine".to_owned() } else { name.to_owned() }
 }

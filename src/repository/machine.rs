@@ -28,6 +28,9 @@ pub const MACHINE_FILE_MAX: u64 = 256 << 20;
 /// The most files that a machine has: a manifest that names more is damaged, and a backup takes no more.
 pub const MACHINE_FILES_MAX: usize = 20_000;
 
+/// How much of a file is in memory at a time, in bytes.
+const PIECE: usize = 64 << 10;
+
 /// The zstd level of these files: they are small.
 const LEVEL: i32 = 9;
 
@@ -138,7 +141,7 @@ impl Repository {
     /// # Errors
     /// The manifests can't be listed.
     pub fn machines(&self, domain: &DomainName) -> Result<Vec<(PointId, MachineRecord)>> {
-        let manifests = self.manifests(domain)?.good;
+        let manifests = self.manifests(domain).good;
         let machine = |manifest: Manifest| Some((manifest.point, manifest.machine?));
         Ok(manifests.into_iter().filter_map(machine).collect())
     }
@@ -149,7 +152,7 @@ impl Repository {
     /// # Errors
     /// The manifests can't be listed.
     pub fn machine_at(&self, disk: &DiskId, point: PointId) -> Result<Option<MachineRecord>> {
-        let manifests = self.manifests(&disk.domain)?.good.into_iter();
+        let manifests = self.manifests(&disk.domain).good.into_iter();
         let earlier = manifests.filter(|it| it.point <= point && it.disk(&disk.disk).is_some());
         Ok(earlier.filter_map(|manifest| manifest.machine).next_back())
     }
@@ -161,7 +164,9 @@ impl Repository {
     pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
         let mut found = BTreeSet::new();
         let mut none = None;
-        for disk in self.disks()?.into_iter().filter(|disk| disk.domain == *domain) {
+        let mut survey = super::Survey::default();
+        self.survey_domain(domain, &mut survey);
+        for disk in survey.disks {
             match self.resolve(&disk, selector) {
                 Ok(point) => {
                     found.insert(point.id);
@@ -207,7 +212,7 @@ impl Repository {
         let file = durable::create_new(&partial)?;
         let stored = compress(content, &file, shown, &partial).and_then(|(digest, length)| {
             let path = dir.join(file_name(digest));
-            if read(&path, digest, length).is_ok() {
+            if copy(&path, digest, length, &mut io::sink()).is_ok() {
                 durable::remove(&partial)?;
             } else {
                 durable::sync_file(&file, &partial)?;
@@ -231,15 +236,31 @@ impl Repository {
     /// # Errors
     /// `Damaged` if it is not what was stored, or gone.
     pub fn machine_file(&self, domain: &DomainName, file: &MachineFile) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        self.copy_machine_file(domain, file, &mut content)?;
+        Ok(content)
+    }
+
+    /// Writes the content of a file of a machine to `out`. It is proved only when all of it was
+    /// written: throw it away after an error.
+    ///
+    /// # Errors
+    /// As [`Self::machine_file`]; it can't be written.
+    pub fn copy_machine_file(
+        &self,
+        domain: &DomainName,
+        file: &MachineFile,
+        out: &mut dyn Write,
+    ) -> Result<()> {
         let path = self.machine_file_path(domain, file);
-        let error = match read(&path, file.digest, file.length) {
+        let error = match copy(&path, file.digest, file.length, out) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let text =
                     format!("{} is missing: it held {}", path.display(), file.path.display());
                 Error::new(ErrorKind::Damaged, text)
             }
             Err(error) if error.kind() == ErrorKind::Damaged => error,
-            content => return content,
+            done => return done,
         };
         Err(error.advise(format!(
             "qdelta verify tells which points need it; their disks come back all the same: qdelta \
@@ -273,7 +294,7 @@ fn compress(
     let mut content = content.take(MACHINE_FILE_MAX + 1);
     let mut hasher = blake3::Hasher::new();
     let mut length = 0;
-    let mut bytes = vec![0; 64 << 10];
+    let mut bytes = vec![0; PIECE];
     loop {
         let len = match content.read(&mut bytes) {
             Ok(0) => break,
@@ -294,23 +315,35 @@ fn compress(
     Ok((Digest(*hasher.finalize().as_bytes()), length))
 }
 
-/// Reads a stored file of `length` bytes that has this digest.
-fn read(path: &Path, digest: Digest, length: u64) -> Result<Vec<u8>> {
+/// Copies a stored file of `length` bytes that has this digest, a piece at a time.
+fn copy(path: &Path, digest: Digest, length: u64, out: &mut dyn Write) -> Result<()> {
     let damaged =
         |what: String| Error::new(ErrorKind::Damaged, format!("{} {what}", path.display()));
     if length > MACHINE_FILE_MAX {
         return Err(damaged(format!("is to have {length} bytes, which makes no sense")));
     }
-    let file = durable::open_regular(path)?.0;
-    let decoder = zstd::stream::read::Decoder::new(file);
-    let mut bytes = Vec::new();
-    decoder
-        .and_then(|decoder| decoder.take(length + 1).read_to_end(&mut bytes))
-        .map_err(|error| damaged("can't be decompressed".to_owned()).because(error))?;
-    if bytes.len() as u64 != length || Digest(*blake3::hash(&bytes).as_bytes()) != digest {
+    let unpacking = |error| damaged("can't be decompressed".to_owned()).because(error);
+    let decoder = zstd::stream::read::Decoder::new(durable::open(path)?).map_err(unpacking)?;
+    let mut decoder = decoder.take(length + 1);
+    let mut hasher = blake3::Hasher::new();
+    let mut copied = 0;
+    let mut bytes = vec![0; PIECE];
+    loop {
+        let len = match decoder.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(unpacking(error)),
+        };
+        let part = bytes.get(..len).unwrap_or_default();
+        hasher.update(part);
+        out.write_all(part).map_err(|error| Error::io("write what is in", path, error))?;
+        copied += len as u64;
+    }
+    if copied != length || Digest(*hasher.finalize().as_bytes()) != digest {
         return Err(damaged("is not what was stored".to_owned()));
     }
-    Ok(bytes)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -358,7 +391,7 @@ mod tests {
         }
         let dir = repository.machine_dir(&domain);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 3, "no partial file, and each once");
-        assert!(repository.disks().unwrap().is_empty(), "the folder is no disk");
+        assert!(repository.survey().unwrap().disks.is_empty(), "the folder is no disk");
         repository.clean(&lock).unwrap();
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
     }

@@ -42,6 +42,9 @@ pub struct Manifest {
     pub domain: DomainName,
     /// The program that made it, with its version.
     pub generator: String,
+    /// The id of the repository that it was made in, so that a lost `qdelta.toml` can be made anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
     /// In what state the guest was.
     #[serde(with = "text")]
     pub consistency: Consistency,
@@ -229,9 +232,10 @@ impl Manifest {
         Self {
             format: FORMAT,
             point,
-            created: now_ms().min(point.time()),
+            created: now_ms().map_or(point.time(), |now| now.min(point.time())),
             domain,
             generator: concat!("qdelta ", env!("CARGO_PKG_VERSION")).to_owned(),
+            repository: None,
             consistency,
             disks: Vec::new(),
             elapsed_ms: 0,
@@ -304,22 +308,17 @@ impl Manifest {
         let damaged = |problem: String| {
             Error::new(ErrorKind::Damaged, format!("the manifest {} {problem}", path.display()))
         };
-        let mut value: Value = serde_json::from_slice(bytes)
+        let head: Head = serde_json::from_slice(bytes)
             .map_err(|error| damaged("is not JSON".to_owned()).because(error))?;
-        if let Some(newer) =
-            value.get("format").and_then(Value::as_u64).filter(|&found| found > u64::from(FORMAT))
-        {
+        if let Some(newer) = head.format.filter(|&found| found > u64::from(FORMAT)) {
             return Err(damaged(format!("has format {newer}, which this qdelta does not know"))
                 .advise("use the qdelta that made it, or a newer one"));
         }
-        let stored = match &mut value {
-            Value::Object(fields) => fields.remove(DIGEST),
-            _ => None,
-        };
-        if stored.as_ref().and_then(Value::as_str) != Some(digest(&value).as_str()) {
+        let computed = blake3::hash(&without_digest(bytes)).to_hex();
+        if head.digest.as_deref() != Some(computed.as_str()) {
             return Err(damaged("was changed: its digest is not that of its content".to_owned()));
         }
-        let manifest: Self = serde_json::from_value(value).map_err(|error| {
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| {
             damaged("has a field that makes no sense".to_owned()).because(error)
         })?;
         if manifest.domain != *domain || manifest.point != point {
@@ -365,9 +364,8 @@ impl Manifest {
 }
 
 /// The time, in whole milliseconds.
-fn now_ms() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+fn now_ms() -> Option<Timestamp> {
+    Timestamp::from_millisecond(crate::clock::now().ok()?.as_millisecond()).ok()
 }
 
 /// The point whose manifest has this file name.
@@ -419,6 +417,67 @@ pub(super) fn digest(value: &Value) -> String {
     let mut bytes = Vec::new();
     canonical(value, &mut bytes);
     blake3::hash(&bytes).to_hex().to_string()
+}
+
+/// What is looked at before the digest vouches for the rest.
+#[derive(Deserialize)]
+struct Head {
+    format: Option<u64>,
+    digest: Option<String>,
+}
+
+/// The text of a manifest without spaces and without its digest: what the digest is of, as fields are
+/// written sorted. A tree of its values would take a hundred times the memory of the text.
+fn without_digest(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let (mut depth, mut drops_comma) = (0_usize, false);
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        if byte == b'"' {
+            let (string, after) = rest.split_at(string_len(rest));
+            rest = after;
+            let is_name = matches!(out.last(), Some(b'{' | b','));
+            if depth == 1 && is_name && string == b"\"digest\"" {
+                let between = |byte: &u8| byte.is_ascii_whitespace() || *byte == b':';
+                let value = rest.iter().position(|byte| !between(byte)).unwrap_or(rest.len());
+                rest = rest.split_at(value).1;
+                rest = rest.split_at(string_len(rest)).1;
+                drops_comma = out.last() == Some(&b'{');
+                if !drops_comma {
+                    out.pop();
+                }
+            } else {
+                out.extend_from_slice(string);
+            }
+            continue;
+        }
+        rest = after;
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' if drops_comma => {
+                drops_comma = false;
+                continue;
+            }
+            byte if byte.is_ascii_whitespace() => continue,
+            _ => {}
+        }
+        out.push(byte);
+    }
+    out
+}
+
+/// How long the string of JSON is that `text` begins with, with its quotes.
+fn string_len(text: &[u8]) -> usize {
+    let mut escaped = false;
+    for (index, byte) in text.iter().enumerate().skip(1) {
+        match byte {
+            b'"' if !escaped => return index + 1,
+            b'\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    text.len()
 }
 
 /// Appends the one way to write `value`.

@@ -14,6 +14,7 @@
 
 mod case;
 mod chain;
+mod config;
 mod durable;
 mod find;
 mod health;
@@ -30,12 +31,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Kind;
+use config::CONFIG;
 
+pub use chain::{Gap, Remains};
+pub use config::Repair;
 pub use find::Wanted;
 pub use health::Health;
 pub use leftovers::{Cleaned, Leftover};
@@ -49,34 +50,17 @@ pub use pending::Pending;
 use point::Among;
 pub use point::{PointId, Selector};
 
-/// The file that makes a folder a repository.
-const CONFIG: &str = "qdelta.toml";
-
 /// The file in a domain's folder that says that its guest may be frozen.
 const FROZEN: &str = ".frozen";
-
-/// The longest configuration that is read, in bytes.
-const CONFIG_LEN_MAX: u64 = 64 << 10;
-
-/// The newest repository format that this program writes and reads.
-const FORMAT: u32 = 1;
 
 /// A repository that is open.
 #[derive(Debug, Clone)]
 pub struct Repository {
     root: PathBuf,
-    config: Config,
-}
-
-/// What `qdelta.toml` says. Fields that a later version adds are ignored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Config {
-    /// Version of the layout of the repository: 1.
-    format: u32,
-    /// 32 hexadecimal digits that no other repository has.
+    /// Empty if `qdelta.toml` is lost, and no manifest knows it.
     id: String,
-    /// When it was made, for people.
-    created: String,
+    /// What is wrong with `qdelta.toml`.
+    trouble: Option<String>,
 }
 
 /// What a disk's recovery points are, as far as the manifests can be read.
@@ -87,6 +71,26 @@ pub struct PointList {
     /// The manifests of the disk's domain that can't be read or are not what was written. Which
     /// disks they hold is not known.
     pub damaged: Vec<DamagedManifest>,
+    /// The folders of the disk and of its domain that can't be listed. What is in them is not known.
+    pub unreadable: Vec<DamagedFolder>,
+}
+
+/// The disks of a repository, as far as its folders can be listed.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// The disks, sorted.
+    pub disks: Vec<DiskId>,
+    /// The folders that can't be listed. Which disks they hold is not known.
+    pub unreadable: Vec<DamagedFolder>,
+}
+
+/// A folder of the repository that can't be listed.
+#[derive(Debug)]
+pub struct DamagedFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why it can't be listed.
+    pub error: Error,
 }
 
 /// A manifest that can't be used.
@@ -114,77 +118,11 @@ pub struct NextPoint {
 struct ManifestList {
     good: Vec<Manifest>,
     damaged: Vec<DamagedManifest>,
+    /// The folder of the manifests, if it can't be listed.
+    unreadable: Option<DamagedFolder>,
 }
 
 impl Repository {
-    /// Makes an empty repository of the folder `root`, which is made if it is missing (but not
-    /// the folder around it).
-    ///
-    /// # Errors
-    /// [`ErrorKind::Exists`] if `root` is a repository already or has other things in it.
-    pub fn init(root: &Path) -> Result<Self> {
-        match fs::metadata(root) {
-            Ok(_) => check_empty(root)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                durable::create_dir(root).map_err(|error| {
-                    error.advise("is the disk mounted? If it is, make the folder around it first")
-                })?;
-            }
-            Err(error) => return Err(Error::io("look at", root, error)),
-        }
-        let config = Config { format: FORMAT, id: new_id()?, created: now_for_people() };
-        let text = toml::to_string(&config).map_err(|error| {
-            Error::new(ErrorKind::Io, "cannot write qdelta.toml").because(error)
-        })?;
-        let partial = root.join(format!(".{CONFIG}.partial"));
-        // Left by an init that was killed; whoever made it is gone or loses the rename.
-        if is_there(&partial)? {
-            durable::remove(&partial)?;
-        }
-        let text = format!("# A repository of qdelta. Please do not edit.\n{text}");
-        durable::write_new(&partial, text.as_bytes())?;
-        durable::rename_new(&partial, &root.join(CONFIG))?;
-        durable::sync_dir(root)?;
-        Ok(Self { root: root.to_owned(), config })
-    }
-
-    /// Opens the repository in the folder `root`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] if the folder is missing or no repository: a backup disk that
-    /// isn't mounted must not fill the disk below. [`ErrorKind::Damaged`] if its configuration
-    /// makes no sense, [`ErrorKind::Usage`] if a newer program made it.
-    pub fn open(root: &Path) -> Result<Self> {
-        let path = root.join(CONFIG);
-        let bytes = durable::read_small(&path, CONFIG_LEN_MAX).map_err(|error| {
-            let what = match fs::metadata(root) {
-                Ok(metadata) if !metadata.is_dir() => "not a folder",
-                _ if error.kind() != ErrorKind::NotFound => return error,
-                Ok(_) => "not a repository",
-                Err(_) => "no such folder",
-            };
-            Error::new(ErrorKind::NotFound, format!("{}: {what}", root.display())).advise(format!(
-                "mount the disk it is on, or make a new repository: qdelta init {}",
-                root.display()
-            ))
-        })?;
-        let damaged = || {
-            Error::new(ErrorKind::Damaged, format!("{} makes no sense", path.display()))
-                .advise("the archives and manifests beside it are not touched by that")
-        };
-        let text = std::str::from_utf8(&bytes).map_err(|error| damaged().because(error))?;
-        let config: Config = toml::from_str(text).map_err(|error| damaged().because(error))?;
-        if config.format > FORMAT {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("{}: repository format {}", root.display(), config.format),
-            )
-            .because(format!("this qdelta knows formats up to {FORMAT}"))
-            .advise("use the qdelta that made it, or a newer one"));
-        }
-        Ok(Self { root: root.to_owned(), config })
-    }
-
     /// The repository's folder.
     pub fn path(&self) -> &Path {
         &self.root
@@ -192,15 +130,18 @@ impl Repository {
 
     /// The repository's id: 32 hexadecimal digits that no other repository has.
     pub fn id(&self) -> &str {
-        &self.config.id
+        &self.id
     }
 
-    /// The domains that have a folder, sorted.
+    /// The domains that have a folder, sorted; also those whose folder can't be looked at.
+    ///
+    /// # Errors
+    /// The repository's folder can't be listed.
     pub fn domains(&self) -> Result<Vec<DomainName>> {
         let mut domains = Vec::new();
         for name in folder_names(&self.root)? {
             if let Ok(domain) = name.parse()
-                && is_folder(&self.root.join(&name))?
+                && is_folder(&self.root.join(&name)).unwrap_or(true)
             {
                 domains.push(domain);
             }
@@ -209,13 +150,16 @@ impl Repository {
         Ok(domains)
     }
 
-    /// Every disk that has an archive or is named by a manifest, sorted.
-    pub fn disks(&self) -> Result<Vec<DiskId>> {
-        let mut disks = Vec::new();
+    /// Every disk that has an archive or is named by a manifest, as far as folders can be listed.
+    ///
+    /// # Errors
+    /// The repository's own folder can't be listed.
+    pub fn survey(&self) -> Result<Survey> {
+        let mut survey = Survey::default();
         for domain in self.domains()? {
-            disks.extend(self.disks_of(&domain)?);
+            self.survey_domain(&domain, &mut survey);
         }
-        Ok(disks)
+        Ok(survey)
     }
 
     /// Fails if the folder of a domain, or of one of these disks of it, would be another one's: on a
@@ -235,25 +179,32 @@ impl Repository {
     /// folder if it is missing: so open what is to be backed up first.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if another process has it.
+    /// [`ErrorKind::Busy`] if another process has it; [`ErrorKind::Damaged`] if the repository's
+    /// `qdelta.toml` is lost or damaged.
     pub fn lock(&self, domain: &DomainName) -> Result<DomainLock> {
-        DomainLock::take(self.domain_dir(domain), domain.clone())
+        self.check_writable()?;
+        DomainLock::take(self.domain_dir(domain), domain.clone(), self.id.clone())
     }
 
-    /// The recovery points of a disk. A damaged manifest hides no other.
+    /// The recovery points of a disk. A damaged manifest hides no other, and a folder that can't be
+    /// listed hides nothing beside it.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if the repository has nothing of the disk's domain, anything else
-    /// if a folder can't be read.
+    /// [`ErrorKind::NotFound`] if the repository has nothing of the disk's domain.
     pub fn points(&self, id: &DiskId) -> Result<PointList> {
-        if !is_folder(&self.domain_dir(&id.domain))? {
+        if !is_folder(&self.domain_dir(&id.domain)).unwrap_or(true) {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 format!("no disk {id} in the repository {}", self.root.display()),
             ));
         }
-        let manifests = self.manifests(&id.domain)?;
-        let present = folder_names_if_any(&self.disk_dir(id))?;
+        let manifests = self.manifests(&id.domain);
+        let mut unreadable: Vec<_> = manifests.unreadable.into_iter().collect();
+        let dir = self.disk_dir(id);
+        let present = folder_names_if_any(&dir).unwrap_or_else(|error| {
+            unreadable.push(DamagedFolder { path: dir.clone(), error });
+            Vec::new()
+        });
         let point = |manifest: &Manifest| {
             let record = manifest.disk(&id.disk)?.clone();
             Some(Point {
@@ -268,13 +219,13 @@ impl Repository {
                     .and_then(|machine| machine.frozen_filesystems),
                 elapsed_ms: manifest.elapsed_ms,
                 safety: manifest.safety,
-                archive_path: self.disk_dir(id).join(&record.archive),
+                archive_path: dir.join(&record.archive),
                 archive_present: present.contains(&record.archive),
                 record,
             })
         };
         let points = manifests.good.iter().filter_map(point).collect();
-        Ok(PointList { points, damaged: manifests.damaged })
+        Ok(PointList { points, damaged: manifests.damaged, unreadable })
     }
 
     /// The point of a disk that a selector means: an id, or the very millisecond of a point, means any
@@ -314,7 +265,13 @@ impl Repository {
     }
 
     fn resolve_among(&self, id: &DiskId, selector: &Selector, among: Among) -> Result<Point> {
-        let PointList { mut points, damaged } = self.points(id)?;
+        let PointList { mut points, damaged, unreadable } = self.points(id)?;
+        let manifests = self.points_dir(&id.domain);
+        if let Some(folder) = unreadable.into_iter().find(|folder| folder.path == manifests) {
+            return Err(folder.error.within(format!("the points of {id} can't be told")).advise(
+                "qdelta replay restores from the archives alone: the full first, in order",
+            ));
+        }
         let is_id = matches!(selector, Selector::Id(_));
         // What a list shows of a safety point must mean that point.
         let is_named = |point: &Point| is_id || *selector == Selector::At(point.id.time());
@@ -387,13 +344,9 @@ impl Repository {
         chain::of(self, point)
     }
 
-    /// What is left of the archives that [`Self::chain_of`] names, for a salvage, and a line for
-    /// each that is missing.
-    ///
-    /// # Errors
-    /// A folder can't be read.
-    pub fn remains_of(&self, point: &Point) -> Result<(Vec<PathBuf>, Vec<String>)> {
-        chain::remains_of(self, point)
+    /// What is left of the archives that [`Self::chain_of`] names; `list` are the disk's points.
+    pub fn remains_of(&self, list: &PointList, point: &Point) -> Remains {
+        chain::remains(self, list, point)
     }
 
     /// The id for a new point of a domain: the time, unless the clock was set back.
@@ -414,10 +367,9 @@ impl Repository {
         for name in folder_names(&self.domain_dir(domain))? {
             let Ok(disk) = name.parse::<DiskName>() else { continue };
             let dir = self.disk_dir(&DiskId { domain: domain.clone(), disk });
-            if !is_folder(&dir)? {
-                continue;
-            }
-            let points = folder_names(&dir)?.into_iter().filter_map(|archive| {
+            // Another disk's folder that can't be listed is no matter of this point.
+            let Ok(names) = folder_names(&dir) else { continue };
+            let points = names.into_iter().filter_map(|archive| {
                 manifest::parse_archive_name(&archive).map(|(point, _)| point)
             });
             latest = latest.into_iter().chain(points).max();
@@ -494,24 +446,44 @@ impl Repository {
         self.domain_dir(domain).join(FROZEN)
     }
 
-    /// The disks of a domain that have an archive or are named by a manifest, sorted.
+    /// The disks of a domain, as [`Self::survey_domain`] finds them.
+    ///
+    /// # Errors
+    /// None is found, and a folder can't be listed.
     fn disks_of(&self, domain: &DomainName) -> Result<Vec<DiskId>> {
-        let mut disks: Vec<DiskName> = Vec::new();
-        for manifest in self.manifests(domain)?.good {
-            disks.extend(manifest.disks.into_iter().map(|record| record.disk));
+        let mut survey = Survey::default();
+        self.survey_domain(domain, &mut survey);
+        match survey.unreadable.pop().filter(|_| survey.disks.is_empty()) {
+            Some(folder) => Err(folder.error),
+            None => Ok(survey.disks),
         }
+    }
+
+    /// Adds the disks of a domain that have an archive or are named by a manifest, sorted. Where a
+    /// folder can't be listed, the disk that it is called after is one.
+    fn survey_domain(&self, domain: &DomainName, survey: &mut Survey) {
+        let manifests = self.manifests(domain);
+        survey.unreadable.extend(manifests.unreadable);
+        let records = manifests.good.into_iter().flat_map(|manifest| manifest.disks);
+        let mut disks: Vec<DiskName> = records.map(|record| record.disk).collect();
         let dir = self.domain_dir(domain);
-        for name in folder_names(&dir)? {
+        let names = folder_names(&dir).unwrap_or_else(|error| {
+            survey.unreadable.push(DamagedFolder { path: dir.clone(), error });
+            Vec::new()
+        });
+        for name in names {
             let Ok(disk) = name.parse::<DiskName>() else { continue };
-            let dir = dir.join(&name);
+            let path = dir.join(&name);
             let is_archive = |name: &String| manifest::parse_archive_name(name).is_some();
-            if is_folder(&dir)? && folder_names(&dir)?.iter().any(is_archive) {
+            let holds_some =
+                || folder_names(&path).map_or(true, |names| names.iter().any(is_archive));
+            if is_folder(&path).unwrap_or(true) && holds_some() {
                 disks.push(disk);
             }
         }
         disks.sort_unstable();
         disks.dedup();
-        Ok(disks.into_iter().map(|disk| DiskId { domain: domain.clone(), disk }).collect())
+        survey.disks.extend(disks.into_iter().map(|disk| DiskId { domain: domain.clone(), disk }));
     }
 
     /// The points of a domain that have a manifest, whatever is in it.
@@ -523,10 +495,14 @@ impl Repository {
         Ok(points)
     }
 
-    /// The manifests of a domain, oldest first.
-    fn manifests(&self, domain: &DomainName) -> Result<ManifestList> {
+    /// The manifests of a domain, oldest first, as far as they can be read.
+    fn manifests(&self, domain: &DomainName) -> ManifestList {
         let mut list = ManifestList::default();
-        for point in self.manifest_names(domain)? {
+        let points = self.manifest_names(domain).unwrap_or_else(|error| {
+            list.unreadable = Some(DamagedFolder { path: self.points_dir(domain), error });
+            Vec::new()
+        });
+        for point in points {
             let path = self.points_dir(domain).join(Manifest::file_name(point));
             let manifest = durable::read_small(&path, manifest::LEN_MAX)
                 .and_then(|bytes| Manifest::decode(&bytes, &path, domain, point));
@@ -535,7 +511,7 @@ impl Repository {
                 Err(error) => list.damaged.push(DamagedManifest { point, path, error }),
             }
         }
-        Ok(list)
+        list
     }
 }
 
@@ -591,35 +567,6 @@ fn folder_names_if_any(path: &Path) -> Result<Vec<String>> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         names => names,
     }
-}
-
-/// Fails unless nothing that matters is in a folder that becomes a repository.
-fn check_empty(root: &Path) -> Result<()> {
-    let names = folder_names(root)?;
-    let exists = |what| Error::new(ErrorKind::Exists, format!("{}: {what}", root.display()));
-    if names.iter().any(|name| name == CONFIG) {
-        return Err(exists("is a repository already"));
-    }
-    // A fresh filesystem may be mounted there; an init may have been killed there.
-    let ours = format!(".{CONFIG}.partial");
-    if names.iter().any(|name| name != "lost+found" && *name != ours) {
-        return Err(exists("the folder is not empty").advise("name a new folder inside it"));
-    }
-    Ok(())
-}
-
-/// 32 hexadecimal digits at random.
-fn new_id() -> Result<String> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot get random numbers").because(error.to_string())
-    })?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The time as `qdelta.toml` shows it.
-fn now_for_people() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 #[cfg(test)]

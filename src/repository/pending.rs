@@ -130,6 +130,8 @@ impl<'lock> Pending<'lock> {
     /// gone. Only if the very last sync fails the point is there, perhaps not for ever.
     pub fn commit_all(archives: Vec<Self>, manifest: &Manifest) -> Result<()> {
         let lock = check_commit(&archives, manifest)?;
+        let manifest =
+            &Manifest { repository: Some(lock.repository().to_owned()), ..manifest.clone() };
         for pending in &archives {
             durable::sync_file(&pending.file, pending.path())?;
         }

@@ -28,7 +28,7 @@ impl PointId {
     /// # Errors
     /// The clock stands before 1970 or after 9999.
     pub fn now() -> Result<Self> {
-        Self::at(Timestamp::now())
+        Self::at(crate::clock::now()?)
     }
 
     /// The id of a point made at `time`; less than a millisecond is dropped.
@@ -183,7 +183,7 @@ impl Selector {
     /// # Errors
     /// It is neither `latest`, nor a time, nor the beginning of an id.
     pub fn parse_in(text: &str, zone: &TimeZone) -> Result<Self> {
-        Self::parse_at(text, zone, Timestamp::now())
+        Self::parse_at(text, zone, crate::clock::now()?)
     }
 
     /// Reads a selector at a time that ages are counted from.

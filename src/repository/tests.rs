@@ -2,6 +2,9 @@
 
 use std::io::Write;
 
+use jiff::Timestamp;
+
+use super::config::CONFIG;
 use super::durable::faults::{self, Mode};
 use super::*;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Tracker};
@@ -103,7 +106,7 @@ fn a_point_is_found_again() {
     let again = Repository::open(repository.path()).unwrap();
     assert_eq!(again.id(), repository.id());
     assert_eq!(again.id().len(), 32);
-    assert_eq!(again.disks().unwrap().as_slice(), std::slice::from_ref(&id));
+    assert_eq!(again.survey().unwrap().disks.as_slice(), std::slice::from_ref(&id));
     assert_eq!(ids(&again, &id), [full, next]);
     let point = again.resolve(&id, &Selector::Latest).unwrap();
     assert_eq!((point.id, point.record.parent), (next, Some(full)));
@@ -182,7 +185,7 @@ fn a_configuration_that_makes_no_sense_is_refused() {
     assert_eq!(kind(b""), Err(ErrorKind::Damaged));
     assert_eq!(kind(b"\xff\xfe"), Err(ErrorKind::Damaged));
     assert_eq!(kind(&vec![b' '; 1 << 20]), Err(ErrorKind::Damaged));
-    assert_eq!(kind(good.replace("format = 1", "format = 2").as_bytes()), Err(ErrorKind::Usage));
+    assert_eq!(kind(good.replace("format = 1", "format = 2").as_bytes()), Err(ErrorKind::Damaged));
     assert_eq!(kind(format!("{good}colour = \"red\"\n").as_bytes()), Ok(()));
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
@@ -344,7 +347,7 @@ fn two_disks_can_be_one_point() {
         archives.push(pending);
     }
     Pending::commit_all(archives, &manifest).unwrap();
-    assert_eq!(repository.disks().unwrap(), [vda.clone(), vdb.clone()]);
+    assert_eq!(repository.survey().unwrap().disks, [vda.clone(), vdb.clone()]);
     assert_eq!(ids(&repository, &vda), [point]);
     assert_eq!(ids(&repository, &vdb), [point]);
 
@@ -378,7 +381,7 @@ fn a_second_writer_is_told_who_is_first() {
     assert!(error.chain().contains(&std::process::id().to_string()), "{}", error.chain());
     // Another domain is nobody's business, and readers need no lock.
     repository.lock(&"other".parse().unwrap()).unwrap();
-    repository.disks().unwrap();
+    repository.survey().unwrap();
     drop(lock);
     repository.lock(&domain).unwrap();
 }
@@ -560,7 +563,7 @@ fn a_missing_archive_is_named_with_the_point_that_needs_it() {
 
     // Even with no archive left, the disk does not vanish.
     fs::remove_dir_all(repository.disk_dir(&id)).unwrap();
-    assert_eq!(repository.disks().unwrap().as_slice(), std::slice::from_ref(&id));
+    assert_eq!(repository.survey().unwrap().disks.as_slice(), std::slice::from_ref(&id));
     assert_eq!(repository.points(&id).unwrap().points.len(), 2);
 }
 
@@ -669,8 +672,11 @@ fn a_folder_that_cannot_be_read_is_an_error_and_not_empty() {
     let points = repository.points_dir(&id.domain);
     fs::rename(&points, points.with_file_name("elsewhere")).unwrap();
     fs::write(&points, "").unwrap();
-    assert_eq!(repository.points(&id).unwrap_err().kind(), ErrorKind::Io);
-    assert_eq!(repository.disks().unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(repository.points(&id).unwrap().unreadable[0].path, points);
+    let survey = repository.survey().unwrap();
+    assert_eq!((survey.disks.as_slice(), survey.unreadable.len()), (&[id.clone()][..], 1));
+    let error = repository.resolve(&id, &Selector::Latest).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{}", error.chain());
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! What libvirt's guests have to do with an image that is about to be written over.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::backup::{is_same_uuid, open_options, stated_chain};
@@ -53,7 +56,7 @@ struct Other<'a> {
 impl Other<'_> {
     fn check(&self) -> Result<()> {
         match &self.disk.source {
-            Source::File(own) | Source::Block(own) if is_same_file(own, self.path) => {
+            Source::File(own) | Source::Block(own) if is_same_disk(own, self.path) => {
                 return check_stopped(self.libvirt, self.found, self.disk, self.path);
             }
             Source::Volume { .. } => self.check_unknown()?,
@@ -61,8 +64,9 @@ impl Other<'_> {
         }
         for source in self.disk.other_sources() {
             match source {
-                Source::File(file) | Source::Block(file) if is_same_file(file, self.path) => {
-                    return Err(self.harmed());
+                Source::File(file) | Source::Block(file) if is_same_disk(file, self.path) => {
+                    let copied = self.disk.mirror.contains(source);
+                    return Err(if copied { self.copied() } else { self.harmed() });
                 }
                 Source::Volume { why, .. } => {
                     return Err(self.not_told(format!("{source}: {why}")));
@@ -71,7 +75,7 @@ impl Other<'_> {
                 _ => {}
             }
         }
-        match self.below()?.iter().any(|file| is_same_file(file, self.path)) {
+        match self.below()?.iter().any(|file| is_same_disk(file, self.path)) {
             true => Err(self.harmed()),
             false => Ok(()),
         }
@@ -142,6 +146,15 @@ impl Other<'_> {
             ))
     }
 
+    /// A block job copies the disk into the image, or over it.
+    fn copied(&self) -> Error {
+        let (path, target) = (self.path.display(), &self.disk.target);
+        let name = &self.found.domain.name;
+        let text = format!("a block job copies disk {target} of {name} to {path}, or over it");
+        Error::new(ErrorKind::Busy, text)
+            .advise(format!("end the job first: virsh blockjob {name} {target} --abort"))
+    }
+
     /// The image may be, or lie below, the disk.
     fn not_told(&self, why: String) -> Error {
         let (path, target) = (self.path.display(), &self.disk.target);
@@ -168,7 +181,7 @@ fn has_header(format: Option<&str>) -> bool {
 pub(super) fn check_owner(libvirt: &Libvirt, path: &Path, machine: &MachineRecord) -> Result<()> {
     for found in all(libvirt).iter().filter(|found| found.domain.uuid != machine.uuid) {
         for disk in disks(found) {
-            if disk.source.path().is_some_and(|own| is_same_file(own, path)) {
+            if disk.source.path().is_some_and(|own| is_same_disk(own, path)) {
                 let (path, owner) = (path.display(), &found.domain.name);
                 let text = format!("{path} is disk {} of {owner} now", disk.target);
                 return Err(Error::new(ErrorKind::Usage, text)
@@ -198,7 +211,7 @@ pub(super) fn chain_of(libvirt: &Libvirt, path: &Path) -> Result<StatedChain> {
     let mut disks = all.iter().flat_map(disks);
     let own = disks.find(|disk| {
         disk.format.as_deref() == Some("qcow2")
-            && disk.source.path().is_some_and(|own| is_same_file(own, path))
+            && disk.source.path().is_some_and(|own| is_same_disk(own, path))
     });
     own.map_or(Ok(StatedChain::default()), stated_chain)
 }
@@ -298,4 +311,23 @@ pub(super) fn disks_now(libvirt: &Libvirt, machine: &MachineRecord) -> Vec<Strin
 fn all(libvirt: &Libvirt) -> Vec<Found> {
     let names = libvirt.list().map(|listing| listing.names).unwrap_or_default();
     names.iter().filter_map(|name| libvirt.find(name).ok()).collect()
+}
+
+/// Whether both names lead to the same bytes: one file or block device, or a loop device and its file.
+fn is_same_disk(one: &Path, other: &Path) -> bool {
+    let (below_one, below_other) = (file_of_loop(one), file_of_loop(other));
+    let one = below_one.as_deref().unwrap_or(one);
+    is_same_file(one, below_other.as_deref().unwrap_or(other))
+}
+
+/// The file below a loop device or a partition of one, if it is one (Linux,
+/// `Documentation/ABI/testing/sysfs-block-loop`).
+fn file_of_loop(path: &Path) -> Option<PathBuf> {
+    let data = path.metadata().ok().filter(|data| data.file_type().is_block_device())?;
+    let (major, minor) = (rustix::fs::major(data.rdev()), rustix::fs::minor(data.rdev()));
+    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}")).canonicalize().ok()?;
+    let noted = [Some(device.as_path()), device.parent()].into_iter().flatten();
+    let name =
+        noted.filter_map(|place| std::fs::read(place.join("loop/backing_file")).ok()).next()?;
+    Some(PathBuf::from(OsStr::from_bytes(name.trim_ascii_end())))
 }

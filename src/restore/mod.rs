@@ -19,17 +19,16 @@ use roaring::RoaringBitmap;
 use serde::Serialize;
 
 use crate::archive::salvage::{self, Salvaged};
-use crate::backup::{check_indexes, open_archive, open_chain};
+use crate::backup::{archive_store, check_indexes, open_archive, open_chain};
 use crate::cancel::Cancel;
 use crate::chain::Chain;
 use crate::domain::Libvirt;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{FileStore, Store};
 use crate::observer::{Observer, OfDisk, Recorder};
 use crate::output::{self, FileId, Format, ImageWriter, Plan, Stream};
 use crate::pipeline::Resources;
 use crate::repository::{DiskSpec, Repository, Selector};
-use crate::warning::Warning;
+use crate::warning::{Code, Warning};
 
 pub use in_place::{
     InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceReport, MachineInPlaceRequest,
@@ -147,11 +146,13 @@ pub fn run(
     let passed_over = repository.passed_over(&disk, selector, point.id)?;
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
+    warn_of_trouble(repository, observer);
     check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
-        let (paths, missing) = repository.remains_of(&point)?;
+        let remains = repository.remains_of(&repository.points(&disk)?, &point);
+        let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
         let expected = Some(point.record.archive_id);
-        salvage_chain(&paths, missing, expected, cancel)?
+        salvage_chain(&remains.archives, missing, expected, cancel)?
     } else {
         (check_indexes(open_chain(repository, &point)?)?, Vec::new())
     };
@@ -159,6 +160,13 @@ pub fn run(
     report.safety = point.safety;
     report.passed_over = passed_over.map(|point| point.to_string());
     Ok(Report { warnings: recorder.take(), ..report })
+}
+
+/// Says that the repository can only be read, if that is so: restores need no `qdelta.toml`.
+pub(crate) fn warn_of_trouble(repository: &Repository, observer: &dyn Observer) {
+    if let Some(error) = repository.trouble() {
+        observer.warn(Warning::failed(Code::Unreadable, &error));
+    }
 }
 
 /// Restores the end of a chain out of bare archive files, the full first.
@@ -223,9 +231,7 @@ fn salvage_chain(
 }
 
 fn open_remains(path: &Path, cancel: &Cancel) -> Result<Salvaged> {
-    let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let store: Arc<dyn Store> = Arc::new(FileStore::new(file, path));
-    salvage::open(&store, cancel)
+    salvage::open(&archive_store(path)?, cancel)
 }
 
 fn rebuild(

@@ -137,7 +137,7 @@ fn every_result_is_as_the_document_says() {
 
     // Damage makes the rest of the fields appear.
     let whole = json(&["verify"]);
-    assert_eq!(whole["damaged"], Value::Array(Vec::new()));
+    assert_eq!(whole["findings"], Value::Array(Vec::new()));
     let manifest = at(&format!("repo/web/points/{}.json", full["point"].as_str().unwrap()));
     std::fs::write(manifest, "{}").unwrap();
     let damaged = |command: &str| {

@@ -75,13 +75,13 @@ fn a_lost_manifest_is_damage() {
     std::fs::remove_file(&chain.files("points")[2]).unwrap();
     let said = chain.damaged();
     assert!(said.contains(archives[2].file_name().unwrap().to_str().unwrap()), "{said}");
-    assert!(said.contains("1 damage found"), "{said}");
+    assert!(said.contains("found: 1 stray"), "{said}");
     // The points that are left are well, each by itself.
     chain.done(&["verify", "vm@latest"]);
     for manifest in chain.files("points") {
         std::fs::remove_file(manifest).unwrap();
     }
-    assert!(chain.damaged().contains("3 damages found"));
+    assert!(chain.damaged().contains("found: 3 stray"));
 }
 
 /// Two archives of a disk had changed places: each of their bytes was right, so `verify --quick`
@@ -105,7 +105,7 @@ fn a_pipe_in_the_place_of_an_archive_is_damage() {
     let archive = &chain.files("disk")[0];
     std::fs::remove_file(archive).unwrap();
     assert!(Command::new("mkfifo").arg(archive).status().unwrap().success());
-    assert!(chain.damaged().contains("must be a regular file"));
+    assert!(chain.damaged().contains("it is a named pipe, not a regular file"));
     assert_eq!(chain.run(&["backup", "vm.raw"]).status, 4);
 }
 
@@ -142,4 +142,185 @@ fn another_image_of_the_same_name_is_pointed_out() {
     // Who names the disk means it: a clone of the image has another path every night.
     let run = chain.run(&["backup", "other/vm.raw", "--disk", "vm"]);
     assert_eq!((run.status, run.stderr.as_str()), (0, ""));
+}
+
+/// With one archive of a chain missing, `verify` called the two beside it DAMAGED, and said "proved" at
+/// once: the next thing somebody does is to delete what is damaged.
+#[test]
+fn a_missing_archive_makes_no_other_one_damaged() {
+    let chain = Chain::of(4);
+    let archives = chain.files("disk");
+    std::fs::remove_file(&archives[1]).unwrap();
+    let said = chain.damaged();
+    assert!(said.contains(&format!("MISSING {}", relative(&chain, &archives[1]))), "{said}");
+    assert!(!said.contains("DAMAGED"), "{said}");
+    assert!(said.contains("3 points of 4 can't be restored whole"), "{said}");
+    assert!(said.contains("3 archives sound: keep every one"), "{said}");
+
+    let run = chain.run(&["verify", "--json"]);
+    assert_eq!(run.status, 4);
+    let json: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(json["proved"], false);
+    assert_eq!(json["findings"].as_array().unwrap().len(), 1, "{json}");
+    assert_eq!(json["findings"][0]["state"], "missing");
+    assert_eq!(json["findings"][0]["points"].as_array().unwrap().len(), 3);
+    let disk = &json["disks"][0];
+    let states = disk["archives"].as_array().unwrap().iter().map(|it| it["state"].clone());
+    assert_eq!(states.collect::<Vec<_>>(), ["sound", "missing", "sound", "sound"]);
+    let points = disk["points"].as_array().unwrap();
+    let restorable = points.iter().map(|it| it["restorable"].clone()).collect::<Vec<_>>();
+    assert_eq!(restorable, [true, false, false, false]);
+    for point in &points[1..] {
+        assert_eq!(point["because"], serde_json::json!([relative(&chain, &archives[1])]));
+    }
+}
+
+/// The path as commands in the folder of the repository show it.
+fn relative(chain: &Chain, path: &Path) -> String {
+    path.strip_prefix(chain.dir.path()).unwrap().to_str().unwrap().to_owned()
+}
+
+/// What may lie in the place of a file.
+fn put_in_place(path: &Path, what: &str) {
+    let _ = std::fs::remove_file(path);
+    match what {
+        "pipe" => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+        "folder" => std::fs::create_dir(path).unwrap(),
+        "socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        "device" => std::os::unix::fs::symlink("/dev/zero", path).unwrap(),
+        "loop" => std::os::unix::fs::symlink(path, path).unwrap(),
+        "empty" => std::fs::write(path, "").unwrap(),
+        "lost" => {}
+        other => panic!("{other}"),
+    }
+}
+
+/// `restore --salvage` and `replay --salvage` waited for ever for the writer of a named pipe in the place
+/// of an archive.
+#[test]
+fn a_salvage_waits_for_nobody() {
+    for what in ["pipe", "folder", "socket", "device", "loop"] {
+        let chain = Chain::of(3);
+        let archives = chain.files("disk");
+        put_in_place(&archives[1], what);
+        let first = archives[0].to_str().unwrap();
+        let second = archives[1].to_str().unwrap();
+        for words in [
+            &["restore", "vm", "out.raw", "--salvage"] as &[&str],
+            &["replay", "out2.raw", first, second, "--salvage"],
+            &["info", second],
+            &["verify"],
+            &["points"],
+        ] {
+            let mut command = Command::new("timeout");
+            command.args(["--signal=KILL", "60"]).arg(chain.command(&[]).get_program());
+            command.args(words).env("QDELTA_REPO", "repo").current_dir(chain.dir.path());
+            let run: Run = command.output().unwrap().into();
+            assert!((0..=9).contains(&run.status), "{what} {words:?}: {}", run.stderr);
+            assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+        }
+    }
+}
+
+/// Without `qdelta.toml`, or with one letter of it wrong, every command refused: also a restore of
+/// sound points, which needs nothing of it.
+#[test]
+fn a_lost_qdelta_toml_costs_no_point_and_comes_back() {
+    let chain = Chain::of(2);
+    let toml = chain.dir.path().join("repo/qdelta.toml");
+    let good = std::fs::read_to_string(&toml).unwrap();
+    let id = |text: &str| text.lines().find(|line| line.starts_with("id")).unwrap().to_owned();
+    let wrong_id = good.replacen("id = \"", "id = \"f", 1);
+    let wrong_name = good.replace("format", "fgrmat");
+    for what in ["lost", "empty", "folder", "pipe", &wrong_id, &wrong_name] {
+        match what.len() > 10 {
+            true => std::fs::write(&toml, what).unwrap(),
+            false => put_in_place(&toml, what),
+        }
+        let restored = chain.run(&["restore", "vm", "out.raw", "--force"]);
+        assert_eq!(restored.status, 0, "{what}: {}", restored.stderr);
+        assert!(restored.stderr.contains("init --repair"), "{what}: {}", restored.stderr);
+        assert_eq!(std::fs::read(chain.dir.path().join("out.raw")).unwrap()[..10_000], [2; 10_000]);
+        for words in [&["points"] as &[&str], &["verify"], &["anchors"]] {
+            let run = chain.run(words);
+            assert_eq!(run.status, 4, "{what} {words:?}: {}{}", run.stdout, run.stderr);
+        }
+        let refused = chain.run(&["backup", "vm.raw"]);
+        assert_eq!(refused.status, 4, "{what}: {}", refused.stderr);
+        assert!(refused.stderr.contains("init --repair"), "{what}: {}", refused.stderr);
+        assert_eq!(chain.run(&["init", "repo"]).status, 7, "{what}");
+        let made = chain.run(&["init", "--repair", "repo"]);
+        if what == "folder" {
+            // Somebody's folder is not removed.
+            assert_ne!(made.status, 0, "{}", made.stdout);
+            std::fs::remove_dir(&toml).unwrap();
+            chain.done(&["init", "--repair", "repo"]);
+        } else {
+            assert_eq!(made.status, 0, "{what}: {}", made.stderr);
+        }
+        let now = std::fs::read_to_string(&toml).unwrap();
+        assert_eq!(id(&now), id(&good), "{what}: the points know the id");
+        chain.done(&["verify"]);
+    }
+    chain.done(&["backup", "vm.raw"]);
+    assert!(chain.done(&["init", "--repair", "repo"]).contains("sound"));
+}
+
+/// One folder that could not be listed hid every other disk, and `points` and `verify` of the whole
+/// repository gave up.
+#[test]
+fn a_folder_that_cant_be_listed_hides_nothing_beside_it() {
+    for (place, what) in
+        [("vm/vdb", "loop"), ("vm/vdb", "empty"), ("bad", "loop"), ("vm2/points", "empty")]
+    {
+        let chain = Chain::of(1);
+        chain.done(&["backup", "vm.raw", "--disk", "vm/vdb"]);
+        chain.done(&["backup", "vm.raw", "--disk", "other/vda"]);
+        chain.done(&["backup", "vm.raw", "--disk", "vm2/vda"]);
+        let path = chain.dir.path().join("repo").join(place);
+        if path.exists() {
+            std::fs::rename(&path, chain.dir.path().join("aside")).unwrap();
+        }
+        put_in_place(&path, what);
+        for disk in ["vm/disk", "other/vda"] {
+            chain.done(&["restore", disk, "out.raw", "--force"]);
+            chain.done(&["verify", disk]);
+            chain.done(&["backup", "vm.raw", "--disk", disk]);
+        }
+        for command in ["points", "verify"] {
+            let run = chain.run(&[command]);
+            assert_eq!(run.status, 4, "{place} {command}: {}{}", run.stdout, run.stderr);
+            let said = format!("{}{}", run.stdout, run.stderr);
+            assert!(said.contains(place), "{place} {command}: {said}");
+            if command == "points" {
+                assert!(
+                    said.contains("vm/disk: 2 points") && said.contains("other/vda: 2"),
+                    "{said}"
+                );
+            }
+        }
+    }
+}
+
+/// A manifest of 16 MiB that is all small values took 1.6 GiB of memory.
+#[test]
+fn a_manifest_takes_no_more_than_some_times_its_length() {
+    let chain = Chain::of(1);
+    let path = &chain.files("points")[0];
+    let text = std::fs::read_to_string(path).unwrap();
+    let fields: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut fields = fields.as_object().unwrap().clone();
+    fields.remove("digest");
+    let small = serde_json::json!({"": 0});
+    fields.insert("zz".to_owned(), vec![small; 2_000_000].into());
+    let canonical = serde_json::to_string(&fields).unwrap();
+    let digest = blake3::hash(canonical.as_bytes()).to_hex();
+    let body = canonical.strip_prefix('{').unwrap();
+    std::fs::write(path, format!("{{\"digest\":\"{digest}\",{body}")).unwrap();
+    let mut command = Command::new("prlimit");
+    command.arg("--as=400000000").arg(chain.command(&[]).get_program());
+    command.arg("points").env("QDELTA_REPO", "repo").current_dir(chain.dir.path());
+    let run: Run = command.output().unwrap().into();
+    // A field that this version does not know is no damage.
+    assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
 }

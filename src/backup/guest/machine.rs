@@ -3,10 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::Flow;
 use super::moment::Moment;
@@ -15,6 +13,7 @@ use crate::backup::inventory::image_at;
 use crate::domain::{Fate, Source, XmlFile, resources};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Format;
+use crate::io::{Opener, not_opened};
 use crate::paths::absolute;
 use crate::repository::{MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 
@@ -260,15 +259,10 @@ fn files_in(folder: &Path, room: usize, missing: &mut Vec<String>) -> Vec<PathBu
 
 /// Opens a regular file; gives its mode, too.
 pub(super) fn open(path: &Path) -> Result<(File, u32)> {
-    let failed = |error| Error::io("read", path, error);
-    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        let text = format!("{} is no regular file", path.display());
-        return Err(Error::new(ErrorKind::Image, text));
-    }
-    Ok((file, metadata.mode() & 0o777))
+    let file = Opener::READ.itself().open(path);
+    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Image))?;
+    let mode = file.metadata().map_err(|error| Error::io("look at", path, error))?.mode();
+    Ok((file, mode & 0o777))
 }
 
 fn store(

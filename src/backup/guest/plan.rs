@@ -1,15 +1,12 @@
 //! What is to be done with a domain, before anything is done.
 
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::GuestRequest;
 use crate::domain::{Choice, Disk, Domain, Found, Link, decide};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, OpenOptions, StatedChain, StatedLayer};
+use crate::io::{Opener, not_opened};
 use crate::repository::{DiskId, DomainName, LeftOut};
 use crate::sys::image_lock;
 use crate::warning::{Code, Warning};
@@ -156,9 +153,9 @@ fn usage(found: &Found, disks: &[DiskPlan], warnings: &mut Vec<Warning>) -> Resu
     let mut writers = Vec::new();
     for disk in disks {
         let within = |error: Error| error.within(format!("cannot look at disk {}", disk.target));
-        let flags = OFlags::NONBLOCK.bits() as i32;
-        let file = File::options().read(true).custom_flags(flags).open(&disk.image);
-        let file = file.map_err(|error| within(Error::io("open", &disk.image, error)))?;
+        let file = Opener::READ.or_device().open(&disk.image);
+        let file =
+            file.map_err(|error| within(not_opened(&disk.image, error, ErrorKind::Image)))?;
         // A filesystem without locks says nothing.
         if let Ok(Some(holder)) = image_lock::probe(&file)
             && holder.writes()

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, major, minor};
+use rustix::fs::{major, minor};
 
 use crate::error::{Error, Result};
-use crate::io::open_without_waiting;
+use crate::io::Opener;
 use crate::sys::image_lock;
 
 /// Devices lie on devices no deeper than this.
@@ -49,7 +49,7 @@ impl Look {
     /// There is none.
     pub fn at(path: &Path) -> Result<Self> {
         let file =
-            open_without_waiting(CWD, path).map_err(|error| Error::io("open", path, error))?;
+            Opener::READ.or_device().open(path).map_err(|error| Error::io("open", path, error))?;
         Self::of(file.as_fd(), path)
     }
 

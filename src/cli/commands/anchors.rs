@@ -3,7 +3,7 @@
 use qdelta::backup::inventory::{self, AnchorInfo};
 use qdelta::observer::{Observer, Recorder};
 use qdelta::repository::{DiskId, Repository};
-use qdelta::warning::Warning;
+use qdelta::warning::{Code, Warning};
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -31,11 +31,24 @@ const COLUMNS: &[Column] = &[
 /// Lists or removes.
 pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
+    let recorder = Recorder::new(&context.screen);
+    let mut whole = true;
+    let mut trouble = |error: &Error| {
+        whole = false;
+        (&recorder as &dyn Observer).warn(Warning::failed(Code::Unreadable, error));
+    };
+    if let Some(error) = repository.trouble() {
+        trouble(&error);
+    }
     let disks = match &args.disk {
         Some(wanted) => repository.find_disks(wanted)?,
-        None => repository.disks()?,
+        None => {
+            let survey = repository.survey()?;
+            survey.unreadable.iter().for_each(|folder| trouble(&folder.error));
+            survey.disks
+        }
     };
-    let recorder = Recorder::new(&context.screen);
+    let done = if whole { status::DONE } else { status::DAMAGED };
     let mut report = Report { anchors: Vec::new(), removed: Vec::new(), warnings: Vec::new() };
     if args.remove_all || !args.remove.is_empty() {
         report.removed = remove(&repository, &disks, &args.remove, &recorder)?;
@@ -47,7 +60,7 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     report.warnings = recorder.take();
     if context.out.json {
         context.out.json(&report)?;
-        return Ok(status::DONE);
+        return Ok(done);
     }
     for anchor in &report.removed {
         context.out.success(format!("{}: removed {}", anchor.disk, anchor.name))?;
@@ -55,7 +68,7 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     if report.removed.is_empty() {
         show(&report.anchors, context)?;
     }
-    Ok(status::DONE)
+    Ok(done)
 }
 
 /// Removes anchors of some disks: all, or those that are called so, each of the disk that it is of.

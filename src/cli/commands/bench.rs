@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use qdelta::bench::{self, Report, Request, Stage};
+use qdelta::io::Opener;
 use qdelta::warning::Code;
 use qdelta::{Error, ErrorKind, Result};
 
@@ -40,7 +41,7 @@ pub fn run(args: Bench, context: &mut Context) -> Result<u8> {
 /// Writes the plot to a new file.
 fn save(path: &Path, svg: &str) -> Result<()> {
     use std::io::Write;
-    let created = std::fs::File::create_new(path);
+    let created = Opener::CHANGE.create(0o666).open(path);
     created
         .and_then(|mut file| file.write_all(svg.as_bytes()))
         .map_err(|error| Error::io("write the plot to", path, error))

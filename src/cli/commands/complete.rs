@@ -78,7 +78,7 @@ fn candidates(line: &Line, context: &Context) -> Option<Vec<String>> {
 
 /// The disks, and the guests that have several.
 fn names(repository: &Repository) -> Result<Vec<String>> {
-    let disks = repository.disks()?;
+    let disks = repository.survey()?.disks;
     let mut names: Vec<String> = disks.iter().map(ToString::to_string).collect();
     names.extend(disks.iter().map(|disk| disk.domain.to_string()));
     names.sort_unstable();

@@ -1,7 +1,6 @@
 //! `qdelta info`: what a file is, image or archive.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::archive::Reader;
 use qdelta::formats::archive::{Metadata, header};
-use qdelta::io::FileStore;
+use qdelta::io::{FileStore, Opener};
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -69,8 +68,7 @@ pub fn run(args: &Info, context: &mut Context) -> Result<u8> {
 
 /// The first bytes of a file; nothing of something else, like a block device.
 fn read_start(path: &Path) -> Result<Option<Vec<u8>>> {
-    let failed = |error| Error::io("open", path, error);
-    let metadata = fs::metadata(path).map_err(failed)?;
+    let metadata = fs::metadata(path).map_err(|error| Error::io("open", path, error))?;
     if metadata.is_dir() {
         return Err(Error::new(ErrorKind::Usage, format!("{} is a folder", path.display()))
             .advise("name an image or an archive; qdelta points shows what a repository holds"));
@@ -78,19 +76,15 @@ fn read_start(path: &Path) -> Result<Option<Vec<u8>>> {
     if !metadata.is_file() {
         return Ok(None);
     }
-    let mut start = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(header::HEADER_LEN_MAX as u64)
-        .read_to_end(&mut start)
-        .map_err(|error| Error::io("read", path, error))?;
-    Ok(Some(start))
+    let start = Opener::READ.read_start(path, header::HEADER_LEN_MAX as u64);
+    start.map(Some).map_err(|error| Error::io("read", path, error))
 }
 
 /// Shows an archive. Of a torn one the header is shown, and then what is wrong.
 fn archive(path: &Path, start: &[u8], context: &mut Context) -> Result<u8> {
     let (metadata, _) =
         header::decode(start).map_err(|error| Error::format(ErrorKind::Damaged, path, error))?;
-    let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+    let file = Opener::READ.open(path).map_err(|error| Error::io("open", path, error))?;
     let file_length = file.metadata().map_err(|error| Error::io("look at", path, error))?.len();
     let reader = Reader::open(Arc::new(FileStore::new(file, path)));
     let contents = reader.as_ref().ok().map(|reader| Contents {

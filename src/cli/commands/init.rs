@@ -1,6 +1,6 @@
-//! `qdelta init`: a new repository.
+//! `qdelta init`: a new repository, or the `qdelta.toml` of one that lost it.
 
-use qdelta::repository::Repository;
+use qdelta::repository::{Repair, Repository};
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -12,6 +12,8 @@ use crate::cli::{Context, status};
 struct Report<'a> {
     repository: String,
     id: &'a str,
+    /// What `--repair` did; none without it.
+    repaired: Option<Repair>,
 }
 
 /// Makes the repository.
@@ -19,15 +21,30 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
     let dir = args.dir.as_ref().or(context.global.repo.as_ref()).ok_or_else(|| {
         Error::new(ErrorKind::Usage, "no folder was named").advise("qdelta init DIR")
     })?;
-    let repository = Repository::init(dir)?;
-    context.out.was_done(format!("the repository {} was made", dir.display()));
+    let (repository, repair) = match args.repair {
+        true => Repository::repair(dir).map(|(repository, repair)| (repository, Some(repair)))?,
+        false => (Repository::init(dir)?, None),
+    };
+    if repair.is_none() {
+        context.out.was_done(format!("the repository {} was made", dir.display()));
+    }
     if context.out.json {
-        let report =
-            Report { repository: repository.path().display().to_string(), id: repository.id() };
+        let repository_path = repository.path().display().to_string();
+        let report = Report { repository: repository_path, id: repository.id(), repaired: repair };
         context.out.json(&report)?;
-    } else {
-        let dir = dir.display();
-        context.out.success(format!("made the repository {dir}"))?;
+        return Ok(status::DONE);
+    }
+    let dir = dir.display();
+    context.out.success(match repair {
+        None => format!("made the repository {dir}"),
+        Some(Repair::Sound) => format!("{dir}: qdelta.toml is sound; nothing was changed"),
+        Some(Repair::SameId) => format!("{dir}: made qdelta.toml anew, with the id that it had"),
+        Some(Repair::NewId) => format!(
+            "{dir}: made qdelta.toml anew, with a new id: no point knows the old one, so anchors that \
+             earlier backups have left in images must be removed by hand"
+        ),
+    })?;
+    if repair.is_none() {
         context.out.success(format!("back up into it with: qdelta backup IMAGE --repo {dir}"))?;
     }
     Ok(status::DONE)

@@ -1,15 +1,17 @@
 //! `qdelta points`: what can be restored, drawn as chains.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use qdelta::Result;
 use qdelta::backup::inventory;
 use qdelta::observer::Silent;
 use qdelta::repository::{
     Anchor, DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList, Refusal, Repository,
+    Survey,
 };
+use qdelta::{Error, Result};
 use serde::Serialize;
 
 use crate::cli::args::Points;
@@ -24,6 +26,7 @@ struct Report {
     disks: Vec<DiskReport>,
     totals: Totals,
     damaged: Vec<DamagedReport>,
+    unreadable: Vec<UnreadableReport>,
 }
 
 /// What all the listed disks come to.
@@ -76,6 +79,23 @@ struct PointReport {
     seconds: f64,
 }
 
+/// A folder that can't be listed, or a `qdelta.toml` that can't be used.
+#[derive(Serialize)]
+struct UnreadableReport {
+    path: String,
+    error: String,
+}
+
+impl Report {
+    /// Adds a folder that can't be listed. Several disks may share it.
+    fn add(&mut self, path: &Path, error: &Error) {
+        let path = path.display().to_string();
+        if self.unreadable.iter().all(|known| known.path != path) {
+            self.unreadable.push(UnreadableReport { path, error: error.chain() });
+        }
+    }
+}
+
 /// A file of a point that can't be used.
 #[derive(Serialize)]
 struct DamagedReport {
@@ -88,20 +108,27 @@ struct DamagedReport {
 /// the exit status.
 pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
-    let disks = match &args.disk {
-        Some(wanted) => repository.find_disks(wanted)?,
-        None => repository.disks()?,
+    let Survey { disks, unreadable } = match &args.disk {
+        Some(wanted) => Survey { disks: repository.find_disks(wanted)?, unreadable: Vec::new() },
+        None => repository.survey()?,
     };
     let view = View {
         zone: if args.utc { None } else { Some(TimeZone::system()) },
-        now: Timestamp::now(),
+        now: qdelta::clock::now()?,
     };
     let mut report = Report {
         repository: repository.path().display().to_string(),
         disks: Vec::new(),
         totals: Totals::of_disks(&disks),
         damaged: Vec::new(),
+        unreadable: Vec::new(),
     };
+    if let Some(error) = repository.trouble() {
+        report.add(&repository.path().join("qdelta.toml"), &error);
+    }
+    for folder in &unreadable {
+        report.add(&folder.path, &folder.error);
+    }
     if disks.is_empty() && !context.out.json {
         context.out.line(format!("{}: no points yet", repository.path().display()))?;
     }
@@ -123,6 +150,9 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
             show_anchors(&repository, disk, context)?;
         }
         // Every disk of a domain has the same manifests, and so the same damaged ones.
+        for folder in &list.unreadable {
+            report.add(&folder.path, &folder.error);
+        }
         for damaged in list.damaged.into_iter().chain(health.problems) {
             let damaged = DamagedReport::from(damaged);
             if report.damaged.iter().all(|known| known.path != damaged.path) {
@@ -131,7 +161,11 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         }
     }
     for damaged in &report.damaged {
-        context.screen.say(&format!("qdelta: point {}: {}", damaged.point, damaged.error));
+        let line = format!("qdelta: point {}: {}", damaged.point, damaged.error);
+        context.screen.say(&text::printable(&line));
+    }
+    for unreadable in &report.unreadable {
+        context.screen.say(&text::printable(&format!("qdelta: {}", unreadable.error)));
     }
     if context.out.json {
         context.out.json(&report)?;
@@ -139,7 +173,8 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         context.out.line("")?;
         context.out.line(report.totals.line())?;
     }
-    Ok(if report.damaged.is_empty() { status::DONE } else { status::DAMAGED })
+    let whole = report.damaged.is_empty() && report.unreadable.is_empty();
+    Ok(if whole { status::DONE } else { status::DAMAGED })
 }
 
 impl Totals {

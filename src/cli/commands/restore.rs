@@ -163,7 +163,7 @@ fn show(report: &Report, context: &mut Context) -> Result<u8> {
     for line in lines(report) {
         match to_stdout {
             _ if context.out.quiet && complete => {}
-            true => context.screen.say(&format!("qdelta: {line}")),
+            true => context.screen.say(&text::printable(&format!("qdelta: {line}"))),
             false => context.out.line(line)?,
         }
     }

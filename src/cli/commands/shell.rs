@@ -2,11 +2,13 @@
 //! from the definition of its arguments.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use clap::CommandFactory;
 use clap_complete::generate;
 use clap_mangen::{Man as Page, roff};
+use qdelta::io::Opener;
 use qdelta::{Error, Result};
 use roff::{Roff, bold, roman};
 use serde::Serialize;
@@ -128,7 +130,13 @@ fn page(dir: &Path, command: &clap::Command, name: &str) -> Result<String> {
     let page = Page::new(command.clone()).manual("qdelta").date("");
     let path = dir.join(page.get_filename());
     let text = render(&page, command, name).map_err(|error| Error::io("render", &path, error))?;
-    fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
+    let mut file = Opener::CHANGE
+        .or_create(0o666)
+        .open(&path)
+        .map_err(|error| Error::io("write", &path, error))?;
+    file.set_len(0)
+        .and_then(|()| file.write_all(&text))
+        .map_err(|error| Error::io("write", &path, error))?;
     Ok(path.display().to_string())
 }
 

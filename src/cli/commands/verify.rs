@@ -1,7 +1,7 @@
 //! `qdelta verify`: proof that points can be restored.
 
 use qdelta::Result;
-use qdelta::verify::{self, Report, Request};
+use qdelta::verify::{self, Report, Request, State};
 
 use crate::cli::args::Verify;
 use crate::cli::{Context, signals, status, text};
@@ -18,22 +18,41 @@ pub fn run(args: Verify, context: &mut Context) -> Result<u8> {
     let report = verify::run(&repository, &request, &context.screen, &cancel)?;
     if context.out.json {
         context.out.json(&report)?;
-    } else if !(context.out.quiet && report.damaged.is_empty()) {
+    } else if !(context.out.quiet && report.findings.is_empty()) {
         show(&report, context)?;
     }
-    Ok(if report.damaged.is_empty() { status::DONE } else { status::DAMAGED })
+    Ok(if report.findings.is_empty() { status::DONE } else { status::DAMAGED })
 }
 
 /// Shows a verification to people.
 fn show(report: &Report, context: &mut Context) -> Result<()> {
     let out = &mut context.out;
-    for finding in &report.damaged {
+    for finding in &report.findings {
         let path = finding.path.display().to_string();
-        out.line(format!("DAMAGED {path}"))?;
+        out.line(format!("{} {path}", label(finding.state)))?;
         let problem = finding.problem.strip_prefix(&format!("{path}: "));
         out.line(format!("  {}", problem.unwrap_or(&finding.problem)))?;
         if !finding.points.is_empty() {
             out.line(format!("  needed by {}", finding.points.join(", ")))?;
+        }
+    }
+    for disk in &report.disks {
+        let lost = disk.points.iter().filter(|point| !point.restorable).count();
+        if lost == 0 {
+            continue;
+        }
+        let of = disk.points.len();
+        out.line(format!(
+            "{}: {} of {of} can't be restored whole",
+            disk.disk,
+            text::count(lost, "point")
+        ))?;
+        let sound = disk.archives.iter().filter(|archive| archive.state == State::Sound).count();
+        if sound > 0 {
+            out.line(format!(
+                "  {} sound: keep every one, also of those points (restore --salvage uses them)",
+                text::count(sound, "archive")
+            ))?;
         }
     }
     let number = |count: u64, what| text::count(usize::try_from(count).unwrap_or(usize::MAX), what);
@@ -43,13 +62,36 @@ fn show(report: &Report, context: &mut Context) -> Result<()> {
         number(report.archives, "archive"),
         text::bytes(report.bytes_read),
         text::bytes(report.bytes_verified),
-        if report.proved { "proved" } else { "checked" },
+        if report.quick { "checked" } else { "proved" },
         text::took(report.seconds, report.bytes_read),
     ))?;
-    out.line(match (report.damaged.is_empty(), report.points) {
+    out.line(match (report.findings.is_empty(), report.points) {
         (true, 0) => "there is nothing to verify yet".to_owned(),
         (true, _) if report.proved => "everything is as it was written".to_owned(),
         (true, _) => "all checksums are right".to_owned(),
-        (false, _) => format!("{} found", text::count(report.damaged.len(), "damage")),
+        (false, _) => summary(report),
     })
+}
+
+/// How many findings of each kind there are.
+fn summary(report: &Report) -> String {
+    let states = [State::Damaged, State::Missing, State::Stray, State::Unreadable];
+    let number = |state| report.findings.iter().filter(|finding| finding.state == state).count();
+    let counts = states.map(|state| (number(state), label(state).to_lowercase()));
+    let parts: Vec<String> = counts
+        .iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, label)| format!("{number} {label}"))
+        .collect();
+    format!("found: {}", parts.join(", "))
+}
+
+fn label(state: State) -> &'static str {
+    match state {
+        State::Sound => "SOUND",
+        State::Damaged => "DAMAGED",
+        State::Missing => "MISSING",
+        State::Stray => "STRAY",
+        State::Unreadable => "UNREADABLE",
+    }
 }

@@ -219,7 +219,7 @@ const DEVICES: &[(&str, Is)] = &[
         "<graphics type='spice'><listen type='socket' socket='/run/s'/><gl rendernode='/dev/dri/r'/></graphics>",
         Harmless,
     ),
-    ("<graphics type='sdl' xauth='/root/.Xauthority'/>", Harmless),
+    ("<graphics type='sdl' xauth='/x/.Xauthority'/>", Harmless),
     (
         "<video><model type='virtio'><acceleration rendernode='/dev/dri/r'/></model></video>",
         Harmless,

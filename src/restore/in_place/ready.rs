@@ -1,6 +1,6 @@
 //! An image that is about to be rolled back, once nothing stands against it any more.
 
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::write::{self, Held, Wanted};
@@ -9,6 +9,7 @@ use crate::anchor::Spare;
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::Allocation;
+use crate::io::Opener;
 use crate::observer::{Observer, OfDisk};
 use crate::repository::{Anchor, AnchorKind, Repository};
 
@@ -144,7 +145,7 @@ struct Stamp {
 impl Stamp {
     fn of(job: &Job) -> Result<Self> {
         let path = &job.path;
-        let data = File::open(path).and_then(|file| file.metadata());
+        let data = Opener::READ.or_device().open(path).and_then(|file| file.metadata());
         let data = data.map_err(|error| Error::io("look at", path, error))?;
         let modified = (data.mtime(), data.mtime_nsec());
         Ok(Self { inode: data.ino(), len: data.len(), modified })

@@ -74,7 +74,7 @@ fn qcow2(ready: &Ready<'_>, spare: &Spare, is_file: bool) -> std::io::Result<Nee
     let chain = &ready.job.chain;
     let block_size = u64::from(chain.geometry().block_size());
     let blocks = &ready.wanted.blocks;
-    let data = match spare.zeros_are_written {
+    let data = match spare.zeros_are_written(ready.job.is_overlay) {
         true => clusters(blocks, block_size, spare.cluster_size),
         false => clusters(&(blocks & chain.nonzero()), block_size, spare.cluster_size),
     };

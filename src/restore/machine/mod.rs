@@ -7,12 +7,11 @@
 mod definition;
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
-use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::{Destination, Report, Request, guests, nonzero_blocks, rebuild};
@@ -22,7 +21,7 @@ use crate::chain::Chain;
 use crate::domain::{Domain, Libvirt, XML_LEN_MAX, parse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{check_new_file, room};
-use crate::io::Store;
+use crate::io::{Opener, not_opened};
 use crate::observer::{Event, Observer, OfDisk, Recorder};
 use crate::output::{self, Format, Plan, Target};
 use crate::paths::absolute;
@@ -132,6 +131,7 @@ pub fn run_machine(
 ) -> Result<MachineReport> {
     let started = Instant::now();
     let recorder = Recorder::new(observer);
+    super::warn_of_trouble(repository, &recorder);
     let (domain, manifest) = find(repository, request)?;
     let machine = match manifest.machine.clone() {
         Some(machine) => machine,
@@ -271,10 +271,9 @@ impl<'a> Job<'a> {
                 Role::Nvram => {
                     variables += 1;
                     let number = if variables > 1 { variables.to_string() } else { String::new() };
-                    let extension = match file.path.extension().and_then(OsStr::to_str) {
-                        Some(known @ ("json" | "qcow2")) => known,
-                        _ => "fd",
-                    };
+                    let extension = file.path.extension().and_then(OsStr::to_str);
+                    let extension = extension.filter(|it| ["json", "qcow2"].contains(it));
+                    let extension = extension.unwrap_or("fd");
                     PathBuf::from(format!("{stem}_VARS{number}.{extension}"))
                 }
                 Role::BootFile => Path::new("boot").join(inside(&file.path)),
@@ -309,24 +308,21 @@ impl<'a> Job<'a> {
         }
         for (file, _) in &self.files {
             // What is damaged is found now, and not when half of it is there.
-            self.repository.machine_file(&self.domain, file)?;
+            self.repository.copy_machine_file(&self.domain, file, &mut std::io::sink())?;
         }
         self.check_space()
     }
 
     fn check_target(&self, path: &Path) -> Result<()> {
-        let failed = |error| Error::io("open", path, error);
-        // So that a FIFO does not block.
-        let flags = OFlags::NONBLOCK.bits() as i32;
-        let file = match File::options().read(true).custom_flags(flags).open(path) {
+        let file = match Opener::READ.open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed(error)),
+            Err(error) => {
+                return Err(
+                    not_opened(path, error, ErrorKind::Exists).advise("restore to another folder")
+                );
+            }
         };
-        if !file.metadata().map_err(failed)?.is_file() {
-            let text = format!("{} is no regular file", path.display());
-            return Err(Error::new(ErrorKind::Exists, text).advise("restore to another folder"));
-        }
         if let Ok(Some(_)) = image_lock::probe_living(&file) {
             let text = format!("{} is in use by another program", path.display());
             return Err(Error::new(ErrorKind::Busy, text)
@@ -387,12 +383,16 @@ impl<'a> Job<'a> {
         }
         for (file, path) in &self.files {
             cancel.check()?;
-            let content = self.repository.machine_file(&self.domain, file)?;
-            self.write(path, &content, file.mode, written)?;
+            self.write(path, file.mode, written, |out| {
+                self.repository.copy_machine_file(&self.domain, file, out)
+            })?;
         }
         let uuid_here = guests::uuid_here(&self.request.libvirt, &self.machine, recorder);
         let xml = self.xml_path();
-        self.write(&xml, definition.text.as_bytes(), 0o600, written)?;
+        self.write(&xml, 0o600, written, |out| {
+            let text = definition.text.as_bytes();
+            out.write_all(text).map_err(|error| Error::io("write", &xml, error))
+        })?;
         for text in definition.warnings(&self) {
             recorder.event(&Event::Warning(&Warning::new(Code::Machine, text)));
         }
@@ -430,15 +430,21 @@ impl<'a> Job<'a> {
         self.files.iter().find(|(file, _)| file.role == role).map(|(_, path)| path.as_path())
     }
 
-    /// Writes a small file, durably and whole.
-    fn write(&self, path: &Path, content: &[u8], mode: u32, written: &mut Written) -> Result<()> {
+    /// Makes a file of what `fill` writes, durably and whole.
+    fn write(
+        &self,
+        path: &Path,
+        mode: u32,
+        written: &mut Written,
+        fill: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<()> {
         let failed = |error| Error::io("write", path, error);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
         let new = !path.exists();
         let target = Target::create(path, self.request.force, &[])?;
-        target.store().write_all_at(content, 0).map_err(failed)?;
+        fill(&mut target.store().file())?;
         let permissions = std::fs::Permissions::from_mode(mode & 0o777);
         target.store().file().set_permissions(permissions).map_err(failed)?;
         target.commit()?;
