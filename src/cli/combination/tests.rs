@@ -49,7 +49,10 @@ const TABLES: &[Table] = &[
     Table {
         command: "init",
         ways: &[("a folder", &["d"]), ("the folder of --repo", &["--repo", "r"])],
-        entries: &[Entry(&["d"], &["a folder"], "the folder")],
+        entries: &[
+            Entry(&["d"], &["a folder"], "the folder"),
+            Entry(&["--repair"], &[], "a lost qdelta.toml is made anew"),
+        ],
         apart: &[("--repo", "d")],
     },
     Table {
