@@ -39,7 +39,53 @@ fn a_closed_or_full_standard_output_is_no_success() {
         assert!(said.contains("standard output"), "{redirection}: {said}");
         assert!(!said.contains("proved"), "{redirection}: {said}");
     }
-    run(shell(&repo, ">/dev/null")).ok();
+    for redirection in [">/dev/null", "1<>/dev/null"] {
+        run(shell(&repo, redirection)).ok();
+    }
+}
+
+/// In the place of a closed standard output, Rust's runtime opens /dev/null, and its standard library calls
+/// it a success when a descriptor can't be written to: lists and results went nowhere, with status 0.
+/// Others open /dev/null just as the runtime does because they want nothing of the output: that is sound.
+#[test]
+fn every_command_tells_that_standard_output_takes_nothing() {
+    let lab = Lab::new();
+    let repo = repo(&lab);
+    let shown = [
+        "--help",
+        "--version",
+        "backup --help",
+        "backup $I --disk disk",
+        "backup $I --disk disk --json",
+        "points",
+        "points --json --quiet",
+        "verify",
+        "anchors",
+        "info $I",
+        "map $I",
+        "map $I --json",
+        "completions bash",
+        "restore disk $O",
+    ];
+    let run_with = |words: &str, redirection: &str| {
+        let text = format!("exec $Q --repo $R {words} {redirection}");
+        let mut command = tool("sh", args!["-c", text]);
+        command.env("Q", binary()).env("R", &repo.path).env("I", lab.path("disk.qcow2"));
+        command.env("O", lab.path("out.raw"));
+        let _ = std::fs::remove_file(lab.path("out.raw"));
+        run(command)
+    };
+    for words in shown {
+        for redirection in [">&-", "1</dev/null"] {
+            let said = run_with(words, redirection).fails_with(1);
+            assert!(said.contains("standard output"), "{words} {redirection}: {said}");
+        }
+        for redirection in [">/dev/null", "1<>/dev/null", "| head -c 1"] {
+            run_with(words, redirection).ok();
+        }
+    }
+    // Nothing was to be shown, so nothing is lost.
+    run_with("backup $I --disk disk --quiet", ">&-").ok();
 }
 
 /// What a command says of its work is lost, and the work is done.

@@ -15,7 +15,7 @@ mod text;
 mod tree;
 mod values;
 
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
@@ -120,9 +120,17 @@ fn describe(error: &Error) -> String {
 /// Shows what the parser has to say: help, the version, or what is wrong with the arguments.
 fn refused(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Whoever looked at the first lines of the help and left has seen enough.
-        let _ = error.print();
-        return ExitCode::from(status::DONE);
+        let mut out = Out::new(false, false);
+        let text = error.render();
+        let text = if io::stdout().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+        let shown = out.raw(&text).and_then(|()| out.finish());
+        return match shown {
+            Ok(()) => ExitCode::from(status::DONE),
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "{}", describe(&error));
+                ExitCode::from(status::of(error.kind()))
+            }
+        };
     }
     // Like every other error of the program.
     let text = near::tip(error).map(|tip| format!("error: {tip}\n"));
@@ -131,7 +139,7 @@ fn refused(error: &clap::Error) -> ExitCode {
         Some(text) => format!("qdelta: {text}"),
         None => text,
     };
-    let _ = write!(std::io::stderr(), "{}", text::printable_lines(&text));
+    let _ = write!(io::stderr(), "{}", text::printable_lines(&text));
     ExitCode::from(status::USAGE)
 }
 

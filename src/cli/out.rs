@@ -1,7 +1,8 @@
 //! Standard output: results and nothing else.
 
-use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 
+use qdelta::sys::stdout_was_closed;
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -25,7 +26,7 @@ pub struct Out {
 impl Out {
     /// Standard output.
     pub fn new(json: bool, quiet: bool) -> Self {
-        let stdout = BufWriter::new(io::stdout());
+        let stdout = BufWriter::new(Stdout);
         Self { stdout, json, quiet, closed: false, failure: None, done: None }
     }
 
@@ -112,6 +113,24 @@ impl Out {
                 self.failure = Some(error);
             }
         }
+    }
+}
+
+/// Standard output, without what the standard library does not tell: it takes a descriptor that can't
+/// be written to for a success.
+struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // What is there now is /dev/null, and takes everything.
+        if stdout_was_closed() {
+            return Err(io::Error::other("standard output is closed"));
+        }
+        Ok(rustix::io::write(io::stdout(), bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -4,6 +4,29 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What [`look_at_stdout`] has seen. It is a fact of the process that nothing changes later.
+static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Has the C library call [`look_at_stdout`] before the runtime of Rust begins.
+#[used]
+// SAFETY: the section holds pointers to functions of this type, which are called once, before `main`.
+#[unsafe(link_section = ".init_array")]
+static LOOK_AT_STDOUT: extern "C" fn() = look_at_stdout;
+
+extern "C" fn look_at_stdout() {
+    // SAFETY: F_GETFD takes no pointer, and a descriptor that is not open is what is asked for.
+    let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
+    STDOUT_WAS_CLOSED.store(flags == -1, Ordering::Relaxed);
+}
+
+/// Whether the program was started with its standard output closed. Rust's runtime opens `/dev/null` in
+/// the place of a closed one. Many a daemon, and Python's `DEVNULL`, open it in just the same way for a
+/// program whose output nobody wants, so later the two can't be told apart.
+pub(crate) fn stdout_was_closed() -> bool {
+    STDOUT_WAS_CLOSED.load(Ordering::Relaxed)
+}
 
 /// Anonymous memory. It starts at the beginning of a page, reads as zeros at first, and does not
 /// move when the value does.

@@ -5,3 +5,9 @@ pub mod image_lock;
 pub(crate) mod kernel;
 pub(crate) mod patience;
 pub(crate) mod uring;
+
+/// Whether the program was started with its standard output closed. What is written to it then goes to
+/// `/dev/null`, without an error.
+pub fn stdout_was_closed() -> bool {
+    kernel::stdout_was_closed()
+}

@@ -1,9 +1,9 @@
 //! `qdelta restore` and `qdelta replay`: the disk of a recovery point.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use qdelta::cancel::Cancel;
@@ -11,8 +11,8 @@ use qdelta::domain::Libvirt;
 use qdelta::output::{Format, Pipe};
 use qdelta::repository::{Repository, Selector};
 use qdelta::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
+use qdelta::sys::stdout_was_closed;
 use qdelta::{Error, ErrorKind, Result};
-use rustix::fs::OFlags;
 
 use super::{in_place, machine};
 use crate::cli::args::{self, Replay, Restore, Target, Work};
@@ -92,36 +92,23 @@ fn stdout(cancel: &Cancel) -> Result<Destination> {
         )
         .advise("redirect it into a file or a pipe"));
     }
-    // Not through the standard library's buffer, which looks for the ends of lines.
-    let file = stdout.as_fd().try_clone_to_owned();
-    let file = file.map_err(|error| Error::io("open", Path::new("standard output"), error))?;
-    let (file, metadata) = with_metadata(file.into())?;
-    if is_stand_in(&file, &metadata) {
+    if stdout_was_closed() {
         let text = "standard output is closed: the bytes of the disk would be lost";
         return Err(Error::new(ErrorKind::Io, text).advise(
             "redirect it into a file or a pipe; qdelta verify only looks whether it could",
         ));
     }
+    // Not through the standard library's buffer, which looks for the ends of lines.
+    let file = stdout.as_fd().try_clone_to_owned();
+    let file = file.map_err(|error| Error::io("open", Path::new("standard output"), error))?;
+    let file = File::from(file);
+    let metadata = file.metadata();
+    let metadata =
+        metadata.map_err(|error| Error::io("look at", Path::new("standard output"), error))?;
     Ok(Destination::Stream(match metadata.file_type().is_fifo() {
         true => Box::new(Pipe::of(file, cancel)),
         false => Box::new(file),
     }))
-}
-
-fn with_metadata(file: File) -> Result<(File, Metadata)> {
-    match file.metadata() {
-        Ok(metadata) => Ok((file, metadata)),
-        Err(error) => Err(Error::io("look at", Path::new("standard output"), error)),
-    }
-}
-
-/// Whether a file is what Rust's runtime opens in the place of a descriptor that was closed when the
-/// program began: `/dev/null`, for reading and writing. A shell opens it for writing alone.
-fn is_stand_in(file: &File, metadata: &Metadata) -> bool {
-    let is_null = std::fs::metadata("/dev/null")
-        .is_ok_and(|null| metadata.file_type().is_char_device() && null.rdev() == metadata.rdev());
-    let flags = rustix::fs::fcntl_getfl(file);
-    is_null && flags.is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::RDWR)
 }
 
 /// Fails if the output would lie in the repository, which holds points and nothing else.
