@@ -1,6 +1,7 @@
 //! The repository between processes: a lock is held by one, and ends with it.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use qdelta::ErrorKind;
@@ -9,7 +10,7 @@ use qdelta::repository::{DomainName, Repository};
 use crate::harness::faults::traced;
 use crate::harness::images::filled;
 use crate::harness::repo::Repo;
-use crate::harness::{Lab, args, run};
+use crate::harness::{Lab, args, qdelta, run};
 
 /// Another process is kept out while the first lives, and let in after it was killed.
 #[test]
@@ -60,6 +61,22 @@ fn a_filesystem_that_knows_no_rename_without_replacing_holds_points_and_disks() 
             run(traced(options, again)).fails_with(7);
             repo.verify();
             repo.assert_no_leftovers();
+        }
+    }
+}
+
+/// A repository below /dev was made in memory, and was gone when the machine started again: a device or a
+/// mount point was meant.
+#[test]
+fn no_repository_is_made_among_the_kernels_own_files() {
+    let lab = Lab::new();
+    std::os::unix::fs::symlink("/dev", lab.path("link")).unwrap();
+    let places = ["/dev/no-such-disk", "/proc/repo", "/sys/repo", "/tmp/../dev/no-such-disk"];
+    for place in places.map(PathBuf::from).into_iter().chain([lab.path("link/no-such-disk")]) {
+        for words in [args!["init", place.as_path()], args!["init", "--repo", place.as_path()]] {
+            let said = run(qdelta(words)).fails_with(2);
+            assert!(said.contains("no file is made in"), "{place:?}: {said}");
+            assert!(!place.exists(), "{place:?}");
         }
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::names::{DomainName, POINTS};
 use super::{Repository, durable, folder_names, is_there, manifest};
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::check_new_file;
 
 /// The file that makes a folder a repository.
 pub(super) const CONFIG: &str = "qdelta.toml";
@@ -107,11 +108,16 @@ impl Repository {
     /// the folder around it).
     ///
     /// # Errors
-    /// [`ErrorKind::Exists`] if `root` is a repository already or has other things in it.
+    /// [`ErrorKind::Exists`] if `root` is a repository already or has other things in it;
+    /// [`ErrorKind::Usage`] if it would lie among the kernel's own files.
     pub fn init(root: &Path) -> Result<Self> {
         match fs::metadata(root) {
-            Ok(_) => check_empty(root)?,
+            Ok(_) => {
+                check_new_file(&root.join(CONFIG))?;
+                check_empty(root)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                check_new_file(root)?;
                 durable::create_dir(root).map_err(|error| {
                     error.advise("is the disk mounted? If it is, make the folder around it first")
                 })?;
