@@ -41,10 +41,10 @@ def rollback(rig):
         what = f"{guest.name}/{target}@{point.time}"
         before = _copy(disk)
         report = rig.qdelta_json("restore", what, "--in-place", "--repo", chain.repo)
-        if not report["kept"] or not report["bytes_changed"]:
+        if not report["safety_point"] or not report["bytes_changed"]:
             raise Failure(f"nothing was kept, or nothing was changed: {report}")
-        kept.append(report["kept"])
-        _holds(rig, chain, f"{guest.name}/{target}@{report['kept']}", before)
+        kept.append(report["safety_point"])
+        _holds(rig, chain, f"{guest.name}/{target}@{report['safety_point']}", before)
         left = _back_and_killed(rig, chain, disk, before, what, rng)
         rig.say(f"{target} ({disk.format}): {report['bytes_changed'] >> 10} KiB differed; rolled back "
                 f"again after each of {left.total()} tries to kill it, which left "
