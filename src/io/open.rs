@@ -255,7 +255,7 @@ mod tests {
     fn nothing_but_a_file_is_opened_and_nothing_is_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        rustix::fs::mknodat(CWD, &path("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        rustix::fs::mknodat(CWD, path("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
         let _listener = UnixListener::bind(path("socket")).unwrap();
         let others =
             [path("fifo"), path("socket"), path(""), "/dev/null".into(), "/dev/tty".into()];
