@@ -660,3 +660,24 @@ fn a_name_that_no_folder_can_have_is_changed() {
     assert_eq!(report["disks"][0]["disk"], format!("My_VM-{}/vda", &UUID[..8]));
     run(qdelta(host.repo.args(args!["verify"]))).ok();
 }
+
+/// A guest with a qcow2 disk and a raw one got bitmaps, and every night warned that the raw one has none, with
+/// an advice that would have ended those of the other, too.
+#[test]
+fn a_raw_disk_beside_one_with_a_bitmap_is_no_news_every_night() {
+    let host = Host::new();
+    let _guest = Guest::define(&host, host.lab.dir());
+    let codes = |options: &[&str]| {
+        let report = host.web(options);
+        let disks = report["disks"].as_array().unwrap().iter();
+        let found = disks.flat_map(|disk| disk["warnings"].as_array().unwrap());
+        let found: Vec<String> = found.map(|it| text(&it["code"]).to_owned()).collect();
+        (found, report["disks"][0]["anchor"].is_string())
+    };
+    let warned = (vec!["no-anchor".to_owned()], true);
+    assert_eq!(codes(&["--anchor", "bitmap"]), warned);
+    assert_eq!(codes(&[]), (Vec::new(), true));
+    assert_eq!(codes(&[]), (Vec::new(), true));
+    // What is asked for and can't be is said.
+    assert_eq!(codes(&["--anchor", "bitmap"]), warned);
+}
