@@ -207,7 +207,7 @@ fn a_salvage_waits_for_nobody() {
         let second = archives[1].to_str().unwrap();
         for words in [
             &["restore", "vm", "out.raw", "--salvage"] as &[&str],
-            &["replay", "out2.raw", first, second, "--salvage"],
+            &["replay", first, second, "--salvage", "--output", "out2.raw"],
             &["info", second],
             &["verify"],
             &["points"],
@@ -216,7 +216,10 @@ fn a_salvage_waits_for_nobody() {
             command.args(["--signal=KILL", "60"]).arg(chain.command(&[]).get_program());
             command.args(words).env("QDELTA_REPO", "repo").current_dir(chain.dir.path());
             let run: Run = command.output().unwrap().into();
-            assert!((0..=9).contains(&run.status), "{what} {words:?}: {}", run.stderr);
+            // Whoever asks what a folder is has named the wrong thing.
+            let ended = [0, 1, 3, 4, 6, 7, 9].contains(&run.status)
+                || (what, words.first(), run.status) == ("folder", Some(&"info"), 2);
+            assert!(ended, "{what} {words:?}: {} {}", run.status, run.stderr);
             assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
         }
     }
