@@ -241,7 +241,13 @@ fn check_empty(root: &Path) -> Result<()> {
     let names = folder_names(root)?;
     let exists = |what| Error::new(ErrorKind::Exists, format!("{}: {what}", root.display()));
     if names.iter().any(|name| name == CONFIG) {
-        return Err(exists("is a repository already"));
+        let error = exists("is a repository already");
+        return Err(match Config::read(root) {
+            Err(problem) if problem.kind() != ErrorKind::Usage && holds_domains(root) => {
+                error.because(problem.chain()).advise(repair_advice(root))
+            }
+            _ => error,
+        });
     }
     if holds_domains(root) {
         return Err(exists("is a repository whose qdelta.toml is lost").advise(repair_advice(root)));

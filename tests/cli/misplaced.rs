@@ -252,6 +252,8 @@ fn a_lost_qdelta_toml_costs_no_point_and_comes_back() {
         assert_eq!(refused.status, 4, "{what}: {}", refused.stderr);
         assert!(refused.stderr.contains("init --repair"), "{what}: {}", refused.stderr);
         assert_eq!(chain.run(&["init", "repo"]).status, 7, "{what}");
+        let again = chain.run(&["init", "repo"]);
+        assert!(again.stderr.contains("init --repair"), "{what}: {}", again.stderr);
         let made = chain.run(&["init", "--repair", "repo"]);
         if what == "folder" {
             // Somebody's folder is not removed.
