@@ -250,8 +250,8 @@ fn a_snapshot_command_that_makes_no_moment() {
         ("ln -sf \"$2\" \"$2.link\" && echo \"$2.link\"", "it is the live image"),
         ("ln -f \"$2\" \"$2.hard\" && echo \"$2.hard\"", "it is the live image"),
         ("exec 7<\"$2\"; echo /proc/$$/fd/7; sleep 1 >&- &", "that is no absolute path"),
-        ("mkfifo \"$2.fifo\"; echo \"$2.fifo\"", "no regular file"),
-        ("dirname \"$2\"", "no regular file"),
+        ("mkfifo \"$2.fifo\"; echo \"$2.fifo\"", "neither a regular file"),
+        ("dirname \"$2\"", "neither a regular file"),
         ("echo", "that is no absolute path"),
         (
             "cp \"$2\" \"$2.old\"; touch -d '10 seconds ago' \"$2.old\"; echo \"$2.old\"",
@@ -503,7 +503,7 @@ fn an_exclusion_means_one_disk_of_one_guest() {
         (&["--all"], &["--exclude-guest", "wbe"], "no such guest"),
         (&["--all"], &["--exclude-guest", "web", "--exclude", "web/vdb"], "no such guest"),
         (&["--all"], &["--exclude-guest", "web", "--exclude-guest", "my db"], "nothing is left"),
-        (&["--domain", "web"], &["--exclude-guest", "web"], "cannot be used"),
+        (&["--domain", "web"], &["--exclude-guest", "web"], "--exclude-guest is for --all"),
     ];
     for (which, options, why) in wrong {
         let said = host.backup(&[*which, *options].concat()).fails_with(2);
