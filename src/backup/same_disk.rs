@@ -234,6 +234,24 @@ pub(super) fn check_guest(
         ))
 }
 
+/// Warns of disks that the guest had at its latest point and has no more: each further point is sound, and
+/// lacks them.
+pub(super) fn warn_of_gone(
+    repository: &Repository,
+    name: &DomainName,
+    domain: &Domain,
+    observer: &dyn Observer,
+) {
+    for disk in repository.disks_of_machine(name) {
+        if domain.disks.iter().any(|now| now.target == disk.as_str()) {
+            continue;
+        }
+        let text = format!("the guest has no disk {disk} any more, which was in the point before");
+        let advice = format!("qdelta points {name}/{disk} lists what there is of it");
+        observer.warn(Warning::new(Code::DiskGone, text).advise(advice));
+    }
+}
+
 /// Whether two texts are the same UUID: tools write it in capitals, and without dashes.
 pub(crate) fn is_same_uuid(one: &str, other: &str) -> bool {
     let digits = |uuid: &str| uuid.replace('-', "").to_ascii_lowercase();

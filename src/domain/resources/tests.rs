@@ -287,6 +287,23 @@ fn nothing_that_a_definition_can_name_passes_in_silence() {
     }
 }
 
+/// libvirt gives the first serial port a second name, and its file was told of twice each night.
+#[test]
+fn a_console_that_is_a_serial_port_is_told_of_once() {
+    let missing = |devices: &str| {
+        let found = resources(&with("", "", devices)).unwrap();
+        found.iter().filter(|it| kind(it.fate) == Missing).count()
+    };
+    let port = |name: &str, path: &str| {
+        format!("<{name} type='file'>\n<source path='{path}' append='on'/>\n</{name}>\n")
+    };
+    let (serial, console) = (port("serial", "/s"), port("console", "/s"));
+    assert_eq!(missing(&format!("{serial}{console}")), 1);
+    assert_eq!(missing(&console), 1);
+    assert_eq!(missing(&format!("{serial}{}", port("console", "/other"))), 2);
+    assert_eq!(missing(&format!("{serial}{}", console.replace("'file'", "'pipe'"))), 2);
+}
+
 /// The dump of a graphics card's ROM lies in `/usr/share` because AppArmor lets QEMU read there; no package
 /// has it. It was left out like the code of a packaged firmware, without a word.
 #[test]
