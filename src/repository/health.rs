@@ -58,7 +58,8 @@ pub(super) fn of(repository: &Repository, disk: &DiskId, list: &PointList) -> Re
     for (path, point) in strays {
         let text =
             "no manifest names this archive: the point's manifest is lost, or was not copied";
-        note(point, &path, Error::new(ErrorKind::Damaged, text));
+        let advice = "qdelta replay restores a disk from the archives of its chain alone";
+        note(point, &path, Error::new(ErrorKind::Damaged, text).advise(advice));
     }
     Ok(health)
 }

@@ -271,6 +271,33 @@ fn a_lost_qdelta_toml_costs_no_point_and_comes_back() {
     assert!(chain.done(&["init", "--repair", "repo"]).contains("sound"));
 }
 
+/// With the manifests lost, too, every command said that this is no repository and advised a new one:
+/// nobody was told that the archives alone give the disks back.
+#[test]
+fn archives_without_any_manifest_are_still_a_repository() {
+    let chain = Chain::of(2);
+    let repo = chain.dir.path().join("repo");
+    std::fs::remove_file(repo.join("qdelta.toml")).unwrap();
+    for manifest in std::fs::read_dir(repo.join("vm/points")).unwrap() {
+        std::fs::remove_file(manifest.unwrap().path()).unwrap();
+    }
+    for command in ["points", "verify"] {
+        let run = chain.run(&[command]);
+        let said = format!("{}{}", run.stdout, run.stderr);
+        assert_eq!(run.status, 4, "{command}: {said}");
+        assert!(said.contains("replay") && said.contains("init --repair"), "{command}: {said}");
+    }
+    chain.done(&["init", "--repair", "repo"]);
+    let begun = chain.run(&["backup", "vm.raw"]);
+    assert!(begun.status == 4 && begun.stdout.contains("full"), "{}", begun.stderr);
+    // A damaged file where nothing else is comes back, too: that was advised, and then refused.
+    std::fs::remove_dir_all(repo.join("vm")).unwrap();
+    std::fs::write(repo.join("qdelta.toml"), "x").unwrap();
+    assert!(chain.run(&["points"]).stderr.contains("init --repair"));
+    chain.done(&["init", "--repair", "repo"]);
+    chain.done(&["points"]);
+}
+
 /// One folder that could not be listed hid every other disk, and `points` and `verify` of the whole
 /// repository gave up.
 #[test]
