@@ -148,7 +148,8 @@ impl Repository {
 
     /// The disks of the latest point of a domain that has a machine: none if there is no such point.
     pub fn disks_of_machine(&self, domain: &DomainName) -> Vec<DiskName> {
-        let latest = self.manifests(domain).good.into_iter().rfind(|it| it.machine.is_some());
+        let mut manifests = self.manifests(domain).good.into_iter();
+        let latest = manifests.rfind(|it| it.machine.is_some());
         let disks = latest.map(|manifest| manifest.disks).unwrap_or_default();
         disks.into_iter().map(|record| record.disk).collect()
     }
