@@ -135,7 +135,7 @@ pub(super) fn check_guest_images(all: &[Ready<'_>]) -> Result<()> {
             continue;
         }
         return Err(another_image(ready, &before.record).advise(
-            "say --same-guest once if it is the same disk: its storage was moved, or it was restored; \
+            "say --same-guest once if it is the same disk: its storage was moved (also by a block copy or pull), or it was restored; \
              if not, give the disk another target, or the guest another repository",
         ));
     }
