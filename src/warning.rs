@@ -34,6 +34,8 @@ pub enum Code {
     Smaller,
     /// Everything on the disk is zero, and was not at the point before.
     AllZero,
+    /// The guest has a disk no more that it had at the point before.
+    DiskGone,
     /// The guest has another UUID than the one of the point.
     OtherGuest,
     /// The clock is behind the latest point.

@@ -2,6 +2,7 @@
 //! presses Ctrl-C, the kernel has no ring for us.
 
 use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -339,7 +340,9 @@ fn right_after_the_end_a_file_system_can_be_unmounted() {
         std::thread::sleep(Duration::from_millis(20 + 15 * round));
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         let ended = finish(child, said);
-        assert!(matches!(ended.code(), Some(0 | 130)), "{}", ended.report());
+        // On a busy machine the signal can come before the program listens for it.
+        let is_early = ended.status.signal() == Some(2);
+        assert!(is_early || matches!(ended.code(), Some(0 | 130)), "{}", ended.report());
         mount.unmount_at_once();
     }
     mount.mount();

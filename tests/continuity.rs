@@ -421,6 +421,28 @@ fn another_file_behind_the_disk_of_a_guest_is_refused() {
     assert_eq!(run(qdelta(words)).code(), Some(2), "of which guest?");
 }
 
+/// A disk that a guest had no more, or only until its next start, was missing in all further points
+/// without a word.
+#[test]
+fn a_disk_that_a_guest_has_no_more_is_told_of_once() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    host.web(&[]);
+    let gone = |report: &Value| codes(report).contains(&"disk-gone");
+    // Left out is not gone: that is said anyway.
+    assert!(!gone(&host.web(&["--exclude", "web/vdb"])));
+    assert!(!gone(&host.web(&[])));
+    // Another bus gives it another name, and a chain of its own.
+    guest.redefine(&[("dev='vdb' bus='virtio'", "dev='sdx' bus='scsi'")]);
+    let report = host.web(&[]);
+    assert!(gone(&report) && report["warnings"].to_string().contains("no disk vdb"), "{report}");
+    assert!(!gone(&host.web(&[])), "once is enough");
+    guest.redefine(&[]);
+    let report = host.web(&[]);
+    assert!(gone(&report) && report["warnings"].to_string().contains("no disk sdx"), "{report}");
+    host.assert_sound();
+}
+
 const OTHER: &str = "11111111-2222-4333-8444-555555555555";
 
 /// Two hosts had a guest of one name, or a guest was undefined and made anew: all points went into one

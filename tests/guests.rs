@@ -250,8 +250,8 @@ fn a_snapshot_command_that_makes_no_moment() {
         ("ln -sf \"$2\" \"$2.link\" && echo \"$2.link\"", "it is the live image"),
         ("ln -f \"$2\" \"$2.hard\" && echo \"$2.hard\"", "it is the live image"),
         ("exec 7<\"$2\"; echo /proc/$$/fd/7; sleep 1 >&- &", "that is no absolute path"),
-        ("mkfifo \"$2.fifo\"; echo \"$2.fifo\"", "no regular file"),
-        ("dirname \"$2\"", "no regular file"),
+        ("mkfifo \"$2.fifo\"; echo \"$2.fifo\"", "neither a regular file"),
+        ("dirname \"$2\"", "neither a regular file"),
         ("echo", "that is no absolute path"),
         (
             "cp \"$2\" \"$2.old\"; touch -d '10 seconds ago' \"$2.old\"; echo \"$2.old\"",
@@ -503,7 +503,7 @@ fn an_exclusion_means_one_disk_of_one_guest() {
         (&["--all"], &["--exclude-guest", "wbe"], "no such guest"),
         (&["--all"], &["--exclude-guest", "web", "--exclude", "web/vdb"], "no such guest"),
         (&["--all"], &["--exclude-guest", "web", "--exclude-guest", "my db"], "nothing is left"),
-        (&["--domain", "web"], &["--exclude-guest", "web"], "cannot be used"),
+        (&["--domain", "web"], &["--exclude-guest", "web"], "--exclude-guest is for --all"),
     ];
     for (which, options, why) in wrong {
         let said = host.backup(&[*which, *options].concat()).fails_with(2);
@@ -659,4 +659,25 @@ fn a_name_that_no_folder_can_have_is_changed() {
     assert_eq!(report["domain"], "My VM");
     assert_eq!(report["disks"][0]["disk"], format!("My_VM-{}/vda", &UUID[..8]));
     run(qdelta(host.repo.args(args!["verify"]))).ok();
+}
+
+/// A guest with a qcow2 disk and a raw one got bitmaps, and every night warned that the raw one has none, with
+/// an advice that would have ended those of the other, too.
+#[test]
+fn a_raw_disk_beside_one_with_a_bitmap_is_no_news_every_night() {
+    let host = Host::new();
+    let _guest = Guest::define(&host, host.lab.dir());
+    let codes = |options: &[&str]| {
+        let report = host.web(options);
+        let disks = report["disks"].as_array().unwrap().iter();
+        let found = disks.flat_map(|disk| disk["warnings"].as_array().unwrap());
+        let found: Vec<String> = found.map(|it| text(&it["code"]).to_owned()).collect();
+        (found, report["disks"][0]["anchor"].is_string())
+    };
+    let warned = (vec!["no-anchor".to_owned()], true);
+    assert_eq!(codes(&["--anchor", "bitmap"]), warned);
+    assert_eq!(codes(&[]), (Vec::new(), true));
+    assert_eq!(codes(&[]), (Vec::new(), true));
+    // What is asked for and can't be is said.
+    assert_eq!(codes(&["--anchor", "bitmap"]), warned);
 }

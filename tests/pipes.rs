@@ -106,10 +106,28 @@ fn a_report_that_cannot_be_written_is_no_failure_of_the_repository() {
 fn interrupted(mut command: Command, signal: rustix::process::Signal, what: &str) {
     let child: Child = start(&mut command);
     std::thread::sleep(Duration::from_millis(700));
+    wait_until_heard(&child, signal);
     let begin = Instant::now();
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
     finish(child, describe(&command)).fails_with(130);
-    assert!(begin.elapsed() < Duration::from_secs(5), "{what}: {:?}", begin.elapsed());
+    // Before the reader that does not read ends.
+    assert!(begin.elapsed() < Duration::from_secs(20), "{what}: {:?}", begin.elapsed());
+}
+
+/// Waits until a program listens for a signal: on a busy machine that takes its time.
+fn wait_until_heard(child: &Child, signal: rustix::process::Signal) {
+    let status = format!("/proc/{}/status", child.id());
+    let hears = || {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let mask = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+        let mask = u64::from_str_radix(mask.trim(), 16).unwrap_or_default();
+        mask >> (signal.as_raw() - 1) & 1 == 1
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while !hears() {
+        assert!(Instant::now() < end, "it does not listen for {signal:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Nobody opened the pipe, or he who did stopped to read: the first signal changed nothing.
@@ -162,7 +180,7 @@ impl Stalled for Command {
     /// The same command, with an output that is read by a program that sleeps.
     fn stalled(self) -> Command {
         let mut words =
-            args!["-c", "exec \"$@\" > >(exec sleep 8 >/dev/null 2>&1)", "-", self.get_program()];
+            args!["-c", "exec \"$@\" > >(exec sleep 40 >/dev/null 2>&1)", "-", self.get_program()];
         words.extend(self.get_args().map(Into::into));
         let mut command = tool("bash", words);
         command.stdin(Stdio::null());

@@ -138,8 +138,11 @@ impl<'a> Job<'a> {
             geometry,
             self.options.track,
         )?;
+        let is_known = self.is_known_to_have_no_anchor();
         for warning in &self.source.warnings {
-            observer.warn(warning.clone());
+            if !(is_known && warning.code == Code::NoAnchor) {
+                observer.warn(warning.clone());
+            }
         }
         if let Some(broken) = &self.base.broken_chain {
             observer.warn(Warning::new(Code::BrokenChain, broken));
@@ -190,6 +193,20 @@ impl<'a> Job<'a> {
         let archive = pending.path().with_file_name(pending.archive_name());
         let report = self.report(&record, &done, tracked, archive, started);
         Ok((pending, record, report))
+    }
+
+    /// Whether nobody has to be told again that no anchor is left: the raw disk of a guest had none the last
+    /// time, and got the kind of its qcow2 disks then. A raw disk stays one, so every night would warn.
+    fn is_known_to_have_no_anchor(&self) -> bool {
+        let is_raw = |record: &DiskRecord| record.image.format == Format::Raw.as_str();
+        let before = self.base.latest.as_ref().map(|latest| &latest.record);
+        let had_none = before.is_some_and(|record| record.anchor.is_none() && is_raw(record));
+        let top = self.source.image.layers().first();
+        let wanted = wanted_anchor(self.options, &self.base);
+        matches!(self.options.anchor, AnchorChoice::AsBefore)
+            && matches!(wanted, Some(Tracker::Bitmap | Tracker::Snapshot))
+            && had_none
+            && top.is_some_and(|top| top.format == Format::Raw)
     }
 
     /// Writes the archive by what a tracker says.

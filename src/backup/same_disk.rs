@@ -135,7 +135,7 @@ pub(super) fn check_guest_images(all: &[Ready<'_>]) -> Result<()> {
             continue;
         }
         return Err(another_image(ready, &before.record).advise(
-            "say --same-guest once if it is the same disk: its storage was moved, or it was restored; \
+            "say --same-guest once if it is the same disk: its storage was moved (also by a block copy or pull), or it was restored; \
              if not, give the disk another target, or the guest another repository",
         ));
     }
@@ -232,6 +232,24 @@ pub(super) fn check_guest(
             "say --same-guest once if it was defined anew; if it is another guest, rename it or back it \
              up into another repository",
         ))
+}
+
+/// Warns of disks that the guest had at its latest point and has no more: each further point is sound, and
+/// lacks them.
+pub(super) fn warn_of_gone(
+    repository: &Repository,
+    name: &DomainName,
+    domain: &Domain,
+    observer: &dyn Observer,
+) {
+    for disk in repository.disks_of_machine(name) {
+        if domain.disks.iter().any(|now| now.target == disk.as_str()) {
+            continue;
+        }
+        let text = format!("the guest has no disk {disk} any more, which was in the point before");
+        let advice = format!("qdelta points {name}/{disk} lists what there is of it");
+        observer.warn(Warning::new(Code::DiskGone, text).advise(advice));
+    }
 }
 
 /// Whether two texts are the same UUID: tools write it in capitals, and without dashes.

@@ -107,14 +107,13 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
 
 /// A failure as people see it: what, and why; in a second line what to do.
 fn describe(error: &Error) -> String {
-    match error.advice() {
-        Some(advice) => format!(
-            "qdelta: {}\n        {}",
-            text::printable(&error.chain()),
-            text::printable(advice)
-        ),
-        None => format!("qdelta: {}", text::printable(&error.chain())),
-    }
+    two_lines(&error.chain(), error.advice())
+}
+
+/// What went wrong, and in a second line what to do about it.
+fn two_lines(what: &str, advice: Option<&str>) -> String {
+    let advice = advice.map(|advice| format!("\n        {}", text::printable(advice)));
+    format!("qdelta: {}{}", text::printable(what), advice.unwrap_or_default())
 }
 
 /// Shows what the parser has to say: help, the version, or what is wrong with the arguments.

@@ -22,6 +22,7 @@ const WHILE_STOPPED: &str =
     "back it up while the guest is stopped: qdelta backup FILE --format raw";
 const BY_OTHER_MEANS: &str = "back it up by other means if the guest needs it";
 const NOTHING_LASTS: &str = "nothing in it lasts longer than the guests that use it";
+const ITS_SERIAL: &str = "it is the serial port before it under another name";
 const A_CONNECTION: &str = "it leads to another program, and holds nothing of the guest's";
 
 /// What an element is if it has to be listed as a whole.
@@ -89,12 +90,15 @@ pub(super) fn held(node: Node<'_, '_>) -> Option<Held> {
 fn character(node: Node<'_, '_>, kind: &str) -> Option<Held> {
     let what =
         |what: &str| format!("{what} of its {} port{}", node.tag_name().name(), source_of(node));
-    let fate = Fate::Missing(BY_OTHER_MEANS);
+    let is_serial = is_serial_again(node);
+    let missing =
+        |advice| if is_serial { Fate::Harmless(ITS_SERIAL) } else { Fate::Missing(advice) };
+    let fate = missing(BY_OTHER_MEANS);
     match kind {
         "file" => Some(Held { what: what("the output"), fate, shared: true }),
         "pipe" => Some(Held { what: what("the pipe"), fate, shared: true }),
         "dev" => {
-            let fate = Fate::Missing(ANOTHER_HOST);
+            let fate = missing(ANOTHER_HOST);
             Some(Held { what: what("the host's device"), fate, shared: true })
         }
         "unix" => {
@@ -105,6 +109,18 @@ fn character(node: Node<'_, '_>, kind: &str) -> Option<Held> {
         }
         _ => None,
     }
+}
+
+/// Whether a console is only libvirt's second name for the serial port before it: one file is not to be
+/// told of twice.
+fn is_serial_again(node: Node<'_, '_>) -> bool {
+    let key = |node: Node<'_, '_>| {
+        let path = child(node, "source")?.attribute("path")?;
+        Some((node.attribute("type")?.to_owned(), path.to_owned()))
+    };
+    let before = node.prev_sibling_element().filter(|it| it.tag_name().name() == "serial");
+    let is_console = node.tag_name().name() == "console";
+    is_console && key(node).is_some_and(|own| before.and_then(key) == Some(own))
 }
 
 /// The sources of an element, in words, with a space in front.

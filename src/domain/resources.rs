@@ -119,8 +119,11 @@ const PLACES: &[(&str, &str, Fate)] = &[
     ("devices/smartcard/source/@path", "a terminal or socket", Fate::Harmless(LIBVIRT_MAKES_IT)),
 ];
 
-/// The folder of what the host's packages bring: nobody restores from a backup what a package has.
+/// The folder of the firmware's code that the host's packages bring: nobody restores from a backup what a
+/// package has. Other files below it may be the admin's own: QEMU may read them there under AppArmor.
 const PACKAGES: &str = "/usr/";
+/// The part of it that no package writes to.
+const LOCAL: &str = "/usr/local/";
 
 /// What a definition names of the host, besides its disks (`decide` tells what becomes of these).
 ///
@@ -206,9 +209,11 @@ pub(super) fn at(place: &str, value: &str, node: Node<'_, '_>) -> Resource {
         None => ("a file or device", Fate::Missing(BY_OTHER_MEANS)),
     };
     let is_written = place == "os/loader" && is_writable(node);
+    let is_package =
+        place == "os/loader" && value.starts_with(PACKAGES) && !value.starts_with(LOCAL);
     let fate = match fate {
         Fate::Boot if is_written => Fate::TakenApart,
-        Fate::Boot if value.starts_with(PACKAGES) => Fate::Harmless("a package of the host has it"),
+        Fate::Boot if is_package => Fate::Harmless("a package of the host has it"),
         fate => fate,
     };
     let shared = is_written

@@ -515,7 +515,7 @@ fn a_file_of_libvirt_that_is_not_what_it_should_be_is_named() {
     fs::write(&path, vec![b' '; 5 << 20]).unwrap();
     assert!(libvirt.find("db").unwrap_err().chain().contains("longer than"));
     fs::write(&path, b"\xff").unwrap();
-    assert!(libvirt.find("db").unwrap_err().chain().contains("is no text"));
+    assert!(libvirt.find("db").unwrap_err().chain().contains("utf-8"));
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     assert!(libvirt.find("db").unwrap_err().chain().contains("regular file"));

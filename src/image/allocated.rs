@@ -1,10 +1,15 @@
 //! What the top layer of an image has something of its own for.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use roaring::RoaringTreemap;
 
 use super::layer::Layer;
+use super::mapper::Mapper;
 use super::{Format, Image};
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{Extent, Source};
 
 /// The parts of a disk about which the top layer of its image says something: data, or that they are
 /// zero. Everything else is as in the backing file, or zero without one.
@@ -44,4 +49,41 @@ impl Image {
         })?;
         Ok(Allocated { unit, units })
     }
+
+    /// Calls `each` with every range of the disk, in bytes, whose place in the file of the top layer is
+    /// that of another range, too. Clusters that are compressed don't count.
+    ///
+    /// # Errors
+    /// The top is no qcow2; a table can't be read or is damaged; whatever `each` fails with.
+    pub fn aliased(&self, mut each: impl FnMut(Range<u64>) -> Result<()>) -> Result<()> {
+        let unit = self.allocation_unit()?;
+        let mapper = || Mapper::above(Arc::clone(&self.layers), 1);
+        let (mut seen, mut again) = (RoaringTreemap::new(), RoaringTreemap::new());
+        self.walk(mapper(), |extent| {
+            let Some(place) = place_of(extent, unit) else { return Ok(()) };
+            if seen.insert_range(place.clone()) != place.end - place.start {
+                // Also those that are only here: it is claimed too much rather than too little.
+                again.insert_range(place);
+            }
+            Ok(())
+        })?;
+        if again.is_empty() {
+            return Ok(());
+        }
+        self.walk(mapper(), |extent| {
+            let place = place_of(extent, unit).into_iter().flatten();
+            let is_again = place.into_iter().any(|number| again.contains(number));
+            if is_again { each(extent.range()) } else { Ok(()) }
+        })
+    }
+}
+
+/// The place of an extent in the file of the top layer, in units of so many bytes.
+fn place_of(extent: &Extent, unit: u64) -> Option<Range<u64>> {
+    let host = match extent.source {
+        Source::Data { host_offset, .. } => host_offset,
+        Source::Zero { host_offset } => host_offset?,
+        Source::Unallocated | Source::Compressed(_) => return None,
+    };
+    (extent.depth == 0).then(|| host / unit..(host + extent.len).div_ceil(unit))
 }

@@ -165,7 +165,7 @@ fn what_begins_like_qcow2_can_be_a_raw_disk_all_the_same() {
     assert!(bytes(&Image::open(&path, &as_file).unwrap()).unwrap() == file);
     let forced = OpenOptions { format: Some(Format::Qcow2), ..Default::default() };
     let text = write(folder.path(), "text", b"no image");
-    assert!(Image::open(&text, &forced).unwrap_err().chain().contains("magic"));
+    assert!(Image::open(&text, &forced).unwrap_err().chain().contains("is no qcow2 image"));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_backing_file_without_a_format() {
     vmdk[..4].copy_from_slice(b"KDMV");
     write(folder.path(), "base", &vmdk);
     let error = open(&path).unwrap_err();
-    assert!(error.chain().contains("looks like vmdk"), "{}", error.chain());
+    assert!(error.chain().contains("looks like a VMDK image"), "{}", error.chain());
     assert!(error.advice().is_some());
 }
 
@@ -249,7 +249,7 @@ fn errors_of_a_chain_name_both_files() {
         ("gone", "qcow2", "No such file"),
         ("nbd://host/x", "raw", "protocol 'nbd'"),
         ("base", "vmdk", "format 'vmdk'"),
-        ("base", "qcow2", "magic"),
+        ("base", "qcow2", "is no qcow2 image"),
         ("/etc/passwd", "raw", "outside the image's folder"),
     ] {
         write(folder.path(), "base", b"raw bytes");

@@ -1,6 +1,6 @@
-//! Opener files: the one place that does it, whatever somebody has put in a file's place.
+//! Opening files: the one place that does it, whatever somebody has put in a file's place.
 //!
-//! Opener a named pipe waits for its other end, perhaps for ever, and deaf to signals; opening a
+//! Opening a named pipe waits for its other end, perhaps for ever, and deaf to signals; opening a
 //! tape rewinds it. So nothing is opened here before it was looked at, nothing is waited for, and what
 //! was opened is looked at again: only that counts.
 
@@ -166,8 +166,20 @@ impl Opener {
 pub fn not_opened(path: &Path, error: io::Error, kind: ErrorKind) -> Error {
     match is_refusal(&error) {
         true => Error::new(kind, path.display().to_string()).because(error),
+        // Something was there: who takes it for missing goes on as if nothing had ever been.
+        false if kind == ErrorKind::Damaged && leads_nowhere(path, &error) => {
+            let text = format!("{}: it is a symbolic link that leads to no file", path.display());
+            Error::new(kind, text).because(error)
+        }
         false => Error::io("open", path, error),
     }
+}
+
+/// Whether a file was not opened because a symbolic link in its place leads nowhere, or to itself.
+fn leads_nowhere(path: &Path, error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    let is_link = || path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+    errno.is_some_and(|errno| errno == Errno::NOENT || errno == Errno::LOOP) && is_link()
 }
 
 /// Whether a file was not opened because it is something else: a folder, a pipe, a socket, a device, or

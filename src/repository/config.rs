@@ -193,7 +193,7 @@ impl Repository {
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
             Err(_) => {}
         }
-        if !holds_domains(root) {
+        if !holds_domains(root) && !is_there(&root.join(CONFIG))? {
             let text = format!("{} holds no domain of a repository", root.display());
             return Err(Error::new(ErrorKind::NotFound, text)
                 .advise("mount the disk it is on, or make a new repository in an empty folder"));
@@ -225,19 +225,26 @@ impl Repository {
 
 fn repair_advice(root: &Path) -> String {
     format!(
-        "all points can still be restored; qdelta init --repair {} makes qdelta.toml anew",
+        "what is there can still be restored; qdelta init --repair {} makes qdelta.toml anew",
         root.display()
     )
 }
 
-/// Whether a folder holds domains as a repository does: a folder with a folder of manifests that has at
-/// least one.
+/// Whether a folder holds domains as a repository does: a folder with manifests, with archives, or with
+/// a folder of manifests that can't be listed.
 fn holds_domains(root: &Path) -> bool {
+    let has = |folder: &Path, is_one: fn(&str) -> bool| match folder_names(folder) {
+        Ok(names) => names.iter().any(|name| is_one(name)),
+        Err(error) => error.kind() != ErrorKind::NotFound && folder.is_dir(),
+    };
     let is_domain = |name: &String| {
+        let domain = root.join(name);
         name.parse::<DomainName>().is_ok()
-            && folder_names(&root.join(name).join(POINTS)).is_ok_and(|names| {
-                names.iter().any(|name| manifest::parse_file_name(name).is_some())
-            })
+            && (has(&domain.join(POINTS), |name| manifest::parse_file_name(name).is_some())
+                || folder_names(&domain).is_ok_and(|disks| {
+                    let is_archive = |name: &str| manifest::parse_archive_name(name).is_some();
+                    disks.iter().any(|disk| has(&domain.join(disk), is_archive))
+                }))
     };
     folder_names(root).is_ok_and(|names| names.iter().any(is_domain))
 }
@@ -247,7 +254,13 @@ fn check_empty(root: &Path) -> Result<()> {
     let names = folder_names(root)?;
     let exists = |what| Error::new(ErrorKind::Exists, format!("{}: {what}", root.display()));
     if names.iter().any(|name| name == CONFIG) {
-        return Err(exists("is a repository already"));
+        let error = exists("is a repository already");
+        return Err(match Config::read(root) {
+            Err(problem) if problem.kind() != ErrorKind::Usage && holds_domains(root) => {
+                error.because(problem.chain()).advise(repair_advice(root))
+            }
+            _ => error,
+        });
     }
     if holds_domains(root) {
         return Err(exists("is a repository whose qdelta.toml is lost").advise(repair_advice(root)));

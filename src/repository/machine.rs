@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::Manifest;
-use super::names::{DiskId, DomainName, MACHINE};
+use super::names::{DiskId, DiskName, DomainName, MACHINE};
 use super::pending::partial_name;
 use super::point::{PointId, Selector};
 use super::{DomainLock, Repository, durable, is_there};
@@ -144,6 +144,14 @@ impl Repository {
         let manifests = self.manifests(domain).good;
         let machine = |manifest: Manifest| Some((manifest.point, manifest.machine?));
         Ok(manifests.into_iter().filter_map(machine).collect())
+    }
+
+    /// The disks of the latest point of a domain that has a machine: none if there is no such point.
+    pub fn disks_of_machine(&self, domain: &DomainName) -> Vec<DiskName> {
+        let mut manifests = self.manifests(domain).good.into_iter();
+        let latest = manifests.rfind(|it| it.machine.is_some());
+        let disks = latest.map(|manifest| manifest.disks).unwrap_or_default();
+        disks.into_iter().map(|record| record.disk).collect()
     }
 
     /// The machine that a disk belonged to at a point: of a point that has none, such as a

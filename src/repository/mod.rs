@@ -201,10 +201,12 @@ impl Repository {
         let manifests = self.manifests(&id.domain);
         let mut unreadable: Vec<_> = manifests.unreadable.into_iter().collect();
         let dir = self.disk_dir(id);
-        let present = folder_names_if_any(&dir).unwrap_or_else(|error| {
-            unreadable.push(DamagedFolder { path: dir.clone(), error });
-            Vec::new()
-        });
+        let present = folder_names_if_any(&dir);
+        // A folder that can't be listed does not make what is in it missing.
+        let is_present = |name: &String| match &present {
+            Ok(names) => names.contains(name),
+            Err(_) => is_there(&dir.join(name)).unwrap_or(true),
+        };
         let point = |manifest: &Manifest| {
             let record = manifest.disk(&id.disk)?.clone();
             Some(Point {
@@ -220,11 +222,12 @@ impl Repository {
                 elapsed_ms: manifest.elapsed_ms,
                 safety: manifest.safety,
                 archive_path: dir.join(&record.archive),
-                archive_present: present.contains(&record.archive),
+                archive_present: is_present(&record.archive),
                 record,
             })
         };
         let points = manifests.good.iter().filter_map(point).collect();
+        unreadable.extend(present.err().map(|error| DamagedFolder { path: dir.clone(), error }));
         Ok(PointList { points, damaged: manifests.damaged, unreadable })
     }
 

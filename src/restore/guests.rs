@@ -9,10 +9,14 @@ use crate::backup::{is_same_uuid, open_options, stated_chain};
 use crate::domain::{Choice, Disk, Domain, Found, Libvirt, Source, decide};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Format, OpenOptions, StatedChain, files_below};
+use crate::io::Opener;
 use crate::observer::Observer;
 use crate::paths::is_same_file;
 use crate::repository::MachineRecord;
 use crate::warning::{Code, Warning};
+
+/// The longest path that the kernel gives (`PATH_MAX`), in bytes.
+const PATH_LEN_MAX: u64 = 4096;
 
 /// Fails if a guest would be harmed by what is written to the image at `path`: one that runs, one
 /// whose memory is saved and would be resumed over the other disk, or one for which the image is only
@@ -327,7 +331,8 @@ fn file_of_loop(path: &Path) -> Option<PathBuf> {
     let (major, minor) = (rustix::fs::major(data.rdev()), rustix::fs::minor(data.rdev()));
     let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}")).canonicalize().ok()?;
     let noted = [Some(device.as_path()), device.parent()].into_iter().flatten();
-    let name =
-        noted.filter_map(|place| std::fs::read(place.join("loop/backing_file")).ok()).next()?;
+    let name = noted
+        .filter_map(|place| Opener::READ.read(&place.join("loop/backing_file"), PATH_LEN_MAX).ok())
+        .next()?;
     Some(PathBuf::from(OsStr::from_bytes(name.trim_ascii_end())))
 }

@@ -112,7 +112,7 @@ fn something_else_in_a_clone_s_place() {
             scene.repo.run(args!["anchors", "disk"]).ok();
             let done = scene.tracked("scan", &["--anchor", "none"]);
             let reason = reason(&done, "reflink");
-            assert!(reason.contains("is no regular file"), "{kind}: {reason}");
+            assert!(reason.contains("not a regular file"), "{kind}: {reason}");
             fs::remove_dir_all(scene.lab.path(".qdelta")).unwrap();
         }
     });

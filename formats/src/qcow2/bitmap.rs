@@ -373,7 +373,7 @@ mod tests {
         bytes.resize(512, 0);
         assert_eq!(parse_entries(&bytes, 0x3_0000, cluster()), (bitmaps.to_vec(), len));
         assert_eq!(parse_entries(&bytes[8..], 0x3_0000, cluster()), (Vec::new(), 0));
-        assert_eq!(parse_entries(&bytes[..len - 1], 0x3_0000, cluster()).0, bitmaps[..1]);
+        assert_eq!(parse_entries(&bytes[..len - 3], 0x3_0000, cluster()).0, bitmaps[..1]);
     }
 
     #[test]

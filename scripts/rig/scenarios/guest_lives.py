@@ -61,6 +61,8 @@ class _Life:
         self.story = [f"life {name}"]
         self.repo = os.path.join(folder, "repo")
         self._count = 0
+        # The files of the disk at its latest point.
+        self._known = None
         os.makedirs(folder)
         rig.qdelta("init", self.repo)
         size = self.random.randrange(4, 20) * 512 * KIB
@@ -113,6 +115,12 @@ class _Life:
         return json.loads(output("qemu-img", "info", "-U", "--output=json", "-f", self._format(),
                                  self._file()))
 
+    def _files(self):
+        """That file, and all below it."""
+        chain = json.loads(output("qemu-img", "info", "-U", "--backing-chain", "--output=json", "-f",
+                                  self._format(), self._file()))
+        return {image["filename"] for image in chain}
+
     def _new_file(self):
         self._count += 1
         return os.path.join(self.folder, f"top{self._count}.qcow2")
@@ -159,8 +167,10 @@ class _Life:
         expected, restored = (os.path.join(self.folder, name) for name in ("expected", "restored"))
         # Nobody writes: the tools see what the clones will hold.
         run("qemu-img", "convert", "-U", "-f", self._format(), "-O", "raw", self._file(), expected)
-        summary = self.rig.qdelta_json("backup", "--domain", self.name, "--repo", self.repo,
-                                       "--anchor", "reflink", "--sample", "0")
+        command = ["backup", "--domain", self.name, "--repo", self.repo, "--anchor", "reflink",
+                   "--sample", "0"]
+        command += self._same_guest(command)
+        summary = self.rig.qdelta_json(*command)
         report = summary["domains"][0]["result"]
         self.story.append(f"backup {number}: {json.dumps(report)}")
         (disk,) = report["disks"]
@@ -173,3 +183,18 @@ class _Life:
         self.rig.qdelta("restore", f"{self.name}/vda@{report['point']}", restored, "--force",
                         "--format", "raw", "--repo", self.repo)
         compare(restored, expected)
+
+    def _same_guest(self, command):
+        """A disk of which no file is one of before is refused until somebody says that it is the same;
+        snapshots and merges need nobody's word."""
+        files, known = self._files(), self._known
+        self._known = files
+        if known is None or files & known:
+            return []
+        done = self.rig.qdelta(*command, check=False)
+        if done.returncode != 2 or "--same-guest" not in done.stderr:
+            raise Failure(f"status {done.returncode} of a disk in {files}, which was in {known}:\n"
+                          f"{done.stdout}{done.stderr}")
+        self.story.append("--same-guest")
+        self.total["refused until --same-guest: the disk was moved"] += 1
+        return ["--same-guest"]

@@ -32,7 +32,7 @@ def states(rig):
     point = _point(rig, chain, "paused", "crash-consistent")
     if guest.state() != "paused":
         raise Failure(f"a paused guest is {guest.state()} after its backup")
-    if not any("paused" in warning for warning in point.result["warnings"]):
+    if not any("paused" in warning["text"] for warning in point.result["warnings"]):
         raise Failure(f"nothing warns of a guest that could not be frozen: {point.result}")
     guest.resume()
 

@@ -104,7 +104,7 @@ pub(super) fn scan_range(
             }
             Look::Nothing => {
                 bad_from.get_or_insert(at);
-                at = search.next_magic(at + 1)?;
+                at = search.next_magic(at + 1, cancel)?;
             }
         }
     }
@@ -191,9 +191,11 @@ impl Search<'_> {
     }
 
     /// Where the next frame or header may start, from `at` on.
-    fn next_magic(&mut self, mut at: u64) -> Result<u64> {
+    fn next_magic(&mut self, mut at: u64, cancel: &Cancel) -> Result<u64> {
         let end = self.window.end;
         while at < end {
+            // A terabyte of holes holds none.
+            cancel.check()?;
             let bytes = self.window.at(at, WINDOW_LEN / 2)?;
             let hit = bytes
                 .windows(FRAME_MAGIC.len())

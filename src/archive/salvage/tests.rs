@@ -444,6 +444,54 @@ fn a_search_can_be_cancelled() {
     assert_eq!(error.kind(), ErrorKind::Interrupted);
 }
 
+/// Zeros without end: an archive that a crash, or somebody, made a terabyte long. Whoever reads far
+/// into it asks to stop.
+#[derive(Debug)]
+struct Zeros(Cancel);
+
+impl Store for Zeros {
+    fn path(&self) -> &std::path::Path {
+        std::path::Path::new("zeros")
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(1 << 40)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        if offset > 32 << 20 {
+            self.0.cancel();
+        }
+        assert!(offset < 256 << 20, "it goes on though it was asked to stop");
+        buffer.fill(0);
+        Ok(buffer.len())
+    }
+
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn set_len(&self, _len: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// A salvage of an archive with a terabyte of holes went through them deaf to SIGTERM.
+#[test]
+fn a_search_through_nothing_can_be_cancelled() {
+    let cancel = Cancel::default();
+    let error = scan(&Zeros(cancel.clone()), &cancel).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
+}
+
 /// A damage to a file.
 #[derive(Debug, Clone)]
 enum Damage {

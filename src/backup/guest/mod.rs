@@ -149,6 +149,7 @@ pub fn run_guest(
     if !request.same_guest {
         same_disk::check_guest(repository, &plan.name, &found.domain)?;
     }
+    same_disk::warn_of_gone(repository, &plan.name, &found.domain, observer);
     let lock = repository.lock(&plan.name)?;
     clean(repository, &lock, observer)?;
     let point = next_point(repository, &lock, observer)?;

@@ -109,13 +109,13 @@ fn parts(device: u64) -> Vec<Identity> {
     let name = format!("/sys/dev/block/{}:{}", major(device), minor(device));
     let folder = PathBuf::from(name);
     let number = |folder: &Path| {
-        let text = std::fs::read_to_string(folder.join("dev")).ok()?;
+        let text = Opener::READ.read_text(&folder.join("dev"), 4096).ok()?;
         let (major, minor) = text.trim().split_once(':')?;
         let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
         Some(Identity::Device(device))
     };
     let mut parts = Vec::new();
-    if let Ok(name) = std::fs::read_to_string(folder.join("loop/backing_file")) {
+    if let Ok(name) = Opener::READ.read_text(&folder.join("loop/backing_file"), 64 << 10) {
         let name = PathBuf::from(name.trim_end_matches('\n'));
         parts.extend(std::fs::metadata(name).ok().map(|found| Identity::of(&found)));
     }

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::cli::args::Points;
 use crate::cli::text::{self, Column};
 use crate::cli::tree;
-use crate::cli::{Context, status};
+use crate::cli::{Context, status, two_lines};
 
 /// What `--json` shows.
 #[derive(Serialize)]
@@ -84,6 +84,7 @@ struct PointReport {
 struct UnreadableReport {
     path: String,
     error: String,
+    advice: Option<String>,
 }
 
 impl Report {
@@ -91,7 +92,8 @@ impl Report {
     fn add(&mut self, path: &Path, error: &Error) {
         let path = path.display().to_string();
         if self.unreadable.iter().all(|known| known.path != path) {
-            self.unreadable.push(UnreadableReport { path, error: error.chain() });
+            let advice = error.advice().map(str::to_owned);
+            self.unreadable.push(UnreadableReport { path, error: error.chain(), advice });
         }
     }
 }
@@ -102,6 +104,7 @@ struct DamagedReport {
     point: PointId,
     path: String,
     error: String,
+    advice: Option<String>,
 }
 
 /// Lists the points of one disk or of all. Something damaged does not hide the rest, but shows in
@@ -161,11 +164,11 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         }
     }
     for damaged in &report.damaged {
-        let line = format!("qdelta: point {}: {}", damaged.point, damaged.error);
-        context.screen.say(&text::printable(&line));
+        let line = format!("point {}: {}", damaged.point, damaged.error);
+        context.screen.say(&two_lines(&line, damaged.advice.as_deref()));
     }
     for unreadable in &report.unreadable {
-        context.screen.say(&text::printable(&format!("qdelta: {}", unreadable.error)));
+        context.screen.say(&two_lines(&unreadable.error, unreadable.advice.as_deref()));
     }
     if context.out.json {
         context.out.json(&report)?;
@@ -349,6 +352,7 @@ impl From<DamagedManifest> for DamagedReport {
             point: damaged.point,
             path: damaged.path.display().to_string(),
             error: damaged.error.chain(),
+            advice: damaged.error.advice().map(str::to_owned),
         }
     }
 }

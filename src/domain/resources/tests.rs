@@ -33,6 +33,9 @@ const OS: &[(&str, Is)] = &[
         Harmless,
     ),
     ("<loader type='rom'>/usr/share/seabios/bios.bin</loader>", Harmless),
+    ("<loader readonly='yes' type='pflash'>/usr/local/share/CODE.fd</loader>", Taken),
+    ("<kernel>/usr/lib/guests/vmlinuz</kernel>", Taken),
+    ("<acpi><table type='slic'>/usr/share/seabios/slic.bin</table></acpi>", Taken),
     ("<nvram>/v</nvram>", Taken),
     ("<nvram template='/t'/>", Harmless),
     ("<nvram type='file'><source file='/v'/></nvram>", Taken),
@@ -151,7 +154,7 @@ const DEVICES: &[(&str, Is)] = &[
     ),
     (
         "<interface type='bridge'><source bridge='br0'/><rom file='/usr/share/rom.bin'/></interface>",
-        Harmless,
+        Taken,
     ),
     ("<interface type='bridge'><rom file='/srv/rom.bin'/></interface>", Taken),
     ("<interface type='ethernet'><script path='/etc/qemu-ifup'/></interface>", Missing),
@@ -281,6 +284,43 @@ fn nothing_that_a_definition_can_name_passes_in_silence() {
             };
             assert!(!resource.what.is_empty() && !why.is_empty() && why.len() < 80, "{xml}");
         }
+    }
+}
+
+/// libvirt gives the first serial port a second name, and its file was told of twice each night.
+#[test]
+fn a_console_that_is_a_serial_port_is_told_of_once() {
+    let missing = |devices: &str| {
+        let found = resources(&with("", "", devices)).unwrap();
+        found.iter().filter(|it| kind(it.fate) == Missing).count()
+    };
+    let port = |name: &str, path: &str| {
+        format!("<{name} type='file'>\n<source path='{path}' append='on'/>\n</{name}>\n")
+    };
+    let (serial, console) = (port("serial", "/s"), port("console", "/s"));
+    assert_eq!(missing(&format!("{serial}{console}")), 1);
+    assert_eq!(missing(&console), 1);
+    assert_eq!(missing(&format!("{serial}{}", port("console", "/other"))), 2);
+    assert_eq!(missing(&format!("{serial}{}", console.replace("'file'", "'pipe'"))), 2);
+}
+
+/// The dump of a graphics card's ROM lies in `/usr/share` because AppArmor lets QEMU read there; no package
+/// has it. It was left out like the code of a packaged firmware, without a word.
+#[test]
+fn only_the_firmware_of_a_package_is_left_to_it() {
+    for (os, devices, is) in [
+        ("", "<hostdev type='pci'><rom file='/usr/share/vgabios/card.rom'/></hostdev>", Taken),
+        ("<kernel>/usr/share/guests/vmlinuz</kernel>", "", Taken),
+        ("<initrd>/usr/share/guests/initrd</initrd>", "", Taken),
+        ("<loader readonly='yes' type='pflash'>/usr/local/CODE.fd</loader>", "", Taken),
+        ("<loader readonly='yes' type='pflash'>/usr/localized/CODE.fd</loader>", "", Harmless),
+    ] {
+        let found = resources(&with(os, "", devices)).unwrap();
+        let mut named = found.iter().filter(|it| it.path.is_some());
+        assert!(
+            named.all(|it| kind(it.fate) == is) && !found.is_empty(),
+            "{os}{devices} {found:?}"
+        );
     }
 }
 
