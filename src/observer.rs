@@ -50,6 +50,15 @@ impl dyn Observer + '_ {
         self.event(&Event::End);
     }
 
+    /// A phase that is one step, however long that takes.
+    pub fn step<T>(&self, phase: &'static str, work: impl FnOnce() -> T) -> T {
+        self.begin(phase, 1);
+        let result = work();
+        self.advance(1);
+        self.end();
+        result
+    }
+
     /// The admin should know something.
     pub fn warn(&self, warning: Warning) {
         self.event(&Event::Warning(&warning));

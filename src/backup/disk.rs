@@ -131,13 +131,16 @@ impl<'a> Job<'a> {
         let started = Instant::now();
         let chain = self.base.chain();
         let geometry = geometry_for(&self.source.image, self.options.block_size, chain)?;
-        let mut tracked = trackers::choose(
-            self.repository,
-            &self.base,
-            &self.source,
-            geometry,
-            self.options.track,
-        )?;
+        let choose = || {
+            let track = self.options.track;
+            trackers::choose(self.repository, &self.base, &self.source, geometry, track)
+        };
+        // An anchor is believed only of a sound image, and to prove that can take minutes.
+        let latest = self.base.latest.as_ref();
+        let mut tracked = match latest.is_some_and(|latest| latest.record.anchor.is_some()) {
+            true => observer.step("check", choose)?,
+            false => choose()?,
+        };
         let is_known = self.is_known_to_have_no_anchor();
         for warning in &self.source.warnings {
             if !(is_known && warning.code == Code::NoAnchor) {

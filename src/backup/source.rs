@@ -42,6 +42,13 @@ pub(super) struct Leave<'a> {
     pub keep: Option<String>,
 }
 
+impl Leave<'_> {
+    /// Whether the anchor is written into the image itself.
+    pub fn is_in_image(&self) -> bool {
+        self.tracker != Tracker::Reflink
+    }
+}
+
 impl Source {
     /// Takes an image that nobody writes to, and holds it until it is read; if it is cloned, until
     /// [`Self::let_go`]. An anchor that can't be left is a warning.
@@ -50,7 +57,7 @@ impl Source {
     /// `Busy` if somebody writes to it; it can't be opened.
     pub fn take(path: &Path, options: &OpenOptions, leave: Option<&Leave<'_>>) -> Result<Self> {
         let Some(leave) = leave else { return Self::hold(path, options) };
-        if leave.tracker == Tracker::Reflink {
+        if !leave.is_in_image() {
             return Self::hold_and_clone(path, options, leave);
         }
         if options.as_file || options.format == Some(Format::Raw) {

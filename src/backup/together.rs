@@ -12,7 +12,7 @@ use super::{Options, leave};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::image::OpenOptions;
-use crate::observer::Observer;
+use crate::observer::{Observer, OfDisk};
 use crate::repository::{DiskId, DomainLock, PointId, Repository};
 use crate::warning::Warning;
 
@@ -63,7 +63,14 @@ impl<'a> Together<'a> {
         let mut sources = Vec::new();
         for disk in ready {
             let leave = leave(self.options, disk.open, &disk.base, &disk.tag, self.point);
-            match Source::take(disk.image, disk.open, leave.as_ref()) {
+            let take = || Source::take(disk.image, disk.open, leave.as_ref());
+            // Before an anchor is written into an image, that is proved to be sound.
+            let observer: &dyn Observer = &OfDisk::new(self.observer, disk.disk);
+            let taken = match leave.as_ref().is_some_and(|leave| leave.is_in_image()) {
+                true => observer.step("check", take),
+                false => take(),
+            };
+            match taken {
                 Ok(source) => sources.push(source),
                 Err(error) => {
                     sources.into_iter().for_each(Source::discard);

@@ -13,6 +13,7 @@ use qdelta::repository::Repository;
 use qdelta::restore::{self, Destination};
 
 use qdelta::domain::Libvirt;
+use qdelta::formats::archive::Tracker;
 use qdelta::repository::Selector;
 
 use super::super::harness::content::Random;
@@ -138,6 +139,7 @@ struct Heard(Mutex<Vec<Phase>>);
 
 #[derive(Default)]
 struct Phase {
+    name: &'static str,
     disk: Option<String>,
     total: u64,
     steps: Vec<u64>,
@@ -147,9 +149,9 @@ impl Observer for Heard {
     fn event(&self, event: &Event<'_>) {
         let mut phases = self.0.lock().unwrap();
         match event {
-            Event::Begin { disk, total, .. } => {
+            Event::Begin { disk, phase, total } => {
                 let disk = disk.map(str::to_owned);
-                phases.push(Phase { disk, total: *total, steps: Vec::new() });
+                phases.push(Phase { name: phase, disk, total: *total, steps: Vec::new() });
             }
             Event::Advance { bytes } => phases.last_mut().unwrap().steps.push(*bytes),
             _ => {}
@@ -199,5 +201,41 @@ fn a_backup_and_a_restore_are_counted_in_small_steps_whatever_the_block_size() {
             let largest = phase.steps.iter().max().unwrap();
             assert!(*largest <= 2 << 20, "a step of {largest} with blocks of {block_size}");
         }
+    }
+}
+
+/// The proof that an image is sound reads all its tables, which takes minutes for a large one; nothing on
+/// the terminal moved meanwhile.
+#[test]
+fn the_proof_of_an_image_is_a_phase_of_its_own() {
+    let lab = Lab::new();
+    noise(&lab, "web.raw", 1);
+    let (raw, path) = (lab.path("web.raw"), lab.path("web.qcow2"));
+    run(tool("qemu-img", args!["convert", "-O", "qcow2", raw, path.as_path()])).ok();
+    let repository = Repository::init(&lab.path("repo")).unwrap();
+    // The first backup writes an anchor, the second believes it, too; without one, nothing is proved.
+    for (anchor, proofs) in [
+        (AnchorChoice::For(Tracker::Bitmap), 1),
+        (AnchorChoice::For(Tracker::Bitmap), 2),
+        (AnchorChoice::None, 1),
+    ] {
+        let options = Options {
+            kind: KindChoice::Auto,
+            level: 1,
+            block_size: None,
+            track: None,
+            anchor,
+            sample: 0,
+            resources: Resources::default(),
+            safety: false,
+        };
+        let image = ImageRequest { path: path.clone(), open: OpenOptions::default(), disk: None };
+        let heard = Heard::default();
+        backup::run(&repository, &Request { image, options }, &heard, &Cancel::default()).unwrap();
+        let phases = heard.0.into_inner().unwrap();
+        let checks: Vec<_> = phases.iter().filter(|phase| phase.name == "check").collect();
+        assert_eq!(checks.len(), proofs, "{anchor:?}");
+        assert!(checks.iter().all(|phase| phase.disk.as_deref() == Some("web/disk")));
+        assert!(checks.iter().all(|phase| phase.steps.iter().sum::<u64>() == phase.total));
     }
 }

@@ -42,8 +42,9 @@ impl<'a> Ready<'a> {
     pub fn all(repository: &Repository, jobs: &'a [Job], run: Run<'_>) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for job in jobs {
-            let held = Held::open(&job.path, job.format, &OfDisk::new(run.observer, &job.disk))?;
-            let spare = held.check()?;
+            let observer: &dyn Observer = &OfDisk::new(run.observer, &job.disk);
+            let held = Held::open(&job.path, job.format, observer)?;
+            let spare = observer.step("check", || held.check())?;
             let newest = repository.newest(&job.disk).ok().filter(|_| run.options.safety_point);
             let anchor = newest.and_then(|newest| newest.record.anchor);
             let (wanted, stamp) = (Wanted::default(), Stamp::of(job)?);
