@@ -529,6 +529,7 @@ fn no_path_with_dots_is_recorded() {
     let xml = fs::read_to_string(host.lab.path("restored/web.xml")).unwrap();
     assert!(!xml.contains("/../"), "{xml}");
     assert!(!outcome.text().contains("define /../"), "{}", outcome.text());
+    assert!(outcome.text().contains("--same-guest at its next backup"), "{}", outcome.text());
 }
 
 /// A filesystem of FUSE for which capitals make no other name. Unmounted at the end.
