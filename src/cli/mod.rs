@@ -121,7 +121,8 @@ fn refused(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         let mut out = Out::new(false, false);
         let text = error.render();
-        let text = if io::stdout().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+        let text =
+            if io::stdout().is_terminal() { text.ansi().to_string() } else { text.to_string() };
         let shown = out.raw(&text).and_then(|()| out.finish());
         return match shown {
             Ok(()) => ExitCode::from(status::DONE),

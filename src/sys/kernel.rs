@@ -6,16 +6,16 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What [`look_at_stdout`] has seen. It is a fact of the process that nothing changes later.
+/// What [`look_at_output`] has seen. It is a fact of the process that nothing changes later.
 static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Has the C library call [`look_at_stdout`] before the runtime of Rust begins.
+/// Has the C library call [`look_at_output`] before the runtime of Rust begins.
 #[used]
 // SAFETY: the section holds pointers to functions of this type, which are called once, before `main`.
 #[unsafe(link_section = ".init_array")]
-static LOOK_AT_STDOUT: extern "C" fn() = look_at_stdout;
+static LOOK_AT_OUTPUT: extern "C" fn() = look_at_output;
 
-extern "C" fn look_at_stdout() {
+extern "C" fn look_at_output() {
     // SAFETY: F_GETFD takes no pointer, and a descriptor that is not open is what is asked for.
     let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
     STDOUT_WAS_CLOSED.store(flags == -1, Ordering::Relaxed);
