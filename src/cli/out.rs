@@ -124,7 +124,7 @@ impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // What is there now is /dev/null, and takes everything.
         if stdout_was_closed() {
-            return Err(io::Error::other("standard output is closed"));
+            return Err(io::Error::other("it is closed"));
         }
         Ok(rustix::io::write(io::stdout(), bytes)?)
     }

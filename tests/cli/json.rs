@@ -203,3 +203,26 @@ fn a_restore_to_standard_output_reports_on_standard_error() {
     assert_eq!(report["output"], "-");
     assert_eq!(report["virtual_size"], 100_000);
 }
+
+/// Scripts match the codes of warnings, and most of them stood in no page.
+#[test]
+fn every_code_of_a_warning_is_in_the_page() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| std::fs::read_to_string(top.join(name)).unwrap();
+    let (source, page) = (read("src/warning.rs"), read("docs/json.md"));
+    let (_, body) = source.split_once("pub enum Code {").unwrap();
+    let (body, _) = body.split_once("\n}").unwrap();
+    let names = body.lines().filter_map(|line| line.trim().strip_suffix(','));
+    let names: Vec<_> = names.filter(|name| !name.starts_with("//")).collect();
+    assert!(names.len() > 20, "{names:?}");
+    for name in names {
+        let mut code = String::new();
+        for letter in name.chars() {
+            if letter.is_uppercase() && !code.is_empty() {
+                code.push('-');
+            }
+            code.push(letter.to_ascii_lowercase());
+        }
+        assert!(page.contains(&format!("\n| `{code}` | ")), "{code}");
+    }
+}
