@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qdelta::io::{Backend, Direction, FileStore, Job, Pool, Queue, Segment, Store};
+use qdelta::disk::io::{Backend, Direction, FileStore, Job, Pool, Queue, Segment, Store};
 use rustix::fs::{Advice, OFlags};
 
 /// How often each case runs; the best run counts.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qdelta::domain::{Chain, parse};
+use qdelta::guest::libvirt::{Chain, parse};
 use serde_json::Value;
 
 use super::block_devices::Device;

@@ -3,15 +3,15 @@
 use std::path::Path;
 use std::process::Command;
 
-use qdelta::backup::{self, Options};
-use qdelta::cancel::Cancel;
-use qdelta::domain::Libvirt;
-use qdelta::image::OpenOptions;
-use qdelta::observer::Silent;
-use qdelta::pipeline::Resources;
-use qdelta::repository::{Repository, Selector};
-use qdelta::restore::{self, Destination};
-use qdelta::verify;
+use qdelta::flows::backup::{self, Options};
+use qdelta::base::cancel::Cancel;
+use qdelta::guest::libvirt::Libvirt;
+use qdelta::disk::image::OpenOptions;
+use qdelta::base::observer::Silent;
+use qdelta::disk::flow::pipeline::Resources;
+use qdelta::vault::repository::{Repository, Selector};
+use qdelta::flows::restore::{self, Destination};
+use qdelta::flows::verify;
 
 fn sh(command: &str, dir: &Path) {
     let status = Command::new("sh").arg("-ec").arg(command).current_dir(dir).status().unwrap();
@@ -40,7 +40,7 @@ fn full_and_increments_restore_exactly() {
         let request = backup::Request { image, options: Options::default() };
         let report = backup::run(&repository, &request, &Silent, &Cancel::default()).unwrap();
         println!("{report:?}");
-        for format in [qdelta::output::Format::Raw, qdelta::output::Format::Qcow2] {
+        for format in [qdelta::disk::create::Format::Raw, qdelta::disk::create::Format::Qcow2] {
             let output = root.join(format!("restored-{number}.{format}"));
             let request = restore::Request {
                 destination: Destination::Path(output),

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use qdelta::sys::image_lock;
+use qdelta::disk::files::image_lock;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 

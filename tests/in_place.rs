@@ -142,7 +142,7 @@ fn an_image_that_is_used_or_of_another_size_is_left_alone() {
     guest_io(&path, "qcow2", &["write -q -P 2 0 1M".to_owned()]);
     let before = fs::read(&path).unwrap();
     let file = fs::File::options().read(true).write(true).open(&path).unwrap();
-    let lock = qdelta::sys::image_lock::ImageLock::exclusive(&file, &path).unwrap();
+    let lock = qdelta::disk::files::image_lock::ImageLock::exclusive(&file, &path).unwrap();
     for options in [&["--no-point"][..], &[]] {
         roll_back(&repo, "vm/disk", &path, options).fails_with(5);
     }
@@ -169,7 +169,7 @@ fn the_same_command_again_goes_back_to_the_same_point() {
     let old = content(&path, "qcow2");
     guest_io(&path, "qcow2", &["write -q -P 2 0 1M".to_owned()]);
     let file = fs::File::open(&path).unwrap();
-    let reader = qdelta::sys::image_lock::ImageLock::shared_read(&file, &path).unwrap();
+    let reader = qdelta::disk::files::image_lock::ImageLock::shared_read(&file, &path).unwrap();
     let before = fs::read(&path).unwrap();
     let points = || {
         let list = run(qdelta(repo.args(args!["points", "vm/disk", "--json"]))).ok().json();

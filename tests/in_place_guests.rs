@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use qdelta::ErrorKind;
-use qdelta::cancel::Cancel;
-use qdelta::domain::Libvirt;
-use qdelta::observer::{Event, Observer, Silent};
-use qdelta::pipeline::Resources;
-use qdelta::repository::{Repository, Selector};
-use qdelta::restore::{
+use qdelta::base::cancel::Cancel;
+use qdelta::guest::libvirt::Libvirt;
+use qdelta::base::observer::{Event, Observer, Silent};
+use qdelta::disk::flow::pipeline::Resources;
+use qdelta::vault::repository::{Repository, Selector};
+use qdelta::flows::restore::{
     InPlaceOptions, InPlaceRequest, MachineInPlaceRequest, run_in_place, run_machine_in_place,
 };
 use serde_json::Value;
@@ -448,7 +448,7 @@ fn what_is_wrong_with_one_disk_is_found_before_any_is_written() {
         assert_eq!(host.points(), points, "{said}");
     };
     let file = fs::File::options().read(true).write(true).open(guest.vdb()).unwrap();
-    let lock = qdelta::sys::image_lock::ImageLock::exclusive(&file, &guest.vdb()).unwrap();
+    let lock = qdelta::disk::files::image_lock::ImageLock::exclusive(&file, &guest.vdb()).unwrap();
     unchanged(5, &guest.vda());
     drop(lock);
     qemu_img(args!["resize", "-q", "-f", "raw", guest.vdb(), "5M"]).ok();

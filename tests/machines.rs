@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use qdelta::domain::{Choice, Source, decide, parse};
+use qdelta::guest::libvirt::{Choice, Source, decide, parse};
 use serde_json::Value;
 
 use super::cli::json::compare;
@@ -110,7 +110,7 @@ fn nothing_is_overwritten_by_accident() {
     let image = to.join("web-vda.qcow2");
     fs::write(to.join("web-vdb.raw"), "mine").unwrap();
     let file = fs::File::options().read(true).write(true).open(&image).unwrap();
-    let lock = qdelta::sys::image_lock::ImageLock::shared_read(&file, &image).unwrap();
+    let lock = qdelta::disk::files::image_lock::ImageLock::shared_read(&file, &image).unwrap();
     restore(&host, &to, &["--force"]).fails_with(5);
     assert_eq!(fs::read_to_string(to.join("web-vdb.raw")).unwrap(), "mine");
     drop(lock);

@@ -9,10 +9,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use qdelta::ErrorKind;
-use qdelta::cancel::Cancel;
+use qdelta::base::cancel::Cancel;
 use qdelta::formats::archive::{BlockIndex, Geometry};
-use qdelta::observer::Silent;
-use qdelta::output::{Discard, FileId, Format, ImageWriter, Options, Plan, Stream, create};
+use qdelta::base::observer::Silent;
+use qdelta::disk::create::{Discard, FileId, Format, ImageWriter, Options, Plan, Stream, create};
 use roaring::RoaringBitmap;
 
 /// A disk in memory: the blocks that are not zero, each filled up to the block size.

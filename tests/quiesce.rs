@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use qdelta::ErrorKind;
-use qdelta::observer::Silent;
-use qdelta::quiesce::{Freeze, Frozen, Program, Virsh as Call, Watchdog, thaw_marked};
+use qdelta::base::observer::Silent;
+use qdelta::guest::quiesce::{Freeze, Frozen, Program, Virsh as Call, Watchdog, thaw_marked};
 
 use super::harness::run::binary;
 use super::harness::virsh::{Virsh, is_gone, wait_until};

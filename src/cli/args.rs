@@ -6,11 +6,11 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
-use qdelta::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
-use qdelta::image::{self, OpenOptions};
-use qdelta::io::{self, Backend};
-use qdelta::pipeline::Resources;
-use qdelta::repository::{DiskSpec, Wanted};
+use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
+use qdelta::disk::image::{self, OpenOptions};
+use qdelta::disk::io::{self, Backend};
+use qdelta::disk::flow::pipeline::Resources;
+use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
 use super::{examples, values};

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
-use qdelta::domain::Libvirt;
-use qdelta::quiesce::Virsh;
-use qdelta::repository::Selector;
+use qdelta::guest::libvirt::Libvirt;
+use qdelta::guest::quiesce::Virsh;
+use qdelta::vault::repository::Selector;
 
 /// Which guests to back up, and how.
 #[derive(Debug, Args)]

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 
-use qdelta::sys::stdout_was_closed;
+use qdelta::disk::sys::stdout_was_closed;
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 

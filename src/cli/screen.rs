@@ -4,8 +4,8 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use indicatif::ProgressBar;
-use qdelta::observer::{Event, Observer};
-use qdelta::warning::{Code, Warning};
+use qdelta::base::observer::{Event, Observer};
+use qdelta::base::warning::{Code, Warning};
 use tracing::{Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use qdelta::cancel::Cancel;
-use qdelta::io::Opener;
+use qdelta::base::cancel::Cancel;
+use qdelta::disk::io::Opener;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use qdelta::{Error, ErrorKind, duration};
+use qdelta::base::duration;
+use qdelta::{Error, ErrorKind};
 
 /// Names of powers of 1024 bytes.
 const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

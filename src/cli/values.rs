@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use qdelta::formats::archive::Geometry;
-use qdelta::repository::{DiskSpec, Selector, Wanted};
+use qdelta::vault::repository::{DiskSpec, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
 
 use super::text;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use qdelta::anchor::{ImageFile, bitmap, snapshot};
+use qdelta::disk::edit::{ImageFile, bitmap, snapshot};
 
 use super::{Random, Shape, check_clean, content, qemu_io, run, seeds, shapes, text};
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use qdelta::anchor::{ImageFile, bitmap, snapshot};
-use qdelta::io::recording::RecordingStore;
+use qdelta::disk::edit::{ImageFile, bitmap, snapshot};
+use qdelta::disk::io::recording::RecordingStore;
 
 use super::{Random, Shape, qemu_io, run, seeds, text};
 

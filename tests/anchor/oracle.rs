@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use qdelta::ErrorKind;
-use qdelta::anchor::{ImageFile, bitmap, snapshot};
+use qdelta::disk::edit::{ImageFile, bitmap, snapshot};
 
 use super::{Random, Shape, check_clean, content, qemu_io, run, shapes, text};
 

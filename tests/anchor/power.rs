@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use qdelta::anchor::{self, ImageFile, bitmap, snapshot};
-use qdelta::io::faulty::{Fault, FaultyStore};
-use qdelta::io::recording::{Call, RecordingStore};
+use qdelta::disk::edit::{self, ImageFile, bitmap, snapshot};
+use qdelta::disk::io::faulty::{Fault, FaultyStore};
+use qdelta::disk::io::recording::{Call, RecordingStore};
 
 use super::{Random, Shape, Verdict, check, content, effort, qemu_io, run, text};
 
@@ -41,7 +41,7 @@ impl Deed {
             AddBitmap => bitmap::create(image, "new", 65536),
             RemoveBitmap | RemoveLastBitmap => bitmap::remove(image, "one"),
             // Some of the first clusters, in no order: written and zeroed by turns.
-            Rewrite => anchor::rewrite(image, false, |rewrite| {
+            Rewrite => edit::rewrite(image, false, |rewrite| {
                 let size = rewrite.cluster_size() as usize;
                 for number in (0..REWRITTEN).step_by(3).chain((1..REWRITTEN).step_by(9)) {
                     match number % 2 {

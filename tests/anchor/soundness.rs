@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use qdelta::anchor::{self, ImageFile, bitmap, snapshot};
-use qdelta::io::recording::RecordingStore;
+use qdelta::disk::edit::{self, ImageFile, bitmap, snapshot};
+use qdelta::disk::io::recording::RecordingStore;
 
 use super::{Random, Shape, output, qemu_io, run, seeds, shapes, text};
 
@@ -72,8 +72,8 @@ fn acts(bytes: &[u8], mut each: impl FnMut(qdelta::Result<()>, &[u8])) {
             1 => snapshot::delete(&image, b"1"),
             2 => bitmap::create(&image, "new", 4096),
             3 => bitmap::remove(&image, "one"),
-            4 => anchor::rewrite(&image, false, |disk| disk.zero(0)),
-            _ => anchor::prove(&image),
+            4 => edit::rewrite(&image, false, |disk| disk.zero(0)),
+            _ => edit::prove(&image),
         };
         each(done, &store.bytes());
     }
@@ -254,7 +254,7 @@ fn qemu_is_the_judge() {
                 let said = String::from_utf8_lossy(&check.stdout).into_owned()
                     + &String::from_utf8_lossy(&check.stderr);
                 let store = Arc::new(RecordingStore::new(raw.bytes.clone(), &path));
-                let proved = anchor::prove(&ImageFile::over(store));
+                let proved = edit::prove(&ImageFile::over(store));
                 let is_low = said.lines().any(|line| line.starts_with("ERROR cluster"));
                 match (check.status.code(), proved) {
                     (Some(0 | 3), Err(error)) => {

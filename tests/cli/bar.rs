@@ -4,17 +4,17 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::Mutex;
 
-use qdelta::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Request};
-use qdelta::cancel::Cancel;
-use qdelta::image::OpenOptions;
-use qdelta::observer::{Event, Observer};
-use qdelta::pipeline::Resources;
-use qdelta::repository::Repository;
-use qdelta::restore::{self, Destination};
+use qdelta::flows::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Request};
+use qdelta::base::cancel::Cancel;
+use qdelta::disk::image::OpenOptions;
+use qdelta::base::observer::{Event, Observer};
+use qdelta::disk::flow::pipeline::Resources;
+use qdelta::vault::repository::Repository;
+use qdelta::flows::restore::{self, Destination};
 
-use qdelta::domain::Libvirt;
+use qdelta::guest::libvirt::Libvirt;
 use qdelta::formats::archive::Tracker;
-use qdelta::repository::Selector;
+use qdelta::vault::repository::Selector;
 
 use super::super::harness::content::Random;
 use super::super::harness::guest::{Guest, Host, UUID};
@@ -184,7 +184,7 @@ fn a_backup_and_a_restore_are_counted_in_small_steps_whatever_the_block_size() {
         backup::run(&repository, &Request { image, options }, &heard, &Cancel::default()).unwrap();
         let request = restore::Request {
             destination: Destination::Path(lab.path(format!("{block_size}.raw"))),
-            format: qdelta::output::Format::Raw,
+            format: qdelta::disk::create::Format::Raw,
             force: false,
             libvirt: Libvirt::default(),
             salvage: false,

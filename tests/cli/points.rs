@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use qdelta::formats::archive::{ArchiveId, Consistency, Digest, Kind, Tracker};
-use qdelta::repository::{
+use qdelta::vault::repository::{
     DiskId, DiskRecord, ImageRecord, MachineRecord, Manifest, PointId, Repository,
 };
 

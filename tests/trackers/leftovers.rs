@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use qdelta::anchor::ImageFile;
+use qdelta::disk::edit::ImageFile;
 
 use super::{MIB, Scene};
 use crate::harness::files::Mount;

@@ -6,13 +6,13 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use qdelta::archive::Writer;
-use qdelta::codec::Compressor;
+use qdelta::vault::archive::Writer;
+use qdelta::vault::frames::codec::Compressor;
 use qdelta::formats::archive::{
     ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
     Metadata, Parent, RootHasher, Tracker, block_digest, frame_blocks, group_digest,
 };
-use qdelta::io::Store;
+use qdelta::disk::io::Store;
 
 /// Size of a block in bytes.
 pub const BLOCK: usize = 4096;

@@ -1,9 +1,9 @@
 //! `qdelta anchors`: what backups have left for the next ones, and removing it.
 
-use qdelta::backup::inventory::{self, AnchorInfo};
-use qdelta::observer::{Observer, Recorder};
-use qdelta::repository::{DiskId, Repository};
-use qdelta::warning::{Code, Warning};
+use qdelta::flows::backup::inventory::{self, AnchorInfo};
+use qdelta::base::observer::{Observer, Recorder};
+use qdelta::vault::repository::{DiskId, Repository};
+use qdelta::base::warning::{Code, Warning};
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 

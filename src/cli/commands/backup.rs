@@ -1,9 +1,10 @@
 //! `qdelta backup`: a new recovery point.
 
-use qdelta::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Report, Request};
+use qdelta::flows::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Report, Request};
 use qdelta::formats::archive::Tracker;
-use qdelta::image::OpenOptions;
-use qdelta::{Result, repository::Repository};
+use qdelta::disk::image::OpenOptions;
+use qdelta::Result;
+use qdelta::vault::repository::Repository;
 
 use super::guests;
 use crate::cli::args::{Anchor, Backup, Kind, Track};

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use qdelta::bench::{self, Report, Request, Stage};
-use qdelta::io::Opener;
-use qdelta::warning::Code;
+use qdelta::flows::bench::{self, Report, Request, Stage};
+use qdelta::disk::io::Opener;
+use qdelta::base::warning::Code;
 use qdelta::{Error, ErrorKind, Result};
 
 use super::bench_plot;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use qdelta::bench::{Report, Stage};
+use qdelta::flows::bench::{Report, Stage};
 
 /// Where the bars begin, how long the longest is, and how high a line, in pixels.
 const LEFT: f64 = 210.0;

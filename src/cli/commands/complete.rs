@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::CommandFactory;
 use qdelta::Result;
-use qdelta::backup::inventory;
-use qdelta::observer::Silent;
-use qdelta::repository::{DiskId, Repository, Wanted};
+use qdelta::flows::backup::inventory;
+use qdelta::base::observer::Silent;
+use qdelta::vault::repository::{DiskId, Repository, Wanted};
 
 use crate::cli::args::{Cli, Complete};
 use crate::cli::{Context, status};

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qdelta::backup::repository_name;
-use qdelta::domain::Libvirt;
+use qdelta::flows::backup::repository_name;
+use qdelta::guest::libvirt::Libvirt;
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::guest_args::Guests;

@@ -1,7 +1,7 @@
 //! `qdelta restore --in-place`: images as they were, where they lie.
 
-use qdelta::repository::Selector;
-use qdelta::restore::{
+use qdelta::vault::repository::Selector;
+use qdelta::flows::restore::{
     InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceRequest, run_in_place,
     run_machine_in_place,
 };

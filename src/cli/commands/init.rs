@@ -1,6 +1,6 @@
 //! `qdelta init`: a new repository, or the `qdelta.toml` of one that lost it.
 
-use qdelta::repository::{Repair, Repository};
+use qdelta::vault::repository::{Repair, Repository};
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use qdelta::Result;
-use qdelta::output::Format;
-use qdelta::restore::{MachineReport, MachineRequest, run_machine};
+use qdelta::disk::create::Format;
+use qdelta::flows::restore::{MachineReport, MachineRequest, run_machine};
 
 use super::restore::refuse_inside;
 use crate::cli::args::{self, Restore};

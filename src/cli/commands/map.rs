@@ -1,7 +1,7 @@
 //! `qdelta map`: where the bytes of a disk are.
 
 use qdelta::Result;
-use qdelta::image::{Image, LayerDescription, MapEntry, OpenOptions};
+use qdelta::disk::image::{Image, LayerDescription, MapEntry, OpenOptions};
 
 use crate::cli::args::Map;
 use crate::cli::{Context, status};

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use qdelta::backup::inventory;
-use qdelta::observer::Silent;
-use qdelta::repository::{
+use qdelta::flows::backup::inventory;
+use qdelta::base::observer::Silent;
+use qdelta::vault::repository::{
     Anchor, DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList, Refusal, Repository,
     Survey,
 };
@@ -117,7 +117,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     };
     let view = View {
         zone: if args.utc { None } else { Some(TimeZone::system()) },
-        now: qdelta::clock::now()?,
+        now: qdelta::base::clock::now()?,
     };
     let mut report = Report {
         repository: repository.path().display().to_string(),

@@ -6,12 +6,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use qdelta::cancel::Cancel;
-use qdelta::domain::Libvirt;
-use qdelta::output::{Format, Pipe};
-use qdelta::repository::{Repository, Selector};
-use qdelta::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
-use qdelta::sys::stdout_was_closed;
+use qdelta::base::cancel::Cancel;
+use qdelta::guest::libvirt::Libvirt;
+use qdelta::disk::create::{Format, Pipe};
+use qdelta::vault::repository::{Repository, Selector};
+use qdelta::flows::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
+use qdelta::disk::sys::stdout_was_closed;
 use qdelta::{Error, ErrorKind, Result};
 
 use super::{in_place, machine};

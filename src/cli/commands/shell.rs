@@ -8,7 +8,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use clap_complete::generate;
 use clap_mangen::{Man as Page, roff};
-use qdelta::io::Opener;
+use qdelta::disk::io::Opener;
 use qdelta::{Error, Result};
 use roff::{Roff, bold, roman};
 use serde::Serialize;

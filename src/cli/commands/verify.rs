@@ -1,7 +1,7 @@
 //! `qdelta verify`: proof that points can be restored.
 
 use qdelta::Result;
-use qdelta::verify::{self, Report, Request, State};
+use qdelta::flows::verify::{self, Report, Request, State};
 
 use crate::cli::args::Verify;
 use crate::cli::{Context, signals, status, text};

@@ -1,0 +1,9 @@
+//! What every layer speaks: errors, warnings, what flows tell their callers, time, JSON.
+
+pub mod cancel;
+pub mod clock;
+pub mod duration;
+pub mod error;
+pub mod json;
+pub mod observer;
+pub mod warning;

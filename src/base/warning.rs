@@ -1,0 +1,106 @@
+//! Warnings: what an admin should know though the work was done.
+//!
+//! A warning has one way to people: the flow tells its [`crate::base::observer::Observer`], and puts it into
+//! its result. Nothing is said beside a result that the result does not hold.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::error::Error;
+
+/// What a warning is about. Scripts match it; the text is for people and may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Code {
+    /// The image is marked as corrupt, or something else about it is odd though it can be read.
+    Image,
+    /// The guest's definition says something else than an image's header, and was followed.
+    Definition,
+    /// The filesystem has no locks: nobody can tell who else uses the file.
+    NoLocks,
+    /// No anchor could be left for the next backup.
+    NoAnchor,
+    /// An old anchor could not be removed yet.
+    OldAnchor,
+    /// The claim of a tracker proved wrong, and everything was read instead.
+    WrongClaim,
+    /// The points before can't be built on.
+    BrokenChain,
+    /// The disk is another image than at the point before.
+    OtherImage,
+    /// The image is read in another format than at the point before, or looks like another one.
+    OtherFormat,
+    /// The disk is smaller than at the point before.
+    Smaller,
+    /// Everything on the disk is zero, and was not at the point before.
+    AllZero,
+    /// The guest has a disk no more that it had at the point before.
+    DiskGone,
+    /// The guest has another UUID than the one of the point.
+    OtherGuest,
+    /// The clock is behind the latest point.
+    Clock,
+    /// A file in the repository belongs to no point.
+    Stray,
+    /// The guest was not in the state that one expects.
+    GuestState,
+    /// A guest may have been left frozen by an earlier run.
+    Frozen,
+    /// Something of the machine is not in the point, or does not come back by itself.
+    Machine,
+    /// Something of libvirt's could not be read, so that not all could be checked.
+    Unchecked,
+    /// A folder or file of the repository can't be read: what is beside it was shown or used.
+    Unreadable,
+    /// What the snapshot command made may still be there: it was not released.
+    NotReleased,
+    /// The system refused the faster way to read and write.
+    SlowIo,
+}
+
+/// Something that an admin should know though the work was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// What it is about.
+    pub code: Code,
+    /// The disk that it is about, as `domain/disk`; none if it is about more than one.
+    pub disk: Option<String>,
+    /// What is the matter, for people.
+    pub text: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+impl Warning {
+    /// A warning about no disk in particular.
+    pub fn new(code: Code, text: impl Into<String>) -> Self {
+        Self { code, disk: None, text: text.into(), advice: None }
+    }
+
+    /// A warning about something that failed and does not stop the flow. Its advice is the failure's.
+    pub fn failed(code: Code, error: &Error) -> Self {
+        let advice = error.advice().map(str::to_owned);
+        Self { advice, ..Self::new(code, error.chain()) }
+    }
+
+    /// The same warning about a disk.
+    #[must_use]
+    pub fn of(mut self, disk: impl ToString) -> Self {
+        self.disk = Some(disk.to_string());
+        self
+    }
+
+    /// The same warning with what to do about it.
+    #[must_use]
+    pub fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    /// The same warning with its text in a larger one: `"outer: text"`.
+    #[must_use]
+    pub fn within(mut self, outer: &str) -> Self {
+        self.text = format!("{outer}: {}", self.text);
+        self
+    }
+}

@@ -1,0 +1,129 @@
+//! An existing block device: whatever was on it before must be gone afterwards.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use roaring::RoaringBitmap;
+
+use super::file_id::refuse_input;
+use super::{ImageWriter, Options, Plan, on_disk, write_at};
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::{Zeroes, open_device};
+use crate::disk::io::{FileStore, Store};
+use crate::base::observer::Observer;
+use crate::disk::files::image_lock::ImageLock;
+use crate::base::warning::{Code, Warning};
+
+/// How much of the device's start and end is looked at for signs of use, in bytes.
+const LOOKED_AT: u64 = 1 << 20;
+/// How much is zeroed between two looks at the request to stop, in bytes.
+const ZEROED_AT_ONCE: u64 = 256 << 20;
+
+pub(super) struct Device {
+    store: Arc<FileStore>,
+    plan: Plan,
+    /// The blocks that have been written. All others are zeroed in the end, also those that were
+    /// planned and never came: old bytes must not shine through.
+    written: Mutex<RoaringBitmap>,
+    _lock: ImageLock,
+}
+
+impl Device {
+    pub(super) fn open(
+        path: &Path,
+        plan: Plan,
+        options: &Options,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        let file = open_device(path)?;
+        refuse_input(&file, path, &options.inputs)?;
+        let lock = ImageLock::exclusive(&file, path)?;
+        if let Some(warning) = lock.warning() {
+            observer.warn(Warning::new(Code::NoLocks, warning));
+        }
+        let store = Arc::new(FileStore::new(file, path));
+        let size = store.len().map_err(|error| Error::io("measure", path, error))?;
+        if size < plan.virtual_size() {
+            let text = format!(
+                "{} has {size} bytes and the disk has {}",
+                path.display(),
+                plan.virtual_size()
+            );
+            return Err(Error::new(ErrorKind::NoSpace, text));
+        }
+        if !options.force && !is_empty(&store, size)? {
+            let text = format!("{} is not empty", path.display());
+            return Err(
+                Error::new(ErrorKind::Exists, text).advise("give --force to overwrite the device")
+            );
+        }
+        Ok(Self { store, plan, written: Mutex::default(), _lock: lock })
+    }
+
+    fn mark(&self, guest_offset: u64, len: usize) {
+        let size = u64::from(self.plan.geometry().block_size());
+        let first = guest_offset.div_ceil(size);
+        let end = guest_offset + len as u64;
+        // A block that is only written in part is not written; the disk's last one may be cut.
+        let last = if end >= self.plan.virtual_size() {
+            self.plan.geometry().block_count()
+        } else {
+            end / size
+        };
+        if first < last {
+            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            // Block numbers of a geometry fit 32 bits.
+            written.insert_range(first as u32..=(last - 1) as u32);
+        }
+    }
+}
+
+impl ImageWriter for Device {
+    fn write(&self, guest_offset: u64, bytes: &[u8]) -> Result<()> {
+        let bytes = on_disk(&self.plan, guest_offset, bytes);
+        write_at(self.store.as_ref(), guest_offset, bytes)?;
+        self.mark(guest_offset, bytes.len());
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, cancel: &Cancel, observer: &dyn Observer) -> Result<()> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.optimize();
+        let total = self.plan.outside(&written).map(|gap| gap.end - gap.start).sum();
+        observer.begin("zero", total);
+        let mut zeroes = Zeroes::on_device(&self.store);
+        for gap in self.plan.outside(&written) {
+            let mut start = gap.start;
+            while start < gap.end {
+                cancel.check()?;
+                let end = gap.end.min(start + ZEROED_AT_ONCE);
+                zeroes.write(start..end).map_err(|error| {
+                    let operation = format!("zero {} bytes at {start} of", end - start);
+                    Error::io(operation, self.store.path(), error)
+                })?;
+                observer.advance(end - start);
+                start = end;
+            }
+        }
+        self.store.sync().map_err(|error| Error::io("sync", self.store.path(), error))?;
+        observer.end();
+        Ok(())
+    }
+}
+
+/// Whether the device shows no sign of use: nothing but zeros where partition tables, filesystems
+/// and volume managers put their marks.
+fn is_empty(store: &FileStore, size: u64) -> Result<bool> {
+    let len = LOOKED_AT.min(size);
+    let mut bytes = vec![0; len as usize];
+    for offset in [0, size - len] {
+        store.read_exact_at(&mut bytes, offset).map_err(|error| {
+            Error::io(format!("read {len} bytes at {offset} of"), store.path(), error)
+        })?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

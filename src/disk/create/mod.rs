@@ -1,0 +1,208 @@
+//! Where a restored disk goes: a new raw or qcow2 file, a block device, a pipe, or nowhere.
+//!
+//! [`create`] looks at what the path names, refuses what must not be overwritten, and checks that
+//! there is room, before anything is read from an archive. The [`ImageWriter`] that it gives takes
+//! whole blocks, from many threads at once where the output can be written in any order. Nothing
+//! has its final name before [`ImageWriter::finish`].
+
+mod device;
+mod discard;
+mod file_id;
+mod pipe;
+mod plan;
+mod qcow2;
+mod raw;
+mod stream;
+mod target;
+
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+pub use discard::Discard;
+pub use file_id::FileId;
+pub use pipe::Pipe;
+pub use plan::Plan;
+pub use stream::Stream;
+pub use target::Target;
+
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::{check_new_file, room};
+use crate::disk::io::Store;
+use crate::base::observer::Observer;
+
+/// What a restored disk is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// The bytes of the disk, one for one; zeros are holes.
+    #[default]
+    Raw,
+    /// A qcow2 image of version 3; zeros are unallocated.
+    Qcow2,
+}
+
+impl Format {
+    /// Its name, as on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(Error::new(ErrorKind::Usage, format!("there is no output format {name:?}"))
+                .advise("the formats are raw and qcow2")),
+        }
+    }
+}
+
+/// How to write an output.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// As what.
+    pub format: Format,
+    /// Whether an existing file may be replaced, and a device that is not empty overwritten.
+    pub force: bool,
+    /// Files that are read meanwhile: none of them can be the output.
+    pub inputs: Vec<FileId>,
+    /// Ends the wait for the reader of a pipe.
+    pub cancel: Cancel,
+}
+
+/// Takes the blocks of a disk.
+pub trait ImageWriter: Send + Sync {
+    /// Whether blocks must come in ascending order, and so from one thread at a time. Otherwise
+    /// any number of threads may write at once, each block once.
+    fn in_order(&self) -> bool {
+        false
+    }
+
+    /// Writes neighbouring blocks of the [`Plan`]'s data. `guest_offset` is where the first one
+    /// starts, `bytes` are whole blocks; what reaches past the end of the disk is left out.
+    ///
+    /// Blocks that are never written read as zeros in the end.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`; `Closed` if a pipe's reader has gone away; `Usage` for a block that is not
+    /// in the plan, or out of order.
+    fn write(&self, guest_offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Where blocks can be written without [`Self::write`], at the offset that [`Self::place`]
+    /// gives: a file that a [`crate::disk::io::Queue`] can write to.
+    fn store(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
+
+    /// Where in [`Self::store`] the block at `guest_offset` belongs; nothing if it is not in the
+    /// plan or if there is no store. Neighbouring blocks of the plan have neighbouring places.
+    fn place(&self, guest_offset: u64) -> Option<u64> {
+        let _ = guest_offset;
+        None
+    }
+
+    /// How many of the `len` bytes from `guest_offset` on, which has a place, lie in one run there.
+    fn run_len(&self, guest_offset: u64, len: usize) -> usize {
+        let _ = guest_offset;
+        len
+    }
+
+    /// Completes the output, puts it on stable storage, and gives it its final name. The output of
+    /// a writer that is dropped without this vanishes, if it is a file.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`, `Closed`; `Interrupted` if `cancel` says so; `Exists` if a file has got the
+    /// name meanwhile.
+    fn finish(self: Box<Self>, cancel: &Cancel, observer: &dyn Observer) -> Result<()>;
+}
+
+/// Prepares `path` to be written to: a new file, an existing one if `options` allow it, a block
+/// device, or a named pipe.
+///
+/// # Errors
+/// - `Exists`: there is a file, or the device is not empty, and nothing was forced.
+/// - `NoSpace`: the filesystem or the device is too small for the plan.
+/// - `Busy`: the device or file is in use, or another process writes this output.
+/// - `Usage`: the output is one of the inputs, a folder, a new file among devices, or can't hold the
+///   format.
+/// - `NotFound`: there is no such folder.
+/// - `Interrupted`: nobody reads from the pipe, and the options say so.
+pub fn create(
+    path: &Path,
+    plan: Plan,
+    options: &Options,
+    observer: &dyn Observer,
+) -> Result<Box<dyn ImageWriter>> {
+    match file_id::Existing::look(path)? {
+        file_id::Existing::Device => {
+            need_raw(path, options, "a block device")?;
+            Ok(Box::new(device::Device::open(path, plan, options, observer)?))
+        }
+        file_id::Existing::Pipe => {
+            need_raw(path, options, "a pipe")?;
+            let pipe = Pipe::open(path, &options.cancel)?;
+            Ok(Box::new(Stream::new(Box::new(pipe), path, plan)))
+        }
+        file_id::Existing::Character => {
+            need_raw(path, options, "a character device")?;
+            let device = std::fs::File::options().write(true).open(path);
+            let device = device.map_err(|error| Error::io("open", path, error))?;
+            Ok(Box::new(Stream::new(Box::new(device), path, plan)))
+        }
+        file_id::Existing::Nothing | file_id::Existing::File => {
+            check_new_file(path)?;
+            let target = Target::create(path, options.force, &options.inputs)?;
+            match options.format {
+                Format::Raw => Ok(Box::new(raw::Raw::new(target, plan)?)),
+                Format::Qcow2 => Ok(Box::new(qcow2::Qcow2::new(target, plan)?)),
+            }
+        }
+    }
+}
+
+/// How much room a new file for the plan takes, at most, in bytes.
+///
+/// # Errors
+/// `Usage` if the disk does not fit into the format.
+pub fn room_needed(plan: &Plan, format: Format) -> Result<u64> {
+    Ok(match format {
+        Format::Raw => room::with_pieces(plan.data_bytes(), plan.pieces()),
+        Format::Qcow2 => qcow2::room_needed(plan)?,
+    })
+}
+
+fn need_raw(path: &Path, options: &Options, what: &str) -> Result<()> {
+    if options.format == Format::Raw {
+        return Ok(());
+    }
+    let text = format!("{} is {what}, which can't take {}", path.display(), options.format);
+    Err(Error::new(ErrorKind::Usage, text).advise("restore raw to it, or qcow2 to a file"))
+}
+
+/// The part of `bytes` that lies on the disk.
+fn on_disk<'a>(plan: &Plan, guest_offset: u64, bytes: &'a [u8]) -> &'a [u8] {
+    let room = plan.virtual_size().saturating_sub(guest_offset);
+    let len = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
+    bytes.get(..len).unwrap_or(bytes)
+}
+
+/// Writes all of `bytes` at `offset`.
+fn write_at(store: &dyn Store, offset: u64, bytes: &[u8]) -> Result<()> {
+    store.write_all_at(bytes, offset).map_err(|error| {
+        Error::io(format!("write {} bytes at {offset} to", bytes.len()), store.path(), error)
+    })
+}

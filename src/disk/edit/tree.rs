@@ -1,0 +1,112 @@
+//! The trees of L1 and L2 tables: what of the image they refer to, and how often that counts.
+
+use qdelta_formats::qcow2::{HostOffset, L1Entry, L2Format, Reference};
+
+use super::change::Change;
+use crate::base::error::Result;
+
+impl Change<'_> {
+    /// Adds a second owner to everything that the active L1 table leads to. Gives the entries that
+    /// both owners' L1 tables are to have.
+    pub(super) fn share_active_tree(&mut self) -> Result<Vec<L1Entry>> {
+        let cluster = self.format.cluster;
+        let mut l1 = self.l1.clone();
+        let mut bytes = self.l2_buffer();
+        for (index, table) in self.l2_tables(&l1, self.header().l1.offset)? {
+            self.file.read(&mut bytes, table.0)?;
+            let mut changed = false;
+            for number in 0..self.entries() {
+                for shared in self.clusters_of_entry(&bytes, table, number)? {
+                    self.counts.add(shared, 1)?;
+                }
+                changed |= L2Format::set_sole_owner(self.entry_mut(&mut bytes, number), false);
+            }
+            let place = if changed { self.move_l2(&bytes, table)? } else { table };
+            self.counts.add(place.0 >> cluster.bits(), 1)?;
+            if let Some(entry) = l1.get_mut(index) {
+                *entry = L1Entry::new(Some(place), false);
+            }
+        }
+        Ok(l1)
+    }
+
+    /// Takes one owner away from everything that the L1 table at `start` leads to.
+    pub(super) fn release_tree(&mut self, l1: &[L1Entry], start: HostOffset) -> Result<()> {
+        let mut bytes = self.l2_buffer();
+        for (_, table) in self.l2_tables(l1, start)? {
+            self.file.read(&mut bytes, table.0)?;
+            for number in 0..self.entries() {
+                let clusters = self.clusters_of_entry(&bytes, table, number)?;
+                self.counts.add_all(clusters, -1)?;
+            }
+            self.counts.free(table.0, self.format.cluster.bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Lets the active tables say what the counts say about who is the only owner.
+    pub(super) fn refresh_active_tree(&mut self) -> Result<()> {
+        let mut l1 = self.l1.clone();
+        let mut bytes = self.l2_buffer();
+        for (index, table) in self.l2_tables(&l1, self.header().l1.offset)? {
+            self.file.read(&mut bytes, table.0)?;
+            let mut changed = false;
+            for number in 0..self.entries() {
+                let host = match self.reference(&bytes, table, number)? {
+                    Reference::Cluster(host) => Some(host),
+                    _ => None,
+                };
+                let sole = host.map_or(Ok(0), |host| self.counts.count_at(host))? == 1;
+                changed |= L2Format::set_sole_owner(self.entry_mut(&mut bytes, number), sole);
+            }
+            let place = if changed { self.move_l2(&bytes, table)? } else { table };
+            let sole = self.counts.count_at(place)? == 1;
+            if let Some(entry) = l1.get_mut(index) {
+                *entry = L1Entry::new(Some(place), sole);
+            }
+        }
+        self.replace_l1(&l1)
+    }
+
+    /// Writes the L2 table that was at `old` somewhere else. Of its owners, one moves along.
+    pub(super) fn move_l2(&mut self, bytes: &[u8], old: HostOffset) -> Result<HostOffset> {
+        let place = self.write_new(bytes.to_vec())?;
+        self.counts.free(old.0, self.format.cluster.bytes())?;
+        Ok(place)
+    }
+
+    pub(super) fn l2_buffer(&self) -> Vec<u8> {
+        vec![0; self.format.cluster.len()]
+    }
+
+    /// Entries in an L2 table.
+    pub(super) fn entries(&self) -> usize {
+        self.format.cluster.len() / self.format.entry_size()
+    }
+
+    pub(super) fn entry_mut<'b>(&self, table: &'b mut [u8], number: usize) -> &'b mut [u8] {
+        let size = self.format.entry_size();
+        table.get_mut(number * size..(number + 1) * size).unwrap_or_default()
+    }
+
+    fn reference(&self, table: &[u8], host: HostOffset, number: usize) -> Result<Reference> {
+        let at = number * self.format.entry_size();
+        let entry = table.get(at..).unwrap_or_default();
+        let position = HostOffset(host.0 + at as u64);
+        self.format.reference(entry, position).map_err(|error| self.file.wrong(error))
+    }
+
+    /// The numbers of the clusters that entry `number` of the L2 table at `host` refers to.
+    pub(super) fn clusters_of_entry(
+        &self,
+        table: &[u8],
+        host: HostOffset,
+        number: usize,
+    ) -> Result<std::ops::Range<u64>> {
+        Ok(match self.reference(table, host, number)? {
+            Reference::None => 0..0,
+            Reference::Cluster(host) => self.counts.clusters_of(host.0, 1),
+            Reference::Compressed(place) => self.counts.clusters_of_compressed(place),
+        })
+    }
+}

@@ -1,0 +1,16 @@
+//! What every part that writes files needs of the system, each once: giving a file its final name, where
+//! a file may be made, whether there is room, making a range read as zeros.
+
+pub mod image_lock;
+pub mod fingerprint;
+pub mod paths;
+mod allocation;
+mod place;
+mod rename;
+pub(crate) mod room;
+mod zeroes;
+
+pub(crate) use allocation::Allocation;
+pub(crate) use place::{check_new_file, open_device};
+pub(crate) use rename::rename_new;
+pub(crate) use zeroes::{Zeroes, punch};

@@ -1,0 +1,28 @@
+//! How bytes get in and out: files behind a small trait, a fixed pool of buffers, and a queue of
+//! reads or writes that runs on io_uring or, without it, on threads with `pread`/`pwrite`.
+
+mod uring;
+mod direct;
+#[doc(hidden)]
+pub mod faulty;
+mod open;
+mod pool;
+mod queue;
+#[doc(hidden)]
+pub mod recording;
+mod ring;
+mod store;
+mod threads;
+mod writeback;
+
+pub use direct::{Access, Direct, open_direct};
+pub use open::{Opener, is_refusal, not_opened, open_folder, pin, pin_folder, sync_folder};
+pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
+pub use queue::{Backend, Direction, Done, Job, Queue, Segment};
+pub use store::{FileStore, Store};
+pub use writeback::EarlyWriteback;
+
+/// How often an operation that the system has no room for (`EAGAIN`) is tried again.
+const RETRIES_MAX: u32 = 1000;
+/// How long to wait before that, in microseconds.
+const RETRY_PAUSE: u64 = 1000;

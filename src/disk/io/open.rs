@@ -1,0 +1,318 @@
+//! Opening files: the one place that does it, whatever somebody has put in a file's place.
+//!
+//! Opening a named pipe waits for its other end, perhaps for ever, and deaf to signals; opening a
+//! tape rewinds it. So nothing is opened here before it was looked at, nothing is waited for, and what
+//! was opened is looked at again: only that counts.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::base::error::{Error, ErrorKind};
+
+/// How a regular file, or a block device, is opened. Everything else is refused: see [`is_refusal`].
+#[derive(Debug, Clone, Copy)]
+pub struct Opener {
+    flags: OFlags,
+    mode: Mode,
+    devices: bool,
+}
+
+/// Something else lies where a file should.
+#[derive(Debug)]
+struct NoFile {
+    found: FileType,
+    devices: bool,
+}
+
+impl Opener {
+    /// For reading. Symbolic links are followed.
+    pub const READ: Self = Self::new(OFlags::RDONLY);
+    /// For reading and writing. Symbolic links are followed.
+    pub const CHANGE: Self = Self::new(OFlags::RDWR);
+
+    const fn new(access: OFlags) -> Self {
+        let always = OFlags::NONBLOCK.union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+        Self { flags: access.union(always), mode: Mode::empty(), devices: false }
+    }
+
+    /// The same for block devices, too.
+    #[must_use]
+    pub const fn or_device(mut self) -> Self {
+        self.devices = true;
+        self
+    }
+
+    /// The same without following a symbolic link in the file's own place.
+    #[must_use]
+    pub const fn itself(self) -> Self {
+        self.with(OFlags::NOFOLLOW)
+    }
+
+    /// The same, past the page cache.
+    #[must_use]
+    pub const fn direct(self) -> Self {
+        self.with(OFlags::DIRECT)
+    }
+
+    /// The same of a block device that nothing in the system uses: it is busy otherwise.
+    #[must_use]
+    pub const fn unused(self) -> Self {
+        self.with(OFlags::EXCL)
+    }
+
+    /// The same; a file that is missing is made, with this mode.
+    #[must_use]
+    pub const fn or_create(mut self, mode: u32) -> Self {
+        self.mode = Mode::from_raw_mode(mode);
+        self.with(OFlags::CREATE)
+    }
+
+    /// The same; the file must be missing, and is made with this mode.
+    #[must_use]
+    pub const fn create(self, mode: u32) -> Self {
+        self.or_create(mode).with(OFlags::EXCL)
+    }
+
+    const fn with(mut self, flags: OFlags) -> Self {
+        self.flags = self.flags.union(flags);
+        self
+    }
+
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// It can't be opened, or is no file.
+    pub fn open(self, path: &Path) -> io::Result<File> {
+        self.open_at(CWD, path)
+    }
+
+    /// Opens the file at `path`, seen from the folder `at`.
+    ///
+    /// # Errors
+    /// It can't be opened, or is no file.
+    pub fn open_at(self, at: impl AsFd, path: &Path) -> io::Result<File> {
+        let at = at.as_fd();
+        if !self.flags.contains(OFlags::CREATE | OFlags::EXCL) {
+            let follow = match self.flags.contains(OFlags::NOFOLLOW) {
+                true => AtFlags::SYMLINK_NOFOLLOW,
+                false => AtFlags::empty(),
+            };
+            match rustix::fs::statat(at, path, follow) {
+                Ok(stat) => self.check(FileType::from_raw_mode(stat.st_mode))?,
+                Err(Errno::NOENT) if self.flags.contains(OFlags::CREATE) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        let file: File = rustix::fs::openat(at, path, self.flags, self.mode)?.into();
+        let stat = rustix::fs::fstat(&file)?;
+        self.check(FileType::from_raw_mode(stat.st_mode))?;
+        // With this flag a ring would give up where it should wait for the disk.
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+        Ok(file)
+    }
+
+    fn check(self, found: FileType) -> io::Result<()> {
+        match found {
+            FileType::RegularFile => Ok(()),
+            FileType::BlockDevice if self.devices => Ok(()),
+            found => {
+                let refusal = NoFile { found, devices: self.devices };
+                Err(io::Error::new(io::ErrorKind::InvalidInput, refusal))
+            }
+        }
+    }
+
+    /// Reads the file at `path`, which has at most `max` bytes.
+    ///
+    /// # Errors
+    /// It can't be read, is no file, or is longer (`InvalidData`).
+    pub fn read(self, path: &Path, max: u64) -> io::Result<Vec<u8>> {
+        let bytes = self.read_start(path, max.saturating_add(1))?;
+        if bytes.len() as u64 > max {
+            let text = format!("it is longer than {max} bytes, and that makes no sense");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads the first `max` bytes of the file at `path`, or all of a shorter one.
+    ///
+    /// # Errors
+    /// It can't be read, or is no file.
+    pub fn read_start(self, path: &Path, max: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.open(path)?.take(max).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads the text of the file at `path`, which has at most `max` bytes.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; `InvalidData` if it is no UTF-8.
+    pub fn read_text(self, path: &Path, max: u64) -> io::Result<String> {
+        let bytes = self.read(path, max)?;
+        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// The failure to open `path`: one of `kind` if something else lies in its place.
+pub fn not_opened(path: &Path, error: io::Error, kind: ErrorKind) -> Error {
+    match is_refusal(&error) {
+        true => Error::new(kind, path.display().to_string()).because(error),
+        // Something was there: who takes it for missing goes on as if nothing had ever been.
+        false if kind == ErrorKind::Damaged && leads_nowhere(path, &error) => {
+            let text = format!("{}: it is a symbolic link that leads to no file", path.display());
+            Error::new(kind, text).because(error)
+        }
+        false => Error::io("open", path, error),
+    }
+}
+
+/// Whether a file was not opened because a symbolic link in its place leads nowhere, or to itself.
+fn leads_nowhere(path: &Path, error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    let is_link = || path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+    errno.is_some_and(|errno| errno == Errno::NOENT || errno == Errno::LOOP) && is_link()
+}
+
+/// Whether a file was not opened because it is something else: a folder, a pipe, a socket, a device, or
+/// a symbolic link that was not to be followed.
+pub fn is_refusal(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<NoFile>())
+}
+
+impl fmt::Display for NoFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = match self.found {
+            FileType::RegularFile => "a regular file",
+            FileType::Directory => "a folder",
+            FileType::Symlink => "a symbolic link",
+            FileType::Fifo => "a named pipe",
+            FileType::Socket => "a socket",
+            FileType::CharacterDevice => "a character device",
+            FileType::BlockDevice => "a block device",
+            FileType::Unknown => "of an unknown kind",
+        };
+        match self.devices {
+            true => write!(f, "it is {found}, neither a regular file nor a block device"),
+            false => write!(f, "it is {found}, not a regular file"),
+        }
+    }
+}
+
+impl std::error::Error for NoFile {}
+
+/// Opens the folder at `path`, seen from the folder `at`; a symbolic link in its place only if `follow`.
+///
+/// # Errors
+/// It can't be opened, or is no folder (`ENOTDIR`, or `ELOOP` for a link).
+pub fn open_folder(at: impl AsFd, path: &Path, follow: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !follow);
+    rustix::fs::openat(at, path, flags, Mode::empty())
+}
+
+/// Gets hold of what lies at `path` without opening it for anything: no pipe blocks, no device acts.
+///
+/// # Errors
+/// Nothing is there, or it may not be looked up.
+pub fn pin(path: &Path, follow: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !follow);
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+}
+
+/// Gets hold of a folder without the right to list it.
+///
+/// # Errors
+/// Nothing is there, it is no folder, or it may not be looked up.
+pub fn pin_folder(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+}
+
+/// Returns once the names in a folder are on stable storage.
+///
+/// # Errors
+/// It can't be opened or synced.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::fsync(open_folder(CWD, path, true)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    const HOWS: [Opener; 6] = [
+        Opener::READ,
+        Opener::CHANGE,
+        Opener::READ.or_device(),
+        Opener::CHANGE.or_device().unused(),
+        Opener::READ.itself(),
+        Opener::CHANGE.or_create(0o600),
+    ];
+
+    /// A salvage opened archives by itself, without a look, and waited for ever on a named pipe.
+    #[test]
+    fn nothing_but_a_file_is_opened_and_nothing_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        rustix::fs::mknodat(CWD, path("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let _listener = UnixListener::bind(path("socket")).unwrap();
+        let others =
+            [path("fifo"), path("socket"), path(""), "/dev/null".into(), "/dev/tty".into()];
+        for how in HOWS {
+            for other in &others {
+                let error = how.open(other).unwrap_err();
+                assert!(is_refusal(&error), "{other:?} {how:?}: {error}");
+                assert!(error.to_string().contains("regular file"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_is_opened_so_that_reads_wait_for_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        std::fs::write(&file, "four").unwrap();
+        symlink(&file, &link).unwrap();
+        for how in HOWS.iter().filter(|how| !how.flags.contains(OFlags::EXCL)) {
+            let opened = how.open(&file).unwrap();
+            let flags = rustix::fs::fcntl_getfl(&opened).unwrap();
+            assert!(!flags.contains(OFlags::NONBLOCK), "{how:?}");
+        }
+        Opener::READ.open(&link).unwrap();
+        assert!(is_refusal(&Opener::READ.itself().open(&link).unwrap_err()));
+        let missing = Opener::READ.open(&folder.path().join("none")).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        let taken = Opener::CHANGE.create(0o600).open(&file).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(Opener::READ.read(&file, 4).unwrap(), b"four");
+        assert_eq!(Opener::READ.read_start(&file, 3).unwrap(), b"fou");
+        let long = Opener::READ.read(&file, 3).unwrap_err();
+        assert_eq!(long.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_folder_is_opened_only_if_it_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        symlink(folder.path(), &link).unwrap();
+        open_folder(CWD, &link, true).unwrap();
+        assert!(open_folder(CWD, &link, false).is_err());
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert_eq!(open_folder(CWD, &fifo, true).unwrap_err(), Errno::NOTDIR);
+        sync_folder(folder.path()).unwrap();
+    }
+}

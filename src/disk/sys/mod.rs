@@ -1,0 +1,11 @@
+//! What the kernel is asked for directly. The `unsafe` code of the project is in `uring` and in
+//! `kernel`, and nowhere else.
+
+pub(crate) mod kernel;
+pub(crate) mod patience;
+
+/// Whether the program was started with its standard output closed. What is written to it then goes to
+/// `/dev/null`, without an error.
+pub fn stdout_was_closed() -> bool {
+    kernel::stdout_was_closed()
+}

@@ -1,0 +1,199 @@
+//! What a new point is made against: the chain of an earlier one, or nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qdelta_formats::archive::Kind;
+
+use super::KindChoice;
+use crate::vault::archive;
+use crate::vault::chain::{CHAIN_LEN_MAX, Chain};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::{FileStore, Opener, Store, not_opened};
+use crate::vault::repository::{DiskId, Point, Repository};
+
+/// What a new point of a disk is made against.
+pub(super) struct Base {
+    /// What the new archive is.
+    pub kind: Kind,
+    /// The point that it is made against, with its chain.
+    pub against: Option<(Point, Chain)>,
+    /// The latest point of the disk that can be read, whatever the new one is made against: anchors
+    /// belong to it.
+    pub latest: Option<Point>,
+    /// Why it is a full though there is a point and nobody asked for one.
+    pub broken_chain: Option<String>,
+    /// There were points, and none can be read: which anchor the next one wants is not known.
+    pub is_forgotten: bool,
+}
+
+impl Base {
+    /// Finds it, and opens its chain.
+    ///
+    /// # Errors
+    /// What was asked for can't be; the chain is damaged, unless anything was asked for that can
+    /// be a full instead.
+    pub fn choose(repository: &Repository, disk: &DiskId, choice: KindChoice) -> Result<Self> {
+        let mut base = Self {
+            kind: Kind::Full,
+            against: None,
+            latest: None,
+            broken_chain: None,
+            is_forgotten: false,
+        };
+        match repository.newest(disk) {
+            Ok(point) => base.latest = Some(point),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            // A full needs nothing of what was there, but for the anchor.
+            Err(error) => {
+                match choice {
+                    KindChoice::Full => {}
+                    KindChoice::Auto if is_lost(&error) => {
+                        base.broken_chain = Some(begins_anew(&error));
+                    }
+                    _ => return Err(error.advise("--kind full begins a new chain")),
+                }
+                base.latest = repository.points(disk)?.points.pop();
+                base.is_forgotten = base.latest.is_none();
+                return Ok(base);
+            }
+        }
+        let point = match (choice, &base.latest) {
+            (KindChoice::Full, _) | (KindChoice::Auto, None) => return Ok(base),
+            (KindChoice::Auto | KindChoice::Incremental, Some(point)) => {
+                base.kind = Kind::Incremental;
+                point.clone()
+            }
+            (KindChoice::Differential, Some(_)) => {
+                base.kind = Kind::Differential;
+                let points = repository.points(disk)?.points;
+                let full = points.into_iter().rev().find(|point| point.record.kind == Kind::Full);
+                full.ok_or_else(|| no_base(disk, "full"))?
+            }
+            (KindChoice::Incremental, None) => return Err(no_base(disk, "recovery point")),
+            (KindChoice::Differential, None) => return Err(no_base(disk, "full")),
+        };
+        match open_base(repository, &point) {
+            Ok(chain) if has_room(chain.archives().len(), choice)? => {
+                base.against = Some((point, chain));
+            }
+            Ok(_) => base.kind = Kind::Full,
+            Err(error) if choice == KindChoice::Auto && is_lost(&error) => {
+                base.kind = Kind::Full;
+                base.broken_chain = Some(begins_anew(&error));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(base)
+    }
+
+    /// The point that it is made against.
+    pub fn point(&self) -> Option<&Point> {
+        self.against.as_ref().map(|(point, _)| point)
+    }
+
+    /// The chain of that point.
+    pub fn chain(&self) -> Option<&Chain> {
+        self.against.as_ref().map(|(_, chain)| chain)
+    }
+}
+
+/// Whether another archive can follow a chain of so many; if not, a full can be made instead, unless it
+/// was to be another kind.
+fn has_room(archives: usize, choice: KindChoice) -> Result<bool> {
+    if archives < CHAIN_LEN_MAX {
+        return Ok(true);
+    }
+    if choice == KindChoice::Auto {
+        return Ok(false);
+    }
+    let text = format!("the chain has {archives} archives, and a longer one is not read");
+    Err(Error::new(ErrorKind::Usage, text).advise("--kind full begins a new chain"))
+}
+
+/// Whether the failure says that the chain is no good, and not that it could not be looked at.
+fn is_lost(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
+}
+
+fn begins_anew(error: &Error) -> String {
+    format!("{}; a full begins a new chain. qdelta verify tells what is damaged", error.chain())
+}
+
+fn no_base(disk: &DiskId, what: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{disk} has no {what} to compare with"))
+        .advise("begin with --kind full (or auto)")
+}
+
+/// Opens the chain that the new point is made against.
+fn open_base(repository: &Repository, point: &Point) -> Result<Chain> {
+    open_chain(repository, point).and_then(check_indexes).map_err(|error| {
+        let error = error.within(format!("cannot compare with point {}", point.id));
+        match error.kind() {
+            ErrorKind::Damaged | ErrorKind::NotFound => {
+                error.advise("--kind full begins a new chain; qdelta verify tells what is damaged")
+            }
+            // The chain may well be sound.
+            _ => error,
+        }
+    })
+}
+
+/// Opens the archives of a point's chain.
+pub(crate) fn open_chain(repository: &Repository, point: &Point) -> Result<Chain> {
+    open_archives(&repository.chain_of(point)?, point)
+}
+
+/// Opens the archives of a point's chain, which are these, the full first.
+pub(crate) fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
+    let mut archives = Vec::new();
+    for path in paths {
+        archives.push(Arc::new(open_archive(path)?));
+    }
+    let chain = Chain::new(archives)?;
+    if chain.root() != point.record.root {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!("the archives of point {} are not those that its manifest names", point.id),
+        )
+        .advise("qdelta verify tells which files are damaged"));
+    }
+    Ok(chain)
+}
+
+/// Reads every table of a chain's archives once and checks it. They are mapped afterwards: an
+/// unreadable sector is an error here, and would end the program there.
+pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
+    for archive in chain.archives().iter().filter(|archive| !archive.is_salvaged()) {
+        archive.check_index()?;
+    }
+    Ok(chain)
+}
+
+/// Opens one archive file.
+pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
+    archive::Reader::open(archive_store(path)?)
+}
+
+/// Opens the file of an archive, sound or not.
+pub(crate) fn archive_store(path: &Path) -> Result<Arc<dyn Store>> {
+    let file = Opener::READ.open(path);
+    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
+    Ok(Arc::new(FileStore::new(file, path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A backup made the 50,001st archive of a chain, and no chain of so many was ever opened again.
+    #[test]
+    fn a_chain_never_becomes_longer_than_is_read() {
+        for choice in [KindChoice::Auto, KindChoice::Incremental] {
+            assert!(has_room(CHAIN_LEN_MAX - 1, choice).unwrap());
+        }
+        assert!(!has_room(CHAIN_LEN_MAX, KindChoice::Auto).unwrap(), "a full begins a new one");
+        let error = has_room(CHAIN_LEN_MAX, KindChoice::Incremental).unwrap_err();
+        assert_eq!(error.advice(), Some("--kind full begins a new chain"));
+    }
+}

@@ -1,0 +1,417 @@
+//! The part of a backup that is about one disk: from an image at one moment to an archive that waits
+//! for its manifest.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use qdelta_formats::archive::{
+    ArchiveId, Consistency, Geometry, Kind, Metadata, Parent, Tracker, frame_blocks,
+};
+
+use super::anchors::{self, Tag};
+use super::base::Base;
+use super::data_path::{self, Selection};
+use super::same_disk;
+use super::source::{NO_ANCHOR, NO_MORE_TRIES, Source};
+use super::trackers::{self, Tracked};
+use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
+use crate::vault::archive;
+use crate::base::cancel::Cancel;
+use crate::vault::chain::Chain;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::image::{Format, Image};
+use crate::disk::io::EarlyWriteback;
+use crate::base::observer::{Observer, OfDisk};
+use crate::disk::files::paths::absolute;
+use crate::vault::repository::{
+    AnchorKind, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId,
+    Refusal, Repository,
+};
+use crate::base::warning::{Code, Warning};
+
+/// A disk that is to become part of a point.
+pub(super) struct Job<'a> {
+    pub repository: &'a Repository,
+    pub lock: &'a DomainLock,
+    pub point: PointId,
+    pub disk: &'a DiskId,
+    pub consistency: Consistency,
+    pub options: &'a Options,
+    pub base: Base,
+    pub source: Source,
+}
+
+/// A disk whose archive is written, but for its manifest.
+pub(super) struct Written<'a> {
+    pub pending: Pending<'a>,
+    pub record: DiskRecord,
+    pub rest: Rest,
+}
+
+/// What of a disk must be dealt with when its point is safe, or when it failed.
+pub(super) struct Rest {
+    report: Report,
+    base: Base,
+    tag: Tag,
+    source: Source,
+    /// It is a safety point, made before a roll back.
+    safety: bool,
+}
+
+/// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
+pub(super) fn write<'a>(
+    job: Job<'a>,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Written<'a>> {
+    match job.run(&OfDisk::new(observer, job.disk), cancel) {
+        Ok((pending, record, report)) => {
+            let safety = job.options.safety;
+            let tag = Tag::new(job.repository, job.disk);
+            let rest = Rest { report, base: job.base, tag, source: job.source, safety };
+            Ok(Written { pending, record, rest })
+        }
+        Err(error) => {
+            job.source.discard();
+            Err(error)
+        }
+    }
+}
+
+impl Rest {
+    /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
+    /// interrupted backups have left. What can't go, the next backup removes.
+    pub fn settle(self, observer: &dyn Observer) -> Report {
+        let Self { report, base, tag, source, safety } = self;
+        let path = source.path.clone();
+        // What a guest wrote to a raw disk is no anchor, whatever it looks like.
+        let is_qcow2 = source.image.layers().first().is_some_and(|top| top.format == Format::Qcow2);
+        let names = source.image.file_names().into_iter();
+        let files: Vec<PathBuf> = names.filter_map(|name| name.canonicalize().ok()).collect();
+        let left = source.anchor.as_ref().map(|anchor| anchor.name.clone());
+        source.settle();
+        // Before a roll back the image is held by whoever rolls it back, and who removes them then.
+        if safety {
+            return report;
+        }
+        let old = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
+        let old = old.filter(|old| Some(&old.name) != left.as_ref());
+        let removed = old.map_or(Ok(()), |old| {
+            let is_bitmap = matches!(old.what, AnchorKind::Bitmap);
+            anchors::unless_cheap(anchors::remove(&path, old), is_bitmap)
+        });
+        // What is still called like the old one is somebody else's.
+        let keep = [left.as_deref(), old.map(|old| old.name.as_str())];
+        let image = is_qcow2.then_some(path.as_path());
+        let swept = anchors::sweep_all(image, &files, &tag, &keep.map(Option::unwrap_or_default));
+        // Before the first point, nothing can be said to be old.
+        let is_first = base.latest.is_none() && !base.is_forgotten;
+        let failed = [removed, swept].into_iter().filter_map(Result::err);
+        for error in failed.filter(|_| !is_first) {
+            let warning = Warning::failed(Code::OldAnchor, &error)
+                .within("an old anchor stays for now")
+                .advise("`qdelta anchors` shows it");
+            observer.warn(warning.of(&report.disk));
+        }
+        report
+    }
+
+    /// There is no point: the new anchor goes.
+    pub fn discard(self) {
+        self.source.discard();
+    }
+}
+
+impl<'a> Job<'a> {
+    fn run(
+        &self,
+        observer: &dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<(Pending<'a>, DiskRecord, Report)> {
+        let started = Instant::now();
+        let chain = self.base.chain();
+        let geometry = geometry_for(&self.source.image, self.options.block_size, chain)?;
+        let choose = || {
+            let track = self.options.track;
+            trackers::choose(self.repository, &self.base, &self.source, geometry, track)
+        };
+        // An anchor is believed only of a sound image, and to prove that can take minutes.
+        let latest = self.base.latest.as_ref();
+        let mut tracked = match latest.is_some_and(|latest| latest.record.anchor.is_some()) {
+            true => observer.step("check", choose)?,
+            false => choose()?,
+        };
+        let is_known = self.is_known_to_have_no_anchor();
+        for warning in &self.source.warnings {
+            if !(is_known && warning.code == Code::NoAnchor) {
+                observer.warn(warning.clone());
+            }
+        }
+        if let Some(broken) = &self.base.broken_chain {
+            observer.warn(Warning::new(Code::BrokenChain, broken));
+        }
+        same_disk::warn(&self.base, &self.source, observer);
+        let (pending, done, archive_id) = loop {
+            let attempt = self.attempt(geometry, &tracked, observer, cancel)?;
+            let Some(block) = attempt.1.assembled.missed else { break attempt };
+            let reason = format!(
+                "its claim is wrong: block {} has changed and is not in it; everything was read \
+                 instead",
+                block.0
+            );
+            let text = format!("tracker {}: {reason}", tracked.tracker);
+            observer.warn(Warning::new(Code::WrongClaim, text));
+            tracked.refused.push(Refusal { tracker: tracked.tracker, reason });
+            tracked = Tracked::scan("the claim of another tracker was wrong", tracked.refused);
+        };
+        same_disk::warn_of_zeros(&self.base, done.assembled.root, geometry, observer);
+        let is_said = self.source.warnings.iter().any(|it| it.code == Code::NoAnchor);
+        // On later nights it is known: a warning for ever would hide others.
+        let had_one = self.base.latest.as_ref().is_some_and(|it| it.record.anchor.is_some());
+        let is_news = had_one || matches!(self.options.anchor, AnchorChoice::For(_));
+        if let Some(wanted) = wanted_anchor(self.options, &self.base)
+            && self.source.anchor.is_none()
+            && !self.options.safety
+            && is_news
+            && !is_said
+        {
+            let why = match wanted {
+                Tracker::Reflink => "no clone was made: a copy or a snapshot was read",
+                _ => "nothing is written into an image that a guest uses",
+            };
+            let text = format!("{NO_ANCHOR} ({wanted}): {why}");
+            observer.warn(Warning::new(Code::NoAnchor, text).advise(NO_MORE_TRIES));
+        }
+        if self.base.is_forgotten && matches!(self.options.anchor, AnchorChoice::AsBefore) {
+            let text = format!(
+                "{NO_ANCHOR}: no earlier point of {} can be read, so which kind it had is not known",
+                self.disk
+            );
+            observer.warn(Warning::new(Code::NoAnchor, text).advise("--anchor KIND leaves one"));
+        }
+        // The fingerprints before the last look: they must not be of what was written behind it.
+        let record = self.record(&pending, &done, geometry, &tracked, archive_id)?;
+        self.source.check_unchanged()?;
+        cancel.check()?;
+        let archive = pending.path().with_file_name(pending.archive_name());
+        let report = self.report(&record, &done, tracked, archive, started);
+        Ok((pending, record, report))
+    }
+
+    /// Whether nobody has to be told again that no anchor is left: the raw disk of a guest had none the last
+    /// time, and got the kind of its qcow2 disks then. A raw disk stays one, so every night would warn.
+    fn is_known_to_have_no_anchor(&self) -> bool {
+        let is_raw = |record: &DiskRecord| record.image.format == Format::Raw.as_str();
+        let before = self.base.latest.as_ref().map(|latest| &latest.record);
+        let had_none = before.is_some_and(|record| record.anchor.is_none() && is_raw(record));
+        let top = self.source.image.layers().first();
+        let wanted = wanted_anchor(self.options, &self.base);
+        matches!(self.options.anchor, AnchorChoice::AsBefore)
+            && matches!(wanted, Some(Tracker::Bitmap | Tracker::Snapshot))
+            && had_none
+            && top.is_some_and(|top| top.format == Format::Raw)
+    }
+
+    /// Writes the archive by what a tracker says.
+    fn attempt(
+        &self,
+        geometry: Geometry,
+        tracked: &Tracked,
+        observer: &dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<(Pending<'a>, Done, ArchiveId)> {
+        let (kind, chain) = (self.base.kind, self.base.chain());
+        let selection = match (&tracked.claim, chain) {
+            (Some(claim), Some(chain)) => Some(Selection {
+                sample: claim.sample(&chain.nonzero(), self.options.sample, seed()?),
+                claim: claim.blocks().clone(),
+            }),
+            _ => None,
+        };
+        let pending = self.repository.begin(self.lock, self.disk, self.point, kind)?;
+        let metadata = metadata_for(
+            self.disk,
+            &self.point.to_string(),
+            (kind, tracked.tracker, self.consistency),
+            geometry,
+            chain,
+        )?;
+        let archive_id = metadata.archive_id;
+        let folder = pending.path().parent().map(Path::to_path_buf);
+        let sink = Box::new(EarlyWriteback::new(pending.file()?));
+        let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
+        let job = data_path::Job {
+            image: &self.source.image,
+            geometry,
+            chain,
+            selection: selection.as_ref(),
+            frame_blocks: frame_blocks(geometry.block_size()),
+            level: self.options.level,
+            resources: &self.options.resources,
+        };
+        let done = data_path::run(&job, writer, observer, cancel)?;
+        Ok((pending, done, archive_id))
+    }
+
+    fn record(
+        &self,
+        pending: &Pending<'_>,
+        done: &Done,
+        geometry: Geometry,
+        tracked: &Tracked,
+        archive_id: ArchiveId,
+    ) -> Result<DiskRecord> {
+        let stored = &done.assembled;
+        let full = self.base.chain().and_then(|chain| chain.archives().first());
+        Ok(DiskRecord {
+            disk: self.disk.disk.clone(),
+            archive: pending.archive_name(),
+            archive_id,
+            chain_id: full.map_or(archive_id, |full| full.metadata().chain_id),
+            kind: self.base.kind,
+            tracker: tracked.tracker,
+            parent: self.base.point().map(|point| point.id),
+            root: stored.root,
+            virtual_size: geometry.virtual_size(),
+            block_size: geometry.block_size(),
+            bytes_read: done.bytes_read,
+            bytes_changed: stored.bytes_changed,
+            payload_bytes: stored.summary.payload_bytes,
+            bytes_written: stored.summary.file_len,
+            image: image_record(&self.source)?,
+            bytes_sampled: done.bytes_sampled,
+            refused: tracked.refused.clone(),
+            anchor: self.source.anchor.clone(),
+            anchor_wanted: wanted_anchor(self.options, &self.base),
+        })
+    }
+
+    fn report(
+        &self,
+        record: &DiskRecord,
+        done: &Done,
+        tracked: Tracked,
+        archive: PathBuf,
+        started: Instant,
+    ) -> Report {
+        Report {
+            point: self.point.to_string(),
+            disk: self.disk.to_string(),
+            kind: record.kind.as_str(),
+            parent: record.parent.map(|point| point.to_string()),
+            tracker: record.tracker.as_str(),
+            why: tracked.why,
+            refused: tracked.refused,
+            consistency: self.consistency.as_str(),
+            virtual_size: record.virtual_size,
+            block_size: record.block_size,
+            bytes_read: record.bytes_read,
+            bytes_sampled: record.bytes_sampled,
+            bytes_changed: record.bytes_changed,
+            bytes_written: record.bytes_written,
+            root: record.root.to_string(),
+            archive,
+            anchor: record.anchor.as_ref().map(|anchor| anchor.name.clone()),
+            io: done.backend.as_str(),
+            broken_chain: self.base.broken_chain.is_some(),
+            warnings: Vec::new(),
+            seconds: started.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+/// A number that nobody can guess: which blocks are looked at must not follow from anything.
+fn seed() -> Result<u64> {
+    getrandom::u64().map_err(|error| no_random_bytes(&error))
+}
+
+fn no_random_bytes(error: &getrandom::Error) -> Error {
+    Error::new(ErrorKind::Io, format!("the system gives no random bytes: {error}"))
+}
+
+fn geometry_for(image: &Image, asked: Option<u32>, chain: Option<&Chain>) -> Result<Geometry> {
+    let block_size = match chain {
+        Some(chain) => {
+            let size = chain.geometry().block_size();
+            if asked.is_some_and(|asked| asked != size) {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("the chain has blocks of {size} bytes"),
+                )
+                .advise("leave --block-size out, or begin a new chain with --kind full"));
+            }
+            size
+        }
+        None => asked.unwrap_or_else(|| default_block_size(image.virtual_size())),
+    };
+    Geometry::new(image.virtual_size(), block_size).map_err(|error| {
+        let kind = if chain.is_some() { ErrorKind::Image } else { ErrorKind::Usage };
+        Error::new(kind, "the disk can't be cut into blocks")
+            .because(error)
+            .advise("larger blocks (--block-size, up to 2M) make larger disks possible")
+    })
+}
+
+/// 64 KiB, or as much more as it takes for a disk to have at most 2³² blocks.
+fn default_block_size(virtual_size: u64) -> u32 {
+    let mut size = Geometry::BLOCK_SIZE_DEFAULT;
+    while size < Geometry::BLOCK_SIZE_MAX && virtual_size > u64::from(size) << 32 {
+        size *= 2;
+    }
+    size
+}
+
+pub(super) fn metadata_for(
+    disk: &DiskId,
+    point: &str,
+    (kind, tracker, consistency): (Kind, Tracker, Consistency),
+    geometry: Geometry,
+    chain: Option<&Chain>,
+) -> Result<Metadata> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|error| no_random_bytes(&error))?;
+    let archive_id = ArchiveId(id);
+    let latest = chain.and_then(|chain| chain.archives().last());
+    Ok(Metadata {
+        archive_id,
+        chain_id: latest.map_or(archive_id, |latest| latest.metadata().chain_id),
+        point: point.to_owned(),
+        domain: disk.domain.to_string(),
+        disk: disk.disk.to_string(),
+        kind,
+        tracker,
+        consistency,
+        created_ms: u64::try_from(crate::base::clock::now()?.as_millisecond()).unwrap_or(0),
+        geometry,
+        frame_blocks: frame_blocks(geometry.block_size()),
+        parent: latest.map(|latest| Parent {
+            archive_id: latest.metadata().archive_id,
+            point: latest.metadata().point.clone(),
+            root: latest.root(),
+        }),
+        generator: concat!("qdelta ", env!("CARGO_PKG_VERSION")).to_owned(),
+        extensions: Vec::new(),
+    })
+}
+
+fn image_record(source: &Source) -> Result<ImageRecord> {
+    let layers: Vec<LayerRecord> = source
+        .image
+        .layers()
+        .iter()
+        .zip(trackers::fingerprints(source)?)
+        .map(|(layer, fingerprint)| LayerRecord {
+            path: absolute(&layer.path),
+            data_file: layer.data_file.as_deref().map(absolute),
+            format: layer.format.as_str().to_owned(),
+            virtual_size: layer.virtual_size,
+            fingerprint,
+        })
+        .collect();
+    Ok(ImageRecord {
+        path: absolute(&source.path),
+        format: layers.first().map(|layer| layer.format.clone()).unwrap_or_default(),
+        layers,
+        boot: crate::disk::files::fingerprint::boot(),
+    })
+}

@@ -1,0 +1,256 @@
+//! The flow that makes a recovery point of a whole machine, running or not.
+//!
+//! ```text
+//! stopped   libvirt's files → every disk, held by its locks → one point
+//! running   libvirt's files → freeze → the moment (clones, or what a command makes) → thaw
+//!                           → every disk, read at leisure → one point
+//! ```
+
+mod machine;
+mod moment;
+mod plan;
+mod snapshots;
+mod still;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use qdelta_formats::archive::Consistency;
+use serde::Serialize;
+
+use super::disk::Written;
+use super::together::{Ready, Together};
+use super::{Options, Report, clean, commit, next_point, same_disk};
+use crate::base::cancel::Cancel;
+use crate::guest::libvirt::{Found, Libvirt};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Observer, Recorder};
+use crate::guest::quiesce::{self, Freeze, Program, Virsh};
+use crate::vault::repository::{DomainName, LeftOut, Repository};
+use crate::base::warning::{Code, Warning};
+use moment::Moment;
+use plan::{DiskPlan, Plan, Use};
+
+pub use plan::repository_name;
+pub(crate) use plan::{open_options, stated_chain};
+
+/// How far a running guest is brought to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConsistencyChoice {
+    /// Its filesystems are frozen while the moment is made, by clones or by a command.
+    #[default]
+    Quiesced,
+    /// Its filesystems are frozen while what has changed is read: no clone is needed.
+    FreezeCopy,
+    /// Not at all: what a power cut would leave.
+    Crash,
+}
+
+/// Which guest to back up, and how.
+#[derive(Debug, Clone)]
+pub struct GuestRequest {
+    /// The domain's name, as libvirt has it.
+    pub domain: String,
+    /// Where libvirt keeps its files.
+    pub libvirt: Libvirt,
+    /// Targets of disks to leave out.
+    pub excluded: Vec<String>,
+    /// It is the guest of the points before, though its UUID or the image of a disk is another.
+    pub same_guest: bool,
+    /// How far it is brought to rest if it runs.
+    pub consistency: ConsistencyChoice,
+    /// How long it may be frozen.
+    pub freeze_max: Duration,
+    /// How long a thaw is tried again before it is an alarm.
+    pub thaw_tries: Duration,
+    /// The program that makes a moment where the filesystem can't.
+    pub snapshot_command: Option<PathBuf>,
+    /// Take the host's configuration along.
+    pub host_config: bool,
+    /// How `virsh` is called.
+    pub virsh: Virsh,
+    /// How the watchdog is started.
+    pub watchdog: Program,
+    /// Folders besides the images' own into which names inside images may lead.
+    pub image_roots: Vec<PathBuf>,
+    /// How to back up the disks.
+    pub options: Options,
+}
+
+/// What the backup of a guest did.
+#[derive(Debug, Clone, Serialize)]
+pub struct GuestReport {
+    /// The domain's name, as libvirt has it.
+    pub domain: String,
+    /// The new recovery point.
+    pub point: String,
+    /// In what state the guest was: `offline`, `filesystem-quiesced` or `crash-consistent`.
+    pub consistency: &'static str,
+    /// How long its filesystems can have been frozen, in milliseconds; none if they were not.
+    pub freeze_ms: Option<u64>,
+    /// How many filesystems were frozen; none if none were.
+    pub frozen_filesystems: Option<u32>,
+    /// Its disks.
+    pub disks: Vec<Report>,
+    /// The disks that are not in the point, and why.
+    pub left_out: Vec<LeftOut>,
+    /// How many files of the machine are in the point: XML, firmware variables and the like.
+    pub machine_files: usize,
+    /// What of the machine could not be taken, and why.
+    pub missing: Vec<String>,
+    /// What the admin should know, though the backup is sound; what is about one disk stands there.
+    pub warnings: Vec<Warning>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What all parts of the flow need.
+struct Flow<'a> {
+    request: &'a GuestRequest,
+    found: &'a Found,
+    plan: &'a Plan,
+    disks: Together<'a>,
+    cancel: &'a Cancel,
+}
+
+/// Makes a recovery point of a libvirt domain.
+///
+/// # Errors
+/// Nothing that the repository held is changed by a failure, and nothing new is in it. `Guest` if
+/// the guest can't be brought to rest as asked for; `Alarm` if it may still be frozen.
+pub fn run_guest(
+    repository: &Repository,
+    request: &GuestRequest,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<GuestReport> {
+    let started = Instant::now();
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
+    let found = request.libvirt.find(&request.domain)?;
+    let name = repository_name(&found.domain)?;
+    repository.check_names(&name, [])?;
+    let mark = freeze(repository, request, &found, &name)?;
+    // Before anything that can fail: a guest that was left frozen waits.
+    let thawed = quiesce::thaw_marked(&mark, found.live.is_some(), observer);
+    let plan = match (thawed, Plan::new(&found, request, name)) {
+        (Ok(_), plan) => plan?,
+        // libvirt's file of a guest that runs no more was left over.
+        (Err(_), Ok(plan)) if plan.usage == Use::Stopped => {
+            quiesce::thaw_marked(&mark, false, observer)?;
+            plan
+        }
+        (Err(alarm), _) => return Err(alarm),
+    };
+    for warning in &plan.warnings {
+        observer.warn(warning.clone());
+    }
+    repository.check_names(&plan.name, plan.disks.iter().map(|disk| &disk.id.disk))?;
+    if !request.same_guest {
+        same_disk::check_guest(repository, &plan.name, &found.domain)?;
+    }
+    same_disk::warn_of_gone(repository, &plan.name, &found.domain, observer);
+    let lock = repository.lock(&plan.name)?;
+    clean(repository, &lock, observer)?;
+    let point = next_point(repository, &lock, observer)?;
+    let disks = Together { repository, lock: &lock, point, options: &request.options, observer };
+    let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
+    let ready = flow.get_ready()?;
+    if !request.same_guest {
+        same_disk::check_guest_images(&ready)?;
+    }
+    // In this order: what was made of the disks goes after everything that has it open.
+    let mut moment;
+    let written;
+    (written, moment) = match plan.usage {
+        Use::Stopped => flow.in_place(ready)?,
+        _ if request.consistency == ConsistencyChoice::FreezeCopy => {
+            flow.freeze_copy(ready, mark)?
+        }
+        _ => flow.at_a_moment(ready, mark)?,
+    };
+    let record = machine::collect(&flow, &mut moment)?;
+    let (files, missing) = (record.files.len(), record.missing.clone());
+    for warning in std::mem::take(&mut moment.warnings) {
+        observer.warn(warning);
+    }
+    for what in &missing {
+        observer.warn(Warning::new(Code::Machine, format!("not in the point: {what}")));
+    }
+    let disks = commit(written, moment.consistency, Some(record), started, &recorder)?;
+    // Before the warnings are gathered: that something could not be released is one.
+    moment.snapshots.clear();
+    Ok(GuestReport {
+        domain: request.domain.clone(),
+        point: point.to_string(),
+        consistency: moment.consistency.as_str(),
+        freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
+        frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
+        disks,
+        left_out: plan.left_out.clone(),
+        machine_files: files,
+        missing,
+        warnings: recorder.take(),
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// What is needed to freeze the guest, and to thaw it.
+fn freeze(
+    repository: &Repository,
+    request: &GuestRequest,
+    found: &Found,
+    name: &DomainName,
+) -> Result<Freeze> {
+    let file = found.persistent.as_ref().or(found.live.as_ref());
+    let none = || Error::new(ErrorKind::NotFound, format!("no file defines {}", found.domain.name));
+    Ok(Freeze {
+        virsh: request.virsh.clone(),
+        guest: found.domain.handle().to_owned(),
+        name: found.domain.name.clone(),
+        mark: repository.frozen_mark(name),
+        definition: file.ok_or_else(none)?.path.clone(),
+        freeze_max: request.freeze_max,
+        thaw_tries: request.thaw_tries,
+        late_max: quiesce::LATE_MAX_DEFAULT,
+    })
+}
+
+impl<'a> Flow<'a> {
+    fn get_ready(&self) -> Result<Vec<Ready<'a>>> {
+        let ready = |plan: &'a DiskPlan| {
+            let options = &self.request.options;
+            Ready::new(self.disks.repository, &plan.id, &plan.image, &plan.open, options)
+        };
+        self.plan.disks.iter().map(ready).collect()
+    }
+
+    /// Backs up a guest that is stopped: nobody can start it as long as its disks are read.
+    fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
+        let sources = self.disks.take(&ready)?;
+        let mut moment = Moment::offline();
+        if self.request.libvirt.managed_save(&self.found.domain.name).is_some() {
+            // Its filesystems are as they were in the middle of its work.
+            moment.consistency = Consistency::CrashConsistent;
+            moment.warnings.push(Warning::new(
+                Code::GuestState,
+                "its memory is saved (virsh managedsave): what it had not written yet is there, and \
+                 not in the point",
+            ));
+        }
+        let written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
+        // libvirt gives QEMU device nodes of its own, so that neither sees the other's locks there.
+        let devices = self.plan.disks.iter().any(|disk| disk.block);
+        if devices && self.request.libvirt.find(&self.request.domain)?.live.is_some() {
+            written.into_iter().for_each(|done| done.rest.discard());
+            let text = format!("{} was started while its disks were read", self.request.domain);
+            return Err(Error::new(ErrorKind::Busy, text).advise("no point was made: try again"));
+        }
+        Ok((written, moment))
+    }
+}
+
+/// A guest that can't be brought to rest as it was asked for.
+fn refused(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Guest, what)
+}

@@ -1,0 +1,398 @@
+//! Making the moment of a running guest: everything that happens between freeze and thaw.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use qdelta_formats::archive::{Consistency, Tracker};
+
+use super::snapshots::{self, Snapshots};
+use super::{ConsistencyChoice, Flow, Use, machine, refused};
+use crate::flows::backup::anchors::{self, Clones, descriptor};
+use crate::flows::backup::disk::Written;
+use crate::flows::backup::leave;
+use crate::flows::backup::source::{Source, old_clone, written_files};
+use crate::flows::backup::together::{Ready, about};
+use crate::base::cancel::Cancel;
+use crate::guest::libvirt::{self, Agent, Found};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::Store;
+use crate::guest::quiesce::{Freeze, Frozen, Thawed, Watchdog};
+use crate::disk::reflink;
+use crate::base::warning::{Code, Warning};
+
+/// A file of firmware variables up to this length is read within the freeze, in bytes: a millisecond.
+const NVRAM_IN_FREEZE_MAX: u64 = 4 << 20;
+/// How many extents a second a clone is reckoned to take. Measured on XFS on two busy cores: 5,000 to
+/// 8,000; others report 30,000 to 50,000 on servers.
+const EXTENTS_PER_S: u64 = 10_000;
+/// The part of the limit that clones may take by that estimate, as a divisor.
+const CLONE_SHARE: u64 = 2;
+
+/// The state of the guest that the point has, and how it came to it.
+pub(super) struct Moment<'a> {
+    pub consistency: Consistency,
+    /// The freeze, if there was one.
+    pub freeze: Option<Thawed>,
+    /// The files of the firmware's variables at that moment.
+    pub variables: Vec<(PathBuf, Vec<u8>)>,
+    pub warnings: Vec<Warning>,
+    /// What the admin's command has made; released when this is dropped, so it must outlive
+    /// everything that has it open.
+    pub snapshots: Vec<Snapshots<'a>>,
+}
+
+/// The files that a guest writes to on one disk, open.
+type Files = Vec<(PathBuf, Arc<dyn Store>)>;
+
+/// What was made of the disks at the moment.
+enum Made<'a> {
+    Clones(Vec<Clones>),
+    Snapshots(Vec<Snapshots<'a>>),
+}
+
+/// What was made while the guest was still, and the files that it was moved away from for that.
+type Still<T> = (T, Vec<PathBuf>);
+
+impl Moment<'_> {
+    /// The guest is stopped: any moment is as good as another.
+    pub fn offline() -> Self {
+        Self {
+            consistency: Consistency::Offline,
+            freeze: None,
+            variables: Vec::new(),
+            warnings: Vec::new(),
+            snapshots: Vec::new(),
+        }
+    }
+}
+
+impl<'a> Flow<'a> {
+    /// Makes the moment by clones or by the admin's command, and reads it when the guest has long
+    /// gone on.
+    pub(super) fn at_a_moment(
+        &self,
+        ready: Vec<Ready<'a>>,
+        freeze: Freeze,
+    ) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
+        let mut files: Vec<Files> = Vec::new();
+        for disk in &ready {
+            let written = written_files(disk.image, disk.open);
+            files.push(written.map_err(|error| about(disk.disk, ready.len(), error))?);
+        }
+        if self.request.snapshot_command.is_none() {
+            self.check_clonable(&ready, &files)?;
+        }
+        for (_, file) in files.iter().flatten() {
+            // What is dirty now need not be written within the freeze. If it can't be, that shows
+            // when it is cloned.
+            let _ = file.fd().map(rustix::fs::fdatasync);
+        }
+        let (made, mut moment) = self.still(freeze, |left| self.make(&ready, &files, left))?;
+        drop(files);
+        let sources;
+        (sources, moment.snapshots) = self.open(&ready, made)?;
+        let written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
+        Ok((written, moment))
+    }
+
+    /// Reads what has changed within the freeze.
+    pub(super) fn freeze_copy(
+        &self,
+        ready: Vec<Ready<'a>>,
+        freeze: Freeze,
+    ) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
+        let limit = freeze.freeze_max;
+        let (written, moment) = self.still(freeze, |left| {
+            let mut sources = Vec::new();
+            for disk in &ready {
+                sources.push(Source::live(disk.image, disk.open)?);
+            }
+            let consistency = match self.plan.usage {
+                Use::Paused => Consistency::CrashConsistent,
+                _ => Consistency::FilesystemQuiesced,
+            };
+            let written = within(left, self.cancel, |cancel| {
+                self.disks.write(ready, sources, consistency, cancel)
+            });
+            written.map(|written| (written, Vec::new())).map_err(|error| match error.kind() {
+                ErrorKind::Interrupted if !self.cancel.is_cancelled() => refused(format!(
+                    "what has changed could not be read within {} ms of freeze",
+                    limit.as_millis()
+                ))
+                .advise(
+                    "no point was made; give it longer with --freeze-max, stop the guest for \
+                         the first full, or keep its images on XFS or Btrfs",
+                ),
+                _ => error,
+            })
+        })?;
+        Ok((written, moment))
+    }
+
+    /// Calls `make` while the guest is still: frozen, paused, or not at all if that was asked for.
+    fn still<T>(
+        &self,
+        freeze: Freeze,
+        make: impl FnOnce(Duration) -> Result<Still<T>>,
+    ) -> Result<(T, Moment<'a>)> {
+        self.cancel.check()?;
+        let limit = freeze.freeze_max;
+        let mut moment = Moment { consistency: Consistency::CrashConsistent, ..Moment::offline() };
+        if self.plan.usage == Use::Paused {
+            let (made, left) = make(limit)?;
+            moment.variables = self.variables();
+            let now = self.request.libvirt.find(&self.request.domain)?;
+            self.check_same(&now, &left)?;
+            if !now.domain.is_paused() {
+                return Err(refused(format!("{} was let go on meanwhile", self.request.domain))
+                    .advise("try again"));
+            }
+            moment.warnings.push(Warning::new(
+                Code::GuestState,
+                "it is paused, so nothing was frozen: what it had not written yet is not in the \
+                 point",
+            ));
+            return Ok((made, moment));
+        }
+        if self.request.consistency == ConsistencyChoice::Crash {
+            let (made, left) = make(limit)?;
+            moment.variables = self.variables();
+            self.check_same(&self.request.libvirt.find(&self.request.domain)?, &left)?;
+            if self.plan.disks.len() > 1 {
+                moment.warnings.push(Warning::new(
+                    Code::GuestState,
+                    "nothing was frozen: its disks are some milliseconds apart",
+                ));
+            }
+            return Ok((made, moment));
+        }
+        self.check_agent()?;
+        let frozen: Frozen = Watchdog::start(&self.request.watchdog, freeze)?.freeze()?;
+        let made = make(frozen.left());
+        moment.variables = self.variables();
+        let now = self.request.libvirt.find(&self.request.domain);
+        let thawed = frozen.thaw()?;
+        let (made, left) = made?;
+        self.check_same(&now?, &left)?;
+        if let Some(broken) = &thawed.broken {
+            return Err(refused(format!("{} was not frozen all the time", self.request.domain))
+                .because(broken.clone())
+                .advise("no point was made; --freeze-max allows a longer freeze"));
+        }
+        moment.consistency = Consistency::FilesystemQuiesced;
+        moment.freeze = Some(thawed);
+        Ok((made, moment))
+    }
+
+    /// Fails if the guest has come to write to other files since its disks were looked up: an
+    /// external snapshot, the end of a block job, a restart. It may have been moved away from the files
+    /// in `left` to have them still.
+    fn check_same(&self, now: &Found, left: &[PathBuf]) -> Result<()> {
+        let is_left = |source: &libvirt::Source| match source {
+            libvirt::Source::File(path) | libvirt::Source::Block(path) => {
+                path.canonicalize().is_ok_and(|path| left.contains(&path))
+            }
+            _ => false,
+        };
+        let (before, now) = (&self.found.domain, &now.domain);
+        let mut pairs = before.disks.iter().zip(&now.disks);
+        let is_same = pairs.all(|(before, now)| {
+            let files = before.source == now.source && before.chain == now.chain;
+            before.target == now.target && (files || is_left(&before.source))
+        });
+        if before.pid == now.pid && before.disks.len() == now.disks.len() && is_same {
+            return Ok(());
+        }
+        Err(refused(format!("the disks of {} were changed meanwhile", self.request.domain))
+            .because("no point was made: its disks would be of different moments")
+            .advise("try again when no snapshot or block job is under way"))
+    }
+
+    /// Fails if nobody in the guest could freeze anything.
+    fn check_agent(&self) -> Result<()> {
+        let name = &self.request.domain;
+        let what = match self.found.domain.agent {
+            Agent::None => format!("{name} has no channel for a guest agent"),
+            Agent::Disconnected => format!("no guest agent runs in {name}"),
+            Agent::Channel | Agent::Connected => return Ok(()),
+        };
+        Err(refused(what).because("its filesystems can't be frozen").advise(
+            "install and start qemu-guest-agent in it, or take --consistency crash: what a power \
+             cut would leave",
+        ))
+    }
+
+    /// Fails if a clone can't be made, or can't be made quickly: before anything is frozen.
+    fn check_clonable(&self, ready: &[Ready<'_>], files: &[Files]) -> Result<()> {
+        let mut extents = 0;
+        for ((disk, plan), files) in ready.iter().zip(&self.plan.disks).zip(files) {
+            for (path, file) in files {
+                let tried = match plan.block {
+                    true => Err(refused(format!("{} is a block device", path.display()))),
+                    false => {
+                        let folder = path.parent().unwrap_or(Path::new("/"));
+                        reflink::try_clone_in(folder)
+                            .and_then(|()| reflink::kept_beside(folder).map(drop))
+                    }
+                };
+                tried.map_err(|error| self.no_moment(disk, &error))?;
+                let fd = descriptor(file.as_ref())?;
+                extents += reflink::extent_count(fd, path).unwrap_or(0);
+            }
+        }
+        let limit_ms = self.request.freeze_max.as_millis() as u64;
+        let most = (limit_ms * EXTENTS_PER_S / 1000 / CLONE_SHARE).max(1);
+        if extents > most {
+            return Err(refused(format!(
+                "the images of {} lie in {extents} extents, too many to clone in {limit_ms} ms",
+                self.request.domain
+            ))
+            .advise(
+                "defragment them (xfs_fsr, btrfs filesystem defragment), or allow a longer freeze \
+                 with --freeze-max",
+            ));
+        }
+        tracing::debug!(extents, most, "extents to clone");
+        Ok(())
+    }
+
+    /// The refusal that lists what else there is.
+    fn no_moment(&self, disk: &Ready<'_>, error: &Error) -> Error {
+        let text = format!(
+            "{} runs, and the image of its disk {} can't be cloned",
+            self.request.domain, disk.disk.disk
+        );
+        refused(text).because(error.chain()).advise(
+            "one of these helps: keep the images on XFS (reflink) or Btrfs; --snapshot-command, if \
+             the storage below can make snapshots (LVM, ZFS, a SAN); --consistency freeze-copy, \
+             which reads what has changed within the freeze; an external snapshot (virsh \
+             snapshot-create-as --disk-only), whose base is then backed up as an image; or to stop \
+             the guest",
+        )
+    }
+
+    /// Makes clones of all files of all disks, or has them made.
+    fn make(
+        &self,
+        ready: &[Ready<'_>],
+        files: &[Files],
+        left: Duration,
+    ) -> Result<Still<Made<'a>>> {
+        let end = Instant::now() + left;
+        let Some(command) = &self.request.snapshot_command else {
+            let clone = |(disk, files): (&Ready<'_>, &Files)| {
+                Clones::take(files, &disk.tag.name(self.disks.point))
+            };
+            let clones = ready.iter().zip(files).map(clone).collect::<Result<_>>()?;
+            return Ok((Made::Clones(clones), Vec::new()));
+        };
+        let mut all = Vec::new();
+        for files in files {
+            let (domain, point) = (&self.request.domain, self.disks.point);
+            let mut snapshots = Snapshots::new(command, domain, point, self.disks.observer);
+            for (path, _) in files {
+                snapshots.create(path, end.saturating_duration_since(Instant::now()))?;
+            }
+            all.push(snapshots);
+        }
+        let left = all.iter().flat_map(Snapshots::left).collect();
+        Ok((Made::Snapshots(all), left))
+    }
+
+    /// Opens what was made at the moment. The snapshots are released when they are dropped.
+    fn open(
+        &self,
+        ready: &[Ready<'_>],
+        made: Made<'a>,
+    ) -> Result<(Vec<Source>, Vec<Snapshots<'a>>)> {
+        let mut sources = Vec::new();
+        match made {
+            Made::Clones(all) => {
+                for (disk, clones) in ready.iter().zip(all) {
+                    let (open, point) = (disk.open, self.disks.point);
+                    let leave = leave(&self.request.options, open, &disk.base, &disk.tag, point);
+                    let keep = leave.as_ref().is_some_and(|it| it.tracker == Tracker::Reflink);
+                    // Also if no anchor is left: the one before is about to be compared with.
+                    let before = disk.base.latest.as_ref();
+                    let before = before.and_then(|latest| latest.record.anchor.as_ref());
+                    let swept = sweep(disk, &clones, before.map(|anchor| anchor.name.as_str()));
+                    let mut source = Source::of_clones(disk.image, open, clones, keep)?;
+                    source.warnings.extend(swept);
+                    sources.push(source);
+                }
+                Ok((sources, Vec::new()))
+            }
+            Made::Snapshots(all) => {
+                for (disk, snapshots) in ready.iter().zip(&all) {
+                    let opened = snapshots.substitutes().and_then(|made| {
+                        let source = Source::of_copies(disk.image, disk.open, made)?;
+                        snapshots::check_read(&all, &source.image).map(|()| source)
+                    });
+                    match opened {
+                        Ok(source) => sources.push(source),
+                        Err(error) => {
+                            // Nothing is released while it is open.
+                            drop(sources);
+                            return Err(error);
+                        }
+                    }
+                }
+                Ok((sources, all))
+            }
+        }
+    }
+
+    /// The firmware's variables as they are now, but for files that are too long to be read at once.
+    fn variables(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let files = self.request.libvirt.variables(&self.found.domain).into_iter();
+        files.filter_map(|path| small(&path).map(|bytes| (path, bytes))).collect()
+    }
+}
+
+/// What is in a file, if it can be read and is short.
+fn small(path: &Path) -> Option<Vec<u8>> {
+    let (file, _) = machine::open(path).ok()?;
+    if file.metadata().ok()?.len() > NVRAM_IN_FREEZE_MAX {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(NVRAM_IN_FREEZE_MAX).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Removes the clones that interrupted backups of a disk have left, but for its own and the anchor.
+fn sweep(disk: &Ready<'_>, clones: &Clones, anchor: Option<&str>) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for (file, _) in clones.substitutes() {
+        let keep = [anchor.unwrap_or_default(), clones.name()];
+        let Some(folder) = file.parent() else { continue };
+        if let Err(error) = anchors::sweep_clones(folder, &disk.tag, &keep) {
+            warnings.push(old_clone(&error));
+        }
+    }
+    warnings
+}
+
+/// Calls `work` with a request to stop that comes when `outer` does, or when `limit` is over.
+fn within<T>(limit: Duration, outer: &Cancel, work: impl FnOnce(&Cancel) -> T) -> T {
+    let (inner, done) = (Cancel::default(), Cancel::default());
+    let end = Instant::now() + limit;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.is_cancelled() {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() || outer.is_cancelled() {
+                    inner.cancel();
+                    return;
+                }
+                thread::sleep(left.min(Duration::from_millis(10)));
+            }
+        });
+        let result = work(&inner);
+        done.cancel();
+        result
+    })
+}

@@ -1,0 +1,129 @@
+//! Whether a file is another one again, and whether somebody writes to it.
+
+use std::fs::{File, Metadata};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{major, minor};
+
+use crate::base::error::{Error, Result};
+use crate::disk::io::Opener;
+use crate::disk::files::image_lock;
+
+/// Devices lie on devices no deeper than this.
+const DEPTH_MAX: u32 = 8;
+/// Filesystems count in two seconds at the most.
+const COARSE_S: i64 = 2;
+
+/// What a file or block device is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    File { device: u64, inode: u64 },
+    Device(u64),
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        match metadata.file_type().is_block_device() {
+            true => Self::Device(metadata.rdev()),
+            false => Self::File { device: metadata.dev(), inode: metadata.ino() },
+        }
+    }
+}
+
+/// A file or block device as it is at the moment.
+#[derive(Debug, Clone)]
+pub(super) struct Look {
+    identity: Identity,
+    /// Time of the last write, in seconds; none for a device.
+    modified_s: Option<i64>,
+    /// QEMU's locks say that somebody writes to it. Where there are none, this says nothing.
+    pub is_written: bool,
+}
+
+impl Look {
+    /// Looks at the file or block device at `path`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn at(path: &Path) -> Result<Self> {
+        let file =
+            Opener::READ.or_device().open(path).map_err(|error| Error::io("open", path, error))?;
+        Self::of(file.as_fd(), path)
+    }
+
+    /// Looks at an open file, called `path`.
+    ///
+    /// # Errors
+    /// It is neither a file nor a block device.
+    pub fn of(fd: BorrowedFd<'_>, path: &Path) -> Result<Self> {
+        let failed = |error| Error::io("look at", path, error);
+        let metadata = fd.try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+        let metadata = metadata.map_err(failed)?;
+        if !metadata.is_file() && !metadata.file_type().is_block_device() {
+            return Err(failed(std::io::Error::other("it is no regular file and no block device")));
+        }
+        let is_written = image_lock::probe(fd).ok().flatten().is_some_and(|holder| holder.writes());
+        Ok(Self {
+            identity: Identity::of(&metadata),
+            modified_s: metadata.is_file().then(|| metadata.mtime()),
+            is_written,
+        })
+    }
+
+    /// Whether it is the same file or device as `other`, by whatever name.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+
+    /// Whether it is the same as `other`, or a device that lies on it.
+    pub fn leads_to(&self, other: &Self) -> bool {
+        lies_on(self.identity, other.identity, DEPTH_MAX)
+    }
+
+    /// Whether it is a file that was written last before `other` was: no copy keeps a time that is
+    /// older than its source's.
+    pub fn is_older(&self, other: &Self) -> bool {
+        match (self.modified_s, other.modified_s) {
+            (Some(made), Some(live)) => made.saturating_add(COARSE_S) < live,
+            _ => false,
+        }
+    }
+}
+
+fn lies_on(above: Identity, below: Identity, depth: u32) -> bool {
+    if above == below {
+        return true;
+    }
+    let Identity::Device(device) = above else { return false };
+    if depth == 0 {
+        return false;
+    }
+    parts(device).into_iter().any(|part| lies_on(part, below, depth - 1))
+}
+
+/// What a block device is made of, as far as the kernel tells: the file of a loop device, the whole
+/// disk of a partition, what a mapped device maps to.
+fn parts(device: u64) -> Vec<Identity> {
+    let name = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+    let folder = PathBuf::from(name);
+    let number = |folder: &Path| {
+        let text = Opener::READ.read_text(&folder.join("dev"), 4096).ok()?;
+        let (major, minor) = text.trim().split_once(':')?;
+        let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
+        Some(Identity::Device(device))
+    };
+    let mut parts = Vec::new();
+    if let Ok(name) = Opener::READ.read_text(&folder.join("loop/backing_file"), 64 << 10) {
+        let name = PathBuf::from(name.trim_end_matches('\n'));
+        parts.extend(std::fs::metadata(name).ok().map(|found| Identity::of(&found)));
+    }
+    if folder.join("partition").exists() {
+        let whole = folder.canonicalize().ok().and_then(|it| number(it.parent()?));
+        parts.extend(whole);
+    }
+    let slaves = std::fs::read_dir(folder.join("slaves")).into_iter().flatten().flatten();
+    parts.extend(slaves.filter_map(|slave| number(&slave.path())));
+    parts
+}

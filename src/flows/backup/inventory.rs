@@ -1,0 +1,261 @@
+//! What anchors there are of a disk, and what they cost.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qdelta_formats::archive::Tracker;
+use serde::Serialize;
+
+use super::anchors::{self, Tag};
+use crate::disk::edit::{self, ImageFile};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::{FileStore, Opener, is_refusal};
+use crate::base::observer::Observer;
+use crate::disk::files::paths::absolute;
+use crate::disk::reflink;
+use crate::vault::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
+use crate::base::warning::{Code, Warning};
+
+/// An anchor of a disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct AnchorInfo {
+    /// The disk, as `domain/disk`.
+    pub disk: String,
+    /// Its name.
+    pub name: String,
+    /// The tracker that uses it.
+    pub tracker: &'static str,
+    /// What the next backup can do with it.
+    pub state: AnchorState,
+    /// Where it is: the image that it is in, or the folder of its clones.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub place: PathBuf,
+    /// Bytes that nothing else keeps and that removing it would give back, for clones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_held: Option<u64>,
+}
+
+/// What the next backup can do with an anchor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnchorState {
+    /// It belongs to the latest point: the next backup compares with it.
+    Current,
+    /// An interrupted backup has left it, or the image was in use when it should have gone. The
+    /// next backup that leaves an anchor removes it.
+    LeftOver,
+    /// It belongs to the latest point, and is not there any more: the next backup can't use it.
+    Missing,
+}
+
+impl AnchorState {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::LeftOver => "left-over",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// The anchors of a disk: those that its latest point names, and those that are found in its images
+/// and beside them.
+///
+/// # Errors
+/// The repository can't be read; an image that is there can't be looked at.
+pub fn list(
+    repository: &Repository,
+    disk: &DiskId,
+    observer: &dyn Observer,
+) -> Result<Vec<AnchorInfo>> {
+    let points = repository.points(disk)?.points;
+    let tag = Tag::new(repository, disk);
+    let current = points.last().and_then(|point| point.record.anchor.as_ref());
+    let mut found = Vec::new();
+    for place in places(&points) {
+        found.extend(found_at(&place, &tag, observer)?);
+    }
+    let mut anchors: Vec<AnchorInfo> = found
+        .into_iter()
+        .map(|found| {
+            let is_current = current.is_some_and(|anchor| anchor.name == found.name);
+            let state = if is_current { AnchorState::Current } else { AnchorState::LeftOver };
+            AnchorInfo {
+                disk: disk.to_string(),
+                name: found.name,
+                tracker: found.tracker.as_str(),
+                state,
+                place: found.place,
+                bytes_held: found.bytes_held,
+            }
+        })
+        .collect();
+    if let Some(anchor) = current
+        && anchors.iter().all(|found| found.name != anchor.name)
+    {
+        anchors.push(AnchorInfo {
+            disk: disk.to_string(),
+            name: anchor.name.clone(),
+            tracker: anchor.what.tracker().as_str(),
+            state: AnchorState::Missing,
+            place: points.last().map(|it| it.record.image.path.clone()).unwrap_or_default(),
+            bytes_held: None,
+        });
+    }
+    anchors.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(anchors)
+}
+
+/// Removes the anchors of a disk that are called as `names` say, or all of them without names. Gives
+/// those that it removed. The next backup of the disk falls back to another tracker.
+///
+/// # Errors
+/// There is no such anchor; an image is in use, or an anchor can't be removed. Those before it are
+/// gone then.
+pub fn remove(
+    repository: &Repository,
+    disk: &DiskId,
+    names: &[String],
+    observer: &dyn Observer,
+) -> Result<Vec<AnchorInfo>> {
+    let _lock = repository.lock(&disk.domain)?;
+    let all = list(repository, disk, observer)?;
+    let is_missing = |it: &AnchorInfo| it.state == AnchorState::Missing;
+    let (missing, mut wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_missing);
+    for name in names {
+        if wanted.iter().all(|anchor| anchor.name != *name) {
+            let text = format!("{disk} has no anchor {name}");
+            return Err(Error::new(ErrorKind::NotFound, text)
+                .advise("qdelta anchors lists those that there are"));
+        }
+    }
+    if !names.is_empty() {
+        wanted.retain(|anchor| names.contains(&anchor.name));
+    }
+    for anchor in &wanted {
+        remove_one(anchor)?;
+    }
+    if names.is_empty() {
+        for invalid in missing.iter().filter(|it| it.tracker == Tracker::Bitmap.as_str()) {
+            // A few clusters do no harm where they can't be given back now, or not any more.
+            let _ = anchors::reclaim_at(&invalid.place);
+        }
+    }
+    Ok(wanted)
+}
+
+fn remove_one(found: &AnchorInfo) -> Result<()> {
+    match found.tracker.parse::<Tracker>() {
+        Ok(Tracker::Reflink) => {
+            let folder = found.place.ancestors().nth(2).unwrap_or(Path::new("."));
+            reflink::remove_kept(folder, &found.name)
+        }
+        Ok(Tracker::Bitmap) => {
+            let anchor = Anchor { name: found.name.clone(), what: AnchorKind::Bitmap };
+            anchors::remove(&found.place, &anchor)
+        }
+        _ => {
+            let file = ImageFile::open(&found.place)?;
+            let snapshots = edit::snapshot::list(&file)?;
+            let ours = snapshots.iter().find(|it| it.name == found.name.as_bytes());
+            ours.map_or(Ok(()), |snapshot| edit::snapshot::delete(&file, &snapshot.id))
+        }
+    }
+}
+
+/// The images in which, and the folders beside which, the points of a disk may have left anchors: each
+/// once, whatever names it was recorded by.
+fn places(points: &[Point]) -> BTreeSet<PathBuf> {
+    let mut places = Vec::new();
+    for record in points.iter().map(|point| &point.record) {
+        if record.anchor.is_some() {
+            places.push(&record.image.path);
+        }
+        if let Some(AnchorKind::Reflink { clones }) = record.anchor.as_ref().map(|it| &it.what) {
+            places.extend(clones.iter().map(|clone| &clone.file));
+        }
+    }
+    places.extend(points.last().map(|latest| &latest.record.image.path));
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| absolute(path));
+    places.into_iter().map(real).collect()
+}
+
+/// An anchor that was found.
+pub(super) struct Found {
+    pub name: String,
+    pub tracker: Tracker,
+    place: PathBuf,
+    bytes_held: Option<u64>,
+}
+
+/// The anchors of a tag in the image at `place` and among the clones of this very file.
+fn found_at(place: &Path, tag: &Tag, observer: &dyn Observer) -> Result<Vec<Found>> {
+    let mut found = in_image(place, tag)?;
+    let (Some(folder), Some(file_name)) = (place.parent(), place.file_name()) else {
+        return Ok(found);
+    };
+    for name in
+        ours(reflink::kept_beside(folder), observer)?.into_iter().filter(|name| tag.owns(name))
+    {
+        let own = folder.join(reflink::ANCHOR_FOLDER).join(&name);
+        if let Some(file) = ours(reflink::open_kept(folder, &name, file_name), observer)? {
+            let clone = own.join(file_name);
+            let bytes_held = Some(reflink::exclusive_bytes(file.as_fd(), &clone)?);
+            found.push(Found { name, tracker: Tracker::Reflink, place: own, bytes_held });
+        }
+    }
+    Ok(found)
+}
+
+/// What was found in a folder of clones; nothing if it is somebody else's, who must not keep anybody
+/// from the other anchors.
+fn ours<T: Default>(found: Result<T>, observer: &dyn Observer) -> Result<T> {
+    match found {
+        Err(error) if error.kind() == ErrorKind::Usage => {
+            observer.warn(Warning::failed(Code::OldAnchor, &error));
+            Ok(T::default())
+        }
+        found => found,
+    }
+}
+
+/// The qcow2 image at a path, to look at its tables; none if there is no such image. No lock is taken: the
+/// image may be in use.
+pub(super) fn image_at(path: &Path) -> Result<Option<ImageFile>> {
+    let file = match Opener::READ.or_device().open(path) {
+        Ok(file) => file,
+        // The image may have been moved or deleted since.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound || is_refusal(&error) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(Error::io("open", path, error)),
+    };
+    let mut magic = [0; 4];
+    let is_qcow2 = std::io::Read::read_exact(&mut &file, &mut magic).is_ok()
+        && qdelta_formats::qcow2::has_magic(&magic);
+    Ok(is_qcow2.then(|| ImageFile::over(Arc::new(FileStore::new(file, path)))))
+}
+
+/// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
+pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
+    let Some(image) = image_at(path)? else { return Ok(Vec::new()) };
+    let mut bitmaps: Vec<Vec<u8>> = edit::bitmap::list(&image)?
+        .into_iter()
+        .map(|it| anchors::of_map(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))
+        .collect();
+    // A bitmap and its map are one anchor.
+    bitmaps.sort_unstable();
+    bitmaps.dedup();
+    let bitmaps = bitmaps.into_iter().map(|name| (name, Tracker::Bitmap));
+    let snapshots =
+        edit::snapshot::list(&image)?.into_iter().map(|it| (it.name, Tracker::Snapshot));
+    Ok(bitmaps
+        .chain(snapshots)
+        .map(|(name, tracker)| (String::from_utf8_lossy(&name).into_owned(), tracker))
+        .filter(|(name, _)| tag.owns(name))
+        .map(|(name, tracker)| Found { name, tracker, place: path.to_path_buf(), bytes_held: None })
+        .collect())
+}

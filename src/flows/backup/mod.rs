@@ -1,0 +1,395 @@
+//! The flow that makes a recovery point of one image.
+//!
+//! ```text
+//! image → extents → reader → workers (digest, compare, compress) → archive → repository
+//! ```
+
+mod anchors;
+mod assemble;
+mod base;
+mod data_path;
+mod disk;
+mod guest;
+mod hold;
+pub mod inventory;
+mod meter;
+mod same_disk;
+mod source;
+mod together;
+mod trackers;
+mod trial;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use qdelta_formats::archive::{Consistency, Digest, Tracker};
+use serde::Serialize;
+
+use crate::base::cancel::Cancel;
+use crate::base::duration;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::image::{Image, OpenOptions};
+use crate::disk::io::Backend;
+use crate::base::observer::{Observer, Recorder};
+use crate::disk::flow::pipeline::Resources;
+use crate::vault::repository::{
+    DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Refusal, Repository,
+};
+use crate::base::warning::{Code, Warning};
+use anchors::Tag;
+use base::Base;
+pub(crate) use base::{archive_store, check_indexes, open_archive, open_archives, open_chain};
+use disk::Rest;
+use source::Leave;
+use together::{Ready, Together};
+
+pub use crate::flows::tracking::changes::SAMPLE_DEFAULT;
+pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
+
+pub(crate) use anchors::remove_from as remove_anchor_from;
+pub(crate) use guest::{open_options, stated_chain};
+pub(crate) use same_disk::is_same_uuid;
+pub(crate) use trial::Trial;
+
+/// The zstd level of a backup unless told otherwise.
+pub const LEVEL_DEFAULT: i32 = 1;
+
+/// What to compare the image with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KindChoice {
+    /// The latest point if there is one, nothing otherwise.
+    #[default]
+    Auto,
+    /// Nothing: a new chain begins.
+    Full,
+    /// The latest point.
+    Incremental,
+    /// The latest full.
+    Differential,
+}
+
+/// What to leave behind for the next backup to compare with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AnchorChoice {
+    /// What the point before left; nothing at first.
+    #[default]
+    AsBefore,
+    /// Nothing.
+    None,
+    /// What this tracker needs: [`Tracker::Bitmap`], [`Tracker::Snapshot`] or
+    /// [`Tracker::Reflink`].
+    For(Tracker),
+}
+
+/// What to back up, and how.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The image.
+    pub image: ImageRequest,
+    /// How to back it up.
+    pub options: Options,
+}
+
+/// An image that is to be backed up.
+#[derive(Debug, Clone)]
+pub struct ImageRequest {
+    /// Its path.
+    pub path: PathBuf,
+    /// How to open it.
+    pub open: OpenOptions,
+    /// Which disk of the repository it is; unless told, the one called after the image's file.
+    pub disk: Option<DiskSpec>,
+}
+
+/// How to back up a disk.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Full, incremental or differential.
+    pub kind: KindChoice,
+    /// The zstd level.
+    pub level: i32,
+    /// Block size of a new chain in bytes. A chain that goes on keeps its own.
+    pub block_size: Option<u32>,
+    /// The tracker to use; unless told, the best that can be proved valid.
+    pub track: Option<Tracker>,
+    /// What to leave for the next backup.
+    pub anchor: AnchorChoice,
+    /// How many blocks to read that a tracker says have not changed, to see whether that is true:
+    /// so many of those that were not zero, and as many of those that were.
+    pub sample: u64,
+    /// Threads and I/O.
+    pub resources: Resources,
+    /// It is a safety point, made before a roll back.
+    pub safety: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            kind: KindChoice::default(),
+            level: LEVEL_DEFAULT,
+            block_size: None,
+            track: None,
+            anchor: AnchorChoice::default(),
+            sample: SAMPLE_DEFAULT,
+            resources: Resources::default(),
+            safety: false,
+        }
+    }
+}
+
+/// What a backup did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The new recovery point.
+    pub point: String,
+    /// The disk, as `domain/disk`.
+    pub disk: String,
+    /// `full`, `incremental` or `differential`.
+    pub kind: &'static str,
+    /// The point that it was made against; none for a full.
+    pub parent: Option<String>,
+    /// How the changed blocks were found.
+    pub tracker: &'static str,
+    /// Why by this tracker, in one line.
+    pub why: String,
+    /// Which trackers could not be used, and why.
+    pub refused: Vec<Refusal>,
+    /// In what state the guest was.
+    pub consistency: &'static str,
+    /// Size of the disk, in bytes.
+    pub virtual_size: u64,
+    /// Size of a block, in bytes.
+    pub block_size: u32,
+    /// Bytes read from the image's data.
+    pub bytes_read: u64,
+    /// Bytes of these that were read only to check that they have not changed.
+    pub bytes_sampled: u64,
+    /// Bytes of the disk that differ from the parent (for a full: that are not zero).
+    pub bytes_changed: u64,
+    /// Length of the archive, in bytes.
+    pub bytes_written: u64,
+    /// Digest of what the guest sees.
+    pub root: String,
+    /// The archive.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub archive: PathBuf,
+    /// The name of what was left behind for the next backup to compare with.
+    pub anchor: Option<String>,
+    /// How the image was read: `uring` or `threads`.
+    pub io: &'static str,
+    /// The chain before is damaged, so that this full had to begin a new one: `warnings` says what
+    /// is wrong with it.
+    pub broken_chain: bool,
+    /// What the admin should know, though the backup is sound.
+    pub warnings: Vec<Warning>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Makes a recovery point of an image.
+///
+/// # Errors
+/// Nothing that the repository held is changed by a failure, and nothing new is in it.
+pub fn run(
+    repository: &Repository,
+    request: &Request,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let (images, options) = (std::slice::from_ref(&request.image), &request.options);
+    let mut reports = run_together(repository, images, options, observer, cancel)?;
+    reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))
+}
+
+/// Makes one recovery point of images that are the disks of one domain. Nobody can write to any of
+/// them before all are taken.
+///
+/// # Errors
+/// Nothing that the repository held is changed by a failure, and nothing new is in it.
+pub fn run_together(
+    repository: &Repository,
+    images: &[ImageRequest],
+    options: &Options,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Vec<Report>> {
+    let started = Instant::now();
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
+    let disks = images.iter().map(disk_for).collect::<Result<Vec<_>>>()?;
+    let none = || Error::new(ErrorKind::Usage, "no disk");
+    let domain = &disks.first().ok_or_else(none)?.domain;
+    repository.check_names(domain, disks.iter().map(|disk| &disk.disk))?;
+    let mut opens = Vec::new();
+    for (image, disk) in images.iter().zip(&disks) {
+        let mut open = image.open.clone();
+        let note = same_disk::settle_format(repository, disk, &image.path, &mut open)?;
+        // What can't be read at all leaves no trace in the repository.
+        Image::open(&image.path, &open)
+            .map_err(|error| same_disk::explained(error, repository, disk, &image.path))?;
+        opens.push((open, note));
+    }
+    let lock = repository.lock(domain)?;
+    clean(repository, &lock, observer)?;
+    let mut ready = Vec::new();
+    for ((image, disk), (open, note)) in images.iter().zip(&disks).zip(&opens) {
+        let mut disk = Ready::new(repository, disk, &image.path, open, options)?;
+        disk.notes.extend(note.clone());
+        // Who gives the disk its name means this image.
+        if image.disk.is_none() {
+            same_disk::check_image(&disk)?;
+        }
+        ready.push(disk);
+    }
+    let point = next_point(repository, &lock, observer)?;
+    let together = Together { repository, lock: &lock, point, options, observer };
+    let sources = together.take(&ready)?;
+    let written = together.write(ready, sources, Consistency::Offline, cancel)?;
+    let mut reports =
+        commit_as(options.safety, written, Consistency::Offline, None, started, &recorder)?;
+    if let Some(first) = reports.first_mut() {
+        first.warnings.extend(recorder.take());
+    }
+    for report in &mut reports {
+        report.seconds = started.elapsed().as_secs_f64();
+    }
+    Ok(reports)
+}
+
+/// Makes one point of disks that were written. Their new anchors stay, and the old ones go; if it
+/// fails, it is the other way round.
+fn commit(
+    written: Vec<disk::Written<'_>>,
+    consistency: Consistency,
+    machine: Option<MachineRecord>,
+    started: Instant,
+    recorder: &Recorder<'_>,
+) -> Result<Vec<Report>> {
+    commit_as(false, written, consistency, machine, started, recorder)
+}
+
+/// As [`commit`]; `safety` says that it is a safety point.
+fn commit_as(
+    safety: bool,
+    written: Vec<disk::Written<'_>>,
+    consistency: Consistency,
+    machine: Option<MachineRecord>,
+    started: Instant,
+    recorder: &Recorder<'_>,
+) -> Result<Vec<Report>> {
+    let first = written.first().map(|it| (it.pending.point(), it.pending.disk().domain.clone()));
+    let (point, domain) = first.ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
+    let mut manifest = Manifest::new(point, domain, consistency);
+    manifest.machine = machine;
+    manifest.safety = safety;
+    manifest.elapsed_ms = started.elapsed().as_millis() as u64;
+    let mut archives = Vec::new();
+    let mut rest = Vec::new();
+    for disk in written {
+        manifest.disks.push(disk.record);
+        archives.push(disk.pending);
+        rest.push(disk.rest);
+    }
+    match Pending::commit_all(archives, &manifest) {
+        Ok(()) => Ok(rest
+            .into_iter()
+            .map(|rest| {
+                let report = rest.settle(recorder);
+                let warnings = recorder.take_of(&report.disk);
+                Report { warnings, ..report }
+            })
+            .collect()),
+        Err(error) => {
+            rest.into_iter().for_each(Rest::discard);
+            Err(error)
+        }
+    }
+}
+
+/// Removes what interrupted backups left of a domain.
+fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) -> Result<()> {
+    let cleaned = repository.clean(lock)?;
+    for leftover in &cleaned.removed {
+        tracing::info!(path = %leftover.path.display(), "removed what an interrupted backup left");
+    }
+    for leftover in &cleaned.kept {
+        let text = format!("{} belongs to no recovery point; left alone", leftover.path.display());
+        observer.warn(Warning::new(Code::Stray, text));
+    }
+    for error in &cleaned.unreadable {
+        observer.warn(Warning::failed(Code::Unreadable, error));
+    }
+    Ok(())
+}
+
+fn next_point(
+    repository: &Repository,
+    lock: &DomainLock,
+    observer: &dyn Observer,
+) -> Result<PointId> {
+    let next = repository.next_point(lock)?;
+    if let Some(behind) = next.clock_behind {
+        let behind = duration::shown(behind);
+        let text = format!("the clock is {behind} behind the latest point; the new one follows it");
+        observer.warn(Warning::new(Code::Clock, text));
+    }
+    Ok(next.id)
+}
+
+/// The kind of anchor that is to be left, at this point or, if it is a safety point, at the next one.
+fn wanted_anchor(options: &Options, base: &Base) -> Option<Tracker> {
+    let before = base.latest.as_ref().map(|latest| &latest.record);
+    let as_before = before.and_then(|record| {
+        record.anchor.as_ref().map(|anchor| anchor.what.tracker()).or(record.anchor_wanted)
+    });
+    match options.anchor {
+        AnchorChoice::None if options.safety => as_before,
+        AnchorChoice::None => None,
+        AnchorChoice::For(tracker) => Some(tracker),
+        AnchorChoice::AsBefore => as_before,
+    }
+}
+
+/// The anchor that is to be left, if any.
+fn leave<'a>(
+    options: &Options,
+    open: &OpenOptions,
+    base: &'a Base,
+    tag: &'a Tag,
+    point: PointId,
+) -> Option<Leave<'a>> {
+    if open.snapshot.is_some() {
+        // It would be one of the current state, which is not what is backed up.
+        return None;
+    }
+    if options.anchor == AnchorChoice::None {
+        return None;
+    }
+    let before = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
+    let tracker = wanted_anchor(options, base)?;
+    let keep = before.map(|anchor| anchor.name.clone());
+    Some(Leave { tracker, name: tag.name(point), tag, keep })
+}
+
+/// The disk of the repository that the image is backed up as. It follows from the names alone:
+/// which other disks its domain has does not matter, or a second disk would get the first one's
+/// image.
+fn disk_for(image: &ImageRequest) -> Result<DiskId> {
+    let spec = match &image.disk {
+        Some(spec) => spec.clone(),
+        None => DiskSpec::for_image(&image.path)?,
+    };
+    Ok(spec.or_only_disk())
+}
+
+/// What a run of the data path gives.
+struct Done {
+    assembled: assemble::Assembled,
+    bytes_read: u64,
+    bytes_sampled: u64,
+    backend: Backend,
+}
+
+/// What every recovery point's root is made of.
+type Root = Digest;

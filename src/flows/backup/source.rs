@@ -1,0 +1,292 @@
+//! The image that a backup reads: the files themselves, held still, or clones of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qdelta_formats::archive::Tracker;
+
+use super::anchors::{self, Clones, Tag};
+use super::hold::Hold;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::image::{self, Format, Image, OpenOptions};
+use crate::disk::io::Store;
+use crate::disk::files::paths::absolute;
+use crate::vault::repository::Anchor;
+use crate::base::warning::{Code, Warning};
+
+/// An image at one moment, to be read at leisure.
+pub(super) struct Source {
+    /// What is read.
+    pub image: Image,
+    /// The name it is known by.
+    pub path: PathBuf,
+    /// How it was opened.
+    pub options: OpenOptions,
+    /// What was left behind for the next backup.
+    pub anchor: Option<Anchor>,
+    /// What the admin should know.
+    pub warnings: Vec<Warning>,
+    hold: Hold,
+    clones: Option<Clones>,
+    /// The locks of the image that was cloned.
+    cloned: Option<Hold>,
+}
+
+/// The anchor that is to be left.
+pub(super) struct Leave<'a> {
+    /// For which tracker: bitmap, snapshot or reflink.
+    pub tracker: Tracker,
+    pub name: String,
+    pub tag: &'a Tag,
+    /// The name of the anchor of the point before, which is still needed.
+    pub keep: Option<String>,
+}
+
+impl Leave<'_> {
+    /// Whether the anchor is written into the image itself.
+    pub fn is_in_image(&self) -> bool {
+        self.tracker != Tracker::Reflink
+    }
+}
+
+impl Source {
+    /// Takes an image that nobody writes to, and holds it until it is read; if it is cloned, until
+    /// [`Self::let_go`]. An anchor that can't be left is a warning.
+    ///
+    /// # Errors
+    /// `Busy` if somebody writes to it; it can't be opened.
+    pub fn take(path: &Path, options: &OpenOptions, leave: Option<&Leave<'_>>) -> Result<Self> {
+        let Some(leave) = leave else { return Self::hold(path, options) };
+        if !leave.is_in_image() {
+            return Self::hold_and_clone(path, options, leave);
+        }
+        if options.as_file || options.format == Some(Format::Raw) {
+            let mut source = Self::hold(path, options)?;
+            let text = format!("{} is taken as a raw file", path.display());
+            source.warnings.push(no_anchor(&Error::new(ErrorKind::Usage, text)));
+            return Ok(source);
+        }
+        // The file is held until all files are.
+        match anchors::write(path, options, leave) {
+            Ok((file, anchor)) => match Self::hold(path, options) {
+                // It goes with those of earlier points.
+                Ok(source) if source.hold.is_lost() => Ok(source.without_anchor()),
+                Ok(source) => Ok(Self { anchor: Some(anchor), ..source }),
+                Err(error) => {
+                    drop(file);
+                    // What can't be removed now is removed by the next run.
+                    let _ = anchors::remove(path, &anchor);
+                    Err(error)
+                }
+            },
+            Err(error) => {
+                let mut source = Self::hold(path, options)?;
+                source.warnings.push(no_anchor(&error));
+                Ok(source)
+            }
+        }
+    }
+
+    /// The bytes that are read may be gone tomorrow, and no tracker would know.
+    fn without_anchor(mut self) -> Self {
+        let text = format!("{} could not be written back", self.path.display());
+        self.warnings.push(no_anchor(&Error::new(ErrorKind::Io, text)));
+        self
+    }
+
+    fn hold(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let (image, hold) = Hold::open(path, options)?;
+        let warnings = image.warnings().iter().cloned().chain(hold.warnings()).collect();
+        Ok(Self {
+            image,
+            path: path.to_path_buf(),
+            options: options.clone(),
+            anchor: None,
+            warnings,
+            hold,
+            clones: None,
+            cloned: None,
+        })
+    }
+
+    fn hold_and_clone(path: &Path, options: &OpenOptions, leave: &Leave<'_>) -> Result<Self> {
+        let mut held = Self::hold(path, options)?;
+        if held.hold.is_lost() {
+            return Ok(held.without_anchor());
+        }
+        let mut swept = Vec::new();
+        let cloned = written_files(path, options).and_then(|files| {
+            swept = sweep_beside(&files, leave);
+            check_text(path, files.iter().map(|(file, _)| file.clone()))?;
+            Clones::take(&files, &leave.name)
+        });
+        match cloned {
+            Ok(clones) => {
+                let mut source = Self::of_clones(path, options, clones, true)?;
+                source.warnings.extend(swept);
+                Ok(Self { cloned: Some(held.hold), ..source })
+            }
+            Err(error) => {
+                held.warnings.extend(swept);
+                held.warnings.push(no_anchor(&error));
+                Ok(held)
+            }
+        }
+    }
+
+    /// Takes the image of which `clones` were made, to be kept as an anchor or only to be read.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn of_clones(
+        path: &Path,
+        options: &OpenOptions,
+        clones: Clones,
+        keep: bool,
+    ) -> Result<Self> {
+        let mut source = Self::of_copies(path, options, clones.substitutes())?;
+        let files = clones.substitutes().into_iter().map(|(file, _)| file);
+        let anchor = || check_text(path, files).and_then(|()| clones.anchor());
+        match keep.then(anchor).transpose() {
+            Ok(anchor) => source.anchor = anchor,
+            Err(error) => source.warnings.push(no_anchor(&error)),
+        }
+        source.clones = Some(clones);
+        Ok(source)
+    }
+
+    /// Takes the image of which there are copies: each of its files, and what is to be read in its
+    /// place. Nobody writes to them.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn of_copies(
+        path: &Path,
+        options: &OpenOptions,
+        substitutes: Vec<(PathBuf, PathBuf)>,
+    ) -> Result<Self> {
+        Self::live(path, &OpenOptions { clones: substitutes, ..options.clone() })
+    }
+
+    /// Takes the image as it is, although somebody may write to it: for as long as the guest is
+    /// frozen that does.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn live(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let image = Image::open(path, options)?;
+        let hold = Hold::watch(&image, &options.clones)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            options: options.clone(),
+            anchor: None,
+            warnings: image.warnings().iter().cloned().chain(hold.warnings()).collect(),
+            hold,
+            image,
+            clones: None,
+            cloned: None,
+        })
+    }
+
+    /// All disks are taken: of those of which there are clones, these are read, and the guest may
+    /// start. Not before: it could start and stop between two disks, and they would be of two
+    /// moments.
+    pub fn let_go(&mut self) {
+        self.cloned = None;
+    }
+
+    /// Fails if somebody wrote to a file of the image since it was taken.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.hold.check_unchanged(&self.image)
+    }
+
+    /// Whether the time of the file at `path` has been the same since the image was taken only if
+    /// nobody has written to it.
+    pub fn is_settled(&self, path: &Path) -> bool {
+        self.hold.is_settled(path)
+    }
+
+    /// The point is safe: the anchor stays. Clones that are none go.
+    pub fn settle(self) {
+        if let Some(clones) = self.clones
+            && self.anchor.is_some()
+        {
+            clones.keep();
+        }
+    }
+
+    /// The backup failed: the anchor goes, if it can.
+    pub fn discard(self) {
+        let Self { anchor, path, image, hold, clones, cloned, .. } = self;
+        drop((image, hold, clones, cloned));
+        if let Some(anchor) = anchor {
+            // What can't be removed now is removed by the next run.
+            let _ = anchors::remove(&path, &anchor);
+        }
+    }
+}
+
+/// The files of an image that a guest writes to, with their real paths.
+///
+/// # Errors
+/// The image can't be opened.
+pub(super) fn written_files(
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<Vec<(PathBuf, Arc<dyn Store>)>> {
+    let files = image::open_written_files(path, options)?;
+    files
+        .into_iter()
+        .map(|file| {
+            let real = file.path().canonicalize();
+            let real = real.map_err(|error| Error::io("resolve", file.path(), error))?;
+            Ok((real, file))
+        })
+        .collect()
+}
+
+/// Fails if a path that clones are found again by is no text: a manifest can't hold it.
+fn check_text(path: &Path, files: impl Iterator<Item = PathBuf>) -> Result<()> {
+    let mut paths = files.chain([absolute(path)]);
+    let Some(odd) = paths.find(|path| path.to_str().is_none()) else { return Ok(()) };
+    let text = format!("the path {} is not UTF-8", odd.display());
+    Err(Error::new(ErrorKind::Usage, text)
+        .because("a manifest can't name it, so the clone would never be found again"))
+}
+
+/// Removes what interrupted backups have left beside the files.
+fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let keep = [leave.keep.as_deref().unwrap_or_default()];
+    for folder in files.iter().filter_map(|(path, _)| path.parent()) {
+        match anchors::sweep_clones(folder, leave.tag, &keep) {
+            // That the folder is not ours is why no clone can be made, either.
+            Err(error) if error.kind() != ErrorKind::Usage => {
+                warnings.push(old_clone(&error));
+            }
+            _ => {}
+        }
+    }
+    warnings
+}
+
+/// A clone that should have gone is still there.
+pub(super) fn old_clone(error: &Error) -> Warning {
+    Warning::failed(Code::OldAnchor, error).within("an old clone stays")
+}
+
+/// How a warning begins that says that no anchor was left.
+pub(super) const NO_ANCHOR: &str = "no anchor is left for the next backup";
+
+/// How to be rid of such warnings.
+pub(super) const NO_MORE_TRIES: &str = "--anchor none ends the attempts";
+
+fn no_anchor(error: &Error) -> Warning {
+    let end = match error.kind() {
+        ErrorKind::Usage | ErrorKind::Image => Some(NO_MORE_TRIES),
+        _ => None,
+    };
+    let advice: Vec<&str> = error.advice().into_iter().chain(end).collect();
+    let warning = Warning::failed(Code::NoAnchor, error).within(NO_ANCHOR);
+    if advice.is_empty() { warning } else { warning.advise(advice.join("; ")) }
+}

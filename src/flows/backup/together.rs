@@ -1,0 +1,123 @@
+//! The disks of one point: taken together, written one after the other, and none without the others.
+
+use std::path::Path;
+
+use qdelta_formats::archive::Consistency;
+
+use super::anchors::Tag;
+use super::base::Base;
+use super::disk::{self, Written};
+use super::source::Source;
+use super::{Options, leave};
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, Result};
+use crate::disk::image::OpenOptions;
+use crate::base::observer::{Observer, OfDisk};
+use crate::vault::repository::{DiskId, DomainLock, PointId, Repository};
+use crate::base::warning::Warning;
+
+/// A disk that is about to be read.
+pub(super) struct Ready<'a> {
+    /// Its name in the repository.
+    pub disk: &'a DiskId,
+    /// The image.
+    pub image: &'a Path,
+    /// How to open it.
+    pub open: &'a OpenOptions,
+    /// What it is compared with.
+    pub base: Base,
+    pub tag: Tag,
+    /// What the admin should know of it.
+    pub notes: Vec<Warning>,
+}
+
+impl<'a> Ready<'a> {
+    /// Opens what the new archive is made against: that may take a while, and may fail.
+    pub fn new(
+        repository: &Repository,
+        disk: &'a DiskId,
+        image: &'a Path,
+        open: &'a OpenOptions,
+        options: &Options,
+    ) -> Result<Self> {
+        let base = Base::choose(repository, disk, options.kind)?;
+        let tag = Tag::new(repository, disk);
+        Ok(Self { disk, image, open, base, tag, notes: Vec::new() })
+    }
+}
+
+/// What the disks of a point have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Together<'a> {
+    pub repository: &'a Repository,
+    pub lock: &'a DomainLock,
+    pub point: PointId,
+    pub options: &'a Options,
+    pub observer: &'a dyn Observer,
+}
+
+impl<'a> Together<'a> {
+    /// Takes disks that nobody writes to: none can be written to before all are taken, so they are of
+    /// one moment. If one can't be had, no anchor is left in any.
+    pub fn take(&self, ready: &[Ready<'_>]) -> Result<Vec<Source>> {
+        let mut sources = Vec::new();
+        for disk in ready {
+            let leave = leave(self.options, disk.open, &disk.base, &disk.tag, self.point);
+            let take = || Source::take(disk.image, disk.open, leave.as_ref());
+            // Before an anchor is written into an image, that is proved to be sound.
+            let observer: &dyn Observer = &OfDisk::new(self.observer, disk.disk);
+            let taken = match leave.as_ref().is_some_and(|leave| leave.is_in_image()) {
+                true => observer.step("check", take),
+                false => take(),
+            };
+            match taken {
+                Ok(source) => sources.push(source),
+                Err(error) => {
+                    sources.into_iter().for_each(Source::discard);
+                    return Err(about(disk.disk, ready.len(), error));
+                }
+            }
+        }
+        sources.iter_mut().for_each(Source::let_go);
+        Ok(sources)
+    }
+
+    /// Writes the archive of every disk. If one fails, none is left.
+    pub fn write(
+        &self,
+        ready: Vec<Ready<'a>>,
+        sources: Vec<Source>,
+        consistency: Consistency,
+        cancel: &Cancel,
+    ) -> Result<Vec<Written<'a>>> {
+        let (mut written, count) = (Vec::new(), ready.len());
+        let mut disks = ready.into_iter().zip(sources);
+        while let Some((disk, mut source)) = disks.next() {
+            source.warnings.splice(..0, disk.notes);
+            let job = disk::Job {
+                repository: self.repository,
+                lock: self.lock,
+                point: self.point,
+                disk: disk.disk,
+                consistency,
+                options: self.options,
+                base: disk.base,
+                source,
+            };
+            match disk::write(job, self.observer, cancel) {
+                Ok(done) => written.push(done),
+                Err(error) => {
+                    written.into_iter().for_each(|done: Written<'_>| done.rest.discard());
+                    disks.for_each(|(_, source)| source.discard());
+                    return Err(about(disk.disk, count, error));
+                }
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// Says which disk it is that failed, if there are several.
+pub(super) fn about(disk: &DiskId, count: usize, error: Error) -> Error {
+    if count > 1 { error.within(format!("cannot back up disk {}", disk.disk)) } else { error }
+}

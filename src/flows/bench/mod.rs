@@ -1,0 +1,293 @@
+//! The flow that measures this machine with this image: each stage of a backup alone, then the
+//! whole data path, and which stage it is that limits it.
+
+mod read;
+mod sample;
+mod work;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use qdelta_formats::archive::{Geometry, frame_blocks};
+use serde::Serialize;
+
+use crate::flows::backup;
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::image::{Image, OpenOptions};
+use crate::disk::io::{Direct, Opener};
+use crate::base::observer::{Observer, Recorder};
+use crate::disk::flow::pipeline::Resources;
+use crate::base::warning::Warning;
+use sample::Sample;
+
+/// How much of the image is looked at unless told otherwise, in bytes.
+pub const BYTES_DEFAULT: u64 = 1 << 30;
+
+/// What to measure, and how.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The image. It is only read.
+    pub image: PathBuf,
+    /// How to open it.
+    pub open: OpenOptions,
+    /// The folder in which writing is measured, in a file without a name.
+    pub folder: PathBuf,
+    /// How much of the image's data to use, in bytes.
+    pub bytes: u64,
+    /// The zstd level of the whole data path.
+    pub level: i32,
+    /// Threads and I/O.
+    pub resources: Resources,
+}
+
+/// What a measurement found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The image.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub image: PathBuf,
+    /// Where writing was measured.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub folder: PathBuf,
+    /// Bytes of the image's data that were used.
+    pub sample: u64,
+    /// Worker threads.
+    pub threads: usize,
+    /// The zstd level of the whole data path.
+    pub level: i32,
+    /// Each stage alone, in the order of the data path.
+    pub stages: Vec<Stage>,
+    /// The whole data path, out of the page cache and with nothing in it.
+    pub pipelines: Vec<Pipeline>,
+    /// How the image was read: `uring` or `threads`.
+    pub io: &'static str,
+    /// What the admin should know.
+    pub warnings: Vec<Warning>,
+    /// How long the measurement took.
+    pub seconds: f64,
+}
+
+/// One stage alone, in one variant.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stage {
+    /// `read`, `zero-scan`, `hash`, `compress` or `write`.
+    pub stage: &'static str,
+    /// For a read: `cached`, `uncached` or `direct`. For a write: `buffered` or `direct`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<&'static str>,
+    /// Bytes of one operation, for reads and writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<usize>,
+    /// Operations at once, for reads and writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
+    /// Threads at once, for what the processors do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// The zstd level, for compression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<i32>,
+    /// Bytes of data for each compressed byte, for compression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+    /// Bytes a second.
+    pub rate: f64,
+}
+
+/// The whole data path of a full backup, into a file that is synced.
+#[derive(Debug, Clone, Serialize)]
+pub struct Pipeline {
+    /// `cached` or `uncached`: where the image was before.
+    pub cache: &'static str,
+    /// Bytes of the image a second.
+    pub rate: f64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Processor time of all threads, in seconds.
+    pub cpu_seconds: f64,
+    /// What the slowest stage alone would allow, in bytes of the image a second.
+    pub bound: f64,
+    /// Which stage that is: `read`, `compute` (zero-scan, hash and compression on all threads) or
+    /// `write`.
+    pub limit: &'static str,
+    /// The rate as a part of the bound.
+    pub closeness: f64,
+}
+
+/// Measures.
+///
+/// # Errors
+/// The image has no data, or can't be read; the folder can't be written to.
+pub fn run(request: &Request, observer: &dyn Observer, cancel: &Cancel) -> Result<Report> {
+    let started = Instant::now();
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
+    let image = Image::open(&request.image, &request.open)?;
+    let block_size = Geometry::BLOCK_SIZE_DEFAULT;
+    let sample = Sample::new(&image, request.bytes, block_size)?;
+    if sample.bytes == 0 {
+        let what = format!("{}: there is no data to measure with", request.image.display());
+        return Err(Error::new(ErrorKind::Usage, what));
+    }
+    observer.begin("bench", 4);
+    let reads = read::measure(&image, &sample, &request.resources, cancel)?;
+    let mut stages = reads.stages;
+    observer.advance(1);
+    let blocks = sample.load(&image, block_size)?;
+    stages.extend(work::measure(&blocks, block_size, request, cancel)?);
+    observer.advance(1);
+    stages.extend(write::measure(&request.folder, sample.bytes, &request.resources, cancel)?);
+    observer.advance(1);
+    let mut pipelines = Vec::new();
+    for cache in ["uncached", "cached"] {
+        pipelines.push(pipeline(&image, &sample, cache, &stages, request, observer, cancel)?);
+    }
+    observer.end();
+    Ok(Report {
+        image: request.image.clone(),
+        folder: request.folder.clone(),
+        sample: sample.bytes,
+        threads: request.resources.workers(),
+        level: request.level,
+        stages,
+        pipelines,
+        warnings: recorder.take(),
+        io: reads.backend.as_str(),
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// Runs the whole data path over the sample, into a nameless file.
+fn pipeline(
+    image: &Image,
+    sample: &Sample,
+    cache: &'static str,
+    stages: &[Stage],
+    request: &Request,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Pipeline> {
+    let mut resources = request.resources;
+    if cache == "cached" {
+        // The run before may have left nothing in the cache.
+        sample.warm(image, cancel)?;
+        resources.direct = Direct::Off;
+    } else {
+        sample.chill(image);
+    }
+    let folder = &request.folder;
+    let file =
+        tempfile::tempfile_in(folder).map_err(|error| Error::io("write to", folder, error))?;
+    let geometry = Geometry::new(sample.disk_size, Geometry::BLOCK_SIZE_DEFAULT)
+        .map_err(|error| Error::new(ErrorKind::Usage, "the disk can't be cut").because(error))?;
+    let (started, cpu) = (Instant::now(), processor_seconds());
+    let trial = backup::Trial {
+        image,
+        geometry,
+        frame_blocks: frame_blocks(geometry.block_size()),
+        level: request.level,
+        resources: &resources,
+    };
+    let stored = trial.run(file, folder, observer, cancel)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let rate = sample.bytes as f64 / seconds;
+    let ratio = sample.bytes as f64 / stored.max(1) as f64;
+    let (limit, bound) = bound(stages, cache, request.level, ratio);
+    Ok(Pipeline {
+        cache,
+        rate,
+        seconds,
+        cpu_seconds: processor_seconds() - cpu,
+        bound,
+        limit,
+        closeness: rate / bound,
+    })
+}
+
+/// The slowest stage of the data path, and what it allows, in bytes of the image a second.
+fn bound(stages: &[Stage], cache: &str, level: i32, ratio: f64) -> (&'static str, f64) {
+    let best = |fits: &dyn Fn(&&Stage) -> bool| {
+        stages.iter().filter(fits).map(|stage| stage.rate).fold(0.0, f64::max)
+    };
+    let read = best(&|stage| {
+        stage.stage == "read" && (stage.cache == Some("cached")) == (cache == "cached")
+    });
+    let all = stages.iter().filter_map(|stage| stage.threads).max();
+    let worker = |name: &'static str| {
+        best(&|stage| {
+            stage.stage == name
+                && stage.threads == all
+                && stage.level.is_none_or(|other| other == level)
+        })
+    };
+    // A worker does one after the other.
+    let compute =
+        1.0 / ["zero-scan", "hash", "compress"].map(|name| 1.0 / worker(name)).iter().sum::<f64>();
+    let write = best(&|stage| stage.stage == "write" && stage.cache == Some("buffered")) * ratio;
+    [("read", read), ("compute", compute), ("write", write)]
+        .into_iter()
+        .min_by(|one, other| one.1.total_cmp(&other.1))
+        .unwrap_or(("read", read))
+}
+
+/// What the process has used so far, in user and kernel mode; 0 where nobody tells.
+fn processor_seconds() -> f64 {
+    let Ok(stat) = Opener::READ.read_text(Path::new("/proc/self/stat"), 64 << 10) else {
+        return 0.0;
+    };
+    let Some((_, fields)) = stat.rsplit_once(')') else { return 0.0 };
+    let ticks = fields.split_whitespace().skip(11).take(2).flat_map(str::parse::<u64>);
+    // The kernel's USER_HZ is 100 for everyone.
+    ticks.sum::<u64>() as f64 / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(stage: &'static str, rate: f64) -> Stage {
+        Stage {
+            stage,
+            cache: None,
+            size: None,
+            depth: None,
+            threads: None,
+            level: None,
+            ratio: None,
+            rate,
+        }
+    }
+
+    #[test]
+    fn the_slowest_stage_is_the_limit() {
+        let stages = [
+            Stage { cache: Some("cached"), ..stage("read", 4000.0) },
+            Stage { cache: Some("direct"), ..stage("read", 500.0) },
+            Stage { cache: Some("uncached"), ..stage("read", 300.0) },
+            Stage { threads: Some(2), ..stage("zero-scan", 12_000.0) },
+            Stage { threads: Some(2), ..stage("hash", 6000.0) },
+            Stage { threads: Some(2), level: Some(1), ..stage("compress", 1000.0) },
+            Stage { threads: Some(2), level: Some(3), ..stage("compress", 600.0) },
+            Stage { threads: Some(1), level: Some(1), ..stage("compress", 9000.0) },
+            Stage { cache: Some("buffered"), ..stage("write", 400.0) },
+        ];
+        assert_eq!(bound(&stages, "uncached", 1, 3.0), ("read", 500.0));
+        let (limit, rate) = bound(&stages, "cached", 1, 3.0);
+        assert_eq!((limit, rate.round()), ("compute", 800.0));
+        assert_eq!(bound(&stages, "cached", 1, 1.5), ("write", 600.0));
+        let (limit, rate) = bound(&stages, "cached", 3, 3.0);
+        assert_eq!((limit, rate.round()), ("compute", 522.0));
+    }
+
+    #[test]
+    fn processor_time_grows_with_work() {
+        let before = processor_seconds();
+        let mut sum = 0_u64;
+        while processor_seconds() == before {
+            sum = std::hint::black_box(sum + 1);
+        }
+        assert!(sum > 0);
+    }
+}

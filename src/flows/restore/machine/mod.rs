@@ -1,0 +1,560 @@
+//! The flow that brings a whole machine back: its disks, its firmware's variables, and a definition
+//! that libvirt takes.
+//!
+//! All that can be known to be wrong is found before anything is written. The definition comes last:
+//! where it is, everything is.
+
+mod definition;
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::{Destination, Report, Request, guests, nonzero_blocks, rebuild};
+use crate::flows::backup::{check_indexes, open_chain};
+use crate::base::cancel::Cancel;
+use crate::vault::chain::Chain;
+use crate::guest::libvirt::{Domain, Libvirt, XML_LEN_MAX, parse};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::{check_new_file, room};
+use crate::disk::io::{Opener, not_opened};
+use crate::base::observer::{Event, Observer, OfDisk, Recorder};
+use crate::disk::create::{self, Format, Plan, Target};
+use crate::disk::files::paths::absolute;
+use crate::disk::flow::pipeline::Resources;
+use crate::vault::repository::{
+    DiskId, DomainName, MachineFile, MachineRecord, Manifest, PointId, Repository, Role, Selector,
+};
+use crate::disk::files::image_lock;
+use crate::base::warning::{Code, Warning};
+use definition::Definition;
+
+/// Which machine to restore, and how.
+#[derive(Debug, Clone)]
+pub struct MachineRequest {
+    /// The domain: as libvirt has it, or as the repository does.
+    pub domain: String,
+    /// The point.
+    pub selector: Selector,
+    /// The folder for all its files, which is made if it is missing.
+    pub to: PathBuf,
+    /// A new name; the machine gets a new UUID and new MAC addresses then, so that it can live
+    /// beside the one it was made from.
+    pub rename: Option<String>,
+    /// The format of the disks; unless told, that of the images that were backed up.
+    pub format: Option<Format>,
+    /// Replace files that exist.
+    pub force: bool,
+    /// Where libvirt keeps its files.
+    pub libvirt: Libvirt,
+    /// Threads and I/O.
+    pub resources: Resources,
+}
+
+/// What the restore of a machine did.
+#[derive(Debug, Clone, Serialize)]
+pub struct MachineReport {
+    /// The domain's name now.
+    pub domain: String,
+    /// Its UUID now.
+    pub uuid: Option<String>,
+    /// The name of the guest that the point is of, as libvirt had it.
+    pub guest: String,
+    /// The UUID of that guest.
+    pub guest_uuid: Option<String>,
+    /// The UUID of the guest that has this name here, if there is one.
+    pub uuid_here: Option<String>,
+    /// The recovery point.
+    pub point: String,
+    /// It is a safety point, made before a roll back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub safety: bool,
+    /// The last safety point that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
+    /// In what state the guest was.
+    pub consistency: &'static str,
+    /// Its disks.
+    pub disks: Vec<Report>,
+    /// The definition.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub xml: PathBuf,
+    /// The firmware's variables.
+    #[serde(serialize_with = "crate::base::json::optional::serialize")]
+    pub nvram: Option<PathBuf>,
+    /// What is left to do, as commands for a shell.
+    pub commands: Vec<String>,
+    /// What the admin should know.
+    pub warnings: Vec<Warning>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A disk that is about to be restored.
+struct Disk {
+    target: String,
+    chain: Chain,
+    format: Format,
+    path: PathBuf,
+}
+
+/// All that is about to be restored.
+struct Job<'a> {
+    repository: &'a Repository,
+    request: &'a MachineRequest,
+    domain: DomainName,
+    machine: MachineRecord,
+    /// The name of the restored machine.
+    name: String,
+    folder: PathBuf,
+    disks: Vec<Disk>,
+    /// Small files: what they hold, where they go, and with which mode.
+    files: Vec<(MachineFile, PathBuf)>,
+    /// Where the TPM's state was: a folder, or its only file.
+    tpm_root: PathBuf,
+}
+
+/// Restores a machine.
+///
+/// # Errors
+/// `Exists`, `Busy` and `NoSpace` come before anything is written. What is written is removed if
+/// something fails later, unless it took the place of something else.
+pub fn run_machine(
+    repository: &Repository,
+    request: &MachineRequest,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<MachineReport> {
+    let started = Instant::now();
+    let recorder = Recorder::new(observer);
+    super::warn_of_trouble(repository, &recorder);
+    let (domain, manifest) = find(repository, request)?;
+    let machine = match manifest.machine.clone() {
+        Some(machine) => machine,
+        None => return Err(no_machine(repository, &domain, &manifest)),
+    };
+    definition::check_words(request)?;
+    check_new_file(&request.to)?;
+    let made = make_folder(&request.to)?;
+    let prepared = Job::prepare(repository, request, domain, machine, &manifest);
+    let result = prepared.and_then(|(job, definition)| {
+        job.check()?;
+        let mut written = Written::default();
+        let report = job.run(&definition, &manifest, &mut written, &recorder, cancel)?;
+        written.done = true;
+        Ok(report)
+    });
+    match result {
+        Ok(mut report) => {
+            report.warnings = recorder.take();
+            report.seconds = started.elapsed().as_secs_f64();
+            Ok(report)
+        }
+        Err(error) => {
+            if made {
+                // Only if nothing is in it.
+                let _ = std::fs::remove_dir(&request.to);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The domain that is meant, and the manifest of the point.
+fn find(repository: &Repository, request: &MachineRequest) -> Result<(DomainName, Manifest)> {
+    let domain = repository.find_domain(&request.domain)?;
+    let manifest = repository.resolve_domain(&domain, &request.selector)?;
+    Ok((domain, manifest))
+}
+
+/// Says why a point can't be restored as a machine, and which one can.
+fn no_machine(repository: &Repository, domain: &DomainName, manifest: &Manifest) -> Error {
+    let text = format!("point {} of {domain} holds disks alone", manifest.point);
+    let error = Error::new(ErrorKind::NotFound, text);
+    match repository.machines(domain).unwrap_or_default().last() {
+        Some((point, _)) => error
+            .because("it was made of images, as a safety point of restore --in-place is")
+            .advise(format!("the latest point with the machine is {point}: give --at {point}")),
+        None => error
+            .because("it was made of images, not of a libvirt domain")
+            .advise(format!("restore its disks: qdelta restore {domain}/DISK OUTPUT")),
+    }
+}
+
+/// Makes the folder if it is missing; says whether it did.
+fn make_folder(path: &Path) -> Result<bool> {
+    match std::fs::create_dir(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {
+            Ok(false)
+        }
+        Err(error) => Err(Error::io("make the folder", path, error)),
+    }
+}
+
+/// Files that were made, to be removed unless all is well.
+#[derive(Default)]
+struct Written {
+    paths: Vec<PathBuf>,
+    done: bool,
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        if !self.done {
+            for path in &self.paths {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+impl<'a> Job<'a> {
+    /// Finds everything, and what would fail of the definition.
+    fn prepare(
+        repository: &'a Repository,
+        request: &'a MachineRequest,
+        domain: DomainName,
+        machine: MachineRecord,
+        manifest: &Manifest,
+    ) -> Result<(Self, Definition)> {
+        let text = definition_of(repository, &domain, &machine, manifest)?;
+        let before = parse(&text)?;
+        let folder = absolute(&request.to);
+        let name = request.rename.clone().unwrap_or_else(|| machine.name.clone());
+        let tpm_root = tpm_root(&before, &machine);
+        let (disks, files) = (Vec::new(), Vec::new());
+        let mut job =
+            Self { repository, request, domain, name, folder, disks, files, tpm_root, machine };
+        job.add_disks(manifest)?;
+        job.add_files();
+        let definition = Definition::new(&job, &text, before)?;
+        Ok((job, definition))
+    }
+
+    /// The beginning of the names of all files.
+    fn stem(&self) -> String {
+        let fitting =
+            |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+        let stem: String = self.name.chars().map(fitting).take(100).collect();
+        match stem.trim_start_matches(['.', '-']) {
+            "" => "domain".to_owned(),
+            stem => stem.to_owned(),
+        }
+    }
+
+    fn add_disks(&mut self, manifest: &Manifest) -> Result<()> {
+        for record in &manifest.disks {
+            let id = DiskId { domain: self.domain.clone(), disk: record.disk.clone() };
+            let point = self.repository.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
+            let chain = check_indexes(open_chain(self.repository, &point)?)?;
+            let as_before =
+                if record.image.format == "qcow2" { Format::Qcow2 } else { Format::Raw };
+            let format = self.request.format.unwrap_or(as_before);
+            let target = record.disk.to_string();
+            let path = self.folder.join(format!("{}-{target}.{format}", self.stem()));
+            self.disks.push(Disk { target, chain, format, path });
+        }
+        Ok(())
+    }
+
+    fn add_files(&mut self) {
+        let stem = self.stem();
+        let mut variables = 0;
+        for file in &self.machine.files {
+            let path = match file.role {
+                Role::DomainXml | Role::LiveXml => continue,
+                Role::Nvram => {
+                    variables += 1;
+                    let number = if variables > 1 { variables.to_string() } else { String::new() };
+                    let extension = file.path.extension().and_then(OsStr::to_str);
+                    let extension = extension.filter(|it| ["json", "qcow2"].contains(it));
+                    let extension = extension.unwrap_or("fd");
+                    PathBuf::from(format!("{stem}_VARS{number}.{extension}"))
+                }
+                Role::BootFile => Path::new("boot").join(inside(&file.path)),
+                Role::GuestState => Path::new("state").join(inside(&file.path)),
+                Role::Tpm => match file.path.strip_prefix(&self.tpm_root) {
+                    Ok(path) if path != Path::new("") => Path::new("tpm").join(inside(path)),
+                    _ => Path::new("tpm").join(file.path.file_name().unwrap_or_default()),
+                },
+                Role::HostConfig => Path::new("host-config").join(inside(&file.path)),
+            };
+            self.files.push((file.clone(), self.folder.join(path)));
+        }
+    }
+
+    fn xml_path(&self) -> PathBuf {
+        self.folder.join(format!("{}.xml", self.stem()))
+    }
+
+    /// Finds what would fail, before anything is written.
+    fn check(&self) -> Result<()> {
+        let xml = self.xml_path();
+        let disks = self.disks.iter().map(|disk| disk.path.as_path());
+        let files = self.files.iter().map(|(_, path)| path.as_path());
+        let paths: Vec<&Path> = disks.chain(files).chain([xml.as_path()]).collect();
+        for path in &paths {
+            self.check_target(path)?;
+        }
+        if let Some(path) = taken_twice(paths) {
+            let text = format!("two files of the point would be {}", path.display());
+            return Err(Error::new(ErrorKind::Damaged, text)
+                .advise(format!("restore its disks: qdelta restore {}/DISK OUTPUT", self.domain)));
+        }
+        for (file, _) in &self.files {
+            // What is damaged is found now, and not when half of it is there.
+            self.repository.copy_machine_file(&self.domain, file, &mut std::io::sink())?;
+        }
+        self.check_space()
+    }
+
+    fn check_target(&self, path: &Path) -> Result<()> {
+        let file = match Opener::READ.open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                return Err(
+                    not_opened(path, error, ErrorKind::Exists).advise("restore to another folder")
+                );
+            }
+        };
+        if let Ok(Some(_)) = image_lock::probe_living(&file) {
+            let text = format!("{} is in use by another program", path.display());
+            return Err(Error::new(ErrorKind::Busy, text)
+                .advise("stop the guest that uses it, or restore to another folder"));
+        }
+        if !self.request.force {
+            let text = format!("{} exists already", path.display());
+            return Err(Error::new(ErrorKind::Exists, text)
+                .advise("restore to another folder, or give --force to replace it"));
+        }
+        guests::check(&self.request.libvirt, path)
+    }
+
+    /// Fails if the folder's filesystem has no room for all of it. What is replaced goes when the new
+    /// file is there.
+    fn check_space(&self) -> Result<()> {
+        let mut needed: u64 = self.files.iter().map(|(file, _)| file.length).sum();
+        for disk in &self.disks {
+            let plan = Plan::new(disk.chain.geometry(), nonzero_blocks(&disk.chain))?;
+            needed = needed.saturating_add(create::room_needed(&plan, disk.format)?);
+        }
+        let what = format!("{} in {}", self.name, self.folder.display());
+        room::check(&self.folder, needed, &what).map_err(|error| match self.request.force {
+            true => error
+                .advise("remove the files that are to be replaced, or restore to another folder"),
+            false => error.advise("restore to a folder on another filesystem"),
+        })
+    }
+
+    fn run(
+        self,
+        definition: &Definition,
+        manifest: &Manifest,
+        written: &mut Written,
+        recorder: &Recorder<'_>,
+        cancel: &Cancel,
+    ) -> Result<MachineReport> {
+        let mut reports = Vec::new();
+        for disk in &self.disks {
+            let request = Request {
+                destination: Destination::Path(disk.path.clone()),
+                format: disk.format,
+                force: self.request.force,
+                libvirt: self.request.libvirt.clone(),
+                salvage: false,
+                resources: self.request.resources,
+            };
+            let new = !disk.path.exists();
+            let id = format!("{}/{}", self.domain, disk.target);
+            let observer = OfDisk::new(recorder, &id);
+            let mut report = rebuild(&disk.chain, Vec::new(), request, &observer, cancel)
+                .map_err(|error| error.within(format!("cannot restore disk {}", disk.target)))?;
+            if new {
+                written.paths.push(disk.path.clone());
+            }
+            report.warnings = recorder.take_of(&id);
+            reports.push(report);
+        }
+        for (file, path) in &self.files {
+            cancel.check()?;
+            self.write(path, file.mode, written, |out| {
+                self.repository.copy_machine_file(&self.domain, file, out)
+            })?;
+        }
+        let uuid_here = guests::uuid_here(&self.request.libvirt, &self.machine, recorder);
+        let xml = self.xml_path();
+        self.write(&xml, 0o600, written, |out| {
+            let text = definition.text.as_bytes();
+            out.write_all(text).map_err(|error| Error::io("write", &xml, error))
+        })?;
+        for text in definition.warnings(&self) {
+            recorder.event(&Event::Warning(&Warning::new(Code::Machine, text)));
+        }
+        Ok(MachineReport {
+            domain: self.name.clone(),
+            uuid: definition.uuid.clone(),
+            guest: self.machine.name.clone(),
+            guest_uuid: self.machine.uuid.clone(),
+            uuid_here,
+            point: manifest.point.to_string(),
+            safety: manifest.safety,
+            passed_over: self.passed_over(manifest.point)?,
+            consistency: manifest.consistency.as_str(),
+            disks: reports,
+            commands: definition.commands(&self, &xml),
+            warnings: Vec::new(),
+            xml,
+            nvram: self.restored(Role::Nvram).map(Path::to_path_buf),
+            seconds: 0.0,
+        })
+    }
+
+    /// The last safety point of one of the disks that the selector passed over.
+    fn passed_over(&self, point: PointId) -> Result<Option<String>> {
+        let mut last = None;
+        for disk in &self.disks {
+            let id = DiskId { domain: self.domain.clone(), disk: disk.target.parse()? };
+            last = last.max(self.repository.passed_over(&id, &self.request.selector, point)?);
+        }
+        Ok(last.map(|point| point.to_string()))
+    }
+
+    /// Where the first file of a role is restored to.
+    fn restored(&self, role: Role) -> Option<&Path> {
+        self.files.iter().find(|(file, _)| file.role == role).map(|(_, path)| path.as_path())
+    }
+
+    /// Makes a file of what `fill` writes, durably and whole.
+    fn write(
+        &self,
+        path: &Path,
+        mode: u32,
+        written: &mut Written,
+        fill: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<()> {
+        let failed = |error| Error::io("write", path, error);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        let new = !path.exists();
+        let target = Target::create(path, self.request.force, &[])?;
+        fill(&mut target.store().file())?;
+        let permissions = std::fs::Permissions::from_mode(mode & 0o777);
+        target.store().file().set_permissions(permissions).map_err(failed)?;
+        target.commit()?;
+        if new {
+            written.paths.push(path.to_path_buf());
+        }
+        Ok(())
+    }
+}
+
+/// A path that two files would have, or that is a file's and leads to another.
+fn taken_twice(mut paths: Vec<&Path>) -> Option<&Path> {
+    // A path comes right before those that lead through it.
+    paths.sort_unstable();
+    let mut pairs = paths.iter().zip(paths.iter().skip(1));
+    pairs.find(|(path, next)| next.starts_with(path)).map(|(path, _)| *path)
+}
+
+/// The XML that a machine's definition is made from.
+fn definition_of(
+    repository: &Repository,
+    domain: &DomainName,
+    machine: &MachineRecord,
+    manifest: &Manifest,
+) -> Result<String> {
+    let xml = machine.file(Role::DomainXml).or(machine.file(Role::LiveXml)).ok_or_else(|| {
+        let text = format!("point {} of {domain} has no definition", manifest.point);
+        Error::new(ErrorKind::NotFound, text)
+    })?;
+    let damaged = |what: &str| {
+        let path = repository.machine_file_path(domain, xml);
+        Error::new(ErrorKind::Damaged, format!("{} {what}", path.display()))
+    };
+    if xml.length > XML_LEN_MAX {
+        return Err(damaged("is longer than any definition"));
+    }
+    let text = repository.machine_file(domain, xml)?;
+    String::from_utf8(text).map_err(|error| damaged("is no text").because(error))
+}
+
+/// Where a TPM's state was: where the definition says, or in libvirt's folder …/swtpm/UUID/VERSION.
+fn tpm_root(before: &Domain, machine: &MachineRecord) -> PathBuf {
+    let Some(file) = machine.file(Role::Tpm) else { return PathBuf::new() };
+    let named = before.tpm.as_ref().and_then(|tpm| tpm.path.as_deref().map(absolute));
+    if let Some(path) = named.filter(|path| file.path.starts_with(path)) {
+        return path;
+    }
+    let uuid = machine.uuid.as_deref().map(OsStr::new);
+    let is_of_uuid = |folder: &&Path| folder.parent().is_some_and(|it| it.file_name() == uuid);
+    let root = file.path.ancestors().skip(1).find(is_of_uuid).or(file.path.parent());
+    root.map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// A path without what leads out of a folder that it is put into.
+fn inside(path: &Path) -> PathBuf {
+    let normal = |part| match part {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    };
+    path.components().filter_map(normal).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use qdelta_formats::archive::Consistency;
+
+    use super::*;
+    use crate::formats::archive::Digest;
+    use crate::vault::repository::PointId;
+
+    /// The second one took the place of the first.
+    #[test]
+    fn no_two_files_have_one_path() {
+        let twice = |paths: &[&'static str]| {
+            taken_twice(paths.iter().map(|path| Path::new(*path)).collect()).map(Path::to_path_buf)
+        };
+        assert_eq!(twice(&["/to/b", "/to/a/b", "/to/a-b", "/to/a.b"]), None);
+        assert_eq!(twice(&["/to/b", "/to/a", "/to/b"]), Some("/to/b".into()));
+        assert_eq!(twice(&["/to/a/b", "/to/a-b", "/to/a"]), Some("/to/a".into()));
+    }
+
+    /// A manifest could have 256 MiB parsed as XML.
+    #[test]
+    fn a_definition_is_no_longer_than_libvirt_makes_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::init(dir.path()).unwrap();
+        let domain: DomainName = "web".parse().unwrap();
+        let manifest = Manifest::new(PointId::now().unwrap(), domain.clone(), Consistency::Offline);
+        let file = |length| MachineFile {
+            role: Role::DomainXml,
+            path: PathBuf::from("/etc/libvirt/qemu/web.xml"),
+            length,
+            mode: 0o600,
+            digest: Digest([7; 32]),
+        };
+        let mut machine = MachineRecord {
+            name: "web".to_owned(),
+            uuid: None,
+            freeze_ms: None,
+            frozen_filesystems: None,
+            autostart: false,
+            files: vec![file(XML_LEN_MAX + 1)],
+            left_out: Vec::new(),
+            missing: Vec::new(),
+        };
+        let refusal = |machine: &MachineRecord| {
+            definition_of(&repository, &domain, machine, &manifest).unwrap_err().chain()
+        };
+        assert!(refusal(&machine).contains("longer than any definition"));
+        machine.files = vec![file(XML_LEN_MAX)];
+        assert!(refusal(&machine).contains("is missing"), "it was looked for");
+    }
+}

@@ -1,0 +1,346 @@
+//! The flow that rebuilds the disk of any point in time.
+//!
+//! ```text
+//! chain (newest wins) → frames → workers (decode, prove, write) → root → final name
+//! ```
+
+mod guests;
+mod in_place;
+mod machine;
+mod rebuild;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use qdelta_formats::archive::{ArchiveId, BlockIndex};
+use roaring::RoaringBitmap;
+use serde::Serialize;
+
+use crate::vault::archive::salvage::{self, Salvaged};
+use crate::flows::backup::{archive_store, check_indexes, open_archive, open_chain};
+use crate::base::cancel::Cancel;
+use crate::vault::chain::Chain;
+use crate::guest::libvirt::Libvirt;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Observer, OfDisk, Recorder};
+use crate::disk::create::{self, FileId, Format, ImageWriter, Plan, Stream};
+use crate::disk::flow::pipeline::Resources;
+use crate::vault::repository::{DiskSpec, Repository, Selector};
+use crate::base::warning::{Code, Warning};
+
+pub use in_place::{
+    InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceReport, MachineInPlaceRequest,
+    run_in_place, run_machine_in_place,
+};
+pub use machine::{MachineReport, MachineRequest, run_machine};
+
+/// Where a restored disk goes.
+pub enum Destination {
+    /// A new file, an existing block device, or a named pipe.
+    Path(PathBuf),
+    /// Whoever takes raw bytes one after the other.
+    Stream(Box<dyn Write + Send>),
+}
+
+/// Where a restore writes, and how.
+pub struct Request {
+    /// Where to.
+    pub destination: Destination,
+    /// The format of the output.
+    pub format: Format,
+    /// Replace an existing file, or a block device's content.
+    pub force: bool,
+    /// Where libvirt keeps its files: what is replaced must not be a disk that a guest needs.
+    pub libvirt: Libvirt,
+    /// Give what is left of damaged archives instead of failing.
+    pub salvage: bool,
+    /// Threads and I/O.
+    pub resources: Resources,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The disk, as `domain/disk`.
+    pub disk: String,
+    /// The recovery point.
+    pub point: String,
+    /// It is a safety point, made before a roll back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub safety: bool,
+    /// The last safety point that `latest` or a time passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
+    /// Where it is now; `-` is standard output.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub output: PathBuf,
+    /// `raw` or `qcow2`.
+    pub format: &'static str,
+    /// Size of the disk, in bytes.
+    pub virtual_size: u64,
+    /// How many archives the chain has.
+    pub archives: usize,
+    /// Bytes read from them.
+    pub bytes_read: u64,
+    /// Bytes of the disk that were written; the rest is zero and takes no space.
+    pub bytes_written: u64,
+    /// Digest of what was written; it is the one that the backup computed. None if a salvage could
+    /// not prove it.
+    pub root: Option<String>,
+    /// What a salvage found; none if there was no need for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub salvage: Option<SalvageReport>,
+    /// How the archives were read: `uring` or `threads`.
+    pub io: &'static str,
+    /// What the admin should know, though the disk is as it was.
+    pub warnings: Vec<Warning>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What a salvage could and could not do.
+#[derive(Debug, Clone, Serialize)]
+pub struct SalvageReport {
+    /// Ranges of the disk that are lost. They read as zeros.
+    pub lost: Vec<GuestRange>,
+    /// Ranges of the disk that may hold an earlier point's content: an archive that is damaged or
+    /// missing may have changed them, and nobody can tell any more.
+    pub unsure: Vec<GuestRange>,
+    /// What is damaged or missing, and where.
+    pub problems: Vec<String>,
+}
+
+impl SalvageReport {
+    /// Whether everything was saved after all.
+    pub fn is_complete(&self) -> bool {
+        self.lost.is_empty() && self.unsure.is_empty()
+    }
+}
+
+/// A range of the guest's disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct GuestRange {
+    /// Where it starts.
+    pub start: u64,
+    /// How long it is.
+    pub length: u64,
+}
+
+/// Restores a point out of a repository.
+///
+/// # Errors
+/// Whatever fails, nothing gets the output's name and what had it keeps it. `Busy` if a guest needs
+/// what is there.
+pub fn run(
+    repository: &Repository,
+    disk: &DiskSpec,
+    selector: &Selector,
+    request: Request,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let disk = repository.find_disk(disk)?;
+    let point = repository.resolve(&disk, selector)?;
+    let passed_over = repository.passed_over(&disk, selector, point.id)?;
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
+    warn_of_trouble(repository, observer);
+    check_replaced(&request)?;
+    let (chain, problems) = if request.salvage {
+        let remains = repository.remains_of(&repository.points(&disk)?, &point);
+        let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
+        let expected = Some(point.record.archive_id);
+        salvage_chain(&remains.archives, missing, expected, cancel)?
+    } else {
+        (check_indexes(open_chain(repository, &point)?)?, Vec::new())
+    };
+    let mut report = rebuild(&chain, problems, request, observer, cancel)?;
+    report.safety = point.safety;
+    report.passed_over = passed_over.map(|point| point.to_string());
+    Ok(Report { warnings: recorder.take(), ..report })
+}
+
+/// Says that the repository can only be read, if that is so: restores need no `qdelta.toml`.
+pub(crate) fn warn_of_trouble(repository: &Repository, observer: &dyn Observer) {
+    if let Some(error) = repository.trouble() {
+        observer.warn(Warning::failed(Code::Unreadable, &error));
+    }
+}
+
+/// Restores the end of a chain out of bare archive files, the full first.
+///
+/// # Errors
+/// As [`run`].
+pub fn replay(
+    archives: &[PathBuf],
+    request: Request,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
+    check_replaced(&request)?;
+    let (chain, problems) = if request.salvage {
+        salvage_chain(archives, Vec::new(), None, cancel)?
+    } else {
+        let archives = archives.iter().map(|path| open_archive(path).map(Arc::new));
+        (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
+    };
+    let report = rebuild(&chain, problems, request, observer, cancel)?;
+    Ok(Report { warnings: recorder.take(), ..report })
+}
+
+/// Fails if the image that is to be replaced is one that a guest needs as it is.
+fn check_replaced(request: &Request) -> Result<()> {
+    match &request.destination {
+        Destination::Path(path) if request.force => guests::check(&request.libvirt, path),
+        _ => Ok(()),
+    }
+}
+
+/// The chain of what is left of these archives, and what is wrong with them.
+fn salvage_chain(
+    paths: &[PathBuf],
+    mut problems: Vec<String>,
+    newest: Option<ArchiveId>,
+    cancel: &Cancel,
+) -> Result<(Chain, Vec<String>)> {
+    let mut archives = Vec::new();
+    for path in paths {
+        match open_remains(path, cancel) {
+            Ok(salvaged) => {
+                problems.extend(salvaged.problems);
+                archives.push(Arc::new(salvaged.reader));
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => problems.push(error.chain()),
+        }
+    }
+    let found = archives.last().map(|archive| archive.metadata().archive_id);
+    if newest.is_some() && found != newest {
+        let what = "nothing is left of the archive of the point itself";
+        return Err(Error::new(ErrorKind::Damaged, what)
+            .because(Error::new(ErrorKind::Damaged, problems.join("; ")))
+            .advise("salvage the point before it, or replay the archives that are left"));
+    }
+    let (chain, more) = Chain::salvage(archives)?;
+    problems.extend(more);
+    Ok((chain, problems))
+}
+
+fn open_remains(path: &Path, cancel: &Cancel) -> Result<Salvaged> {
+    salvage::open(&archive_store(path)?, cancel)
+}
+
+fn rebuild(
+    chain: &Chain,
+    mut problems: Vec<String>,
+    request: Request,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Report> {
+    let started = Instant::now();
+    let latest = chain
+        .archives()
+        .last()
+        .ok_or_else(|| Error::new(ErrorKind::Usage, "a chain needs at least one archive"))?;
+    let plan = Plan::new(chain.geometry(), nonzero_blocks(chain))?;
+    let (name, output): (PathBuf, Box<dyn ImageWriter>) = match request.destination {
+        Destination::Path(path) => {
+            let options = create::Options {
+                format: request.format,
+                force: request.force,
+                inputs: input_ids(chain)?,
+                cancel: cancel.clone(),
+            };
+            (path.clone(), create::create(&path, plan, &options, observer)?)
+        }
+        Destination::Stream(sink) => {
+            (PathBuf::from("-"), Box::new(Stream::new(sink, "standard output", plan)))
+        }
+    };
+    let rebuilt = rebuild::run(chain, None, &*output, &request.resources, observer, cancel)?;
+    let salvaged = request.salvage.then(|| {
+        problems.extend(rebuilt.gaps.problems);
+        SalvageReport {
+            lost: ranges(&rebuilt.gaps.lost, chain),
+            unsure: ranges(&rebuilt.gaps.unsure, chain),
+            problems,
+        }
+    });
+    let expected = latest.known_root();
+    let wrong = rebuilt.root.filter(|root| Some(*root) != expected);
+    if let (Some(root), None) = (wrong, &salvaged) {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "{}: what was rebuilt has the root {root}, not {}",
+                latest.path().display(),
+                chain.root()
+            ),
+        )
+        .advise("qdelta verify tells which files are damaged; restore --salvage gives the rest"));
+    }
+    let proved = rebuilt.root.filter(|root| Some(*root) == expected);
+    output.finish(cancel, observer)?;
+    let metadata = latest.metadata();
+    Ok(Report {
+        disk: format!("{}/{}", metadata.domain, metadata.disk),
+        point: metadata.point.clone(),
+        safety: false,
+        passed_over: None,
+        output: name,
+        format: request.format.as_str(),
+        virtual_size: chain.geometry().virtual_size(),
+        archives: chain.archives().len(),
+        bytes_read: rebuilt.bytes_read,
+        bytes_written: rebuilt.bytes_written,
+        root: proved.map(|root| root.to_string()),
+        salvage: salvaged,
+        io: rebuilt.backend.as_str(),
+        warnings: Vec::new(),
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// Blocks as ranges of the disk, neighbours merged.
+fn ranges(blocks: &RoaringBitmap, chain: &Chain) -> Vec<GuestRange> {
+    let geometry = chain.geometry();
+    let mut ranges: Vec<GuestRange> = Vec::new();
+    for block in blocks.iter().map(BlockIndex) {
+        let (start, length) = (geometry.block_offset(block), geometry.block_len(block));
+        match ranges.last_mut() {
+            Some(last) if last.start + last.length == start => last.length += length,
+            _ => ranges.push(GuestRange { start, length }),
+        }
+    }
+    ranges
+}
+
+/// The archives' files: none of them can be the output.
+fn input_ids(chain: &Chain) -> Result<Vec<FileId>> {
+    let mut ids = Vec::new();
+    for archive in chain.archives() {
+        if let Some(fd) = archive.store().fd() {
+            let id = FileId::of(fd);
+            ids.push(id.map_err(|error| Error::io("look at", archive.path(), error))?);
+        }
+    }
+    Ok(ids)
+}
+
+/// The blocks that some archive of the chain leaves stored at its end.
+fn nonzero_blocks(chain: &Chain) -> RoaringBitmap {
+    let mut blocks = RoaringBitmap::new();
+    for archive in chain.archives() {
+        let count = archive.geometry().block_count();
+        if let Ok(count) = u32::try_from(count) {
+            blocks.remove_range(count..);
+        }
+        blocks -= archive.zero();
+        blocks |= archive.stored();
+    }
+    blocks
+}

@@ -1,0 +1,3 @@
+//! How changed blocks are found.
+
+pub mod changes;

@@ -1,0 +1,319 @@
+//! The XML of a restored domain: the one that was backed up, with what has to be different spliced
+//! into its text. Everything else stays as it was written, byte for byte.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use roxmltree::Node;
+
+use super::parse::{child, document, domain_node, elements};
+use super::resources::{Fate, Named, at, walk};
+use crate::base::error::Result;
+
+/// What is to be different.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// The new name.
+    pub name: Option<String>,
+    /// The new UUID.
+    pub uuid: Option<String>,
+    /// New MAC addresses for the network interfaces, in order. Interfaces beyond these lose theirs,
+    /// so that libvirt gives them new ones. None leaves all as they are.
+    pub macs: Option<Vec<String>>,
+    /// The disks that were restored: target, file and format. What they had below them is in them.
+    pub disks: Vec<(String, PathBuf, &'static str)>,
+    /// What becomes of the firmware's variables.
+    pub nvram: Place,
+    /// What becomes of them if they are in a store of their own.
+    pub varstore: Place,
+    /// Files that were restored: where the definition names the first, it is to name the second.
+    pub files: Vec<(PathBuf, PathBuf)>,
+    /// The definition is of a second guest: what it would share with the first goes.
+    pub second: bool,
+    /// What becomes of the TPM's state, if the definition says where it is: libvirt finds it by the
+    /// UUID otherwise.
+    pub tpm: Place,
+    /// The generation id, if the domain has one: a guest learns from a new one that it was restored,
+    /// and that what it had agreed with others since does not count.
+    pub genid: Option<String>,
+    /// Targets of disks that are to be left out.
+    pub dropped: Vec<String>,
+}
+
+/// What becomes of state that lies beside the disks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Place {
+    /// The definition names what it named.
+    #[default]
+    AsItWas,
+    /// It was restored to this path.
+    At(PathBuf),
+    /// The definition names none, so libvirt makes some anew.
+    New,
+}
+
+/// Writes the XML of a domain with `changes`. The state that libvirt wraps around the XML of a
+/// running domain is left out.
+///
+/// # Errors
+/// [`crate::ErrorKind::Image`] if it is no domain's XML.
+pub fn rewrite(text: &str, changes: &Changes) -> Result<String> {
+    let document = document(text)?;
+    let domain = domain_node(&document)?;
+    let mut edits = Edits { text, list: Vec::new() };
+    if let (Some(name), Some(node)) = (&changes.name, child(domain, "name")) {
+        edits.content(node, name);
+    }
+    if let Some(uuid) = &changes.uuid {
+        edits.uuid(domain, uuid);
+    }
+    if let (Some(id), Some(node)) = (&changes.genid, child(domain, "genid")) {
+        edits.content(node, id);
+    }
+    if let Some(os) = child(domain, "os") {
+        edits.nvram(os, &changes.nvram);
+        edits.varstore(os, &changes.varstore);
+    }
+    walk(domain, &mut |named| edits.named(named, changes));
+    if let Some(devices) = child(domain, "devices") {
+        let mut macs = changes.macs.as_ref().map(|macs| macs.iter());
+        for device in elements(devices) {
+            match device.tag_name().name() {
+                "disk" => edits.disk(device, changes),
+                "tpm" => edits.tpm(device, &changes.tpm),
+                "interface" => {
+                    if let (Some(macs), Some(mac)) = (&mut macs, child(device, "mac")) {
+                        match macs.next() {
+                            Some(new) => edits.attribute(mac, "address", new),
+                            None => edits.replace(mac.range(), String::new()),
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(edits.apply(domain.range()))
+}
+
+/// Pieces of a text and what is to stand in their place.
+struct Edits<'a> {
+    text: &'a str,
+    list: Vec<(Range<usize>, String)>,
+}
+
+impl Edits<'_> {
+    fn replace(&mut self, range: Range<usize>, new: String) {
+        self.list.push((range, new));
+    }
+
+    /// Gives an element nothing but `text` as its content.
+    fn content(&mut self, node: Node<'_, '_>, text: &str) {
+        let inside = node.children().map(|child| child.range());
+        let inside = inside.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end));
+        match inside {
+            Some(range) => self.replace(range, escaped(text)),
+            // An empty element has no place for content: write it anew.
+            None => {
+                let name = node.tag_name().name();
+                self.replace(node.range(), format!("<{name}>{}</{name}>", escaped(text)));
+            }
+        }
+    }
+
+    /// Gives an attribute another value; one that is not there is left out.
+    fn attribute(&mut self, node: Node<'_, '_>, name: &str, value: &str) {
+        if let Some(attribute) = node.attribute_node(name) {
+            self.replace(attribute.range_value(), escaped(value));
+        }
+    }
+
+    /// Sets the domain's UUID, and the one that the guest's firmware tables repeat: libvirt wants
+    /// them equal.
+    fn uuid(&mut self, domain: Node<'_, '_>, uuid: &str) {
+        if let Some(node) = child(domain, "uuid") {
+            self.content(node, uuid);
+        } else if let Some(name) = child(domain, "name") {
+            let end = name.range().end;
+            self.replace(end..end, format!("<uuid>{}</uuid>", escaped(uuid)));
+        }
+        for sysinfo in elements(domain).filter(|node| node.tag_name().name() == "sysinfo") {
+            let system = child(sysinfo, "system").into_iter().flat_map(elements);
+            for entry in system.filter(|entry| entry.attribute("name") == Some("uuid")) {
+                self.content(entry, uuid);
+            }
+        }
+    }
+
+    fn nvram(&mut self, os: Node<'_, '_>, place: &Place) {
+        let Some(nvram) = child(os, "nvram") else {
+            // libvirt chose the file when it was started, and did not note it here.
+            if let (Place::At(path), Some(last)) = (place, elements(os).last()) {
+                let (end, path) = (last.range().end, escaped(&path.to_string_lossy()));
+                let format = if path.ends_with(".qcow2") { " format='qcow2'" } else { "" };
+                self.replace(end..end, format!("<nvram{format}>{path}</nvram>"));
+            }
+            return;
+        };
+        match (place, child(nvram, "source")) {
+            (Place::AsItWas, _) => {}
+            (Place::At(path), Some(source)) => {
+                self.attribute(source, "file", &path.to_string_lossy());
+            }
+            (Place::At(path), None) => self.content(nvram, &path.to_string_lossy()),
+            (Place::New, _) => {
+                // From this libvirt makes them.
+                let mut kept = String::new();
+                for name in ["template", "templateFormat", "format"] {
+                    if let Some(value) = nvram.attribute(name) {
+                        kept.push_str(&format!(" {name}='{}'", escaped(value)));
+                    }
+                }
+                let new = if kept.is_empty() { kept } else { format!("<nvram{kept}/>") };
+                self.replace(nvram.range(), new);
+            }
+        }
+    }
+
+    fn varstore(&mut self, os: Node<'_, '_>, place: &Place) {
+        let path = match place {
+            Place::AsItWas => return,
+            Place::At(path) => format!(" path='{}'", escaped(&path.to_string_lossy())),
+            Place::New => String::new(),
+        };
+        let Some(varstore) = child(os, "varstore") else {
+            if let (false, Some(last)) = (path.is_empty(), elements(os).last()) {
+                let end = last.range().end;
+                self.replace(end..end, format!("<varstore{path}/>"));
+            }
+            return;
+        };
+        if let Some(old) = varstore.attribute_node("path") {
+            self.replace(old.range(), path.trim_start().to_owned());
+        } else {
+            let end = varstore.range().start + 1 + "varstore".len();
+            self.replace(end..end, path);
+        }
+    }
+
+    /// Has a file that was restored named where it is now, and takes from a second guest what it would
+    /// share with the first.
+    fn named(&mut self, named: Named<'_, '_>, changes: &Changes) {
+        let (place, value, node, attribute) = match named {
+            Named::Device(held, node) => {
+                let is_gone = changes.second && held.shared;
+                return if is_gone {
+                    self.replace(node.range(), String::new())
+                };
+            }
+            Named::Value { place, value, node, attribute } => (place, value, node, attribute),
+        };
+        let resource = at(&place, value, node);
+        let is_taken = matches!(resource.fate, Fate::Boot | Fate::State | Fate::TakenApart);
+        let restored = changes.files.iter().find(|(old, _)| Some(old) == resource.path.as_ref());
+        if let Some((_, new)) = restored.filter(|_| is_taken) {
+            let new = new.to_string_lossy();
+            return match attribute {
+                Some(name) => self.attribute(node, name, &new),
+                None => self.content(node, &new),
+            };
+        }
+        if !changes.second || !resource.shared || place.starts_with("os/varstore") {
+            return;
+        }
+        let whole = match place.as_str() {
+            "devices/pstore/path" => node.parent().unwrap_or(node),
+            _ => node,
+        };
+        match attribute.and_then(|name| node.attribute_node(name)) {
+            // A socket of which libvirt chooses the place.
+            Some(socket) if place.starts_with("devices/graphics") => {
+                self.replace(socket.range(), String::new());
+            }
+            _ => self.replace(whole.range(), String::new()),
+        }
+    }
+
+    fn tpm(&mut self, tpm: Node<'_, '_>, place: &Place) {
+        let source = child(tpm, "backend").and_then(|backend| child(backend, "source"));
+        match (place, source) {
+            (Place::AsItWas, _) | (_, None) => {}
+            (Place::At(path), Some(source)) => {
+                self.attribute(source, "path", &path.to_string_lossy());
+            }
+            (Place::New, Some(source)) => self.replace(source.range(), String::new()),
+        }
+    }
+
+    fn disk(&mut self, disk: Node<'_, '_>, changes: &Changes) {
+        let target = child(disk, "target").and_then(|target| target.attribute("dev"));
+        if target.is_some_and(|target| changes.dropped.iter().any(|it| it == target)) {
+            return self.replace(disk.range(), String::new());
+        }
+        let restored = changes.disks.iter().find(|(name, ..)| Some(name.as_str()) == target);
+        let Some((_, path, format)) = restored else { return };
+        self.attribute(disk, "type", "file");
+        match child(disk, "driver") {
+            Some(driver) if driver.has_attribute("type") => {
+                self.attribute(driver, "type", format);
+            }
+            Some(driver) => {
+                let end = driver.range().start + 1 + "driver".len();
+                self.replace(end..end, format!(" type='{format}'"));
+            }
+            None => {
+                if let Some(source) = child(disk, "source") {
+                    let start = source.range().start;
+                    self.replace(start..start, format!("<driver name='qemu' type='{format}'/>"));
+                }
+            }
+        }
+        let source = format!("<source file='{}'/>", escaped(&path.to_string_lossy()));
+        for part in elements(disk) {
+            match part.tag_name().name() {
+                "source" => self.replace(part.range(), source.clone()),
+                // All that was below is in the restored disk.
+                "backingStore" | "dataStore" | "mirror" => {
+                    self.replace(part.range(), String::new())
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The part `whole` of the text with all edits made.
+    fn apply(mut self, whole: Range<usize>) -> String {
+        // Of two edits of which one is inside the other, the outer one comes first and is made.
+        self.list.sort_by_key(|(range, _)| (range.start, Reverse(range.end)));
+        let mut out = String::new();
+        let mut position = whole.start;
+        for (range, new) in &self.list {
+            if range.start < position {
+                continue;
+            }
+            out.push_str(self.text.get(position..range.start).unwrap_or_default());
+            out.push_str(new);
+            position = position.max(range.end);
+        }
+        out.push_str(self.text.get(position..whole.end).unwrap_or_default());
+        out.push('\n');
+        out
+    }
+}
+
+/// Text as it stands in XML, in an attribute or between tags.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&apos;"),
+            other => out.push(other),
+        }
+    }
+    out
+}

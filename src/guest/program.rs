@@ -1,0 +1,172 @@
+//! Running another program under a deadline: what it says is kept as far as it is short, and when its
+//! time is over it is ended with all that it started.
+
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::disk::sys;
+
+/// More than this of what it says is not kept, in bytes.
+const OUTPUT_LEN_MAX: usize = 16 << 10;
+/// The most characters of a complaint that are passed on. However they are written in JSON, several
+/// complaints fit into a line of the watchdog's.
+const PROBLEM_LEN_MAX: usize = 4000;
+/// How long it is waited for at a time when nothing wakes the wait.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How a program ended.
+pub(crate) enum End {
+    /// By itself.
+    Exit(ExitStatus),
+    /// Its time was over.
+    Deadline,
+    /// The other end of the pipe that was watched was closed.
+    Abort,
+}
+
+/// What a program wrote, the beginning of it.
+#[derive(Default)]
+pub(crate) struct Said {
+    /// To its standard output.
+    pub stdout: Vec<u8>,
+    /// To its standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Said {
+    /// The first line that it complained of and that begins with `error:`, without that word; nothing
+    /// if there is none, or if not all that it said was kept.
+    pub fn first_error(&self) -> Option<String> {
+        if self.stderr.len() >= OUTPUT_LEN_MAX {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&self.stderr);
+        let first = text.lines().find_map(|line| line.trim().strip_prefix("error:"));
+        first.map(|words| words.trim().to_owned())
+    }
+
+    /// What it complained of, in one line with a colon in front; nothing if it did not.
+    pub fn problem(&self) -> String {
+        let text = String::from_utf8_lossy(&self.stderr);
+        let words: Vec<&str> = text.split_whitespace().collect();
+        if words.is_empty() {
+            return String::new();
+        }
+        let plain = |c: &char| !c.is_control();
+        let line: String = words.join(" ").chars().filter(plain).take(PROBLEM_LEN_MAX).collect();
+        format!(": {line}")
+    }
+}
+
+/// Runs `command` to its end, at most for `limit`, or until the other end of `abort` is closed.
+pub(crate) fn run(
+    mut command: Command,
+    limit: Duration,
+    abort: Option<BorrowedFd<'_>>,
+) -> Result<(End, Said), Failure> {
+    let deadline = Instant::now() + limit;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A group of its own, so that whatever it starts can be ended with it.
+    command.process_group(0);
+    sys::kernel::die_with_parent(&mut command);
+    let mut child = command.spawn().map_err(Failure::Start)?;
+    let mut said = Said::default();
+    match wait(&mut child, &mut said, deadline, abort) {
+        Ok(end) => Ok((end, said)),
+        Err(error) => {
+            end_group(&mut child);
+            Err(Failure::Wait(error))
+        }
+    }
+}
+
+/// Why a program could not be run to its end.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It can't be started.
+    Start(std::io::Error),
+    /// It can't be waited for, and was ended.
+    Wait(std::io::Error),
+}
+
+/// Waits for the end, keeps what was said, and ends it by force if it must.
+fn wait(
+    child: &mut Child,
+    said: &mut Said,
+    deadline: Instant,
+    abort: Option<BorrowedFd<'_>>,
+) -> std::io::Result<End> {
+    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    let pipes = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
+    for pipe in pipes.into_iter().flatten() {
+        fcntl_setfl(pipe, OFlags::NONBLOCK)?;
+    }
+    loop {
+        let end = child.try_wait()?;
+        drain(&mut stdout, &mut said.stdout);
+        drain(&mut stderr, &mut said.stderr);
+        if let Some(status) = end {
+            return Ok(End::Exit(status));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let gone = abort.is_some_and(is_closed);
+        if left.is_zero() || gone {
+            end_group(child);
+            return Ok(if gone { End::Abort } else { End::Deadline });
+        }
+        let pipes = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd), abort];
+        sleep(&pipes, left.min(PAUSE));
+    }
+}
+
+/// Sleeps until one of the pipes has something to say, at most for `limit`.
+fn sleep(pipes: &[Option<BorrowedFd<'_>>], limit: Duration) {
+    let mut fds: Vec<PollFd<'_>> =
+        pipes.iter().flatten().map(|pipe| PollFd::from_borrowed_fd(*pipe, PollFlags::IN)).collect();
+    // A sleep that was cut short does no harm.
+    let _ = poll(&mut fds, Timespec::try_from(limit).ok().as_ref());
+}
+
+/// Whether whoever held the other end of a pipe is no more.
+fn is_closed(pipe: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(pipe, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut fds, Some(&now)), Ok(1))
+        && fds.iter().any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR))
+}
+
+/// Keeps what a pipe has to say now; drops the pipe at its end.
+fn drain<R: Read>(pipe: &mut Option<R>, kept: &mut Vec<u8>) {
+    let mut bytes = [0; 1024];
+    // Bounded: a program that never stops talking must not keep us from looking at the clock.
+    for _ in 0..64 {
+        let Some(open) = pipe else { return };
+        match open.read(&mut bytes) {
+            Ok(0) => *pipe = None,
+            Ok(len) => {
+                let room = OUTPUT_LEN_MAX.saturating_sub(kept.len());
+                kept.extend(bytes.iter().take(len.min(room)));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            Err(_) => *pipe = None,
+        }
+    }
+}
+
+/// Ends the child and all that it started.
+fn end_group(child: &mut Child) {
+    // Not yet waited for, so its id is nobody else's.
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}

@@ -1,0 +1,146 @@
+//! The watchdog: the process that freezes, and that thaws whatever becomes of the one that started
+//! it.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use super::protocol::{Lines, Order, Reply};
+use super::virsh::{self, Problem, Verb};
+use super::{Freeze, alarm, mark, thaw, turn};
+use crate::base::error::{Error, ErrorKind, Result};
+
+/// Is the watchdog: takes orders from `orders`, which closes when the one who gives them is no
+/// more, and answers on `replies`. Returns when there is nothing left to do. The process should heed
+/// no signal that can be ignored, and have a session of its own, which this gives it.
+///
+/// # Errors
+/// `Alarm` if a guest could not be thawed; `Usage` if the orders make no sense.
+pub fn watch(orders: File, replies: File) -> Result<()> {
+    // Who started it by hand is the leader of a group and stays in its session.
+    let _ = rustix::process::setsid();
+    let mut watch = Watch { orders: Lines::new(orders), replies };
+    let Some(Order::Watch(freeze)) = watch.order(None) else {
+        return Err(Error::new(ErrorKind::Usage, "the watchdog is started by qdelta alone"));
+    };
+    let _turn = match turn::take(&freeze, turn::WAIT_MAX) {
+        Ok(turn) => turn,
+        Err(error) => {
+            watch.reply(&Reply::NotFrozen { problem: error.chain(), unreached: false });
+            return Ok(());
+        }
+    };
+    watch.reply(&Reply::Ready);
+    match watch.order(None) {
+        Some(Order::Freeze) => watch.freeze(&freeze),
+        // Whoever wanted to freeze has thought better of it.
+        _ => Ok(()),
+    }
+}
+
+struct Watch {
+    orders: Lines<File>,
+    replies: File,
+}
+
+impl Watch {
+    fn freeze(&mut self, freeze: &Freeze) -> Result<()> {
+        let mark = match mark::set(freeze) {
+            Ok(mark) => mark,
+            Err(error) => {
+                self.reply(&Reply::NotFrozen { problem: error.chain(), unreached: false });
+                return Ok(());
+            }
+        };
+        let since = Instant::now();
+        let abort = Some(self.orders.pipe().as_fd());
+        let frozen =
+            virsh::call(&freeze.virsh, Verb::Freeze, &freeze.guest, freeze.freeze_max, abort);
+        let frozen = match frozen {
+            Ok(0) => Err(Problem::new("the agent found no filesystem to freeze".to_owned())),
+            Err(problem) if not_frozen(freeze, &problem, since) => {
+                mark::clear(&freeze.mark, Some(&mark));
+                let Problem { text, unreached, .. } = problem;
+                self.reply(&Reply::NotFrozen { problem: text, unreached });
+                return Ok(());
+            }
+            other => other,
+        };
+        let mut broken = None;
+        if let Ok(filesystems) = frozen {
+            self.reply(&Reply::Frozen { filesystems });
+            let left = freeze.freeze_max.saturating_sub(since.elapsed());
+            if !matches!(self.order(Some(left)), Some(Order::Thaw)) {
+                broken = Some(format!(
+                    "it was thawed after {} ms, before all was done",
+                    since.elapsed().as_millis()
+                ));
+            }
+        }
+        // Also after a freeze that failed: it may have frozen something, or be about to.
+        let left = freeze.freeze_max.saturating_sub(since.elapsed());
+        let mut trying = || {
+            self.reply(&Reply::Trying);
+        };
+        let thawed = match &frozen {
+            Err(problem) if problem.unanswered => thaw::thaw_for_good(freeze, left, &mut trying),
+            _ => thaw::thaw(freeze, left, &mut trying),
+        };
+        let freeze_ms = since.elapsed().as_millis() as u64;
+        // One that is only paused is frozen still: the next run looks again.
+        if thawed.as_ref().is_ok_and(|done| !done.not_running) {
+            mark::clear(&freeze.mark, Some(&mark));
+        }
+        let reply = match (frozen, thawed) {
+            (frozen, Err(problem)) => {
+                let problem = match frozen {
+                    Ok(_) => problem,
+                    Err(first) => {
+                        format!("{problem}; before it the freeze had failed: {}", first.text)
+                    }
+                };
+                // Whoever hears it raises the alarm; if nobody does, it is for us to do.
+                return match self.reply(&Reply::Alarm { problem: problem.clone() }) {
+                    true => Ok(()),
+                    false => Err(alarm(&freeze.name, &problem)),
+                };
+            }
+            (Err(problem), Ok(_)) => Reply::NotFrozen { problem: problem.text, unreached: false },
+            (Ok(filesystems), Ok(done)) => {
+                let by_itself = (done.filesystems < filesystems).then(|| {
+                    format!(
+                        "of {filesystems} frozen filesystems {} were still frozen when it was thawed",
+                        done.filesystems
+                    )
+                });
+                let failed = done.first_problem.map(|first| format!("the thaw failed: {first}"));
+                Reply::Thawed { freeze_ms, problem: broken.or(failed).or(by_itself) }
+            }
+        };
+        self.reply(&reply);
+        Ok(())
+    }
+
+    /// Answers; false if nobody listens any more. Then there is still work to do.
+    fn reply(&mut self, reply: &Reply) -> bool {
+        let Ok(mut line) = serde_json::to_vec(reply) else { return false };
+        line.push(b'\n');
+        self.replies.write_all(&line).is_ok()
+    }
+
+    /// Waits for the next order, at most for `limit`.
+    fn order(&mut self, limit: Option<Duration>) -> Option<Order> {
+        self.orders.next(limit)
+    }
+}
+
+/// Whether a freeze that failed proves that it has frozen nothing, and nothing else has to be thawed.
+fn not_frozen(freeze: &Freeze, problem: &Problem, since: Instant) -> bool {
+    if !problem.untouched && !problem.refused {
+        return false;
+    }
+    let thawed = thaw::thaw_once(freeze, freeze.freeze_max.saturating_sub(since.elapsed()));
+    // An agent that refuses both never froze anything; one that has frozen refuses no thaw.
+    problem.untouched || thawed.is_ok() || thawed.is_err_and(|problem| problem.refused)
+}

@@ -1,0 +1,187 @@
+//! A full and the archives that follow it, read as one disk: the newest archive that says
+//! something about a block wins.
+
+mod cursor;
+mod runs;
+mod salvage;
+mod state;
+
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+
+use crate::vault::archive::Reader;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::formats::archive::{Digest, Geometry, GroupIndex, Kind};
+
+pub use cursor::GroupCursor;
+pub use state::{FrameRead, GroupState, Owner};
+
+/// The most archives a chain may have. Ten years of one every two hours.
+pub const CHAIN_LEN_MAX: usize = 50_000;
+
+/// Archives that were proved to follow each other, the full first.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    archives: Vec<Arc<Reader>>,
+    /// For each archive, the fewest blocks that a disk above it has: what it stores from there on
+    /// was cut off later. For the newest, its own.
+    blocks_kept: Vec<u64>,
+    /// Set if the chain may have damage.
+    salvage: Option<Breaks>,
+}
+
+/// Where archives are missing in a salvaged chain: below which position, and how many blocks of
+/// the disk they may have had a say in. The newest first.
+type Breaks = Vec<(usize, u64)>;
+
+impl Chain {
+    /// The chain of these archives, the full first, each the parent of the next.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`]: they are not one chain in this order; the error names both files
+    /// that do not fit. [`ErrorKind::Usage`]: none at all, or more than [`CHAIN_LEN_MAX`].
+    pub fn new(archives: Vec<Arc<Reader>>) -> Result<Self> {
+        if archives.is_empty() || archives.len() > CHAIN_LEN_MAX {
+            let context = format!("{} archives can't be a chain", archives.len());
+            return Err(Error::new(ErrorKind::Usage, context));
+        }
+        if let Some(first) = archives.first() {
+            check_first(first)?;
+        }
+        for (parent, child) in archives.iter().zip(archives.iter().skip(1)) {
+            check_pair(parent, child)?;
+        }
+        Ok(Self::link(archives, None))
+    }
+
+    /// The chain of archives that were found to follow each other.
+    fn link(archives: Vec<Arc<Reader>>, salvage: Option<Breaks>) -> Self {
+        let mut kept = archives.last().map_or(0, |newest| newest.geometry().block_count());
+        let mut blocks_kept: Vec<u64> = Vec::with_capacity(archives.len());
+        for archive in archives.iter().rev() {
+            blocks_kept.push(kept);
+            kept = kept.min(archive.geometry().block_count());
+        }
+        blocks_kept.reverse();
+        Self { archives, blocks_kept, salvage }
+    }
+
+    /// Size of the disk, and of its blocks, at the newest point.
+    pub fn geometry(&self) -> Geometry {
+        self.newest().geometry()
+    }
+
+    /// The root of the newest point.
+    pub fn root(&self) -> Digest {
+        self.newest().root()
+    }
+
+    /// The archives, the full first.
+    pub fn archives(&self) -> &[Arc<Reader>] {
+        &self.archives
+    }
+
+    /// The last archive.
+    pub fn newest(&self) -> &Arc<Reader> {
+        #[expect(clippy::indexing_slicing, reason = "`new` refuses a chain of none")]
+        &self.archives[self.archives.len() - 1]
+    }
+
+    /// The blocks that are not zero at the newest point. At most one bit for each block of the disk.
+    pub fn nonzero(&self) -> RoaringBitmap {
+        let mut nonzero = RoaringBitmap::new();
+        for archive in &self.archives {
+            nonzero |= archive.stored();
+            nonzero -= archive.zero();
+            // A disk that shrank here has lost what lay behind its end.
+            if let Ok(end) = u32::try_from(archive.geometry().block_count()) {
+                nonzero.remove_range(end..);
+            }
+        }
+        nonzero
+    }
+
+    /// The blocks that may differ between the disk at the archive of this position and at the
+    /// newest point. At most one bit for each block of the disk.
+    pub fn changed_since(&self, position: usize) -> RoaringBitmap {
+        let mut changed = RoaringBitmap::new();
+        let mut shortest = u64::MAX;
+        for archive in self.archives.iter().skip(position) {
+            shortest = shortest.min(archive.geometry().block_count());
+        }
+        for archive in self.archives.iter().skip(position + 1) {
+            changed |= archive.stored();
+            changed |= archive.zero();
+        }
+        // What a disk lost by shrinking is in no archive; if it grew again, it is zero now.
+        let end = self.geometry().block_count();
+        if let Some(last) = end.checked_sub(1)
+            && shortest < end
+        {
+            changed.insert_range(shortest as u32..=last as u32);
+        }
+        changed
+    }
+
+    /// Starts a pass over the disk's groups. Each thread may have its own.
+    pub fn cursor(&self) -> GroupCursor<'_> {
+        GroupCursor::new(self)
+    }
+
+    /// The disk's groups as `(group, bytes of the disk)`, for messages.
+    pub(crate) fn describe_group(&self, group: GroupIndex) -> String {
+        let range = self.geometry().group_range(group);
+        format!("group {}, bytes {} to {} of the disk", group.0, range.start, range.end)
+    }
+}
+
+fn check_first(first: &Reader) -> Result<()> {
+    let metadata = first.metadata();
+    if metadata.kind == Kind::Full {
+        return Ok(());
+    }
+    let parent = metadata.parent.as_ref().map_or("none", |parent| parent.point.as_str());
+    let context = format!(
+        "{} is {} and needs the archive of point {parent} before it",
+        first.path().display(),
+        metadata.kind
+    );
+    Err(Error::new(ErrorKind::Damaged, context)
+        .advise("Name the full first, then the archives that follow it, oldest first."))
+}
+
+fn check_pair(parent: &Reader, child: &Reader) -> Result<()> {
+    let (above, below) = (child.metadata(), parent.metadata());
+    let misfit = |why: String| {
+        let (child, parent) = (child.path().display(), parent.path().display());
+        Err(Error::new(ErrorKind::Damaged, format!("{child} does not follow {parent}: {why}")))
+    };
+    let Some(link) = &above.parent else {
+        return misfit("it is a full, the start of another chain".into());
+    };
+    if above.chain_id != below.chain_id {
+        return misfit(format!("they are of the chains {} and {}", above.chain_id, below.chain_id));
+    }
+    if link.archive_id != below.archive_id {
+        return misfit(format!(
+            "it follows point {} (archive {}), the other is point {} (archive {})",
+            link.point, link.archive_id, below.point, below.archive_id
+        ));
+    }
+    if link.root != parent.root() {
+        return misfit(format!(
+            "it was made against the root {}, the other has {}",
+            link.root,
+            parent.root()
+        ));
+    }
+    let (ours, theirs) = (above.geometry.block_size(), below.geometry.block_size());
+    if ours != theirs {
+        return misfit(format!("blocks of {ours} bytes over blocks of {theirs}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,5 @@
+//! Blocks to frames and back, one worker at a time.
+
+pub mod codec;
+pub mod pack;
+pub mod unpack;

@@ -1,0 +1,228 @@
+//! The workers' stage of a restore and of a verification: from frames to the disk's blocks, each
+//! proved by its digest.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use qdelta_formats::archive::{
+    BlockIndex, Digest, FrameEntry, FrameView, GROUP_BLOCKS, block_digest,
+};
+
+use crate::vault::archive::Reader;
+use crate::vault::frames::codec::Decompressor;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::vault::frames::pack::GroupDigests;
+
+/// A frame that a range of the disk needs, and for which of its blocks.
+#[derive(Debug, Clone)]
+pub struct FrameNeed {
+    /// Which archive of the chain, counted from the full.
+    pub archive: usize,
+    /// Where the frame is.
+    pub entry: FrameEntry,
+    /// The blocks of its span that are wanted. The others are superseded.
+    pub wanted: u64,
+    /// Where in the task's buffer the frame was read to; if it had no room there, the worker reads
+    /// it.
+    pub at: Option<Range<usize>>,
+}
+
+/// Blocks that a salvage could not get back.
+#[derive(Debug, Clone)]
+pub struct Lost {
+    /// The first block of the frame's span.
+    pub first_block: u64,
+    /// Which blocks of the span.
+    pub mask: u64,
+    /// Why.
+    pub problem: String,
+}
+
+/// Turns frames into blocks; one for each worker.
+pub struct Unpacker {
+    archives: Vec<Arc<Reader>>,
+    block_size: usize,
+    decompressor: Decompressor,
+    /// A frame's blocks, where not all of them are wanted or they are no neighbours.
+    frame: Vec<u8>,
+    /// A frame that the task's buffer had no room for.
+    overflow: Vec<u8>,
+}
+
+impl Unpacker {
+    /// An unpacker for blocks of `block_size` bytes out of `archives`.
+    pub fn new(archives: Vec<Arc<Reader>>, block_size: u32) -> Result<Self> {
+        Ok(Self {
+            archives,
+            block_size: block_size as usize,
+            decompressor: Decompressor::new()?,
+            frame: Vec::new(),
+            overflow: Vec::new(),
+        })
+    }
+
+    /// Unpacks what `needs` ask for of `blocks`. `buffer` is what was read, `digests` are those of
+    /// the blocks' group. Fills `out` with all the blocks side by side; those that nobody needs
+    /// hold zeros.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`], with archive, offset and guest range, if a frame is not what was
+    /// written.
+    pub fn unpack(
+        &mut self,
+        blocks: &Range<u64>,
+        needs: &[FrameNeed],
+        buffer: &[u8],
+        digests: &GroupDigests,
+        out: &mut [u8],
+    ) -> Result<()> {
+        begin(blocks, needs, out);
+        for need in needs {
+            self.unpack_frame(blocks, need, buffer, Some(digests), out)?;
+        }
+        Ok(())
+    }
+
+    /// Unpacks what is sound of what `needs` ask for, each frame read here. `digests` are those of
+    /// the blocks' group, if they are known. Fills `out` with all blocks side by side, and gives
+    /// those that are lost, which hold zeros.
+    ///
+    /// # Errors
+    /// Those that are no damage: the system fails.
+    pub fn salvage(
+        &mut self,
+        blocks: &Range<u64>,
+        needs: &[FrameNeed],
+        digests: Option<&GroupDigests>,
+        out: &mut [u8],
+    ) -> Result<Vec<Lost>> {
+        begin(blocks, needs, out);
+        let mut lost = Vec::new();
+        for need in needs {
+            let Err(error) = self.unpack_frame(blocks, need, &[], digests, out) else { continue };
+            if !matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) {
+                return Err(error);
+            }
+            let first = u64::from(need.entry.first_block.0);
+            for bit in (0..64).filter(|bit| need.wanted & (1 << bit) != 0) {
+                let start = (first + bit - blocks.start) as usize * self.block_size;
+                out[start..start + self.block_size].fill(0);
+            }
+            let problem = error.chain();
+            lost.push(Lost { first_block: first, mask: need.wanted, problem });
+        }
+        Ok(lost)
+    }
+
+    fn unpack_frame(
+        &mut self,
+        blocks: &Range<u64>,
+        need: &FrameNeed,
+        buffer: &[u8],
+        digests: Option<&GroupDigests>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let archive = self.archives.get(need.archive).ok_or_else(|| {
+            Error::new(ErrorKind::Io, "internal error: a frame of an archive that is not open")
+        })?;
+        let view = match &need.at {
+            Some(at) => archive.parse_frame(&need.entry, &buffer[at.clone()])?,
+            None => archive.read_frame(&need.entry, &mut self.overflow)?,
+        };
+        let header = &view.header;
+        let first = u64::from(header.first_block.0);
+        let low = header.mask.trailing_zeros();
+        let count = header.mask.count_ones() as usize;
+        let neighbours = (header.mask >> low).trailing_ones() as usize == count;
+        // Both are within the task: a span never reaches over its edges.
+        let place = |bit: u32| (first + u64::from(bit) - blocks.start) as usize * self.block_size;
+        if need.wanted == header.mask && neighbours {
+            let start = place(low);
+            let whole = &mut out[start..start + count * self.block_size];
+            decode(&mut self.decompressor, archive, &need.entry, &view, whole)?;
+        } else {
+            self.frame.resize(header.raw_len(), 0);
+            decode(&mut self.decompressor, archive, &need.entry, &view, &mut self.frame)?;
+            let held = (0..64).filter(|bit| header.mask & (1 << bit) != 0);
+            for (bit, bytes) in held.zip(self.frame.chunks_exact(self.block_size)) {
+                if need.wanted & (1 << bit) != 0 {
+                    let start = place(bit);
+                    out[start..start + self.block_size].copy_from_slice(bytes);
+                }
+            }
+        }
+        let Some(digests) = digests else { return Ok(()) };
+        for bit in (0..64).filter(|bit| need.wanted & (1 << bit) != 0) {
+            let block = BlockIndex(header.first_block.0 + bit);
+            let start = place(bit);
+            let expected = &digests[(block.0 % GROUP_BLOCKS) as usize];
+            let content = &out[start..start + self.block_size];
+            check_block(archive, &need.entry, block, content, expected)?;
+        }
+        Ok(())
+    }
+
+    /// Proves a frame by the digests in its own archive's index, or, if `quick`, by its checksums
+    /// alone. Gives how many bytes of blocks it holds.
+    ///
+    /// # Errors
+    /// As [`Self::unpack`].
+    pub fn check(&mut self, need: &FrameNeed, buffer: &[u8], digests: &[Digest]) -> Result<u64> {
+        let archive = self.archives.get(need.archive).ok_or_else(|| {
+            Error::new(ErrorKind::Io, "internal error: a frame of an archive that is not open")
+        })?;
+        let view = match &need.at {
+            Some(at) => archive.parse_frame(&need.entry, &buffer[at.clone()])?,
+            None => archive.read_frame(&need.entry, &mut self.overflow)?,
+        };
+        let header = &view.header;
+        if !digests.is_empty() {
+            self.frame.resize(header.raw_len(), 0);
+            decode(&mut self.decompressor, archive, &need.entry, &view, &mut self.frame)?;
+            let held = (0..64).filter(|bit| header.mask & (1 << bit) != 0);
+            let contents = self.frame.chunks_exact(self.block_size);
+            for ((bit, content), expected) in held.zip(contents).zip(digests) {
+                let block = BlockIndex(header.first_block.0 + bit);
+                check_block(archive, &need.entry, block, content, expected)?;
+            }
+        }
+        Ok(header.raw_len() as u64)
+    }
+}
+
+/// Makes `out` zero where no frame will put anything.
+fn begin(blocks: &Range<u64>, needs: &[FrameNeed], out: &mut [u8]) {
+    let wanted: u64 = needs.iter().map(|need| u64::from(need.wanted.count_ones())).sum();
+    if wanted < blocks.end - blocks.start {
+        out.fill(0);
+    }
+}
+
+fn decode(
+    decompressor: &mut Decompressor,
+    archive: &Reader,
+    entry: &FrameEntry,
+    view: &FrameView<'_>,
+    out: &mut [u8],
+) -> Result<()> {
+    decompressor
+        .decompress(view.header.codec, view.payload, out)
+        .map_err(|error| archive.frame_error(entry, error))
+}
+
+fn check_block(
+    archive: &Reader,
+    entry: &FrameEntry,
+    block: BlockIndex,
+    content: &[u8],
+    expected: &Digest,
+) -> Result<()> {
+    if block_digest(content) == *expected {
+        return Ok(());
+    }
+    let error = Error::new(
+        ErrorKind::Damaged,
+        format!("block {} is not what its digest says, though the checksum fits", block.0),
+    );
+    Err(archive.frame_error(entry, error))
+}

@@ -1,0 +1,6 @@
+//! Recovery points, kept safe: archives, chains of them, and the repository.
+
+pub mod archive;
+pub mod chain;
+pub mod frames;
+pub mod repository;

@@ -1,0 +1,143 @@
+//! What can be seen to be wrong with points without reading an archive: what is missing, and what has
+//! another length. What is in the archives only a verification tells.
+
+use std::collections::BTreeSet;
+
+use super::names::DiskId;
+use super::point::PointId;
+use super::{DamagedManifest, Point, PointList, Repository, chain, leftovers};
+use crate::base::error::{Error, ErrorKind, Result};
+
+/// What can be seen of a disk's points.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// The points all of whose archives are there, in their length.
+    pub restorable: BTreeSet<PointId>,
+    /// What is wrong, with the file that it is about; the oldest point first.
+    pub problems: Vec<DamagedManifest>,
+}
+
+/// Looks at the points of a disk.
+pub(super) fn of(repository: &Repository, disk: &DiskId, list: &PointList) -> Result<Health> {
+    let mut health = Health::default();
+    let mut note = |point, path: &std::path::Path, error| {
+        health.problems.push(DamagedManifest { point, path: path.to_owned(), error });
+    };
+    // Parents come before their children.
+    for point in &list.points {
+        let mut is_whole = true;
+        if let Err(error) = check_archive(point) {
+            note(point.id, &point.archive_path, error);
+            is_whole = false;
+        }
+        if let Some(parent) = point.record.parent {
+            let is_listed = list.points.iter().any(|it| it.id == parent);
+            is_whole &= match is_listed {
+                true => health.restorable.contains(&parent),
+                // Its archive may be there all the same, and say what comes before it.
+                false => match chain::of(repository, point) {
+                    Ok(_) => true,
+                    Err(error) => {
+                        if is_whole {
+                            note(point.id, &point.archive_path, error);
+                        }
+                        false
+                    }
+                },
+            };
+        }
+        if is_whole {
+            health.restorable.insert(point.id);
+        }
+    }
+    // Which archives have no manifest can't be told where the manifests, or they, are not known.
+    let strays = match list.unreadable.is_empty() {
+        true => leftovers::strays(repository, disk)?,
+        false => Vec::new(),
+    };
+    for (path, point) in strays {
+        let text =
+            "no manifest names this archive: the point's manifest is lost, or was not copied";
+        let advice = "qdelta replay restores a disk from the archives of its chain alone";
+        note(point, &path, Error::new(ErrorKind::Damaged, text).advise(advice));
+    }
+    Ok(health)
+}
+
+/// Fails unless the archive of a point is there in its length, as far as its folder tells.
+fn check_archive(point: &Point) -> Result<()> {
+    let path = point.archive_path.display();
+    let damaged = |text| Err(Error::new(ErrorKind::Damaged, text));
+    if !point.archive_present {
+        return damaged(format!("its archive {path} is missing"));
+    }
+    let len = match point.archive_path.metadata() {
+        Ok(metadata) => metadata.len(),
+        Err(error) => {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!("its archive {path} can't be looked at"),
+            )
+            .because(error));
+        }
+    };
+    let expected = point.record.bytes_written;
+    if len != expected {
+        return damaged(format!("its archive {path} has {len} bytes, and had {expected}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use crate::base::error::ErrorKind;
+    use crate::formats::archive::Kind;
+    use crate::vault::repository::tests::{back_up, disk, fresh, manifest_path};
+
+    /// The list of points called a point sound whose archive had become a symbolic link that led
+    /// nowhere, or to itself; a restore said "not found", and a backup did not begin anew.
+    #[test]
+    fn a_link_that_leads_nowhere_is_damage_and_no_missing_file() {
+        for target in ["/nowhere/at/all", "itself"] {
+            let (_dir, repository) = fresh();
+            let id = disk("vm/vda");
+            let full = back_up(&repository, &id, Kind::Full).unwrap();
+            let archive = repository.points(&id).unwrap().points[0].archive_path.clone();
+            let manifest = manifest_path(&repository, &id, full);
+            let replace = |path: &std::path::Path| {
+                fs::remove_file(path).unwrap();
+                let itself = path.file_name().unwrap().to_str().unwrap();
+                symlink(target.replace("itself", itself), path).unwrap();
+            };
+            replace(&archive);
+            let list = repository.points(&id).unwrap();
+            let health = repository.health(&id, &list).unwrap();
+            assert!(health.restorable.is_empty(), "{target}");
+            assert_eq!(health.problems.len(), 1, "{target}");
+            replace(&manifest);
+            let list = repository.points(&id).unwrap();
+            let kinds: Vec<_> = list.damaged.iter().map(|it| it.error.kind()).collect();
+            assert_eq!(kinds, [ErrorKind::Damaged], "{target}");
+        }
+    }
+
+    /// Where the folder of a disk could not be listed, its archives were called missing.
+    #[test]
+    fn a_folder_that_cant_be_listed_does_not_make_its_archives_missing() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        back_up(&repository, &id, Kind::Full).unwrap();
+        let dir = repository.disk_dir(&id);
+        fs::remove_dir_all(&dir).unwrap();
+        symlink("vda", &dir).unwrap();
+        let list = repository.points(&id).unwrap();
+        assert_eq!(list.unreadable.len(), 1);
+        let health = repository.health(&id, &list).unwrap();
+        assert!(health.restorable.is_empty());
+        let said = health.problems[0].error.chain();
+        assert!(said.contains("can't be looked at") && !said.contains("missing"), "{said}");
+    }
+}

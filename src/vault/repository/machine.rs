@@ -1,0 +1,463 @@
+//! The machine around the disks: the files that describe a domain and hold its firmware's state.
+//!
+//! Each is stored once, compressed, as `machine/<digest>.zst` in the domain's folder, named after
+//! the BLAKE3 digest of its content: what has not changed since the point before takes no space.
+//! Manifests name the digests. A file gets its name before any manifest that names it does, so a
+//! manifest never names what is not there; what a killed backup leaves is content without a use, and
+//! the next one may find a use for it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::manifest::Manifest;
+use super::names::{DiskId, DiskName, DomainName, MACHINE};
+use super::pending::partial_name;
+use super::point::{PointId, Selector};
+use super::{DomainLock, Repository, durable, is_there};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::formats::archive::Digest;
+
+/// The longest file of a machine that is stored, in bytes: the variables of an ARM guest's firmware
+/// have 64 MiB.
+pub const MACHINE_FILE_MAX: u64 = 256 << 20;
+
+/// The most files that a machine has: a manifest that names more is damaged, and a backup takes no more.
+pub const MACHINE_FILES_MAX: usize = 20_000;
+
+/// How much of a file is in memory at a time, in bytes.
+const PIECE: usize = 64 << 10;
+
+/// The zstd level of these files: they are small.
+const LEVEL: i32 = 9;
+
+/// The machine at a recovery point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// The domain's name, as libvirt has it.
+    pub name: String,
+    /// Its UUID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// How long the guest's filesystems can have been frozen, in milliseconds; none if they were not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_ms: Option<u64>,
+    /// How many filesystems were frozen; none if none were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_filesystems: Option<u32>,
+    /// libvirt starts it with the host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autostart: bool,
+    /// Its files.
+    pub files: Vec<MachineFile>,
+    /// The disks that are not in the point, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+    /// What of the machine could not be taken, and why: a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+}
+
+/// A file of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineFile {
+    /// What it is for.
+    pub role: Role,
+    /// Where it was.
+    #[serde(with = "crate::base::json")]
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Its mode: the lowest nine bits.
+    pub mode: u32,
+    /// BLAKE3 of its content: also what it is called in the repository.
+    #[serde(with = "super::manifest::text")]
+    pub digest: Digest,
+}
+
+/// What a file of a machine is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The XML that defines the domain.
+    DomainXml,
+    /// The XML of the running domain.
+    LiveXml,
+    /// The variables of its firmware.
+    Nvram,
+    /// The state of its TPM.
+    Tpm,
+    /// A file that it starts from and only reads: a kernel, an initrd, an ACPI table.
+    BootFile,
+    /// Another file that it keeps its state in.
+    GuestState,
+    /// The configuration of the host.
+    HostConfig,
+}
+
+/// A disk that is not in the point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its target, such as `vdb`.
+    pub disk: String,
+    /// Why, as a sentence without its subject.
+    pub reason: String,
+}
+
+impl MachineRecord {
+    /// The first file of a role.
+    pub fn file(&self, role: Role) -> Option<&MachineFile> {
+        self.files.iter().find(|file| file.role == role)
+    }
+
+    /// Whether a record can have this UUID: it becomes the name of a folder.
+    pub fn is_uuid(uuid: &str) -> bool {
+        let fits = |c: u8| c == b'-' || c.is_ascii_hexdigit();
+        (1..=36).contains(&uuid.len()) && uuid.bytes().all(fits)
+    }
+
+    /// What every record must fulfil, or what it does not.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.files.len() > MACHINE_FILES_MAX {
+            return Err(format!("names {} files of the machine", self.files.len()));
+        }
+        if let Some(uuid) = self.uuid.as_ref().filter(|uuid| !Self::is_uuid(uuid)) {
+            return Err(format!("gives the machine the UUID {uuid:?}"));
+        }
+        match self.files.iter().find(|file| file.length > MACHINE_FILE_MAX) {
+            Some(file) => Err(format!("gives {} {} bytes", file.path.display(), file.length)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Repository {
+    /// The machines of a domain's points, oldest first: of those whose manifest can be read and has
+    /// one.
+    ///
+    /// # Errors
+    /// The manifests can't be listed.
+    pub fn machines(&self, domain: &DomainName) -> Result<Vec<(PointId, MachineRecord)>> {
+        let manifests = self.manifests(domain).good;
+        let machine = |manifest: Manifest| Some((manifest.point, manifest.machine?));
+        Ok(manifests.into_iter().filter_map(machine).collect())
+    }
+
+    /// The disks of the latest point of a domain that has a machine: none if there is no such point.
+    pub fn disks_of_machine(&self, domain: &DomainName) -> Vec<DiskName> {
+        let mut manifests = self.manifests(domain).good.into_iter();
+        let latest = manifests.rfind(|it| it.machine.is_some());
+        let disks = latest.map(|manifest| manifest.disks).unwrap_or_default();
+        disks.into_iter().map(|record| record.disk).collect()
+    }
+
+    /// The machine that a disk belonged to at a point: of a point that has none, such as a
+    /// safety point, the one of the latest point before it that has both.
+    ///
+    /// # Errors
+    /// The manifests can't be listed.
+    pub fn machine_at(&self, disk: &DiskId, point: PointId) -> Result<Option<MachineRecord>> {
+        let manifests = self.manifests(&disk.domain).good.into_iter();
+        let earlier = manifests.filter(|it| it.point <= point && it.disk(&disk.disk).is_some());
+        Ok(earlier.filter_map(|manifest| manifest.machine).next_back())
+    }
+
+    /// The manifest of the point of a domain that a selector means.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
+        let mut found = BTreeSet::new();
+        let mut none = None;
+        let mut survey = super::Survey::default();
+        self.survey_domain(domain, &mut survey);
+        for disk in survey.disks {
+            match self.resolve(&disk, selector) {
+                Ok(point) => {
+                    found.insert(point.id);
+                }
+                // A disk may be younger than the point, or not be in it.
+                Err(error) if error.kind() == ErrorKind::NotFound => none = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        if let (Selector::Id(prefix), Some(first), Some(last)) =
+            (selector, found.first(), found.last())
+            && first != last
+        {
+            // For each disk it may be the beginning of one alone.
+            return Err(super::ambiguous(prefix, found.iter().copied()));
+        }
+        let point = found.pop_last().ok_or_else(|| {
+            let text = format!("{domain} has no such point");
+            none.unwrap_or_else(|| Error::new(ErrorKind::NotFound, text))
+        })?;
+        let path = self.points_dir(domain).join(Manifest::file_name(point));
+        let bytes = durable::read_small(&path, super::manifest::LEN_MAX)?;
+        Manifest::decode(&bytes, &path, domain, point)
+    }
+
+    /// Stores what `content` gives, unless it is there already. Gives its digest and length.
+    ///
+    /// # Errors
+    /// It is longer than [`MACHINE_FILE_MAX`], can't be read, or can't be stored.
+    pub fn store_machine_file(
+        &self,
+        lock: &DomainLock,
+        content: impl Read,
+        shown: &Path,
+    ) -> Result<(Digest, u64)> {
+        let dir = self.machine_dir(lock.domain());
+        durable::create_dir(&dir)?;
+        let partial = dir.join(partial_name("new.zst"));
+        // Nobody else writes while the domain is locked.
+        if is_there(&partial)? {
+            durable::remove(&partial)?;
+        }
+        let file = durable::create_new(&partial)?;
+        let stored = compress(content, &file, shown, &partial).and_then(|(digest, length)| {
+            let path = dir.join(file_name(digest));
+            if copy(&path, digest, length, &mut io::sink()).is_ok() {
+                durable::remove(&partial)?;
+            } else {
+                durable::sync_file(&file, &partial)?;
+                if is_there(&path)? {
+                    // It is damaged. What replaces it serves the older points as well.
+                    durable::remove(&path)?;
+                }
+                durable::rename_new(&partial, &path)?;
+                durable::sync_dir(&dir)?;
+            }
+            Ok((digest, length))
+        });
+        if stored.is_err() {
+            let _ = durable::remove(&partial);
+        }
+        stored
+    }
+
+    /// The content of a file of a machine, proved by its digest.
+    ///
+    /// # Errors
+    /// `Damaged` if it is not what was stored, or gone.
+    pub fn machine_file(&self, domain: &DomainName, file: &MachineFile) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        self.copy_machine_file(domain, file, &mut content)?;
+        Ok(content)
+    }
+
+    /// Writes the content of a file of a machine to `out`. It is proved only when all of it was
+    /// written: throw it away after an error.
+    ///
+    /// # Errors
+    /// As [`Self::machine_file`]; it can't be written.
+    pub fn copy_machine_file(
+        &self,
+        domain: &DomainName,
+        file: &MachineFile,
+        out: &mut dyn Write,
+    ) -> Result<()> {
+        let path = self.machine_file_path(domain, file);
+        let error = match copy(&path, file.digest, file.length, out) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let text =
+                    format!("{} is missing: it held {}", path.display(), file.path.display());
+                Error::new(ErrorKind::Damaged, text)
+            }
+            Err(error) if error.kind() == ErrorKind::Damaged => error,
+            done => return done,
+        };
+        Err(error.advise(format!(
+            "qdelta verify tells which points need it; their disks come back all the same: qdelta \
+             restore {domain}/DISK@POINT OUTPUT"
+        )))
+    }
+
+    /// Where a file of a machine is stored.
+    pub fn machine_file_path(&self, domain: &DomainName, file: &MachineFile) -> PathBuf {
+        self.machine_dir(domain).join(file_name(file.digest))
+    }
+
+    fn machine_dir(&self, domain: &DomainName) -> PathBuf {
+        self.domain_dir(domain).join(MACHINE)
+    }
+}
+
+fn file_name(digest: Digest) -> String {
+    format!("{digest}.zst")
+}
+
+/// Compresses `content` into `file`; gives digest and length of what was read.
+fn compress(
+    content: impl Read,
+    file: &File,
+    shown: &Path,
+    partial: &Path,
+) -> Result<(Digest, u64)> {
+    let failed = |error| Error::io("write", partial, error);
+    let mut encoder = zstd::stream::write::Encoder::new(file, LEVEL).map_err(failed)?;
+    let mut content = content.take(MACHINE_FILE_MAX + 1);
+    let mut hasher = blake3::Hasher::new();
+    let mut length = 0;
+    let mut bytes = vec![0; PIECE];
+    loop {
+        let len = match content.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Error::io("read", shown, error)),
+        };
+        let part = bytes.get(..len).unwrap_or_default();
+        hasher.update(part);
+        encoder.write_all(part).map_err(failed)?;
+        length += len as u64;
+    }
+    if length > MACHINE_FILE_MAX {
+        let text = format!("{} is longer than {MACHINE_FILE_MAX} bytes", shown.display());
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    encoder.finish().map_err(failed)?;
+    Ok((Digest(*hasher.finalize().as_bytes()), length))
+}
+
+/// Copies a stored file of `length` bytes that has this digest, a piece at a time.
+fn copy(path: &Path, digest: Digest, length: u64, out: &mut dyn Write) -> Result<()> {
+    let damaged =
+        |what: String| Error::new(ErrorKind::Damaged, format!("{} {what}", path.display()));
+    if length > MACHINE_FILE_MAX {
+        return Err(damaged(format!("is to have {length} bytes, which makes no sense")));
+    }
+    let unpacking = |error| damaged("can't be decompressed".to_owned()).because(error);
+    let decoder = zstd::stream::read::Decoder::new(durable::open(path)?).map_err(unpacking)?;
+    let mut decoder = decoder.take(length + 1);
+    let mut hasher = blake3::Hasher::new();
+    let mut copied = 0;
+    let mut bytes = vec![0; PIECE];
+    loop {
+        let len = match decoder.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(unpacking(error)),
+        };
+        let part = bytes.get(..len).unwrap_or_default();
+        hasher.update(part);
+        out.write_all(part).map_err(|error| Error::io("write what is in", path, error))?;
+        copied += len as u64;
+    }
+    if copied != length || Digest(*hasher.finalize().as_bytes()) != digest {
+        return Err(damaged("is not what was stored".to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::vault::repository::tests::fresh;
+
+    fn file(digest: Digest, length: u64) -> MachineFile {
+        MachineFile { role: Role::Nvram, path: "/x".into(), length, mode: 0o600, digest }
+    }
+
+    /// The commands that are printed after a restore put the TPM's state into a folder of this name.
+    #[test]
+    fn a_uuid_leads_nowhere_else() {
+        let machine = |uuid: &str| MachineRecord {
+            name: "web".to_owned(),
+            uuid: Some(uuid.to_owned()),
+            freeze_ms: None,
+            frozen_filesystems: None,
+            autostart: false,
+            files: Vec::new(),
+            left_out: Vec::new(),
+            missing: Vec::new(),
+        };
+        machine("c7a5fdbd-edaf-9455-926a-d65c16db1809").check().unwrap();
+        for bad in ["", "/etc", "..", "c7a5fdbd/../..", "c7a5fdbd-edaf-9455-926a-d65c16db18090"] {
+            assert!(machine(bad).check().unwrap_err().contains("UUID"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_comes_back_and_is_stored_once() {
+        let (_dir, repository) = fresh();
+        let domain: DomainName = "web".parse().unwrap();
+        let lock = repository.lock(&domain).unwrap();
+        let shown = Path::new("/var/nvram");
+        for content in [&b""[..], &[0xff; 600 << 10], b"<domain/>"] {
+            let (digest, length) = repository.store_machine_file(&lock, content, shown).unwrap();
+            let again = repository.store_machine_file(&lock, content, shown).unwrap();
+            assert_eq!(again, (digest, length));
+            let file = file(digest, length);
+            assert_eq!(repository.machine_file(&domain, &file).unwrap(), content);
+        }
+        let dir = repository.machine_dir(&domain);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 3, "no partial file, and each once");
+        assert!(repository.survey().unwrap().disks.is_empty(), "the folder is no disk");
+        repository.clean(&lock).unwrap();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn damage_is_seen_and_the_next_backup_replaces_it() {
+        let (_dir, repository) = fresh();
+        let domain: DomainName = "web".parse().unwrap();
+        let lock = repository.lock(&domain).unwrap();
+        let content = vec![7; 100_000];
+        let (digest, length) =
+            repository.store_machine_file(&lock, &content[..], Path::new("/x")).unwrap();
+        let path = repository.machine_file_path(&domain, &file(digest, length));
+        let good = fs::read(&path).unwrap();
+        let look = |length| repository.machine_file(&domain, &file(digest, length));
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            fs::write(&path, bad).unwrap();
+            // zstd need not look at every bit of its header; the digest vouches for the content.
+            assert!(
+                look(length).map_or_else(|e| e.kind() == ErrorKind::Damaged, |it| it == content)
+            );
+        }
+        for (bad, length) in [(&good[..good.len() - 1], length), (&good, length - 1), (&[], length)]
+        {
+            fs::write(&path, bad).unwrap();
+            assert_eq!(look(length).unwrap_err().kind(), ErrorKind::Damaged);
+        }
+        assert_eq!(look(u64::MAX).unwrap_err().kind(), ErrorKind::Damaged);
+        repository.store_machine_file(&lock, &content[..], Path::new("/x")).unwrap();
+        assert_eq!(look(length).unwrap(), content);
+        fs::remove_file(&path).unwrap();
+        let gone = look(length).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::Damaged);
+        assert!(gone.chain().contains("is missing") && gone.advice().is_some(), "{}", gone.chain());
+    }
+
+    /// The program dies at each step of storing a file: the next one stores it all the same.
+    #[test]
+    fn a_killed_store_is_no_obstacle() {
+        use durable::faults::{Mode, arm, disarm};
+        for mode in [Mode::Kill, Mode::Fail] {
+            for step in 0.. {
+                let (_dir, repository) = fresh();
+                let lock = repository.lock(&"web".parse().unwrap()).unwrap();
+                arm(step, mode);
+                let stored = repository.store_machine_file(&lock, &b"content"[..], Path::new("/x"));
+                let taken = disarm();
+                let (digest, length) =
+                    repository.store_machine_file(&lock, &b"content"[..], Path::new("/x")).unwrap();
+                let found = repository.machine_file(lock.domain(), &file(digest, length)).unwrap();
+                assert_eq!(found, b"content");
+                if taken <= step {
+                    stored.unwrap();
+                    break;
+                }
+            }
+        }
+    }
+}

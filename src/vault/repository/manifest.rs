@@ -1,0 +1,627 @@
+//! The manifest of a recovery point: the file that makes it one. What has no manifest did not
+//! happen.
+//!
+//! It is JSON, so an admin can read it, and carries the BLAKE3 digest of its own content, so a
+//! flipped bit in a number is not taken for the number.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use super::machine::MachineRecord;
+use super::names::{DiskId, DiskName, DomainName};
+use super::point::PointId;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::fingerprint::Fingerprint;
+use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Tracker};
+
+/// The longest manifest that is read, in bytes.
+pub(super) const LEN_MAX: u64 = 16 << 20;
+
+/// The newest format of a manifest that this program writes and reads.
+const FORMAT: u32 = 1;
+
+/// The field that holds the digest of all others.
+const DIGEST: &str = "digest";
+
+/// A recovery point: every disk's archive and what it takes to prove it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this layout: 1.
+    pub format: u32,
+    /// The point's id.
+    pub point: PointId,
+    /// When it was made. Before the id's time only if the clock had been set back.
+    #[serde(with = "text")]
+    pub created: Timestamp,
+    /// The domain whose disks it holds.
+    pub domain: DomainName,
+    /// The program that made it, with its version.
+    pub generator: String,
+    /// The id of the repository that it was made in, so that a lost `qdelta.toml` can be made anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// In what state the guest was.
+    #[serde(with = "text")]
+    pub consistency: Consistency,
+    /// Its disks.
+    pub disks: Vec<DiskRecord>,
+    /// How long making it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// The machine around the disks, if it is a domain of libvirt's that was backed up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineRecord>,
+    /// It is a safety point: it holds what was there before a roll back, and nobody asked for a backup.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub safety: bool,
+}
+
+/// One disk at a recovery point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Its name in the domain.
+    pub disk: DiskName,
+    /// File name of its archive, in the disk's folder.
+    pub archive: String,
+    /// The archive's id.
+    #[serde(with = "text")]
+    pub archive_id: ArchiveId,
+    /// The archive id of the chain's full.
+    #[serde(with = "text")]
+    pub chain_id: ArchiveId,
+    /// Against what it was made.
+    #[serde(with = "text")]
+    pub kind: Kind,
+    /// How the changed blocks were found.
+    #[serde(with = "text")]
+    pub tracker: Tracker,
+    /// The point it was made against; none for a full.
+    pub parent: Option<PointId>,
+    /// Digest of what the guest sees.
+    #[serde(with = "text")]
+    pub root: Digest,
+    /// Size of the disk, in bytes.
+    pub virtual_size: u64,
+    /// Size of a block, in bytes.
+    pub block_size: u32,
+    /// Bytes read from the image.
+    pub bytes_read: u64,
+    /// Bytes of the disk that differ from the parent.
+    pub bytes_changed: u64,
+    /// Bytes of the frames in the archive.
+    pub payload_bytes: u64,
+    /// Length of the archive, in bytes.
+    pub bytes_written: u64,
+    /// The image that it was made from.
+    pub image: ImageRecord,
+    /// Bytes read of blocks that were thought unchanged, to check that they are. Part of
+    /// `bytes_read`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes_sampled: u64,
+    /// The trackers that were tried and could not be used, or gave a claim that proved wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refusal>,
+    /// From what the next backup can learn what has changed since this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<Anchor>,
+    /// What kind of anchor was wanted, whether it could be left or not: the next backup tries again.
+    #[serde(default, with = "optional_text", skip_serializing_if = "Option::is_none")]
+    pub anchor_wanted: Option<Tracker>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Why a tracker was not used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The tracker.
+    #[serde(with = "text")]
+    pub tracker: Tracker,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// What was left behind at a point for the next backup to compare with. It is called the same
+/// wherever it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// Its name, which no other anchor has.
+    pub name: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub what: AnchorKind,
+}
+
+/// The kinds of anchors, called like the trackers that use them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "tracker", rename_all = "kebab-case")]
+pub enum AnchorKind {
+    /// A persistent bitmap in the image, empty at the point.
+    Bitmap,
+    /// An internal snapshot of the image.
+    Snapshot {
+        /// Its id.
+        id: String,
+        /// When it was taken: whole seconds since 1970.
+        date_s: u32,
+        /// Nanoseconds beyond the seconds.
+        date_ns: u32,
+    },
+    /// Clones of files of the image, in the folder `.qdelta` beside each.
+    Reflink {
+        /// The clones.
+        clones: Vec<CloneRecord>,
+    },
+}
+
+impl AnchorKind {
+    /// The tracker that uses it.
+    pub fn tracker(&self) -> Tracker {
+        match self {
+            Self::Bitmap => Tracker::Bitmap,
+            Self::Snapshot { .. } => Tracker::Snapshot,
+            Self::Reflink { .. } => Tracker::Reflink,
+        }
+    }
+}
+
+/// A clone that is kept as an anchor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRecord {
+    /// Real path of the file that was cloned.
+    #[serde(with = "crate::base::json")]
+    pub file: PathBuf,
+    /// Path of the clone.
+    #[serde(with = "crate::base::json")]
+    pub clone: PathBuf,
+    /// Inode of the clone.
+    pub inode: u64,
+    /// Length of the clone in bytes.
+    pub length: u64,
+    /// When the clone was written to, in nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
+/// The image that a backup was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Path of the image.
+    #[serde(with = "crate::base::json")]
+    pub path: PathBuf,
+    /// Its format: `qcow2` or `raw`.
+    pub format: String,
+    /// It and its backing files, the top first.
+    pub layers: Vec<LayerRecord>,
+    /// The kernel's name for the time since the machine was started; none if it tells none. A power
+    /// cut can take back the time of a write, and not the write: times say nothing across a start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
+}
+
+/// One file of an image's backing chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Path of the file.
+    #[serde(with = "crate::base::json")]
+    pub path: PathBuf,
+    /// Path of its external data file.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::base::json::optional::serialize"
+    )]
+    pub data_file: Option<PathBuf>,
+    /// Its format: `qcow2` or `raw`.
+    pub format: String,
+    /// Size of the disk it shows, in bytes.
+    pub virtual_size: u64,
+    /// What it is recognised by; none if it was not the image's current state that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
+}
+
+impl Manifest {
+    /// The manifest of a point made by this program, with no disks yet.
+    pub fn new(point: PointId, domain: DomainName, consistency: Consistency) -> Self {
+        Self {
+            format: FORMAT,
+            point,
+            created: now_ms().map_or(point.time(), |now| now.min(point.time())),
+            domain,
+            generator: concat!("qdelta ", env!("CARGO_PKG_VERSION")).to_owned(),
+            repository: None,
+            consistency,
+            disks: Vec::new(),
+            elapsed_ms: 0,
+            machine: None,
+            safety: false,
+        }
+    }
+
+    /// The file name of the manifest of `point`.
+    pub(super) fn file_name(point: PointId) -> String {
+        format!("{point}.json")
+    }
+
+    /// The record of one of its disks.
+    pub fn disk(&self, disk: &DiskName) -> Option<&DiskRecord> {
+        self.disks.iter().find(|record| record.disk == *disk)
+    }
+
+    /// The bytes of the file.
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
+        self.check().map_err(|problem| {
+            let text = format!("the manifest of point {} {problem}", self.point);
+            Error::new(ErrorKind::Usage, text)
+        })?;
+        let unwritable = |error| {
+            Error::new(ErrorKind::Io, format!("cannot write the manifest of point {}", self.point))
+                .because(error)
+        };
+        let mut value = serde_json::to_value(self).map_err(unwritable)?;
+        let digest = digest(&value);
+        if let Value::Object(fields) = &mut value {
+            fields.insert(DIGEST.to_owned(), Value::String(digest));
+        }
+        let mut bytes = serde_json::to_vec_pretty(&value).map_err(unwritable)?;
+        bytes.push(b'\n');
+        match bytes.len() as u64 {
+            len if len > LEN_MAX => Err(self.too_long(len)),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Says that nobody could read the manifest, and what makes it so long.
+    fn too_long(&self, len: u64) -> Error {
+        let text = format!("the manifest of point {} would have {len} bytes", self.point);
+        let error = Error::new(ErrorKind::Usage, text)
+            .because(format!("at most {LEN_MAX} are read, so the point could never be restored"));
+        let files = self.machine.as_ref().map_or(0, |machine| machine.files.len());
+        match files > self.disks.len() {
+            true => error.advise(format!(
+                "it names {files} files of the machine: leave --with-host-config out"
+            )),
+            false => error.advise(format!(
+                "it names {} disks with all their layers: leave some out (--exclude), or merge \
+                 layers (virsh blockcommit)",
+                self.disks.len()
+            )),
+        }
+    }
+
+    /// Takes the bytes of the file at `path`, the manifest of `point` of `domain`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if they are not what was written, or belong elsewhere.
+    pub(super) fn decode(
+        bytes: &[u8],
+        path: &Path,
+        domain: &DomainName,
+        point: PointId,
+    ) -> Result<Self> {
+        let damaged = |problem: String| {
+            Error::new(ErrorKind::Damaged, format!("the manifest {} {problem}", path.display()))
+        };
+        let head: Head = serde_json::from_slice(bytes)
+            .map_err(|error| damaged("is not JSON".to_owned()).because(error))?;
+        if let Some(newer) = head.format.filter(|&found| found > u64::from(FORMAT)) {
+            return Err(damaged(format!("has format {newer}, which this qdelta does not know"))
+                .advise("use the qdelta that made it, or a newer one"));
+        }
+        let computed = blake3::hash(&without_digest(bytes)).to_hex();
+        if head.digest.as_deref() != Some(computed.as_str()) {
+            return Err(damaged("was changed: its digest is not that of its content".to_owned()));
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| {
+            damaged("has a field that makes no sense".to_owned()).because(error)
+        })?;
+        if manifest.domain != *domain || manifest.point != point {
+            return Err(damaged(format!(
+                "belongs to point {} of {}",
+                manifest.point, manifest.domain
+            )));
+        }
+        manifest.check().map_err(damaged)?;
+        Ok(manifest)
+    }
+
+    /// What every manifest must fulfil, whoever wrote it; or what it does not.
+    fn check(&self) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!("has format {}", self.format));
+        }
+        if let Some(machine) = &self.machine {
+            machine.check()?;
+        }
+        for (index, record) in self.disks.iter().enumerate() {
+            let disk = &record.disk;
+            if self.disks.iter().take(index).any(|other| other.disk == *disk) {
+                return Err(format!("names disk {disk} twice"));
+            }
+            // The name follows from point and kind, so a manifest can never point elsewhere.
+            if record.archive != archive_name(self.point, record.kind) {
+                return Err(format!("names the archive {:?} for disk {disk}", record.archive));
+            }
+            if (record.kind == Kind::Full) != record.parent.is_none() {
+                return Err(format!("gives disk {disk} a kind that its parent does not fit"));
+            }
+            // Also what makes every walk along parents end.
+            if record.parent.is_some_and(|parent| parent >= self.point) {
+                return Err(format!("gives disk {disk} a parent that is not before it"));
+            }
+            if let Err(error) = Geometry::new(record.virtual_size, record.block_size) {
+                return Err(format!("gives disk {disk} an impossible geometry: {error}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The time, in whole milliseconds.
+fn now_ms() -> Option<Timestamp> {
+    Timestamp::from_millisecond(crate::base::clock::now().ok()?.as_millisecond()).ok()
+}
+
+/// The point whose manifest has this file name.
+pub(super) fn parse_file_name(name: &str) -> Option<PointId> {
+    name.strip_suffix(".json")?.parse().ok()
+}
+
+/// The file name of an archive.
+pub(super) fn archive_name(point: PointId, kind: Kind) -> String {
+    format!("{point}-{}.qdelta", kind.as_str())
+}
+
+/// Point and kind of the archive that has this file name.
+pub(super) fn parse_archive_name(name: &str) -> Option<(PointId, Kind)> {
+    let (point, kind) = name.strip_suffix(".qdelta")?.split_once('-')?;
+    Some((point.parse().ok()?, kind.parse().ok()?))
+}
+
+/// A disk at one recovery point, as its manifest tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Point {
+    /// The point's id.
+    pub id: PointId,
+    /// The disk.
+    pub disk: DiskId,
+    /// When it was made.
+    pub created: Timestamp,
+    /// In what state the guest was.
+    pub consistency: Consistency,
+    /// How long its filesystems can have been frozen, in milliseconds; none if they were not.
+    pub freeze_ms: Option<u64>,
+    /// How many filesystems were frozen; none if none were.
+    pub frozen_filesystems: Option<u32>,
+    /// How long making it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// It is a safety point: it holds what was there before a roll back.
+    pub safety: bool,
+    /// What the manifest says of the disk.
+    pub record: DiskRecord,
+    /// Where its archive is.
+    pub archive_path: PathBuf,
+    /// Whether a file lies there.
+    pub archive_present: bool,
+}
+
+/// BLAKE3 of a manifest without its digest, as hex: of its JSON without spaces and with the
+/// fields sorted, so that neither layout nor order matters.
+pub(super) fn digest(value: &Value) -> String {
+    let mut bytes = Vec::new();
+    canonical(value, &mut bytes);
+    blake3::hash(&bytes).to_hex().to_string()
+}
+
+/// What is looked at before the digest vouches for the rest.
+#[derive(Deserialize)]
+struct Head {
+    format: Option<u64>,
+    digest: Option<String>,
+}
+
+/// The text of a manifest without spaces and without its digest: what the digest is of, as fields are
+/// written sorted. A tree of its values would take a hundred times the memory of the text.
+fn without_digest(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let (mut depth, mut drops_comma) = (0_usize, false);
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        if byte == b'"' {
+            let (string, after) = rest.split_at(string_len(rest));
+            rest = after;
+            let is_name = matches!(out.last(), Some(b'{' | b','));
+            if depth == 1 && is_name && string == b"\"digest\"" {
+                let between = |byte: &u8| byte.is_ascii_whitespace() || *byte == b':';
+                let value = rest.iter().position(|byte| !between(byte)).unwrap_or(rest.len());
+                rest = rest.split_at(value).1;
+                rest = rest.split_at(string_len(rest)).1;
+                drops_comma = out.last() == Some(&b'{');
+                if !drops_comma {
+                    out.pop();
+                }
+            } else {
+                out.extend_from_slice(string);
+            }
+            continue;
+        }
+        rest = after;
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' if drops_comma => {
+                drops_comma = false;
+                continue;
+            }
+            byte if byte.is_ascii_whitespace() => continue,
+            _ => {}
+        }
+        out.push(byte);
+    }
+    out
+}
+
+/// How long the string of JSON is that `text` begins with, with its quotes.
+fn string_len(text: &[u8]) -> usize {
+    let mut escaped = false;
+    for (index, byte) in text.iter().enumerate().skip(1) {
+        match byte {
+            b'"' if !escaped => return index + 1,
+            b'\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    text.len()
+}
+
+/// Appends the one way to write `value`.
+fn canonical(value: &Value, out: &mut Vec<u8>) {
+    let separator = |out: &mut Vec<u8>, first: usize| {
+        if first > 0 {
+            out.push(b',');
+        }
+    };
+    match value {
+        Value::Object(fields) => {
+            let mut sorted: Vec<_> = fields.iter().collect();
+            sorted.sort_unstable_by_key(|(name, _)| *name);
+            out.push(b'{');
+            for (index, (name, field)) in sorted.into_iter().enumerate() {
+                separator(out, index);
+                canonical(&Value::String(name.clone()), out);
+                out.push(b':');
+                canonical(field, out);
+            }
+            out.push(b'}');
+        }
+        Value::Array(items) => {
+            out.push(b'[');
+            for (index, item) in items.iter().enumerate() {
+                separator(out, index);
+                canonical(item, out);
+            }
+            out.push(b']');
+        }
+        scalar => out.extend_from_slice(scalar.to_string().as_bytes()),
+    }
+}
+
+/// (De)serializes by way of `Display` and `FromStr`.
+pub(super) mod text {
+    use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
+
+    pub(in crate::vault::repository) fn serialize<T: Display, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(in crate::vault::repository) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The same of a value that may be missing.
+mod optional_text {
+    use super::{Deserializer, Display, FromStr, Serializer};
+
+    pub fn serialize<T: Display, S: Serializer>(
+        value: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::text::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        super::text::deserialize(deserializer).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A manifest as the first version wrote it.
+    const GOLDEN: &str = r#"{
+  "consistency": "offline",
+  "created": "2026-11-22T15:38:23.412Z",
+  "digest": "6fb22f1c30957f451249c070040dcb2a0ad043e5946641a3808354a46885caeb",
+  "disks": [
+    {
+      "archive": "20261122T153823.412Z-incremental.qdelta",
+      "archive_id": "01010101010101010101010101010101",
+      "block_size": 65536,
+      "bytes_changed": 3,
+      "bytes_read": 2,
+      "bytes_written": 5,
+      "chain_id": "02020202020202020202020202020202",
+      "disk": "vda",
+      "image": {
+        "format": "qcow2",
+        "layers": [
+          {
+            "format": "qcow2",
+            "path": "/images/größe.qcow2",
+            "virtual_size": 1073741824
+          }
+        ],
+        "path": "/images/größe.qcow2"
+      },
+      "kind": "incremental",
+      "parent": "20261121T153823.412Z",
+      "payload_bytes": 4,
+      "root": "0303030303030303030303030303030303030303030303030303030303030303",
+      "tracker": "scan",
+      "virtual_size": 1073741824
+    }
+  ],
+  "domain": "web",
+  "elapsed_ms": 1,
+  "format": 1,
+  "generator": "qdelta 0.1.0",
+  "point": "20261122T153823.412Z"
+}
+"#;
+
+    #[test]
+    fn the_first_manifest_is_still_read_and_written() {
+        let (domain, point) = ("web".parse().unwrap(), "20261122T153823.412Z".parse().unwrap());
+        let path = Path::new("golden.json");
+        let manifest = Manifest::decode(GOLDEN.as_bytes(), path, &domain, point).unwrap();
+        assert_eq!(manifest.disks[0].image.path, Path::new("/images/größe.qcow2"));
+        assert_eq!(String::from_utf8(manifest.encode().unwrap()).unwrap(), GOLDEN);
+        // Layout and order do not matter to the digest.
+        let value: Value = serde_json::from_str(GOLDEN).unwrap();
+        let compact = serde_json::to_vec(&value).unwrap();
+        assert_eq!(Manifest::decode(&compact, path, &domain, point).unwrap(), manifest);
+    }
+
+    #[test]
+    fn an_archive_name_says_point_and_kind() {
+        let point = "20261122T153823.412Z".parse().unwrap();
+        for kind in Kind::ALL {
+            assert_eq!(parse_archive_name(&archive_name(point, *kind)), Some((point, *kind)));
+        }
+        for other in ["20261122T153823.412Z.qdelta", "x-full.qdelta", "readme", ".qdelta"] {
+            assert_eq!(parse_archive_name(other), None, "{other}");
+        }
+    }
+}
