@@ -5,9 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use qdelta::vault::archive::{Reader, Writer};
-use qdelta::vault::chain::Chain;
-use qdelta::vault::frames::codec::{Compressor, Decompressor};
+use qdelta::disk::io::FileStore;
 use qdelta::formats::archive::{
     ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
     Metadata, Parent, RootHasher, Tracker, block_digest, group_digest, index,
@@ -15,7 +13,9 @@ use qdelta::formats::archive::{
 use qdelta::formats::qcow2::{
     ClusterSize, GuestOffset, Header, HostOffset, L2Format, Mapping, Table,
 };
-use qdelta::disk::io::FileStore;
+use qdelta::vault::archive::{Reader, Writer};
+use qdelta::vault::chain::Chain;
+use qdelta::vault::codec::{Compressor, Decompressor};
 use qdelta::vault::frames::pack::{Packer, is_zero};
 use roaring::RoaringBitmap;
 

@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qdelta::vault::archive::Reader;
+use qdelta::disk::io::FileStore;
 use qdelta::formats::archive::BlockIndex;
 use qdelta::formats::qcow2::{ClusterSize, Header, HostOffset, L1Entry, L2Format, Mapping, Table};
-use qdelta::disk::io::FileStore;
+use qdelta::vault::archive::Reader;
 use serde_json::Value;
 
 use crate::harness::faults::traced;

@@ -3,15 +3,15 @@
 use std::path::Path;
 use std::process::Command;
 
-use qdelta::flows::backup::{self, Options};
 use qdelta::base::cancel::Cancel;
-use qdelta::guest::libvirt::Libvirt;
-use qdelta::disk::image::OpenOptions;
 use qdelta::base::observer::Silent;
 use qdelta::disk::flow::pipeline::Resources;
-use qdelta::vault::repository::{Repository, Selector};
+use qdelta::disk::image::OpenOptions;
+use qdelta::flows::backup::{self, Options};
 use qdelta::flows::restore::{self, Destination};
 use qdelta::flows::verify;
+use qdelta::guest::libvirt::Libvirt;
+use qdelta::vault::repository::{Repository, Selector};
 
 fn sh(command: &str, dir: &Path) {
     let status = Command::new("sh").arg("-ec").arg(command).current_dir(dir).status().unwrap();

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use qdelta::ErrorKind;
 use qdelta::base::cancel::Cancel;
-use qdelta::guest::libvirt::Libvirt;
 use qdelta::base::observer::{Event, Observer, Silent};
 use qdelta::disk::flow::pipeline::Resources;
-use qdelta::vault::repository::{Repository, Selector};
 use qdelta::flows::restore::{
     InPlaceOptions, InPlaceRequest, MachineInPlaceRequest, run_in_place, run_machine_in_place,
 };
+use qdelta::guest::libvirt::Libvirt;
+use qdelta::vault::repository::{Repository, Selector};
 use serde_json::Value;
 
 use super::block_devices::Device;

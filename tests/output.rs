@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use qdelta::ErrorKind;
 use qdelta::base::cancel::Cancel;
-use qdelta::formats::archive::{BlockIndex, Geometry};
 use qdelta::base::observer::Silent;
 use qdelta::disk::create::{Discard, FileId, Format, ImageWriter, Options, Plan, Stream, create};
+use qdelta::formats::archive::{BlockIndex, Geometry};
 use roaring::RoaringBitmap;
 
 /// A disk in memory: the blocks that are not zero, each filled up to the block size.

@@ -99,13 +99,123 @@ fn unsafe_code_is_in_two_modules() {
 #[test]
 fn the_kernel_is_spoken_to_in_one_place() {
     let why = "who needs the kernel asks crate::disk::sys, which makes the call safe";
-    only_in(&["src"], &["src/disk/sys/", "src/disk/io/uring.rs"], &["libc::", "io_uring::", "memmap2::"], why);
+    only_in(
+        &["src"],
+        &["src/disk/sys/", "src/disk/io/uring.rs"],
+        &["libc::", "io_uring::", "memmap2::"],
+        why,
+    );
     only_in(
         &["formats"],
         &["formats/src/archive/"],
         &["bincode::"],
         "bincode has no maintainer: it stays replaceable",
     );
+}
+
+/// The rooms of the library, layer by layer. Each knows only those above it in this list.
+const ROOMS: &[&str] = &[
+    "base/error",
+    "base/duration",
+    "base/json",
+    "base/cancel",
+    "base/clock",
+    "base/warning",
+    "base/observer",
+    "disk/sys",
+    "disk/io",
+    "disk/files",
+    "disk/flow",
+    "disk/image",
+    "disk/edit",
+    "disk/create",
+    "disk/reflink",
+    "vault/codec",
+    "vault/archive",
+    "vault/frames",
+    "vault/chain",
+    "vault/repository",
+    "vault/point",
+    "guest/program",
+    "guest/libvirt",
+    "guest/quiesce",
+    "flows/anchors",
+    "flows/capture",
+    "flows/tracking",
+    "flows/backup",
+    "flows/restore",
+    "flows/verify",
+    "flows/bench",
+];
+
+/// Files that hold a layer together and belong to no room.
+const HALLS: &[&str] =
+    &["lib.rs", "base/mod.rs", "disk/mod.rs", "vault/mod.rs", "guest/mod.rs", "flows/mod.rs"];
+
+/// The place in [`ROOMS`] of the room that `path`, segments with `/` between, is in.
+fn room_of(path: &str) -> Option<usize> {
+    ROOMS.iter().position(|room| {
+        path.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '.']))
+    })
+}
+
+/// The paths that a line of code names from the top of the library.
+fn imports(line: &str) -> impl Iterator<Item = String> + '_ {
+    line.match_indices("crate::").map(|(at, found)| {
+        let rest = &line[at + found.len()..];
+        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || "_:".contains(c)));
+        rest[..end.unwrap_or(rest.len())].trim_end_matches(':').replace("::", "/")
+    })
+}
+
+/// A restore imported the backup's flow, a reader the image, the kernel's room the queue, and two
+/// circles held seven modules together: nothing could be added without breaking through a wall.
+#[test]
+fn rooms_know_only_the_rooms_above_them() {
+    let mut hits = Vec::new();
+    let mut checked = 0;
+    for source in sources() {
+        let Some(path) = source.path.strip_prefix("src/") else { continue };
+        if HALLS.contains(&path) || source.is_in(PROGRAM) {
+            continue;
+        }
+        let here = room_of(path).unwrap_or_else(|| panic!("src/{path} is in no room of the list"));
+        // Unit tests and comments count: what they name, they know.
+        for (index, line) in source.text.lines().enumerate() {
+            for import in imports(line) {
+                let is_of_all = ["formats", "Error", "ErrorKind", "Result"];
+                if is_of_all.iter().any(|name| import.split('/').next() == Some(name)) {
+                    continue;
+                }
+                checked += 1;
+                let place = format!("{}:{}: {}", source.path, index + 1, line.trim());
+                match room_of(&import) {
+                    None => hits.push(format!("{place} (names no room)")),
+                    Some(there) if there > here => hits.push(place),
+                    Some(_) => {}
+                }
+            }
+            // A file of a room is at most so many modules below the room itself.
+            let depth = path.matches('/').count();
+            let ups = line.matches("super::").count();
+            if line.contains("super::super::") && ups > depth {
+                hits.push(format!("{}:{}: leaves its room", source.path, index + 1));
+            }
+        }
+    }
+    assert!(checked > 500, "{checked} imports can't be all");
+    assert!(hits.is_empty(), "a room knows only those above it:\n{}", hits.join("\n"));
+}
+
+/// What the kernel is asked for has nothing to do with backups.
+#[test]
+fn the_kernel_s_room_knows_nothing_of_the_house() {
+    let mut hits = Vec::new();
+    for source in sources().iter().filter(|source| source.is_in(&["src/disk/sys"])) {
+        let foreign = |line: &&str| imports(line).any(|import| !import.starts_with("disk/sys"));
+        hits.extend(source.text.lines().filter(foreign).map(str::to_owned));
+    }
+    assert!(hits.is_empty(), "sys speaks std and the kernel's names alone: {hits:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use libfuzzer_sys::fuzz_target;
 use qdelta::vault::archive::Reader;
 use qdelta::vault::chain::{Chain, Owner};
-use qdelta::vault::frames::codec::Decompressor;
+use qdelta::vault::codec::Decompressor;
 use qdelta::formats::archive::{Digest, GROUP_BLOCKS, GroupIndex, Kind, Metadata};
 
 mod model;

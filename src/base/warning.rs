@@ -1,6 +1,6 @@
 //! Warnings: what an admin should know though the work was done.
 //!
-//! A warning has one way to people: the flow tells its [`crate::base::observer::Observer`], and puts it into
+//! A warning has one way to people: the flow tells its observer, and puts it into
 //! its result. Nothing is said beside a result that the result does not hold.
 
 use serde::{Deserialize, Serialize};

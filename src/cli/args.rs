@@ -6,10 +6,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
-use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
+use qdelta::disk::flow::pipeline::Resources;
 use qdelta::disk::image::{self, OpenOptions};
 use qdelta::disk::io::{self, Backend};
-use qdelta::disk::flow::pipeline::Resources;
+use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};

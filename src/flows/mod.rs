@@ -1,7 +1,9 @@
 //! The flows: they alone know the order of the stages.
 
+pub mod anchors;
 pub mod backup;
 pub mod bench;
+pub mod capture;
 pub mod restore;
 pub mod tracking;
 pub mod verify;

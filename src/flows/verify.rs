@@ -15,21 +15,21 @@ use qdelta_formats::archive::{Digest, FRAME_HEADER_LEN, FRAME_LEN_MAX, GroupInde
 use rustix::io::Errno;
 use serde::Serialize;
 
-use crate::vault::archive::Reader;
-use crate::flows::backup::{open_archive, open_archives};
 use crate::base::cancel::Cancel;
-use crate::vault::chain::Chain;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Direct;
-use crate::disk::io::Segment;
 use crate::base::observer::{Event, Observer, Recorder};
+use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
+use crate::disk::io::Direct;
+use crate::disk::io::Segment;
+use crate::vault::archive::Reader;
+use crate::vault::chain::Chain;
+use crate::vault::frames::unpack::{FrameNeed, Unpacker};
+use crate::vault::point::{open_archive, open_archives};
 use crate::vault::repository::{
     DiskId, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector, Wanted,
 };
-use crate::vault::frames::unpack::{FrameNeed, Unpacker};
-use crate::base::warning::{Code, Warning};
 
 /// What to verify, and how.
 #[derive(Debug, Clone)]

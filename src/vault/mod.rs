@@ -2,5 +2,7 @@
 
 pub mod archive;
 pub mod chain;
+pub mod codec;
 pub mod frames;
+pub mod point;
 pub mod repository;

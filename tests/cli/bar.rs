@@ -4,16 +4,16 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::Mutex;
 
-use qdelta::flows::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Request};
 use qdelta::base::cancel::Cancel;
-use qdelta::disk::image::OpenOptions;
 use qdelta::base::observer::{Event, Observer};
 use qdelta::disk::flow::pipeline::Resources;
-use qdelta::vault::repository::Repository;
+use qdelta::disk::image::OpenOptions;
+use qdelta::flows::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Request};
 use qdelta::flows::restore::{self, Destination};
+use qdelta::vault::repository::Repository;
 
-use qdelta::guest::libvirt::Libvirt;
 use qdelta::formats::archive::Tracker;
+use qdelta::guest::libvirt::Libvirt;
 use qdelta::vault::repository::Selector;
 
 use super::super::harness::content::Random;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use qdelta::vault::archive::Writer;
-use qdelta::vault::frames::codec::Compressor;
+use qdelta::vault::codec::Compressor;
 use qdelta::formats::archive::{
     ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
     Metadata, Parent, RootHasher, Tracker, block_digest, frame_blocks, group_digest,

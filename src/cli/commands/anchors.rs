@@ -1,9 +1,9 @@
 //! `qdelta anchors`: what backups have left for the next ones, and removing it.
 
-use qdelta::flows::backup::inventory::{self, AnchorInfo};
 use qdelta::base::observer::{Observer, Recorder};
-use qdelta::vault::repository::{DiskId, Repository};
 use qdelta::base::warning::{Code, Warning};
+use qdelta::flows::anchors::inventory::{self, AnchorInfo};
+use qdelta::vault::repository::{DiskId, Repository};
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 

@@ -1,9 +1,11 @@
 //! `qdelta backup`: a new recovery point.
 
-use qdelta::flows::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Report, Request};
-use qdelta::formats::archive::Tracker;
-use qdelta::disk::image::OpenOptions;
 use qdelta::Result;
+use qdelta::disk::image::OpenOptions;
+use qdelta::flows::backup::{
+    self, AnchorChoice, ImageRequest, KindChoice, Options, Report, Request,
+};
+use qdelta::formats::archive::Tracker;
 use qdelta::vault::repository::Repository;
 
 use super::guests;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use qdelta::flows::bench::{self, Report, Request, Stage};
-use qdelta::disk::io::Opener;
 use qdelta::base::warning::Code;
+use qdelta::disk::io::Opener;
+use qdelta::flows::bench::{self, Report, Request, Stage};
 use qdelta::{Error, ErrorKind, Result};
 
 use super::bench_plot;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::CommandFactory;
 use qdelta::Result;
-use qdelta::flows::backup::inventory;
 use qdelta::base::observer::Silent;
+use qdelta::flows::anchors::inventory;
 use qdelta::vault::repository::{DiskId, Repository, Wanted};
 
 use crate::cli::args::{Cli, Complete};

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use qdelta::flows::backup::{ConsistencyChoice, GuestReport, GuestRequest, Options, run_guest};
 use qdelta::base::cancel::Cancel;
 use qdelta::base::observer::{Event, Observer};
+use qdelta::base::warning::Code;
+use qdelta::flows::backup::{ConsistencyChoice, GuestReport, GuestRequest, Options, run_guest};
 use qdelta::guest::quiesce::{Program, THAW_TRIES_DEFAULT};
 use qdelta::vault::repository::Repository;
-use qdelta::base::warning::Code;
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use qdelta::disk::image::{self, ImageInfo, LayerDescription, Qcow2Info};
 use qdelta::base::observer::{Event, Observer};
+use qdelta::disk::image::{self, ImageInfo, LayerDescription, Qcow2Info};
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 

@@ -1,10 +1,10 @@
 //! `qdelta restore --in-place`: images as they were, where they lie.
 
-use qdelta::vault::repository::Selector;
 use qdelta::flows::restore::{
     InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceRequest, run_in_place,
     run_machine_in_place,
 };
+use qdelta::vault::repository::Selector;
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::args::{self, Restore};

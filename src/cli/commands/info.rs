@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use qdelta::vault::archive::Reader;
-use qdelta::formats::archive::{Metadata, header};
 use qdelta::disk::io::{FileStore, Opener};
+use qdelta::formats::archive::{Metadata, header};
+use qdelta::vault::archive::Reader;
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
 

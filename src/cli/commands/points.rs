@@ -5,8 +5,8 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use qdelta::flows::backup::inventory;
 use qdelta::base::observer::Silent;
+use qdelta::flows::anchors::inventory;
 use qdelta::vault::repository::{
     Anchor, DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList, Refusal, Repository,
     Survey,

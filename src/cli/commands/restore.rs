@@ -7,11 +7,11 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use qdelta::base::cancel::Cancel;
-use qdelta::guest::libvirt::Libvirt;
 use qdelta::disk::create::{Format, Pipe};
-use qdelta::vault::repository::{Repository, Selector};
-use qdelta::flows::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
 use qdelta::disk::sys::stdout_was_closed;
+use qdelta::flows::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
+use qdelta::guest::libvirt::Libvirt;
+use qdelta::vault::repository::{Repository, Selector};
 use qdelta::{Error, ErrorKind, Result};
 
 use super::{in_place, machine};

@@ -9,11 +9,11 @@ use super::file_id::refuse_input;
 use super::{ImageWriter, Options, Plan, on_disk, write_at};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::Observer;
+use crate::base::warning::{Code, Warning};
+use crate::disk::files::image_lock::ImageLock;
 use crate::disk::files::{Zeroes, open_device};
 use crate::disk::io::{FileStore, Store};
-use crate::base::observer::Observer;
-use crate::disk::files::image_lock::ImageLock;
-use crate::base::warning::{Code, Warning};
 
 /// How much of the device's start and end is looked at for signs of use, in bytes.
 const LOOKED_AT: u64 = 1 << 20;

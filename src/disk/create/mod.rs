@@ -28,9 +28,9 @@ pub use target::Target;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::Observer;
 use crate::disk::files::{check_new_file, room};
 use crate::disk::io::Store;
-use crate::base::observer::Observer;
 
 /// What a restored disk is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::{Format, ImageWriter, Plan, Target, on_disk, room_needed, write_at};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
 use crate::base::observer::Observer;
+use crate::disk::io::Store;
 
 pub(super) struct Raw {
     target: Target,

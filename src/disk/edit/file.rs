@@ -10,9 +10,9 @@ use qdelta_formats::qcow2::{ClusterSize, FirstCluster, HeaderPrefix, Incompatibl
 use roaring::RoaringTreemap;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::image_lock::ImageLock;
 use crate::disk::files::{open_device, punch};
 use crate::disk::io::{FileStore, Opener, Store, not_opened};
-use crate::disk::files::image_lock::ImageLock;
 
 /// A qcow2 image that nobody else uses, open for reading and writing. As long as this lives,
 /// nobody else can open it who heeds QEMU's locks.

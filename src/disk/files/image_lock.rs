@@ -11,9 +11,9 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::sys::kernel::byte_lock;
 use crate::disk::sys::patience;
-use crate::base::error::{Error, ErrorKind, Result};
 
 /// "I hold permission 0".
 const HELD: i64 = 100;

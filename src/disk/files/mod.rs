@@ -1,10 +1,10 @@
 //! What every part that writes files needs of the system, each once: giving a file its final name, where
 //! a file may be made, whether there is room, making a range read as zeros.
 
-pub mod image_lock;
-pub mod fingerprint;
-pub mod paths;
 mod allocation;
+pub mod fingerprint;
+pub mod image_lock;
+pub mod paths;
 mod place;
 mod rename;
 pub(crate) mod room;

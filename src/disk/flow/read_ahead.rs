@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::base::error::Result;
+use crate::base::observer::Observer;
+use crate::base::warning::{Code, Warning};
+use crate::disk::flow::pipeline::{Halt, Producer, Resources, Ticket};
 use crate::disk::io::{
     Access, Backend, Buffer, Direct, Direction, Job, Pool, Queue, Segment, Store, open_direct,
 };
-use crate::base::observer::Observer;
-use crate::disk::flow::pipeline::{Halt, Producer, Resources, Ticket};
-use crate::base::warning::{Code, Warning};
 
 /// Reads in flight at once: more than this brings an NVMe drive nothing at 1 MiB a read.
 const QUEUE_DEPTH: usize = 64;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::base::error::Result;
-use crate::disk::io::{Access, Buffer, Direction, Job, Pool, Queue, Segment, Store, open_direct};
 use crate::disk::flow::pipeline::Resources;
+use crate::disk::io::{Access, Buffer, Direction, Job, Pool, Queue, Segment, Store, open_direct};
 
 /// Writes in flight at once.
 const QUEUE_DEPTH: usize = 8;

@@ -17,9 +17,9 @@ use super::soundness;
 use super::stated::{Stated, StatedBelow, StatedLayer, data_file_difference, difference};
 use super::{Format, OpenOptions};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::warning::{Code, Warning};
 use crate::disk::image::extent::FileIndex;
 use crate::disk::io::Store;
-use crate::base::warning::{Code, Warning};
 
 /// The most images below the top of a chain: libvirt starts no guest with more.
 pub const DEPTH_MAX: usize = 200;

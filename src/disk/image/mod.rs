@@ -4,13 +4,12 @@
 //! [`Mapper`] then says for each range of the disk which bytes of which file hold it; reading them
 //! is for others. Nothing here writes.
 
-pub mod extent;
-pub mod read_plan;
 mod allocated;
 mod below;
 mod chain;
 mod compare;
 mod decompress;
+pub mod extent;
 mod fingerprint;
 mod holes;
 mod info;
@@ -20,6 +19,7 @@ mod mapper;
 mod names;
 mod policy;
 mod qcow2;
+pub mod read_plan;
 mod recognise;
 mod snapshots;
 mod soundness;
@@ -45,9 +45,9 @@ pub use mapper::Mapper;
 pub use stated::{StatedChain, StatedLayer};
 
 use crate::base::error::Result;
+use crate::base::warning::Warning;
 use crate::disk::image::extent::{Extent, Source};
 use crate::disk::io::Store;
-use crate::base::warning::Warning;
 use layer::{Detail, Layer};
 
 /// Extents that a walk over the whole disk has in memory.

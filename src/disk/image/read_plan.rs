@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::image::extent::{CompressedCluster, Extent, FileIndex, Source};
 use crate::disk::image::Inflater;
+use crate::disk::image::extent::{CompressedCluster, Extent, FileIndex, Source};
 use crate::disk::io::{Segment, Store};
 
 /// How the bytes of ranges of the disk get into one buffer.

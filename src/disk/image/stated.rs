@@ -10,8 +10,8 @@ use super::Format;
 use super::names::Node;
 use super::policy::folder_of;
 use crate::base::error::Result;
-use crate::disk::files::paths::is_same_file;
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::paths::is_same_file;
 
 /// A backing chain as the definition of a guest describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

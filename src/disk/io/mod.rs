@@ -1,7 +1,6 @@
 //! How bytes get in and out: files behind a small trait, a fixed pool of buffers, and a queue of
 //! reads or writes that runs on io_uring or, without it, on threads with `pread`/`pwrite`.
 
-mod uring;
 mod direct;
 #[doc(hidden)]
 pub mod faulty;
@@ -13,6 +12,7 @@ pub mod recording;
 mod ring;
 mod store;
 mod threads;
+mod uring;
 mod writeback;
 
 pub use direct::{Access, Direct, open_direct};

@@ -11,10 +11,10 @@ use qdelta_formats::archive::{
 use roaring::RoaringBitmap;
 
 use super::Root;
-use crate::vault::archive::{Summary, Writer};
 use crate::base::error::Result;
-use crate::vault::frames::pack::{GroupDigests, Packed};
 use crate::disk::flow::pipeline::Consumer;
+use crate::vault::archive::{Summary, Writer};
+use crate::vault::frames::pack::{GroupDigests, Packed};
 
 /// What reaches the assembler, in the order of the disk.
 pub(super) enum Step {

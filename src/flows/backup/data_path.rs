@@ -10,17 +10,17 @@ use roaring::RoaringBitmap;
 use super::Done;
 use super::assemble::{Assembler, Step};
 use super::meter::{Amount, Meter, Whole};
-use crate::vault::archive::Writer;
 use crate::base::cancel::Cancel;
-use crate::vault::chain::{Chain, GroupCursor};
 use crate::base::error::Result;
-use crate::disk::image::extent::{CompressedCluster, Extent, Source};
-use crate::disk::image::{Image, Mapper};
 use crate::base::observer::Observer;
-use crate::vault::frames::pack::{GroupDigests, Packer};
 use crate::disk::flow::pipeline::{self, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
+use crate::disk::image::extent::{CompressedCluster, Extent, Source};
 use crate::disk::image::read_plan::{ClusterReader, ReadPlan};
+use crate::disk::image::{Image, Mapper};
+use crate::vault::archive::Writer;
+use crate::vault::chain::{Chain, GroupCursor};
+use crate::vault::frames::pack::{GroupDigests, Packer};
 
 /// What to look at, against what, and with what.
 pub(super) struct Job<'a> {

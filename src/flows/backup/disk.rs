@@ -8,26 +8,26 @@ use qdelta_formats::archive::{
     ArchiveId, Consistency, Geometry, Kind, Metadata, Parent, Tracker, frame_blocks,
 };
 
-use super::anchors::{self, Tag};
-use super::base::Base;
 use super::data_path::{self, Selection};
 use super::same_disk;
-use super::source::{NO_ANCHOR, NO_MORE_TRIES, Source};
-use super::trackers::{self, Tracked};
 use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
-use crate::vault::archive;
 use crate::base::cancel::Cancel;
-use crate::vault::chain::Chain;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Observer, OfDisk};
+use crate::base::warning::{Code, Warning};
+use crate::disk::files::paths::absolute;
 use crate::disk::image::{Format, Image};
 use crate::disk::io::EarlyWriteback;
-use crate::base::observer::{Observer, OfDisk};
-use crate::disk::files::paths::absolute;
+use crate::flows::anchors::{self, Tag};
+use crate::flows::capture::{NO_ANCHOR, NO_MORE_TRIES, Source};
+use crate::flows::tracking::{self, Tracked};
+use crate::vault::archive;
+use crate::vault::chain::Chain;
+use crate::vault::point::Base;
 use crate::vault::repository::{
     AnchorKind, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId,
     Refusal, Repository,
 };
-use crate::base::warning::{Code, Warning};
 
 /// A disk that is to become part of a point.
 pub(super) struct Job<'a> {
@@ -133,7 +133,7 @@ impl<'a> Job<'a> {
         let geometry = geometry_for(&self.source.image, self.options.block_size, chain)?;
         let choose = || {
             let track = self.options.track;
-            trackers::choose(self.repository, &self.base, &self.source, geometry, track)
+            tracking::choose(self.repository, &self.base, &self.source, geometry, track)
         };
         // An anchor is believed only of a sound image, and to prove that can take minutes.
         let latest = self.base.latest.as_ref();
@@ -399,7 +399,7 @@ fn image_record(source: &Source) -> Result<ImageRecord> {
         .image
         .layers()
         .iter()
-        .zip(trackers::fingerprints(source)?)
+        .zip(tracking::fingerprints(source)?)
         .map(|(layer, fingerprint)| LayerRecord {
             path: absolute(&layer.path),
             data_file: layer.data_file.as_deref().map(absolute),

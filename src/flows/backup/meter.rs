@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use qdelta_formats::archive::{Geometry, GroupIndex};
 
-use crate::disk::image::extent::Source;
-use crate::disk::image::Image;
 use crate::base::observer::Observer;
+use crate::disk::image::Image;
+use crate::disk::image::extent::Source;
 
 /// How long to look for what there is to read. A guest may be frozen meanwhile, and tables that take
 /// longer are those of a disk so full that its own bytes tell as much.
@@ -97,8 +97,8 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::disk::image::OpenOptions;
     use crate::base::observer::Event;
+    use crate::disk::image::OpenOptions;
 
     /// What an observer was told of as the whole, and every step.
     #[derive(Default)]

@@ -4,19 +4,13 @@
 //! image → extents → reader → workers (digest, compare, compress) → archive → repository
 //! ```
 
-mod anchors;
 mod assemble;
-mod base;
 mod data_path;
 mod disk;
 mod guest;
-mod hold;
-pub mod inventory;
 mod meter;
 mod same_disk;
-mod source;
 mod together;
-mod trackers;
 mod trial;
 
 use std::path::PathBuf;
@@ -28,45 +22,29 @@ use serde::Serialize;
 use crate::base::cancel::Cancel;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Observer, Recorder};
+use crate::base::warning::{Code, Warning};
+use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::io::Backend;
-use crate::base::observer::{Observer, Recorder};
-use crate::disk::flow::pipeline::Resources;
+use crate::flows::anchors::{Leave, Tag};
+use crate::vault::point::Base;
+pub use crate::vault::point::KindChoice;
 use crate::vault::repository::{
     DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Refusal, Repository,
 };
-use crate::base::warning::{Code, Warning};
-use anchors::Tag;
-use base::Base;
-pub(crate) use base::{archive_store, check_indexes, open_archive, open_archives, open_chain};
 use disk::Rest;
-use source::Leave;
 use together::{Ready, Together};
 
 pub use crate::flows::tracking::changes::SAMPLE_DEFAULT;
 pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
 
-pub(crate) use anchors::remove_from as remove_anchor_from;
 pub(crate) use guest::{open_options, stated_chain};
 pub(crate) use same_disk::is_same_uuid;
 pub(crate) use trial::Trial;
 
 /// The zstd level of a backup unless told otherwise.
 pub const LEVEL_DEFAULT: i32 = 1;
-
-/// What to compare the image with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum KindChoice {
-    /// The latest point if there is one, nothing otherwise.
-    #[default]
-    Auto,
-    /// Nothing: a new chain begins.
-    Full,
-    /// The latest point.
-    Incremental,
-    /// The latest full.
-    Differential,
-}
 
 /// What to leave behind for the next backup to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use qdelta_formats::archive::{Digest, Geometry, RootHasher, zero_group_digest};
 
-use super::base::Base;
-use super::source::Source;
 use super::together::Ready;
-use crate::guest::libvirt::Domain;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::image::{self, Format, OpenOptions, files_below};
 use crate::base::observer::Observer;
-use crate::disk::files::paths::{absolute, is_same_place};
-use crate::vault::repository::{DiskId, DiskRecord, DomainName, LayerRecord, Point, Repository};
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::paths::{absolute, is_same_place};
+use crate::disk::image::{self, Format, OpenOptions, files_below};
+use crate::flows::capture::Source;
+use crate::guest::libvirt::Domain;
+use crate::vault::point::Base;
+use crate::vault::repository::{DiskId, DiskRecord, DomainName, LayerRecord, Point, Repository};
 
 /// Gives an image that comes without a format the one that its disk had at the latest point: a guest
 /// writes what it likes into a raw disk, and a qcow2 image that lost its header is no raw disk. Gives

@@ -4,17 +4,17 @@ use std::path::Path;
 
 use qdelta_formats::archive::Consistency;
 
-use super::anchors::Tag;
-use super::base::Base;
 use super::disk::{self, Written};
-use super::source::Source;
 use super::{Options, leave};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
-use crate::disk::image::OpenOptions;
 use crate::base::observer::{Observer, OfDisk};
-use crate::vault::repository::{DiskId, DomainLock, PointId, Repository};
 use crate::base::warning::Warning;
+use crate::disk::image::OpenOptions;
+use crate::flows::anchors::Tag;
+use crate::flows::capture::Source;
+use crate::vault::point::Base;
+use crate::vault::repository::{DiskId, DomainLock, PointId, Repository};
 
 /// A disk that is about to be read.
 pub(super) struct Ready<'a> {

@@ -6,13 +6,13 @@ use std::path::Path;
 use qdelta_formats::archive::{Consistency, Geometry, Kind, Tracker};
 
 use super::{data_path, disk};
-use crate::vault::archive;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
-use crate::disk::image::Image;
-use crate::disk::io::EarlyWriteback;
 use crate::base::observer::Observer;
 use crate::disk::flow::pipeline::Resources;
+use crate::disk::image::Image;
+use crate::disk::io::EarlyWriteback;
+use crate::vault::archive;
 use crate::vault::repository::DiskSpec;
 
 /// What to run.

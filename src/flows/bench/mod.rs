@@ -12,14 +12,14 @@ use std::time::Instant;
 use qdelta_formats::archive::{Geometry, frame_blocks};
 use serde::Serialize;
 
-use crate::flows::backup;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Observer, Recorder};
+use crate::base::warning::Warning;
+use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::io::{Direct, Opener};
-use crate::base::observer::{Observer, Recorder};
-use crate::disk::flow::pipeline::Resources;
-use crate::base::warning::Warning;
+use crate::flows::backup;
 use sample::Sample;
 
 /// How much of the image is looked at unless told otherwise, in bytes.

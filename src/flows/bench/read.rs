@@ -6,9 +6,9 @@ use super::Stage;
 use super::sample::Sample;
 use crate::base::cancel::Cancel;
 use crate::base::error::Result;
+use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::Image;
 use crate::disk::io::{Access, Backend, Direct, Direction, Job, Pool, Queue, Segment, open_direct};
-use crate::disk::flow::pipeline::Resources;
 
 /// Bytes of an operation.
 const SIZES: [usize; 3] = [64 << 10, 256 << 10, 1 << 20];

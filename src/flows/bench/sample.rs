@@ -4,10 +4,10 @@ use rustix::fs::Advice;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
-use crate::disk::image::extent::{Extent, Source};
 use crate::disk::image::Image;
-use crate::disk::io::Segment;
+use crate::disk::image::extent::{Extent, Source};
 use crate::disk::image::read_plan::{ClusterReader, ReadPlan};
+use crate::disk::io::Segment;
 
 /// How much of the image is kept in memory for the processors, in bytes: far more than fits their
 /// caches, and far less than memory.

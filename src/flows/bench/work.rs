@@ -6,8 +6,8 @@ use qdelta_formats::archive::{Codec, block_digest, frame_blocks};
 
 use super::{Request, Stage};
 use crate::base::cancel::Cancel;
-use crate::vault::frames::codec::Compressor;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::vault::codec::Compressor;
 use crate::vault::frames::pack::is_zero;
 
 /// The levels that are compared, besides the one of the data path.

@@ -9,11 +9,11 @@ use std::time::Instant;
 use super::Stage;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
+use crate::disk::flow::pipeline::Resources;
 use crate::disk::io::{
     Access, Direct, Direction, EarlyWriteback, FileStore, Job, Pool, Queue, Segment, Store,
     open_direct,
 };
-use crate::disk::flow::pipeline::Resources;
 
 /// What each variant writes at most, in bytes, and in how long pieces.
 const BYTES_MAX: u64 = 256 << 20;

@@ -5,15 +5,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::flows::backup::{is_same_uuid, open_options, stated_chain};
-use crate::guest::libvirt::{Choice, Disk, Domain, Found, Libvirt, Source, decide};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::Observer;
+use crate::base::warning::{Code, Warning};
+use crate::disk::files::paths::is_same_file;
 use crate::disk::image::{Format, OpenOptions, StatedChain, files_below};
 use crate::disk::io::Opener;
-use crate::base::observer::Observer;
-use crate::disk::files::paths::is_same_file;
+use crate::flows::backup::{is_same_uuid, open_options, stated_chain};
+use crate::guest::libvirt::{Choice, Disk, Domain, Found, Libvirt, Source, decide};
 use crate::vault::repository::MachineRecord;
-use crate::base::warning::{Code, Warning};
 
 /// The longest path that the kernel gives (`PATH_MAX`), in bytes.
 const PATH_LEN_MAX: u64 = 4096;

@@ -18,17 +18,17 @@ use qdelta_formats::archive::{ArchiveId, BlockIndex};
 use roaring::RoaringBitmap;
 use serde::Serialize;
 
-use crate::vault::archive::salvage::{self, Salvaged};
-use crate::flows::backup::{archive_store, check_indexes, open_archive, open_chain};
 use crate::base::cancel::Cancel;
-use crate::vault::chain::Chain;
-use crate::guest::libvirt::Libvirt;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk, Recorder};
+use crate::base::warning::{Code, Warning};
 use crate::disk::create::{self, FileId, Format, ImageWriter, Plan, Stream};
 use crate::disk::flow::pipeline::Resources;
+use crate::guest::libvirt::Libvirt;
+use crate::vault::archive::salvage::{self, Salvaged};
+use crate::vault::chain::Chain;
+use crate::vault::point::{archive_store, check_indexes, open_archive, open_chain};
 use crate::vault::repository::{DiskSpec, Repository, Selector};
-use crate::base::warning::{Code, Warning};
 
 pub use in_place::{
     InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceReport, MachineInPlaceRequest,

@@ -10,16 +10,16 @@ use qdelta_formats::archive::{Digest, FRAME_SPAN, Geometry, GroupIndex, RootHash
 use roaring::RoaringBitmap;
 
 use crate::base::cancel::Cancel;
-use crate::vault::chain::{Chain, GroupCursor, GroupState, Owner};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{Backend, Buffer, Direct, Pool, Segment};
 use crate::base::observer::Observer;
 use crate::disk::create::ImageWriter;
-use crate::vault::frames::pack::GroupDigests;
 use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
-use crate::vault::frames::unpack::{FrameNeed, Lost, Unpacker};
 use crate::disk::flow::write_behind::WriteBehind;
+use crate::disk::io::{Backend, Buffer, Direct, Pool, Segment};
+use crate::vault::chain::{Chain, GroupCursor, GroupState, Owner};
+use crate::vault::frames::pack::GroupDigests;
+use crate::vault::frames::unpack::{FrameNeed, Lost, Unpacker};
 
 /// What a rebuild came to.
 pub(super) struct Rebuilt {

@@ -7,11 +7,11 @@ use roaring::RoaringBitmap;
 
 use super::table::Table;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::Store;
 use crate::formats::archive::{
     Directory, FOOTER_LEN, Footer, Metadata, Section, SectionKind, header, index,
 };
 use crate::formats::{FormatError, Problem};
-use crate::disk::io::Store;
 
 /// Reads exactly `len` bytes, which the caller has bounded.
 fn read_at(store: &dyn Store, offset: u64, len: usize) -> Result<Vec<u8>> {

@@ -11,26 +11,26 @@ use roaring::RoaringBitmap;
 use super::load::{self, invalid};
 use super::table::Table;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::Store;
 use crate::formats::FormatError;
 use crate::formats::archive::{
     DIGEST_LEN, Digest, FRAME_ENTRY_LEN, FRAME_HEADER_LEN, Geometry, Kind, Metadata, Section,
     SectionKind, header,
 };
-use crate::disk::io::Store;
 
 /// A sealed archive, open for reading. What it holds in memory are its bitmaps; several threads
 /// may use it at once.
 pub struct Reader {
     pub(super) store: Arc<dyn Store>,
     pub(super) file_len: u64,
-    pub(super) header_len: u64,
+    pub(crate) header_len: u64,
     /// Where the frames end and the index starts.
     pub(super) frames_end: u64,
     pub(super) metadata: Metadata,
     /// Always known of a sealed archive.
     pub(super) root: Option<Digest>,
     /// Empty if the directory is lost.
-    pub(super) sections: Vec<Section>,
+    pub(crate) sections: Vec<Section>,
     pub(super) stored: RoaringBitmap,
     pub(super) zero: RoaringBitmap,
     pub(super) groups: RoaringBitmap,

@@ -5,9 +5,9 @@ use std::io::ErrorKind::UnexpectedEof as Eof;
 use std::sync::Arc;
 
 use crate::base::error::{Error, Result};
-use crate::formats::archive::Section;
 use crate::disk::io::Store;
 use crate::disk::sys::kernel::Map;
+use crate::formats::archive::Section;
 
 /// How many bytes are looked at together when a whole table is read.
 const CHUNK_LEN: usize = 1 << 20;

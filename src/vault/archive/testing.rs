@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::Writer;
-use crate::vault::frames::codec::Compressor;
+use crate::disk::io::Store;
 use crate::formats::archive::{
     ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
     Metadata, Parent, RootHasher, Tracker, block_digest, group_digest, zero_block_digest,
 };
-use crate::disk::io::Store;
+use crate::vault::codec::Compressor;
 
 /// Bytes in memory as a store. Nothing is mapped.
 pub(crate) struct Bytes {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::testing::{Bytes, Disk, Shared, archive, metadata, small_full, small_incremental};
 use super::{Reader, Writer};
-use crate::vault::frames::codec::Decompressor;
 use crate::base::error::{ErrorKind, Result};
+use crate::disk::io::FileStore;
 use crate::formats::archive::{
     BlockIndex, Codec, Digest, GroupIndex, Kind, header, index::SectionKind,
 };
-use crate::disk::io::FileStore;
+use crate::vault::codec::Decompressor;
 
 /// Opens and looks at every byte: index, then every frame.
 fn read_everything(bytes: &[u8]) -> Result<Reader> {
@@ -239,7 +239,7 @@ fn a_failing_sink_is_an_error_and_long_tables_spool() {
     let full = metadata(1, Kind::Full, disk.geometry, None);
     let raw = vec![7; 64 * 4096];
     let mut payload = Vec::new();
-    let mut compressor = crate::vault::frames::codec::Compressor::new(1).unwrap();
+    let mut compressor = crate::vault::codec::Compressor::new(1).unwrap();
     let codec = compressor.compress(&raw, &mut payload).unwrap();
     let run = |sink: Box<dyn Write + Send>| {
         let mut writer = Writer::new(sink, full.clone(), None)?;

@@ -7,12 +7,12 @@ use std::collections::BinaryHeap;
 use super::runs::{GroupBits, Runs, and, bits_of, count, ones};
 use super::state::{FrameRead, GroupState};
 use super::{Chain, state};
-use crate::vault::archive::Reader;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{
     BlockIndex, Digest, GROUP_BLOCKS, GroupIndex, group_digest, zero_block_digest,
     zero_group_digest,
 };
+use crate::vault::archive::Reader;
 
 /// A pass over the groups of a chain, cheapest in ascending order.
 pub struct GroupCursor<'a> {

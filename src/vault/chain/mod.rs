@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use crate::vault::archive::Reader;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{Digest, Geometry, GroupIndex, Kind};
+use crate::vault::archive::Reader;
 
 pub use cursor::GroupCursor;
 pub use state::{FrameRead, GroupState, Owner};
@@ -183,5 +183,7 @@ fn check_pair(parent: &Reader, child: &Reader) -> Result<()> {
     Ok(())
 }
 
+#[cfg(test)]
+mod salvage_tests;
 #[cfg(test)]
 mod tests;

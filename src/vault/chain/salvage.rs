@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{CHAIN_LEN_MAX, Chain, check_pair};
-use crate::vault::archive::Reader;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Kind;
+use crate::vault::archive::Reader;
 
 impl Chain {
     /// The chain of what is left of these archives, the oldest first, the last one being that of

@@ -34,7 +34,7 @@ pub struct FrameRead {
 
 impl FrameRead {
     /// How many of the blocks that the frame stores must be decoded to get at all the wanted ones:
-    /// see [`crate::vault::frames::codec::Decompressor::decompress_prefix`].
+    /// see [`crate::vault::codec::Decompressor::decompress_prefix`].
     pub fn blocks_needed(&self) -> u32 {
         let below = u64::MAX >> self.wanted.leading_zeros().min(63);
         (self.mask & below).count_ones()

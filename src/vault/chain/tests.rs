@@ -6,9 +6,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::vault::archive::testing::{Bytes, Disk, archive, metadata};
-use crate::vault::frames::codec::Decompressor;
 use crate::formats::archive::{GROUP_BLOCKS, Metadata, RootHasher};
+use crate::vault::archive::testing::{Bytes, Disk, archive, metadata};
+use crate::vault::codec::Decompressor;
 
 const BLOCK: u64 = 4096;
 

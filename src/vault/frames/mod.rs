@@ -1,5 +1,4 @@
 //! Blocks to frames and back, one worker at a time.
 
-pub mod codec;
 pub mod pack;
 pub mod unpack;

@@ -8,8 +8,8 @@ use qdelta_formats::archive::{
     BlockIndex, Codec, Digest, GROUP_BLOCKS, block_digest, zero_block_digest,
 };
 
-use crate::vault::frames::codec::Compressor;
 use crate::base::error::Result;
+use crate::vault::codec::Compressor;
 
 /// The digests of all blocks of a group.
 pub type GroupDigests = [Digest; GROUP_BLOCKS as usize];
@@ -192,7 +192,7 @@ mod tests {
         let [frame] = packed.frames.as_slice() else { panic!("one span, one frame") };
         assert_eq!(frame.mask, 0b10_1001);
         let mut out = vec![0; 3 * size];
-        crate::vault::frames::codec::Decompressor::new()
+        crate::vault::codec::Decompressor::new()
             .unwrap()
             .decompress(frame.codec, &packed.payloads[frame.payload.clone()], &mut out)
             .unwrap();

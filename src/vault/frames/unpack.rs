@@ -8,9 +8,9 @@ use qdelta_formats::archive::{
     BlockIndex, Digest, FrameEntry, FrameView, GROUP_BLOCKS, block_digest,
 };
 
-use crate::vault::archive::Reader;
-use crate::vault::frames::codec::Decompressor;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::vault::archive::Reader;
+use crate::vault::codec::Decompressor;
 use crate::vault::frames::pack::GroupDigests;
 
 /// A frame that a range of the disk needs, and for which of its blocks.

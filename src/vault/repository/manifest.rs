@@ -523,7 +523,9 @@ pub(super) mod text {
         serializer.collect_str(value)
     }
 
-    pub(in crate::vault::repository) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    pub(in crate::vault::repository) fn deserialize<'de, T, D>(
+        deserializer: D,
+    ) -> Result<T, D::Error>
     where
         T: FromStr<Err: Display>,
         D: Deserializer<'de>,

@@ -10,12 +10,12 @@
 use roaring::RoaringBitmap;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::create::Plan;
 use crate::formats::FormatError;
 use crate::formats::qcow2::{
     ClusterSize, Header, HostOffset, L1_ENTRY_SIZE, L1_SIZE_MAX, L1Entry, L2Format, Mapping,
     REFCOUNT_TABLE_SIZE_MAX, RefcountOrder, SECTOR_SIZE, Table,
 };
-use crate::disk::create::Plan;
 
 /// Clusters of 64 KiB, as everyone makes them, unless the tables would outgrow what QEMU reads.
 const CLUSTER_BITS: u32 = 16;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::{ImageWriter, Plan, Target, on_disk, write_at};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
 use crate::base::observer::Observer;
+use crate::disk::io::Store;
 use layout::Layout;
 
 /// How much of the tables is written at once, in bytes.

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use super::Flow;
 use super::moment::Moment;
-use crate::disk::edit::snapshot;
-use crate::flows::backup::inventory::image_at;
-use crate::guest::libvirt::{Fate, Source, XmlFile, resources};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::edit::snapshot;
+use crate::disk::files::paths::absolute;
 use crate::disk::image::Format;
 use crate::disk::io::{Opener, not_opened};
-use crate::disk::files::paths::absolute;
+use crate::flows::anchors::inventory::image_at;
+use crate::guest::libvirt::{Fate, Source, XmlFile, resources};
 use crate::vault::repository::{MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 
 /// The most problems that are noted one by one: each file of a folder can have one.

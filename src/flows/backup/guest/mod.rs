@@ -22,12 +22,12 @@ use super::disk::Written;
 use super::together::{Ready, Together};
 use super::{Options, Report, clean, commit, next_point, same_disk};
 use crate::base::cancel::Cancel;
-use crate::guest::libvirt::{Found, Libvirt};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
+use crate::base::warning::{Code, Warning};
+use crate::guest::libvirt::{Found, Libvirt};
 use crate::guest::quiesce::{self, Freeze, Program, Virsh};
 use crate::vault::repository::{DomainName, LeftOut, Repository};
-use crate::base::warning::{Code, Warning};
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
 

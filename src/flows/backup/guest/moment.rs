@@ -10,18 +10,18 @@ use qdelta_formats::archive::{Consistency, Tracker};
 
 use super::snapshots::{self, Snapshots};
 use super::{ConsistencyChoice, Flow, Use, machine, refused};
-use crate::flows::backup::anchors::{self, Clones, descriptor};
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::warning::{Code, Warning};
+use crate::disk::io::Store;
+use crate::disk::reflink;
+use crate::flows::anchors::{self, Clones, descriptor};
 use crate::flows::backup::disk::Written;
 use crate::flows::backup::leave;
-use crate::flows::backup::source::{Source, old_clone, written_files};
 use crate::flows::backup::together::{Ready, about};
-use crate::base::cancel::Cancel;
+use crate::flows::capture::{Source, old_clone, written_files};
 use crate::guest::libvirt::{self, Agent, Found};
-use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
 use crate::guest::quiesce::{Freeze, Frozen, Thawed, Watchdog};
-use crate::disk::reflink;
-use crate::base::warning::{Code, Warning};
 
 /// A file of firmware variables up to this length is read within the freeze, in bytes: a millisecond.
 const NVRAM_IN_FREEZE_MAX: u64 = 4 << 20;

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::GuestRequest;
-use crate::guest::libvirt::{Choice, Disk, Domain, Found, Link, decide};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::warning::{Code, Warning};
+use crate::disk::files::image_lock;
 use crate::disk::image::{Format, OpenOptions, StatedChain, StatedLayer};
 use crate::disk::io::{Opener, not_opened};
+use crate::guest::libvirt::{Choice, Disk, Domain, Found, Link, decide};
 use crate::vault::repository::{DiskId, DomainName, LeftOut};
-use crate::disk::files::image_lock;
-use crate::base::warning::{Code, Warning};
 
 /// Whether somebody uses the guest's disks, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

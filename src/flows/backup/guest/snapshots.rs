@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use super::still::Look;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::image::Image;
 use crate::base::observer::Observer;
+use crate::base::warning::{Code, Warning};
+use crate::disk::image::Image;
 use crate::guest::program::{self, End, Failure};
 use crate::vault::repository::PointId;
-use crate::base::warning::{Code, Warning};
 
 /// How long a release may take.
 const RELEASE_MAX: Duration = Duration::from_secs(120);

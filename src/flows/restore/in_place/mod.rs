@@ -23,19 +23,19 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::guests;
-use crate::flows::backup::{check_indexes, open_chain};
 use crate::base::cancel::Cancel;
-use crate::vault::chain::Chain;
-use crate::guest::libvirt::Libvirt;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::image::{self, Format, Image, OpenOptions, StatedChain};
 use crate::base::observer::{Observer, OfDisk, Recorder};
+use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::is_same_place;
 use crate::disk::flow::pipeline::Resources;
+use crate::disk::image::{self, Format, Image, OpenOptions, StatedChain};
+use crate::guest::libvirt::Libvirt;
+use crate::vault::chain::Chain;
+use crate::vault::point::{check_indexes, open_chain};
 use crate::vault::repository::{
     DiskId, DiskSpec, MachineRecord, Manifest, Point, PointId, Repository, Selector,
 };
-use crate::base::warning::{Code, Warning};
 use roll_back::roll_back;
 
 /// What to roll back, and to which point.

@@ -8,10 +8,10 @@ use roaring::RoaringTreemap;
 
 use super::write::Wanted;
 use crate::base::cancel::Cancel;
-use crate::vault::chain::Chain;
 use crate::base::error::Result;
 use crate::base::observer::Observer;
 use crate::disk::create::ImageWriter;
+use crate::vault::chain::Chain;
 use crate::vault::frames::pack::is_zero;
 
 /// The most bytes in a page: what most filesystems allocate at once.

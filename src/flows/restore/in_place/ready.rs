@@ -5,12 +5,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::write::{self, Held, Wanted};
 use super::{InPlaceOptions, Job, guests, room};
-use crate::disk::edit::Spare;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Observer, OfDisk};
+use crate::disk::edit::Spare;
 use crate::disk::files::Allocation;
 use crate::disk::io::Opener;
-use crate::base::observer::{Observer, OfDisk};
 use crate::vault::repository::{Anchor, AnchorKind, Repository};
 
 /// An image that nobody else can use, and what of it is to be written.

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use super::ready::{Ready, Run};
 use super::{InPlaceOptions, InPlaceReport, Job, room};
-use crate::flows::backup::{self, AnchorChoice, ImageRequest};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::image::OpenOptions;
 use crate::base::observer::Observer;
-use crate::vault::repository::{DiskSpec, Repository};
+use crate::disk::image::OpenOptions;
 use crate::disk::sys::patience;
+use crate::flows::backup::{self, AnchorChoice, ImageRequest};
+use crate::vault::repository::{DiskSpec, Repository};
 
 /// Holds all images, makes a safety point of what is there, and then writes one after the other.
 pub(super) fn roll_back(

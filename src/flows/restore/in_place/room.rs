@@ -9,8 +9,8 @@ use roaring::RoaringBitmap;
 
 use super::ready::Ready;
 use super::write::Held;
-use crate::disk::edit::Spare;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::edit::Spare;
 use crate::disk::files::{Allocation, Zeroes, room};
 
 /// What an image takes of its filesystem's room, and what it gives before that.

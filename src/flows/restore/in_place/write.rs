@@ -9,23 +9,23 @@ use roaring::RoaringBitmap;
 
 use super::check_size;
 use super::pages::{Pages, Rehearsal, pieces};
-use crate::disk::edit::{self, ImageFile, Rewrite, Spare};
-use crate::flows::backup;
 use crate::base::cancel::Cancel;
-use crate::vault::chain::Chain;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::image::extent::Extent;
+use crate::base::observer::Observer;
+use crate::base::warning::{Code, Warning};
+use crate::disk::create::{Discard, ImageWriter};
+use crate::disk::edit::{self, ImageFile, Rewrite, Spare};
+use crate::disk::files::image_lock::ImageLock;
 use crate::disk::files::{Allocation, Zeroes, punch};
+use crate::disk::flow::pipeline::{Resources, TASK_SIZE_MIN};
+use crate::disk::image::extent::Extent;
+use crate::disk::image::read_plan::{ClusterReader, ReadPlan};
 use crate::disk::image::{Format, Image, OpenOptions};
 use crate::disk::io::{FileStore, Store};
-use crate::base::observer::Observer;
-use crate::disk::create::{Discard, ImageWriter};
-use crate::disk::flow::pipeline::{Resources, TASK_SIZE_MIN};
-use crate::disk::image::read_plan::{ClusterReader, ReadPlan};
-use crate::vault::repository::Anchor;
+use crate::flows::anchors;
 use crate::flows::restore::rebuild;
-use crate::disk::files::image_lock::ImageLock;
-use crate::base::warning::{Code, Warning};
+use crate::vault::chain::Chain;
+use crate::vault::repository::Anchor;
 
 /// How much is zeroed between two looks at the request to stop, in bytes.
 const ZEROED_AT_ONCE: u64 = 256 << 20;
@@ -76,7 +76,7 @@ impl Held {
             Self::Qcow2(file) => Some(file),
             Self::Raw { .. } => None,
         };
-        backup::remove_anchor_from(image, anchor)
+        anchors::remove_from(image, anchor)
     }
 
     /// The file or device.

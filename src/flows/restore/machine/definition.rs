@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::{Job, MachineRequest};
-use crate::guest::libvirt::{Changes, Device, Domain, Place, Resource, Source, parse, resources, rewrite};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::guest::libvirt::{
+    Changes, Device, Domain, Place, Resource, Source, parse, resources, rewrite,
+};
 use crate::vault::repository::Role;
 
 /// The definition that a machine is restored with.

@@ -15,22 +15,22 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{Destination, Report, Request, guests, nonzero_blocks, rebuild};
-use crate::flows::backup::{check_indexes, open_chain};
 use crate::base::cancel::Cancel;
-use crate::vault::chain::Chain;
-use crate::guest::libvirt::{Domain, Libvirt, XML_LEN_MAX, parse};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::{check_new_file, room};
-use crate::disk::io::{Opener, not_opened};
 use crate::base::observer::{Event, Observer, OfDisk, Recorder};
+use crate::base::warning::{Code, Warning};
 use crate::disk::create::{self, Format, Plan, Target};
+use crate::disk::files::image_lock;
 use crate::disk::files::paths::absolute;
+use crate::disk::files::{check_new_file, room};
 use crate::disk::flow::pipeline::Resources;
+use crate::disk::io::{Opener, not_opened};
+use crate::guest::libvirt::{Domain, Libvirt, XML_LEN_MAX, parse};
+use crate::vault::chain::Chain;
+use crate::vault::point::{check_indexes, open_chain};
 use crate::vault::repository::{
     DiskId, DomainName, MachineFile, MachineRecord, Manifest, PointId, Repository, Role, Selector,
 };
-use crate::disk::files::image_lock;
-use crate::base::warning::{Code, Warning};
 use definition::Definition;
 
 /// Which machine to restore, and how.

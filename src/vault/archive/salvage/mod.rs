@@ -2,7 +2,7 @@
 //! and whatever of header and index still proves itself.
 //!
 //! What comes out is a [`Reader`] again, one that says which blocks it has lost and for which it
-//! can't tell whether they had changed. [`crate::vault::chain::Chain::salvage`] builds on it.
+//! can't tell whether they had changed. A salvaged chain is built on it.
 
 mod scan;
 
@@ -17,11 +17,11 @@ use super::reader::{Gaps, Proofs};
 use super::table::Table;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::Store;
 use crate::formats::archive::{
     DIGEST_LEN, Directory, FRAME_ENTRY_LEN, GroupIndex, Kind, Metadata, Section, SectionKind,
     header, index,
 };
-use crate::disk::io::Store;
 
 pub use scan::{FoundFrame, Scan, scan};
 
@@ -336,6 +336,3 @@ fn sound_table(store: &Arc<dyn Store>, section: &Section) -> Result<Table> {
     load::check_section(store, section)?;
     Ok(Table::open(store, section))
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
+use crate::disk::io::Store;
 use crate::formats::archive::{
     FRAME_HEADER_LEN, FRAME_LEN_MAX, FRAME_MAGIC, FrameEntry, FrameHeader, Metadata, header,
 };
-use crate::disk::io::Store;
 
 /// How many bytes are looked at together: the longest frame, and enough for long reads.
 const WINDOW_LEN: usize = 4 << 20;

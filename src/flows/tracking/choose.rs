@@ -14,18 +14,18 @@ use qdelta_formats::archive::{Geometry, Tracker};
 use qdelta_formats::qcow2::{Bitmap, Snapshot};
 use roaring::RoaringTreemap;
 
-use super::anchors;
-use super::base::{Base, open_chain};
-use super::source::Source;
-use crate::disk::edit::{self, ImageFile};
-use crate::vault::chain::Chain;
-use crate::flows::tracking::changes::Claim;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::image::extent::FileIndex;
+use crate::disk::edit::{self, ImageFile};
 use crate::disk::files::fingerprint::{self, Fingerprint};
+use crate::disk::image::extent::FileIndex;
 use crate::disk::image::{self, Format, Image, OpenOptions, SameBytes, Unwritten};
 use crate::disk::io::Opener;
 use crate::disk::reflink::{self, ByteRanges};
+use crate::flows::anchors;
+use crate::flows::capture::Source;
+use crate::flows::tracking::changes::Claim;
+use crate::vault::chain::Chain;
+use crate::vault::point::{Base, open_chain};
 use crate::vault::repository::{Anchor, AnchorKind, CloneRecord, Point, Refusal, Repository};
 
 /// The trackers that need no reading, the best first.
@@ -33,7 +33,7 @@ const CLAIMING: [Tracker; 4] =
     [Tracker::Bitmap, Tracker::Snapshot, Tracker::Overlay, Tracker::Reflink];
 
 /// How the changed blocks are found.
-pub(super) struct Tracked {
+pub(crate) struct Tracked {
     pub tracker: Tracker,
     /// What may have changed; everything if there is no claim.
     pub claim: Option<Claim>,
@@ -58,7 +58,7 @@ type Answer = Result<(Claim, String), String>;
 ///
 /// # Errors
 /// The forced tracker can't be used.
-pub(super) fn choose(
+pub(crate) fn choose(
     repository: &Repository,
     base: &Base,
     source: &Source,
@@ -602,7 +602,7 @@ impl SameBytes for Counterparts {
 }
 
 /// By what the files of an image are recognised the next time.
-pub(super) fn fingerprints(source: &Source) -> Result<Vec<Option<Fingerprint>>> {
+pub(crate) fn fingerprints(source: &Source) -> Result<Vec<Option<Fingerprint>>> {
     if source.options.snapshot.is_some() {
         // It is not the current state of the files that was read.
         return Ok(vec![None; source.image.layers().len()]);

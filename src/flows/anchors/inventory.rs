@@ -8,15 +8,15 @@ use std::sync::Arc;
 use qdelta_formats::archive::Tracker;
 use serde::Serialize;
 
-use super::anchors::{self, Tag};
-use crate::disk::edit::{self, ImageFile};
+use super::{self as anchors, Tag};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{FileStore, Opener, is_refusal};
 use crate::base::observer::Observer;
+use crate::base::warning::{Code, Warning};
+use crate::disk::edit::{self, ImageFile};
 use crate::disk::files::paths::absolute;
+use crate::disk::io::{FileStore, Opener, is_refusal};
 use crate::disk::reflink;
 use crate::vault::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
-use crate::base::warning::{Code, Warning};
 
 /// An anchor of a disk.
 #[derive(Debug, Clone, Serialize)]
@@ -184,7 +184,7 @@ fn places(points: &[Point]) -> BTreeSet<PathBuf> {
 }
 
 /// An anchor that was found.
-pub(super) struct Found {
+pub(crate) struct Found {
     pub name: String,
     pub tracker: Tracker,
     place: PathBuf,
@@ -224,7 +224,7 @@ fn ours<T: Default>(found: Result<T>, observer: &dyn Observer) -> Result<T> {
 
 /// The qcow2 image at a path, to look at its tables; none if there is no such image. No lock is taken: the
 /// image may be in use.
-pub(super) fn image_at(path: &Path) -> Result<Option<ImageFile>> {
+pub(crate) fn image_at(path: &Path) -> Result<Option<ImageFile>> {
     let file = match Opener::READ.or_device().open(path) {
         Ok(file) => file,
         // The image may have been moved or deleted since.
@@ -240,7 +240,7 @@ pub(super) fn image_at(path: &Path) -> Result<Option<ImageFile>> {
 }
 
 /// The bitmaps and snapshots of a tag. No lock is taken: the image may be in use.
-pub(super) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
+pub(crate) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
     let Some(image) = image_at(path)? else { return Ok(Vec::new()) };
     let mut bitmaps: Vec<Vec<u8>> = edit::bitmap::list(&image)?
         .into_iter()

@@ -3,13 +3,21 @@
 
 use proptest::prelude::*;
 
-use super::super::testing::{Bytes, Disk, archive, metadata};
-use super::*;
-use crate::vault::chain::{Chain, GroupState, Owner};
-use crate::vault::frames::codec::Decompressor;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Chain, GroupState, Owner};
+use crate::base::cancel::Cancel;
+use crate::base::error::ErrorKind;
+use crate::disk::io::Store;
 use crate::formats::archive::{
-    ArchiveId, BlockIndex, Codec, Digest, FrameHeader, GROUP_BLOCKS, index,
+    ArchiveId, BlockIndex, Codec, Digest, FrameHeader, GROUP_BLOCKS, GroupIndex, Kind, SectionKind,
+    index,
 };
+use crate::vault::archive::Reader;
+use crate::vault::archive::salvage::*;
+use crate::vault::archive::testing::{Bytes, Disk, archive, metadata};
+use crate::vault::codec::Decompressor;
 
 const BLOCK: u32 = 4096;
 
@@ -317,8 +325,9 @@ fn frames_within_the_guests_data_are_never_taken_for_ours() {
     guest.resize(2 * BLOCK as usize, 3);
     let disk = Disk::new(128 * u64::from(BLOCK), BLOCK);
     let meta = metadata(1, Kind::Full, disk.geometry, None);
-    let sink = super::super::testing::Shared::default();
-    let mut writer = super::super::Writer::new(Box::new(sink.clone()), meta, None).unwrap();
+    let sink = crate::vault::archive::testing::Shared::default();
+    let mut writer =
+        crate::vault::archive::Writer::new(Box::new(sink.clone()), meta, None).unwrap();
     let digests = [Digest([0; 32]); 2];
     writer.write_frame(BlockIndex(64), 3, Codec::Stored, &guest, &digests).unwrap();
     writer.set_group(GroupIndex(0), digests[0]).unwrap();

@@ -1,21 +1,21 @@
 //! The image that a backup reads: the files themselves, held still, or clones of them.
 
+mod hold;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qdelta_formats::archive::Tracker;
-
-use super::anchors::{self, Clones, Tag};
-use super::hold::Hold;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::warning::{Code, Warning};
+use crate::disk::files::paths::absolute;
 use crate::disk::image::{self, Format, Image, OpenOptions};
 use crate::disk::io::Store;
-use crate::disk::files::paths::absolute;
+use crate::flows::anchors::{self, Clones, Leave};
 use crate::vault::repository::Anchor;
-use crate::base::warning::{Code, Warning};
+use hold::Hold;
 
 /// An image at one moment, to be read at leisure.
-pub(super) struct Source {
+pub(crate) struct Source {
     /// What is read.
     pub image: Image,
     /// The name it is known by.
@@ -30,23 +30,6 @@ pub(super) struct Source {
     clones: Option<Clones>,
     /// The locks of the image that was cloned.
     cloned: Option<Hold>,
-}
-
-/// The anchor that is to be left.
-pub(super) struct Leave<'a> {
-    /// For which tracker: bitmap, snapshot or reflink.
-    pub tracker: Tracker,
-    pub name: String,
-    pub tag: &'a Tag,
-    /// The name of the anchor of the point before, which is still needed.
-    pub keep: Option<String>,
-}
-
-impl Leave<'_> {
-    /// Whether the anchor is written into the image itself.
-    pub fn is_in_image(&self) -> bool {
-        self.tracker != Tracker::Reflink
-    }
 }
 
 impl Source {
@@ -230,7 +213,7 @@ impl Source {
 ///
 /// # Errors
 /// The image can't be opened.
-pub(super) fn written_files(
+pub(crate) fn written_files(
     path: &Path,
     options: &OpenOptions,
 ) -> Result<Vec<(PathBuf, Arc<dyn Store>)>> {
@@ -271,15 +254,15 @@ fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) -> Vec<W
 }
 
 /// A clone that should have gone is still there.
-pub(super) fn old_clone(error: &Error) -> Warning {
+pub(crate) fn old_clone(error: &Error) -> Warning {
     Warning::failed(Code::OldAnchor, error).within("an old clone stays")
 }
 
 /// How a warning begins that says that no anchor was left.
-pub(super) const NO_ANCHOR: &str = "no anchor is left for the next backup";
+pub(crate) const NO_ANCHOR: &str = "no anchor is left for the next backup";
 
 /// How to be rid of such warnings.
-pub(super) const NO_MORE_TRIES: &str = "--anchor none ends the attempts";
+pub(crate) const NO_MORE_TRIES: &str = "--anchor none ends the attempts";
 
 fn no_anchor(error: &Error) -> Warning {
     let end = match error.kind() {

@@ -3,6 +3,8 @@
 //! A new anchor is made *before* the image is read: whatever is written behind it is claimed by the
 //! next backup, also if this one has read it already. The old one goes when the new point is safe.
 
+pub mod inventory;
+
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -11,17 +13,15 @@ use std::time::SystemTime;
 
 use qdelta_formats::archive::Tracker;
 
-use super::inventory;
-use super::source::Leave;
-use crate::disk::edit::{self, ImageFile, NewBitmap};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::edit::{self, ImageFile, NewBitmap};
 use crate::disk::image::{Allocated, Image, OpenOptions};
 use crate::disk::io::Store;
 use crate::disk::reflink::{self, Kept};
 use crate::vault::repository::{Anchor, AnchorKind, CloneRecord, DiskId, PointId, Repository};
 
 /// With what the names of all anchors begin.
-pub(super) const PREFIX: &str = "qdelta-";
+pub(crate) const PREFIX: &str = "qdelta-";
 /// Bytes of the disk that a bit of a new bitmap stands for: QEMU's own default.
 const GRANULARITY: u64 = 64 << 10;
 
@@ -33,12 +33,12 @@ const CANARY_SPAN: u64 = 64;
 /// The name of the map beside the bitmap called `name`: another bitmap, which records no writes. It
 /// says what was allocated in the image, and by its last bit that the disk was not shrunk; the bitmap
 /// itself shows neither.
-pub(super) fn map_of(name: &str) -> String {
+pub(crate) fn map_of(name: &str) -> String {
     format!("{name}{MAP}")
 }
 
 /// The name of the bitmap that a map with this name is beside.
-pub(super) fn of_map(name: &[u8]) -> Option<&[u8]> {
+pub(crate) fn of_map(name: &[u8]) -> Option<&[u8]> {
     name.strip_suffix(MAP.as_bytes())
 }
 
@@ -50,7 +50,7 @@ const MAP_BITS_MAX: u64 = 1 << 29;
 
 /// What makes anchors of one disk of one repository recognisable: the end of their names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tag(String);
+pub(crate) struct Tag(String);
 
 impl Tag {
     pub fn new(repository: &Repository, disk: &DiskId) -> Self {
@@ -69,10 +69,27 @@ impl Tag {
     }
 }
 
+/// The anchor that is to be left.
+pub(crate) struct Leave<'a> {
+    /// For which tracker: bitmap, snapshot or reflink.
+    pub tracker: Tracker,
+    pub name: String,
+    pub tag: &'a Tag,
+    /// The name of the anchor of the point before, which is still needed.
+    pub keep: Option<String>,
+}
+
+impl Leave<'_> {
+    /// Whether the anchor is written into the image itself.
+    pub fn is_in_image(&self) -> bool {
+        self.tracker != Tracker::Reflink
+    }
+}
+
 /// Writes a new bitmap or snapshot into the image at `path`, which nobody uses, and removes those
 /// of the same tag that are not to be kept, which an interrupted backup or a busy image has left. The
 /// file is held against writers as long as it is open.
-pub(super) fn write(
+pub(crate) fn write(
     path: &Path,
     options: &OpenOptions,
     leave: &Leave<'_>,
@@ -147,7 +164,7 @@ fn bitmaps_of(name: &str, size: u64, allocated: Allocated) -> [NewBitmap; 2] {
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] if a map of it would be too large; otherwise as [`Image::allocated`].
-pub(super) fn allocated(image: &Image) -> Result<Allocated> {
+pub(crate) fn allocated(image: &Image) -> Result<Allocated> {
     let (size, unit) = (image.virtual_size(), image.allocation_unit()?);
     if unit < GRANULARITY && size.div_ceil(unit) > MAP_BITS_MAX {
         let text = format!(
@@ -164,7 +181,7 @@ pub(super) fn allocated(image: &Image) -> Result<Allocated> {
 /// beginning: whoever clears it, or puts another one in its place, takes them away, and only a guest
 /// that then writes everywhere brings all of them back. They are anywhere in their parts, so that
 /// guests do not all write there.
-pub(super) fn canaries(name: &str, size: u64) -> Vec<u64> {
+pub(crate) fn canaries(name: &str, size: u64) -> Vec<u64> {
     let bits = size.div_ceil(GRANULARITY);
     let count = (bits / CANARY_SPAN).clamp(*CANARIES.start(), *CANARIES.end());
     let mut digest = blake3::Hasher::new().update(name.as_bytes()).finalize_xof();
@@ -179,7 +196,7 @@ pub(super) fn canaries(name: &str, size: u64) -> Vec<u64> {
 
 /// Removes the bitmaps and snapshots of a tag from an image, but those called as `keep` says, and what
 /// bitmaps of any tag have left that a program that knows none passed by.
-pub(super) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
+pub(crate) fn sweep(file: &ImageFile, tag: &Tag, keep: &[&str]) -> Result<()> {
     let stale = |name: &[u8]| {
         let anchor = String::from_utf8_lossy(of_map(name).unwrap_or(name));
         let is_stale = tag.owns(&anchor) && !keep.contains(&anchor.as_ref());
@@ -210,7 +227,7 @@ fn reclaim(file: &ImageFile) -> Result<()> {
 ///
 /// # Errors
 /// As [`remove`].
-pub(super) fn reclaim_at(path: &Path) -> Result<()> {
+pub(crate) fn reclaim_at(path: &Path) -> Result<()> {
     reclaim(&ImageFile::open(path)?)
 }
 
@@ -219,7 +236,7 @@ pub(super) fn reclaim_at(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// One can't be removed; all others are gone.
-pub(super) fn sweep_all(
+pub(crate) fn sweep_all(
     image: Option<&Path>,
     files: &[PathBuf],
     tag: &Tag,
@@ -249,7 +266,7 @@ fn sweep_image(image: &Path, tag: &Tag, keep: &[&str]) -> Result<()> {
 }
 
 /// Bitmaps may stay in an image that a guest uses, or that can't be written to: they cost nothing.
-pub(super) fn unless_cheap(removed: Result<()>, are_bitmaps: bool) -> Result<()> {
+pub(crate) fn unless_cheap(removed: Result<()>, are_bitmaps: bool) -> Result<()> {
     match removed {
         Err(error) if are_bitmaps => {
             tracing::info!("an old bitmap stays for now: {}", error.chain());
@@ -305,7 +322,7 @@ pub(crate) fn remove_from(image: Option<&ImageFile>, anchor: &Anchor) -> Result<
 }
 
 /// Clones of files of an image. Dropped, they are gone, unless they are to be kept.
-pub(super) struct Clones {
+pub(crate) struct Clones {
     anchor: String,
     kept: Vec<(PathBuf, Kept)>,
     release: bool,
@@ -375,7 +392,7 @@ fn record_of(file: &Path, kept: &Kept) -> Result<CloneRecord> {
 }
 
 /// Inode, length and time of the last write of a clone: what it is recognised by.
-pub(super) fn identity(file: &std::fs::File, path: &Path) -> Result<(u64, u64, i64)> {
+pub(crate) fn identity(file: &std::fs::File, path: &Path) -> Result<(u64, u64, i64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
     let modified_ns =
@@ -385,7 +402,7 @@ pub(super) fn identity(file: &std::fs::File, path: &Path) -> Result<(u64, u64, i
 
 /// Removes the clones of a tag that are kept beside files in `folder`, but those called as `keep`
 /// says.
-pub(super) fn sweep_clones(folder: &Path, tag: &Tag, keep: &[&str]) -> Result<()> {
+pub(crate) fn sweep_clones(folder: &Path, tag: &Tag, keep: &[&str]) -> Result<()> {
     for name in reflink::kept_beside(folder)? {
         if tag.owns(&name) && !keep.contains(&name.as_str()) {
             reflink::remove_kept(folder, &name)?;
@@ -395,7 +412,7 @@ pub(super) fn sweep_clones(folder: &Path, tag: &Tag, keep: &[&str]) -> Result<()
 }
 
 /// The descriptor of an open file.
-pub(super) fn descriptor(store: &dyn Store) -> Result<BorrowedFd<'_>> {
+pub(crate) fn descriptor(store: &dyn Store) -> Result<BorrowedFd<'_>> {
     store.fd().ok_or_else(|| {
         let text = format!("{} is no file that can be cloned", store.path().display());
         Error::new(ErrorKind::Usage, text)

@@ -1,19 +1,28 @@
 //! What a new point is made against: the chain of an earlier one, or nothing.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
 use qdelta_formats::archive::Kind;
 
-use super::KindChoice;
-use crate::vault::archive;
-use crate::vault::chain::{CHAIN_LEN_MAX, Chain};
+use super::open::{check_indexes, open_chain};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{FileStore, Opener, Store, not_opened};
+use crate::vault::chain::{CHAIN_LEN_MAX, Chain};
 use crate::vault::repository::{DiskId, Point, Repository};
 
+/// What to compare the image with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KindChoice {
+    /// The latest point if there is one, nothing otherwise.
+    #[default]
+    Auto,
+    /// Nothing: a new chain begins.
+    Full,
+    /// The latest point.
+    Incremental,
+    /// The latest full.
+    Differential,
+}
+
 /// What a new point of a disk is made against.
-pub(super) struct Base {
+pub(crate) struct Base {
     /// What the new archive is.
     pub kind: Kind,
     /// The point that it is made against, with its chain.
@@ -137,49 +146,6 @@ fn open_base(repository: &Repository, point: &Point) -> Result<Chain> {
             _ => error,
         }
     })
-}
-
-/// Opens the archives of a point's chain.
-pub(crate) fn open_chain(repository: &Repository, point: &Point) -> Result<Chain> {
-    open_archives(&repository.chain_of(point)?, point)
-}
-
-/// Opens the archives of a point's chain, which are these, the full first.
-pub(crate) fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
-    let mut archives = Vec::new();
-    for path in paths {
-        archives.push(Arc::new(open_archive(path)?));
-    }
-    let chain = Chain::new(archives)?;
-    if chain.root() != point.record.root {
-        return Err(Error::new(
-            ErrorKind::Damaged,
-            format!("the archives of point {} are not those that its manifest names", point.id),
-        )
-        .advise("qdelta verify tells which files are damaged"));
-    }
-    Ok(chain)
-}
-
-/// Reads every table of a chain's archives once and checks it. They are mapped afterwards: an
-/// unreadable sector is an error here, and would end the program there.
-pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
-    for archive in chain.archives().iter().filter(|archive| !archive.is_salvaged()) {
-        archive.check_index()?;
-    }
-    Ok(chain)
-}
-
-/// Opens one archive file.
-pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
-    archive::Reader::open(archive_store(path)?)
-}
-
-/// Opens the file of an archive, sound or not.
-pub(crate) fn archive_store(path: &Path) -> Result<Arc<dyn Store>> {
-    let file = Opener::READ.open(path);
-    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
-    Ok(Arc::new(FileStore::new(file, path)))
 }
 
 #[cfg(test)]

@@ -1,0 +1,8 @@
+//! A recovery point, opened: its chain, and what a new point is made against.
+
+mod base;
+mod open;
+
+pub(crate) use base::Base;
+pub use base::KindChoice;
+pub(crate) use open::{archive_store, check_indexes, open_archive, open_archives, open_chain};
