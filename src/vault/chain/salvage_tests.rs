@@ -12,7 +12,7 @@ use crate::base::error::ErrorKind;
 use crate::disk::io::Store;
 use crate::formats::archive::{
     ArchiveId, BlockIndex, Codec, Digest, FrameHeader, GROUP_BLOCKS, GroupIndex, Kind, SectionKind,
-    index,
+    header, index,
 };
 use crate::vault::archive::Reader;
 use crate::vault::archive::salvage::*;
