@@ -139,6 +139,7 @@ const ROOMS: &[&str] = &[
     "guest/program",
     "guest/libvirt",
     "guest/quiesce",
+    "flows/report",
     "flows/anchors",
     "flows/capture",
     "flows/tracking",

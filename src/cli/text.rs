@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use qdelta::base::duration;
+use qdelta::vault::repository::PointId;
 use qdelta::{Error, ErrorKind};
 
 /// Names of powers of 1024 bytes.
@@ -188,7 +189,7 @@ pub fn table(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<Stri
 
 /// What is to be said of safety points where something is restored: that it is one, and which one was
 /// passed over.
-pub fn safety_notes(is_one: bool, passed_over: Option<&str>) -> Vec<String> {
+pub fn safety_notes(is_one: bool, passed_over: Option<PointId>) -> Vec<String> {
     let own =
         is_one.then(|| "  this is a safety point: what was there before a roll back".to_owned());
     let other = passed_over.map(|point| {

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::{Digest, FRAME_HEADER_LEN, FRAME_LEN_MAX, GroupIndex, RootHasher};
 use rustix::io::Errno;
-use serde::Serialize;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -23,6 +22,9 @@ use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, Resources, TAS
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
 use crate::disk::io::Direct;
 use crate::disk::io::Segment;
+use crate::flows::report::{
+    ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, VerifyReport,
+};
 use crate::vault::archive::Reader;
 use crate::vault::chain::Chain;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
@@ -33,7 +35,7 @@ use crate::vault::repository::{
 
 /// What to verify, and how.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct VerifyRequest {
     /// A disk or all of a guest, or everything in the repository.
     pub disk: Option<Wanted>,
     /// One of its points and what that one needs, or all of them.
@@ -44,126 +46,22 @@ pub struct Request {
     pub resources: Resources,
 }
 
-/// What a verification found.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Report {
-    /// Recovery points that were looked at.
-    pub points: u64,
-    /// Archives that were read.
-    pub archives: u64,
-    /// Frames that were read.
-    pub frames: u64,
-    /// Files of machines that were read: domain XML, firmware variables and the like.
-    pub machine_files: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes of blocks that were proved (or, if quick, whose checksums were).
-    pub bytes_verified: u64,
-    /// Whether checksums alone were looked at.
-    pub quick: bool,
-    /// Whether everything that was looked at is proved: by digests and roots, and nothing was found.
-    pub proved: bool,
-    /// Everything that is not as it was written. Empty if all is well.
-    pub findings: Vec<Finding>,
-    /// Disk by disk: which points can be restored, and which archives are sound.
-    pub disks: Vec<DiskResult>,
-    /// What the admin should know.
-    pub warnings: Vec<Warning>,
-    /// How long it took.
-    pub seconds: f64,
-    /// What was found already.
-    #[serde(skip)]
-    known: BTreeSet<(PathBuf, String)>,
-}
-
-/// How a file was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// It is what was written.
-    Sound,
-    /// It is there, and not what was written.
-    Damaged,
-    /// It is not there.
-    Missing,
-    /// No manifest names it. It may well be sound.
-    Stray,
-    /// The system can't read it, or can't list it.
-    Unreadable,
-}
-
-/// What a verification says of a disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct DiskResult {
-    /// The disk, as `domain/disk`.
-    pub disk: String,
-    /// Its points that were looked at, oldest first.
-    pub points: Vec<PointResult>,
-    /// The archives that these need.
-    pub archives: Vec<ArchiveResult>,
-}
-
-/// What a verification says of a point of a disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct PointResult {
-    /// The point.
-    pub point: PointId,
-    /// Whether the disk can be restored whole to it.
-    pub restorable: bool,
-    /// The files because of which it can't.
-    #[serde(serialize_with = "crate::base::json::serialize_all")]
-    pub because: Vec<PathBuf>,
-}
-
-/// What a verification says of an archive.
-#[derive(Debug, Clone, Serialize)]
-pub struct ArchiveResult {
-    /// The file.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub path: PathBuf,
-    /// How it was found.
-    pub state: State,
-}
-
-/// Something that is not as it was written.
-#[derive(Debug, Clone, Serialize)]
-pub struct Finding {
-    /// The file or folder.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub path: PathBuf,
-    /// How it was found.
-    pub state: State,
-    /// The recovery points that can't be restored whole because of it.
-    pub points: Vec<String>,
-    /// What is wrong, and where.
-    pub problem: String,
-}
-
-impl Report {
-    /// Adds a finding. What several disks share is found once.
-    fn add(&mut self, finding: Finding) {
-        if self.known.insert((finding.path.clone(), finding.problem.clone())) {
-            self.findings.push(finding);
-        }
-    }
-}
-
 /// Verifies a repository, a disk, or a point.
 ///
 /// # Errors
 /// Damage is no error here but a finding; an error says that the verification could not be done.
 pub fn run(
     repository: &Repository,
-    request: &Request,
+    request: &VerifyRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Report> {
+) -> Result<VerifyReport> {
     let started = std::time::Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    let mut report = Report { quick: request.quick, ..Report::default() };
+    let mut report = VerifyReport { quick: request.quick, ..VerifyReport::default() };
     if let Some(error) = repository.trouble() {
-        report.add(finding(&repository.path().join("qdelta.toml"), NO_POINTS, &error));
+        report.findings.push(finding(&repository.path().join("qdelta.toml"), NO_POINTS, &error));
         observer.warn(Warning::failed(Code::Unreadable, &error));
     }
     let mut disks = match &request.disk {
@@ -171,7 +69,7 @@ pub fn run(
         None => {
             let survey = repository.survey()?;
             for folder in &survey.unreadable {
-                report.add(unlisted(&folder.path, &folder.error));
+                report.findings.push(unlisted(&folder.path, &folder.error));
             }
             survey.disks
         }
@@ -201,6 +99,9 @@ pub fn run(
         };
         verify_machines(repository, domain, wanted.as_ref(), &mut report)?;
     }
+    // What several disks share was found at each of them, and is said once.
+    let mut known = BTreeSet::new();
+    report.findings.retain(|found| known.insert((found.path.clone(), found.problem.clone())));
     report.proved = !request.quick && report.findings.is_empty();
     report.warnings = recorder.take();
     report.seconds = started.elapsed().as_secs_f64();
@@ -210,10 +111,10 @@ pub fn run(
 fn verify_disk(
     repository: &Repository,
     disk: &DiskId,
-    request: &Request,
+    request: &VerifyRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-    report: &mut Report,
+    report: &mut VerifyReport,
 ) -> Result<()> {
     let list = repository.points(disk)?;
     let points = match &request.point {
@@ -234,8 +135,8 @@ fn verify_disk(
         }
         for gap in remains.gaps {
             let state = match gap.error.kind() {
-                ErrorKind::Damaged | ErrorKind::NotFound => State::Missing,
-                _ => State::Unreadable,
+                ErrorKind::Damaged | ErrorKind::NotFound => FileState::Missing,
+                _ => FileState::Unreadable,
             };
             damage.add(gap.path, state, gap.error.chain(), [point.id]);
         }
@@ -261,10 +162,10 @@ fn verify_disk(
             None => Ok(()),
         };
         let found = verify_archive(path, identity, request, observer, cancel, report)?;
-        let state = if found.is_empty() { State::Sound } else { State::Damaged };
+        let state = if found.is_empty() { FileState::Sound } else { FileState::Damaged };
         archives.insert(path.clone(), state);
         for problem in found {
-            damage.add(path.clone(), State::Damaged, problem, needed.iter().copied());
+            damage.add(path.clone(), FileState::Damaged, problem, needed.iter().copied());
         }
     }
     observer.end();
@@ -279,7 +180,7 @@ fn verify_disk(
             if let Err(error) = open_archives(&chain, point).and_then(|chain| prove_root(&chain)) {
                 refuse_unless_damage(&error)?;
                 let path = point.archive_path.clone();
-                damage.add(path, State::Damaged, error.chain(), [point.id]);
+                damage.add(path, FileState::Damaged, error.chain(), [point.id]);
             }
             observer.advance(1);
         }
@@ -294,10 +195,10 @@ fn report_the_rest(
     repository: &Repository,
     disk: &DiskId,
     list: &PointList,
-    report: &mut Report,
+    report: &mut VerifyReport,
 ) -> Result<()> {
     for folder in &list.unreadable {
-        report.add(unlisted(&folder.path, &folder.error));
+        report.findings.push(unlisted(&folder.path, &folder.error));
     }
     // Which archives have no manifest can't be told where the manifests, or they, are not known.
     let strays = match list.unreadable.is_empty() {
@@ -305,17 +206,17 @@ fn report_the_rest(
         false => Vec::new(),
     };
     for (path, point) in strays {
-        report.add(Finding {
+        report.findings.push(Finding {
             path,
-            state: State::Stray,
-            points: vec![point.to_string()],
+            state: FileState::Stray,
+            points: vec![point],
             problem: "no manifest names this archive: the point's manifest is lost, or was not \
                       copied (replay can restore it from the archives alone)"
                 .to_owned(),
         });
     }
     for damaged in &list.damaged {
-        report.add(finding(&damaged.path, [damaged.point], &damaged.error));
+        report.findings.push(finding(&damaged.path, [damaged.point], &damaged.error));
     }
     Ok(())
 }
@@ -323,14 +224,14 @@ fn report_the_rest(
 /// A folder that can't be listed.
 fn unlisted(path: &Path, error: &Error) -> Finding {
     let problem = error.chain();
-    Finding { path: path.to_path_buf(), state: State::Unreadable, points: Vec::new(), problem }
+    Finding { path: path.to_path_buf(), state: FileState::Unreadable, points: Vec::new(), problem }
 }
 
 /// What is wrong with the archives of a disk, and what that costs.
 #[derive(Default)]
 struct Damage {
     /// By the file and what is wrong with it: the points that it costs.
-    found: BTreeMap<(PathBuf, String), (State, BTreeSet<PointId>)>,
+    found: BTreeMap<(PathBuf, String), (FileState, BTreeSet<PointId>)>,
     /// By the point: the files because of which it can't be restored whole.
     costs: BTreeMap<PointId, BTreeSet<PathBuf>>,
 }
@@ -339,7 +240,7 @@ impl Damage {
     fn add(
         &mut self,
         path: PathBuf,
-        state: State,
+        state: FileState,
         problem: String,
         points: impl IntoIterator<Item = PointId>,
     ) {
@@ -356,23 +257,23 @@ impl Damage {
         mut self,
         disk: &DiskId,
         points: &[Point],
-        mut archives: BTreeMap<PathBuf, State>,
-        report: &mut Report,
+        mut archives: BTreeMap<PathBuf, FileState>,
+        report: &mut VerifyReport,
     ) {
         for ((path, problem), (state, points)) in self.found {
             archives.insert(path.clone(), state);
-            let points = points.iter().map(ToString::to_string).collect();
-            report.add(Finding { path, state, points, problem });
+            let points = points.into_iter().collect();
+            report.findings.push(Finding { path, state, points, problem });
         }
         let result = |point: &Point| {
             let because = self.costs.remove(&point.id).unwrap_or_default();
             let because: Vec<PathBuf> = because.into_iter().collect();
-            PointResult { point: point.id, restorable: because.is_empty(), because }
+            PointVerdict { point: point.id, restorable: because.is_empty(), because }
         };
         let points = points.iter().map(result).collect();
-        let archives = archives.into_iter().map(|(path, state)| ArchiveResult { path, state });
+        let archives = archives.into_iter().map(|(path, state)| ArchiveVerdict { path, state });
         let archives = archives.collect();
-        report.disks.push(DiskResult { disk: disk.to_string(), points, archives });
+        report.disks.push(DiskVerdict { disk: disk.to_string(), points, archives });
     }
 }
 
@@ -381,16 +282,16 @@ fn verify_machines(
     repository: &Repository,
     domain: &DomainName,
     wanted: Option<&BTreeSet<PointId>>,
-    report: &mut Report,
+    report: &mut VerifyReport,
 ) -> Result<()> {
-    let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<String>)> = BTreeMap::new();
+    let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<PointId>)> = BTreeMap::new();
     for (point, machine) in repository.machines(domain)? {
         if wanted.is_some_and(|wanted| !wanted.contains(&point)) {
             continue;
         }
         for file in machine.files {
             let path = repository.machine_file_path(domain, &file);
-            files.entry(path).or_insert((file, BTreeSet::new())).1.insert(point.to_string());
+            files.entry(path).or_insert((file, BTreeSet::new())).1.insert(point);
         }
     }
     for (path, (file, points)) in files {
@@ -399,7 +300,7 @@ fn verify_machines(
             Ok(()) => report.bytes_verified += file.length,
             Err(error) => {
                 refuse_unless_damage(&error)?;
-                report.add(finding(&path, points, &error));
+                report.findings.push(finding(&path, points, &error));
             }
         }
     }
@@ -409,20 +310,16 @@ fn verify_machines(
 /// No points in particular.
 const NO_POINTS: [PointId; 0] = [];
 
-fn finding<T: ToString>(
-    path: &Path,
-    points: impl IntoIterator<Item = T>,
-    error: &Error,
-) -> Finding {
+fn finding(path: &Path, points: impl IntoIterator<Item = PointId>, error: &Error) -> Finding {
     let state = match error.kind() {
-        ErrorKind::NotFound => State::Missing,
-        ErrorKind::Io => State::Unreadable,
-        _ => State::Damaged,
+        ErrorKind::NotFound => FileState::Missing,
+        ErrorKind::Io => FileState::Unreadable,
+        _ => FileState::Damaged,
     };
     Finding {
         path: path.to_path_buf(),
         state,
-        points: points.into_iter().map(|point| point.to_string()).collect(),
+        points: points.into_iter().collect(),
         problem: error.chain(),
     }
 }
@@ -509,10 +406,10 @@ fn is_exhausted(error: &Error) -> bool {
 fn verify_archive(
     path: &Path,
     identity: impl FnOnce(&Reader) -> Result<()>,
-    request: &Request,
+    request: &VerifyRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-    report: &mut Report,
+    report: &mut VerifyReport,
 ) -> Result<Vec<String>> {
     let archive = match open_archive(path).and_then(|archive| {
         archive.check_index()?;

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use qdelta::Result;
 use qdelta::disk::create::Format;
-use qdelta::flows::restore::{MachineReport, MachineRequest, run_machine};
+use qdelta::flows::report::MachineReport;
+use qdelta::flows::restore::{MachineRequest, run_machine};
 
 use super::restore::refuse_inside;
 use crate::cli::args::{self, Restore};
@@ -66,7 +67,7 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
     for path in report.nvram.iter().chain([&report.xml]) {
         out.line(format!("  {}", path.display()))?;
     }
-    for note in text::safety_notes(report.safety, report.passed_over.as_deref()) {
+    for note in text::safety_notes(report.safety, report.passed_over) {
         out.line(note)?;
     }
     out.line(format!("  took {}", text::duration(report.seconds)))?;

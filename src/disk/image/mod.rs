@@ -54,7 +54,7 @@ use layer::{Detail, Layer};
 const EXTENTS_AT_A_TIME: usize = 4096;
 
 /// A format in which a disk can be stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// qcow2, version 2 or 3.
@@ -153,7 +153,7 @@ pub struct Image {
 }
 
 /// One layer of an image, as one would describe it to a person.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct LayerDescription {
     /// Its file.

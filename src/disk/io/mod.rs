@@ -18,7 +18,7 @@ mod writeback;
 pub use direct::{Access, Direct, open_direct};
 pub use open::{Opener, is_refusal, not_opened, open_folder, pin, pin_folder, sync_folder};
 pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
-pub use queue::{Backend, Direction, Done, Job, Queue, Segment};
+pub use queue::{Backend, Direction, Done, Queue, Segment, Transfer};
 pub use store::{FileStore, Store};
 pub use writeback::EarlyWriteback;
 

@@ -9,7 +9,8 @@ use super::{Buffer, Pool, Store};
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// What runs the reads and writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// io_uring, and threads where it is refused.
     #[default]
@@ -84,7 +85,7 @@ pub struct Segment {
 
 /// A buffer and what to read into it or to write from it.
 #[derive(Debug)]
-pub struct Job {
+pub struct Transfer {
     /// Comes back with the buffer; means nothing to the queue.
     pub token: u64,
     /// The queue's until the job is done.
@@ -198,7 +199,7 @@ impl Queue {
     /// Accepts a job. Nothing begins before [`Self::submit`] or [`Self::wait`].
     ///
     /// A segment outside the buffer or of an unknown file makes the job fail, with kind `Usage`.
-    pub fn push(&mut self, job: Job) {
+    pub fn push(&mut self, job: Transfer) {
         match &mut self.engine {
             Engine::Uring(ring) => ring.push(job),
             Engine::Threads(threads) => threads.push(job),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::direct::is_aligned;
-use super::queue::{Direction, Done, Job, Refuse, check, transfer_error};
+use super::queue::{Direction, Done, Refuse, Transfer, check, transfer_error};
 use super::{Pool, RETRIES_MAX, RETRY_PAUSE, Store};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::uring::{Piece, Ring, Slot};
@@ -118,8 +118,8 @@ impl RingQueue {
         Ok((queue, reason))
     }
 
-    pub(super) fn push(&mut self, job: Job) {
-        let Job { token, buffer, segments, direction } = job;
+    pub(super) fn push(&mut self, job: Transfer) {
+        let Transfer { token, buffer, segments, direction } = job;
         let checked = segments.iter().try_for_each(|it| check(it, buffer.len(), self.files));
         let unfinished = segments.iter().filter(|it| !it.range.is_empty()).count();
         if checked.is_err() || unfinished == 0 {

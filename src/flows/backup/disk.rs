@@ -10,7 +10,7 @@ use qdelta_formats::archive::{
 
 use super::data_path::{self, Selection};
 use super::same_disk;
-use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
+use super::{AnchorChoice, Done, Options, wanted_anchor};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
@@ -20,6 +20,7 @@ use crate::disk::image::{Format, Image};
 use crate::disk::io::EarlyWriteback;
 use crate::flows::anchors::{self, Tag};
 use crate::flows::capture::{NO_ANCHOR, NO_MORE_TRIES, Source};
+use crate::flows::report::BackupReport;
 use crate::flows::tracking::{self, Tracked};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
@@ -30,7 +31,7 @@ use crate::vault::repository::{
 };
 
 /// A disk that is to become part of a point.
-pub(super) struct Job<'a> {
+pub(super) struct DiskBackup<'a> {
     pub repository: &'a Repository,
     pub lock: &'a DomainLock,
     pub point: PointId,
@@ -50,7 +51,7 @@ pub(super) struct Written<'a> {
 
 /// What of a disk must be dealt with when its point is safe, or when it failed.
 pub(super) struct Rest {
-    report: Report,
+    report: BackupReport,
     base: Base,
     tag: Tag,
     source: Source,
@@ -60,7 +61,7 @@ pub(super) struct Rest {
 
 /// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
 pub(super) fn write<'a>(
-    job: Job<'a>,
+    job: DiskBackup<'a>,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Written<'a>> {
@@ -81,7 +82,7 @@ pub(super) fn write<'a>(
 impl Rest {
     /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
     /// interrupted backups have left. What can't go, the next backup removes.
-    pub fn settle(self, observer: &dyn Observer) -> Report {
+    pub fn settle(self, observer: &dyn Observer) -> BackupReport {
         let Self { report, base, tag, source, safety } = self;
         let path = source.path.clone();
         // What a guest wrote to a raw disk is no anchor, whatever it looks like.
@@ -122,12 +123,12 @@ impl Rest {
     }
 }
 
-impl<'a> Job<'a> {
+impl<'a> DiskBackup<'a> {
     fn run(
         &self,
         observer: &dyn Observer,
         cancel: &Cancel,
-    ) -> Result<(Pending<'a>, DiskRecord, Report)> {
+    ) -> Result<(Pending<'a>, DiskRecord, BackupReport)> {
         let started = Instant::now();
         let chain = self.base.chain();
         let geometry = geometry_for(&self.source.image, self.options.block_size, chain)?;
@@ -240,7 +241,7 @@ impl<'a> Job<'a> {
         let folder = pending.path().parent().map(Path::to_path_buf);
         let sink = Box::new(EarlyWriteback::new(pending.file()?));
         let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
-        let job = data_path::Job {
+        let job = data_path::Archiving {
             image: &self.source.image,
             geometry,
             chain,
@@ -293,26 +294,26 @@ impl<'a> Job<'a> {
         tracked: Tracked,
         archive: PathBuf,
         started: Instant,
-    ) -> Report {
-        Report {
-            point: self.point.to_string(),
+    ) -> BackupReport {
+        BackupReport {
+            point: self.point,
             disk: self.disk.to_string(),
-            kind: record.kind.as_str(),
-            parent: record.parent.map(|point| point.to_string()),
-            tracker: record.tracker.as_str(),
+            kind: record.kind,
+            parent: record.parent,
+            tracker: record.tracker,
             why: tracked.why,
             refused: tracked.refused,
-            consistency: self.consistency.as_str(),
+            consistency: self.consistency,
             virtual_size: record.virtual_size,
             block_size: record.block_size,
             bytes_read: record.bytes_read,
             bytes_sampled: record.bytes_sampled,
             bytes_changed: record.bytes_changed,
             bytes_written: record.bytes_written,
-            root: record.root.to_string(),
+            root: record.root,
             archive,
             anchor: record.anchor.as_ref().map(|anchor| anchor.name.clone()),
-            io: done.backend.as_str(),
+            io: done.backend,
             broken_chain: self.base.broken_chain.is_some(),
             warnings: Vec::new(),
             seconds: started.elapsed().as_secs_f64(),
