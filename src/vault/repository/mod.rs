@@ -25,10 +25,12 @@ mod manifest;
 mod names;
 mod pending;
 mod point;
+pub mod storage;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -49,6 +51,7 @@ pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
 use point::Among;
 pub use point::{PointId, Selector};
+use storage::Storage;
 
 /// The file in a domain's folder that says that its guest may be frozen.
 const FROZEN: &str = ".frozen";
@@ -57,6 +60,7 @@ const FROZEN: &str = ".frozen";
 #[derive(Debug, Clone)]
 pub struct Repository {
     root: PathBuf,
+    storage: Arc<dyn Storage>,
     /// Empty if `qdelta.toml` is lost, and no manifest knows it.
     id: String,
     /// What is wrong with `qdelta.toml`.
@@ -126,6 +130,11 @@ impl Repository {
     /// The repository's folder.
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    /// Where its files are.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
 
     /// The repository's id: 32 hexadecimal digits that no other repository has.
