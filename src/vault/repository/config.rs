@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::catalog::DomainReading;
 use super::names::{DomainName, POINTS};
+use super::storage::Local;
 use super::{Repository, durable, folder_names, is_there, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::check_new_file;
@@ -105,6 +107,10 @@ pub enum Repair {
 }
 
 impl Repository {
+    fn at(root: &Path, id: String, trouble: Option<String>) -> Self {
+        Self { root: root.to_owned(), storage: Arc::new(Local::new(root)), id, trouble }
+    }
+
     /// Makes an empty repository of the folder `root`, which is made if it is missing (but not
     /// the folder around it).
     ///
@@ -127,7 +133,7 @@ impl Repository {
         }
         let config = Config::new(new_id()?)?;
         config.write(root, false)?;
-        Ok(Self { root: root.to_owned(), id: config.id, trouble: None })
+        Ok(Self::at(root, config.id, None))
     }
 
     /// Opens the repository in the folder `root`. If its `qdelta.toml` is lost or damaged, and domains
@@ -139,7 +145,7 @@ impl Repository {
     /// makes no sense and nothing else is there, [`ErrorKind::Usage`] if a newer program made it.
     pub fn open(root: &Path) -> Result<Self> {
         let error = match Config::read(root) {
-            Ok(config) => return Ok(Self { root: root.to_owned(), id: config.id, trouble: None }),
+            Ok(config) => return Ok(Self::at(root, config.id, None)),
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
             Err(error) => error,
         };
@@ -148,8 +154,7 @@ impl Repository {
                 ErrorKind::NotFound => format!("{} is lost", root.join(CONFIG).display()),
                 _ => error.chain(),
             };
-            let mut repository =
-                Self { root: root.to_owned(), id: String::new(), trouble: Some(what) };
+            let mut repository = Self::at(root, String::new(), Some(what));
             repository.id = repository.known_id().unwrap_or_default();
             return Ok(repository);
         }
@@ -188,7 +193,7 @@ impl Repository {
     pub fn repair(root: &Path) -> Result<(Self, Repair)> {
         match Config::read(root) {
             Ok(config) => {
-                let sound = Self { root: root.to_owned(), id: config.id, trouble: None };
+                let sound = Self::at(root, config.id, None);
                 return Ok((sound, Repair::Sound));
             }
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
@@ -199,7 +204,7 @@ impl Repository {
             return Err(Error::new(ErrorKind::NotFound, text)
                 .advise("mount the disk it is on, or make a new repository in an empty folder"));
         }
-        let mut repository = Self { root: root.to_owned(), id: String::new(), trouble: None };
+        let mut repository = Self::at(root, String::new(), None);
         let (id, repair) = match repository.known_id() {
             Some(id) => (id, Repair::SameId),
             None => (new_id()?, Repair::NewId),

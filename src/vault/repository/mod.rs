@@ -27,10 +27,12 @@ mod names;
 mod pending;
 mod point;
 mod select;
+pub mod storage;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -51,6 +53,7 @@ pub use manifest::{
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
 pub use point::{PointId, Selector};
+use storage::Storage;
 
 /// The file in a domain's folder that says that its guest may be frozen.
 const FROZEN: &str = ".frozen";
@@ -59,6 +62,7 @@ const FROZEN: &str = ".frozen";
 #[derive(Debug, Clone)]
 pub struct Repository {
     root: PathBuf,
+    storage: Arc<dyn Storage>,
     /// Empty if `qdelta.toml` is lost, and no manifest knows it.
     id: String,
     /// What is wrong with `qdelta.toml`.
@@ -119,6 +123,11 @@ impl Repository {
     /// The repository's folder.
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    /// Where its files are.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
 
     /// The repository's id: 32 hexadecimal digits that no other repository has.
