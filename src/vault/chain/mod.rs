@@ -129,6 +129,15 @@ impl Chain {
         GroupCursor::new(self)
     }
 
+    /// What the chain says about `group`, without a pass over the groups before. Any thread may ask
+    /// for any group.
+    ///
+    /// # Errors
+    /// See [`GroupCursor::seek`].
+    pub fn state(&self, group: GroupIndex) -> Result<GroupState> {
+        self.cursor().seek(group).cloned()
+    }
+
     /// The disk's groups as `(group, bytes of the disk)`, for messages.
     pub(crate) fn describe_group(&self, group: GroupIndex) -> String {
         let range = self.geometry().group_range(group);

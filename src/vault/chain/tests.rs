@@ -174,6 +174,7 @@ fn check_point(chain: &Chain, disk: &Disk, order: &[u8]) {
         if groups > 0 {
             let group = GroupIndex(u32::from(*place) % groups);
             check_group(chain, cursor.seek(group).unwrap(), disk);
+            check_group(chain, &chain.state(group).unwrap(), disk);
         }
     }
 }
