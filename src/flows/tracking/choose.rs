@@ -221,7 +221,7 @@ impl Case<'_> {
             return Err("its data lies in another file, which may change on its own".into());
         }
         let store = self.image().files().first().cloned();
-        store.map(ImageFile::over).ok_or_else(|| "the image has no file".into())
+        store.map(ImageFile::to_read).ok_or_else(|| "the image has no file".into())
     }
 
     /// Whether the new anchor was written into the image itself.

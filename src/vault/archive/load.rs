@@ -7,14 +7,14 @@ use roaring::RoaringBitmap;
 
 use super::table::Table;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::archive::{
     Directory, FOOTER_LEN, Footer, Metadata, Section, SectionKind, header, index,
 };
 use crate::formats::{FormatError, Problem};
 
 /// Reads exactly `len` bytes, which the caller has bounded.
-fn read_at(store: &dyn Store, offset: u64, len: usize) -> Result<Vec<u8>> {
+fn read_at(store: &dyn ReadAt, offset: u64, len: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     store.read_exact_at(&mut bytes, offset).map_err(|error| {
         Error::io(format!("read {len} bytes at {offset} of"), store.path(), error)
@@ -23,7 +23,7 @@ fn read_at(store: &dyn Store, offset: u64, len: usize) -> Result<Vec<u8>> {
 }
 
 /// The header's metadata and its bytes.
-pub(super) fn read_header(store: &dyn Store, file_len: u64) -> Result<(Metadata, Vec<u8>)> {
+pub(super) fn read_header(store: &dyn ReadAt, file_len: u64) -> Result<(Metadata, Vec<u8>)> {
     let damaged = |error| refused(store, error);
     let prefix = read_at(store, 0, (header::PREFIX_LEN as u64).min(file_len) as usize)?;
     let len = header::header_len(&prefix).map_err(damaged)?;
@@ -33,7 +33,7 @@ pub(super) fn read_header(store: &dyn Store, file_len: u64) -> Result<(Metadata,
 }
 
 /// The footer of a file of `file_len` bytes.
-pub(super) fn read_footer(store: &dyn Store, file_len: u64) -> Result<Footer> {
+pub(super) fn read_footer(store: &dyn ReadAt, file_len: u64) -> Result<Footer> {
     let len = (FOOTER_LEN as u64).min(file_len);
     let bytes = read_at(store, file_len - len, len as usize)?;
     Footer::decode(&bytes, file_len).map_err(|error| {
@@ -51,14 +51,14 @@ pub(super) fn read_footer(store: &dyn Store, file_len: u64) -> Result<Footer> {
 }
 
 /// The directory that a footer points at.
-pub(super) fn read_directory(store: &dyn Store, footer: &Footer) -> Result<Directory> {
+pub(super) fn read_directory(store: &dyn ReadAt, footer: &Footer) -> Result<Directory> {
     // The footer's rules bound the length and keep it within the file.
     let bytes = read_at(store, footer.directory_offset, footer.directory_len as usize)?;
     Directory::decode(&bytes, footer.directory_offset).map_err(|error| refused(store, error))
 }
 
 /// An error about bytes that break a rule, or that a later version may know how to read.
-fn refused(store: &dyn Store, error: FormatError) -> Error {
+fn refused(store: &dyn ReadAt, error: FormatError) -> Error {
     let newer = matches!(error.problem, Problem::Unsupported(_));
     let error = Error::format(ErrorKind::Damaged, store.path(), error);
     if newer {
@@ -85,7 +85,7 @@ fn check_crc(section: &Section, computed: u32) -> Result<(), FormatError> {
 }
 
 /// Reads a whole section and compares its checksum.
-pub(super) fn check_section(store: &Arc<dyn Store>, section: &Section) -> Result<()> {
+pub(super) fn check_section(store: &Arc<dyn ReadAt>, section: &Section) -> Result<()> {
     let mut crc = crc32fast::Hasher::new();
     Table::unmapped(store, section).scan(1, |bytes| {
         crc.update(bytes);
@@ -96,7 +96,7 @@ pub(super) fn check_section(store: &Arc<dyn Store>, section: &Section) -> Result
 }
 
 /// A whole section of at most `max` bytes, checked. The directory keeps it within the file.
-pub(super) fn load_section(store: &dyn Store, section: &Section, max: u64) -> Result<Vec<u8>> {
+pub(super) fn load_section(store: &dyn ReadAt, section: &Section, max: u64) -> Result<Vec<u8>> {
     let damaged = |error| Error::format(ErrorKind::Damaged, store.path(), error);
     if section.len > max {
         let problem = Problem::OutOfRange { value: section.len, min: 0, max };
@@ -110,7 +110,7 @@ pub(super) fn load_section(store: &dyn Store, section: &Section, max: u64) -> Re
 
 /// A bitmap of numbers below `limit`.
 pub(super) fn load_bitmap(
-    store: &dyn Store,
+    store: &dyn ReadAt,
     section: &Section,
     limit: u64,
 ) -> Result<RoaringBitmap> {

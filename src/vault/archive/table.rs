@@ -5,7 +5,7 @@ use std::io::ErrorKind::UnexpectedEof as Eof;
 use std::sync::Arc;
 
 use crate::base::error::{Error, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::disk::sys::kernel::Map;
 use crate::formats::archive::Section;
 
@@ -14,7 +14,7 @@ const CHUNK_LEN: usize = 1 << 20;
 
 /// Records of a sealed archive, taken out by copying.
 pub(super) struct Table {
-    store: Arc<dyn Store>,
+    store: Arc<dyn ReadAt>,
     offset: u64,
     len: u64,
     source: Source,
@@ -28,7 +28,7 @@ enum Source {
 
 impl Table {
     /// The bytes of `section`, which the caller has checked to lie within the file.
-    pub(super) fn open(store: &Arc<dyn Store>, section: &Section) -> Self {
+    pub(super) fn open(store: &Arc<dyn ReadAt>, section: &Section) -> Self {
         let (offset, len) = (section.offset, section.len);
         let source = match (store.fd(), usize::try_from(len)) {
             // Some file systems can't map; reading is slower and gives the same bytes.
@@ -41,13 +41,13 @@ impl Table {
     }
 
     /// The bytes of `section`, read piece by piece.
-    pub(super) fn unmapped(store: &Arc<dyn Store>, section: &Section) -> Self {
+    pub(super) fn unmapped(store: &Arc<dyn ReadAt>, section: &Section) -> Self {
         let (offset, len) = (section.offset, section.len);
         Self { store: Arc::clone(store), offset, len, source: Source::Read }
     }
 
     /// Records that were found rather than read.
-    pub(super) fn memory(store: &Arc<dyn Store>, bytes: Vec<u8>) -> Self {
+    pub(super) fn memory(store: &Arc<dyn ReadAt>, bytes: Vec<u8>) -> Self {
         let len = bytes.len() as u64;
         Self { store: Arc::clone(store), offset: 0, len, source: Source::Memory(bytes) }
     }
