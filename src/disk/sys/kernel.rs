@@ -1,6 +1,5 @@
 //! The kernel's other calls: memory, locks, holes.
 
-use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -7,7 +7,7 @@ use roaring::RoaringBitmap;
 
 use super::load::{Tail, check_crc};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::FormatError;
 use crate::formats::archive::bitmap::{
     CONTAINER_LEN_MAX, CONTAINER_WORDS, Container, PREFIX_LEN, Place, decode_head, head_len,
@@ -30,7 +30,7 @@ const IS_RUNS: u32 = 1 << 31;
 /// The numbers of the blocks, or of the groups, that a section of an archive names. Any thread may
 /// use it.
 pub struct Bitmap {
-    store: Arc<dyn Store>,
+    store: Arc<dyn ReadAt>,
     kind: SectionKind,
     /// Where the section lies in the file.
     offset: u64,
@@ -129,7 +129,7 @@ impl Bitmap {
 
     /// A bitmap that was found rather than read.
     pub(super) fn found(
-        store: &Arc<dyn Store>,
+        store: &Arc<dyn ReadAt>,
         kind: SectionKind,
         numbers: RoaringBitmap,
         limit: u64,

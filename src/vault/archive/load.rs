@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::table::Table;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::archive::{
     Directory, FOOTER_LEN, Footer, Metadata, Section, SectionKind, header,
 };
@@ -21,7 +21,7 @@ const HEAD_LEN: usize = 2 << 10;
 
 /// The file of an archive, and its last bytes.
 pub(super) struct Tail {
-    store: Arc<dyn Store>,
+    store: Arc<dyn ReadAt>,
     start: u64,
     bytes: Vec<u8>,
 }
@@ -29,7 +29,7 @@ pub(super) struct Tail {
 impl Tail {
     /// Reads the last bytes of a file of `file_len` bytes. If some of them can't be read, the parts
     /// that are needed are read one by one: the damage may lie in none of them.
-    pub(super) fn read(store: &Arc<dyn Store>, file_len: u64) -> Self {
+    pub(super) fn read(store: &Arc<dyn ReadAt>, file_len: u64) -> Self {
         let mut tail = Self::none(store);
         let len = file_len.min(TAIL_LEN);
         if let Ok(bytes) = tail.at(file_len - len, len as usize).map(Cow::into_owned) {
@@ -39,12 +39,12 @@ impl Tail {
     }
 
     /// Reads nothing ahead.
-    pub(super) fn none(store: &Arc<dyn Store>) -> Self {
+    pub(super) fn none(store: &Arc<dyn ReadAt>) -> Self {
         Self { store: Arc::clone(store), start: u64::MAX, bytes: Vec::new() }
     }
 
     /// The file.
-    pub(super) fn store(&self) -> &Arc<dyn Store> {
+    pub(super) fn store(&self) -> &Arc<dyn ReadAt> {
         &self.store
     }
 
@@ -105,7 +105,7 @@ pub(super) fn read_directory(tail: &Tail, footer: &Footer) -> Result<Directory> 
 }
 
 /// An error about bytes that break a rule, or that a later version may know how to read.
-fn refused(store: &dyn Store, error: FormatError) -> Error {
+fn refused(store: &dyn ReadAt, error: FormatError) -> Error {
     let newer = matches!(error.problem, Problem::Unsupported(_));
     let error = Error::format(ErrorKind::Damaged, store.path(), error);
     if newer {
@@ -124,7 +124,7 @@ pub(super) fn find_section(
 }
 
 /// Compares the checksum of a section's bytes with the directory's.
-pub(super) fn check_crc(store: &Arc<dyn Store>, section: &Section, computed: u32) -> Result<()> {
+pub(super) fn check_crc(store: &Arc<dyn ReadAt>, section: &Section, computed: u32) -> Result<()> {
     if section.crc == computed {
         return Ok(());
     }
@@ -134,7 +134,7 @@ pub(super) fn check_crc(store: &Arc<dyn Store>, section: &Section, computed: u32
 }
 
 /// Reads a whole section and compares its checksum.
-pub(super) fn check_section(store: &Arc<dyn Store>, section: &Section) -> Result<()> {
+pub(super) fn check_section(store: &Arc<dyn ReadAt>, section: &Section) -> Result<()> {
     let mut crc = crc32fast::Hasher::new();
     Table::open(store, section).scan(1, |bytes| {
         crc.update(bytes);

@@ -12,7 +12,7 @@ use super::bitmap::Bitmap;
 use super::load::{self, Tail, invalid};
 use super::table::Table;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::FormatError;
 use crate::formats::archive::{
     DIGEST_LEN, Digest, FRAME_ENTRY_LEN, FRAME_HEADER_LEN, Geometry, Kind, Metadata, Section,
@@ -22,7 +22,7 @@ use crate::formats::archive::{
 /// A sealed archive, open for reading. What it holds in memory is where the pieces of its bitmaps
 /// lie; several threads may use it at once.
 pub struct Reader {
-    pub(super) store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn ReadAt>,
     pub(super) file_len: u64,
     pub(crate) header_len: u64,
     /// Where the frames end and the index starts.
@@ -78,7 +78,7 @@ impl Reader {
     /// # Errors
     /// [`ErrorKind::Damaged`]: the file is no archive, not sealed, or not as it was written; the
     /// error names the place. Others: the store failed.
-    pub fn open(store: Arc<dyn Store>) -> Result<Self> {
+    pub fn open(store: Arc<dyn ReadAt>) -> Result<Self> {
         let path = store.path();
         let file_len = store.len().map_err(|error| Error::io("find the length of", path, error))?;
         let tail = Tail::read(&store, file_len);
@@ -248,7 +248,7 @@ impl Reader {
     }
 
     /// The file itself: for the queue that reads its frames.
-    pub fn store(&self) -> &Arc<dyn Store> {
+    pub fn store(&self) -> &Arc<dyn ReadAt> {
         &self.store
     }
 

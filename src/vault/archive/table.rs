@@ -4,7 +4,7 @@ use std::io::ErrorKind::UnexpectedEof as Eof;
 use std::sync::Arc;
 
 use crate::base::error::{Error, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::archive::Section;
 
 /// How many bytes are looked at together when a whole table is read.
@@ -12,7 +12,7 @@ const CHUNK_LEN: u64 = 1 << 20;
 
 /// Records of an archive, taken out by copying.
 pub(super) struct Table {
-    store: Arc<dyn Store>,
+    store: Arc<dyn ReadAt>,
     offset: u64,
     len: u64,
     /// The records, if they were found rather than read.
@@ -21,12 +21,12 @@ pub(super) struct Table {
 
 impl Table {
     /// The bytes of `section`, which the caller has checked to lie within the file.
-    pub(super) fn open(store: &Arc<dyn Store>, section: &Section) -> Self {
+    pub(super) fn open(store: &Arc<dyn ReadAt>, section: &Section) -> Self {
         Self { store: Arc::clone(store), offset: section.offset, len: section.len, found: None }
     }
 
     /// Records that were found rather than read.
-    pub(super) fn memory(store: &Arc<dyn Store>, bytes: Vec<u8>) -> Self {
+    pub(super) fn memory(store: &Arc<dyn ReadAt>, bytes: Vec<u8>) -> Self {
         let len = bytes.len() as u64;
         Self { store: Arc::clone(store), offset: 0, len, found: Some(bytes) }
     }

@@ -18,7 +18,7 @@ use super::reader::{Gaps, Proofs};
 use super::table::Table;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::archive::{
     DIGEST_LEN, Directory, FRAME_ENTRY_LEN, GroupIndex, Kind, Metadata, Section, SectionKind,
     header, index,
@@ -49,7 +49,7 @@ pub struct Salvaged {
 /// [`ErrorKind::Damaged`]: neither the header nor its copy is left, so nobody can say what disk it
 /// was. [`ErrorKind::Interrupted`]: somebody cancelled. Others: the store failed where there is no
 /// way around.
-pub fn open(store: &Arc<dyn Store>, cancel: &Cancel) -> Result<Salvaged> {
+pub fn open(store: &Arc<dyn ReadAt>, cancel: &Cancel) -> Result<Salvaged> {
     let path = store.path();
     let file_len = store.len().map_err(|error| Error::io("find the length of", path, error))?;
     let mut problems = Vec::new();
@@ -93,7 +93,7 @@ pub fn open(store: &Arc<dyn Store>, cancel: &Cancel) -> Result<Salvaged> {
 
 /// Goes through the file for frames, and makes the best of them.
 fn search(
-    store: &Arc<dyn Store>,
+    store: &Arc<dyn ReadAt>,
     file_len: u64,
     directory: Option<Directory>,
     known: Option<(Metadata, u64)>,
@@ -256,7 +256,7 @@ fn load_header_copy(tail: &Tail, directory: &Directory) -> Result<(Metadata, u64
     Ok((metadata, len as u64))
 }
 
-fn missing(store: &dyn Store) -> Error {
+fn missing(store: &dyn ReadAt) -> Error {
     let context = format!("{}: a section is missing", store.path().display());
     Error::new(ErrorKind::Damaged, context)
 }
@@ -320,7 +320,7 @@ impl Index {
     /// A reader, if the index says all that it takes to find blocks. Digests are dispensable.
     fn complete(
         self,
-        store: &Arc<dyn Store>,
+        store: &Arc<dyn ReadAt>,
         file_len: u64,
         directory: &Directory,
         metadata: &Metadata,
@@ -354,7 +354,7 @@ impl Index {
 }
 
 /// A table whose checksum is right.
-fn sound_table(store: &Arc<dyn Store>, section: &Section) -> Result<Table> {
+fn sound_table(store: &Arc<dyn ReadAt>, section: &Section) -> Result<Table> {
     load::check_section(store, section)?;
     Ok(Table::open(store, section))
 }
