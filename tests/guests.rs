@@ -134,10 +134,17 @@ fn a_running_guest_is_frozen_cloned_and_thawed() {
     host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
     host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
     assert_eq!(roles(&host), ["domain-xml", "live-xml", "nvram"]);
-    let whole = serde_json::json!({ "domains": [{
-        "domain": "web", "status": 0, "error": null, "result": report,
+    let whole = serde_json::json!({ "outcome": "done", "domains": [{
+        "domain": "web", "outcome": "done", "error": null, "result": report,
     }], "excluded": [] });
-    let rare = [".excluded[]", ".domains[].result.missing[]"];
+    let rare = [
+        ".excluded[]",
+        ".domains[].result.missing[]",
+        ".domains[].error",
+        ".domains[].error.kind",
+        ".domains[].error.text",
+        ".domains[].error.advice",
+    ];
     compare("backup of guests", &[&whole], &rare);
     // What the guest writes after the thaw is in the next point, found by the clones.
     guest.write(0, 2 * MIB, 65536, 3);

@@ -2,26 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::cli::args::Points;
+use crate::cli::text::{self, Column};
+use crate::cli::tree;
+use crate::cli::{Context, status, two_lines};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::Result;
 use qdelta::base::observer::Silent;
 use qdelta::flows::anchors::inventory;
 use qdelta::flows::report::{DiskPointsReport, PointReport, PointsReport, PointsTotals};
-use qdelta::vault::repository::{DiskId, Point, PointId, PointList, Repository, Survey};
-
-use crate::cli::args::Points;
-use crate::cli::text::{self, Column};
-use crate::cli::tree;
-use crate::cli::{Context, status, two_lines};
+use qdelta::vault::repository::{Catalog, DiskId, Point, PointId, PointList, Survey};
 
 /// Lists the points of one disk or of all. Something damaged does not hide the rest, but shows in
 /// the exit status.
 pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
+    let catalog = repository.catalog();
     let Survey { disks, unreadable } = match &args.disk {
-        Some(wanted) => Survey { disks: repository.find_disks(wanted)?, unreadable: Vec::new() },
-        None => repository.survey()?,
+        Some(wanted) => Survey { disks: catalog.find_disks(wanted)?, unreadable: Vec::new() },
+        None => catalog.survey()?,
     };
     let view = View {
         zone: if args.utc { None } else { Some(TimeZone::system()) },
@@ -44,8 +44,8 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         context.out.line(format!("{}: no points yet", repository.path().display()))?;
     }
     for (index, disk) in disks.iter().enumerate() {
-        let list = repository.points(disk)?;
-        let health = repository.health(disk, &list)?;
+        let list = catalog.points(disk)?;
+        let health = catalog.health(disk, &list)?;
         add(&mut report.totals, &list);
         if context.out.json {
             let points = list
@@ -59,7 +59,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
                 context.out.line("")?;
             }
             show(disk, &list, &view, context)?;
-            show_anchors(&repository, disk, context)?;
+            show_anchors(&catalog, disk, context)?;
         }
         for folder in &list.unreadable {
             report.add_unreadable(folder.path.clone(), &folder.error);
@@ -181,8 +181,8 @@ fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> 
 
 /// What the next backup can compare with, and what that costs. What can't be looked at now (an
 /// image on a disk that is not mounted) is no matter of the points.
-fn show_anchors(repository: &Repository, disk: &DiskId, context: &mut Context) -> Result<()> {
-    for anchor in inventory::list(repository, disk, &Silent).unwrap_or_default() {
+fn show_anchors(catalog: &Catalog, disk: &DiskId, context: &mut Context) -> Result<()> {
+    for anchor in inventory::list(catalog, disk, &Silent).unwrap_or_default() {
         let held = anchor.bytes_held.map(|held| format!(", holds {}", text::bytes(held)));
         context.out.line(format!(
             "  anchor {} ({}, {}{})",

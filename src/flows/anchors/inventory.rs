@@ -16,7 +16,7 @@ use crate::disk::files::paths::absolute;
 use crate::disk::io::{FileStore, Opener, is_refusal};
 use crate::disk::reflink;
 use crate::flows::report::{AnchorReport, AnchorState};
-use crate::vault::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
+use crate::vault::repository::{Anchor, AnchorKind, Catalog, DiskId, Point, Repository};
 
 /// The anchors of a disk: those that its latest point names, and those that are found in its images
 /// and beside them.
@@ -24,12 +24,12 @@ use crate::vault::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
 /// # Errors
 /// The repository can't be read; an image that is there can't be looked at.
 pub fn list(
-    repository: &Repository,
+    catalog: &Catalog,
     disk: &DiskId,
     observer: &dyn Observer,
 ) -> Result<Vec<AnchorReport>> {
-    let points = repository.points(disk)?.points;
-    let tag = Tag::new(repository, disk);
+    let points = catalog.points(disk)?.points;
+    let tag = Tag::new(catalog.repository(), disk);
     let current = points.last().and_then(|point| point.record.anchor.as_ref());
     let mut found = Vec::new();
     for place in places(&points) {
@@ -79,7 +79,7 @@ pub fn remove(
     observer: &dyn Observer,
 ) -> Result<Vec<AnchorReport>> {
     let _lock = repository.lock(&disk.domain)?;
-    let all = list(repository, disk, observer)?;
+    let all = list(&repository.catalog(), disk, observer)?;
     let is_missing = |it: &AnchorReport| it.state == AnchorState::Missing;
     let (missing, mut wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_missing);
     for name in names {

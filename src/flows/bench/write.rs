@@ -10,7 +10,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::io::{
-    Access, Direct, Direction, EarlyWriteback, FileStore, Pool, Queue, Segment, Store, Transfer,
+    Direct, Direction, EarlyWriteback, FileStore, Pool, Queue, Segment, Store, Transfer,
     open_direct,
 };
 use crate::flows::report::{Cached, Stage, StageReport};
@@ -90,7 +90,7 @@ fn direct(
     let file = scratch(folder)?;
     file.set_len(bytes).map_err(failed)?;
     let store: Arc<dyn Store> = Arc::new(FileStore::new(file, folder));
-    let Ok(files) = open_direct(vec![Arc::clone(&store)], Direct::On, Access::Write) else {
+    let Ok(files) = open_direct(vec![Arc::clone(&store)], Direct::On) else {
         return Ok(None);
     };
     let pool = Pool::new(depth, PIECE)?;

@@ -12,11 +12,11 @@ use crate::disk::image::OpenOptions;
 use crate::disk::sys::patience;
 use crate::flows::backup::{self, AnchorChoice, ImageRequest};
 use crate::flows::report::InPlaceReport;
-use crate::vault::repository::{DiskSpec, PointId, Repository};
+use crate::vault::repository::{Catalog, DiskSpec, PointId, Repository};
 
 /// Holds all images, makes a safety point of what is there, and then writes one after the other.
 pub(super) fn roll_back(
-    repository: &Repository,
+    catalog: &Catalog,
     jobs: &[RollBack],
     options: &InPlaceOptions,
     observer: &dyn Observer,
@@ -24,8 +24,8 @@ pub(super) fn roll_back(
 ) -> Result<Vec<InPlaceReport>> {
     let started = Instant::now();
     let run = Run { options, observer, cancel };
-    let mut ready = Ready::all(repository, jobs, run)?;
-    let safety = options.safety_point.then(|| make_safety_point(repository, jobs, run));
+    let mut ready = Ready::all(catalog, jobs, run)?;
+    let safety = options.safety_point.then(|| make_safety_point(catalog.repository(), jobs, run));
     let safety = safety.transpose()?;
     let mut reports = write(&mut ready, safety, run)?;
     drop(ready);
