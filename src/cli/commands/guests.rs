@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use qdelta::Result;
+use qdelta::base::duration;
 use qdelta::flows::backup::{
     ConsistencyChoice, GuestOptions, Guests, GuestsRequest, Options, run_guests,
 };
@@ -91,8 +92,9 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
 fn show(report: &GuestReport, out: &mut Out, verbose: bool) -> Result<()> {
     let frozen = match (report.freeze_ms, report.frozen_filesystems) {
         (Some(ms), Some(count)) => format!(
-            ", {} frozen for {ms} ms",
-            text::count(usize::try_from(count).unwrap_or(0), "filesystem")
+            ", {} frozen for {}",
+            text::count(usize::try_from(count).unwrap_or(0), "filesystem"),
+            duration::in_ms(Duration::from_millis(ms))
         ),
         _ => String::new(),
     };

@@ -75,9 +75,5 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
     for command in &report.commands {
         out.line(format!("  {command}"))?;
     }
-    // Under the name that it had, its disks are other files than at its latest point.
-    if report.domain == report.guest {
-        out.line("  say --same-guest at its next backup, once: its disks are other files now")?;
-    }
     Ok(())
 }

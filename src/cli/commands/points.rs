@@ -9,6 +9,7 @@ use crate::cli::{Context, status, two_lines};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::Result;
+use qdelta::base::duration;
 use qdelta::base::observer::Silent;
 use qdelta::flows::anchors::inventory;
 use qdelta::flows::report::{DiskPointsReport, PointReport, PointsReport, PointsTotals};
@@ -213,7 +214,7 @@ fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
         },
         record.tracker.to_string(),
         point.consistency.as_str().to_owned(),
-        text::age(age),
+        duration::age(age),
         point.id.to_string(),
     ]
 }

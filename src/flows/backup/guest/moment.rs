@@ -11,6 +11,7 @@ use qdelta_formats::archive::{Consistency, Tracker};
 use super::snapshots::{self, Snapshots};
 use super::{ConsistencyChoice, Flow, Use, machine, refused};
 use crate::base::cancel::Cancel;
+use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
 use crate::disk::io::ReadAt;
@@ -119,8 +120,8 @@ impl<'a> Flow<'a> {
             });
             written.map(|written| (written, Vec::new())).map_err(|error| match error.kind() {
                 ErrorKind::Interrupted if !self.cancel.is_cancelled() => refused(format!(
-                    "what has changed could not be read within {} ms of freeze",
-                    limit.as_millis()
+                    "what has changed could not be read within {} of freeze",
+                    duration::in_ms(limit)
                 ))
                 .advise(
                     "no point was made; give it longer with --freeze-max, stop the guest for \

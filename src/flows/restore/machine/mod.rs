@@ -362,6 +362,12 @@ impl<'a> MachineRestore<'a> {
         for text in definition.warnings(&self) {
             recorder.event(&Event::Warning(&Warning::new(Code::Machine, text)));
         }
+        if self.name == self.machine.name {
+            let text = "its disks are other files now than at its latest point";
+            let warning = Warning::new(Code::OtherFiles, text);
+            let warning = warning.advise("say --same-guest at its next backup, once");
+            recorder.event(&Event::Warning(&warning));
+        }
         Ok(MachineReport {
             domain: self.name.clone(),
             uuid: definition.uuid.clone(),
