@@ -1,4 +1,4 @@
-//! What a path names, and whether two descriptors are of one file.
+//! What a path names, and whether two descriptors refer to the same file.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -32,7 +32,7 @@ impl FileId {
     }
 }
 
-/// What is at a path before anything is written there.
+/// What a path names before anything is written there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Existing {
     Nothing,
