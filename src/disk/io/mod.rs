@@ -2,12 +2,12 @@
 //! reads or writes that runs on io_uring or, without it, on threads with `pread`/`pwrite`.
 
 mod direct;
-#[doc(hidden)]
+#[cfg(any(test, feature = "testing"))]
 pub mod faulty;
 mod open;
 mod pool;
 mod queue;
-#[doc(hidden)]
+#[cfg(any(test, feature = "testing"))]
 pub mod recording;
 mod ring;
 mod store;

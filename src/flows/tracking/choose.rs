@@ -136,7 +136,7 @@ impl Case<'_> {
             let text = format!("point {} does not follow point {}", self.latest.id, parent.id);
             Error::new(ErrorKind::Usage, text)
         })?;
-        claim.add_blocks(&self.chain.changed_since(position));
+        claim.add_blocks(&self.chain.changed_since(position)?);
         Ok(())
     }
 
@@ -149,7 +149,7 @@ impl Case<'_> {
             holes.add(range);
             Ok(())
         })?;
-        claim.add_blocks(&(holes.blocks() & &self.chain.nonzero()));
+        claim.add_blocks(&(holes.blocks() & &self.chain.nonzero()?));
         Ok(())
     }
 

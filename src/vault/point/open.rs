@@ -31,8 +31,8 @@ pub(crate) fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
     Ok(chain)
 }
 
-/// Reads every table of a chain's archives once and checks it. They are mapped afterwards: an
-/// unreadable sector is an error here, and would end the program there.
+/// Reads every table of a chain's archives once and checks it: damage is found before anything is
+/// written, and named by file and section.
 pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
     for archive in chain.archives().iter().filter(|archive| !archive.is_salvaged()) {
         archive.check_index()?;
