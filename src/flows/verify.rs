@@ -22,6 +22,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
 use crate::disk::io::Direct;
+use crate::disk::io::OpenFiles;
 use crate::disk::io::Segment;
 use crate::vault::archive::Reader;
 use crate::vault::chain::Chain;
@@ -260,7 +261,8 @@ fn verify_disk(
             // Its manifest is lost: what the archives say of each other is all there is.
             None => Ok(()),
         };
-        let found = verify_archive(path, identity, request, observer, cancel, report)?;
+        let found =
+            verify_archive(repository.files(), path, identity, request, observer, cancel, report)?;
         let state = if found.is_empty() { State::Sound } else { State::Damaged };
         archives.insert(path.clone(), state);
         for problem in found {
@@ -276,7 +278,9 @@ fn verify_disk(
             }
             cancel.check()?;
             let chain = repository.remains_of(&list, point).archives;
-            if let Err(error) = open_archives(&chain, point).and_then(|chain| prove_root(&chain)) {
+            if let Err(error) = open_archives(repository.files(), &chain, point)
+                .and_then(|chain| prove_root(&chain))
+            {
                 refuse_unless_damage(&error)?;
                 let path = point.archive_path.clone();
                 damage.add(path, State::Damaged, error.chain(), [point.id]);
@@ -507,6 +511,7 @@ fn is_exhausted(error: &Error) -> bool {
 
 /// Everything wrong with one archive.
 fn verify_archive(
+    files: &Arc<OpenFiles>,
     path: &Path,
     identity: impl FnOnce(&Reader) -> Result<()>,
     request: &Request,
@@ -514,7 +519,7 @@ fn verify_archive(
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<Vec<String>> {
-    let archive = match open_archive(path).and_then(|archive| {
+    let archive = match open_archive(files, path).and_then(|archive| {
         archive.check_index()?;
         Ok(archive)
     }) {

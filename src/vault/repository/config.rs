@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,7 @@ use super::names::{DomainName, POINTS};
 use super::{Repository, durable, folder_names, is_there, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::check_new_file;
+use crate::disk::io::OpenFiles;
 
 /// The file that makes a folder a repository.
 pub(super) const CONFIG: &str = "qdelta.toml";
@@ -126,7 +128,7 @@ impl Repository {
         }
         let config = Config::new(new_id()?)?;
         config.write(root, false)?;
-        Ok(Self { root: root.to_owned(), id: config.id, trouble: None })
+        Ok(Self { root: root.to_owned(), id: config.id, trouble: None, files: Arc::default() })
     }
 
     /// Opens the repository in the folder `root`. If its `qdelta.toml` is lost or damaged, and domains
@@ -138,7 +140,14 @@ impl Repository {
     /// makes no sense and nothing else is there, [`ErrorKind::Usage`] if a newer program made it.
     pub fn open(root: &Path) -> Result<Self> {
         let error = match Config::read(root) {
-            Ok(config) => return Ok(Self { root: root.to_owned(), id: config.id, trouble: None }),
+            Ok(config) => {
+                return Ok(Self {
+                    root: root.to_owned(),
+                    id: config.id,
+                    trouble: None,
+                    files: Arc::default(),
+                });
+            }
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
             Err(error) => error,
         };
@@ -147,8 +156,12 @@ impl Repository {
                 ErrorKind::NotFound => format!("{} is lost", root.join(CONFIG).display()),
                 _ => error.chain(),
             };
-            let mut repository =
-                Self { root: root.to_owned(), id: String::new(), trouble: Some(what) };
+            let mut repository = Self {
+                root: root.to_owned(),
+                id: String::new(),
+                trouble: Some(what),
+                files: Arc::default(),
+            };
             repository.id = repository.known_id().unwrap_or_default();
             return Ok(repository);
         }
@@ -164,6 +177,11 @@ impl Repository {
         Err(Error::new(ErrorKind::NotFound, format!("{shown}: {what}")).advise(format!(
             "mount the disk it is on, or make a new repository: qdelta init {shown}"
         )))
+    }
+
+    /// What its archives are opened through.
+    pub(crate) fn files(&self) -> &Arc<OpenFiles> {
+        &self.files
     }
 
     /// What is wrong with the repository's `qdelta.toml`, if anything is: then it can only be read.
@@ -187,7 +205,12 @@ impl Repository {
     pub fn repair(root: &Path) -> Result<(Self, Repair)> {
         match Config::read(root) {
             Ok(config) => {
-                let sound = Self { root: root.to_owned(), id: config.id, trouble: None };
+                let sound = Self {
+                    root: root.to_owned(),
+                    id: config.id,
+                    trouble: None,
+                    files: Arc::default(),
+                };
                 return Ok((sound, Repair::Sound));
             }
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
@@ -198,7 +221,8 @@ impl Repository {
             return Err(Error::new(ErrorKind::NotFound, text)
                 .advise("mount the disk it is on, or make a new repository in an empty folder"));
         }
-        let mut repository = Self { root: root.to_owned(), id: String::new(), trouble: None };
+        let mut repository =
+            Self { root: root.to_owned(), id: String::new(), trouble: None, files: Arc::default() };
         let (id, repair) = match repository.known_id() {
             Some(id) => (id, Repair::SameId),
             None => (new_id()?, Repair::NewId),

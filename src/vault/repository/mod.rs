@@ -29,9 +29,11 @@ mod point;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::OpenFiles;
 use crate::formats::archive::Kind;
 use config::CONFIG;
 
@@ -61,6 +63,8 @@ pub struct Repository {
     id: String,
     /// What is wrong with `qdelta.toml`.
     trouble: Option<String>,
+    /// Its archives are opened through this.
+    files: Arc<OpenFiles>,
 }
 
 /// What a disk's recovery points are, as far as the manifests can be read.
