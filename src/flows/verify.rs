@@ -24,12 +24,13 @@ use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
 use crate::disk::io::Direct;
 use crate::disk::io::OpenFiles;
 use crate::disk::io::Segment;
-use crate::vault::archive::Reader;
+use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Chain;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
 use crate::vault::point::{open_archive, open_archives};
 use crate::vault::repository::{
-    DiskId, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector, Wanted,
+    Catalog, DiskId, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector,
+    Wanted,
 };
 
 /// What to verify, and how.
@@ -167,10 +168,11 @@ pub fn run(
         report.add(finding(&repository.path().join("qdelta.toml"), NO_POINTS, &error));
         observer.warn(Warning::failed(Code::Unreadable, &error));
     }
+    let catalog = repository.catalog();
     let mut disks = match &request.disk {
-        Some(wanted) => repository.find_disks(wanted)?,
+        Some(wanted) => catalog.find_disks(wanted)?,
         None => {
-            let survey = repository.survey()?;
+            let survey = catalog.survey()?;
             for folder in &survey.unreadable {
                 report.add(unlisted(&folder.path, &folder.error));
             }
@@ -180,7 +182,7 @@ pub fn run(
     if let Some(selector) = request.point.as_ref().filter(|_| disks.len() > 1) {
         // A disk of a guest may be younger than the point, or not be in it.
         let is_missing = |disk: &DiskId| {
-            let found = repository.resolve(disk, selector);
+            let found = catalog.resolve(disk, selector);
             found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
         };
         if !disks.iter().all(is_missing) {
@@ -188,19 +190,19 @@ pub fn run(
         }
     }
     for disk in &disks {
-        verify_disk(repository, disk, request, observer, cancel, &mut report)?;
+        verify_disk(&catalog, disk, request, observer, cancel, &mut report)?;
     }
     let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
     for domain in domains {
         let of_domain = disks.iter().filter(|disk| disk.domain == *domain);
         let wanted = match &request.point {
             Some(selector) => {
-                let points = of_domain.map(|disk| repository.resolve(disk, selector));
+                let points = of_domain.map(|disk| catalog.resolve(disk, selector));
                 Some(points.map(|point| Ok(point?.id)).collect::<Result<BTreeSet<_>>>()?)
             }
             None => None,
         };
-        verify_machines(repository, domain, wanted.as_ref(), &mut report)?;
+        verify_machines(&catalog, domain, wanted.as_ref(), &mut report)?;
     }
     report.proved = !request.quick && report.findings.is_empty();
     report.warnings = recorder.take();
@@ -209,27 +211,27 @@ pub fn run(
 }
 
 fn verify_disk(
-    repository: &Repository,
+    catalog: &Catalog,
     disk: &DiskId,
     request: &Request,
     observer: &dyn Observer,
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<()> {
-    let list = repository.points(disk)?;
+    let list = catalog.points(disk)?;
     let points = match &request.point {
-        Some(selector) => vec![repository.resolve(disk, selector)?],
+        Some(selector) => vec![catalog.resolve(disk, selector)?],
         None => list.points.clone(),
     };
     if request.point.is_none() {
-        report_the_rest(repository, disk, &list, report)?;
+        report_the_rest(catalog, disk, &list, report)?;
     }
     let mut damage = Damage::default();
     // Which points need which archive: a chain shares its files.
     let mut needed_by: BTreeMap<PathBuf, BTreeSet<PointId>> = BTreeMap::new();
     for point in &points {
         report.points += 1;
-        let remains = repository.remains_of(&list, point);
+        let remains = catalog.remains_of(point);
         for path in remains.archives {
             needed_by.entry(path).or_default().insert(point.id);
         }
@@ -261,8 +263,15 @@ fn verify_disk(
             // Its manifest is lost: what the archives say of each other is all there is.
             None => Ok(()),
         };
-        let found =
-            verify_archive(repository.files(), path, identity, request, observer, cancel, report)?;
+        let found = verify_archive(
+            catalog.repository().files(),
+            path,
+            identity,
+            request,
+            observer,
+            cancel,
+            report,
+        )?;
         let state = if found.is_empty() { State::Sound } else { State::Damaged };
         archives.insert(path.clone(), state);
         for problem in found {
@@ -277,8 +286,8 @@ fn verify_disk(
                 continue;
             }
             cancel.check()?;
-            let chain = repository.remains_of(&list, point).archives;
-            if let Err(error) = open_archives(repository.files(), &chain, point)
+            let chain = catalog.remains_of(point).archives;
+            if let Err(error) = open_archives(catalog.repository().files(), &chain, point)
                 .and_then(|chain| prove_root(&chain))
             {
                 refuse_unless_damage(&error)?;
@@ -295,7 +304,7 @@ fn verify_disk(
 
 /// Reports what is wrong with a disk beside its points.
 fn report_the_rest(
-    repository: &Repository,
+    catalog: &Catalog,
     disk: &DiskId,
     list: &PointList,
     report: &mut Report,
@@ -305,7 +314,7 @@ fn report_the_rest(
     }
     // Which archives have no manifest can't be told where the manifests, or they, are not known.
     let strays = match list.unreadable.is_empty() {
-        true => repository.strays(disk)?,
+        true => catalog.strays(disk)?,
         false => Vec::new(),
     };
     for (path, point) in strays {
@@ -382,13 +391,14 @@ impl Damage {
 
 /// Proves the files of a domain's machine, each once, at all points or at these.
 fn verify_machines(
-    repository: &Repository,
+    catalog: &Catalog,
     domain: &DomainName,
     wanted: Option<&BTreeSet<PointId>>,
     report: &mut Report,
 ) -> Result<()> {
+    let repository = catalog.repository();
     let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<String>)> = BTreeMap::new();
-    for (point, machine) in repository.machines(domain)? {
+    for (point, machine) in catalog.machines(domain) {
         if wanted.is_some_and(|wanted| !wanted.contains(&point)) {
             continue;
         }
@@ -583,6 +593,9 @@ fn verify_archive(
 /// Frames of one task, at most: of data that compresses well a buffer holds thousands.
 const FRAMES_MAX: usize = 64;
 
+/// Records that are read ahead of each table of an archive.
+const RECORDS_AHEAD: u64 = 4096;
+
 /// A frame to check, and the digests of its blocks (none if quick).
 struct Frame {
     need: FrameNeed,
@@ -604,8 +617,10 @@ impl Frames<'_> {
         let mut segments: Vec<Segment> = Vec::new();
         let mut used = 0;
         let mut rank = 0;
+        let mut windows = Windows::default();
+        let mut stored = self.archive.stored().walk();
         for position in 0..self.archive.frame_count() {
-            let entry = match self.archive.frame(position) {
+            let entry = match windows.frame(self.archive, position, RECORDS_AHEAD) {
                 Ok(entry) => entry,
                 Err(error) => {
                     refuse_unless_damage(&error)?;
@@ -614,17 +629,19 @@ impl Frames<'_> {
                     continue;
                 }
             };
-            let mask = self.archive.stored_mask(entry.first_block);
+            let span = self.archive.metadata().frame_blocks;
+            let mask = stored.mask(entry.first_block.0, span)?;
             let mut digests = Vec::new();
             if !self.quick {
-                digests.resize(mask.count_ones() as usize, Digest([0; 32]));
-                self.archive.block_digests(rank, &mut digests)?;
-                rank += digests.len() as u64;
+                let count = u64::from(mask.count_ones());
+                let records = windows.digests(self.archive, rank, count, RECORDS_AHEAD)?;
+                digests.extend(records.iter().copied().map(Digest));
+                rank += count;
             }
             let len = entry.frame_len() as usize;
             if len > self.buffer_size {
                 let error = Error::new(ErrorKind::Damaged, "it is longer than its blocks");
-                let problems = vec![self.archive.frame_error(&entry, error).chain()];
+                let problems = vec![self.archive.frame_error(&entry, mask, error).chain()];
                 self.ahead.pass(producer, Checked { problems, ..Checked::default() })?;
                 continue;
             }
@@ -638,7 +655,7 @@ impl Frames<'_> {
             let at: Range<usize> = used..used + len;
             segments.push(Segment { file: 0, offset: entry.offset, range: at.clone() });
             used = at.end;
-            let need = FrameNeed { archive: 0, entry, wanted: mask, at: Some(at) };
+            let need = FrameNeed { archive: 0, entry, mask, wanted: mask, at: Some(at) };
             task.push(Frame { need, digests });
         }
         if !task.is_empty() {

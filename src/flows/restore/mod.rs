@@ -142,20 +142,21 @@ pub fn run(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let disk = repository.find_disk(disk)?;
-    let point = repository.resolve(&disk, selector)?;
-    let passed_over = repository.passed_over(&disk, selector, point.id)?;
+    let catalog = repository.catalog();
+    let disk = catalog.find_disk(disk)?;
+    let point = catalog.resolve(&disk, selector)?;
+    let passed_over = catalog.passed_over(&disk, selector, point.id)?;
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
     warn_of_trouble(repository, observer);
     check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
-        let remains = repository.remains_of(&repository.points(&disk)?, &point);
+        let remains = catalog.remains_of(&point);
         let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
         let expected = Some(point.record.archive_id);
         salvage_chain(&remains.archives, missing, expected, cancel)?
     } else {
-        (check_indexes(open_chain(repository, &point)?)?, Vec::new())
+        (check_indexes(open_chain(&catalog, &point)?)?, Vec::new())
     };
     let mut report = rebuild(&chain, problems, request, observer, cancel)?;
     report.safety = point.safety;
@@ -249,7 +250,7 @@ fn rebuild(
         .archives()
         .last()
         .ok_or_else(|| Error::new(ErrorKind::Usage, "a chain needs at least one archive"))?;
-    let plan = Plan::new(chain.geometry(), nonzero_blocks(chain))?;
+    let plan = Plan::new(chain.geometry(), chain.nonzero()?)?;
     let (name, output): (PathBuf, Box<dyn ImageWriter>) = match request.destination {
         Destination::Path(path) => {
             let options = create::Options {
@@ -326,18 +327,4 @@ fn ranges(blocks: &RoaringBitmap, chain: &Chain) -> Vec<GuestRange> {
 fn input_ids(chain: &Chain) -> Vec<FileId> {
     let files = chain.archives().iter().filter_map(|archive| archive.store().pooled());
     files.map(FileId::of_pooled).collect()
-}
-
-/// The blocks that some archive of the chain leaves stored at its end.
-fn nonzero_blocks(chain: &Chain) -> RoaringBitmap {
-    let mut blocks = RoaringBitmap::new();
-    for archive in chain.archives() {
-        let count = archive.geometry().block_count();
-        if let Ok(count) = u32::try_from(count) {
-            blocks.remove_range(count..);
-        }
-        blocks -= archive.zero();
-        blocks |= archive.stored();
-    }
-    blocks
 }

@@ -12,7 +12,7 @@ use crate::formats::archive::{
 };
 use crate::vault::codec::Compressor;
 
-/// Bytes in memory as a store. Nothing is mapped.
+/// Bytes in memory as a store.
 pub(crate) struct Bytes {
     pub(crate) bytes: Vec<u8>,
     pub(crate) path: PathBuf,

@@ -80,7 +80,7 @@ fn restore_group(chain: &Chain, state: &GroupState) -> Vec<Block> {
     let (mut buffer, mut decompressor) = (Vec::new(), Decompressor::new().unwrap());
     for read in state.frames() {
         let reader = &chain.archives()[read.archive];
-        let Ok(view) = reader.read_frame(&read.entry, &mut buffer) else { continue };
+        let Ok(view) = reader.read_frame(&read.entry, read.mask, &mut buffer) else { continue };
         let mut raw = vec![0; view.header.raw_len()];
         decompressor.decompress(view.header.codec, view.payload, &mut raw).unwrap();
         for bit in (0..64).filter(|bit| read.wanted >> bit & 1 == 1) {
@@ -562,7 +562,8 @@ proptest! {
             let mut buffer = Vec::new();
             for position in 0..reader.frame_count() {
                 if let Ok(entry) = reader.frame(position) {
-                    let _ = reader.read_frame(&entry, &mut buffer);
+                    let Ok(mask) = reader.stored_mask(entry.first_block) else { continue };
+                    let _ = reader.read_frame(&entry, mask, &mut buffer);
                 }
             }
             if let Ok(chain) = Chain::new(vec![Arc::new(reader)]) {

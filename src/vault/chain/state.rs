@@ -1,6 +1,6 @@
 //! What a chain says about one group of blocks.
 
-use super::runs::{GroupBits, ones};
+use super::bits::{GroupBits, ones};
 use crate::formats::archive::{Digest, FrameEntry, GROUP_BLOCKS, GroupIndex};
 
 /// Blocks in a group, as a length.

@@ -7,11 +7,11 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::{OpenFiles, ReadAt, not_opened};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
-use crate::vault::repository::{Point, Repository};
+use crate::vault::repository::{Catalog, Point};
 
 /// Opens the archives of a point's chain.
-pub(crate) fn open_chain(repository: &Repository, point: &Point) -> Result<Chain> {
-    open_archives(repository.files(), &repository.chain_of(point)?, point)
+pub(crate) fn open_chain(catalog: &Catalog, point: &Point) -> Result<Chain> {
+    open_archives(catalog.repository().files(), &catalog.chain_of(point)?, point)
 }
 
 /// Opens the archives of a point's chain, which are these, the full first.
@@ -35,8 +35,8 @@ pub(crate) fn open_archives(
     Ok(chain)
 }
 
-/// Reads every table of a chain's archives once and checks it. What is damaged
-/// is found before anything is written.
+/// Reads every table of a chain's archives once and checks it: damage is found before anything is
+/// written, and named by file and section.
 pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
     for archive in chain.archives().iter().filter(|archive| !archive.is_salvaged()) {
         archive.check_index()?;

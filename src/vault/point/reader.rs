@@ -235,6 +235,7 @@ impl PointReader {
             let need = FrameNeed {
                 archive: read.archive,
                 entry: read.entry,
+                mask: read.mask,
                 wanted: read.wanted,
                 at: None,
             };

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::catalog::DomainReading;
 use super::names::{DomainName, POINTS};
+use super::storage::Local;
 use super::{Repository, durable, folder_names, is_there, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::check_new_file;
@@ -106,6 +108,11 @@ pub enum Repair {
 }
 
 impl Repository {
+    fn at(root: &Path, id: String, trouble: Option<String>) -> Self {
+        let storage = Arc::new(Local::new(root));
+        Self { root: root.to_owned(), storage, id, trouble, files: Arc::default() }
+    }
+
     /// Makes an empty repository of the folder `root`, which is made if it is missing (but not
     /// the folder around it).
     ///
@@ -128,7 +135,7 @@ impl Repository {
         }
         let config = Config::new(new_id()?)?;
         config.write(root, false)?;
-        Ok(Self { root: root.to_owned(), id: config.id, trouble: None, files: Arc::default() })
+        Ok(Self::at(root, config.id, None))
     }
 
     /// Opens the repository in the folder `root`. If its `qdelta.toml` is lost or damaged, and domains
@@ -140,14 +147,7 @@ impl Repository {
     /// makes no sense and nothing else is there, [`ErrorKind::Usage`] if a newer program made it.
     pub fn open(root: &Path) -> Result<Self> {
         let error = match Config::read(root) {
-            Ok(config) => {
-                return Ok(Self {
-                    root: root.to_owned(),
-                    id: config.id,
-                    trouble: None,
-                    files: Arc::default(),
-                });
-            }
+            Ok(config) => return Ok(Self::at(root, config.id, None)),
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
             Err(error) => error,
         };
@@ -156,12 +156,7 @@ impl Repository {
                 ErrorKind::NotFound => format!("{} is lost", root.join(CONFIG).display()),
                 _ => error.chain(),
             };
-            let mut repository = Self {
-                root: root.to_owned(),
-                id: String::new(),
-                trouble: Some(what),
-                files: Arc::default(),
-            };
+            let mut repository = Self::at(root, String::new(), Some(what));
             repository.id = repository.known_id().unwrap_or_default();
             return Ok(repository);
         }
@@ -205,12 +200,7 @@ impl Repository {
     pub fn repair(root: &Path) -> Result<(Self, Repair)> {
         match Config::read(root) {
             Ok(config) => {
-                let sound = Self {
-                    root: root.to_owned(),
-                    id: config.id,
-                    trouble: None,
-                    files: Arc::default(),
-                };
+                let sound = Self::at(root, config.id, None);
                 return Ok((sound, Repair::Sound));
             }
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
@@ -221,8 +211,7 @@ impl Repository {
             return Err(Error::new(ErrorKind::NotFound, text)
                 .advise("mount the disk it is on, or make a new repository in an empty folder"));
         }
-        let mut repository =
-            Self { root: root.to_owned(), id: String::new(), trouble: None, files: Arc::default() };
+        let mut repository = Self::at(root, String::new(), None);
         let (id, repair) = match repository.known_id() {
             Some(id) => (id, Repair::SameId),
             None => (new_id()?, Repair::NewId),
@@ -238,9 +227,9 @@ impl Repository {
     fn known_id(&self) -> Option<String> {
         let mut votes: BTreeMap<String, usize> = BTreeMap::new();
         for domain in self.domains().ok()? {
-            let manifests = self.manifests(&domain).good;
-            for id in manifests.into_iter().filter_map(|manifest| manifest.repository) {
-                *votes.entry(id).or_default() += 1;
+            let reading = DomainReading::new(self, &domain);
+            for id in reading.good().filter_map(|manifest| manifest.repository.as_ref()) {
+                *votes.entry(id.clone()).or_default() += 1;
             }
         }
         votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id)
