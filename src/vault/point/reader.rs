@@ -83,6 +83,11 @@ impl PointReader {
     /// [`ErrorKind::Damaged`]: the digests of the groups are not those that the root was made of.
     /// Others: an archive can't be read.
     pub fn new(chain: Chain) -> Result<Self> {
+        Self::with_room(chain, STATES, DECODED)
+    }
+
+    /// The same, with so many groups' states and bytes of decoded frames.
+    fn with_room(chain: Chain, states: usize, decoded: u64) -> Result<Self> {
         let metadata = chain.newest().metadata();
         let name = format!("{}/{}@{}", metadata.domain, metadata.disk, metadata.point);
         let groups = if chain.is_salvaged() { None } else { Some(proved_groups(&chain)?) };
@@ -90,12 +95,12 @@ impl PointReader {
             let metadata = archive.metadata();
             u64::from(metadata.frame_blocks) * u64::from(metadata.geometry.block_size())
         });
-        let frames = DECODED / frame_len.max().unwrap_or(DECODED).max(1);
+        let frames = decoded / frame_len.max().unwrap_or(1).max(1);
         Ok(Self {
             chain,
             name: name.into(),
             groups,
-            states: Shelf::new(STATES),
+            states: Shelf::new(states),
             frames: Shelf::new(frames as usize),
             idle: Mutex::default(),
         })
@@ -304,3 +309,7 @@ impl ReadAt for PointReader {
         self.read(buffer, offset).map_err(io::Error::other)
     }
 }
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;
