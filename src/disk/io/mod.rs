@@ -2,13 +2,13 @@
 //! reads or writes that runs on io_uring or, without it, on threads with `pread`/`pwrite`.
 
 mod direct;
-#[doc(hidden)]
+#[cfg(any(test, feature = "testing"))]
 pub mod faulty;
 mod open;
 mod open_files;
 mod pool;
 mod queue;
-#[doc(hidden)]
+#[cfg(any(test, feature = "testing"))]
 pub mod recording;
 mod ring;
 mod store;
