@@ -6,6 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::PooledFile;
 
 /// Tells a file or a device from every other one, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +30,12 @@ impl FileId {
         } else {
             Self { device: stat.st_dev, inode: stat.st_ino }
         })
+    }
+
+    /// The file of this name at the moment when it was opened first.
+    pub fn of_pooled(file: &PooledFile) -> Self {
+        let (device, inode) = file.place();
+        Self { device, inode }
     }
 }
 
