@@ -31,7 +31,7 @@ fn the_examples_back_up_and_restore_every_point() {
     let folder = lab.path("backup");
     let full = seen(&lab, &image);
     assert_eq!(back_up::back_up(&image, &folder).unwrap().kind.to_string(), "full");
-    images::guest_io(&image, "qcow2", &["write -P 0x5a 3M 1M".to_owned()]);
+    images::guest_io(&image, "qcow2", &["write -q -P 0x5a 3M 1M".to_owned()]);
     let increment = seen(&lab, &image);
     assert_ne!(full, increment, "the guest has written");
     assert_eq!(back_up::back_up(&image, &folder).unwrap().kind.to_string(), "incremental");

@@ -21,6 +21,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
 use crate::disk::io::Direct;
+use crate::disk::io::OpenFiles;
 use crate::disk::io::Segment;
 use crate::flows::report::{
     ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, VerifyReport,
@@ -163,7 +164,15 @@ fn verify_disk(
             // Its manifest is lost: what the archives say of each other is all there is.
             None => Ok(()),
         };
-        let found = verify_archive(path, identity, request, observer, cancel, report)?;
+        let found = verify_archive(
+            catalog.repository().files(),
+            path,
+            identity,
+            request,
+            observer,
+            cancel,
+            report,
+        )?;
         let state = if found.is_empty() { FileState::Sound } else { FileState::Damaged };
         archives.insert(path.clone(), state);
         for problem in found {
@@ -179,7 +188,9 @@ fn verify_disk(
             }
             cancel.check()?;
             let chain = catalog.remains_of(point).archives;
-            if let Err(error) = open_archives(&chain, point).and_then(|chain| prove_root(&chain)) {
+            if let Err(error) = open_archives(catalog.repository().files(), &chain, point)
+                .and_then(|chain| prove_root(&chain))
+            {
                 refuse_unless_damage(&error)?;
                 let path = point.archive_path.clone();
                 damage.add(path, FileState::Damaged, error.chain(), [point.id]);
@@ -407,6 +418,7 @@ fn is_exhausted(error: &Error) -> bool {
 
 /// Everything wrong with one archive.
 fn verify_archive(
+    files: &Arc<OpenFiles>,
     path: &Path,
     identity: impl FnOnce(&Reader) -> Result<()>,
     request: &VerifyRequest,
@@ -414,7 +426,7 @@ fn verify_archive(
     cancel: &Cancel,
     report: &mut VerifyReport,
 ) -> Result<Vec<String>> {
-    let archive = match open_archive(path).and_then(|archive| {
+    let archive = match open_archive(files, path).and_then(|archive| {
         archive.check_index()?;
         Ok(archive)
     }) {

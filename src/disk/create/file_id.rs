@@ -1,4 +1,4 @@
-//! What a path names, and whether two descriptors are of one file.
+//! What a path names, and whether two descriptors refer to the same file.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,6 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::PooledFile;
 
 /// Tells a file or a device from every other one, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,9 +31,15 @@ impl FileId {
             Self { device: stat.st_dev, inode: stat.st_ino }
         })
     }
+
+    /// The file of this name at the moment when it was opened first.
+    pub fn of_pooled(file: &PooledFile) -> Self {
+        let (device, inode) = file.place();
+        Self { device, inode }
+    }
 }
 
-/// What is at a path before anything is written there.
+/// What a path names before anything is written there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Existing {
     Nothing,
