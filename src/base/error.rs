@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use qdelta_formats::FormatError;
 use rustix::io::Errno;
@@ -45,12 +46,12 @@ pub enum ErrorKind {
 }
 
 /// A failure: what was being done to what, why it failed, and what to do about it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
     context: String,
     advice: Option<Cow<'static, str>>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
@@ -92,7 +93,7 @@ impl Error {
     /// The same failure with its cause.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(source.into().into());
         self
     }
 
@@ -109,7 +110,7 @@ impl Error {
     pub fn within(mut self, outer: impl Into<String>) -> Self {
         let kind = self.kind;
         let advice = self.advice.take();
-        Self { kind, context: outer.into(), advice, source: Some(Box::new(self)) }
+        Self { kind, context: outer.into(), advice, source: Some(Arc::new(self)) }
     }
 
     /// What kind of failure it is.

@@ -28,7 +28,8 @@ use crate::vault::chain::Chain;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
 use crate::vault::point::{open_archive, open_archives};
 use crate::vault::repository::{
-    DiskId, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector, Wanted,
+    Catalog, DiskId, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector,
+    Wanted,
 };
 
 /// What to verify, and how.
@@ -166,10 +167,11 @@ pub fn run(
         report.add(finding(&repository.path().join("qdelta.toml"), NO_POINTS, &error));
         observer.warn(Warning::failed(Code::Unreadable, &error));
     }
+    let catalog = repository.catalog();
     let mut disks = match &request.disk {
-        Some(wanted) => repository.find_disks(wanted)?,
+        Some(wanted) => catalog.find_disks(wanted)?,
         None => {
-            let survey = repository.survey()?;
+            let survey = catalog.survey()?;
             for folder in &survey.unreadable {
                 report.add(unlisted(&folder.path, &folder.error));
             }
@@ -179,7 +181,7 @@ pub fn run(
     if let Some(selector) = request.point.as_ref().filter(|_| disks.len() > 1) {
         // A disk of a guest may be younger than the point, or not be in it.
         let is_missing = |disk: &DiskId| {
-            let found = repository.resolve(disk, selector);
+            let found = catalog.resolve(disk, selector);
             found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
         };
         if !disks.iter().all(is_missing) {
@@ -187,19 +189,19 @@ pub fn run(
         }
     }
     for disk in &disks {
-        verify_disk(repository, disk, request, observer, cancel, &mut report)?;
+        verify_disk(&catalog, disk, request, observer, cancel, &mut report)?;
     }
     let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
     for domain in domains {
         let of_domain = disks.iter().filter(|disk| disk.domain == *domain);
         let wanted = match &request.point {
             Some(selector) => {
-                let points = of_domain.map(|disk| repository.resolve(disk, selector));
+                let points = of_domain.map(|disk| catalog.resolve(disk, selector));
                 Some(points.map(|point| Ok(point?.id)).collect::<Result<BTreeSet<_>>>()?)
             }
             None => None,
         };
-        verify_machines(repository, domain, wanted.as_ref(), &mut report)?;
+        verify_machines(&catalog, domain, wanted.as_ref(), &mut report)?;
     }
     report.proved = !request.quick && report.findings.is_empty();
     report.warnings = recorder.take();
@@ -208,27 +210,27 @@ pub fn run(
 }
 
 fn verify_disk(
-    repository: &Repository,
+    catalog: &Catalog,
     disk: &DiskId,
     request: &Request,
     observer: &dyn Observer,
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<()> {
-    let list = repository.points(disk)?;
+    let list = catalog.points(disk)?;
     let points = match &request.point {
-        Some(selector) => vec![repository.resolve(disk, selector)?],
+        Some(selector) => vec![catalog.resolve(disk, selector)?],
         None => list.points.clone(),
     };
     if request.point.is_none() {
-        report_the_rest(repository, disk, &list, report)?;
+        report_the_rest(catalog, disk, &list, report)?;
     }
     let mut damage = Damage::default();
     // Which points need which archive: a chain shares its files.
     let mut needed_by: BTreeMap<PathBuf, BTreeSet<PointId>> = BTreeMap::new();
     for point in &points {
         report.points += 1;
-        let remains = repository.remains_of(&list, point);
+        let remains = catalog.remains_of(point);
         for path in remains.archives {
             needed_by.entry(path).or_default().insert(point.id);
         }
@@ -275,7 +277,7 @@ fn verify_disk(
                 continue;
             }
             cancel.check()?;
-            let chain = repository.remains_of(&list, point).archives;
+            let chain = catalog.remains_of(point).archives;
             if let Err(error) = open_archives(&chain, point).and_then(|chain| prove_root(&chain)) {
                 refuse_unless_damage(&error)?;
                 let path = point.archive_path.clone();
@@ -291,7 +293,7 @@ fn verify_disk(
 
 /// Reports what is wrong with a disk beside its points.
 fn report_the_rest(
-    repository: &Repository,
+    catalog: &Catalog,
     disk: &DiskId,
     list: &PointList,
     report: &mut Report,
@@ -301,7 +303,7 @@ fn report_the_rest(
     }
     // Which archives have no manifest can't be told where the manifests, or they, are not known.
     let strays = match list.unreadable.is_empty() {
-        true => repository.strays(disk)?,
+        true => catalog.strays(disk)?,
         false => Vec::new(),
     };
     for (path, point) in strays {
@@ -378,13 +380,14 @@ impl Damage {
 
 /// Proves the files of a domain's machine, each once, at all points or at these.
 fn verify_machines(
-    repository: &Repository,
+    catalog: &Catalog,
     domain: &DomainName,
     wanted: Option<&BTreeSet<PointId>>,
     report: &mut Report,
 ) -> Result<()> {
+    let repository = catalog.repository();
     let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<String>)> = BTreeMap::new();
-    for (point, machine) in repository.machines(domain)? {
+    for (point, machine) in catalog.machines(domain) {
         if wanted.is_some_and(|wanted| !wanted.contains(&point)) {
             continue;
         }

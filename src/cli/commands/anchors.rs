@@ -40,10 +40,11 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     if let Some(error) = repository.trouble() {
         trouble(&error);
     }
+    let catalog = repository.catalog();
     let disks = match &args.disk {
-        Some(wanted) => repository.find_disks(wanted)?,
+        Some(wanted) => catalog.find_disks(wanted)?,
         None => {
-            let survey = repository.survey()?;
+            let survey = catalog.survey()?;
             survey.unreadable.iter().for_each(|folder| trouble(&folder.error));
             survey.disks
         }
@@ -55,7 +56,7 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
         context.out.was_done(format!("{} went", text::count(report.removed.len(), "anchor")));
     }
     for disk in &disks {
-        report.anchors.extend(inventory::list(&repository, disk, &recorder)?);
+        report.anchors.extend(inventory::list(&catalog, disk, &recorder)?);
     }
     report.warnings = recorder.take();
     if context.out.json {
@@ -81,10 +82,11 @@ fn remove(
     if let [only] = disks {
         return inventory::remove(repository, only, names, observer);
     }
+    let catalog = repository.catalog();
     let mut removed = Vec::new();
     let mut unknown = names.to_vec();
     for disk in disks {
-        let there = inventory::list(repository, disk, observer)?;
+        let there = inventory::list(&catalog, disk, observer)?;
         let own: Vec<String> =
             names.iter().filter(|name| there.iter().any(|it| it.name == **name)).cloned().collect();
         unknown.retain(|name| !own.contains(name));

@@ -69,8 +69,8 @@ fn candidates(line: &Line, context: &Context) -> Option<Vec<String>> {
         },
         Place::Point(guest) => points(&repository, &guest),
         Place::Anchor(disk) => {
-            let disks = disks(&repository, &disk)?;
-            let anchors = disks.iter().flat_map(|disk| inventory::list(&repository, disk, &Silent));
+            let (catalog, disks) = (repository.catalog(), disks(&repository, &disk)?);
+            let anchors = disks.iter().flat_map(|disk| inventory::list(&catalog, disk, &Silent));
             Some(anchors.flatten().map(|anchor| anchor.name).collect())
         }
     }
@@ -78,7 +78,7 @@ fn candidates(line: &Line, context: &Context) -> Option<Vec<String>> {
 
 /// The disks, and the guests that have several.
 fn names(repository: &Repository) -> Result<Vec<String>> {
-    let disks = repository.survey()?.disks;
+    let disks = repository.catalog().survey()?.disks;
     let mut names: Vec<String> = disks.iter().map(ToString::to_string).collect();
     names.extend(disks.iter().map(|disk| disk.domain.to_string()));
     names.sort_unstable();
@@ -87,14 +87,15 @@ fn names(repository: &Repository) -> Result<Vec<String>> {
 }
 
 fn disks(repository: &Repository, name: &str) -> Option<Vec<DiskId>> {
-    repository.find_disks(&name.parse::<Wanted>().ok()?).ok()
+    repository.catalog().find_disks(&name.parse::<Wanted>().ok()?).ok()
 }
 
 /// The points of a disk or a guest, the latest first.
 fn points(repository: &Repository, name: &str) -> Option<Vec<String>> {
     let mut ids = Vec::new();
+    let catalog = repository.catalog();
     for disk in disks(repository, name)? {
-        ids.extend(repository.points(&disk).ok()?.points.into_iter().map(|point| point.id));
+        ids.extend(catalog.points(&disk).ok()?.points.into_iter().map(|point| point.id));
     }
     ids.sort_unstable();
     ids.dedup();

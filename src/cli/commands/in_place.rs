@@ -17,7 +17,7 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
     };
     let repository = context.repository()?;
     let request = InPlaceRequest {
-        disk: repository.find_one(&disk.disk)?.into(),
+        disk: repository.catalog().find_one(&disk.disk)?.into(),
         selector: disk.point.clone().unwrap_or(Selector::Latest),
         image: args.output.clone(),
         options: options(args),

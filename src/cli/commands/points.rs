@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use qdelta::base::observer::Silent;
 use qdelta::flows::anchors::inventory;
 use qdelta::vault::repository::{
-    Anchor, DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList, Refusal, Repository,
+    Anchor, Catalog, DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList, Refusal,
     Survey,
 };
 use qdelta::{Error, Result};
@@ -111,9 +111,10 @@ struct DamagedReport {
 /// the exit status.
 pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
+    let catalog = repository.catalog();
     let Survey { disks, unreadable } = match &args.disk {
-        Some(wanted) => Survey { disks: repository.find_disks(wanted)?, unreadable: Vec::new() },
-        None => repository.survey()?,
+        Some(wanted) => Survey { disks: catalog.find_disks(wanted)?, unreadable: Vec::new() },
+        None => catalog.survey()?,
     };
     let view = View {
         zone: if args.utc { None } else { Some(TimeZone::system()) },
@@ -136,8 +137,8 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         context.out.line(format!("{}: no points yet", repository.path().display()))?;
     }
     for (index, disk) in disks.iter().enumerate() {
-        let list = repository.points(disk)?;
-        let health = repository.health(disk, &list)?;
+        let list = catalog.points(disk)?;
+        let health = catalog.health(disk, &list)?;
         report.totals.add(&list);
         if context.out.json {
             let points = list.points.iter().map(|point| PointReport {
@@ -150,7 +151,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
                 context.out.line("")?;
             }
             show(disk, &list, &view, context)?;
-            show_anchors(&repository, disk, context)?;
+            show_anchors(&catalog, disk, context)?;
         }
         // Every disk of a domain has the same manifests, and so the same damaged ones.
         for folder in &list.unreadable {
@@ -276,8 +277,8 @@ fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> 
 
 /// What the next backup can compare with, and what that costs. What can't be looked at now (an
 /// image on a disk that is not mounted) is no matter of the points.
-fn show_anchors(repository: &Repository, disk: &DiskId, context: &mut Context) -> Result<()> {
-    for anchor in inventory::list(repository, disk, &Silent).unwrap_or_default() {
+fn show_anchors(catalog: &Catalog, disk: &DiskId, context: &mut Context) -> Result<()> {
+    for anchor in inventory::list(catalog, disk, &Silent).unwrap_or_default() {
         let held = anchor.bytes_held.map(|held| format!(", holds {}", text::bytes(held)));
         context.out.line(format!(
             "  anchor {} ({}, {}{})",

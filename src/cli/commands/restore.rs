@@ -35,7 +35,7 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
     };
     let repository = context.repository()?;
     let cancel = signals::watch(&context.screen);
-    let disk = repository.find_one(&at.disk)?.into();
+    let disk = repository.catalog().find_one(&at.disk)?.into();
     let request = request(output, &args.target, args.libvirt.libvirt(), &args.work, &cancel)?;
     refuse_inside(&repository, output)?;
     let latest = Selector::Latest;

@@ -16,7 +16,7 @@ use crate::disk::edit::{self, ImageFile};
 use crate::disk::files::paths::absolute;
 use crate::disk::io::{FileStore, Opener, is_refusal};
 use crate::disk::reflink;
-use crate::vault::repository::{Anchor, AnchorKind, DiskId, Point, Repository};
+use crate::vault::repository::{Anchor, AnchorKind, Catalog, DiskId, Point, Repository};
 
 /// An anchor of a disk.
 #[derive(Debug, Clone, Serialize)]
@@ -66,13 +66,9 @@ impl AnchorState {
 ///
 /// # Errors
 /// The repository can't be read; an image that is there can't be looked at.
-pub fn list(
-    repository: &Repository,
-    disk: &DiskId,
-    observer: &dyn Observer,
-) -> Result<Vec<AnchorInfo>> {
-    let points = repository.points(disk)?.points;
-    let tag = Tag::new(repository, disk);
+pub fn list(catalog: &Catalog, disk: &DiskId, observer: &dyn Observer) -> Result<Vec<AnchorInfo>> {
+    let points = catalog.points(disk)?.points;
+    let tag = Tag::new(catalog.repository(), disk);
     let current = points.last().and_then(|point| point.record.anchor.as_ref());
     let mut found = Vec::new();
     for place in places(&points) {
@@ -122,7 +118,7 @@ pub fn remove(
     observer: &dyn Observer,
 ) -> Result<Vec<AnchorInfo>> {
     let _lock = repository.lock(&disk.domain)?;
-    let all = list(repository, disk, observer)?;
+    let all = list(&repository.catalog(), disk, observer)?;
     let is_missing = |it: &AnchorInfo| it.state == AnchorState::Missing;
     let (missing, mut wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_missing);
     for name in names {

@@ -25,13 +25,13 @@ use crate::vault::archive;
 use crate::vault::chain::Chain;
 use crate::vault::point::Base;
 use crate::vault::repository::{
-    AnchorKind, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, PointId,
-    Refusal, Repository,
+    AnchorKind, Catalog, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending,
+    PointId, Refusal,
 };
 
 /// A disk that is to become part of a point.
 pub(super) struct Job<'a> {
-    pub repository: &'a Repository,
+    pub catalog: &'a Catalog,
     pub lock: &'a DomainLock,
     pub point: PointId,
     pub disk: &'a DiskId,
@@ -67,7 +67,7 @@ pub(super) fn write<'a>(
     match job.run(&OfDisk::new(observer, job.disk), cancel) {
         Ok((pending, record, report)) => {
             let safety = job.options.safety;
-            let tag = Tag::new(job.repository, job.disk);
+            let tag = Tag::new(job.catalog.repository(), job.disk);
             let rest = Rest { report, base: job.base, tag, source: job.source, safety };
             Ok(Written { pending, record, rest })
         }
@@ -133,7 +133,7 @@ impl<'a> Job<'a> {
         let geometry = geometry_for(&self.source.image, self.options.block_size, chain)?;
         let choose = || {
             let track = self.options.track;
-            tracking::choose(self.repository, &self.base, &self.source, geometry, track)
+            tracking::choose(self.catalog, &self.base, &self.source, geometry, track)
         };
         // An anchor is believed only of a sound image, and to prove that can take minutes.
         let latest = self.base.latest.as_ref();
@@ -228,7 +228,7 @@ impl<'a> Job<'a> {
             }),
             _ => None,
         };
-        let pending = self.repository.begin(self.lock, self.disk, self.point, kind)?;
+        let pending = self.catalog.repository().begin(self.lock, self.disk, self.point, kind)?;
         let metadata = metadata_for(
             self.disk,
             &self.point.to_string(),

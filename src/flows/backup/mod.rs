@@ -199,20 +199,23 @@ pub fn run_together(
     let none = || Error::new(ErrorKind::Usage, "no disk");
     let domain = &disks.first().ok_or_else(none)?.domain;
     repository.check_names(domain, disks.iter().map(|disk| &disk.disk))?;
+    let catalog = repository.catalog();
     let mut opens = Vec::new();
     for (image, disk) in images.iter().zip(&disks) {
         let mut open = image.open.clone();
-        let note = same_disk::settle_format(repository, disk, &image.path, &mut open)?;
+        let note = same_disk::settle_format(&catalog, disk, &image.path, &mut open)?;
         // What can't be read at all leaves no trace in the repository.
         Image::open(&image.path, &open)
-            .map_err(|error| same_disk::explained(error, repository, disk, &image.path))?;
+            .map_err(|error| same_disk::explained(error, &catalog, disk, &image.path))?;
         opens.push((open, note));
     }
     let lock = repository.lock(domain)?;
     clean(repository, &lock, observer)?;
+    // From here on nobody else writes to the domain.
+    let catalog = repository.catalog();
     let mut ready = Vec::new();
     for ((image, disk), (open, note)) in images.iter().zip(&disks).zip(&opens) {
-        let mut disk = Ready::new(repository, disk, &image.path, open, options)?;
+        let mut disk = Ready::new(&catalog, disk, &image.path, open, options)?;
         disk.notes.extend(note.clone());
         // Who gives the disk its name means this image.
         if image.disk.is_none() {
@@ -221,7 +224,7 @@ pub fn run_together(
         ready.push(disk);
     }
     let point = next_point(repository, &lock, observer)?;
-    let together = Together { repository, lock: &lock, point, options, observer };
+    let together = Together { catalog: &catalog, lock: &lock, point, options, observer };
     let sources = together.take(&ready)?;
     let written = together.write(ready, sources, Consistency::Offline, cancel)?;
     let mut reports =

@@ -17,7 +17,7 @@ use crate::disk::image::{self, Format, OpenOptions, files_below};
 use crate::flows::capture::Source;
 use crate::guest::libvirt::Domain;
 use crate::vault::point::Base;
-use crate::vault::repository::{DiskId, DiskRecord, DomainName, LayerRecord, Point, Repository};
+use crate::vault::repository::{Catalog, DiskId, DiskRecord, DomainName, LayerRecord, Point};
 
 /// Gives an image that comes without a format the one that its disk had at the latest point: a guest
 /// writes what it likes into a raw disk, and a qcow2 image that lost its header is no raw disk. Gives
@@ -26,7 +26,7 @@ use crate::vault::repository::{DiskId, DiskRecord, DomainName, LayerRecord, Poin
 /// # Errors
 /// The image has lost all that it had; it or the repository can't be read.
 pub(super) fn settle_format(
-    repository: &Repository,
+    catalog: &Catalog,
     disk: &DiskId,
     path: &Path,
     open: &mut OpenOptions,
@@ -34,7 +34,7 @@ pub(super) fn settle_format(
     if open.format.is_some() || open.as_file {
         return Ok(None);
     }
-    let Some(before) = latest(repository, disk)? else { return Ok(None) };
+    let Some(before) = latest(catalog, disk)? else { return Ok(None) };
     let record = &before.record;
     let format: Format = record.image.format.parse()?;
     if let Some(format) = format_of_relative(record, path) {
@@ -70,13 +70,8 @@ pub(super) fn settle_format(
 }
 
 /// The same failure, with what is known of an image that is no qcow2 image any more.
-pub(super) fn explained(
-    error: Error,
-    repository: &Repository,
-    disk: &DiskId,
-    path: &Path,
-) -> Error {
-    let Ok(Some(before)) = latest(repository, disk) else { return error };
+pub(super) fn explained(error: Error, catalog: &Catalog, disk: &DiskId, path: &Path) -> Error {
+    let Ok(Some(before)) = latest(catalog, disk) else { return error };
     let is_lost =
         before.record.image.format == "qcow2" && matches!(image::is_qcow2(path), Ok(false));
     if !is_lost {
@@ -89,9 +84,9 @@ pub(super) fn explained(
     ))
 }
 
-fn latest(repository: &Repository, disk: &DiskId) -> Result<Option<Point>> {
-    match repository.points(disk) {
-        Ok(mut list) => Ok(list.points.pop()),
+fn latest(catalog: &Catalog, disk: &DiskId) -> Result<Option<Point>> {
+    match catalog.latest_first(disk) {
+        Ok(mut points) => Ok(points.next()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -214,13 +209,8 @@ fn is_file_of(path: &Path, layer: Option<&LayerRecord>) -> bool {
 ///
 /// # Errors
 /// `Usage`: who means it can say so.
-pub(super) fn check_guest(
-    repository: &Repository,
-    name: &DomainName,
-    domain: &Domain,
-) -> Result<()> {
-    let machines = repository.machines(name)?;
-    let Some((point, before)) = machines.last() else { return Ok(()) };
+pub(super) fn check_guest(catalog: &Catalog, name: &DomainName, domain: &Domain) -> Result<()> {
+    let Some((point, before)) = catalog.last_machine(name) else { return Ok(()) };
     let (Some(then), Some(now)) = (&before.uuid, &domain.uuid) else { return Ok(()) };
     if is_same_uuid(then, now) {
         return Ok(());
@@ -237,12 +227,12 @@ pub(super) fn check_guest(
 /// Warns of disks that the guest had at its latest point and has no more: each further point is sound, and
 /// lacks them.
 pub(super) fn warn_of_gone(
-    repository: &Repository,
+    catalog: &Catalog,
     name: &DomainName,
     domain: &Domain,
     observer: &dyn Observer,
 ) {
-    for disk in repository.disks_of_machine(name) {
+    for disk in catalog.disks_of_machine(name) {
         if domain.disks.iter().any(|now| now.target == disk.as_str()) {
             continue;
         }

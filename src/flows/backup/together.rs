@@ -14,7 +14,7 @@ use crate::disk::image::OpenOptions;
 use crate::flows::anchors::Tag;
 use crate::flows::capture::Source;
 use crate::vault::point::Base;
-use crate::vault::repository::{DiskId, DomainLock, PointId, Repository};
+use crate::vault::repository::{Catalog, DiskId, DomainLock, PointId};
 
 /// A disk that is about to be read.
 pub(super) struct Ready<'a> {
@@ -34,14 +34,14 @@ pub(super) struct Ready<'a> {
 impl<'a> Ready<'a> {
     /// Opens what the new archive is made against: that may take a while, and may fail.
     pub fn new(
-        repository: &Repository,
+        catalog: &Catalog,
         disk: &'a DiskId,
         image: &'a Path,
         open: &'a OpenOptions,
         options: &Options,
     ) -> Result<Self> {
-        let base = Base::choose(repository, disk, options.kind)?;
-        let tag = Tag::new(repository, disk);
+        let base = Base::choose(catalog, disk, options.kind)?;
+        let tag = Tag::new(catalog.repository(), disk);
         Ok(Self { disk, image, open, base, tag, notes: Vec::new() })
     }
 }
@@ -49,7 +49,7 @@ impl<'a> Ready<'a> {
 /// What the disks of a point have in common.
 #[derive(Clone, Copy)]
 pub(super) struct Together<'a> {
-    pub repository: &'a Repository,
+    pub catalog: &'a Catalog,
     pub lock: &'a DomainLock,
     pub point: PointId,
     pub options: &'a Options,
@@ -95,7 +95,7 @@ impl<'a> Together<'a> {
         while let Some((disk, mut source)) = disks.next() {
             source.warnings.splice(..0, disk.notes);
             let job = disk::Job {
-                repository: self.repository,
+                catalog: self.catalog,
                 lock: self.lock,
                 point: self.point,
                 disk: disk.disk,

@@ -141,20 +141,21 @@ pub fn run(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let disk = repository.find_disk(disk)?;
-    let point = repository.resolve(&disk, selector)?;
-    let passed_over = repository.passed_over(&disk, selector, point.id)?;
+    let catalog = repository.catalog();
+    let disk = catalog.find_disk(disk)?;
+    let point = catalog.resolve(&disk, selector)?;
+    let passed_over = catalog.passed_over(&disk, selector, point.id)?;
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
     warn_of_trouble(repository, observer);
     check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
-        let remains = repository.remains_of(&repository.points(&disk)?, &point);
+        let remains = catalog.remains_of(&point);
         let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
         let expected = Some(point.record.archive_id);
         salvage_chain(&remains.archives, missing, expected, cancel)?
     } else {
-        (check_indexes(open_chain(repository, &point)?)?, Vec::new())
+        (check_indexes(open_chain(&catalog, &point)?)?, Vec::new())
     };
     let mut report = rebuild(&chain, problems, request, observer, cancel)?;
     report.safety = point.safety;

@@ -26,7 +26,7 @@ use crate::flows::capture::Source;
 use crate::flows::tracking::changes::Claim;
 use crate::vault::chain::Chain;
 use crate::vault::point::{Base, open_chain};
-use crate::vault::repository::{Anchor, AnchorKind, CloneRecord, Point, Refusal, Repository};
+use crate::vault::repository::{Anchor, AnchorKind, Catalog, CloneRecord, Point, Refusal};
 
 /// The trackers that need no reading, the best first.
 const CLAIMING: [Tracker; 4] =
@@ -59,7 +59,7 @@ type Answer = Result<(Claim, String), String>;
 /// # Errors
 /// The forced tracker can't be used.
 pub(crate) fn choose(
-    repository: &Repository,
+    catalog: &Catalog,
     base: &Base,
     source: &Source,
     geometry: Geometry,
@@ -73,7 +73,7 @@ pub(crate) fn choose(
     }
     let opened = match parent.id == latest.id {
         true => Ok(None),
-        false => open_chain(repository, latest).map(Some),
+        false => open_chain(catalog, latest).map(Some),
     };
     // That is no failure of a backup that does without.
     let opened =

@@ -5,7 +5,7 @@ use qdelta_formats::archive::Kind;
 use super::open::{check_indexes, open_chain};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::vault::chain::{CHAIN_LEN_MAX, Chain};
-use crate::vault::repository::{DiskId, Point, Repository};
+use crate::vault::repository::{Catalog, DiskId, Point};
 
 /// What to compare the image with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,7 +42,7 @@ impl Base {
     /// # Errors
     /// What was asked for can't be; the chain is damaged, unless anything was asked for that can
     /// be a full instead.
-    pub fn choose(repository: &Repository, disk: &DiskId, choice: KindChoice) -> Result<Self> {
+    pub fn choose(catalog: &Catalog, disk: &DiskId, choice: KindChoice) -> Result<Self> {
         let mut base = Self {
             kind: Kind::Full,
             against: None,
@@ -50,7 +50,7 @@ impl Base {
             broken_chain: None,
             is_forgotten: false,
         };
-        match repository.newest(disk) {
+        match catalog.newest(disk) {
             Ok(point) => base.latest = Some(point),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             // A full needs nothing of what was there, but for the anchor.
@@ -62,7 +62,7 @@ impl Base {
                     }
                     _ => return Err(error.advise("--kind full begins a new chain")),
                 }
-                base.latest = repository.points(disk)?.points.pop();
+                base.latest = catalog.latest_first(disk)?.next();
                 base.is_forgotten = base.latest.is_none();
                 return Ok(base);
             }
@@ -75,14 +75,14 @@ impl Base {
             }
             (KindChoice::Differential, Some(_)) => {
                 base.kind = Kind::Differential;
-                let points = repository.points(disk)?.points;
-                let full = points.into_iter().rev().find(|point| point.record.kind == Kind::Full);
+                let mut points = catalog.latest_first(disk)?;
+                let full = points.find(|point| point.record.kind == Kind::Full);
                 full.ok_or_else(|| no_base(disk, "full"))?
             }
             (KindChoice::Incremental, None) => return Err(no_base(disk, "recovery point")),
             (KindChoice::Differential, None) => return Err(no_base(disk, "full")),
         };
-        match open_base(repository, &point) {
+        match open_base(catalog, &point) {
             Ok(chain) if has_room(chain.archives().len(), choice)? => {
                 base.against = Some((point, chain));
             }
@@ -135,8 +135,8 @@ fn no_base(disk: &DiskId, what: &str) -> Error {
 }
 
 /// Opens the chain that the new point is made against.
-fn open_base(repository: &Repository, point: &Point) -> Result<Chain> {
-    open_chain(repository, point).and_then(check_indexes).map_err(|error| {
+fn open_base(catalog: &Catalog, point: &Point) -> Result<Chain> {
+    open_chain(catalog, point).and_then(check_indexes).map_err(|error| {
         let error = error.within(format!("cannot compare with point {}", point.id));
         match error.kind() {
             ErrorKind::Damaged | ErrorKind::NotFound => {

@@ -7,11 +7,11 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::{FileStore, Opener, Store, not_opened};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
-use crate::vault::repository::{Point, Repository};
+use crate::vault::repository::{Catalog, Point};
 
 /// Opens the archives of a point's chain.
-pub(crate) fn open_chain(repository: &Repository, point: &Point) -> Result<Chain> {
-    open_archives(&repository.chain_of(point)?, point)
+pub(crate) fn open_chain(catalog: &Catalog, point: &Point) -> Result<Chain> {
+    open_archives(&catalog.chain_of(point)?, point)
 }
 
 /// Opens the archives of a point's chain, which are these, the full first.

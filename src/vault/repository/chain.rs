@@ -5,40 +5,108 @@ use std::path::{Path, PathBuf};
 use super::manifest::Manifest;
 use super::names::DiskId;
 use super::point::PointId;
-use super::{Point, PointList, Repository, durable, folder_names_if_any, is_there, manifest};
+use super::{Catalog, Point, durable, is_there, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{Metadata, header};
 
-/// The archives of the chain up to `point`, the full first.
-pub(super) fn of(repository: &Repository, point: &Point) -> Result<Vec<PathBuf>> {
-    let list = repository.points(&point.disk)?;
-    let mut chain = vec![present(&point.archive_path, point.id)?];
-    let mut child = point.id;
-    let mut next = point.record.parent;
-    while let Some(id) = next {
-        // Nothing can be its own ancestor, so this ends.
-        if id >= child {
-            return Err(broken(format!("point {child} claims to build on the later {id}")));
+impl Catalog {
+    /// The archives that it takes to restore a point, its chain's full first and its own last.
+    ///
+    /// Where the manifest of an earlier point is damaged or gone, its archive's header says which
+    /// archive comes before it: a lost manifest costs its own point and no other.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if an archive is missing, naming the point that needs it.
+    pub fn chain_of(&self, point: &Point) -> Result<Vec<PathBuf>> {
+        let remains = self.remains_of(point);
+        // The gap that is nearest to the point is the first that a walk from it meets.
+        match remains.gaps.into_iter().next() {
+            Some(gap) => Err(gap.error),
+            None => Ok(remains.archives),
         }
-        let path;
-        if let Some(parent) = list.points.iter().find(|candidate| candidate.id == id) {
-            path = parent.archive_path.clone();
-            next = parent.record.parent;
-        } else {
-            let lost = list.damaged.iter().find(|manifest| manifest.point == id);
-            let reason = match lost {
-                Some(manifest) => manifest.error.chain(),
-                None => format!("the manifest of point {id} is missing"),
-            };
-            (path, next) = without_manifest(repository, &point.disk, id)
-                .map_err(|error| error.within(reason))
-                .map_err(|error| error.within(format!("point {child} builds on point {id}")))?;
-        }
-        chain.push(present(&path, id)?);
-        child = id;
     }
-    chain.reverse();
-    Ok(chain)
+
+    /// What is left of the archives that [`Self::chain_of`] names.
+    pub fn remains_of(&self, point: &Point) -> Remains {
+        let mut remains = Remains::default();
+        let mut next = Some(Link::of(point));
+        while let Some(link) = next {
+            let step = self.step(&point.disk, &link);
+            match step.archive {
+                Ok(()) => remains.archives.push(link.archive),
+                Err(gap) => remains.gaps.push(gap),
+            }
+            next = match step.parent {
+                Ok(parent) => parent,
+                Err(gap) => {
+                    remains.gaps.push(gap);
+                    None
+                }
+            };
+        }
+        remains.archives.reverse();
+        remains
+    }
+
+    /// One step along a chain: whether the archive of a link is there, and what it builds on.
+    pub(crate) fn step(&self, disk: &DiskId, link: &Link) -> Step {
+        let archive = present(&link.archive, link.point)
+            .map_err(|error| Gap { path: link.archive.clone(), error });
+        let parent = link.parent.map(|parent| self.parent(disk, link, parent)).transpose();
+        Step { archive, parent }
+    }
+
+    fn parent(&self, disk: &DiskId, link: &Link, parent: PointId) -> Result<Link, Gap> {
+        // Nothing can be its own ancestor, so every walk along parents ends.
+        if parent >= link.point {
+            let text = format!("point {} claims to build on the later {parent}", link.point);
+            return Err(Gap { path: link.archive.clone(), error: broken(text) });
+        }
+        let repository = self.repository();
+        let domain = self.domain(&disk.domain);
+        let manifest = domain.manifest(parent);
+        let known = manifest.and_then(|manifest| manifest.as_ref().ok()?.disk(&disk.disk));
+        if let Some(record) = known {
+            let archive = repository.disk_dir(disk).join(&record.archive);
+            return Ok(Link { point: parent, archive, parent: record.parent });
+        }
+        without_manifest(self, disk, parent).map_err(|error| {
+            let reason = match manifest {
+                Some(Err(error)) => error.chain(),
+                _ => format!("the manifest of point {parent} is missing"),
+            };
+            let path = repository.points_dir(&disk.domain).join(Manifest::file_name(parent));
+            let text = format!("point {} builds on point {parent}", link.point);
+            Gap { path, error: error.within(reason).within(text) }
+        })
+    }
+}
+
+/// One archive of a chain.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    /// The point that it belongs to.
+    pub point: PointId,
+    /// Where it is, or should be.
+    pub archive: PathBuf,
+    /// The point that it builds on.
+    pub parent: Option<PointId>,
+}
+
+impl Link {
+    /// The last archive of the chain of a point.
+    pub fn of(point: &Point) -> Self {
+        let archive = point.archive_path.clone();
+        Self { point: point.id, archive, parent: point.record.parent }
+    }
+}
+
+/// One step along a chain.
+pub(crate) struct Step {
+    /// What is the matter with the archive, if it is not there.
+    pub archive: Result<(), Gap>,
+    /// The archive that it builds on; none for a full.
+    pub parent: Result<Option<Link>, Gap>,
 }
 
 /// What is left of a point's chain.
@@ -59,49 +127,11 @@ pub struct Gap {
     pub error: Error,
 }
 
-/// What is left of the chain up to `point`, a point of `list`.
-pub(super) fn remains(repository: &Repository, list: &PointList, point: &Point) -> Remains {
-    let mut remains = Remains::default();
-    let mut step = Some((point.id, point.archive_path.clone(), point.record.parent));
-    while let Some((id, path, parent)) = step.take() {
-        match present(&path, id) {
-            Ok(path) => remains.archives.push(path),
-            Err(error) => remains.gaps.push(Gap { path: path.clone(), error }),
-        }
-        let Some(parent) = parent else { break };
-        // Nothing can be its own ancestor, so this ends.
-        if parent >= id {
-            let error = broken(format!("point {id} claims to build on the later {parent}"));
-            remains.gaps.push(Gap { path, error });
-            break;
-        }
-        let known = list.points.binary_search_by_key(&parent, |candidate| candidate.id);
-        step = match known.ok().and_then(|index| list.points.get(index)) {
-            Some(known) => Some((parent, known.archive_path.clone(), known.record.parent)),
-            None => match without_manifest(repository, &point.disk, parent) {
-                Ok((path, next)) => Some((parent, path, next)),
-                Err(error) => {
-                    let folder = repository.points_dir(&point.disk.domain);
-                    let path = folder.join(Manifest::file_name(parent));
-                    let error = error.within(format!("point {id} builds on point {parent}"));
-                    remains.gaps.push(Gap { path, error });
-                    None
-                }
-            },
-        };
-    }
-    remains.archives.reverse();
-    remains
-}
-
 /// The archive of a point that has no manifest, and the point that it builds on.
-fn without_manifest(
-    repository: &Repository,
-    disk: &DiskId,
-    id: PointId,
-) -> Result<(PathBuf, Option<PointId>)> {
-    let dir = repository.disk_dir(disk);
-    let names = folder_names_if_any(&dir)?;
+fn without_manifest(catalog: &Catalog, disk: &DiskId, id: PointId) -> Result<Link> {
+    let dir = catalog.repository().disk_dir(disk);
+    let folder = catalog.domain(&disk.domain).folder(&disk.disk);
+    let names = folder.as_ref().as_ref().map_err(Error::clone)?;
     let found = names
         .iter()
         .find(|name| manifest::parse_archive_name(name).is_some_and(|(point, _)| point == id));
@@ -114,7 +144,8 @@ fn without_manifest(
         return Err(broken(format!("{} says that it is {}", path.display(), metadata.point)));
     }
     let parent = metadata.parent.map(|parent| parent.point.parse()).transpose();
-    Ok((path, parent.map_err(|error: Error| broken(error.chain()))?))
+    let parent = parent.map_err(|error: Error| broken(error.chain()))?;
+    Ok(Link { point: id, archive: path, parent })
 }
 
 /// What the header of an archive says.
@@ -125,10 +156,10 @@ fn read_metadata(path: &Path) -> Result<Metadata> {
     Ok(metadata)
 }
 
-/// `path`, if something is there.
-fn present(path: &Path, point: PointId) -> Result<PathBuf> {
+/// Fails unless something lies at `path`, where the archive of a point should be.
+fn present(path: &Path, point: PointId) -> Result<()> {
     if is_there(path)? {
-        return Ok(path.to_owned());
+        return Ok(());
     }
     Err(broken(format!("the archive {} of point {point} is missing", path.display())))
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::catalog::DomainReading;
 use super::names::{DomainName, POINTS};
 use super::storage::Local;
 use super::{Repository, durable, folder_names, is_there, manifest};
@@ -219,9 +220,9 @@ impl Repository {
     fn known_id(&self) -> Option<String> {
         let mut votes: BTreeMap<String, usize> = BTreeMap::new();
         for domain in self.domains().ok()? {
-            let manifests = self.manifests(&domain).good;
-            for id in manifests.into_iter().filter_map(|manifest| manifest.repository) {
-                *votes.entry(id).or_default() += 1;
+            let reading = DomainReading::new(self, &domain);
+            for id in reading.good().filter_map(|manifest| manifest.repository.as_ref()) {
+                *votes.entry(id.clone()).or_default() += 1;
             }
         }
         votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id)

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::names::{DiskId, DiskName, DiskSpec, DomainName};
-use super::{Repository, folder_names, is_folder};
+use super::{Catalog, folder_names, is_folder};
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// The longest name of a guest that is looked for, in bytes.
@@ -50,7 +50,7 @@ impl fmt::Display for Wanted {
     }
 }
 
-impl Repository {
+impl Catalog {
     /// The disks that are meant by a name: one, or all of a guest.
     ///
     /// # Errors
@@ -62,9 +62,13 @@ impl Repository {
             Ok(domain) if self.has_domain(&domain)? => Some(domain),
             _ => self.guest_called(&wanted.guest)?,
         };
-        let mut disks = match &domain {
-            Some(domain) => self.disks_of(domain)?,
-            None => Vec::new(),
+        let mut disks = match (&domain, &wanted.disk) {
+            // The archives of a disk are proof enough that it is there.
+            (Some(domain), Some(disk)) if self.domain(domain).holds_archives(disk) => {
+                vec![DiskId { domain: domain.clone(), disk: disk.clone() }]
+            }
+            (Some(domain), _) => self.disks_of(domain)?,
+            (None, _) => Vec::new(),
         };
         disks.retain(|id| wanted.disk.as_ref().is_none_or(|disk| id.disk == *disk));
         if disks.is_empty() {
@@ -108,18 +112,19 @@ impl Repository {
     fn has_domain(&self, domain: &DomainName) -> Result<bool> {
         let is_listed = |names: Vec<String>| names.iter().any(|name| name == domain.as_str());
         // What can't be looked at is there; why it can't be is told when it is used.
-        Ok(is_folder(&self.domain_dir(domain)).unwrap_or(true)
-            && folder_names(self.path()).map_or(true, is_listed))
+        Ok(is_folder(&self.repository().domain_dir(domain)).unwrap_or(true)
+            && folder_names(self.repository().path()).map_or(true, is_listed))
     }
 
     /// The domain of a guest that libvirt calls so, or that has this UUID.
     fn guest_called(&self, name: &str) -> Result<Option<DomainName>> {
         let uuid = hex_digits(name);
         let mut found = Vec::new();
-        for domain in self.domains()? {
+        for domain in self.repository().domains()? {
             // One folder that can't be read is no reason not to find what is in another.
-            let machines = self.machines(&domain).unwrap_or_default();
-            let is_meant = machines.iter().any(|(_, machine)| {
+            let reading = self.domain(&domain);
+            let mut machines = reading.machines().map(|(_, machine)| machine);
+            let is_meant = machines.any(|machine| {
                 let its = || machine.uuid.as_deref().and_then(hex_digits);
                 machine.name == name || uuid.is_some() && its() == uuid
             });
@@ -141,13 +146,13 @@ impl Repository {
     /// Says that nothing is called so, and what nearly is.
     fn nothing_called(&self, what: &str, name: &str) -> Error {
         let mut known = Vec::new();
-        for domain in self.domains().unwrap_or_default() {
+        for domain in self.repository().domains().unwrap_or_default() {
             known.extend(self.disks_of(&domain).unwrap_or_default().iter().map(DiskId::to_string));
-            let machines = self.machines(&domain).unwrap_or_default();
-            known.extend(machines.into_iter().next_back().map(|(_, machine)| machine.name));
+            known.extend(self.last_machine(&domain).map(|(_, machine)| machine.name));
             known.push(domain.to_string());
         }
-        let text = format!("no {what} {name} in the repository {}", self.path().display());
+        let text =
+            format!("no {what} {name} in the repository {}", self.repository().path().display());
         Error::new(ErrorKind::NotFound, text).advise(match nearest(name, &known) {
             Some(near) => format!("did you mean {near}? qdelta points lists what there is"),
             None => "qdelta points lists the guests and disks that are there".to_owned(),

@@ -2,10 +2,11 @@
 //! another length. What is in the archives only a verification tells.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::names::DiskId;
 use super::point::PointId;
-use super::{DamagedManifest, Point, PointList, Repository, chain, leftovers};
+use super::{Catalog, DamagedManifest, Point, PointList};
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// What can be seen of a disk's points.
@@ -17,51 +18,62 @@ pub struct Health {
     pub problems: Vec<DamagedManifest>,
 }
 
-/// Looks at the points of a disk.
-pub(super) fn of(repository: &Repository, disk: &DiskId, list: &PointList) -> Result<Health> {
-    let mut health = Health::default();
-    let mut note = |point, path: &std::path::Path, error| {
-        health.problems.push(DamagedManifest { point, path: path.to_owned(), error });
-    };
-    // Parents come before their children.
-    for point in &list.points {
-        let mut is_whole = true;
-        if let Err(error) = check_archive(point) {
-            note(point.id, &point.archive_path, error);
-            is_whole = false;
-        }
-        if let Some(parent) = point.record.parent {
-            let is_listed = list.points.iter().any(|it| it.id == parent);
-            is_whole &= match is_listed {
-                true => health.restorable.contains(&parent),
-                // Its archive may be there all the same, and say what comes before it.
-                false => match chain::of(repository, point) {
-                    Ok(_) => true,
-                    Err(error) => {
-                        if is_whole {
-                            note(point.id, &point.archive_path, error);
-                        }
-                        false
-                    }
-                },
+impl Catalog {
+    /// What can be seen to be wrong with a disk's points without reading an archive. `list` are the
+    /// disk's points.
+    ///
+    /// # Errors
+    /// A folder can't be read.
+    pub fn health(&self, disk: &DiskId, list: &PointList) -> Result<Health> {
+        let mut health = Health::default();
+        // Parents come before their children.
+        for point in &list.points {
+            let problem = check_archive(point).and_then(|()| self.check_parent(point, list));
+            let is_parent_whole = match point.record.parent {
+                Some(parent) if is_listed(list, parent) => health.restorable.contains(&parent),
+                _ => true,
             };
+            match problem {
+                Ok(()) if is_parent_whole => {
+                    health.restorable.insert(point.id);
+                }
+                Ok(()) => {}
+                Err(error) => health.note(point.id, &point.archive_path, error),
+            }
         }
-        if is_whole {
-            health.restorable.insert(point.id);
+        // Which archives have no manifest can't be told where the manifests, or they, are not known.
+        let strays = match list.unreadable.is_empty() {
+            true => self.strays(disk)?,
+            false => Vec::new(),
+        };
+        for (path, point) in strays {
+            let text =
+                "no manifest names this archive: the point's manifest is lost, or was not copied";
+            let advice = "qdelta replay restores a disk from the archives of its chain alone";
+            health.note(point, &path, Error::new(ErrorKind::Damaged, text).advise(advice));
+        }
+        Ok(health)
+    }
+
+    /// Fails if the manifest of a point's parent is lost, and its archives do not make up for that.
+    fn check_parent(&self, point: &Point, list: &PointList) -> Result<()> {
+        match point.record.parent {
+            // Its archive may be there all the same, and say what comes before it.
+            Some(parent) if !is_listed(list, parent) => self.chain_of(point).map(drop),
+            _ => Ok(()),
         }
     }
-    // Which archives have no manifest can't be told where the manifests, or they, are not known.
-    let strays = match list.unreadable.is_empty() {
-        true => leftovers::strays(repository, disk)?,
-        false => Vec::new(),
-    };
-    for (path, point) in strays {
-        let text =
-            "no manifest names this archive: the point's manifest is lost, or was not copied";
-        let advice = "qdelta replay restores a disk from the archives of its chain alone";
-        note(point, &path, Error::new(ErrorKind::Damaged, text).advise(advice));
+}
+
+impl Health {
+    fn note(&mut self, point: PointId, path: &Path, error: Error) {
+        self.problems.push(DamagedManifest { point, path: path.to_owned(), error });
     }
-    Ok(health)
+}
+
+/// Whether the manifest of a point is among those that can be read.
+fn is_listed(list: &PointList, point: PointId) -> bool {
+    list.points.binary_search_by_key(&point, |listed| listed.id).is_ok()
 }
 
 /// Fails unless the archive of a point is there in its length, as far as its folder tells.
@@ -105,7 +117,7 @@ mod tests {
             let (_dir, repository) = fresh();
             let id = disk("vm/vda");
             let full = back_up(&repository, &id, Kind::Full).unwrap();
-            let archive = repository.points(&id).unwrap().points[0].archive_path.clone();
+            let archive = repository.catalog().points(&id).unwrap().points[0].archive_path.clone();
             let manifest = manifest_path(&repository, &id, full);
             let replace = |path: &std::path::Path| {
                 fs::remove_file(path).unwrap();
@@ -113,12 +125,12 @@ mod tests {
                 symlink(target.replace("itself", itself), path).unwrap();
             };
             replace(&archive);
-            let list = repository.points(&id).unwrap();
-            let health = repository.health(&id, &list).unwrap();
+            let list = repository.catalog().points(&id).unwrap();
+            let health = repository.catalog().health(&id, &list).unwrap();
             assert!(health.restorable.is_empty(), "{target}");
             assert_eq!(health.problems.len(), 1, "{target}");
             replace(&manifest);
-            let list = repository.points(&id).unwrap();
+            let list = repository.catalog().points(&id).unwrap();
             let kinds: Vec<_> = list.damaged.iter().map(|it| it.error.kind()).collect();
             assert_eq!(kinds, [ErrorKind::Damaged], "{target}");
         }
@@ -133,9 +145,9 @@ mod tests {
         let dir = repository.disk_dir(&id);
         fs::remove_dir_all(&dir).unwrap();
         symlink("vda", &dir).unwrap();
-        let list = repository.points(&id).unwrap();
+        let list = repository.catalog().points(&id).unwrap();
         assert_eq!(list.unreadable.len(), 1);
-        let health = repository.health(&id, &list).unwrap();
+        let health = repository.catalog().health(&id, &list).unwrap();
         assert!(health.restorable.is_empty());
         let said = health.problems[0].error.chain();
         assert!(said.contains("can't be looked at") && !said.contains("missing"), "{said}");

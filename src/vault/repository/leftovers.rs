@@ -8,12 +8,14 @@
 
 use std::path::{Path, PathBuf};
 
+use super::catalog::DomainReading;
 use super::manifest::{self, Manifest};
 use super::names::{DiskId, DiskName};
-use super::pending::whole_name;
+use super::pending::{partial_name, whole_name};
 use super::point::PointId;
 use super::{
-    DomainLock, Repository, durable, folder_names, folder_names_if_any, is_folder, is_there,
+    Catalog, DomainLock, Repository, durable, folder_names, folder_names_if_any, is_folder,
+    is_there,
 };
 use crate::base::error::{Error, Result};
 
@@ -46,9 +48,7 @@ impl Leftover {
 
 /// What is known of a domain's points when the fate of an archive is decided.
 struct Known {
-    manifests: Vec<Manifest>,
-    /// The newest point that has a manifest, damaged or not.
-    newest: Option<PointId>,
+    reading: DomainReading,
     /// The points whose manifest was being made when somebody was killed.
     interrupted: Vec<PointId>,
 }
@@ -65,10 +65,12 @@ pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<Cleane
         })
         .collect();
     let known = Known {
-        manifests: repository.manifests(domain).good,
-        newest: repository.manifest_names(domain)?.into_iter().max(),
+        reading: DomainReading::new(repository, domain),
         interrupted: partial_manifests.iter().map(|&(_, point)| point).collect(),
     };
+    if let Some(folder) = known.reading.unreadable() {
+        return Err(folder.error);
+    }
 
     let mut cleaned = Cleaned::default();
     for name in folder_names(lock.dir())? {
@@ -88,35 +90,44 @@ pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<Cleane
     Ok(cleaned)
 }
 
-/// The archives of a disk that no manifest names and no backup is just finishing, with the points
-/// that they are called after: what is left where manifests were lost, or not copied.
-pub(super) fn strays(repository: &Repository, id: &DiskId) -> Result<Vec<(PathBuf, PointId)>> {
-    let dir = repository.disk_dir(id);
-    // The archives first: those that are seen here have a manifest, at least a partial one, by
-    // the time it is looked for, if their backup did well.
-    let archives = folder_names_if_any(&dir)?;
-    let beginning: Vec<PointId> = folder_names_if_any(&repository.points_dir(&id.domain))?
-        .iter()
-        .filter_map(|name| manifest::parse_file_name(whole_name(name)?))
-        .collect();
-    let manifests = repository.manifests(&id.domain);
-    let mut strays = Vec::new();
-    for name in archives {
-        let Some((point, _)) = manifest::parse_archive_name(&name) else { continue };
-        let names_it = |manifest: &Manifest| {
-            manifest.point == point
-                && manifest.disk(&id.disk).is_some_and(|record| record.archive == name)
+impl Catalog {
+    /// The archives of a disk that no manifest names, and the points that they are called after.
+    /// Their manifests were lost, or left behind by whoever copied the repository. What a backup
+    /// is just finishing, or was killed at finishing, is not among them.
+    ///
+    /// # Errors
+    /// A folder can't be read.
+    pub fn strays(&self, id: &DiskId) -> Result<Vec<(PathBuf, PointId)>> {
+        let (repository, domain) = (self.repository(), self.domain(&id.domain));
+        let dir = repository.disk_dir(id);
+        let names_it = |manifest: &Manifest, name: &str| {
+            manifest.disk(&id.disk).is_some_and(|record| record.archive == name)
         };
-        let explained = beginning.contains(&point)
-            || manifests.good.iter().any(names_it)
-            || manifests.damaged.iter().any(|damaged| damaged.point == point);
-        let path = dir.join(&name);
-        if !explained && is_there(&path)? {
-            strays.push((path, point));
+        let mut unnamed = Vec::new();
+        let folder = domain.folder(&id.disk);
+        for name in folder.as_ref().as_ref().map_err(Error::clone)? {
+            let Some((point, _)) = manifest::parse_archive_name(name) else { continue };
+            match domain.manifest(point) {
+                Some(Ok(manifest)) if names_it(manifest, name) => {}
+                Some(Err(_)) => {}
+                _ => unnamed.push((dir.join(name), point)),
+            }
         }
+        // A backup may have ended after the manifests were listed, or be about to: its manifest, at
+        // least a partial one, is there before its archive is.
+        let points_dir = repository.points_dir(&id.domain);
+        let mut strays = Vec::new();
+        for (path, point) in unnamed {
+            let name = Manifest::file_name(point);
+            let is_new = domain.manifest(point).is_none() && is_there(&points_dir.join(&name))?;
+            let is_beginning = is_there(&points_dir.join(partial_name(&name)))?;
+            if !is_new && !is_beginning && is_there(&path)? {
+                strays.push((path, point));
+            }
+        }
+        strays.sort_unstable_by_key(|&(_, point)| point);
+        Ok(strays)
     }
-    strays.sort_unstable_by_key(|&(_, point)| point);
-    Ok(strays)
 }
 
 /// Removes what can only be a leftover from the folder of one disk.
@@ -164,18 +175,26 @@ enum Fate {
 
 impl Known {
     /// Decides the fate of the archive `name` of `disk` at `point`.
+    ///
+    /// Whether a manifest is sound and names the archive is the question of a verification; here
+    /// manifests are read only where an archive would be removed, so that a backup need not read
+    /// those of all its points every night.
     fn fate(&self, point: PointId, name: &str, disk: &DiskName) -> Fate {
-        let mut records = self.manifests.iter().filter_map(|manifest| manifest.disk(disk));
-        let named = |manifest: &Manifest| {
-            manifest.point == point
-                && manifest.disk(disk).is_some_and(|record| record.archive == name)
-        };
-        if self.manifests.iter().any(named) {
+        if !self.interrupted.contains(&point) {
+            let is_named = self.reading.points().binary_search(&point).is_ok();
+            return if is_named { Fate::Belongs } else { Fate::Unexplained };
+        }
+        let names_it =
+            |manifest: &Manifest| manifest.disk(disk).is_some_and(|record| record.archive == name);
+        if let Some(Ok(manifest)) = self.reading.manifest(point)
+            && names_it(manifest)
+        {
             return Fate::Belongs;
         }
-        let newest = self.newest.is_none_or(|newest| newest < point);
-        let needed = records.any(|record| record.parent == Some(point));
-        match self.interrupted.contains(&point) && newest && !needed {
+        let is_newest = self.reading.points().last().is_none_or(|newest| *newest < point);
+        let mut records = self.reading.good().filter_map(|manifest| manifest.disk(disk));
+        let mut is_needed = || records.any(|record| record.parent == Some(point));
+        match is_newest && !is_needed() {
             true => Fate::Leftover,
             false => Fate::Unexplained,
         }
@@ -224,7 +243,7 @@ mod tests {
         let full = back_up(&repository, &id, Kind::Full).unwrap();
         let last = back_up(&repository, &id, Kind::Incremental).unwrap();
         let strays = || -> Vec<PointId> {
-            repository.strays(&id).unwrap().into_iter().map(|(_, point)| point).collect()
+            repository.catalog().strays(&id).unwrap().into_iter().map(|(_, point)| point).collect()
         };
         assert_eq!(strays(), []);
         let path = manifest_path(&repository, &id, last);

@@ -143,9 +143,9 @@ fn name_of_length(beyond: bool) -> Result<(), String> {
     let id = disk(&format!("{domain}/{name}"));
     let (_dir, repository) = fresh();
     super::tests::back_up(&repository, &id, Kind::Full).map_err(|error| error.chain())?;
-    let points = read_again(repository.points(&id));
+    let points = read_again(repository.catalog().points(&id));
     assert_eq!((points.points.len(), points.damaged.len()), (1, 0));
-    read_again(repository.chain_of(&points.points[0]));
+    read_again(repository.catalog().chain_of(&points.points[0]));
     let file = manifest::archive_name(point(), Kind::Differential);
     assert!(super::pending::partial_name(&file).len() < 255 && name.len() <= NAME_LEN_MAX);
     Ok(())

@@ -6,18 +6,17 @@
 //! manifest never names what is not there; what a killed backup leaves is content without a use, and
 //! the next one may find a use for it.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::Manifest;
+use super::catalog::DomainReading;
 use super::names::{DiskId, DiskName, DomainName, MACHINE};
 use super::pending::partial_name;
-use super::point::{PointId, Selector};
-use super::{DomainLock, Repository, durable, is_there};
+use super::point::PointId;
+use super::{Catalog, DomainLock, Repository, durable, is_there};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Digest;
 
@@ -134,72 +133,46 @@ impl MachineRecord {
     }
 }
 
-impl Repository {
+impl DomainReading {
+    /// The machines of the points whose manifest can be read and has one, the oldest first.
+    pub(super) fn machines(&self) -> impl DoubleEndedIterator<Item = (PointId, &MachineRecord)> {
+        self.good().filter_map(|manifest| Some((manifest.point, manifest.machine.as_ref()?)))
+    }
+}
+
+impl Catalog {
     /// The machines of a domain's points, oldest first: of those whose manifest can be read and has
     /// one.
-    ///
-    /// # Errors
-    /// The manifests can't be listed.
-    pub fn machines(&self, domain: &DomainName) -> Result<Vec<(PointId, MachineRecord)>> {
-        let manifests = self.manifests(domain).good;
-        let machine = |manifest: Manifest| Some((manifest.point, manifest.machine?));
-        Ok(manifests.into_iter().filter_map(machine).collect())
+    pub fn machines(&self, domain: &DomainName) -> Vec<(PointId, MachineRecord)> {
+        let domain = self.domain(domain);
+        domain.machines().map(|(point, machine)| (point, machine.clone())).collect()
+    }
+
+    /// The machine of the latest point of a domain that has one.
+    pub fn last_machine(&self, domain: &DomainName) -> Option<(PointId, MachineRecord)> {
+        let domain = self.domain(domain);
+        domain.machines().next_back().map(|(point, machine)| (point, machine.clone()))
     }
 
     /// The disks of the latest point of a domain that has a machine: none if there is no such point.
     pub fn disks_of_machine(&self, domain: &DomainName) -> Vec<DiskName> {
-        let mut manifests = self.manifests(domain).good.into_iter();
-        let latest = manifests.rfind(|it| it.machine.is_some());
-        let disks = latest.map(|manifest| manifest.disks).unwrap_or_default();
-        disks.into_iter().map(|record| record.disk).collect()
+        let domain = self.domain(domain);
+        let latest = domain.good().rfind(|manifest| manifest.machine.is_some());
+        let disks = latest.map(|manifest| manifest.disks.as_slice()).unwrap_or_default();
+        disks.iter().map(|record| record.disk.clone()).collect()
     }
 
     /// The machine that a disk belonged to at a point: of a point that has none, such as a
     /// safety point, the one of the latest point before it that has both.
-    ///
-    /// # Errors
-    /// The manifests can't be listed.
-    pub fn machine_at(&self, disk: &DiskId, point: PointId) -> Result<Option<MachineRecord>> {
-        let manifests = self.manifests(&disk.domain).good.into_iter();
-        let earlier = manifests.filter(|it| it.point <= point && it.disk(&disk.disk).is_some());
-        Ok(earlier.filter_map(|manifest| manifest.machine).next_back())
+    pub fn machine_at(&self, disk: &DiskId, point: PointId) -> Option<MachineRecord> {
+        let domain = self.domain(&disk.domain);
+        let mut until = domain.good_until(point).rev();
+        let found = until.find(|it| it.machine.is_some() && it.disk(&disk.disk).is_some());
+        found.and_then(|manifest| manifest.machine.clone())
     }
+}
 
-    /// The manifest of the point of a domain that a selector means.
-    ///
-    /// # Errors
-    /// As [`Self::resolve`].
-    pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
-        let mut found = BTreeSet::new();
-        let mut none = None;
-        let mut survey = super::Survey::default();
-        self.survey_domain(domain, &mut survey);
-        for disk in survey.disks {
-            match self.resolve(&disk, selector) {
-                Ok(point) => {
-                    found.insert(point.id);
-                }
-                // A disk may be younger than the point, or not be in it.
-                Err(error) if error.kind() == ErrorKind::NotFound => none = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        if let (Selector::Id(prefix), Some(first), Some(last)) =
-            (selector, found.first(), found.last())
-            && first != last
-        {
-            // For each disk it may be the beginning of one alone.
-            return Err(super::ambiguous(prefix, found.iter().copied()));
-        }
-        let point = found.pop_last().ok_or_else(|| {
-            let text = format!("{domain} has no such point");
-            none.unwrap_or_else(|| Error::new(ErrorKind::NotFound, text))
-        })?;
-        let path = self.points_dir(domain).join(Manifest::file_name(point));
-        let bytes = durable::read_small(&path, super::manifest::LEN_MAX)?;
-        Manifest::decode(&bytes, &path, domain, point)
-    }
-
+impl Repository {
     /// Stores what `content` gives, unless it is there already. Gives its digest and length.
     ///
     /// # Errors
@@ -399,7 +372,7 @@ mod tests {
         }
         let dir = repository.machine_dir(&domain);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 3, "no partial file, and each once");
-        assert!(repository.survey().unwrap().disks.is_empty(), "the folder is no disk");
+        assert!(repository.catalog().survey().unwrap().disks.is_empty(), "the folder is no disk");
         repository.clean(&lock).unwrap();
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
     }

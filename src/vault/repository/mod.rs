@@ -13,6 +13,7 @@
 //! manifest did not happen. Nothing is changed after its rename, so readers need no lock.
 
 mod case;
+mod catalog;
 mod chain;
 mod config;
 mod durable;
@@ -25,6 +26,7 @@ mod manifest;
 mod names;
 mod pending;
 mod point;
+mod select;
 pub mod storage;
 
 use std::fs;
@@ -37,6 +39,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Kind;
 use config::CONFIG;
 
+pub use catalog::Catalog;
 pub use chain::{Gap, Remains};
 pub use config::Repair;
 pub use find::Wanted;
@@ -49,7 +52,6 @@ pub use manifest::{
 };
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
-use point::Among;
 pub use point::{PointId, Selector};
 use storage::Storage;
 
@@ -117,15 +119,6 @@ pub struct NextPoint {
     pub clock_behind: Option<Duration>,
 }
 
-/// The manifests of a domain.
-#[derive(Debug, Default)]
-struct ManifestList {
-    good: Vec<Manifest>,
-    damaged: Vec<DamagedManifest>,
-    /// The folder of the manifests, if it can't be listed.
-    unreadable: Option<DamagedFolder>,
-}
-
 impl Repository {
     /// The repository's folder.
     pub fn path(&self) -> &Path {
@@ -159,18 +152,6 @@ impl Repository {
         Ok(domains)
     }
 
-    /// Every disk that has an archive or is named by a manifest, as far as folders can be listed.
-    ///
-    /// # Errors
-    /// The repository's own folder can't be listed.
-    pub fn survey(&self) -> Result<Survey> {
-        let mut survey = Survey::default();
-        for domain in self.domains()? {
-            self.survey_domain(&domain, &mut survey);
-        }
-        Ok(survey)
-    }
-
     /// Fails if the folder of a domain, or of one of these disks of it, would be another one's: on a
     /// filesystem for which `Web` and `web` are one name. Nothing is written.
     ///
@@ -193,172 +174,6 @@ impl Repository {
     pub fn lock(&self, domain: &DomainName) -> Result<DomainLock> {
         self.check_writable()?;
         DomainLock::take(self.domain_dir(domain), domain.clone(), self.id.clone())
-    }
-
-    /// The recovery points of a disk. A damaged manifest hides no other, and a folder that can't be
-    /// listed hides nothing beside it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] if the repository has nothing of the disk's domain.
-    pub fn points(&self, id: &DiskId) -> Result<PointList> {
-        if !is_folder(&self.domain_dir(&id.domain)).unwrap_or(true) {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("no disk {id} in the repository {}", self.root.display()),
-            ));
-        }
-        let manifests = self.manifests(&id.domain);
-        let mut unreadable: Vec<_> = manifests.unreadable.into_iter().collect();
-        let dir = self.disk_dir(id);
-        let present = folder_names_if_any(&dir);
-        // A folder that can't be listed does not make what is in it missing.
-        let is_present = |name: &String| match &present {
-            Ok(names) => names.contains(name),
-            Err(_) => is_there(&dir.join(name)).unwrap_or(true),
-        };
-        let point = |manifest: &Manifest| {
-            let record = manifest.disk(&id.disk)?.clone();
-            Some(Point {
-                id: manifest.point,
-                disk: id.clone(),
-                created: manifest.created,
-                consistency: manifest.consistency,
-                freeze_ms: manifest.machine.as_ref().and_then(|machine| machine.freeze_ms),
-                frozen_filesystems: manifest
-                    .machine
-                    .as_ref()
-                    .and_then(|machine| machine.frozen_filesystems),
-                elapsed_ms: manifest.elapsed_ms,
-                safety: manifest.safety,
-                archive_path: dir.join(&record.archive),
-                archive_present: is_present(&record.archive),
-                record,
-            })
-        };
-        let points = manifests.good.iter().filter_map(point).collect();
-        unreadable.extend(present.err().map(|error| DamagedFolder { path: dir.clone(), error }));
-        Ok(PointList { points, damaged: manifests.damaged, unreadable })
-    }
-
-    /// The point of a disk that a selector means: an id, or the very millisecond of a point, means any
-    /// point; the latest or another time means backups alone, and no safety point.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if an id's beginning fits
-    /// several, [`ErrorKind::Damaged`] if the answer may be a point whose manifest is damaged: an
-    /// older one is never given in its place.
-    pub fn resolve(&self, id: &DiskId, selector: &Selector) -> Result<Point> {
-        self.resolve_among(id, selector, Among::Backups)
-    }
-
-    /// The last safety point that a selector passed over when it meant `point`, if there is one.
-    ///
-    /// # Errors
-    /// As [`Self::resolve`].
-    pub fn passed_over(
-        &self,
-        id: &DiskId,
-        selector: &Selector,
-        point: PointId,
-    ) -> Result<Option<PointId>> {
-        if matches!(selector, Selector::Id(_)) {
-            return Ok(None);
-        }
-        let last = self.resolve_among(id, selector, Among::All)?.id;
-        Ok((last > point).then_some(last))
-    }
-
-    /// The newest point of a disk, of whatever kind it is: what the next backup builds on.
-    ///
-    /// # Errors
-    /// As [`Self::resolve`].
-    pub fn newest(&self, id: &DiskId) -> Result<Point> {
-        self.resolve_among(id, &Selector::Latest, Among::All)
-    }
-
-    fn resolve_among(&self, id: &DiskId, selector: &Selector, among: Among) -> Result<Point> {
-        let PointList { mut points, damaged, unreadable } = self.points(id)?;
-        let manifests = self.points_dir(&id.domain);
-        if let Some(folder) = unreadable.into_iter().find(|folder| folder.path == manifests) {
-            return Err(folder.error.within(format!("the points of {id} can't be told")).advise(
-                "qdelta replay restores from the archives alone: the full first, in order",
-            ));
-        }
-        let is_id = matches!(selector, Selector::Id(_));
-        // What a list shows of a safety point must mean that point.
-        let is_named = |point: &Point| is_id || *selector == Selector::At(point.id.time());
-        let is_meant = |point: &Point| among == Among::All || is_named(point) || !point.safety;
-        let last_safety = points.iter().rev().find(|point| point.safety).map(|point| point.id);
-        points.retain(is_meant);
-        let fits = |candidate: PointId| match selector {
-            Selector::Latest => true,
-            Selector::At(time) => candidate.time() <= *time,
-            Selector::Id(prefix) => candidate.to_string().starts_with(prefix.as_str()),
-        };
-        let found: Vec<_> = points.iter().filter(|point| fits(point.id)).collect();
-        if let Selector::Id(prefix) = selector
-            && found.len() > 1
-        {
-            return Err(ambiguous(prefix, found.iter().map(|point| point.id)));
-        }
-        // Of an id's beginning, any damaged manifest that fits; otherwise one that may hold a
-        // later point of this disk.
-        let last = match selector {
-            Selector::Id(_) => None,
-            _ => found.last().map(|point| point.id),
-        };
-        let in_doubt = damaged
-            .into_iter()
-            .filter(|manifest| fits(manifest.point))
-            .max_by_key(|manifest| manifest.point);
-        if let Some(manifest) = in_doubt
-            && last.is_none_or(|last| last < manifest.point)
-        {
-            return Err(manifest
-                .error
-                .within(format!("point {} of {id} can't be told", manifest.point))
-                .advise("name another point by its id: qdelta points lists them"));
-        }
-        found.last().map(|&point| point.clone()).ok_or_else(|| {
-            let what = match (selector, points.first()) {
-                (_, None) if !self.strays(id).unwrap_or_default().is_empty() => {
-                    return Error::new(
-                        ErrorKind::Damaged,
-                        format!("the manifests of {id} are gone, though there are archives"),
-                    )
-                    .advise("qdelta replay restores from the archives: the full first, in order");
-                }
-                (_, None) => match last_safety {
-                    None => format!("{id} has no points yet"),
-                    Some(safety) => {
-                        let text = format!("{id} has no backup, only safety points of roll backs");
-                        return Error::new(ErrorKind::NotFound, text)
-                            .advise(format!("name the one that is meant: {id}@{safety}"));
-                    }
-                },
-                (Selector::At(time), Some(first)) => {
-                    format!("{id} has no point at or before {time}; its first is {}", first.id)
-                }
-                _ => format!("{id} has no point {selector}"),
-            };
-            Error::new(ErrorKind::NotFound, what).advise("qdelta points lists the points")
-        })
-    }
-
-    /// The archives that it takes to restore a point, its chain's full first and its own last.
-    ///
-    /// Where the manifest of an earlier point is damaged or gone, its archive's header says which
-    /// archive comes before it: a lost manifest costs its own point and no other.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Damaged`] if an archive is missing, naming the point that needs it.
-    pub fn chain_of(&self, point: &Point) -> Result<Vec<PathBuf>> {
-        chain::of(self, point)
-    }
-
-    /// What is left of the archives that [`Self::chain_of`] names; `list` are the disk's points.
-    pub fn remains_of(&self, list: &PointList, point: &Point) -> Remains {
-        chain::remains(self, list, point)
     }
 
     /// The id for a new point of a domain: the time, unless the clock was set back.
@@ -420,24 +235,6 @@ impl Repository {
         leftovers::clean(self, lock)
     }
 
-    /// The archives of a disk that no manifest names, and the points that they are called after.
-    /// Their manifests were lost, or left behind by whoever copied the repository. What a backup
-    /// is just finishing, or was killed at finishing, is not among them.
-    ///
-    /// # Errors
-    /// A folder can't be read.
-    pub fn strays(&self, id: &DiskId) -> Result<Vec<(PathBuf, PointId)>> {
-        leftovers::strays(self, id)
-    }
-
-    /// What can be seen to be wrong with a disk's points without reading an archive.
-    ///
-    /// # Errors
-    /// A folder can't be read.
-    pub fn health(&self, id: &DiskId, list: &PointList) -> Result<Health> {
-        health::of(self, id, list)
-    }
-
     /// The folder of a domain.
     fn domain_dir(&self, domain: &DomainName) -> PathBuf {
         self.root.join(domain.as_str())
@@ -458,46 +255,6 @@ impl Repository {
         self.domain_dir(domain).join(FROZEN)
     }
 
-    /// The disks of a domain, as [`Self::survey_domain`] finds them.
-    ///
-    /// # Errors
-    /// None is found, and a folder can't be listed.
-    fn disks_of(&self, domain: &DomainName) -> Result<Vec<DiskId>> {
-        let mut survey = Survey::default();
-        self.survey_domain(domain, &mut survey);
-        match survey.unreadable.pop().filter(|_| survey.disks.is_empty()) {
-            Some(folder) => Err(folder.error),
-            None => Ok(survey.disks),
-        }
-    }
-
-    /// Adds the disks of a domain that have an archive or are named by a manifest, sorted. Where a
-    /// folder can't be listed, the disk that it is called after is one.
-    fn survey_domain(&self, domain: &DomainName, survey: &mut Survey) {
-        let manifests = self.manifests(domain);
-        survey.unreadable.extend(manifests.unreadable);
-        let records = manifests.good.into_iter().flat_map(|manifest| manifest.disks);
-        let mut disks: Vec<DiskName> = records.map(|record| record.disk).collect();
-        let dir = self.domain_dir(domain);
-        let names = folder_names(&dir).unwrap_or_else(|error| {
-            survey.unreadable.push(DamagedFolder { path: dir.clone(), error });
-            Vec::new()
-        });
-        for name in names {
-            let Ok(disk) = name.parse::<DiskName>() else { continue };
-            let path = dir.join(&name);
-            let is_archive = |name: &String| manifest::parse_archive_name(name).is_some();
-            let holds_some =
-                || folder_names(&path).map_or(true, |names| names.iter().any(is_archive));
-            if is_folder(&path).unwrap_or(true) && holds_some() {
-                disks.push(disk);
-            }
-        }
-        disks.sort_unstable();
-        disks.dedup();
-        survey.disks.extend(disks.into_iter().map(|disk| DiskId { domain: domain.clone(), disk }));
-    }
-
     /// The points of a domain that have a manifest, whatever is in it.
     fn manifest_names(&self, domain: &DomainName) -> Result<Vec<PointId>> {
         let names = folder_names_if_any(&self.points_dir(domain))?;
@@ -506,41 +263,6 @@ impl Repository {
         points.sort_unstable();
         Ok(points)
     }
-
-    /// The manifests of a domain, oldest first, as far as they can be read.
-    fn manifests(&self, domain: &DomainName) -> ManifestList {
-        let mut list = ManifestList::default();
-        let points = self.manifest_names(domain).unwrap_or_else(|error| {
-            list.unreadable = Some(DamagedFolder { path: self.points_dir(domain), error });
-            Vec::new()
-        });
-        for point in points {
-            let path = self.points_dir(domain).join(Manifest::file_name(point));
-            let manifest = durable::read_small(&path, manifest::LEN_MAX)
-                .and_then(|bytes| Manifest::decode(&bytes, &path, domain, point));
-            match manifest {
-                Ok(manifest) => list.good.push(manifest),
-                Err(error) => list.damaged.push(DamagedManifest { point, path, error }),
-            }
-        }
-        list
-    }
-}
-
-/// The beginning of an id that several points have.
-fn ambiguous(prefix: &str, found: impl ExactSizeIterator<Item = PointId>) -> Error {
-    let count = found.len();
-    let shown: Vec<_> = found.take(3).map(|point| point.to_string()).collect();
-    let more = match count - shown.len() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let shown = shown.join(", ");
-    Error::new(
-        ErrorKind::Usage,
-        format!("{prefix} is the beginning of several points: {shown}{more}"),
-    )
-    .advise("give more of the id")
 }
 
 /// Whether a folder lies at `path`.

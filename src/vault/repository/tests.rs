@@ -55,7 +55,7 @@ pub(super) fn back_up(repository: &Repository, id: &DiskId, kind: Kind) -> Resul
     repository.clean(&lock)?;
     let parent = match kind {
         Kind::Full => None,
-        _ => repository.points(id)?.points.last().map(|point| point.id),
+        _ => repository.catalog().points(id)?.points.last().map(|point| point.id),
     };
     let point = repository.next_point(&lock)?.id;
     let pending = repository.begin(&lock, id, point, kind)?;
@@ -70,7 +70,7 @@ pub(super) fn back_up(repository: &Repository, id: &DiskId, kind: Kind) -> Resul
 }
 
 fn ids(repository: &Repository, id: &DiskId) -> Vec<PointId> {
-    repository.points(id).unwrap().points.iter().map(|point| point.id).collect()
+    repository.catalog().points(id).unwrap().points.iter().map(|point| point.id).collect()
 }
 
 /// Every file below `dir`, without its lock files.
@@ -106,12 +106,13 @@ fn a_point_is_found_again() {
     let again = Repository::open(repository.path()).unwrap();
     assert_eq!(again.id(), repository.id());
     assert_eq!(again.id().len(), 32);
-    assert_eq!(again.survey().unwrap().disks.as_slice(), std::slice::from_ref(&id));
+    assert_eq!(again.catalog().survey().unwrap().disks.as_slice(), std::slice::from_ref(&id));
     assert_eq!(ids(&again, &id), [full, next]);
-    let point = again.resolve(&id, &Selector::Latest).unwrap();
+    let point = again.catalog().resolve(&id, &Selector::Latest).unwrap();
     assert_eq!((point.id, point.record.parent), (next, Some(full)));
     assert!(point.archive_present);
     let names: Vec<_> = again
+        .catalog()
         .chain_of(&point)
         .unwrap()
         .iter()
@@ -230,7 +231,7 @@ fn interrupt_everywhere(mode: Mode, kind: Kind) {
         }
 
         // What was there still reads; the new point is there as a whole or not at all.
-        let point = |id: &DiskId| match repository.points(id) {
+        let point = |id: &DiskId| match repository.catalog().points(id) {
             Ok(list) => {
                 assert!(list.damaged.is_empty(), "step {steps} {mode:?}: {:?}", list.damaged);
                 list.points
@@ -244,7 +245,7 @@ fn interrupt_everywhere(mode: Mode, kind: Kind) {
         assert!(after.len() <= before.len() + 1);
         assert!(after.iter().zip(&before).all(|(point, id)| point.id == *id));
         for point in &after {
-            let chain = repository.chain_of(point).unwrap();
+            let chain = repository.catalog().chain_of(point).unwrap();
             assert!(chain.iter().all(|path| fs::read(path).unwrap() == b"data"));
         }
         if mode == Mode::Fail && after.len() == before.len() {
@@ -347,14 +348,14 @@ fn two_disks_can_be_one_point() {
         archives.push(pending);
     }
     Pending::commit_all(archives, &manifest).unwrap();
-    assert_eq!(repository.survey().unwrap().disks, [vda.clone(), vdb.clone()]);
+    assert_eq!(repository.catalog().survey().unwrap().disks, [vda.clone(), vdb.clone()]);
     assert_eq!(ids(&repository, &vda), [point]);
     assert_eq!(ids(&repository, &vdb), [point]);
 
-    let several = repository.find_disk(&"vm".parse().unwrap()).unwrap_err();
+    let several = repository.catalog().find_disk(&"vm".parse().unwrap()).unwrap_err();
     assert_eq!(several.kind(), ErrorKind::Usage);
     assert!(several.chain().contains("vm/vda, vm/vdb"), "{}", several.chain());
-    assert_eq!(repository.find_disk(&"vm/vdb".parse().unwrap()).unwrap(), vdb);
+    assert_eq!(repository.catalog().find_disk(&"vm/vdb".parse().unwrap()).unwrap(), vdb);
 }
 
 #[test]
@@ -362,12 +363,15 @@ fn a_domain_stands_for_its_only_disk_and_a_stranger_for_none() {
     let (_dir, repository) = fresh();
     let id = disk("vm/vda");
     back_up(&repository, &id, Kind::Full).unwrap();
-    assert_eq!(repository.find_disk(&"vm".parse().unwrap()).unwrap(), id);
+    assert_eq!(repository.catalog().find_disk(&"vm".parse().unwrap()).unwrap(), id);
     for stranger in ["other", "vm/vdb", "other/vda"] {
-        let error = repository.find_disk(&stranger.parse().unwrap()).unwrap_err();
+        let error = repository.catalog().find_disk(&stranger.parse().unwrap()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound, "{stranger}");
     }
-    assert_eq!(repository.points(&disk("other/vda")).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        repository.catalog().points(&disk("other/vda")).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
     assert_eq!(files(&repository.path().join("vm")).len(), 2);
 }
 
@@ -381,7 +385,7 @@ fn a_second_writer_is_told_who_is_first() {
     assert!(error.chain().contains(&std::process::id().to_string()), "{}", error.chain());
     // Another domain is nobody's business, and readers need no lock.
     repository.lock(&"other".parse().unwrap()).unwrap();
-    repository.survey().unwrap();
+    repository.catalog().survey().unwrap();
     drop(lock);
     repository.lock(&domain).unwrap();
 }
@@ -462,7 +466,7 @@ fn files_of_others_are_left_alone() {
     let cleaned = repository.clean(&lock).unwrap();
     assert!(cleaned.removed.is_empty() && cleaned.kept.is_empty(), "{cleaned:?}");
     assert_eq!(files(repository.path()), before);
-    let list = repository.points(&id).unwrap();
+    let list = repository.catalog().points(&id).unwrap();
     assert_eq!((list.points.len(), list.damaged.len()), (1, 0));
 }
 
@@ -479,7 +483,7 @@ fn every_damage_to_a_manifest_is_named_and_hides_no_other() {
             let mut bad = good.clone();
             bad[position] ^= 1 << bit;
             fs::write(&path, &bad).unwrap();
-            let list = repository.points(&id).unwrap();
+            let list = repository.catalog().points(&id).unwrap();
             assert_eq!(list.points[0].id, full);
             // Space may become another space; nothing else may pass.
             if list.points.len() == 2 {
@@ -494,7 +498,7 @@ fn every_damage_to_a_manifest_is_named_and_hides_no_other() {
     }
     for len in 0..good.len() - 1 {
         fs::write(&path, &good[..len]).unwrap();
-        assert_eq!(repository.points(&id).unwrap().damaged.len(), 1, "cut at {len}");
+        assert_eq!(repository.catalog().points(&id).unwrap().damaged.len(), 1, "cut at {len}");
     }
 }
 
@@ -508,7 +512,11 @@ fn a_damaged_manifest_is_never_passed_over() {
     fs::write(manifest_path(&repository, &id, second), "{}").unwrap();
     let kind = |selector: &str| {
         let selector = selector.parse().unwrap();
-        repository.resolve(&id, &selector).map(|point| point.id).map_err(|error| error.kind())
+        repository
+            .catalog()
+            .resolve(&id, &selector)
+            .map(|point| point.id)
+            .map_err(|error| error.kind())
     };
     assert_eq!(kind("latest"), Err(ErrorKind::Damaged));
     assert_eq!(kind("2999-01-01"), Err(ErrorKind::Damaged));
@@ -529,7 +537,11 @@ fn a_selector_finds_the_point_that_is_meant() {
     let first = back_up(&repository, &id, Kind::Full).unwrap();
     let second = back_up(&repository, &id, Kind::Incremental).unwrap();
     let find = |selector: &Selector| {
-        repository.resolve(&id, selector).map(|point| point.id).map_err(|error| error.kind())
+        repository
+            .catalog()
+            .resolve(&id, selector)
+            .map(|point| point.id)
+            .map_err(|error| error.kind())
     };
     let ms = |point: PointId, add: i64| {
         Selector::At(Timestamp::from_millisecond(point.as_ms() as i64 + add).unwrap())
@@ -552,19 +564,19 @@ fn a_missing_archive_is_named_with_the_point_that_needs_it() {
     back_up(&repository, &id, Kind::Incremental).unwrap();
     let archive = repository.disk_dir(&id).join(format!("{full}-full.qdelta"));
     fs::remove_file(&archive).unwrap();
-    let list = repository.points(&id).unwrap();
+    let list = repository.catalog().points(&id).unwrap();
     assert_eq!(
         list.points.iter().map(|point| point.archive_present).collect::<Vec<_>>(),
         [false, true]
     );
-    let error = repository.chain_of(&list.points[1]).unwrap_err();
+    let error = repository.catalog().chain_of(&list.points[1]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.chain().contains(archive.to_str().unwrap()), "{}", error.chain());
 
     // Even with no archive left, the disk does not vanish.
     fs::remove_dir_all(repository.disk_dir(&id)).unwrap();
-    assert_eq!(repository.survey().unwrap().disks.as_slice(), std::slice::from_ref(&id));
-    assert_eq!(repository.points(&id).unwrap().points.len(), 2);
+    assert_eq!(repository.catalog().survey().unwrap().disks.as_slice(), std::slice::from_ref(&id));
+    assert_eq!(repository.catalog().points(&id).unwrap().points.len(), 2);
 }
 
 /// What was once a parent must not become useless because its manifest is.
@@ -576,12 +588,12 @@ fn a_chain_outlives_a_lost_manifest() {
     let full = back_up(&repository, &id, Kind::Full).unwrap();
     let middle = back_up(&repository, &id, Kind::Incremental).unwrap();
     back_up(&repository, &id, Kind::Incremental).unwrap();
-    let latest = repository.resolve(&id, &Selector::Latest).unwrap();
-    let whole = repository.chain_of(&latest).unwrap();
+    let latest = repository.catalog().resolve(&id, &Selector::Latest).unwrap();
+    let whole = repository.catalog().chain_of(&latest).unwrap();
     assert_eq!(whole.len(), 3);
 
     fs::write(manifest_path(&repository, &id, middle), "{}").unwrap();
-    let error = repository.chain_of(&latest).unwrap_err();
+    let error = repository.catalog().chain_of(&latest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "the archive holds no header");
     assert!(error.chain().contains(&middle.to_string()), "{}", error.chain());
 
@@ -609,14 +621,14 @@ fn a_chain_outlives_a_lost_manifest() {
         fs::write(&whole[1], header::encode(&metadata).unwrap()).unwrap();
     };
     write_header(middle, full);
-    assert_eq!(repository.chain_of(&latest).unwrap(), whole);
+    assert_eq!(repository.catalog().chain_of(&latest).unwrap(), whole);
     fs::remove_file(manifest_path(&repository, &id, middle)).unwrap();
-    assert_eq!(repository.chain_of(&latest).unwrap(), whole);
+    assert_eq!(repository.catalog().chain_of(&latest).unwrap(), whole);
 
     // A header that belongs elsewhere, or leads forward or in a circle.
     for (point, parent) in [(full, full), (middle, middle), (middle, latest.id)] {
         write_header(point, parent);
-        assert_eq!(repository.chain_of(&latest).unwrap_err().kind(), ErrorKind::Damaged);
+        assert_eq!(repository.catalog().chain_of(&latest).unwrap_err().kind(), ErrorKind::Damaged);
     }
 }
 
@@ -635,7 +647,7 @@ fn a_hostile_manifest_leads_nowhere() {
         let digest = manifest::digest(&value);
         value["digest"] = digest.into();
         fs::write(&path, serde_json::to_vec(&value).unwrap()).unwrap();
-        let list = repository.points(&id).unwrap();
+        let list = repository.catalog().points(&id).unwrap();
         assert_eq!(list.points.len() + list.damaged.len(), 1);
         list.points.is_empty()
     };
@@ -672,10 +684,10 @@ fn a_folder_that_cannot_be_read_is_an_error_and_not_empty() {
     let points = repository.points_dir(&id.domain);
     fs::rename(&points, points.with_file_name("elsewhere")).unwrap();
     fs::write(&points, "").unwrap();
-    assert_eq!(repository.points(&id).unwrap().unreadable[0].path, points);
-    let survey = repository.survey().unwrap();
+    assert_eq!(repository.catalog().points(&id).unwrap().unreadable[0].path, points);
+    let survey = repository.catalog().survey().unwrap();
     assert_eq!((survey.disks.as_slice(), survey.unreadable.len()), (&[id.clone()][..], 1));
-    let error = repository.resolve(&id, &Selector::Latest).unwrap_err();
+    let error = repository.catalog().resolve(&id, &Selector::Latest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{}", error.chain());
 }
 
@@ -688,5 +700,5 @@ fn a_pipe_in_the_place_of_a_manifest_does_not_stop_the_program() {
     fs::remove_file(&path).unwrap();
     let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
     rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
-    assert_eq!(repository.points(&id).unwrap().damaged.len(), 1);
+    assert_eq!(repository.catalog().points(&id).unwrap().damaged.len(), 1);
 }

@@ -273,6 +273,6 @@ fn store(
     content: impl Read,
 ) -> Result<MachineFile> {
     let (digest, length) =
-        flow.disks.repository.store_machine_file(flow.disks.lock, content, path)?;
+        flow.disks.catalog.repository().store_machine_file(flow.disks.lock, content, path)?;
     Ok(MachineFile { role, path: absolute(path), length, mode, digest })
 }

@@ -146,14 +146,18 @@ pub fn run_guest(
         observer.warn(warning.clone());
     }
     repository.check_names(&plan.name, plan.disks.iter().map(|disk| &disk.id.disk))?;
+    let catalog = repository.catalog();
     if !request.same_guest {
-        same_disk::check_guest(repository, &plan.name, &found.domain)?;
+        same_disk::check_guest(&catalog, &plan.name, &found.domain)?;
     }
-    same_disk::warn_of_gone(repository, &plan.name, &found.domain, observer);
+    same_disk::warn_of_gone(&catalog, &plan.name, &found.domain, observer);
     let lock = repository.lock(&plan.name)?;
     clean(repository, &lock, observer)?;
+    // From here on nobody else writes to the domain.
+    let catalog = repository.catalog();
     let point = next_point(repository, &lock, observer)?;
-    let disks = Together { repository, lock: &lock, point, options: &request.options, observer };
+    let disks =
+        Together { catalog: &catalog, lock: &lock, point, options: &request.options, observer };
     let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
     let ready = flow.get_ready()?;
     if !request.same_guest {
@@ -220,7 +224,7 @@ impl<'a> Flow<'a> {
     fn get_ready(&self) -> Result<Vec<Ready<'a>>> {
         let ready = |plan: &'a DiskPlan| {
             let options = &self.request.options;
-            Ready::new(self.disks.repository, &plan.id, &plan.image, &plan.open, options)
+            Ready::new(self.disks.catalog, &plan.id, &plan.image, &plan.open, options)
         };
         self.plan.disks.iter().map(ready).collect()
     }

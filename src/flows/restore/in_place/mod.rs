@@ -34,7 +34,7 @@ use crate::guest::libvirt::Libvirt;
 use crate::vault::chain::Chain;
 use crate::vault::point::{check_indexes, open_chain};
 use crate::vault::repository::{
-    DiskId, DiskSpec, MachineRecord, Manifest, Point, PointId, Repository, Selector,
+    Catalog, DiskId, DiskSpec, MachineRecord, Manifest, Point, PointId, Repository, Selector,
 };
 use roll_back::roll_back;
 
@@ -141,12 +141,13 @@ pub fn run_in_place(
 ) -> Result<InPlaceReport> {
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    let disk = repository.find_disk(&request.disk)?;
-    let point = repository.resolve(&disk, &request.selector)?;
+    let catalog = repository.catalog();
+    let disk = catalog.find_disk(&request.disk)?;
+    let point = catalog.resolve(&disk, &request.selector)?;
     let image = request.image.as_deref();
-    let mut job = Job::prepare(repository, &point, image, &request.options, observer)?;
-    job.passed_over = repository.passed_over(&disk, &request.selector, point.id)?;
-    let mut reports = roll_back(repository, &[job], &request.options, observer, cancel)?;
+    let mut job = Job::prepare(&catalog, &point, image, &request.options, observer)?;
+    job.passed_over = catalog.passed_over(&disk, &request.selector, point.id)?;
+    let mut reports = roll_back(&catalog, &[job], &request.options, observer, cancel)?;
     let report = reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
     Ok(InPlaceReport { warnings: recorder.take(), ..report })
 }
@@ -166,21 +167,22 @@ pub fn run_machine_in_place(
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    let domain = repository.find_domain(&request.domain)?;
-    let manifest = repository.resolve_domain(&domain, &request.selector)?;
+    let catalog = repository.catalog();
+    let domain = catalog.find_domain(&request.domain)?;
+    let manifest = catalog.resolve_domain(&domain, &request.selector)?;
     let mut jobs = Vec::new();
     for record in &manifest.disks {
         let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
-        let point = repository.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
-        let mut job = Job::prepare(repository, &point, None, &request.options, observer)?;
-        job.passed_over = repository.passed_over(&id, &request.selector, point.id)?;
+        let point = catalog.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
+        let mut job = Job::prepare(&catalog, &point, None, &request.options, observer)?;
+        job.passed_over = catalog.passed_over(&id, &request.selector, point.id)?;
         jobs.push(job);
     }
     let machine = jobs.iter().find_map(|job| job.machine.as_ref());
     for text in as_now(&manifest, machine, &request.options.libvirt) {
         observer.warn(Warning::new(Code::Machine, text));
     }
-    let mut disks = roll_back(repository, &jobs, &request.options, observer, cancel)?;
+    let mut disks = roll_back(&catalog, &jobs, &request.options, observer, cancel)?;
     for disk in &mut disks {
         disk.warnings = recorder.take_of(&disk.disk);
     }
@@ -235,7 +237,7 @@ struct Job {
 impl Job {
     /// Finds the image, and what would fail.
     fn prepare(
-        repository: &Repository,
+        catalog: &Catalog,
         point: &Point,
         image: Option<&Path>,
         options: &InPlaceOptions,
@@ -243,7 +245,7 @@ impl Job {
     ) -> Result<Self> {
         let observer: &dyn Observer = &OfDisk::new(observer, &point.disk);
         let (record, roots) = (&point.record, &options.image_roots);
-        let machine = repository.machine_at(&point.disk, point.id)?;
+        let machine = catalog.machine_at(&point.disk, point.id);
         let now = match (image, &machine) {
             (None, Some(machine)) => guests::image_now(
                 &options.libvirt,
@@ -284,7 +286,7 @@ impl Job {
             }
         }
         guests::check(&options.libvirt, &path)?;
-        let chain = check_indexes(open_chain(repository, point)?)?;
+        let chain = check_indexes(open_chain(catalog, point)?)?;
         let opened = Image::open(&path, &open)?;
         opened.warnings().iter().for_each(|warning| observer.warn(warning.clone()));
         check_size(&path, &opened, &chain)?;

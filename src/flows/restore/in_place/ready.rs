@@ -11,7 +11,7 @@ use crate::base::observer::{Observer, OfDisk};
 use crate::disk::edit::Spare;
 use crate::disk::files::Allocation;
 use crate::disk::io::Opener;
-use crate::vault::repository::{Anchor, AnchorKind, Repository};
+use crate::vault::repository::{Anchor, AnchorKind, Catalog};
 
 /// An image that nobody else can use, and what of it is to be written.
 pub(super) struct Ready<'a> {
@@ -39,13 +39,13 @@ pub(super) struct Run<'a> {
 impl<'a> Ready<'a> {
     /// Takes all images, and finds whatever can be found to be wrong with one of them or with what is
     /// to be written: nothing is changed.
-    pub fn all(repository: &Repository, jobs: &'a [Job], run: Run<'_>) -> Result<Vec<Self>> {
+    pub fn all(catalog: &Catalog, jobs: &'a [Job], run: Run<'_>) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for job in jobs {
             let observer: &dyn Observer = &OfDisk::new(run.observer, &job.disk);
             let held = Held::open(&job.path, job.format, observer)?;
             let spare = observer.step("check", || held.check())?;
-            let newest = repository.newest(&job.disk).ok().filter(|_| run.options.safety_point);
+            let newest = catalog.newest(&job.disk).ok().filter(|_| run.options.safety_point);
             let anchor = newest.and_then(|newest| newest.record.anchor);
             let (wanted, stamp) = (Wanted::default(), Stamp::of(job)?);
             all.push(Self { job, held, stamp, wanted, spare, anchor });

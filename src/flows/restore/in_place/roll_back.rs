@@ -11,11 +11,11 @@ use crate::base::observer::Observer;
 use crate::disk::image::OpenOptions;
 use crate::disk::sys::patience;
 use crate::flows::backup::{self, AnchorChoice, ImageRequest};
-use crate::vault::repository::{DiskSpec, Repository};
+use crate::vault::repository::{Catalog, DiskSpec, Repository};
 
 /// Holds all images, makes a safety point of what is there, and then writes one after the other.
 pub(super) fn roll_back(
-    repository: &Repository,
+    catalog: &Catalog,
     jobs: &[Job],
     options: &InPlaceOptions,
     observer: &dyn Observer,
@@ -23,8 +23,8 @@ pub(super) fn roll_back(
 ) -> Result<Vec<InPlaceReport>> {
     let started = Instant::now();
     let run = Run { options, observer, cancel };
-    let mut ready = Ready::all(repository, jobs, run)?;
-    let safety = options.safety_point.then(|| make_safety_point(repository, jobs, run));
+    let mut ready = Ready::all(catalog, jobs, run)?;
+    let safety = options.safety_point.then(|| make_safety_point(catalog.repository(), jobs, run));
     let safety = safety.transpose()?;
     let mut reports = write(&mut ready, safety.as_deref(), run)?;
     drop(ready);

@@ -29,7 +29,8 @@ use crate::guest::libvirt::{Domain, Libvirt, XML_LEN_MAX, parse};
 use crate::vault::chain::Chain;
 use crate::vault::point::{check_indexes, open_chain};
 use crate::vault::repository::{
-    DiskId, DomainName, MachineFile, MachineRecord, Manifest, PointId, Repository, Role, Selector,
+    Catalog, DiskId, DomainName, MachineFile, MachineRecord, Manifest, PointId, Repository, Role,
+    Selector,
 };
 use definition::Definition;
 
@@ -104,7 +105,7 @@ struct Disk {
 
 /// All that is about to be restored.
 struct Job<'a> {
-    repository: &'a Repository,
+    catalog: &'a Catalog,
     request: &'a MachineRequest,
     domain: DomainName,
     machine: MachineRecord,
@@ -132,15 +133,16 @@ pub fn run_machine(
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     super::warn_of_trouble(repository, &recorder);
-    let (domain, manifest) = find(repository, request)?;
+    let catalog = repository.catalog();
+    let (domain, manifest) = find(&catalog, request)?;
     let machine = match manifest.machine.clone() {
         Some(machine) => machine,
-        None => return Err(no_machine(repository, &domain, &manifest)),
+        None => return Err(no_machine(&catalog, &domain, &manifest)),
     };
     definition::check_words(request)?;
     check_new_file(&request.to)?;
     let made = make_folder(&request.to)?;
-    let prepared = Job::prepare(repository, request, domain, machine, &manifest);
+    let prepared = Job::prepare(&catalog, request, domain, machine, &manifest);
     let result = prepared.and_then(|(job, definition)| {
         job.check()?;
         let mut written = Written::default();
@@ -165,17 +167,17 @@ pub fn run_machine(
 }
 
 /// The domain that is meant, and the manifest of the point.
-fn find(repository: &Repository, request: &MachineRequest) -> Result<(DomainName, Manifest)> {
-    let domain = repository.find_domain(&request.domain)?;
-    let manifest = repository.resolve_domain(&domain, &request.selector)?;
+fn find(catalog: &Catalog, request: &MachineRequest) -> Result<(DomainName, Manifest)> {
+    let domain = catalog.find_domain(&request.domain)?;
+    let manifest = catalog.resolve_domain(&domain, &request.selector)?;
     Ok((domain, manifest))
 }
 
 /// Says why a point can't be restored as a machine, and which one can.
-fn no_machine(repository: &Repository, domain: &DomainName, manifest: &Manifest) -> Error {
+fn no_machine(catalog: &Catalog, domain: &DomainName, manifest: &Manifest) -> Error {
     let text = format!("point {} of {domain} holds disks alone", manifest.point);
     let error = Error::new(ErrorKind::NotFound, text);
-    match repository.machines(domain).unwrap_or_default().last() {
+    match catalog.last_machine(domain) {
         Some((point, _)) => error
             .because("it was made of images, as a safety point of restore --in-place is")
             .advise(format!("the latest point with the machine is {point}: give --at {point}")),
@@ -216,20 +218,20 @@ impl Drop for Written {
 impl<'a> Job<'a> {
     /// Finds everything, and what would fail of the definition.
     fn prepare(
-        repository: &'a Repository,
+        catalog: &'a Catalog,
         request: &'a MachineRequest,
         domain: DomainName,
         machine: MachineRecord,
         manifest: &Manifest,
     ) -> Result<(Self, Definition)> {
-        let text = definition_of(repository, &domain, &machine, manifest)?;
+        let text = definition_of(catalog.repository(), &domain, &machine, manifest)?;
         let before = parse(&text)?;
         let folder = absolute(&request.to);
         let name = request.rename.clone().unwrap_or_else(|| machine.name.clone());
         let tpm_root = tpm_root(&before, &machine);
         let (disks, files) = (Vec::new(), Vec::new());
         let mut job =
-            Self { repository, request, domain, name, folder, disks, files, tpm_root, machine };
+            Self { catalog, request, domain, name, folder, disks, files, tpm_root, machine };
         job.add_disks(manifest)?;
         job.add_files();
         let definition = Definition::new(&job, &text, before)?;
@@ -250,8 +252,8 @@ impl<'a> Job<'a> {
     fn add_disks(&mut self, manifest: &Manifest) -> Result<()> {
         for record in &manifest.disks {
             let id = DiskId { domain: self.domain.clone(), disk: record.disk.clone() };
-            let point = self.repository.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
-            let chain = check_indexes(open_chain(self.repository, &point)?)?;
+            let point = self.catalog.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
+            let chain = check_indexes(open_chain(self.catalog, &point)?)?;
             let as_before =
                 if record.image.format == "qcow2" { Format::Qcow2 } else { Format::Raw };
             let format = self.request.format.unwrap_or(as_before);
@@ -308,7 +310,11 @@ impl<'a> Job<'a> {
         }
         for (file, _) in &self.files {
             // What is damaged is found now, and not when half of it is there.
-            self.repository.copy_machine_file(&self.domain, file, &mut std::io::sink())?;
+            self.catalog.repository().copy_machine_file(
+                &self.domain,
+                file,
+                &mut std::io::sink(),
+            )?;
         }
         self.check_space()
     }
@@ -384,7 +390,7 @@ impl<'a> Job<'a> {
         for (file, path) in &self.files {
             cancel.check()?;
             self.write(path, file.mode, written, |out| {
-                self.repository.copy_machine_file(&self.domain, file, out)
+                self.catalog.repository().copy_machine_file(&self.domain, file, out)
             })?;
         }
         let uuid_here = guests::uuid_here(&self.request.libvirt, &self.machine, recorder);
@@ -420,7 +426,7 @@ impl<'a> Job<'a> {
         let mut last = None;
         for disk in &self.disks {
             let id = DiskId { domain: self.domain.clone(), disk: disk.target.parse()? };
-            last = last.max(self.repository.passed_over(&id, &self.request.selector, point)?);
+            last = last.max(self.catalog.passed_over(&id, &self.request.selector, point)?);
         }
         Ok(last.map(|point| point.to_string()))
     }

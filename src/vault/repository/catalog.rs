@@ -1,0 +1,277 @@
+//! One reading of a repository, which every question about its points is put to.
+//!
+//! A folder is listed once and a manifest is read once, each when somebody first asks for it. A
+//! domain of ten thousand points so costs a backup or a restore only the manifests that it needs,
+//! and nobody more than one reading of each.
+//!
+//! A catalog shows the repository as it was when it was looked at. Whoever commits a point, or
+//! waits for a lock, takes a new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::manifest::{self, Manifest};
+use super::names::{DiskId, DiskName, DomainName};
+use super::point::PointId;
+use super::{
+    DamagedFolder, DamagedManifest, Point, PointList, Repository, Survey, durable, folder_names,
+    folder_names_if_any, is_folder, is_there,
+};
+use crate::base::error::{Error, ErrorKind, Result};
+
+/// One reading of the manifests and folders of a repository.
+#[derive(Debug)]
+pub struct Catalog {
+    repository: Repository,
+    domains: Mutex<BTreeMap<DomainName, Arc<DomainReading>>>,
+}
+
+/// One reading of a domain.
+#[derive(Debug)]
+pub(super) struct DomainReading {
+    repository: Repository,
+    domain: DomainName,
+    /// The points that have a manifest, whatever is in it, ascending.
+    names: Result<Vec<PointId>>,
+    /// The manifest of each of `names`, once somebody asked for it.
+    manifests: Vec<OnceLock<Result<Manifest>>>,
+    /// What the folders of the disks hold, once somebody asked for it.
+    folders: Mutex<BTreeMap<DiskName, Arc<Result<BTreeSet<String>>>>>,
+}
+
+impl Repository {
+    /// A reading of the repository as it is now.
+    pub fn catalog(&self) -> Catalog {
+        Catalog { repository: self.clone(), domains: Mutex::default() }
+    }
+}
+
+impl Catalog {
+    /// The repository that is read.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The reading of a domain.
+    pub(super) fn domain(&self, domain: &DomainName) -> Arc<DomainReading> {
+        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
+        let reading = domains
+            .entry(domain.clone())
+            .or_insert_with(|| Arc::new(DomainReading::new(&self.repository, domain)));
+        Arc::clone(reading)
+    }
+
+    /// The recovery points of a disk. A damaged manifest hides no other, and a folder that can't be
+    /// listed hides nothing beside it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if the repository has nothing of the disk's domain.
+    pub fn points(&self, id: &DiskId) -> Result<PointList> {
+        self.check_domain(id)?;
+        let domain = self.domain(&id.domain);
+        let mut list = PointList::default();
+        list.unreadable.extend(domain.unreadable());
+        for (point, manifest) in domain.all() {
+            match manifest {
+                Ok(manifest) => list.points.extend(domain.point(manifest, id)),
+                Err(error) => list.damaged.push(domain.damaged(point, error)),
+            }
+        }
+        if let Err(error) = &*domain.folder(&id.disk) {
+            let path = self.repository.disk_dir(id);
+            list.unreadable.push(DamagedFolder { path, error: error.clone() });
+        }
+        Ok(list)
+    }
+
+    /// The points of a disk whose manifests can be read, the latest first. Only the manifests that
+    /// are walked over are read.
+    ///
+    /// # Errors
+    /// As [`Self::points`].
+    pub fn latest_first(&self, id: &DiskId) -> Result<impl Iterator<Item = Point>> {
+        self.check_domain(id)?;
+        let (domain, id) = (self.domain(&id.domain), id.clone());
+        Ok((0..domain.points().len()).rev().filter_map(move |index| {
+            let (_, manifest) = domain.at(index)?;
+            domain.point(manifest.as_ref().ok()?, &id)
+        }))
+    }
+
+    /// Every disk that has an archive or is named by a manifest, as far as folders can be listed.
+    ///
+    /// # Errors
+    /// The repository's own folder can't be listed.
+    pub fn survey(&self) -> Result<Survey> {
+        let mut survey = Survey::default();
+        for domain in self.repository.domains()? {
+            self.survey_domain(&domain, &mut survey);
+        }
+        Ok(survey)
+    }
+
+    /// The disks of a domain, as [`Self::survey_domain`] finds them.
+    ///
+    /// # Errors
+    /// None is found, and a folder can't be listed.
+    pub(super) fn disks_of(&self, domain: &DomainName) -> Result<Vec<DiskId>> {
+        let mut survey = Survey::default();
+        self.survey_domain(domain, &mut survey);
+        match survey.unreadable.pop().filter(|_| survey.disks.is_empty()) {
+            Some(folder) => Err(folder.error),
+            None => Ok(survey.disks),
+        }
+    }
+
+    /// Adds the disks of a domain that have an archive or are named by a manifest, sorted. Where a
+    /// folder can't be listed, the disk that it is called after is one.
+    pub(super) fn survey_domain(&self, domain: &DomainName, survey: &mut Survey) {
+        let reading = self.domain(domain);
+        survey.unreadable.extend(reading.unreadable());
+        let mut disks = BTreeSet::new();
+        for manifest in reading.good() {
+            disks.extend(manifest.disks.iter().map(|record| record.disk.clone()));
+        }
+        let dir = self.repository.domain_dir(domain);
+        let names = folder_names(&dir).unwrap_or_else(|error| {
+            survey.unreadable.push(DamagedFolder { path: dir.clone(), error });
+            Vec::new()
+        });
+        let named = names.iter().filter_map(|name| name.parse::<DiskName>().ok());
+        disks.extend(named.filter(|disk| reading.holds_archives(disk)));
+        survey.disks.extend(disks.into_iter().map(|disk| DiskId { domain: domain.clone(), disk }));
+    }
+
+    /// Fails unless the repository has the folder of the disk's domain, or can't tell.
+    pub(super) fn check_domain(&self, id: &DiskId) -> Result<()> {
+        if is_folder(&self.repository.domain_dir(&id.domain)).unwrap_or(true) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::NotFound,
+            format!("no disk {id} in the repository {}", self.repository.path().display()),
+        ))
+    }
+}
+
+impl DomainReading {
+    /// Lists the manifests of a domain.
+    pub(super) fn new(repository: &Repository, domain: &DomainName) -> Self {
+        let names = repository.manifest_names(domain);
+        let mut manifests = Vec::new();
+        manifests.resize_with(names.as_ref().map_or(0, Vec::len), OnceLock::new);
+        Self {
+            repository: repository.clone(),
+            domain: domain.clone(),
+            names,
+            manifests,
+            folders: Mutex::default(),
+        }
+    }
+
+    /// The points that have a manifest, whatever is in it, ascending; none if the folder can't be
+    /// listed.
+    pub(super) fn points(&self) -> &[PointId] {
+        self.names.as_deref().unwrap_or_default()
+    }
+
+    /// The folder of the manifests, if it can't be listed.
+    pub(super) fn unreadable(&self) -> Option<DamagedFolder> {
+        let error = self.names.as_ref().err()?.clone();
+        Some(DamagedFolder { path: self.repository.points_dir(&self.domain), error })
+    }
+
+    /// The manifest of one of the points, if it has one.
+    pub(super) fn manifest(&self, point: PointId) -> Option<&Result<Manifest>> {
+        let index = self.points().binary_search(&point).ok()?;
+        self.at(index).map(|(_, manifest)| manifest)
+    }
+
+    /// The manifest of this number.
+    fn at(&self, index: usize) -> Option<(PointId, &Result<Manifest>)> {
+        let (point, manifest) = (*self.points().get(index)?, self.manifests.get(index)?);
+        Some((point, manifest.get_or_init(|| self.read(point))))
+    }
+
+    fn read(&self, point: PointId) -> Result<Manifest> {
+        let path = self.repository.points_dir(&self.domain).join(Manifest::file_name(point));
+        let bytes = durable::read_small(&path, manifest::LEN_MAX)?;
+        Manifest::decode(&bytes, &path, &self.domain, point)
+    }
+
+    /// All manifests, the oldest first.
+    pub(super) fn all(&self) -> impl DoubleEndedIterator<Item = (PointId, &Result<Manifest>)> {
+        (0..self.points().len()).filter_map(|index| self.at(index))
+    }
+
+    /// The manifests that can be read, the oldest first.
+    pub(super) fn good(&self) -> impl DoubleEndedIterator<Item = &Manifest> {
+        self.all().filter_map(|(_, manifest)| manifest.as_ref().ok())
+    }
+
+    /// The manifests up to that of `last` that can be read, the oldest first.
+    pub(super) fn good_until(&self, last: PointId) -> impl DoubleEndedIterator<Item = &Manifest> {
+        let end = self.points().partition_point(|point| *point <= last);
+        (0..end).filter_map(|index| self.at(index)?.1.as_ref().ok())
+    }
+
+    /// A manifest that can't be used.
+    fn damaged(&self, point: PointId, error: &Error) -> DamagedManifest {
+        let path = self.repository.points_dir(&self.domain).join(Manifest::file_name(point));
+        DamagedManifest { point, path, error: error.clone() }
+    }
+
+    /// What the folder of a disk holds: nothing if it is not there.
+    pub(super) fn folder(&self, disk: &DiskName) -> Arc<Result<BTreeSet<String>>> {
+        let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = || {
+            let names = folder_names_if_any(&self.disk_dir(disk));
+            Arc::new(names.map(|names| names.into_iter().collect()))
+        };
+        Arc::clone(folders.entry(disk.clone()).or_insert_with(list))
+    }
+
+    fn disk_dir(&self, disk: &DiskName) -> std::path::PathBuf {
+        self.repository.disk_dir(&DiskId { domain: self.domain.clone(), disk: disk.clone() })
+    }
+
+    /// Whether the folder of a disk holds an archive. One that can't be listed may hold some.
+    pub(super) fn holds_archives(&self, disk: &DiskName) -> bool {
+        let is_archive = |name: &String| manifest::parse_archive_name(name).is_some();
+        is_folder(&self.disk_dir(disk)).unwrap_or(true)
+            && self
+                .folder(disk)
+                .as_ref()
+                .as_ref()
+                .map_or(true, |names| names.iter().any(is_archive))
+    }
+
+    /// The point of a disk that a manifest tells of, if it has that disk.
+    pub(super) fn point(&self, manifest: &Manifest, id: &DiskId) -> Option<Point> {
+        let record = manifest.disk(&id.disk)?.clone();
+        let archive_path = self.repository.disk_dir(id).join(&record.archive);
+        let machine = manifest.machine.as_ref();
+        Some(Point {
+            id: manifest.point,
+            disk: id.clone(),
+            created: manifest.created,
+            consistency: manifest.consistency,
+            freeze_ms: machine.and_then(|machine| machine.freeze_ms),
+            frozen_filesystems: machine.and_then(|machine| machine.frozen_filesystems),
+            elapsed_ms: manifest.elapsed_ms,
+            safety: manifest.safety,
+            archive_present: self.is_present(&id.disk, &record.archive, &archive_path),
+            archive_path,
+            record,
+        })
+    }
+
+    /// Whether an archive is there. A folder that can't be listed does not make it missing.
+    fn is_present(&self, disk: &DiskName, name: &str, path: &Path) -> bool {
+        match &*self.folder(disk) {
+            Ok(names) => names.contains(name),
+            Err(_) => is_there(path).unwrap_or(true),
+        }
+    }
+}

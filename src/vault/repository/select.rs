@@ -1,0 +1,176 @@
+//! Which point of a disk or a guest somebody means.
+
+use std::collections::BTreeSet;
+
+use super::catalog::Catalog;
+use super::manifest::Manifest;
+use super::names::{DiskId, DomainName};
+use super::point::{Among, PointId, Selector};
+use super::{Point, Survey};
+use crate::base::error::{Error, ErrorKind, Result};
+
+impl Catalog {
+    /// The point of a disk that a selector means: an id, or the very millisecond of a point, means any
+    /// point; the latest or another time means backups alone, and no safety point.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if an id's beginning fits
+    /// several, [`ErrorKind::Damaged`] if the answer may be a point whose manifest is damaged: an
+    /// older one is never given in its place.
+    pub fn resolve(&self, id: &DiskId, selector: &Selector) -> Result<Point> {
+        self.resolve_among(id, selector, Among::Backups)
+    }
+
+    /// The last safety point that a selector passed over when it meant `point`, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn passed_over(
+        &self,
+        id: &DiskId,
+        selector: &Selector,
+        point: PointId,
+    ) -> Result<Option<PointId>> {
+        if matches!(selector, Selector::Id(_)) {
+            return Ok(None);
+        }
+        let last = self.resolve_among(id, selector, Among::All)?.id;
+        Ok((last > point).then_some(last))
+    }
+
+    /// The newest point of a disk, of whatever kind it is: what the next backup builds on.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn newest(&self, id: &DiskId) -> Result<Point> {
+        self.resolve_among(id, &Selector::Latest, Among::All)
+    }
+
+    /// Looks for the point from the newest manifest on, and reads no older one than it must: a
+    /// damaged one on the way may be the answer.
+    fn resolve_among(&self, id: &DiskId, selector: &Selector, among: Among) -> Result<Point> {
+        self.check_domain(id)?;
+        let domain = self.domain(&id.domain);
+        if let Some(folder) = domain.unreadable() {
+            return Err(folder.error.within(format!("the points of {id} can't be told")).advise(
+                "qdelta replay restores from the archives alone: the full first, in order",
+            ));
+        }
+        let is_id = matches!(selector, Selector::Id(_));
+        // What a list shows of a safety point must mean that point.
+        let is_named = |point: &Point| is_id || *selector == Selector::At(point.id.time());
+        let is_meant = |point: &Point| among == Among::All || is_named(point) || !point.safety;
+        let mut found = Vec::new();
+        let mut in_doubt = None;
+        for &point in domain.points().iter().rev().filter(|point| fits(selector, **point)) {
+            match domain.manifest(point) {
+                Some(Ok(manifest)) => found.extend(domain.point(manifest, id).filter(is_meant)),
+                Some(Err(error)) if in_doubt.is_none() => in_doubt = Some((point, error.clone())),
+                _ => {}
+            }
+            // The beginning of an id must fit no other point; otherwise the latest is the answer.
+            if !is_id && (in_doubt.is_some() || !found.is_empty()) {
+                break;
+            }
+        }
+        if let (Selector::Id(prefix), 2..) = (selector, found.len()) {
+            let ids: Vec<_> = found.iter().rev().map(|point| point.id).collect();
+            return Err(ambiguous(prefix, ids.into_iter()));
+        }
+        if let Some((point, error)) = in_doubt {
+            return Err(error
+                .within(format!("point {point} of {id} can't be told"))
+                .advise("name another point by its id: qdelta points lists them"));
+        }
+        found.pop().ok_or_else(|| self.no_such_point(id, selector, &is_meant))
+    }
+
+    /// Says that a selector means no point of a disk, and why.
+    fn no_such_point(
+        &self,
+        id: &DiskId,
+        selector: &Selector,
+        is_meant: &dyn Fn(&Point) -> bool,
+    ) -> Error {
+        let points = self.points(id).map(|list| list.points).unwrap_or_default();
+        let text = match (selector, points.iter().find(|point| is_meant(point))) {
+            (_, None) if !self.strays(id).unwrap_or_default().is_empty() => {
+                return Error::new(
+                    ErrorKind::Damaged,
+                    format!("the manifests of {id} are gone, though there are archives"),
+                )
+                .advise("qdelta replay restores from the archives: the full first, in order");
+            }
+            (_, None) => match points.iter().rfind(|point| point.safety).map(|point| point.id) {
+                None => format!("{id} has no points yet"),
+                Some(safety) => {
+                    let text = format!("{id} has no backup, only safety points of roll backs");
+                    return Error::new(ErrorKind::NotFound, text)
+                        .advise(format!("name the one that is meant: {id}@{safety}"));
+                }
+            },
+            (Selector::At(time), Some(first)) => {
+                format!("{id} has no point at or before {time}; its first is {}", first.id)
+            }
+            _ => format!("{id} has no point {selector}"),
+        };
+        Error::new(ErrorKind::NotFound, text).advise("qdelta points lists the points")
+    }
+
+    /// The manifest of the point of a domain that a selector means.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn resolve_domain(&self, domain: &DomainName, selector: &Selector) -> Result<Manifest> {
+        let mut found = BTreeSet::new();
+        let mut none = None;
+        let mut survey = Survey::default();
+        self.survey_domain(domain, &mut survey);
+        for disk in survey.disks {
+            match self.resolve(&disk, selector) {
+                Ok(point) => {
+                    found.insert(point.id);
+                }
+                // A disk may be younger than the point, or not be in it.
+                Err(error) if error.kind() == ErrorKind::NotFound => none = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        if let (Selector::Id(prefix), Some(first), Some(last)) =
+            (selector, found.first(), found.last())
+            && first != last
+        {
+            // For each disk it may be the beginning of one alone.
+            return Err(ambiguous(prefix, found.iter().copied()));
+        }
+        let text = format!("{domain} has no such point");
+        let none = none.unwrap_or_else(|| Error::new(ErrorKind::NotFound, text));
+        let Some(point) = found.pop_last() else { return Err(none) };
+        self.domain(domain).manifest(point).cloned().unwrap_or(Err(none))
+    }
+}
+
+/// Whether a selector may mean a point, by its id alone.
+fn fits(selector: &Selector, point: PointId) -> bool {
+    match selector {
+        Selector::Latest => true,
+        Selector::At(time) => point.time() <= *time,
+        Selector::Id(prefix) => point.to_string().starts_with(prefix.as_str()),
+    }
+}
+
+/// The beginning of an id that several points have.
+fn ambiguous(prefix: &str, found: impl ExactSizeIterator<Item = PointId>) -> Error {
+    let count = found.len();
+    let shown: Vec<_> = found.take(3).map(|point| point.to_string()).collect();
+    let more = match count - shown.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let shown = shown.join(", ");
+    Error::new(
+        ErrorKind::Usage,
+        format!("{prefix} is the beginning of several points: {shown}{more}"),
+    )
+    .advise("give more of the id")
+}
