@@ -21,8 +21,8 @@ use crate::base::observer::{Event, Observer, Recorder};
 use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
-use crate::disk::io::{Direct, Segment, Store};
-use crate::vault::archive::Reader;
+use crate::disk::io::{Direct, ReadAt, Segment};
+use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Chain;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
 use crate::vault::point::open_archives;
@@ -515,7 +515,7 @@ fn is_exhausted(error: &Error) -> bool {
 
 /// Everything wrong with one archive.
 fn verify_archive(
-    file: Result<Arc<dyn Store>>,
+    file: Result<Arc<dyn ReadAt>>,
     identity: impl FnOnce(&Reader) -> Result<()>,
     request: &Request,
     observer: &dyn Observer,
@@ -586,6 +586,9 @@ fn verify_archive(
 /// Frames of one task, at most: of data that compresses well a buffer holds thousands.
 const FRAMES_MAX: usize = 64;
 
+/// Records that are read ahead of each table of an archive.
+const RECORDS_AHEAD: u64 = 4096;
+
 /// A frame to check, and the digests of its blocks (none if quick).
 struct Frame {
     need: FrameNeed,
@@ -607,8 +610,10 @@ impl Frames<'_> {
         let mut segments: Vec<Segment> = Vec::new();
         let mut used = 0;
         let mut rank = 0;
+        let mut windows = Windows::default();
+        let mut stored = self.archive.stored().walk();
         for position in 0..self.archive.frame_count() {
-            let entry = match self.archive.frame(position) {
+            let entry = match windows.frame(self.archive, position, RECORDS_AHEAD) {
                 Ok(entry) => entry,
                 Err(error) => {
                     refuse_unless_damage(&error)?;
@@ -617,17 +622,19 @@ impl Frames<'_> {
                     continue;
                 }
             };
-            let mask = self.archive.stored_mask(entry.first_block);
+            let span = self.archive.metadata().frame_blocks;
+            let mask = stored.mask(entry.first_block.0, span)?;
             let mut digests = Vec::new();
             if !self.quick {
-                digests.resize(mask.count_ones() as usize, Digest([0; 32]));
-                self.archive.block_digests(rank, &mut digests)?;
-                rank += digests.len() as u64;
+                let count = u64::from(mask.count_ones());
+                let records = windows.digests(self.archive, rank, count, RECORDS_AHEAD)?;
+                digests.extend(records.iter().copied().map(Digest));
+                rank += count;
             }
             let len = entry.frame_len() as usize;
             if len > self.buffer_size {
                 let error = Error::new(ErrorKind::Damaged, "it is longer than its blocks");
-                let problems = vec![self.archive.frame_error(&entry, error).chain()];
+                let problems = vec![self.archive.frame_error(&entry, mask, error).chain()];
                 self.ahead.pass(producer, Checked { problems, ..Checked::default() })?;
                 continue;
             }
@@ -641,7 +648,7 @@ impl Frames<'_> {
             let at: Range<usize> = used..used + len;
             segments.push(Segment { file: 0, offset: entry.offset, range: at.clone() });
             used = at.end;
-            let need = FrameNeed { archive: 0, entry, wanted: mask, at: Some(at) };
+            let need = FrameNeed { archive: 0, entry, mask, wanted: mask, at: Some(at) };
             task.push(Frame { need, digests });
         }
         if !task.is_empty() {

@@ -3,6 +3,7 @@
 //! Everything here is a pure function of bytes. The archive is `header, frame*, index, footer`,
 //! without gaps; every byte is covered by a CRC-32.
 
+pub mod bitmap;
 mod digest;
 pub mod footer;
 pub mod frame;

@@ -221,7 +221,7 @@ impl<'a> Job<'a> {
         let (kind, chain) = (self.base.kind, self.base.chain());
         let selection = match (&tracked.claim, chain) {
             (Some(claim), Some(chain)) => Some(Selection {
-                sample: claim.sample(&chain.nonzero(), self.options.sample, seed()?),
+                sample: claim.sample(&chain.nonzero()?, self.options.sample, seed()?),
                 claim: claim.blocks().clone(),
             }),
             _ => None,

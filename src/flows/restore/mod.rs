@@ -24,7 +24,7 @@ use crate::base::observer::{Observer, OfDisk, Recorder};
 use crate::base::warning::{Code, Warning};
 use crate::disk::create::{self, FileId, Format, ImageWriter, Plan, Stream};
 use crate::disk::flow::pipeline::Resources;
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::guest::libvirt::Libvirt;
 use crate::vault::archive::Reader;
 use crate::vault::archive::salvage;
@@ -206,7 +206,7 @@ fn check_replaced(request: &Request) -> Result<()> {
 
 /// The chain of what is left of these archives, and what is wrong with them.
 fn salvage_chain(
-    files: impl Iterator<Item = Result<Arc<dyn Store>>>,
+    files: impl Iterator<Item = Result<Arc<dyn ReadAt>>>,
     mut problems: Vec<String>,
     newest: Option<ArchiveId>,
     cancel: &Cancel,
@@ -246,7 +246,7 @@ fn rebuild(
         .archives()
         .last()
         .ok_or_else(|| Error::new(ErrorKind::Usage, "a chain needs at least one archive"))?;
-    let plan = Plan::new(chain.geometry(), nonzero_blocks(chain))?;
+    let plan = Plan::new(chain.geometry(), chain.nonzero()?)?;
     let (name, output): (PathBuf, Box<dyn ImageWriter>) = match request.destination {
         Destination::Path(path) => {
             let options = create::Options {
@@ -329,18 +329,4 @@ fn input_ids(chain: &Chain) -> Result<Vec<FileId>> {
         }
     }
     Ok(ids)
-}
-
-/// The blocks that some archive of the chain leaves stored at its end.
-fn nonzero_blocks(chain: &Chain) -> RoaringBitmap {
-    let mut blocks = RoaringBitmap::new();
-    for archive in chain.archives() {
-        let count = archive.geometry().block_count();
-        if let Ok(count) = u32::try_from(count) {
-            blocks.remove_range(count..);
-        }
-        blocks -= archive.zero();
-        blocks |= archive.stored();
-    }
-    blocks
 }

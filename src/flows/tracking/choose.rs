@@ -136,7 +136,7 @@ impl Case<'_> {
             let text = format!("point {} does not follow point {}", self.latest.id, parent.id);
             Error::new(ErrorKind::Usage, text)
         })?;
-        claim.add_blocks(&self.chain.changed_since(position));
+        claim.add_blocks(&self.chain.changed_since(position)?);
         Ok(())
     }
 
@@ -149,7 +149,7 @@ impl Case<'_> {
             holes.add(range);
             Ok(())
         })?;
-        claim.add_blocks(&(holes.blocks() & &self.chain.nonzero()));
+        claim.add_blocks(&(holes.blocks() & &self.chain.nonzero()?));
         Ok(())
     }
 
@@ -221,7 +221,7 @@ impl Case<'_> {
             return Err("its data lies in another file, which may change on its own".into());
         }
         let store = self.image().files().first().cloned();
-        store.map(ImageFile::over).ok_or_else(|| "the image has no file".into())
+        store.map(ImageFile::to_read).ok_or_else(|| "the image has no file".into())
     }
 
     /// Whether the new anchor was written into the image itself.

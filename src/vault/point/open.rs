@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{FileStore, Opener, Store, not_opened};
+use crate::disk::io::{FileStore, Opener, ReadAt, not_opened};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
 use crate::vault::repository::storage::{Name, Storage};
@@ -32,8 +32,8 @@ pub(crate) fn open_archives(storage: &dyn Storage, names: &[Name], point: &Point
     Ok(chain)
 }
 
-/// Reads every table of a chain's archives once and checks it. They are mapped afterwards: an
-/// unreadable sector is an error here, and would end the program there.
+/// Reads every table of a chain's archives once and checks it: damage is found before anything is
+/// written, and named by file and section.
 pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
     for archive in chain.archives().iter().filter(|archive| !archive.is_salvaged()) {
         archive.check_index()?;
@@ -42,7 +42,7 @@ pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
 }
 
 /// Opens the file of an archive that may lie anywhere, sound or not.
-pub(crate) fn archive_file(path: &Path) -> Result<Arc<dyn Store>> {
+pub(crate) fn archive_file(path: &Path) -> Result<Arc<dyn ReadAt>> {
     let file = Opener::READ.open(path);
     let file = file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
     Ok(Arc::new(FileStore::new(file, path)))

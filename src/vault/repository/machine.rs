@@ -19,7 +19,7 @@ use super::point::PointId;
 use super::storage::{Name, Publish};
 use super::{Catalog, DomainLock, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::archive::Digest;
 
 /// The longest file of a machine that is stored, in bytes: the variables of an ARM guest's firmware
@@ -295,7 +295,7 @@ fn compress(content: impl Read, packed: impl Write, shown: &Path) -> Result<(Dig
 
 /// A stored file, read from its beginning.
 struct Stored {
-    store: Arc<dyn Store>,
+    store: Arc<dyn ReadAt>,
     offset: u64,
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Entry, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 
 /// What happens at the chosen call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Storage for Faulty {
         self.plan.call(|| self.inner.read(name, max))
     }
 
-    fn open(&self, name: &Name) -> Result<Arc<dyn Store>> {
+    fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
         self.plan.call(|| self.inner.open(name))
     }
 

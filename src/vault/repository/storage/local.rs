@@ -11,7 +11,7 @@ use super::{
     durable,
 };
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{EarlyWriteback, FileStore, Opener, Store};
+use crate::disk::io::{EarlyWriteback, FileStore, Opener, ReadAt};
 use crate::disk::sys::patience;
 
 /// A repository in a folder.
@@ -116,7 +116,7 @@ impl Storage for Local {
         durable::read_small(&self.path(name), max)
     }
 
-    fn open(&self, name: &Name) -> Result<Arc<dyn Store>> {
+    fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
         let path = self.path(name);
         Ok(Arc::new(FileStore::new(durable::open(&path)?, path)))
     }

@@ -10,7 +10,7 @@ use super::{
     Entry, EntryKind, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished,
 };
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 
 /// A storage in memory. All clones are the same storage.
 #[derive(Debug, Clone, Default)]
@@ -110,7 +110,7 @@ impl Storage for Memory {
         Ok(bytes.to_vec())
     }
 
-    fn open(&self, name: &Name) -> Result<Arc<dyn Store>> {
+    fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
         let state = self.state();
         let bytes = state.files.get(name).ok_or_else(|| self.missing("open", name))?;
         Ok(Arc::new(MemoryFile { bytes: Arc::clone(bytes), path: self.describe(name) }))
@@ -176,7 +176,7 @@ struct MemoryFile {
     path: PathBuf,
 }
 
-impl Store for MemoryFile {
+impl ReadAt for MemoryFile {
     fn path(&self) -> &Path {
         &self.path
     }
@@ -192,18 +192,6 @@ impl Store for MemoryFile {
             *to = *from;
         }
         Ok(count)
-    }
-
-    fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::base::error::{Error, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 
 pub use local::Local;
 pub use name::Name;
@@ -51,7 +51,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// `NotFound` if there is no such file, `Damaged` if it is no file.
-    fn open(&self, name: &Name) -> Result<Arc<dyn Store>>;
+    fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>>;
 
     /// Begins a file, and makes the folders that it is in.
     ///

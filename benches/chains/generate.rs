@@ -1,0 +1,289 @@
+//! Makes chains of any length without an image: archives and manifests as a backup writes them,
+//! every frame and every root right.
+
+use std::error::Error;
+use std::ops::Range;
+use std::path::Path;
+
+use qdelta::formats::archive::{
+    ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
+    Metadata, Parent, RootHasher, Tracker, block_digest, group_digest, zero_block_digest,
+    zero_group_digest,
+};
+use qdelta::vault::archive::Writer;
+use qdelta::vault::codec::Compressor;
+use qdelta::vault::repository::{DiskId, DiskRecord, ImageRecord, Manifest, PointId, Repository};
+
+/// Any error: this program only prints errors.
+pub type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// When the first point was made: the start of 2026.
+const FIRST_MS: u64 = 1_767_225_600_000;
+
+/// A point was made every hour.
+const INTERVAL_MS: u64 = 3_600_000;
+
+/// A disk and the blocks that each of its points writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub virtual_size: u64,
+    pub block_size: u32,
+    /// A point writes one block in so many, scattered over the disk.
+    pub one_in: u64,
+    /// The blocks that are ever written: one in so many. All others are zero at every point.
+    pub hot_one_in: u64,
+    /// How many different blocks there are at all, at most 255. Many points share few blocks on a
+    /// huge disk so that a frame costs no compression.
+    pub patterns: u8,
+}
+
+impl Shape {
+    /// A small disk for very long chains: 256 MiB, of which a point writes 16 blocks.
+    pub const LINEAR: Self = Self {
+        virtual_size: 256 << 20,
+        block_size: 64 << 10,
+        one_in: 256,
+        hot_one_in: 1,
+        patterns: 255,
+    };
+
+    /// The largest disk: 16 TiB, of which a point writes 1 % of the blocks, one here and one there.
+    /// One block is left out so that a raw image of the disk fits into a file of ext4.
+    pub const CORNER: Self = Self {
+        virtual_size: (16 << 40) - (64 << 10),
+        block_size: 64 << 10,
+        one_in: 100,
+        hot_one_in: 50,
+        patterns: 255,
+    };
+}
+
+/// One content that a block may have.
+struct Pattern {
+    codec: Codec,
+    payload: Vec<u8>,
+    digest: Digest,
+}
+
+/// A repository of one disk whose chain grows point by point.
+pub struct Generator {
+    repository: Repository,
+    disk: DiskId,
+    shape: Shape,
+    geometry: Geometry,
+    patterns: Vec<Pattern>,
+    zero: Digest,
+    /// For each block its pattern, counted from 1; 0 if the block is zero.
+    blocks: Vec<u8>,
+    groups: Vec<Digest>,
+    newest: Option<(Metadata, PointId, Digest)>,
+    points: u64,
+}
+
+impl Generator {
+    /// Makes the repository in the new folder `root`. Its disk is called `DOMAIN/vda`.
+    pub fn new(root: &Path, domain: &str, shape: Shape) -> Outcome<Self> {
+        std::fs::create_dir_all(root)?;
+        let geometry = Geometry::new(shape.virtual_size, shape.block_size)?;
+        Ok(Self {
+            repository: Repository::init(root)?,
+            disk: DiskId { domain: domain.parse()?, disk: "vda".parse()? },
+            shape,
+            geometry,
+            patterns: patterns(shape)?,
+            zero: zero_block_digest(shape.block_size),
+            blocks: vec![0; geometry.block_count() as usize],
+            groups: vec![zero_group_digest(shape.block_size); geometry.group_count() as usize],
+            newest: None,
+            points: 0,
+        })
+    }
+
+    /// How many points there are.
+    pub fn points(&self) -> u64 {
+        self.points
+    }
+
+    /// Adds a point: a full first, then increments.
+    pub fn add(&mut self) -> Outcome<()> {
+        let point = PointId::from_ms(FIRST_MS + self.points * INTERVAL_MS).ok_or("no such time")?;
+        let kind = if self.newest.is_none() { Kind::Full } else { Kind::Incremental };
+        let metadata = self.metadata(point, kind)?;
+        let lock = self.repository.lock(&self.disk.domain)?;
+        let pending = self.repository.begin(&lock, &self.disk, point, kind)?;
+        let sink = Box::new(pending.file()?);
+        let mut writer = Writer::new(sink, metadata.clone(), pending.path().parent())?;
+        let changed = self.choose();
+        self.write(&mut writer, &changed)?;
+        let touched = self.update_groups(&changed);
+        let mut root = RootHasher::new(self.geometry);
+        self.groups.iter().for_each(|group| root.push(*group));
+        for group in touched {
+            writer.set_group(GroupIndex(group), self.groups[group as usize])?;
+        }
+        let root = root.finish();
+        let (_, summary) = writer.finish(root)?;
+        let mut manifest = Manifest::new(point, self.disk.domain.clone(), Consistency::Offline);
+        manifest.disks.push(DiskRecord {
+            disk: self.disk.disk.clone(),
+            archive: pending.archive_name(),
+            archive_id: metadata.archive_id,
+            chain_id: metadata.chain_id,
+            kind,
+            tracker: metadata.tracker,
+            parent: self.newest.as_ref().map(|(_, parent, _)| *parent),
+            root,
+            virtual_size: self.shape.virtual_size,
+            block_size: self.shape.block_size,
+            bytes_read: 0,
+            bytes_changed: summary.stored_blocks * u64::from(self.shape.block_size),
+            payload_bytes: summary.payload_bytes,
+            bytes_written: summary.file_len,
+            image: ImageRecord {
+                path: "/nowhere/disk.raw".into(),
+                format: "raw".into(),
+                layers: Vec::new(),
+                boot: None,
+            },
+            bytes_sampled: 0,
+            refused: Vec::new(),
+            anchor: None,
+            anchor_wanted: None,
+        });
+        pending.commit(&manifest)?;
+        self.newest = Some((metadata, point, root));
+        self.points += 1;
+        Ok(())
+    }
+
+    fn metadata(&self, point: PointId, kind: Kind) -> Outcome<Metadata> {
+        let archive_id = ArchiveId(fastrand::u128(1..).to_le_bytes());
+        let parent = self.newest.as_ref();
+        Ok(Metadata {
+            archive_id,
+            chain_id: parent.map_or(archive_id, |(parent, ..)| parent.chain_id),
+            point: point.to_string(),
+            domain: self.disk.domain.to_string(),
+            disk: self.disk.disk.to_string(),
+            kind,
+            tracker: Tracker::Scan,
+            consistency: Consistency::Offline,
+            created_ms: point.as_ms(),
+            geometry: self.geometry,
+            frame_blocks: qdelta::formats::archive::frame_blocks(self.shape.block_size),
+            parent: parent.map(|(parent, _, root)| Parent {
+                archive_id: parent.archive_id,
+                point: parent.point.clone(),
+                root: *root,
+            }),
+            generator: "benches/chains".into(),
+            extensions: Vec::new(),
+        })
+    }
+
+    /// The blocks that the next point writes, ascending.
+    fn choose(&self) -> Vec<u32> {
+        let Shape { one_in, hot_one_in, .. } = self.shape;
+        let seed = mix(self.points);
+        let is_hot = |block: &u64| mix(*block).is_multiple_of(hot_one_in);
+        let of_hot = one_in / hot_one_in;
+        let is_written = |block: &u64| (mix(block ^ seed) >> 20).is_multiple_of(of_hot);
+        let chosen = (0..self.geometry.block_count()).filter(is_hot).filter(is_written);
+        chosen.map(|block| block as u32).collect()
+    }
+
+    /// Gives the blocks their next pattern, and writes their frames.
+    fn write(&mut self, writer: &mut Writer, changed: &[u32]) -> Outcome<()> {
+        let span = qdelta::formats::archive::frame_blocks(self.shape.block_size);
+        let mut compressor = Compressor::new(1)?;
+        let (mut raw, mut payload) = (Vec::new(), Vec::new());
+        for blocks in changed.chunk_by(|one, other| one / span == other / span) {
+            let (mut mask, mut digests) = (0, Vec::with_capacity(blocks.len()));
+            let first = blocks[0] - blocks[0] % span;
+            raw.clear();
+            for &block in blocks {
+                let place = &mut self.blocks[block as usize];
+                let number = self.points.wrapping_mul(31).wrapping_add(u64::from(block));
+                let next = (number % u64::from(self.shape.patterns)) as u8 + 1;
+                // A block that is written differs from what it was.
+                *place = if next == *place { next % self.shape.patterns + 1 } else { next };
+                digests.push(self.patterns[usize::from(*place) - 1].digest);
+                mask |= 1 << (block - first);
+                if blocks.len() > 1 {
+                    raw.extend(bytes_of(*place, self.shape.block_size));
+                }
+            }
+            let pattern = &self.patterns[usize::from(self.blocks[blocks[0] as usize]) - 1];
+            let (codec, bytes) = match blocks {
+                [_] => (pattern.codec, &pattern.payload),
+                _ => match compressor.compress(&raw, &mut payload)? {
+                    Codec::Stored => (Codec::Stored, &raw),
+                    codec => (codec, &payload),
+                },
+            };
+            writer.write_frame(BlockIndex(first), mask, codec, bytes, &digests)?;
+        }
+        Ok(())
+    }
+
+    /// Computes the digests of the groups of these blocks anew, on all processors; says which.
+    fn update_groups(&mut self, changed: &[u32]) -> Vec<u32> {
+        let mut touched: Vec<u32> = changed.iter().map(|block| block / GROUP_BLOCKS).collect();
+        touched.dedup();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let part = touched.len().div_ceil(threads).max(1);
+        let this = &*self;
+        let digests: Vec<Digest> = std::thread::scope(|scope| {
+            let parts: Vec<_> = touched
+                .chunks(part)
+                .map(|part| {
+                    scope.spawn(move || {
+                        part.iter().map(|group| this.group_digest(*group)).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
+        });
+        for (group, digest) in touched.iter().zip(digests) {
+            self.groups[*group as usize] = digest;
+        }
+        touched
+    }
+
+    fn group_digest(&self, group: u32) -> Digest {
+        let mut digests = [self.zero; GROUP_BLOCKS as usize];
+        let blocks: Range<u64> = self.geometry.group_blocks(GroupIndex(group));
+        let blocks = &self.blocks[blocks.start as usize..blocks.end as usize];
+        for (digest, &block) in digests.iter_mut().zip(blocks) {
+            if block != 0 {
+                *digest = self.patterns[usize::from(block) - 1].digest;
+            }
+        }
+        group_digest(&digests)
+    }
+}
+
+/// All contents that blocks have but zeros.
+fn patterns(shape: Shape) -> Outcome<Vec<Pattern>> {
+    let mut compressor = Compressor::new(1)?;
+    let pattern = |number| {
+        let raw = bytes_of(number, shape.block_size);
+        let mut payload = Vec::new();
+        let codec = compressor.compress(&raw, &mut payload)?;
+        let payload = if codec == Codec::Stored { raw.clone() } else { payload };
+        Ok(Pattern { codec, payload, digest: block_digest(&raw) })
+    };
+    (1..=shape.patterns).map(pattern).collect()
+}
+
+fn bytes_of(pattern: u8, block_size: u32) -> Vec<u8> {
+    vec![pattern; block_size as usize]
+}
+
+/// A number that looks random and is always the same (splitmix64).
+fn mix(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
