@@ -217,6 +217,7 @@ fn verify_disk(
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<()> {
+    let _hold = catalog.repository().hold(&disk.domain)?;
     let list = catalog.points(disk)?;
     let points = match &request.point {
         Some(selector) => vec![catalog.resolve(disk, selector)?],
@@ -391,6 +392,7 @@ fn verify_machines(
     report: &mut Report,
 ) -> Result<()> {
     let repository = catalog.repository();
+    let _hold = repository.hold(domain)?;
     let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<String>)> = BTreeMap::new();
     for (point, machine) in catalog.machines(domain) {
         if wanted.is_some_and(|wanted| !wanted.contains(&point)) {

@@ -1,7 +1,7 @@
 //! The part of a backup that is about one disk: from an image at one moment to an archive that waits
 //! for its manifest.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use qdelta_formats::archive::{
@@ -235,9 +235,8 @@ impl<'a> Job<'a> {
             chain,
         )?;
         let archive_id = metadata.archive_id;
-        let folder = pending.path().parent().map(Path::to_path_buf);
-        let writer = archive::Writer::new(pending.writer(), metadata, folder.as_deref())?
-            .named(pending.path());
+        let spool = self.catalog.repository().spool_folder();
+        let writer = archive::Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
         let job = data_path::Job {
             image: &self.source.image,
             geometry,

@@ -145,6 +145,7 @@ pub fn run(
 ) -> Result<Report> {
     let catalog = repository.catalog();
     let disk = catalog.find_disk(disk)?;
+    let _hold = repository.hold(&disk.domain)?;
     let point = catalog.resolve(&disk, selector)?;
     let passed_over = catalog.passed_over(&disk, selector, point.id)?;
     let recorder = Recorder::new(observer);

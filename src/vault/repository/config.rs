@@ -115,7 +115,7 @@ pub enum Repair {
 
 impl Repository {
     fn at(storage: Arc<dyn Storage>, id: String, trouble: Option<String>) -> Self {
-        Self { root: storage.describe(&Name::top()), storage, id, trouble }
+        Self { root: storage.describe(&Name::top()), storage, id, trouble, state: None }
     }
 
     /// Makes an empty repository of the folder `root`, which is made if it is missing (but not

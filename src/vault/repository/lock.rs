@@ -44,6 +44,8 @@ impl DomainLock {
     ) -> Result<Self> {
         match storage.lock(&domain.folder().join(ADD), LockMode::Exclusive)? {
             Locked::Held(lock) => {
+                // Readers find the file of their lock there, also those who can write nothing.
+                let _ = storage.lock(&domain.folder().join(KEEP), LockMode::Shared);
                 Ok(Self { domain, repository, storage: Arc::clone(storage), _lock: lock })
             }
             Locked::Busy(holder) => Err(busy(format!("{domain} is being written to by {holder}"))),

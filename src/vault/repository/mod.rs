@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::make_private_folder;
 use crate::formats::archive::Kind;
 use config::CONFIG;
 
@@ -53,9 +54,6 @@ pub use pending::Pending;
 pub use point::{PointId, Selector};
 use storage::{EntryKind, Name, Storage};
 
-/// The file in a domain's folder that says that its guest may be frozen.
-const FROZEN: &str = ".frozen";
-
 /// A repository that is open.
 #[derive(Debug, Clone)]
 pub struct Repository {
@@ -65,6 +63,8 @@ pub struct Repository {
     id: String,
     /// What is wrong with `qdelta.toml`.
     trouble: Option<String>,
+    /// Where this host keeps what belongs to itself and not to the repository.
+    state: Option<PathBuf>,
 }
 
 /// What a disk's recovery points are, as far as the manifests can be read.
@@ -264,9 +264,32 @@ impl Repository {
         self.domain_dir(domain).join(names::POINTS)
     }
 
+    /// The same repository, for a host that keeps its own state in `folder`: marks of frozen guests, and
+    /// tables that are too large for memory while an archive is written. Each repository has a folder
+    /// in it.
+    #[must_use]
+    pub fn with_state(mut self, folder: &Path) -> Self {
+        self.state = Some(folder.join(Name::top().join(&self.id).as_str()));
+        self
+    }
+
     /// The file that says that a guest may be frozen, for [`DomainLock`]'s holder to make.
-    pub fn frozen_mark(&self, domain: &DomainName) -> PathBuf {
-        self.root.join(domain.as_str()).join(FROZEN)
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] if nobody said where the state of this host is kept.
+    pub fn frozen_mark(&self, domain: &DomainName) -> Result<PathBuf> {
+        let folder = self.state.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Usage, "there is no place for the mark of a frozen guest")
+                .advise("say where this host keeps its state: --state DIR")
+        })?;
+        Ok(folder.join(format!("{domain}.frozen")))
+    }
+
+    /// Where tables go that are too large for memory; none if that is the system's place for temporary
+    /// files.
+    pub fn spool_folder(&self) -> Option<&Path> {
+        let folder = self.state.as_deref()?;
+        make_private_folder(folder).is_ok().then_some(folder)
     }
 
     /// The points of a domain that have a manifest, whatever is in it.
