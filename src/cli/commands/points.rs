@@ -49,10 +49,10 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         let health = catalog.health(disk, &list)?;
         add(&mut report.totals, &list);
         if context.out.json {
-            let points = list
-                .points
-                .iter()
-                .map(|point| PointReport::new(point, health.restorable.contains(&point.id)));
+            let points = list.points.iter().map(|point| {
+                let restorable = health.restorable.contains(&point.id);
+                PointReport::new(point, repository.describe(&point.archive), restorable)
+            });
             let points = points.collect();
             report.disks.push(DiskPointsReport { disk: disk.to_string(), points });
         } else {

@@ -167,8 +167,9 @@ impl PointsReport {
 }
 
 impl PointReport {
-    /// What is known of a point; `restorable` says whether all that it needs is there.
-    pub fn new(point: &Point, restorable: bool) -> Self {
+    /// What is known of a point, whose archive is the file `archive`; `restorable` says whether all that
+    /// it needs is there.
+    pub fn new(point: &Point, archive: PathBuf, restorable: bool) -> Self {
         let record = &point.record;
         Self {
             point: point.id,
@@ -187,7 +188,7 @@ impl PointReport {
             bytes_changed: record.bytes_changed,
             bytes_written: record.bytes_written,
             root: record.root,
-            archive: point.archive_path.clone(),
+            archive,
             archive_present: point.archive_present,
             restorable,
             archive_id: record.archive_id,

@@ -192,7 +192,7 @@ fn freeze(
         virsh: request.how.virsh.clone(),
         guest: found.domain.handle().to_owned(),
         name: found.domain.name.clone(),
-        mark: repository.frozen_mark(name),
+        mark: repository.frozen_mark(name)?,
         definition: file.ok_or_else(none)?.path.clone(),
         freeze_max: request.how.freeze_max,
         thaw_tries: request.how.thaw_tries,
