@@ -111,8 +111,8 @@ impl Generator {
         let metadata = self.metadata(point, kind)?;
         let lock = self.repository.lock(&self.disk.domain)?;
         let pending = self.repository.begin(&lock, &self.disk, point, kind)?;
-        let sink = Box::new(pending.file()?);
-        let mut writer = Writer::new(sink, metadata.clone(), pending.path().parent())?;
+        let spool = self.repository.spool_folder();
+        let mut writer = Writer::new(pending.writer(), metadata.clone(), spool)?;
         let changed = self.choose();
         self.write(&mut writer, &changed)?;
         let touched = self.update_groups(&changed);
