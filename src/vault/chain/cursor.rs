@@ -218,18 +218,18 @@ impl<'a> GroupCursor<'a> {
 }
 
 /// What one archive says about a group.
-struct Speech {
-    stored: GroupBits,
-    zero: GroupBits,
+pub(super) struct Speech {
+    pub stored: GroupBits,
+    pub zero: GroupBits,
     lost: GroupBits,
     unsure: GroupBits,
-    group_digest: Option<Digest>,
+    pub group_digest: Option<Digest>,
     /// Rank of the first stored block of the group among all stored blocks.
-    first_rank: u64,
+    pub first_rank: u64,
 }
 
 /// One archive's position in the pass.
-struct Lane<'a> {
+pub(super) struct Lane<'a> {
     reader: &'a Reader,
     stored: Runs<'a>,
     zero: Runs<'a>,
@@ -245,7 +245,7 @@ struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    fn new(reader: &'a Reader) -> Self {
+    pub fn new(reader: &'a Reader) -> Self {
         Self {
             reader,
             stored: Runs::new(reader.stored()),
@@ -260,7 +260,7 @@ impl<'a> Lane<'a> {
     }
 
     /// The next group that the archive says something about.
-    fn next_group(&self) -> Option<u32> {
+    pub fn next_group(&self) -> Option<u32> {
         let gaps = [self.lost.as_ref(), self.unsure.as_ref()];
         let [lost, unsure] = gaps.map(|runs| runs.and_then(Runs::next));
         let blocks = [self.stored.next(), self.zero.next(), lost, unsure];
@@ -286,7 +286,7 @@ impl<'a> Lane<'a> {
     }
 
     /// Takes what the archive says about the group that the lane is at.
-    fn speak(&mut self, group: GroupIndex) -> Result<Speech> {
+    pub fn speak(&mut self, group: GroupIndex) -> Result<Speech> {
         let start = u64::from(group.0) * u64::from(GROUP_BLOCKS);
         let blocks = start..start + u64::from(GROUP_BLOCKS);
         let first_rank = self.stored_rank;

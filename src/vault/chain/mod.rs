@@ -2,6 +2,7 @@
 //! something about a block wins.
 
 mod cursor;
+mod forest;
 mod runs;
 mod salvage;
 mod state;
@@ -15,6 +16,7 @@ use crate::formats::archive::{Digest, Geometry, GroupIndex, Kind};
 use crate::vault::archive::Reader;
 
 pub use cursor::GroupCursor;
+pub use forest::Forest;
 pub use state::{FrameRead, GroupState, Owner};
 
 /// The most archives a chain may have. Ten years of one every two hours.

@@ -5,4 +5,4 @@ mod open;
 
 pub(crate) use base::Base;
 pub use base::KindChoice;
-pub(crate) use open::{archive_store, check_indexes, open_archive, open_archives, open_chain};
+pub(crate) use open::{archive_store, check_indexes, open_archive, open_chain};

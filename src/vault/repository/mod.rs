@@ -40,6 +40,7 @@ use crate::formats::archive::Kind;
 use config::CONFIG;
 
 pub use catalog::Catalog;
+pub(crate) use chain::Needed;
 pub use chain::{Gap, Remains};
 pub use config::Repair;
 pub use find::Wanted;
