@@ -138,6 +138,8 @@ impl Repo {
                     archives.insert((domain, point.to_owned()));
                 }
                 _ if name == "qdelta.toml" || name == ".lock" => {}
+                // What the next backup of the disk may use, and can do without.
+                _ if name == ".summary" => {}
                 _ => panic!("a leftover in the repository: {file:?} of {files:?}"),
             }
         }

@@ -25,7 +25,7 @@ use crate::flows::anchors;
 use crate::flows::capture::Source;
 use crate::flows::tracking::changes::Claim;
 use crate::vault::chain::Chain;
-use crate::vault::point::{Base, open_chain};
+use crate::vault::point::{Base, Before, open_chain};
 use crate::vault::repository::{Anchor, AnchorKind, Catalog, CloneRecord, Point, Refusal};
 
 /// The trackers that need no reading, the best first.
@@ -65,7 +65,7 @@ pub(crate) fn choose(
     geometry: Geometry,
     forced: Option<Tracker>,
 ) -> Result<Tracked> {
-    let (Some((parent, chain)), Some(latest)) = (&base.against, &base.latest) else {
+    let (Some((parent, before)), Some(latest)) = (&base.against, &base.latest) else {
         return Ok(Tracked::scan("a full needs everything", Vec::new()));
     };
     if forced == Some(Tracker::Scan) {
@@ -78,9 +78,12 @@ pub(crate) fn choose(
     // That is no failure of a backup that does without.
     let opened =
         opened.map_err(|error| format!("what lies between can't be read: {}", error.chain()));
-    let case = opened.as_ref().map(|opened| {
-        let chain = opened.as_ref().unwrap_or(chain);
-        Case { source, geometry, latest, chain }
+    let case = opened.as_ref().map(|opened| Case {
+        source,
+        geometry,
+        latest,
+        before,
+        chain: opened.as_ref(),
     });
     let mut refused = Vec::new();
     for tracker in CLAIMING.into_iter().filter(|it| forced.is_none_or(|forced| forced == *it)) {
@@ -116,8 +119,10 @@ struct Case<'a> {
     source: &'a Source,
     geometry: Geometry,
     latest: &'a Point,
-    /// The chain of the latest point.
-    chain: &'a Chain,
+    /// What is known of the disk at the parent.
+    before: &'a Before,
+    /// The chain of the latest point, if the parent is another one.
+    chain: Option<&'a Chain>,
 }
 
 impl Case<'_> {
@@ -125,18 +130,16 @@ impl Case<'_> {
     /// one is in the archives; where they ended, the disk may have had another size.
     fn add_what_lies_between(&self, parent: &Point, claim: &mut Claim) -> Result<()> {
         claim.add_resize(self.latest.record.virtual_size);
-        if parent.id == self.latest.id {
-            return Ok(());
-        }
+        let Some(chain) = self.chain else { return Ok(()) };
         claim.add_resize(parent.record.virtual_size);
         let is_parent = |archive: &Arc<crate::vault::archive::Reader>| {
             archive.metadata().archive_id == parent.record.archive_id
         };
-        let position = self.chain.archives().iter().position(is_parent).ok_or_else(|| {
+        let position = chain.archives().iter().position(is_parent).ok_or_else(|| {
             let text = format!("point {} does not follow point {}", self.latest.id, parent.id);
             Error::new(ErrorKind::Usage, text)
         })?;
-        claim.add_blocks(&self.chain.changed_since(position));
+        claim.add_blocks(&chain.changed_since(position));
         Ok(())
     }
 
@@ -149,7 +152,8 @@ impl Case<'_> {
             holes.add(range);
             Ok(())
         })?;
-        claim.add_blocks(&(holes.blocks() & &self.chain.nonzero()));
+        let nonzero = self.chain.map_or_else(|| self.before.nonzero(), Chain::nonzero);
+        claim.add_blocks(&(holes.blocks() & &nonzero));
         Ok(())
     }
 

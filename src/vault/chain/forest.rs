@@ -41,6 +41,13 @@ struct Node {
     wanted: bool,
 }
 
+/// What one archive says, laid over what its parent holds.
+pub struct Overlay<'a> {
+    reader: &'a Reader,
+    lane: Lane<'a>,
+    zero: Digest,
+}
+
 /// What an archive leaves of a group.
 #[derive(Clone)]
 struct Standing {
@@ -139,8 +146,6 @@ struct Pass<'a> {
     /// The place of each archive among the steps.
     places: Vec<usize>,
     nothing: Standing,
-    zero_block: Digest,
-    digests: Vec<Digest>,
 }
 
 /// One archive in a pass.
@@ -149,7 +154,7 @@ struct Step<'a> {
     number: usize,
     /// The step of the archive that it builds on.
     parent: Option<usize>,
-    lane: Lane<'a>,
+    overlay: Overlay<'a>,
     /// Whether it says something about the group.
     speaks: bool,
     /// How many of those that build on it have not had the group's state yet.
@@ -176,7 +181,7 @@ impl<'a> Pass<'a> {
                 node,
                 number,
                 parent: node.parent.and_then(|parent| places.get(parent).copied()),
-                lane: Lane::new(&node.reader),
+                overlay: Overlay::new(&node.reader),
                 speaks: false,
                 waiting: 0,
                 standing: None,
@@ -186,13 +191,7 @@ impl<'a> Pass<'a> {
             });
         }
         let group = zero_group_digest(block_size);
-        Self {
-            steps,
-            places,
-            nothing: Standing { blocks: None, group, agrees: Some(true) },
-            zero_block: zero_block_digest(block_size),
-            digests: Vec::new(),
-        }
+        Self { steps, places, nothing: Standing { blocks: None, group, agrees: Some(true) } }
     }
 
     /// Takes one group through all archives.
@@ -210,7 +209,8 @@ impl<'a> Pass<'a> {
                     continue;
                 }
             };
-            let spoken = step.speak(group, &mut standing, self.zero_block, &mut self.digests);
+            let spoken =
+                step.overlay.speak(group, &mut standing).map(|speaks| step.speaks = speaks);
             if standing.blocks.is_none() && standing.agrees.is_none() {
                 standing.agrees = Some(standing.group == self.nothing.group);
             }
@@ -308,18 +308,36 @@ impl<'a> Pass<'a> {
     }
 }
 
-impl Step<'_> {
-    /// Changes what the archive has something to say about.
-    fn speak(
+impl<'a> Overlay<'a> {
+    /// Begins a pass over what an archive says.
+    pub fn new(reader: &'a Reader) -> Self {
+        Self {
+            reader,
+            lane: Lane::new(reader),
+            zero: zero_block_digest(reader.geometry().block_size()),
+        }
+    }
+
+    /// The digests of a group's blocks at the archive's point, if they were `below` at its parent;
+    /// none where all blocks are zero. Groups come in ascending order.
+    ///
+    /// # Errors
+    /// The digests can't be read.
+    pub fn over(
         &mut self,
         group: GroupIndex,
-        standing: &mut Standing,
-        zero: Digest,
-        digests: &mut Vec<Digest>,
-    ) -> Result<()> {
-        let start = u64::from(group.0) * u64::from(GROUP_BLOCKS);
+        below: Option<Arc<[Digest; LEN]>>,
+    ) -> Result<Option<Arc<[Digest; LEN]>>> {
+        let mut standing = Standing { blocks: below, group: self.zero, agrees: None };
+        self.speak(group, &mut standing)?;
+        Ok(standing.blocks)
+    }
+
+    /// Changes what the archive has something to say about. Tells whether there was anything.
+    fn speak(&mut self, group: GroupIndex, standing: &mut Standing) -> Result<bool> {
+        let (zero, start) = (self.zero, u64::from(group.0) * u64::from(GROUP_BLOCKS));
         // A disk that is shorter than its parent has lost what lay behind its end.
-        let end = self.node.reader.geometry().block_count().saturating_sub(start);
+        let end = self.reader.geometry().block_count().saturating_sub(start);
         if end < LEN as u64
             && let Some(blocks) = &mut standing.blocks
         {
@@ -330,21 +348,18 @@ impl Step<'_> {
                 standing.agrees = None;
             }
         }
-        self.speaks = self.lane.next_group() == Some(group.0);
-        if !self.speaks {
-            return Ok(());
+        if self.lane.next_group() != Some(group.0) {
+            return Ok(false);
         }
         let speech = self.lane.speak(group)?;
-        let stored = ones(&speech.stored).count();
-        if stored > 0 || standing.blocks.is_some() {
-            digests.clear();
-            digests.resize(stored, zero);
-            self.node.reader.block_digests(speech.first_rank, digests)?;
+        let mut digests = vec![zero; ones(&speech.stored).count()];
+        if !digests.is_empty() || standing.blocks.is_some() {
+            self.reader.block_digests(speech.first_rank, &mut digests)?;
             let blocks = standing.blocks.get_or_insert_with(|| Arc::new([zero; LEN]));
             let blocks = Arc::make_mut(blocks);
-            for (block, digest) in ones(&speech.stored).zip(digests.iter()) {
+            for (block, digest) in ones(&speech.stored).zip(digests) {
                 if let Some(place) = blocks.get_mut(block) {
-                    *place = *digest;
+                    *place = digest;
                 }
             }
             for block in ones(&speech.zero) {
@@ -357,7 +372,7 @@ impl Step<'_> {
             standing.group = digest;
         }
         standing.agrees = None;
-        Ok(())
+        Ok(true)
     }
 }
 

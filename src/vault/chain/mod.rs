@@ -16,7 +16,7 @@ use crate::formats::archive::{Digest, Geometry, GroupIndex, Kind};
 use crate::vault::archive::Reader;
 
 pub use cursor::GroupCursor;
-pub use forest::Forest;
+pub use forest::{Forest, Overlay};
 pub use state::{FrameRead, GroupState, Owner};
 
 /// The most archives a chain may have. Ten years of one every two hours.
@@ -88,6 +88,11 @@ impl Chain {
     pub fn newest(&self) -> &Arc<Reader> {
         #[expect(clippy::indexing_slicing, reason = "`new` refuses a chain of none")]
         &self.archives[self.archives.len() - 1]
+    }
+
+    /// How many blocks the archive stores that stores the most.
+    pub fn largest(&self) -> u64 {
+        self.archives.iter().map(|archive| archive.stored().len()).max().unwrap_or(0)
     }
 
     /// The blocks that are not zero at the newest point. At most one bit for each block of the disk.

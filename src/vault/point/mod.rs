@@ -1,8 +1,10 @@
 //! A recovery point, opened: its chain, and what a new point is made against.
 
 mod base;
+mod before;
 mod open;
 
 pub(crate) use base::Base;
 pub use base::KindChoice;
+pub(crate) use before::{Before, Digests, sum_up};
 pub(crate) use open::{archive_store, check_indexes, open_archive, open_chain};

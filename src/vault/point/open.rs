@@ -15,7 +15,7 @@ pub(crate) fn open_chain(catalog: &Catalog, point: &Point) -> Result<Chain> {
 }
 
 /// Opens the archives of a point's chain, which are these, the full first.
-fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
+pub(super) fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
     let mut archives = Vec::new();
     for path in paths {
         archives.push(Arc::new(open_archive(path)?));

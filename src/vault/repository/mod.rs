@@ -30,14 +30,16 @@ mod select;
 pub mod storage;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::Opener;
 use crate::formats::archive::Kind;
 use config::CONFIG;
+use durable::FILE_MODE;
 
 pub use catalog::Catalog;
 pub(crate) use chain::Needed;
@@ -58,6 +60,12 @@ use storage::Storage;
 
 /// The file in a domain's folder that says that its guest may be frozen.
 const FROZEN: &str = ".frozen";
+
+/// The summary of a disk's chain, in the folder of the disk's archives.
+const SUMMARY: &str = ".summary";
+
+/// The longest summary that is read, in bytes.
+const SUMMARY_LEN_MAX: u64 = 64 << 20;
 
 /// A repository that is open.
 #[derive(Debug, Clone)]
@@ -249,6 +257,33 @@ impl Repository {
     /// The folder of a domain's manifests.
     fn points_dir(&self, domain: &DomainName) -> PathBuf {
         self.domain_dir(domain).join(names::POINTS)
+    }
+
+    /// The summary of a disk's chain that the last backup left, if there is one that can be read.
+    pub(crate) fn summary(&self, id: &DiskId) -> Option<Vec<u8>> {
+        durable::read_small(&self.disk_dir(id).join(SUMMARY), SUMMARY_LEN_MAX).ok()
+    }
+
+    /// Leaves a summary of a disk's chain for the next backup. Nothing depends on the summary, so
+    /// nothing is synced: one that a power cut tore is not believed.
+    ///
+    /// # Errors
+    /// The summary can't be written.
+    pub(crate) fn write_summary(&self, id: &DiskId, bytes: &[u8]) -> Result<()> {
+        let path = self.disk_dir(id).join(SUMMARY);
+        let partial = self.disk_dir(id).join(pending::partial_name(SUMMARY));
+        let failed = |error| Error::io("write", &partial, error);
+        match fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let written = Opener::CHANGE.create(FILE_MODE).open(&partial);
+        let written = written.and_then(|mut file| file.write_all(bytes));
+        let named = written.and_then(|()| fs::rename(&partial, &path));
+        named.map_err(|error| {
+            let _ = fs::remove_file(&partial);
+            failed(error)
+        })
     }
 
     /// The file that says that a guest may be frozen, for [`DomainLock`]'s holder to make.
