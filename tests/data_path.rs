@@ -27,14 +27,16 @@ fn content(archive: &Path) -> Vec<u8> {
     let mut buffer = Vec::new();
     for position in 0..archive.frame_count() {
         let entry = archive.frame(position).unwrap();
-        let view = archive.read_frame(&entry, &mut buffer).unwrap();
+        let view = archive
+            .read_frame(&entry, archive.stored_mask(entry.first_block).unwrap(), &mut buffer)
+            .unwrap();
         let head = (entry.first_block.0, entry.payload_len, view.header.mask, view.header.codec);
         all.extend(format!("{head:?} {} ", entry.offset - archive.frame_area().start).bytes());
         all.extend(view.payload);
     }
     let geometry = archive.geometry();
     for block in 0..geometry.block_count() as u32 {
-        if archive.zero().contains(block) {
+        if archive.zero().contains(block).unwrap() {
             all.extend(format!("zero {:?} ", BlockIndex(block)).bytes());
         }
     }

@@ -251,6 +251,23 @@ fn a_warning_has_one_way_to_people() {
     );
 }
 
+/// Stores that fail by a plan were a hidden part of every library that was built, the program's
+/// included.
+#[test]
+fn what_is_for_tests_is_behind_a_feature() {
+    only_in(
+        &["src", "formats"],
+        &[],
+        &["doc(hidden)"],
+        "what tests alone need is behind the feature `testing`, and what others need is documented",
+    );
+    let text = std::fs::read_to_string(top().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = text.parse().unwrap();
+    let features = manifest["features"].as_table().unwrap();
+    assert!(features.contains_key("testing"));
+    assert!(!features.contains_key("default"), "the program is built with no feature");
+}
+
 #[test]
 fn formats_are_bytes_and_nothing_else() {
     let outside =
@@ -391,7 +408,8 @@ fn dependencies_have_a_reason() {
         let parsed: toml::Table = text.parse().unwrap();
         for section in ["dependencies", "dev-dependencies"] {
             let Some(toml::Value::Table(list)) = parsed.get(section) else { continue };
-            for name in list.keys() {
+            // The package names itself among its dev-dependencies, for a feature.
+            for name in list.keys().filter(|name| *name != env!("CARGO_PKG_NAME")) {
                 assert!(
                     reasons.contains(&name.as_str()),
                     "ARCHITECTURE.md gives no reason for `{name}` of {manifest}"

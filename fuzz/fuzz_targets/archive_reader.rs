@@ -76,7 +76,8 @@ fn read(bytes: Vec<u8>) -> qdelta::Result<()> {
     let mut decompressor = Decompressor::new()?;
     for position in 0..reader.frame_count() {
         let Ok(entry) = reader.frame(position) else { continue };
-        if let Ok(view) = reader.read_frame(&entry, &mut buffer) {
+        let Ok(mask) = reader.stored_mask(entry.first_block) else { continue };
+        if let Ok(view) = reader.read_frame(&entry, mask, &mut buffer) {
             let mut raw = vec![0; view.header.raw_len()];
             decompressor.decompress(view.header.codec, view.payload, &mut raw)?;
         }

@@ -105,7 +105,7 @@ fn check(chain: &[(Vec<u8>, Metadata, Disk)], digests: &[Digest; 256]) {
         assert_eq!(state.group_digest(), disk.group_digest(group as usize, digests));
         for frame in state.frames() {
             let reader = &chain.archives()[frame.archive];
-            let view = reader.read_frame(&frame.entry, &mut buffer).expect("a sound frame");
+            let view = reader.read_frame(&frame.entry, frame.mask, &mut buffer).expect("a sound frame");
             let mut raw = vec![0; view.header.raw_len()];
             decompressor
                 .decompress(view.header.codec, view.payload, &mut raw)

@@ -13,7 +13,7 @@ use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::image_lock::ImageLock;
 use crate::disk::files::{Zeroes, open_device};
-use crate::disk::io::{FileStore, Store};
+use crate::disk::io::{FileStore, ReadAt, Store};
 
 /// How much of the device's start and end is looked at for signs of use, in bytes.
 const LOOKED_AT: u64 = 1 << 20;

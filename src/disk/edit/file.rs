@@ -1,6 +1,8 @@
 //! The file of an image that is to be changed.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +14,7 @@ use roaring::RoaringTreemap;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::image_lock::ImageLock;
 use crate::disk::files::{open_device, punch};
-use crate::disk::io::{FileStore, Opener, Store, not_opened};
+use crate::disk::io::{FileStore, Opener, ReadAt, Store, not_opened};
 
 /// A qcow2 image that nobody else uses, open for reading and writing. As long as this lives,
 /// nobody else can open it who heeds QEMU's locks.
@@ -23,6 +25,41 @@ pub struct ImageFile {
     is_regular: bool,
     /// Once it is proved to be sound: the clusters that were counted once and that nothing used.
     leaked: Mutex<Option<Arc<RoaringTreemap>>>,
+}
+
+/// A file that can only be read, where one is asked for that could be written.
+struct ReadOnly(Arc<dyn ReadAt>);
+
+impl ReadAt for ReadOnly {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.fd()
+    }
+}
+
+impl Store for ReadOnly {
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for ImageFile {
@@ -67,6 +104,11 @@ impl ImageFile {
     /// writes to it, and, if it is to be changed, that nobody uses it.
     pub fn over(store: Arc<dyn Store>) -> Self {
         Self { store, lock: None, is_regular: true, leaked: Mutex::default() }
+    }
+
+    /// The image in a file that can only be read: every change fails.
+    pub fn to_read(file: Arc<dyn ReadAt>) -> Self {
+        Self::over(Arc::new(ReadOnly(file)))
     }
 
     /// From now on it is only read, and others may read it, too. In between nobody could write.

@@ -133,6 +133,7 @@ impl<'a> Zeroes<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::io::ReadAt;
 
     /// Every way makes zeros of exactly the range, aligned or not. A file knows the same calls as a
     /// device.

@@ -9,7 +9,7 @@ use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::{Halt, Producer, Resources, Ticket};
 use crate::disk::io::{
-    Access, Backend, Buffer, Direct, Direction, Job, Pool, Queue, Segment, Store, open_direct,
+    Backend, Buffer, Direct, Direction, Job, Pool, Queue, ReadAt, Segment, open_direct,
 };
 
 /// Reads in flight at once: more than this brings an NVMe drive nothing at 1 MiB a read.
@@ -35,11 +35,11 @@ impl<T> ReadAhead<T> {
     /// past the page cache if `direct` says so.
     pub fn new(
         resources: &Resources,
-        files: Vec<Arc<dyn Store>>,
+        files: Vec<Arc<dyn ReadAt>>,
         buffer_size: usize,
         direct: Direct,
     ) -> Result<Self> {
-        let files = open_direct(files, direct, Access::Read)?;
+        let files = open_direct(files, direct)?;
         let pool = Pool::new(resources.window(), buffer_size)?;
         let queue = Queue::open(resources.backend, QUEUE_DEPTH, files, &pool)?;
         Ok(Self { pool, queue, waiting: HashMap::new() })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::base::error::Result;
 use crate::disk::flow::pipeline::Resources;
-use crate::disk::io::{Access, Buffer, Direction, Job, Pool, Queue, Segment, Store, open_direct};
+use crate::disk::io::{Buffer, Direction, Job, Pool, Queue, Segment, Store, open_direct};
 
 /// Writes in flight at once.
 const QUEUE_DEPTH: usize = 8;
@@ -23,7 +23,7 @@ impl WriteBehind {
     /// worker never waits for a buffer that only its own result could free.
     pub fn new(resources: &Resources, store: Arc<dyn Store>, buffer_size: usize) -> Result<Self> {
         let pool = Pool::new(resources.window() + QUEUE_DEPTH, buffer_size)?;
-        let files = open_direct(vec![store], resources.direct, Access::Write)?;
+        let files = open_direct(vec![store], resources.direct)?;
         let queue = Queue::open(resources.backend, QUEUE_DEPTH, files, &pool)?;
         // Who reads has warned of the same already.
         if let Some(reason) = queue.fallback_reason() {
@@ -68,6 +68,7 @@ impl WriteBehind {
 mod tests {
     use super::*;
     use crate::base::error::ErrorKind;
+    use crate::disk::io::ReadAt;
     use crate::disk::io::faulty::{Fault, FaultyStore};
     use crate::disk::io::recording::RecordingStore;
 

@@ -19,7 +19,7 @@ use super::{Format, OpenOptions};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
 use crate::disk::image::extent::FileIndex;
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 
 /// The most images below the top of a chain: libvirt starts no guest with more.
 pub const DEPTH_MAX: usize = 200;
@@ -37,7 +37,7 @@ enum Below<'a> {
 #[derive(Default)]
 pub(super) struct Opening {
     pub(super) layers: Vec<Layer>,
-    pub(super) files: Vec<Arc<dyn Store>>,
+    pub(super) files: Vec<Arc<dyn ReadAt>>,
     /// For each layer, whether its format was guessed from its first bytes.
     pub(super) guessed: Vec<bool>,
     /// What somebody should know about the image.
@@ -107,7 +107,7 @@ pub(super) fn top_header(
 }
 
 /// Opens the image at `path` and its external data file.
-pub(super) fn written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<dyn Store>>> {
+pub(super) fn written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<dyn ReadAt>>> {
     let policy = Policy::new(path, options)?;
     let top = policy.open_named_by_user(path)?;
     let mut files = vec![Arc::clone(&top.store)];

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rustix::fs::SeekFrom;
 
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 
 /// What a part of a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) struct Holes {
 
 impl Holes {
     /// What `range` of `store` begins with, and how far that goes; never empty unless `range` is.
-    pub(super) fn part(&mut self, store: &dyn Store, range: Range<u64>) -> (u64, Part) {
+    pub(super) fn part(&mut self, store: &dyn ReadAt, range: Range<u64>) -> (u64, Part) {
         if let Some((known, part)) = &self.last
             && known.contains(&range.start)
         {
@@ -44,7 +44,7 @@ impl Holes {
 }
 
 /// What lies at `offset`, and where it ends. Nothing if the file can't tell.
-fn ask(store: &dyn Store, offset: u64) -> Option<(u64, Part)> {
+fn ask(store: &dyn ReadAt, offset: u64) -> Option<(u64, Part)> {
     // The descriptor's position is nobody's business: all reads say where they read.
     let fd = store.fd()?;
     match rustix::fs::seek(fd, SeekFrom::Data(offset)) {

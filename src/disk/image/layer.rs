@@ -9,7 +9,7 @@ use super::qcow2::Qcow2Layer;
 use super::tables::Qcow2Cursor;
 use crate::base::error::Result;
 use crate::disk::image::extent::{CompressedCluster, FileIndex};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 
 /// One file of a backing chain.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) struct RawLayer {
 /// An open file as a layer uses it.
 #[derive(Clone)]
 pub(super) struct LayerFile {
-    pub(super) store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn ReadAt>,
     pub(super) index: FileIndex,
     pub(super) path: PathBuf,
     /// Its length in bytes when it was opened.

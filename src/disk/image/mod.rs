@@ -47,7 +47,7 @@ pub use stated::{StatedChain, StatedLayer};
 use crate::base::error::Result;
 use crate::base::warning::Warning;
 use crate::disk::image::extent::{Extent, Source};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use layer::{Detail, Layer};
 
 /// Extents that a walk over the whole disk has in memory.
@@ -123,7 +123,7 @@ pub struct OpenOptions {
 ///
 /// # Errors
 /// As [`Image::open`].
-pub fn open_written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<dyn Store>>> {
+pub fn open_written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<dyn ReadAt>>> {
     chain::written_files(path, options)
 }
 
@@ -147,7 +147,7 @@ pub fn is_qcow2(path: &Path) -> Result<bool> {
 /// An open image. Files stay open, and are opened for reading only.
 pub struct Image {
     layers: Arc<Vec<Layer>>,
-    files: Vec<Arc<dyn Store>>,
+    files: Vec<Arc<dyn ReadAt>>,
     descriptions: Vec<LayerDescription>,
     warnings: Vec<Warning>,
 }
@@ -207,7 +207,7 @@ impl Image {
 
     /// All files that hold bytes of the disk or say where they are. A
     /// [`crate::disk::image::extent::FileIndex`] is a position in this list.
-    pub fn files(&self) -> &[Arc<dyn Store>] {
+    pub fn files(&self) -> &[Arc<dyn ReadAt>] {
         &self.files
     }
 

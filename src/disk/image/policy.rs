@@ -13,14 +13,14 @@ use std::sync::Arc;
 
 use super::OpenOptions;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{FileStore, Opener, Store, not_opened};
+use crate::disk::io::{FileStore, Opener, ReadAt, not_opened};
 
 /// Which file it is, whatever it is called: device and inode.
 type FileId = (u64, u64);
 
 /// An open file and what is known about it.
 pub(super) struct Opened {
-    pub(super) store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn ReadAt>,
     /// The name that led to it; further names are relative to its folder.
     pub(super) path: PathBuf,
     pub(super) id: FileId,

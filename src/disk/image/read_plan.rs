@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::image::Inflater;
 use crate::disk::image::extent::{CompressedCluster, Extent, FileIndex, Source};
-use crate::disk::io::{Segment, Store};
+use crate::disk::io::{ReadAt, Segment};
 
 /// How the bytes of ranges of the disk get into one buffer.
 #[derive(Debug, Default)]
@@ -74,7 +74,7 @@ impl ReadPlan {
 
 /// Reads compressed clusters; one for each worker.
 pub struct ClusterReader {
-    files: Vec<Arc<dyn Store>>,
+    files: Vec<Arc<dyn ReadAt>>,
     inflater: Inflater,
     input: Vec<u8>,
     /// The cluster that was unpacked last: a range that shows two parts of it needs it twice.
@@ -84,7 +84,7 @@ pub struct ClusterReader {
 
 impl ClusterReader {
     /// One that reads from `files`, the image's.
-    pub fn new(files: Vec<Arc<dyn Store>>) -> Self {
+    pub fn new(files: Vec<Arc<dyn ReadAt>>) -> Self {
         Self {
             files,
             inflater: Inflater::new(),

@@ -279,13 +279,13 @@ mod tests {
 
     use super::*;
     use crate::disk::image::extent::FileIndex;
-    use crate::disk::io::{FileStore, Store};
+    use crate::disk::io::{FileStore, ReadAt};
 
     fn file(content: &[u8]) -> LayerFile {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
         let path = std::path::Path::new("image");
-        let store: Arc<dyn Store> = Arc::new(FileStore::new(file, path));
+        let store: Arc<dyn ReadAt> = Arc::new(FileStore::new(file, path));
         let (index, len) = (FileIndex(0), content.len() as u64);
         LayerFile { store, index, path: path.into(), len, allocated: None }
     }

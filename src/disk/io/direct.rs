@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{BUFFER_ALIGNMENT, FileStore, Opener, Store};
+use super::{BUFFER_ALIGNMENT, FileStore, Files, Opener, ReadAt, Store};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::sys::kernel::Memory;
 
@@ -24,25 +24,10 @@ pub enum Direct {
     Off,
 }
 
-/// What is done with the files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// They are only read.
-    Read,
-    /// They are written, and perhaps read.
-    Write,
-}
-
 /// Places of a file at which to look whether it is in the page cache.
 const SAMPLES: u64 = 64;
 /// A file shorter than this many bytes is not worth the second descriptor.
 const SIZE_MIN: u64 = 1 << 20;
-
-/// A file that is open twice: through the page cache, and past it for what is aligned.
-struct DirectFile {
-    direct: FileStore,
-    cached: Arc<dyn Store>,
-}
 
 /// Whether a transfer of `len` bytes at `offset` and this address can go past the cache.
 pub(super) fn is_aligned(offset: u64, len: usize, address: usize) -> bool {
@@ -52,13 +37,17 @@ pub(super) fn is_aligned(offset: u64, len: usize, address: usize) -> bool {
         && offset.is_multiple_of(alignment as u64)
 }
 
-impl DirectFile {
-    fn fits(bytes: &[u8], offset: u64) -> bool {
-        is_aligned(offset, bytes.len(), bytes.as_ptr() as usize)
-    }
+fn fits(bytes: &[u8], offset: u64) -> bool {
+    is_aligned(offset, bytes.len(), bytes.as_ptr() as usize)
 }
 
-impl Store for DirectFile {
+/// A file that is open twice: through the page cache, and past it for what is aligned.
+struct DirectFile {
+    direct: FileStore,
+    cached: Arc<dyn ReadAt>,
+}
+
+impl ReadAt for DirectFile {
     fn path(&self) -> &Path {
         self.cached.path()
     }
@@ -68,13 +57,52 @@ impl Store for DirectFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let fits = Self::fits(buffer, offset);
+        let fits = fits(buffer, offset);
         if fits { self.direct.read_at(buffer, offset) } else { self.cached.read_at(buffer, offset) }
     }
 
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.direct.fd()
+    }
+
+    fn cached(&self) -> Option<&Arc<dyn ReadAt>> {
+        Some(&self.cached)
+    }
+}
+
+/// The same of a file that is written.
+struct DirectStore {
+    file: DirectFile,
+    cached: Arc<dyn Store>,
+}
+
+impl ReadAt for DirectStore {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.file.fd()
+    }
+
+    fn cached(&self) -> Option<&Arc<dyn ReadAt>> {
+        self.file.cached()
+    }
+}
+
+impl Store for DirectStore {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        let fits = Self::fits(bytes, offset);
-        if fits { self.direct.write_at(bytes, offset) } else { self.cached.write_at(bytes, offset) }
+        let fits = fits(bytes, offset);
+        let direct = &self.file.direct;
+        if fits { direct.write_at(bytes, offset) } else { self.cached.write_at(bytes, offset) }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -84,14 +112,6 @@ impl Store for DirectFile {
     fn sync(&self) -> io::Result<()> {
         self.cached.sync()
     }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.direct.fd()
-    }
-
-    fn cached(&self) -> Option<&Arc<dyn Store>> {
-        Some(&self.cached)
-    }
 }
 
 /// The same files, past the page cache where `direct` says so. A store without a descriptor stays
@@ -99,29 +119,50 @@ impl Store for DirectFile {
 ///
 /// # Errors
 /// `Usage` if [`Direct::On`] is asked for and a file can't be had so.
-pub fn open_direct(
-    files: Vec<Arc<dyn Store>>,
-    direct: Direct,
-    access: Access,
-) -> Result<Vec<Arc<dyn Store>>> {
-    files.into_iter().map(|file| open_one(file, direct, access)).collect()
+pub fn open_direct(files: impl Into<Files>, direct: Direct) -> Result<Files> {
+    Ok(match files.into() {
+        Files::Read(files) => {
+            let opened = files.into_iter().map(|file| -> Result<Arc<dyn ReadAt>> {
+                match open_past(file.as_ref(), Opener::READ, direct)? {
+                    Some(direct) => Ok(Arc::new(DirectFile { direct, cached: file })),
+                    None => Ok(file),
+                }
+            });
+            Files::Read(opened.collect::<Result<_>>()?)
+        }
+        Files::Write(files) => {
+            let opened = files.into_iter().map(|file| -> Result<Arc<dyn Store>> {
+                match open_past(file.as_ref(), Opener::CHANGE, direct)? {
+                    Some(direct) => {
+                        let cached: Arc<dyn Store> = Arc::clone(&file);
+                        Ok(Arc::new(DirectStore {
+                            file: DirectFile { direct, cached: file },
+                            cached,
+                        }))
+                    }
+                    None => Ok(file),
+                }
+            });
+            Files::Write(opened.collect::<Result<_>>()?)
+        }
+    })
 }
 
-fn open_one(file: Arc<dyn Store>, direct: Direct, access: Access) -> Result<Arc<dyn Store>> {
+/// The file past the page cache, if it is to be had and is wanted so.
+fn open_past(file: &dyn ReadAt, how: Opener, direct: Direct) -> Result<Option<FileStore>> {
     let wanted = match direct {
         Direct::Off => false,
         Direct::On => true,
         Direct::Auto => {
-            file.len().is_ok_and(|len| len >= SIZE_MIN)
-                && (access == Access::Write || is_cold(file.as_ref()))
+            file.len().is_ok_and(|len| len >= SIZE_MIN) && (how == Opener::CHANGE || is_cold(file))
         }
     };
     if !wanted || file.fd().is_none() {
-        return Ok(file);
+        return Ok(None);
     }
-    match reopen(file.as_ref(), access) {
-        Ok(direct) => Ok(Arc::new(DirectFile { direct, cached: file })),
-        Err(_) if direct == Direct::Auto => Ok(file),
+    match reopen(file, how) {
+        Ok(direct) => Ok(Some(direct)),
+        Err(_) if direct == Direct::Auto => Ok(None),
         Err(error) => {
             let what = format!("{} can't be had past the page cache", file.path().display());
             Err(Error::new(ErrorKind::Usage, what)
@@ -132,9 +173,8 @@ fn open_one(file: Arc<dyn Store>, direct: Direct, access: Access) -> Result<Arc<
 }
 
 /// Opens what a store has open, whatever its name has become, once more.
-fn reopen(store: &dyn Store, access: Access) -> io::Result<FileStore> {
+fn reopen(store: &dyn ReadAt, how: Opener) -> io::Result<FileStore> {
     let descriptor = store.fd().ok_or(io::ErrorKind::Unsupported)?;
-    let how = if access == Access::Write { Opener::CHANGE } else { Opener::READ };
     let path = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
     let file = how.or_device().direct().open(&path)?;
     let file = FileStore::new(file, store.path());
@@ -146,7 +186,7 @@ fn reopen(store: &dyn Store, access: Access) -> io::Result<FileStore> {
 
 /// Whether most of a file is not in the page cache, by a sample of places spread over it. Going
 /// past a cache that has the bytes already would be slower.
-fn is_cold(store: &dyn Store) -> bool {
+fn is_cold(store: &dyn ReadAt) -> bool {
     let (Some(descriptor), Ok(len)) = (store.fd(), store.len()) else { return false };
     let mut byte = [0];
     let missing = (0..SAMPLES).filter(|sample| {
@@ -173,9 +213,18 @@ mod tests {
         (file, bytes)
     }
 
-    fn open(file: &tempfile::NamedTempFile, direct: Direct, access: Access) -> Arc<dyn Store> {
-        let store: Arc<dyn Store> = Arc::new(FileStore::new(file.reopen().unwrap(), file.path()));
-        open_direct(vec![store], direct, access).unwrap().pop().unwrap()
+    fn open(file: &tempfile::NamedTempFile, direct: Direct) -> Arc<dyn ReadAt> {
+        let file: Arc<dyn ReadAt> = Arc::new(FileStore::new(file.reopen().unwrap(), file.path()));
+        open_direct(vec![file], direct).unwrap().readable().pop().unwrap()
+    }
+
+    fn open_to_write(file: &tempfile::NamedTempFile, direct: Direct) -> Arc<dyn Store> {
+        let file = file.as_file().try_clone().map(|it| FileStore::new(it, file.path())).unwrap();
+        let store: Arc<dyn Store> = Arc::new(file);
+        match open_direct(vec![store], direct).unwrap() {
+            Files::Write(mut files) => files.pop().unwrap(),
+            Files::Read(_) => unreachable!(),
+        }
     }
 
     #[test]
@@ -183,7 +232,7 @@ mod tests {
         let len = (2 << 20) + 777;
         for backend in [Backend::Auto, Backend::Threads] {
             let (file, mut bytes) = file(len);
-            let store = open(&file, Direct::On, Access::Write);
+            let store = open_to_write(&file, Direct::On);
             assert!(store.cached().is_some());
             let pool = Pool::new(4, 1 << 20).unwrap();
             let mut queue = Queue::open(backend, 4, vec![Arc::clone(&store)], &pool).unwrap();
@@ -219,7 +268,7 @@ mod tests {
         let (file, _) = file((1 << 20) + 4096 + 512);
         let pool = Pool::new(1, 1 << 20).unwrap();
         for direct in [Direct::On, Direct::Off] {
-            let store = open(&file, direct, Access::Read);
+            let store = open(&file, direct);
             for backend in [Backend::Auto, Backend::Threads] {
                 let mut queue = Queue::open(backend, 4, vec![Arc::clone(&store)], &pool).unwrap();
                 let segments = vec![Segment { file: 0, offset: 1 << 20, range: 0..65536 }];
@@ -234,7 +283,7 @@ mod tests {
     #[test]
     fn what_is_cut_short_goes_on_through_the_cache() {
         let (file, bytes) = file(1 << 20);
-        let store = open(&file, Direct::On, Access::Read);
+        let store = open(&file, Direct::On);
         let pool = Pool::new(1, 1 << 20).unwrap();
         let mut queue = Queue::open(Backend::Uring, 4, vec![store], &pool).unwrap();
         let Engine::Uring(ring) = &mut queue.engine else { unreachable!() };
@@ -257,14 +306,15 @@ mod tests {
         let (file, _) = file(4 << 20);
         let store = FileStore::new(file.reopen().unwrap(), file.path());
         assert!(!is_cold(&store));
-        assert!(open(&file, Direct::Auto, Access::Read).cached().is_none());
-        assert!(open(&file, Direct::Off, Access::Write).cached().is_none());
+        assert!(open(&file, Direct::Auto).cached().is_none());
+        assert!(open_to_write(&file, Direct::Off).cached().is_none());
     }
 
     #[test]
     fn a_store_without_a_descriptor_stays_what_it_is() {
         let store = crate::disk::io::recording::RecordingStore::new(vec![0; 2 << 20], "memory");
-        let files = open_direct(vec![Arc::new(store)], Direct::Auto, Access::Write).unwrap();
-        assert!(files[0].cached().is_none());
+        let store: Arc<dyn Store> = Arc::new(store);
+        let files = open_direct(vec![store], Direct::Auto).unwrap();
+        assert!(files.get(0).unwrap().cached().is_none());
     }
 }

@@ -1,12 +1,11 @@
 //! A store for tests that fails, cuts short or interrupts chosen calls of the store beneath it.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Store;
+use super::{ReadAt, Store};
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +55,7 @@ impl FaultyStore {
     }
 }
 
-impl Store for FaultyStore {
+impl ReadAt for FaultyStore {
     fn path(&self) -> &Path {
         self.inner.path()
     }
@@ -69,7 +68,9 @@ impl Store for FaultyStore {
         let count = self.next(buffer.len())?;
         self.inner.read_at(buffer.get_mut(..count).unwrap_or_default(), offset)
     }
+}
 
+impl Store for FaultyStore {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let count = self.next(bytes.len())?;
         self.inner.write_at(bytes.get(..count).unwrap_or_default(), offset)
@@ -83,9 +84,5 @@ impl Store for FaultyStore {
     fn sync(&self) -> io::Result<()> {
         self.next(0)?;
         self.inner.sync()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }

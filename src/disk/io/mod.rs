@@ -2,12 +2,12 @@
 //! reads or writes that runs on io_uring or, without it, on threads with `pread`/`pwrite`.
 
 mod direct;
-#[doc(hidden)]
+#[cfg(any(test, feature = "testing"))]
 pub mod faulty;
 mod open;
 mod pool;
 mod queue;
-#[doc(hidden)]
+#[cfg(any(test, feature = "testing"))]
 pub mod recording;
 mod ring;
 mod store;
@@ -15,11 +15,11 @@ mod threads;
 mod uring;
 mod writeback;
 
-pub use direct::{Access, Direct, open_direct};
+pub use direct::{Direct, open_direct};
 pub use open::{Opener, is_refusal, not_opened, open_folder, pin, pin_folder, sync_folder};
 pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
 pub use queue::{Backend, Direction, Done, Job, Queue, Segment};
-pub use store::{FileStore, Store};
+pub use store::{FileStore, Files, ReadAt, Store};
 pub use writeback::EarlyWriteback;
 
 /// How often an operation that the system has no room for (`EAGAIN`) is tried again.

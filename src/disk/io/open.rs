@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use crate::base::error::{Error, ErrorKind};
 
 /// How a regular file, or a block device, is opened. Everything else is refused: see [`is_refusal`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opener {
     flags: OFlags,
     mode: Mode,

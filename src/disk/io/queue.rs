@@ -1,11 +1,10 @@
 //! A queue of reads or writes: jobs in, buffers back, in whatever order they get done.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::ring::RingQueue;
 use super::threads::ThreadQueue;
-use super::{Buffer, Pool, Store};
+use super::{Buffer, Files, Pool, ReadAt};
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// What runs the reads and writes.
@@ -147,7 +146,7 @@ impl Queue {
     pub fn open(
         backend: Backend,
         depth: usize,
-        files: Vec<Arc<dyn Store>>,
+        files: impl Into<Files>,
         pool: &Pool,
     ) -> Result<Self> {
         Self::open_refusing(backend, depth, files, pool, Refuse::default())
@@ -156,10 +155,11 @@ impl Queue {
     pub(super) fn open_refusing(
         backend: Backend,
         depth: usize,
-        files: Vec<Arc<dyn Store>>,
+        files: impl Into<Files>,
         pool: &Pool,
         refuse: Refuse,
     ) -> Result<Self> {
+        let files = files.into();
         let depth = depth.clamp(1, Self::DEPTH_MAX);
         if backend == Backend::Threads {
             let engine = Engine::Threads(ThreadQueue::new(depth, files)?);
@@ -197,7 +197,8 @@ impl Queue {
 
     /// Accepts a job. Nothing begins before [`Self::submit`] or [`Self::wait`].
     ///
-    /// A segment outside the buffer or of an unknown file makes the job fail, with kind `Usage`.
+    /// A segment outside the buffer or of an unknown file makes the job fail, with kind `Usage`;
+    /// so does a write to a file that is only to be read.
     pub fn push(&mut self, job: Job) {
         match &mut self.engine {
             Engine::Uring(ring) => ring.push(job),
@@ -265,10 +266,15 @@ pub(super) fn check(segment: &Segment, buffer_len: usize, files: usize) -> Resul
     ))
 }
 
+/// The error of a write to files that are only to be read.
+pub(super) fn unwritable() -> Error {
+    Error::new(ErrorKind::Usage, "a write to a queue of files that are only read")
+}
+
 /// The error of a transfer of `len` bytes at `offset` of `store`.
 pub(super) fn transfer_error(
     direction: Direction,
-    store: &dyn Store,
+    store: &dyn ReadAt,
     offset: u64,
     len: usize,
     error: std::io::Error,

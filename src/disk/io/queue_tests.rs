@@ -5,14 +5,15 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::*;
-use crate::disk::io::FileStore;
 use crate::disk::io::faulty::{Fault, FaultyStore};
+use crate::disk::io::{FileStore, Store};
 
 const ENGINES: [(Backend, Refuse); 3] = [
     (Backend::Uring, Refuse { ring: false, buffers: false }),
@@ -282,7 +283,8 @@ fn run_faulty(plan: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static) -> Ve
     let bytes = pattern(1 << 16, 1);
     let faulty = FaultyStore::new(store(dir.path(), "faulty", &bytes), plan);
     let pool = Pool::new(8, 8192).unwrap();
-    let mut queue = Queue::open(Backend::Threads, 4, vec![Arc::new(faulty)], &pool).unwrap();
+    let mut queue =
+        Queue::open(Backend::Threads, 4, vec![Arc::new(faulty) as Arc<dyn Store>], &pool).unwrap();
     for token in 0..8 {
         let base = token * 8192;
         let segments = vec![segment(0, base + 4096, 0..4096), segment(0, base, 4096..8192)];
@@ -441,7 +443,8 @@ fn a_ring_on_a_bad_day_gives_right_bytes_or_errors() {
 fn a_queue_without_files_does_nothing_and_complains_of_nothing() {
     let pool = Pool::new(1, 4096).unwrap();
     for (backend, refuse) in ENGINES {
-        let mut queue = Queue::open_refusing(backend, 1, vec![], &pool, refuse).unwrap();
+        let mut queue =
+            Queue::open_refusing(backend, 1, Vec::<Arc<dyn Store>>::new(), &pool, refuse).unwrap();
         assert_eq!(queue.fallback_reason().is_some(), refuse.buffers);
         queue.push(read(1, pool.take(), vec![]));
         queue.wait().unwrap().result.unwrap();

@@ -2,11 +2,10 @@
 //! cut at any moment would leave it.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Store;
+use super::{ReadAt, Store};
 
 /// One call that changes the file, or makes sure that it is changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +83,7 @@ impl RecordingStore {
     }
 }
 
-impl Store for RecordingStore {
+impl ReadAt for RecordingStore {
     fn path(&self) -> &Path {
         &self.path
     }
@@ -103,7 +102,9 @@ impl Store for RecordingStore {
         }
         Ok(count)
     }
+}
 
+impl Store for RecordingStore {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         self.note(Call::Write { offset, bytes: bytes.to_vec() });
         Ok(bytes.len())
@@ -117,9 +118,5 @@ impl Store for RecordingStore {
     fn sync(&self) -> io::Result<()> {
         self.note(Call::Sync);
         Ok(())
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }

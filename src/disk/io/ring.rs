@@ -4,12 +4,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::direct::is_aligned;
-use super::queue::{Direction, Done, Job, Refuse, check, transfer_error};
-use super::{Pool, RETRIES_MAX, RETRY_PAUSE, Store};
+use super::queue::{Direction, Done, Job, Refuse, check, transfer_error, unwritable};
+use super::{Files, Pool, RETRIES_MAX, RETRY_PAUSE, ReadAt};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::uring::{Piece, Ring, Slot};
 
@@ -25,6 +24,8 @@ pub(super) struct RingQueue {
     ring: Ring<Operation>,
     /// How many files the caller knows. Behind them stand those of `cached`.
     files: usize,
+    /// Whether they may be written.
+    writable: bool,
     /// For each file that goes past the page cache, the same one through the cache.
     cached: Vec<Option<usize>>,
     depth: usize,
@@ -80,19 +81,21 @@ impl Operation {
 impl RingQueue {
     pub(super) fn open(
         depth: usize,
-        files: &[Arc<dyn Store>],
+        files: &Files,
         pool: &Pool,
         refuse: Refuse,
     ) -> io::Result<(Self, Option<String>)> {
         let refused = |it| if it { Err(io::Error::other("refused by a test")) } else { Ok(()) };
         refused(refuse.ring)?;
-        let mut all = files.to_vec();
+        let writable = matches!(files, Files::Write(_));
+        let mut all = files.readable();
         let mut cached = Vec::with_capacity(files.len());
-        for file in files {
-            cached.push(file.cached().map(|_| all.len()));
-            all.extend(file.cached().cloned());
+        for index in 0..files.len() {
+            let through = files.get(index).and_then(ReadAt::cached);
+            cached.push(through.map(|_| all.len()));
+            all.extend(through.cloned());
         }
-        let mut ring = Ring::new(depth, &all)?;
+        let mut ring = Ring::new(depth, all)?;
         let registered = refused(refuse.buffers).and_then(|()| ring.register_buffers(pool));
         let reason = registered.err().map(|error| {
             let hint = match error.kind() {
@@ -104,6 +107,7 @@ impl RingQueue {
         let queue = Self {
             ring,
             files: files.len(),
+            writable,
             cached,
             depth,
             jobs: BTreeMap::new(),
@@ -120,7 +124,10 @@ impl RingQueue {
 
     pub(super) fn push(&mut self, job: Job) {
         let Job { token, buffer, segments, direction } = job;
-        let checked = segments.iter().try_for_each(|it| check(it, buffer.len(), self.files));
+        let checked = match direction {
+            Direction::Write if !self.writable => Err(unwritable()),
+            _ => segments.iter().try_for_each(|it| check(it, buffer.len(), self.files)),
+        };
         let unfinished = segments.iter().filter(|it| !it.range.is_empty()).count();
         if checked.is_err() || unfinished == 0 {
             self.finished.push_back(Done { token, buffer, result: checked });

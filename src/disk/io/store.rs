@@ -7,27 +7,23 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes that can be read and written at any offset, like a file or a block device.
-pub trait Store: Send + Sync {
+/// Bytes that can be read at any offset, from any thread: a file, a device, an image's disk, a point.
+pub trait ReadAt: Send + Sync {
     /// What to call it in an error.
     fn path(&self) -> &Path;
     /// Its length in bytes. For a block device, the size of the device.
     fn len(&self) -> io::Result<u64>;
     /// Reads at most `buffer.len()` bytes at `offset`; 0 at the end. May read fewer.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Writes at most `bytes.len()` bytes at `offset`. May write fewer.
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
-    /// Cuts or extends it to `len` bytes.
-    fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Returns once everything written is on stable storage. An error is fatal: what was written
-    /// before may be lost, and a second call would not tell.
-    fn sync(&self) -> io::Result<()>;
+
     /// The descriptor behind it, if there is one that a ring may use in its place.
-    fn fd(&self) -> Option<BorrowedFd<'_>>;
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// If its descriptor goes past the page cache: the same file through the cache, for all that
     /// is not aligned.
-    fn cached(&self) -> Option<&Arc<dyn Store>> {
+    fn cached(&self) -> Option<&Arc<dyn ReadAt>> {
         None
     }
 
@@ -39,7 +35,7 @@ pub trait Store: Send + Sync {
     /// Reads exactly `buffer.len()` bytes at `offset`.
     ///
     /// # Errors
-    /// `UnexpectedEof` if the store ends before.
+    /// `UnexpectedEof` if the bytes end before.
     fn read_exact_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
         while !buffer.is_empty() {
             match self.read_at(buffer, offset) {
@@ -54,6 +50,17 @@ pub trait Store: Send + Sync {
         }
         Ok(())
     }
+}
+
+/// Bytes that can be read and written at any offset, like a file or a block device.
+pub trait Store: ReadAt {
+    /// Writes at most `bytes.len()` bytes at `offset`. May write fewer.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+    /// Cuts or extends it to `len` bytes.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Returns once everything written is on stable storage. An error is fatal: what was written
+    /// before may be lost, and a second call would not tell.
+    fn sync(&self) -> io::Result<()>;
 
     /// Writes all of `bytes` at `offset`.
     fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
@@ -69,6 +76,67 @@ pub trait Store: Send + Sync {
             }
         }
         Ok(())
+    }
+}
+
+/// The files of a queue or a data path: to be read alone, or written as well.
+pub enum Files {
+    /// They are only read.
+    Read(Vec<Arc<dyn ReadAt>>),
+    /// They are written, and perhaps read.
+    Write(Vec<Arc<dyn Store>>),
+}
+
+impl Files {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Read(files) => files.len(),
+            Self::Write(files) => files.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// File number `index`.
+    pub(super) fn get(&self, index: usize) -> Option<&dyn ReadAt> {
+        match self {
+            Self::Read(files) => files.get(index).map(|file| file.as_ref()),
+            Self::Write(files) => files.get(index).map(|file| file.as_ref() as &dyn ReadAt),
+        }
+    }
+
+    /// File number `index`, if it may be written.
+    pub(super) fn writable(&self, index: usize) -> Option<&dyn Store> {
+        match self {
+            Self::Read(_) => None,
+            Self::Write(files) => files.get(index).map(|file| file.as_ref()),
+        }
+    }
+
+    /// All of them, for reading.
+    pub(super) fn readable(&self) -> Vec<Arc<dyn ReadAt>> {
+        match self {
+            Self::Read(files) => files.clone(),
+            Self::Write(files) => {
+                files.iter().map(|file| Arc::clone(file) as Arc<dyn ReadAt>).collect()
+            }
+        }
+    }
+}
+
+impl From<Vec<Arc<dyn ReadAt>>> for Files {
+    fn from(files: Vec<Arc<dyn ReadAt>>) -> Self {
+        Self::Read(files)
+    }
+}
+
+impl From<Vec<Arc<dyn Store>>> for Files {
+    fn from(files: Vec<Arc<dyn Store>>) -> Self {
+        Self::Write(files)
     }
 }
 
@@ -91,7 +159,7 @@ impl FileStore {
     }
 }
 
-impl Store for FileStore {
+impl ReadAt for FileStore {
     fn path(&self) -> &Path {
         &self.path
     }
@@ -111,6 +179,12 @@ impl Store for FileStore {
         self.file.read_at(buffer, offset)
     }
 
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+}
+
+impl Store for FileStore {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         self.file.write_at(bytes, offset)
     }
@@ -121,9 +195,5 @@ impl Store for FileStore {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::queue::{Direction, Done, Job, Segment, check, transfer_error};
-use super::{RETRIES_MAX, RETRY_PAUSE, Store};
+use super::queue::{Direction, Done, Job, Segment, check, transfer_error, unwritable};
+use super::{Files, RETRIES_MAX, RETRY_PAUSE};
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// More threads do not read faster from one disk.
@@ -27,13 +27,13 @@ pub(super) struct ThreadQueue {
 }
 
 impl ThreadQueue {
-    pub(super) fn new(depth: usize, files: Vec<Arc<dyn Store>>) -> Result<Self> {
+    pub(super) fn new(depth: usize, files: Files) -> Result<Self> {
         let count = depth.min(THREADS_MAX);
         // Both channels hold all that can run: neither side ever waits to send.
         let running_max = depth.max(count);
         let (to_do, jobs) = bounded::<Job>(running_max);
         let (results, done) = bounded(running_max);
-        let files: Arc<[Arc<dyn Store>]> = files.into();
+        let files = Arc::new(files);
         let mut queue = Self {
             waiting: VecDeque::new(),
             running: 0,
@@ -99,7 +99,7 @@ fn gone() -> Error {
     Error::new(ErrorKind::Io, "the threads of the I/O queue are gone")
 }
 
-fn work(jobs: &Receiver<Job>, results: &Sender<Done>, files: &[Arc<dyn Store>]) {
+fn work(jobs: &Receiver<Job>, results: &Sender<Done>, files: &Files) {
     for mut job in jobs {
         // A store that panics must not leave its job's owner waiting for ever.
         let result = catch_unwind(AssertUnwindSafe(|| run(&mut job, files)))
@@ -110,15 +110,11 @@ fn work(jobs: &Receiver<Job>, results: &Sender<Done>, files: &[Arc<dyn Store>]) 
     }
 }
 
-fn run(job: &mut Job, files: &[Arc<dyn Store>]) -> Result<()> {
+fn run(job: &mut Job, files: &Files) -> Result<()> {
     for segment in merged(&mut job.segments) {
         check(&segment, job.buffer.len(), files.len())?;
-        let Some((store, bytes)) =
-            files.get(segment.file).zip(job.buffer.get_mut(segment.range.clone()))
-        else {
-            continue;
-        };
-        transfer(job.direction, store.as_ref(), bytes, segment.offset)?;
+        let Some(bytes) = job.buffer.get_mut(segment.range.clone()) else { continue };
+        transfer(job.direction, files, segment.file, bytes, segment.offset)?;
     }
     Ok(())
 }
@@ -141,8 +137,15 @@ fn merged(segments: &mut Vec<Segment>) -> Vec<Segment> {
     merged
 }
 
-/// Reads or writes all of `bytes` at `offset`.
-fn transfer(direction: Direction, store: &dyn Store, bytes: &mut [u8], offset: u64) -> Result<()> {
+/// Reads or writes all of `bytes` at `offset` of file number `file`.
+fn transfer(
+    direction: Direction,
+    files: &Files,
+    file: usize,
+    bytes: &mut [u8],
+    offset: u64,
+) -> Result<()> {
+    let Some(store) = files.get(file) else { return Ok(()) };
     let mut done = 0;
     let mut retries = 0;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -150,7 +153,10 @@ fn transfer(direction: Direction, store: &dyn Store, bytes: &mut [u8], offset: u
         let at = offset + done as u64;
         let result = match direction {
             Direction::Read => store.read_at(rest, at),
-            Direction::Write => store.write_at(rest, at),
+            Direction::Write => match files.writable(file) {
+                Some(store) => store.write_at(rest, at),
+                None => return Err(unwritable()),
+            },
         };
         let error = match result {
             Ok(0) if direction == Direction::Read => io::ErrorKind::UnexpectedEof.into(),

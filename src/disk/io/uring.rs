@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use crate::disk::io::{Buffer, Direction, Pool, Store};
+use crate::disk::io::{Buffer, Direction, Pool, ReadAt};
 
 /// How often the kernel may say that it has no room for an operation, one millisecond apart.
 const REFUSALS_MAX: u32 = 5000;
@@ -34,7 +34,7 @@ pub(crate) struct Piece {
 pub(crate) struct Ring<T> {
     ring: IoUring,
     /// Keeps the descriptors open.
-    files: Vec<Arc<dyn Store>>,
+    files: Vec<Arc<dyn ReadAt>>,
     descriptors: Vec<RawFd>,
     registered_buffers: Option<Pool>,
     held: Slots<Held>,
@@ -65,7 +65,7 @@ unsafe impl Send for Vectors {}
 
 impl<T> Ring<T> {
     /// A ring for at most `depth` operations at once on `files`.
-    pub(crate) fn new(depth: usize, files: &[Arc<dyn Store>]) -> io::Result<Self> {
+    pub(crate) fn new(depth: usize, files: Vec<Arc<dyn ReadAt>>) -> io::Result<Self> {
         let descriptors = files
             .iter()
             .map(|file| file.fd().map(|fd| fd.as_raw_fd()))
@@ -74,7 +74,7 @@ impl<T> Ring<T> {
         let entries = u32::try_from(depth).map_err(io::Error::other)?.next_power_of_two();
         Ok(Self {
             ring: IoUring::new(entries)?,
-            files: files.to_vec(),
+            files,
             descriptors,
             registered_buffers: None,
             held: Slots::default(),
@@ -207,7 +207,7 @@ impl<T> Ring<T> {
     }
 
     /// The file number `file`.
-    pub(crate) fn file(&self, file: usize) -> Option<&Arc<dyn Store>> {
+    pub(crate) fn file(&self, file: usize) -> Option<&Arc<dyn ReadAt>> {
         self.files.get(file)
     }
 

@@ -1,6 +1,5 @@
 //! The kernel's other calls: memory, locks, holes.
 
-use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -58,49 +57,6 @@ impl DerefMut for Memory {
     }
 }
 
-/// A read-only mapping of a part of a file that qdelta owns and never changes: the tables of a
-/// sealed archive. Never map an image: its owner may cut it at any time.
-pub(crate) struct Map {
-    map: memmap2::Mmap,
-}
-
-impl Map {
-    /// Maps `len` bytes at `offset` of the file behind `fd`, which may be closed afterwards.
-    /// Nothing is read until it is looked at, so a table may be larger than memory.
-    ///
-    /// The caller has checked that the file reaches that far. If somebody cuts the file while it
-    /// is mapped, or its device fails, looking at the bytes ends the process with a SIGBUS; it
-    /// never gives wrong bytes.
-    ///
-    /// # Errors
-    /// The kernel refuses: not a regular file, too many mappings, no address space.
-    pub(crate) fn read_only(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
-        // SAFETY: a mapping is unsound if its bytes change under a `&[u8]`. An archive is written
-        // once, gets its name when it is complete, and no part of qdelta opens a named archive for
-        // writing or hands out this mapping mutably. A foreign program that writes into a sealed
-        // archive breaks the repository's contract as one that writes into our memory would; even
-        // then every value taken from a table is copied out before it is checked and used, so that
-        // no check and its use can see different bytes. Cutting the file raises SIGBUS, which is
-        // no unsoundness.
-        let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(len).map(&fd)? };
-        Ok(Self { map })
-    }
-}
-
-impl Deref for Map {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.map
-    }
-}
-
-impl fmt::Debug for Map {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Map").field("len", &self.map.len()).finish()
-    }
-}
-
 /// Makes the process that `command` starts end, by SIGKILL, when the thread that started it does.
 pub(crate) fn die_with_parent(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
@@ -126,24 +82,6 @@ pub(crate) fn begin_writeback(file: BorrowedFd<'_>, offset: u64, len: u64) {
     // SAFETY: the descriptor is open, and no memory is involved.
     unsafe {
         libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::os::fd::AsFd;
-
-    use super::*;
-
-    #[test]
-    fn a_map_shows_any_part_of_the_file() {
-        let mut file = tempfile::tempfile().unwrap();
-        let bytes: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
-        file.write_all(&bytes).unwrap();
-        let map = Map::read_only(file.as_fd(), 4321, 5000).unwrap();
-        drop(file);
-        assert_eq!(*map, bytes[4321..9321]);
     }
 }
 

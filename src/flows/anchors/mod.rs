@@ -16,7 +16,7 @@ use qdelta_formats::archive::Tracker;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::edit::{self, ImageFile, NewBitmap};
 use crate::disk::image::{Allocated, Image, OpenOptions};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::disk::reflink::{self, Kept};
 use crate::vault::repository::{Anchor, AnchorKind, CloneRecord, DiskId, PointId, Repository};
 
@@ -331,7 +331,7 @@ pub(crate) struct Clones {
 impl Clones {
     /// Clones each of these open files, in the folder of the anchor called `name` beside it. This
     /// is all that must happen at the moment of the backup.
-    pub fn take(files: &[(PathBuf, Arc<dyn Store>)], name: &str) -> Result<Self> {
+    pub fn take(files: &[(PathBuf, Arc<dyn ReadAt>)], name: &str) -> Result<Self> {
         let mut clones = Self { anchor: name.to_owned(), kept: Vec::new(), release: false };
         for (path, store) in files {
             let kept = Kept::clone_of(descriptor(store.as_ref())?, path, name)?;
@@ -412,7 +412,7 @@ pub(crate) fn sweep_clones(folder: &Path, tag: &Tag, keep: &[&str]) -> Result<()
 }
 
 /// The descriptor of an open file.
-pub(crate) fn descriptor(store: &dyn Store) -> Result<BorrowedFd<'_>> {
+pub(crate) fn descriptor(store: &dyn ReadAt) -> Result<BorrowedFd<'_>> {
     store.fd().ok_or_else(|| {
         let text = format!("{} is no file that can be cloned", store.path().display());
         Error::new(ErrorKind::Usage, text)

@@ -230,7 +230,7 @@ impl<'a> Job<'a> {
         let (kind, before) = (self.base.kind, self.base.before());
         let selection = match (&tracked.claim, before) {
             (Some(claim), Some(before)) => Some(Selection {
-                sample: claim.sample(&before.nonzero(), self.options.sample, seed()?),
+                sample: claim.sample(&before.nonzero()?, self.options.sample, seed()?),
                 claim: claim.blocks().clone(),
             }),
             _ => None,

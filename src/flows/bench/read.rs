@@ -8,7 +8,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::Result;
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::Image;
-use crate::disk::io::{Access, Backend, Direct, Direction, Job, Pool, Queue, Segment, open_direct};
+use crate::disk::io::{Backend, Direct, Direction, Job, Pool, Queue, Segment, open_direct};
 
 /// Bytes of an operation.
 const SIZES: [usize; 3] = [64 << 10, 256 << 10, 1 << 20];
@@ -41,7 +41,7 @@ pub(super) fn measure(
                 }
                 let direct = if cache == "direct" { Direct::On } else { Direct::Off };
                 // A filesystem without O_DIRECT has no such line.
-                let Ok(files) = open_direct(image.files().to_vec(), direct, Access::Read) else {
+                let Ok(files) = open_direct(image.files().to_vec(), direct) else {
                     continue;
                 };
                 let pool = Pool::new(depth, size)?;

@@ -11,8 +11,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::io::{
-    Access, Direct, Direction, EarlyWriteback, FileStore, Job, Pool, Queue, Segment, Store,
-    open_direct,
+    Direct, Direction, EarlyWriteback, FileStore, Job, Pool, Queue, Segment, Store, open_direct,
 };
 
 /// What each variant writes at most, in bytes, and in how long pieces.
@@ -90,7 +89,7 @@ fn direct(
     let file = scratch(folder)?;
     file.set_len(bytes).map_err(failed)?;
     let store: Arc<dyn Store> = Arc::new(FileStore::new(file, folder));
-    let Ok(files) = open_direct(vec![Arc::clone(&store)], Direct::On, Access::Write) else {
+    let Ok(files) = open_direct(vec![Arc::clone(&store)], Direct::On) else {
         return Ok(None);
     };
     let pool = Pool::new(depth, PIECE)?;

@@ -9,7 +9,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{self, Format, Image, OpenOptions};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::flows::anchors::{self, Clones, Leave};
 use crate::vault::repository::Anchor;
 use hold::Hold;
@@ -216,7 +216,7 @@ impl Source {
 pub(crate) fn written_files(
     path: &Path,
     options: &OpenOptions,
-) -> Result<Vec<(PathBuf, Arc<dyn Store>)>> {
+) -> Result<Vec<(PathBuf, Arc<dyn ReadAt>)>> {
     let files = image::open_written_files(path, options)?;
     files
         .into_iter()
@@ -238,7 +238,7 @@ fn check_text(path: &Path, files: impl Iterator<Item = PathBuf>) -> Result<()> {
 }
 
 /// Removes what interrupted backups have left beside the files.
-fn sweep_beside(files: &[(PathBuf, Arc<dyn Store>)], leave: &Leave<'_>) -> Vec<Warning> {
+fn sweep_beside(files: &[(PathBuf, Arc<dyn ReadAt>)], leave: &Leave<'_>) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let keep = [leave.keep.as_deref().unwrap_or_default()];
     for folder in files.iter().filter_map(|(path, _)| path.parent()) {

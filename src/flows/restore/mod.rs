@@ -247,7 +247,7 @@ fn rebuild(
         .archives()
         .last()
         .ok_or_else(|| Error::new(ErrorKind::Usage, "a chain needs at least one archive"))?;
-    let plan = Plan::new(chain.geometry(), nonzero_blocks(chain))?;
+    let plan = Plan::new(chain.geometry(), chain.nonzero()?)?;
     let (name, output): (PathBuf, Box<dyn ImageWriter>) = match request.destination {
         Destination::Path(path) => {
             let options = create::Options {
@@ -330,18 +330,4 @@ fn input_ids(chain: &Chain) -> Result<Vec<FileId>> {
         }
     }
     Ok(ids)
-}
-
-/// The blocks that some archive of the chain leaves stored at its end.
-fn nonzero_blocks(chain: &Chain) -> RoaringBitmap {
-    let mut blocks = RoaringBitmap::new();
-    for archive in chain.archives() {
-        let count = archive.geometry().block_count();
-        if let Ok(count) = u32::try_from(count) {
-            blocks.remove_range(count..);
-        }
-        blocks -= archive.zero();
-        blocks |= archive.stored();
-    }
-    blocks
 }

@@ -69,7 +69,7 @@ pub(super) fn run(
     let ahead = ReadAhead::new(resources, files, buffer_size, Direct::Off)?;
     let backend = ahead.backend();
     ahead.warn_of_fallback(observer);
-    let stored = chain.nonzero();
+    let stored = chain.nonzero()?;
     let count = wanted.map_or(stored.len(), |wanted| wanted.intersection_len(&stored));
     observer.begin("restore", count * block_size);
     let mut planner = Planner {
@@ -357,6 +357,7 @@ fn tasks_of(state: &GroupState, task_blocks: u64) -> BTreeMap<u64, Vec<FrameNeed
         tasks.entry(start).or_default().push(FrameNeed {
             archive: frame.archive,
             entry: frame.entry,
+            mask: frame.mask,
             wanted: frame.wanted,
             at: None,
         });

@@ -139,7 +139,7 @@ impl Case<'_> {
             let text = format!("point {} does not follow point {}", self.latest.id, parent.id);
             Error::new(ErrorKind::Usage, text)
         })?;
-        claim.add_blocks(&chain.changed_since(position));
+        claim.add_blocks(&chain.changed_since(position)?);
         Ok(())
     }
 
@@ -152,7 +152,7 @@ impl Case<'_> {
             holes.add(range);
             Ok(())
         })?;
-        let nonzero = self.chain.map_or_else(|| self.before.nonzero(), Chain::nonzero);
+        let nonzero = self.chain.map_or_else(|| self.before.nonzero(), Chain::nonzero)?;
         claim.add_blocks(&(holes.blocks() & &nonzero));
         Ok(())
     }
@@ -225,7 +225,7 @@ impl Case<'_> {
             return Err("its data lies in another file, which may change on its own".into());
         }
         let store = self.image().files().first().cloned();
-        store.map(ImageFile::over).ok_or_else(|| "the image has no file".into())
+        store.map(ImageFile::to_read).ok_or_else(|| "the image has no file".into())
     }
 
     /// Whether the new anchor was written into the image itself.

@@ -16,7 +16,7 @@ use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, TASK_SIZE_MIN}
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
 use crate::disk::io::Direct;
 use crate::disk::io::Segment;
-use crate::vault::archive::Reader;
+use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Forest;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
 use crate::vault::point::open_archive;
@@ -339,6 +339,9 @@ fn check_identity(archive: &Reader, point: &Point, parent: Option<&Point>) -> Re
 /// Frames of one task, at most: of data that compresses well a buffer holds thousands.
 const FRAMES_MAX: usize = 64;
 
+/// Records that are read ahead of each table of an archive.
+const RECORDS_AHEAD: u64 = 4096;
+
 /// A frame to check, and the digests of its blocks (none if quick).
 struct Frame {
     need: FrameNeed,
@@ -360,8 +363,10 @@ impl Frames<'_> {
         let mut segments: Vec<Segment> = Vec::new();
         let mut used = 0;
         let mut rank = 0;
+        let mut windows = Windows::default();
+        let mut stored = self.archive.stored().walk();
         for position in 0..self.archive.frame_count() {
-            let entry = match self.archive.frame(position) {
+            let entry = match windows.frame(self.archive, position, RECORDS_AHEAD) {
                 Ok(entry) => entry,
                 Err(error) => {
                     refuse_unless_damage(&error)?;
@@ -370,17 +375,19 @@ impl Frames<'_> {
                     continue;
                 }
             };
-            let mask = self.archive.stored_mask(entry.first_block);
+            let span = self.archive.metadata().frame_blocks;
+            let mask = stored.mask(entry.first_block.0, span)?;
             let mut digests = Vec::new();
             if !self.quick {
-                digests.resize(mask.count_ones() as usize, Digest([0; 32]));
-                self.archive.block_digests(rank, &mut digests)?;
-                rank += digests.len() as u64;
+                let count = u64::from(mask.count_ones());
+                let records = windows.digests(self.archive, rank, count, RECORDS_AHEAD)?;
+                digests.extend(records.iter().copied().map(Digest));
+                rank += count;
             }
             let len = entry.frame_len() as usize;
             if len > self.buffer_size {
                 let error = Error::new(ErrorKind::Damaged, "it is longer than its blocks");
-                let problems = vec![self.archive.frame_error(&entry, error).chain()];
+                let problems = vec![self.archive.frame_error(&entry, mask, error).chain()];
                 self.ahead.pass(producer, Checked { problems, ..Checked::default() })?;
                 continue;
             }
@@ -394,7 +401,7 @@ impl Frames<'_> {
             let at: Range<usize> = used..used + len;
             segments.push(Segment { file: 0, offset: entry.offset, range: at.clone() });
             used = at.end;
-            let need = FrameNeed { archive: 0, entry, wanted: mask, at: Some(at) };
+            let need = FrameNeed { archive: 0, entry, mask, wanted: mask, at: Some(at) };
             task.push(Frame { need, digests });
         }
         if !task.is_empty() {

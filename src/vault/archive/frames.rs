@@ -1,7 +1,5 @@
 //! The frames of an open archive: finding them, reading them, proving them.
 
-use std::ops::Range;
-
 use super::load::{check_section, invalid};
 use super::reader::Reader;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -19,8 +17,18 @@ impl Reader {
     /// the store failed.
     pub fn frame(&self, position: u64) -> Result<FrameEntry> {
         let mut bytes = [0; FRAME_ENTRY_LEN];
-        self.frames.read(position.saturating_mul(FRAME_ENTRY_LEN as u64), &mut bytes)?;
-        let entry = FrameEntry::decode(&bytes).map_err(|error| self.damaged(error))?;
+        self.frame_records(position, &mut bytes)?;
+        self.decode_frame(position, &bytes)
+    }
+
+    /// Reads the records of neighbouring frames, from the frame number `position` on.
+    pub(crate) fn frame_records(&self, position: u64, out: &mut [u8]) -> Result<()> {
+        self.frames.read(position.saturating_mul(FRAME_ENTRY_LEN as u64), out)
+    }
+
+    /// Decodes the record of the frame number `position`.
+    pub(crate) fn decode_frame(&self, position: u64, record: &[u8]) -> Result<FrameEntry> {
+        let entry = FrameEntry::decode(record).map_err(|error| self.damaged(error))?;
         let span = self.metadata().frame_blocks;
         if entry.offset < self.header_len || entry.end() > self.index_offset() {
             return Err(self.bad_entry(position, "it points outside the frames"));
@@ -34,66 +42,36 @@ impl Reader {
         Ok(entry)
     }
 
-    /// The number of the frame whose span contains `block`, and its entry; none if no frame does.
-    /// Costs a binary search.
+    /// Which blocks of the span that starts at `first_block` are stored here. Whoever asks for many
+    /// knows them from a walk over [`Self::stored`].
     ///
     /// # Errors
-    /// See [`Self::frame`].
-    pub fn frame_of(&self, block: BlockIndex) -> Result<Option<(u64, FrameEntry)>> {
-        let span = self.metadata().frame_blocks;
-        let first = BlockIndex(block.0 - block.0 % span);
-        let position = self.frame_from(first, 0..self.frame_count())?;
-        if position == self.frame_count() {
-            return Ok(None);
-        }
-        let entry = self.frame(position)?;
-        Ok((entry.first_block == first).then_some((position, entry)))
-    }
-
-    /// The number of the first frame among `within` that starts at `block` or later; the end of
-    /// `within` if none does.
-    ///
-    /// # Errors
-    /// See [`Self::frame`].
-    pub fn frame_from(&self, block: BlockIndex, within: Range<u64>) -> Result<u64> {
-        let (mut low, mut high) = (within.start, within.end);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if self.frame(middle)?.first_block < block {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        Ok(low)
-    }
-
-    /// Which blocks of the span that starts at `first_block` are stored here.
-    pub fn stored_mask(&self, first_block: BlockIndex) -> u64 {
-        let span = u64::from(self.metadata().frame_blocks);
-        let first = u64::from(first_block.0);
-        self.stored
-            .range(first_block.0..)
-            .map(u64::from)
-            .take_while(|block| *block < first + span)
-            .fold(0, |mask, block| mask | 1 << (block - first))
+    /// The store failed, or the bitmap is not what it was.
+    pub fn stored_mask(&self, first_block: BlockIndex) -> Result<u64> {
+        self.stored.walk().mask(first_block.0, self.metadata().frame_blocks)
     }
 
     /// Checks `bytes`, read from where `entry` says: both checksums, that the frame is of this
-    /// archive, and that it is the one that the index means.
+    /// archive, and that it is the one that the index means, with the blocks of `mask`.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`], with file, offset, blocks and guest bytes.
-    pub fn parse_frame<'a>(&self, entry: &FrameEntry, bytes: &'a [u8]) -> Result<FrameView<'a>> {
-        self.check_frame(entry, bytes).map_err(|error| {
+    pub fn parse_frame<'a>(
+        &self,
+        entry: &FrameEntry,
+        mask: u64,
+        bytes: &'a [u8],
+    ) -> Result<FrameView<'a>> {
+        self.check_frame(entry, mask, bytes).map_err(|error| {
             // The path stands in front of what is said of the frame.
-            self.frame_error(entry, Error::new(ErrorKind::Damaged, error.to_string()))
+            self.frame_error(entry, mask, Error::new(ErrorKind::Damaged, error.to_string()))
         })
     }
 
     fn check_frame<'a>(
         &self,
         entry: &FrameEntry,
+        mask: u64,
         bytes: &'a [u8],
     ) -> Result<FrameView<'a>, FormatError> {
         let view = FrameView::decode(bytes).map_err(|error| error.relative_to(entry.offset))?;
@@ -110,7 +88,7 @@ impl Reader {
         }
         if header.first_block != entry.first_block
             || header.payload_len != entry.payload_len
-            || header.mask != self.stored_mask(entry.first_block)
+            || header.mask != mask
         {
             return wrong("frame", "another one than the index says");
         }
@@ -118,12 +96,14 @@ impl Reader {
     }
 
     /// Reads and checks the frame that `entry` means, with `buffer` as the place for its bytes.
+    /// `mask` are the blocks of its span that the archive stores.
     ///
     /// # Errors
     /// See [`Self::parse_frame`]; or the store failed.
     pub fn read_frame<'a>(
         &self,
         entry: &FrameEntry,
+        mask: u64,
         buffer: &'a mut Vec<u8>,
     ) -> Result<FrameView<'a>> {
         // Entries from `frame` are bounded; one from elsewhere must not allocate at will.
@@ -132,15 +112,14 @@ impl Reader {
         buffer.resize(len, 0);
         self.store.read_exact_at(buffer, entry.offset).map_err(|error| {
             let operation = format!("read {len} bytes at {} of", entry.offset);
-            self.frame_error(entry, Error::io(operation, self.path(), error))
+            self.frame_error(entry, mask, Error::io(operation, self.path(), error))
         })?;
-        self.parse_frame(entry, buffer)
+        self.parse_frame(entry, mask, buffer)
     }
 
     /// `error`, seen as what is wrong with the frame that `entry` means: file, offset, the blocks
-    /// that it stores, and their bytes on the guest's disk.
-    pub fn frame_error(&self, entry: &FrameEntry, error: Error) -> Error {
-        let mask = self.stored_mask(entry.first_block);
+    /// of `mask` that the frame stores, and their bytes on the guest's disk.
+    pub fn frame_error(&self, entry: &FrameEntry, mask: u64, error: Error) -> Error {
         let first = u64::from(entry.first_block.0) + u64::from(mask.trailing_zeros() % 64);
         let last = u64::from(entry.first_block.0) + u64::from(63 - mask.leading_zeros().min(63));
         let size = u64::from(self.geometry().block_size());
@@ -167,35 +146,38 @@ impl Reader {
     }
 
     pub(super) fn check_frame_table(&self) -> Result<()> {
-        let span = u64::from(self.metadata().frame_blocks);
-        let mut stored = self.stored.iter().map(u64::from).peekable();
+        let span = self.metadata().frame_blocks;
+        let mut stored = self.stored.walk();
         let (mut end, mut position) = (self.header_len, 0);
+        let (mut next_span, mut blocks) = (0, 0);
         self.frames.scan(FRAME_ENTRY_LEN, |bytes| {
             for record in bytes.chunks_exact(FRAME_ENTRY_LEN) {
                 let entry = FrameEntry::decode(record).map_err(|error| self.damaged(error))?;
                 if entry.offset != end {
                     return Err(self.bad_entry(position, "the frame does not follow its neighbour"));
                 }
-                let first = u64::from(entry.first_block.0);
-                let mut blocks = 0;
-                while stored.next_if(|block| (first..first + span).contains(block)).is_some() {
-                    blocks += 1;
+                let first = entry.first_block.0;
+                if u64::from(first) < next_span || !first.is_multiple_of(span) {
+                    return Err(
+                        self.bad_entry(position, "its span does not follow its neighbour's")
+                    );
                 }
-                if blocks == 0 || !first.is_multiple_of(span) {
-                    return Err(self.bad_entry(position, "no block of its span is next"));
+                let mask = stored.mask(first, span)?;
+                if mask == 0 {
+                    return Err(self.bad_entry(position, "no block of its span is stored"));
                 }
+                blocks += u64::from(mask.count_ones());
+                next_span = u64::from(first) + u64::from(span);
                 (end, position) = (entry.end(), position + 1);
             }
             Ok(())
         })?;
-        match stored.next() {
-            Some(block) => {
-                let words = format!("block {block} is stored and in no frame");
-                let at = self.section_range(SectionKind::Frames).end;
-                Err(self.damaged(invalid(at, SectionKind::Frames.name(), words)))
-            }
-            None => Ok(()),
+        if blocks == self.stored.len() {
+            return Ok(());
         }
+        let words = format!("{} stored blocks are in no frame", self.stored.len() - blocks);
+        let at = self.section_range(SectionKind::Frames).end;
+        Err(self.damaged(invalid(at, SectionKind::Frames.name(), words)))
     }
 
     /// The error of a frame table whose entry `position` should be of the span at `block`.

@@ -8,20 +8,21 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::load::{self, invalid};
+use super::bitmap::Bitmap;
+use super::load::{self, Tail, invalid};
 use super::table::Table;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::FormatError;
 use crate::formats::archive::{
     DIGEST_LEN, Digest, FRAME_ENTRY_LEN, FRAME_HEADER_LEN, Geometry, Kind, Metadata, Section,
     SectionKind, header,
 };
 
-/// A sealed archive, open for reading. What it holds in memory are its bitmaps; several threads
-/// may use it at once.
+/// A sealed archive, open for reading. What it holds in memory is where the pieces of its bitmaps
+/// lie; several threads may use it at once.
 pub struct Reader {
-    pub(super) store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn ReadAt>,
     pub(super) file_len: u64,
     pub(crate) header_len: u64,
     /// Where the frames end and the index starts.
@@ -31,9 +32,9 @@ pub struct Reader {
     pub(super) root: Option<Digest>,
     /// Empty if the directory is lost.
     pub(crate) sections: Vec<Section>,
-    pub(super) stored: RoaringBitmap,
-    pub(super) zero: RoaringBitmap,
-    pub(super) groups: RoaringBitmap,
+    pub(super) stored: Bitmap,
+    pub(super) zero: Bitmap,
+    pub(super) groups: Bitmap,
     pub(super) frames: Table,
     pub(super) proofs: Option<Proofs>,
     /// What a salvaged archive can't say; none if it is sealed and opened soundly.
@@ -71,18 +72,19 @@ impl Reader {
     /// and checked; those are checked where they are used, or all at once by
     /// [`Self::check_index`].
     ///
-    /// Memory is bounded by the file's own length and by 1 bit a block of the disk for each of the
-    /// two bitmaps.
+    /// Memory is bounded by 33 KiB for each of the three bitmaps, or by 16 bytes for each 65,536
+    /// blocks of the disk if that is more.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`]: the file is no archive, not sealed, or not as it was written; the
     /// error names the place. Others: the store failed.
-    pub fn open(store: Arc<dyn Store>) -> Result<Self> {
+    pub fn open(store: Arc<dyn ReadAt>) -> Result<Self> {
         let path = store.path();
         let file_len = store.len().map_err(|error| Error::io("find the length of", path, error))?;
-        let (metadata, header) = load::read_header(&*store, file_len)?;
-        let footer = load::read_footer(&*store, file_len)?;
-        let directory = load::read_directory(&*store, &footer)?;
+        let tail = Tail::read(&store, file_len);
+        let (metadata, header) = load::read_header(&tail, file_len)?;
+        let footer = load::read_footer(&tail, file_len)?;
+        let directory = load::read_directory(&tail, &footer)?;
         let damaged = |error| Error::format(ErrorKind::Damaged, path, error);
         if footer.archive_id != metadata.archive_id || directory.archive_id != metadata.archive_id {
             let words = format!(
@@ -97,14 +99,14 @@ impl Reader {
         }
         let section = |kind| load::find_section(&directory, kind).map_err(damaged);
         let copy = section(SectionKind::Header)?;
-        if load::load_section(&*store, copy, header::HEADER_LEN_MAX as u64)? != header {
+        if *load::load_section(&tail, copy, header::HEADER_LEN_MAX as u64)? != *header {
             return Err(damaged(invalid(copy.offset, copy.kind.name(), "not the header's bytes")));
         }
         let geometry = metadata.geometry;
-        let bitmap = |kind, limit| load::load_bitmap(&*store, section(kind)?, limit);
-        let stored = bitmap(SectionKind::Stored, geometry.block_count())?;
-        let zero = bitmap(SectionKind::Zero, geometry.block_count())?;
-        let groups = bitmap(SectionKind::Groups, geometry.group_count().into())?;
+        let bitmap = |kind, limit, span| Bitmap::open(&tail, section(kind)?, limit, span);
+        let stored = bitmap(SectionKind::Stored, geometry.block_count(), metadata.frame_blocks)?;
+        let zero = bitmap(SectionKind::Zero, geometry.block_count(), 1)?;
+        let groups = bitmap(SectionKind::Groups, geometry.group_count().into(), 1)?;
         let table = |kind| Ok::<_, Error>(Table::open(&store, section(kind)?));
         let reader = Self {
             file_len,
@@ -124,7 +126,7 @@ impl Reader {
             gaps: None,
             store: Arc::clone(&store),
         };
-        reader.check_agreement().map_err(|error| reader.damaged(error))?;
+        reader.check_agreement()?;
         reader.check_edges()?;
         Ok(reader)
     }
@@ -136,14 +138,16 @@ impl Reader {
     }
 
     /// Checks that bitmaps and tables fit together.
-    pub(super) fn check_agreement(&self) -> Result<(), FormatError> {
+    pub(super) fn check_agreement(&self) -> Result<()> {
         let at = |kind| self.section_range(kind).start;
-        let wrong = |kind: SectionKind, words| Err(invalid(at(kind), kind.name(), words));
+        let wrong = |kind: SectionKind, words: String| {
+            Err(self.damaged(invalid(at(kind), kind.name(), words)))
+        };
         if self.metadata.kind == Kind::Full && !self.zero.is_empty() {
             return wrong(SectionKind::Zero, "a full has zero blocks".to_string());
         }
-        if !self.stored.is_disjoint(&self.zero) {
-            return wrong(SectionKind::Zero, "a block is both stored and zero".to_string());
+        if let Some(block) = self.stored.common(&self.zero)? {
+            return wrong(SectionKind::Zero, format!("block {block} is both stored and zero"));
         }
         let span = u64::from(self.metadata().frame_blocks);
         let stored = self.stored.len();
@@ -224,17 +228,17 @@ impl Reader {
     }
 
     /// The blocks stored here.
-    pub fn stored(&self) -> &RoaringBitmap {
+    pub fn stored(&self) -> &Bitmap {
         &self.stored
     }
 
     /// The blocks that are zero here and were not at the parent.
-    pub fn zero(&self) -> &RoaringBitmap {
+    pub fn zero(&self) -> &Bitmap {
         &self.zero
     }
 
     /// The groups whose digest differs from the parent's.
-    pub fn groups(&self) -> &RoaringBitmap {
+    pub fn groups(&self) -> &Bitmap {
         &self.groups
     }
 
@@ -244,7 +248,7 @@ impl Reader {
     }
 
     /// The file itself: for the queue that reads its frames.
-    pub fn store(&self) -> &Arc<dyn Store> {
+    pub fn store(&self) -> &Arc<dyn ReadAt> {
         &self.store
     }
 
@@ -280,17 +284,9 @@ impl Reader {
     /// There is no such block, or the store failed. Whether the digest is as it was written shows
     /// the group's digest.
     pub fn block_digest(&self, rank: u64) -> Result<Digest> {
-        let mut digest = [Digest([0; DIGEST_LEN])];
-        self.block_digests(rank, &mut digest)?;
-        Ok(digest[0])
-    }
-
-    /// The digests of `out.len()` stored blocks from number `rank` on.
-    ///
-    /// # Errors
-    /// See [`Self::block_digest`].
-    pub fn block_digests(&self, rank: u64, out: &mut [Digest]) -> Result<()> {
-        read_digests(&self.proofs()?.blocks, rank, out)
+        let mut digest = [0; DIGEST_LEN];
+        self.digest_records(rank, &mut digest)?;
+        Ok(Digest(digest))
     }
 
     /// The digest of the group number `rank` of [`Self::groups`], counted from 0 in ascending
@@ -299,9 +295,19 @@ impl Reader {
     /// # Errors
     /// There is no such group, or the store failed.
     pub fn group_digest(&self, rank: u64) -> Result<Digest> {
-        let mut digest = [Digest([0; DIGEST_LEN])];
-        read_digests(&self.proofs()?.groups, rank, &mut digest)?;
-        Ok(digest[0])
+        let mut digest = [0; DIGEST_LEN];
+        self.group_records(rank, &mut digest)?;
+        Ok(Digest(digest))
+    }
+
+    /// Reads digests of neighbouring stored blocks, from the number `rank` on.
+    pub(crate) fn digest_records(&self, rank: u64, out: &mut [u8]) -> Result<()> {
+        self.proofs()?.blocks.read(rank.saturating_mul(DIGEST_LEN as u64), out)
+    }
+
+    /// Reads digests of neighbouring groups of [`Self::groups`], from the number `rank` on.
+    pub(crate) fn group_records(&self, rank: u64, out: &mut [u8]) -> Result<()> {
+        self.proofs()?.groups.read(rank.saturating_mul(DIGEST_LEN as u64), out)
     }
 
     fn proofs(&self) -> Result<&Proofs> {
@@ -314,19 +320,4 @@ impl Reader {
     pub(super) fn damaged(&self, error: FormatError) -> Error {
         Error::format(ErrorKind::Damaged, self.path(), error)
     }
-}
-
-fn read_digests(table: &Table, rank: u64, out: &mut [Digest]) -> Result<()> {
-    const AT_ONCE: usize = 128;
-    let mut bytes = [0; AT_ONCE * DIGEST_LEN];
-    let mut at = rank.saturating_mul(DIGEST_LEN as u64);
-    for part in out.chunks_mut(AT_ONCE) {
-        let piece = bytes.get_mut(..part.len() * DIGEST_LEN).unwrap_or_default();
-        table.read(at, piece)?;
-        for (digest, bytes) in part.iter_mut().zip(piece.as_chunks().0) {
-            *digest = Digest(*bytes);
-        }
-        at += piece.len() as u64;
-    }
-    Ok(())
 }

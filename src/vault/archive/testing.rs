@@ -1,31 +1,30 @@
 //! Small archives in memory for unit tests.
 
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::Writer;
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::archive::{
     ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
     Metadata, Parent, RootHasher, Tracker, block_digest, group_digest, zero_block_digest,
 };
 use crate::vault::codec::Compressor;
 
-/// Bytes in memory as a store. Nothing is mapped.
+/// Bytes in memory as a store.
 pub(crate) struct Bytes {
     pub(crate) bytes: Vec<u8>,
     pub(crate) path: PathBuf,
 }
 
 impl Bytes {
-    pub(crate) fn store(name: &str, bytes: &[u8]) -> Arc<dyn Store> {
+    pub(crate) fn store(name: &str, bytes: &[u8]) -> Arc<dyn ReadAt> {
         Arc::new(Self { bytes: bytes.to_vec(), path: name.into() })
     }
 }
 
-impl Store for Bytes {
+impl ReadAt for Bytes {
     fn path(&self) -> &Path {
         &self.path
     }
@@ -39,22 +38,6 @@ impl Store for Bytes {
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
         Ok(count)
-    }
-
-    fn write_at(&self, _bytes: &[u8], _offset: u64) -> io::Result<usize> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn set_len(&self, _len: u64) -> io::Result<()> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }
 

@@ -7,9 +7,10 @@
 
 use std::sync::Arc;
 
-use super::cursor::Lane;
-use super::runs::ones;
+use super::bits::{count, ones};
 use super::state::LEN;
+use super::tables::Tables;
+use super::window::{Speaker, Window};
 use super::{check_first, check_pair};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -17,7 +18,7 @@ use crate::formats::archive::{
     Digest, GROUP_BLOCKS, GroupIndex, RootHasher, group_digest, zero_block_digest,
     zero_group_digest,
 };
-use crate::vault::archive::Reader;
+use crate::vault::archive::{Reader, Windows};
 
 /// The most archives that a message names.
 const NAMES_MAX: usize = 8;
@@ -44,7 +45,10 @@ struct Node {
 /// What one archive says, laid over what its parent holds.
 pub struct Overlay<'a> {
     reader: &'a Reader,
-    lane: Lane<'a>,
+    /// What the archive says about the groups around the last one, and where those are.
+    window: Option<(u32, Speaker)>,
+    windows: Windows,
+    ahead: u64,
     zero: Digest,
 }
 
@@ -170,6 +174,7 @@ struct Step<'a> {
 impl<'a> Pass<'a> {
     fn new(forest: &'a Forest, order: Vec<usize>) -> Self {
         let block_size = forest.nodes.first().map_or(0, |node| node.reader.geometry().block_size());
+        let ahead = Tables::share(forest.nodes.len());
         let mut places = vec![0; forest.nodes.len()];
         let mut steps: Vec<Step<'_>> = Vec::with_capacity(order.len());
         for number in order {
@@ -181,7 +186,7 @@ impl<'a> Pass<'a> {
                 node,
                 number,
                 parent: node.parent.and_then(|parent| places.get(parent).copied()),
-                overlay: Overlay::new(&node.reader),
+                overlay: Overlay::new(&node.reader, ahead),
                 speaks: false,
                 waiting: 0,
                 standing: None,
@@ -309,13 +314,10 @@ impl<'a> Pass<'a> {
 }
 
 impl<'a> Overlay<'a> {
-    /// Begins a pass over what an archive says.
-    pub fn new(reader: &'a Reader) -> Self {
-        Self {
-            reader,
-            lane: Lane::new(reader),
-            zero: zero_block_digest(reader.geometry().block_size()),
-        }
+    /// Begins a pass over what an archive says, which reads so many records of its tables ahead.
+    pub fn new(reader: &'a Reader, ahead: u64) -> Self {
+        let zero = zero_block_digest(reader.geometry().block_size());
+        Self { reader, window: None, windows: Windows::default(), ahead, zero }
     }
 
     /// The digests of a group's blocks at the archive's point, if they were `below` at its parent;
@@ -348,28 +350,35 @@ impl<'a> Overlay<'a> {
                 standing.agrees = None;
             }
         }
-        if self.lane.next_group() != Some(group.0) {
+        let number = Window::number_of(group);
+        let speaker = match self.window.take() {
+            Some((loaded, speaker)) if loaded == number => speaker,
+            _ => Speaker::load(0, self.reader, number)?,
+        };
+        let (_, speaker) = self.window.insert((number, speaker));
+        if !speaker.speaks(group) {
             return Ok(false);
         }
-        let speech = self.lane.speak(group)?;
-        let mut digests = vec![zero; ones(&speech.stored).count()];
-        if !digests.is_empty() || standing.blocks.is_some() {
-            self.reader.block_digests(speech.first_rank, &mut digests)?;
+        let stored = speaker.stored(group);
+        let count = count(&stored);
+        if count > 0 || standing.blocks.is_some() {
+            let rank = speaker.rank(group);
+            let digests = self.windows.digests(self.reader, rank, count, self.ahead)?;
             let blocks = standing.blocks.get_or_insert_with(|| Arc::new([zero; LEN]));
             let blocks = Arc::make_mut(blocks);
-            for (block, digest) in ones(&speech.stored).zip(digests) {
+            for (block, digest) in ones(&stored).zip(digests) {
                 if let Some(place) = blocks.get_mut(block) {
-                    *place = digest;
+                    *place = Digest(*digest);
                 }
             }
-            for block in ones(&speech.zero) {
+            for block in ones(&speaker.zero(group)) {
                 if let Some(place) = blocks.get_mut(block) {
                     *place = zero;
                 }
             }
         }
-        if let Some(digest) = speech.group_digest {
-            standing.group = digest;
+        if let Some(rank) = speaker.digest_rank(group) {
+            standing.group = self.windows.group_digest(self.reader, rank, self.ahead)?;
         }
         standing.agrees = None;
         Ok(true)

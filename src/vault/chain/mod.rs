@@ -1,11 +1,13 @@
 //! A full and the archives that follow it, read as one disk: the newest archive that says
 //! something about a block wins.
 
+mod bits;
 mod cursor;
 mod forest;
-mod runs;
 mod salvage;
 mod state;
+mod tables;
+mod window;
 
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ use crate::formats::archive::{Digest, Geometry, GroupIndex, Kind};
 use crate::vault::archive::Reader;
 
 pub use cursor::GroupCursor;
+use cursor::Recent;
 pub use forest::{Forest, Overlay};
 pub use state::{FrameRead, GroupState, Owner};
 
@@ -31,6 +34,7 @@ pub struct Chain {
     blocks_kept: Vec<u64>,
     /// Set if the chain may have damage.
     salvage: Option<Breaks>,
+    recent: Recent,
 }
 
 /// Where archives are missing in a salvaged chain: below which position, and how many blocks of
@@ -66,7 +70,7 @@ impl Chain {
             kept = kept.min(archive.geometry().block_count());
         }
         blocks_kept.reverse();
-        Self { archives, blocks_kept, salvage }
+        Self { archives, blocks_kept, salvage, recent: Recent::default() }
     }
 
     /// Size of the disk, and of its blocks, at the newest point.
@@ -96,30 +100,41 @@ impl Chain {
     }
 
     /// The blocks that are not zero at the newest point. At most one bit for each block of the disk.
-    pub fn nonzero(&self) -> RoaringBitmap {
+    ///
+    /// # Errors
+    /// A store failed, or a bitmap is not what it was.
+    pub fn nonzero(&self) -> Result<RoaringBitmap> {
         let mut nonzero = RoaringBitmap::new();
         for archive in &self.archives {
-            nonzero |= archive.stored();
-            nonzero -= archive.zero();
+            for blocks in archive.stored().pieces() {
+                nonzero |= blocks?;
+            }
+            for blocks in archive.zero().pieces() {
+                nonzero -= blocks?;
+            }
             // A disk that shrank here has lost what lay behind its end.
             if let Ok(end) = u32::try_from(archive.geometry().block_count()) {
                 nonzero.remove_range(end..);
             }
         }
-        nonzero
+        Ok(nonzero)
     }
 
     /// The blocks that may differ between the disk at the archive of this position and at the
     /// newest point. At most one bit for each block of the disk.
-    pub fn changed_since(&self, position: usize) -> RoaringBitmap {
+    ///
+    /// # Errors
+    /// See [`Self::nonzero`].
+    pub fn changed_since(&self, position: usize) -> Result<RoaringBitmap> {
         let mut changed = RoaringBitmap::new();
         let mut shortest = u64::MAX;
         for archive in self.archives.iter().skip(position) {
             shortest = shortest.min(archive.geometry().block_count());
         }
         for archive in self.archives.iter().skip(position + 1) {
-            changed |= archive.stored();
-            changed |= archive.zero();
+            for blocks in archive.stored().pieces().chain(archive.zero().pieces()) {
+                changed |= blocks?;
+            }
         }
         // What a disk lost by shrinking is in no archive; if it grew again, it is zero now.
         let end = self.geometry().block_count();
@@ -128,21 +143,7 @@ impl Chain {
         {
             changed.insert_range(shortest as u32..=last as u32);
         }
-        changed
-    }
-
-    /// Starts a pass over the disk's groups. Each thread may have its own.
-    pub fn cursor(&self) -> GroupCursor<'_> {
-        GroupCursor::new(self)
-    }
-
-    /// What the chain says about `group`, without a pass over the groups before. Any thread may ask
-    /// for any group.
-    ///
-    /// # Errors
-    /// See [`GroupCursor::seek`].
-    pub fn state(&self, group: GroupIndex) -> Result<GroupState> {
-        self.cursor().seek(group).cloned()
+        Ok(changed)
     }
 
     /// The disk's groups as `(group, bytes of the disk)`, for messages.

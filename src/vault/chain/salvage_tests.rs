@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Chain, GroupState, Owner};
 use crate::base::cancel::Cancel;
 use crate::base::error::ErrorKind;
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::archive::{
     ArchiveId, BlockIndex, Codec, Digest, FrameHeader, GROUP_BLOCKS, GroupIndex, Kind, SectionKind,
     header, index,
@@ -64,6 +64,7 @@ fn restore(chain: &Chain) -> Vec<Block> {
     let mut blocks = Vec::new();
     for group in 0..chain.geometry().group_count() {
         let state = cursor.seek(GroupIndex(group)).unwrap().clone();
+        assert!(state == chain.state(GroupIndex(group)).unwrap(), "group {group} asked for alone");
         blocks.extend(restore_group(chain, &state));
     }
     blocks.truncate(chain.geometry().block_count() as usize);
@@ -80,7 +81,7 @@ fn restore_group(chain: &Chain, state: &GroupState) -> Vec<Block> {
     let (mut buffer, mut decompressor) = (Vec::new(), Decompressor::new().unwrap());
     for read in state.frames() {
         let reader = &chain.archives()[read.archive];
-        let Ok(view) = reader.read_frame(&read.entry, &mut buffer) else { continue };
+        let Ok(view) = reader.read_frame(&read.entry, read.mask, &mut buffer) else { continue };
         let mut raw = vec![0; view.header.raw_len()];
         decompressor.decompress(view.header.codec, view.payload, &mut raw).unwrap();
         for bit in (0..64).filter(|bit| read.wanted >> bit & 1 == 1) {
@@ -372,11 +373,11 @@ fn a_hostile_file_costs_no_more_than_reading_it_some_times() {
 
 /// A file on a disk with sectors that can't be read.
 struct BadDisk {
-    bytes: std::sync::Arc<dyn Store>,
+    bytes: std::sync::Arc<dyn ReadAt>,
     bad: Range<u64>,
 }
 
-impl Store for BadDisk {
+impl ReadAt for BadDisk {
     fn path(&self) -> &std::path::Path {
         self.bytes.path()
     }
@@ -390,22 +391,6 @@ impl Store for BadDisk {
             return Err(std::io::Error::other("bad sector"));
         }
         self.bytes.read_at(buffer, offset)
-    }
-
-    fn write_at(&self, _bytes: &[u8], _offset: u64) -> std::io::Result<usize> {
-        Err(std::io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn set_len(&self, _len: u64) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn sync(&self) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-        None
     }
 }
 
@@ -422,7 +407,7 @@ fn bad_sectors_cost_the_frames_in_them() {
     assert_eq!(frames.len(), 10);
     for sector in [0, 65, 200, sound.index_offset() / 4096, bytes.len() as u64 / 4096] {
         let bad = sector * 4096..(sector + 1) * 4096;
-        let store: Arc<dyn Store> =
+        let store: Arc<dyn ReadAt> =
             Arc::new(BadDisk { bytes: Bytes::store("bad", &bytes), bad: bad.clone() });
         let found = scan(&*store, &Cancel::default()).unwrap();
         let whole = |frame: &&crate::formats::archive::FrameEntry| {
@@ -458,7 +443,7 @@ fn a_search_can_be_cancelled() {
 #[derive(Debug)]
 struct Zeros(Cancel);
 
-impl Store for Zeros {
+impl ReadAt for Zeros {
     fn path(&self) -> &std::path::Path {
         std::path::Path::new("zeros")
     }
@@ -474,22 +459,6 @@ impl Store for Zeros {
         assert!(offset < 256 << 20, "it goes on though it was asked to stop");
         buffer.fill(0);
         Ok(buffer.len())
-    }
-
-    fn write_at(&self, _bytes: &[u8], _offset: u64) -> std::io::Result<usize> {
-        Err(std::io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn set_len(&self, _len: u64) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn sync(&self) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-        None
     }
 }
 
@@ -594,7 +563,8 @@ proptest! {
             let mut buffer = Vec::new();
             for position in 0..reader.frame_count() {
                 if let Ok(entry) = reader.frame(position) {
-                    let _ = reader.read_frame(&entry, &mut buffer);
+                    let Ok(mask) = reader.stored_mask(entry.first_block) else { continue };
+                    let _ = reader.read_frame(&entry, mask, &mut buffer);
                 }
             }
             if let Ok(chain) = Chain::new(vec![Arc::new(reader)]) {

@@ -20,6 +20,8 @@ pub struct FrameNeed {
     pub archive: usize,
     /// Where the frame is.
     pub entry: FrameEntry,
+    /// The blocks of its span that it stores, as the index says.
+    pub mask: u64,
     /// The blocks of its span that are wanted. The others are superseded.
     pub wanted: u64,
     /// Where in the task's buffer the frame was read to; if it had no room there, the worker reads
@@ -126,8 +128,8 @@ impl Unpacker {
             Error::new(ErrorKind::Io, "internal error: a frame of an archive that is not open")
         })?;
         let view = match &need.at {
-            Some(at) => archive.parse_frame(&need.entry, &buffer[at.clone()])?,
-            None => archive.read_frame(&need.entry, &mut self.overflow)?,
+            Some(at) => archive.parse_frame(&need.entry, need.mask, &buffer[at.clone()])?,
+            None => archive.read_frame(&need.entry, need.mask, &mut self.overflow)?,
         };
         let header = &view.header;
         let first = u64::from(header.first_block.0);
@@ -157,7 +159,7 @@ impl Unpacker {
             let start = place(bit);
             let expected = &digests[(block.0 % GROUP_BLOCKS) as usize];
             let content = &out[start..start + self.block_size];
-            check_block(archive, &need.entry, block, content, expected)?;
+            check_block(archive, need, block, content, expected)?;
         }
         Ok(())
     }
@@ -172,8 +174,8 @@ impl Unpacker {
             Error::new(ErrorKind::Io, "internal error: a frame of an archive that is not open")
         })?;
         let view = match &need.at {
-            Some(at) => archive.parse_frame(&need.entry, &buffer[at.clone()])?,
-            None => archive.read_frame(&need.entry, &mut self.overflow)?,
+            Some(at) => archive.parse_frame(&need.entry, need.mask, &buffer[at.clone()])?,
+            None => archive.read_frame(&need.entry, need.mask, &mut self.overflow)?,
         };
         let header = &view.header;
         if !digests.is_empty() {
@@ -183,7 +185,7 @@ impl Unpacker {
             let contents = self.frame.chunks_exact(self.block_size);
             for ((bit, content), expected) in held.zip(contents).zip(digests) {
                 let block = BlockIndex(header.first_block.0 + bit);
-                check_block(archive, &need.entry, block, content, expected)?;
+                check_block(archive, need, block, content, expected)?;
             }
         }
         Ok(header.raw_len() as u64)
@@ -207,12 +209,12 @@ fn decode(
 ) -> Result<()> {
     decompressor
         .decompress(view.header.codec, view.payload, out)
-        .map_err(|error| archive.frame_error(entry, error))
+        .map_err(|error| archive.frame_error(entry, view.header.mask, error))
 }
 
 fn check_block(
     archive: &Reader,
-    entry: &FrameEntry,
+    need: &FrameNeed,
     block: BlockIndex,
     content: &[u8],
     expected: &Digest,
@@ -224,5 +226,5 @@ fn check_block(
         ErrorKind::Damaged,
         format!("block {} is not what its digest says, though the checksum fits", block.0),
     );
-    Err(archive.frame_error(entry, error))
+    Err(archive.frame_error(&need.entry, need.mask, error))
 }

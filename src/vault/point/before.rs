@@ -24,6 +24,9 @@ use crate::vault::repository::{Catalog, DiskId, Point, Repository};
 /// written after it. A disk with more is read from its chain, whose opening costs little beside it.
 const BLOCKS_MAX: u64 = (16 << 20) / 32;
 
+/// Records of the tables of the new archive that are read ahead.
+const AHEAD: u64 = 1024;
+
 /// What is known of a disk at a point.
 #[derive(Debug)]
 pub(crate) struct Before {
@@ -113,10 +116,13 @@ impl Before {
     }
 
     /// The blocks that are not zero.
-    pub fn nonzero(&self) -> RoaringBitmap {
+    ///
+    /// # Errors
+    /// An archive can't be read.
+    pub fn nonzero(&self) -> Result<RoaringBitmap> {
         match &self.known {
             Known::Chain(chain) => chain.nonzero(),
-            Known::Summary(summary) => summary.nonzero().clone(),
+            Known::Summary(summary) => Ok(summary.nonzero().clone()),
         }
     }
 
@@ -193,7 +199,7 @@ pub(crate) fn sum_up(
     }
     let mut summary = Summary::new(reader.geometry(), reader.root());
     let mut known = before.map(|before| (before.digests(), before.geometry().group_count()));
-    let mut overlay = Overlay::new(&reader);
+    let mut overlay = Overlay::new(&reader, AHEAD);
     for group in (0..reader.geometry().group_count()).map(GroupIndex) {
         let below = match &mut known {
             Some((digests, count)) if group.0 < *count => digests.of(group)?,

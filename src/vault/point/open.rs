@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{FileStore, Opener, Store, not_opened};
+use crate::disk::io::{FileStore, Opener, ReadAt, not_opened};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
 use crate::vault::repository::{Catalog, Point};
@@ -31,8 +31,8 @@ pub(super) fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
     Ok(chain)
 }
 
-/// Reads every table of a chain's archives once and checks it. They are mapped afterwards: an
-/// unreadable sector is an error here, and would end the program there.
+/// Reads every table of a chain's archives once and checks it: damage is found before anything is
+/// written, and named by file and section.
 pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
     for archive in chain.archives().iter().filter(|archive| !archive.is_salvaged()) {
         archive.check_index()?;
@@ -46,7 +46,7 @@ pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
 }
 
 /// Opens the file of an archive, sound or not.
-pub(crate) fn archive_store(path: &Path) -> Result<Arc<dyn Store>> {
+pub(crate) fn archive_store(path: &Path) -> Result<Arc<dyn ReadAt>> {
     let file = Opener::READ.open(path);
     let file = file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
     Ok(Arc::new(FileStore::new(file, path)))

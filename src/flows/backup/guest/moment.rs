@@ -13,7 +13,7 @@ use super::{ConsistencyChoice, Flow, Use, machine, refused};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::disk::reflink;
 use crate::flows::anchors::{self, Clones, descriptor};
 use crate::flows::backup::disk::Written;
@@ -45,7 +45,7 @@ pub(super) struct Moment<'a> {
 }
 
 /// The files that a guest writes to on one disk, open.
-type Files = Vec<(PathBuf, Arc<dyn Store>)>;
+type Files = Vec<(PathBuf, Arc<dyn ReadAt>)>;
 
 /// What was made of the disks at the moment.
 enum Made<'a> {

@@ -1,6 +1,7 @@
 //! Whether what a roll back writes has room where the images are: counted in full before anything is
 //! written, for a disk that fills up in the middle is half of each, and stops other guests.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -31,7 +32,10 @@ pub(super) fn check(all: &[Ready<'_>]) -> Result<()> {
         let data = ready.metadata()?;
         let failed = |error| Error::io("look at", path, error);
         let need = match (&ready.held, &ready.spare) {
-            (_, Some(spare)) => qcow2(ready, spare, data.is_file()).map_err(failed)?,
+            (_, Some(spare)) => {
+                let blocks = new_blocks(ready, spare)?;
+                qcow2(ready, spare, &blocks, data.is_file()).map_err(failed)?
+            }
             (Held::Raw { store, .. }, _) if data.is_file() => {
                 let allocation = || ready.allocation(Allocation::of(store.file().as_fd()));
                 let gives = Zeroes::in_file(store).map_err(failed)?.gives_room();
@@ -69,15 +73,25 @@ fn check_device(ready: &Ready<'_>, end: u64) -> Result<()> {
     ))
 }
 
-/// What a rewrite of a qcow2 image takes: new clusters and tables come before old ones go.
-fn qcow2(ready: &Ready<'_>, spare: &Spare, is_file: bool) -> std::io::Result<Need> {
-    let chain = &ready.job.chain;
-    let block_size = u64::from(chain.geometry().block_size());
+/// The blocks for which a rewrite of a qcow2 image takes clusters.
+fn new_blocks<'a>(ready: &'a Ready<'_>, spare: &Spare) -> Result<Cow<'a, RoaringBitmap>> {
     let blocks = &ready.wanted.blocks;
-    let data = match spare.zeros_are_written(ready.job.is_overlay) {
-        true => clusters(blocks, block_size, spare.cluster_size),
-        false => clusters(&(blocks & chain.nonzero()), block_size, spare.cluster_size),
-    };
+    Ok(match spare.zeros_are_written(ready.job.is_overlay) {
+        true => Cow::Borrowed(blocks),
+        false => Cow::Owned(blocks & ready.job.chain.nonzero()?),
+    })
+}
+
+/// What a rewrite of a qcow2 image takes: new clusters and tables come before old ones go.
+fn qcow2(
+    ready: &Ready<'_>,
+    spare: &Spare,
+    new: &RoaringBitmap,
+    is_file: bool,
+) -> std::io::Result<Need> {
+    let block_size = u64::from(ready.job.chain.geometry().block_size());
+    let blocks = &ready.wanted.blocks;
+    let data = clusters(new, block_size, spare.cluster_size);
     let count = spare.needed(data, units(blocks, (spare.table_coverage / block_size).max(1)));
     let store = ready.held.store();
     let len = store.len()?;

@@ -21,7 +21,7 @@ use crate::disk::flow::pipeline::{Resources, TASK_SIZE_MIN};
 use crate::disk::image::extent::Extent;
 use crate::disk::image::read_plan::{ClusterReader, ReadPlan};
 use crate::disk::image::{Format, Image, OpenOptions};
-use crate::disk::io::{FileStore, Store};
+use crate::disk::io::{FileStore, ReadAt, Store};
 use crate::flows::anchors;
 use crate::flows::restore::rebuild;
 use crate::vault::chain::Chain;
@@ -304,7 +304,7 @@ fn whole_clusters(
 
 /// Reads the blocks of an image, one after the other.
 struct Blocks {
-    files: Vec<Arc<dyn Store>>,
+    files: Vec<Arc<dyn ReadAt>>,
     clusters: ClusterReader,
     buffer: Vec<u8>,
 }

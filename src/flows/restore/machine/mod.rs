@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{Destination, Report, Request, guests, nonzero_blocks, rebuild};
+use super::{Destination, Report, Request, guests, rebuild};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, OfDisk, Recorder};
@@ -347,7 +347,7 @@ impl<'a> Job<'a> {
     fn check_space(&self) -> Result<()> {
         let mut needed: u64 = self.files.iter().map(|(file, _)| file.length).sum();
         for disk in &self.disks {
-            let plan = Plan::new(disk.chain.geometry(), nonzero_blocks(&disk.chain))?;
+            let plan = Plan::new(disk.chain.geometry(), disk.chain.nonzero()?)?;
             needed = needed.saturating_add(create::room_needed(&plan, disk.format)?);
         }
         let what = format!("{} in {}", self.name, self.folder.display());

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use super::Reader;
-use super::load;
+use super::bitmap::Bitmap;
+use super::load::{self, Tail};
 use super::reader::{Gaps, Proofs};
 use super::table::Table;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::archive::{
     DIGEST_LEN, Directory, FRAME_ENTRY_LEN, GroupIndex, Kind, Metadata, Section, SectionKind,
     header, index,
@@ -48,15 +49,17 @@ pub struct Salvaged {
 /// [`ErrorKind::Damaged`]: neither the header nor its copy is left, so nobody can say what disk it
 /// was. [`ErrorKind::Interrupted`]: somebody cancelled. Others: the store failed where there is no
 /// way around.
-pub fn open(store: &Arc<dyn Store>, cancel: &Cancel) -> Result<Salvaged> {
+pub fn open(store: &Arc<dyn ReadAt>, cancel: &Cancel) -> Result<Salvaged> {
     let path = store.path();
     let file_len = store.len().map_err(|error| Error::io("find the length of", path, error))?;
     let mut problems = Vec::new();
-    let directory = find_directory(&**store, file_len, &mut problems);
-    let front = note(&mut problems, load::read_header(&**store, file_len));
+    // Each part is read by itself: what can't be read costs no other.
+    let tail = Tail::none(store);
+    let directory = find_directory(&tail, file_len, &mut problems);
+    let front = note(&mut problems, load::read_header(&tail, file_len));
     let (directory, known) = match (directory, front) {
         (Some(directory), Some((metadata, bytes))) => {
-            note(&mut problems, load_header_copy(&**store, &directory));
+            note(&mut problems, load_header_copy(&tail, &directory));
             if directory.archive_id == metadata.archive_id {
                 (Some(directory), Some((metadata, bytes.len() as u64)))
             } else {
@@ -71,17 +74,15 @@ pub fn open(store: &Arc<dyn Store>, cancel: &Cancel) -> Result<Salvaged> {
             }
         }
         (Some(directory), None) => {
-            let copy = note(&mut problems, load_header_copy(&**store, &directory));
+            let copy = note(&mut problems, load_header_copy(&tail, &directory));
             (Some(directory), copy)
         }
         (None, known) => (None, known.map(|(metadata, bytes)| (metadata, bytes.len() as u64))),
     };
     if let (Some(directory), Some((metadata, header_len))) = (&directory, &known) {
-        let index = Index::load(store, directory, metadata, &mut problems);
+        let index = Index::load(&tail, directory, metadata, &mut problems);
         if let Some(reader) = index.complete(store, file_len, directory, metadata, *header_len) {
-            let agreed = reader.check_agreement();
-            let agreed = agreed.map_err(|error| Error::format(ErrorKind::Damaged, path, error));
-            match agreed.and_then(|()| reader.check_frame_table()) {
+            match reader.check_agreement().and_then(|()| reader.check_frame_table()) {
                 Ok(()) => return Ok(Salvaged { reader, problems, bad_ranges: Vec::new() }),
                 Err(error) => problems.push(error.chain()),
             }
@@ -92,7 +93,7 @@ pub fn open(store: &Arc<dyn Store>, cancel: &Cancel) -> Result<Salvaged> {
 
 /// Goes through the file for frames, and makes the best of them.
 fn search(
-    store: &Arc<dyn Store>,
+    store: &Arc<dyn ReadAt>,
     file_len: u64,
     directory: Option<Directory>,
     known: Option<(Metadata, u64)>,
@@ -128,9 +129,11 @@ fn search(
             range.end
         ));
     }
-    let mut index = match &directory {
-        Some(directory) => Index::load(store, directory, &metadata, &mut Vec::new()),
-        None => Index::default(),
+    let index = match &directory {
+        Some(directory) => {
+            Index::load(&Tail::none(store), directory, &metadata, &mut Vec::new()).sets()
+        }
+        None => Sets::default(),
     };
     let frame_count = directory
         .as_ref()
@@ -138,21 +141,25 @@ fn search(
         .map(|table| table.len / FRAME_ENTRY_LEN as u64);
     let stored: RoaringBitmap = scan.frames.iter().flat_map(FoundFrame::blocks).collect();
     let gaps = find_gaps(&scan, &metadata, &stored, &index, frame_count);
-    let zero = index.zero.take().unwrap_or_default() - &stored - &gaps.lost;
+    let zero = index.zero.unwrap_or_default() - &stored - &gaps.lost;
     // Where bytes are missing, frames may lie before the place that the header's copy tells.
     let header_len = scan.frames.iter().map(|frame| frame.entry.offset).fold(header_len, u64::min);
     let table: Vec<u8> = scan.frames.iter().flat_map(|frame| frame.entry.encode()).collect();
+    let found = |kind, numbers, span| {
+        let limit = metadata.geometry.block_count();
+        Bitmap::found(store, kind, numbers, limit, span)
+    };
     let reader = Reader {
         store: Arc::clone(store),
         file_len,
         header_len,
         frames_end,
-        metadata,
         root: directory.map(|directory| directory.root),
         sections: Vec::new(),
-        stored,
-        zero,
-        groups: RoaringBitmap::new(),
+        stored: found(SectionKind::Stored, stored, metadata.frame_blocks)?,
+        zero: found(SectionKind::Zero, zero, 1)?,
+        groups: found(SectionKind::Groups, RoaringBitmap::new(), 1)?,
+        metadata,
         frames: Table::memory(store, table),
         proofs: None,
         gaps: Some(gaps),
@@ -165,7 +172,7 @@ fn find_gaps(
     scan: &Scan,
     metadata: &Metadata,
     found: &RoaringBitmap,
-    index: &Index,
+    index: &Sets,
     frame_count: Option<u64>,
 ) -> Gaps {
     let block_count = metadata.geometry.block_count();
@@ -221,19 +228,14 @@ fn note<T>(problems: &mut Vec<String>, result: Result<T>) -> Option<T> {
 
 /// The directory: where the footer says, or, if the footer is damaged or cut off, where it proves
 /// itself in the last bytes of the file.
-fn find_directory(
-    store: &dyn Store,
-    file_len: u64,
-    problems: &mut Vec<String>,
-) -> Option<Directory> {
-    let footer = note(problems, load::read_footer(store, file_len));
+fn find_directory(tail: &Tail, file_len: u64, problems: &mut Vec<String>) -> Option<Directory> {
+    let footer = note(problems, load::read_footer(tail, file_len));
     if let Some(footer) = footer {
-        return note(problems, load::read_directory(store, &footer));
+        return note(problems, load::read_directory(tail, &footer));
     }
     let len = DIRECTORY_SEARCH_LEN.min(file_len);
     let base = file_len - len;
-    let mut bytes = vec![0; len as usize];
-    store.read_exact_at(&mut bytes, base).ok()?;
+    let bytes = tail.at(base, len as usize).ok()?;
     let starts = bytes.windows(index::MAGIC.len()).enumerate().rev();
     starts.filter(|(_, four)| four == index::MAGIC).find_map(|(at, _)| {
         let rest = bytes.get(at..)?;
@@ -244,54 +246,64 @@ fn find_directory(
     })
 }
 
-fn load_header_copy(store: &dyn Store, directory: &Directory) -> Result<(Metadata, u64)> {
+fn load_header_copy(tail: &Tail, directory: &Directory) -> Result<(Metadata, u64)> {
+    let store = &**tail.store();
     let copy = directory.section(SectionKind::Header).ok_or_else(|| missing(store))?;
-    let bytes = load::load_section(store, copy, header::HEADER_LEN_MAX as u64)?;
+    let bytes = load::load_section(tail, copy, header::HEADER_LEN_MAX as u64)?;
     let (metadata, len) = header::decode(&bytes).map_err(|error| {
         Error::format(ErrorKind::Damaged, store.path(), error.relative_to(copy.offset))
     })?;
     Ok((metadata, len as u64))
 }
 
-fn missing(store: &dyn Store) -> Error {
+fn missing(store: &dyn ReadAt) -> Error {
     let context = format!("{}: a section is missing", store.path().display());
     Error::new(ErrorKind::Damaged, context)
 }
 
 /// The sections of the index that still prove themselves.
-#[derive(Default)]
 struct Index {
-    stored: Option<RoaringBitmap>,
-    zero: Option<RoaringBitmap>,
-    groups: Option<RoaringBitmap>,
+    stored: Option<Bitmap>,
+    zero: Option<Bitmap>,
+    groups: Option<Bitmap>,
     frames: Option<Table>,
     digests: Option<Table>,
     group_digests: Option<Table>,
 }
 
+/// The bitmaps of an index that still prove themselves, as a whole.
+#[derive(Default)]
+struct Sets {
+    stored: Option<RoaringBitmap>,
+    zero: Option<RoaringBitmap>,
+    groups: Option<RoaringBitmap>,
+}
+
 impl Index {
     fn load(
-        store: &Arc<dyn Store>,
+        tail: &Tail,
         directory: &Directory,
         metadata: &Metadata,
         problems: &mut Vec<String>,
     ) -> Self {
         let geometry = metadata.geometry;
-        let mut bitmap = |kind, limit| {
+        let store = tail.store();
+        let mut bitmap = |kind, limit, span| {
             let section = directory.section(kind)?;
-            note(problems, load::load_bitmap(&**store, section, limit))
+            note(problems, Bitmap::open(tail, section, limit, span))
         };
-        let stored = bitmap(SectionKind::Stored, geometry.block_count());
-        let zero = bitmap(SectionKind::Zero, geometry.block_count());
-        let groups = bitmap(SectionKind::Groups, geometry.group_count().into());
+        let block_count = geometry.block_count();
+        let stored = bitmap(SectionKind::Stored, block_count, metadata.frame_blocks);
+        let zero = bitmap(SectionKind::Zero, block_count, 1);
+        let groups = bitmap(SectionKind::Groups, geometry.group_count().into(), 1);
         let mut table = |kind, record: usize, count: Option<u64>| {
             let section = directory.section(kind)?;
             let len = count?.checked_mul(record as u64)?;
             note(problems, sound_table(store, section)).filter(|table| table.len() == len)
         };
-        let blocks = stored.as_ref().map(RoaringBitmap::len);
+        let blocks = stored.as_ref().map(Bitmap::len);
         let digests = table(SectionKind::BlockDigests, DIGEST_LEN, blocks);
-        let group_count = groups.as_ref().map(RoaringBitmap::len);
+        let group_count = groups.as_ref().map(Bitmap::len);
         let group_digests = table(SectionKind::GroupDigests, DIGEST_LEN, group_count);
         let frames = directory.section(SectionKind::Frames);
         let frames = frames.and_then(|section| note(problems, sound_table(store, section)));
@@ -299,10 +311,16 @@ impl Index {
         Self { stored, zero, groups, frames, digests, group_digests }
     }
 
+    /// The bitmaps as a whole. What can't be read any more counts as lost.
+    fn sets(self) -> Sets {
+        let load = |bitmap: Option<Bitmap>| bitmap.and_then(|bitmap| bitmap.load().ok());
+        Sets { stored: load(self.stored), zero: load(self.zero), groups: load(self.groups) }
+    }
+
     /// A reader, if the index says all that it takes to find blocks. Digests are dispensable.
     fn complete(
         self,
-        store: &Arc<dyn Store>,
+        store: &Arc<dyn ReadAt>,
         file_len: u64,
         directory: &Directory,
         metadata: &Metadata,
@@ -311,7 +329,11 @@ impl Index {
         let (stored, zero, frames) = (self.stored?, self.zero?, self.frames?);
         let (groups, proofs) = match (self.groups, self.group_digests, self.digests) {
             (Some(bitmap), Some(groups), Some(blocks)) => (bitmap, Some(Proofs { blocks, groups })),
-            _ => (RoaringBitmap::new(), None),
+            _ => {
+                let none = RoaringBitmap::new();
+                let limit = metadata.geometry.group_count().into();
+                (Bitmap::found(store, SectionKind::Groups, none, limit, 1).ok()?, None)
+            }
         };
         Some(Reader {
             store: Arc::clone(store),
@@ -332,7 +354,7 @@ impl Index {
 }
 
 /// A table whose checksum is right.
-fn sound_table(store: &Arc<dyn Store>, section: &Section) -> Result<Table> {
+fn sound_table(store: &Arc<dyn ReadAt>, section: &Section) -> Result<Table> {
     load::check_section(store, section)?;
     Ok(Table::open(store, section))
 }

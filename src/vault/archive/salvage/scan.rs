@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
-use crate::disk::io::Store;
+use crate::disk::io::ReadAt;
 use crate::formats::archive::{
     FRAME_HEADER_LEN, FRAME_LEN_MAX, FRAME_MAGIC, FrameEntry, FrameHeader, Metadata, header,
 };
@@ -67,7 +67,7 @@ pub struct Scan {
 /// # Errors
 /// [`crate::ErrorKind::Interrupted`], or the length of the store can't be found. Bytes that can't
 /// be read are bad ranges.
-pub fn scan(store: &dyn Store, cancel: &Cancel) -> Result<Scan> {
+pub fn scan(store: &dyn ReadAt, cancel: &Cancel) -> Result<Scan> {
     let len = store.len().map_err(|error| Error::io("find the length of", store.path(), error))?;
     scan_range(store, 0..len, None, cancel)
 }
@@ -76,7 +76,7 @@ pub fn scan(store: &dyn Store, cancel: &Cancel) -> Result<Scan> {
 /// that proves itself sets it: frames of other archives, which the guest's disk may hold, come only
 /// to light where ours are damaged.
 pub(super) fn scan_range(
-    store: &dyn Store,
+    store: &dyn ReadAt,
     range: Range<u64>,
     tag: Option<[u8; 4]>,
     cancel: &Cancel,
@@ -284,7 +284,7 @@ impl Scan {
 /// A piece of the file that moves forward. Bytes that can't be read are zeros: nothing in them can
 /// prove itself.
 struct Window<'a> {
-    store: &'a dyn Store,
+    store: &'a dyn ReadAt,
     bytes: Vec<u8>,
     start: u64,
     end: u64,
