@@ -99,6 +99,12 @@ impl Before {
         is_true.then_some(Self { known: Known::Summary(summary), archives })
     }
 
+    /// Whether the archives were not opened.
+    #[cfg(test)]
+    pub fn is_summed_up(&self) -> bool {
+        matches!(self.known, Known::Summary(_))
+    }
+
     /// How many archives the chain has.
     pub fn archives(&self) -> usize {
         match &self.known {
