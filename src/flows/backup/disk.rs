@@ -1,7 +1,7 @@
 //! The part of a backup that is about one disk: from an image at one moment to an archive that waits
 //! for its manifest.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use qdelta_formats::archive::{
@@ -17,7 +17,6 @@ use crate::base::observer::{Observer, OfDisk};
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{Format, Image};
-use crate::disk::io::EarlyWriteback;
 use crate::flows::anchors::{self, Tag};
 use crate::flows::capture::{NO_ANCHOR, NO_MORE_TRIES, Source};
 use crate::flows::tracking::{self, Tracked};
@@ -53,6 +52,8 @@ pub(super) struct Rest {
     base: Base,
     repository: Repository,
     disk: DiskId,
+    /// The file name of its archive.
+    archive: String,
     tag: Tag,
     source: Source,
     /// It is a safety point, made before a roll back.
@@ -71,7 +72,8 @@ pub(super) fn write<'a>(
             let tag = Tag::new(job.catalog.repository(), job.disk);
             let (repository, disk) = (job.catalog.repository().clone(), job.disk.clone());
             let (base, source) = (job.base, job.source);
-            let rest = Rest { report, base, repository, disk, tag, source, safety };
+            let archive = record.archive.clone();
+            let rest = Rest { report, base, repository, disk, archive, tag, source, safety };
             Ok(Written { pending, record, rest })
         }
         Err(error) => {
@@ -85,9 +87,10 @@ impl Rest {
     /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
     /// interrupted backups have left. What can't go, the next backup removes.
     pub fn settle(self, observer: &dyn Observer) -> Report {
-        let Self { report, base, repository, disk, tag, source, safety } = self;
+        let Self { report, base, repository, disk, archive, tag, source, safety } = self;
         // The next backup can do without.
-        if let Err(error) = sum_up(&repository, &disk, base.before(), &report.archive) {
+        let archive = repository.archive(&disk, &archive);
+        if let Err(error) = sum_up(&repository, &disk, base.before(), &archive) {
             tracing::info!("the next backup opens the whole chain: {}", error.chain());
         }
         let path = source.path.clone();
@@ -200,8 +203,7 @@ impl<'a> Job<'a> {
         let record = self.record(&pending, &done, geometry, &tracked, archive_id)?;
         self.source.check_unchanged()?;
         cancel.check()?;
-        let archive = pending.path().with_file_name(pending.archive_name());
-        let report = self.report(&record, &done, tracked, archive, started);
+        let report = self.report(&record, &done, tracked, pending.path().clone(), started);
         Ok((pending, record, report))
     }
 
@@ -244,9 +246,8 @@ impl<'a> Job<'a> {
             self.base.point(),
         )?;
         let archive_id = metadata.archive_id;
-        let folder = pending.path().parent().map(Path::to_path_buf);
-        let sink = Box::new(EarlyWriteback::new(pending.file()?));
-        let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
+        let spool = self.catalog.repository().spool_folder();
+        let writer = archive::Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
         let job = data_path::Job {
             image: &self.source.image,
             geometry,

@@ -22,6 +22,7 @@ impl Life {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::init(&dir.path().join("repo")).unwrap();
+        let repository = repository.with_state(&dir.path().join("state"));
         let life = Self { dir, repository };
         File::create(life.image()).unwrap().set_len(40 << 20).unwrap();
         for place in [0, 5 << 20, 39 << 20] {
@@ -58,7 +59,7 @@ impl Life {
     }
 
     fn summary(&self) -> PathBuf {
-        self.folder().join(".summary")
+        self.dir.path().join("state").join(self.repository.id()).join("vm+disk.summary")
     }
 
     /// The archives, oldest first.

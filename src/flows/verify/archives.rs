@@ -19,7 +19,6 @@ use crate::disk::io::Segment;
 use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Forest;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
-use crate::vault::point::open_archive;
 use crate::vault::repository::{Catalog, DiskId, Needed, Point, PointId};
 
 /// What is wrong with the archives of a disk, and what that costs.
@@ -45,12 +44,6 @@ impl Damage {
             costs.insert(point);
             self.costs.entry(point).or_default().insert(path.clone());
         }
-    }
-
-    /// Adds what is wrong with the point of an archive, and with no other.
-    fn add_to(&mut self, archive: &Needed, problem: String) {
-        let (path, point) = (archive.link.archive.clone(), archive.link.point);
-        self.add(path, State::Damaged, problem, [point]);
     }
 
     /// Puts all of it into the report.
@@ -105,8 +98,10 @@ impl Run<'_> {
             }
         }
         let lengths = needed.iter().filter(|archive| archive.is_there);
-        let lengths = lengths.filter_map(|archive| archive.link.archive.metadata().ok());
-        let total = lengths.map(|data| data.len()).sum();
+        let repository = self.catalog.repository();
+        let length =
+            |archive: &Needed| repository.storage().entry(&archive.link.archive).ok()??.len;
+        let total = lengths.filter_map(length).sum();
         let name = self.disk.to_string();
         self.observer.event(&Event::Begin { disk: Some(&name), phase: "verify", total });
         // One full after the other, so that no more archives are known at a time than it has.
@@ -119,7 +114,7 @@ impl Run<'_> {
                 self.cancel.check()?;
                 report.archives += 1;
                 let (problems, reader) = self.verify_archive(archive, report)?;
-                let path = &archive.link.archive;
+                let path = repository.describe(&archive.link.archive);
                 let state = if problems.is_empty() { State::Sound } else { State::Damaged };
                 found.insert(path.clone(), state);
                 for problem in problems {
@@ -170,7 +165,7 @@ impl Run<'_> {
             };
             match &place {
                 Ok(_) => planted.push(archive),
-                Err(misfit) if archive.is_wanted => damage.add_to(archive, misfit.clone()),
+                Err(misfit) if archive.is_wanted => self.add_to(damage, archive, misfit.clone()),
                 Err(_) => {}
             }
             places.insert(number, place);
@@ -179,7 +174,7 @@ impl Run<'_> {
         for (archive, problem) in planted.into_iter().zip(problems) {
             if let Some(error) = problem {
                 refuse_unless_damage(&error)?;
-                damage.add_to(archive, error.chain());
+                self.add_to(damage, archive, error.chain());
             }
         }
         Ok(())
@@ -192,7 +187,8 @@ impl Run<'_> {
         report: &mut Report,
     ) -> Result<(Vec<String>, Option<Arc<Reader>>)> {
         let (request, observer, cancel) = (self.request, self.observer, self.cancel);
-        let archive = match open_archive(&needed.link.archive).and_then(|archive| {
+        let file = self.catalog.repository().storage().open(&needed.link.archive);
+        let archive = match file.and_then(Reader::open).and_then(|archive| {
             archive.check_index()?;
             Ok(archive)
         }) {
@@ -252,6 +248,12 @@ impl Run<'_> {
         report.bytes_verified += checked.bytes_verified;
         problems.extend(checked.problems);
         Ok((problems, Some(archive)))
+    }
+
+    /// Adds what is wrong with the point of an archive, and with no other.
+    fn add_to(&self, damage: &mut Damage, archive: &Needed, problem: String) {
+        let path = self.catalog.repository().describe(&archive.link.archive);
+        damage.add(path, State::Damaged, problem, [archive.link.point]);
     }
 
     /// Fails unless an archive is the one that was written there, and fits the one below it.

@@ -208,6 +208,7 @@ fn verify_disk(
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<()> {
+    let _hold = catalog.repository().hold(&disk.domain)?;
     let points = match &request.point {
         Some(selector) => vec![catalog.resolve(disk, selector)?],
         None => {
@@ -239,9 +240,9 @@ fn report_the_rest(
         true => catalog.strays(disk)?,
         false => Vec::new(),
     };
-    for (path, point) in strays {
+    for (archive, point) in strays {
         report.add(Finding {
-            path,
+            path: catalog.repository().describe(&archive),
             state: State::Stray,
             points: vec![point.to_string()],
             problem: "no manifest names this archive: the point's manifest is lost, or was not \
@@ -269,6 +270,7 @@ fn verify_machines(
     report: &mut Report,
 ) -> Result<()> {
     let repository = catalog.repository();
+    let _hold = repository.hold(domain)?;
     let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<String>)> = BTreeMap::new();
     let machines = match wanted {
         Some(points) => catalog.machines_at(domain, points),

@@ -1,23 +1,23 @@
 //! What is known of a disk at the point that a new one is made against: its chain, or a summary of
 //! the chain that spares a backup from opening all of it.
 //!
-//! The summary lies beside the archives and is rewritten after each backup. It is believed if its
+//! The summary lies in the folder of this host's state and is rewritten after each backup. It is believed if its
 //! digests give the root that the manifest of the point names, and if every archive of the chain is
-//! the file that was there when the chain was last read: of the same length, inode and time of
-//! change. In every other case the chain is opened as if there were none.
+//! the file that was there when the chain was last read: of the same length and version
+//! (locally: inode and time of change). In every other case the chain is opened as if there were none.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
-use super::open::{check_indexes, open_archive, open_archives};
+use super::open::{check_indexes, open_archives};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{Digest, Geometry, GroupIndex, Summary};
+use crate::vault::archive::Reader;
 use crate::vault::chain::{Chain, GroupCursor, Overlay};
 use crate::vault::frames::pack::GroupDigests;
+use crate::vault::repository::storage::{Name, Storage};
 use crate::vault::repository::{Catalog, DiskId, Point, Repository};
 
 /// The most blocks that are summed up: their digests are in memory as long as a backup runs, and
@@ -46,22 +46,14 @@ enum Known {
 struct Stamp {
     name: String,
     length: u64,
-    inode: u64,
-    changed_s: i64,
-    changed_ns: i64,
+    version: String,
 }
 
 impl Stamp {
-    /// The stamp of a file as it is now.
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = path.metadata().ok()?;
-        Some(Self {
-            name: path.file_name()?.to_str()?.to_owned(),
-            length: metadata.len(),
-            inode: metadata.ino(),
-            changed_s: metadata.ctime(),
-            changed_ns: metadata.ctime_nsec(),
-        })
+    /// The stamp of an archive as it is now, where the storage can tell one from another.
+    fn of(storage: &dyn Storage, archive: &Name) -> Option<Self> {
+        let entry = storage.entry(archive).ok()??;
+        Some(Self { name: entry.name, length: entry.len?, version: entry.version? })
     }
 }
 
@@ -74,10 +66,11 @@ impl Before {
         if let Some(before) = Self::summed_up(catalog, point) {
             return Ok(before);
         }
-        let paths = catalog.chain_of(point)?;
+        let storage = &**catalog.repository().storage();
+        let names = catalog.chain_of(point)?;
         // Before the archives are read, so that a change while they are is seen the next time.
-        let archives = paths.iter().filter_map(|path| Stamp::of(path)).collect();
-        let chain = check_indexes(open_archives(&paths, point)?)?;
+        let archives = names.iter().filter_map(|name| Stamp::of(storage, name)).collect();
+        let chain = check_indexes(open_archives(storage, &names, point)?)?;
         Ok(Self { known: Known::Chain(chain), archives })
     }
 
@@ -92,9 +85,9 @@ impl Before {
         let archives: Vec<Stamp> =
             serde_json::from_slice(&std::mem::take(&mut summary.note)).ok()?;
         let is_last = archives.last().is_some_and(|last| last.name == record.archive);
-        let folder = point.archive_path.parent()?;
+        let (storage, folder) = (&**catalog.repository().storage(), point.archive.folder()?);
         let is_as_it_was =
-            |stamp: &Stamp| Stamp::of(&folder.join(&stamp.name)).as_ref() == Some(stamp);
+            |stamp: &Stamp| Stamp::of(storage, &folder.join(&stamp.name)).as_ref() == Some(stamp);
         let is_true = is_of_point && is_last && archives.iter().all(is_as_it_was);
         is_true.then_some(Self { known: Known::Summary(summary), archives })
     }
@@ -197,9 +190,10 @@ pub(crate) fn sum_up(
     repository: &Repository,
     disk: &DiskId,
     before: Option<&Before>,
-    archive: &Path,
+    archive: &Name,
 ) -> Result<()> {
-    let reader = open_archive(archive)?;
+    let storage = &**repository.storage();
+    let reader = Reader::open(storage.open(archive)?)?;
     if before.is_some_and(Before::is_large) || reader.stored().len() > BLOCKS_MAX {
         return Ok(());
     }
@@ -219,7 +213,11 @@ pub(crate) fn sum_up(
         }
     }
     let mut archives = before.map(|before| before.archives.clone()).unwrap_or_default();
-    archives.extend(Stamp::of(archive));
+    archives.extend(Stamp::of(storage, archive));
+    if archives.len() != before.map_or(0, Before::archives) + 1 {
+        // A storage that can't tell when an archive changes.
+        return Ok(());
+    }
     summary.note = serde_json::to_vec(&archives).map_err(|error| {
         Error::new(ErrorKind::Io, "the summary of a chain can't be written").because(error)
     })?;

@@ -7,4 +7,4 @@ mod open;
 pub(crate) use base::Base;
 pub use base::KindChoice;
 pub(crate) use before::{Before, Digests, sum_up};
-pub(crate) use open::{archive_store, check_indexes, open_archive, open_chain};
+pub(crate) use open::{archive_file, check_indexes, open_chain};
