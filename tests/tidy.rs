@@ -120,6 +120,7 @@ const ROOMS: &[&str] = &[
     "base/json",
     "base/cancel",
     "base/clock",
+    "base/random",
     "base/warning",
     "base/observer",
     "disk/sys",
@@ -311,6 +312,18 @@ fn what_files_need_is_decided_in_one_place() {
         &["src/disk/files/"],
         &["statvfs(", "f_bavail", "f_bfree"],
         "room is counted in one way: who asks is crate::disk::files::room",
+    );
+    only_in(
+        &["src"],
+        &["src/base/random.rs"],
+        &["getrandom::"],
+        "random bytes were drawn in four places, with three errors for one failure",
+    );
+    only_in(
+        &["src"],
+        &["src/disk/files/file_id.rs", "src/disk/image/fingerprint.rs", "src/flows/anchors/"],
+        &[".ino()", "st_ino"],
+        "seven places told files apart, each in its way: who asks is crate::disk::files::FileId",
     );
     only_in(
         &["src"],

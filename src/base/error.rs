@@ -35,8 +35,6 @@ pub enum ErrorKind {
     Closed,
     /// The user or a signal asked to stop.
     Interrupted,
-    /// A restore gave all that could be saved, and that is not everything.
-    Partial,
     /// A guest can't be brought to the state that was asked for.
     Guest,
     /// A guest may be frozen, and could not be thawed.

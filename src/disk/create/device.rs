@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use roaring::RoaringBitmap;
 
-use super::file_id::refuse_input;
+use super::existing::refuse_input;
 use super::{ImageWriter, Options, Plan, on_disk, write_at};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};

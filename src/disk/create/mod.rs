@@ -7,7 +7,7 @@
 
 mod device;
 mod discard;
-mod file_id;
+mod existing;
 mod pipe;
 mod plan;
 mod qcow2;
@@ -20,7 +20,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 pub use discard::Discard;
-pub use file_id::FileId;
 pub use pipe::Pipe;
 pub use plan::Plan;
 pub use stream::Stream;
@@ -29,7 +28,7 @@ pub use target::Target;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
-use crate::disk::files::{check_new_file, room};
+use crate::disk::files::{FileId, check_new_file, room};
 use crate::disk::io::Store;
 
 /// What a restored disk is written as.
@@ -147,23 +146,23 @@ pub fn create(
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<Box<dyn ImageWriter>> {
-    match file_id::Existing::look(path)? {
-        file_id::Existing::Device => {
+    match existing::Existing::look(path)? {
+        existing::Existing::Device => {
             need_raw(path, options, "a block device")?;
             Ok(Box::new(device::Device::open(path, plan, options, observer)?))
         }
-        file_id::Existing::Pipe => {
+        existing::Existing::Pipe => {
             need_raw(path, options, "a pipe")?;
             let pipe = Pipe::open(path, &options.cancel)?;
             Ok(Box::new(Stream::new(Box::new(pipe), path, plan)))
         }
-        file_id::Existing::Character => {
+        existing::Existing::Character => {
             need_raw(path, options, "a character device")?;
             let device = std::fs::File::options().write(true).open(path);
             let device = device.map_err(|error| Error::io("open", path, error))?;
             Ok(Box::new(Stream::new(Box::new(device), path, plan)))
         }
-        file_id::Existing::Nothing | file_id::Existing::File => {
+        existing::Existing::Nothing | existing::Existing::File => {
             check_new_file(path)?;
             let target = Target::create(path, options.force, &options.inputs)?;
             match options.format {

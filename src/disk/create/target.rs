@@ -8,8 +8,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::file_id::{FileId, refuse_input};
+use super::existing::refuse_input;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::FileId;
 use crate::disk::files::image_lock;
 use crate::disk::files::{rename_new, room};
 use crate::disk::io::{FileStore, Opener, Store, not_opened, sync_folder};
@@ -200,7 +201,7 @@ fn remove_leftover(path: &Path) -> Result<()> {
 /// Whether `path` still names `file`.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), path.symlink_metadata()) {
-        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        (Ok(one), Ok(other)) => FileId::from(&one) == FileId::from(&other),
         _ => false,
     }
 }

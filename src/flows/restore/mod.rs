@@ -22,7 +22,8 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk, Recorder};
 use crate::base::warning::{Code, Warning};
-use crate::disk::create::{self, FileId, Format, ImageWriter, Plan, Stream};
+use crate::disk::create::{self, Format, ImageWriter, Plan, Stream};
+use crate::disk::files::FileId;
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::io::OpenFiles;
 use crate::guest::libvirt::Libvirt;
@@ -326,5 +327,5 @@ fn ranges(blocks: &RoaringBitmap, chain: &Chain) -> Vec<GuestRange> {
 /// The archives' files: none of them can be the output.
 fn input_ids(chain: &Chain) -> Vec<FileId> {
     let files = chain.archives().iter().filter_map(|archive| archive.store().pooled());
-    files.map(FileId::of_pooled).collect()
+    files.map(FileId::from).collect()
 }

@@ -16,6 +16,7 @@ use super::names::{DomainName, POINTS};
 use super::storage::Local;
 use super::{Repository, durable, folder_names, is_there, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::random;
 use crate::disk::files::check_new_file;
 use crate::disk::io::OpenFiles;
 
@@ -288,9 +289,6 @@ fn check_empty(root: &Path) -> Result<()> {
 
 /// 32 hexadecimal digits at random.
 fn new_id() -> Result<String> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot get random numbers").because(error.to_string())
-    })?;
+    let bytes: [u8; 16] = random::bytes()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
