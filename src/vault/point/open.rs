@@ -3,11 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::reader::PointReader;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::{OpenFiles, ReadAt, not_opened};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
 use crate::vault::repository::{Catalog, Point};
+
+/// Opens a point for reading anywhere in its disk.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`], [`ErrorKind::NotFound`]: an archive of its chain is damaged or missing.
+/// Others: an archive can't be read.
+pub fn open(catalog: &Catalog, point: &Point) -> Result<PointReader> {
+    PointReader::new(open_chain(catalog, point)?)
+}
 
 /// Opens the archives of a point's chain.
 pub(crate) fn open_chain(catalog: &Catalog, point: &Point) -> Result<Chain> {
