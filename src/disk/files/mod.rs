@@ -14,6 +14,6 @@ mod zeroes;
 pub(crate) use allocation::Allocation;
 pub use file_id::FileId;
 pub(crate) use file_id::Stamp;
-pub(crate) use place::{check_new_file, open_device};
+pub(crate) use place::{check_new_file, make_private_folder, open_device};
 pub(crate) use rename::rename_new;
 pub(crate) use zeroes::{Zeroes, punch};
