@@ -12,8 +12,8 @@ use qdelta::ErrorKind;
 use qdelta::base::cancel::Cancel;
 use qdelta::base::observer::Silent;
 use qdelta::disk::create::{Discard, ImageWriter, Options, Plan, Stream, create};
-use qdelta::disk::files::FileId;
 use qdelta::disk::image::Format;
+use qdelta::disk::sys::FileId;
 use qdelta::formats::archive::{BlockIndex, Geometry};
 use roaring::RoaringBitmap;
 

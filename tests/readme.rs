@@ -207,7 +207,7 @@ fn a_sample_may_differ_in_its_numbers_and_in_nothing_else() {
 /// nobody noticed when one was renamed.
 #[test]
 fn every_link_leads_somewhere_and_every_page_is_reached_by_one() {
-    let mut pages = vec![PathBuf::from("README.md"), PathBuf::from("ARCHITECTURE.md")];
+    let mut pages = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(PathBuf::from).to_vec();
     let docs = std::fs::read_dir(top().join("docs")).unwrap();
     let docs = docs.map(|entry| Path::new("docs").join(entry.unwrap().file_name()));
     pages.extend(docs.filter(|path| path.extension().is_some_and(|end| end == "md")));

@@ -70,7 +70,6 @@ impl Error {
             _ => ErrorKind::Io,
         };
         let advice = match source.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::MFILE) => Some("too many files are open: raise `ulimit -n`"),
             // Root is refused other things, with other codes.
             Some(Errno::ACCESS) => Some("run qdelta as root, or as a user who may do this"),
             _ => None,

@@ -15,12 +15,23 @@ use qdelta::vault::repository::{DiskSpec, Wanted};
 use super::guest_args::{Folders, Guests, Machine};
 use super::{examples, values};
 
+/// The ways to call `backup`: clap would show one alone, and nothing of guests.
+const BACKUP_USAGE: &str = "qdelta backup [OPTIONS] <IMAGE>
+       qdelta backup [OPTIONS] --domain <NAME>...
+       qdelta backup [OPTIONS] --all";
+
+/// The ways to call `restore`.
+const RESTORE_USAGE: &str = "qdelta restore [OPTIONS] <DISK[@POINT]> <OUTPUT>
+       qdelta restore [OPTIONS] <DISK[@POINT]> --in-place [OUTPUT]
+       qdelta restore [OPTIONS] --domain <NAME> --to <DIR>
+       qdelta restore [OPTIONS] --domain <NAME> --in-place";
+
 /// Incremental backup of qcow2 and raw disk images.
 ///
-/// qdelta backs up virtual disks block by block: the first backup of a disk is a full, later ones
-/// hold only what has changed. Every backup is a recovery point from which the disk of that moment
-/// can be restored, proved equal by its digest. Points are kept in a repository: a folder of plain
-/// files that can be listed, copied and synchronised like any other.
+/// qdelta backs up virtual disks block by block: the first backup of a disk is a full, later
+/// backups hold only the blocks that changed. Every backup is a recovery point: the disk of that
+/// moment can be restored from it, and its digest proves that the restored disk is equal. Points
+/// are kept in a repository, a folder of plain files that you can list, copy and synchronise.
 #[derive(Debug, Parser)]
 #[command(
     name = "qdelta",
@@ -45,7 +56,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// The repository
+    /// The repository's folder
     #[arg(long, global = true, env = "QDELTA_REPO", value_name = "DIR", value_hint = ValueHint::DirPath, hide_env_values = true)]
     pub repo: Option<PathBuf>,
 
@@ -57,8 +68,8 @@ pub struct Global {
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
 
-    /// Say nothing of what went well, and draw no progress bar; warnings, errors and what was asked
-    /// for (a list, JSON) are shown
+    /// Show no summary and no progress bar: only warnings, errors and what was asked for (a list,
+    /// JSON)
     #[arg(short, long, global = true)]
     pub quiet: bool,
 }
@@ -88,17 +99,17 @@ pub enum Command {
 
 /// Make a repository.
 ///
-/// DIR becomes one: it must be empty or not exist yet. A backup refuses every folder that qdelta
-/// init has not made, so it never fills the disk below a mount point whose disk isn't mounted.
+/// DIR must be empty or not exist yet. A backup refuses a folder that qdelta init has not prepared,
+/// so it never fills the disk below a mount point when the backup disk isn't mounted.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
 pub struct Init {
-    /// The folder [default: the one that --repo or QDELTA_REPO says]
+    /// The folder [default: the one that --repo or QDELTA_REPO names]
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
 
-    /// Make a lost or damaged qdelta.toml anew, with the id that the points know; nothing else is
-    /// touched
+    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points; change
+    /// nothing else
     #[arg(long)]
     pub repair: bool,
 }
@@ -106,19 +117,19 @@ pub struct Init {
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.
 ///
 /// The image is read with its backing files; no running guest may use it. --domain backs up a
-/// libvirt guest, running or not: all its disks as they were at one moment. A running guest is
-/// frozen for the milliseconds that it takes to clone its images. Blocks that are what they were at
-/// the point before are not stored again, so a backup costs what has changed. A backup that fails
-/// or is stopped, at whatever moment, leaves the repository as it was.
+/// libvirt guest, running or not, with all its disks as they were at one moment. A running guest is
+/// frozen for the milliseconds that it takes to clone its images. Blocks that did not change since
+/// the point before are not stored again. A backup that fails or is stopped leaves the repository
+/// as it was.
 #[derive(Debug, Args)]
-#[command(after_help = examples::of("backup"), after_long_help = examples::long(Some("backup")))]
+#[command(override_usage = BACKUP_USAGE, after_help = examples::of("backup"), after_long_help = examples::long(Some("backup")))]
 pub struct Backup {
     /// The image: a qcow2 or raw file, or a block device
     #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domains", "all"])]
     pub image: Option<PathBuf>,
 
-    /// What to call the disk, as NAME or DOMAIN/DISK; also says that the image is that disk [default:
-    /// the image's file name]
+    /// The disk's name in the repository, as NAME or DOMAIN/DISK; also confirms that the image is
+    /// that disk [default: the image's file name]
     #[arg(long, value_name = "NAME", value_parser = values::disk)]
     pub disk: Option<DiskSpec>,
 
@@ -126,15 +137,16 @@ pub struct Backup {
     #[arg(long, value_enum, default_value_t)]
     pub kind: Kind,
 
-    /// How hard zstd tries: 1 is fast, 19 is small
+    /// Compression level of zstd: 1 is fast, 19 gives small archives
     #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
     pub level: i32,
 
-    /// Unit in which changes are found and stored, of a new chain: 4K to 2M [default: 64K]
+    /// Block size of a new chain, the unit in which changes are found and stored: 4K to 2M
+    /// [default: 64K]
     #[arg(long, value_name = "SIZE", value_parser = values::block_size)]
     pub block_size: Option<u32>,
 
-    /// Back up this internal snapshot of the image, by name or id, not its current state
+    /// Back up this internal snapshot of the image (a name or an id) instead of its current state
     #[arg(long, value_name = "NAME")]
     pub snapshot: Option<String>,
 
@@ -142,7 +154,7 @@ pub struct Backup {
     #[command(flatten)]
     pub source: Source,
 
-    /// Take the file's own bytes for the disk, whatever its format; for encrypted images
+    /// Back up the bytes of the file itself, whatever its format; for encrypted images
     #[arg(long, conflicts_with_all = ["format", "snapshot"])]
     pub as_file: bool,
 
@@ -163,16 +175,17 @@ pub struct Backup {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Finding what has changed")]
 pub struct Tracking {
-    /// How to find the changed blocks; a tracker that is named and can't be proved valid is an error
+    /// How to find the changed blocks; the backup fails if the named tracker can't be proved valid
     #[arg(long, value_enum, default_value_t)]
     pub track: Track,
 
-    /// What to leave behind, so that the next backup need not read everything
+    /// Which anchor to leave, so that the next backup need not read everything
     #[arg(long, value_enum, default_value_t)]
     pub anchor: Anchor,
 
-    /// How many blocks that the tracker calls unchanged are read all the same, chosen at random, to
-    /// check it; 0 for none. The default finds a miss of one in a thousand with a probability of 99 %
+    /// How many random blocks to read of those that the tracker calls unchanged, to check the
+    /// tracker; 0 for none. The default finds a miss of one in a thousand with a probability of
+    /// 99 %
     #[arg(long, value_name = "N", default_value_t = SAMPLE_DEFAULT)]
     pub sample: u64,
 }
@@ -187,7 +200,7 @@ pub enum Track {
     Bitmap,
     /// An internal snapshot, left by --anchor snapshot
     Snapshot,
-    /// What is allocated in layers above the image of the point before
+    /// Clusters allocated in overlays above the image of the point before
     Overlay,
     /// A clone of the image's file, left by --anchor reflink
     Reflink,
@@ -205,21 +218,22 @@ pub enum Anchor {
     None,
     /// A persistent bitmap in the qcow2 image, in which QEMU records what it writes
     Bitmap,
-    /// An internal snapshot of the qcow2 image; what it holds takes space until the next backup
+    /// An internal snapshot of the qcow2 image; it keeps overwritten data until the next backup
     Snapshot,
-    /// A clone of the file beside it (XFS, Btrfs); what it holds takes space until the next backup
+    /// A clone of the image's file, beside it (XFS, Btrfs); it keeps overwritten data until the
+    /// next backup
     Reflink,
 }
 
 /// How to open an image.
 #[derive(Debug, Args)]
 pub struct Source {
-    /// Format of the image [default: that of the disk's latest point, if it is backed up; else as its
-    /// first bytes say]
+    /// Format of the image [default: the format at the disk's latest point, if there is one; else
+    /// what the image's first bytes say]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
 
-    /// Let backing and data files be in this folder as well as in the image's own; can be repeated
+    /// Allow backing and data files in this folder, too, besides the image's own; can be repeated
     #[arg(long = "image-root", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub image_roots: Vec<PathBuf>,
 }
@@ -293,21 +307,21 @@ impl Work {
 
 /// Restore a disk, or a whole guest, as it was at a recovery point.
 ///
-/// What is written is proved against the point's digest before it gets its name: a restore that
-/// fails leaves nothing behind. Zeros take no space in the output. With --domain a whole machine comes
-/// back into the folder --to: its disks, its firmware's variables and a definition for virsh define. With
-/// --in-place a stopped guest's own images become what they were, and only what differs is written.
+/// The output gets its name only after it was proved against the point's digest: a restore that
+/// fails leaves nothing behind. Zeros take no space in the output. --domain restores a whole guest
+/// into the folder --to: its disks, its firmware variables and a definition for virsh define.
+/// --in-place rolls back the images of a stopped guest, and writes only the blocks that differ.
 #[derive(Debug, Args)]
-#[command(after_help = examples::of("restore"), after_long_help = examples::long(Some("restore")))]
+#[command(override_usage = RESTORE_USAGE, after_help = examples::of("restore"), after_long_help = examples::long(Some("restore")))]
 pub struct Restore {
     /// Which disk, and which point of it
     ///
-    /// DISK is a name as in qdelta points: DOMAIN/DISK, or DOMAIN if it has one disk. POINT is one
-    /// of: latest (also without @POINT); an id of a point or its beginning; a time like 2026-11,
+    /// DISK is a name that qdelta points shows: DOMAIN/DISK, or DOMAIN if it has one disk. POINT is
+    /// one of: latest (the default); an id of a point or its beginning; a time like 2026-11,
     /// 2026-11-22, "2026-11-22 15:38" or 2026-11-22T15:38:23Z, which means the last point not after
-    /// it; or how long ago: 90m, 12h, 3d, 2w, 6mo, 1y, yesterday. Whatever qdelta points shows of a
-    /// point can be given. Times are local unless they end in Z or an offset, and stand for the end
-    /// of what they name: 2026-11-22 is the last point of that day, or of the days before.
+    /// it; or how long ago: 90m, 12h, 3d, 2w, 6mo, 1y, yesterday. Every time and id that qdelta
+    /// points shows can be given. Times are local unless they end in Z or an offset, and stand for
+    /// the end of what they name: 2026-11-22 is the last point of that day, or of the days before.
     #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at, required_unless_present = "domain")]
     pub disk: Option<values::DiskAt>,
 
@@ -315,21 +329,21 @@ pub struct Restore {
     #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domain", "in_place"])]
     pub output: Option<PathBuf>,
 
-    /// Roll the image back where it lies: only what differs is written
+    /// Roll the image back where it lies: write only the blocks that differ
     ///
-    /// It is the image that the guest has as this disk now, or OUTPUT, or the qcow2 image that the point
-    /// was made from, and nobody may use it. First a safety point is made of what is there now; latest
-    /// and times pass over such points, so that the same command means the same point again. A qcow2
-    /// image is changed as a whole or not at all; a raw one that is interrupted is half of each, and
-    /// finished by the same command with --no-point.
+    /// The image is the one that the guest has as this disk now, or OUTPUT, or the qcow2 image that
+    /// the point was made from. Nobody may use it. First, a safety point keeps the disk as it is
+    /// now; latest and times pass over safety points, so the same command means the same point
+    /// again. A qcow2 image is changed as a whole or not at all. A raw image is half old and half
+    /// new after an interruption: give the same command again, with --no-point.
     #[arg(long)]
     pub in_place: bool,
 
-    /// Roll back without a safety point of what is there now
+    /// Roll back without making a safety point first
     #[arg(long)]
     pub no_point: bool,
 
-    /// Let backing files be in this folder as well as in the image's own; can be repeated
+    /// Allow backing files in this folder, too, besides the image's own; can be repeated
     #[arg(long = "image-root", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub image_roots: Vec<PathBuf>,
 
@@ -368,8 +382,8 @@ pub struct Target {
 
 /// Restore a disk from bare archive files, without a repository.
 ///
-/// For emergencies: give the full and then every later archive of the chain up to the wanted
-/// point, oldest first. They are checked to belong together.
+/// For emergencies: give the full and then every later archive of the chain up to the wanted point,
+/// oldest first. qdelta checks that they belong together.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("replay"), after_long_help = examples::long(Some("replay")))]
 pub struct Replay {
@@ -392,8 +406,9 @@ pub struct Replay {
 
 /// Prove that recovery points can be restored.
 ///
-/// Reads every archive that the points need, checks every checksum and digest, and computes the
-/// digest of the whole disk at each point, to compare it with the one that the backup computed.
+/// Reads each archive that the points need once and checks every checksum and digest. Then it
+/// computes the root of each point (the digest of the whole disk) and compares it with the root
+/// that the backup computed. Nothing is restored for that.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("verify"), after_long_help = examples::long(Some("verify")))]
 pub struct Verify {
@@ -404,7 +419,7 @@ pub struct Verify {
     #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at)]
     pub disk: Option<values::DiskAt>,
 
-    /// Check the checksums alone: finds damaged files, and takes less time
+    /// Check only the checksums: this finds damaged files and takes less time
     #[arg(long)]
     pub quick: bool,
 
@@ -416,9 +431,9 @@ pub struct Verify {
 /// List the recovery points.
 ///
 /// Each full begins a chain; the points below it need it. CHANGED is how much of the disk differs
-/// from the point that this one was compared with, STORED what its archive takes. Times are local, with
-/// their offset from UTC; with --utc they are the ids of the points. Either can be given after @ to name
-/// that very point. ID is shown where there is room.
+/// from the point that this one was compared with, STORED is the size of its archive. Times are
+/// local, with their offset from UTC; with --utc they are the ids of the points. Both forms can be
+/// given after @ to name that very point. ID is shown where there is room.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("points"), after_long_help = examples::long(Some("points")))]
 pub struct Points {
@@ -433,12 +448,12 @@ pub struct Points {
     pub utc: bool,
 }
 
-/// List what backups have left for the next ones to compare with, and remove it.
+/// List the anchors that backups have left for later backups, or remove them.
 ///
-/// An anchor is a bitmap or a snapshot in an image, or a clone of its file in the folder .qdelta
-/// beside it; qdelta backup --anchor makes them. HOLDS is what a clone keeps that nothing else
-/// does: it grows with what the guest writes, up to the size of the image, until the next backup
-/// replaces the clone. Without its anchor a backup reads more, and is as good.
+/// An anchor is a bitmap or a snapshot in an image, or a clone of the image's file in the folder
+/// .qdelta beside it; qdelta backup --anchor leaves one. HOLDS is the space that the clone alone
+/// occupies: it grows with what the guest writes, up to the size of the image, until the next
+/// backup replaces the clone. A backup without an anchor reads more, and is as good.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("anchors"), after_long_help = examples::long(Some("anchors")))]
 pub struct Anchors {
@@ -457,7 +472,7 @@ pub struct Anchors {
     pub remove_all: bool,
 }
 
-/// Show what an image or an archive is.
+/// Describe an image or an archive.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("info"), after_long_help = examples::long(Some("info")))]
 pub struct Info {
@@ -470,7 +485,7 @@ pub struct Info {
     pub source: Source,
 }
 
-/// Show where the bytes of an image's disk are.
+/// Show where an image keeps the data of its disk.
 ///
 /// Lists the ranges of the disk that hold data, with the file and the place in it; with --json
 /// every range, in the words of qemu-img map.
@@ -481,7 +496,7 @@ pub struct Map {
     #[arg(value_hint = ValueHint::FilePath)]
     pub image: PathBuf,
 
-    /// Show this internal snapshot of the image, by name or id, not its current state
+    /// Show this internal snapshot of the image (a name or an id) instead of its current state
     #[arg(long, value_name = "NAME")]
     pub snapshot: Option<String>,
 
@@ -494,8 +509,8 @@ pub struct Map {
 ///
 /// Measures every stage alone (reading by length, depth and page cache; the zero test; hashing;
 /// compression by level; writing) and then the whole data path, and says which stage is the limit
-/// and how close the whole comes to it. The image is only read; what is written goes to a file
-/// without a name. Measure when the machine has nothing else to do.
+/// and how close the whole comes to it. The image is only read; writing is measured with a file
+/// that has no name. Measure when the machine has nothing else to do.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("bench"), after_long_help = examples::long(Some("bench")))]
 pub struct Bench {

@@ -12,7 +12,7 @@ const FIRST_STEPS: &[Example] = &[
     ("Make a repository, once", "qdelta init /mnt/backup/repo"),
     ("Say where it is for the commands that follow", "export QDELTA_REPO=/mnt/backup/repo"),
     ("Back up an image, tonight and every night", "qdelta backup web.qcow2"),
-    ("See what there is", "qdelta points"),
+    ("List the points", "qdelta points"),
     ("Get the latest state back", "qdelta restore web web-restored.qcow2"),
     ("Prove that every point can be restored", "qdelta verify"),
 ];
@@ -29,9 +29,9 @@ pub fn list(command: &str) -> &'static [Example] {
             ("The disk is called after the file: web", "qdelta backup web.qcow2"),
             ("Two disks of one guest", "qdelta backup web-data.qcow2 --disk web/data"),
             ("A new chain, say once a month", "qdelta backup web.qcow2 --kind full"),
-            ("A raw disk says so", "qdelta backup /dev/vg/web --format raw"),
-            ("From now on QEMU records what changes", "qdelta backup web.qcow2 --anchor bitmap"),
-            ("What it did, for a script", "qdelta backup web.qcow2 --json"),
+            ("A raw disk: name its format", "qdelta backup /dev/vg/web --format raw"),
+            ("Let QEMU record what changes from now on", "qdelta backup web.qcow2 --anchor bitmap"),
+            ("The result as JSON, for a script", "qdelta backup web.qcow2 --json"),
             ("A libvirt guest, running or not", "qdelta backup --domain web --anchor reflink"),
             ("Every guest of this host", "qdelta backup --all --with-host-config"),
         ],
@@ -69,11 +69,8 @@ pub fn list(command: &str) -> &'static [Example] {
             ),
         ],
         "anchors" => &[
-            ("What there is", "qdelta anchors"),
-            (
-                "Leave the image as if qdelta had never been there",
-                "qdelta anchors web --remove-all",
-            ),
+            ("All disks", "qdelta anchors"),
+            ("Remove all anchors of a disk", "qdelta anchors web --remove-all"),
         ],
         "info" => &[
             ("An image", "qdelta info web.qcow2"),

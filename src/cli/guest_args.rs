@@ -11,15 +11,16 @@ use qdelta::vault::repository::Selector;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Backing up libvirt guests")]
 pub struct Guests {
-    /// Back up all disks of this libvirt domain as one point, running or not; can be repeated
+    /// Back up all disks of this libvirt guest as one point, running or not; can be repeated
     #[arg(long = "domain", value_name = "NAME")]
     pub domains: Vec<String>,
 
-    /// Back up every domain that libvirt has
+    /// Back up every guest that libvirt has
     #[arg(long, conflicts_with = "domains")]
     pub all: bool,
 
-    /// Leave out this disk of this guest, such as web/vdb; with a single --domain vdb will do; can be repeated
+    /// Leave out this disk of this guest, such as web/vdb; with a single --domain, vdb is enough;
+    /// can be repeated
     #[arg(long, value_name = "GUEST/TARGET")]
     pub exclude: Vec<String>,
 
@@ -27,26 +28,27 @@ pub struct Guests {
     #[arg(long, value_name = "NAME")]
     pub exclude_guest: Vec<String>,
 
-    /// It is the guest of the points before, though its UUID or the file of a disk is another
+    /// Confirm that this is the guest of the points before, though its UUID or the file of a disk
+    /// has changed
     #[arg(long)]
     pub same_guest: bool,
 
-    /// How far a running guest is brought to rest
+    /// How to bring a running guest to rest
     #[arg(long, value_enum, default_value_t)]
     pub consistency: Consistency,
 
-    /// How long a guest may be frozen; Windows bears 10000
+    /// How long a guest may be frozen; Windows thaws itself after 10000
     #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(50..=600_000))]
     pub freeze_max: u64,
 
-    /// Make the moment with this program, for storage that can (LVM, ZFS, a SAN)
+    /// Let this program make the snapshots, for storage that can (LVM, ZFS, a SAN)
     ///
-    /// It is called within the freeze, once for each file, as CMD create FILE, and prints the path
-    /// to read in the place of FILE; when that was read, it is called as CMD release FILE PATH.
+    /// Within the freeze, qdelta calls CMD create FILE for each file; CMD prints the path to read
+    /// in the place of FILE. After reading, qdelta calls CMD release FILE PATH.
     #[arg(long, value_name = "CMD", value_hint = ValueHint::ExecutablePath)]
     pub snapshot_command: Option<PathBuf>,
 
-    /// Take the host's configuration along: networks, pools, all of /etc/libvirt
+    /// Keep the host's configuration in the point, too: networks, pools, all of /etc/libvirt
     #[arg(long)]
     pub with_host_config: bool,
 
@@ -66,23 +68,25 @@ impl Guests {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Restoring a guest")]
 pub struct Machine {
-    /// Restore all of this domain: disks, firmware variables, definition; with --in-place, its disks
+    /// Restore this guest: its disks, firmware variables and definition; with --in-place, its disks
+    /// alone
     #[arg(long, value_name = "NAME")]
     pub domain: Option<String>,
 
-    /// The point, as DISK@POINT has it: latest, an id or its beginning, a time, how long ago
+    /// The point, as in DISK@POINT: latest, an id or its beginning, a time, how long ago
     #[arg(long, value_name = "POINT", default_value = "latest")]
     pub at: Selector,
 
-    /// The folder for all its files, which is made if it is missing
+    /// The folder for the guest's files, which is made if it is missing
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: Option<PathBuf>,
 
-    /// Give it this name, with a new UUID and new MAC addresses: it can live beside the old one
+    /// Give the restored guest this name, a new UUID and new MAC addresses: it can run beside the
+    /// old one
     #[arg(long, value_name = "NEW")]
     pub rename: Option<String>,
 
-    /// Roll back though the guest's UUID is not that of the point: it is the same guest
+    /// Confirm that this is the guest of the point, though its UUID has changed
     #[arg(long)]
     pub same_guest: bool,
 }
@@ -95,7 +99,7 @@ pub struct Host {
     #[arg(long, value_name = "URI")]
     pub connect: Option<String>,
 
-    /// The virsh program, which freezes and thaws
+    /// The virsh program, which freezes and thaws guests
     #[arg(long, value_name = "PROGRAM", env = "QDELTA_VIRSH", default_value = "virsh", value_hint = ValueHint::ExecutablePath, hide_env_values = true)]
     pub virsh: PathBuf,
 
@@ -112,11 +116,11 @@ pub struct Folders {
     #[arg(long, value_name = "DIR", default_value = "/etc/libvirt", value_hint = ValueHint::DirPath)]
     pub libvirt_config: PathBuf,
 
-    /// libvirt's folder of what runs
+    /// libvirt's folder for the state of running guests
     #[arg(long, value_name = "DIR", default_value = "/run/libvirt", value_hint = ValueHint::DirPath)]
     pub libvirt_run: PathBuf,
 
-    /// libvirt's folder of what lasts, such as saved memory and the state of TPMs
+    /// libvirt's folder for lasting state, such as saved memory and TPMs
     #[arg(long, value_name = "DIR", default_value = "/var/lib/libvirt", value_hint = ValueHint::DirPath)]
     pub libvirt_state: PathBuf,
 }
@@ -142,11 +146,11 @@ impl Host {
 /// How far a running guest is brought to rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Consistency {
-    /// Its filesystems are frozen for the moment of a clone
+    /// Freeze its filesystems while its images are cloned
     #[default]
     Quiesced,
-    /// Its filesystems are frozen while what has changed is read: needs no clone
+    /// Freeze its filesystems while the changed blocks are read: needs no clone
     FreezeCopy,
-    /// Nothing is frozen: what a power cut would leave
+    /// Freeze nothing: the point is what a power cut would leave
     Crash,
 }

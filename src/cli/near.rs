@@ -41,7 +41,7 @@ const TIPS: &[(&[&str], &str)] = &[
     (&["benchmark", "perf"], "qdelta bench IMAGE measures how fast this machine backs up"),
     (
         &["bitmaps", "bitmap", "clones", "checkpoints"],
-        "qdelta anchors lists what backups have left, and removes it",
+        "qdelta anchors lists the anchors that backups have left, and removes them",
     ),
     (
         &["forget", "prune", "delete", "remove", "rm", "expire", "purge", "gc", "compact"],

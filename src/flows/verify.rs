@@ -22,6 +22,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
 use crate::disk::io::Direct;
+use crate::disk::io::OpenFiles;
 use crate::disk::io::Segment;
 use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Chain;
@@ -262,7 +263,15 @@ fn verify_disk(
             // Its manifest is lost: what the archives say of each other is all there is.
             None => Ok(()),
         };
-        let found = verify_archive(path, identity, request, observer, cancel, report)?;
+        let found = verify_archive(
+            catalog.repository().files(),
+            path,
+            identity,
+            request,
+            observer,
+            cancel,
+            report,
+        )?;
         let state = if found.is_empty() { State::Sound } else { State::Damaged };
         archives.insert(path.clone(), state);
         for problem in found {
@@ -278,7 +287,9 @@ fn verify_disk(
             }
             cancel.check()?;
             let chain = catalog.remains_of(point).archives;
-            if let Err(error) = open_archives(&chain, point).and_then(|chain| prove_root(&chain)) {
+            if let Err(error) = open_archives(catalog.repository().files(), &chain, point)
+                .and_then(|chain| prove_root(&chain))
+            {
                 refuse_unless_damage(&error)?;
                 let path = point.archive_path.clone();
                 damage.add(path, State::Damaged, error.chain(), [point.id]);
@@ -510,6 +521,7 @@ fn is_exhausted(error: &Error) -> bool {
 
 /// Everything wrong with one archive.
 fn verify_archive(
+    files: &Arc<OpenFiles>,
     path: &Path,
     identity: impl FnOnce(&Reader) -> Result<()>,
     request: &Request,
@@ -517,7 +529,7 @@ fn verify_archive(
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<Vec<String>> {
-    let archive = match open_archive(path).and_then(|archive| {
+    let archive = match open_archive(files, path).and_then(|archive| {
         archive.check_index()?;
         Ok(archive)
     }) {

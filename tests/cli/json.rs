@@ -209,7 +209,7 @@ fn a_restore_to_standard_output_reports_on_standard_error() {
 fn every_code_of_a_warning_is_in_the_page() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |name: &str| std::fs::read_to_string(top.join(name)).unwrap();
-    let (source, page) = (read("src/warning.rs"), read("docs/json.md"));
+    let (source, page) = (read("src/base/warning.rs"), read("docs/json.md"));
     let (_, body) = source.split_once("pub enum Code {").unwrap();
     let (body, _) = body.split_once("\n}").unwrap();
     let names = body.lines().filter_map(|line| line.trim().strip_suffix(','));

@@ -1,4 +1,4 @@
-//! `qdelta anchors`: what backups have left for the next ones, and removing it.
+//! `qdelta anchors`: lists the anchors that backups have left for later backups, and removes them.
 
 use qdelta::base::observer::{Observer, Recorder};
 use qdelta::base::warning::{Code, Warning};

@@ -6,9 +6,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::FileId;
+use crate::disk::sys::FileId;
 
-/// What is at a path before anything is written there.
+/// What a path names before anything is written there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Existing {
     Nothing,

@@ -1,9 +1,9 @@
 //! Where a restored disk goes: a new raw or qcow2 file, a block device, a pipe, or nowhere.
 //!
-//! [`create`] looks at what the path names, refuses what must not be overwritten, and checks that
-//! there is room, before anything is read from an archive. The [`ImageWriter`] that it gives takes
-//! whole blocks, from many threads at once where the output can be written in any order. Nothing
-//! has its final name before [`ImageWriter::finish`].
+//! Before anything is read from an archive, [`create`] looks at what the path names, refuses an
+//! output that must not be overwritten, and checks the room. It gives an [`ImageWriter`], which
+//! takes whole blocks, and from many threads at once where the output can be written in any order.
+//! Nothing has its final name before [`ImageWriter::finish`].
 
 mod device;
 mod discard;
@@ -27,18 +27,19 @@ pub use target::Target;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
-use crate::disk::files::{FileId, check_new_file, room};
+use crate::disk::files::{check_new_file, room};
 use crate::disk::image::Format;
 use crate::disk::io::Store;
+use crate::disk::sys::FileId;
 
 /// How to write an output.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// As what.
+    /// The format.
     pub format: Format,
     /// Whether an existing file may be replaced, and a device that is not empty overwritten.
     pub force: bool,
-    /// Files that are read meanwhile: none of them can be the output.
+    /// The files that the restore reads: none of them can be the output.
     pub inputs: Vec<FileId>,
     /// Ends the wait for the reader of a pipe.
     pub cancel: Cancel,
@@ -53,7 +54,7 @@ pub trait ImageWriter: Send + Sync {
     }
 
     /// Writes neighbouring blocks of the [`Plan`]'s data. `guest_offset` is where the first one
-    /// starts, `bytes` are whole blocks; what reaches past the end of the disk is left out.
+    /// starts, `bytes` are whole blocks; bytes past the end of the disk are left out.
     ///
     /// Blocks that are never written read as zeros in the end.
     ///
@@ -68,8 +69,8 @@ pub trait ImageWriter: Send + Sync {
         None
     }
 
-    /// Where in [`Self::store`] the block at `guest_offset` belongs; nothing if it is not in the
-    /// plan or if there is no store. Neighbouring blocks of the plan have neighbouring places.
+    /// The offset in [`Self::store`] of the block at `guest_offset`; `None` if the block is not in
+    /// the plan or if there is no store. Neighbouring blocks of the plan have neighbouring places.
     fn place(&self, guest_offset: u64) -> Option<u64> {
         let _ = guest_offset;
         None
@@ -81,8 +82,8 @@ pub trait ImageWriter: Send + Sync {
         len
     }
 
-    /// Completes the output, puts it on stable storage, and gives it its final name. The output of
-    /// a writer that is dropped without this vanishes, if it is a file.
+    /// Completes the output, puts it on stable storage, and gives it its final name. If the output
+    /// is a file and the writer is dropped before this call, the file is removed.
     ///
     /// # Errors
     /// `NoSpace`, `Io`, `Closed`; `Interrupted` if `cancel` says so; `Exists` if a file has got the

@@ -23,13 +23,14 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk, Recorder};
 use crate::base::warning::{Code, Warning};
 use crate::disk::create::{self, ImageWriter, Plan, Stream};
-use crate::disk::files::FileId;
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::Format;
+use crate::disk::io::{OpenFiles, PooledFile};
+use crate::disk::sys::FileId;
 use crate::guest::libvirt::Libvirt;
 use crate::vault::archive::salvage::{self, Salvaged};
 use crate::vault::chain::Chain;
-use crate::vault::point::{archive_store, check_indexes, open_archive, open_chain};
+use crate::vault::point::{archive_file, check_indexes, open_archive, open_chain};
 use crate::vault::repository::{DiskSpec, Repository, Selector};
 
 pub use in_place::{
@@ -188,7 +189,8 @@ pub fn replay(
     let (chain, problems) = if request.salvage {
         salvage_chain(archives, Vec::new(), None, cancel)?
     } else {
-        let archives = archives.iter().map(|path| open_archive(path).map(Arc::new));
+        let files = Arc::new(OpenFiles::default());
+        let archives = archives.iter().map(|path| open_archive(&files, path).map(Arc::new));
         (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
     };
     let report = rebuild(&chain, problems, request, observer, cancel)?;
@@ -211,8 +213,9 @@ fn salvage_chain(
     cancel: &Cancel,
 ) -> Result<(Chain, Vec<String>)> {
     let mut archives = Vec::new();
+    let files = Arc::new(OpenFiles::default());
     for path in paths {
-        match open_remains(path, cancel) {
+        match open_remains(&files, path, cancel) {
             Ok(salvaged) => {
                 problems.extend(salvaged.problems);
                 archives.push(Arc::new(salvaged.reader));
@@ -233,8 +236,8 @@ fn salvage_chain(
     Ok((chain, problems))
 }
 
-fn open_remains(path: &Path, cancel: &Cancel) -> Result<Salvaged> {
-    salvage::open(&archive_store(path)?, cancel)
+fn open_remains(files: &Arc<OpenFiles>, path: &Path, cancel: &Cancel) -> Result<Salvaged> {
+    salvage::open(&archive_file(files, path)?, cancel)
 }
 
 fn rebuild(
@@ -255,7 +258,7 @@ fn rebuild(
             let options = create::Options {
                 format: request.format,
                 force: request.force,
-                inputs: input_ids(chain)?,
+                inputs: input_ids(chain),
                 cancel: cancel.clone(),
             };
             (path.clone(), create::create(&path, plan, &options, observer)?)
@@ -323,13 +326,7 @@ fn ranges(blocks: &RoaringBitmap, chain: &Chain) -> Vec<GuestRange> {
 }
 
 /// The archives' files: none of them can be the output.
-fn input_ids(chain: &Chain) -> Result<Vec<FileId>> {
-    let mut ids = Vec::new();
-    for archive in chain.archives() {
-        if let Some(fd) = archive.store().fd() {
-            let id = FileId::of(fd);
-            ids.push(id.map_err(|error| Error::io("look at", archive.path(), error))?);
-        }
-    }
-    Ok(ids)
+fn input_ids(chain: &Chain) -> Vec<FileId> {
+    let files = chain.archives().iter().filter_map(|archive| archive.store().pooled());
+    files.map(PooledFile::id).collect()
 }

@@ -64,6 +64,7 @@ fn restore(chain: &Chain) -> Vec<Block> {
     let mut blocks = Vec::new();
     for group in 0..chain.geometry().group_count() {
         let state = cursor.seek(GroupIndex(group)).unwrap().clone();
+        assert!(state == chain.state(GroupIndex(group)).unwrap(), "group {group} asked for alone");
         blocks.extend(restore_group(chain, &state));
     }
     blocks.truncate(chain.geometry().block_count() as usize);

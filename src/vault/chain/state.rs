@@ -43,7 +43,7 @@ impl FrameRead {
 
 /// What a chain says about one group: which archive holds each block, the digests, and the frames
 /// to read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupState {
     pub(super) group: GroupIndex,
     pub(super) owners: Box<[u16; LEN]>,

@@ -162,9 +162,28 @@ fn check_point(chain: &Chain, disk: &Disk, order: &[u8]) {
         if groups > 0 {
             let group = GroupIndex(u32::from(*place) % groups);
             check_group(chain, cursor.seek(group).unwrap(), disk);
-            check_group(chain, &chain.state(group).unwrap(), disk);
         }
     }
+    let order: Vec<GroupIndex> =
+        order.iter().filter(|_| groups > 0).map(|at| GroupIndex(u32::from(*at) % groups)).collect();
+    ask_from_threads(chain, &order, |state| check_group(chain, state, disk));
+}
+
+/// Asks for these groups from three threads at once, each in another order.
+fn ask_from_threads(chain: &Chain, order: &[GroupIndex], check: impl Fn(&GroupState) + Sync) {
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let check = &check;
+            scope.spawn(move || {
+                let (before, after) = order.split_at(order.len() * thread / 3);
+                for group in after.iter().chain(before) {
+                    let state = chain.state(*group).unwrap();
+                    assert_eq!(state.group(), *group);
+                    check(&state);
+                }
+            });
+        }
+    });
 }
 
 proptest! {
@@ -199,6 +218,66 @@ fn what_was_cut_off_does_not_come_back() {
     assert_eq!(disk.blocks.iter().filter(|content| content.seed != 0).count(), 10);
     for point in 0..4 {
         check_point(&history.chain(point), &history.points[point].1, &[]);
+    }
+}
+
+/// A disk whose bitmaps are too large to be held: three windows of scattered blocks, more of them in
+/// some than in others, in frames of one block and of sixteen, with zeros, and with an end that was
+/// cut off and came back.
+#[test]
+fn large_bitmaps_are_read_in_windows() {
+    let count = 3 * 65_536 - 777;
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut disk = Disk::new(count * BLOCK, BLOCK as u32);
+    let mut before = disk.clone();
+    let mut archives: Vec<Arc<Reader>> = Vec::new();
+    let mut parent: Option<(Metadata, crate::formats::archive::Digest)> = None;
+    for id in 1..=4u8 {
+        match id {
+            3 => disk.resize((2 * 65_536 + 5) * BLOCK + 512),
+            4 => disk.resize(count * BLOCK),
+            _ => {}
+        }
+        let blocks = disk.blocks.len();
+        for at in 0..26_000 {
+            // A quarter of the blocks lies close together: lists, bits and runs of numbers.
+            let dense = at % 4 == 0;
+            let block = random.usize(..if dense { 9_000 } else { blocks });
+            disk.write(block, if random.u8(..8) == 0 { 0 } else { 2 * random.u32(1..900) });
+        }
+        let kind = if id == 1 { Kind::Full } else { Kind::Incremental };
+        let link = parent.as_ref().map(|(metadata, root)| (metadata, *root));
+        let mut metadata = metadata(id, kind, disk.geometry, link);
+        metadata.frame_blocks = if id % 2 == 0 { 1 } else { 16 };
+        let bytes = archive(&metadata, &before, &disk);
+        let reader = Reader::open(Bytes::store(&metadata.point, &bytes)).unwrap();
+        reader.check_index().unwrap();
+        assert!(reader.stored().len() > 17_000, "a list of them has more than 33 KiB");
+        archives.push(Arc::new(reader));
+        parent = Some((metadata, disk.root()));
+        before = disk.clone();
+    }
+    let chain = Chain::new(archives).unwrap();
+    let mut cursor = chain.cursor();
+    let mut root = RootHasher::new(disk.geometry);
+    let mut states = Vec::new();
+    for group in (0..disk.geometry.group_count()).map(GroupIndex) {
+        let state = cursor.seek(group).unwrap();
+        root.push(state.group_digest());
+        if group.0 % 9 == 0 || group.0 > 126 {
+            check_group(&chain, state, &disk);
+        }
+        states.push(state.clone());
+    }
+    assert_eq!(root.finish(), disk.root());
+    let mut order: Vec<GroupIndex> = (0..disk.geometry.group_count()).map(GroupIndex).collect();
+    random.shuffle(&mut order);
+    ask_from_threads(&chain, &order, |state| {
+        assert!(*state == states[state.group().0 as usize], "group {}", state.group().0);
+    });
+    let nonzero = chain.nonzero().unwrap();
+    for (block, content) in (0..).zip(&disk.blocks) {
+        assert_eq!(nonzero.contains(block), content.seed != 0, "block {block}");
     }
 }
 

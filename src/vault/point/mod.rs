@@ -2,7 +2,10 @@
 
 mod base;
 mod open;
+mod reader;
+mod shelf;
 
 pub(crate) use base::Base;
 pub use base::KindChoice;
-pub(crate) use open::{archive_store, check_indexes, open_archive, open_archives, open_chain};
+pub(crate) use open::{archive_file, check_indexes, open_archive, open_archives, open_chain};
+pub use reader::{Content, PointReader, Run};

@@ -4,21 +4,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{FileStore, Opener, ReadAt, not_opened};
+use crate::disk::io::{OpenFiles, ReadAt, not_opened};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
 use crate::vault::repository::{Catalog, Point};
 
 /// Opens the archives of a point's chain.
 pub(crate) fn open_chain(catalog: &Catalog, point: &Point) -> Result<Chain> {
-    open_archives(&catalog.chain_of(point)?, point)
+    open_archives(catalog.repository().files(), &catalog.chain_of(point)?, point)
 }
 
 /// Opens the archives of a point's chain, which are these, the full first.
-pub(crate) fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
+pub(crate) fn open_archives(
+    files: &Arc<OpenFiles>,
+    paths: &[PathBuf],
+    point: &Point,
+) -> Result<Chain> {
     let mut archives = Vec::new();
     for path in paths {
-        archives.push(Arc::new(open_archive(path)?));
+        archives.push(Arc::new(open_archive(files, path)?));
     }
     let chain = Chain::new(archives)?;
     if chain.root() != point.record.root {
@@ -41,13 +45,12 @@ pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
 }
 
 /// Opens one archive file.
-pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
-    archive::Reader::open(archive_store(path)?)
+pub(crate) fn open_archive(files: &Arc<OpenFiles>, path: &Path) -> Result<archive::Reader> {
+    archive::Reader::open(archive_file(files, path)?)
 }
 
 /// Opens the file of an archive, sound or not.
-pub(crate) fn archive_store(path: &Path) -> Result<Arc<dyn ReadAt>> {
-    let file = Opener::READ.open(path);
-    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
-    Ok(Arc::new(FileStore::new(file, path)))
+pub(crate) fn archive_file(files: &Arc<OpenFiles>, path: &Path) -> Result<Arc<dyn ReadAt>> {
+    let file = files.open(path);
+    Ok(Arc::new(file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?))
 }

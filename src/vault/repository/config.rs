@@ -18,6 +18,7 @@ use super::{Repository, durable, folder_names, is_there, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::disk::files::check_new_file;
+use crate::disk::io::OpenFiles;
 
 /// The file that makes a folder a repository.
 pub(super) const CONFIG: &str = "qdelta.toml";
@@ -109,7 +110,8 @@ pub enum Repair {
 
 impl Repository {
     fn at(root: &Path, id: String, trouble: Option<String>) -> Self {
-        Self { root: root.to_owned(), storage: Arc::new(Local::new(root)), id, trouble }
+        let storage = Arc::new(Local::new(root));
+        Self { root: root.to_owned(), storage, id, trouble, files: Arc::default() }
     }
 
     /// Makes an empty repository of the folder `root`, which is made if it is missing (but not
@@ -171,6 +173,11 @@ impl Repository {
         Err(Error::new(ErrorKind::NotFound, format!("{shown}: {what}")).advise(format!(
             "mount the disk it is on, or make a new repository: qdelta init {shown}"
         )))
+    }
+
+    /// What its archives are opened through.
+    pub(crate) fn files(&self) -> &Arc<OpenFiles> {
+        &self.files
     }
 
     /// What is wrong with the repository's `qdelta.toml`, if anything is: then it can only be read.

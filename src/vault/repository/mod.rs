@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::OpenFiles;
 use crate::formats::archive::Kind;
 use config::CONFIG;
 
@@ -67,6 +68,8 @@ pub struct Repository {
     id: String,
     /// What is wrong with `qdelta.toml`.
     trouble: Option<String>,
+    /// Its archives are opened through this.
+    files: Arc<OpenFiles>,
 }
 
 /// What a disk's recovery points are, as far as the manifests can be read.

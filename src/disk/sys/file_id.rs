@@ -78,6 +78,13 @@ impl Stamp {
     }
 }
 
+impl From<&Metadata> for Stamp {
+    fn from(data: &Metadata) -> Self {
+        let modified = (data.mtime(), data.mtime_nsec());
+        Self { id: FileId::from(data), len: data.len(), modified }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -111,6 +118,7 @@ mod tests {
         let file = File::options().write(true).open(&path).unwrap();
         let before = Stamp::of(&file).unwrap();
         assert_eq!(before, Stamp::of(&file).unwrap());
+        assert_eq!(before, Stamp::from(&file.metadata().unwrap()));
         file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         let touched = Stamp::of(&file).unwrap();
         assert_eq!((touched.id, touched.len, touched.modified), (before.id, 6, (0, 0)));
