@@ -111,8 +111,8 @@ impl Generator {
         let metadata = self.metadata(point, kind)?;
         let lock = self.repository.lock(&self.disk.domain)?;
         let pending = self.repository.begin(&lock, &self.disk, point, kind)?;
-        let spool = self.repository.spool_folder();
-        let mut writer = Writer::new(pending.writer(), metadata.clone(), spool)?;
+        let sink = pending.writer();
+        let mut writer = Writer::new(sink, metadata.clone(), pending.path().parent())?;
         let changed = self.choose();
         self.write(&mut writer, &changed)?;
         let touched = self.update_groups(&changed);
@@ -141,7 +141,7 @@ impl Generator {
             bytes_written: summary.file_len,
             image: ImageRecord {
                 path: "/nowhere/disk.raw".into(),
-                format: "raw".into(),
+                format: qdelta::Format::Raw,
                 layers: Vec::new(),
                 boot: None,
             },

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::json::text;
 use crate::base::warning::Warning;
-use crate::disk::create::Format;
+use crate::disk::image::Format;
 use crate::disk::io::Backend;
 use crate::vault::repository::PointId;
 
