@@ -4,6 +4,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use qdelta::disk::io::ReadAt;
+use qdelta::{Image, ImageReader, OpenOptions, Repository, Selector, open_point};
+
 use crate::harness::content::Guest;
 use crate::harness::files::{assert_same, disk_usage};
 use crate::harness::images::{
@@ -108,7 +111,8 @@ fn reads_anywhere(repo: &Repo, backup: &serde_json::Value, subject: &Subject, ex
 
 /// What qdelta's options of a subject mean to the library.
 fn open_options(words: &[&str]) -> OpenOptions {
-    let mut options = OpenOptions::default();
+    let as_file = words.contains(&"--as-file");
+    let mut options = OpenOptions { as_file, ..OpenOptions::default() };
     for pair in words.windows(2) {
         match pair[0] {
             "--format" => options.format = Some(pair[1].parse().unwrap()),

@@ -10,6 +10,7 @@ mod near;
 mod out;
 mod screen;
 mod signals;
+mod state;
 mod status;
 mod text;
 mod tree;
@@ -81,7 +82,11 @@ impl Context {
             Error::new(ErrorKind::Usage, "no repository was named")
                 .advise("say --repo DIR, or set QDELTA_REPO")
         })?;
-        Repository::open(dir)
+        let repository = Repository::open(dir)?;
+        Ok(match state::folder(self.global.state.as_deref()) {
+            Some(folder) => repository.with_state(&folder),
+            None => repository,
+        })
     }
 }
 

@@ -21,13 +21,12 @@ use crate::base::observer::{Event, Observer, Recorder};
 use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
-use crate::disk::io::Direct;
-use crate::disk::io::OpenFiles;
-use crate::disk::io::Segment;
+use crate::disk::io::{Direct, ReadAt, Segment};
 use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Chain;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
-use crate::vault::point::{open_archive, open_archives};
+use crate::vault::point::open_archives;
+use crate::vault::repository::storage::Name;
 use crate::vault::repository::{
     Catalog, DiskId, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector,
     Wanted,
@@ -218,6 +217,7 @@ fn verify_disk(
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<()> {
+    let _hold = catalog.repository().hold(&disk.domain)?;
     let list = catalog.points(disk)?;
     let points = match &request.point {
         Some(selector) => vec![catalog.resolve(disk, selector)?],
@@ -228,12 +228,13 @@ fn verify_disk(
     }
     let mut damage = Damage::default();
     // Which points need which archive: a chain shares its files.
-    let mut needed_by: BTreeMap<PathBuf, BTreeSet<PointId>> = BTreeMap::new();
+    let storage = catalog.repository().storage();
+    let mut needed_by: BTreeMap<Name, BTreeSet<PointId>> = BTreeMap::new();
     for point in &points {
         report.points += 1;
         let remains = catalog.remains_of(point);
-        for path in remains.archives {
-            needed_by.entry(path).or_default().insert(point.id);
+        for name in remains.archives {
+            needed_by.entry(name).or_default().insert(point.id);
         }
         for gap in remains.gaps {
             let state = match gap.error.kind() {
@@ -243,19 +244,20 @@ fn verify_disk(
             damage.add(gap.path, state, gap.error.chain(), [point.id]);
         }
     }
-    let by_path: BTreeMap<&Path, &Point> =
-        list.points.iter().map(|point| (point.archive_path.as_path(), point)).collect();
+    let by_name: BTreeMap<&Name, &Point> =
+        list.points.iter().map(|point| (&point.archive, point)).collect();
     let known: BTreeMap<PointId, &Point> =
         list.points.iter().map(|point| (point.id, point)).collect();
-    let total = needed_by.keys().filter_map(|path| path.metadata().ok()).map(|data| data.len());
+    let total = needed_by.keys().filter_map(|name| storage.entry(name).ok()??.len);
     let name = disk.to_string();
     let begin = |phase, total| observer.event(&Event::Begin { disk: Some(&name), phase, total });
     begin("verify", total.sum());
     let mut archives = BTreeMap::new();
-    for (path, needed) in &needed_by {
+    for (name, needed) in &needed_by {
+        let path = storage.describe(name);
         cancel.check()?;
         report.archives += 1;
-        let identity = |archive: &Reader| match by_path.get(path.as_path()) {
+        let identity = |archive: &Reader| match by_name.get(name) {
             Some(point) => {
                 let parent = point.record.parent.and_then(|parent| known.get(&parent).copied());
                 check_identity(archive, point, parent)
@@ -263,15 +265,8 @@ fn verify_disk(
             // Its manifest is lost: what the archives say of each other is all there is.
             None => Ok(()),
         };
-        let found = verify_archive(
-            catalog.repository().files(),
-            path,
-            identity,
-            request,
-            observer,
-            cancel,
-            report,
-        )?;
+        let found =
+            verify_archive(storage.open(name), identity, request, observer, cancel, report)?;
         let state = if found.is_empty() { State::Sound } else { State::Damaged };
         archives.insert(path.clone(), state);
         for problem in found {
@@ -287,11 +282,11 @@ fn verify_disk(
             }
             cancel.check()?;
             let chain = catalog.remains_of(point).archives;
-            if let Err(error) = open_archives(catalog.repository().files(), &chain, point)
-                .and_then(|chain| prove_root(&chain))
+            if let Err(error) =
+                open_archives(&**storage, &chain, point).and_then(|chain| prove_root(&chain))
             {
                 refuse_unless_damage(&error)?;
-                let path = point.archive_path.clone();
+                let path = storage.describe(&point.archive);
                 damage.add(path, State::Damaged, error.chain(), [point.id]);
             }
             observer.advance(1);
@@ -317,9 +312,9 @@ fn report_the_rest(
         true => catalog.strays(disk)?,
         false => Vec::new(),
     };
-    for (path, point) in strays {
+    for (archive, point) in strays {
         report.add(Finding {
-            path,
+            path: catalog.repository().describe(&archive),
             state: State::Stray,
             points: vec![point.to_string()],
             problem: "no manifest names this archive: the point's manifest is lost, or was not \
@@ -397,6 +392,7 @@ fn verify_machines(
     report: &mut Report,
 ) -> Result<()> {
     let repository = catalog.repository();
+    let _hold = repository.hold(domain)?;
     let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<String>)> = BTreeMap::new();
     for (point, machine) in catalog.machines(domain) {
         if wanted.is_some_and(|wanted| !wanted.contains(&point)) {
@@ -521,15 +517,14 @@ fn is_exhausted(error: &Error) -> bool {
 
 /// Everything wrong with one archive.
 fn verify_archive(
-    files: &Arc<OpenFiles>,
-    path: &Path,
+    file: Result<Arc<dyn ReadAt>>,
     identity: impl FnOnce(&Reader) -> Result<()>,
     request: &Request,
     observer: &dyn Observer,
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<Vec<String>> {
-    let archive = match open_archive(files, path).and_then(|archive| {
+    let archive = match file.and_then(Reader::open).and_then(|archive| {
         archive.check_index()?;
         Ok(archive)
     }) {

@@ -16,7 +16,7 @@ use qdelta::vault::repository::{Repository, Selector};
 use qdelta::{Error, ErrorKind, Result};
 
 use super::{in_place, machine};
-use crate::cli::args::{self, Replay, Restore, Target, Work};
+use crate::cli::args::{Replay, Restore, Target, Work};
 use crate::cli::{Context, signals, status, text};
 
 /// Restores a point of a repository.

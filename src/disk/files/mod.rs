@@ -11,6 +11,6 @@ pub(crate) mod room;
 mod zeroes;
 
 pub(crate) use allocation::Allocation;
-pub(crate) use place::{check_new_file, open_device};
+pub(crate) use place::{check_new_file, make_private_folder, open_device};
 pub(crate) use rename::rename_new;
 pub(crate) use zeroes::{Zeroes, punch};

@@ -1,7 +1,7 @@
 //! The part of a backup that is about one disk: from an image at one moment to an archive that waits
 //! for its manifest.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use qdelta_formats::archive::{
@@ -18,7 +18,6 @@ use crate::base::random;
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{Format, Image};
-use crate::disk::io::EarlyWriteback;
 use crate::flows::anchors::{self, Tag};
 use crate::flows::capture::{Captured, NO_ANCHOR, NO_MORE_TRIES};
 use crate::flows::tracking::{self, Tracked};
@@ -194,8 +193,7 @@ impl<'a> Job<'a> {
         let record = self.record(&pending, &done, geometry, &tracked, archive_id)?;
         self.source.check_unchanged()?;
         cancel.check()?;
-        let archive = pending.path().with_file_name(pending.archive_name());
-        let report = self.report(&record, &done, tracked, archive, started);
+        let report = self.report(&record, &done, tracked, pending.path().clone(), started);
         Ok((pending, record, report))
     }
 
@@ -238,9 +236,8 @@ impl<'a> Job<'a> {
             chain,
         )?;
         let archive_id = metadata.archive_id;
-        let folder = pending.path().parent().map(Path::to_path_buf);
-        let sink = Box::new(EarlyWriteback::new(pending.file()?));
-        let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
+        let spool = self.catalog.repository().spool_folder();
+        let writer = archive::Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
         let job = data_path::Job {
             image: &self.source.image,
             geometry,

@@ -10,7 +10,7 @@ mod machine;
 mod rebuild;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,12 +25,13 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::create::{self, ImageWriter, Plan, Stream};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::Format;
-use crate::disk::io::{OpenFiles, PooledFile};
+use crate::disk::io::{OpenFiles, PooledFile, ReadAt};
 use crate::disk::sys::FileId;
 use crate::guest::libvirt::Libvirt;
-use crate::vault::archive::salvage::{self, Salvaged};
+use crate::vault::archive::Reader;
+use crate::vault::archive::salvage;
 use crate::vault::chain::Chain;
-use crate::vault::point::{archive_file, check_indexes, open_archive, open_chain};
+use crate::vault::point::{archive_file, check_indexes, open_chain};
 use crate::vault::repository::{DiskSpec, Repository, Selector};
 
 pub use in_place::{
@@ -146,6 +147,7 @@ pub fn run(
 ) -> Result<Report> {
     let catalog = repository.catalog();
     let disk = catalog.find_disk(disk)?;
+    let _hold = repository.hold(&disk.domain)?;
     let point = catalog.resolve(&disk, selector)?;
     let passed_over = catalog.passed_over(&disk, selector, point.id)?;
     let recorder = Recorder::new(observer);
@@ -156,7 +158,8 @@ pub fn run(
         let remains = catalog.remains_of(&point);
         let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
         let expected = Some(point.record.archive_id);
-        salvage_chain(&remains.archives, missing, expected, cancel)?
+        let files = remains.archives.iter().map(|name| repository.storage().open(name));
+        salvage_chain(files, missing, expected, cancel)?
     } else {
         (check_indexes(open_chain(&catalog, &point)?)?, Vec::new())
     };
@@ -186,11 +189,13 @@ pub fn replay(
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
     check_replaced(&request)?;
+    let files = Arc::new(OpenFiles::default());
     let (chain, problems) = if request.salvage {
+        let archives = archives.iter().map(|path| archive_file(&files, path));
         salvage_chain(archives, Vec::new(), None, cancel)?
     } else {
-        let files = Arc::new(OpenFiles::default());
-        let archives = archives.iter().map(|path| open_archive(&files, path).map(Arc::new));
+        let open = |path: &PathBuf| Reader::open(archive_file(&files, path)?).map(Arc::new);
+        let archives = archives.iter().map(open);
         (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
     };
     let report = rebuild(&chain, problems, request, observer, cancel)?;
@@ -207,15 +212,14 @@ fn check_replaced(request: &Request) -> Result<()> {
 
 /// The chain of what is left of these archives, and what is wrong with them.
 fn salvage_chain(
-    paths: &[PathBuf],
+    files: impl Iterator<Item = Result<Arc<dyn ReadAt>>>,
     mut problems: Vec<String>,
     newest: Option<ArchiveId>,
     cancel: &Cancel,
 ) -> Result<(Chain, Vec<String>)> {
     let mut archives = Vec::new();
-    let files = Arc::new(OpenFiles::default());
-    for path in paths {
-        match open_remains(&files, path, cancel) {
+    for file in files {
+        match file.and_then(|file| salvage::open(&file, cancel)) {
             Ok(salvaged) => {
                 problems.extend(salvaged.problems);
                 archives.push(Arc::new(salvaged.reader));
@@ -234,10 +238,6 @@ fn salvage_chain(
     let (chain, more) = Chain::salvage(archives)?;
     problems.extend(more);
     Ok((chain, problems))
-}
-
-fn open_remains(files: &Arc<OpenFiles>, path: &Path, cancel: &Cancel) -> Result<Salvaged> {
-    salvage::open(&archive_file(files, path)?, cancel)
 }
 
 fn rebuild(

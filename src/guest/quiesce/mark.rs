@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Freeze;
 use crate::base::error::{Error, Result};
+use crate::disk::files::make_private_folder;
 use crate::disk::io::Opener;
 
 /// The longest mark that can be read, in bytes.
@@ -36,6 +37,7 @@ pub(super) fn set(freeze: &Freeze) -> Result<Mark> {
         watchdog: std::process::id(),
     };
     let text = serde_json::to_string(&mark).map_err(|error| failed(error.into()))?;
+    make_private_folder(freeze.mark.parent().unwrap_or(Path::new("."))).map_err(failed)?;
     let mut file = Opener::CHANGE.itself().or_create(0o600).open(&freeze.mark).map_err(failed)?;
     file.set_len(0).map_err(failed)?;
     file.write_all(format!("{text}\n").as_bytes()).map_err(failed)?;

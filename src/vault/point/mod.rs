@@ -7,5 +7,6 @@ mod shelf;
 
 pub(crate) use base::Base;
 pub use base::KindChoice;
-pub(crate) use open::{archive_file, check_indexes, open_archive, open_archives, open_chain};
+pub use open::open;
+pub(crate) use open::{archive_file, check_indexes, open_archives, open_chain};
 pub use reader::{Content, PointReader, Run};

@@ -1,11 +1,11 @@
 //! Which archives it takes to restore a point.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::manifest::Manifest;
 use super::names::DiskId;
 use super::point::PointId;
-use super::{Catalog, Point, durable, is_there, manifest};
+use super::{Catalog, Name, Point, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{Metadata, header};
 
@@ -17,7 +17,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] if an archive is missing, naming the point that needs it.
-    pub fn chain_of(&self, point: &Point) -> Result<Vec<PathBuf>> {
+    pub fn chain_of(&self, point: &Point) -> Result<Vec<Name>> {
         let remains = self.remains_of(point);
         // The gap that is nearest to the point is the first that a walk from it meets.
         match remains.gaps.into_iter().next() {
@@ -50,17 +50,28 @@ impl Catalog {
 
     /// One step along a chain: whether the archive of a link is there, and what it builds on.
     pub(crate) fn step(&self, disk: &DiskId, link: &Link) -> Step {
-        let archive = present(&link.archive, link.point)
-            .map_err(|error| Gap { path: link.archive.clone(), error });
+        let archive = self.present(&link.archive, link.point);
+        let archive =
+            archive.map_err(|error| Gap { path: self.repository().describe(&link.archive), error });
         let parent = link.parent.map(|parent| self.parent(disk, link, parent)).transpose();
         Step { archive, parent }
+    }
+
+    /// Fails unless there is the archive of a point.
+    fn present(&self, archive: &Name, point: PointId) -> Result<()> {
+        if self.repository().is_there(archive)? {
+            return Ok(());
+        }
+        let path = self.repository().describe(archive);
+        Err(broken(format!("the archive {} of point {point} is missing", path.display())))
     }
 
     fn parent(&self, disk: &DiskId, link: &Link, parent: PointId) -> Result<Link, Gap> {
         // Nothing can be its own ancestor, so every walk along parents ends.
         if parent >= link.point {
             let text = format!("point {} claims to build on the later {parent}", link.point);
-            return Err(Gap { path: link.archive.clone(), error: broken(text) });
+            let path = self.repository().describe(&link.archive);
+            return Err(Gap { path, error: broken(text) });
         }
         let repository = self.repository();
         let domain = self.domain(&disk.domain);
@@ -75,7 +86,8 @@ impl Catalog {
                 Some(Err(error)) => error.chain(),
                 _ => format!("the manifest of point {parent} is missing"),
             };
-            let path = repository.points_dir(&disk.domain).join(Manifest::file_name(parent));
+            let name = repository.points_dir(&disk.domain).join(&Manifest::file_name(parent));
+            let path = repository.describe(&name);
             let text = format!("point {} builds on point {parent}", link.point);
             Gap { path, error: error.within(reason).within(text) }
         })
@@ -87,8 +99,8 @@ impl Catalog {
 pub(crate) struct Link {
     /// The point that it belongs to.
     pub point: PointId,
-    /// Where it is, or should be.
-    pub archive: PathBuf,
+    /// What it is called.
+    pub archive: Name,
     /// The point that it builds on.
     pub parent: Option<PointId>,
 }
@@ -96,7 +108,7 @@ pub(crate) struct Link {
 impl Link {
     /// The last archive of the chain of a point.
     pub fn of(point: &Point) -> Self {
-        let archive = point.archive_path.clone();
+        let archive = point.archive.clone();
         Self { point: point.id, archive, parent: point.record.parent }
     }
 }
@@ -113,7 +125,7 @@ pub(crate) struct Step {
 #[derive(Debug, Default)]
 pub struct Remains {
     /// The archives that are there, sound or not, the oldest first.
-    pub archives: Vec<PathBuf>,
+    pub archives: Vec<Name>,
     /// What is missing between them.
     pub gaps: Vec<Gap>,
 }
@@ -129,39 +141,38 @@ pub struct Gap {
 
 /// The archive of a point that has no manifest, and the point that it builds on.
 fn without_manifest(catalog: &Catalog, disk: &DiskId, id: PointId) -> Result<Link> {
-    let dir = catalog.repository().disk_dir(disk);
+    let repository = catalog.repository();
+    let shown = |name: &Name| repository.describe(name).display().to_string();
+    let dir = repository.disk_dir(disk);
     let folder = catalog.domain(&disk.domain).folder(&disk.disk);
     let names = folder.as_ref().as_ref().map_err(Error::clone)?;
     let found = names
         .iter()
         .find(|name| manifest::parse_archive_name(name).is_some_and(|(point, _)| point == id));
     let Some(name) = found else {
-        return Err(broken(format!("{} has no archive of point {id} either", dir.display())));
+        return Err(broken(format!("{} has no archive of point {id} either", shown(&dir))));
     };
-    let path = dir.join(name);
-    let metadata = read_metadata(&path)?;
+    let archive = dir.join(name);
+    let metadata = read_metadata(catalog, &archive)?;
     if metadata.point != id.to_string() {
-        return Err(broken(format!("{} says that it is {}", path.display(), metadata.point)));
+        return Err(broken(format!("{} says that it is {}", shown(&archive), metadata.point)));
     }
     let parent = metadata.parent.map(|parent| parent.point.parse()).transpose();
     let parent = parent.map_err(|error: Error| broken(error.chain()))?;
-    Ok(Link { point: id, archive: path, parent })
+    Ok(Link { point: id, archive, parent })
 }
 
 /// What the header of an archive says.
-fn read_metadata(path: &Path) -> Result<Metadata> {
-    let bytes = durable::read_start(path, header::HEADER_LEN_MAX as u64)?;
+fn read_metadata(catalog: &Catalog, archive: &Name) -> Result<Metadata> {
+    let store = catalog.repository().storage().open(archive)?;
+    let path = store.path();
+    let failed = |error| Error::io("read", path, error);
+    let len = store.len().map_err(failed)?.min(header::HEADER_LEN_MAX as u64);
+    let mut bytes = vec![0; len as usize];
+    store.read_exact_at(&mut bytes, 0).map_err(failed)?;
     let (metadata, _) =
         header::decode(&bytes).map_err(|error| Error::format(ErrorKind::Damaged, path, error))?;
     Ok(metadata)
-}
-
-/// Fails unless something lies at `path`, where the archive of a point should be.
-fn present(path: &Path, point: PointId) -> Result<()> {
-    if is_there(path)? {
-        return Ok(());
-    }
-    Err(broken(format!("the archive {} of point {point} is missing", path.display())))
 }
 
 /// A chain that can't be followed.
