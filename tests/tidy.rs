@@ -237,7 +237,7 @@ fn the_library_is_silent() {
     only_in(
         &["src", "formats"],
         PROGRAM,
-        &["static mut", "LazyLock", "OnceLock<", "thread_local!"],
+        &["static mut", "LazyLock", "= OnceLock::new()", "thread_local!"],
         "the library has no globals",
     );
 }
