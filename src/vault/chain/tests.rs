@@ -114,9 +114,8 @@ fn decode(chain: &Chain, state: &GroupState) -> Vec<Option<Vec<u8>>> {
         let mut buffer = Vec::new();
         let view = archive.read_frame(&read.entry, read.mask, &mut buffer).unwrap();
         assert_eq!(view.header.mask, read.mask);
-        let mut raw = vec![0; read.blocks_needed() as usize * BLOCK as usize];
-        let (codec, len) = (view.header.codec, view.header.raw_len());
-        decompressor.decompress_prefix(codec, view.payload, len, &mut raw).unwrap();
+        let mut raw = vec![0; view.header.raw_len()];
+        decompressor.decompress(view.header.codec, view.payload, &mut raw).unwrap();
         for bit in (0..64).filter(|bit| read.wanted >> bit & 1 == 1) {
             let index = (read.entry.first_block.0 % GROUP_BLOCKS + bit) as usize;
             let at = view.header.offset_of(bit);
