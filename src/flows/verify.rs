@@ -28,8 +28,8 @@ use crate::vault::chain::Chain;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
 use crate::vault::point::{open_archive, open_archives};
 use crate::vault::repository::{
-    Catalog, DiskId, DomainName, MachineFile, Point, PointId, PointList, Repository, Selector,
-    Wanted,
+    Catalog, DiskId, DomainName, MachineFile, ParentRecord, Point, PointId, PointList, Repository,
+    Selector, Wanted,
 };
 
 /// What to verify, and how.
@@ -256,7 +256,8 @@ fn verify_disk(
         report.archives += 1;
         let identity = |archive: &Reader| match by_path.get(path.as_path()) {
             Some(point) => {
-                let parent = point.record.parent.and_then(|parent| known.get(&parent).copied());
+                let parent = point.record.parent_point();
+                let parent = parent.and_then(|parent| known.get(&parent).copied());
                 check_identity(archive, point, parent)
             }
             // Its manifest is lost: what the archives say of each other is all there is.
@@ -436,15 +437,14 @@ fn finding<T: ToString>(
 fn check_identity(archive: &Reader, point: &Point, parent: Option<&Point>) -> Result<()> {
     let (metadata, record) = (archive.metadata(), &point.record);
     let geometry = metadata.geometry;
-    let named = metadata.parent.as_ref().map(|parent| parent.point.clone());
+    let link = metadata.parent.as_ref().map(ParentRecord::try_from).transpose()?;
     if metadata.archive_id != record.archive_id
-        || metadata.chain_id != record.chain_id
         || metadata.kind != record.kind
         || metadata.point != point.id.to_string()
         || archive.root() != record.root
         || (geometry.virtual_size(), geometry.block_size())
             != (record.virtual_size, record.block_size)
-        || named != record.parent.map(|parent| parent.to_string())
+        || link != record.parent
     {
         let what = format!(
             "the file holds point {} of {}/{}, and not what the manifest of point {} names",
@@ -452,10 +452,13 @@ fn check_identity(archive: &Reader, point: &Point, parent: Option<&Point>) -> Re
         );
         return Err(Error::new(ErrorKind::Damaged, what));
     }
-    if let (Some(link), Some(parent)) = (&metadata.parent, parent)
-        && (link.archive_id, link.root) != (parent.record.archive_id, parent.record.root)
+    if let (Some(link), Some(parent)) = (link, parent)
+        && link.root != parent.record.root
     {
-        let what = format!("it was made against another archive of point {}", parent.id);
+        let what = format!(
+            "it was made against the root {} of point {}, whose manifest has {}",
+            link.root, parent.id, parent.record.root
+        );
         return Err(Error::new(ErrorKind::Damaged, what));
     }
     Ok(())

@@ -25,7 +25,7 @@ use crate::vault::archive;
 use crate::vault::chain::Chain;
 use crate::vault::point::Base;
 use crate::vault::repository::{
-    AnchorKind, Catalog, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending,
+    AnchorKind, Catalog, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, Point,
     PointId, Refusal,
 };
 
@@ -228,7 +228,6 @@ impl<'a> Job<'a> {
             }),
             _ => None,
         };
-        let pending = self.catalog.repository().begin(self.lock, self.disk, self.point, kind)?;
         let metadata = metadata_for(
             self.disk,
             &self.point.to_string(),
@@ -237,6 +236,8 @@ impl<'a> Job<'a> {
             chain,
         )?;
         let archive_id = metadata.archive_id;
+        let repository = self.catalog.repository();
+        let pending = repository.begin(self.lock, self.disk, self.point, kind, archive_id)?;
         let folder = pending.path().parent().map(Path::to_path_buf);
         let sink = Box::new(EarlyWriteback::new(pending.file()?));
         let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
@@ -262,15 +263,13 @@ impl<'a> Job<'a> {
         archive_id: ArchiveId,
     ) -> Result<DiskRecord> {
         let stored = &done.assembled;
-        let full = self.base.chain().and_then(|chain| chain.archives().first());
         Ok(DiskRecord {
             disk: self.disk.disk.clone(),
             archive: pending.archive_name(),
             archive_id,
-            chain_id: full.map_or(archive_id, |full| full.metadata().chain_id),
             kind: self.base.kind,
             tracker: tracked.tracker,
-            parent: self.base.point().map(|point| point.id),
+            parent: self.base.point().map(Point::as_parent),
             root: stored.root,
             virtual_size: geometry.virtual_size(),
             block_size: geometry.block_size(),
@@ -298,7 +297,7 @@ impl<'a> Job<'a> {
             point: self.point.to_string(),
             disk: self.disk.to_string(),
             kind: record.kind.as_str(),
-            parent: record.parent.map(|point| point.to_string()),
+            parent: record.parent_point().map(|point| point.to_string()),
             tracker: record.tracker.as_str(),
             why: tracked.why,
             refused: tracked.refused,
@@ -370,11 +369,9 @@ pub(super) fn metadata_for(
 ) -> Result<Metadata> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|error| no_random_bytes(&error))?;
-    let archive_id = ArchiveId(id);
     let latest = chain.and_then(|chain| chain.archives().last());
     Ok(Metadata {
-        archive_id,
-        chain_id: latest.map_or(archive_id, |latest| latest.metadata().chain_id),
+        archive_id: ArchiveId(id),
         point: point.to_owned(),
         domain: disk.domain.to_string(),
         disk: disk.disk.to_string(),
@@ -385,7 +382,8 @@ pub(super) fn metadata_for(
         geometry,
         frame_blocks: frame_blocks(geometry.block_size()),
         parent: latest.map(|latest| Parent {
-            archive_id: latest.metadata().archive_id,
+            domain: latest.metadata().domain.clone(),
+            disk: latest.metadata().disk.clone(),
             point: latest.metadata().point.clone(),
             root: latest.root(),
         }),

@@ -129,8 +129,10 @@ impl Case<'_> {
             return Ok(());
         }
         claim.add_resize(parent.record.virtual_size);
+        // Every archive of a chain is of another point.
+        let name = parent.id.to_string();
         let is_parent = |archive: &Arc<crate::vault::archive::Reader>| {
-            archive.metadata().archive_id == parent.record.archive_id
+            archive.metadata().point == name && archive.root() == parent.record.root
         };
         let position = self.chain.archives().iter().position(is_parent).ok_or_else(|| {
             let text = format!("point {} does not follow point {}", self.latest.id, parent.id);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::archive::{Digest, Geometry, GroupIndex, Kind};
+use crate::formats::archive::{Digest, Geometry, GroupIndex, Kind, Metadata, Parent};
 use crate::vault::archive::Reader;
 
 pub use cursor::GroupCursor;
@@ -161,6 +161,11 @@ fn check_first(first: &Reader) -> Result<()> {
         .advise("Name the full first, then the archives that follow it, oldest first."))
 }
 
+/// Whether an archive is of the point that a link names, whatever is known of its root.
+fn is_point(link: &Parent, archive: &Metadata) -> bool {
+    (&link.domain, &link.disk, &link.point) == (&archive.domain, &archive.disk, &archive.point)
+}
+
 fn check_pair(parent: &Reader, child: &Reader) -> Result<()> {
     let (above, below) = (child.metadata(), parent.metadata());
     let misfit = |why: String| {
@@ -170,13 +175,10 @@ fn check_pair(parent: &Reader, child: &Reader) -> Result<()> {
     let Some(link) = &above.parent else {
         return misfit("it is a full, the start of another chain".into());
     };
-    if above.chain_id != below.chain_id {
-        return misfit(format!("they are of the chains {} and {}", above.chain_id, below.chain_id));
-    }
-    if link.archive_id != below.archive_id {
+    if !is_point(link, below) {
         return misfit(format!(
-            "it follows point {} (archive {}), the other is point {} (archive {})",
-            link.point, link.archive_id, below.point, below.archive_id
+            "it follows point {} of {}/{}, the other is point {} of {}/{}",
+            link.point, link.domain, link.disk, below.point, below.domain, below.disk
         ));
     }
     if link.root != parent.root() {

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::manifest::Manifest;
+use super::manifest::{Manifest, ParentRecord};
 use super::names::DiskId;
 use super::point::PointId;
 use super::{Catalog, Point, durable, is_there, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::archive::{Metadata, header};
+use crate::formats::archive::{Kind, Metadata, header};
 
 impl Catalog {
     /// The archives that it takes to restore a point, its chain's full first and its own last.
@@ -52,11 +52,19 @@ impl Catalog {
     pub(crate) fn step(&self, disk: &DiskId, link: &Link) -> Step {
         let archive = present(&link.archive, link.point)
             .map_err(|error| Gap { path: link.archive.clone(), error });
-        let parent = link.parent.map(|parent| self.parent(disk, link, parent)).transpose();
+        let parent = link.parent.as_ref().map(|parent| self.parent(disk, link, parent));
+        let parent = parent.transpose();
         Step { archive, parent }
     }
 
-    fn parent(&self, disk: &DiskId, link: &Link, parent: PointId) -> Result<Link, Gap> {
+    fn parent(&self, disk: &DiskId, link: &Link, parent: &ParentRecord) -> Result<Link, Gap> {
+        if !parent.is_of(disk) {
+            let (point, owner) = (link.point, (&parent.domain, &parent.disk));
+            let text = format!("point {point} builds on a point of {}/{}", owner.0, owner.1);
+            let error = broken(text).advise("a newer qdelta may read chains over several disks");
+            return Err(Gap { path: link.archive.clone(), error });
+        }
+        let parent = parent.point;
         // Nothing can be its own ancestor, so every walk along parents ends.
         if parent >= link.point {
             let text = format!("point {} claims to build on the later {parent}", link.point);
@@ -68,7 +76,7 @@ impl Catalog {
         let known = manifest.and_then(|manifest| manifest.as_ref().ok()?.disk(&disk.disk));
         if let Some(record) = known {
             let archive = repository.disk_dir(disk).join(&record.archive);
-            return Ok(Link { point: parent, archive, parent: record.parent });
+            return Ok(Link { point: parent, archive, parent: record.parent.clone() });
         }
         without_manifest(self, disk, parent).map_err(|error| {
             let reason = match manifest {
@@ -90,14 +98,14 @@ pub(crate) struct Link {
     /// Where it is, or should be.
     pub archive: PathBuf,
     /// The point that it builds on.
-    pub parent: Option<PointId>,
+    pub parent: Option<ParentRecord>,
 }
 
 impl Link {
     /// The last archive of the chain of a point.
     pub fn of(point: &Point) -> Self {
         let archive = point.archive_path.clone();
-        Self { point: point.id, archive, parent: point.record.parent }
+        Self { point: point.id, archive, parent: point.record.parent.clone() }
     }
 }
 
@@ -132,10 +140,13 @@ fn without_manifest(catalog: &Catalog, disk: &DiskId, id: PointId) -> Result<Lin
     let dir = catalog.repository().disk_dir(disk);
     let folder = catalog.domain(&disk.domain).folder(&disk.disk);
     let names = folder.as_ref().as_ref().map_err(Error::clone)?;
+    // Several archives of a point show the same disk. A full needs no other.
     let found = names
         .iter()
-        .find(|name| manifest::parse_archive_name(name).is_some_and(|(point, _)| point == id));
-    let Some(name) = found else {
+        .filter_map(|name| Some((manifest::parse_archive_name(name)?, name)))
+        .filter(|((point, _), _)| *point == id)
+        .min_by_key(|((_, kind), name)| (*kind != Kind::Full, *name));
+    let Some((_, name)) = found else {
         return Err(broken(format!("{} has no archive of point {id} either", dir.display())));
     };
     let path = dir.join(name);
@@ -143,7 +154,7 @@ fn without_manifest(catalog: &Catalog, disk: &DiskId, id: PointId) -> Result<Lin
     if metadata.point != id.to_string() {
         return Err(broken(format!("{} says that it is {}", path.display(), metadata.point)));
     }
-    let parent = metadata.parent.map(|parent| parent.point.parse()).transpose();
+    let parent = metadata.parent.as_ref().map(ParentRecord::try_from).transpose();
     let parent = parent.map_err(|error: Error| broken(error.chain()))?;
     Ok(Link { point: id, archive: path, parent })
 }

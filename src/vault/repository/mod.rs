@@ -3,7 +3,7 @@
 //! ```text
 //! REPO/qdelta.toml                               what makes the folder a repository
 //! REPO/<domain>/.lock                            held by whoever writes to the domain
-//! REPO/<domain>/<disk>/<point>-<kind>.qdelta     archives
+//! REPO/<domain>/<disk>/<point>-<kind>-<id>.qdelta  archives
 //! REPO/<domain>/points/<point>.json              manifests
 //! REPO/<domain>/machine/<digest>.zst             files of the machine around the disks
 //! ```
@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::archive::Kind;
+use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
 
 pub use catalog::Catalog;
@@ -48,7 +48,8 @@ pub use leftovers::{Cleaned, Leftover};
 pub use lock::DomainLock;
 pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
-    Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, Point, Refusal,
+    Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, ParentRecord,
+    Point, Refusal,
 };
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
@@ -223,8 +224,9 @@ impl Repository {
         id: &DiskId,
         point: PointId,
         kind: Kind,
+        archive: ArchiveId,
     ) -> Result<Pending<'lock>> {
-        Pending::begin(self, lock, id, point, kind)
+        Pending::begin(self, lock, id, point, kind, archive)
     }
 
     /// Removes what a backup that was killed left in a domain.

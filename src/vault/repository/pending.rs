@@ -14,7 +14,7 @@ use super::names::DiskId;
 use super::point::PointId;
 use super::{DomainLock, Repository, is_there};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::archive::Kind;
+use crate::formats::archive::{ArchiveId, Kind};
 
 /// An archive that is being written, under a name that nobody takes for an archive. Dropped, it
 /// is gone.
@@ -63,6 +63,7 @@ impl<'lock> Pending<'lock> {
         disk: &DiskId,
         point: PointId,
         kind: Kind,
+        id: ArchiveId,
     ) -> Result<Self> {
         if lock.dir() != repository.domain_dir(&disk.domain) {
             return Err(Error::new(
@@ -72,7 +73,7 @@ impl<'lock> Pending<'lock> {
         }
         let dir = repository.disk_dir(disk);
         durable::create_dir(&dir)?;
-        let name = manifest::archive_name(point, kind);
+        let name = manifest::archive_name(point, kind, id);
         let archive = dir.join(&name);
         if is_there(&archive)? {
             return Err(Error::new(
