@@ -56,6 +56,14 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
         .map_err(|error| Error::io(format!("rename {} to", from.display()), to, error))
 }
 
+/// Gives a file the name of another one, which is gone then.
+#[cfg_attr(not(test), expect(dead_code, reason = "only a manifest is ever replaced: see `replace`"))]
+pub(super) fn rename_over(from: &Path, to: &Path) -> Result<()> {
+    step()
+        .and_then(|()| std::fs::rename(from, to))
+        .map_err(|error| Error::io(format!("rename {} to", from.display()), to, error))
+}
+
 /// Removes a file.
 pub(super) fn remove(path: &Path) -> Result<()> {
     step()

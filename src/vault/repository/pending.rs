@@ -30,18 +30,18 @@ pub struct Pending<'lock> {
 
 /// A file that is removed when this is dropped, unless it was released.
 #[derive(Debug)]
-struct Litter {
-    path: PathBuf,
+pub(super) struct Litter {
+    pub(super) path: PathBuf,
     released: bool,
 }
 
 impl Litter {
-    fn new(path: PathBuf) -> Self {
+    pub(super) fn new(path: PathBuf) -> Self {
         Self { path, released: false }
     }
 
     /// The file stays, or is called differently now.
-    fn release(mut self) {
+    pub(super) fn release(mut self) {
         self.released = true;
     }
 }
