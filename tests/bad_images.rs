@@ -48,7 +48,9 @@ fn refused(lab: &Lab, image: &Path, options: &[&str], words: &[&str]) {
     }
     let written: Vec<PathBuf> = tree(&repo.path)
         .into_iter()
-        .filter(|file| !(file.ends_with(".lock") || file.ends_with("qdelta.toml")))
+        .filter(|file| {
+            !(file.ends_with(".lock") || file.ends_with(".keep") || file.ends_with("qdelta.toml"))
+        })
         .collect();
     assert!(written.is_empty(), "a refused image left {written:?}");
 }

@@ -586,7 +586,7 @@ fn a_guest_that_may_be_frozen_is_thawed_first_by_the_next_run() {
     }
     finish(child, describe(&command));
     host.virsh.forget("freeze-hangs");
-    assert!(host.repo.path.join("web/.frozen").exists() && host.virsh.is_frozen());
+    assert!(host.repo.frozen_mark("web").exists() && host.virsh.is_frozen());
     let before = host.virsh.log().len();
     // Also if the run can do nothing else.
     let elsewhere = guest.vdb().with_extension("elsewhere");
@@ -640,7 +640,7 @@ fn the_program_is_killed_at_any_moment() {
         let _ = kill_process(Pid::from_child(&child), Signal::KILL);
         killed += u32::from(finish(child, describe(&command)).killed());
         wait_until("the thaw", || !host.virsh.is_frozen());
-        wait_until("the mark's end", || !host.repo.path.join("web/.frozen").exists());
+        wait_until("the mark's end", || !host.repo.frozen_mark("web").exists());
     }
     assert!(killed > 0, "nothing was ever killed");
     host.web(&[]);

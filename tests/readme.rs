@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::harness::images::{create, guest_io};
 use super::harness::repo::Repo;
-use super::harness::{Lab, args, run, run::binary, tool};
+use super::harness::{Lab, args, run, run::binary, state, tool};
 
 /// Pages with sessions that can be run: those between "```console" and "```".
 const PAGES: [&str; 2] = ["README.md", "docs/trackers.md"];
@@ -70,7 +70,11 @@ impl Session {
         let path = format!("{}:{}", binary().parent().unwrap().display(), env!("PATH"));
         let mut shell = tool("sh", args!["-c", self.here(command)]);
         shell.current_dir(self.lab.dir()).env("PATH", path).env("LANG", "C.UTF-8");
-        shell.env_remove("LC_ALL").env("QDELTA_REPO", self.repository()).env("TZ", "UTC");
+        shell
+            .env_remove("LC_ALL")
+            .env("QDELTA_REPO", self.repository())
+            .env("TZ", "UTC")
+            .env("STATE_DIRECTORY", state());
         if command.starts_with("qdelta points") {
             // A page is no wider.
             shell.env("COLUMNS", "100");

@@ -113,7 +113,7 @@ impl Generator {
         let metadata = self.metadata(point, kind)?;
         let lock = self.repository.lock(&self.disk.domain)?;
         let pending = self.repository.begin(&lock, &self.disk, point, kind, metadata.archive_id)?;
-        let sink = Box::new(pending.file()?);
+        let sink = pending.writer();
         let mut writer = Writer::new(sink, metadata.clone(), pending.path().parent())?;
         let changed = self.choose();
         self.write(&mut writer, &changed)?;

@@ -10,6 +10,7 @@ mod near;
 mod out;
 mod screen;
 mod signals;
+mod state;
 mod status;
 mod text;
 mod tree;
@@ -59,11 +60,11 @@ fn parse() -> std::result::Result<(Cli, ArgMatches), clap::Error> {
     Ok((cli, matches))
 }
 
-/// Allows as many open files as the system lets us have: a chain keeps all its archives open, and
-/// the usual limit of 1024 is less than six weeks of one an hour.
+/// Allows as many open files as the system lets us have: an image with all the layers that libvirt
+/// allows has 400 of them, the disks of a guest together more.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
-    // Where it can't be raised, opening the file too many says what to do.
+    // Where it can't be raised, opening the file too many says so.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
@@ -81,7 +82,11 @@ impl Context {
             Error::new(ErrorKind::Usage, "no repository was named")
                 .advise("say --repo DIR, or set QDELTA_REPO")
         })?;
-        Repository::open(dir)
+        let repository = Repository::open(dir)?;
+        Ok(match state::folder(self.global.state.as_deref()) {
+            Some(folder) => repository.with_state(&folder),
+            None => repository,
+        })
     }
 }
 

@@ -83,7 +83,7 @@ impl Place {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     folders.push(path);
-                } else if !path.ends_with(".lock") {
+                } else if !path.ends_with(".lock") && !path.ends_with(".keep") {
                     found.push(path.strip_prefix(&root).unwrap().to_owned());
                 }
             }

@@ -17,6 +17,7 @@ use std::process::{Command, Output, Stdio};
 fn qdelta() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qdelta"));
     command.stdin(Stdio::null()).env_remove("QDELTA_REPO").env_remove("COLUMNS");
+    command.env("STATE_DIRECTORY", crate::harness::state());
     command.env_remove("LC_ALL").env_remove("LC_CTYPE").env("LANG", "C.UTF-8");
     command
 }

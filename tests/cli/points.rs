@@ -62,7 +62,9 @@ impl Shelf {
         let disk: DiskId = disk.parse().unwrap();
         let lock = self.repository.lock(&disk.domain).unwrap();
         let pending = self.repository.begin(&lock, &disk, id, kind, ArchiveId([1; 16])).unwrap();
-        pending.file().unwrap().set_len(1023 << 20).unwrap();
+        drop(pending.writer());
+        let staged = pending.path().with_file_name(format!(".{}.partial", pending.archive_name()));
+        std::fs::File::options().write(true).open(staged).unwrap().set_len(1023 << 20).unwrap();
         let mut manifest = Manifest::new(id, disk.domain.clone(), Consistency::Offline);
         manifest.created = id.time();
         manifest.machine = guest.map(|(name, uuid)| MachineRecord {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::process::Command;
 
 use super::run::binary;
-use super::{Lab, Outcome, args, run, tool};
+use super::{Lab, Outcome, args, run, state, tool};
 
 /// The calls by which a program changes files, or names of files. Not all of them are used; which
 /// ones are, and how often, is counted.
@@ -44,7 +44,7 @@ pub fn traced(options: Vec<OsString>, arguments: Vec<OsString>) -> Command {
     all.extend(args!["--", binary()]);
     all.extend(arguments);
     let mut command = tool("strace", all);
-    command.env_remove("QDELTA_REPO").env_remove("RUST_LOG");
+    command.env_remove("QDELTA_REPO").env_remove("RUST_LOG").env("STATE_DIRECTORY", state());
     command
 }
 

@@ -121,7 +121,7 @@ impl Host {
     #[track_caller]
     pub fn assert_sound(&self) {
         run(qdelta(self.repo.args(args!["verify", "--json"]))).ok();
-        let mark = self.repo.path.join("web/.frozen");
+        let mark = self.repo.frozen_mark("web");
         assert!(!mark.exists(), "the mark is still there");
     }
 

@@ -14,7 +14,7 @@ pub mod virsh;
 
 use std::path::{Path, PathBuf};
 
-pub use run::{Outcome, qdelta, run, tool};
+pub use run::{Outcome, qdelta, run, state, tool};
 
 /// Arguments of any mix of strings and paths, as a vector of `OsString`.
 macro_rules! args {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::files::{assert_same, tree};
 use super::images::{check_is_silent, qemu_img};
-use super::{Lab, Outcome, args, qdelta, run};
+use super::{Lab, Outcome, args, qdelta, run, state};
 
 /// A repository, and the command line to reach it.
 #[derive(Debug, Clone)]
@@ -43,6 +43,13 @@ impl Repo {
             all.extend(args!["--io", self.io]);
         }
         all
+    }
+
+    /// The file that says that a guest may be frozen.
+    pub fn frozen_mark(&self, domain: &str) -> PathBuf {
+        let config = std::fs::read_to_string(self.path.join("qdelta.toml")).unwrap();
+        let id = config.split("id = \"").nth(1).unwrap().split('"').next().unwrap();
+        state().join(id).join(format!("{domain}.frozen"))
     }
 
     /// The arguments of a command on this repository.
@@ -137,7 +144,7 @@ impl Repo {
                     let point = stem.rsplit_once('-').unwrap().0;
                     archives.insert((domain, point.to_owned()));
                 }
-                _ if name == "qdelta.toml" || name == ".lock" => {}
+                _ if name == "qdelta.toml" || name == ".lock" || name == ".keep" => {}
                 _ => panic!("a leftover in the repository: {file:?} of {files:?}"),
             }
         }

@@ -84,7 +84,13 @@ impl Outcome {
 pub fn qdelta(arguments: Vec<OsString>) -> Command {
     let mut command = Command::new(binary());
     command.args(arguments).env_remove("QDELTA_REPO").env_remove("RUST_LOG");
+    command.env("STATE_DIRECTORY", state());
     command
+}
+
+/// Where the program keeps the state of this host: each repository has a folder in it.
+pub fn state() -> &'static Path {
+    Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/state"))
 }
 
 /// Where the program under test lies.

@@ -17,6 +17,7 @@ mod mask;
 mod metadata;
 mod names;
 pub mod seal;
+pub mod summary;
 
 pub use digest::{
     DIGEST_LEN, Digest, DigestRules, GROUP_CONTEXT, ROOT_CONTEXT, RootHasher, block_digest,
@@ -35,6 +36,7 @@ pub use mask::Mask;
 pub use metadata::{EXTENSION_REQUIRED, METADATA_LEN_MAX, Metadata, NAME_LEN_MAX, Parent};
 pub use names::{Consistency, Kind, Tracker};
 pub use seal::FrameRules;
+pub use summary::Summary;
 
 #[cfg(test)]
 mod document;

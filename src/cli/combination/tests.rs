@@ -35,6 +35,7 @@ const GLOBAL: &[Entry] = &[
         &[],
         "the repository; who needs none does not look: an alias may say it",
     ),
+    Entry(&["--state", "s"], &[], "the host's own folder; who needs none does not look"),
     Entry(&["--json"], &[], "the result is JSON"),
     Entry(&["--verbose"], &[], "the notes on the way are shown"),
     Entry(&["--quiet"], &[], "what went well is not told"),

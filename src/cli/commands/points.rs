@@ -142,7 +142,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         if context.out.json {
             let points = list.points.iter().map(|point| PointReport {
                 restorable: health.restorable.contains(&point.id),
-                ..PointReport::from(point)
+                ..PointReport::new(point, &repository.describe(&point.archive))
             });
             report.disks.push(DiskReport { disk: disk.to_string(), points: points.collect() });
         } else {
@@ -316,8 +316,8 @@ fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
     ]
 }
 
-impl From<&Point> for PointReport {
-    fn from(point: &Point) -> Self {
+impl PointReport {
+    fn new(point: &Point, archive: &Path) -> Self {
         let record = &point.record;
         Self {
             point: point.id,
@@ -336,7 +336,7 @@ impl From<&Point> for PointReport {
             bytes_changed: record.bytes_changed,
             bytes_written: record.bytes_written,
             root: record.root.to_string(),
-            archive: point.archive_path.display().to_string(),
+            archive: archive.display().to_string(),
             archive_present: point.archive_present,
             restorable: point.archive_present,
             archive_id: record.archive_id.to_string(),

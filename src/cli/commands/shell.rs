@@ -173,6 +173,9 @@ fn render(page: &Page, command: &clap::Command, name: &str) -> std::io::Result<V
     roff.text([bold("QDELTA_REPO")]);
     roff.text([roman("The repository, if --repo does not say another.")]);
     roff.control("TP", []);
+    roff.text([bold("STATE_DIRECTORY")]);
+    roff.text([roman("The folder of what belongs to this host, if --state does not say another.")]);
+    roff.control("TP", []);
     roff.text([bold("TZ")]);
     roff.text([roman("The zone of times that do not name one.")]);
     roff.control("SH", ["SEE ALSO"]);

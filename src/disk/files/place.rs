@@ -1,7 +1,8 @@
 //! Where a new file may be made, and opening a block device for oneself.
 
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
@@ -95,6 +96,17 @@ pub(crate) fn open_device(path: &Path) -> Result<File> {
         }
         (Err(error), _) => Err(Error::io("open", path, error)),
         (Ok(_), _) => Err(Error::new(ErrorKind::Io, format!("cannot open {}", path.display()))),
+    }
+}
+
+/// Makes a folder that nobody but its owner looks into, and the folders around it, unless it is there.
+///
+/// # Errors
+/// It can't be made.
+pub(crate) fn make_private_folder(path: &Path) -> io::Result<()> {
+    match path.is_dir() {
+        true => Ok(()),
+        false => DirBuilder::new().recursive(true).mode(0o700).create(path),
     }
 }
 

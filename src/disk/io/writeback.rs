@@ -23,6 +23,11 @@ impl EarlyWriteback {
     pub fn new(file: File) -> Self {
         Self { file, written: 0, begun: 0 }
     }
+
+    /// The file itself.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
 }
 
 impl Write for EarlyWriteback {

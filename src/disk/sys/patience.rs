@@ -32,7 +32,19 @@ pub(crate) fn wait_until<E>(mut is_free: impl FnMut() -> Result<bool, E>) -> Res
 /// # Errors
 /// `WouldBlock` if somebody holds it who is alive; or the system knows no such lock.
 pub(crate) fn lock(file: &File) -> Result<(), TryLockError> {
-    let locked = wait_until(|| match file.try_lock() {
+    patiently(|| file.try_lock())
+}
+
+/// Locks a file together with everybody who shares it, as soon as one that has just ended lets go of it.
+///
+/// # Errors
+/// As [`lock`].
+pub(crate) fn lock_shared(file: &File) -> Result<(), TryLockError> {
+    patiently(|| file.try_lock_shared())
+}
+
+fn patiently(attempt: impl Fn() -> Result<(), TryLockError>) -> Result<(), TryLockError> {
+    let locked = wait_until(|| match attempt() {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(error) => Err(error),

@@ -1,7 +1,7 @@
 //! The part of a backup that is about one disk: from an image at one moment to an archive that waits
 //! for its manifest.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use qdelta_formats::archive::{
@@ -14,19 +14,18 @@ use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
+use crate::base::random;
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{Format, Image};
-use crate::disk::io::EarlyWriteback;
 use crate::flows::anchors::{self, Tag};
-use crate::flows::capture::{NO_ANCHOR, NO_MORE_TRIES, Source};
+use crate::flows::capture::{Captured, NO_ANCHOR, NO_MORE_TRIES};
 use crate::flows::tracking::{self, Tracked};
 use crate::vault::archive;
-use crate::vault::chain::Chain;
-use crate::vault::point::Base;
+use crate::vault::point::{Base, Before, sum_up};
 use crate::vault::repository::{
     AnchorKind, Catalog, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, Point,
-    PointId, Refusal,
+    PointId, Refusal, Repository,
 };
 
 /// A disk that is to become part of a point.
@@ -38,7 +37,7 @@ pub(super) struct Job<'a> {
     pub consistency: Consistency,
     pub options: &'a Options,
     pub base: Base,
-    pub source: Source,
+    pub source: Captured,
 }
 
 /// A disk whose archive is written, but for its manifest.
@@ -52,8 +51,12 @@ pub(super) struct Written<'a> {
 pub(super) struct Rest {
     report: Report,
     base: Base,
+    repository: Repository,
+    disk: DiskId,
+    /// The file name of its archive.
+    archive: String,
     tag: Tag,
-    source: Source,
+    source: Captured,
     /// It is a safety point, made before a roll back.
     safety: bool,
 }
@@ -68,7 +71,10 @@ pub(super) fn write<'a>(
         Ok((pending, record, report)) => {
             let safety = job.options.safety;
             let tag = Tag::new(job.catalog.repository(), job.disk);
-            let rest = Rest { report, base: job.base, tag, source: job.source, safety };
+            let (repository, disk) = (job.catalog.repository().clone(), job.disk.clone());
+            let (base, source) = (job.base, job.source);
+            let archive = record.archive.clone();
+            let rest = Rest { report, base, repository, disk, archive, tag, source, safety };
             Ok(Written { pending, record, rest })
         }
         Err(error) => {
@@ -82,7 +88,12 @@ impl Rest {
     /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
     /// interrupted backups have left. What can't go, the next backup removes.
     pub fn settle(self, observer: &dyn Observer) -> Report {
-        let Self { report, base, tag, source, safety } = self;
+        let Self { report, base, repository, disk, archive, tag, source, safety } = self;
+        // The next backup can do without.
+        let archive = repository.archive(&disk, &archive);
+        if let Err(error) = sum_up(&repository, &disk, base.before(), &archive) {
+            tracing::info!("the next backup opens the whole chain: {}", error.chain());
+        }
         let path = source.path.clone();
         // What a guest wrote to a raw disk is no anchor, whatever it looks like.
         let is_qcow2 = source.image.layers().first().is_some_and(|top| top.format == Format::Qcow2);
@@ -129,8 +140,8 @@ impl<'a> Job<'a> {
         cancel: &Cancel,
     ) -> Result<(Pending<'a>, DiskRecord, Report)> {
         let started = Instant::now();
-        let chain = self.base.chain();
-        let geometry = geometry_for(&self.source.image, self.options.block_size, chain)?;
+        let before = self.base.before();
+        let geometry = geometry_for(&self.source.image, self.options.block_size, before)?;
         let choose = || {
             let track = self.options.track;
             tracking::choose(self.catalog, &self.base, &self.source, geometry, track)
@@ -193,8 +204,7 @@ impl<'a> Job<'a> {
         let record = self.record(&pending, &done, geometry, &tracked, archive_id)?;
         self.source.check_unchanged()?;
         cancel.check()?;
-        let archive = pending.path().with_file_name(pending.archive_name());
-        let report = self.report(&record, &done, tracked, archive, started);
+        let report = self.report(&record, &done, tracked, pending.path().clone(), started);
         Ok((pending, record, report))
     }
 
@@ -220,10 +230,10 @@ impl<'a> Job<'a> {
         observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<(Pending<'a>, Done, ArchiveId)> {
-        let (kind, chain) = (self.base.kind, self.base.chain());
-        let selection = match (&tracked.claim, chain) {
-            (Some(claim), Some(chain)) => Some(Selection {
-                sample: claim.sample(&chain.nonzero()?, self.options.sample, seed()?),
+        let (kind, before) = (self.base.kind, self.base.before());
+        let selection = match (&tracked.claim, before) {
+            (Some(claim), Some(before)) => Some(Selection {
+                sample: claim.sample(&before.nonzero()?, self.options.sample, seed()?),
                 claim: claim.blocks().clone(),
             }),
             _ => None,
@@ -233,18 +243,17 @@ impl<'a> Job<'a> {
             &self.point.to_string(),
             (kind, tracked.tracker, self.consistency),
             geometry,
-            chain,
+            self.base.point(),
         )?;
         let archive_id = metadata.archive_id;
         let repository = self.catalog.repository();
         let pending = repository.begin(self.lock, self.disk, self.point, kind, archive_id)?;
-        let folder = pending.path().parent().map(Path::to_path_buf);
-        let sink = Box::new(EarlyWriteback::new(pending.file()?));
-        let writer = archive::Writer::new(sink, metadata, folder.as_deref())?.named(pending.path());
+        let spool = repository.spool_folder();
+        let writer = archive::Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
         let job = data_path::Job {
             image: &self.source.image,
             geometry,
-            chain,
+            before,
             selection: selection.as_ref(),
             frame_blocks: frame_blocks(geometry.block_size()),
             level: self.options.level,
@@ -321,17 +330,13 @@ impl<'a> Job<'a> {
 
 /// A number that nobody can guess: which blocks are looked at must not follow from anything.
 fn seed() -> Result<u64> {
-    getrandom::u64().map_err(|error| no_random_bytes(&error))
+    Ok(u64::from_le_bytes(random::bytes()?))
 }
 
-fn no_random_bytes(error: &getrandom::Error) -> Error {
-    Error::new(ErrorKind::Io, format!("the system gives no random bytes: {error}"))
-}
-
-fn geometry_for(image: &Image, asked: Option<u32>, chain: Option<&Chain>) -> Result<Geometry> {
-    let block_size = match chain {
-        Some(chain) => {
-            let size = chain.geometry().block_size();
+fn geometry_for(image: &Image, asked: Option<u32>, before: Option<&Before>) -> Result<Geometry> {
+    let block_size = match before {
+        Some(before) => {
+            let size = before.geometry().block_size();
             if asked.is_some_and(|asked| asked != size) {
                 return Err(Error::new(
                     ErrorKind::Usage,
@@ -344,7 +349,7 @@ fn geometry_for(image: &Image, asked: Option<u32>, chain: Option<&Chain>) -> Res
         None => asked.unwrap_or_else(|| default_block_size(image.virtual_size())),
     };
     Geometry::new(image.virtual_size(), block_size).map_err(|error| {
-        let kind = if chain.is_some() { ErrorKind::Image } else { ErrorKind::Usage };
+        let kind = if before.is_some() { ErrorKind::Image } else { ErrorKind::Usage };
         Error::new(kind, "the disk can't be cut into blocks")
             .because(error)
             .advise("larger blocks (--block-size, up to 2M) make larger disks possible")
@@ -365,13 +370,10 @@ pub(super) fn metadata_for(
     point: &str,
     (kind, tracker, consistency): (Kind, Tracker, Consistency),
     geometry: Geometry,
-    chain: Option<&Chain>,
+    parent: Option<&Point>,
 ) -> Result<Metadata> {
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(|error| no_random_bytes(&error))?;
-    let latest = chain.and_then(|chain| chain.archives().last());
     Ok(Metadata {
-        archive_id: ArchiveId(id),
+        archive_id: ArchiveId(random::bytes()?),
         point: point.to_owned(),
         domain: disk.domain.to_string(),
         disk: disk.disk.to_string(),
@@ -381,18 +383,18 @@ pub(super) fn metadata_for(
         created_ms: u64::try_from(crate::base::clock::now()?.as_millisecond()).unwrap_or(0),
         geometry,
         frame_blocks: frame_blocks(geometry.block_size()),
-        parent: latest.map(|latest| Parent {
-            domain: latest.metadata().domain.clone(),
-            disk: latest.metadata().disk.clone(),
-            point: latest.metadata().point.clone(),
-            root: latest.root(),
+        parent: parent.map(|parent| Parent {
+            domain: parent.disk.domain.to_string(),
+            disk: parent.disk.disk.to_string(),
+            point: parent.id.to_string(),
+            root: parent.record.root,
         }),
         generator: concat!("qdelta ", env!("CARGO_PKG_VERSION")).to_owned(),
         extensions: Vec::new(),
     })
 }
 
-fn image_record(source: &Source) -> Result<ImageRecord> {
+fn image_record(source: &Captured) -> Result<ImageRecord> {
     let layers: Vec<LayerRecord> = source
         .image
         .layers()

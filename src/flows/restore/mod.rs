@@ -10,7 +10,7 @@ mod machine;
 mod rebuild;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,12 +22,16 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk, Recorder};
 use crate::base::warning::{Code, Warning};
-use crate::disk::create::{self, FileId, Format, ImageWriter, Plan, Stream};
+use crate::disk::create::{self, Format, ImageWriter, Plan, Stream};
+use crate::disk::files::FileId;
 use crate::disk::flow::pipeline::Resources;
+use crate::disk::io::OpenFiles;
+use crate::disk::io::ReadAt;
 use crate::guest::libvirt::Libvirt;
-use crate::vault::archive::salvage::{self, Salvaged};
+use crate::vault::archive::Reader;
+use crate::vault::archive::salvage;
 use crate::vault::chain::Chain;
-use crate::vault::point::{archive_store, check_indexes, open_archive, open_chain};
+use crate::vault::point::{archive_file, check_indexes, open_chain};
 use crate::vault::repository::{DiskSpec, Repository, Selector};
 
 pub use in_place::{
@@ -143,6 +147,7 @@ pub fn run(
 ) -> Result<Report> {
     let catalog = repository.catalog();
     let disk = catalog.find_disk(disk)?;
+    let _hold = repository.hold(&disk.domain)?;
     let point = catalog.resolve(&disk, selector)?;
     let passed_over = catalog.passed_over(&disk, selector, point.id)?;
     let recorder = Recorder::new(observer);
@@ -153,7 +158,8 @@ pub fn run(
         let remains = catalog.remains_of(&point);
         let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
         let expected = Some(point.record.archive_id);
-        salvage_chain(&remains.archives, missing, expected, cancel)?
+        let files = remains.archives.iter().map(|name| repository.storage().open(name));
+        salvage_chain(files, missing, expected, cancel)?
     } else {
         (check_indexes(open_chain(&catalog, &point)?)?, Vec::new())
     };
@@ -183,10 +189,13 @@ pub fn replay(
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
     check_replaced(&request)?;
+    let files = Arc::new(OpenFiles::default());
     let (chain, problems) = if request.salvage {
+        let archives = archives.iter().map(|path| archive_file(&files, path));
         salvage_chain(archives, Vec::new(), None, cancel)?
     } else {
-        let archives = archives.iter().map(|path| open_archive(path).map(Arc::new));
+        let open = |path: &PathBuf| Reader::open(archive_file(&files, path)?).map(Arc::new);
+        let archives = archives.iter().map(open);
         (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
     };
     let report = rebuild(&chain, problems, request, observer, cancel)?;
@@ -203,14 +212,14 @@ fn check_replaced(request: &Request) -> Result<()> {
 
 /// The chain of what is left of these archives, and what is wrong with them.
 fn salvage_chain(
-    paths: &[PathBuf],
+    files: impl Iterator<Item = Result<Arc<dyn ReadAt>>>,
     mut problems: Vec<String>,
     newest: Option<ArchiveId>,
     cancel: &Cancel,
 ) -> Result<(Chain, Vec<String>)> {
     let mut archives = Vec::new();
-    for path in paths {
-        match open_remains(path, cancel) {
+    for file in files {
+        match file.and_then(|file| salvage::open(&file, cancel)) {
             Ok(salvaged) => {
                 problems.extend(salvaged.problems);
                 archives.push(Arc::new(salvaged.reader));
@@ -231,10 +240,6 @@ fn salvage_chain(
     Ok((chain, problems))
 }
 
-fn open_remains(path: &Path, cancel: &Cancel) -> Result<Salvaged> {
-    salvage::open(&archive_store(path)?, cancel)
-}
-
 fn rebuild(
     chain: &Chain,
     mut problems: Vec<String>,
@@ -253,7 +258,7 @@ fn rebuild(
             let options = create::Options {
                 format: request.format,
                 force: request.force,
-                inputs: input_ids(chain)?,
+                inputs: input_ids(chain),
                 cancel: cancel.clone(),
             };
             (path.clone(), create::create(&path, plan, &options, observer)?)
@@ -321,13 +326,7 @@ fn ranges(blocks: &RoaringBitmap, chain: &Chain) -> Vec<GuestRange> {
 }
 
 /// The archives' files: none of them can be the output.
-fn input_ids(chain: &Chain) -> Result<Vec<FileId>> {
-    let mut ids = Vec::new();
-    for archive in chain.archives() {
-        if let Some(fd) = archive.store().fd() {
-            let id = FileId::of(fd);
-            ids.push(id.map_err(|error| Error::io("look at", archive.path(), error))?);
-        }
-    }
-    Ok(ids)
+fn input_ids(chain: &Chain) -> Vec<FileId> {
+    let files = chain.archives().iter().filter_map(|archive| archive.store().pooled());
+    files.map(FileId::from).collect()
 }

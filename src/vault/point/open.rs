@@ -1,24 +1,35 @@
 //! Opening a point: its archives, proved to be the chain that its manifest names.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use super::reader::PointReader;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{FileStore, Opener, ReadAt, not_opened};
+use crate::disk::io::{OpenFiles, ReadAt, not_opened};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
+use crate::vault::repository::storage::{Name, Storage};
 use crate::vault::repository::{Catalog, Point};
+
+/// Opens a point for reading anywhere in its disk.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`], [`ErrorKind::NotFound`]: an archive of its chain is damaged or missing.
+/// Others: an archive can't be read.
+pub fn open(catalog: &Catalog, point: &Point) -> Result<PointReader> {
+    PointReader::new(open_chain(catalog, point)?)
+}
 
 /// Opens the archives of a point's chain.
 pub(crate) fn open_chain(catalog: &Catalog, point: &Point) -> Result<Chain> {
-    open_archives(&catalog.chain_of(point)?, point)
+    open_archives(&**catalog.repository().storage(), &catalog.chain_of(point)?, point)
 }
 
 /// Opens the archives of a point's chain, which are these, the full first.
-pub(crate) fn open_archives(paths: &[PathBuf], point: &Point) -> Result<Chain> {
+pub(super) fn open_archives(storage: &dyn Storage, names: &[Name], point: &Point) -> Result<Chain> {
     let mut archives = Vec::new();
-    for path in paths {
-        archives.push(Arc::new(open_archive(path)?));
+    for name in names {
+        archives.push(Arc::new(archive::Reader::open(storage.open(name)?)?));
     }
     let chain = Chain::new(archives)?;
     if chain.root() != point.record.root {
@@ -40,14 +51,8 @@ pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
     Ok(chain)
 }
 
-/// Opens one archive file.
-pub(crate) fn open_archive(path: &Path) -> Result<archive::Reader> {
-    archive::Reader::open(archive_store(path)?)
-}
-
-/// Opens the file of an archive, sound or not.
-pub(crate) fn archive_store(path: &Path) -> Result<Arc<dyn ReadAt>> {
-    let file = Opener::READ.open(path);
-    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
-    Ok(Arc::new(FileStore::new(file, path)))
+/// Opens the file of an archive that may lie anywhere, sound or not.
+pub(crate) fn archive_file(files: &Arc<OpenFiles>, path: &Path) -> Result<Arc<dyn ReadAt>> {
+    let file = files.open(path);
+    Ok(Arc::new(file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?))
 }

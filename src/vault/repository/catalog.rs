@@ -8,16 +8,12 @@
 //! waits for a lock, takes a new one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::manifest::{self, Manifest};
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
-use super::{
-    DamagedFolder, DamagedManifest, Point, PointList, Repository, Survey, durable, folder_names,
-    folder_names_if_any, is_folder, is_there,
-};
+use super::{DamagedFolder, DamagedManifest, Name, Point, PointList, Repository, Survey};
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// One reading of the manifests and folders of a repository.
@@ -79,7 +75,7 @@ impl Catalog {
             }
         }
         if let Err(error) = &*domain.folder(&id.disk) {
-            let path = self.repository.disk_dir(id);
+            let path = self.repository.describe(&self.repository.disk_dir(id));
             list.unreadable.push(DamagedFolder { path, error: error.clone() });
         }
         Ok(list)
@@ -134,8 +130,9 @@ impl Catalog {
             disks.extend(manifest.disks.iter().map(|record| record.disk.clone()));
         }
         let dir = self.repository.domain_dir(domain);
-        let names = folder_names(&dir).unwrap_or_else(|error| {
-            survey.unreadable.push(DamagedFolder { path: dir.clone(), error });
+        let names = self.repository.names_in(&dir).unwrap_or_else(|error| {
+            let path = self.repository.describe(&dir);
+            survey.unreadable.push(DamagedFolder { path, error });
             Vec::new()
         });
         let named = names.iter().filter_map(|name| name.parse::<DiskName>().ok());
@@ -145,7 +142,7 @@ impl Catalog {
 
     /// Fails unless the repository has the folder of the disk's domain, or can't tell.
     pub(super) fn check_domain(&self, id: &DiskId) -> Result<()> {
-        if is_folder(&self.repository.domain_dir(&id.domain)).unwrap_or(true) {
+        if self.repository.may_be_folder(&self.repository.domain_dir(&id.domain)) {
             return Ok(());
         }
         Err(Error::new(
@@ -179,7 +176,8 @@ impl DomainReading {
     /// The folder of the manifests, if it can't be listed.
     pub(super) fn unreadable(&self) -> Option<DamagedFolder> {
         let error = self.names.as_ref().err()?.clone();
-        Some(DamagedFolder { path: self.repository.points_dir(&self.domain), error })
+        let path = self.repository.describe(&self.repository.points_dir(&self.domain));
+        Some(DamagedFolder { path, error })
     }
 
     /// The manifest of one of the points, if it has one.
@@ -194,9 +192,14 @@ impl DomainReading {
         Some((point, manifest.get_or_init(|| self.read(point))))
     }
 
+    fn manifest_name(&self, point: PointId) -> Name {
+        self.repository.points_dir(&self.domain).join(&Manifest::file_name(point))
+    }
+
     fn read(&self, point: PointId) -> Result<Manifest> {
-        let path = self.repository.points_dir(&self.domain).join(Manifest::file_name(point));
-        let bytes = durable::read_small(&path, manifest::LEN_MAX)?;
+        let name = self.manifest_name(point);
+        let bytes = self.repository.storage().read(&name, manifest::LEN_MAX)?;
+        let path = self.repository.describe(&name);
         Manifest::decode(&bytes, &path, &self.domain, point)
     }
 
@@ -218,7 +221,7 @@ impl DomainReading {
 
     /// A manifest that can't be used.
     fn damaged(&self, point: PointId, error: &Error) -> DamagedManifest {
-        let path = self.repository.points_dir(&self.domain).join(Manifest::file_name(point));
+        let path = self.repository.describe(&self.manifest_name(point));
         DamagedManifest { point, path, error: error.clone() }
     }
 
@@ -226,20 +229,20 @@ impl DomainReading {
     pub(super) fn folder(&self, disk: &DiskName) -> Arc<Result<BTreeSet<String>>> {
         let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
         let list = || {
-            let names = folder_names_if_any(&self.disk_dir(disk));
+            let names = self.repository.names_if_any(&self.disk_dir(disk));
             Arc::new(names.map(|names| names.into_iter().collect()))
         };
         Arc::clone(folders.entry(disk.clone()).or_insert_with(list))
     }
 
-    fn disk_dir(&self, disk: &DiskName) -> std::path::PathBuf {
+    fn disk_dir(&self, disk: &DiskName) -> Name {
         self.repository.disk_dir(&DiskId { domain: self.domain.clone(), disk: disk.clone() })
     }
 
     /// Whether the folder of a disk holds an archive. One that can't be listed may hold some.
     pub(super) fn holds_archives(&self, disk: &DiskName) -> bool {
         let is_archive = |name: &String| manifest::parse_archive_name(name).is_some();
-        is_folder(&self.disk_dir(disk)).unwrap_or(true)
+        self.repository.may_be_folder(&self.disk_dir(disk))
             && self
                 .folder(disk)
                 .as_ref()
@@ -250,7 +253,7 @@ impl DomainReading {
     /// The point of a disk that a manifest tells of, if it has that disk.
     pub(super) fn point(&self, manifest: &Manifest, id: &DiskId) -> Option<Point> {
         let record = manifest.disk(&id.disk)?.clone();
-        let archive_path = self.repository.disk_dir(id).join(&record.archive);
+        let archive = self.repository.disk_dir(id).join(&record.archive);
         let machine = manifest.machine.as_ref();
         Some(Point {
             id: manifest.point,
@@ -261,17 +264,17 @@ impl DomainReading {
             frozen_filesystems: machine.and_then(|machine| machine.frozen_filesystems),
             elapsed_ms: manifest.elapsed_ms,
             safety: manifest.safety,
-            archive_present: self.is_present(&id.disk, &record.archive, &archive_path),
-            archive_path,
+            archive_present: self.is_present(&id.disk, &record.archive, &archive),
+            archive,
             record,
         })
     }
 
     /// Whether an archive is there. A folder that can't be listed does not make it missing.
-    fn is_present(&self, disk: &DiskName, name: &str, path: &Path) -> bool {
+    fn is_present(&self, disk: &DiskName, name: &str, archive: &Name) -> bool {
         match &*self.folder(disk) {
             Ok(names) => names.contains(name),
-            Err(_) => is_there(path).unwrap_or(true),
+            Err(_) => self.repository.is_there(archive).unwrap_or(true),
         }
     }
 }

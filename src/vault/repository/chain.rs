@@ -1,11 +1,12 @@
 //! Which archives it takes to restore a point.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::manifest::{Manifest, ParentRecord};
 use super::names::DiskId;
 use super::point::PointId;
-use super::{Catalog, Point, durable, is_there, manifest};
+use super::{Catalog, Name, Point, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{Kind, Metadata, header};
 
@@ -17,7 +18,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] if an archive is missing, naming the point that needs it.
-    pub fn chain_of(&self, point: &Point) -> Result<Vec<PathBuf>> {
+    pub fn chain_of(&self, point: &Point) -> Result<Vec<Name>> {
         let remains = self.remains_of(point);
         // The gap that is nearest to the point is the first that a walk from it meets.
         match remains.gaps.into_iter().next() {
@@ -48,13 +49,62 @@ impl Catalog {
         remains
     }
 
+    /// The archives that points of a disk need, each once and after the one that it builds on.
+    pub(crate) fn needed_by(&self, disk: &DiskId, points: &[Point]) -> Vec<Needed> {
+        let mut needed: Vec<Needed> = Vec::new();
+        let mut known: BTreeMap<PointId, usize> = BTreeMap::new();
+        for point in points {
+            let (mut walked, mut next) = (Vec::new(), Some(Link::of(point)));
+            let mut parent = None;
+            while let Some(link) = next {
+                if let Some(&number) = known.get(&link.point) {
+                    parent = Some(number);
+                    break;
+                }
+                let step = self.step(disk, &link);
+                let (is_there, mut gaps) = (step.archive.is_ok(), Vec::new());
+                gaps.extend(step.archive.err());
+                next = step.parent.unwrap_or_else(|gap| {
+                    gaps.push(gap);
+                    None
+                });
+                walked.push(Needed { link, parent: None, is_wanted: false, is_there, gaps });
+            }
+            for archive in walked.into_iter().rev() {
+                known.insert(archive.link.point, needed.len());
+                let below = parent.replace(needed.len());
+                needed.push(Needed { parent: below, ..archive });
+            }
+            if let Some(own) = known.get(&point.id).and_then(|own| needed.get_mut(*own)) {
+                own.is_wanted = true;
+            }
+        }
+        needed
+    }
+
+    /// A point of a disk, if its manifest can be read.
+    pub(crate) fn point(&self, disk: &DiskId, point: PointId) -> Option<Point> {
+        let domain = self.domain(&disk.domain);
+        domain.point(domain.manifest(point)?.as_ref().ok()?, disk)
+    }
+
     /// One step along a chain: whether the archive of a link is there, and what it builds on.
     pub(crate) fn step(&self, disk: &DiskId, link: &Link) -> Step {
-        let archive = present(&link.archive, link.point)
-            .map_err(|error| Gap { path: link.archive.clone(), error });
+        let archive = self.present(&link.archive, link.point);
+        let archive =
+            archive.map_err(|error| Gap { path: self.repository().describe(&link.archive), error });
         let parent = link.parent.as_ref().map(|parent| self.parent(disk, link, parent));
         let parent = parent.transpose();
         Step { archive, parent }
+    }
+
+    /// Fails unless there is the archive of a point.
+    fn present(&self, archive: &Name, point: PointId) -> Result<()> {
+        if self.repository().is_there(archive)? {
+            return Ok(());
+        }
+        let path = self.repository().describe(archive);
+        Err(broken(format!("the archive {} of point {point} is missing", path.display())))
     }
 
     fn parent(&self, disk: &DiskId, link: &Link, parent: &ParentRecord) -> Result<Link, Gap> {
@@ -62,13 +112,14 @@ impl Catalog {
             let (point, owner) = (link.point, (&parent.domain, &parent.disk));
             let text = format!("point {point} builds on a point of {}/{}", owner.0, owner.1);
             let error = broken(text).advise("a newer qdelta may read chains over several disks");
-            return Err(Gap { path: link.archive.clone(), error });
+            return Err(Gap { path: self.repository().describe(&link.archive), error });
         }
         let parent = parent.point;
         // Nothing can be its own ancestor, so every walk along parents ends.
         if parent >= link.point {
             let text = format!("point {} claims to build on the later {parent}", link.point);
-            return Err(Gap { path: link.archive.clone(), error: broken(text) });
+            let path = self.repository().describe(&link.archive);
+            return Err(Gap { path, error: broken(text) });
         }
         let repository = self.repository();
         let domain = self.domain(&disk.domain);
@@ -83,7 +134,8 @@ impl Catalog {
                 Some(Err(error)) => error.chain(),
                 _ => format!("the manifest of point {parent} is missing"),
             };
-            let path = repository.points_dir(&disk.domain).join(Manifest::file_name(parent));
+            let name = repository.points_dir(&disk.domain).join(&Manifest::file_name(parent));
+            let path = repository.describe(&name);
             let text = format!("point {} builds on point {parent}", link.point);
             Gap { path, error: error.within(reason).within(text) }
         })
@@ -95,8 +147,8 @@ impl Catalog {
 pub(crate) struct Link {
     /// The point that it belongs to.
     pub point: PointId,
-    /// Where it is, or should be.
-    pub archive: PathBuf,
+    /// What it is called.
+    pub archive: Name,
     /// The point that it builds on.
     pub parent: Option<ParentRecord>,
 }
@@ -104,9 +156,24 @@ pub(crate) struct Link {
 impl Link {
     /// The last archive of the chain of a point.
     pub fn of(point: &Point) -> Self {
-        let archive = point.archive_path.clone();
+        let archive = point.archive.clone();
         Self { point: point.id, archive, parent: point.record.parent.clone() }
     }
+}
+
+/// An archive that points need.
+#[derive(Debug)]
+pub(crate) struct Needed {
+    /// Which one it is.
+    pub link: Link,
+    /// The number of the one that it builds on; none if that is not known, or it is a full.
+    pub parent: Option<usize>,
+    /// Whether its own point was asked for.
+    pub is_wanted: bool,
+    /// Whether the file is there.
+    pub is_there: bool,
+    /// What is missing: the file, or what it builds on.
+    pub gaps: Vec<Gap>,
 }
 
 /// One step along a chain.
@@ -121,7 +188,7 @@ pub(crate) struct Step {
 #[derive(Debug, Default)]
 pub struct Remains {
     /// The archives that are there, sound or not, the oldest first.
-    pub archives: Vec<PathBuf>,
+    pub archives: Vec<Name>,
     /// What is missing between them.
     pub gaps: Vec<Gap>,
 }
@@ -137,7 +204,9 @@ pub struct Gap {
 
 /// The archive of a point that has no manifest, and the point that it builds on.
 fn without_manifest(catalog: &Catalog, disk: &DiskId, id: PointId) -> Result<Link> {
-    let dir = catalog.repository().disk_dir(disk);
+    let repository = catalog.repository();
+    let shown = |name: &Name| repository.describe(name).display().to_string();
+    let dir = repository.disk_dir(disk);
     let folder = catalog.domain(&disk.domain).folder(&disk.disk);
     let names = folder.as_ref().as_ref().map_err(Error::clone)?;
     // Several archives of a point show the same disk. A full needs no other.
@@ -147,32 +216,29 @@ fn without_manifest(catalog: &Catalog, disk: &DiskId, id: PointId) -> Result<Lin
         .filter(|((point, _), _)| *point == id)
         .min_by_key(|((_, kind), name)| (*kind != Kind::Full, *name));
     let Some((_, name)) = found else {
-        return Err(broken(format!("{} has no archive of point {id} either", dir.display())));
+        return Err(broken(format!("{} has no archive of point {id} either", shown(&dir))));
     };
-    let path = dir.join(name);
-    let metadata = read_metadata(&path)?;
+    let archive = dir.join(name);
+    let metadata = read_metadata(catalog, &archive)?;
     if metadata.point != id.to_string() {
-        return Err(broken(format!("{} says that it is {}", path.display(), metadata.point)));
+        return Err(broken(format!("{} says that it is {}", shown(&archive), metadata.point)));
     }
     let parent = metadata.parent.as_ref().map(ParentRecord::try_from).transpose();
     let parent = parent.map_err(|error: Error| broken(error.chain()))?;
-    Ok(Link { point: id, archive: path, parent })
+    Ok(Link { point: id, archive, parent })
 }
 
 /// What the header of an archive says.
-fn read_metadata(path: &Path) -> Result<Metadata> {
-    let bytes = durable::read_start(path, header::HEADER_LEN_MAX as u64)?;
+fn read_metadata(catalog: &Catalog, archive: &Name) -> Result<Metadata> {
+    let store = catalog.repository().storage().open(archive)?;
+    let path = store.path();
+    let failed = |error| Error::io("read", path, error);
+    let len = store.len().map_err(failed)?.min(header::HEADER_LEN_MAX as u64);
+    let mut bytes = vec![0; len as usize];
+    store.read_exact_at(&mut bytes, 0).map_err(failed)?;
     let (metadata, _) =
         header::decode(&bytes).map_err(|error| Error::format(ErrorKind::Damaged, path, error))?;
     Ok(metadata)
-}
-
-/// Fails unless something lies at `path`, where the archive of a point should be.
-fn present(path: &Path, point: PointId) -> Result<()> {
-    if is_there(path)? {
-        return Ok(());
-    }
-    Err(broken(format!("the archive {} of point {point} is missing", path.display())))
 }
 
 /// A chain that can't be followed.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog::DomainReading;
 use super::names::{DomainName, POINTS};
-use super::storage::Local;
-use super::{Repository, durable, folder_names, is_there, manifest};
+use super::storage::{Entry, EntryKind, Local, Name, Publish, Storage};
+use super::{Repository, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::random;
 use crate::disk::files::check_new_file;
 
 /// The file that makes a folder a repository.
@@ -47,10 +48,11 @@ impl Config {
         Ok(Self { format: FORMAT, id, created, digest })
     }
 
-    /// Reads the configuration of the repository in `root`.
-    fn read(root: &Path) -> Result<Self> {
-        let path = root.join(CONFIG);
-        let bytes = durable::read_small(&path, LEN_MAX)?;
+    /// Reads the configuration of a repository.
+    fn read(storage: &dyn Storage) -> Result<Self> {
+        let name = Name::top().join(CONFIG);
+        let bytes = storage.read(&name, LEN_MAX)?;
+        let path = storage.describe(&name);
         let damaged = || Error::new(ErrorKind::Damaged, format!("{} is damaged", path.display()));
         let text = std::str::from_utf8(&bytes).map_err(|error| damaged().because(error))?;
         let config: Self =
@@ -61,7 +63,7 @@ impl Config {
         if config.format > FORMAT {
             return Err(Error::new(
                 ErrorKind::Usage,
-                format!("{}: repository format {}", root.display(), config.format),
+                format!("{}: repository format {}", shown(storage), config.format),
             )
             .because(format!("this qdelta knows formats up to {FORMAT}"))
             .advise("use the qdelta that made it, or a newer one"));
@@ -69,25 +71,31 @@ impl Config {
         Ok(config)
     }
 
-    /// Writes it into the repository in `root`; over one that is there only if `replace`.
-    fn write(&self, root: &Path, replace: bool) -> Result<()> {
+    /// Writes it into a repository.
+    fn write(&self, storage: &dyn Storage, how: Publish) -> Result<()> {
         let text = toml::to_string(self).map_err(|error| {
             Error::new(ErrorKind::Io, "cannot write qdelta.toml").because(error)
         })?;
-        let partial = root.join(format!(".{CONFIG}.partial"));
-        // Left by an init that was killed; whoever made it is gone or loses the rename.
-        if is_there(&partial)? {
-            durable::remove(&partial)?;
-        }
         let text = format!("# A repository of qdelta. Please do not edit.\n{text}");
-        durable::write_new(&partial, text.as_bytes())?;
-        let path = root.join(CONFIG);
-        if replace && is_there(&path)? {
-            durable::remove(&path)?;
-        }
-        durable::rename_new(&partial, &path)?;
-        durable::sync_dir(root)
+        let name = Name::top().join(CONFIG);
+        let mut staged = match storage.stage(&name) {
+            // Left by an init that was killed; whoever made it is gone or is not published.
+            Err(error) if error.kind() == ErrorKind::Exists => {
+                storage.discard(&name)?;
+                storage.stage(&name)?
+            }
+            staged => staged?,
+        };
+        let failed = |error| Error::io("write", &storage.describe(&name), error);
+        staged.write_all(text.as_bytes()).map_err(failed)?;
+        staged.seal()?;
+        staged.publish(how).map_err(|unpublished| unpublished.error)
     }
+}
+
+/// What to call the repository where people read of it.
+fn shown(storage: &dyn Storage) -> String {
+    storage.describe(&Name::top()).display().to_string()
 }
 
 fn digest(format: u32, id: &str, created: &str) -> String {
@@ -107,8 +115,8 @@ pub enum Repair {
 }
 
 impl Repository {
-    fn at(root: &Path, id: String, trouble: Option<String>) -> Self {
-        Self { root: root.to_owned(), storage: Arc::new(Local::new(root)), id, trouble }
+    fn at(storage: Arc<dyn Storage>, id: String, trouble: Option<String>) -> Self {
+        Self { root: storage.describe(&Name::top()), storage, id, trouble, state: None }
     }
 
     /// Makes an empty repository of the folder `root`, which is made if it is missing (but not
@@ -119,21 +127,27 @@ impl Repository {
     /// [`ErrorKind::Usage`] if it would lie among the kernel's own files.
     pub fn init(root: &Path) -> Result<Self> {
         match fs::metadata(root) {
-            Ok(_) => {
-                check_new_file(&root.join(CONFIG))?;
-                check_empty(root)?;
-            }
+            Ok(_) => check_new_file(&root.join(CONFIG))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 check_new_file(root)?;
-                durable::create_dir(root).map_err(|error| {
+                Local::create(root).map_err(|error| {
                     error.advise("is the disk mounted? If it is, make the folder around it first")
                 })?;
             }
             Err(error) => return Err(Error::io("look at", root, error)),
         }
+        Self::init_in(Arc::new(Local::new(root)))
+    }
+
+    /// Makes an empty repository of an empty storage.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] if there is anything else in it.
+    pub fn init_in(storage: Arc<dyn Storage>) -> Result<Self> {
+        check_empty(&*storage)?;
         let config = Config::new(new_id()?)?;
-        config.write(root, false)?;
-        Ok(Self::at(root, config.id, None))
+        config.write(&*storage, Publish::New)?;
+        Ok(Self::at(storage, config.id, None))
     }
 
     /// Opens the repository in the folder `root`. If its `qdelta.toml` is lost or damaged, and domains
@@ -144,25 +158,13 @@ impl Repository {
     /// isn't mounted must not fill the disk below. [`ErrorKind::Damaged`] if its configuration
     /// makes no sense and nothing else is there, [`ErrorKind::Usage`] if a newer program made it.
     pub fn open(root: &Path) -> Result<Self> {
-        let error = match Config::read(root) {
-            Ok(config) => return Ok(Self::at(root, config.id, None)),
-            Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
-            Err(error) => error,
+        let error = match Self::open_in(Arc::new(Local::new(root))) {
+            Err(error) if error.kind() != ErrorKind::Usage => error,
+            opened => return opened,
         };
-        if holds_domains(root) {
-            let what = match error.kind() {
-                ErrorKind::NotFound => format!("{} is lost", root.join(CONFIG).display()),
-                _ => error.chain(),
-            };
-            let mut repository = Self::at(root, String::new(), Some(what));
-            repository.id = repository.known_id().unwrap_or_default();
-            return Ok(repository);
-        }
         let what = match fs::metadata(root) {
             Ok(metadata) if !metadata.is_dir() => "not a folder",
-            _ if error.kind() != ErrorKind::NotFound => {
-                return Err(error.advise(repair_advice(root)));
-            }
+            _ if error.kind() != ErrorKind::NotFound => return Err(error),
             Ok(_) => "not a repository",
             Err(_) => "no such folder",
         };
@@ -172,10 +174,37 @@ impl Repository {
         )))
     }
 
+    /// Opens the repository in a storage, as [`Self::open`] does.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_in(storage: Arc<dyn Storage>) -> Result<Self> {
+        let error = match Config::read(&*storage) {
+            Ok(config) => return Ok(Self::at(storage, config.id, None)),
+            Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
+            Err(error) => error,
+        };
+        if !holds_domains(&*storage) {
+            return Err(match error.kind() {
+                ErrorKind::NotFound => error,
+                _ => error.advise(repair_advice(&*storage)),
+            });
+        }
+        let what = match error.kind() {
+            ErrorKind::NotFound => {
+                format!("{} is lost", storage.describe(&Name::top().join(CONFIG)).display())
+            }
+            _ => error.chain(),
+        };
+        let mut repository = Self::at(storage, String::new(), Some(what));
+        repository.id = repository.known_id().unwrap_or_default();
+        Ok(repository)
+    }
+
     /// What is wrong with the repository's `qdelta.toml`, if anything is: then it can only be read.
     pub fn trouble(&self) -> Option<Error> {
         let text = self.trouble.clone()?;
-        Some(Error::new(ErrorKind::Damaged, text).advise(repair_advice(&self.root)))
+        Some(Error::new(ErrorKind::Damaged, text).advise(repair_advice(&*self.storage)))
     }
 
     /// Fails unless the repository may be written to.
@@ -191,26 +220,28 @@ impl Repository {
     /// # Errors
     /// As [`Self::open`]; it can't be written.
     pub fn repair(root: &Path) -> Result<(Self, Repair)> {
-        match Config::read(root) {
+        let storage: Arc<dyn Storage> = Arc::new(Local::new(root));
+        match Config::read(&*storage) {
             Ok(config) => {
-                let sound = Self::at(root, config.id, None);
+                let sound = Self::at(storage, config.id, None);
                 return Ok((sound, Repair::Sound));
             }
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
             Err(_) => {}
         }
-        if !holds_domains(root) && !is_there(&root.join(CONFIG))? {
+        let is_there = storage.entry(&Name::top().join(CONFIG))?.is_some();
+        if !is_there && !holds_domains(&*storage) {
             let text = format!("{} holds no domain of a repository", root.display());
             return Err(Error::new(ErrorKind::NotFound, text)
                 .advise("mount the disk it is on, or make a new repository in an empty folder"));
         }
-        let mut repository = Self::at(root, String::new(), None);
+        let mut repository = Self::at(storage, String::new(), None);
         let (id, repair) = match repository.known_id() {
             Some(id) => (id, Repair::SameId),
             None => (new_id()?, Repair::NewId),
         };
         let config = Config::new(id)?;
-        config.write(root, true)?;
+        config.write(&*repository.storage, Publish::Replace)?;
         repository.id = config.id;
         Ok((repository, repair))
     }
@@ -229,51 +260,54 @@ impl Repository {
     }
 }
 
-fn repair_advice(root: &Path) -> String {
+fn repair_advice(storage: &dyn Storage) -> String {
     format!(
         "what is there can still be restored; qdelta init --repair {} makes qdelta.toml anew",
-        root.display()
+        shown(storage)
     )
 }
 
-/// Whether a folder holds domains as a repository does: a folder with manifests, with archives, or with
-/// a folder of manifests that can't be listed.
-fn holds_domains(root: &Path) -> bool {
-    let has = |folder: &Path, is_one: fn(&str) -> bool| match folder_names(folder) {
-        Ok(names) => names.iter().any(|name| is_one(name)),
-        Err(error) => error.kind() != ErrorKind::NotFound && folder.is_dir(),
+/// Whether a storage holds domains as a repository does: a folder with manifests, with archives, or
+/// with a folder of manifests that can't be listed.
+fn holds_domains(storage: &dyn Storage) -> bool {
+    let has = |folder: &Name, is_one: fn(&str) -> bool| match storage.list(folder) {
+        Ok(entries) => entries.iter().any(|it| it.kind != EntryKind::Staged && is_one(&it.name)),
+        Err(_) => storage.entry(folder).is_ok_and(|it| it.is_some_and(|it| it.may_be_folder())),
     };
-    let is_domain = |name: &String| {
-        let domain = root.join(name);
-        name.parse::<DomainName>().is_ok()
+    let is_domain = |entry: &Entry| {
+        let domain = Name::top().join(&entry.name);
+        entry.name.parse::<DomainName>().is_ok()
             && (has(&domain.join(POINTS), |name| manifest::parse_file_name(name).is_some())
-                || folder_names(&domain).is_ok_and(|disks| {
+                || storage.list(&domain).is_ok_and(|disks| {
                     let is_archive = |name: &str| manifest::parse_archive_name(name).is_some();
-                    disks.iter().any(|disk| has(&domain.join(disk), is_archive))
+                    disks.iter().any(|disk| has(&domain.join(&disk.name), is_archive))
                 }))
     };
-    folder_names(root).is_ok_and(|names| names.iter().any(is_domain))
+    storage.list(&Name::top()).is_ok_and(|entries| entries.iter().any(is_domain))
 }
 
-/// Fails unless nothing that matters is in a folder that becomes a repository.
-fn check_empty(root: &Path) -> Result<()> {
-    let names = folder_names(root)?;
-    let exists = |what| Error::new(ErrorKind::Exists, format!("{}: {what}", root.display()));
-    if names.iter().any(|name| name == CONFIG) {
+/// Fails unless nothing that matters is in a storage that becomes a repository.
+fn check_empty(storage: &dyn Storage) -> Result<()> {
+    let entries = storage.list(&Name::top())?;
+    let exists = |what| Error::new(ErrorKind::Exists, format!("{}: {what}", shown(storage)));
+    let is_ours = |entry: &Entry| entry.kind == EntryKind::Staged && entry.name == CONFIG;
+    let mut names = entries.iter().filter(|entry| !is_ours(entry)).map(|entry| &entry.name);
+    if names.clone().any(|name| name == CONFIG) {
         let error = exists("is a repository already");
-        return Err(match Config::read(root) {
-            Err(problem) if problem.kind() != ErrorKind::Usage && holds_domains(root) => {
-                error.because(problem.chain()).advise(repair_advice(root))
+        return Err(match Config::read(storage) {
+            Err(problem) if problem.kind() != ErrorKind::Usage && holds_domains(storage) => {
+                error.because(problem.chain()).advise(repair_advice(storage))
             }
             _ => error,
         });
     }
-    if holds_domains(root) {
-        return Err(exists("is a repository whose qdelta.toml is lost").advise(repair_advice(root)));
+    if holds_domains(storage) {
+        return Err(
+            exists("is a repository whose qdelta.toml is lost").advise(repair_advice(storage))
+        );
     }
     // A fresh filesystem may be mounted there; an init may have been killed there.
-    let ours = format!(".{CONFIG}.partial");
-    if names.iter().any(|name| name != "lost+found" && *name != ours) {
+    if names.any(|name| name != "lost+found") {
         return Err(exists("the folder is not empty").advise("name a new folder inside it"));
     }
     Ok(())
@@ -281,9 +315,6 @@ fn check_empty(root: &Path) -> Result<()> {
 
 /// 32 hexadecimal digits at random.
 fn new_id() -> Result<String> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot get random numbers").because(error.to_string())
-    })?;
+    let bytes: [u8; 16] = random::bytes()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::Catalog;
 use super::names::{DiskId, DiskName, DiskSpec, DomainName};
-use super::{Catalog, folder_names, is_folder};
+use super::storage::Name;
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// The longest name of a guest that is looked for, in bytes.
@@ -112,8 +113,9 @@ impl Catalog {
     fn has_domain(&self, domain: &DomainName) -> Result<bool> {
         let is_listed = |names: Vec<String>| names.iter().any(|name| name == domain.as_str());
         // What can't be looked at is there; why it can't be is told when it is used.
-        Ok(is_folder(&self.repository().domain_dir(domain)).unwrap_or(true)
-            && folder_names(self.repository().path()).map_or(true, is_listed))
+        let repository = self.repository();
+        Ok(repository.may_be_folder(&repository.domain_dir(domain))
+            && repository.names_in(&Name::top()).map_or(true, is_listed))
     }
 
     /// The domain of a guest that libvirt calls so, or that has this UUID.

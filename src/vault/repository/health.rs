@@ -2,7 +2,7 @@
 //! another length. What is in the archives only a verification tells.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::names::DiskId;
 use super::point::PointId;
@@ -28,7 +28,7 @@ impl Catalog {
         let mut health = Health::default();
         // Parents come before their children.
         for point in &list.points {
-            let problem = check_archive(point).and_then(|()| self.check_parent(point, list));
+            let problem = self.check_archive(point).and_then(|()| self.check_parent(point, list));
             let is_parent_whole = match point.record.parent_point() {
                 Some(parent) if is_listed(list, parent) => health.restorable.contains(&parent),
                 _ => true,
@@ -38,7 +38,10 @@ impl Catalog {
                     health.restorable.insert(point.id);
                 }
                 Ok(()) => {}
-                Err(error) => health.note(point.id, &point.archive_path, error),
+                Err(error) => {
+                    let path = self.repository().describe(&point.archive);
+                    health.note(point.id, path, error);
+                }
             }
         }
         // Which archives have no manifest can't be told where the manifests, or they, are not known.
@@ -46,13 +49,33 @@ impl Catalog {
             true => self.strays(disk)?,
             false => Vec::new(),
         };
-        for (path, point) in strays {
+        for (archive, point) in strays {
+            let path = self.repository().describe(&archive);
             let text =
                 "no manifest names this archive: the point's manifest is lost, or was not copied";
             let advice = "qdelta replay restores a disk from the archives of its chain alone";
-            health.note(point, &path, Error::new(ErrorKind::Damaged, text).advise(advice));
+            health.note(point, path, Error::new(ErrorKind::Damaged, text).advise(advice));
         }
         Ok(health)
+    }
+
+    /// Fails unless the archive of a point is there in its length, as far as its folder tells.
+    fn check_archive(&self, point: &Point) -> Result<()> {
+        let path = self.repository().describe(&point.archive);
+        let path = path.display();
+        let damaged = |text| Error::new(ErrorKind::Damaged, text);
+        if !point.archive_present {
+            return Err(damaged(format!("its archive {path} is missing")));
+        }
+        let unseen = || damaged(format!("its archive {path} can't be looked at"));
+        let entry = self.repository().storage().entry(&point.archive);
+        let entry = entry.map_err(|error| unseen().because(error.chain()))?;
+        let len = entry.and_then(|entry| entry.len).ok_or_else(unseen)?;
+        let expected = point.record.bytes_written;
+        if len != expected {
+            return Err(damaged(format!("its archive {path} has {len} bytes, and had {expected}")));
+        }
+        Ok(())
     }
 
     /// Fails if the manifest of a point's parent is lost, and its archives do not make up for that.
@@ -66,38 +89,14 @@ impl Catalog {
 }
 
 impl Health {
-    fn note(&mut self, point: PointId, path: &Path, error: Error) {
-        self.problems.push(DamagedManifest { point, path: path.to_owned(), error });
+    fn note(&mut self, point: PointId, path: PathBuf, error: Error) {
+        self.problems.push(DamagedManifest { point, path, error });
     }
 }
 
 /// Whether the manifest of a point is among those that can be read.
 fn is_listed(list: &PointList, point: PointId) -> bool {
     list.points.binary_search_by_key(&point, |listed| listed.id).is_ok()
-}
-
-/// Fails unless the archive of a point is there in its length, as far as its folder tells.
-fn check_archive(point: &Point) -> Result<()> {
-    let path = point.archive_path.display();
-    let damaged = |text| Err(Error::new(ErrorKind::Damaged, text));
-    if !point.archive_present {
-        return damaged(format!("its archive {path} is missing"));
-    }
-    let len = match point.archive_path.metadata() {
-        Ok(metadata) => metadata.len(),
-        Err(error) => {
-            return Err(Error::new(
-                ErrorKind::Damaged,
-                format!("its archive {path} can't be looked at"),
-            )
-            .because(error));
-        }
-    };
-    let expected = point.record.bytes_written;
-    if len != expected {
-        return damaged(format!("its archive {path} has {len} bytes, and had {expected}"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -117,7 +116,8 @@ mod tests {
             let (_dir, repository) = fresh();
             let id = disk("vm/vda");
             let full = back_up(&repository, &id, Kind::Full).unwrap();
-            let archive = repository.catalog().points(&id).unwrap().points[0].archive_path.clone();
+            let archive = repository.catalog().points(&id).unwrap().points[0].archive.clone();
+            let archive = repository.describe(&archive);
             let manifest = manifest_path(&repository, &id, full);
             let replace = |path: &std::path::Path| {
                 fs::remove_file(path).unwrap();
@@ -142,7 +142,7 @@ mod tests {
         let (_dir, repository) = fresh();
         let id = disk("vm/vda");
         back_up(&repository, &id, Kind::Full).unwrap();
-        let dir = repository.disk_dir(&id);
+        let dir = repository.describe(&repository.disk_dir(&id));
         fs::remove_dir_all(&dir).unwrap();
         symlink("vda", &dir).unwrap();
         let list = repository.catalog().points(&id).unwrap();

@@ -1,22 +1,18 @@
 //! What a backup that was killed leaves behind, and how it is told from what must stay.
 //!
-//! While the domain is locked nobody writes to it, so every file under a partial name is a
-//! leftover. An archive under its final name is one only if all of this says so: the partial
+//! While the domain is locked nobody writes to it, so every staged file is a leftover. An archive under its final name is one only if all of this says so: the staged
 //! manifest of its point is still there, no manifest names it, it is newer than every manifest and
-//! every other archive of its disk, and no point builds on it. An archive without a manifest and without that explanation stays
-//! and is reported: perhaps its manifest was lost.
+//! every other archive of its disk, and no point builds on it. An archive without a manifest and
+//! without that explanation stays and is reported: perhaps its manifest was lost.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::catalog::DomainReading;
 use super::manifest::{self, Manifest};
-use super::names::{DiskId, DiskName};
-use super::pending::{partial_name, whole_name};
+use super::names::{DiskId, DiskName, MACHINE};
 use super::point::PointId;
-use super::{
-    Catalog, DomainLock, Repository, durable, folder_names, folder_names_if_any, is_folder,
-    is_there,
-};
+use super::storage::{EntryKind, Name};
+use super::{Catalog, DomainLock, Repository};
 use crate::base::error::{Error, Result};
 
 /// What was found in a domain that belongs to no point.
@@ -35,15 +31,8 @@ pub struct Cleaned {
 pub struct Leftover {
     /// Where it is, or was.
     pub path: PathBuf,
-    /// How long it is, in bytes.
+    /// How long it is, in bytes; 0 for one that was never published.
     pub bytes: u64,
-}
-
-impl Leftover {
-    fn new(path: PathBuf) -> Self {
-        let bytes = path.symlink_metadata().map(|metadata| metadata.len()).unwrap_or(0);
-        Self { path, bytes }
-    }
 }
 
 /// What is known of a domain's points when the fate of an archive is decided.
@@ -56,38 +45,36 @@ struct Known {
 /// Removes what can only be a leftover.
 pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<Cleaned> {
     let domain = lock.domain();
-    let points_dir = lock.points_dir();
-    let partial_manifests: Vec<(PathBuf, PointId)> = folder_names_if_any(&points_dir)?
-        .iter()
-        .filter_map(|name| {
-            let point = manifest::parse_file_name(whole_name(name)?)?;
-            Some((points_dir.join(name), point))
-        })
+    let points_dir = repository.points_dir(domain);
+    let staged = repository.staged_in(&points_dir)?.into_iter();
+    let manifests: Vec<(Name, PointId)> = staged
+        .filter_map(|name| Some((points_dir.join(&name), manifest::parse_file_name(&name)?)))
         .collect();
     let known = Known {
         reading: DomainReading::new(repository, domain),
-        interrupted: partial_manifests.iter().map(|&(_, point)| point).collect(),
+        interrupted: manifests.iter().map(|&(_, point)| point).collect(),
     };
     if let Some(folder) = known.reading.unreadable() {
         return Err(folder.error);
     }
 
-    let mut cleaned = Cleaned::default();
-    for name in folder_names(lock.dir())? {
-        let Ok(disk) = name.parse::<DiskName>() else { continue };
-        let dir = repository.disk_dir(&DiskId { domain: domain.clone(), disk: disk.clone() });
-        match is_folder(&dir).and_then(|_| folder_names_if_any(&dir)) {
-            Ok(_) if !dir.is_dir() => {}
-            Ok(names) => clean_disk(&dir, names, &disk, &known, &mut cleaned)?,
-            // It keeps no other disk of the domain from being backed up.
-            Err(error) => cleaned.unreadable.push(error),
+    let mut cleaner = Cleaner { repository, known, cleaned: Cleaned::default() };
+    let domain_dir = repository.domain_dir(domain);
+    for entry in repository.storage().list(&domain_dir)? {
+        let Ok(disk) = entry.name.parse::<DiskName>() else { continue };
+        if entry.may_be_folder() {
+            cleaner.clean_disk(&domain_dir.join(&entry.name), &disk)?;
         }
     }
-    // Last, and after the archives are durably gone: they explained them.
-    for (path, _) in partial_manifests {
-        remove(&mut cleaned, path)?;
+    let machine_dir = domain_dir.join(MACHINE);
+    for name in repository.staged_in(&machine_dir)? {
+        cleaner.discard(&machine_dir.join(&name))?;
     }
-    Ok(cleaned)
+    // Last, and after the archives are durably gone: they explained them.
+    for (name, _) in manifests {
+        cleaner.discard(&name)?;
+    }
+    Ok(cleaner.cleaned)
 }
 
 impl Catalog {
@@ -97,7 +84,7 @@ impl Catalog {
     ///
     /// # Errors
     /// A folder can't be read.
-    pub fn strays(&self, id: &DiskId) -> Result<Vec<(PathBuf, PointId)>> {
+    pub fn strays(&self, id: &DiskId) -> Result<Vec<(Name, PointId)>> {
         let (repository, domain) = (self.repository(), self.domain(&id.domain));
         let dir = repository.disk_dir(id);
         let names_it = |manifest: &Manifest, name: &str| {
@@ -113,16 +100,20 @@ impl Catalog {
                 _ => unnamed.push((dir.join(name), point)),
             }
         }
+        if unnamed.is_empty() {
+            return Ok(unnamed);
+        }
         // A backup may have ended after the manifests were listed, or be about to: its manifest, at
-        // least a partial one, is there before its archive is.
+        // least a staged one, is there before its archive is.
         let points_dir = repository.points_dir(&id.domain);
+        let beginning = repository.staged_in(&points_dir)?;
         let mut strays = Vec::new();
-        for (path, point) in unnamed {
+        for (archive, point) in unnamed {
             let name = Manifest::file_name(point);
-            let is_new = domain.manifest(point).is_none() && is_there(&points_dir.join(&name))?;
-            let is_beginning = is_there(&points_dir.join(partial_name(&name)))?;
-            if !is_new && !is_beginning && is_there(&path)? {
-                strays.push((path, point));
+            let is_new =
+                domain.manifest(point).is_none() && repository.is_there(&points_dir.join(&name))?;
+            if !is_new && !beginning.contains(&name) && repository.is_there(&archive)? {
+                strays.push((archive, point));
             }
         }
         strays.sort_unstable_by_key(|&(_, point)| point);
@@ -130,37 +121,65 @@ impl Catalog {
     }
 }
 
-/// Removes what can only be a leftover from the folder of one disk.
-fn clean_disk(
-    dir: &Path,
-    names: Vec<String>,
-    disk: &DiskName,
-    known: &Known,
-    cleaned: &mut Cleaned,
-) -> Result<()> {
-    let before = cleaned.removed.len();
-    let points = names.iter().filter_map(|name| manifest::parse_archive_name(name));
-    let newest = points.map(|(point, _)| point).max();
-    for name in names {
-        let path = dir.join(&name);
-        if whole_name(&name).is_some_and(|whole| manifest::parse_archive_name(whole).is_some()) {
-            remove(cleaned, path)?;
-        } else if let Some((point, _)) = manifest::parse_archive_name(&name) {
-            match known.fate(point, &name, disk) {
-                // Whatever came later may build on it, though its manifest did not come here yet.
-                Fate::Leftover if newest.is_some_and(|newest| newest > point) => {
-                    cleaned.kept.push(Leftover::new(path));
-                }
+/// Cleans a domain, folder by folder.
+struct Cleaner<'a> {
+    repository: &'a Repository,
+    known: Known,
+    cleaned: Cleaned,
+}
+
+impl Cleaner<'_> {
+    /// Removes what can only be a leftover from the folder of one disk.
+    fn clean_disk(&mut self, dir: &Name, disk: &DiskName) -> Result<()> {
+        let entries = match self.repository.storage().list(dir) {
+            Ok(entries) => entries,
+            // It keeps no other disk of the domain from being backed up.
+            Err(error) => {
+                self.cleaned.unreadable.push(error);
+                return Ok(());
+            }
+        };
+        let is_whole = |kind| kind != EntryKind::Staged;
+        let whole = entries.iter().filter(|entry| is_whole(entry.kind));
+        let points = whole.filter_map(|entry| manifest::parse_archive_name(&entry.name));
+        let newest = points.map(|(point, _)| point).max();
+        for entry in entries {
+            let Some((point, _)) = manifest::parse_archive_name(&entry.name) else { continue };
+            let name = dir.join(&entry.name);
+            if !is_whole(entry.kind) {
+                self.discard(&name)?;
+                continue;
+            }
+            match self.known.fate(point, &entry.name, disk) {
                 Fate::Belongs => {}
-                Fate::Leftover => remove(cleaned, path)?,
-                Fate::Unexplained => cleaned.kept.push(Leftover::new(path)),
+                // Whatever came later may build on it, though its manifest did not come here yet.
+                Fate::Leftover if newest.is_none_or(|newest| newest <= point) => {
+                    let leftover = self.leftover(&name);
+                    self.repository.storage().remove(&name)?;
+                    self.cleaned.removed.push(leftover);
+                }
+                Fate::Leftover | Fate::Unexplained => {
+                    let leftover = self.leftover(&name);
+                    self.cleaned.kept.push(leftover);
+                }
             }
         }
+        Ok(())
     }
-    if cleaned.removed.len() > before {
-        durable::sync_dir(dir)?;
+
+    fn leftover(&self, name: &Name) -> Leftover {
+        let entry = self.repository.storage().entry(name).ok().flatten();
+        let bytes = entry.and_then(|entry| entry.len).unwrap_or(0);
+        Leftover { path: self.repository.describe(name), bytes }
     }
-    Ok(())
+
+    /// Removes a staged file and remembers it.
+    fn discard(&mut self, name: &Name) -> Result<()> {
+        self.repository.storage().discard(name)?;
+        let path = self.repository.describe(name);
+        self.cleaned.removed.push(Leftover { path, bytes: 0 });
+        Ok(())
+    }
 }
 
 /// What becomes of an archive.
@@ -199,14 +218,6 @@ impl Known {
             false => Fate::Unexplained,
         }
     }
-}
-
-/// Removes a leftover and remembers it.
-fn remove(cleaned: &mut Cleaned, path: PathBuf) -> Result<()> {
-    let leftover = Leftover::new(path);
-    durable::remove(&leftover.path)?;
-    cleaned.removed.push(leftover);
-    Ok(())
 }
 
 #[cfg(test)]
@@ -251,7 +262,7 @@ mod tests {
         assert_eq!(strays(), [], "a backup that is being finished");
         fs::remove_file(path.with_file_name(format!(".{last}.json.partial"))).unwrap();
         assert_eq!(strays(), [last]);
-        fs::remove_dir_all(repository.points_dir(&id.domain)).unwrap();
+        fs::remove_dir_all(repository.describe(&repository.points_dir(&id.domain))).unwrap();
         assert_eq!(strays(), [full, last]);
     }
 }

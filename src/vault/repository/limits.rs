@@ -1,5 +1,7 @@
 //! A point is never made that can't be read: every limit of a reader is its writer's.
 
+use std::fs;
+
 use std::path::Path;
 
 use super::manifest::{self, LEN_MAX};
@@ -68,7 +70,7 @@ fn write_and_read(machine: MachineRecord) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(Manifest::file_name(point()));
     fs::write(&path, bytes).unwrap();
-    let bytes = read_again(durable::read_small(&path, LEN_MAX));
+    let bytes = read_again(super::storage::durable::read_small(&path, LEN_MAX));
     assert_eq!(read_again(Manifest::decode(&bytes, &path, &domain, point())), manifest);
     Ok(())
 }
@@ -146,7 +148,7 @@ fn name_of_length(beyond: bool) -> Result<(), String> {
     assert_eq!((points.points.len(), points.damaged.len()), (1, 0));
     read_again(repository.catalog().chain_of(&points.points[0]));
     let file = manifest::archive_name(point(), Kind::Differential, ArchiveId([1; 16]));
-    assert!(super::pending::partial_name(&file).len() < 255 && name.len() <= NAME_LEN_MAX);
+    assert!(format!(".{file}.partial").len() < 255 && name.len() <= NAME_LEN_MAX);
     Ok(())
 }
 

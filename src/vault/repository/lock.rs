@@ -1,48 +1,55 @@
-//! One writer a domain.
+//! Who may do what in a domain at the same time.
+//!
+//! Two locks decide. Whoever adds points holds the first one alone: one writer a domain. Whoever
+//! reads points shares the second one, and whoever removes archives holds it alone: what a reader has
+//! begun to read stays until it is done. So a restore goes on beside a backup. `ARCHITECTURE.md` has
+//! the table of every operation against every other.
 
-use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::durable;
-use super::names::{DomainName, POINTS};
+use super::names::DomainName;
+use super::storage::{Lock, LockMode, Locked, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Opener;
-use crate::disk::sys::patience;
 
-/// The lock file of a domain. It is never removed: whoever locked a removed file would not be
-/// alone.
-const LOCK: &str = ".lock";
+/// Held alone by whoever writes to the domain.
+const ADD: &str = ".lock";
+/// Shared by readers; held alone by whoever takes archives away.
+const KEEP: &str = ".keep";
 
 /// The right to write to a domain. It ends when this is dropped, or the process, however it ends.
 #[derive(Debug)]
 pub struct DomainLock {
     domain: DomainName,
-    dir: PathBuf,
     /// The id of the repository.
     repository: String,
-    /// Holds the lock as long as it is open.
-    file: File,
+    storage: Arc<dyn Storage>,
+    _lock: Box<dyn Lock>,
 }
 
+/// The promise that the archives of a domain stay. It ends when this is dropped, or the process.
+#[derive(Debug)]
+pub struct Hold(#[expect(dead_code, reason = "held until it is dropped")] Box<dyn Lock>);
+
+/// The right to take archives of a domain away: nobody reads one. It ends when this is dropped, or the
+/// process.
+#[derive(Debug)]
+pub struct Clearance(#[expect(dead_code, reason = "held until it is dropped")] Box<dyn Lock>);
+
 impl DomainLock {
-    /// Locks the domain in the folder `dir`, which is made if it is missing.
-    pub(super) fn take(dir: PathBuf, domain: DomainName, repository: String) -> Result<Self> {
-        durable::create_dir(&dir)?;
-        let path = dir.join(LOCK);
-        let mut file = durable::open_or_create(&path)?;
-        match patience::lock(&file) {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(busy(&domain, &mut file)),
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path, error)),
+    /// Locks the domain, whose folder is made if it is missing.
+    pub(super) fn take(
+        storage: &Arc<dyn Storage>,
+        domain: DomainName,
+        repository: String,
+    ) -> Result<Self> {
+        match storage.lock(&domain.folder().join(ADD), LockMode::Exclusive)? {
+            Locked::Held(lock) => {
+                // Readers find the file of their lock there, also those who can write nothing.
+                let _ = storage.lock(&domain.folder().join(KEEP), LockMode::Shared);
+                Ok(Self { domain, repository, storage: Arc::clone(storage), _lock: lock })
+            }
+            Locked::Busy(holder) => Err(busy(format!("{domain} is being written to by {holder}"))),
         }
-        durable::create_dir(&dir.join(POINTS))?;
-        // Only so that a second caller can say who holds it: no reason to fail.
-        let _ = file
-            .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "process {} on {}", std::process::id(), host_name()));
-        Ok(Self { domain, dir, repository, file })
     }
 
     /// The domain that is locked.
@@ -55,40 +62,31 @@ impl DomainLock {
         &self.repository
     }
 
-    /// The domain's folder.
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// The folder of the domain's manifests.
-    pub(super) fn points_dir(&self) -> PathBuf {
-        self.dir.join(POINTS)
+    /// Where the files of the repository are.
+    pub(super) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
 }
 
-impl Drop for DomainLock {
-    fn drop(&mut self) {
-        // Closing the file is not enough: a child that another thread is just starting holds a
-        // copy of it until its exec, and the lock with it.
-        let _ = self.file.unlock();
+/// Holds the archives of a domain in their places.
+pub(super) fn hold(storage: &dyn Storage, domain: &DomainName) -> Result<Hold> {
+    match storage.lock(&domain.folder().join(KEEP), LockMode::Shared)? {
+        Locked::Held(lock) => Ok(Hold(lock)),
+        Locked::Busy(holder) => {
+            Err(busy(format!("points of {domain} are being removed by {holder}")))
+        }
     }
 }
 
-/// Says who holds the lock, as far as the holder said.
-fn busy(domain: &DomainName, file: &mut File) -> Error {
-    let mut holder = String::new();
-    let read = file.take(200).read_to_string(&mut holder);
-    let known = read.is_ok() && holder.starts_with("process ");
-    let holder = if known { holder.trim_end() } else { "another process" };
-    let clean: String = holder.chars().filter(|c| !c.is_control()).collect();
-    Error::new(ErrorKind::Busy, format!("{domain} is being written to by {clean}"))
-        .advise("wait until it is done, then try again")
+/// Makes sure that nobody reads the archives of a domain, which the caller writes to alone.
+pub(super) fn clear(lock: &DomainLock) -> Result<Clearance> {
+    let domain = lock.domain();
+    match lock.storage().lock(&domain.folder().join(KEEP), LockMode::Exclusive)? {
+        Locked::Held(lock) => Ok(Clearance(lock)),
+        Locked::Busy(_) => Err(busy(format!("points of {domain} are being read"))),
+    }
 }
 
-/// This machine's name: a repository may be shared over a network.
-fn host_name() -> String {
-    let name =
-        Opener::READ.read_text(Path::new("/proc/sys/kernel/hostname"), 4096).unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "this machine".to_owned() } else { name.to_owned() }
+fn busy(text: String) -> Error {
+    Error::new(ErrorKind::Busy, text).advise("wait until it is done, then try again")
 }

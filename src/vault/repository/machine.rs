@@ -6,18 +6,21 @@
 //! manifest never names what is not there; what a killed backup leaves is content without a use, and
 //! the next one may find a use for it.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::collections::BTreeSet;
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tempfile::SpooledTempFile;
 
 use super::catalog::DomainReading;
 use super::names::{DiskId, DiskName, DomainName, MACHINE};
-use super::pending::partial_name;
 use super::point::PointId;
-use super::{Catalog, DomainLock, Repository, durable, is_there};
+use super::storage::{Name, Publish};
+use super::{Catalog, DomainLock, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::ReadAt;
 use crate::formats::archive::Digest;
 
 /// The longest file of a machine that is stored, in bytes: the variables of an ARM guest's firmware
@@ -26,6 +29,10 @@ pub const MACHINE_FILE_MAX: u64 = 256 << 20;
 
 /// The most files that a machine has: a manifest that names more is damaged, and a backup takes no more.
 pub const MACHINE_FILES_MAX: usize = 20_000;
+
+/// A compressed file stays in memory up to this many bytes before it is stored; what is longer goes to
+/// a temporary file without a name.
+const PACKED_MEMORY_MAX: usize = 8 << 20;
 
 /// How much of a file is in memory at a time, in bytes.
 const PIECE: usize = 64 << 10;
@@ -148,6 +155,20 @@ impl Catalog {
         domain.machines().map(|(point, machine)| (point, machine.clone())).collect()
     }
 
+    /// The machines of some points of a domain, as far as they have one.
+    pub fn machines_at(
+        &self,
+        domain: &DomainName,
+        points: &BTreeSet<PointId>,
+    ) -> Vec<(PointId, MachineRecord)> {
+        let domain = self.domain(domain);
+        let machine = |point: &PointId| {
+            let manifest = domain.manifest(*point)?.as_ref().ok()?;
+            Some((*point, manifest.machine.clone()?))
+        };
+        points.iter().filter_map(machine).collect()
+    }
+
     /// The machine of the latest point of a domain that has one.
     pub fn last_machine(&self, domain: &DomainName) -> Option<(PointId, MachineRecord)> {
         let domain = self.domain(domain);
@@ -183,33 +204,28 @@ impl Repository {
         content: impl Read,
         shown: &Path,
     ) -> Result<(Digest, u64)> {
-        let dir = self.machine_dir(lock.domain());
-        durable::create_dir(&dir)?;
-        let partial = dir.join(partial_name("new.zst"));
-        // Nobody else writes while the domain is locked.
-        if is_there(&partial)? {
-            durable::remove(&partial)?;
+        // What a file is called follows from all of its content, and most have not changed.
+        let mut packed = SpooledTempFile::new(PACKED_MEMORY_MAX);
+        let (digest, length) = compress(content, &mut packed, shown)?;
+        let name = self.machine_dir(lock.domain()).join(&file_name(digest));
+        if copy(self, &name, digest, length, &mut io::sink()).is_ok() {
+            return Ok((digest, length));
         }
-        let file = durable::create_new(&partial)?;
-        let stored = compress(content, &file, shown, &partial).and_then(|(digest, length)| {
-            let path = dir.join(file_name(digest));
-            if copy(&path, digest, length, &mut io::sink()).is_ok() {
-                durable::remove(&partial)?;
-            } else {
-                durable::sync_file(&file, &partial)?;
-                if is_there(&path)? {
-                    // It is damaged. What replaces it serves the older points as well.
-                    durable::remove(&path)?;
-                }
-                durable::rename_new(&partial, &path)?;
-                durable::sync_dir(&dir)?;
+        let mut staged = match self.storage.stage(&name) {
+            // Nobody else writes while the domain is locked: whoever did was killed.
+            Err(error) if error.kind() == ErrorKind::Exists => {
+                self.storage.discard(&name)?;
+                self.storage.stage(&name)?
             }
-            Ok((digest, length))
-        });
-        if stored.is_err() {
-            let _ = durable::remove(&partial);
-        }
-        stored
+            staged => staged?,
+        };
+        let failed = |error| Error::io("write", &self.describe(&name), error);
+        packed.rewind().map_err(failed)?;
+        io::copy(&mut packed, &mut staged).map_err(failed)?;
+        staged.seal()?;
+        // One that is there is damaged. What replaces it serves the older points as well.
+        staged.publish(Publish::Replace).map_err(|unpublished| unpublished.error)?;
+        Ok((digest, length))
     }
 
     /// The content of a file of a machine, proved by its digest.
@@ -233,8 +249,9 @@ impl Repository {
         file: &MachineFile,
         out: &mut dyn Write,
     ) -> Result<()> {
-        let path = self.machine_file_path(domain, file);
-        let error = match copy(&path, file.digest, file.length, out) {
+        let name = self.machine_dir(domain).join(&file_name(file.digest));
+        let path = self.describe(&name);
+        let error = match copy(self, &name, file.digest, file.length, out) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let text =
                     format!("{} is missing: it held {}", path.display(), file.path.display());
@@ -249,12 +266,12 @@ impl Repository {
         )))
     }
 
-    /// Where a file of a machine is stored.
+    /// What to call a stored file of a machine where people read of it.
     pub fn machine_file_path(&self, domain: &DomainName, file: &MachineFile) -> PathBuf {
-        self.machine_dir(domain).join(file_name(file.digest))
+        self.describe(&self.machine_dir(domain).join(&file_name(file.digest)))
     }
 
-    fn machine_dir(&self, domain: &DomainName) -> PathBuf {
+    fn machine_dir(&self, domain: &DomainName) -> Name {
         self.domain_dir(domain).join(MACHINE)
     }
 }
@@ -263,15 +280,10 @@ fn file_name(digest: Digest) -> String {
     format!("{digest}.zst")
 }
 
-/// Compresses `content` into `file`; gives digest and length of what was read.
-fn compress(
-    content: impl Read,
-    file: &File,
-    shown: &Path,
-    partial: &Path,
-) -> Result<(Digest, u64)> {
-    let failed = |error| Error::io("write", partial, error);
-    let mut encoder = zstd::stream::write::Encoder::new(file, LEVEL).map_err(failed)?;
+/// Compresses `content` into `packed`; gives digest and length of what was read.
+fn compress(content: impl Read, packed: impl Write, shown: &Path) -> Result<(Digest, u64)> {
+    let failed = |error| Error::io("compress", shown, error);
+    let mut encoder = zstd::stream::write::Encoder::new(packed, LEVEL).map_err(failed)?;
     let mut content = content.take(MACHINE_FILE_MAX + 1);
     let mut hasher = blake3::Hasher::new();
     let mut length = 0;
@@ -296,15 +308,37 @@ fn compress(
     Ok((Digest(*hasher.finalize().as_bytes()), length))
 }
 
+/// A stored file, read from its beginning.
+struct Stored {
+    store: Arc<dyn ReadAt>,
+    offset: u64,
+}
+
+impl Read for Stored {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.store.read_at(bytes, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
 /// Copies a stored file of `length` bytes that has this digest, a piece at a time.
-fn copy(path: &Path, digest: Digest, length: u64, out: &mut dyn Write) -> Result<()> {
+fn copy(
+    repository: &Repository,
+    name: &Name,
+    digest: Digest,
+    length: u64,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let path = repository.describe(name);
     let damaged =
         |what: String| Error::new(ErrorKind::Damaged, format!("{} {what}", path.display()));
     if length > MACHINE_FILE_MAX {
         return Err(damaged(format!("is to have {length} bytes, which makes no sense")));
     }
     let unpacking = |error| damaged("can't be decompressed".to_owned()).because(error);
-    let decoder = zstd::stream::read::Decoder::new(durable::open(path)?).map_err(unpacking)?;
+    let stored = Stored { store: repository.storage().open(name)?, offset: 0 };
+    let decoder = zstd::stream::read::Decoder::new(stored).map_err(unpacking)?;
     let mut decoder = decoder.take(length + 1);
     let mut hasher = blake3::Hasher::new();
     let mut copied = 0;
@@ -318,7 +352,7 @@ fn copy(path: &Path, digest: Digest, length: u64, out: &mut dyn Write) -> Result
         };
         let part = bytes.get(..len).unwrap_or_default();
         hasher.update(part);
-        out.write_all(part).map_err(|error| Error::io("write what is in", path, error))?;
+        out.write_all(part).map_err(|error| Error::io("write what is in", &path, error))?;
         copied += len as u64;
     }
     if copied != length || Digest(*hasher.finalize().as_bytes()) != digest {
@@ -370,7 +404,7 @@ mod tests {
             let file = file(digest, length);
             assert_eq!(repository.machine_file(&domain, &file).unwrap(), content);
         }
-        let dir = repository.machine_dir(&domain);
+        let dir = repository.describe(&repository.machine_dir(&domain));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 3, "no partial file, and each once");
         assert!(repository.catalog().survey().unwrap().disks.is_empty(), "the folder is no disk");
         repository.clean(&lock).unwrap();
@@ -414,7 +448,7 @@ mod tests {
     /// The program dies at each step of storing a file: the next one stores it all the same.
     #[test]
     fn a_killed_store_is_no_obstacle() {
-        use durable::faults::{Mode, arm, disarm};
+        use crate::vault::repository::storage::durable::faults::{Mode, arm, disarm};
         for mode in [Mode::Kill, Mode::Fail] {
             for step in 0.. {
                 let (_dir, repository) = fresh();

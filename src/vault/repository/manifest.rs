@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::machine::MachineRecord;
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
+use super::storage::Name;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::fingerprint::Fingerprint;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Parent, Tracker};
@@ -447,8 +448,8 @@ pub struct Point {
     pub safety: bool,
     /// What the manifest says of the disk.
     pub record: DiskRecord,
-    /// Where its archive is.
-    pub archive_path: PathBuf,
+    /// What its archive is called.
+    pub archive: Name,
     /// Whether a file lies there.
     pub archive_present: bool,
 }

@@ -3,20 +3,20 @@
 //! ```text
 //! REPO/qdelta.toml                               what makes the folder a repository
 //! REPO/<domain>/.lock                            held by whoever writes to the domain
+//! REPO/<domain>/.keep                            shared by whoever reads its points
 //! REPO/<domain>/<disk>/<point>-<kind>-<id>.qdelta  archives
 //! REPO/<domain>/points/<point>.json              manifests
 //! REPO/<domain>/machine/<digest>.zst             files of the machine around the disks
 //! ```
 //!
-//! Every file is written beside its place under a name that starts with a dot and ends in
-//! `.partial`, synced, renamed, and its folder synced. The manifest comes last: what has no
-//! manifest did not happen. Nothing is changed after its rename, so readers need no lock.
+//! Every file is written under another name, synced, and given its own name, durably: [`storage`] says
+//! how. The manifest comes last: what has no manifest did not happen. Nothing is changed after that;
+//! readers hold a lock only so that nothing is removed while they read.
 
 mod case;
 mod catalog;
 mod chain;
 mod config;
-mod durable;
 mod find;
 mod health;
 mod leftovers;
@@ -35,22 +35,25 @@ mod select;
 pub mod storage;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::make_private_folder;
+use crate::disk::io::Opener;
 use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
 
 pub use catalog::Catalog;
+pub(crate) use chain::Needed;
 pub use chain::{Gap, Remains};
 pub use config::Repair;
 pub use find::Wanted;
 pub use health::Health;
 pub use leftovers::{Cleaned, Leftover};
-pub use lock::DomainLock;
+pub use lock::{Clearance, DomainLock, Hold};
 pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, ParentRecord,
@@ -59,10 +62,13 @@ pub use manifest::{
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
 pub use point::{PointId, Selector};
-use storage::Storage;
+use storage::{EntryKind, Name, Storage};
 
-/// The file in a domain's folder that says that its guest may be frozen.
-const FROZEN: &str = ".frozen";
+/// Only whoever makes backups reads the digests of what disks hold.
+const SUMMARY_MODE: u32 = 0o600;
+
+/// The longest summary that is read, in bytes.
+const SUMMARY_LEN_MAX: u64 = 64 << 20;
 
 /// A repository that is open.
 #[derive(Debug, Clone)]
@@ -73,6 +79,8 @@ pub struct Repository {
     id: String,
     /// What is wrong with `qdelta.toml`.
     trouble: Option<String>,
+    /// Where this host keeps what belongs to itself and not to the repository.
+    state: Option<PathBuf>,
 }
 
 /// What a disk's recovery points are, as far as the manifests can be read.
@@ -147,9 +155,9 @@ impl Repository {
     /// The repository's folder can't be listed.
     pub fn domains(&self) -> Result<Vec<DomainName>> {
         let mut domains = Vec::new();
-        for name in folder_names(&self.root)? {
-            if let Ok(domain) = name.parse()
-                && is_folder(&self.root.join(&name)).unwrap_or(true)
+        for entry in self.storage.list(&Name::top())? {
+            if let Ok(domain) = entry.name.parse()
+                && entry.may_be_folder()
             {
                 domains.push(domain);
             }
@@ -179,7 +187,23 @@ impl Repository {
     /// `qdelta.toml` is lost or damaged.
     pub fn lock(&self, domain: &DomainName) -> Result<DomainLock> {
         self.check_writable()?;
-        DomainLock::take(self.domain_dir(domain), domain.clone(), self.id.clone())
+        DomainLock::take(&self.storage, domain.clone(), self.id.clone())
+    }
+
+    /// Keeps the archives of a domain in their places, for as long as the hold lives.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if another process is removing some.
+    pub fn hold(&self, domain: &DomainName) -> Result<Hold> {
+        lock::hold(&*self.storage, domain)
+    }
+
+    /// Takes the right to remove archives of a domain, for as long as the clearance lives.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if somebody reads them.
+    pub fn clear(&self, lock: &DomainLock) -> Result<Clearance> {
+        lock::clear(lock)
     }
 
     /// The id for a new point of a domain: the time, unless the clock was set back.
@@ -197,11 +221,11 @@ impl Repository {
         // Every damaged manifest counts as well: the names are all that matters.
         let mut latest = self.manifest_names(domain)?.into_iter().max();
         // Also the archives that have no manifest: their names are taken.
-        for name in folder_names(&self.domain_dir(domain))? {
+        for name in self.names_in(&self.domain_dir(domain))? {
             let Ok(disk) = name.parse::<DiskName>() else { continue };
             let dir = self.disk_dir(&DiskId { domain: domain.clone(), disk });
             // Another disk's folder that can't be listed is no matter of this point.
-            let Ok(names) = folder_names(&dir) else { continue };
+            let Ok(names) = self.names_in(&dir) else { continue };
             let points = names.into_iter().filter_map(|archive| {
                 manifest::parse_archive_name(&archive).map(|(point, _)| point)
             });
@@ -243,74 +267,142 @@ impl Repository {
     }
 
     /// The folder of a domain.
-    fn domain_dir(&self, domain: &DomainName) -> PathBuf {
-        self.root.join(domain.as_str())
+    fn domain_dir(&self, domain: &DomainName) -> Name {
+        domain.folder()
     }
 
     /// The folder of a disk's archives.
-    fn disk_dir(&self, id: &DiskId) -> PathBuf {
+    fn disk_dir(&self, id: &DiskId) -> Name {
         self.domain_dir(&id.domain).join(id.disk.as_str())
     }
 
     /// The folder of a domain's manifests.
-    fn points_dir(&self, domain: &DomainName) -> PathBuf {
+    fn points_dir(&self, domain: &DomainName) -> Name {
         self.domain_dir(domain).join(names::POINTS)
     }
 
+    /// The summary of a disk's chain that the last backup left on this host, if there is one that can
+    /// be read.
+    pub(crate) fn summary(&self, id: &DiskId) -> Option<Vec<u8>> {
+        let path = self.state.as_ref()?.join(summary_name(id));
+        Opener::READ.read(&path, SUMMARY_LEN_MAX).ok()
+    }
+
+    /// Leaves a summary of a disk's chain for the next backup on this host. Nothing depends on the
+    /// summary, so nothing is synced: one that a power cut tore is not believed.
+    ///
+    /// # Errors
+    /// The summary can't be written.
+    pub(crate) fn write_summary(&self, id: &DiskId, bytes: &[u8]) -> Result<()> {
+        let Some(folder) = self.state.as_ref() else { return Ok(()) };
+        let path = folder.join(summary_name(id));
+        let partial = folder.join(format!(".{}.partial", summary_name(id)));
+        let write = || -> io::Result<()> {
+            make_private_folder(folder)?;
+            match fs::remove_file(&partial) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            Opener::CHANGE.create(SUMMARY_MODE).open(&partial)?.write_all(bytes)?;
+            fs::rename(&partial, &path)
+        };
+        write().map_err(|error| {
+            let _ = fs::remove_file(&partial);
+            Error::io("write", &path, error)
+        })
+    }
+
+    /// The archive of this file name of a disk.
+    pub(crate) fn archive(&self, id: &DiskId, name: &str) -> Name {
+        self.disk_dir(id).join(name)
+    }
+
+    /// The same repository, for a host that keeps its own state in `folder`: marks of frozen guests, and
+    /// tables that are too large for memory while an archive is written. Each repository has a folder
+    /// in it.
+    #[must_use]
+    pub fn with_state(mut self, folder: &Path) -> Self {
+        self.state = Some(folder.join(Name::top().join(&self.id).as_str()));
+        self
+    }
+
     /// The file that says that a guest may be frozen, for [`DomainLock`]'s holder to make.
-    pub fn frozen_mark(&self, domain: &DomainName) -> PathBuf {
-        self.domain_dir(domain).join(FROZEN)
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] if nobody said where the state of this host is kept.
+    pub fn frozen_mark(&self, domain: &DomainName) -> Result<PathBuf> {
+        let folder = self.state.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Usage, "there is no place for the mark of a frozen guest")
+                .advise("say where this host keeps its state: --state DIR")
+        })?;
+        Ok(folder.join(format!("{domain}.frozen")))
+    }
+
+    /// Where tables go that are too large for memory; none if that is the system's place for temporary
+    /// files.
+    pub fn spool_folder(&self) -> Option<&Path> {
+        let folder = self.state.as_deref()?;
+        make_private_folder(folder).is_ok().then_some(folder)
     }
 
     /// The points of a domain that have a manifest, whatever is in it.
     fn manifest_names(&self, domain: &DomainName) -> Result<Vec<PointId>> {
-        let names = folder_names_if_any(&self.points_dir(domain))?;
+        let names = self.names_if_any(&self.points_dir(domain))?;
         let mut points: Vec<PointId> =
             names.iter().filter_map(|name| manifest::parse_file_name(name)).collect();
         points.sort_unstable();
         Ok(points)
     }
-}
 
-/// Whether a folder lies at `path`.
-fn is_folder(path: &Path) -> Result<bool> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(metadata.is_dir()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io("look at", path, error)),
+    /// What to call a file where people read of it.
+    pub fn describe(&self, name: &Name) -> PathBuf {
+        self.storage.describe(name)
     }
-}
 
-/// Whether anything lies at `path`.
-fn is_there(path: &Path) -> Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io("look at", path, error)),
+    /// Whether something has this name.
+    fn is_there(&self, name: &Name) -> Result<bool> {
+        Ok(self.storage.entry(name)?.is_some())
     }
-}
 
-/// The names in a folder that are text; all names of the repository are.
-fn folder_names(path: &Path) -> Result<Vec<String>> {
-    let failed = |error| Error::io("list", path, error);
-    let mut names = Vec::new();
-    for entry in fs::read_dir(path).map_err(failed)? {
-        if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
-            names.push(name);
+    /// Whether there is a folder of this name, or something that may be one.
+    fn may_be_folder(&self, name: &Name) -> bool {
+        self.storage.entry(name).map_or(true, |entry| entry.is_some_and(|it| it.may_be_folder()))
+    }
+
+    /// The names in a folder, without those of staged files.
+    fn names_in(&self, folder: &Name) -> Result<Vec<String>> {
+        let entries = self.storage.list(folder)?.into_iter();
+        Ok(entries.filter(|it| it.kind != EntryKind::Staged).map(|it| it.name).collect())
+    }
+
+    /// The same; none if the folder is not there.
+    fn names_if_any(&self, folder: &Name) -> Result<Vec<String>> {
+        match self.names_in(folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            names => names,
         }
     }
-    Ok(names)
+
+    /// The names that staged files of a folder were to get.
+    fn staged_in(&self, folder: &Name) -> Result<Vec<String>> {
+        let entries = match self.storage.list(folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            entries => entries?,
+        };
+        let staged = entries.into_iter().filter(|it| it.kind == EntryKind::Staged);
+        Ok(staged.map(|it| it.name).collect())
+    }
 }
 
-/// The names in a folder, none if the folder is not there.
-fn folder_names_if_any(path: &Path) -> Result<Vec<String>> {
-    match folder_names(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        names => names,
-    }
+/// The summary of a disk's chain, in the folder of this host's state.
+fn summary_name(id: &DiskId) -> String {
+    // No name of a domain or a disk has a plus.
+    format!("{}+{}.summary", id.domain, id.disk)
 }
 
 #[cfg(test)]
 mod limits;
+#[cfg(test)]
+mod sweep;
 #[cfg(test)]
 mod tests;

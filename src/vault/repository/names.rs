@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::storage::Name;
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// The longest name of a domain or disk, in bytes.
@@ -78,6 +79,13 @@ macro_rules! name {
 pub struct DomainName(String);
 
 name!(DomainName, "domain");
+
+impl DomainName {
+    /// The folder of the domain.
+    pub(super) fn folder(&self) -> Name {
+        Name::top().join(&self.0)
+    }
+}
 
 impl FromStr for DomainName {
     type Err = Error;

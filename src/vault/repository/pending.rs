@@ -1,18 +1,19 @@
 //! An archive on its way into the repository.
 //!
-//! The order of [`Pending::commit_all`] makes every moment of it readable: the archives are
-//! synced; the manifest is written under its partial name and synced; only then the archives get
-//! their names, and last the manifest gets its. So an archive that has its name and no manifest
-//! is explained by a partial manifest beside it, or it is not ours to remove.
+//! The order of [`Pending::commit_all`] makes every moment of it readable: the archives are sealed; the
+//! manifest is staged and sealed; only then the archives get their names, and last the manifest gets
+//! its. So an archive that has its name and no manifest is explained by a staged manifest, or it is
+//! not ours to remove.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::durable;
 use super::manifest::{self, Manifest};
 use super::names::DiskId;
 use super::point::PointId;
-use super::{DomainLock, Repository, is_there};
+use super::storage::{Name, Outcome, Publish, Staged, Storage, Unpublished};
+use super::{DomainLock, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{ArchiveId, Kind};
 
@@ -23,40 +24,57 @@ pub struct Pending<'lock> {
     lock: &'lock DomainLock,
     disk: DiskId,
     point: PointId,
-    file: File,
-    partial: Litter,
-    archive: PathBuf,
+    staged: SharedFile,
+    archive: Name,
+    path: PathBuf,
 }
 
-/// A file that is removed when this is dropped, unless it was released.
-#[derive(Debug)]
-pub(super) struct Litter {
-    pub(super) path: PathBuf,
+/// A staged file: whoever writes it, and whoever publishes it afterwards, share it.
+#[derive(Debug, Clone)]
+struct SharedFile(Arc<Mutex<Box<dyn Staged>>>);
+
+impl SharedFile {
+    fn get(&self) -> MutexGuard<'_, Box<dyn Staged>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for SharedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.get().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.get().flush()
+    }
+}
+
+/// An archive that has its name, and no manifest yet. It is removed when this is dropped, unless it
+/// was released.
+struct Litter<'lock> {
+    storage: &'lock dyn Storage,
+    name: Name,
     released: bool,
 }
 
-impl Litter {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, released: false }
-    }
-
-    /// The file stays, or is called differently now.
-    pub(super) fn release(mut self) {
+impl Litter<'_> {
+    /// The archive stays.
+    fn release(mut self) {
         self.released = true;
     }
 }
 
-impl Drop for Litter {
+impl Drop for Litter<'_> {
     fn drop(&mut self) {
         if !self.released {
             // What can't be removed now is removed by the next run.
-            let _ = durable::remove(&self.path);
+            let _ = self.storage.remove(&self.name);
         }
     }
 }
 
 impl<'lock> Pending<'lock> {
-    /// Makes the disk's folder if it is missing, and the file.
+    /// Begins the archive of a disk at a point.
     pub(super) fn begin(
         repository: &Repository,
         lock: &'lock DomainLock,
@@ -65,39 +83,32 @@ impl<'lock> Pending<'lock> {
         kind: Kind,
         id: ArchiveId,
     ) -> Result<Self> {
-        if lock.dir() != repository.domain_dir(&disk.domain) {
+        if !Arc::ptr_eq(lock.storage(), repository.storage()) || *lock.domain() != disk.domain {
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!("the lock of {} does not cover {disk}", lock.domain()),
             ));
         }
-        let dir = repository.disk_dir(disk);
-        durable::create_dir(&dir)?;
-        let name = manifest::archive_name(point, kind, id);
-        let archive = dir.join(&name);
-        if is_there(&archive)? {
+        let archive = repository.disk_dir(disk).join(&manifest::archive_name(point, kind, id));
+        let path = repository.describe(&archive);
+        if repository.is_there(&archive)? {
             return Err(Error::new(
                 ErrorKind::Exists,
-                format!("there is an archive {} already", archive.display()),
+                format!("there is an archive {} already", path.display()),
             ));
         }
-        let partial = dir.join(partial_name(&name));
-        let file = durable::create_new(&partial)?;
-        let partial = Litter::new(partial);
-        Ok(Self { lock, disk: disk.clone(), point, file, partial, archive })
+        let staged = SharedFile(Arc::new(Mutex::new(repository.storage().stage(&archive)?)));
+        Ok(Self { lock, disk: disk.clone(), point, staged, archive, path })
     }
 
-    /// A handle to write the archive with. All handles share one position.
-    ///
-    /// # Errors
-    /// The process has no descriptor left.
-    pub fn file(&self) -> Result<File> {
-        self.file.try_clone().map_err(|error| Error::io("open", self.path(), error))
+    /// What to write the archive to. All writers share one position.
+    pub fn writer(&self) -> Box<dyn Write + Send> {
+        Box::new(self.staged.clone())
     }
 
-    /// Where the file is while it is written.
-    pub fn path(&self) -> &Path {
-        &self.partial.path
+    /// What to call the archive where people read of it.
+    pub fn path(&self) -> &PathBuf {
+        &self.path
     }
 
     /// The point it belongs to.
@@ -112,7 +123,7 @@ impl<'lock> Pending<'lock> {
 
     /// The file name it will have: what its record in the manifest says.
     pub fn archive_name(&self) -> String {
-        self.archive.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.archive.last().to_owned()
     }
 
     /// Makes the archive and `manifest`, which names it and no other, a point.
@@ -127,56 +138,48 @@ impl<'lock> Pending<'lock> {
     /// one point.
     ///
     /// # Errors
-    /// Something can't be written, synced or renamed: then nothing happened and the archives are
-    /// gone. Only if the very last sync fails the point is there, perhaps not for ever.
+    /// Something can't be written, sealed or published: then nothing happened and the archives are
+    /// gone. Only if the point has its name and may lose it in a power cut, it is there.
     pub fn commit_all(archives: Vec<Self>, manifest: &Manifest) -> Result<()> {
         let lock = check_commit(&archives, manifest)?;
+        let storage = &**lock.storage();
         let manifest =
             &Manifest { repository: Some(lock.repository().to_owned()), ..manifest.clone() };
         for pending in &archives {
-            durable::sync_file(&pending.file, pending.path())?;
+            pending.staged.get().seal()?;
         }
 
-        let dir = lock.points_dir();
-        let name = Manifest::file_name(manifest.point);
-        let partial = dir.join(partial_name(&name));
+        let folder = manifest.domain.folder().join(super::names::POINTS);
+        let name = folder.join(&Manifest::file_name(manifest.point));
         let bytes = manifest.encode()?;
         // Made before the archives' names, so dropped after them: it explains them.
-        let partial = Litter::new(partial);
-        durable::write_new(&partial.path, &bytes)?;
-        durable::sync_dir(&dir)?;
+        let mut staged = storage.stage(&name)?;
+        let failed = |error| Error::io("write", &storage.describe(&name), error);
+        staged.write_all(&bytes).map_err(failed)?;
+        staged.seal()?;
+        staged.announce()?;
 
         let mut named = Vec::new();
         for pending in archives {
-            durable::rename_new(pending.path(), &pending.archive)?;
-            pending.partial.release();
-            named.push(Litter::new(pending.archive));
-        }
-        for archive in &named {
-            durable::sync_dir(archive.path.parent().unwrap_or(Path::new(".")))?;
+            let published = pending.staged.get().publish(Publish::New);
+            if !matches!(&published, Err(Unpublished { outcome: Outcome::Refused, .. })) {
+                named.push(Litter { storage, name: pending.archive, released: false });
+            }
+            published.map_err(|unpublished| unpublished.error)?;
         }
 
-        if let Err(error) = durable::rename_new(&partial.path, &dir.join(&name)) {
-            // A server that lost its first answer reports a rename that has happened as failed: the
-            // point is there then, and its archives must stay.
-            match (is_there(&partial.path), is_there(&dir.join(&name))) {
-                (Ok(true), _) => return Err(error),
-                (_, Ok(true)) => {}
-                _ => {
-                    // Nobody can tell. What is too much, the next backup removes.
-                    named.into_iter().for_each(Litter::release);
-                    return Err(error);
-                }
-            }
+        let published = staged.publish(Publish::New);
+        if matches!(&published, Err(Unpublished { outcome: Outcome::Refused, .. })) {
+            return published.map_err(|unpublished| unpublished.error);
         }
-        // From here on the point is there.
-        partial.release();
+        // The point is there, or nobody can tell: what is too much, the next backup removes.
         named.into_iter().for_each(Litter::release);
-        durable::sync_dir(&dir).map_err(|error| {
-            error.within(format!(
+        published.map_err(|Unpublished { error, outcome }| match outcome {
+            Outcome::Volatile => error.within(format!(
                 "point {} is made, but the system does not promise that it survives a power cut",
                 manifest.point
-            ))
+            )),
+            Outcome::Refused | Outcome::Unknown => error,
         })
     }
 }
@@ -190,7 +193,7 @@ fn check_commit<'lock>(
         return Err(Error::new(ErrorKind::Usage, "a point needs a disk"));
     };
     let fits = |pending: &Pending<'_>| {
-        pending.lock.dir() == first.lock.dir()
+        std::ptr::eq(pending.lock, first.lock)
             && pending.point == manifest.point
             && pending.disk.domain == manifest.domain
             && manifest
@@ -204,14 +207,4 @@ fn check_commit<'lock>(
         ));
     }
     Ok(first.lock)
-}
-
-/// What a file is called until it is complete.
-pub(super) fn partial_name(name: &str) -> String {
-    format!(".{name}.partial")
-}
-
-/// The name that a file with a partial name would have got.
-pub(super) fn whole_name(name: &str) -> Option<&str> {
-    name.strip_prefix('.')?.strip_suffix(".partial")
 }

@@ -212,7 +212,7 @@ fn freeze(
         virsh: request.virsh.clone(),
         guest: found.domain.handle().to_owned(),
         name: found.domain.name.clone(),
-        mark: repository.frozen_mark(name),
+        mark: repository.frozen_mark(name)?,
         definition: file.ok_or_else(none)?.path.clone(),
         freeze_max: request.freeze_max,
         thaw_tries: request.thaw_tries,

@@ -11,6 +11,7 @@
 //! The disks of a guest go back together: what would fail for one of them is found before any is
 //! written, and one safety point is made of all.
 
+mod compare;
 mod pages;
 mod ready;
 mod roll_back;
@@ -143,6 +144,7 @@ pub fn run_in_place(
     let observer: &dyn Observer = &recorder;
     let catalog = repository.catalog();
     let disk = catalog.find_disk(&request.disk)?;
+    let _hold = repository.hold(&disk.domain)?;
     let point = catalog.resolve(&disk, &request.selector)?;
     let image = request.image.as_deref();
     let mut job = Job::prepare(&catalog, &point, image, &request.options, observer)?;
@@ -169,6 +171,7 @@ pub fn run_machine_in_place(
     let observer: &dyn Observer = &recorder;
     let catalog = repository.catalog();
     let domain = catalog.find_domain(&request.domain)?;
+    let _hold = repository.hold(&domain)?;
     let manifest = catalog.resolve_domain(&domain, &request.selector)?;
     let mut jobs = Vec::new();
     for record in &manifest.disks {

@@ -135,6 +135,7 @@ pub fn run_machine(
     super::warn_of_trouble(repository, &recorder);
     let catalog = repository.catalog();
     let (domain, manifest) = find(&catalog, request)?;
+    let _hold = repository.hold(&domain)?;
     let machine = match manifest.machine.clone() {
         Some(machine) => machine,
         None => return Err(no_machine(&catalog, &domain, &manifest)),

@@ -1,24 +1,72 @@
 //! A folder of this machine.
 
-use std::fs::{File, FileType, Metadata};
-use std::io::{self, Read};
+use std::collections::BTreeSet;
+use std::fs::{File, FileType, Metadata, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Entry, EntryKind, Name, Storage};
+use super::{
+    Entry, EntryKind, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished,
+    durable,
+};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{FileStore, Opener, Store, not_opened};
+use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, not_opened};
+use crate::disk::sys::patience;
 
 /// A repository in a folder.
 #[derive(Debug)]
 pub struct Local {
     root: PathBuf,
+    /// The folders that are known to survive a power cut.
+    folders: Mutex<BTreeSet<Name>>,
+    /// However many archives are read, few of their files are open at a time.
+    files: Arc<OpenFiles>,
 }
 
 impl Local {
     /// The storage in the folder `root`, which need not be there yet.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), folders: Mutex::default(), files: Arc::default() }
+    }
+
+    /// Makes the folder itself, but not the folder around it.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn create(root: &Path) -> Result<()> {
+        durable::create_dir(root)
+    }
+
+    /// Calls `make`, which makes something of this name, and first makes the folders that it is in.
+    fn in_folder<T>(&self, name: &Name, make: impl Fn() -> Result<T>) -> Result<T> {
+        self.make_folders(name)?;
+        match make() {
+            // Somebody has removed a folder since.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.folders.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.make_folders(name)?;
+                make()
+            }
+            made => made,
+        }
+    }
+
+    fn make_folders(&self, name: &Name) -> Result<()> {
+        let mut known = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        let above = std::iter::successors(name.folder(), Name::folder);
+        let missing: Vec<_> = above.take_while(|it| !it.is_top() && !known.contains(it)).collect();
+        for folder in missing.into_iter().rev() {
+            durable::create_dir(&self.path(&folder))?;
+            known.insert(folder);
+        }
+        Ok(())
+    }
+
+    /// Where a file lies while it is staged.
+    fn staged_path(&self, name: &Name) -> PathBuf {
+        self.path(name).with_file_name(format!(".{}.partial", name.last()))
     }
 
     /// Where a file lies.
@@ -31,8 +79,8 @@ impl Local {
 }
 
 impl Storage for Local {
-    fn describe(&self, name: &Name) -> String {
-        self.path(name).display().to_string()
+    fn describe(&self, name: &Name) -> PathBuf {
+        self.path(name)
     }
 
     fn list(&self, folder: &Name) -> Result<Vec<Entry>> {
@@ -42,12 +90,16 @@ impl Storage for Local {
         for found in std::fs::read_dir(&path).map_err(failed)? {
             let found = found.map_err(failed)?;
             let Ok(name) = found.file_name().into_string() else { continue };
-            let kind = found.file_type().map_or(EntryKind::Other, |it| kind_of(it, &found.path()));
+            let file_type = found.file_type();
+            let kind = file_type.map_or(EntryKind::Unknown, |it| kind_of(it, &found.path()));
             entries.push(match (kind, whole_name(&name)) {
-                (EntryKind::File, Some(whole)) => {
-                    Entry { name: whole.to_owned(), kind: EntryKind::Staged, len: None }
-                }
-                _ => Entry { name, kind, len: None },
+                (EntryKind::File, Some(whole)) => Entry {
+                    name: whole.to_owned(),
+                    kind: EntryKind::Staged,
+                    len: None,
+                    version: None,
+                },
+                _ => Entry { name, kind, len: None, version: None },
             });
         }
         Ok(entries)
@@ -55,51 +107,209 @@ impl Storage for Local {
 
     fn entry(&self, name: &Name) -> Result<Option<Entry>> {
         let path = self.path(name);
-        let found = match path.symlink_metadata() {
+        let metadata = match path.symlink_metadata() {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("look at", &path, error)),
         };
-        let file = if found.is_symlink() { path.metadata().ok() } else { Some(found) };
-        let kind = file.as_ref().map_or(EntryKind::Other, |it| kind_of(it.file_type(), &path));
-        let len = file.filter(Metadata::is_file).map(|it| it.len());
-        Ok(Some(Entry { name: name.last().to_owned(), kind, len }))
+        let kind = kind_of(metadata.file_type(), &path);
+        let followed = if metadata.is_symlink() { path.metadata().ok() } else { Some(metadata) };
+        let file = followed.filter(Metadata::is_file);
+        let len = file.as_ref().map(Metadata::len);
+        // Whoever writes to a file, or puts another one in its place, changes one of these.
+        let version = file.map(|it| format!("{}-{}.{:09}", it.ino(), it.ctime(), it.ctime_nsec()));
+        Ok(Some(Entry { name: name.last().to_owned(), kind, len, version }))
     }
 
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
-        let path = self.path(name);
-        let file = open(&path)?;
-        let failed = |error| Error::io("read", &path, error);
-        let len = file.metadata().map_err(failed)?.len();
-        if len > max {
-            return Err(Error::new(
-                ErrorKind::Damaged,
-                format!("{}: {len} bytes long, and at most {max} make sense", path.display()),
-            ));
-        }
-        let mut bytes = Vec::new();
-        file.take(max).read_to_end(&mut bytes).map_err(failed)?;
-        Ok(bytes)
+        durable::read_small(&self.path(name), max)
     }
 
-    fn open(&self, name: &Name) -> Result<Arc<dyn Store>> {
+    fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
         let path = self.path(name);
-        Ok(Arc::new(FileStore::new(open(&path)?, path)))
+        let file = self.files.open(&path);
+        Ok(Arc::new(file.map_err(|error| not_opened(&path, error, ErrorKind::Damaged))?))
+    }
+
+    fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
+        let partial = self.staged_path(name);
+        let file = self.in_folder(name, || durable::create_new(&partial))?;
+        let path = self.path(name);
+        Ok(Box::new(StagedFile {
+            sink: EarlyWriteback::new(file),
+            partial,
+            path,
+            published: false,
+        }))
+    }
+
+    fn discard(&self, name: &Name) -> Result<()> {
+        durable::remove(&self.staged_path(name))
+    }
+
+    fn remove(&self, name: &Name) -> Result<()> {
+        let path = self.path(name);
+        durable::remove(&path)?;
+        durable::sync_dir(folder_of(&path))
+    }
+
+    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
+        let path = self.path(name);
+        match mode {
+            LockMode::Exclusive => {
+                let file = self.in_folder(name, || durable::open_or_create(&path))?;
+                take_alone(file, &path)
+            }
+            LockMode::Shared => share(&path),
+        }
     }
 }
 
-/// Opens a file for reading.
-fn open(path: &Path) -> Result<File> {
-    Opener::READ.open(path).map_err(|error| not_opened(path, error, ErrorKind::Damaged))
+/// A lock on a file. The file is never removed: whoever locked a removed file would not be alone.
+#[derive(Debug)]
+struct FileLock(Option<File>);
+
+impl Lock for FileLock {}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child that another thread is just starting holds a
+        // copy of it until its exec, and the lock with it.
+        let _ = self.0.as_ref().map(File::unlock);
+    }
+}
+
+fn take_alone(mut file: File, path: &Path) -> Result<Locked> {
+    match patience::lock(&file) {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(Locked::Busy(holder(file))),
+        Err(TryLockError::Error(error)) => return Err(Error::io("lock", path, error)),
+    }
+    // Only so that a second caller can say who holds it: no reason to fail.
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "process {} on {}", std::process::id(), host_name()));
+    Ok(Locked::Held(Box::new(FileLock(Some(file)))))
+}
+
+/// Locks a file that may lie where nothing can be written, and where its owner alone may read it.
+fn share(path: &Path) -> Result<Locked> {
+    let file = match Opener::READ.itself().open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => durable::open_or_create(path).ok(),
+        opened => opened.ok(),
+    };
+    // Who reads what nobody else can lock is not kept from reading.
+    let Some(file) = file else { return Ok(Locked::Held(Box::new(FileLock(None)))) };
+    match patience::lock_shared(&file) {
+        Ok(()) => Ok(Locked::Held(Box::new(FileLock(Some(file))))),
+        Err(TryLockError::WouldBlock) => Ok(Locked::Busy(holder(file))),
+        Err(TryLockError::Error(error)) => {
+            tracing::debug!("{}: not locked for reading: {error}", path.display());
+            Ok(Locked::Held(Box::new(FileLock(None))))
+        }
+    }
+}
+
+/// Who holds a lock alone, as far as the holder said.
+fn holder(file: File) -> String {
+    let mut holder = String::new();
+    let read = file.take(200).read_to_string(&mut holder);
+    let known = read.is_ok() && holder.starts_with("process ");
+    let holder = if known { holder.trim_end() } else { "another process" };
+    holder.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// This machine's name: a repository may be shared over a network.
+fn host_name() -> String {
+    let name =
+        Opener::READ.read_text(Path::new("/proc/sys/kernel/hostname"), 4096).unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "this machine".to_owned() } else { name.to_owned() }
+}
+
+/// A file under a name that nobody takes for its own.
+#[derive(Debug)]
+struct StagedFile {
+    sink: EarlyWriteback,
+    partial: PathBuf,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Write for StagedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        durable::step()?;
+        self.sink.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}
+
+impl Staged for StagedFile {
+    fn seal(&mut self) -> Result<()> {
+        durable::sync_file(self.sink.file(), &self.partial)
+    }
+
+    fn announce(&mut self) -> Result<()> {
+        durable::sync_dir(folder_of(&self.path))
+    }
+
+    fn publish(&mut self, how: Publish) -> Result<(), Unpublished> {
+        let renamed = match how {
+            Publish::New => durable::rename_new(&self.partial, &self.path),
+            Publish::Replace => durable::rename_over(&self.partial, &self.path),
+        };
+        if let Err(error) = renamed {
+            // A server that lost its first answer reports a rename that has happened as failed.
+            let outcome = match (is_there(&self.partial), is_there(&self.path)) {
+                (Ok(true), _) => Some(Outcome::Refused),
+                (_, Ok(true)) => None,
+                _ => Some(Outcome::Unknown),
+            };
+            if let Some(outcome) = outcome {
+                return Err(Unpublished { error, outcome });
+            }
+        }
+        self.published = true;
+        durable::sync_dir(folder_of(&self.path))
+            .map_err(|error| Unpublished { error, outcome: Outcome::Volatile })
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        if !self.published {
+            // What can't be removed now is removed by the next run.
+            let _ = durable::remove(&self.partial);
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    // A path without a folder in front of it lies in the current one.
+    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Whether anything lies at `path`.
+fn is_there(path: &Path) -> io::Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// What lies at `path`: a link is what it leads to.
 fn kind_of(found: FileType, path: &Path) -> EntryKind {
     if found.is_symlink() {
-        return path.metadata().map_or(EntryKind::Other, |it| match it.is_symlink() {
-            true => EntryKind::Other,
-            false => kind_of(it.file_type(), path),
-        });
+        return match path.metadata() {
+            Ok(metadata) => kind_of(metadata.file_type(), path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => EntryKind::Other,
+            Err(_) => EntryKind::Unknown,
+        };
     }
     match (found.is_file(), found.is_dir()) {
         (true, _) => EntryKind::File,

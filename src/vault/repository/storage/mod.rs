@@ -5,22 +5,29 @@
 //! Then it is *sealed*, which makes its bytes durable, and *published*, which gives it its name,
 //! durably and all at once. Nothing is changed after that; a file can only be replaced as a whole.
 
+pub(super) mod durable;
+#[cfg(any(test, feature = "testing"))]
+pub mod faulty;
 mod local;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
 mod name;
 
 use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::base::error::Result;
-use crate::disk::io::Store;
+use crate::base::error::{Error, Result};
+use crate::disk::io::ReadAt;
 
 pub use local::Local;
 pub use name::Name;
 
 /// A place for the files of a repository.
 pub trait Storage: fmt::Debug + Send + Sync {
-    /// What people call a file: for a folder on this machine, its path.
-    fn describe(&self, name: &Name) -> String;
+    /// What to call a file where people read of it: for a folder on this machine, its path.
+    fn describe(&self, name: &Name) -> PathBuf;
 
     /// What is in a folder, in no order. Names that are no text are left out.
     ///
@@ -44,8 +51,105 @@ pub trait Storage: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// `NotFound` if there is no such file, `Damaged` if it is no file.
-    fn open(&self, name: &Name) -> Result<Arc<dyn Store>>;
+    fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>>;
+
+    /// Begins a file, and makes the folders that it is in.
+    ///
+    /// # Errors
+    /// `Exists` if a file of that name is staged already; it can't be made.
+    fn stage(&self, name: &Name) -> Result<Box<dyn Staged>>;
+
+    /// Removes the file that somebody who is gone has staged under this name.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none; it can't be removed.
+    fn discard(&self, name: &Name) -> Result<()>;
+
+    /// Removes a file, durably.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none; it can't be removed, or perhaps not for ever.
+    fn remove(&self, name: &Name) -> Result<()>;
+
+    /// Takes a lock of this name, unless somebody else has it who is alive. An exclusive lock makes
+    /// the folders that it is in. A shared lock writes nothing where the lock was taken before; where
+    /// it never was, and nothing can be written, a shared lock holds nothing.
+    ///
+    /// # Errors
+    /// It can't be told who has it.
+    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked>;
 }
+
+/// A file that is being written. Dropped before it is published, it is gone.
+pub trait Staged: Write + fmt::Debug + Send {
+    /// Returns once every byte is on stable storage. Nothing is written afterwards.
+    ///
+    /// # Errors
+    /// Nobody knows which bytes are: the file is lost.
+    fn seal(&mut self) -> Result<()>;
+
+    /// Returns once a power cut would leave the sealed file staged.
+    ///
+    /// # Errors
+    /// It may not be.
+    fn announce(&mut self) -> Result<()>;
+
+    /// Gives the sealed file its name, durably.
+    ///
+    /// # Errors
+    /// What became of it is part of the error.
+    fn publish(&mut self, how: Publish) -> Result<(), Unpublished>;
+}
+
+/// What becomes of a file that has the name already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publish {
+    /// It stays: publishing another one fails with `Exists`.
+    New,
+    /// It is replaced, all at once.
+    Replace,
+}
+
+/// A file was not published as it should be.
+#[derive(Debug)]
+pub struct Unpublished {
+    /// Why.
+    pub error: Error,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of a file that was not published as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has not got its name, and is still staged.
+    Refused,
+    /// It has its name, and may lose it in a power cut.
+    Volatile,
+    /// Nobody can tell.
+    Unknown,
+}
+
+/// How a lock is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// With everybody who shares it.
+    Shared,
+    /// With nobody.
+    Exclusive,
+}
+
+/// What came of asking for a lock.
+#[derive(Debug)]
+pub enum Locked {
+    /// It is held for as long as this lives, or the process.
+    Held(Box<dyn Lock>),
+    /// Somebody else holds it: this is what is known of whom.
+    Busy(String),
+}
+
+/// A lock that is held. It ends when this is dropped, or the process, however it ends.
+pub trait Lock: fmt::Debug + Send + Sync {}
 
 /// What a folder holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +161,9 @@ pub struct Entry {
     /// The length of a file, in bytes, where the storage tells it without asking for each file.
     /// [`Storage::entry`] always tells it.
     pub len: Option<u64>,
+    /// What changes whenever the file does, where the storage knows it. Only [`Storage::entry`] tells
+    /// it.
+    pub version: Option<String>,
 }
 
 /// What has a name in a storage.
@@ -68,31 +175,15 @@ pub enum EntryKind {
     Folder,
     /// A file that was never published: somebody is writing it, or was killed writing it.
     Staged,
+    /// Something that can't be looked at.
+    Unknown,
     /// Anything else: a link that leads nowhere, a named pipe.
     Other,
 }
 
 impl Entry {
-    /// Whether it is a folder.
-    pub fn is_folder(&self) -> bool {
-        self.kind == EntryKind::Folder
+    /// Whether it is a folder, or can't be looked at and so may be one.
+    pub fn may_be_folder(&self) -> bool {
+        matches!(self.kind, EntryKind::Folder | EntryKind::Unknown)
     }
-}
-
-/// The names in a folder without those of staged files; none if the folder is missing.
-///
-/// # Errors
-/// The folder can't be listed.
-pub(super) fn names_if_any(storage: &dyn Storage, folder: &Name) -> Result<Vec<String>> {
-    match storage.list(folder) {
-        Ok(entries) => Ok(published(entries)),
-        Err(error) if error.kind() == crate::base::error::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
-}
-
-/// The names among these entries that are not of staged files.
-pub(super) fn published(entries: Vec<Entry>) -> Vec<String> {
-    let whole = entries.into_iter().filter(|entry| entry.kind != EntryKind::Staged);
-    whole.map(|entry| entry.name).collect()
 }

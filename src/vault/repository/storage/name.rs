@@ -13,6 +13,11 @@ impl Name {
         Self(String::new())
     }
 
+    /// Whether it is the repository itself.
+    pub fn is_top(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What is called `part` in this folder. A part that no file can be called, such as `..`, is
     /// written in another way: it leads to nothing, and nowhere else.
     #[must_use]

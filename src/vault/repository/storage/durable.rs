@@ -2,7 +2,7 @@
 //! these few functions, so a test can fail or kill the program at each one.
 
 use std::fs::{DirBuilder, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -11,61 +11,53 @@ use crate::disk::io::{Opener, not_opened, sync_folder};
 
 /// Backups show everything that a disk holds: nobody but their owner reads them unless the owner
 /// says so.
-const FILE_MODE: u32 = 0o600;
+pub(super) const FILE_MODE: u32 = 0o600;
 /// The same, for folders.
 const DIR_MODE: u32 = 0o700;
 
 /// Makes a file that was not there.
-pub(super) fn create_new(path: &Path) -> Result<File> {
+pub(in crate::vault::repository) fn create_new(path: &Path) -> Result<File> {
     step()
         .and_then(|()| Opener::CHANGE.create(FILE_MODE).open(path))
         .map_err(|error| Error::io("create", path, error))
 }
 
 /// Opens a file that may be there already, to lock it.
-pub(super) fn open_or_create(path: &Path) -> Result<File> {
+pub(in crate::vault::repository) fn open_or_create(path: &Path) -> Result<File> {
     step()
         .and_then(|()| Opener::CHANGE.itself().or_create(FILE_MODE).open(path))
         .map_err(|error| not_opened(path, error, ErrorKind::Damaged))
 }
 
-/// Writes a whole small file, which must not be there, and returns once it is on stable storage.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = create_new(path)?;
-    step().and_then(|()| file.write_all(bytes)).map_err(|error| Error::io("write", path, error))?;
-    sync_file(&file, path)
-}
-
 /// Returns once a file's bytes are on stable storage. After an error nobody knows which are, and
 /// asking again would not tell: the file is lost.
-pub(super) fn sync_file(file: &File, path: &Path) -> Result<()> {
+pub(in crate::vault::repository) fn sync_file(file: &File, path: &Path) -> Result<()> {
     step().and_then(|()| file.sync_all()).map_err(|error| Error::io("sync", path, error))
 }
 
 /// Returns once the names in a folder are on stable storage.
-pub(super) fn sync_dir(path: &Path) -> Result<()> {
+pub(in crate::vault::repository) fn sync_dir(path: &Path) -> Result<()> {
     step()
         .and_then(|()| sync_folder(path))
         .map_err(|error| Error::io("sync the folder", path, error))
 }
 
 /// Gives a file its final name, which nothing may have yet.
-pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
+pub(in crate::vault::repository) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     step()
         .and_then(|()| crate::disk::files::rename_new(from, to))
         .map_err(|error| Error::io(format!("rename {} to", from.display()), to, error))
 }
 
-/// Gives a file the name of another one, which is gone then.
-#[cfg_attr(not(test), expect(dead_code, reason = "only a manifest is ever replaced: see `replace`"))]
-pub(super) fn rename_over(from: &Path, to: &Path) -> Result<()> {
+/// Gives a file its final name, in the place of what has it.
+pub(in crate::vault::repository) fn rename_over(from: &Path, to: &Path) -> Result<()> {
     step()
         .and_then(|()| std::fs::rename(from, to))
         .map_err(|error| Error::io(format!("rename {} to", from.display()), to, error))
 }
 
 /// Removes a file.
-pub(super) fn remove(path: &Path) -> Result<()> {
+pub(in crate::vault::repository) fn remove(path: &Path) -> Result<()> {
     step()
         .and_then(|()| std::fs::remove_file(path))
         .map_err(|error| Error::io("remove", path, error))
@@ -73,7 +65,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 
 /// Makes a folder in a folder that is there, unless it is there already; durable either way,
 /// because the process that made it may have died before it could sync.
-pub(super) fn create_dir(path: &Path) -> Result<()> {
+pub(in crate::vault::repository) fn create_dir(path: &Path) -> Result<()> {
     let made = step().and_then(|()| DirBuilder::new().mode(DIR_MODE).create(path));
     match made {
         Ok(()) => {}
@@ -91,7 +83,7 @@ pub(super) fn create_dir(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::Damaged`] if it is longer, or no regular file: then nothing is read from it.
-pub(super) fn read_small(path: &Path, max: u64) -> Result<Vec<u8>> {
+pub(in crate::vault::repository) fn read_small(path: &Path, max: u64) -> Result<Vec<u8>> {
     let file = open(path)?;
     let len = file.metadata().map_err(|error| Error::io("read", path, error))?.len();
     if len > max {
@@ -103,16 +95,8 @@ pub(super) fn read_small(path: &Path, max: u64) -> Result<Vec<u8>> {
     read_at_most(file, path, max)
 }
 
-/// Reads the first `max` bytes of a file, or all of a shorter one.
-///
-/// # Errors
-/// [`ErrorKind::Damaged`] if it is no regular file: then nothing is read from it.
-pub(super) fn read_start(path: &Path, max: u64) -> Result<Vec<u8>> {
-    read_at_most(open(path)?, path, max)
-}
-
 /// Opens a file of the repository for reading.
-pub(super) fn open(path: &Path) -> Result<File> {
+pub(in crate::vault::repository) fn open(path: &Path) -> Result<File> {
     Opener::READ.open(path).map_err(|error| not_opened(path, error, ErrorKind::Damaged))
 }
 
@@ -125,22 +109,22 @@ fn read_at_most(file: File, path: &Path, max: u64) -> Result<Vec<u8>> {
 
 /// Where a test makes the program fail; nothing outside tests.
 #[cfg(not(test))]
-fn step() -> io::Result<()> {
+pub(in crate::vault::repository) fn step() -> io::Result<()> {
     Ok(())
 }
 
 #[cfg(test)]
-pub(super) use faults::step;
+pub(in crate::vault::repository) use faults::step;
 
 /// Failing or dying at the n-th step, for tests.
 #[cfg(test)]
-pub(super) mod faults {
+pub(in crate::vault::repository) mod faults {
     use std::cell::Cell;
     use std::io;
 
     /// What happens at the chosen step.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub(in super::super) enum Mode {
+    pub(in crate::vault::repository) enum Mode {
         /// This step fails; the program goes on and cleans up.
         Fail,
         /// The program is gone: no later step does anything.
@@ -153,18 +137,18 @@ pub(super) mod faults {
     }
 
     /// Makes step number `at` of this thread, counted from 0 from now on, fail or the last.
-    pub(in super::super) fn arm(at: u32, mode: Mode) {
+    pub(in crate::vault::repository) fn arm(at: u32, mode: Mode) {
         ARMED.set(Some((at, mode)));
         TAKEN.set(0);
     }
 
     /// Ends the mischief and says how many steps were taken since it began.
-    pub(in super::super) fn disarm() -> u32 {
+    pub(in crate::vault::repository) fn disarm() -> u32 {
         ARMED.set(None);
         TAKEN.get()
     }
 
-    pub(in super::super) fn step() -> io::Result<()> {
+    pub(in crate::vault::repository) fn step() -> io::Result<()> {
         let taken = TAKEN.get();
         TAKEN.set(taken + 1);
         match ARMED.get() {

@@ -1,0 +1,159 @@
+//! Backups into storages that fail, or die, at each call in turn.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use super::storage::faulty::{Fault, Faulty};
+use super::storage::memory::Memory;
+use super::storage::{Local, Storage};
+use super::tests::{back_up, disk};
+use super::*;
+
+const FAULTS: [Fault; 4] = [
+    Fault { works: false, kills: false },
+    Fault { works: true, kills: false },
+    Fault { works: false, kills: true },
+    Fault { works: true, kills: true },
+];
+
+/// The points of the disk, each proved to be whole.
+fn points(storage: &Arc<dyn Storage>, id: &DiskId) -> Vec<PointId> {
+    let repository = Repository::open_in(Arc::clone(storage)).unwrap();
+    let catalog = repository.catalog();
+    let list = catalog.points(id).unwrap();
+    assert!(list.damaged.is_empty() && list.unreadable.is_empty(), "{list:?}");
+    for point in &list.points {
+        let chain = catalog.chain_of(point).unwrap();
+        for archive in chain {
+            assert_eq!(storage.read(&archive, 10).unwrap(), b"data", "{archive}");
+        }
+    }
+    list.points.iter().map(|point| point.id).collect()
+}
+
+/// An incremental backup over `before`, a storage with one full, with `fault` at call number `at`.
+/// `settle` is what happens before somebody looks again. Gives whether the call was reached.
+fn interrupt(
+    before: &Arc<dyn Storage>,
+    faulty: &Arc<Faulty>,
+    settle: impl FnOnce(),
+    story: &str,
+) -> bool {
+    let id = disk("vm/vda");
+    let full = points(before, &id);
+    assert_eq!(full.len(), 1, "{story}");
+    let storage: Arc<dyn Storage> = Arc::clone(faulty) as Arc<dyn Storage>;
+    let outcome = Repository::open_in(storage)
+        .and_then(|repository| back_up(&repository, &id, Kind::Incremental));
+    let reached = faulty.reached();
+    settle();
+
+    let after = points(before, &id);
+    assert_eq!(after.first(), full.first(), "{story}: the full is lost");
+    match outcome {
+        Ok(point) => assert_eq!(after.last(), Some(&point), "{story}: promised and lost"),
+        Err(error) => assert!(reached, "{story}: {}", error.chain()),
+    }
+
+    // Whatever is left is no obstacle, and the next backup removes what belongs to nothing.
+    let repository = Repository::open_in(Arc::clone(before)).unwrap();
+    let last = back_up(&repository, &id, Kind::Incremental).unwrap();
+    assert_eq!(points(before, &id).last(), Some(&last), "{story}");
+    let lock = repository.lock(&id.domain).unwrap();
+    let cleaned = repository.clean(&lock).unwrap();
+    assert!(cleaned.removed.is_empty(), "{story}: {cleaned:?}");
+    assert!(cleaned.kept.is_empty(), "{story}: {cleaned:?}");
+    reached
+}
+
+/// Sweeps over all calls of a backup. `fresh` makes a storage, and what cuts its power.
+fn sweep(fresh: impl Fn() -> (Arc<dyn Storage>, Box<dyn Fn()>)) {
+    for fault in FAULTS {
+        for cuts in [false, true] {
+            let mut calls = 0;
+            loop {
+                let (storage, cut) = fresh();
+                let repository = Repository::init_in(Arc::clone(&storage)).unwrap();
+                back_up(&repository, &disk("vm/vda"), Kind::Full).unwrap();
+                let faulty = Arc::new(Faulty::new(Arc::clone(&storage), calls, fault));
+                let story = format!("call {calls}, {fault:?}, power cut: {cuts}");
+                let settle = || {
+                    if cuts && fault.kills {
+                        cut();
+                    }
+                };
+                if !interrupt(&storage, &faulty, settle, &story) {
+                    break;
+                }
+                calls += 1;
+            }
+            assert!(calls > 15, "only {calls} calls were tried");
+        }
+    }
+}
+
+#[test]
+fn a_backup_into_memory_survives_a_fault_at_every_call() {
+    sweep(|| {
+        let memory = Memory::default();
+        let cut = memory.clone();
+        (Arc::new(memory), Box::new(move || cut.cut_power()))
+    });
+}
+
+#[test]
+fn a_backup_into_a_folder_survives_a_fault_at_every_call() {
+    sweep(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::new(dir.path());
+        // It lives as long as the storage is looked at.
+        (Arc::new(local), Box::new(move || assert!(dir.path().exists())))
+    });
+}
+
+/// A sweep finds nothing if a storage forgets nothing.
+#[test]
+fn a_power_cut_takes_what_was_not_sealed() {
+    let memory = Memory::default();
+    let name = Name::top().join("file");
+    let mut staged = memory.stage(&name).unwrap();
+    staged.write_all(b"first").unwrap();
+    staged.seal().unwrap();
+    staged.announce().unwrap();
+    staged.write_all(b"second").unwrap();
+    memory.cut_power();
+    staged.publish(storage::Publish::New).unwrap();
+    assert_eq!(memory.read(&name, 100).unwrap(), b"first");
+    assert_eq!(memory.names(), [name.clone()]);
+
+    let mut staged = memory.stage(&Name::top().join("other")).unwrap();
+    staged.seal().unwrap();
+    memory.cut_power();
+    assert!(staged.publish(storage::Publish::New).is_err(), "it was never announced");
+}
+
+/// Readers share a domain with a writer, and nobody removes what they read.
+#[test]
+fn readers_keep_what_they_read_and_writers_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let storages: [Arc<dyn Storage>; 2] =
+        [Arc::new(Memory::default()), Arc::new(Local::new(dir.path()))];
+    for storage in storages {
+        let repository = Repository::init_in(storage).unwrap();
+        let domain: DomainName = "web".parse().unwrap();
+        let busy = |outcome: Result<()>| {
+            assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Busy);
+        };
+        let lock = repository.lock(&domain).unwrap();
+        busy(repository.lock(&domain).map(drop));
+        let holds = [repository.hold(&domain).unwrap(), repository.hold(&domain).unwrap()];
+        busy(repository.clear(&lock).map(drop));
+        drop(holds);
+        let clearance = repository.clear(&lock).unwrap();
+        busy(repository.hold(&domain).map(drop));
+        drop(clearance);
+        repository.hold(&domain).unwrap();
+        drop(lock);
+        repository.lock(&domain).unwrap();
+    }
+}
