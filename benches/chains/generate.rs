@@ -147,7 +147,7 @@ impl Generator {
             bytes_written: summary.file_len,
             image: ImageRecord {
                 path: "/nowhere/disk.raw".into(),
-                format: "raw".into(),
+                format: qdelta::Format::Raw,
                 layers: Vec::new(),
                 boot: None,
             },

@@ -211,7 +211,7 @@ impl<'a> Job<'a> {
     /// Whether nobody has to be told again that no anchor is left: the raw disk of a guest had none the last
     /// time, and got the kind of its qcow2 disks then. A raw disk stays one, so every night would warn.
     fn is_known_to_have_no_anchor(&self) -> bool {
-        let is_raw = |record: &DiskRecord| record.image.format == Format::Raw.as_str();
+        let is_raw = |record: &DiskRecord| record.image.format == Format::Raw;
         let before = self.base.latest.as_ref().map(|latest| &latest.record);
         let had_none = before.is_some_and(|record| record.anchor.is_none() && is_raw(record));
         let top = self.source.image.layers().first();
@@ -403,14 +403,14 @@ fn image_record(source: &Captured) -> Result<ImageRecord> {
         .map(|(layer, fingerprint)| LayerRecord {
             path: absolute(&layer.path),
             data_file: layer.data_file.as_deref().map(absolute),
-            format: layer.format.as_str().to_owned(),
+            format: layer.format,
             virtual_size: layer.virtual_size,
             fingerprint,
         })
         .collect();
     Ok(ImageRecord {
         path: absolute(&source.path),
-        format: layers.first().map(|layer| layer.format.clone()).unwrap_or_default(),
+        format: layers.first().map(|layer| layer.format).unwrap_or_default(),
         layers,
         boot: crate::disk::files::fingerprint::boot(),
     })

@@ -71,9 +71,9 @@ impl Case<'_> {
             true => now.len().saturating_sub(record.layers.len()),
             false => 0,
         };
-        let format = &record.format;
+        let format = record.format;
         match now.get(above) {
-            Some(layer) if layer.format.as_str() == format => Ok(()),
+            Some(layer) if layer.format == format => Ok(()),
             _ if above > 0 => Err(format!(
                 "it does not lie over the image of the point before, which was read as {format}"
             )),

@@ -6,6 +6,7 @@ use std::io::Write;
 use super::config::CONFIG;
 use super::storage::durable::faults::{self, Mode};
 use super::*;
+use crate::disk::image::Format;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Tracker};
 
 /// What every archive of these tests is called: their points tell them apart.
@@ -44,7 +45,7 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
         bytes_written: 40,
         image: ImageRecord {
             path: "/images/vm.qcow2".into(),
-            format: "qcow2".to_owned(),
+            format: Format::Qcow2,
             boot: None,
             layers: Vec::new(),
         },
