@@ -143,7 +143,6 @@ pub fn metadata(id: u8, kind: Kind, now: &Disk, parent: Option<(&Metadata, Diges
     let archive_id = ArchiveId([id; 16]);
     Metadata {
         archive_id,
-        chain_id: parent.map_or(archive_id, |(parent, _)| parent.chain_id),
         point: format!("20261122T153823.{id:03}Z"),
         domain: "vm".into(),
         disk: "disk".into(),
@@ -154,7 +153,8 @@ pub fn metadata(id: u8, kind: Kind, now: &Disk, parent: Option<(&Metadata, Diges
         geometry: now.geometry(),
         frame_blocks: frame_blocks(BLOCK as u32),
         parent: parent.map(|(parent, root)| Parent {
-            archive_id: parent.archive_id,
+            domain: parent.domain.clone(),
+            disk: parent.disk.clone(),
             point: parent.point.clone(),
             root,
         }),
