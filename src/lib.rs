@@ -55,6 +55,8 @@
 //! | restore from archive files alone | [`replay`] | [`RestoreRequest`] |
 //! | restore a whole guest | [`restore_machine`] | [`MachineRequest`] |
 //! | roll back an image, a stopped guest | [`roll_back`], [`roll_back_machine`] | [`InPlaceRequest`], [`MachineInPlaceRequest`] |
+//! | read a point's disk anywhere | [`open_point`] | [`PointReader`], [`ReadAt`] |
+//! | read an image's disk anywhere | [`ImageReader::new`] | [`Image`], [`OpenOptions`] |
 //! | prove points and archives | [`verify`] | [`VerifyRequest`] |
 //!
 //! Every call takes an [`Observer`], which hears of progress and warnings ([`Silent`] ignores them),
@@ -85,8 +87,8 @@ pub use base::observer::{Event, Observer, Silent};
 pub use base::warning::{Code, Warning};
 pub use disk::create::Format;
 pub use disk::flow::pipeline::Resources;
-pub use disk::image::OpenOptions;
-pub use disk::io::{Backend, Direct};
+pub use disk::image::{Image, ImageReader, OpenOptions};
+pub use disk::io::{Backend, Direct, ReadAt};
 pub use flows::backup::{
     AnchorChoice, ConsistencyChoice, GuestReport, GuestRequest, ImageRequest, KindChoice,
     Options as BackupOptions, Report as BackupReport, Request as BackupRequest, run as backup,
@@ -104,6 +106,7 @@ pub use flows::verify::{
 };
 pub use guest::libvirt::Libvirt;
 pub use qdelta_formats as formats;
+pub use vault::point::{Content, PointReader, Run, open as open_point};
 pub use vault::repository::{
     Catalog, DiskId, DiskName, DiskSpec, DomainName, Point, PointId, PointList, Repository,
     Selector, Survey, Wanted,

@@ -6,6 +6,9 @@
 #[path = "../examples/back_up.rs"]
 #[allow(dead_code, reason = "an example's main is for those who run it")]
 mod back_up;
+#[path = "../examples/read_point.rs"]
+#[allow(dead_code, reason = "an example's main is for those who run it")]
+mod read_point;
 #[path = "../examples/restore.rs"]
 #[allow(dead_code, reason = "an example's main is for those who run it")]
 mod restore;
@@ -31,7 +34,7 @@ fn the_examples_back_up_and_restore_every_point() {
     let folder = lab.path("backup");
     let full = seen(&lab, &image);
     assert_eq!(back_up::back_up(&image, &folder).unwrap().kind.to_string(), "full");
-    images::guest_io(&image, "qcow2", &["write -P 0x5a 3M 1M".to_owned()]);
+    images::guest_io(&image, "qcow2", &["write -q -P 0x5a 3M 1M".to_owned()]);
     let increment = seen(&lab, &image);
     assert_ne!(full, increment, "the guest has written");
     assert_eq!(back_up::back_up(&image, &folder).unwrap().kind.to_string(), "incremental");
@@ -45,6 +48,9 @@ fn the_examples_back_up_and_restore_every_point() {
         let selector = Selector::Id(point.id.to_string());
         restore::restore(&repository, &disk, &selector, &output).unwrap();
         assert!(std::fs::read(&output).unwrap() == expected, "{} is not as it was", point.id);
+        let (offset, length) = (expected.len() as u64 - 100_000, 200_000);
+        let end = read_point::read(&repository, &disk, &selector, offset, length).unwrap();
+        assert!(end == expected[offset as usize..], "{} is read as it was", point.id);
         let again = restore::restore(&repository, &disk, &selector, &output).unwrap_err();
         assert_eq!(again.kind(), ErrorKind::Exists, "an existing file is left alone");
     }

@@ -4,6 +4,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use qdelta::disk::io::ReadAt;
+use qdelta::{Image, ImageReader, OpenOptions, Repository, Selector, open_point};
+
 use crate::harness::content::Guest;
 use crate::harness::files::{assert_same, disk_usage};
 use crate::harness::images::{
@@ -68,9 +71,57 @@ fn round_trip(lab: &Lab, subject: Subject) {
     repo.assert_restores_raw(lab, "disk", &expected);
     repo.verify();
     repo.assert_no_leftovers();
+    reads_anywhere(&repo, &backup, &subject, &expected);
     if subject.mapped {
         map::assert_agrees(&subject.path, &subject.oracle, &subject.options);
     }
+}
+
+/// The image and its point, read at random places by several threads, are what QEMU reads.
+fn reads_anywhere(repo: &Repo, backup: &serde_json::Value, subject: &Subject, expected: &Path) {
+    let expected = std::fs::read(expected).unwrap();
+    let image = Image::open(&subject.path, &open_options(&subject.options)).unwrap();
+    let image = ImageReader::new(&image);
+    let repository = Repository::open(&repo.path).unwrap();
+    let disk = repository.catalog().find_disk(&"disk".parse().unwrap()).unwrap();
+    let selector = Selector::Id(backup["point"].as_str().unwrap().to_owned());
+    let point = repository.catalog().resolve(&disk, &selector).unwrap();
+    let point = open_point(&repository.catalog(), &point).unwrap();
+    let readers: [&dyn ReadAt; 2] = [&image, &point];
+    for reader in readers {
+        assert_eq!(reader.len().unwrap(), expected.len() as u64);
+        std::thread::scope(|scope| {
+            for seed in 0..4 {
+                let expected = &expected;
+                scope.spawn(move || {
+                    let mut random = fastrand::Rng::with_seed(seed);
+                    for _ in 0..100 {
+                        let offset = random.usize(0..expected.len() + 1);
+                        let len = [1, 512, 4096, 70_000, 3 << 20][random.usize(0..5)];
+                        let mut out = vec![0xee; len];
+                        let count = reader.read_at(&mut out, offset as u64).unwrap();
+                        let want = &expected[offset..expected.len().min(offset + len)];
+                        assert!(out[..count] == *want, "{len} bytes at {offset}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// What qdelta's options of a subject mean to the library.
+fn open_options(words: &[&str]) -> OpenOptions {
+    let as_file = words.contains(&"--as-file");
+    let mut options = OpenOptions { as_file, ..OpenOptions::default() };
+    for pair in words.windows(2) {
+        match pair[0] {
+            "--format" => options.format = Some(pair[1].parse().unwrap()),
+            "--snapshot" => options.snapshot = Some(pair[1].to_owned()),
+            "--image-root" => options.image_roots.push(pair[1].into()),
+            _ => {}
+        }
+    }
+    options
 }
 
 fn restores_to_a_pipe(lab: &Lab, repo: &Repo, expected: &Path) {

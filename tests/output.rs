@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use qdelta::ErrorKind;
 use qdelta::base::cancel::Cancel;
 use qdelta::base::observer::Silent;
-use qdelta::disk::create::{Discard, FileId, Format, ImageWriter, Options, Plan, Stream, create};
+use qdelta::disk::create::{Discard, Format, ImageWriter, Options, Plan, Stream, create};
+use qdelta::disk::files::FileId;
 use qdelta::formats::archive::{BlockIndex, Geometry};
 use roaring::RoaringBitmap;
 

@@ -35,8 +35,6 @@ pub enum ErrorKind {
     Closed,
     /// The user or a signal asked to stop.
     Interrupted,
-    /// A restore gave all that could be saved, and that is not everything.
-    Partial,
     /// A guest can't be brought to the state that was asked for.
     Guest,
     /// A guest may be frozen, and could not be thawed.
@@ -72,7 +70,6 @@ impl Error {
             _ => ErrorKind::Io,
         };
         let advice = match source.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::MFILE) => Some("too many files are open: raise `ulimit -n`"),
             // Root is refused other things, with other codes.
             Some(Errno::ACCESS) => Some("run qdelta as root, or as a user who may do this"),
             _ => None,

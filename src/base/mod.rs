@@ -6,4 +6,5 @@ pub mod duration;
 pub mod error;
 pub mod json;
 pub mod observer;
+pub mod random;
 pub mod warning;

@@ -15,6 +15,17 @@ use qdelta::vault::repository::{DiskSpec, Wanted};
 use super::guest_args::{Folders, Guests, Machine};
 use super::{examples, values};
 
+/// The ways to call `backup`: clap would show one alone, and nothing of guests.
+const BACKUP_USAGE: &str = "qdelta backup [OPTIONS] <IMAGE>
+       qdelta backup [OPTIONS] --domain <NAME>...
+       qdelta backup [OPTIONS] --all";
+
+/// The ways to call `restore`.
+const RESTORE_USAGE: &str = "qdelta restore [OPTIONS] <DISK[@POINT]> <OUTPUT>
+       qdelta restore [OPTIONS] <DISK[@POINT]> --in-place [OUTPUT]
+       qdelta restore [OPTIONS] --domain <NAME> --to <DIR>
+       qdelta restore [OPTIONS] --domain <NAME> --in-place";
+
 /// Incremental backup of qcow2 and raw disk images.
 ///
 /// qdelta backs up virtual disks block by block: the first backup of a disk is a full, later
@@ -116,7 +127,7 @@ pub struct Init {
 /// the point before are not stored again. A backup that fails or is stopped leaves the repository
 /// as it was.
 #[derive(Debug, Args)]
-#[command(after_help = examples::of("backup"), after_long_help = examples::long(Some("backup")))]
+#[command(override_usage = BACKUP_USAGE, after_help = examples::of("backup"), after_long_help = examples::long(Some("backup")))]
 pub struct Backup {
     /// The image: a qcow2 or raw file, or a block device
     #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domains", "all"])]
@@ -306,7 +317,7 @@ impl Work {
 /// into the folder --to: its disks, its firmware variables and a definition for virsh define.
 /// --in-place rolls back the images of a stopped guest, and writes only the blocks that differ.
 #[derive(Debug, Args)]
-#[command(after_help = examples::of("restore"), after_long_help = examples::long(Some("restore")))]
+#[command(override_usage = RESTORE_USAGE, after_help = examples::of("restore"), after_long_help = examples::long(Some("restore")))]
 pub struct Restore {
     /// Which disk, and which point of it
     ///

@@ -97,7 +97,7 @@ fn rules(command: &str) -> &'static [Rule] {
         "anchors" => &[Rule {
             options: &["remove", "remove_all"],
             when: |typed| !typed.has("disk"),
-            why: "needs a DISK: whose anchors are to go must be said",
+            why: "needs a DISK: name the disk whose anchors are to be removed",
         }],
         "map" => &[NAMES, SNAPSHOT],
         "info" | "bench" => &[NAMES],

@@ -16,10 +16,10 @@ pub const PARTIAL: u8 = 9;
 /// A guest may be frozen.
 pub const ALARM: u8 = 11;
 
-/// Some of several domains were not backed up.
+/// Some of several guests were not backed up.
 pub const SOME_FAILED: u8 = 12;
 
-/// The point is good, and what a snapshot command made for it may still be there.
+/// The point is good, but the snapshot that a command made for it may still exist.
 pub const NOT_RELEASED: u8 = 13;
 
 /// Every status and what it says.
@@ -27,16 +27,16 @@ pub const TABLE: &[(u8, &str)] = &[
     (DONE, "done"),
     (1, "the system refused or failed an operation (I/O error, permission)"),
     (USAGE, "the command line makes no sense"),
-    (3, "the image can't be read as what it claims to be, or by qdelta's rules"),
+    (3, "the image is not what it claims to be, or breaks qdelta's rules"),
     (DAMAGED, "an archive or the repository is damaged; verify found something"),
-    (5, "busy: somebody else writes to the same disk or image"),
+    (5, "busy: another program uses the same disk or image"),
     (6, "no such repository, disk, point or file"),
     (7, "the target exists already and --force was not given"),
     (8, "no space left, or a quota is reached"),
-    (PARTIAL, "salvaged, but not everything: what is lost was listed"),
-    (10, "a guest could not be frozen, or not for as long as it took"),
-    (ALARM, "ALARM: a guest may still be frozen; what was printed says how to thaw it"),
-    (SOME_FAILED, "some of several domains were not backed up; the summary says which"),
+    (PARTIAL, "salvaged in part: the lost ranges were listed"),
+    (10, "a guest could not be frozen, or not for long enough"),
+    (ALARM, "ALARM: a guest may still be frozen; the message says how to thaw it"),
+    (SOME_FAILED, "some of several guests were not backed up; the summary says which"),
     (NOT_RELEASED, "the points are good, but a snapshot command failed to release what it made"),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
@@ -51,7 +51,6 @@ pub fn of(kind: ErrorKind) -> u8 {
         ErrorKind::NotFound => 6,
         ErrorKind::Exists => 7,
         ErrorKind::NoSpace => 8,
-        ErrorKind::Partial => PARTIAL,
         ErrorKind::Guest => 10,
         ErrorKind::Alarm => ALARM,
         ErrorKind::Interrupted => 130,
@@ -74,14 +73,13 @@ mod tests {
             ErrorKind::NotFound,
             ErrorKind::Exists,
             ErrorKind::NoSpace,
-            ErrorKind::Partial,
             ErrorKind::Guest,
             ErrorKind::Alarm,
             ErrorKind::Interrupted,
             ErrorKind::Io,
         ];
         let mut given: Vec<u8> =
-            kinds.into_iter().map(of).chain([DONE, SOME_FAILED, NOT_RELEASED]).collect();
+            kinds.into_iter().map(of).chain([DONE, PARTIAL, SOME_FAILED, NOT_RELEASED]).collect();
         given.sort_unstable();
         let documented: Vec<u8> = TABLE.iter().map(|&(status, _)| status).collect();
         assert_eq!(given, documented);

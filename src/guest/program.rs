@@ -1,5 +1,5 @@
-//! Running another program under a deadline: what it says is kept as far as it is short, and when its
-//! time is over it is ended with all that it started.
+//! Running another program under a deadline. The beginning of its output is kept; when the time is
+//! over, the program is killed with every process that it started.
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,25 +13,25 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::disk::sys;
 
-/// More than this of what it says is not kept, in bytes.
+/// How much of a program's output is kept, in bytes.
 const OUTPUT_LEN_MAX: usize = 16 << 10;
 /// The most characters of a complaint that are passed on. However they are written in JSON, several
 /// complaints fit into a line of the watchdog's.
 const PROBLEM_LEN_MAX: usize = 4000;
-/// How long it is waited for at a time when nothing wakes the wait.
+/// How long one wait for the program lasts if nothing wakes it.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// How a program ended.
 pub(crate) enum End {
-    /// By itself.
+    /// The program ended by itself.
     Exit(ExitStatus),
-    /// Its time was over.
+    /// The time was over, and the program was killed.
     Deadline,
-    /// The other end of the pipe that was watched was closed.
+    /// The other end of the watched pipe was closed, and the program was killed.
     Abort,
 }
 
-/// What a program wrote, the beginning of it.
+/// The beginning of a program's output.
 #[derive(Default)]
 pub(crate) struct Said {
     /// To its standard output.
@@ -41,8 +41,8 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// The first line that it complained of and that begins with `error:`, without that word; nothing
-    /// if there is none, or if not all that it said was kept.
+    /// The first line of standard error that begins with `error:`, without that word. `None` if
+    /// there is no such line, or if the output was too long to be kept.
     pub fn first_error(&self) -> Option<String> {
         if self.stderr.len() >= OUTPUT_LEN_MAX {
             return None;
@@ -52,7 +52,7 @@ impl Said {
         first.map(|words| words.trim().to_owned())
     }
 
-    /// What it complained of, in one line with a colon in front; nothing if it did not.
+    /// Standard error as one line with a colon in front; empty if there was none.
     pub fn problem(&self) -> String {
         let text = String::from_utf8_lossy(&self.stderr);
         let words: Vec<&str> = text.split_whitespace().collect();
@@ -90,13 +90,13 @@ pub(crate) fn run(
 /// Why a program could not be run to its end.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// It can't be started.
+    /// The program can't be started.
     Start(std::io::Error),
-    /// It can't be waited for, and was ended.
+    /// The program can't be waited for, and was killed.
     Wait(std::io::Error),
 }
 
-/// Waits for the end, keeps what was said, and ends it by force if it must.
+/// Waits for the end of the program, keeps its output, and kills it if necessary.
 fn wait(
     child: &mut Child,
     said: &mut Said,
@@ -134,7 +134,7 @@ fn sleep(pipes: &[Option<BorrowedFd<'_>>], limit: Duration) {
     let _ = poll(&mut fds, Timespec::try_from(limit).ok().as_ref());
 }
 
-/// Whether whoever held the other end of a pipe is no more.
+/// Whether the other end of a pipe is closed.
 fn is_closed(pipe: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pipe, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -142,7 +142,7 @@ fn is_closed(pipe: BorrowedFd<'_>) -> bool {
         && fds.iter().any(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR))
 }
 
-/// Keeps what a pipe has to say now; drops the pipe at its end.
+/// Keeps the bytes that a pipe has now; drops the pipe at its end.
 fn drain<R: Read>(pipe: &mut Option<R>, kept: &mut Vec<u8>) {
     let mut bytes = [0; 1024];
     // Bounded: a program that never stops talking must not keep us from looking at the clock.
@@ -161,7 +161,7 @@ fn drain<R: Read>(pipe: &mut Option<R>, kept: &mut Vec<u8>) {
     }
 }
 
-/// Ends the child and all that it started.
+/// Kills the child and every process that it started.
 fn end_group(child: &mut Child) {
     // Not yet waited for, so its id is nobody else's.
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {

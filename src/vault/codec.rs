@@ -8,21 +8,22 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Codec;
 
 /// The binary logarithm of the largest window that decoding may allocate: a frame's content is at
-/// most 2 MiB long, so none needs more.
+/// most 2 MiB long, so no frame needs a larger window.
 const WINDOW_LOG_MAX: u32 = 21;
 
-/// The shortest match that level 1 looks for. Of frames of 64 KiB zstd's own choice (6) makes 1.2 %
-/// more and takes 4 % less time; level 2 makes 0.6 % less than this and takes 15 % more.
+/// The shortest match that level 1 looks for. With frames of 64 KiB, zstd's own choice (6) makes
+/// output 1.2 % larger in 4 % less time; level 2 makes it 0.6 % smaller in 15 % more time.
 const MATCH_LEN_MIN: u32 = 5;
 
-/// The binary logarithm of how many places level 1 remembers. Half as many, zstd's own choice,
-/// makes 0.4 % more in the same time; twice as many make 0.2 % less and take 2 % more.
+/// The binary logarithm of the number of places that level 1 remembers. Half as many places (zstd's
+/// own choice) make output 0.4 % larger in the same time; twice as many make it 0.2 % smaller in 2
+/// % more time.
 const HASH_LOG: u32 = 14;
 
-/// The bytes of a zstd frame that tell how many more its header has.
+/// How many bytes of a zstd frame tell the length of the rest of its header.
 const ZSTD_HEADER_LEN_MIN: usize = 5;
 
-/// Compresses frames. Not shared between threads: each worker has one.
+/// Compresses frames. Each worker has a compressor of its own.
 pub struct Compressor {
     context: zstd::bulk::Compressor<'static>,
 }
@@ -55,14 +56,14 @@ impl Compressor {
         Ok(Self { context })
     }
 
-    /// Compresses `raw`, the blocks of one frame, into `out`, whose old content is dropped. If it
-    /// gains too little, the answer is [`Codec::Stored`] and the payload is `raw` itself: `out` is
-    /// empty then.
+    /// Compresses `raw`, the blocks of one frame, into `out`, whose old content is dropped. If
+    /// compression saves too little, the answer is [`Codec::Stored`], the payload is `raw` itself,
+    /// and `out` is empty.
     ///
     /// The same bytes and level always give the same payload.
     ///
     /// # Errors
-    /// zstd fails, which it does only for want of memory.
+    /// zstd fails, which happens only when memory runs out.
     pub fn compress(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<Codec> {
         out.clear();
         out.reserve(zstd::compress_bound(raw.len()));
@@ -78,7 +79,7 @@ impl Compressor {
     }
 }
 
-/// Decompresses frames. Not shared between threads: each worker has one.
+/// Decompresses frames. Each worker has a decompressor of its own.
 pub struct Decompressor {
     context: DCtx<'static>,
 }
@@ -93,7 +94,7 @@ impl Decompressor {
     /// A decompressor that allocates at most some megabytes, whatever a payload asks for.
     ///
     /// # Errors
-    /// No memory.
+    /// Memory runs out.
     pub fn new() -> Result<Self> {
         let no_memory = || Error::new(ErrorKind::Io, "cannot set up zstd");
         let mut context = DCtx::try_create().ok_or_else(no_memory)?;
@@ -125,9 +126,9 @@ impl Decompressor {
         }
     }
 
-    /// Decodes only the first `out.len()` bytes of a payload that decodes to `raw_len`: of a frame
-    /// whose last blocks nobody needs. What lies behind is not looked at. zstd works in pieces of
-    /// 128 KiB: up to there it takes half the time of a frame of 256 KiB, behind it no less.
+    /// Decodes only the first `out.len()` bytes of a payload that decodes to `raw_len`, for a frame
+    /// whose last blocks nobody needs. The rest is not looked at. zstd works in pieces of 128 KiB:
+    /// up to there it takes half the time of a frame of 256 KiB, behind it no less.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`]: the payload is not what the codec says, or is too short.

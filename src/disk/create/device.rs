@@ -1,11 +1,11 @@
-//! An existing block device: whatever was on it before must be gone afterwards.
+//! Writing to an existing block device: its old content must be gone afterwards.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use roaring::RoaringBitmap;
 
-use super::file_id::refuse_input;
+use super::existing::refuse_input;
 use super::{ImageWriter, Options, Plan, on_disk, write_at};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -17,14 +17,14 @@ use crate::disk::io::{FileStore, ReadAt, Store};
 
 /// How much of the device's start and end is looked at for signs of use, in bytes.
 const LOOKED_AT: u64 = 1 << 20;
-/// How much is zeroed between two looks at the request to stop, in bytes.
+/// How many bytes are zeroed between two checks for a request to stop.
 const ZEROED_AT_ONCE: u64 = 256 << 20;
 
 pub(super) struct Device {
     store: Arc<FileStore>,
     plan: Plan,
-    /// The blocks that have been written. All others are zeroed in the end, also those that were
-    /// planned and never came: old bytes must not shine through.
+    /// The blocks that have been written. All other blocks are zeroed in the end, even planned
+    /// blocks that never came: old bytes must not shine through.
     written: Mutex<RoaringBitmap>,
     _lock: ImageLock,
 }
@@ -65,7 +65,8 @@ impl Device {
         let size = u64::from(self.plan.geometry().block_size());
         let first = guest_offset.div_ceil(size);
         let end = guest_offset + len as u64;
-        // A block that is only written in part is not written; the disk's last one may be cut.
+        // A block that was written in part counts as not written; only the disk's last block may be
+        // cut.
         let last = if end >= self.plan.virtual_size() {
             self.plan.geometry().block_count()
         } else {

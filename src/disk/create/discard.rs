@@ -1,4 +1,4 @@
-//! Nowhere: for a restore that is only there to prove that it can be done.
+//! A writer that discards every block, for measuring a restore without an output.
 
 use super::ImageWriter;
 use crate::base::cancel::Cancel;

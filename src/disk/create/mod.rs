@@ -1,13 +1,13 @@
 //! Where a restored disk goes: a new raw or qcow2 file, a block device, a pipe, or nowhere.
 //!
-//! [`create`] looks at what the path names, refuses what must not be overwritten, and checks that
-//! there is room, before anything is read from an archive. The [`ImageWriter`] that it gives takes
-//! whole blocks, from many threads at once where the output can be written in any order. Nothing
-//! has its final name before [`ImageWriter::finish`].
+//! Before anything is read from an archive, [`create`] looks at what the path names, refuses an
+//! output that must not be overwritten, and checks the room. It gives an [`ImageWriter`], which
+//! takes whole blocks, and from many threads at once where the output can be written in any order.
+//! Nothing has its final name before [`ImageWriter::finish`].
 
 mod device;
 mod discard;
-mod file_id;
+mod existing;
 mod pipe;
 mod plan;
 mod qcow2;
@@ -20,7 +20,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 pub use discard::Discard;
-pub use file_id::FileId;
 pub use pipe::Pipe;
 pub use plan::Plan;
 pub use stream::Stream;
@@ -29,7 +28,7 @@ pub use target::Target;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
-use crate::disk::files::{check_new_file, room};
+use crate::disk::files::{FileId, check_new_file, room};
 use crate::disk::io::Store;
 
 /// What a restored disk is written as.
@@ -74,11 +73,11 @@ impl FromStr for Format {
 /// How to write an output.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// As what.
+    /// The format.
     pub format: Format,
     /// Whether an existing file may be replaced, and a device that is not empty overwritten.
     pub force: bool,
-    /// Files that are read meanwhile: none of them can be the output.
+    /// The files that the restore reads: none of them can be the output.
     pub inputs: Vec<FileId>,
     /// Ends the wait for the reader of a pipe.
     pub cancel: Cancel,
@@ -93,7 +92,7 @@ pub trait ImageWriter: Send + Sync {
     }
 
     /// Writes neighbouring blocks of the [`Plan`]'s data. `guest_offset` is where the first one
-    /// starts, `bytes` are whole blocks; what reaches past the end of the disk is left out.
+    /// starts, `bytes` are whole blocks; bytes past the end of the disk are left out.
     ///
     /// Blocks that are never written read as zeros in the end.
     ///
@@ -108,8 +107,8 @@ pub trait ImageWriter: Send + Sync {
         None
     }
 
-    /// Where in [`Self::store`] the block at `guest_offset` belongs; nothing if it is not in the
-    /// plan or if there is no store. Neighbouring blocks of the plan have neighbouring places.
+    /// The offset in [`Self::store`] of the block at `guest_offset`; `None` if the block is not in
+    /// the plan or if there is no store. Neighbouring blocks of the plan have neighbouring places.
     fn place(&self, guest_offset: u64) -> Option<u64> {
         let _ = guest_offset;
         None
@@ -121,8 +120,8 @@ pub trait ImageWriter: Send + Sync {
         len
     }
 
-    /// Completes the output, puts it on stable storage, and gives it its final name. The output of
-    /// a writer that is dropped without this vanishes, if it is a file.
+    /// Completes the output, puts it on stable storage, and gives it its final name. If the output
+    /// is a file and the writer is dropped before this call, the file is removed.
     ///
     /// # Errors
     /// `NoSpace`, `Io`, `Closed`; `Interrupted` if `cancel` says so; `Exists` if a file has got the
@@ -147,23 +146,23 @@ pub fn create(
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<Box<dyn ImageWriter>> {
-    match file_id::Existing::look(path)? {
-        file_id::Existing::Device => {
+    match existing::Existing::look(path)? {
+        existing::Existing::Device => {
             need_raw(path, options, "a block device")?;
             Ok(Box::new(device::Device::open(path, plan, options, observer)?))
         }
-        file_id::Existing::Pipe => {
+        existing::Existing::Pipe => {
             need_raw(path, options, "a pipe")?;
             let pipe = Pipe::open(path, &options.cancel)?;
             Ok(Box::new(Stream::new(Box::new(pipe), path, plan)))
         }
-        file_id::Existing::Character => {
+        existing::Existing::Character => {
             need_raw(path, options, "a character device")?;
             let device = std::fs::File::options().write(true).open(path);
             let device = device.map_err(|error| Error::io("open", path, error))?;
             Ok(Box::new(Stream::new(Box::new(device), path, plan)))
         }
-        file_id::Existing::Nothing | file_id::Existing::File => {
+        existing::Existing::Nothing | existing::Existing::File => {
             check_new_file(path)?;
             let target = Target::create(path, options.force, &options.inputs)?;
             match options.format {

@@ -1,5 +1,5 @@
-//! The writing end of a pipe, whose reader may never come, or stop to read: whoever waits for it can be
-//! asked to stop.
+//! The writing end of a pipe. The pipe's reader may never come or may stop reading, so every wait
+//! ends when somebody asks to stop.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,9 +15,9 @@ use rustix::io::Errno;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 
-/// How long to wait before the request to stop is looked at again.
+/// How long to wait between two checks for a request to stop.
 const PAUSE: Duration = Duration::from_millis(50);
-/// What a pipe that has any room takes at once without waiting, in bytes (`PIPE_BUF`).
+/// How many bytes a pipe with any room takes at once without waiting (`PIPE_BUF`).
 const ATOMIC: usize = 4096;
 
 /// A pipe that is written to.
@@ -47,7 +47,7 @@ impl Pipe {
                 Ok(file) => {
                     return Ok(Self { file, cancel: cancel.clone(), piece_size: usize::MAX });
                 }
-                // Nobody has opened it for reading.
+                // Nobody has opened the pipe for reading yet.
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => {
                     std::thread::sleep(PAUSE);
                 }
@@ -56,13 +56,14 @@ impl Pipe {
         }
     }
 
-    /// A pipe that is open already. Others who have it open, too, do not notice.
+    /// Takes a pipe that is open already. Other processes that have the pipe open do not notice.
     pub fn of(file: File, cancel: &Cancel) -> Self {
         let own = format!("/proc/self/fd/{}", file.as_raw_fd());
         let flags = OFlags::NONBLOCK.bits() as i32;
         let (file, piece_size) = match File::options().write(true).custom_flags(flags).open(own) {
             Ok(own) => (own, usize::MAX),
-            // Another user's. What is shared must go on to wait, so no more is written than fits.
+            // The pipe belongs to another user. The shared descriptor must stay blocking, so no
+            // more is written than fits.
             Err(_) => (file, ATOMIC),
         };
         Self { file, cancel: cancel.clone(), piece_size }

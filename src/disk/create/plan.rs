@@ -1,4 +1,4 @@
-//! What will be written: known before the first byte is.
+//! The plan of an output: which blocks will be written, known before the first byte is written.
 
 use std::ops::Range;
 
@@ -15,8 +15,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The disk that `geometry` cuts into blocks; those in `data` will be written, all others are
-    /// zero.
+    /// The disk that `geometry` cuts into blocks; the blocks in `data` will be written, all other
+    /// blocks are zero.
     ///
     /// # Errors
     /// `Usage` if there is a block beyond the end of the disk.
@@ -54,7 +54,7 @@ impl Plan {
         whole - last
     }
 
-    /// In how many pieces, each apart from the others, they lie.
+    /// How many separate runs these blocks form.
     pub(crate) fn pieces(&self) -> u64 {
         let mut runs = self.data.iter();
         std::iter::from_fn(|| runs.next_range()).count() as u64

@@ -1,4 +1,4 @@
-//! A new raw file: what is zero is never written, and so is a hole.
+//! Writing a new raw file: zeros are never written, and so become holes.
 
 use std::sync::Arc;
 

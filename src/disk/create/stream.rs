@@ -1,4 +1,4 @@
-//! The raw disk from its first byte to its last, into a pipe.
+//! Writing a raw disk from its first byte to its last, into a pipe.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::base::observer::Observer;
 const ZEROS: usize = 1 << 20;
 
 /// Writes a raw disk to anything that takes bytes one after the other. Blocks must come in
-/// ascending order; what lies between them is written as zeros.
+/// ascending order; gaps between them are written as zeros.
 pub struct Stream {
     state: Mutex<State>,
     plan: Plan,

@@ -1,4 +1,4 @@
-//! A new file that has its final name only when it is complete.
+//! A new file that gets its final name only when it is complete.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
@@ -8,8 +8,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::file_id::{FileId, refuse_input};
+use super::existing::refuse_input;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::FileId;
 use crate::disk::files::image_lock;
 use crate::disk::files::{rename_new, room};
 use crate::disk::io::{FileStore, Opener, Store, not_opened, sync_folder};
@@ -18,15 +19,16 @@ use crate::disk::sys::patience;
 /// A disk shows everything that was ever written to it: only its owner reads it, unless the file
 /// that it replaces was open to others.
 const MODE: u32 = 0o600;
-/// What follows a file's name as long as it is incomplete.
+/// The ending of an incomplete file's name.
 const SUFFIX: &str = ".qdelta-partial";
 /// The longest file name.
 const NAME_LEN_MAX: usize = 255;
-/// How often the name of the incomplete file is tried to get when others take it.
+/// How often to try for the name of the incomplete file while other processes take it.
 const ATTEMPTS_MAX: u32 = 10;
 
-/// A file that is being written beside its final place, as `.NAME.qdelta-partial`. Dropped without
-/// [`Self::commit`], it is removed; what a killed process left is removed by the next one.
+/// A file that is being written beside its final place, as `.NAME.qdelta-partial`. If the value is
+/// dropped without [`Self::commit`], the file is removed. The next process removes the file of a
+/// killed process.
 #[derive(Debug)]
 pub struct Target {
     /// Its lock tells others that this file is no leftover.
@@ -67,12 +69,12 @@ impl Target {
         Ok(Self { store, partial, path, replace, committed: false })
     }
 
-    /// The file as long as it is incomplete.
+    /// The path of the incomplete file.
     pub fn store(&self) -> &Arc<FileStore> {
         &self.store
     }
 
-    /// The name that it will have.
+    /// The final path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -122,7 +124,7 @@ fn check_existing(file: &File, path: &Path, replace: bool, inputs: &[FileId]) ->
         let text = format!("{} exists already", path.display());
         return Err(Error::new(ErrorKind::Exists, text).advise("give --force to replace it"));
     }
-    // A guest would go on writing to a file that nobody can find any more.
+    // After a rename, a guest would go on writing to a file that nobody can find any more.
     if let Ok(Some(_)) = image_lock::probe_living(file) {
         let text = format!("{} is in use by another program", path.display());
         return Err(Error::new(ErrorKind::Busy, text).advise("end the program that uses it first"));
@@ -141,7 +143,7 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
 }
 
-/// What the file `path` is called as long as it is incomplete.
+/// The path of the incomplete file of `path`.
 fn partial_path(path: &Path) -> Result<PathBuf> {
     let name: &OsStr = path.file_name().ok_or_else(|| {
         Error::new(ErrorKind::Usage, format!("{} is no name for a file", path.display()))
@@ -153,13 +155,14 @@ fn partial_path(path: &Path) -> Result<PathBuf> {
     Ok(folder(path).join(OsString::from_vec(partial)))
 }
 
-/// Makes the incomplete file and locks it, after removing one that nobody is writing any more.
+/// Makes the incomplete file and locks it, after removing an older one that no process writes any
+/// more.
 fn open_partial(path: &Path) -> Result<File> {
     let failed = |error| Error::io("create", path, error);
     for _ in 0..ATTEMPTS_MAX {
         match Opener::CHANGE.create(MODE).open(path) {
             Ok(file) => match patience::lock(&file) {
-                // Somebody may have taken it for a leftover before it was locked.
+                // Another process may have taken the file for a leftover before it was locked.
                 Ok(()) if !is_at(&file, path) => {}
                 Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
                 Err(TryLockError::WouldBlock) => {}
@@ -198,7 +201,7 @@ fn remove_leftover(path: &Path) -> Result<()> {
 /// Whether `path` still names `file`.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), path.symlink_metadata()) {
-        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        (Ok(one), Ok(other)) => FileId::from(&one) == FileId::from(&other),
         _ => false,
     }
 }

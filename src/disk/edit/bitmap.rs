@@ -27,7 +27,7 @@ pub fn list(image: &ImageFile) -> Result<Vec<Bitmap>> {
 }
 
 /// Calls `each` with every range of the disk, in bytes, that the bitmap says was written to: in
-/// order, apart from each other, and within the disk.
+/// order, with gaps between them, and within the disk.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] if there is no such bitmap; [`ErrorKind::Image`] if its bits can't be
@@ -74,17 +74,17 @@ pub fn read(
 pub struct NewBitmap {
     /// Its name.
     pub name: String,
-    /// Bytes of the disk that a bit stands for.
+    /// How many bytes of the disk a bit stands for.
     pub granularity: u64,
-    /// Whether QEMU records in it every write from now on. If not, only what QEMU does to all
-    /// bitmaps happens to it: when the disk shrinks, it takes the bits of the lost end away.
+    /// Whether QEMU records every write in the bitmap from now on. If not, the bitmap changes only
+    /// as all bitmaps do: when the disk shrinks, QEMU drops the bits of the lost end.
     pub records: bool,
     /// The numbers of the bits that are set from the beginning.
     pub set: RoaringTreemap,
 }
 
-/// Puts an empty bitmap into the image that records every write from now on; a bit stands for
-/// `granularity` bytes.
+/// Puts an empty bitmap into the image, in which QEMU records every write from now on. A bit stands
+/// for `granularity` bytes.
 ///
 /// # Errors
 /// See [`create_all`].
@@ -96,13 +96,13 @@ pub fn create(image: &ImageFile, name: &str, granularity: u64) -> Result<()> {
 
 /// Puts bitmaps into the image.
 ///
-/// Either they are there in the end, or the image is as it was. Clusters may leak if the power
-/// fails in between.
+/// In the end either all of them are in the image, or the image is as it was. Clusters may leak if
+/// the power fails in between.
 ///
 /// # Errors
-/// [`ErrorKind::Exists`] if there is one with such a name; [`ErrorKind::Usage`] for a name or a
-/// granularity that QEMU does not take; [`ErrorKind::Image`] if the image is of version 2, damaged,
-/// dirty or marked as corrupt; [`ErrorKind::NoSpace`].
+/// [`ErrorKind::Exists`] if the image has a bitmap of such a name; [`ErrorKind::Usage`] for a name
+/// or a granularity that QEMU does not take; [`ErrorKind::Image`] if the image is of version 2,
+/// damaged, dirty or marked as corrupt; [`ErrorKind::NoSpace`].
 pub fn create_all(image: &ImageFile, bitmaps: &[NewBitmap]) -> Result<()> {
     let created = update(image, |change| {
         bitmaps.iter().try_for_each(|bitmap| add(change, bitmap)).map(|()| Vec::new())
@@ -114,7 +114,7 @@ pub fn create_all(image: &ImageFile, bitmaps: &[NewBitmap]) -> Result<()> {
     })
 }
 
-/// Adds a bitmap to those of the changed image.
+/// Adds a bitmap to the changed image.
 fn add(change: &mut Change<'_>, new: &NewBitmap) -> Result<()> {
     let (size, cluster) = (change.header().virtual_size(), change.format.cluster);
     let mut bitmap = Bitmap::new(new.name.as_bytes(), new.granularity, size, cluster)
@@ -124,7 +124,7 @@ fn add(change: &mut Change<'_>, new: &NewBitmap) -> Result<()> {
         let (path, name) = (change.file.path().display(), &new.name);
         return Err(Error::new(ErrorKind::Exists, format!("{path} has a bitmap '{name}' already")));
     }
-    // An entry of zero says that all bits are.
+    // A table entry of zero means that all its bits are zero.
     let mut table = vec![0; bitmap.table.entries as usize * TABLE_ENTRY_LEN];
     let bits_per_cluster = cluster.bytes() * 8;
     let bits = size.div_ceil(new.granularity);
@@ -160,10 +160,11 @@ pub fn remove(image: &ImageFile, name: &str) -> Result<()> {
     remove_all(image, &[name])
 }
 
-/// Removes those of the bitmaps with these names that there are, whatever their state.
+/// Removes the bitmaps with these names, whatever their state. Names without a bitmap are passed
+/// over.
 ///
-/// Either they are gone in the end, or the image is as it was. Clusters may leak if the power fails
-/// in between.
+/// In the end either all of them are gone, or the image is as it was. Clusters may leak if the
+/// power fails in between.
 ///
 /// # Errors
 /// [`ErrorKind::Image`] if the image is damaged, dirty or marked as corrupt;
@@ -190,13 +191,13 @@ fn missing(image: &ImageFile, name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("{path} has no bitmap '{name}'"))
 }
 
-/// What the header leads to no longer.
+/// What the header no longer leads to.
 struct Left {
     directory: Option<BitmapsExtension>,
     bitmaps: Vec<Bitmap>,
 }
 
-/// Changes the list of bitmaps as `edit` says, which gives the bitmaps that were removed.
+/// Changes the list of bitmaps by `edit`, which gives the removed bitmaps.
 fn update(
     image: &ImageFile,
     edit: impl FnOnce(&mut Change<'_>) -> Result<Vec<Bitmap>>,
@@ -213,7 +214,7 @@ fn update(
             None => autoclear.without(Autoclear::BITMAPS),
         });
         let linked = change.first.link_bitmaps(extension).map_err(|error| image.wrong(error))?;
-        // The old directory goes in the same step as the new one comes, if it is one step.
+        // If the change takes one step, that step replaces the old directory by the new one.
         let two_steps = linked.switch.is_some() && extension.is_some() && left.directory.is_some();
         if two_steps {
             return Ok((linked, Some(left)));
@@ -236,7 +237,7 @@ fn make_room(image: &ImageFile) -> Result<()> {
     check_bitmaps_fit(image, first.header())?;
     let name = first.make_room_for_bitmaps().map_err(|error| image.wrong(error))?;
     let Some((offset, name)) = name else { return Ok(()) };
-    // Also fails if the image is not fit to be written to.
+    // This also fails if the image can't safely be written to.
     change(image, |change| {
         image.write(&name, offset)?;
         change.first = first;

@@ -42,7 +42,8 @@ const COUNT: u16 = SOLE - 1;
 /// nothing uses.
 ///
 /// # Errors
-/// [`crate::ErrorKind::Image`] if it is not, or if that takes more time or memory than it may.
+/// [`crate::ErrorKind::Image`] if the image is not sound, or if the proof would take more time or
+/// memory than allowed.
 pub(super) fn prove(change: &mut Change<'_>) -> Result<RoaringTreemap> {
     let per_block = change.counts.counts_per_block();
     let mut survey = Survey { change, references: References::new(per_block), read: 0 };
@@ -51,7 +52,7 @@ pub(super) fn prove(change: &mut Change<'_>) -> Result<RoaringTreemap> {
     survey.compare()
 }
 
-/// How often each cluster is used, as far as the walk has got.
+/// How often each cluster is used, as far as the walk has come.
 struct Survey<'c, 'f> {
     change: &'c mut Change<'f>,
     references: References,
@@ -67,7 +68,7 @@ struct L2Tables {
 }
 
 impl Survey<'_, '_> {
-    /// Enters what can be found without reading L2 tables, and gives these.
+    /// Records the references that can be found without reading L2 tables, and gives the L2 tables.
     fn metadata(&mut self) -> Result<L2Tables> {
         // Also the active L2 tables; each of these clusters has one user alone.
         let claimed: Vec<Range<u64>> = ranges(self.change.counts.taken()).collect();
@@ -101,7 +102,7 @@ impl Survey<'_, '_> {
         Ok(L2Tables { all, active })
     }
 
-    /// Enters what L2 tables refer to: as often as they are used themselves.
+    /// Records the references of L2 tables, as often as the tables are used themselves.
     fn tables(&mut self, tables: &L2Tables) -> Result<()> {
         if self.change.format.external_data {
             // The clusters of another file are counted nowhere.
@@ -127,7 +128,7 @@ impl Survey<'_, '_> {
         Ok(())
     }
 
-    /// Enters what the L2 table in cluster `number` refers to.
+    /// Records the references of the L2 table in cluster `number`.
     fn table(&mut self, table: &[u8], number: u64, is_active: bool) -> Result<()> {
         let users = *self.slot(number)? & COUNT;
         let format = self.change.format;
@@ -172,7 +173,8 @@ impl Survey<'_, '_> {
         Err(self.too_large(format!("the cluster at {place:#x} is used more than {COUNT} times")))
     }
 
-    /// Compares with the counts. Gives the clusters that are counted once and not used.
+    /// Compares the references with the counts. Gives the clusters that are counted once and not
+    /// used.
     fn compare(mut self) -> Result<RoaringTreemap> {
         let mut leaked = RoaringTreemap::new();
         let per_block = self.change.counts.counts_per_block();

@@ -1,4 +1,4 @@
-//! Giving back what bitmaps have left behind.
+//! Freeing the clusters of lost bitmaps.
 //!
 //! A program that knows no bitmaps takes back the bit that says they are valid, or drops the header
 //! extension that leads to them. QEMU ignores them from then on, and their clusters stay counted with
@@ -16,16 +16,17 @@ use super::file::ImageFile;
 use super::metadata;
 use crate::base::error::Result;
 
-/// Of so many clusters to which nothing leads, it is looked whether they hold a directory.
+/// How many unreferenced clusters are searched for a directory.
 const LOOKED_AT_MAX: usize = 16 << 10;
 /// Bytes in which the first entry of a directory shows.
 const GLANCE: u64 = 4 << 10;
 /// Bytes of a directory that are looked at.
 const DIRECTORY_MAX: u64 = 64 << 10;
 
-/// Gives the clusters back of bitmaps to which nothing leads any more: those of each directory that
-/// has a bitmap called as `is_ours` says. Only what is counted once and used by nothing is given back,
-/// so that the image stays sound whatever these clusters hold. Gives how many they were.
+/// Frees the clusters of bitmaps that nothing refers to any more: the clusters of each directory
+/// that has a bitmap with a name for which `is_ours` is true. Only a cluster that is counted once
+/// and used by nothing is freed, so the image stays sound whatever these clusters hold. Gives the
+/// number of freed clusters.
 ///
 /// # Errors
 /// As [`super::prove`]; or writing fails.
@@ -49,8 +50,8 @@ pub fn reclaim(image: &ImageFile, is_ours: impl Fn(&[u8]) -> bool) -> Result<u64
     Ok(found.len())
 }
 
-/// Takes an extension away that leads to a directory among the clusters of `gone`: QEMU warns of it at
-/// each start.
+/// Removes a header extension that leads to a directory among the clusters of `gone`: QEMU warns of
+/// such an extension at each start.
 fn unlink(change: &mut Change<'_>, gone: &RoaringTreemap) -> Result<Linked> {
     let header = change.header();
     let invalid = header.extensions.bitmaps.filter(|it| {
@@ -63,14 +64,14 @@ fn unlink(change: &mut Change<'_>, gone: &RoaringTreemap) -> Result<Linked> {
     change.first.link_bitmaps(None).map_err(|error| change.file.wrong(error))
 }
 
-/// The clusters of directories to which nothing leads, and of their bitmaps.
+/// The clusters of unreferenced directories, and of their bitmaps.
 fn leftovers(change: &mut Change<'_>, is_ours: &dyn Fn(&[u8]) -> bool) -> Result<RoaringTreemap> {
     let mut found = RoaringTreemap::new();
     let header = change.header();
     let is_known = header.extensions.unknown.is_empty()
         && header.compatible.unknown().is_empty()
         && header.autoclear.unknown().is_empty();
-    // What a feature that is not known here leads to looks as if nothing did.
+    // Clusters that belong to an unknown feature look unreferenced.
     let Some(leaked) = change.file.leaked().filter(|_| is_known) else { return Ok(found) };
     for number in leaked.iter().take(LOOKED_AT_MAX) {
         let start = number << change.format.cluster.bits();
@@ -91,7 +92,7 @@ fn leftovers(change: &mut Change<'_>, is_ours: &dyn Fn(&[u8]) -> bool) -> Result
         }
         found |= numbers & leaked.as_ref();
     }
-    // What an earlier change of this file has given back is free by now, or used anew.
+    // Clusters that an earlier change of this file has freed are free by now, or used anew.
     let mut still = RoaringTreemap::new();
     for number in found {
         if change.counts.count(number)? == 1 {

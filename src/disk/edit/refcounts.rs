@@ -1,7 +1,7 @@
 //! The reference counts of a changed image, and finding free clusters for the change.
 //!
-//! The counts of the image as it is stay where they are. A block of counts that changes gets a new
-//! place, which is counted in turn, and in the end the whole refcount table gets one.
+//! The counts of the image as it is stay where they are. A refcount block that changes gets a new
+//! place, which is counted in turn; in the end the whole refcount table gets a new place, too.
 
 use std::collections::HashMap;
 
@@ -37,11 +37,12 @@ pub(super) struct Refcounts<'a> {
     moved: RoaringBitmap,
     /// By number, at most [`CACHE_SIZE`] bytes.
     cache: HashMap<u64, Block>,
-    /// Clusters that the image as it is needs: what its metadata claims, and what lost its last
-    /// reference in the change. Nothing may be written there, whatever the counts say.
+    /// Clusters that the unchanged image needs: the clusters that its metadata claims, and those
+    /// that lost their last reference in the change. Nothing may be written there, whatever the
+    /// counts say.
     taken: RoaringTreemap,
-    /// Clusters that were free before, and that the change has written to. It may get others, and fail
-    /// before it has done them any harm.
+    /// Clusters that were free before and that the change has written to. The change may get
+    /// further clusters, and fail before it has written to them.
     pub(super) written: RoaringTreemap,
     /// Clusters that lost their last reference in the change.
     pub(super) freed: RoaringTreemap,
@@ -138,7 +139,7 @@ impl<'a> Refcounts<'a> {
         self.order.counts_per_block(self.cluster)
     }
 
-    /// How many blocks the table has, with those that have no place.
+    /// How many blocks the table has, including blocks without a place.
     pub(super) fn block_count(&self) -> u64 {
         self.table.len() as u64
     }
@@ -222,7 +223,7 @@ impl<'a> Refcounts<'a> {
         Ok(())
     }
 
-    /// Writes into clusters that the change has got.
+    /// Writes into clusters that were allocated by this change.
     pub(super) fn write(&mut self, bytes: &[u8], place: HostOffset) -> Result<()> {
         self.file.write(bytes, place.0)?;
         self.written.insert_range(self.clusters_of(place.0, bytes.len() as u64));
@@ -425,7 +426,7 @@ impl<'a> Refcounts<'a> {
         Ok(Some(&self.load(block)?.bytes))
     }
 
-    /// Gets a block into memory; one that has no place has zeros.
+    /// Loads a block into memory; a block without a place is all zeros.
     fn load(&mut self, block: u64) -> Result<&mut Block> {
         if !self.cache.contains_key(&block) {
             if self.cache.len() >= (CACHE_SIZE / self.cluster.len()).max(4) {

@@ -1,5 +1,5 @@
-//! Changing what the guest sees, as a whole or not at all: new clusters beside the old ones, and in
-//! the end the one sector that leads to them.
+//! Changing what the guest sees, as a whole or not at all: new clusters are written beside the old
+//! ones, and in the end one sector that leads to the new clusters.
 
 use std::ops::Range;
 
@@ -13,12 +13,13 @@ use super::change::{Change, change_and};
 use super::file::ImageFile;
 use crate::base::error::Result;
 
-/// An image whose disk is being changed. Nothing of it can be seen before all is done.
+/// An image whose disk is being changed. No part of the change can be seen before all of it is
+/// done.
 pub struct Rewrite<'c, 'f> {
     change: &'c mut Change<'f>,
-    /// The active L1 table as it is to be.
+    /// The active L1 table after the change.
     l1: Vec<L1Entry>,
-    /// What is not allocated in it shows what lies below.
+    /// Whether unallocated clusters of the image show a backing file.
     is_overlay: bool,
     /// The L2 tables that have got their new place, by the number of their L1 entry.
     moved: RoaringBitmap,
@@ -28,16 +29,17 @@ pub struct Rewrite<'c, 'f> {
 /// An L2 table in memory.
 struct Loaded {
     index: usize,
-    /// Where it lies; nowhere if it is new.
+    /// Where the table lies; `None` if it is new.
     place: Option<HostOffset>,
     bytes: Vec<u8>,
 }
 
-/// Changes the disk of an image: `work` says which guest clusters are to hold what. Either all of it
-/// is there in the end, or the disk is as it was, whenever the power fails. What is
-/// old becomes holes of the file when what is new is there: for a moment there must be room for both.
-/// Persistent bitmaps, which would not know of the change, are removed first. Internal snapshots stay as
-/// they are. `is_overlay` says that something lies below the image, also if its header does not.
+/// Changes the disk of an image: `work` says which guest clusters hold which bytes. In the end
+/// either the whole change is there, or the disk is as it was, whenever the power fails. The old
+/// clusters become holes of the file when the new ones are in use: for a moment there must be room
+/// for both. Persistent bitmaps, which would not know of the change, are removed first. Internal
+/// snapshots stay as they are. `is_overlay` says that the image has a backing file, even if its
+/// header names none.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Image`] if the image is damaged, dirty, marked as corrupt, or has an external data
@@ -67,7 +69,7 @@ pub fn rewrite<T>(
     })
 }
 
-/// What a rewrite finds in an image for what it writes.
+/// The room that a rewrite finds in an image.
 #[derive(Debug, Default)]
 pub struct Spare {
     /// Size of a cluster, in bytes.
@@ -79,7 +81,7 @@ pub struct Spare {
     has_backing_file: bool,
     /// How many clusters the file has.
     file_clusters: u64,
-    /// Those of them that are free.
+    /// The clusters of the file that are free.
     free: RoaringTreemap,
     /// Clusters of the L1 table and the refcount table.
     tables: u64,
@@ -117,7 +119,8 @@ impl Spare {
     }
 }
 
-/// Fails as [`rewrite`] would, but for want of room; nothing is changed. Gives what it would find.
+/// Fails where [`rewrite`] would fail, except for lack of room, and changes nothing. Gives the room
+/// that a rewrite would find.
 ///
 /// # Errors
 /// As [`rewrite`].
@@ -152,7 +155,7 @@ pub fn check_rewrite(image: &ImageFile) -> Result<Spare> {
     })
 }
 
-/// What is in a data file has no clusters of its own.
+/// Data in an external data file has no clusters in the image.
 fn check_data_file(image: &ImageFile, header: &Header) -> Result<()> {
     if header.incompatible.contains(Incompatible::DATA_FILE) {
         return Err(image
@@ -209,7 +212,7 @@ impl Rewrite<'_, '_> {
         Ok(())
     }
 
-    /// Gets the L2 table of L1 entry `index` into memory.
+    /// Loads the L2 table of L1 entry `index` into memory.
     fn load(&mut self, index: usize) -> Result<()> {
         if self.loaded.as_ref().is_some_and(|loaded| loaded.index == index) {
             return Ok(());

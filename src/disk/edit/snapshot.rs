@@ -24,12 +24,12 @@ pub fn list(image: &ImageFile) -> Result<Vec<Snapshot>> {
 /// Takes an internal snapshot of the disk, dated `taken`: from now on, a guest cluster whose
 /// mapping differs from the snapshot's has changed.
 ///
-/// Either it is there in the end, or the image is as it was.
+/// In the end either the snapshot is in the image, or the image is as it was.
 ///
 /// # Errors
-/// [`ErrorKind::Exists`] if there is one with this name or id; [`ErrorKind::Usage`] for a name
-/// that QEMU does not take; [`ErrorKind::Image`] if the image is damaged, dirty, marked as corrupt,
-/// has an external data file, or can't count that many references; [`ErrorKind::NoSpace`].
+/// [`ErrorKind::Exists`] if the image has a snapshot with this name or id; [`ErrorKind::Usage`] for
+/// a name that QEMU does not take; [`ErrorKind::Image`] if the image is damaged, dirty, marked as
+/// corrupt, has an external data file, or can't count that many references; [`ErrorKind::NoSpace`].
 pub fn create(image: &ImageFile, name: &str, taken: SystemTime) -> Result<Snapshot> {
     if !(1..=NAME_LEN_MAX).contains(&name.len()) || name.contains('\0') {
         return Err(usage(format!("a snapshot's name has 1 to {NAME_LEN_MAX} bytes")));
@@ -64,7 +64,7 @@ pub fn create(image: &ImageFile, name: &str, taken: SystemTime) -> Result<Snapsh
 
 /// Deletes the internal snapshot with this id. The disk stays as it is.
 ///
-/// Either it is gone in the end, or the image is as it was.
+/// In the end either the snapshot is gone, or the image is as it was.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] if there is none; [`ErrorKind::Image`] if the image is damaged, dirty or
@@ -134,7 +134,7 @@ fn replace_table(change: &mut Change<'_>) -> Result<()> {
     let header = change.header();
     let (old, size) = (header.snapshots.offset, header.virtual_size());
     for snapshot in &mut change.snapshots {
-        // Entries of an old QEMU do not say; then it is the image's.
+        // Entries of an old QEMU lack the size of the disk; it is the image's then.
         snapshot.disk_size.get_or_insert(size);
     }
     let file = change.file;

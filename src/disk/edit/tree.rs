@@ -1,4 +1,5 @@
-//! The trees of L1 and L2 tables: what of the image they refer to, and how often that counts.
+//! The trees of L1 and L2 tables: which clusters of the image they refer to, and how often each
+//! reference counts.
 
 use qdelta_formats::qcow2::{HostOffset, L1Entry, L2Format, Reference};
 
@@ -44,7 +45,8 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Lets the active tables say what the counts say about who is the only owner.
+    /// Sets the "copied" flags of the active tables to what the counts say: whether a table is a
+    /// cluster's only user.
     pub(super) fn refresh_active_tree(&mut self) -> Result<()> {
         let mut l1 = self.l1.clone();
         let mut bytes = self.l2_buffer();

@@ -1,8 +1,8 @@
 //! Paths as they are recorded and compared: one name for one file, wherever the program was started.
 
-use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
+
+use super::FileId;
 
 /// A path that means the same from every folder, without `.` and `..`.
 ///
@@ -36,18 +36,12 @@ fn lexical(path: &Path) -> PathBuf {
     plain
 }
 
-/// What a file or block device is recognised by as long as it is there, whatever it is called.
-fn identity(data: &Metadata) -> (bool, u64, u64) {
-    match data.file_type().is_block_device() {
-        true => (true, data.rdev(), 0),
-        false => (false, data.dev(), data.ino()),
-    }
-}
-
 /// Whether both names lead to one file or block device that is there.
 pub(crate) fn is_same_file(one: &Path, other: &Path) -> bool {
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|data| identity(&data));
-    identity(one).is_some_and(|one| identity(other) == Some(one))
+    match (FileId::at(one), FileId::at(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
 }
 
 /// Whether both are the same name, or lead to one file.

@@ -18,6 +18,7 @@ use super::stated::{Stated, StatedBelow, StatedLayer, data_file_difference, diff
 use super::{Format, OpenOptions};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::FileId;
 use crate::disk::image::extent::FileIndex;
 use crate::disk::io::ReadAt;
 
@@ -42,7 +43,7 @@ pub(super) struct Opening {
     pub(super) guessed: Vec<bool>,
     /// What somebody should know about the image.
     pub(super) warnings: Vec<Warning>,
-    seen: Vec<(u64, u64)>,
+    seen: Vec<FileId>,
 }
 
 /// Opens the image at `path` and everything that it names.

@@ -20,6 +20,7 @@ mod names;
 mod policy;
 mod qcow2;
 pub mod read_plan;
+mod reader;
 mod recognise;
 mod snapshots;
 mod soundness;
@@ -42,6 +43,7 @@ pub use fingerprint::identity;
 pub use info::{BitmapInfo, ImageInfo, Qcow2Info, SnapshotInfo, inspect};
 pub use map::{Map, MapEntry};
 pub use mapper::Mapper;
+pub use reader::ImageReader;
 pub use stated::{StatedChain, StatedLayer};
 
 use crate::base::error::Result;

@@ -13,10 +13,8 @@ use std::sync::Arc;
 
 use super::OpenOptions;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::FileId;
 use crate::disk::io::{FileStore, Opener, ReadAt, not_opened};
-
-/// Which file it is, whatever it is called: device and inode.
-type FileId = (u64, u64);
 
 /// An open file and what is known about it.
 pub(super) struct Opened {
@@ -174,13 +172,12 @@ fn pin_itself(path: &Path) -> std::io::Result<OwnedFd> {
 /// Opens a pinned file for reading, if it is one that can hold an image.
 fn open_pinned(pinned: &OwnedFd, path: &Path) -> Result<Opened> {
     let failed = |error| Error::io("open", path, error);
-    let stat = rustix::fs::fstat(pinned).map_err(|error| failed(error.into()))?;
     let file = Opener::READ.or_device().open(&proc_path(pinned));
     let file = file.map_err(|error| not_opened(path, error, ErrorKind::Image))?;
     let metadata = file.metadata().map_err(failed)?;
     let is_device = metadata.file_type().is_block_device();
-    let id = (metadata.dev(), metadata.ino());
-    if id != (stat.st_dev, stat.st_ino) {
+    let id = FileId::from(&metadata);
+    if id != FileId::of(pinned).map_err(failed)? {
         return Err(Error::new(
             ErrorKind::Image,
             format!("{} changed while it was being opened", path.display()),
@@ -191,7 +188,7 @@ fn open_pinned(pinned: &OwnedFd, path: &Path) -> Result<Opened> {
     Ok(Opened {
         store: Arc::new(store),
         path: path.to_path_buf(),
-        id: if is_device { (u64::MAX, metadata.rdev()) } else { id },
+        id,
         len,
         // In units of 512 bytes, whatever the file system's own blocks are.
         allocated: (!is_device).then(|| metadata.blocks().saturating_mul(512)),

@@ -5,6 +5,7 @@ mod direct;
 #[cfg(any(test, feature = "testing"))]
 pub mod faulty;
 mod open;
+mod open_files;
 mod pool;
 mod queue;
 #[cfg(any(test, feature = "testing"))]
@@ -17,6 +18,7 @@ mod writeback;
 
 pub use direct::{Direct, open_direct};
 pub use open::{Opener, is_refusal, not_opened, open_folder, pin, pin_folder, sync_folder};
+pub use open_files::{OpenFiles, PooledFile};
 pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
 pub use queue::{Backend, Direction, Done, Job, Queue, Segment};
 pub use store::{FileStore, Files, ReadAt, Store};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::direct::is_aligned;
 use super::queue::{Direction, Done, Job, Refuse, check, transfer_error, unwritable};
-use super::{Files, Pool, RETRIES_MAX, RETRY_PAUSE, ReadAt};
+use super::{Files, Pool, PooledFile, RETRIES_MAX, RETRY_PAUSE, ReadAt};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::uring::{Piece, Ring, Slot};
 
@@ -191,7 +191,15 @@ impl RingQueue {
         {
             let pieces = pieces(&operation.parts);
             let Operation { direction, file, offset, .. } = operation;
-            self.ring.start(direction, file, offset, &pieces, operation).map_err(broken)?;
+            let pooled = self.ring.file(file).and_then(|file| file.pooled());
+            match pooled.map(PooledFile::open).transpose() {
+                Ok(held) => {
+                    let started =
+                        self.ring.start(direction, file, offset, &pieces, held, operation);
+                    started.map_err(broken)?;
+                }
+                Err(error) => self.refuse(&operation, error),
+            }
         }
         Ok(())
     }
@@ -268,9 +276,17 @@ impl RingQueue {
                 std::thread::sleep(Duration::from_micros(RETRY_PAUSE));
                 self.again.push_back(operation);
             }
-            // One of several parts may be all that is wrong: each must have its own result.
-            _ if operation.parts.len() > 1 => self.split(&operation),
-            _ => self.fail(&operation, error),
+            _ => self.refuse(&operation, error),
+        }
+    }
+
+    /// The operation failed. One of several parts may be all that is wrong: each must have its own
+    /// result.
+    fn refuse(&mut self, operation: &Operation, error: io::Error) {
+        if operation.parts.len() > 1 {
+            self.split(operation);
+        } else {
+            self.fail(operation, error);
         }
     }
 

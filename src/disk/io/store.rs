@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::PooledFile;
+
 /// Bytes that can be read at any offset, from any thread: a file, a device, an image's disk, a point.
 pub trait ReadAt: Send + Sync {
     /// What to call it in an error.
@@ -18,6 +20,11 @@ pub trait ReadAt: Send + Sync {
 
     /// The descriptor behind it, if there is one that a ring may use in its place.
     fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// If it is open only while it is needed: what opens it. It has no descriptor of its own then.
+    fn pooled(&self) -> Option<&PooledFile> {
         None
     }
 

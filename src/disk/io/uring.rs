@@ -1,5 +1,6 @@
 //! A safe io_uring: buffers in flight belong to the ring until the kernel has let go of them.
 
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::ops::Range;
@@ -35,7 +36,8 @@ pub(crate) struct Ring<T> {
     ring: IoUring,
     /// Keeps the descriptors open.
     files: Vec<Arc<dyn ReadAt>>,
-    descriptors: Vec<RawFd>,
+    /// None of a file that is open only while an operation needs it.
+    descriptors: Vec<Option<RawFd>>,
     registered_buffers: Option<Pool>,
     held: Slots<Held>,
     flights: Slots<Flight<T>>,
@@ -51,6 +53,8 @@ struct Flight<T> {
     payload: T,
     slots: Vec<Slot>,
     vectors: Vectors,
+    /// Keeps the descriptor open where the ring's files don't.
+    held: Option<Arc<File>>,
 }
 
 /// Addresses for the kernel.
@@ -68,7 +72,10 @@ impl<T> Ring<T> {
     pub(crate) fn new(depth: usize, files: Vec<Arc<dyn ReadAt>>) -> io::Result<Self> {
         let descriptors = files
             .iter()
-            .map(|file| file.fd().map(|fd| fd.as_raw_fd()))
+            .map(|file| match file.pooled() {
+                Some(_) => Some(None),
+                None => file.fd().map(|fd| Some(fd.as_raw_fd())),
+            })
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| io::Error::other("a file has no descriptor"))?;
         let entries = u32::try_from(depth).map_err(io::Error::other)?.next_power_of_two();
@@ -116,7 +123,8 @@ impl<T> Ring<T> {
     }
 
     /// Queues one transfer between `pieces`, in this order, and the bytes of file number `file`
-    /// from `offset` on. It begins with the next [`Self::enter`].
+    /// from `offset` on. It begins with the next [`Self::enter`]. A file that is open only while it is
+    /// needed comes along, open.
     ///
     /// # Errors
     /// A piece outside its buffer, an unknown file, or more operations than the ring has room for;
@@ -127,9 +135,12 @@ impl<T> Ring<T> {
         file: usize,
         offset: u64,
         pieces: &[Piece],
+        held: Option<Arc<File>>,
         payload: T,
     ) -> io::Result<()> {
-        let descriptor = *self.descriptors.get(file).ok_or(io::ErrorKind::InvalidInput)?;
+        let own = *self.descriptors.get(file).ok_or(io::ErrorKind::InvalidInput)?;
+        let descriptor = held.as_ref().map(|file| file.as_raw_fd()).or(own);
+        let descriptor = descriptor.ok_or(io::ErrorKind::InvalidInput)?;
         let mut vectors = Vec::with_capacity(pieces.len());
         let mut fixed = None;
         for piece in pieces {
@@ -148,13 +159,13 @@ impl<T> Ring<T> {
         }
         let entry = prepare(types::Fd(descriptor), direction, offset, &vectors, fixed);
         let slots: Vec<Slot> = pieces.iter().map(|piece| piece.slot).collect();
-        let flight = Flight { payload, slots, vectors: Vectors(vectors) };
+        let flight = Flight { payload, slots, vectors: Vectors(vectors), held };
         let key = self.flights.insert(flight);
         let entry = entry.user_data(key as u64);
         // SAFETY: what the entry points at stays valid until its completion is seen. The buffers
         // are in `held` and not given back while `users` counts this flight; their memory does not
         // move. The vectors are in `flights`, on the heap. The descriptor is open as long as
-        // `files` lives. Dropping the ring waits for the completion, or leaks all of it.
+        // `files` lives, or the file that the flight holds. Dropping the ring waits for the completion, or leaks all of it.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
             self.flights.remove(key);
@@ -203,6 +214,7 @@ impl<T> Ring<T> {
         self.count_users(key, -1);
         let flight = self.flights.remove(key)?;
         drop(flight.vectors);
+        drop(flight.held);
         Some((flight.payload, entry.result()))
     }
 

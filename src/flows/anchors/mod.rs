@@ -6,7 +6,9 @@
 pub mod inventory;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -69,17 +71,17 @@ impl Tag {
     }
 }
 
-/// The anchor that is to be left.
-pub(crate) struct Leave<'a> {
+/// The anchor that a backup is to new.
+pub(crate) struct NewAnchor<'a> {
     /// For which tracker: bitmap, snapshot or reflink.
     pub tracker: Tracker,
     pub name: String,
     pub tag: &'a Tag,
-    /// The name of the anchor of the point before, which is still needed.
-    pub keep: Option<String>,
+    /// The name of the latest point's anchor, which is needed until the new point is committed.
+    pub previous: Option<String>,
 }
 
-impl Leave<'_> {
+impl NewAnchor<'_> {
     /// Whether the anchor is written into the image itself.
     pub fn is_in_image(&self) -> bool {
         self.tracker != Tracker::Reflink
@@ -92,13 +94,13 @@ impl Leave<'_> {
 pub(crate) fn write(
     path: &Path,
     options: &OpenOptions,
-    leave: &Leave<'_>,
+    new: &NewAnchor<'_>,
 ) -> Result<(ImageFile, Anchor)> {
-    let (tag, name) = (leave.tag, leave.name.as_str());
+    let (tag, name) = (new.tag, new.name.as_str());
     let mut file = ImageFile::open(path)?;
-    let keep = leave.keep.as_deref().unwrap_or_default();
+    let keep = new.previous.as_deref().unwrap_or_default();
     let anchor = sweep(&file, tag, &[keep, name]).and_then(|()| {
-        let what = match leave.tracker {
+        let what = match new.tracker {
             Tracker::Bitmap => {
                 check_no_data_file(&file)?;
                 check_no_snapshots(&file, tag)?;
@@ -116,7 +118,7 @@ pub(crate) fn write(
                 }
             }
         };
-        Ok(Anchor { name: leave.name.clone(), what })
+        Ok(Anchor { name: new.name.clone(), what })
     })?;
     file.downgrade();
     Ok((file, anchor))
@@ -321,57 +323,58 @@ pub(crate) fn remove_from(image: Option<&ImageFile>, anchor: &Anchor) -> Result<
     }
 }
 
-/// Clones of files of an image. Dropped, they are gone, unless they are to be kept.
+/// Clones of files of an image. They are removed when this value is dropped, unless [`Self::keep`]
+/// was called.
 pub(crate) struct Clones {
     anchor: String,
-    kept: Vec<(PathBuf, Kept)>,
-    release: bool,
+    clones: Vec<(PathBuf, Kept)>,
+    stay: bool,
 }
 
 impl Clones {
     /// Clones each of these open files, in the folder of the anchor called `name` beside it. This
     /// is all that must happen at the moment of the backup.
     pub fn take(files: &[(PathBuf, Arc<dyn ReadAt>)], name: &str) -> Result<Self> {
-        let mut clones = Self { anchor: name.to_owned(), kept: Vec::new(), release: false };
+        let mut clones = Self { anchor: name.to_owned(), clones: Vec::new(), stay: false };
         for (path, store) in files {
-            let kept = Kept::clone_of(descriptor(store.as_ref())?, path, name)?;
-            clones.kept.push((path.clone(), kept));
+            let clone = Kept::clone_of(descriptor(store.as_ref())?, path, name)?;
+            clones.clones.push((path.clone(), clone));
         }
         Ok(clones)
     }
 
-    /// The name of the anchor that they are, or may become.
+    /// The name of the anchor that the clones are, or may become.
     pub fn name(&self) -> &str {
         &self.anchor
     }
 
     /// The files and their clones, for [`crate::disk::image::OpenOptions::clones`].
     pub fn substitutes(&self) -> Vec<(PathBuf, PathBuf)> {
-        self.kept.iter().map(|(file, kept)| (file.clone(), kept.path.clone())).collect()
+        self.clones.iter().map(|(file, kept)| (file.clone(), kept.path.clone())).collect()
     }
 
-    /// Makes them last, and says what they are.
+    /// Writes the clones to stable storage, and gives the anchor that they make.
     pub fn anchor(&self) -> Result<Anchor> {
         let mut clones = Vec::new();
-        for (file, kept) in &self.kept {
-            kept.sync()?;
-            clones.push(record_of(file, kept)?);
+        for (file, clone) in &self.clones {
+            clone.sync()?;
+            clones.push(record_of(file, &clone.path, &clone.file)?);
         }
         Ok(Anchor { name: self.anchor.clone(), what: AnchorKind::Reflink { clones } })
     }
 
-    /// From now on they stay.
+    /// The clones stay, also when this value is dropped.
     pub fn keep(mut self) {
-        self.release = true;
+        self.stay = true;
     }
 }
 
 impl Drop for Clones {
     fn drop(&mut self) {
-        if self.release {
+        if self.stay {
             return;
         }
-        for (file, _) in &self.kept {
+        for (file, _) in &self.clones {
             if let Some(folder) = file.parent() {
                 // What can't be removed now is removed by the next run.
                 let _ = reflink::remove_kept(folder, &self.anchor);
@@ -380,24 +383,19 @@ impl Drop for Clones {
     }
 }
 
-fn record_of(file: &Path, kept: &Kept) -> Result<CloneRecord> {
-    let (inode, length, modified_ns) = identity(&kept.file, &kept.path)?;
-    Ok(CloneRecord {
-        file: file.to_path_buf(),
-        clone: kept.path.clone(),
-        inode,
-        length,
-        modified_ns,
-    })
-}
-
-/// Inode, length and time of the last write of a clone: what it is recognised by.
-pub(crate) fn identity(file: &std::fs::File, path: &Path) -> Result<(u64, u64, i64)> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = file.metadata().map_err(|error| Error::io("look at", path, error))?;
+/// What a manifest says of `clone`, the open clone of `file`: enough to recognise the clone again.
+/// The number of its device is not part of that, since it changes when the machine starts anew.
+pub(crate) fn record_of(file: &Path, clone: &Path, open: &File) -> Result<CloneRecord> {
+    let metadata = open.metadata().map_err(|error| Error::io("look at", clone, error))?;
     let modified_ns =
         metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
-    Ok((metadata.ino(), metadata.len(), modified_ns))
+    Ok(CloneRecord {
+        file: file.to_path_buf(),
+        clone: clone.to_path_buf(),
+        inode: metadata.ino(),
+        length: metadata.len(),
+        modified_ns,
+    })
 }
 
 /// Removes the clones of a tag that are kept beside files in `folder`, but those called as `keep`

@@ -15,7 +15,7 @@ use crate::base::error::Result;
 use crate::base::observer::Observer;
 use crate::disk::flow::pipeline::{self, Halt, Producer, Resources, TASK_SIZE_MIN};
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
-use crate::disk::image::extent::{CompressedCluster, Extent, Source};
+use crate::disk::image::extent::{CompressedCluster, Extent};
 use crate::disk::image::read_plan::{ClusterReader, ReadPlan};
 use crate::disk::image::{Image, Mapper};
 use crate::vault::archive::Writer;
@@ -183,7 +183,7 @@ impl Reader<'_> {
             let before = self.parent_of(group)?;
             self.extents.clear();
             self.mapper.extents(self.geometry.group_range(group), &mut self.extents)?;
-            if before.is_none() && self.extents.iter().all(is_hole) {
+            if before.is_none() && self.extents.iter().all(Extent::is_hole) {
                 self.zero_groups += 1;
                 self.pass_over(&blocks);
                 continue;
@@ -332,10 +332,6 @@ impl Reader<'_> {
             self.bytes_sampled += bytes;
         }
     }
-}
-
-fn is_hole(extent: &Extent) -> bool {
-    matches!(extent.source, Source::Unallocated | Source::Zero { .. })
 }
 
 /// The largest cluster of any layer, in bytes; 0 if there are none.

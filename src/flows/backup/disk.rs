@@ -14,11 +14,12 @@ use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
+use crate::base::random;
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{Format, Image};
 use crate::flows::anchors::{self, Tag};
-use crate::flows::capture::{NO_ANCHOR, NO_MORE_TRIES, Source};
+use crate::flows::capture::{Captured, NO_ANCHOR, NO_MORE_TRIES};
 use crate::flows::tracking::{self, Tracked};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
@@ -37,7 +38,7 @@ pub(super) struct Job<'a> {
     pub consistency: Consistency,
     pub options: &'a Options,
     pub base: Base,
-    pub source: Source,
+    pub source: Captured,
 }
 
 /// A disk whose archive is written, but for its manifest.
@@ -52,7 +53,7 @@ pub(super) struct Rest {
     report: Report,
     base: Base,
     tag: Tag,
-    source: Source,
+    source: Captured,
     /// It is a safety point, made before a roll back.
     safety: bool,
 }
@@ -319,11 +320,7 @@ impl<'a> Job<'a> {
 
 /// A number that nobody can guess: which blocks are looked at must not follow from anything.
 fn seed() -> Result<u64> {
-    getrandom::u64().map_err(|error| no_random_bytes(&error))
-}
-
-fn no_random_bytes(error: &getrandom::Error) -> Error {
-    Error::new(ErrorKind::Io, format!("the system gives no random bytes: {error}"))
+    Ok(u64::from_le_bytes(random::bytes()?))
 }
 
 fn geometry_for(image: &Image, asked: Option<u32>, chain: Option<&Chain>) -> Result<Geometry> {
@@ -365,9 +362,7 @@ pub(super) fn metadata_for(
     geometry: Geometry,
     chain: Option<&Chain>,
 ) -> Result<Metadata> {
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(|error| no_random_bytes(&error))?;
-    let archive_id = ArchiveId(id);
+    let archive_id = ArchiveId(random::bytes()?);
     let latest = chain.and_then(|chain| chain.archives().last());
     Ok(Metadata {
         archive_id,
@@ -391,7 +386,7 @@ pub(super) fn metadata_for(
     })
 }
 
-fn image_record(source: &Source) -> Result<ImageRecord> {
+fn image_record(source: &Captured) -> Result<ImageRecord> {
     let layers: Vec<LayerRecord> = source
         .image
         .layers()

@@ -27,7 +27,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::io::Backend;
-use crate::flows::anchors::{Leave, Tag};
+use crate::flows::anchors::{NewAnchor, Tag};
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
 use crate::vault::repository::{
@@ -339,7 +339,7 @@ fn leave<'a>(
     base: &'a Base,
     tag: &'a Tag,
     point: PointId,
-) -> Option<Leave<'a>> {
+) -> Option<NewAnchor<'a>> {
     if open.snapshot.is_some() {
         // It would be one of the current state, which is not what is backed up.
         return None;
@@ -349,8 +349,8 @@ fn leave<'a>(
     }
     let before = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
     let tracker = wanted_anchor(options, base)?;
-    let keep = before.map(|anchor| anchor.name.clone());
-    Some(Leave { tracker, name: tag.name(point), tag, keep })
+    let previous = before.map(|anchor| anchor.name.clone());
+    Some(NewAnchor { tracker, name: tag.name(point), tag, previous })
 }
 
 /// The disk of the repository that the image is backed up as. It follows from the names alone:

@@ -14,7 +14,7 @@ use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::{absolute, is_same_place};
 use crate::disk::image::{self, Format, OpenOptions, files_below};
-use crate::flows::capture::Source;
+use crate::flows::capture::Captured;
 use crate::guest::libvirt::Domain;
 use crate::vault::point::Base;
 use crate::vault::repository::{Catalog, DiskId, DiskRecord, DomainName, LayerRecord, Point};
@@ -249,7 +249,7 @@ pub(crate) fn is_same_uuid(one: &str, other: &str) -> bool {
 }
 
 /// Warns of what is not as it was at the latest point, though somebody said that it is the same disk.
-pub(super) fn warn(base: &Base, source: &Source, observer: &dyn Observer) {
+pub(super) fn warn(base: &Base, source: &Captured, observer: &dyn Observer) {
     let Some(before) = base.latest.as_ref().map(|latest| &latest.record) else { return };
     let (path, was) = (source.path.display(), &before.image.format);
     if let Some(is) = source.image.layers().first().map(|top| top.format.as_str())

@@ -12,7 +12,7 @@ use crate::base::observer::{Observer, OfDisk};
 use crate::base::warning::Warning;
 use crate::disk::image::OpenOptions;
 use crate::flows::anchors::Tag;
-use crate::flows::capture::Source;
+use crate::flows::capture::Captured;
 use crate::vault::point::Base;
 use crate::vault::repository::{Catalog, DiskId, DomainLock, PointId};
 
@@ -59,11 +59,11 @@ pub(super) struct Together<'a> {
 impl<'a> Together<'a> {
     /// Takes disks that nobody writes to: none can be written to before all are taken, so they are of
     /// one moment. If one can't be had, no anchor is left in any.
-    pub fn take(&self, ready: &[Ready<'_>]) -> Result<Vec<Source>> {
+    pub fn take(&self, ready: &[Ready<'_>]) -> Result<Vec<Captured>> {
         let mut sources = Vec::new();
         for disk in ready {
             let leave = leave(self.options, disk.open, &disk.base, &disk.tag, self.point);
-            let take = || Source::take(disk.image, disk.open, leave.as_ref());
+            let take = || Captured::take(disk.image, disk.open, leave.as_ref());
             // Before an anchor is written into an image, that is proved to be sound.
             let observer: &dyn Observer = &OfDisk::new(self.observer, disk.disk);
             let taken = match leave.as_ref().is_some_and(|leave| leave.is_in_image()) {
@@ -73,12 +73,12 @@ impl<'a> Together<'a> {
             match taken {
                 Ok(source) => sources.push(source),
                 Err(error) => {
-                    sources.into_iter().for_each(Source::discard);
+                    sources.into_iter().for_each(Captured::discard);
                     return Err(about(disk.disk, ready.len(), error));
                 }
             }
         }
-        sources.iter_mut().for_each(Source::let_go);
+        sources.iter_mut().for_each(Captured::let_go);
         Ok(sources)
     }
 
@@ -86,7 +86,7 @@ impl<'a> Together<'a> {
     pub fn write(
         &self,
         ready: Vec<Ready<'a>>,
-        sources: Vec<Source>,
+        sources: Vec<Captured>,
         consistency: Consistency,
         cancel: &Cancel,
     ) -> Result<Vec<Written<'a>>> {

@@ -4,9 +4,8 @@ use rustix::fs::Advice;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
-use crate::disk::image::Image;
 use crate::disk::image::extent::{Extent, Source};
-use crate::disk::image::read_plan::{ClusterReader, ReadPlan};
+use crate::disk::image::{Image, ImageReader};
 use crate::disk::io::Segment;
 
 /// How much of the image is kept in memory for the processors, in bytes: far more than fits their
@@ -95,33 +94,12 @@ impl Sample {
         }
         blocks.dedup();
         let step = (blocks.len() as u64 * size).div_ceil(LOADED_MAX).max(1) as usize;
-        let files = image.files().to_vec();
-        let mut clusters = ClusterReader::new(files.clone());
+        let reader = ImageReader::new(image);
         let mut bytes = Vec::new();
         for block in blocks.into_iter().step_by(step) {
-            let range = block * size..(block + 1) * size;
-            let mut plan = ReadPlan::default();
-            plan.add(&self.extents, &range, 0, size as usize);
-            if plan.is_empty() {
-                continue;
-            }
             let start = bytes.len();
             bytes.resize(start + size as usize, 0);
-            let Some(room) = bytes.get_mut(start..) else { continue };
-            for segment in plan.segments {
-                let (Some(file), Some(part)) =
-                    (files.get(segment.file), room.get_mut(segment.range.clone()))
-                else {
-                    continue;
-                };
-                file.read_exact_at(part, segment.offset)
-                    .map_err(|error| Error::io("read", file.path(), error))?;
-            }
-            for (range, cluster) in &plan.compressed {
-                if let Some(part) = room.get_mut(range.clone()) {
-                    clusters.fill(cluster, part)?;
-                }
-            }
+            reader.read(bytes.get_mut(start..).unwrap_or_default(), block * size)?;
         }
         Ok(bytes)
     }

@@ -1,14 +1,14 @@
 //! Holding an image still while it is read: QEMU's own locks, and a second look at the end.
 
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Stat, fdatasync, fstat};
+use rustix::fs::fdatasync;
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::Stamp;
 use crate::disk::files::image_lock::ImageLock;
 use crate::disk::image::{Image, OpenOptions};
 
@@ -34,36 +34,14 @@ struct Held {
     lost: Option<Errno>,
 }
 
-/// What a write changes.
-#[derive(PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    len: i64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(fd: BorrowedFd<'_>, path: &Path) -> Result<Self> {
-        let Stat { st_dev, st_ino, st_size, st_mtime, st_mtime_nsec, .. } =
-            fstat(fd).map_err(|error| Error::io("look at", path, error.into()))?;
-        Ok(Self {
-            device: st_dev,
-            inode: st_ino,
-            len: st_size,
-            modified: (st_mtime, st_mtime_nsec as i64),
-        })
-    }
-
-    /// How long from `now` a write may still leave the time as it is.
-    fn unsettled_for(&self, now: Duration) -> Option<Duration> {
-        let modified = Duration::new(self.modified.0.max(0) as u64, self.modified.1.max(0) as u32);
-        // Some filesystems count in whole seconds, or two.
-        let step = if modified.subsec_nanos() == 0 { COARSE } else { TICK };
-        // A time that lies ahead is not reached by the next write.
-        let age = now.checked_sub(modified)?;
-        step.checked_sub(age).filter(|wait| !wait.is_zero())
-    }
+/// How long from `now` a write may still leave the time as it is.
+fn unsettled_for(stamp: &Stamp, now: Duration) -> Option<Duration> {
+    let modified = Duration::new(stamp.modified.0.max(0) as u64, stamp.modified.1.max(0) as u32);
+    // Some filesystems count in whole seconds, or two.
+    let step = if modified.subsec_nanos() == 0 { COARSE } else { TICK };
+    // A time that lies ahead is not reached by the next write.
+    let age = now.checked_sub(modified)?;
+    step.checked_sub(age).filter(|wait| !wait.is_zero())
 }
 
 impl Hold {
@@ -87,9 +65,7 @@ impl Hold {
         let files = write_back(&first, files, 0);
         drop(first);
         let image = Image::open(path, options)?;
-        let same = |(a, b): (&Held, &(PathBuf, Stamp))| {
-            (a.stamp.device, a.stamp.inode) == (b.1.device, b.1.inode)
-        };
+        let same = |(a, b): (&Held, &(PathBuf, Stamp))| a.stamp.id == b.1.id;
         let opened = stamps(&image)?;
         if opened.len() != files.len() || !files.iter().zip(&opened).all(same) {
             return Err(changed(path));
@@ -142,8 +118,8 @@ impl Hold {
         Ok(())
     }
 
-    /// Whether the time of the file at `path` has been the same since it was taken only if nobody has
-    /// written to it.
+    /// Whether an unchanged time of the file at `path` proves that nobody wrote to the file since the
+    /// image was taken.
     pub fn is_settled(&self, path: &Path) -> bool {
         self.files.iter().any(|file| file.path == path && file.is_settled)
     }
@@ -153,7 +129,8 @@ fn stamps(image: &Image) -> Result<Vec<(PathBuf, Stamp)>> {
     let mut stamps = Vec::new();
     for file in image.files() {
         if let Some(fd) = file.fd() {
-            stamps.push((file.path().to_path_buf(), Stamp::of(fd, file.path())?));
+            let stamp = Stamp::of(fd).map_err(|error| Error::io("look at", file.path(), error))?;
+            stamps.push((file.path().to_path_buf(), stamp));
         }
     }
     Ok(stamps)
@@ -164,7 +141,7 @@ fn stamps(image: &Image) -> Result<Vec<(PathBuf, Stamp)>> {
 /// no second look would notice it.
 fn settle<'a>(files: impl IntoIterator<Item = &'a (PathBuf, Stamp)>, max: Duration) {
     for (_, stamp) in files {
-        if let Some(wait) = stamp.unsettled_for(now()) {
+        if let Some(wait) = unsettled_for(stamp, now()) {
             std::thread::sleep(wait.min(max));
         }
     }
@@ -186,7 +163,7 @@ fn write_back(image: &Image, files: Vec<(PathBuf, Stamp)>, skip: usize) -> Vec<H
             Err(errno) => Some(errno),
         };
         // Nothing was written since it was settled.
-        let is_settled = lost.is_none() && stamp.unsettled_for(begun).is_none();
+        let is_settled = lost.is_none() && unsettled_for(&stamp, begun).is_none();
         Held { path, stamp, is_settled, lost }
     });
     each.collect()

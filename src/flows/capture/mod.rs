@@ -10,12 +10,12 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{self, Format, Image, OpenOptions};
 use crate::disk::io::ReadAt;
-use crate::flows::anchors::{self, Clones, Leave};
+use crate::flows::anchors::{self, Clones, NewAnchor};
 use crate::vault::repository::Anchor;
 use hold::Hold;
 
 /// An image at one moment, to be read at leisure.
-pub(crate) struct Source {
+pub(crate) struct Captured {
     /// What is read.
     pub image: Image,
     /// The name it is known by.
@@ -32,16 +32,16 @@ pub(crate) struct Source {
     cloned: Option<Hold>,
 }
 
-impl Source {
+impl Captured {
     /// Takes an image that nobody writes to, and holds it until it is read; if it is cloned, until
     /// [`Self::let_go`]. An anchor that can't be left is a warning.
     ///
     /// # Errors
     /// `Busy` if somebody writes to it; it can't be opened.
-    pub fn take(path: &Path, options: &OpenOptions, leave: Option<&Leave<'_>>) -> Result<Self> {
-        let Some(leave) = leave else { return Self::hold(path, options) };
-        if !leave.is_in_image() {
-            return Self::hold_and_clone(path, options, leave);
+    pub fn take(path: &Path, options: &OpenOptions, new: Option<&NewAnchor<'_>>) -> Result<Self> {
+        let Some(new) = new else { return Self::hold(path, options) };
+        if !new.is_in_image() {
+            return Self::hold_and_clone(path, options, new);
         }
         if options.as_file || options.format == Some(Format::Raw) {
             let mut source = Self::hold(path, options)?;
@@ -50,7 +50,7 @@ impl Source {
             return Ok(source);
         }
         // The file is held until all files are.
-        match anchors::write(path, options, leave) {
+        match anchors::write(path, options, new) {
             Ok((file, anchor)) => match Self::hold(path, options) {
                 // It goes with those of earlier points.
                 Ok(source) if source.hold.is_lost() => Ok(source.without_anchor()),
@@ -92,16 +92,16 @@ impl Source {
         })
     }
 
-    fn hold_and_clone(path: &Path, options: &OpenOptions, leave: &Leave<'_>) -> Result<Self> {
+    fn hold_and_clone(path: &Path, options: &OpenOptions, new: &NewAnchor<'_>) -> Result<Self> {
         let mut held = Self::hold(path, options)?;
         if held.hold.is_lost() {
             return Ok(held.without_anchor());
         }
         let mut swept = Vec::new();
         let cloned = written_files(path, options).and_then(|files| {
-            swept = sweep_beside(&files, leave);
+            swept = sweep_beside(&files, new);
             check_text(path, files.iter().map(|(file, _)| file.clone()))?;
-            Clones::take(&files, &leave.name)
+            Clones::take(&files, &new.name)
         });
         match cloned {
             Ok(clones) => {
@@ -183,8 +183,8 @@ impl Source {
         self.hold.check_unchanged(&self.image)
     }
 
-    /// Whether the time of the file at `path` has been the same since the image was taken only if
-    /// nobody has written to it.
+    /// Whether an unchanged time of the file at `path` proves that nobody wrote to the file since the
+    /// image was taken.
     pub fn is_settled(&self, path: &Path) -> bool {
         self.hold.is_settled(path)
     }
@@ -238,11 +238,11 @@ fn check_text(path: &Path, files: impl Iterator<Item = PathBuf>) -> Result<()> {
 }
 
 /// Removes what interrupted backups have left beside the files.
-fn sweep_beside(files: &[(PathBuf, Arc<dyn ReadAt>)], leave: &Leave<'_>) -> Vec<Warning> {
+fn sweep_beside(files: &[(PathBuf, Arc<dyn ReadAt>)], new: &NewAnchor<'_>) -> Vec<Warning> {
     let mut warnings = Vec::new();
-    let keep = [leave.keep.as_deref().unwrap_or_default()];
+    let keep = [new.previous.as_deref().unwrap_or_default()];
     for folder in files.iter().filter_map(|(path, _)| path.parent()) {
-        match anchors::sweep_clones(folder, leave.tag, &keep) {
+        match anchors::sweep_clones(folder, new.tag, &keep) {
             // That the folder is not ours is why no clone can be made, either.
             Err(error) if error.kind() != ErrorKind::Usage => {
                 warnings.push(old_clone(&error));

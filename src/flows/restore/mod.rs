@@ -22,8 +22,10 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk, Recorder};
 use crate::base::warning::{Code, Warning};
-use crate::disk::create::{self, FileId, Format, ImageWriter, Plan, Stream};
+use crate::disk::create::{self, Format, ImageWriter, Plan, Stream};
+use crate::disk::files::FileId;
 use crate::disk::flow::pipeline::Resources;
+use crate::disk::io::OpenFiles;
 use crate::disk::io::ReadAt;
 use crate::guest::libvirt::Libvirt;
 use crate::vault::archive::Reader;
@@ -187,10 +189,13 @@ pub fn replay(
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
     check_replaced(&request)?;
+    let files = Arc::new(OpenFiles::default());
     let (chain, problems) = if request.salvage {
-        salvage_chain(archives.iter().map(|path| archive_file(path)), Vec::new(), None, cancel)?
+        let archives = archives.iter().map(|path| archive_file(&files, path));
+        salvage_chain(archives, Vec::new(), None, cancel)?
     } else {
-        let archives = archives.iter().map(|path| Reader::open(archive_file(path)?).map(Arc::new));
+        let open = |path: &PathBuf| Reader::open(archive_file(&files, path)?).map(Arc::new);
+        let archives = archives.iter().map(open);
         (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
     };
     let report = rebuild(&chain, problems, request, observer, cancel)?;
@@ -253,7 +258,7 @@ fn rebuild(
             let options = create::Options {
                 format: request.format,
                 force: request.force,
-                inputs: input_ids(chain)?,
+                inputs: input_ids(chain),
                 cancel: cancel.clone(),
             };
             (path.clone(), create::create(&path, plan, &options, observer)?)
@@ -321,13 +326,7 @@ fn ranges(blocks: &RoaringBitmap, chain: &Chain) -> Vec<GuestRange> {
 }
 
 /// The archives' files: none of them can be the output.
-fn input_ids(chain: &Chain) -> Result<Vec<FileId>> {
-    let mut ids = Vec::new();
-    for archive in chain.archives() {
-        if let Some(fd) = archive.store().fd() {
-            let id = FileId::of(fd);
-            ids.push(id.map_err(|error| Error::io("look at", archive.path(), error))?);
-        }
-    }
-    Ok(ids)
+fn input_ids(chain: &Chain) -> Vec<FileId> {
+    let files = chain.archives().iter().filter_map(|archive| archive.store().pooled());
+    files.map(FileId::from).collect()
 }

@@ -60,8 +60,8 @@ impl Claim {
         &self.blocks
     }
 
-    /// `count` blocks that the claim says nothing about and that were not zero, of which `nonzero`
-    /// are all there were, and as many that were. Fewer if there are fewer.
+    /// A random sample of the unclaimed blocks: up to `count` that held data at the parent (those in
+    /// `nonzero`) and up to `count` that were zero.
     pub fn sample(&self, nonzero: &RoaringBitmap, count: u64, seed: u64) -> RoaringBitmap {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut rest = RoaringBitmap::new();

@@ -7,7 +7,7 @@ use super::{Device, Disk, Source};
 /// What becomes of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
-    /// It is backed up.
+    /// The disk is backed up.
     Take {
         /// The image.
         image: PathBuf,
@@ -16,9 +16,10 @@ pub enum Choice {
         /// The image is a block device: no filesystem can clone it.
         block: bool,
     },
-    /// It is left out, as it should be.
+    /// The disk is left out, as it should be.
     LeaveOut(Reason),
-    /// It belongs to the machine and can't be backed up: no point is made unless it is excluded.
+    /// The disk belongs to the machine and can't be backed up: no point is made unless the disk is
+    /// excluded.
     Refuse(Reason),
 }
 
@@ -60,7 +61,7 @@ pub fn decide(disk: &Disk, excluded: &[String]) -> Choice {
     take(disk).unwrap_or_else(Choice::Refuse)
 }
 
-/// What is needed to read a disk that belongs to the machine.
+/// What reading a disk of the machine needs.
 fn take(disk: &Disk) -> Result<Choice, Reason> {
     let (image, block) = match &disk.source {
         Source::File(path) => (path.clone(), false),
@@ -86,7 +87,7 @@ fn take(disk: &Disk) -> Result<Choice, Reason> {
     let format = match disk.format.as_deref() {
         Some("qcow2") => "qcow2",
         Some("raw") => "raw",
-        // What libvirt takes it for, too, and the only guess that a guest can't influence.
+        // libvirt assumes the same format, and a guest can't influence this assumption.
         None => "raw",
         Some(other) => return Err(Reason(format!("has the format {other:?}, not qcow2 or raw"))),
     };

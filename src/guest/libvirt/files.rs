@@ -14,9 +14,9 @@ use crate::disk::io::{Opener, not_opened};
 pub struct Libvirt {
     /// The folder of its configuration: `/etc/libvirt`.
     pub config: PathBuf,
-    /// The folder of what runs: `/run/libvirt`.
+    /// The folder for the state of running guests: `/run/libvirt`.
     pub run: PathBuf,
-    /// The folder of its state: `/var/lib/libvirt`.
+    /// The folder for lasting state: `/var/lib/libvirt`.
     pub state: PathBuf,
 }
 
@@ -42,9 +42,9 @@ pub struct XmlFile {
 /// A domain and the files that describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// The domain as it is now: as it runs if it does, as it is defined otherwise.
+    /// The domain as it is now: the running domain, or the defined one if the guest doesn't run.
     pub domain: Domain,
-    /// The disks that it has when it is started the next time, if it runs now and is defined.
+    /// The disks of the next start, if the guest runs now and is defined.
     pub next_disks: Vec<Disk>,
     /// The file that defines it; none for a transient domain.
     pub persistent: Option<XmlFile>,
@@ -74,7 +74,7 @@ impl Libvirt {
         let live = read(&self.run.join("qemu").join(&file))?;
         let defined = persistent.as_ref().map(|file| self.parsed(file, name)).transpose()?;
         let running = live.as_ref().map(|file| self.parsed(file, name)).transpose()?;
-        // A domain that is over may have left its file behind for a moment.
+        // A domain that has just ended may have left its file for a moment.
         let running = running.filter(|domain| domain.state != Some(State::Off));
         let live = live.filter(|_| running.is_some());
         let next_disks = match (&running, &defined) {
@@ -93,7 +93,7 @@ impl Libvirt {
         Ok(Found { domain, next_disks, persistent, live })
     }
 
-    /// Parses a file, and sees that it is the domain that it is called after.
+    /// Parses a file, and checks that it describes the domain in its name.
     fn parsed(&self, file: &XmlFile, name: &str) -> Result<Domain> {
         let within = |error: Error| error.within(file.path.display().to_string());
         let mut domain = parse::parse(&file.text).map_err(within)?;
@@ -119,7 +119,7 @@ impl Libvirt {
             };
             for entry in entries {
                 let name = entry.map_err(failed)?.file_name();
-                // Names are text in XML; what is none is no domain's file.
+                // Names in XML are text; a file whose name is no text is no domain's file.
                 let name = name.to_str().and_then(|name| name.strip_suffix(".xml"));
                 names.extend(name.filter(|name| !name.starts_with('.')).map(str::to_owned));
             }
@@ -127,17 +127,17 @@ impl Libvirt {
         Ok(Listing { names: names.into_iter().collect() })
     }
 
-    /// The memory of a guest that `virsh managedsave` has stopped, if there is some: the next start
-    /// resumes it, whatever its disks hold by then.
+    /// The saved memory of a guest that `virsh managedsave` has stopped, if there is one: the next
+    /// start resumes it, whatever the disks hold by then.
     pub fn managed_save(&self, name: &str) -> Option<PathBuf> {
         let path = self.state.join("qemu/save").join(format!("{name}.save"));
-        // What can't be looked at may be there.
+        // A file that can't be looked at may exist.
         let is_gone = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
         let gone = name.contains('/') || path.symlink_metadata().is_err_and(is_gone);
         (!gone).then_some(path)
     }
 
-    /// The files of the firmware's variables that are there or that the definition names: the file that
+    /// The files of the firmware's variables that exist or that the definition names: a file that
     /// libvirt chooses may stand in no definition.
     pub fn variables(&self, domain: &Domain) -> Vec<PathBuf> {
         let nvram = match domain.nvram.as_ref().map(|nvram| &nvram.source) {

@@ -1,30 +1,32 @@
-//! What an XML may hold before it is parsed at all. The parser compares every attribute of an element
-//! with those before it, and looks every prefix up among all namespaces, so these are counted first, in
-//! one pass over the text: what passes takes time and memory in proportion to its length.
+//! The limits that an XML must keep before it is parsed at all. The parser compares every attribute
+//! of an element with those before it, and looks every prefix up among all namespaces, so these are
+//! counted first, in one pass over the text: parsing an XML that passes takes time and memory in
+//! proportion to its length.
 //!
-//! The pass need not know whether the XML is well formed. It knows where a tag ends as the parser does
-//! (quotes, comments, CDATA, instructions); what it takes otherwise than the parser, the parser refuses.
+//! The pass need not know whether the XML is well formed. It knows where a tag ends as the parser
+//! does (quotes, comments, CDATA, instructions); wherever the pass reads the text otherwise than
+//! the parser, the parser refuses it.
 
 use super::malformed;
 use crate::base::error::Result;
 
 /// The longest XML that is read, in bytes. libvirt itself takes no more over its own protocol.
 pub const XML_LEN_MAX: u64 = 4 << 20;
-/// More nodes than this no domain has.
+/// No domain has more nodes than this.
 pub(super) const NODES_MAX: u32 = 200_000;
-/// More attributes than this no domain has.
+/// No domain has more attributes than this.
 const ATTRIBUTES_MAX: usize = 200_000;
-/// More attributes than this no element has: libvirt's own have 20 at the most.
+/// No element has more attributes than this: libvirt's own elements have 20 at the most.
 const ATTRIBUTES_OF_ONE_MAX: usize = 128;
 /// Elements are never nested deeper than this. A backing chain is: one level for each file.
 const DEPTH_MAX: usize = 400;
-/// More namespaces than this no domain declares: QEMU's own, and one for each kind of metadata.
+/// No domain declares more namespaces than this: QEMU's own, and one for each kind of metadata.
 const NAMESPACES_MAX: usize = 100;
 
 /// Fails if parsing `text` would be out of proportion.
 ///
 /// # Errors
-/// [`crate::ErrorKind::Image`], with the limit that it goes beyond.
+/// [`crate::ErrorKind::Image`], with the limit that the text exceeds.
 pub(super) fn check(text: &str) -> Result<()> {
     if text.len() as u64 > XML_LEN_MAX {
         return Err(malformed(format!("is longer than {XML_LEN_MAX} bytes")));

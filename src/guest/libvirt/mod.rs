@@ -1,9 +1,9 @@
 //! Virtual machines as libvirt's own files describe them: `/etc/libvirt/qemu/NAME.xml` for a domain
 //! that is defined, `/run/libvirt/qemu/NAME.xml` for one that runs.
 //!
-//! Nothing here asks a daemon, and nothing here opens an image: what the files say becomes plain
-//! values, and for each disk a decision with its reason. The files are the administrator's, but they
-//! are read as if they were not: bounded in size, in depth and in number of elements.
+//! This module asks no daemon and opens no image. It turns the files into plain values, and for
+//! each disk into a decision with its reason. The files belong to the administrator, but reading
+//! them is bounded in size, in depth and in number of elements, as for a stranger's files.
 
 mod chain;
 mod decide;
@@ -39,7 +39,7 @@ pub struct Domain {
     pub disks: Vec<Disk>,
     /// Its firmware's variables.
     pub nvram: Option<Nvram>,
-    /// Where they are if they are elsewhere.
+    /// Where the variables are, if they are elsewhere.
     pub firmware: Firmware,
     /// libvirt's secret that the emulated TPM's state is encrypted with.
     pub tpm_secret: Option<String>,
@@ -56,7 +56,7 @@ pub struct Domain {
 /// A disk device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// Its name in the guest's words, such as `vda`.
+    /// Its target, such as `vda`.
     pub target: String,
     /// What it is for the guest.
     pub device: Device,
@@ -200,11 +200,11 @@ pub enum Agent {
 /// What a guest is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It runs, or is about to.
+    /// The guest runs, or is about to.
     Running,
-    /// It is paused: it does nothing until somebody lets it go on.
+    /// The guest is paused: it does nothing until somebody resumes it.
     Paused,
-    /// It is over, and its file has not gone yet.
+    /// The guest has ended, and its file has not gone yet.
     Off,
 }
 
@@ -214,14 +214,14 @@ impl Domain {
         self.state == Some(State::Paused)
     }
 
-    /// What to call it in a command line of `virsh`: by its UUID no name is mistaken for another's
-    /// id or for an option.
+    /// What a command line of `virsh` calls the guest: its UUID, which is never mistaken for
+    /// another guest's id or for an option.
     pub fn handle(&self) -> &str {
         self.uuid.as_deref().unwrap_or(&self.name)
     }
 }
 
-/// What is wrong with a file, with its path put in front by whoever knows it.
+/// What is wrong with a file. The caller puts the file's path in front.
 fn malformed(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Image, what)
 }

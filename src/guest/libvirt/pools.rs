@@ -16,8 +16,8 @@ const OF_DEVICES: [&str; 2] = ["logical", "disk"];
 const OF_SERVERS: [&str; 4] = ["rbd", "sheepdog", "gluster", "iscsi-direct"];
 
 impl Libvirt {
-    /// Puts the file or block device in the place of every volume of a domain that can be found; in that
-    /// of the others, why not.
+    /// Replaces each volume of a domain by its file or block device, or by the reason why that
+    /// can't be found.
     pub(super) fn resolve_volumes(&self, domain: &mut Domain) {
         for disk in &mut domain.disks {
             disk.each_source(|source| self.resolve(source));
@@ -36,7 +36,7 @@ impl Libvirt {
         };
     }
 
-    /// Finds a volume; or says why it can't be.
+    /// Finds the file or device of a volume, or says why it can't be found.
     fn volume(&self, pool: &str, volume: &str) -> Result<Source, String> {
         let is_name = |name: &str| {
             !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != ".."
@@ -48,7 +48,7 @@ impl Libvirt {
             return Err(format!("no volume is called {volume:?}"));
         }
         let file = format!("{pool}.xml");
-        // What is active is what a guest gets: it may have been defined anew since.
+        // A guest gets the active pool, which may have been defined anew since.
         let folders = [&self.run, &self.config].map(|folder| folder.join("storage"));
         for folder in &folders {
             let path = folder.join(&file);
@@ -60,7 +60,7 @@ impl Libvirt {
     }
 }
 
-/// Finds a volume by its pool's XML; or says what about that is in the way.
+/// Finds a volume by its pool's XML, or says what in the XML is in the way.
 fn volume_of(text: &str, name: &str, volume: &str) -> Result<Source, String> {
     let document = document(text).map_err(|error| error.chain())?;
     let root = document.root_element();

@@ -1,6 +1,6 @@
 //! What of the host a definition names besides its disks: files, folders, devices, sockets. Each is
-//! taken into a point, is missing from it with what to do about it, or is harmless for a reason. What
-//! is named at a place that is not known here is missing, so that nothing passes in silence.
+//! kept in the point, or missing from the point with advice, or not needed for a reason. A path at
+//! an unknown place of the definition counts as missing, so that nothing is passed over in silence.
 
 use std::path::PathBuf;
 
@@ -19,22 +19,22 @@ pub struct Resource {
     pub path: Option<PathBuf>,
     /// What becomes of it.
     pub fate: Fate,
-    /// Two guests that have it would write to each other's, or be in each other's way.
+    /// Two guests that share it would overwrite each other's data or get in each other's way.
     pub shared: bool,
 }
 
 /// What becomes of something of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// A file that the guest starts from and only reads: it is taken.
+    /// A file that the guest starts from and only reads: the point keeps it.
     Boot,
-    /// A file that the guest keeps its state in: it is taken.
+    /// A file that holds the guest's state: the point keeps it.
     State,
     /// It is taken by what knows more of it: the firmware's variables, the TPM's state.
     TakenApart,
-    /// It is not in the point. What to do about it.
+    /// The point does not hold it. The text says what to do about that.
     Missing(&'static str),
-    /// A point needs none of it. Why.
+    /// A point does not need it. The text says why.
     Harmless(&'static str),
 }
 

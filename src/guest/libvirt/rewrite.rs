@@ -1,5 +1,5 @@
-//! The XML of a restored domain: the one that was backed up, with what has to be different spliced
-//! into its text. Everything else stays as it was written, byte for byte.
+//! The XML of a restored domain: the XML of the backup with the necessary changes spliced into its
+//! text. Everything else stays byte for byte.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use super::parse::{child, document, domain_node, elements};
 use super::resources::{Fate, Named, at, walk};
 use crate::base::error::Result;
 
-/// What is to be different.
+/// The changes to make.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
     /// The new name.
@@ -21,21 +21,23 @@ pub struct Changes {
     /// New MAC addresses for the network interfaces, in order. Interfaces beyond these lose theirs,
     /// so that libvirt gives them new ones. None leaves all as they are.
     pub macs: Option<Vec<String>>,
-    /// The disks that were restored: target, file and format. What they had below them is in them.
+    /// The disks that were restored: target, file and format. The content of their backing files is
+    /// in them.
     pub disks: Vec<(String, PathBuf, &'static str)>,
     /// What becomes of the firmware's variables.
     pub nvram: Place,
-    /// What becomes of them if they are in a store of their own.
+    /// What becomes of the firmware's variables in a store of their own.
     pub varstore: Place,
-    /// Files that were restored: where the definition names the first, it is to name the second.
+    /// Restored files, as pairs of the old and the new path.
     pub files: Vec<(PathBuf, PathBuf)>,
-    /// The definition is of a second guest: what it would share with the first goes.
+    /// The definition describes a second guest: everything that it would share with the first is
+    /// removed.
     pub second: bool,
     /// What becomes of the TPM's state, if the definition says where it is: libvirt finds it by the
     /// UUID otherwise.
     pub tpm: Place,
-    /// The generation id, if the domain has one: a guest learns from a new one that it was restored,
-    /// and that what it had agreed with others since does not count.
+    /// The generation id, if the domain has one: a new generation id tells a guest that it was
+    /// restored, and that agreements with others since the point do not count.
     pub genid: Option<String>,
     /// Targets of disks that are to be left out.
     pub dropped: Vec<String>,
@@ -44,12 +46,12 @@ pub struct Changes {
 /// What becomes of state that lies beside the disks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Place {
-    /// The definition names what it named.
+    /// The definition stays as it is.
     #[default]
     AsItWas,
-    /// It was restored to this path.
+    /// The state was restored to this path.
     At(PathBuf),
-    /// The definition names none, so libvirt makes some anew.
+    /// The definition names no state, so libvirt makes it anew.
     New,
 }
 
@@ -122,14 +124,14 @@ impl Edits<'_> {
         }
     }
 
-    /// Gives an attribute another value; one that is not there is left out.
+    /// Gives an attribute another value; a missing attribute stays missing.
     fn attribute(&mut self, node: Node<'_, '_>, name: &str, value: &str) {
         if let Some(attribute) = node.attribute_node(name) {
             self.replace(attribute.range_value(), escaped(value));
         }
     }
 
-    /// Sets the domain's UUID, and the one that the guest's firmware tables repeat: libvirt wants
+    /// Sets the domain's UUID, and the copy of it in the guest's firmware tables: libvirt wants
     /// them equal.
     fn uuid(&mut self, domain: Node<'_, '_>, uuid: &str) {
         if let Some(node) = child(domain, "uuid") {
@@ -197,8 +199,8 @@ impl Edits<'_> {
         }
     }
 
-    /// Has a file that was restored named where it is now, and takes from a second guest what it would
-    /// share with the first.
+    /// Names a restored file at its new place, and removes from a second guest everything that it
+    /// would share with the first.
     fn named(&mut self, named: Named<'_, '_>, changes: &Changes) {
         let (place, value, node, attribute) = match named {
             Named::Device(held, node) => {
@@ -284,7 +286,7 @@ impl Edits<'_> {
 
     /// The part `whole` of the text with all edits made.
     fn apply(mut self, whole: Range<usize>) -> String {
-        // Of two edits of which one is inside the other, the outer one comes first and is made.
+        // If one edit lies inside another, the outer edit comes first and wins.
         self.list.sort_by_key(|(range, _)| (range.start, Reverse(range.end)));
         let mut out = String::new();
         let mut position = whole.start;

@@ -1,7 +1,7 @@
 //! The mark: a small file that says that a guest may be frozen.
 //!
-//! It is there from before the freeze until after the thaw. Whoever finds it later knows that
-//! neither qdelta nor its watchdog got as far as that.
+//! The mark exists from before the freeze until after the thaw. A later run that finds a mark knows
+//! that neither qdelta nor its watchdog got as far as the thaw.
 
 use std::fs;
 use std::io::Write;
@@ -14,21 +14,21 @@ use crate::base::error::{Error, Result};
 use crate::disk::files::make_private_folder;
 use crate::disk::io::Opener;
 
-/// The longest mark that is read, in bytes.
+/// The longest mark that can be read, in bytes.
 const LEN_MAX: u64 = 64 << 10;
 
-/// What the mark says.
+/// The content of a mark.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mark {
     /// The domain, for people.
     pub name: String,
-    /// When it was to be frozen, for people.
+    /// When the freeze was to begin, for people.
     pub since: String,
     /// Tells this mark from a later one of the same guest.
     pub watchdog: u32,
 }
 
-/// Makes the mark, in the place of an older one.
+/// Makes the mark; a new mark replaces an older one.
 pub(super) fn set(freeze: &Freeze) -> Result<Mark> {
     let failed = |error| Error::io("write", &freeze.mark, error);
     let mark = Mark {
@@ -44,19 +44,19 @@ pub(super) fn set(freeze: &Freeze) -> Result<Mark> {
     Ok(mark)
 }
 
-/// Whether there is a mark, whatever it says.
+/// Whether there is a mark, whatever its content.
 pub(super) fn is_set(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// What the mark says, if it can be read.
+/// The content of the mark, if it can be read.
 pub(super) fn read(path: &Path) -> Option<Mark> {
     let bytes = Opener::READ.itself().read(path, LEN_MAX).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Removes the mark, or `only` this one. Where that fails, the next run thaws a guest that is not frozen,
-/// and says so: nothing comes of that.
+/// Removes the mark, or `only` this mark. If the removal fails, the next run thaws a guest that is
+/// not frozen and says so, which does no harm.
 pub(super) fn clear(path: &Path, only: Option<&Mark>) {
     if only.is_some() && read(path).as_ref() != only {
         return;

@@ -1,10 +1,10 @@
 //! Freezing a guest's filesystems for a moment, and thawing them whatever happens.
 //!
-//! The freeze belongs to a process of its own, the watchdog: it alone runs `virsh`, and it thaws
-//! when it is asked to, when the deadline passes, or when the pipe to the process that started it
-//! closes because that one is no more. Should the watchdog die, the process that started it thaws.
-//! A mark on disk, made before the freeze and removed after the thaw, tells the next run should
-//! both die.
+//! The freeze belongs to a process of its own, the watchdog: the watchdog alone runs `virsh`. It
+//! thaws the guest when it is asked to, when the deadline passes, or when the pipe to the process
+//! that started it closes because that process has ended. If the watchdog dies, the process that
+//! started it thaws. If both die, the next run finds a mark on disk, which is made before the
+//! freeze and removed after the thaw.
 //!
 //! `virsh` is run for `domfsfreeze` and `domfsthaw`, and for nothing else.
 
@@ -30,20 +30,20 @@ pub use watchdog::watch;
 use crate::base::error::{Error, ErrorKind, Result};
 use protocol::{Lines, Order, Reply};
 
-/// How long a freeze may last unless told otherwise: half of what a Windows guest bears.
+/// The default limit of a freeze: half the time after which a Windows guest thaws itself.
 pub const FREEZE_MAX_DEFAULT: Duration = Duration::from_secs(5);
-/// How long a thaw is tried again before it is an alarm, unless told otherwise.
+/// How long a failing thaw is repeated, by default, before it is an alarm.
 pub const THAW_TRIES_DEFAULT: Duration = Duration::from_secs(60);
-/// How long a freeze that was given up may still reach the guest: libvirt lets a call wait for its
-/// turn for 30 seconds, and then for the agent.
+/// How long an abandoned freeze may still reach the guest: libvirt lets a call wait for its turn
+/// for 30 seconds, and then for the agent.
 pub const LATE_MAX_DEFAULT: Duration = Duration::from_secs(35);
 
 /// How long the watchdog may take to be ready: it waits for its turn.
 const START_MAX: Duration = turn::WAIT_MAX.saturating_add(Duration::from_secs(10));
-/// How long it may take to end when its work is done.
+/// How long the watchdog may take to end when its work is done.
 const END_MAX: Duration = Duration::from_secs(10);
-/// How much later than it should the watchdog may answer before it is taken for dead. So short that
-/// the guest is thawed within a second after the limit also then.
+/// How late the watchdog's answer may be before the watchdog counts as dead. The time is so short
+/// that even then the guest is thawed within a second after the limit.
 const SILENCE_MAX: Duration = Duration::from_millis(700);
 
 /// What helps where `virsh` does not reach the guest's libvirt.
@@ -67,17 +67,17 @@ pub struct Freeze {
     pub virsh: Virsh,
     /// What `virsh` calls the domain: its UUID, or its name.
     pub guest: String,
-    /// What people call it.
+    /// The domain's name, for people.
     pub name: String,
     /// The file that says that the guest may be frozen.
     pub mark: PathBuf,
     /// libvirt's file of the domain. It is locked for as long as the guest is frozen or thawed.
     pub definition: PathBuf,
-    /// When the guest is thawed, whoever is not ready by then.
+    /// When the guest is thawed, even if the work within the freeze is not done.
     pub freeze_max: Duration,
-    /// How long the thaw is tried again until it is an alarm.
+    /// How long a failing thaw is repeated before it is an alarm.
     pub thaw_tries: Duration,
-    /// How long a freeze that was given up may still reach the guest: until then it is thawed again
+    /// How long an abandoned freeze may still reach the guest: until then the guest is thawed again
     /// and again.
     pub late_max: Duration,
 }
@@ -96,12 +96,12 @@ pub struct Program {
 pub struct Watchdog {
     freeze: Freeze,
     child: Child,
-    /// Closing it is what the watchdog takes for our end.
+    /// When this end closes, the watchdog takes this process for dead.
     orders: Option<ChildStdin>,
     replies: Lines<ChildStdout>,
 }
 
-/// A guest whose filesystems are frozen. Dropped, it is thawed.
+/// A guest whose filesystems are frozen. Dropping the value thaws the guest.
 #[derive(Debug)]
 #[must_use = "the guest is thawed when this is dropped"]
 pub struct Frozen {
@@ -120,8 +120,8 @@ pub struct Thawed {
     pub freeze_ms: u64,
     /// How many filesystems were frozen.
     pub filesystems: u32,
-    /// Why they may not have been frozen all the time, if there is a reason: then what was done
-    /// meanwhile is not of one moment.
+    /// Why the filesystems may not have been frozen all the time, if there is a reason: the work
+    /// done meanwhile then does not show one moment.
     pub broken: Option<String>,
 }
 
@@ -129,8 +129,8 @@ impl Watchdog {
     /// Starts the watchdog. Nothing is frozen yet.
     ///
     /// # Errors
-    /// The program can't be started, or does not do what it should: then a freeze would be without
-    /// a safety net and must not happen.
+    /// The program can't be started or does not do its work: a freeze would have no safety net
+    /// then, and must not happen.
     pub fn start(program: &Program, freeze: Freeze) -> Result<Self> {
         let failed = |what: &str| Error::new(ErrorKind::Io, format!("the watchdog {what}"));
         let mut child = Command::new(&program.path)
@@ -168,11 +168,11 @@ impl Watchdog {
     /// Freezes the guest's filesystems.
     ///
     /// # Errors
-    /// `Guest` if it can't be frozen within the limit: it is thawed again, to be sure. `Alarm` if
-    /// that failed, and it may still be frozen.
+    /// `Guest` if the guest can't be frozen within the limit: the guest is thawed again, to be
+    /// sure. `Alarm` if that thaw failed, and the guest may still be frozen.
     pub fn freeze(mut self) -> Result<Frozen> {
         let since = Instant::now();
-        // An order that can't be given is noticed by the reply that does not come.
+        // If the order can't be given, no reply comes, and that is noticed.
         let _ = self.order(&Order::Freeze);
         let reply = self.outcome(self.freeze.freeze_max);
         let name = self.freeze.name.clone();
@@ -206,8 +206,8 @@ impl Watchdog {
         }
     }
 
-    /// What has come of an order. Nothing if the watchdog is no more, makes no sense, or has been
-    /// silent for longer than it can have a reason to be: after `left` it should thaw the guest.
+    /// The watchdog's reply to an order. `None` if the watchdog has ended, makes no sense, or was
+    /// silent for too long: after `left` it should thaw the guest.
     fn outcome(&mut self, left: Duration) -> Option<Reply> {
         let mut limit = left + SILENCE_MAX;
         loop {
@@ -218,27 +218,27 @@ impl Watchdog {
         }
     }
 
-    /// Thaws in the place of a watchdog that died or hangs. `unanswered` says that its freeze may
-    /// still be on its way.
+    /// Thaws the guest in place of a watchdog that died or hangs. `unanswered` says that the
+    /// watchdog's freeze may still be on its way.
     fn take_over(&mut self, unanswered: bool) -> Result<()> {
         self.kill();
         let thawed = thaw::thaw_now(&self.freeze, unanswered).map(drop);
-        // Not before: whoever should read it may not, and the guest would wait.
+        // The log comes after the thaw: its reader may block, and the guest would wait.
         tracing::error!("the watchdog of {} died or hung", self.freeze.name);
         thawed
     }
 
-    /// Ends the watchdog, whatever it does.
+    /// Kills the watchdog, whatever it does.
     fn kill(&mut self) {
         self.orders = None;
-        // It can only fail if it has ended, or if somebody else has waited for it.
+        // The kill fails only if the watchdog has ended, or if somebody else has waited for it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 impl Drop for Watchdog {
-    /// Lets the watchdog end, which has nothing left to do; one that does not is ended.
+    /// Lets a watchdog with nothing left to do end by itself, and kills it if it does not.
     fn drop(&mut self) {
         self.orders = None;
         let end = Instant::now() + END_MAX;
@@ -267,7 +267,7 @@ impl Frozen {
 
     fn end(&mut self) -> Result<Thawed> {
         self.open = false;
-        // If the limit has passed, the answer is there already.
+        // If the limit has passed, the watchdog has answered already.
         let _ = self.watchdog.order(&Order::Thaw);
         let (freeze_ms, broken) = match self.watchdog.outcome(self.left()) {
             Some(Reply::Thawed { freeze_ms, problem }) => (freeze_ms, problem),
@@ -286,7 +286,8 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        // The error that led here is more interesting than how the thaw went, but for an alarm.
+        // The error that led here matters more than the result of the thaw, unless that is an
+        // alarm.
         if self.open
             && let Err(error) = self.end()
         {

@@ -1,4 +1,4 @@
-//! What the watchdog and the process that started it say to each other: one JSON value a line.
+//! The messages between the watchdog and the process that started it: one JSON value a line.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Freeze;
 
-/// A line is never longer, in bytes.
+/// The longest line, in bytes.
 const LINE_LEN_MAX: usize = 64 << 10;
 
-/// What the watchdog is told.
+/// An order to the watchdog.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// What it is about: the first order.
+    /// What to freeze: the first order.
     Watch(Freeze),
     /// Freeze.
     Freeze,
@@ -24,30 +24,30 @@ pub(super) enum Order {
     Thaw,
 }
 
-/// What the watchdog answers.
+/// A reply of the watchdog.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Reply {
-    /// It waits for the order to freeze.
+    /// The watchdog waits for the order to freeze.
     Ready,
     /// The guest is frozen.
     Frozen {
-        /// How many filesystems are.
+        /// How many filesystems are frozen.
         filesystems: u32,
     },
-    /// It is about to try to thaw the guest: a sign of life.
+    /// The watchdog is about to try to thaw the guest: a sign of life.
     Trying,
-    /// The guest could not be frozen, and is thawed.
+    /// The freeze failed, and the guest is thawed.
     NotFrozen {
         /// Why.
         problem: String,
-        /// `virsh` did not even reach libvirt, or no such domain there.
+        /// `virsh` did not reach libvirt at all, or libvirt has no such domain.
         unreached: bool,
     },
     /// The guest was frozen and is thawed.
     Thawed {
         /// From asking for the freeze to the end of the thaw.
         freeze_ms: u64,
-        /// Why it may not have been frozen all the time.
+        /// Why the guest may not have been frozen all the time.
         problem: Option<String>,
     },
     /// The thaw failed.
@@ -57,11 +57,11 @@ pub(super) enum Reply {
     },
 }
 
-/// What comes through a pipe, line by line.
+/// Reads a pipe line by line.
 #[derive(Debug)]
 pub(super) struct Lines<P> {
     pipe: P,
-    /// What was read of the next line.
+    /// The beginning of the next line, as far as it was read.
     line: Vec<u8>,
 }
 
@@ -74,8 +74,8 @@ impl<P: Read + AsFd> Lines<P> {
         &self.pipe
     }
 
-    /// Waits for the next line, at most for `limit`. Nothing comes if the limit is reached, if
-    /// whoever writes them is no more, or if they make no sense.
+    /// Waits for the next line, at most for `limit`. Gives `None` if the limit is reached, if the
+    /// writer has ended, or if the line makes no sense.
     pub fn next<T: DeserializeOwned>(&mut self, limit: Option<Duration>) -> Option<T> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {

@@ -13,8 +13,8 @@ use crate::base::warning::{Code, Warning};
 
 /// How long one try may take at the most. libvirt lets a thaw wait until a freeze that hangs is over.
 pub(super) const TRY_MAX: Duration = Duration::from_secs(5);
-/// How long one try may take at the least. What hangs once or twice must not keep the guest frozen for
-/// a second after the limit.
+/// How long one try may take at the least. A `virsh` that hangs once or twice must not keep the
+/// guest frozen for a second after the limit.
 const TRY_MIN: Duration = Duration::from_millis(300);
 /// The first pause between two tries; each is twice as long as the one before.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -32,9 +32,10 @@ pub(super) struct Done {
     pub not_running: bool,
 }
 
-/// Thaws, trying again until the time for it is over. `left` is what is left of the time that the
-/// guest may be frozen: the first try may take all of it. Before each one `trying` is called. Nothing
-/// is logged in between: whoever should read it may not, and the guest would wait.
+/// Thaws the guest, and tries again until the time for thawing is over. `left` is the rest of the
+/// time for which the guest may be frozen: the first try may take all of it. `trying` is called
+/// before each try. Nothing is logged between the tries: the log's reader may block, and the guest
+/// would wait.
 ///
 /// `Err` says why the last try failed.
 pub(super) fn thaw(
@@ -44,7 +45,7 @@ pub(super) fn thaw(
 ) -> Result<Done, String> {
     let end = Instant::now() + freeze.thaw_tries;
     let mut pause = PAUSE_FIRST;
-    // The first one has what is left; those that follow get more and more.
+    // The first try has the rest of the freeze; each further try gets more time.
     let (mut this, mut next) = (left.clamp(TRY_MIN, TRY_MAX), TRY_MIN);
     let mut first_problem = None;
     loop {
@@ -64,9 +65,8 @@ pub(super) fn thaw(
     }
 }
 
-/// Thaws after a freeze that libvirt may still carry out, because nobody has its answer: the thaw may
-/// have overtaken it. So it is done again and again until the freeze has come, or can't come any
-/// more.
+/// Thaws after a freeze that was not answered, which libvirt may still carry out: the thaw may have
+/// overtaken the freeze. So the thaw is repeated until the freeze has come, or can't come any more.
 pub(super) fn thaw_for_good(
     freeze: &Freeze,
     left: Duration,
@@ -81,15 +81,16 @@ pub(super) fn thaw_for_good(
     Ok(done)
 }
 
-/// Thaws a guest that a freeze can hardly have reached: one try, to be sure. It takes no longer than
-/// what is `left` of the freeze: whoever waits for the outcome thinks of that.
+/// Thaws a guest that a freeze can hardly have reached: one try, to be sure. The try takes no
+/// longer than what is `left` of the freeze, because the process that waits for the outcome counts
+/// on that.
 pub(super) fn thaw_once(freeze: &Freeze, left: Duration) -> Result<(), Problem> {
     let left = left.clamp(TRY_MIN, TRY_MAX);
     virsh::call(&freeze.virsh, Verb::Thaw, &freeze.guest, left, None).map(drop)
 }
 
-/// Thaws a guest that may be frozen, whoever froze it, and removes the mark. `unanswered` says that a
-/// freeze may still be on its way.
+/// Thaws a guest that may be frozen, no matter which process froze it, and removes the mark.
+/// `unanswered` says that a freeze may still be on its way.
 pub(super) fn thaw_now(freeze: &Freeze, unanswered: bool) -> Result<Done> {
     let done = match unanswered {
         true => thaw_for_good(freeze, TRY_MIN, &mut || ()),
@@ -97,15 +98,15 @@ pub(super) fn thaw_now(freeze: &Freeze, unanswered: bool) -> Result<Done> {
     };
     let done = done.map_err(|problem| alarm(&freeze.name, &problem))?;
     if done.not_running {
-        // A guest that is paused was not thawed: the mark stays until it is.
+        // A paused guest was not thawed: the mark stays until the guest is.
         return Err(alarm(&freeze.name, "it does not run now; a paused one stays frozen"));
     }
     mark::clear(&freeze.mark, None);
     Ok(done)
 }
 
-/// Thaws a guest that an earlier run may have left frozen. `running` says whether the guest runs: one
-/// that doesn't is not frozen any more. Gives whether there was something to do.
+/// Thaws a guest that an earlier run may have left frozen. `running` says whether the guest runs: a
+/// guest that has stopped is not frozen any more. Gives whether there was something to do.
 ///
 /// # Errors
 /// `Alarm` if it can't be thawed.
@@ -113,13 +114,13 @@ pub fn thaw_marked(freeze: &Freeze, running: bool, observer: &dyn Observer) -> R
     if !mark::is_set(&freeze.mark) {
         return Ok(false);
     }
-    // Who left it may still be at work.
+    // The process that left the mark may still be at work.
     let _turn = turn::take(freeze, turn::WAIT_MAX)?;
     if !mark::is_set(&freeze.mark) {
         return Ok(false);
     }
     let mark = mark::read(&freeze.mark);
-    // Its freeze may still be on its way.
+    // That process's freeze may still be on its way.
     let unanswered = mark.as_ref().is_none_or(|mark| is_recent(&mark.since, freeze.late_max));
     let since = mark.map(|mark| format!(" since {}", mark.since)).unwrap_or_default();
     if running {

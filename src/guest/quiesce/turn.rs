@@ -1,5 +1,6 @@
-//! One at a time: whoever freezes or thaws a guest holds a lock on the file that libvirt has of it,
-//! whichever repository it works for. A thaw of one run would else end the freeze of another.
+//! One process at a time freezes or thaws a guest, whatever repository it works for: it holds a
+//! lock on libvirt's file of the guest. Otherwise the thaw of one run would end the freeze of
+//! another.
 
 use std::fs::{File, TryLockError};
 use std::thread;
@@ -9,13 +10,14 @@ use super::Freeze;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::{Opener, not_opened};
 
-/// How long to wait: longer than a watchdog that was left alone goes on thawing.
+/// How long to wait for the lock: longer than an abandoned watchdog goes on thawing.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(50);
-/// How often to look.
+/// How often the lock is tried.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The right to freeze and to thaw a guest. It ends when this is dropped, or the process, however it
-/// ends. If libvirt replaces the file meanwhile (`virsh edit`), a second one may have it, too.
+/// The right to freeze and to thaw a guest. The right ends when this value is dropped or the
+/// process ends in any way. If libvirt replaces its file meanwhile (`virsh edit`), a second process
+/// may have the right, too.
 pub(super) struct Turn {
     _file: File,
 }
@@ -23,7 +25,7 @@ pub(super) struct Turn {
 /// Waits for the right to freeze and to thaw.
 ///
 /// # Errors
-/// `Busy` if another process does not let go of it; `Io` if the file can't be opened.
+/// `Busy` if another process does not give up the right; `Io` if the file can't be opened.
 pub(super) fn take(freeze: &Freeze, wait_max: Duration) -> Result<Turn> {
     let path = &freeze.definition;
     let opened = Opener::READ.open(path);

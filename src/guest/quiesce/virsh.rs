@@ -28,15 +28,15 @@ impl Verb {
 pub(super) struct Problem {
     /// What happened, for people.
     pub text: String,
-    /// Nothing of it can have reached the guest.
+    /// The call can't have reached the guest.
     pub untouched: bool,
-    /// It has not even reached libvirt, or nothing there that is called so.
+    /// The call did not reach libvirt, or libvirt has no domain of that name.
     pub unreached: bool,
-    /// The agent answered that it does not do such a thing.
+    /// The agent answered that it does not know or allow the command.
     pub refused: bool,
-    /// The guest does not run: it is not frozen either.
+    /// The guest does not run, and so is not frozen.
     pub stopped: bool,
-    /// Nobody waits for the answer any more, but libvirt may still do it.
+    /// Nobody waits for the answer any more, but libvirt may still carry out the call.
     pub unanswered: bool,
 }
 
@@ -50,7 +50,7 @@ const UNREACHED: [&str; 4] = [
     "no valid connection",
 ];
 
-/// What libvirt complains of before it sends the guest anything.
+/// Errors that libvirt reports before it sends the guest anything.
 const UNSENT: [&str; 4] = [
     "guest agent is not connected",
     "guest agent is not configured",
@@ -95,9 +95,9 @@ impl Problem {
     }
 }
 
-/// Runs `virsh` and gives the number of filesystems that it speaks of, or what went wrong.
+/// Runs `virsh` and gives the number of filesystems that its answer names, or what went wrong.
 ///
-/// It is killed when `limit` is over, or when the other end of `abort` is closed.
+/// `virsh` is killed when `limit` is over, or when the other end of `abort` is closed.
 pub(super) fn call(
     virsh: &Virsh,
     verb: Verb,

@@ -1,5 +1,5 @@
-//! The watchdog: the process that freezes, and that thaws whatever becomes of the one that started
-//! it.
+//! The watchdog: the process that freezes the guest, and that thaws it whatever becomes of the
+//! process that started the watchdog.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,14 +11,14 @@ use super::virsh::{self, Problem, Verb};
 use super::{Freeze, alarm, mark, thaw, turn};
 use crate::base::error::{Error, ErrorKind, Result};
 
-/// Is the watchdog: takes orders from `orders`, which closes when the one who gives them is no
-/// more, and answers on `replies`. Returns when there is nothing left to do. The process should heed
-/// no signal that can be ignored, and have a session of its own, which this gives it.
+/// The watchdog's whole life: takes orders from `orders`, which closes when the process that gives
+/// them ends, and answers on `replies`. Returns when there is nothing left to do. The process must
+/// ignore every signal that can be ignored. This function gives it a session of its own.
 ///
 /// # Errors
 /// `Alarm` if a guest could not be thawed; `Usage` if the orders make no sense.
 pub fn watch(orders: File, replies: File) -> Result<()> {
-    // Who started it by hand is the leader of a group and stays in its session.
+    // A process that was started by hand leads a group and stays in its session.
     let _ = rustix::process::setsid();
     let mut watch = Watch { orders: Lines::new(orders), replies };
     let Some(Order::Watch(freeze)) = watch.order(None) else {
@@ -34,7 +34,7 @@ pub fn watch(orders: File, replies: File) -> Result<()> {
     watch.reply(&Reply::Ready);
     match watch.order(None) {
         Some(Order::Freeze) => watch.freeze(&freeze),
-        // Whoever wanted to freeze has thought better of it.
+        // The process that wanted a freeze gave it up.
         _ => Ok(()),
     }
 }
@@ -78,7 +78,7 @@ impl Watch {
                 ));
             }
         }
-        // Also after a freeze that failed: it may have frozen something, or be about to.
+        // The thaw comes also after a failed freeze, which may have frozen something, or still may.
         let left = freeze.freeze_max.saturating_sub(since.elapsed());
         let mut trying = || {
             self.reply(&Reply::Trying);
@@ -88,7 +88,7 @@ impl Watch {
             _ => thaw::thaw(freeze, left, &mut trying),
         };
         let freeze_ms = since.elapsed().as_millis() as u64;
-        // One that is only paused is frozen still: the next run looks again.
+        // A guest that is only paused is still frozen: the next run looks again.
         if thawed.as_ref().is_ok_and(|done| !done.not_running) {
             mark::clear(&freeze.mark, Some(&mark));
         }
@@ -100,7 +100,8 @@ impl Watch {
                         format!("{problem}; before it the freeze had failed: {}", first.text)
                     }
                 };
-                // Whoever hears it raises the alarm; if nobody does, it is for us to do.
+                // The process that hears this raises the alarm; if nobody listens, the watchdog
+                // does.
                 return match self.reply(&Reply::Alarm { problem: problem.clone() }) {
                     true => Ok(()),
                     false => Err(alarm(&freeze.name, &problem)),
@@ -122,7 +123,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Answers; false if nobody listens any more. Then there is still work to do.
+    /// Sends a reply. False if nobody listens any more; the work goes on even then.
     fn reply(&mut self, reply: &Reply) -> bool {
         let Ok(mut line) = serde_json::to_vec(reply) else { return false };
         line.push(b'\n');
@@ -135,12 +136,13 @@ impl Watch {
     }
 }
 
-/// Whether a freeze that failed proves that it has frozen nothing, and nothing else has to be thawed.
+/// Whether a failed freeze is known to have frozen nothing, so that nothing has to be thawed.
 fn not_frozen(freeze: &Freeze, problem: &Problem, since: Instant) -> bool {
     if !problem.untouched && !problem.refused {
         return false;
     }
     let thawed = thaw::thaw_once(freeze, freeze.freeze_max.saturating_sub(since.elapsed()));
-    // An agent that refuses both never froze anything; one that has frozen refuses no thaw.
+    // An agent that refuses both commands never froze anything; an agent that has frozen something
+    // does not refuse the thaw.
     problem.untouched || thawed.is_ok() || thawed.is_err_and(|problem| problem.refused)
 }

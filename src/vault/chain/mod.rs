@@ -13,7 +13,9 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::archive::{Digest, Geometry, GroupIndex, Kind};
+use crate::formats::archive::{
+    Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind, zero_group_digest,
+};
 use crate::vault::archive::Reader;
 
 pub use cursor::GroupCursor;
@@ -137,6 +139,38 @@ impl Chain {
             changed.insert_range(shortest as u32..=last as u32);
         }
         Ok(changed)
+    }
+
+    /// The digests of all groups of the disk at the newest point, as the archives have them: whether
+    /// they are right shows the root. 32 bytes for each group.
+    ///
+    /// # Errors
+    /// A table of digests can't be read.
+    pub fn group_digests(&self) -> Result<Vec<Digest>> {
+        let geometry = self.geometry();
+        let count = geometry.group_count() as usize;
+        let mut digests = vec![zero_group_digest(geometry.block_size()); count];
+        let mut open = RoaringBitmap::new();
+        open.insert_range(0..geometry.group_count());
+        for (archive, kept) in self.archives.iter().zip(&self.blocks_kept).rev() {
+            if open.is_empty() {
+                break;
+            }
+            let mut rank = 0;
+            for groups in archive.groups().pieces() {
+                for group in groups? {
+                    let start = u64::from(group) * u64::from(GROUP_BLOCKS);
+                    if start < *kept
+                        && open.remove(group)
+                        && let Some(digest) = digests.get_mut(group as usize)
+                    {
+                        *digest = archive.group_digest(rank)?;
+                    }
+                    rank += 1;
+                }
+            }
+        }
+        Ok(digests)
     }
 
     /// The disk's groups as `(group, bytes of the disk)`, for messages.

@@ -3,12 +3,22 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::reader::PointReader;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{FileStore, Opener, ReadAt, not_opened};
+use crate::disk::io::{OpenFiles, ReadAt, not_opened};
 use crate::vault::archive;
 use crate::vault::chain::Chain;
 use crate::vault::repository::storage::{Name, Storage};
 use crate::vault::repository::{Catalog, Point};
+
+/// Opens a point for reading anywhere in its disk.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`], [`ErrorKind::NotFound`]: an archive of its chain is damaged or missing.
+/// Others: an archive can't be read.
+pub fn open(catalog: &Catalog, point: &Point) -> Result<PointReader> {
+    PointReader::new(open_chain(catalog, point)?)
+}
 
 /// Opens the archives of a point's chain.
 pub(crate) fn open_chain(catalog: &Catalog, point: &Point) -> Result<Chain> {
@@ -42,8 +52,7 @@ pub(crate) fn check_indexes(chain: Chain) -> Result<Chain> {
 }
 
 /// Opens the file of an archive that may lie anywhere, sound or not.
-pub(crate) fn archive_file(path: &Path) -> Result<Arc<dyn ReadAt>> {
-    let file = Opener::READ.open(path);
-    let file = file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
-    Ok(Arc::new(FileStore::new(file, path)))
+pub(crate) fn archive_file(files: &Arc<OpenFiles>, path: &Path) -> Result<Arc<dyn ReadAt>> {
+    let file = files.open(path);
+    Ok(Arc::new(file.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?))
 }

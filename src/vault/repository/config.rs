@@ -16,6 +16,7 @@ use super::names::{DomainName, POINTS};
 use super::storage::{Entry, EntryKind, Local, Name, Publish, Storage};
 use super::{Repository, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::random;
 use crate::disk::files::check_new_file;
 
 /// The file that makes a folder a repository.
@@ -314,9 +315,6 @@ fn check_empty(storage: &dyn Storage) -> Result<()> {
 
 /// 32 hexadecimal digits at random.
 fn new_id() -> Result<String> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot get random numbers").because(error.to_string())
-    })?;
+    let bytes: [u8; 16] = random::bytes()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

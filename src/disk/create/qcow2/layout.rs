@@ -1,11 +1,11 @@
-//! Where everything lies in a qcow2 file that is written in one go:
+//! The layout of a qcow2 file that is written in one go:
 //!
 //! ```text
 //! header, refcount table, refcount blocks, L1 table, L2 tables, data in guest order
 //! ```
 //!
-//! Data is allocated in units: clusters, or blocks where those are longer. The place of a unit
-//! follows from how many units of the plan lie before it.
+//! Data is allocated in units: clusters, or blocks where blocks are longer. The place of a unit
+//! follows from the number of the plan's units before it.
 
 use roaring::RoaringBitmap;
 
@@ -33,7 +33,7 @@ pub(super) struct Layout {
     unit_size: u64,
     /// The units that have data.
     units: RoaringBitmap,
-    /// How many of them lie before each [`RANK_STEP`] units.
+    /// How many of these units lie before each multiple of [`RANK_STEP`].
     ranks: Vec<u64>,
     /// The L1 entries that have an L2 table.
     l1_used: RoaringBitmap,
@@ -71,7 +71,7 @@ impl Layout {
             })
     }
 
-    /// The layout with clusters of this size, if that is large enough for the disk.
+    /// The layout with clusters of this size, if such clusters are large enough for the disk.
     fn with_clusters(plan: &Plan, virtual_size: u64, cluster: ClusterSize) -> Option<Self> {
         let entries_per_table = cluster.bytes() / ENTRY_SIZE;
         let l1_entries = cluster.count(virtual_size).div_ceil(entries_per_table).max(1);
@@ -115,7 +115,7 @@ impl Layout {
         self.data.end() * self.cluster.bytes()
     }
 
-    /// Length of what [`Self::tables`] gives, in bytes.
+    /// Length of the output of [`Self::tables`], in bytes.
     pub(super) fn tables_len(&self) -> u64 {
         self.data.first * self.cluster.bytes()
     }
@@ -125,7 +125,7 @@ impl Layout {
         self.tables_len().saturating_add(self.data.count.saturating_mul(self.cluster.bytes()))
     }
 
-    /// Where in the file the byte at `guest_offset` of the disk lies, if it has a place.
+    /// The offset in the file of the disk's byte at `guest_offset`, if it has a place.
     pub(super) fn place(&self, guest_offset: u64) -> Option<u64> {
         let unit = u32::try_from(guest_offset / self.unit_size).ok()?;
         if !self.units.contains(unit) || guest_offset >= self.virtual_size {
@@ -267,7 +267,7 @@ impl Layout {
     }
 }
 
-/// What this module makes and the format does not take.
+/// An error for output that the format does not take.
 fn impossible(error: FormatError) -> Error {
     Error::new(ErrorKind::Usage, "the disk does not fit into a qcow2 image").because(error)
 }

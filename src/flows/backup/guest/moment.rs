@@ -19,7 +19,7 @@ use crate::flows::anchors::{self, Clones, descriptor};
 use crate::flows::backup::disk::Written;
 use crate::flows::backup::leave;
 use crate::flows::backup::together::{Ready, about};
-use crate::flows::capture::{Source, old_clone, written_files};
+use crate::flows::capture::{Captured, old_clone, written_files};
 use crate::guest::libvirt::{self, Agent, Found};
 use crate::guest::quiesce::{Freeze, Frozen, Thawed, Watchdog};
 
@@ -108,7 +108,7 @@ impl<'a> Flow<'a> {
         let (written, moment) = self.still(freeze, |left| {
             let mut sources = Vec::new();
             for disk in &ready {
-                sources.push(Source::live(disk.image, disk.open)?);
+                sources.push(Captured::live(disk.image, disk.open)?);
             }
             let consistency = match self.plan.usage {
                 Use::Paused => Consistency::CrashConsistent,
@@ -307,7 +307,7 @@ impl<'a> Flow<'a> {
         &self,
         ready: &[Ready<'_>],
         made: Made<'a>,
-    ) -> Result<(Vec<Source>, Vec<Snapshots<'a>>)> {
+    ) -> Result<(Vec<Captured>, Vec<Snapshots<'a>>)> {
         let mut sources = Vec::new();
         match made {
             Made::Clones(all) => {
@@ -319,7 +319,7 @@ impl<'a> Flow<'a> {
                     let before = disk.base.latest.as_ref();
                     let before = before.and_then(|latest| latest.record.anchor.as_ref());
                     let swept = sweep(disk, &clones, before.map(|anchor| anchor.name.as_str()));
-                    let mut source = Source::of_clones(disk.image, open, clones, keep)?;
+                    let mut source = Captured::of_clones(disk.image, open, clones, keep)?;
                     source.warnings.extend(swept);
                     sources.push(source);
                 }
@@ -328,7 +328,7 @@ impl<'a> Flow<'a> {
             Made::Snapshots(all) => {
                 for (disk, snapshots) in ready.iter().zip(&all) {
                     let opened = snapshots.substitutes().and_then(|made| {
-                        let source = Source::of_copies(disk.image, disk.open, made)?;
+                        let source = Captured::of_copies(disk.image, disk.open, made)?;
                         snapshots::check_read(&all, &source.image).map(|()| source)
                     });
                     match opened {

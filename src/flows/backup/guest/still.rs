@@ -1,6 +1,6 @@
 //! Whether a file is another one again, and whether somebody writes to it.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{major, minor};
 
 use crate::base::error::{Error, Result};
-use crate::disk::files::image_lock;
+use crate::disk::files::{FileId, image_lock};
 use crate::disk::io::Opener;
 
 /// Devices lie on devices no deeper than this.
@@ -16,26 +16,10 @@ const DEPTH_MAX: u32 = 8;
 /// Filesystems count in two seconds at the most.
 const COARSE_S: i64 = 2;
 
-/// What a file or block device is, whatever its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Identity {
-    File { device: u64, inode: u64 },
-    Device(u64),
-}
-
-impl Identity {
-    fn of(metadata: &Metadata) -> Self {
-        match metadata.file_type().is_block_device() {
-            true => Self::Device(metadata.rdev()),
-            false => Self::File { device: metadata.dev(), inode: metadata.ino() },
-        }
-    }
-}
-
 /// A file or block device as it is at the moment.
 #[derive(Debug, Clone)]
 pub(super) struct Look {
-    identity: Identity,
+    id: FileId,
     /// Time of the last write, in seconds; none for a device.
     modified_s: Option<i64>,
     /// QEMU's locks say that somebody writes to it. Where there are none, this says nothing.
@@ -66,7 +50,7 @@ impl Look {
         }
         let is_written = image_lock::probe(fd).ok().flatten().is_some_and(|holder| holder.writes());
         Ok(Self {
-            identity: Identity::of(&metadata),
+            id: FileId::from(&metadata),
             modified_s: metadata.is_file().then(|| metadata.mtime()),
             is_written,
         })
@@ -74,12 +58,12 @@ impl Look {
 
     /// Whether it is the same file or device as `other`, by whatever name.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.identity == other.identity
+        self.id == other.id
     }
 
     /// Whether it is the same as `other`, or a device that lies on it.
     pub fn leads_to(&self, other: &Self) -> bool {
-        lies_on(self.identity, other.identity, DEPTH_MAX)
+        lies_on(self.id, other.id, DEPTH_MAX)
     }
 
     /// Whether it is a file that was written last before `other` was: no copy keeps a time that is
@@ -92,11 +76,11 @@ impl Look {
     }
 }
 
-fn lies_on(above: Identity, below: Identity, depth: u32) -> bool {
+fn lies_on(above: FileId, below: FileId, depth: u32) -> bool {
     if above == below {
         return true;
     }
-    let Identity::Device(device) = above else { return false };
+    let FileId::BlockDevice(device) = above else { return false };
     if depth == 0 {
         return false;
     }
@@ -105,19 +89,19 @@ fn lies_on(above: Identity, below: Identity, depth: u32) -> bool {
 
 /// What a block device is made of, as far as the kernel tells: the file of a loop device, the whole
 /// disk of a partition, what a mapped device maps to.
-fn parts(device: u64) -> Vec<Identity> {
+fn parts(device: u64) -> Vec<FileId> {
     let name = format!("/sys/dev/block/{}:{}", major(device), minor(device));
     let folder = PathBuf::from(name);
     let number = |folder: &Path| {
         let text = Opener::READ.read_text(&folder.join("dev"), 4096).ok()?;
         let (major, minor) = text.trim().split_once(':')?;
         let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
-        Some(Identity::Device(device))
+        Some(FileId::BlockDevice(device))
     };
     let mut parts = Vec::new();
     if let Ok(name) = Opener::READ.read_text(&folder.join("loop/backing_file"), 64 << 10) {
         let name = PathBuf::from(name.trim_end_matches('\n'));
-        parts.extend(std::fs::metadata(name).ok().map(|found| Identity::of(&found)));
+        parts.extend(std::fs::metadata(name).ok().map(|found| FileId::from(&found)));
     }
     if folder.join("partition").exists() {
         let whole = folder.canonicalize().ok().and_then(|it| number(it.parent()?));

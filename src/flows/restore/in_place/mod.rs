@@ -11,6 +11,7 @@
 //! The disks of a guest go back together: what would fail for one of them is found before any is
 //! written, and one safety point is made of all.
 
+mod compare;
 mod pages;
 mod ready;
 mod roll_back;

@@ -1,7 +1,7 @@
 //! An image that is about to be rolled back, once nothing stands against it any more.
 
 use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 
 use super::write::{self, Held, Wanted};
 use super::{InPlaceOptions, Job, guests, room};
@@ -9,7 +9,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
 use crate::disk::edit::Spare;
-use crate::disk::files::Allocation;
+use crate::disk::files::{Allocation, Stamp};
 use crate::disk::io::Opener;
 use crate::vault::repository::{Anchor, AnchorKind, Catalog};
 
@@ -47,7 +47,7 @@ impl<'a> Ready<'a> {
             let spare = observer.step("check", || held.check())?;
             let newest = catalog.newest(&job.disk).ok().filter(|_| run.options.safety_point);
             let anchor = newest.and_then(|newest| newest.record.anchor);
-            let (wanted, stamp) = (Wanted::default(), Stamp::of(job)?);
+            let (wanted, stamp) = (Wanted::default(), stamp_of(job)?);
             all.push(Self { job, held, stamp, wanted, spare, anchor });
         }
         for ready in &mut all {
@@ -79,7 +79,7 @@ impl<'a> Ready<'a> {
 
     /// Fails if somebody who heeds no locks wrote to it since it was compared.
     pub fn check_unchanged(&self) -> Result<()> {
-        if Stamp::of(self.job)? == self.stamp {
+        if stamp_of(self.job)? == self.stamp {
             return Ok(());
         }
         let text = format!("{} was written to meanwhile", self.job.path.display());
@@ -135,20 +135,9 @@ impl<'a> Ready<'a> {
     }
 }
 
-/// What tells that a file was written to, though all who heed locks were kept out.
-#[derive(PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    len: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(job: &Job) -> Result<Self> {
-        let path = &job.path;
-        let data = Opener::READ.or_device().open(path).and_then(|file| file.metadata());
-        let data = data.map_err(|error| Error::io("look at", path, error))?;
-        let modified = (data.mtime(), data.mtime_nsec());
-        Ok(Self { inode: data.ino(), len: data.len(), modified })
-    }
+/// What a write to the job's file changes, also by those who heed no locks.
+fn stamp_of(job: &Job) -> Result<Stamp> {
+    let path = &job.path;
+    let stamp = Opener::READ.or_device().open(path).and_then(Stamp::of);
+    stamp.map_err(|error| Error::io("look at", path, error))
 }

@@ -2,13 +2,12 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use qdelta_formats::archive::{GroupIndex, block_digest, zero_block_digest};
 use roaring::RoaringBitmap;
 
-use super::check_size;
 use super::pages::{Pages, Rehearsal, pieces};
+use super::{check_size, compare};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
@@ -17,9 +16,7 @@ use crate::disk::create::{Discard, ImageWriter};
 use crate::disk::edit::{self, ImageFile, Rewrite, Spare};
 use crate::disk::files::image_lock::ImageLock;
 use crate::disk::files::{Allocation, Zeroes, punch};
-use crate::disk::flow::pipeline::{Resources, TASK_SIZE_MIN};
-use crate::disk::image::extent::Extent;
-use crate::disk::image::read_plan::{ClusterReader, ReadPlan};
+use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Format, Image, OpenOptions};
 use crate::disk::io::{FileStore, ReadAt, Store};
 use crate::flows::anchors;
@@ -237,44 +234,7 @@ impl Job<'_> {
     pub fn differing(&self) -> Result<RoaringBitmap> {
         let image = Image::open(self.path, self.open)?;
         check_size(self.path, &image, self.chain)?;
-        let geometry = self.chain.geometry();
-        self.observer.begin("compare", geometry.virtual_size());
-        let zero = zero_block_digest(geometry.block_size());
-        let mut blocks = Blocks::new(&image, geometry.block_size() as usize);
-        let (mut mapper, mut extents) = (image.mapper(), Vec::new());
-        let mut cursor = self.chain.cursor();
-        let mut differing = RoaringBitmap::new();
-        for group in (0..geometry.group_count()).map(GroupIndex) {
-            self.cancel.check()?;
-            let state = cursor.seek(group)?;
-            let numbers = geometry.group_blocks(group);
-            let block_size = u64::from(geometry.block_size());
-            let start = numbers.start * block_size;
-            let end = (numbers.end * block_size).min(geometry.virtual_size());
-            extents.clear();
-            mapper.extents(start..end, &mut extents)?;
-            let mut told = start;
-            for (index, block) in numbers.enumerate() {
-                let range = block * block_size..((block + 1) * block_size).min(end);
-                // A group of large blocks has gigabytes: too much to be silent for.
-                if range.start - told >= TASK_SIZE_MIN {
-                    self.cancel.check()?;
-                    self.observer.advance(range.start - told);
-                    told = range.start;
-                }
-                let now = match blocks.read(&extents, range)? {
-                    Some(bytes) => block_digest(bytes),
-                    None => zero,
-                };
-                if now != state.digest(index) {
-                    // A disk has at most 2^32 blocks.
-                    differing.insert(block as u32);
-                }
-            }
-            self.observer.advance(end - told);
-        }
-        self.observer.end();
-        Ok(differing)
+        compare::differing(&image, self.chain, self.resources, self.observer, self.cancel)
     }
 }
 
@@ -300,50 +260,6 @@ fn whole_clusters(
         wanted.insert_range(first as u32..=(end - 1) as u32);
     }
     wanted
-}
-
-/// Reads the blocks of an image, one after the other.
-struct Blocks {
-    files: Vec<Arc<dyn ReadAt>>,
-    clusters: ClusterReader,
-    buffer: Vec<u8>,
-}
-
-impl Blocks {
-    fn new(image: &Image, block_size: usize) -> Self {
-        Self {
-            files: image.files().to_vec(),
-            clusters: ClusterReader::new(image.files().to_vec()),
-            buffer: vec![0; block_size],
-        }
-    }
-
-    /// The bytes of a block, filled up with zeros; none if there is nothing to read for it.
-    fn read(&mut self, extents: &[Extent], range: std::ops::Range<u64>) -> Result<Option<&[u8]>> {
-        let mut plan = ReadPlan::default();
-        let len = self.buffer.len();
-        plan.add(extents, &range, 0, len);
-        if plan.is_empty() {
-            return Ok(None);
-        }
-        for part in plan.zeros {
-            self.buffer.get_mut(part).unwrap_or_default().fill(0);
-        }
-        for segment in plan.segments {
-            let store = self.files.get(segment.file).ok_or_else(|| {
-                Error::new(ErrorKind::Image, "an extent names a file that the image does not have")
-            })?;
-            let into = self.buffer.get_mut(segment.range.clone()).unwrap_or_default();
-            store.read_exact_at(into, segment.offset).map_err(|error| {
-                let what = format!("read {} bytes at {} of", into.len(), segment.offset);
-                Error::io(what, store.path(), error)
-            })?;
-        }
-        for (part, cluster) in plan.compressed {
-            self.clusters.fill(&cluster, self.buffer.get_mut(part).unwrap_or_default())?;
-        }
-        Ok(Some(&self.buffer))
-    }
 }
 
 /// Writes over a raw image where it lies.

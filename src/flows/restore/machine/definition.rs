@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Job, MachineRequest};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::random;
 use crate::guest::libvirt::{
     Changes, Device, Domain, Place, Resource, Source, parse, resources, rewrite,
 };
@@ -346,17 +347,9 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot get random numbers").because(error.to_string())
-    })?;
-    Ok(bytes)
-}
-
 /// A UUID of version 4.
 fn new_uuid() -> Result<String> {
-    let mut bytes: [u8; 16] = random()?;
+    let mut bytes: [u8; 16] = random::bytes()?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -367,7 +360,7 @@ fn new_uuid() -> Result<String> {
 /// MAC addresses of the range that QEMU's guests have.
 fn new_macs(count: usize) -> Result<Vec<String>> {
     let mac = |_| {
-        let bytes: [u8; 3] = random()?;
+        let bytes: [u8; 3] = random::bytes()?;
         Ok(format!("52:54:00:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2]))
     };
     (0..count.min(1000)).map(mac).collect()

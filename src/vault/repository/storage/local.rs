@@ -11,7 +11,7 @@ use super::{
     durable,
 };
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{EarlyWriteback, FileStore, Opener, ReadAt};
+use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, not_opened};
 use crate::disk::sys::patience;
 
 /// A repository in a folder.
@@ -20,12 +20,14 @@ pub struct Local {
     root: PathBuf,
     /// The folders that are known to survive a power cut.
     folders: Mutex<BTreeSet<Name>>,
+    /// However many archives are read, few of their files are open at a time.
+    files: Arc<OpenFiles>,
 }
 
 impl Local {
     /// The storage in the folder `root`, which need not be there yet.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), folders: Mutex::default() }
+        Self { root: root.to_owned(), folders: Mutex::default(), files: Arc::default() }
     }
 
     /// Makes the folder itself, but not the folder around it.
@@ -118,7 +120,8 @@ impl Storage for Local {
 
     fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
         let path = self.path(name);
-        Ok(Arc::new(FileStore::new(durable::open(&path)?, path)))
+        let file = self.files.open(&path);
+        Ok(Arc::new(file.map_err(|error| not_opened(&path, error, ErrorKind::Damaged))?))
     }
 
     fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {

@@ -1,4 +1,4 @@
-//! What a path names, and whether two descriptors are of one file.
+//! What stands at a path before a restore writes there.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,33 +6,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::FileId;
 
-/// Tells a file or a device from every other one, whatever its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileId {
-    device: u64,
-    /// 0 for a block device, which may have several nodes.
-    inode: u64,
-}
-
-impl FileId {
-    /// The file behind a descriptor.
-    ///
-    /// # Errors
-    /// Whatever `fstat` says.
-    pub fn of(file: impl AsFd) -> io::Result<Self> {
-        let stat = rustix::fs::fstat(file)?;
-        let is_device =
-            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::BlockDevice;
-        Ok(if is_device {
-            Self { device: stat.st_rdev, inode: 0 }
-        } else {
-            Self { device: stat.st_dev, inode: stat.st_ino }
-        })
-    }
-}
-
-/// What is at a path before anything is written there.
+/// What a path names before anything is written there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Existing {
     Nothing,

@@ -1,0 +1,315 @@
+//! Random access to a recovery point: any bytes of its disk, from any thread, each block proved
+//! before a byte of it is given out.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use qdelta_formats::archive::{Digest, GROUP_BLOCKS, GroupIndex, RootHasher};
+
+use super::shelf::Shelf;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::ReadAt;
+use crate::vault::chain::{Chain, FrameRead, GroupState, Owner};
+use crate::vault::frames::unpack::{FrameNeed, Unpacker};
+
+/// How many groups' states are kept: about 80 KiB each.
+const STATES: usize = 64;
+/// How many bytes of decoded frames are kept.
+const DECODED: u64 = 16 << 20;
+
+/// A recovery point's disk, to be read anywhere and by any number of threads at once.
+///
+/// Opening it proves the digests of all groups by the point's root. From then on every block is
+/// proved by the digest of its group before a byte of it is given out: damage is an error, never a
+/// wrong byte.
+///
+/// Memory is bounded: about 5 MiB of groups' states and 16 MiB of decoded frames, 32 bytes for each
+/// group of the disk (8 MiB for 16 TiB), and what the archives of the chain hold.
+pub struct PointReader {
+    chain: Chain,
+    name: PathBuf,
+    /// The digests of all groups, proved; none of a salvaged chain.
+    groups: Option<Vec<Digest>>,
+    states: Shelf<u32, GroupState>,
+    /// By archive and number of the frame.
+    frames: Shelf<(usize, u64), Frame>,
+    /// Unpackers that no thread uses now.
+    idle: Mutex<Vec<Unpacker>>,
+}
+
+impl fmt::Debug for PointReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PointReader").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The blocks of a frame that nothing newer replaces, proved.
+#[derive(Debug)]
+struct Frame {
+    /// The first block of the frame's span.
+    first: u64,
+    /// All blocks of the span side by side; those that the frame does not have hold zeros.
+    bytes: Vec<u8>,
+}
+
+/// What a range of a point's disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Some archive stores its blocks.
+    Data,
+    /// It is zero, and nothing stores it.
+    Zero,
+    /// Nobody can tell any more what it was: an archive is damaged. Only in a salvaged chain; to
+    /// read it is an error.
+    Lost,
+}
+
+/// A range of a point's disk, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Which bytes.
+    pub range: Range<u64>,
+    /// What they are.
+    pub content: Content,
+}
+
+impl PointReader {
+    /// The disk at the newest point of `chain`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`]: the digests of the groups are not those that the root was made of.
+    /// Others: an archive can't be read.
+    pub fn new(chain: Chain) -> Result<Self> {
+        Self::with_room(chain, STATES, DECODED)
+    }
+
+    /// The same, with so many groups' states and bytes of decoded frames.
+    fn with_room(chain: Chain, states: usize, decoded: u64) -> Result<Self> {
+        let metadata = chain.newest().metadata();
+        let name = format!("{}/{}@{}", metadata.domain, metadata.disk, metadata.point);
+        let groups = if chain.is_salvaged() { None } else { Some(proved_groups(&chain)?) };
+        let frame_len = chain.archives().iter().map(|archive| {
+            let metadata = archive.metadata();
+            u64::from(metadata.frame_blocks) * u64::from(metadata.geometry.block_size())
+        });
+        let frames = decoded / frame_len.max().unwrap_or(1).max(1);
+        Ok(Self {
+            chain,
+            name: name.into(),
+            groups,
+            states: Shelf::new(states),
+            frames: Shelf::new(frames as usize),
+            idle: Mutex::default(),
+        })
+    }
+
+    /// The chain that it reads.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.chain.geometry().virtual_size()
+    }
+
+    /// Fills `out` with the bytes at `offset`, as far as the disk goes; gives how many there are.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`]: an archive is not what it was, with its name and the place. Others: an
+    /// archive can't be read. What `out` holds then means nothing.
+    pub fn read(&self, out: &mut [u8], offset: u64) -> Result<usize> {
+        let len = self.size().saturating_sub(offset).min(out.len() as u64) as usize;
+        let out = out.get_mut(..len).unwrap_or_default();
+        let block_size = u64::from(self.chain.geometry().block_size());
+        let mut state: Option<Arc<GroupState>> = None;
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
+            let (block, skipped) = (at / block_size, (at % block_size) as usize);
+            let group = GroupIndex((block / u64::from(GROUP_BLOCKS)) as u32);
+            let count = (len - done).min(block_size as usize - skipped);
+            let known = match state.take().filter(|state| state.group() == group) {
+                Some(state) => state,
+                None => self.state(group)?,
+            };
+            let part = out.get_mut(done..done + count).unwrap_or_default();
+            self.read_block(&known, block, skipped, part)?;
+            state = Some(known);
+            done += count;
+        }
+        Ok(len)
+    }
+
+    /// What `range` of the disk is, in whole blocks, neighbours of a kind as one. Stops after
+    /// `limit` runs: the end of the last one is where to go on. A range behind the disk's end is
+    /// cut.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn extents(&self, range: Range<u64>, limit: usize) -> Result<Vec<Run>> {
+        let geometry = self.chain.geometry();
+        let block_size = u64::from(geometry.block_size());
+        let end = range.end.min(self.size());
+        let mut runs: Vec<Run> = Vec::new();
+        let mut at = range.start;
+        while at < end {
+            let group = GroupIndex((at / block_size / u64::from(GROUP_BLOCKS)) as u32);
+            let state = self.state(group)?;
+            let blocks = geometry.group_blocks(group);
+            while at < end && at / block_size < blocks.end {
+                let block = at / block_size;
+                let content = content(&state, (block - blocks.start) as usize);
+                let next = ((block + 1) * block_size).min(end);
+                if let Some(last) = runs.last_mut()
+                    && last.content == content
+                {
+                    last.range.end = next;
+                } else if runs.len() < limit {
+                    runs.push(Run { range: at..next, content });
+                } else {
+                    return Ok(runs);
+                }
+                at = next;
+            }
+        }
+        Ok(runs)
+    }
+
+    fn state(&self, group: GroupIndex) -> Result<Arc<GroupState>> {
+        self.states.get(group.0, || {
+            let state = self.chain.state(group)?;
+            let proved = self.groups.as_ref().map(|groups| groups.get(group.0 as usize));
+            match proved {
+                Some(proved) if proved != Some(&state.group_digest()) => {
+                    Err(self.changed(self.chain.describe_group(group)))
+                }
+                _ => Ok(state),
+            }
+        })
+    }
+
+    /// Fills `out` with the bytes of a block from `skipped` on.
+    fn read_block(
+        &self,
+        state: &GroupState,
+        block: u64,
+        skipped: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let index = (block % u64::from(GROUP_BLOCKS)) as usize;
+        match content(state, index) {
+            Content::Zero => out.fill(0),
+            Content::Lost => {
+                let text = format!("{}: block {block} is lost", self.name.display());
+                return Err(Error::new(ErrorKind::Damaged, text));
+            }
+            Content::Data => {
+                let read = frame_of(state, block).ok_or_else(|| {
+                    self.changed(format!("block {block} of {}", self.name.display()))
+                })?;
+                let frame = self.frame(state, read)?;
+                let block_size = self.chain.geometry().block_size() as usize;
+                let start = (block - frame.first) as usize * block_size + skipped;
+                match frame.bytes.get(start..start + out.len()) {
+                    Some(bytes) => out.copy_from_slice(bytes),
+                    None => return Err(self.changed(format!("block {block}"))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&self, state: &GroupState, read: &FrameRead) -> Result<Arc<Frame>> {
+        self.frames.get((read.archive, read.position), || {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let block_size = self.chain.geometry().block_size();
+            let mut unpacker = match idle {
+                Some(unpacker) => unpacker,
+                None => Unpacker::new(self.chain.archives().to_vec(), block_size)?,
+            };
+            let first = u64::from(read.entry.first_block.0);
+            let span = self
+                .chain
+                .archives()
+                .get(read.archive)
+                .map_or(0, |archive| u64::from(archive.metadata().frame_blocks));
+            let need = FrameNeed {
+                archive: read.archive,
+                entry: read.entry,
+                mask: read.mask,
+                wanted: read.wanted,
+                at: None,
+            };
+            let mut bytes = vec![0; span as usize * block_size as usize];
+            let digests = state.digests();
+            unpacker.unpack(&(first..first + span), &[need], &[], digests, &mut bytes)?;
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(unpacker);
+            Ok(Frame { first, bytes })
+        })
+    }
+
+    fn changed(&self, place: String) -> Error {
+        let text = format!("{place}: the archives of {} have changed", self.name.display());
+        Error::new(ErrorKind::Damaged, text).advise("`qdelta verify` tells which files are damaged")
+    }
+}
+
+/// What block `index` of a group is. Of a salvaged chain only what is proved counts.
+fn content(state: &GroupState, index: usize) -> Content {
+    if !state.is_proven() || state.is_unsure(index) {
+        return Content::Lost;
+    }
+    match state.owner(index) {
+        Owner::Zero => Content::Zero,
+        Owner::Archive(_) => Content::Data,
+        Owner::Lost => Content::Lost,
+    }
+}
+
+/// The frame that holds a block of the group. Frames stand by archive, ascending within each.
+fn frame_of(state: &GroupState, block: u64) -> Option<&FrameRead> {
+    let Owner::Archive(archive) = state.owner((block % u64::from(GROUP_BLOCKS)) as usize) else {
+        return None;
+    };
+    let behind = state.frames().partition_point(|frame| {
+        (frame.archive, u64::from(frame.entry.first_block.0)) <= (archive, block)
+    });
+    let frame = state.frames().get(behind.checked_sub(1)?)?;
+    let bit = block.checked_sub(frame.entry.first_block.0.into())?;
+    (frame.archive == archive && bit < 64 && frame.wanted >> bit & 1 == 1).then_some(frame)
+}
+
+/// The digests of all groups at the chain's newest point, proved by its root.
+fn proved_groups(chain: &Chain) -> Result<Vec<Digest>> {
+    let groups = chain.group_digests()?;
+    let mut root = RootHasher::new(chain.geometry());
+    groups.iter().for_each(|digest| root.push(*digest));
+    if root.finish() == chain.root() {
+        return Ok(groups);
+    }
+    let text = format!("{}: the digests do not make up the root", chain.newest().path().display());
+    Err(Error::new(ErrorKind::Damaged, text)
+        .advise("`qdelta verify` finds out which archive of the chain is damaged"))
+}
+
+impl ReadAt for PointReader {
+    fn path(&self) -> &Path {
+        &self.name
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.size())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read(buffer, offset).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;
