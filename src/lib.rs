@@ -85,7 +85,7 @@ pub use base::cancel::Cancel;
 pub use base::error::{Error, ErrorKind, Result};
 pub use base::observer::{Event, Observer, Silent};
 pub use base::warning::{Code, Warning};
-pub use disk::create::Format;
+pub use disk::image::Format;
 pub use disk::flow::pipeline::Resources;
 pub use disk::image::{Image, ImageReader, OpenOptions};
 pub use disk::io::{Backend, Direct, ReadAt};

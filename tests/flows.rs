@@ -40,7 +40,7 @@ fn full_and_increments_restore_exactly() {
         let request = backup::Request { image, options: Options::default() };
         let report = backup::run(&repository, &request, &Silent, &Cancel::default()).unwrap();
         println!("{report:?}");
-        for format in [qdelta::disk::create::Format::Raw, qdelta::disk::create::Format::Qcow2] {
+        for format in [qdelta::disk::image::Format::Raw, qdelta::disk::image::Format::Qcow2] {
             let output = root.join(format!("restored-{number}.{format}"));
             let request = restore::Request {
                 destination: Destination::Path(output),

@@ -67,7 +67,10 @@ fn a_machine_that_is_lost_comes_back() {
         .zip([("web-vda.qcow2", "qcow2", &expected[0]), ("web-vdb.raw", "raw", &expected[1])])
     {
         let image = to.join(name);
-        assert_eq!(decide(disk, &[]), Choice::Take { image: image.clone(), format, block: false });
+        assert_eq!(
+            decide(disk, &[]),
+            Choice::Take { image: image.clone(), format: format.parse().unwrap(), block: false }
+        );
         assert!(content(&image, format) == *bytes, "{name}");
     }
     assert_eq!(domain.nvram.unwrap().source, Source::File(to.join("web_VARS.fd")));

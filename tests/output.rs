@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex};
 use qdelta::ErrorKind;
 use qdelta::base::cancel::Cancel;
 use qdelta::base::observer::Silent;
-use qdelta::disk::create::{Discard, Format, ImageWriter, Options, Plan, Stream, create};
-use qdelta::disk::files::FileId;
+use qdelta::disk::create::{Discard, ImageWriter, Options, Plan, Stream, create};
+use qdelta::disk::image::Format;
+use qdelta::disk::sys::FileId;
 use qdelta::formats::archive::{BlockIndex, Geometry};
 use roaring::RoaringBitmap;
 

@@ -237,7 +237,7 @@ fn the_library_is_silent() {
     only_in(
         &["src", "formats"],
         PROGRAM,
-        &["static mut", "LazyLock", "OnceLock<", "thread_local!"],
+        &["static mut", "LazyLock", "= OnceLock::new()", "thread_local!"],
         "the library has no globals",
     );
 }
@@ -321,9 +321,9 @@ fn what_files_need_is_decided_in_one_place() {
     );
     only_in(
         &["src"],
-        &["src/disk/files/file_id.rs", "src/disk/image/fingerprint.rs", "src/flows/anchors/"],
+        &["src/disk/sys/file_id.rs", "src/disk/image/fingerprint.rs", "src/flows/anchors/"],
         &[".ino()", "st_ino"],
-        "seven places told files apart, each in its way: who asks is crate::disk::files::FileId",
+        "seven places told files apart, each in its way: who asks is crate::disk::sys::FileId",
     );
     only_in(
         &["src"],

@@ -111,7 +111,7 @@ impl Generator {
         let metadata = self.metadata(point, kind)?;
         let lock = self.repository.lock(&self.disk.domain)?;
         let pending = self.repository.begin(&lock, &self.disk, point, kind)?;
-        let sink = Box::new(pending.file()?);
+        let sink = pending.writer();
         let mut writer = Writer::new(sink, metadata.clone(), pending.path().parent())?;
         let changed = self.choose();
         self.write(&mut writer, &changed)?;
@@ -141,7 +141,7 @@ impl Generator {
             bytes_written: summary.file_len,
             image: ImageRecord {
                 path: "/nowhere/disk.raw".into(),
-                format: "raw".into(),
+                format: qdelta::Format::Raw,
                 layers: Vec::new(),
                 boot: None,
             },

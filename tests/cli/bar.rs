@@ -184,7 +184,7 @@ fn a_backup_and_a_restore_are_counted_in_small_steps_whatever_the_block_size() {
         backup::run(&repository, &Request { image, options }, &heard, &Cancel::default()).unwrap();
         let request = restore::Request {
             destination: Destination::Path(lab.path(format!("{block_size}.raw"))),
-            format: qdelta::disk::create::Format::Raw,
+            format: qdelta::disk::image::Format::Raw,
             force: false,
             libvirt: Libvirt::default(),
             salvage: false,

@@ -94,7 +94,7 @@ impl Shelf {
             bytes_written: 1023 << 20,
             image: ImageRecord {
                 path: "/images/vm.qcow2".into(),
-                format: "qcow2".to_owned(),
+                format: qdelta::disk::image::Format::Qcow2,
                 boot: None,
                 layers: Vec::new(),
             },

@@ -15,6 +15,7 @@ pub mod index;
 mod layout;
 mod metadata;
 mod names;
+pub mod summary;
 
 pub use digest::{
     DIGEST_LEN, Digest, GROUP_CONTEXT, ROOT_CONTEXT, RootHasher, block_digest, group_digest,
@@ -31,6 +32,7 @@ pub use index::{Directory, FRAME_ENTRY_LEN, FrameEntry, Section, SectionKind};
 pub use layout::Field;
 pub use metadata::{EXTENSION_REQUIRED, METADATA_LEN_MAX, Metadata, NAME_LEN_MAX, Parent};
 pub use names::{Consistency, Kind, Tracker};
+pub use summary::Summary;
 
 #[cfg(test)]
 mod document;

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use qdelta::Result;
-use qdelta::disk::create::Format;
 use qdelta::flows::restore::{MachineReport, MachineRequest, run_machine};
 
 use super::restore::refuse_inside;
@@ -20,10 +19,7 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
         selector: args.machine.at.clone(),
         to: to.to_owned(),
         rename: args.machine.rename.clone(),
-        format: args.target.format.map(|format| match format {
-            args::Format::Raw => Format::Raw,
-            args::Format::Qcow2 => Format::Qcow2,
-        }),
+        format: args.target.format.map(args::Format::to_image),
         force: args.target.force,
         libvirt: args.libvirt.libvirt(),
         resources: args.work.resources(),

@@ -7,7 +7,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use qdelta::base::cancel::Cancel;
-use qdelta::disk::create::{Format, Pipe};
+use qdelta::disk::create::Pipe;
+use qdelta::disk::image::Format;
 use qdelta::disk::sys::stdout_was_closed;
 use qdelta::flows::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
 use qdelta::guest::libvirt::Libvirt;
@@ -15,7 +16,7 @@ use qdelta::vault::repository::{Repository, Selector};
 use qdelta::{Error, ErrorKind, Result};
 
 use super::{in_place, machine};
-use crate::cli::args::{self, Replay, Restore, Target, Work};
+use crate::cli::args::{Replay, Restore, Target, Work};
 use crate::cli::{Context, signals, status, text};
 
 /// Restores a point of a repository.
@@ -66,8 +67,7 @@ fn request(
 ) -> Result<Request> {
     let to_stdout = output == Path::new(STDOUT);
     let format = match target.format {
-        Some(args::Format::Qcow2) => Format::Qcow2,
-        Some(args::Format::Raw) => Format::Raw,
+        Some(format) => format.to_image(),
         // A raw disk under the name of a qcow2 image would be taken for one.
         None if output.extension().is_some_and(|end| end == "qcow2") => Format::Qcow2,
         None => Format::Raw,

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::FileId;
+use crate::disk::sys::FileId;
 
 /// What a path names before anything is written there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,6 @@ mod stream;
 mod target;
 
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 
 pub use discard::Discard;
@@ -28,47 +27,10 @@ pub use target::Target;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
-use crate::disk::files::{FileId, check_new_file, room};
+use crate::disk::files::{check_new_file, room};
+use crate::disk::image::Format;
 use crate::disk::io::Store;
-
-/// What a restored disk is written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Format {
-    /// The bytes of the disk, one for one; zeros are holes.
-    #[default]
-    Raw,
-    /// A qcow2 image of version 3; zeros are unallocated.
-    Qcow2,
-}
-
-impl Format {
-    /// Its name, as on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-}
-
-impl std::fmt::Display for Format {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "raw" => Ok(Self::Raw),
-            "qcow2" => Ok(Self::Qcow2),
-            _ => Err(Error::new(ErrorKind::Usage, format!("there is no output format {name:?}"))
-                .advise("the formats are raw and qcow2")),
-        }
-    }
-}
+use crate::disk::sys::FileId;
 
 /// How to write an output.
 #[derive(Debug, Clone, Default)]

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use super::existing::refuse_input;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::FileId;
 use crate::disk::files::image_lock;
 use crate::disk::files::{rename_new, room};
 use crate::disk::io::{FileStore, Opener, Store, not_opened, sync_folder};
+use crate::disk::sys::FileId;
 use crate::disk::sys::patience;
 
 /// A disk shows everything that was ever written to it: only its owner reads it, unless the file

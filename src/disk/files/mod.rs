@@ -2,7 +2,6 @@
 //! a file may be made, whether there is room, making a range read as zeros.
 
 mod allocation;
-mod file_id;
 pub mod fingerprint;
 pub mod image_lock;
 pub mod paths;
@@ -12,8 +11,6 @@ pub(crate) mod room;
 mod zeroes;
 
 pub(crate) use allocation::Allocation;
-pub use file_id::FileId;
-pub(crate) use file_id::Stamp;
 pub(crate) use place::{check_new_file, make_private_folder, open_device};
 pub(crate) use rename::rename_new;
 pub(crate) use zeroes::{Zeroes, punch};

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::FileId;
+use crate::disk::sys::FileId;
 
 /// A path that means the same from every folder, without `.` and `..`.
 ///

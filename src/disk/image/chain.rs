@@ -18,9 +18,9 @@ use super::stated::{Stated, StatedBelow, StatedLayer, data_file_difference, diff
 use super::{Format, OpenOptions};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
-use crate::disk::files::FileId;
 use crate::disk::image::extent::FileIndex;
 use crate::disk::io::ReadAt;
+use crate::disk::sys::FileId;
 
 /// The most images below the top of a chain: libvirt starts no guest with more.
 pub const DEPTH_MAX: usize = 200;

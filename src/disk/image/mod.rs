@@ -56,12 +56,13 @@ use layer::{Detail, Layer};
 const EXTENTS_AT_A_TIME: usize = 4096;
 
 /// A format in which a disk can be stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// qcow2, version 2 or 3.
+    /// qcow2, version 2 or 3 when read, 3 when written.
     Qcow2,
     /// The bytes of the disk and nothing else.
+    #[default]
     Raw,
 }
 

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use super::OpenOptions;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::FileId;
 use crate::disk::io::{FileStore, Opener, ReadAt, not_opened};
+use crate::disk::sys::FileId;
 
 /// An open file and what is known about it.
 pub(super) struct Opened {

@@ -2,13 +2,14 @@
 //! may have far fewer files open.
 
 use std::collections::HashMap;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Opener, ReadAt};
+use crate::disk::sys::{FileId, Stamp};
 
 /// Files that stay open when nobody reads them. Those that are being read come on top: at most one
 /// for each operation in flight and for each thread.
@@ -37,31 +38,13 @@ pub struct PooledFile {
     files: Arc<OpenFiles>,
     number: u64,
     path: PathBuf,
-    identity: Identity,
+    stamp: Stamp,
 }
 
-/// How a file is known again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity {
-    place: (u64, u64),
-    len: u64,
-    modified: (i64, i64),
-}
-
-impl Identity {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            place: (metadata.dev(), metadata.ino()),
-            len: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        }
-    }
-
-    /// Whether both are of one file. Some network filesystems number a file anew when it is opened
-    /// again: there the time of its last change stands for the number.
-    fn is_same(&self, other: &Self) -> bool {
-        self.len == other.len && (self.place == other.place || self.modified == other.modified)
-    }
+/// Whether both stamps are of one file that nobody wrote to. Some network filesystems number a file
+/// anew when it is opened again: there the time of its last change stands for the number.
+fn is_same(one: &Stamp, other: &Stamp) -> bool {
+    one.len == other.len && (one.id == other.id || one.modified == other.modified)
 }
 
 impl OpenFiles {
@@ -71,13 +54,13 @@ impl OpenFiles {
     /// As [`Opener::open`].
     pub fn open(self: &Arc<Self>, path: &Path) -> io::Result<PooledFile> {
         let file = Opener::READ.open(path)?;
-        let identity = Identity::of(&file.metadata()?);
+        let stamp = Stamp::from(&file.metadata()?);
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
         state.keep(number, Arc::new(file));
         drop(state);
-        Ok(PooledFile { files: Arc::clone(self), number, path: path.to_owned(), identity })
+        Ok(PooledFile { files: Arc::clone(self), number, path: path.to_owned(), stamp })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -118,7 +101,7 @@ impl PooledFile {
             return Ok(file);
         }
         let file = Opener::READ.open(&self.path)?;
-        if !self.identity.is_same(&Identity::of(&file.metadata()?)) {
+        if !is_same(&self.stamp, &Stamp::from(&file.metadata()?)) {
             return Err(io::Error::other(
                 "it is not the file that was opened before: it was replaced or changed meanwhile",
             ));
@@ -130,9 +113,9 @@ impl PooledFile {
 }
 
 impl PooledFile {
-    /// The device and the inode of the file.
-    pub fn place(&self) -> (u64, u64) {
-        self.identity.place
+    /// Which file it was when it was opened first.
+    pub fn id(&self) -> FileId {
+        self.stamp.id
     }
 }
 
@@ -150,7 +133,7 @@ impl ReadAt for PooledFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.identity.len)
+        Ok(self.stamp.len)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

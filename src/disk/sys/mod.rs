@@ -1,8 +1,12 @@
 //! What the kernel is asked for directly. The `unsafe` code of the project is in `uring` and in
 //! `kernel`, and nowhere else.
 
+mod file_id;
 pub(crate) mod kernel;
 pub(crate) mod patience;
+
+pub use file_id::FileId;
+pub(crate) use file_id::Stamp;
 
 /// Whether the program was started with its standard output closed. What is written to it then goes to
 /// `/dev/null`, without an error.

@@ -19,14 +19,14 @@ use crate::disk::image::extent::{CompressedCluster, Extent};
 use crate::disk::image::read_plan::{ClusterReader, ReadPlan};
 use crate::disk::image::{Image, Mapper};
 use crate::vault::archive::Writer;
-use crate::vault::chain::{Chain, GroupCursor};
 use crate::vault::frames::pack::{GroupDigests, Packer};
+use crate::vault::point::{Before, Digests};
 
 /// What to look at, against what, and with what.
 pub(super) struct Job<'a> {
     pub image: &'a Image,
     pub geometry: Geometry,
-    pub chain: Option<&'a Chain>,
+    pub before: Option<&'a Before>,
     /// The blocks to look at; `None` for all.
     pub selection: Option<&'a Selection>,
     /// How many blocks a frame spans.
@@ -99,7 +99,7 @@ pub(super) fn run(
         geometry: job.geometry,
         task_blocks: task_size / block_size,
         mapper: job.image.mapper(),
-        parent: job.chain.map(|chain| (chain.cursor(), chain.geometry().group_count())),
+        parent: job.before.map(|before| (before.digests(), before.geometry().group_count())),
         selection: job.selection,
         extents: Vec::new(),
         ahead,
@@ -156,7 +156,7 @@ struct Reader<'a> {
     task_blocks: u64,
     mapper: Mapper,
     /// The parent's digests, and how many groups it has.
-    parent: Option<(GroupCursor<'a>, u32)>,
+    parent: Option<(Digests<'a>, u32)>,
     selection: Option<&'a Selection>,
     extents: Vec<Extent>,
     ahead: ReadAhead<Task>,
@@ -243,17 +243,13 @@ impl Reader<'_> {
         // The last group may have lost blocks to a disk that shrank: its digests are needed.
         let is_last = group.0 + 1 == self.geometry.group_count();
         let step = match &mut self.parent {
-            Some((cursor, count)) if group.0 < *count => {
-                let state = cursor.seek(group)?;
-                match (state.has_stored(), is_last) {
-                    (false, _) => None,
-                    (true, false) => Some(Step::Kept { digest: state.group_digest() }),
-                    (true, true) => {
-                        let before = (Arc::new(*state.digests()), state.group_digest());
-                        Some(Step::Group { group, before: Some(before) })
-                    }
+            Some((digests, count)) if group.0 < *count => match is_last {
+                false => digests.group(group)?.map(|digest| Step::Kept { digest }),
+                true => {
+                    let before = digests.of(group)?;
+                    before.map(|before| Step::Group { group, before: Some(before) })
                 }
-            }
+            },
             _ => None,
         };
         match step {
@@ -268,12 +264,10 @@ impl Reader<'_> {
 
     /// The group's digests at the parent; `None` if it was all zero there.
     fn parent_of(&mut self, group: GroupIndex) -> Result<Option<(Arc<GroupDigests>, Digest)>> {
-        let Some((cursor, count)) = &mut self.parent else { return Ok(None) };
-        if group.0 >= *count {
-            return Ok(None);
+        match &mut self.parent {
+            Some((digests, count)) if group.0 < *count => digests.of(group),
+            _ => Ok(None),
         }
-        let state = cursor.seek(group)?;
-        Ok(state.has_stored().then(|| (Arc::new(*state.digests()), state.group_digest())))
     }
 
     fn flush_zero_groups(&mut self, producer: Out<'_>) -> Result<(), Halt> {

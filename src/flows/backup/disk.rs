@@ -22,11 +22,10 @@ use crate::flows::anchors::{self, Tag};
 use crate::flows::capture::{Captured, NO_ANCHOR, NO_MORE_TRIES};
 use crate::flows::tracking::{self, Tracked};
 use crate::vault::archive;
-use crate::vault::chain::Chain;
-use crate::vault::point::Base;
+use crate::vault::point::{Base, Before, sum_up};
 use crate::vault::repository::{
-    AnchorKind, Catalog, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending,
-    PointId, Refusal,
+    AnchorKind, Catalog, DiskId, DiskRecord, DomainLock, ImageRecord, LayerRecord, Pending, Point,
+    PointId, Refusal, Repository,
 };
 
 /// A disk that is to become part of a point.
@@ -52,6 +51,10 @@ pub(super) struct Written<'a> {
 pub(super) struct Rest {
     report: Report,
     base: Base,
+    repository: Repository,
+    disk: DiskId,
+    /// The file name of its archive.
+    archive: String,
     tag: Tag,
     source: Captured,
     /// It is a safety point, made before a roll back.
@@ -68,7 +71,10 @@ pub(super) fn write<'a>(
         Ok((pending, record, report)) => {
             let safety = job.options.safety;
             let tag = Tag::new(job.catalog.repository(), job.disk);
-            let rest = Rest { report, base: job.base, tag, source: job.source, safety };
+            let (repository, disk) = (job.catalog.repository().clone(), job.disk.clone());
+            let (base, source) = (job.base, job.source);
+            let archive = record.archive.clone();
+            let rest = Rest { report, base, repository, disk, archive, tag, source, safety };
             Ok(Written { pending, record, rest })
         }
         Err(error) => {
@@ -82,7 +88,12 @@ impl Rest {
     /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
     /// interrupted backups have left. What can't go, the next backup removes.
     pub fn settle(self, observer: &dyn Observer) -> Report {
-        let Self { report, base, tag, source, safety } = self;
+        let Self { report, base, repository, disk, archive, tag, source, safety } = self;
+        // The next backup can do without.
+        let archive = repository.archive(&disk, &archive);
+        if let Err(error) = sum_up(&repository, &disk, base.before(), &archive) {
+            tracing::info!("the next backup opens the whole chain: {}", error.chain());
+        }
         let path = source.path.clone();
         // What a guest wrote to a raw disk is no anchor, whatever it looks like.
         let is_qcow2 = source.image.layers().first().is_some_and(|top| top.format == Format::Qcow2);
@@ -129,8 +140,8 @@ impl<'a> Job<'a> {
         cancel: &Cancel,
     ) -> Result<(Pending<'a>, DiskRecord, Report)> {
         let started = Instant::now();
-        let chain = self.base.chain();
-        let geometry = geometry_for(&self.source.image, self.options.block_size, chain)?;
+        let before = self.base.before();
+        let geometry = geometry_for(&self.source.image, self.options.block_size, before)?;
         let choose = || {
             let track = self.options.track;
             tracking::choose(self.catalog, &self.base, &self.source, geometry, track)
@@ -200,7 +211,7 @@ impl<'a> Job<'a> {
     /// Whether nobody has to be told again that no anchor is left: the raw disk of a guest had none the last
     /// time, and got the kind of its qcow2 disks then. A raw disk stays one, so every night would warn.
     fn is_known_to_have_no_anchor(&self) -> bool {
-        let is_raw = |record: &DiskRecord| record.image.format == Format::Raw.as_str();
+        let is_raw = |record: &DiskRecord| record.image.format == Format::Raw;
         let before = self.base.latest.as_ref().map(|latest| &latest.record);
         let had_none = before.is_some_and(|record| record.anchor.is_none() && is_raw(record));
         let top = self.source.image.layers().first();
@@ -219,10 +230,10 @@ impl<'a> Job<'a> {
         observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<(Pending<'a>, Done, ArchiveId)> {
-        let (kind, chain) = (self.base.kind, self.base.chain());
-        let selection = match (&tracked.claim, chain) {
-            (Some(claim), Some(chain)) => Some(Selection {
-                sample: claim.sample(&chain.nonzero()?, self.options.sample, seed()?),
+        let (kind, before) = (self.base.kind, self.base.before());
+        let selection = match (&tracked.claim, before) {
+            (Some(claim), Some(before)) => Some(Selection {
+                sample: claim.sample(&before.nonzero()?, self.options.sample, seed()?),
                 claim: claim.blocks().clone(),
             }),
             _ => None,
@@ -233,7 +244,7 @@ impl<'a> Job<'a> {
             &self.point.to_string(),
             (kind, tracked.tracker, self.consistency),
             geometry,
-            chain,
+            self.base.point(),
         )?;
         let archive_id = metadata.archive_id;
         let spool = self.catalog.repository().spool_folder();
@@ -241,7 +252,7 @@ impl<'a> Job<'a> {
         let job = data_path::Job {
             image: &self.source.image,
             geometry,
-            chain,
+            before,
             selection: selection.as_ref(),
             frame_blocks: frame_blocks(geometry.block_size()),
             level: self.options.level,
@@ -260,12 +271,11 @@ impl<'a> Job<'a> {
         archive_id: ArchiveId,
     ) -> Result<DiskRecord> {
         let stored = &done.assembled;
-        let full = self.base.chain().and_then(|chain| chain.archives().first());
         Ok(DiskRecord {
             disk: self.disk.disk.clone(),
             archive: pending.archive_name(),
             archive_id,
-            chain_id: full.map_or(archive_id, |full| full.metadata().chain_id),
+            chain_id: self.base.point().map_or(archive_id, |point| point.record.chain_id),
             kind: self.base.kind,
             tracker: tracked.tracker,
             parent: self.base.point().map(|point| point.id),
@@ -323,10 +333,10 @@ fn seed() -> Result<u64> {
     Ok(u64::from_le_bytes(random::bytes()?))
 }
 
-fn geometry_for(image: &Image, asked: Option<u32>, chain: Option<&Chain>) -> Result<Geometry> {
-    let block_size = match chain {
-        Some(chain) => {
-            let size = chain.geometry().block_size();
+fn geometry_for(image: &Image, asked: Option<u32>, before: Option<&Before>) -> Result<Geometry> {
+    let block_size = match before {
+        Some(before) => {
+            let size = before.geometry().block_size();
             if asked.is_some_and(|asked| asked != size) {
                 return Err(Error::new(
                     ErrorKind::Usage,
@@ -339,7 +349,7 @@ fn geometry_for(image: &Image, asked: Option<u32>, chain: Option<&Chain>) -> Res
         None => asked.unwrap_or_else(|| default_block_size(image.virtual_size())),
     };
     Geometry::new(image.virtual_size(), block_size).map_err(|error| {
-        let kind = if chain.is_some() { ErrorKind::Image } else { ErrorKind::Usage };
+        let kind = if before.is_some() { ErrorKind::Image } else { ErrorKind::Usage };
         Error::new(kind, "the disk can't be cut into blocks")
             .because(error)
             .advise("larger blocks (--block-size, up to 2M) make larger disks possible")
@@ -360,13 +370,12 @@ pub(super) fn metadata_for(
     point: &str,
     (kind, tracker, consistency): (Kind, Tracker, Consistency),
     geometry: Geometry,
-    chain: Option<&Chain>,
+    parent: Option<&Point>,
 ) -> Result<Metadata> {
     let archive_id = ArchiveId(random::bytes()?);
-    let latest = chain.and_then(|chain| chain.archives().last());
     Ok(Metadata {
         archive_id,
-        chain_id: latest.map_or(archive_id, |latest| latest.metadata().chain_id),
+        chain_id: parent.map_or(archive_id, |parent| parent.record.chain_id),
         point: point.to_owned(),
         domain: disk.domain.to_string(),
         disk: disk.disk.to_string(),
@@ -376,10 +385,10 @@ pub(super) fn metadata_for(
         created_ms: u64::try_from(crate::base::clock::now()?.as_millisecond()).unwrap_or(0),
         geometry,
         frame_blocks: frame_blocks(geometry.block_size()),
-        parent: latest.map(|latest| Parent {
-            archive_id: latest.metadata().archive_id,
-            point: latest.metadata().point.clone(),
-            root: latest.root(),
+        parent: parent.map(|parent| Parent {
+            archive_id: parent.record.archive_id,
+            point: parent.id.to_string(),
+            root: parent.record.root,
         }),
         generator: concat!("qdelta ", env!("CARGO_PKG_VERSION")).to_owned(),
         extensions: Vec::new(),
@@ -395,14 +404,14 @@ fn image_record(source: &Captured) -> Result<ImageRecord> {
         .map(|(layer, fingerprint)| LayerRecord {
             path: absolute(&layer.path),
             data_file: layer.data_file.as_deref().map(absolute),
-            format: layer.format.as_str().to_owned(),
+            format: layer.format,
             virtual_size: layer.virtual_size,
             fingerprint,
         })
         .collect();
     Ok(ImageRecord {
         path: absolute(&source.path),
-        format: layers.first().map(|layer| layer.format.clone()).unwrap_or_default(),
+        format: layers.first().map(|layer| layer.format).unwrap_or_default(),
         layers,
         boot: crate::disk::files::fingerprint::boot(),
     })

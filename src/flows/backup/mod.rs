@@ -374,3 +374,6 @@ struct Done {
 
 /// What every recovery point's root is made of.
 type Root = Digest;
+
+#[cfg(test)]
+mod summary_tests;

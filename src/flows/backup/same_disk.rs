@@ -36,7 +36,7 @@ pub(super) fn settle_format(
     }
     let Some(before) = latest(catalog, disk)? else { return Ok(None) };
     let record = &before.record;
-    let format: Format = record.image.format.parse()?;
+    let format = record.image.format;
     if let Some(format) = format_of_relative(record, path) {
         open.format = Some(format);
         return Ok(None);
@@ -73,7 +73,7 @@ pub(super) fn settle_format(
 pub(super) fn explained(error: Error, catalog: &Catalog, disk: &DiskId, path: &Path) -> Error {
     let Ok(Some(before)) = latest(catalog, disk) else { return error };
     let is_lost =
-        before.record.image.format == "qcow2" && matches!(image::is_qcow2(path), Ok(false));
+        before.record.image.format == Format::Qcow2 && matches!(image::is_qcow2(path), Ok(false));
     if !is_lost {
         return error;
     }
@@ -170,7 +170,7 @@ fn format_of_relative(record: &DiskRecord, path: &Path) -> Option<Format> {
     }
     let mut bases = record.image.layers.iter().skip(1);
     if let Some(base) = bases.find(|layer| is_file_of(path, Some(layer))) {
-        return base.format.parse().ok();
+        return Some(base.format);
     }
     let format = Some(Format::Qcow2);
     let open = OpenOptions { format, ..OpenOptions::default() };
@@ -251,8 +251,8 @@ pub(crate) fn is_same_uuid(one: &str, other: &str) -> bool {
 /// Warns of what is not as it was at the latest point, though somebody said that it is the same disk.
 pub(super) fn warn(base: &Base, source: &Captured, observer: &dyn Observer) {
     let Some(before) = base.latest.as_ref().map(|latest| &latest.record) else { return };
-    let (path, was) = (source.path.display(), &before.image.format);
-    if let Some(is) = source.image.layers().first().map(|top| top.format.as_str())
+    let (path, was) = (source.path.display(), before.image.format);
+    if let Some(is) = source.image.layers().first().map(|top| top.format)
         && is != was
     {
         let text = format!("{path} is read as {is} now, and was as {was} at the point before");

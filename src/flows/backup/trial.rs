@@ -48,7 +48,7 @@ impl Trial<'_> {
         let job = data_path::Job {
             image: self.image,
             geometry: self.geometry,
-            chain: None,
+            before: None,
             selection: None,
             frame_blocks: self.frame_blocks,
             level: self.level,

@@ -8,9 +8,9 @@ use rustix::io::{Errno, retry_on_intr};
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
-use crate::disk::files::Stamp;
 use crate::disk::files::image_lock::ImageLock;
 use crate::disk::image::{Image, OpenOptions};
+use crate::disk::sys::Stamp;
 
 /// No kernel's clock for the times of files ticks more slowly.
 const TICK: Duration = Duration::from_millis(20);

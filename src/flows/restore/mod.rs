@@ -22,11 +22,11 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk, Recorder};
 use crate::base::warning::{Code, Warning};
-use crate::disk::create::{self, Format, ImageWriter, Plan, Stream};
-use crate::disk::files::FileId;
+use crate::disk::create::{self, ImageWriter, Plan, Stream};
 use crate::disk::flow::pipeline::Resources;
-use crate::disk::io::OpenFiles;
-use crate::disk::io::ReadAt;
+use crate::disk::image::Format;
+use crate::disk::io::{OpenFiles, PooledFile, ReadAt};
+use crate::disk::sys::FileId;
 use crate::guest::libvirt::Libvirt;
 use crate::vault::archive::Reader;
 use crate::vault::archive::salvage;
@@ -328,5 +328,5 @@ fn ranges(blocks: &RoaringBitmap, chain: &Chain) -> Vec<GuestRange> {
 /// The archives' files: none of them can be the output.
 fn input_ids(chain: &Chain) -> Vec<FileId> {
     let files = chain.archives().iter().filter_map(|archive| archive.store().pooled());
-    files.map(FileId::from).collect()
+    files.map(PooledFile::id).collect()
 }

@@ -13,6 +13,7 @@ use crate::disk::image::{Format, Image};
 use crate::flows::capture::Captured;
 use crate::vault::archive::Reader;
 use crate::vault::chain::Chain;
+use crate::vault::point::Before;
 use crate::vault::repository::{Anchor, AnchorKind, Point};
 
 /// What a claim is made of: the image now, and what the latest point says of it.
@@ -20,8 +21,10 @@ pub(super) struct Case<'a> {
     pub source: &'a Captured,
     pub geometry: Geometry,
     pub latest: &'a Point,
-    /// The chain of the latest point.
-    pub chain: &'a Chain,
+    /// What is known of the disk at the parent.
+    pub before: &'a Before,
+    /// The chain of the latest point, if the parent is another one.
+    pub chain: Option<&'a Chain>,
 }
 
 impl Case<'_> {
@@ -29,17 +32,15 @@ impl Case<'_> {
     /// one is in the archives; where they ended, the disk may have had another size.
     pub fn add_what_lies_between(&self, parent: &Point, claim: &mut Claim) -> Result<()> {
         claim.add_resize(self.latest.record.virtual_size);
-        if parent.id == self.latest.id {
-            return Ok(());
-        }
+        let Some(chain) = self.chain else { return Ok(()) };
         claim.add_resize(parent.record.virtual_size);
         let is_parent =
             |archive: &Arc<Reader>| archive.metadata().archive_id == parent.record.archive_id;
-        let position = self.chain.archives().iter().position(is_parent).ok_or_else(|| {
+        let position = chain.archives().iter().position(is_parent).ok_or_else(|| {
             let text = format!("point {} does not follow point {}", self.latest.id, parent.id);
             Error::new(ErrorKind::Usage, text)
         })?;
-        claim.add_blocks(&self.chain.changed_since(position)?);
+        claim.add_blocks(&chain.changed_since(position)?);
         Ok(())
     }
 
@@ -67,9 +68,9 @@ impl Case<'_> {
             true => now.len().saturating_sub(record.layers.len()),
             false => 0,
         };
-        let format = &record.format;
+        let format = record.format;
         match now.get(above) {
-            Some(layer) if layer.format.as_str() == format => Ok(()),
+            Some(layer) if layer.format == format => Ok(()),
             _ if above > 0 => Err(format!(
                 "it does not lie over the image of the point before, which was read as {format}"
             )),
@@ -86,7 +87,8 @@ impl Case<'_> {
             holes.add(range);
             Ok(())
         })?;
-        claim.add_blocks(&(holes.blocks() & &self.chain.nonzero()?));
+        let nonzero = self.chain.map_or_else(|| self.before.nonzero(), Chain::nonzero)?;
+        claim.add_blocks(&(holes.blocks() & &nonzero));
         Ok(())
     }
 

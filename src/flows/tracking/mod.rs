@@ -77,7 +77,7 @@ pub(crate) fn choose(
     geometry: Geometry,
     forced: Option<Tracker>,
 ) -> Result<Tracked> {
-    let (Some((parent, chain)), Some(latest)) = (&base.against, &base.latest) else {
+    let (Some((parent, before)), Some(latest)) = (&base.against, &base.latest) else {
         return Ok(Tracked::scan("a full needs everything", Vec::new()));
     };
     if forced == Some(Tracker::Scan) {
@@ -90,9 +90,12 @@ pub(crate) fn choose(
     // That is no failure of a backup that does without.
     let opened =
         opened.map_err(|error| format!("what lies between can't be read: {}", error.chain()));
-    let case = opened.as_ref().map(|opened| {
-        let chain = opened.as_ref().unwrap_or(chain);
-        Case { source, geometry, latest, chain }
+    let case = opened.as_ref().map(|opened| Case {
+        source,
+        geometry,
+        latest,
+        before,
+        chain: opened.as_ref(),
     });
     let mut refused = Vec::new();
     for claiming in &CLAIMING {

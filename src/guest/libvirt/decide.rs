@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Device, Disk, Source};
+use crate::disk::image::Format;
 
 /// What becomes of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,8 +12,8 @@ pub enum Choice {
     Take {
         /// The image.
         image: PathBuf,
-        /// Its format, `qcow2` or `raw`.
-        format: &'static str,
+        /// Its format.
+        format: Format,
         /// The image is a block device: no filesystem can clone it.
         block: bool,
     },
@@ -85,13 +86,13 @@ fn take(disk: &Disk) -> Result<Choice, Reason> {
         return Err(Reason(format!("can't be read as it is: {special}")));
     }
     let format = match disk.format.as_deref() {
-        Some("qcow2") => "qcow2",
-        Some("raw") => "raw",
+        Some("qcow2") => Format::Qcow2,
+        Some("raw") => Format::Raw,
         // libvirt assumes the same format, and a guest can't influence this assumption.
-        None => "raw",
+        None => Format::Raw,
         Some(other) => return Err(Reason(format!("has the format {other:?}, not qcow2 or raw"))),
     };
-    if format == "qcow2"
+    if format == Format::Qcow2
         && let Err(why) = disk.chain.links()
     {
         return Err(Reason(format!("can't be read as the guest sees it: {why}")));

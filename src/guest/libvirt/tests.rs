@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::disk::image::Format;
 
 const UUID: &str = "c7a5fdbd-edaf-9455-926a-d65c16db1809";
 
@@ -286,10 +287,10 @@ fn a_running_domain_says_what_it_does() {
 #[test]
 fn every_disk_gets_a_decision_with_its_reason() {
     let take = |image: &str, format, block| Choice::Take { image: image.into(), format, block };
-    assert_eq!(choice("vda"), take("/images/a & b.qcow2", "qcow2", false));
-    assert_eq!(choice("vdb"), take("/dev/vg/web", "raw", true));
+    assert_eq!(choice("vda"), take("/images/a & b.qcow2", Format::Qcow2, false));
+    assert_eq!(choice("vdb"), take("/dev/vg/web", Format::Raw, true));
     // The format is never guessed from the image, which the guest may have written.
-    assert_eq!(choice("vdi"), take("/images/plain", "raw", false));
+    assert_eq!(choice("vdi"), take("/images/plain", Format::Raw, false));
     for (target, why) in
         [("vdf", "read-only"), ("vdg", "transient"), ("sda", "CD-ROM"), ("fda", "floppy")]
     {
@@ -341,10 +342,10 @@ fn a_restored_domain_differs_in_what_was_asked_for_alone() {
         assert!(!new.contains("52:54:00:11:22") && !new.contains("domstatus"));
         assert_eq!(domain.nvram.unwrap().source, Source::File("/to/VARS.fd".into()));
         let take = |image: &str, format| Choice::Take { image: image.into(), format, block: false };
-        assert_eq!(decide(&domain.disks[0], &[]), take("/to/it's.qcow2", "qcow2"));
+        assert_eq!(decide(&domain.disks[0], &[]), take("/to/it's.qcow2", Format::Qcow2));
         assert_eq!(domain.disks[0].chain, Chain::default());
-        assert_eq!(decide(&domain.disks[1], &[]), take("/to/b.qcow2", "qcow2"));
-        assert_eq!(decide(&domain.disks[11], &[]), take("/to/i.raw", "raw"));
+        assert_eq!(decide(&domain.disks[1], &[]), take("/to/b.qcow2", Format::Qcow2));
+        assert_eq!(decide(&domain.disks[11], &[]), take("/to/i.raw", Format::Raw));
         // What was not restored is as it was.
         assert_eq!(domain.disks[2], parse(WEB).unwrap().disks[2]);
         assert!(new.contains("template='/usr/share/OVMF/OVMF_VARS.fd'"));

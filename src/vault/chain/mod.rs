@@ -3,6 +3,7 @@
 
 mod bits;
 mod cursor;
+mod forest;
 mod salvage;
 mod state;
 mod tables;
@@ -20,6 +21,7 @@ use crate::vault::archive::Reader;
 
 pub use cursor::GroupCursor;
 use cursor::Recent;
+pub use forest::{Forest, Overlay};
 pub use state::{FrameRead, GroupState, Owner};
 
 /// The most archives a chain may have. Ten years of one every two hours.
@@ -92,6 +94,11 @@ impl Chain {
     pub fn newest(&self) -> &Arc<Reader> {
         #[expect(clippy::indexing_slicing, reason = "`new` refuses a chain of none")]
         &self.archives[self.archives.len() - 1]
+    }
+
+    /// How many blocks the archive stores that stores the most.
+    pub fn largest(&self) -> u64 {
+        self.archives.iter().map(|archive| archive.stored().len()).max().unwrap_or(0)
     }
 
     /// The blocks that are not zero at the newest point. At most one bit for each block of the disk.

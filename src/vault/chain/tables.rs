@@ -21,7 +21,12 @@ impl Tables {
     /// For a pass over the disk of a chain of so many archives.
     pub(super) fn ahead(archives: usize) -> Self {
         let windows = std::iter::repeat_with(Windows::default).take(archives).collect();
-        Self { windows, ahead: (AHEAD_ALL / archives.max(1) as u64).clamp(16, AHEAD_MAX) }
+        Self { windows, ahead: Self::share(archives) }
+    }
+
+    /// How many records are read ahead of each table of so many archives.
+    pub(super) fn share(archives: usize) -> u64 {
+        (AHEAD_ALL / archives.max(1) as u64).clamp(16, AHEAD_MAX)
     }
 
     /// For one group.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::base::cancel::Cancel;
 use crate::formats::archive::{GROUP_BLOCKS, Metadata, RootHasher};
 use crate::vault::archive::testing::{Bytes, Disk, archive, metadata};
 use crate::vault::codec::Decompressor;
@@ -335,4 +336,66 @@ fn damaged_digests_are_found_before_they_are_used() {
     assert_eq!(error.kind(), ErrorKind::Damaged);
     let text = error.chain();
     assert!(text.contains("group 0") && text.contains("damaged.qdelta"), "{text}");
+}
+
+/// What one chain after the other says of each point.
+fn proved_alone(history: &History, readers: &[Arc<Reader>]) -> Vec<bool> {
+    let is_proved = |point: usize| {
+        let mut archives = Vec::new();
+        let mut next = Some(point);
+        while let Some(at) = next {
+            archives.push(Arc::clone(&readers[at]));
+            next = history.points[at].2;
+        }
+        archives.reverse();
+        let chain = Chain::new(archives).unwrap();
+        let mut root = RootHasher::new(chain.geometry());
+        let mut cursor = chain.cursor();
+        for group in 0..chain.geometry().group_count() {
+            let Ok(state) = cursor.seek(GroupIndex(group)) else { return false };
+            root.push(state.group_digest());
+        }
+        root.finish() == chain.root()
+    };
+    (0..readers.len()).map(is_proved).collect()
+}
+
+fn proved_together(history: &History, readers: &[Arc<Reader>]) -> Vec<bool> {
+    let mut forest = Forest::default();
+    for (reader, (_, _, parent, _)) in readers.iter().zip(&history.points) {
+        forest.add(Arc::clone(reader), *parent, true).unwrap();
+    }
+    let problems = forest.prove(|| {}, &Cancel::default()).unwrap();
+    problems.iter().map(Option::is_none).collect()
+}
+
+proptest! {
+    /// All points at once are found as each by itself is: sound, and with a digest that was changed
+    /// in any of their archives.
+    #[test]
+    fn a_forest_says_of_each_point_what_its_chain_says(
+        first in prop::collection::vec(change(), 0..6),
+        steps in prop::collection::vec(
+            (prop::collection::vec(change(), 0..5), prop::bool::weighted(0.25)), 0..8),
+        archive in any::<prop::sample::Index>(),
+        digest in any::<prop::sample::Index>(),
+    ) {
+        let history = History::new(&first, &steps);
+        let mut readers: Vec<_> = history.points.iter().map(|it| Arc::clone(&it.3)).collect();
+        prop_assert!(proved_together(&history, &readers).into_iter().all(|sound| sound));
+        let archive = archive.index(readers.len());
+        let (metadata, disk, parent, reader) = &history.points[archive];
+        let empty = Disk::new(disk.geometry.virtual_size(), BLOCK as u32);
+        let before = parent.map_or(&empty, |parent| &history.points[parent].1);
+        let mut bytes = crate::vault::archive::testing::archive(metadata, before, disk);
+        let stored = reader.stored().len() as usize;
+        let digests = stored + reader.groups().len() as usize;
+        prop_assume!(digests > 0);
+        let at = reader.index_offset() as usize + 16 * reader.frame_count() as usize;
+        bytes[at + 32 * digest.index(digests)] ^= 1;
+        readers[archive] = Arc::new(Reader::open(Bytes::store("damaged.qdelta", &bytes)).unwrap());
+        let alone = proved_alone(&history, &readers);
+        prop_assert!(!alone[archive]);
+        prop_assert_eq!(proved_together(&history, &readers), alone);
+    }
 }

@@ -27,7 +27,7 @@ pub(super) struct Window {
 }
 
 /// An archive that says something about a window.
-struct Speaker {
+pub(super) struct Speaker {
     /// Its position in the chain.
     archive: usize,
     /// The groups that it says something about, one bit for each.
@@ -162,7 +162,8 @@ impl Window {
 }
 
 impl Speaker {
-    fn load(archive: usize, reader: &Reader, number: u32) -> Result<Self> {
+    /// What an archive at this position says about a window.
+    pub(super) fn load(archive: usize, reader: &Reader, number: u32) -> Result<Self> {
         // A window has the blocks of one container, and its groups are one word of a container.
         let key = number as u16;
         let stored = reader.stored().part_of(key)?;
@@ -204,8 +205,19 @@ impl Speaker {
         Ok(Self { archive, groups, stored, spans, zero, digests, digest_rank })
     }
 
+    /// Whether the archive says something about a group.
+    pub(super) fn speaks(&self, group: GroupIndex) -> bool {
+        self.groups >> (group.0 % GROUPS) & 1 == 1
+    }
+
+    /// How many blocks the archive stores before a group of which it stores some.
+    pub(super) fn rank(&self, group: GroupIndex) -> u64 {
+        let below = |part: &Part| part.rank + u64::from(part.container.rank(first_word(group)));
+        self.stored.as_ref().map_or(0, below)
+    }
+
     /// The blocks of a group that the archive stores.
-    fn stored(&self, group: GroupIndex) -> GroupBits {
+    pub(super) fn stored(&self, group: GroupIndex) -> GroupBits {
         let mut bits = [0; GROUP_WORDS];
         if let Some(part) = &self.stored {
             part.container.bits(first_word(group), &mut bits);
@@ -214,7 +226,7 @@ impl Speaker {
     }
 
     /// The blocks of a group that the archive marks as zero.
-    fn zero(&self, group: GroupIndex) -> GroupBits {
+    pub(super) fn zero(&self, group: GroupIndex) -> GroupBits {
         let mut bits = [0; GROUP_WORDS];
         if let Some(container) = &self.zero {
             container.bits(first_word(group), &mut bits);
@@ -223,7 +235,7 @@ impl Speaker {
     }
 
     /// The number of the group's digest in the archive's table, if it is there.
-    fn digest_rank(&self, group: GroupIndex) -> Option<u64> {
+    pub(super) fn digest_rank(&self, group: GroupIndex) -> Option<u64> {
         let bit = group.0 % GROUPS;
         let below = self.digests & ((1 << bit) - 1);
         (self.digests >> bit & 1 == 1).then(|| self.digest_rank + u64::from(below.count_ones()))
@@ -242,7 +254,7 @@ impl Speaker {
         if count(wanted) == 0 {
             return Ok(());
         }
-        let rank = part.rank + u64::from(part.container.rank(first_word(state.group)));
+        let rank = self.rank(state.group);
         if reader.has_proofs() {
             let (windows, ahead) = tables.of(self.archive);
             let digests = windows.digests(reader, rank, count(stored), ahead)?;

@@ -2,9 +2,9 @@
 
 use qdelta_formats::archive::Kind;
 
-use super::open::{check_indexes, open_chain};
+use super::before::Before;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::vault::chain::{CHAIN_LEN_MAX, Chain};
+use crate::vault::chain::CHAIN_LEN_MAX;
 use crate::vault::repository::{Catalog, DiskId, Point};
 
 /// What to compare the image with.
@@ -25,8 +25,8 @@ pub enum KindChoice {
 pub(crate) struct Base {
     /// What the new archive is.
     pub kind: Kind,
-    /// The point that it is made against, with its chain.
-    pub against: Option<(Point, Chain)>,
+    /// The point that it is made against, and what is known of the disk there.
+    pub against: Option<(Point, Before)>,
     /// The latest point of the disk that can be read, whatever the new one is made against: anchors
     /// belong to it.
     pub latest: Option<Point>,
@@ -83,8 +83,8 @@ impl Base {
             (KindChoice::Differential, None) => return Err(no_base(disk, "full")),
         };
         match open_base(catalog, &point) {
-            Ok(chain) if has_room(chain.archives().len(), choice)? => {
-                base.against = Some((point, chain));
+            Ok(before) if has_room(before.archives(), choice)? => {
+                base.against = Some((point, before));
             }
             Ok(_) => base.kind = Kind::Full,
             Err(error) if choice == KindChoice::Auto && is_lost(&error) => {
@@ -101,9 +101,9 @@ impl Base {
         self.against.as_ref().map(|(point, _)| point)
     }
 
-    /// The chain of that point.
-    pub fn chain(&self) -> Option<&Chain> {
-        self.against.as_ref().map(|(_, chain)| chain)
+    /// What is known of the disk at that point.
+    pub fn before(&self) -> Option<&Before> {
+        self.against.as_ref().map(|(_, before)| before)
     }
 }
 
@@ -134,9 +134,9 @@ fn no_base(disk: &DiskId, what: &str) -> Error {
         .advise("begin with --kind full (or auto)")
 }
 
-/// Opens the chain that the new point is made against.
-fn open_base(catalog: &Catalog, point: &Point) -> Result<Chain> {
-    open_chain(catalog, point).and_then(check_indexes).map_err(|error| {
+/// Finds out what the new point is made against.
+fn open_base(catalog: &Catalog, point: &Point) -> Result<Before> {
+    Before::open(catalog, point).map_err(|error| {
         let error = error.within(format!("cannot compare with point {}", point.id));
         match error.kind() {
             ErrorKind::Damaged | ErrorKind::NotFound => {

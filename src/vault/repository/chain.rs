@@ -1,5 +1,6 @@
 //! Which archives it takes to restore a point.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::manifest::Manifest;
@@ -46,6 +47,45 @@ impl Catalog {
         }
         remains.archives.reverse();
         remains
+    }
+
+    /// The archives that points of a disk need, each once and after the one that it builds on.
+    pub(crate) fn needed_by(&self, disk: &DiskId, points: &[Point]) -> Vec<Needed> {
+        let mut needed: Vec<Needed> = Vec::new();
+        let mut known: BTreeMap<PointId, usize> = BTreeMap::new();
+        for point in points {
+            let (mut walked, mut next) = (Vec::new(), Some(Link::of(point)));
+            let mut parent = None;
+            while let Some(link) = next {
+                if let Some(&number) = known.get(&link.point) {
+                    parent = Some(number);
+                    break;
+                }
+                let step = self.step(disk, &link);
+                let (is_there, mut gaps) = (step.archive.is_ok(), Vec::new());
+                gaps.extend(step.archive.err());
+                next = step.parent.unwrap_or_else(|gap| {
+                    gaps.push(gap);
+                    None
+                });
+                walked.push(Needed { link, parent: None, is_wanted: false, is_there, gaps });
+            }
+            for archive in walked.into_iter().rev() {
+                known.insert(archive.link.point, needed.len());
+                let below = parent.replace(needed.len());
+                needed.push(Needed { parent: below, ..archive });
+            }
+            if let Some(own) = known.get(&point.id).and_then(|own| needed.get_mut(*own)) {
+                own.is_wanted = true;
+            }
+        }
+        needed
+    }
+
+    /// A point of a disk, if its manifest can be read.
+    pub(crate) fn point(&self, disk: &DiskId, point: PointId) -> Option<Point> {
+        let domain = self.domain(&disk.domain);
+        domain.point(domain.manifest(point)?.as_ref().ok()?, disk)
     }
 
     /// One step along a chain: whether the archive of a link is there, and what it builds on.
@@ -111,6 +151,21 @@ impl Link {
         let archive = point.archive.clone();
         Self { point: point.id, archive, parent: point.record.parent }
     }
+}
+
+/// An archive that points need.
+#[derive(Debug)]
+pub(crate) struct Needed {
+    /// Which one it is.
+    pub link: Link,
+    /// The number of the one that it builds on; none if that is not known, or it is a full.
+    pub parent: Option<usize>,
+    /// Whether its own point was asked for.
+    pub is_wanted: bool,
+    /// Whether the file is there.
+    pub is_there: bool,
+    /// What is missing: the file, or what it builds on.
+    pub gaps: Vec<Gap>,
 }
 
 /// One step along a chain.

@@ -6,6 +6,7 @@
 //! manifest never names what is not there; what a killed backup leaves is content without a use, and
 //! the next one may find a use for it.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -152,6 +153,20 @@ impl Catalog {
     pub fn machines(&self, domain: &DomainName) -> Vec<(PointId, MachineRecord)> {
         let domain = self.domain(domain);
         domain.machines().map(|(point, machine)| (point, machine.clone())).collect()
+    }
+
+    /// The machines of some points of a domain, as far as they have one.
+    pub fn machines_at(
+        &self,
+        domain: &DomainName,
+        points: &BTreeSet<PointId>,
+    ) -> Vec<(PointId, MachineRecord)> {
+        let domain = self.domain(domain);
+        let machine = |point: &PointId| {
+            let manifest = domain.manifest(*point)?.as_ref().ok()?;
+            Some((*point, manifest.machine.clone()?))
+        };
+        points.iter().filter_map(machine).collect()
     }
 
     /// The machine of the latest point of a domain that has one.

@@ -18,6 +18,7 @@ use super::point::PointId;
 use super::storage::Name;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::fingerprint::Fingerprint;
+use crate::disk::image::Format;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Tracker};
 
 /// The longest manifest that is read, in bytes.
@@ -195,8 +196,8 @@ pub struct ImageRecord {
     /// Path of the image.
     #[serde(with = "crate::base::json")]
     pub path: PathBuf,
-    /// Its format: `qcow2` or `raw`.
-    pub format: String,
+    /// Its format.
+    pub format: Format,
     /// It and its backing files, the top first.
     pub layers: Vec<LayerRecord>,
     /// The kernel's name for the time since the machine was started; none if it tells none. A power
@@ -218,8 +219,8 @@ pub struct LayerRecord {
         serialize_with = "crate::base::json::optional::serialize"
     )]
     pub data_file: Option<PathBuf>,
-    /// Its format: `qcow2` or `raw`.
-    pub format: String,
+    /// Its format.
+    pub format: Format,
     /// Size of the disk it shows, in bytes.
     pub virtual_size: u64,
     /// What it is recognised by; none if it was not the image's current state that was read.

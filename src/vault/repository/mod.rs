@@ -29,16 +29,20 @@ mod point;
 mod select;
 pub mod storage;
 
+use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::make_private_folder;
+use crate::disk::io::Opener;
 use crate::formats::archive::Kind;
 use config::CONFIG;
 
 pub use catalog::Catalog;
+pub(crate) use chain::Needed;
 pub use chain::{Gap, Remains};
 pub use config::Repair;
 pub use find::Wanted;
@@ -53,6 +57,12 @@ pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
 pub use point::{PointId, Selector};
 use storage::{EntryKind, Name, Storage};
+
+/// Only whoever makes backups reads the digests of what disks hold.
+const SUMMARY_MODE: u32 = 0o600;
+
+/// The longest summary that is read, in bytes.
+const SUMMARY_LEN_MAX: u64 = 64 << 20;
 
 /// A repository that is open.
 #[derive(Debug, Clone)]
@@ -264,6 +274,42 @@ impl Repository {
         self.domain_dir(domain).join(names::POINTS)
     }
 
+    /// The summary of a disk's chain that the last backup left on this host, if there is one that can
+    /// be read.
+    pub(crate) fn summary(&self, id: &DiskId) -> Option<Vec<u8>> {
+        let path = self.state.as_ref()?.join(summary_name(id));
+        Opener::READ.read(&path, SUMMARY_LEN_MAX).ok()
+    }
+
+    /// Leaves a summary of a disk's chain for the next backup on this host. Nothing depends on the
+    /// summary, so nothing is synced: one that a power cut tore is not believed.
+    ///
+    /// # Errors
+    /// The summary can't be written.
+    pub(crate) fn write_summary(&self, id: &DiskId, bytes: &[u8]) -> Result<()> {
+        let Some(folder) = self.state.as_ref() else { return Ok(()) };
+        let path = folder.join(summary_name(id));
+        let partial = folder.join(format!(".{}.partial", summary_name(id)));
+        let write = || -> io::Result<()> {
+            make_private_folder(folder)?;
+            match fs::remove_file(&partial) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            Opener::CHANGE.create(SUMMARY_MODE).open(&partial)?.write_all(bytes)?;
+            fs::rename(&partial, &path)
+        };
+        write().map_err(|error| {
+            let _ = fs::remove_file(&partial);
+            Error::io("write", &path, error)
+        })
+    }
+
+    /// The archive of this file name of a disk.
+    pub(crate) fn archive(&self, id: &DiskId, name: &str) -> Name {
+        self.disk_dir(id).join(name)
+    }
+
     /// The same repository, for a host that keeps its own state in `folder`: marks of frozen guests, and
     /// tables that are too large for memory while an archive is written. Each repository has a folder
     /// in it.
@@ -339,6 +385,12 @@ impl Repository {
         let staged = entries.into_iter().filter(|it| it.kind == EntryKind::Staged);
         Ok(staged.map(|it| it.name).collect())
     }
+}
+
+/// The summary of a disk's chain, in the folder of this host's state.
+fn summary_name(id: &DiskId) -> String {
+    // No name of a domain or a disk has a plus.
+    format!("{}+{}.summary", id.domain, id.disk)
 }
 
 #[cfg(test)]

@@ -174,3 +174,67 @@ fn ambiguous(prefix: &str, found: impl ExactSizeIterator<Item = PointId>) -> Err
     )
     .advise("give more of the id")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::formats::archive::Kind;
+    use crate::vault::repository::tests::{back_up, disk, fresh, manifest_path};
+
+    #[test]
+    fn a_damaged_manifest_is_never_passed_over() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let first = back_up(&repository, &id, Kind::Full).unwrap();
+        let second = back_up(&repository, &id, Kind::Full).unwrap();
+        fs::write(manifest_path(&repository, &id, second), "{}").unwrap();
+        let kind = |selector: &str| {
+            let selector = selector.parse().unwrap();
+            repository
+                .catalog()
+                .resolve(&id, &selector)
+                .map(|point| point.id)
+                .map_err(|error| error.kind())
+        };
+        assert_eq!(kind("latest"), Err(ErrorKind::Damaged));
+        assert_eq!(kind("2999-01-01"), Err(ErrorKind::Damaged));
+        assert_eq!(kind(&second.to_string()), Err(ErrorKind::Damaged));
+        assert_eq!(kind(&first.to_string()), Ok(first));
+        // Once a later point is there, that one is the latest without a doubt.
+        let third = back_up(&repository, &id, Kind::Full).unwrap();
+        assert_eq!(kind("latest"), Ok(third));
+        // The archive of the damaged manifest is no leftover.
+        let lock = repository.lock(&id.domain).unwrap();
+        assert!(repository.clean(&lock).unwrap().removed.is_empty());
+    }
+
+    #[test]
+    fn a_selector_finds_the_point_that_is_meant() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let first = back_up(&repository, &id, Kind::Full).unwrap();
+        let second = back_up(&repository, &id, Kind::Incremental).unwrap();
+        let find = |selector: &Selector| {
+            repository
+                .catalog()
+                .resolve(&id, selector)
+                .map(|point| point.id)
+                .map_err(|error| error.kind())
+        };
+        let ms = |point: PointId, add: i64| {
+            Selector::At(Timestamp::from_millisecond(point.as_ms() as i64 + add).unwrap())
+        };
+        assert_eq!(find(&Selector::Latest), Ok(second));
+        assert_eq!(find(&ms(second, 0)), Ok(second));
+        assert_eq!(find(&ms(second, 10_000)), Ok(second));
+        assert_eq!(find(&ms(second, -1)), Ok(first));
+        assert_eq!(find(&ms(first, -1)), Err(ErrorKind::NotFound));
+        assert_eq!(find(&Selector::Id(first.to_string())), Ok(first));
+        assert_eq!(find(&Selector::Id(first.to_string()[..8].to_owned())), Err(ErrorKind::Usage));
+        assert_eq!(find(&Selector::Id("1999".to_owned())), Err(ErrorKind::NotFound));
+    }
+}

@@ -3,11 +3,10 @@
 use std::fs;
 use std::io::Write;
 
-use jiff::Timestamp;
-
 use super::config::CONFIG;
 use super::storage::durable::faults::{self, Mode};
 use super::*;
+use crate::disk::image::Format;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Tracker};
 
 /// A fresh repository in a folder of its own.
@@ -39,7 +38,7 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
         bytes_written: 40,
         image: ImageRecord {
             path: "/images/vm.qcow2".into(),
-            format: "qcow2".to_owned(),
+            format: Format::Qcow2,
             boot: None,
             layers: Vec::new(),
         },
@@ -503,59 +502,6 @@ fn every_damage_to_a_manifest_is_named_and_hides_no_other() {
 }
 
 /// A damaged manifest may be the latest point: an older one is not given in its place.
-#[test]
-fn a_damaged_manifest_is_never_passed_over() {
-    let (_dir, repository) = fresh();
-    let id = disk("vm/vda");
-    let first = back_up(&repository, &id, Kind::Full).unwrap();
-    let second = back_up(&repository, &id, Kind::Full).unwrap();
-    fs::write(manifest_path(&repository, &id, second), "{}").unwrap();
-    let kind = |selector: &str| {
-        let selector = selector.parse().unwrap();
-        repository
-            .catalog()
-            .resolve(&id, &selector)
-            .map(|point| point.id)
-            .map_err(|error| error.kind())
-    };
-    assert_eq!(kind("latest"), Err(ErrorKind::Damaged));
-    assert_eq!(kind("2999-01-01"), Err(ErrorKind::Damaged));
-    assert_eq!(kind(&second.to_string()), Err(ErrorKind::Damaged));
-    assert_eq!(kind(&first.to_string()), Ok(first));
-    // Once a later point is there, that one is the latest without a doubt.
-    let third = back_up(&repository, &id, Kind::Full).unwrap();
-    assert_eq!(kind("latest"), Ok(third));
-    // The archive of the damaged manifest is no leftover.
-    let lock = repository.lock(&id.domain).unwrap();
-    assert!(repository.clean(&lock).unwrap().removed.is_empty());
-}
-
-#[test]
-fn a_selector_finds_the_point_that_is_meant() {
-    let (_dir, repository) = fresh();
-    let id = disk("vm/vda");
-    let first = back_up(&repository, &id, Kind::Full).unwrap();
-    let second = back_up(&repository, &id, Kind::Incremental).unwrap();
-    let find = |selector: &Selector| {
-        repository
-            .catalog()
-            .resolve(&id, selector)
-            .map(|point| point.id)
-            .map_err(|error| error.kind())
-    };
-    let ms = |point: PointId, add: i64| {
-        Selector::At(Timestamp::from_millisecond(point.as_ms() as i64 + add).unwrap())
-    };
-    assert_eq!(find(&Selector::Latest), Ok(second));
-    assert_eq!(find(&ms(second, 0)), Ok(second));
-    assert_eq!(find(&ms(second, 10_000)), Ok(second));
-    assert_eq!(find(&ms(second, -1)), Ok(first));
-    assert_eq!(find(&ms(first, -1)), Err(ErrorKind::NotFound));
-    assert_eq!(find(&Selector::Id(first.to_string())), Ok(first));
-    assert_eq!(find(&Selector::Id(first.to_string()[..8].to_owned())), Err(ErrorKind::Usage));
-    assert_eq!(find(&Selector::Id("1999".to_owned())), Err(ErrorKind::NotFound));
-}
-
 #[test]
 fn a_missing_archive_is_named_with_the_point_that_needs_it() {
     let (_dir, repository) = fresh();

@@ -94,9 +94,8 @@ impl Plan {
 /// too.
 ///
 /// # Errors
-/// There is no such format, or the chain that the XML describes can't be read.
-pub(crate) fn open_options(disk: &Disk, format: &str, roots: &[PathBuf]) -> Result<OpenOptions> {
-    let format = format.parse::<Format>()?;
+/// The chain that the XML describes can't be read.
+pub(crate) fn open_options(disk: &Disk, format: Format, roots: &[PathBuf]) -> Result<OpenOptions> {
     let chain = match format {
         Format::Qcow2 => stated_chain(disk)?,
         // Nothing lies below a raw image.

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{major, minor};
 
 use crate::base::error::{Error, Result};
-use crate::disk::files::{FileId, image_lock};
+use crate::disk::files::image_lock;
 use crate::disk::io::Opener;
+use crate::disk::sys::FileId;
 
 /// Devices lie on devices no deeper than this.
 const DEPTH_MAX: u32 = 8;

@@ -315,7 +315,7 @@ impl Job {
 /// # Errors
 /// It was raw, and the image looks like a container of a disk now.
 fn format_at(point: &Point, path: &Path) -> Result<Format> {
-    let format = point.record.image.format.parse()?;
+    let format = point.record.image.format;
     if format == Format::Raw
         && let Some(what) = image::container(path)?
     {

@@ -9,8 +9,9 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
 use crate::disk::edit::Spare;
-use crate::disk::files::{Allocation, Stamp};
+use crate::disk::files::Allocation;
 use crate::disk::io::Opener;
+use crate::disk::sys::Stamp;
 use crate::vault::repository::{Anchor, AnchorKind, Catalog};
 
 /// An image that nobody else can use, and what of it is to be written.

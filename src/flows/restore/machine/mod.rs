@@ -19,11 +19,12 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, OfDisk, Recorder};
 use crate::base::warning::{Code, Warning};
-use crate::disk::create::{self, Format, Plan, Target};
+use crate::disk::create::{self, Plan, Target};
 use crate::disk::files::image_lock;
 use crate::disk::files::paths::absolute;
 use crate::disk::files::{check_new_file, room};
 use crate::disk::flow::pipeline::Resources;
+use crate::disk::image::Format;
 use crate::disk::io::{Opener, not_opened};
 use crate::guest::libvirt::{Domain, Libvirt, XML_LEN_MAX, parse};
 use crate::vault::chain::Chain;
@@ -255,9 +256,7 @@ impl<'a> Job<'a> {
             let id = DiskId { domain: self.domain.clone(), disk: record.disk.clone() };
             let point = self.catalog.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
             let chain = check_indexes(open_chain(self.catalog, &point)?)?;
-            let as_before =
-                if record.image.format == "qcow2" { Format::Qcow2 } else { Format::Raw };
-            let format = self.request.format.unwrap_or(as_before);
+            let format = self.request.format.unwrap_or(record.image.format);
             let target = record.disk.to_string();
             let path = self.folder.join(format!("{}-{target}.{format}", self.stem()));
             self.disks.push(Disk { target, chain, format, path });

@@ -11,7 +11,7 @@ use crate::disk::io::{Opener, not_opened, sync_folder};
 
 /// Backups show everything that a disk holds: nobody but their owner reads them unless the owner
 /// says so.
-const FILE_MODE: u32 = 0o600;
+pub(super) const FILE_MODE: u32 = 0o600;
 /// The same, for folders.
 const DIR_MODE: u32 = 0o700;
 

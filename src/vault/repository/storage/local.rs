@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{File, FileType, Metadata, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -92,10 +93,13 @@ impl Storage for Local {
             let file_type = found.file_type();
             let kind = file_type.map_or(EntryKind::Unknown, |it| kind_of(it, &found.path()));
             entries.push(match (kind, whole_name(&name)) {
-                (EntryKind::File, Some(whole)) => {
-                    Entry { name: whole.to_owned(), kind: EntryKind::Staged, len: None }
-                }
-                _ => Entry { name, kind, len: None },
+                (EntryKind::File, Some(whole)) => Entry {
+                    name: whole.to_owned(),
+                    kind: EntryKind::Staged,
+                    len: None,
+                    version: None,
+                },
+                _ => Entry { name, kind, len: None, version: None },
             });
         }
         Ok(entries)
@@ -110,8 +114,11 @@ impl Storage for Local {
         };
         let kind = kind_of(metadata.file_type(), &path);
         let followed = if metadata.is_symlink() { path.metadata().ok() } else { Some(metadata) };
-        let len = followed.filter(Metadata::is_file).map(|it| it.len());
-        Ok(Some(Entry { name: name.last().to_owned(), kind, len }))
+        let file = followed.filter(Metadata::is_file);
+        let len = file.as_ref().map(Metadata::len);
+        // Whoever writes to a file, or puts another one in its place, changes one of these.
+        let version = file.map(|it| format!("{}-{}.{:09}", it.ino(), it.ctime(), it.ctime_nsec()));
+        Ok(Some(Entry { name: name.last().to_owned(), kind, len, version }))
     }
 
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {

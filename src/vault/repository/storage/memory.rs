@@ -86,6 +86,7 @@ impl Storage for Memory {
             name: name.last().to_owned(),
             kind,
             len: (kind != EntryKind::Folder).then_some(len as u64),
+            version: None,
         };
         Ok(inside.map(entry).collect())
     }
@@ -97,7 +98,7 @@ impl Storage for Memory {
             None if name.is_top() || state.folders.contains(name) => (EntryKind::Folder, None),
             None => return Ok(None),
         };
-        Ok(Some(Entry { name: name.last().to_owned(), kind, len }))
+        Ok(Some(Entry { name: name.last().to_owned(), kind, len, version: None }))
     }
 
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {

@@ -161,6 +161,9 @@ pub struct Entry {
     /// The length of a file, in bytes, where the storage tells it without asking for each file.
     /// [`Storage::entry`] always tells it.
     pub len: Option<u64>,
+    /// What changes whenever the file does, where the storage knows it. Only [`Storage::entry`] tells
+    /// it.
+    pub version: Option<String>,
 }
 
 /// What has a name in a storage.

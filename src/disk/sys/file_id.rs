@@ -8,8 +8,6 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
-use crate::disk::io::PooledFile;
-
 /// Tells a file or a block device from every other one, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileId {
@@ -43,14 +41,6 @@ impl FileId {
     /// Whatever `stat` says.
     pub fn at(path: &Path) -> io::Result<Self> {
         Ok(Self::from(&std::fs::metadata(path)?))
-    }
-}
-
-impl From<&PooledFile> for FileId {
-    /// The file of the name at the moment when it was opened first.
-    fn from(file: &PooledFile) -> Self {
-        let (device, inode) = file.place();
-        Self::File { device, inode }
     }
 }
 
@@ -88,6 +78,13 @@ impl Stamp {
     }
 }
 
+impl From<&Metadata> for Stamp {
+    fn from(data: &Metadata) -> Self {
+        let modified = (data.mtime(), data.mtime_nsec());
+        Self { id: FileId::from(data), len: data.len(), modified }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -121,6 +118,7 @@ mod tests {
         let file = File::options().write(true).open(&path).unwrap();
         let before = Stamp::of(&file).unwrap();
         assert_eq!(before, Stamp::of(&file).unwrap());
+        assert_eq!(before, Stamp::from(&file.metadata().unwrap()));
         file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         let touched = Stamp::of(&file).unwrap();
         assert_eq!((touched.id, touched.len, touched.modified), (before.id, 6, (0, 0)));

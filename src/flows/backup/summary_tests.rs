@@ -1,0 +1,144 @@
+//! What a backup leaves for the next one, so that a long chain costs a night no more than a short one.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use qdelta_formats::archive::GroupIndex;
+
+use super::*;
+use crate::base::observer::Silent;
+use crate::disk::image::Format;
+use crate::vault::point::Before;
+
+/// A raw disk of some groups, and a repository with three points of it.
+struct Life {
+    dir: tempfile::TempDir,
+    repository: Repository,
+}
+
+impl Life {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::init(&dir.path().join("repo")).unwrap();
+        let repository = repository.with_state(&dir.path().join("state"));
+        let life = Self { dir, repository };
+        File::create(life.image()).unwrap().set_len(40 << 20).unwrap();
+        for place in [0, 5 << 20, 39 << 20] {
+            life.write(place, 7);
+            life.back_up();
+        }
+        life
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("vm.raw")
+    }
+
+    fn write(&self, place: u64, byte: u8) {
+        let file = File::options().write(true).open(self.image()).unwrap();
+        file.write_all_at(&[byte; 300_000], place).unwrap();
+    }
+
+    fn back_up(&self) -> Report {
+        let open = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+        let image = ImageRequest { path: self.image(), open, disk: Some("vm".parse().unwrap()) };
+        let options = Options { block_size: Some(4096), ..Options::default() };
+        run(&self.repository, &Request { image, options }, &Silent, &Cancel::default()).unwrap()
+    }
+
+    fn before(&self) -> Result<Before> {
+        let catalog = self.repository.catalog();
+        let newest = catalog.newest(&"vm/disk".parse().unwrap()).unwrap();
+        Before::open(&catalog, &newest)
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.repository.path().join("vm/disk")
+    }
+
+    fn summary(&self) -> PathBuf {
+        self.dir.path().join("state").join(self.repository.id()).join("vm+disk.summary")
+    }
+
+    /// The archives, oldest first.
+    fn archives(&self) -> Vec<PathBuf> {
+        let names = fs::read_dir(self.folder()).unwrap().map(|entry| entry.unwrap().path());
+        let mut names: Vec<_> = names.filter(|path| path.extension().is_some()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// What is in the summary decides which blocks a backup stores: a wrong one would lose changes.
+#[test]
+fn a_summary_says_what_the_chain_says() {
+    let life = Life::new();
+    let summed_up = life.before().unwrap();
+    assert!(summed_up.is_summed_up());
+    fs::remove_file(life.summary()).unwrap();
+    let read = life.before().unwrap();
+    assert!(!read.is_summed_up());
+    assert_eq!(summed_up.archives(), 3);
+    assert_eq!(read.archives(), 3);
+    assert_eq!(summed_up.geometry(), read.geometry());
+    assert_eq!(summed_up.nonzero().unwrap(), read.nonzero().unwrap());
+    let (mut one, mut other) = (summed_up.digests(), read.digests());
+    for group in (0..read.geometry().group_count()).map(GroupIndex) {
+        assert_eq!(one.of(group).unwrap(), other.of(group).unwrap());
+        assert_eq!(one.group(group).unwrap(), other.group(group).unwrap());
+    }
+    // A backup that had to read the chain leaves a summary again.
+    life.write(20 << 20, 9);
+    life.back_up();
+    assert!(life.before().unwrap().is_summed_up());
+}
+
+#[test]
+fn a_summary_that_may_be_wrong_is_not_believed() {
+    let life = Life::new();
+    let sound = fs::read(life.summary()).unwrap();
+    for at in [0, 8, 30, sound.len() / 2, sound.len() - 1] {
+        let mut bad = sound.clone();
+        bad[at] ^= 1;
+        fs::write(life.summary(), bad).unwrap();
+        assert!(!life.before().unwrap().is_summed_up(), "byte {at}");
+    }
+    fs::write(life.summary(), &sound).unwrap();
+    assert!(life.before().unwrap().is_summed_up());
+    // One of an earlier point.
+    life.write(0, 8);
+    life.back_up();
+    fs::write(life.summary(), &sound).unwrap();
+    assert!(!life.before().unwrap().is_summed_up());
+}
+
+/// Where the chain is not what it was, a backup must notice as if there were no summary: it begins
+/// anew rather than to add to a chain that can't be restored.
+#[test]
+fn a_summary_hides_no_damage_of_the_chain() {
+    let touch = |path: &Path| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    };
+    let life = Life::new();
+    touch(&life.archives()[1]);
+    assert!(!life.before().unwrap().is_summed_up(), "a file that may have been written to");
+
+    let life = Life::new();
+    let archive = &life.archives()[1];
+    let len = archive.metadata().unwrap().len();
+    let file = File::options().write(true).open(archive).unwrap();
+    // In the index, which is all that a backup reads of an archive.
+    file.write_all_at(&[0x55; 40], len - 200).unwrap();
+    assert_eq!(life.before().unwrap_err().kind(), ErrorKind::Damaged);
+    assert!(life.back_up().broken_chain);
+
+    let life = Life::new();
+    fs::remove_file(&life.archives()[0]).unwrap();
+    assert_eq!(life.before().unwrap_err().kind(), ErrorKind::Damaged);
+    let report = life.back_up();
+    assert!(report.broken_chain);
+    assert_eq!(report.kind, "full");
+}

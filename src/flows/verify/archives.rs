@@ -1,0 +1,452 @@
+//! The archives of a disk: each is read once, and the points of each full are proved together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use qdelta_formats::archive::{Digest, FRAME_HEADER_LEN, FRAME_LEN_MAX};
+
+use super::refuse_unless_damage;
+use super::{ArchiveResult, DiskResult, Finding, PointResult, Report, Request, State};
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Event, Observer};
+use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, TASK_SIZE_MIN};
+use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
+use crate::disk::io::Direct;
+use crate::disk::io::Segment;
+use crate::vault::archive::{Reader, Windows};
+use crate::vault::chain::Forest;
+use crate::vault::frames::unpack::{FrameNeed, Unpacker};
+use crate::vault::repository::{Catalog, DiskId, Needed, Point, PointId};
+
+/// What is wrong with the archives of a disk, and what that costs.
+#[derive(Default)]
+pub(super) struct Damage {
+    /// By the file and what is wrong with it: the points that it costs.
+    found: BTreeMap<(PathBuf, String), (State, BTreeSet<PointId>)>,
+    /// By the point: the files because of which it can't be restored whole.
+    costs: BTreeMap<PointId, BTreeSet<PathBuf>>,
+}
+
+impl Damage {
+    fn add(
+        &mut self,
+        path: PathBuf,
+        state: State,
+        problem: String,
+        points: impl IntoIterator<Item = PointId>,
+    ) {
+        let found = self.found.entry((path.clone(), problem));
+        let (_, costs) = found.or_insert_with(|| (state, BTreeSet::new()));
+        for point in points {
+            costs.insert(point);
+            self.costs.entry(point).or_default().insert(path.clone());
+        }
+    }
+
+    /// Puts all of it into the report.
+    pub(super) fn settle(
+        mut self,
+        disk: &DiskId,
+        points: &[Point],
+        mut archives: BTreeMap<PathBuf, State>,
+        report: &mut Report,
+    ) {
+        for ((path, problem), (state, points)) in self.found {
+            archives.insert(path.clone(), state);
+            let points = points.iter().map(ToString::to_string).collect();
+            report.add(Finding { path, state, points, problem });
+        }
+        let result = |point: &Point| {
+            let because = self.costs.remove(&point.id).unwrap_or_default();
+            let because: Vec<PathBuf> = because.into_iter().collect();
+            PointResult { point: point.id, restorable: because.is_empty(), because }
+        };
+        let points = points.iter().map(result).collect();
+        let archives = archives.into_iter().map(|(path, state)| ArchiveResult { path, state });
+        let archives = archives.collect();
+        report.disks.push(DiskResult { disk: disk.to_string(), points, archives });
+    }
+}
+
+/// How the archives were found.
+type Found = BTreeMap<PathBuf, State>;
+
+/// The verification of a disk's archives.
+pub(super) struct Run<'a> {
+    pub catalog: &'a Catalog,
+    pub disk: &'a DiskId,
+    pub request: &'a Request,
+    pub observer: &'a dyn Observer,
+    pub cancel: &'a Cancel,
+}
+
+impl Run<'_> {
+    /// Verifies archives, and the roots of the points that were asked for.
+    pub fn verify(&self, needed: &[Needed], report: &mut Report) -> Result<(Damage, Found)> {
+        let (mut damage, mut found) = (Damage::default(), Found::new());
+        let above = Above::new(needed);
+        for (number, archive) in needed.iter().enumerate() {
+            for gap in &archive.gaps {
+                let state = match gap.error.kind() {
+                    ErrorKind::Damaged | ErrorKind::NotFound => State::Missing,
+                    _ => State::Unreadable,
+                };
+                damage.add(gap.path.clone(), state, gap.error.chain(), above.points(number));
+            }
+        }
+        let lengths = needed.iter().filter(|archive| archive.is_there);
+        let repository = self.catalog.repository();
+        let length =
+            |archive: &Needed| repository.storage().entry(&archive.link.archive).ok()??.len;
+        let total = lengths.filter_map(length).sum();
+        let name = self.disk.to_string();
+        self.observer.event(&Event::Begin { disk: Some(&name), phase: "verify", total });
+        // One full after the other, so that no more archives are known at a time than it has.
+        for tree in above.trees() {
+            let mut readers = BTreeMap::new();
+            for &number in &tree {
+                let Some(archive) = needed.get(number).filter(|archive| archive.is_there) else {
+                    continue;
+                };
+                self.cancel.check()?;
+                report.archives += 1;
+                let (problems, reader) = self.verify_archive(archive, report)?;
+                let path = repository.describe(&archive.link.archive);
+                let state = if problems.is_empty() { State::Sound } else { State::Damaged };
+                found.insert(path.clone(), state);
+                for problem in problems {
+                    damage.add(path.clone(), State::Damaged, problem, above.points(number));
+                }
+                if let Some(reader) = reader.filter(|_| state == State::Sound) {
+                    readers.insert(number, reader);
+                }
+            }
+            if !self.request.quick {
+                self.prove(needed, &tree, &readers, &mut damage)?;
+            }
+        }
+        self.observer.end();
+        Ok((damage, found))
+    }
+
+    /// Proves the roots of the points of one full whose archives are all sound.
+    fn prove(
+        &self,
+        needed: &[Needed],
+        tree: &[usize],
+        readers: &BTreeMap<usize, Arc<Reader>>,
+        damage: &mut Damage,
+    ) -> Result<()> {
+        let mut forest = Forest::default();
+        // The archives by their place in the forest, and the other way round: those that follow
+        // one that does not fit have its error.
+        let mut planted = Vec::new();
+        let mut places: BTreeMap<usize, Result<usize, String>> = BTreeMap::new();
+        for &number in tree {
+            let Some(archive) = needed.get(number).filter(|archive| archive.gaps.is_empty()) else {
+                continue;
+            };
+            let Some(reader) = readers.get(&number) else { continue };
+            let place = match archive.parent.map(|parent| places.get(&parent)) {
+                // What it builds on is damaged or missing, which was said.
+                Some(None) => continue,
+                Some(Some(Err(misfit))) => Err(misfit.clone()),
+                Some(Some(Ok(parent))) => {
+                    let added = forest.add(Arc::clone(reader), Some(*parent), archive.is_wanted);
+                    added.map_err(|error| error.chain())
+                }
+                None => {
+                    let added = forest.add(Arc::clone(reader), None, archive.is_wanted);
+                    added.map_err(|error| error.chain())
+                }
+            };
+            match &place {
+                Ok(_) => planted.push(archive),
+                Err(misfit) if archive.is_wanted => self.add_to(damage, archive, misfit.clone()),
+                Err(_) => {}
+            }
+            places.insert(number, place);
+        }
+        let problems = forest.prove(|| {}, self.cancel)?;
+        for (archive, problem) in planted.into_iter().zip(problems) {
+            if let Some(error) = problem {
+                refuse_unless_damage(&error)?;
+                self.add_to(damage, archive, error.chain());
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything wrong with one archive, and the archive as far as it could be opened.
+    fn verify_archive(
+        &self,
+        needed: &Needed,
+        report: &mut Report,
+    ) -> Result<(Vec<String>, Option<Arc<Reader>>)> {
+        let (request, observer, cancel) = (self.request, self.observer, self.cancel);
+        let file = self.catalog.repository().storage().open(&needed.link.archive);
+        let archive = match file.and_then(Reader::open).and_then(|archive| {
+            archive.check_index()?;
+            Ok(archive)
+        }) {
+            Ok(archive) => Arc::new(archive),
+            Err(error) => {
+                refuse_unless_damage(&error)?;
+                return Ok((vec![error.chain()], None));
+            }
+        };
+        let mut problems = Vec::new();
+        if let Err(error) = self.check_identity(&archive, needed) {
+            problems.push(error.chain());
+        }
+        report.bytes_read += archive.file_len();
+        report.frames += archive.frame_count();
+        let files = vec![Arc::clone(archive.store())];
+        // Several frames a read, and room for the largest.
+        let metadata = archive.metadata();
+        let span = metadata.frame_blocks as usize * metadata.geometry.block_size() as usize;
+        let buffer_size = TASK_SIZE_MIN as usize + (FRAME_HEADER_LEN + span).min(FRAME_LEN_MAX);
+        let ahead = ReadAhead::new(&request.resources, files, buffer_size, Direct::Off)?;
+        ahead.warn_of_fallback(observer);
+        let mut frames =
+            Frames { ahead, archive: &archive, buffer_size, quick: request.quick, cancel };
+        let checked = pipeline::run(
+            &request.resources,
+            |producer| frames.run(producer),
+            || {
+                let block_size = archive.geometry().block_size();
+                let mut unpacker = Unpacker::new(vec![Arc::clone(&archive)], block_size)?;
+                Ok(move |Loaded { task, buffer }: Loaded<Vec<Frame>>| {
+                    let mut checked = Checked::default();
+                    for frame in &task {
+                        checked.bytes_read += frame.need.entry.frame_len();
+                        match unpacker.check(&frame.need, &buffer, &frame.digests) {
+                            Ok(bytes) => checked.bytes_verified += bytes,
+                            Err(error) => {
+                                refuse_unless_damage(&error)?;
+                                checked.problems.push(error.chain());
+                            }
+                        }
+                    }
+                    Ok(checked)
+                })
+            },
+            Collector { all: Checked::default(), observer },
+        );
+        let checked = match checked {
+            Ok(checked) => checked,
+            Err(error) => {
+                refuse_unless_damage(&error)?;
+                problems.push(format!("the rest was not looked at: {}", error.chain()));
+                return Ok((problems, None));
+            }
+        };
+        observer.advance(archive.file_len().saturating_sub(checked.bytes_read));
+        report.bytes_verified += checked.bytes_verified;
+        problems.extend(checked.problems);
+        Ok((problems, Some(archive)))
+    }
+
+    /// Adds what is wrong with the point of an archive, and with no other.
+    fn add_to(&self, damage: &mut Damage, archive: &Needed, problem: String) {
+        let path = self.catalog.repository().describe(&archive.link.archive);
+        damage.add(path, State::Damaged, problem, [archive.link.point]);
+    }
+
+    /// Fails unless an archive is the one that was written there, and fits the one below it.
+    fn check_identity(&self, reader: &Reader, archive: &Needed) -> Result<()> {
+        // If its manifest is lost, what the archives say of each other is all there is.
+        let Some(point) = self.catalog.point(self.disk, archive.link.point) else { return Ok(()) };
+        let parent = point.record.parent.and_then(|parent| self.catalog.point(self.disk, parent));
+        check_identity(reader, &point, parent.as_ref())
+    }
+}
+
+/// Which archives build on which.
+struct Above<'a> {
+    needed: &'a [Needed],
+    children: Vec<Vec<usize>>,
+}
+
+impl<'a> Above<'a> {
+    fn new(needed: &'a [Needed]) -> Self {
+        let mut children = vec![Vec::new(); needed.len()];
+        for (number, archive) in needed.iter().enumerate() {
+            if let Some(children) = archive.parent.and_then(|parent| children.get_mut(parent)) {
+                children.push(number);
+            }
+        }
+        Self { needed, children }
+    }
+
+    /// The archives that build on one, itself first and each after the one that it builds on.
+    fn all(&self, number: usize) -> Vec<usize> {
+        let mut all = vec![number];
+        let mut at = 0;
+        while let Some(&number) = all.get(at) {
+            all.extend(self.children.get(number).into_iter().flatten());
+            at += 1;
+        }
+        all
+    }
+
+    /// The points that were asked for and need an archive.
+    fn points(&self, number: usize) -> Vec<PointId> {
+        let all = self.all(number).into_iter().filter_map(|number| self.needed.get(number));
+        all.filter(|archive| archive.is_wanted).map(|archive| archive.link.point).collect()
+    }
+
+    /// The archives of each full, or of what builds on nothing that is known.
+    fn trees(&self) -> impl Iterator<Item = Vec<usize>> {
+        let numbered = self.needed.iter().enumerate();
+        let first = numbered.filter(|(_, archive)| archive.parent.is_none());
+        first.map(|(number, _)| self.all(number))
+    }
+}
+
+/// What an archive says about itself against what the manifest of its place says, and about its
+/// parent against what that one's manifest says: together, that each archive is the one that was
+/// written there, and fits the one below it.
+fn check_identity(archive: &Reader, point: &Point, parent: Option<&Point>) -> Result<()> {
+    let (metadata, record) = (archive.metadata(), &point.record);
+    let geometry = metadata.geometry;
+    let named = metadata.parent.as_ref().map(|parent| parent.point.clone());
+    if metadata.archive_id != record.archive_id
+        || metadata.chain_id != record.chain_id
+        || metadata.kind != record.kind
+        || metadata.point != point.id.to_string()
+        || archive.root() != record.root
+        || (geometry.virtual_size(), geometry.block_size())
+            != (record.virtual_size, record.block_size)
+        || named != record.parent.map(|parent| parent.to_string())
+    {
+        let what = format!(
+            "the file holds point {} of {}/{}, and not what the manifest of point {} names",
+            metadata.point, metadata.domain, metadata.disk, point.id
+        );
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
+    if let (Some(link), Some(parent)) = (&metadata.parent, parent)
+        && (link.archive_id, link.root) != (parent.record.archive_id, parent.record.root)
+    {
+        let what = format!("it was made against another archive of point {}", parent.id);
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
+    Ok(())
+}
+
+/// Frames of one task, at most: of data that compresses well a buffer holds thousands.
+const FRAMES_MAX: usize = 64;
+
+/// Records that are read ahead of each table of an archive.
+const RECORDS_AHEAD: u64 = 4096;
+
+/// A frame to check, and the digests of its blocks (none if quick).
+struct Frame {
+    need: FrameNeed,
+    digests: Vec<Digest>,
+}
+
+/// Reads an archive's frames in order, as many at a time as fit a buffer.
+struct Frames<'a> {
+    ahead: ReadAhead<Vec<Frame>>,
+    archive: &'a Reader,
+    buffer_size: usize,
+    quick: bool,
+    cancel: &'a Cancel,
+}
+
+impl Frames<'_> {
+    fn run(&mut self, producer: &mut Producer<Loaded<Vec<Frame>>, Checked>) -> Result<(), Halt> {
+        let mut task: Vec<Frame> = Vec::new();
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut used = 0;
+        let mut rank = 0;
+        let mut windows = Windows::default();
+        let mut stored = self.archive.stored().walk();
+        for position in 0..self.archive.frame_count() {
+            let entry = match windows.frame(self.archive, position, RECORDS_AHEAD) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    refuse_unless_damage(&error)?;
+                    let problems = vec![error.chain()];
+                    self.ahead.pass(producer, Checked { problems, ..Checked::default() })?;
+                    continue;
+                }
+            };
+            let span = self.archive.metadata().frame_blocks;
+            let mask = stored.mask(entry.first_block.0, span)?;
+            let mut digests = Vec::new();
+            if !self.quick {
+                let count = u64::from(mask.count_ones());
+                let records = windows.digests(self.archive, rank, count, RECORDS_AHEAD)?;
+                digests.extend(records.iter().copied().map(Digest));
+                rank += count;
+            }
+            let len = entry.frame_len() as usize;
+            if len > self.buffer_size {
+                let error = Error::new(ErrorKind::Damaged, "it is longer than its blocks");
+                let problems = vec![self.archive.frame_error(&entry, mask, error).chain()];
+                self.ahead.pass(producer, Checked { problems, ..Checked::default() })?;
+                continue;
+            }
+            if used + len > self.buffer_size || task.len() >= FRAMES_MAX {
+                self.cancel.check()?;
+                let (task, segments) = (std::mem::take(&mut task), std::mem::take(&mut segments));
+                self.ahead.read(producer, segments, task)?;
+                used = 0;
+            }
+            // The reader bounds a frame's length: each fits the buffer.
+            let at: Range<usize> = used..used + len;
+            segments.push(Segment { file: 0, offset: entry.offset, range: at.clone() });
+            used = at.end;
+            let need = FrameNeed { archive: 0, entry, mask, wanted: mask, at: Some(at) };
+            task.push(Frame { need, digests });
+        }
+        if !task.is_empty() {
+            self.ahead.read(producer, segments, task)?;
+        }
+        self.ahead.finish(producer)
+    }
+}
+
+/// What checking some frames came to.
+#[derive(Default)]
+struct Checked {
+    bytes_read: u64,
+    bytes_verified: u64,
+    problems: Vec<String>,
+}
+
+/// More damaged frames than this in one archive are counted, not listed.
+const PROBLEMS_MAX: usize = 1000;
+
+struct Collector<'a> {
+    all: Checked,
+    observer: &'a dyn Observer,
+}
+
+impl Consumer<Checked> for Collector<'_> {
+    type Output = Checked;
+
+    fn take(&mut self, checked: Checked) -> Result<()> {
+        self.all.bytes_read += checked.bytes_read;
+        self.all.bytes_verified += checked.bytes_verified;
+        let room = PROBLEMS_MAX.saturating_sub(self.all.problems.len());
+        if checked.problems.len() > room {
+            self.all.problems.truncate(PROBLEMS_MAX - 1);
+            self.all.problems.push("and more".to_owned());
+        } else {
+            self.all.problems.extend(checked.problems);
+        }
+        self.observer.advance(checked.bytes_read);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Checked> {
+        Ok(self.all)
+    }
+}
