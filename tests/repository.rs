@@ -1,5 +1,7 @@
 //! The repository between processes: a lock is held by one, and ends with it.
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -8,8 +10,10 @@ use qdelta::ErrorKind;
 use qdelta::vault::repository::{DomainName, Repository};
 
 use crate::harness::faults::traced;
+use crate::harness::files::tree;
 use crate::harness::images::filled;
 use crate::harness::repo::Repo;
+use crate::harness::run::{as_root, binary};
 use crate::harness::{Lab, args, qdelta, run};
 
 /// Another process is kept out while the first lives, and let in after it was killed.
@@ -33,6 +37,102 @@ fn another_process_is_kept_out_until_the_first_is_gone() {
     holder.kill().unwrap();
     holder.wait().unwrap();
     repository.lock(&domain).unwrap();
+}
+
+/// What somebody else does in the domain while a command begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Nobody,
+    Writer,
+    Reader,
+    Remover,
+}
+
+impl Beside {
+    /// The locks that whoever does this holds.
+    fn locks(self, repo: &Repo) -> Vec<File> {
+        let file = |name: &str| File::open(repo.path.join("vm").join(name)).unwrap();
+        let alone = |name: &str| {
+            let file = file(name);
+            file.lock().unwrap();
+            file
+        };
+        match self {
+            Self::Nobody => Vec::new(),
+            Self::Writer => vec![alone(".lock")],
+            Self::Reader => {
+                let file = file(".keep");
+                file.lock_shared().unwrap();
+                vec![file]
+            }
+            Self::Remover => vec![alone(".lock"), alone(".keep")],
+        }
+    }
+}
+
+/// The table of ARCHITECTURE.md: who goes on beside whom, and who is refused.
+#[test]
+fn every_operation_beside_every_other_goes_on_or_is_refused_at_once() {
+    use Beside::{Nobody, Reader, Remover, Writer};
+    let lab = Lab::new();
+    let image = filled(&lab, "vm.qcow2", "", 1 << 20, 1);
+    let repo = Repo::init(lab.path("repo"));
+    run(qdelta(repo.args(args!["backup", image.as_path()]))).ok();
+    let archive = tree(&repo.path).into_iter().find(|it| it.extension() == Some("qdelta".as_ref()));
+    let archive = repo.path.join(archive.unwrap());
+    let (restored, replayed) = (lab.path("restored.raw"), lab.path("replayed.raw"));
+    let changes = [Writer, Remover];
+    // The command, whom it is refused beside, and its status where it goes on.
+    let operations: [(Vec<OsString>, &[Beside], i32); 10] = [
+        (args!["backup", image.as_path()], &changes, 0),
+        (args!["restore", "vm", image.as_path(), "--in-place"], &changes, 0),
+        (args!["restore", "vm", restored.as_path(), "--force"], &[Remover], 0),
+        (args!["verify"], &[Remover], 0),
+        (args!["replay", archive.as_path(), "--output", replayed.as_path(), "--force"], &[], 0),
+        (args!["points"], &[], 0),
+        (args!["anchors"], &[], 0),
+        (args!["anchors", "vm", "--remove-all"], &changes, 0),
+        (args!["init"], &[Nobody, Writer, Reader, Remover], 7),
+        (args!["init", "--repair"], &[], 0),
+    ];
+    for (words, refused, status) in operations {
+        for beside in [Nobody, Writer, Reader, Remover] {
+            let held = beside.locks(&repo);
+            let outcome = run(qdelta(repo.args(words.clone()))).sane();
+            let expected = match (refused.contains(&beside), status) {
+                (true, 0) => 5,
+                _ => status,
+            };
+            assert_eq!(outcome.code(), Some(expected), "{beside:?}\n{}", outcome.report());
+            drop(held);
+        }
+    }
+    repo.verify();
+    repo.assert_no_leftovers();
+}
+
+/// Who can write nothing can restore: also where no lock was ever made.
+#[test]
+fn a_repository_that_is_mounted_read_only_is_read() {
+    let lab = Lab::new();
+    let image = filled(&lab, "vm.qcow2", "", 1 << 20, 1);
+    let repo = Repo::init(lab.path("repo"));
+    run(qdelta(repo.args(args!["backup", image.as_path()]))).ok();
+    for round in 0..2 {
+        let output = lab.path(format!("restored{round}.raw"));
+        for words in [args!["restore", "vm", output.as_path()], args!["verify"], args!["points"]] {
+            let mut all = args!["-m", "sh", "-c"];
+            all.extend(args![
+                "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && \
+                 ! touch \"$0/x\" 2>/dev/null && exec \"$@\"",
+                repo.path.as_path(),
+                binary()
+            ]);
+            all.extend(repo.args(words));
+            run(as_root("unshare", all)).ok();
+        }
+        std::fs::remove_file(repo.path.join("vm/.keep")).unwrap_or_default();
+    }
 }
 
 /// Not every filesystem renames without replacing: some say so with one error, some with another, and some

@@ -68,7 +68,8 @@ fn show(report: &ArchiveReport, context: &mut Context) -> Result<()> {
         format!("{}, tracker {}, guest {}", report.kind, report.tracker, report.consistency),
     )?;
     if let Some(parent) = &report.parent {
-        line("made against", format!("{} (archive {})", parent.point, parent.archive_id))?;
+        let disk = if parent.disk == report.disk { "" } else { &format!(" of {}", parent.disk) };
+        line("made against", format!("{}{disk}", parent.point))?;
     }
     line(
         "disk size",
@@ -93,7 +94,6 @@ fn show(report: &ArchiveReport, context: &mut Context) -> Result<()> {
     }
     line("file size", text::bytes(report.file_length))?;
     line("archive id", report.archive_id.to_string())?;
-    line("chain id", report.chain_id.to_string())?;
     if let Some(contents) = &report.contents {
         line("root", contents.root.to_string())?;
     }

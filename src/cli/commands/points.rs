@@ -166,8 +166,11 @@ fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> 
     }
     let positions: BTreeMap<PointId, usize> =
         list.points.iter().enumerate().map(|(index, point)| (point.id, index)).collect();
-    let parents: Vec<Option<usize>> =
-        list.points.iter().map(|point| positions.get(&point.record.parent?).copied()).collect();
+    let parents: Vec<Option<usize>> = list
+        .points
+        .iter()
+        .map(|point| positions.get(&point.record.parent_point()?).copied())
+        .collect();
     let lines = tree::Lines::for_locale();
     let mut rows = Vec::new();
     for (index, branch) in tree::draw(&parents, &lines) {

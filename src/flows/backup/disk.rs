@@ -239,7 +239,6 @@ impl<'a> DiskBackup<'a> {
             }),
             _ => None,
         };
-        let pending = self.catalog.repository().begin(self.lock, self.disk, self.point, kind)?;
         let metadata = metadata_for(
             self.disk,
             &self.point.to_string(),
@@ -248,7 +247,9 @@ impl<'a> DiskBackup<'a> {
             self.base.point(),
         )?;
         let archive_id = metadata.archive_id;
-        let spool = self.catalog.repository().spool_folder();
+        let repository = self.catalog.repository();
+        let pending = repository.begin(self.lock, self.disk, self.point, kind, archive_id)?;
+        let spool = repository.spool_folder();
         let writer = archive::Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
         let job = data_path::Archiving {
             image: &self.source.image,
@@ -276,10 +277,9 @@ impl<'a> DiskBackup<'a> {
             disk: self.disk.disk.clone(),
             archive: pending.archive_name(),
             archive_id,
-            chain_id: self.base.point().map_or(archive_id, |point| point.record.chain_id),
             kind: self.base.kind,
             tracker: tracked.tracker,
-            parent: self.base.point().map(|point| point.id),
+            parent: self.base.point().map(Point::as_parent),
             root: stored.root,
             virtual_size: geometry.virtual_size(),
             block_size: geometry.block_size(),
@@ -307,7 +307,7 @@ impl<'a> DiskBackup<'a> {
             point: self.point,
             disk: self.disk.to_string(),
             kind: record.kind,
-            parent: record.parent,
+            parent: record.parent_point(),
             tracker: record.tracker,
             why: tracked.why,
             refused: tracked.refused,
@@ -373,10 +373,8 @@ pub(super) fn metadata_for(
     geometry: Geometry,
     parent: Option<&Point>,
 ) -> Result<Metadata> {
-    let archive_id = ArchiveId(random::bytes()?);
     Ok(Metadata {
-        archive_id,
-        chain_id: parent.map_or(archive_id, |parent| parent.record.chain_id),
+        archive_id: ArchiveId(random::bytes()?),
         point: point.to_owned(),
         domain: disk.domain.to_string(),
         disk: disk.disk.to_string(),
@@ -387,7 +385,8 @@ pub(super) fn metadata_for(
         geometry,
         frame_blocks: frame_blocks(geometry.block_size()),
         parent: parent.map(|parent| Parent {
-            archive_id: parent.record.archive_id,
+            domain: parent.disk.domain.to_string(),
+            disk: parent.disk.disk.to_string(),
             point: parent.id.to_string(),
             root: parent.record.root,
         }),

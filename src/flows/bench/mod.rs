@@ -21,9 +21,6 @@ use crate::flows::backup;
 use crate::flows::report::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
 use sample::Sample;
 
-/// How much of the image is looked at unless told otherwise, in bytes.
-pub const BYTES_DEFAULT: u64 = 1 << 30;
-
 /// What to measure, and how.
 #[derive(Debug, Clone)]
 pub struct BenchRequest {

@@ -31,9 +31,6 @@ pub struct ArchiveReport {
     /// Its id.
     #[serde(with = "text")]
     pub archive_id: ArchiveId,
-    /// The archive id of the chain's full.
-    #[serde(with = "text")]
-    pub chain_id: ArchiveId,
     /// The point that it is of.
     pub point: String,
     /// The disk, as `domain/disk`.
@@ -68,9 +65,8 @@ pub struct ArchiveReport {
 /// What an archive was made against.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParentReport {
-    /// The id of that archive.
-    #[serde(with = "text")]
-    pub archive_id: ArchiveId,
+    /// The disk, as `domain/disk`.
+    pub disk: String,
     /// Its point.
     pub point: String,
     /// Digest of what the guest saw then.
@@ -108,7 +104,6 @@ impl ArchiveReport {
             path: path.to_owned(),
             sealed: reader.is_some(),
             archive_id: metadata.archive_id,
-            chain_id: metadata.chain_id,
             point: metadata.point.clone(),
             disk: format!("{}/{}", metadata.domain, metadata.disk),
             kind: metadata.kind,
@@ -118,7 +113,7 @@ impl ArchiveReport {
             virtual_size: metadata.geometry.virtual_size(),
             block_size: metadata.geometry.block_size(),
             parent: metadata.parent.as_ref().map(|parent| ParentReport {
-                archive_id: parent.archive_id,
+                disk: format!("{}/{}", parent.domain, parent.disk),
                 point: parent.point.clone(),
                 root: parent.root,
             }),

@@ -100,9 +100,6 @@ pub struct PointReport {
     /// The archive's id.
     #[serde(with = "text")]
     pub archive_id: ArchiveId,
-    /// The archive id of the chain's full.
-    #[serde(with = "text")]
-    pub chain_id: ArchiveId,
     /// The image that it was made from.
     pub image: ImageRecord,
     /// Which trackers could not be used, and why.
@@ -175,7 +172,7 @@ impl PointReport {
             point: point.id,
             created: point.created,
             kind: record.kind,
-            parent: record.parent,
+            parent: record.parent_point(),
             tracker: record.tracker,
             consistency: point.consistency,
             freeze_ms: point.freeze_ms,
@@ -192,7 +189,6 @@ impl PointReport {
             archive_present: point.archive_present,
             restorable,
             archive_id: record.archive_id,
-            chain_id: record.chain_id,
             image: record.image.clone(),
             refused: record.refused.clone(),
             anchor: record.anchor.clone(),

@@ -1,9 +1,10 @@
 //! What a backup that was killed leaves behind, and how it is told from what must stay.
 //!
-//! While the domain is locked nobody writes to it, so every staged file is a leftover. An archive under its final name is one only if all of this says so: the staged
-//! manifest of its point is still there, no manifest names it, it is newer than every manifest and
-//! every other archive of its disk, and no point builds on it. An archive without a manifest and
-//! without that explanation stays and is reported: perhaps its manifest was lost.
+//! While the domain is locked nobody writes to it, so every staged file is a leftover. An archive
+//! that has its name is a leftover only if all of this says so: the staged manifest of its point is
+//! still there, no manifest names the archive, the archive is newer than every manifest and every
+//! other archive of its disk, and no point builds on it. An archive without a manifest and without
+//! that explanation stays and is reported: perhaps its manifest was lost.
 
 use std::path::PathBuf;
 
@@ -212,7 +213,7 @@ impl Known {
         }
         let is_newest = self.reading.points().last().is_none_or(|newest| *newest < point);
         let mut records = self.reading.good().filter_map(|manifest| manifest.disk(disk));
-        let mut is_needed = || records.any(|record| record.parent == Some(point));
+        let mut is_needed = || records.any(|record| record.parent_point() == Some(point));
         match is_newest && !is_needed() {
             true => Fate::Leftover,
             false => Fate::Unexplained,
