@@ -85,8 +85,8 @@ pub use base::cancel::Cancel;
 pub use base::error::{Error, ErrorKind, Result};
 pub use base::observer::{Event, Observer, Silent};
 pub use base::warning::{Code, Warning};
-pub use disk::image::Format;
 pub use disk::flow::pipeline::Resources;
+pub use disk::image::Format;
 pub use disk::image::{Image, ImageReader, OpenOptions};
 pub use disk::io::{Backend, Direct, ReadAt};
 pub use flows::backup::{

@@ -124,7 +124,7 @@ fn a_power_cut_takes_what_was_not_sealed() {
     memory.cut_power();
     staged.publish(storage::Publish::New).unwrap();
     assert_eq!(memory.read(&name, 100).unwrap(), b"first");
-    assert_eq!(memory.names(), [name.clone()]);
+    assert_eq!(memory.names(), std::slice::from_ref(&name));
 
     let mut staged = memory.stage(&Name::top().join("other")).unwrap();
     staged.seal().unwrap();
