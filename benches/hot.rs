@@ -151,7 +151,6 @@ fn chain_of(folder: &std::path::Path, blocks: u32, increments: u32) -> qdelta::R
         let id = ArchiveId([number as u8 + 1; 16]);
         let metadata = Metadata {
             archive_id: id,
-            chain_id: ArchiveId([1; 16]),
             point: format!("{number:04}"),
             domain: "bench".into(),
             disk: "disk".into(),
@@ -162,7 +161,8 @@ fn chain_of(folder: &std::path::Path, blocks: u32, increments: u32) -> qdelta::R
             geometry,
             frame_blocks: 1,
             parent: archives.last().map(|parent| Parent {
-                archive_id: parent.metadata().archive_id,
+                domain: parent.metadata().domain.clone(),
+                disk: parent.metadata().disk.clone(),
                 point: parent.metadata().point.clone(),
                 root: parent.root(),
             }),

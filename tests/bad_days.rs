@@ -180,7 +180,10 @@ fn two_backups_of_one_disk() {
         repo.args(args!["backup", image.as_path(), "--disk", "disk", "--io", "threads"]);
     let mut command = traced(options, arguments);
     let mut first = start(&mut command);
-    let is_archive = |file: &PathBuf| file.to_string_lossy().ends_with("-incremental.qdelta");
+    let is_archive = |file: &PathBuf| {
+        let name = file.to_string_lossy();
+        name.contains("Z-incremental-") && name.ends_with(".qdelta")
+    };
     wait_for("the first backup", || tree(&repo.path).into_iter().find(is_archive));
     let said = repo.backup_run(&image, "disk", &[]).fails_with(5);
     assert!(said.contains("disk"), "{said}");
@@ -346,7 +349,7 @@ fn right_after_the_end_a_file_system_can_be_unmounted() {
         mount.unmount_at_once();
     }
     mount.mount();
-    let archive = repo.path.join(file_with(&repo.path, "-full.qdelta").unwrap());
+    let archive = repo.path.join(file_with(&repo.path, "Z-full-").unwrap());
     patch(&archive, std::fs::metadata(&archive).unwrap().len() / 2, &[0x55; 64]);
     mount.unmount_at_once();
     for _ in 0..8 {

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::harness::files::Mount;
+use super::harness::files::{Mount, tree};
 use super::harness::guest::{Guest, Host, MIB, UUID};
 use super::harness::images::{create, filled, filled_raw, guest_io, overlay, patch, qemu_img};
 use super::harness::repo::{Repo, number};
@@ -629,7 +629,9 @@ fn points_say_what_can_not_be_restored() {
     all.ok();
     let archive = |number: usize| {
         let kind = if number == 0 { "full" } else { "incremental" };
-        repo.path.join(format!("a/disk/{}-{kind}.qdelta", points[number]))
+        let part = format!("{}-{kind}-", points[number]);
+        let of_point = |file: &PathBuf| file.to_string_lossy().contains(&part);
+        repo.path.join(tree(&repo.path).into_iter().find(of_point).unwrap())
     };
     let manifest = |number: usize| repo.path.join(format!("a/points/{}.json", points[number]));
     let restorable = |status: i32| {

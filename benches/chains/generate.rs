@@ -12,7 +12,9 @@ use qdelta::formats::archive::{
 };
 use qdelta::vault::archive::Writer;
 use qdelta::vault::codec::Compressor;
-use qdelta::vault::repository::{DiskId, DiskRecord, ImageRecord, Manifest, PointId, Repository};
+use qdelta::vault::repository::{
+    DiskId, DiskRecord, ImageRecord, Manifest, ParentRecord, PointId, Repository,
+};
 
 /// Any error: this program only prints errors.
 pub type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -110,7 +112,7 @@ impl Generator {
         let kind = if self.newest.is_none() { Kind::Full } else { Kind::Incremental };
         let metadata = self.metadata(point, kind)?;
         let lock = self.repository.lock(&self.disk.domain)?;
-        let pending = self.repository.begin(&lock, &self.disk, point, kind)?;
+        let pending = self.repository.begin(&lock, &self.disk, point, kind, metadata.archive_id)?;
         let sink = pending.writer();
         let mut writer = Writer::new(sink, metadata.clone(), pending.path().parent())?;
         let changed = self.choose();
@@ -128,10 +130,14 @@ impl Generator {
             disk: self.disk.disk.clone(),
             archive: pending.archive_name(),
             archive_id: metadata.archive_id,
-            chain_id: metadata.chain_id,
             kind,
             tracker: metadata.tracker,
-            parent: self.newest.as_ref().map(|(_, parent, _)| *parent),
+            parent: self.newest.as_ref().map(|(_, point, root)| ParentRecord {
+                domain: self.disk.domain.clone(),
+                disk: self.disk.disk.clone(),
+                point: *point,
+                root: *root,
+            }),
             root,
             virtual_size: self.shape.virtual_size,
             block_size: self.shape.block_size,
@@ -161,7 +167,6 @@ impl Generator {
         let parent = self.newest.as_ref();
         Ok(Metadata {
             archive_id,
-            chain_id: parent.map_or(archive_id, |(parent, ..)| parent.chain_id),
             point: point.to_string(),
             domain: self.disk.domain.to_string(),
             disk: self.disk.disk.to_string(),
@@ -172,7 +177,8 @@ impl Generator {
             geometry: self.geometry,
             frame_blocks: qdelta::formats::archive::frame_blocks(self.shape.block_size),
             parent: parent.map(|(parent, _, root)| Parent {
-                archive_id: parent.archive_id,
+                domain: parent.domain.clone(),
+                disk: parent.disk.clone(),
                 point: parent.point.clone(),
                 root: *root,
             }),

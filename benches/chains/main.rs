@@ -4,6 +4,7 @@
 //! ```text
 //! cargo bench --bench chains -- linear [DIRECTORY [INCREMENTS...]]
 //! cargo bench --bench chains -- corner [DIRECTORY [INCREMENTS...]]
+//! cargo bench --bench chains -- read [DIRECTORY [INCREMENTS...]]
 //! cargo bench --bench chains -- make linear|corner FOLDER INCREMENTS
 //! ```
 //!
@@ -12,9 +13,13 @@
 //! show time and peak memory of each command, and what a further increment adds. The repository is
 //! made in a folder inside the directory (the current one) and removed again; `make` keeps it.
 //!
+//! `read` is random reads of 4 KiB by one thread through `PointReader`, from chains of 1 and of 100
+//! archives of the disk of 256 MiB.
+//!
 //! `QDELTA` names another program to measure than the one built beside this bench.
 
 mod generate;
+mod read;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -39,13 +44,16 @@ fn main() -> Outcome<()> {
             let counts: Vec<u64> =
                 rest.iter().skip(1).map(|it| it.parse()).collect::<Result<_, _>>()?;
             let folder = directory.join("qdelta-bench-chains.tmp");
-            let result = measure(shape, &folder, counts);
+            let result = match *shape {
+                "read" => read::measure(&folder, counts),
+                shape => measure(shape, &folder, counts),
+            };
             fs::remove_dir_all(&folder)?;
             result
         }
         // Without a word, as `cargo bench` runs all benches: nothing that takes hours.
         [] => {
-            println!("say which: linear or corner");
+            println!("say which: linear, corner or read");
             Ok(())
         }
     }

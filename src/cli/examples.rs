@@ -74,7 +74,7 @@ pub fn list(command: &str) -> &'static [Example] {
         ],
         "info" => &[
             ("An image", "qdelta info web.qcow2"),
-            ("An archive", "qdelta info repo/web/disk/20261122T153823.412Z-full.qdelta"),
+            ("An archive", "qdelta info repo/web/disk/20261122T153823.412Z-full-5999dc20.qdelta"),
         ],
         "map" => &[("For a script", "qdelta map web.qcow2 --json")],
         "bench" => &[

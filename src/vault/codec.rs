@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use zstd::zstd_safe::{self, CParameter, DCtx, InBuffer, OutBuffer, ResetDirective};
+use zstd::zstd_safe::{self, CParameter, DCtx};
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Codec;
@@ -19,9 +19,6 @@ const MATCH_LEN_MIN: u32 = 5;
 /// own choice) make output 0.4 % larger in the same time; twice as many make it 0.2 % smaller in 2
 /// % more time.
 const HASH_LOG: u32 = 14;
-
-/// How many bytes of a zstd frame tell the length of the rest of its header.
-const ZSTD_HEADER_LEN_MIN: usize = 5;
 
 /// Compresses frames. Each worker has a compressor of its own.
 pub struct Compressor {
@@ -125,53 +122,6 @@ impl Decompressor {
             }
         }
     }
-
-    /// Decodes only the first `out.len()` bytes of a payload that decodes to `raw_len`, for a frame
-    /// whose last blocks nobody needs. The rest is not looked at. zstd works in pieces of 128 KiB:
-    /// up to there it takes half the time of a frame of 256 KiB, behind it no less.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Damaged`]: the payload is not what the codec says, or is too short.
-    pub fn decompress_prefix(
-        &mut self,
-        codec: Codec,
-        payload: &[u8],
-        raw_len: usize,
-        out: &mut [u8],
-    ) -> Result<()> {
-        if out.len() >= raw_len {
-            return self.decompress(codec, payload, out);
-        }
-        match codec {
-            Codec::Stored => copy_exactly(payload.get(..out.len()).unwrap_or(payload), out),
-            Codec::Zstd => self.stream_prefix(payload, out),
-        }
-    }
-
-    fn stream_prefix(&mut self, payload: &[u8], out: &mut [u8]) -> Result<()> {
-        self.context.reset(ResetDirective::SessionOnly).map_err(zstd_failed)?;
-        let expected = out.len();
-        let mut output = OutBuffer::around(out);
-        // Given more input than it asks for, zstd decodes the next block of the frame before it
-        // looks whether there is room for it.
-        let (mut used, mut asked_for) = (0, ZSTD_HEADER_LEN_MIN);
-        while output.pos() < expected {
-            let before = (used, output.pos());
-            let end = payload.len().min(used + asked_for);
-            let mut input = InBuffer::around(payload.get(..end).unwrap_or_default());
-            input.set_pos(used);
-            asked_for =
-                self.context.decompress_stream(&mut output, &mut input).map_err(zstd_failed)?;
-            used = input.pos();
-            // 0: the frame is over. No progress: the payload is.
-            let over = asked_for == 0 || before == (used, output.pos());
-            if over && output.pos() < expected {
-                let words = format!("the payload ends after {} bytes of {expected}", output.pos());
-                return Err(damaged(words));
-            }
-        }
-        Ok(())
-    }
 }
 
 fn copy_exactly(payload: &[u8], out: &mut [u8]) -> Result<()> {
@@ -236,25 +186,6 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_the_start_of_the_whole() {
-        let mut raw = text(128 << 10);
-        raw.extend(noise(64 << 10));
-        raw.extend(text(64 << 10));
-        let mut payload = Vec::new();
-        Compressor::new(1).unwrap().compress(&raw, &mut payload).unwrap();
-        let mut decompressor = Decompressor::new().unwrap();
-        for len in [0, 1, 65536, 3 * 65536, 4 * 65536] {
-            let mut out = vec![0; len];
-            decompressor.decompress_prefix(Codec::Zstd, &payload, raw.len(), &mut out).unwrap();
-            assert!(out == raw[..len], "{len}");
-        }
-        // A whole frame right after a prefix: the session before leaves nothing behind.
-        let mut out = vec![0; raw.len()];
-        decompressor.decompress(Codec::Zstd, &payload, &mut out).unwrap();
-        assert!(out == raw);
-    }
-
-    #[test]
     fn wrong_lengths_cuts_and_second_frames_are_damage() {
         let raw = text(65536);
         let mut payload = Vec::new();
@@ -270,10 +201,6 @@ mod tests {
         fails(&payload[..payload.len() - 1], 65536);
         fails(&[payload.as_slice(), payload.as_slice()].concat(), 131_072);
         fails(b"", 65536);
-        let mut out = vec![0; 1000];
-        assert!(decompressor.decompress_prefix(Codec::Zstd, b"", 65536, &mut out).is_err());
-        let mut out = vec![0; 65537];
-        assert!(decompressor.decompress_prefix(Codec::Zstd, &payload, 70_000, &mut out).is_err());
     }
 
     /// Which worker compresses which frame is chance; the archive must not show it.

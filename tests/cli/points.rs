@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use qdelta::formats::archive::{ArchiveId, Consistency, Digest, Kind, Tracker};
 use qdelta::vault::repository::{
-    DiskId, DiskRecord, ImageRecord, MachineRecord, Manifest, PointId, Repository,
+    DiskId, DiskRecord, ImageRecord, MachineRecord, Manifest, ParentRecord, PointId, Repository,
 };
 
 use super::{Run, done, qdelta, run, word};
@@ -61,7 +61,7 @@ impl Shelf {
         let parent = parent.map(|ms| PointId::from_ms(ms).unwrap());
         let disk: DiskId = disk.parse().unwrap();
         let lock = self.repository.lock(&disk.domain).unwrap();
-        let pending = self.repository.begin(&lock, &disk, id, kind).unwrap();
+        let pending = self.repository.begin(&lock, &disk, id, kind, ArchiveId([1; 16])).unwrap();
         drop(pending.writer());
         let staged = pending.path().with_file_name(format!(".{}.partial", pending.archive_name()));
         std::fs::File::options().write(true).open(staged).unwrap().set_len(1023 << 20).unwrap();
@@ -81,10 +81,14 @@ impl Shelf {
             disk: disk.disk.clone(),
             archive: pending.archive_name(),
             archive_id: ArchiveId([1; 16]),
-            chain_id: ArchiveId([1; 16]),
             kind,
             tracker: Tracker::Scan,
-            parent,
+            parent: parent.map(|point| ParentRecord {
+                domain: disk.domain.clone(),
+                disk: disk.disk.clone(),
+                point,
+                root: Digest([3; 32]),
+            }),
             root: Digest([3; 32]),
             virtual_size: 1023 << 30,
             block_size: 65536,
@@ -370,11 +374,16 @@ fn damage_is_named_and_hides_nothing() {
     let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!(json["damaged"][0]["point"], full.to_string());
 
-    std::fs::remove_file(shelf.path().join(format!("vm/disk/{next}-incremental.qdelta"))).unwrap();
+    std::fs::remove_file(shelf.path().join(format!("vm/disk/{next}-incremental-01010101.qdelta")))
+        .unwrap();
     let listed = shelf.points(&[], "80");
     assert_eq!(listed.status, 4);
     assert!(listed.stdout.contains("missing"), "{}", listed.stdout);
-    assert!(listed.stderr.contains(&format!("{next}-incremental.qdelta")), "{}", listed.stderr);
+    assert!(
+        listed.stderr.contains(&format!("{next}-incremental-01010101.qdelta")),
+        "{}",
+        listed.stderr
+    );
 }
 
 /// Names come from files that anyone may have written.

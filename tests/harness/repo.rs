@@ -141,7 +141,8 @@ impl Repo {
                     manifests.insert((domain, point.to_owned()));
                 }
                 Some((stem, "qdelta")) if !name.starts_with('.') => {
-                    let point = stem.rsplit_once('-').unwrap().0;
+                    // `<point>-<kind>-<start of the archive's id>`.
+                    let point = stem.split_once('-').unwrap().0;
                     archives.insert((domain, point.to_owned()));
                 }
                 _ if name == "qdelta.toml" || name == ".lock" || name == ".keep" => {}

@@ -45,10 +45,73 @@ impl FromStr for Digest {
     }
 }
 
+/// How the digest tree is computed: plainly, or under a key, so that digests tell nothing to whoever
+/// has the plain bytes and not the key. Sealed archives will use the key; no archive does yet.
+#[derive(Clone, Copy)]
+pub struct DigestRules {
+    key: Option<[u8; DIGEST_LEN]>,
+}
+
+impl fmt::Debug for DigestRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DigestRules").field("is_keyed", &self.key.is_some()).finish()
+    }
+}
+
+impl DigestRules {
+    /// The digests of an archive that is not sealed.
+    pub const PLAIN: Self = Self { key: None };
+
+    /// Digests under a key.
+    pub fn keyed(key: [u8; DIGEST_LEN]) -> Self {
+        Self { key: Some(key) }
+    }
+
+    /// The digest of a block: see [`block_digest`].
+    pub fn block(&self, block: &[u8]) -> Digest {
+        Digest(*self.blocks().update(block).finalize().as_bytes())
+    }
+
+    /// The digest of a group: see [`group_digest`].
+    pub fn group(&self, blocks: &[Digest; GROUP_BLOCKS as usize]) -> Digest {
+        // BLAKE3 is several times faster when it sees many kilobytes at once.
+        const AT_ONCE: usize = 512;
+        let mut hasher = self.level(GROUP_CONTEXT);
+        let mut bytes = [[0; DIGEST_LEN]; AT_ONCE];
+        for part in blocks.chunks(AT_ONCE) {
+            for (to, from) in bytes.iter_mut().zip(part) {
+                *to = from.0;
+            }
+            hasher.update(bytes.get(..part.len()).unwrap_or_default().as_flattened());
+        }
+        Digest(*hasher.finalize().as_bytes())
+    }
+
+    /// Starts the root of a disk: see [`RootHasher::new`].
+    pub fn root(&self, geometry: Geometry) -> RootHasher {
+        let mut hasher = self.level(ROOT_CONTEXT);
+        hasher.update(&geometry.virtual_size().to_le_bytes());
+        hasher.update(&geometry.block_size().to_le_bytes());
+        RootHasher { hasher, groups_left: geometry.group_count() }
+    }
+
+    fn blocks(&self) -> blake3::Hasher {
+        self.key.as_ref().map_or_else(blake3::Hasher::new, blake3::Hasher::new_keyed)
+    }
+
+    /// The hasher of a level above the blocks. Under a key each level has a key of its own.
+    fn level(&self, context: &str) -> blake3::Hasher {
+        match &self.key {
+            None => blake3::Hasher::new_derive_key(context),
+            Some(key) => blake3::Hasher::new_keyed(&blake3::derive_key(context, key)),
+        }
+    }
+}
+
 /// The digest of a block. `block` is exactly one block size long: the caller fills the last block
 /// of a disk up with zeros.
 pub fn block_digest(block: &[u8]) -> Digest {
-    Digest(*blake3::hash(block).as_bytes())
+    DigestRules::PLAIN.block(block)
 }
 
 /// The digest of a block of `block_size` zeros.
@@ -66,17 +129,7 @@ pub fn zero_block_digest(block_size: u32) -> Digest {
 /// The digest of a group, from those of its blocks. Blocks past the end of the disk count as zero
 /// blocks.
 pub fn group_digest(blocks: &[Digest; GROUP_BLOCKS as usize]) -> Digest {
-    // BLAKE3 is several times faster when it sees many kilobytes at once.
-    const AT_ONCE: usize = 512;
-    let mut hasher = blake3::Hasher::new_derive_key(GROUP_CONTEXT);
-    let mut bytes = [[0; DIGEST_LEN]; AT_ONCE];
-    for part in blocks.chunks(AT_ONCE) {
-        for (to, from) in bytes.iter_mut().zip(part) {
-            *to = from.0;
-        }
-        hasher.update(bytes.get(..part.len()).unwrap_or_default().as_flattened());
-    }
-    Digest(*hasher.finalize().as_bytes())
+    DigestRules::PLAIN.group(blocks)
 }
 
 /// The digest of a group of zero blocks.
@@ -94,10 +147,7 @@ pub struct RootHasher {
 impl RootHasher {
     /// Starts the root of a disk of this geometry.
     pub fn new(geometry: Geometry) -> Self {
-        let mut hasher = blake3::Hasher::new_derive_key(ROOT_CONTEXT);
-        hasher.update(&geometry.virtual_size().to_le_bytes());
-        hasher.update(&geometry.block_size().to_le_bytes());
-        Self { hasher, groups_left: geometry.group_count() }
+        DigestRules::PLAIN.root(geometry)
     }
 
     /// Adds the next group.
@@ -160,6 +210,31 @@ mod tests {
         bytes.extend(a.0);
         bytes.extend(b.0);
         assert_eq!(hasher.finish().0, blake3::derive_key(ROOT_CONTEXT, &bytes));
+    }
+
+    /// Under a key every level differs from the plain one, and from the others under that key.
+    #[test]
+    fn keyed_digests_are_blake3_under_a_key_for_each_level() {
+        let key = [7; DIGEST_LEN];
+        let rules = DigestRules::keyed(key);
+        let block = rules.block(b"block");
+        assert_eq!(block.0, *blake3::keyed_hash(&key, b"block").as_bytes());
+        let blocks = [block; GROUP_BLOCKS as usize];
+        let bytes: Vec<u8> = blocks.iter().flat_map(|block| block.0).collect();
+        let level = |context, bytes: &[u8]| {
+            *blake3::keyed_hash(&blake3::derive_key(context, &key), bytes).as_bytes()
+        };
+        let group = rules.group(&blocks);
+        assert_eq!(group.0, level(GROUP_CONTEXT, &bytes));
+        let geometry = Geometry::new(1 << 20, 65536).unwrap();
+        let mut root = rules.root(geometry);
+        root.push(group);
+        let (size, block_size) = ((1u64 << 20).to_le_bytes(), 65536u32.to_le_bytes());
+        let bytes = [&size[..], &block_size[..], &group.0[..]].concat();
+        assert_eq!(root.finish().0, level(ROOT_CONTEXT, &bytes));
+        assert_ne!(group, group_digest(&blocks));
+        assert_ne!(block, block_digest(b"block"));
+        assert!(!format!("{rules:?}").contains('7'), "a key goes into no log");
     }
 
     #[test]

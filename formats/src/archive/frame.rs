@@ -1,7 +1,7 @@
 //! Frames: a few neighbouring blocks, compressed together, self-describing.
 
 use super::layout::Field;
-use super::{BlockIndex, Geometry};
+use super::{BlockIndex, FrameRules, Geometry, Mask};
 use crate::{FormatError, Problem};
 
 /// The first bytes of every frame.
@@ -13,8 +13,8 @@ pub const FRAME_HEADER_LEN: usize = field::HEADER_CRC.end();
 /// Bytes of the disk that a frame covers, unless one block is larger.
 pub const FRAME_SPAN: u32 = 64 << 10;
 
-/// The longest frame, header included, in bytes.
-pub const FRAME_LEN_MAX: usize = FRAME_HEADER_LEN + Geometry::BLOCK_SIZE_MAX as usize;
+/// The longest frame of any archive, header included, in bytes.
+pub const FRAME_LEN_MAX: usize = FrameRules::SEALED.frame_len_max();
 
 /// The fields of a frame's header.
 pub mod field {
@@ -138,7 +138,7 @@ impl FrameHeader {
     ///
     /// # Errors
     /// The bytes are no frame header, or not as it was written.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+    pub fn decode(bytes: &[u8], rules: FrameRules) -> Result<Self, FormatError> {
         field::MAGIC.expect_magic(bytes, MAGIC, "a frame")?;
         field::HEADER_CRC.expect_crc(bytes)?;
         let shifts = u32::from(field::SHIFTS.u8(bytes)?);
@@ -153,7 +153,7 @@ impl FrameHeader {
             archive_tag: field::ARCHIVE_TAG.bytes(bytes)?,
             payload_crc: field::PAYLOAD_CRC.u32(bytes)?,
         };
-        header.check()?;
+        header.check(rules)?;
         Ok(header)
     }
 
@@ -161,8 +161,8 @@ impl FrameHeader {
     ///
     /// # Errors
     /// A field breaks a rule of the format.
-    pub fn encode(&self) -> Result<[u8; FRAME_HEADER_LEN], FormatError> {
-        self.check()?;
+    pub fn encode(&self, rules: FrameRules) -> Result<[u8; FRAME_HEADER_LEN], FormatError> {
+        self.check(rules)?;
         let mut bytes = Vec::with_capacity(FRAME_HEADER_LEN);
         field::MAGIC.append(&mut bytes, 0, MAGIC);
         field::CODEC.append(&mut bytes, 0, &[self.codec.to_byte()]);
@@ -180,7 +180,7 @@ impl FrameHeader {
     }
 
     /// Checks every rule that the fields must keep by themselves.
-    fn check(&self) -> Result<(), FormatError> {
+    fn check(&self, rules: FrameRules) -> Result<(), FormatError> {
         if Geometry::new(0, self.block_size).is_err() {
             return Err(field::SHIFTS.invalid("no power of two from 4 KiB to 2 MiB"));
         }
@@ -196,14 +196,9 @@ impl FrameHeader {
         if self.mask == 0 || beyond != 0 {
             return Err(field::MASK.invalid("no block, or blocks beyond the span"));
         }
-        let raw_len = self.raw_len() as u64;
-        let fits = match self.codec {
-            Codec::Stored => u64::from(self.payload_len) == raw_len,
-            Codec::Zstd => (1..raw_len).contains(&self.payload_len.into()),
-        };
-        if !fits {
-            let problem =
-                Problem::OutOfRange { value: self.payload_len.into(), min: 1, max: raw_len };
+        let (min, max) = rules.payload_len(self.codec, self.raw_len() as u64);
+        if !(min..=max).contains(&self.payload_len.into()) {
+            let problem = Problem::OutOfRange { value: self.payload_len.into(), min, max };
             return Err(field::PAYLOAD_LEN.error(problem));
         }
         Ok(())
@@ -227,14 +222,13 @@ impl FrameHeader {
     /// The blocks in the payload, ascending. `u64`, as a mask at the very end of the numbers may
     /// reach 2³².
     pub fn blocks(&self) -> impl Iterator<Item = u64> + use<> {
-        let (first, mask) = (u64::from(self.first_block.0), self.mask);
-        (0..64).filter(move |bit| mask & 1 << bit != 0).map(move |bit| first + bit)
+        let first = u64::from(self.first_block.0);
+        Mask(self.mask).bits().map(move |bit| first + u64::from(bit))
     }
 
     /// Where the masked block `bit` of the span starts in the decoded payload, in bytes.
     pub fn offset_of(&self, bit: u32) -> usize {
-        let before = self.mask & !u64::MAX.checked_shl(bit).unwrap_or(0);
-        before.count_ones() as usize * self.block_size as usize
+        Mask(self.mask).rank(bit) as usize * self.block_size as usize
     }
 
     /// Checks `payload`, which has `payload_len` bytes, against its checksum.
@@ -274,8 +268,8 @@ impl<'a> FrameView<'a> {
     ///
     /// # Errors
     /// See [`FrameHeader::decode`] and [`FrameHeader::check_payload`].
-    pub fn decode(bytes: &'a [u8]) -> Result<Self, FormatError> {
-        let header = FrameHeader::decode(bytes)?;
+    pub fn decode(bytes: &'a [u8], rules: FrameRules) -> Result<Self, FormatError> {
+        let header = FrameHeader::decode(bytes, rules)?;
         let rest = bytes.get(FRAME_HEADER_LEN..).unwrap_or_default();
         let payload = rest.get(..header.payload_len as usize).unwrap_or(rest);
         header.check_payload(payload)?;
@@ -312,16 +306,16 @@ mod tests {
         expected.extend([1, 2, 3, 4]);
         expected.extend(crc32fast::hash(&payload).to_le_bytes());
         expected.extend(crc32fast::hash(&expected).to_le_bytes());
-        assert_eq!(header.encode().unwrap().to_vec(), expected);
+        assert_eq!(header.encode(FrameRules::PLAIN).unwrap().to_vec(), expected);
     }
 
     #[test]
     fn round_trip() {
         let (header, payload) = sample();
-        let mut bytes = header.encode().unwrap().to_vec();
+        let mut bytes = header.encode(FrameRules::PLAIN).unwrap().to_vec();
         bytes.extend(&payload);
         bytes.extend(b"the next frame");
-        let view = FrameView::decode(&bytes).unwrap();
+        let view = FrameView::decode(&bytes, FrameRules::PLAIN).unwrap();
         assert_eq!(view, FrameView { header, payload: &payload });
         assert_eq!(view.header.blocks().collect::<Vec<_>>(), [9, 11]);
         assert_eq!((view.header.offset_of(1), view.header.offset_of(3)), (0, 65536));
@@ -331,15 +325,21 @@ mod tests {
     #[test]
     fn every_flipped_bit_and_every_cut_is_refused() {
         let (header, payload) = sample();
-        let mut bytes = header.encode().unwrap().to_vec();
+        let mut bytes = header.encode(FrameRules::PLAIN).unwrap().to_vec();
         bytes.extend(&payload);
         for position in 0..bytes.len() {
             for bit in 0..8 {
                 let mut flipped = bytes.clone();
                 flipped[position] ^= 1 << bit;
-                assert!(FrameView::decode(&flipped).is_err(), "bit {bit} of byte {position}");
+                assert!(
+                    FrameView::decode(&flipped, FrameRules::PLAIN).is_err(),
+                    "bit {bit} of byte {position}"
+                );
             }
-            assert!(FrameView::decode(&bytes[..position]).is_err(), "cut at {position}");
+            assert!(
+                FrameView::decode(&bytes[..position], FrameRules::PLAIN).is_err(),
+                "cut at {position}"
+            );
         }
     }
 
@@ -359,8 +359,26 @@ mod tests {
             (field::SHIFTS, FrameHeader { block_size: 4 << 20, ..good }),
         ];
         for (field, header) in broken {
-            assert_eq!(header.encode().unwrap_err().field, field.name);
+            assert_eq!(header.encode(FrameRules::PLAIN).unwrap_err().field, field.name);
         }
+    }
+
+    /// The same frame with a tag at its end is one of a sealed archive, and of no other.
+    #[test]
+    fn a_payload_is_as_long_as_the_rules_say() {
+        let good = sample().0;
+        let raw_len = good.raw_len() as u32;
+        for (codec, payload_len) in [(Codec::Stored, raw_len + 16), (Codec::Zstd, raw_len + 15)] {
+            let header = FrameHeader { codec, payload_len, ..good };
+            let bytes = header.encode(FrameRules::SEALED).unwrap();
+            assert_eq!(FrameHeader::decode(&bytes, FrameRules::SEALED).unwrap(), header);
+            let error = FrameHeader::decode(&bytes, FrameRules::PLAIN).unwrap_err();
+            assert_eq!(error.field, field::PAYLOAD_LEN.name);
+        }
+        let short = FrameHeader { payload_len: 16, ..good };
+        assert!(
+            short.encode(FrameRules::SEALED).is_err() && short.encode(FrameRules::PLAIN).is_ok()
+        );
     }
 
     #[test]

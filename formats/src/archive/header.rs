@@ -1,6 +1,7 @@
 //! The header: the first bytes of an archive.
 
 use super::layout::Field;
+use super::seal::FEATURE_SEALED;
 use super::{METADATA_LEN_MAX, Metadata};
 use crate::{FormatError, Problem};
 
@@ -65,6 +66,10 @@ pub fn header_len(prefix: &[u8]) -> Result<usize, FormatError> {
         return Err(field::VERSION.error(Problem::Unsupported(format!("format version {version}"))));
     }
     let unknown = field::FEATURES.u16(prefix)? & !FEATURES_KNOWN;
+    if unknown & FEATURE_SEALED != 0 {
+        let problem = Problem::Unsupported("a sealed (encrypted) archive".into());
+        return Err(field::FEATURES.error(problem));
+    }
     if unknown != 0 {
         let problem = Problem::Unsupported(format!("incompatible features {unknown:#06x}"));
         return Err(field::FEATURES.error(problem));
@@ -110,7 +115,7 @@ fn crc_field(len: usize) -> Field {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::{ArchiveId, Kind, samples};
+    use crate::archive::{Parent, samples};
 
     #[test]
     fn golden_bytes() {
@@ -119,7 +124,6 @@ mod tests {
         expected.extend(b"qdelta\x1a\n");
         expected.extend([1, 0, 0, 0]);
         expected.extend(((bytes.len() - 20) as u32).to_le_bytes());
-        expected.extend([0x11; 16]);
         expected.extend([0x11; 16]);
         for text in ["20261122T153823.412Z", "web", "vda"] {
             expected.extend((text.len() as u64).to_le_bytes());
@@ -144,9 +148,10 @@ mod tests {
         metadata.extensions.push((7, vec![1, 2]));
         let bytes = encode(&metadata).unwrap();
         let mut end = vec![1];
-        end.extend([0x11; 16]);
-        end.extend(20u64.to_le_bytes());
-        end.extend(b"20261122T153823.412Z");
+        for text in ["web", "vda", "20261122T153823.412Z"] {
+            end.extend((text.len() as u64).to_le_bytes());
+            end.extend(text.as_bytes());
+        }
         end.extend([0x33; 32]);
         end.extend(12u64.to_le_bytes());
         end.extend(b"qdelta 0.1.0");
@@ -192,13 +197,10 @@ mod tests {
             (
                 "parent",
                 Metadata {
-                    kind: Kind::Differential,
-                    chain_id: ArchiveId([7; 16]),
+                    point: incremental.parent.clone().unwrap().point,
                     ..incremental.clone()
                 },
             ),
-            ("chain id", Metadata { chain_id: incremental.archive_id, ..full.clone() }),
-            ("chain id", Metadata { chain_id: incremental.archive_id, ..incremental.clone() }),
             ("domain", Metadata { domain: "a\x1b[2Jb".into(), ..full.clone() }),
             ("length of disk", Metadata { disk: String::new(), ..full.clone() }),
             ("length of point", Metadata { point: "p".repeat(256), ..full.clone() }),
@@ -207,6 +209,31 @@ mod tests {
         ];
         for (field, metadata) in broken {
             assert_eq!(encode(&metadata).unwrap_err().field, field);
+        }
+    }
+
+    /// A first point may be made against a template's point: of another domain, another disk, and
+    /// called the same if both were made in one millisecond.
+    #[test]
+    fn a_parent_may_be_of_another_disk() {
+        let metadata = samples::incremental();
+        let template = Parent {
+            domain: "template".into(),
+            point: metadata.point.clone(),
+            ..metadata.parent.clone().unwrap()
+        };
+        let metadata = Metadata { parent: Some(template), ..metadata };
+        assert_eq!(decode(&encode(&metadata).unwrap()).unwrap().0, metadata);
+    }
+
+    /// A reader that ignored them would take sealed bytes for damage, or for data.
+    #[test]
+    fn features_that_are_not_known_are_refused_by_name() {
+        let mut bytes = encode(&samples::full()).unwrap();
+        for (bits, name) in [(1u16, "sealed (encrypted)"), (2, "0x0002"), (0x8000, "0x8000")] {
+            bytes[10..12].copy_from_slice(&bits.to_le_bytes());
+            let error = header_len(&bytes).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
         }
     }
 
@@ -224,7 +251,7 @@ mod tests {
     fn a_hostile_length_allocates_nothing() {
         // The length of the point's name, behind a valid checksum.
         let mut bytes = encode(&samples::full()).unwrap();
-        let at = PREFIX_LEN + 32;
+        let at = PREFIX_LEN + 16;
         bytes[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
         let crc_at = bytes.len() - 4;
         let crc = crc32fast::hash(&bytes[..crc_at]).to_le_bytes();

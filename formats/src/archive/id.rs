@@ -1,4 +1,4 @@
-//! What an archive and its chain are called.
+//! What the file of an archive is called.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,8 +6,8 @@ use std::str::FromStr;
 use super::hex;
 use crate::{FormatError, Problem};
 
-/// The name of an archive: 16 bytes that nobody else uses. A chain is called by the id of its
-/// full. In text, 32 lower-case hexadecimal digits.
+/// The name of one file: 16 random bytes, drawn for each archive that is written and never used
+/// again, also where an archive takes another's place. In text, 32 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ArchiveId(pub [u8; 16]);
 
@@ -17,6 +17,11 @@ impl ArchiveId {
     pub fn tag(&self) -> [u8; 4] {
         let [a, b, c, d, ..] = self.0;
         [a, b, c, d]
+    }
+
+    /// The first eight hexadecimal digits: the tag as text, for the names of files.
+    pub fn short(&self) -> String {
+        format!("{:08x}", u32::from_be_bytes(self.tag()))
     }
 }
 

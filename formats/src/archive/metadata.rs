@@ -3,7 +3,7 @@
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
 
-use super::{ArchiveId, Consistency, Digest, Geometry, Kind, Tracker};
+use super::{ArchiveId, Consistency, Digest, FrameRules, Geometry, Kind, Tracker};
 use crate::{FormatError, Problem};
 
 /// The longest encoded metadata, in bytes.
@@ -18,24 +18,27 @@ const CREATED_MS_MAX: u64 = 253_402_300_799_999;
 /// An extension with a tag below this may be ignored by who does not know it.
 pub const EXTENSION_REQUIRED: u16 = 0x8000;
 
-/// The archive that another one follows, and what the disk looked like there.
+/// The recovery point that an archive was made against. It names no file: whatever archive holds
+/// that point of that disk, with that root, is the parent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parent {
-    /// The archive's id.
-    pub archive_id: ArchiveId,
-    /// Its recovery point.
+    /// The domain of the parent's disk. Another one than the archive's own where a disk began as
+    /// a copy of a template.
+    pub domain: String,
+    /// The parent's disk in that domain.
+    pub disk: String,
+    /// The recovery point of that disk.
     pub point: String,
-    /// Its root: the archive applies to the very bytes that have this root, and to no others.
+    /// The point's root: the archive applies to the very bytes that have this root, and to no
+    /// others.
     pub root: Digest,
 }
 
 /// What an archive says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
-    /// The archive's name, random.
+    /// Names this file and no other: random, drawn for each file that is written.
     pub archive_id: ArchiveId,
-    /// The id of the chain's full; the archive's own id if it is one.
-    pub chain_id: ArchiveId,
     /// The recovery point.
     pub point: String,
     /// Whose disk it is.
@@ -54,7 +57,7 @@ pub struct Metadata {
     pub geometry: Geometry,
     /// How many blocks the span of a frame has: see [`super::frame_blocks`].
     pub frame_blocks: u32,
-    /// The archive that this one follows: none for a full, and always there otherwise.
+    /// The point that this archive was made against: none for a full, and always there otherwise.
     pub parent: Option<Parent>,
     /// The program that wrote it.
     pub generator: String,
@@ -66,7 +69,6 @@ pub struct Metadata {
 #[derive(Encode, Decode)]
 struct Wire {
     archive_id: [u8; 16],
-    chain_id: [u8; 16],
     point: String,
     domain: String,
     disk: String,
@@ -84,7 +86,8 @@ struct Wire {
 
 #[derive(Encode, Decode)]
 struct WireParent {
-    archive_id: [u8; 16],
+    domain: String,
+    disk: String,
     point: String,
     root: [u8; 32],
 }
@@ -98,6 +101,12 @@ const CONFIG: Configuration<LittleEndian, Fixint, Limit<METADATA_LEN_MAX>> =
         .with_limit::<METADATA_LEN_MAX>();
 
 impl Metadata {
+    /// How long the payloads of its frames may be. A sealed archive is refused by its features
+    /// before it has metadata.
+    pub fn frame_rules(&self) -> FrameRules {
+        FrameRules::PLAIN
+    }
+
     /// Checks everything that must hold among the fields.
     ///
     /// # Errors
@@ -117,26 +126,16 @@ impl Metadata {
             ));
         }
         match (&self.parent, self.kind) {
-            (None, Kind::Full) => check(
-                "chain id",
-                self.chain_id == self.archive_id,
-                "a full names another archive as its chain",
-            ),
+            (None, Kind::Full) => Ok(()),
             (None, _) => check("parent", false, "missing in an archive that is no full"),
             (Some(_), Kind::Full) => check("parent", false, "present in a full"),
             (Some(parent), _) => {
+                check_name("parent domain", &parent.domain)?;
+                check_name("parent disk", &parent.disk)?;
                 check_name("parent point", &parent.point)?;
-                check("parent", parent.archive_id != self.archive_id, "the archive itself")?;
-                check(
-                    "parent",
-                    self.kind != Kind::Differential || parent.archive_id == self.chain_id,
-                    "a differential does not follow the chain's full",
-                )?;
-                check(
-                    "chain id",
-                    self.chain_id != self.archive_id,
-                    "an archive that is no full names itself as its chain",
-                )
+                let itself = (&parent.domain, &parent.disk, &parent.point)
+                    == (&self.domain, &self.disk, &self.point);
+                check("parent", !itself, "the archive's own point")
             }
         }
     }
@@ -146,7 +145,6 @@ impl Metadata {
         self.check()?;
         let wire = Wire {
             archive_id: self.archive_id.0,
-            chain_id: self.chain_id.0,
             point: self.point.clone(),
             domain: self.domain.clone(),
             disk: self.disk.clone(),
@@ -158,7 +156,8 @@ impl Metadata {
             block_size: self.geometry.block_size(),
             frame_blocks: self.frame_blocks,
             parent: self.parent.as_ref().map(|parent| WireParent {
-                archive_id: parent.archive_id.0,
+                domain: parent.domain.clone(),
+                disk: parent.disk.clone(),
                 point: parent.point.clone(),
                 root: parent.root.0,
             }),
@@ -180,7 +179,6 @@ impl Metadata {
         check("metadata", used == bytes.len(), "bytes are left over at its end")?;
         let metadata = Self {
             archive_id: ArchiveId(wire.archive_id),
-            chain_id: ArchiveId(wire.chain_id),
             point: wire.point,
             domain: wire.domain,
             disk: wire.disk,
@@ -191,7 +189,8 @@ impl Metadata {
             geometry: Geometry::new(wire.virtual_size, wire.block_size)?,
             frame_blocks: wire.frame_blocks,
             parent: wire.parent.map(|parent| Parent {
-                archive_id: ArchiveId(parent.archive_id),
+                domain: parent.domain,
+                disk: parent.disk,
                 point: parent.point,
                 root: Digest(parent.root),
             }),

@@ -13,13 +13,15 @@ mod hex;
 mod id;
 pub mod index;
 mod layout;
+mod mask;
 mod metadata;
 mod names;
+pub mod seal;
 pub mod summary;
 
 pub use digest::{
-    DIGEST_LEN, Digest, GROUP_CONTEXT, ROOT_CONTEXT, RootHasher, block_digest, group_digest,
-    zero_block_digest, zero_group_digest,
+    DIGEST_LEN, Digest, DigestRules, GROUP_CONTEXT, ROOT_CONTEXT, RootHasher, block_digest,
+    group_digest, zero_block_digest, zero_group_digest,
 };
 pub use footer::{FOOTER_LEN, Footer};
 pub use frame::{
@@ -30,8 +32,10 @@ pub use geometry::{BlockIndex, GROUP_BLOCKS, Geometry, GroupIndex};
 pub use id::ArchiveId;
 pub use index::{Directory, FRAME_ENTRY_LEN, FrameEntry, Section, SectionKind};
 pub use layout::Field;
+pub use mask::Mask;
 pub use metadata::{EXTENSION_REQUIRED, METADATA_LEN_MAX, Metadata, NAME_LEN_MAX, Parent};
 pub use names::{Consistency, Kind, Tracker};
+pub use seal::FrameRules;
 pub use summary::Summary;
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use super::*;
 pub(super) fn full() -> Metadata {
     Metadata {
         archive_id: ArchiveId([0x11; 16]),
-        chain_id: ArchiveId([0x11; 16]),
         point: "20261122T153823.412Z".into(),
         domain: "web".into(),
         disk: "vda".into(),
@@ -28,7 +27,8 @@ pub(super) fn incremental() -> Metadata {
         point: "20261123T153823.412Z".into(),
         kind: Kind::Incremental,
         parent: Some(Parent {
-            archive_id: full.archive_id,
+            domain: full.domain.clone(),
+            disk: full.disk.clone(),
             point: full.point.clone(),
             root: Digest([0x33; 32]),
         }),

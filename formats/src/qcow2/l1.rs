@@ -38,6 +38,11 @@ impl L1Entry {
         self.0.to_be_bytes()
     }
 
+    /// The bits that name the L2 table, aligned to a cluster or not; zero if there is none.
+    pub fn raw_offset(self) -> u64 {
+        self.0 & OFFSET_MASK
+    }
+
     /// Where the L2 table lies; nothing if all its clusters are unallocated. Reserved bits are
     /// ignored, as QEMU does.
     ///
@@ -50,7 +55,7 @@ impl L1Entry {
         cluster: ClusterSize,
         position: HostOffset,
     ) -> Result<Option<HostOffset>, FormatError> {
-        let offset = self.0 & OFFSET_MASK;
+        let offset = self.raw_offset();
         if !cluster.is_aligned(offset) {
             return Err(FormatError::new(
                 position.0,

@@ -2,7 +2,6 @@
 //! byte.
 
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +11,7 @@ use qdelta::formats::archive::{
     ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
     Metadata, Parent, RootHasher, Tracker, block_digest, frame_blocks, group_digest,
 };
-use qdelta::disk::io::Store;
+use qdelta::disk::io::ReadAt;
 
 /// Size of a block in bytes.
 pub const BLOCK: usize = 4096;
@@ -20,7 +19,7 @@ pub const BLOCK: usize = 4096;
 /// Bytes as a store that can only be read.
 pub struct Bytes(pub Vec<u8>);
 
-impl Store for Bytes {
+impl ReadAt for Bytes {
     fn path(&self) -> &Path {
         Path::new("memory")
     }
@@ -32,18 +31,6 @@ impl Store for Bytes {
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
         Ok(count)
-    }
-    fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }
 
@@ -143,7 +130,6 @@ pub fn metadata(id: u8, kind: Kind, now: &Disk, parent: Option<(&Metadata, Diges
     let archive_id = ArchiveId([id; 16]);
     Metadata {
         archive_id,
-        chain_id: parent.map_or(archive_id, |(parent, _)| parent.chain_id),
         point: format!("20261122T153823.{id:03}Z"),
         domain: "vm".into(),
         disk: "disk".into(),
@@ -154,7 +140,8 @@ pub fn metadata(id: u8, kind: Kind, now: &Disk, parent: Option<(&Metadata, Diges
         geometry: now.geometry(),
         frame_blocks: frame_blocks(BLOCK as u32),
         parent: parent.map(|(parent, root)| Parent {
-            archive_id: parent.archive_id,
+            domain: parent.domain.clone(),
+            disk: parent.disk.clone(),
             point: parent.point.clone(),
             root,
         }),

@@ -23,7 +23,6 @@ struct ArchiveReport {
     path: String,
     sealed: bool,
     archive_id: String,
-    chain_id: String,
     point: String,
     disk: String,
     kind: &'static str,
@@ -43,7 +42,7 @@ struct ArchiveReport {
 /// What an archive was made against.
 #[derive(Serialize)]
 struct ParentReport {
-    archive_id: String,
+    disk: String,
     point: String,
     root: String,
 }
@@ -99,7 +98,6 @@ fn archive(path: &Path, start: &[u8], context: &mut Context) -> Result<u8> {
         path: path.display().to_string(),
         sealed: contents.is_some(),
         archive_id: metadata.archive_id.to_string(),
-        chain_id: metadata.chain_id.to_string(),
         point: metadata.point.clone(),
         disk: format!("{}/{}", metadata.domain, metadata.disk),
         kind: metadata.kind.as_str(),
@@ -109,7 +107,7 @@ fn archive(path: &Path, start: &[u8], context: &mut Context) -> Result<u8> {
         virtual_size: metadata.geometry.virtual_size(),
         block_size: metadata.geometry.block_size(),
         parent: metadata.parent.as_ref().map(|parent| ParentReport {
-            archive_id: parent.archive_id.to_string(),
+            disk: format!("{}/{}", parent.domain, parent.disk),
             point: parent.point.clone(),
             root: parent.root.to_string(),
         }),
@@ -140,7 +138,8 @@ fn show(report: &ArchiveReport, metadata: &Metadata, context: &mut Context) -> R
         format!("{}, tracker {}, guest {}", report.kind, report.tracker, report.consistency),
     )?;
     if let Some(parent) = &report.parent {
-        line("made against", format!("{} (archive {})", parent.point, parent.archive_id))?;
+        let disk = if parent.disk == report.disk { "" } else { &format!(" of {}", parent.disk) };
+        line("made against", format!("{}{disk}", parent.point))?;
     }
     line(
         "disk size",
@@ -165,7 +164,6 @@ fn show(report: &ArchiveReport, metadata: &Metadata, context: &mut Context) -> R
     }
     line("file size", text::bytes(report.file_length))?;
     line("archive id", report.archive_id.clone())?;
-    line("chain id", report.chain_id.clone())?;
     if let Some(contents) = &report.contents {
         line("root", contents.root.clone())?;
     }

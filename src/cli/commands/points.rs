@@ -72,7 +72,6 @@ struct PointReport {
     archive_present: bool,
     restorable: bool,
     archive_id: String,
-    chain_id: String,
     image: ImageRecord,
     refused: Vec<Refusal>,
     anchor: Option<Anchor>,
@@ -261,8 +260,11 @@ fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> 
     }
     let positions: BTreeMap<PointId, usize> =
         list.points.iter().enumerate().map(|(index, point)| (point.id, index)).collect();
-    let parents: Vec<Option<usize>> =
-        list.points.iter().map(|point| positions.get(&point.record.parent?).copied()).collect();
+    let parents: Vec<Option<usize>> = list
+        .points
+        .iter()
+        .map(|point| positions.get(&point.record.parent_point()?).copied())
+        .collect();
     let lines = tree::Lines::for_locale();
     let mut rows = Vec::new();
     for (index, branch) in tree::draw(&parents, &lines) {
@@ -321,7 +323,7 @@ impl PointReport {
             point: point.id,
             created: point.created.to_string(),
             kind: record.kind.as_str(),
-            parent: record.parent,
+            parent: record.parent_point(),
             tracker: record.tracker.as_str(),
             consistency: point.consistency.as_str(),
             freeze_ms: point.freeze_ms,
@@ -338,7 +340,6 @@ impl PointReport {
             archive_present: point.archive_present,
             restorable: point.archive_present,
             archive_id: record.archive_id.to_string(),
-            chain_id: record.chain_id.to_string(),
             image: record.image.clone(),
             refused: record.refused.clone(),
             anchor: record.anchor.clone(),

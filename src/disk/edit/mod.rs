@@ -1,7 +1,6 @@
 //! Writing into an image: internal snapshots and persistent bitmaps, as QEMU would make them.
 //!
-//! They are the anchors from which the next backup learns what has changed since this one. The
-//! image must not be in use: an [`ImageFile`] holds QEMU's locks for as long as it lives.
+//! The image must not be in use: an [`ImageFile`] holds QEMU's locks for as long as it lives.
 //!
 //! Nothing that the image's header leads to is ever written over. A change (`change`) builds new
 //! tables in free clusters, with reference counts of their own that count them already, syncs, and

@@ -9,12 +9,9 @@ use super::layer::{Detail, Piece};
 use super::qcow2::Qcow2Layer;
 use crate::base::error::{Error, Result};
 
-/// The bits of an L1 entry that name its table.
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
-
 /// Whether the entry names no L2 table, aligned or not.
 pub(super) fn is_empty(entry: L1Entry) -> bool {
-    entry.0 & OFFSET_MASK == 0
+    entry.raw_offset() == 0
 }
 
 /// Bytes of a table that are kept in memory at a time.
@@ -67,7 +64,7 @@ impl L1Reader {
         };
         let places = (1..=max).map(|number| table.0 + number * table_len);
         let entries = self.entries.iter().skip(next).zip(places);
-        entries.take_while(|(entry, place)| entry.0 & OFFSET_MASK == *place).count() as u64
+        entries.take_while(|(entry, place)| entry.raw_offset() == *place).count() as u64
     }
 
     /// Entry `index`; nothing behind the used ones.

@@ -35,11 +35,6 @@ impl FaultyStore {
         Self { inner, plan: Box::new(plan), calls: AtomicU64::new(0) }
     }
 
-    /// `inner`, whose call number `n` fails with the error number `errno`.
-    pub fn failing_at(inner: Arc<dyn Store>, n: u64, errno: i32) -> Self {
-        Self::new(inner, move |call| (call == n).then_some(Fault::Error(errno)))
-    }
-
     /// How many calls there were.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)

@@ -41,10 +41,11 @@ pub struct PooledFile {
     stamp: Stamp,
 }
 
-/// Whether both stamps are of one file that nobody wrote to. Some network filesystems number a file
-/// anew when it is opened again: there the time of its last change stands for the number.
+/// Whether both stamps are of one file that nobody wrote to. The number of the file proves nothing:
+/// some network filesystems number a file anew when it is opened again, and local ones give the
+/// number of a removed file to the next one.
 fn is_same(one: &Stamp, other: &Stamp) -> bool {
-    one.len == other.len && (one.id == other.id || one.modified == other.modified)
+    one.len == other.len && one.modified == other.modified
 }
 
 impl OpenFiles {

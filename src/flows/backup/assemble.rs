@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use qdelta_formats::archive::{
-    BlockIndex, Digest, GROUP_BLOCKS, Geometry, GroupIndex, RootHasher, group_digest,
+    BlockIndex, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Mask, RootHasher, group_digest,
     zero_block_digest, zero_group_digest,
 };
 
@@ -142,13 +142,13 @@ impl<'a> Assembler<'a> {
             let first = frame.first_block;
             self.writer.write_frame(first, frame.mask, frame.codec, payload, &frame.digests)?;
             let Some(group) = &mut self.group else { continue };
-            let stored = (0..64u32).filter(|bit| frame.mask & (1 << bit) != 0);
+            let stored = Mask(frame.mask).bits();
             for (bit, digest) in stored.zip(&frame.digests) {
                 let block = first.0 + bit;
                 group.digests[(block % GROUP_BLOCKS) as usize] = *digest;
             }
             group.touched = true;
-            let stored = (0..64u32).filter(|bit| frame.mask & (1 << bit) != 0);
+            let stored = Mask(frame.mask).bits();
             for block in stored.map(|bit| first.0 + bit) {
                 self.count(BlockIndex(block));
             }

@@ -238,7 +238,6 @@ impl<'a> Job<'a> {
             }),
             _ => None,
         };
-        let pending = self.catalog.repository().begin(self.lock, self.disk, self.point, kind)?;
         let metadata = metadata_for(
             self.disk,
             &self.point.to_string(),
@@ -247,7 +246,9 @@ impl<'a> Job<'a> {
             self.base.point(),
         )?;
         let archive_id = metadata.archive_id;
-        let spool = self.catalog.repository().spool_folder();
+        let repository = self.catalog.repository();
+        let pending = repository.begin(self.lock, self.disk, self.point, kind, archive_id)?;
+        let spool = repository.spool_folder();
         let writer = archive::Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
         let job = data_path::Job {
             image: &self.source.image,
@@ -275,10 +276,9 @@ impl<'a> Job<'a> {
             disk: self.disk.disk.clone(),
             archive: pending.archive_name(),
             archive_id,
-            chain_id: self.base.point().map_or(archive_id, |point| point.record.chain_id),
             kind: self.base.kind,
             tracker: tracked.tracker,
-            parent: self.base.point().map(|point| point.id),
+            parent: self.base.point().map(Point::as_parent),
             root: stored.root,
             virtual_size: geometry.virtual_size(),
             block_size: geometry.block_size(),
@@ -306,7 +306,7 @@ impl<'a> Job<'a> {
             point: self.point.to_string(),
             disk: self.disk.to_string(),
             kind: record.kind.as_str(),
-            parent: record.parent.map(|point| point.to_string()),
+            parent: record.parent_point().map(|point| point.to_string()),
             tracker: record.tracker.as_str(),
             why: tracked.why,
             refused: tracked.refused,
@@ -372,10 +372,8 @@ pub(super) fn metadata_for(
     geometry: Geometry,
     parent: Option<&Point>,
 ) -> Result<Metadata> {
-    let archive_id = ArchiveId(random::bytes()?);
     Ok(Metadata {
-        archive_id,
-        chain_id: parent.map_or(archive_id, |parent| parent.record.chain_id),
+        archive_id: ArchiveId(random::bytes()?),
         point: point.to_owned(),
         domain: disk.domain.to_string(),
         disk: disk.disk.to_string(),
@@ -386,7 +384,8 @@ pub(super) fn metadata_for(
         geometry,
         frame_blocks: frame_blocks(geometry.block_size()),
         parent: parent.map(|parent| Parent {
-            archive_id: parent.record.archive_id,
+            domain: parent.disk.domain.to_string(),
+            disk: parent.disk.disk.to_string(),
             point: parent.id.to_string(),
             root: parent.record.root,
         }),

@@ -22,9 +22,6 @@ use crate::disk::io::{Direct, Opener};
 use crate::flows::backup;
 use sample::Sample;
 
-/// How much of the image is looked at unless told otherwise, in bytes.
-pub const BYTES_DEFAULT: u64 = 1 << 30;
-
 /// What to measure, and how.
 #[derive(Debug, Clone)]
 pub struct Request {

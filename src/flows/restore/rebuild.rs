@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use qdelta_formats::archive::{Digest, FRAME_SPAN, Geometry, GroupIndex, RootHasher};
+use qdelta_formats::archive::{Digest, FRAME_SPAN, Geometry, GroupIndex, Mask, RootHasher};
 
 use roaring::RoaringBitmap;
 
@@ -134,8 +134,8 @@ pub(super) fn run(
     let Planner { root, proven, bytes_read, mut gaps, .. } = planner;
     let proven = proven && lost.is_empty();
     for lost in lost {
-        let blocks = (0..64).filter(|bit| lost.mask & (1 << bit) != 0);
-        gaps.lost.extend(blocks.map(|bit| (lost.first_block + bit) as u32));
+        let blocks = Mask(lost.mask).bits();
+        gaps.lost.extend(blocks.map(|bit| (lost.first_block + u64::from(bit)) as u32));
         if gaps.problems.len() < PROBLEMS_MAX {
             gaps.problems.push(lost.problem);
         }
@@ -230,7 +230,7 @@ fn wanted_runs(task: &Task, lost: &[Lost], block_size: u64) -> Vec<Range<u64>> {
     let mut blocks: Vec<u64> = Vec::new();
     for need in &task.needs {
         let first = u64::from(need.entry.first_block.0);
-        blocks.extend((0..64).filter(|bit| need.wanted & (1 << bit) != 0).map(|bit| first + bit));
+        blocks.extend(Mask(need.wanted).bits().map(|bit| first + u64::from(bit)));
     }
     blocks.sort_unstable();
     let mut runs: Vec<Range<u64>> = Vec::new();

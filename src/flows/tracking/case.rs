@@ -34,8 +34,11 @@ impl Case<'_> {
         claim.add_resize(self.latest.record.virtual_size);
         let Some(chain) = self.chain else { return Ok(()) };
         claim.add_resize(parent.record.virtual_size);
-        let is_parent =
-            |archive: &Arc<Reader>| archive.metadata().archive_id == parent.record.archive_id;
+        // Every archive of a chain is of another point.
+        let name = parent.id.to_string();
+        let is_parent = |archive: &Arc<Reader>| {
+            archive.metadata().point == name && archive.root() == parent.record.root
+        };
         let position = chain.archives().iter().position(is_parent).ok_or_else(|| {
             let text = format!("point {} does not follow point {}", self.latest.id, parent.id);
             Error::new(ErrorKind::Usage, text)

@@ -4,7 +4,7 @@
 //! that can't be proved is refused with the reason, and the next tracker is tried; the last one is
 //! to read everything.
 //!
-//! Each tracker is a file of this folder and a line in [`CLAIMING`].
+//! Each tracker is a file of this folder and a line in `CLAIMING`.
 
 mod bitmap;
 mod case;

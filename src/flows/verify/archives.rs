@@ -19,7 +19,7 @@ use crate::disk::io::Segment;
 use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Forest;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
-use crate::vault::repository::{Catalog, DiskId, Needed, Point, PointId};
+use crate::vault::repository::{Catalog, DiskId, Needed, ParentRecord, Point, PointId};
 
 /// What is wrong with the archives of a disk, and what that costs.
 #[derive(Default)]
@@ -260,7 +260,8 @@ impl Run<'_> {
     fn check_identity(&self, reader: &Reader, archive: &Needed) -> Result<()> {
         // If its manifest is lost, what the archives say of each other is all there is.
         let Some(point) = self.catalog.point(self.disk, archive.link.point) else { return Ok(()) };
-        let parent = point.record.parent.and_then(|parent| self.catalog.point(self.disk, parent));
+        let parent = point.record.parent_point();
+        let parent = parent.and_then(|parent| self.catalog.point(self.disk, parent));
         check_identity(reader, &point, parent.as_ref())
     }
 }
@@ -313,15 +314,14 @@ impl<'a> Above<'a> {
 fn check_identity(archive: &Reader, point: &Point, parent: Option<&Point>) -> Result<()> {
     let (metadata, record) = (archive.metadata(), &point.record);
     let geometry = metadata.geometry;
-    let named = metadata.parent.as_ref().map(|parent| parent.point.clone());
+    let link = metadata.parent.as_ref().map(ParentRecord::try_from).transpose()?;
     if metadata.archive_id != record.archive_id
-        || metadata.chain_id != record.chain_id
         || metadata.kind != record.kind
         || metadata.point != point.id.to_string()
         || archive.root() != record.root
         || (geometry.virtual_size(), geometry.block_size())
             != (record.virtual_size, record.block_size)
-        || named != record.parent.map(|parent| parent.to_string())
+        || link != record.parent
     {
         let what = format!(
             "the file holds point {} of {}/{}, and not what the manifest of point {} names",
@@ -329,10 +329,13 @@ fn check_identity(archive: &Reader, point: &Point, parent: Option<&Point>) -> Re
         );
         return Err(Error::new(ErrorKind::Damaged, what));
     }
-    if let (Some(link), Some(parent)) = (&metadata.parent, parent)
-        && (link.archive_id, link.root) != (parent.record.archive_id, parent.record.root)
+    if let (Some(link), Some(parent)) = (link, parent)
+        && link.root != parent.record.root
     {
-        let what = format!("it was made against another archive of point {}", parent.id);
+        let what = format!(
+            "it was made against the root {} of point {}, whose manifest has {}",
+            link.root, parent.id, parent.record.root
+        );
         return Err(Error::new(ErrorKind::Damaged, what));
     }
     Ok(())

@@ -30,8 +30,6 @@ pub use watchdog::watch;
 use crate::base::error::{Error, ErrorKind, Result};
 use protocol::{Lines, Order, Reply};
 
-/// The default limit of a freeze: half the time after which a Windows guest thaws itself.
-pub const FREEZE_MAX_DEFAULT: Duration = Duration::from_secs(5);
 /// How long a failing thaw is repeated, by default, before it is an alarm.
 pub const THAW_TRIES_DEFAULT: Duration = Duration::from_secs(60);
 /// How long an abandoned freeze may still reach the guest: libvirt lets a call wait for its turn

@@ -274,6 +274,7 @@ impl Reader {
     }
 
     /// The bytes of the file that frames fill.
+    #[cfg(any(test, feature = "testing"))]
     pub fn frame_area(&self) -> Range<u64> {
         self.header_len..self.index_offset()
     }

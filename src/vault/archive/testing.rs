@@ -153,7 +153,6 @@ pub(crate) fn metadata(
     let archive_id = ArchiveId([id; 16]);
     Metadata {
         archive_id,
-        chain_id: parent.map_or(archive_id, |(parent, _)| parent.chain_id),
         point: format!("20261122T1538{id:03}Z"),
         domain: "web".into(),
         disk: "vda".into(),
@@ -164,7 +163,8 @@ pub(crate) fn metadata(
         geometry,
         frame_blocks: several_blocks(geometry.block_size()),
         parent: parent.map(|(parent, root)| Parent {
-            archive_id: parent.archive_id,
+            domain: parent.domain.clone(),
+            disk: parent.disk.clone(),
             point: parent.point.clone(),
             root,
         }),

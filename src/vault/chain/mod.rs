@@ -15,7 +15,7 @@ use roaring::RoaringBitmap;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{
-    Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind, zero_group_digest,
+    Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind, Metadata, Parent, zero_group_digest,
 };
 use crate::vault::archive::Reader;
 
@@ -202,6 +202,11 @@ fn check_first(first: &Reader) -> Result<()> {
         .advise("Name the full first, then the archives that follow it, oldest first."))
 }
 
+/// Whether an archive is of the point that a link names, whatever is known of its root.
+fn is_point(link: &Parent, archive: &Metadata) -> bool {
+    (&link.domain, &link.disk, &link.point) == (&archive.domain, &archive.disk, &archive.point)
+}
+
 fn check_pair(parent: &Reader, child: &Reader) -> Result<()> {
     let (above, below) = (child.metadata(), parent.metadata());
     let misfit = |why: String| {
@@ -211,13 +216,10 @@ fn check_pair(parent: &Reader, child: &Reader) -> Result<()> {
     let Some(link) = &above.parent else {
         return misfit("it is a full, the start of another chain".into());
     };
-    if above.chain_id != below.chain_id {
-        return misfit(format!("they are of the chains {} and {}", above.chain_id, below.chain_id));
-    }
-    if link.archive_id != below.archive_id {
+    if !is_point(link, below) {
         return misfit(format!(
-            "it follows point {} (archive {}), the other is point {} (archive {})",
-            link.point, link.archive_id, below.point, below.archive_id
+            "it follows point {} of {}/{}, the other is point {} of {}/{}",
+            link.point, link.domain, link.disk, below.point, below.domain, below.disk
         ));
     }
     if link.root != parent.root() {

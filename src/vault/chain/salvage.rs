@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CHAIN_LEN_MAX, Chain, check_pair};
+use super::{CHAIN_LEN_MAX, Chain, check_pair, is_point};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Kind;
 use crate::vault::archive::Reader;
@@ -22,19 +22,28 @@ impl Chain {
             let context = format!("{} archives can't be a chain", archives.len());
             return Err(Error::new(ErrorKind::Usage, context));
         }
-        let mut rest = archives.into_iter().rev();
+        let mut archives = archives;
+        archives.reverse();
+        let mut rest = archives.into_iter();
         let Some(newest) = rest.next() else {
             return Err(Error::new(ErrorKind::Usage, "nothing is left of the chain"));
         };
         let mut problems = Vec::new();
         let mut kept = vec![newest];
         let mut breaks_above = Vec::new();
-        for below in rest {
-            let Some(above) = kept.last().filter(|above| above.metadata().parent.is_some()) else {
+        while let Some(below) = rest.next() {
+            let above =
+                kept.last().and_then(|above| Some((above, above.metadata().parent.as_ref()?)));
+            let Some((above, link)) = above else {
                 problems.push(format!("{} is not needed", below.path().display()));
                 continue;
             };
-            if above.metadata().chain_id != below.metadata().chain_id
+            let other = below.metadata();
+            let is_parent = |archive: &Arc<Reader>| is_point(link, archive.metadata());
+            // Below a missing parent the next archive of the disk may be an ancestor.
+            let is_passed = !is_parent(&below) && rest.as_slice().iter().any(is_parent);
+            if is_passed
+                || (&link.domain, &link.disk) != (&other.domain, &other.disk)
                 || above.geometry().block_size() != below.geometry().block_size()
             {
                 let (path, other) = (below.path().display(), above.path().display());
@@ -72,7 +81,7 @@ impl Chain {
 fn check_link(below: &Reader, above: &Reader) -> Result<()> {
     let parent = above.metadata().parent.as_ref();
     let unknown = below.known_root().is_none();
-    if unknown && parent.is_some_and(|parent| parent.archive_id == below.metadata().archive_id) {
+    if unknown && parent.is_some_and(|parent| is_point(parent, below.metadata())) {
         return Ok(());
     }
     check_pair(below, above)

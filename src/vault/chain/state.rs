@@ -32,15 +32,6 @@ pub struct FrameRead {
     pub wanted: u64,
 }
 
-impl FrameRead {
-    /// How many of the blocks that the frame stores must be decoded to get at all the wanted ones:
-    /// see [`crate::vault::codec::Decompressor::decompress_prefix`].
-    pub fn blocks_needed(&self) -> u32 {
-        let below = u64::MAX >> self.wanted.leading_zeros().min(63);
-        (self.mask & below).count_ones()
-    }
-}
-
 /// What a chain says about one group: which archive holds each block, the digests, and the frames
 /// to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,24 +162,5 @@ impl GroupState {
     /// The frames that hold blocks of the group, by archive, oldest first, ascending within each.
     pub fn frames(&self) -> &[FrameRead] {
         &self.frames
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::formats::archive::BlockIndex;
-
-    #[test]
-    fn blocks_needed_reach_to_the_last_wanted_one() {
-        let entry = FrameEntry { offset: 0, first_block: BlockIndex(0), payload_len: 1 };
-        let needed = |mask, wanted| {
-            FrameRead { archive: 0, position: 0, entry, mask, wanted }.blocks_needed()
-        };
-        assert_eq!(needed(0b1111, 0b0001), 1);
-        assert_eq!(needed(0b1010, 0b0010), 1);
-        assert_eq!(needed(0b1011, 0b1000), 3);
-        assert_eq!(needed(u64::MAX, 1 << 63), 64);
-        assert_eq!(needed(u64::MAX, 1), 1);
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::base::cancel::Cancel;
-use crate::formats::archive::{GROUP_BLOCKS, Metadata, RootHasher};
+use crate::formats::archive::{ArchiveId, GROUP_BLOCKS, Mask, Metadata, RootHasher};
 use crate::vault::archive::testing::{Bytes, Disk, archive, metadata};
 use crate::vault::codec::Decompressor;
 
@@ -114,10 +114,9 @@ fn decode(chain: &Chain, state: &GroupState) -> Vec<Option<Vec<u8>>> {
         let mut buffer = Vec::new();
         let view = archive.read_frame(&read.entry, read.mask, &mut buffer).unwrap();
         assert_eq!(view.header.mask, read.mask);
-        let mut raw = vec![0; read.blocks_needed() as usize * BLOCK as usize];
-        let (codec, len) = (view.header.codec, view.header.raw_len());
-        decompressor.decompress_prefix(codec, view.payload, len, &mut raw).unwrap();
-        for bit in (0..64).filter(|bit| read.wanted >> bit & 1 == 1) {
+        let mut raw = vec![0; view.header.raw_len()];
+        decompressor.decompress(view.header.codec, view.payload, &mut raw).unwrap();
+        for bit in Mask(read.wanted).bits() {
             let index = (read.entry.first_block.0 % GROUP_BLOCKS + bit) as usize;
             let at = view.header.offset_of(bit);
             assert_eq!(state.owner(index), Owner::Archive(read.archive));
@@ -313,6 +312,40 @@ fn archives_in_the_wrong_order_or_of_another_chain_are_named() {
 }
 
 /// Same ids, other content: only the root tells.
+/// A link names a point and no file: an archive can take another's place, a first point may be made
+/// against a template's, and nothing else of the same root is ever taken for the parent.
+#[test]
+fn whatever_holds_the_point_of_the_link_is_the_parent() {
+    let mut before = Disk::new(100 * BLOCK, BLOCK as u32);
+    let empty = before.clone();
+    before.write(3, 8);
+    let mut now = before.clone();
+    now.write(5, 9);
+    let template = Metadata {
+        domain: "template".into(),
+        disk: "system".into(),
+        ..metadata(1, Kind::Full, before.geometry, None)
+    };
+    let child = metadata(2, Kind::Incremental, now.geometry, Some((&template, before.root())));
+    let child = archive(&child, &before, &now);
+    let chain = |below: &Metadata| {
+        let files = [archive(below, &empty, &before), child.clone()];
+        let open = |bytes: &Vec<u8>| Arc::new(Reader::open(Bytes::store("a", bytes)).unwrap());
+        Chain::new(files.iter().map(open).collect())
+    };
+    let merged = Metadata { archive_id: ArchiveId([9; 16]), ..template.clone() };
+    for parent in [&template, &merged] {
+        assert_eq!(chain(parent).unwrap().root(), now.root());
+    }
+    let other_guest = Metadata { domain: "web".into(), ..template.clone() };
+    let other_disk = Metadata { disk: "data".into(), ..template.clone() };
+    let other_point = Metadata { point: "20261122T153899.999Z".into(), ..template.clone() };
+    for parent in [&other_guest, &other_disk, &other_point] {
+        let error = chain(parent).unwrap_err();
+        assert!(error.chain().contains("does not follow"), "{}", error.chain());
+    }
+}
+
 #[test]
 fn a_parent_with_another_root_is_refused() {
     let history = three_points();

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use qdelta_formats::archive::{
-    BlockIndex, Codec, Digest, GROUP_BLOCKS, block_digest, zero_block_digest,
+    BlockIndex, Codec, Digest, GROUP_BLOCKS, Mask, block_digest, zero_block_digest,
 };
 
 use crate::base::error::Result;
@@ -107,21 +107,18 @@ impl Packer {
 
     /// Compresses what the span collected into a frame of its own.
     fn close(&mut self, span: &mut Span, packed: &mut Packed, bytes: &[u8]) -> Result<()> {
-        if span.mask == 0 {
-            return Ok(());
-        }
         // A task may begin in the middle of a span only if it has but one block, which is one span.
         let base = (span.first.saturating_sub(packed.blocks.start)) as usize * self.block_size;
-        let low = span.mask.trailing_zeros() as usize;
-        let count = span.mask.count_ones() as usize;
-        let neighbours = (span.mask >> low).trailing_ones() as usize == count;
-        let raw = if neighbours {
+        let mask = Mask(span.mask);
+        let Some(low) = mask.first() else { return Ok(()) };
+        let (low, count) = (low as usize, mask.count() as usize);
+        let raw = if mask.is_run() {
             let start = base + low * self.block_size;
             &bytes[start..start + count * self.block_size]
         } else {
             self.gathered.clear();
-            for bit in (0..64).filter(|bit| span.mask & (1 << bit) != 0) {
-                let start = base + bit * self.block_size;
+            for bit in mask.bits() {
+                let start = base + bit as usize * self.block_size;
                 self.gathered.extend_from_slice(&bytes[start..start + self.block_size]);
             }
             &self.gathered

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use qdelta_formats::archive::{
-    BlockIndex, Digest, FrameEntry, FrameView, GROUP_BLOCKS, block_digest,
+    BlockIndex, Digest, FrameEntry, FrameView, GROUP_BLOCKS, Mask, block_digest,
 };
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -106,8 +106,8 @@ impl Unpacker {
                 return Err(error);
             }
             let first = u64::from(need.entry.first_block.0);
-            for bit in (0..64).filter(|bit| need.wanted & (1 << bit) != 0) {
-                let start = (first + bit - blocks.start) as usize * self.block_size;
+            for bit in Mask(need.wanted).bits() {
+                let start = (first + u64::from(bit) - blocks.start) as usize * self.block_size;
                 out[start..start + self.block_size].fill(0);
             }
             let problem = error.chain();
@@ -133,19 +133,17 @@ impl Unpacker {
         };
         let header = &view.header;
         let first = u64::from(header.first_block.0);
-        let low = header.mask.trailing_zeros();
-        let count = header.mask.count_ones() as usize;
-        let neighbours = (header.mask >> low).trailing_ones() as usize == count;
+        let mask = Mask(header.mask);
         // Both are within the task: a span never reaches over its edges.
         let place = |bit: u32| (first + u64::from(bit) - blocks.start) as usize * self.block_size;
-        if need.wanted == header.mask && neighbours {
-            let start = place(low);
-            let whole = &mut out[start..start + count * self.block_size];
+        if let Some(first) = mask.first().filter(|_| need.wanted == mask.0 && mask.is_run()) {
+            let start = place(first);
+            let whole = &mut out[start..start + header.raw_len()];
             decode(&mut self.decompressor, archive, &need.entry, &view, whole)?;
         } else {
             self.frame.resize(header.raw_len(), 0);
             decode(&mut self.decompressor, archive, &need.entry, &view, &mut self.frame)?;
-            let held = (0..64).filter(|bit| header.mask & (1 << bit) != 0);
+            let held = mask.bits();
             for (bit, bytes) in held.zip(self.frame.chunks_exact(self.block_size)) {
                 if need.wanted & (1 << bit) != 0 {
                     let start = place(bit);
@@ -154,7 +152,7 @@ impl Unpacker {
             }
         }
         let Some(digests) = digests else { return Ok(()) };
-        for bit in (0..64).filter(|bit| need.wanted & (1 << bit) != 0) {
+        for bit in Mask(need.wanted).bits() {
             let block = BlockIndex(header.first_block.0 + bit);
             let start = place(bit);
             let expected = &digests[(block.0 % GROUP_BLOCKS) as usize];
@@ -181,7 +179,7 @@ impl Unpacker {
         if !digests.is_empty() {
             self.frame.resize(header.raw_len(), 0);
             decode(&mut self.decompressor, archive, &need.entry, &view, &mut self.frame)?;
-            let held = (0..64).filter(|bit| header.mask & (1 << bit) != 0);
+            let held = Mask(header.mask).bits();
             let contents = self.frame.chunks_exact(self.block_size);
             for ((bit, content), expected) in held.zip(contents).zip(digests) {
                 let block = BlockIndex(header.first_block.0 + bit);

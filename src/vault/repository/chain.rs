@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::manifest::Manifest;
+use super::manifest::{Manifest, ParentRecord};
 use super::names::DiskId;
 use super::point::PointId;
 use super::{Catalog, Name, Point, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::archive::{Metadata, header};
+use crate::formats::archive::{Kind, Metadata, header};
 
 impl Catalog {
     /// The archives that it takes to restore a point, its chain's full first and its own last.
@@ -93,7 +93,8 @@ impl Catalog {
         let archive = self.present(&link.archive, link.point);
         let archive =
             archive.map_err(|error| Gap { path: self.repository().describe(&link.archive), error });
-        let parent = link.parent.map(|parent| self.parent(disk, link, parent)).transpose();
+        let parent = link.parent.as_ref().map(|parent| self.parent(disk, link, parent));
+        let parent = parent.transpose();
         Step { archive, parent }
     }
 
@@ -106,7 +107,14 @@ impl Catalog {
         Err(broken(format!("the archive {} of point {point} is missing", path.display())))
     }
 
-    fn parent(&self, disk: &DiskId, link: &Link, parent: PointId) -> Result<Link, Gap> {
+    fn parent(&self, disk: &DiskId, link: &Link, parent: &ParentRecord) -> Result<Link, Gap> {
+        if !parent.is_of(disk) {
+            let (point, owner) = (link.point, (&parent.domain, &parent.disk));
+            let text = format!("point {point} builds on a point of {}/{}", owner.0, owner.1);
+            let error = broken(text).advise("a newer qdelta may read chains over several disks");
+            return Err(Gap { path: self.repository().describe(&link.archive), error });
+        }
+        let parent = parent.point;
         // Nothing can be its own ancestor, so every walk along parents ends.
         if parent >= link.point {
             let text = format!("point {} claims to build on the later {parent}", link.point);
@@ -119,7 +127,7 @@ impl Catalog {
         let known = manifest.and_then(|manifest| manifest.as_ref().ok()?.disk(&disk.disk));
         if let Some(record) = known {
             let archive = repository.disk_dir(disk).join(&record.archive);
-            return Ok(Link { point: parent, archive, parent: record.parent });
+            return Ok(Link { point: parent, archive, parent: record.parent.clone() });
         }
         without_manifest(self, disk, parent).map_err(|error| {
             let reason = match manifest {
@@ -142,14 +150,14 @@ pub(crate) struct Link {
     /// What it is called.
     pub archive: Name,
     /// The point that it builds on.
-    pub parent: Option<PointId>,
+    pub parent: Option<ParentRecord>,
 }
 
 impl Link {
     /// The last archive of the chain of a point.
     pub fn of(point: &Point) -> Self {
         let archive = point.archive.clone();
-        Self { point: point.id, archive, parent: point.record.parent }
+        Self { point: point.id, archive, parent: point.record.parent.clone() }
     }
 }
 
@@ -201,10 +209,13 @@ fn without_manifest(catalog: &Catalog, disk: &DiskId, id: PointId) -> Result<Lin
     let dir = repository.disk_dir(disk);
     let folder = catalog.domain(&disk.domain).folder(&disk.disk);
     let names = folder.as_ref().as_ref().map_err(Error::clone)?;
+    // Several archives of a point show the same disk. A full needs no other.
     let found = names
         .iter()
-        .find(|name| manifest::parse_archive_name(name).is_some_and(|(point, _)| point == id));
-    let Some(name) = found else {
+        .filter_map(|name| Some((manifest::parse_archive_name(name)?, name)))
+        .filter(|((point, _), _)| *point == id)
+        .min_by_key(|((_, kind), name)| (*kind != Kind::Full, *name));
+    let Some((_, name)) = found else {
         return Err(broken(format!("{} has no archive of point {id} either", shown(&dir))));
     };
     let archive = dir.join(name);
@@ -212,7 +223,7 @@ fn without_manifest(catalog: &Catalog, disk: &DiskId, id: PointId) -> Result<Lin
     if metadata.point != id.to_string() {
         return Err(broken(format!("{} says that it is {}", shown(&archive), metadata.point)));
     }
-    let parent = metadata.parent.map(|parent| parent.point.parse()).transpose();
+    let parent = metadata.parent.as_ref().map(ParentRecord::try_from).transpose();
     let parent = parent.map_err(|error: Error| broken(error.chain()))?;
     Ok(Link { point: id, archive, parent })
 }

@@ -29,7 +29,7 @@ impl Catalog {
         // Parents come before their children.
         for point in &list.points {
             let problem = self.check_archive(point).and_then(|()| self.check_parent(point, list));
-            let is_parent_whole = match point.record.parent {
+            let is_parent_whole = match point.record.parent_point() {
                 Some(parent) if is_listed(list, parent) => health.restorable.contains(&parent),
                 _ => true,
             };
@@ -80,7 +80,7 @@ impl Catalog {
 
     /// Fails if the manifest of a point's parent is lost, and its archives do not make up for that.
     fn check_parent(&self, point: &Point, list: &PointList) -> Result<()> {
-        match point.record.parent {
+        match point.record.parent_point() {
             // Its archive may be there all the same, and say what comes before it.
             Some(parent) if !is_listed(list, parent) => self.chain_of(point).map(drop),
             _ => Ok(()),

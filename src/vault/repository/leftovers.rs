@@ -213,7 +213,7 @@ impl Known {
         }
         let is_newest = self.reading.points().last().is_none_or(|newest| *newest < point);
         let mut records = self.reading.good().filter_map(|manifest| manifest.disk(disk));
-        let mut is_needed = || records.any(|record| record.parent == Some(point));
+        let mut is_needed = || records.any(|record| record.parent_point() == Some(point));
         match is_newest && !is_needed() {
             true => Fate::Leftover,
             false => Fate::Unexplained,

@@ -118,7 +118,6 @@ fn archive_names(beyond: bool) -> Result<(), String> {
     let geometry = Geometry::new(1 << 20, 65536).unwrap();
     let metadata = Metadata {
         archive_id: ArchiveId([1; 16]),
-        chain_id: ArchiveId([1; 16]),
         point: point().to_string(),
         domain: "d".repeat(NAME_LEN_MAX + usize::from(beyond)),
         disk: "e".repeat(NAME_LEN_MAX),
@@ -148,7 +147,7 @@ fn name_of_length(beyond: bool) -> Result<(), String> {
     let points = read_again(repository.catalog().points(&id));
     assert_eq!((points.points.len(), points.damaged.len()), (1, 0));
     read_again(repository.catalog().chain_of(&points.points[0]));
-    let file = manifest::archive_name(point(), Kind::Differential);
+    let file = manifest::archive_name(point(), Kind::Differential, ArchiveId([1; 16]));
     assert!(format!(".{file}.partial").len() < 255 && name.len() <= NAME_LEN_MAX);
     Ok(())
 }

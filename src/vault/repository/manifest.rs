@@ -19,7 +19,7 @@ use super::storage::Name;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::fingerprint::Fingerprint;
 use crate::disk::image::Format;
-use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Tracker};
+use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Parent, Tracker};
 
 /// The longest manifest that is read, in bytes.
 pub(super) const LEN_MAX: u64 = 16 << 20;
@@ -72,9 +72,6 @@ pub struct DiskRecord {
     /// The archive's id.
     #[serde(with = "text")]
     pub archive_id: ArchiveId,
-    /// The archive id of the chain's full.
-    #[serde(with = "text")]
-    pub chain_id: ArchiveId,
     /// Against what it was made.
     #[serde(with = "text")]
     pub kind: Kind,
@@ -82,7 +79,7 @@ pub struct DiskRecord {
     #[serde(with = "text")]
     pub tracker: Tracker,
     /// The point it was made against; none for a full.
-    pub parent: Option<PointId>,
+    pub parent: Option<ParentRecord>,
     /// Digest of what the guest sees.
     #[serde(with = "text")]
     pub root: Digest,
@@ -113,6 +110,47 @@ pub struct DiskRecord {
     /// What kind of anchor was wanted, whether it could be left or not: the next backup tries again.
     #[serde(default, with = "optional_text", skip_serializing_if = "Option::is_none")]
     pub anchor_wanted: Option<Tracker>,
+}
+
+impl DiskRecord {
+    /// The point that it was made against, as people name it.
+    pub fn parent_point(&self) -> Option<PointId> {
+        self.parent.as_ref().map(|parent| parent.point)
+    }
+}
+
+/// The point that an archive was made against, as the archive's header names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentRecord {
+    /// The domain of the parent's disk.
+    pub domain: DomainName,
+    /// The parent's disk.
+    pub disk: DiskName,
+    /// The point of that disk.
+    pub point: PointId,
+    /// The root of that point.
+    #[serde(with = "text")]
+    pub root: Digest,
+}
+
+impl ParentRecord {
+    /// Whether it is a point of this disk.
+    pub(super) fn is_of(&self, disk: &DiskId) -> bool {
+        (&self.domain, &self.disk) == (&disk.domain, &disk.disk)
+    }
+}
+
+impl TryFrom<&Parent> for ParentRecord {
+    type Error = Error;
+
+    fn try_from(parent: &Parent) -> Result<Self> {
+        Ok(Self {
+            domain: parent.domain.parse()?,
+            disk: parent.disk.parse()?,
+            point: parent.point.parse()?,
+            root: parent.root,
+        })
+    }
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -346,15 +384,15 @@ impl Manifest {
             if self.disks.iter().take(index).any(|other| other.disk == *disk) {
                 return Err(format!("names disk {disk} twice"));
             }
-            // The name follows from point and kind, so a manifest can never point elsewhere.
-            if record.archive != archive_name(self.point, record.kind) {
+            // The name follows from other fields, so a manifest can never point elsewhere.
+            if record.archive != archive_name(self.point, record.kind, record.archive_id) {
                 return Err(format!("names the archive {:?} for disk {disk}", record.archive));
             }
             if (record.kind == Kind::Full) != record.parent.is_none() {
                 return Err(format!("gives disk {disk} a kind that its parent does not fit"));
             }
             // Also what makes every walk along parents end.
-            if record.parent.is_some_and(|parent| parent >= self.point) {
+            if record.parent.as_ref().is_some_and(|parent| parent.point >= self.point) {
                 return Err(format!("gives disk {disk} a parent that is not before it"));
             }
             if let Err(error) = Geometry::new(record.virtual_size, record.block_size) {
@@ -375,15 +413,19 @@ pub(super) fn parse_file_name(name: &str) -> Option<PointId> {
     name.strip_suffix(".json")?.parse().ok()
 }
 
-/// The file name of an archive.
-pub(super) fn archive_name(point: PointId, kind: Kind) -> String {
-    format!("{point}-{}.qdelta", kind.as_str())
+/// The file name of an archive. Names sort by time. The beginning of the archive's id lets two
+/// archives of one point lie side by side while one takes the other's place.
+pub(super) fn archive_name(point: PointId, kind: Kind, id: ArchiveId) -> String {
+    format!("{point}-{kind}-{}.qdelta", id.short())
 }
 
 /// Point and kind of the archive that has this file name.
 pub(super) fn parse_archive_name(name: &str) -> Option<(PointId, Kind)> {
-    let (point, kind) = name.strip_suffix(".qdelta")?.split_once('-')?;
-    Some((point.parse().ok()?, kind.parse().ok()?))
+    let mut parts = name.strip_suffix(".qdelta")?.split('-');
+    let (point, kind, id) = (parts.next()?, parts.next()?, parts.next()?);
+    let is_id = id.len() == 8 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_whole = is_id && parts.next().is_none();
+    is_whole.then(|| Some((point.parse().ok()?, kind.parse().ok()?)))?
 }
 
 /// A disk at one recovery point, as its manifest tells it.
@@ -411,6 +453,18 @@ pub struct Point {
     pub archive: Name,
     /// Whether a file lies there.
     pub archive_present: bool,
+}
+
+impl Point {
+    /// What the next archive calls this point if it is made against it.
+    pub fn as_parent(&self) -> ParentRecord {
+        ParentRecord {
+            domain: self.disk.domain.clone(),
+            disk: self.disk.disk.clone(),
+            point: self.id,
+            root: self.record.root,
+        }
+    }
 }
 
 /// BLAKE3 of a manifest without its digest, as hex: of its JSON without spaces and with the
@@ -567,16 +621,15 @@ mod tests {
     const GOLDEN: &str = r#"{
   "consistency": "offline",
   "created": "2026-11-22T15:38:23.412Z",
-  "digest": "6fb22f1c30957f451249c070040dcb2a0ad043e5946641a3808354a46885caeb",
+  "digest": "fe39919d8eca90b301b7a743c211b6d9b6e909b48352f569b2445581100f02da",
   "disks": [
     {
-      "archive": "20261122T153823.412Z-incremental.qdelta",
+      "archive": "20261122T153823.412Z-incremental-01010101.qdelta",
       "archive_id": "01010101010101010101010101010101",
       "block_size": 65536,
       "bytes_changed": 3,
       "bytes_read": 2,
       "bytes_written": 5,
-      "chain_id": "02020202020202020202020202020202",
       "disk": "vda",
       "image": {
         "format": "qcow2",
@@ -590,7 +643,12 @@ mod tests {
         "path": "/images/größe.qcow2"
       },
       "kind": "incremental",
-      "parent": "20261121T153823.412Z",
+      "parent": {
+        "disk": "vda",
+        "domain": "web",
+        "point": "20261121T153823.412Z",
+        "root": "0404040404040404040404040404040404040404040404040404040404040404"
+      },
       "payload_bytes": 4,
       "root": "0303030303030303030303030303030303030303030303030303030303030303",
       "tracker": "scan",
@@ -621,10 +679,27 @@ mod tests {
     #[test]
     fn an_archive_name_says_point_and_kind() {
         let point = "20261122T153823.412Z".parse().unwrap();
+        let id = ArchiveId([0x0a; 16]);
         for kind in Kind::ALL {
-            assert_eq!(parse_archive_name(&archive_name(point, *kind)), Some((point, *kind)));
+            let name = archive_name(point, *kind, id);
+            assert_eq!(parse_archive_name(&name), Some((point, *kind)));
         }
-        for other in ["20261122T153823.412Z.qdelta", "x-full.qdelta", "readme", ".qdelta"] {
+        assert_eq!(
+            archive_name(point, Kind::Full, id),
+            "20261122T153823.412Z-full-0a0a0a0a.qdelta"
+        );
+        for other in [
+            "20261122T153823.412Z.qdelta",
+            "20261122T153823.412Z-full.qdelta",
+            "20261122T153823.412Z-full-0a0a0a.qdelta",
+            "20261122T153823.412Z-full-0A0A0A0A.qdelta",
+            "20261122T153823.412Z-full-0a0a0a0a0a.qdelta",
+            "20261122T153823.412Z-full-0a0a0a0a-x.qdelta",
+            "20261122T153823.412Z-0a0a0a0a-full.qdelta",
+            "x-full-0a0a0a0a.qdelta",
+            "readme",
+            ".qdelta",
+        ] {
             assert_eq!(parse_archive_name(other), None, "{other}");
         }
     }

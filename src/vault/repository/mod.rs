@@ -4,7 +4,7 @@
 //! REPO/qdelta.toml                               what makes the folder a repository
 //! REPO/<domain>/.lock                            held by whoever writes to the domain
 //! REPO/<domain>/.keep                            shared by whoever reads its points
-//! REPO/<domain>/<disk>/<point>-<kind>.qdelta     archives
+//! REPO/<domain>/<disk>/<point>-<kind>-<id>.qdelta  archives
 //! REPO/<domain>/points/<point>.json              manifests
 //! REPO/<domain>/machine/<digest>.zst             files of the machine around the disks
 //! ```
@@ -26,6 +26,11 @@ mod manifest;
 mod names;
 mod pending;
 mod point;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "merging calls it, which is the next step and not written yet")
+)]
+mod replace;
 mod select;
 pub mod storage;
 
@@ -38,7 +43,7 @@ use std::time::Duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::make_private_folder;
 use crate::disk::io::Opener;
-use crate::formats::archive::Kind;
+use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
 
 pub use catalog::Catalog;
@@ -51,7 +56,8 @@ pub use leftovers::{Cleaned, Leftover};
 pub use lock::{Clearance, DomainLock, Hold};
 pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
-    Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, Point, Refusal,
+    Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, ParentRecord,
+    Point, Refusal,
 };
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
@@ -247,8 +253,9 @@ impl Repository {
         id: &DiskId,
         point: PointId,
         kind: Kind,
+        archive: ArchiveId,
     ) -> Result<Pending<'lock>> {
-        Pending::begin(self, lock, id, point, kind)
+        Pending::begin(self, lock, id, point, kind, archive)
     }
 
     /// Removes what a backup that was killed left in a domain.

@@ -15,7 +15,7 @@ use super::point::PointId;
 use super::storage::{Name, Outcome, Publish, Staged, Storage, Unpublished};
 use super::{DomainLock, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::archive::Kind;
+use crate::formats::archive::{ArchiveId, Kind};
 
 /// An archive that is being written, under a name that nobody takes for an archive. Dropped, it
 /// is gone.
@@ -81,6 +81,7 @@ impl<'lock> Pending<'lock> {
         disk: &DiskId,
         point: PointId,
         kind: Kind,
+        id: ArchiveId,
     ) -> Result<Self> {
         if !Arc::ptr_eq(lock.storage(), repository.storage()) || *lock.domain() != disk.domain {
             return Err(Error::new(
@@ -88,7 +89,7 @@ impl<'lock> Pending<'lock> {
                 format!("the lock of {} does not cover {disk}", lock.domain()),
             ));
         }
-        let archive = repository.disk_dir(disk).join(&manifest::archive_name(point, kind));
+        let archive = repository.disk_dir(disk).join(&manifest::archive_name(point, kind, id));
         let path = repository.describe(&archive);
         if repository.is_there(&archive)? {
             return Err(Error::new(

@@ -9,6 +9,9 @@ use super::*;
 use crate::disk::image::Format;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Tracker};
 
+/// What every archive of these tests is called: their points tell them apart.
+const ID: ArchiveId = ArchiveId([1; 16]);
+
 /// A fresh repository in a folder of its own.
 pub(super) fn fresh() -> (tempfile::TempDir, Repository) {
     let dir = tempfile::tempdir().unwrap();
@@ -24,11 +27,15 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
     DiskRecord {
         disk: pending.disk().disk.clone(),
         archive: pending.archive_name(),
-        archive_id: ArchiveId([1; 16]),
-        chain_id: ArchiveId([2; 16]),
+        archive_id: ID,
         kind,
         tracker: Tracker::Scan,
-        parent,
+        parent: parent.map(|point| ParentRecord {
+            domain: pending.disk().domain.clone(),
+            disk: pending.disk().disk.clone(),
+            point,
+            root: Digest([3; 32]),
+        }),
         root: Digest([3; 32]),
         virtual_size: 1 << 30,
         block_size: 65536,
@@ -58,7 +65,7 @@ pub(super) fn back_up(repository: &Repository, id: &DiskId, kind: Kind) -> Resul
         _ => repository.catalog().points(id)?.points.last().map(|point| point.id),
     };
     let point = repository.next_point(&lock)?.id;
-    let pending = repository.begin(&lock, id, point, kind)?;
+    let pending = repository.begin(&lock, id, point, kind, ID)?;
     pending
         .writer()
         .write_all(b"data")
@@ -109,13 +116,16 @@ fn a_point_is_found_again() {
     assert_eq!(again.catalog().survey().unwrap().disks.as_slice(), std::slice::from_ref(&id));
     assert_eq!(ids(&again, &id), [full, next]);
     let point = again.catalog().resolve(&id, &Selector::Latest).unwrap();
-    assert_eq!((point.id, point.record.parent), (next, Some(full)));
+    assert_eq!((point.id, point.record.parent_point()), (next, Some(full)));
     assert!(point.archive_present);
     let names: Vec<_> =
         again.catalog().chain_of(&point).unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(
         names,
-        [format!("vm/vda/{full}-full.qdelta"), format!("vm/vda/{next}-incremental.qdelta")]
+        [
+            format!("vm/vda/{full}-full-01010101.qdelta"),
+            format!("vm/vda/{next}-incremental-01010101.qdelta")
+        ]
     );
 }
 
@@ -308,8 +318,8 @@ fn dropped_before_its_commit_an_archive_is_gone() {
     let id = disk("vm/vda");
     let lock = repository.lock(&id.domain).unwrap();
     let point = repository.next_point(&lock).unwrap().id;
-    let pending = repository.begin(&lock, &id, point, Kind::Full).unwrap();
-    assert!(pending.path().ends_with(format!("vm/vda/{point}-full.qdelta")));
+    let pending = repository.begin(&lock, &id, point, Kind::Full, ID).unwrap();
+    assert!(pending.path().ends_with(format!("vm/vda/{point}-full-01010101.qdelta")));
     drop(pending);
     assert_eq!(files(repository.path()), [CONFIG]);
 }
@@ -321,10 +331,10 @@ fn a_manifest_must_name_the_archives_it_is_committed_with() {
     let lock = repository.lock(&id.domain).unwrap();
     let point = repository.next_point(&lock).unwrap().id;
     let manifest = Manifest::new(point, id.domain.clone(), Consistency::Offline);
-    let pending = repository.begin(&lock, &id, point, Kind::Full).unwrap();
+    let pending = repository.begin(&lock, &id, point, Kind::Full, ID).unwrap();
     assert_eq!(pending.commit(&manifest).unwrap_err().kind(), ErrorKind::Usage);
     let other = repository.lock(&"other".parse().unwrap()).unwrap();
-    let error = repository.begin(&other, &id, point, Kind::Full).unwrap_err();
+    let error = repository.begin(&other, &id, point, Kind::Full, ID).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
     assert_eq!(files(repository.path()), [CONFIG]);
 }
@@ -338,7 +348,7 @@ fn two_disks_can_be_one_point() {
     let mut manifest = Manifest::new(point, vda.domain.clone(), Consistency::CrashConsistent);
     let mut archives = Vec::new();
     for id in [&vda, &vdb] {
-        let pending = repository.begin(&lock, id, point, Kind::Full).unwrap();
+        let pending = repository.begin(&lock, id, point, Kind::Full, ID).unwrap();
         manifest.disks.push(record(&pending, Kind::Full, None));
         archives.push(pending);
     }
@@ -406,7 +416,9 @@ fn a_clock_set_back_does_not_turn_the_order_round() {
     // An archive without a manifest holds its name, too.
     let stray = PointId::from_ms(future.as_ms() + 1).unwrap();
     fs::write(
-        repository.describe(&repository.disk_dir(&id)).join(format!("{stray}-full.qdelta")),
+        repository
+            .describe(&repository.disk_dir(&id))
+            .join(format!("{stray}-full-01010101.qdelta")),
         "x",
     )
     .unwrap();
@@ -509,7 +521,7 @@ fn a_missing_archive_is_named_with_the_point_that_needs_it() {
     let full = back_up(&repository, &id, Kind::Full).unwrap();
     back_up(&repository, &id, Kind::Incremental).unwrap();
     let archive =
-        repository.describe(&repository.disk_dir(&id)).join(format!("{full}-full.qdelta"));
+        repository.describe(&repository.disk_dir(&id)).join(format!("{full}-full-01010101.qdelta"));
     fs::remove_file(&archive).unwrap();
     let list = repository.catalog().points(&id).unwrap();
     assert_eq!(
@@ -546,8 +558,7 @@ fn a_chain_outlives_a_lost_manifest() {
 
     let write_header = |point: PointId, parent: PointId| {
         let metadata = Metadata {
-            archive_id: ArchiveId([1; 16]),
-            chain_id: ArchiveId([2; 16]),
+            archive_id: ID,
             point: point.to_string(),
             domain: "vm".to_owned(),
             disk: "vda".to_owned(),
@@ -558,7 +569,8 @@ fn a_chain_outlives_a_lost_manifest() {
             geometry: Geometry::new(1 << 30, 65536).unwrap(),
             frame_blocks: 1,
             parent: Some(Parent {
-                archive_id: ArchiveId([2; 16]),
+                domain: "vm".to_owned(),
+                disk: "vda".to_owned(),
                 point: parent.to_string(),
                 root: Digest([3; 32]),
             }),
@@ -572,8 +584,8 @@ fn a_chain_outlives_a_lost_manifest() {
     fs::remove_file(manifest_path(&repository, &id, middle)).unwrap();
     assert_eq!(repository.catalog().chain_of(&latest).unwrap(), whole);
 
-    // A header that belongs elsewhere, or leads forward or in a circle.
-    for (point, parent) in [(full, full), (middle, middle), (middle, latest.id)] {
+    // A header that belongs elsewhere, or leads forward. None can name its own point.
+    for (point, parent) in [(full, middle), (middle, latest.id)] {
         write_header(point, parent);
         assert_eq!(repository.catalog().chain_of(&latest).unwrap_err().kind(), ErrorKind::Damaged);
     }
@@ -600,7 +612,7 @@ fn a_hostile_manifest_leads_nowhere() {
     };
     assert!(!refused(&|_| {}), "the unchanged one must pass");
     assert!(!refused(&|value| value["later"] = 1.into()), "new fields must pass");
-    for name in ["../x", "/etc/passwd", "", ".", "20261122T153823.412Z-full.qdelta"] {
+    for name in ["../x", "/etc/passwd", "", ".", "20261122T153823.412Z-full-01010101.qdelta"] {
         assert!(refused(&|value| value["disks"][0]["archive"] = name.into()), "{name}");
     }
     for name in ["../x", "points", "", "a/b"] {
@@ -617,7 +629,7 @@ fn a_hostile_manifest_leads_nowhere() {
     }));
     assert!(refused(&|value| {
         value["disks"][0]["kind"] = "incremental".into();
-        value["disks"][0]["archive"] = format!("{point}-incremental.qdelta").into();
+        value["disks"][0]["archive"] = format!("{point}-incremental-01010101.qdelta").into();
         value["disks"][0]["parent"] = point.to_string().into();
     }));
 }

@@ -6,7 +6,8 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 use crate::disk::io::ReadAt;
 use crate::formats::archive::{
-    FRAME_HEADER_LEN, FRAME_LEN_MAX, FRAME_MAGIC, FrameEntry, FrameHeader, Metadata, header,
+    FRAME_HEADER_LEN, FRAME_LEN_MAX, FRAME_MAGIC, FrameEntry, FrameHeader, FrameRules, Mask,
+    Metadata, header,
 };
 
 /// How many bytes are looked at together: the longest frame, and enough for long reads.
@@ -41,9 +42,9 @@ impl FoundFrame {
 
     /// The blocks that it stores, ascending.
     pub fn blocks(&self) -> impl Iterator<Item = u32> + use<> {
-        let (first, mask) = (self.entry.first_block.0, self.mask);
+        let first = self.entry.first_block.0;
         // A span starts at a multiple of its length, so its last block is at most 2^32 - 1.
-        (0..64).filter(move |bit| mask >> bit & 1 == 1).map(move |bit| first | bit)
+        Mask(self.mask).bits().map(move |bit| first | bit)
     }
 }
 
@@ -185,7 +186,7 @@ impl Search<'_> {
     fn frame_header_at(&mut self, at: u64) -> Result<Option<FrameHeader>> {
         let tag = self.tag;
         let bytes = self.window.at(at, FRAME_HEADER_LEN)?;
-        Ok(FrameHeader::decode(bytes)
+        Ok(FrameHeader::decode(bytes, FrameRules::PLAIN)
             .ok()
             .filter(|header| tag.is_none_or(|tag| tag == header.archive_tag)))
     }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, not_opened};
+use crate::disk::sys::FileId;
 use crate::disk::sys::patience;
 
 /// A repository in a folder.
@@ -117,7 +118,11 @@ impl Storage for Local {
         let file = followed.filter(Metadata::is_file);
         let len = file.as_ref().map(Metadata::len);
         // Whoever writes to a file, or puts another one in its place, changes one of these.
-        let version = file.map(|it| format!("{}-{}.{:09}", it.ino(), it.ctime(), it.ctime_nsec()));
+        let version = |it: Metadata| {
+            let id = FileId::from(&it);
+            format!("{id:?} {}.{:09}", it.ctime(), it.ctime_nsec())
+        };
+        let version = file.map(version);
         Ok(Some(Entry { name: name.last().to_owned(), kind, len, version }))
     }
 

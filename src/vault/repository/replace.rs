@@ -1,0 +1,216 @@
+//! Another manifest in the place of one: the same point, shown by other archives.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use super::manifest::{self, Manifest};
+use super::names::DomainName;
+use super::point::PointId;
+use super::storage::{Outcome, Publish, Unpublished};
+use super::{DiskId, DomainLock, Repository};
+use crate::base::error::{Error, ErrorKind, Result};
+
+/// Which manifest stands there: the digest of the very bytes of its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version(blake3::Hash);
+
+impl Version {
+    fn of(bytes: &[u8]) -> Self {
+        Self(blake3::hash(bytes))
+    }
+}
+
+impl Repository {
+    /// The manifest of a point, and its version.
+    ///
+    /// # Errors
+    /// It can't be read, or is damaged.
+    pub(crate) fn versioned(
+        &self,
+        domain: &DomainName,
+        point: PointId,
+    ) -> Result<(Manifest, Version)> {
+        let name = self.points_dir(domain).join(&Manifest::file_name(point));
+        let bytes = self.storage().read(&name, manifest::LEN_MAX)?;
+        let manifest = Manifest::decode(&bytes, &self.describe(&name), domain, point)?;
+        Ok((manifest, Version::of(&bytes)))
+    }
+
+    /// Puts `manifest` in the place of the one of its point, if that one still has the version
+    /// `expected`: at every moment one of the two stands there. Its archives must have their names;
+    /// those of the manifest that goes stay.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`]: the two do not show the same disks with the same roots, or an archive is
+    /// missing. [`ErrorKind::Busy`]: another manifest stands there. Others: something can't be written,
+    /// synced or renamed; only after the very last sync has failed the new one stands there, perhaps
+    /// not for ever.
+    pub(crate) fn replace(
+        &self,
+        lock: &DomainLock,
+        expected: Version,
+        manifest: &Manifest,
+    ) -> Result<Version> {
+        let (domain, point) = (&manifest.domain, manifest.point);
+        if !Arc::ptr_eq(lock.storage(), self.storage()) || lock.domain() != domain {
+            let text = format!("the lock of {} does not cover {domain}", lock.domain());
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        let (old, found) = self.versioned(domain, point)?;
+        if found != expected {
+            let text = format!("the manifest of point {point} was replaced meanwhile");
+            return Err(Error::new(ErrorKind::Busy, text).advise("read it again"));
+        }
+        check_same(&old, manifest)?;
+        for record in &manifest.disks {
+            let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
+            let archive = self.disk_dir(&id).join(&record.archive);
+            if !self.is_there(&archive)? {
+                let text = format!("the archive {} is missing", self.describe(&archive).display());
+                return Err(Error::new(ErrorKind::Usage, text));
+            }
+        }
+        let bytes = manifest.encode()?;
+        let version = Version::of(&bytes);
+        let name = self.points_dir(domain).join(&Manifest::file_name(point));
+        let mut staged = self.storage().stage(&name)?;
+        let failed = |error| Error::io("write", &self.describe(&name), error);
+        staged.write_all(&bytes).map_err(failed)?;
+        staged.seal()?;
+        match staged.publish(Publish::Replace) {
+            Ok(()) => Ok(version),
+            Err(Unpublished { error, outcome: Outcome::Volatile }) => Err(error.within(format!(
+                "the manifest of point {point} is replaced, but the system does not promise that \
+                 this survives a power cut"
+            ))),
+            Err(Unpublished { error, .. }) => Err(error),
+        }
+    }
+}
+
+/// Fails unless both manifests show the same disks, byte for byte.
+fn check_same(old: &Manifest, new: &Manifest) -> Result<()> {
+    let refused = |what: String| {
+        let text = format!("no manifest can replace that of point {}: {what}", old.point);
+        Err(Error::new(ErrorKind::Usage, text))
+    };
+    if old.disks.len() != new.disks.len() {
+        return refused(format!("it has {} disks and not {}", new.disks.len(), old.disks.len()));
+    }
+    for before in &old.disks {
+        let Some(after) = new.disk(&before.disk) else {
+            return refused(format!("it has no disk {}", before.disk));
+        };
+        if before.root != after.root {
+            let (disk, root) = (&before.disk, &before.root);
+            return refused(format!("disk {disk} has the root {} and not {root}", after.root));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::formats::archive::{ArchiveId, Digest, Kind};
+    use crate::vault::repository::Point;
+    use crate::vault::repository::storage::durable::faults::{self, Mode};
+    use crate::vault::repository::tests::{back_up, disk, fresh};
+
+    const OTHER: ArchiveId = ArchiveId([9; 16]);
+
+    /// A repository with a full and an increment, and the manifest that shows the increment's point by
+    /// a full of its own.
+    fn merged() -> (tempfile::TempDir, Repository, Manifest, Version) {
+        let (dir, repository) = fresh();
+        let id = disk("vm/vda");
+        back_up(&repository, &id, Kind::Full).unwrap();
+        let point = back_up(&repository, &id, Kind::Incremental).unwrap();
+        let (mut manifest, version) = repository.versioned(&id.domain, point).unwrap();
+        let record = &mut manifest.disks[0];
+        (record.kind, record.parent, record.archive_id) = (Kind::Full, None, OTHER);
+        record.archive = manifest::archive_name(point, Kind::Full, OTHER);
+        let archive = repository.describe(&repository.disk_dir(&id).join(&record.archive));
+        fs::write(archive, "merged").unwrap();
+        (dir, repository, manifest, version)
+    }
+
+    #[test]
+    fn two_archives_of_a_point_lie_side_by_side_and_the_manifest_says_which_counts() {
+        let (_dir, repository, manifest, version) = merged();
+        let id = disk("vm/vda");
+        let file = |point: &Point| repository.describe(&point.archive);
+        let old = file(&repository.catalog().points(&id).unwrap().points[1]);
+        let lock = repository.lock(&id.domain).unwrap();
+        let replaced = repository.replace(&lock, version, &manifest).unwrap();
+        let (read, again) = repository.versioned(&id.domain, manifest.point).unwrap();
+        assert_eq!((&read, again), (&manifest, replaced));
+        let catalog = repository.catalog();
+        let point = &catalog.points(&id).unwrap().points[1];
+        assert!(file(point).is_file() && old.is_file() && file(point) != old);
+        assert_eq!(catalog.chain_of(point).unwrap(), std::slice::from_ref(&point.archive));
+        // Whoever read the first manifest does not know what became of it.
+        let error = repository.replace(&lock, version, &manifest).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        // What is replaced is nobody's to remove but the merge's.
+        repository.clean(&lock).unwrap();
+        assert!(old.is_file());
+    }
+
+    #[test]
+    fn only_a_manifest_of_the_same_disks_and_roots_can_replace_one() {
+        let (_dir, repository, manifest, version) = merged();
+        let lock = repository.lock(&manifest.domain).unwrap();
+        let mut root = manifest.clone();
+        root.disks[0].root = Digest([8; 32]);
+        let mut name = manifest.clone();
+        name.disks[0].disk = "vdb".parse().unwrap();
+        let mut fewer = manifest.clone();
+        fewer.disks.clear();
+        let mut missing = manifest.clone();
+        missing.disks[0].archive_id = ArchiveId([7; 16]);
+        missing.disks[0].archive =
+            manifest::archive_name(manifest.point, Kind::Full, ArchiveId([7; 16]));
+        for broken in [root, name, fewer, missing] {
+            let error = repository.replace(&lock, version, &broken).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{}", error.chain());
+        }
+        let (_, found) = repository.versioned(&manifest.domain, manifest.point).unwrap();
+        assert_eq!(found, version);
+        let other = repository.lock(&"other".parse().unwrap()).unwrap();
+        assert!(repository.replace(&other, version, &manifest).is_err());
+    }
+
+    /// Whatever fails, or wherever the program dies: one of the two manifests stands there, whole.
+    #[test]
+    fn at_every_moment_one_of_the_two_stands_there() {
+        for mode in [Mode::Fail, Mode::Kill] {
+            let (mut at, mut replaced) = (0, 0);
+            loop {
+                let (_dir, repository, manifest, version) = merged();
+                let (old, _) = repository.versioned(&manifest.domain, manifest.point).unwrap();
+                let lock = repository.lock(&manifest.domain).unwrap();
+                faults::arm(at, mode);
+                let result = repository.replace(&lock, version, &manifest);
+                let steps = faults::disarm();
+                let (found, _) = repository.versioned(&manifest.domain, manifest.point).unwrap();
+                assert!(found == old || found == manifest, "{mode:?} at step {at}");
+                replaced += u32::from(found == manifest);
+                if result.is_ok() {
+                    assert!(found == manifest && steps <= at);
+                    break;
+                }
+                let folder = repository.describe(&repository.points_dir(&manifest.domain));
+                let names = fs::read_dir(folder).unwrap().count();
+                assert!(mode == Mode::Kill || names == 2, "litter after a failure at step {at}");
+                repository.clean(&lock).unwrap();
+                let (kept, _) = repository.versioned(&manifest.domain, manifest.point).unwrap();
+                assert_eq!(kept, found, "cleaning up changes nothing");
+                at += 1;
+            }
+            assert!(at >= 3 && replaced >= 1, "{mode:?}: {at} steps, {replaced} times replaced");
+        }
+    }
+}
