@@ -45,7 +45,8 @@ impl Life {
         let open = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
         let image = ImageRequest { path: self.image(), open, disk: Some("vm".parse().unwrap()) };
         let options = Options { block_size: Some(4096), ..Options::default() };
-        run(&self.repository, &BackupRequest { image, options }, &Silent, &Cancel::default()).unwrap()
+        run(&self.repository, &BackupRequest { image, options }, &Silent, &Cancel::default())
+            .unwrap()
     }
 
     fn before(&self) -> Result<Before> {

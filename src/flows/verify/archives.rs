@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::{Digest, FRAME_HEADER_LEN, FRAME_LEN_MAX};
 
-use super::refuse_unless_damage;
 use super::VerifyRequest;
+use super::refuse_unless_damage;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer};
