@@ -41,11 +41,11 @@ pub struct PooledFile {
     stamp: Stamp,
 }
 
-/// Whether both stamps are of one file that nobody wrote to. The number of the file proves nothing:
-/// some network filesystems number a file anew when it is opened again, and local ones give the
-/// number of a removed file to the next one.
+/// Whether both stamps are of one file. Some network filesystems number a file anew when it is opened
+/// again: there the time of its last change stands for the number. A local filesystem may give the
+/// number of a removed file to the next one; what is read is proved by digests all the same.
 fn is_same(one: &Stamp, other: &Stamp) -> bool {
-    one.len == other.len && one.modified == other.modified
+    one.len == other.len && (one.id == other.id || one.modified == other.modified)
 }
 
 impl OpenFiles {
@@ -218,7 +218,9 @@ mod tests {
         close();
         file.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(&bytes, b"content");
-        // As long as it is open, it is what it was.
+        // As long as it is open, it is what it was. A second name keeps its number from being given to
+        // the next file.
+        fs::hard_link(&path, dir.path().join("kept")).unwrap();
         fs::remove_file(&path).unwrap();
         file.read_exact_at(&mut bytes, 0).unwrap();
         close();
