@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qdelta::disk::io::{Backend, Direction, FileStore, Job, Pool, Queue, Segment, Store};
+use qdelta::disk::io::{Backend, Direction, FileStore, Pool, Queue, Segment, Store, Transfer};
 use rustix::fs::{Advice, OFlags};
 
 /// How often each case runs; the best run counts.
@@ -158,7 +158,7 @@ fn run(
                 Segment { file: 0, offset: place(next + index), range }
             });
             let segments: Vec<_> = segments.collect();
-            queue.push(Job { token: next, buffer, segments, direction: case.direction });
+            queue.push(Transfer { token: next, buffer, segments, direction: case.direction });
             next += per_job;
         }
         queue.wait()?.result?;

@@ -50,6 +50,7 @@
 //! | back up one image | [`backup`] | [`BackupRequest`] |
 //! | back up several images at one moment | [`backup_together`] | [`ImageRequest`], [`BackupOptions`] |
 //! | back up a guest of libvirt | [`backup_guest`] | [`GuestRequest`] |
+//! | back up many guests, one after the other | [`backup_guests`] | [`GuestsRequest`] |
 //! | list disks and their points | [`Repository::catalog`] | [`Catalog`] |
 //! | restore a disk | [`restore`] | [`RestoreRequest`], [`Selector`] |
 //! | restore from archive files alone | [`replay`] | [`RestoreRequest`] |
@@ -90,20 +91,21 @@ pub use disk::image::Format;
 pub use disk::image::{Image, ImageReader, OpenOptions};
 pub use disk::io::{Backend, Direct, ReadAt};
 pub use flows::backup::{
-    AnchorChoice, ConsistencyChoice, GuestReport, GuestRequest, ImageRequest, KindChoice,
-    Options as BackupOptions, Report as BackupReport, Request as BackupRequest, run as backup,
-    run_guest as backup_guest, run_together as backup_together,
+    AnchorChoice, BackupRequest, ConsistencyChoice, GuestOptions, GuestRequest, Guests,
+    GuestsRequest, ImageRequest, KindChoice, Options as BackupOptions, run as backup,
+    run_guest as backup_guest, run_guests as backup_guests, run_together as backup_together,
+};
+pub use flows::report::{
+    ArchiveVerdict, BackupReport, DiskVerdict, Failure, FileState, Finding, GuestOutcome,
+    GuestRange, GuestReport, GuestsReport, InPlaceReport, MachineInPlaceReport, MachineReport,
+    Outcome, PointVerdict, RestoreReport, SalvageReport, VerifyReport,
 };
 pub use flows::restore::{
-    Destination, GuestRange, InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceReport,
-    MachineInPlaceRequest, MachineReport, MachineRequest, Report as RestoreReport,
-    Request as RestoreRequest, SalvageReport, replay, run as restore, run_in_place as roll_back,
+    Destination, InPlaceOptions, InPlaceRequest, MachineInPlaceRequest, MachineRequest,
+    RestoreRequest, replay, run as restore, run_in_place as roll_back,
     run_machine as restore_machine, run_machine_in_place as roll_back_machine,
 };
-pub use flows::verify::{
-    ArchiveResult, DiskResult, Finding, PointResult, Report as VerifyReport,
-    Request as VerifyRequest, State, run as verify,
-};
+pub use flows::verify::{VerifyRequest, run as verify};
 pub use guest::libvirt::Libvirt;
 pub use qdelta_formats as formats;
 pub use vault::point::{Content, PointReader, Run, open as open_point};

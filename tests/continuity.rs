@@ -529,7 +529,13 @@ fn no_path_with_dots_is_recorded() {
     let xml = fs::read_to_string(host.lab.path("restored/web.xml")).unwrap();
     assert!(!xml.contains("/../"), "{xml}");
     assert!(!outcome.text().contains("define /../"), "{}", outcome.text());
-    assert!(outcome.text().contains("--same-guest at its next backup"), "{}", outcome.text());
+    // The hint was text for people alone, and in no JSON.
+    let hint = outcome.stderr.contains("say --same-guest at its next backup");
+    assert!(hint, "{}", outcome.report());
+    let again = args!["--domain", "web", "--to", to.as_path(), "--force", "--json"];
+    let warnings = host.restore(again).ok().json()["warnings"].clone();
+    let codes: Vec<_> = warnings.as_array().unwrap().iter().map(|it| &it["code"]).collect();
+    assert!(codes.iter().any(|code| *code == "other-files"), "{warnings}");
 }
 
 /// A filesystem of FUSE for which capitals make no other name. Unmounted at the end.

@@ -37,12 +37,12 @@ fn full_and_increments_restore_exactly() {
             open: OpenOptions::default(),
             disk: None,
         };
-        let request = backup::Request { image, options: Options::default() };
+        let request = backup::BackupRequest { image, options: Options::default() };
         let report = backup::run(&repository, &request, &Silent, &Cancel::default()).unwrap();
         println!("{report:?}");
         for format in [qdelta::disk::image::Format::Raw, qdelta::disk::image::Format::Qcow2] {
             let output = root.join(format!("restored-{number}.{format}"));
-            let request = restore::Request {
+            let request = restore::RestoreRequest {
                 destination: Destination::Path(output),
                 format,
                 force: false,
@@ -67,8 +67,12 @@ fn full_and_increments_restore_exactly() {
         sh(&format!("qemu-img compare -q expected-{number}.raw restored-{number}.qcow2"), root);
     }
     for quick in [false, true] {
-        let request =
-            verify::Request { disk: None, point: None, quick, resources: Resources::default() };
+        let request = verify::VerifyRequest {
+            disk: None,
+            point: None,
+            quick,
+            resources: Resources::default(),
+        };
         let report = verify::run(&repository, &request, &Silent, &Cancel::default()).unwrap();
         println!("{report:?}");
         assert!(report.findings.is_empty(), "{:?}", report.findings);

@@ -134,10 +134,17 @@ fn a_running_guest_is_frozen_cloned_and_thawed() {
     host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
     host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
     assert_eq!(roles(&host), ["domain-xml", "live-xml", "nvram"]);
-    let whole = serde_json::json!({ "domains": [{
-        "domain": "web", "status": 0, "error": null, "result": report,
+    let whole = serde_json::json!({ "outcome": "done", "domains": [{
+        "domain": "web", "outcome": "done", "error": null, "result": report,
     }], "excluded": [] });
-    let rare = [".excluded[]", ".domains[].result.missing[]"];
+    let rare = [
+        ".excluded[]",
+        ".domains[].result.missing[]",
+        ".domains[].error",
+        ".domains[].error.kind",
+        ".domains[].error.text",
+        ".domains[].error.advice",
+    ];
     compare("backup of guests", &[&whole], &rare);
     // What the guest writes after the thaw is in the next point, found by the clones.
     guest.write(0, 2 * MIB, 65536, 3);
@@ -350,7 +357,9 @@ esac\n";
     let done = host.backup(&["--domain", "web", "--snapshot-command", word]);
     assert_eq!(done.code(), Some(13), "{}", done.report());
     let outcome = &done.json()["domains"][0];
-    assert_eq!((&outcome["status"], &outcome["error"]), (&Value::from(13), &Value::Null));
+    assert_eq!(outcome["error"], Value::Null);
+    assert_eq!(outcome["outcome"], "not-released");
+    assert_eq!(done.json()["outcome"], "not-released");
     let warnings = outcome["result"]["warnings"].as_array().unwrap();
     let warning = warnings.iter().find(|it| it["code"] == "not-released").unwrap();
     assert!(text_of(warning).contains("the volume is busy"), "{warning}");
@@ -458,9 +467,13 @@ fn one_domain_that_fails_does_not_stop_the_others() {
     let outcome = host.backup(&["--all"]);
     assert_eq!(outcome.code(), Some(12), "{}", outcome.report());
     let domains = outcome.json()["domains"].clone();
-    let statuses: Vec<_> = (0..3).map(|index| domains[index]["status"].as_u64()).collect();
-    assert_eq!(statuses, [Some(6), Some(3), Some(0)], "{domains}");
-    assert!(text(&domains[1]["error"]).contains("lies on a server"));
+    let outcomes: Vec<_> = (0..3).map(|index| text(&domains[index]["outcome"])).collect();
+    assert_eq!(outcomes, ["failed", "failed", "done"], "{domains}");
+    let kinds: Vec<_> = (0..2).map(|index| text(&domains[index]["error"]["kind"])).collect();
+    assert_eq!(kinds, ["not-found", "image"], "{domains}");
+    assert!(text(&domains[1]["error"]["text"]).contains("lies on a server"));
+    assert!(text(&domains[1]["error"]["advice"]).contains("--exclude remote/vda"), "{domains}");
+    assert_eq!(outcome.json()["outcome"], "some-failed");
     assert_eq!(domains[2]["domain"], "web");
     assert!(outcome.stderr.contains("broken") && outcome.stderr.contains("--exclude remote/vda"));
     let words = host.words(&["--domain", "web", "--domain", "nobody"]);

@@ -140,6 +140,7 @@ const ROOMS: &[&str] = &[
     "guest/program",
     "guest/libvirt",
     "guest/quiesce",
+    "flows/report",
     "flows/anchors",
     "flows/capture",
     "flows/tracking",
@@ -268,6 +269,66 @@ fn what_is_for_tests_is_behind_a_feature() {
     let features = manifest["features"].as_table().unwrap();
     assert!(features.contains_key("testing"));
     assert!(!features.contains_key("default"), "the program is built with no feature");
+}
+
+/// "the clock is 57202199.957s behind the latest point" was one of five ways to print a duration.
+#[test]
+fn stretches_of_time_are_printed_in_one_place() {
+    only_in(
+        &["src"],
+        &["src/base/duration.rs"],
+        &["} ms", "} s\"", "} s,", "} min", "} h\"", "} days", "} seconds", "}s\"", "}ms"],
+        "who shows a stretch of time asks crate::base::duration",
+    );
+}
+
+/// A name from an image or a manifest can hold what a terminal obeys.
+#[test]
+fn what_is_shown_passes_two_gates() {
+    only_in(
+        &["src"],
+        // Results; messages; what is wrong with the arguments, before there is either; widths alone.
+        &[
+            "src/cli/out.rs",
+            "src/cli/screen.rs",
+            "src/cli/mod.rs",
+            "src/cli/bar.rs",
+            // Descriptors: the replies of the watchdog, and the bytes of a disk.
+            "src/cli/commands/watchdog.rs",
+            "src/cli/commands/restore.rs",
+        ],
+        &["stdout()", "stderr()", "/dev/tty"],
+        "results go through Out::line, messages through Screen::say: both make text printable",
+    );
+    only_in(
+        &["src"],
+        // Scripts of shells, and JSON by pieces. Neither holds foreign text that is not escaped.
+        &[
+            "src/cli/out.rs",
+            "src/cli/commands/shell.rs",
+            "src/cli/commands/map.rs",
+            "src/cli/mod.rs",
+        ],
+        &[".raw("],
+        "Out::raw shows text as it is: foreign text could command the terminal",
+    );
+    only_in(
+        &["src/cli"],
+        &["src/cli/out.rs"],
+        &["serde_json::to_"],
+        "Out::to_json writes no character that a terminal obeys",
+    );
+}
+
+/// A result that the program declared itself could not be read back by anyone.
+#[test]
+fn results_are_declared_in_one_room() {
+    only_in(
+        &["src/cli"],
+        &[],
+        &["derive(Serialize", ", Serialize", "json!("],
+        "what --json shows is a type of crate::flows::report",
+    );
 }
 
 #[test]

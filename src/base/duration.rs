@@ -21,6 +21,27 @@ pub fn shown(duration: Duration) -> String {
     }
 }
 
+/// How long ago something was, in at most five characters: `5 s`, `12 m`, `3 h`, `12 d`, `8 mo`,
+/// `2 y`. What lies ahead is `now`.
+pub fn age(seconds: i64) -> String {
+    let Some(seconds) = u64::try_from(seconds).ok().filter(|&seconds| seconds > 0) else {
+        return "now".to_owned();
+    };
+    match seconds {
+        ..MINUTE => format!("{seconds} s"),
+        MINUTE..HOUR => format!("{} m", seconds / MINUTE),
+        HOUR..172_800 => format!("{} h", seconds / HOUR),
+        172_800..5_184_000 => format!("{} d", seconds / DAY),
+        5_184_000..63_072_000 => format!("{} mo", seconds / (30 * DAY)),
+        _ => format!("{} y", seconds / YEAR),
+    }
+}
+
+/// A stretch of time in which milliseconds count, as that of a freeze: `143 ms`.
+pub fn in_ms(duration: Duration) -> String {
+    format!("{} ms", duration.as_millis())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,5 +59,15 @@ mod tests {
             ["2 days", "662 days", "2 years", "317 years"]
         );
         assert!(super::shown(Duration::MAX).len() < 25);
+    }
+
+    #[test]
+    fn ages_are_at_most_five_characters() {
+        for seconds in [-5, 0, 1, 59, 60, 3599, 3600, 172_799, 172_800, 5_183_999, 5_184_000] {
+            assert!(age(seconds).len() <= 5, "{}", age(seconds));
+        }
+        assert_eq!(age(7200), "2 h");
+        assert_eq!(age(86_400 * 3), "3 d");
+        assert_eq!(age(86_400 * 365 * 3), "3 y");
     }
 }

@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 use qdelta_formats::FormatError;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 /// The result of everything in this library that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of failure it is. Each kind has an exit status of its own in the program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// What was asked for makes no sense, whatever is on disk.

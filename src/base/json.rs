@@ -1,5 +1,7 @@
 //! Paths in JSON. A path need not be text; JSON must be. Bytes that are not UTF-8 are shown as
 //! U+FFFD: a report with an odd name in it is better than none.
+//!
+//! What has a form as text of its own (`Display` and `FromStr`) goes through [`text`].
 
 use std::path::{Path, PathBuf};
 
@@ -40,6 +42,59 @@ pub(crate) mod optional {
         match path {
             Some(path) => super::serialize(path, serializer),
             None => serializer.serialize_none(),
+        }
+    }
+}
+
+/// (De)serializes by way of `Display` and `FromStr`.
+pub(crate) mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Writes the value as text.
+    pub(crate) fn serialize<T: Display, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    /// Takes text for the value.
+    pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+
+    /// The same of a value that may be missing.
+    pub(crate) mod optional {
+        use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
+        use serde::de::Error as _;
+
+        /// Writes the value as text, or null.
+        pub(crate) fn serialize<T: Display, S: Serializer>(
+            value: &Option<T>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            match value {
+                Some(value) => serializer.collect_str(value),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        /// Takes text for the value, and null for none.
+        pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+        where
+            T: FromStr<Err: Display>,
+            D: Deserializer<'de>,
+        {
+            let text = Option::<String>::deserialize(deserializer)?;
+            text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
         }
     }
 }

@@ -100,6 +100,30 @@ impl Observer for OfDisk<'_> {
     }
 }
 
+/// Says of a warning that is about no disk in particular which guest it is about.
+pub struct OfGuest<'a> {
+    observer: &'a dyn Observer,
+    guest: &'a str,
+}
+
+impl<'a> OfGuest<'a> {
+    /// What happens to `guest` is told to `observer`.
+    pub fn new(observer: &'a dyn Observer, guest: &'a str) -> Self {
+        Self { observer, guest }
+    }
+}
+
+impl Observer for OfGuest<'_> {
+    fn event(&self, event: &Event<'_>) {
+        match *event {
+            Event::Warning(warning) if warning.disk.is_none() => {
+                self.observer.warn(warning.clone().within(self.guest));
+            }
+            _ => self.observer.event(event),
+        }
+    }
+}
+
 /// Keeps the warnings of a flow for its result, and passes everything on.
 pub struct Recorder<'a> {
     observer: &'a dyn Observer,

@@ -38,6 +38,9 @@ pub enum Code {
     DiskGone,
     /// The guest has another UUID than the one of the point.
     OtherGuest,
+    /// The guest has other files now than at its latest point: its next backup must be told that it is
+    /// the same guest.
+    OtherFiles,
     /// The clock is behind the latest point.
     Clock,
     /// A file in the repository belongs to no point.

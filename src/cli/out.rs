@@ -60,12 +60,14 @@ impl Out {
 
     /// A whole result as JSON.
     pub fn to_json(&self, value: &impl Serialize) -> Result<String> {
-        serde_json::to_string_pretty(value).map_err(unwritable)
+        let json = serde_json::to_string_pretty(value).map_err(unwritable)?;
+        Ok(text::printable_json(&json))
     }
 
     /// A part of a result as JSON, in one line.
     pub fn to_json_line(&self, value: &impl Serialize) -> Result<String> {
-        serde_json::to_string(value).map_err(unwritable)
+        let json = serde_json::to_string(value).map_err(unwritable)?;
+        Ok(text::printable_json(&json))
     }
 
     /// Writes a whole result as JSON.
@@ -74,7 +76,7 @@ impl Out {
         self.raw(&format!("{text}\n"))
     }
 
-    /// Writes text as it is.
+    /// Writes text as it is: JSON, a script or a help that is printable already.
     pub fn raw(&mut self, text: &str) -> Result<()> {
         self.write(|stdout| stdout.write_all(text.as_bytes()));
         Ok(())

@@ -2,6 +2,7 @@
 //! manual.
 
 use qdelta::ErrorKind;
+use qdelta::flows::report::{GuestsReport, Outcome};
 
 /// Everything was done.
 pub const DONE: u8 = 0;
@@ -56,6 +57,22 @@ pub fn of(kind: ErrorKind) -> u8 {
         ErrorKind::Interrupted => 130,
         // Also every kind that the library may learn later.
         _ => 1,
+    }
+}
+
+/// The status of a backup of guests: a single guest that failed gives the status of its failure.
+pub fn of_guests(report: &GuestsReport) -> u8 {
+    match report.outcome {
+        Outcome::Done => DONE,
+        Outcome::NotReleased => NOT_RELEASED,
+        Outcome::BrokenChain => DAMAGED,
+        Outcome::SomeFailed => SOME_FAILED,
+        Outcome::Interrupted => of(ErrorKind::Interrupted),
+        Outcome::Alarm => ALARM,
+        Outcome::Failed => {
+            let failure = report.domains.iter().find_map(|guest| guest.error.as_ref());
+            of(failure.map_or(ErrorKind::Io, |failure| failure.kind))
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use qdelta::base::duration;
+use qdelta::vault::repository::PointId;
 use qdelta::{Error, ErrorKind};
 
 /// Names of powers of 1024 bytes.
@@ -58,23 +59,6 @@ pub fn duration(seconds: f64) -> String {
     duration::shown(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
-/// How long ago something was, in at most five characters: `5 s`, `12 m`, `3 h`, `12 d`, `8 mo`,
-/// `2 y`. What lies ahead is `now`.
-pub fn age(seconds: i64) -> String {
-    const MINUTE: i64 = 60;
-    const HOUR: i64 = 60 * MINUTE;
-    const DAY: i64 = 24 * HOUR;
-    match seconds {
-        ..=0 => "now".to_owned(),
-        1..MINUTE => format!("{seconds} s"),
-        MINUTE..HOUR => format!("{} m", seconds / MINUTE),
-        HOUR..172_800 => format!("{} h", seconds / HOUR),
-        172_800..5_184_000 => format!("{} d", seconds / DAY),
-        5_184_000..63_072_000 => format!("{} mo", seconds / (30 * DAY)),
-        _ => format!("{} y", seconds / (365 * DAY)),
-    }
-}
-
 /// `1 point`, `2 points`.
 pub fn count(number: usize, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
@@ -118,6 +102,23 @@ pub fn printable(text: &str) -> String {
 /// Text of several lines that the program made itself, printable but for its line breaks.
 pub fn printable_lines(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// JSON with nothing in it that a terminal obeys: such characters stand in strings alone, where they may
+/// be written as escapes.
+pub fn printable_json(json: &str) -> String {
+    let mut clean = String::with_capacity(json.len());
+    for character in json.chars() {
+        match character {
+            '\n' => clean.push('\n'),
+            character if character.is_control() || steers(character) => {
+                // Writing to a string does not fail. All of them are below U+10000.
+                let _ = write!(clean, "\\u{:04x}", character as u32);
+            }
+            character => clean.push(character),
+        }
+    }
+    clean
 }
 
 /// Whether a character is invisible and changes how those around it are shown: it turns the direction
@@ -188,7 +189,7 @@ pub fn table(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<Stri
 
 /// What is to be said of safety points where something is restored: that it is one, and which one was
 /// passed over.
-pub fn safety_notes(is_one: bool, passed_over: Option<&str>) -> Vec<String> {
+pub fn safety_notes(is_one: bool, passed_over: Option<PointId>) -> Vec<String> {
     let own =
         is_one.then(|| "  this is a safety point: what was there before a roll back".to_owned());
     let other = passed_over.map(|point| {
@@ -235,19 +236,21 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_at_most_five_characters() {
-        for seconds in [-5, 0, 1, 59, 60, 3599, 3600, 172_799, 172_800, 5_183_999, 5_184_000] {
-            assert!(age(seconds).len() <= 5, "{}", age(seconds));
-        }
-        assert_eq!(age(7200), "2 h");
-        assert_eq!(age(86_400 * 3), "3 d");
-        assert_eq!(age(86_400 * 365 * 3), "3 y");
-    }
-
-    #[test]
     fn a_name_cannot_command_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\u{9b}c\td"), "a\\u{1b}[2Jb\\u{9b}c\\u{9}d");
         assert_eq!(printable("größe, 画像"), "größe, 画像");
+    }
+
+    /// JSON went to the terminal with the C1 controls and turns of direction that names held; on standard
+    /// error, escaping them as text made it no JSON any more.
+    #[test]
+    fn json_cannot_command_the_terminal_and_stays_json() {
+        let name = "a\u{9b}2Jb\u{202e}c\u{7f}größe\n\"";
+        let json = serde_json::to_string_pretty(&[name]).unwrap();
+        let shown = printable_json(&json);
+        assert!(shown.chars().all(|c| c == '\n' || !(c.is_control() || steers(c))), "{shown:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&shown).unwrap(), [name]);
+        assert_eq!(printable_lines(&shown), shown);
     }
 
     /// An image called "a\nqdelta: everything is as it was written" put a line of its own choice into

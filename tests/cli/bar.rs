@@ -8,7 +8,7 @@ use qdelta::base::cancel::Cancel;
 use qdelta::base::observer::{Event, Observer};
 use qdelta::disk::flow::pipeline::Resources;
 use qdelta::disk::image::OpenOptions;
-use qdelta::flows::backup::{self, AnchorChoice, ImageRequest, KindChoice, Options, Request};
+use qdelta::flows::backup::{self, AnchorChoice, BackupRequest, ImageRequest, KindChoice, Options};
 use qdelta::flows::restore::{self, Destination};
 use qdelta::vault::repository::Repository;
 
@@ -181,8 +181,9 @@ fn a_backup_and_a_restore_are_counted_in_small_steps_whatever_the_block_size() {
         let open = OpenOptions { format: Some("raw".parse().unwrap()), ..OpenOptions::default() };
         let image = ImageRequest { path: lab.path("web.raw"), open, disk: None };
         let heard = Heard::default();
-        backup::run(&repository, &Request { image, options }, &heard, &Cancel::default()).unwrap();
-        let request = restore::Request {
+        backup::run(&repository, &BackupRequest { image, options }, &heard, &Cancel::default())
+            .unwrap();
+        let request = restore::RestoreRequest {
             destination: Destination::Path(lab.path(format!("{block_size}.raw"))),
             format: qdelta::disk::image::Format::Raw,
             force: false,
@@ -231,7 +232,8 @@ fn the_proof_of_an_image_is_a_phase_of_its_own() {
         };
         let image = ImageRequest { path: path.clone(), open: OpenOptions::default(), disk: None };
         let heard = Heard::default();
-        backup::run(&repository, &Request { image, options }, &heard, &Cancel::default()).unwrap();
+        backup::run(&repository, &BackupRequest { image, options }, &heard, &Cancel::default())
+            .unwrap();
         let phases = heard.0.into_inner().unwrap();
         let checks: Vec<_> = phases.iter().filter(|phase| phase.name == "check").collect();
         assert_eq!(checks.len(), proofs, "{anchor:?}");

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use qdelta::flows::report;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Run, done, qdelta, qemu_img, qemu_io, word};
@@ -65,12 +68,89 @@ pub fn compare(heading: &str, results: &[&Value], rare: &[&str]) {
     compare_with("json.md", heading, results, rare);
 }
 
+/// Reads a result as the type that the library has for it, and gives what that type writes again. A
+/// field that the type does not know would be lost on the way.
+fn read_back(heading: &str, result: &Value) -> Value {
+    fn through<T: Serialize + DeserializeOwned>(result: &Value) -> Value {
+        // By way of text, as it is for everyone.
+        let read: T = serde_json::from_str(&result.to_string())
+            .unwrap_or_else(|error| panic!("{error}: {result:#}"));
+        serde_json::to_value(read).unwrap()
+    }
+    match heading {
+        "warnings" => through::<Vec<qdelta::base::warning::Warning>>(result),
+        "init" => through::<report::InitReport>(result),
+        "backup" => through::<report::BackupReport>(result),
+        "backup of guests" => through::<report::GuestsReport>(result),
+        "restore, replay" => through::<report::RestoreReport>(result),
+        "restore in place" => through::<report::InPlaceReport>(result),
+        "restore of a guest in place" => through::<report::MachineInPlaceReport>(result),
+        "restore of a guest" => through::<report::MachineReport>(result),
+        "verify" => through::<report::VerifyReport>(result),
+        "points" => through::<report::PointsReport>(result),
+        "anchors" => through::<report::AnchorsReport>(result),
+        "info of an archive" | "info of an image" => through::<report::FileReport>(result),
+        "map" => through::<Vec<report::MapEntry>>(result),
+        "bench" => through::<report::BenchReport>(result),
+        "man" => through::<report::ManReport>(result),
+        other => panic!("{other} has no type"),
+    }
+}
+
+/// A script or a daemon reads results with the library's own types; some had only a way out.
+#[test]
+fn every_documented_result_is_read_and_written_back() {
+    let mut examples = examples("json.md");
+    assert!(examples.len() > 14, "{:?}", examples.keys());
+    // What is left out unless there is something to say.
+    let later = Value::from("20261124T091500.120Z");
+    for heading in ["restore, replay", "restore of a guest"] {
+        examples.get_mut(heading).unwrap()["safety"] = Value::Bool(true);
+        examples.get_mut(heading).unwrap()["passed_over"] = later.clone();
+    }
+    for heading in ["restore in place", "restore of a guest in place"] {
+        examples.get_mut(heading).unwrap()["passed_over"] = later.clone();
+    }
+    for (heading, example) in &examples {
+        assert_eq!(read_back(heading, example), *example, "{heading}");
+    }
+    // And with everything missing that may be.
+    fn without(value: &mut Value) {
+        match value {
+            Value::Array(entries) => entries.iter_mut().for_each(without),
+            Value::Object(fields) => {
+                let may_be_null = ["parent", "anchor", "advice", "freeze_ms", "nvram"];
+                for (name, field) in fields {
+                    match field {
+                        Value::String(_) | Value::Number(_) | Value::Object(_)
+                            if may_be_null.contains(&name.as_str()) =>
+                        {
+                            *field = Value::Null;
+                        }
+                        _ => without(field),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    for (heading, example) in &mut examples {
+        without(example);
+        assert_eq!(read_back(heading, example), *example, "{heading}");
+    }
+}
+
 #[track_caller]
 fn compare_with(document: &str, heading: &str, results: &[&Value], rare: &[&str]) {
     let mut documented = BTreeMap::new();
     shape(&examples(document)[heading], "", &mut documented);
     let mut written = BTreeMap::new();
     results.iter().for_each(|result| shape(result, "", &mut written));
+    if document == "json.md" {
+        for result in results {
+            assert_eq!(read_back(heading, result), **result, "{heading}");
+        }
+    }
     for (path, kind) in &written {
         let known = documented.get(path);
         assert_eq!(known, Some(kind), "{heading}: {path} is not so in the document");

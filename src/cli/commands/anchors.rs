@@ -2,22 +2,14 @@
 
 use qdelta::base::observer::{Observer, Recorder};
 use qdelta::base::warning::{Code, Warning};
-use qdelta::flows::anchors::inventory::{self, AnchorInfo};
+use qdelta::flows::anchors::inventory;
+use qdelta::flows::report::{AnchorReport, AnchorsReport};
 use qdelta::vault::repository::{DiskId, Repository};
 use qdelta::{Error, ErrorKind, Result};
-use serde::Serialize;
 
 use crate::cli::args::Anchors;
 use crate::cli::text::{self, Column};
 use crate::cli::{Context, status};
-
-/// What `--json` shows.
-#[derive(Serialize)]
-struct Report {
-    anchors: Vec<AnchorInfo>,
-    removed: Vec<AnchorInfo>,
-    warnings: Vec<Warning>,
-}
 
 /// The columns of the list.
 const COLUMNS: &[Column] = &[
@@ -50,7 +42,7 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
         }
     };
     let done = if whole { status::DONE } else { status::DAMAGED };
-    let mut report = Report { anchors: Vec::new(), removed: Vec::new(), warnings: Vec::new() };
+    let mut report = AnchorsReport::default();
     if args.remove_all || !args.remove.is_empty() {
         report.removed = remove(&repository, &disks, &args.remove, &recorder)?;
         context.out.was_done(format!("{} went", text::count(report.removed.len(), "anchor")));
@@ -78,7 +70,7 @@ fn remove(
     disks: &[DiskId],
     names: &[String],
     observer: &dyn Observer,
-) -> Result<Vec<AnchorInfo>> {
+) -> Result<Vec<AnchorReport>> {
     if let [only] = disks {
         return inventory::remove(repository, only, names, observer);
     }
@@ -101,14 +93,14 @@ fn remove(
     }
 }
 
-fn show(anchors: &[AnchorInfo], context: &mut Context) -> Result<()> {
+fn show(anchors: &[AnchorReport], context: &mut Context) -> Result<()> {
     if anchors.is_empty() {
         return context.out.line("no anchors (qdelta backup IMAGE --anchor KIND leaves one)");
     }
-    let row = |anchor: &AnchorInfo| {
+    let row = |anchor: &AnchorReport| {
         vec![
             anchor.name.clone(),
-            anchor.tracker.to_owned(),
+            anchor.tracker.to_string(),
             anchor.state.as_str().to_owned(),
             anchor.bytes_held.map(text::bytes).unwrap_or_else(|| "-".to_owned()),
             anchor.place.display().to_string(),

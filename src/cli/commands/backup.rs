@@ -2,14 +2,14 @@
 
 use qdelta::Result;
 use qdelta::disk::image::OpenOptions;
-use qdelta::flows::backup::{
-    self, AnchorChoice, ImageRequest, KindChoice, Options, Report, Request,
-};
+use qdelta::flows::backup::{self, AnchorChoice, BackupRequest, ImageRequest, KindChoice, Options};
+use qdelta::flows::report::BackupReport;
 use qdelta::formats::archive::Tracker;
 use qdelta::vault::repository::Repository;
 
 use super::guests;
 use crate::cli::args::{Anchor, Backup, Kind, Track};
+use crate::cli::out::Out;
 use crate::cli::{Context, signals, status, text};
 
 /// Makes the point and shows what it cost.
@@ -25,7 +25,7 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         safety: false,
     };
     if args.guests.are_meant() {
-        return guests::run(&args, &options, context);
+        return guests::run(&args, options, context);
     }
     let repository: Repository = context.repository()?;
     let image = ImageRequest {
@@ -37,7 +37,7 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         },
         disk: args.disk,
     };
-    let request = Request { image, options };
+    let request = BackupRequest { image, options };
     let cancel = signals::watch(&context.screen);
     let report = backup::run(&repository, &request, &context.screen, &cancel)?;
     context.out.was_done(format!("point {}@{} was made", report.disk, report.point));
@@ -51,27 +51,33 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
 }
 
 /// Shows a backup to people: a line, and with -v how it came about.
-fn show(report: &Report, context: &mut Context) -> Result<()> {
-    show_disk(&format!("{}@{}", report.disk, report.point), report, context)
+fn show(report: &BackupReport, context: &mut Context) -> Result<()> {
+    let label = format!("{}@{}", report.disk, report.point);
+    show_disk(&label, report, &mut context.out, context.global.verbose > 0)
 }
 
 /// Shows what became of a disk under this label.
-pub(super) fn show_disk(label: &str, report: &Report, context: &mut Context) -> Result<()> {
-    let line = line(label, report, context.out.width());
-    context.out.line(line)?;
-    if context.global.verbose > 0 {
+pub(super) fn show_disk(
+    label: &str,
+    report: &BackupReport,
+    out: &mut Out,
+    verbose: bool,
+) -> Result<()> {
+    let line = line(label, report, out.width());
+    out.line(line)?;
+    if verbose {
         for detail in details(report) {
-            context.out.line(format!("    {detail}"))?;
+            out.line(format!("    {detail}"))?;
         }
     }
     Ok(())
 }
 
 /// A backup in a line of at most `width` columns, if that can be had by saying less.
-fn line(label: &str, report: &Report, width: usize) -> String {
+fn line(label: &str, report: &BackupReport, width: usize) -> String {
     let kind = match report.parent {
         Some(_) => format!("{} by {}", report.kind, report.tracker),
-        None => report.kind.to_owned(),
+        None => report.kind.to_string(),
     };
     let changed = format!("changed {}", text::bytes(report.bytes_changed));
     let stored = format!("stored {}", text::bytes(report.bytes_written));
@@ -86,7 +92,7 @@ fn line(label: &str, report: &Report, width: usize) -> String {
 }
 
 /// How a backup came about, in lines: what -v says beyond the result.
-fn details(report: &Report) -> Vec<String> {
+fn details(report: &BackupReport) -> Vec<String> {
     let mut details = Vec::new();
     if let Some(parent) = &report.parent {
         details.push(format!("against {parent} by {}: {}", report.tracker, report.why));
@@ -99,13 +105,13 @@ fn details(report: &Report) -> Vec<String> {
         text::bytes(report.virtual_size),
         text::bytes(u64::from(report.block_size)),
         text::took(report.seconds, report.bytes_read),
-        report.io
+        report.io.as_str()
     ));
     details
 }
 
 /// How much was read, and how much of it only to check what a tracker says.
-fn read(report: &Report) -> String {
+fn read(report: &BackupReport) -> String {
     let read = text::bytes(report.bytes_read);
     match report.bytes_sampled {
         0 => read,

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use qdelta::base::warning::Code;
 use qdelta::disk::io::Opener;
-use qdelta::flows::bench::{self, Report, Request, Stage};
+use qdelta::flows::bench::{self, BenchRequest};
+use qdelta::flows::report::{BenchReport, Stage, StageReport};
 use qdelta::{Error, ErrorKind, Result};
 
 use super::bench_plot;
@@ -13,7 +14,7 @@ use crate::cli::{Context, signals, status, text};
 
 /// Measures, and shows what was found.
 pub fn run(args: Bench, context: &mut Context) -> Result<u8> {
-    let request = Request {
+    let request = BenchRequest {
         open: args.source.options(),
         image: args.image,
         folder: args.folder.unwrap_or_else(std::env::temp_dir),
@@ -53,25 +54,25 @@ fn rate(rate: f64) -> String {
 }
 
 /// Shows the report in 80 columns.
-fn show(report: &Report, context: &mut Context) -> Result<()> {
+fn show(report: &BenchReport, context: &mut Context) -> Result<()> {
     let out = &mut context.out;
     out.line(format!(
         "{}: {} of data, {} threads, I/O by {}; all rates in MB/s",
         report.image.display(),
         text::bytes(report.sample),
         report.threads,
-        report.io
+        report.io.as_str()
     ))?;
     for warning in report.warnings.iter().filter(|warning| warning.code == Code::SlowIo) {
         out.line(&warning.text)?;
     }
-    for line in io_table(report, "read") {
+    for line in io_table(report, Stage::Read) {
         out.line(line)?;
     }
     for line in work_table(report) {
         out.line(line)?;
     }
-    for line in io_table(report, "write") {
+    for line in io_table(report, Stage::Write) {
         out.line(line)?;
     }
     out.line("")?;
@@ -80,10 +81,10 @@ fn show(report: &Report, context: &mut Context) -> Result<()> {
     for whole in &report.pipelines {
         let cores = whole.cpu_seconds / whole.seconds;
         out.line(row(
-            &format!("  image {}", whole.cache),
+            &format!("  image {}", whole.cache.as_str()),
             [
                 rate(whole.rate),
-                whole.limit.to_owned(),
+                whole.limit.as_str().to_owned(),
                 rate(whole.bound),
                 format!("{:.0} %", whole.closeness * 100.0),
                 format!("{cores:.1}"),
@@ -103,7 +104,10 @@ fn row<S: AsRef<str>>(head: &str, cells: impl IntoIterator<Item = S>) -> String 
 }
 
 /// The values of a field among some stages, each once, in their order.
-fn distinct<T: PartialEq>(stages: &[&Stage], field: impl Fn(&Stage) -> Option<T>) -> Vec<T> {
+fn distinct<T: PartialEq>(
+    stages: &[&StageReport],
+    field: impl Fn(&StageReport) -> Option<T>,
+) -> Vec<T> {
     let mut values = Vec::new();
     for value in stages.iter().filter_map(|stage| field(stage)) {
         if !values.contains(&value) {
@@ -114,10 +118,10 @@ fn distinct<T: PartialEq>(stages: &[&Stage], field: impl Fn(&Stage) -> Option<T>
 }
 
 /// Reads or writes: a line for each cache and length, a column for each depth.
-fn io_table(report: &Report, name: &str) -> Vec<String> {
-    let stages: Vec<&Stage> = report.stages.iter().filter(|it| it.stage == name).collect();
+fn io_table(report: &BenchReport, kind: Stage) -> Vec<String> {
+    let stages: Vec<&StageReport> = report.stages.iter().filter(|it| it.stage == kind).collect();
     let depths = distinct(&stages, |stage| stage.depth);
-    let head = format!("{}, at once", name.to_uppercase());
+    let head = format!("{}, at once", kind.as_str().to_uppercase());
     let mut lines = vec![String::new(), row(&head, depths.iter().map(ToString::to_string))];
     for cache in distinct(&stages, |stage| stage.cache) {
         for size in distinct(&stages, |stage| stage.size) {
@@ -128,21 +132,23 @@ fn io_table(report: &Report, name: &str) -> Vec<String> {
                 });
                 found.map_or("-".to_owned(), |stage| rate(stage.rate))
             });
-            lines.push(row(&format!("  {cache:<9} {}", text::bytes(size as u64)), cells));
+            lines
+                .push(row(&format!("  {:<9} {}", cache.as_str(), text::bytes(size as u64)), cells));
         }
     }
     lines
 }
 
 /// What the processors do: a line for each work, a column for each number of threads.
-fn work_table(report: &Report) -> Vec<String> {
-    let stages: Vec<&Stage> = report.stages.iter().filter(|it| it.threads.is_some()).collect();
+fn work_table(report: &BenchReport) -> Vec<String> {
+    let stages: Vec<&StageReport> =
+        report.stages.iter().filter(|it| it.threads.is_some()).collect();
     let threads = distinct(&stages, |stage| stage.threads);
     let mut columns: Vec<String> = threads.iter().map(ToString::to_string).collect();
     columns.push("RATIO".to_owned());
     let mut lines = vec![String::new(), row("PROCESSORS, threads", &columns)];
     for (name, level) in distinct(&stages, |stage| Some((stage.stage, stage.level))) {
-        let of = |stage: &&&Stage| (stage.stage, stage.level) == (name, level);
+        let of = |stage: &&&StageReport| (stage.stage, stage.level) == (name, level);
         let mut cells: Vec<String> = threads
             .iter()
             .map(|count| {
@@ -153,6 +159,7 @@ fn work_table(report: &Report) -> Vec<String> {
             .collect();
         let ratio = stages.iter().find(of).and_then(|stage| stage.ratio);
         cells.push(ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default());
+        let name = name.as_str();
         let head = level.map_or(format!("  {name}"), |level| format!("  {name}, level {level}"));
         lines.push(row(&head, cells));
     }

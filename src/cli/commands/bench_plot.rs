@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use qdelta::flows::bench::{Report, Stage};
+use qdelta::flows::report::{BenchReport, Cached, Stage, StageReport};
 
 /// Where the bars begin, how long the longest is, and how high a line, in pixels.
 const LEFT: f64 = 210.0;
@@ -10,7 +10,7 @@ const WIDTH: f64 = 520.0;
 const LINE: f64 = 20.0;
 
 /// Draws the report.
-pub fn svg(report: &Report) -> String {
+pub fn svg(report: &BenchReport) -> String {
     let bars = bars(report);
     let longest = bars.iter().map(|bar| bar.1).fold(1.0, f64::max).log10();
     // Rates differ by powers of ten: from 10 MB/s on, each of them has the same length.
@@ -46,27 +46,27 @@ pub fn svg(report: &Report) -> String {
 }
 
 /// What to draw: label, bytes a second, colour.
-fn bars(report: &Report) -> Vec<(String, f64, &'static str)> {
-    let best = |name: &str, cache: &str| {
-        let fits = |stage: &&Stage| stage.stage == name && stage.cache == Some(cache);
+fn bars(report: &BenchReport) -> Vec<(String, f64, &'static str)> {
+    let best = |kind: Stage, cache: Cached| {
+        let fits = |stage: &&StageReport| stage.stage == kind && stage.cache == Some(cache);
         report.stages.iter().filter(fits).map(|stage| stage.rate).fold(0.0, f64::max)
     };
     let mut bars = Vec::new();
-    for cache in ["direct", "uncached", "cached"] {
-        bars.push((format!("read, {cache}"), best("read", cache), "#4c6ef5"));
+    for cache in [Cached::Direct, Cached::Uncached, Cached::Cached] {
+        bars.push((format!("read, {}", cache.as_str()), best(Stage::Read, cache), "#4c6ef5"));
     }
     for stage in report.stages.iter().filter(|stage| stage.threads == Some(report.threads)) {
         let label = match stage.level {
-            Some(level) => format!("{}, level {level}", stage.stage),
-            None => stage.stage.to_owned(),
+            Some(level) => format!("{}, level {level}", stage.stage.as_str()),
+            None => stage.stage.as_str().to_owned(),
         };
         bars.push((label, stage.rate, "#2b8a3e"));
     }
-    for cache in ["buffered", "direct"] {
-        bars.push((format!("write, {cache}"), best("write", cache), "#4c6ef5"));
+    for cache in [Cached::Buffered, Cached::Direct] {
+        bars.push((format!("write, {}", cache.as_str()), best(Stage::Write, cache), "#4c6ef5"));
     }
     for whole in &report.pipelines {
-        let label = format!("whole, image {}", whole.cache);
+        let label = format!("whole, image {}", whole.cache.as_str());
         bars.push((label, whole.rate, "#d9480f"));
     }
     bars.retain(|bar| bar.1 > 0.0);

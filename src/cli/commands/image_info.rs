@@ -4,26 +4,17 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::base::observer::{Event, Observer};
 use qdelta::disk::image::{self, ImageInfo, LayerDescription, Qcow2Info};
+use qdelta::flows::report::FileReport;
 use qdelta::{Error, ErrorKind, Result};
-use serde::Serialize;
 
 use crate::cli::args::Info;
 use crate::cli::{Context, status, text};
-
-/// What `--json` shows of an image: what it is, and what `qemu-img info` says, in its words.
-#[derive(Serialize)]
-struct Report<'a> {
-    #[serde(rename = "type")]
-    type_name: &'static str,
-    #[serde(flatten)]
-    info: &'a ImageInfo,
-}
 
 /// Shows an image. One that can't be read is shown as far as its header tells; the status says so.
 pub fn run(args: &Info, context: &mut Context) -> Result<u8> {
     let info = image::inspect(&args.path, &args.source.options())?;
     if context.out.json {
-        context.out.json(&Report { type_name: "image", info: &info })?;
+        context.out.json(&FileReport::Image(Box::new(info.clone())))?;
     } else {
         show(&info, context)?;
     }
@@ -96,7 +87,7 @@ fn details(qcow2: &Qcow2Info, line: &mut impl FnMut(&'static str, String)) {
     if !qcow2.features.is_empty() {
         line("features", qcow2.features.join(", "));
     }
-    if let Some(encryption) = qcow2.encryption {
+    if let Some(encryption) = &qcow2.encryption {
         line("encryption", encryption.to_owned());
     }
     if let Some(name) = &qcow2.backing_filename {

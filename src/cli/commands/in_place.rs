@@ -1,10 +1,10 @@
 //! `qdelta restore --in-place`: images as they were, where they lie.
 
+use qdelta::flows::report::InPlaceReport;
 use qdelta::flows::restore::{
-    InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceRequest, run_in_place,
-    run_machine_in_place,
+    InPlaceOptions, InPlaceRequest, MachineInPlaceRequest, run_in_place, run_machine_in_place,
 };
-use qdelta::vault::repository::Selector;
+use qdelta::vault::repository::{PointId, Selector};
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::args::{self, Restore};
@@ -33,10 +33,10 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
         return Ok(status::DONE);
     }
     show(&report, context)?;
-    for note in text::safety_notes(false, report.passed_over.as_deref()) {
+    for note in text::safety_notes(false, report.passed_over) {
         context.out.line(note)?;
     }
-    context.out.line(safety_point(report.safety_point.as_deref()))?;
+    context.out.line(safety_point(report.safety_point))?;
     Ok(status::DONE)
 }
 
@@ -61,10 +61,10 @@ pub fn run_machine(args: &Restore, domain: &str, context: &mut Context) -> Resul
     for disk in &report.disks {
         show(disk, context)?;
     }
-    for note in text::safety_notes(false, report.passed_over.as_deref()) {
+    for note in text::safety_notes(false, report.passed_over) {
         context.out.line(note)?;
     }
-    context.out.line(safety_point(report.safety_point.as_deref()))?;
+    context.out.line(safety_point(report.safety_point))?;
     Ok(status::DONE)
 }
 
@@ -92,7 +92,7 @@ fn show(report: &InPlaceReport, context: &mut Context) -> Result<()> {
     ))
 }
 
-fn safety_point(point: Option<&str>) -> String {
+fn safety_point(point: Option<PointId>) -> String {
     match point {
         Some(point) => format!("  what was there before is safety point {point}"),
         None => "  there is no safety point of what was there before".to_owned(),

@@ -7,55 +7,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::disk::io::{FileStore, Opener};
-use qdelta::formats::archive::{Metadata, header};
+use qdelta::flows::report::{ArchiveReport, FileReport};
+use qdelta::formats::archive::header;
 use qdelta::vault::archive::Reader;
 use qdelta::{Error, ErrorKind, Result};
-use serde::Serialize;
 
 use crate::cli::args::Info;
 use crate::cli::{Context, status, text};
-
-/// What `--json` shows of an archive.
-#[derive(Serialize)]
-struct ArchiveReport {
-    #[serde(rename = "type")]
-    type_name: &'static str,
-    path: String,
-    sealed: bool,
-    archive_id: String,
-    point: String,
-    disk: String,
-    kind: &'static str,
-    tracker: &'static str,
-    consistency: &'static str,
-    created: String,
-    virtual_size: u64,
-    block_size: u32,
-    parent: Option<ParentReport>,
-    generator: String,
-    file_length: u64,
-    /// What only the index of a sealed archive tells.
-    #[serde(flatten)]
-    contents: Option<Contents>,
-}
-
-/// What an archive was made against.
-#[derive(Serialize)]
-struct ParentReport {
-    disk: String,
-    point: String,
-    root: String,
-}
-
-/// What is in a sealed archive.
-#[derive(Serialize)]
-struct Contents {
-    root: String,
-    stored_blocks: u64,
-    zeroed_blocks: u64,
-    frames: u64,
-    payload_bytes: u64,
-}
 
 /// Tells an archive from an image by its first bytes and shows what it is.
 pub fn run(args: &Info, context: &mut Context) -> Result<u8> {
@@ -86,39 +44,11 @@ fn archive(path: &Path, start: &[u8], context: &mut Context) -> Result<u8> {
     let file = Opener::READ.open(path).map_err(|error| Error::io("open", path, error))?;
     let file_length = file.metadata().map_err(|error| Error::io("look at", path, error))?.len();
     let reader = Reader::open(Arc::new(FileStore::new(file, path)));
-    let contents = reader.as_ref().ok().map(|reader| Contents {
-        root: reader.root().to_string(),
-        stored_blocks: reader.stored().len(),
-        zeroed_blocks: reader.zero().len(),
-        frames: reader.frame_count(),
-        payload_bytes: reader.payload_bytes(),
-    });
-    let report = ArchiveReport {
-        type_name: "archive",
-        path: path.display().to_string(),
-        sealed: contents.is_some(),
-        archive_id: metadata.archive_id.to_string(),
-        point: metadata.point.clone(),
-        disk: format!("{}/{}", metadata.domain, metadata.disk),
-        kind: metadata.kind.as_str(),
-        tracker: metadata.tracker.as_str(),
-        consistency: metadata.consistency.as_str(),
-        created: created(&metadata, &TimeZone::UTC),
-        virtual_size: metadata.geometry.virtual_size(),
-        block_size: metadata.geometry.block_size(),
-        parent: metadata.parent.as_ref().map(|parent| ParentReport {
-            disk: format!("{}/{}", parent.domain, parent.disk),
-            point: parent.point.clone(),
-            root: parent.root.to_string(),
-        }),
-        generator: metadata.generator.clone(),
-        file_length,
-        contents,
-    };
+    let report = ArchiveReport::new(path, &metadata, file_length, reader.as_ref().ok());
     if context.out.json {
-        context.out.json(&report)?;
+        context.out.json(&FileReport::Archive(Box::new(report)))?;
     } else {
-        show(&report, &metadata, context)?;
+        show(&report, context)?;
     }
     match reader {
         Ok(_) => Ok(status::DONE),
@@ -127,12 +57,12 @@ fn archive(path: &Path, start: &[u8], context: &mut Context) -> Result<u8> {
 }
 
 /// Shows an archive to people.
-fn show(report: &ArchiveReport, metadata: &Metadata, context: &mut Context) -> Result<()> {
+fn show(report: &ArchiveReport, context: &mut Context) -> Result<()> {
     let mut line = |name: &str, value: String| context.out.line(format!("{name:<12} {value}"));
-    line("archive", report.path.clone())?;
+    line("archive", report.path.display().to_string())?;
     line("disk", report.disk.clone())?;
     line("point", report.point.clone())?;
-    line("made", format!("{} by {}", created(metadata, &TimeZone::system()), report.generator))?;
+    line("made", format!("{} by {}", created(report.created), report.generator))?;
     line(
         "kind",
         format!("{}, tracker {}, guest {}", report.kind, report.tracker, report.consistency),
@@ -163,21 +93,14 @@ fn show(report: &ArchiveReport, metadata: &Metadata, context: &mut Context) -> R
         }
     }
     line("file size", text::bytes(report.file_length))?;
-    line("archive id", report.archive_id.clone())?;
+    line("archive id", report.archive_id.to_string())?;
     if let Some(contents) = &report.contents {
-        line("root", contents.root.clone())?;
+        line("root", contents.root.to_string())?;
     }
     Ok(())
 }
 
-/// When an archive was made, as people of a time zone write it.
-fn created(metadata: &Metadata, zone: &TimeZone) -> String {
-    let time = i64::try_from(metadata.created_ms)
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
-        .unwrap_or(Timestamp::UNIX_EPOCH);
-    match *zone == TimeZone::UTC {
-        true => time.to_string(),
-        false => time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
-    }
+/// When an archive was made, as people here write it.
+fn created(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
 }

@@ -1,20 +1,11 @@
 //! `qdelta init`: a new repository, or the `qdelta.toml` of one that lost it.
 
+use qdelta::flows::report::InitReport;
 use qdelta::vault::repository::{Repair, Repository};
 use qdelta::{Error, ErrorKind, Result};
-use serde::Serialize;
 
 use crate::cli::args::Init;
 use crate::cli::{Context, status};
-
-/// What `--json` shows.
-#[derive(Serialize)]
-struct Report<'a> {
-    repository: String,
-    id: &'a str,
-    /// What `--repair` did; none without it.
-    repaired: Option<Repair>,
-}
 
 /// Makes the repository.
 pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
@@ -29,9 +20,11 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
         context.out.was_done(format!("the repository {} was made", dir.display()));
     }
     if context.out.json {
-        let repository_path = repository.path().display().to_string();
-        let report = Report { repository: repository_path, id: repository.id(), repaired: repair };
-        context.out.json(&report)?;
+        context.out.json(&InitReport {
+            repository: repository.path().to_owned(),
+            id: repository.id().to_owned(),
+            repaired: repair,
+        })?;
         return Ok(status::DONE);
     }
     let dir = dir.display();

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use qdelta::Result;
-use qdelta::flows::restore::{MachineReport, MachineRequest, run_machine};
+use qdelta::flows::report::MachineReport;
+use qdelta::flows::restore::{MachineRequest, run_machine};
 
 use super::restore::refuse_inside;
 use crate::cli::args::{self, Restore};
@@ -62,17 +63,13 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
     for path in report.nvram.iter().chain([&report.xml]) {
         out.line(format!("  {}", path.display()))?;
     }
-    for note in text::safety_notes(report.safety, report.passed_over.as_deref()) {
+    for note in text::safety_notes(report.safety, report.passed_over) {
         out.line(note)?;
     }
     out.line(format!("  took {}", text::duration(report.seconds)))?;
     out.line("What is left to do:")?;
     for command in &report.commands {
         out.line(format!("  {command}"))?;
-    }
-    // Under the name that it had, its disks are other files than at its latest point.
-    if report.domain == report.guest {
-        out.line("  say --same-guest at its next backup, once: its disks are other files now")?;
     }
     Ok(())
 }

@@ -5,7 +5,6 @@ pub mod backup;
 pub mod bench;
 mod bench_plot;
 pub mod complete;
-mod exclude;
 pub mod guests;
 mod image_info;
 mod in_place;

@@ -1,110 +1,19 @@
 //! `qdelta points`: what can be restored, drawn as chains.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
-use qdelta::base::observer::Silent;
-use qdelta::flows::anchors::inventory;
-use qdelta::vault::repository::{
-    Anchor, Catalog, DamagedManifest, DiskId, ImageRecord, Point, PointId, PointList, Refusal,
-    Survey,
-};
-use qdelta::{Error, Result};
-use serde::Serialize;
 
 use crate::cli::args::Points;
 use crate::cli::text::{self, Column};
 use crate::cli::tree;
 use crate::cli::{Context, status, two_lines};
-
-/// What `--json` shows.
-#[derive(Serialize)]
-struct Report {
-    repository: String,
-    disks: Vec<DiskReport>,
-    totals: Totals,
-    damaged: Vec<DamagedReport>,
-    unreadable: Vec<UnreadableReport>,
-}
-
-/// What all the listed disks come to.
-#[derive(Default, Serialize)]
-struct Totals {
-    /// Domains: guests, and single images on their own.
-    domains: usize,
-    disks: usize,
-    /// Points, each counted for each of its disks, as the list has them.
-    points: usize,
-    chains: usize,
-    /// What the archives take.
-    bytes_written: u64,
-}
-
-/// One disk and its points, oldest first.
-#[derive(Serialize)]
-struct DiskReport {
-    disk: String,
-    points: Vec<PointReport>,
-}
-
-/// One point. The names are those of what `backup --json` shows.
-#[derive(Serialize)]
-struct PointReport {
-    point: PointId,
-    created: String,
-    kind: &'static str,
-    parent: Option<PointId>,
-    tracker: &'static str,
-    consistency: &'static str,
-    freeze_ms: Option<u64>,
-    frozen_filesystems: Option<u32>,
-    safety: bool,
-    virtual_size: u64,
-    block_size: u32,
-    bytes_read: u64,
-    bytes_sampled: u64,
-    bytes_changed: u64,
-    bytes_written: u64,
-    root: String,
-    archive: String,
-    archive_present: bool,
-    restorable: bool,
-    archive_id: String,
-    image: ImageRecord,
-    refused: Vec<Refusal>,
-    anchor: Option<Anchor>,
-    seconds: f64,
-}
-
-/// A folder that can't be listed, or a `qdelta.toml` that can't be used.
-#[derive(Serialize)]
-struct UnreadableReport {
-    path: String,
-    error: String,
-    advice: Option<String>,
-}
-
-impl Report {
-    /// Adds a folder that can't be listed. Several disks may share it.
-    fn add(&mut self, path: &Path, error: &Error) {
-        let path = path.display().to_string();
-        if self.unreadable.iter().all(|known| known.path != path) {
-            let advice = error.advice().map(str::to_owned);
-            self.unreadable.push(UnreadableReport { path, error: error.chain(), advice });
-        }
-    }
-}
-
-/// A file of a point that can't be used.
-#[derive(Serialize)]
-struct DamagedReport {
-    point: PointId,
-    path: String,
-    error: String,
-    advice: Option<String>,
-}
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use qdelta::Result;
+use qdelta::base::duration;
+use qdelta::base::observer::Silent;
+use qdelta::flows::anchors::inventory;
+use qdelta::flows::report::{DiskPointsReport, PointReport, PointsReport, PointsTotals};
+use qdelta::vault::repository::{Catalog, DiskId, Point, PointId, PointList, Survey};
 
 /// Lists the points of one disk or of all. Something damaged does not hide the rest, but shows in
 /// the exit status.
@@ -119,18 +28,18 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         zone: if args.utc { None } else { Some(TimeZone::system()) },
         now: qdelta::base::clock::now()?,
     };
-    let mut report = Report {
-        repository: repository.path().display().to_string(),
+    let mut report = PointsReport {
+        repository: repository.path().to_owned(),
         disks: Vec::new(),
-        totals: Totals::of_disks(&disks),
+        totals: totals_of(&disks),
         damaged: Vec::new(),
         unreadable: Vec::new(),
     };
     if let Some(error) = repository.trouble() {
-        report.add(&repository.path().join("qdelta.toml"), &error);
+        report.add_unreadable(repository.path().join("qdelta.toml"), &error);
     }
     for folder in &unreadable {
-        report.add(&folder.path, &folder.error);
+        report.add_unreadable(folder.path.clone(), &folder.error);
     }
     if disks.is_empty() && !context.out.json {
         context.out.line(format!("{}: no points yet", repository.path().display()))?;
@@ -138,13 +47,14 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     for (index, disk) in disks.iter().enumerate() {
         let list = catalog.points(disk)?;
         let health = catalog.health(disk, &list)?;
-        report.totals.add(&list);
+        add(&mut report.totals, &list);
         if context.out.json {
-            let points = list.points.iter().map(|point| PointReport {
-                restorable: health.restorable.contains(&point.id),
-                ..PointReport::new(point, &repository.describe(&point.archive))
+            let points = list.points.iter().map(|point| {
+                let restorable = health.restorable.contains(&point.id);
+                PointReport::new(point, repository.describe(&point.archive), restorable)
             });
-            report.disks.push(DiskReport { disk: disk.to_string(), points: points.collect() });
+            let points = points.collect();
+            report.disks.push(DiskPointsReport { disk: disk.to_string(), points });
         } else {
             if index > 0 {
                 context.out.line("")?;
@@ -152,15 +62,11 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
             show(disk, &list, &view, context)?;
             show_anchors(&catalog, disk, context)?;
         }
-        // Every disk of a domain has the same manifests, and so the same damaged ones.
         for folder in &list.unreadable {
-            report.add(&folder.path, &folder.error);
+            report.add_unreadable(folder.path.clone(), &folder.error);
         }
         for damaged in list.damaged.into_iter().chain(health.problems) {
-            let damaged = DamagedReport::from(damaged);
-            if report.damaged.iter().all(|known| known.path != damaged.path) {
-                report.damaged.push(damaged);
-            }
+            report.add_damaged(damaged);
         }
     }
     for damaged in &report.damaged {
@@ -174,34 +80,34 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         context.out.json(&report)?;
     } else if disks.len() > 1 {
         context.out.line("")?;
-        context.out.line(report.totals.line())?;
+        context.out.line(line_of(&report.totals))?;
     }
-    let whole = report.damaged.is_empty() && report.unreadable.is_empty();
-    Ok(if whole { status::DONE } else { status::DAMAGED })
+    Ok(if report.is_whole() { status::DONE } else { status::DAMAGED })
 }
 
-impl Totals {
-    fn of_disks(disks: &[DiskId]) -> Self {
-        let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
-        Self { domains: domains.len(), disks: disks.len(), ..Self::default() }
-    }
+/// How many disks and domains are listed.
+fn totals_of(disks: &[DiskId]) -> PointsTotals {
+    let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
+    PointsTotals { domains: domains.len(), disks: disks.len(), ..PointsTotals::default() }
+}
 
-    fn add(&mut self, list: &PointList) {
-        self.points += list.points.len();
-        self.chains += chains(list);
-        self.bytes_written += stored(list);
-    }
+/// Adds the points of a disk.
+fn add(totals: &mut PointsTotals, list: &PointList) {
+    totals.points += list.points.len();
+    totals.chains += chains(list);
+    totals.bytes_written += stored(list);
+}
 
-    fn line(&self) -> String {
-        format!(
-            "in all: {} of {}, {} in {}, {} stored",
-            text::count(self.disks, "disk"),
-            text::count(self.domains, "guest"),
-            text::count(self.points, "point"),
-            text::count(self.chains, "chain"),
-            text::bytes(self.bytes_written)
-        )
-    }
+/// The totals, for people.
+fn line_of(totals: &PointsTotals) -> String {
+    format!(
+        "in all: {} of {}, {} in {}, {} stored",
+        text::count(totals.disks, "disk"),
+        text::count(totals.domains, "guest"),
+        text::count(totals.points, "point"),
+        text::count(totals.chains, "chain"),
+        text::bytes(totals.bytes_written)
+    )
 }
 
 /// How many chains the points of a disk make.
@@ -311,50 +217,7 @@ fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
         },
         record.tracker.to_string(),
         point.consistency.as_str().to_owned(),
-        text::age(age),
+        duration::age(age),
         point.id.to_string(),
     ]
-}
-
-impl PointReport {
-    fn new(point: &Point, archive: &Path) -> Self {
-        let record = &point.record;
-        Self {
-            point: point.id,
-            created: point.created.to_string(),
-            kind: record.kind.as_str(),
-            parent: record.parent_point(),
-            tracker: record.tracker.as_str(),
-            consistency: point.consistency.as_str(),
-            freeze_ms: point.freeze_ms,
-            frozen_filesystems: point.frozen_filesystems,
-            safety: point.safety,
-            virtual_size: record.virtual_size,
-            block_size: record.block_size,
-            bytes_read: record.bytes_read,
-            bytes_sampled: record.bytes_sampled,
-            bytes_changed: record.bytes_changed,
-            bytes_written: record.bytes_written,
-            root: record.root.to_string(),
-            archive: archive.display().to_string(),
-            archive_present: point.archive_present,
-            restorable: point.archive_present,
-            archive_id: record.archive_id.to_string(),
-            image: record.image.clone(),
-            refused: record.refused.clone(),
-            anchor: record.anchor.clone(),
-            seconds: point.elapsed_ms as f64 / 1000.0,
-        }
-    }
-}
-
-impl From<DamagedManifest> for DamagedReport {
-    fn from(damaged: DamagedManifest) -> Self {
-        Self {
-            point: damaged.point,
-            path: damaged.path.display().to_string(),
-            error: damaged.error.chain(),
-            advice: damaged.error.advice().map(str::to_owned),
-        }
-    }
 }

@@ -10,7 +10,8 @@ use qdelta::base::cancel::Cancel;
 use qdelta::disk::create::Pipe;
 use qdelta::disk::image::Format;
 use qdelta::disk::sys::stdout_was_closed;
-use qdelta::flows::restore::{self, Destination, GuestRange, Report, Request, SalvageReport};
+use qdelta::flows::report::{GuestRange, RestoreReport, SalvageReport};
+use qdelta::flows::restore::{self, Destination, RestoreRequest};
 use qdelta::guest::libvirt::Libvirt;
 use qdelta::vault::repository::{Repository, Selector};
 use qdelta::{Error, ErrorKind, Result};
@@ -64,7 +65,7 @@ fn request(
     libvirt: Libvirt,
     work: &Work,
     cancel: &Cancel,
-) -> Result<Request> {
+) -> Result<RestoreRequest> {
     let to_stdout = output == Path::new(STDOUT);
     let format = match target.format {
         Some(format) => format.to_image(),
@@ -72,7 +73,7 @@ fn request(
         None if output.extension().is_some_and(|end| end == "qcow2") => Format::Qcow2,
         None => Format::Raw,
     };
-    Ok(Request {
+    Ok(RestoreRequest {
         destination: if to_stdout { stdout(cancel)? } else { Destination::Path(output.to_owned()) },
         format,
         force: target.force,
@@ -129,7 +130,7 @@ pub(super) fn refuse_inside(repository: &Repository, output: &Path) -> Result<()
 }
 
 /// Shows a restore. With the disk on standard output, the report goes to standard error.
-fn show(report: &Report, context: &mut Context) -> Result<u8> {
+fn show(report: &RestoreReport, context: &mut Context) -> Result<u8> {
     let to_stdout = report.output == Path::new(STDOUT);
     // What is not proved may be wrong in ways that nobody knows.
     let complete =
@@ -158,7 +159,7 @@ fn show(report: &Report, context: &mut Context) -> Result<u8> {
 }
 
 /// A restore, for people.
-fn lines(report: &Report) -> Vec<String> {
+fn lines(report: &RestoreReport) -> Vec<String> {
     let name = match report.output.to_str() {
         Some(STDOUT) => "standard output".to_owned(),
         _ => text::printable(&report.output.display().to_string()),
@@ -175,10 +176,10 @@ fn lines(report: &Report) -> Vec<String> {
         format!(
             "  took {}, I/O by {}",
             text::took(report.seconds, report.bytes_written),
-            report.io
+            report.io.as_str()
         ),
     ];
-    lines.extend(text::safety_notes(report.safety, report.passed_over.as_deref()));
+    lines.extend(text::safety_notes(report.safety, report.passed_over));
     if let Some(salvage) = &report.salvage {
         lines.extend(salvage.problems.iter().map(|problem| format!("  damaged: {problem}")));
         lines.extend(gap_lines("lost, zeros now", &salvage.lost));

@@ -3,15 +3,15 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 use clap_complete::generate;
 use clap_mangen::{Man as Page, roff};
 use qdelta::disk::io::Opener;
+use qdelta::flows::report::ManReport;
 use qdelta::{Error, Result};
 use roff::{Roff, bold, roman};
-use serde::Serialize;
 
 use crate::cli::args::{Cli, Completions, Man, Shell};
 use crate::cli::{Context, examples, status};
@@ -99,12 +99,6 @@ fn zsh(script: &str) -> String {
     format!("{functions}{ZSH}{start}")
 }
 
-/// What `man --json` shows.
-#[derive(Serialize)]
-struct Report {
-    pages: Vec<String>,
-}
-
 /// Writes a man page of the program and one of each command into a folder.
 pub fn man(args: &Man, context: &mut Context) -> Result<u8> {
     fs::create_dir_all(&args.dir)
@@ -116,17 +110,17 @@ pub fn man(args: &Man, context: &mut Context) -> Result<u8> {
         pages.push(page(&args.dir, command, command.get_name())?);
     }
     if context.out.json {
-        context.out.json(&Report { pages })?;
+        context.out.json(&ManReport { pages })?;
     } else {
         for page in pages {
-            context.out.success(page)?;
+            context.out.success(page.display().to_string())?;
         }
     }
     Ok(status::DONE)
 }
 
 /// Writes the page of one command, and says where it is.
-fn page(dir: &Path, command: &clap::Command, name: &str) -> Result<String> {
+fn page(dir: &Path, command: &clap::Command, name: &str) -> Result<PathBuf> {
     let page = Page::new(command.clone()).manual("qdelta").date("");
     let path = dir.join(page.get_filename());
     let text = render(&page, command, name).map_err(|error| Error::io("render", &path, error))?;
@@ -137,7 +131,7 @@ fn page(dir: &Path, command: &clap::Command, name: &str) -> Result<String> {
     file.set_len(0)
         .and_then(|()| file.write_all(&text))
         .map_err(|error| Error::io("write", &path, error))?;
-    Ok(path.display().to_string())
+    Ok(path)
 }
 
 /// A page: what the arguments say, then examples, exit statuses and where else to look.

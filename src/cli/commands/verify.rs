@@ -1,7 +1,8 @@
 //! `qdelta verify`: proof that points can be restored.
 
 use qdelta::Result;
-use qdelta::flows::verify::{self, Report, Request, State};
+use qdelta::flows::report::{FileState, VerifyReport};
+use qdelta::flows::verify::{self, VerifyRequest};
 
 use crate::cli::args::Verify;
 use crate::cli::{Context, signals, status, text};
@@ -13,7 +14,8 @@ pub fn run(args: Verify, context: &mut Context) -> Result<u8> {
         Some(at) => (Some(at.disk), at.point),
         None => (None, None),
     };
-    let request = Request { disk, point, quick: args.quick, resources: args.work.resources() };
+    let request =
+        VerifyRequest { disk, point, quick: args.quick, resources: args.work.resources() };
     let cancel = signals::watch(&context.screen);
     let report = verify::run(&repository, &request, &context.screen, &cancel)?;
     if context.out.json {
@@ -25,7 +27,7 @@ pub fn run(args: Verify, context: &mut Context) -> Result<u8> {
 }
 
 /// Shows a verification to people.
-fn show(report: &Report, context: &mut Context) -> Result<()> {
+fn show(report: &VerifyReport, context: &mut Context) -> Result<()> {
     let out = &mut context.out;
     for finding in &report.findings {
         let path = finding.path.display().to_string();
@@ -33,7 +35,8 @@ fn show(report: &Report, context: &mut Context) -> Result<()> {
         let problem = finding.problem.strip_prefix(&format!("{path}: "));
         out.line(format!("  {}", problem.unwrap_or(&finding.problem)))?;
         if !finding.points.is_empty() {
-            out.line(format!("  needed by {}", finding.points.join(", ")))?;
+            let points: Vec<String> = finding.points.iter().map(ToString::to_string).collect();
+            out.line(format!("  needed by {}", points.join(", ")))?;
         }
     }
     for disk in &report.disks {
@@ -47,7 +50,8 @@ fn show(report: &Report, context: &mut Context) -> Result<()> {
             disk.disk,
             text::count(lost, "point")
         ))?;
-        let sound = disk.archives.iter().filter(|archive| archive.state == State::Sound).count();
+        let sound =
+            disk.archives.iter().filter(|archive| archive.state == FileState::Sound).count();
         if sound > 0 {
             out.line(format!(
                 "  {} sound: keep every one, also of those points (restore --salvage uses them)",
@@ -74,8 +78,8 @@ fn show(report: &Report, context: &mut Context) -> Result<()> {
 }
 
 /// How many findings of each kind there are.
-fn summary(report: &Report) -> String {
-    let states = [State::Damaged, State::Missing, State::Stray, State::Unreadable];
+fn summary(report: &VerifyReport) -> String {
+    let states = [FileState::Damaged, FileState::Missing, FileState::Stray, FileState::Unreadable];
     let number = |state| report.findings.iter().filter(|finding| finding.state == state).count();
     let counts = states.map(|state| (number(state), label(state).to_lowercase()));
     let parts: Vec<String> = counts
@@ -86,12 +90,12 @@ fn summary(report: &Report) -> String {
     format!("found: {}", parts.join(", "))
 }
 
-fn label(state: State) -> &'static str {
+fn label(state: FileState) -> &'static str {
     match state {
-        State::Sound => "SOUND",
-        State::Damaged => "DAMAGED",
-        State::Missing => "MISSING",
-        State::Stray => "STRAY",
-        State::Unreadable => "UNREADABLE",
+        FileState::Sound => "SOUND",
+        FileState::Damaged => "DAMAGED",
+        FileState::Missing => "MISSING",
+        FileState::Stray => "STRAY",
+        FileState::Unreadable => "UNREADABLE",
     }
 }

@@ -9,7 +9,7 @@ use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::{Halt, Producer, Resources, Ticket};
 use crate::disk::io::{
-    Backend, Buffer, Direct, Direction, Job, Pool, Queue, ReadAt, Segment, open_direct,
+    Backend, Buffer, Direct, Direction, Pool, Queue, ReadAt, Segment, Transfer, open_direct,
 };
 
 /// Reads in flight at once: more than this brings an NVMe drive nothing at 1 MiB a read.
@@ -72,7 +72,7 @@ impl<T> ReadAhead<T> {
         }
         let token = ticket.turn();
         self.waiting.insert(token, task);
-        self.queue.push(Job { token, buffer, segments, direction: Direction::Read });
+        self.queue.push(Transfer { token, buffer, segments, direction: Direction::Read });
         Ok(())
     }
 

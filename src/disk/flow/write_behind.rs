@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::base::error::Result;
 use crate::disk::flow::pipeline::Resources;
-use crate::disk::io::{Buffer, Direction, Job, Pool, Queue, Segment, Store, open_direct};
+use crate::disk::io::{Buffer, Direction, Pool, Queue, Segment, Store, Transfer, open_direct};
 
 /// Writes in flight at once.
 const QUEUE_DEPTH: usize = 8;
@@ -42,7 +42,7 @@ impl WriteBehind {
     /// # Errors
     /// This write or an earlier one failed.
     pub fn write(&mut self, buffer: Buffer, segments: Vec<Segment>) -> Result<()> {
-        self.queue.push(Job { token: 0, buffer, segments, direction: Direction::Write });
+        self.queue.push(Transfer { token: 0, buffer, segments, direction: Direction::Write });
         self.queue.submit()?;
         self.wait_for(QUEUE_DEPTH - 1)
     }

@@ -15,7 +15,7 @@ use crate::base::warning::Warning;
 
 /// What there is to know about an image. Fields that `qemu-img info --output=json` has, too, are
 /// called the same.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageInfo {
     /// Its file.
@@ -43,7 +43,7 @@ pub struct ImageInfo {
 }
 
 /// What only qcow2 images have.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Qcow2Info {
     /// Version of the format: 2 or 3.
@@ -51,7 +51,7 @@ pub struct Qcow2Info {
     /// Size of its clusters in bytes.
     pub cluster_size: u64,
     /// How compressed clusters are compressed: `zlib` (which is deflate) or `zstd`.
-    pub compression_type: &'static str,
+    pub compression_type: String,
     /// Width of its reference counts in bits.
     pub refcount_bits: u32,
     /// Whether its refcounts may be stale. Reading does not need them.
@@ -64,7 +64,7 @@ pub struct Qcow2Info {
     pub lazy_refcounts: bool,
     /// How its data is encrypted, if it is: `aes` or `luks`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub encryption: Option<&'static str>,
+    pub encryption: Option<String>,
     /// Name of its external data file, as it stands in the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_file: Option<String>,
@@ -77,7 +77,7 @@ pub struct Qcow2Info {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_filename_format: Option<String>,
     /// Names of all features that are on and known.
-    pub features: Vec<&'static str>,
+    pub features: Vec<String>,
     /// Its internal snapshots.
     pub snapshots: Vec<SnapshotInfo>,
     /// Why its snapshots can't be read, if they can't.
@@ -91,7 +91,7 @@ pub struct Qcow2Info {
 }
 
 /// An internal snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SnapshotInfo {
     /// Its id.
@@ -111,7 +111,7 @@ pub struct SnapshotInfo {
 }
 
 /// A persistent bitmap.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BitmapInfo {
     /// Its name.
@@ -119,7 +119,7 @@ pub struct BitmapInfo {
     /// Bytes of the disk that one bit stands for.
     pub granularity: u64,
     /// `in-use`: it was not saved properly. `auto`: it records every write.
-    pub flags: Vec<&'static str>,
+    pub flags: Vec<String>,
 }
 
 /// Finds out what there is to know about the image at `path`, also if its disk can't be read: if
@@ -214,8 +214,8 @@ impl Qcow2Info {
             version: header.version.number(),
             cluster_size: header.cluster.bytes(),
             compression_type: match header.compression {
-                CompressionType::Deflate => "zlib",
-                CompressionType::Zstd => "zstd",
+                CompressionType::Deflate => "zlib".to_owned(),
+                CompressionType::Zstd => "zstd".to_owned(),
             },
             refcount_bits: header.refcount_order.bits(),
             dirty_flag: incompatible.contains(Incompatible::DIRTY),
@@ -224,14 +224,14 @@ impl Qcow2Info {
             lazy_refcounts: header.compatible.contains(Compatible::LAZY_REFCOUNTS),
             encryption: match header.encryption {
                 Encryption::None => None,
-                Encryption::Aes => Some("aes"),
-                Encryption::Luks => Some("luks"),
+                Encryption::Aes => Some("aes".to_owned()),
+                Encryption::Luks => Some("luks".to_owned()),
             },
             data_file: extensions.data_file.as_deref().map(text),
             data_file_raw: header.autoclear.contains(Autoclear::DATA_FILE_RAW),
             backing_filename: header.backing_name.as_deref().map(text),
             backing_filename_format: extensions.backing_format.as_deref().map(text),
-            features: features.chain(header.autoclear.names()).collect(),
+            features: features.chain(header.autoclear.names()).map(str::to_owned).collect(),
             snapshots: snapshots.collect(),
             snapshots_problem,
             bitmaps: bitmaps.iter().map(BitmapInfo::new).collect(),
@@ -247,7 +247,7 @@ impl BitmapInfo {
         Self {
             name: text(&bitmap.name),
             granularity: bitmap.granularity(),
-            flags: in_use.into_iter().chain(auto).collect(),
+            flags: in_use.into_iter().chain(auto).map(str::to_owned).collect(),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::disk::image::extent::{Extent, Source};
 
 /// A range of the disk whose bytes come from one place. The fields are those of
 /// `qemu-img map --output=json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MapEntry {
     /// Where it starts on the disk, in bytes.
     pub start: u64,

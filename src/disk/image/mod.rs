@@ -156,7 +156,7 @@ pub struct Image {
 }
 
 /// One layer of an image, as one would describe it to a person.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct LayerDescription {
     /// Its file.

@@ -417,7 +417,7 @@ fn encrypted_images_can_be_taken_as_files_and_described() {
         assert!(error.chain().contains(&format!("encrypted with {name}")), "{}", error.chain());
         assert!(error.advice().unwrap().contains("--as-file"));
         let info = inspect(&path, &OpenOptions::default()).unwrap();
-        assert_eq!(info.qcow2.unwrap().encryption, Some(name.to_lowercase().as_str()));
+        assert_eq!(info.qcow2.unwrap().encryption, Some(name.to_lowercase()));
         assert!(info.problem.unwrap().contains("encrypted"));
         let as_file = OpenOptions { as_file: true, ..Default::default() };
         assert!(bytes(&Image::open(&path, &as_file).unwrap()).unwrap() == file);

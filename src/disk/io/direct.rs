@@ -202,7 +202,7 @@ fn is_cold(store: &dyn ReadAt) -> bool {
 mod tests {
     use super::*;
     use crate::disk::io::queue::Engine;
-    use crate::disk::io::{Backend, Direction, Job, Pool, Queue, Segment};
+    use crate::disk::io::{Backend, Direction, Pool, Queue, Segment, Transfer};
 
     /// A file of `len` bytes, none like its neighbours, in the folder of the build: not every
     /// place for temporary files is on a disk.
@@ -241,7 +241,7 @@ mod tests {
                 buffer[range.clone()].fill(value);
                 bytes[offset as usize..][..range.len()].fill(value);
                 let segments = vec![Segment { file: 0, offset, range }];
-                queue.push(Job { token: 0, buffer, segments, direction: Direction::Write });
+                queue.push(Transfer { token: 0, buffer, segments, direction: Direction::Write });
                 queue.wait().unwrap().result.unwrap();
             };
             write(0, 0..65536, 1);
@@ -253,7 +253,7 @@ mod tests {
                 Segment { file: 0, offset: (2 << 20) - 4096, range: 1 << 19..(1 << 19) + 4873 },
             ];
             let buffer = pool.take();
-            queue.push(Job { token: 0, buffer, segments, direction: Direction::Read });
+            queue.push(Transfer { token: 0, buffer, segments, direction: Direction::Read });
             let done = queue.wait().unwrap();
             done.result.unwrap();
             assert!(done.buffer[..1 << 19] == bytes[..1 << 19]);
@@ -273,7 +273,7 @@ mod tests {
                 let mut queue = Queue::open(backend, 4, vec![Arc::clone(&store)], &pool).unwrap();
                 let segments = vec![Segment { file: 0, offset: 1 << 20, range: 0..65536 }];
                 let buffer = pool.take();
-                queue.push(Job { token: 0, buffer, segments, direction: Direction::Read });
+                queue.push(Transfer { token: 0, buffer, segments, direction: Direction::Read });
                 let error = queue.wait().unwrap().result.unwrap_err();
                 assert!(error.chain().contains("end"), "{direct:?} {backend}: {}", error.chain());
             }
@@ -295,7 +295,7 @@ mod tests {
         }));
         let segments = vec![Segment { file: 0, offset: 0, range: 0..1 << 20 }];
         let buffer = pool.take();
-        queue.push(Job { token: 0, buffer, segments, direction: Direction::Read });
+        queue.push(Transfer { token: 0, buffer, segments, direction: Direction::Read });
         let done = queue.wait().unwrap();
         done.result.unwrap();
         assert!(*done.buffer == *bytes);

@@ -151,7 +151,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::disk::io::{Backend, Direction, Job, Pool, Queue, Segment};
+    use crate::disk::io::{Backend, Direction, Pool, Queue, Segment, Transfer};
 
     fn open_here(dir: &Path) -> usize {
         let links = fs::read_dir("/proc/self/fd").unwrap();
@@ -192,7 +192,7 @@ mod tests {
                 });
                 let segments = vec![Segment { file: number, offset: 0, range: 0..4096 }];
                 let direction = Direction::Read;
-                queue.push(Job { token: number as u64, buffer, segments, direction });
+                queue.push(Transfer { token: number as u64, buffer, segments, direction });
                 queue.submit().unwrap();
                 assert!(open_here(dir.path()) <= OPEN_MAX + 64 + 8);
             }

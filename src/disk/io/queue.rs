@@ -8,7 +8,8 @@ use super::{Buffer, Files, Pool, ReadAt};
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// What runs the reads and writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// io_uring, and threads where it is refused.
     #[default]
@@ -83,7 +84,7 @@ pub struct Segment {
 
 /// A buffer and what to read into it or to write from it.
 #[derive(Debug)]
-pub struct Job {
+pub struct Transfer {
     /// Comes back with the buffer; means nothing to the queue.
     pub token: u64,
     /// The queue's until the job is done.
@@ -199,7 +200,7 @@ impl Queue {
     ///
     /// A segment outside the buffer or of an unknown file makes the job fail, with kind `Usage`;
     /// so does a write to a file that is only to be read.
-    pub fn push(&mut self, job: Job) {
+    pub fn push(&mut self, job: Transfer) {
         match &mut self.engine {
             Engine::Uring(ring) => ring.push(job),
             Engine::Threads(threads) => threads.push(job),

@@ -44,8 +44,8 @@ fn segment(file: usize, offset: u64, range: Range<usize>) -> Segment {
     Segment { file, offset, range }
 }
 
-fn read(token: u64, buffer: Buffer, segments: Vec<Segment>) -> Job {
-    Job { token, buffer, segments, direction: Direction::Read }
+fn read(token: u64, buffer: Buffer, segments: Vec<Segment>) -> Transfer {
+    Transfer { token, buffer, segments, direction: Direction::Read }
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn what_is_written_is_read_back_while_buffers_travel_between_threads() {
             let mut queue = Queue::open_refusing(backend, 2, files, pool, refuse).unwrap();
             for (token, buffer) in receiver {
                 let segments = vec![segment(0, token * 8192, 0..8192)];
-                queue.push(Job { token, buffer, segments, direction: Direction::Write });
+                queue.push(Transfer { token, buffer, segments, direction: Direction::Write });
                 queue.submit().unwrap();
                 if queue.pending() == 2 {
                     queue.wait().unwrap().result.unwrap();
@@ -467,7 +467,12 @@ fn a_full_device_is_no_space_on_every_engine() {
         let pool = Pool::new(1, 4096).unwrap();
         let mut queue = Queue::open_refusing(backend, 4, files, &pool, refuse).unwrap();
         let segments = vec![segment(0, 0, 0..4096)];
-        queue.push(Job { token: 0, buffer: pool.take(), segments, direction: Direction::Write });
+        queue.push(Transfer {
+            token: 0,
+            buffer: pool.take(),
+            segments,
+            direction: Direction::Write,
+        });
         let error = queue.wait().unwrap().result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert!(error.chain().contains("write 4096 bytes at 0 to /dev/full"), "{}", error.chain());

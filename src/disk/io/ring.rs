@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::direct::is_aligned;
-use super::queue::{Direction, Done, Job, Refuse, check, transfer_error, unwritable};
+use super::queue::{Direction, Done, Refuse, Transfer, check, transfer_error, unwritable};
 use super::{Files, Pool, PooledFile, RETRIES_MAX, RETRY_PAUSE, ReadAt};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::uring::{Piece, Ring, Slot};
@@ -122,8 +122,8 @@ impl RingQueue {
         Ok((queue, reason))
     }
 
-    pub(super) fn push(&mut self, job: Job) {
-        let Job { token, buffer, segments, direction } = job;
+    pub(super) fn push(&mut self, job: Transfer) {
+        let Transfer { token, buffer, segments, direction } = job;
         let checked = match direction {
             Direction::Write if !self.writable => Err(unwritable()),
             _ => segments.iter().try_for_each(|it| check(it, buffer.len(), self.files)),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::queue::{Direction, Done, Job, Segment, check, transfer_error, unwritable};
+use super::queue::{Direction, Done, Segment, Transfer, check, transfer_error, unwritable};
 use super::{Files, RETRIES_MAX, RETRY_PAUSE};
 use crate::base::error::{Error, ErrorKind, Result};
 
@@ -17,11 +17,11 @@ use crate::base::error::{Error, ErrorKind, Result};
 const THREADS_MAX: usize = 8;
 
 pub(super) struct ThreadQueue {
-    waiting: VecDeque<Job>,
+    waiting: VecDeque<Transfer>,
     /// Jobs handed to the threads and not yet returned by them.
     running: usize,
     running_max: usize,
-    to_do: Option<Sender<Job>>,
+    to_do: Option<Sender<Transfer>>,
     done: Receiver<Done>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -31,7 +31,7 @@ impl ThreadQueue {
         let count = depth.min(THREADS_MAX);
         // Both channels hold all that can run: neither side ever waits to send.
         let running_max = depth.max(count);
-        let (to_do, jobs) = bounded::<Job>(running_max);
+        let (to_do, jobs) = bounded::<Transfer>(running_max);
         let (results, done) = bounded(running_max);
         let files = Arc::new(files);
         let mut queue = Self {
@@ -55,7 +55,7 @@ impl ThreadQueue {
         Ok(queue)
     }
 
-    pub(super) fn push(&mut self, job: Job) {
+    pub(super) fn push(&mut self, job: Transfer) {
         self.waiting.push_back(job);
     }
 
@@ -99,7 +99,7 @@ fn gone() -> Error {
     Error::new(ErrorKind::Io, "the threads of the I/O queue are gone")
 }
 
-fn work(jobs: &Receiver<Job>, results: &Sender<Done>, files: &Files) {
+fn work(jobs: &Receiver<Transfer>, results: &Sender<Done>, files: &Files) {
     for mut job in jobs {
         // A store that panics must not leave its job's owner waiting for ever.
         let result = catch_unwind(AssertUnwindSafe(|| run(&mut job, files)))
@@ -110,7 +110,7 @@ fn work(jobs: &Receiver<Job>, results: &Sender<Done>, files: &Files) {
     }
 }
 
-fn run(job: &mut Job, files: &Files) -> Result<()> {
+fn run(job: &mut Transfer, files: &Files) -> Result<()> {
     for segment in merged(&mut job.segments) {
         check(&segment, job.buffer.len(), files.len())?;
         let Some(bytes) = job.buffer.get_mut(segment.range.clone()) else { continue };

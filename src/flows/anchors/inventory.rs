@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta_formats::archive::Tracker;
-use serde::Serialize;
 
 use super::{self as anchors, Tag};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -16,57 +15,19 @@ use crate::disk::edit::{self, ImageFile};
 use crate::disk::files::paths::absolute;
 use crate::disk::io::{FileStore, Opener, is_refusal};
 use crate::disk::reflink;
+use crate::flows::report::{AnchorReport, AnchorState};
 use crate::vault::repository::{Anchor, AnchorKind, Catalog, DiskId, Point, Repository};
-
-/// An anchor of a disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct AnchorInfo {
-    /// The disk, as `domain/disk`.
-    pub disk: String,
-    /// Its name.
-    pub name: String,
-    /// The tracker that uses it.
-    pub tracker: &'static str,
-    /// What the next backup can do with it.
-    pub state: AnchorState,
-    /// Where it is: the image that it is in, or the folder of its clones.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub place: PathBuf,
-    /// Bytes that nothing else keeps and that removing it would give back, for clones.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bytes_held: Option<u64>,
-}
-
-/// What the next backup can do with an anchor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AnchorState {
-    /// It belongs to the latest point: the next backup compares with it.
-    Current,
-    /// An interrupted backup has left it, or the image was in use when it should have gone. The
-    /// next backup that leaves an anchor removes it.
-    LeftOver,
-    /// It belongs to the latest point, and is not there any more: the next backup can't use it.
-    Missing,
-}
-
-impl AnchorState {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Current => "current",
-            Self::LeftOver => "left-over",
-            Self::Missing => "missing",
-        }
-    }
-}
 
 /// The anchors of a disk: those that its latest point names, and those that are found in its images
 /// and beside them.
 ///
 /// # Errors
 /// The repository can't be read; an image that is there can't be looked at.
-pub fn list(catalog: &Catalog, disk: &DiskId, observer: &dyn Observer) -> Result<Vec<AnchorInfo>> {
+pub fn list(
+    catalog: &Catalog,
+    disk: &DiskId,
+    observer: &dyn Observer,
+) -> Result<Vec<AnchorReport>> {
     let points = catalog.points(disk)?.points;
     let tag = Tag::new(catalog.repository(), disk);
     let current = points.last().and_then(|point| point.record.anchor.as_ref());
@@ -74,15 +35,15 @@ pub fn list(catalog: &Catalog, disk: &DiskId, observer: &dyn Observer) -> Result
     for place in places(&points) {
         found.extend(found_at(&place, &tag, observer)?);
     }
-    let mut anchors: Vec<AnchorInfo> = found
+    let mut anchors: Vec<AnchorReport> = found
         .into_iter()
         .map(|found| {
             let is_current = current.is_some_and(|anchor| anchor.name == found.name);
             let state = if is_current { AnchorState::Current } else { AnchorState::LeftOver };
-            AnchorInfo {
+            AnchorReport {
                 disk: disk.to_string(),
                 name: found.name,
-                tracker: found.tracker.as_str(),
+                tracker: found.tracker,
                 state,
                 place: found.place,
                 bytes_held: found.bytes_held,
@@ -92,10 +53,10 @@ pub fn list(catalog: &Catalog, disk: &DiskId, observer: &dyn Observer) -> Result
     if let Some(anchor) = current
         && anchors.iter().all(|found| found.name != anchor.name)
     {
-        anchors.push(AnchorInfo {
+        anchors.push(AnchorReport {
             disk: disk.to_string(),
             name: anchor.name.clone(),
-            tracker: anchor.what.tracker().as_str(),
+            tracker: anchor.what.tracker(),
             state: AnchorState::Missing,
             place: points.last().map(|it| it.record.image.path.clone()).unwrap_or_default(),
             bytes_held: None,
@@ -116,10 +77,10 @@ pub fn remove(
     disk: &DiskId,
     names: &[String],
     observer: &dyn Observer,
-) -> Result<Vec<AnchorInfo>> {
+) -> Result<Vec<AnchorReport>> {
     let _lock = repository.lock(&disk.domain)?;
     let all = list(&repository.catalog(), disk, observer)?;
-    let is_missing = |it: &AnchorInfo| it.state == AnchorState::Missing;
+    let is_missing = |it: &AnchorReport| it.state == AnchorState::Missing;
     let (missing, mut wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_missing);
     for name in names {
         if wanted.iter().all(|anchor| anchor.name != *name) {
@@ -135,7 +96,7 @@ pub fn remove(
         remove_one(anchor)?;
     }
     if names.is_empty() {
-        for invalid in missing.iter().filter(|it| it.tracker == Tracker::Bitmap.as_str()) {
+        for invalid in missing.iter().filter(|it| it.tracker == Tracker::Bitmap) {
             // A few clusters do no harm where they can't be given back now, or not any more.
             let _ = anchors::reclaim_at(&invalid.place);
         }
@@ -143,13 +104,13 @@ pub fn remove(
     Ok(wanted)
 }
 
-fn remove_one(found: &AnchorInfo) -> Result<()> {
-    match found.tracker.parse::<Tracker>() {
-        Ok(Tracker::Reflink) => {
+fn remove_one(found: &AnchorReport) -> Result<()> {
+    match found.tracker {
+        Tracker::Reflink => {
             let folder = found.place.ancestors().nth(2).unwrap_or(Path::new("."));
             reflink::remove_kept(folder, &found.name)
         }
-        Ok(Tracker::Bitmap) => {
+        Tracker::Bitmap => {
             let anchor = Anchor { name: found.name.clone(), what: AnchorKind::Bitmap };
             anchors::remove(&found.place, &anchor)
         }

@@ -23,7 +23,7 @@ use crate::vault::frames::pack::{GroupDigests, Packer};
 use crate::vault::point::{Before, Digests};
 
 /// What to look at, against what, and with what.
-pub(super) struct Job<'a> {
+pub(super) struct Archiving<'a> {
     pub image: &'a Image,
     pub geometry: Geometry,
     pub before: Option<&'a Before>,
@@ -72,7 +72,7 @@ impl Selection {
 }
 
 pub(super) fn run(
-    job: &Job<'_>,
+    job: &Archiving<'_>,
     writer: Writer,
     observer: &dyn Observer,
     cancel: &Cancel,

@@ -10,7 +10,7 @@ use qdelta_formats::archive::{
 
 use super::data_path::{self, Selection};
 use super::same_disk;
-use super::{AnchorChoice, Done, Options, Report, wanted_anchor};
+use super::{AnchorChoice, Done, Options, wanted_anchor};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
@@ -20,6 +20,7 @@ use crate::disk::files::paths::absolute;
 use crate::disk::image::{Format, Image};
 use crate::flows::anchors::{self, Tag};
 use crate::flows::capture::{Captured, NO_ANCHOR, NO_MORE_TRIES};
+use crate::flows::report::BackupReport;
 use crate::flows::tracking::{self, Tracked};
 use crate::vault::archive;
 use crate::vault::point::{Base, Before, sum_up};
@@ -29,7 +30,7 @@ use crate::vault::repository::{
 };
 
 /// A disk that is to become part of a point.
-pub(super) struct Job<'a> {
+pub(super) struct DiskBackup<'a> {
     pub catalog: &'a Catalog,
     pub lock: &'a DomainLock,
     pub point: PointId,
@@ -49,7 +50,7 @@ pub(super) struct Written<'a> {
 
 /// What of a disk must be dealt with when its point is safe, or when it failed.
 pub(super) struct Rest {
-    report: Report,
+    report: BackupReport,
     base: Base,
     repository: Repository,
     disk: DiskId,
@@ -63,7 +64,7 @@ pub(super) struct Rest {
 
 /// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
 pub(super) fn write<'a>(
-    job: Job<'a>,
+    job: DiskBackup<'a>,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Written<'a>> {
@@ -87,7 +88,7 @@ pub(super) fn write<'a>(
 impl Rest {
     /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
     /// interrupted backups have left. What can't go, the next backup removes.
-    pub fn settle(self, observer: &dyn Observer) -> Report {
+    pub fn settle(self, observer: &dyn Observer) -> BackupReport {
         let Self { report, base, repository, disk, archive, tag, source, safety } = self;
         // The next backup can do without.
         let archive = repository.archive(&disk, &archive);
@@ -133,12 +134,12 @@ impl Rest {
     }
 }
 
-impl<'a> Job<'a> {
+impl<'a> DiskBackup<'a> {
     fn run(
         &self,
         observer: &dyn Observer,
         cancel: &Cancel,
-    ) -> Result<(Pending<'a>, DiskRecord, Report)> {
+    ) -> Result<(Pending<'a>, DiskRecord, BackupReport)> {
         let started = Instant::now();
         let before = self.base.before();
         let geometry = geometry_for(&self.source.image, self.options.block_size, before)?;
@@ -250,7 +251,7 @@ impl<'a> Job<'a> {
         let pending = repository.begin(self.lock, self.disk, self.point, kind, archive_id)?;
         let spool = repository.spool_folder();
         let writer = archive::Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
-        let job = data_path::Job {
+        let job = data_path::Archiving {
             image: &self.source.image,
             geometry,
             before,
@@ -301,26 +302,26 @@ impl<'a> Job<'a> {
         tracked: Tracked,
         archive: PathBuf,
         started: Instant,
-    ) -> Report {
-        Report {
-            point: self.point.to_string(),
+    ) -> BackupReport {
+        BackupReport {
+            point: self.point,
             disk: self.disk.to_string(),
-            kind: record.kind.as_str(),
-            parent: record.parent_point().map(|point| point.to_string()),
-            tracker: record.tracker.as_str(),
+            kind: record.kind,
+            parent: record.parent_point(),
+            tracker: record.tracker,
             why: tracked.why,
             refused: tracked.refused,
-            consistency: self.consistency.as_str(),
+            consistency: self.consistency,
             virtual_size: record.virtual_size,
             block_size: record.block_size,
             bytes_read: record.bytes_read,
             bytes_sampled: record.bytes_sampled,
             bytes_changed: record.bytes_changed,
             bytes_written: record.bytes_written,
-            root: record.root.to_string(),
+            root: record.root,
             archive,
             anchor: record.anchor.as_ref().map(|anchor| anchor.name.clone()),
-            io: done.backend.as_str(),
+            io: done.backend,
             broken_chain: self.base.broken_chain.is_some(),
             warnings: Vec::new(),
             seconds: started.elapsed().as_secs_f64(),

@@ -8,6 +8,7 @@ mod assemble;
 mod data_path;
 mod disk;
 mod guest;
+mod guests;
 mod meter;
 mod same_disk;
 mod together;
@@ -17,7 +18,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use qdelta_formats::archive::{Consistency, Digest, Tracker};
-use serde::Serialize;
 
 use crate::base::cancel::Cancel;
 use crate::base::duration;
@@ -28,16 +28,18 @@ use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::io::Backend;
 use crate::flows::anchors::{NewAnchor, Tag};
+use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
 use crate::vault::repository::{
-    DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Refusal, Repository,
+    DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Repository,
 };
 use disk::Rest;
 use together::{Ready, Together};
 
 pub use crate::flows::tracking::changes::SAMPLE_DEFAULT;
-pub use guest::{ConsistencyChoice, GuestReport, GuestRequest, repository_name, run_guest};
+pub use guest::{ConsistencyChoice, GuestOptions, GuestRequest, repository_name, run_guest};
+pub use guests::{Guests, GuestsRequest, run_guests};
 
 pub(crate) use guest::{open_options, stated_chain};
 pub(crate) use same_disk::is_same_uuid;
@@ -61,7 +63,7 @@ pub enum AnchorChoice {
 
 /// What to back up, and how.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct BackupRequest {
     /// The image.
     pub image: ImageRequest,
     /// How to back it up.
@@ -116,65 +118,16 @@ impl Default for Options {
     }
 }
 
-/// What a backup did.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// The new recovery point.
-    pub point: String,
-    /// The disk, as `domain/disk`.
-    pub disk: String,
-    /// `full`, `incremental` or `differential`.
-    pub kind: &'static str,
-    /// The point that it was made against; none for a full.
-    pub parent: Option<String>,
-    /// How the changed blocks were found.
-    pub tracker: &'static str,
-    /// Why by this tracker, in one line.
-    pub why: String,
-    /// Which trackers could not be used, and why.
-    pub refused: Vec<Refusal>,
-    /// In what state the guest was.
-    pub consistency: &'static str,
-    /// Size of the disk, in bytes.
-    pub virtual_size: u64,
-    /// Size of a block, in bytes.
-    pub block_size: u32,
-    /// Bytes read from the image's data.
-    pub bytes_read: u64,
-    /// Bytes of these that were read only to check that they have not changed.
-    pub bytes_sampled: u64,
-    /// Bytes of the disk that differ from the parent (for a full: that are not zero).
-    pub bytes_changed: u64,
-    /// Length of the archive, in bytes.
-    pub bytes_written: u64,
-    /// Digest of what the guest sees.
-    pub root: String,
-    /// The archive.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub archive: PathBuf,
-    /// The name of what was left behind for the next backup to compare with.
-    pub anchor: Option<String>,
-    /// How the image was read: `uring` or `threads`.
-    pub io: &'static str,
-    /// The chain before is damaged, so that this full had to begin a new one: `warnings` says what
-    /// is wrong with it.
-    pub broken_chain: bool,
-    /// What the admin should know, though the backup is sound.
-    pub warnings: Vec<Warning>,
-    /// How long it took.
-    pub seconds: f64,
-}
-
 /// Makes a recovery point of an image.
 ///
 /// # Errors
 /// Nothing that the repository held is changed by a failure, and nothing new is in it.
 pub fn run(
     repository: &Repository,
-    request: &Request,
+    request: &BackupRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Report> {
+) -> Result<BackupReport> {
     let (images, options) = (std::slice::from_ref(&request.image), &request.options);
     let mut reports = run_together(repository, images, options, observer, cancel)?;
     reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))
@@ -191,7 +144,7 @@ pub fn run_together(
     options: &Options,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Vec<Report>> {
+) -> Result<Vec<BackupReport>> {
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
@@ -246,7 +199,7 @@ fn commit(
     machine: Option<MachineRecord>,
     started: Instant,
     recorder: &Recorder<'_>,
-) -> Result<Vec<Report>> {
+) -> Result<Vec<BackupReport>> {
     commit_as(false, written, consistency, machine, started, recorder)
 }
 
@@ -258,7 +211,7 @@ fn commit_as(
     machine: Option<MachineRecord>,
     started: Instant,
     recorder: &Recorder<'_>,
-) -> Result<Vec<Report>> {
+) -> Result<Vec<BackupReport>> {
     let first = written.first().map(|it| (it.pending.point(), it.pending.disk().domain.clone()));
     let (point, domain) = first.ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
     let mut manifest = Manifest::new(point, domain, consistency);
@@ -278,7 +231,7 @@ fn commit_as(
             .map(|rest| {
                 let report = rest.settle(recorder);
                 let warnings = recorder.take_of(&report.disk);
-                Report { warnings, ..report }
+                BackupReport { warnings, ..report }
             })
             .collect()),
         Err(error) => {

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use qdelta_formats::archive::GroupIndex;
+use qdelta_formats::archive::{GroupIndex, Kind};
 
 use super::*;
 use crate::base::observer::Silent;
@@ -41,11 +41,12 @@ impl Life {
         file.write_all_at(&[byte; 300_000], place).unwrap();
     }
 
-    fn back_up(&self) -> Report {
+    fn back_up(&self) -> BackupReport {
         let open = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
         let image = ImageRequest { path: self.image(), open, disk: Some("vm".parse().unwrap()) };
         let options = Options { block_size: Some(4096), ..Options::default() };
-        run(&self.repository, &Request { image, options }, &Silent, &Cancel::default()).unwrap()
+        run(&self.repository, &BackupRequest { image, options }, &Silent, &Cancel::default())
+            .unwrap()
     }
 
     fn before(&self) -> Result<Before> {
@@ -140,5 +141,5 @@ fn a_summary_hides_no_damage_of_the_chain() {
     assert_eq!(life.before().unwrap_err().kind(), ErrorKind::Damaged);
     let report = life.back_up();
     assert!(report.broken_chain);
-    assert_eq!(report.kind, "full");
+    assert_eq!(report.kind, Kind::Full);
 }

@@ -94,7 +94,7 @@ impl<'a> Together<'a> {
         let mut disks = ready.into_iter().zip(sources);
         while let Some((disk, mut source)) = disks.next() {
             source.warnings.splice(..0, disk.notes);
-            let job = disk::Job {
+            let job = disk::DiskBackup {
                 catalog: self.catalog,
                 lock: self.lock,
                 point: self.point,

@@ -45,7 +45,7 @@ impl Trial<'_> {
         let failed = |error| Error::io("write to", folder, error);
         let sink = Box::new(EarlyWriteback::new(file.try_clone().map_err(failed)?));
         let writer = archive::Writer::new(sink, metadata, Some(folder))?.named(folder);
-        let job = data_path::Job {
+        let job = data_path::Archiving {
             image: self.image,
             geometry: self.geometry,
             before: None,

@@ -10,21 +10,20 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use qdelta_formats::archive::{Geometry, frame_blocks};
-use serde::Serialize;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
-use crate::base::warning::Warning;
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::io::{Direct, Opener};
 use crate::flows::backup;
+use crate::flows::report::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
 use sample::Sample;
 
 /// What to measure, and how.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct BenchRequest {
     /// The image. It is only read.
     pub image: PathBuf,
     /// How to open it.
@@ -39,85 +38,15 @@ pub struct Request {
     pub resources: Resources,
 }
 
-/// What a measurement found.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// The image.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub image: PathBuf,
-    /// Where writing was measured.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub folder: PathBuf,
-    /// Bytes of the image's data that were used.
-    pub sample: u64,
-    /// Worker threads.
-    pub threads: usize,
-    /// The zstd level of the whole data path.
-    pub level: i32,
-    /// Each stage alone, in the order of the data path.
-    pub stages: Vec<Stage>,
-    /// The whole data path, out of the page cache and with nothing in it.
-    pub pipelines: Vec<Pipeline>,
-    /// How the image was read: `uring` or `threads`.
-    pub io: &'static str,
-    /// What the admin should know.
-    pub warnings: Vec<Warning>,
-    /// How long the measurement took.
-    pub seconds: f64,
-}
-
-/// One stage alone, in one variant.
-#[derive(Debug, Clone, Serialize)]
-pub struct Stage {
-    /// `read`, `zero-scan`, `hash`, `compress` or `write`.
-    pub stage: &'static str,
-    /// For a read: `cached`, `uncached` or `direct`. For a write: `buffered` or `direct`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cache: Option<&'static str>,
-    /// Bytes of one operation, for reads and writes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub size: Option<usize>,
-    /// Operations at once, for reads and writes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub depth: Option<usize>,
-    /// Threads at once, for what the processors do.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threads: Option<usize>,
-    /// The zstd level, for compression.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub level: Option<i32>,
-    /// Bytes of data for each compressed byte, for compression.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ratio: Option<f64>,
-    /// Bytes a second.
-    pub rate: f64,
-}
-
-/// The whole data path of a full backup, into a file that is synced.
-#[derive(Debug, Clone, Serialize)]
-pub struct Pipeline {
-    /// `cached` or `uncached`: where the image was before.
-    pub cache: &'static str,
-    /// Bytes of the image a second.
-    pub rate: f64,
-    /// How long it took, in seconds.
-    pub seconds: f64,
-    /// Processor time of all threads, in seconds.
-    pub cpu_seconds: f64,
-    /// What the slowest stage alone would allow, in bytes of the image a second.
-    pub bound: f64,
-    /// Which stage that is: `read`, `compute` (zero-scan, hash and compression on all threads) or
-    /// `write`.
-    pub limit: &'static str,
-    /// The rate as a part of the bound.
-    pub closeness: f64,
-}
-
 /// Measures.
 ///
 /// # Errors
 /// The image has no data, or can't be read; the folder can't be written to.
-pub fn run(request: &Request, observer: &dyn Observer, cancel: &Cancel) -> Result<Report> {
+pub fn run(
+    request: &BenchRequest,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<BenchReport> {
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
@@ -138,11 +67,11 @@ pub fn run(request: &Request, observer: &dyn Observer, cancel: &Cancel) -> Resul
     stages.extend(write::measure(&request.folder, sample.bytes, &request.resources, cancel)?);
     observer.advance(1);
     let mut pipelines = Vec::new();
-    for cache in ["uncached", "cached"] {
+    for cache in [Cached::Uncached, Cached::Cached] {
         pipelines.push(pipeline(&image, &sample, cache, &stages, request, observer, cancel)?);
     }
     observer.end();
-    Ok(Report {
+    Ok(BenchReport {
         image: request.image.clone(),
         folder: request.folder.clone(),
         sample: sample.bytes,
@@ -151,7 +80,7 @@ pub fn run(request: &Request, observer: &dyn Observer, cancel: &Cancel) -> Resul
         stages,
         pipelines,
         warnings: recorder.take(),
-        io: reads.backend.as_str(),
+        io: reads.backend,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -160,14 +89,14 @@ pub fn run(request: &Request, observer: &dyn Observer, cancel: &Cancel) -> Resul
 fn pipeline(
     image: &Image,
     sample: &Sample,
-    cache: &'static str,
-    stages: &[Stage],
-    request: &Request,
+    cache: Cached,
+    stages: &[StageReport],
+    request: &BenchRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Pipeline> {
+) -> Result<DataPathReport> {
     let mut resources = request.resources;
-    if cache == "cached" {
+    if cache == Cached::Cached {
         // The run before may have left nothing in the cache.
         sample.warm(image, cancel)?;
         resources.direct = Direct::Off;
@@ -192,7 +121,7 @@ fn pipeline(
     let rate = sample.bytes as f64 / seconds;
     let ratio = sample.bytes as f64 / stored.max(1) as f64;
     let (limit, bound) = bound(stages, cache, request.level, ratio);
-    Ok(Pipeline {
+    Ok(DataPathReport {
         cache,
         rate,
         seconds,
@@ -204,15 +133,16 @@ fn pipeline(
 }
 
 /// The slowest stage of the data path, and what it allows, in bytes of the image a second.
-fn bound(stages: &[Stage], cache: &str, level: i32, ratio: f64) -> (&'static str, f64) {
-    let best = |fits: &dyn Fn(&&Stage) -> bool| {
+fn bound(stages: &[StageReport], cache: Cached, level: i32, ratio: f64) -> (Limit, f64) {
+    let best = |fits: &dyn Fn(&&StageReport) -> bool| {
         stages.iter().filter(fits).map(|stage| stage.rate).fold(0.0, f64::max)
     };
     let read = best(&|stage| {
-        stage.stage == "read" && (stage.cache == Some("cached")) == (cache == "cached")
+        stage.stage == Stage::Read
+            && (stage.cache == Some(Cached::Cached)) == (cache == Cached::Cached)
     });
     let all = stages.iter().filter_map(|stage| stage.threads).max();
-    let worker = |name: &'static str| {
+    let worker = |name: Stage| {
         best(&|stage| {
             stage.stage == name
                 && stage.threads == all
@@ -220,13 +150,17 @@ fn bound(stages: &[Stage], cache: &str, level: i32, ratio: f64) -> (&'static str
         })
     };
     // A worker does one after the other.
-    let compute =
-        1.0 / ["zero-scan", "hash", "compress"].map(|name| 1.0 / worker(name)).iter().sum::<f64>();
-    let write = best(&|stage| stage.stage == "write" && stage.cache == Some("buffered")) * ratio;
-    [("read", read), ("compute", compute), ("write", write)]
+    let compute = 1.0
+        / [Stage::ZeroScan, Stage::Hash, Stage::Compress]
+            .map(|name| 1.0 / worker(name))
+            .iter()
+            .sum::<f64>();
+    let write =
+        best(&|stage| stage.stage == Stage::Write && stage.cache == Some(Cached::Buffered)) * ratio;
+    [(Limit::Read, read), (Limit::Compute, compute), (Limit::Write, write)]
         .into_iter()
         .min_by(|one, other| one.1.total_cmp(&other.1))
-        .unwrap_or(("read", read))
+        .unwrap_or((Limit::Read, read))
 }
 
 /// What the process has used so far, in user and kernel mode; 0 where nobody tells.
@@ -244,8 +178,8 @@ fn processor_seconds() -> f64 {
 mod tests {
     use super::*;
 
-    fn stage(stage: &'static str, rate: f64) -> Stage {
-        Stage {
+    fn stage(stage: Stage, rate: f64) -> StageReport {
+        StageReport {
             stage,
             cache: None,
             size: None,
@@ -260,22 +194,22 @@ mod tests {
     #[test]
     fn the_slowest_stage_is_the_limit() {
         let stages = [
-            Stage { cache: Some("cached"), ..stage("read", 4000.0) },
-            Stage { cache: Some("direct"), ..stage("read", 500.0) },
-            Stage { cache: Some("uncached"), ..stage("read", 300.0) },
-            Stage { threads: Some(2), ..stage("zero-scan", 12_000.0) },
-            Stage { threads: Some(2), ..stage("hash", 6000.0) },
-            Stage { threads: Some(2), level: Some(1), ..stage("compress", 1000.0) },
-            Stage { threads: Some(2), level: Some(3), ..stage("compress", 600.0) },
-            Stage { threads: Some(1), level: Some(1), ..stage("compress", 9000.0) },
-            Stage { cache: Some("buffered"), ..stage("write", 400.0) },
+            StageReport { cache: Some(Cached::Cached), ..stage(Stage::Read, 4000.0) },
+            StageReport { cache: Some(Cached::Direct), ..stage(Stage::Read, 500.0) },
+            StageReport { cache: Some(Cached::Uncached), ..stage(Stage::Read, 300.0) },
+            StageReport { threads: Some(2), ..stage(Stage::ZeroScan, 12_000.0) },
+            StageReport { threads: Some(2), ..stage(Stage::Hash, 6000.0) },
+            StageReport { threads: Some(2), level: Some(1), ..stage(Stage::Compress, 1000.0) },
+            StageReport { threads: Some(2), level: Some(3), ..stage(Stage::Compress, 600.0) },
+            StageReport { threads: Some(1), level: Some(1), ..stage(Stage::Compress, 9000.0) },
+            StageReport { cache: Some(Cached::Buffered), ..stage(Stage::Write, 400.0) },
         ];
-        assert_eq!(bound(&stages, "uncached", 1, 3.0), ("read", 500.0));
-        let (limit, rate) = bound(&stages, "cached", 1, 3.0);
-        assert_eq!((limit, rate.round()), ("compute", 800.0));
-        assert_eq!(bound(&stages, "cached", 1, 1.5), ("write", 600.0));
-        let (limit, rate) = bound(&stages, "cached", 3, 3.0);
-        assert_eq!((limit, rate.round()), ("compute", 522.0));
+        assert_eq!(bound(&stages, Cached::Uncached, 1, 3.0), (Limit::Read, 500.0));
+        let (limit, rate) = bound(&stages, Cached::Cached, 1, 3.0);
+        assert_eq!((limit, rate.round()), (Limit::Compute, 800.0));
+        assert_eq!(bound(&stages, Cached::Cached, 1, 1.5), (Limit::Write, 600.0));
+        let (limit, rate) = bound(&stages, Cached::Cached, 3, 3.0);
+        assert_eq!((limit, rate.round()), (Limit::Compute, 522.0));
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use super::Stage;
 use super::sample::Sample;
 use crate::base::cancel::Cancel;
 use crate::base::error::Result;
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::Image;
-use crate::disk::io::{Backend, Direct, Direction, Job, Pool, Queue, Segment, open_direct};
+use crate::disk::io::{Backend, Direct, Direction, Pool, Queue, Segment, Transfer, open_direct};
+use crate::flows::report::{Cached, Stage, StageReport};
 
 /// Bytes of an operation.
 const SIZES: [usize; 3] = [64 << 10, 256 << 10, 1 << 20];
@@ -19,7 +19,7 @@ const BYTES_MAX: u64 = 256 << 20;
 const SECONDS_MAX: f64 = 1.5;
 
 pub(super) struct Reads {
-    pub stages: Vec<Stage>,
+    pub stages: Vec<StageReport>,
     pub backend: Backend,
 }
 
@@ -30,16 +30,16 @@ pub(super) fn measure(
     cancel: &Cancel,
 ) -> Result<Reads> {
     let mut reads = Reads { stages: Vec::new(), backend: resources.backend };
-    for cache in ["direct", "uncached", "cached"] {
+    for cache in [Cached::Direct, Cached::Uncached, Cached::Cached] {
         for size in SIZES {
             let pieces = sample.pieces(size);
             for depth in DEPTHS {
                 match cache {
-                    "uncached" => sample.chill(image),
-                    "cached" => sample.warm(image, cancel)?,
+                    Cached::Uncached => sample.chill(image),
+                    Cached::Cached => sample.warm(image, cancel)?,
                     _ => {}
                 }
-                let direct = if cache == "direct" { Direct::On } else { Direct::Off };
+                let direct = if cache == Cached::Direct { Direct::On } else { Direct::Off };
                 // A filesystem without O_DIRECT has no such line.
                 let Ok(files) = open_direct(image.files().to_vec(), direct) else {
                     continue;
@@ -49,8 +49,8 @@ pub(super) fn measure(
                 reads.backend = queue.backend();
                 let rate = read(&pieces, &pool, &mut queue, cancel)?;
                 let (size, depth) = (Some(size), Some(depth));
-                reads.stages.push(Stage {
-                    stage: "read",
+                reads.stages.push(StageReport {
+                    stage: Stage::Read,
                     cache: Some(cache),
                     size,
                     depth,
@@ -79,7 +79,7 @@ fn read(pieces: &[Segment], pool: &Pool, queue: &mut Queue, cancel: &Cancel) -> 
         {
             bytes += piece.range.len() as u64;
             let segments = vec![piece.clone()];
-            queue.push(Job { token: 0, buffer, segments, direction: Direction::Read });
+            queue.push(Transfer { token: 0, buffer, segments, direction: Direction::Read });
         }
         if queue.pending() == 0 {
             return Ok(bytes as f64 / started.elapsed().as_secs_f64());

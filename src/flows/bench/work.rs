@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use qdelta_formats::archive::{Codec, block_digest, frame_blocks};
 
-use super::{Request, Stage};
+use super::BenchRequest;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::flows::report::{Stage, StageReport};
 use crate::vault::codec::Compressor;
 use crate::vault::frames::pack::is_zero;
 
@@ -21,9 +22,9 @@ const ROUNDS_MIN: u32 = 3;
 pub(super) fn measure(
     bytes: &[u8],
     block_size: u32,
-    request: &Request,
+    request: &BenchRequest,
     cancel: &Cancel,
-) -> Result<Vec<Stage>> {
+) -> Result<Vec<StageReport>> {
     let all = request.resources.workers();
     let frame = frame_blocks(block_size) as usize * block_size as usize;
     let mut levels = LEVELS.to_vec();
@@ -37,7 +38,7 @@ pub(super) fn measure(
     }
     let mut stages = Vec::new();
     for threads in counts {
-        let stage = |stage, level, ratio, rate| Stage {
+        let stage = |stage, level, ratio, rate| StageReport {
             stage,
             cache: None,
             size: None,
@@ -53,11 +54,11 @@ pub(super) fn measure(
         let (rate, _) = on_threads(threads, bytes, frame, || {
             Ok(|_: &[u8]| Ok(usize::from(is_zero(std::hint::black_box(&zeros)))))
         })?;
-        stages.push(stage("zero-scan", None, None, rate));
+        stages.push(stage(Stage::ZeroScan, None, None, rate));
         let (rate, _) = on_threads(threads, bytes, block_size as usize, || {
             Ok(|block: &[u8]| Ok(usize::from(std::hint::black_box(block_digest(block)).0[0])))
         })?;
-        stages.push(stage("hash", None, None, rate));
+        stages.push(stage(Stage::Hash, None, None, rate));
         for &level in &levels {
             cancel.check()?;
             let (rate, stored) = on_threads(threads, bytes, frame, || {
@@ -69,7 +70,7 @@ pub(super) fn measure(
                 })
             })?;
             let ratio = bytes.len() as f64 / stored.max(1) as f64;
-            stages.push(stage("compress", Some(level), Some(ratio), rate));
+            stages.push(stage(Stage::Compress, Some(level), Some(ratio), rate));
         }
     }
     Ok(stages)

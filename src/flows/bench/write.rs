@@ -6,13 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Stage;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::io::{
-    Direct, Direction, EarlyWriteback, FileStore, Job, Pool, Queue, Segment, Store, open_direct,
+    Direct, Direction, EarlyWriteback, FileStore, Pool, Queue, Segment, Store, Transfer,
+    open_direct,
 };
+use crate::flows::report::{Cached, Stage, StageReport};
 
 /// What each variant writes at most, in bytes, and in how long pieces.
 const BYTES_MAX: u64 = 256 << 20;
@@ -25,10 +26,10 @@ pub(super) fn measure(
     bytes: u64,
     resources: &Resources,
     cancel: &Cancel,
-) -> Result<Vec<Stage>> {
+) -> Result<Vec<StageReport>> {
     let bytes = bytes.min(BYTES_MAX).next_multiple_of(PIECE as u64);
-    let stage = |cache, depth, rate| Stage {
-        stage: "write",
+    let stage = |cache, depth, rate| StageReport {
+        stage: Stage::Write,
         cache: Some(cache),
         size: Some(PIECE),
         depth: Some(depth),
@@ -37,10 +38,10 @@ pub(super) fn measure(
         ratio: None,
         rate,
     };
-    let mut stages = vec![stage("buffered", 1, buffered(folder, bytes, cancel)?)];
+    let mut stages = vec![stage(Cached::Buffered, 1, buffered(folder, bytes, cancel)?)];
     for depth in DEPTHS {
         if let Some(rate) = direct(folder, bytes, depth, resources, cancel)? {
-            stages.push(stage("direct", depth, rate));
+            stages.push(stage(Cached::Direct, depth, rate));
         }
     }
     Ok(stages)
@@ -106,7 +107,7 @@ fn direct(
             && let Some(buffer) = ready.pop()
         {
             let segments = vec![Segment { file: 0, offset, range: 0..PIECE }];
-            queue.push(Job { token: 0, buffer, segments, direction: Direction::Write });
+            queue.push(Transfer { token: 0, buffer, segments, direction: Direction::Write });
             offset += PIECE as u64;
         }
         if queue.pending() == 0 {

@@ -16,7 +16,6 @@ use std::time::Instant;
 
 use qdelta_formats::archive::{ArchiveId, BlockIndex};
 use roaring::RoaringBitmap;
-use serde::Serialize;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -27,6 +26,7 @@ use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::Format;
 use crate::disk::io::{OpenFiles, PooledFile, ReadAt};
 use crate::disk::sys::FileId;
+use crate::flows::report::{GuestRange, RestoreReport, SalvageReport};
 use crate::guest::libvirt::Libvirt;
 use crate::vault::archive::Reader;
 use crate::vault::archive::salvage;
@@ -35,10 +35,9 @@ use crate::vault::point::{archive_file, check_indexes, open_chain};
 use crate::vault::repository::{DiskSpec, Repository, Selector};
 
 pub use in_place::{
-    InPlaceOptions, InPlaceReport, InPlaceRequest, MachineInPlaceReport, MachineInPlaceRequest,
-    run_in_place, run_machine_in_place,
+    InPlaceOptions, InPlaceRequest, MachineInPlaceRequest, run_in_place, run_machine_in_place,
 };
-pub use machine::{MachineReport, MachineRequest, run_machine};
+pub use machine::{MachineRequest, run_machine};
 
 /// Where a restored disk goes.
 pub enum Destination {
@@ -49,7 +48,7 @@ pub enum Destination {
 }
 
 /// Where a restore writes, and how.
-pub struct Request {
+pub struct RestoreRequest {
     /// Where to.
     pub destination: Destination,
     /// The format of the output.
@@ -64,74 +63,6 @@ pub struct Request {
     pub resources: Resources,
 }
 
-/// What a restore did.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// The disk, as `domain/disk`.
-    pub disk: String,
-    /// The recovery point.
-    pub point: String,
-    /// It is a safety point, made before a roll back.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub safety: bool,
-    /// The last safety point that `latest` or a time passed over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub passed_over: Option<String>,
-    /// Where it is now; `-` is standard output.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub output: PathBuf,
-    /// `raw` or `qcow2`.
-    pub format: &'static str,
-    /// Size of the disk, in bytes.
-    pub virtual_size: u64,
-    /// How many archives the chain has.
-    pub archives: usize,
-    /// Bytes read from them.
-    pub bytes_read: u64,
-    /// Bytes of the disk that were written; the rest is zero and takes no space.
-    pub bytes_written: u64,
-    /// Digest of what was written; it is the one that the backup computed. None if a salvage could
-    /// not prove it.
-    pub root: Option<String>,
-    /// What a salvage found; none if there was no need for one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub salvage: Option<SalvageReport>,
-    /// How the archives were read: `uring` or `threads`.
-    pub io: &'static str,
-    /// What the admin should know, though the disk is as it was.
-    pub warnings: Vec<Warning>,
-    /// How long it took.
-    pub seconds: f64,
-}
-
-/// What a salvage could and could not do.
-#[derive(Debug, Clone, Serialize)]
-pub struct SalvageReport {
-    /// Ranges of the disk that are lost. They read as zeros.
-    pub lost: Vec<GuestRange>,
-    /// Ranges of the disk that may hold an earlier point's content: an archive that is damaged or
-    /// missing may have changed them, and nobody can tell any more.
-    pub unsure: Vec<GuestRange>,
-    /// What is damaged or missing, and where.
-    pub problems: Vec<String>,
-}
-
-impl SalvageReport {
-    /// Whether everything was saved after all.
-    pub fn is_complete(&self) -> bool {
-        self.lost.is_empty() && self.unsure.is_empty()
-    }
-}
-
-/// A range of the guest's disk, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct GuestRange {
-    /// Where it starts.
-    pub start: u64,
-    /// How long it is.
-    pub length: u64,
-}
-
 /// Restores a point out of a repository.
 ///
 /// # Errors
@@ -141,10 +72,10 @@ pub fn run(
     repository: &Repository,
     disk: &DiskSpec,
     selector: &Selector,
-    request: Request,
+    request: RestoreRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Report> {
+) -> Result<RestoreReport> {
     let catalog = repository.catalog();
     let disk = catalog.find_disk(disk)?;
     let _hold = repository.hold(&disk.domain)?;
@@ -165,8 +96,8 @@ pub fn run(
     };
     let mut report = rebuild(&chain, problems, request, observer, cancel)?;
     report.safety = point.safety;
-    report.passed_over = passed_over.map(|point| point.to_string());
-    Ok(Report { warnings: recorder.take(), ..report })
+    report.passed_over = passed_over;
+    Ok(RestoreReport { warnings: recorder.take(), ..report })
 }
 
 /// Says that the repository can only be read, if that is so: restores need no `qdelta.toml`.
@@ -182,10 +113,10 @@ pub(crate) fn warn_of_trouble(repository: &Repository, observer: &dyn Observer) 
 /// As [`run`].
 pub fn replay(
     archives: &[PathBuf],
-    request: Request,
+    request: RestoreRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Report> {
+) -> Result<RestoreReport> {
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
     check_replaced(&request)?;
@@ -199,11 +130,11 @@ pub fn replay(
         (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
     };
     let report = rebuild(&chain, problems, request, observer, cancel)?;
-    Ok(Report { warnings: recorder.take(), ..report })
+    Ok(RestoreReport { warnings: recorder.take(), ..report })
 }
 
 /// Fails if the image that is to be replaced is one that a guest needs as it is.
-fn check_replaced(request: &Request) -> Result<()> {
+fn check_replaced(request: &RestoreRequest) -> Result<()> {
     match &request.destination {
         Destination::Path(path) if request.force => guests::check(&request.libvirt, path),
         _ => Ok(()),
@@ -243,10 +174,10 @@ fn salvage_chain(
 fn rebuild(
     chain: &Chain,
     mut problems: Vec<String>,
-    request: Request,
+    request: RestoreRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Report> {
+) -> Result<RestoreReport> {
     let started = Instant::now();
     let latest = chain
         .archives()
@@ -292,20 +223,20 @@ fn rebuild(
     let proved = rebuilt.root.filter(|root| Some(*root) == expected);
     output.finish(cancel, observer)?;
     let metadata = latest.metadata();
-    Ok(Report {
+    Ok(RestoreReport {
         disk: format!("{}/{}", metadata.domain, metadata.disk),
         point: metadata.point.clone(),
         safety: false,
         passed_over: None,
         output: name,
-        format: request.format.as_str(),
+        format: request.format,
         virtual_size: chain.geometry().virtual_size(),
         archives: chain.archives().len(),
         bytes_read: rebuilt.bytes_read,
         bytes_written: rebuilt.bytes_written,
-        root: proved.map(|root| root.to_string()),
+        root: proved,
         salvage: salvaged,
-        io: rebuilt.backend.as_str(),
+        io: rebuilt.backend,
         warnings: Vec::new(),
         seconds: started.elapsed().as_secs_f64(),
     })

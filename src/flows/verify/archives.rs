@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::{Digest, FRAME_HEADER_LEN, FRAME_LEN_MAX};
 
+use super::VerifyRequest;
 use super::refuse_unless_damage;
-use super::{ArchiveResult, DiskResult, Finding, PointResult, Report, Request, State};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer};
@@ -16,6 +16,9 @@ use crate::disk::flow::pipeline::{self, Consumer, Halt, Producer, TASK_SIZE_MIN}
 use crate::disk::flow::read_ahead::{Loaded, ReadAhead};
 use crate::disk::io::Direct;
 use crate::disk::io::Segment;
+use crate::flows::report::{
+    ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, VerifyReport,
+};
 use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Forest;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
@@ -25,7 +28,7 @@ use crate::vault::repository::{Catalog, DiskId, Needed, ParentRecord, Point, Poi
 #[derive(Default)]
 pub(super) struct Damage {
     /// By the file and what is wrong with it: the points that it costs.
-    found: BTreeMap<(PathBuf, String), (State, BTreeSet<PointId>)>,
+    found: BTreeMap<(PathBuf, String), (FileState, BTreeSet<PointId>)>,
     /// By the point: the files because of which it can't be restored whole.
     costs: BTreeMap<PointId, BTreeSet<PathBuf>>,
 }
@@ -34,7 +37,7 @@ impl Damage {
     fn add(
         &mut self,
         path: PathBuf,
-        state: State,
+        state: FileState,
         problem: String,
         points: impl IntoIterator<Item = PointId>,
     ) {
@@ -51,48 +54,48 @@ impl Damage {
         mut self,
         disk: &DiskId,
         points: &[Point],
-        mut archives: BTreeMap<PathBuf, State>,
-        report: &mut Report,
+        mut archives: BTreeMap<PathBuf, FileState>,
+        report: &mut VerifyReport,
     ) {
         for ((path, problem), (state, points)) in self.found {
             archives.insert(path.clone(), state);
-            let points = points.iter().map(ToString::to_string).collect();
-            report.add(Finding { path, state, points, problem });
+            let points = points.into_iter().collect();
+            report.findings.push(Finding { path, state, points, problem });
         }
         let result = |point: &Point| {
             let because = self.costs.remove(&point.id).unwrap_or_default();
             let because: Vec<PathBuf> = because.into_iter().collect();
-            PointResult { point: point.id, restorable: because.is_empty(), because }
+            PointVerdict { point: point.id, restorable: because.is_empty(), because }
         };
         let points = points.iter().map(result).collect();
-        let archives = archives.into_iter().map(|(path, state)| ArchiveResult { path, state });
+        let archives = archives.into_iter().map(|(path, state)| ArchiveVerdict { path, state });
         let archives = archives.collect();
-        report.disks.push(DiskResult { disk: disk.to_string(), points, archives });
+        report.disks.push(DiskVerdict { disk: disk.to_string(), points, archives });
     }
 }
 
 /// How the archives were found.
-type Found = BTreeMap<PathBuf, State>;
+type Found = BTreeMap<PathBuf, FileState>;
 
 /// The verification of a disk's archives.
 pub(super) struct Run<'a> {
     pub catalog: &'a Catalog,
     pub disk: &'a DiskId,
-    pub request: &'a Request,
+    pub request: &'a VerifyRequest,
     pub observer: &'a dyn Observer,
     pub cancel: &'a Cancel,
 }
 
 impl Run<'_> {
     /// Verifies archives, and the roots of the points that were asked for.
-    pub fn verify(&self, needed: &[Needed], report: &mut Report) -> Result<(Damage, Found)> {
+    pub fn verify(&self, needed: &[Needed], report: &mut VerifyReport) -> Result<(Damage, Found)> {
         let (mut damage, mut found) = (Damage::default(), Found::new());
         let above = Above::new(needed);
         for (number, archive) in needed.iter().enumerate() {
             for gap in &archive.gaps {
                 let state = match gap.error.kind() {
-                    ErrorKind::Damaged | ErrorKind::NotFound => State::Missing,
-                    _ => State::Unreadable,
+                    ErrorKind::Damaged | ErrorKind::NotFound => FileState::Missing,
+                    _ => FileState::Unreadable,
                 };
                 damage.add(gap.path.clone(), state, gap.error.chain(), above.points(number));
             }
@@ -115,12 +118,12 @@ impl Run<'_> {
                 report.archives += 1;
                 let (problems, reader) = self.verify_archive(archive, report)?;
                 let path = repository.describe(&archive.link.archive);
-                let state = if problems.is_empty() { State::Sound } else { State::Damaged };
+                let state = if problems.is_empty() { FileState::Sound } else { FileState::Damaged };
                 found.insert(path.clone(), state);
                 for problem in problems {
-                    damage.add(path.clone(), State::Damaged, problem, above.points(number));
+                    damage.add(path.clone(), FileState::Damaged, problem, above.points(number));
                 }
-                if let Some(reader) = reader.filter(|_| state == State::Sound) {
+                if let Some(reader) = reader.filter(|_| state == FileState::Sound) {
                     readers.insert(number, reader);
                 }
             }
@@ -184,9 +187,8 @@ impl Run<'_> {
     fn verify_archive(
         &self,
         needed: &Needed,
-        report: &mut Report,
+        report: &mut VerifyReport,
     ) -> Result<(Vec<String>, Option<Arc<Reader>>)> {
-        let (request, observer, cancel) = (self.request, self.observer, self.cancel);
         let file = self.catalog.repository().storage().open(&needed.link.archive);
         let archive = match file.and_then(Reader::open).and_then(|archive| {
             archive.check_index()?;
@@ -204,38 +206,10 @@ impl Run<'_> {
         }
         report.bytes_read += archive.file_len();
         report.frames += archive.frame_count();
-        let files = vec![Arc::clone(archive.store())];
-        // Several frames a read, and room for the largest.
-        let metadata = archive.metadata();
-        let span = metadata.frame_blocks as usize * metadata.geometry.block_size() as usize;
-        let buffer_size = TASK_SIZE_MIN as usize + (FRAME_HEADER_LEN + span).min(FRAME_LEN_MAX);
-        let ahead = ReadAhead::new(&request.resources, files, buffer_size, Direct::Off)?;
-        ahead.warn_of_fallback(observer);
-        let mut frames =
-            Frames { ahead, archive: &archive, buffer_size, quick: request.quick, cancel };
-        let checked = pipeline::run(
-            &request.resources,
-            |producer| frames.run(producer),
-            || {
-                let block_size = archive.geometry().block_size();
-                let mut unpacker = Unpacker::new(vec![Arc::clone(&archive)], block_size)?;
-                Ok(move |Loaded { task, buffer }: Loaded<Vec<Frame>>| {
-                    let mut checked = Checked::default();
-                    for frame in &task {
-                        checked.bytes_read += frame.need.entry.frame_len();
-                        match unpacker.check(&frame.need, &buffer, &frame.digests) {
-                            Ok(bytes) => checked.bytes_verified += bytes,
-                            Err(error) => {
-                                refuse_unless_damage(&error)?;
-                                checked.problems.push(error.chain());
-                            }
-                        }
-                    }
-                    Ok(checked)
-                })
-            },
-            Collector { all: Checked::default(), observer },
-        );
+        let checked = match archive.file_len() {
+            0..=TASK_SIZE_MIN => self.check_small(&archive),
+            _ => self.check_large(&archive),
+        };
         let checked = match checked {
             Ok(checked) => checked,
             Err(error) => {
@@ -244,16 +218,62 @@ impl Run<'_> {
                 return Ok((problems, None));
             }
         };
-        observer.advance(archive.file_len().saturating_sub(checked.bytes_read));
+        self.observer.advance(archive.file_len().saturating_sub(checked.bytes_read));
         report.bytes_verified += checked.bytes_verified;
         problems.extend(checked.problems);
         Ok((problems, Some(archive)))
     }
 
+    /// Checks the frames of an archive that is a single task or a few: to start threads and a queue
+    /// for those would take longer than the check.
+    fn check_small(&self, archive: &Arc<Reader>) -> Result<Checked> {
+        let unpacker = Unpacker::new(vec![Arc::clone(archive)], archive.geometry().block_size())?;
+        let collector = Collector { all: Checked::default(), observer: self.observer };
+        let mut sink = Here { unpacker, collector };
+        match self.frames(archive).run(&mut sink) {
+            Ok(()) => sink.collector.finish(),
+            Err(Halt::Failed(error)) => Err(error),
+            // Only a pipeline's consumer stops a producer.
+            Err(Halt::Stopped) => Err(Error::new(ErrorKind::Io, "internal error: no consumer")),
+        }
+    }
+
+    /// Checks the frames of an archive on all cores, reading ahead of them.
+    fn check_large(&self, archive: &Arc<Reader>) -> Result<Checked> {
+        let resources = &self.request.resources;
+        let mut frames = self.frames(archive);
+        let files = vec![Arc::clone(archive.store())];
+        let mut ahead = ReadAhead::new(resources, files, frames.buffer_size, Direct::Off)?;
+        ahead.warn_of_fallback(self.observer);
+        pipeline::run(
+            resources,
+            |producer| {
+                frames.run(&mut Ahead { ahead: &mut ahead, producer })?;
+                ahead.finish(producer)
+            },
+            || {
+                let block_size = archive.geometry().block_size();
+                let mut unpacker = Unpacker::new(vec![Arc::clone(archive)], block_size)?;
+                Ok(move |Loaded { task, buffer }: Loaded<Vec<Frame>>| {
+                    check(&mut unpacker, &task, &buffer)
+                })
+            },
+            Collector { all: Checked::default(), observer: self.observer },
+        )
+    }
+
+    fn frames<'a>(&'a self, archive: &'a Reader) -> Frames<'a> {
+        // Several frames a read, and room for the largest.
+        let metadata = archive.metadata();
+        let span = metadata.frame_blocks as usize * metadata.geometry.block_size() as usize;
+        let buffer_size = TASK_SIZE_MIN as usize + (FRAME_HEADER_LEN + span).min(FRAME_LEN_MAX);
+        Frames { archive, buffer_size, quick: self.request.quick, cancel: self.cancel }
+    }
+
     /// Adds what is wrong with the point of an archive, and with no other.
     fn add_to(&self, damage: &mut Damage, archive: &Needed, problem: String) {
         let path = self.catalog.repository().describe(&archive.link.archive);
-        damage.add(path, State::Damaged, problem, [archive.link.point]);
+        damage.add(path, FileState::Damaged, problem, [archive.link.point]);
     }
 
     /// Fails unless an archive is the one that was written there, and fits the one below it.
@@ -353,9 +373,68 @@ struct Frame {
     digests: Vec<Digest>,
 }
 
+/// Where planned frames go, in order.
+trait Sink {
+    /// Passes on a problem that was found before the frame was read.
+    fn pass(&mut self, checked: Checked) -> Result<(), Halt>;
+    /// Checks frames; the segments say where they are read from, and where to.
+    fn check(&mut self, segments: Vec<Segment>, task: Vec<Frame>) -> Result<(), Halt>;
+}
+
+/// Frames are read ahead, and checked by the workers.
+struct Ahead<'a> {
+    ahead: &'a mut ReadAhead<Vec<Frame>>,
+    producer: &'a mut Producer<Loaded<Vec<Frame>>, Checked>,
+}
+
+impl Sink for Ahead<'_> {
+    fn pass(&mut self, checked: Checked) -> Result<(), Halt> {
+        self.ahead.pass(self.producer, checked)
+    }
+
+    fn check(&mut self, segments: Vec<Segment>, task: Vec<Frame>) -> Result<(), Halt> {
+        self.ahead.read(self.producer, segments, task)
+    }
+}
+
+/// Frames are read and checked at once, on this thread.
+struct Here<'a> {
+    unpacker: Unpacker,
+    collector: Collector<'a>,
+}
+
+impl Sink for Here<'_> {
+    fn pass(&mut self, checked: Checked) -> Result<(), Halt> {
+        Ok(self.collector.take(checked)?)
+    }
+
+    fn check(&mut self, _segments: Vec<Segment>, mut task: Vec<Frame>) -> Result<(), Halt> {
+        for frame in &mut task {
+            // There is no buffer: the unpacker reads the frame.
+            frame.need.at = None;
+        }
+        Ok(self.collector.take(check(&mut self.unpacker, &task, &[])?)?)
+    }
+}
+
+/// Checks frames that were read to `buffer`, or that the unpacker reads.
+fn check(unpacker: &mut Unpacker, task: &[Frame], buffer: &[u8]) -> Result<Checked> {
+    let mut checked = Checked::default();
+    for frame in task {
+        checked.bytes_read += frame.need.entry.frame_len();
+        match unpacker.check(&frame.need, buffer, &frame.digests) {
+            Ok(bytes) => checked.bytes_verified += bytes,
+            Err(error) => {
+                refuse_unless_damage(&error)?;
+                checked.problems.push(error.chain());
+            }
+        }
+    }
+    Ok(checked)
+}
+
 /// Reads an archive's frames in order, as many at a time as fit a buffer.
 struct Frames<'a> {
-    ahead: ReadAhead<Vec<Frame>>,
     archive: &'a Reader,
     buffer_size: usize,
     quick: bool,
@@ -363,7 +442,7 @@ struct Frames<'a> {
 }
 
 impl Frames<'_> {
-    fn run(&mut self, producer: &mut Producer<Loaded<Vec<Frame>>, Checked>) -> Result<(), Halt> {
+    fn run(&mut self, sink: &mut dyn Sink) -> Result<(), Halt> {
         let mut task: Vec<Frame> = Vec::new();
         let mut segments: Vec<Segment> = Vec::new();
         let mut used = 0;
@@ -376,7 +455,7 @@ impl Frames<'_> {
                 Err(error) => {
                     refuse_unless_damage(&error)?;
                     let problems = vec![error.chain()];
-                    self.ahead.pass(producer, Checked { problems, ..Checked::default() })?;
+                    sink.pass(Checked { problems, ..Checked::default() })?;
                     continue;
                 }
             };
@@ -393,13 +472,13 @@ impl Frames<'_> {
             if len > self.buffer_size {
                 let error = Error::new(ErrorKind::Damaged, "it is longer than its blocks");
                 let problems = vec![self.archive.frame_error(&entry, mask, error).chain()];
-                self.ahead.pass(producer, Checked { problems, ..Checked::default() })?;
+                sink.pass(Checked { problems, ..Checked::default() })?;
                 continue;
             }
             if used + len > self.buffer_size || task.len() >= FRAMES_MAX {
                 self.cancel.check()?;
                 let (task, segments) = (std::mem::take(&mut task), std::mem::take(&mut segments));
-                self.ahead.read(producer, segments, task)?;
+                sink.check(segments, task)?;
                 used = 0;
             }
             // The reader bounds a frame's length: each fits the buffer.
@@ -410,9 +489,9 @@ impl Frames<'_> {
             task.push(Frame { need, digests });
         }
         if !task.is_empty() {
-            self.ahead.read(producer, segments, task)?;
+            sink.check(segments, task)?;
         }
-        self.ahead.finish(producer)
+        Ok(())
     }
 }
 

@@ -12,20 +12,20 @@ use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use serde::Serialize;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
+use crate::flows::report::{FileState, Finding, VerifyReport};
 use crate::vault::repository::{
     Catalog, DiskId, DomainName, MachineFile, PointId, PointList, Repository, Selector, Wanted,
 };
 
 /// What to verify, and how.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct VerifyRequest {
     /// A disk or all of a guest, or everything in the repository.
     pub disk: Option<Wanted>,
     /// One of its points and what that one needs, or all of them.
@@ -36,126 +36,22 @@ pub struct Request {
     pub resources: Resources,
 }
 
-/// What a verification found.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Report {
-    /// Recovery points that were looked at.
-    pub points: u64,
-    /// Archives that were read.
-    pub archives: u64,
-    /// Frames that were read.
-    pub frames: u64,
-    /// Files of machines that were read: domain XML, firmware variables and the like.
-    pub machine_files: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes of blocks that were proved (or, if quick, whose checksums were).
-    pub bytes_verified: u64,
-    /// Whether checksums alone were looked at.
-    pub quick: bool,
-    /// Whether everything that was looked at is proved: by digests and roots, and nothing was found.
-    pub proved: bool,
-    /// Everything that is not as it was written. Empty if all is well.
-    pub findings: Vec<Finding>,
-    /// Disk by disk: which points can be restored, and which archives are sound.
-    pub disks: Vec<DiskResult>,
-    /// What the admin should know.
-    pub warnings: Vec<Warning>,
-    /// How long it took.
-    pub seconds: f64,
-    /// What was found already.
-    #[serde(skip)]
-    known: BTreeSet<(PathBuf, String)>,
-}
-
-/// How a file was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// It is what was written.
-    Sound,
-    /// It is there, and not what was written.
-    Damaged,
-    /// It is not there.
-    Missing,
-    /// No manifest names it. It may well be sound.
-    Stray,
-    /// The system can't read it, or can't list it.
-    Unreadable,
-}
-
-/// What a verification says of a disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct DiskResult {
-    /// The disk, as `domain/disk`.
-    pub disk: String,
-    /// Its points that were looked at, oldest first.
-    pub points: Vec<PointResult>,
-    /// The archives that these need.
-    pub archives: Vec<ArchiveResult>,
-}
-
-/// What a verification says of a point of a disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct PointResult {
-    /// The point.
-    pub point: PointId,
-    /// Whether the disk can be restored whole to it.
-    pub restorable: bool,
-    /// The files because of which it can't.
-    #[serde(serialize_with = "crate::base::json::serialize_all")]
-    pub because: Vec<PathBuf>,
-}
-
-/// What a verification says of an archive.
-#[derive(Debug, Clone, Serialize)]
-pub struct ArchiveResult {
-    /// The file.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub path: PathBuf,
-    /// How it was found.
-    pub state: State,
-}
-
-/// Something that is not as it was written.
-#[derive(Debug, Clone, Serialize)]
-pub struct Finding {
-    /// The file or folder.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub path: PathBuf,
-    /// How it was found.
-    pub state: State,
-    /// The recovery points that can't be restored whole because of it.
-    pub points: Vec<String>,
-    /// What is wrong, and where.
-    pub problem: String,
-}
-
-impl Report {
-    /// Adds a finding. What several disks share is found once.
-    fn add(&mut self, finding: Finding) {
-        if self.known.insert((finding.path.clone(), finding.problem.clone())) {
-            self.findings.push(finding);
-        }
-    }
-}
-
 /// Verifies a repository, a disk, or a point.
 ///
 /// # Errors
 /// Damage is no error here but a finding; an error says that the verification could not be done.
 pub fn run(
     repository: &Repository,
-    request: &Request,
+    request: &VerifyRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-) -> Result<Report> {
+) -> Result<VerifyReport> {
     let started = std::time::Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    let mut report = Report { quick: request.quick, ..Report::default() };
+    let mut report = VerifyReport { quick: request.quick, ..VerifyReport::default() };
     if let Some(error) = repository.trouble() {
-        report.add(finding(&repository.path().join("qdelta.toml"), NO_POINTS, &error));
+        report.findings.push(finding(&repository.path().join("qdelta.toml"), NO_POINTS, &error));
         observer.warn(Warning::failed(Code::Unreadable, &error));
     }
     let catalog = repository.catalog();
@@ -164,7 +60,7 @@ pub fn run(
         None => {
             let survey = catalog.survey()?;
             for folder in &survey.unreadable {
-                report.add(unlisted(&folder.path, &folder.error));
+                report.findings.push(unlisted(&folder.path, &folder.error));
             }
             survey.disks
         }
@@ -194,6 +90,9 @@ pub fn run(
         };
         verify_machines(&catalog, domain, wanted.as_ref(), &mut report)?;
     }
+    // What several disks share was found at each of them, and is said once.
+    let mut known = BTreeSet::new();
+    report.findings.retain(|found| known.insert((found.path.clone(), found.problem.clone())));
     report.proved = !request.quick && report.findings.is_empty();
     report.warnings = recorder.take();
     report.seconds = started.elapsed().as_secs_f64();
@@ -203,10 +102,10 @@ pub fn run(
 fn verify_disk(
     catalog: &Catalog,
     disk: &DiskId,
-    request: &Request,
+    request: &VerifyRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
-    report: &mut Report,
+    report: &mut VerifyReport,
 ) -> Result<()> {
     let _hold = catalog.repository().hold(&disk.domain)?;
     let points = match &request.point {
@@ -230,10 +129,10 @@ fn report_the_rest(
     catalog: &Catalog,
     disk: &DiskId,
     list: &PointList,
-    report: &mut Report,
+    report: &mut VerifyReport,
 ) -> Result<()> {
     for folder in &list.unreadable {
-        report.add(unlisted(&folder.path, &folder.error));
+        report.findings.push(unlisted(&folder.path, &folder.error));
     }
     // Which archives have no manifest can't be told where the manifests, or they, are not known.
     let strays = match list.unreadable.is_empty() {
@@ -241,17 +140,17 @@ fn report_the_rest(
         false => Vec::new(),
     };
     for (archive, point) in strays {
-        report.add(Finding {
+        report.findings.push(Finding {
             path: catalog.repository().describe(&archive),
-            state: State::Stray,
-            points: vec![point.to_string()],
+            state: FileState::Stray,
+            points: vec![point],
             problem: "no manifest names this archive: the point's manifest is lost, or was not \
                       copied (replay can restore it from the archives alone)"
                 .to_owned(),
         });
     }
     for damaged in &list.damaged {
-        report.add(finding(&damaged.path, [damaged.point], &damaged.error));
+        report.findings.push(finding(&damaged.path, [damaged.point], &damaged.error));
     }
     Ok(())
 }
@@ -259,7 +158,7 @@ fn report_the_rest(
 /// A folder that can't be listed.
 fn unlisted(path: &Path, error: &Error) -> Finding {
     let problem = error.chain();
-    Finding { path: path.to_path_buf(), state: State::Unreadable, points: Vec::new(), problem }
+    Finding { path: path.to_path_buf(), state: FileState::Unreadable, points: Vec::new(), problem }
 }
 
 /// Proves the files of a domain's machine, each once, at all points or at these.
@@ -267,11 +166,11 @@ fn verify_machines(
     catalog: &Catalog,
     domain: &DomainName,
     wanted: Option<&BTreeSet<PointId>>,
-    report: &mut Report,
+    report: &mut VerifyReport,
 ) -> Result<()> {
     let repository = catalog.repository();
     let _hold = repository.hold(domain)?;
-    let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<String>)> = BTreeMap::new();
+    let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<PointId>)> = BTreeMap::new();
     let machines = match wanted {
         Some(points) => catalog.machines_at(domain, points),
         None => catalog.machines(domain),
@@ -279,7 +178,7 @@ fn verify_machines(
     for (point, machine) in machines {
         for file in machine.files {
             let path = repository.machine_file_path(domain, &file);
-            files.entry(path).or_insert((file, BTreeSet::new())).1.insert(point.to_string());
+            files.entry(path).or_insert((file, BTreeSet::new())).1.insert(point);
         }
     }
     for (path, (file, points)) in files {
@@ -288,7 +187,7 @@ fn verify_machines(
             Ok(()) => report.bytes_verified += file.length,
             Err(error) => {
                 refuse_unless_damage(&error)?;
-                report.add(finding(&path, points, &error));
+                report.findings.push(finding(&path, points, &error));
             }
         }
     }
@@ -298,20 +197,16 @@ fn verify_machines(
 /// No points in particular.
 const NO_POINTS: [PointId; 0] = [];
 
-fn finding<T: ToString>(
-    path: &Path,
-    points: impl IntoIterator<Item = T>,
-    error: &Error,
-) -> Finding {
+fn finding(path: &Path, points: impl IntoIterator<Item = PointId>, error: &Error) -> Finding {
     let state = match error.kind() {
-        ErrorKind::NotFound => State::Missing,
-        ErrorKind::Io => State::Unreadable,
-        _ => State::Damaged,
+        ErrorKind::NotFound => FileState::Missing,
+        ErrorKind::Io => FileState::Unreadable,
+        _ => FileState::Damaged,
     };
     Finding {
         path: path.to_path_buf(),
         state,
-        points: points.into_iter().map(|point| point.to_string()).collect(),
+        points: points.into_iter().collect(),
         problem: error.chain(),
     }
 }

@@ -103,7 +103,7 @@ fn digest(format: u32, id: &str, created: &str) -> String {
 }
 
 /// What became of a repository whose `qdelta.toml` was to be repaired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Repair {
     /// There was nothing to repair.

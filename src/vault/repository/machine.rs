@@ -80,7 +80,7 @@ pub struct MachineFile {
     /// Its mode: the lowest nine bits.
     pub mode: u32,
     /// BLAKE3 of its content: also what it is called in the repository.
-    #[serde(with = "super::manifest::text")]
+    #[serde(with = "crate::base::json::text")]
     pub digest: Digest,
 }
 

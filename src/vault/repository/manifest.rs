@@ -4,18 +4,17 @@
 //! It is JSON, so an admin can read it, and carries the BLAKE3 digest of its own content, so a
 //! flipped bit in a number is not taken for the number.
 
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::machine::MachineRecord;
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::json::text;
 use crate::disk::files::fingerprint::Fingerprint;
 use crate::disk::image::Format;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Parent, Tracker};
@@ -107,7 +106,7 @@ pub struct DiskRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anchor: Option<Anchor>,
     /// What kind of anchor was wanted, whether it could be left or not: the next backup tries again.
-    #[serde(default, with = "optional_text", skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "text::optional", skip_serializing_if = "Option::is_none")]
     pub anchor_wanted: Option<Tracker>,
 }
 
@@ -525,51 +524,6 @@ fn canonical(value: &Value, out: &mut Vec<u8>) {
             out.push(b']');
         }
         scalar => out.extend_from_slice(scalar.to_string().as_bytes()),
-    }
-}
-
-/// (De)serializes by way of `Display` and `FromStr`.
-pub(super) mod text {
-    use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
-
-    pub(in crate::vault::repository) fn serialize<T: Display, S: Serializer>(
-        value: &T,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
-    }
-
-    pub(in crate::vault::repository) fn deserialize<'de, T, D>(
-        deserializer: D,
-    ) -> Result<T, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-/// The same of a value that may be missing.
-mod optional_text {
-    use super::{Deserializer, Display, FromStr, Serializer};
-
-    pub fn serialize<T: Display, S: Serializer>(
-        value: &Option<T>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => super::text::serialize(value, serializer),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        super::text::deserialize(deserializer).map(Some)
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
         uuid: domain.uuid.clone().filter(|uuid| MachineRecord::is_uuid(uuid)),
         freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
         frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
-        autostart: flow.request.libvirt.starts_with_host(&domain.name),
+        autostart: flow.request.how.libvirt.starts_with_host(&domain.name),
         files: Vec::new(),
         left_out: flow.plan.left_out.clone(),
         missing: Vec::new(),
@@ -46,15 +46,15 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
     }
     variables(flow, moment, &mut record)?;
     if let Some(tpm) = &domain.tpm
-        && let Some(place) = flow.request.libvirt.tpm_place(domain, tpm)
+        && let Some(place) = flow.request.how.libvirt.tpm_place(domain, tpm)
     {
         take_folder(flow, Role::Tpm, &place, &mut record)?;
     }
     named(flow, &mut record)?;
     note_secret(flow, &mut record);
     note_snapshots(flow, &mut record);
-    if flow.request.host_config {
-        take_folder(flow, Role::HostConfig, &flow.request.libvirt.config, &mut record)?;
+    if flow.request.how.host_config {
+        take_folder(flow, Role::HostConfig, &flow.request.how.libvirt.config, &mut record)?;
     }
     if record.missing.len() > MISSING_MAX {
         let more = record.missing.len() - MISSING_MAX;
@@ -67,7 +67,7 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
 /// Takes the firmware's variables.
 fn variables(flow: &Flow<'_>, moment: &mut Moment, record: &mut MachineRecord) -> Result<()> {
     let domain = &flow.found.domain;
-    let files = flow.request.libvirt.variables(domain);
+    let files = flow.request.how.libvirt.variables(domain);
     let elsewhere = domain.nvram.as_ref().map(|nvram| &nvram.source);
     match elsewhere {
         None | Some(Source::Nothing | Source::File(_)) => {}
@@ -79,7 +79,7 @@ fn variables(flow: &Flow<'_>, moment: &mut Moment, record: &mut MachineRecord) -
         record.missing.push(format!(
             "the firmware's variables: libvirt has made none in {} yet, or they are elsewhere; a guest that \
              has never run has none",
-            flow.request.libvirt.state.join("qemu/nvram").display()
+            flow.request.how.libvirt.state.join("qemu/nvram").display()
         ));
     }
     for path in files {
@@ -134,7 +134,7 @@ fn named(flow: &Flow<'_>, record: &mut MachineRecord) -> Result<()> {
 /// Without its secret, which libvirt keeps, the state of an encrypted TPM is worth nothing.
 fn note_secret(flow: &Flow<'_>, record: &mut MachineRecord) {
     if let Some(secret) =
-        flow.found.domain.tpm_secret.as_ref().filter(|_| !flow.request.host_config)
+        flow.found.domain.tpm_secret.as_ref().filter(|_| !flow.request.how.host_config)
     {
         record.missing.push(format!(
             "the secret {secret} that encrypts the TPM's state: --with-host-config takes libvirt's secrets \
@@ -148,7 +148,7 @@ const NAMES_MAX: usize = 10;
 
 /// Notes the guest's snapshots: a point holds what its disks show, and no state that lies beside it.
 fn note_snapshots(flow: &Flow<'_>, record: &mut MachineRecord) {
-    let (libvirt, name) = (&flow.request.libvirt, &flow.found.domain.name);
+    let (libvirt, name) = (&flow.request.how.libvirt, &flow.found.domain.name);
     let shown = |names: &[String]| {
         let more = if names.len() > NAMES_MAX { ", …" } else { "" };
         let names: Vec<&str> = names.iter().take(NAMES_MAX).map(String::as_str).collect();

@@ -16,18 +16,18 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use qdelta_formats::archive::Consistency;
-use serde::Serialize;
 
 use super::disk::Written;
 use super::together::{Ready, Together};
-use super::{Options, Report, clean, commit, next_point, same_disk};
+use super::{Options, clean, commit, next_point, same_disk};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::{Code, Warning};
+use crate::flows::report::GuestReport;
 use crate::guest::libvirt::{Found, Libvirt};
 use crate::guest::quiesce::{self, Freeze, Program, Virsh};
-use crate::vault::repository::{DomainName, LeftOut, Repository};
+use crate::vault::repository::{DomainName, Repository};
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
 
@@ -51,10 +51,17 @@ pub enum ConsistencyChoice {
 pub struct GuestRequest {
     /// The domain's name, as libvirt has it.
     pub domain: String,
-    /// Where libvirt keeps its files.
-    pub libvirt: Libvirt,
     /// Targets of disks to leave out.
     pub excluded: Vec<String>,
+    /// How.
+    pub how: GuestOptions,
+}
+
+/// How to back up a guest.
+#[derive(Debug, Clone)]
+pub struct GuestOptions {
+    /// Where libvirt keeps its files.
+    pub libvirt: Libvirt,
     /// It is the guest of the points before, though its UUID or the image of a disk is another.
     pub same_guest: bool,
     /// How far it is brought to rest if it runs.
@@ -75,33 +82,6 @@ pub struct GuestRequest {
     pub image_roots: Vec<PathBuf>,
     /// How to back up the disks.
     pub options: Options,
-}
-
-/// What the backup of a guest did.
-#[derive(Debug, Clone, Serialize)]
-pub struct GuestReport {
-    /// The domain's name, as libvirt has it.
-    pub domain: String,
-    /// The new recovery point.
-    pub point: String,
-    /// In what state the guest was: `offline`, `filesystem-quiesced` or `crash-consistent`.
-    pub consistency: &'static str,
-    /// How long its filesystems can have been frozen, in milliseconds; none if they were not.
-    pub freeze_ms: Option<u64>,
-    /// How many filesystems were frozen; none if none were.
-    pub frozen_filesystems: Option<u32>,
-    /// Its disks.
-    pub disks: Vec<Report>,
-    /// The disks that are not in the point, and why.
-    pub left_out: Vec<LeftOut>,
-    /// How many files of the machine are in the point: XML, firmware variables and the like.
-    pub machine_files: usize,
-    /// What of the machine could not be taken, and why.
-    pub missing: Vec<String>,
-    /// What the admin should know, though the backup is sound; what is about one disk stands there.
-    pub warnings: Vec<Warning>,
-    /// How long it took.
-    pub seconds: f64,
 }
 
 /// What all parts of the flow need.
@@ -127,7 +107,7 @@ pub fn run_guest(
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
-    let found = request.libvirt.find(&request.domain)?;
+    let found = request.how.libvirt.find(&request.domain)?;
     let name = repository_name(&found.domain)?;
     repository.check_names(&name, [])?;
     let mark = freeze(repository, request, &found, &name)?;
@@ -147,7 +127,7 @@ pub fn run_guest(
     }
     repository.check_names(&plan.name, plan.disks.iter().map(|disk| &disk.id.disk))?;
     let catalog = repository.catalog();
-    if !request.same_guest {
+    if !request.how.same_guest {
         same_disk::check_guest(&catalog, &plan.name, &found.domain)?;
     }
     same_disk::warn_of_gone(&catalog, &plan.name, &found.domain, observer);
@@ -157,10 +137,10 @@ pub fn run_guest(
     let catalog = repository.catalog();
     let point = next_point(repository, &lock, observer)?;
     let disks =
-        Together { catalog: &catalog, lock: &lock, point, options: &request.options, observer };
+        Together { catalog: &catalog, lock: &lock, point, options: &request.how.options, observer };
     let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
     let ready = flow.get_ready()?;
-    if !request.same_guest {
+    if !request.how.same_guest {
         same_disk::check_guest_images(&ready)?;
     }
     // In this order: what was made of the disks goes after everything that has it open.
@@ -168,7 +148,7 @@ pub fn run_guest(
     let written;
     (written, moment) = match plan.usage {
         Use::Stopped => flow.in_place(ready)?,
-        _ if request.consistency == ConsistencyChoice::FreezeCopy => {
+        _ if request.how.consistency == ConsistencyChoice::FreezeCopy => {
             flow.freeze_copy(ready, mark)?
         }
         _ => flow.at_a_moment(ready, mark)?,
@@ -186,8 +166,8 @@ pub fn run_guest(
     moment.snapshots.clear();
     Ok(GuestReport {
         domain: request.domain.clone(),
-        point: point.to_string(),
-        consistency: moment.consistency.as_str(),
+        point,
+        consistency: moment.consistency,
         freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
         frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
         disks,
@@ -209,13 +189,13 @@ fn freeze(
     let file = found.persistent.as_ref().or(found.live.as_ref());
     let none = || Error::new(ErrorKind::NotFound, format!("no file defines {}", found.domain.name));
     Ok(Freeze {
-        virsh: request.virsh.clone(),
+        virsh: request.how.virsh.clone(),
         guest: found.domain.handle().to_owned(),
         name: found.domain.name.clone(),
         mark: repository.frozen_mark(name)?,
         definition: file.ok_or_else(none)?.path.clone(),
-        freeze_max: request.freeze_max,
-        thaw_tries: request.thaw_tries,
+        freeze_max: request.how.freeze_max,
+        thaw_tries: request.how.thaw_tries,
         late_max: quiesce::LATE_MAX_DEFAULT,
     })
 }
@@ -223,7 +203,7 @@ fn freeze(
 impl<'a> Flow<'a> {
     fn get_ready(&self) -> Result<Vec<Ready<'a>>> {
         let ready = |plan: &'a DiskPlan| {
-            let options = &self.request.options;
+            let options = &self.request.how.options;
             Ready::new(self.disks.catalog, &plan.id, &plan.image, &plan.open, options)
         };
         self.plan.disks.iter().map(ready).collect()
@@ -233,7 +213,7 @@ impl<'a> Flow<'a> {
     fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
         let sources = self.disks.take(&ready)?;
         let mut moment = Moment::offline();
-        if self.request.libvirt.managed_save(&self.found.domain.name).is_some() {
+        if self.request.how.libvirt.managed_save(&self.found.domain.name).is_some() {
             // Its filesystems are as they were in the middle of its work.
             moment.consistency = Consistency::CrashConsistent;
             moment.warnings.push(Warning::new(
@@ -245,7 +225,7 @@ impl<'a> Flow<'a> {
         let written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
         // libvirt gives QEMU device nodes of its own, so that neither sees the other's locks there.
         let devices = self.plan.disks.iter().any(|disk| disk.block);
-        if devices && self.request.libvirt.find(&self.request.domain)?.live.is_some() {
+        if devices && self.request.how.libvirt.find(&self.request.domain)?.live.is_some() {
             written.into_iter().for_each(|done| done.rest.discard());
             let text = format!("{} was started while its disks were read", self.request.domain);
             return Err(Error::new(ErrorKind::Busy, text).advise("no point was made: try again"));

@@ -11,6 +11,7 @@ use qdelta_formats::archive::{Consistency, Tracker};
 use super::snapshots::{self, Snapshots};
 use super::{ConsistencyChoice, Flow, Use, machine, refused};
 use crate::base::cancel::Cancel;
+use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
 use crate::disk::io::ReadAt;
@@ -82,7 +83,7 @@ impl<'a> Flow<'a> {
             let written = written_files(disk.image, disk.open);
             files.push(written.map_err(|error| about(disk.disk, ready.len(), error))?);
         }
-        if self.request.snapshot_command.is_none() {
+        if self.request.how.snapshot_command.is_none() {
             self.check_clonable(&ready, &files)?;
         }
         for (_, file) in files.iter().flatten() {
@@ -119,8 +120,8 @@ impl<'a> Flow<'a> {
             });
             written.map(|written| (written, Vec::new())).map_err(|error| match error.kind() {
                 ErrorKind::Interrupted if !self.cancel.is_cancelled() => refused(format!(
-                    "what has changed could not be read within {} ms of freeze",
-                    limit.as_millis()
+                    "what has changed could not be read within {} of freeze",
+                    duration::in_ms(limit)
                 ))
                 .advise(
                     "no point was made; give it longer with --freeze-max, stop the guest for \
@@ -144,7 +145,7 @@ impl<'a> Flow<'a> {
         if self.plan.usage == Use::Paused {
             let (made, left) = make(limit)?;
             moment.variables = self.variables();
-            let now = self.request.libvirt.find(&self.request.domain)?;
+            let now = self.request.how.libvirt.find(&self.request.domain)?;
             self.check_same(&now, &left)?;
             if !now.domain.is_paused() {
                 return Err(refused(format!("{} was let go on meanwhile", self.request.domain))
@@ -157,10 +158,10 @@ impl<'a> Flow<'a> {
             ));
             return Ok((made, moment));
         }
-        if self.request.consistency == ConsistencyChoice::Crash {
+        if self.request.how.consistency == ConsistencyChoice::Crash {
             let (made, left) = make(limit)?;
             moment.variables = self.variables();
-            self.check_same(&self.request.libvirt.find(&self.request.domain)?, &left)?;
+            self.check_same(&self.request.how.libvirt.find(&self.request.domain)?, &left)?;
             if self.plan.disks.len() > 1 {
                 moment.warnings.push(Warning::new(
                     Code::GuestState,
@@ -170,10 +171,10 @@ impl<'a> Flow<'a> {
             return Ok((made, moment));
         }
         self.check_agent()?;
-        let frozen: Frozen = Watchdog::start(&self.request.watchdog, freeze)?.freeze()?;
+        let frozen: Frozen = Watchdog::start(&self.request.how.watchdog, freeze)?.freeze()?;
         let made = make(frozen.left());
         moment.variables = self.variables();
-        let now = self.request.libvirt.find(&self.request.domain);
+        let now = self.request.how.libvirt.find(&self.request.domain);
         let thawed = frozen.thaw()?;
         let (made, left) = made?;
         self.check_same(&now?, &left)?;
@@ -243,7 +244,7 @@ impl<'a> Flow<'a> {
                 extents += reflink::extent_count(fd, path).unwrap_or(0);
             }
         }
-        let limit_ms = self.request.freeze_max.as_millis() as u64;
+        let limit_ms = self.request.how.freeze_max.as_millis() as u64;
         let most = (limit_ms * EXTENTS_PER_S / 1000 / CLONE_SHARE).max(1);
         if extents > most {
             return Err(refused(format!(
@@ -282,7 +283,7 @@ impl<'a> Flow<'a> {
         left: Duration,
     ) -> Result<Still<Made<'a>>> {
         let end = Instant::now() + left;
-        let Some(command) = &self.request.snapshot_command else {
+        let Some(command) = &self.request.how.snapshot_command else {
             let clone = |(disk, files): (&Ready<'_>, &Files)| {
                 Clones::take(files, &disk.tag.name(self.disks.point))
             };
@@ -313,7 +314,8 @@ impl<'a> Flow<'a> {
             Made::Clones(all) => {
                 for (disk, clones) in ready.iter().zip(all) {
                     let (open, point) = (disk.open, self.disks.point);
-                    let leave = leave(&self.request.options, open, &disk.base, &disk.tag, point);
+                    let leave =
+                        leave(&self.request.how.options, open, &disk.base, &disk.tag, point);
                     let keep = leave.as_ref().is_some_and(|it| it.tracker == Tracker::Reflink);
                     // Also if no anchor is left: the one before is about to be compared with.
                     let before = disk.base.latest.as_ref();
@@ -347,7 +349,7 @@ impl<'a> Flow<'a> {
 
     /// The firmware's variables as they are now, but for files that are too long to be read at once.
     fn variables(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        let files = self.request.libvirt.variables(&self.found.domain).into_iter();
+        let files = self.request.how.libvirt.variables(&self.found.domain).into_iter();
         files.filter_map(|path| small(&path).map(|bytes| (path, bytes))).collect()
     }
 }

@@ -61,7 +61,7 @@ impl Plan {
             match decide(disk, &request.excluded) {
                 Choice::Take { image, format, block } => {
                     let id = DiskId { domain: name.clone(), disk: disk.target.parse()? };
-                    let open = open_options(disk, format, &request.image_roots)?;
+                    let open = open_options(disk, format, &request.how.image_roots)?;
                     if disk.mirrored {
                         let text = format!("a block job is copying disk {}", disk.target);
                         warnings.push(Warning::new(Code::GuestState, text));

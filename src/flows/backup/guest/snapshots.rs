@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::still::Look;
+use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
@@ -117,7 +118,7 @@ impl<'a> Snapshots<'a> {
                 Ok(PathBuf::from(OsString::from_vec(line.to_vec())))
             }
             Ok((End::Exit(status), said)) => Err(failed(format!("{status}{}", said.problem()))),
-            Ok(_) => Err(failed(format!("not ready after {} ms, and ended", limit.as_millis()))),
+            Ok(_) => Err(failed(format!("not ready after {}, and ended", duration::in_ms(limit)))),
             Err(Failure::Start(error) | Failure::Wait(error)) => Err(failed(error.to_string())),
         }
     }

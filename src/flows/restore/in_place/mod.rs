@@ -21,8 +21,6 @@ mod write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::Serialize;
-
 use super::guests;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -31,6 +29,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::is_same_place;
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{self, Format, Image, OpenOptions, StatedChain};
+use crate::flows::report::{InPlaceReport, MachineInPlaceReport};
 use crate::guest::libvirt::Libvirt;
 use crate::vault::chain::Chain;
 use crate::vault::point::{check_indexes, open_chain};
@@ -82,53 +81,6 @@ pub struct InPlaceOptions {
     pub resources: Resources,
 }
 
-/// What a roll back did.
-#[derive(Debug, Clone, Serialize)]
-pub struct InPlaceReport {
-    /// The disk, as `domain/disk`.
-    pub disk: String,
-    /// The recovery point whose content the image has now.
-    pub point: String,
-    /// The image.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub image: PathBuf,
-    /// The safety point, which holds what was there before; none if it was not wanted.
-    pub safety_point: Option<String>,
-    /// The last safety point of an earlier roll back that `latest` or a time passed over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub passed_over: Option<String>,
-    /// Size of the disk, in bytes.
-    pub virtual_size: u64,
-    /// Bytes of the disk that differed, in whole blocks, and were written.
-    pub bytes_changed: u64,
-    /// Digest of what the image shows now, which is the point's.
-    pub root: String,
-    /// What the admin should know.
-    pub warnings: Vec<Warning>,
-    /// How long it took.
-    pub seconds: f64,
-}
-
-/// What the roll back of a guest did.
-#[derive(Debug, Clone, Serialize)]
-pub struct MachineInPlaceReport {
-    /// The domain's name, as the repository has it.
-    pub domain: String,
-    /// The recovery point whose content the disks have now.
-    pub point: String,
-    /// The safety point, which holds what was there before; none if it was not wanted.
-    pub safety_point: Option<String>,
-    /// The last safety point of an earlier roll back that `latest` or a time passed over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub passed_over: Option<String>,
-    /// Its disks.
-    pub disks: Vec<InPlaceReport>,
-    /// What the admin should know; what is about one disk stands there.
-    pub warnings: Vec<Warning>,
-    /// How long it took.
-    pub seconds: f64,
-}
-
 /// Rolls an image back to a point.
 ///
 /// # Errors
@@ -147,7 +99,7 @@ pub fn run_in_place(
     let _hold = repository.hold(&disk.domain)?;
     let point = catalog.resolve(&disk, &request.selector)?;
     let image = request.image.as_deref();
-    let mut job = Job::prepare(&catalog, &point, image, &request.options, observer)?;
+    let mut job = RollBack::prepare(&catalog, &point, image, &request.options, observer)?;
     job.passed_over = catalog.passed_over(&disk, &request.selector, point.id)?;
     let mut reports = roll_back(&catalog, &[job], &request.options, observer, cancel)?;
     let report = reports.pop().ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))?;
@@ -177,7 +129,7 @@ pub fn run_machine_in_place(
     for record in &manifest.disks {
         let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
         let point = catalog.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
-        let mut job = Job::prepare(&catalog, &point, None, &request.options, observer)?;
+        let mut job = RollBack::prepare(&catalog, &point, None, &request.options, observer)?;
         job.passed_over = catalog.passed_over(&id, &request.selector, point.id)?;
         jobs.push(job);
     }
@@ -191,9 +143,9 @@ pub fn run_machine_in_place(
     }
     Ok(MachineInPlaceReport {
         domain: domain.to_string(),
-        point: manifest.point.to_string(),
-        safety_point: disks.first().and_then(|disk| disk.safety_point.clone()),
-        passed_over: disks.iter().filter_map(|disk| disk.passed_over.clone()).max(),
+        point: manifest.point,
+        safety_point: disks.first().and_then(|disk| disk.safety_point),
+        passed_over: disks.iter().filter_map(|disk| disk.passed_over).max(),
         disks,
         warnings: recorder.take(),
         seconds: started.elapsed().as_secs_f64(),
@@ -221,9 +173,9 @@ fn as_now(manifest: &Manifest, machine: Option<&MachineRecord>, libvirt: &Libvir
 }
 
 /// An image that is about to be rolled back.
-struct Job {
+struct RollBack {
     disk: DiskId,
-    point: String,
+    point: PointId,
     passed_over: Option<PointId>,
     chain: Chain,
     path: PathBuf,
@@ -237,7 +189,7 @@ struct Job {
     machine: Option<MachineRecord>,
 }
 
-impl Job {
+impl RollBack {
     /// Finds the image, and what would fail.
     fn prepare(
         catalog: &Catalog,
@@ -297,7 +249,7 @@ impl Job {
         let is_overlay = opened.layers().len() > 1;
         Ok(Self {
             disk: point.disk.clone(),
-            point: point.id.to_string(),
+            point: point.id,
             passed_over: None,
             chain,
             path,

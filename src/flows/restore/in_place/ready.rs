@@ -4,7 +4,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::FileTypeExt;
 
 use super::write::{self, Held, Wanted};
-use super::{InPlaceOptions, Job, guests, room};
+use super::{InPlaceOptions, RollBack, guests, room};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
@@ -16,7 +16,7 @@ use crate::vault::repository::{Anchor, AnchorKind, Catalog};
 
 /// An image that nobody else can use, and what of it is to be written.
 pub(super) struct Ready<'a> {
-    pub job: &'a Job,
+    pub job: &'a RollBack,
     pub held: Held,
     /// As it was before it was compared.
     stamp: Stamp,
@@ -40,7 +40,7 @@ pub(super) struct Run<'a> {
 impl<'a> Ready<'a> {
     /// Takes all images, and finds whatever can be found to be wrong with one of them or with what is
     /// to be written: nothing is changed.
-    pub fn all(catalog: &Catalog, jobs: &'a [Job], run: Run<'_>) -> Result<Vec<Self>> {
+    pub fn all(catalog: &Catalog, jobs: &'a [RollBack], run: Run<'_>) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for job in jobs {
             let observer: &dyn Observer = &OfDisk::new(run.observer, &job.disk);
@@ -61,8 +61,12 @@ impl<'a> Ready<'a> {
     }
 
     /// Does something to the image; who watches is told which disk it is.
-    fn work<R>(&self, run: Run<'_>, what: impl FnOnce(write::Job<'_>) -> Result<R>) -> Result<R> {
-        what(write::Job {
+    fn work<R>(
+        &self,
+        run: Run<'_>,
+        what: impl FnOnce(write::Rewriting<'_>) -> Result<R>,
+    ) -> Result<R> {
+        what(write::Rewriting {
             chain: &self.job.chain,
             path: &self.job.path,
             open: &self.job.open,
@@ -137,7 +141,7 @@ impl<'a> Ready<'a> {
 }
 
 /// What a write to the job's file changes, also by those who heed no locks.
-fn stamp_of(job: &Job) -> Result<Stamp> {
+fn stamp_of(job: &RollBack) -> Result<Stamp> {
     let path = &job.path;
     let stamp = Opener::READ.or_device().open(path).and_then(Stamp::of);
     stamp.map_err(|error| Error::io("look at", path, error))

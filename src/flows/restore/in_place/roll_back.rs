@@ -4,19 +4,20 @@
 use std::time::Instant;
 
 use super::ready::{Ready, Run};
-use super::{InPlaceOptions, InPlaceReport, Job, room};
+use super::{InPlaceOptions, RollBack, room};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::disk::image::OpenOptions;
 use crate::disk::sys::patience;
 use crate::flows::backup::{self, AnchorChoice, ImageRequest};
-use crate::vault::repository::{Catalog, DiskSpec, Repository};
+use crate::flows::report::InPlaceReport;
+use crate::vault::repository::{Catalog, DiskSpec, PointId, Repository};
 
 /// Holds all images, makes a safety point of what is there, and then writes one after the other.
 pub(super) fn roll_back(
     catalog: &Catalog,
-    jobs: &[Job],
+    jobs: &[RollBack],
     options: &InPlaceOptions,
     observer: &dyn Observer,
     cancel: &Cancel,
@@ -26,7 +27,7 @@ pub(super) fn roll_back(
     let mut ready = Ready::all(catalog, jobs, run)?;
     let safety = options.safety_point.then(|| make_safety_point(catalog.repository(), jobs, run));
     let safety = safety.transpose()?;
-    let mut reports = write(&mut ready, safety.as_deref(), run)?;
+    let mut reports = write(&mut ready, safety, run)?;
     drop(ready);
     if let [only] = reports.as_mut_slice() {
         only.seconds = started.elapsed().as_secs_f64();
@@ -37,12 +38,12 @@ pub(super) fn roll_back(
 /// Makes all images the disks of the point.
 fn write(
     ready: &mut [Ready<'_>],
-    safety: Option<&str>,
+    safety: Option<PointId>,
     run: Run<'_>,
 ) -> Result<Vec<InPlaceReport>> {
     let mut reports: Vec<InPlaceReport> = Vec::new();
     let count = ready.len();
-    let failed = |error, job: &Job, reports: &[InPlaceReport], begun| {
+    let failed = |error, job: &RollBack, reports: &[InPlaceReport], begun| {
         explained(error, job, (reports, count), begun, safety)
     };
     for disk in ready.iter() {
@@ -86,10 +87,10 @@ fn check_room(ready: &[Ready<'_>]) -> Result<()> {
 /// there before. If nothing was written yet, somebody else may have, and there is to be another one.
 fn explained(
     error: Error,
-    job: &Job,
+    job: &RollBack,
     (done, count): (&[InPlaceReport], usize),
     begun: bool,
-    safety: Option<&str>,
+    safety: Option<PointId>,
 ) -> Error {
     let advice = error.advice().map(|advice| format!("{advice}; ")).unwrap_or_default();
     let mut text = format!("{} is not rolled back", job.disk);
@@ -107,26 +108,26 @@ fn explained(
 }
 
 impl Ready<'_> {
-    fn report(&self, safety: Option<&str>, started: Instant) -> InPlaceReport {
+    fn report(&self, safety: Option<PointId>, started: Instant) -> InPlaceReport {
         let (job, geometry) = (self.job, self.job.chain.geometry());
         InPlaceReport {
             disk: job.disk.to_string(),
-            point: job.point.clone(),
+            point: job.point,
             image: job.path.clone(),
-            safety_point: safety.map(str::to_owned),
-            passed_over: job.passed_over.map(|point| point.to_string()),
+            safety_point: safety,
+            passed_over: job.passed_over,
             warnings: Vec::new(),
             virtual_size: geometry.virtual_size(),
             bytes_changed: self.wanted.differing.len() * u64::from(geometry.block_size()),
-            root: job.chain.root().to_string(),
+            root: job.chain.root(),
             seconds: started.elapsed().as_secs_f64(),
         }
     }
 }
 
 /// Makes one safety point of what is there.
-fn make_safety_point(repository: &Repository, jobs: &[Job], run: Run<'_>) -> Result<String> {
-    let image = |job: &Job| ImageRequest {
+fn make_safety_point(repository: &Repository, jobs: &[RollBack], run: Run<'_>) -> Result<PointId> {
+    let image = |job: &RollBack| ImageRequest {
         path: job.path.clone(),
         open: OpenOptions { is_claimed: true, ..job.open.clone() },
         disk: Some(DiskSpec { domain: job.disk.domain.clone(), disk: Some(job.disk.disk.clone()) }),
@@ -145,5 +146,6 @@ fn make_safety_point(repository: &Repository, jobs: &[Job], run: Run<'_>) -> Res
             .within("cannot make a safety point of what is there now")
             .advise("--no-point rolls back without one")
     })?;
-    Ok(reports.into_iter().next().map(|report| report.point).unwrap_or_default())
+    let first = reports.into_iter().next().map(|report| report.point);
+    first.ok_or_else(|| Error::new(ErrorKind::Usage, "no disk"))
 }

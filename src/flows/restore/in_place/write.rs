@@ -97,7 +97,7 @@ pub(super) struct Wanted {
 }
 
 /// An image that is to become the disk at the end of a chain.
-pub(super) struct Job<'a> {
+pub(super) struct Rewriting<'a> {
     pub chain: &'a Chain,
     pub path: &'a Path,
     pub open: &'a OpenOptions,
@@ -108,7 +108,7 @@ pub(super) struct Job<'a> {
     pub cancel: &'a Cancel,
 }
 
-impl Job<'_> {
+impl Rewriting<'_> {
     /// Writes what differs, and sees that it is the point's disk then.
     pub fn run(&self, held: &Held, wanted: &Wanted) -> Result<()> {
         match held {

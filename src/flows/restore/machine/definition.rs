@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Job, MachineRequest};
+use super::{MachineRequest, MachineRestore};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::guest::libvirt::{
@@ -31,7 +31,7 @@ struct Variables {
 }
 
 impl Variables {
-    fn of(job: &Job<'_>, before: &Domain) -> Self {
+    fn of(job: &MachineRestore<'_>, before: &Domain) -> Self {
         let (mut nvram, mut varstore) = (None, None);
         let firmware = &before.firmware;
         for (file, path) in job.files.iter().filter(|(file, _)| file.role == Role::Nvram) {
@@ -52,7 +52,7 @@ impl Variables {
 }
 
 /// Where the files that the XML names were, and where they are restored to.
-fn restored_files(job: &Job<'_>) -> Vec<(PathBuf, PathBuf)> {
+fn restored_files(job: &MachineRestore<'_>) -> Vec<(PathBuf, PathBuf)> {
     let named = [Role::Nvram, Role::BootFile, Role::GuestState];
     let files = job.files.iter().filter(|(file, _)| named.contains(&file.role));
     files.map(|(file, path)| (file.path.clone(), path.clone())).collect()
@@ -78,7 +78,7 @@ impl Definition {
     ///
     /// # Errors
     /// `Usage` if a path or the name can't stand in it; `Image` if it makes no sense.
-    pub fn new(job: &Job<'_>, text: &str, before: Domain) -> Result<Self> {
+    pub fn new(job: &MachineRestore<'_>, text: &str, before: Domain) -> Result<Self> {
         let renamed = job.request.rename.is_some();
         let disks = job.disks.iter();
         let variables = Variables::of(job, &before);
@@ -110,7 +110,7 @@ impl Definition {
     }
 
     /// Fails if the definition does not say what it should: not every path can stand in XML.
-    fn check(&self, job: &Job<'_>) -> Result<()> {
+    fn check(&self, job: &MachineRestore<'_>) -> Result<()> {
         let is_at = |source: &Source, path: &Path| *source == Source::File(path.to_path_buf());
         let disks = self.changes.disks.iter().all(|(target, path, _)| {
             let mut disks = self.now.disks.iter().filter(|disk| disk.target == *target);
@@ -129,7 +129,7 @@ impl Definition {
     }
 
     /// What is left to do.
-    pub fn commands(&self, job: &Job<'_>, xml: &Path) -> Vec<String> {
+    pub fn commands(&self, job: &MachineRestore<'_>, xml: &Path) -> Vec<String> {
         let mut commands = Vec::new();
         if job.request.libvirt.managed_save(&job.name).is_some() {
             commands.push(format!("virsh managedsave-remove {}", quoted(&job.name)));
@@ -156,7 +156,7 @@ impl Definition {
     }
 
     /// What the restored machine does not have, or shares with the one it was made from.
-    pub fn warnings(&self, job: &Job<'_>) -> Vec<String> {
+    pub fn warnings(&self, job: &MachineRestore<'_>) -> Vec<String> {
         let mut warnings = self.disk_warnings(job);
         warnings.extend(self.namesakes(job));
         let varstore = (&self.changes.varstore, &self.before.firmware.varstore);
@@ -211,7 +211,7 @@ impl Definition {
     }
 
     /// What a second guest does not have, since the first one has it.
-    fn taken_from_second(&self, job: &Job<'_>) -> Vec<String> {
+    fn taken_from_second(&self, job: &MachineRestore<'_>) -> Vec<String> {
         let is_restored = |path: &PathBuf| self.changes.files.iter().any(|(old, _)| old == path);
         let gone = self.resources.iter().filter(|it| it.shared);
         let gone = gone.filter(|it| !it.path.as_ref().is_some_and(is_restored));
@@ -231,7 +231,7 @@ impl Definition {
 
     /// Guests of this host that stand in the way of `virsh define`: it takes no second guest of a name
     /// or of a UUID, and takes a guest that has both for the same one.
-    fn namesakes(&self, job: &Job<'_>) -> Vec<String> {
+    fn namesakes(&self, job: &MachineRestore<'_>) -> Vec<String> {
         let libvirt = &job.request.libvirt;
         let mut warnings = Vec::new();
         for name in libvirt.list().map(|listing| listing.names).unwrap_or_default() {
@@ -271,7 +271,7 @@ impl Definition {
         warnings
     }
 
-    fn disk_warnings(&self, job: &Job<'_>) -> Vec<String> {
+    fn disk_warnings(&self, job: &MachineRestore<'_>) -> Vec<String> {
         let mut warnings = Vec::new();
         let why = |target: &str| {
             let left_out = job.machine.left_out.iter().find(|it| it.disk == target);
@@ -320,7 +320,7 @@ fn names_nvram(domain: &Domain) -> bool {
 }
 
 /// The restored state of a TPM: a folder, or a file if it was one.
-fn tpm_place(job: &Job<'_>) -> Option<PathBuf> {
+fn tpm_place(job: &MachineRestore<'_>) -> Option<PathBuf> {
     let restored = job.restored(Role::Tpm)?;
     let was_file = job.machine.file(Role::Tpm).is_some_and(|file| file.path == job.tpm_root);
     Some(if was_file { restored.to_path_buf() } else { job.folder.join("tpm") })
@@ -328,7 +328,7 @@ fn tpm_place(job: &Job<'_>) -> Option<PathBuf> {
 
 /// The targets of disks that the guest can write to and that are not in the point: a second guest
 /// must not have them.
-fn shared_disks(job: &Job<'_>, before: &Domain) -> Vec<String> {
+fn shared_disks(job: &MachineRestore<'_>, before: &Domain) -> Vec<String> {
     let restored = |target: &String| job.disks.iter().any(|disk| disk.target == *target);
     let disks = before.disks.iter().filter(|disk| {
         matches!(disk.device, Device::Disk | Device::Lun)

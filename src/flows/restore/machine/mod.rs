@@ -12,9 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
-use serde::Serialize;
-
-use super::{Destination, Report, Request, guests, rebuild};
+use super::{Destination, RestoreRequest, guests, rebuild};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, OfDisk, Recorder};
@@ -26,6 +24,7 @@ use crate::disk::files::{check_new_file, room};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::Format;
 use crate::disk::io::{Opener, not_opened};
+use crate::flows::report::MachineReport;
 use crate::guest::libvirt::{Domain, Libvirt, XML_LEN_MAX, parse};
 use crate::vault::chain::Chain;
 use crate::vault::point::{check_indexes, open_chain};
@@ -57,45 +56,6 @@ pub struct MachineRequest {
     pub resources: Resources,
 }
 
-/// What the restore of a machine did.
-#[derive(Debug, Clone, Serialize)]
-pub struct MachineReport {
-    /// The domain's name now.
-    pub domain: String,
-    /// Its UUID now.
-    pub uuid: Option<String>,
-    /// The name of the guest that the point is of, as libvirt had it.
-    pub guest: String,
-    /// The UUID of that guest.
-    pub guest_uuid: Option<String>,
-    /// The UUID of the guest that has this name here, if there is one.
-    pub uuid_here: Option<String>,
-    /// The recovery point.
-    pub point: String,
-    /// It is a safety point, made before a roll back.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub safety: bool,
-    /// The last safety point that `latest` or a time passed over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub passed_over: Option<String>,
-    /// In what state the guest was.
-    pub consistency: &'static str,
-    /// Its disks.
-    pub disks: Vec<Report>,
-    /// The definition.
-    #[serde(serialize_with = "crate::base::json::serialize")]
-    pub xml: PathBuf,
-    /// The firmware's variables.
-    #[serde(serialize_with = "crate::base::json::optional::serialize")]
-    pub nvram: Option<PathBuf>,
-    /// What is left to do, as commands for a shell.
-    pub commands: Vec<String>,
-    /// What the admin should know.
-    pub warnings: Vec<Warning>,
-    /// How long it took.
-    pub seconds: f64,
-}
-
 /// A disk that is about to be restored.
 struct Disk {
     target: String,
@@ -105,7 +65,7 @@ struct Disk {
 }
 
 /// All that is about to be restored.
-struct Job<'a> {
+struct MachineRestore<'a> {
     catalog: &'a Catalog,
     request: &'a MachineRequest,
     domain: DomainName,
@@ -144,7 +104,7 @@ pub fn run_machine(
     definition::check_words(request)?;
     check_new_file(&request.to)?;
     let made = make_folder(&request.to)?;
-    let prepared = Job::prepare(&catalog, request, domain, machine, &manifest);
+    let prepared = MachineRestore::prepare(&catalog, request, domain, machine, &manifest);
     let result = prepared.and_then(|(job, definition)| {
         job.check()?;
         let mut written = Written::default();
@@ -217,7 +177,7 @@ impl Drop for Written {
     }
 }
 
-impl<'a> Job<'a> {
+impl<'a> MachineRestore<'a> {
     /// Finds everything, and what would fail of the definition.
     fn prepare(
         catalog: &'a Catalog,
@@ -368,7 +328,7 @@ impl<'a> Job<'a> {
     ) -> Result<MachineReport> {
         let mut reports = Vec::new();
         for disk in &self.disks {
-            let request = Request {
+            let request = RestoreRequest {
                 destination: Destination::Path(disk.path.clone()),
                 format: disk.format,
                 force: self.request.force,
@@ -402,16 +362,22 @@ impl<'a> Job<'a> {
         for text in definition.warnings(&self) {
             recorder.event(&Event::Warning(&Warning::new(Code::Machine, text)));
         }
+        if self.name == self.machine.name {
+            let text = "its disks are other files now than at its latest point";
+            let warning = Warning::new(Code::OtherFiles, text);
+            let warning = warning.advise("say --same-guest at its next backup, once");
+            recorder.event(&Event::Warning(&warning));
+        }
         Ok(MachineReport {
             domain: self.name.clone(),
             uuid: definition.uuid.clone(),
             guest: self.machine.name.clone(),
             guest_uuid: self.machine.uuid.clone(),
             uuid_here,
-            point: manifest.point.to_string(),
+            point: manifest.point,
             safety: manifest.safety,
             passed_over: self.passed_over(manifest.point)?,
-            consistency: manifest.consistency.as_str(),
+            consistency: manifest.consistency,
             disks: reports,
             commands: definition.commands(&self, &xml),
             warnings: Vec::new(),
@@ -422,13 +388,13 @@ impl<'a> Job<'a> {
     }
 
     /// The last safety point of one of the disks that the selector passed over.
-    fn passed_over(&self, point: PointId) -> Result<Option<String>> {
+    fn passed_over(&self, point: PointId) -> Result<Option<PointId>> {
         let mut last = None;
         for disk in &self.disks {
             let id = DiskId { domain: self.domain.clone(), disk: disk.target.parse()? };
             last = last.max(self.catalog.passed_over(&id, &self.request.selector, point)?);
         }
-        Ok(last.map(|point| point.to_string()))
+        Ok(last)
     }
 
     /// Where the first file of a role is restored to.

@@ -1,23 +1,22 @@
-//! `--exclude` and `--exclude-guest`: what each means, before anything is backed up. One that means
-//! nothing is an error: the disk that it was meant for would be backed up, or a guest's disk be left out
-//! that nobody thought of.
+//! What is left out of a backup of guests: what each word means, before anything is backed up. A word
+//! that means nothing is an error: the disk that it was meant for would be backed up, or a guest's disk be
+//! left out that nobody thought of.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qdelta::flows::backup::repository_name;
-use qdelta::guest::libvirt::Libvirt;
-use qdelta::{Error, ErrorKind, Result};
-
-use crate::cli::guest_args::Guests;
+use super::super::repository_name;
+use super::{Guests, GuestsRequest};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::guest::libvirt::Libvirt;
 
 /// The targets of the disks to leave out, by the guests' names.
-pub type Excluded = BTreeMap<String, Vec<String>>;
+pub(super) type Excluded = BTreeMap<String, Vec<String>>;
 
 /// Leaves guests out.
 ///
 /// # Errors
 /// `Usage` for one that is not among them, and if none is left.
-pub fn guests(names: &mut Vec<String>, excluded: &[String]) -> Result<()> {
+pub(super) fn guests(names: &mut Vec<String>, excluded: &[String]) -> Result<()> {
     for guest in excluded {
         if !names.contains(guest) {
             let text = format!("--exclude-guest {guest}: libvirt has no such guest");
@@ -35,12 +34,16 @@ pub fn guests(names: &mut Vec<String>, excluded: &[String]) -> Result<()> {
 ///
 /// # Errors
 /// `Usage` for what no guest has, or what any of several could have.
-pub fn disks(libvirt: &Libvirt, names: &[String], guests: &Guests) -> Result<Excluded> {
+pub(super) fn disks(
+    libvirt: &Libvirt,
+    names: &[String],
+    request: &GuestsRequest,
+) -> Result<Excluded> {
     let mut excluded = Excluded::new();
-    for word in &guests.exclude {
+    for word in &request.excluded_disks {
         let (guest, target) = match (word.rsplit_once('/'), names) {
             (Some((guest, target)), _) => (named(libvirt, names, guest), target),
-            (None, [only]) if !guests.all => (Some(only), word.as_str()),
+            (None, [only]) if request.which != Guests::All => (Some(only), word.as_str()),
             (None, _) => {
                 let text = format!("--exclude {word} does not say of which guest");
                 return Err(usage(text).advise(format!("say --exclude GUEST/{word}")));

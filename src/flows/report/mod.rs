@@ -1,0 +1,30 @@
+//! What a flow gives back: every result of the library as one type that is written as JSON and read
+//! back from it. The program prints these values and nothing of its own; a script or a daemon reads
+//! them with the same types.
+//!
+//! A field that may be missing is `null`, unless its type says that it is left out.
+
+mod anchors;
+mod backup;
+mod bench;
+mod failure;
+mod file;
+mod points;
+mod restore;
+mod roll_back;
+mod setup;
+mod verify;
+
+pub use crate::disk::image::MapEntry;
+pub use anchors::{AnchorReport, AnchorState, AnchorsReport};
+pub use backup::{BackupReport, GuestOutcome, GuestReport, GuestsReport, Outcome};
+pub use bench::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
+pub use failure::Failure;
+pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};
+pub use points::{
+    DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
+};
+pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
+pub use roll_back::{InPlaceReport, MachineInPlaceReport};
+pub use setup::{InitReport, ManReport};
+pub use verify::{ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, VerifyReport};

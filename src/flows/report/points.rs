@@ -1,0 +1,198 @@
+//! What there is to restore.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use qdelta_formats::archive::{ArchiveId, Consistency, Digest, Kind, Tracker};
+use serde::{Deserialize, Serialize};
+
+use crate::base::error::Error;
+use crate::base::json::text;
+use crate::vault::repository::{Anchor, DamagedManifest, ImageRecord, Point, PointId, Refusal};
+
+/// The points of some disks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PointsReport {
+    /// The repository's folder.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub repository: PathBuf,
+    /// Its disks.
+    pub disks: Vec<DiskPointsReport>,
+    /// What all the listed disks come to.
+    pub totals: PointsTotals,
+    /// Files of points that can't be used.
+    pub damaged: Vec<DamagedReport>,
+    /// Folders that can't be listed, and a `qdelta.toml` that can't be used.
+    pub unreadable: Vec<UnreadableReport>,
+}
+
+/// What the listed disks come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointsTotals {
+    /// Domains: guests, and single images on their own.
+    pub domains: usize,
+    /// Disks.
+    pub disks: usize,
+    /// Points, each counted for each of its disks, as the list has them.
+    pub points: usize,
+    /// Chains.
+    pub chains: usize,
+    /// What the archives take, in bytes.
+    pub bytes_written: u64,
+}
+
+/// One disk and its points, oldest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DiskPointsReport {
+    /// The disk, as `domain/disk`.
+    pub disk: String,
+    /// Its points.
+    pub points: Vec<PointReport>,
+}
+
+/// One point of a disk. The names of its fields are those of a backup's result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PointReport {
+    /// The point.
+    pub point: PointId,
+    /// When it was made.
+    #[serde(with = "text")]
+    pub created: Timestamp,
+    /// Against what it was made.
+    #[serde(with = "text")]
+    pub kind: Kind,
+    /// The point that it was made against; none for a full.
+    pub parent: Option<PointId>,
+    /// How the changed blocks were found.
+    #[serde(with = "text")]
+    pub tracker: Tracker,
+    /// In what state the guest was.
+    #[serde(with = "text")]
+    pub consistency: Consistency,
+    /// How long the guest's filesystems can have been frozen, in milliseconds; none if they were not.
+    pub freeze_ms: Option<u64>,
+    /// How many filesystems were frozen; none if none were.
+    pub frozen_filesystems: Option<u32>,
+    /// It is a safety point, made before a roll back.
+    pub safety: bool,
+    /// Size of the disk, in bytes.
+    pub virtual_size: u64,
+    /// Size of a block, in bytes.
+    pub block_size: u32,
+    /// Bytes read from the image's data.
+    pub bytes_read: u64,
+    /// Bytes of these that were read only to check that they have not changed.
+    pub bytes_sampled: u64,
+    /// Bytes of the disk that differ from the parent (for a full: that are not zero).
+    pub bytes_changed: u64,
+    /// Length of the archive, in bytes.
+    pub bytes_written: u64,
+    /// Digest of what the guest sees.
+    #[serde(with = "text")]
+    pub root: Digest,
+    /// The archive.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub archive: PathBuf,
+    /// Whether the archive's file is there.
+    pub archive_present: bool,
+    /// Whether every archive that the point needs is there, with the length that it had.
+    pub restorable: bool,
+    /// The archive's id.
+    #[serde(with = "text")]
+    pub archive_id: ArchiveId,
+    /// The image that it was made from.
+    pub image: ImageRecord,
+    /// Which trackers could not be used, and why.
+    pub refused: Vec<Refusal>,
+    /// What was left behind for the next backup to compare with.
+    pub anchor: Option<Anchor>,
+    /// How long making it took.
+    pub seconds: f64,
+}
+
+/// A folder that can't be listed, or a `qdelta.toml` that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableReport {
+    /// The folder or file.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub error: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+/// A file of a point that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedReport {
+    /// The point.
+    pub point: PointId,
+    /// The file.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub error: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+impl PointsReport {
+    /// Adds a folder or file that can't be read. Several disks may share it.
+    pub fn add_unreadable(&mut self, path: PathBuf, error: &Error) {
+        if self.unreadable.iter().all(|known| known.path != path) {
+            let advice = error.advice().map(str::to_owned);
+            self.unreadable.push(UnreadableReport { path, error: error.chain(), advice });
+        }
+    }
+
+    /// Adds a file that can't be used. Every disk of a domain has the same manifests.
+    pub fn add_damaged(&mut self, damaged: DamagedManifest) {
+        if self.damaged.iter().all(|known| known.path != damaged.path) {
+            self.damaged.push(DamagedReport {
+                point: damaged.point,
+                path: damaged.path,
+                error: damaged.error.chain(),
+                advice: damaged.error.advice().map(str::to_owned),
+            });
+        }
+    }
+
+    /// Whether everything could be read.
+    pub fn is_whole(&self) -> bool {
+        self.damaged.is_empty() && self.unreadable.is_empty()
+    }
+}
+
+impl PointReport {
+    /// What is known of a point, whose archive is the file `archive`; `restorable` says whether all that
+    /// it needs is there.
+    pub fn new(point: &Point, archive: PathBuf, restorable: bool) -> Self {
+        let record = &point.record;
+        Self {
+            point: point.id,
+            created: point.created,
+            kind: record.kind,
+            parent: record.parent_point(),
+            tracker: record.tracker,
+            consistency: point.consistency,
+            freeze_ms: point.freeze_ms,
+            frozen_filesystems: point.frozen_filesystems,
+            safety: point.safety,
+            virtual_size: record.virtual_size,
+            block_size: record.block_size,
+            bytes_read: record.bytes_read,
+            bytes_sampled: record.bytes_sampled,
+            bytes_changed: record.bytes_changed,
+            bytes_written: record.bytes_written,
+            root: record.root,
+            archive,
+            archive_present: point.archive_present,
+            restorable,
+            archive_id: record.archive_id,
+            image: record.image.clone(),
+            refused: record.refused.clone(),
+            anchor: record.anchor.clone(),
+            seconds: point.elapsed_ms as f64 / 1000.0,
+        }
+    }
+}
