@@ -301,7 +301,7 @@ fn what_is_shown_passes_two_gates() {
         "results go through Out::line, messages through Screen::say: both make text printable",
     );
     only_in(
-        &["src"],
+        &["src/cli"],
         // Scripts of shells, and JSON by pieces. Neither holds foreign text that is not escaped.
         &[
             "src/cli/out.rs",

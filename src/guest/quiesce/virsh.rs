@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::Virsh;
+use crate::base::duration;
 use crate::guest::program::{self, End, Failure, Said};
 
 /// What can be asked of `virsh`: these two, and nothing else.
@@ -117,8 +118,8 @@ pub(super) fn call(
             Err(Problem::said(format!("{name}: {status}{}", said.problem()), &said))
         }
         Ok((End::Deadline, _)) => Err(Problem::unanswered(format!(
-            "{name} gave no answer in {} ms and was ended",
-            limit.as_millis()
+            "{name} gave no answer in {} and was ended",
+            duration::in_ms(limit)
         ))),
         Ok((End::Abort, _)) => {
             Err(Problem::unanswered(format!("{name} was broken off: qdelta is no more")))

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::protocol::{Lines, Order, Reply};
 use super::virsh::{self, Problem, Verb};
 use super::{Freeze, alarm, mark, thaw, turn};
+use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// The watchdog's whole life: takes orders from `orders`, which closes when the process that gives
@@ -73,8 +74,8 @@ impl Watch {
             let left = freeze.freeze_max.saturating_sub(since.elapsed());
             if !matches!(self.order(Some(left)), Some(Order::Thaw)) {
                 broken = Some(format!(
-                    "it was thawed after {} ms, before all was done",
-                    since.elapsed().as_millis()
+                    "it was thawed after {}, before all was done",
+                    duration::in_ms(since.elapsed())
                 ));
             }
         }

@@ -244,12 +244,13 @@ impl<'a> Flow<'a> {
                 extents += reflink::extent_count(fd, path).unwrap_or(0);
             }
         }
-        let limit_ms = self.request.how.freeze_max.as_millis() as u64;
-        let most = (limit_ms * EXTENTS_PER_S / 1000 / CLONE_SHARE).max(1);
+        let limit = self.request.how.freeze_max;
+        let most = (limit.as_millis() as u64 * EXTENTS_PER_S / 1000 / CLONE_SHARE).max(1);
         if extents > most {
             return Err(refused(format!(
-                "the images of {} lie in {extents} extents, too many to clone in {limit_ms} ms",
-                self.request.domain
+                "the images of {} lie in {extents} extents, too many to clone in {}",
+                self.request.domain,
+                duration::in_ms(limit)
             ))
             .advise(
                 "defragment them (xfs_fsr, btrfs filesystem defragment), or allow a longer freeze \
