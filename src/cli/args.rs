@@ -60,7 +60,8 @@ pub struct Global {
     #[arg(long, global = true, env = "QDELTA_REPO", value_name = "DIR", value_hint = ValueHint::DirPath, hide_env_values = true)]
     pub repo: Option<PathBuf>,
 
-    /// The folder for this host's own files: marks of frozen guests, tables too large for memory
+    /// The folder for this host's own files: marks of frozen guests, tables too large for memory. Name
+    /// the same one every time: a guest that was left frozen is found by its mark
     /// [default: $STATE_DIRECTORY, /var/lib/qdelta for root, $XDG_STATE_HOME/qdelta for others]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub state: Option<PathBuf>,

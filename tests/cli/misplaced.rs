@@ -84,6 +84,32 @@ fn a_lost_manifest_is_damage() {
     assert!(chain.damaged().contains("found: 3 stray"));
 }
 
+/// A point had lost its manifest, and a torn or foreign archive that is named after the point lay beside the
+/// right one: the first by name was taken for the parent, and every later point of the chain for lost.
+#[test]
+fn a_torn_or_foreign_archive_hides_no_parent_that_lost_its_manifest() {
+    let chain = Chain::of(3);
+    let archives = chain.files("disk");
+    std::fs::remove_file(&chain.files("points")[1]).unwrap();
+    let name = archives[1].file_name().unwrap().to_str().unwrap();
+    let (point, _) = name.split_once("-incremental-").unwrap();
+    let beside = |kind: &str| archives[1].with_file_name(format!("{point}-{kind}-00000000.qdelta"));
+    let restores = || {
+        chain.done(&["restore", "vm", "out.raw", "--force"]);
+    };
+    restores();
+    let bytes = std::fs::read(&archives[1]).unwrap();
+    // A header that is sound, and no end.
+    std::fs::write(beside("incremental"), &bytes[..bytes.len() - 1]).unwrap();
+    restores();
+    // An archive of another point that somebody named after this one.
+    std::fs::copy(&archives[0], beside("full")).unwrap();
+    restores();
+    // Without the right archive the chain is broken, whatever else lies there.
+    std::fs::remove_file(&archives[1]).unwrap();
+    assert_eq!(chain.run(&["restore", "vm", "out.raw", "--force"]).status, 4);
+}
+
 /// Two archives of a disk had changed places: each of their bytes was right, so `verify --quick`
 /// was content, and no point above the full could be restored.
 #[test]

@@ -193,6 +193,8 @@ pub(crate) fn sum_up(
     archive: &Name,
 ) -> Result<()> {
     let storage = &**repository.storage();
+    // Before the archive is read, so that a change while it is being read is seen the next time.
+    let stamp = Stamp::of(storage, archive);
     let reader = Reader::open(storage.open(archive)?)?;
     if before.is_some_and(Before::is_large) || reader.stored().len() > BLOCKS_MAX {
         return Ok(());
@@ -213,7 +215,7 @@ pub(crate) fn sum_up(
         }
     }
     let mut archives = before.map(|before| before.archives.clone()).unwrap_or_default();
-    archives.extend(Stamp::of(storage, archive));
+    archives.extend(stamp);
     if archives.len() != before.map_or(0, Before::archives) + 1 {
         // A storage that can't tell when an archive changes.
         return Ok(());

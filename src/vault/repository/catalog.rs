@@ -10,11 +10,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::manifest::{self, Manifest};
+use jiff::Timestamp;
+
+use super::manifest::{self, DiskRecord, Manifest, ParentRecord};
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
-use super::{DamagedFolder, DamagedManifest, Name, Point, PointList, Repository, Survey};
+use super::{DamagedFolder, DamagedManifest, Name, PointList, Repository, Survey};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::formats::archive::Consistency;
 
 /// One reading of the manifests and folders of a repository.
 #[derive(Debug)]
@@ -34,6 +37,45 @@ pub(super) struct DomainReading {
     manifests: Vec<OnceLock<Result<Manifest>>>,
     /// What the folders of the disks hold, once somebody asked for it.
     folders: Mutex<BTreeMap<DiskName, Arc<Result<BTreeSet<String>>>>>,
+}
+
+/// A disk at one recovery point, as its manifest tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Point {
+    /// The point's id.
+    pub id: PointId,
+    /// The disk.
+    pub disk: DiskId,
+    /// When it was made.
+    pub created: Timestamp,
+    /// In what state the guest was.
+    pub consistency: Consistency,
+    /// How long its filesystems can have been frozen, in milliseconds; none if they were not.
+    pub freeze_ms: Option<u64>,
+    /// How many filesystems were frozen; none if none were.
+    pub frozen_filesystems: Option<u32>,
+    /// How long making it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// It is a safety point: it holds what was there before a roll back.
+    pub safety: bool,
+    /// What the manifest says of the disk.
+    pub record: DiskRecord,
+    /// What its archive is called.
+    pub archive: Name,
+    /// Whether a file lies there.
+    pub archive_present: bool,
+}
+
+impl Point {
+    /// What the next archive calls this point if it is made against it.
+    pub fn as_parent(&self) -> ParentRecord {
+        ParentRecord {
+            domain: self.disk.domain.clone(),
+            disk: self.disk.disk.clone(),
+            point: self.id,
+            root: self.record.root,
+        }
+    }
 }
 
 impl Repository {

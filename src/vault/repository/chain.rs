@@ -9,6 +9,7 @@ use super::point::PointId;
 use super::{Catalog, Name, Point, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{Kind, Metadata, header};
+use crate::vault::archive::Reader;
 
 impl Catalog {
     /// The archives that it takes to restore a point, its chain's full first and its own last.
@@ -114,7 +115,7 @@ impl Catalog {
             let error = broken(text).advise("a newer qdelta may read chains over several disks");
             return Err(Gap { path: self.repository().describe(&link.archive), error });
         }
-        let parent = parent.point;
+        let (named, parent) = (parent, parent.point);
         // Nothing can be its own ancestor, so every walk along parents ends.
         if parent >= link.point {
             let text = format!("point {} claims to build on the later {parent}", link.point);
@@ -129,7 +130,7 @@ impl Catalog {
             let archive = repository.disk_dir(disk).join(&record.archive);
             return Ok(Link { point: parent, archive, parent: record.parent.clone() });
         }
-        without_manifest(self, disk, parent).map_err(|error| {
+        without_manifest(self, disk, named).map_err(|error| {
             let reason = match manifest {
                 Some(Err(error)) => error.chain(),
                 _ => format!("the manifest of point {parent} is missing"),
@@ -203,25 +204,52 @@ pub struct Gap {
 }
 
 /// The archive of a point that has no manifest, and the point that it builds on.
-fn without_manifest(catalog: &Catalog, disk: &DiskId, id: PointId) -> Result<Link> {
-    let repository = catalog.repository();
-    let shown = |name: &Name| repository.describe(name).display().to_string();
+///
+/// Several archives of a point can lie side by side, and a torn or foreign one hides none that is
+/// sound: the one that has the root that the child was made against is the parent.
+fn without_manifest(catalog: &Catalog, disk: &DiskId, parent: &ParentRecord) -> Result<Link> {
+    let (repository, id) = (catalog.repository(), parent.point);
     let dir = repository.disk_dir(disk);
     let folder = catalog.domain(&disk.domain).folder(&disk.disk);
     let names = folder.as_ref().as_ref().map_err(Error::clone)?;
-    // Several archives of a point show the same disk. A full needs no other.
-    let found = names
+    let mut found: Vec<(bool, Name)> = names
         .iter()
         .filter_map(|name| Some((manifest::parse_archive_name(name)?, name)))
         .filter(|((point, _), _)| *point == id)
-        .min_by_key(|((_, kind), name)| (*kind != Kind::Full, *name));
-    let Some((_, name)) = found else {
-        return Err(broken(format!("{} has no archive of point {id} either", shown(&dir))));
+        .map(|((_, kind), name)| (kind != Kind::Full, dir.join(name)))
+        .collect();
+    // A full needs no other.
+    found.sort();
+    // Where there is no choice, the header alone is read.
+    if found.len() > 1 {
+        found.sort_by_cached_key(|(_, archive)| !has_root(catalog, archive, parent));
+    }
+    let mut links = found.into_iter().map(|(_, archive)| link_of(catalog, archive, id));
+    let Some(first) = links.next() else {
+        let dir = repository.describe(&dir);
+        return Err(broken(format!("{} has no archive of point {id} either", dir.display())));
     };
-    let archive = dir.join(name);
+    first.or_else(|error| links.find_map(Result::ok).ok_or(error))
+}
+
+/// Whether an archive is whole, and of the point that a child names, with that root.
+fn has_root(catalog: &Catalog, archive: &Name, parent: &ParentRecord) -> bool {
+    let reader = catalog.repository().storage().open(archive).and_then(Reader::open);
+    reader.is_ok_and(|reader| {
+        let metadata = reader.metadata();
+        metadata.domain == parent.domain.as_str()
+            && metadata.disk == parent.disk.as_str()
+            && metadata.point == parent.point.to_string()
+            && reader.root() == parent.root
+    })
+}
+
+/// What the header of an archive that is called after a point says of its place in a chain.
+fn link_of(catalog: &Catalog, archive: Name, id: PointId) -> Result<Link> {
     let metadata = read_metadata(catalog, &archive)?;
     if metadata.point != id.to_string() {
-        return Err(broken(format!("{} says that it is {}", shown(&archive), metadata.point)));
+        let path = catalog.repository().describe(&archive);
+        return Err(broken(format!("{} says that it is {}", path.display(), metadata.point)));
     }
     let parent = metadata.parent.as_ref().map(ParentRecord::try_from).transpose();
     let parent = parent.map_err(|error: Error| broken(error.chain()))?;

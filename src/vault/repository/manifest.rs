@@ -13,7 +13,6 @@ use serde_json::Value;
 use super::machine::MachineRecord;
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
-use super::storage::Name;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
 use crate::disk::files::fingerprint::Fingerprint;
@@ -425,45 +424,6 @@ pub(super) fn parse_archive_name(name: &str) -> Option<(PointId, Kind)> {
     let is_id = id.len() == 8 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let is_whole = is_id && parts.next().is_none();
     is_whole.then(|| Some((point.parse().ok()?, kind.parse().ok()?)))?
-}
-
-/// A disk at one recovery point, as its manifest tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Point {
-    /// The point's id.
-    pub id: PointId,
-    /// The disk.
-    pub disk: DiskId,
-    /// When it was made.
-    pub created: Timestamp,
-    /// In what state the guest was.
-    pub consistency: Consistency,
-    /// How long its filesystems can have been frozen, in milliseconds; none if they were not.
-    pub freeze_ms: Option<u64>,
-    /// How many filesystems were frozen; none if none were.
-    pub frozen_filesystems: Option<u32>,
-    /// How long making it took, in milliseconds.
-    pub elapsed_ms: u64,
-    /// It is a safety point: it holds what was there before a roll back.
-    pub safety: bool,
-    /// What the manifest says of the disk.
-    pub record: DiskRecord,
-    /// What its archive is called.
-    pub archive: Name,
-    /// Whether a file lies there.
-    pub archive_present: bool,
-}
-
-impl Point {
-    /// What the next archive calls this point if it is made against it.
-    pub fn as_parent(&self) -> ParentRecord {
-        ParentRecord {
-            domain: self.disk.domain.clone(),
-            disk: self.disk.disk.clone(),
-            point: self.id,
-            root: self.record.root,
-        }
-    }
 }
 
 /// BLAKE3 of a manifest without its digest, as hex: of its JSON without spaces and with the

@@ -46,7 +46,7 @@ use crate::disk::io::Opener;
 use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
 
-pub use catalog::Catalog;
+pub use catalog::{Catalog, Point};
 pub(crate) use chain::Needed;
 pub use chain::{Gap, Remains};
 pub use config::Repair;
@@ -57,7 +57,7 @@ pub use lock::{Clearance, DomainLock, Hold};
 pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, ParentRecord,
-    Point, Refusal,
+    Refusal,
 };
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
