@@ -1,7 +1,7 @@
 //! Paths in JSON. A path need not be text; JSON must be. Bytes that are not UTF-8 are shown as
 //! U+FFFD: a report with an odd name in it is better than none.
 //!
-//! What has a form as text of its own (`Display` and `FromStr`) goes through [`text`].
+//! What has a form as text of its own (`Display` and `FromStr`) goes through `text`.
 
 use std::path::{Path, PathBuf};
 
