@@ -5,6 +5,7 @@ pub mod backup;
 pub mod bench;
 pub mod capture;
 pub mod report;
+pub mod merge;
 pub mod restore;
 pub mod tracking;
 pub mod verify;
