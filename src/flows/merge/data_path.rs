@@ -116,8 +116,7 @@ pub(super) fn run(
     let files = stretch.archives().iter().map(|archive| Arc::clone(archive.store())).collect();
     let ahead = ReadAhead::new(job.resources, files, buffer_size, Direct::Off)?;
     ahead.warn_of_fallback(observer);
-    let mut planner =
-        Planner { stretch, cut, buffer_size, ahead, task: Task::default(), cancel };
+    let mut planner = Planner { stretch, cut, buffer_size, ahead, task: Task::default(), cancel };
     pipeline::run(
         job.resources,
         |producer| planner.run(producer),

@@ -1,8 +1,8 @@
 //! What a merge will read, write and free, from the indexes alone.
 
 use qdelta_formats::archive::{
-    ArchiveId, DIGEST_LEN, Directory, FOOTER_LEN, FRAME_ENTRY_LEN, FRAME_HEADER_LEN,
-    GroupIndex, SectionKind, header, index, zero_group_digest,
+    ArchiveId, DIGEST_LEN, Directory, FOOTER_LEN, FRAME_ENTRY_LEN, FRAME_HEADER_LEN, GroupIndex,
+    SectionKind, header, index, zero_group_digest,
 };
 use roaring::RoaringBitmap;
 
@@ -89,7 +89,10 @@ pub fn estimate(stretch: &Stretch, cancel: &Cancel) -> Result<Estimate> {
         .map_err(|error| Error::new(ErrorKind::Damaged, "no such archive can be").because(error))?;
     written += 2 * header.len() as u64 + frames * FRAME_ENTRY_LEN as u64;
     written += (stored.len() + groups.len()) * DIGEST_LEN as u64;
-    written += [stored, zero, groups].map(|set| index::encode_bitmap(set).len() as u64).iter().sum::<u64>();
+    written += [stored, zero, groups]
+        .map(|set| index::encode_bitmap(set).len() as u64)
+        .iter()
+        .sum::<u64>();
     written += (Directory::encoded_len(SectionKind::ALL.len()) + FOOTER_LEN) as u64;
     let lengths = stretch.archives().iter().map(|archive| archive.file_len());
     let indexes = stretch.archives().iter().map(|it| it.file_len() - it.index_offset());

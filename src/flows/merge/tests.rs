@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::data_path::{self, Merged, Merging};
 use super::*;
 use crate::base::observer::Silent;
+use crate::disk::flow::pipeline::Resources;
 use crate::formats::archive::Kind;
 use crate::vault::archive::testing::{Bytes, Disk, Shared, archive, metadata};
 use crate::vault::archive::{Reader, Writer};
@@ -100,6 +101,8 @@ fn content(disk: &Disk) -> Vec<u8> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// Writes, zeros, growing, shrinking, spans of every length: every run of every chain.
     #[test]
     fn every_point_is_what_it_was(

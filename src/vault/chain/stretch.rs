@@ -177,7 +177,9 @@ impl Layer {
             // What lay behind an end was zero at the parent already, or a digest would have changed.
             return match self.is_silent() {
                 true => Ok(()),
-                false => Err(self.damaged(stretch, "a block has changed and no digest of the group")),
+                false => {
+                    Err(self.damaged(stretch, "a block has changed and no digest of the group"))
+                }
             };
         };
         let end = stretch.geometry().block_count();
@@ -188,7 +190,9 @@ impl Layer {
             *zero &= !owned;
         }
         if stretch.is_whole() && self.state.proven && group_digest(&self.state.digests) != digest {
-            return Err(self.damaged(stretch, "the digests of its blocks do not give that of the group"));
+            return Err(
+                self.damaged(stretch, "the digests of its blocks do not give that of the group")
+            );
         }
         Ok(())
     }
@@ -230,6 +234,15 @@ impl Layer {
     /// The group's digest at the newest point; none if it is that of the parent.
     pub fn digest(&self) -> Option<Digest> {
         self.digest
+    }
+
+    /// Whether another layer of the same group says the same of every block. In a `whole` chain all that
+    /// is not stored is zero.
+    pub fn says_what(&self, other: &Self, whole: bool) -> bool {
+        self.owned == other.owned
+            && (whole || self.zero == other.zero)
+            && self.digest == other.digest
+            && ones(&self.owned).all(|block| self.state.digest(block) == other.state.digest(block))
     }
 
     /// The blocks of the group that are zero at the newest point and perhaps not at the parent, counted
