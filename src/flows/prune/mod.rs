@@ -1,0 +1,3 @@
+//! Pruning.
+
+mod plan;
