@@ -144,10 +144,10 @@ const ROOMS: &[&str] = &[
     "flows/anchors",
     "flows/capture",
     "flows/tracking",
+    "flows/merge",
     "flows/backup",
     "flows/restore",
     "flows/verify",
-    "flows/merge",
     "flows/bench",
 ];
 

@@ -89,6 +89,7 @@ pub enum Command {
     Replay(Replay),
     Verify(Verify),
     Points(Points),
+    Merge(Merge),
     Anchors(Anchors),
     Info(Info),
     Map(Map),
@@ -142,6 +143,11 @@ pub struct Backup {
     /// What to compare the image with
     #[arg(long, value_enum, default_value_t)]
     pub kind: Kind,
+
+    /// Make a full of what has changed and the chain before it: a new chain begins, and no more is
+    /// read of the image
+    #[arg(long)]
+    pub synthetic: bool,
 
     /// Compression level of zstd: 1 is fast, 19 gives small archives
     #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
@@ -452,6 +458,35 @@ pub struct Points {
     /// Show times in UTC, not in the local zone
     #[arg(long)]
     pub utc: bool,
+}
+
+/// Merge points into a later one, which stays; the others go.
+///
+/// The points from A up to before B become part of B: of each block B's archive gets the newest
+/// version, and B and all later points stay what they are. Compressed blocks are copied as they
+/// are. Before anything goes, the merged archives are proved by the roots of their points. A point
+/// that another one builds on, besides those that are merged, can't go.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("merge"), after_long_help = examples::long(Some("merge")))]
+pub struct Merge {
+    /// Which points of which guest or disk: from A on, up to B, which stays
+    ///
+    /// DISK is DOMAIN/DISK, or a guest: by its name in the repository or in libvirt, or by its UUID. A
+    /// point is a point of all its disks. A and B are said like POINT of qdelta restore.
+    #[arg(value_name = "DISK@A..B", value_parser = values::points_of)]
+    pub points: values::PointsOf,
+
+    /// Say what would be read, written and freed, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Compression level of zstd for what must be packed anew
+    #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
+    pub level: i32,
+
+    /// How to work.
+    #[command(flatten)]
+    pub work: Engine,
 }
 
 /// List the anchors that backups have left for later backups, or remove them.

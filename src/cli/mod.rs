@@ -98,6 +98,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Restore(args) => commands::restore::run(&args, context),
         Command::Replay(args) => commands::restore::replay(&args, context),
         Command::Verify(args) => commands::verify::run(args, context),
+        Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),
         Command::Points(args) => commands::points::run(&args, context),
         Command::Info(args) => commands::info::run(&args, context),

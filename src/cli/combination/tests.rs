@@ -73,6 +73,7 @@ const TABLES: &[Table] = &[
             Entry(&["--kind", "full"], &[], "what is compared with: nothing"),
             Entry(&["--kind", "incremental"], &[], "what is compared with, or an error"),
             Entry(&["--kind", "differential"], &[], "what is compared with, or an error"),
+            Entry(&["--synthetic"], &[], "the chain becomes a full"),
             Entry(&["--level", "3"], &[], "how hard zstd tries"),
             Entry(
                 &["--block-size", "64K"],
