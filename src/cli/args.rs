@@ -89,6 +89,8 @@ pub enum Command {
     Replay(Replay),
     Verify(Verify),
     Points(Points),
+    Pin(Pin),
+    Unpin(Unpin),
     Anchors(Anchors),
     Info(Info),
     Map(Map),
@@ -114,10 +116,15 @@ pub struct Init {
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
 
-    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points; change
-    /// nothing else
+    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points and the
+    /// settings that can still be read; change nothing else
     #[arg(long)]
     pub repair: bool,
+
+    /// The time zone whose days, weeks, months and years qdelta prune counts, by IANA's name
+    /// [default: this machine's]
+    #[arg(long, value_name = "ZONE", conflicts_with = "repair")]
+    pub time_zone: Option<String>,
 }
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.
@@ -452,6 +459,44 @@ pub struct Points {
     /// Show times in UTC, not in the local zone
     #[arg(long)]
     pub utc: bool,
+
+    /// Show the removed points, too
+    #[arg(long)]
+    pub removed: bool,
+}
+
+/// Keep a recovery point whatever the rules say.
+///
+/// A pinned point stays until its pin ends or is taken away, and counts for no rule of qdelta prune. A
+/// point of a guest is pinned with all its disks.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("pin"), after_long_help = examples::long(Some("pin")))]
+pub struct Pin {
+    /// Which point of which guest; a guest need not be named if no other has a point of this id
+    ///
+    /// GUEST is a guest or a disk, POINT as qdelta restore --help has it.
+    #[arg(value_name = "GUEST@POINT", value_parser = values::disk_at)]
+    pub point: values::DiskAt,
+
+    /// Why, for those who read the list of points
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+
+    /// Until the end of this day (or month, or year) of the repository's time zone, or until a time
+    /// [default: for ever]
+    #[arg(long, value_name = "DATE")]
+    pub until: Option<String>,
+}
+
+/// Take the pin of a recovery point away.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("unpin"), after_long_help = examples::long(Some("unpin")))]
+pub struct Unpin {
+    /// Which point of which guest; a guest need not be named if no other has a point of this id
+    ///
+    /// GUEST is a guest or a disk, POINT as qdelta restore --help has it.
+    #[arg(value_name = "GUEST@POINT", value_parser = values::disk_at)]
+    pub point: values::DiskAt,
 }
 
 /// List the anchors that backups have left for later backups, or remove them.

@@ -68,6 +68,14 @@ pub fn list(command: &str) -> &'static [Example] {
                 "qdelta points web --json | jq -r '.disks[].points[].point'",
             ),
         ],
+        "pin" => &[
+            (
+                "Keep the state of the audit for two years",
+                "qdelta pin web@2026-11-22 --reason 'audit 2026' --until 2028",
+            ),
+            ("For ever, by the point's id", "qdelta pin 20261122T153823.412Z"),
+        ],
+        "unpin" => &[("The rules decide again", "qdelta unpin web@20261122T153823.412Z")],
         "anchors" => &[
             ("All disks", "qdelta anchors"),
             ("Remove all anchors of a disk", "qdelta anchors web --remove-all"),

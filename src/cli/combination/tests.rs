@@ -53,8 +53,9 @@ const TABLES: &[Table] = &[
         entries: &[
             Entry(&["d"], &["a folder"], "the folder"),
             Entry(&["--repair"], &[], "a lost qdelta.toml is made anew"),
+            Entry(&["--time-zone", "UTC"], &[], "the days of the rules are its days"),
         ],
-        apart: &[("--repo", "d")],
+        apart: &[("--repo", "d"), ("--repair", "--time-zone")],
     },
     Table {
         command: "backup",
@@ -266,7 +267,24 @@ const TABLES: &[Table] = &[
         entries: &[
             Entry(&["g"], &["some", "everything"], "what is listed"),
             Entry(&["--utc"], &[], "times of the list; JSON has UTC always"),
+            Entry(&["--removed"], &[], "which points are listed"),
         ],
+        apart: &[],
+    },
+    Table {
+        command: "pin",
+        ways: &[("point", &["g@latest"])],
+        entries: &[
+            Entry(&["g@latest"], &[], "which point"),
+            Entry(&["--reason", "r"], &[], "the list shows it"),
+            Entry(&["--until", "2999"], &[], "when the pin ends"),
+        ],
+        apart: &[],
+    },
+    Table {
+        command: "unpin",
+        ways: &[("point", &["g@latest"])],
+        entries: &[Entry(&["g@latest"], &[], "which point")],
         apart: &[],
     },
     Table {

@@ -23,15 +23,13 @@ mod leftovers;
 mod lock;
 mod machine;
 mod manifest;
+mod marks;
 mod names;
 mod pending;
 mod point;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "merging calls it, which is the next step and not written yet")
-)]
 mod replace;
 mod select;
+mod settings;
 pub mod storage;
 
 use std::fs;
@@ -59,9 +57,11 @@ pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, ParentRecord,
     Refusal,
 };
+pub use marks::{Marks, Pin, Removal};
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
 pub use pending::Pending;
 pub use point::{PointId, Selector};
+pub use settings::{Count, Keep, SAFETY, Settings};
 use storage::{EntryKind, Name, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.
