@@ -10,6 +10,7 @@ mod bench;
 mod failure;
 mod file;
 mod marks;
+mod merge;
 mod points;
 mod restore;
 mod roll_back;
@@ -23,6 +24,7 @@ pub use bench::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
 pub use failure::Failure;
 pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};
 pub use marks::MarkReport;
+pub use merge::{MergeReport, MergedDisk};
 pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };

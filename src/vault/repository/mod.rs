@@ -27,6 +27,7 @@ mod marks;
 mod names;
 mod pending;
 mod point;
+mod removal;
 mod replace;
 mod select;
 mod settings;
@@ -55,12 +56,15 @@ pub use lock::{Clearance, DomainLock, Hold};
 pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, ParentRecord,
-    Refusal,
+    Refusal, Replaced,
 };
 pub use marks::{Marks, Pin, Removal};
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
+pub(crate) use pending::Beside;
 pub use pending::Pending;
 pub use point::{PointId, Selector};
+pub use removal::Removed;
+pub(crate) use replace::Version;
 pub use settings::{Count, Keep, SAFETY, Settings};
 use storage::{EntryKind, Name, Storage};
 

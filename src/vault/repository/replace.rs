@@ -116,9 +116,9 @@ mod tests {
 
     use super::*;
     use crate::formats::archive::{ArchiveId, Digest, Kind};
-    use crate::vault::repository::Point;
     use crate::vault::repository::storage::durable::faults::{self, Mode};
     use crate::vault::repository::tests::{back_up, disk, fresh};
+    use crate::vault::repository::{Point, Removed};
 
     const OTHER: ArchiveId = ArchiveId([9; 16]);
 
@@ -130,6 +130,7 @@ mod tests {
         back_up(&repository, &id, Kind::Full).unwrap();
         let point = back_up(&repository, &id, Kind::Incremental).unwrap();
         let (mut manifest, version) = repository.versioned(&id.domain, point).unwrap();
+        manifest.replaces.extend(manifest.archives().collect::<Vec<_>>());
         let record = &mut manifest.disks[0];
         (record.kind, record.parent, record.archive_id) = (Kind::Full, None, OTHER);
         record.archive = manifest::archive_name(point, Kind::Full, OTHER);
@@ -157,7 +158,28 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Busy);
         // What is replaced is nobody's to remove but the merge's.
         repository.clean(&lock).unwrap();
-        assert!(old.is_file());
+        assert!(old.is_file() && catalog.strays(&id).unwrap().is_empty());
+        let clearance = repository.clear(&lock).unwrap();
+        let removed = repository.remove_replaced(&lock, &clearance).unwrap();
+        assert_eq!((removed.points, removed.archives), (0, 1));
+        let (read, _) = repository.versioned(&id.domain, manifest.point).unwrap();
+        assert!(!old.is_file() && read.replaces.is_empty());
+        assert!(repository.remove_replaced(&lock, &clearance).unwrap() == Removed::default());
+    }
+
+    /// A merge was killed after its archive had a name and before the manifest named it: nobody knew the
+    /// archive, and nobody removed it.
+    #[test]
+    fn an_archive_that_no_manifest_came_to_name_is_removed() {
+        let (_dir, repository, manifest, _) = merged();
+        let id = disk("vm/vda");
+        let merged = repository.describe(&repository.archive(&id, &manifest.disks[0].archive));
+        assert!(merged.is_file() && repository.catalog().strays(&id).unwrap().is_empty());
+        let lock = repository.lock(&id.domain).unwrap();
+        let cleaned = repository.clean(&lock).unwrap();
+        assert!(cleaned.removed.len() == 1 && cleaned.kept.is_empty() && !merged.is_file());
+        let points = repository.catalog().points(&id).unwrap().points;
+        assert!(points.iter().all(|point| point.archive_present));
     }
 
     #[test]
