@@ -13,6 +13,7 @@ use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
+use super::point_args::{Merge, Pin, Unpin};
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -90,6 +91,8 @@ pub enum Command {
     Verify(Verify),
     Points(Points),
     Merge(Merge),
+    Pin(Pin),
+    Unpin(Unpin),
     Anchors(Anchors),
     Info(Info),
     Map(Map),
@@ -115,10 +118,15 @@ pub struct Init {
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
 
-    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points; change
-    /// nothing else
+    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points and the
+    /// settings that can still be read; change nothing else
     #[arg(long)]
     pub repair: bool,
+
+    /// The time zone whose days, weeks, months and years qdelta prune counts, by IANA's name
+    /// [default: this machine's]
+    #[arg(long, value_name = "ZONE", conflicts_with = "repair")]
+    pub time_zone: Option<String>,
 }
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.
@@ -458,35 +466,10 @@ pub struct Points {
     /// Show times in UTC, not in the local zone
     #[arg(long)]
     pub utc: bool,
-}
 
-/// Merge points into a later one, which stays; the others go.
-///
-/// The points from A up to before B become part of B: of each block B's archive gets the newest
-/// version, and B and all later points stay what they are. Compressed blocks are copied as they
-/// are. Before anything goes, the merged archives are proved by the roots of their points. A point
-/// that another one builds on, besides those that are merged, can't go.
-#[derive(Debug, Args)]
-#[command(after_help = examples::of("merge"), after_long_help = examples::long(Some("merge")))]
-pub struct Merge {
-    /// Which points of which guest or disk: from A on, up to B, which stays
-    ///
-    /// DISK is DOMAIN/DISK, or a guest: by its name in the repository or in libvirt, or by its UUID. A
-    /// point is a point of all its disks. A and B are said like POINT of qdelta restore.
-    #[arg(value_name = "DISK@A..B", value_parser = values::points_of)]
-    pub points: values::PointsOf,
-
-    /// Say what would be read, written and freed, and do nothing
+    /// Show the removed points, too
     #[arg(long)]
-    pub dry_run: bool,
-
-    /// Compression level of zstd for what must be packed anew
-    #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
-    pub level: i32,
-
-    /// How to work.
-    #[command(flatten)]
-    pub work: Engine,
+    pub removed: bool,
 }
 
 /// List the anchors that backups have left for later backups, or remove them.

@@ -73,6 +73,14 @@ pub fn list(command: &str) -> &'static [Example] {
             ("What a merge would bring", "qdelta merge web@20261122T15..20261124T09 --dry-run"),
             ("The nights of a week become one point", "qdelta merge web@2026-11-16..2026-11-22"),
         ],
+        "pin" => &[
+            (
+                "Keep the state of the audit for two years",
+                "qdelta pin web@2026-11-22 --reason 'audit 2026' --until 2028",
+            ),
+            ("For ever, by the point's id", "qdelta pin 20261122T153823.412Z"),
+        ],
+        "unpin" => &[("The rules decide again", "qdelta unpin web@20261122T153823.412Z")],
         "anchors" => &[
             ("All disks", "qdelta anchors"),
             ("Remove all anchors of a disk", "qdelta anchors web --remove-all"),

@@ -8,6 +8,7 @@ mod examples;
 mod guest_args;
 mod near;
 mod out;
+mod point_args;
 mod screen;
 mod signals;
 mod state;
@@ -101,6 +102,8 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),
         Command::Points(args) => commands::points::run(&args, context),
+        Command::Pin(args) => commands::pin::run(&args, context),
+        Command::Unpin(args) => commands::pin::unpin(&args, context),
         Command::Info(args) => commands::info::run(&args, context),
         Command::Completions(args) => commands::shell::completions(&args, context),
         Command::Man(args) => commands::shell::man(&args, context),

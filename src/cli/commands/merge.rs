@@ -4,7 +4,7 @@ use qdelta::Result;
 use qdelta::flows::merge::{self, MergeOptions, MergeRequest};
 use qdelta::flows::report::MergeReport;
 
-use crate::cli::args::Merge;
+use crate::cli::point_args::Merge;
 use crate::cli::{Context, signals, status, text};
 
 /// Merges, or says what a merge would bring.

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use qdelta_formats::archive::{ArchiveId, Metadata};
 
 use crate::base::cancel::Cancel;
+use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::flows::report::MergeReport;
@@ -70,6 +71,7 @@ pub fn run(
     };
     let (from, into) = (find(&request.from)?, find(&request.into)?);
     let absorbed = family.between(from, into, disk.map(|disk| &disk.disk))?;
+    family.check_pins(&absorbed, clock::now()?)?;
     let step = family.step(&absorbed, into)?;
     let merger = Merger {
         catalog: &catalog,
