@@ -37,7 +37,7 @@ impl Recent {
             return Ok(window);
         }
         // Nobody waits while this thread reads. Two threads may load the same window.
-        let window = Arc::new(Window::load(chain, number)?);
+        let window = Arc::new(Window::load(chain.archives(), number)?);
         let mut windows = lock();
         if windows.len() >= WINDOWS_MAX {
             windows.pop_front();
@@ -110,7 +110,7 @@ impl GroupCursor<'_> {
         let number = Window::number_of(group);
         let window = match self.window.take().filter(|window| window.number() == number) {
             Some(window) => window,
-            None => Window::load(self.chain, number)?,
+            None => Window::load(self.chain.archives(), number)?,
         };
         let filled = window.fill(self.chain, group, &mut self.tables, &mut self.state);
         self.window = Some(window);

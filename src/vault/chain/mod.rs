@@ -6,6 +6,7 @@ mod cursor;
 mod forest;
 mod salvage;
 mod state;
+mod stretch;
 mod tables;
 mod window;
 
@@ -23,6 +24,7 @@ pub use cursor::GroupCursor;
 use cursor::Recent;
 pub use forest::{Forest, Overlay};
 pub use state::{FrameRead, GroupState, Owner};
+pub use stretch::{Layer, Stretch, StretchCursor};
 
 /// The most archives a chain may have. Ten years of one every two hours.
 pub const CHAIN_LEN_MAX: usize = 50_000;
@@ -65,13 +67,7 @@ impl Chain {
 
     /// The chain of archives that were found to follow each other.
     fn link(archives: Vec<Arc<Reader>>, salvage: Option<Breaks>) -> Self {
-        let mut kept = archives.last().map_or(0, |newest| newest.geometry().block_count());
-        let mut blocks_kept: Vec<u64> = Vec::with_capacity(archives.len());
-        for archive in archives.iter().rev() {
-            blocks_kept.push(kept);
-            kept = kept.min(archive.geometry().block_count());
-        }
-        blocks_kept.reverse();
+        let blocks_kept = blocks_kept(&archives);
         Self { archives, blocks_kept, salvage, recent: Recent::default() }
     }
 
@@ -185,6 +181,18 @@ impl Chain {
         let range = self.geometry().group_range(group);
         format!("group {}, bytes {} to {} of the disk", group.0, range.start, range.end)
     }
+}
+
+/// For each archive, the fewest blocks that a disk above it has; for the newest, its own.
+fn blocks_kept(archives: &[Arc<Reader>]) -> Vec<u64> {
+    let mut kept = archives.last().map_or(0, |newest| newest.geometry().block_count());
+    let mut blocks_kept: Vec<u64> = Vec::with_capacity(archives.len());
+    for archive in archives.iter().rev() {
+        blocks_kept.push(kept);
+        kept = kept.min(archive.geometry().block_count());
+    }
+    blocks_kept.reverse();
+    blocks_kept
 }
 
 fn check_first(first: &Reader) -> Result<()> {

@@ -29,7 +29,7 @@ pub(super) struct Window {
 /// An archive that says something about a window.
 pub(super) struct Speaker {
     /// Its position in the chain.
-    archive: usize,
+    pub(super) archive: usize,
     /// The groups that it says something about, one bit for each.
     groups: u64,
     stored: Option<Part>,
@@ -54,9 +54,9 @@ impl Window {
     }
 
     /// Reads what the archives say.
-    pub(super) fn load(chain: &Chain, number: u32) -> Result<Self> {
+    pub(super) fn load(archives: &[Arc<Reader>], number: u32) -> Result<Self> {
         let mut speakers = Vec::new();
-        for (archive, reader) in chain.archives().iter().enumerate().rev() {
+        for (archive, reader) in archives.iter().enumerate().rev() {
             let speaker = Speaker::load(archive, reader, number)?;
             if speaker.groups != 0 {
                 speakers.push(speaker);
@@ -66,7 +66,7 @@ impl Window {
     }
 
     /// The archives that say something about a group of the window, the newest first.
-    fn speakers(&self, group: GroupIndex) -> impl Iterator<Item = &Speaker> {
+    pub(super) fn speakers(&self, group: GroupIndex) -> impl Iterator<Item = &Speaker> {
         let bit = 1 << (group.0 % GROUPS);
         self.speakers.iter().filter(move |speaker| speaker.groups & bit != 0)
     }
@@ -242,7 +242,7 @@ impl Speaker {
     }
 
     /// Puts the wanted ones of the stored blocks into the state, with digests and frames.
-    fn take_stored(
+    pub(super) fn take_stored(
         &self,
         reader: &Reader,
         stored: &GroupBits,
@@ -255,7 +255,8 @@ impl Speaker {
             return Ok(());
         }
         let rank = self.rank(state.group);
-        if reader.has_proofs() {
+        // Where some can't be proved, all mean nothing.
+        if state.proven && reader.has_proofs() {
             let (windows, ahead) = tables.of(self.archive);
             let digests = windows.digests(reader, rank, count(stored), ahead)?;
             for (block, digest) in ones(stored).zip(digests) {

@@ -109,16 +109,29 @@ impl Packer {
     fn close(&mut self, span: &mut Span, packed: &mut Packed, bytes: &[u8]) -> Result<()> {
         // A task may begin in the middle of a span only if it has but one block, which is one span.
         let base = (span.first.saturating_sub(packed.blocks.start)) as usize * self.block_size;
-        let mask = Mask(span.mask);
+        let digests = std::mem::take(&mut span.digests);
+        self.pack_span(span.first, Mask(span.mask), digests, &bytes[base..], packed)
+    }
+
+    /// Compresses the blocks of `mask` into one frame, whatever they hold: `bytes` begin with the span
+    /// at block `first`, and `digests` are those of the blocks. Nothing is packed of an empty mask.
+    pub fn pack_span(
+        &mut self,
+        first: u64,
+        mask: Mask,
+        digests: Vec<Digest>,
+        bytes: &[u8],
+        packed: &mut Packed,
+    ) -> Result<()> {
         let Some(low) = mask.first() else { return Ok(()) };
         let (low, count) = (low as usize, mask.count() as usize);
         let raw = if mask.is_run() {
-            let start = base + low * self.block_size;
+            let start = low * self.block_size;
             &bytes[start..start + count * self.block_size]
         } else {
             self.gathered.clear();
             for bit in mask.bits() {
-                let start = base + bit as usize * self.block_size;
+                let start = bit as usize * self.block_size;
                 self.gathered.extend_from_slice(&bytes[start..start + self.block_size]);
             }
             &self.gathered
@@ -130,11 +143,11 @@ impl Packer {
             Codec::Zstd => &self.compressed,
         });
         packed.frames.push(PackedFrame {
-            first_block: BlockIndex(span.first as u32),
-            mask: span.mask,
+            first_block: BlockIndex(first as u32),
+            mask: mask.0,
             codec,
             payload: start..packed.payloads.len(),
-            digests: std::mem::take(&mut span.digests),
+            digests,
         });
         Ok(())
     }

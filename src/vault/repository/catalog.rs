@@ -14,6 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::manifest::{self, DiskRecord, Manifest, ParentRecord};
+use super::marks::{Pin, Removal};
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
 use super::{
@@ -72,6 +73,10 @@ pub struct Point {
     pub elapsed_ms: u64,
     /// It is a safety point: it holds what was there before a roll back.
     pub safety: bool,
+    /// It is pinned.
+    pub pinned: Option<Pin>,
+    /// It is removed: only who names it whole means it.
+    pub removed: Option<Removal>,
     /// What the manifest says of the disk.
     pub record: DiskRecord,
     /// What its archive is called.
@@ -137,8 +142,8 @@ impl Catalog {
         Ok(list)
     }
 
-    /// The points of a disk whose manifests can be read, the latest first. Only the manifests that
-    /// are walked over are read.
+    /// The points of a disk whose manifests can be read and that are not removed, the latest first. Only
+    /// the manifests that are walked over are read.
     ///
     /// # Errors
     /// As [`Self::points`].
@@ -147,7 +152,8 @@ impl Catalog {
         let (domain, id) = (self.domain(&id.domain), id.clone());
         Ok((0..domain.points().len()).rev().filter_map(move |index| {
             let (_, manifest) = domain.at(index)?;
-            domain.point(manifest.as_ref().ok()?, &id)
+            let is_kept = |manifest: &&Manifest| manifest.removed.is_none();
+            domain.point(manifest.as_ref().ok().filter(is_kept)?, &id)
         }))
     }
 
@@ -371,6 +377,8 @@ impl DomainReading {
             frozen_filesystems: machine.and_then(|machine| machine.frozen_filesystems),
             elapsed_ms: manifest.elapsed_ms,
             safety: manifest.safety,
+            pinned: manifest.pinned.clone(),
+            removed: manifest.removed.clone(),
             archive_present: self.is_present(&id.disk, &record.archive, &archive),
             archive,
             record,

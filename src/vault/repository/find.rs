@@ -42,6 +42,13 @@ impl FromStr for Wanted {
     }
 }
 
+impl Wanted {
+    /// The disk, if one of the guest's was named.
+    pub fn disk(&self) -> Option<&DiskName> {
+        self.disk.as_ref()
+    }
+}
+
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.disk {

@@ -5,6 +5,10 @@
 //! still there, no manifest names the archive, the archive is newer than every manifest and every
 //! other archive of its disk, and no point builds on it. An archive without a manifest and without
 //! that explanation stays and is reported: perhaps its manifest was lost.
+//!
+//! Two archives of one point lie side by side while a merged one takes the other's place. One that the
+//! point's manifest neither names nor has replaced is left of a merge that was killed, as long as the one
+//! that is named is there.
 
 use std::path::PathBuf;
 
@@ -81,10 +85,15 @@ impl Catalog {
         };
         let mut unnamed = Vec::new();
         let folder = domain.folder(&id.disk);
-        for name in &folder.as_ref().as_ref().map_err(Error::clone)?.names {
+        let names = &folder.as_ref().as_ref().map_err(Error::clone)?.names;
+        // Beside the one that the manifest names, what a merge has put in another's place or was killed at.
+        let has_named = |manifest: &Manifest| {
+            manifest.disk(&id.disk).is_some_and(|record| names.contains(&record.archive))
+        };
+        for name in names {
             let Some((point, _)) = manifest::parse_archive_name(name) else { continue };
             match domain.manifest(point) {
-                Some(Ok(manifest)) if names_it(manifest, name) => {}
+                Some(Ok(manifest)) if names_it(manifest, name) || has_named(manifest) => {}
                 Some(Err(_)) => {}
                 _ => unnamed.push((dir.join(name), point)),
             }
@@ -134,26 +143,45 @@ impl Cleaner<'_> {
                 self.discard(&dir.join(name))?;
             }
         }
-        let points = || folder.names.iter().filter_map(|name| manifest::parse_archive_name(name));
-        let newest = points().map(|(point, _)| point).max();
+        let parsed = folder.names.iter().filter_map(|name| manifest::parse_archive_name(name));
+        let mut points: Vec<PointId> = parsed.map(|(point, _)| point).collect();
+        points.sort_unstable();
+        let newest = points.last().copied();
         for archive in &folder.names {
             let Some((point, _)) = manifest::parse_archive_name(archive) else { continue };
             let name = dir.join(archive);
-            match fate(self.known, point, archive, disk) {
+            let first = points.partition_point(|it| *it < point);
+            let has_twin = points.get(first + 1) == Some(&point);
+            let fate = match has_twin && self.is_unnamed(dir, point, archive, disk)? {
+                true => Fate::Unnamed,
+                false => fate(self.known, point, archive, disk),
+            };
+            match fate {
                 Fate::Belongs => {}
                 // Whatever came later may build on it, though its manifest did not come here yet.
-                Fate::Leftover if newest.is_none_or(|newest| newest <= point) => {
+                Fate::Leftover | Fate::Unnamed
+                    if fate == Fate::Unnamed || newest.is_none_or(|newest| newest <= point) =>
+                {
                     let leftover = self.leftover(&name);
                     self.repository.storage().remove(&name)?;
                     self.cleaned.removed.push(leftover);
                 }
-                Fate::Leftover | Fate::Unexplained => {
+                Fate::Leftover | Fate::Unnamed | Fate::Unexplained => {
                     let leftover = self.leftover(&name);
                     self.cleaned.kept.push(leftover);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether the manifest of a point is sound and names another archive of a disk, which is there, and
+    /// has never named this one.
+    fn is_unnamed(&self, dir: &Name, point: PointId, name: &str, disk: &DiskName) -> Result<bool> {
+        let Some(Ok(manifest)) = self.known.manifest(point) else { return Ok(false) };
+        let Some(record) = manifest.disk(disk) else { return Ok(false) };
+        let is_other = record.archive != name && !manifest.has_replaced(disk, name);
+        Ok(is_other && self.repository.is_there(&dir.join(&record.archive))?)
     }
 
     fn leftover(&self, name: &Name) -> Leftover {
@@ -172,11 +200,14 @@ impl Cleaner<'_> {
 }
 
 /// What becomes of an archive.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     /// A manifest names it.
     Belongs,
     /// Its backup was killed just before the manifest got its name.
     Leftover,
+    /// Its merge was killed before the manifest named it.
+    Unnamed,
     /// Nothing says why it is there.
     Unexplained,
 }

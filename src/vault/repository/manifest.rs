@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::machine::MachineRecord;
+use super::marks::{Pin, Removal};
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -58,6 +59,27 @@ pub struct Manifest {
     /// It is a safety point: it holds what was there before a roll back, and nobody asked for a backup.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub safety: bool,
+    /// It is pinned: no rule removes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pin>,
+    /// It is removed: nobody is shown it, and its data goes one day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<Removal>,
+    /// The archives whose place its own have taken, and that are not removed yet: also those of earlier
+    /// points, which go with their archives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaces: Vec<Replaced>,
+}
+
+/// An archive whose place another one has taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// The point that it was of.
+    pub point: PointId,
+    /// Its disk.
+    pub disk: DiskName,
+    /// Its file name, in the disk's folder.
+    pub archive: String,
 }
 
 /// One disk at a recovery point.
@@ -279,6 +301,9 @@ impl Manifest {
             elapsed_ms: 0,
             machine: None,
             safety: false,
+            pinned: None,
+            removed: None,
+            replaces: Vec::new(),
         }
     }
 
@@ -290,6 +315,22 @@ impl Manifest {
     /// The record of one of its disks.
     pub fn disk(&self, disk: &DiskName) -> Option<&DiskRecord> {
         self.disks.iter().find(|record| record.disk == *disk)
+    }
+
+    /// Its archives, and all those whose place they have taken.
+    pub(crate) fn archives(&self) -> impl Iterator<Item = Replaced> + '_ {
+        let own = self.disks.iter().map(|record| Replaced {
+            point: self.point,
+            disk: record.disk.clone(),
+            archive: record.archive.clone(),
+        });
+        own.chain(self.replaces.iter().cloned())
+    }
+
+    /// Whether an archive of its own point is one whose place another has taken.
+    pub(super) fn has_replaced(&self, disk: &DiskName, archive: &str) -> bool {
+        let is_it = |it: &Replaced| it.point == self.point && it.disk == *disk;
+        self.replaces.iter().any(|replaced| is_it(replaced) && replaced.archive == archive)
     }
 
     /// The bytes of the file.
@@ -395,6 +436,15 @@ impl Manifest {
             }
             if let Err(error) = Geometry::new(record.virtual_size, record.block_size) {
                 return Err(format!("gives disk {disk} an impossible geometry: {error}"));
+            }
+        }
+        for replaced in &self.replaces {
+            let name = &replaced.archive;
+            // What it names is removed: nothing but an archive of that very point, and none that stays.
+            let is_of_point = parse_archive_name(name).is_some_and(|it| it.0 == replaced.point);
+            let stays = self.disks.iter().any(|record| record.archive == *name);
+            if !is_of_point || stays || replaced.point > self.point {
+                return Err(format!("says that the archive {name:?} was replaced"));
             }
         }
         Ok(())

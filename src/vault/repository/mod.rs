@@ -23,15 +23,14 @@ mod leftovers;
 mod lock;
 mod machine;
 mod manifest;
+mod marks;
 mod names;
 mod pending;
 mod point;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "merging calls it, which is the next step and not written yet")
-)]
+mod removal;
 mod replace;
 mod select;
+mod settings;
 pub mod storage;
 
 use std::fs;
@@ -58,11 +57,16 @@ pub use lock::{Clearance, DomainLock, Hold};
 pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, ParentRecord,
-    Refusal,
+    Refusal, Replaced,
 };
+pub use marks::{Marks, Pin, Removal};
 pub use names::{DiskId, DiskName, DiskSpec, DomainName};
+pub(crate) use pending::Beside;
 pub use pending::Pending;
 pub use point::{PointId, Selector};
+pub use removal::Removed;
+pub(crate) use replace::Version;
+pub use settings::{Count, Keep, SAFETY, Settings};
 use storage::{EntryKind, Name, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.

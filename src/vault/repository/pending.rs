@@ -49,6 +49,22 @@ impl Write for SharedFile {
     }
 }
 
+/// A merged archive that has its name, and that its point's manifest does not name yet. It is removed
+/// when this is dropped, unless it was kept.
+pub(crate) struct Beside<'lock>(Litter<'lock>);
+
+impl Beside<'_> {
+    /// What it is called.
+    pub fn name(&self) -> &Name {
+        &self.0.name
+    }
+
+    /// The archive stays.
+    pub fn keep(self) {
+        self.0.release();
+    }
+}
+
 /// An archive that has its name, and no manifest yet. It is removed when this is dropped, unless it
 /// was released.
 struct Litter<'lock> {
@@ -124,6 +140,22 @@ impl<'lock> Pending<'lock> {
     /// The file name it will have: what its record in the manifest says.
     pub fn archive_name(&self) -> String {
         self.archive.last().to_owned()
+    }
+
+    /// Gives the archive its name, beside another one of its point that the manifest names. Where the
+    /// program ends before the manifest names this one, the next run removes it.
+    ///
+    /// # Errors
+    /// It can't be sealed or published, and is gone.
+    pub(crate) fn publish(self) -> Result<Beside<'lock>> {
+        let storage = &**self.lock.storage();
+        let mut staged = self.staged.get();
+        staged.seal()?;
+        let published = staged.publish(Publish::New);
+        let refused = matches!(&published, Err(Unpublished { outcome: Outcome::Refused, .. }));
+        let beside = Litter { storage, name: self.archive.clone(), released: refused };
+        published.map_err(|unpublished| unpublished.error)?;
+        Ok(Beside(beside))
     }
 
     /// Makes the archive and `manifest`, which names it and no other, a point.

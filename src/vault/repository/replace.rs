@@ -37,8 +37,8 @@ impl Repository {
     }
 
     /// Puts `manifest` in the place of the one of its point, if that one still has the version
-    /// `expected`: at every moment one of the two stands there. Its archives must have their names;
-    /// those of the manifest that goes stay.
+    /// `expected`: at every moment one of the two stands there. Its archives must have their names, but
+    /// for those that the other named, too; those of the manifest that goes stay.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`]: the two do not show the same disks with the same roots, or an archive is
@@ -65,7 +65,8 @@ impl Repository {
         for record in &manifest.disks {
             let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
             let archive = self.disk_dir(&id).join(&record.archive);
-            if !self.is_there(&archive)? {
+            let was_named = old.disk(&record.disk).is_some_and(|it| it.archive == record.archive);
+            if !was_named && !self.is_there(&archive)? {
                 let text = format!("the archive {} is missing", self.describe(&archive).display());
                 return Err(Error::new(ErrorKind::Usage, text));
             }
@@ -115,9 +116,9 @@ mod tests {
 
     use super::*;
     use crate::formats::archive::{ArchiveId, Digest, Kind};
-    use crate::vault::repository::Point;
     use crate::vault::repository::storage::durable::faults::{self, Mode};
     use crate::vault::repository::tests::{back_up, disk, fresh};
+    use crate::vault::repository::{Point, Removed};
 
     const OTHER: ArchiveId = ArchiveId([9; 16]);
 
@@ -129,6 +130,7 @@ mod tests {
         back_up(&repository, &id, Kind::Full).unwrap();
         let point = back_up(&repository, &id, Kind::Incremental).unwrap();
         let (mut manifest, version) = repository.versioned(&id.domain, point).unwrap();
+        manifest.replaces.extend(manifest.archives().collect::<Vec<_>>());
         let record = &mut manifest.disks[0];
         (record.kind, record.parent, record.archive_id) = (Kind::Full, None, OTHER);
         record.archive = manifest::archive_name(point, Kind::Full, OTHER);
@@ -156,7 +158,28 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Busy);
         // What is replaced is nobody's to remove but the merge's.
         repository.clean(&lock).unwrap();
-        assert!(old.is_file());
+        assert!(old.is_file() && catalog.strays(&id).unwrap().is_empty());
+        let clearance = repository.clear(&lock).unwrap();
+        let removed = repository.remove_replaced(&lock, &clearance).unwrap();
+        assert_eq!((removed.points, removed.archives), (0, 1));
+        let (read, _) = repository.versioned(&id.domain, manifest.point).unwrap();
+        assert!(!old.is_file() && read.replaces.is_empty());
+        assert!(repository.remove_replaced(&lock, &clearance).unwrap() == Removed::default());
+    }
+
+    /// A merge was killed after its archive had a name and before the manifest named it: nobody knew the
+    /// archive, and nobody removed it.
+    #[test]
+    fn an_archive_that_no_manifest_came_to_name_is_removed() {
+        let (_dir, repository, manifest, _) = merged();
+        let id = disk("vm/vda");
+        let merged = repository.describe(&repository.archive(&id, &manifest.disks[0].archive));
+        assert!(merged.is_file() && repository.catalog().strays(&id).unwrap().is_empty());
+        let lock = repository.lock(&id.domain).unwrap();
+        let (cleaned, _) = repository.clean(&lock).unwrap();
+        assert!(cleaned.removed.len() == 1 && cleaned.kept.is_empty() && !merged.is_file());
+        let points = repository.catalog().points(&id).unwrap().points;
+        assert!(points.iter().all(|point| point.archive_present));
     }
 
     #[test]

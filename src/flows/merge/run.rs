@@ -1,0 +1,322 @@
+//! The order of a merge. Merged archives are published beside the old ones and proved; then the manifest
+//! of the point that they stand for names them; only then something goes. Whoever is killed on the way
+//! has lost nothing, and the next run goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use qdelta_formats::archive::ArchiveId;
+
+use super::data_path::{self, Merged, Merging};
+use super::estimate::{Estimate, estimate};
+use super::metadata_of;
+use super::plan::{DiskPath, Family, Step};
+use super::prove;
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Observer, OfDisk};
+use crate::base::random;
+use crate::disk::flow::pipeline::Resources;
+use crate::flows::report::{MergeReport, MergedDisk};
+use crate::vault::archive::{Reader, Writer};
+use crate::vault::chain::Stretch;
+use crate::vault::codec::LEVEL_DEFAULT;
+
+use crate::vault::repository::{
+    Beside, Catalog, DiskId, DiskName, DomainLock, Manifest, ParentRecord, PointId, Removed,
+    Replaced, Repository, Version,
+};
+
+/// How to merge.
+#[derive(Debug, Clone)]
+pub struct MergeOptions {
+    /// The zstd level of frames that are packed anew.
+    pub level: i32,
+    /// Threads and I/O.
+    pub resources: Resources,
+}
+
+impl Default for MergeOptions {
+    fn default() -> Self {
+        Self { level: LEVEL_DEFAULT, resources: Resources::default() }
+    }
+}
+
+/// Merges archives of one guest.
+pub struct Merger<'a> {
+    /// The repository, as it was when the guest was locked.
+    pub catalog: &'a Catalog,
+    /// The points of the guest.
+    pub family: &'a Family,
+    /// How to merge.
+    pub options: &'a MergeOptions,
+    /// Whom to tell.
+    pub observer: &'a dyn Observer,
+    /// A request to stop.
+    pub cancel: &'a Cancel,
+}
+
+/// A step whose archives are written, and that the repository does not know yet.
+struct Prepared<'lock> {
+    manifest: Manifest,
+    version: Version,
+    archives: Vec<Beside<'lock>>,
+    report: MergeReport,
+}
+
+impl<'a> Merger<'a> {
+    /// What a step will read, write and free.
+    ///
+    /// # Errors
+    /// An archive can't be opened.
+    pub fn estimate(&self, step: &Step) -> Result<Estimate> {
+        let mut all = Estimate::default();
+        for path in &step.disks {
+            all = all.and(estimate(&self.open(step, path)?, self.cancel)?);
+        }
+        Ok(all)
+    }
+
+    /// What a step will do.
+    ///
+    /// # Errors
+    /// An archive can't be opened.
+    pub fn rehearse(&self, step: &Step) -> Result<MergeReport> {
+        let started = Instant::now();
+        let mut report = report_of(step);
+        report.dry_run = true;
+        for path in &step.disks {
+            let stretch = self.open(step, path)?;
+            let costs = estimate(&stretch, self.cancel)?;
+            report.bytes_freed += costs.frees;
+            let disk = DiskId { domain: step.domain.clone(), disk: path.disk.clone() };
+            let frames = (0, 0);
+            add(&mut report, &stretch, &disk, (costs.reads, costs.writes), frames);
+        }
+        report.bytes_freed += self.dropped(step);
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    /// Does steps of the guest: all of them or, if one fails before any manifest is replaced, none. What
+    /// was replaced is still there afterwards: [`tidy`] removes it.
+    ///
+    /// # Errors
+    /// An archive is damaged or can't be read or written, and nothing is changed; or a manifest can't be
+    /// replaced, and the steps of older points are done.
+    pub fn run(&self, lock: &DomainLock, steps: &[Step]) -> Result<Vec<MergeReport>> {
+        let mut prepared = Vec::new();
+        for step in steps {
+            prepared.push(self.prepare(lock, step)?);
+        }
+        self.prove(&prepared)?;
+        let mut reports = Vec::new();
+        for Prepared { manifest, version, archives, report } in prepared {
+            self.cancel.check()?;
+            let repository = self.catalog.repository();
+            if let Err(error) = repository.replace(lock, version, &manifest) {
+                // Where nobody can tell which manifest stands there, both archives stay.
+                let stands = repository.versioned(lock.domain(), manifest.point);
+                if !stands.is_ok_and(|(_, found)| found == version) {
+                    archives.into_iter().for_each(Beside::keep);
+                }
+                return Err(error);
+            }
+            archives.into_iter().for_each(Beside::keep);
+            reports.push(report);
+        }
+        Ok(reports)
+    }
+
+    /// Writes the archives of a step, beside those that are named.
+    fn prepare<'lock>(&self, lock: &'lock DomainLock, step: &Step) -> Result<Prepared<'lock>> {
+        let started = Instant::now();
+        let repository = self.catalog.repository();
+        let (mut manifest, version) = repository.versioned(&step.domain, step.into)?;
+        if self.family.manifest(step.into) != Some(&manifest) {
+            let text = format!("point {} has changed meanwhile", step.into);
+            return Err(Error::new(ErrorKind::Busy, text).advise("try again"));
+        }
+        let mut replaces = Vec::new();
+        for point in &step.absorbed {
+            replaces.extend(self.family.manifest(*point).into_iter().flat_map(Manifest::archives));
+        }
+        let (mut report, mut archives) = (report_of(step), Vec::new());
+        for path in &step.disks {
+            let disk = DiskId { domain: step.domain.clone(), disk: path.disk.clone() };
+            let stretch = self.open(step, path)?;
+            let (archive, id, merged) = self.write(lock, step.into, &disk, &stretch)?;
+            let is_it = |it: &Replaced| it.point == step.into && it.disk == path.disk;
+            replaces.extend(manifest.archives().filter(is_it));
+            let parent = stretch.oldest().metadata().parent.as_ref();
+            let parent = parent.map(ParentRecord::try_from).transpose()?;
+            let name = archive.name().last().to_owned();
+            if let Some(record) = manifest.disks.iter_mut().find(|it| it.disk == path.disk) {
+                record.archive = name;
+                record.archive_id = id;
+                record.kind = stretch.oldest().metadata().kind;
+                record.parent = parent;
+                record.payload_bytes = merged.summary.payload_bytes;
+                record.bytes_written = merged.summary.file_len;
+            }
+            let lengths = stretch.archives().iter().map(|archive| archive.file_len());
+            report.bytes_freed += lengths.sum::<u64>().saturating_sub(merged.summary.file_len);
+            let bytes = (merged.bytes_read, merged.summary.file_len);
+            let frames = (merged.copied, merged.packed);
+            add(&mut report, &stretch, &disk, bytes, frames);
+            if let Some(last) = report.disks.last_mut() {
+                last.archive = Some(repository.describe(archive.name()));
+            }
+            archives.push(archive);
+        }
+        for replaced in replaces {
+            if !manifest.replaces.contains(&replaced) {
+                manifest.replaces.push(replaced);
+            }
+        }
+        report.bytes_freed += self.dropped(step);
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok(Prepared { manifest, version, archives, report })
+    }
+
+    /// Writes and publishes the archive of a disk, and compares it with those that it is made of.
+    fn write<'lock>(
+        &self,
+        lock: &'lock DomainLock,
+        point: PointId,
+        disk: &DiskId,
+        stretch: &Stretch,
+    ) -> Result<(Beside<'lock>, ArchiveId, Merged)> {
+        // Damage is named by file and section, before anything is written.
+        for archive in stretch.archives() {
+            archive.check_index()?;
+        }
+        let repository = self.catalog.repository();
+        let id = ArchiveId(random::bytes()?);
+        let kind = stretch.oldest().metadata().kind;
+        let pending = repository.begin(lock, disk, point, kind, id)?;
+        let spool = repository.spool_folder();
+        let metadata = metadata_of(stretch, id);
+        let writer = Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
+        let job =
+            Merging { stretch, level: self.options.level, resources: &self.options.resources };
+        let total = estimate(stretch, self.cancel)?.frames;
+        let observer = OfDisk::new(self.observer, disk);
+        let observer: &dyn Observer = &observer;
+        observer.begin("merge", total);
+        let merged = data_path::run(&job, writer, observer, self.cancel)?;
+        observer.end();
+        let archive = pending.publish()?;
+        let reader = Reader::open(repository.storage().open(archive.name())?)?;
+        prove::is_same(&Arc::new(reader), stretch, self.cancel)?;
+        Ok((archive, id, merged))
+    }
+
+    /// Proves the roots of the points, each by its chain as it will be.
+    fn prove(&self, prepared: &[Prepared<'_>]) -> Result<()> {
+        let mut disks: BTreeMap<DiskId, BTreeSet<PointId>> = BTreeMap::new();
+        let mut manifests = BTreeMap::new();
+        for step in prepared {
+            let manifest = &step.manifest;
+            manifests.insert(manifest.point, manifest);
+            for record in &manifest.disks {
+                let id = DiskId { domain: manifest.domain.clone(), disk: record.disk.clone() };
+                disks.entry(id).or_default().insert(manifest.point);
+            }
+        }
+        for (disk, points) in disks {
+            let record = |point| {
+                let manifest = manifests.get(&point).copied();
+                manifest.or_else(|| self.family.manifest(point))?.disk(&disk.disk)
+            };
+            prove::roots(self.catalog, &disk, &points, record, self.cancel)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the archives of a disk that become one.
+    fn open(&self, step: &Step, path: &DiskPath) -> Result<Stretch> {
+        let id = DiskId { domain: step.domain.clone(), disk: path.disk.clone() };
+        let mut archives = Vec::with_capacity(path.points.len());
+        for &point in &path.points {
+            let record = self.family.manifest(point).and_then(|it| it.disk(&path.disk));
+            let record = record.ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, format!("{id} has no point {point}"))
+            })?;
+            let name = self.catalog.repository().archive(&id, &record.archive);
+            let archive = Reader::open(self.catalog.repository().storage().open(&name)?)?;
+            if archive.root() != record.root || archive.metadata().archive_id != record.archive_id {
+                let path = archive.path().display();
+                let text =
+                    format!("{path} is not the archive that the manifest of its point names");
+                return Err(Error::new(ErrorKind::Damaged, text)
+                    .advise("qdelta verify tells which files are damaged"));
+            }
+            archives.push(Arc::new(archive));
+        }
+        Stretch::new(archives)
+    }
+
+    /// Bytes of archives that go without being merged: disks that the later point does not have.
+    fn dropped(&self, step: &Step) -> u64 {
+        let is_merged = |point: PointId, disk: &DiskName| {
+            step.disks.iter().any(|path| path.disk == *disk && path.points.contains(&point))
+        };
+        let gone = step.absorbed.iter().filter_map(|point| self.family.manifest(*point));
+        let records = gone.flat_map(|it| it.disks.iter().map(move |record| (it.point, record)));
+        let dropped = records.filter(|(point, record)| !is_merged(*point, &record.disk));
+        dropped.map(|(_, record)| record.bytes_written).sum()
+    }
+}
+
+/// Removes what merges have replaced, with the points that went with it; nothing if points of the guest
+/// are being read: then the next run does it.
+///
+/// # Errors
+/// A file can't be removed, or a manifest not be replaced: the next run goes on.
+pub fn tidy(repository: &Repository, lock: &DomainLock) -> Result<Option<Removed>> {
+    let clearance = match repository.clear(lock) {
+        Ok(clearance) => clearance,
+        Err(error) if error.kind() == ErrorKind::Busy => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    repository.remove_replaced(lock, &clearance).map(Some)
+}
+
+fn report_of(step: &Step) -> MergeReport {
+    MergeReport {
+        domain: step.domain.to_string(),
+        point: step.into,
+        absorbed: step.absorbed.clone(),
+        disks: Vec::new(),
+        dry_run: false,
+        bytes_read: 0,
+        bytes_written: 0,
+        bytes_freed: 0,
+        waiting: false,
+        warnings: Vec::new(),
+        seconds: 0.0,
+    }
+}
+
+fn add(
+    report: &mut MergeReport,
+    stretch: &Stretch,
+    disk: &DiskId,
+    (read, written): (u64, u64),
+    (frames_copied, frames_packed): (u64, u64),
+) {
+    report.bytes_read += read;
+    report.bytes_written += written;
+    report.disks.push(MergedDisk {
+        disk: disk.to_string(),
+        archives: stretch.archives().len() as u64,
+        kind: stretch.oldest().metadata().kind,
+        archive: None,
+        bytes_read: read,
+        bytes_written: written,
+        frames_copied,
+        frames_packed,
+    });
+}
