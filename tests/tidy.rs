@@ -117,6 +117,7 @@ fn the_kernel_is_spoken_to_in_one_place() {
 const ROOMS: &[&str] = &[
     "base/error",
     "base/duration",
+    "base/period",
     "base/json",
     "base/cancel",
     "base/clock",
@@ -144,10 +145,10 @@ const ROOMS: &[&str] = &[
     "flows/anchors",
     "flows/capture",
     "flows/tracking",
+    "flows/merge",
     "flows/backup",
     "flows/restore",
     "flows/verify",
-    "flows/merge",
     "flows/bench",
 ];
 

@@ -6,5 +6,6 @@ pub mod duration;
 pub mod error;
 pub mod json;
 pub mod observer;
+pub mod period;
 pub mod random;
 pub mod warning;

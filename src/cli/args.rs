@@ -13,6 +13,7 @@ use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
+use super::point_args::{Merge, Pin, Unpin};
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -89,6 +90,9 @@ pub enum Command {
     Replay(Replay),
     Verify(Verify),
     Points(Points),
+    Merge(Merge),
+    Pin(Pin),
+    Unpin(Unpin),
     Anchors(Anchors),
     Info(Info),
     Map(Map),
@@ -114,10 +118,15 @@ pub struct Init {
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
 
-    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points; change
-    /// nothing else
+    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points and the
+    /// settings that can still be read; change nothing else
     #[arg(long)]
     pub repair: bool,
+
+    /// The time zone whose days, weeks, months and years qdelta prune counts, by IANA's name
+    /// [default: this machine's]
+    #[arg(long, value_name = "ZONE", conflicts_with = "repair")]
+    pub time_zone: Option<String>,
 }
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.
@@ -142,6 +151,11 @@ pub struct Backup {
     /// What to compare the image with
     #[arg(long, value_enum, default_value_t)]
     pub kind: Kind,
+
+    /// Make a full of what has changed and the chain before it: a new chain begins, and no more is
+    /// read of the image
+    #[arg(long)]
+    pub synthetic: bool,
 
     /// Compression level of zstd: 1 is fast, 19 gives small archives
     #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
@@ -452,6 +466,10 @@ pub struct Points {
     /// Show times in UTC, not in the local zone
     #[arg(long)]
     pub utc: bool,
+
+    /// Show the removed points, too
+    #[arg(long)]
+    pub removed: bool,
 }
 
 /// List the anchors that backups have left for later backups, or remove them.

@@ -8,6 +8,7 @@ mod examples;
 mod guest_args;
 mod near;
 mod out;
+mod point_args;
 mod screen;
 mod signals;
 mod state;
@@ -98,8 +99,11 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Restore(args) => commands::restore::run(&args, context),
         Command::Replay(args) => commands::restore::replay(&args, context),
         Command::Verify(args) => commands::verify::run(args, context),
+        Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),
         Command::Points(args) => commands::points::run(&args, context),
+        Command::Pin(args) => commands::pin::run(&args, context),
+        Command::Unpin(args) => commands::pin::unpin(&args, context),
         Command::Info(args) => commands::info::run(&args, context),
         Command::Completions(args) => commands::shell::completions(&args, context),
         Command::Man(args) => commands::shell::man(&args, context),

@@ -6,6 +6,7 @@ mod jobs;
 pub mod json;
 mod manners;
 mod misplaced;
+mod pins;
 mod points;
 mod shell;
 mod words;

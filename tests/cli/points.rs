@@ -14,29 +14,29 @@ const START_MS: u64 = 1_795_176_000_000;
 const DAY_MS: u64 = 86_400_000;
 
 /// A repository with points whose archives hold nothing.
-struct Shelf {
-    dir: tempfile::TempDir,
-    repository: Repository,
+pub(super) struct Shelf {
+    pub dir: tempfile::TempDir,
+    pub repository: Repository,
 }
 
 impl Shelf {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::init(&dir.path().join("repo")).unwrap();
         Self { dir, repository }
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.dir.path().join("repo")
     }
 
     /// Makes the point of a day.
-    fn add(&self, disk: &str, day: u64, kind: Kind, parent: Option<u64>) -> PointId {
+    pub fn add(&self, disk: &str, day: u64, kind: Kind, parent: Option<u64>) -> PointId {
         self.add_to(disk, day, kind, parent, None)
     }
 
     /// Makes the point of a day, perhaps of a guest with this name and UUID.
-    fn add_to(
+    pub fn add_to(
         &self,
         disk: &str,
         day: u64,
@@ -49,7 +49,7 @@ impl Shelf {
     }
 
     /// Makes the point of a millisecond.
-    fn add_at(
+    pub fn add_at(
         &self,
         disk: &str,
         ms: u64,
@@ -111,7 +111,7 @@ impl Shelf {
         id
     }
 
-    fn points(&self, words: &[&str], columns: &str) -> Run {
+    pub fn points(&self, words: &[&str], columns: &str) -> Run {
         let mut command = qdelta();
         command.arg("points").args(words).env("QDELTA_REPO", self.path()).env("COLUMNS", columns);
         command.env("TZ", "UTC").output().unwrap().into()

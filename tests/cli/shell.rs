@@ -45,9 +45,12 @@ fn every_command_has_a_man_page() {
             "qdelta-init.1",
             "qdelta-man.1",
             "qdelta-map.1",
+            "qdelta-merge.1",
+            "qdelta-pin.1",
             "qdelta-points.1",
             "qdelta-replay.1",
             "qdelta-restore.1",
+            "qdelta-unpin.1",
             "qdelta-verify.1",
             "qdelta.1",
         ]

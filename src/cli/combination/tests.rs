@@ -53,8 +53,9 @@ const TABLES: &[Table] = &[
         entries: &[
             Entry(&["d"], &["a folder"], "the folder"),
             Entry(&["--repair"], &[], "a lost qdelta.toml is made anew"),
+            Entry(&["--time-zone", "UTC"], &[], "the days of the rules are its days"),
         ],
-        apart: &[("--repo", "d")],
+        apart: &[("--repo", "d"), ("--repair", "--time-zone")],
     },
     Table {
         command: "backup",
@@ -73,6 +74,7 @@ const TABLES: &[Table] = &[
             Entry(&["--kind", "full"], &[], "what is compared with: nothing"),
             Entry(&["--kind", "incremental"], &[], "what is compared with, or an error"),
             Entry(&["--kind", "differential"], &[], "what is compared with, or an error"),
+            Entry(&["--synthetic"], &[], "the chain becomes a full"),
             Entry(&["--level", "3"], &[], "how hard zstd tries"),
             Entry(
                 &["--block-size", "64K"],
@@ -142,6 +144,7 @@ const TABLES: &[Table] = &[
             ("--format raw", "--anchor bitmap"),
             ("--format raw", "--anchor snapshot"),
             ("--format raw", "--snapshot"),
+            ("--kind full", "--synthetic"),
             ("--kind full", "--track bitmap"),
             ("--kind full", "--track snapshot"),
             ("--kind full", "--track overlay"),
@@ -266,6 +269,32 @@ const TABLES: &[Table] = &[
         entries: &[
             Entry(&["g"], &["some", "everything"], "what is listed"),
             Entry(&["--utc"], &[], "times of the list; JSON has UTC always"),
+            Entry(&["--removed"], &[], "which points are listed"),
+        ],
+        apart: &[],
+    },
+    Table {
+        command: "pin",
+        ways: &[("point", &["g@latest"])],
+        entries: &[
+            Entry(&["g@latest"], &[], "which point"),
+            Entry(&["--reason", "r"], &[], "the list shows it"),
+            Entry(&["--until", "2999"], &[], "when the pin ends"),
+        ],
+        apart: &[],
+    },
+    Table {
+        command: "unpin",
+        ways: &[("point", &["g@latest"])],
+        entries: &[Entry(&["g@latest"], &[], "which point")],
+        apart: &[],
+    },
+    Table {
+        command: "merge",
+        ways: &[("points", &["d@2026..2027"])],
+        entries: &[
+            Entry(&["--dry-run"], &[], "nothing is done"),
+            Entry(&["--level", "3"], &[], "how hard zstd tries where a frame is packed anew"),
         ],
         apart: &[],
     },

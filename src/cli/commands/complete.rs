@@ -95,7 +95,8 @@ fn points(repository: &Repository, name: &str) -> Option<Vec<String>> {
     let mut ids = Vec::new();
     let catalog = repository.catalog();
     for disk in disks(repository, name)? {
-        ids.extend(catalog.points(&disk).ok()?.points.into_iter().map(|point| point.id));
+        let points = catalog.points(&disk).ok()?.points.into_iter();
+        ids.extend(points.filter(|point| point.removed.is_none()).map(|point| point.id));
     }
     ids.sort_unstable();
     ids.dedup();
@@ -160,7 +161,7 @@ impl Line {
         }
         match command {
             "restore" if self.option("domain").is_some() => None,
-            "restore" | "verify" => Some(Place::DiskAt),
+            "restore" | "verify" | "pin" | "unpin" => Some(Place::DiskAt),
             "points" | "anchors" => Some(Place::Disk),
             _ => None,
         }

@@ -12,6 +12,8 @@ pub mod info;
 pub mod init;
 mod machine;
 pub mod map;
+pub mod merge;
+pub mod pin;
 pub mod points;
 pub mod restore;
 pub mod shell;

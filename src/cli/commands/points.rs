@@ -45,8 +45,10 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         context.out.line(format!("{}: no points yet", repository.path().display()))?;
     }
     for (index, disk) in disks.iter().enumerate() {
-        let list = catalog.points(disk)?;
+        let mut list = catalog.points(disk)?;
         let health = catalog.health(disk, &list)?;
+        let above = shown_parents(&list, args.removed);
+        list.points.retain(|point| args.removed || point.removed.is_none());
         add(&mut report.totals, &list);
         if context.out.json {
             let points = list.points.iter().map(|point| {
@@ -59,7 +61,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
             if index > 0 {
                 context.out.line("")?;
             }
-            show(disk, &list, &view, context)?;
+            show(disk, &list, &above, &view, context)?;
             show_anchors(&catalog, disk, context)?;
         }
         for folder in &list.unreadable {
@@ -154,7 +156,13 @@ impl View {
 }
 
 /// Shows one disk: a line about it, and its chains.
-fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> Result<()> {
+fn show(
+    disk: &DiskId,
+    list: &PointList,
+    above: &BTreeMap<PointId, PointId>,
+    view: &View,
+    context: &mut Context,
+) -> Result<()> {
     context.out.line(format!(
         "{disk}: {} in {}, {} stored",
         text::count(list.points.len(), "point"),
@@ -166,11 +174,8 @@ fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> 
     }
     let positions: BTreeMap<PointId, usize> =
         list.points.iter().enumerate().map(|(index, point)| (point.id, index)).collect();
-    let parents: Vec<Option<usize>> = list
-        .points
-        .iter()
-        .map(|point| positions.get(&point.record.parent_point()?).copied())
-        .collect();
+    let parents: Vec<Option<usize>> =
+        list.points.iter().map(|point| positions.get(above.get(&point.id)?).copied()).collect();
     let lines = tree::Lines::for_locale();
     let mut rows = Vec::new();
     for (index, branch) in tree::draw(&parents, &lines) {
@@ -181,6 +186,25 @@ fn show(disk: &DiskId, list: &PointList, view: &View, context: &mut Context) -> 
         context.out.line(line)?;
     }
     Ok(())
+}
+
+/// The point below which each one is drawn: the nearest that is shown of those that it needs.
+fn shown_parents(list: &PointList, with_removed: bool) -> BTreeMap<PointId, PointId> {
+    let mut above = BTreeMap::new();
+    // Parents come before their children.
+    let mut hidden = BTreeSet::new();
+    for point in &list.points {
+        let parent = point.record.parent_point();
+        let shown = match parent {
+            Some(parent) if hidden.contains(&parent) => above.get(&parent).copied(),
+            parent => parent,
+        };
+        above.extend(shown.map(|shown| (point.id, shown)));
+        if !with_removed && point.removed.is_some() {
+            hidden.insert(point.id);
+        }
+    }
+    above
 }
 
 /// What the next backup can compare with, and what that costs. What can't be looked at now (an
@@ -199,16 +223,25 @@ fn show_anchors(catalog: &Catalog, disk: &DiskId, context: &mut Context) -> Resu
     Ok(())
 }
 
+/// What a point is, and its marks.
+fn kind_of(point: &Point, now: Timestamp) -> String {
+    let is_pinned = point.pinned.as_ref().is_some_and(|pin| pin.holds(now));
+    let marks = [
+        (point.safety, ", safety"),
+        (is_pinned, ", pinned"),
+        (point.removed.is_some(), ", removed"),
+    ];
+    let said: String = marks.iter().filter(|(has, _)| *has).map(|(_, mark)| *mark).collect();
+    format!("{}{said}", point.record.kind)
+}
+
 /// The line of one point.
 fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
     let record = &point.record;
     let age = view.now.as_second() - point.id.time().as_second();
     vec![
         format!("{branch}{}", view.moment(point.id)),
-        match point.safety {
-            true => format!("{}, safety", record.kind),
-            false => record.kind.to_string(),
-        },
+        kind_of(point, view.now),
         text::bytes(record.virtual_size),
         text::bytes(record.bytes_changed),
         match point.archive_present {

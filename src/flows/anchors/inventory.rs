@@ -30,7 +30,8 @@ pub fn list(
 ) -> Result<Vec<AnchorReport>> {
     let points = catalog.points(disk)?.points;
     let tag = Tag::new(catalog.repository(), disk);
-    let current = points.last().and_then(|point| point.record.anchor.as_ref());
+    let newest = points.iter().rfind(|point| point.removed.is_none());
+    let current = newest.and_then(|point| point.record.anchor.as_ref());
     let mut found = Vec::new();
     for place in places(&points) {
         found.extend(found_at(&place, &tag, observer)?);

@@ -28,25 +28,24 @@ use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::io::Backend;
 use crate::flows::anchors::{NewAnchor, Tag};
+use crate::flows::merge::{self, MergeOptions};
 use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
 use crate::vault::repository::{
-    DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Repository,
+    Catalog, DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Repository,
 };
 use disk::Rest;
 use together::{Ready, Together};
 
 pub use crate::flows::tracking::changes::SAMPLE_DEFAULT;
+pub use crate::vault::codec::LEVEL_DEFAULT;
 pub use guest::{ConsistencyChoice, GuestOptions, GuestRequest, repository_name, run_guest};
 pub use guests::{Guests, GuestsRequest, run_guests};
 
 pub(crate) use guest::{open_options, stated_chain};
 pub(crate) use same_disk::is_same_uuid;
 pub(crate) use trial::Trial;
-
-/// The zstd level of a backup unless told otherwise.
-pub const LEVEL_DEFAULT: i32 = 1;
 
 /// What to leave behind for the next backup to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,6 +100,9 @@ pub struct Options {
     pub resources: Resources,
     /// It is a safety point, made before a roll back.
     pub safety: bool,
+    /// What has changed is merged with the chain before into a full: a new chain begins, and no more is
+    /// read of the image.
+    pub synthetic: bool,
 }
 
 impl Default for Options {
@@ -114,6 +116,7 @@ impl Default for Options {
             sample: SAMPLE_DEFAULT,
             resources: Resources::default(),
             safety: false,
+            synthetic: false,
         }
     }
 }
@@ -163,9 +166,8 @@ pub fn run_together(
         opens.push((open, note));
     }
     let lock = repository.lock(domain)?;
-    clean(repository, &lock, observer)?;
     // From here on nobody else writes to the domain.
-    let catalog = repository.catalog();
+    let catalog = clean(repository, &lock, observer)?;
     let mut ready = Vec::new();
     for ((image, disk), (open, note)) in images.iter().zip(&disks).zip(&opens) {
         let mut disk = Ready::new(&catalog, disk, &image.path, open, options)?;
@@ -176,12 +178,13 @@ pub fn run_together(
         }
         ready.push(disk);
     }
-    let point = next_point(repository, &lock, observer)?;
+    let point = next_point(&catalog, &lock, observer)?;
     let together = Together { catalog: &catalog, lock: &lock, point, options, observer };
     let sources = together.take(&ready)?;
     let written = together.write(ready, sources, Consistency::Offline, cancel)?;
     let mut reports =
         commit_as(options.safety, written, Consistency::Offline, None, started, &recorder)?;
+    synthesize(repository, &lock, options, &mut reports, observer, cancel);
     if let Some(first) = reports.first_mut() {
         first.warnings.extend(recorder.take());
     }
@@ -241,9 +244,43 @@ fn commit_as(
     }
 }
 
-/// Removes what interrupted backups left of a domain.
-fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) -> Result<()> {
-    let cleaned = repository.clean(lock)?;
+/// Makes a full of a new point if that was asked for, by merging. The point stands already: what fails
+/// leaves it as it is.
+fn synthesize(
+    repository: &Repository,
+    lock: &DomainLock,
+    options: &Options,
+    reports: &mut [BackupReport],
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) {
+    let Some(point) = reports.first().map(|report| report.point).filter(|_| options.synthetic)
+    else {
+        return;
+    };
+    let how = MergeOptions { level: options.level, resources: options.resources };
+    match merge::synthesize(repository, lock, point, &how, observer, cancel) {
+        Ok(merged) => {
+            for disk in merged.disks {
+                let Some(report) = reports.iter_mut().find(|it| it.disk == disk.disk) else {
+                    continue;
+                };
+                (report.kind, report.parent) = (disk.kind, None);
+                report.bytes_written = disk.bytes_written;
+                report.archive = disk.archive.unwrap_or_default();
+            }
+        }
+        Err(error) => {
+            let warning = Warning::failed(Code::NotMerged, &error)
+                .within("the point is made, and is no full: its chain could not be merged");
+            observer.warn(warning);
+        }
+    }
+}
+
+/// Removes what interrupted backups left of a domain, and reads what is there then.
+fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) -> Result<Catalog> {
+    let (cleaned, catalog) = repository.clean(lock)?;
     for leftover in &cleaned.removed {
         tracing::info!(path = %leftover.path.display(), "removed what an interrupted backup left");
     }
@@ -254,15 +291,11 @@ fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) ->
     for error in &cleaned.unreadable {
         observer.warn(Warning::failed(Code::Unreadable, error));
     }
-    Ok(())
+    Ok(catalog)
 }
 
-fn next_point(
-    repository: &Repository,
-    lock: &DomainLock,
-    observer: &dyn Observer,
-) -> Result<PointId> {
-    let next = repository.next_point(lock)?;
+fn next_point(catalog: &Catalog, lock: &DomainLock, observer: &dyn Observer) -> Result<PointId> {
+    let next = catalog.next_point(lock)?;
     if let Some(behind) = next.clock_behind {
         let behind = duration::shown(behind);
         let text = format!("the clock is {behind} behind the latest point; the new one follows it");

@@ -9,6 +9,7 @@ mod backup;
 mod bench;
 mod failure;
 mod file;
+mod marks;
 mod merge;
 mod points;
 mod restore;
@@ -22,6 +23,7 @@ pub use backup::{BackupReport, GuestOutcome, GuestReport, GuestsReport, Outcome}
 pub use bench::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
 pub use failure::Failure;
 pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};
+pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
 pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::error::Error;
 use crate::base::json::text;
-use crate::vault::repository::{Anchor, DamagedManifest, ImageRecord, Point, PointId, Refusal};
+use crate::vault::repository::{
+    Anchor, DamagedManifest, ImageRecord, Pin, Point, PointId, Refusal, Removal,
+};
 
 /// The points of some disks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -75,6 +77,10 @@ pub struct PointReport {
     pub frozen_filesystems: Option<u32>,
     /// It is a safety point, made before a roll back.
     pub safety: bool,
+    /// It is pinned; none if it is not.
+    pub pinned: Option<Pin>,
+    /// It is removed; none if it is not. Removed points are listed only where they are asked for.
+    pub removed: Option<Removal>,
     /// Size of the disk, in bytes.
     pub virtual_size: u64,
     /// Size of a block, in bytes.
@@ -178,6 +184,8 @@ impl PointReport {
             freeze_ms: point.freeze_ms,
             frozen_filesystems: point.frozen_filesystems,
             safety: point.safety,
+            pinned: point.pinned.clone(),
+            removed: point.removed.clone(),
             virtual_size: record.virtual_size,
             block_size: record.block_size,
             bytes_read: record.bytes_read,

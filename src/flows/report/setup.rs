@@ -14,6 +14,8 @@ pub struct InitReport {
     pub repository: PathBuf,
     /// Its id.
     pub id: String,
+    /// The time zone whose days and months the rules of retention count.
+    pub time_zone: String,
     /// What a repair did; none if none was asked for.
     pub repaired: Option<Repair>,
 }

@@ -1,6 +1,6 @@
 //! `qdelta.toml`: what makes a folder a repository, and how it comes back when it is lost.
 //!
-//! It holds nothing that a restore needs. So without it, or when it is damaged, everything can still be
+//! It holds nothing that a restore needs: what the repository is, and settings. So without it, or when it is damaged, everything can still be
 //! read; only writing is refused, until it was made anew with the id that the manifests know.
 
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog::DomainReading;
 use super::names::{DomainName, POINTS};
+use super::settings::{self, Settings};
 use super::storage::{Entry, EntryKind, Local, Name, Publish, Storage};
 use super::{Repository, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -23,12 +24,12 @@ use crate::disk::files::check_new_file;
 pub(super) const CONFIG: &str = "qdelta.toml";
 
 /// The longest configuration that is read, in bytes.
-const LEN_MAX: u64 = 64 << 10;
+pub(super) const LEN_MAX: u64 = 64 << 10;
 
 /// The newest repository format that this program writes and reads.
 const FORMAT: u32 = 1;
 
-/// What `qdelta.toml` says. Fields that a later version adds are ignored.
+/// What `qdelta.toml` says of the repository. The settings below it are read when they are needed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Config {
     /// Version of the layout of the repository: 1.
@@ -56,7 +57,7 @@ impl Config {
         let damaged = || Error::new(ErrorKind::Damaged, format!("{} is damaged", path.display()));
         let text = std::str::from_utf8(&bytes).map_err(|error| damaged().because(error))?;
         let config: Self =
-            toml::from_str(text).map_err(|error| damaged().because(error.message().to_owned()))?;
+            toml::from_str(text).map_err(|error| damaged().because(located(text, &error)))?;
         if config.digest != digest(config.format, &config.id, &config.created) {
             return Err(damaged().because("its digest is not that of its content"));
         }
@@ -72,11 +73,14 @@ impl Config {
     }
 
     /// Writes it into a repository.
-    fn write(&self, storage: &dyn Storage, how: Publish) -> Result<()> {
+    fn write(&self, settings: &Settings, storage: &dyn Storage, how: Publish) -> Result<()> {
         let text = toml::to_string(self).map_err(|error| {
             Error::new(ErrorKind::Io, "cannot write qdelta.toml").because(error)
         })?;
-        let text = format!("# A repository of qdelta. Please do not edit.\n{text}");
+        let text = format!(
+            "# A repository of qdelta. Please leave the next four lines as they are.\n{text}{}",
+            settings.to_text()
+        );
         let name = Name::top().join(CONFIG);
         let mut staged = match storage.stage(&name) {
             // Left by an init that was killed; whoever made it is gone or is not published.
@@ -90,6 +94,16 @@ impl Config {
         staged.write_all(text.as_bytes()).map_err(failed)?;
         staged.seal()?;
         staged.publish(how).map_err(|unpublished| unpublished.error)
+    }
+}
+
+/// What is wrong with a text, in one line, and where.
+pub(super) fn located(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', " ");
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => format!("line {}: {message}", 1 + before.matches('\n').count()),
+        None => message,
     }
 }
 
@@ -126,6 +140,15 @@ impl Repository {
     /// [`ErrorKind::Exists`] if `root` is a repository already or has other things in it;
     /// [`ErrorKind::Usage`] if it would lie among the kernel's own files.
     pub fn init(root: &Path) -> Result<Self> {
+        Self::init_with(root, &Settings::of_machine())
+    }
+
+    /// Makes an empty repository as [`Self::init`] does, with these settings.
+    ///
+    /// # Errors
+    /// As [`Self::init`]; [`ErrorKind::Usage`] if this machine does not know the time zone.
+    pub fn init_with(root: &Path, settings: &Settings) -> Result<Self> {
+        settings.zone()?;
         match fs::metadata(root) {
             Ok(_) => check_new_file(&root.join(CONFIG))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -136,17 +159,17 @@ impl Repository {
             }
             Err(error) => return Err(Error::io("look at", root, error)),
         }
-        Self::init_in(Arc::new(Local::new(root)))
+        Self::init_in(Arc::new(Local::new(root)), settings)
     }
 
     /// Makes an empty repository of an empty storage.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] if there is anything else in it.
-    pub fn init_in(storage: Arc<dyn Storage>) -> Result<Self> {
+    pub fn init_in(storage: Arc<dyn Storage>, settings: &Settings) -> Result<Self> {
         check_empty(&*storage)?;
         let config = Config::new(new_id()?)?;
-        config.write(&*storage, Publish::New)?;
+        config.write(settings, &*storage, Publish::New)?;
         Ok(Self::at(storage, config.id, None))
     }
 
@@ -215,7 +238,8 @@ impl Repository {
         }
     }
 
-    /// Makes a lost or damaged `qdelta.toml` anew. Nothing else is touched.
+    /// Makes a lost or damaged `qdelta.toml` anew, with the settings that can still be understood. Nothing
+    /// else is touched.
     ///
     /// # Errors
     /// As [`Self::open`]; it can't be written.
@@ -241,7 +265,8 @@ impl Repository {
             None => (new_id()?, Repair::NewId),
         };
         let config = Config::new(id)?;
-        config.write(&*repository.storage, Publish::Replace)?;
+        let settings = Settings::salvage(&settings::any_text(&*repository.storage));
+        config.write(&settings, &*repository.storage, Publish::Replace)?;
         repository.id = config.id;
         Ok((repository, repair))
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::machine::MachineRecord;
+use super::marks::{Pin, Removal};
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -58,6 +59,12 @@ pub struct Manifest {
     /// It is a safety point: it holds what was there before a roll back, and nobody asked for a backup.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub safety: bool,
+    /// It is pinned: no rule removes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pin>,
+    /// It is removed: nobody is shown it, and its data goes one day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<Removal>,
     /// The archives whose place its own have taken, and that are not removed yet: also those of earlier
     /// points, which go with their archives.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -294,6 +301,8 @@ impl Manifest {
             elapsed_ms: 0,
             machine: None,
             safety: false,
+            pinned: None,
+            removed: None,
             replaces: Vec::new(),
         }
     }

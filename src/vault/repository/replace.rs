@@ -37,8 +37,8 @@ impl Repository {
     }
 
     /// Puts `manifest` in the place of the one of its point, if that one still has the version
-    /// `expected`: at every moment one of the two stands there. Its archives must have their names;
-    /// those of the manifest that goes stay.
+    /// `expected`: at every moment one of the two stands there. Its archives must have their names, but
+    /// for those that the other named, too; those of the manifest that goes stay.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`]: the two do not show the same disks with the same roots, or an archive is
@@ -65,7 +65,8 @@ impl Repository {
         for record in &manifest.disks {
             let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
             let archive = self.disk_dir(&id).join(&record.archive);
-            if !self.is_there(&archive)? {
+            let was_named = old.disk(&record.disk).is_some_and(|it| it.archive == record.archive);
+            if !was_named && !self.is_there(&archive)? {
                 let text = format!("the archive {} is missing", self.describe(&archive).display());
                 return Err(Error::new(ErrorKind::Usage, text));
             }
@@ -175,7 +176,7 @@ mod tests {
         let merged = repository.describe(&repository.archive(&id, &manifest.disks[0].archive));
         assert!(merged.is_file() && repository.catalog().strays(&id).unwrap().is_empty());
         let lock = repository.lock(&id.domain).unwrap();
-        let cleaned = repository.clean(&lock).unwrap();
+        let (cleaned, _) = repository.clean(&lock).unwrap();
         assert!(cleaned.removed.len() == 1 && cleaned.kept.is_empty() && !merged.is_file());
         let points = repository.catalog().points(&id).unwrap().points;
         assert!(points.iter().all(|point| point.archive_present));

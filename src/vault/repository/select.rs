@@ -11,7 +11,8 @@ use crate::base::error::{Error, ErrorKind, Result};
 
 impl Catalog {
     /// The point of a disk that a selector means: an id, or the very millisecond of a point, means any
-    /// point; the latest or another time means backups alone, and no safety point.
+    /// point; the latest or another time means backups alone, and no safety point. A removed point is
+    /// meant by its whole id or its very millisecond alone.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if an id's beginning fits
@@ -38,7 +39,8 @@ impl Catalog {
         Ok((last > point).then_some(last))
     }
 
-    /// The newest point of a disk, of whatever kind it is: what the next backup builds on.
+    /// The newest point of a disk that is not removed, of whatever kind it is: what the next backup
+    /// builds on.
     ///
     /// # Errors
     /// As [`Self::resolve`].
@@ -58,8 +60,14 @@ impl Catalog {
         }
         let is_id = matches!(selector, Selector::Id(_));
         // What a list shows of a safety point must mean that point.
-        let is_named = |point: &Point| is_id || *selector == Selector::At(point.id.time());
-        let is_meant = |point: &Point| among == Among::All || is_named(point) || !point.safety;
+        let is_exact = |point: &Point| match selector {
+            Selector::Id(id) => *id == point.id.to_string(),
+            selector => *selector == Selector::At(point.id.time()),
+        };
+        let is_meant = |point: &Point| match &point.removed {
+            Some(_) => is_exact(point),
+            None => among == Among::All || is_id || is_exact(point) || !point.safety,
+        };
         let mut found = Vec::new();
         let mut in_doubt = None;
         for &point in domain.points().iter().rev().filter(|point| fits(selector, **point)) {
@@ -100,6 +108,11 @@ impl Catalog {
                     format!("the manifests of {id} are gone, though there are archives"),
                 )
                 .advise("qdelta replay restores from the archives: the full first, in order");
+            }
+            (_, None) if points.iter().any(|point| point.removed.is_some()) => {
+                return Error::new(ErrorKind::NotFound, format!("{id} has no point {selector}"))
+                    .because("others were removed")
+                    .advise("qdelta points --removed lists them; qdelta undelete brings one back");
             }
             (_, None) => match points.iter().rfind(|point| point.safety).map(|point| point.id) {
                 None => format!("{id} has no points yet"),
@@ -209,7 +222,7 @@ mod tests {
         assert_eq!(kind("latest"), Ok(third));
         // The archive of the damaged manifest is no leftover.
         let lock = repository.lock(&id.domain).unwrap();
-        assert!(repository.clean(&lock).unwrap().removed.is_empty());
+        assert!(repository.clean(&lock).unwrap().0.removed.is_empty());
     }
 
     #[test]

@@ -60,7 +60,7 @@ fn interrupt(
     let last = back_up(&repository, &id, Kind::Incremental).unwrap();
     assert_eq!(points(before, &id).last(), Some(&last), "{story}");
     let lock = repository.lock(&id.domain).unwrap();
-    let cleaned = repository.clean(&lock).unwrap();
+    let (cleaned, _) = repository.clean(&lock).unwrap();
     assert!(cleaned.removed.is_empty(), "{story}: {cleaned:?}");
     assert!(cleaned.kept.is_empty(), "{story}: {cleaned:?}");
     reached
@@ -73,7 +73,8 @@ fn sweep(fresh: impl Fn() -> (Arc<dyn Storage>, Box<dyn Fn()>)) {
             let mut calls = 0;
             loop {
                 let (storage, cut) = fresh();
-                let repository = Repository::init_in(Arc::clone(&storage)).unwrap();
+                let repository =
+                    Repository::init_in(Arc::clone(&storage), &Settings::default()).unwrap();
                 back_up(&repository, &disk("vm/vda"), Kind::Full).unwrap();
                 let faulty = Arc::new(Faulty::new(Arc::clone(&storage), calls, fault));
                 let story = format!("call {calls}, {fault:?}, power cut: {cuts}");
@@ -139,7 +140,7 @@ fn readers_keep_what_they_read_and_writers_go_on() {
     let storages: [Arc<dyn Storage>; 2] =
         [Arc::new(Memory::default()), Arc::new(Local::new(dir.path()))];
     for storage in storages {
-        let repository = Repository::init_in(storage).unwrap();
+        let repository = Repository::init_in(storage, &Settings::default()).unwrap();
         let domain: DomainName = "web".parse().unwrap();
         let busy = |outcome: Result<()>| {
             assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Busy);

@@ -19,7 +19,7 @@ use qdelta_formats::archive::Consistency;
 
 use super::disk::Written;
 use super::together::{Ready, Together};
-use super::{Options, clean, commit, next_point, same_disk};
+use super::{Options, clean, commit, next_point, same_disk, synthesize};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
@@ -132,10 +132,9 @@ pub fn run_guest(
     }
     same_disk::warn_of_gone(&catalog, &plan.name, &found.domain, observer);
     let lock = repository.lock(&plan.name)?;
-    clean(repository, &lock, observer)?;
     // From here on nobody else writes to the domain.
-    let catalog = repository.catalog();
-    let point = next_point(repository, &lock, observer)?;
+    let catalog = clean(repository, &lock, observer)?;
+    let point = next_point(&catalog, &lock, observer)?;
     let disks =
         Together { catalog: &catalog, lock: &lock, point, options: &request.how.options, observer };
     let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
@@ -161,7 +160,9 @@ pub fn run_guest(
     for what in &missing {
         observer.warn(Warning::new(Code::Machine, format!("not in the point: {what}")));
     }
-    let disks = commit(written, moment.consistency, Some(record), started, &recorder)?;
+    let mut disks = commit(written, moment.consistency, Some(record), started, &recorder)?;
+    let options = &request.how.options;
+    synthesize(repository, &lock, options, &mut disks, observer, cancel);
     // Before the warnings are gathered: that something could not be released is one.
     moment.snapshots.clear();
     Ok(GuestReport {

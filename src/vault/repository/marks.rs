@@ -1,0 +1,246 @@
+//! Marks of a point: it is pinned, or it is removed and can still be brought back.
+//!
+//! A mark stands in the point's manifest, and is set as every other change of a manifest is: another
+//! one takes its place. What the point shows stays the same.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::manifest::Manifest;
+use super::point::PointId;
+use super::{DomainLock, Repository};
+use crate::base::error::Result;
+use crate::base::json::text;
+
+/// Why a point stays whatever the rules say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// When it was pinned.
+    #[serde(with = "text")]
+    pub at: Timestamp,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Until when it stays; none for ever.
+    #[serde(default, with = "text::optional", skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+impl Pin {
+    /// Whether the pin still holds.
+    pub fn holds(&self, now: Timestamp) -> bool {
+        self.until.is_none_or(|until| until > now)
+    }
+}
+
+/// A point that nobody is shown any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removal {
+    /// When it was removed.
+    #[serde(with = "text")]
+    pub at: Timestamp,
+    /// Until when its data stays, whatever comes.
+    #[serde(with = "text")]
+    pub until: Timestamp,
+    /// Why, for people.
+    pub reason: String,
+}
+
+impl Removal {
+    /// Whether its time is over: its data may go at any moment.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.until <= now
+    }
+}
+
+/// The marks of a point.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// It is pinned.
+    pub pinned: Option<Pin>,
+    /// It is removed.
+    pub removed: Option<Removal>,
+}
+
+impl Repository {
+    /// Changes the marks of a point of the domain that is locked, and gives what they are now. Nothing
+    /// is written if they stay as they were.
+    ///
+    /// # Errors
+    /// The point's manifest is missing or damaged, or can't be replaced; what `change` says.
+    pub fn mark(
+        &self,
+        lock: &DomainLock,
+        point: PointId,
+        change: impl FnOnce(&mut Marks) -> Result<()>,
+    ) -> Result<Marks> {
+        let (mut manifest, version) = self.versioned(lock.domain(), point)?;
+        let before = manifest.marks();
+        let mut after = before.clone();
+        change(&mut after)?;
+        if after != before {
+            manifest.set_marks(after.clone());
+            self.replace(lock, version, &manifest)?;
+        }
+        Ok(after)
+    }
+}
+
+impl Manifest {
+    /// The point's marks.
+    pub fn marks(&self) -> Marks {
+        Marks { pinned: self.pinned.clone(), removed: self.removed.clone() }
+    }
+
+    fn set_marks(&mut self, marks: Marks) {
+        (self.pinned, self.removed) = (marks.pinned, marks.removed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::base::error::{Error, ErrorKind};
+    use crate::formats::archive::Kind;
+    use crate::vault::repository::storage::durable::faults::{self, Mode};
+    use crate::vault::repository::tests::{back_up, disk, fresh, manifest_path};
+    use crate::vault::repository::{DiskId, Selector};
+
+    fn time(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn removal() -> Removal {
+        Removal {
+            at: time("2026-11-22T10:00:00Z"),
+            until: time("2026-11-29T10:00:00Z"),
+            reason: "no rule keeps it".to_owned(),
+        }
+    }
+
+    fn pin() -> Pin {
+        Pin { at: time("2026-11-22T10:00:00Z"), reason: Some("the audit".to_owned()), until: None }
+    }
+
+    fn remove(repository: &Repository, id: &DiskId, point: PointId) {
+        let lock = repository.lock(&id.domain).unwrap();
+        let mark = |marks: &mut Marks| {
+            marks.removed = Some(removal());
+            Ok(())
+        };
+        repository.mark(&lock, point, mark).unwrap();
+    }
+
+    #[test]
+    fn marks_are_kept_and_change_nothing_else() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        back_up(&repository, &id, Kind::Full).unwrap();
+        let point = back_up(&repository, &id, Kind::Incremental).unwrap();
+        let (before, version) = repository.versioned(&id.domain, point).unwrap();
+        let lock = repository.lock(&id.domain).unwrap();
+        let set = |marks: &mut Marks| {
+            *marks = Marks { pinned: Some(pin()), removed: Some(removal()) };
+            Ok(())
+        };
+        let marks = repository.mark(&lock, point, set).unwrap();
+        let (after, marked) = repository.versioned(&id.domain, point).unwrap();
+        assert_eq!((&after.disks, after.created), (&before.disks, before.created));
+        assert_eq!(after.marks(), marks);
+        assert_eq!(marks, Marks { pinned: Some(pin()), removed: Some(removal()) });
+        // What changes nothing writes nothing; a refusal neither.
+        repository.mark(&lock, point, set).unwrap();
+        let refuse = |marks: &mut Marks| {
+            marks.pinned = None;
+            Err(Error::new(ErrorKind::Usage, "no"))
+        };
+        repository.mark(&lock, point, refuse).unwrap_err();
+        assert_eq!(repository.versioned(&id.domain, point).unwrap().1, marked);
+        // Without marks the manifest is, byte for byte, the one that it was.
+        let unset = |marks: &mut Marks| {
+            *marks = Marks::default();
+            Ok(())
+        };
+        repository.mark(&lock, point, unset).unwrap();
+        assert_eq!(repository.versioned(&id.domain, point).unwrap().1, version);
+    }
+
+    /// A point whose archive was lost must not be shown for ever.
+    #[test]
+    fn a_point_whose_archive_is_missing_can_be_marked() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let point = back_up(&repository, &id, Kind::Full).unwrap();
+        let archive = repository.catalog().points(&id).unwrap().points[0].archive.clone();
+        fs::remove_file(repository.describe(&archive)).unwrap();
+        remove(&repository, &id, point);
+        assert!(repository.catalog().points(&id).unwrap().points[0].removed.is_some());
+    }
+
+    #[test]
+    fn nobody_means_a_removed_point_without_its_whole_id() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let [first, second, third] = [Kind::Full, Kind::Incremental, Kind::Incremental]
+            .map(|kind| back_up(&repository, &id, kind).unwrap());
+        remove(&repository, &id, second);
+        remove(&repository, &id, third);
+        let catalog = repository.catalog();
+        let find = |selector: &Selector| catalog.resolve(&id, selector).map(|point| point.id);
+        let whole = |point: PointId| Selector::Id(point.to_string());
+        assert_eq!(find(&Selector::Latest).unwrap(), first);
+        assert_eq!(find(&Selector::At(time("2999-01-01T00:00:00Z"))).unwrap(), first);
+        assert_eq!(find(&Selector::At(third.time())).unwrap(), third, "as a list shows it");
+        assert_eq!(find(&whole(third)).unwrap(), third);
+        assert_eq!(find(&whole(second)).unwrap(), second);
+        let text = third.to_string();
+        let begun = Selector::Id(text[..text.len() - 1].to_owned());
+        assert!(find(&begun).map_or(true, |point| point == first), "{begun:?}");
+        assert_eq!(catalog.newest(&id).unwrap().id, first, "what the next backup is made against");
+        let latest = catalog.latest_first(&id).unwrap().map(|point| point.id);
+        assert_eq!(latest.collect::<Vec<_>>(), [first]);
+        // Its chain still runs through it.
+        let point = catalog.resolve(&id, &whole(third)).unwrap();
+        assert_eq!(catalog.chain_of(&point).unwrap().len(), 3);
+        remove(&repository, &id, first);
+        let error = repository.catalog().resolve(&id, &Selector::Latest).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.advice().unwrap().contains("--removed"), "{error:?}");
+    }
+
+    /// Whatever fails, or wherever the program dies: the point is marked or it is not, and can be read.
+    #[test]
+    fn a_mark_is_set_or_not_whatever_happens() {
+        for mode in [Mode::Fail, Mode::Kill] {
+            let (mut at, mut marked) = (0, 0);
+            loop {
+                let (_dir, repository) = fresh();
+                let id = disk("vm/vda");
+                let point = back_up(&repository, &id, Kind::Full).unwrap();
+                let (before, _) = repository.versioned(&id.domain, point).unwrap();
+                let lock = repository.lock(&id.domain).unwrap();
+                let set = |marks: &mut Marks| {
+                    marks.pinned = Some(pin());
+                    Ok(())
+                };
+                faults::arm(at, mode);
+                let result = repository.mark(&lock, point, set);
+                faults::disarm();
+                let (after, _) = repository.versioned(&id.domain, point).unwrap();
+                assert_eq!(after.disks, before.disks, "{mode:?} at step {at}");
+                assert!([None, Some(pin())].contains(&after.pinned), "{mode:?} at step {at}");
+                marked += u32::from(after.pinned.is_some());
+                repository.clean(&lock).unwrap();
+                assert!(manifest_path(&repository, &id, point).is_file());
+                if result.is_ok() {
+                    assert!(after.pinned.is_some());
+                    break;
+                }
+                at += 1;
+            }
+            assert!(at >= 3 && marked >= 1, "{mode:?}: {at} steps, {marked} times marked");
+        }
+    }
+}
