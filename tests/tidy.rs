@@ -148,6 +148,7 @@ const ROOMS: &[&str] = &[
     "flows/backup",
     "flows/restore",
     "flows/verify",
+    "flows/retain",
     "flows/merge",
     "flows/bench",
 ];

@@ -68,6 +68,15 @@ pub fn list(command: &str) -> &'static [Example] {
                 "qdelta points web --json | jq -r '.disks[].points[].point'",
             ),
         ],
+        "prune" => &[
+            (
+                "What would stay of 7 days, 4 weeks and a year, and why",
+                "qdelta prune --dry-run --keep-daily 7 --keep-weekly 4 --keep-monthly 12",
+            ),
+            ("By the rules in qdelta.toml, every night", "qdelta prune"),
+            ("One guest, and no way back", "qdelta prune old --keep-last 1 --grace 0"),
+        ],
+        "undelete" => &[("It was needed after all", "qdelta undelete web@20261122T153823.412Z")],
         "pin" => &[
             (
                 "Keep the state of the audit for two years",

@@ -14,6 +14,7 @@ mod machine;
 pub mod map;
 pub mod pin;
 pub mod points;
+pub mod prune;
 pub mod restore;
 pub mod shell;
 pub mod verify;
