@@ -145,11 +145,11 @@ const ROOMS: &[&str] = &[
     "flows/anchors",
     "flows/capture",
     "flows/tracking",
+    "flows/merge",
     "flows/backup",
     "flows/restore",
     "flows/verify",
     "flows/retain",
-    "flows/merge",
     "flows/bench",
 ];
 

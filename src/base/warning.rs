@@ -57,6 +57,8 @@ pub enum Code {
     Unreadable,
     /// What the snapshot command made may still be there: it was not released.
     NotReleased,
+    /// Archives could not be merged.
+    NotMerged,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

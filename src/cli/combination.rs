@@ -150,6 +150,11 @@ const BACKUP: &[Rule] = &[
         why: "has no effect with --consistency freeze-copy, which reads the images themselves",
     },
     Rule {
+        options: &["synthetic"],
+        when: |typed| typed.is("kind", "full"),
+        why: "has no effect with --kind full, which reads everything and is a full already",
+    },
+    Rule {
         options: &["track"],
         when: |typed| {
             let reads_all = typed.is("track", "auto") || typed.is("track", "scan");

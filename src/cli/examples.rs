@@ -29,6 +29,7 @@ pub fn list(command: &str) -> &'static [Example] {
             ("The disk is called after the file: web", "qdelta backup web.qcow2"),
             ("Two disks of one guest", "qdelta backup web-data.qcow2 --disk web/data"),
             ("A new chain, say once a month", "qdelta backup web.qcow2 --kind full"),
+            ("The same without reading the image again", "qdelta backup web.qcow2 --synthetic"),
             ("A raw disk: name its format", "qdelta backup /dev/vg/web --format raw"),
             ("Let QEMU record what changes from now on", "qdelta backup web.qcow2 --anchor bitmap"),
             ("The result as JSON, for a script", "qdelta backup web.qcow2 --json"),
@@ -77,6 +78,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("One guest, and no way back", "qdelta prune old --keep-last 1 --grace 0"),
         ],
         "undelete" => &[("It was needed after all", "qdelta undelete web@20261122T153823.412Z")],
+        "merge" => &[
+            ("What a merge would bring", "qdelta merge web@20261122T15..20261124T09 --dry-run"),
+            ("The nights of a week become one point", "qdelta merge web@2026-11-16..2026-11-22"),
+        ],
         "pin" => &[
             (
                 "Keep the state of the audit for two years",

@@ -8,6 +8,7 @@ mod examples;
 mod guest_args;
 mod near;
 mod out;
+mod point_args;
 mod screen;
 mod signals;
 mod state;
@@ -98,6 +99,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Restore(args) => commands::restore::run(&args, context),
         Command::Replay(args) => commands::restore::replay(&args, context),
         Command::Verify(args) => commands::verify::run(args, context),
+        Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),
         Command::Points(args) => commands::points::run(&args, context),
         Command::Prune(args) => commands::prune::run(&args, context),

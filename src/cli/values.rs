@@ -40,6 +40,33 @@ impl FromStr for DiskAt {
     }
 }
 
+/// A guest or a disk, and the first and the last of some of its points: `DISK@A..B`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointsOf {
+    /// The guest or the disk.
+    pub disk: Wanted,
+    /// The first point.
+    pub from: Selector,
+    /// The last point.
+    pub to: Selector,
+}
+
+impl FromStr for PointsOf {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let named = text.rsplit_once('@').and_then(|(disk, points)| {
+            let (from, to) = points.split_once("..")?;
+            Some((disk, from, to))
+        });
+        let (disk, from, to) = named.ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("{text:?} names no range of points"))
+                .advise("say DISK@A..B: the points from A on become part of B")
+        })?;
+        Ok(Self { disk: disk.parse()?, from: from.parse()?, to: to.parse()? })
+    }
+}
+
 /// What the parser of arguments shows of a failure: all of it, in one line.
 fn refusal(error: &Error) -> String {
     match error.advice() {
@@ -55,6 +82,11 @@ pub fn wanted(text: &str) -> Result<Wanted, String> {
 
 /// A disk or a guest, and perhaps a point of it.
 pub fn disk_at(text: &str) -> Result<DiskAt, String> {
+    text.parse().map_err(|error| refusal(&error))
+}
+
+/// A disk or a guest, and a range of its points.
+pub fn points_of(text: &str) -> Result<PointsOf, String> {
     text.parse().map_err(|error| refusal(&error))
 }
 

@@ -7,6 +7,9 @@ use zstd::zstd_safe::{self, CParameter, DCtx};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Codec;
 
+/// The level of zstd unless told otherwise.
+pub const LEVEL_DEFAULT: i32 = 1;
+
 /// The binary logarithm of the largest window that decoding may allocate: a frame's content is at
 /// most 2 MiB long, so no frame needs a larger window.
 const WINDOW_LOG_MAX: u32 = 21;

@@ -177,6 +177,7 @@ fn a_backup_and_a_restore_are_counted_in_small_steps_whatever_the_block_size() {
             sample: 0,
             resources: Resources::default(),
             safety: false,
+            synthetic: false,
         };
         let open = OpenOptions { format: Some("raw".parse().unwrap()), ..OpenOptions::default() };
         let image = ImageRequest { path: lab.path("web.raw"), open, disk: None };
@@ -229,6 +230,7 @@ fn the_proof_of_an_image_is_a_phase_of_its_own() {
             sample: 0,
             resources: Resources::default(),
             safety: false,
+            synthetic: false,
         };
         let image = ImageRequest { path: path.clone(), open: OpenOptions::default(), disk: None };
         let heard = Heard::default();

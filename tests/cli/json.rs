@@ -90,6 +90,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "points" => through::<report::PointsReport>(result),
         "pin, unpin, undelete" => through::<report::MarkReport>(result),
         "prune" => through::<report::PruneReport>(result),
+        "merge" => through::<report::MergeReport>(result),
         "anchors" => through::<report::AnchorsReport>(result),
         "info of an archive" | "info of an image" => through::<report::FileReport>(result),
         "map" => through::<Vec<report::MapEntry>>(result),
@@ -233,6 +234,30 @@ fn every_result_is_as_the_document_says() {
     compare("points", &[&damaged("points")], &rare);
     let found = damaged("verify");
     compare("verify", &[&whole, &found], &[".disks[].points[].because[]"]);
+}
+
+#[test]
+fn a_merge_is_as_the_document_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let json = |words: &[&str]| {
+        let repo = at("repo");
+        parse(&done(&[words, &["--json", "--repo", &repo]].concat()))
+    };
+    let image = at("web.raw");
+    std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+    json(&["init"]);
+    let full = json(&["backup", &image, "--format", "raw"]);
+    std::fs::write(&image, vec![8; 1 << 20]).unwrap();
+    let next = json(&["backup", &image, "--format", "raw"]);
+    let range =
+        format!("web@{}..{}", full["point"].as_str().unwrap(), next["point"].as_str().unwrap());
+    let planned = json(&["merge", &range, "--dry-run"]);
+    let merged = json(&["merge", &range]);
+    assert_eq!(planned["bytes_written"], merged["bytes_written"]);
+    compare("merge", &[&planned, &merged], &[]);
+    let manifest = at(&format!("repo/web/points/{}.json", next["point"].as_str().unwrap()));
+    assert!(!std::fs::read_to_string(manifest).unwrap().contains("replaces"));
 }
 
 #[test]

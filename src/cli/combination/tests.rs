@@ -74,6 +74,7 @@ const TABLES: &[Table] = &[
             Entry(&["--kind", "full"], &[], "what is compared with: nothing"),
             Entry(&["--kind", "incremental"], &[], "what is compared with, or an error"),
             Entry(&["--kind", "differential"], &[], "what is compared with, or an error"),
+            Entry(&["--synthetic"], &[], "the chain becomes a full"),
             Entry(&["--level", "3"], &[], "how hard zstd tries"),
             Entry(
                 &["--block-size", "64K"],
@@ -143,6 +144,7 @@ const TABLES: &[Table] = &[
             ("--format raw", "--anchor bitmap"),
             ("--format raw", "--anchor snapshot"),
             ("--format raw", "--snapshot"),
+            ("--kind full", "--synthetic"),
             ("--kind full", "--track bitmap"),
             ("--kind full", "--track snapshot"),
             ("--kind full", "--track overlay"),
@@ -310,6 +312,15 @@ const TABLES: &[Table] = &[
         command: "unpin",
         ways: &[("point", &["g@latest"])],
         entries: &[Entry(&["g@latest"], &[], "which point")],
+        apart: &[],
+    },
+    Table {
+        command: "merge",
+        ways: &[("points", &["d@2026..2027"])],
+        entries: &[
+            Entry(&["--dry-run"], &[], "nothing is done"),
+            Entry(&["--level", "3"], &[], "how hard zstd tries where a frame is packed anew"),
+        ],
         apart: &[],
     },
     Table {

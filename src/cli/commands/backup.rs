@@ -23,6 +23,7 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         sample: args.tracking.sample,
         resources: args.work.resources(),
         safety: false,
+        synthetic: args.synthetic,
     };
     if args.guests.are_meant() {
         return guests::run(&args, options, context);

@@ -12,6 +12,7 @@ pub mod info;
 pub mod init;
 mod machine;
 pub mod map;
+pub mod merge;
 pub mod pin;
 pub mod points;
 pub mod prune;

@@ -8,7 +8,7 @@ use qdelta::vault::repository::{
 };
 use qdelta::{Error, ErrorKind, Result};
 
-use crate::cli::args::{Pin, Unpin};
+use crate::cli::point_args::{Pin, Unpin};
 use crate::cli::values::DiskAt;
 use crate::cli::{Context, status};
 

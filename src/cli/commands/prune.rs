@@ -9,7 +9,7 @@ use qdelta::vault::repository::{Catalog, DomainName, Wanted};
 use qdelta::{Error, ErrorKind, Result};
 
 use super::pin::{find, show};
-use crate::cli::args::{Prune, Undelete};
+use crate::cli::point_args::{Prune, Undelete};
 use crate::cli::text::{self, Column};
 use crate::cli::{Context, status, two_lines};
 use qdelta::flows::report::MarkReport;

@@ -28,6 +28,7 @@ use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::io::Backend;
 use crate::flows::anchors::{NewAnchor, Tag};
+use crate::flows::merge::{self, MergeOptions};
 use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
@@ -38,15 +39,13 @@ use disk::Rest;
 use together::{Ready, Together};
 
 pub use crate::flows::tracking::changes::SAMPLE_DEFAULT;
+pub use crate::vault::codec::LEVEL_DEFAULT;
 pub use guest::{ConsistencyChoice, GuestOptions, GuestRequest, repository_name, run_guest};
 pub use guests::{Guests, GuestsRequest, run_guests};
 
 pub(crate) use guest::{open_options, stated_chain};
 pub(crate) use same_disk::is_same_uuid;
 pub(crate) use trial::Trial;
-
-/// The zstd level of a backup unless told otherwise.
-pub const LEVEL_DEFAULT: i32 = 1;
 
 /// What to leave behind for the next backup to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,6 +100,9 @@ pub struct Options {
     pub resources: Resources,
     /// It is a safety point, made before a roll back.
     pub safety: bool,
+    /// What has changed is merged with the chain before into a full: a new chain begins, and no more is
+    /// read of the image.
+    pub synthetic: bool,
 }
 
 impl Default for Options {
@@ -114,6 +116,7 @@ impl Default for Options {
             sample: SAMPLE_DEFAULT,
             resources: Resources::default(),
             safety: false,
+            synthetic: false,
         }
     }
 }
@@ -182,6 +185,7 @@ pub fn run_together(
     let written = together.write(ready, sources, Consistency::Offline, cancel)?;
     let mut reports =
         commit_as(options.safety, written, Consistency::Offline, None, started, &recorder)?;
+    synthesize(repository, &lock, options, &mut reports, observer, cancel);
     if let Some(first) = reports.first_mut() {
         first.warnings.extend(recorder.take());
     }
@@ -237,6 +241,40 @@ fn commit_as(
         Err(error) => {
             rest.into_iter().for_each(Rest::discard);
             Err(error)
+        }
+    }
+}
+
+/// Makes a full of a new point if that was asked for, by merging. The point stands already: what fails
+/// leaves it as it is.
+fn synthesize(
+    repository: &Repository,
+    lock: &DomainLock,
+    options: &Options,
+    reports: &mut [BackupReport],
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) {
+    let Some(point) = reports.first().map(|report| report.point).filter(|_| options.synthetic)
+    else {
+        return;
+    };
+    let how = MergeOptions { level: options.level, resources: options.resources };
+    match merge::synthesize(repository, lock, point, &how, observer, cancel) {
+        Ok(merged) => {
+            for disk in merged.disks {
+                let Some(report) = reports.iter_mut().find(|it| it.disk == disk.disk) else {
+                    continue;
+                };
+                (report.kind, report.parent) = (disk.kind, None);
+                report.bytes_written = disk.bytes_written;
+                report.archive = disk.archive.unwrap_or_default();
+            }
+        }
+        Err(error) => {
+            let warning = Warning::failed(Code::NotMerged, &error)
+                .within("the point is made, and is no full: its chain could not be merged");
+            observer.warn(warning);
         }
     }
 }

@@ -8,14 +8,17 @@ mod prove;
 mod run;
 mod walk;
 
+use std::collections::BTreeSet;
+
 use qdelta_formats::archive::{ArchiveId, Metadata};
 
 use crate::base::cancel::Cancel;
+use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::flows::report::MergeReport;
 use crate::vault::chain::Stretch;
-use crate::vault::repository::{Repository, Selector, Wanted};
+use crate::vault::repository::{DomainLock, PointId, Repository, Selector, Wanted};
 
 pub use estimate::{Estimate, estimate};
 pub use plan::{DiskPath, Family, Step};
@@ -68,6 +71,7 @@ pub fn run(
     };
     let (from, into) = (find(&request.from)?, find(&request.into)?);
     let absorbed = family.between(from, into, disk.map(|disk| &disk.disk))?;
+    family.check_pins(&absorbed, clock::now()?)?;
     let step = family.step(&absorbed, into)?;
     let merger = Merger {
         catalog: &catalog,
@@ -81,6 +85,29 @@ pub fn run(
     let mut report = reports.into_iter().next().ok_or_else(none)?;
     report.waiting = tidy(repository, &lock)?.is_none();
     report.warnings = recorder.take();
+    Ok(report)
+}
+
+/// Makes a full of a point: its whole chain is merged, and no point goes. Nothing of the image is read.
+///
+/// # Errors
+/// An archive is damaged, or something can't be read or written. Whatever fails, no point is lost.
+pub(crate) fn synthesize(
+    repository: &Repository,
+    lock: &DomainLock,
+    point: PointId,
+    options: &MergeOptions,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<MergeReport> {
+    let catalog = repository.catalog();
+    let family = Family::read(&catalog, lock.domain())?;
+    let step = family.step(&BTreeSet::new(), point)?;
+    let merger = Merger { catalog: &catalog, family: &family, options, observer, cancel };
+    let reports = merger.run(lock, std::slice::from_ref(&step))?;
+    let none = || Error::new(ErrorKind::Io, "internal error: a merge without a result");
+    let mut report = reports.into_iter().next().ok_or_else(none)?;
+    report.waiting = tidy(repository, lock)?.is_none();
     Ok(report)
 }
 

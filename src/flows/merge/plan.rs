@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::vault::repository::{
     Catalog, DiskId, DiskName, DiskRecord, DomainName, Manifest, PointId,
@@ -151,6 +153,21 @@ impl Family {
         }
         let absorbed = absorbed.iter().copied().collect();
         Ok(Step { domain: self.domain.clone(), into, absorbed, disks })
+    }
+
+    /// Fails if one of the points is pinned.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] if one is.
+    pub fn check_pins(&self, points: &BTreeSet<PointId>, now: Timestamp) -> Result<()> {
+        let is_pinned = |point: &&PointId| {
+            let pin = self.manifest(**point).and_then(|manifest| manifest.pinned.as_ref());
+            pin.is_some_and(|pin| pin.holds(now))
+        };
+        let Some(pinned) = points.iter().find(is_pinned) else { return Ok(()) };
+        let text = format!("point {pinned} of {} is pinned, so it stays", self.domain);
+        let advice = format!("qdelta unpin {}@{pinned} takes the pin away", self.domain);
+        Err(Error::new(ErrorKind::Usage, text).advise(advice))
     }
 
     fn existing(&self, point: PointId) -> Result<&Manifest> {

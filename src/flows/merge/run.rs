@@ -18,10 +18,10 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
 use crate::base::random;
 use crate::disk::flow::pipeline::Resources;
-use crate::flows::backup::LEVEL_DEFAULT;
 use crate::flows::report::{MergeReport, MergedDisk};
 use crate::vault::archive::{Reader, Writer};
 use crate::vault::chain::Stretch;
+use crate::vault::codec::LEVEL_DEFAULT;
 
 use crate::vault::repository::{
     Beside, Catalog, DiskId, DiskName, DomainLock, Manifest, ParentRecord, PointId, Removed,

@@ -69,6 +69,10 @@ impl Repository {
             let earlier = manifest.replaces.iter().map(|replaced| replaced.point);
             let mut points: BTreeSet<PointId> =
                 earlier.filter(|point| *point != manifest.point).collect();
+            let is_pinned = |manifest: &Manifest| manifest.pinned.is_some();
+            for (point, _) in manifests.iter().filter(|(_, it)| it.as_ref().is_ok_and(is_pinned)) {
+                points.remove(point);
+            }
             // What builds on one of them since, needs it. Parents are older: the newest come first.
             for (_, other) in manifests.iter().rev() {
                 let Ok(other) = other else { continue };

@@ -19,7 +19,7 @@ use qdelta_formats::archive::Consistency;
 
 use super::disk::Written;
 use super::together::{Ready, Together};
-use super::{Options, clean, commit, next_point, same_disk};
+use super::{Options, clean, commit, next_point, same_disk, synthesize};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
@@ -161,7 +161,9 @@ pub fn run_guest(
     for what in &missing {
         observer.warn(Warning::new(Code::Machine, format!("not in the point: {what}")));
     }
-    let disks = commit(written, moment.consistency, Some(record), started, &recorder)?;
+    let mut disks = commit(written, moment.consistency, Some(record), started, &recorder)?;
+    let options = &request.how.options;
+    synthesize(repository, &lock, options, &mut disks, observer, cancel);
     // Before the warnings are gathered: that something could not be released is one.
     moment.snapshots.clear();
     Ok(GuestReport {
