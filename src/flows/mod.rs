@@ -8,5 +8,6 @@ pub mod merge;
 pub mod prune;
 pub mod report;
 pub mod restore;
+pub mod retain;
 pub mod tracking;
 pub mod verify;
