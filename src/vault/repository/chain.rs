@@ -114,8 +114,10 @@ impl Catalog {
             root: link.root,
         };
         let folder = self.domain(&disk.domain).folder(&disk.disk);
-        let beside =
-            folder.as_ref().as_ref().map_or_else(|_| Vec::new(), |names| archives_of(names, point));
+        let beside = folder
+            .as_ref()
+            .as_ref()
+            .map_or_else(|_| Vec::new(), |folder| archives_of(&folder.names, point));
         let mut beside = beside.into_iter().map(|(_, name)| repository.disk_dir(disk).join(name));
         // Copying a repository while points are merged can mix an old manifest with new archives.
         Err(match beside.find(|archive| has_root(self, archive, &own)) {
@@ -240,8 +242,8 @@ fn without_manifest(catalog: &Catalog, disk: &DiskId, parent: &ParentRecord) -> 
     let (repository, id) = (catalog.repository(), parent.point);
     let dir = repository.disk_dir(disk);
     let folder = catalog.domain(&disk.domain).folder(&disk.disk);
-    let names = folder.as_ref().as_ref().map_err(Error::clone)?;
-    let mut found: Vec<(bool, Name)> = archives_of(names, id)
+    let folder = folder.as_ref().as_ref().map_err(Error::clone)?;
+    let mut found: Vec<(bool, Name)> = archives_of(&folder.names, id)
         .into_iter()
         .map(|(kind, name)| (kind != Kind::Full, dir.join(name)))
         .collect();

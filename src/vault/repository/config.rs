@@ -244,7 +244,10 @@ impl Repository {
     /// # Errors
     /// As [`Self::open`]; it can't be written.
     pub fn repair(root: &Path) -> Result<(Self, Repair)> {
-        let storage: Arc<dyn Storage> = Arc::new(Local::new(root));
+        Self::repair_in(Arc::new(Local::new(root)))
+    }
+
+    fn repair_in(storage: Arc<dyn Storage>) -> Result<(Self, Repair)> {
         match Config::read(&*storage) {
             Ok(config) => {
                 let sound = Self::at(storage, config.id, None);
@@ -259,7 +262,7 @@ impl Repository {
         }
         let is_there = storage.entry(&Name::top().join(CONFIG))?.is_some();
         if !is_there && !holds_domains(&*storage) {
-            let text = format!("{} holds no domain of a repository", root.display());
+            let text = format!("{} holds no domain of a repository", shown(&*storage));
             return Err(Error::new(ErrorKind::NotFound, text)
                 .advise("mount the disk it is on, or make a new repository in an empty folder"));
         }
@@ -362,6 +365,7 @@ fn new_id() -> Result<String> {
 mod tests {
     use super::*;
     use crate::formats::archive::Kind;
+    use crate::vault::repository::storage::faulty::{Fault, Faulty};
     use crate::vault::repository::tests::{back_up, disk, fresh};
 
     /// Whoever was not allowed to read `qdelta.toml` was told to make it anew, which would have cost
@@ -382,13 +386,17 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let (kind, text) = advice();
         assert!(kind == ErrorKind::Damaged && text.contains("makes qdelta.toml anew"), "{text}");
-        // The kernel refuses to read it, to root as well.
-        std::os::unix::fs::symlink(&path, &path).unwrap();
-        let (kind, text) = advice();
-        assert!(kind == ErrorKind::Io && text.contains("see why it can't be read"), "{text}");
-        assert_eq!(Repository::repair(&root).unwrap_err().kind(), ErrorKind::Io);
-        assert!(fs::symlink_metadata(&path).unwrap().is_symlink(), "it was written over");
-        fs::remove_file(&path).unwrap();
         assert_eq!(Repository::repair(&root).unwrap().1, Repair::NewId);
+        // The system refuses to read it.
+        let refuses = || {
+            let fault = Fault { works: false, kills: false };
+            Arc::new(Faulty::new(Arc::new(Local::new(&root)), 0, fault))
+        };
+        let trouble = Repository::open_in(refuses()).unwrap().trouble().unwrap();
+        assert_eq!(trouble.kind(), ErrorKind::Io);
+        assert!(trouble.advice().unwrap().contains("see why it can't be read"), "{trouble:?}");
+        let sound = fs::read(&path).unwrap();
+        assert_eq!(Repository::repair_in(refuses()).unwrap_err().kind(), ErrorKind::Io);
+        assert!(fs::read(&path).unwrap() == sound, "it was made anew");
     }
 }
