@@ -386,7 +386,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let (kind, text) = advice();
         assert!(kind == ErrorKind::Damaged && text.contains("makes qdelta.toml anew"), "{text}");
-        assert_eq!(Repository::repair(&root).unwrap().1, Repair::NewId);
+        assert_eq!(Repository::repair(&root).unwrap().1, Repair::SameId);
         // The system refuses to read it.
         let refuses = || {
             let fault = Fault { works: false, kills: false };
