@@ -13,7 +13,7 @@ use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
-use super::point_args::{Merge, Pin, Unpin};
+use super::point_args::{Merge, Pin, Prune, Undelete, Unpin};
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -90,6 +90,8 @@ pub enum Command {
     Replay(Replay),
     Verify(Verify),
     Points(Points),
+    Prune(Prune),
+    Undelete(Undelete),
     Merge(Merge),
     Pin(Pin),
     Unpin(Unpin),
