@@ -34,7 +34,7 @@ pub struct Archive {
     pub disk: DiskName,
     /// The point of the same disk that it was made against; none for a full.
     pub parent: Option<PointId>,
-    /// Its length, with those of archives whose place it has taken and that are still there.
+    /// Its length.
     pub bytes: u64,
 }
 
@@ -109,7 +109,14 @@ pub enum Why {
     Damaged(Error),
 }
 
-/// Plans for the points of a guest, ascending. `estimate` says what a step costs.
+/// The points that nothing builds on. They can go whatever a merge costs.
+pub fn leaves(domain: &DomainName, members: &[Member]) -> Vec<Drop> {
+    let mut plan = Plan::default();
+    Forest::grow(domain, members).drop_leaves(&mut plan, &mut Room { free: None, until: None });
+    plan.drops
+}
+
+/// Plans for the points of a guest. `estimate` says what a step costs.
 ///
 /// # Errors
 /// What `estimate` says, if that is no damage: the plan was interrupted, or can't be made.
@@ -428,7 +435,7 @@ fn is_worth_it(costs: &Estimate, limits: &Limits) -> bool {
 }
 
 /// Whether an error tells of the archives, and not of this run.
-fn is_damage(error: &Error) -> bool {
+pub fn is_damage(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Io)
 }
 
