@@ -1,5 +1,6 @@
 //! Which file a descriptor or a name leads to, and whether the file was written to.
 
+use std::fmt;
 use std::fs::Metadata;
 use std::io;
 use std::os::fd::AsFd;
@@ -20,6 +21,15 @@ pub enum FileId {
     },
     /// A block device, which may have several nodes.
     BlockDevice(u64),
+}
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { device, inode } => write!(f, "{device}:{inode}"),
+            Self::BlockDevice(number) => write!(f, "device {number}"),
+        }
+    }
 }
 
 impl FileId {

@@ -33,7 +33,7 @@ use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
 use crate::vault::repository::{
-    DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Repository,
+    Catalog, DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Repository,
 };
 use disk::Rest;
 use together::{Ready, Together};
@@ -166,9 +166,8 @@ pub fn run_together(
         opens.push((open, note));
     }
     let lock = repository.lock(domain)?;
-    clean(repository, &lock, observer)?;
     // From here on nobody else writes to the domain.
-    let catalog = repository.catalog();
+    let catalog = clean(repository, &lock, observer)?;
     let mut ready = Vec::new();
     for ((image, disk), (open, note)) in images.iter().zip(&disks).zip(&opens) {
         let mut disk = Ready::new(&catalog, disk, &image.path, open, options)?;
@@ -179,7 +178,7 @@ pub fn run_together(
         }
         ready.push(disk);
     }
-    let point = next_point(repository, &lock, observer)?;
+    let point = next_point(&catalog, &lock, observer)?;
     let together = Together { catalog: &catalog, lock: &lock, point, options, observer };
     let sources = together.take(&ready)?;
     let written = together.write(ready, sources, Consistency::Offline, cancel)?;
@@ -279,9 +278,9 @@ fn synthesize(
     }
 }
 
-/// Removes what interrupted backups left of a domain.
-fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) -> Result<()> {
-    let cleaned = repository.clean(lock)?;
+/// Removes what interrupted backups left of a domain, and reads what is there then.
+fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) -> Result<Catalog> {
+    let (cleaned, catalog) = repository.clean(lock)?;
     for leftover in &cleaned.removed {
         tracing::info!(path = %leftover.path.display(), "removed what an interrupted backup left");
     }
@@ -292,15 +291,11 @@ fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) ->
     for error in &cleaned.unreadable {
         observer.warn(Warning::failed(Code::Unreadable, error));
     }
-    Ok(())
+    Ok(catalog)
 }
 
-fn next_point(
-    repository: &Repository,
-    lock: &DomainLock,
-    observer: &dyn Observer,
-) -> Result<PointId> {
-    let next = repository.next_point(lock)?;
+fn next_point(catalog: &Catalog, lock: &DomainLock, observer: &dyn Observer) -> Result<PointId> {
+    let next = catalog.next_point(lock)?;
     if let Some(behind) = next.clock_behind {
         let behind = duration::shown(behind);
         let text = format!("the clock is {behind} behind the latest point; the new one follows it");

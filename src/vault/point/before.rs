@@ -9,11 +9,10 @@
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
-use serde::{Deserialize, Serialize};
 
 use super::open::{check_indexes, open_archives};
-use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::archive::{Digest, Geometry, GroupIndex, Summary};
+use crate::base::error::Result;
+use crate::formats::archive::{DIGEST_LEN, Digest, Geometry, GroupIndex, Summary};
 use crate::vault::archive::Reader;
 use crate::vault::chain::{Chain, GroupCursor, Overlay};
 use crate::vault::frames::pack::GroupDigests;
@@ -31,8 +30,8 @@ const AHEAD: u64 = 1024;
 #[derive(Debug)]
 pub(crate) struct Before {
     known: Known,
-    /// The archives of the chain, the full first.
-    archives: Vec<Stamp>,
+    /// The archives of the chain, where the storage can tell one from another.
+    archives: Option<Stamps>,
 }
 
 #[derive(Debug)]
@@ -41,19 +40,53 @@ enum Known {
     Summary(Summary),
 }
 
-/// By what an archive is recognised that nobody has changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    name: String,
-    length: u64,
-    version: String,
+/// By what the archives of a chain are recognised that nobody has changed: their names, the full
+/// first, and a digest over names, lengths and versions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamps {
+    names: Vec<String>,
+    digest: blake3::Hash,
 }
 
-impl Stamp {
-    /// The stamp of an archive as it is now, where the storage can tell one from another.
-    fn of(storage: &dyn Storage, archive: &Name) -> Option<Self> {
+impl Stamps {
+    fn new() -> Self {
+        Self { names: Vec::new(), digest: blake3::hash(&[]) }
+    }
+
+    /// Adds an archive as it is now; none where the storage can't tell one from another.
+    fn with(mut self, storage: &dyn Storage, archive: &Name) -> Option<Self> {
         let entry = storage.entry(archive).ok()??;
-        Some(Self { name: entry.name, length: entry.len?, version: entry.version? })
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.digest.as_bytes()).update(&entry.len?.to_le_bytes());
+        // No name has a byte 0.
+        hasher.update(entry.name.as_bytes()).update(&[0]).update(entry.version?.as_bytes());
+        self.digest = hasher.finalize();
+        self.names.push(entry.name);
+        Some(self)
+    }
+
+    /// The archives of these names in a folder, as they are now.
+    fn of<'a>(
+        storage: &dyn Storage,
+        folder: &Name,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Option<Self> {
+        let mut names = names.into_iter();
+        names.try_fold(Self::new(), |stamps, name| stamps.with(storage, &folder.join(name)))
+    }
+
+    /// The digest, and a line for each name.
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.digest.as_bytes().to_vec();
+        bytes.extend(self.names.join("\n").into_bytes());
+        bytes
+    }
+
+    /// What was written, if all archives are as they were.
+    fn proved(storage: &dyn Storage, folder: &Name, bytes: &[u8]) -> Option<Self> {
+        let (digest, names) = bytes.split_first_chunk::<DIGEST_LEN>()?;
+        let now = Self::of(storage, folder, std::str::from_utf8(names).ok()?.split('\n'))?;
+        (now.digest.as_bytes() == digest).then_some(now)
     }
 }
 
@@ -69,7 +102,8 @@ impl Before {
         let storage = &**catalog.repository().storage();
         let names = catalog.chain_of(point)?;
         // Before the archives are read, so that a change while they are is seen the next time.
-        let archives = names.iter().filter_map(|name| Stamp::of(storage, name)).collect();
+        let stamps = |stamps: Stamps, name| stamps.with(storage, name);
+        let archives = names.iter().try_fold(Stamps::new(), stamps);
         let chain = check_indexes(open_archives(storage, &names, point)?)?;
         Ok(Self { known: Known::Chain(chain), archives })
     }
@@ -82,14 +116,13 @@ impl Before {
         let is_of_point = summary.root == record.root
             && summary.geometry.virtual_size() == record.virtual_size
             && summary.geometry.block_size() == record.block_size;
-        let archives: Vec<Stamp> =
-            serde_json::from_slice(&std::mem::take(&mut summary.note)).ok()?;
-        let is_last = archives.last().is_some_and(|last| last.name == record.archive);
+        if !is_of_point {
+            return None;
+        }
         let (storage, folder) = (&**catalog.repository().storage(), point.archive.folder()?);
-        let is_as_it_was =
-            |stamp: &Stamp| Stamp::of(storage, &folder.join(&stamp.name)).as_ref() == Some(stamp);
-        let is_true = is_of_point && is_last && archives.iter().all(is_as_it_was);
-        is_true.then_some(Self { known: Known::Summary(summary), archives })
+        let archives = Stamps::proved(storage, &folder, &std::mem::take(&mut summary.note))?;
+        let is_last = archives.names.last() == Some(&record.archive);
+        is_last.then_some(Self { known: Known::Summary(summary), archives: Some(archives) })
     }
 
     /// Whether the archives were not opened.
@@ -102,7 +135,7 @@ impl Before {
     pub fn archives(&self) -> usize {
         match &self.known {
             Known::Chain(chain) => chain.archives().len(),
-            Known::Summary(_) => self.archives.len(),
+            Known::Summary(_) => self.archives.as_ref().map_or(0, |stamps| stamps.names.len()),
         }
     }
 
@@ -193,8 +226,15 @@ pub(crate) fn sum_up(
     archive: &Name,
 ) -> Result<()> {
     let storage = &**repository.storage();
+    let below = match before {
+        Some(before) => before.archives.clone(),
+        None => Some(Stamps::new()),
+    };
     // Before the archive is read, so that a change while it is being read is seen the next time.
-    let stamp = Stamp::of(storage, archive);
+    let Some(archives) = below.and_then(|below| below.with(storage, archive)) else {
+        // A storage that can't tell when an archive changes.
+        return Ok(());
+    };
     let reader = Reader::open(storage.open(archive)?)?;
     if before.is_some_and(Before::is_large) || reader.stored().len() > BLOCKS_MAX {
         return Ok(());
@@ -214,14 +254,6 @@ pub(crate) fn sum_up(
             return Ok(());
         }
     }
-    let mut archives = before.map(|before| before.archives.clone()).unwrap_or_default();
-    archives.extend(stamp);
-    if archives.len() != before.map_or(0, Before::archives) + 1 {
-        // A storage that can't tell when an archive changes.
-        return Ok(());
-    }
-    summary.note = serde_json::to_vec(&archives).map_err(|error| {
-        Error::new(ErrorKind::Io, "the summary of a chain can't be written").because(error)
-    })?;
+    summary.note = archives.encode();
     repository.write_summary(disk, &summary.encode())
 }

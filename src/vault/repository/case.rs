@@ -15,7 +15,7 @@ pub(super) fn check<'a>(
     let dir = repository.domain_dir(domain);
     let domains = repository.names_in(&Name::top())?;
     check_name(repository, &Name::top(), &domains, domain.as_str())?;
-    let there = repository.names_if_any(&dir)?;
+    let there = Vec::from_iter(repository.folder(&dir)?.names);
     let folds = folds_case(repository)?;
     // The names of the other disks will be there, too, by the time that one is made.
     let mut taken = vec![POINTS, MACHINE];

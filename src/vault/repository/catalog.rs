@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -16,7 +17,9 @@ use super::manifest::{self, DiskRecord, Manifest, ParentRecord};
 use super::marks::{Pin, Removal};
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
-use super::{DamagedFolder, DamagedManifest, Name, PointList, Repository, Survey};
+use super::{
+    DamagedFolder, DamagedManifest, DomainLock, Name, NextPoint, PointList, Repository, Survey,
+};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Consistency;
 
@@ -36,8 +39,19 @@ pub(super) struct DomainReading {
     names: Result<Vec<PointId>>,
     /// The manifest of each of `names`, once somebody asked for it.
     manifests: Vec<OnceLock<Result<Manifest>>>,
+    /// The points whose manifest is staged: it is being written, or its writer was killed.
+    staged: Vec<PointId>,
     /// What the folders of the disks hold, once somebody asked for it.
-    folders: Mutex<BTreeMap<DiskName, Arc<Result<BTreeSet<String>>>>>,
+    folders: Mutex<BTreeMap<DiskName, Arc<Result<Folder>>>>,
+}
+
+/// What the folder of a disk holds.
+#[derive(Debug, Default)]
+pub(super) struct Folder {
+    /// The names of its files.
+    pub names: BTreeSet<String>,
+    /// The names that its staged files were to get.
+    pub staged: Vec<String>,
 }
 
 /// A disk at one recovery point, as its manifest tells it.
@@ -188,6 +202,46 @@ impl Catalog {
         survey.disks.extend(disks.into_iter().map(|disk| DiskId { domain: domain.clone(), disk }));
     }
 
+    /// The id for a new point of a domain that is locked: the time, unless the clock was set back.
+    ///
+    /// # Errors
+    /// A folder can't be read, or the clock stands outside the years 1970 to 9999.
+    pub fn next_point(&self, lock: &DomainLock) -> Result<NextPoint> {
+        self.next_point_at(lock, PointId::now()?)
+    }
+
+    /// The id for a new point of a domain if it is `now`.
+    pub(super) fn next_point_at(&self, lock: &DomainLock, now: PointId) -> Result<NextPoint> {
+        let domain = lock.domain();
+        let reading = self.domain(domain);
+        if let Some(folder) = reading.unreadable() {
+            return Err(folder.error);
+        }
+        // Every damaged manifest counts as well: the names are all that matters.
+        let mut latest = reading.points().last().copied();
+        // Also the archives that have no manifest: their names are taken.
+        for name in self.repository.names_in(&self.repository.domain_dir(domain))? {
+            let Ok(disk) = name.parse::<DiskName>() else { continue };
+            // Another disk's folder that can't be listed is no matter of this point.
+            let folder = reading.folder(&disk);
+            let Ok(folder) = &*folder else { continue };
+            let points = folder.names.iter().filter_map(|archive| {
+                manifest::parse_archive_name(archive).map(|(point, _)| point)
+            });
+            latest = latest.into_iter().chain(points).max();
+        }
+        match latest {
+            Some(latest) if latest >= now => {
+                let id = latest.next().ok_or_else(|| {
+                    Error::new(ErrorKind::Io, format!("no id comes after point {latest}"))
+                })?;
+                let behind = Duration::from_millis(latest.as_ms() - now.as_ms());
+                Ok(NextPoint { id, clock_behind: Some(behind) })
+            }
+            _ => Ok(NextPoint { id: now, clock_behind: None }),
+        }
+    }
+
     /// Fails unless the repository has the folder of the disk's domain, or can't tell.
     pub(super) fn check_domain(&self, id: &DiskId) -> Result<()> {
         if self.repository.may_be_folder(&self.repository.domain_dir(&id.domain)) {
@@ -203,7 +257,15 @@ impl Catalog {
 impl DomainReading {
     /// Lists the manifests of a domain.
     pub(super) fn new(repository: &Repository, domain: &DomainName) -> Self {
-        let names = repository.manifest_names(domain);
+        let (names, staged) = match repository.folder(&repository.points_dir(domain)) {
+            Ok(folder) => {
+                let points = |name: &String| manifest::parse_file_name(name);
+                let mut names: Vec<PointId> = folder.names.iter().filter_map(points).collect();
+                names.sort_unstable();
+                (Ok(names), folder.staged.iter().filter_map(points).collect())
+            }
+            Err(error) => (Err(error), Vec::new()),
+        };
         let mut manifests = Vec::new();
         manifests.resize_with(names.as_ref().map_or(0, Vec::len), OnceLock::new);
         Self {
@@ -211,6 +273,7 @@ impl DomainReading {
             domain: domain.clone(),
             names,
             manifests,
+            staged,
             folders: Mutex::default(),
         }
     }
@@ -219,6 +282,11 @@ impl DomainReading {
     /// listed.
     pub(super) fn points(&self) -> &[PointId] {
         self.names.as_deref().unwrap_or_default()
+    }
+
+    /// The points whose manifest is staged.
+    pub(super) fn staged(&self) -> &[PointId] {
+        &self.staged
     }
 
     /// The folder of the manifests, if it can't be listed.
@@ -274,12 +342,9 @@ impl DomainReading {
     }
 
     /// What the folder of a disk holds: nothing if it is not there.
-    pub(super) fn folder(&self, disk: &DiskName) -> Arc<Result<BTreeSet<String>>> {
+    pub(super) fn folder(&self, disk: &DiskName) -> Arc<Result<Folder>> {
         let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = || {
-            let names = self.repository.names_if_any(&self.disk_dir(disk));
-            Arc::new(names.map(|names| names.into_iter().collect()))
-        };
+        let list = || Arc::new(self.repository.folder(&self.disk_dir(disk)));
         Arc::clone(folders.entry(disk.clone()).or_insert_with(list))
     }
 
@@ -295,7 +360,7 @@ impl DomainReading {
                 .folder(disk)
                 .as_ref()
                 .as_ref()
-                .map_or(true, |names| names.iter().any(is_archive))
+                .map_or(true, |folder| folder.names.iter().any(is_archive))
     }
 
     /// The point of a disk that a manifest tells of, if it has that disk.
@@ -323,7 +388,7 @@ impl DomainReading {
     /// Whether an archive is there. A folder that can't be listed does not make it missing.
     fn is_present(&self, disk: &DiskName, name: &str, archive: &Name) -> bool {
         match &*self.folder(disk) {
-            Ok(names) => names.contains(name),
+            Ok(folder) => folder.names.contains(name),
             Err(_) => self.repository.is_there(archive).unwrap_or(true),
         }
     }

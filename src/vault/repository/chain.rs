@@ -211,8 +211,9 @@ fn without_manifest(catalog: &Catalog, disk: &DiskId, parent: &ParentRecord) -> 
     let (repository, id) = (catalog.repository(), parent.point);
     let dir = repository.disk_dir(disk);
     let folder = catalog.domain(&disk.domain).folder(&disk.disk);
-    let names = folder.as_ref().as_ref().map_err(Error::clone)?;
-    let mut found: Vec<(bool, Name)> = names
+    let folder = folder.as_ref().as_ref().map_err(Error::clone)?;
+    let mut found: Vec<(bool, Name)> = folder
+        .names
         .iter()
         .filter_map(|name| Some((manifest::parse_archive_name(name)?, name)))
         .filter(|((point, _), _)| *point == id)

@@ -17,7 +17,7 @@ use super::catalog::DomainReading;
 use super::manifest::{self, Manifest};
 use super::names::{DiskId, DiskName, MACHINE};
 use super::point::PointId;
-use super::storage::{EntryKind, Name};
+use super::storage::Name;
 use super::{Catalog, DomainLock, Repository};
 use crate::base::error::{Error, Result};
 
@@ -41,31 +41,15 @@ pub struct Leftover {
     pub bytes: u64,
 }
 
-/// What is known of a domain's points when the fate of an archive is decided.
-struct Known {
-    reading: DomainReading,
-    /// The points whose manifest was being made when somebody was killed.
-    interrupted: Vec<PointId>,
-}
-
-/// Removes what can only be a leftover.
-pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<Cleaned> {
-    let domain = lock.domain();
-    let points_dir = repository.points_dir(domain);
-    let staged = repository.staged_in(&points_dir)?.into_iter();
-    let manifests: Vec<(Name, PointId)> = staged
-        .filter_map(|name| Some((points_dir.join(&name), manifest::parse_file_name(&name)?)))
-        .collect();
-    let known = Known {
-        reading: DomainReading::new(repository, domain),
-        interrupted: manifests.iter().map(|&(_, point)| point).collect(),
-    };
-    if let Some(folder) = known.reading.unreadable() {
+/// Removes what can only be a leftover, and reads what is there then.
+pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<(Cleaned, Catalog)> {
+    let catalog = repository.catalog();
+    let known = catalog.domain(lock.domain());
+    if let Some(folder) = known.unreadable() {
         return Err(folder.error);
     }
-
-    let mut cleaner = Cleaner { repository, known, cleaned: Cleaned::default() };
-    let domain_dir = repository.domain_dir(domain);
+    let mut cleaner = Cleaner { repository, known: &known, cleaned: Cleaned::default() };
+    let domain_dir = repository.domain_dir(lock.domain());
     for entry in repository.storage().list(&domain_dir)? {
         let Ok(disk) = entry.name.parse::<DiskName>() else { continue };
         if entry.may_be_folder() {
@@ -73,14 +57,18 @@ pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<Cleane
         }
     }
     let machine_dir = domain_dir.join(MACHINE);
-    for name in repository.staged_in(&machine_dir)? {
+    for name in repository.folder(&machine_dir)?.staged {
         cleaner.discard(&machine_dir.join(&name))?;
     }
     // Last, and after the archives are durably gone: they explained them.
-    for (name, _) in manifests {
-        cleaner.discard(&name)?;
+    let points_dir = repository.points_dir(lock.domain());
+    for point in known.staged() {
+        cleaner.discard(&points_dir.join(&Manifest::file_name(*point)))?;
     }
-    Ok(cleaner.cleaned)
+    let cleaned = cleaner.cleaned;
+    // What was read before something was removed is not what is there now.
+    let catalog = if cleaned.removed.is_empty() { catalog } else { repository.catalog() };
+    Ok((cleaned, catalog))
 }
 
 impl Catalog {
@@ -98,7 +86,7 @@ impl Catalog {
         };
         let mut unnamed = Vec::new();
         let folder = domain.folder(&id.disk);
-        let names = folder.as_ref().as_ref().map_err(Error::clone)?;
+        let names = &folder.as_ref().as_ref().map_err(Error::clone)?.names;
         // Beside the one that the manifest names, what a merge has put in another's place or was killed at.
         let has_named = |manifest: &Manifest| {
             manifest.disk(&id.disk).is_some_and(|record| names.contains(&record.archive))
@@ -120,7 +108,7 @@ impl Catalog {
         // A backup may have ended after the manifests were listed, or be about to: its manifest, at
         // least a staged one, is there before its archive is.
         let points_dir = repository.points_dir(&id.domain);
-        let beginning = repository.staged_in(&points_dir)?;
+        let beginning = repository.folder(&points_dir)?.staged;
         let mut strays = Vec::new();
         for (archive, point) in unnamed {
             let name = Manifest::file_name(point);
@@ -147,39 +135,39 @@ impl DomainReading {
 /// Cleans a domain, folder by folder.
 struct Cleaner<'a> {
     repository: &'a Repository,
-    known: Known,
+    known: &'a DomainReading,
     cleaned: Cleaned,
 }
 
 impl Cleaner<'_> {
     /// Removes what can only be a leftover from the folder of one disk.
     fn clean_disk(&mut self, dir: &Name, disk: &DiskName) -> Result<()> {
-        let entries = match self.repository.storage().list(dir) {
-            Ok(entries) => entries,
+        let folder = self.known.folder(disk);
+        let folder = match &*folder {
+            Ok(folder) => folder,
             // It keeps no other disk of the domain from being backed up.
             Err(error) => {
-                self.cleaned.unreadable.push(error);
+                self.cleaned.unreadable.push(error.clone());
                 return Ok(());
             }
         };
-        let is_whole = |kind| kind != EntryKind::Staged;
-        let whole = entries.iter().filter(|entry| is_whole(entry.kind));
-        let points = whole.filter_map(|entry| manifest::parse_archive_name(&entry.name));
-        let mut points: Vec<PointId> = points.map(|(point, _)| point).collect();
+        for name in &folder.staged {
+            if manifest::parse_archive_name(name).is_some() {
+                self.discard(&dir.join(name))?;
+            }
+        }
+        let parsed = folder.names.iter().filter_map(|name| manifest::parse_archive_name(name));
+        let mut points: Vec<PointId> = parsed.map(|(point, _)| point).collect();
         points.sort_unstable();
         let newest = points.last().copied();
-        for entry in entries {
-            let Some((point, _)) = manifest::parse_archive_name(&entry.name) else { continue };
-            let name = dir.join(&entry.name);
-            if !is_whole(entry.kind) {
-                self.discard(&name)?;
-                continue;
-            }
+        for archive in &folder.names {
+            let Some((point, _)) = manifest::parse_archive_name(archive) else { continue };
+            let name = dir.join(archive);
             let first = points.partition_point(|it| *it < point);
             let has_twin = points.get(first + 1) == Some(&point);
-            let fate = match has_twin && self.is_unnamed(dir, point, &entry.name, disk)? {
+            let fate = match has_twin && self.is_unnamed(dir, point, archive, disk)? {
                 true => Fate::Unnamed,
-                false => self.known.fate(point, &entry.name, disk),
+                false => fate(self.known, point, archive, disk),
             };
             match fate {
                 Fate::Belongs => {}
@@ -204,7 +192,7 @@ impl Cleaner<'_> {
     /// Whether the manifest of a point is sound and names another archive of a disk, which is there, and
     /// has never named this one.
     fn is_unnamed(&self, dir: &Name, point: PointId, name: &str, disk: &DiskName) -> Result<bool> {
-        let Some(Ok(manifest)) = self.known.reading.manifest(point) else { return Ok(false) };
+        let Some(Ok(manifest)) = self.known.manifest(point) else { return Ok(false) };
         let Some(record) = manifest.disk(disk) else { return Ok(false) };
         let is_other = record.archive != name && !manifest.has_replaced(disk, name);
         Ok(is_other && self.repository.is_there(&dir.join(&record.archive))?)
@@ -243,31 +231,29 @@ enum Fate {
     Unexplained,
 }
 
-impl Known {
-    /// Decides the fate of the archive `name` of `disk` at `point`.
-    ///
-    /// Whether a manifest is sound and names the archive is the question of a verification; here
-    /// manifests are read only where an archive would be removed, so that a backup need not read
-    /// those of all its points every night.
-    fn fate(&self, point: PointId, name: &str, disk: &DiskName) -> Fate {
-        if !self.interrupted.contains(&point) {
-            let is_named = self.reading.points().binary_search(&point).is_ok();
-            return if is_named { Fate::Belongs } else { Fate::Unexplained };
-        }
-        let names_it =
-            |manifest: &Manifest| manifest.disk(disk).is_some_and(|record| record.archive == name);
-        if let Some(Ok(manifest)) = self.reading.manifest(point)
-            && names_it(manifest)
-        {
-            return Fate::Belongs;
-        }
-        let is_newest = self.reading.points().last().is_none_or(|newest| *newest < point);
-        let mut records = self.reading.good().filter_map(|manifest| manifest.disk(disk));
-        let mut is_needed = || records.any(|record| record.parent_point() == Some(point));
-        match is_newest && !is_needed() {
-            true => Fate::Leftover,
-            false => Fate::Unexplained,
-        }
+/// Decides the fate of the archive `name` of `disk` at `point`.
+///
+/// Whether a manifest is sound and names the archive is the question of a verification; here
+/// manifests are read only where an archive would be removed, so that a backup need not read
+/// those of all its points every night.
+fn fate(known: &DomainReading, point: PointId, name: &str, disk: &DiskName) -> Fate {
+    if !known.staged().contains(&point) {
+        let is_named = known.points().binary_search(&point).is_ok();
+        return if is_named { Fate::Belongs } else { Fate::Unexplained };
+    }
+    let names_it =
+        |manifest: &Manifest| manifest.disk(disk).is_some_and(|record| record.archive == name);
+    if let Some(Ok(manifest)) = known.manifest(point)
+        && names_it(manifest)
+    {
+        return Fate::Belongs;
+    }
+    let is_newest = known.points().last().is_none_or(|newest| *newest < point);
+    let mut records = known.good().filter_map(|manifest| manifest.disk(disk));
+    let mut is_needed = || records.any(|record| record.parent_point() == Some(point));
+    match is_newest && !is_needed() {
+        true => Fate::Leftover,
+        false => Fate::Unexplained,
     }
 }
 
@@ -292,7 +278,7 @@ mod tests {
         fs::rename(&path, path.with_file_name(format!(".{full}.json.partial"))).unwrap();
         fs::remove_file(manifest_path(&repository, &id, last)).unwrap();
         let lock = repository.lock(&id.domain).unwrap();
-        let cleaned = repository.clean(&lock).unwrap();
+        let (cleaned, _) = repository.clean(&lock).unwrap();
         assert_eq!(cleaned.kept.len(), 2, "{cleaned:?}");
         assert!(cleaned.kept.iter().all(|kept| kept.path.is_file()));
     }

@@ -45,6 +45,7 @@ use crate::disk::io::Opener;
 use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
 
+use catalog::Folder;
 pub use catalog::{Catalog, Point};
 pub(crate) use chain::Needed;
 pub use chain::{Gap, Remains};
@@ -210,43 +211,6 @@ impl Repository {
         lock::clear(lock)
     }
 
-    /// The id for a new point of a domain: the time, unless the clock was set back.
-    ///
-    /// # Errors
-    /// A folder can't be read, or the clock stands outside the years 1970 to 9999.
-    pub fn next_point(&self, lock: &DomainLock) -> Result<NextPoint> {
-        let now = PointId::now()?;
-        self.next_point_at(lock, now)
-    }
-
-    /// The id for a new point of a domain if it is `now`.
-    fn next_point_at(&self, lock: &DomainLock, now: PointId) -> Result<NextPoint> {
-        let domain = lock.domain();
-        // Every damaged manifest counts as well: the names are all that matters.
-        let mut latest = self.manifest_names(domain)?.into_iter().max();
-        // Also the archives that have no manifest: their names are taken.
-        for name in self.names_in(&self.domain_dir(domain))? {
-            let Ok(disk) = name.parse::<DiskName>() else { continue };
-            let dir = self.disk_dir(&DiskId { domain: domain.clone(), disk });
-            // Another disk's folder that can't be listed is no matter of this point.
-            let Ok(names) = self.names_in(&dir) else { continue };
-            let points = names.into_iter().filter_map(|archive| {
-                manifest::parse_archive_name(&archive).map(|(point, _)| point)
-            });
-            latest = latest.into_iter().chain(points).max();
-        }
-        match latest {
-            Some(latest) if latest >= now => {
-                let id = latest.next().ok_or_else(|| {
-                    Error::new(ErrorKind::Io, format!("no id comes after point {latest}"))
-                })?;
-                let behind = Duration::from_millis(latest.as_ms() - now.as_ms());
-                Ok(NextPoint { id, clock_behind: Some(behind) })
-            }
-            _ => Ok(NextPoint { id: now, clock_behind: None }),
-        }
-    }
-
     /// Begins the archive of a disk at a new point.
     ///
     /// # Errors
@@ -262,11 +226,11 @@ impl Repository {
         Pending::begin(self, lock, id, point, kind, archive)
     }
 
-    /// Removes what a backup that was killed left in a domain.
+    /// Removes what a backup that was killed left in a domain, and reads what is there then.
     ///
     /// # Errors
     /// A folder can't be read, or a file can't be removed.
-    pub fn clean(&self, lock: &DomainLock) -> Result<Cleaned> {
+    pub fn clean(&self, lock: &DomainLock) -> Result<(Cleaned, Catalog)> {
         leftovers::clean(self, lock)
     }
 
@@ -349,15 +313,6 @@ impl Repository {
         make_private_folder(folder).is_ok().then_some(folder)
     }
 
-    /// The points of a domain that have a manifest, whatever is in it.
-    fn manifest_names(&self, domain: &DomainName) -> Result<Vec<PointId>> {
-        let names = self.names_if_any(&self.points_dir(domain))?;
-        let mut points: Vec<PointId> =
-            names.iter().filter_map(|name| manifest::parse_file_name(name)).collect();
-        points.sort_unstable();
-        Ok(points)
-    }
-
     /// What to call a file where people read of it.
     pub fn describe(&self, name: &Name) -> PathBuf {
         self.storage.describe(name)
@@ -379,22 +334,20 @@ impl Repository {
         Ok(entries.filter(|it| it.kind != EntryKind::Staged).map(|it| it.name).collect())
     }
 
-    /// The same; none if the folder is not there.
-    fn names_if_any(&self, folder: &Name) -> Result<Vec<String>> {
-        match self.names_in(folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            names => names,
-        }
-    }
-
-    /// The names that staged files of a folder were to get.
-    fn staged_in(&self, folder: &Name) -> Result<Vec<String>> {
-        let entries = match self.storage.list(folder) {
+    /// What a folder holds, in one listing; nothing if it is not there.
+    fn folder(&self, name: &Name) -> Result<Folder> {
+        let entries = match self.storage.list(name) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             entries => entries?,
         };
-        let staged = entries.into_iter().filter(|it| it.kind == EntryKind::Staged);
-        Ok(staged.map(|it| it.name).collect())
+        let mut folder = Folder::default();
+        for entry in entries {
+            match entry.kind {
+                EntryKind::Staged => folder.staged.push(entry.name),
+                _ => drop(folder.names.insert(entry.name)),
+            }
+        }
+        Ok(folder)
     }
 }
 

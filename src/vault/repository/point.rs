@@ -113,7 +113,9 @@ impl FromStr for PointId {
 
 /// The id that `text` spells, only if it is exactly the text that the id is written as.
 fn parse_id(text: &str) -> Option<PointId> {
-    if text.len() != PointId::LEN || !text.is_ascii() {
+    let bytes = text.as_bytes();
+    let signs = [(8, b'T'), (15, b'.'), (19, b'Z')];
+    if bytes.len() != PointId::LEN || signs.iter().any(|&(at, sign)| bytes.get(at) != Some(&sign)) {
         return None;
     }
     let number = |range: std::ops::Range<usize>| -> Option<i16> {
@@ -131,8 +133,7 @@ fn parse_id(text: &str) -> Option<PointId> {
         i32::from(number(16..19)?) * 1_000_000,
     )
     .ok()?;
-    let id = PointId::at(TimeZone::UTC.to_timestamp(time).ok()?).ok()?;
-    (id.to_string() == text).then_some(id)
+    PointId::at(TimeZone::UTC.to_timestamp(time).ok()?).ok()
 }
 
 impl TryFrom<String> for PointId {

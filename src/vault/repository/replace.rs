@@ -176,7 +176,7 @@ mod tests {
         let merged = repository.describe(&repository.archive(&id, &manifest.disks[0].archive));
         assert!(merged.is_file() && repository.catalog().strays(&id).unwrap().is_empty());
         let lock = repository.lock(&id.domain).unwrap();
-        let cleaned = repository.clean(&lock).unwrap();
+        let (cleaned, _) = repository.clean(&lock).unwrap();
         assert!(cleaned.removed.len() == 1 && cleaned.kept.is_empty() && !merged.is_file());
         let points = repository.catalog().points(&id).unwrap().points;
         assert!(points.iter().all(|point| point.archive_present));

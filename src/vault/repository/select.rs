@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(kind("latest"), Ok(third));
         // The archive of the damaged manifest is no leftover.
         let lock = repository.lock(&id.domain).unwrap();
-        assert!(repository.clean(&lock).unwrap().removed.is_empty());
+        assert!(repository.clean(&lock).unwrap().0.removed.is_empty());
     }
 
     #[test]

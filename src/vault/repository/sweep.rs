@@ -60,7 +60,7 @@ fn interrupt(
     let last = back_up(&repository, &id, Kind::Incremental).unwrap();
     assert_eq!(points(before, &id).last(), Some(&last), "{story}");
     let lock = repository.lock(&id.domain).unwrap();
-    let cleaned = repository.clean(&lock).unwrap();
+    let (cleaned, _) = repository.clean(&lock).unwrap();
     assert!(cleaned.removed.is_empty(), "{story}: {cleaned:?}");
     assert!(cleaned.kept.is_empty(), "{story}: {cleaned:?}");
     reached

@@ -64,7 +64,7 @@ pub(super) fn back_up(repository: &Repository, id: &DiskId, kind: Kind) -> Resul
         Kind::Full => None,
         _ => repository.catalog().points(id)?.points.last().map(|point| point.id),
     };
-    let point = repository.next_point(&lock)?.id;
+    let point = repository.catalog().next_point(&lock)?.id;
     let pending = repository.begin(&lock, id, point, kind, ID)?;
     pending
         .writer()
@@ -263,7 +263,7 @@ fn interrupt_everywhere(mode: Mode, kind: Kind) {
             faults::arm(clean_steps, Mode::Kill);
             let cleaned = repository.lock(&id.domain).and_then(|lock| repository.clean(&lock));
             if faults::disarm() <= clean_steps {
-                assert!(cleaned.unwrap().kept.is_empty(), "step {steps} {mode:?}");
+                assert!(cleaned.unwrap().0.kept.is_empty(), "step {steps} {mode:?}");
                 break;
             }
             clean_steps += 1;
@@ -317,7 +317,7 @@ fn dropped_before_its_commit_an_archive_is_gone() {
     let (_dir, repository) = fresh();
     let id = disk("vm/vda");
     let lock = repository.lock(&id.domain).unwrap();
-    let point = repository.next_point(&lock).unwrap().id;
+    let point = repository.catalog().next_point(&lock).unwrap().id;
     let pending = repository.begin(&lock, &id, point, Kind::Full, ID).unwrap();
     assert!(pending.path().ends_with(format!("vm/vda/{point}-full-01010101.qdelta")));
     drop(pending);
@@ -329,7 +329,7 @@ fn a_manifest_must_name_the_archives_it_is_committed_with() {
     let (_dir, repository) = fresh();
     let id = disk("vm/vda");
     let lock = repository.lock(&id.domain).unwrap();
-    let point = repository.next_point(&lock).unwrap().id;
+    let point = repository.catalog().next_point(&lock).unwrap().id;
     let manifest = Manifest::new(point, id.domain.clone(), Consistency::Offline);
     let pending = repository.begin(&lock, &id, point, Kind::Full, ID).unwrap();
     assert_eq!(pending.commit(&manifest).unwrap_err().kind(), ErrorKind::Usage);
@@ -344,7 +344,7 @@ fn two_disks_can_be_one_point() {
     let (_dir, repository) = fresh();
     let (vda, vdb) = (disk("vm/vda"), disk("vm/vdb"));
     let lock = repository.lock(&vda.domain).unwrap();
-    let point = repository.next_point(&lock).unwrap().id;
+    let point = repository.catalog().next_point(&lock).unwrap().id;
     let mut manifest = Manifest::new(point, vda.domain.clone(), Consistency::CrashConsistent);
     let mut archives = Vec::new();
     for id in [&vda, &vdb] {
@@ -402,15 +402,15 @@ fn a_clock_set_back_does_not_turn_the_order_round() {
     let latest = back_up(&repository, &id, Kind::Full).unwrap();
     let lock = repository.lock(&id.domain).unwrap();
     let past = PointId::from_ms(latest.as_ms() - 5000).unwrap();
-    let next = repository.next_point_at(&lock, past).unwrap();
+    let next = repository.catalog().next_point_at(&lock, past).unwrap();
     assert_eq!(
         next,
         NextPoint { id: latest.next().unwrap(), clock_behind: Some(Duration::from_secs(5)) }
     );
-    let same = repository.next_point_at(&lock, latest).unwrap();
+    let same = repository.catalog().next_point_at(&lock, latest).unwrap();
     assert_eq!(same, NextPoint { id: latest.next().unwrap(), clock_behind: Some(Duration::ZERO) });
     let future = PointId::from_ms(latest.as_ms() + 5000).unwrap();
-    let next = repository.next_point_at(&lock, future).unwrap();
+    let next = repository.catalog().next_point_at(&lock, future).unwrap();
     assert_eq!(next, NextPoint { id: future, clock_behind: None });
 
     // An archive without a manifest holds its name, too.
@@ -422,7 +422,7 @@ fn a_clock_set_back_does_not_turn_the_order_round() {
         "x",
     )
     .unwrap();
-    let next = repository.next_point_at(&lock, future).unwrap();
+    let next = repository.catalog().next_point_at(&lock, future).unwrap();
     assert_eq!(next.id, stray.next().unwrap());
 }
 
@@ -435,7 +435,7 @@ fn an_archive_that_nothing_explains_is_kept_and_reported() {
     let last = back_up(&repository, &id, Kind::Incremental).unwrap();
     let clean = || {
         let lock = repository.lock(&id.domain).unwrap();
-        let cleaned = repository.clean(&lock).unwrap();
+        let (cleaned, _) = repository.clean(&lock).unwrap();
         assert!(cleaned.removed.is_empty(), "{:?}", cleaned.removed);
         cleaned.kept.len()
     };
@@ -458,7 +458,7 @@ fn an_old_archive_is_kept_whatever_explains_it() {
     let path = manifest_path(&repository, &id, full);
     fs::rename(&path, path.with_file_name(format!(".{full}.json.partial"))).unwrap();
     let lock = repository.lock(&id.domain).unwrap();
-    let cleaned = repository.clean(&lock).unwrap();
+    let (cleaned, _) = repository.clean(&lock).unwrap();
     assert_eq!(cleaned.kept.len(), 1);
     assert_eq!(cleaned.kept[0].bytes, 4);
     assert!(cleaned.kept[0].path.is_file());
@@ -474,7 +474,7 @@ fn files_of_others_are_left_alone() {
     }
     let before = files(repository.path());
     let lock = repository.lock(&id.domain).unwrap();
-    let cleaned = repository.clean(&lock).unwrap();
+    let (cleaned, _) = repository.clean(&lock).unwrap();
     assert!(cleaned.removed.is_empty() && cleaned.kept.is_empty(), "{cleaned:?}");
     assert_eq!(files(repository.path()), before);
     let list = repository.catalog().points(&id).unwrap();

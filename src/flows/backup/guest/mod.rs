@@ -132,10 +132,9 @@ pub fn run_guest(
     }
     same_disk::warn_of_gone(&catalog, &plan.name, &found.domain, observer);
     let lock = repository.lock(&plan.name)?;
-    clean(repository, &lock, observer)?;
     // From here on nobody else writes to the domain.
-    let catalog = repository.catalog();
-    let point = next_point(repository, &lock, observer)?;
+    let catalog = clean(repository, &lock, observer)?;
+    let point = next_point(&catalog, &lock, observer)?;
     let disks =
         Together { catalog: &catalog, lock: &lock, point, options: &request.how.options, observer };
     let flow = Flow { request, found: &found, plan: &plan, disks, cancel };

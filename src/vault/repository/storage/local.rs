@@ -92,7 +92,7 @@ impl Storage for Local {
             let found = found.map_err(failed)?;
             let Ok(name) = found.file_name().into_string() else { continue };
             let file_type = found.file_type();
-            let kind = file_type.map_or(EntryKind::Unknown, |it| kind_of(it, &found.path()));
+            let kind = file_type.map_or(EntryKind::Unknown, |it| kind_of(it, || found.path()));
             entries.push(match (kind, whole_name(&name)) {
                 (EntryKind::File, Some(whole)) => Entry {
                     name: whole.to_owned(),
@@ -113,14 +113,14 @@ impl Storage for Local {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("look at", &path, error)),
         };
-        let kind = kind_of(metadata.file_type(), &path);
+        let kind = kind_of(metadata.file_type(), || path.clone());
         let followed = if metadata.is_symlink() { path.metadata().ok() } else { Some(metadata) };
         let file = followed.filter(Metadata::is_file);
         let len = file.as_ref().map(Metadata::len);
         // Whoever writes to a file, or puts another one in its place, changes one of these.
         let version = |it: Metadata| {
             let id = FileId::from(&it);
-            format!("{id:?} {}.{:09}", it.ctime(), it.ctime_nsec())
+            format!("{id} {}.{:09}", it.ctime(), it.ctime_nsec())
         };
         let version = file.map(version);
         Ok(Some(Entry { name: name.last().to_owned(), kind, len, version }))
@@ -321,11 +321,11 @@ fn is_there(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// What lies at `path`: a link is what it leads to.
-fn kind_of(found: FileType, path: &Path) -> EntryKind {
+/// What lies at `path`, which is asked for only where a link is found: a link is what it leads to.
+fn kind_of(found: FileType, path: impl FnOnce() -> PathBuf) -> EntryKind {
     if found.is_symlink() {
-        return match path.metadata() {
-            Ok(metadata) => kind_of(metadata.file_type(), path),
+        return match path().metadata() {
+            Ok(metadata) => kind_of(metadata.file_type(), PathBuf::new),
             Err(error) if error.kind() == io::ErrorKind::NotFound => EntryKind::Other,
             Err(_) => EntryKind::Unknown,
         };
