@@ -88,21 +88,24 @@ impl Life {
         let folder = self.lab.path(name);
         std::fs::create_dir(&folder).unwrap();
         let place = Lab::within(&folder);
-        let disk = Disk::new(&place, &mut self.random, "raw");
+        let mut disk = Disk::new(&place, &mut self.random, "raw");
         let path = folder.join("disk.raw");
         std::fs::rename(&disk.path, &path).unwrap();
         guest_io(&path, "raw", &self.guest.fill(disk.size, 3));
         self.story.tell(format!("a disk {name} of {} bytes", disk.size));
-        self.disks.insert(name, Disk { path, ..disk });
+        disk.path = path;
+        self.disks.insert(name, disk);
     }
 
     fn back_up(&mut self, name: &'static str) {
         let disk = &self.disks[name];
         let kind = self.random.pick(&["auto", "auto", "auto", "incremental", "differential", "full"]);
+        let is_first = !self.known.values().flatten().any(|(disk, _)| *disk == name);
+        let kind = if is_first { "auto" } else { kind };
         let options = ["--kind", kind, "--format", "raw"];
         let outcome = self.repo.backup_run(&disk.path, &format!("vm/{name}"), &options);
-        if kind == "incremental" && outcome.status.code() != Some(0) {
-            self.story.tell(format!("incremental of {name}: {}", outcome.status));
+        if matches!(kind, "incremental" | "differential") && outcome.status.code() != Some(0) {
+            self.story.tell(format!("{kind} of {name}: {}", outcome.status));
             return;
         }
         let point = point_of(&outcome.ok().json());
