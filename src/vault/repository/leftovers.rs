@@ -179,7 +179,7 @@ impl Cleaner<'_> {
                     self.repository.storage().remove(&name)?;
                     self.cleaned.removed.push(leftover);
                 }
-                Fate::Unexplained if self.is_listed(disk, &entry.name) => {}
+                Fate::Unexplained if self.is_listed(disk, archive) => {}
                 Fate::Leftover | Fate::Unnamed | Fate::Unexplained => {
                     let leftover = self.leftover(&name);
                     self.cleaned.kept.push(leftover);
@@ -200,7 +200,7 @@ impl Cleaner<'_> {
 
     /// Whether an archive stands in a list of what is to be removed.
     fn is_listed(&self, disk: &DiskName, name: &str) -> bool {
-        self.known.reading.listed(disk).contains(name)
+        self.known.listed(disk).contains(name)
     }
 
     fn leftover(&self, name: &Name) -> Leftover {
