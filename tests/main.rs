@@ -34,6 +34,7 @@ mod power_cut;
 mod quiesce;
 mod readme;
 mod repository;
+mod retain;
 mod test_images;
 mod tidy;
 mod trackers;

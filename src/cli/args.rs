@@ -13,7 +13,7 @@ use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
-use super::point_args::{Merge, Pin, Unpin};
+use super::point_args::{Merge, Pin, Prune, Undelete, Unpin};
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -90,6 +90,8 @@ pub enum Command {
     Replay(Replay),
     Verify(Verify),
     Points(Points),
+    Prune(Prune),
+    Undelete(Undelete),
     Merge(Merge),
     Pin(Pin),
     Unpin(Unpin),
@@ -172,7 +174,7 @@ pub struct Backup {
 
     /// How to open the image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 
     /// Back up the bytes of the file itself, whatever its format; for encrypted images
     #[arg(long, conflicts_with_all = ["format", "snapshot"])]
@@ -247,7 +249,7 @@ pub enum Anchor {
 
 /// How to open an image.
 #[derive(Debug, Args)]
-pub struct Source {
+pub struct ImageArgs {
     /// Format of the image [default: the format at the disk's latest point, if there is one; else
     /// what the image's first bytes say]
     #[arg(long, value_enum)]
@@ -258,7 +260,7 @@ pub struct Source {
     pub image_roots: Vec<PathBuf>,
 }
 
-impl Source {
+impl ImageArgs {
     /// How the library is to open the image.
     pub fn options(&self) -> OpenOptions {
         OpenOptions {
@@ -506,7 +508,7 @@ pub struct Info {
 
     /// How to open an image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 }
 
 /// Show where an image keeps the data of its disk.
@@ -526,7 +528,7 @@ pub struct Map {
 
     /// How to open the image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 }
 
 /// Measure how fast this machine backs up an image, and what limits it.
@@ -561,7 +563,7 @@ pub struct Bench {
 
     /// How to open the image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 
     /// How to work.
     #[command(flatten)]

@@ -2,8 +2,9 @@
 
 use std::str::FromStr;
 
+use qdelta::base::period::Period;
 use qdelta::formats::archive::Geometry;
-use qdelta::vault::repository::{DiskSpec, Selector, Wanted};
+use qdelta::vault::repository::{Count, DiskSpec, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
 
 use super::text;
@@ -97,6 +98,16 @@ pub fn disk(text: &str) -> Result<DiskSpec, String> {
 /// A number of bytes.
 pub fn bytes(text: &str) -> Result<u64, String> {
     text::parse_bytes(text).map_err(|error| refusal(&error))
+}
+
+/// How many points a rule keeps.
+pub fn count(text: &str) -> Result<Count, String> {
+    text.parse().map_err(|error| refusal(&error))
+}
+
+/// A stretch of the calendar.
+pub fn period(text: &str) -> Result<Period, String> {
+    text.parse().map_err(|error| refusal(&error))
 }
 
 /// The size of a block.
