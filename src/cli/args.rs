@@ -174,7 +174,7 @@ pub struct Backup {
 
     /// How to open the image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 
     /// Back up the bytes of the file itself, whatever its format; for encrypted images
     #[arg(long, conflicts_with_all = ["format", "snapshot"])]
@@ -249,7 +249,7 @@ pub enum Anchor {
 
 /// How to open an image.
 #[derive(Debug, Args)]
-pub struct Source {
+pub struct ImageArgs {
     /// Format of the image [default: the format at the disk's latest point, if there is one; else
     /// what the image's first bytes say]
     #[arg(long, value_enum)]
@@ -260,7 +260,7 @@ pub struct Source {
     pub image_roots: Vec<PathBuf>,
 }
 
-impl Source {
+impl ImageArgs {
     /// How the library is to open the image.
     pub fn options(&self) -> OpenOptions {
         OpenOptions {
@@ -508,7 +508,7 @@ pub struct Info {
 
     /// How to open an image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 }
 
 /// Show where an image keeps the data of its disk.
@@ -528,7 +528,7 @@ pub struct Map {
 
     /// How to open the image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 }
 
 /// Measure how fast this machine backs up an image, and what limits it.
@@ -563,7 +563,7 @@ pub struct Bench {
 
     /// How to open the image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 
     /// How to work.
     #[command(flatten)]
