@@ -99,7 +99,8 @@ impl Life {
 
     fn back_up(&mut self, name: &'static str) {
         let disk = &self.disks[name];
-        let kind = self.random.pick(&["auto", "auto", "auto", "incremental", "differential", "full"]);
+        let kind =
+            self.random.pick(&["auto", "auto", "auto", "incremental", "differential", "full"]);
         let is_first = !self.known.values().flatten().any(|(disk, _)| *disk == name);
         let kind = if is_first { "auto" } else { kind };
         let options = ["--kind", kind, "--format", "raw"];
@@ -162,7 +163,10 @@ impl Life {
         assert_eq!((&planned["kept"], &planned["removed"]), (&done["kept"], &done["removed"]));
         for field in ["dropped", "bytes_read"] {
             let until = rules.iter().any(|rule| rule.starts_with("--until"));
-            assert!(until || planned["data"][field] == done["data"][field], "{field}: {planned} {done}");
+            assert!(
+                until || planned["data"][field] == done["data"][field],
+                "{field}: {planned} {done}"
+            );
         }
         self.merges += done["data"]["merges"].as_array().unwrap().len() as u64;
         self.drops += done["data"]["dropped"].as_array().unwrap().len() as u64;
@@ -234,7 +238,8 @@ impl Life {
         let disk = self.disks.get_mut(name).unwrap();
         let now = self.lab.path("now.raw");
         oracle(args!["-f", "raw", disk.path.as_path()], &now);
-        let words = args!["restore", selector.as_str(), disk.path.as_path(), "--in-place", "--json"];
+        let words =
+            args!["restore", selector.as_str(), disk.path.as_path(), "--in-place", "--json"];
         let outcome = self.repo.run(words).sane();
         self.story.tell(format!("roll {name} back to {point}: {}", outcome.status));
         if outcome.status.code() != Some(0) {

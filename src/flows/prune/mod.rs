@@ -16,8 +16,7 @@ use crate::base::observer::{Observer, Recorder};
 use crate::disk::files::room;
 use crate::flows::merge::{Family, MergeOptions, Merger, tidy};
 use crate::flows::report::{
-    Failure, Fate, GuestPrune, MergeReport, PruneReport, Reason, Reclaimed, Spare, Spared,
-    Verdict,
+    Failure, Fate, GuestPrune, MergeReport, PruneReport, Reason, Reclaimed, Spare, Spared, Verdict,
 };
 use crate::flows::retain::{self, Policy};
 use crate::vault::repository::{Catalog, DomainLock, DomainName, Manifest, PointId, Repository};
@@ -329,11 +328,7 @@ impl Pruner<'_> {
         Ok(())
     }
 
-    fn merger<'m>(
-        &'m self,
-        catalog: &'m Catalog,
-        family: &'m Family,
-    ) -> Merger<'m> {
+    fn merger<'m>(&'m self, catalog: &'m Catalog, family: &'m Family) -> Merger<'m> {
         let Self { request, observer, cancel, .. } = *self;
         Merger { catalog, family, options: &request.merging, observer, cancel }
     }
@@ -396,9 +391,7 @@ fn absorbed(merge: &Merge) -> Vec<PointId> {
 
 fn spared(stays: &Stays) -> Spared {
     let why = match &stays.why {
-        Why::Share(costs) => {
-            Spare::Share { bytes_written: costs.writes, bytes_freed: costs.frees }
-        }
+        Why::Share(costs) => Spare::Share { bytes_written: costs.writes, bytes_freed: costs.frees },
         Why::Branches(by) => Spare::NeededBy { by: by.clone() },
         Why::Room { costs, free } => {
             Spare::Room { bytes_needed: room_for(costs.writes), bytes_free: *free }

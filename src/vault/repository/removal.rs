@@ -128,9 +128,9 @@ impl Repository {
         }
         let names: Vec<String> =
             points.iter().rev().map(|point| Manifest::file_name(*point)).collect();
-        let mut removed = Removed::default();
         // Also without a name: that this very manifest stands here, must be durable before anything goes.
-        removed.points = self.storage().remove_all(&self.points_dir(domain), &names)?;
+        let count = self.storage().remove_all(&self.points_dir(domain), &names)?;
+        let mut removed = Removed { points: count, ..Removed::default() };
         let is_there = |point| manifests.iter().any(|(it, _)| *it == point);
         let mut folders: BTreeMap<&DiskName, Vec<String>> = BTreeMap::new();
         for replaced in &carrier.replaces {
@@ -160,4 +160,52 @@ impl Repository {
 fn parents(manifest: &Manifest) -> impl Iterator<Item = PointId> + '_ {
     let parents = manifest.disks.iter().filter_map(|record| record.parent.as_ref());
     parents.filter(|parent| parent.domain == manifest.domain).map(|parent| parent.point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::archive::Kind;
+    use crate::vault::repository::Pin;
+    use crate::vault::repository::tests::{back_up, disk, fresh};
+
+    /// Two chains, the first of which is to go.
+    #[test]
+    fn points_that_are_condemned_go_with_their_archives() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let make = |kind| back_up(&repository, &id, kind).unwrap();
+        let old = [Kind::Full, Kind::Incremental, Kind::Incremental].map(make);
+        let new = [Kind::Full, Kind::Incremental].map(make);
+        let lock = repository.lock(&id.domain).unwrap();
+        let condemn = |points: &[PointId]| {
+            let points = points.iter().copied().collect();
+            repository.condemn(&lock, &points).map_err(|error| error.kind())
+        };
+        let ids = || -> Vec<PointId> {
+            repository.catalog().points(&id).unwrap().points.iter().map(|point| point.id).collect()
+        };
+        assert_eq!(condemn(&old[..2]), Err(ErrorKind::Usage), "the third one needs them");
+        assert_eq!(condemn(&new[1..]), Err(ErrorKind::Usage), "nothing later stays");
+        condemn(&old).unwrap();
+        condemn(&old).unwrap();
+        assert_eq!(ids().len(), 5, "nothing has gone yet");
+        // Somebody wants the second one after all: it stays, and so does what it builds on.
+        let at = crate::base::clock::now().unwrap();
+        let pin = Pin { at, reason: None, until: None };
+        repository
+            .mark(&lock, old[1], |marks| {
+                marks.pinned = Some(pin);
+                Ok(())
+            })
+            .unwrap();
+        let clearance = repository.clear(&lock).unwrap();
+        let removed = repository.remove_replaced(&lock, &clearance).unwrap();
+        assert_eq!((removed.points, removed.archives, removed.bytes), (1, 1, 4));
+        assert_eq!(ids(), [old[0], old[1], new[0], new[1]]);
+        let catalog = repository.catalog();
+        let points = catalog.points(&id).unwrap().points;
+        assert!(points.iter().all(|point| catalog.chain_of(point).is_ok()));
+        assert!(catalog.strays(&id).unwrap().is_empty());
+    }
 }
