@@ -79,7 +79,7 @@ fn a_dry_run_shows_every_point_and_does_nothing() {
     night("incremental", 0..1 << 19);
     night("incremental", 1 << 19..1 << 20);
     repo.run(args!["pin", format!("vm@{pinned}")]).ok();
-    let words = args!["prune", "--keep-last=1", "--grace=0", "--json"];
+    let words = args!["prune", "--keep-daily=1", "--grace=0", "--json"];
     let planned = repo.run([words.clone(), args!["--dry-run"]].concat()).ok().json();
     let done = repo.run(words).ok().json();
     json::compare(

@@ -201,7 +201,6 @@ fn what_merging_writes_and_what_is_stored_stay_bounded_every_night() {
         for grace in [0, 7] {
             let disks: &[&str] = if seed == 0 { &["vda", "vdb"] } else { &["vda"] };
             let worst = live(policy, grace, disks, seed);
-            println!("{policy:?}, grace {grace}: {worst:.2?}");
             assert!(worst.written <= 4.0, "{policy:?}, grace {grace}: {worst:?}");
             assert!(worst.stored <= 1.26, "{policy:?}, grace {grace}: {worst:?}");
             // What is in its grace may be much where few large points are kept.
