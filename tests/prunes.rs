@@ -399,8 +399,8 @@ fn damage_stops_its_own_chain_alone() {
     set_share(&repo, 1);
     let [good, bad] = ["good", "bad"].map(|name| nights(&lab, &repo, name, 4));
     let folder = repo.path.join("bad/disk");
-    let broken = std::fs::read_dir(&folder).unwrap().map(|it| it.unwrap().path());
-    let broken = broken.filter(|it| it.to_string_lossy().contains(&bad[1].0)).next().unwrap();
+    let mut files = std::fs::read_dir(&folder).unwrap().map(|it| it.unwrap().path());
+    let broken = files.find(|it| it.to_string_lossy().contains(&bad[1].0)).unwrap();
     let mut bytes = std::fs::read(&broken).unwrap();
     let at = bytes.len() - 100;
     bytes[at] ^= 1;
