@@ -12,7 +12,7 @@ use crate::vault::repository::PointId;
 const NIGHTS: u64 = 3 * 365;
 const SHARE: u8 = 25;
 /// Blocks of a disk. The first third of them is hot: nine of ten writes go there.
-const BLOCKS: u32 = 400;
+const BLOCKS: u32 = 300;
 
 /// What is kept: how many of the newest points, and for how many periods of so many days the newest.
 #[derive(Debug, Clone)]
@@ -101,15 +101,19 @@ impl Life {
     /// Prunes, and tells which points are kept, without those that are only in their grace.
     fn prune(&mut self, night: u64, policy: &Policy, grace: u64) -> BTreeSet<u64> {
         let is_shown = |night: &u64| !self.removed.contains_key(night);
-        let shown: Vec<u64> = (0..=night).filter(is_shown).collect();
+        let shown: Vec<u64> = self.there().filter(is_shown).collect();
         let kept = policy.keep(&shown);
         self.removed.extend(shown.iter().filter(|it| !kept.contains(it)).map(|it| (*it, night)));
-        let over = self.removed.iter().filter(|(_, at)| **at + grace <= night);
-        let there = over.map(|(removed, _)| id(*removed));
-        self.guest.gone = there.filter(|point| self.guest.points.contains_key(point)).collect();
+        let is_over = |it: &u64| self.removed.get(it).is_some_and(|at| at + grace <= night);
+        self.guest.gone = self.there().filter(is_over).map(id).collect();
         let plan = self.guest.plan(&Limits { share: SHARE, ..Limits::default() }).unwrap();
         self.guest.apply(&plan);
         kept
+    }
+
+    /// The nights whose points are there.
+    fn there(&self) -> impl Iterator<Item = u64> {
+        self.guest.points.keys().map(|point| point.as_ms() / 86_400_000 - 1)
     }
 
     /// The least that these nights need: what has changed from each to the next.
@@ -133,7 +137,7 @@ impl Life {
     fn needed(&self, grace: u64, tonight: u64) -> Vec<u64> {
         let is_needed =
             |night: &u64| self.removed.get(night).is_none_or(|removed| removed + grace > tonight);
-        (0..=tonight).filter(is_needed).collect()
+        self.there().filter(is_needed).collect()
     }
 
     /// Proves what every needed point holds.
