@@ -31,4 +31,6 @@ pub use points::{
 pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use setup::{InitReport, ManReport};
-pub use verify::{ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, VerifyReport};
+pub use verify::{
+    ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, ScrubReport, VerifyReport,
+};
