@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::faults::traced;
 use crate::harness::files::{Mount, assert_same, tree};
+use crate::harness::guest::{Guest, Host};
 use crate::harness::images::{create_raw, filled, filled_raw, guest_io, oracle, patch};
 use crate::harness::repo::Repo;
 use crate::harness::run::{as_root, binary, describe, finish, start};
@@ -391,4 +392,80 @@ fn the_reader_of_a_pipe_goes_away() {
     drop(pipe);
     let outcome = finish(child, describe(&command));
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.report());
+}
+
+/// A filesystem without room for a byte of a file.
+fn full_filesystem(lab: &Path) -> Mount {
+    let mount = Mount::in_memory(lab, 64 * KIB);
+    let filler = vec![1; 64 << 10];
+    let _ = std::fs::write(mount.dir.join("filler"), filler);
+    assert!(std::fs::write(mount.dir.join("more"), "x").is_err(), "it is not full");
+    mount
+}
+
+/// What is kept in the state folder spares work, and no point needs it: the nightly backup went on, and told
+/// nobody why it had become slow.
+#[test]
+fn a_full_state_folder_is_a_warning_and_costs_no_backup() {
+    let lab = Lab::new();
+    let full = full_filesystem(lab.dir());
+    let image = filled_raw(&lab, "disk.raw", 3 * MIB, 1);
+    let repo = Repo::init(lab.path("repo"));
+    let state = full.dir.to_str().unwrap();
+    for _ in 0..2 {
+        let report = repo.backup(&image, "disk", &["--state", state]);
+        let [warning] = &report["warnings"].as_array().unwrap()[..] else { panic!("{report}") };
+        assert_eq!(warning["code"], "no-summary");
+        let advice = warning["advice"].as_str().unwrap();
+        assert!(warning["text"].as_str().unwrap().contains(state), "{warning}");
+        assert!(advice.contains(state) && advice.contains("--state DIR"), "{advice}");
+    }
+    repo.assert_restores_raw(&lab, "disk", &image);
+    repo.verify();
+}
+
+/// Without a mark nobody would thaw a guest whose backup and watchdog were killed. A mark that did not fit
+/// stayed as an empty file, and the next run thawed a guest that was not frozen.
+#[test]
+fn no_guest_is_frozen_whose_mark_has_no_room() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
+    let mut guest = Guest::define(&host, &mount.dir);
+    guest.start("running");
+    let full = full_filesystem(host.lab.dir());
+    let said = host.web_fails(10, &["--state", full.dir.to_str().unwrap()]);
+    assert!(said.contains(full.dir.to_str().unwrap()), "{said}");
+    assert!(said.contains("only if a mark") && said.contains("--state DIR"), "{said}");
+    assert!(!host.virsh.is_frozen());
+    let left: Vec<_> = tree(&full.dir).into_iter().collect();
+    assert!(!format!("{left:?}").contains(".frozen"), "a mark of no freeze is left");
+    host.web(&[]);
+}
+
+/// A copy that was made while points were merged can have the manifest of before and the archives of
+/// after: "missing" alone made people think that the data were lost.
+#[test]
+fn an_equal_archive_beside_a_missing_one_is_named() {
+    let lab = Lab::new();
+    let image = filled_raw(&lab, "disk.raw", 3 * MIB, 1);
+    let repo = Repo::init(lab.path("repo"));
+    repo.backup(&image, "disk", &[]);
+    let folder = repo.path.join("disk/disk");
+    let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let archive = entries.into_iter().find(|path| path.extension().is_some()).unwrap();
+    let name = archive.file_name().unwrap().to_str().unwrap();
+    let (point, _) = name.rsplit_once('-').unwrap();
+    let other = folder.join(format!("{point}-0badcafe.qdelta"));
+    std::fs::rename(&archive, &other).unwrap();
+    let target = lab.path("restored.raw");
+    let arguments = args!["restore", "disk", target.as_path()];
+    let said = repo.run(arguments).fails_with(4);
+    assert!(said.contains(name) && said.contains("is missing"), "{said}");
+    assert!(said.contains("0badcafe.qdelta holds the same point"), "{said}");
+    // One of another content is no help.
+    let mut bytes = std::fs::read(&other).unwrap();
+    bytes.truncate(bytes.len() - 1);
+    std::fs::write(&other, bytes).unwrap();
+    let said = repo.run(args!["restore", "disk", target.as_path()]).fails_with(4);
+    assert!(!said.contains("holds the same point"), "{said}");
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use qdelta::guest::libvirt::{Choice, Source, decide, parse};
+use qdelta::guest::libvirt::{Choice, StorageSource, decide, parse};
 use serde_json::Value;
 
 use super::cli::json::compare;
@@ -73,7 +73,7 @@ fn a_machine_that_is_lost_comes_back() {
         );
         assert!(content(&image, format) == *bytes, "{name}");
     }
-    assert_eq!(domain.nvram.unwrap().source, Source::File(to.join("web_VARS.fd")));
+    assert_eq!(domain.nvram.unwrap().source, StorageSource::File(to.join("web_VARS.fd")));
     assert_eq!(fs::read(to.join("web_VARS.fd")).unwrap(), vec![0xff; 3000]);
     assert_eq!(fs::read_to_string(to.join("tpm/tpm2-00.permall")).unwrap(), "sealed");
     let config = to.join("host-config").join(host.lab.path("etc").strip_prefix("/").unwrap());

@@ -33,6 +33,7 @@ mod power_cut;
 mod quiesce;
 mod readme;
 mod repository;
+mod retain;
 mod scrub;
 mod test_images;
 mod tidy;

@@ -149,6 +149,7 @@ const ROOMS: &[&str] = &[
     "flows/backup",
     "flows/restore",
     "flows/verify",
+    "flows/retain",
     "flows/bench",
 ];
 

@@ -20,6 +20,8 @@ pub enum Code {
     NoLocks,
     /// No anchor could be left for the next backup.
     NoAnchor,
+    /// No summary of the disk's chain could be left for the next backup.
+    NoSummary,
     /// An old anchor could not be removed yet.
     OldAnchor,
     /// The claim of a tracker proved wrong, and everything was read instead.

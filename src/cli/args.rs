@@ -15,7 +15,7 @@ use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
-use super::point_args::{Merge, Pin, Unpin};
+use super::point_args::{Merge, Pin, Prune, Undelete, Unpin};
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -92,6 +92,8 @@ pub enum Command {
     Replay(Replay),
     Verify(Verify),
     Points(Points),
+    Prune(Prune),
+    Undelete(Undelete),
     Merge(Merge),
     Pin(Pin),
     Unpin(Unpin),
@@ -174,7 +176,7 @@ pub struct Backup {
 
     /// How to open the image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 
     /// Back up the bytes of the file itself, whatever its format; for encrypted images
     #[arg(long, conflicts_with_all = ["format", "snapshot"])]
@@ -249,7 +251,7 @@ pub enum Anchor {
 
 /// How to open an image.
 #[derive(Debug, Args)]
-pub struct Source {
+pub struct ImageArgs {
     /// Format of the image [default: the format at the disk's latest point, if there is one; else
     /// what the image's first bytes say]
     #[arg(long, value_enum)]
@@ -260,7 +262,7 @@ pub struct Source {
     pub image_roots: Vec<PathBuf>,
 }
 
-impl Source {
+impl ImageArgs {
     /// How the library is to open the image.
     pub fn options(&self) -> OpenOptions {
         OpenOptions {
@@ -522,7 +524,7 @@ pub struct Info {
 
     /// How to open an image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 }
 
 /// Show where an image keeps the data of its disk.
@@ -542,7 +544,7 @@ pub struct Map {
 
     /// How to open the image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 }
 
 /// Measure how fast this machine backs up an image, and what limits it.
@@ -577,7 +579,7 @@ pub struct Bench {
 
     /// How to open the image.
     #[command(flatten)]
-    pub source: Source,
+    pub source: ImageArgs,
 
     /// How to work.
     #[command(flatten)]

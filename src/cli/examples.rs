@@ -73,6 +73,15 @@ pub fn list(command: &str) -> &'static [Example] {
                 "qdelta points web --json | jq -r '.disks[].points[].point'",
             ),
         ],
+        "prune" => &[
+            (
+                "What would stay of 7 days, 4 weeks and a year, and why",
+                "qdelta prune --dry-run --keep-daily 7 --keep-weekly 4 --keep-monthly 12",
+            ),
+            ("By the rules in qdelta.toml, every night", "qdelta prune"),
+            ("One guest, and no way back", "qdelta prune old --keep-last 1 --grace 0"),
+        ],
+        "undelete" => &[("It was needed after all", "qdelta undelete web@20261122T153823.412Z")],
         "merge" => &[
             ("What a merge would bring", "qdelta merge web@20261122T15..20261124T09 --dry-run"),
             ("The nights of a week become one point", "qdelta merge web@2026-11-16..2026-11-22"),

@@ -44,9 +44,8 @@ const TIPS: &[(&[&str], &str)] = &[
         "qdelta anchors lists the anchors that backups have left, and removes them",
     ),
     (
-        &["forget", "prune", "delete", "remove", "rm", "expire", "purge", "gc", "compact"],
-        "there is no command yet that removes points: begin another repository (qdelta init) now and then, and \
-         delete the old one as a whole when nobody needs it",
+        &["forget", "delete", "remove", "rm", "expire", "purge", "gc", "compact"],
+        "qdelta prune removes the points that no rule keeps; --dry-run shows which",
     ),
     (
         &["diff", "compare"],

@@ -1,7 +1,9 @@
 //! What can be typed about points that stay, go, or become part of others.
 
 use clap::Args;
+use qdelta::base::period::Period;
 use qdelta::flows::backup::LEVEL_DEFAULT;
+use qdelta::vault::repository::{Count, Keep, Wanted};
 
 use super::args::Engine;
 use super::{examples, values};
@@ -67,4 +69,102 @@ pub struct Merge {
     /// How to work.
     #[command(flatten)]
     pub work: Engine,
+}
+
+/// Remove the points that no rule keeps.
+///
+/// Every rule sees every point of a guest, and a point stays if one of them keeps it: the newest of each of
+/// the last so many hours, days, weeks, months or years that have a point. A point is of all disks of its
+/// guest. Pinned points stay and count for no rule; so do safety points for their own time. What is
+/// removed can be brought back with qdelta undelete until its grace is over. Without rules on the command
+/// line, those of [keep] in the repository's qdelta.toml hold.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("prune"), after_long_help = examples::long(Some("prune")))]
+pub struct Prune {
+    /// Whose points [default: of every guest]
+    #[arg(value_name = "GUEST", value_parser = values::wanted)]
+    pub guests: Vec<Wanted>,
+
+    /// Only show what stays and what goes, and why
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// The rules.
+    #[command(flatten)]
+    pub keep: KeepRules,
+
+    /// How long a removed point can be brought back, as 7d; 0 for not at all
+    /// [default: grace in the repository's qdelta.toml]
+    #[arg(long, value_name = "TIME", value_parser = values::period)]
+    pub grace: Option<Period>,
+
+    /// Remove also where the clock stands far after the points before: else it may be wrong, and nothing
+    /// of that guest is removed
+    #[arg(long)]
+    pub trust_clock: bool,
+}
+
+/// The rules of `prune`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Rules (instead of those in qdelta.toml)")]
+pub struct KeepRules {
+    /// Keep the N newest points; all means all, here and below
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub keep_last: Option<Count>,
+
+    /// Keep the newest point of each of the last N hours that have one
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub keep_hourly: Option<Count>,
+
+    /// Keep the newest point of each of the last N days that have one
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub keep_daily: Option<Count>,
+
+    /// Keep the newest point of each of the last N weeks (from Monday on) that have one
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub keep_weekly: Option<Count>,
+
+    /// Keep the newest point of each of the last N months that have one
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub keep_monthly: Option<Count>,
+
+    /// Keep the newest point of each of the last N years that have one
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub keep_yearly: Option<Count>,
+
+    /// Keep every point that is at most so much older than the newest: 48h, 14d, 6mo, 1y
+    #[arg(long, value_name = "TIME", value_parser = values::period)]
+    pub keep_within: Option<Period>,
+
+    /// Keep safety points for so long from now [default: 30d]
+    #[arg(long, value_name = "TIME", value_parser = values::period)]
+    pub keep_safety: Option<Period>,
+}
+
+impl KeepRules {
+    /// The rules that were given, if any was.
+    pub fn given(&self) -> Option<Keep> {
+        let keep = Keep {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+            within: self.keep_within,
+            safety: self.keep_safety,
+        };
+        (keep != Keep::default()).then_some(keep)
+    }
+}
+
+/// Bring a removed point back.
+///
+/// This works as long as the point's data is there: for certain until its grace is over.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("undelete"), after_long_help = examples::long(Some("undelete")))]
+pub struct Undelete {
+    /// Which point of which guest: the whole id, or the time as qdelta points --removed shows it
+    #[arg(value_name = "GUEST@POINT", value_parser = values::disk_at)]
+    pub point: values::DiskAt,
 }

@@ -3,9 +3,10 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use qdelta::base::period::Period;
 use qdelta::flows::verify::Budget;
 use qdelta::formats::archive::Geometry;
-use qdelta::vault::repository::{DiskSpec, Selector, Wanted};
+use qdelta::vault::repository::{Count, DiskSpec, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
 
 use super::text;
@@ -115,6 +116,16 @@ pub fn budget(text: &str) -> Result<Budget, String> {
         text::parse_bytes(text).ok().filter(|_| text.ends_with(|c: char| !c.is_ascii_digit()));
     size.map(Budget::Bytes)
         .ok_or_else(|| "write a time like 2h or 90min, or a size like 200G".to_owned())
+}
+
+/// How many points a rule keeps.
+pub fn count(text: &str) -> Result<Count, String> {
+    text.parse().map_err(|error| refusal(&error))
+}
+
+/// A stretch of the calendar.
+pub fn period(text: &str) -> Result<Period, String> {
+    text.parse().map_err(|error| refusal(&error))
 }
 
 /// The size of a block.

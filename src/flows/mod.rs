@@ -7,5 +7,6 @@ pub mod capture;
 pub mod merge;
 pub mod report;
 pub mod restore;
+pub mod retain;
 pub mod tracking;
 pub mod verify;

@@ -89,6 +89,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "verify" => through::<report::VerifyReport>(result),
         "points" => through::<report::PointsReport>(result),
         "pin, unpin, undelete" => through::<report::MarkReport>(result),
+        "prune" => through::<report::PruneReport>(result),
         "merge" => through::<report::MergeReport>(result),
         "anchors" => through::<report::AnchorsReport>(result),
         "info of an archive" | "info of an image" => through::<report::FileReport>(result),

@@ -8,6 +8,7 @@ mod manners;
 mod misplaced;
 mod pins;
 mod points;
+mod prunes;
 mod shell;
 mod words;
 

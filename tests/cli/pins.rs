@@ -8,21 +8,21 @@ use super::points::Shelf;
 use super::{Run, json, qdelta};
 
 /// Runs a command on the repository of a shelf.
-fn on(shelf: &Shelf, words: &[&str]) -> Run {
+pub(super) fn on(shelf: &Shelf, words: &[&str]) -> Run {
     let mut command = qdelta();
     command.args(words).env("QDELTA_REPO", shelf.path()).env("TZ", "UTC");
     command.output().unwrap().into()
 }
 
 #[track_caller]
-fn done(shelf: &Shelf, words: &[&str]) -> String {
+pub(super) fn done(shelf: &Shelf, words: &[&str]) -> String {
     let run = on(shelf, words);
     assert_eq!((run.status, run.stderr.as_str()), (0, ""), "{words:?}: {}", run.stdout);
     run.stdout
 }
 
 #[track_caller]
-fn refused(shelf: &Shelf, status: i32, words: &[&str]) -> String {
+pub(super) fn refused(shelf: &Shelf, status: i32, words: &[&str]) -> String {
     let run = on(shelf, words);
     assert_eq!((run.status, run.stdout.as_str()), (status, ""), "{words:?}: {}", run.stderr);
     run.stderr

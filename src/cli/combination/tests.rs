@@ -276,6 +276,31 @@ const TABLES: &[Table] = &[
         apart: &[],
     },
     Table {
+        command: "prune",
+        ways: &[("everything", &[]), ("some", &["g"])],
+        entries: &[
+            Entry(&["g"], &["some", "everything"], "whose points"),
+            Entry(&["--dry-run"], &[], "nothing is done"),
+            Entry(&["--keep-last", "1"], &[], "a rule"),
+            Entry(&["--keep-hourly", "1"], &[], "a rule"),
+            Entry(&["--keep-daily", "1"], &[], "a rule"),
+            Entry(&["--keep-weekly", "1"], &[], "a rule"),
+            Entry(&["--keep-monthly", "1"], &[], "a rule"),
+            Entry(&["--keep-yearly", "all"], &[], "a rule"),
+            Entry(&["--keep-within", "1d"], &[], "a rule"),
+            Entry(&["--keep-safety", "1d"], &[], "a rule, beside others; an error alone"),
+            Entry(&["--grace", "0"], &[], "until when the points can come back"),
+            Entry(&["--trust-clock"], &[], "points may go although the clock jumped"),
+        ],
+        apart: &[],
+    },
+    Table {
+        command: "undelete",
+        ways: &[("point", &["g@latest"])],
+        entries: &[Entry(&["g@latest"], &[], "which point")],
+        apart: &[],
+    },
+    Table {
         command: "pin",
         ways: &[("point", &["g@latest"])],
         entries: &[

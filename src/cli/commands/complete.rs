@@ -161,7 +161,7 @@ impl Line {
         }
         match command {
             "restore" if self.option("domain").is_some() => None,
-            "restore" | "verify" | "pin" | "unpin" => Some(Place::DiskAt),
+            "restore" | "verify" | "pin" | "unpin" | "undelete" => Some(Place::DiskAt),
             "points" | "anchors" => Some(Place::Disk),
             _ => None,
         }

@@ -15,6 +15,7 @@ pub mod map;
 pub mod merge;
 pub mod pin;
 pub mod points;
+pub mod prune;
 pub mod restore;
 pub mod shell;
 pub mod verify;

@@ -93,7 +93,9 @@ impl Rest {
         // The next backup can do without.
         let archive = repository.archive(&disk, &archive);
         if let Err(error) = sum_up(&repository, &disk, base.before(), &archive) {
-            tracing::info!("the next backup opens the whole chain: {}", error.chain());
+            let warning = Warning::failed(Code::NoSummary, &error)
+                .within("the next backup has to open the whole chain");
+            observer.warn(warning.of(&report.disk));
         }
         let path = source.path.clone();
         // What a guest wrote to a raw disk is no anchor, whatever it looks like.

@@ -143,3 +143,49 @@ fn a_summary_hides_no_damage_of_the_chain() {
     assert!(report.broken_chain);
     assert_eq!(report.kind, Kind::Full);
 }
+
+/// A full or read-only folder of this host's state was told in a log that nobody reads, and every night
+/// opened the whole chain. The point itself needs nothing of that folder.
+#[test]
+fn a_summary_that_cannot_be_written_is_a_warning_and_costs_no_backup() {
+    let life = Life::new();
+    let state = life.dir.path().join("state");
+    fs::remove_dir_all(&state).unwrap();
+    fs::write(&state, "in the way").unwrap();
+    life.write(20 << 20, 9);
+    let report = life.back_up();
+    let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
+    assert_eq!(warning.code, Code::NoSummary);
+    assert!(warning.text.contains(state.to_str().unwrap()), "{}", warning.text);
+    assert!(warning.advice.as_ref().unwrap().contains("--state"), "{warning:?}");
+    assert_eq!(life.archives().len(), 4);
+    assert!(!life.before().unwrap().is_summed_up());
+}
+
+/// Summaries of disks and repositories that are gone stayed for ever.
+#[test]
+fn old_summaries_go_when_a_new_one_comes() {
+    let life = Life::new();
+    let state = life.dir.path().join("state");
+    let old = SystemTime::now() - std::time::Duration::from_secs(200 * 24 * 60 * 60);
+    let make = |name: &str, time: SystemTime| {
+        let path = state.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        File::create(&path).unwrap().set_modified(time).unwrap();
+        path
+    };
+    let own = life.repository.id();
+    let gone = [make(&format!("{own}/vm+old.summary"), old), make("aa/x+y.summary", old)];
+    let stays = [
+        make(&format!("{own}/vm+new.summary"), SystemTime::now()),
+        make("bb/x+y.summary", SystemTime::now()),
+        make("cc/x.frozen", old),
+    ];
+    // A disk that has its summary already looks at nothing else.
+    life.back_up();
+    assert!(gone.iter().chain(&stays).all(|path| path.exists()));
+    fs::remove_file(life.summary()).unwrap();
+    life.back_up();
+    assert!(gone.iter().all(|path| !path.exists()) && !state.join("aa").exists());
+    assert!(stays.iter().all(|path| path.exists()) && life.summary().exists());
+}

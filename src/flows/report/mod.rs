@@ -13,6 +13,7 @@ mod marks;
 mod merge;
 mod points;
 mod restore;
+mod retain;
 mod roll_back;
 mod setup;
 mod verify;
@@ -29,6 +30,7 @@ pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };
 pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
+pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use setup::{InitReport, ManReport};
 pub use verify::{

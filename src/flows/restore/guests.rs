@@ -12,7 +12,7 @@ use crate::disk::files::paths::is_same_file;
 use crate::disk::image::{Format, OpenOptions, StatedChain, files_below};
 use crate::disk::io::Opener;
 use crate::flows::backup::{is_same_uuid, open_options, stated_chain};
-use crate::guest::libvirt::{Choice, Disk, Domain, Found, Libvirt, Source, decide};
+use crate::guest::libvirt::{Choice, Disk, Domain, Found, Libvirt, StorageSource, decide};
 use crate::vault::repository::MachineRecord;
 
 /// The longest path that the kernel gives (`PATH_MAX`), in bytes.
@@ -60,19 +60,23 @@ struct Other<'a> {
 impl Other<'_> {
     fn check(&self) -> Result<()> {
         match &self.disk.source {
-            Source::File(own) | Source::Block(own) if is_same_disk(own, self.path) => {
+            StorageSource::File(own) | StorageSource::Block(own)
+                if is_same_disk(own, self.path) =>
+            {
                 return check_stopped(self.libvirt, self.found, self.disk, self.path);
             }
-            Source::Volume { .. } => self.check_unknown()?,
+            StorageSource::Volume { .. } => self.check_unknown()?,
             _ => {}
         }
         for source in self.disk.other_sources() {
             match source {
-                Source::File(file) | Source::Block(file) if is_same_disk(file, self.path) => {
+                StorageSource::File(file) | StorageSource::Block(file)
+                    if is_same_disk(file, self.path) =>
+                {
                     let copied = self.disk.mirror.contains(source);
                     return Err(if copied { self.copied() } else { self.harmed() });
                 }
-                Source::Volume { why, .. } => {
+                StorageSource::Volume { why, .. } => {
                     return Err(self.not_told(format!("{source}: {why}")));
                 }
                 // What lies on a server is no file of this host.
@@ -87,7 +91,7 @@ impl Other<'_> {
 
     /// Fails if a disk of which nobody knows which file it is may be this image in use, or lie on it.
     fn check_unknown(&self) -> Result<()> {
-        let Source::Volume { why, .. } = &self.disk.source else { return Ok(()) };
+        let StorageSource::Volume { why, .. } = &self.disk.source else { return Ok(()) };
         let name = &self.found.domain.name;
         let used = self.found.live.is_some() || self.libvirt.managed_save(name).is_some();
         if !used && (!has_header(self.disk.format.as_deref()) || self.is_stated()) {
@@ -113,7 +117,7 @@ impl Other<'_> {
                 // Nothing lies below a raw image, whatever the XML says.
                 break;
             }
-            let (Source::File(path) | Source::Block(path)) = source else { continue };
+            let (StorageSource::File(path) | StorageSource::Block(path)) = source else { continue };
             let stated = StatedChain {
                 data_file: data.and_then(|data| data.source.path()).map(Path::to_path_buf),
                 is_whole: chain.is_whole || depth < chain.below.len(),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::parse::{child, source_of, special_of};
-use super::{Chain, Disk, Source, Store};
+use super::{Chain, Disk, StorageSource, Store};
 
 /// What a chain consists of, if all of it is in files and in block devices.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,7 +67,7 @@ fn store_of(node: Node<'_, '_>, kind: &str) -> Store {
 }
 
 /// All sources that an element names: its own and those below, the data files, too.
-pub(super) fn sources(outer: Node<'_, '_>) -> Vec<Source> {
+pub(super) fn sources(outer: Node<'_, '_>) -> Vec<StorageSource> {
     let named = outer.descendants().filter(|node| node.tag_name().name() == "source");
     let kind = |source: &Node<'_, '_>| {
         source.parent().and_then(|outer| outer.attribute("type")).unwrap_or("file").to_owned()
@@ -95,7 +95,7 @@ impl Chain {
     }
 
     /// Calls `each` with the source of every store of the chain.
-    fn each_source(&mut self, each: &mut impl FnMut(&mut Source)) {
+    fn each_source(&mut self, each: &mut impl FnMut(&mut StorageSource)) {
         for store in self.data.as_deref_mut().into_iter().chain(&mut self.below) {
             each(&mut store.source);
             if let Some(data) = &mut store.data {
@@ -108,12 +108,12 @@ impl Chain {
 impl Disk {
     /// All sources that the XML names for the disk besides its own: below it, its data files, and where a
     /// block job copies it to.
-    pub fn other_sources(&self) -> impl Iterator<Item = &Source> {
+    pub fn other_sources(&self) -> impl Iterator<Item = &StorageSource> {
         self.chain.stores().map(|store| &store.source).chain(&self.mirror)
     }
 
     /// Calls `each` with every source that the XML names for the disk.
-    pub(super) fn each_source(&mut self, mut each: impl FnMut(&mut Source)) {
+    pub(super) fn each_source(&mut self, mut each: impl FnMut(&mut StorageSource)) {
         each(&mut self.source);
         self.chain.each_source(&mut each);
         self.mirror.iter_mut().for_each(each);
@@ -142,20 +142,22 @@ fn data_file(store: &Store) -> Result<PathBuf, String> {
 
 fn path_of(store: &Store, what: &str) -> Result<PathBuf, String> {
     let path = match &store.source {
-        Source::File(path) | Source::Block(path) => path,
-        Source::Network(protocol) => {
+        StorageSource::File(path) | StorageSource::Block(path) => path,
+        StorageSource::Network(protocol) => {
             return Err(format!(
                 "its {what} lies on a server (protocol {protocol}), not in a file"
             ));
         }
-        Source::Volume { pool, volume, why } => {
+        StorageSource::Volume { pool, volume, why } => {
             return Err(format!(
                 "its {what} is volume {volume:?} of the storage pool {pool:?}, and it is not known \
                  which file that is: {why}"
             ));
         }
-        Source::Other(kind) => return Err(format!("its {what} is of type {kind:?}, no file")),
-        Source::Nothing => return Err(format!("its {what} has no name")),
+        StorageSource::Other(kind) => {
+            return Err(format!("its {what} is of type {kind:?}, no file"));
+        }
+        StorageSource::Nothing => return Err(format!("its {what} has no name")),
     };
     if let Some(special) = store.special {
         return Err(format!("its {what} {}: {special}", path.display()));

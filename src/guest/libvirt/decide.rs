@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Device, Disk, Source};
+use super::{Device, Disk, StorageSource};
 use crate::disk::image::Format;
 
 /// What becomes of a disk.
@@ -65,19 +65,21 @@ pub fn decide(disk: &Disk, excluded: &[String]) -> Choice {
 /// What reading a disk of the machine needs.
 fn take(disk: &Disk) -> Result<Choice, Reason> {
     let (image, block) = match &disk.source {
-        Source::File(path) => (path.clone(), false),
-        Source::Block(path) => (path.clone(), true),
-        Source::Network(protocol) => {
+        StorageSource::File(path) => (path.clone(), false),
+        StorageSource::Block(path) => (path.clone(), true),
+        StorageSource::Network(protocol) => {
             return Err(Reason(format!("lies on a server (protocol {protocol}), not in a file")));
         }
-        Source::Volume { pool, volume, why } => {
+        StorageSource::Volume { pool, volume, why } => {
             return Err(Reason(format!(
                 "is volume {volume:?} of the storage pool {pool:?}, and it is not known which file \
                  that is: {why}"
             )));
         }
-        Source::Other(kind) => return Err(Reason(format!("is a disk of type {kind:?}, no file"))),
-        Source::Nothing => return Err(Reason("has no source".to_owned())),
+        StorageSource::Other(kind) => {
+            return Err(Reason(format!("is a disk of type {kind:?}, no file")));
+        }
+        StorageSource::Nothing => return Err(Reason("has no source".to_owned())),
     };
     if !image.is_absolute() {
         return Err(Reason(format!("has the relative path {}", image.display())));

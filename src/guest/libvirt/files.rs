@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::limits::XML_LEN_MAX;
-use super::{Disk, Domain, Source, State, Tpm, parse};
+use super::{Disk, Domain, State, StorageSource, Tpm, parse};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::{Opener, not_opened};
 
@@ -141,8 +141,8 @@ impl Libvirt {
     /// libvirt chooses may stand in no definition.
     pub fn variables(&self, domain: &Domain) -> Vec<PathBuf> {
         let nvram = match domain.nvram.as_ref().map(|nvram| &nvram.source) {
-            Some(Source::File(path)) => Some(path.clone()),
-            Some(Source::Nothing) | None => None,
+            Some(StorageSource::File(path)) => Some(path.clone()),
+            Some(StorageSource::Nothing) | None => None,
             // A device or a server: no file.
             Some(_) => return domain.firmware.loader.iter().cloned().collect(),
         };

@@ -61,7 +61,7 @@ pub struct Disk {
     /// What it is for the guest.
     pub device: Device,
     /// Where its content is.
-    pub source: Source,
+    pub source: StorageSource,
     /// The format of the image, such as `qcow2`; nothing if the XML does not say. It is never taken
     /// from the image: a guest writes what it likes into a raw one.
     pub format: Option<String>,
@@ -76,7 +76,7 @@ pub struct Disk {
     /// What the XML says of the image's backing chain: it counts more than the image's header.
     pub chain: Chain,
     /// Where a block job copies it to, and what lies below that.
-    pub mirror: Vec<Source>,
+    pub mirror: Vec<StorageSource>,
 }
 
 /// The backing chain of a disk as the XML describes it: `<backingStore>` and `<dataStore>`.
@@ -95,7 +95,7 @@ pub struct Chain {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
     /// Where it is.
-    pub source: Source,
+    pub source: StorageSource,
     /// Its format; nothing if the XML does not say.
     pub format: Option<String>,
     /// What keeps its bytes from being the image.
@@ -121,7 +121,7 @@ pub enum Device {
 
 /// Where the content of a disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum StorageSource {
     /// A file.
     File(PathBuf),
     /// A block device of the host.
@@ -143,7 +143,7 @@ pub enum Source {
     Nothing,
 }
 
-impl Source {
+impl StorageSource {
     /// The file or block device, if it is one.
     pub fn path(&self) -> Option<&std::path::Path> {
         match self {
@@ -153,7 +153,7 @@ impl Source {
     }
 }
 
-impl std::fmt::Display for Source {
+impl std::fmt::Display for StorageSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) | Self::Block(path) => path.display().fmt(f),
@@ -168,8 +168,8 @@ impl std::fmt::Display for Source {
 /// The firmware's variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nvram {
-    /// Where they are: [`Source::Nothing`] if libvirt is yet to choose a file.
-    pub source: Source,
+    /// Where they are: [`StorageSource::Nothing`] if libvirt is yet to choose a file.
+    pub source: StorageSource,
     /// Their format: `raw` unless the XML says otherwise.
     pub format: String,
 }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use roxmltree::{Document, Node, ParsingOptions};
 
 use super::{
-    Agent, Device, Disk, Domain, Nvram, Source, State, Tpm, chain, limits, malformed, resources,
+    Agent, Device, Disk, Domain, Nvram, State, StorageSource, Tpm, chain, limits, malformed,
+    resources,
 };
 use crate::base::error::Result;
 
@@ -83,7 +84,7 @@ fn nvram_of(os: Node<'_, '_>) -> Option<Nvram> {
     let nvram = child(os, "nvram")?;
     // Newer libvirt may describe it like a disk's source.
     let source = match (child(nvram, "source"), text_of(nvram)) {
-        (None, Some(path)) => Source::File(PathBuf::from(path)),
+        (None, Some(path)) => StorageSource::File(PathBuf::from(path)),
         (source, _) => source_of(nvram.attribute("type").unwrap_or("file"), source),
     };
     let format = nvram.attribute("format").unwrap_or("raw").to_owned();
@@ -150,21 +151,23 @@ pub(super) fn special_of(node: Node<'_, '_>) -> Option<&'static str> {
     (encryption.attribute("format") != Some("default")).then_some("QEMU encrypts it")
 }
 
-pub(super) fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> Source {
+pub(super) fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> StorageSource {
     let attribute = |name: &str| source.and_then(|source| source.attribute(name));
     let path = |name: &str| attribute(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     match kind {
-        "file" => path("file").map_or(Source::Nothing, Source::File),
-        "block" => path("dev").map_or(Source::Nothing, Source::Block),
-        "network" => Source::Network(short(attribute("protocol").unwrap_or("an unknown one"))),
+        "file" => path("file").map_or(StorageSource::Nothing, StorageSource::File),
+        "block" => path("dev").map_or(StorageSource::Nothing, StorageSource::Block),
+        "network" => {
+            StorageSource::Network(short(attribute("protocol").unwrap_or("an unknown one")))
+        }
         "volume" => match (attribute("pool"), attribute("volume")) {
             (Some(pool), Some(volume)) => {
                 let why = "its pool was not looked at".to_owned();
-                Source::Volume { pool: short(pool), volume: short(volume), why }
+                StorageSource::Volume { pool: short(pool), volume: short(volume), why }
             }
-            _ => Source::Nothing,
+            _ => StorageSource::Nothing,
         },
-        other => Source::Other(short(other)),
+        other => StorageSource::Other(short(other)),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::files::{Libvirt, read};
 use super::parse::{child, document, text_of};
-use super::{Domain, Source};
+use super::{Domain, StorageSource};
 
 /// Pools whose volumes are files in the folder that is their target.
 const OF_FILES: [&str; 3] = ["dir", "fs", "netfs"];
@@ -27,17 +27,17 @@ impl Libvirt {
         }
     }
 
-    fn resolve(&self, source: &mut Source) {
-        let Source::Volume { pool, volume, .. } = source else { return };
+    fn resolve(&self, source: &mut StorageSource) {
+        let StorageSource::Volume { pool, volume, .. } = source else { return };
         let (pool, volume) = (std::mem::take(pool), std::mem::take(volume));
         *source = match self.volume(&pool, &volume) {
             Ok(found) => found,
-            Err(why) => Source::Volume { pool, volume, why },
+            Err(why) => StorageSource::Volume { pool, volume, why },
         };
     }
 
     /// Finds the file or device of a volume, or says why it can't be found.
-    fn volume(&self, pool: &str, volume: &str) -> Result<Source, String> {
+    fn volume(&self, pool: &str, volume: &str) -> Result<StorageSource, String> {
         let is_name = |name: &str| {
             !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != ".."
         };
@@ -61,7 +61,7 @@ impl Libvirt {
 }
 
 /// Finds a volume by its pool's XML, or says what in the XML is in the way.
-fn volume_of(text: &str, name: &str, volume: &str) -> Result<Source, String> {
+fn volume_of(text: &str, name: &str, volume: &str) -> Result<StorageSource, String> {
     let document = document(text).map_err(|error| error.chain())?;
     let root = document.root_element();
     // An active pool's file wraps it.
@@ -73,7 +73,7 @@ fn volume_of(text: &str, name: &str, volume: &str) -> Result<Source, String> {
     }
     let kind = pool.attribute("type").unwrap_or_default();
     if OF_SERVERS.contains(&kind) {
-        return Ok(Source::Network(kind.to_owned()));
+        return Ok(StorageSource::Network(kind.to_owned()));
     }
     let target = child(pool, "target").and_then(|target| of(target, "path"));
     let group = || child(pool, "source").and_then(|source| of(source, "name"));
@@ -85,13 +85,13 @@ fn volume_of(text: &str, name: &str, volume: &str) -> Result<Source, String> {
     let target = target.filter(|target| target.is_absolute());
     let target = target.ok_or("has no target with an absolute path")?;
     match kind {
-        kind if OF_FILES.contains(&kind) => Ok(Source::File(target.join(volume))),
+        kind if OF_FILES.contains(&kind) => Ok(StorageSource::File(target.join(volume))),
         kind if OF_DEVICES.contains(&kind) => {
             // A partition is called as the kernel calls it, wherever the pool looks for devices.
             let known = target.join(volume);
             let device = PathBuf::from("/dev").join(volume);
             let is_elsewhere = kind == "disk" && !known.exists() && device.exists();
-            Ok(Source::Block(if is_elsewhere { device } else { known }))
+            Ok(StorageSource::Block(if is_elsewhere { device } else { known }))
         }
         other => Err(format!("has the type {other:?}, whose volumes can't be found by it")),
     }

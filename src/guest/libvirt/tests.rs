@@ -142,7 +142,7 @@ fn the_backing_chain_is_what_the_definition_says() {
         assert!(matches!(decide(&disk, &[]), Choice::Take { .. }), "{more}");
     }
     let mirrored = disk_with(mirror);
-    let named: Vec<_> = mirrored.other_sources().filter_map(Source::path).collect();
+    let named: Vec<_> = mirrored.other_sources().filter_map(StorageSource::path).collect();
     assert_eq!(named, ["/m", "/n"].map(Path::new));
     for (more, why) in [
         (store("network", "protocol='nbd' name='x'", ""), "lies on a server (protocol nbd)"),
@@ -175,8 +175,8 @@ fn volumes_are_found_by_the_files_of_their_pools() {
     }
     let pool = |kind: &str, rest: &str| format!("<pool type='{kind}'><name>p</name>{rest}</pool>");
     let target = "<target><path>/images</path></target>";
-    let file = |path: &str| Ok(Source::File(path.into()));
-    let block = |path: &str| Ok(Source::Block(path.into()));
+    let file = |path: &str| Ok(StorageSource::File(path.into()));
+    let block = |path: &str| Ok(StorageSource::Block(path.into()));
     let unknown = |why: &'static str| Err(why);
     let xml = WEB.replace("<source pool='p' volume='v'/>", "<source pool='p' volume='v.img'/>");
     fs::write(libvirt.config.join("qemu/web.xml"), &xml).unwrap();
@@ -192,7 +192,10 @@ fn volumes_are_found_by_the_files_of_their_pools() {
         (pool("logical", "<target><path>/dev/vg</path></target>"), block("/dev/vg/v.img")),
         (pool("logical", "<source><name>vg</name></source>"), block("/dev/vg/v.img")),
         (pool("disk", "<target><path>/dev</path></target>"), block("/dev/v.img")),
-        (pool("rbd", "<source><name>x</name></source>"), Ok(Source::Network("rbd".to_owned()))),
+        (
+            pool("rbd", "<source><name>x</name></source>"),
+            Ok(StorageSource::Network("rbd".to_owned())),
+        ),
         (pool("zfs", target), unknown("has the type \"zfs\"")),
         (pool("dir", ""), unknown("no target")),
         (
@@ -230,7 +233,7 @@ fn volumes_are_found_by_the_files_of_their_pools() {
         let source = format!("<source pool='{pool}' volume='{volume}'/>");
         let xml = WEB.replace("<source pool='p' volume='v'/>", &source);
         fs::write(libvirt.config.join("qemu/web.xml"), xml).unwrap();
-        assert!(matches!(found().source, Source::Volume { .. }), "{pool} {volume}");
+        assert!(matches!(found().source, StorageSource::Volume { .. }), "{pool} {volume}");
     }
     // Also below an image.
     let below = "<format type='raw'/><source file='/bases/two.raw'/>";
@@ -242,7 +245,7 @@ fn volumes_are_found_by_the_files_of_their_pools() {
     );
     fs::write(libvirt.config.join("qemu/web.xml"), xml).unwrap();
     let disk = libvirt.find("web").unwrap().domain.disks.remove(0);
-    assert_eq!(disk.chain.below[1].source, Source::File("/images/two.raw".into()));
+    assert_eq!(disk.chain.below[1].source, StorageSource::File("/images/two.raw".into()));
 }
 
 #[test]
@@ -254,14 +257,14 @@ fn a_domain_is_what_its_file_says() {
     assert_eq!(domain.agent, Agent::Channel);
     assert_eq!((domain.state, domain.pid), (None, None));
     let nvram = domain.nvram.as_ref().unwrap();
-    assert_eq!(nvram.source, Source::File("/var/lib/libvirt/qemu/nvram/web_VARS.fd".into()));
+    assert_eq!(nvram.source, StorageSource::File("/var/lib/libvirt/qemu/nvram/web_VARS.fd".into()));
     assert_eq!(nvram.format, "raw");
     let links = domain.disks[0].chain.links().unwrap();
     assert_eq!(
         links,
         chain(Some("/data/a.raw"), &["/bases/one.qcow2", "raw:/bases/two.raw"], true)
     );
-    let others: Vec<_> = domain.disks[0].other_sources().filter_map(Source::path).collect();
+    let others: Vec<_> = domain.disks[0].other_sources().filter_map(StorageSource::path).collect();
     assert_eq!(others, ["/bases/one.qcow2", "/bases/two.raw", "/data/a.raw"].map(Path::new));
     let folder = Libvirt::default().tpm_place(&domain, domain.tpm.as_ref().unwrap()).unwrap();
     assert_eq!(folder, Path::new("/var/lib/libvirt/swtpm").join(UUID).join("tpm2"));
@@ -340,7 +343,7 @@ fn a_restored_domain_differs_in_what_was_asked_for_alone() {
         assert_eq!(new.matches(uuid).count(), 2, "firmware tables repeat it");
         assert!(!new.contains(UUID) && new.contains("52:54:00:aa:bb:cc"));
         assert!(!new.contains("52:54:00:11:22") && !new.contains("domstatus"));
-        assert_eq!(domain.nvram.unwrap().source, Source::File("/to/VARS.fd".into()));
+        assert_eq!(domain.nvram.unwrap().source, StorageSource::File("/to/VARS.fd".into()));
         let take = |image: &str, format| Choice::Take { image: image.into(), format, block: false };
         assert_eq!(decide(&domain.disks[0], &[]), take("/to/it's.qcow2", Format::Qcow2));
         assert_eq!(domain.disks[0].chain, Chain::default());
@@ -382,7 +385,7 @@ fn state_beside_the_disks_goes_elsewhere_or_is_made_anew() {
     let text = WEB.replace(nvram, block).replace("<nvram ", "<nvram type='block' ");
     let text = text.replace(plain, tpm);
     let domain = parse(&text).unwrap();
-    assert_eq!(domain.nvram.unwrap().source, Source::Block("/dev/vg/vars".into()));
+    assert_eq!(domain.nvram.unwrap().source, StorageSource::Block("/dev/vg/vars".into()));
     let own = domain.tpm.unwrap();
     assert_eq!(own.path.as_deref(), Some(Path::new("/tpm/web")));
     let start = text.find("<domain ").unwrap();
@@ -391,7 +394,7 @@ fn state_beside_the_disks_goes_elsewhere_or_is_made_anew() {
     let new = rewrite(&text, &changes).unwrap();
     assert!(new.contains("<nvram template='/usr/share/OVMF/OVMF_VARS.fd'/>"), "{new}");
     let domain = parse(&new).unwrap();
-    assert_eq!(domain.nvram.unwrap().source, Source::Nothing);
+    assert_eq!(domain.nvram.unwrap().source, StorageSource::Nothing);
     assert_eq!(domain.tpm.unwrap().path, None);
     let changes = Changes { tpm: Place::At("/to/tpm".into()), ..Changes::default() };
     let domain = parse(&rewrite(&text, &changes).unwrap()).unwrap();

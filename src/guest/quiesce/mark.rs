@@ -4,7 +4,7 @@
 //! that neither qdelta nor its watchdog got as far as the thaw.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -28,20 +28,33 @@ pub(super) struct Mark {
     pub watchdog: u32,
 }
 
-/// Makes the mark; a new mark replaces an older one.
+/// Makes the mark; a new mark replaces an older one. Without a mark no guest is frozen.
 pub(super) fn set(freeze: &Freeze) -> Result<Mark> {
-    let failed = |error| Error::io("write", &freeze.mark, error);
     let mark = Mark {
         name: freeze.name.clone(),
         since: crate::base::clock::now()?.to_string(),
         watchdog: std::process::id(),
     };
-    let text = serde_json::to_string(&mark).map_err(|error| failed(error.into()))?;
-    make_private_folder(freeze.mark.parent().unwrap_or(Path::new("."))).map_err(failed)?;
-    let mut file = Opener::CHANGE.itself().or_create(0o600).open(&freeze.mark).map_err(failed)?;
-    file.set_len(0).map_err(failed)?;
-    file.write_all(format!("{text}\n").as_bytes()).map_err(failed)?;
+    let was_set = is_set(&freeze.mark);
+    write(&mark, &freeze.mark).map_err(|error| {
+        // A half mark on a full disk would make the next run thaw a guest that was never frozen.
+        if !was_set {
+            clear(&freeze.mark, None);
+        }
+        let text = "a guest is frozen only if a mark on disk says so";
+        Error::io("write", &freeze.mark, error).within(text).advise(
+            "make room in this host's state folder and let qdelta write there, or name another: --state DIR",
+        )
+    })?;
     Ok(mark)
+}
+
+fn write(mark: &Mark, path: &Path) -> io::Result<()> {
+    let text = serde_json::to_string(mark)?;
+    make_private_folder(path.parent().unwrap_or(Path::new(".")))?;
+    let mut file = Opener::CHANGE.itself().or_create(0o600).open(path)?;
+    file.set_len(0)?;
+    file.write_all(format!("{text}\n").as_bytes())
 }
 
 /// Whether there is a mark, whatever its content.

@@ -44,11 +44,6 @@ const END_MAX: Duration = Duration::from_secs(10);
 /// that even then the guest is thawed within a second after the limit.
 const SILENCE_MAX: Duration = Duration::from_millis(700);
 
-/// What helps where `virsh` does not reach the guest's libvirt.
-const UNREACHED_ADVICE: &str = "nothing was sent to the guest: see that this user can run virsh domstate \
-    for it, and name the libvirt that has it: --connect qemu:///system (without it virsh takes another one \
-    for users than for root), --virsh the program";
-
 /// How `virsh` is called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Virsh {
@@ -179,12 +174,13 @@ impl Watchdog {
                 tracing::debug!(filesystems, after_ms = since.elapsed().as_millis(), "frozen");
                 Ok(Frozen { watchdog: self, since, filesystems, open: true })
             }
-            Some(Reply::NotFrozen { problem, unreached }) => {
+            Some(Reply::NotFrozen { problem, advice }) => {
                 let error = Error::new(ErrorKind::Guest, format!("{name} could not be frozen"));
-                Err(error.because(problem).advise(match unreached {
-                    true => UNREACHED_ADVICE,
-                    false => "look at the guest agent, or take --consistency crash",
-                }))
+                let error = error.because(problem);
+                Err(match advice {
+                    Some(advice) => error.advise(advice),
+                    None => error,
+                })
             }
             Some(Reply::Alarm { problem }) => Err(alarm(&name, &problem)),
             _ => {

@@ -40,8 +40,8 @@ pub(super) enum Reply {
     NotFrozen {
         /// Why.
         problem: String,
-        /// `virsh` did not reach libvirt at all, or libvirt has no such domain.
-        unreached: bool,
+        /// What to do about it.
+        advice: Option<String>,
     },
     /// The guest was frozen and is thawed.
     Thawed {

@@ -12,6 +12,11 @@ use super::{Freeze, alarm, mark, thaw, turn};
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 
+/// What helps where `virsh` does not reach the guest's libvirt.
+const UNREACHED_ADVICE: &str = "nothing was sent to the guest: see that this user can run virsh domstate \
+    for it, and name the libvirt that has it: --connect qemu:///system (without it virsh takes another one \
+    for users than for root), --virsh the program";
+
 /// The watchdog's whole life: takes orders from `orders`, which closes when the process that gives
 /// them ends, and answers on `replies`. Returns when there is nothing left to do. The process must
 /// ignore every signal that can be ignored. This function gives it a session of its own.
@@ -28,7 +33,7 @@ pub fn watch(orders: File, replies: File) -> Result<()> {
     let _turn = match turn::take(&freeze, turn::WAIT_MAX) {
         Ok(turn) => turn,
         Err(error) => {
-            watch.reply(&Reply::NotFrozen { problem: error.chain(), unreached: false });
+            watch.reply(&Reply::not_frozen(&error));
             return Ok(());
         }
     };
@@ -50,7 +55,7 @@ impl Watch {
         let mark = match mark::set(freeze) {
             Ok(mark) => mark,
             Err(error) => {
-                self.reply(&Reply::NotFrozen { problem: error.chain(), unreached: false });
+                self.reply(&Reply::not_frozen(&error));
                 return Ok(());
             }
         };
@@ -62,8 +67,7 @@ impl Watch {
             Ok(0) => Err(Problem::new("the agent found no filesystem to freeze".to_owned())),
             Err(problem) if not_frozen(freeze, &problem, since) => {
                 mark::clear(&freeze.mark, Some(&mark));
-                let Problem { text, unreached, .. } = problem;
-                self.reply(&Reply::NotFrozen { problem: text, unreached });
+                self.reply(&Reply::refused_by(&problem));
                 return Ok(());
             }
             other => other,
@@ -108,7 +112,7 @@ impl Watch {
                     false => Err(alarm(&freeze.name, &problem)),
                 };
             }
-            (Err(problem), Ok(_)) => Reply::NotFrozen { problem: problem.text, unreached: false },
+            (Err(problem), Ok(_)) => Reply::refused_by(&problem),
             (Ok(filesystems), Ok(done)) => {
                 let by_itself = (done.filesystems < filesystems).then(|| {
                     format!(
@@ -146,4 +150,20 @@ fn not_frozen(freeze: &Freeze, problem: &Problem, since: Instant) -> bool {
     // An agent that refuses both commands never froze anything; an agent that has frozen something
     // does not refuse the thaw.
     problem.untouched || thawed.is_ok() || thawed.is_err_and(|problem| problem.refused)
+}
+
+impl Reply {
+    /// There was no freeze, for this reason.
+    fn not_frozen(error: &Error) -> Self {
+        Self::NotFrozen { problem: error.chain(), advice: error.advice().map(str::to_owned) }
+    }
+
+    /// The guest was not to be frozen by `virsh`.
+    fn refused_by(problem: &Problem) -> Self {
+        let advice = match problem.unreached {
+            true => UNREACHED_ADVICE,
+            false => "look at the guest agent, or take --consistency crash",
+        };
+        Self::NotFrozen { problem: problem.text.clone(), advice: Some(advice.to_owned()) }
+    }
 }

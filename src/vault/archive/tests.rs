@@ -248,8 +248,8 @@ fn a_failing_sink_is_an_error_and_long_tables_spool() {
     let mut payload = Vec::new();
     let mut compressor = crate::vault::codec::Compressor::new(1).unwrap();
     let codec = compressor.compress(&raw, &mut payload).unwrap();
-    let run = |sink: Box<dyn Write + Send>| {
-        let mut writer = Writer::new(sink, full.clone(), None)?;
+    let run = |sink: Box<dyn Write + Send>, dir: Option<&Path>| {
+        let mut writer = Writer::new(sink, full.clone(), dir)?;
         for span in 0..blocks as u32 / 64 {
             let digests: [Digest; 64] =
                 std::array::from_fn(|at| Digest([(span as u8).wrapping_add(at as u8); 32]));
@@ -261,13 +261,17 @@ fn a_failing_sink_is_an_error_and_long_tables_spool() {
         writer.finish(Digest([9; 32]))
     };
     let sink = Shared::default();
-    let (_, summary) = run(Box::new(sink.clone())).unwrap();
+    let (_, summary) = run(Box::new(sink.clone()), None).unwrap();
     assert_eq!((summary.stored_blocks, summary.frames), (blocks, blocks / 64));
     let reader = Reader::open(Bytes::store("spooled", &sink.bytes())).unwrap();
     reader.check_index().unwrap();
     assert_eq!(reader.payload_bytes(), summary.payload_bytes);
     assert_eq!(reader.file_len(), summary.file_len);
     assert_eq!(reader.block_digest(64 * 300 + 5).unwrap(), Digest([(300 % 256 + 5) as u8; 32]));
-    let error = run(Box::new(Full(summary.file_len as usize - 1))).map(|_| ()).unwrap_err();
+    let error = run(Box::new(Full(summary.file_len as usize - 1)), None).map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
+    // A folder that can't take the tables costs no archive, and no byte of it.
+    let elsewhere = Shared::default();
+    run(Box::new(elsewhere.clone()), Some(Path::new("/dev/null/state"))).unwrap();
+    assert!(elsewhere.bytes() == sink.bytes());
 }

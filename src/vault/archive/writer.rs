@@ -321,7 +321,11 @@ impl Writer {
 /// A table that is appended to and then read once.
 struct Spool {
     file: SpooledTempFile,
+    /// The folder of the file; none in the system's place for temporary files.
+    dir: Option<PathBuf>,
     buffer: Vec<u8>,
+    /// How many bytes the file has.
+    flushed: u64,
     len: u64,
 }
 
@@ -331,7 +335,8 @@ impl Spool {
             Some(dir) => tempfile::spooled_tempfile_in(SPOOL_MEMORY_MAX, dir),
             None => tempfile::spooled_tempfile(SPOOL_MEMORY_MAX),
         };
-        Self { file, buffer: Vec::with_capacity(64 << 10), len: 0 }
+        let dir = dir.map(Path::to_owned);
+        Self { file, dir, buffer: Vec::with_capacity(64 << 10), flushed: 0, len: 0 }
     }
 
     fn push(&mut self, record: &[u8]) -> Result<()> {
@@ -345,8 +350,31 @@ impl Spool {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.file.write_all(&self.buffer).map_err(spool_failed)?;
+        if let Err(error) = self.file.write_all(&self.buffer) {
+            let Some(dir) = self.dir.take() else { return Err(spool_failed(error)) };
+            self.move_out_of(&dir, error)?;
+        }
+        self.flushed += self.buffer.len() as u64;
         self.buffer.clear();
+        Ok(())
+    }
+
+    /// Goes on in the system's place for temporary files. A folder of this host's state that is full or
+    /// can't be written to costs no backup.
+    fn move_out_of(&mut self, dir: &Path, error: std::io::Error) -> Result<()> {
+        let mut moved = || -> std::io::Result<SpooledTempFile> {
+            let mut file = tempfile::spooled_tempfile(SPOOL_MEMORY_MAX);
+            self.file.rewind()?;
+            if std::io::copy(&mut (&mut self.file).take(self.flushed), &mut file)? != self.flushed {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            file.write_all(&self.buffer)?;
+            Ok(file)
+        };
+        self.file = moved().map_err(|second| {
+            let text = format!("nor in {}: {second}", std::env::temp_dir().display());
+            Error::io("keep the index in", dir, error).within(text)
+        })?;
         Ok(())
     }
 

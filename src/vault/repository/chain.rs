@@ -1,6 +1,6 @@
 //! Which archives it takes to restore a point.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::manifest::{Manifest, ParentRecord};
@@ -8,7 +8,7 @@ use super::names::DiskId;
 use super::point::PointId;
 use super::{Catalog, Name, Point, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::archive::{Kind, Metadata, header};
+use crate::formats::archive::{Digest, Kind, Metadata, header};
 use crate::vault::archive::Reader;
 
 impl Catalog {
@@ -91,7 +91,7 @@ impl Catalog {
 
     /// One step along a chain: whether the archive of a link is there, and what it builds on.
     pub(crate) fn step(&self, disk: &DiskId, link: &Link) -> Step {
-        let archive = self.present(&link.archive, link.point);
+        let archive = self.present(disk, link);
         let archive =
             archive.map_err(|error| Gap { path: self.repository().describe(&link.archive), error });
         let parent = link.parent.as_ref().map(|parent| self.parent(disk, link, parent));
@@ -99,20 +99,43 @@ impl Catalog {
         Step { archive, parent }
     }
 
-    /// Fails unless there is the archive of a point.
-    fn present(&self, archive: &Name, point: PointId) -> Result<()> {
-        if self.repository().is_there(archive)? {
+    /// Fails unless there is the archive of a link.
+    fn present(&self, disk: &DiskId, link: &Link) -> Result<()> {
+        let repository = self.repository();
+        if repository.is_there(&link.archive)? {
             return Ok(());
         }
-        let path = self.repository().describe(archive);
-        Err(broken(format!("the archive {} of point {point} is missing", path.display())))
+        let (path, point) = (repository.describe(&link.archive), link.point);
+        let error = broken(format!("the archive {} of point {point} is missing", path.display()));
+        let own = ParentRecord {
+            domain: disk.domain.clone(),
+            disk: disk.disk.clone(),
+            point,
+            root: link.root,
+        };
+        let folder = self.domain(&disk.domain).folder(&disk.disk);
+        let beside = folder
+            .as_ref()
+            .as_ref()
+            .map_or_else(|_| Vec::new(), |folder| archives_of(&folder.names, point));
+        let mut beside = beside.into_iter().map(|(_, name)| repository.disk_dir(disk).join(name));
+        // Copying a repository while points are merged can mix an old manifest with new archives.
+        Err(match beside.find(|archive| has_root(self, archive, &own)) {
+            Some(equal) => error.advise(format!(
+                "{} holds the same point: copy the repository again, or restore from archives by \
+                 name: qdelta replay",
+                repository.describe(&equal).display()
+            )),
+            None => error,
+        })
     }
 
     fn parent(&self, disk: &DiskId, link: &Link, parent: &ParentRecord) -> Result<Link, Gap> {
         if !parent.is_of(disk) {
             let (point, owner) = (link.point, (&parent.domain, &parent.disk));
             let text = format!("point {point} builds on a point of {}/{}", owner.0, owner.1);
-            let error = broken(text).advise("a newer qdelta may read chains over several disks");
+            let error = broken(text).because("this qdelta reads chains of one disk");
+            let error = error.advise("restore it with the qdelta that made it");
             return Err(Gap { path: self.repository().describe(&link.archive), error });
         }
         let (named, parent) = (parent, parent.point);
@@ -128,7 +151,12 @@ impl Catalog {
         let known = manifest.and_then(|manifest| manifest.as_ref().ok()?.disk(&disk.disk));
         if let Some(record) = known {
             let archive = repository.disk_dir(disk).join(&record.archive);
-            return Ok(Link { point: parent, archive, parent: record.parent.clone() });
+            return Ok(Link {
+                point: parent,
+                root: named.root,
+                archive,
+                parent: record.parent.clone(),
+            });
         }
         without_manifest(self, disk, named).map_err(|error| {
             let reason = match manifest {
@@ -148,6 +176,8 @@ impl Catalog {
 pub(crate) struct Link {
     /// The point that it belongs to.
     pub point: PointId,
+    /// The root of that point.
+    pub root: Digest,
     /// What it is called.
     pub archive: Name,
     /// The point that it builds on.
@@ -158,7 +188,8 @@ impl Link {
     /// The last archive of the chain of a point.
     pub fn of(point: &Point) -> Self {
         let archive = point.archive.clone();
-        Self { point: point.id, archive, parent: point.record.parent.clone() }
+        let parent = point.record.parent.clone();
+        Self { point: point.id, root: point.record.root, archive, parent }
     }
 }
 
@@ -212,12 +243,9 @@ fn without_manifest(catalog: &Catalog, disk: &DiskId, parent: &ParentRecord) -> 
     let dir = repository.disk_dir(disk);
     let folder = catalog.domain(&disk.domain).folder(&disk.disk);
     let folder = folder.as_ref().as_ref().map_err(Error::clone)?;
-    let mut found: Vec<(bool, Name)> = folder
-        .names
-        .iter()
-        .filter_map(|name| Some((manifest::parse_archive_name(name)?, name)))
-        .filter(|((point, _), _)| *point == id)
-        .map(|((_, kind), name)| (kind != Kind::Full, dir.join(name)))
+    let mut found: Vec<(bool, Name)> = archives_of(&folder.names, id)
+        .into_iter()
+        .map(|(kind, name)| (kind != Kind::Full, dir.join(name)))
         .collect();
     // A full needs no other.
     found.sort();
@@ -225,12 +253,19 @@ fn without_manifest(catalog: &Catalog, disk: &DiskId, parent: &ParentRecord) -> 
     if found.len() > 1 {
         found.sort_by_cached_key(|(_, archive)| !has_root(catalog, archive, parent));
     }
-    let mut links = found.into_iter().map(|(_, archive)| link_of(catalog, archive, id));
+    let mut links = found.into_iter().map(|(_, archive)| link_of(catalog, archive, parent));
     let Some(first) = links.next() else {
         let dir = repository.describe(&dir);
         return Err(broken(format!("{} has no archive of point {id} either", dir.display())));
     };
     first.or_else(|error| links.find_map(Result::ok).ok_or(error))
+}
+
+/// The names of a folder that are called as archives of a point.
+fn archives_of(names: &BTreeSet<String>, id: PointId) -> Vec<(Kind, &str)> {
+    let archives =
+        names.iter().filter_map(|name| Some((manifest::parse_archive_name(name)?, name.as_str())));
+    archives.filter(|((point, _), _)| *point == id).map(|((_, kind), name)| (kind, name)).collect()
 }
 
 /// Whether an archive is whole, and of the point that a child names, with that root.
@@ -246,7 +281,8 @@ fn has_root(catalog: &Catalog, archive: &Name, parent: &ParentRecord) -> bool {
 }
 
 /// What the header of an archive that is called after a point says of its place in a chain.
-fn link_of(catalog: &Catalog, archive: Name, id: PointId) -> Result<Link> {
+fn link_of(catalog: &Catalog, archive: Name, named: &ParentRecord) -> Result<Link> {
+    let id = named.point;
     let metadata = read_metadata(catalog, &archive)?;
     if metadata.point != id.to_string() {
         let path = catalog.repository().describe(&archive);
@@ -254,7 +290,7 @@ fn link_of(catalog: &Catalog, archive: Name, id: PointId) -> Result<Link> {
     }
     let parent = metadata.parent.as_ref().map(ParentRecord::try_from).transpose();
     let parent = parent.map_err(|error: Error| broken(error.chain()))?;
-    Ok(Link { point: id, archive, parent })
+    Ok(Link { point: id, root: named.root, archive, parent })
 }
 
 /// What the header of an archive says.

@@ -129,7 +129,7 @@ pub enum Repair {
 }
 
 impl Repository {
-    fn at(storage: Arc<dyn Storage>, id: String, trouble: Option<String>) -> Self {
+    fn at(storage: Arc<dyn Storage>, id: String, trouble: Option<Error>) -> Self {
         Self { root: storage.describe(&Name::top()), storage, id, trouble, state: None }
     }
 
@@ -207,33 +207,33 @@ impl Repository {
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
             Err(error) => error,
         };
-        if !holds_domains(&*storage) {
-            return Err(match error.kind() {
-                ErrorKind::NotFound => error,
-                _ => error.advise(repair_advice(&*storage)),
-            });
-        }
-        let what = match error.kind() {
+        let path = storage.describe(&Name::top().join(CONFIG));
+        let trouble = match error.kind() {
+            ErrorKind::NotFound if !holds_domains(&*storage) => return Err(error),
             ErrorKind::NotFound => {
-                format!("{} is lost", storage.describe(&Name::top().join(CONFIG)).display())
+                Error::new(ErrorKind::Damaged, format!("{} is lost", path.display()))
+                    .advise(repair_advice(&*storage))
             }
-            _ => error.chain(),
+            ErrorKind::Damaged => error.advise(repair_advice(&*storage)),
+            _ => unreadable(error),
         };
-        let mut repository = Self::at(storage, String::new(), Some(what));
+        if !holds_domains(&*storage) {
+            return Err(trouble);
+        }
+        let mut repository = Self::at(storage, String::new(), Some(trouble));
         repository.id = repository.known_id().unwrap_or_default();
         Ok(repository)
     }
 
     /// What is wrong with the repository's `qdelta.toml`, if anything is: then it can only be read.
     pub fn trouble(&self) -> Option<Error> {
-        let text = self.trouble.clone()?;
-        Some(Error::new(ErrorKind::Damaged, text).advise(repair_advice(&*self.storage)))
+        self.trouble.clone()
     }
 
     /// Fails unless the repository may be written to.
     pub(super) fn check_writable(&self) -> Result<()> {
         match self.trouble() {
-            Some(error) => Err(error.within("nothing is written to a damaged repository")),
+            Some(error) => Err(error.within("nothing is written to this repository")),
             None => Ok(()),
         }
     }
@@ -244,18 +244,25 @@ impl Repository {
     /// # Errors
     /// As [`Self::open`]; it can't be written.
     pub fn repair(root: &Path) -> Result<(Self, Repair)> {
-        let storage: Arc<dyn Storage> = Arc::new(Local::new(root));
+        Self::repair_in(Arc::new(Local::new(root)))
+    }
+
+    fn repair_in(storage: Arc<dyn Storage>) -> Result<(Self, Repair)> {
         match Config::read(&*storage) {
             Ok(config) => {
                 let sound = Self::at(storage, config.id, None);
                 return Ok((sound, Repair::Sound));
             }
-            Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
-            Err(_) => {}
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound | ErrorKind::Damaged => {}
+                ErrorKind::Usage => return Err(error),
+                // Its settings may be as they were.
+                _ => return Err(unreadable(error)),
+            },
         }
         let is_there = storage.entry(&Name::top().join(CONFIG))?.is_some();
         if !is_there && !holds_domains(&*storage) {
-            let text = format!("{} holds no domain of a repository", root.display());
+            let text = format!("{} holds no domain of a repository", shown(&*storage));
             return Err(Error::new(ErrorKind::NotFound, text)
                 .advise("mount the disk it is on, or make a new repository in an empty folder"));
         }
@@ -282,6 +289,16 @@ impl Repository {
             }
         }
         votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id)
+    }
+}
+
+/// A `qdelta.toml` that could not be read: nothing says that it is damaged, so it is not made anew.
+fn unreadable(error: Error) -> Error {
+    match error.advice() {
+        Some(_) => error,
+        None => error.advise(
+            "see why it can't be read; if its disk has lost it, remove it and run qdelta init --repair",
+        ),
     }
 }
 
@@ -342,4 +359,44 @@ fn check_empty(storage: &dyn Storage) -> Result<()> {
 fn new_id() -> Result<String> {
     let bytes: [u8; 16] = random::bytes()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::archive::Kind;
+    use crate::vault::repository::storage::faulty::{Fault, Faulty};
+    use crate::vault::repository::tests::{back_up, disk, fresh};
+
+    /// Whoever was not allowed to read `qdelta.toml` was told to make it anew, which would have cost
+    /// the settings.
+    #[test]
+    fn only_what_is_lost_or_damaged_is_to_be_repaired() {
+        let (_dir, repository) = fresh();
+        back_up(&repository, &disk("vm/vda"), Kind::Full).unwrap();
+        let root = repository.path().to_owned();
+        let path = root.join(CONFIG);
+        let advice = || {
+            let trouble = Repository::open(&root).unwrap().trouble().unwrap();
+            (trouble.kind(), trouble.advice().unwrap().to_owned())
+        };
+        fs::write(&path, "nonsense").unwrap();
+        let (kind, text) = advice();
+        assert!(kind == ErrorKind::Damaged && text.contains("makes qdelta.toml anew"), "{text}");
+        fs::remove_file(&path).unwrap();
+        let (kind, text) = advice();
+        assert!(kind == ErrorKind::Damaged && text.contains("makes qdelta.toml anew"), "{text}");
+        assert_eq!(Repository::repair(&root).unwrap().1, Repair::SameId);
+        // The system refuses to read it.
+        let refuses = || {
+            let fault = Fault { works: false, kills: false };
+            Arc::new(Faulty::new(Arc::new(Local::new(&root)), 0, fault))
+        };
+        let trouble = Repository::open_in(refuses()).unwrap().trouble().unwrap();
+        assert_eq!(trouble.kind(), ErrorKind::Io);
+        assert!(trouble.advice().unwrap().contains("see why it can't be read"), "{trouble:?}");
+        let sound = fs::read(&path).unwrap();
+        assert_eq!(Repository::repair_in(refuses()).unwrap_err().kind(), ErrorKind::Io);
+        assert!(fs::read(&path).unwrap() == sound, "it was made anew");
+    }
 }

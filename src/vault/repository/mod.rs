@@ -77,6 +77,9 @@ const SUMMARY_MODE: u32 = 0o600;
 /// The longest summary that is read, in bytes.
 const SUMMARY_LEN_MAX: u64 = 64 << 20;
 
+/// How long a summary stays that no backup renews.
+const SUMMARY_AGE_MAX: Duration = Duration::from_secs(180 * 24 * 60 * 60);
+
 /// A repository that is open.
 #[derive(Debug, Clone)]
 pub struct Repository {
@@ -85,7 +88,7 @@ pub struct Repository {
     /// Empty if `qdelta.toml` is lost, and no manifest knows it.
     id: String,
     /// What is wrong with `qdelta.toml`.
-    trouble: Option<String>,
+    trouble: Option<Error>,
     /// Where this host keeps what belongs to itself and not to the repository.
     state: Option<PathBuf>,
 }
@@ -269,16 +272,21 @@ impl Repository {
         let partial = folder.join(format!(".{}.partial", summary_name(id)));
         let write = || -> io::Result<()> {
             make_private_folder(folder)?;
+            let is_new = !path.exists();
             match fs::remove_file(&partial) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
             Opener::CHANGE.create(SUMMARY_MODE).open(&partial)?.write_all(bytes)?;
-            fs::rename(&partial, &path)
+            fs::rename(&partial, &path)?;
+            if is_new {
+                forget_old_summaries(folder, &path);
+            }
+            Ok(())
         };
         write().map_err(|error| {
             let _ = fs::remove_file(&partial);
-            Error::io("write", &path, error)
+            Error::io("write", &path, error).advise(state_advice(folder))
         })
     }
 
@@ -350,6 +358,41 @@ impl Repository {
             }
         }
         Ok(folder)
+    }
+}
+
+/// What to do where the folder of this host's state can't be written to.
+fn state_advice(folder: &Path) -> String {
+    let state = folder.parent().unwrap_or(folder).display();
+    format!("make room in {state} and let qdelta write there, or name another folder: --state DIR")
+}
+
+/// Removes what no backup has renewed for long, of all repositories of this host: of disks that are gone,
+/// and of repositories that are gone. A summary that is missed costs one reading of a chain, so no
+/// failure matters.
+fn forget_old_summaries(folder: &Path, newest: &Path) {
+    let time_of = |path: &Path| path.symlink_metadata().and_then(|file| file.modified());
+    let (Some(state), Ok(now)) = (folder.parent(), time_of(newest)) else { return };
+    let is_old = |path: &Path| {
+        let age = time_of(path).ok().and_then(|then| now.duration_since(then).ok());
+        age.is_some_and(|age| age > SUMMARY_AGE_MAX)
+    };
+    let paths_in = |folder: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    for repository in paths_in(state) {
+        // Nothing but summaries: the mark of a frozen guest counts, however old it is.
+        let summaries = paths_in(&repository).into_iter().filter(|path| {
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            name.ends_with(b".summary") || name.ends_with(b".summary.partial")
+        });
+        let mut old = summaries.filter(|path| is_old(path)).peekable();
+        if old.peek().is_some() {
+            old.for_each(|path| drop(fs::remove_file(path)));
+            // Succeeds only if nothing else is in it.
+            let _ = fs::remove_dir(&repository);
+        }
     }
 }
 

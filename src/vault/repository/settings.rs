@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use jiff::tz::TimeZone;
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Repository;
 use super::config::{CONFIG, LEN_MAX, located};
@@ -57,27 +57,49 @@ impl fmt::Display for Count {
     }
 }
 
+impl Serialize for Count {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Of(number) => serializer.serialize_u32(*number),
+            Self::All => serializer.serialize_str("all"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Count {
+    /// Takes a number, or `"all"`.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Number(i64),
+            Text(String),
+        }
+        let text = match Form::deserialize(deserializer)? {
+            Form::Number(number) => number.to_string(),
+            Form::Text(text) => text,
+        };
+        text.parse().map_err(|error: Error| {
+            D::Error::custom(format!("{}; {}", error.chain(), error.advice().unwrap_or_default()))
+        })
+    }
+}
+
 /// Which points the rules keep. Every rule sees every point, and a point stays if one of them keeps it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Keep {
     /// The newest ones.
-    #[serde(deserialize_with = "count", serialize_with = "text::optional::serialize")]
     pub last: Option<Count>,
     /// The newest of each of the last hours that have a point.
-    #[serde(deserialize_with = "count", serialize_with = "text::optional::serialize")]
     pub hourly: Option<Count>,
     /// Of each of the last days.
-    #[serde(deserialize_with = "count", serialize_with = "text::optional::serialize")]
     pub daily: Option<Count>,
     /// Of each of the last weeks, which begin on Monday.
-    #[serde(deserialize_with = "count", serialize_with = "text::optional::serialize")]
     pub weekly: Option<Count>,
     /// Of each of the last months.
-    #[serde(deserialize_with = "count", serialize_with = "text::optional::serialize")]
     pub monthly: Option<Count>,
     /// Of each of the last years.
-    #[serde(deserialize_with = "count", serialize_with = "text::optional::serialize")]
     pub yearly: Option<Count>,
     /// All that are not older than this before the newest.
     #[serde(with = "text::optional")]
@@ -254,23 +276,6 @@ fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
     let number = u64::deserialize(deserializer)?;
     let share = u8::try_from(number).ok().filter(|share| (1..=100).contains(share));
     share.ok_or_else(|| D::Error::custom("a share is a number from 1 to 100"))
-}
-
-/// Takes a number, or `"all"`.
-fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Count>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Form {
-        Number(i64),
-        Text(String),
-    }
-    let text = match Form::deserialize(deserializer)? {
-        Form::Number(number) => number.to_string(),
-        Form::Text(text) => text,
-    };
-    text.parse().map(Some).map_err(|error: Error| {
-        D::Error::custom(format!("{}; {}", error.chain(), error.advice().unwrap_or_default()))
-    })
 }
 
 /// The zone of this name.

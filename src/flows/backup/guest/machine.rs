@@ -14,7 +14,7 @@ use crate::disk::files::paths::absolute;
 use crate::disk::image::Format;
 use crate::disk::io::{Opener, not_opened};
 use crate::flows::anchors::inventory::image_at;
-use crate::guest::libvirt::{Fate, Source, XmlFile, resources};
+use crate::guest::libvirt::{Fate, StorageSource, XmlFile, resources};
 use crate::vault::repository::{MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 
 /// The most problems that are noted one by one: each file of a folder can have one.
@@ -70,7 +70,7 @@ fn variables(flow: &Flow<'_>, moment: &mut Moment, record: &mut MachineRecord) -
     let files = flow.request.how.libvirt.variables(domain);
     let elsewhere = domain.nvram.as_ref().map(|nvram| &nvram.source);
     match elsewhere {
-        None | Some(Source::Nothing | Source::File(_)) => {}
+        None | Some(StorageSource::Nothing | StorageSource::File(_)) => {}
         Some(other) => record.missing.push(format!(
             "the firmware's variables: they are in no file, but {other}: back that up by other means"
         )),

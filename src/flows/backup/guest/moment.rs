@@ -192,8 +192,8 @@ impl<'a> Flow<'a> {
     /// external snapshot, the end of a block job, a restart. It may have been moved away from the files
     /// in `left` to have them still.
     fn check_same(&self, now: &Found, left: &[PathBuf]) -> Result<()> {
-        let is_left = |source: &libvirt::Source| match source {
-            libvirt::Source::File(path) | libvirt::Source::Block(path) => {
+        let is_left = |source: &libvirt::StorageSource| match source {
+            libvirt::StorageSource::File(path) | libvirt::StorageSource::Block(path) => {
                 path.canonicalize().is_ok_and(|path| left.contains(&path))
             }
             _ => false,

@@ -6,7 +6,7 @@ use super::{MachineRequest, MachineRestore};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::guest::libvirt::{
-    Changes, Device, Domain, Place, Resource, Source, parse, resources, rewrite,
+    Changes, Device, Domain, Place, Resource, StorageSource, parse, resources, rewrite,
 };
 use crate::vault::repository::Role;
 
@@ -111,7 +111,9 @@ impl Definition {
 
     /// Fails if the definition does not say what it should: not every path can stand in XML.
     fn check(&self, job: &MachineRestore<'_>) -> Result<()> {
-        let is_at = |source: &Source, path: &Path| *source == Source::File(path.to_path_buf());
+        let is_at = |source: &StorageSource, path: &Path| {
+            *source == StorageSource::File(path.to_path_buf())
+        };
         let disks = self.changes.disks.iter().all(|(target, path, _)| {
             let mut disks = self.now.disks.iter().filter(|disk| disk.target == *target);
             disks.all(|disk| is_at(&disk.source, path))
@@ -166,7 +168,7 @@ impl Definition {
                     .to_owned(),
             );
         } else if let (Place::AsItWas, Some(nvram)) = (&self.changes.nvram, &self.now.nvram)
-            && nvram.source != Source::Nothing
+            && nvram.source != StorageSource::Nothing
         {
             warnings.push(format!(
                 "the firmware's variables are not in the point: the definition still names {}",
@@ -283,7 +285,7 @@ impl Definition {
                 "disk {target} is not in the point ({why}): it is not in the new definition either"
             ));
         }
-        for disk in self.now.disks.iter().filter(|disk| disk.source != Source::Nothing) {
+        for disk in self.now.disks.iter().filter(|disk| disk.source != StorageSource::Nothing) {
             if job.disks.iter().all(|restored| restored.target != disk.target) {
                 warnings.push(format!(
                     "disk {} is not in the point ({}): the definition still names {}",
@@ -316,7 +318,7 @@ fn place(restored: Option<&Path>, shared: bool) -> Place {
 }
 
 fn names_nvram(domain: &Domain) -> bool {
-    domain.nvram.as_ref().is_some_and(|nvram| nvram.source != Source::Nothing)
+    domain.nvram.as_ref().is_some_and(|nvram| nvram.source != StorageSource::Nothing)
 }
 
 /// The restored state of a TPM: a folder, or a file if it was one.
@@ -333,7 +335,7 @@ fn shared_disks(job: &MachineRestore<'_>, before: &Domain) -> Vec<String> {
     let disks = before.disks.iter().filter(|disk| {
         matches!(disk.device, Device::Disk | Device::Lun)
             && !disk.readonly
-            && disk.source != Source::Nothing
+            && disk.source != StorageSource::Nothing
     });
     disks.map(|disk| disk.target.clone()).filter(|target| !restored(target)).collect()
 }

@@ -1,0 +1,164 @@
+//! `qdelta prune` and `qdelta undelete`: which points stay, why, and bringing one back.
+
+use std::collections::BTreeSet;
+
+use qdelta::base::clock;
+use qdelta::flows::report::{Fate, GuestPrune, PruneReport, Verdict};
+use qdelta::flows::retain::{self, Clock, Policy};
+use qdelta::vault::repository::{Catalog, DomainName, Wanted};
+use qdelta::{Error, ErrorKind, Result};
+
+use super::pin::{find, show};
+use crate::cli::point_args::{Prune, Undelete};
+use crate::cli::text::{self, Column};
+use crate::cli::{Context, status, two_lines};
+use qdelta::flows::report::MarkReport;
+
+/// The columns of the list; the reasons take what is left of a line.
+const COLUMNS: &[Column] = &[
+    Column { head: "POINT", right: false, rank: 0 },
+    Column { head: "TIME", right: false, rank: 1 },
+    Column { head: "FATE", right: false, rank: 0 },
+    Column { head: "WHY", right: false, rank: 0 },
+];
+
+/// What a line of the list has besides the reasons, without the time.
+const BESIDE_REASONS: usize = 20 + 2 + 7 + 2;
+
+/// Shows what the rules say, and marks what they do not keep.
+pub fn run(args: &Prune, context: &mut Context) -> Result<u8> {
+    let repository = context.repository()?;
+    let settings = repository.settings()?;
+    let zone = settings.zone()?;
+    let policy = Policy {
+        keep: args.keep.given().unwrap_or(settings.keep),
+        grace: args.grace.unwrap_or(settings.grace),
+        zone,
+        now: clock::now()?,
+        clock: if args.trust_clock { Clock::Trusted } else { Clock::Checked },
+    };
+    policy.check()?;
+    let domains = domains(&repository.catalog(), &args.guests)?;
+    let report = PruneReport {
+        repository: repository.path().to_owned(),
+        dry_run: args.dry_run,
+        time_zone: settings.time_zone,
+        keep: policy.keep.clone(),
+        guests: retain::prune(&repository, &domains, &policy, args.dry_run)?,
+    };
+    let removed: usize = report.guests.iter().map(|guest| guest.removed).sum();
+    if !args.dry_run {
+        context.out.was_done(format!("{} went", text::count(removed, "point")));
+    }
+    let failures = report.guests.iter().filter_map(|guest| guest.error.as_ref());
+    let status = failures.clone().next().map_or(status::DONE, |failure| status::of(failure.kind));
+    for failure in failures {
+        context.screen.say(&two_lines(&failure.text, failure.advice.as_deref()));
+    }
+    if context.out.json {
+        context.out.json(&report)?;
+        return Ok(status);
+    }
+    for guest in report.guests.iter().filter(|guest| guest.error.is_none()) {
+        show_guest(guest, &policy, args.dry_run, context)?;
+    }
+    if removed > 0 && !args.dry_run {
+        let until = policy.grace.after(policy.now, &policy.zone).to_zoned(policy.zone.clone());
+        context.out.success(format!(
+            "until {} they can be brought back: qdelta undelete GUEST@POINT",
+            until.strftime("%Y-%m-%d %H:%M")
+        ))?;
+    }
+    Ok(status)
+}
+
+/// Brings a point back.
+pub fn undelete(args: &Undelete, context: &mut Context) -> Result<u8> {
+    let repository = context.repository()?;
+    let (domain, point) = find(&repository.catalog(), &args.point)?;
+    let lock = repository.lock(&domain)?;
+    let marks = retain::undelete(&repository, &lock, point)?;
+    let report = MarkReport::new(&domain, point, marks);
+    show(&report, format!("{domain}: {point} is back"), context)
+}
+
+/// The guests that are meant: all, if none is named.
+fn domains(catalog: &Catalog, wanted: &[Wanted]) -> Result<Vec<DomainName>> {
+    if wanted.is_empty() {
+        return catalog.repository().domains();
+    }
+    let mut found = BTreeSet::new();
+    for wanted in wanted {
+        let name = wanted.to_string();
+        if name.contains('/') {
+            let text = format!("{name} is one disk, and a point is of all disks of its guest");
+            return Err(Error::new(ErrorKind::Usage, text).advise("name the guest alone"));
+        }
+        found.insert(catalog.find_domain(&name)?);
+    }
+    Ok(found.into_iter().collect())
+}
+
+fn show_guest(
+    guest: &GuestPrune,
+    policy: &Policy,
+    dry_run: bool,
+    context: &mut Context,
+) -> Result<()> {
+    let GuestPrune { domain, kept, removed, removed_before, .. } = guest;
+    let goes = if dry_run { "would be removed" } else { "removed" };
+    let before = match removed_before {
+        0 => String::new(),
+        number => format!(", {number} removed before"),
+    };
+    context.out.line(format!(
+        "{domain}: {} stay, {removed} {goes}{before}",
+        text::count(*kept, "point")
+    ))?;
+    if guest.clock_in_doubt {
+        context.out.line(
+            "  the clock stands far after the points before: nothing is removed, in case it is wrong \
+             (--trust-clock)",
+        )?;
+    }
+    let width = context.out.width();
+    let room = width.saturating_sub(BESIDE_REASONS).max(20);
+    let rows: Vec<Vec<String>> =
+        guest.points.iter().map(|verdict| row(verdict, policy, room)).collect();
+    if !rows.is_empty() && (dry_run || *removed > 0) {
+        for line in text::table(COLUMNS, &rows, width) {
+            context.out.line(line)?;
+        }
+    }
+    Ok(())
+}
+
+/// The line of a point.
+fn row(verdict: &Verdict, policy: &Policy, room: usize) -> Vec<String> {
+    let time = verdict.created.map_or_else(String::new, |created| {
+        created.to_zoned(policy.zone.clone()).strftime("%a %Y-%m-%d %H:%M").to_string()
+    });
+    let mut reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
+    let damaged = verdict.damaged && verdict.fate != Fate::Removed;
+    if damaged {
+        reasons.push("damaged".to_owned());
+    }
+    vec![verdict.point.to_string(), time, verdict.fate.to_string(), fitted(&reasons, room)]
+}
+
+/// As many reasons as there is room for, and how many more there are.
+fn fitted(reasons: &[String], room: usize) -> String {
+    for shown in (1..=reasons.len()).rev() {
+        let said = reasons.iter().take(shown).cloned().collect::<Vec<_>>().join(", ");
+        let line = match reasons.len() - shown {
+            0 => said,
+            more => format!("{said}, and {more} more"),
+        };
+        if line.chars().count() <= room {
+            return line;
+        }
+    }
+    let first = reasons.first().map_or("", String::as_str);
+    let cut: String = first.chars().take(room.saturating_sub(3)).collect();
+    format!("{cut}...")
+}

@@ -1,0 +1,209 @@
+//! Retention: which points stay, and marking the others as removed.
+//!
+//! `rules` decides, `doubt` guards against a wrong clock; both are pure. Here the points are gathered
+//! for them, and what they say is written into the manifests. No data goes: a removed point can be
+//! brought back until its grace is over.
+
+mod doubt;
+mod rules;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::period::Period;
+use crate::flows::report::{Failure, Fate, GuestPrune, Reason, Verdict};
+use crate::vault::repository::{
+    Catalog, DiskId, DomainLock, DomainName, Keep, Marks, PointId, Removal, Repository,
+};
+
+pub use rules::{Candidate, Clock, judge};
+
+/// What is asked of the rules.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// The rules.
+    pub keep: Keep,
+    /// How long a removed point can be brought back.
+    pub grace: Period,
+    /// The zone whose days they count.
+    pub zone: TimeZone,
+    /// The time.
+    pub now: Timestamp,
+    /// Whether a clock far after the points before is believed.
+    pub clock: Clock,
+}
+
+impl Policy {
+    /// Fails if no rule keeps anything.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`].
+    pub fn check(&self) -> Result<()> {
+        if !self.keep.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Usage, "no rule says what to keep").advise(
+            "give rules, as --keep-daily 7 --keep-weekly 4 --keep-monthly 12, or write them into \
+             [keep] of the repository's qdelta.toml",
+        ))
+    }
+}
+
+/// What the rules say of a guest. Nothing is written.
+///
+/// # Errors
+/// As [`Policy::check`]; the folder of the manifests can't be read; the rules would leave nothing.
+pub fn decide(catalog: &Catalog, domain: &DomainName, policy: &Policy) -> Result<GuestPrune> {
+    policy.check()?;
+    let Gathered { candidates, unreadable } = gather(catalog, domain)?;
+    let Policy { keep, zone, now, clock, .. } = policy;
+    let mut verdicts = judge(&candidates, keep, zone, *now, *clock);
+    check_rest(domain, &verdicts)?;
+    verdicts.extend(unreadable.into_iter().map(|point| Verdict {
+        point,
+        created: None,
+        consistency: None,
+        safety: false,
+        damaged: true,
+        fate: Fate::Keep,
+        reasons: vec![Reason::Unreadable],
+    }));
+    verdicts.sort_by_key(|verdict| verdict.point);
+    let in_doubt = *clock == Clock::Checked && doubt::is_in_doubt(&candidates, zone, *now);
+    Ok(GuestPrune::new(domain.clone(), in_doubt, verdicts))
+}
+
+/// Whatever the rules are: where a point can be restored now, one can be restored after them.
+fn check_rest(domain: &DomainName, verdicts: &[Verdict]) -> Result<()> {
+    let mut sound = verdicts.iter().filter(|it| !it.damaged && it.fate != Fate::Removed);
+    if sound.clone().next().is_none() || sound.any(|it| it.fate == Fate::Keep) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Usage, format!("the rules would leave {domain} no point at all"))
+        .advise("give rules that keep something, as --keep-last 1"))
+}
+
+/// Marks the points of a guest as removed that the rules do not keep.
+///
+/// # Errors
+/// A manifest can't be read or replaced: what was marked before it stays marked.
+pub fn remove(
+    repository: &Repository,
+    lock: &DomainLock,
+    decided: &GuestPrune,
+    policy: &Policy,
+) -> Result<()> {
+    let Policy { grace, zone, now, .. } = policy;
+    let removal = |reason: String| Removal { at: *now, until: grace.after(*now, zone), reason };
+    for verdict in &decided.points {
+        let reason = verdict.reasons.first().map_or_else(String::new, ToString::to_string);
+        match verdict.fate {
+            Fate::Keep => {}
+            Fate::Remove => {
+                repository.mark(lock, verdict.point, |marks| {
+                    marks.removed.get_or_insert_with(|| removal(reason));
+                    Ok(())
+                })?;
+            }
+            // By a clock that stood ahead: its time would never be over.
+            Fate::Removed if is_ahead(verdict, *now) => {
+                repository.mark(lock, verdict.point, |marks| {
+                    marks.removed = marks.removed.take().map(|mark| removal(mark.reason));
+                    Ok(())
+                })?;
+            }
+            Fate::Removed => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a point was removed at a time that is still to come.
+fn is_ahead(verdict: &Verdict, now: Timestamp) -> bool {
+    verdict.reasons.iter().any(|it| matches!(it, Reason::Removed { at, .. } if *at > now))
+}
+
+/// What the rules say of some guests, each marked by it unless it is only to be shown. What fails in one
+/// stops no other.
+///
+/// # Errors
+/// As [`Policy::check`].
+pub fn prune(
+    repository: &Repository,
+    domains: &[DomainName],
+    policy: &Policy,
+    dry_run: bool,
+) -> Result<Vec<GuestPrune>> {
+    policy.check()?;
+    let one = |domain: &DomainName| -> Result<GuestPrune> {
+        if dry_run {
+            return decide(&repository.catalog(), domain, policy);
+        }
+        let lock = repository.lock(domain)?;
+        let decided = decide(&repository.catalog(), domain, policy)?;
+        remove(repository, &lock, &decided, policy)?;
+        Ok(decided)
+    };
+    let outcome = |domain: &DomainName| {
+        one(domain).unwrap_or_else(|error| GuestPrune {
+            error: Some(Failure::from(&error)),
+            ..GuestPrune::new(domain.clone(), false, Vec::new())
+        })
+    };
+    Ok(domains.iter().map(outcome).collect())
+}
+
+/// Brings a removed point back.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] if the point is not removed; its manifest can't be read or replaced.
+pub fn undelete(repository: &Repository, lock: &DomainLock, point: PointId) -> Result<Marks> {
+    repository.mark(lock, point, |marks| {
+        let domain = lock.domain();
+        marks.removed.take().map(drop).ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("point {point} of {domain} is not removed"))
+                .advise("qdelta points --removed lists the removed ones")
+        })
+    })
+}
+
+/// The points of a guest, as the rules look at them.
+struct Gathered {
+    /// Those whose manifests can be read, the oldest first.
+    candidates: Vec<Candidate>,
+    /// The others.
+    unreadable: Vec<PointId>,
+}
+
+/// Gathers what the rules look at. A point is damaged if one of its disks can be seen to be.
+fn gather(catalog: &Catalog, domain: &DomainName) -> Result<Gathered> {
+    let mut gathered = Gathered { candidates: Vec::new(), unreadable: Vec::new() };
+    for (point, manifest) in catalog.manifests(domain)? {
+        let Ok(manifest) = manifest else {
+            gathered.unreadable.push(point);
+            continue;
+        };
+        gathered.candidates.push(Candidate {
+            point,
+            created: manifest.created,
+            disks: manifest.disks.iter().map(|record| record.disk.clone()).collect(),
+            consistency: manifest.consistency,
+            damaged: false,
+            safety: manifest.safety,
+            pinned: manifest.pinned,
+            removed: manifest.removed,
+        });
+    }
+    let mut disks: Vec<_> = gathered.candidates.iter().flat_map(|it| it.disks.clone()).collect();
+    disks.sort_unstable();
+    disks.dedup();
+    for disk in disks {
+        let id = DiskId { domain: domain.clone(), disk };
+        let health = catalog.health(&id, &catalog.points(&id)?)?;
+        for candidate in gathered.candidates.iter_mut().filter(|it| it.disks.contains(&id.disk)) {
+            candidate.damaged |= !health.restorable.contains(&candidate.point);
+        }
+    }
+    Ok(gathered)
+}

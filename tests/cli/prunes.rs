@@ -1,0 +1,159 @@
+//! `prune` on the points alone, and `undelete`: what stays is shown with its reasons, and what goes can
+//! be brought back.
+
+use std::fs;
+
+use qdelta::formats::archive::Kind;
+use serde_json::Value;
+
+use super::json;
+use super::pins::{done, on, refused};
+use super::points::Shelf;
+
+/// So many nights of one guest.
+fn nights(count: u64) -> Shelf {
+    let shelf = Shelf::new();
+    shelf.add("vm/disk", 0, Kind::Full, None);
+    for day in 1..count {
+        shelf.add("vm/disk", day, Kind::Incremental, Some(day - 1));
+    }
+    shelf
+}
+
+fn of(shelf: &Shelf, words: &[&str]) -> Value {
+    let words: Vec<&str> = words.iter().chain(&["--json", "--trust-clock"]).copied().collect();
+    serde_json::from_str(&done(shelf, &words)).unwrap()
+}
+
+/// The days of the points that stay, as the ids have them.
+fn kept(report: &Value) -> Vec<String> {
+    let points = report["guests"][0]["points"].as_array().unwrap();
+    let stays = points.iter().filter(|point| point["fate"] == "keep");
+    stays.map(|point| point["point"].as_str().unwrap()[..8].to_owned()).collect()
+}
+
+#[test]
+fn a_dry_run_shows_every_point_and_does_nothing() {
+    let shelf = nights(6);
+    done(&shelf, &["pin", "vm@2026-11-21", "--reason", "the audit"]);
+    let manifests = || {
+        let files = fs::read_dir(shelf.path().join("vm/points")).unwrap();
+        let mut all: Vec<_> = files.map(|it| fs::read(it.unwrap().path()).unwrap()).collect();
+        all.sort();
+        all
+    };
+    let before = manifests();
+    let words = ["prune", "--dry-run", "--keep-daily", "2", "--keep-monthly", "2", "--trust-clock"];
+    for columns in [80, 60] {
+        let mut command = super::qdelta();
+        command.args(words).env("QDELTA_REPO", shelf.path()).env("COLUMNS", columns.to_string());
+        let list = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert!(list.starts_with("vm: 4 points stay, 2 would be removed\n"), "{list}");
+        assert!(list.lines().skip(1).all(|line| line.chars().count() <= columns), "{list}");
+        for said in ["no rule keeps it", "pinned (the audit)", "oldest (monthly)", "daily"] {
+            assert!(list.contains(said), "no {said} in\n{list}");
+        }
+    }
+    let report = of(&shelf, &words[..6]);
+    assert_eq!(kept(&report), ["20261120", "20261121", "20261124", "20261125"]);
+    assert_eq!(manifests(), before);
+    json::compare(
+        "prune",
+        &[&report],
+        &[
+            ".guests[].error",
+            ".guests[].error.advice",
+            ".guests[].error.kind",
+            ".guests[].error.text",
+            ".guests[].points[].reasons[].instead_of",
+            ".guests[].points[].reasons[].until",
+            ".keep.hourly",
+            ".keep.last",
+            ".keep.safety",
+            ".keep.weekly",
+            ".keep.within",
+            ".keep.yearly",
+        ],
+    );
+}
+
+#[test]
+fn what_is_removed_can_be_brought_back() {
+    let shelf = nights(4);
+    let report = of(&shelf, &["prune", "vm", "--keep-last", "2", "--grace", "3d"]);
+    assert_eq!((&report["guests"][0]["removed"], kept(&report).len()), (&2.into(), 2));
+    assert!(done(&shelf, &["points"]).starts_with("vm/disk: 2 points"));
+    // Again: nothing more goes, and those that went are told.
+    let again = of(&shelf, &["prune", "vm", "--keep-last", "2"]);
+    assert_eq!(again["guests"][0]["removed"], 0);
+    assert_eq!(again["guests"][0]["removed_before"], 2);
+    let id = again["guests"][0]["points"][1]["point"].as_str().unwrap();
+    let back = done(&shelf, &["undelete", &format!("vm@{id}")]);
+    assert!(back.contains("is back"), "{back}");
+    assert!(done(&shelf, &["points"]).starts_with("vm/disk: 3 points"));
+    let stderr = refused(&shelf, 2, &["undelete", &format!("vm@{id}")]);
+    assert!(stderr.contains("is not removed"), "{stderr}");
+}
+
+/// A script that lost its options must not take everything away.
+#[test]
+fn a_policy_that_keeps_nothing_is_refused() {
+    let shelf = nights(3);
+    for words in [
+        &["prune"] as &[&str],
+        &["prune", "--dry-run"],
+        &["prune", "--keep-safety", "1d"],
+        &["prune", "--keep-last", "0"],
+        &["prune", "--keep-daily", "-1"],
+        &["prune", "--keep-within", "7m"],
+        &["prune", "vm/disk", "--keep-last", "1"],
+    ] {
+        refused(&shelf, 2, words);
+    }
+    refused(&shelf, 6, &["prune", "other", "--keep-last", "1"]);
+    assert!(done(&shelf, &["points"]).starts_with("vm/disk: 3 points"));
+}
+
+#[test]
+fn the_settings_hold_where_no_rule_is_typed() {
+    let shelf = nights(4);
+    let toml = shelf.path().join("qdelta.toml");
+    let text = fs::read_to_string(&toml).unwrap().replace("[keep]", "[keep]\nlast = 1");
+    fs::write(&toml, &text).unwrap();
+    assert_eq!(kept(&of(&shelf, &["prune", "--dry-run"])).len(), 1);
+    assert_eq!(kept(&of(&shelf, &["prune", "--dry-run", "--keep-daily", "3"])).len(), 3);
+    fs::write(&toml, text.replace("last = 1", "lost = 1")).unwrap();
+    let stderr = refused(&shelf, 2, &["prune", "--dry-run"]);
+    assert!(stderr.contains("lost") && stderr.contains("line"), "{stderr}");
+    // Nothing but pruning minds.
+    done(&shelf, &["points"]);
+}
+
+/// One guest that is being backed up, or is damaged, is no reason to leave the others as they are.
+#[test]
+fn a_guest_that_is_busy_stops_no_other() {
+    let shelf = nights(3);
+    for day in 0..3 {
+        shelf.add("web/disk", day, Kind::Full, None);
+    }
+    let lock = shelf.repository.lock(&"vm".parse().unwrap()).unwrap();
+    let run = on(&shelf, &["prune", "--keep-last", "1", "--json", "--trust-clock"]);
+    drop(lock);
+    assert_eq!(run.status, 5, "{}", run.stderr);
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["guests"][0]["error"]["kind"], "busy");
+    assert_eq!(report["guests"][1]["removed"], 2);
+}
+
+/// The clock stood years ahead for a night, or nobody backed up for long: that must be said first.
+#[test]
+fn nothing_goes_by_a_clock_that_jumped() {
+    let shelf = nights(4);
+    let day = |year: u64| 365 * year;
+    let (ahead, before) = (day(60), 3);
+    shelf.add("vm/disk", ahead, Kind::Incremental, Some(before));
+    // Everything but the last point is past; that one lies ahead of the clock.
+    let report = of(&shelf, &["prune", "--keep-last", "2", "--dry-run"]);
+    assert_eq!(kept(&report).len(), 3, "{report:#}");
+    assert!(report.to_string().contains("future"));
+}
