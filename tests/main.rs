@@ -25,6 +25,7 @@ mod kills;
 mod machines;
 mod map;
 mod matrix;
+mod merge_faults;
 mod merges;
 mod output;
 mod pages;

@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use crate::harness::content::{Guest, Random};
 use crate::harness::disk::Disk;
-use crate::harness::files::tree;
-use crate::harness::images::{guest_io, oracle};
-use crate::harness::repo::{Repo, point_of};
+use crate::harness::faults::{Fault, count_calls, plan, run_with};
+use crate::harness::files::{Mount, assert_same, copy_tree, tree};
+use crate::harness::images::{create, create_raw, guest_io, oracle};
+use crate::harness::repo::{Repo, number, point_of};
 use crate::harness::story::Story;
-use crate::harness::{Lab, args, seeds};
+use crate::harness::{Lab, args, qdelta, run, seeds, sweep};
+
+const MIB: u64 = 1 << 20;
 
 /// Lives in a run without `QDELTA_SWEEP`, for each of the two tests.
 const LIVES: u64 = 6;
@@ -104,4 +107,212 @@ fn what_stays_of_a_qcow2_disk_is_what_it_was() {
 #[test]
 fn what_stays_of_a_raw_disk_is_what_it_was() {
     live_all(0x13_1000, "raw");
+}
+
+/// An image, and its points with what it was at each.
+fn nights(
+    lab: &Lab,
+    repo: &Repo,
+    format: &str,
+    options: &[&str],
+    count: u64,
+) -> (PathBuf, Vec<Kept>) {
+    let image = lab.path("disk.img");
+    let mut guest = Guest::new(lab.dir(), 3);
+    match format {
+        "raw" => create_raw(&image, 4 * MIB),
+        _ => create(&image, "", 4 * MIB),
+    }
+    guest_io(&image, format, &["write -q -P 9 0 3M".to_owned()]);
+    let mut points = Vec::new();
+    for number in 0..count {
+        if number > 0 {
+            guest_io(&image, format, &guest.fill(MIB, 3));
+        }
+        let expected = lab.path(format!("night{number}.raw"));
+        oracle(args!["-f", format, image.as_path()], &expected);
+        points.push((point_of(&repo.backup(&image, "disk", options)), expected));
+    }
+    (image, points)
+}
+
+fn range(from: &Kept, into: &Kept) -> String {
+    format!("disk@{}..{}", from.0, into.0)
+}
+
+/// The latest point was merged, and the next backup knows what has changed since, as if nothing had
+/// happened.
+#[test]
+fn trackers_go_on_from_a_merged_point() {
+    for anchor in ["bitmap", "snapshot"] {
+        let lab = Lab::new();
+        let repo = Repo::init(lab.path("repo"));
+        let (image, points) = nights(&lab, &repo, "qcow2", &["--anchor", anchor], 3);
+        repo.run(args!["merge", range(&points[0], &points[2])]).ok();
+        guest_io(&image, "qcow2", &["write -q -P 77 1M 64k".to_owned()]);
+        let next = repo.backup(&image, "disk", &["--sample", "0"]);
+        assert_eq!(next["tracker"], anchor, "{next}");
+        assert_eq!(next["parent"], points[2].0.as_str());
+        assert!(number(&next, "bytes_read") <= 256 << 10, "{next}");
+        let now = lab.path("now.raw");
+        oracle(args!["-f", "qcow2", image.as_path()], &now);
+        repo.assert_restores_raw(&lab, "disk", &now);
+        repo.assert_restores_raw(&lab, &format!("disk@{}", points[2].0), &points[2].1);
+        repo.verify();
+        // A new chain from what is stored: nothing but the change is read.
+        guest_io(&image, "qcow2", &["write -q -P 78 2M 64k".to_owned()]);
+        let full = repo.backup(&image, "disk", &["--synthetic", "--sample", "0"]);
+        assert_eq!((&full["kind"], &full["tracker"]), (&"full".into(), &anchor.into()), "{full}");
+        assert!(number(&full, "bytes_read") <= 256 << 10, "{full}");
+        let next = repo.backup(&image, "disk", &[]);
+        assert_eq!((&next["parent"], &next["kind"]), (&full["point"], &"incremental".into()));
+        repo.verify();
+        repo.assert_no_leftovers();
+    }
+}
+
+/// Bare files of a merged chain do without a repository.
+#[test]
+fn merged_archives_replay() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let (_, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 5);
+    repo.run(args!["merge", range(&points[0], &points[1])]).ok();
+    repo.run(args!["merge", range(&points[2], &points[3])]).ok();
+    let files =
+        tree(&repo.path).into_iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta"));
+    let output = lab.path("replayed.raw");
+    let mut arguments = args!["replay"];
+    arguments.extend(files.map(|file| repo.path.join(file).into_os_string()));
+    assert_eq!(arguments.len(), 4, "three archives");
+    arguments.extend(args!["--output", output.as_path()]);
+    run(qdelta(arguments)).ok();
+    assert_same(&points[4].1, &output, "replay of merged archives");
+}
+
+/// While somebody reads points, nothing goes; the merge is done all the same, and the next one removes
+/// what was replaced.
+#[test]
+fn readers_are_waited_for() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let (_, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 4);
+    let reader = ::qdelta::Repository::open(&repo.path).unwrap();
+    let hold = reader.hold(&"disk".parse().unwrap()).unwrap();
+    let done = repo.run(args!["merge", range(&points[1], &points[2]), "--json"]).ok().json();
+    assert_eq!(done["waiting"], true, "{done}");
+    for (id, expected) in &points {
+        repo.assert_restores_raw(&lab, &format!("disk@{id}"), expected);
+    }
+    repo.verify();
+    drop(hold);
+    let done = repo.run(args!["merge", range(&points[0], &points[2]), "--json"]).ok().json();
+    assert_eq!((&done["waiting"], done["absorbed"].as_array().unwrap().len()), (&false.into(), 1));
+    assert_eq!(repo.points("disk"), [points[2].0.as_str(), &points[3].0]);
+    repo.assert_no_leftovers();
+    repo.verify();
+}
+
+/// What other points need stays, and what is pinned.
+#[test]
+fn what_is_needed_or_pinned_stays() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let (image, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 3);
+    let branch = repo.backup(&image, "disk", &["--format", "raw", "--kind", "differential"]);
+    let before = tree(&repo.path);
+    let refused = |range: String, text: &str| {
+        for more in [&[] as &[&str], &["--dry-run"]] {
+            let mut arguments = args!["merge", range.as_str()];
+            arguments.extend(more.iter().map(Into::into));
+            let outcome = repo.run(arguments).fails_with(2);
+            assert!(outcome.contains(text), "{}", outcome);
+        }
+    };
+    refused(range(&points[0], &points[2]), &format!("point {} can't go", points[0].0));
+    let branch: Kept = (point_of(&branch), image);
+    refused(range(&points[1], &branch), "does not build on");
+    refused(range(&points[2], &points[1]), "does not build on");
+    repo.run(args!["pin", format!("disk@{}", points[1].0)]).ok();
+    refused(range(&points[1], &points[2]), "is pinned");
+    assert_eq!(tree(&repo.path), before);
+    repo.run(args!["unpin", format!("disk@{}", points[1].0)]).ok();
+    let planned = repo.run(args!["merge", range(&points[1], &points[2]), "--dry-run", "--json"]);
+    assert_eq!(planned.ok().json()["absorbed"], serde_json::json!([points[1].0]));
+    assert_eq!(tree(&repo.path), before, "a dry run does nothing");
+    repo.run(args!["merge", range(&points[1], &points[2])]).ok();
+    repo.verify();
+}
+
+/// Damage in any archive of the chain is named, and nothing has changed; also where there is no room.
+#[test]
+fn damage_and_a_full_disk_change_nothing() {
+    let lab = Lab::new();
+    let mount = Mount::in_memory(lab.dir(), 9 * MIB);
+    let repo = Repo::init(mount.dir.join("repo"));
+    let image = lab.path("disk.raw");
+    let mut points = Vec::new();
+    for seed in 0..3 {
+        let noise = Random::new(seed).noise(2 << 20);
+        std::fs::write(&image, noise).unwrap();
+        points.push((point_of(&repo.backup(&image, "disk", &["--format", "raw"])), lab.path("x")));
+    }
+    let before = tree(&repo.path);
+    let filler = mount.dir.join("filler");
+    std::fs::write(&filler, vec![1; 2 << 20]).unwrap();
+    repo.run(args!["merge", range(&points[0], &points[2])]).fails_with(8);
+    assert_eq!(tree(&repo.path), before, "a failed merge leaves nothing");
+    repo.verify();
+    std::fs::remove_file(&filler).unwrap();
+    for archive in before.iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta")) {
+        let path = repo.path.join(archive);
+        let sound = std::fs::read(&path).unwrap();
+        // In a frame of blocks that do not stand, nobody has to look.
+        for at in [20, sound.len() / 2, sound.len() - 1000, sound.len() - 10] {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 4;
+            std::fs::write(&path, &bytes).unwrap();
+            let stands = archive.to_string_lossy().contains(points[2].0.as_str());
+            if stands || at != sound.len() / 2 {
+                let outcome = repo.run(args!["merge", range(&points[0], &points[2])]).fails_with(4);
+                assert!(outcome.contains(&*path.to_string_lossy()), "{}", outcome);
+            }
+            assert_eq!(tree(&repo.path), before, "a failed merge leaves nothing");
+        }
+        std::fs::write(&path, sound).unwrap();
+    }
+    repo.run(args!["merge", range(&points[0], &points[2])]).ok();
+    repo.verify();
+    repo.assert_restores_raw(&lab, "disk", &image);
+}
+
+/// A kill or a failure at each system call that writes.
+#[test]
+fn a_merge_survives_every_fault() {
+    let lab = Lab::new();
+    let kept = Repo::init(lab.path("kept"));
+    let (_, points) = nights(&lab, &kept, "raw", &["--format", "raw"], 4);
+    let repo = Repo::at(lab.path("repo")).without_ring();
+    let range = range(&points[1], &points[2]);
+    let arguments = repo.args(args!["merge", range.as_str(), "--io", "threads", "--threads", "1"]);
+    copy_tree(&kept.path, &repo.path);
+    let counts = count_calls(&lab, arguments.clone());
+    let faults = [Fault::Kill, Fault::NoSpace];
+    for injection in plan(&counts, &faults, 2 * sweep()) {
+        println!("{injection}");
+        copy_tree(&kept.path, &repo.path);
+        run_with(&injection, arguments.clone()).sane();
+        repo.verify();
+        for (id, expected) in [&points[0], &points[2], &points[3]] {
+            repo.assert_restores_raw(&lab, &format!("disk@{id}"), expected);
+        }
+        // Done, or to be done again.
+        repo.run(args!["merge", range.as_str(), "--io", "threads"]).sane();
+        assert_eq!(
+            repo.points("disk"),
+            [&points[0], &points[2], &points[3]].map(|it| it.0.clone())
+        );
+        repo.assert_no_leftovers();
+        repo.verify();
+    }
 }

@@ -4,11 +4,12 @@
 use std::fs;
 
 use qdelta::formats::archive::Kind;
+use qdelta::vault::repository::{Marks, PointId, Removal};
 use serde_json::Value;
 
-use super::json;
 use super::pins::{done, on, refused};
 use super::points::Shelf;
+use super::{json, word};
 
 /// So many nights of one guest.
 fn nights(count: u64) -> Shelf {
@@ -156,4 +157,64 @@ fn nothing_goes_by_a_clock_that_jumped() {
     let report = of(&shelf, &["prune", "--keep-last", "2", "--dry-run"]);
     assert_eq!(kept(&report).len(), 3, "{report:#}");
     assert!(report.to_string().contains("future"));
+}
+
+/// A point that was removed while the clock stood in 2990 could be brought back for a thousand years, and
+/// took room as long.
+#[test]
+fn a_grace_by_a_clock_that_stood_ahead_begins_anew() {
+    let shelf = nights(2);
+    let points = of(&shelf, &["prune", "--keep-last", "2", "--dry-run"]);
+    let first: PointId =
+        points["guests"][0]["points"][0]["point"].as_str().unwrap().parse().unwrap();
+    let lock = shelf.repository.lock(&"vm".parse().unwrap()).unwrap();
+    let mark = |marks: &mut Marks| {
+        let [at, until] =
+            ["2990-01-01T00:00:00Z", "2991-01-01T00:00:00Z"].map(|it| it.parse().unwrap());
+        marks.removed = Some(Removal { at, until, reason: "no rule keeps it".to_owned() });
+        Ok(())
+    };
+    shelf.repository.mark(&lock, first, mark).unwrap();
+    drop(lock);
+    let until = || {
+        let list: Value =
+            serde_json::from_str(&done(&shelf, &["points", "--removed", "--json"])).unwrap();
+        list["disks"][0]["points"][0]["removed"]["until"].as_str().unwrap().to_owned()
+    };
+    of(&shelf, &["prune", "--keep-last", "2", "--dry-run"]);
+    assert_eq!(until(), "2991-01-01T00:00:00Z");
+    of(&shelf, &["prune", "--keep-last", "2"]);
+    let anew = until();
+    assert!(anew.as_str() < "2990", "{anew}");
+    of(&shelf, &["prune", "--keep-last", "2"]);
+    assert_eq!(until(), anew, "a grace that has begun goes on");
+}
+
+/// A point whose archive is cut short took the place of the good one before it.
+#[test]
+fn a_point_that_cant_be_restored_is_told_and_displaces_no_other() {
+    let shelf = Shelf::new();
+    for day in 0..4 {
+        shelf.add("vm/disk", day, Kind::Full, None);
+    }
+    let archives = fs::read_dir(shelf.path().join("vm/disk")).unwrap();
+    let last = archives.map(|it| it.unwrap().path()).max().unwrap();
+    fs::File::options().write(true).open(last).unwrap().set_len(100).unwrap();
+    let report = of(&shelf, &["prune", "--keep-daily", "1"]);
+    assert_eq!(kept(&report), ["20261122", "20261123"], "{report:#}");
+    assert_eq!(report["guests"][0]["points"][3]["damaged"], true);
+}
+
+/// The rules of a repository mean the same wherever `prune` runs.
+#[test]
+fn days_are_those_of_the_zone_that_init_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = dir.path().join("repo");
+    let made = super::done(&["init", word(&repo), "--time-zone", "Asia/Tokyo", "--json"]);
+    let made: Value = serde_json::from_str(&made).unwrap();
+    assert_eq!(made["time_zone"], "Asia/Tokyo");
+    assert!(fs::read_to_string(repo.join("qdelta.toml")).unwrap().contains("\"Asia/Tokyo\""));
+    let other = dir.path().join("other");
+    let stderr = super::refused(2, &["init", word(&other), "--time-zone", "Mars/Olympus"]);
+    assert!(stderr.contains("Mars/Olympus") && !other.exists(), "{stderr}");
 }

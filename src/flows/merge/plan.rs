@@ -40,7 +40,7 @@ pub struct Family {
 }
 
 impl Family {
-    /// Reads all manifests of a guest.
+    /// Reads all manifests of a guest. Points that are to be removed are none any more.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`]: one of them can't be read, or an archive has none: what they build on is
@@ -48,11 +48,17 @@ impl Family {
     pub fn read(catalog: &Catalog, domain: &DomainName) -> Result<Self> {
         let mut family =
             Self { domain: domain.clone(), manifests: BTreeMap::new(), children: BTreeMap::new() };
-        let mut disks = BTreeSet::new();
-        for (point, manifest) in catalog.manifests(domain)? {
+        let (mut disks, mut going) = (BTreeSet::new(), BTreeSet::new());
+        for (point, manifest) in catalog.manifests(domain)?.into_iter().rev() {
             let manifest = manifest.map_err(|error| {
                 error.within(format!("what point {point} of {domain} builds on can't be told"))
             })?;
+            // Whoever lists a point is later.
+            let listed = manifest.replaces.iter().map(|replaced| replaced.point);
+            going.extend(listed.filter(|earlier| *earlier != point));
+            if going.contains(&point) && manifest.pinned.is_none() {
+                continue;
+            }
             for record in &manifest.disks {
                 disks.insert(record.disk.clone());
                 if let Some(parent) = parent_of(domain, record) {

@@ -207,3 +207,31 @@ fn gather(catalog: &Catalog, domain: &DomainName) -> Result<Gathered> {
     }
     Ok(gathered)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All that could be restored was a safety point whose time was over.
+    #[test]
+    fn the_last_sound_point_of_a_guest_is_not_removed() {
+        let domain: DomainName = "vm".parse().unwrap();
+        let verdict = |damaged, fate| Verdict {
+            point: PointId::from_ms(1).unwrap(),
+            created: None,
+            consistency: None,
+            safety: false,
+            damaged,
+            fate,
+            reasons: Vec::new(),
+        };
+        let left = |verdicts: &[Verdict]| check_rest(&domain, verdicts).map_err(|it| it.kind());
+        let [bad, good] = [true, false].map(|damaged| verdict(damaged, Fate::Keep));
+        let gone = verdict(false, Fate::Remove);
+        assert_eq!(left(&[gone.clone(), bad.clone()]), Err(ErrorKind::Usage));
+        assert_eq!(left(std::slice::from_ref(&gone)), Err(ErrorKind::Usage));
+        assert_eq!(left(&[gone, good]), Ok(()));
+        assert_eq!(left(&[bad, verdict(false, Fate::Removed)]), Ok(()));
+        assert_eq!(left(&[]), Ok(()));
+    }
+}

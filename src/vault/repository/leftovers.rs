@@ -10,6 +10,7 @@
 //! point's manifest neither names nor has replaced is left of a merge that was killed, as long as the one
 //! that is named is there.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::catalog::DomainReading;
@@ -101,6 +102,9 @@ impl Catalog {
         if unnamed.is_empty() {
             return Ok(unnamed);
         }
+        // Those of points that are being removed stand in a list until they are gone.
+        let listed = domain.listed(&id.disk);
+        unnamed.retain(|(archive, _)| !listed.contains(archive.last()));
         // A backup may have ended after the manifests were listed, or be about to: its manifest, at
         // least a staged one, is there before its archive is.
         let points_dir = repository.points_dir(&id.domain);
@@ -116,6 +120,15 @@ impl Catalog {
         }
         strays.sort_unstable_by_key(|&(_, point)| point);
         Ok(strays)
+    }
+}
+
+impl DomainReading {
+    /// The archives of a disk that manifests list as replaced.
+    fn listed(&self, disk: &DiskName) -> BTreeSet<&str> {
+        let listed = self.good().flat_map(|manifest| &manifest.replaces);
+        let of_disk = listed.filter(|replaced| replaced.disk == *disk);
+        of_disk.map(|replaced| replaced.archive.as_str()).collect()
     }
 }
 
@@ -166,6 +179,7 @@ impl Cleaner<'_> {
                     self.repository.storage().remove(&name)?;
                     self.cleaned.removed.push(leftover);
                 }
+                Fate::Unexplained if self.is_listed(disk, archive) => {}
                 Fate::Leftover | Fate::Unnamed | Fate::Unexplained => {
                     let leftover = self.leftover(&name);
                     self.cleaned.kept.push(leftover);
@@ -182,6 +196,11 @@ impl Cleaner<'_> {
         let Some(record) = manifest.disk(disk) else { return Ok(false) };
         let is_other = record.archive != name && !manifest.has_replaced(disk, name);
         Ok(is_other && self.repository.is_there(&dir.join(&record.archive))?)
+    }
+
+    /// Whether an archive stands in a list of what is to be removed.
+    fn is_listed(&self, disk: &DiskName, name: &str) -> bool {
+        self.known.listed(disk).contains(name)
     }
 
     fn leftover(&self, name: &Name) -> Leftover {

@@ -1,13 +1,14 @@
 //! Removing what merging has replaced, and points that nothing builds on.
 //!
-//! The archives of a point go first and its manifest last, so that there is no archive that nothing can
-//! find. While they go, something says that they do: the manifest of the point that took their place
-//! lists them in `replaces`. Who is killed on the way leaves the rest to the next run.
+//! A manifest of a point that stays lists in `replaces` the archives that are to go, also those of other
+//! points. From then on it is settled that they go. The manifests of those points are removed first, then
+//! the archives, and last the list: no point is ever seen without its archives, and no archive is left
+//! that nothing can find. Who is killed on the way leaves the rest to the next run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::manifest::{Manifest, Replaced};
-use super::names::{DiskId, DomainName};
+use super::manifest::Manifest;
+use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
 use super::{Catalog, Clearance, DomainLock, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -49,97 +50,162 @@ impl Catalog {
 }
 
 impl Repository {
-    /// Removes everything that merges of a domain have replaced, with the points that went with it.
+    /// Says of points that they are to go, with their archives: from now on [`Self::remove_replaced`]
+    /// removes them. Their newest sibling that stays carries the list.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`]: another point needs one of them, or none stays. Others: a manifest can't be
+    /// read or replaced.
+    pub fn condemn(&self, lock: &DomainLock, points: &BTreeSet<PointId>) -> Result<()> {
+        let domain = lock.domain();
+        let (mut carrier, mut archives) = (None, Vec::new());
+        for (point, manifest) in self.catalog().manifests(domain)? {
+            let manifest = manifest.map_err(|error| {
+                error.within(format!("what point {point} of {domain} builds on can't be told"))
+            })?;
+            if points.contains(&point) {
+                archives.extend(manifest.archives());
+                continue;
+            }
+            if let Some(parent) = parents(&manifest).find(|parent| points.contains(parent)) {
+                let text = format!("point {point} of {domain} needs point {parent}");
+                return Err(Error::new(ErrorKind::Usage, text));
+            }
+            carrier = Some(point);
+        }
+        let newest = archives.iter().map(|archive| archive.point).max();
+        let carrier = carrier.filter(|carrier| Some(*carrier) > newest).ok_or_else(|| {
+            let text = format!("no later point of {domain} stays");
+            Error::new(ErrorKind::Usage, text)
+        })?;
+        let (mut manifest, version) = self.versioned(domain, carrier)?;
+        archives.retain(|archive| !manifest.replaces.contains(archive));
+        manifest.replaces.extend(archives);
+        self.replace(lock, version, &manifest).map(drop)
+    }
+
+    /// Removes everything that manifests of a domain list in `replaces`: what merges have replaced, and
+    /// points that went with it.
     ///
     /// # Errors
     /// A manifest can't be read or replaced, or a file not be removed: the next run goes on.
-    pub(crate) fn remove_replaced(
-        &self,
-        lock: &DomainLock,
-        clearance: &Clearance,
-    ) -> Result<Removed> {
+    pub fn remove_replaced(&self, lock: &DomainLock, _clearance: &Clearance) -> Result<Removed> {
         let domain = lock.domain();
         let manifests = self.catalog().manifests(domain)?;
         let mut removed = Removed::default();
-        for (_, manifest) in &manifests {
-            let Ok(manifest) = manifest else { continue };
-            if manifest.replaces.is_empty() {
-                continue;
+        for (_, carrier) in &manifests {
+            let Ok(carrier) = carrier else { continue };
+            if !carrier.replaces.is_empty() {
+                removed.add(self.remove_listed(lock, carrier, &manifests)?);
             }
-            let earlier = manifest.replaces.iter().map(|replaced| replaced.point);
-            let mut points: BTreeSet<PointId> =
-                earlier.filter(|point| *point != manifest.point).collect();
-            let is_pinned = |manifest: &Manifest| manifest.pinned.is_some();
-            for (point, _) in manifests.iter().filter(|(_, it)| it.as_ref().is_ok_and(is_pinned)) {
-                points.remove(point);
-            }
-            // What builds on one of them since, needs it. Parents are older: the newest come first.
-            for (_, other) in manifests.iter().rev() {
-                let Ok(other) = other else { continue };
-                if !points.contains(&other.point) {
-                    for parent in other.disks.iter().filter_map(|record| record.parent.as_ref()) {
-                        if parent.domain == *domain {
-                            points.remove(&parent.point);
-                        }
-                    }
-                }
-            }
-            for replaced in &manifest.replaces {
-                if replaced.point == manifest.point {
-                    removed.add(self.remove_archive(domain, replaced)?);
-                }
-            }
-            for point in points.into_iter().rev() {
-                let of_point = |replaced: &&Replaced| replaced.point == point;
-                let archives: Vec<_> = manifest.replaces.iter().filter(of_point).cloned().collect();
-                removed.add(self.remove_point(lock, clearance, point, &archives)?);
-            }
-            let (mut current, version) = self.versioned(domain, manifest.point)?;
-            current.replaces.clear();
-            self.replace(lock, version, &current)?;
         }
         Ok(removed)
     }
 
-    /// Removes a point that nothing builds on: these archives and those that its manifest names, then the
-    /// manifest. What is gone already is no error.
-    ///
-    /// # Errors
-    /// A file can't be removed: the manifest stays, and the next run goes on.
-    pub(crate) fn remove_point(
+    /// Removes what a manifest lists: the manifests first, the newest of them before all that it builds on;
+    /// then the archives, which the list still names.
+    fn remove_listed(
         &self,
         lock: &DomainLock,
-        _clearance: &Clearance,
-        point: PointId,
-        archives: &[Replaced],
+        carrier: &Manifest,
+        manifests: &[(PointId, Result<Manifest>)],
     ) -> Result<Removed> {
         let domain = lock.domain();
-        let mut removed = Removed::default();
-        for archive in archives {
-            removed.add(self.remove_archive(domain, archive)?);
+        let mut points: BTreeSet<PointId> = carrier.replaces.iter().map(|it| it.point).collect();
+        points.remove(&carrier.point);
+        // What was pinned since stays, and what a point that stays builds on. Parents are older: the
+        // newest come first.
+        for (point, manifest) in manifests.iter().rev() {
+            let Ok(manifest) = manifest else { continue };
+            if manifest.pinned.is_some() {
+                points.remove(point);
+            }
+            if !points.contains(point) {
+                parents(manifest).for_each(|parent| {
+                    points.remove(&parent);
+                });
+            }
         }
-        let manifest = match self.versioned(domain, point) {
-            Ok((manifest, _)) => manifest,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(removed),
-            Err(error) => return Err(error),
-        };
-        for archive in manifest.archives().filter(|archive| archive.point == point) {
-            removed.add(self.remove_archive(domain, &archive)?);
+        let names: Vec<String> =
+            points.iter().rev().map(|point| Manifest::file_name(*point)).collect();
+        // Also without a name: that this very manifest stands here, must be durable before anything goes.
+        let count = self.storage().remove_all(&self.points_dir(domain), &names)?;
+        let mut removed = Removed { points: count, ..Removed::default() };
+        let is_there = |point| manifests.iter().any(|(it, _)| *it == point);
+        let mut folders: BTreeMap<&DiskName, Vec<String>> = BTreeMap::new();
+        for replaced in &carrier.replaces {
+            let stays = replaced.point != carrier.point
+                && !points.contains(&replaced.point)
+                && is_there(replaced.point);
+            if !stays {
+                folders.entry(&replaced.disk).or_default().push(replaced.archive.clone());
+            }
         }
-        let name = self.points_dir(domain).join(&Manifest::file_name(point));
-        self.storage().remove(&name)?;
-        removed.points += 1;
+        for (disk, archives) in folders {
+            let folder = self.disk_dir(&DiskId { domain: domain.clone(), disk: disk.clone() });
+            for archive in &archives {
+                let entry = self.storage().entry(&folder.join(archive))?;
+                removed.bytes += entry.and_then(|entry| entry.len).unwrap_or(0);
+            }
+            removed.archives += self.storage().remove_all(&folder, &archives)?;
+        }
+        let (mut manifest, version) = self.versioned(domain, carrier.point)?;
+        manifest.replaces.clear();
+        self.replace(lock, version, &manifest)?;
         Ok(removed)
     }
+}
 
-    fn remove_archive(&self, domain: &DomainName, replaced: &Replaced) -> Result<Removed> {
-        let id = DiskId { domain: domain.clone(), disk: replaced.disk.clone() };
-        let name = self.archive(&id, &replaced.archive);
-        let Some(entry) = self.storage().entry(&name)? else { return Ok(Removed::default()) };
-        match self.storage().remove(&name) {
-            Ok(()) => Ok(Removed { points: 0, archives: 1, bytes: entry.len.unwrap_or(0) }),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Removed::default()),
-            Err(error) => Err(Error::within(error, "an archive that is not needed any more stays")),
-        }
+/// The points of the same domain that a point builds on.
+fn parents(manifest: &Manifest) -> impl Iterator<Item = PointId> + '_ {
+    let parents = manifest.disks.iter().filter_map(|record| record.parent.as_ref());
+    parents.filter(|parent| parent.domain == manifest.domain).map(|parent| parent.point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::archive::Kind;
+    use crate::vault::repository::Pin;
+    use crate::vault::repository::tests::{back_up, disk, fresh};
+
+    /// Two chains, the first of which is to go.
+    #[test]
+    fn points_that_are_condemned_go_with_their_archives() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let make = |kind| back_up(&repository, &id, kind).unwrap();
+        let old = [Kind::Full, Kind::Incremental, Kind::Incremental].map(make);
+        let new = [Kind::Full, Kind::Incremental].map(make);
+        let lock = repository.lock(&id.domain).unwrap();
+        let condemn = |points: &[PointId]| {
+            let points = points.iter().copied().collect();
+            repository.condemn(&lock, &points).map_err(|error| error.kind())
+        };
+        let ids = || -> Vec<PointId> {
+            repository.catalog().points(&id).unwrap().points.iter().map(|point| point.id).collect()
+        };
+        assert_eq!(condemn(&old[..2]), Err(ErrorKind::Usage), "the third one needs them");
+        assert_eq!(condemn(&new[1..]), Err(ErrorKind::Usage), "nothing later stays");
+        condemn(&old).unwrap();
+        condemn(&old).unwrap();
+        assert_eq!(ids().len(), 5, "nothing has gone yet");
+        // Somebody wants the second one after all: it stays, and so does what it builds on.
+        let at = crate::base::clock::now().unwrap();
+        let pin = Pin { at, reason: None, until: None };
+        repository
+            .mark(&lock, old[1], |marks| {
+                marks.pinned = Some(pin);
+                Ok(())
+            })
+            .unwrap();
+        let clearance = repository.clear(&lock).unwrap();
+        let removed = repository.remove_replaced(&lock, &clearance).unwrap();
+        assert_eq!((removed.points, removed.archives, removed.bytes), (1, 1, 4));
+        assert_eq!(ids(), [old[0], old[1], new[0], new[1]]);
+        let catalog = repository.catalog();
+        let points = catalog.points(&id).unwrap().points;
+        assert!(points.iter().all(|point| catalog.chain_of(point).is_ok()));
+        assert!(catalog.strays(&id).unwrap().is_empty());
     }
 }

@@ -102,6 +102,16 @@ impl Storage for Faulty {
         self.plan.call(|| self.inner.remove(name))
     }
 
+    fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
+        // It removes file by file, and can die between any two.
+        let mut removed = 0;
+        for file in files {
+            let file = std::slice::from_ref(file);
+            removed += self.plan.call(|| self.inner.remove_all(folder, file))?;
+        }
+        Ok(removed)
+    }
+
     fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
         // The lock of a process that dies ends with it.
         self.plan.call(|| self.inner.lock(name, mode)).map(|locked| match locked {

@@ -158,6 +158,20 @@ impl Storage for Local {
         durable::sync_dir(folder_of(&path))
     }
 
+    fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
+        let path = self.path(folder);
+        let mut removed = 0;
+        for file in files {
+            match durable::remove(&path.join(file)) {
+                Ok(()) => removed += 1,
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        durable::sync_dir(&path)?;
+        Ok(removed)
+    }
+
     fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
         let path = self.path(name);
         match mode {

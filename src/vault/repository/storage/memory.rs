@@ -138,6 +138,12 @@ impl Storage for Memory {
         file.map(drop).ok_or_else(|| self.missing("remove", name))
     }
 
+    fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
+        let mut state = self.state();
+        let removed = files.iter().filter_map(|file| state.files.remove(&folder.join(file)));
+        Ok(removed.count() as u64)
+    }
+
     fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
         let mut state = self.state();
         let held = match (state.locks.get(name), mode) {

@@ -71,6 +71,13 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// `NotFound` if there is none; it can't be removed, or perhaps not for ever.
     fn remove(&self, name: &Name) -> Result<()>;
 
+    /// Removes files of a folder, durably, and gives how many there were. What is not there is no error;
+    /// that it is not, is durable afterwards, too.
+    ///
+    /// # Errors
+    /// One can't be removed: others may be gone.
+    fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64>;
+
     /// Takes a lock of this name, unless somebody else has it who is alive. An exclusive lock makes
     /// the folders that it is in. A shared lock writes nothing where the lock was taken before; where
     /// it never was, and nothing can be written, a shared lock holds nothing.
