@@ -150,13 +150,13 @@ impl View {
             column("SIZE", true, 5),
             column("CHANGED", true, 2),
             column("STORED", true, 3),
-            column("TRACKER", false, 6),
+            column("TRACKER", false, 7),
             column("CONSISTENCY", false, 4),
             column("AGE", true, 1),
-            column("PROVED", true, 5),
+            column("PROVED", true, 6),
         ];
         if self.zone.is_some() {
-            columns.push(column("ID", false, 7));
+            columns.push(column("ID", false, 8));
         }
         columns
     }

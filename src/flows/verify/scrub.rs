@@ -65,7 +65,7 @@ impl Work<'_> {
             due.extend(all.map(|(at, archive)| self.due(history, (number, id), at, archive, now)));
             disks.push(Disk { id, points, needed });
         }
-        due.retain(|due| !due.proved.is_some_and(|time| since.is_some_and(|since| time >= since)));
+        due.retain(|due| due.proved.is_none_or(|time| since.is_none_or(|since| time < since)));
         due.sort_unstable();
         let until = match scrub.budget {
             Some(Budget::Time(time)) => self.started.checked_add(time),
