@@ -121,8 +121,13 @@ impl Scene {
 
     pub fn verify(&self, memory: &Memory, story: &str) {
         let repository = Repository::open_in(Arc::new(memory.clone())).unwrap();
-        let request =
-            VerifyRequest { disk: None, point: None, quick: false, resources: resources() };
+        let request = VerifyRequest {
+            disk: None,
+            point: None,
+            quick: false,
+            scrub: None,
+            resources: resources(),
+        };
         let report = qdelta::verify(&repository, &request, &Silent, &Cancel::default()).unwrap();
         assert!(report.findings.is_empty(), "{story}: {:#?}", report.findings);
     }

@@ -260,8 +260,10 @@ const TABLES: &[Table] = &[
         entries: &[
             Entry(&["g"], &["some", "everything"], "what is verified"),
             Entry(&["--quick"], &[], "checksums alone"),
+            Entry(&["--max-age", "30d"], &[], "what was proved since is left out"),
+            Entry(&["--budget", "200G"], &[], "how much is read"),
         ],
-        apart: &[],
+        apart: &[("--quick", "--max-age"), ("--quick", "--budget")],
     },
     Table {
         command: "points",

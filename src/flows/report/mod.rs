@@ -35,4 +35,6 @@ pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use setup::{InitReport, ManReport};
-pub use verify::{ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, VerifyReport};
+pub use verify::{
+    ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, ScrubReport, VerifyReport,
+};
