@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::load::{Tail, check_crc};
+use super::load::{Tail, check_crc, unread};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
 use crate::formats::FormatError;
@@ -244,11 +244,8 @@ impl Bitmap {
         let mut bytes = [0; CONTAINER_LEN_MAX + 2];
         let bytes = bytes.get_mut(..len as usize).unwrap_or_default();
         let at = self.offset + u64::from(offset);
-        let failed = |error| {
-            let operation = format!("read {len} bytes at {at} of");
-            Error::io(operation, self.store.path(), error)
-        };
-        self.store.read_exact_at(bytes, at).map_err(failed)?;
+        let read = self.store.read_exact_at(bytes, at);
+        read.map_err(|error| unread(self.store.path(), at, len as usize, error))?;
         Container::decode(&place, bytes, self.limit, self.kind).map_err(|error| {
             Error::format(ErrorKind::Damaged, self.store.path(), error.relative_to(self.offset))
         })

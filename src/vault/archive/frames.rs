@@ -1,6 +1,6 @@
 //! The frames of an open archive: finding them, reading them, proving them.
 
-use super::load::{check_section, invalid};
+use super::load::{check_section, invalid, unread};
 use super::reader::Reader;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::FormatError;
@@ -112,8 +112,7 @@ impl Reader {
         buffer.clear();
         buffer.resize(len, 0);
         self.store.read_exact_at(buffer, entry.offset).map_err(|error| {
-            let operation = format!("read {len} bytes at {} of", entry.offset);
-            self.frame_error(entry, mask, Error::io(operation, self.path(), error))
+            self.frame_error(entry, mask, unread(self.path(), entry.offset, len, error))
         })?;
         self.parse_frame(entry, mask, buffer)
     }

@@ -2,6 +2,8 @@
 //! checked before it is believed.
 
 use std::borrow::Cow;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::table::Table;
@@ -11,6 +13,18 @@ use crate::formats::archive::{
     Directory, FOOTER_LEN, Footer, Metadata, Section, SectionKind, header,
 };
 use crate::formats::{FormatError, Problem};
+
+/// Bytes of an open archive that could not be read. One that ends before them, or is gone, was whole when it
+/// was opened: that is damage, and no failure of the system.
+pub(super) fn unread(path: &Path, offset: u64, len: usize, error: io::Error) -> Error {
+    let is_lost = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound);
+    let operation = format!("read {len} bytes at {offset} of");
+    match is_lost {
+        true => Error::new(ErrorKind::Damaged, format!("cannot {operation} {}", path.display()))
+            .because(error),
+        false => Error::io(operation, path, error),
+    }
+}
 
 /// How many of the last bytes of a file are read at once. Of most archives they hold all of the
 /// index that opening needs.
@@ -57,9 +71,8 @@ impl Tail {
             return Ok(bytes.into());
         }
         let mut bytes = vec![0; len];
-        self.store.read_exact_at(&mut bytes, offset).map_err(|error| {
-            Error::io(format!("read {len} bytes at {offset} of"), self.store.path(), error)
-        })?;
+        let read = self.store.read_exact_at(&mut bytes, offset);
+        read.map_err(|error| unread(self.store.path(), offset, len, error))?;
         Ok(bytes.into())
     }
 }

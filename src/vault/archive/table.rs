@@ -3,6 +3,7 @@
 use std::io::ErrorKind::UnexpectedEof as Eof;
 use std::sync::Arc;
 
+use super::load::unread;
 use crate::base::error::{Error, Result};
 use crate::disk::io::ReadAt;
 use crate::formats::archive::Section;
@@ -53,7 +54,7 @@ impl Table {
 
     fn failed(&self, at: u64, len: usize, error: std::io::Error) -> Error {
         let offset = self.offset.saturating_add(at);
-        Error::io(format!("read {len} bytes at {offset} of"), self.store.path(), error)
+        unread(self.store.path(), offset, len, error)
     }
 
     /// Shows all bytes to `see`, in order, in pieces that are a multiple of `record` bytes long.
