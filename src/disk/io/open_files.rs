@@ -103,7 +103,9 @@ impl PooledFile {
         }
         let file = Opener::READ.open(&self.path)?;
         if !is_same(&self.stamp, &Stamp::from(&file.metadata()?)) {
-            return Err(io::Error::other(
+            // The file that was opened is gone, though another one has its name.
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
                 "it is not the file that was opened before: it was replaced or changed meanwhile",
             ));
         }
