@@ -35,6 +35,7 @@ mod quiesce;
 mod readme;
 mod repository;
 mod retain;
+mod room;
 mod scrub;
 mod test_images;
 mod tidy;
