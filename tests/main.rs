@@ -31,6 +31,8 @@ mod output;
 mod pages;
 mod pipes;
 mod power_cut;
+mod prune_faults;
+mod prunes;
 mod quiesce;
 mod readme;
 mod repository;

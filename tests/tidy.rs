@@ -150,6 +150,8 @@ const ROOMS: &[&str] = &[
     "flows/restore",
     "flows/verify",
     "flows/retain",
+    "flows/prune",
+    "flows/space",
     "flows/bench",
 ];
 

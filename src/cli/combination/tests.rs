@@ -291,7 +291,15 @@ const TABLES: &[Table] = &[
             Entry(&["--keep-safety", "1d"], &[], "a rule, beside others; an error alone"),
             Entry(&["--grace", "0"], &[], "until when the points can come back"),
             Entry(&["--trust-clock"], &[], "points may go although the clock jumped"),
+            Entry(&["--until-free", "1G"], &[], "how far to go"),
+            Entry(&["--level", "3"], &[], "how what is merged is packed"),
         ],
+        apart: &[],
+    },
+    Table {
+        command: "space",
+        ways: &[("everything", &[]), ("some", &["g"])],
+        entries: &[Entry(&["g"], &["some", "everything"], "whose points")],
         apart: &[],
     },
     Table {

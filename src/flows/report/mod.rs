@@ -12,10 +12,12 @@ mod file;
 mod marks;
 mod merge;
 mod points;
+mod prune;
 mod restore;
 mod retain;
 mod roll_back;
 mod setup;
+mod space;
 mod verify;
 
 pub use crate::disk::image::MapEntry;
@@ -29,10 +31,12 @@ pub use merge::{MergeReport, MergedDisk};
 pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };
+pub use prune::{Reclaimed, Spare, Spared};
 pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use setup::{InitReport, ManReport};
+pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
 pub use verify::{
     ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, ScrubReport, VerifyReport,
 };
