@@ -44,4 +44,6 @@ fn a_repository_that_is_a_mount_point_has_its_own_room() {
     let image = lab.path("disk.raw");
     std::fs::write(&image, Random::new(1).noise(8 << 20)).unwrap();
     assert!(!is_warned(&repo.backup(&image, "disk", &["--format", "raw"])));
+    let space = repo.run(args!["space", "--json"]).ok().json();
+    assert!(space["bytes_free"].as_u64().unwrap() > 32 * MIB, "{space}");
 }
