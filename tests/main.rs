@@ -37,6 +37,7 @@ mod quiesce;
 mod readme;
 mod repository;
 mod retain;
+mod room;
 mod scrub;
 mod test_images;
 mod tidy;

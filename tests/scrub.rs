@@ -112,6 +112,11 @@ fn damage_is_told_by_every_later_command_until_it_is_mended() {
     let image = lab.path("one");
     let backup = args!["backup", image.as_path(), "--disk", "one", "--format", "raw"];
     assert_eq!(told(backup.clone()), (Some(0), true));
+    let first = list["disks"][0]["points"][0]["point"].as_str().unwrap();
+    assert_eq!(
+        told(args!["restore", format!("one@{first}"), lab.path("out.raw").as_path()]),
+        (Some(0), true)
+    );
     // A sound copy in its place, and its proof.
     fs::write(&archive, &whole).unwrap();
     assert_eq!(told(args!["points"]), (Some(0), false));

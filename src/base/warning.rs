@@ -65,6 +65,8 @@ pub enum Code {
     DamagedArchive,
     /// This host could not note what it learnt: it will learn the same again.
     NotNoted,
+    /// What a backup will write may not fit the repository.
+    LittleRoom,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

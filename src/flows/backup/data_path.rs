@@ -29,6 +29,8 @@ pub(super) struct Archiving<'a> {
     pub before: Option<&'a Before>,
     /// The blocks to look at; `None` for all.
     pub selection: Option<&'a Selection>,
+    /// How much that is.
+    pub whole: Whole,
     /// How many blocks a frame spans.
     pub frame_blocks: u32,
     pub level: i32,
@@ -63,7 +65,7 @@ struct Task {
 
 impl Selection {
     /// How many of these blocks are to be looked at.
-    fn count(&self, blocks: &Range<u64>) -> u64 {
+    pub fn count(&self, blocks: &Range<u64>) -> u64 {
         let Some(last) = blocks.end.checked_sub(1) else { return 0 };
         let range = blocks.start as u32..=last as u32;
         let counts = [&self.claim, &self.sample].map(|set| set.range_cardinality(range.clone()));
@@ -87,13 +89,7 @@ pub(super) fn run(
         ReadAhead::new(job.resources, files.clone(), task_size as usize, job.resources.direct)?;
     let backend = ahead.backend();
     ahead.warn_of_fallback(observer);
-    let whole = match job.selection {
-        Some(selection) => {
-            Whole::Disk(selection.count(&(0..job.geometry.block_count())) * block_size)
-        }
-        None => Whole::of(job.image, job.geometry),
-    };
-    let meter = Meter::begin(observer, whole);
+    let meter = Meter::begin(observer, job.whole);
     let meter = &meter;
     let mut reader = Reader {
         geometry: job.geometry,

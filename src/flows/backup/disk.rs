@@ -9,8 +9,9 @@ use qdelta_formats::archive::{
 };
 
 use super::data_path::{self, Selection};
-use super::same_disk;
+use super::meter::Whole;
 use super::{AnchorChoice, Done, Options, wanted_anchor};
+use super::{room, same_disk};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
@@ -250,6 +251,8 @@ impl<'a> DiskBackup<'a> {
         )?;
         let archive_id = metadata.archive_id;
         let repository = self.catalog.repository();
+        let whole = Whole::of(&self.source.image, selection.as_ref(), geometry);
+        room::warn(repository, &self.base, selection.as_ref(), whole, geometry, observer);
         let pending = repository.begin(self.lock, self.disk, self.point, kind, archive_id)?;
         let spool = repository.spool_folder();
         let writer = archive::Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
@@ -258,6 +261,7 @@ impl<'a> DiskBackup<'a> {
             geometry,
             before,
             selection: selection.as_ref(),
+            whole,
             frame_blocks: frame_blocks(geometry.block_size()),
             level: self.options.level,
             resources: &self.options.resources,

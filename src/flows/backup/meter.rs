@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use qdelta_formats::archive::{Geometry, GroupIndex};
 
+use super::data_path::Selection;
 use crate::base::observer::Observer;
 use crate::disk::image::Image;
 use crate::disk::image::extent::Source;
@@ -34,9 +35,13 @@ pub(super) enum Whole {
 }
 
 impl Whole {
-    /// The whole of an image of which everything is looked at.
-    pub fn of(image: &Image, geometry: Geometry) -> Self {
-        let disk = geometry.block_count() * u64::from(geometry.block_size());
+    /// The whole of an image of which what was selected is looked at, or else everything.
+    pub fn of(image: &Image, selection: Option<&Selection>, geometry: Geometry) -> Self {
+        let (blocks, block_size) = (geometry.block_count(), u64::from(geometry.block_size()));
+        if let Some(selection) = selection {
+            return Self::Disk(selection.count(&(0..blocks)) * block_size);
+        }
+        let disk = blocks * block_size;
         surveyed(image, geometry, Instant::now() + SURVEY_MAX).map_or(Self::Disk(disk), Self::File)
     }
 }

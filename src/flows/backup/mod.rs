@@ -10,6 +10,7 @@ mod disk;
 mod guest;
 mod guests;
 mod meter;
+mod room;
 mod same_disk;
 mod together;
 mod trial;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use qdelta_formats::archive::{Consistency, Geometry, Kind, Tracker};
 
+use super::meter::Whole;
 use super::{data_path, disk};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
@@ -50,6 +51,7 @@ impl Trial<'_> {
             geometry: self.geometry,
             before: None,
             selection: None,
+            whole: Whole::of(self.image, None, self.geometry),
             frame_blocks: self.frame_blocks,
             level: self.level,
             resources: self.resources,

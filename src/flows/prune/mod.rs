@@ -13,7 +13,6 @@ use std::time::Instant;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
-use crate::disk::files::room;
 use crate::flows::anchors::inventory;
 use crate::flows::merge::{Family, MergeOptions, Merger, tidy};
 use crate::flows::report::{
@@ -105,7 +104,7 @@ struct Pruner<'a> {
 impl Pruner<'_> {
     /// Bytes that can be written.
     fn free(&self) -> Option<u64> {
-        room::free(self.repository.path())
+        self.repository.bytes_free()
     }
 
     /// Whether as much is free as was asked for, if anything was.

@@ -84,6 +84,7 @@ pub fn run(
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
     warn_of_trouble(repository, observer);
+    catalog.warn_of_damage([&disk], observer);
     check_replaced(&request)?;
     let (chain, problems) = if request.salvage {
         let remains = catalog.remains_of(&point);

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Silent;
-use crate::disk::files::room;
 use crate::flows::merge::{Family, MergeOptions, Merger};
 use crate::flows::report::{Failure, Growth, GuestSpace, PointSpace, SpaceReport};
 use crate::formats::archive::Kind;
@@ -64,7 +63,7 @@ pub fn run(
         guests.push(guest);
         rates.push(rate);
     }
-    let bytes_free = room::free(repository.path());
+    let bytes_free = repository.bytes_free();
     Ok(SpaceReport {
         repository: repository.path().to_owned(),
         bytes_free,

@@ -41,7 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::make_private_folder;
+use crate::disk::files::{make_private_folder, room};
 use crate::disk::io::Opener;
 use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
@@ -321,6 +321,13 @@ impl Repository {
     pub fn spool_folder(&self) -> Option<&Path> {
         let folder = self.state.as_deref()?;
         make_private_folder(folder).is_ok().then_some(folder)
+    }
+
+    /// How many bytes can still be written into the repository; nothing if its filesystem does not know.
+    pub fn bytes_free(&self) -> Option<u64> {
+        // A file in it: of a folder the one around it is asked as well, and that lies on another filesystem
+        // where the repository is a mount point.
+        room::free(&self.root.join(CONFIG))
     }
 
     /// What to call a file where people read of it.

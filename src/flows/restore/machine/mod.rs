@@ -101,6 +101,9 @@ pub fn run_machine(
         Some(machine) => machine,
         None => return Err(no_machine(&catalog, &domain, &manifest)),
     };
+    let disks = manifest.disks.iter().map(|record| record.disk.clone());
+    let disks: Vec<_> = disks.map(|disk| DiskId { domain: domain.clone(), disk }).collect();
+    catalog.warn_of_damage(&disks, &recorder);
     definition::check_words(request)?;
     check_new_file(&request.to)?;
     let made = make_folder(&request.to)?;
