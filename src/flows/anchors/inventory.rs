@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::Tracker;
 
-use super::{self as anchors, Tag};
+use super::{self as anchors, Tag, bitmap};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
@@ -99,7 +99,7 @@ pub fn remove(
     if names.is_empty() {
         for invalid in missing.iter().filter(|it| it.tracker == Tracker::Bitmap) {
             // A few clusters do no harm where they can't be given back now, or not any more.
-            let _ = anchors::reclaim_at(&invalid.place);
+            let _ = bitmap::reclaim_at(&invalid.place);
         }
     }
     Ok(wanted)
@@ -202,7 +202,7 @@ pub(crate) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
     let Some(image) = image_at(path)? else { return Ok(Vec::new()) };
     let mut bitmaps: Vec<Vec<u8>> = edit::bitmap::list(&image)?
         .into_iter()
-        .map(|it| anchors::of_map(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))
+        .map(|it| bitmap::of_map(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))
         .collect();
     // A bitmap and its map are one anchor.
     bitmaps.sort_unstable();
