@@ -1,15 +1,17 @@
 //! What there is to restore.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use qdelta_formats::archive::{ArchiveId, Consistency, Digest, Kind, Tracker};
 use serde::{Deserialize, Serialize};
 
-use crate::base::error::Error;
+use crate::base::error::{Error, Result};
 use crate::base::json::text;
 use crate::vault::repository::{
-    Anchor, DamagedManifest, ImageRecord, Pin, Point, PointId, Refusal, Removal,
+    Anchor, Catalog, DamagedManifest, DiskId, ImageRecord, Pin, Point, PointId, Refusal, Removal,
+    Survey, Wanted,
 };
 
 /// The points of some disks.
@@ -47,7 +49,8 @@ pub struct PointsTotals {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DiskPointsReport {
     /// The disk, as `domain/disk`.
-    pub disk: String,
+    #[serde(with = "text")]
+    pub disk: DiskId,
     /// Its points.
     pub points: Vec<PointReport>,
 }
@@ -143,8 +146,59 @@ pub struct DamagedReport {
 }
 
 impl PointsReport {
+    /// All points of the disks that are wanted, or of every disk: the removed ones, too. Something
+    /// damaged does not hide the rest.
+    ///
+    /// # Errors
+    /// The wanted disk is not there; the repository's own folder can't be listed.
+    pub fn read(catalog: &Catalog, wanted: Option<&Wanted>) -> Result<Self> {
+        let repository = catalog.repository();
+        let Survey { disks, unreadable } = match wanted {
+            Some(wanted) => Survey { disks: catalog.find_disks(wanted)?, unreadable: Vec::new() },
+            None => catalog.survey()?,
+        };
+        let mut report = Self {
+            repository: repository.path().to_owned(),
+            disks: Vec::new(),
+            totals: PointsTotals::default(),
+            damaged: Vec::new(),
+            unreadable: Vec::new(),
+        };
+        if let Some(error) = repository.trouble() {
+            report.add_unreadable(repository.path().join("qdelta.toml"), &error);
+        }
+        for folder in unreadable {
+            report.add_unreadable(folder.path, &folder.error);
+        }
+        for disk in disks {
+            let list = catalog.points(&disk)?;
+            let health = catalog.health(&disk, &list)?;
+            let points = list.points.iter().map(|point| {
+                let restorable = health.restorable.contains(&point.id);
+                PointReport::new(point, repository.describe(&point.archive), restorable)
+            });
+            report.disks.push(DiskPointsReport { disk, points: points.collect() });
+            for folder in list.unreadable {
+                report.add_unreadable(folder.path, &folder.error);
+            }
+            for damaged in list.damaged.into_iter().chain(health.problems) {
+                report.add_damaged(damaged);
+            }
+        }
+        report.totals = PointsTotals::of(&report.disks);
+        Ok(report)
+    }
+
+    /// Leaves out the points that are removed.
+    pub fn hide_removed(&mut self) {
+        for disk in &mut self.disks {
+            disk.points.retain(|point| point.removed.is_none());
+        }
+        self.totals = PointsTotals::of(&self.disks);
+    }
+
     /// Adds a folder or file that can't be read. Several disks may share it.
-    pub fn add_unreadable(&mut self, path: PathBuf, error: &Error) {
+    fn add_unreadable(&mut self, path: PathBuf, error: &Error) {
         if self.unreadable.iter().all(|known| known.path != path) {
             let advice = error.advice().map(str::to_owned);
             self.unreadable.push(UnreadableReport { path, error: error.chain(), advice });
@@ -152,7 +206,7 @@ impl PointsReport {
     }
 
     /// Adds a file that can't be used. Every disk of a domain has the same manifests.
-    pub fn add_damaged(&mut self, damaged: DamagedManifest) {
+    fn add_damaged(&mut self, damaged: DamagedManifest) {
         if self.damaged.iter().all(|known| known.path != damaged.path) {
             self.damaged.push(DamagedReport {
                 point: damaged.point,
@@ -169,10 +223,35 @@ impl PointsReport {
     }
 }
 
+impl PointsTotals {
+    fn of(disks: &[DiskPointsReport]) -> Self {
+        let domains: BTreeSet<_> = disks.iter().map(|it| &it.disk.domain).collect();
+        Self {
+            domains: domains.len(),
+            disks: disks.len(),
+            points: disks.iter().map(|disk| disk.points.len()).sum(),
+            chains: disks.iter().map(DiskPointsReport::chains).sum(),
+            bytes_written: disks.iter().map(DiskPointsReport::bytes_written).sum(),
+        }
+    }
+}
+
+impl DiskPointsReport {
+    /// How many chains the listed points make.
+    pub fn chains(&self) -> usize {
+        self.points.iter().filter(|point| point.parent.is_none()).count()
+    }
+
+    /// What the archives of the listed points take, in bytes.
+    pub fn bytes_written(&self) -> u64 {
+        self.points.iter().map(|point| point.bytes_written).sum()
+    }
+}
+
 impl PointReport {
     /// What is known of a point, whose archive is the file `archive`; `restorable` says whether all that
     /// it needs is there.
-    pub fn new(point: &Point, archive: PathBuf, restorable: bool) -> Self {
+    fn new(point: &Point, archive: PathBuf, restorable: bool) -> Self {
         let record = &point.record;
         Self {
             point: point.id,
