@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use qdelta_formats::archive::Tracker;
 
-use crate::base::error::{ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::warning::{Code, Warning};
 use crate::disk::edit::{self, ImageFile};
 use crate::disk::image::OpenOptions;
 use crate::disk::reflink::remove_kept;
@@ -141,6 +142,13 @@ fn sweep_image(image: &Path, tag: &Tag, keep: &[&str]) -> Result<()> {
     }
     let are_bitmaps = stale.iter().all(|found| found.tracker == Tracker::Bitmap);
     unless_cheap(ImageFile::open(image).and_then(|file| sweep(&file, tag, keep)), are_bitmaps)
+}
+
+/// The warning that an old anchor could not be removed.
+pub(crate) fn stays(error: &Error) -> Warning {
+    Warning::failed(Code::OldAnchor, error)
+        .within("an old anchor stays for now")
+        .advise("`qdelta anchors` shows it")
 }
 
 /// Bitmaps may stay in an image that a guest uses, or that can't be written to: they cost nothing, and
