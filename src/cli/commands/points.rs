@@ -20,7 +20,8 @@ use qdelta::vault::repository::{Catalog, DiskId, PointId};
 pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let catalog = repository.catalog();
-    let mut report = PointsReport::read(&catalog, args.disk.as_ref())?;
+    let now = qdelta::base::clock::now()?;
+    let mut report = PointsReport::read(&catalog, args.disk.as_ref(), now, &context.screen)?;
     let above: Vec<_> = report.disks.iter().map(|disk| shown_parents(disk, args.removed)).collect();
     if !args.removed {
         report.hide_removed();
@@ -28,10 +29,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     if context.out.json {
         context.out.json(&report)?;
     } else {
-        let view = View {
-            zone: if args.utc { None } else { Some(TimeZone::system()) },
-            now: qdelta::base::clock::now()?,
-        };
+        let view = View { zone: if args.utc { None } else { Some(TimeZone::system()) }, now };
         show_all(&report, &above, &view, &catalog, context)?;
     }
     for damaged in &report.damaged {
@@ -103,12 +101,13 @@ impl View {
             column("SIZE", true, 5),
             column("CHANGED", true, 2),
             column("STORED", true, 3),
-            column("TRACKER", false, 6),
+            column("TRACKER", false, 7),
             column("CONSISTENCY", false, 4),
             column("AGE", true, 1),
+            column("PROVED", true, 6),
         ];
         if self.zone.is_some() {
-            columns.push(column("ID", false, 7));
+            columns.push(column("ID", false, 8));
         }
         columns
     }
@@ -208,6 +207,9 @@ fn row(branch: &str, point: &PointReport, view: &View) -> Vec<String> {
         point.tracker.to_string(),
         point.consistency.as_str().to_owned(),
         duration::age(age),
+        point.proved.map_or("never".to_owned(), |time| {
+            duration::age(view.now.as_second() - time.as_second())
+        }),
         point.point.to_string(),
     ]
 }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::error::{Error, Result};
 use crate::base::json::text;
+use crate::base::observer::{Observer, Recorder};
+use crate::base::warning::Warning;
 use crate::vault::repository::{
     Anchor, Catalog, DamagedManifest, DiskId, ImageRecord, Pin, Point, PointId, Refusal, Removal,
     Survey, Wanted,
@@ -28,6 +30,8 @@ pub struct PointsReport {
     pub damaged: Vec<DamagedReport>,
     /// Folders that can't be listed, and a `qdelta.toml` that can't be used.
     pub unreadable: Vec<UnreadableReport>,
+    /// What the admin should know.
+    pub warnings: Vec<Warning>,
 }
 
 /// What the listed disks come to.
@@ -106,6 +110,10 @@ pub struct PointReport {
     pub archive_present: bool,
     /// Whether every archive that the point needs is there, with the length that it had.
     pub restorable: bool,
+    /// When the point was proved last on this host: each archive that it needs was, then or later; none
+    /// if one never was.
+    #[serde(with = "text::optional")]
+    pub proved: Option<Timestamp>,
     /// The archive's id.
     #[serde(with = "text")]
     pub archive_id: ArchiveId,
@@ -146,12 +154,17 @@ pub struct DamagedReport {
 }
 
 impl PointsReport {
-    /// All points of the disks that are wanted, or of every disk: the removed ones, too. Something
-    /// damaged does not hide the rest.
+    /// All points of the disks that are wanted, or of every disk, at the time `now`: the removed ones,
+    /// too. Something damaged does not hide the rest.
     ///
     /// # Errors
     /// The wanted disk is not there; the repository's own folder can't be listed.
-    pub fn read(catalog: &Catalog, wanted: Option<&Wanted>) -> Result<Self> {
+    pub fn read(
+        catalog: &Catalog,
+        wanted: Option<&Wanted>,
+        now: Timestamp,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
         let repository = catalog.repository();
         let Survey { disks, unreadable } = match wanted {
             Some(wanted) => Survey { disks: catalog.find_disks(wanted)?, unreadable: Vec::new() },
@@ -163,7 +176,11 @@ impl PointsReport {
             totals: PointsTotals::default(),
             damaged: Vec::new(),
             unreadable: Vec::new(),
+            warnings: Vec::new(),
         };
+        let recorder = Recorder::new(observer);
+        catalog.warn_of_damage(&disks, &recorder);
+        report.warnings = recorder.take();
         if let Some(error) = repository.trouble() {
             report.add_unreadable(repository.path().join("qdelta.toml"), &error);
         }
@@ -173,9 +190,11 @@ impl PointsReport {
         for disk in disks {
             let list = catalog.points(&disk)?;
             let health = catalog.health(&disk, &list)?;
+            let proofs = catalog.proofs(&disk, &list.points, now);
             let points = list.points.iter().map(|point| {
+                let proved = proofs.get(&point.id).copied();
                 let restorable = health.restorable.contains(&point.id);
-                PointReport::new(point, repository.describe(&point.archive), restorable)
+                PointReport::new(point, repository.describe(&point.archive), restorable, proved)
             });
             report.disks.push(DiskPointsReport { disk, points: points.collect() });
             for folder in list.unreadable {
@@ -250,8 +269,8 @@ impl DiskPointsReport {
 
 impl PointReport {
     /// What is known of a point, whose archive is the file `archive`; `restorable` says whether all that
-    /// it needs is there.
-    fn new(point: &Point, archive: PathBuf, restorable: bool) -> Self {
+    /// it needs is there, `proved` when it was proved.
+    fn new(point: &Point, archive: PathBuf, restorable: bool, proved: Option<Timestamp>) -> Self {
         let record = &point.record;
         Self {
             point: point.id,
@@ -275,6 +294,7 @@ impl PointReport {
             archive,
             archive_present: point.archive_present,
             restorable,
+            proved,
             archive_id: record.archive_id,
             image: record.image.clone(),
             refused: record.refused.clone(),
