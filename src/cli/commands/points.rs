@@ -124,7 +124,7 @@ fn show(
         "{}: {} in {}, {} stored",
         list.disk,
         text::count(list.points.len(), "point"),
-        text::count(list.chains(), "chain"),
+        text::count(list.chains, "chain"),
         text::bytes(list.bytes_written())
     ))?;
     if list.points.is_empty() {

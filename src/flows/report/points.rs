@@ -1,6 +1,6 @@
 //! What there is to restore.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -55,6 +55,9 @@ pub struct DiskPointsReport {
     /// The disk, as `domain/disk`.
     #[serde(with = "text")]
     pub disk: DiskId,
+    /// How many chains its points lie in. A chain counts also where the full that it begins with is
+    /// removed or lost.
+    pub chains: usize,
     /// Its points.
     pub points: Vec<PointReport>,
 }
@@ -196,7 +199,9 @@ impl PointsReport {
                 let restorable = health.restorable.contains(&point.id);
                 PointReport::new(point, repository.describe(&point.archive), restorable, proved)
             });
-            report.disks.push(DiskPointsReport { disk, points: points.collect() });
+            let points: Vec<_> = points.collect();
+            let chains = chains_of(&points, |_| true);
+            report.disks.push(DiskPointsReport { disk, chains, points });
             for folder in list.unreadable {
                 report.add_unreadable(folder.path, &folder.error);
             }
@@ -211,6 +216,7 @@ impl PointsReport {
     /// Leaves out the points that are removed.
     pub fn hide_removed(&mut self) {
         for disk in &mut self.disks {
+            disk.chains = chains_of(&disk.points, |point| point.removed.is_none());
             disk.points.retain(|point| point.removed.is_none());
         }
         self.totals = PointsTotals::of(&self.disks);
@@ -249,18 +255,28 @@ impl PointsTotals {
             domains: domains.len(),
             disks: disks.len(),
             points: disks.iter().map(|disk| disk.points.len()).sum(),
-            chains: disks.iter().map(DiskPointsReport::chains).sum(),
+            chains: disks.iter().map(|disk| disk.chains).sum(),
             bytes_written: disks.iter().map(DiskPointsReport::bytes_written).sum(),
         }
     }
 }
 
-impl DiskPointsReport {
-    /// How many chains the listed points make.
-    pub fn chains(&self) -> usize {
-        self.points.iter().filter(|point| point.parent.is_none()).count()
+/// How many chains those of a disk's points lie in that `is_shown` says.
+fn chains_of(points: &[PointReport], is_shown: impl Fn(&PointReport) -> bool) -> usize {
+    let mut firsts: BTreeMap<PointId, PointId> = BTreeMap::new();
+    let mut shown = BTreeSet::new();
+    // Parents come before their children.
+    for point in points {
+        let first = point.parent.map_or(point.point, |it| firsts.get(&it).copied().unwrap_or(it));
+        firsts.insert(point.point, first);
+        if is_shown(point) {
+            shown.insert(first);
+        }
     }
+    shown.len()
+}
 
+impl DiskPointsReport {
     /// What the archives of the listed points take, in bytes.
     pub fn bytes_written(&self) -> u64 {
         self.points.iter().map(|point| point.bytes_written).sum()
