@@ -246,6 +246,27 @@ fn rooms_know_only_the_rooms_above_them() {
     assert!(hits.is_empty(), "a room knows only those above it:\n{}", hits.join("\n"));
 }
 
+/// The map says that each room knows only the rooms above it, and showed three rooms out of their order.
+#[test]
+fn the_map_shows_the_rooms_in_their_order() {
+    let text = std::fs::read_to_string(top().join("ARCHITECTURE.md")).unwrap();
+    let rows = text.lines().skip_while(|line| !line.starts_with("| layer | room |")).skip(2);
+    let mut layer = String::new();
+    let mut shown = Vec::new();
+    for row in rows.take_while(|line| line.starts_with('|')) {
+        let mut cells = row.split('|').skip(1).map(|cell| cell.trim().replace('`', ""));
+        let (first, rooms) = (cells.next().unwrap(), cells.next().unwrap());
+        if !first.is_empty() {
+            layer = first;
+        }
+        if let Some(layer) = layer.strip_prefix("src/") {
+            let rooms = rooms.split(", ").filter(|room| !room.is_empty());
+            shown.extend(rooms.map(|room| format!("{layer}{room}")));
+        }
+    }
+    assert_eq!(shown, ROOMS, "the map of ARCHITECTURE.md and this list are one");
+}
+
 /// What the kernel is asked for has nothing to do with backups.
 #[test]
 fn the_kernel_s_room_knows_nothing_of_the_house() {

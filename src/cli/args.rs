@@ -471,9 +471,10 @@ pub struct Verify {
 /// List the recovery points.
 ///
 /// Each full begins a chain; the points below it need it. CHANGED is how much of the disk differs
-/// from the point that this one was compared with, STORED is the size of its archive. Times are
-/// local, with their offset from UTC; with --utc they are the ids of the points. Both forms can be
-/// given after @ to name that very point. ID is shown where there is room.
+/// from the point that this one was compared with, STORED is the size of its archive, PROVED is how
+/// long ago qdelta verify proved on this host all that the point needs. Times are local, with their
+/// offset from UTC; with --utc they are the ids of the points. Both forms can be given after @ to
+/// name that very point. ID is shown where there is room.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("points"), after_long_help = examples::long(Some("points")))]
 pub struct Points {

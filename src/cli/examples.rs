@@ -28,7 +28,7 @@ pub fn list(command: &str) -> &'static [Example] {
         "backup" => &[
             ("The disk is called after the file: web", "qdelta backup web.qcow2"),
             ("Two disks of one guest", "qdelta backup web-data.qcow2 --disk web/data"),
-            ("A new chain, say once a month", "qdelta backup web.qcow2 --kind full"),
+            ("A new chain", "qdelta backup web.qcow2 --kind full"),
             ("The same without reading the image again", "qdelta backup web.qcow2 --synthetic"),
             ("A raw disk: name its format", "qdelta backup /dev/vg/web --format raw"),
             ("Let QEMU record what changes from now on", "qdelta backup web.qcow2 --anchor bitmap"),
