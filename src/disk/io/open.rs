@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::base::error::{Error, ErrorKind};
+use crate::disk::sys::FileId;
 
 /// How a regular file, or a block device, is opened. Everything else is refused: see [`is_refusal`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,6 +218,22 @@ pub fn open_folder(at: impl AsFd, path: &Path, follow: bool) -> rustix::io::Resu
     let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !follow);
     rustix::fs::openat(at, path, flags, Mode::empty())
+}
+
+/// The regular file of this name in an open folder: which file it is, its length, and the time of its last
+/// change in seconds and nanoseconds. None for anything else, symbolic links included. The path to the
+/// folder is not walked again for each name.
+///
+/// # Errors
+/// Nothing has the name, or it can't be looked at.
+pub fn file_in(folder: impl AsFd, name: &str) -> io::Result<Option<(FileId, u64, (i64, i64))>> {
+    let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    let id = FileId::File { device: stat.st_dev, inode: stat.st_ino };
+    let len = u64::try_from(stat.st_size).unwrap_or_default();
+    Ok(Some((id, len, (stat.st_ctime, stat.st_ctime_nsec as i64))))
 }
 
 /// Gets hold of what lies at `path` without opening it for anything: no pipe blocks, no device acts.
