@@ -71,6 +71,7 @@ fn full_and_increments_restore_exactly() {
             disk: None,
             point: None,
             quick,
+            scrub: None,
             resources: Resources::default(),
         };
         let report = verify::run(&repository, &request, &Silent, &Cancel::default()).unwrap();

@@ -17,34 +17,35 @@ use qdelta::{
 use crate::harness::content::Random;
 use crate::harness::{Lab, sweep};
 
-const FAULTS: [Fault; 4] = [
+pub const FAULTS: [Fault; 4] = [
     Fault { works: false, kills: false },
     Fault { works: true, kills: false },
     Fault { works: false, kills: true },
     Fault { works: true, kills: true },
 ];
 
-fn resources() -> Resources {
+pub fn resources() -> Resources {
     Resources { threads: 1, backend: Backend::Threads, ..Resources::default() }
 }
 
 /// What a disk was at a point.
-struct State {
-    point: PointId,
-    disk: DiskId,
+pub struct State {
+    pub point: PointId,
+    pub disk: DiskId,
     bytes: Vec<u8>,
 }
 
 /// A guest with two disks, the second of which came later, in a repository that is copied for each try.
-struct Scene {
+pub struct Scene {
     _lab: Lab,
     memory: Memory,
-    states: Vec<State>,
-    points: Vec<PointId>,
+    pub states: Vec<State>,
+    pub points: Vec<PointId>,
 }
 
 impl Scene {
-    fn new() -> Self {
+    /// One of its points may begin a chain of its own.
+    pub fn new(full: Option<usize>) -> Self {
         let lab = Lab::new();
         let memory = Memory::default();
         let repository =
@@ -62,7 +63,7 @@ impl Scene {
             }
             let images: Vec<_> = paths[..count].iter().zip(["a", "b"]).map(image).collect();
             let options = BackupOptions {
-                kind: KindChoice::Auto,
+                kind: if full == Some(number) { KindChoice::Full } else { KindChoice::Auto },
                 block_size: Some(16384).filter(|_| number == 0),
                 resources: resources(),
                 ..BackupOptions::default()
@@ -84,7 +85,7 @@ impl Scene {
         Self { _lab: lab, memory, states, points }
     }
 
-    fn copy(&self) -> Memory {
+    pub fn copy(&self) -> Memory {
         let copy = Memory::default();
         for name in self.memory.names() {
             let mut staged = copy.stage(&name).unwrap();
@@ -96,7 +97,7 @@ impl Scene {
     }
 
     /// The points that are listed are whole, and all those are listed that must be. Gives their ids.
-    fn check(&self, memory: &Memory, stay: &[PointId], story: &str) -> Vec<PointId> {
+    pub fn check(&self, memory: &Memory, stay: &[PointId], story: &str) -> Vec<PointId> {
         let repository = Repository::open_in(Arc::new(memory.clone())).unwrap();
         let catalog = repository.catalog();
         let mut listed = Vec::new();
@@ -118,10 +119,15 @@ impl Scene {
         listed
     }
 
-    fn verify(&self, memory: &Memory, story: &str) {
+    pub fn verify(&self, memory: &Memory, story: &str) {
         let repository = Repository::open_in(Arc::new(memory.clone())).unwrap();
-        let request =
-            VerifyRequest { disk: None, point: None, quick: false, resources: resources() };
+        let request = VerifyRequest {
+            disk: None,
+            point: None,
+            quick: false,
+            scrub: None,
+            resources: resources(),
+        };
         let report = qdelta::verify(&repository, &request, &Silent, &Cancel::default()).unwrap();
         assert!(report.findings.is_empty(), "{story}: {:#?}", report.findings);
     }
@@ -195,7 +201,7 @@ fn try_at(
 
 /// `QDELTA_SWEEP=9` tries every fault at every call; otherwise each call is tried by some.
 fn sweep_over(range: (usize, usize)) {
-    let scene = Scene::new();
+    let scene = Scene::new(None);
     let step = 9_u64.div_ceil(sweep());
     let variants = FAULTS.into_iter().flat_map(|fault| {
         [false, true]

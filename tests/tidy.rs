@@ -150,6 +150,7 @@ const ROOMS: &[&str] = &[
     "flows/restore",
     "flows/verify",
     "flows/retain",
+    "flows/prune",
     "flows/bench",
 ];
 

@@ -1,6 +1,7 @@
 //! Makes chains of any length without an image: archives and manifests as a backup writes them,
 //! every frame and every root right.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::ops::Range;
 use std::path::Path;
@@ -22,8 +23,7 @@ pub type Outcome<T> = Result<T, Box<dyn Error>>;
 /// When the first point was made: the start of 2026.
 const FIRST_MS: u64 = 1_767_225_600_000;
 
-/// A point was made every hour.
-const INTERVAL_MS: u64 = 3_600_000;
+const HOUR_MS: u64 = 3_600_000;
 
 /// A disk and the blocks that each of its points writes.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +37,11 @@ pub struct Shape {
     /// How many different blocks there are at all, at most 255. Many points share few blocks on a
     /// huge disk so that a frame costs no compression.
     pub patterns: u8,
+    /// The time from one point to the next.
+    pub interval_ms: u64,
+    /// The first point writes the whole disk, and the others as a guest does that writes mostly to a third
+    /// of it: nine of ten. Blocks do not compress.
+    pub nights: bool,
 }
 
 impl Shape {
@@ -47,6 +52,8 @@ impl Shape {
         one_in: 256,
         hot_one_in: 1,
         patterns: 255,
+        interval_ms: HOUR_MS,
+        nights: false,
     };
 
     /// The largest disk: 16 TiB, of which a point writes 1 % of the blocks, one here and one there.
@@ -57,6 +64,19 @@ impl Shape {
         one_in: 100,
         hot_one_in: 50,
         patterns: 255,
+        interval_ms: HOUR_MS,
+        nights: false,
+    };
+
+    /// A disk of 32 MiB with a backup each night, of which 1 % have changed.
+    pub const NIGHTS: Self = Self {
+        virtual_size: 32 << 20,
+        block_size: 16 << 10,
+        one_in: 100,
+        hot_one_in: 1,
+        patterns: 255,
+        interval_ms: 24 * HOUR_MS,
+        nights: true,
     };
 }
 
@@ -67,7 +87,7 @@ struct Pattern {
     digest: Digest,
 }
 
-/// A repository of one disk whose chain grows point by point.
+/// A disk in a repository whose chain grows point by point.
 pub struct Generator {
     repository: Repository,
     disk: DiskId,
@@ -86,9 +106,14 @@ impl Generator {
     /// Makes the repository in the new folder `root`. Its disk is called `DOMAIN/vda`.
     pub fn new(root: &Path, domain: &str, shape: Shape) -> Outcome<Self> {
         std::fs::create_dir_all(root)?;
+        Self::within(Repository::init(root)?, domain, shape)
+    }
+
+    /// A further disk, called `DOMAIN/vda`.
+    pub fn within(repository: Repository, domain: &str, shape: Shape) -> Outcome<Self> {
         let geometry = Geometry::new(shape.virtual_size, shape.block_size)?;
         Ok(Self {
-            repository: Repository::init(root)?,
+            repository,
             disk: DiskId { domain: domain.parse()?, disk: "vda".parse()? },
             shape,
             geometry,
@@ -101,14 +126,20 @@ impl Generator {
         })
     }
 
+    /// The newest point and its root.
+    pub fn newest(&self) -> Option<(PointId, Digest)> {
+        self.newest.as_ref().map(|(_, point, root)| (*point, *root))
+    }
+
     /// How many points there are.
     pub fn points(&self) -> u64 {
         self.points
     }
 
-    /// Adds a point: a full first, then increments.
-    pub fn add(&mut self) -> Outcome<()> {
-        let point = PointId::from_ms(FIRST_MS + self.points * INTERVAL_MS).ok_or("no such time")?;
+    /// Adds a point: a full first, then increments. Gives the blocks that it writes.
+    pub fn add(&mut self) -> Outcome<Vec<u32>> {
+        let point = PointId::from_ms(FIRST_MS + self.points * self.shape.interval_ms);
+        let point = point.ok_or("no such time")?;
         let kind = if self.newest.is_none() { Kind::Full } else { Kind::Incremental };
         let metadata = self.metadata(point, kind)?;
         let lock = self.repository.lock(&self.disk.domain)?;
@@ -159,7 +190,7 @@ impl Generator {
         pending.commit(&manifest)?;
         self.newest = Some((metadata, point, root));
         self.points += 1;
-        Ok(())
+        Ok(changed)
     }
 
     fn metadata(&self, point: PointId, kind: Kind) -> Outcome<Metadata> {
@@ -189,8 +220,23 @@ impl Generator {
 
     /// The blocks that the next point writes, ascending.
     fn choose(&self) -> Vec<u32> {
-        let Shape { one_in, hot_one_in, .. } = self.shape;
-        let seed = mix(self.points);
+        let Shape { one_in, hot_one_in, nights, .. } = self.shape;
+        let name = self.disk.domain.as_str().len() as u64;
+        let seed = if nights { mix(self.points ^ mix(name)) } else { mix(self.points) };
+        if nights {
+            let count = self.geometry.block_count();
+            let writes = if self.points == 0 { 0 } else { count / one_in };
+            let write = |number: u64| {
+                let random = mix(seed ^ mix(number));
+                let end = if random.is_multiple_of(10) { count } else { count / 3 };
+                ((random >> 8) % end) as u32
+            };
+            let blocks: BTreeSet<u32> = (0..writes).map(write).collect();
+            return match self.points {
+                0 => (0..count as u32).collect(),
+                _ => blocks.into_iter().collect(),
+            };
+        }
         let is_hot = |block: &u64| mix(*block).is_multiple_of(hot_one_in);
         let of_hot = one_in / hot_one_in;
         let is_written = |block: &u64| (mix(block ^ seed) >> 20).is_multiple_of(of_hot);
@@ -216,7 +262,7 @@ impl Generator {
                 digests.push(self.patterns[usize::from(*place) - 1].digest);
                 mask |= 1 << (block - first);
                 if blocks.len() > 1 {
-                    raw.extend(bytes_of(*place, self.shape.block_size));
+                    raw.extend(bytes_of(*place, self.shape));
                 }
             }
             let pattern = &self.patterns[usize::from(self.blocks[blocks[0] as usize]) - 1];
@@ -273,7 +319,7 @@ impl Generator {
 fn patterns(shape: Shape) -> Outcome<Vec<Pattern>> {
     let mut compressor = Compressor::new(1)?;
     let pattern = |number| {
-        let raw = bytes_of(number, shape.block_size);
+        let raw = bytes_of(number, shape);
         let mut payload = Vec::new();
         let codec = compressor.compress(&raw, &mut payload)?;
         let payload = if codec == Codec::Stored { raw.clone() } else { payload };
@@ -282,8 +328,12 @@ fn patterns(shape: Shape) -> Outcome<Vec<Pattern>> {
     (1..=shape.patterns).map(pattern).collect()
 }
 
-fn bytes_of(pattern: u8, block_size: u32) -> Vec<u8> {
-    vec![pattern; block_size as usize]
+fn bytes_of(pattern: u8, shape: Shape) -> Vec<u8> {
+    let mut bytes = vec![pattern; shape.block_size as usize];
+    if shape.nights {
+        fastrand::Rng::with_seed(u64::from(pattern)).fill(&mut bytes);
+    }
+    bytes
 }
 
 /// A number that looks random and is always the same (splitmix64).

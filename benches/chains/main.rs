@@ -5,6 +5,7 @@
 //! cargo bench --bench chains -- linear [DIRECTORY [INCREMENTS...]]
 //! cargo bench --bench chains -- corner [DIRECTORY [INCREMENTS...]]
 //! cargo bench --bench chains -- read [DIRECTORY [INCREMENTS...]]
+//! cargo bench --bench chains -- years [DIRECTORY [NIGHTS]]
 //! cargo bench --bench chains -- make linear|corner FOLDER INCREMENTS
 //! ```
 //!
@@ -16,10 +17,15 @@
 //! `read` is random reads of 4 KiB by one thread through `PointReader`, from chains of 1 and of 100
 //! archives of the disk of 256 MiB.
 //!
+//! `years` is three guests of 32 MiB each with a backup every night for three years, pruned every night under
+//! several policies: what merging writes and what is stored, each night, with all roots proved at 50 random
+//! moments. The plot goes to standard output.
+//!
 //! `QDELTA` names another program to measure than the one built beside this bench.
 
 mod generate;
 mod read;
+mod years;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -46,6 +52,7 @@ fn main() -> Outcome<()> {
             let folder = directory.join("qdelta-bench-chains.tmp");
             let result = match *shape {
                 "read" => read::measure(&folder, counts),
+                "years" => years::measure(&folder, &counts),
                 shape => measure(shape, &folder, counts),
             };
             fs::remove_dir_all(&folder)?;
@@ -53,7 +60,7 @@ fn main() -> Outcome<()> {
         }
         // Without a word, as `cargo bench` runs all benches: nothing that takes hours.
         [] => {
-            println!("say which: linear, corner or read");
+            println!("say which: linear, corner, read or years");
             Ok(())
         }
     }

@@ -61,6 +61,10 @@ pub enum Code {
     NotReleased,
     /// Archives could not be merged.
     NotMerged,
+    /// An archive was found to be damaged, and is still the file that it was found in.
+    DamagedArchive,
+    /// This host could not note what it learnt: it will learn the same again.
+    NotNoted,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

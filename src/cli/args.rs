@@ -6,10 +6,12 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use qdelta::base::period::Period;
 use qdelta::disk::flow::pipeline::Resources;
 use qdelta::disk::image::{self, OpenOptions};
 use qdelta::disk::io::{self, Backend};
 use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
+use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
@@ -444,6 +446,20 @@ pub struct Verify {
     /// Check only the checksums: this finds damaged files and takes less time
     #[arg(long)]
     pub quick: bool,
+
+    /// Leave out archives that were proved within this time, such as 30d
+    ///
+    /// What was proved longest ago, or never, comes first. When each archive was proved is noted in the
+    /// folder of this host's state (--state), and shown by qdelta points.
+    #[arg(long, value_name = "AGE")]
+    pub max_age: Option<Period>,
+
+    /// Stop after so much time (2h, 90min) or so many bytes (200G); the next run goes on
+    ///
+    /// What was proved longest ago, or never, comes first. The archive at hand is finished. Indexes are
+    /// read beside the budget: they are small.
+    #[arg(long, value_name = "TIME|SIZE", value_parser = values::budget)]
+    pub budget: Option<Budget>,
 
     /// How to work.
     #[command(flatten)]

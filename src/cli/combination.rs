@@ -99,6 +99,11 @@ fn rules(command: &str) -> &'static [Rule] {
             when: |typed| !typed.has("disk"),
             why: "needs a DISK: name the disk whose anchors are to be removed",
         }],
+        "verify" => &[Rule {
+            options: &["max_age", "budget"],
+            when: |typed| typed.has("quick"),
+            why: "is about proofs, and --quick proves nothing: leave one of them out",
+        }],
         "map" => &[NAMES, SNAPSHOT],
         "info" | "bench" => &[NAMES],
         "completions" => &[Rule {

@@ -61,6 +61,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("Everything", "qdelta verify"),
             ("One point", "qdelta verify web@latest"),
             ("Only look for damaged files", "qdelta verify --quick"),
+            (
+                "Each night two hours: what was not proved for a month, the longest unproved first",
+                "qdelta verify --max-age 30d --budget 2h",
+            ),
         ],
         "points" => &[
             ("All disks", "qdelta points"),

@@ -76,8 +76,10 @@ pub struct Merge {
 /// Every rule sees every point of a guest, and a point stays if one of them keeps it: the newest of each of
 /// the last so many hours, days, weeks, months or years that have a point. A point is of all disks of its
 /// guest. Pinned points stay and count for no rule; so do safety points for their own time. What is
-/// removed can be brought back with qdelta undelete until its grace is over. Without rules on the command
-/// line, those of [keep] in the repository's qdelta.toml hold.
+/// removed can be brought back with qdelta undelete until its grace is over. Then its data goes: at once
+/// where nothing builds on it, or by a merge with the point that does, as soon as that frees a share of
+/// what it writes (merge_share in qdelta.toml). Without rules on the command line, those of [keep] in
+/// qdelta.toml hold.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("prune"), after_long_help = examples::long(Some("prune")))]
 pub struct Prune {
@@ -85,9 +87,14 @@ pub struct Prune {
     #[arg(value_name = "GUEST", value_parser = values::wanted)]
     pub guests: Vec<Wanted>,
 
-    /// Only show what stays and what goes, and why
+    /// Only show what stays and what goes, and why, and what would be merged
     #[arg(long)]
     pub dry_run: bool,
+
+    /// Go on until SIZE is free on the repository's filesystem: whatever a merge frees, then whatever
+    /// grace is left. What the rules keep stays
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
+    pub until_free: Option<u64>,
 
     /// The rules.
     #[command(flatten)]
@@ -102,6 +109,14 @@ pub struct Prune {
     /// of that guest is removed
     #[arg(long)]
     pub trust_clock: bool,
+
+    /// Compression level of zstd for what must be packed anew
+    #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
+    pub level: i32,
+
+    /// How to work.
+    #[command(flatten)]
+    pub work: Engine,
 }
 
 /// The rules of `prune`.

@@ -1,8 +1,10 @@
 //! Words of the command line that are values of our own.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use qdelta::base::period::Period;
+use qdelta::flows::verify::Budget;
 use qdelta::formats::archive::Geometry;
 use qdelta::vault::repository::{Count, DiskSpec, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
@@ -100,6 +102,22 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     text::parse_bytes(text).map_err(|error| refusal(&error))
 }
 
+/// How much a scrub may take: a time or a number of bytes.
+pub fn budget(text: &str) -> Result<Budget, String> {
+    let units = [("min", 60), ("h", 3600), ("s", 1)];
+    let time = units.iter().find_map(|(unit, seconds)| {
+        let number: u64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+        number.checked_mul(*seconds)
+    });
+    if let Some(seconds) = time {
+        return Ok(Budget::Time(Duration::from_secs(seconds)));
+    }
+    let size =
+        text::parse_bytes(text).ok().filter(|_| text.ends_with(|c: char| !c.is_ascii_digit()));
+    size.map(Budget::Bytes)
+        .ok_or_else(|| "write a time like 2h or 90min, or a size like 200G".to_owned())
+}
+
 /// How many points a rule keeps.
 pub fn count(text: &str) -> Result<Count, String> {
     text.parse().map_err(|error| refusal(&error))
@@ -136,6 +154,17 @@ mod tests {
         assert_eq!(disk.point, None);
         for bad in ["", "@latest", "vm@", "vm@soon", "vm@latest@latest", "../vm@latest"] {
             assert!(bad.parse::<DiskAt>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn budgets() {
+        assert_eq!(budget("2h").unwrap(), Budget::Time(Duration::from_secs(7200)));
+        assert_eq!(budget("90min").unwrap(), Budget::Time(Duration::from_secs(5400)));
+        assert_eq!(budget("200G").unwrap(), Budget::Bytes(200 << 30));
+        // A number alone may be meant as either.
+        for bad in ["", "2", "h", "-1h", "2x", "99999999999999999h", "1.5h"] {
+            assert!(budget(bad).is_err(), "{bad:?}");
         }
     }
 

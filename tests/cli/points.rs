@@ -149,7 +149,7 @@ fn chains_are_drawn_in_eighty_columns() {
     assert_eq!(first_column(&ids)[3], "├─ 20261121T120000.000Z");
     assert!(ids.contains("POINT (UTC)"), "{ids}");
     // Where there is room, both are shown.
-    let wide = shelf.points(&[], "120").stdout;
+    let wide = shelf.points(&[], "140").stdout;
     assert!(wide.contains("20261121T120000.000Z") && wide.contains("scan"), "{wide}");
 
     assert!(run.stdout.starts_with("vm/disk: 5 points in 2 chains"), "{}", run.stdout);

@@ -2,6 +2,7 @@
 //! be brought back.
 
 use std::fs;
+use std::ops::Range;
 
 use qdelta::formats::archive::Kind;
 use qdelta::vault::repository::{Marks, PointId, Removal};
@@ -10,6 +11,9 @@ use serde_json::Value;
 use super::pins::{done, on, refused};
 use super::points::Shelf;
 use super::{json, word};
+use crate::harness::content::Random;
+use crate::harness::repo::{Repo, point_of};
+use crate::harness::{Lab, args};
 
 /// So many nights of one guest.
 fn nights(count: u64) -> Shelf {
@@ -58,10 +62,32 @@ fn a_dry_run_shows_every_point_and_does_nothing() {
     let report = of(&shelf, &words[..6]);
     assert_eq!(kept(&report), ["20261120", "20261121", "20261124", "20261125"]);
     assert_eq!(manifests(), before);
+    // And data that goes: a full that nothing builds on, and one that the next night wrote over; but not
+    // a night whose blocks all stand.
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let (image, mut bytes) = (lab.path("disk.raw"), vec![0; 1 << 20]);
+    let mut random = Random::new(1);
+    let mut night = |kind, half: Range<usize>| {
+        bytes[half.clone()].copy_from_slice(&random.noise(half.len()));
+        fs::write(&image, &bytes).unwrap();
+        point_of(&repo.backup(&image, "vm/disk", &["--format", "raw", "--kind", kind]))
+    };
+    night("full", 0..1 << 20);
+    night("full", 0..1 << 20);
+    let pinned = night("incremental", 0..1 << 20);
+    night("incremental", 0..1 << 19);
+    night("incremental", 1 << 19..1 << 20);
+    repo.run(args!["pin", format!("vm@{pinned}")]).ok();
+    let words = args!["prune", "--keep-daily=1", "--grace=0", "--json"];
+    let planned = repo.run([words.clone(), args!["--dry-run"]].concat()).ok().json();
+    let done = repo.run(words).ok().json();
     json::compare(
         "prune",
-        &[&report],
+        &[&report, &planned, &done],
         &[
+            ".guests[].data.spared[].problem",
+            ".guests[].data.spared[].problem.advice",
             ".guests[].error",
             ".guests[].error.advice",
             ".guests[].error.kind",

@@ -260,8 +260,10 @@ const TABLES: &[Table] = &[
         entries: &[
             Entry(&["g"], &["some", "everything"], "what is verified"),
             Entry(&["--quick"], &[], "checksums alone"),
+            Entry(&["--max-age", "30d"], &[], "what was proved since is left out"),
+            Entry(&["--budget", "200G"], &[], "how much is read"),
         ],
-        apart: &[],
+        apart: &[("--quick", "--max-age"), ("--quick", "--budget")],
     },
     Table {
         command: "points",
@@ -289,6 +291,8 @@ const TABLES: &[Table] = &[
             Entry(&["--keep-safety", "1d"], &[], "a rule, beside others; an error alone"),
             Entry(&["--grace", "0"], &[], "until when the points can come back"),
             Entry(&["--trust-clock"], &[], "points may go although the clock jumped"),
+            Entry(&["--until-free", "1G"], &[], "how far to go"),
+            Entry(&["--level", "3"], &[], "how what is merged is packed"),
         ],
         apart: &[],
     },

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::Result;
 use qdelta::base::duration;
-use qdelta::base::observer::Silent;
+use qdelta::base::observer::{Recorder, Silent};
 use qdelta::flows::anchors::inventory;
 use qdelta::flows::report::{DiskPointsReport, PointReport, PointsReport, PointsTotals};
 use qdelta::vault::repository::{Catalog, DiskId, Point, PointId, PointList, Survey};
@@ -34,7 +34,11 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         totals: totals_of(&disks),
         damaged: Vec::new(),
         unreadable: Vec::new(),
+        warnings: Vec::new(),
     };
+    let recorder = Recorder::new(&context.screen);
+    catalog.warn_of_damage(&disks, &recorder);
+    report.warnings = recorder.take();
     if let Some(error) = repository.trouble() {
         report.add_unreadable(repository.path().join("qdelta.toml"), &error);
     }
@@ -47,13 +51,15 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     for (index, disk) in disks.iter().enumerate() {
         let mut list = catalog.points(disk)?;
         let health = catalog.health(disk, &list)?;
+        let proofs = catalog.proofs(disk, &list.points, view.now);
         let above = shown_parents(&list, args.removed);
         list.points.retain(|point| args.removed || point.removed.is_none());
         add(&mut report.totals, &list);
         if context.out.json {
             let points = list.points.iter().map(|point| {
                 let restorable = health.restorable.contains(&point.id);
-                PointReport::new(point, repository.describe(&point.archive), restorable)
+                let proved = proofs.get(&point.id).copied();
+                PointReport::new(point, repository.describe(&point.archive), restorable, proved)
             });
             let points = points.collect();
             report.disks.push(DiskPointsReport { disk: disk.to_string(), points });
@@ -61,7 +67,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
             if index > 0 {
                 context.out.line("")?;
             }
-            show(disk, &list, &above, &view, context)?;
+            show(disk, &list, &above, &proofs, &view, context)?;
             show_anchors(&catalog, disk, context)?;
         }
         for folder in &list.unreadable {
@@ -144,12 +150,13 @@ impl View {
             column("SIZE", true, 5),
             column("CHANGED", true, 2),
             column("STORED", true, 3),
-            column("TRACKER", false, 6),
+            column("TRACKER", false, 7),
             column("CONSISTENCY", false, 4),
             column("AGE", true, 1),
+            column("PROVED", true, 6),
         ];
         if self.zone.is_some() {
-            columns.push(column("ID", false, 7));
+            columns.push(column("ID", false, 8));
         }
         columns
     }
@@ -160,6 +167,7 @@ fn show(
     disk: &DiskId,
     list: &PointList,
     above: &BTreeMap<PointId, PointId>,
+    proofs: &BTreeMap<PointId, Timestamp>,
     view: &View,
     context: &mut Context,
 ) -> Result<()> {
@@ -180,7 +188,7 @@ fn show(
     let mut rows = Vec::new();
     for (index, branch) in tree::draw(&parents, &lines) {
         let Some(point) = list.points.get(index) else { continue };
-        rows.push(row(&branch, point, view));
+        rows.push(row(&branch, point, proofs.get(&point.id).copied(), view));
     }
     for line in text::table(&view.columns(), &rows, context.out.width()) {
         context.out.line(line)?;
@@ -236,7 +244,7 @@ fn kind_of(point: &Point, now: Timestamp) -> String {
 }
 
 /// The line of one point.
-fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
+fn row(branch: &str, point: &Point, proved: Option<Timestamp>, view: &View) -> Vec<String> {
     let record = &point.record;
     let age = view.now.as_second() - point.id.time().as_second();
     vec![
@@ -251,6 +259,9 @@ fn row(branch: &str, point: &Point, view: &View) -> Vec<String> {
         record.tracker.to_string(),
         point.consistency.as_str().to_owned(),
         duration::age(age),
+        proved.map_or("never".to_owned(), |time| {
+            duration::age(view.now.as_second() - time.as_second())
+        }),
         point.id.to_string(),
     ]
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use qdelta::base::clock;
-use qdelta::flows::report::{Fate, GuestPrune, PruneReport, Verdict};
+use qdelta::flows::merge::MergeOptions;
+use qdelta::flows::prune::{self, PruneRequest};
+use qdelta::flows::report::{Fate, GuestPrune, MarkReport, Reclaimed, Spare, Verdict};
 use qdelta::flows::retain::{self, Clock, Policy};
 use qdelta::vault::repository::{Catalog, DomainName, Wanted};
 use qdelta::{Error, ErrorKind, Result};
@@ -11,8 +13,7 @@ use qdelta::{Error, ErrorKind, Result};
 use super::pin::{find, show};
 use crate::cli::point_args::{Prune, Undelete};
 use crate::cli::text::{self, Column};
-use crate::cli::{Context, status, two_lines};
-use qdelta::flows::report::MarkReport;
+use crate::cli::{Context, signals, status, two_lines};
 
 /// The columns of the list; the reasons take what is left of a line.
 const COLUMNS: &[Column] = &[
@@ -25,7 +26,7 @@ const COLUMNS: &[Column] = &[
 /// What a line of the list has besides the reasons, without the time.
 const BESIDE_REASONS: usize = 20 + 2 + 7 + 2;
 
-/// Shows what the rules say, and marks what they do not keep.
+/// Shows what the rules say, marks what they do not keep, and lets go of what was marked long ago.
 pub fn run(args: &Prune, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let settings = repository.settings()?;
@@ -38,20 +39,26 @@ pub fn run(args: &Prune, context: &mut Context) -> Result<u8> {
         clock: if args.trust_clock { Clock::Trusted } else { Clock::Checked },
     };
     policy.check()?;
-    let domains = domains(&repository.catalog(), &args.guests)?;
-    let report = PruneReport {
-        repository: repository.path().to_owned(),
-        dry_run: args.dry_run,
+    let request = PruneRequest {
+        domains: domains(&repository.catalog(), &args.guests)?,
+        policy: policy.clone(),
         time_zone: settings.time_zone,
-        keep: policy.keep.clone(),
-        guests: retain::prune(&repository, &domains, &policy, args.dry_run)?,
+        merge_share: settings.merge_share,
+        until_free: args.until_free,
+        dry_run: args.dry_run,
+        merging: MergeOptions { level: args.level, resources: args.work.resources() },
     };
+    let cancel = signals::watch(&context.screen);
+    let report = prune::run(&repository, &request, &context.screen, &cancel)?;
     let removed: usize = report.guests.iter().map(|guest| guest.removed).sum();
     if !args.dry_run {
         context.out.was_done(format!("{} went", text::count(removed, "point")));
     }
     let failures = report.guests.iter().filter_map(|guest| guest.error.as_ref());
-    let status = failures.clone().next().map_or(status::DONE, |failure| status::of(failure.kind));
+    let failed = failures.clone().next().map(|failure| status::of(failure.kind));
+    let spared = report.guests.iter().flat_map(|guest| &guest.data.spared);
+    let status = failed.or_else(|| spared.filter_map(|it| status_of(&it.why)).next());
+    let status = status.unwrap_or(status::DONE);
     for failure in failures {
         context.screen.say(&two_lines(&failure.text, failure.advice.as_deref()));
     }
@@ -59,7 +66,7 @@ pub fn run(args: &Prune, context: &mut Context) -> Result<u8> {
         context.out.json(&report)?;
         return Ok(status);
     }
-    for guest in report.guests.iter().filter(|guest| guest.error.is_none()) {
+    for guest in report.guests.iter().filter(|guest| !guest.points.is_empty()) {
         show_guest(guest, &policy, args.dry_run, context)?;
     }
     if removed > 0 && !args.dry_run {
@@ -130,7 +137,75 @@ fn show_guest(
             context.out.line(line)?;
         }
     }
+    show_data(&guest.data, dry_run, context)
+}
+
+/// Says what became of the data of points that are gone.
+fn show_data(data: &Reclaimed, dry_run: bool, context: &mut Context) -> Result<()> {
+    let out = &mut context.out;
+    let did = |did, would| if dry_run { would } else { did };
+    let points = |count: usize| text::count(count, "point");
+    if !data.dropped.is_empty() {
+        let count = points(data.dropped.len());
+        out.line(format!("  {} {count} that nothing builds on", did("dropped", "would drop")))?;
+    }
+    for merge in &data.merges {
+        out.line(format!(
+            "  {} {} into {}: {} read, {} written, {} freed",
+            did("merged", "would merge"),
+            points(merge.absorbed.len()),
+            merge.point,
+            text::bytes(merge.bytes_read),
+            text::bytes(merge.bytes_written),
+            text::bytes(merge.bytes_freed)
+        ))?;
+    }
+    for spared in &data.spared {
+        let count = points(spared.points.len());
+        out.line(format!("  {count} past their grace stay: {}", why(&spared.why)))?;
+    }
+    if data.bytes_freed > 0 {
+        let freed = text::bytes(data.bytes_freed);
+        out.line(match (dry_run, data.waiting) {
+            (true, _) => {
+                format!("  would free {freed}; needs {} of room", text::bytes(data.room_needed))
+            }
+            (false, false) => format!("  freed {freed}"),
+            (false, true) => format!(
+                "  {freed} will be free: points are being read, and the next run removes what was \
+                 replaced"
+            ),
+        })?;
+    }
     Ok(())
+}
+
+/// Why points stay though their grace is over.
+fn why(spare: &Spare) -> String {
+    match spare {
+        Spare::Share { bytes_written, bytes_freed } => format!(
+            "a merge would write {} to free {}",
+            text::bytes(*bytes_written),
+            text::bytes(*bytes_freed)
+        ),
+        Spare::NeededBy { by } => format!("{} build on it", text::count(by.len(), "point")),
+        Spare::Room { bytes_needed, bytes_free } => format!(
+            "a merge needs {} of room, and {} is free",
+            text::bytes(*bytes_needed),
+            text::bytes(*bytes_free)
+        ),
+        Spare::Enough => "enough is free without them".to_owned(),
+        Spare::Damaged { problem } => problem.text.clone(),
+    }
+}
+
+/// The status that tells of points that ought to have gone.
+fn status_of(spare: &Spare) -> Option<u8> {
+    match spare {
+        Spare::Damaged { .. } => Some(status::DAMAGED),
+        Spare::Room { .. } => Some(status::of(ErrorKind::NoSpace)),
+        Spare::Share { .. } | Spare::NeededBy { .. } | Spare::Enough => None,
+    }
 }
 
 /// The line of a point.

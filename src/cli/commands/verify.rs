@@ -1,8 +1,9 @@
 //! `qdelta verify`: proof that points can be restored.
 
 use qdelta::Result;
-use qdelta::flows::report::{FileState, VerifyReport};
-use qdelta::flows::verify::{self, VerifyRequest};
+use qdelta::base::duration;
+use qdelta::flows::report::{FileState, ScrubReport, VerifyReport};
+use qdelta::flows::verify::{self, Scrub, VerifyRequest};
 
 use crate::cli::args::Verify;
 use crate::cli::{Context, signals, status, text};
@@ -14,8 +15,10 @@ pub fn run(args: Verify, context: &mut Context) -> Result<u8> {
         Some(at) => (Some(at.disk), at.point),
         None => (None, None),
     };
-    let request =
-        VerifyRequest { disk, point, quick: args.quick, resources: args.work.resources() };
+    let is_scrub = args.max_age.is_some() || args.budget.is_some();
+    let scrub = is_scrub.then_some(Scrub { max_age: args.max_age, budget: args.budget });
+    let resources = args.work.resources();
+    let request = VerifyRequest { disk, point, quick: args.quick, scrub, resources };
     let cancel = signals::watch(&context.screen);
     let report = verify::run(&repository, &request, &context.screen, &cancel)?;
     if context.out.json {
@@ -60,6 +63,20 @@ fn show(report: &VerifyReport, context: &mut Context) -> Result<()> {
         }
     }
     let number = |count: u64, what| text::count(usize::try_from(count).unwrap_or(usize::MAX), what);
+    if let Some(scrub) = &report.scrub {
+        out.line(format!(
+            "{}: {} read, {} proved, took {}",
+            number(report.archives, "archive"),
+            text::bytes(report.bytes_read),
+            text::bytes(report.bytes_verified),
+            text::took(report.seconds, report.bytes_read),
+        ))?;
+        out.line(left(scrub))?;
+        return match report.findings.is_empty() {
+            true => Ok(()),
+            false => out.line(summary(report)),
+        };
+    }
     out.line(format!(
         "{} in {}: {} read, {} {}, took {}",
         number(report.points, "point"),
@@ -75,6 +92,29 @@ fn show(report: &VerifyReport, context: &mut Context) -> Result<()> {
         (true, _) => "all checksums are right".to_owned(),
         (false, _) => summary(report),
     })
+}
+
+/// What a scrub left for the next one.
+fn left(scrub: &ScrubReport) -> String {
+    if scrub.archives_left == 0 {
+        return "nothing is left that is due".to_owned();
+    }
+    let archives = usize::try_from(scrub.archives_left).unwrap_or(usize::MAX);
+    let oldest = match (scrub.never_proved, scrub.oldest_proof) {
+        (0, Some(time)) => {
+            let now = qdelta::base::clock::now().unwrap_or(time);
+            format!(
+                "the oldest proof is of {} ago",
+                duration::age(now.as_second() - time.as_second())
+            )
+        }
+        (never, _) => format!("{never} never proved"),
+    };
+    format!(
+        "left for the next run: {}, {}; {oldest}",
+        text::count(archives, "archive"),
+        text::bytes(scrub.bytes_left)
+    )
 }
 
 /// How many findings of each kind there are.

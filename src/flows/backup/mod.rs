@@ -168,6 +168,7 @@ pub fn run_together(
     let lock = repository.lock(domain)?;
     // From here on nobody else writes to the domain.
     let catalog = clean(repository, &lock, observer)?;
+    catalog.warn_of_damage(&disks, observer);
     let mut ready = Vec::new();
     for ((image, disk), (open, note)) in images.iter().zip(&disks).zip(&opens) {
         let mut disk = Ready::new(&catalog, disk, &image.path, open, options)?;

@@ -81,6 +81,11 @@ impl Family {
         Ok(family)
     }
 
+    /// All manifests, the oldest first.
+    pub fn manifests(&self) -> impl Iterator<Item = &Manifest> {
+        self.manifests.values()
+    }
+
     /// The manifest of a point.
     pub fn manifest(&self, point: PointId) -> Option<&Manifest> {
         self.manifests.get(&point)

@@ -12,6 +12,7 @@ mod file;
 mod marks;
 mod merge;
 mod points;
+mod prune;
 mod restore;
 mod retain;
 mod roll_back;
@@ -29,8 +30,11 @@ pub use merge::{MergeReport, MergedDisk};
 pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };
+pub use prune::{Reclaimed, Spare, Spared};
 pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use setup::{InitReport, ManReport};
-pub use verify::{ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, VerifyReport};
+pub use verify::{
+    ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, ScrubReport, VerifyReport,
+};

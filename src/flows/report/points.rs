@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::error::Error;
 use crate::base::json::text;
+use crate::base::warning::Warning;
 use crate::vault::repository::{
     Anchor, DamagedManifest, ImageRecord, Pin, Point, PointId, Refusal, Removal,
 };
@@ -26,6 +27,8 @@ pub struct PointsReport {
     pub damaged: Vec<DamagedReport>,
     /// Folders that can't be listed, and a `qdelta.toml` that can't be used.
     pub unreadable: Vec<UnreadableReport>,
+    /// What the admin should know.
+    pub warnings: Vec<Warning>,
 }
 
 /// What the listed disks come to.
@@ -103,6 +106,10 @@ pub struct PointReport {
     pub archive_present: bool,
     /// Whether every archive that the point needs is there, with the length that it had.
     pub restorable: bool,
+    /// When the point was proved last on this host: each archive that it needs was, then or later; none
+    /// if one never was.
+    #[serde(with = "text::optional")]
+    pub proved: Option<Timestamp>,
     /// The archive's id.
     #[serde(with = "text")]
     pub archive_id: ArchiveId,
@@ -171,8 +178,13 @@ impl PointsReport {
 
 impl PointReport {
     /// What is known of a point, whose archive is the file `archive`; `restorable` says whether all that
-    /// it needs is there.
-    pub fn new(point: &Point, archive: PathBuf, restorable: bool) -> Self {
+    /// it needs is there, `proved` when it was proved.
+    pub fn new(
+        point: &Point,
+        archive: PathBuf,
+        restorable: bool,
+        proved: Option<Timestamp>,
+    ) -> Self {
         let record = &point.record;
         Self {
             point: point.id,
@@ -196,6 +208,7 @@ impl PointReport {
             archive,
             archive_present: point.archive_present,
             restorable,
+            proved,
             archive_id: record.archive_id,
             image: record.image.clone(),
             refused: record.refused.clone(),

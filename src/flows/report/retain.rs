@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use qdelta_formats::archive::Consistency;
 use serde::{Deserialize, Serialize};
 
-use super::Failure;
+use super::{Failure, Reclaimed};
 use crate::base::json::text;
+use crate::base::warning::Warning;
 use crate::vault::repository::{DiskName, DomainName, Keep, PointId};
 
 /// What the rules say of the points of some guests, and what was done about it.
@@ -23,8 +24,15 @@ pub struct PruneReport {
     pub time_zone: String,
     /// The rules; those that are not set are `null`.
     pub keep: Keep,
+    /// Bytes that can be written to the repository's filesystem afterwards (in a dry run: now), if that is
+    /// known.
+    pub bytes_free: Option<u64>,
     /// The guests.
     pub guests: Vec<GuestPrune>,
+    /// What the admin should know.
+    pub warnings: Vec<Warning>,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 /// A guest's points and what the rules say of them.
@@ -43,7 +51,9 @@ pub struct GuestPrune {
     pub removed_before: usize,
     /// Every point, the oldest first.
     pub points: Vec<Verdict>,
-    /// Why nothing was done, if that is so.
+    /// What became of the data of points whose grace is over, or would.
+    pub data: Reclaimed,
+    /// Why not everything was done, if that is so.
     pub error: Option<Failure>,
 }
 
@@ -222,6 +232,7 @@ impl GuestPrune {
             removed: count(Fate::Remove),
             removed_before: count(Fate::Removed),
             points,
+            data: Reclaimed::default(),
             error: None,
         }
     }

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::base::json::text;
 use crate::base::warning::Warning;
 use crate::vault::repository::PointId;
 
@@ -26,6 +28,8 @@ pub struct VerifyReport {
     pub quick: bool,
     /// Whether everything that was looked at is proved: by digests and roots, and nothing was found.
     pub proved: bool,
+    /// What is left to prove, if this was a scrub.
+    pub scrub: Option<ScrubReport>,
     /// Everything that is not as it was written. Empty if all is well.
     pub findings: Vec<Finding>,
     /// Disk by disk: which points can be restored, and which archives are sound.
@@ -34,6 +38,20 @@ pub struct VerifyReport {
     pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// What a scrub left for the next one: archives that are due, and that its budget did not reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// How many archives.
+    pub archives_left: u64,
+    /// Their bytes.
+    pub bytes_left: u64,
+    /// How many of them were never proved on this host.
+    pub never_proved: u64,
+    /// When the one of the others was proved that was proved longest ago.
+    #[serde(with = "text::optional")]
+    pub oldest_proof: Option<Timestamp>,
 }
 
 /// How a file was found.

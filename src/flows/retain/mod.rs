@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::period::Period;
-use crate::flows::report::{Failure, Fate, GuestPrune, Reason, Verdict};
+use crate::flows::report::{Fate, GuestPrune, Reason, Verdict};
 use crate::vault::repository::{
     Catalog, DiskId, DomainLock, DomainName, Keep, Marks, PointId, Removal, Repository,
 };
@@ -103,6 +103,8 @@ pub fn remove(
             Fate::Remove => {
                 repository.mark(lock, verdict.point, |marks| {
                     marks.removed.get_or_insert_with(|| removal(reason));
+                    // One that still held would have kept it.
+                    marks.pinned = None;
                     Ok(())
                 })?;
             }
@@ -124,41 +126,19 @@ fn is_ahead(verdict: &Verdict, now: Timestamp) -> bool {
     verdict.reasons.iter().any(|it| matches!(it, Reason::Removed { at, .. } if *at > now))
 }
 
-/// What the rules say of some guests, each marked by it unless it is only to be shown. What fails in one
-/// stops no other.
-///
-/// # Errors
-/// As [`Policy::check`].
-pub fn prune(
-    repository: &Repository,
-    domains: &[DomainName],
-    policy: &Policy,
-    dry_run: bool,
-) -> Result<Vec<GuestPrune>> {
-    policy.check()?;
-    let one = |domain: &DomainName| -> Result<GuestPrune> {
-        if dry_run {
-            return decide(&repository.catalog(), domain, policy);
-        }
-        let lock = repository.lock(domain)?;
-        let decided = decide(&repository.catalog(), domain, policy)?;
-        remove(repository, &lock, &decided, policy)?;
-        Ok(decided)
-    };
-    let outcome = |domain: &DomainName| {
-        one(domain).unwrap_or_else(|error| GuestPrune {
-            error: Some(Failure::from(&error)),
-            ..GuestPrune::new(domain.clone(), false, Vec::new())
-        })
-    };
-    Ok(domains.iter().map(outcome).collect())
-}
-
 /// Brings a removed point back.
 ///
 /// # Errors
-/// [`ErrorKind::Usage`] if the point is not removed; its manifest can't be read or replaced.
+/// [`ErrorKind::Usage`] if the point is not removed, or has become part of another one already; its
+/// manifest can't be read or replaced.
 pub fn undelete(repository: &Repository, lock: &DomainLock, point: PointId) -> Result<Marks> {
+    for (carrier, manifest) in repository.catalog().manifests(lock.domain())? {
+        let Ok(manifest) = manifest else { continue };
+        if carrier != point && manifest.replaces.iter().any(|it| it.point == point) {
+            let text = format!("point {point} of {} is being removed for good", lock.domain());
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+    }
     repository.mark(lock, point, |marks| {
         let domain = lock.domain();
         marks.removed.take().map(drop).ok_or_else(|| {

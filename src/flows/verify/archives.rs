@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use qdelta_formats::archive::{Digest, FRAME_HEADER_LEN, FRAME_LEN_MAX};
 
@@ -22,7 +23,7 @@ use crate::flows::report::{
 use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Forest;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
-use crate::vault::repository::{Catalog, DiskId, Needed, ParentRecord, Point, PointId};
+use crate::vault::repository::{Catalog, DiskId, Needed, ParentRecord, Point, PointId, Stamp};
 
 /// What is wrong with the archives of a disk, and what that costs.
 #[derive(Default)]
@@ -47,6 +48,17 @@ impl Damage {
             costs.insert(point);
             self.costs.entry(point).or_default().insert(path.clone());
         }
+    }
+
+    /// What is wrong with a file.
+    pub(super) fn of(&self, path: &Path) -> Option<&str> {
+        let of_path = self.found.keys().find(|(found, _)| found == path)?;
+        Some(&of_path.1)
+    }
+
+    /// Whether a point can't be restored whole.
+    pub(super) fn costs(&self, point: PointId) -> bool {
+        self.costs.contains_key(&point)
     }
 
     /// Puts all of it into the report.
@@ -74,8 +86,20 @@ impl Damage {
     }
 }
 
-/// How the archives were found.
-type Found = BTreeMap<PathBuf, FileState>;
+/// The archives whose frames were read.
+#[derive(Default)]
+pub(super) struct Seen {
+    states: BTreeMap<PathBuf, FileState>,
+    /// The name of each, and what it was like before it was read.
+    pub stamps: BTreeMap<PathBuf, (String, Stamp)>,
+}
+
+impl Seen {
+    /// How the archives were found.
+    pub(super) fn states(self) -> BTreeMap<PathBuf, FileState> {
+        self.states
+    }
+}
 
 /// The verification of a disk's archives.
 pub(super) struct Run<'a> {
@@ -84,12 +108,17 @@ pub(super) struct Run<'a> {
     pub request: &'a VerifyRequest,
     pub observer: &'a dyn Observer,
     pub cancel: &'a Cancel,
+    /// The archives whose frames are read, by number; those of all if none. Of the others the indexes are,
+    /// for the roots of the points.
+    pub due: Option<&'a BTreeSet<usize>>,
+    /// When no further archive's frames are read.
+    pub until: Option<Instant>,
 }
 
 impl Run<'_> {
     /// Verifies archives, and the roots of the points that were asked for.
-    pub fn verify(&self, needed: &[Needed], report: &mut VerifyReport) -> Result<(Damage, Found)> {
-        let (mut damage, mut found) = (Damage::default(), Found::new());
+    pub fn verify(&self, needed: &[Needed], report: &mut VerifyReport) -> Result<(Damage, Seen)> {
+        let (mut damage, mut seen) = (Damage::default(), Seen::default());
         let above = Above::new(needed);
         for (number, archive) in needed.iter().enumerate() {
             for gap in &archive.gaps {
@@ -100,11 +129,12 @@ impl Run<'_> {
                 damage.add(gap.path.clone(), state, gap.error.chain(), above.points(number));
             }
         }
-        let lengths = needed.iter().filter(|archive| archive.is_there);
+        let numbered = needed.iter().enumerate();
+        let due = numbered.filter(|(number, archive)| archive.is_there && self.is_due(*number));
         let repository = self.catalog.repository();
         let length =
             |archive: &Needed| repository.storage().entry(&archive.link.archive).ok()??.len;
-        let total = lengths.filter_map(length).sum();
+        let total = due.filter_map(|(_, archive)| length(archive)).sum();
         let name = self.disk.to_string();
         self.observer.event(&Event::Begin { disk: Some(&name), phase: "verify", total });
         // One full after the other, so that no more archives are known at a time than it has.
@@ -115,11 +145,18 @@ impl Run<'_> {
                     continue;
                 };
                 self.cancel.check()?;
-                report.archives += 1;
-                let (problems, reader) = self.verify_archive(archive, report)?;
+                let is_due =
+                    self.is_due(number) && self.until.is_none_or(|until| Instant::now() < until);
                 let path = repository.describe(&archive.link.archive);
+                let stamp = self.catalog.stamp(&archive.link.archive);
+                let (problems, reader) = self.verify_archive(archive, is_due, report)?;
                 let state = if problems.is_empty() { FileState::Sound } else { FileState::Damaged };
-                found.insert(path.clone(), state);
+                if is_due || state == FileState::Damaged {
+                    report.archives += u64::from(is_due);
+                    let name = archive.link.archive.last().to_owned();
+                    seen.stamps.extend(stamp.map(|stamp| (path.clone(), (name, stamp))));
+                    seen.states.insert(path.clone(), state);
+                }
                 for problem in problems {
                     damage.add(path.clone(), FileState::Damaged, problem, above.points(number));
                 }
@@ -132,7 +169,11 @@ impl Run<'_> {
             }
         }
         self.observer.end();
-        Ok((damage, found))
+        Ok((damage, seen))
+    }
+
+    fn is_due(&self, number: usize) -> bool {
+        self.due.is_none_or(|due| due.contains(&number))
     }
 
     /// Proves the roots of the points of one full whose archives are all sound.
@@ -183,10 +224,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Everything wrong with one archive, and the archive as far as it could be opened.
+    /// Everything wrong with one archive, and the archive as far as it could be opened. Its frames are read
+    /// if it is due.
     fn verify_archive(
         &self,
         needed: &Needed,
+        is_due: bool,
         report: &mut VerifyReport,
     ) -> Result<(Vec<String>, Option<Arc<Reader>>)> {
         let file = self.catalog.repository().storage().open(&needed.link.archive);
@@ -203,6 +246,9 @@ impl Run<'_> {
         let mut problems = Vec::new();
         if let Err(error) = self.check_identity(&archive, needed) {
             problems.push(error.chain());
+        }
+        if !is_due {
+            return Ok((problems, Some(archive)));
         }
         report.bytes_read += archive.file_len();
         report.frames += archive.frame_count();

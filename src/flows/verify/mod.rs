@@ -6,22 +6,27 @@
 //! give, without restoring any.
 
 mod archives;
+mod scrub;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
+use crate::base::period::Period;
 use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::flows::report::{FileState, Finding, VerifyReport};
 use crate::vault::repository::{
-    Catalog, DiskId, DomainName, MachineFile, PointId, PointList, Repository, Selector, Wanted,
+    Catalog, DiskId, DomainName, MachineFile, Needed, Point, PointId, PointList, Repository,
+    Selector, Verdict, Wanted,
 };
+use archives::{Damage, Seen};
 
 /// What to verify, and how.
 #[derive(Debug, Clone)]
@@ -32,8 +37,28 @@ pub struct VerifyRequest {
     pub point: Option<Selector>,
     /// Checksums alone: nothing is decompressed.
     pub quick: bool,
+    /// Only what was not proved for long, and not more than fits; all of it if none.
+    pub scrub: Option<Scrub>,
     /// Threads and I/O.
     pub resources: Resources,
+}
+
+/// Which archives a scrub takes: what was proved longest ago comes first.
+#[derive(Debug, Clone, Default)]
+pub struct Scrub {
+    /// What was proved within this time is left out; without it, nothing is.
+    pub max_age: Option<Period>,
+    /// How much is read, or how long; without it, everything that is due.
+    pub budget: Option<Budget>,
+}
+
+/// What a scrub may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Budget {
+    /// So much time: the archive at hand is finished.
+    Time(Duration),
+    /// So many bytes of archives, or one archive that is longer.
+    Bytes(u64),
 }
 
 /// Verifies a repository, a disk, or a point.
@@ -75,8 +100,16 @@ pub fn run(
             disks.retain(|disk| !is_missing(disk));
         }
     }
-    for disk in &disks {
-        verify_disk(&catalog, disk, request, observer, cancel, &mut report)?;
+    match &request.scrub {
+        Some(scrub) => {
+            let work = scrub::Work { catalog: &catalog, request, observer, cancel, started };
+            work.run(scrub, &disks, &mut report)?;
+        }
+        None => {
+            for disk in &disks {
+                verify_disk(&catalog, disk, request, observer, cancel, &mut report)?;
+            }
+        }
     }
     let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
     for domain in domains {
@@ -108,20 +141,67 @@ fn verify_disk(
     report: &mut VerifyReport,
 ) -> Result<()> {
     let _hold = catalog.repository().hold(&disk.domain)?;
-    let points = match &request.point {
-        Some(selector) => vec![catalog.resolve(disk, selector)?],
-        None => {
-            let list = catalog.points(disk)?;
-            report_the_rest(catalog, disk, &list, report)?;
-            list.points
-        }
-    };
+    let points = points_of(catalog, disk, request, report)?;
     report.points += points.len() as u64;
     let needed = catalog.needed_by(disk, &points);
-    let run = archives::Run { catalog, disk, request, observer, cancel };
-    let (damage, archives) = run.verify(&needed, report)?;
-    damage.settle(disk, &points, archives, report);
+    let run = archives::Run { catalog, disk, request, observer, cancel, due: None, until: None };
+    let (damage, seen) = run.verify(&needed, report)?;
+    let named = request.point.is_none().then(|| names_of(&needed));
+    note(catalog, disk, &damage, &seen, named.as_ref(), request, observer);
+    damage.settle(disk, &points, seen.states(), report);
     Ok(())
+}
+
+/// The points of a disk that are asked for. What is wrong beside them is reported.
+fn points_of(
+    catalog: &Catalog,
+    disk: &DiskId,
+    request: &VerifyRequest,
+    report: &mut VerifyReport,
+) -> Result<Vec<Point>> {
+    if let Some(selector) = &request.point {
+        return Ok(vec![catalog.resolve(disk, selector)?]);
+    }
+    let list = catalog.points(disk)?;
+    report_the_rest(catalog, disk, &list, report)?;
+    Ok(list.points)
+}
+
+/// The names of archives.
+fn names_of(needed: &[Needed]) -> BTreeSet<&str> {
+    needed.iter().map(|archive| archive.link.archive.last()).collect()
+}
+
+/// Notes on this host how archives were found. If all archives of the disk are `named`, what is known of
+/// others is forgotten.
+fn note(
+    catalog: &Catalog,
+    disk: &DiskId,
+    damage: &Damage,
+    seen: &Seen,
+    named: Option<&BTreeSet<&str>>,
+    request: &VerifyRequest,
+    observer: &dyn Observer,
+) {
+    let noted = catalog.repository().note(&disk.domain, |history| {
+        for (path, (name, stamp)) in &seen.stamps {
+            let verdict = match damage.of(path) {
+                Some(problem) => Verdict::Damaged(problem.to_owned()),
+                // Checksums alone prove nothing.
+                None if request.quick => continue,
+                None => Verdict::Proved,
+            };
+            history.note(&disk.disk, name, stamp.clone(), verdict);
+        }
+        if let Some(named) = named {
+            history.forget_others(&disk.disk, named);
+        }
+    });
+    if let Err(error) = noted {
+        let warning = Warning::failed(Code::NotNoted, &error).of(disk);
+        observer
+            .warn(warning.within("what was proved could not be noted, and will be proved again"));
+    }
 }
 
 /// Reports what is wrong with a disk beside its points.

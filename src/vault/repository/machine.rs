@@ -18,7 +18,7 @@ use super::catalog::DomainReading;
 use super::names::{DiskId, DiskName, DomainName, MACHINE};
 use super::point::PointId;
 use super::storage::{Name, Publish};
-use super::{Catalog, DomainLock, Repository};
+use super::{Catalog, Clearance, DomainLock, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
 use crate::formats::archive::Digest;
@@ -264,6 +264,35 @@ impl Repository {
             "qdelta verify tells which points need it; their disks come back all the same: qdelta \
              restore {domain}/DISK@POINT OUTPUT"
         )))
+    }
+
+    /// Removes the machine files of a domain that no manifest names; gives how many there were.
+    ///
+    /// # Errors
+    /// A manifest can't be read: what it names is not known. A file can't be removed.
+    pub(crate) fn remove_unnamed_machine_files(
+        &self,
+        lock: &DomainLock,
+        _clearance: &Clearance,
+    ) -> Result<u64> {
+        let domain = lock.domain();
+        let folder = self.machine_dir(domain);
+        let is_file = |name: &String| {
+            name.strip_suffix(".zst").is_some_and(|digest| digest.parse::<Digest>().is_ok())
+        };
+        let mut unnamed: BTreeSet<String> =
+            self.folder(&folder)?.names.into_iter().filter(is_file).collect();
+        if unnamed.is_empty() {
+            return Ok(0);
+        }
+        for (_, manifest) in self.catalog().manifests(domain)? {
+            let machine = manifest?.machine;
+            for file in machine.iter().flat_map(|machine| &machine.files) {
+                unnamed.remove(&file_name(file.digest));
+            }
+        }
+        let unnamed: Vec<String> = unnamed.into_iter().collect();
+        self.storage.remove_all(&folder, &unnamed)
     }
 
     /// What to call a stored file of a machine where people read of it.

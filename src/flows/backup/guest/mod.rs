@@ -134,6 +134,7 @@ pub fn run_guest(
     let lock = repository.lock(&plan.name)?;
     // From here on nobody else writes to the domain.
     let catalog = clean(repository, &lock, observer)?;
+    catalog.warn_of_damage(plan.disks.iter().map(|disk| &disk.id), observer);
     let point = next_point(&catalog, &lock, observer)?;
     let disks =
         Together { catalog: &catalog, lock: &lock, point, options: &request.how.options, observer };

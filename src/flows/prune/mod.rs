@@ -1,0 +1,403 @@
+//! Pruning: what no rule keeps is marked as removed, and the data of points whose grace is over goes.
+//!
+//! `retain` says which points stay, `plan` what becomes of the archives of the others, `merge` writes.
+//! Here is only the order: first all guests are marked, and what nothing builds on is dropped, which makes
+//! room; then guest by guest what is worth it is merged. At every moment every point that stays is whole,
+//! and whoever is killed leaves the rest to the next run.
+
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Observer, Recorder};
+use crate::disk::files::room;
+use crate::flows::merge::{Family, MergeOptions, Merger, tidy};
+use crate::flows::report::{
+    Failure, Fate, GuestPrune, MergeReport, PruneReport, Reason, Reclaimed, Spare, Spared, Verdict,
+};
+use crate::flows::retain::{self, Policy};
+use crate::vault::repository::{Catalog, DomainLock, DomainName, Manifest, PointId, Repository};
+use plan::{Archive, Limits, Member, Merge, Plan, Stays, Why, room_for};
+
+/// How many points are dropped at a time: their archives stand in one manifest meanwhile.
+const DROPPED_AT_ONCE: usize = 1000;
+
+/// What to prune, and how.
+#[derive(Debug, Clone)]
+pub struct PruneRequest {
+    /// The guests.
+    pub domains: Vec<DomainName>,
+    /// The rules, the grace, and the time.
+    pub policy: Policy,
+    /// IANA's name of the policy's zone.
+    pub time_zone: String,
+    /// How many percent of what a merge writes it must free.
+    pub merge_share: u8,
+    /// Go on until so many bytes are free, whatever a merge frees and whatever grace is left. What the
+    /// rules keep stays.
+    pub until_free: Option<u64>,
+    /// Say what would be done, and do nothing.
+    pub dry_run: bool,
+    /// How to merge.
+    pub merging: MergeOptions,
+}
+
+/// How far pruning goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reach {
+    /// Points whose grace is over, where a merge frees its share.
+    Usual,
+    /// Points whose grace is over, whatever a merge frees.
+    AnyShare,
+    /// All that are removed.
+    AnyGrace,
+}
+
+/// Prunes guests. What fails in one stops no other.
+///
+/// # Errors
+/// As [`Policy::check`]; the work was interrupted: what was done before stays done.
+pub fn run(
+    repository: &Repository,
+    request: &PruneRequest,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<PruneReport> {
+    request.policy.check()?;
+    let started = Instant::now();
+    let recorder = Recorder::new(observer);
+    let pruner = Pruner { repository, request, observer: &recorder, cancel };
+    let mut guests = Vec::new();
+    for domain in &request.domains {
+        cancel.check()?;
+        guests.push(pruner.mark(domain)?);
+    }
+    match request.dry_run {
+        true => pruner.rehearse_all(&mut guests)?,
+        false => pruner.merge_all(&mut guests)?,
+    }
+    Ok(PruneReport {
+        repository: repository.path().to_owned(),
+        dry_run: request.dry_run,
+        time_zone: request.time_zone.clone(),
+        keep: request.policy.keep.clone(),
+        bytes_free: pruner.free(),
+        guests,
+        warnings: recorder.take(),
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// One run.
+struct Pruner<'a> {
+    repository: &'a Repository,
+    request: &'a PruneRequest,
+    observer: &'a dyn Observer,
+    cancel: &'a Cancel,
+}
+
+impl Pruner<'_> {
+    /// Bytes that can be written.
+    fn free(&self) -> Option<u64> {
+        room::free(self.repository.path())
+    }
+
+    /// Whether as much is free as was asked for, if anything was.
+    fn is_enough(&self, free: Option<u64>) -> bool {
+        self.request.until_free.is_none_or(|until| free.is_none_or(|free| free >= until))
+    }
+
+    /// How far to go, one after another.
+    fn reaches(&self) -> &'static [Reach] {
+        match self.request.until_free {
+            None => &[Reach::Usual],
+            Some(_) => &[Reach::Usual, Reach::AnyShare, Reach::AnyGrace],
+        }
+    }
+
+    fn limits(&self, reach: Reach, free: Option<u64>) -> Limits {
+        let until_free = self.request.until_free.filter(|_| reach > Reach::Usual);
+        Limits { share: self.request.merge_share, free, until_free }
+    }
+
+    /// Marks what no rule keeps and drops what nothing builds on, or only says what that would be.
+    fn mark(&self, domain: &DomainName) -> Result<GuestPrune> {
+        let policy = &self.request.policy;
+        let decided = match self.request.dry_run {
+            true => retain::decide(&self.repository.catalog(), domain, policy),
+            false => self.mark_and_drop(domain),
+        };
+        match decided {
+            Ok(guest) => Ok(guest),
+            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
+            Err(error) => Ok(GuestPrune {
+                error: Some(Failure::from(&error)),
+                ..GuestPrune::new(domain.clone(), false, Vec::new())
+            }),
+        }
+    }
+
+    fn mark_and_drop(&self, domain: &DomainName) -> Result<GuestPrune> {
+        let repository = self.repository;
+        let lock = repository.lock(domain)?;
+        // What a killed backup or merge has left.
+        repository.clean(&lock)?;
+        tidy(repository, &lock)?;
+        let mut guest = retain::decide(&repository.catalog(), domain, &self.request.policy)?;
+        retain::remove(repository, &lock, &guest, &self.request.policy)?;
+        if guest.clock_in_doubt {
+            return Ok(guest);
+        }
+        let dropped = self.drop_leaves(&lock, &mut guest);
+        self.settle(&mut guest, dropped)?;
+        Ok(guest)
+    }
+
+    /// Drops the points whose grace is over and that nothing builds on.
+    fn drop_leaves(&self, lock: &DomainLock, guest: &mut GuestPrune) -> Result<()> {
+        let family = Family::read(&self.repository.catalog(), lock.domain())?;
+        let members = self.members(&family, guest, Reach::Usual);
+        for drop in plan::leaves(lock.domain(), &members) {
+            self.remove(lock, guest, &drop)?;
+        }
+        Ok(())
+    }
+
+    /// Removes points that nothing builds on.
+    fn remove(&self, lock: &DomainLock, guest: &mut GuestPrune, drop: &plan::Drop) -> Result<()> {
+        // The newest first: no point is left whose parent is gone.
+        for points in drop.points.chunks(DROPPED_AT_ONCE) {
+            self.cancel.check()?;
+            self.repository.condemn(lock, &points.iter().copied().collect())?;
+            guest.data.waiting |= tidy(self.repository, lock)?.is_none();
+            guest.data.dropped.extend(points);
+        }
+        guest.data.dropped.sort_unstable();
+        guest.data.bytes_freed += drop.bytes;
+        Ok(())
+    }
+
+    /// Puts a failure into a guest's result, unless the whole run is to end.
+    fn settle(&self, guest: &mut GuestPrune, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => guest.error = Some(Failure::from(&error)),
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
+    /// Merges what is worth it, guest by guest.
+    fn merge_all(&self, guests: &mut [GuestPrune]) -> Result<()> {
+        for &reach in self.reaches() {
+            for guest in guests.iter_mut().filter(|it| it.error.is_none() && !it.clock_in_doubt) {
+                if reach > Reach::Usual && self.is_enough(self.free()) {
+                    return Ok(());
+                }
+                let merged = self.merge_guest(guest, reach);
+                self.settle(guest, merged)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn merge_guest(&self, guest: &mut GuestPrune, reach: Reach) -> Result<()> {
+        let domain = guest.domain.clone();
+        let lock = self.repository.lock(&domain)?;
+        let mut catalog = self.repository.catalog();
+        let mut family = Family::read(&catalog, &domain)?;
+        let members = self.members(&family, guest, reach);
+        let limits = self.limits(reach, self.free());
+        let estimate = |step: &_| self.merger(&catalog, &family).estimate(step);
+        let plan = plan::plan(&domain, &members, &limits, estimate)?;
+        for drop in &plan.drops {
+            self.remove(&lock, guest, drop)?;
+        }
+        if !plan.drops.is_empty() {
+            // Another manifest carries the list of what goes.
+            catalog = self.repository.catalog();
+            family = Family::read(&catalog, &domain)?;
+        }
+        guest.data.spared = plan.stays.iter().map(spared).collect();
+        self.merge(&lock, &self.merger(&catalog, &family), plan.merges, guest)?;
+        guest.data.spared.sort_by(|a, b| a.points.cmp(&b.points));
+        guest.data.waiting |= tidy(self.repository, &lock)?.is_none();
+        guest.data.machine_files += self.remove_machine_files(&lock)?;
+        Ok(())
+    }
+
+    /// Does what was planned, one merge after another. Damage stops those of its chain alone.
+    fn merge(
+        &self,
+        lock: &DomainLock,
+        merger: &Merger<'_>,
+        merges: Vec<Merge>,
+        guest: &mut GuestPrune,
+    ) -> Result<()> {
+        let mut damaged: BTreeMap<PointId, Error> = BTreeMap::new();
+        let mut waits = 0;
+        for merge in merges {
+            self.cancel.check()?;
+            let points = absorbed(&merge);
+            if let Some(error) = damaged.get(&merge.chain) {
+                let why = Spare::Damaged { problem: Failure::from(error) };
+                guest.data.spared.push(Spared { points, why });
+                continue;
+            }
+            // What earlier merges have replaced goes before room becomes scarce.
+            let needed = room_for(merge.costs.writes);
+            if self.free().is_some_and(|free| free < needed.saturating_add(waits)) {
+                guest.data.waiting |= tidy(self.repository, lock)?.is_none();
+                waits = 0;
+            }
+            if let Some(bytes_free) = self.free().filter(|free| *free < needed) {
+                let why = Spare::Room { bytes_needed: needed, bytes_free };
+                guest.data.spared.push(Spared { points, why });
+                continue;
+            }
+            match merger.run(lock, &merge.steps) {
+                Ok(reports) => {
+                    waits += merge.costs.writes + merge.costs.frees;
+                    guest.data.add(reports, needed);
+                }
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    let bytes_free = self.free().unwrap_or(0);
+                    let why = Spare::Room { bytes_needed: needed, bytes_free };
+                    guest.data.spared.push(Spared { points, why });
+                }
+                Err(error) if plan::is_damage(&error) => {
+                    let why = Spare::Damaged { problem: Failure::from(&error) };
+                    guest.data.spared.push(Spared { points, why });
+                    damaged.insert(merge.chain, error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_machine_files(&self, lock: &DomainLock) -> Result<u64> {
+        match self.repository.clear(lock) {
+            Ok(clearance) => self.repository.remove_unnamed_machine_files(lock, &clearance),
+            Err(error) if error.kind() == ErrorKind::Busy => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says what would be done, as far as the points are marked now.
+    fn rehearse_all(&self, guests: &mut [GuestPrune]) -> Result<()> {
+        for &reach in self.reaches() {
+            let mut free = self.free();
+            for guest in guests.iter_mut().filter(|it| it.error.is_none() && !it.clock_in_doubt) {
+                let rehearsed = self.rehearse(guest, reach, free);
+                self.settle(guest, rehearsed)?;
+                free = free.map(|free| free.saturating_add(guest.data.bytes_freed));
+            }
+            if self.is_enough(free) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn rehearse(&self, guest: &mut GuestPrune, reach: Reach, free: Option<u64>) -> Result<()> {
+        let domain = guest.domain.clone();
+        let _hold = self.repository.hold(&domain)?;
+        let catalog = self.repository.catalog();
+        let family = Family::read(&catalog, &domain)?;
+        let members = self.members(&family, guest, reach);
+        let merger = self.merger(&catalog, &family);
+        let limits = self.limits(reach, free);
+        let Plan { drops, merges, stays } =
+            plan::plan(&domain, &members, &limits, |step| merger.estimate(step))?;
+        let mut data = Reclaimed::default();
+        for drop in drops {
+            data.dropped.extend(drop.points);
+            data.bytes_freed += drop.bytes;
+        }
+        data.dropped.sort_unstable();
+        for merge in merges {
+            let reports = merge.steps.iter().map(|step| merger.rehearse(step));
+            data.add(reports.collect::<Result<_>>()?, room_for(merge.costs.writes));
+        }
+        data.spared = stays.iter().map(spared).collect();
+        guest.data = data;
+        Ok(())
+    }
+
+    fn merger<'m>(&'m self, catalog: &'m Catalog, family: &'m Family) -> Merger<'m> {
+        let Self { request, observer, cancel, .. } = *self;
+        Merger { catalog, family, options: &request.merging, observer, cancel }
+    }
+
+    /// The points of a guest, and which of them may go.
+    fn members(&self, family: &Family, guest: &GuestPrune, reach: Reach) -> Vec<Member> {
+        let verdicts = guest.points.iter();
+        let may_go: BTreeSet<PointId> =
+            verdicts.filter(|it| self.may_go(it, reach)).map(|it| it.point).collect();
+        let member = |manifest: &Manifest| Member {
+            point: manifest.point,
+            gone: may_go.contains(&manifest.point) && manifest.pinned.is_none(),
+            archives: manifest
+                .disks
+                .iter()
+                .map(|record| Archive {
+                    disk: record.disk.clone(),
+                    parent: record.parent_point(),
+                    bytes: record.bytes_written,
+                })
+                .collect(),
+        };
+        family.manifests().map(member).collect()
+    }
+
+    /// Whether the data of a point may go.
+    fn may_go(&self, verdict: &Verdict, reach: Reach) -> bool {
+        let Policy { grace, now, .. } = &self.request.policy;
+        match verdict.fate {
+            Fate::Keep => false,
+            Fate::Remove | Fate::Removed if reach == Reach::AnyGrace => true,
+            Fate::Remove => grace.is_none(),
+            Fate::Removed => verdict.reasons.iter().any(|reason| match reason {
+                // Removed by a clock that stood ahead: its grace begins now.
+                Reason::Removed { at, .. } if at > now => grace.is_none(),
+                Reason::Removed { until, .. } => until <= now,
+                _ => false,
+            }),
+        }
+    }
+}
+
+impl Reclaimed {
+    /// Adds a merge that was done, or would be.
+    fn add(&mut self, reports: Vec<MergeReport>, room: u64) {
+        for report in &reports {
+            self.bytes_read += report.bytes_read;
+            self.bytes_written += report.bytes_written;
+            self.bytes_freed += report.bytes_freed;
+        }
+        self.room_needed = self.room_needed.max(room);
+        self.merges.extend(reports);
+    }
+}
+
+/// The points that become part of others.
+fn absorbed(merge: &Merge) -> Vec<PointId> {
+    merge.steps.iter().flat_map(|step| step.absorbed.iter().copied()).collect()
+}
+
+fn spared(stays: &Stays) -> Spared {
+    let why = match &stays.why {
+        Why::Share(costs) => Spare::Share { bytes_written: costs.writes, bytes_freed: costs.frees },
+        Why::Branches(by) => Spare::NeededBy { by: by.clone() },
+        Why::Room { costs, free } => {
+            Spare::Room { bytes_needed: room_for(costs.writes), bytes_free: *free }
+        }
+        Why::Enough => Spare::Enough,
+        Why::Damaged(error) => Spare::Damaged { problem: Failure::from(error) },
+    };
+    Spared { points: stays.points.clone(), why }
+}

@@ -1,0 +1,132 @@
+//! A scrub: archives are proved in turn, the longest unproved first, and what was found is remembered
+//! until it is mended.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::harness::images::{filled_raw, patch};
+use crate::harness::repo::Repo;
+use crate::harness::{Lab, args};
+
+/// A repository with two disks of several points each.
+fn repository(lab: &Lab) -> Repo {
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    for (number, disk) in ["one", "two"].into_iter().enumerate() {
+        let image = filled_raw(lab, disk, 2 << 20, number as u64 + 1);
+        for night in 0..4_u8 {
+            // Frames that compress to nothing would be shorter than the index.
+            let noise = |at: u32| (at.wrapping_mul(2_654_435_761 + u32::from(night)) >> 13) as u8;
+            patch(&image, u64::from(night) * 65536, &(0..65536).map(noise).collect::<Vec<_>>());
+            repo.backup(&image, disk, &["--format", "raw"]);
+        }
+    }
+    repo
+}
+
+fn scrub(repo: &Repo, options: &[&str]) -> Value {
+    let mut arguments = args!["verify", "--json", "--io", "threads"];
+    arguments.extend(options.iter().map(Into::into));
+    repo.run(arguments).ok().json()
+}
+
+/// The archives that a scrub has read.
+fn read(report: &Value) -> BTreeSet<String> {
+    let disks = report["disks"].as_array().unwrap().iter();
+    let archives = disks.flat_map(|disk| disk["archives"].as_array().unwrap());
+    archives.map(|archive| archive["path"].as_str().unwrap().to_owned()).collect()
+}
+
+/// By point: whether it was ever proved.
+fn proved(repo: &Repo) -> Vec<bool> {
+    let list = repo.run(args!["points", "--json"]).ok().json();
+    let disks = list["disks"].as_array().unwrap().iter();
+    let points = disks.flat_map(|disk| disk["points"].as_array().unwrap());
+    points.map(|point| !point["proved"].is_null()).collect()
+}
+
+#[test]
+fn small_budgets_prove_everything_in_turn_and_nothing_twice() {
+    let lab = Lab::new();
+    let repo = repository(&lab);
+    assert_eq!(proved(&repo), [false; 8]);
+    let (mut all, mut runs) = (BTreeSet::new(), 0);
+    loop {
+        let report = scrub(&repo, &["--max-age", "30d", "--budget", "40K"]);
+        let archives = read(&report);
+        assert_eq!(archives.len() as u64, report["archives"].as_u64().unwrap(), "{report}");
+        assert!(archives.is_disjoint(&all), "an archive was proved twice: {archives:?}");
+        let before = all.len();
+        all.extend(archives);
+        runs += 1;
+        assert_eq!(report["scrub"]["archives_left"], 8 - all.len() as u64, "{report}");
+        if report["scrub"]["archives_left"] == 0 {
+            break;
+        }
+        assert!(all.len() > before, "a run without progress");
+    }
+    assert!((3..=8).contains(&runs), "{runs} runs");
+    assert_eq!(proved(&repo), [true; 8]);
+    // Nothing is due any more; without an age, the oldest proof comes first.
+    let report = scrub(&repo, &["--max-age", "30d"]);
+    assert_eq!((&report["archives"], &report["proved"]), (&0.into(), &true.into()), "{report}");
+    let first = read(&scrub(&repo, &["--budget", "1K"]));
+    assert_eq!(first.len(), 1);
+    assert_ne!(first, read(&scrub(&repo, &["--budget", "1K"])));
+    assert_eq!(read(&scrub(&repo, &["--budget", "1h"])), all);
+}
+
+/// Damage was found in one night, and in the next one nobody said a word of it.
+#[test]
+fn damage_is_told_by_every_later_command_until_it_is_mended() {
+    let lab = Lab::new();
+    let repo = repository(&lab);
+    scrub(&repo, &[]);
+    assert_eq!(proved(&repo), [true; 8]);
+    let list = repo.run(args!["points", "one", "--json"]).ok().json();
+    let archive = PathBuf::from(list["disks"][0]["points"][1]["archive"].as_str().unwrap());
+    let whole = fs::read(&archive).unwrap();
+    let middle = whole.len() as u64 / 2;
+    patch(&archive, middle, &[!whole[middle as usize]]);
+    // Written to: nobody knows any more whether it is sound, and so of all that build on it.
+    assert_eq!(proved(&repo), [true, false, false, false, true, true, true, true]);
+    let told = |arguments| {
+        let outcome = repo.run(arguments);
+        let said = outcome.stderr.contains("damaged") && outcome.stderr.contains("--kind full");
+        (outcome.status.code(), said)
+    };
+    assert_eq!(told(args!["points"]), (Some(0), false));
+    let found = repo.run(args!["verify", "--budget", "1G"]);
+    assert_eq!(found.status.code(), Some(4), "{}", found.stderr);
+    assert_eq!(told(args!["points"]), (Some(0), true));
+    assert_eq!(told(args!["points", "two"]), (Some(0), false));
+    let image = lab.path("one");
+    let backup = args!["backup", image.as_path(), "--disk", "one", "--format", "raw"];
+    assert_eq!(told(backup.clone()), (Some(0), true));
+    // A sound copy in its place, and its proof.
+    fs::write(&archive, &whole).unwrap();
+    assert_eq!(told(args!["points"]), (Some(0), false));
+    scrub(&repo, &["--max-age", "1d"]);
+    assert_eq!(told(backup), (Some(0), false));
+}
+
+/// What this host knows is about its own files: a copy of the repository was not looked at, and a history
+/// that is lost or torn makes no trouble.
+#[test]
+fn a_copy_was_never_proved_and_a_torn_history_is_none() {
+    let lab = Lab::new();
+    let repo = repository(&lab);
+    scrub(&repo, &[]);
+    let copy = lab.path("copy");
+    crate::harness::files::copy_tree(&repo.path, &copy);
+    assert_eq!(proved(&Repo::at(copy)), [false; 8]);
+    assert_eq!(proved(&repo), [true; 8]);
+    let history = repo.frozen_mark("one").with_file_name("one+history");
+    let whole = fs::read(&history).unwrap();
+    fs::write(&history, &whole[..whole.len() / 2]).unwrap();
+    assert_eq!(proved(&repo)[..4], [false; 4]);
+    scrub(&repo, &["--max-age", "1d"]);
+    assert_eq!(proved(&repo), [true; 8]);
+}
