@@ -18,6 +18,7 @@ use super::manifest::{self, DiskRecord, Manifest, ParentRecord};
 use super::marks::{Pin, Removal};
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
+use super::storage::Entry;
 use super::{
     DamagedFolder, DamagedManifest, DomainLock, Name, NextPoint, PointList, Repository, Survey,
 };
@@ -263,12 +264,15 @@ impl Catalog {
 impl DomainReading {
     /// Lists the manifests of a domain.
     pub(super) fn new(repository: &Repository, domain: &DomainName) -> Self {
-        let (names, staged) = match repository.folder(&repository.points_dir(domain)) {
-            Ok(folder) => {
-                let points = |name: &String| manifest::parse_file_name(name);
-                let mut names: Vec<PointId> = folder.names.iter().filter_map(points).collect();
+        let (names, staged) = match repository.listing(&repository.points_dir(domain)) {
+            Ok((named, staged)) => {
+                let points = |entries: Vec<Entry>| -> Vec<PointId> {
+                    let points = entries.iter().map(|it| manifest::parse_file_name(&it.name));
+                    points.flatten().collect()
+                };
+                let mut names = points(named);
                 names.sort_unstable();
-                (Ok(names), folder.staged.iter().filter_map(points).collect())
+                (Ok(names), points(staged))
             }
             Err(error) => (Err(error), Vec::new()),
         };

@@ -350,14 +350,18 @@ impl Repository {
         Ok(entries.filter(|it| it.kind != EntryKind::Staged).map(|it| it.name).collect())
     }
 
-    /// What a folder holds, in one listing; nothing if it is not there.
-    fn folder(&self, name: &Name) -> Result<Folder> {
+    /// What a folder holds, in one listing: what has a name, and what is staged; nothing if it is not there.
+    fn listing(&self, name: &Name) -> Result<(Vec<Entry>, Vec<Entry>)> {
         let entries = match self.storage.list(name) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             entries => entries?,
         };
-        let (staged, named): (Vec<_>, Vec<_>) =
-            entries.into_iter().partition(|entry| entry.kind == EntryKind::Staged);
+        Ok(entries.into_iter().partition(|entry| entry.kind != EntryKind::Staged))
+    }
+
+    /// The names in a folder; none if it is not there.
+    fn folder(&self, name: &Name) -> Result<Folder> {
+        let (named, staged) = self.listing(name)?;
         let names = |entries: Vec<Entry>| entries.into_iter().map(|entry| entry.name);
         Ok(Folder { names: names(named).collect(), staged: names(staged).collect() })
     }
