@@ -11,7 +11,7 @@ use crate::harness::content::{Guest, Random};
 use crate::harness::disk::Disk;
 use crate::harness::faults::{Fault, count_calls, plan, run_with};
 use crate::harness::files::{Mount, copy_tree, tree};
-use crate::harness::images::{create_raw, guest_io, oracle};
+use crate::harness::images::{check_is_silent, create, create_raw, guest_io, oracle, qemu_img};
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::story::Story;
 use crate::harness::{Lab, args, qdelta, seeds, sweep};
@@ -389,6 +389,32 @@ fn readers_are_waited_for() {
     assert_eq!((&done["waiting"], archives(&repo)), (&false.into(), 1), "{done}");
     repo.verify();
     repo.assert_no_leftovers();
+}
+
+/// A disk moved to another image, and nothing named the old one any more: its bitmap stayed in there for ever.
+#[test]
+fn anchors_of_images_that_nobody_names_go() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let [old, new] = ["old.qcow2", "new.qcow2"].map(|name| lab.path(name));
+    create(&old, "", 4 << 20);
+    guest_io(&old, "qcow2", &["write -q -P 9 0 1M".to_owned()]);
+    repo.backup(&old, "vm/disk", &["--anchor", "bitmap"]);
+    std::fs::copy(&old, &new).unwrap();
+    repo.backup(&new, "vm/disk", &["--anchor", "bitmap", "--kind", "full"]);
+    let bitmaps = |path: &PathBuf| {
+        let info = qemu_img(args!["info", "--output=json", path.as_path()]).ok().json();
+        let bitmaps = info["format-specific"]["data"]["bitmaps"].as_array().cloned();
+        bitmaps.unwrap_or_default().len()
+    };
+    // A bitmap, and a map of what was allocated.
+    assert_eq!((bitmaps(&old), bitmaps(&new)), (2, 2));
+    let words = args!["prune", "--keep-last", "1", "--grace", "0", "--json"];
+    let done = repo.run(words).ok().json();
+    assert_eq!(done["guests"][0]["data"]["anchors"], 1, "{done:#}");
+    assert_eq!((bitmaps(&old), bitmaps(&new)), (0, 2));
+    check_is_silent(&old);
+    repo.verify();
 }
 
 /// Damage stops the merges of its chain, and no other; the status tells of it.

@@ -102,6 +102,13 @@ fn damage_is_told_by_every_later_command_until_it_is_mended() {
     assert_eq!(found.status.code(), Some(4), "{}", found.stderr);
     assert_eq!(told(args!["points"]), (Some(0), true));
     assert_eq!(told(args!["points", "two"]), (Some(0), false));
+    // A damaged point displaces no sound one, whatever is newest.
+    let plan = args!["prune", "one", "--dry-run", "--keep-daily", "1", "--json"];
+    let plan = repo.run(plan).ok().json();
+    let verdicts = plan["guests"][0]["points"].as_array().unwrap();
+    let damaged: Vec<bool> = verdicts.iter().map(|it| it["damaged"] == true).collect();
+    assert_eq!(damaged, [false, true, true, true], "{plan}");
+    assert_eq!(verdicts[0]["fate"], "keep", "{plan}");
     let image = lab.path("one");
     let backup = args!["backup", image.as_path(), "--disk", "one", "--format", "raw"];
     assert_eq!(told(backup.clone()), (Some(0), true));

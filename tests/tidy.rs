@@ -151,6 +151,7 @@ const ROOMS: &[&str] = &[
     "flows/verify",
     "flows/retain",
     "flows/prune",
+    "flows/space",
     "flows/bench",
 ];
 

@@ -163,6 +163,7 @@ impl Guests {
             disk: None,
             point: None,
             quick: false,
+            scrub: None,
             resources: Resources::default(),
         };
         let found = qdelta::verify(&self.repository, &request, &Silent, &Cancel::default())?;

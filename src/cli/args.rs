@@ -15,7 +15,7 @@ use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
-use super::point_args::{Merge, Pin, Prune, Undelete, Unpin};
+use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -97,6 +97,7 @@ pub enum Command {
     Merge(Merge),
     Pin(Pin),
     Unpin(Unpin),
+    Space(Space),
     Anchors(Anchors),
     Info(Info),
     Map(Map),

@@ -81,6 +81,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("By the rules in qdelta.toml, every night", "qdelta prune"),
             ("One guest, and no way back", "qdelta prune old --keep-last 1 --grace 0"),
         ],
+        "space" => &[
+            ("All guests, and when the room is full", "qdelta space"),
+            ("What removing each point of a guest would free", "qdelta space web"),
+        ],
         "undelete" => &[("It was needed after all", "qdelta undelete web@20261122T153823.412Z")],
         "merge" => &[
             ("What a merge would bring", "qdelta merge web@20261122T15..20261124T09 --dry-run"),

@@ -102,6 +102,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),
         Command::Points(args) => commands::points::run(&args, context),
+        Command::Space(args) => commands::space::run(&args, context),
         Command::Prune(args) => commands::prune::run(&args, context),
         Command::Undelete(args) => commands::prune::undelete(&args, context),
         Command::Pin(args) => commands::pin::run(&args, context),

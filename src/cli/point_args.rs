@@ -42,6 +42,21 @@ pub struct Unpin {
     pub point: values::DiskAt,
 }
 
+/// Show what the points of guests take, and when the room is full.
+///
+/// STORED is what a guest's archives take, FULLS the fulls among them, OF REMOVED the archives of its
+/// removed points: qdelta prune gives that back when their grace is over. A DAY is what the guest's points of the
+/// last 30 days took, without its very first one; the day on which the filesystem is full follows from the sum.
+/// With guests, each of their points is listed with what the repository would shrink by if that point alone went: a
+/// version of a block that a later point needs goes into that point and frees nothing.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("space"), after_long_help = examples::long(Some("space")))]
+pub struct Space {
+    /// Which guests, point by point [default: all guests, one line each]
+    #[arg(value_name = "GUEST", value_parser = values::wanted)]
+    pub guests: Vec<Wanted>,
+}
+
 /// Merge points into a later one, which stays; the others go.
 ///
 /// The points from A up to before B become part of B: of each block B's archive gets the newest

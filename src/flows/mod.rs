@@ -9,5 +9,6 @@ pub mod prune;
 pub mod report;
 pub mod restore;
 pub mod retain;
+pub mod space;
 pub mod tracking;
 pub mod verify;

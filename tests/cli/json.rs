@@ -90,6 +90,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "points" => through::<report::PointsReport>(result),
         "pin, unpin, undelete" => through::<report::MarkReport>(result),
         "prune" => through::<report::PruneReport>(result),
+        "space" => through::<report::SpaceReport>(result),
         "merge" => through::<report::MergeReport>(result),
         "anchors" => through::<report::AnchorsReport>(result),
         "info of an archive" | "info of an image" => through::<report::FileReport>(result),
@@ -215,6 +216,7 @@ fn every_result_is_as_the_document_says() {
     compare("info of an archive", &[&sealed], &[]);
     let map = json(&["map", &image]);
     compare("map", &[&map], &[]);
+    compare("space", &[&json(&["space", "web"])], &[]);
     compare("anchors", &[&json(&["anchors"])], &[".anchors[].bytes_held"]);
     compare("man", &[&json(&["man", &at("man")])], &[]);
 

@@ -297,6 +297,12 @@ const TABLES: &[Table] = &[
         apart: &[],
     },
     Table {
+        command: "space",
+        ways: &[("everything", &[]), ("some", &["g"])],
+        entries: &[Entry(&["g"], &["some", "everything"], "whose points")],
+        apart: &[],
+    },
+    Table {
         command: "undelete",
         ways: &[("point", &["g@latest"])],
         entries: &[Entry(&["g@latest"], &[], "which point")],

@@ -18,5 +18,6 @@ pub mod points;
 pub mod prune;
 pub mod restore;
 pub mod shell;
+pub mod space;
 pub mod verify;
 pub mod watchdog;

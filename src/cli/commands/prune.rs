@@ -69,7 +69,7 @@ pub fn run(args: &Prune, context: &mut Context) -> Result<u8> {
     for guest in report.guests.iter().filter(|guest| !guest.points.is_empty()) {
         show_guest(guest, &policy, args.dry_run, context)?;
     }
-    if removed > 0 && !args.dry_run {
+    if removed > 0 && !args.dry_run && !policy.grace.is_none() {
         let until = policy.grace.after(policy.now, &policy.zone).to_zoned(policy.zone.clone());
         context.out.success(format!(
             "until {} they can be brought back: qdelta undelete GUEST@POINT",
@@ -119,8 +119,9 @@ fn show_guest(
         number => format!(", {number} removed before"),
     };
     context.out.line(format!(
-        "{domain}: {} stay, {removed} {goes}{before}",
-        text::count(*kept, "point")
+        "{domain}: {} {}, {removed} {goes}{before}",
+        text::count(*kept, "point"),
+        if *kept == 1 { "stays" } else { "stay" }
     ))?;
     if guest.clock_in_doubt {
         context.out.line(

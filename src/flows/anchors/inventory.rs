@@ -16,7 +16,7 @@ use crate::disk::files::paths::absolute;
 use crate::disk::io::{FileStore, Opener, is_refusal};
 use crate::disk::reflink;
 use crate::flows::report::{AnchorReport, AnchorState};
-use crate::vault::repository::{Anchor, AnchorKind, Catalog, DiskId, Point, Repository};
+use crate::vault::repository::{Anchor, AnchorKind, Catalog, DiskId, Point, PointId, Repository};
 
 /// The anchors of a disk: those that its latest point names, and those that are found in its images
 /// and beside them.
@@ -105,20 +105,51 @@ pub fn remove(
     Ok(wanted)
 }
 
+/// Removes the anchors of a disk that lie where only the points name that `go`: nobody would look for them
+/// there afterwards. Gives how many there were. What can't be removed stays, with a warning.
+pub(crate) fn forget(
+    catalog: &Catalog,
+    disk: &DiskId,
+    go: &BTreeSet<PointId>,
+    observer: &dyn Observer,
+) -> Result<u64> {
+    let points = catalog.points(disk)?.points;
+    let (go, stay): (Vec<_>, Vec<_>) = points.into_iter().partition(|it| go.contains(&it.id));
+    let tag = Tag::new(catalog.repository(), disk);
+    let mut removed = 0;
+    for place in places(&go).difference(&places(&stay)) {
+        let gone = found_at(place, &tag, observer).and_then(|found| {
+            found.iter().try_for_each(|it| remove_at(&it.place, &it.name, it.tracker))?;
+            Ok(found.len() as u64)
+        });
+        match gone {
+            Ok(count) => removed += count,
+            Err(error) => {
+                observer.warn(Warning::failed(Code::OldAnchor, &error).of(disk));
+            }
+        }
+    }
+    Ok(removed)
+}
+
 fn remove_one(found: &AnchorReport) -> Result<()> {
-    match found.tracker {
+    remove_at(&found.place, &found.name, found.tracker)
+}
+
+fn remove_at(place: &Path, name: &str, tracker: Tracker) -> Result<()> {
+    match tracker {
         Tracker::Reflink => {
-            let folder = found.place.ancestors().nth(2).unwrap_or(Path::new("."));
-            reflink::remove_kept(folder, &found.name)
+            let folder = place.ancestors().nth(2).unwrap_or(Path::new("."));
+            reflink::remove_kept(folder, name)
         }
         Tracker::Bitmap => {
-            let anchor = Anchor { name: found.name.clone(), what: AnchorKind::Bitmap };
-            anchors::remove(&found.place, &anchor)
+            let anchor = Anchor { name: name.to_owned(), what: AnchorKind::Bitmap };
+            anchors::remove(place, &anchor)
         }
         _ => {
-            let file = ImageFile::open(&found.place)?;
+            let file = ImageFile::open(place)?;
             let snapshots = edit::snapshot::list(&file)?;
-            let ours = snapshots.iter().find(|it| it.name == found.name.as_bytes());
+            let ours = snapshots.iter().find(|it| it.name == name.as_bytes());
             ours.map_or(Ok(()), |snapshot| edit::snapshot::delete(&file, &snapshot.id))
         }
     }

@@ -14,12 +14,15 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::disk::files::room;
+use crate::flows::anchors::inventory;
 use crate::flows::merge::{Family, MergeOptions, Merger, tidy};
 use crate::flows::report::{
     Failure, Fate, GuestPrune, MergeReport, PruneReport, Reason, Reclaimed, Spare, Spared, Verdict,
 };
 use crate::flows::retain::{self, Policy};
-use crate::vault::repository::{Catalog, DomainLock, DomainName, Manifest, PointId, Repository};
+use crate::vault::repository::{
+    Catalog, DiskId, DomainLock, DomainName, Manifest, PointId, Repository,
+};
 use plan::{Archive, Limits, Member, Merge, Plan, Stays, Why, room_for};
 
 /// How many points are dropped at a time: their archives stand in one manifest meanwhile.
@@ -158,25 +161,33 @@ impl Pruner<'_> {
 
     /// Drops the points whose grace is over and that nothing builds on.
     fn drop_leaves(&self, lock: &DomainLock, guest: &mut GuestPrune) -> Result<()> {
-        let family = Family::read(&self.repository.catalog(), lock.domain())?;
+        let catalog = self.repository.catalog();
+        let family = Family::read(&catalog, lock.domain())?;
         let members = self.members(&family, guest, Reach::Usual);
-        for drop in plan::leaves(lock.domain(), &members) {
-            self.remove(lock, guest, &drop)?;
-        }
-        Ok(())
+        let drops = plan::leaves(lock.domain(), &members);
+        self.remove(lock, (&catalog, &family), &drops, guest)
     }
 
     /// Removes points that nothing builds on.
-    fn remove(&self, lock: &DomainLock, guest: &mut GuestPrune, drop: &plan::Drop) -> Result<()> {
-        // The newest first: no point is left whose parent is gone.
-        for points in drop.points.chunks(DROPPED_AT_ONCE) {
+    fn remove(
+        &self,
+        lock: &DomainLock,
+        (catalog, family): (&Catalog, &Family),
+        drops: &[plan::Drop],
+        guest: &mut GuestPrune,
+    ) -> Result<()> {
+        // Of each tree the newest first: no point is left whose parent is gone.
+        let points: Vec<PointId> = drops.iter().flat_map(|drop| drop.points.clone()).collect();
+        for points in points.chunks(DROPPED_AT_ONCE) {
             self.cancel.check()?;
-            self.repository.condemn(lock, &points.iter().copied().collect())?;
+            let points: BTreeSet<PointId> = points.iter().copied().collect();
+            self.forget_anchors((catalog, family), &points, guest)?;
+            self.repository.condemn(lock, &points)?;
             guest.data.waiting |= tidy(self.repository, lock)?.is_none();
             guest.data.dropped.extend(points);
         }
         guest.data.dropped.sort_unstable();
-        guest.data.bytes_freed += drop.bytes;
+        guest.data.bytes_freed += drops.iter().map(|drop| drop.bytes).sum::<u64>();
         Ok(())
     }
 
@@ -213,18 +224,19 @@ impl Pruner<'_> {
         let limits = self.limits(reach, self.free());
         let estimate = |step: &_| self.merger(&catalog, &family).estimate(step);
         let plan = plan::plan(&domain, &members, &limits, estimate)?;
-        for drop in &plan.drops {
-            self.remove(&lock, guest, drop)?;
-        }
+        self.remove(&lock, (&catalog, &family), &plan.drops, guest)?;
         if !plan.drops.is_empty() {
             // Another manifest carries the list of what goes.
             catalog = self.repository.catalog();
             family = Family::read(&catalog, &domain)?;
         }
         guest.data.spared = plan.stays.iter().map(spared).collect();
-        self.merge(&lock, &self.merger(&catalog, &family), plan.merges, guest)?;
+        let mut going = BTreeSet::new();
+        let merger = self.merger(&catalog, &family);
+        let merged = self.merge(&lock, &merger, plan.merges, &mut going, guest);
+        self.clear_up(&lock, &merger, &mut going, guest)?;
+        merged?;
         guest.data.spared.sort_by(|a, b| a.points.cmp(&b.points));
-        guest.data.waiting |= tidy(self.repository, &lock)?.is_none();
         guest.data.machine_files += self.remove_machine_files(&lock)?;
         Ok(())
     }
@@ -235,6 +247,7 @@ impl Pruner<'_> {
         lock: &DomainLock,
         merger: &Merger<'_>,
         merges: Vec<Merge>,
+        going: &mut BTreeSet<PointId>,
         guest: &mut GuestPrune,
     ) -> Result<()> {
         let mut damaged: BTreeMap<PointId, Error> = BTreeMap::new();
@@ -250,7 +263,7 @@ impl Pruner<'_> {
             // What earlier merges have replaced goes before room becomes scarce.
             let needed = room_for(merge.costs.writes);
             if self.free().is_some_and(|free| free < needed.saturating_add(waits)) {
-                guest.data.waiting |= tidy(self.repository, lock)?.is_none();
+                self.clear_up(lock, merger, going, guest)?;
                 waits = 0;
             }
             if let Some(bytes_free) = self.free().filter(|free| *free < needed) {
@@ -260,6 +273,7 @@ impl Pruner<'_> {
             }
             match merger.run(lock, &merge.steps) {
                 Ok(reports) => {
+                    going.extend(points);
                     waits += merge.costs.writes + merge.costs.frees;
                     guest.data.add(reports, needed);
                 }
@@ -275,6 +289,37 @@ impl Pruner<'_> {
                 }
                 Err(error) => return Err(error),
             }
+        }
+        Ok(())
+    }
+
+    /// Removes what merges have replaced, with the anchors that only points know of that are `going`.
+    fn clear_up(
+        &self,
+        lock: &DomainLock,
+        merger: &Merger<'_>,
+        going: &mut BTreeSet<PointId>,
+        guest: &mut GuestPrune,
+    ) -> Result<()> {
+        self.forget_anchors((merger.catalog, merger.family), &std::mem::take(going), guest)?;
+        guest.data.waiting |= tidy(self.repository, lock)?.is_none();
+        Ok(())
+    }
+
+    /// Removes the anchors that only these points know of.
+    fn forget_anchors(
+        &self,
+        (catalog, family): (&Catalog, &Family),
+        points: &BTreeSet<PointId>,
+        guest: &mut GuestPrune,
+    ) -> Result<()> {
+        let manifests = points.iter().filter_map(|point| family.manifest(*point));
+        let records = manifests.flat_map(|manifest| &manifest.disks);
+        let anchored = records.filter(|record| record.anchor.is_some());
+        let disks: BTreeSet<_> = anchored.map(|record| record.disk.clone()).collect();
+        for disk in disks {
+            let disk = DiskId { domain: guest.domain.clone(), disk };
+            guest.data.anchors += inventory::forget(catalog, &disk, points, self.observer)?;
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ mod restore;
 mod retain;
 mod roll_back;
 mod setup;
+mod space;
 mod verify;
 
 pub use crate::disk::image::MapEntry;
@@ -35,6 +36,7 @@ pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use setup::{InitReport, ManReport};
+pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
 pub use verify::{
     ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, ScrubReport, VerifyReport,
 };

@@ -24,6 +24,8 @@ pub struct Reclaimed {
     pub room_needed: u64,
     /// Files of the guest's machine that went, because no point names them any more.
     pub machine_files: u64,
+    /// Anchors that went, because only points that are gone name the images that they are in.
+    pub anchors: u64,
     /// Whether what was replaced is still there: points of the guest are being read, and the next run
     /// removes it.
     pub waiting: bool,

@@ -180,9 +180,12 @@ fn gather(catalog: &Catalog, domain: &DomainName) -> Result<Gathered> {
     disks.dedup();
     for disk in disks {
         let id = DiskId { domain: domain.clone(), disk };
-        let health = catalog.health(&id, &catalog.points(&id)?)?;
+        let list = catalog.points(&id)?;
+        let health = catalog.health(&id, &list)?;
+        let known = catalog.known_damaged(&id, &list.points);
         for candidate in gathered.candidates.iter_mut().filter(|it| it.disks.contains(&id.disk)) {
             candidate.damaged |= !health.restorable.contains(&candidate.point);
+            candidate.damaged |= known.contains(&candidate.point);
         }
     }
     Ok(gathered)

@@ -198,6 +198,31 @@ impl Catalog {
         proved
     }
 
+    /// The points of a disk that need an archive in which damage was found, as long as the archive is the
+    /// file that it was found in.
+    pub fn known_damaged(&self, disk: &DiskId, points: &[Point]) -> BTreeSet<PointId> {
+        let history = self.repository().history(&disk.domain);
+        let noted: BTreeMap<&str, &Stamp> =
+            history.damaged(&disk.disk).map(|(name, stamp, _)| (name, stamp)).collect();
+        if noted.is_empty() {
+            return BTreeSet::new();
+        }
+        let (mut is_damaged, mut damaged) = (Vec::new(), BTreeSet::new());
+        // Each archive comes after the one that it builds on.
+        for needed in self.needed_by(disk, points) {
+            let archive = &needed.link.archive;
+            let own = noted.get(archive.last());
+            let own = own.is_some_and(|stamp| self.stamp(archive).as_ref() == Some(*stamp));
+            let below = needed.parent.and_then(|parent| is_damaged.get(parent).copied());
+            let is = own || below == Some(true);
+            if is {
+                damaged.insert(needed.link.point);
+            }
+            is_damaged.push(is);
+        }
+        damaged
+    }
+
     /// Warns of the archives of these disks in which damage was found, as long as they are the files that
     /// it was found in and a manifest names them.
     pub fn warn_of_damage<'a>(
