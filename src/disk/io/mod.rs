@@ -18,7 +18,7 @@ mod writeback;
 
 pub use direct::{Direct, open_direct};
 pub use open::{
-    Opener, file_in, is_refusal, not_opened, open_folder, pin, pin_folder, sync_folder,
+    Opener, is_refusal, look_in, not_opened, open_folder, pin, pin_folder, sync_folder,
 };
 pub use open_files::{OpenFiles, PooledFile};
 pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};

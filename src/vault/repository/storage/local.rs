@@ -12,7 +12,7 @@ use super::{
     durable,
 };
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, file_in, not_opened, pin_folder};
+use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, look_in, not_opened, pin_folder};
 use crate::disk::sys::FileId;
 use crate::disk::sys::patience;
 
@@ -126,12 +126,12 @@ impl Storage for Local {
         let Ok(open) = pin_folder(&self.path(folder)) else {
             return names.iter().map(|name| self.entry(&folder.join(name))).collect();
         };
-        let look = |name: &&str| match file_in(&open, name) {
-            Ok(Some((id, len, changed))) => Ok(Some(Entry {
+        let look = |name: &&str| match look_in(&open, name) {
+            Ok(Some(seen)) => Ok(Some(Entry {
                 name: (*name).to_owned(),
                 kind: EntryKind::File,
-                len: Some(len),
-                version: Some(version(id, changed)),
+                len: Some(seen.len),
+                version: Some(version(seen.id, seen.changed)),
             })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             // A link, or what can't be looked at.
