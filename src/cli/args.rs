@@ -63,8 +63,9 @@ pub struct Global {
     #[arg(long, global = true, env = "QDELTA_REPO", value_name = "DIR", value_hint = ValueHint::DirPath, hide_env_values = true)]
     pub repo: Option<PathBuf>,
 
-    /// The folder for this host's own files: marks of frozen guests, tables too large for memory. Name
-    /// the same one every time: a guest that was left frozen is found by its mark
+    /// The folder for this host's own files: marks of frozen guests, summaries of chains, the history
+    /// of what was proved, tables too large for memory. Name the same one every time: a guest that was
+    /// left frozen is found by its mark
     /// [default: $STATE_DIRECTORY, /var/lib/qdelta for root, $XDG_STATE_HOME/qdelta for others]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub state: Option<PathBuf>,
@@ -253,8 +254,8 @@ pub enum Anchor {
 /// How to open an image.
 #[derive(Debug, Args)]
 pub struct ImageArgs {
-    /// Format of the image [default: the format at the disk's latest point, if there is one; else
-    /// what the image's first bytes say]
+    /// Format of the image [default: what its first bytes say; to a backup, the format at the
+    /// disk's latest point counts more]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
 

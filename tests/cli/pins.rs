@@ -86,6 +86,28 @@ fn who_means_no_point_is_told_so() {
     drop(lock);
 }
 
+/// A list said "1 point in 0 chains": rules had removed the full, and a chain was counted by its full.
+#[test]
+fn a_chain_counts_without_its_full() {
+    let shelf = Shelf::new();
+    let full = shelf.add("vm/disk", 0, Kind::Full, None);
+    let second = shelf.add("vm/disk", 1, Kind::Incremental, Some(0));
+    shelf.add("vm/disk", 2, Kind::Differential, Some(0));
+    shelf.add("vm/disk", 3, Kind::Incremental, Some(1));
+    remove(&shelf.repository, "vm", full);
+    let list = done(&shelf, &["points"]);
+    assert!(list.starts_with("vm/disk: 3 points in 1 chain,"), "{list}");
+    remove(&shelf.repository, "vm", second);
+    let other = shelf.add("vm/disk", 4, Kind::Full, None);
+    let chains = || {
+        let listed: Value = serde_json::from_str(&done(&shelf, &["points", "--json"])).unwrap();
+        listed["totals"]["chains"].as_u64()
+    };
+    assert_eq!(chains(), Some(2));
+    remove(&shelf.repository, "vm", other);
+    assert_eq!(chains(), Some(1));
+}
+
 #[test]
 fn removed_points_are_shown_only_to_who_asks() {
     let shelf = Shelf::new();

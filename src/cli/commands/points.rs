@@ -53,8 +53,9 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
         let health = catalog.health(disk, &list)?;
         let proofs = catalog.proofs(disk, &list.points, view.now);
         let above = shown_parents(&list, args.removed);
+        let chains = shown_chains(&list, args.removed);
         list.points.retain(|point| args.removed || point.removed.is_none());
-        add(&mut report.totals, &list);
+        add(&mut report.totals, &list, chains);
         if context.out.json {
             let points = list.points.iter().map(|point| {
                 let restorable = health.restorable.contains(&point.id);
@@ -67,7 +68,7 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
             if index > 0 {
                 context.out.line("")?;
             }
-            show(disk, &list, &above, &proofs, &view, context)?;
+            show(disk, &list, chains, &above, &proofs, &view, context)?;
             show_anchors(&catalog, disk, context)?;
         }
         for folder in &list.unreadable {
@@ -100,9 +101,9 @@ fn totals_of(disks: &[DiskId]) -> PointsTotals {
 }
 
 /// Adds the points of a disk.
-fn add(totals: &mut PointsTotals, list: &PointList) {
+fn add(totals: &mut PointsTotals, list: &PointList, chains: usize) {
     totals.points += list.points.len();
-    totals.chains += chains(list);
+    totals.chains += chains;
     totals.bytes_written += stored(list);
 }
 
@@ -118,9 +119,21 @@ fn line_of(totals: &PointsTotals) -> String {
     )
 }
 
-/// How many chains the points of a disk make.
-fn chains(list: &PointList) -> usize {
-    list.points.iter().filter(|point| point.record.parent.is_none()).count()
+/// In how many chains the points of a disk lie that are shown. A chain counts also where the full that
+/// it begins with is removed or lost.
+fn shown_chains(list: &PointList, with_removed: bool) -> usize {
+    let mut firsts: BTreeMap<PointId, PointId> = BTreeMap::new();
+    let mut shown = BTreeSet::new();
+    // Parents come before their children.
+    for point in &list.points {
+        let parent = point.record.parent_point();
+        let first = parent.map_or(point.id, |it| firsts.get(&it).copied().unwrap_or(it));
+        firsts.insert(point.id, first);
+        if with_removed || point.removed.is_none() {
+            shown.insert(first);
+        }
+    }
+    shown.len()
 }
 
 /// What the archives of a disk take, in bytes.
@@ -166,6 +179,7 @@ impl View {
 fn show(
     disk: &DiskId,
     list: &PointList,
+    chains: usize,
     above: &BTreeMap<PointId, PointId>,
     proofs: &BTreeMap<PointId, Timestamp>,
     view: &View,
@@ -174,7 +188,7 @@ fn show(
     context.out.line(format!(
         "{disk}: {} in {}, {} stored",
         text::count(list.points.len(), "point"),
-        text::count(chains(list), "chain"),
+        text::count(chains, "chain"),
         text::bytes(stored(list))
     ))?;
     if list.points.is_empty() {

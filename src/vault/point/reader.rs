@@ -17,7 +17,7 @@ use crate::vault::frames::unpack::{FrameNeed, Unpacker};
 
 /// How many groups' states are kept: about 80 KiB each.
 const STATES: usize = 64;
-/// How many bytes of decoded frames are kept.
+/// How many bytes of decoded frames are kept, where that is at least a frame for each part of the shelf.
 const DECODED: u64 = 16 << 20;
 
 /// A recovery point's disk, to be read anywhere and by any number of threads at once.
@@ -26,8 +26,9 @@ const DECODED: u64 = 16 << 20;
 /// proved by the digest of its group before a byte of it is given out: damage is an error, never a
 /// wrong byte.
 ///
-/// Memory is bounded: about 5 MiB of groups' states and 16 MiB of decoded frames, 32 bytes for each
-/// group of the disk (8 MiB for 16 TiB), and what the archives of the chain hold.
+/// Memory is bounded: about 5 MiB of groups' states and 16 MiB of decoded frames (32 MiB where a block
+/// has 2 MiB), 32 bytes for each group of the disk (8 MiB for 16 TiB), and what the archives of the
+/// chain hold.
 pub struct PointReader {
     chain: Chain,
     name: PathBuf,
