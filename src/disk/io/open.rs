@@ -14,7 +14,6 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::base::error::{Error, ErrorKind};
-use crate::disk::sys::FileId;
 
 /// How a regular file, or a block device, is opened. Everything else is refused: see [`is_refusal`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,34 +217,6 @@ pub fn open_folder(at: impl AsFd, path: &Path, follow: bool) -> rustix::io::Resu
     let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !follow);
     rustix::fs::openat(at, path, flags, Mode::empty())
-}
-
-/// A regular file that was looked at without opening it.
-#[derive(Debug, Clone, Copy)]
-pub struct Seen {
-    /// Which file it is.
-    pub id: FileId,
-    /// Its length in bytes.
-    pub len: u64,
-    /// When anything of it changed last: seconds and nanoseconds since 1970.
-    pub changed: (i64, i64),
-}
-
-/// Looks at the regular file of this name in an open folder, without walking the path to the folder again
-/// for each name. None for anything else, symbolic links included.
-///
-/// # Errors
-/// Nothing has the name, or it can't be looked at.
-pub fn look_in(folder: impl AsFd, name: &str) -> io::Result<Option<Seen>> {
-    let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Ok(None);
-    }
-    Ok(Some(Seen {
-        id: FileId::File { device: stat.st_dev, inode: stat.st_ino },
-        len: u64::try_from(stat.st_size).unwrap_or_default(),
-        changed: (stat.st_ctime, stat.st_ctime_nsec as i64),
-    }))
 }
 
 /// Gets hold of what lies at `path` without opening it for anything: no pipe blocks, no device acts.

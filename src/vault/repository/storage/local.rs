@@ -12,9 +12,9 @@ use super::{
     durable,
 };
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, look_in, not_opened, pin_folder};
-use crate::disk::sys::FileId;
+use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, not_opened, pin_folder};
 use crate::disk::sys::patience;
+use crate::disk::sys::{FileId, look_in};
 
 /// A repository in a folder.
 #[derive(Debug)]
