@@ -157,6 +157,8 @@ impl Generator {
         let root = root.finish();
         let (_, summary) = writer.finish(root)?;
         let mut manifest = Manifest::new(point, self.disk.domain.clone(), Consistency::Offline);
+        // Also where the point lies ahead of this machine's clock.
+        manifest.created = point.time();
         manifest.disks.push(DiskRecord {
             disk: self.disk.disk.clone(),
             archive: pending.archive_name(),

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use qdelta::base::period::Period;
 use qdelta::flows::merge::MergeOptions;
 use qdelta::flows::prune::{self, PruneRequest};
-use qdelta::flows::report::{Fate, PruneReport};
+use qdelta::flows::report::{Fate, PruneReport, Spare};
 use qdelta::flows::retain::{Clock, Policy};
 use qdelta::formats::archive::Digest;
 use qdelta::vault::repository::{Count, Keep};
@@ -151,10 +151,13 @@ impl Guests {
             merging: MergeOptions::default(),
         };
         let report = prune::run(&self.repository, &request, &Silent, &Cancel::default())?;
-        match report.guests.iter().find_map(|guest| guest.error.as_ref()) {
-            Some(failure) => Err(failure.text.clone().into()),
-            None => Ok(report),
+        for guest in &report.guests {
+            let left = guest.data.spared.iter().find(|it| !matches!(it.why, Spare::Share { .. }));
+            if guest.error.is_some() || left.is_some() || guest.clock_in_doubt {
+                return Err(format!("{}: {:?} {left:?}", guest.domain, guest.error).into());
+            }
         }
+        Ok(report)
     }
 
     /// Proves every point that is there, and that each kept one has the root that it was made with.

@@ -1,11 +1,8 @@
 //! `qdelta anchors`: lists the anchors that backups have left for later backups, and removes them.
 
-use qdelta::base::observer::{Observer, Recorder};
-use qdelta::base::warning::{Code, Warning};
+use qdelta::Result;
 use qdelta::flows::anchors::inventory;
-use qdelta::flows::report::{AnchorReport, AnchorsReport};
-use qdelta::vault::repository::{DiskId, Repository};
-use qdelta::{Error, ErrorKind, Result};
+use qdelta::flows::report::AnchorReport;
 
 use crate::cli::args::Anchors;
 use crate::cli::text::{self, Column};
@@ -23,74 +20,26 @@ const COLUMNS: &[Column] = &[
 /// Lists or removes.
 pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
-    let recorder = Recorder::new(&context.screen);
-    let mut whole = true;
-    let mut trouble = |error: &Error| {
-        whole = false;
-        (&recorder as &dyn Observer).warn(Warning::failed(Code::Unreadable, error));
+    let wanted = args.disk.as_ref();
+    let is_removing = args.remove_all || !args.remove.is_empty();
+    let report = match is_removing {
+        true => inventory::remove_wanted(&repository, wanted, &args.remove, &context.screen)?,
+        false => inventory::list_wanted(&repository, wanted, &context.screen)?,
     };
-    if let Some(error) = repository.trouble() {
-        trouble(&error);
-    }
-    let catalog = repository.catalog();
-    let disks = match &args.disk {
-        Some(wanted) => catalog.find_disks(wanted)?,
-        None => {
-            let survey = catalog.survey()?;
-            survey.unreadable.iter().for_each(|folder| trouble(&folder.error));
-            survey.disks
-        }
-    };
-    let done = if whole { status::DONE } else { status::DAMAGED };
-    let mut report = AnchorsReport::default();
-    if args.remove_all || !args.remove.is_empty() {
-        report.removed = remove(&repository, &disks, &args.remove, &recorder)?;
+    if is_removing {
         context.out.was_done(format!("{} went", text::count(report.removed.len(), "anchor")));
     }
-    for disk in &disks {
-        report.anchors.extend(inventory::list(&catalog, disk, &recorder)?);
-    }
-    report.warnings = recorder.take();
     if context.out.json {
         context.out.json(&report)?;
-        return Ok(done);
-    }
-    for anchor in &report.removed {
-        context.out.success(format!("{}: removed {}", anchor.disk, anchor.name))?;
-    }
-    if report.removed.is_empty() {
-        show(&report.anchors, context)?;
-    }
-    Ok(done)
-}
-
-/// Removes anchors of some disks: all, or those that are called so, each of the disk that it is of.
-fn remove(
-    repository: &Repository,
-    disks: &[DiskId],
-    names: &[String],
-    observer: &dyn Observer,
-) -> Result<Vec<AnchorReport>> {
-    if let [only] = disks {
-        return inventory::remove(repository, only, names, observer);
-    }
-    let catalog = repository.catalog();
-    let mut removed = Vec::new();
-    let mut unknown = names.to_vec();
-    for disk in disks {
-        let there = inventory::list(&catalog, disk, observer)?;
-        let own: Vec<String> =
-            names.iter().filter(|name| there.iter().any(|it| it.name == **name)).cloned().collect();
-        unknown.retain(|name| !own.contains(name));
-        if names.is_empty() || !own.is_empty() {
-            removed.extend(inventory::remove(repository, disk, &own, observer)?);
+    } else {
+        for anchor in &report.removed {
+            context.out.success(format!("{}: removed {}", anchor.disk, anchor.name))?;
+        }
+        if report.removed.is_empty() {
+            show(&report.anchors, context)?;
         }
     }
-    match unknown.first() {
-        Some(name) => Err(Error::new(ErrorKind::NotFound, format!("no disk has an anchor {name}"))
-            .advise("qdelta anchors lists those that there are")),
-        None => Ok(removed),
-    }
+    Ok(if report.is_whole() { status::DONE } else { status::DAMAGED })
 }
 
 fn show(anchors: &[AnchorReport], context: &mut Context) -> Result<()> {

@@ -10,73 +10,27 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::Result;
 use qdelta::base::duration;
-use qdelta::base::observer::{Recorder, Silent};
+use qdelta::base::observer::Silent;
 use qdelta::flows::anchors::inventory;
 use qdelta::flows::report::{DiskPointsReport, PointReport, PointsReport, PointsTotals};
-use qdelta::vault::repository::{Catalog, DiskId, Point, PointId, PointList, Survey};
+use qdelta::vault::repository::{Catalog, DiskId, PointId};
 
 /// Lists the points of one disk or of all. Something damaged does not hide the rest, but shows in
 /// the exit status.
 pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let catalog = repository.catalog();
-    let Survey { disks, unreadable } = match &args.disk {
-        Some(wanted) => Survey { disks: catalog.find_disks(wanted)?, unreadable: Vec::new() },
-        None => catalog.survey()?,
-    };
-    let view = View {
-        zone: if args.utc { None } else { Some(TimeZone::system()) },
-        now: qdelta::base::clock::now()?,
-    };
-    let mut report = PointsReport {
-        repository: repository.path().to_owned(),
-        disks: Vec::new(),
-        totals: totals_of(&disks),
-        damaged: Vec::new(),
-        unreadable: Vec::new(),
-        warnings: Vec::new(),
-    };
-    let recorder = Recorder::new(&context.screen);
-    catalog.warn_of_damage(&disks, &recorder);
-    report.warnings = recorder.take();
-    if let Some(error) = repository.trouble() {
-        report.add_unreadable(repository.path().join("qdelta.toml"), &error);
+    let now = qdelta::base::clock::now()?;
+    let mut report = PointsReport::read(&catalog, args.disk.as_ref(), now, &context.screen)?;
+    let above: Vec<_> = report.disks.iter().map(|disk| shown_parents(disk, args.removed)).collect();
+    if !args.removed {
+        report.hide_removed();
     }
-    for folder in &unreadable {
-        report.add_unreadable(folder.path.clone(), &folder.error);
-    }
-    if disks.is_empty() && !context.out.json {
-        context.out.line(format!("{}: no points yet", repository.path().display()))?;
-    }
-    for (index, disk) in disks.iter().enumerate() {
-        let mut list = catalog.points(disk)?;
-        let health = catalog.health(disk, &list)?;
-        let proofs = catalog.proofs(disk, &list.points, view.now);
-        let above = shown_parents(&list, args.removed);
-        let chains = shown_chains(&list, args.removed);
-        list.points.retain(|point| args.removed || point.removed.is_none());
-        add(&mut report.totals, &list, chains);
-        if context.out.json {
-            let points = list.points.iter().map(|point| {
-                let restorable = health.restorable.contains(&point.id);
-                let proved = proofs.get(&point.id).copied();
-                PointReport::new(point, repository.describe(&point.archive), restorable, proved)
-            });
-            let points = points.collect();
-            report.disks.push(DiskPointsReport { disk: disk.to_string(), points });
-        } else {
-            if index > 0 {
-                context.out.line("")?;
-            }
-            show(disk, &list, chains, &above, &proofs, &view, context)?;
-            show_anchors(&catalog, disk, context)?;
-        }
-        for folder in &list.unreadable {
-            report.add_unreadable(folder.path.clone(), &folder.error);
-        }
-        for damaged in list.damaged.into_iter().chain(health.problems) {
-            report.add_damaged(damaged);
-        }
+    if context.out.json {
+        context.out.json(&report)?;
+    } else {
+        let view = View { zone: if args.utc { None } else { Some(TimeZone::system()) }, now };
+        show_all(&report, &above, &view, &catalog, context)?;
     }
     for damaged in &report.damaged {
         let line = format!("point {}: {}", damaged.point, damaged.error);
@@ -85,26 +39,32 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     for unreadable in &report.unreadable {
         context.screen.say(&two_lines(&unreadable.error, unreadable.advice.as_deref()));
     }
-    if context.out.json {
-        context.out.json(&report)?;
-    } else if disks.len() > 1 {
-        context.out.line("")?;
-        context.out.line(line_of(&report.totals))?;
-    }
     Ok(if report.is_whole() { status::DONE } else { status::DAMAGED })
 }
 
-/// How many disks and domains are listed.
-fn totals_of(disks: &[DiskId]) -> PointsTotals {
-    let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
-    PointsTotals { domains: domains.len(), disks: disks.len(), ..PointsTotals::default() }
-}
-
-/// Adds the points of a disk.
-fn add(totals: &mut PointsTotals, list: &PointList, chains: usize) {
-    totals.points += list.points.len();
-    totals.chains += chains;
-    totals.bytes_written += stored(list);
+/// Shows every disk, and the totals of several.
+fn show_all(
+    report: &PointsReport,
+    above: &[BTreeMap<PointId, PointId>],
+    view: &View,
+    catalog: &Catalog,
+    context: &mut Context,
+) -> Result<()> {
+    if report.disks.is_empty() {
+        context.out.line(format!("{}: no points yet", report.repository.display()))?;
+    }
+    for (index, (disk, above)) in report.disks.iter().zip(above).enumerate() {
+        if index > 0 {
+            context.out.line("")?;
+        }
+        show(disk, above, view, context)?;
+        show_anchors(catalog, &disk.disk, context)?;
+    }
+    if report.disks.len() > 1 {
+        context.out.line("")?;
+        context.out.line(line_of(&report.totals))?;
+    }
+    Ok(())
 }
 
 /// The totals, for people.
@@ -117,28 +77,6 @@ fn line_of(totals: &PointsTotals) -> String {
         text::count(totals.chains, "chain"),
         text::bytes(totals.bytes_written)
     )
-}
-
-/// In how many chains the points of a disk lie that are shown. A chain counts also where the full that
-/// it begins with is removed or lost.
-fn shown_chains(list: &PointList, with_removed: bool) -> usize {
-    let mut firsts: BTreeMap<PointId, PointId> = BTreeMap::new();
-    let mut shown = BTreeSet::new();
-    // Parents come before their children.
-    for point in &list.points {
-        let parent = point.record.parent_point();
-        let first = parent.map_or(point.id, |it| firsts.get(&it).copied().unwrap_or(it));
-        firsts.insert(point.id, first);
-        if with_removed || point.removed.is_none() {
-            shown.insert(first);
-        }
-    }
-    shown.len()
-}
-
-/// What the archives of a disk take, in bytes.
-fn stored(list: &PointList) -> u64 {
-    list.points.iter().map(|point| point.record.bytes_written).sum()
 }
 
 /// How times are shown.
@@ -177,32 +115,30 @@ impl View {
 
 /// Shows one disk: a line about it, and its chains.
 fn show(
-    disk: &DiskId,
-    list: &PointList,
-    chains: usize,
+    list: &DiskPointsReport,
     above: &BTreeMap<PointId, PointId>,
-    proofs: &BTreeMap<PointId, Timestamp>,
     view: &View,
     context: &mut Context,
 ) -> Result<()> {
     context.out.line(format!(
-        "{disk}: {} in {}, {} stored",
+        "{}: {} in {}, {} stored",
+        list.disk,
         text::count(list.points.len(), "point"),
-        text::count(chains, "chain"),
-        text::bytes(stored(list))
+        text::count(list.chains, "chain"),
+        text::bytes(list.bytes_written())
     ))?;
     if list.points.is_empty() {
         return Ok(());
     }
     let positions: BTreeMap<PointId, usize> =
-        list.points.iter().enumerate().map(|(index, point)| (point.id, index)).collect();
+        list.points.iter().enumerate().map(|(index, it)| (it.point, index)).collect();
     let parents: Vec<Option<usize>> =
-        list.points.iter().map(|point| positions.get(above.get(&point.id)?).copied()).collect();
+        list.points.iter().map(|it| positions.get(above.get(&it.point)?).copied()).collect();
     let lines = tree::Lines::for_locale();
     let mut rows = Vec::new();
     for (index, branch) in tree::draw(&parents, &lines) {
         let Some(point) = list.points.get(index) else { continue };
-        rows.push(row(&branch, point, proofs.get(&point.id).copied(), view));
+        rows.push(row(&branch, point, view));
     }
     for line in text::table(&view.columns(), &rows, context.out.width()) {
         context.out.line(line)?;
@@ -211,19 +147,18 @@ fn show(
 }
 
 /// The point below which each one is drawn: the nearest that is shown of those that it needs.
-fn shown_parents(list: &PointList, with_removed: bool) -> BTreeMap<PointId, PointId> {
+fn shown_parents(list: &DiskPointsReport, with_removed: bool) -> BTreeMap<PointId, PointId> {
     let mut above = BTreeMap::new();
     // Parents come before their children.
     let mut hidden = BTreeSet::new();
     for point in &list.points {
-        let parent = point.record.parent_point();
-        let shown = match parent {
+        let shown = match point.parent {
             Some(parent) if hidden.contains(&parent) => above.get(&parent).copied(),
             parent => parent,
         };
-        above.extend(shown.map(|shown| (point.id, shown)));
+        above.extend(shown.map(|shown| (point.point, shown)));
         if !with_removed && point.removed.is_some() {
-            hidden.insert(point.id);
+            hidden.insert(point.point);
         }
     }
     above
@@ -246,7 +181,7 @@ fn show_anchors(catalog: &Catalog, disk: &DiskId, context: &mut Context) -> Resu
 }
 
 /// What a point is, and its marks.
-fn kind_of(point: &Point, now: Timestamp) -> String {
+fn kind_of(point: &PointReport, now: Timestamp) -> String {
     let is_pinned = point.pinned.as_ref().is_some_and(|pin| pin.holds(now));
     let marks = [
         (point.safety, ", safety"),
@@ -254,28 +189,27 @@ fn kind_of(point: &Point, now: Timestamp) -> String {
         (point.removed.is_some(), ", removed"),
     ];
     let said: String = marks.iter().filter(|(has, _)| *has).map(|(_, mark)| *mark).collect();
-    format!("{}{said}", point.record.kind)
+    format!("{}{said}", point.kind)
 }
 
 /// The line of one point.
-fn row(branch: &str, point: &Point, proved: Option<Timestamp>, view: &View) -> Vec<String> {
-    let record = &point.record;
-    let age = view.now.as_second() - point.id.time().as_second();
+fn row(branch: &str, point: &PointReport, view: &View) -> Vec<String> {
+    let age = view.now.as_second() - point.point.time().as_second();
     vec![
-        format!("{branch}{}", view.moment(point.id)),
+        format!("{branch}{}", view.moment(point.point)),
         kind_of(point, view.now),
-        text::bytes(record.virtual_size),
-        text::bytes(record.bytes_changed),
+        text::bytes(point.virtual_size),
+        text::bytes(point.bytes_changed),
         match point.archive_present {
-            true => text::bytes(record.bytes_written),
+            true => text::bytes(point.bytes_written),
             false => "missing".to_owned(),
         },
-        record.tracker.to_string(),
+        point.tracker.to_string(),
         point.consistency.as_str().to_owned(),
         duration::age(age),
-        proved.map_or("never".to_owned(), |time| {
+        point.proved.map_or("never".to_owned(), |time| {
             duration::age(view.now.as_second() - time.as_second())
         }),
-        point.id.to_string(),
+        point.point.to_string(),
     ]
 }

@@ -10,22 +10,41 @@ impl Change<'_> {
     /// Adds a second owner to everything that the active L1 table leads to. Gives the entries that
     /// both owners' L1 tables are to have.
     pub(super) fn share_active_tree(&mut self) -> Result<Vec<L1Entry>> {
-        let cluster = self.format.cluster;
+        self.rewrite_active_tree(
+            |change, bytes, table, number| {
+                for shared in change.clusters_of_entry(bytes, table, number)? {
+                    change.counts.add(shared, 1)?;
+                }
+                Ok(false)
+            },
+            |change, place| {
+                change.counts.add(place.0 >> change.format.cluster.bits(), 1)?;
+                Ok(false)
+            },
+        )
+    }
+
+    /// Sets the "copied" flags of the active tables anew: `of_entry` says of an entry of an L2 table, and
+    /// `of_table` of the table itself, whether the active tables are its only user. Gives the L1 entries
+    /// that follow.
+    fn rewrite_active_tree(
+        &mut self,
+        mut of_entry: impl FnMut(&mut Self, &[u8], HostOffset, usize) -> Result<bool>,
+        mut of_table: impl FnMut(&mut Self, HostOffset) -> Result<bool>,
+    ) -> Result<Vec<L1Entry>> {
         let mut l1 = self.l1.clone();
         let mut bytes = self.l2_buffer();
         for (index, table) in self.l2_tables(&l1, self.header().l1.offset)? {
             self.file.read(&mut bytes, table.0)?;
             let mut changed = false;
             for number in 0..self.entries() {
-                for shared in self.clusters_of_entry(&bytes, table, number)? {
-                    self.counts.add(shared, 1)?;
-                }
-                changed |= L2Format::set_sole_owner(self.entry_mut(&mut bytes, number), false);
+                let sole = of_entry(self, &bytes, table, number)?;
+                changed |= L2Format::set_sole_owner(self.entry_mut(&mut bytes, number), sole);
             }
             let place = if changed { self.move_l2(&bytes, table)? } else { table };
-            self.counts.add(place.0 >> cluster.bits(), 1)?;
+            let sole = of_table(self, place)?;
             if let Some(entry) = l1.get_mut(index) {
-                *entry = L1Entry::new(Some(place), false);
+                *entry = L1Entry::new(Some(place), sole);
             }
         }
         Ok(l1)
@@ -48,25 +67,15 @@ impl Change<'_> {
     /// Sets the "copied" flags of the active tables to what the counts say: whether a table is a
     /// cluster's only user.
     pub(super) fn refresh_active_tree(&mut self) -> Result<()> {
-        let mut l1 = self.l1.clone();
-        let mut bytes = self.l2_buffer();
-        for (index, table) in self.l2_tables(&l1, self.header().l1.offset)? {
-            self.file.read(&mut bytes, table.0)?;
-            let mut changed = false;
-            for number in 0..self.entries() {
-                let host = match self.reference(&bytes, table, number)? {
-                    Reference::Cluster(host) => Some(host),
-                    _ => None,
+        let l1 = self.rewrite_active_tree(
+            |change, bytes, table, number| {
+                let Reference::Cluster(host) = change.reference(bytes, table, number)? else {
+                    return Ok(false);
                 };
-                let sole = host.map_or(Ok(0), |host| self.counts.count_at(host))? == 1;
-                changed |= L2Format::set_sole_owner(self.entry_mut(&mut bytes, number), sole);
-            }
-            let place = if changed { self.move_l2(&bytes, table)? } else { table };
-            let sole = self.counts.count_at(place)? == 1;
-            if let Some(entry) = l1.get_mut(index) {
-                *entry = L1Entry::new(Some(place), sole);
-            }
-        }
+                Ok(change.counts.count_at(host)? == 1)
+            },
+            |change, place| Ok(change.counts.count_at(place)? == 1),
+        )?;
         self.replace_l1(&l1)
     }
 

@@ -323,6 +323,16 @@ mod tests {
         output.status.success()
     }
 
+    /// A second reader of our own kind comes in, and the end of the first one changes nothing.
+    fn a_second_reader_goes_on(first: ImageLock, path: &Path) {
+        let other = File::open(path).unwrap();
+        let second = ImageLock::shared_read(&other, path).unwrap();
+        drop(first);
+        assert!(!qemu_opens(path, &[]));
+        drop(second);
+        assert!(qemu_opens(path, &[]));
+    }
+
     #[test]
     fn a_writer_is_seen_and_keeps_readers_out() {
         let dir = tempfile::tempdir().unwrap();
@@ -361,13 +371,7 @@ mod tests {
         let lock = ImageLock::shared_read(&file, &path).unwrap();
         assert!(qemu_opens(&path, &["-r"]));
         assert!(!qemu_opens(&path, &[]));
-        // A second reader of our own kind comes in, and the first one's end changes nothing.
-        let other = File::open(&path).unwrap();
-        let second = ImageLock::shared_read(&other, &path).unwrap();
-        drop(lock);
-        assert!(!qemu_opens(&path, &[]));
-        drop(second);
-        assert!(qemu_opens(&path, &[]));
+        a_second_reader_goes_on(lock, &path);
     }
 
     #[test]
@@ -392,12 +396,7 @@ mod tests {
         lock.downgrade();
         assert!(qemu_opens(&path, &["-r"]));
         assert!(!qemu_opens(&path, &[]));
-        let other = File::open(&path).unwrap();
-        let second = ImageLock::shared_read(&other, &path).unwrap();
-        drop(lock);
-        assert!(!qemu_opens(&path, &[]));
-        drop(second);
-        assert!(qemu_opens(&path, &[]));
+        a_second_reader_goes_on(lock, &path);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 mod direct;
 #[cfg(any(test, feature = "testing"))]
 pub mod faulty;
+#[cfg(any(test, feature = "testing"))]
+pub mod in_memory;
 mod open;
 mod open_files;
 mod pool;

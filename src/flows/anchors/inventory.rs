@@ -7,16 +7,106 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::Tracker;
 
-use super::{self as anchors, Tag};
+use super::{self as anchors, Tag, bitmap};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::observer::Observer;
+use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::{Code, Warning};
 use crate::disk::edit::{self, ImageFile};
 use crate::disk::files::paths::absolute;
 use crate::disk::io::{FileStore, Opener, is_refusal};
 use crate::disk::reflink;
-use crate::flows::report::{AnchorReport, AnchorState};
-use crate::vault::repository::{Anchor, AnchorKind, Catalog, DiskId, Point, PointId, Repository};
+use crate::flows::report::{AnchorReport, AnchorState, AnchorsReport};
+use crate::vault::repository::{
+    Anchor, AnchorKind, Catalog, DiskId, Point, PointId, Repository, Wanted,
+};
+
+/// The anchors of the disks that are wanted, or of every disk.
+///
+/// # Errors
+/// The wanted disk is not there; otherwise as [`list`].
+pub fn list_wanted(
+    repository: &Repository,
+    wanted: Option<&Wanted>,
+    observer: &dyn Observer,
+) -> Result<AnchorsReport> {
+    report(repository, wanted, None, observer)
+}
+
+/// Removes the anchors that are called as `names` say from the disks that are wanted, or from every disk;
+/// without names, all anchors. Gives those that are left, too.
+///
+/// # Errors
+/// The wanted disk, or an anchor, is not there; an image is in use, or an anchor can't be removed. Those
+/// before it are gone then.
+pub fn remove_wanted(
+    repository: &Repository,
+    wanted: Option<&Wanted>,
+    names: &[String],
+    observer: &dyn Observer,
+) -> Result<AnchorsReport> {
+    report(repository, wanted, Some(names), observer)
+}
+
+fn report(
+    repository: &Repository,
+    wanted: Option<&Wanted>,
+    remove: Option<&[String]>,
+    observer: &dyn Observer,
+) -> Result<AnchorsReport> {
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
+    let unreadable = |error: &Error| observer.warn(Warning::failed(Code::Unreadable, error));
+    if let Some(error) = repository.trouble() {
+        unreadable(&error);
+    }
+    let catalog = repository.catalog();
+    let disks = match wanted {
+        Some(wanted) => catalog.find_disks(wanted)?,
+        None => {
+            let survey = catalog.survey()?;
+            survey.unreadable.iter().for_each(|folder| unreadable(&folder.error));
+            survey.disks
+        }
+    };
+    let mut report = AnchorsReport::default();
+    if let Some(names) = remove {
+        report.removed = remove_from(repository, &disks, names, observer)?;
+    }
+    for disk in &disks {
+        report.anchors.extend(list(&catalog, disk, observer)?);
+    }
+    report.warnings = recorder.take();
+    Ok(report)
+}
+
+/// Removes anchors of some disks: all, or those that are called so, each of the disk that it is of.
+fn remove_from(
+    repository: &Repository,
+    disks: &[DiskId],
+    names: &[String],
+    observer: &dyn Observer,
+) -> Result<Vec<AnchorReport>> {
+    if let [only] = disks {
+        return remove(repository, only, names, observer);
+    }
+    let catalog = repository.catalog();
+    let mut removed = Vec::new();
+    let mut unknown = names.to_vec();
+    for disk in disks {
+        let there = list(&catalog, disk, observer)?;
+        let own: Vec<String> =
+            names.iter().filter(|name| there.iter().any(|it| it.name == **name)).cloned().collect();
+        unknown.retain(|name| !own.contains(name));
+        if names.is_empty() || !own.is_empty() {
+            removed.extend(remove(repository, disk, &own, observer)?);
+        }
+    }
+    match unknown.first() {
+        Some(name) => Err(Error::new(ErrorKind::NotFound, format!("no disk has an anchor {name}"))
+            .advise("qdelta anchors lists those that there are")),
+        None => Ok(removed),
+    }
+}
 
 /// The anchors of a disk: those that its latest point names, and those that are found in its images
 /// and beside them.
@@ -73,7 +163,7 @@ pub fn list(
 /// # Errors
 /// There is no such anchor; an image is in use, or an anchor can't be removed. Those before it are
 /// gone then.
-pub fn remove(
+fn remove(
     repository: &Repository,
     disk: &DiskId,
     names: &[String],
@@ -99,7 +189,7 @@ pub fn remove(
     if names.is_empty() {
         for invalid in missing.iter().filter(|it| it.tracker == Tracker::Bitmap) {
             // A few clusters do no harm where they can't be given back now, or not any more.
-            let _ = anchors::reclaim_at(&invalid.place);
+            let _ = bitmap::reclaim_at(&invalid.place);
         }
     }
     Ok(wanted)
@@ -233,7 +323,7 @@ pub(crate) fn in_image(path: &Path, tag: &Tag) -> Result<Vec<Found>> {
     let Some(image) = image_at(path)? else { return Ok(Vec::new()) };
     let mut bitmaps: Vec<Vec<u8>> = edit::bitmap::list(&image)?
         .into_iter()
-        .map(|it| anchors::of_map(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))
+        .map(|it| bitmap::of_map(&it.name).map(<[u8]>::to_vec).unwrap_or(it.name))
         .collect();
     // A bitmap and its map are one anchor.
     bitmaps.sort_unstable();

@@ -122,10 +122,7 @@ impl Rest {
         let is_first = base.latest.is_none() && !base.is_forgotten;
         let failed = [removed, swept].into_iter().filter_map(Result::err);
         for error in failed.filter(|_| !is_first) {
-            let warning = Warning::failed(Code::OldAnchor, &error)
-                .within("an old anchor stays for now")
-                .advise("`qdelta anchors` shows it");
-            observer.warn(warning.of(&report.disk));
+            observer.warn(anchors::stays(&error).of(&report.disk));
         }
         report
     }

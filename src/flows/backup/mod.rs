@@ -184,7 +184,7 @@ pub fn run_together(
     let sources = together.take(&ready)?;
     let written = together.write(ready, sources, Consistency::Offline, cancel)?;
     let mut reports =
-        commit_as(options.safety, written, Consistency::Offline, None, started, &recorder)?;
+        commit(written, Consistency::Offline, None, options.safety, started, &recorder)?;
     synthesize(repository, &lock, options, &mut reports, observer, cancel);
     if let Some(first) = reports.first_mut() {
         first.warnings.extend(recorder.take());
@@ -196,23 +196,12 @@ pub fn run_together(
 }
 
 /// Makes one point of disks that were written. Their new anchors stay, and the old ones go; if it
-/// fails, it is the other way round.
+/// fails, it is the other way round. `safety`: the point is a safety point.
 fn commit(
     written: Vec<disk::Written<'_>>,
     consistency: Consistency,
     machine: Option<MachineRecord>,
-    started: Instant,
-    recorder: &Recorder<'_>,
-) -> Result<Vec<BackupReport>> {
-    commit_as(false, written, consistency, machine, started, recorder)
-}
-
-/// As [`commit`]; `safety` says that it is a safety point.
-fn commit_as(
     safety: bool,
-    written: Vec<disk::Written<'_>>,
-    consistency: Consistency,
-    machine: Option<MachineRecord>,
     started: Instant,
     recorder: &Recorder<'_>,
 ) -> Result<Vec<BackupReport>> {
@@ -283,7 +272,7 @@ fn synthesize(
 fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) -> Result<Catalog> {
     let (cleaned, catalog) = repository.clean(lock)?;
     for leftover in &cleaned.removed {
-        tracing::info!(path = %leftover.path.display(), "removed what an interrupted backup left");
+        tracing::debug!(path = %leftover.path.display(), "removed: an interrupted backup left it");
     }
     for leftover in &cleaned.kept {
         let text = format!("{} belongs to no recovery point; left alone", leftover.path.display());

@@ -10,7 +10,8 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{self, Format, Image, OpenOptions};
 use crate::disk::io::ReadAt;
-use crate::flows::anchors::{self, Clones, NewAnchor};
+use crate::flows::anchors::reflink::{Clones, sweep_clones};
+use crate::flows::anchors::{self, NewAnchor};
 use crate::vault::repository::Anchor;
 use hold::Hold;
 
@@ -242,7 +243,7 @@ fn sweep_beside(files: &[(PathBuf, Arc<dyn ReadAt>)], new: &NewAnchor<'_>) -> Ve
     let mut warnings = Vec::new();
     let keep = [new.previous.as_deref().unwrap_or_default()];
     for folder in files.iter().filter_map(|(path, _)| path.parent()) {
-        match anchors::sweep_clones(folder, new.tag, &keep) {
+        match sweep_clones(folder, new.tag, &keep) {
             // That the folder is not ours is why no clone can be made, either.
             Err(error) if error.kind() != ErrorKind::Usage => {
                 warnings.push(old_clone(&error));

@@ -6,7 +6,7 @@ use qdelta_formats::archive::Tracker;
 use serde::{Deserialize, Serialize};
 
 use crate::base::json::text;
-use crate::base::warning::Warning;
+use crate::base::warning::{Code, Warning};
 
 /// The anchors of some disks, and those that were removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,13 @@ pub struct AnchorsReport {
     pub removed: Vec<AnchorReport>,
     /// What the admin should know.
     pub warnings: Vec<Warning>,
+}
+
+impl AnchorsReport {
+    /// Whether the whole repository could be read.
+    pub fn is_whole(&self) -> bool {
+        self.warnings.iter().all(|warning| warning.code != Code::Unreadable)
+    }
 }
 
 /// An anchor of a disk.

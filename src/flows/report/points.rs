@@ -1,16 +1,19 @@
 //! What there is to restore.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use qdelta_formats::archive::{ArchiveId, Consistency, Digest, Kind, Tracker};
 use serde::{Deserialize, Serialize};
 
-use crate::base::error::Error;
+use crate::base::error::{Error, Result};
 use crate::base::json::text;
+use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::Warning;
 use crate::vault::repository::{
-    Anchor, DamagedManifest, ImageRecord, Pin, Point, PointId, Refusal, Removal,
+    Anchor, Catalog, DamagedManifest, DiskId, ImageRecord, Pin, Point, PointId, Refusal, Removal,
+    Survey, Wanted,
 };
 
 /// The points of some disks.
@@ -50,7 +53,11 @@ pub struct PointsTotals {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DiskPointsReport {
     /// The disk, as `domain/disk`.
-    pub disk: String,
+    #[serde(with = "text")]
+    pub disk: DiskId,
+    /// How many chains its points lie in. A chain counts also where the full that it begins with is
+    /// removed or lost.
+    pub chains: usize,
     /// Its points.
     pub points: Vec<PointReport>,
 }
@@ -150,8 +157,73 @@ pub struct DamagedReport {
 }
 
 impl PointsReport {
+    /// All points of the disks that are wanted, or of every disk, at the time `now`: the removed ones,
+    /// too. Something damaged does not hide the rest.
+    ///
+    /// # Errors
+    /// The wanted disk is not there; the repository's own folder can't be listed.
+    pub fn read(
+        catalog: &Catalog,
+        wanted: Option<&Wanted>,
+        now: Timestamp,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        let repository = catalog.repository();
+        let Survey { disks, unreadable } = match wanted {
+            Some(wanted) => Survey { disks: catalog.find_disks(wanted)?, unreadable: Vec::new() },
+            None => catalog.survey()?,
+        };
+        let mut report = Self {
+            repository: repository.path().to_owned(),
+            disks: Vec::new(),
+            totals: PointsTotals::default(),
+            damaged: Vec::new(),
+            unreadable: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let recorder = Recorder::new(observer);
+        catalog.warn_of_damage(&disks, &recorder);
+        report.warnings = recorder.take();
+        if let Some(error) = repository.trouble() {
+            report.add_unreadable(repository.path().join("qdelta.toml"), &error);
+        }
+        for folder in unreadable {
+            report.add_unreadable(folder.path, &folder.error);
+        }
+        for disk in disks {
+            let list = catalog.points(&disk)?;
+            let health = catalog.health(&disk, &list)?;
+            let proofs = catalog.proofs(&disk, &list.points, now);
+            let points = list.points.iter().map(|point| {
+                let proved = proofs.get(&point.id).copied();
+                let restorable = health.restorable.contains(&point.id);
+                PointReport::new(point, repository.describe(&point.archive), restorable, proved)
+            });
+            let points: Vec<_> = points.collect();
+            let chains = chains_of(&points, |_| true);
+            report.disks.push(DiskPointsReport { disk, chains, points });
+            for folder in list.unreadable {
+                report.add_unreadable(folder.path, &folder.error);
+            }
+            for damaged in list.damaged.into_iter().chain(health.problems) {
+                report.add_damaged(damaged);
+            }
+        }
+        report.totals = PointsTotals::of(&report.disks);
+        Ok(report)
+    }
+
+    /// Leaves out the points that are removed.
+    pub fn hide_removed(&mut self) {
+        for disk in &mut self.disks {
+            disk.chains = chains_of(&disk.points, |point| point.removed.is_none());
+            disk.points.retain(|point| point.removed.is_none());
+        }
+        self.totals = PointsTotals::of(&self.disks);
+    }
+
     /// Adds a folder or file that can't be read. Several disks may share it.
-    pub fn add_unreadable(&mut self, path: PathBuf, error: &Error) {
+    fn add_unreadable(&mut self, path: PathBuf, error: &Error) {
         if self.unreadable.iter().all(|known| known.path != path) {
             let advice = error.advice().map(str::to_owned);
             self.unreadable.push(UnreadableReport { path, error: error.chain(), advice });
@@ -159,7 +231,7 @@ impl PointsReport {
     }
 
     /// Adds a file that can't be used. Every disk of a domain has the same manifests.
-    pub fn add_damaged(&mut self, damaged: DamagedManifest) {
+    fn add_damaged(&mut self, damaged: DamagedManifest) {
         if self.damaged.iter().all(|known| known.path != damaged.path) {
             self.damaged.push(DamagedReport {
                 point: damaged.point,
@@ -176,15 +248,45 @@ impl PointsReport {
     }
 }
 
+impl PointsTotals {
+    fn of(disks: &[DiskPointsReport]) -> Self {
+        let domains: BTreeSet<_> = disks.iter().map(|it| &it.disk.domain).collect();
+        Self {
+            domains: domains.len(),
+            disks: disks.len(),
+            points: disks.iter().map(|disk| disk.points.len()).sum(),
+            chains: disks.iter().map(|disk| disk.chains).sum(),
+            bytes_written: disks.iter().map(DiskPointsReport::bytes_written).sum(),
+        }
+    }
+}
+
+/// How many chains those of a disk's points lie in that `is_shown` says.
+fn chains_of(points: &[PointReport], is_shown: impl Fn(&PointReport) -> bool) -> usize {
+    let mut firsts: BTreeMap<PointId, PointId> = BTreeMap::new();
+    let mut shown = BTreeSet::new();
+    // Parents come before their children.
+    for point in points {
+        let first = point.parent.map_or(point.point, |it| firsts.get(&it).copied().unwrap_or(it));
+        firsts.insert(point.point, first);
+        if is_shown(point) {
+            shown.insert(first);
+        }
+    }
+    shown.len()
+}
+
+impl DiskPointsReport {
+    /// What the archives of the listed points take, in bytes.
+    pub fn bytes_written(&self) -> u64 {
+        self.points.iter().map(|point| point.bytes_written).sum()
+    }
+}
+
 impl PointReport {
     /// What is known of a point, whose archive is the file `archive`; `restorable` says whether all that
     /// it needs is there, `proved` when it was proved.
-    pub fn new(
-        point: &Point,
-        archive: PathBuf,
-        restorable: bool,
-        proved: Option<Timestamp>,
-    ) -> Self {
+    fn new(point: &Point, archive: PathBuf, restorable: bool, proved: Option<Timestamp>) -> Self {
         let record = &point.record;
         Self {
             point: point.id,

@@ -10,7 +10,7 @@ use super::{Answer, Claiming};
 use crate::base::error::Result;
 use crate::disk::edit::{self, ImageFile};
 use crate::disk::image;
-use crate::flows::anchors;
+use crate::flows::anchors::bitmap;
 
 pub(super) const BITMAP: Claiming =
     Claiming { tracker: Tracker::Bitmap, below_new_layers: false, claim };
@@ -41,7 +41,7 @@ fn claim(case: &Case<'_>) -> Answer {
     check_same_file(case)?;
     let mut claim = Claim::none(case.geometry);
     let unit = add_by_map(case, &file, &bitmaps, &anchor.name, &mut claim)?;
-    let mut canaries = anchors::canaries(&anchor.name, case.latest.record.virtual_size);
+    let mut canaries = bitmap::canaries(&anchor.name, case.latest.record.virtual_size);
     edit::bitmap::read(&file, &anchor.name, |range| {
         canaries.retain(|byte| !range.contains(byte));
         // A cluster that is written in part is filled from below, and no bit says so.
@@ -87,12 +87,12 @@ fn add_by_map(
     name: &str,
     claim: &mut Claim,
 ) -> Result<u64, String> {
-    let map_name = anchors::map_of(name);
+    let map_name = bitmap::map_of(name);
     let usable = |it: &&Bitmap| it.name == map_name.as_bytes() && !it.in_use && !it.auto;
     let Some(map) = bitmaps.iter().find(usable) else {
         return Err(format!("nothing shows what was allocated: no bitmap {map_name}"));
     };
-    let now = anchors::allocated(case.image()).map_err(|error| error.chain())?;
+    let now = bitmap::allocated(case.image()).map_err(|error| error.chain())?;
     if map.granularity() != now.unit {
         return Err(format!("the bitmap {map_name} is of other clusters"));
     }

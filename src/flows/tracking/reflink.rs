@@ -16,7 +16,7 @@ use crate::disk::image::extent::FileIndex;
 use crate::disk::image::{self, Image, OpenOptions, SameBytes};
 use crate::disk::io::Opener;
 use crate::disk::reflink::{self, ByteRanges};
-use crate::flows::anchors;
+use crate::flows::anchors::reflink::{descriptor, record_of};
 use crate::vault::repository::{AnchorKind, CloneRecord};
 
 pub(super) const REFLINK: Claiming =
@@ -79,7 +79,7 @@ fn match_files(
             Some(clone) => {
                 let store = case.image().files().get(now);
                 let store = store.ok_or("the image has lost a file")?;
-                let newer = anchors::descriptor(store.as_ref());
+                let newer = descriptor(store.as_ref());
                 let newer = newer.map_err(|error| error.chain())?;
                 reflink::differing(clone.as_fd(), newer, name).map_err(|error| error.chain())?
             }
@@ -106,7 +106,7 @@ fn open_clone(record: &CloneRecord) -> Result<File, String> {
     let shown = record.clone.display();
     let file = Opener::READ.itself().open(&record.clone);
     let file = file.map_err(|error| format!("its clone {shown}: {error}"))?;
-    let now = anchors::record_of(&record.file, &record.clone, &file);
+    let now = record_of(&record.file, &record.clone, &file);
     if now.map_err(|error| error.chain())? != *record {
         return Err(format!("the clone {shown} is not the one that was kept"));
     }

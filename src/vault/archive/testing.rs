@@ -1,45 +1,15 @@
 //! Small archives in memory for unit tests.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::Writer;
-use crate::disk::io::ReadAt;
+pub(crate) use crate::disk::io::in_memory::Bytes;
 use crate::formats::archive::{
     ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
     Metadata, Parent, RootHasher, Tracker, block_digest, group_digest, zero_block_digest,
 };
 use crate::vault::codec::Compressor;
-
-/// Bytes in memory as a store.
-pub(crate) struct Bytes {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) path: PathBuf,
-}
-
-impl Bytes {
-    pub(crate) fn store(name: &str, bytes: &[u8]) -> Arc<dyn ReadAt> {
-        Arc::new(Self { bytes: bytes.to_vec(), path: name.into() })
-    }
-}
-
-impl ReadAt for Bytes {
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.bytes.len() as u64)
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let rest = self.bytes.get(offset as usize..).unwrap_or_default();
-        let count = rest.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&rest[..count]);
-        Ok(count)
-    }
-}
 
 /// A sink whose bytes can be looked at afterwards.
 #[derive(Clone, Default)]

@@ -124,13 +124,7 @@ impl Unpacker {
         digests: Option<&GroupDigests>,
         out: &mut [u8],
     ) -> Result<()> {
-        let archive = self.archives.get(need.archive).ok_or_else(|| {
-            Error::new(ErrorKind::Io, "internal error: a frame of an archive that is not open")
-        })?;
-        let view = match &need.at {
-            Some(at) => archive.parse_frame(&need.entry, need.mask, &buffer[at.clone()])?,
-            None => archive.read_frame(&need.entry, need.mask, &mut self.overflow)?,
-        };
+        let (archive, view) = view_of(&self.archives, need, buffer, &mut self.overflow)?;
         let header = &view.header;
         let first = u64::from(header.first_block.0);
         let mask = Mask(header.mask);
@@ -168,13 +162,7 @@ impl Unpacker {
     /// # Errors
     /// As [`Self::unpack`].
     pub fn check(&mut self, need: &FrameNeed, buffer: &[u8], digests: &[Digest]) -> Result<u64> {
-        let archive = self.archives.get(need.archive).ok_or_else(|| {
-            Error::new(ErrorKind::Io, "internal error: a frame of an archive that is not open")
-        })?;
-        let view = match &need.at {
-            Some(at) => archive.parse_frame(&need.entry, need.mask, &buffer[at.clone()])?,
-            None => archive.read_frame(&need.entry, need.mask, &mut self.overflow)?,
-        };
+        let (archive, view) = view_of(&self.archives, need, buffer, &mut self.overflow)?;
         let header = &view.header;
         if !digests.is_empty() {
             self.frame.resize(header.raw_len(), 0);
@@ -188,6 +176,23 @@ impl Unpacker {
         }
         Ok(header.raw_len() as u64)
     }
+}
+
+/// A frame as it is stored, and its archive. The frame is in `buffer`, or is read to `overflow`.
+fn view_of<'a>(
+    archives: &'a [Arc<Reader>],
+    need: &FrameNeed,
+    buffer: &'a [u8],
+    overflow: &'a mut Vec<u8>,
+) -> Result<(&'a Reader, FrameView<'a>)> {
+    let archive = archives.get(need.archive).ok_or_else(|| {
+        Error::new(ErrorKind::Io, "internal error: a frame of an archive that is not open")
+    })?;
+    let view = match &need.at {
+        Some(at) => archive.parse_frame(&need.entry, need.mask, &buffer[at.clone()])?,
+        None => archive.read_frame(&need.entry, need.mask, overflow)?,
+    };
+    Ok((archive, view))
 }
 
 /// Makes `out` zero where no frame will put anything.

@@ -14,6 +14,7 @@ use crate::disk::files::paths::absolute;
 use crate::disk::image::Format;
 use crate::disk::io::{Opener, not_opened};
 use crate::flows::anchors::inventory::image_at;
+use crate::flows::anchors::is_anchor;
 use crate::guest::libvirt::{Fate, StorageSource, XmlFile, resources};
 use crate::vault::repository::{MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
 
@@ -194,7 +195,7 @@ fn snapshots_in(image: &Path) -> Result<Vec<String>> {
     let Some(image) = image_at(image)? else { return Ok(Vec::new()) };
     let names = snapshot::list(&image)?.into_iter();
     let names = names.map(|it| String::from_utf8_lossy(&it.name).into_owned());
-    Ok(names.filter(|name| !name.starts_with("qdelta-")).collect())
+    Ok(names.filter(|name| !is_anchor(name.as_bytes())).collect())
 }
 
 /// Takes the regular files in a folder and in those below it; or the only file, if it is one.

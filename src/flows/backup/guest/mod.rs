@@ -161,8 +161,8 @@ pub fn run_guest(
     for what in &missing {
         observer.warn(Warning::new(Code::Machine, format!("not in the point: {what}")));
     }
-    let mut disks = commit(written, moment.consistency, Some(record), started, &recorder)?;
-    let options = &request.how.options;
+    let (options, consistency) = (&request.how.options, moment.consistency);
+    let mut disks = commit(written, consistency, Some(record), options.safety, started, &recorder)?;
     synthesize(repository, &lock, options, &mut disks, observer, cancel);
     // Before the warnings are gathered: that something could not be released is one.
     moment.snapshots.clear();

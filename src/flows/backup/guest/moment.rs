@@ -16,7 +16,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
 use crate::disk::io::ReadAt;
 use crate::disk::reflink;
-use crate::flows::anchors::{self, Clones, descriptor};
+use crate::flows::anchors::reflink::{Clones, descriptor, sweep_clones};
 use crate::flows::backup::disk::Written;
 use crate::flows::backup::leave;
 use crate::flows::backup::together::{Ready, about};
@@ -372,7 +372,7 @@ fn sweep(disk: &Ready<'_>, clones: &Clones, anchor: Option<&str>) -> Vec<Warning
     for (file, _) in clones.substitutes() {
         let keep = [anchor.unwrap_or_default(), clones.name()];
         let Some(folder) = file.parent() else { continue };
-        if let Err(error) = anchors::sweep_clones(folder, &disk.tag, &keep) {
+        if let Err(error) = sweep_clones(folder, &disk.tag, &keep) {
             warnings.push(old_clone(&error));
         }
     }

@@ -12,6 +12,7 @@ use crate::disk::edit::Spare;
 use crate::disk::files::Allocation;
 use crate::disk::io::Opener;
 use crate::disk::sys::Stamp;
+use crate::flows::anchors;
 use crate::vault::repository::{Anchor, AnchorKind, Catalog};
 
 /// An image that nobody else can use, and what of it is to be written.
@@ -98,10 +99,10 @@ impl<'a> Ready<'a> {
 
     /// Lets go of the anchor of the point before, which holds on to what is written over; the safety
     /// point is safe.
-    pub fn drop_anchor(&mut self) -> Result<()> {
+    pub fn drop_anchor(&mut self, run: Run<'_>) -> Result<()> {
         let Some(anchor) = self.anchor.take() else { return Ok(()) };
         if let Err(error) = self.held.remove(&anchor) {
-            tracing::info!(anchor = anchor.name, "the old anchor stays: {}", error.chain());
+            run.observer.warn(anchors::stays(&error).of(&self.job.disk));
         }
         if matches!(anchor.what, AnchorKind::Reflink { .. }) {
             // Some filesystems give the room of a file back some moments after it is gone.

@@ -51,7 +51,7 @@ fn write(
     }
     if safety.is_some() {
         for disk in ready.iter_mut() {
-            let dropped = disk.drop_anchor();
+            let dropped = disk.drop_anchor(run);
             dropped.map_err(|error| failed(error, disk.job, &[], false))?;
         }
         // The safety point may lie where the images do.

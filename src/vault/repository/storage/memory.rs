@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
@@ -11,6 +10,7 @@ use super::{
 };
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
+use crate::disk::io::in_memory::Bytes;
 
 /// A storage in memory. All clones are the same storage.
 #[derive(Debug, Clone, Default)]
@@ -114,7 +114,7 @@ impl Storage for Memory {
     fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
         let state = self.state();
         let bytes = state.files.get(name).ok_or_else(|| self.missing("open", name))?;
-        Ok(Arc::new(MemoryFile { bytes: Arc::clone(bytes), path: self.describe(name) }))
+        Ok(Arc::new(Bytes::new(Arc::clone(bytes), self.describe(name))))
     }
 
     fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
@@ -175,34 +175,6 @@ impl Drop for MemoryLock {
                 state.locks.remove(&self.name);
             }
         }
-    }
-}
-
-struct MemoryFile {
-    bytes: Arc<Vec<u8>>,
-    path: PathBuf,
-}
-
-impl ReadAt for MemoryFile {
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.bytes.len() as u64)
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let rest = self.bytes.get(offset as usize..).unwrap_or_default();
-        let count = rest.len().min(buffer.len());
-        for (to, from) in buffer.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        Ok(count)
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }
 
