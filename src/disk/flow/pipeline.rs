@@ -248,7 +248,10 @@ fn take_in_order<R, C: Consumer<R>>(
 }
 
 /// Turns a panic into an error, so that the other threads end instead of waiting for ever.
-fn guard<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
+///
+/// # Errors
+/// Those of `work`; it panicked.
+pub fn guard<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType};
 
 /// Tells a file or a block device from every other one, whatever its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,6 +93,34 @@ impl From<&Metadata> for Stamp {
         let modified = (data.mtime(), data.mtime_nsec());
         Self { id: FileId::from(data), len: data.len(), modified }
     }
+}
+
+/// A regular file that was looked at without opening it.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// Which file it is.
+    pub id: FileId,
+    /// Its length in bytes.
+    pub len: u64,
+    /// When anything of it changed last: seconds and nanoseconds since 1970.
+    pub changed: (i64, i64),
+}
+
+/// Looks at the regular file of this name in an open folder, without walking the path to the folder again
+/// for each name. None for anything else, symbolic links included.
+///
+/// # Errors
+/// Nothing has the name, or it can't be looked at.
+pub fn look_in(folder: impl AsFd, name: &str) -> io::Result<Option<Seen>> {
+    let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    Ok(Some(Seen {
+        id: FileId::File { device: stat.st_dev, inode: stat.st_ino },
+        len: u64::try_from(stat.st_size).unwrap_or_default(),
+        changed: (stat.st_ctime, stat.st_ctime_nsec as i64),
+    }))
 }
 
 #[cfg(test)]

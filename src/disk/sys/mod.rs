@@ -5,8 +5,8 @@ mod file_id;
 pub(crate) mod kernel;
 pub(crate) mod patience;
 
-pub use file_id::FileId;
 pub(crate) use file_id::Stamp;
+pub use file_id::{FileId, Seen, look_in};
 
 /// Whether the program was started with its standard output closed. What is written to it then goes to
 /// `/dev/null`, without an error.

@@ -52,8 +52,9 @@ impl Damage {
 
     /// What is wrong with a file.
     pub(super) fn of(&self, path: &Path) -> Option<&str> {
-        let of_path = self.found.keys().find(|(found, _)| found == path)?;
-        Some(&of_path.1)
+        let mut after = self.found.range((path.to_owned(), String::new())..);
+        let ((found, problem), _) = after.next()?;
+        (found == path).then_some(problem)
     }
 
     /// Whether a point can't be restored whole.
@@ -65,7 +66,7 @@ impl Damage {
     pub(super) fn settle(
         mut self,
         disk: &DiskId,
-        points: &[Point],
+        points: &[PointId],
         mut archives: BTreeMap<PathBuf, FileState>,
         report: &mut VerifyReport,
     ) {
@@ -74,10 +75,10 @@ impl Damage {
             let points = points.into_iter().collect();
             report.findings.push(Finding { path, state, points, problem });
         }
-        let result = |point: &Point| {
-            let because = self.costs.remove(&point.id).unwrap_or_default();
+        let result = |&point: &PointId| {
+            let because = self.costs.remove(&point).unwrap_or_default();
             let because: Vec<PathBuf> = because.into_iter().collect();
-            PointVerdict { point: point.id, restorable: because.is_empty(), because }
+            PointVerdict { point, restorable: because.is_empty(), because }
         };
         let points = points.iter().map(result).collect();
         let archives = archives.into_iter().map(|(path, state)| ArchiveVerdict { path, state });
@@ -271,17 +272,18 @@ impl Run<'_> {
     }
 
     /// Checks the frames of an archive that is a single task or a few: to start threads and a queue
-    /// for those would take longer than the check.
+    /// for those would take longer than the check. What a failure means is the same as in
+    /// [`Self::check_large`]: see [`check`].
     fn check_small(&self, archive: &Arc<Reader>) -> Result<Checked> {
         let unpacker = Unpacker::new(vec![Arc::clone(archive)], archive.geometry().block_size())?;
         let collector = Collector { all: Checked::default(), observer: self.observer };
-        let mut sink = Here { unpacker, collector };
-        match self.frames(archive).run(&mut sink) {
+        let mut sink = Here { archive, buffer: Vec::new(), unpacker, collector };
+        pipeline::guard(move || match self.frames(archive).run(&mut sink) {
             Ok(()) => sink.collector.finish(),
             Err(Halt::Failed(error)) => Err(error),
             // Only a pipeline's consumer stops a producer.
             Err(Halt::Stopped) => Err(Error::new(ErrorKind::Io, "internal error: no consumer")),
-        }
+        })
     }
 
     /// Checks the frames of an archive on all cores, reading ahead of them.
@@ -445,6 +447,8 @@ impl Sink for Ahead<'_> {
 
 /// Frames are read and checked at once, on this thread.
 struct Here<'a> {
+    archive: &'a Reader,
+    buffer: Vec<u8>,
     unpacker: Unpacker,
     collector: Collector<'a>,
 }
@@ -454,26 +458,38 @@ impl Sink for Here<'_> {
         Ok(self.collector.take(checked)?)
     }
 
-    fn check(&mut self, _segments: Vec<Segment>, mut task: Vec<Frame>) -> Result<(), Halt> {
-        for frame in &mut task {
-            // There is no buffer: the unpacker reads the frame.
-            frame.need.at = None;
+    fn check(&mut self, segments: Vec<Segment>, task: Vec<Frame>) -> Result<(), Halt> {
+        self.buffer.resize(segments.last().map_or(0, |last| last.range.end), 0);
+        let store = self.archive.store();
+        // Frames that follow each other are one read.
+        let follows = |one: &Segment, next: &Segment| {
+            one.offset + one.range.len() as u64 == next.offset && one.range.end == next.range.start
+        };
+        for run in segments.chunk_by(follows) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            let bytes = self.buffer.get_mut(first.range.start..last.range.end).unwrap_or_default();
+            let read = store.read_exact_at(bytes, first.offset);
+            read.map_err(|error| Error::io("read", store.path(), error))?;
         }
-        Ok(self.collector.take(check(&mut self.unpacker, &task, &[])?)?)
+        Ok(self.collector.take(check(&mut self.unpacker, &task, &self.buffer)?)?)
     }
 }
 
-/// Checks frames that were read to `buffer`, or that the unpacker reads.
+/// Checks frames that were read to `buffer`.
+///
+/// # Errors
+/// The system fails. Damage is a problem of its frame, and the check goes on. Where reading fails, nothing
+/// more is read of the archive: a failing disk can take seconds for each sector.
 fn check(unpacker: &mut Unpacker, task: &[Frame], buffer: &[u8]) -> Result<Checked> {
     let mut checked = Checked::default();
     for frame in task {
         checked.bytes_read += frame.need.entry.frame_len();
         match unpacker.check(&frame.need, buffer, &frame.digests) {
             Ok(bytes) => checked.bytes_verified += bytes,
-            Err(error) => {
-                refuse_unless_damage(&error)?;
+            Err(error) if error.kind() == ErrorKind::Damaged => {
                 checked.problems.push(error.chain());
             }
+            Err(error) => return Err(error),
         }
     }
     Ok(checked)

@@ -13,7 +13,7 @@ use crate::base::clock;
 use crate::base::error::Result;
 use crate::base::observer::Observer;
 use crate::flows::report::{ScrubReport, VerifyReport};
-use crate::vault::repository::{Catalog, DiskId, History, Hold, Needed, Point};
+use crate::vault::repository::{Catalog, DiskId, History, Hold, Needed, PointId};
 
 /// With a budget of time, so many bytes are taken before the clock is asked which disk comes next.
 const PORTION: u64 = 1 << 30;
@@ -30,7 +30,7 @@ pub(super) struct Work<'a> {
 /// A disk and what its points need.
 struct Disk<'a> {
     id: &'a DiskId,
-    points: Vec<Point>,
+    points: Vec<PointId>,
     needed: Vec<Needed>,
 }
 
@@ -63,6 +63,7 @@ impl Work<'_> {
                 histories.entry(&id.domain).or_insert_with(|| repository.history(&id.domain));
             let all = needed.iter().enumerate().filter(|(_, archive)| archive.is_there);
             due.extend(all.map(|(at, archive)| self.due(history, (number, id), at, archive, now)));
+            let points = points.into_iter().map(|point| point.id).collect();
             disks.push(Disk { id, points, needed });
         }
         due.retain(|due| due.proved.is_none_or(|time| since.is_none_or(|since| time < since)));
@@ -153,8 +154,8 @@ impl Work<'_> {
         };
         let read = archives.iter().copied().filter(was_read).collect();
         // Of points that were proved only in part, nothing is said but what is wrong with them.
-        let points: Vec<Point> =
-            disk.points.iter().filter(|point| damage.costs(point.id)).cloned().collect();
+        let points: Vec<PointId> =
+            disk.points.iter().copied().filter(|point| damage.costs(*point)).collect();
         if !points.is_empty() || !archives.is_empty() {
             damage.settle(disk.id, &points, seen.states(), report);
         }

@@ -16,7 +16,7 @@ use crate::formats::archive::{DIGEST_LEN, Digest, Geometry, GroupIndex, Summary}
 use crate::vault::archive::Reader;
 use crate::vault::chain::{Chain, GroupCursor, Overlay};
 use crate::vault::frames::pack::GroupDigests;
-use crate::vault::repository::storage::{Name, Storage};
+use crate::vault::repository::storage::{Entry, Name, Storage};
 use crate::vault::repository::{Catalog, DiskId, Point, Repository};
 
 /// The most blocks that are summed up: their digests are in memory as long as a backup runs, and
@@ -54,8 +54,11 @@ impl Stamps {
     }
 
     /// Adds an archive as it is now; none where the storage can't tell one from another.
-    fn with(mut self, storage: &dyn Storage, archive: &Name) -> Option<Self> {
-        let entry = storage.entry(archive).ok()??;
+    fn with(self, storage: &dyn Storage, archive: &Name) -> Option<Self> {
+        self.and(storage.entry(archive).ok()??)
+    }
+
+    fn and(mut self, entry: Entry) -> Option<Self> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.digest.as_bytes()).update(&entry.len?.to_le_bytes());
         // No name has a byte 0.
@@ -66,27 +69,43 @@ impl Stamps {
     }
 
     /// The archives of these names in a folder, as they are now.
-    fn of<'a>(
-        storage: &dyn Storage,
-        folder: &Name,
-        names: impl IntoIterator<Item = &'a str>,
-    ) -> Option<Self> {
-        let mut names = names.into_iter();
-        names.try_fold(Self::new(), |stamps, name| stamps.with(storage, &folder.join(name)))
+    fn of(storage: &dyn Storage, folder: &Name, names: &[&str]) -> Option<Self> {
+        let mut entries = storage.entries(folder, names).ok()?.into_iter();
+        entries.try_fold(Self::new(), |stamps, entry| stamps.and(entry?))
     }
 
-    /// The digest, and a line for each name.
-    fn encode(&self) -> Vec<u8> {
+    /// The digest, a line with the version of the manifests, and a line for each name.
+    fn encode(&self, manifests: &str) -> Vec<u8> {
         let mut bytes = self.digest.as_bytes().to_vec();
-        bytes.extend(self.names.join("\n").into_bytes());
+        bytes.extend_from_slice(manifests.as_bytes());
+        for name in &self.names {
+            bytes.push(b'\n');
+            bytes.extend_from_slice(name.as_bytes());
+        }
         bytes
     }
 
-    /// What was written, if all archives are as they were.
-    fn proved(storage: &dyn Storage, folder: &Name, bytes: &[u8]) -> Option<Self> {
-        let (digest, names) = bytes.split_first_chunk::<DIGEST_LEN>()?;
-        let now = Self::of(storage, folder, std::str::from_utf8(names).ok()?.split('\n'))?;
-        (now.digest.as_bytes() == digest).then_some(now)
+    /// What was written, if all archives are as they were and still those of the point.
+    fn proved(catalog: &Catalog, point: &Point, bytes: &[u8]) -> Option<Self> {
+        let (digest, lines) = bytes.split_first_chunk::<DIGEST_LEN>()?;
+        let mut lines = std::str::from_utf8(lines).ok()?.split('\n');
+        let (manifests, names) = (lines.next()?, Vec::from_iter(lines));
+        if names.last() != Some(&point.record.archive.as_str()) {
+            return None;
+        }
+        let (repository, folder) = (catalog.repository(), point.archive.folder()?);
+        let now = Self::of(&**repository.storage(), &folder, &names)?;
+        if now.digest.as_bytes() != digest {
+            return None;
+        }
+        // A merge puts another archive in an earlier point's place, and the old one can be there yet.
+        if repository.manifests_version(&point.disk.domain).as_deref() != Some(manifests) {
+            let chain = catalog.chain_of(point).ok()?;
+            if !chain.iter().map(Name::last).eq(names) {
+                return None;
+            }
+        }
+        Some(now)
     }
 }
 
@@ -119,10 +138,8 @@ impl Before {
         if !is_of_point {
             return None;
         }
-        let (storage, folder) = (&**catalog.repository().storage(), point.archive.folder()?);
-        let archives = Stamps::proved(storage, &folder, &std::mem::take(&mut summary.note))?;
-        let is_last = archives.names.last() == Some(&record.archive);
-        is_last.then_some(Self { known: Known::Summary(summary), archives: Some(archives) })
+        let archives = Stamps::proved(catalog, point, &std::mem::take(&mut summary.note))?;
+        Some(Self { known: Known::Summary(summary), archives: Some(archives) })
     }
 
     /// Whether the archives were not opened.
@@ -254,6 +271,8 @@ pub(crate) fn sum_up(
             return Ok(());
         }
     }
-    summary.note = archives.encode();
+    // The disk's domain is locked: nobody else has changed a manifest since they were read.
+    let manifests = repository.manifests_version(&disk.domain).unwrap_or_default();
+    summary.note = archives.encode(&manifests);
     repository.write_summary(disk, &summary.encode())
 }

@@ -8,6 +8,7 @@
 //! waits for a lock, takes a new one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -17,11 +18,15 @@ use super::manifest::{self, DiskRecord, Manifest, ParentRecord};
 use super::marks::{Pin, Removal};
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
+use super::storage::Entry;
 use super::{
     DamagedFolder, DamagedManifest, DomainLock, Name, NextPoint, PointList, Repository, Survey,
 };
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Consistency;
+
+/// So many archives are looked at one by one before their folder is listed.
+const LOOKS_MAX: u32 = 8;
 
 /// One reading of the manifests and folders of a repository.
 #[derive(Debug)]
@@ -38,11 +43,13 @@ pub(super) struct DomainReading {
     /// The points that have a manifest, whatever is in it, ascending.
     names: Result<Vec<PointId>>,
     /// The manifest of each of `names`, once somebody asked for it.
-    manifests: Vec<OnceLock<Result<Manifest>>>,
+    manifests: Vec<OnceLock<Box<Result<Manifest>>>>,
     /// The points whose manifest is staged: it is being written, or its writer was killed.
     staged: Vec<PointId>,
     /// What the folders of the disks hold, once somebody asked for it.
     folders: Mutex<BTreeMap<DiskName, Arc<Result<Folder>>>>,
+    /// How many archives were looked at one by one.
+    looks: AtomicU32,
 }
 
 /// What the folder of a disk holds.
@@ -257,12 +264,15 @@ impl Catalog {
 impl DomainReading {
     /// Lists the manifests of a domain.
     pub(super) fn new(repository: &Repository, domain: &DomainName) -> Self {
-        let (names, staged) = match repository.folder(&repository.points_dir(domain)) {
-            Ok(folder) => {
-                let points = |name: &String| manifest::parse_file_name(name);
-                let mut names: Vec<PointId> = folder.names.iter().filter_map(points).collect();
+        let (names, staged) = match repository.listing(&repository.points_dir(domain)) {
+            Ok((named, staged)) => {
+                let points = |entries: Vec<Entry>| -> Vec<PointId> {
+                    let points = entries.iter().map(|it| manifest::parse_file_name(&it.name));
+                    points.flatten().collect()
+                };
+                let mut names = points(named);
                 names.sort_unstable();
-                (Ok(names), folder.staged.iter().filter_map(points).collect())
+                (Ok(names), points(staged))
             }
             Err(error) => (Err(error), Vec::new()),
         };
@@ -275,6 +285,7 @@ impl DomainReading {
             manifests,
             staged,
             folders: Mutex::default(),
+            looks: AtomicU32::new(0),
         }
     }
 
@@ -305,7 +316,7 @@ impl DomainReading {
     /// The manifest of this number.
     fn at(&self, index: usize) -> Option<(PointId, &Result<Manifest>)> {
         let (point, manifest) = (*self.points().get(index)?, self.manifests.get(index)?);
-        Some((point, manifest.get_or_init(|| self.read(point))))
+        Some((point, manifest.get_or_init(|| Box::new(self.read(point)))))
     }
 
     fn manifest_name(&self, point: PointId) -> Name {
@@ -385,8 +396,14 @@ impl DomainReading {
         })
     }
 
-    /// Whether an archive is there. A folder that can't be listed does not make it missing.
+    /// Whether an archive is there. A folder that can't be listed does not make it missing. For the sake
+    /// of a few archives no folder of thousands is listed.
     fn is_present(&self, disk: &DiskName, name: &str, archive: &Name) -> bool {
+        let is_listed =
+            self.folders.lock().unwrap_or_else(PoisonError::into_inner).contains_key(disk);
+        if !is_listed && self.looks.fetch_add(1, Ordering::Relaxed) < LOOKS_MAX {
+            return self.repository.is_there(archive).unwrap_or(true);
+        }
         match &*self.folder(disk) {
             Ok(folder) => folder.names.contains(name),
             Err(_) => self.repository.is_there(archive).unwrap_or(true),

@@ -156,15 +156,16 @@ impl Cleaner<'_> {
                 self.discard(&dir.join(name))?;
             }
         }
-        let parsed = folder.names.iter().filter_map(|name| manifest::parse_archive_name(name));
-        let mut points: Vec<PointId> = parsed.map(|(point, _)| point).collect();
-        points.sort_unstable();
-        let newest = points.last().copied();
-        for archive in &folder.names {
-            let Some((point, _)) = manifest::parse_archive_name(archive) else { continue };
-            let name = dir.join(archive);
-            let first = points.partition_point(|it| *it < point);
-            let has_twin = points.get(first + 1) == Some(&point);
+        let names = folder.names.iter().map(String::as_str);
+        let mut archives: Vec<(PointId, &str)> =
+            names.filter_map(|name| Some((manifest::parse_archive_name(name)?.0, name))).collect();
+        archives.sort_unstable();
+        let newest = archives.last().map(|(point, _)| *point);
+        for (number, &(point, archive)) in archives.iter().enumerate() {
+            let is_twin = |other: Option<usize>| {
+                other.and_then(|other| archives.get(other)).is_some_and(|other| other.0 == point)
+            };
+            let has_twin = is_twin(number.checked_sub(1)) || is_twin(number.checked_add(1));
             let fate = match has_twin && self.is_unnamed(dir, point, archive, disk)? {
                 true => Fate::Unnamed,
                 false => fate(self.known, point, archive, disk),
@@ -175,13 +176,14 @@ impl Cleaner<'_> {
                 Fate::Leftover | Fate::Unnamed
                     if fate == Fate::Unnamed || newest.is_none_or(|newest| newest <= point) =>
                 {
+                    let name = dir.join(archive);
                     let leftover = self.leftover(&name);
                     self.repository.storage().remove(&name)?;
                     self.cleaned.removed.push(leftover);
                 }
                 Fate::Unexplained if self.is_listed(disk, archive) => {}
                 Fate::Leftover | Fate::Unnamed | Fate::Unexplained => {
-                    let leftover = self.leftover(&name);
+                    let leftover = self.leftover(&dir.join(archive));
                     self.cleaned.kept.push(leftover);
                 }
             }

@@ -69,7 +69,7 @@ pub use point::{PointId, Selector};
 pub use removal::Removed;
 pub(crate) use replace::Version;
 pub use settings::{Count, Keep, SAFETY, Settings};
-use storage::{EntryKind, Name, Storage};
+use storage::{Entry, EntryKind, Name, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.
 const SUMMARY_MODE: u32 = 0o600;
@@ -254,6 +254,12 @@ impl Repository {
         self.domain_dir(domain).join(names::POINTS)
     }
 
+    /// What changes whenever a manifest of a domain is made, replaced or removed, where the storage knows
+    /// it.
+    pub(crate) fn manifests_version(&self, domain: &DomainName) -> Option<String> {
+        self.storage.entry(&self.points_dir(domain)).ok()??.version
+    }
+
     /// The summary of a disk's chain that the last backup left on this host, if there is one that can
     /// be read.
     pub(crate) fn summary(&self, id: &DiskId) -> Option<Vec<u8>> {
@@ -351,20 +357,20 @@ impl Repository {
         Ok(entries.filter(|it| it.kind != EntryKind::Staged).map(|it| it.name).collect())
     }
 
-    /// What a folder holds, in one listing; nothing if it is not there.
-    fn folder(&self, name: &Name) -> Result<Folder> {
+    /// What a folder holds, in one listing: what has a name, and what is staged; nothing if it is not there.
+    fn listing(&self, name: &Name) -> Result<(Vec<Entry>, Vec<Entry>)> {
         let entries = match self.storage.list(name) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             entries => entries?,
         };
-        let mut folder = Folder::default();
-        for entry in entries {
-            match entry.kind {
-                EntryKind::Staged => folder.staged.push(entry.name),
-                _ => drop(folder.names.insert(entry.name)),
-            }
-        }
-        Ok(folder)
+        Ok(entries.into_iter().partition(|entry| entry.kind != EntryKind::Staged))
+    }
+
+    /// The names in a folder; none if it is not there.
+    fn folder(&self, name: &Name) -> Result<Folder> {
+        let (named, staged) = self.listing(name)?;
+        let names = |entries: Vec<Entry>| entries.into_iter().map(|entry| entry.name);
+        Ok(Folder { names: names(named).collect(), staged: names(staged).collect() })
     }
 }
 

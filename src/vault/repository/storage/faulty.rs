@@ -1,7 +1,9 @@
-//! A storage for tests that fails, or dies, at a chosen call of the storage beneath it.
+//! A storage for tests that fails, or dies, at a chosen call of the storage beneath it, or whose files
+//! can't be read at a chosen place.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +25,8 @@ pub struct Fault {
 pub struct Faulty {
     inner: Arc<dyn Storage>,
     plan: Arc<Plan>,
+    /// The bytes of each opened file that can't be read.
+    bad: Range<u64>,
 }
 
 #[derive(Debug)]
@@ -54,7 +58,22 @@ impl Plan {
 impl Faulty {
     /// `inner`, with `fault` at call number `at`, counted from 0.
     pub fn new(inner: Arc<dyn Storage>, at: u64, fault: Fault) -> Self {
-        Self { inner, plan: Arc::new(Plan { calls: AtomicU64::new(0), at, fault }) }
+        Self { inner, plan: Arc::new(Plan { calls: AtomicU64::new(0), at, fault }), bad: 0..0 }
+    }
+
+    /// `inner` without a fault: its calls are counted.
+    pub fn counting(inner: Arc<dyn Storage>) -> Self {
+        Self::new(inner, u64::MAX, Fault { works: true, kills: false })
+    }
+
+    /// `inner` on a disk with a bad sector: these bytes of each opened file can't be read.
+    pub fn with_bad_bytes(inner: Arc<dyn Storage>, bad: Range<u64>) -> Self {
+        Self { bad, ..Self::counting(inner) }
+    }
+
+    /// How many calls were made.
+    pub fn calls(&self) -> u64 {
+        self.plan.calls.load(Ordering::SeqCst)
     }
 
     /// Whether the chosen call was made.
@@ -81,7 +100,11 @@ impl Storage for Faulty {
     }
 
     fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
-        self.plan.call(|| self.inner.open(name))
+        let inner = self.plan.call(|| self.inner.open(name))?;
+        if self.bad.is_empty() {
+            return Ok(inner);
+        }
+        Ok(Arc::new(BadFile { inner, bad: self.bad.clone() }))
     }
 
     fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
@@ -118,6 +141,29 @@ impl Storage for Faulty {
             Locked::Held(lock) => Locked::Held(Box::new(FaultyLock { _inner: lock })),
             busy @ Locked::Busy(_) => busy,
         })
+    }
+}
+
+/// A file with bytes that can't be read.
+struct BadFile {
+    inner: Arc<dyn ReadAt>,
+    bad: Range<u64>,
+}
+
+impl ReadAt for BadFile {
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if offset < self.bad.end && offset + buffer.len() as u64 > self.bad.start {
+            return Err(io::Error::other("bad sector"));
+        }
+        self.inner.read_at(buffer, offset)
     }
 }
 

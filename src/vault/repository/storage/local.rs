@@ -12,9 +12,9 @@ use super::{
     durable,
 };
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, not_opened};
-use crate::disk::sys::FileId;
+use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, not_opened, pin_folder};
 use crate::disk::sys::patience;
+use crate::disk::sys::{FileId, look_in};
 
 /// A repository in a folder.
 #[derive(Debug)]
@@ -115,15 +115,29 @@ impl Storage for Local {
         };
         let kind = kind_of(metadata.file_type(), || path.clone());
         let followed = if metadata.is_symlink() { path.metadata().ok() } else { Some(metadata) };
-        let file = followed.filter(Metadata::is_file);
-        let len = file.as_ref().map(Metadata::len);
-        // Whoever writes to a file, or puts another one in its place, changes one of these.
-        let version = |it: Metadata| {
-            let id = FileId::from(&it);
-            format!("{id} {}.{:09}", it.ctime(), it.ctime_nsec())
-        };
-        let version = file.map(version);
+        let found = followed.filter(|it| it.is_file() || it.is_dir());
+        let len = found.as_ref().filter(|it| it.is_file()).map(Metadata::len);
+        let version = |it: Metadata| version(FileId::from(&it), (it.ctime(), it.ctime_nsec()));
+        let version = found.map(version);
         Ok(Some(Entry { name: name.last().to_owned(), kind, len, version }))
+    }
+
+    fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
+        let Ok(open) = pin_folder(&self.path(folder)) else {
+            return names.iter().map(|name| self.entry(&folder.join(name))).collect();
+        };
+        let look = |name: &&str| match look_in(&open, name) {
+            Ok(Some(seen)) => Ok(Some(Entry {
+                name: (*name).to_owned(),
+                kind: EntryKind::File,
+                len: Some(seen.len),
+                version: Some(version(seen.id, seen.changed)),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // A link, or what can't be looked at.
+            _ => self.entry(&folder.join(name)),
+        };
+        names.iter().map(look).collect()
     }
 
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
@@ -310,6 +324,11 @@ impl Drop for StagedFile {
 fn folder_of(path: &Path) -> &Path {
     // A path without a folder in front of it lies in the current one.
     path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Whoever writes to a file, or puts another one in its place, changes one of these.
+fn version(id: FileId, (seconds, nanoseconds): (i64, i64)) -> String {
+    format!("{id} {seconds}.{nanoseconds:09}")
 }
 
 /// Whether anything lies at `path`.

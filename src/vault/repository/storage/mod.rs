@@ -41,6 +41,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// It can't be told.
     fn entry(&self, name: &Name) -> Result<Option<Entry>>;
 
+    /// What has each of these names in a folder, in their order: as [`Self::entry`] tells it, for many
+    /// files of a long chain at once.
+    ///
+    /// # Errors
+    /// One of them can't be told.
+    fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
+        names.iter().map(|name| self.entry(&folder.join(name))).collect()
+    }
+
     /// The bytes of a whole file of at most `max` bytes.
     ///
     /// # Errors
@@ -168,8 +177,8 @@ pub struct Entry {
     /// The length of a file, in bytes, where the storage tells it without asking for each file.
     /// [`Storage::entry`] always tells it.
     pub len: Option<u64>,
-    /// What changes whenever the file does, where the storage knows it. Only [`Storage::entry`] tells
-    /// it.
+    /// What changes whenever the file does, where the storage knows it; of a folder, whenever a name in
+    /// it comes, goes or gets another file. Only [`Storage::entry`] and [`Storage::entries`] tell it.
     pub version: Option<String>,
 }
 
