@@ -419,7 +419,7 @@ fn a_killed_backup_is_cleaned_up_by_the_next() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(place.files().len(), 2, "the configuration and a leftover: {:?}", place.files());
-    let run = place.run(&["backup", &image, "-v"]);
+    let run = place.run(&["backup", &image, "-vv"]);
     assert_eq!(run.status, 0, "{}", run.stderr);
     assert!(run.stderr.contains("interrupted backup"), "{}", run.stderr);
     assert_eq!(place.files().len(), 3, "{:?}", place.files());
