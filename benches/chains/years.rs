@@ -260,7 +260,7 @@ fn svg(lives: &[(&str, Vec<Night>)]) -> Outcome<String> {
         }
     }
     for (index, ((name, life), colour)) in lives.iter().zip(COLOURS).enumerate() {
-        let (x, y) = (50 + 210 * index, 312);
+        let (x, y) = (50 + [0, 250, 330, 430][index], 312);
         writeln!(body, "<text x=\"{x}\" y=\"{y}\" fill=\"{colour}\">{name}</text>")?;
         if index == 0 {
             writeln!(
