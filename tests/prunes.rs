@@ -332,6 +332,32 @@ fn nights(lab: &Lab, repo: &Repo, name: &str, count: u64) -> Vec<(String, PathBu
     points
 }
 
+/// Rules removed the full that every differential is made against, and from then on each differential
+/// failed: the disk had no full to compare with. Or an older one that a rule kept was taken.
+#[test]
+fn differentials_go_on_where_their_full_is_removed() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let image = lab.path("vm.raw");
+    create_raw(&image, 4 << 20);
+    let night = |number: u64, kind: &str| {
+        let write = format!("write -q -P {number} {}k 256k", number * 256);
+        guest_io(&image, "raw", &[write]);
+        let done = repo.backup(&image, "vm/disk", &["--format", "raw", "--kind", kind]);
+        (point_of(&done), done["parent"].as_str().map(str::to_owned))
+    };
+    let (old, _) = night(1, "full");
+    let (full, _) = night(2, "full");
+    repo.run(args!["pin", format!("vm@{old}")]).ok();
+    for number in 3..7 {
+        let (point, parent) = night(number, "differential");
+        assert_eq!(parent.as_ref(), Some(&full), "night {number}");
+        repo.run(args!["prune", "--keep-last", "1"]).ok();
+        repo.assert_restores_raw(&lab, &format!("vm/disk@{point}"), &image);
+    }
+    repo.verify();
+}
+
 /// A removed point can be brought back as long as its data is there, and then its data goes.
 #[test]
 fn a_removed_point_comes_back_until_its_data_is_gone() {

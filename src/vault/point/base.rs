@@ -17,7 +17,7 @@ pub enum KindChoice {
     Full,
     /// The latest point.
     Incremental,
-    /// The latest full.
+    /// The latest full, also a removed one if the latest point builds on it.
     Differential,
 }
 
@@ -73,11 +73,9 @@ impl Base {
                 base.kind = Kind::Incremental;
                 point.clone()
             }
-            (KindChoice::Differential, Some(_)) => {
+            (KindChoice::Differential, Some(point)) => {
                 base.kind = Kind::Differential;
-                let mut points = catalog.latest_first(disk)?;
-                let full = points.find(|point| point.record.kind == Kind::Full);
-                full.ok_or_else(|| no_base(disk, "full"))?
+                latest_full(catalog, disk, point)?
             }
             (KindChoice::Incremental, None) => return Err(no_base(disk, "recovery point")),
             (KindChoice::Differential, None) => return Err(no_base(disk, "full")),
@@ -105,6 +103,17 @@ impl Base {
     pub fn before(&self) -> Option<&Before> {
         self.against.as_ref().map(|(_, before)| before)
     }
+}
+
+/// The full that a differential is made against. Rules remove the full of a chain before the points that
+/// build on it, and as long as one of these stays, so does its data.
+fn latest_full(catalog: &Catalog, disk: &DiskId, latest: &Point) -> Result<Point> {
+    let is_full = |point: &Point| point.record.kind == Kind::Full;
+    let kept = catalog.latest_first(disk)?.find(is_full);
+    let chain = catalog.needed_by(disk, std::slice::from_ref(latest));
+    let begins = chain.first().and_then(|first| catalog.point(disk, first.link.point));
+    let full = kept.into_iter().chain(begins.filter(is_full)).max_by_key(|full| full.id);
+    full.ok_or_else(|| no_base(disk, "full"))
 }
 
 /// Whether another archive can follow a chain of so many; if not, a full can be made instead, unless it
