@@ -81,8 +81,8 @@ impl Parameters {
         }
         let width = match clusters {
             _ if root_len == 0 => Width::Fat32,
-            ..4085 => Width::Fat12,
-            ..65525 => Width::Fat16,
+            ..=4084 => Width::Fat12,
+            4085..=65524 => Width::Fat16,
             _ => return Err(fields.invalid(17, "entries of the root folder", "of a FAT32")),
         };
         // A table that is too short for the clusters bounds them.

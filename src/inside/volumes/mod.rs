@@ -85,9 +85,11 @@ impl Volume {
         self.pieces.as_deref().unwrap_or_default()
     }
 
-    fn new(name: String, kind: Kind, pieces: Vec<Range<u64>>) -> Self {
-        let size = pieces.iter().map(|piece| piece.end - piece.start).sum();
-        Self { name, kind, label: None, size, content: Content::Unknown, pieces: Ok(pieces) }
+    /// A volume that lies in one piece.
+    fn at(name: String, kind: Kind, piece: Range<u64>) -> Self {
+        let size = piece.end - piece.start;
+        let pieces = Ok(Vec::from([piece]));
+        Self { name, kind, label: None, size, content: Content::Unknown, pieces }
     }
 }
 

@@ -36,8 +36,7 @@ pub(super) fn partitions(disk: &dyn ReadAt) -> Result<Survey> {
             of_mbr(disk, size, sector, &entries, &mut survey)?;
         }
         _ => {
-            let whole = vec![0..size];
-            survey.volumes.push(Volume::new("disk".to_owned(), Kind::Whole, whole));
+            survey.volumes.push(Volume::at("disk".to_owned(), Kind::Whole, 0..size));
         }
     }
     Ok(survey)
@@ -114,12 +113,12 @@ fn add_gpt(entries: &[gpt::Entry], sector: u64, size: u64, survey: &mut Survey) 
 fn add(survey: &mut Survey, name: String, range: Option<Range<u64>>, size: u64) {
     match range {
         Some(range) if range.start < range.end && range.end <= size => {
-            survey.volumes.push(Volume::new(name, Kind::Partition, vec![range]));
+            survey.volumes.push(Volume::at(name, Kind::Partition, range));
         }
         Some(range) if range.start < size && range.start < range.end => {
             let text = format!("partition {name} ends behind the end of the disk, where it is cut");
             survey.notes.push(text);
-            survey.volumes.push(Volume::new(name, Kind::Partition, vec![range.start..size]));
+            survey.volumes.push(Volume::at(name, Kind::Partition, range.start..size));
         }
         _ => survey.notes.push(format!("partition {name} lies outside the disk and is left out")),
     }

@@ -1,3 +1,5 @@
+//! Volumes of small disks, and of hostile ones.
+
 use super::*;
 use crate::disk::io::in_memory::Bytes;
 
