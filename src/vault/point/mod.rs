@@ -4,7 +4,6 @@ mod base;
 mod before;
 mod open;
 mod reader;
-mod shelf;
 
 pub(crate) use base::Base;
 pub use base::KindChoice;

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::base::error::Result;
+use super::error::Result;
 
 /// Parts with a lock of their own: threads that want different things seldom wait for each other.
 const PARTS: usize = 16;
 
 /// A bounded number of values by key. What was not used for the longest time makes room.
 #[derive(Debug)]
-pub(super) struct Shelf<K, V> {
+pub(crate) struct Shelf<K, V> {
     parts: [Mutex<Part<K, V>>; PARTS],
     /// How many values a part keeps.
     room: usize,
@@ -86,8 +86,8 @@ impl<K: Eq + Hash + Copy, V> Shelf<K, V> {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use super::super::error::{Error, ErrorKind};
     use super::*;
-    use crate::base::error::{Error, ErrorKind};
 
     #[test]
     fn a_value_is_made_once_for_all_threads_and_room_is_bounded() {
