@@ -81,6 +81,8 @@ pub mod flows;
 #[doc(hidden)]
 pub mod guest;
 #[doc(hidden)]
+pub mod inside;
+#[doc(hidden)]
 pub mod vault;
 
 pub use base::cancel::Cancel;
