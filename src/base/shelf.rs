@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::error::Result;
+use crate::base::error::Result;
 
 /// Values by key, of a bounded weight in all. Values that were not used for the longest time make room.
 #[derive(Debug)]
@@ -124,7 +124,7 @@ impl<K: Eq + Hash, V> Part<K, V> {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use super::super::error::{Error, ErrorKind};
+    use crate::base::error::{Error, ErrorKind};
     use super::*;
 
     fn kept<V>(shelf: &Shelf<u64, V>) -> usize {

@@ -67,6 +67,10 @@ pub enum Code {
     NotNoted,
     /// What a backup will write may not fit the repository.
     LittleRoom,
+    /// Something of a disk's partitions or of a filesystem on it is odd or damaged.
+    Volume,
+    /// A file of a guest could not be read, or not be written as it was.
+    LeftOut,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

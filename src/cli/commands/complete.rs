@@ -156,12 +156,14 @@ impl Line {
                 _ => None,
             };
         }
-        if self.typed.starts_with('-') || !self.words.is_empty() {
+        // Behind `files` a verb comes first.
+        let before = if command == "files" { 1 } else { 0 };
+        if self.typed.starts_with('-') || self.words.len() != before {
             return None;
         }
         match command {
             "restore" if self.option("domain").is_some() => None,
-            "restore" | "verify" | "pin" | "unpin" | "undelete" => Some(Place::DiskAt),
+            "restore" | "files" | "verify" | "pin" | "unpin" | "undelete" => Some(Place::DiskAt),
             "points" | "anchors" => Some(Place::Disk),
             _ => None,
         }
@@ -202,6 +204,7 @@ mod tests {
         assert_eq!(place("qdelta --repo /r -q restore we"), Some(Place::DiskAt));
         assert_eq!(place("qdelta --repo=/r verify web@2026"), Some(Place::DiskAt));
         assert_eq!(place("qdelta restore --format raw w"), Some(Place::DiskAt));
+        assert_eq!(place("qdelta files ls we"), Some(Place::DiskAt));
         assert_eq!(place("qdelta points --json w"), Some(Place::Disk));
         assert_eq!(place("qdelta restore --domain "), Some(Place::Guest));
         assert_eq!(place("qdelta backup i.qcow2 --disk "), Some(Place::Disk));
@@ -214,6 +217,8 @@ mod tests {
             "qdelta ",
             "qdelta rest",
             "qdelta restore web ",
+            "qdelta files g",
+            "qdelta files get web /e",
             "qdelta restore web out",
             "qdelta restore -",
             "qdelta restore --format ",

@@ -26,11 +26,6 @@ impl Source {
         Ok(Self { volume, len, pages: Shelf::new(16, CACHE) })
     }
 
-    /// Size of the volume in bytes.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
     /// What errors call the volume.
     pub fn name(&self) -> String {
         self.volume.path().display().to_string()
