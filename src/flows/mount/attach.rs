@@ -1,7 +1,6 @@
 //! Attaching a filesystem of ours to a folder, and taking it away again: by the kernel itself where we
 //! may, and by `fusermount3` where only that may.
 
-use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -63,15 +63,15 @@ impl Attached {
 /// filesystems in user space, or refuses.
 pub(super) fn attach(folder: &Path) -> Result<(OwnedFd, Attached)> {
     let folder = checked(folder)?;
-    match File::options().read(true).write(true).open(DEVICE) {
+    match rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         Ok(device) => match by_kernel(&folder, device) {
             Ok(fd) => return Ok((fd, Attached { folder, by_helper: false })),
             Err(Errno::PERM | Errno::ACCESS) => {}
             Err(error) => return Err(Error::io("mount on", &folder, error.into())),
         },
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        Err(Errno::PERM | Errno::ACCESS) => {}
         Err(error) => {
-            let error = Error::io("open", Path::new(DEVICE), error);
+            let error = Error::io("open", Path::new(DEVICE), error.into());
             return Err(error.advise("the kernel module is called fuse: modprobe fuse"));
         }
     }
@@ -93,7 +93,10 @@ fn checked(folder: &Path) -> Result<PathBuf> {
             ErrorKind::Busy,
             format!("{} is mounted, and the program behind it has ended", folder.display()),
         )
-        .advise(format!("unmount it first: fusermount3 -u {0}, or as root: umount {0}", folder.display())),
+        .advise(format!(
+            "unmount it first: fusermount3 -u {0}, or as root: umount {0}",
+            folder.display()
+        )),
         false => Error::io("mount on", folder, error),
     };
     let real = folder.canonicalize().map_err(failed)?;
@@ -106,7 +109,7 @@ fn checked(folder: &Path) -> Result<PathBuf> {
     Ok(real)
 }
 
-fn by_kernel(folder: &Path, device: File) -> Result<OwnedFd, Errno> {
+fn by_kernel(folder: &Path, device: OwnedFd) -> Result<OwnedFd, Errno> {
     let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
     let options = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions\0",
@@ -118,7 +121,7 @@ fn by_kernel(folder: &Path, device: File) -> Result<OwnedFd, Errno> {
     let options = options.map_err(|_| Errno::INVAL)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("qdelta", folder, "fuse.qdelta", flags, options)?;
-    Ok(device.into())
+    Ok(device)
 }
 
 /// The helper opens the device, mounts, and passes the open file on by its standard input.

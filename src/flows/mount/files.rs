@@ -35,7 +35,12 @@ pub(super) enum Sought {
 
 impl Open {
     /// Opens the disk at a point.
-    pub fn disk(points: &Arc<OpenPoints>, number: u64, disk: &DiskId, point: PointId) -> Result<Self> {
+    pub fn disk(
+        points: &Arc<OpenPoints>,
+        number: u64,
+        disk: &DiskId,
+        point: PointId,
+    ) -> Result<Self> {
         let point = open(points, disk, point)?;
         let size = point.size();
         Ok(Self { number, point, pieces: Vec::from([0..size]), size })
@@ -55,11 +60,6 @@ impl Open {
         };
         let pieces = volume.pieces().to_vec();
         Ok(Self { number, point: open(points, disk, point)?, pieces, size: volume.size })
-    }
-
-    /// What errors call it.
-    pub fn name(&self) -> String {
-        self.point.name().display().to_string()
     }
 
     /// Reads as much at `offset` as the file has, at most `len` bytes.

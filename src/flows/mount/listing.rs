@@ -156,12 +156,7 @@ fn list(repository: &Repository, wanted: &[DiskAt], first: bool) -> Result<Guest
 }
 
 /// Adds a disk with all points that are not removed, or with this one.
-fn add(
-    catalog: &Catalog,
-    disk: &DiskId,
-    only: Option<&Point>,
-    guests: &mut Guests,
-) -> Result<()> {
+fn add(catalog: &Catalog, disk: &DiskId, only: Option<&Point>, guests: &mut Guests) -> Result<()> {
     let list = catalog.points(disk)?;
     let mut points = Points::new();
     for point in &list.points {

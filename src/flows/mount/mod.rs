@@ -10,14 +10,14 @@ mod names;
 mod patience;
 mod server;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
 
 use crate::base::cancel::Cancel;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::Warning;
 use crate::flows::report::MountReport;
@@ -70,7 +70,7 @@ impl Mount {
             disks: disks.clone().count() as u64,
             points: disks.map(|points| points.len() as u64).sum(),
         };
-        let (told, warnings) = mpsc::channel();
+        let (told, warnings) = mpsc::sync_channel(64);
         let points = OpenPoints::new(repository.clone());
         let server = Server::new(points, lister, request.patience, told);
         // The kernel lets nobody in but who has mounted it; it asks on behalf of others, too.

@@ -65,15 +65,23 @@ pub(super) fn child_of(disk: &DiskId, name: &str) -> Option<Node> {
 /// none: it has a file already. Guests choose the names of LVM's volumes.
 pub(super) fn files_of(survey: &Survey) -> impl Iterator<Item = (String, &Volume)> {
     let parts = survey.volumes.iter().filter(|volume| volume.kind != Kind::Whole);
-    parts.filter(|volume| !volume.pieces().is_empty()).filter_map(|volume| {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
-        let words: Vec<&str> = volume.name.split('/').collect();
-        let plain = words.iter().all(|it| !it.starts_with('.') && it.chars().all(is_plain));
-        // As device mapper has it: what is written differently is called differently.
-        let words: Vec<String> = words.iter().map(|word| word.replace('-', "--")).collect();
-        let name = words.join("-");
-        (plain && !name.is_empty() && name.len() <= 250).then(|| (format!("{name}{ENDING}"), volume))
-    })
+    let parts = parts.filter(|volume| !volume.pieces().is_empty());
+    parts.filter_map(|volume| Some((volume_file(&volume.name)?, volume)))
+}
+
+/// What the file of a volume of this name is called; nothing if the name is none for a file.
+fn volume_file(name: &str) -> Option<String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
+    let words: Vec<&str> = name.split('/').collect();
+    let is_word = |word: &&str| {
+        !word.is_empty() && !word.starts_with('.') && word.chars().all(is_plain)
+    };
+    if !words.iter().all(is_word) || name.len() > 120 {
+        return None;
+    }
+    // As device mapper has it: what is written differently is called differently.
+    let words: Vec<String> = words.iter().map(|word| word.replace('-', "--")).collect();
+    Some(format!("{}{ENDING}", words.join("-")))
 }
 
 /// The numbers of files and folders. A number is never given to anything else, so what the kernel has
@@ -124,6 +132,28 @@ impl Numbers {
         let index = number.checked_sub(1).and_then(|index| usize::try_from(index).ok());
         if let Some(known) = index.and_then(|index| self.known.get_mut(index)) {
             (known.data, known.is_exact) = (data, true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest names its volumes, and nothing that it says may become a path.
+    #[test]
+    fn volumes_that_guests_named_become_plain_names_or_nothing() {
+        for (name, file) in [
+            ("p1", "p1.raw"),
+            ("vg/root", "vg-root.raw"),
+            ("v-g/lv", "v--g-lv.raw"),
+            ("v/g-lv", "v-g--lv.raw"),
+        ] {
+            assert_eq!(volume_file(name).unwrap(), file);
+        }
+        let long = "x".repeat(121);
+        for name in ["vg/..", "../x", "vg/a\nb", "vg//x", "vg/", "", "größe/x", &long] {
+            assert_eq!(volume_file(name), None, "{name:?}");
         }
     }
 }

@@ -182,25 +182,33 @@ mod tests {
         let gate = Arc::new(Mutex::new(gate));
         for number in 0..THREADS {
             let gate = Arc::clone(&gate);
-            let work = move || drop(locked(&gate).recv());
+            let work = move || locked(&gate).recv().is_ok();
             workers.ask((answers.clone(), number), work, |(to, number), done| {
                 to.send((number, done.is_some())).unwrap();
             });
         }
         let given_up: Vec<_> = (0..THREADS).map(|_| told.recv().unwrap()).collect();
         assert!(given_up.iter().all(|(_, was_done)| !was_done));
-        workers.ask((answers.clone(), 100), || (), |(to, number), done| {
-            to.send((number, done.is_some())).unwrap();
-        });
+        workers.ask(
+            (answers.clone(), 100),
+            || (),
+            |(to, number), done| {
+                to.send((number, done.is_some())).unwrap();
+            },
+        );
         assert_eq!(told.recv().unwrap(), (100, true));
         assert_eq!(locked(&workers.shared.state).stuck, THREADS);
         drop(release);
         while locked(&workers.shared.state).stuck > 0 {
             thread::yield_now();
         }
-        workers.ask((answers, 101), || (), |(to, number), done| {
-            to.send((number, done.is_some())).unwrap();
-        });
+        workers.ask(
+            (answers, 101),
+            || (),
+            |(to, number), done| {
+                to.send((number, done.is_some())).unwrap();
+            },
+        );
         assert_eq!(told.recv().unwrap(), (101, true));
         // Nobody is answered twice.
         assert!(told.try_recv().is_err());

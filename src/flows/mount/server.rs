@@ -3,14 +3,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
 
 use super::files::{self, Open, Sought};
@@ -48,7 +48,7 @@ struct State {
     surveys: Mutex<HashMap<(DiskId, PointId), Arc<Survey>>>,
     /// What could not be read, by file and problem: each is told once.
     told: Mutex<HashSet<(u64, String)>>,
-    warnings: Mutex<Sender<Warning>>,
+    warnings: Mutex<SyncSender<Warning>>,
     owner: (u32, u32),
 }
 
@@ -87,7 +87,7 @@ impl Server {
         points: Arc<OpenPoints>,
         lister: Lister,
         patience: Duration,
-        warnings: Sender<Warning>,
+        warnings: SyncSender<Warning>,
     ) -> Self {
         let ids = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let state = State {
@@ -137,7 +137,8 @@ impl State {
         // What fails in ever new ways is told often enough.
         if told.len() < 1000 && told.insert((number, error.chain())) {
             let warning = Warning::failed(Code::Unreadable, error).within(&name);
-            let _ = locked(&self.warnings).send(warning);
+            // Of very many at once some are enough.
+            let _ = locked(&self.warnings).try_send(warning);
         }
         Errno::EIO
     }
@@ -197,12 +198,22 @@ impl State {
 
     /// The number of something that is listed.
     fn number(&self, node: Node) -> u64 {
-        let (size, data_max) = match &node {
+        let size = match &node {
             Node::Point(disk, point) => {
-                let guests = self.lister.guests();
-                shown(&guests, disk, *point).map_or((0, 0), |it| (it.size, it.data_max))
+                shown(&self.lister.guests(), disk, *point).map_or(0, |it| it.size)
             }
-            _ => (0, 0),
+            _ => 0,
+        };
+        self.number_of(node, size)
+    }
+
+    /// The number of something of this size.
+    fn number_of(&self, node: Node, size: u64) -> u64 {
+        let data_max = match &node {
+            Node::Point(disk, point) | Node::Volume(disk, point, _) => {
+                shown(&self.lister.guests(), disk, *point).map_or(size, |it| it.data_max.min(size))
+            }
+            _ => 0,
         };
         locked(&self.numbers).number(node, size, data_max)
     }
@@ -218,7 +229,8 @@ impl State {
         match folder {
             Node::Top => {
                 let all = guests.keys();
-                entries.extend(all.map(|guest| entry(Node::Guest(guest.clone()), guest.to_string())));
+                entries
+                    .extend(all.map(|guest| entry(Node::Guest(guest.clone()), guest.to_string())));
             }
             Node::Guest(guest) => {
                 for disk in guests.get(guest).into_iter().flat_map(|disks| disks.keys()) {
@@ -237,7 +249,7 @@ impl State {
                 let survey = self.survey(disk, *point)?;
                 for (file, volume) in names::files_of(&survey) {
                     let node = Node::Volume(disk.clone(), *point, file.clone());
-                    let number = locked(&self.numbers).number(node, volume.size, volume.size);
+                    let number = self.number_of(node, volume.size);
                     entries.push(Entry { number, is_folder: false, name: file });
                 }
             }
@@ -318,7 +330,9 @@ impl State {
         let guests = self.lister.guests();
         let last = |points: &super::listing::Points| points.keys().next_back().copied();
         let newest = match folder {
-            Node::Guest(guest) => guests.get(guest).and_then(|it| it.values().filter_map(last).max()),
+            Node::Guest(guest) => {
+                guests.get(guest).and_then(|it| it.values().filter_map(last).max())
+            }
             Node::Disk(disk) => points(&guests, disk).and_then(last),
             _ => guests.values().flat_map(|it| it.values()).filter_map(last).max(),
         };
@@ -372,8 +386,7 @@ impl Filesystem for Server {
             let survey = state.survey(&disk, point)?;
             let volume = names::files_of(&survey).find(|(file, _)| *file == name);
             Ok(volume.map(|(file, volume)| {
-                let node = Node::Volume(disk, point, file);
-                locked(&state.numbers).number(node, volume.size, volume.size)
+                state.number_of(Node::Volume(disk, point, file), volume.size)
             }))
         };
         self.ask(parent.0, reply, find, |reply, state, found| match found {
@@ -501,7 +514,9 @@ impl Filesystem for Server {
         let dots = [(number.0, true, "."), (number.0, true, "..")];
         let rest = entries.iter().map(|entry| (entry.number, entry.is_folder, entry.name.as_str()));
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, (number, is_folder, name)) in dots.into_iter().chain(rest).enumerate().skip(from) {
+        for (index, (number, is_folder, name)) in
+            dots.into_iter().chain(rest).enumerate().skip(from)
+        {
             let kind = if is_folder { FileType::Directory } else { FileType::RegularFile };
             // The place behind this entry is where the next call goes on.
             if reply.add(INodeNo(number), index as u64 + 1, kind, name) {
