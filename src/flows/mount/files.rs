@@ -43,7 +43,7 @@ impl Open {
     ) -> Result<Self> {
         let point = open(points, disk, point)?;
         let size = point.size();
-        Ok(Self { number, point, pieces: Vec::from([0..size]), size })
+        Ok(Self { number, point, pieces: std::iter::once(0..size).collect(), size })
     }
 
     /// Opens the volume whose file is called so.

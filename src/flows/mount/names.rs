@@ -73,9 +73,8 @@ pub(super) fn files_of(survey: &Survey) -> impl Iterator<Item = (String, &Volume
 fn volume_file(name: &str) -> Option<String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
     let words: Vec<&str> = name.split('/').collect();
-    let is_word = |word: &&str| {
-        !word.is_empty() && !word.starts_with('.') && word.chars().all(is_plain)
-    };
+    let is_word =
+        |word: &&str| !word.is_empty() && !word.starts_with('.') && word.chars().all(is_plain);
     if !words.iter().all(is_word) || name.len() > 120 {
         return None;
     }
