@@ -59,7 +59,26 @@ pub struct Listing {
     pub names: Vec<String>,
 }
 
+/// The accounts that libvirt runs QEMU with, unless its configuration says another: Debian's and Fedora's.
+const QEMU_ACCOUNTS: [&str; 2] = ["libvirt-qemu", "qemu"];
+
 impl Libvirt {
+    /// The account that libvirt runs QEMU with, if this host has one.
+    pub fn qemu_user(&self) -> Option<String> {
+        let config = std::fs::read_to_string(self.config.join("qemu.conf")).unwrap_or_default();
+        let said = config.lines().filter_map(|line| {
+            let value = line.trim().strip_prefix("user")?.trim_start().strip_prefix('=')?;
+            value.trim().strip_prefix('"')?.split('"').next()
+        });
+        if let Some(user) = said.last() {
+            return Some(user.trim_start_matches('+').to_owned());
+        }
+        let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let is_there =
+            |user: &&str| accounts.lines().any(|line| line.split(':').next() == Some(*user));
+        QEMU_ACCOUNTS.iter().copied().find(is_there).map(str::to_owned)
+    }
+
     /// Finds a domain by its name.
     ///
     /// # Errors
