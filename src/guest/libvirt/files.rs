@@ -65,7 +65,8 @@ const QEMU_ACCOUNTS: [&str; 2] = ["libvirt-qemu", "qemu"];
 impl Libvirt {
     /// The account that libvirt runs QEMU with, if this host has one.
     pub fn qemu_user(&self) -> Option<String> {
-        let config = std::fs::read_to_string(self.config.join("qemu.conf")).unwrap_or_default();
+        let text_of = |path: &Path| Opener::READ.read_text(path, XML_LEN_MAX).unwrap_or_default();
+        let config = text_of(&self.config.join("qemu.conf"));
         let said = config.lines().filter_map(|line| {
             let value = line.trim().strip_prefix("user")?.trim_start().strip_prefix('=')?;
             value.trim().strip_prefix('"')?.split('"').next()
@@ -73,7 +74,7 @@ impl Libvirt {
         if let Some(user) = said.last() {
             return Some(user.trim_start_matches('+').to_owned());
         }
-        let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let accounts = text_of(Path::new("/etc/passwd"));
         let is_there =
             |user: &&str| accounts.lines().any(|line| line.split(':').next() == Some(*user));
         QEMU_ACCOUNTS.iter().copied().find(is_there).map(str::to_owned)
