@@ -417,8 +417,14 @@ const TABLES: &[Table] = &[
 ];
 
 /// The ways of a restore in which a guest could be harmed.
-const GUARDED: &[&str] =
-    &["disk over another", "disk in place", "image in place", "guest", "guest in place"];
+const GUARDED: &[&str] = &[
+    "disk over another",
+    "disk in place",
+    "image in place",
+    "guest",
+    "instant guest",
+    "guest in place",
+];
 
 /// Options of every command that a command refuses.
 const GLOBAL_REFUSED: &[(&str, &str)] = &[("completions", "--json")];

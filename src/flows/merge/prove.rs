@@ -70,9 +70,7 @@ pub(super) fn roots<'a>(
             groups.lay(&archive)?;
             open.remove(&point);
             let is_asked = points.contains(&point);
-            if link != below
-                || is_asked && groups.root(archive.geometry()) != record.root
-            {
+            if link != below || is_asked && groups.root(archive.geometry()) != record.root {
                 let path = archive.path().display();
                 let text = format!("{path}: its chain does not give the root of point {point}");
                 return Err(Error::new(ErrorKind::Damaged, text)

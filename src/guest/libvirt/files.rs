@@ -67,11 +67,11 @@ impl Libvirt {
     pub fn qemu_user(&self) -> Option<String> {
         let text_of = |path: &Path| Opener::READ.read_text(path, XML_LEN_MAX).unwrap_or_default();
         let config = text_of(&self.config.join("qemu.conf"));
-        let said = config.lines().filter_map(|line| {
+        let mut said = config.lines().filter_map(|line| {
             let value = line.trim().strip_prefix("user")?.trim_start().strip_prefix('=')?;
             value.trim().strip_prefix('"')?.split('"').next()
         });
-        if let Some(user) = said.last() {
+        if let Some(user) = said.next_back() {
             return Some(user.trim_start_matches('+').to_owned());
         }
         let accounts = text_of(Path::new("/etc/passwd"));

@@ -299,6 +299,7 @@ impl Edits<'_> {
             driver.extend([("error_policy", "stop"), ("rerror_policy", "stop")]);
         }
         let written = |(name, value): &(_, _)| format!(" {name}='{value}'");
+        let mut source = String::new();
         match child(disk, "driver") {
             Some(node) => {
                 let (old, new): (Vec<_>, Vec<_>) =
@@ -307,15 +308,14 @@ impl Edits<'_> {
                 let end = node.range().start + 1 + "driver".len();
                 self.replace(end..end, new.iter().map(written).collect());
             }
+            // An edit of its own would have the place of the source's, which wins.
             None => {
-                if let Some(source) = child(disk, "source") {
-                    let start = source.range().start;
-                    let driver: String = driver.iter().map(written).collect();
-                    self.replace(start..start, format!("<driver name='qemu'{driver}/>"));
-                }
+                let driver: String = driver.iter().map(written).collect();
+                source.push_str(&format!("<driver name='qemu'{driver}/>"));
             }
         }
-        let mut source = format!("<source file='{}'/>", escaped(&restored.path.to_string_lossy()));
+        let path = escaped(&restored.path.to_string_lossy());
+        source.push_str(&format!("<source file='{path}'/>"));
         source.extend(restored.served.as_ref().map(Served::backing_store));
         for part in elements(disk) {
             match part.tag_name().name() {

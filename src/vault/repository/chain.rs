@@ -111,8 +111,7 @@ impl Catalog {
     ) -> Result<Reader> {
         let repository = self.repository();
         let archive = repository.archive(disk, &record.archive);
-        let link =
-            Link { point, root: record.root, archive, parent: record.parent.clone() };
+        let link = Link { point, root: record.root, archive, parent: record.parent.clone() };
         self.present(disk, &link)?;
         let reader = Reader::open(repository.storage().open(&link.archive)?)?;
         if reader.root() == record.root && reader.metadata().archive_id == record.archive_id {
