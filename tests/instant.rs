@@ -36,7 +36,7 @@ fn a_guest_can_run_on_its_point_at_once() {
         assert_eq!(disk.source, StorageSource::File(overlay.clone()));
         assert_eq!(disk.chain.below[0].source, StorageSource::Network("nbd".to_owned()));
         let info = run(tool("qemu-img", args!["info", "--output=json", &overlay])).ok().json();
-        assert_eq!(info["virtual-size"].as_u64(), Some(size as u64), "{info}");
+        assert_eq!(info["virtual-size"].as_u64(), Some(size), "{info}");
         assert_eq!(info["backing-filename-format"], "raw");
         assert_eq!(
             info["backing-filename"].as_str().unwrap().replace("%20", " ").replace("%25", "%"),
