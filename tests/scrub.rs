@@ -193,7 +193,7 @@ impl Observer for Stop {
 fn what_was_proved_is_remembered_when_the_run_is_stopped() {
     let lab = Lab::new();
     let repo = repository(&lab);
-    let repository = Repository::open(&repo.path).unwrap().with_state(&state());
+    let repository = Repository::open(&repo.path).unwrap().with_state(state());
     let aged = Scrub { max_age: Some("30d".parse().unwrap()), budget: None };
     for scrub in [None, Some(aged)] {
         let before = proved(&repo).into_iter().filter(|proved| *proved).count();
