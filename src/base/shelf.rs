@@ -124,8 +124,8 @@ impl<K: Eq + Hash, V> Part<K, V> {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use crate::base::error::{Error, ErrorKind};
     use super::*;
+    use crate::base::error::{Error, ErrorKind};
 
     fn kept<V>(shelf: &Shelf<u64, V>) -> usize {
         shelf.parts.iter().map(|part| part.lock().unwrap().places.len()).sum()

@@ -14,6 +14,7 @@ use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
+use super::export_args::Mount;
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
@@ -93,6 +94,7 @@ pub enum Command {
     Restore(Restore),
     Replay(Replay),
     Files(Files),
+    Mount(Mount),
     Verify(Verify),
     Points(Points),
     Prune(Prune),

@@ -51,6 +51,10 @@ pub fn list(command: &str) -> &'static [Example] {
                 "A whole guest, beside the old one",
                 "qdelta restore --domain web --at 2026-11-22 --to /images/old --rename web-old",
             ),
+            (
+                "A guest that runs at once, and is copied later",
+                "qdelta restore --domain web --to /images/now --instant",
+            ),
             ("Through a pipe", "qdelta restore web - | ssh host 'dd of=/dev/vg/web bs=1M'"),
         ],
         "replay" => &[(
@@ -75,6 +79,11 @@ pub fn list(command: &str) -> &'static [Example] {
                 "Each night two hours: what was not proved for a month, the longest unproved first",
                 "qdelta verify --max-age 30d --budget 2h",
             ),
+        ],
+        "mount" => &[
+            ("Every point as a file", "qdelta mount /mnt/points"),
+            ("One guest, in the background until it is stopped", "qdelta mount /mnt/points web"),
+            ("One point", "qdelta mount /mnt/points web@2026-11-22"),
         ],
         "points" => &[
             ("All disks", "qdelta points"),

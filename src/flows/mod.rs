@@ -6,6 +6,7 @@ pub mod bench;
 pub mod capture;
 pub mod files;
 pub mod merge;
+pub mod mount;
 pub mod prune;
 pub mod report;
 pub mod restore;

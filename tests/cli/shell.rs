@@ -49,6 +49,7 @@ fn every_command_has_a_man_page() {
             "qdelta-man.1",
             "qdelta-map.1",
             "qdelta-merge.1",
+            "qdelta-mount.1",
             "qdelta-pin.1",
             "qdelta-points.1",
             "qdelta-prune.1",
@@ -188,7 +189,7 @@ fn bash_completes_disks_and_points() {
     );
     // Everything else is as clap has it.
     assert!(press(&["qdelta", "ver"], "qdelta ver").contains(&"verify".to_owned()));
-    let options = press(&["qdelta", "restore", "--in"], "qdelta restore --in");
+    let options = press(&["qdelta", "restore", "--in-"], "qdelta restore --in-");
     assert_eq!(options, ["--in-place"]);
 }
 

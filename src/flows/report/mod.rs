@@ -12,6 +12,7 @@ mod file;
 mod files;
 mod marks;
 mod merge;
+mod mount;
 mod points;
 mod prune;
 mod restore;
@@ -32,11 +33,14 @@ pub use files::{
 };
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
+pub use mount::MountReport;
 pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };
 pub use prune::{Reclaimed, Spare, Spared};
-pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
+pub use restore::{
+    GuestRange, InstantReport, MachineReport, RestoreReport, SalvageReport, ServedDisk,
+};
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use setup::{InitReport, ManReport};

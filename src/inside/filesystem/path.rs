@@ -47,10 +47,13 @@ pub fn find(filesystem: &dyn Filesystem, path: &[u8], follow: bool) -> Result<Fo
             return Err(no_such(path, "a file on the way is no folder"));
         }
         let Some(id) = filesystem.lookup(here.id, &name)? else {
-            return Err(no_such(path, match links {
-                0 => "there is no such file",
-                _ => "a link on the way leads to no file",
-            }));
+            return Err(no_such(
+                path,
+                match links {
+                    0 => "there is no such file",
+                    _ => "a link on the way leads to no file",
+                },
+            ));
         };
         let node = filesystem.node(id)?;
         if node.kind == FileKind::Link && (follow || !names.is_empty()) {
