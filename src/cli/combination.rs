@@ -327,8 +327,8 @@ pub fn check(program: &clap::Command, matches: &ArgMatches) -> Result<()> {
 
 /// An option as it is typed.
 fn shown(program: &clap::Command, command: &str, id: &str) -> String {
-    let words = command.split(' ');
-    let command = words.fold(Some(program), |above, word| above?.find_subcommand(word));
+    let mut words = command.split(' ');
+    let command = words.try_fold(program, |above, word| above.find_subcommand(word));
     let own = command.and_then(|command| command.get_arguments().find(|arg| arg.get_id() == id));
     let global = || program.get_arguments().find(|arg| arg.get_id() == id);
     match own.or_else(global) {

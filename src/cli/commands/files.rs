@@ -1,7 +1,7 @@
 //! `qdelta files`: files out of a point.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use jiff::tz::TimeZone;
 use qdelta::Result;
@@ -200,7 +200,7 @@ fn get(args: &FilesGet, context: &mut Context) -> Result<u8> {
 
 /// Shows what was taken out. With files on standard output, the report goes to standard error.
 fn show_taken(report: &TakenReport, context: &mut Context) -> Result<u8> {
-    let to_stdout = report.output == PathBuf::from("-");
+    let to_stdout = report.output == Path::new("-");
     let output =
         if to_stdout { "standard output".into() } else { report.output.display().to_string() };
     let done = done(report.left_out);

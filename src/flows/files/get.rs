@@ -298,16 +298,14 @@ impl<'a> Copy<'a> {
     }
 
     fn write_or_link(&mut self, target: &mut Target, path: &[u8], item: &Item<'_>) -> Result<()> {
-        if item.node.links > 1 {
-            if let Some((first, left)) = self.names.get_mut(&item.id) {
-                let first = first.clone();
-                *left = left.saturating_sub(1);
-                if *left == 0 {
-                    self.names.remove(&item.id);
-                }
-                self.report.files += 1;
-                return target.make_name(&first, path);
+        if let Some((first, left)) = self.names.get_mut(&item.id) {
+            let first = first.clone();
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.names.remove(&item.id);
             }
+            self.report.files += 1;
+            return target.make_name(&first, path);
         }
         self.write(target, path, item.id, item.node)?;
         if item.node.links > 1 {

@@ -29,14 +29,15 @@ const TARGET_LEN_MAX: u64 = 65536;
 /// The most bytes of all attributes of a file.
 const ATTRIBUTES_LEN_MAX: usize = 16 << 20;
 
+/// Blocks that are newer in the journal: where each lies there in bytes, and whether its start was escaped.
+type Newer = BTreeMap<u64, (u64, bool)>;
+
 /// A filesystem of the ext family.
 pub(super) struct Ext {
     source: Source,
     superblock: Superblock,
     inodes: Shelf<u32, Inode>,
-    /// Blocks that are newer in the journal: where each lies there in bytes, and whether its start was
-    /// escaped.
-    newer: BTreeMap<u64, (u64, bool)>,
+    newer: Newer,
     notes: Vec<String>,
 }
 

@@ -6,7 +6,7 @@ use qdelta_formats::filesystems::ext::journal::Journal;
 use qdelta_formats::filesystems::ext::{self, Superblock};
 
 use super::data::Blocks;
-use super::{Data, Ext, Place, wrong};
+use super::{Data, Ext, Newer, Place, wrong};
 use crate::base::error::Result;
 
 impl Ext {
@@ -40,7 +40,7 @@ impl Ext {
         Ok(())
     }
 
-    fn newer_blocks(&self) -> Result<(BTreeMap<u64, (u64, bool)>, u32, bool)> {
+    fn newer_blocks(&self) -> Result<(Newer, u32, bool)> {
         let inode = self.inode(self.superblock.journal.into())?;
         let data = Blocks::new(self, inode);
         let mut head = vec![0; 1024];
