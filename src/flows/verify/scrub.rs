@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::archives::Run;
-use super::{Budget, Scrub, VerifyRequest, names_of, note, points_of};
+use super::{Asked, Budget, Scrub, VerifyRequest, note};
 use crate::base::cancel::Cancel;
 use crate::base::clock;
-use crate::base::error::Result;
+use crate::base::error::{ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::flows::report::{ScrubReport, VerifyReport};
-use crate::vault::repository::{Catalog, DiskId, History, Hold, Needed, PointId};
+use crate::vault::repository::{Catalog, DiskId, History, Needed, PointId};
 
 /// With a budget of time, so many bytes are taken before the clock is asked which disk comes next.
 const PORTION: u64 = 1 << 30;
@@ -27,44 +27,35 @@ pub(super) struct Work<'a> {
     pub started: Instant,
 }
 
-/// A disk and what its points need.
-struct Disk<'a> {
-    id: &'a DiskId,
-    points: Vec<PointId>,
-    needed: Vec<Needed>,
-}
-
 /// An archive that is to be proved.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
     /// When it was proved last; never sorts before all times.
     proved: Option<Timestamp>,
     disk: usize,
-    number: usize,
+    /// The name of its file: those of a disk sort by their points.
+    archive: String,
     bytes: u64,
 }
 
 impl Work<'_> {
     /// Proves what is due, the longest unproved first, as far as the budget goes.
-    pub fn run(&self, scrub: &Scrub, ids: &[DiskId], report: &mut VerifyReport) -> Result<()> {
+    pub fn run(&self, scrub: &Scrub, asked: &[Asked], report: &mut VerifyReport) -> Result<()> {
         let now = clock::now()?;
         let repository = self.catalog.repository();
-        let (mut disks, mut due, mut holds) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut due = Vec::new();
         let mut histories: BTreeMap<_, History> = BTreeMap::new();
         let since = scrub.max_age.map(|age| age.before(now, &TimeZone::UTC));
-        for (number, id) in ids.iter().enumerate() {
-            if !holds.contains_key(&id.domain) {
-                let hold: Hold = repository.hold(&id.domain)?;
-                holds.insert(&id.domain, hold);
-            }
-            let points = points_of(self.catalog, id, self.request, report)?;
+        for (number, asked) in asked.iter().enumerate() {
+            let id = &asked.disk;
+            // Archives stay where they are while they are read, and no longer: a scrub goes on for hours.
+            let _hold = repository.hold(&id.domain)?;
+            let points = asked.points(self.catalog, report)?;
             let needed = self.catalog.needed_by(id, &points);
             let history =
                 histories.entry(&id.domain).or_insert_with(|| repository.history(&id.domain));
-            let all = needed.iter().enumerate().filter(|(_, archive)| archive.is_there);
-            due.extend(all.map(|(at, archive)| self.due(history, (number, id), at, archive, now)));
-            let points = points.into_iter().map(|point| point.id).collect();
-            disks.push(Disk { id, points, needed });
+            let all = needed.iter().filter(|archive| archive.is_there);
+            due.extend(all.map(|archive| self.due(history, (number, id), archive, now)));
         }
         due.retain(|due| due.proved.is_none_or(|time| since.is_none_or(|since| time < since)));
         due.sort_unstable();
@@ -79,7 +70,7 @@ impl Work<'_> {
         let (mut rest, left) = due.split_at(taken);
         let mut left = left.to_vec();
         // A disk that nothing is due of is looked at as well: what is missing is found every time.
-        let mut unseen: BTreeSet<usize> = (0..disks.len()).collect();
+        let mut unseen: BTreeSet<usize> = (0..asked.len()).collect();
         while !rest.is_empty() || !unseen.is_empty() {
             let is_over = until.is_some_and(|until| Instant::now() >= until);
             if is_over && unseen.is_empty() {
@@ -88,18 +79,18 @@ impl Work<'_> {
             let count = if until.is_some() { within(rest, PORTION) } else { rest.len() };
             let (portion, after) = rest.split_at(count);
             rest = after;
-            let mut by_disk: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+            let mut by_disk: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
             for due in portion {
-                by_disk.entry(due.disk).or_default().insert(due.number);
+                by_disk.entry(due.disk).or_default().insert(&due.archive);
             }
             for disk in std::mem::take(&mut unseen) {
                 by_disk.entry(disk).or_default();
             }
             for (number, archives) in by_disk {
-                let Some(disk) = disks.get(number) else { continue };
-                let read = self.prove(disk, &archives, until, report)?;
-                let missed = portion.iter().filter(|due| due.disk == number);
-                left.extend(missed.filter(|due| !read.contains(&due.number)).cloned());
+                let Some(asked) = asked.get(number) else { continue };
+                let missed = self.prove(asked, &archives, until, report)?;
+                let of_disk = portion.iter().filter(|due| due.disk == number);
+                left.extend(of_disk.filter(|due| missed.contains(&due.archive)).cloned());
             }
         }
         left.extend_from_slice(rest);
@@ -116,7 +107,6 @@ impl Work<'_> {
         &self,
         history: &History,
         (disk, id): (usize, &DiskId),
-        number: usize,
         archive: &Needed,
         now: Timestamp,
     ) -> Due {
@@ -124,42 +114,60 @@ impl Work<'_> {
         let stamp = self.catalog.stamp(name);
         let entry = self.catalog.repository().storage().entry(name).ok().flatten();
         let proved = history.proved(&id.disk, name.last(), stamp.as_ref(), now);
-        Due { proved, disk, number, bytes: entry.and_then(|entry| entry.len).unwrap_or(0) }
+        Due {
+            proved,
+            disk,
+            archive: name.last().to_owned(),
+            bytes: entry.and_then(|entry| entry.len).unwrap_or(0),
+        }
     }
 
-    /// Proves these archives of a disk, and notes it. Which ones were read is returned.
+    /// Proves these archives of a disk, and notes it. Gives those that are still there and were not read.
     fn prove(
         &self,
-        disk: &Disk<'_>,
-        archives: &BTreeSet<usize>,
+        asked: &Asked,
+        archives: &BTreeSet<&str>,
         until: Option<Instant>,
         report: &mut VerifyReport,
-    ) -> Result<BTreeSet<usize>> {
+    ) -> Result<BTreeSet<String>> {
+        let repository = self.catalog.repository();
+        let _hold = match repository.hold(&asked.disk.domain) {
+            // Points are being removed this moment: the next run comes back to these.
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                return Ok(archives.iter().map(|archive| (*archive).to_owned()).collect());
+            }
+            held => held?,
+        };
+        // What was pruned meanwhile is not missing. What is wrong beside the points was said.
+        let catalog = &repository.catalog();
+        let points = asked.points(catalog, &mut VerifyReport::default())?;
+        let needed = catalog.needed_by(&asked.disk, &points);
+        let numbered = needed.iter().enumerate();
+        let due = numbered.filter(|(_, archive)| archives.contains(archive.link.archive.last()));
+        let due: BTreeSet<usize> = due.map(|(number, _)| number).collect();
         let run = Run {
-            catalog: self.catalog,
-            disk: disk.id,
+            catalog,
+            disk: &asked.disk,
             request: self.request,
             observer: self.observer,
             cancel: self.cancel,
-            due: Some(archives),
+            due: Some(&due),
             until,
         };
-        let (damage, seen) = run.verify(&disk.needed, report)?;
-        let named = self.request.point.is_none().then(|| names_of(&disk.needed));
-        note(self.catalog, disk.id, &damage, &seen, named.as_ref(), self.request, self.observer);
-        let repository = self.catalog.repository();
-        let was_read = |number: &usize| {
-            let archive = disk.needed.get(*number).map(|it| repository.describe(&it.link.archive));
-            archive.is_some_and(|path| seen.stamps.contains_key(&path))
-        };
-        let read = archives.iter().copied().filter(was_read).collect();
+        let (damage, seen) = run.verify(&needed, report)?;
+        note(catalog, asked, &damage, &seen, &needed, self.request, self.observer);
+        let was_read =
+            |it: &Needed| seen.stamps.contains_key(&repository.describe(&it.link.archive));
+        let due = due.iter().filter_map(|number| needed.get(*number));
+        let missed = due.filter(|archive| !was_read(archive));
+        let missed = missed.map(|archive| archive.link.archive.last().to_owned()).collect();
         // Of points that were proved only in part, nothing is said but what is wrong with them.
-        let points: Vec<PointId> =
-            disk.points.iter().copied().filter(|point| damage.costs(*point)).collect();
+        let damaged = points.iter().map(|point| point.id).filter(|point| damage.costs(*point));
+        let points: Vec<PointId> = damaged.collect();
         if !points.is_empty() || !archives.is_empty() {
-            damage.settle(disk.id, &points, seen.states(), report);
+            damage.settle(&asked.disk, &points, seen.states(), report);
         }
-        Ok(read)
+        Ok(missed)
     }
 }
 
