@@ -57,6 +57,7 @@
 //! | restore a whole guest | [`restore_machine`] | [`MachineRequest`] |
 //! | roll back an image, a stopped guest | [`roll_back`], [`roll_back_machine`] | [`InPlaceRequest`], [`MachineInPlaceRequest`] |
 //! | read a point's disk anywhere | [`open_point`] | [`PointReader`], [`ReadAt`] |
+//! | read many points, opened on demand | [`OpenPoints::open_named`], [`OpenPoints::open`] | [`OpenPoint`], [`DiskAt`] |
 //! | read an image's disk anywhere | [`ImageReader::new`] | [`Image`], [`OpenOptions`] |
 //! | prove points and archives | [`verify`] | [`VerifyRequest`] |
 //!
@@ -79,6 +80,8 @@ pub mod disk;
 pub mod flows;
 #[doc(hidden)]
 pub mod guest;
+#[doc(hidden)]
+pub mod inside;
 #[doc(hidden)]
 pub mod vault;
 
@@ -108,8 +111,8 @@ pub use flows::restore::{
 pub use flows::verify::{VerifyRequest, run as verify};
 pub use guest::libvirt::Libvirt;
 pub use qdelta_formats as formats;
-pub use vault::point::{Content, PointReader, Run, open as open_point};
+pub use vault::point::{Content, OpenPoint, OpenPoints, PointReader, Run, open as open_point};
 pub use vault::repository::{
-    Catalog, DiskId, DiskName, DiskSpec, DomainName, Point, PointId, PointList, Repository,
+    Catalog, DiskAt, DiskId, DiskName, DiskSpec, DomainName, Point, PointId, PointList, Repository,
     Selector, Survey, Wanted,
 };

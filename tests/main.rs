@@ -27,6 +27,7 @@ mod map;
 mod matrix;
 mod merge_faults;
 mod merges;
+mod opened;
 mod output;
 mod pages;
 mod pipes;

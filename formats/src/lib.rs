@@ -1,7 +1,8 @@
 //! The bytes on disk that qdelta reads and writes, and nothing else.
 //!
-//! Two formats live here: [`qcow2`], as QEMU defines it, and the delta [`archive`], as
-//! `docs/archive-format.md` explains it. Functions take bytes and give values or a
+//! Two formats are read and written: [`qcow2`], as QEMU defines it, and the delta [`archive`], as
+//! `docs/archive-format.md` explains it. What guests have on their disks is only read: what divides them
+//! into [`volumes`], and [`filesystems`]. Functions take bytes and give values or a
 //! [`FormatError`] that names the field and its offset. There is no I/O, no clock and no policy:
 //! whoever calls fetches the bytes and decides what to do with what they say.
 //!
@@ -9,6 +10,9 @@
 
 pub mod archive;
 mod error;
+pub mod filesystems;
+mod little;
 pub mod qcow2;
+pub mod volumes;
 
 pub use error::{FormatError, Problem};

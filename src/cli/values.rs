@@ -6,6 +6,7 @@ use std::time::Duration;
 use qdelta::base::period::Period;
 use qdelta::flows::verify::Budget;
 use qdelta::formats::archive::Geometry;
+pub use qdelta::vault::repository::DiskAt;
 use qdelta::vault::repository::{Count, DiskSpec, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
 
@@ -13,34 +14,6 @@ use super::text;
 
 /// More threads than this bring nothing to anyone.
 const THREADS_MAX: usize = 1024;
-
-/// A disk or a guest, and perhaps a point of it: `DISK` or `DISK@POINT`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskAt {
-    /// The disk or the guest.
-    pub disk: Wanted,
-    /// The point, if one was named.
-    pub point: Option<Selector>,
-}
-
-impl FromStr for DiskAt {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        // The last one: libvirt's names may have such a sign, too.
-        let (disk, point) = match text.rsplit_once('@') {
-            Some((disk, point)) => (disk, Some(point.parse()?)),
-            None => (text, None),
-        };
-        if let Some((_, other)) = disk.rsplit_once('@')
-            && other.parse::<Selector>().is_ok()
-        {
-            return Err(Error::new(ErrorKind::Usage, format!("{text:?} names two points"))
-                .advise("say DISK@POINT"));
-        }
-        Ok(Self { disk: disk.parse()?, point })
-    }
-}
 
 /// A guest or a disk, and the first and the last of some of its points: `DISK@A..B`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,18 +117,6 @@ pub fn threads(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_disk_and_a_point() {
-        let both: DiskAt = "vm/vda@2026-11-22 15:38".parse().unwrap();
-        assert_eq!(both.disk.to_string(), "vm/vda");
-        assert!(matches!(both.point, Some(Selector::At(_))));
-        let disk: DiskAt = "vm".parse().unwrap();
-        assert_eq!(disk.point, None);
-        for bad in ["", "@latest", "vm@", "vm@soon", "vm@latest@latest", "../vm@latest"] {
-            assert!(bad.parse::<DiskAt>().is_err(), "{bad:?}");
-        }
-    }
 
     #[test]
     fn budgets() {

@@ -3,6 +3,7 @@
 mod base;
 mod before;
 mod open;
+mod opened;
 mod reader;
 mod shelf;
 
@@ -11,4 +12,5 @@ pub use base::KindChoice;
 pub(crate) use before::{Before, Digests, sum_up};
 pub use open::open;
 pub(crate) use open::{archive_file, check_indexes, open_chain};
+pub use opened::{OpenPoint, OpenPoints};
 pub use reader::{Content, PointReader, Run};

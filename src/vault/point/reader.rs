@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qdelta_formats::archive::{Digest, GROUP_BLOCKS, GroupIndex, RootHasher};
@@ -15,10 +16,14 @@ use crate::disk::io::ReadAt;
 use crate::vault::chain::{Chain, FrameRead, GroupState, Owner};
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
 
-/// How many groups' states are kept: about 80 KiB each.
-const STATES: usize = 64;
+/// What a group's state weighs: digests, owners and frames of its blocks.
+const STATE_LEN: u64 = 80 << 10;
+/// How many bytes of groups' states are kept.
+const STATES: u64 = 64 * STATE_LEN;
 /// How many bytes of decoded frames are kept, where that is at least a frame for each part of the shelf.
 const DECODED: u64 = 16 << 20;
+/// Parts of a cache that threads use beside each other.
+const PARTS: usize = 16;
 
 /// A recovery point's disk, to be read anywhere and by any number of threads at once.
 ///
@@ -26,19 +31,48 @@ const DECODED: u64 = 16 << 20;
 /// proved by the digest of its group before a byte of it is given out: damage is an error, never a
 /// wrong byte.
 ///
-/// Memory is bounded: about 5 MiB of groups' states and 16 MiB of decoded frames (32 MiB where a block
-/// has 2 MiB), 32 bytes for each group of the disk (8 MiB for 16 TiB), and what the archives of the
-/// chain hold.
+/// Memory is bounded: the caches, which several readers can share, 32 bytes for each group of the disk
+/// (8 MiB for 16 TiB), and what the archives of the chain hold.
 pub struct PointReader {
     chain: Chain,
     name: PathBuf,
     /// The digests of all groups, proved; none of a salvaged chain.
     groups: Option<Vec<Digest>>,
-    states: Shelf<u32, GroupState>,
-    /// By archive and number of the frame.
-    frames: Shelf<(usize, u64), Frame>,
+    caches: Arc<Caches>,
+    /// What the caches know the reader by.
+    number: u64,
     /// Unpackers that no thread uses now.
     idle: Mutex<Vec<Unpacker>>,
+}
+
+/// What readers of points have read and decoded last.
+///
+/// About 5 MiB of groups' states and 16 MiB of decoded frames (32 MiB where a block has 2 MiB).
+#[derive(Debug)]
+pub(super) struct Caches {
+    /// By reader and group.
+    states: Shelf<(u64, u32), GroupState>,
+    /// By reader, archive and number of the frame.
+    frames: Shelf<(u64, usize, u64), Frame>,
+    /// The number of the next reader.
+    next: AtomicU64,
+}
+
+impl Caches {
+    /// Caches for so many bytes of groups' states and of decoded frames.
+    fn new(states: u64, decoded: u64) -> Self {
+        Self {
+            states: Shelf::new(PARTS, states),
+            frames: Shelf::new(PARTS, decoded),
+            next: AtomicU64::default(),
+        }
+    }
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        Self::new(STATES, DECODED)
+    }
 }
 
 impl fmt::Debug for PointReader {
@@ -84,25 +118,20 @@ impl PointReader {
     /// [`ErrorKind::Damaged`]: the digests of the groups are not those that the root was made of.
     /// Others: an archive can't be read.
     pub fn new(chain: Chain) -> Result<Self> {
-        Self::with_room(chain, STATES, DECODED)
+        Self::sharing(chain, &Arc::default())
     }
 
-    /// The same, with so many groups' states and bytes of decoded frames.
-    fn with_room(chain: Chain, states: usize, decoded: u64) -> Result<Self> {
+    /// The same, with caches that other readers use, too.
+    pub(super) fn sharing(chain: Chain, caches: &Arc<Caches>) -> Result<Self> {
         let metadata = chain.newest().metadata();
         let name = format!("{}/{}@{}", metadata.domain, metadata.disk, metadata.point);
         let groups = if chain.is_salvaged() { None } else { Some(proved_groups(&chain)?) };
-        let frame_len = chain.archives().iter().map(|archive| {
-            let metadata = archive.metadata();
-            u64::from(metadata.frame_blocks) * u64::from(metadata.geometry.block_size())
-        });
-        let frames = decoded / frame_len.max().unwrap_or(1).max(1);
         Ok(Self {
             chain,
             name: name.into(),
             groups,
-            states: Shelf::new(states),
-            frames: Shelf::new(frames as usize),
+            caches: Arc::clone(caches),
+            number: caches.next.fetch_add(1, Ordering::Relaxed),
             idle: Mutex::default(),
         })
     }
@@ -181,7 +210,7 @@ impl PointReader {
     }
 
     fn state(&self, group: GroupIndex) -> Result<Arc<GroupState>> {
-        self.states.get(group.0, || {
+        self.caches.states.get((self.number, group.0), STATE_LEN, || {
             let state = self.chain.state(group)?;
             let proved = self.groups.as_ref().map(|groups| groups.get(group.0 as usize));
             match proved {
@@ -225,19 +254,17 @@ impl PointReader {
     }
 
     fn frame(&self, state: &GroupState, read: &FrameRead) -> Result<Arc<Frame>> {
-        self.frames.get((read.archive, read.position), || {
+        let block_size = self.chain.geometry().block_size();
+        let archive = self.chain.archives().get(read.archive);
+        let span = archive.map_or(0, |archive| u64::from(archive.metadata().frame_blocks));
+        let len = span * u64::from(block_size);
+        self.caches.frames.get((self.number, read.archive, read.position), len, || {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let block_size = self.chain.geometry().block_size();
             let mut unpacker = match idle {
                 Some(unpacker) => unpacker,
                 None => Unpacker::new(self.chain.archives().to_vec(), block_size)?,
             };
             let first = u64::from(read.entry.first_block.0);
-            let span = self
-                .chain
-                .archives()
-                .get(read.archive)
-                .map_or(0, |archive| u64::from(archive.metadata().frame_blocks));
             let need = FrameNeed {
                 archive: read.archive,
                 entry: read.entry,
@@ -245,7 +272,7 @@ impl PointReader {
                 wanted: read.wanted,
                 at: None,
             };
-            let mut bytes = vec![0; span as usize * block_size as usize];
+            let mut bytes = vec![0; len as usize];
             let digests = state.digests();
             unpacker.unpack(&(first..first + span), &[need], &[], digests, &mut bytes)?;
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(unpacker);

@@ -69,7 +69,7 @@ impl Lab {
 
     /// A reader that holds as little as one can.
     fn forgetful(&self) -> PointReader {
-        PointReader::with_room(self.chain(), 1, 0).unwrap()
+        PointReader::sharing(self.chain(), &Arc::new(Caches::new(0, 0))).unwrap()
     }
 
     /// Reads at random; says whether it could. What is read is right.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::Catalog;
 use super::names::{DiskId, DiskName, DiskSpec, DomainName};
+use super::point::Selector;
 use super::storage::Name;
 use crate::base::error::{Error, ErrorKind, Result};
 
@@ -55,6 +56,34 @@ impl fmt::Display for Wanted {
             Some(disk) => write!(f, "{}/{disk}", self.guest),
             None => f.write_str(&self.guest),
         }
+    }
+}
+
+/// A disk or a guest, and perhaps a point of it: `DISK` or `DISK@POINT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskAt {
+    /// The disk or the guest.
+    pub disk: Wanted,
+    /// The point, if one was named.
+    pub point: Option<Selector>,
+}
+
+impl FromStr for DiskAt {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        // The last one: libvirt's names may have such a sign, too.
+        let (disk, point) = match text.rsplit_once('@') {
+            Some((disk, point)) => (disk, Some(point.parse()?)),
+            None => (text, None),
+        };
+        if let Some((_, other)) = disk.rsplit_once('@')
+            && other.parse::<Selector>().is_ok()
+        {
+            return Err(Error::new(ErrorKind::Usage, format!("{text:?} names two points"))
+                .advise("say DISK@POINT"));
+        }
+        Ok(Self { disk: disk.parse()?, point })
     }
 }
 
@@ -260,6 +289,18 @@ mod tests {
         }
         for bad in ["", "/", "..", "../x", "a/b/c", "a/..", "a/points", "/etc", "a\nb", "a/"] {
             assert!(bad.parse::<Wanted>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_and_a_point() {
+        let both: DiskAt = "vm/vda@2026-11-22 15:38".parse().unwrap();
+        assert_eq!(both.disk.to_string(), "vm/vda");
+        assert!(matches!(both.point, Some(Selector::At(_))));
+        let disk: DiskAt = "vm".parse().unwrap();
+        assert_eq!(disk.point, None);
+        for bad in ["", "@latest", "vm@", "vm@soon", "vm@latest@latest", "../vm@latest"] {
+            assert!(bad.parse::<DiskAt>().is_err(), "{bad:?}");
         }
     }
 }

@@ -51,7 +51,7 @@ pub use catalog::{Catalog, Point};
 pub(crate) use chain::Needed;
 pub use chain::{Gap, Remains};
 pub use config::Repair;
-pub use find::Wanted;
+pub use find::{DiskAt, Wanted};
 pub use health::Health;
 pub use history::{History, Stamp, Verdict};
 pub use leftovers::{Cleaned, Leftover};

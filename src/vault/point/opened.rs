@@ -1,0 +1,261 @@
+//! Points that are opened when somebody asks for them, by the names that people give them, and stay open
+//! as long as memory allows.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::open::open_archives;
+use super::reader::{Caches, PointReader, Run};
+use super::shelf::Shelf;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::ReadAt;
+use crate::formats::archive::GROUP_BLOCKS;
+use crate::vault::repository::{
+    Catalog, DiskAt, DiskId, DomainName, Hold, Point, PointId, Repository, Selector,
+};
+
+/// What open readers may weigh in all: about so many bytes. The newest one stays open, however heavy.
+const READERS: u64 = 40 << 20;
+
+/// What an open archive weighs, and what it weighs for each piece of its bitmaps.
+const ARCHIVE_LEN: u64 = 8 << 10;
+
+/// How long a reader that failed stays what it is before the repository is looked at anew. A damaged
+/// block that is asked for again and again does not cost an opening each time.
+const RENEWAL: Duration = Duration::from_secs(2);
+
+/// The points of a repository, open on demand: any number of them at a time, by any number of threads,
+/// in bounded memory.
+///
+/// Readers of all points share their caches. A reader that was not used for the longest time is closed
+/// to make room, and opened again when it is asked for; whoever holds an [`OpenPoint`] notices nothing.
+/// As long as one lives, nobody removes the archives of its guest.
+pub struct OpenPoints {
+    repository: Repository,
+    caches: Arc<Caches>,
+    readers: Shelf<Key, Opened>,
+    holds: Mutex<Holds>,
+}
+
+/// The promises that are in force, by guest.
+type Holds = HashMap<DomainName, Weak<Hold>>;
+
+/// Which point of which disk.
+type Key = (DiskId, PointId);
+
+/// A reader that is open.
+#[derive(Debug)]
+struct Opened {
+    reader: PointReader,
+    since: Instant,
+}
+
+/// A point that somebody has open.
+///
+/// What can't be read for now is an error, and is read once the repository is there again. Where another
+/// archive has taken the place of one that is read, or the point is gone, the next read finds out.
+pub struct OpenPoint {
+    points: Arc<OpenPoints>,
+    point: Point,
+    name: PathBuf,
+    /// What a reader of the point weighs.
+    weight: u64,
+    hold: Mutex<Arc<Hold>>,
+    /// A read has failed since the promise was made: what lies there now may be another folder.
+    in_doubt: AtomicBool,
+}
+
+impl fmt::Debug for OpenPoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenPoints").field("repository", &self.repository).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for OpenPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenPoint").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl OpenPoints {
+    /// The points of a repository. None is open yet.
+    pub fn new(repository: Repository) -> Arc<Self> {
+        Self::with_room(repository, READERS)
+    }
+
+    /// The same for open readers that weigh so much in all, about as many bytes; one is always open.
+    pub fn with_room(repository: Repository, room: u64) -> Arc<Self> {
+        let (caches, readers) = (Arc::default(), Shelf::new(1, room));
+        Arc::new(Self { repository, caches, readers, holds: Mutex::default() })
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Opens a point that is named as on the command line: `GUEST/DISK@POINT`, or `GUEST@POINT` of a guest
+    /// that has one disk. Without a point, the latest is meant.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; no disk is called so, or several are.
+    pub fn open_named(self: &Arc<Self>, name: &DiskAt) -> Result<OpenPoint> {
+        let catalog = self.repository.catalog();
+        let disk = catalog.find_one(&name.disk)?;
+        let point = catalog.resolve(&disk, name.point.as_ref().unwrap_or(&Selector::Latest))?;
+        self.open_of(&catalog, point)
+    }
+
+    /// Opens the point of a disk that a selector means now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]: there is no such point. [`ErrorKind::Damaged`]: an archive of its chain is
+    /// damaged or missing. [`ErrorKind::Busy`]: points of the guest are just being removed. Others: the
+    /// repository can't be read.
+    pub fn open(self: &Arc<Self>, disk: &DiskId, selector: &Selector) -> Result<OpenPoint> {
+        let catalog = self.repository.catalog();
+        let point = catalog.resolve(disk, selector)?;
+        self.open_of(&catalog, point)
+    }
+
+    fn open_of(self: &Arc<Self>, catalog: &Catalog, point: Point) -> Result<OpenPoint> {
+        let hold = self.hold(&point.disk.domain)?;
+        let chain = catalog.chain_of(&point)?;
+        let (size, block) = (point.record.virtual_size, u64::from(point.record.block_size).max(1));
+        let pieces = (size / block).div_ceil(1 << 16);
+        let weight = chain.len() as u64 * (ARCHIVE_LEN + 48 * pieces)
+            + 32 * (size / block / u64::from(GROUP_BLOCKS));
+        let name = PathBuf::from(format!("{}@{}", point.disk, point.id));
+        let points = Arc::clone(self);
+        let (hold, in_doubt) = (Mutex::new(hold), AtomicBool::new(false));
+        let open = OpenPoint { points, point, name, weight, hold, in_doubt };
+        open.opened()?;
+        Ok(open)
+    }
+
+    /// The promise that the archives of a guest stay, which everybody shares who has a point of it open.
+    fn hold(&self, domain: &DomainName) -> Result<Arc<Hold>> {
+        let mut holds = locked(&self.holds);
+        if let Some(hold) = holds.get(domain).and_then(Weak::upgrade) {
+            return Ok(hold);
+        }
+        self.hold_anew(domain, &mut holds)
+    }
+
+    fn hold_anew(&self, domain: &DomainName, holds: &mut Holds) -> Result<Arc<Hold>> {
+        let hold = Arc::new(self.repository.hold(domain)?);
+        holds.retain(|_, hold| hold.strong_count() > 0);
+        holds.insert(domain.clone(), Arc::downgrade(&hold));
+        Ok(hold)
+    }
+}
+
+impl OpenPoint {
+    /// The point, as its manifest tells it.
+    pub fn point(&self) -> &Point {
+        &self.point
+    }
+
+    /// `GUEST/DISK@ID`.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.point.record.virtual_size
+    }
+
+    /// Size of the disk's blocks in bytes.
+    pub fn block_size(&self) -> u32 {
+        self.point.record.block_size
+    }
+
+    /// As [`PointReader::read`].
+    ///
+    /// # Errors
+    /// As [`PointReader::read`]; [`ErrorKind::NotFound`] if the point is gone.
+    pub fn read(&self, out: &mut [u8], offset: u64) -> Result<usize> {
+        self.ask(|reader| reader.read(out, offset))
+    }
+
+    /// As [`PointReader::extents`].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn extents(&self, range: Range<u64>, limit: usize) -> Result<Vec<Run>> {
+        self.ask(|reader| reader.extents(range.clone(), limit))
+    }
+
+    /// Puts a question to the reader, and once more to a new one if the first was opened a while ago and
+    /// fails: the repository may have come back, or another archive lies there now.
+    fn ask<T>(&self, mut ask: impl FnMut(&PointReader) -> Result<T>) -> Result<T> {
+        let opened = self.opened()?;
+        let answer = ask(&opened.reader);
+        if answer.is_ok() || opened.since.elapsed() < RENEWAL {
+            return answer;
+        }
+        self.in_doubt.store(true, Ordering::Relaxed);
+        self.points.readers.forget(&self.key(), &opened);
+        drop(opened);
+        ask(&self.opened()?.reader)
+    }
+
+    fn key(&self) -> Key {
+        (self.point.disk.clone(), self.point.id)
+    }
+
+    /// The reader, opened anew if it is not open any more.
+    fn opened(&self) -> Result<Arc<Opened>> {
+        let opened = self.points.readers.get(self.key(), self.weight, || {
+            let repository = &self.points.repository;
+            let domain = &self.point.disk.domain;
+            // Before the catalog is read. The old promise stands until the new one is of use.
+            let hold = match self.in_doubt.load(Ordering::Relaxed) {
+                true => self.points.hold_anew(domain, &mut locked(&self.points.holds))?,
+                false => self.points.hold(domain)?,
+            };
+            let catalog = repository.catalog();
+            let point =
+                catalog.resolve(&self.point.disk, &Selector::Id(self.point.id.to_string()))?;
+            if point.record.root != self.point.record.root {
+                let text = format!("{} is not the point that was opened", self.name.display());
+                return Err(Error::new(ErrorKind::Damaged, text));
+            }
+            let names = catalog.chain_of(&point)?;
+            let chain = open_archives(&**repository.storage(), &names, &point)?;
+            let reader = PointReader::sharing(chain, &self.points.caches)?;
+            *locked(&self.hold) = hold;
+            self.in_doubt.store(false, Ordering::Relaxed);
+            Ok(Opened { reader, since: Instant::now() })
+        });
+        if opened.is_err() {
+            self.in_doubt.store(true, Ordering::Relaxed);
+        }
+        opened
+    }
+}
+
+impl ReadAt for OpenPoint {
+    fn path(&self) -> &Path {
+        &self.name
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.size())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read(buffer, offset).map_err(io::Error::other)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
