@@ -192,21 +192,28 @@ fn verify_disk(
     let needed = catalog.needed_by(disk, &points);
     // All else of the points would only take memory while the archives are read.
     let points = Vec::from_iter(points.into_iter().map(|point| point.id));
-    let run = archives::Run { catalog, disk, request, observer, cancel, due: None, until: None };
+    let (due, known, until) = (None, None, None);
+    let run = archives::Run { catalog, disk, request, observer, cancel, due, known, until };
     let (damage, seen) = run.verify(&needed, report)?;
-    note(catalog, asked, &damage, &seen, &needed, request, observer);
+    let named = asked.points.is_none().then(|| names_of(&needed));
+    note(catalog, disk, &damage, &seen, named.as_ref(), request, observer);
     damage.settle(disk, &points, seen.states(), report);
     Ok(())
 }
 
-/// Notes on this host how archives were found. If all points of the disk are asked for, what is known of
-/// archives is forgotten that none of them needs.
+/// The names of archives.
+fn names_of(needed: &[Needed]) -> BTreeSet<&str> {
+    needed.iter().map(|archive| archive.link.archive.last()).collect()
+}
+
+/// Notes on this host how archives were found. If all archives of the disk are `named`, what is known of
+/// others is forgotten.
 fn note(
     catalog: &Catalog,
-    Asked { disk, points }: &Asked,
+    disk: &DiskId,
     damage: &Damage,
     seen: &Seen,
-    needed: &[Needed],
+    named: Option<&BTreeSet<&str>>,
     request: &VerifyRequest,
     observer: &dyn Observer,
 ) {
@@ -220,9 +227,8 @@ fn note(
             };
             history.note(&disk.disk, name, stamp.clone(), verdict);
         }
-        if points.is_none() {
-            let names = needed.iter().map(|archive| archive.link.archive.last());
-            history.forget_others(&disk.disk, &names.collect());
+        if let Some(named) = named {
+            history.forget_others(&disk.disk, named);
         }
     });
     if let Err(error) = noted {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::archives::Run;
-use super::{Asked, Budget, Scrub, VerifyRequest, note};
+use super::{Asked, Budget, Scrub, VerifyRequest, names_of, note};
 use crate::base::cancel::Cancel;
 use crate::base::clock;
 use crate::base::error::{ErrorKind, Result};
@@ -27,15 +27,26 @@ pub(super) struct Work<'a> {
     pub started: Instant,
 }
 
+/// With each portion the indexes of a disk's archives are read: it is so great a part of them at least.
+const INDEXES: u64 = 32;
+
 /// An archive that is to be proved.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
-    /// When it was proved last; never sorts before all times.
-    proved: Option<Timestamp>,
+    /// When it was read last; never sorts before all times. A damaged one waits for its turn as the others
+    /// do: it would take the whole budget of every night.
+    read: Option<Timestamp>,
     disk: usize,
     /// The name of its file: those of a disk sort by their points.
     archive: String,
     bytes: u64,
+    is_damaged: bool,
+}
+
+impl Due {
+    fn proved(&self) -> Option<Timestamp> {
+        self.read.filter(|_| !self.is_damaged)
+    }
 }
 
 impl Work<'_> {
@@ -43,7 +54,7 @@ impl Work<'_> {
     pub fn run(&self, scrub: &Scrub, asked: &[Asked], report: &mut VerifyReport) -> Result<()> {
         let now = clock::now()?;
         let repository = self.catalog.repository();
-        let mut due = Vec::new();
+        let (mut due, mut lengths) = (Vec::new(), Vec::new());
         let mut histories: BTreeMap<_, History> = BTreeMap::new();
         let since = scrub.max_age.map(|age| age.before(now, &TimeZone::UTC));
         for (number, asked) in asked.iter().enumerate() {
@@ -55,9 +66,12 @@ impl Work<'_> {
             let history =
                 histories.entry(&id.domain).or_insert_with(|| repository.history(&id.domain));
             let all = needed.iter().filter(|archive| archive.is_there);
-            due.extend(all.map(|archive| self.due(history, (number, id), archive, now)));
+            let all: Vec<_> =
+                all.map(|archive| self.due(history, (number, id), archive, now)).collect();
+            lengths.push(all.iter().map(|due| due.bytes).sum::<u64>());
+            due.extend(all);
         }
-        due.retain(|due| due.proved.is_none_or(|time| since.is_none_or(|since| time < since)));
+        due.retain(|due| due.read.is_none_or(|time| since.is_none_or(|since| time < since)));
         due.sort_unstable();
         let until = match scrub.budget {
             Some(Budget::Time(time)) => self.started.checked_add(time),
@@ -76,7 +90,9 @@ impl Work<'_> {
             if is_over && unseen.is_empty() {
                 break;
             }
-            let count = if until.is_some() { within(rest, PORTION) } else { rest.len() };
+            let next = rest.first().and_then(|due| lengths.get(due.disk));
+            let portion = PORTION.max(next.map_or(0, |bytes| bytes / INDEXES));
+            let count = if until.is_some() { within(rest, portion) } else { rest.len() };
             let (portion, after) = rest.split_at(count);
             rest = after;
             let mut by_disk: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
@@ -97,8 +113,8 @@ impl Work<'_> {
         report.scrub = Some(ScrubReport {
             archives_left: left.len() as u64,
             bytes_left: left.iter().map(|due| due.bytes).sum(),
-            never_proved: left.iter().filter(|due| due.proved.is_none()).count() as u64,
-            oldest_proof: left.iter().filter_map(|due| due.proved).min(),
+            never_proved: left.iter().filter(|due| due.proved().is_none()).count() as u64,
+            oldest_proof: left.iter().filter_map(Due::proved).min(),
         });
         Ok(())
     }
@@ -113,12 +129,12 @@ impl Work<'_> {
         let name = &archive.link.archive;
         let stamp = self.catalog.stamp(name);
         let entry = self.catalog.repository().storage().entry(name).ok().flatten();
-        let proved = history.proved(&id.disk, name.last(), stamp.as_ref(), now);
         Due {
-            proved,
+            read: history.read(&id.disk, name.last(), stamp.as_ref(), now),
             disk,
             archive: name.last().to_owned(),
             bytes: entry.and_then(|entry| entry.len).unwrap_or(0),
+            is_damaged: history.damage(&id.disk, name.last(), stamp.as_ref()).is_some(),
         }
     }
 
@@ -130,8 +146,8 @@ impl Work<'_> {
         until: Option<Instant>,
         report: &mut VerifyReport,
     ) -> Result<BTreeSet<String>> {
-        let repository = self.catalog.repository();
-        let _hold = match repository.hold(&asked.disk.domain) {
+        let (id, repository) = (&asked.disk, self.catalog.repository());
+        let _hold = match repository.hold(&id.domain) {
             // Points are being removed this moment: the next run comes back to these.
             Err(error) if error.kind() == ErrorKind::Busy => {
                 return Ok(archives.iter().map(|archive| (*archive).to_owned()).collect());
@@ -141,31 +157,43 @@ impl Work<'_> {
         // What was pruned meanwhile is not missing. What is wrong beside the points was said.
         let catalog = &repository.catalog();
         let points = asked.points(catalog, &mut VerifyReport::default())?;
-        let needed = catalog.needed_by(&asked.disk, &points);
-        let numbered = needed.iter().enumerate();
-        let due = numbered.filter(|(_, archive)| archives.contains(archive.link.archive.last()));
-        let due: BTreeSet<usize> = due.map(|(number, _)| number).collect();
+        let needed = catalog.needed_by(id, &points);
+        // All else of the points would only take memory while the archives are read.
+        let points = Vec::from_iter(points.into_iter().map(|point| point.id));
+        let history = repository.history(&id.domain);
+        let (mut due, mut known) = (BTreeSet::new(), BTreeMap::new());
+        for (number, archive) in needed.iter().enumerate() {
+            let name = &archive.link.archive;
+            if archives.contains(name.last()) {
+                due.insert(number);
+            }
+            let stamp = catalog.stamp(name);
+            let damage = history.damage(&id.disk, name.last(), stamp.as_ref());
+            known.extend(damage.map(|problem| (number, problem.to_owned())));
+        }
         let run = Run {
             catalog,
-            disk: &asked.disk,
+            disk: id,
             request: self.request,
             observer: self.observer,
             cancel: self.cancel,
             due: Some(&due),
+            known: Some(&known),
             until,
         };
         let (damage, seen) = run.verify(&needed, report)?;
-        note(catalog, asked, &damage, &seen, &needed, self.request, self.observer);
+        let named = asked.points.is_none().then(|| names_of(&needed));
+        note(catalog, id, &damage, &seen, named.as_ref(), self.request, self.observer);
         let was_read =
             |it: &Needed| seen.stamps.contains_key(&repository.describe(&it.link.archive));
         let due = due.iter().filter_map(|number| needed.get(*number));
         let missed = due.filter(|archive| !was_read(archive));
         let missed = missed.map(|archive| archive.link.archive.last().to_owned()).collect();
         // Of points that were proved only in part, nothing is said but what is wrong with them.
-        let damaged = points.iter().map(|point| point.id).filter(|point| damage.costs(*point));
-        let points: Vec<PointId> = damaged.collect();
+        let points: Vec<PointId> =
+            points.into_iter().filter(|point| damage.costs(*point)).collect();
         if !points.is_empty() || !archives.is_empty() {
-            damage.settle(&asked.disk, &points, seen.states(), report);
+            damage.settle(id, &points, seen.states(), report);
         }
         Ok(missed)
     }
