@@ -156,14 +156,16 @@ impl Line {
                 _ => None,
             };
         }
-        // Behind `files` a verb comes first.
-        let before = if command == "files" { 1 } else { 0 };
-        if self.typed.starts_with('-') || self.words.len() != before {
+        if self.typed.starts_with('-') {
             return None;
         }
         match command {
+            "verify" => Some(Place::DiskAt),
+            // A verb comes first.
+            "files" if self.words.len() == 1 => Some(Place::DiskAt),
+            _ if !self.words.is_empty() => None,
             "restore" if self.option("domain").is_some() => None,
-            "restore" | "files" | "verify" | "pin" | "unpin" | "undelete" => Some(Place::DiskAt),
+            "restore" | "pin" | "unpin" | "undelete" => Some(Place::DiskAt),
             "points" | "anchors" => Some(Place::Disk),
             _ => None,
         }
