@@ -30,7 +30,7 @@ const LIVES: u64 = 4;
 const ACTS: u64 = 24;
 
 /// Sets how much a merge must free.
-fn set_share(repo: &Repo, percent: u64) {
+pub fn set_share(repo: &Repo, percent: u64) {
     let path = repo.path.join("qdelta.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = text.split_once("merge_share = ").unwrap();
@@ -324,7 +324,7 @@ fn what_the_rules_keep_stays_through_random_lives() {
 }
 
 /// So many nights of a raw disk: its points, with what it was at each.
-fn nights(lab: &Lab, repo: &Repo, name: &str, count: u64) -> Vec<(String, PathBuf)> {
+pub fn nights(lab: &Lab, repo: &Repo, name: &str, count: u64) -> Vec<(String, PathBuf)> {
     let image = lab.path(format!("{name}.raw"));
     let mut guest = Guest::new(lab.dir(), 5);
     create_raw(&image, 4 << 20);
