@@ -13,6 +13,7 @@ mod error;
 pub mod filesystems;
 mod little;
 pub mod qcow2;
+pub mod tar;
 pub mod volumes;
 
 pub use error::{FormatError, Problem};

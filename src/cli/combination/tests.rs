@@ -67,6 +67,16 @@ const TABLES: &[Table] = &[
         apart: &[],
     },
     Table {
+        command: "files tar",
+        ways: &[("files", &["d", "/etc"])],
+        entries: &[
+            Entry(&["--volume", "p2"], &[], "the volume of the paths"),
+            Entry(&["--to", "f"], &[], "where to"),
+            Entry(&["--force"], &[], "what exists is replaced"),
+        ],
+        apart: &[],
+    },
+    Table {
         command: "files get",
         ways: &[("files", &["d", "/etc"])],
         entries: &[
