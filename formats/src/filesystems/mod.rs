@@ -2,3 +2,4 @@
 //! it is written by guests, so nothing of it is believed.
 
 pub mod fat;
+pub mod superblock;
