@@ -41,6 +41,7 @@ fn every_command_has_a_man_page() {
             "qdelta-backup.1",
             "qdelta-bench.1",
             "qdelta-completions.1",
+            "qdelta-drill.1",
             "qdelta-info.1",
             "qdelta-init.1",
             "qdelta-man.1",
