@@ -67,7 +67,7 @@ impl fmt::Display for Stretch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();
         let mut fitting = UNITS.iter().filter(|(unit, _)| *unit != "min");
-        let fitting = fitting.find(|(_, of)| seconds % of == 0);
+        let fitting = fitting.find(|(_, of)| seconds.is_multiple_of(*of));
         let (unit, of) = fitting.copied().unwrap_or(("s", 1));
         write!(f, "{}{unit}", seconds / of)
     }

@@ -13,7 +13,7 @@ use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::flows::mount::{Mount, MountRequest, PATIENCE};
-use crate::flows::verify::{self, VerifyRequest};
+use crate::flows::verify::{self, Target, VerifyRequest};
 use crate::vault::point::OpenPoints;
 use crate::vault::repository::{
     Catalog, Climb, DiskAt, DiskId, DomainName, Drill, Manifest, Part, PointId, Repository, Root,
@@ -154,11 +154,13 @@ impl<'a> Ladder<'a> {
     /// Proves every byte of the point.
     fn prove(&self, guest: &Guest) -> Result<Found> {
         let request = VerifyRequest {
-            disk: Some(guest.domain.as_str().parse()?),
-            point: Some(Selector::Id(guest.manifest.point.to_string())),
+            targets: vec![Target {
+                disk: guest.domain.as_str().parse()?,
+                point: Some(Selector::Id(guest.manifest.point.to_string())),
+            }],
             quick: false,
             scrub: None,
-            resources: self.request.resources.clone(),
+            resources: self.request.resources,
         };
         let repository = self.catalog.repository();
         let report = verify::run(repository, &request, self.observer, self.cancel)?;

@@ -1,7 +1,6 @@
 //! The system's own checkers, run on the volumes of a point. None of them may write, and none could:
 //! what they read is a file of a mount that takes no writes.
 
-use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::thread;
@@ -12,6 +11,7 @@ use super::ladder::{Found, Guest, Ladder};
 use crate::base::cancel::Cancel;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::Opener;
 use crate::formats::filesystems::superblock::State;
 use crate::guest::program::{self, End, Failure, Said};
 use crate::inside::volumes::{Content, Kind};
@@ -106,7 +106,7 @@ fn check_one(ladder: &Ladder<'_>, guest: &Guest, place: &Place) -> Result<(Climb
         Err(error) => return Ok((Climb::NotTried, error.chain())),
     };
     // Damage of the repository must not be taken for damage of the filesystem.
-    if let Err(error) = File::open(&file) {
+    if let Err(error) = Opener::READ.open(&file) {
         return Ok((Climb::NotTried, format!("the volume can't be opened: {error}")));
     }
     let mut command = Command::new(tool.program);
