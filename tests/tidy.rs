@@ -153,6 +153,7 @@ const ROOMS: &[&str] = &[
     "flows/retain",
     "flows/prune",
     "flows/space",
+    "flows/serve",
     "flows/bench",
 ];
 

@@ -67,6 +67,8 @@ pub enum Code {
     NotNoted,
     /// What a backup will write may not fit the repository.
     LittleRoom,
+    /// Something of a point that is served could not be read: its reader got an error.
+    NotServed,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

@@ -16,6 +16,7 @@ use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::guest_args::{Folders, Guests, Machine};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
+use super::serve_args::Serve;
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -92,6 +93,7 @@ pub enum Command {
     Restore(Restore),
     Replay(Replay),
     Verify(Verify),
+    Serve(Serve),
     Points(Points),
     Prune(Prune),
     Undelete(Undelete),

@@ -16,6 +16,7 @@ mod prune;
 mod restore;
 mod retain;
 mod roll_back;
+mod serve;
 mod setup;
 mod space;
 mod verify;
@@ -35,6 +36,7 @@ pub use prune::{Reclaimed, Spare, Spared};
 pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
+pub use serve::{ExportReport, ServeReport};
 pub use setup::{InitReport, ManReport};
 pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
 pub use verify::{
