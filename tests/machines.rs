@@ -14,7 +14,7 @@ use super::harness::guest::{Guest, Host, MIB, UUID, content, disk};
 use super::harness::{Outcome, args, qdelta, run};
 
 /// A host whose guest has two points, and then is gone.
-fn lost() -> (Host, [Vec<u8>; 2], String) {
+pub fn lost() -> (Host, [Vec<u8>; 2], String) {
     let host = Host::new();
     let mut guest = Guest::define(&host, host.lab.dir());
     let tpm = host.lab.path(format!("lib/swtpm/{UUID}/tpm2"));
@@ -41,7 +41,7 @@ fn lost() -> (Host, [Vec<u8>; 2], String) {
     (host, [disk(8, &[(0, MIB, 7), (MIB, MIB, 9)]), disk(4, &[(0, MIB, 8)])], first)
 }
 
-fn restore(host: &Host, to: &Path, options: &[&str]) -> Outcome {
+pub fn restore(host: &Host, to: &Path, options: &[&str]) -> Outcome {
     let mut words = args!["--domain", "web", "--to", to];
     words.extend(options.iter().map(std::ffi::OsString::from));
     host.restore(words)
@@ -157,7 +157,7 @@ fn a_restore_that_can_not_be_is_refused_with_what_to_do() {
 }
 
 /// The names of all that is in a folder and below it.
-fn names(folder: &Path) -> Vec<String> {
+pub fn names(folder: &Path) -> Vec<String> {
     let names = super::harness::files::tree(folder).into_iter();
     names.map(|path| path.to_str().unwrap().to_owned()).collect()
 }

@@ -21,6 +21,7 @@ mod histories;
 mod in_place;
 mod in_place_guests;
 mod in_place_room;
+mod instant;
 mod kills;
 mod machines;
 mod map;

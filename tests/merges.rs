@@ -260,12 +260,19 @@ fn damage_and_a_full_disk_change_nothing() {
     let before = tree(&repo.path);
     let filler = mount.dir.join("filler");
     std::fs::write(&filler, vec![1; 2 << 20]).unwrap();
-    repo.run(args!["merge", range(&points[0], &points[2])]).fails_with(8);
+    let refused = repo.run(args!["merge", range(&points[0], &points[2])]).fails_with(8);
+    assert!(refused.contains("the merged archives need"), "before anything is written: {refused}");
     assert_eq!(tree(&repo.path), before, "a failed merge leaves nothing");
     repo.verify();
     std::fs::remove_file(&filler).unwrap();
     for archive in before.iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta")) {
         let path = repo.path.join(archive);
+        // Once the merge of a chain without one of its archives said no more than that it can't be opened.
+        let away = mount.dir.join("away");
+        std::fs::rename(&path, &away).unwrap();
+        let refused = repo.run(args!["merge", range(&points[0], &points[2])]).fails_with(4);
+        assert!(refused.contains(&format!("{} of point", path.display())), "{refused}");
+        std::fs::rename(&away, &path).unwrap();
         let sound = std::fs::read(&path).unwrap();
         // In a frame of blocks that do not stand, nobody has to look.
         for at in [20, sound.len() / 2, sound.len() - 1000, sound.len() - 10] {

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use crate::harness::content::Guest;
 use crate::harness::faults::{Fault, Injection, count_calls, plan, run_with};
-use crate::harness::files::{Mount, assert_same};
+use crate::harness::files::{Mount, assert_same, copy_tree};
 use crate::harness::images::{create, guest_io, oracle};
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::{Lab, args, sweep};
+use crate::prunes::{nights, set_share};
 
 const MIB: u64 = 1 << 20;
 /// Cuts in the middle of a backup, for each file system.
@@ -110,6 +111,53 @@ fn survives(kind: &str) {
         mount.cut_power(format == "raw");
         assert_same(&copy, &output, "a restored disk after a power cut");
     }
+}
+
+/// Pruning and merging: what stays is whole after a cut at every kind of call, and the next run goes on.
+fn prune_survives(kind: &str) {
+    let lab = Lab::new();
+    let mount = Mount::on_loop(lab.dir(), kind, 400 * MIB);
+    let kept = Repo::init(lab.path("kept"));
+    set_share(&kept, 1);
+    let points = nights(&lab, &kept, "vm", 4);
+    let repo = Repo::at(mount.dir.join("repo")).without_ring();
+    let words = ["prune", "--keep-last=2", "--grace=0", "--io=threads", "--threads=1"];
+    let arguments = repo.args(words.iter().map(Into::into).collect());
+    copy_tree(&kept.path, &repo.path);
+    let mut counts = count_calls(&lab, arguments.clone());
+    counts.retain(|call, _| !["openat", "flock"].contains(&call.as_str()));
+    for (number, injection) in plan(&counts, &[Fault::Kill], CUTS * sweep()).iter().enumerate() {
+        println!("cut at {injection}");
+        std::fs::remove_dir_all(&repo.path).unwrap();
+        copy_tree(&kept.path, &repo.path);
+        // All of it is old.
+        mount.unmount();
+        mount.mount();
+        run_with(injection, arguments.clone()).sane();
+        mount.cut_power(number % 2 == 0);
+        for run in 0..2 {
+            let listed = repo.points("vm/disk");
+            assert!(listed.ends_with(&[points[2].0.clone(), points[3].0.clone()]), "{listed:?}");
+            repo.verify();
+            for (point, expected) in &points[2..] {
+                repo.assert_restores_raw(&lab, &format!("vm/disk@{point}"), expected);
+            }
+            if run == 0 {
+                repo.run(words.iter().map(Into::into).collect()).ok();
+            }
+        }
+        repo.assert_no_leftovers();
+    }
+}
+
+#[test]
+fn a_power_cut_of_a_prune_on_xfs() {
+    prune_survives("xfs");
+}
+
+#[test]
+fn a_power_cut_of_a_prune_on_ext4() {
+    prune_survives("ext4");
 }
 
 #[test]

@@ -3,37 +3,24 @@
 
 use std::sync::Arc;
 
-use qdelta::base::clock;
-use qdelta::base::period::Period;
 use qdelta::flows::merge::MergeOptions;
 use qdelta::flows::prune::{self, PruneRequest};
 use qdelta::flows::report::Spare;
-use qdelta::flows::retain::{Clock, Policy};
 use qdelta::vault::repository::storage::Storage;
 use qdelta::vault::repository::storage::faulty::{Fault, Faulty};
-use qdelta::vault::repository::{Count, Keep};
 use qdelta::{Cancel, Error, ErrorKind, PointId, Repository, Silent};
 
 use crate::harness::sweep;
 use crate::merge_faults::{FAULTS, Scene, resources};
+use crate::prunes::request;
 
 /// Prunes down to the newest so many points, without grace. What is spared but for its share fails.
 fn prune(storage: Arc<dyn Storage>, last: u32) -> qdelta::Result<()> {
     let repository = Repository::open_in(storage)?;
     let request = PruneRequest {
         domains: vec!["vm".parse()?],
-        policy: Policy {
-            keep: Keep { last: Some(Count::Of(last)), ..Keep::default() },
-            grace: Period::NONE,
-            zone: jiff::tz::TimeZone::UTC,
-            now: clock::now()?,
-            clock: Clock::Trusted,
-        },
-        time_zone: "UTC".to_owned(),
-        merge_share: 1,
-        until_free: None,
-        dry_run: false,
         merging: MergeOptions { level: 1, resources: resources() },
+        ..request(last)
     };
     let report = prune::run(&repository, &request, &Silent, &Cancel::default())?;
     let guest = &report.guests[0];

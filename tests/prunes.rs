@@ -5,6 +5,14 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use qdelta::base::clock;
+use qdelta::base::observer::{Event, Observer};
+use qdelta::base::period::Period;
+use qdelta::flows::merge::MergeOptions;
+use qdelta::flows::prune::{self, PruneRequest};
+use qdelta::flows::retain::{self, Clock, Policy};
+use qdelta::vault::repository::{Count, DomainName, Keep, Marks, Pin};
+use qdelta::{Cancel, PointId, Repository};
 use serde_json::Value;
 
 use crate::harness::content::{Guest, Random};
@@ -22,7 +30,7 @@ const LIVES: u64 = 4;
 const ACTS: u64 = 24;
 
 /// Sets how much a merge must free.
-fn set_share(repo: &Repo, percent: u64) {
+pub fn set_share(repo: &Repo, percent: u64) {
     let path = repo.path.join("qdelta.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = text.split_once("merge_share = ").unwrap();
@@ -316,7 +324,7 @@ fn what_the_rules_keep_stays_through_random_lives() {
 }
 
 /// So many nights of a raw disk: its points, with what it was at each.
-fn nights(lab: &Lab, repo: &Repo, name: &str, count: u64) -> Vec<(String, PathBuf)> {
+pub fn nights(lab: &Lab, repo: &Repo, name: &str, count: u64) -> Vec<(String, PathBuf)> {
     let image = lab.path(format!("{name}.raw"));
     let mut guest = Guest::new(lab.dir(), 5);
     create_raw(&image, 4 << 20);
@@ -389,6 +397,106 @@ fn a_removed_point_comes_back_until_its_data_is_gone() {
     }
 }
 
+/// Guests are marked one after another, and then merged one after another, which may take hours. Who brought
+/// a point back meanwhile saw it come back, and then it was merged all the same.
+#[test]
+fn a_point_that_is_brought_back_during_a_prune_stays() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    set_share(&repo, 1);
+    nights(&lab, &repo, "first", 4);
+    let points = nights(&lab, &repo, "second", 4);
+    let prune = |guest: &str| args!["prune", guest, "--keep-last", "1", "--grace", "0", "--json"];
+    let second = Repository::open(&repo.path).unwrap();
+    let back: PointId = points[1].0.parse().unwrap();
+    // The point is removed, and merged away as soon as its guest's turn comes.
+    let watch = Undelete { repository: second, domain: "second".parse().unwrap(), point: back };
+    let repository = Repository::open(&repo.path).unwrap();
+    let domains = vec!["first".parse().unwrap(), "second".parse().unwrap()];
+    let request = PruneRequest { domains, ..request(1) };
+    let report = prune::run(&repository, &request, &watch, &Cancel::default()).unwrap();
+    let data = &report.guests[1].data;
+    assert_eq!(data.merges.len(), 2, "{data:?}");
+    assert_eq!(repo.points("second/disk"), [points[1].0.as_str(), &points[3].0]);
+    repo.assert_restores_raw(&lab, &format!("second/disk@{back}"), &points[1].1);
+    // Now it is a point as every other one.
+    let done = repo.run(prune("second")).ok().json();
+    assert_eq!(with_fate(&done, "remove"), BTreeSet::from([points[1].0.clone()]));
+    repo.verify();
+    repo.assert_no_leftovers();
+}
+
+/// Brings a point back when the first merge begins.
+struct Undelete {
+    repository: Repository,
+    domain: DomainName,
+    point: PointId,
+}
+
+impl Observer for Undelete {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::Begin { phase: "merge", disk: Some("first/disk"), .. } = event {
+            let lock = self.repository.lock(&self.domain).unwrap();
+            retain::undelete(&self.repository, &lock, self.point).unwrap();
+        }
+    }
+}
+
+/// The newest points are kept, without grace.
+pub fn request(last: u32) -> PruneRequest {
+    PruneRequest {
+        domains: Vec::new(),
+        policy: Policy {
+            keep: Keep { last: Some(Count::Of(last)), ..Keep::default() },
+            grace: Period::NONE,
+            zone: jiff::tz::TimeZone::UTC,
+            now: clock::now().unwrap(),
+            clock: Clock::Trusted,
+        },
+        time_zone: "UTC".to_owned(),
+        merge_share: 1,
+        until_free: None,
+        dry_run: false,
+        merging: MergeOptions::default(),
+    }
+}
+
+/// Pins a point until a time that is over.
+fn pin_for_a_moment(repo: &Repo, domain: &str, point: &str) {
+    let repository = Repository::open(&repo.path).unwrap();
+    let lock = repository.lock(&domain.parse().unwrap()).unwrap();
+    let at = clock::now().unwrap();
+    let pin = Pin { at, reason: None, until: Some(at) };
+    let pinned = |marks: &mut Marks| {
+        marks.pinned = Some(pin);
+        Ok(())
+    };
+    repository.mark(&lock, point.parse().unwrap(), pinned).unwrap();
+}
+
+/// A pin that had ended kept the data of its point in what a dry run said, and made `merge` leave the point
+/// where it was, with all its bytes, after saying that it had gone.
+#[test]
+fn a_pin_that_has_ended_keeps_nothing() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    set_share(&repo, 1);
+    let points = nights(&lab, &repo, "vm", 4);
+    pin_for_a_moment(&repo, "vm", &points[1].0);
+    let range = format!("vm@{}..{}", points[0].0, points[2].0);
+    let done = repo.run(args!["merge", range, "--json"]).ok().json();
+    assert_eq!(done["absorbed"].as_array().unwrap().len(), 2);
+    assert_eq!(repo.points("vm/disk"), [points[2].0.as_str(), &points[3].0]);
+    pin_for_a_moment(&repo, "vm", &points[2].0);
+    let words = args!["prune", "--keep-last", "1", "--grace", "0", "--json"];
+    let planned = repo.run([words.clone(), args!["--dry-run"]].concat()).ok().json();
+    let done = repo.run(words).ok().json();
+    let [planned, done] = [planned, done].map(|report| report["guests"][0]["data"].clone());
+    assert_eq!((&planned["bytes_freed"], archives(&repo)), (&done["bytes_freed"], 1), "{done:#}");
+    repo.verify();
+    repo.assert_no_leftovers();
+}
+
 /// While somebody reads points nothing goes, and the next run removes it.
 #[test]
 fn readers_are_waited_for() {
@@ -407,6 +515,10 @@ fn readers_are_waited_for() {
     for (point, expected) in &points {
         repo.assert_restores_raw(&lab, &format!("vm/disk@{point}"), expected);
     }
+    // `space` looked at points whose removal was settled, and failed.
+    let space = repo.run(args!["space", "vm", "--json"]).ok().json();
+    assert_eq!(space["guests"][0]["error"], Value::Null);
+    assert_eq!(space["guests"][0]["each"].as_array().unwrap().len(), 1, "{space:#}");
     // What is about to go can't be brought back as if it stayed.
     let said = repo.run(args!["undelete", format!("vm@{}", points[0].0)]).fails_with(2);
     assert!(said.contains("for good"), "{said}");

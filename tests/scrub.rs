@@ -5,11 +5,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use qdelta::base::observer::{Event, Observer};
+use qdelta::disk::flow::pipeline::Resources;
+use qdelta::flows::verify::{self, Scrub, VerifyRequest};
+use qdelta::{Cancel, ErrorKind, Repository};
 use serde_json::Value;
 
 use crate::harness::images::{filled_raw, patch};
 use crate::harness::repo::Repo;
-use crate::harness::{Lab, args};
+use crate::harness::{Lab, args, state};
 
 /// A repository with two disks of several points each.
 fn repository(lab: &Lab) -> Repo {
@@ -141,4 +145,64 @@ fn a_copy_was_never_proved_and_a_torn_history_is_none() {
     assert_eq!(proved(&repo)[..4], [false; 4]);
     scrub(&repo, &["--max-age", "1d"]);
     assert_eq!(proved(&repo), [true; 8]);
+}
+
+/// An archive in which damage was found was read again in each run, before all others: it took the whole
+/// budget of every night, and nothing else was proved any more.
+#[test]
+fn a_damaged_archive_waits_for_its_turn_and_is_told_meanwhile() {
+    let lab = Lab::new();
+    let repo = repository(&lab);
+    let list = repo.run(args!["points", "one", "--json"]).ok().json();
+    let archive = PathBuf::from(list["disks"][0]["points"][0]["archive"].as_str().unwrap());
+    let middle = fs::metadata(&archive).unwrap().len() / 2;
+    let byte = fs::read(&archive).unwrap()[middle as usize];
+    patch(&archive, middle, &[!byte]);
+    let mut all = BTreeSet::new();
+    for run in 0..9 {
+        let words = args!["verify", "--json", "--budget", "1K", "--max-age", "1d"];
+        let outcome = repo.run(words);
+        assert_eq!(outcome.status.code(), Some(4), "run {run}: {}", outcome.stderr);
+        let report = outcome.json();
+        let finding = &report["findings"][0];
+        assert_eq!(finding["path"], archive.to_str().unwrap(), "run {run}: {report:#}");
+        assert_eq!(finding["points"].as_array().unwrap().len(), 4, "run {run}: {report:#}");
+        assert_eq!(report["archives"], u64::from(run < 8), "run {run}: {report:#}");
+        all.extend(read(&report));
+    }
+    assert_eq!(all.len(), 8);
+    // Without an age, what was read longest ago comes first.
+    let outcome = repo.run(args!["verify", "--json", "--budget", "1K"]);
+    assert_eq!(outcome.status.code(), Some(4), "{}", outcome.stderr);
+    assert!(read(&outcome.json()).contains(archive.to_str().unwrap()));
+}
+
+/// Ends a run when something was read.
+struct Stop(Cancel);
+
+impl Observer for Stop {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::Advance { bytes: 1.. } = event {
+            self.0.cancel();
+        }
+    }
+}
+
+/// What a verification had proved in hours was forgotten when it was stopped before the end of a disk.
+#[test]
+fn what_was_proved_is_remembered_when_the_run_is_stopped() {
+    let lab = Lab::new();
+    let repo = repository(&lab);
+    let repository = Repository::open(&repo.path).unwrap().with_state(state());
+    let aged = Scrub { max_age: Some("30d".parse().unwrap()), budget: None };
+    for scrub in [None, Some(aged)] {
+        let before = proved(&repo).into_iter().filter(|proved| *proved).count();
+        let resources = Resources::default();
+        let request = VerifyRequest { disk: None, point: None, quick: false, scrub, resources };
+        let cancel = Cancel::default();
+        let stopped = verify::run(&repository, &request, &Stop(cancel.clone()), &cancel);
+        assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted);
+        let after = proved(&repo).into_iter().filter(|proved| *proved).count();
+        assert!((before + 1..8).contains(&after), "{before} points were proved, now {after}");
+    }
 }

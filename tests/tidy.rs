@@ -327,8 +327,12 @@ fn a_warning_has_one_way_to_people() {
 fn anchors_are_recognised_in_one_place() {
     only_in(
         &["src"],
-        // The names of man pages.
-        &["src/flows/anchors/mod.rs", "src/cli/commands/shell.rs"],
+        // The names of man pages, and of systemd's units.
+        &[
+            "src/flows/anchors/mod.rs",
+            "src/cli/commands/shell.rs",
+            "src/flows/restore/machine/instant.rs",
+        ],
         &["\"qdelta-"],
         "who wants to know whether a name is an anchor's asks crate::flows::anchors",
     );

@@ -205,6 +205,10 @@ class Guest:
         wait_for(f"the guest to do: {command}", lambda: self._said(sign, seen),
                  PATIENCE_SECONDS)
 
+    def begin(self, command):
+        """Has the guest's shell run a command, and does not wait: the guest may stand still."""
+        self._control.sendall(f"{command}\n".encode())
+
     def end(self, program):
         """Ends a program in the guest, and waits until it has."""
         self.order(END.format(program))

@@ -65,10 +65,12 @@ pub enum Code {
     DamagedArchive,
     /// This host could not note what it learnt: it will learn the same again.
     NotNoted,
-    /// What a backup will write may not fit the repository.
+    /// What will be written may not fit: by a backup the repository, by a guest its folder.
     LittleRoom,
     /// Something of a point that is served could not be read: its reader got an error.
     NotServed,
+    /// A point that a guest runs on could not be pinned: it may be removed.
+    NotPinned,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

@@ -238,6 +238,21 @@ const RESTORE: &[Rule] = &[
         why: "is for a guest that is restored into a folder (--domain NAME --to DIR)",
     },
     Rule {
+        options: &["instant"],
+        when: |typed| !typed.guest() || !typed.has("to"),
+        why: "is for a guest that is restored into a folder (--domain NAME --to DIR)",
+    },
+    Rule {
+        options: &["socket"],
+        when: |typed| !typed.has("instant"),
+        why: "is for an instant restore (--instant): nothing else needs a server",
+    },
+    Rule {
+        options: &["format", "force", "direct"],
+        when: |typed| typed.has("instant"),
+        why: "has no effect with --instant, which copies no disk and replaces none",
+    },
+    Rule {
         options: &["disk", "output"],
         when: |typed| typed.guest(),
         why: "is for one disk, and --domain restores a guest: say --to DIR or --in-place",

@@ -51,6 +51,10 @@ pub fn list(command: &str) -> &'static [Example] {
                 "A whole guest, beside the old one",
                 "qdelta restore --domain web --at 2026-11-22 --to /images/old --rename web-old",
             ),
+            (
+                "A guest that runs at once, and is copied later",
+                "qdelta restore --domain web --to /images/now --instant",
+            ),
             ("Through a pipe", "qdelta restore web - | ssh host 'dd of=/dev/vg/web bs=1M'"),
         ],
         "replay" => &[(

@@ -86,6 +86,19 @@ pub struct Machine {
     #[arg(long, value_name = "NEW")]
     pub rename: Option<String>,
 
+    /// Copy nothing: the guest runs at once on a point that qdelta serve gives out
+    ///
+    /// DIR gets the definition with an overlay for each disk, which takes what the guest writes, and the
+    /// server's units for systemd. The point is pinned. What is to be typed is printed: to start the guest, and to
+    /// bring its disks home while it runs. Each byte is proved when it is read.
+    #[arg(long)]
+    pub instant: bool,
+
+    /// Where the server of an instant restore is to listen [default: qdelta/NAME.sock in the folder for the
+    /// state of libvirt's running guests]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+
     /// Confirm that this is the guest of the point, though its UUID has changed
     #[arg(long)]
     pub same_guest: bool,

@@ -86,6 +86,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "restore in place" => through::<report::InPlaceReport>(result),
         "restore of a guest in place" => through::<report::MachineInPlaceReport>(result),
         "restore of a guest" => through::<report::MachineReport>(result),
+        "restore of a guest at once" => through::<report::MachineReport>(result),
         "verify" => through::<report::VerifyReport>(result),
         "points" => through::<report::PointsReport>(result),
         "pin, unpin, undelete" => through::<report::MarkReport>(result),

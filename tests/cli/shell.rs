@@ -186,7 +186,7 @@ fn bash_completes_disks_and_points() {
     );
     // Everything else is as clap has it.
     assert!(press(&["qdelta", "ver"], "qdelta ver").contains(&"verify".to_owned()));
-    let options = press(&["qdelta", "restore", "--in"], "qdelta restore --in");
+    let options = press(&["qdelta", "restore", "--in-"], "qdelta restore --in-");
     assert_eq!(options, ["--in-place"]);
 }
 

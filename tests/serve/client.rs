@@ -72,7 +72,7 @@ impl Client {
 
     /// The server says nothing more, and has closed the connection.
     #[track_caller]
-    pub fn is_cut_off(mut self) {
+    pub fn hears_the_end(mut self) {
         let mut rest = Vec::new();
         // Whoever is cut off with something unread in the way hears of a reset.
         let _ = self.stream.read_to_end(&mut rest);

@@ -88,7 +88,7 @@ fn what_was_named_is_served_and_nothing_else() {
     qemu_img(args!["compare", "-f", "raw", "-F", "raw", uri.as_str(), expected]).ok();
     let other = serving.uri(&scene.name(1));
     let error = run(tool("nbdinfo", args![other.as_str()])).fails_with(1);
-    assert!(error.contains("there is no export"), "{error}");
+    assert!(error.contains("No such file or directory for export"), "{error}");
     assert!(!scene.lab.path("s.sock").symlink_metadata().unwrap().permissions().readonly());
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &scene.lab.path("s.sock").metadata().unwrap().permissions(),

@@ -52,10 +52,6 @@ impl Scene {
         Self { lab, repo, points }
     }
 
-    fn last(&self) -> &(String, PathBuf) {
-        self.points.last().unwrap()
-    }
-
     /// What a client calls the point of this number.
     fn name(&self, number: usize) -> String {
         format!("web/vda@{}", self.points[number].0)
@@ -110,14 +106,6 @@ impl Serving {
             self.signal(Signal::TERM);
         }
         finish(self.child.take().unwrap(), "qdelta serve".to_owned())
-    }
-
-    /// How much memory it has had at most, in KiB.
-    fn peak_kib(&self) -> u64 {
-        let pid = self.child.as_ref().unwrap().id();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 }
 

@@ -49,13 +49,13 @@ fn options_are_answered_and_nonsense_ends_the_connection() {
         [b"\0\0".to_vec(), b"\0\x01".to_vec(), b"\0\x02".to_vec(), b"\0\x03".to_vec(), vec![]]
     );
     assert_eq!(client.option(OptionKind::Abort, &[]), [(1, vec![])]);
-    client.is_cut_off();
+    client.hears_the_end();
 
     let cut_off = |bytes: &[u8]| {
         let mut client = Client::connect(socket);
         client.take(18);
         client.say(bytes);
-        client.is_cut_off();
+        client.hears_the_end();
     };
     cut_off(&[0, 0, 1, 0]);
     cut_off(b"\0\0\0\x03IHAVEOPX\0\0\0\x03\0\0\0\0");
@@ -111,14 +111,14 @@ fn requests_at_random_give_the_bytes_and_odd_ones_an_error() {
         }
         assert_eq!(client.read(4 << 20, 9000).unwrap(), bytes[4 << 20..][..9000]);
         client.ask(Command::Disconnect, CommandFlags::default(), 0, 0);
-        client.is_cut_off();
+        client.hears_the_end();
         // No request begins like this; and a write that can't be passed over.
         let mut client = Client::ready(&serving.socket, "web", structured);
         client.say(&[0; 28]);
-        client.is_cut_off();
+        client.hears_the_end();
         let mut client = Client::ready(&serving.socket, "web", structured);
         client.ask(Command::Write, CommandFlags::default(), 0, u32::MAX);
-        client.is_cut_off();
+        client.hears_the_end();
     }
     serving.stop().ok();
 }

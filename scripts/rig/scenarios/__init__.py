@@ -1,7 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import (anchors, backups, clones, freeze, guest_lives, kills, lives, machine, rollback,
-               selftest, several, states)
+from . import (anchors, backups, clones, freeze, guest_lives, instant, kills, lives, machine,
+               rollback, selftest, several, states)
 from .base import Rig
 
 SCENARIOS = {
@@ -14,6 +14,8 @@ SCENARIOS = {
     "states": states.states,
     "ext4": states.ext4,
     "machine": machine.machine,
+    "instant": instant.instant,
+    "pulled-home": instant.pulled_home,
     "rollback": rollback.rollback,
     "several": several.several,
     "anchors": anchors.anchors,

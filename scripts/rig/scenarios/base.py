@@ -26,6 +26,7 @@ class Rig:
         os.makedirs(self.scratch)
         self._filesystems = []
         self._guests = []
+        self.servers = []
 
     def say(self, text):
         print(f"   {text}", flush=True)
@@ -105,6 +106,8 @@ class Rig:
     def close(self):
         for guest in self._guests:
             guest.forget()
+        for server in self.servers:
+            server.kill()
         for filesystem in self._filesystems:
             filesystem.close()
         shutil.rmtree(self.folder, ignore_errors=True)

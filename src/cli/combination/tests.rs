@@ -168,6 +168,7 @@ const TABLES: &[Table] = &[
             ("disk in place", &["g/vda", "--in-place"]),
             ("image in place", &["g/vda", "o", "--in-place"]),
             ("guest", &["--domain", "g", "--to", "d"]),
+            ("instant guest", &["--domain", "g", "--to", "d", "--instant"]),
             ("guest in place", &["--domain", "g", "--in-place"]),
         ],
         entries: &[
@@ -176,7 +177,7 @@ const TABLES: &[Table] = &[
                 &["disk", "disk over another", "stream", "disk in place", "image in place"],
                 "which",
             ),
-            Entry(&["--domain", "g"], &["guest", "guest in place"], "which"),
+            Entry(&["--domain", "g"], &["guest", "instant guest", "guest in place"], "which"),
             Entry(
                 &["--in-place"],
                 &["disk in place", "image in place", "guest in place"],
@@ -192,7 +193,19 @@ const TABLES: &[Table] = &[
                 &["disk in place", "image in place", "guest in place"],
                 "where names in the images may lead",
             ),
-            Entry(&["--format", "raw"], &[], "of the output, or of the image in place"),
+            Entry(
+                &["--format", "raw"],
+                &[
+                    "disk",
+                    "disk over another",
+                    "stream",
+                    "disk in place",
+                    "image in place",
+                    "guest",
+                    "guest in place",
+                ],
+                "of the output, or of the image in place",
+            ),
             Entry(
                 &["--format", "qcow2"],
                 &[
@@ -216,9 +229,15 @@ const TABLES: &[Table] = &[
                 "what can be read is restored",
             ),
             Entry(&["--same-guest"], &["disk in place", "guest in place"], "another UUID is taken"),
-            Entry(&["--at", "latest"], &["guest", "guest in place"], "which point"),
-            Entry(&["--to", "d"], &["guest"], "where to"),
-            Entry(&["--rename", "n"], &["guest"], "the name of the new guest"),
+            Entry(
+                &["--at", "latest"],
+                &["guest", "instant guest", "guest in place"],
+                "which point",
+            ),
+            Entry(&["--to", "d"], &["guest", "instant guest"], "where to"),
+            Entry(&["--rename", "n"], &["guest", "instant guest"], "the name of the new guest"),
+            Entry(&["--instant"], &["guest", "instant guest"], "nothing is copied"),
+            Entry(&["--socket", "s"], &["instant guest"], "where the server listens"),
             Entry(&["--libvirt-config", "d"], GUARDED, "which guests would be harmed"),
             Entry(&["--libvirt-run", "d"], GUARDED, "which guests would be harmed"),
             Entry(&["--libvirt-state", "d"], GUARDED, "which guests would be harmed"),
@@ -414,8 +433,14 @@ const TABLES: &[Table] = &[
 ];
 
 /// The ways of a restore in which a guest could be harmed.
-const GUARDED: &[&str] =
-    &["disk over another", "disk in place", "image in place", "guest", "guest in place"];
+const GUARDED: &[&str] = &[
+    "disk over another",
+    "disk in place",
+    "image in place",
+    "guest",
+    "instant guest",
+    "guest in place",
+];
 
 /// Options of every command that a command refuses.
 const GLOBAL_REFUSED: &[(&str, &str)] = &[("completions", "--json")];

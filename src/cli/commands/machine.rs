@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use qdelta::Result;
-use qdelta::flows::report::MachineReport;
-use qdelta::flows::restore::{MachineRequest, run_machine};
+use qdelta::flows::report::{InstantReport, MachineReport};
+use qdelta::flows::restore::{InstantRequest, MachineRequest, run_machine};
 
 use super::restore::refuse_inside;
 use crate::cli::args::{self, Restore};
@@ -22,13 +22,22 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
         rename: args.machine.rename.clone(),
         format: args.target.format.map(args::Format::to_image),
         force: args.target.force,
+        instant: args.machine.instant.then(|| InstantRequest {
+            socket: args.machine.socket.clone(),
+            // Where the system does not say, systemd finds it as a shell does.
+            program: std::env::current_exe().unwrap_or_else(|_| "qdelta".into()),
+        }),
         libvirt: args.libvirt.libvirt(),
         resources: args.work.resources(),
     };
     let cancel = signals::watch(&context.screen);
     let report = run_machine(&repository, &request, &context.screen, &cancel)?;
     let (guest, folder) = (&report.domain, to.display());
-    context.out.was_done(format!("{guest} was restored to {folder} and proved"));
+    let done = match report.instant {
+        Some(_) => format!("{guest} can be started from {folder}, and was not copied"),
+        None => format!("{guest} was restored to {folder} and proved"),
+    };
+    context.out.was_done(done);
     if context.out.json {
         context.out.json(&report)?;
     } else if !context.out.quiet {
@@ -44,8 +53,9 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
         true => String::new(),
         false => format!(" as {}", report.domain),
     };
+    let how = if report.instant.is_some() { "ready to run from" } else { "restored to" };
     out.line(format!(
-        "{from}@{} ({}): restored to {}{renamed}",
+        "{from}@{} ({}): {how} {}{renamed}",
         report.point,
         report.consistency,
         to.display()
@@ -60,6 +70,14 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
             text::bytes(disk.bytes_written)
         ))?;
     }
+    for disk in report.instant.iter().flat_map(|instant| &instant.disks) {
+        out.line(format!(
+            "  {}: {} disk, over {}",
+            disk.overlay.display(),
+            text::bytes(disk.virtual_size),
+            disk.export
+        ))?;
+    }
     for path in report.nvram.iter().chain([&report.xml]) {
         out.line(format!("  {}", path.display()))?;
     }
@@ -71,5 +89,24 @@ fn show(report: &MachineReport, from: &str, to: &Path, context: &mut Context) ->
     for command in &report.commands {
         out.line(format!("  {command}"))?;
     }
-    Ok(())
+    match &report.instant {
+        Some(instant) => show_way_home(instant, context),
+        None => Ok(()),
+    }
+}
+
+/// Says how a guest that runs on its point gets disks of its own.
+fn show_way_home(instant: &InstantReport, context: &mut Context) -> Result<()> {
+    let out = &mut context.out;
+    let parts = [
+        ("To bring the disks home while the guest runs:", &instant.home),
+        ("When all of them are at home:", &instant.after),
+    ];
+    for (title, commands) in parts {
+        out.line(title)?;
+        for command in commands {
+            out.line(format!("  {command}"))?;
+        }
+    }
+    out.line("If the backup goes away meanwhile, the guest pauses and loses nothing: see docs/instant-recovery.md")
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use qdelta::base::clock;
 use qdelta::flows::merge::MergeOptions;
 use qdelta::flows::prune::{self, PruneRequest};
-use qdelta::flows::report::{Fate, GuestPrune, MarkReport, Reclaimed, Spare, Verdict};
+use qdelta::flows::report::{Fate, GuestPrune, MarkReport, Reclaimed, Spare, Spared, Verdict};
 use qdelta::flows::retain::{self, Clock, Policy};
 use qdelta::vault::repository::{Catalog, DomainName, Wanted};
 use qdelta::{Error, ErrorKind, Result};
@@ -22,6 +22,10 @@ const COLUMNS: &[Column] = &[
     Column { head: "FATE", right: false, rank: 0 },
     Column { head: "WHY", right: false, rank: 0 },
 ];
+
+/// What is said where nothing is removed because of the clock.
+const CLOCK_IN_DOUBT: &str = "the clock stands far after the points before: nothing is removed, in case it \
+                              is wrong (--trust-clock)";
 
 /// What a line of the list has besides the reasons, without the time.
 const BESIDE_REASONS: usize = 20 + 2 + 7 + 2;
@@ -67,7 +71,10 @@ pub fn run(args: &Prune, context: &mut Context) -> Result<u8> {
         return Ok(status);
     }
     for guest in report.guests.iter().filter(|guest| !guest.points.is_empty()) {
-        show_guest(guest, &policy, args.dry_run, context)?;
+        match context.out.quiet && !args.dry_run {
+            true => show_trouble(guest, context)?,
+            false => show_guest(guest, &policy, args.dry_run, context)?,
+        }
     }
     if removed > 0 && !args.dry_run && !policy.grace.is_none() {
         let until = policy.grace.after(policy.now, &policy.zone).to_zoned(policy.zone.clone());
@@ -124,10 +131,7 @@ fn show_guest(
         if *kept == 1 { "stays" } else { "stay" }
     ))?;
     if guest.clock_in_doubt {
-        context.out.line(
-            "  the clock stands far after the points before: nothing is removed, in case it is wrong \
-             (--trust-clock)",
-        )?;
+        context.out.line(format!("  {CLOCK_IN_DOUBT}"))?;
     }
     let width = context.out.width();
     let room = width.saturating_sub(BESIDE_REASONS).max(20);
@@ -139,6 +143,18 @@ fn show_guest(
         }
     }
     show_data(&guest.data, dry_run, context)
+}
+
+/// Says only what keeps a guest from being pruned as it was meant to be.
+fn show_trouble(guest: &GuestPrune, context: &mut Context) -> Result<()> {
+    let GuestPrune { domain, data, .. } = guest;
+    if guest.clock_in_doubt {
+        context.out.line(format!("{domain}: {CLOCK_IN_DOUBT}"))?;
+    }
+    for spared in data.spared.iter().filter(|spared| status_of(&spared.why).is_some()) {
+        context.out.line(format!("{domain}: {}", stays(spared)))?;
+    }
+    Ok(())
 }
 
 /// Says what became of the data of points that are gone.
@@ -162,8 +178,7 @@ fn show_data(data: &Reclaimed, dry_run: bool, context: &mut Context) -> Result<(
         ))?;
     }
     for spared in &data.spared {
-        let count = points(spared.points.len());
-        out.line(format!("  {count} past their grace stay: {}", why(&spared.why)))?;
+        out.line(format!("  {}", stays(spared)))?;
     }
     if data.bytes_freed > 0 {
         let freed = text::bytes(data.bytes_freed);
@@ -179,6 +194,12 @@ fn show_data(data: &Reclaimed, dry_run: bool, context: &mut Context) -> Result<(
         })?;
     }
     Ok(())
+}
+
+/// Which points stay though their grace is over, and why.
+fn stays(spared: &Spared) -> String {
+    let count = text::count(spared.points.len(), "point");
+    format!("the data of {count} past the grace stays: {}", why(&spared.why))
 }
 
 /// Why points stay though their grace is over.

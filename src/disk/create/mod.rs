@@ -18,6 +18,8 @@ mod target;
 use std::path::Path;
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
+
 pub use discard::Discard;
 pub use pipe::Pipe;
 pub use plan::Plan;
@@ -31,6 +33,8 @@ use crate::disk::files::{check_new_file, room};
 use crate::disk::image::Format;
 use crate::disk::io::Store;
 use crate::disk::sys::FileId;
+use crate::formats::archive::Geometry;
+use crate::formats::qcow2::BACKING_NAME_LEN_MAX;
 
 /// How to write an output.
 #[derive(Debug, Clone, Default)]
@@ -129,10 +133,36 @@ pub fn create(
             let target = Target::create(path, options.force, &options.inputs)?;
             match options.format {
                 Format::Raw => Ok(Box::new(raw::Raw::new(target, plan)?)),
-                Format::Qcow2 => Ok(Box::new(qcow2::Qcow2::new(target, plan)?)),
+                Format::Qcow2 => Ok(Box::new(qcow2::Qcow2::new(target, plan, None)?)),
             }
         }
     }
+}
+
+/// Makes a qcow2 image that holds nothing yet: what is not written to it reads from a raw disk of the same
+/// size, which QEMU finds by the name `backing`.
+///
+/// # Errors
+/// `Exists`, `NoSpace`, `Io`, as [`create`]; `Usage` if the name is longer than the format takes.
+pub fn overlay(
+    path: &Path,
+    geometry: Geometry,
+    backing: &str,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Result<()> {
+    if backing.len() > BACKING_NAME_LEN_MAX as usize {
+        let text = format!(
+            "{} would need a backing file's name of {} bytes, and qcow2 takes {BACKING_NAME_LEN_MAX}",
+            path.display(),
+            backing.len()
+        );
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    check_new_file(path)?;
+    let target = Target::create(path, false, &[])?;
+    let plan = Plan::new(geometry, RoaringBitmap::new())?;
+    Box::new(qcow2::Qcow2::new(target, plan, Some(backing))?).finish(cancel, observer)
 }
 
 /// How much room a new file for the plan takes, at most, in bytes.

@@ -81,6 +81,7 @@ pub fn run(
         cancel,
     };
     let Some(lock) = lock else { return merger.rehearse(&step) };
+    merger.check_room(&step)?;
     let reports = merger.run(&lock, std::slice::from_ref(&step))?;
     let mut report = reports.into_iter().next().ok_or_else(none)?;
     report.waiting = tidy(repository, &lock)?.is_none();
@@ -104,6 +105,7 @@ pub(crate) fn synthesize(
     let family = Family::read(&catalog, lock.domain())?;
     let step = family.step(&BTreeSet::new(), point)?;
     let merger = Merger { catalog: &catalog, family: &family, options, observer, cancel };
+    merger.check_room(&step)?;
     let reports = merger.run(lock, std::slice::from_ref(&step))?;
     let none = || Error::new(ErrorKind::Io, "internal error: a merge without a result");
     let mut report = reports.into_iter().next().ok_or_else(none)?;

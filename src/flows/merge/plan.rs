@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
+use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::vault::repository::{
     Catalog, DiskId, DiskName, DiskRecord, DomainName, Manifest, PointId,
@@ -49,6 +50,7 @@ impl Family {
         let mut family =
             Self { domain: domain.clone(), manifests: BTreeMap::new(), children: BTreeMap::new() };
         let (mut disks, mut going) = (BTreeSet::new(), BTreeSet::new());
+        let now = clock::now()?;
         for (point, manifest) in catalog.manifests(domain)?.into_iter().rev() {
             let manifest = manifest.map_err(|error| {
                 error.within(format!("what point {point} of {domain} builds on can't be told"))
@@ -56,7 +58,7 @@ impl Family {
             // Whoever lists a point is later.
             let listed = manifest.replaces.iter().map(|replaced| replaced.point);
             going.extend(listed.filter(|earlier| *earlier != point));
-            if going.contains(&point) && manifest.pinned.is_none() {
+            if going.contains(&point) && !manifest.is_pinned(now) {
                 continue;
             }
             for record in &manifest.disks {
@@ -172,8 +174,7 @@ impl Family {
     /// [`ErrorKind::Usage`] if one is.
     pub fn check_pins(&self, points: &BTreeSet<PointId>, now: Timestamp) -> Result<()> {
         let is_pinned = |point: &&PointId| {
-            let pin = self.manifest(**point).and_then(|manifest| manifest.pinned.as_ref());
-            pin.is_some_and(|pin| pin.holds(now))
+            self.manifest(**point).is_some_and(|manifest| manifest.is_pinned(now))
         };
         let Some(pinned) = points.iter().find(is_pinned) else { return Ok(()) };
         let text = format!("point {pinned} of {} is pinned, so it stays", self.domain);

@@ -64,17 +64,13 @@ pub(super) fn roots<'a>(
         let mut below: Option<ParentRecord> = None;
         for (point, record) in path.into_iter().rev() {
             cancel.check()?;
-            let name = catalog.repository().archive(disk, &record.archive);
-            let archive = Reader::open(catalog.repository().storage().open(&name)?)?;
+            let archive = catalog.open_archive(disk, point, record)?;
             let link =
                 archive.metadata().parent.as_ref().map(ParentRecord::try_from).transpose()?;
             groups.lay(&archive)?;
             open.remove(&point);
             let is_asked = points.contains(&point);
-            if link != below
-                || archive.root() != record.root
-                || is_asked && groups.root(archive.geometry()) != record.root
-            {
+            if link != below || is_asked && groups.root(archive.geometry()) != record.root {
                 let path = archive.path().display();
                 let text = format!("{path}: its chain does not give the root of point {point}");
                 return Err(Error::new(ErrorKind::Damaged, text)

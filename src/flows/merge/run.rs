@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytesize::ByteSize;
 use qdelta_formats::archive::ArchiveId;
 
 use super::data_path::{self, Merged, Merging};
@@ -97,6 +98,26 @@ impl<'a> Merger<'a> {
         report.bytes_freed += self.dropped(step);
         report.seconds = started.elapsed().as_secs_f64();
         Ok(report)
+    }
+
+    /// Fails if the repository has no room for what a step writes: its sources stay until it is done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`]; an archive can't be opened.
+    pub fn check_room(&self, step: &Step) -> Result<()> {
+        let needed = self.estimate(step)?.writes;
+        match self.catalog.repository().bytes_free() {
+            Some(free) if free < needed => Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "the merged archives need {} of room, and {} is free",
+                    ByteSize(needed),
+                    ByteSize(free)
+                ),
+            )
+            .advise("`qdelta space` tells what takes the room")),
+            _ => Ok(()),
+        }
     }
 
     /// Does steps of the guest: all of them or, if one fails before any manifest is replaced, none. What
@@ -244,15 +265,7 @@ impl<'a> Merger<'a> {
             let record = record.ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("{id} has no point {point}"))
             })?;
-            let name = self.catalog.repository().archive(&id, &record.archive);
-            let archive = Reader::open(self.catalog.repository().storage().open(&name)?)?;
-            if archive.root() != record.root || archive.metadata().archive_id != record.archive_id {
-                let path = archive.path().display();
-                let text =
-                    format!("{path} is not the archive that the manifest of its point names");
-                return Err(Error::new(ErrorKind::Damaged, text)
-                    .advise("qdelta verify tells which files are damaged"));
-            }
+            let archive = self.catalog.open_archive(&id, point, record)?;
             archives.push(Arc::new(archive));
         }
         Stretch::new(archives)

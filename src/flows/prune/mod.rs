@@ -16,7 +16,7 @@ use crate::base::observer::{Observer, Recorder};
 use crate::flows::anchors::inventory;
 use crate::flows::merge::{Family, MergeOptions, Merger, tidy};
 use crate::flows::report::{
-    Failure, Fate, GuestPrune, MergeReport, PruneReport, Reason, Reclaimed, Spare, Spared, Verdict,
+    Failure, Fate, GuestPrune, MergeReport, PruneReport, Reclaimed, Spare, Spared,
 };
 use crate::flows::retain::{self, Policy};
 use crate::vault::repository::{
@@ -379,12 +379,11 @@ impl Pruner<'_> {
 
     /// The points of a guest, and which of them may go.
     fn members(&self, family: &Family, guest: &GuestPrune, reach: Reach) -> Vec<Member> {
-        let verdicts = guest.points.iter();
-        let may_go: BTreeSet<PointId> =
-            verdicts.filter(|it| self.may_go(it, reach)).map(|it| it.point).collect();
+        let verdicts: BTreeMap<PointId, Fate> =
+            guest.points.iter().map(|it| (it.point, it.fate)).collect();
         let member = |manifest: &Manifest| Member {
             point: manifest.point,
-            gone: may_go.contains(&manifest.point) && manifest.pinned.is_none(),
+            gone: self.may_go(manifest, verdicts.get(&manifest.point).copied(), reach),
             archives: manifest
                 .disks
                 .iter()
@@ -398,20 +397,18 @@ impl Pruner<'_> {
         family.manifests().map(member).collect()
     }
 
-    /// Whether the data of a point may go.
-    fn may_go(&self, verdict: &Verdict, reach: Reach) -> bool {
+    /// Whether the data of a point may go. Its mark decides, as it is now: since the verdicts were made,
+    /// somebody may have brought the point back. Only in a dry run no mark says what a verdict does.
+    fn may_go(&self, manifest: &Manifest, verdict: Option<Fate>, reach: Reach) -> bool {
         let Policy { grace, now, .. } = &self.request.policy;
-        match verdict.fate {
-            Fate::Keep => false,
-            Fate::Remove | Fate::Removed if reach == Reach::AnyGrace => true,
-            Fate::Remove => grace.is_none(),
-            Fate::Removed => verdict.reasons.iter().any(|reason| match reason {
-                // Removed by a clock that stood ahead: its grace begins now.
-                Reason::Removed { at, .. } if at > now => grace.is_none(),
-                Reason::Removed { until, .. } => until <= now,
-                _ => false,
-            }),
-        }
+        let is_over = match &manifest.removed {
+            // Removed by a clock that stood ahead: its grace begins now.
+            Some(removal) if removal.at > *now => grace.is_none(),
+            Some(removal) => removal.is_over(*now),
+            None if self.request.dry_run && verdict == Some(Fate::Remove) => grace.is_none(),
+            None => return false,
+        };
+        !manifest.is_pinned(*now) && (is_over || reach == Reach::AnyGrace)
     }
 }
 

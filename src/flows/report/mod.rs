@@ -33,7 +33,9 @@ pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };
 pub use prune::{Reclaimed, Spare, Spared};
-pub use restore::{GuestRange, MachineReport, RestoreReport, SalvageReport};
+pub use restore::{
+    GuestRange, InstantReport, MachineReport, RestoreReport, SalvageReport, ServedDisk,
+};
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use serve::{ExportReport, ServeReport};

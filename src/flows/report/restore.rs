@@ -105,8 +105,11 @@ pub struct MachineReport {
     /// In what state the guest was.
     #[serde(with = "text")]
     pub consistency: Consistency,
-    /// Its disks.
+    /// Its disks, if they were copied.
     pub disks: Vec<RestoreReport>,
+    /// How it runs on the point, if nothing was copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instant: Option<InstantReport>,
     /// The definition.
     #[serde(serialize_with = "crate::base::json::serialize")]
     pub xml: PathBuf,
@@ -119,4 +122,39 @@ pub struct MachineReport {
     pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// How a guest runs on its point until its disks are at home.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstantReport {
+    /// Where the server of its disks is to listen.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub socket: PathBuf,
+    /// Its disks.
+    pub disks: Vec<ServedDisk>,
+    /// The server's units for systemd.
+    #[serde(serialize_with = "crate::base::json::serialize_all")]
+    pub units: Vec<PathBuf>,
+    /// What starts the server without systemd.
+    pub serve: String,
+    /// Whether the point was pinned.
+    pub pinned: bool,
+    /// What brings its disks home while it runs, as commands for a shell.
+    pub home: Vec<String>,
+    /// What is left to do when all of them are at home, as commands for a shell.
+    pub after: Vec<String>,
+}
+
+/// A disk that a guest reads out of its point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServedDisk {
+    /// Its name in the definition.
+    pub target: String,
+    /// The file that takes what the guest writes.
+    #[serde(serialize_with = "crate::base::json::serialize")]
+    pub overlay: PathBuf,
+    /// The name by which the server gives it out.
+    pub export: String,
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
 }

@@ -37,7 +37,7 @@ use crate::vault::repository::{DiskSpec, Repository, Selector};
 pub use in_place::{
     InPlaceOptions, InPlaceRequest, MachineInPlaceRequest, run_in_place, run_machine_in_place,
 };
-pub use machine::{MachineRequest, run_machine};
+pub use machine::{InstantRequest, MachineRequest, run_machine};
 
 /// Where a restored disk goes.
 pub enum Destination {

@@ -152,7 +152,7 @@ impl Server {
                     let serve = move || {
                         let _client = client;
                         if let Err(error) = serve(&stream, exports, shared) {
-                            tracing::info!("a client is gone: {error}");
+                            tracing::debug!("a client is gone: {error}");
                         }
                     };
                     let thread = std::thread::Builder::new().name("nbd".to_owned());

@@ -144,7 +144,7 @@ impl<'a> Session<'a> {
         let request = match Request::decode(&bytes).map_err(nonsense) {
             Ok(request) => request,
             Err(error) => {
-                tracing::info!("a client is cut off: {error}");
+                tracing::debug!("a client is cut off: {error}");
                 return None;
             }
         };

@@ -54,7 +54,7 @@ pub fn run(
         let rate = Rate::of(&manifests, request.now);
         let mut guest = space_of(domain, &manifests, &rate);
         if request.each {
-            match each(&catalog, domain, &manifests, cancel) {
+            match each(&catalog, domain, cancel) {
                 Ok(points) => guest.each = points,
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
                 Err(error) => guest.error = Some(Failure::from(&error)),
@@ -97,23 +97,19 @@ fn bytes_of(manifest: &Manifest) -> u64 {
 }
 
 /// What each point takes, and what its going alone would free.
-fn each(
-    catalog: &Catalog,
-    domain: &DomainName,
-    manifests: &[Manifest],
-    cancel: &Cancel,
-) -> Result<Vec<PointSpace>> {
+fn each(catalog: &Catalog, domain: &DomainName, cancel: &Cancel) -> Result<Vec<PointSpace>> {
     let family = Family::read(catalog, domain)?;
     let options = MergeOptions::default();
     let merger = Merger { catalog, family: &family, options: &options, observer: &Silent, cancel };
     let mut children: BTreeMap<PointId, BTreeSet<PointId>> = BTreeMap::new();
-    for manifest in manifests {
+    // Without those that wait to be removed: nothing is decided about them any more.
+    for manifest in family.manifests() {
         for parent in manifest.disks.iter().filter_map(|record| record.parent_point()) {
             children.entry(parent).or_default().insert(manifest.point);
         }
     }
     let mut points = Vec::new();
-    for manifest in manifests {
+    for manifest in family.manifests() {
         cancel.check()?;
         let above = children.get(&manifest.point);
         let bytes_freed = match above.map_or((None, 0), |it| (it.first().copied(), it.len())) {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use qdelta_formats::archive::{Digest, FRAME_HEADER_LEN, FRAME_LEN_MAX};
 
 use super::VerifyRequest;
-use super::refuse_unless_damage;
+use super::{note, refuse_unless_damage};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer};
@@ -24,6 +24,9 @@ use crate::vault::archive::{Reader, Windows};
 use crate::vault::chain::Forest;
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
 use crate::vault::repository::{Catalog, DiskId, Needed, ParentRecord, Point, PointId, Stamp};
+
+/// After so many bytes is noted what was read.
+const NOTED: u64 = 1 << 30;
 
 /// What is wrong with the archives of a disk, and what that costs.
 #[derive(Default)]
@@ -112,14 +115,31 @@ pub(super) struct Run<'a> {
     /// The archives whose frames are read, by number; those of all if none. Of the others the indexes are,
     /// for the roots of the points.
     pub due: Option<&'a BTreeSet<usize>>,
+    /// By number: what is known to be wrong with archives, and is said of those that are not read now.
+    pub known: Option<&'a BTreeMap<usize, String>>,
     /// When no further archive's frames are read.
     pub until: Option<Instant>,
 }
 
 impl Run<'_> {
-    /// Verifies archives, and the roots of the points that were asked for.
+    /// Verifies archives, and the roots of the points that were asked for. What was read is noted also if
+    /// the run is interrupted; who is killed loses the last [`NOTED`] bytes of it.
     pub fn verify(&self, needed: &[Needed], report: &mut VerifyReport) -> Result<(Damage, Seen)> {
         let (mut damage, mut seen) = (Damage::default(), Seen::default());
+        let done = self.verify_all(needed, &mut damage, &mut seen, report);
+        if done.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+            self.note(&damage, &seen);
+        }
+        done.map(|()| (damage, seen))
+    }
+
+    fn verify_all(
+        &self,
+        needed: &[Needed],
+        damage: &mut Damage,
+        seen: &mut Seen,
+        report: &mut VerifyReport,
+    ) -> Result<()> {
         let above = Above::new(needed);
         for (number, archive) in needed.iter().enumerate() {
             for gap in &archive.gaps {
@@ -138,6 +158,7 @@ impl Run<'_> {
         let total = due.filter_map(|(_, archive)| length(archive)).sum();
         let name = self.disk.to_string();
         self.observer.event(&Event::Begin { disk: Some(&name), phase: "verify", total });
+        let mut noted = report.bytes_read;
         // One full after the other, so that no more archives are known at a time than it has.
         for tree in above.trees() {
             let mut readers = BTreeMap::new();
@@ -150,6 +171,12 @@ impl Run<'_> {
                     self.is_due(number) && self.until.is_none_or(|until| Instant::now() < until);
                 let path = repository.describe(&archive.link.archive);
                 let stamp = self.catalog.stamp(&archive.link.archive);
+                let known = self.known.and_then(|known| known.get(&number)).filter(|_| !is_due);
+                if let Some(problem) = known {
+                    let points = above.points(number);
+                    damage.add(path, FileState::Damaged, problem.clone(), points);
+                    continue;
+                }
                 let (problems, reader) = self.verify_archive(archive, is_due, report)?;
                 let state = if problems.is_empty() { FileState::Sound } else { FileState::Damaged };
                 if is_due || state == FileState::Damaged {
@@ -164,13 +191,22 @@ impl Run<'_> {
                 if let Some(reader) = reader.filter(|_| state == FileState::Sound) {
                     readers.insert(number, reader);
                 }
+                if report.bytes_read - noted >= NOTED {
+                    self.note(damage, seen);
+                    noted = report.bytes_read;
+                }
             }
             if !self.request.quick {
-                self.prove(needed, &tree, &readers, &mut damage)?;
+                self.prove(needed, &tree, &readers, damage)?;
             }
         }
         self.observer.end();
-        Ok((damage, seen))
+        Ok(())
+    }
+
+    /// Notes what was found so far. Roots that are wrong all the same are found by every later run.
+    fn note(&self, damage: &Damage, seen: &Seen) {
+        note(self.catalog, self.disk, damage, seen, None, self.request, self.observer);
     }
 
     fn is_due(&self, number: usize) -> bool {

@@ -146,7 +146,8 @@ fn verify_disk(
     let needed = catalog.needed_by(disk, &points);
     // All else of the points would only take memory while the archives are read.
     let points = Vec::from_iter(points.into_iter().map(|point| point.id));
-    let run = archives::Run { catalog, disk, request, observer, cancel, due: None, until: None };
+    let (due, known, until) = (None, None, None);
+    let run = archives::Run { catalog, disk, request, observer, cancel, due, known, until };
     let (damage, seen) = run.verify(&needed, report)?;
     let named = request.point.is_none().then(|| names_of(&needed));
     note(catalog, disk, &damage, &seen, named.as_ref(), request, observer);

@@ -27,21 +27,36 @@ pub(super) struct Work<'a> {
     pub started: Instant,
 }
 
+/// With each portion the indexes of a disk's archives are read: it is so great a part of them at least.
+const INDEXES: u64 = 32;
+
 /// A disk and what its points need.
 struct Disk<'a> {
     id: &'a DiskId,
     points: Vec<PointId>,
     needed: Vec<Needed>,
+    /// By number: what is known to be wrong with archives.
+    known: BTreeMap<usize, String>,
+    /// Bytes of its archives.
+    bytes: u64,
 }
 
 /// An archive that is to be proved.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
-    /// When it was proved last; never sorts before all times.
-    proved: Option<Timestamp>,
+    /// When it was read last; never sorts before all times. A damaged one waits for its turn as the others
+    /// do: it would take the whole budget of every night.
+    read: Option<Timestamp>,
     disk: usize,
     number: usize,
     bytes: u64,
+    is_damaged: bool,
+}
+
+impl Due {
+    fn proved(&self) -> Option<Timestamp> {
+        self.read.filter(|_| !self.is_damaged)
+    }
 }
 
 impl Work<'_> {
@@ -61,12 +76,12 @@ impl Work<'_> {
             let needed = self.catalog.needed_by(id, &points);
             let history =
                 histories.entry(&id.domain).or_insert_with(|| repository.history(&id.domain));
-            let all = needed.iter().enumerate().filter(|(_, archive)| archive.is_there);
-            due.extend(all.map(|(at, archive)| self.due(history, (number, id), at, archive, now)));
             let points = points.into_iter().map(|point| point.id).collect();
-            disks.push(Disk { id, points, needed });
+            let mut disk = Disk { id, points, needed, known: BTreeMap::new(), bytes: 0 };
+            due.extend(self.due(history, number, &mut disk, now));
+            disks.push(disk);
         }
-        due.retain(|due| due.proved.is_none_or(|time| since.is_none_or(|since| time < since)));
+        due.retain(|due| due.read.is_none_or(|time| since.is_none_or(|since| time < since)));
         due.sort_unstable();
         let until = match scrub.budget {
             Some(Budget::Time(time)) => self.started.checked_add(time),
@@ -85,7 +100,9 @@ impl Work<'_> {
             if is_over && unseen.is_empty() {
                 break;
             }
-            let count = if until.is_some() { within(rest, PORTION) } else { rest.len() };
+            let next = rest.first().and_then(|due| disks.get(due.disk));
+            let portion = PORTION.max(next.map_or(0, |disk| disk.bytes / INDEXES));
+            let count = if until.is_some() { within(rest, portion) } else { rest.len() };
             let (portion, after) = rest.split_at(count);
             rest = after;
             let mut by_disk: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
@@ -106,25 +123,33 @@ impl Work<'_> {
         report.scrub = Some(ScrubReport {
             archives_left: left.len() as u64,
             bytes_left: left.iter().map(|due| due.bytes).sum(),
-            never_proved: left.iter().filter(|due| due.proved.is_none()).count() as u64,
-            oldest_proof: left.iter().filter_map(|due| due.proved).min(),
+            never_proved: left.iter().filter(|due| due.proved().is_none()).count() as u64,
+            oldest_proof: left.iter().filter_map(Due::proved).min(),
         });
         Ok(())
     }
 
+    /// The archives of a disk, and when each was read; what is known of them is put into the disk.
     fn due(
         &self,
         history: &History,
-        (disk, id): (usize, &DiskId),
         number: usize,
-        archive: &Needed,
+        disk: &mut Disk<'_>,
         now: Timestamp,
-    ) -> Due {
-        let name = &archive.link.archive;
-        let stamp = self.catalog.stamp(name);
-        let entry = self.catalog.repository().storage().entry(name).ok().flatten();
-        let proved = history.proved(&id.disk, name.last(), stamp.as_ref(), now);
-        Due { proved, disk, number, bytes: entry.and_then(|entry| entry.len).unwrap_or(0) }
+    ) -> Vec<Due> {
+        let mut all = Vec::new();
+        for (at, archive) in disk.needed.iter().enumerate().filter(|(_, it)| it.is_there) {
+            let (name, of_disk) = (&archive.link.archive, &disk.id.disk);
+            let stamp = self.catalog.stamp(name);
+            let damage = history.damage(of_disk, name.last(), stamp.as_ref());
+            let entry = self.catalog.repository().storage().entry(name).ok().flatten();
+            let bytes = entry.and_then(|entry| entry.len).unwrap_or(0);
+            let read = history.read(of_disk, name.last(), stamp.as_ref(), now);
+            all.push(Due { read, disk: number, number: at, bytes, is_damaged: damage.is_some() });
+            disk.bytes += bytes;
+            disk.known.extend(damage.map(|problem| (at, problem.to_owned())));
+        }
+        all
     }
 
     /// Proves these archives of a disk, and notes it. Which ones were read is returned.
@@ -142,6 +167,7 @@ impl Work<'_> {
             observer: self.observer,
             cancel: self.cancel,
             due: Some(archives),
+            known: Some(&disk.known),
             until,
         };
         let (damage, seen) = run.verify(&disk.needed, report)?;

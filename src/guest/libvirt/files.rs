@@ -59,7 +59,27 @@ pub struct Listing {
     pub names: Vec<String>,
 }
 
+/// The accounts that libvirt runs QEMU with, unless its configuration says another: Debian's and Fedora's.
+const QEMU_ACCOUNTS: [&str; 2] = ["libvirt-qemu", "qemu"];
+
 impl Libvirt {
+    /// The account that libvirt runs QEMU with, if this host has one.
+    pub fn qemu_user(&self) -> Option<String> {
+        let text_of = |path: &Path| Opener::READ.read_text(path, XML_LEN_MAX).unwrap_or_default();
+        let config = text_of(&self.config.join("qemu.conf"));
+        let mut said = config.lines().filter_map(|line| {
+            let value = line.trim().strip_prefix("user")?.trim_start().strip_prefix('=')?;
+            value.trim().strip_prefix('"')?.split('"').next()
+        });
+        if let Some(user) = said.next_back() {
+            return Some(user.trim_start_matches('+').to_owned());
+        }
+        let accounts = text_of(Path::new("/etc/passwd"));
+        let is_there =
+            |user: &&str| accounts.lines().any(|line| line.split(':').next() == Some(*user));
+        QEMU_ACCOUNTS.iter().copied().find(is_there).map(str::to_owned)
+    }
+
     /// Finds a domain by its name.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ pub use decide::{Choice, Reason, decide};
 pub use files::{Found, Libvirt, Listing, XmlFile};
 pub use limits::XML_LEN_MAX;
 pub use resources::{Fate, Firmware, Resource, resources};
-pub use rewrite::{Changes, Place, rewrite};
+pub use rewrite::{Changes, Place, RestoredDisk, Served, rewrite};
 
 use crate::base::error::{Error, ErrorKind, Result};
 

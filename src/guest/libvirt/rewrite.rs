@@ -21,9 +21,8 @@ pub struct Changes {
     /// New MAC addresses for the network interfaces, in order. Interfaces beyond these lose theirs,
     /// so that libvirt gives them new ones. None leaves all as they are.
     pub macs: Option<Vec<String>>,
-    /// The disks that were restored: target, file and format. The content of their backing files is
-    /// in them.
-    pub disks: Vec<(String, PathBuf, &'static str)>,
+    /// The disks that were restored.
+    pub disks: Vec<RestoredDisk>,
     /// What becomes of the firmware's variables.
     pub nvram: Place,
     /// What becomes of the firmware's variables in a store of their own.
@@ -41,6 +40,44 @@ pub struct Changes {
     pub genid: Option<String>,
     /// Targets of disks that are to be left out.
     pub dropped: Vec<String>,
+}
+
+/// Where a restored disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoredDisk {
+    /// The disk's name in the definition.
+    pub target: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Its format, as QEMU names formats.
+    pub format: &'static str,
+    /// What shows where the file has nothing; none if all of the disk is in the file.
+    pub served: Option<Served>,
+}
+
+/// A raw disk that a server gives out by NBD.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// Its name at the server.
+    pub export: String,
+    /// Where the server listens.
+    pub socket: PathBuf,
+}
+
+/// How long QEMU tries to reach a lost server before the guest learns of it, in seconds.
+const RECONNECT_SECONDS: u32 = 10;
+
+impl Served {
+    /// The disk as the image below another.
+    fn backing_store(&self) -> String {
+        format!(
+            "<backingStore type='network'><format type='raw'/><source protocol='nbd' name='{}'><host \
+             transport='unix' socket='{}'/><reconnect delay='{RECONNECT_SECONDS}'/></source>\
+             <backingStore/></backingStore>",
+            escaped(&self.export),
+            escaped(&self.socket.to_string_lossy())
+        )
+    }
 }
 
 /// What becomes of state that lies beside the disks.
@@ -253,29 +290,37 @@ impl Edits<'_> {
         if target.is_some_and(|target| changes.dropped.iter().any(|it| it == target)) {
             return self.replace(disk.range(), String::new());
         }
-        let restored = changes.disks.iter().find(|(name, ..)| Some(name.as_str()) == target);
-        let Some((_, path, format)) = restored else { return };
+        let restored = changes.disks.iter().find(|it| Some(it.target.as_str()) == target);
+        let Some(restored) = restored else { return };
         self.attribute(disk, "type", "file");
+        let mut driver = vec![("type", restored.format)];
+        if restored.served.is_some() {
+            // A guest that is told of a lost server as of a bad disk gives up its filesystem.
+            driver.extend([("error_policy", "stop"), ("rerror_policy", "stop")]);
+        }
+        let written = |(name, value): &(_, _)| format!(" {name}='{value}'");
+        let mut source = String::new();
         match child(disk, "driver") {
-            Some(driver) if driver.has_attribute("type") => {
-                self.attribute(driver, "type", format);
+            Some(node) => {
+                let (old, new): (Vec<_>, Vec<_>) =
+                    driver.into_iter().partition(|(name, _)| node.has_attribute(*name));
+                old.iter().for_each(|(name, value)| self.attribute(node, name, value));
+                let end = node.range().start + 1 + "driver".len();
+                self.replace(end..end, new.iter().map(written).collect());
             }
-            Some(driver) => {
-                let end = driver.range().start + 1 + "driver".len();
-                self.replace(end..end, format!(" type='{format}'"));
-            }
+            // An edit of its own would have the place of the source's, which wins.
             None => {
-                if let Some(source) = child(disk, "source") {
-                    let start = source.range().start;
-                    self.replace(start..start, format!("<driver name='qemu' type='{format}'/>"));
-                }
+                let driver: String = driver.iter().map(written).collect();
+                source.push_str(&format!("<driver name='qemu'{driver}/>"));
             }
         }
-        let source = format!("<source file='{}'/>", escaped(&path.to_string_lossy()));
+        let path = escaped(&restored.path.to_string_lossy());
+        source.push_str(&format!("<source file='{path}'/>"));
+        source.extend(restored.served.as_ref().map(Served::backing_store));
         for part in elements(disk) {
             match part.tag_name().name() {
                 "source" => self.replace(part.range(), source.clone()),
-                // All that was below is in the restored disk.
+                // All that was below is in the restored disk, or in the served one.
                 "backingStore" | "dataStore" | "mirror" => {
                     self.replace(part.range(), String::new())
                 }

@@ -318,6 +318,10 @@ fn every_disk_gets_a_decision_with_its_reason() {
     }
 }
 
+fn restored(target: &str, path: &str, format: &'static str) -> RestoredDisk {
+    RestoredDisk { target: target.to_owned(), path: path.into(), format, served: None }
+}
+
 #[test]
 fn a_restored_domain_differs_in_what_was_asked_for_alone() {
     let start = WEB.find("<domain ").unwrap();
@@ -329,9 +333,9 @@ fn a_restored_domain_differs_in_what_was_asked_for_alone() {
         uuid: Some(uuid.to_owned()),
         macs: Some(vec!["52:54:00:aa:bb:cc".to_owned()]),
         disks: vec![
-            ("vda".to_owned(), PathBuf::from("/to/it's.qcow2"), "qcow2"),
-            ("vdb".to_owned(), PathBuf::from("/to/b.qcow2"), "qcow2"),
-            ("vdi".to_owned(), PathBuf::from("/to/i.raw"), "raw"),
+            restored("vda", "/to/it's.qcow2", "qcow2"),
+            restored("vdb", "/to/b.qcow2", "qcow2"),
+            restored("vdi", "/to/i.raw", "raw"),
         ],
         nvram: Place::At("/to/VARS.fd".into()),
         ..Changes::default()
@@ -352,6 +356,41 @@ fn a_restored_domain_differs_in_what_was_asked_for_alone() {
         // What was not restored is as it was.
         assert_eq!(domain.disks[2], parse(WEB).unwrap().disks[2]);
         assert!(new.contains("template='/usr/share/OVMF/OVMF_VARS.fd'"));
+    }
+}
+
+/// The disk reads the served one below the overlay, whatever was below it before, and a lost server stops the
+/// guest in the place of telling it of a bad disk.
+#[test]
+fn an_overlay_names_the_served_disk_below_it() {
+    let served = Served { export: "it's/vda@P".to_owned(), socket: "/run/a&b.sock".into() };
+    let mut disk = restored("vda", "/to/vda.qcow2", "qcow2");
+    disk.served = Some(served);
+    let plain = "<domain type='kvm'><name>w</name><devices>DISK</devices></domain>";
+    let driver = "<driver name='qemu' type='raw' error_policy='report' cache='none'/>";
+    let old = "<backingStore type='file'><source file='/b'/><format type='raw'/></backingStore>";
+    for driver in [driver, "<driver name='qemu'/>", ""] {
+        let xml = plain.replace(
+            "DISK",
+            &format!(
+                "<disk type='block' device='disk'>{driver}<source dev='/dev/x'/>{old}<target \
+                 dev='vda' bus='virtio'/></disk>"
+            ),
+        );
+        let changes = Changes { disks: vec![disk.clone()], ..Changes::default() };
+        let new = rewrite(&xml, &changes).unwrap();
+        let now = &parse(&new).unwrap().disks[0];
+        assert_eq!(now.source, StorageSource::File("/to/vda.qcow2".into()));
+        assert_eq!(now.format.as_deref(), Some("qcow2"));
+        assert!(now.chain.is_whole && now.chain.below.len() == 1, "{new}");
+        assert_eq!(now.chain.below[0].source, StorageSource::Network("nbd".to_owned()));
+        assert_eq!(now.chain.below[0].format.as_deref(), Some("raw"));
+        assert_eq!(new.matches(" error_policy='stop'").count(), 1, "{new}");
+        assert_eq!(new.matches(" rerror_policy='stop'").count(), 1, "{new}");
+        assert!(
+            new.contains("name='it&apos;s/vda@P'") && new.contains("socket='/run/a&amp;b.sock'")
+        );
+        assert!(!new.contains("report") && !new.contains("/dev/x") && !new.contains("'/b'"));
     }
 }
 

@@ -19,8 +19,9 @@ use crate::formats::archive::{
 /// temporary file without a name.
 const SPOOL_MEMORY_MAX: usize = 5 << 20;
 
-/// Headers and small payloads are gathered into writes of this many bytes.
-const WRITE_BUFFER_LEN: usize = 1 << 20;
+/// Headers and small payloads are gathered into writes of this many bytes. Longer ones make the page cache take
+/// larger pieces of memory, which a virtual machine has seldom at hand: twice the processor time.
+const WRITE_BUFFER_LEN: usize = 256 << 10;
 
 /// What an archive came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

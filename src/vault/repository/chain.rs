@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::manifest::{Manifest, ParentRecord};
+use super::manifest::{DiskRecord, Manifest, ParentRecord};
 use super::names::DiskId;
 use super::point::PointId;
 use super::{Catalog, Name, Point, manifest};
@@ -97,6 +97,30 @@ impl Catalog {
         let parent = link.parent.as_ref().map(|parent| self.parent(disk, link, parent));
         let parent = parent.transpose();
         Step { archive, parent }
+    }
+
+    /// Opens the archive that a record names for a disk's point.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`]: it is missing, naming the point; it is another one. Others: it can't be read.
+    pub(crate) fn open_archive(
+        &self,
+        disk: &DiskId,
+        point: PointId,
+        record: &DiskRecord,
+    ) -> Result<Reader> {
+        let repository = self.repository();
+        let archive = repository.archive(disk, &record.archive);
+        let link = Link { point, root: record.root, archive, parent: record.parent.clone() };
+        self.present(disk, &link)?;
+        let reader = Reader::open(repository.storage().open(&link.archive)?)?;
+        if reader.root() == record.root && reader.metadata().archive_id == record.archive_id {
+            return Ok(reader);
+        }
+        let path = reader.path().display();
+        let text = format!("{path} is not the archive that the manifest of point {point} names");
+        Err(Error::new(ErrorKind::Damaged, text)
+            .advise("`qdelta verify` tells which files are damaged"))
     }
 
     /// Fails unless there is the archive of a link.

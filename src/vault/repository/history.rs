@@ -38,10 +38,10 @@ pub struct History {
 struct Seen {
     /// The file that was looked at.
     stamp: Stamp,
-    /// When it was proved, in milliseconds since 1970.
+    /// When it was read, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    proved_ms: Option<i64>,
-    /// What is wrong with it.
+    read_ms: Option<i64>,
+    /// What is wrong with it; none if it was proved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     damage: Option<String>,
 }
@@ -77,11 +77,11 @@ impl History {
         let archives = self.disks.entry(disk.clone()).or_default();
         // A clock outside all years: then nobody knows when.
         let now = clock::now().ok().map(Timestamp::as_millisecond);
-        let seen = match verdict {
-            Verdict::Proved => Seen { stamp, proved_ms: now, damage: None },
-            Verdict::Damaged(problem) => Seen { stamp, proved_ms: None, damage: Some(problem) },
+        let damage = match verdict {
+            Verdict::Proved => None,
+            Verdict::Damaged(problem) => Some(problem),
         };
-        archives.insert(archive.to_owned(), seen);
+        archives.insert(archive.to_owned(), Seen { stamp, read_ms: now, damage });
     }
 
     /// Forgets the archives of a disk that are not among `named`.
@@ -91,8 +91,7 @@ impl History {
         }
     }
 
-    /// When an archive was proved that is as `stamp` says. A proof of the future is none: the clock was
-    /// wrong then, or is now.
+    /// When an archive was proved that is as `stamp` says.
     pub fn proved(
         &self,
         disk: &DiskName,
@@ -100,9 +99,31 @@ impl History {
         stamp: Option<&Stamp>,
         now: Timestamp,
     ) -> Option<Timestamp> {
+        let is_sound = self.damage(disk, archive, stamp).is_none();
+        self.read(disk, archive, stamp, now).filter(|_| is_sound)
+    }
+
+    /// When an archive was read that is as `stamp` says, whatever was found. What was read in the future
+    /// was not: the clock was wrong then, or is now.
+    pub fn read(
+        &self,
+        disk: &DiskName,
+        archive: &str,
+        stamp: Option<&Stamp>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let time = self.seen(disk, archive, stamp)?.read_ms?;
+        Timestamp::from_millisecond(time).ok().filter(|time| *time <= now)
+    }
+
+    /// What is wrong with an archive that is as `stamp` says, as far as anybody knows.
+    pub fn damage(&self, disk: &DiskName, archive: &str, stamp: Option<&Stamp>) -> Option<&str> {
+        self.seen(disk, archive, stamp)?.damage.as_deref()
+    }
+
+    fn seen(&self, disk: &DiskName, archive: &str, stamp: Option<&Stamp>) -> Option<&Seen> {
         let seen = self.disks.get(disk)?.get(archive)?;
-        let time = Timestamp::from_millisecond(seen.proved_ms?).ok()?;
-        (Some(&seen.stamp) == stamp && time <= now).then_some(time)
+        (Some(&seen.stamp) == stamp).then_some(seen)
     }
 
     /// The archives of a disk with damage, and what is wrong with them.

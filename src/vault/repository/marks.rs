@@ -92,6 +92,11 @@ impl Manifest {
         Marks { pinned: self.pinned.clone(), removed: self.removed.clone() }
     }
 
+    /// Whether a pin of the point holds. One that has ended protects nothing.
+    pub fn is_pinned(&self, now: Timestamp) -> bool {
+        self.pinned.as_ref().is_some_and(|pin| pin.holds(now))
+    }
+
     fn set_marks(&mut self, marks: Marks) {
         (self.pinned, self.removed) = (marks.pinned, marks.removed);
     }

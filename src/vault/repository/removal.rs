@@ -7,10 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
 use super::manifest::Manifest;
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
 use super::{Catalog, Clearance, DomainLock, Repository};
+use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// What was removed.
@@ -92,11 +95,12 @@ impl Repository {
     pub fn remove_replaced(&self, lock: &DomainLock, _clearance: &Clearance) -> Result<Removed> {
         let domain = lock.domain();
         let manifests = self.catalog().manifests(domain)?;
+        let now = clock::now()?;
         let mut removed = Removed::default();
         for (_, carrier) in &manifests {
             let Ok(carrier) = carrier else { continue };
             if !carrier.replaces.is_empty() {
-                removed.add(self.remove_listed(lock, carrier, &manifests)?);
+                removed.add(self.remove_listed(lock, carrier, &manifests, now)?);
             }
         }
         Ok(removed)
@@ -109,6 +113,7 @@ impl Repository {
         lock: &DomainLock,
         carrier: &Manifest,
         manifests: &[(PointId, Result<Manifest>)],
+        now: Timestamp,
     ) -> Result<Removed> {
         let domain = lock.domain();
         let mut points: BTreeSet<PointId> = carrier.replaces.iter().map(|it| it.point).collect();
@@ -117,7 +122,7 @@ impl Repository {
         // newest come first.
         for (point, manifest) in manifests.iter().rev() {
             let Ok(manifest) = manifest else { continue };
-            if manifest.pinned.is_some() {
+            if manifest.is_pinned(now) {
                 points.remove(point);
             }
             if !points.contains(point) {
@@ -191,7 +196,7 @@ mod tests {
         condemn(&old).unwrap();
         assert_eq!(ids().len(), 5, "nothing has gone yet");
         // Somebody wants the second one after all: it stays, and so does what it builds on.
-        let at = crate::base::clock::now().unwrap();
+        let at = clock::now().unwrap();
         let pin = Pin { at, reason: None, until: None };
         repository
             .mark(&lock, old[1], |marks| {

@@ -43,6 +43,8 @@ pub(super) struct Layout {
     l1: Area,
     l2: Area,
     data: Area,
+    /// The name by which QEMU finds the raw disk below, whose content shows wherever this file has none.
+    backing: Option<String>,
 }
 
 /// Neighbouring clusters of the file.
@@ -59,11 +61,12 @@ impl Area {
 }
 
 impl Layout {
-    pub(super) fn new(plan: &Plan) -> Result<Self> {
+    pub(super) fn new(plan: &Plan, backing: Option<&str>) -> Result<Self> {
         let virtual_size = plan.virtual_size().next_multiple_of(SECTOR_SIZE);
         (CLUSTER_BITS..=ClusterSize::BITS_MAX)
             .filter_map(|bits| ClusterSize::from_bits(bits).ok())
             .find_map(|cluster| Self::with_clusters(plan, virtual_size, cluster))
+            .map(|layout| Self { backing: backing.map(str::to_owned), ..layout })
             .ok_or_else(|| {
                 let text =
                     format!("a disk of {virtual_size} bytes does not fit into a qcow2 image");
@@ -107,6 +110,7 @@ impl Layout {
             l1,
             l2,
             data,
+            backing: None,
         })
     }
 
@@ -171,9 +175,14 @@ impl Layout {
             offset: HostOffset(self.offset(self.refcount_table)),
             entries: self.refcount_table.count as u32,
         };
-        Header::new(self.cluster, self.virtual_size, l1, refcount_table)
-            .and_then(|header| header.encode())
-            .map_err(impossible)
+        let header = Header::new(self.cluster, self.virtual_size, l1, refcount_table);
+        let mut header = header.map_err(impossible)?;
+        if let Some(name) = &self.backing {
+            header.backing_name = Some(name.clone().into_bytes());
+            // Without it, QEMU would guess the format from bytes that the guest has written.
+            header.extensions.backing_format = Some(b"raw".to_vec());
+        }
+        header.encode().map_err(impossible)
     }
 
     /// The refcount table and its blocks: every cluster of the file is used once.

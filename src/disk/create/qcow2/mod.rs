@@ -23,12 +23,13 @@ pub(super) struct Qcow2 {
 
 /// How much room a new file for the plan takes, at most, in bytes.
 pub(super) fn room_needed(plan: &Plan) -> Result<u64> {
-    Ok(Layout::new(plan)?.written_len())
+    Ok(Layout::new(plan, None)?.written_len())
 }
 
 impl Qcow2 {
-    pub(super) fn new(target: Target, plan: Plan) -> Result<Self> {
-        let layout = Layout::new(&plan)?;
+    /// The file over `backing`, if there is one: a name by which QEMU finds a raw disk.
+    pub(super) fn new(target: Target, plan: Plan, backing: Option<&str>) -> Result<Self> {
+        let layout = Layout::new(&plan, backing)?;
         let len = layout.file_len();
         target.check_space(layout.written_len(), len)?;
         target

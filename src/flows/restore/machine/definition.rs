@@ -6,7 +6,8 @@ use super::{MachineRequest, MachineRestore};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::guest::libvirt::{
-    Changes, Device, Domain, Place, Resource, StorageSource, parse, resources, rewrite,
+    Changes, Device, Domain, Place, Resource, RestoredDisk, StorageSource, parse, resources,
+    rewrite,
 };
 use crate::vault::repository::Role;
 
@@ -85,7 +86,12 @@ impl Definition {
         let mut changes = Changes {
             uuid: if renamed { Some(new_uuid()?) } else { job.machine.uuid.clone() },
             disks: disks
-                .map(|disk| (disk.target.clone(), disk.path.clone(), disk.format.as_str()))
+                .map(|disk| RestoredDisk {
+                    target: disk.target.clone(),
+                    path: disk.path.clone(),
+                    format: disk.format.as_str(),
+                    served: disk.served.clone(),
+                })
                 .collect(),
             nvram: place(variables.nvram.as_deref(), renamed && names_nvram(&before)),
             varstore: place(variables.varstore.as_deref(), renamed && before.firmware.is_varstore),
@@ -114,9 +120,9 @@ impl Definition {
         let is_at = |source: &StorageSource, path: &Path| {
             *source == StorageSource::File(path.to_path_buf())
         };
-        let disks = self.changes.disks.iter().all(|(target, path, _)| {
-            let mut disks = self.now.disks.iter().filter(|disk| disk.target == *target);
-            disks.all(|disk| is_at(&disk.source, path))
+        let disks = self.changes.disks.iter().all(|restored| {
+            let mut disks = self.now.disks.iter().filter(|disk| disk.target == restored.target);
+            disks.all(|disk| is_at(&disk.source, &restored.path))
         });
         let nvram = match (&self.changes.nvram, &self.now.nvram) {
             (Place::At(path), Some(nvram)) => is_at(&nvram.source, path),
@@ -132,7 +138,8 @@ impl Definition {
 
     /// What is left to do.
     pub fn commands(&self, job: &MachineRestore<'_>, xml: &Path) -> Vec<String> {
-        let mut commands = Vec::new();
+        let mut commands =
+            job.service.as_ref().map_or_else(Vec::new, |service| service.install(job));
         if job.request.libvirt.managed_save(&job.name).is_some() {
             commands.push(format!("virsh managedsave-remove {}", quoted(&job.name)));
         }
@@ -341,7 +348,7 @@ fn shared_disks(job: &MachineRestore<'_>, before: &Domain) -> Vec<String> {
 }
 
 /// A word for a shell.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%".contains(c);
     if !word.is_empty() && !word.starts_with('-') && word.chars().all(plain) {
         return word.to_owned();

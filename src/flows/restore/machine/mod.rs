@@ -5,6 +5,7 @@
 //! where it is, everything is.
 
 mod definition;
+mod instant;
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -24,15 +25,16 @@ use crate::disk::files::{check_new_file, room};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::Format;
 use crate::disk::io::{Opener, not_opened};
-use crate::flows::report::MachineReport;
-use crate::guest::libvirt::{Domain, Libvirt, XML_LEN_MAX, parse};
+use crate::flows::report::{InstantReport, MachineReport, RestoreReport};
+use crate::guest::libvirt::{Domain, Libvirt, Served, XML_LEN_MAX, parse};
 use crate::vault::chain::Chain;
 use crate::vault::point::{check_indexes, open_chain};
 use crate::vault::repository::{
     Catalog, DiskId, DomainName, MachineFile, MachineRecord, Manifest, PointId, Repository, Role,
     Selector,
 };
-use definition::Definition;
+use definition::{Definition, quoted};
+use instant::Service;
 
 /// Which machine to restore, and how.
 #[derive(Debug, Clone)]
@@ -50,10 +52,21 @@ pub struct MachineRequest {
     pub format: Option<Format>,
     /// Replace files that exist.
     pub force: bool,
+    /// Copy no disk: make overlays over disks that a server reads out of the point.
+    pub instant: Option<InstantRequest>,
     /// Where libvirt keeps its files.
     pub libvirt: Libvirt,
     /// Threads and I/O.
     pub resources: Resources,
+}
+
+/// How a guest reads its disks out of the point.
+#[derive(Debug, Clone)]
+pub struct InstantRequest {
+    /// Where the server of the disks is to listen; none for a place among libvirt's.
+    pub socket: Option<PathBuf>,
+    /// The program that serves them.
+    pub program: PathBuf,
 }
 
 /// A disk that is about to be restored.
@@ -62,6 +75,8 @@ struct Disk {
     chain: Chain,
     format: Format,
     path: PathBuf,
+    /// The disk below, if the file is an overlay.
+    served: Option<Served>,
 }
 
 /// All that is about to be restored.
@@ -78,6 +93,8 @@ struct MachineRestore<'a> {
     files: Vec<(MachineFile, PathBuf)>,
     /// Where the TPM's state was: a folder, or its only file.
     tpm_root: PathBuf,
+    /// The server of the disks, if they are served.
+    service: Option<Service>,
 }
 
 /// Restores a machine.
@@ -163,11 +180,22 @@ fn make_folder(path: &Path) -> Result<bool> {
     }
 }
 
-/// Files that were made, to be removed unless all is well.
+/// Files and folders that were made, to be removed unless all is well.
 #[derive(Default)]
 struct Written {
     paths: Vec<PathBuf>,
+    /// The outer ones first.
+    folders: Vec<PathBuf>,
     done: bool,
+}
+
+impl Written {
+    /// Makes a folder, and those that it is in.
+    fn make_folders(&mut self, folder: &Path) -> std::io::Result<()> {
+        let missing: Vec<_> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+        self.folders.extend(missing.into_iter().rev().map(Path::to_path_buf));
+        std::fs::create_dir_all(folder)
+    }
 }
 
 impl Drop for Written {
@@ -175,6 +203,10 @@ impl Drop for Written {
         if !self.done {
             for path in &self.paths {
                 let _ = std::fs::remove_file(path);
+            }
+            for folder in self.folders.iter().rev() {
+                // Only if nothing is in it.
+                let _ = std::fs::remove_dir(folder);
             }
         }
     }
@@ -194,9 +226,22 @@ impl<'a> MachineRestore<'a> {
         let folder = absolute(&request.to);
         let name = request.rename.clone().unwrap_or_else(|| machine.name.clone());
         let tpm_root = tpm_root(&before, &machine);
-        let (disks, files) = (Vec::new(), Vec::new());
-        let mut job =
-            Self { catalog, request, domain, name, folder, disks, files, tpm_root, machine };
+        let (disks, files, service) = (Vec::new(), Vec::new(), None);
+        let mut job = Self {
+            catalog,
+            request,
+            domain,
+            name,
+            folder,
+            disks,
+            files,
+            tpm_root,
+            machine,
+            service,
+        };
+        if let Some(instant) = &request.instant {
+            job.service = Some(Service::new(&job, instant)?);
+        }
         job.add_disks(manifest)?;
         job.add_files();
         let definition = Definition::new(&job, &text, before)?;
@@ -219,10 +264,15 @@ impl<'a> MachineRestore<'a> {
             let id = DiskId { domain: self.domain.clone(), disk: record.disk.clone() };
             let point = self.catalog.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
             let chain = check_indexes(open_chain(self.catalog, &point)?)?;
-            let format = self.request.format.unwrap_or(record.image.format);
             let target = record.disk.to_string();
+            let export = format!("{id}@{}", manifest.point);
+            let served = self.service.as_ref().map(|service| service.served(export));
+            let format = match &served {
+                Some(_) => Format::Qcow2,
+                None => self.request.format.unwrap_or(record.image.format),
+            };
             let path = self.folder.join(format!("{}-{target}.{format}", self.stem()));
-            self.disks.push(Disk { target, chain, format, path });
+            self.disks.push(Disk { target, chain, format, path, served });
         }
         Ok(())
     }
@@ -262,7 +312,9 @@ impl<'a> MachineRestore<'a> {
         let xml = self.xml_path();
         let disks = self.disks.iter().map(|disk| disk.path.as_path());
         let files = self.files.iter().map(|(_, path)| path.as_path());
-        let paths: Vec<&Path> = disks.chain(files).chain([xml.as_path()]).collect();
+        let units = self.service.as_ref().map(|service| service.units(&self.folder));
+        let units = units.iter().flatten().map(PathBuf::as_path);
+        let paths: Vec<&Path> = disks.chain(files).chain(units).chain([xml.as_path()]).collect();
         for path in &paths {
             self.check_target(path)?;
         }
@@ -309,7 +361,7 @@ impl<'a> MachineRestore<'a> {
     /// file is there.
     fn check_space(&self) -> Result<()> {
         let mut needed: u64 = self.files.iter().map(|(file, _)| file.length).sum();
-        for disk in &self.disks {
+        for disk in self.disks.iter().filter(|disk| disk.served.is_none()) {
             let plan = Plan::new(disk.chain.geometry(), disk.chain.nonzero()?)?;
             needed = needed.saturating_add(create::room_needed(&plan, disk.format)?);
         }
@@ -329,27 +381,7 @@ impl<'a> MachineRestore<'a> {
         recorder: &Recorder<'_>,
         cancel: &Cancel,
     ) -> Result<MachineReport> {
-        let mut reports = Vec::new();
-        for disk in &self.disks {
-            let request = RestoreRequest {
-                destination: Destination::Path(disk.path.clone()),
-                format: disk.format,
-                force: self.request.force,
-                libvirt: self.request.libvirt.clone(),
-                salvage: false,
-                resources: self.request.resources,
-            };
-            let new = !disk.path.exists();
-            let id = format!("{}/{}", self.domain, disk.target);
-            let observer = OfDisk::new(recorder, &id);
-            let mut report = rebuild(&disk.chain, Vec::new(), request, &observer, cancel)
-                .map_err(|error| error.within(format!("cannot restore disk {}", disk.target)))?;
-            if new {
-                written.paths.push(disk.path.clone());
-            }
-            report.warnings = recorder.take_of(&id);
-            reports.push(report);
-        }
+        let reports = self.write_disks(written, recorder, cancel)?;
         for (file, path) in &self.files {
             cancel.check()?;
             self.write(path, file.mode, written, |out| {
@@ -358,10 +390,15 @@ impl<'a> MachineRestore<'a> {
         }
         let uuid_here = guests::uuid_here(&self.request.libvirt, &self.machine, recorder);
         let xml = self.xml_path();
-        self.write(&xml, 0o600, written, |out| {
-            let text = definition.text.as_bytes();
-            out.write_all(text).map_err(|error| Error::io("write", &xml, error))
-        })?;
+        let instant = match &self.service {
+            None => {
+                self.write_text(&xml, &definition.text, written)?;
+                None
+            }
+            Some(service) => {
+                Some(self.finish_instant(service, definition, manifest.point, written, recorder)?)
+            }
+        };
         for text in definition.warnings(&self) {
             recorder.event(&Event::Warning(&Warning::new(Code::Machine, text)));
         }
@@ -382,11 +419,76 @@ impl<'a> MachineRestore<'a> {
             passed_over: self.passed_over(manifest.point)?,
             consistency: manifest.consistency,
             disks: reports,
+            instant,
             commands: definition.commands(&self, &xml),
             warnings: Vec::new(),
             xml,
             nvram: self.restored(Role::Nvram).map(Path::to_path_buf),
             seconds: 0.0,
+        })
+    }
+
+    /// Writes the disks, or what stands for them. Gives reports of those that were copied.
+    fn write_disks(
+        &self,
+        written: &mut Written,
+        recorder: &Recorder<'_>,
+        cancel: &Cancel,
+    ) -> Result<Vec<RestoreReport>> {
+        let mut reports = Vec::new();
+        for disk in &self.disks {
+            if let Some(served) = &disk.served {
+                let name = instant::uri(served);
+                let geometry = disk.chain.geometry();
+                create::overlay(&disk.path, geometry, &name, cancel, recorder)?;
+                written.paths.push(disk.path.clone());
+                continue;
+            }
+            let request = RestoreRequest {
+                destination: Destination::Path(disk.path.clone()),
+                format: disk.format,
+                force: self.request.force,
+                libvirt: self.request.libvirt.clone(),
+                salvage: false,
+                resources: self.request.resources,
+            };
+            let new = !disk.path.exists();
+            let id = format!("{}/{}", self.domain, disk.target);
+            let observer = OfDisk::new(recorder, &id);
+            let mut report = rebuild(&disk.chain, Vec::new(), request, &observer, cancel)
+                .map_err(|error| error.within(format!("cannot restore disk {}", disk.target)))?;
+            if new {
+                written.paths.push(disk.path.clone());
+            }
+            report.warnings = recorder.take_of(&id);
+            reports.push(report);
+        }
+        Ok(reports)
+    }
+
+    /// Writes the units and the definition, and pins the point before there is anything that runs on it.
+    fn finish_instant(
+        &self,
+        service: &Service,
+        definition: &Definition,
+        point: PointId,
+        written: &mut Written,
+        recorder: &Recorder<'_>,
+    ) -> Result<InstantReport> {
+        let texts = service.unit_texts(self, point);
+        for (path, text) in service.units(&self.folder).iter().zip(&texts) {
+            self.write_text(path, text, written)?;
+        }
+        instant::warn_of_room(self, recorder)?;
+        let pinned = instant::pin(self, point, recorder);
+        self.write_text(&self.xml_path(), &definition.text, written)
+            .inspect_err(|_| instant::unpin_failed(self, point, &pinned))?;
+        Ok(service.report(self, point, &pinned))
+    }
+
+    fn write_text(&self, path: &Path, text: &str, written: &mut Written) -> Result<()> {
+        self.write(path, 0o600, written, |out| {
+            out.write_all(text.as_bytes()).map_err(|error| Error::io("write", path, error))
         })
     }
 
@@ -415,7 +517,7 @@ impl<'a> MachineRestore<'a> {
     ) -> Result<()> {
         let failed = |error| Error::io("write", path, error);
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(failed)?;
+            written.make_folders(folder).map_err(failed)?;
         }
         let new = !path.exists();
         let target = Target::create(path, self.request.force, &[])?;

@@ -1,0 +1,55 @@
+"""The server of a guest's points, as `qdelta restore --instant` says that it is started."""
+
+import os
+import signal
+import socket
+import subprocess
+
+from .run import PATIENCE_SECONDS, Failure, wait_for
+
+
+class Server:
+    """`qdelta serve`, started and ended as often as a test likes."""
+
+    def __init__(self, rig, instant):
+        self._command = instant["serve"]
+        self._socket = instant["socket"]
+        self._log = os.path.join(rig.folder, "serve.log")
+        self._environment = rig.environment()
+        self._process = None
+        rig.servers.append(self)
+
+    def start(self):
+        os.makedirs(os.path.dirname(self._socket), exist_ok=True)
+        with open(self._log, "a", encoding="utf-8") as log:
+            self._process = subprocess.Popen(["sh", "-c", f"exec {self._command}"], stdin=subprocess.DEVNULL,
+                                             stdout=log, stderr=log, env=self._environment)
+        wait_for("the server of the point", self._answers, PATIENCE_SECONDS)
+        return self
+
+    def _answers(self):
+        if self._process.poll() is not None:
+            with open(self._log, encoding="utf-8") as log:
+                raise Failure(f"the server ended with {self._process.returncode}: {log.read()[-2000:]}")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            return client.connect_ex(self._socket) == 0
+
+    def kill(self):
+        """Nothing that it does is brought to an end."""
+        self._end(signal.SIGKILL)
+
+    def stop(self):
+        self._end(signal.SIGTERM)
+
+    def _end(self, sign):
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.send_signal(sign)
+        process.wait(PATIENCE_SECONDS)
+
+    def peak_mib(self):
+        """The most memory that it has had, in MiB."""
+        with open(f"/proc/{self._process.pid}/status", encoding="utf-8") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["VmHWM"].split()[0]) / 1024

@@ -1,0 +1,329 @@
+//! A guest that runs on its point at once: overlays on disks that a server gives out, the units of that
+//! server, and what to type until all is home.
+
+use std::path::{Path, PathBuf};
+
+use super::{Disk, InstantRequest, MachineRestore, quoted};
+use crate::base::clock;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Event, Observer};
+use crate::base::warning::{Code, Warning};
+use crate::disk::create::Plan;
+use crate::disk::files::paths::absolute;
+use crate::disk::files::room;
+use crate::flows::report::{InstantReport, ServedDisk};
+use crate::guest::libvirt::Served;
+use crate::vault::repository::{Pin, PointId};
+
+/// The longest path that a socket can have, in bytes.
+const SOCKET_PATH_MAX: usize = 107;
+/// The longest reason of a pin, in characters.
+const REASON_MAX: usize = 200;
+/// How fast disks are brought home, in MiB/s: the guest's own reads come first.
+const HOME_RATE: u32 = 200;
+/// Where an admin puts units.
+const UNIT_FOLDER: &str = "/etc/systemd/system";
+
+/// The server of the disks.
+pub(super) struct Service {
+    /// The name of its units, without their endings.
+    unit: String,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// The words that start it, where something else has made the socket.
+    words: Vec<String>,
+    /// Where the points are.
+    repository: PathBuf,
+    /// The account whose programs may connect.
+    user: Option<String>,
+}
+
+/// What pinning a point came to.
+pub(super) enum Pinned {
+    /// It is pinned, and this pin held it before.
+    Now(Option<Pin>),
+    /// Somebody writes to the guest's points, or nobody can.
+    Not,
+}
+
+impl Service {
+    /// The server that a restored guest needs.
+    ///
+    /// # Errors
+    /// `Usage` if the socket's path is too long or no text.
+    pub fn new(job: &MachineRestore<'_>, request: &InstantRequest) -> Result<Self> {
+        let libvirt = &job.request.libvirt;
+        let socket = match &request.socket {
+            Some(socket) => absolute(socket),
+            None => absolute(&libvirt.run).join("qdelta").join(format!("{}.sock", job.stem())),
+        };
+        let text = socket.to_str().unwrap_or_default();
+        if text.is_empty() || text.len() > SOCKET_PATH_MAX || text.contains(char::is_control) {
+            let text = format!("{} can't be the path of a socket", socket.display());
+            return Err(Error::new(ErrorKind::Usage, text)
+                .advise(format!("give --socket PATH, of at most {SOCKET_PATH_MAX} bytes")));
+        }
+        let repository = absolute(job.catalog.repository().path());
+        let program = request.program.to_string_lossy().into_owned();
+        let place = repository.to_string_lossy().into_owned();
+        let words = vec![program, "serve".to_owned(), "--repo".to_owned(), place];
+        let unit = format!("qdelta-serve-{}", job.stem());
+        Ok(Self { unit, socket, words, repository, user: libvirt.qemu_user() })
+    }
+
+    /// A disk as the server gives it out.
+    pub fn served(&self, export: String) -> Served {
+        Served { export, socket: self.socket.clone() }
+    }
+
+    /// The paths of its units in a folder.
+    pub fn units(&self, folder: &Path) -> [PathBuf; 2] {
+        ["socket", "service"].map(|kind| folder.join(format!("{}.{kind}", self.unit)))
+    }
+
+    /// The texts of its units, in the same order.
+    pub fn unit_texts(&self, job: &MachineRestore<'_>, point: PointId) -> [String; 2] {
+        let what = escaped_for_unit(&format!("Disks of {} from the backup {point}", job.name));
+        let head =
+            "# Made by qdelta restore --instant; docs/instant-recovery.md says how it is used.\n";
+        let user = match &self.user {
+            Some(user) => format!("SocketUser={}\n", escaped_for_unit(user)),
+            None => "# libvirt's account for QEMU is not known here: root's programs alone may connect.\n"
+                .to_owned(),
+        };
+        let socket = format!(
+            "{head}[Unit]\nDescription={what} (socket)\n\n\
+             [Socket]\nListenStream={}\nSocketMode=0600\n{user}RemoveOnStop=yes\n\
+             # A guest that asks again and again while the backup is away must not end this socket.\n\
+             TriggerLimitIntervalSec=0\n\n\
+             [Install]\nWantedBy=sockets.target\n",
+            escaped_for_unit(&self.socket.to_string_lossy()),
+        );
+        let words = self.words.iter().map(String::as_str);
+        let exports = job.disks.iter().filter_map(|disk| disk.served.as_ref());
+        let words = words.chain(exports.map(|served| served.export.as_str()));
+        let words: Vec<String> = words.map(word_of_unit).collect();
+        let service = format!(
+            "{head}[Unit]\nDescription={what}\nRequiresMountsFor={}\n\
+             # When the host goes down, guests end before their disks do.\n\
+             Before=libvirt-guests.service\n\
+             StartLimitIntervalSec=0\n\n\
+             [Service]\nExecStart={}\nRestart=on-failure\nRestartSec=5\n",
+            word_of_unit(&self.repository.to_string_lossy()),
+            words.join(" "),
+        );
+        [socket, service]
+    }
+
+    /// What to type before the guest is defined.
+    pub fn install(&self, job: &MachineRestore<'_>) -> Vec<String> {
+        let mut commands: Vec<String> = self
+            .units(&job.folder)
+            .iter()
+            .map(|unit| format!("cp {} {UNIT_FOLDER}/", quoted(&unit.to_string_lossy())))
+            .collect();
+        commands.push("systemctl daemon-reload".to_owned());
+        commands.push(format!("systemctl enable --now {}.socket", self.unit));
+        commands
+    }
+
+    /// What to type when nothing is read from the server any more.
+    fn uninstall(&self) -> Vec<String> {
+        let units = [format!("{}.socket", self.unit), format!("{}.service", self.unit)];
+        vec![
+            format!("systemctl disable --now {}", units.join(" ")),
+            format!("rm {}", units.map(|unit| format!("{UNIT_FOLDER}/{unit}")).join(" ")),
+            "systemctl daemon-reload".to_owned(),
+        ]
+    }
+
+    /// What starts the server without systemd.
+    fn by_hand(&self, disks: &[Disk]) -> String {
+        let exports = disks.iter().filter_map(|disk| disk.served.as_ref());
+        let socket = self.socket.to_string_lossy();
+        let words = self.words.iter().map(String::as_str).chain(["--socket", &socket]);
+        let words = words.chain(exports.map(|served| served.export.as_str()));
+        words.map(quoted).collect::<Vec<_>>().join(" ")
+    }
+
+    /// What becomes of the guest: the report.
+    pub fn report(
+        &self,
+        job: &MachineRestore<'_>,
+        point: PointId,
+        pinned: &Pinned,
+    ) -> InstantReport {
+        let disks = job.disks.iter().filter_map(|disk| {
+            Some(ServedDisk {
+                target: disk.target.clone(),
+                overlay: disk.path.clone(),
+                export: disk.served.as_ref()?.export.clone(),
+                virtual_size: disk.chain.geometry().virtual_size(),
+            })
+        });
+        let home = |disk: &Disk| {
+            let (name, target) = (quoted(&job.name), quoted(&disk.target));
+            format!("virsh blockpull {name} {target} --wait --verbose --bandwidth {HOME_RATE}")
+        };
+        let mut after = self.uninstall();
+        after.extend(unpin(job, point, pinned));
+        InstantReport {
+            socket: self.socket.clone(),
+            disks: disks.collect(),
+            units: self.units(&job.folder).to_vec(),
+            serve: self.by_hand(&job.disks),
+            pinned: matches!(pinned, Pinned::Now(_)),
+            home: job.disks.iter().map(home).collect(),
+            after,
+        }
+    }
+}
+
+/// What gives the point the pin back that it had before.
+fn unpin(job: &MachineRestore<'_>, point: PointId, pinned: &Pinned) -> Option<String> {
+    let Pinned::Now(before) = pinned else { return None };
+    let point = quoted(&format!("{}@{point}", job.domain));
+    let repo = quoted(&absolute(job.catalog.repository().path()).to_string_lossy());
+    let Some(pin) = before else {
+        return Some(format!("qdelta unpin --repo {repo} {point}"));
+    };
+    let mut command = format!("qdelta pin --repo {repo} {point}");
+    if let Some(reason) = &pin.reason {
+        command.push_str(&format!(" --reason {}", quoted(reason)));
+    }
+    if let Some(until) = pin.until {
+        command.push_str(&format!(" --until {until}"));
+    }
+    Some(command)
+}
+
+/// Pins the point: while its server is idle or the host restarts, nothing else would keep it.
+pub(super) fn pin(job: &MachineRestore<'_>, point: PointId, observer: &dyn Observer) -> Pinned {
+    match try_pin(job, point) {
+        Ok(before) => Pinned::Now(before),
+        Err(error) => {
+            // The guest matters more at this moment, and a repository that nobody can write to loses no
+            // points.
+            let warning = Warning::failed(Code::NotPinned, &error)
+                .within("the point is not pinned, and qdelta prune may remove it under the guest")
+                .advise(format!("qdelta pin {}@{point}, as soon as it can be done", job.domain));
+            observer.event(&Event::Warning(&warning));
+            Pinned::Not
+        }
+    }
+}
+
+fn try_pin(job: &MachineRestore<'_>, point: PointId) -> Result<Option<Pin>> {
+    let repository = job.catalog.repository();
+    let at = clock::now()?;
+    let lock = repository.lock(&job.domain)?;
+    let mut before = None;
+    repository.mark(&lock, point, |marks| {
+        before = marks.pinned.take().filter(|pin| pin.holds(at));
+        let own = format!("instant recovery of {} in {}", job.name, job.folder.display());
+        let reason = match before.as_ref().and_then(|pin| pin.reason.as_ref()) {
+            Some(reason) => format!("{reason}; {own}"),
+            None => own,
+        };
+        let reason = reason.chars().take(REASON_MAX).collect();
+        marks.pinned = Some(Pin { at, reason: Some(reason), until: None });
+        Ok(())
+    })?;
+    Ok(before)
+}
+
+/// Takes the pin back after a failure.
+pub(super) fn unpin_failed(job: &MachineRestore<'_>, point: PointId, pinned: &Pinned) {
+    let Pinned::Now(before) = pinned else { return };
+    let repository = job.catalog.repository();
+    if let Ok(lock) = repository.lock(&job.domain) {
+        // A pin that stays too long costs room, and the list of points shows it.
+        let _ = repository.mark(&lock, point, |marks| {
+            marks.pinned.clone_from(before);
+            Ok(())
+        });
+    }
+}
+
+/// Warns if the disks, all of them home, would not fit the folder's filesystem.
+pub(super) fn warn_of_room(job: &MachineRestore<'_>, observer: &dyn Observer) -> Result<()> {
+    let mut needed = 0_u64;
+    for disk in &job.disks {
+        let plan = Plan::new(disk.chain.geometry(), disk.chain.nonzero()?)?;
+        needed = needed.saturating_add(plan.data_bytes());
+    }
+    if let Some(free) = room::free(&job.folder).filter(|free| *free < needed) {
+        let text = format!(
+            "the disks have {needed} bytes, and the filesystem of {} has room for {free}: the guest can run \
+             there, and its disks can't be brought home",
+            job.folder.display()
+        );
+        let warning = Warning::new(Code::LittleRoom, text);
+        let advice =
+            "make room before blockpull, or bring them to another place by virsh blockcopy";
+        observer.event(&Event::Warning(&warning.advise(advice)));
+    }
+    Ok(())
+}
+
+/// A name by which QEMU finds a served disk.
+pub(super) fn uri(served: &Served) -> String {
+    let (export, socket) = (&served.export, served.socket.to_string_lossy());
+    format!("nbd+unix:///{}?socket={}", encoded(export), encoded(&socket))
+}
+
+/// Text as it stands in a URI.
+fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// A word of a unit's command line.
+fn word_of_unit(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@=".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    let word = word.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "$$");
+    format!("\"{}\"", escaped_for_unit(&word))
+}
+
+/// Text of a unit: systemd reads `%` as the beginning of a specifier.
+fn escaped_for_unit(text: &str) -> String {
+    text.replace('%', "%%")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_name_any_guest_and_any_path() {
+        let served = |export: &str, socket: &str| {
+            uri(&Served { export: export.to_owned(), socket: PathBuf::from(socket) })
+        };
+        assert_eq!(
+            served("web/vda@20261129T021929.882Z", "/run/libvirt/qdelta/web.sock"),
+            "nbd+unix:///web/vda%4020261129T021929.882Z?socket=/run/libvirt/qdelta/web.sock"
+        );
+        assert_eq!(
+            served("it's 100%/ä", "/run/a b?&#"),
+            "nbd+unix:///it%27s%20100%25/%C3%A4?socket=/run/a%20b%3F%26%23"
+        );
+    }
+
+    #[test]
+    fn words_of_units_are_read_as_they_were_meant() {
+        assert_eq!(word_of_unit("web/vda@2026"), "web/vda@2026");
+        assert_eq!(word_of_unit("50% of $HOME"), "\"50%% of $$HOME\"");
+        assert_eq!(word_of_unit("a\"b\\c"), "\"a\\\"b\\\\c\"");
+        assert_eq!(word_of_unit(""), "\"\"");
+    }
+}
