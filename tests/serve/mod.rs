@@ -4,6 +4,7 @@ mod client;
 mod clients;
 mod protocol;
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -80,7 +81,8 @@ impl Serving {
         let child = start(&mut qdelta(arguments));
         let mut serving = Self { child: Some(child), socket };
         for _ in 0..1200 {
-            if serving.socket.exists() {
+            // One that a killed server has left is no sign.
+            if UnixStream::connect(&serving.socket).is_ok() {
                 return serving;
             }
             if serving.child.as_mut().unwrap().try_wait().unwrap().is_some() {
