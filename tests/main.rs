@@ -14,6 +14,7 @@ mod continuity;
 mod data_path;
 mod definitions;
 mod examples;
+mod files;
 mod flows;
 mod guests;
 mod harness;

@@ -15,6 +15,7 @@ use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::export_args::Mount;
+use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::{examples, values};
@@ -92,6 +93,7 @@ pub enum Command {
     Backup(Backup),
     Restore(Restore),
     Replay(Replay),
+    Files(Files),
     Mount(Mount),
     Verify(Verify),
     Points(Points),

@@ -6,6 +6,7 @@ mod combination;
 mod commands;
 mod examples;
 mod export_args;
+mod files_args;
 mod guest_args;
 mod near;
 mod out;
@@ -99,6 +100,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Backup(args) => commands::backup::run(args, context),
         Command::Restore(args) => commands::restore::run(&args, context),
         Command::Replay(args) => commands::restore::replay(&args, context),
+        Command::Files(args) => commands::files::run(&args, context),
         Command::Verify(args) => commands::verify::run(args, context),
         Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),

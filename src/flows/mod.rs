@@ -4,6 +4,7 @@ pub mod anchors;
 pub mod backup;
 pub mod bench;
 pub mod capture;
+pub mod files;
 pub mod merge;
 pub mod mount;
 pub mod prune;

@@ -9,6 +9,7 @@ mod backup;
 mod bench;
 mod failure;
 mod file;
+mod files;
 mod marks;
 mod merge;
 mod mount;
@@ -27,6 +28,9 @@ pub use backup::{BackupReport, GuestOutcome, GuestReport, GuestsReport, Outcome}
 pub use bench::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
 pub use failure::Failure;
 pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};
+pub use files::{
+    FileEntry, FileKind, FilesReport, GuestPath, TakenReport, VolumeReport, VolumesReport,
+};
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
 pub use mount::MountReport;
