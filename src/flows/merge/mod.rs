@@ -80,9 +80,12 @@ pub fn run(
         observer: &recorder,
         cancel,
     };
-    let Some(lock) = lock else { return merger.rehearse(&step) };
+    let steps = std::slice::from_ref(&step);
+    let Some(lock) = lock else {
+        return merger.rehearse(steps)?.into_iter().next().ok_or_else(none);
+    };
     merger.check_room(&step)?;
-    let reports = merger.run(&lock, std::slice::from_ref(&step))?;
+    let reports = merger.run(&lock, steps)?;
     let mut report = reports.into_iter().next().ok_or_else(none)?;
     report.waiting = tidy(repository, &lock)?.is_none();
     report.warnings = recorder.take();
