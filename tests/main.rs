@@ -28,6 +28,7 @@ mod map;
 mod matrix;
 mod merge_faults;
 mod merges;
+mod mounts;
 mod opened;
 mod output;
 mod pages;

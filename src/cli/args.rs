@@ -14,6 +14,7 @@ use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
+use super::export_args::Mount;
 use super::guest_args::{Folders, Guests, Machine};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::{examples, values};
@@ -91,6 +92,7 @@ pub enum Command {
     Backup(Backup),
     Restore(Restore),
     Replay(Replay),
+    Mount(Mount),
     Verify(Verify),
     Points(Points),
     Prune(Prune),

@@ -70,6 +70,11 @@ pub fn list(command: &str) -> &'static [Example] {
                 "qdelta verify --max-age 30d --budget 2h",
             ),
         ],
+        "mount" => &[
+            ("Every point as a file", "qdelta mount /mnt/points"),
+            ("One guest, in the background until it is stopped", "qdelta mount /mnt/points web"),
+            ("One point", "qdelta mount /mnt/points web@2026-11-22"),
+        ],
         "points" => &[
             ("All disks", "qdelta points"),
             (

@@ -53,8 +53,12 @@ const TIPS: &[(&[&str], &str)] = &[
          the same disk",
     ),
     (
-        &["mount", "nbd", "serve", "browse", "files"],
+        &["nbd", "serve", "files"],
         "there is no command yet that shows a point without restoring it: restore it to a file, and open that",
+    ),
+    (
+        &["browse", "fuse", "umount", "unmount"],
+        "qdelta mount DIR shows points as files while it runs",
     ),
     (
         &["copy", "sync", "push", "replicate"],

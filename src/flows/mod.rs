@@ -5,6 +5,7 @@ pub mod backup;
 pub mod bench;
 pub mod capture;
 pub mod merge;
+pub mod mount;
 pub mod prune;
 pub mod report;
 pub mod restore;

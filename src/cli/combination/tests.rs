@@ -316,6 +316,12 @@ const TABLES: &[Table] = &[
         apart: &[],
     },
     Table {
+        command: "mount",
+        ways: &[("folder", &["d"])],
+        entries: &[Entry(&["g@latest"], &[], "what is shown")],
+        apart: &[],
+    },
+    Table {
         command: "space",
         ways: &[("everything", &[]), ("some", &["g"])],
         entries: &[Entry(&["g"], &["some", "everything"], "whose points")],

@@ -13,6 +13,7 @@ pub mod init;
 mod machine;
 pub mod map;
 pub mod merge;
+pub mod mount;
 pub mod pin;
 pub mod points;
 pub mod prune;

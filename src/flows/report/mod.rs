@@ -11,6 +11,7 @@ mod failure;
 mod file;
 mod marks;
 mod merge;
+mod mount;
 mod points;
 mod prune;
 mod restore;
@@ -28,6 +29,7 @@ pub use failure::Failure;
 pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
+pub use mount::MountReport;
 pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };

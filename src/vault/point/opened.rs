@@ -193,6 +193,14 @@ impl OpenPoint {
         self.ask(|reader| reader.extents(range.clone(), limit))
     }
 
+    /// How many bytes of these ranges lie in blocks that are not zero.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn data_in(&self, ranges: &[Range<u64>]) -> Result<u64> {
+        self.ask(|reader| reader.data_in(ranges))
+    }
+
     /// Puts a question to the reader, and once more to a new one if the first was opened a while ago and
     /// fails: the repository may have come back, or another archive lies there now.
     fn ask<T>(&self, mut ask: impl FnMut(&PointReader) -> Result<T>) -> Result<T> {

@@ -209,6 +209,31 @@ impl PointReader {
         Ok(runs)
     }
 
+    /// How many bytes of these ranges lie in blocks that are not zero.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn data_in(&self, ranges: &[Range<u64>]) -> Result<u64> {
+        let blocks = self.chain.nonzero()?;
+        let block_size = u64::from(self.chain.geometry().block_size());
+        let mut sum = 0;
+        for range in ranges {
+            let end = range.end.min(self.size());
+            let Some(last) = end.checked_sub(1).filter(|_| range.start < end) else { continue };
+            let (first, last) = (range.start / block_size, last / block_size);
+            // A disk has at most 2³² blocks.
+            sum += blocks.range_cardinality(first as u32..=last as u32) * block_size;
+            // The first and the last may lie only partly in the range.
+            if blocks.contains(first as u32) {
+                sum -= range.start - first * block_size;
+            }
+            if blocks.contains(last as u32) {
+                sum -= (last + 1) * block_size - end;
+            }
+        }
+        Ok(sum)
+    }
+
     fn state(&self, group: GroupIndex) -> Result<Arc<GroupState>> {
         self.caches.states.get((self.number, group.0), STATE_LEN, || {
             let state = self.chain.state(group)?;
