@@ -68,8 +68,7 @@ fn full_and_increments_restore_exactly() {
     }
     for quick in [false, true] {
         let request = verify::VerifyRequest {
-            disk: None,
-            point: None,
+            targets: Vec::new(),
             quick,
             scrub: None,
             resources: Resources::default(),

@@ -122,8 +122,7 @@ impl Scene {
     pub fn verify(&self, memory: &Memory, story: &str) {
         let repository = Repository::open_in(Arc::new(memory.clone())).unwrap();
         let request = VerifyRequest {
-            disk: None,
-            point: None,
+            targets: Vec::new(),
             quick: false,
             scrub: None,
             resources: resources(),

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use qdelta::base::observer::{Event, Observer};
-use qdelta::disk::flow::pipeline::Resources;
 use qdelta::flows::verify::{self, Scrub, VerifyRequest};
-use qdelta::{Cancel, ErrorKind, Repository};
+use qdelta::{Cancel, ErrorKind, Repository, Resources};
 use serde_json::Value;
 
 use crate::harness::images::{filled_raw, patch};
@@ -147,6 +147,135 @@ fn a_copy_was_never_proved_and_a_torn_history_is_none() {
     assert_eq!(proved(&repo), [true; 8]);
 }
 
+/// Merges the other guest while a scrub is at this one.
+struct MergesBeside<'a> {
+    repo: &'a Repo,
+    done: Mutex<Vec<String>>,
+}
+
+impl Observer for MergesBeside<'_> {
+    fn event(&self, event: &Event<'_>) {
+        let Event::Begin { disk: Some(disk), phase: "verify", .. } = event else { return };
+        let other = if disk.starts_with("one") { "two" } else { "one" };
+        let mut done = self.done.lock().unwrap();
+        if !done.is_empty() {
+            return;
+        }
+        done.push(other.to_owned());
+        let points = self.repo.points(other);
+        let range = format!("{other}@{}..{}", points[0], points[2]);
+        let merged = self.repo.run(args!["merge", range, "--json"]).ok().json();
+        assert_eq!(merged["waiting"], false, "a scrub of another guest is in the way: {merged}");
+    }
+}
+
+/// A scrub of many guests kept the archives of all of them for hours, and whatever a prune had replaced
+/// stayed where it was. Those of a guest that it has not come to yet may go; it does not miss them.
+#[test]
+fn a_scrub_is_in_the_way_of_the_guest_alone_that_it_reads() {
+    let lab = Lab::new();
+    let repo = repository(&lab);
+    let request = VerifyRequest {
+        targets: Vec::new(),
+        quick: false,
+        scrub: Some(Scrub::default()),
+        resources: Resources::default(),
+    };
+    let observer = MergesBeside { repo: &repo, done: Mutex::new(Vec::new()) };
+    let repository = Repository::open(&repo.path).unwrap();
+    let report = qdelta::verify(&repository, &request, &observer, &Cancel::default()).unwrap();
+    assert_eq!(report.findings, []);
+    assert_eq!(*observer.done.lock().unwrap(), ["two"]);
+    // Of the other guest one archive was due that is still there; the merged one is the next run's.
+    assert_eq!(report.archives, 5);
+    assert_eq!(report.scrub.unwrap().archives_left, 0);
+    assert_eq!(scrub(&repo, &["two"])["archives"], 2);
+}
+
+/// Only a verification noted the damage that it found. A restore that met some ended with status 4, and
+/// no later command said a word of it.
+#[test]
+fn whoever_meets_damage_notes_it() {
+    for way in ["restore", "in place", "backup", "merge", "prune"] {
+        let lab = Lab::new();
+        let repo = repository(&lab);
+        let list = repo.run(args!["points", "one", "--json"]).ok().json();
+        let points = list["disks"][0]["points"].as_array().unwrap();
+        let archive = PathBuf::from(points[1]["archive"].as_str().unwrap());
+        let bytes = fs::read(&archive).unwrap();
+        // A backup reads indexes alone: they are at the end.
+        let at = if way == "backup" { bytes.len() - 200 } else { bytes.len() / 2 };
+        patch(&archive, at as u64, &[!bytes[at]]);
+        let told = |arguments| {
+            let stderr = repo.run(arguments).stderr;
+            stderr.contains("damaged: ") && stderr.contains("--kind full")
+        };
+        assert!(!told(args!["points"]), "{way}");
+        let image = lab.path("one");
+        let point = |number: usize| points[number]["point"].as_str().unwrap().to_owned();
+        let merge = args!["merge", format!("one@{}..{}", point(0), point(3))];
+        let in_place = ["--in-place", "--no-point", "--format", "raw"];
+        let (arguments, status) = match way {
+            "restore" => (args!["restore", "one", lab.path("out.raw").as_path()], 4),
+            "in place" => {
+                let mut arguments = args!["restore", "one", image.as_path()];
+                // There must be something to write.
+                patch(&image, 0, &[7; 4 << 16]);
+                arguments.extend(in_place.iter().map(Into::into));
+                (arguments, 4)
+            }
+            "backup" => (args!["backup", image.as_path(), "--disk", "one", "--format", "raw"], 4),
+            "merge" => (merge.clone(), 4),
+            // Whatever a merge frees.
+            _ => {
+                let words =
+                    ["prune", "one", "--keep-last", "1", "--grace", "0", "--until-free", "100T"];
+                (words.iter().map(Into::into).collect(), 4)
+            }
+        };
+        let outcome = repo.run(arguments);
+        assert_eq!(outcome.status.code(), Some(status), "{way}: {}", outcome.stderr);
+        for later in [
+            args!["points", "one"],
+            args!["prune", "one", "--dry-run", "--keep-last", "1"],
+            args!["merge", format!("one@{}..{}", point(0), point(3)), "--dry-run"],
+            args![
+                "restore",
+                format!("one@{}", point(0)),
+                image.as_path(),
+                "--in-place",
+                "--no-point",
+                "--format",
+                "raw"
+            ],
+        ] {
+            assert!(told(later.clone()), "{way}, {later:?}");
+        }
+        assert!(!told(args!["points", "two"]), "{way}");
+    }
+}
+
+#[test]
+fn several_disks_and_points_are_verified_each_once() {
+    let lab = Lab::new();
+    let repo = repository(&lab);
+    let verified = |targets: &[&str]| {
+        let report = scrub(&repo, targets);
+        let disks = report["disks"].as_array().unwrap().iter();
+        let disks: Vec<_> = disks.map(|it| it["disk"].as_str().unwrap().to_owned()).collect();
+        (report["points"].as_u64().unwrap(), report["archives"].as_u64().unwrap(), disks)
+    };
+    let both = vec!["one/disk".to_owned(), "two/disk".to_owned()];
+    assert_eq!(verified(&["two", "one"]), (8, 8, both.clone()));
+    let points = repo.points("one");
+    let [first, second] = [0, 1].map(|number: usize| format!("one@{}", points[number]));
+    assert_eq!(verified(&[&second, &first, &second]), (2, 2, both[..1].to_vec()));
+    assert_eq!(verified(&[&second, "two"]), (5, 6, both.clone()));
+    assert_eq!(verified(&[&second, "one", &first]), (4, 4, both[..1].to_vec()));
+    let nothing = repo.run(args!["verify", "one", "three"]);
+    assert_eq!(nothing.status.code(), Some(6), "{}", nothing.stderr);
+}
+
 /// An archive in which damage was found was read again in each run, before all others: it took the whole
 /// budget of every night, and nothing else was proved any more.
 #[test]
@@ -198,7 +327,7 @@ fn what_was_proved_is_remembered_when_the_run_is_stopped() {
     for scrub in [None, Some(aged)] {
         let before = proved(&repo).into_iter().filter(|proved| *proved).count();
         let resources = Resources::default();
-        let request = VerifyRequest { disk: None, point: None, quick: false, scrub, resources };
+        let request = VerifyRequest { targets: Vec::new(), quick: false, scrub, resources };
         let cancel = Cancel::default();
         let stopped = verify::run(&repository, &request, &Stop(cancel.clone()), &cancel);
         assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted);

@@ -34,13 +34,14 @@ pub struct Shape {
     pub one_in: u64,
     /// The blocks that are ever written: one in so many. All others are zero at every point.
     pub hot_one_in: u64,
+    /// The first point writes the whole disk.
+    pub is_full_first: bool,
     /// How many different blocks there are at all, at most 255. Many points share few blocks on a
     /// huge disk so that a frame costs no compression.
     pub patterns: u8,
     /// The time from one point to the next.
     pub interval_ms: u64,
-    /// The first point writes the whole disk, and the others as a guest does that writes mostly to a third
-    /// of it: nine of ten. Blocks do not compress.
+    /// A guest writes mostly to a third of its disk: nine of ten writes. Blocks do not compress.
     pub nights: bool,
 }
 
@@ -51,10 +52,14 @@ impl Shape {
         block_size: 64 << 10,
         one_in: 256,
         hot_one_in: 1,
+        is_full_first: false,
         patterns: 255,
         interval_ms: HOUR_MS,
         nights: false,
     };
+
+    /// A disk of 256 MiB whose first point writes all blocks, and every other one 41.
+    pub const READ: Self = Self { one_in: 100, is_full_first: true, ..Self::LINEAR };
 
     /// The largest disk: 16 TiB, of which a point writes 1 % of the blocks, one here and one there.
     /// One block is left out so that a raw image of the disk fits into a file of ext4.
@@ -63,6 +68,7 @@ impl Shape {
         block_size: 64 << 10,
         one_in: 100,
         hot_one_in: 50,
+        is_full_first: false,
         patterns: 255,
         interval_ms: HOUR_MS,
         nights: false,
@@ -74,6 +80,7 @@ impl Shape {
         block_size: 16 << 10,
         one_in: 100,
         hot_one_in: 1,
+        is_full_first: true,
         patterns: 255,
         interval_ms: 24 * HOUR_MS,
         nights: true,
@@ -223,26 +230,25 @@ impl Generator {
     /// The blocks that the next point writes, ascending.
     fn choose(&self) -> Vec<u32> {
         let Shape { one_in, hot_one_in, nights, .. } = self.shape;
+        let count = self.geometry.block_count();
+        if self.shape.is_full_first && self.points == 0 {
+            return (0..count as u32).collect();
+        }
         let name = self.disk.domain.as_str().len() as u64;
         let seed = if nights { mix(self.points ^ mix(name)) } else { mix(self.points) };
         if nights {
-            let count = self.geometry.block_count();
-            let writes = if self.points == 0 { 0 } else { count / one_in };
             let write = |number: u64| {
                 let random = mix(seed ^ mix(number));
                 let end = if random.is_multiple_of(10) { count } else { count / 3 };
                 ((random >> 8) % end) as u32
             };
-            let blocks: BTreeSet<u32> = (0..writes).map(write).collect();
-            return match self.points {
-                0 => (0..count as u32).collect(),
-                _ => blocks.into_iter().collect(),
-            };
+            let blocks: BTreeSet<u32> = (0..count / one_in).map(write).collect();
+            return blocks.into_iter().collect();
         }
         let is_hot = |block: &u64| mix(*block).is_multiple_of(hot_one_in);
         let of_hot = one_in / hot_one_in;
         let is_written = |block: &u64| (mix(block ^ seed) >> 20).is_multiple_of(of_hot);
-        let chosen = (0..self.geometry.block_count()).filter(is_hot).filter(is_written);
+        let chosen = (0..count).filter(is_hot).filter(is_written);
         chosen.map(|block| block as u32).collect()
     }
 

@@ -163,8 +163,7 @@ impl Guests {
     /// Proves every point that is there, and that each kept one has the root that it was made with.
     fn prove(&self, report: &PruneReport) -> Outcome<()> {
         let request = VerifyRequest {
-            disk: None,
-            point: None,
+            targets: Vec::new(),
             quick: false,
             scrub: None,
             resources: Resources::default(),

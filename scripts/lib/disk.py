@@ -70,10 +70,11 @@ def data_blocks(image):
     return blocks
 
 
-def change(image, blocks, share, seed, scratch):
-    """Writes other real bytes over a share of the blocks, each in one piece of 64 KiB."""
+def change(image, blocks, share, seed, scratch, together=1):
+    """Writes other real bytes over a share of the blocks, so many neighbours `together`."""
     rng = random.Random(seed)
-    touched = rng.sample(blocks, max(1, int(len(blocks) * share)))
+    runs = [blocks[at:at + together] for at in range(0, len(blocks), together)]
+    touched = sum(rng.sample(runs, max(1, int(len(runs) * share))), [])
     sources = pieces_to_write()
     pieces = os.path.join(scratch, "pieces")
     os.makedirs(pieces, exist_ok=True)

@@ -57,7 +57,7 @@ class Qdelta(Peer):
 
     def full(self):
         fresh(self.store)
-        self.qdelta("init", self.store)
+        self.qdelta("init")
         return self.qdelta("backup", self.image, "--disk", "disk", "--kind", "full", *self.flags)
 
     def increment(self):
@@ -117,7 +117,8 @@ class Restic(Peer):
     needs = ("restic",)
 
     def restic(self, *arguments, sync=()):
-        env = {"RESTIC_PASSWORD": "bench", "RESTIC_CACHE_DIR": os.path.join(self.place, "cache")}
+        env = {"RESTIC_PASSWORD": "bench", "TZ": "UTC",
+               "RESTIC_CACHE_DIR": os.path.join(self.place, "cache")}
         return run("restic", "-q", "-r", self.store, *arguments, env=env, sync=sync)
 
     def version(self):
@@ -147,7 +148,7 @@ class Borg(Peer):
     count = 0
 
     def borg(self, *arguments, sync=(), folder=None):
-        env = {"BORG_BASE_DIR": os.path.join(self.place, "base"),
+        env = {"BORG_BASE_DIR": os.path.join(self.place, "base"), "TZ": "UTC",
                "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
                "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes"}
         before = os.getcwd()

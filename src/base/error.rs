@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta_formats::FormatError;
@@ -51,13 +51,14 @@ pub struct Error {
     kind: ErrorKind,
     context: String,
     advice: Option<Cow<'static, str>>,
+    file: Option<PathBuf>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     /// A failure without a further cause. `context` says what and where.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), advice: None, source: None }
+        Self { kind, context: context.into(), advice: None, file: None, source: None }
     }
 
     /// A failed system call: `operation` is a verb ("open", "read 4096 bytes at 65536"), and the
@@ -86,7 +87,7 @@ impl Error {
 
     /// Bytes in `path` that do not follow their format.
     pub fn format(kind: ErrorKind, path: &Path, source: FormatError) -> Self {
-        Self::new(kind, path.display().to_string()).because(source)
+        Self::new(kind, path.display().to_string()).because(source).of_file(path)
     }
 
     /// The same failure with its cause.
@@ -103,13 +104,20 @@ impl Error {
         self
     }
 
+    /// The same failure, which is that of one file: its bytes are wrong, and not those of another.
+    #[must_use]
+    pub fn of_file(mut self, path: &Path) -> Self {
+        self.file = Some(path.to_owned());
+        self
+    }
+
     /// The same failure seen from further out: `outer` becomes the text, this failure its cause.
     /// Kind and advice stay.
     #[must_use]
     pub fn within(mut self, outer: impl Into<String>) -> Self {
         let kind = self.kind;
         let advice = self.advice.take();
-        Self { kind, context: outer.into(), advice, source: Some(Arc::new(self)) }
+        Self { kind, context: outer.into(), advice, file: None, source: Some(Arc::new(self)) }
     }
 
     /// What kind of failure it is.
@@ -120,6 +128,17 @@ impl Error {
     /// What to do about it, if there is something to say.
     pub fn advice(&self) -> Option<&str> {
         self.advice.as_deref()
+    }
+
+    /// The file whose failure it is, and that failure alone.
+    pub fn file(&self) -> Option<(&Path, &Self)> {
+        let mut error = self;
+        loop {
+            if let Some(path) = &error.file {
+                return Some((path, error));
+            }
+            error = error.source()?.downcast_ref()?;
+        }
     }
 
     /// The text of the failure and of all its causes, joined by colons.

@@ -440,12 +440,12 @@ pub struct Replay {
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("verify"), after_long_help = examples::long(Some("verify")))]
 pub struct Verify {
-    /// Which disk or guest, or which point of it [default: every point of every disk]
+    /// Which disks or guests, or which points of them [default: every point of every disk]
     ///
     /// DISK is DOMAIN/DISK, or a guest: by its name in the repository or in libvirt, or by its UUID.
     /// POINT is as qdelta restore --help has it.
     #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at)]
-    pub disk: Option<values::DiskAt>,
+    pub disks: Vec<values::DiskAt>,
 
     /// Check only the checksums: this finds damaged files and takes less time
     #[arg(long)]

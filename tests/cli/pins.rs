@@ -118,10 +118,13 @@ fn removed_points_are_shown_only_to_who_asks() {
     let list = done(&shelf, &["points"]);
     assert!(list.starts_with("vm/disk: 2 points in 1 chain"), "{list}");
     assert!(!list.contains("2026-11-21"), "{list}");
+    // Nothing said why the repository was larger than its list.
+    assert!(list.contains("beside them 1 removed point of 1023 MiB"), "{list}");
     // The third still hangs below the first.
     assert_eq!(list.lines().filter(|line| line.contains("2026-11-2")).count(), 2, "{list}");
     let all = done(&shelf, &["points", "--removed"]);
     assert!(all.contains("incremental, removed") && all.contains("3 points in 1 chain"), "{all}");
+    assert!(!all.contains("beside them"), "{all}");
     let count = |words: &[&str]| {
         let listed: Value = serde_json::from_str(&done(&shelf, words)).unwrap();
         listed["disks"][0]["points"].as_array().unwrap().len()

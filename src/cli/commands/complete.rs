@@ -156,12 +156,14 @@ impl Line {
                 _ => None,
             };
         }
-        if self.typed.starts_with('-') || !self.words.is_empty() {
+        if self.typed.starts_with('-') {
             return None;
         }
         match command {
+            "verify" => Some(Place::DiskAt),
+            _ if !self.words.is_empty() => None,
             "restore" if self.option("domain").is_some() => None,
-            "restore" | "verify" | "pin" | "unpin" | "undelete" => Some(Place::DiskAt),
+            "restore" | "pin" | "unpin" | "undelete" => Some(Place::DiskAt),
             "points" | "anchors" => Some(Place::Disk),
             _ => None,
         }

@@ -29,7 +29,8 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     if context.out.json {
         context.out.json(&report)?;
     } else {
-        let view = View { zone: if args.utc { None } else { Some(TimeZone::system()) }, now };
+        let zone = if args.utc { None } else { Some(TimeZone::system()) };
+        let view = View { zone, now, with_removed: args.removed };
         show_all(&report, &above, &view, &catalog, context)?;
     }
     for damaged in &report.damaged {
@@ -64,6 +65,13 @@ fn show_all(
         context.out.line("")?;
         context.out.line(line_of(&report.totals))?;
     }
+    let PointsTotals { removed, bytes_removed, .. } = report.totals;
+    if removed > 0 && !view.with_removed {
+        let bytes = text::bytes(bytes_removed);
+        let points = text::count(removed, "removed point");
+        context.out.line("")?;
+        context.out.line(format!("beside them {points} of {bytes}: qdelta points --removed"))?;
+    }
     Ok(())
 }
 
@@ -84,6 +92,8 @@ struct View {
     /// The zone of the reader; none for UTC, in which a point's time is its id.
     zone: Option<TimeZone>,
     now: Timestamp,
+    /// Points that are removed are shown.
+    with_removed: bool,
 }
 
 impl View {

@@ -3,22 +3,21 @@
 use qdelta::Result;
 use qdelta::base::duration;
 use qdelta::flows::report::{FileState, ScrubReport, VerifyReport};
-use qdelta::flows::verify::{self, Scrub, VerifyRequest};
+use qdelta::flows::verify::{self, Scrub, Target, VerifyRequest};
 
 use crate::cli::args::Verify;
+use crate::cli::values::DiskAt;
 use crate::cli::{Context, signals, status, text};
 
 /// Verifies what was named and lists what is damaged. Damage shows in the status.
 pub fn run(args: Verify, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
-    let (disk, point) = match args.disk {
-        Some(at) => (Some(at.disk), at.point),
-        None => (None, None),
-    };
+    let target = |at: DiskAt| Target { disk: at.disk, point: at.point };
+    let targets = args.disks.into_iter().map(target).collect();
     let is_scrub = args.max_age.is_some() || args.budget.is_some();
     let scrub = is_scrub.then_some(Scrub { max_age: args.max_age, budget: args.budget });
     let resources = args.work.resources();
-    let request = VerifyRequest { disk, point, quick: args.quick, scrub, resources };
+    let request = VerifyRequest { targets, quick: args.quick, scrub, resources };
     let cancel = signals::watch(&context.screen);
     let report = verify::run(&repository, &request, &context.screen, &cancel)?;
     if context.out.json {

@@ -107,6 +107,7 @@ impl<'a> Together<'a> {
             match disk::write(job, self.observer, cancel) {
                 Ok(done) => written.push(done),
                 Err(error) => {
+                    self.catalog.note_damage(&error);
                     written.into_iter().for_each(|done: Written<'_>| done.rest.discard());
                     disks.for_each(|(_, source)| source.discard());
                     return Err(about(disk.disk, count, error));

@@ -51,7 +51,9 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<MergeReport> {
     let recorder = Recorder::new(observer);
-    let disks = repository.catalog().find_disks(&request.guest)?;
+    let catalog = repository.catalog();
+    let disks = catalog.find_disks(&request.guest)?;
+    catalog.warn_of_damage(&disks, &recorder);
     let none = || Error::new(ErrorKind::NotFound, format!("no disk {}", request.guest));
     let domain = disks.first().map(|disk| disk.domain.clone()).ok_or_else(none)?;
     let lock = match request.dry_run {
@@ -81,13 +83,17 @@ pub fn run(
         cancel,
     };
     let steps = std::slice::from_ref(&step);
-    let Some(lock) = lock else {
-        return merger.rehearse(steps)?.into_iter().next().ok_or_else(none);
+    let reports = match &lock {
+        None => merger.rehearse(steps)?,
+        Some(lock) => {
+            merger.check_room(&step)?;
+            merger.run(lock, steps)?
+        }
     };
-    merger.check_room(&step)?;
-    let reports = merger.run(&lock, steps)?;
     let mut report = reports.into_iter().next().ok_or_else(none)?;
-    report.waiting = tidy(repository, &lock)?.is_none();
+    if let Some(lock) = &lock {
+        report.waiting = tidy(repository, lock)?.is_none();
+    }
     report.warnings = recorder.take();
     Ok(report)
 }

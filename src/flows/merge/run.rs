@@ -74,9 +74,16 @@ impl<'a> Merger<'a> {
     pub fn estimate(&self, step: &Step) -> Result<Estimate> {
         let mut all = Estimate::default();
         for path in &step.disks {
-            all = all.and(estimate(&self.open(step, path)?, self.cancel)?);
+            all = all.and(self.look(step, path)?.1);
         }
         Ok(all)
+    }
+
+    /// Opens the archives of a disk, and says what their merge costs.
+    fn look(&self, step: &Step, path: &DiskPath) -> Result<(Stretch, Estimate)> {
+        let stretch = self.open(step, path);
+        let both = stretch.and_then(|it| estimate(&it, self.cancel).map(|costs| (it, costs)));
+        both.inspect_err(|error| self.catalog.note_damage(error))
     }
 
     /// What these steps will do together.
@@ -92,8 +99,7 @@ impl<'a> Merger<'a> {
         let mut report = report_of(step);
         report.dry_run = true;
         for path in &step.disks {
-            let stretch = self.open(step, path)?;
-            let costs = estimate(&stretch, self.cancel)?;
+            let (stretch, costs) = self.look(step, path)?;
             report.bytes_freed += costs.frees;
             let disk = DiskId { domain: step.domain.clone(), disk: path.disk.clone() };
             let frames = (0, 0);
@@ -133,7 +139,8 @@ impl<'a> Merger<'a> {
     pub fn run(&self, lock: &DomainLock, steps: &[Step]) -> Result<Vec<MergeReport>> {
         let mut prepared = Vec::new();
         for step in steps {
-            prepared.push(self.prepare(lock, step, steps)?);
+            let done = self.prepare(lock, step, steps);
+            prepared.push(done.inspect_err(|error| self.catalog.note_damage(error))?);
         }
         self.prove(&prepared)?;
         let mut reports = Vec::new();

@@ -128,8 +128,10 @@ impl Pruner<'_> {
     /// Marks what no rule keeps and drops what nothing builds on, or only says what that would be.
     fn mark(&self, domain: &DomainName) -> Result<GuestPrune> {
         let policy = &self.request.policy;
+        let catalog = self.repository.catalog();
+        catalog.warn_of_damage(&catalog.disks_of(domain).unwrap_or_default(), self.observer);
         let decided = match self.request.dry_run {
-            true => retain::decide(&self.repository.catalog(), domain, policy),
+            true => retain::decide(&catalog, domain, policy),
             false => self.mark_and_drop(domain),
         };
         match decided {

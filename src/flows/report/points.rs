@@ -47,6 +47,10 @@ pub struct PointsTotals {
     pub chains: usize,
     /// What the archives take, in bytes.
     pub bytes_written: u64,
+    /// Points that are removed and can be brought back, listed or not.
+    pub removed: usize,
+    /// What the archives of those take, in bytes. Points that stay may build on some of them.
+    pub bytes_removed: u64,
 }
 
 /// One disk and its points, oldest first.
@@ -219,7 +223,8 @@ impl PointsReport {
             disk.chains = chains_of(&disk.points, |point| point.removed.is_none());
             disk.points.retain(|point| point.removed.is_none());
         }
-        self.totals = PointsTotals::of(&self.disks);
+        let PointsTotals { removed, bytes_removed, .. } = self.totals;
+        self.totals = PointsTotals { removed, bytes_removed, ..PointsTotals::of(&self.disks) };
     }
 
     /// Adds a folder or file that can't be read. Several disks may share it.
@@ -251,12 +256,16 @@ impl PointsReport {
 impl PointsTotals {
     fn of(disks: &[DiskPointsReport]) -> Self {
         let domains: BTreeSet<_> = disks.iter().map(|it| &it.disk.domain).collect();
+        let points = disks.iter().flat_map(|disk| &disk.points);
+        let removed: Vec<_> = points.filter(|point| point.removed.is_some()).collect();
         Self {
             domains: domains.len(),
             disks: disks.len(),
             points: disks.iter().map(|disk| disk.points.len()).sum(),
             chains: disks.iter().map(|disk| disk.chains).sum(),
             bytes_written: disks.iter().map(DiskPointsReport::bytes_written).sum(),
+            removed: removed.len(),
+            bytes_removed: removed.iter().map(|point| point.bytes_written).sum(),
         }
     }
 }

@@ -86,16 +86,19 @@ pub fn run(
     warn_of_trouble(repository, observer);
     catalog.warn_of_damage([&disk], observer);
     check_replaced(&request)?;
-    let (chain, problems) = if request.salvage {
-        let remains = catalog.remains_of(&point);
-        let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
-        let expected = Some(point.record.archive_id);
-        let files = remains.archives.iter().map(|name| repository.storage().open(name));
-        salvage_chain(files, missing, expected, cancel)?
-    } else {
-        (check_indexes(open_chain(&catalog, &point)?)?, Vec::new())
+    let restore = || {
+        let (chain, problems) = if request.salvage {
+            let remains = catalog.remains_of(&point);
+            let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
+            let expected = Some(point.record.archive_id);
+            let files = remains.archives.iter().map(|name| repository.storage().open(name));
+            salvage_chain(files, missing, expected, cancel)?
+        } else {
+            (check_indexes(open_chain(&catalog, &point)?)?, Vec::new())
+        };
+        rebuild(&chain, problems, request, observer, cancel)
     };
-    let mut report = rebuild(&chain, problems, request, observer, cancel)?;
+    let mut report = restore().inspect_err(|error| catalog.note_damage(error))?;
     report.safety = point.safety;
     report.passed_over = passed_over;
     Ok(RestoreReport { warnings: recorder.take(), ..report })
@@ -219,6 +222,7 @@ fn rebuild(
                 chain.root()
             ),
         )
+        .of_file(latest.path())
         .advise("qdelta verify tells which files are damaged; restore --salvage gives the rest"));
     }
     let proved = rebuilt.root.filter(|root| Some(*root) == expected);

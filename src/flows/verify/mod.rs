@@ -31,16 +31,30 @@ use archives::{Damage, Seen};
 /// What to verify, and how.
 #[derive(Debug, Clone)]
 pub struct VerifyRequest {
-    /// A disk or all of a guest, or everything in the repository.
-    pub disk: Option<Wanted>,
-    /// One of its points and what that one needs, or all of them.
-    pub point: Option<Selector>,
+    /// What is proved: everything in the repository if nothing is named.
+    pub targets: Vec<Target>,
     /// Checksums alone: nothing is decompressed.
     pub quick: bool,
     /// Only what was not proved for long, and not more than fits; all of it if none.
     pub scrub: Option<Scrub>,
     /// Threads and I/O.
     pub resources: Resources,
+}
+
+/// A disk or all of a guest, and what of it is proved.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The disk, or the guest.
+    pub disk: Wanted,
+    /// One of its points and what that one needs, or all of them.
+    pub point: Option<Selector>,
+}
+
+/// A disk that was asked for, and which of its points.
+struct Asked {
+    disk: DiskId,
+    /// All if none.
+    points: Option<Vec<Selector>>,
 }
 
 /// Which archives a scrub takes: what was proved longest ago comes first.
@@ -80,48 +94,25 @@ pub fn run(
         observer.warn(Warning::failed(Code::Unreadable, &error));
     }
     let catalog = repository.catalog();
-    let mut disks = match &request.disk {
-        Some(wanted) => catalog.find_disks(wanted)?,
-        None => {
-            let survey = catalog.survey()?;
-            for folder in &survey.unreadable {
-                report.findings.push(unlisted(&folder.path, &folder.error));
-            }
-            survey.disks
-        }
-    };
-    if let Some(selector) = request.point.as_ref().filter(|_| disks.len() > 1) {
-        // A disk of a guest may be younger than the point, or not be in it.
-        let is_missing = |disk: &DiskId| {
-            let found = catalog.resolve(disk, selector);
-            found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
-        };
-        if !disks.iter().all(is_missing) {
-            disks.retain(|disk| !is_missing(disk));
-        }
-    }
+    let asked = asked(&catalog, &request.targets, &mut report)?;
     match &request.scrub {
         Some(scrub) => {
             let work = scrub::Work { catalog: &catalog, request, observer, cancel, started };
-            work.run(scrub, &disks, &mut report)?;
+            work.run(scrub, &asked, &mut report)?;
         }
         None => {
-            for disk in &disks {
-                verify_disk(&catalog, disk, request, observer, cancel, &mut report)?;
+            for asked in &asked {
+                verify_disk(&catalog, asked, request, observer, cancel, &mut report)?;
             }
         }
     }
-    let domains: BTreeSet<_> = disks.iter().map(|disk| &disk.domain).collect();
-    for domain in domains {
-        let of_domain = disks.iter().filter(|disk| disk.domain == *domain);
-        let wanted = match &request.point {
-            Some(selector) => {
-                let points = of_domain.map(|disk| catalog.resolve(disk, selector));
-                Some(points.map(|point| Ok(point?.id)).collect::<Result<BTreeSet<_>>>()?)
-            }
-            None => None,
-        };
-        verify_machines(&catalog, domain, wanted.as_ref(), &mut report)?;
+    // The disks of a domain stand side by side.
+    for of_domain in asked.chunk_by(|one, next| one.disk.domain == next.disk.domain) {
+        let Some(first) = of_domain.first() else { continue };
+        let points = of_domain.iter().map(|asked| asked.named_points(&catalog));
+        let points = points.collect::<Result<Option<Vec<_>>>>()?;
+        let points = points.map(|all| all.iter().flatten().map(|point| point.id).collect());
+        verify_machines(&catalog, &first.disk.domain, points.as_ref(), &mut report)?;
     }
     // What several disks share was found at each of them, and is said once.
     let mut known = BTreeSet::new();
@@ -132,16 +123,71 @@ pub fn run(
     Ok(report)
 }
 
+/// The disks that are meant, sorted. One that is named more than once is proved once.
+fn asked(catalog: &Catalog, targets: &[Target], report: &mut VerifyReport) -> Result<Vec<Asked>> {
+    let mut all: BTreeMap<DiskId, Option<Vec<Selector>>> = BTreeMap::new();
+    if targets.is_empty() {
+        let survey = catalog.survey()?;
+        for folder in &survey.unreadable {
+            report.findings.push(unlisted(&folder.path, &folder.error));
+        }
+        all.extend(survey.disks.into_iter().map(|disk| (disk, None)));
+    }
+    for Target { disk, point } in targets {
+        let mut disks = catalog.find_disks(disk)?;
+        let Some(selector) = point else {
+            all.extend(disks.into_iter().map(|disk| (disk, None)));
+            continue;
+        };
+        // A disk of a guest may be younger than the point, or not be in it.
+        let is_missing = |disk: &DiskId| {
+            let found = catalog.resolve(disk, selector);
+            found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        if !disks.iter().all(is_missing) {
+            disks.retain(|disk| !is_missing(disk));
+        }
+        for disk in disks {
+            let points = all.entry(disk).or_insert_with(|| Some(Vec::new()));
+            points.iter_mut().for_each(|points| points.push(selector.clone()));
+        }
+    }
+    Ok(all.into_iter().map(|(disk, points)| Asked { disk, points }).collect())
+}
+
+impl Asked {
+    /// The points that are named, the oldest first; none if all are meant.
+    fn named_points(&self, catalog: &Catalog) -> Result<Option<Vec<Point>>> {
+        let Some(selectors) = &self.points else { return Ok(None) };
+        let points = selectors.iter().map(|selector| catalog.resolve(&self.disk, selector));
+        let mut points = points.collect::<Result<Vec<_>>>()?;
+        points.sort_unstable_by_key(|point| point.id);
+        points.dedup_by_key(|point| point.id);
+        Ok(Some(points))
+    }
+
+    /// The points that are asked for. What is wrong beside them is reported.
+    fn points(&self, catalog: &Catalog, report: &mut VerifyReport) -> Result<Vec<Point>> {
+        if let Some(points) = self.named_points(catalog)? {
+            return Ok(points);
+        }
+        let list = catalog.points(&self.disk)?;
+        report_the_rest(catalog, &self.disk, &list, report)?;
+        Ok(list.points)
+    }
+}
+
 fn verify_disk(
     catalog: &Catalog,
-    disk: &DiskId,
+    asked: &Asked,
     request: &VerifyRequest,
     observer: &dyn Observer,
     cancel: &Cancel,
     report: &mut VerifyReport,
 ) -> Result<()> {
+    let disk = &asked.disk;
     let _hold = catalog.repository().hold(&disk.domain)?;
-    let points = points_of(catalog, disk, request, report)?;
+    let points = asked.points(catalog, report)?;
     report.points += points.len() as u64;
     let needed = catalog.needed_by(disk, &points);
     // All else of the points would only take memory while the archives are read.
@@ -149,25 +195,10 @@ fn verify_disk(
     let (due, known, until) = (None, None, None);
     let run = archives::Run { catalog, disk, request, observer, cancel, due, known, until };
     let (damage, seen) = run.verify(&needed, report)?;
-    let named = request.point.is_none().then(|| names_of(&needed));
+    let named = asked.points.is_none().then(|| names_of(&needed));
     note(catalog, disk, &damage, &seen, named.as_ref(), request, observer);
     damage.settle(disk, &points, seen.states(), report);
     Ok(())
-}
-
-/// The points of a disk that are asked for. What is wrong beside them is reported.
-fn points_of(
-    catalog: &Catalog,
-    disk: &DiskId,
-    request: &VerifyRequest,
-    report: &mut VerifyReport,
-) -> Result<Vec<Point>> {
-    if let Some(selector) = &request.point {
-        return Ok(vec![catalog.resolve(disk, selector)?]);
-    }
-    let list = catalog.points(disk)?;
-    report_the_rest(catalog, disk, &list, report)?;
-    Ok(list.points)
 }
 
 /// The names of archives.

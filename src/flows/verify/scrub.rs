@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::archives::Run;
-use super::{Budget, Scrub, VerifyRequest, names_of, note, points_of};
+use super::{Asked, Budget, Scrub, VerifyRequest, names_of, note};
 use crate::base::cancel::Cancel;
 use crate::base::clock;
-use crate::base::error::Result;
+use crate::base::error::{ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::flows::report::{ScrubReport, VerifyReport};
-use crate::vault::repository::{Catalog, DiskId, History, Hold, Needed, PointId};
+use crate::vault::repository::{Catalog, DiskId, History, Needed, PointId};
 
 /// With a budget of time, so many bytes are taken before the clock is asked which disk comes next.
 const PORTION: u64 = 1 << 30;
@@ -30,17 +30,6 @@ pub(super) struct Work<'a> {
 /// With each portion the indexes of a disk's archives are read: it is so great a part of them at least.
 const INDEXES: u64 = 32;
 
-/// A disk and what its points need.
-struct Disk<'a> {
-    id: &'a DiskId,
-    points: Vec<PointId>,
-    needed: Vec<Needed>,
-    /// By number: what is known to be wrong with archives.
-    known: BTreeMap<usize, String>,
-    /// Bytes of its archives.
-    bytes: u64,
-}
-
 /// An archive that is to be proved.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
@@ -48,7 +37,8 @@ struct Due {
     /// do: it would take the whole budget of every night.
     read: Option<Timestamp>,
     disk: usize,
-    number: usize,
+    /// The name of its file: those of a disk sort by their points.
+    archive: String,
     bytes: u64,
     is_damaged: bool,
 }
@@ -61,25 +51,25 @@ impl Due {
 
 impl Work<'_> {
     /// Proves what is due, the longest unproved first, as far as the budget goes.
-    pub fn run(&self, scrub: &Scrub, ids: &[DiskId], report: &mut VerifyReport) -> Result<()> {
+    pub fn run(&self, scrub: &Scrub, asked: &[Asked], report: &mut VerifyReport) -> Result<()> {
         let now = clock::now()?;
         let repository = self.catalog.repository();
-        let (mut disks, mut due, mut holds) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let (mut due, mut lengths) = (Vec::new(), Vec::new());
         let mut histories: BTreeMap<_, History> = BTreeMap::new();
         let since = scrub.max_age.map(|age| age.before(now, &TimeZone::UTC));
-        for (number, id) in ids.iter().enumerate() {
-            if !holds.contains_key(&id.domain) {
-                let hold: Hold = repository.hold(&id.domain)?;
-                holds.insert(&id.domain, hold);
-            }
-            let points = points_of(self.catalog, id, self.request, report)?;
+        for (number, asked) in asked.iter().enumerate() {
+            let id = &asked.disk;
+            // Archives stay where they are while they are read, and no longer: a scrub goes on for hours.
+            let _hold = repository.hold(&id.domain)?;
+            let points = asked.points(self.catalog, report)?;
             let needed = self.catalog.needed_by(id, &points);
             let history =
                 histories.entry(&id.domain).or_insert_with(|| repository.history(&id.domain));
-            let points = points.into_iter().map(|point| point.id).collect();
-            let mut disk = Disk { id, points, needed, known: BTreeMap::new(), bytes: 0 };
-            due.extend(self.due(history, number, &mut disk, now));
-            disks.push(disk);
+            let all = needed.iter().filter(|archive| archive.is_there);
+            let all: Vec<_> =
+                all.map(|archive| self.due(history, (number, id), archive, now)).collect();
+            lengths.push(all.iter().map(|due| due.bytes).sum::<u64>());
+            due.extend(all);
         }
         due.retain(|due| due.read.is_none_or(|time| since.is_none_or(|since| time < since)));
         due.sort_unstable();
@@ -94,29 +84,29 @@ impl Work<'_> {
         let (mut rest, left) = due.split_at(taken);
         let mut left = left.to_vec();
         // A disk that nothing is due of is looked at as well: what is missing is found every time.
-        let mut unseen: BTreeSet<usize> = (0..disks.len()).collect();
+        let mut unseen: BTreeSet<usize> = (0..asked.len()).collect();
         while !rest.is_empty() || !unseen.is_empty() {
             let is_over = until.is_some_and(|until| Instant::now() >= until);
             if is_over && unseen.is_empty() {
                 break;
             }
-            let next = rest.first().and_then(|due| disks.get(due.disk));
-            let portion = PORTION.max(next.map_or(0, |disk| disk.bytes / INDEXES));
+            let next = rest.first().and_then(|due| lengths.get(due.disk));
+            let portion = PORTION.max(next.map_or(0, |bytes| bytes / INDEXES));
             let count = if until.is_some() { within(rest, portion) } else { rest.len() };
             let (portion, after) = rest.split_at(count);
             rest = after;
-            let mut by_disk: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+            let mut by_disk: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
             for due in portion {
-                by_disk.entry(due.disk).or_default().insert(due.number);
+                by_disk.entry(due.disk).or_default().insert(&due.archive);
             }
             for disk in std::mem::take(&mut unseen) {
                 by_disk.entry(disk).or_default();
             }
             for (number, archives) in by_disk {
-                let Some(disk) = disks.get(number) else { continue };
-                let read = self.prove(disk, &archives, until, report)?;
-                let missed = portion.iter().filter(|due| due.disk == number);
-                left.extend(missed.filter(|due| !read.contains(&due.number)).cloned());
+                let Some(asked) = asked.get(number) else { continue };
+                let missed = self.prove(asked, &archives, until, report)?;
+                let of_disk = portion.iter().filter(|due| due.disk == number);
+                left.extend(of_disk.filter(|due| missed.contains(&due.archive)).cloned());
             }
         }
         left.extend_from_slice(rest);
@@ -129,63 +119,83 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The archives of a disk, and when each was read; what is known of them is put into the disk.
     fn due(
         &self,
         history: &History,
-        number: usize,
-        disk: &mut Disk<'_>,
+        (disk, id): (usize, &DiskId),
+        archive: &Needed,
         now: Timestamp,
-    ) -> Vec<Due> {
-        let mut all = Vec::new();
-        for (at, archive) in disk.needed.iter().enumerate().filter(|(_, it)| it.is_there) {
-            let (name, of_disk) = (&archive.link.archive, &disk.id.disk);
-            let stamp = self.catalog.stamp(name);
-            let damage = history.damage(of_disk, name.last(), stamp.as_ref());
-            let entry = self.catalog.repository().storage().entry(name).ok().flatten();
-            let bytes = entry.and_then(|entry| entry.len).unwrap_or(0);
-            let read = history.read(of_disk, name.last(), stamp.as_ref(), now);
-            all.push(Due { read, disk: number, number: at, bytes, is_damaged: damage.is_some() });
-            disk.bytes += bytes;
-            disk.known.extend(damage.map(|problem| (at, problem.to_owned())));
+    ) -> Due {
+        let name = &archive.link.archive;
+        let stamp = self.catalog.stamp(name);
+        let entry = self.catalog.repository().storage().entry(name).ok().flatten();
+        Due {
+            read: history.read(&id.disk, name.last(), stamp.as_ref(), now),
+            disk,
+            archive: name.last().to_owned(),
+            bytes: entry.and_then(|entry| entry.len).unwrap_or(0),
+            is_damaged: history.damage(&id.disk, name.last(), stamp.as_ref()).is_some(),
         }
-        all
     }
 
-    /// Proves these archives of a disk, and notes it. Which ones were read is returned.
+    /// Proves these archives of a disk, and notes it. Gives those that are still there and were not read.
     fn prove(
         &self,
-        disk: &Disk<'_>,
-        archives: &BTreeSet<usize>,
+        asked: &Asked,
+        archives: &BTreeSet<&str>,
         until: Option<Instant>,
         report: &mut VerifyReport,
-    ) -> Result<BTreeSet<usize>> {
+    ) -> Result<BTreeSet<String>> {
+        let (id, repository) = (&asked.disk, self.catalog.repository());
+        let _hold = match repository.hold(&id.domain) {
+            // Points are being removed this moment: the next run comes back to these.
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                return Ok(archives.iter().map(|archive| (*archive).to_owned()).collect());
+            }
+            held => held?,
+        };
+        // What was pruned meanwhile is not missing. What is wrong beside the points was said.
+        let catalog = &repository.catalog();
+        let points = asked.points(catalog, &mut VerifyReport::default())?;
+        let needed = catalog.needed_by(id, &points);
+        // All else of the points would only take memory while the archives are read.
+        let points = Vec::from_iter(points.into_iter().map(|point| point.id));
+        let history = repository.history(&id.domain);
+        let (mut due, mut known) = (BTreeSet::new(), BTreeMap::new());
+        for (number, archive) in needed.iter().enumerate() {
+            let name = &archive.link.archive;
+            if archives.contains(name.last()) {
+                due.insert(number);
+            }
+            let stamp = catalog.stamp(name);
+            let damage = history.damage(&id.disk, name.last(), stamp.as_ref());
+            known.extend(damage.map(|problem| (number, problem.to_owned())));
+        }
         let run = Run {
-            catalog: self.catalog,
-            disk: disk.id,
+            catalog,
+            disk: id,
             request: self.request,
             observer: self.observer,
             cancel: self.cancel,
-            due: Some(archives),
-            known: Some(&disk.known),
+            due: Some(&due),
+            known: Some(&known),
             until,
         };
-        let (damage, seen) = run.verify(&disk.needed, report)?;
-        let named = self.request.point.is_none().then(|| names_of(&disk.needed));
-        note(self.catalog, disk.id, &damage, &seen, named.as_ref(), self.request, self.observer);
-        let repository = self.catalog.repository();
-        let was_read = |number: &usize| {
-            let archive = disk.needed.get(*number).map(|it| repository.describe(&it.link.archive));
-            archive.is_some_and(|path| seen.stamps.contains_key(&path))
-        };
-        let read = archives.iter().copied().filter(was_read).collect();
+        let (damage, seen) = run.verify(&needed, report)?;
+        let named = asked.points.is_none().then(|| names_of(&needed));
+        note(catalog, id, &damage, &seen, named.as_ref(), self.request, self.observer);
+        let was_read =
+            |it: &Needed| seen.stamps.contains_key(&repository.describe(&it.link.archive));
+        let due = due.iter().filter_map(|number| needed.get(*number));
+        let missed = due.filter(|archive| !was_read(archive));
+        let missed = missed.map(|archive| archive.link.archive.last().to_owned()).collect();
         // Of points that were proved only in part, nothing is said but what is wrong with them.
         let points: Vec<PointId> =
-            disk.points.iter().copied().filter(|point| damage.costs(*point)).collect();
+            points.into_iter().filter(|point| damage.costs(*point)).collect();
         if !points.is_empty() || !archives.is_empty() {
-            damage.settle(disk.id, &points, seen.states(), report);
+            damage.settle(id, &points, seen.states(), report);
         }
-        Ok(read)
+        Ok(missed)
     }
 }
 

@@ -42,8 +42,7 @@ fn a_bad_sector_ends_the_check_of_an_archive_whatever_its_length() {
         let repository = Repository::open_in(Arc::new(bad)).unwrap();
         for quick in [false, true] {
             let request = VerifyRequest {
-                disk: None,
-                point: None,
+                targets: Vec::new(),
                 quick,
                 scrub: None,
                 resources: Resources::default(),

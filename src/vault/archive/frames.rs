@@ -123,14 +123,15 @@ impl Reader {
         let first = u64::from(entry.first_block.0) + u64::from(mask.trailing_zeros() % 64);
         let last = u64::from(entry.first_block.0) + u64::from(63 - mask.leading_zeros().min(63));
         let size = u64::from(self.geometry().block_size());
-        error.within(format!(
+        let error = error.within(format!(
             "{}: the frame at byte {} is damaged: blocks {first} to {last}, bytes {} to {} of the \
              disk",
             self.path().display(),
             entry.offset,
             first * size,
             ((last + 1) * size).min(self.geometry().virtual_size()),
-        ))
+        ));
+        error.of_file(self.path())
     }
 
     /// Checks every section against its checksum, and every entry of the frame table against its

@@ -21,7 +21,8 @@ pub(super) fn unread(path: &Path, offset: u64, len: usize, error: io::Error) -> 
     let operation = format!("read {len} bytes at {offset} of");
     match is_lost {
         true => Error::new(ErrorKind::Damaged, format!("cannot {operation} {}", path.display()))
-            .because(error),
+            .because(error)
+            .of_file(path),
         false => Error::io(operation, path, error),
     }
 }

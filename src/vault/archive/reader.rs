@@ -314,7 +314,7 @@ impl Reader {
     fn proofs(&self) -> Result<&Proofs> {
         self.proofs.as_ref().ok_or_else(|| {
             let context = format!("{}: the digests are lost", self.path().display());
-            Error::new(ErrorKind::Damaged, context)
+            Error::new(ErrorKind::Damaged, context).of_file(self.path())
         })
     }
 

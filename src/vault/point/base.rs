@@ -146,6 +146,7 @@ fn no_base(disk: &DiskId, what: &str) -> Error {
 /// Finds out what the new point is made against.
 fn open_base(catalog: &Catalog, point: &Point) -> Result<Before> {
     Before::open(catalog, point).map_err(|error| {
+        catalog.note_damage(&error);
         let error = error.within(format!("cannot compare with point {}", point.id));
         match error.kind() {
             ErrorKind::Damaged | ErrorKind::NotFound => {

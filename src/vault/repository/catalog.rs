@@ -180,7 +180,7 @@ impl Catalog {
     ///
     /// # Errors
     /// None is found, and a folder can't be listed.
-    pub(super) fn disks_of(&self, domain: &DomainName) -> Result<Vec<DiskId>> {
+    pub fn disks_of(&self, domain: &DomainName) -> Result<Vec<DiskId>> {
         let mut survey = Survey::default();
         self.survey_domain(domain, &mut survey);
         match survey.unreadable.pop().filter(|_| survey.disks.is_empty()) {

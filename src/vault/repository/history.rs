@@ -7,6 +7,7 @@
 //! looked at yet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -242,6 +243,34 @@ impl Catalog {
             is_damaged.push(is);
         }
         damaged
+    }
+
+    /// Notes the archive that a failure is about, if it is damaged and of this repository: every later
+    /// command about its disk tells. Whoever reads archives calls this with what failed; a verification
+    /// notes more, and by itself.
+    pub fn note_damage(&self, error: &Error) {
+        let Some((path, own)) = error.file().filter(|_| error.kind() == ErrorKind::Damaged) else {
+            return;
+        };
+        let Some((disk, archive)) = self.archive_at(path) else { return };
+        // The file that was read, unless somebody has replaced it in this very moment.
+        let Some(stamp) = self.stamp(&archive) else { return };
+        let noted = self.repository().note(&disk.domain, |history| {
+            let verdict = Verdict::Damaged(own.chain());
+            history.note(&disk.disk, archive.last(), stamp, verdict);
+        });
+        if let Err(error) = noted {
+            tracing::debug!(error = %error.chain(), "damage was not noted");
+        }
+    }
+
+    /// The disk and the name of the archive that a path leads to.
+    fn archive_at(&self, path: &Path) -> Option<(DiskId, Name)> {
+        let mut names = path.iter().rev().map(|name| name.to_str());
+        let [archive, disk, domain] = [names.next()??, names.next()??, names.next()??];
+        let disk = DiskId { domain: domain.parse().ok()?, disk: disk.parse().ok()? };
+        let archive = self.repository().archive(&disk, archive);
+        (self.repository().describe(&archive) == path).then_some((disk, archive))
     }
 
     /// Warns of the archives of these disks in which damage was found, as long as they are the files that

@@ -99,6 +99,7 @@ pub fn run_in_place(
     let _hold = repository.hold(&disk.domain)?;
     let point = catalog.resolve(&disk, &request.selector)?;
     let image = request.image.as_deref();
+    catalog.warn_of_damage([&disk], observer);
     let mut job = RollBack::prepare(&catalog, &point, image, &request.options, observer)?;
     job.passed_over = catalog.passed_over(&disk, &request.selector, point.id)?;
     let mut reports = roll_back(&catalog, &[job], &request.options, observer, cancel)?;
@@ -129,6 +130,7 @@ pub fn run_machine_in_place(
     for record in &manifest.disks {
         let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
         let point = catalog.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
+        catalog.warn_of_damage([&id], observer);
         let mut job = RollBack::prepare(&catalog, &point, None, &request.options, observer)?;
         job.passed_over = catalog.passed_over(&id, &request.selector, point.id)?;
         jobs.push(job);
@@ -241,7 +243,8 @@ impl RollBack {
             }
         }
         guests::check(&options.libvirt, &path)?;
-        let chain = check_indexes(open_chain(catalog, point)?)?;
+        let chain = open_chain(catalog, point).and_then(check_indexes);
+        let chain = chain.inspect_err(|error| catalog.note_damage(error))?;
         let opened = Image::open(&path, &open)?;
         opened.warnings().iter().for_each(|warning| observer.warn(warning.clone()));
         check_size(&path, &opened, &chain)?;

@@ -24,11 +24,13 @@ pub(super) fn roll_back(
 ) -> Result<Vec<InPlaceReport>> {
     let started = Instant::now();
     let run = Run { options, observer, cancel };
-    let mut ready = Ready::all(catalog, jobs, run)?;
-    let safety = options.safety_point.then(|| make_safety_point(catalog.repository(), jobs, run));
-    let safety = safety.transpose()?;
-    let mut reports = write(&mut ready, safety, run)?;
-    drop(ready);
+    let write_all = || {
+        let mut ready = Ready::all(catalog, jobs, run)?;
+        let safety = options.safety_point;
+        let safety = safety.then(|| make_safety_point(catalog.repository(), jobs, run));
+        write(&mut ready, safety.transpose()?, run)
+    };
+    let mut reports = write_all().inspect_err(|error| catalog.note_damage(error))?;
     if let [only] = reports.as_mut_slice() {
         only.seconds = started.elapsed().as_secs_f64();
     }

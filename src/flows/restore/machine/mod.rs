@@ -139,6 +139,7 @@ pub fn run_machine(
             Ok(report)
         }
         Err(error) => {
+            catalog.note_damage(&error);
             if made {
                 // Only if nothing is in it.
                 let _ = std::fs::remove_dir(&request.to);
