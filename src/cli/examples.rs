@@ -61,6 +61,16 @@ pub fn list(command: &str) -> &'static [Example] {
             "Files in, disk out; * gives them in order",
             "qdelta replay web/disk/*.qdelta --output web.raw",
         )],
+        "files" => &[
+            ("What is on a disk", "qdelta files ls web"),
+            ("A folder, as it was on that day", "qdelta files ls web@2026-11-22 /etc"),
+            ("One file, into this folder", "qdelta files get web@2026-11-22 /etc/fstab"),
+            (
+                "A tree of a volume, elsewhere",
+                "qdelta files get web /srv --volume p2 --to /tmp/old",
+            ),
+            ("A file through a pipe", "qdelta files get web /var/log/syslog --to - | grep error"),
+        ],
         "verify" => &[
             ("Everything", "qdelta verify"),
             ("One point", "qdelta verify web@latest"),
@@ -107,6 +117,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("For ever, by the point's id", "qdelta pin 20261122T153823.412Z"),
         ],
         "unpin" => &[("The rules decide again", "qdelta unpin web@20261122T153823.412Z")],
+        "serve" => &[
+            ("A disk at its latest point", "qdelta serve web/vda@latest --socket /run/qdelta.sock"),
+            ("Whatever is asked for", "qdelta serve --socket /run/qdelta.sock"),
+        ],
         "anchors" => &[
             ("All disks", "qdelta anchors"),
             ("Remove all anchors of a disk", "qdelta anchors web --remove-all"),

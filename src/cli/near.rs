@@ -53,7 +53,7 @@ const TIPS: &[(&[&str], &str)] = &[
          the same disk",
     ),
     (
-        &["nbd", "serve", "files"],
+        &["nbd", "serve"],
         "there is no command yet that shows a point without restoring it: restore it to a file, and open that",
     ),
     (

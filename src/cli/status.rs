@@ -11,7 +11,7 @@ pub const USAGE: u8 = 2;
 /// Something in the repository is damaged.
 pub const DAMAGED: u8 = 4;
 
-/// A salvage gave what is left, and that is not everything.
+/// A salvage gave what is left, or files were taken out, and that is not everything.
 pub const PARTIAL: u8 = 9;
 
 /// A guest may be frozen.
@@ -34,7 +34,7 @@ pub const TABLE: &[(u8, &str)] = &[
     (6, "no such repository, disk, point or file"),
     (7, "the target exists already and --force was not given"),
     (8, "no space left, or a quota is reached"),
-    (PARTIAL, "salvaged in part: the lost ranges were listed"),
+    (PARTIAL, "salvaged in part, or some files were left out: they were listed"),
     (10, "a guest could not be frozen, or not for long enough"),
     (ALARM, "ALARM: a guest may still be frozen; the message says how to thaw it"),
     (SOME_FAILED, "some of several guests were not backed up; the summary says which"),

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use super::open::open_archives;
 use super::reader::{Caches, PointReader, Run};
-use super::shelf::Shelf;
+
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::shelf::Shelf;
 use crate::disk::io::ReadAt;
 use crate::formats::archive::GROUP_BLOCKS;
 use crate::vault::repository::{

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use qdelta_formats::archive::{Digest, GROUP_BLOCKS, GroupIndex, RootHasher};
 
-use super::shelf::Shelf;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::shelf::Shelf;
 use crate::disk::io::ReadAt;
 use crate::vault::chain::{Chain, FrameRead, GroupState, Owner};
 use crate::vault::frames::unpack::{FrameNeed, Unpacker};
