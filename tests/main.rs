@@ -43,6 +43,7 @@ mod repository;
 mod retain;
 mod room;
 mod scrub;
+mod serve;
 mod test_images;
 mod tidy;
 mod trackers;

@@ -155,6 +155,7 @@ const ROOMS: &[&str] = &[
     "flows/retain",
     "flows/prune",
     "flows/space",
+    "flows/serve",
     "flows/bench",
     "flows/files",
     "flows/mount",

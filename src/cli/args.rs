@@ -18,6 +18,7 @@ use super::export_args::Mount;
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
+use super::serve_args::Serve;
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -96,6 +97,7 @@ pub enum Command {
     Files(Files),
     Mount(Mount),
     Verify(Verify),
+    Serve(Serve),
     Points(Points),
     Prune(Prune),
     Undelete(Undelete),

@@ -109,6 +109,18 @@ fn rules(command: &str) -> &'static [Rule] {
             when: |typed| typed.has("quick"),
             why: "is about proofs, and --quick proves nothing: leave one of them out",
         }],
+        "serve" => &[
+            Rule {
+                options: &["at"],
+                when: |typed| !typed.guest(),
+                why: "is for a guest (--domain); the point of a disk is named with it: DISK@POINT",
+            },
+            Rule {
+                options: &["disks"],
+                when: |typed| typed.guest(),
+                why: "is a disk, and --domain serves all of a guest: leave one of them out",
+            },
+        ],
         "map" => &[NAMES, SNAPSHOT],
         "info" | "bench" => &[NAMES],
         "completions" => &[Rule {

@@ -117,6 +117,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("For ever, by the point's id", "qdelta pin 20261122T153823.412Z"),
         ],
         "unpin" => &[("The rules decide again", "qdelta unpin web@20261122T153823.412Z")],
+        "serve" => &[
+            ("A disk at its latest point", "qdelta serve web/vda@latest --socket /run/qdelta.sock"),
+            ("Whatever is asked for", "qdelta serve --socket /run/qdelta.sock"),
+        ],
         "anchors" => &[
             ("All disks", "qdelta anchors"),
             ("Remove all anchors of a disk", "qdelta anchors web --remove-all"),

@@ -11,6 +11,7 @@ pub mod prune;
 pub mod report;
 pub mod restore;
 pub mod retain;
+pub mod serve;
 pub mod space;
 pub mod tracking;
 pub mod verify;

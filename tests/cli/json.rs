@@ -98,6 +98,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "prune" => through::<report::PruneReport>(result),
         "space" => through::<report::SpaceReport>(result),
         "merge" => through::<report::MergeReport>(result),
+        "serve" => through::<report::ServeReport>(result),
         "anchors" => through::<report::AnchorsReport>(result),
         "info of an archive" | "info of an image" => through::<report::FileReport>(result),
         "map" => through::<Vec<report::MapEntry>>(result),

@@ -55,6 +55,7 @@ fn every_command_has_a_man_page() {
             "qdelta-prune.1",
             "qdelta-replay.1",
             "qdelta-restore.1",
+            "qdelta-serve.1",
             "qdelta-space.1",
             "qdelta-undelete.1",
             "qdelta-unpin.1",

@@ -304,6 +304,22 @@ const TABLES: &[Table] = &[
         apart: &[("--quick", "--max-age"), ("--quick", "--budget")],
     },
     Table {
+        command: "serve",
+        ways: &[
+            ("everything", &["--socket", "s"]),
+            ("disks", &["g@latest", "--socket", "s"]),
+            ("guest", &["--domain", "g", "--socket", "s"]),
+        ],
+        entries: &[
+            Entry(&["--socket", "s"], &[], "where clients come in"),
+            Entry(&["g@latest"], &["disks", "everything"], "what is served"),
+            Entry(&["--domain", "g"], &["guest", "everything"], "what is served"),
+            Entry(&["--at", "latest"], &["guest"], "which point of the guest"),
+            Entry(&["--threads", "2"], &[], "how many requests of a client are worked on at once"),
+        ],
+        apart: &[("g@latest", "--domain")],
+    },
+    Table {
         command: "points",
         ways: &[("everything", &[]), ("some", &["g"])],
         entries: &[

@@ -19,6 +19,7 @@ pub mod pin;
 pub mod points;
 pub mod prune;
 pub mod restore;
+pub mod serve;
 pub mod shell;
 pub mod space;
 pub mod verify;

@@ -18,6 +18,7 @@ mod prune;
 mod restore;
 mod retain;
 mod roll_back;
+mod serve;
 mod setup;
 mod space;
 mod verify;
@@ -43,6 +44,7 @@ pub use restore::{
 };
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
+pub use serve::{ExportReport, ServeReport};
 pub use setup::{InitReport, ManReport};
 pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
 pub use verify::{
