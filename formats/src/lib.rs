@@ -12,6 +12,7 @@ pub mod archive;
 mod error;
 pub mod filesystems;
 mod little;
+pub mod nbd;
 pub mod qcow2;
 pub mod tar;
 pub mod volumes;

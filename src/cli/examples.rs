@@ -86,6 +86,14 @@ pub fn list(command: &str) -> &'static [Example] {
             ("One guest, in the background until it is stopped", "qdelta mount /mnt/points web"),
             ("One point", "qdelta mount /mnt/points web@2026-11-22"),
         ],
+        "drill" => &[
+            ("All guests, as far as their filesystems", "qdelta drill"),
+            (
+                "Each night the two that were not drilled for longest, booted",
+                "qdelta drill --pick 2 --boot-command /usr/share/qdelta/drill-boot --rto 5m --rpo 26h",
+            ),
+            ("What was found", "qdelta drill --report"),
+        ],
         "points" => &[
             ("All disks", "qdelta points"),
             (
@@ -118,6 +126,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("For ever, by the point's id", "qdelta pin 20261122T153823.412Z"),
         ],
         "unpin" => &[("The rules decide again", "qdelta unpin web@20261122T153823.412Z")],
+        "serve" => &[
+            ("A disk at its latest point", "qdelta serve web/vda@latest --socket /run/qdelta.sock"),
+            ("Whatever is asked for", "qdelta serve --socket /run/qdelta.sock"),
+        ],
         "anchors" => &[
             ("All disks", "qdelta anchors"),
             ("Remove all anchors of a disk", "qdelta anchors web --remove-all"),

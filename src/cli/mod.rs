@@ -12,6 +12,7 @@ mod near;
 mod out;
 mod point_args;
 mod screen;
+mod serve_args;
 mod signals;
 mod state;
 mod status;
@@ -105,6 +106,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),
         Command::Points(args) => commands::points::run(&args, context),
+        Command::Serve(args) => commands::serve::run(args, context),
         Command::Space(args) => commands::space::run(&args, context),
         Command::Prune(args) => commands::prune::run(&args, context),
         Command::Undelete(args) => commands::prune::undelete(&args, context),
@@ -114,6 +116,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Completions(args) => commands::shell::completions(&args, context),
         Command::Man(args) => commands::shell::man(&args, context),
         Command::Bench(args) => commands::bench::run(args, context),
+        Command::Drill(args) => commands::drill::run(&args, context),
         Command::Mount(args) => commands::mount::run(&args, context),
         Command::Complete(args) => commands::complete::run(&args, context),
         Command::Map(args) => commands::map::run(args, context),

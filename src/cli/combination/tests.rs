@@ -314,6 +314,22 @@ const TABLES: &[Table] = &[
         apart: &[("--quick", "--max-age"), ("--quick", "--budget")],
     },
     Table {
+        command: "serve",
+        ways: &[
+            ("everything", &["--socket", "s"]),
+            ("disks", &["g@latest", "--socket", "s"]),
+            ("guest", &["--domain", "g", "--socket", "s"]),
+        ],
+        entries: &[
+            Entry(&["--socket", "s"], &[], "where clients come in"),
+            Entry(&["g@latest"], &["disks", "everything"], "what is served"),
+            Entry(&["--domain", "g"], &["guest", "everything"], "what is served"),
+            Entry(&["--at", "latest"], &["guest"], "which point of the guest"),
+            Entry(&["--threads", "2"], &[], "how many requests of a client are worked on at once"),
+        ],
+        apart: &[("g@latest", "--domain")],
+    },
+    Table {
         command: "points",
         ways: &[("everything", &[]), ("some", &["g"])],
         entries: &[
@@ -348,6 +364,31 @@ const TABLES: &[Table] = &[
         command: "mount",
         ways: &[("folder", &["d"])],
         entries: &[Entry(&["g@latest"], &[], "what is shown")],
+        apart: &[],
+    },
+    Table {
+        command: "drill",
+        ways: &[
+            ("report", &["--report"]),
+            ("everything", &[]),
+            ("some", &["g@latest"]),
+            ("booted", &["--boot-command", "c"]),
+        ],
+        entries: &[
+            Entry(&["g@latest"], &[], "which guests"),
+            Entry(&["--report"], &["report"], "nothing is drilled"),
+            Entry(&["--pick", "2"], &["everything", "some", "booted"], "those that are due"),
+            Entry(&["--to", "check"], &["everything", "some"], "where the ladder ends"),
+            Entry(&["--to", "agent"], &["booted"], "where the ladder ends"),
+            Entry(&["--boot-command", "c"], &["booted"], "what boots a guest"),
+            Entry(&["--time-limit", "5m"], &["everything", "some", "booted"], "of each program"),
+            Entry(&["--rto", "5m"], &["booted"], "what the agent's answer is compared with"),
+            Entry(
+                &["--rpo", "26h"],
+                &["everything", "some", "booted"],
+                "what the point's age is compared with",
+            ),
+        ],
         apart: &[],
     },
     Table {

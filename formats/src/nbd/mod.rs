@@ -1,0 +1,61 @@
+//! The network block device protocol (NBD) as a server speaks it: what clients send, from bytes to checked
+//! values, and what they are answered, from values to bytes.
+//!
+//! Fixed newstyle negotiation only. Numbers are big-endian. The names are those of the protocol's
+//! specification (`proto.md` of the NetworkBlockDevice project).
+
+mod handshake;
+mod reply;
+mod request;
+
+pub use handshake::{
+    ALLOCATION, CLIENT_FLAGS_LEN, Choice, ClientFlags, GREETING_LEN, Info, META_ALLOCATION,
+    MetaQuery, OPTION_HEADER_LEN, OPTION_LEN_MAX, OptionHeader, OptionKind, OptionReply,
+    export_answer, greeting,
+};
+pub use reply::{Chunk, SIMPLE_REPLY_LEN, Status, simple_reply};
+pub use request::{Command, CommandFlags, REQUEST_LEN, Request};
+
+/// The longest name of an export, in bytes.
+pub const NAME_LEN_MAX: usize = 4096;
+
+/// The most bytes that a client may read or write in one request.
+pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
+
+/// What an export is and can do, one bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExportFlags(u16);
+
+impl ExportFlags {
+    /// Of every export: the flags mean something, whole reads (`DF`) and prefetching are understood.
+    pub const BASE: Self = Self(1 | 1 << 7 | 1 << 10);
+    /// Nothing can be written.
+    pub const READ_ONLY: Self = Self(1 << 1);
+    /// `FLUSH`, `FUA`, `TRIM` and `WRITE_ZEROES` are understood.
+    pub const WRITABLE: Self = Self(1 << 2 | 1 << 3 | 1 << 5 | 1 << 6);
+    /// A client may use several connections as if they were one.
+    pub const MULTI_CONN: Self = Self(1 << 8);
+
+    /// These flags and others.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of these flags are set.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The flags as a number.
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+}
+
+/// As much of a text as fits into `max` bytes.
+fn bounded(text: &str, max: usize) -> &str {
+    let ends = (0..=max.min(text.len())).rev();
+    let end = ends.into_iter().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}
