@@ -1,8 +1,10 @@
 //! Points as disks over NBD: the real clients, and some that speak nonsense.
 
+mod bad_days;
 mod client;
 mod clients;
 mod protocol;
+mod scratch;
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
