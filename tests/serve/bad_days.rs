@@ -173,7 +173,7 @@ fn requests_on_the_way_are_answered_when_the_server_is_asked_to_stop() {
     assert_eq!(told, 40 << 20);
     client.hears_the_end();
     // One that takes nothing of its answers holds nobody up for ever.
-    let outcome = serving.stop().ok();
+    let outcome = serving.end().ok();
     assert!(outcome.stderr.contains("stopping"), "{}", outcome.report());
     drop(deaf);
     assert!(!scene.lab.path("s.sock").exists());

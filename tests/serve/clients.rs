@@ -116,7 +116,7 @@ fn what_was_named_is_served_and_nothing_else() {
 fn a_socket_that_was_opened_for_the_server_is_used() {
     let scene = Scene::new(1, "64K");
     let id = scene.name(0);
-    let mut server = args!["[", crate::harness::run::binary()];
+    let mut server = args!["--", "[", crate::harness::run::binary()];
     server.extend(scene.repo.args(args!["serve", id.as_str(), "]"]));
     let copy = scene.lab.path("copy.raw");
     client("nbdcopy", [server.clone(), args![copy.as_path()]].concat());
@@ -169,6 +169,7 @@ assert len(h.pread(4096, 1 << 20)) == 4096
 "#,
         serving.uri("")
     );
-    client("nbdsh", args!["-c", script]);
+    // nbdsh itself, by the interpreter that libnbd was packaged for.
+    client("/usr/bin/python3", args!["-m", "nbd", "-c", script]);
     serving.stop().ok();
 }

@@ -354,24 +354,27 @@ impl<'a> Session<'a> {
             self.send(request, &Chunk::of(run, false), is_last, bytes)?;
             return Ok(true);
         }
-        // Some block is damaged; its neighbours are not.
+        // Some block is damaged; its neighbours are not. A stretch of damage is told once.
         let block = u64::from(self.agreed.export.block_size());
-        let mut at = run.start;
+        let (mut at, mut was_damaged) = (run.start, false);
         while at < run.end {
             let range = at..run.end.min(at - at % block + block);
             let bytes = bytes.get_mut(..(range.end - range.start) as usize).unwrap_or_default();
             let ends = range.end == run.end && is_last;
-            match self.agreed.export.read(bytes, at) {
+            let read = self.agreed.export.read(bytes, at);
+            match &read {
                 Ok(()) => self.send(request, &Chunk::of(&range, false), ends, bytes)?,
+                Err(_) if was_damaged && !ends => {}
                 Err(error) => {
                     *errors += 1;
                     let ends = ends || *errors >= ERRORS_MAX;
-                    self.fail_at(request, &error, at, ends)?;
+                    self.fail_at(request, error, at, ends)?;
                     if ends {
                         return Ok(false);
                     }
                 }
             }
+            was_damaged = read.is_err();
             at = range.end;
         }
         Ok(true)
