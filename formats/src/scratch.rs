@@ -81,14 +81,23 @@ impl Header {
         bytes.extend_from_slice(&self.size.to_le_bytes());
         bytes.extend_from_slice(&self.root.0);
         for text in [&self.point, &self.boot] {
-            let text = text.as_bytes().get(..text.len().min(TEXT_LEN_MAX)).unwrap_or_default();
+            debug_assert!(
+                text.len() <= TEXT_LEN_MAX,
+                "a name of a point, or the kernel's of a run"
+            );
             bytes.extend_from_slice(&(text.len() as u16).to_le_bytes());
-            bytes.extend_from_slice(text);
+            bytes.extend_from_slice(text.as_bytes());
         }
-        bytes.resize(HEADER_LEN - 4, 0);
-        let crc = crc32fast::hash(&bytes);
-        bytes.extend_from_slice(&crc.to_le_bytes());
-        bytes
+        Self::sealed(&bytes)
+    }
+
+    /// Bytes of a header, with zeros and the checksum behind them.
+    pub fn sealed(bytes: &[u8]) -> Vec<u8> {
+        let mut sealed = bytes.to_vec();
+        sealed.resize(HEADER_LEN - 4, 0);
+        let crc = crc32fast::hash(&sealed);
+        sealed.extend_from_slice(&crc.to_le_bytes());
+        sealed
     }
 
     /// Reads the header.
