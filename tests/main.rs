@@ -13,6 +13,7 @@ mod cli;
 mod continuity;
 mod data_path;
 mod definitions;
+mod drills;
 mod examples;
 mod files;
 mod flows;

@@ -372,7 +372,7 @@ fn a_repository_that_hangs_gives_errors() {
     let disk = "web/vda".parse().unwrap();
     let disk = repository.catalog().find_disk(&disk).unwrap();
     let point = repository.catalog().resolve(&disk, &Selector::Latest).unwrap();
-    let path = mount.file(&disk, point.id);
+    let path = mount.file(&disk, point.id, None).unwrap();
     let file = File::open(&path).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     let read = || file.read_exact_at(&mut [0; 4096], 40 * MIB);

@@ -14,7 +14,7 @@ use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
-use super::export_args::Mount;
+use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
@@ -96,6 +96,7 @@ pub enum Command {
     Replay(Replay),
     Files(Files),
     Mount(Mount),
+    Drill(Drill),
     Verify(Verify),
     Serve(Serve),
     Points(Points),

@@ -109,6 +109,7 @@ fn rules(command: &str) -> &'static [Rule] {
             when: |typed| typed.has("quick"),
             why: "is about proofs, and --quick proves nothing: leave one of them out",
         }],
+        "drill" => DRILL,
         "serve" => &[
             Rule {
                 options: &["at"],
@@ -136,6 +137,35 @@ fn rules(command: &str) -> &'static [Rule] {
         _ => &[],
     }
 }
+
+const DRILL: &[Rule] = &[
+    Rule {
+        options: &["pick", "to", "boot_command", "time_limit", "rto", "rpo"],
+        when: |typed| typed.has("report"),
+        why: "has no effect with --report, which shows earlier drills and makes none",
+    },
+    Rule {
+        options: &["to"],
+        when: |typed| {
+            let running = ["boot", "agent", "service"].iter().any(|rung| typed.is("to", rung));
+            running && !typed.has("boot_command")
+        },
+        why: "of this kind needs a program that boots the guest: name it by --boot-command",
+    },
+    Rule {
+        options: &["boot_command"],
+        when: |typed| {
+            let below = ["bytes", "partitions", "filesystems", "check"];
+            below.iter().any(|rung| typed.is("to", rung))
+        },
+        why: "has no effect where --to ends below boot",
+    },
+    Rule {
+        options: &["rto"],
+        when: |typed| !typed.has("boot_command"),
+        why: "is about the time until a guest's agent answers: name what boots it by --boot-command",
+    },
+];
 
 const BACKUP: &[Rule] = &[
     Rule {

@@ -85,6 +85,14 @@ pub fn list(command: &str) -> &'static [Example] {
             ("One guest, in the background until it is stopped", "qdelta mount /mnt/points web"),
             ("One point", "qdelta mount /mnt/points web@2026-11-22"),
         ],
+        "drill" => &[
+            ("All guests, as far as their filesystems", "qdelta drill"),
+            (
+                "Each night the two that were not drilled for longest, booted",
+                "qdelta drill --pick 2 --boot-command /usr/share/qdelta/drill-boot --rto 5m --rpo 26h",
+            ),
+            ("What was found", "qdelta drill --report"),
+        ],
         "points" => &[
             ("All disks", "qdelta points"),
             (

@@ -116,6 +116,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Completions(args) => commands::shell::completions(&args, context),
         Command::Man(args) => commands::shell::man(&args, context),
         Command::Bench(args) => commands::bench::run(args, context),
+        Command::Drill(args) => commands::drill::run(&args, context),
         Command::Mount(args) => commands::mount::run(&args, context),
         Command::Complete(args) => commands::complete::run(&args, context),
         Command::Map(args) => commands::map::run(args, context),

@@ -53,8 +53,8 @@ const TIPS: &[(&[&str], &str)] = &[
          the same disk",
     ),
     (
-        &["nbd", "serve"],
-        "there is no command yet that shows a point without restoring it: restore it to a file, and open that",
+        &["nbd", "export", "publish"],
+        "qdelta serve DISK@POINT --socket PATH shows a point as a disk over NBD",
     ),
     (
         &["browse", "fuse", "umount", "unmount"],

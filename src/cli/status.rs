@@ -23,6 +23,12 @@ pub const SOME_FAILED: u8 = 12;
 /// The point is good, but the snapshot that a command made for it may still exist.
 pub const NOT_RELEASED: u8 = 13;
 
+/// A drill failed: a guest does not come back as it should.
+pub const DRILL_FAILED: u8 = 14;
+
+/// A drill could not be tried as far as was asked: nothing is known of the rest.
+pub const NOT_TRIED: u8 = 15;
+
 /// Every status and what it says.
 pub const TABLE: &[(u8, &str)] = &[
     (DONE, "done"),
@@ -39,6 +45,8 @@ pub const TABLE: &[(u8, &str)] = &[
     (ALARM, "ALARM: a guest may still be frozen; the message says how to thaw it"),
     (SOME_FAILED, "some of several guests were not backed up; the summary says which"),
     (NOT_RELEASED, "the points are good, but a snapshot command failed to release what it made"),
+    (DRILL_FAILED, "a drill failed: a guest does not come back, or misses its target"),
+    (NOT_TRIED, "a drill could not be tried as far as was asked: nothing is known of the rest"),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
 
@@ -97,6 +105,7 @@ mod tests {
         ];
         let mut given: Vec<u8> =
             kinds.into_iter().map(of).chain([DONE, PARTIAL, SOME_FAILED, NOT_RELEASED]).collect();
+        given.extend([DRILL_FAILED, NOT_TRIED]);
         given.sort_unstable();
         let documented: Vec<u8> = TABLE.iter().map(|&(status, _)| status).collect();
         assert_eq!(given, documented);

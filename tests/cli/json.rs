@@ -102,6 +102,8 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "anchors" => through::<report::AnchorsReport>(result),
         "info of an archive" | "info of an image" => through::<report::FileReport>(result),
         "map" => through::<Vec<report::MapEntry>>(result),
+        "drill" => through::<report::DrillsReport>(result),
+        "drill --report" => through::<report::DrillHistory>(result),
         "mount" => through::<report::MountReport>(result),
         "bench" => through::<report::BenchReport>(result),
         "man" => through::<report::ManReport>(result),

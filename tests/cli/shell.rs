@@ -41,6 +41,7 @@ fn every_command_has_a_man_page() {
             "qdelta-backup.1",
             "qdelta-bench.1",
             "qdelta-completions.1",
+            "qdelta-drill.1",
             "qdelta-files-get.1",
             "qdelta-files-ls.1",
             "qdelta-files.1",

@@ -3,6 +3,7 @@
 
 pub mod ext;
 pub mod fat;
+pub mod superblock;
 
 /// What kind of file it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -358,6 +358,31 @@ const TABLES: &[Table] = &[
         apart: &[],
     },
     Table {
+        command: "drill",
+        ways: &[
+            ("report", &["--report"]),
+            ("everything", &[]),
+            ("some", &["g@latest"]),
+            ("booted", &["--boot-command", "c"]),
+        ],
+        entries: &[
+            Entry(&["g@latest"], &[], "which guests"),
+            Entry(&["--report"], &["report"], "nothing is drilled"),
+            Entry(&["--pick", "2"], &["everything", "some", "booted"], "those that are due"),
+            Entry(&["--to", "check"], &["everything", "some"], "where the ladder ends"),
+            Entry(&["--to", "agent"], &["booted"], "where the ladder ends"),
+            Entry(&["--boot-command", "c"], &["booted"], "what boots a guest"),
+            Entry(&["--time-limit", "5m"], &["everything", "some", "booted"], "of each program"),
+            Entry(&["--rto", "5m"], &["booted"], "what the agent's answer is compared with"),
+            Entry(
+                &["--rpo", "26h"],
+                &["everything", "some", "booted"],
+                "what the point's age is compared with",
+            ),
+        ],
+        apart: &[],
+    },
+    Table {
         command: "space",
         ways: &[("everything", &[]), ("some", &["g"])],
         entries: &[Entry(&["g"], &["some", "everything"], "whose points")],

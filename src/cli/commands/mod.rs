@@ -5,6 +5,7 @@ pub mod backup;
 pub mod bench;
 mod bench_plot;
 pub mod complete;
+pub mod drill;
 pub mod files;
 pub mod guests;
 mod image_info;

@@ -7,6 +7,7 @@
 mod anchors;
 mod backup;
 mod bench;
+mod drill;
 mod failure;
 mod file;
 mod files;
@@ -27,6 +28,7 @@ pub use crate::disk::image::MapEntry;
 pub use anchors::{AnchorReport, AnchorState, AnchorsReport};
 pub use backup::{BackupReport, GuestOutcome, GuestReport, GuestsReport, Outcome};
 pub use bench::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
+pub use drill::{DrillHistory, DrillReport, DrillsReport, GuestDrills};
 pub use failure::Failure;
 pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};
 pub use files::{

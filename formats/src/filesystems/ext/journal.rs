@@ -253,7 +253,7 @@ pub fn unescape(block: &mut [u8]) {
 }
 
 /// Castagnoli's checksum, as the kernel counts it: neither turned over at the start nor at the end.
-fn crc32c(start: u32, bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(start: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(start, |sum, byte| {
         (0..8).fold(sum ^ u32::from(*byte), |sum, _| match sum & 1 {
             0 => sum >> 1,
