@@ -325,6 +325,7 @@ const TABLES: &[Table] = &[
             Entry(&["g@latest"], &["disks", "everything"], "what is served"),
             Entry(&["--domain", "g"], &["guest", "everything"], "what is served"),
             Entry(&["--at", "latest"], &["guest"], "which point of the guest"),
+            Entry(&["--scratch", "f"], &["disks", "guest"], "where goes what is written"),
             Entry(&["--threads", "2"], &[], "how many requests of a client are worked on at once"),
         ],
         apart: &[("g@latest", "--domain")],
