@@ -126,6 +126,16 @@ fn rules(command: &str) -> &'static [Rule] {
                 when: |typed| !typed.guest() && !typed.has("disks"),
                 why: "is for one disk: name it, DISK@POINT",
             },
+            Rule {
+                options: &["listen"],
+                when: |typed| !typed.has("tls_psk"),
+                why: "needs --tls-psk FILE: over a network disks go to those alone who have a key",
+            },
+            Rule {
+                options: &["tls_psk"],
+                when: |typed| !typed.has("listen"),
+                why: "is for a network (--listen): a socket of this machine has its owner and its mode",
+            },
         ],
         "map" => &[NAMES, SNAPSHOT],
         "info" | "bench" => &[NAMES],

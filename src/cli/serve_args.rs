@@ -10,7 +10,8 @@ use super::{examples, values};
 /// The ways to call `serve`.
 const SERVE_USAGE: &str = "qdelta serve [OPTIONS] --socket <PATH> [DISK@POINT]...
        qdelta serve [OPTIONS] --socket <PATH> --domain <NAME>
-       qdelta serve [OPTIONS] --socket <PATH> --scratch <FILE> <DISK@POINT>";
+       qdelta serve [OPTIONS] --socket <PATH> --scratch <FILE> <DISK@POINT>
+       qdelta serve [OPTIONS] --listen <HOST:PORT> --tls-psk <FILE> [DISK@POINT]...";
 
 /// Give recovery points as disks to QEMU, nbdcopy and others, over the network block device protocol.
 ///
@@ -44,6 +45,14 @@ pub struct Serve {
     /// [default: the sockets that systemd has opened for the service]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub socket: Option<PathBuf>,
+
+    /// The address to listen on, for clients that have one of the keys of --tls-psk
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+
+    /// The keys of clients, NAME:KEY in lines, as psktool of GnuTLS writes them
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub tls_psk: Option<PathBuf>,
 
     /// Let clients write: into FILE, which is made, and nowhere else. The next server of the same point goes
     /// on with it

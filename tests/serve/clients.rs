@@ -173,3 +173,72 @@ assert len(h.pread(4096, 1 << 20)) == 4096
     client("/usr/bin/python3", args!["-m", "nbd", "-c", script]);
     serving.stop().ok();
 }
+
+/// Over a network nothing is told in clear, and nothing to those who have no key.
+#[test]
+fn over_a_network_only_those_with_a_key_hear_anything() {
+    let scene = Scene::new(1, "64K");
+    let file = |name: &str, text: &str| {
+        let path = scene.lab.path(name);
+        std::fs::write(&path, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, mode).unwrap();
+        path
+    };
+    let keys =
+        file("keys.psk", "desk:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\n");
+    let wrong = file(
+        "wrong.psk",
+        "desk:ff112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\n",
+    );
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let serving = scene.serve(&["web", "--listen", &address, "--tls-psk", keys.to_str().unwrap()]);
+    let uri = |user: &str, keys: &Path| {
+        format!("nbds://{user}@{address}/?tls-psk-file={}", keys.display())
+    };
+    let copy = scene.lab.path("copy.raw");
+    client("nbdcopy", args!["--connections=4", uri("desk", &keys), copy.as_path()]);
+    same(&copy, &scene.points[0].1);
+    let info = client("nbdinfo", args![uri("desk", &keys)]);
+    assert!(info.contains("newstyle-fixed with TLS"), "{info}");
+    let objects = format!(
+        "tls-creds-psk,id=t,endpoint=client,username=desk,dir={}",
+        scene.lab.dir().display()
+    );
+    let (host, port) = address.split_once(':').unwrap();
+    let options = format!("driver=nbd,host={host},port={port},tls-creds=t");
+    let expected =
+        format!("driver=raw,file.driver=file,file.filename={}", scene.points[0].1.display());
+    qemu_img(args!["compare", "--object", objects, "--image-opts", options, expected]).ok();
+    for bad in [uri("desk", &wrong), uri("other", &keys), format!("nbd://{address}/")] {
+        run(tool("nbdinfo", args![bad.as_str()])).fails_with(1);
+    }
+    // In clear, byte by byte.
+    let mut stream = std::net::TcpStream::connect(&address).unwrap();
+    let mut said = [0; 18];
+    std::io::Read::read_exact(&mut stream, &mut said).unwrap();
+    let list =
+        b"\0\0\0\x03IHAVEOPT\0\0\0\x03\0\0\0\0IHAVEOPT\0\0\0\x05\0\0\0\0IHAVEOPT\0\0\0\x03\0\0\0\0";
+    std::io::Write::write_all(&mut stream, list).unwrap();
+    let mut rest = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut stream, &mut rest);
+    // It must encrypt first; and what it says in clear after it has asked for that ends it.
+    assert_eq!(rest[12..16], [0x80, 0, 0, 5]);
+    let last = &rest[rest.len() - 20..];
+    assert_eq!(last[8..], *b"\0\0\0\x05\0\0\0\x01\0\0\0\0");
+    serving.stop().ok();
+    let open = scene.lab.path("open.psk");
+    std::fs::copy(&keys, &open).unwrap();
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let listen = |keys: &Path| {
+        scene
+            .repo
+            .run(args!["serve", "--listen", address.as_str(), "--tls-psk", keys])
+            .fails_with(2)
+    };
+    assert!(listen(&open).contains("chmod 600"));
+    assert!(listen(&file("bad.psk", "desk:0011\n")).contains("line 1"));
+    scene.repo.run(args!["serve", "--listen", address.as_str()]).fails_with(2);
+}

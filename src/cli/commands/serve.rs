@@ -22,12 +22,15 @@ pub fn run(args: Serve, context: &mut Context) -> Result<u8> {
     if let Some(scratch) = &args.scratch {
         restore::refuse_inside(&repository, scratch)?;
     }
-    let place = match args.socket {
-        Some(socket) => Place::Socket(socket),
-        None => Place::Inherited(sockets_given()?),
-    };
+    let network = args.listen.zip(args.tls_psk);
+    let mut places: Vec<_> =
+        network.map(|(at, keys)| Place::Network(at, keys)).into_iter().collect();
+    places.extend(args.socket.map(Place::Socket));
+    if places.is_empty() {
+        places.push(Place::Inherited(sockets_given()?));
+    }
     let cancel = signals::watch(&context.screen);
-    let request = ServeRequest { wanted, place, scratch: args.scratch, threads };
+    let request = ServeRequest { wanted, places, scratch: args.scratch, threads };
     let server = Server::open(repository, &request)?;
     if context.out.json {
         context.out.json(server.report())?;

@@ -9,9 +9,11 @@ use crate::vault::repository::PointId;
 /// What is served, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeReport {
-    /// The socket; none if another program has made one without a path.
+    /// The socket; none if there is none, or another program has made one without a path.
     #[serde(serialize_with = "crate::base::json::optional::serialize")]
     pub socket: Option<PathBuf>,
+    /// The address of a network; none if the server listens on none.
+    pub listen: Option<String>,
     /// Every point of the repository is served, and none of them is listed here.
     pub on_demand: bool,
     /// The address of an export, with `GUEST/DISK@POINT` in the place of its name.

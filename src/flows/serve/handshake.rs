@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::exports::{Export, Exports};
 use super::stream::Stream;
+use super::tls::Keys;
 use crate::base::error::Result;
 use crate::formats::FormatError;
 use crate::formats::nbd::{
@@ -35,6 +36,8 @@ pub struct Handshake<'a, 'b> {
     stream: &'a Stream,
     incoming: &'b mut BufReader<&'a Stream>,
     exports: &'a Exports,
+    /// What the connection must be encrypted with, as long as it is not.
+    keys: Option<&'a Keys>,
     client: ClientFlags,
     structured: bool,
     /// The export for which the client may ask what is zero.
@@ -54,13 +57,14 @@ impl<'a, 'b> Handshake<'a, 'b> {
         stream: &'a Stream,
         incoming: &'b mut BufReader<&'a Stream>,
         exports: &'a Exports,
+        keys: Option<&'a Keys>,
     ) -> io::Result<Self> {
         stream.limit(Some(Instant::now() + HAGGLE_MAX))?;
         stream.send(&mut [IoSlice::new(&greeting())])?;
         let mut flags = [0; CLIENT_FLAGS_LEN];
         incoming.read_exact(&mut flags)?;
         let client = ClientFlags::decode(&flags).map_err(nonsense)?;
-        Ok(Self { stream, incoming, exports, client, structured: false, allocation: None })
+        Ok(Self { stream, incoming, exports, keys, client, structured: false, allocation: None })
     }
 
     /// Answers options until the client has chosen an export; none if it goes without.
@@ -99,6 +103,9 @@ impl<'a, 'b> Handshake<'a, 'b> {
         }
         let mut data = vec![0; header.len as usize];
         self.incoming.read_exact(&mut data)?;
+        if let Some(keys) = self.keys {
+            return self.before_encryption(kind, &data, keys);
+        }
         match kind {
             OptionKind::ExportName => return self.export_name(&data),
             OptionKind::Info | OptionKind::Go => return self.choose(kind, &data),
@@ -117,10 +124,44 @@ impl<'a, 'b> Handshake<'a, 'b> {
                 self.answer(kind, &OptionReply::Invalid("this option has no data".to_owned()))?;
             }
             OptionKind::StartTls => {
-                let text = "this server listens on a socket of its machine alone".to_owned();
+                let text = "the connection is encrypted, or stays on this machine".to_owned();
                 self.answer(kind, &OptionReply::Policy(text))?;
             }
             OptionKind::Unknown(_) => self.answer(kind, &OptionReply::Unsupported)?,
+        }
+        Ok(Next::Option)
+    }
+
+    /// Answers an option of a client that has to encrypt the connection first.
+    fn before_encryption(
+        &mut self,
+        kind: OptionKind,
+        data: &[u8],
+        keys: &Keys,
+    ) -> io::Result<Next> {
+        match kind {
+            OptionKind::StartTls if data.is_empty() => {
+                self.answer(kind, &OptionReply::Ack)?;
+                // What was sent in clear could be anybody's, and must not count as said in private.
+                if !self.incoming.buffer().is_empty() {
+                    let text = "it goes on in clear after it asked for encryption";
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                }
+                self.stream.encrypt(keys)?;
+                self.keys = None;
+            }
+            OptionKind::Abort => {
+                let _ = self.answer(kind, &OptionReply::Ack);
+                return Ok(Next::End);
+            }
+            OptionKind::ExportName => return Ok(Next::End),
+            OptionKind::StartTls => {
+                self.answer(kind, &OptionReply::Invalid("this option has no data".to_owned()))?;
+            }
+            _ => {
+                let text = "nothing is told without encryption".to_owned();
+                self.answer(kind, &OptionReply::TlsRequired(text))?;
+            }
         }
         Ok(Next::Option)
     }

@@ -1,12 +1,14 @@
 //! Where clients come in.
 
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::stream::Stream;
+use super::tls::Keys;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::rename_new;
 use crate::disk::sys::{FileId, inherited_descriptors};
@@ -19,6 +21,8 @@ pub enum Listener {
         UnixListener,
         #[expect(dead_code, reason = "held until the server ends")] Option<SocketFile>,
     ),
+    /// An address of a network, for clients that have a key.
+    Tcp(TcpListener, Keys),
 }
 
 /// The file of a socket. It is removed when this is dropped, unless another one has taken its place.
@@ -54,6 +58,37 @@ impl Listener {
         Ok(Self::Unix(listener, Some(SocketFile { path: path.to_owned(), id })))
     }
 
+    /// Listens on an address of a network, `HOST:PORT`.
+    ///
+    /// # Errors
+    /// Nobody can listen there.
+    pub fn network(address: &str, keys: Keys) -> Result<Self> {
+        let failed = |error: io::Error| {
+            let error =
+                Error::new(ErrorKind::Io, format!("cannot listen on {address}")).because(error);
+            error.advise("say HOST:PORT, as in 192.168.1.5:10809 or [::]:10809")
+        };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Self::Tcp(listener, keys))
+    }
+
+    /// What clients must have, if they need a key.
+    pub fn keys(&self) -> Option<&Keys> {
+        match self {
+            Self::Unix(..) => None,
+            Self::Tcp(_, keys) => Some(keys),
+        }
+    }
+
+    /// The address of a network, if it is one.
+    pub fn address(&self) -> Option<String> {
+        match self {
+            Self::Unix(..) => None,
+            Self::Tcp(listener, _) => Some(listener.local_addr().ok()?.to_string()),
+        }
+    }
+
     /// The sockets that another program has opened for this one, as systemd does: so many, from the
     /// first that is no standard stream on. Call it once.
     ///
@@ -80,6 +115,7 @@ impl Listener {
     pub fn path(&self) -> Option<PathBuf> {
         match self {
             Self::Unix(listener, _) => Some(listener.local_addr().ok()?.as_pathname()?.to_owned()),
+            Self::Tcp(..) => None,
         }
     }
 
@@ -90,6 +126,7 @@ impl Listener {
     pub fn accept(&self) -> io::Result<Stream> {
         match self {
             Self::Unix(listener, _) => Stream::unix(listener.accept()?.0),
+            Self::Tcp(listener, _) => Stream::tcp(listener.accept()?.0),
         }
     }
 }
@@ -98,6 +135,7 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Unix(listener, _) => listener.as_fd(),
+            Self::Tcp(listener, _) => listener.as_fd(),
         }
     }
 }

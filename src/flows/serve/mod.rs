@@ -11,6 +11,7 @@ mod listen;
 mod scratch;
 mod session;
 mod stream;
+mod tls;
 
 use std::collections::HashMap;
 use std::io::{self, BufReader};
@@ -36,6 +37,7 @@ use handshake::Handshake;
 use listen::Listener;
 use session::Session;
 use stream::{Ender, Stream};
+use tls::Keys;
 
 /// The most bytes of a reply that are in memory at once.
 const PIECE: usize = 256 << 10;
@@ -56,7 +58,7 @@ pub struct ServeRequest {
     /// What is served.
     pub wanted: Wanted,
     /// Where clients come in.
-    pub place: Place,
+    pub places: Vec<Place>,
     /// Where goes what is written; nothing can be written without it.
     pub scratch: Option<PathBuf>,
     /// How many requests of one client are worked on at once.
@@ -68,6 +70,8 @@ pub struct ServeRequest {
 pub enum Place {
     /// A socket that is made.
     Socket(PathBuf),
+    /// An address of a network, `HOST:PORT`, and the file with the keys that clients must have.
+    Network(String, PathBuf),
     /// So many sockets that another program has opened for this one.
     Inherited(u32),
 }
@@ -106,33 +110,45 @@ impl Shared<'_> {
 }
 
 impl Server {
-    /// Opens what is to be served, and the socket.
+    /// Opens what is to be served, and where clients come in.
     ///
     /// # Errors
-    /// A point can't be opened; the socket can't be made.
+    /// A point can't be opened; a socket can't be made, or a file of keys not be read.
     pub fn open(repository: Repository, request: &ServeRequest) -> Result<Self> {
         let scratch = request.scratch.as_deref();
         let exports = Exports::open(OpenPoints::new(repository), &request.wanted, scratch)?;
-        let listeners = match &request.place {
-            Place::Socket(path) => vec![Listener::bind(path)?],
-            Place::Inherited(count) => Listener::inherited(*count)?,
-        };
-        let place = match &request.place {
+        let mut listeners = Vec::new();
+        for place in &request.places {
+            match place {
+                Place::Socket(path) => listeners.push(Listener::bind(path)?),
+                Place::Network(address, keys) => {
+                    listeners.push(Listener::network(address, Keys::read(keys)?)?);
+                }
+                Place::Inherited(count) => listeners.extend(Listener::inherited(*count)?),
+            }
+        }
+        let named = request.places.iter().find_map(|place| match place {
             Place::Socket(path) => Some(absolute(path)),
-            Place::Inherited(_) => listeners.iter().find_map(Listener::path),
-        };
-        let uri = |name: &str| {
-            let socket = place.as_deref().unwrap_or(Path::new("SOCKET"));
-            format!("nbd+unix:///{}?socket={}", escaped(name), escaped(&socket.to_string_lossy()))
+            _ => None,
+        });
+        let socket = named.or_else(|| listeners.iter().find_map(Listener::path));
+        let address = listeners.iter().find_map(Listener::address);
+        let uri = |name: &str| match (&socket, &address) {
+            (None, Some(address)) => format!("nbds://{address}/{}", escaped(name)),
+            _ => {
+                let socket = socket.as_deref().unwrap_or(Path::new("SOCKET")).to_string_lossy();
+                format!("nbd+unix:///{}?socket={}", escaped(name), escaped(&socket))
+            }
         };
         let mut exported = exports.report();
         for export in exported.iter_mut().flatten() {
             export.uri = uri(&export.name);
         }
         let report = ServeReport {
-            socket: place.clone(),
             on_demand: exported.is_none(),
             uri: uri("GUEST/DISK@POINT"),
+            listen: address.clone(),
+            socket: socket.clone(),
             exports: exported.unwrap_or_default(),
         };
         Ok(Self { exports, listeners, threads: request.threads.max(1), report })
@@ -168,10 +184,10 @@ impl Server {
                     let Ok(stream) = listener.accept() else { continue };
                     // One too many hears nothing but the end.
                     let Some(client) = clients.add(&stream) else { continue };
-                    let (exports, shared) = (&self.exports, &shared);
+                    let (exports, keys, shared) = (&self.exports, listener.keys(), &shared);
                     let serve = move || {
                         let _client = client;
-                        if let Err(error) = serve(&stream, exports, shared) {
+                        if let Err(error) = serve(&stream, exports, keys, shared) {
                             tracing::debug!("a client is gone: {error}");
                         }
                     };
@@ -202,9 +218,14 @@ impl Server {
 }
 
 /// Serves a client to its end.
-fn serve<'a>(stream: &'a Stream, exports: &'a Exports, shared: &'a Shared<'a>) -> io::Result<()> {
+fn serve<'a>(
+    stream: &'a Stream,
+    exports: &'a Exports,
+    keys: Option<&'a Keys>,
+    shared: &'a Shared<'a>,
+) -> io::Result<()> {
     let mut incoming = BufReader::with_capacity(8 << 10, stream);
-    let Some(agreed) = Handshake::begin(stream, &mut incoming, exports)?.run()? else {
+    let Some(agreed) = Handshake::begin(stream, &mut incoming, exports, keys)?.run()? else {
         return Ok(());
     };
     Session::new(stream, incoming, agreed, shared)?.run();

@@ -3,8 +3,10 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+use super::tls::{Channel, Keys};
 
 /// A client that takes nothing of a reply for so long is gone.
 const SEND_MAX: Duration = Duration::from_secs(120);
@@ -15,6 +17,8 @@ pub struct Stream {
     socket: Socket,
     /// When the client must have said what is read now.
     until: Mutex<Option<Instant>>,
+    /// Set once the connection is encrypted.
+    channel: OnceLock<Channel>,
 }
 
 #[derive(Debug)]
@@ -32,7 +36,7 @@ impl Stream {
     pub fn unix(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         socket.set_write_timeout(Some(SEND_MAX))?;
-        Ok(Self { socket: Socket::Unix(socket), until: Mutex::default() })
+        Ok(Self::over(Socket::Unix(socket)))
     }
 
     /// A connection over a network.
@@ -40,7 +44,26 @@ impl Stream {
         socket.set_nonblocking(false)?;
         socket.set_nodelay(true)?;
         socket.set_write_timeout(Some(SEND_MAX))?;
-        Ok(Self { socket: Socket::Tcp(socket), until: Mutex::default() })
+        Ok(Self::over(Socket::Tcp(socket)))
+    }
+
+    fn over(socket: Socket) -> Self {
+        Self { socket, until: Mutex::default(), channel: OnceLock::new() }
+    }
+
+    /// Encrypts the connection from now on.
+    pub fn encrypt(&self, keys: &Keys) -> io::Result<()> {
+        match &self.socket {
+            Socket::Tcp(socket) => {
+                let channel = Channel::accept(keys, socket, self.until())?;
+                self.channel.set(channel).map_err(|_| io::ErrorKind::InvalidInput.into())
+            }
+            Socket::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    fn until(&self) -> Option<Instant> {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What ends the connection.
@@ -71,10 +94,11 @@ impl Stream {
     pub fn send(&self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         let mut parts = parts;
         IoSlice::advance_slices(&mut parts, 0);
-        while !parts.is_empty() {
-            let sent = match &self.socket {
-                Socket::Unix(socket) => (&*socket).write_vectored(parts),
-                Socket::Tcp(socket) => (&*socket).write_vectored(parts),
+        while let Some(first) = parts.first() {
+            let sent = match (&self.channel.get(), &self.socket) {
+                (Some(channel), _) => channel.write(first, Some(Instant::now() + SEND_MAX)),
+                (None, Socket::Unix(socket)) => (&*socket).write_vectored(parts),
+                (None, Socket::Tcp(socket)) => (&*socket).write_vectored(parts),
             };
             match sent {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -89,7 +113,10 @@ impl Stream {
 
 impl Read for &Stream {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = self.until();
+        if let Some(channel) = self.channel.get() {
+            return channel.read(out, until);
+        }
         if let Some(until) = until {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
