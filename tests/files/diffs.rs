@@ -41,10 +41,10 @@ fn each_change_is_told_and_no_other() {
         guest.backup();
         let wanted = [
             "M /a/content",
+            "M /a/kept time",
             "- /a/kind",
             "+ /a/kind",
             "+ /a/kind/new",
-            "M /a/kept time",
             "M /a/link",
             "m /a/mode",
             "+ /a/new",
