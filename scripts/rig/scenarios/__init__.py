@@ -17,6 +17,7 @@ SCENARIOS = {
     "instant": instant.instant,
     "pulled-home": instant.pulled_home,
     "drill": drill.drill,
+    "boots": drill.boots,
     "rollback": rollback.rollback,
     "several": several.several,
     "anchors": anchors.anchors,
