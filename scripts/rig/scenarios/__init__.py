@@ -27,4 +27,5 @@ SCENARIOS = {
 # Not proofs but figures, for the documents: only when they are asked for.
 MEASUREMENTS = {
     "clones": clones.clones,
+    "instant-boots": instant.instant_boots,
 }
