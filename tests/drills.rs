@@ -293,6 +293,41 @@ fn a_filesystem_in_use_is_not_called_broken() {
         assert_eq!(drill["result"], "not-tried");
         assert!(text_of(&drill, "check").contains("can't tell"), "{drill:#}");
     }
+    // A frozen XFS has a log to be replayed, too, and a FAT is marked as in use.
+    let xfs = scene.lab.path("xfs");
+    create_raw(&xfs, 320 * MIB);
+    run::run(tool("mkfs.xfs", args!["-q", "-f", xfs.as_path()])).ok();
+    run::run(as_root("mount", args!["-o", "loop", xfs.as_path(), place.as_path()])).ok();
+    for number in 0..100 {
+        fs::create_dir(place.join(format!("folder-{number}"))).unwrap();
+    }
+    run::run(as_root("fsfreeze", args!["-f", place.as_path()])).ok();
+    let frozen = scene.lab.path("frozen");
+    run::run(tool("cp", args!["--sparse=always", xfs.as_path(), frozen.as_path()])).ok();
+    run::run(as_root("fsfreeze", args!["-u", place.as_path()])).ok();
+    run::run(as_root("umount", args![place.as_path()])).ok();
+    let fat = |name: &str, width: &str, at: u64| {
+        let path = scene.lab.path(name);
+        create_raw(&path, 40 * MIB);
+        run::run(tool("mkfs.fat", args!["-F", width, path.as_path()])).ok();
+        patch(&path, at, &[1]);
+        path
+    };
+    for (name, disk) in
+        [("xfs", frozen), ("fat16", fat("fat16", "16", 37)), ("fat32", fat("fat32", "32", 65))]
+    {
+        scene.back_up(&disk, &format!("{name}/vda"));
+        let (status, drill) = scene.drill(&[name]);
+        assert_eq!(status, 0, "{name}: {drill:#}");
+        assert!(text_of(&drill, "check").contains("in use, and nothing wrong"), "{drill:#}");
+    }
+    // And one that is damaged as well is damaged.
+    let damaged = scene.lab.path("fat16");
+    // The first table alone says that a cluster is taken.
+    patch(&damaged, 4 * 512 + 200, &[0xff, 0xff]);
+    scene.back_up(&damaged, "damaged/vda");
+    let (status, drill) = scene.drill(&["damaged"]);
+    assert_eq!(status, 14, "{drill:#}");
     // A disk of which nothing is known is not called sound, either.
     fs::write(&copy, Random::new(8).noise(MIB as usize)).unwrap();
     scene.back_up(&copy, "odd/vda");

@@ -161,6 +161,9 @@ impl Line {
         }
         match command {
             "verify" => Some(Place::DiskAt),
+            // A folder comes first.
+            "mount" if !self.words.is_empty() => Some(Place::DiskAt),
+            "drill" => Some(Place::Guest),
             // A verb comes first.
             "files" if self.words.len() == 1 => Some(Place::DiskAt),
             _ if !self.words.is_empty() => None,

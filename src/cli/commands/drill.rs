@@ -1,11 +1,11 @@
 //! `qdelta drill`: proof that guests come back.
 
 use jiff::Timestamp;
-use qdelta::Result;
 use qdelta::base::duration;
 use qdelta::flows::drill::{self, DrillRequest};
 use qdelta::flows::report::{DrillHistory, DrillReport, DrillsReport};
 use qdelta::vault::repository::{Climb, Drill as Drilled, Rung, Step, Targets};
+use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::export_args::Drill;
 use crate::cli::text::{self, Column};
@@ -20,7 +20,10 @@ pub fn run(args: &Drill, context: &mut Context) -> Result<u8> {
         return show_history(&history, context).map(|()| status::DONE);
     }
     let usual = if args.boot_command.is_some() { Rung::Agent } else { Rung::Check };
-    let folder = state::folder(context.global.state.as_deref());
+    let folder = state::folder(context.global.state.as_deref()).ok_or_else(|| {
+        Error::new(ErrorKind::Usage, "this host has no folder for what drills need")
+            .advise("name one: --state DIR")
+    })?;
     let request = DrillRequest {
         guests: args.guests.clone(),
         pick: args.pick.map(|pick| pick as usize),
@@ -28,7 +31,7 @@ pub fn run(args: &Drill, context: &mut Context) -> Result<u8> {
         boot_command: args.boot_command.clone(),
         time_limit: args.time_limit.0,
         targets: Targets { rto: args.rto, rpo: args.rpo },
-        folder: folder.unwrap_or_else(std::env::temp_dir).join("drills"),
+        folder: folder.join("drills"),
         resources: args.work.resources(),
     };
     let cancel = signals::watch(&context.screen);
@@ -45,7 +48,7 @@ pub fn run(args: &Drill, context: &mut Context) -> Result<u8> {
 
 fn status_of(report: &DrillsReport) -> u8 {
     match report.result() {
-        _ if report.interrupted => status::of(qdelta::ErrorKind::Interrupted),
+        _ if report.interrupted => status::of(ErrorKind::Interrupted),
         Climb::Failed => status::DRILL_FAILED,
         Climb::NotTried => status::NOT_TRIED,
         Climb::Passed => status::DONE,

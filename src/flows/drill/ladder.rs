@@ -251,6 +251,13 @@ impl Guest {
         })
     }
 
+    /// Something of the point that could not be read since somebody asked last.
+    pub fn trouble(&self) -> Option<String> {
+        let mount = self.mount.borrow();
+        let mount = mount.as_ref()?.as_ref().ok()?;
+        mount.warnings().last().map(|warning| warning.text)
+    }
+
     fn mount(&self, ladder: &Ladder<'_>) -> Result<Mount> {
         let folder = ladder.scratch.path().join(POINTS);
         let failed = |error| Error::io("make", &folder, error);
