@@ -121,6 +121,11 @@ fn rules(command: &str) -> &'static [Rule] {
                 when: |typed| typed.guest(),
                 why: "is a disk, and --domain serves all of a guest: leave one of them out",
             },
+            Rule {
+                options: &["scratch"],
+                when: |typed| !typed.guest() && !typed.has("disks"),
+                why: "is for one disk: name it, DISK@POINT",
+            },
         ],
         "map" => &[NAMES, SNAPSHOT],
         "info" | "bench" => &[NAMES],

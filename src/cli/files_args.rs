@@ -9,8 +9,8 @@ use super::{examples, values};
 /// List, copy, pack and compare files of a guest, without restoring its disk.
 ///
 /// qdelta reads the guest's filesystem itself: nothing is mounted, no root is needed, and no byte of the
-/// guest reaches the host's kernel as a filesystem. ext2, ext3 and ext4 are read, on partitions (MBR, GPT) and
-/// on linear volumes of LVM. For other filesystems, qdelta mount shows each volume as a file.
+/// guest reaches the host's kernel as a filesystem. ext2, ext3, ext4, NTFS and FAT are read, on partitions (MBR,
+/// GPT) and on linear volumes of LVM. For other filesystems, qdelta mount shows each volume as a file.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("files"), after_long_help = examples::long(Some("files")))]
 pub struct Files {
@@ -24,6 +24,7 @@ pub struct Files {
 pub enum FilesAction {
     Ls(FilesLs),
     Get(FilesGet),
+    Tar(FilesTar),
 }
 
 /// Where the files are.
@@ -77,6 +78,30 @@ pub struct FilesGet {
     pub to: PathBuf,
 
     /// Replace files that exist, and copy into folders that exist
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Write files and folders of a point as a tar archive.
+///
+/// The archive is in the form of POSIX (pax) and holds owners, modes, times to the nanosecond, extended
+/// attributes and ACLs, links, devices and holes; GNU tar --xattrs --xattrs-include='*' gets all of it back.
+/// Links are not followed.
+#[derive(Debug, Args)]
+pub struct FilesTar {
+    /// Where they are.
+    #[command(flatten)]
+    pub at: FilesAt,
+
+    /// Paths from the root of their volume
+    #[arg(required = true, value_name = "PATH", value_hint = ValueHint::Other)]
+    pub paths: Vec<PathBuf>,
+
+    /// The archive; - for standard output
+    #[arg(long, value_name = "FILE", default_value = "-", value_hint = ValueHint::FilePath)]
+    pub to: PathBuf,
+
+    /// Replace an archive that exists
     #[arg(long)]
     pub force: bool,
 }

@@ -90,7 +90,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "restore of a guest" => through::<report::MachineReport>(result),
         "files ls" => through::<report::VolumesReport>(result),
         "files ls of a path" => through::<report::FilesReport>(result),
-        "files get" => through::<report::TakenReport>(result),
+        "files get, files tar" => through::<report::TakenReport>(result),
         "restore of a guest at once" => through::<report::MachineReport>(result),
         "verify" => through::<report::VerifyReport>(result),
         "points" => through::<report::PointsReport>(result),
@@ -240,7 +240,8 @@ fn every_result_is_as_the_document_says() {
     let listed = json(&["files", "ls", "ext", "/"]);
     compare("files ls of a path", &[&listed], &[".files[].device", ".files[].device[]"]);
     let taken = json(&["files", "get", "ext", "/", "--to", &at("taken")]);
-    compare("files get", &[&taken], &[]);
+    let packed = json(&["files", "tar", "ext", "/", "--to", &at("files.tar")]);
+    compare("files get, files tar", &[&taken, &packed], &[]);
     compare("anchors", &[&json(&["anchors"])], &[".anchors[].bytes_held"]);
     compare("man", &[&json(&["man", &at("man")])], &[]);
 

@@ -44,6 +44,7 @@ fn every_command_has_a_man_page() {
             "qdelta-drill.1",
             "qdelta-files-get.1",
             "qdelta-files-ls.1",
+            "qdelta-files-tar.1",
             "qdelta-files.1",
             "qdelta-info.1",
             "qdelta-init.1",

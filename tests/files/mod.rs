@@ -2,6 +2,7 @@
 
 mod ext;
 mod tree;
+mod windows;
 
 use std::path::{Path, PathBuf};
 
@@ -37,6 +38,20 @@ impl Guest {
         let mut arguments = args!["files", verb, "web"];
         arguments.extend(words.iter().map(Into::into));
         self.repo.run(arguments)
+    }
+
+    /// What `qdelta files tar` writes of a path, unpacked by GNU tar.
+    #[track_caller]
+    pub fn unpacked(&self, path: &str) -> tree::Tree {
+        let (archive, out) = (self.lab.path("files.tar"), self.lab.path("unpacked"));
+        self.files("tar", &[path, "--to", archive.to_str().unwrap(), "--force"]).ok();
+        std::fs::create_dir_all(&out).unwrap();
+        let all = "--xattrs-include=*";
+        let words = args!["--xattrs", all, "--numeric-owner", "-xpf", archive.as_path(), "-C"];
+        run(tool("tar", [words, args![out.as_path()]].concat())).ok();
+        let tree = tree::Tree::of(&out);
+        std::fs::remove_dir_all(&out).unwrap();
+        tree
     }
 
     /// Writes to the filesystem that begins at `offset` of the disk through the kernel.

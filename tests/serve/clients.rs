@@ -110,3 +110,66 @@ fn what_was_named_is_served_and_nothing_else() {
     scene.repo.run(args!["serve", "--socket", socket.as_path()]).fails_with(7);
     scene.repo.run(args!["serve", "db", "--socket", scene.lab.path("t")]).fails_with(6);
 }
+
+/// libnbd gives the server a socket as systemd does.
+#[test]
+fn a_socket_that_was_opened_for_the_server_is_used() {
+    let scene = Scene::new(1, "64K");
+    let id = scene.name(0);
+    let mut server = args!["--", "[", crate::harness::run::binary()];
+    server.extend(scene.repo.args(args!["serve", id.as_str(), "]"]));
+    let copy = scene.lab.path("copy.raw");
+    client("nbdcopy", [server.clone(), args![copy.as_path()]].concat());
+    same(&copy, &scene.points[0].1);
+    let info = client("nbdinfo", server);
+    assert!(info.contains(&id), "{info}");
+    let error = scene.repo.run(args!["serve", id.as_str()]).fails_with(2);
+    assert!(error.contains("say where clients come in"), "{error}");
+}
+
+/// nbdkit in between is a client, too, and others are its.
+#[test]
+fn nbdkit_passes_a_point_on() {
+    let scene = Scene::new(1, "64K");
+    let serving = scene.serve(&["web"]);
+    let from = format!("uri={}", serving.uri(""));
+    let run_it = format!("nbdcopy \"$uri\" {}", scene.lab.path("copy.raw").display());
+    client("nbdkit", args!["-U", "-", "nbd", from, "--run", run_it]);
+    same(&scene.lab.path("copy.raw"), &scene.points[0].1);
+    serving.stop().ok();
+}
+
+/// nbdsh says what no proper client does.
+#[test]
+fn nbdsh_s_odd_requests_are_refused_and_the_next_is_answered() {
+    let scene = Scene::new(1, "64K");
+    let serving = scene.serve(&["web"]);
+    let script = format!(
+        r#"
+h.set_strict_mode(0)
+h.add_meta_context("base:allocation")
+h.connect_uri("{}")
+size = h.get_size()
+def refused(request):
+    try:
+        request()
+    except nbd.Error as error:
+        return error.errno
+    raise SystemExit("it was answered")
+assert refused(lambda: h.pread(512, size)) == "EINVAL"
+assert refused(lambda: h.pread(512, size - 511)) == "EINVAL"
+assert refused(lambda: h.pwrite(b"x", 0)) == "EPERM"
+assert refused(lambda: h.zero(512, 0)) == "EPERM"
+assert refused(lambda: h.pread(512, 0, 1 << 9)) == "EINVAL"
+seen = []
+h.block_status(size, 0, lambda *it: seen.append(it))
+assert seen[0][0] == "base:allocation" and sum(seen[0][2][::2]) == size, seen
+h.cache(1 << 20, 0)
+assert len(h.pread(4096, 1 << 20)) == 4096
+"#,
+        serving.uri("")
+    );
+    // nbdsh itself, by the interpreter that libnbd was packaged for.
+    client("/usr/bin/python3", args!["-m", "nbd", "-c", script]);
+    serving.stop().ok();
+}

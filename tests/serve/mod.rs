@@ -1,8 +1,10 @@
 //! Points as disks over NBD: the real clients, and some that speak nonsense.
 
+mod bad_days;
 mod client;
 mod clients;
 mod protocol;
+mod scratch;
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -107,6 +109,11 @@ impl Serving {
         if self.child.as_mut().unwrap().try_wait().unwrap().is_none() {
             self.signal(Signal::TERM);
         }
+        self.end()
+    }
+
+    /// Waits for its end; gives what it said.
+    fn end(mut self) -> Outcome {
         finish(self.child.take().unwrap(), "qdelta serve".to_owned())
     }
 }

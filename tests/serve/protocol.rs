@@ -169,3 +169,59 @@ fn structured_replies_tell_holes_and_status_and_come_whole_where_that_is_asked()
     }
     serving.stop().ok();
 }
+
+/// Noise that begins like something: the server ends the connection or answers, and goes on.
+#[test]
+fn noise_harms_nobody() {
+    let scene = Scene::new(1, "64K");
+    let serving = scene.serve(&["web"]);
+    let mut random = Random::new(21);
+    for _ in 0..300 {
+        let mut said: Vec<u8> = Vec::new();
+        let mut client = Client::connect(&serving.socket);
+        if random.below(2) == 0 {
+            client.take(18);
+            said.extend([0, 0, 0, 3]);
+            for _ in 0..random.below(4) {
+                let kind = OptionKind::of(random.below(14) as u32);
+                let mut data = Choice { name: String::new(), wanted: vec![3] }.encode();
+                if random.below(2) == 0 {
+                    let len = random.below(60) as usize;
+                    data = random.noise(len);
+                }
+                let len = random.pick(&[data.len() as u32, data.len() as u32, 7, 90_000, u32::MAX]);
+                said.extend(qdelta::formats::nbd::OptionHeader { kind, len }.encode());
+                said.extend(data);
+            }
+        } else {
+            client = Client::ready(&serving.socket, "", random.below(2) == 0);
+            for _ in 0..random.below(6) {
+                let mut request = qdelta::formats::nbd::Request {
+                    flags: CommandFlags(random.pick(&[0, 0, 4, 8, 0xffff])),
+                    command: random.pick(&[
+                        Command::Read,
+                        Command::BlockStatus,
+                        Command::Cache,
+                        Command::Unknown(77),
+                    ]),
+                    cookie: random.next(),
+                    offset: random.below(SIZE as u64 + 9000),
+                    len: random.pick(&[0, 1, 4096, 1 << 20, u32::MAX]),
+                }
+                .encode();
+                if random.below(4) == 0 {
+                    let at = random.below(request.len() as u64) as usize;
+                    request[at] ^= random.next() as u8;
+                }
+                said.extend(request);
+            }
+            let len = random.below(40) as usize;
+            said.extend(random.noise(len));
+        }
+        // The server may have heard enough before all is said.
+        let _ = std::io::Write::write_all(&mut client.stream, &said);
+    }
+    let mut client = Client::ready(&serving.socket, "", true);
+    assert!(client.read(0, SIZE as u32).unwrap() == scene.bytes(0));
+    serving.stop().ok();
+}

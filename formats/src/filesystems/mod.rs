@@ -3,6 +3,7 @@
 
 pub mod ext;
 pub mod fat;
+pub mod ntfs;
 pub mod superblock;
 
 /// What kind of file it is.

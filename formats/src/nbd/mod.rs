@@ -59,3 +59,56 @@ fn bounded(text: &str, max: usize) -> &str {
     let end = ends.into_iter().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text.get(..end).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn texts() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![Just(b"base:".to_vec()), Just(b"base:allocation".to_vec()), any::<Vec<u8>>()]
+    }
+
+    proptest! {
+        /// What clients send is anything; what they mean comes back as it was sent.
+        #[test]
+        fn whatever_is_sent_is_refused_or_means_what_it_says(bytes: Vec<u8>, cut in 0_usize..40) {
+            for magic in [&b""[..], b"IHAVEOPT", b"\x25\x60\x95\x13"] {
+                let bytes = [magic, &bytes].concat();
+                let bytes = bytes.get(..cut.max(8)).unwrap_or(&bytes);
+                if let Ok(header) = OptionHeader::decode(bytes) {
+                    prop_assert_eq!(&header.encode()[..], &bytes[..OPTION_HEADER_LEN]);
+                }
+                if let Ok(request) = Request::decode(bytes) {
+                    prop_assert_eq!(&request.encode()[..], &bytes[..REQUEST_LEN]);
+                    let _ = request.is_within(u64::MAX);
+                }
+                if let Ok(choice) = Choice::decode(bytes) {
+                    prop_assert_eq!(choice.encode(), bytes);
+                }
+                if let Ok(query) = MetaQuery::decode(bytes) {
+                    prop_assert_eq!(query.encode(), bytes);
+                }
+                let _ = (Choice::decode_name(bytes), ClientFlags::decode(bytes));
+            }
+        }
+
+        #[test]
+        fn options_are_read_as_they_were_written(
+            name in ".{0,300}",
+            wanted: Vec<u16>,
+            queries in proptest::collection::vec(texts(), 0..20),
+            text in ".{0,9000}",
+        ) {
+            let choice = Choice { name: name.clone(), wanted };
+            prop_assert_eq!(Choice::decode(&choice.encode()), Ok(choice));
+            let query = MetaQuery { name, queries };
+            prop_assert_eq!(MetaQuery::decode(&query.encode()), Ok(query.clone()));
+            let reply = OptionReply::Invalid(text).encode(OptionKind::Go);
+            let len = u32::from_be_bytes(reply[16..20].try_into().unwrap()) as usize;
+            prop_assert!(len == reply.len() - 20 && len <= NAME_LEN_MAX);
+            prop_assert!(std::str::from_utf8(&reply[20..]).is_ok());
+        }
+    }
+}

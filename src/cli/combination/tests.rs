@@ -67,6 +67,16 @@ const TABLES: &[Table] = &[
         apart: &[],
     },
     Table {
+        command: "files tar",
+        ways: &[("files", &["d", "/etc"])],
+        entries: &[
+            Entry(&["--volume", "p2"], &[], "the volume of the paths"),
+            Entry(&["--to", "f"], &[], "where to"),
+            Entry(&["--force"], &[], "what exists is replaced"),
+        ],
+        apart: &[],
+    },
+    Table {
         command: "files get",
         ways: &[("files", &["d", "/etc"])],
         entries: &[
@@ -315,6 +325,7 @@ const TABLES: &[Table] = &[
             Entry(&["g@latest"], &["disks", "everything"], "what is served"),
             Entry(&["--domain", "g"], &["guest", "everything"], "what is served"),
             Entry(&["--at", "latest"], &["guest"], "which point of the guest"),
+            Entry(&["--scratch", "f"], &["disks", "guest"], "where goes what is written"),
             Entry(&["--threads", "2"], &[], "how many requests of a client are worked on at once"),
         ],
         apart: &[("g@latest", "--domain")],

@@ -1,10 +1,11 @@
 //! `qdelta files`: files out of a point.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::tz::TimeZone;
 use qdelta::Result;
+use qdelta::base::cancel::Cancel;
 use qdelta::base::observer::{Observer, Recorder};
 use qdelta::flows::files::{self, OpenDisk, OpenVolume, Output};
 use qdelta::flows::report::{
@@ -12,7 +13,7 @@ use qdelta::flows::report::{
 };
 
 use super::restore;
-use crate::cli::files_args::{Files, FilesAction, FilesAt, FilesGet, FilesLs};
+use crate::cli::files_args::{Files, FilesAction, FilesAt, FilesLs};
 use crate::cli::text::{self, Column};
 use crate::cli::{Context, signals, status};
 
@@ -28,7 +29,12 @@ const VOLUMES: &[Column] = &[
 pub fn run(args: &Files, context: &mut Context) -> Result<u8> {
     match &args.action {
         FilesAction::Ls(args) => ls(args, context),
-        FilesAction::Get(args) => get(args, context),
+        FilesAction::Get(args) => {
+            take(&args.at, &args.paths, &args.to, args.force, files::get, context)
+        }
+        FilesAction::Tar(args) => {
+            take(&args.at, &args.paths, &args.to, args.force, files::tar, context)
+        }
     }
 }
 
@@ -183,18 +189,32 @@ fn permissions(mode: &str) -> String {
     shown
 }
 
-fn get(args: &FilesGet, context: &mut Context) -> Result<u8> {
-    let paths: Vec<Vec<u8>> = args.paths.iter().map(|path| bytes_of(path)).collect();
+/// What writes files to an output.
+type Taker =
+    fn(&OpenVolume, &[Vec<u8>], Output, bool, &dyn Observer, &Cancel) -> Result<TakenReport>;
+
+fn take(
+    at: &FilesAt,
+    paths: &[PathBuf],
+    to: &Path,
+    force: bool,
+    taker: Taker,
+    context: &mut Context,
+) -> Result<u8> {
+    let paths: Vec<Vec<u8>> = paths.iter().map(|path| bytes_of(path)).collect();
     let cancel = signals::watch(&context.screen);
-    let volume = open(&args.at, &paths, &context.screen, context)?;
-    let output = match args.to.as_path() {
+    let output = match to {
         path if path == Path::new("-") => Output::Stream(restore::bytes_to_stdout(&cancel)?),
         path => {
             restore::refuse_inside(&context.repository()?, path)?;
             Output::Path(path.to_owned())
         }
     };
-    let report = files::get(&volume, &paths, output, args.force, &context.screen, &cancel)?;
+    let screen = context.screen.clone();
+    let recorder = Recorder::new(&screen);
+    let volume = open(at, &paths, &recorder, context)?;
+    let mut report = taker(&volume, &paths, output, force, &screen, &cancel)?;
+    report.warnings.splice(..0, recorder.take());
     show_taken(&report, context)
 }
 

@@ -15,7 +15,7 @@ use rustix::fs::FileType;
 use super::list::{joined, last_name, trimmed};
 use super::metadata::{self, Rights};
 use super::target::{Target, unfinished_name};
-use super::{LeftOut, OpenVolume};
+use super::{LeftOut, OpenVolume, is_of_one_file};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
@@ -32,7 +32,7 @@ pub enum Output {
     /// Into the folder of this path, if it is one; else to this path.
     Path(PathBuf),
     /// The content of one file goes here.
-    Stream(Box<dyn Write>),
+    Stream(Box<dyn Write + Send>),
 }
 
 /// Copies what is at `paths` out of a volume: each with its last name, and all that is below. Nothing that
@@ -51,16 +51,7 @@ pub fn get(
 ) -> Result<TakenReport> {
     let started = Instant::now();
     let recorder = Recorder::new(observer);
-    let mut report = TakenReport {
-        source: volume.source.clone(),
-        volume: volume.volume.name.clone(),
-        output: PathBuf::from("-"),
-        files: 0,
-        bytes: 0,
-        left_out: 0,
-        seconds: 0.0,
-        warnings: Vec::new(),
-    };
+    let mut report = TakenReport::of(volume.source.clone(), volume.volume.name.clone());
     match output {
         Output::Stream(mut stream) => to_stream(volume, paths, &mut stream, cancel, &mut report)?,
         Output::Path(path) => {
@@ -423,12 +414,7 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// Whether a failure is one of a single file, and the others are worth going on.
-fn is_of_one_file(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Image | ErrorKind::Damaged)
-}
-
-fn exists_already(path: &Path, is_folder: bool) -> Error {
+pub(super) fn exists_already(path: &Path, is_folder: bool) -> Error {
     let error = Error::new(ErrorKind::Exists, format!("{} exists already", path.display()));
     error.advise(match is_folder {
         true => "a folder is never replaced by a file: choose another name",

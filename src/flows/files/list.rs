@@ -70,12 +70,7 @@ pub fn list(
 ///
 /// # Errors
 /// The volume can't be read. The target of a damaged link is shown as unknown.
-pub fn entry_of(
-    filesystem: &dyn Filesystem,
-    path: &[u8],
-    id: Id,
-    node: &Node,
-) -> Result<FileEntry> {
+fn entry_of(filesystem: &dyn Filesystem, path: &[u8], id: Id, node: &Node) -> Result<FileEntry> {
     let is_link = node.kind == filesystem::FileKind::Link;
     let target = if is_link { filesystem.target(id).ok() } else { None };
     let is_device = node.device != (0, 0);

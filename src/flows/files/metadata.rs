@@ -3,7 +3,6 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, Gid, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
-use rustix::io::Errno;
 
 use super::target::{Target, mode};
 use crate::base::error::Result;
@@ -54,11 +53,9 @@ pub(super) fn set(
             all = false;
             continue;
         }
-        match rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
-            Ok(()) => {}
-            Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC),
-            Err(_) => all = false,
-        }
+        // A filesystem that has no room for a value of this length says that it is full.
+        let set = rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty());
+        all &= set.is_ok();
     }
     rustix::fs::fchmod(fd, mode(rights.mode(node)))?;
     rustix::fs::futimens(fd, &times(node))?;

@@ -4,13 +4,15 @@
 mod get;
 mod list;
 mod metadata;
+mod tar;
 mod target;
 
 use std::path::Path;
 use std::sync::Arc;
 
 pub use get::{Output, get};
-pub use list::{entry_of, list, volumes};
+pub use list::{list, volumes};
+pub use tar::tar;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
@@ -171,6 +173,11 @@ impl OpenVolume {
         }
         Ok(true)
     }
+}
+
+/// Whether a failure is one of a single file, and the others are worth going on.
+fn is_of_one_file(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Image | ErrorKind::Damaged)
 }
 
 /// What could not be read or written, told of each file, but kept of a bounded number of them.

@@ -150,3 +150,12 @@ pub struct TakenReport {
     /// What was left out, and others.
     pub warnings: Vec<Warning>,
 }
+
+impl TakenReport {
+    /// Nothing yet, from a volume to standard output.
+    pub(crate) fn of(source: String, volume: String) -> Self {
+        let output = PathBuf::from("-");
+        let (files, bytes, left_out) = (0, 0, 0);
+        Self { source, volume, output, files, bytes, left_out, seconds: 0.0, warnings: Vec::new() }
+    }
+}

@@ -9,7 +9,7 @@ use crate::vault::repository::PointId;
 /// What is served, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeReport {
-    /// The socket.
+    /// The socket; none if another program has made one without a path.
     #[serde(serialize_with = "crate::base::json::optional::serialize")]
     pub socket: Option<PathBuf>,
     /// Every point of the repository is served, and none of them is listed here.
@@ -33,4 +33,6 @@ pub struct ExportReport {
     pub point: PointId,
     /// Size of the disk in bytes.
     pub virtual_size: u64,
+    /// Whether clients can write to it: into the scratch file.
+    pub writable: bool,
 }

@@ -1,13 +1,15 @@
 //! What a server has to give: points by name.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::scratch::Scratch;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::report::ExportReport;
 use crate::formats::nbd::{ExportFlags, NAME_LEN_MAX};
 use crate::vault::point::{Content, OpenPoint, OpenPoints, Run};
-use crate::vault::repository::{DiskAt, Point, Selector};
+use crate::vault::repository::{DiskAt, DiskId, Point, Selector};
 
 /// The most names that a client is told.
 const LIST_MAX: usize = 4096;
@@ -29,6 +31,8 @@ pub struct Export {
     point: OpenPoint,
     /// Whether its name means the same point for as long as it exists.
     is_fixed: bool,
+    /// Where goes what is written; none if nothing can be.
+    scratch: Option<Scratch>,
 }
 
 /// The exports of a server.
@@ -62,22 +66,65 @@ impl Export {
 
     /// What it can do.
     pub fn flags(&self) -> ExportFlags {
-        let flags = ExportFlags::BASE.with(ExportFlags::READ_ONLY);
+        let flags = ExportFlags::BASE.with(match self.scratch {
+            Some(_) => ExportFlags::WRITABLE,
+            None => ExportFlags::READ_ONLY,
+        });
         // Connections that ask for a name at different times may mean different points by it.
         if self.is_fixed { flags.with(ExportFlags::MULTI_CONN) } else { flags }
     }
 
+    /// Where goes what is written.
+    pub fn scratch(&self) -> Option<Writable<'_>> {
+        self.scratch.as_ref().map(|scratch| Writable { scratch, point: &self.point })
+    }
+
     /// What a range of the disk is, as far as `limit` runs go: there is at least one.
     pub fn runs(&self, range: Range<u64>, limit: usize) -> Result<Vec<Run>> {
-        self.point.extents(range, limit)
+        let Some(scratch) = &self.scratch else { return self.point.extents(range, limit) };
+        let mut runs: Vec<Run> = Vec::new();
+        let mut failure = None;
+        scratch.parts(range, |part, is_written| {
+            let found = match is_written {
+                true => Ok(vec![Run { range: part, content: Content::Data }]),
+                false => self.point.extents(part, limit),
+            };
+            for run in found.unwrap_or_else(|error| {
+                failure = Some(error);
+                Vec::new()
+            }) {
+                match runs.last_mut().filter(|last| last.content == run.content) {
+                    Some(last) => last.range.end = run.range.end,
+                    None => runs.push(run),
+                }
+            }
+            failure.is_none() && runs.len() < limit
+        });
+        runs.truncate(limit);
+        match failure.filter(|_| runs.is_empty()) {
+            Some(error) => Err(error),
+            None => Ok(runs),
+        }
     }
 
     /// Fills `out` with the bytes at `offset`.
     pub fn read(&self, out: &mut [u8], offset: u64) -> Result<()> {
-        match self.point.read(out, offset)? == out.len() {
+        let from_point = |out: &mut [u8], offset| match self.point.read(out, offset)? == out.len() {
             true => Ok(()),
             false => Err(Error::new(ErrorKind::Usage, "the range ends behind the disk")),
-        }
+        };
+        let Some(scratch) = &self.scratch else { return from_point(out, offset) };
+        let mut outcome = Ok(());
+        scratch.parts(offset..offset + out.len() as u64, |part, is_written| {
+            let place = (part.start - offset) as usize..(part.end - offset) as usize;
+            let out = out.get_mut(place).unwrap_or_default();
+            outcome = match is_written {
+                true => scratch.read(out, part.start),
+                false => from_point(out, part.start),
+            };
+            outcome.is_ok()
+        });
+        outcome
     }
 
     fn report(&self) -> ExportReport {
@@ -88,7 +135,36 @@ impl Export {
             disk: point.disk.to_string(),
             point: point.id,
             virtual_size: point.record.virtual_size,
+            writable: self.scratch.is_some(),
         }
+    }
+}
+
+/// An export that can be written to.
+pub struct Writable<'a> {
+    scratch: &'a Scratch,
+    point: &'a OpenPoint,
+}
+
+impl Writable<'_> {
+    /// As [`Scratch::write`].
+    pub fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.scratch.write(self.point, bytes, offset)
+    }
+
+    /// As [`Scratch::zero`].
+    pub fn zero(&self, range: Range<u64>, holes: bool) -> Result<()> {
+        self.scratch.zero(self.point, range, holes)
+    }
+
+    /// As [`Scratch::trim`].
+    pub fn trim(&self, range: &Range<u64>) -> Result<()> {
+        self.scratch.trim(range)
+    }
+
+    /// As [`Scratch::flush`].
+    pub fn flush(&self) -> Result<()> {
+        self.scratch.flush()
     }
 }
 
@@ -96,16 +172,20 @@ impl Exports {
     /// Opens what is wanted.
     ///
     /// # Errors
-    /// There is no such point, or it can't be opened.
-    pub fn open(points: Arc<OpenPoints>, wanted: &Wanted) -> Result<Self> {
-        let mut fixed = Vec::new();
+    /// There is no such point, or it can't be opened; as [`Scratch::open`].
+    pub fn open(points: Arc<OpenPoints>, wanted: &Wanted, scratch: Option<&Path>) -> Result<Self> {
+        let mut opened: Vec<OpenPoint> = Vec::new();
         let mut add = |point: OpenPoint| {
-            let is_new = |export: &Arc<Export>| export.point.name() != point.name();
-            if fixed.iter().all(is_new) {
-                fixed.push(Arc::new(Export { point, is_fixed: true }));
+            if opened.iter().all(|known| known.name() != point.name()) {
+                opened.push(point);
             }
         };
+        let one = || {
+            Error::new(ErrorKind::Usage, "a scratch file is for one disk")
+                .advise("name one disk at one point")
+        };
         match wanted {
+            Wanted::Everything if scratch.is_some() => return Err(one()),
             Wanted::Everything => return Ok(Self { points, fixed: None }),
             Wanted::Disks(disks) => {
                 for disk in disks {
@@ -118,13 +198,18 @@ impl Exports {
                 let manifest = catalog.resolve_domain(&domain, selector)?;
                 let point = Selector::Id(manifest.point.to_string());
                 for record in &manifest.disks {
-                    let disk = crate::vault::repository::DiskId {
-                        domain: domain.clone(),
-                        disk: record.disk.clone(),
-                    };
+                    let disk = DiskId { domain: domain.clone(), disk: record.disk.clone() };
                     add(points.open(&disk, &point)?);
                 }
             }
+        }
+        if scratch.is_some() && opened.len() != 1 {
+            return Err(one());
+        }
+        let mut fixed = Vec::new();
+        for point in opened {
+            let scratch = scratch.map(|path| Scratch::open(path, &point)).transpose()?;
+            fixed.push(Arc::new(Export { point, is_fixed: true, scratch }));
         }
         Ok(Self { points, fixed: Some(fixed) })
     }
@@ -158,7 +243,7 @@ impl Exports {
         let point = self.points.open_named(&at)?;
         let is_id = |id: &str| id == point.point().id.to_string();
         let is_fixed = name.rsplit_once('@').is_some_and(|(_, id)| is_id(id));
-        Ok(Arc::new(Export { point, is_fixed }))
+        Ok(Arc::new(Export { point, is_fixed, scratch: None }))
     }
 
     /// The names of the exports and what they are, the newest points of a disk first.

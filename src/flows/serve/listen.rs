@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::stream::Stream;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::rename_new;
-use crate::disk::sys::FileId;
+use crate::disk::sys::{FileId, inherited_descriptors};
 
 /// Where clients come in.
 #[derive(Debug)]
@@ -52,6 +52,35 @@ impl Listener {
         listener.set_nonblocking(true).map_err(failed)?;
         let id = FileId::at(path).map_err(failed)?;
         Ok(Self::Unix(listener, Some(SocketFile { path: path.to_owned(), id })))
+    }
+
+    /// The sockets that another program has opened for this one, as systemd does: so many, from the
+    /// first that is no standard stream on. Call it once.
+    ///
+    /// # Errors
+    /// One of them is no socket of this machine that clients can come to.
+    pub fn inherited(count: u32) -> Result<Vec<Self>> {
+        let mut listeners = Vec::new();
+        for socket in inherited_descriptors(count) {
+            let refused = |why: String| {
+                let text = format!("a socket that the server was started with is of no use: {why}");
+                Error::new(ErrorKind::Usage, text).advise("give it a listening Unix socket")
+            };
+            let socket = socket.map_err(|error| refused(error.to_string()))?;
+            let listener = UnixListener::from(socket);
+            // Of a socket of another family, the name can't be told.
+            listener.local_addr().map_err(|error| refused(error.to_string()))?;
+            listener.set_nonblocking(true).map_err(|error| refused(error.to_string()))?;
+            listeners.push(Self::Unix(listener, None));
+        }
+        Ok(listeners)
+    }
+
+    /// The path of the socket, if it has one.
+    pub fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Unix(listener, _) => Some(listener.local_addr().ok()?.as_pathname()?.to_owned()),
+        }
     }
 
     /// The next client, if one waits.

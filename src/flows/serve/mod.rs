@@ -8,12 +8,13 @@
 mod exports;
 mod handshake;
 mod listen;
+mod scratch;
 mod session;
 mod stream;
 
 use std::collections::HashMap;
 use std::io::{self, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::paths::absolute;
 use crate::disk::io::Pool;
 use crate::flows::report::ServeReport;
 use crate::vault::point::OpenPoints;
@@ -53,10 +55,21 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 pub struct ServeRequest {
     /// What is served.
     pub wanted: Wanted,
-    /// The socket to make.
-    pub socket: PathBuf,
+    /// Where clients come in.
+    pub place: Place,
+    /// Where goes what is written; nothing can be written without it.
+    pub scratch: Option<PathBuf>,
     /// How many requests of one client are worked on at once.
     pub threads: usize,
+}
+
+/// Where clients come in.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// A socket that is made.
+    Socket(PathBuf),
+    /// So many sockets that another program has opened for this one.
+    Inherited(u32),
 }
 
 /// A server that is ready for clients.
@@ -98,24 +111,31 @@ impl Server {
     /// # Errors
     /// A point can't be opened; the socket can't be made.
     pub fn open(repository: Repository, request: &ServeRequest) -> Result<Self> {
-        let exports = Exports::open(OpenPoints::new(repository), &request.wanted)?;
-        let listener = Listener::bind(&request.socket)?;
-        let place = std::path::absolute(&request.socket).unwrap_or_else(|_| request.socket.clone());
+        let scratch = request.scratch.as_deref();
+        let exports = Exports::open(OpenPoints::new(repository), &request.wanted, scratch)?;
+        let listeners = match &request.place {
+            Place::Socket(path) => vec![Listener::bind(path)?],
+            Place::Inherited(count) => Listener::inherited(*count)?,
+        };
+        let place = match &request.place {
+            Place::Socket(path) => Some(absolute(path)),
+            Place::Inherited(_) => listeners.iter().find_map(Listener::path),
+        };
         let uri = |name: &str| {
-            let socket = escaped(&place.to_string_lossy(), false);
-            format!("nbd+unix:///{}?socket={socket}", escaped(name, true))
+            let socket = place.as_deref().unwrap_or(Path::new("SOCKET"));
+            format!("nbd+unix:///{}?socket={}", escaped(name), escaped(&socket.to_string_lossy()))
         };
         let mut exported = exports.report();
         for export in exported.iter_mut().flatten() {
             export.uri = uri(&export.name);
         }
         let report = ServeReport {
-            socket: Some(place.clone()),
+            socket: place.clone(),
             on_demand: exported.is_none(),
             uri: uri("GUEST/DISK@POINT"),
             exports: exported.unwrap_or_default(),
         };
-        Ok(Self { exports, listeners: vec![listener], threads: request.threads.max(1), report })
+        Ok(Self { exports, listeners, threads: request.threads.max(1), report })
     }
 
     /// What is served, and where.
@@ -238,7 +258,7 @@ impl Drop for Client<'_> {
 }
 
 /// A text as a part of a URI; a path keeps its slashes.
-fn escaped(text: &str, is_path: bool) -> String {
+fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for byte in text.bytes() {
         let is_plain = byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
@@ -248,6 +268,5 @@ fn escaped(text: &str, is_path: bool) -> String {
             false => escaped.push_str(&format!("%{byte:02X}")),
         }
     }
-    debug_assert!(is_path || !escaped.contains('?'));
     escaped
 }

@@ -28,6 +28,9 @@ const STATUS_RUNS: usize = 4096;
 const READ_RUNS: usize = 64;
 /// How many bytes are prefetched for one request.
 const PREFETCH_MAX: u64 = 8 << 20;
+const READ_ONLY: &str = "a recovery point can't be written to";
+const BEHIND_THE_END: &str = "the range ends behind the disk";
+const ODD_FLAGS: &str = "unknown flags";
 /// How many damaged places one reply tells.
 const ERRORS_MAX: usize = 16;
 
@@ -150,35 +153,110 @@ impl<'a> Session<'a> {
         };
         match request.command {
             Command::Disconnect => None,
+            // The bytes follow, and must be passed over to find the next request.
+            Command::Write if request.len > REQUEST_BYTES_MAX => None,
             Command::Write => {
-                // The bytes follow, and must be passed over to find the next request.
-                if request.len > REQUEST_BYTES_MAX {
-                    return None;
-                }
-                let passed = io::copy(&mut incoming.take(request.len.into()), &mut io::sink());
-                (passed.ok()? == u64::from(request.len)).then_some(request)
+                let outcome = self.write(&request, incoming);
+                let answered = match outcome.ok()? {
+                    Ok(()) => self.done(&request),
+                    Err((status, text)) => self.fail(&request, status, &text),
+                };
+                answered.ok()?;
+                self.next(incoming)
             }
             _ => Some(request),
         }
+    }
+
+    /// Writes the bytes that follow a request, in the order in which they come. What is refused is passed
+    /// over.
+    fn write(
+        &self,
+        request: &Request,
+        incoming: &mut BufReader<&'a Stream>,
+    ) -> io::Result<Result<(), (Status, String)>> {
+        let export = &self.agreed.export;
+        let scratch = export.scratch();
+        let mut outcome = match &scratch {
+            None => Err((Status::NotPermitted, READ_ONLY.to_owned())),
+            Some(_) if request.flags.is_odd_for(request.command) => {
+                Err((Status::Invalid, ODD_FLAGS.to_owned()))
+            }
+            Some(_) if !request.is_within(export.size()) => {
+                Err((Status::NoSpace, BEHIND_THE_END.to_owned()))
+            }
+            Some(_) => Ok(()),
+        };
+        let end = request.offset.saturating_add(request.len.into());
+        let mut room = Room::default();
+        for range in pieces(request.offset..end) {
+            let mut piece = self.piece(&range, &mut room);
+            incoming.read_exact(piece.bytes())?;
+            if let (Ok(()), Some(scratch)) = (&outcome, &scratch) {
+                let written = scratch.write(piece.bytes(), range.start);
+                outcome = written.map_err(|error| self.refusal(&error));
+            }
+        }
+        if let (Ok(()), Some(scratch)) = (&outcome, &scratch)
+            && request.flags.has(CommandFlags::FUA)
+        {
+            outcome = scratch.flush().map_err(|error| self.refusal(&error));
+        }
+        Ok(outcome)
+    }
+
+    /// Changes the disk without bytes from the client.
+    fn change(&self, request: &Request) -> io::Result<()> {
+        let export = &self.agreed.export;
+        let Some(scratch) = export.scratch() else {
+            return match request.command {
+                // There is nothing to be flushed.
+                Command::Flush => self.done(request),
+                _ => self.fail(request, Status::NotPermitted, READ_ONLY),
+            };
+        };
+        let range = request.offset..request.offset.saturating_add(request.len.into());
+        let is_flush = request.command == Command::Flush;
+        if !is_flush && !request.is_within(export.size()) {
+            return self.fail(request, Status::NoSpace, BEHIND_THE_END);
+        }
+        let holes = !request.flags.has(CommandFlags::NO_HOLE);
+        let changed = match request.command {
+            Command::WriteZeroes => scratch.zero(range, holes),
+            Command::Trim => scratch.trim(&range),
+            _ => Ok(()),
+        };
+        let flush = || match is_flush || request.flags.has(CommandFlags::FUA) {
+            true => scratch.flush(),
+            false => Ok(()),
+        };
+        match changed.and_then(|()| flush()) {
+            Ok(()) => self.done(request),
+            Err(error) => self.fail_by(request, &error),
+        }
+    }
+
+    /// What a client is told of an error, and the admin, too.
+    fn refusal(&self, error: &Error) -> (Status, String) {
+        self.shared.complain(error);
+        (status_of(error), error.chain())
     }
 
     fn answer(&self, request: &Request, room: &mut Room) -> io::Result<()> {
         let export = &self.agreed.export;
         let refuse = |status, text: &str| self.fail(request, status, text);
         if request.flags.is_odd_for(request.command) {
-            return refuse(Status::Invalid, "unknown flags");
+            return refuse(Status::Invalid, ODD_FLAGS);
         }
         match request.command {
             Command::Read | Command::Cache | Command::BlockStatus => {
                 if !request.is_within(export.size()) {
-                    return refuse(Status::Invalid, "the range ends behind the disk");
+                    return refuse(Status::Invalid, BEHIND_THE_END);
                 }
             }
-            Command::Flush => return self.done(request),
-            Command::Write | Command::Trim | Command::WriteZeroes => {
-                return refuse(Status::NotPermitted, "a recovery point can't be written to");
-            }
-            Command::Disconnect | Command::Unknown(_) => {
+            Command::Flush | Command::Trim | Command::WriteZeroes => return self.change(request),
+            // These two never come here.
+            Command::Write | Command::Disconnect | Command::Unknown(_) => {
                 return refuse(Status::NotSupported, "unknown request");
             }
         }
@@ -276,24 +354,27 @@ impl<'a> Session<'a> {
             self.send(request, &Chunk::of(run, false), is_last, bytes)?;
             return Ok(true);
         }
-        // Some block is damaged; its neighbours are not.
+        // Some block is damaged; its neighbours are not. A stretch of damage is told once.
         let block = u64::from(self.agreed.export.block_size());
-        let mut at = run.start;
+        let (mut at, mut was_damaged) = (run.start, false);
         while at < run.end {
             let range = at..run.end.min(at - at % block + block);
             let bytes = bytes.get_mut(..(range.end - range.start) as usize).unwrap_or_default();
             let ends = range.end == run.end && is_last;
-            match self.agreed.export.read(bytes, at) {
+            let read = self.agreed.export.read(bytes, at);
+            match &read {
                 Ok(()) => self.send(request, &Chunk::of(&range, false), ends, bytes)?,
+                Err(_) if was_damaged && !ends => {}
                 Err(error) => {
                     *errors += 1;
                     let ends = ends || *errors >= ERRORS_MAX;
-                    self.fail_at(request, &error, at, ends)?;
+                    self.fail_at(request, error, at, ends)?;
                     if ends {
                         return Ok(false);
                     }
                 }
             }
+            was_damaged = read.is_err();
             at = range.end;
         }
         Ok(true)

@@ -2,7 +2,10 @@
 //! end on every volume.
 
 mod ext;
+mod fat;
+mod ntfs;
 mod path;
+mod runs;
 mod source;
 mod walk;
 
@@ -137,13 +140,15 @@ pub trait Filesystem: Send + Sync {
 pub fn open(volume: Arc<dyn ReadAt>, content: Content) -> Result<Box<dyn Filesystem>> {
     match content {
         Content::Ext => Ok(Box::new(ext::Ext::open(volume)?)),
+        Content::Ntfs => Ok(Box::new(ntfs::Ntfs::open(volume)?)),
+        Content::Fat => Ok(Box::new(fat::Fat::open(volume)?)),
         other => Err(not_read_here(&*volume, other)),
     }
 }
 
 /// Whether the files of a volume that holds `content` can be read here.
 pub fn is_readable(content: Content) -> bool {
-    matches!(content, Content::Ext)
+    matches!(content, Content::Ext | Content::Fat | Content::Ntfs)
 }
 
 fn not_read_here(volume: &dyn ReadAt, content: Content) -> Error {

@@ -24,6 +24,9 @@ use crate::vault::repository::{
 /// What open readers may weigh in all: about so many bytes. The newest one stays open, however heavy.
 const READERS: u64 = 40 << 20;
 
+/// What a reader weighs besides its archives: what decodes their frames, for each thread that reads.
+const READER_LEN: u64 = 1 << 20;
+
 /// What an open archive weighs, and what it weighs for each piece of its bitmaps.
 const ARCHIVE_LEN: u64 = 8 << 10;
 
@@ -130,7 +133,8 @@ impl OpenPoints {
         let chain = catalog.chain_of(&point)?;
         let (size, block) = (point.record.virtual_size, u64::from(point.record.block_size).max(1));
         let pieces = (size / block).div_ceil(1 << 16);
-        let weight = chain.len() as u64 * (ARCHIVE_LEN + 48 * pieces)
+        let weight = READER_LEN
+            + chain.len() as u64 * (ARCHIVE_LEN + 48 * pieces)
             + 32 * (size / block / u64::from(GROUP_BLOCKS));
         let name = PathBuf::from(format!("{}@{}", point.disk, point.id));
         let points = Arc::clone(self);
