@@ -110,7 +110,8 @@ class Guest:
 
     def say_to_kernel(self, words):
         """Gives the definition of the next start another kernel command line: what runs does not change."""
-        self.xml = re.sub(r"( rig\.\w+)? *</cmdline>", f" {words}</cmdline>", self.xml)
+        xml = virsh("dumpxml", self.name, "--inactive").stdout
+        self.xml = re.sub(r"( rig\.\w+)? *</cmdline>", f" {words}</cmdline>", xml)
         return self.define()
 
     def redirect(self, xml, folder):
