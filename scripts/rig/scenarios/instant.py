@@ -50,7 +50,7 @@ def instant(rig):
 
     lose_server(rig, guest, server)
     # A backup would read the backup.
-    chain.refused("--same-guest", words=["its backing file is its source on a server (nbd)"])
+    chain.refused("--same-guest", words=["its backing file lies on a server (protocol nbd)"])
     bring_home(rig, guest, served)
     rig.promised("memory of the server", server.peak_mib(), 128, "MiB")
     server.stop()
