@@ -28,6 +28,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::io::Pool;
 use crate::flows::report::ServeReport;
+use crate::formats::nbd::unix_uri;
 use crate::vault::point::OpenPoints;
 use crate::vault::repository::Repository;
 use exports::Exports;
@@ -123,7 +124,7 @@ impl Server {
         };
         let uri = |name: &str| {
             let socket = place.as_deref().unwrap_or(Path::new("SOCKET"));
-            format!("nbd+unix:///{}?socket={}", escaped(name), escaped(&socket.to_string_lossy()))
+            unix_uri(name, &socket.to_string_lossy())
         };
         let mut exported = exports.report();
         for export in exported.iter_mut().flatten() {
@@ -255,18 +256,4 @@ impl Drop for Client<'_> {
         let enders = &self.clients.enders;
         enders.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
     }
-}
-
-/// A text as a part of a URI; a path keeps its slashes.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::new();
-    for byte in text.bytes() {
-        let is_plain = byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
-        match is_plain {
-            true => escaped.push(byte.into()),
-            // Many a client takes a name with a plain @ in it for a user and a host.
-            false => escaped.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    escaped
 }
