@@ -7,6 +7,7 @@
 mod handshake;
 mod reply;
 mod request;
+mod uri;
 
 pub use handshake::{
     ALLOCATION, CLIENT_FLAGS_LEN, Choice, ClientFlags, GREETING_LEN, Info, META_ALLOCATION,
@@ -15,6 +16,7 @@ pub use handshake::{
 };
 pub use reply::{Chunk, SIMPLE_REPLY_LEN, Status, simple_reply};
 pub use request::{Command, CommandFlags, REQUEST_LEN, Request};
+pub use uri::{tls_uri, unix_uri};
 
 /// The longest name of an export, in bytes.
 pub const NAME_LEN_MAX: usize = 4096;

@@ -17,6 +17,7 @@ SCENARIOS = {
     "instant": instant.instant,
     "pulled-home": instant.pulled_home,
     "drill": drill.drill,
+    "boots": drill.boots,
     "rollback": rollback.rollback,
     "several": several.several,
     "anchors": anchors.anchors,
@@ -26,4 +27,5 @@ SCENARIOS = {
 # Not proofs but figures, for the documents: only when they are asked for.
 MEASUREMENTS = {
     "clones": clones.clones,
+    "instant-boots": instant.instant_boots,
 }

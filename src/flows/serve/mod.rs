@@ -29,6 +29,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::io::Pool;
 use crate::flows::report::ServeReport;
+use crate::formats::nbd::{tls_uri, unix_uri};
 use crate::vault::point::OpenPoints;
 use crate::vault::repository::Repository;
 use exports::Exports;
@@ -134,10 +135,10 @@ impl Server {
         let socket = named.or_else(|| listeners.iter().find_map(Listener::path));
         let address = listeners.iter().find_map(Listener::address);
         let uri = |name: &str| match (&socket, &address) {
-            (None, Some(address)) => format!("nbds://{address}/{}", escaped(name)),
+            (None, Some(address)) => tls_uri(name, address),
             _ => {
                 let socket = socket.as_deref().unwrap_or(Path::new("SOCKET")).to_string_lossy();
-                format!("nbd+unix:///{}?socket={}", escaped(name), escaped(&socket))
+                unix_uri(name, &socket)
             }
         };
         let mut exported = exports.report();
@@ -276,18 +277,4 @@ impl Drop for Client<'_> {
         let enders = &self.clients.enders;
         enders.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
     }
-}
-
-/// A text as a part of a URI; a path keeps its slashes.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::new();
-    for byte in text.bytes() {
-        let is_plain = byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
-        match is_plain {
-            true => escaped.push(byte.into()),
-            // Many a client takes a name with a plain @ in it for a user and a host.
-            false => escaped.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    escaped
 }
