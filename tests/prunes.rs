@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::harness::content::{Guest, Random};
 use crate::harness::faults::{Fault, count_calls, plan, run_with};
 use crate::harness::files::{Mount, copy_tree, tree};
+use crate::harness::guest::{self, Host};
 use crate::harness::images::{check_is_silent, create, create_raw, guest_io, oracle, qemu_img};
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::{Lab, args, sweep};
@@ -177,6 +178,41 @@ pub fn request(last: u32) -> PruneRequest {
         dry_run: false,
         merging: MergeOptions::default(),
     }
+}
+
+/// The bytes of all archives in a repository.
+fn stored(repo: &Repo) -> u64 {
+    let archives = tree(&repo.path).into_iter();
+    let archives = archives.filter(|it| it.extension().is_some_and(|it| it == "qdelta"));
+    archives.map(|it| std::fs::metadata(repo.path.join(it)).unwrap().len()).sum()
+}
+
+/// Where the disks of a point went to different points, what they freed was counted twice.
+#[test]
+fn what_is_freed_is_what_the_disks_of_a_point_take() {
+    let host = Host::new();
+    let guest = guest::Guest::define(&host, host.lab.dir());
+    set_share(&host.repo, 1);
+    let fill = |from: &str| {
+        guest_io(&guest.vda(), "qcow2", &[format!("write -q -P 7 {from} 1M")]);
+        guest_io(&guest.vdb(), "raw", &[format!("write -q -P 8 {from} 1M")]);
+    };
+    for from in ["0", "1M"] {
+        fill(from);
+        host.web(&[]);
+    }
+    fill("1M");
+    host.web(&["--exclude", "vdb"]);
+    host.web(&[]);
+    let before = stored(&host.repo);
+    let words = args!["prune", "--keep-last", "2", "--grace", "0", "--json"];
+    let planned = host.repo.run([words.clone(), args!["--dry-run"]].concat()).ok().json();
+    let done = host.repo.run(words).ok().json();
+    let [planned, done] = [planned, done].map(|report| report["guests"][0]["data"].clone());
+    assert_eq!(done["merges"].as_array().unwrap().len(), 2, "{done:#}");
+    assert_eq!(done["bytes_freed"], before - stored(&host.repo), "{done:#}");
+    assert_eq!(planned["bytes_freed"], done["bytes_freed"], "{planned:#}");
+    host.assert_sound();
 }
 
 /// Pins a point until a time that is over.

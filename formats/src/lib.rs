@@ -12,7 +12,10 @@ pub mod archive;
 mod error;
 pub mod filesystems;
 mod little;
+pub mod nbd;
 pub mod qcow2;
+pub mod scratch;
+pub mod tar;
 pub mod volumes;
 
 pub use error::{FormatError, Problem};

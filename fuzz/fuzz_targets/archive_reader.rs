@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
+use qdelta::formats::archive::{Directory, FOOTER_LEN, Footer, GroupIndex, Kind};
 use qdelta::vault::archive::Reader;
 use qdelta::vault::chain::Chain;
 use qdelta::vault::codec::Decompressor;
-use qdelta::formats::archive::{Directory, FOOTER_LEN, Footer, GroupIndex, Kind};
 
 #[allow(dead_code, reason = "shared with the model of a chain")]
 mod model;

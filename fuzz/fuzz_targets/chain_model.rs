@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
+use qdelta::formats::archive::{Digest, GROUP_BLOCKS, GroupIndex, Kind, Metadata};
 use qdelta::vault::archive::Reader;
 use qdelta::vault::chain::{Chain, Owner};
 use qdelta::vault::codec::Decompressor;
-use qdelta::formats::archive::{Digest, GROUP_BLOCKS, GroupIndex, Kind, Metadata};
 
 mod model;
 use model::{BLOCK, Bytes, Disk, archive, digests, metadata};
@@ -105,7 +105,8 @@ fn check(chain: &[(Vec<u8>, Metadata, Disk)], digests: &[Digest; 256]) {
         assert_eq!(state.group_digest(), disk.group_digest(group as usize, digests));
         for frame in state.frames() {
             let reader = &chain.archives()[frame.archive];
-            let view = reader.read_frame(&frame.entry, frame.mask, &mut buffer).expect("a sound frame");
+            let view =
+                reader.read_frame(&frame.entry, frame.mask, &mut buffer).expect("a sound frame");
             let mut raw = vec![0; view.header.raw_len()];
             decompressor
                 .decompress(view.header.codec, view.payload, &mut raw)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -106,6 +107,12 @@ class Guest:
             file.write(self.xml)
         virsh("define", path)
         return self
+
+    def say_to_kernel(self, words):
+        """Gives the definition of the next start another kernel command line: what runs does not change."""
+        xml = virsh("dumpxml", self.name, "--inactive").stdout
+        self.xml = re.sub(r"( rig\.\w+)? *</cmdline>", f" {words}</cmdline>", xml)
+        return self.define()
 
     def redirect(self, xml, folder):
         """Gives the restored definition of a renamed guest files of its own for console and the like:

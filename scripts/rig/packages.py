@@ -29,6 +29,7 @@ PROGRAMS = {
     "unshare": ["util-linux"],
     "fio": ["fio"],
     "strace": ["strace"],
+    "systemd-socket-activate": ["systemd"],
     "gcc": ["gcc", "libc6-dev"],
     "cpio": ["cpio"],
     "xz": ["xz-utils"],

@@ -1,6 +1,10 @@
-//! Stretches of time as people read them: the one place that prints them.
+//! Stretches of time as people read and write them: the one place that prints them.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
+
+use crate::base::error::{Error, ErrorKind, Result};
 
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
@@ -37,6 +41,38 @@ pub fn age(seconds: i64) -> String {
     }
 }
 
+/// A stretch of time as people write it: `90s`, `5m`, `26h`, `2d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stretch(pub Duration);
+
+/// The units of a stretch, the largest first.
+const UNITS: [(&str, u64); 5] = [("d", DAY), ("h", HOUR), ("min", MINUTE), ("m", MINUTE), ("s", 1)];
+
+impl FromStr for Stretch {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let seconds = UNITS.iter().find_map(|(unit, seconds)| {
+            let number: u64 = text.trim().strip_suffix(unit)?.parse().ok()?;
+            number.checked_mul(*seconds).filter(|seconds| (1..=100 * YEAR).contains(seconds))
+        });
+        seconds.map(|seconds| Self(Duration::from_secs(seconds))).ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("{text:?} is no stretch of time"))
+                .advise("say how many of what: 90s, 5m, 26h, 2d")
+        })
+    }
+}
+
+impl fmt::Display for Stretch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let mut fitting = UNITS.iter().filter(|(unit, _)| *unit != "min");
+        let fitting = fitting.find(|(_, of)| seconds.is_multiple_of(*of));
+        let (unit, of) = fitting.copied().unwrap_or(("s", 1));
+        write!(f, "{}{unit}", seconds / of)
+    }
+}
+
 /// A stretch of time in which milliseconds count, as that of a freeze: `143 ms`.
 pub fn in_ms(duration: Duration) -> String {
     format!("{} ms", duration.as_millis())
@@ -59,6 +95,23 @@ mod tests {
             ["2 days", "662 days", "2 years", "317 years"]
         );
         assert!(super::shown(Duration::MAX).len() < 25);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for (text, seconds, shown) in [
+            ("90s", 90, "90s"),
+            ("300s", 300, "5m"),
+            ("5min", 300, "5m"),
+            ("24h", 86_400, "1d"),
+            ("26h", 93_600, "26h"),
+        ] {
+            let stretch: Stretch = text.parse().unwrap();
+            assert_eq!((stretch.0.as_secs(), stretch.to_string().as_str()), (seconds, shown));
+        }
+        for bad in ["", "5", "m", "-5m", "0s", "1.5h", "5mo", "99999999999999999d"] {
+            assert!(bad.parse::<Stretch>().is_err(), "{bad:?}");
+        }
     }
 
     #[test]

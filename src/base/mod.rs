@@ -8,4 +8,5 @@ pub mod json;
 pub mod observer;
 pub mod period;
 pub mod random;
+pub(crate) mod shelf;
 pub mod warning;

@@ -67,6 +67,12 @@ pub enum Code {
     NotNoted,
     /// What will be written may not fit: by a backup the repository, by a guest its folder.
     LittleRoom,
+    /// Something of a point that is served could not be read: its reader got an error.
+    NotServed,
+    /// Something of a disk's partitions or of a filesystem on it is odd or damaged.
+    Volume,
+    /// A file of a guest could not be read, or not be written as it was.
+    LeftOut,
     /// A point that a guest runs on could not be pinned: it may be removed.
     NotPinned,
     /// The system refused the faster way to read and write.

@@ -14,9 +14,11 @@ use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
-use super::export_args::Mount;
+use super::export_args::{Drill, Mount};
+use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
+use super::serve_args::Serve;
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -92,8 +94,11 @@ pub enum Command {
     Backup(Backup),
     Restore(Restore),
     Replay(Replay),
+    Files(Files),
     Mount(Mount),
+    Drill(Drill),
     Verify(Verify),
+    Serve(Serve),
     Points(Points),
     Prune(Prune),
     Undelete(Undelete),

@@ -92,6 +92,11 @@ fn rules(command: &str) -> &'static [Rule] {
             why: "names a second folder: give the new repository's as DIR or by --repo",
         }],
         "backup" => BACKUP,
+        "files ls" => &[Rule {
+            options: &["volume", "recursive"],
+            when: |typed| !typed.has("path"),
+            why: "needs a PATH: without one, the volumes of the disk are listed",
+        }],
         "restore" => RESTORE,
         "replay" => REPLAY,
         "anchors" => &[Rule {
@@ -104,6 +109,24 @@ fn rules(command: &str) -> &'static [Rule] {
             when: |typed| typed.has("quick"),
             why: "is about proofs, and --quick proves nothing: leave one of them out",
         }],
+        "drill" => DRILL,
+        "serve" => &[
+            Rule {
+                options: &["at"],
+                when: |typed| !typed.guest(),
+                why: "is for a guest (--domain); the point of a disk is named with it: DISK@POINT",
+            },
+            Rule {
+                options: &["disks"],
+                when: |typed| typed.guest(),
+                why: "is a disk, and --domain serves all of a guest: leave one of them out",
+            },
+            Rule {
+                options: &["scratch"],
+                when: |typed| !typed.guest() && !typed.has("disks"),
+                why: "is for one disk: name it, DISK@POINT",
+            },
+        ],
         "map" => &[NAMES, SNAPSHOT],
         "info" | "bench" => &[NAMES],
         "completions" => &[Rule {
@@ -114,6 +137,35 @@ fn rules(command: &str) -> &'static [Rule] {
         _ => &[],
     }
 }
+
+const DRILL: &[Rule] = &[
+    Rule {
+        options: &["pick", "to", "boot_command", "time_limit", "rto", "rpo"],
+        when: |typed| typed.has("report"),
+        why: "has no effect with --report, which shows earlier drills and makes none",
+    },
+    Rule {
+        options: &["to"],
+        when: |typed| {
+            let running = ["boot", "agent", "service"].iter().any(|rung| typed.is("to", rung));
+            running && !typed.has("boot_command")
+        },
+        why: "of this kind needs a program that boots the guest: name it by --boot-command",
+    },
+    Rule {
+        options: &["boot_command"],
+        when: |typed| {
+            let below = ["bytes", "partitions", "filesystems", "check"];
+            below.iter().any(|rung| typed.is("to", rung))
+        },
+        why: "has no effect where --to ends below boot",
+    },
+    Rule {
+        options: &["rto"],
+        when: |typed| !typed.has("boot_command"),
+        why: "is about the time until a guest's agent answers: name what boots it by --boot-command",
+    },
+];
 
 const BACKUP: &[Rule] = &[
     Rule {
@@ -304,6 +356,12 @@ const REPLAY: &[Rule] = &[
 /// [`ErrorKind::Usage`], naming the option.
 pub fn check(program: &clap::Command, matches: &ArgMatches) -> Result<()> {
     let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
+    // Of `files`, each verb is a command of its own.
+    let (name, matches) = match matches.subcommand() {
+        Some((verb, matches)) => (format!("{name} {verb}"), matches),
+        None => (name.to_owned(), matches),
+    };
+    let name = name.as_str();
     let typed = Typed { matches };
     for rule in rules(name).iter().filter(|rule| (rule.when)(&typed)) {
         let Some(id) = rule.options.iter().find(|id| typed.has(id)) else { continue };
@@ -316,7 +374,8 @@ pub fn check(program: &clap::Command, matches: &ArgMatches) -> Result<()> {
 
 /// An option as it is typed.
 fn shown(program: &clap::Command, command: &str, id: &str) -> String {
-    let command = program.find_subcommand(command);
+    let mut words = command.split(' ');
+    let command = words.try_fold(program, |above, word| above.find_subcommand(word));
     let own = command.and_then(|command| command.get_arguments().find(|arg| arg.get_id() == id));
     let global = || program.get_arguments().find(|arg| arg.get_id() == id);
     match own.or_else(global) {

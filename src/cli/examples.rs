@@ -61,6 +61,18 @@ pub fn list(command: &str) -> &'static [Example] {
             "Files in, disk out; * gives them in order",
             "qdelta replay web/disk/*.qdelta --output web.raw",
         )],
+        "files" => &[
+            ("What is on a disk", "qdelta files ls web"),
+            ("A folder, as it was on that day", "qdelta files ls web@2026-11-22 /etc"),
+            ("One file, into this folder", "qdelta files get web@2026-11-22 /etc/fstab"),
+            (
+                "A tree of a volume, elsewhere",
+                "qdelta files get web /srv --volume p2 --to /tmp/old",
+            ),
+            ("What changed since that day", "qdelta files diff web@2026-11-22..latest /etc"),
+            ("A tree with owners and attributes", "qdelta files tar web /srv --to srv.tar"),
+            ("A file through a pipe", "qdelta files get web /var/log/syslog --to - | grep error"),
+        ],
         "verify" => &[
             ("Everything", "qdelta verify"),
             ("One point", "qdelta verify web@latest"),
@@ -74,6 +86,14 @@ pub fn list(command: &str) -> &'static [Example] {
             ("Every point as a file", "qdelta mount /mnt/points"),
             ("One guest, in the background until it is stopped", "qdelta mount /mnt/points web"),
             ("One point", "qdelta mount /mnt/points web@2026-11-22"),
+        ],
+        "drill" => &[
+            ("All guests, as far as their filesystems", "qdelta drill"),
+            (
+                "Each night the two that were not drilled for longest, booted",
+                "qdelta drill --pick 2 --boot-command /usr/share/qdelta/drill-boot --rto 5m --rpo 26h",
+            ),
+            ("What was found", "qdelta drill --report"),
         ],
         "points" => &[
             ("All disks", "qdelta points"),
@@ -107,6 +127,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("For ever, by the point's id", "qdelta pin 20261122T153823.412Z"),
         ],
         "unpin" => &[("The rules decide again", "qdelta unpin web@20261122T153823.412Z")],
+        "serve" => &[
+            ("A disk at its latest point", "qdelta serve web/vda@latest --socket /run/qdelta.sock"),
+            ("Whatever is asked for", "qdelta serve --socket /run/qdelta.sock"),
+        ],
         "anchors" => &[
             ("All disks", "qdelta anchors"),
             ("Remove all anchors of a disk", "qdelta anchors web --remove-all"),

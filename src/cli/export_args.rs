@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueHint};
+use super::args::Engine;
+use clap::{Args, ValueEnum, ValueHint};
 use qdelta::DiskAt;
+use qdelta::base::duration::Stretch;
+use qdelta::vault::repository;
 
 use super::{examples, values};
 
@@ -27,4 +30,88 @@ pub struct Mount {
     /// POINT is as qdelta restore --help has it.
     #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at)]
     pub wanted: Vec<DiskAt>,
+}
+
+/// Prove that guests come back, rung by rung.
+///
+/// A drill takes the latest point of a guest and climbs: every byte is proved, the partition tables and the superblocks
+/// of the filesystems are read, the system's own tools check the filesystems (e2fsck, xfs_repair,
+/// btrfs, fsck.fat, ntfsfix: they only read), and with --boot-command the guest is booted, its agent is asked, and a
+/// check of your own is run in it. Each rung passed, failed, or was not tried, which is never
+/// counted as passed. What was found is remembered on this host (--state), and shown by qdelta points and --report.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("drill"), after_long_help = examples::long(Some("drill")))]
+pub struct Drill {
+    /// Which guests [default: all]
+    ///
+    /// GUEST is a guest by its name in the repository or in libvirt, or by its UUID. POINT is as qdelta restore
+    /// --help has it [default: latest].
+    #[arg(value_name = "GUEST[@POINT]", value_parser = values::disk_at)]
+    pub guests: Vec<DiskAt>,
+
+    /// Only so many guests: those whose last drill on this host is longest ago
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pick: Option<u32>,
+
+    /// How far to climb [default: agent with --boot-command, check without]
+    #[arg(long, value_enum, value_name = "RUNG")]
+    pub to: Option<Rung>,
+
+    /// The program that boots a guest, such as scripts/drill-boot; docs/drills.md says how it is called
+    #[arg(long, value_name = "PROGRAM", value_hint = ValueHint::ExecutablePath)]
+    pub boot_command: Option<PathBuf>,
+
+    /// How long each program may take before it is killed
+    #[arg(long, value_name = "TIME", default_value = "30m")]
+    pub time_limit: Stretch,
+
+    /// How long it may take until the agent answers [default: as qdelta.toml says]
+    #[arg(long, value_name = "TIME")]
+    pub rto: Option<Stretch>,
+
+    /// How old the point may be, and how long after the one before it [default: as qdelta.toml says]
+    #[arg(long, value_name = "TIME")]
+    pub rpo: Option<Stretch>,
+
+    /// Show what earlier drills on this host have found, and drill nothing
+    #[arg(long)]
+    pub report: bool,
+
+    /// How to work.
+    #[command(flatten)]
+    pub work: Engine,
+}
+
+/// A step of a drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Rung {
+    /// Every byte of the point is what was written
+    Bytes,
+    /// The partition tables hold together
+    Partitions,
+    /// The superblocks of the filesystems are sound
+    Filesystems,
+    /// The system's own tools find nothing wrong with the filesystems
+    Check,
+    /// The guest starts
+    Boot,
+    /// Its agent answers
+    Agent,
+    /// Your check within the guest passes
+    Service,
+}
+
+impl Rung {
+    /// What the library calls it.
+    pub fn to_library(self) -> repository::Rung {
+        match self {
+            Self::Bytes => repository::Rung::Bytes,
+            Self::Partitions => repository::Rung::Partitions,
+            Self::Filesystems => repository::Rung::Filesystems,
+            Self::Check => repository::Rung::Check,
+            Self::Boot => repository::Rung::Boot,
+            Self::Agent => repository::Rung::Agent,
+            Self::Service => repository::Rung::Service,
+        }
+    }
 }

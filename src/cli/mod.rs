@@ -6,11 +6,14 @@ mod combination;
 mod commands;
 mod examples;
 mod export_args;
+mod files_args;
 mod guest_args;
 mod near;
 mod out;
 mod point_args;
+mod ready;
 mod screen;
+mod serve_args;
 mod signals;
 mod state;
 mod status;
@@ -99,10 +102,12 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Backup(args) => commands::backup::run(args, context),
         Command::Restore(args) => commands::restore::run(&args, context),
         Command::Replay(args) => commands::restore::replay(&args, context),
+        Command::Files(args) => commands::files::run(&args, context),
         Command::Verify(args) => commands::verify::run(args, context),
         Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),
         Command::Points(args) => commands::points::run(&args, context),
+        Command::Serve(args) => commands::serve::run(args, context),
         Command::Space(args) => commands::space::run(&args, context),
         Command::Prune(args) => commands::prune::run(&args, context),
         Command::Undelete(args) => commands::prune::undelete(&args, context),
@@ -112,6 +117,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Completions(args) => commands::shell::completions(&args, context),
         Command::Man(args) => commands::shell::man(&args, context),
         Command::Bench(args) => commands::bench::run(args, context),
+        Command::Drill(args) => commands::drill::run(&args, context),
         Command::Mount(args) => commands::mount::run(&args, context),
         Command::Complete(args) => commands::complete::run(&args, context),
         Command::Map(args) => commands::map::run(args, context),

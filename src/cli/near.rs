@@ -49,12 +49,12 @@ const TIPS: &[(&[&str], &str)] = &[
     ),
     (
         &["diff", "compare"],
-        "there is no command yet that compares points; two with the same root (qdelta points --json) hold \
-         the same disk",
+        "qdelta files diff DISK@A..B compares the files at two points; two points with the same root (qdelta \
+         points --json) hold the same disk",
     ),
     (
-        &["nbd", "serve", "files"],
-        "there is no command yet that shows a point without restoring it: restore it to a file, and open that",
+        &["nbd", "export", "publish"],
+        "qdelta serve DISK@POINT --socket PATH shows a point as a disk over NBD",
     ),
     (
         &["browse", "fuse", "umount", "unmount"],

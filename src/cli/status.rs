@@ -11,7 +11,7 @@ pub const USAGE: u8 = 2;
 /// Something in the repository is damaged.
 pub const DAMAGED: u8 = 4;
 
-/// A salvage gave what is left, and that is not everything.
+/// A salvage gave what is left, or files were taken out, and that is not everything.
 pub const PARTIAL: u8 = 9;
 
 /// A guest may be frozen.
@@ -22,6 +22,12 @@ pub const SOME_FAILED: u8 = 12;
 
 /// The point is good, but the snapshot that a command made for it may still exist.
 pub const NOT_RELEASED: u8 = 13;
+
+/// A drill failed: a guest does not come back as it should.
+pub const DRILL_FAILED: u8 = 14;
+
+/// A drill could not be tried as far as was asked: nothing is known of the rest.
+pub const NOT_TRIED: u8 = 15;
 
 /// Every status and what it says.
 pub const TABLE: &[(u8, &str)] = &[
@@ -34,11 +40,13 @@ pub const TABLE: &[(u8, &str)] = &[
     (6, "no such repository, disk, point or file"),
     (7, "the target exists already and --force was not given"),
     (8, "no space left, or a quota is reached"),
-    (PARTIAL, "salvaged in part: the lost ranges were listed"),
+    (PARTIAL, "salvaged in part, or some files were left out: they were listed"),
     (10, "a guest could not be frozen, or not for long enough"),
     (ALARM, "ALARM: a guest may still be frozen; the message says how to thaw it"),
     (SOME_FAILED, "some of several guests were not backed up; the summary says which"),
     (NOT_RELEASED, "the points are good, but a snapshot command failed to release what it made"),
+    (DRILL_FAILED, "a drill failed: a guest does not come back, or misses its target"),
+    (NOT_TRIED, "a drill could not be tried as far as was asked: nothing is known of the rest"),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
 
@@ -97,6 +105,7 @@ mod tests {
         ];
         let mut given: Vec<u8> =
             kinds.into_iter().map(of).chain([DONE, PARTIAL, SOME_FAILED, NOT_RELEASED]).collect();
+        given.extend([DRILL_FAILED, NOT_TRIED]);
         given.sort_unstable();
         let documented: Vec<u8> = TABLE.iter().map(|&(status, _)| status).collect();
         assert_eq!(given, documented);

@@ -52,6 +52,11 @@ impl Said {
         first.map(|words| words.trim().to_owned())
     }
 
+    /// Whether all that the program said was kept.
+    pub fn is_whole(&self) -> bool {
+        self.stdout.len() < OUTPUT_LEN_MAX && self.stderr.len() < OUTPUT_LEN_MAX
+    }
+
     /// Standard error as one line with a colon in front; empty if there was none.
     pub fn problem(&self) -> String {
         let text = String::from_utf8_lossy(&self.stderr);

@@ -1,6 +1,8 @@
 //! Every `--json` result has exactly the fields that `docs/json.md` says.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use qdelta::flows::report;
@@ -9,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Run, done, qdelta, qemu_img, qemu_io, word};
-use crate::harness::temp_dir;
+use crate::harness::{self, args, temp_dir};
 
 /// The examples of a document, by their headings.
 fn examples(document: &str) -> BTreeMap<String, Value> {
@@ -86,16 +88,23 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "restore in place" => through::<report::InPlaceReport>(result),
         "restore of a guest in place" => through::<report::MachineInPlaceReport>(result),
         "restore of a guest" => through::<report::MachineReport>(result),
+        "files ls" => through::<report::VolumesReport>(result),
+        "files ls of a path" => through::<report::FilesReport>(result),
+        "files get, files tar" => through::<report::TakenReport>(result),
         "restore of a guest at once" => through::<report::MachineReport>(result),
+        "files diff" => through::<report::DiffReport>(result),
         "verify" => through::<report::VerifyReport>(result),
         "points" => through::<report::PointsReport>(result),
         "pin, unpin, undelete" => through::<report::MarkReport>(result),
         "prune" => through::<report::PruneReport>(result),
         "space" => through::<report::SpaceReport>(result),
         "merge" => through::<report::MergeReport>(result),
+        "serve" => through::<report::ServeReport>(result),
         "anchors" => through::<report::AnchorsReport>(result),
         "info of an archive" | "info of an image" => through::<report::FileReport>(result),
         "map" => through::<Vec<report::MapEntry>>(result),
+        "drill" => through::<report::DrillsReport>(result),
+        "drill --report" => through::<report::DrillHistory>(result),
         "mount" => through::<report::MountReport>(result),
         "bench" => through::<report::BenchReport>(result),
         "man" => through::<report::ManReport>(result),
@@ -219,6 +228,27 @@ fn every_result_is_as_the_document_says() {
     let map = json(&["map", &image]);
     compare("map", &[&map], &[]);
     compare("space", &[&json(&["space", "web"])], &[]);
+    let tree = dir.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join(OsStr::from_bytes(b"odd\xffname")), b"x").unwrap();
+    std::os::unix::fs::symlink("there", tree.join("link")).unwrap();
+    let ext = at("ext.raw");
+    let made = args!["-q", "-F", "-t", "ext4", "-d", tree.as_path(), &ext, "8M"];
+    harness::run(harness::tool("mke2fs", made)).ok();
+    json(&["backup", &ext, "--format", "raw", "--disk", "ext"]);
+    let volumes = json(&["files", "ls", "ext"]);
+    compare("files ls", &[&volumes], &[".volumes[].label"]);
+    let listed = json(&["files", "ls", "ext", "/"]);
+    compare("files ls of a path", &[&listed], &[".files[].device", ".files[].device[]"]);
+    let taken = json(&["files", "get", "ext", "/", "--to", &at("taken")]);
+    let packed = json(&["files", "tar", "ext", "/", "--to", &at("files.tar")]);
+    compare("files get, files tar", &[&taken, &packed], &[]);
+    std::fs::write(tree.join(OsStr::from_bytes(b"odd\xffname")), b"xx").unwrap();
+    let made = args!["-q", "-F", "-t", "ext4", "-d", tree.as_path(), &ext, "8M"];
+    harness::run(harness::tool("mke2fs", made)).ok();
+    let first = json(&["backup", &ext, "--format", "raw", "--disk", "ext"]);
+    let points = format!("ext@{}..latest", first["parent"].as_str().unwrap());
+    compare("files diff", &[&json(&["files", "diff", &points])], &[]);
     compare("anchors", &[&json(&["anchors"])], &[".anchors[].bytes_held"]);
     compare("man", &[&json(&["man", &at("man")])], &[]);
 

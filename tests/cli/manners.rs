@@ -87,7 +87,7 @@ fn commands_of_other_programs_are_answered_with_a_tip() {
         ("check", "qdelta verify"),
         ("forget", "qdelta prune"),
         ("diff", "no command yet"),
-        ("mount", "no command yet"),
+        ("fuse", "qdelta mount"),
         ("bakup", "backup"),
     ] {
         let said = refused(2, &[word]);

@@ -5,7 +5,7 @@
 //! Limits are QEMU's: what it refuses to open is refused here.
 
 pub mod bitmap;
-mod bytes;
+pub(crate) mod bytes;
 mod edit;
 mod extension;
 mod features;

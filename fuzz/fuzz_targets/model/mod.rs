@@ -5,13 +5,13 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use qdelta::vault::archive::Writer;
-use qdelta::vault::codec::Compressor;
+use qdelta::disk::io::ReadAt;
 use qdelta::formats::archive::{
     ArchiveId, BlockIndex, Codec, Consistency, Digest, GROUP_BLOCKS, Geometry, GroupIndex, Kind,
     Metadata, Parent, RootHasher, Tracker, block_digest, frame_blocks, group_digest,
 };
-use qdelta::disk::io::ReadAt;
+use qdelta::vault::archive::Writer;
+use qdelta::vault::codec::Compressor;
 
 /// Size of a block in bytes.
 pub const BLOCK: usize = 4096;

@@ -1,7 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import (anchors, backups, clones, freeze, guest_lives, instant, kills, lives, machine,
-               rollback, selftest, several, states)
+from . import (anchors, backups, clones, drill, freeze, guest_lives, instant, kills, lives,
+               machine, rollback, selftest, several, states)
 from .base import Rig
 
 SCENARIOS = {
@@ -16,6 +16,8 @@ SCENARIOS = {
     "machine": machine.machine,
     "instant": instant.instant,
     "pulled-home": instant.pulled_home,
+    "drill": drill.drill,
+    "boots": drill.boots,
     "rollback": rollback.rollback,
     "several": several.several,
     "anchors": anchors.anchors,
@@ -25,4 +27,5 @@ SCENARIOS = {
 # Not proofs but figures, for the documents: only when they are asked for.
 MEASUREMENTS = {
     "clones": clones.clones,
+    "instant-boots": instant.instant_boots,
 }

@@ -58,6 +58,41 @@ const TABLES: &[Table] = &[
         apart: &[("--repo", "d"), ("--repair", "--time-zone")],
     },
     Table {
+        command: "files ls",
+        ways: &[("volumes", &["d"]), ("files", &["d", "/etc"])],
+        entries: &[
+            Entry(&["--volume", "p2"], &["files"], "the volume of the path"),
+            Entry(&["--recursive"], &["files"], "also what is below"),
+        ],
+        apart: &[],
+    },
+    Table {
+        command: "files tar",
+        ways: &[("files", &["d", "/etc"])],
+        entries: &[
+            Entry(&["--volume", "p2"], &[], "the volume of the paths"),
+            Entry(&["--to", "f"], &[], "where to"),
+            Entry(&["--force"], &[], "what exists is replaced"),
+        ],
+        apart: &[],
+    },
+    Table {
+        command: "files diff",
+        ways: &[("points", &["d@a..b"]), ("a path", &["d@a..b", "/etc"])],
+        entries: &[Entry(&["--volume", "p2"], &[], "the volume of the path")],
+        apart: &[],
+    },
+    Table {
+        command: "files get",
+        ways: &[("files", &["d", "/etc"])],
+        entries: &[
+            Entry(&["--volume", "p2"], &[], "the volume of the paths"),
+            Entry(&["--to", "f"], &[], "where to"),
+            Entry(&["--force"], &[], "what exists is replaced"),
+        ],
+        apart: &[],
+    },
+    Table {
         command: "backup",
         ways: &[("image", &["i.qcow2"]), ("guest", &["--domain", "g"]), ("all", &["--all"])],
         entries: &[
@@ -285,6 +320,23 @@ const TABLES: &[Table] = &[
         apart: &[("--quick", "--max-age"), ("--quick", "--budget")],
     },
     Table {
+        command: "serve",
+        ways: &[
+            ("everything", &["--socket", "s"]),
+            ("disks", &["g@latest", "--socket", "s"]),
+            ("guest", &["--domain", "g", "--socket", "s"]),
+        ],
+        entries: &[
+            Entry(&["--socket", "s"], &[], "where clients come in"),
+            Entry(&["g@latest"], &["disks", "everything"], "what is served"),
+            Entry(&["--domain", "g"], &["guest", "everything"], "what is served"),
+            Entry(&["--at", "latest"], &["guest"], "which point of the guest"),
+            Entry(&["--scratch", "f"], &["disks", "guest"], "where goes what is written"),
+            Entry(&["--threads", "2"], &[], "how many requests of a client are worked on at once"),
+        ],
+        apart: &[("g@latest", "--domain")],
+    },
+    Table {
         command: "points",
         ways: &[("everything", &[]), ("some", &["g"])],
         entries: &[
@@ -319,6 +371,31 @@ const TABLES: &[Table] = &[
         command: "mount",
         ways: &[("folder", &["d"])],
         entries: &[Entry(&["g@latest"], &[], "what is shown")],
+        apart: &[],
+    },
+    Table {
+        command: "drill",
+        ways: &[
+            ("report", &["--report"]),
+            ("everything", &[]),
+            ("some", &["g@latest"]),
+            ("booted", &["--boot-command", "c"]),
+        ],
+        entries: &[
+            Entry(&["g@latest"], &[], "which guests"),
+            Entry(&["--report"], &["report"], "nothing is drilled"),
+            Entry(&["--pick", "2"], &["everything", "some", "booted"], "those that are due"),
+            Entry(&["--to", "check"], &["everything", "some"], "where the ladder ends"),
+            Entry(&["--to", "agent"], &["booted"], "where the ladder ends"),
+            Entry(&["--boot-command", "c"], &["booted"], "what boots a guest"),
+            Entry(&["--time-limit", "5m"], &["everything", "some", "booted"], "of each program"),
+            Entry(&["--rto", "5m"], &["booted"], "what the agent's answer is compared with"),
+            Entry(
+                &["--rpo", "26h"],
+                &["everything", "some", "booted"],
+                "what the point's age is compared with",
+            ),
+        ],
         apart: &[],
     },
     Table {
@@ -448,7 +525,7 @@ impl Entry {
 /// What the parser and the rules make of these words.
 fn accepts(command: &str, words: &[&str]) -> Result<(), String> {
     let mut program = Cli::command();
-    let all = ["qdelta", command].into_iter().chain(words.iter().copied());
+    let all = std::iter::once("qdelta").chain(command.split(' ')).chain(words.iter().copied());
     let matches = program.try_get_matches_from_mut(all).map_err(|error| {
         assert_eq!(error.exit_code(), 2, "{error}");
         error.to_string()
@@ -459,12 +536,30 @@ fn accepts(command: &str, words: &[&str]) -> Result<(), String> {
     })
 }
 
+/// Every command that does something, by its words: of those that have verbs, each verb.
+fn leaves() -> Vec<(String, clap::Command)> {
+    let program = Cli::command();
+    let mut leaves = Vec::new();
+    for command in program.get_subcommands().filter(|command| !command.is_hide_set()) {
+        let name = command.get_name();
+        if !command.has_subcommands() {
+            leaves.push((name.to_owned(), command.clone()));
+        }
+        for verb in command.get_subcommands() {
+            leaves.push((format!("{name} {}", verb.get_name()), verb.clone()));
+        }
+    }
+    leaves
+}
+
 /// The entries of a command, with those of options that several have.
 fn entries(table: &Table) -> Vec<&'static Entry> {
     let known = |words: &Entry| {
-        let program = Cli::command();
-        let command = program.find_subcommand(table.command).unwrap();
-        command
+        leaves()
+            .into_iter()
+            .find(|(name, _)| name == table.command)
+            .unwrap()
+            .1
             .get_arguments()
             .any(|arg| arg.get_long().is_some_and(|it| words.0[0] == format!("--{it}")))
     };
@@ -486,8 +581,8 @@ fn is_in_base(base: &[&str], entry: &Entry) -> bool {
 #[test]
 fn every_option_is_in_the_table() {
     let program = Cli::command();
-    for command in program.get_subcommands().filter(|command| !command.is_hide_set()) {
-        let name = command.get_name();
+    for (name, command) in &leaves() {
+        let name = name.as_str();
         let table = TABLES.iter().find(|table| table.command == name);
         let table = table.unwrap_or_else(|| panic!("{name} has no table"));
         let typed: BTreeSet<&str> =

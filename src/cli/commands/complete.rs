@@ -161,6 +161,11 @@ impl Line {
         }
         match command {
             "verify" => Some(Place::DiskAt),
+            // A folder comes first.
+            "mount" if !self.words.is_empty() => Some(Place::DiskAt),
+            "drill" => Some(Place::Guest),
+            // A verb comes first.
+            "files" if self.words.len() == 1 => Some(Place::DiskAt),
             _ if !self.words.is_empty() => None,
             "restore" if self.option("domain").is_some() => None,
             "restore" | "pin" | "unpin" | "undelete" => Some(Place::DiskAt),
@@ -204,6 +209,7 @@ mod tests {
         assert_eq!(place("qdelta --repo /r -q restore we"), Some(Place::DiskAt));
         assert_eq!(place("qdelta --repo=/r verify web@2026"), Some(Place::DiskAt));
         assert_eq!(place("qdelta restore --format raw w"), Some(Place::DiskAt));
+        assert_eq!(place("qdelta files ls we"), Some(Place::DiskAt));
         assert_eq!(place("qdelta points --json w"), Some(Place::Disk));
         assert_eq!(place("qdelta restore --domain "), Some(Place::Guest));
         assert_eq!(place("qdelta backup i.qcow2 --disk "), Some(Place::Disk));
@@ -216,6 +222,8 @@ mod tests {
             "qdelta ",
             "qdelta rest",
             "qdelta restore web ",
+            "qdelta files g",
+            "qdelta files get web /e",
             "qdelta restore web out",
             "qdelta restore -",
             "qdelta restore --format ",

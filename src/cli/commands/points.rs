@@ -13,7 +13,7 @@ use qdelta::base::duration;
 use qdelta::base::observer::Silent;
 use qdelta::flows::anchors::inventory;
 use qdelta::flows::report::{DiskPointsReport, PointReport, PointsReport, PointsTotals};
-use qdelta::vault::repository::{Catalog, DiskId, PointId};
+use qdelta::vault::repository::{Catalog, Climb, DiskId, PointId};
 
 /// Lists the points of one disk or of all. Something damaged does not hide the rest, but shows in
 /// the exit status.
@@ -192,11 +192,14 @@ fn show_anchors(catalog: &Catalog, disk: &DiskId, context: &mut Context) -> Resu
 
 /// What a point is, and its marks.
 fn kind_of(point: &PointReport, now: Timestamp) -> String {
+    let drilled = point.drilled.map(|drilled| drilled.result);
     let is_pinned = point.pinned.as_ref().is_some_and(|pin| pin.holds(now));
     let marks = [
         (point.safety, ", safety"),
         (is_pinned, ", pinned"),
         (point.removed.is_some(), ", removed"),
+        (drilled == Some(Climb::Passed), ", drilled"),
+        (drilled == Some(Climb::Failed), ", DRILL FAILED"),
     ];
     let said: String = marks.iter().filter(|(has, _)| *has).map(|(_, mark)| *mark).collect();
     format!("{}{said}", point.kind)

@@ -1,7 +1,7 @@
 //! `qdelta restore` and `qdelta replay`: the disk of a recovery point.
 
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -85,16 +85,21 @@ fn request(
 
 /// Standard output as a place for the bytes of a disk.
 fn stdout(cancel: &Cancel) -> Result<Destination> {
+    Ok(Destination::Stream(bytes_to_stdout(cancel)?))
+}
+
+/// Standard output, which must be no terminal.
+pub(super) fn bytes_to_stdout(cancel: &Cancel) -> Result<Box<dyn Write + Send>> {
     let stdout = io::stdout();
     if stdout.is_terminal() {
         return Err(Error::new(
             ErrorKind::Usage,
-            "the bytes of a disk are not for a terminal, and standard output is one",
+            "bytes of a guest are not for a terminal, and standard output is one",
         )
         .advise("redirect it into a file or a pipe"));
     }
     if stdout_was_closed() {
-        let text = "standard output is closed: the bytes of the disk would be lost";
+        let text = "standard output is closed: the bytes would be lost";
         return Err(Error::new(ErrorKind::Io, text).advise(
             "redirect it into a file or a pipe; qdelta verify only looks whether it could",
         ));
@@ -106,10 +111,10 @@ fn stdout(cancel: &Cancel) -> Result<Destination> {
     let metadata = file.metadata();
     let metadata =
         metadata.map_err(|error| Error::io("look at", Path::new("standard output"), error))?;
-    Ok(Destination::Stream(match metadata.file_type().is_fifo() {
+    Ok(match metadata.file_type().is_fifo() {
         true => Box::new(Pipe::of(file, cancel)),
         false => Box::new(file),
-    }))
+    })
 }
 
 /// Fails if the output would lie in the repository, which holds points and nothing else.

@@ -108,6 +108,9 @@ pub fn man(args: &Man, context: &mut Context) -> Result<u8> {
     let mut pages = vec![page(&args.dir, &program, "qdelta")?];
     for command in program.get_subcommands().filter(|command| !command.is_hide_set()) {
         pages.push(page(&args.dir, command, command.get_name())?);
+        for verb in command.get_subcommands() {
+            pages.push(page(&args.dir, verb, command.get_name())?);
+        }
     }
     if context.out.json {
         context.out.json(&ManReport { pages })?;

@@ -2,11 +2,14 @@
 
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What [`look_at_output`] has seen. It is a fact of the process that nothing changes later.
 static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the descriptors that the process was started with were given out.
+static INHERITED: AtomicBool = AtomicBool::new(false);
 
 /// Has the C library call [`look_at_output`] before the runtime of Rust begins.
 #[used]
@@ -73,6 +76,23 @@ pub(crate) fn die_with_parent(command: &mut std::process::Command) {
     // SAFETY: between fork and exec only what is safe in a signal handler may be done. The closure
     // makes two system calls and takes no lock and no memory: its errors are plain numbers.
     unsafe { command.pre_exec(set) };
+}
+
+/// The descriptors that another program has opened for this one, as systemd does: so many, from the first
+/// that is no standard stream on. None is given out twice; one that is not open is an error.
+pub(crate) fn inherited_descriptors(count: u32) -> Vec<io::Result<OwnedFd>> {
+    let taken = INHERITED.swap(true, Ordering::Relaxed);
+    let numbers = if taken { 0..0 } else { 3..3 + count.min(64) as RawFd };
+    let take = |number| {
+        // SAFETY: no memory is involved, and a descriptor that is not open is an error.
+        if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is open, whoever started this program gave it to it, and the flag above
+        // has this function give it out once.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    numbers.map(take).collect()
 }
 
 /// Has the kernel begin to write `len` bytes from `offset` on of a file to its device, without

@@ -7,6 +7,7 @@ pub(crate) mod patience;
 
 pub(crate) use file_id::Stamp;
 pub use file_id::{FileId, Seen, look_in};
+pub(crate) use kernel::inherited_descriptors;
 
 /// Whether the program was started with its standard output closed. What is written to it then goes to
 /// `/dev/null`, without an error.

@@ -82,16 +82,18 @@ pub fn run(
         observer: &recorder,
         cancel,
     };
-    let mut report = match lock {
-        None => merger.rehearse(&step)?,
+    let steps = std::slice::from_ref(&step);
+    let reports = match &lock {
+        None => merger.rehearse(steps)?,
         Some(lock) => {
             merger.check_room(&step)?;
-            let reports = merger.run(&lock, std::slice::from_ref(&step))?;
-            let mut report = reports.into_iter().next().ok_or_else(none)?;
-            report.waiting = tidy(repository, &lock)?.is_none();
-            report
+            merger.run(lock, steps)?
         }
     };
+    let mut report = reports.into_iter().next().ok_or_else(none)?;
+    if let Some(lock) = &lock {
+        report.waiting = tidy(repository, lock)?.is_none();
+    }
     report.warnings = recorder.take();
     Ok(report)
 }

@@ -86,11 +86,15 @@ impl<'a> Merger<'a> {
         both.inspect_err(|error| self.catalog.note_damage(error))
     }
 
-    /// What a step will do.
+    /// What these steps will do together.
     ///
     /// # Errors
     /// An archive can't be opened.
-    pub fn rehearse(&self, step: &Step) -> Result<MergeReport> {
+    pub fn rehearse(&self, steps: &[Step]) -> Result<Vec<MergeReport>> {
+        steps.iter().map(|step| self.rehearse_one(step, steps)).collect()
+    }
+
+    fn rehearse_one(&self, step: &Step, steps: &[Step]) -> Result<MergeReport> {
         let started = Instant::now();
         let mut report = report_of(step);
         report.dry_run = true;
@@ -101,7 +105,7 @@ impl<'a> Merger<'a> {
             let frames = (0, 0);
             add(&mut report, &stretch, &disk, (costs.reads, costs.writes), frames);
         }
-        report.bytes_freed += self.dropped(step);
+        report.bytes_freed += self.dropped(step, steps);
         report.seconds = started.elapsed().as_secs_f64();
         Ok(report)
     }
@@ -135,7 +139,7 @@ impl<'a> Merger<'a> {
     pub fn run(&self, lock: &DomainLock, steps: &[Step]) -> Result<Vec<MergeReport>> {
         let mut prepared = Vec::new();
         for step in steps {
-            let done = self.prepare(lock, step);
+            let done = self.prepare(lock, step, steps);
             prepared.push(done.inspect_err(|error| self.catalog.note_damage(error))?);
         }
         self.prove(&prepared)?;
@@ -157,8 +161,13 @@ impl<'a> Merger<'a> {
         Ok(reports)
     }
 
-    /// Writes the archives of a step, beside those that are named.
-    fn prepare<'lock>(&self, lock: &'lock DomainLock, step: &Step) -> Result<Prepared<'lock>> {
+    /// Writes the archives of one of these steps, beside those that are named.
+    fn prepare<'lock>(
+        &self,
+        lock: &'lock DomainLock,
+        step: &Step,
+        steps: &[Step],
+    ) -> Result<Prepared<'lock>> {
         let started = Instant::now();
         let repository = self.catalog.repository();
         let (mut manifest, version) = repository.versioned(&step.domain, step.into)?;
@@ -203,7 +212,7 @@ impl<'a> Merger<'a> {
                 manifest.replaces.push(replaced);
             }
         }
-        report.bytes_freed += self.dropped(step);
+        report.bytes_freed += self.dropped(step, steps);
         report.seconds = started.elapsed().as_secs_f64();
         Ok(Prepared { manifest, version, archives, report })
     }
@@ -278,10 +287,12 @@ impl<'a> Merger<'a> {
         Stretch::new(archives)
     }
 
-    /// Bytes of archives that go without being merged: disks that the later point does not have.
-    fn dropped(&self, step: &Step) -> u64 {
+    /// Bytes of archives that go with a step though none of these merges them: disks that no later point
+    /// has.
+    fn dropped(&self, step: &Step, steps: &[Step]) -> u64 {
+        let paths = steps.iter().flat_map(|step| &step.disks);
         let is_merged = |point: PointId, disk: &DiskName| {
-            step.disks.iter().any(|path| path.disk == *disk && path.points.contains(&point))
+            paths.clone().any(|path| path.disk == *disk && path.points.contains(&point))
         };
         let gone = step.absorbed.iter().filter_map(|point| self.family.manifest(*point));
         let records = gone.flat_map(|it| it.disks.iter().map(move |record| (it.point, record)));

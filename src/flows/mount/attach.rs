@@ -28,6 +28,12 @@ pub(super) struct Attached {
 }
 
 impl Attached {
+    /// What was attached to a folder by somebody who has ended.
+    pub fn left_on(folder: &Path) -> Self {
+        let by_helper = !rustix::process::geteuid().is_root();
+        Self { folder: folder.to_owned(), by_helper }
+    }
+
     /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -10,7 +10,7 @@ mod names;
 mod patience;
 mod server;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::base::observer::Observer;
 use crate::base::warning::Warning;
 use crate::flows::report::MountReport;
 use crate::vault::point::OpenPoints;
-use crate::vault::repository::{DiskAt, PointId, Repository};
+use crate::vault::repository::{DiskAt, DiskId, PointId, Repository};
 use attach::Attached;
 use listing::Lister;
 use server::Server;
@@ -87,10 +87,13 @@ impl Mount {
         &self.report
     }
 
-    /// Where the file of a point is.
-    pub fn file(&self, disk: &crate::vault::repository::DiskId, point: PointId) -> PathBuf {
+    /// Where the file of a point is, or that of one of its volumes; none if no file is called so.
+    pub fn file(&self, disk: &DiskId, point: PointId, volume: Option<&str>) -> Option<PathBuf> {
         let folder = self.attached.folder().join(disk.to_string());
-        folder.join(names::file_of(point))
+        match volume {
+            None => Some(folder.join(names::file_of(point))),
+            Some(volume) => Some(folder.join(point.to_string()).join(names::volume_file(volume)?)),
+        }
     }
 
     /// Waits until somebody unmounts it, or asks to stop.
@@ -128,13 +131,15 @@ impl Mount {
             self.session = None;
             return Ok(());
         }
-        self.attached.detach()?;
+        let detached = self.attached.detach();
         let started = Instant::now();
         while !self.is_over() && started.elapsed() < FAREWELL {
             std::thread::sleep(Duration::from_millis(5));
         }
+        // Somebody else may have been faster.
+        let is_over = self.is_over();
         self.session = None;
-        Ok(())
+        if is_over { Ok(()) } else { detached }
     }
 }
 
@@ -143,6 +148,12 @@ impl Drop for Mount {
         // What can't be unmounted shows itself to whoever looks.
         let _ = self.unmount();
     }
+}
+
+/// Takes away what a mount on a folder of our own left behind whose program was killed.
+pub(crate) fn clean_up(folder: &Path) {
+    // What is none, or in use, stays.
+    let _ = Attached::left_on(folder).detach();
 }
 
 /// Shows points as files until somebody unmounts them or asks to stop; `ready` is told when they are

@@ -70,7 +70,7 @@ pub(super) fn files_of(survey: &Survey) -> impl Iterator<Item = (String, &Volume
 }
 
 /// What the file of a volume of this name is called; nothing if the name is none for a file.
-fn volume_file(name: &str) -> Option<String> {
+pub(super) fn volume_file(name: &str) -> Option<String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
     let words: Vec<&str> = name.split('/').collect();
     let is_word =

@@ -366,8 +366,7 @@ impl Pruner<'_> {
         }
         data.dropped.sort_unstable();
         for merge in merges {
-            let reports = merge.steps.iter().map(|step| merger.rehearse(step));
-            data.add(reports.collect::<Result<_>>()?, room_for(merge.costs.writes));
+            data.add(merger.rehearse(&merge.steps)?, room_for(merge.costs.writes));
         }
         data.spared = stays.iter().map(spared).collect();
         guest.data = data;

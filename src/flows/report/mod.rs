@@ -7,8 +7,10 @@
 mod anchors;
 mod backup;
 mod bench;
+mod drill;
 mod failure;
 mod file;
+mod files;
 mod marks;
 mod merge;
 mod mount;
@@ -17,6 +19,7 @@ mod prune;
 mod restore;
 mod retain;
 mod roll_back;
+mod serve;
 mod setup;
 mod space;
 mod verify;
@@ -25,8 +28,13 @@ pub use crate::disk::image::MapEntry;
 pub use anchors::{AnchorReport, AnchorState, AnchorsReport};
 pub use backup::{BackupReport, GuestOutcome, GuestReport, GuestsReport, Outcome};
 pub use bench::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
+pub use drill::{DrillHistory, DrillReport, DrillsReport, GuestDrills};
 pub use failure::Failure;
 pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};
+pub use files::{
+    Change, DiffReport, FileChange, FileEntry, FileKind, FilesReport, GuestPath, TakenReport,
+    VolumeReport, VolumesReport,
+};
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
 pub use mount::MountReport;
@@ -39,6 +47,7 @@ pub use restore::{
 };
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
+pub use serve::{ExportReport, ServeReport};
 pub use setup::{InitReport, ManReport};
 pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
 pub use verify::{

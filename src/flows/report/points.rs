@@ -12,8 +12,8 @@ use crate::base::json::text;
 use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::Warning;
 use crate::vault::repository::{
-    Anchor, Catalog, DamagedManifest, DiskId, ImageRecord, Pin, Point, PointId, Refusal, Removal,
-    Survey, Wanted,
+    Anchor, Catalog, DamagedManifest, DiskId, Drilled, ImageRecord, Pin, Point, PointId, Refusal,
+    Removal, Survey, Wanted,
 };
 
 /// The points of some disks.
@@ -121,6 +121,8 @@ pub struct PointReport {
     /// if one never was.
     #[serde(with = "text::optional")]
     pub proved: Option<Timestamp>,
+    /// What the last drill of the point on this host says; none if there was none.
+    pub drilled: Option<Drilled>,
     /// The archive's id.
     #[serde(with = "text")]
     pub archive_id: ArchiveId,
@@ -198,10 +200,13 @@ impl PointsReport {
             let list = catalog.points(&disk)?;
             let health = catalog.health(&disk, &list)?;
             let proofs = catalog.proofs(&disk, &list.points, now);
+            let drilled = catalog.drilled(&disk, &list.points);
             let points = list.points.iter().map(|point| {
                 let proved = proofs.get(&point.id).copied();
                 let restorable = health.restorable.contains(&point.id);
-                PointReport::new(point, repository.describe(&point.archive), restorable, proved)
+                let archive = repository.describe(&point.archive);
+                let drilled = drilled.get(&point.id).copied();
+                PointReport { drilled, ..PointReport::new(point, archive, restorable, proved) }
             });
             let points: Vec<_> = points.collect();
             let chains = chains_of(&points, |_| true);
@@ -320,6 +325,7 @@ impl PointReport {
             archive_present: point.archive_present,
             restorable,
             proved,
+            drilled: None,
             archive_id: record.archive_id,
             image: record.image.clone(),
             refused: record.refused.clone(),

@@ -7,6 +7,8 @@
 mod doubt;
 mod rules;
 
+use std::thread;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -18,6 +20,11 @@ use crate::vault::repository::{
 };
 
 pub use rules::{Candidate, Clock, judge};
+
+/// How many points are marked at a time.
+const MARKS_AT_ONCE: usize = 8;
+/// So many are not worth a thread.
+const MARKS_IN_TURN: usize = 32;
 
 /// What is asked of the rules.
 #[derive(Debug, Clone)]
@@ -96,29 +103,45 @@ pub fn remove(
 ) -> Result<()> {
     let Policy { grace, zone, now, .. } = policy;
     let removal = |reason: String| Removal { at: *now, until: grace.after(*now, zone), reason };
-    for verdict in &decided.points {
-        let reason = verdict.reasons.first().map_or_else(String::new, ToString::to_string);
-        match verdict.fate {
-            Fate::Keep => {}
-            Fate::Remove => {
-                repository.mark(lock, verdict.point, |marks| {
+    let mark = |verdict: &Verdict| {
+        repository.mark(lock, verdict.point, |marks| {
+            match verdict.fate {
+                Fate::Keep => {}
+                Fate::Remove => {
+                    let reason = verdict.reasons.first();
+                    let reason = reason.map_or_else(String::new, ToString::to_string);
                     marks.removed.get_or_insert_with(|| removal(reason));
                     // One that still held would have kept it.
                     marks.pinned = None;
-                    Ok(())
-                })?;
-            }
-            // By a clock that stood ahead: its time would never be over.
-            Fate::Removed if is_ahead(verdict, *now) => {
-                repository.mark(lock, verdict.point, |marks| {
+                }
+                // By a clock that stood ahead: its time would never be over.
+                Fate::Removed => {
                     marks.removed = marks.removed.take().map(|mark| removal(mark.reason));
-                    Ok(())
-                })?;
+                }
             }
-            Fate::Removed => {}
-        }
-    }
-    Ok(())
+            Ok(())
+        })
+    };
+    let is_marked = |it: &&Verdict| match it.fate {
+        Fate::Keep => false,
+        Fate::Remove => true,
+        Fate::Removed => is_ahead(it, *now),
+    };
+    let wanted: Vec<&Verdict> = decided.points.iter().filter(is_marked).collect();
+    // Each mark waits for the disk. Where there are many, the filesystem promises several at a time.
+    let share = wanted.len().div_ceil(MARKS_AT_ONCE).max(MARKS_IN_TURN);
+    thread::scope(|scope| {
+        let marking: Vec<_> = wanted
+            .chunks(share)
+            .map(|wanted| {
+                scope.spawn(|| wanted.iter().try_for_each(|verdict| mark(verdict).map(drop)))
+            })
+            .collect();
+        let done = |it: thread::ScopedJoinHandle<'_, Result<()>>| {
+            it.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        marking.into_iter().map(done).fold(Ok(()), Result::and)
+    })
 }
 
 /// Whether a point was removed at a time that is still to come.

@@ -116,8 +116,8 @@ fn each(catalog: &Catalog, domain: &DomainName, cancel: &Cancel) -> Result<Vec<P
             (None, _) => Some(bytes_of(manifest)),
             (Some(into), 1) => {
                 let step = family.step(&BTreeSet::from([manifest.point]), into)?;
-                match merger.rehearse(&step) {
-                    Ok(report) => Some(report.bytes_freed),
+                match merger.rehearse(std::slice::from_ref(&step)) {
+                    Ok(reports) => Some(reports.iter().map(|report| report.bytes_freed).sum()),
                     Err(error) if is_of_file(&error) => None,
                     Err(error) => return Err(error),
                 }

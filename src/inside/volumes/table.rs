@@ -28,6 +28,11 @@ pub(super) fn partitions(disk: &dyn ReadAt) -> Result<Survey> {
     if protected && of_gpt(disk, size, &mut survey)? {
         return Ok(survey);
     }
+    if entries.as_ref().is_some_and(|entries| entries.iter().any(mbr::Entry::is_protective))
+        && survey.notes.is_empty()
+    {
+        survey.notes.push("the MBR says that there is a GPT, and both copies are gone".to_owned());
+    }
     // A boot sector of a filesystem has the signature of an MBR, and code where its entries would be.
     let is_filesystem = matches!(content_of(disk)?, Content::Ntfs | Content::Fat | Content::ExFat);
     match entries {

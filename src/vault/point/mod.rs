@@ -5,7 +5,6 @@ mod before;
 mod open;
 mod opened;
 mod reader;
-mod shelf;
 
 pub(crate) use base::Base;
 pub use base::KindChoice;

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use super::open::open_archives;
 use super::reader::{Caches, PointReader, Run};
-use super::shelf::Shelf;
+
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::shelf::Shelf;
 use crate::disk::io::ReadAt;
 use crate::formats::archive::GROUP_BLOCKS;
 use crate::vault::repository::{
@@ -22,6 +23,9 @@ use crate::vault::repository::{
 
 /// What open readers may weigh in all: about so many bytes. The newest one stays open, however heavy.
 const READERS: u64 = 40 << 20;
+
+/// What a reader weighs besides its archives: what decodes their frames, for each thread that reads.
+const READER_LEN: u64 = 1 << 20;
 
 /// What an open archive weighs, and what it weighs for each piece of its bitmaps.
 const ARCHIVE_LEN: u64 = 8 << 10;
@@ -129,7 +133,8 @@ impl OpenPoints {
         let chain = catalog.chain_of(&point)?;
         let (size, block) = (point.record.virtual_size, u64::from(point.record.block_size).max(1));
         let pieces = (size / block).div_ceil(1 << 16);
-        let weight = chain.len() as u64 * (ARCHIVE_LEN + 48 * pieces)
+        let weight = READER_LEN
+            + chain.len() as u64 * (ARCHIVE_LEN + 48 * pieces)
             + 32 * (size / block / u64::from(GROUP_BLOCKS));
         let name = PathBuf::from(format!("{}@{}", point.disk, point.id));
         let points = Arc::clone(self);
@@ -199,6 +204,15 @@ impl OpenPoint {
     /// As [`Self::read`].
     pub fn data_in(&self, ranges: &[Range<u64>]) -> Result<u64> {
         self.ask(|reader| reader.data_in(ranges))
+    }
+
+    /// As [`PointReader::is_same`].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn is_same(&self, other: &Self, range: Range<u64>) -> Result<bool> {
+        let another = other.opened()?;
+        self.ask(|reader| reader.is_same(&another.reader, range.clone()))
     }
 
     /// Puts a question to the reader, and once more to a new one if the first was opened a while ago and

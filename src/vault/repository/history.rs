@@ -12,6 +12,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::drills::Drill;
 use super::names::{DiskId, DiskName, DomainName};
 use super::storage::{Entry, Local, LockMode, Locked, Name, Publish, Storage};
 use super::{Catalog, Point, PointId, Repository};
@@ -32,6 +33,9 @@ const TRIES: u32 = 10;
 pub struct History {
     /// By disk and file name.
     disks: BTreeMap<DiskName, BTreeMap<String, Seen>>,
+    /// The drills of the guest, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) drills: Vec<Drill>,
 }
 
 /// What is known of an archive.

@@ -17,6 +17,7 @@ mod case;
 mod catalog;
 mod chain;
 mod config;
+mod drills;
 mod find;
 mod health;
 mod history;
@@ -51,6 +52,7 @@ pub use catalog::{Catalog, Point};
 pub(crate) use chain::Needed;
 pub use chain::{Gap, Remains};
 pub use config::Repair;
+pub use drills::{Climb, Drill, Drilled, Part, Root, Rung, Step};
 pub use find::{DiskAt, Wanted};
 pub use health::Health;
 pub use history::{History, Stamp, Verdict};
@@ -68,7 +70,7 @@ pub use pending::Pending;
 pub use point::{PointId, Selector};
 pub use removal::Removed;
 pub(crate) use replace::Version;
-pub use settings::{Count, Keep, SAFETY, Settings};
+pub use settings::{Count, Keep, SAFETY, Settings, Targets};
 use storage::{Entry, EntryKind, Name, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.

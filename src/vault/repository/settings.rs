@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::Repository;
 use super::config::{CONFIG, LEN_MAX, located};
 use super::storage::{Name, Storage};
+use crate::base::duration::Stretch;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
 use crate::base::period::Period;
@@ -116,6 +117,18 @@ impl Keep {
     }
 }
 
+/// What drills are compared with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Targets {
+    /// How long it may take until a guest's agent answers.
+    #[serde(with = "text::optional")]
+    pub rto: Option<Stretch>,
+    /// How old the last point may be, and how long after the one before it.
+    #[serde(with = "text::optional")]
+    pub rpo: Option<Stretch>,
+}
+
 /// What `qdelta.toml` lets people decide.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -130,12 +143,15 @@ pub struct Settings {
     pub merge_share: u8,
     /// The rules.
     pub keep: Keep,
+    /// What drills are compared with.
+    pub drill: Targets,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let time_zone = "UTC".to_owned();
-        Self { time_zone, grace: GRACE, merge_share: MERGE_SHARE, keep: Keep::default() }
+        let (keep, drill) = (Keep::default(), Targets::default());
+        Self { time_zone, grace: GRACE, merge_share: MERGE_SHARE, keep, drill }
     }
 }
 
@@ -165,14 +181,18 @@ impl Settings {
     /// What can be understood of a configuration that is damaged: each line by itself.
     pub(super) fn salvage(text: &str) -> Self {
         let mut kept = String::new();
-        let mut in_keep = false;
+        let mut part = "";
         for line in text.lines() {
             let trimmed = line.trim();
             if trimmed.starts_with('[') {
-                in_keep = trimmed == "[keep]";
+                part = match trimmed {
+                    "[keep]" => "keep.",
+                    "[drill]" => "drill.",
+                    _ => "other.",
+                };
                 continue;
             }
-            let line = if in_keep { format!("keep.{trimmed}") } else { trimmed.to_owned() };
+            let line = format!("{part}{trimmed}");
             let more = format!("{kept}{line}\n");
             if toml::from_str::<Self>(&more).is_ok_and(|it| it.zone().is_ok()) {
                 kept = more;
@@ -187,7 +207,7 @@ impl Settings {
 
     /// The settings as the part of a configuration that people change.
     pub(super) fn to_text(&self) -> String {
-        let Self { time_zone, grace, merge_share, keep } = self;
+        let Self { time_zone, grace, merge_share, keep, drill } = self;
         let mut text = format!(
             "\n# The settings, for you to change; docs/retention.md explains them.\n\
              # The hours, days, weeks, months and years of the rules are those of this time zone.\n\
@@ -219,6 +239,13 @@ impl Settings {
         for (name, period) in [("within", keep.within), ("safety", keep.safety)] {
             text += &period.map_or_else(String::new, |period| format!("{name} = \"{period}\"\n"));
         }
+        let targets = [("rto", drill.rto), ("rpo", drill.rpo)];
+        if targets.iter().any(|(_, target)| target.is_some()) {
+            text += "\n# What qdelta drill compares its guests with.\n[drill]\n";
+        }
+        for (name, target) in targets {
+            text += &target.map_or_else(String::new, |target| format!("{name} = \"{target}\"\n"));
+        }
         text
     }
 }
@@ -243,12 +270,14 @@ struct Whole {
     merge_share: u8,
     #[serde(default)]
     keep: Keep,
+    #[serde(default)]
+    drill: Targets,
 }
 
 impl From<Whole> for Settings {
     fn from(whole: Whole) -> Self {
-        let Whole { time_zone, grace, merge_share, keep, .. } = whole;
-        Self { time_zone, grace, merge_share, keep }
+        let Whole { time_zone, grace, merge_share, keep, drill, .. } = whole;
+        Self { time_zone, grace, merge_share, keep, drill }
     }
 }
 
@@ -344,6 +373,7 @@ mod tests {
             grace: Period::NONE,
             merge_share: 40,
             keep,
+            drill: Targets { rto: Some("5m".parse().unwrap()), rpo: Some("26h".parse().unwrap()) },
         };
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::init_with(&dir.path().join("r"), &settings).unwrap();
@@ -363,6 +393,7 @@ mod tests {
             ("[keep]\ndaily = 0", 7, "from 1 on"),
             ("[keep]\ndaily = -1", 7, "from 1 on"),
             ("[keep]\ndaily = true", 7, ""),
+            ("[drill]\nrto = \"5mo\"", 7, "no stretch of time"),
             ("[keep]\nwithin = \"7m\"", 7, "minutes or months"),
             ("grace = \"soon\"", 6, "no stretch of time"),
             ("merge_share = 0", 6, "1 to 100"),
@@ -383,13 +414,15 @@ mod tests {
     #[test]
     fn a_repair_keeps_what_can_be_understood() {
         let settings = "time_zone = \"Asia/Tokyo\"\nmerge_share = oops\ngrace = \"3d\"\n\
-                        [keep]\ndaily = 7\nweekly = x\nmonthly = \"all\"\n[other]\ndaily = 9\n";
+                        [keep]\ndaily = 7\nweekly = x\nmonthly = \"all\"\n[other]\ndaily = 9\n\
+                        [drill]\nrto = \"soon\"\nrpo = \"26h\"\n";
         let kept = Settings::salvage(&format!("format = 1\nid = \"gone\n{settings}"));
         let keep = Keep { daily: Some(Count::Of(7)), monthly: Some(Count::All), ..Keep::default() };
         let expected = Settings {
             time_zone: "Asia/Tokyo".to_owned(),
             grace: Period::days(3),
             keep,
+            drill: Targets { rpo: Some("26h".parse().unwrap()), ..Targets::default() },
             ..Settings::default()
         };
         assert_eq!(kept, expected);

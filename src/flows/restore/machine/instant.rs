@@ -12,6 +12,7 @@ use crate::disk::create::Plan;
 use crate::disk::files::paths::absolute;
 use crate::disk::files::room;
 use crate::flows::report::{InstantReport, ServedDisk};
+use crate::formats::nbd::unix_uri;
 use crate::guest::libvirt::Served;
 use crate::vault::repository::{Pin, PointId};
 
@@ -268,21 +269,7 @@ pub(super) fn warn_of_room(job: &MachineRestore<'_>, observer: &dyn Observer) ->
 
 /// A name by which QEMU finds a served disk.
 pub(super) fn uri(served: &Served) -> String {
-    let (export, socket) = (&served.export, served.socket.to_string_lossy());
-    format!("nbd+unix:///{}?socket={}", encoded(export), encoded(&socket))
-}
-
-/// Text as it stands in a URI.
-fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
+    unix_uri(&served.export, &served.socket.to_string_lossy())
 }
 
 /// A word of a unit's command line.
@@ -303,21 +290,6 @@ fn escaped_for_unit(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn uris_name_any_guest_and_any_path() {
-        let served = |export: &str, socket: &str| {
-            uri(&Served { export: export.to_owned(), socket: PathBuf::from(socket) })
-        };
-        assert_eq!(
-            served("web/vda@20261129T021929.882Z", "/run/libvirt/qdelta/web.sock"),
-            "nbd+unix:///web/vda%4020261129T021929.882Z?socket=/run/libvirt/qdelta/web.sock"
-        );
-        assert_eq!(
-            served("it's 100%/ä", "/run/a b?&#"),
-            "nbd+unix:///it%27s%20100%25/%C3%A4?socket=/run/a%20b%3F%26%23"
-        );
-    }
 
     #[test]
     fn words_of_units_are_read_as_they_were_meant() {

@@ -8,7 +8,7 @@ use crate::base::error::Result;
 
 /// Values by key, of a bounded weight in all. Values that were not used for the longest time make room.
 #[derive(Debug)]
-pub(super) struct Shelf<K, V> {
+pub(crate) struct Shelf<K, V> {
     /// Each has a lock of its own: threads that want different things seldom wait for each other.
     parts: Box<[Mutex<Part<K, V>>]>,
     /// What the values of a part may weigh, though a part always keeps one.
