@@ -231,6 +231,32 @@ fn a_broken_filesystem_fails_at_its_superblock_or_at_its_check() {
     assert!(text_of(&drill, "filesystems").contains("checksum"), "{drill:#}");
 }
 
+/// A disk that was written over from end to end holds nothing that could be found damaged.
+#[test]
+fn what_was_there_at_the_last_drill_and_is_gone_has_failed() {
+    let scene = Scene::new();
+    let disk = scene.disk("disk");
+    let whole = scene.lab.path("whole");
+    fs::copy(&disk, &whole).unwrap();
+    scene.back_up(&disk, "web/vda");
+    assert_eq!(scene.drill(&["web"]).0, 0);
+    patch(&disk, MIB, &vec![0; 2 * MIB as usize]);
+    scene.back_up(&disk, "web/vda");
+    let (status, drill) = scene.drill(&["web"]);
+    let all = "+bytes +partitions !filesystems -check -boot -agent -service";
+    assert_eq!((status, rungs(&drill).as_str()), (14, all), "{drill:#}");
+    fs::write(&disk, Random::new(1).noise(64 << 20)).unwrap();
+    scene.back_up(&disk, "web/vda");
+    let (status, drill) = scene.drill(&["web"]);
+    let all = "+bytes !partitions -filesystems -check -boot -agent -service";
+    assert_eq!((status, rungs(&drill).as_str()), (14, all), "{drill:#}");
+    assert!(text_of(&drill, "partitions").contains("it held GPT with 2 volumes"), "{drill:#}");
+    // Nothing is held against the guest once it is back.
+    fs::copy(&whole, &disk).unwrap();
+    scene.back_up(&disk, "web/vda");
+    assert_eq!(scene.drill(&["web"]).0, 0);
+}
+
 #[test]
 fn every_kind_of_filesystem_is_checked_and_one_that_was_cut_is_found() {
     let scene = Scene::new();

@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +18,7 @@ use serde_json::Value;
 
 use crate::cli::json::compare;
 use crate::harness::content::Random;
-use crate::harness::files::{assert_same, disk_usage};
+use crate::harness::files::{assert_same, disk_usage, tree};
 use crate::harness::images::patch;
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::run::{self, as_root, finish, start};
@@ -347,6 +349,37 @@ fn a_repository_that_goes_away_gives_errors_and_is_read_when_it_is_back() {
     mounted.end();
 }
 
+/// A filesystem by fuse2fs that can be made to hang.
+struct Server {
+    child: Child,
+    place: PathBuf,
+}
+
+impl Server {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// The pages of its files are forgotten: they have to be read again.
+    fn forget(&self) {
+        for path in tree(&self.place) {
+            if let Ok(file) = File::open(self.place.join(path)) {
+                let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    /// Whatever looked at one that was left hanging would hang with it: the test's own folder first of all.
+    fn drop(&mut self) {
+        self.signal(Signal::CONT);
+        run::run(tool("fusermount3", args!["-u", "-z", self.place.as_path()]));
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A repository on a server that does not answer: every program that looked at the mount hung with it, and
 /// none could be killed.
 #[test]
@@ -360,9 +393,8 @@ fn a_repository_that_hangs_gives_errors() {
     let place = scene.lab.path("remote");
     fs::create_dir(&place).unwrap();
     let words = args!["-f", "-o", "ro", image.as_path(), place.as_path()];
-    let mut server = start(&mut tool("fuse2fs", words));
+    let server = Server { child: start(&mut tool("fuse2fs", words)), place: place.clone() };
     until("the server", || place.join("qdelta.toml").exists());
-    let pid = Pid::from_child(&server);
     let repository = Repository::open(&place).unwrap();
     let folder = scene.lab.path("mnt");
     fs::create_dir(&folder).unwrap();
@@ -374,7 +406,8 @@ fn a_repository_that_hangs_gives_errors() {
     let point = repository.catalog().resolve(&disk, &Selector::Latest).unwrap();
     let path = mount.file(&disk, point.id, None).unwrap();
     let file = File::open(&path).unwrap();
-    kill_process(pid, Signal::STOP).unwrap();
+    server.forget();
+    server.signal(Signal::STOP);
     let read = || file.read_exact_at(&mut [0; 4096], 40 * MIB);
     assert_eq!(read().unwrap_err().raw_os_error(), Some(5));
     let other = folder.join("web/vda").join(format!("{}.raw", scene.points[0].0));
@@ -383,14 +416,12 @@ fn a_repository_that_hangs_gives_errors() {
     assert_eq!(fs::read_dir(folder.join("web/vda")).unwrap().count(), 4);
     let said: Vec<_> = mount.warnings().map(|warning| warning.text).collect();
     assert!(said.iter().any(|text| text.contains("does not answer")), "{said:?}");
-    kill_process(pid, Signal::CONT).unwrap();
+    server.signal(Signal::CONT);
     until("the bytes", || read().is_ok());
     assert_same(&scene.points[0].1, &other, "after the hang");
     drop(file);
     mount.end().unwrap();
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
-    run::run(tool("fusermount3", args!["-u", place.as_path()])).ok();
-    server.wait().unwrap();
 }
 
 #[test]
@@ -443,6 +474,31 @@ fn it_ends_by_a_signal_or_from_outside_also_while_a_file_is_open() {
         mounted.end();
     });
     assert!(over.into_inner());
+}
+
+#[test]
+fn systemd_is_told_when_the_points_are_there() {
+    let scene = Scene::new();
+    let folder = scene.lab.path("mnt");
+    let path = scene.lab.path("notify");
+    let abstract_name = format!("qdelta-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&abstract_name).unwrap();
+    let sockets = [UnixDatagram::bind(&path).unwrap(), UnixDatagram::bind_addr(&address).unwrap()];
+    let names = [path.to_str().unwrap().to_owned(), format!("@{abstract_name}")];
+    for (socket, name) in sockets.iter().zip(names) {
+        let program = |words: Vec<std::ffi::OsString>| {
+            let mut command = qdelta(words);
+            command.env("NOTIFY_SOCKET", &name);
+            command
+        };
+        let mounted = Mounted::with(program, &scene.repo, &folder, &[]);
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut told = [0; 100];
+        let len = socket.recv(&mut told).unwrap();
+        assert_eq!(&told[..len], b"READY=1");
+        assert!(mounted.file("web/vda", &scene.points[0].0).exists());
+        mounted.end();
+    }
 }
 
 /// Users mount by a helper that passes the open device on.

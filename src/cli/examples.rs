@@ -69,6 +69,7 @@ pub fn list(command: &str) -> &'static [Example] {
                 "A tree of a volume, elsewhere",
                 "qdelta files get web /srv --volume p2 --to /tmp/old",
             ),
+            ("What changed since that day", "qdelta files diff web@2026-11-22..latest /etc"),
             ("A tree with owners and attributes", "qdelta files tar web /srv --to srv.tar"),
             ("A file through a pipe", "qdelta files get web /var/log/syslog --to - | grep error"),
         ],

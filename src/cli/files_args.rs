@@ -25,6 +25,7 @@ pub enum FilesAction {
     Ls(FilesLs),
     Get(FilesGet),
     Tar(FilesTar),
+    Diff(FilesDiff),
 }
 
 /// Where the files are.
@@ -104,4 +105,24 @@ pub struct FilesTar {
     /// Replace an archive that exists
     #[arg(long)]
     pub force: bool,
+}
+
+/// Compare the files of a disk at two points.
+///
+/// Each file that differs is listed: + added, - removed, M with another content, m with other attributes alone
+/// (owner, mode, time, extended attributes). Names and attributes are read at both points, and of contents
+/// only what lies in blocks that differ.
+#[derive(Debug, Args)]
+pub struct FilesDiff {
+    /// Which disk (of a guest with one disk, the guest), and two of its points
+    #[arg(value_name = "DISK@A..B", value_parser = values::points_of)]
+    pub points: values::PointsOf,
+
+    /// The volume of the disk, as qdelta files ls has it [default: the only one that has the path]
+    #[arg(long, value_name = "NAME")]
+    pub volume: Option<String>,
+
+    /// A path from the root of its volume
+    #[arg(default_value = "/", value_hint = ValueHint::Other)]
+    pub path: PathBuf,
 }

@@ -11,6 +11,7 @@ mod guest_args;
 mod near;
 mod out;
 mod point_args;
+mod ready;
 mod screen;
 mod serve_args;
 mod signals;

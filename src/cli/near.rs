@@ -49,8 +49,8 @@ const TIPS: &[(&[&str], &str)] = &[
     ),
     (
         &["diff", "compare"],
-        "there is no command yet that compares points; two with the same root (qdelta points --json) hold \
-         the same disk",
+        "qdelta files diff DISK@A..B compares the files at two points; two points with the same root (qdelta \
+         points --json) hold the same disk",
     ),
     (
         &["nbd", "export", "publish"],

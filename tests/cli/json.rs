@@ -92,6 +92,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "files ls of a path" => through::<report::FilesReport>(result),
         "files get, files tar" => through::<report::TakenReport>(result),
         "restore of a guest at once" => through::<report::MachineReport>(result),
+        "files diff" => through::<report::DiffReport>(result),
         "verify" => through::<report::VerifyReport>(result),
         "points" => through::<report::PointsReport>(result),
         "pin, unpin, undelete" => through::<report::MarkReport>(result),
@@ -242,6 +243,12 @@ fn every_result_is_as_the_document_says() {
     let taken = json(&["files", "get", "ext", "/", "--to", &at("taken")]);
     let packed = json(&["files", "tar", "ext", "/", "--to", &at("files.tar")]);
     compare("files get, files tar", &[&taken, &packed], &[]);
+    std::fs::write(tree.join(OsStr::from_bytes(b"odd\xffname")), b"xx").unwrap();
+    let made = args!["-q", "-F", "-t", "ext4", "-d", tree.as_path(), &ext, "8M"];
+    harness::run(harness::tool("mke2fs", made)).ok();
+    let first = json(&["backup", &ext, "--format", "raw", "--disk", "ext"]);
+    let points = format!("ext@{}..latest", first["parent"].as_str().unwrap());
+    compare("files diff", &[&json(&["files", "diff", &points])], &[]);
     compare("anchors", &[&json(&["anchors"])], &[".anchors[].bytes_held"]);
     compare("man", &[&json(&["man", &at("man")])], &[]);
 

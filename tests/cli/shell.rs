@@ -42,6 +42,7 @@ fn every_command_has_a_man_page() {
             "qdelta-bench.1",
             "qdelta-completions.1",
             "qdelta-drill.1",
+            "qdelta-files-diff.1",
             "qdelta-files-get.1",
             "qdelta-files-ls.1",
             "qdelta-files-tar.1",

@@ -1,6 +1,9 @@
 //! Files out of points: what qdelta reads of a filesystem is what the kernel shows of it.
 
+mod diffs;
+mod disks;
 mod ext;
+mod hostile;
 mod tree;
 mod windows;
 

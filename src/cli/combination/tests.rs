@@ -77,6 +77,12 @@ const TABLES: &[Table] = &[
         apart: &[],
     },
     Table {
+        command: "files diff",
+        ways: &[("points", &["d@a..b"]), ("a path", &["d@a..b", "/etc"])],
+        entries: &[Entry(&["--volume", "p2"], &[], "the volume of the path")],
+        apart: &[],
+    },
+    Table {
         command: "files get",
         ways: &[("files", &["d", "/etc"])],
         entries: &[

@@ -4,16 +4,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use jiff::tz::TimeZone;
-use qdelta::Result;
 use qdelta::base::cancel::Cancel;
 use qdelta::base::observer::{Observer, Recorder};
 use qdelta::flows::files::{self, OpenDisk, OpenVolume, Output};
 use qdelta::flows::report::{
-    FileEntry, FileKind, FilesReport, GuestPath, TakenReport, VolumesReport,
+    Change, DiffReport, FileChange, FileEntry, FileKind, FilesReport, GuestPath, TakenReport,
+    VolumesReport,
 };
+use qdelta::vault::point::OpenPoints;
+use qdelta::vault::repository::{DiskAt, Selector};
+use qdelta::{ErrorKind, Result};
 
 use super::restore;
-use crate::cli::files_args::{Files, FilesAction, FilesAt, FilesLs};
+use crate::cli::files_args::{Files, FilesAction, FilesAt, FilesDiff, FilesLs};
 use crate::cli::text::{self, Column};
 use crate::cli::{Context, signals, status};
 
@@ -32,6 +35,7 @@ pub fn run(args: &Files, context: &mut Context) -> Result<u8> {
         FilesAction::Get(args) => {
             take(&args.at, &args.paths, &args.to, args.force, files::get, context)
         }
+        FilesAction::Diff(args) => diff(args, context),
         FilesAction::Tar(args) => {
             take(&args.at, &args.paths, &args.to, args.force, files::tar, context)
         }
@@ -247,4 +251,54 @@ fn show_taken(report: &TakenReport, context: &mut Context) -> Result<u8> {
         false => context.out.line(line)?,
     }
     Ok(done)
+}
+
+fn diff(args: &FilesDiff, context: &mut Context) -> Result<u8> {
+    let path = bytes_of(&args.path);
+    let cancel = signals::watch(&context.screen);
+    let screen = context.screen.clone();
+    let recorder = Recorder::new(&screen);
+    let points = OpenPoints::new(context.repository()?);
+    let at =
+        |point: &Selector| DiskAt { disk: args.points.disk.clone(), point: Some(point.clone()) };
+    let new_disk = OpenDisk::of(&points, &at(&args.points.to))?;
+    let old_disk = OpenDisk::of(&points, &at(&args.points.from))?;
+    let wanted = args.volume.as_deref();
+    let paths = std::slice::from_ref(&path);
+    // What was removed is at the first point alone.
+    let new = match new_disk.volume(wanted, paths, &recorder) {
+        Err(error) if error.kind() == ErrorKind::NotFound && wanted.is_none() => {
+            let name = old_disk.volume(None, paths, &recorder)?.volume.name;
+            new_disk.volume(Some(&name), paths, &recorder)?
+        }
+        new => new?,
+    };
+    let old = old_disk.volume(Some(&new.volume.name), paths, &recorder)?;
+    let pair = files::Pair { old_disk: &old_disk, old: &old, new_disk: &new_disk, new: &new };
+    let mut found = Vec::new();
+    let mut show = |change: FileChange| {
+        if context.out.json {
+            found.push(change);
+        } else {
+            let mark = match change.change {
+                Change::Added => '+',
+                Change::Removed => '-',
+                Change::Content => 'M',
+                Change::Attributes => 'm',
+            };
+            context.out.line(format!("{mark} {}", shown(&change.name)))?;
+        }
+        Ok(!context.out.is_closed())
+    };
+    let left_out = files::diff(&pair, &path, &mut show, &recorder, &cancel)?;
+    if context.out.json {
+        context.out.json(&DiffReport {
+            from: old.source,
+            to: new.source,
+            volume: new.volume.name,
+            warnings: recorder.take(),
+            changes: found,
+        })?;
+    }
+    Ok(done(left_out))
 }

@@ -4,7 +4,7 @@ use qdelta::Result;
 use qdelta::flows::mount::{self, MountRequest, PATIENCE};
 
 use crate::cli::export_args::Mount;
-use crate::cli::{Context, signals, status, text};
+use crate::cli::{Context, ready, signals, status, text};
 
 /// Shows points until they are unmounted or a signal comes.
 pub fn run(args: &Mount, context: &mut Context) -> Result<u8> {
@@ -30,7 +30,9 @@ pub fn run(args: &Mount, context: &mut Context) -> Result<u8> {
                 number(report.disks, "disk"),
             ))?;
         }
-        out.flush()
+        out.flush()?;
+        ready::tell();
+        Ok(())
     })?;
     Ok(status::DONE)
 }

@@ -9,7 +9,7 @@ use crate::disk::io::ReadAt;
 use crate::formats::filesystems::superblock::{self, State, Superblock};
 use crate::inside::volumes::{self, Content, Kind, Survey, Table, Volume};
 use crate::vault::point::OpenPoints;
-use crate::vault::repository::{Climb, DiskId, Part, Selector};
+use crate::vault::repository::{Climb, DiskId, Part, Rung, Selector};
 
 /// A volume of the guest.
 pub(super) struct Place {
@@ -63,7 +63,14 @@ pub(super) fn partitions(
                 continue;
             }
         };
-        let (result, text) = judge(&survey);
+        let (result, text) = match (judge(&survey), guest.was(Rung::Partitions, disk.disk.as_str()))
+        {
+            // Whoever writes over all of a disk leaves nothing that could be found damaged.
+            ((Climb::NotTried, text), Some(was)) => {
+                (Climb::Failed, format!("{text}, and it held {was}"))
+            }
+            (judged, _) => judged,
+        };
         parts.push(part(result, text));
         for volume in survey.volumes {
             let superblock = superblock_of(&bytes, &volume);
@@ -114,8 +121,14 @@ fn superblock_of(disk: &Arc<dyn ReadAt>, volume: &Volume) -> Result<Option<Super
 }
 
 /// Judges the superblocks of the volumes.
-pub(super) fn filesystems(volumes: &[Place]) -> Found {
+pub(super) fn filesystems(guest: &Guest, volumes: &[Place]) -> Found {
     let filesystems = volumes.iter().filter(|found| found.is_filesystem());
+    let lost = volumes.iter().filter(|found| found.volume.content == Content::Unknown);
+    let lost = lost.filter_map(|found| {
+        let was = guest.was(Rung::Filesystems, &found.name())?;
+        let text = format!("nothing in it is known here, and it held {was}");
+        Some(Part { name: found.name(), result: Climb::Failed, text })
+    });
     let parts = filesystems.map(|found| {
         let content = found.volume.content;
         let (result, text) = match &found.superblock {
@@ -128,5 +141,5 @@ pub(super) fn filesystems(volumes: &[Place]) -> Found {
         };
         Part { name: found.name(), result, text }
     });
-    Found::of(parts.collect(), "no filesystem that is known here")
+    Found::of(parts.chain(lost).collect(), "no filesystem that is known here")
 }

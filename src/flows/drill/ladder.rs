@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::time::Instant;
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 use super::boot::Boot;
 use super::{DrillRequest, inside, tools};
@@ -12,6 +13,7 @@ use crate::base::clock;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
+use crate::base::period::Period;
 use crate::flows::mount::{Mount, MountRequest, PATIENCE};
 use crate::flows::verify::{self, Target, VerifyRequest};
 use crate::vault::point::OpenPoints;
@@ -36,11 +38,17 @@ pub(super) struct Ladder<'a> {
     pub scratch: tempfile::TempDir,
 }
 
+/// How long a drill is held against later ones, in days: what a guest has given up meanwhile is no damage
+/// for ever.
+const HELD_DAYS: u16 = 30;
+
 /// The guest that climbs.
 pub(super) struct Guest {
     pub domain: DomainName,
     pub manifest: Manifest,
     pub disks: Vec<DiskId>,
+    /// What it has shown not long ago.
+    past: Vec<Drill>,
     /// The points as files, once somebody needs them as such; or why they can't be had.
     mount: RefCell<Option<Result<Mount>>>,
 }
@@ -95,7 +103,11 @@ impl<'a> Ladder<'a> {
         let manifest = self.catalog.resolve_domain(domain, selector)?;
         let disks = manifest.disks.iter().map(|record| record.disk.clone());
         let disks = disks.map(|disk| DiskId { domain: domain.clone(), disk }).collect();
-        let guest = Guest { domain: domain.clone(), manifest, disks, mount: RefCell::new(None) };
+        let mut past = self.catalog.repository().drills(domain);
+        let since = Period::days(HELD_DAYS).before(began, &TimeZone::UTC);
+        past.retain(|drill| drill.began >= since);
+        let mount = RefCell::new(None);
+        let guest = Guest { domain: domain.clone(), manifest, disks, past, mount };
         let point = guest.manifest.point;
         let mut drill = Drill {
             began,
@@ -142,8 +154,10 @@ impl<'a> Ladder<'a> {
                 }
                 (None, Rung::Bytes) => self.prove(guest)?,
                 (None, Rung::Partitions) => inside::partitions(&points, guest, &mut volumes),
-                (None, Rung::Filesystems) => inside::filesystems(&volumes),
-                (None, _) => tools::check(self, guest, &volumes)?,
+                (None, Rung::Filesystems) => inside::filesystems(guest, &volumes),
+                (None, _) => self
+                    .observer
+                    .step("check filesystems", || tools::check(self, guest, &volumes))?,
             };
             drill.steps.push(found.into_step(rung, started));
         }
@@ -187,7 +201,7 @@ impl<'a> Ladder<'a> {
             (None, Some(command)) => Ok(Boot::new(self, guest, command)),
         };
         match not_tried {
-            Ok(boot) => boot.run(drill),
+            Ok(boot) => self.observer.step("boot", || boot.run(drill)),
             Err(why) => {
                 for rung in [Rung::Boot, Rung::Agent, Rung::Service] {
                     let found = Found::new(Climb::NotTried, why.clone());
@@ -233,6 +247,16 @@ impl<'a> Ladder<'a> {
 }
 
 impl Guest {
+    /// What a part of a rung was when it passed last, not long ago, and when that was.
+    pub fn was(&self, rung: Rung, name: &str) -> Option<String> {
+        self.past.iter().rev().find_map(|drill| {
+            let parts = drill.steps.iter().filter(|it| it.rung == rung).flat_map(|it| &it.parts);
+            let mut passed = parts.filter(|part| part.result == Climb::Passed);
+            let part = passed.find(|part| part.name == name)?;
+            Some(format!("{} at the drill of {}", part.text, drill.began.strftime("%Y-%m-%d")))
+        })
+    }
+
     /// Where the file of a disk is: `name` is that of a volume, or of none for the whole disk.
     ///
     /// # Errors

@@ -177,11 +177,11 @@ impl<'a> Copy<'a> {
     fn to(&mut self, found: &Found, to: &Path) -> Result<()> {
         let exists = to.symlink_metadata();
         if let Ok(metadata) = &exists {
-            let merge = metadata.is_dir() && found.node.kind == FileKind::Folder;
-            if !self.force || (metadata.is_dir() != merge) {
-                return Err(exists_already(to, metadata.is_dir() && !merge));
+            let is_folder = found.node.kind == FileKind::Folder;
+            if !self.force || metadata.is_dir() != is_folder {
+                return Err(exists_already(to, metadata.is_dir() != is_folder));
             }
-            if merge {
+            if is_folder {
                 return self.tree(found, &mut Target::open(to)?, true);
             }
         }
@@ -417,7 +417,9 @@ impl<'a> Copy<'a> {
 pub(super) fn exists_already(path: &Path, is_folder: bool) -> Error {
     let error = Error::new(ErrorKind::Exists, format!("{} exists already", path.display()));
     error.advise(match is_folder {
-        true => "a folder is never replaced by a file: choose another name",
+        true => {
+            "a folder is never replaced by a file, nor the other way round: choose another name"
+        }
         false => "choose another name, or say --force to write over it",
     })
 }

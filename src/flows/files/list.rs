@@ -88,7 +88,7 @@ fn entry_of(filesystem: &dyn Filesystem, path: &[u8], id: Id, node: &Node) -> Re
     })
 }
 
-fn kind_of(kind: filesystem::FileKind) -> FileKind {
+pub(super) fn kind_of(kind: filesystem::FileKind) -> FileKind {
     match kind {
         filesystem::FileKind::File => FileKind::File,
         filesystem::FileKind::Folder => FileKind::Folder,

@@ -1,6 +1,7 @@
 //! Single files and trees out of a point, by readers of filesystems in this process: no mount, no root,
 //! and no filesystem of a guest in the kernel of the host.
 
+mod diff;
 mod get;
 mod list;
 mod metadata;
@@ -10,6 +11,7 @@ mod target;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use diff::{Pair, diff};
 pub use get::{Output, get};
 pub use list::{list, volumes};
 pub use tar::tar;
@@ -49,7 +51,15 @@ impl OpenDisk {
     /// # Errors
     /// There is no such point, or it can't be read.
     pub fn open(repository: Repository, at: &DiskAt) -> Result<Self> {
-        let point = Arc::new(OpenPoints::new(repository).open_named(at)?);
+        Self::of(&OpenPoints::new(repository), at)
+    }
+
+    /// The same of open points, whose caches it shares.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of(points: &Arc<OpenPoints>, at: &DiskAt) -> Result<Self> {
+        let point = Arc::new(points.open_named(at)?);
         let disk: Arc<dyn ReadAt> = point.clone();
         let survey = volumes::survey(&disk)?;
         Ok(Self { point, disk, survey })
@@ -173,6 +183,11 @@ impl OpenVolume {
         }
         Ok(true)
     }
+}
+
+/// A folder that is not entered.
+fn refused_folder() -> Error {
+    Error::new(ErrorKind::Image, "the folder has two names, or lies too deep: it is not entered")
 }
 
 /// Whether a failure is one of a single file, and the others are worth going on.

@@ -329,10 +329,11 @@ impl Data for Piece<'_> {
     }
 }
 
-/// The pieces of a file between its holes, if these are worth it and not too many.
+/// The pieces of a file between its holes, if these are worth a map. Of too many, those that have the smallest
+/// holes between them are joined.
 fn pieces_of(data: &dyn Data) -> Result<Option<Vec<(u64, u64)>>> {
     let mut pieces: Vec<(u64, u64)> = Vec::new();
-    let (mut at, mut holes) = (0, 0);
+    let (mut at, mut holes, mut joined) = (0, 0, 512);
     while at < data.size() {
         let (place, end) = data.stretch(at)?;
         let end = end.min(data.size());
@@ -341,8 +342,15 @@ fn pieces_of(data: &dyn Data) -> Result<Option<Vec<(u64, u64)>>> {
             Some((offset, len)) if *offset + *len == at => *len += end - at,
             _ => pieces.push((at, end - at)),
         }
-        if pieces.len() > PIECES_MAX {
-            return Ok(None);
+        while pieces.len() > PIECES_MAX {
+            joined *= 2;
+            pieces.dedup_by(|next, before| {
+                let is_near = next.0 - (before.0 + before.1) <= joined;
+                if is_near {
+                    before.1 = next.0 + next.1 - before.0;
+                }
+                is_near
+            });
         }
         at = end;
     }

@@ -131,13 +131,15 @@ impl Mount {
             self.session = None;
             return Ok(());
         }
-        self.attached.detach()?;
+        let detached = self.attached.detach();
         let started = Instant::now();
         while !self.is_over() && started.elapsed() < FAREWELL {
             std::thread::sleep(Duration::from_millis(5));
         }
+        // Somebody else may have been faster.
+        let is_over = self.is_over();
         self.session = None;
-        Ok(())
+        if is_over { Ok(()) } else { detached }
     }
 }
 

@@ -129,6 +129,47 @@ pub struct FilesReport {
     pub files: Vec<FileEntry>,
 }
 
+/// How a file differs between two points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// It is at the second point alone.
+    Added,
+    /// It is at the first point alone.
+    Removed,
+    /// Its content is another one, or the target of a link.
+    Content,
+    /// Its content is the same; owner, mode, time or extended attributes are not.
+    Attributes,
+}
+
+/// A file that differs between two points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileChange {
+    /// How it differs.
+    pub change: Change,
+    /// Its path from the root of its volume.
+    #[serde(flatten)]
+    pub name: GuestPath,
+    /// What kind of file it is.
+    pub kind: FileKind,
+}
+
+/// What differs between the files of a disk at two points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffReport {
+    /// The disk and the first point.
+    pub from: String,
+    /// The disk and the second point.
+    pub to: String,
+    /// The volume.
+    pub volume: String,
+    /// What can't be read, and others.
+    pub warnings: Vec<Warning>,
+    /// The files that differ, by their paths.
+    pub changes: Vec<FileChange>,
+}
+
 /// Files that were written to a folder or an archive.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TakenReport {

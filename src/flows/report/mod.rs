@@ -32,7 +32,8 @@ pub use drill::{DrillHistory, DrillReport, DrillsReport, GuestDrills};
 pub use failure::Failure;
 pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};
 pub use files::{
-    FileEntry, FileKind, FilesReport, GuestPath, TakenReport, VolumeReport, VolumesReport,
+    Change, DiffReport, FileChange, FileEntry, FileKind, FilesReport, GuestPath, TakenReport,
+    VolumeReport, VolumesReport,
 };
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};

@@ -206,6 +206,15 @@ impl OpenPoint {
         self.ask(|reader| reader.data_in(ranges))
     }
 
+    /// As [`PointReader::is_same`].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn is_same(&self, other: &Self, range: Range<u64>) -> Result<bool> {
+        let another = other.opened()?;
+        self.ask(|reader| reader.is_same(&another.reader, range.clone()))
+    }
+
     /// Puts a question to the reader, and once more to a new one if the first was opened a while ago and
     /// fails: the repository may have come back, or another archive lies there now.
     fn ask<T>(&self, mut ask: impl FnMut(&PointReader) -> Result<T>) -> Result<T> {

@@ -55,7 +55,7 @@ pub fn find(bytes: &[u8], depth: Option<u16>, wanted: u64) -> Result<Found, Form
         let middle = low.midpoint(high);
         if u64::from(first(middle)?) <= wanted { low = middle + 1 } else { high = middle }
     }
-    let next = if low < count { u64::from(first(low)?) } else { u64::from(u32::MAX) + 1 };
+    let next = if low < count { u64::from(first(low)?) } else { u64::MAX };
     let Some(index) = low.checked_sub(1) else {
         return Ok(Found::Here { at: None, end: next.max(wanted + 1) });
     };
