@@ -21,7 +21,7 @@ use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::io::ReadAt;
 use crate::inside::filesystem::{self, Filesystem, Found};
-use crate::inside::volumes::{self, Survey, Volume};
+use crate::inside::volumes::{self, Content, Kind, Survey, Volume};
 use crate::vault::point::{OpenPoint, OpenPoints};
 use crate::vault::repository::{DiskAt, Repository};
 
@@ -123,10 +123,7 @@ impl OpenDisk {
         if volumes.is_empty() {
             let text =
                 format!("no volume of {} has files that are read here", self.name().display());
-            let advice = format!(
-                "{}; `qdelta mount` shows each as a file for other programs: docs/files.md has the lines",
-                self.choices()
-            );
+            let advice = format!("{}; {}", self.choices(), self.by_mount());
             return Err(Error::new(ErrorKind::Image, text).advise(advice));
         }
         let mut with: Vec<OpenVolume> = Vec::new();
@@ -150,6 +147,32 @@ impl OpenDisk {
                 Err(Error::new(ErrorKind::Usage, text).advise(self.choices()))
             }
         }
+    }
+
+    /// The lines that show the files of a volume that is not read here.
+    fn by_mount(&self) -> String {
+        let known = self.survey.volumes.iter().find_map(|volume| {
+            let options = match volume.content {
+                Content::Xfs => "loop,ro,norecovery,nouuid",
+                Content::Btrfs | Content::ExFat | Content::Iso9660 | Content::Squashfs => "loop,ro",
+                _ => return None,
+            };
+            Some((volume, options))
+        });
+        let Some((volume, options)) = known else {
+            return "`qdelta mount` shows each as a file for other programs (docs/files.md)"
+                .to_owned();
+        };
+        let (disk, id) = (&self.point.point().disk, self.point.point().id);
+        let file = match volume.kind {
+            Kind::Whole => format!("{id}.raw"),
+            // As device mapper has names: a dash within one is doubled.
+            _ => format!("{id}/{}.raw", volume.name.replace('-', "--").replace('/', "-")),
+        };
+        format!(
+            "`qdelta mount DIR {}`, and beside it, as root, `mount -o {options} DIR/{disk}/{file} /mnt` (docs/files.md)",
+            self.name().display()
+        )
     }
 
     /// The volumes, for somebody who has to choose one.
