@@ -51,8 +51,9 @@ def drill(rig):
     chain.backup()
     climbs(rig, chain, "a broken filesystem", "filesystems", DRILL_FAILED, "e2fsck")
     with open(data, "r+b") as file:
-        file.seek(1024 + 32)
-        file.write(os.urandom(64))
+        # The number of blocks and what follows it: what says that there is an ext4 stays.
+        file.seek(1024 + 4)
+        file.write(os.urandom(16))
     chain.backup()
     climbs(rig, chain, "a broken superblock", "partitions", DRILL_FAILED, "vdb")
     flip(chain, sound)

@@ -78,7 +78,7 @@ const TABLES: &[Table] = &[
     },
     Table {
         command: "files diff",
-        ways: &[("points", &["d@a..b"]), ("a path", &["d@a..b", "/etc"])],
+        ways: &[("points", &["d@yesterday..latest"]), ("a path", &["d@yesterday..latest", "/etc"])],
         entries: &[Entry(&["--volume", "p2"], &[], "the volume of the path")],
         apart: &[],
     },
