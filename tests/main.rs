@@ -37,6 +37,7 @@ mod pages;
 mod pipes;
 mod power_cut;
 mod prune_faults;
+mod prune_lives;
 mod prunes;
 mod quiesce;
 mod readme;

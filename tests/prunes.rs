@@ -1,9 +1,7 @@
 //! Pruning through the program: what the rules keep stays what it was, whatever happens meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::Duration;
 
 use qdelta::base::clock;
 use qdelta::base::observer::{Event, Observer};
@@ -16,19 +14,12 @@ use qdelta::{Cancel, PointId, Repository};
 use serde_json::Value;
 
 use crate::harness::content::{Guest, Random};
-use crate::harness::disk::Disk;
 use crate::harness::faults::{Fault, count_calls, plan, run_with};
 use crate::harness::files::{Mount, copy_tree, tree};
 use crate::harness::guest::{self, Host};
 use crate::harness::images::{check_is_silent, create, create_raw, guest_io, oracle, qemu_img};
 use crate::harness::repo::{Repo, point_of};
-use crate::harness::story::Story;
-use crate::harness::{Lab, args, qdelta, seeds, sweep};
-
-/// Lives in a run without `QDELTA_SWEEP`.
-const LIVES: u64 = 4;
-/// What happens in a life.
-const ACTS: u64 = 24;
+use crate::harness::{Lab, args, sweep};
 
 /// Sets how much a merge must free.
 pub fn set_share(repo: &Repo, percent: u64) {
@@ -45,283 +36,10 @@ fn archives(repo: &Repo) -> usize {
 }
 
 /// The points of a guest in the result of a prune that have this fate.
-fn with_fate(report: &Value, fate: &str) -> BTreeSet<String> {
+pub fn with_fate(report: &Value, fate: &str) -> BTreeSet<String> {
     let points = report["guests"][0]["points"].as_array().unwrap().iter();
     let points = points.filter(|point| point["fate"] == fate);
     points.map(|point| point["point"].as_str().unwrap().to_owned()).collect()
-}
-
-/// A guest with two disks, the second of which is not always there, and what is known of its points.
-struct Life {
-    lab: Lab,
-    repo: Repo,
-    story: Story,
-    random: Random,
-    guest: Guest,
-    disks: BTreeMap<&'static str, Disk>,
-    /// What each disk was at each point.
-    known: BTreeMap<String, Vec<(&'static str, PathBuf)>>,
-    /// The points that nobody has removed.
-    stay: BTreeSet<String>,
-    pinned: BTreeSet<String>,
-    merges: u64,
-    drops: u64,
-}
-
-impl Life {
-    fn new(seed: u64) -> Self {
-        let lab = Lab::new();
-        let mut random = Random::new(seed);
-        let repo = Repo::init(lab.path("repo")).without_ring();
-        set_share(&repo, random.pick(&[1, 1, 25]));
-        let guest = Guest::new(lab.dir(), random.next());
-        let mut life = Self {
-            lab,
-            repo,
-            story: Story { seed, told: Vec::new() },
-            random,
-            guest,
-            disks: BTreeMap::new(),
-            known: BTreeMap::new(),
-            stay: BTreeSet::new(),
-            pinned: BTreeSet::new(),
-            merges: 0,
-            drops: 0,
-        };
-        life.add_disk("a");
-        life.back_up("a");
-        life
-    }
-
-    fn add_disk(&mut self, name: &'static str) {
-        let folder = self.lab.path(name);
-        std::fs::create_dir(&folder).unwrap();
-        let place = Lab::within(&folder);
-        let mut disk = Disk::new(&place, &mut self.random, "raw");
-        let path = folder.join("disk.raw");
-        std::fs::rename(&disk.path, &path).unwrap();
-        guest_io(&path, "raw", &self.guest.fill(disk.size, 3));
-        self.story.tell(format!("a disk {name} of {} bytes", disk.size));
-        disk.path = path;
-        self.disks.insert(name, disk);
-    }
-
-    fn back_up(&mut self, name: &'static str) {
-        let disk = &self.disks[name];
-        let kind =
-            self.random.pick(&["auto", "auto", "auto", "incremental", "differential", "full"]);
-        let is_first = !self.known.values().flatten().any(|(disk, _)| *disk == name);
-        let kind = if is_first { "auto" } else { kind };
-        let options = ["--kind", kind, "--format", "raw"];
-        let outcome = self.repo.backup_run(&disk.path, &format!("vm/{name}"), &options);
-        if matches!(kind, "incremental" | "differential") && outcome.status.code() != Some(0) {
-            self.story.tell(format!("{kind} of {name}: {}", outcome.status));
-            return;
-        }
-        let point = point_of(&outcome.ok().json());
-        let expected = self.lab.path(format!("{point}.raw"));
-        oracle(args!["-f", "raw", disk.path.as_path()], &expected);
-        self.story.tell(format!("{kind} of {name}: {point}"));
-        self.known.insert(point.clone(), vec![(name, expected)]);
-        self.stay.insert(point);
-    }
-
-    fn change(&mut self) {
-        let names: Vec<_> = self.disks.keys().copied().collect();
-        let name = self.random.pick(&names);
-        let disk = self.disks.get_mut(name).unwrap();
-        let what = match self.random.below(6) {
-            0 => {
-                // Somebody makes the disk larger or smaller.
-                let size = (512 + self.random.below(12 << 20)) / 512 * 512;
-                let file = std::fs::OpenOptions::new().write(true).open(&disk.path).unwrap();
-                file.set_len(size).unwrap();
-                disk.size = size;
-                format!("resize to {size}")
-            }
-            _ => disk.write(&mut self.guest),
-        };
-        self.story.tell(format!("{name}: {what}"));
-    }
-
-    /// The rules of one run: they keep what is newest, and something else now and then.
-    fn rules(&mut self) -> Vec<String> {
-        let last = 1 + self.random.below(4);
-        let grace = self.random.pick(&["0", "0", "0", "1d"]);
-        let mut rules = vec![format!("--keep-last={last}"), format!("--grace={grace}")];
-        if self.random.one_in(6) {
-            rules.push("--until-free=1000T".to_owned());
-        }
-        rules
-    }
-
-    fn prune(&mut self) {
-        let rules = self.rules();
-        let run = |more: &[&str]| {
-            let mut arguments = args!["prune", "vm", "--json", "--io", "threads"];
-            arguments.extend(rules.iter().map(Into::into));
-            arguments.extend(more.iter().map(Into::into));
-            self.repo.run(arguments).ok().json()
-        };
-        let before = tree(&self.repo.path);
-        let planned = run(&["--dry-run"]);
-        assert_eq!(tree(&self.repo.path), before, "a dry run does nothing");
-        let done = run(&[]);
-        self.story.tell(format!("prune {rules:?}: {}", done["guests"][0]["data"]));
-        let [planned, done] = [&planned, &done].map(|report| &report["guests"][0]);
-        assert_eq!((&planned["kept"], &planned["removed"]), (&done["kept"], &done["removed"]));
-        if !rules.iter().any(|rule| rule.starts_with("--until")) {
-            let [planned, done] = [planned, done].map(|guest| &guest["data"]);
-            assert_eq!(
-                (&planned["dropped"], &planned["spared"]),
-                (&done["dropped"], &done["spared"])
-            );
-            let into = |data: &Value| -> Vec<Value> {
-                data["merges"].as_array().unwrap().iter().map(|it| it["point"].clone()).collect()
-            };
-            assert_eq!(into(planned), into(done));
-        }
-        self.merges += done["data"]["merges"].as_array().unwrap().len() as u64;
-        self.drops += done["data"]["dropped"].as_array().unwrap().len() as u64;
-        assert_eq!(done["data"]["waiting"], false);
-        let report = serde_json::json!({ "guests": [done] });
-        self.stay = with_fate(&report, "keep");
-        assert!(self.stay.is_superset(&self.pinned), "a pinned point was removed");
-    }
-
-    /// Somebody kills a prune at some moment.
-    fn kill(&mut self) {
-        let rules = self.rules();
-        let mut arguments = args!["prune", "vm", "--io", "threads"];
-        arguments.extend(rules.iter().map(Into::into));
-        let mut plan = arguments.clone();
-        plan.extend(args!["--dry-run", "--json"]);
-        let planned = self.repo.run(plan).ok().json();
-        let mut command = qdelta(self.repo.args(arguments));
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(self.random.below(60)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        self.story.tell(format!("prune {rules:?} is killed"));
-        self.stay = with_fate(&planned, "keep");
-    }
-
-    fn pin(&mut self) {
-        let points: Vec<_> = self.stay.iter().cloned().collect();
-        let point = &points[self.random.below(points.len() as u64) as usize];
-        let command = if self.pinned.remove(point) { "unpin" } else { "pin" };
-        if command == "pin" {
-            self.pinned.insert(point.clone());
-        }
-        self.repo.run(args![command, format!("vm@{point}")]).ok();
-        self.story.tell(format!("{command} {point}"));
-    }
-
-    /// Brings a removed point back, if one is still there.
-    fn undelete(&mut self) {
-        let gone: Vec<_> = self.known.keys().filter(|it| !self.stay.contains(*it)).collect();
-        let Some(point) = gone.last().map(|point| (*point).clone()) else { return };
-        let outcome = self.repo.run(args!["undelete", format!("vm@{point}")]).sane();
-        self.story.tell(format!("undelete {point}: {}", outcome.status));
-        if outcome.status.code() == Some(0) {
-            self.stay.insert(point);
-        }
-    }
-
-    fn merge(&mut self) {
-        let points: Vec<_> = self.stay.iter().cloned().collect();
-        let into = self.random.below(points.len() as u64) as usize;
-        let from = self.random.below(into as u64 + 1) as usize;
-        let range = format!("vm@{}..{}", points[from], points[into]);
-        let outcome = self.repo.run(args!["merge", range.as_str(), "--json"]).sane();
-        self.story.tell(format!("merge {range}: {}", outcome.status));
-        if outcome.status.code() == Some(0) {
-            for gone in outcome.json()["absorbed"].as_array().unwrap() {
-                self.stay.remove(gone.as_str().unwrap());
-            }
-        }
-    }
-
-    /// Takes a disk back to a point.
-    fn roll_back(&mut self) {
-        let points: Vec<_> = self.stay.iter().cloned().collect();
-        let point = &points[self.random.below(points.len() as u64) as usize];
-        let (name, expected) = self.known[point][0].clone();
-        let selector = format!("vm/{name}@{point}");
-        let disk = self.disks.get_mut(name).unwrap();
-        let now = self.lab.path("now.raw");
-        oracle(args!["-f", "raw", disk.path.as_path()], &now);
-        let words =
-            args!["restore", selector.as_str(), disk.path.as_path(), "--in-place", "--json"];
-        let outcome = self.repo.run(words).sane();
-        self.story.tell(format!("roll {name} back to {point}: {}", outcome.status));
-        if outcome.status.code() != Some(0) {
-            return;
-        }
-        disk.size = std::fs::metadata(&expected).unwrap().len();
-        let listed = self.repo.points(&format!("vm/{name}"));
-        let is_new = |point: &String| !self.known.contains_key(point);
-        for safety in listed.into_iter().filter(is_new).collect::<Vec<_>>() {
-            let kept = self.lab.path(format!("{safety}.raw"));
-            std::fs::copy(&now, &kept).unwrap();
-            self.known.insert(safety.clone(), vec![(name, kept)]);
-            self.stay.insert(safety);
-        }
-    }
-
-    /// Every point that nobody removed is what it was.
-    fn check(&self, all: bool) {
-        let points: Vec<_> = self.stay.iter().collect();
-        for (index, point) in points.iter().enumerate() {
-            if all || index % 3 == points.len() % 3 {
-                for (name, expected) in &self.known[*point] {
-                    let selector = format!("vm/{name}@{point}");
-                    self.repo.assert_restores_raw(&self.lab, &selector, expected);
-                }
-            }
-        }
-    }
-
-    fn act(&mut self) {
-        match self.random.below(13) {
-            0..4 => {
-                let names: Vec<_> = self.disks.keys().copied().collect();
-                let name = self.random.pick(&names);
-                self.change();
-                self.back_up(name);
-            }
-            4..7 => self.prune(),
-            7 => self.kill(),
-            8 => self.pin(),
-            9 => self.undelete(),
-            10 => self.merge(),
-            11 => self.roll_back(),
-            _ if self.disks.contains_key("b") => self.change(),
-            _ => {
-                self.add_disk("b");
-                self.back_up("b");
-            }
-        }
-    }
-}
-
-#[test]
-fn what_the_rules_keep_stays_through_random_lives() {
-    let (mut merges, mut drops) = (0, 0);
-    for seed in seeds(0x13_2000, LIVES) {
-        let mut life = Life::new(seed);
-        for _ in 0..ACTS {
-            life.act();
-            life.check(false);
-        }
-        life.prune();
-        life.check(true);
-        life.repo.verify();
-        life.repo.assert_no_leftovers();
-        merges += life.merges;
-        drops += life.drops;
-    }
-    assert!(merges > 0 && drops > 0, "{merges} merges, {drops} points dropped");
 }
 
 /// So many nights of a raw disk: its points, with what it was at each.
