@@ -18,12 +18,21 @@ use qdelta::inside::volumes::survey;
 /// `$IMAGE` of that size and a folder `$TREE`.
 const SEEDS: &[(u64, &str)] = &[
     (256 << 10, "mke2fs -q -F -t ext4 -O ^has_journal -b 1024 -N 64 -d $TREE $IMAGE"),
-    (256 << 10, "mke2fs -q -F -t ext4 -O ^has_journal,inline_data -I 256 -b 1024 -N 64 -d $TREE $IMAGE"),
+    (
+        256 << 10,
+        "mke2fs -q -F -t ext4 -O ^has_journal,inline_data -I 256 -b 1024 -N 64 -d $TREE $IMAGE",
+    ),
     (256 << 10, "mke2fs -q -F -t ext2 -b 1024 -N 64 -d $TREE $IMAGE"),
-    (4 << 20, "mke2fs -q -F -t ext4 -b 1024 -N 64 -d $TREE $IMAGE && debugfs -w -R 'feature needs_recovery' $IMAGE"),
+    (
+        4 << 20,
+        "mke2fs -q -F -t ext4 -b 1024 -N 64 -d $TREE $IMAGE && debugfs -w -R 'feature needs_recovery' $IMAGE",
+    ),
     (128 << 10, "mkfs.fat -F 12 $IMAGE && mcopy -s -i $IMAGE $TREE/small $TREE/folder ::/"),
-    (2 << 20, "mkfs.fat -F 16 -s 1 $IMAGE && mcopy -s -i $IMAGE $TREE/small $TREE/folder ::/"),
-    (2 << 20, "mkntfs -q -F -c 512 $IMAGE && ntfscp $IMAGE $TREE/folder/below/large large && ntfscp $IMAGE $TREE/small small"),
+    (3 << 20, "mkfs.fat -F 16 -s 1 $IMAGE && mcopy -s -i $IMAGE $TREE/small $TREE/folder ::/"),
+    (
+        2 << 20,
+        "mkntfs -q -F -c 512 $IMAGE && ntfscp $IMAGE $TREE/folder/below/large large && ntfscp $IMAGE $TREE/small small",
+    ),
 ];
 
 /// Files whose content is read; a small image can name any number of them.
