@@ -226,3 +226,24 @@ fn crowds_are_turned_away_and_whoever_stops_in_the_middle_is_forgotten() {
     assert!(client.read(0, SIZE as u32).unwrap() == bytes);
     serving.stop().ok();
 }
+
+/// Each write was once a call within the call before: some thousand in a row, even refused ones, took the
+/// whole stack, and the server with every client of it.
+#[test]
+fn a_long_row_of_writes_is_answered() {
+    const ROW: usize = 50_000;
+    let scene = Scene::new(1, "4K");
+    let serving = scene.serve(&["web"]);
+    let mut client = Client::ready(&serving.socket, "", false);
+    for _ in 0..ROW / 100 {
+        let asked: Vec<u64> =
+            (0..100).map(|_| client.ask(Command::Write, CommandFlags::default(), 0, 0)).collect();
+        for cookie in asked {
+            let (answered, _, reply) = client.reply(0);
+            assert_eq!(answered, cookie);
+            assert_eq!(reply, Reply::Simple { error: 1, cookie });
+        }
+    }
+    assert_eq!(client.read(0, 512).unwrap(), scene.bytes(0)[..512]);
+    serving.stop().ok();
+}

@@ -140,31 +140,33 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The next request that is to be answered; none if none comes.
+    /// The next request that is to be answered; none if none comes. Writes before it are done here.
     fn next(&self, incoming: &mut BufReader<&'a Stream>) -> Option<Request> {
-        let mut bytes = [0; REQUEST_LEN];
-        incoming.read_exact(&mut bytes).ok()?;
-        let request = match Request::decode(&bytes).map_err(nonsense) {
-            Ok(request) => request,
-            Err(error) => {
-                tracing::debug!("a client is cut off: {error}");
-                return None;
+        // A loop: a client may send any number of writes, and the stack is bounded.
+        loop {
+            let mut bytes = [0; REQUEST_LEN];
+            incoming.read_exact(&mut bytes).ok()?;
+            let request = match Request::decode(&bytes).map_err(nonsense) {
+                Ok(request) => request,
+                Err(error) => {
+                    tracing::debug!("a client is cut off: {error}");
+                    return None;
+                }
+            };
+            match request.command {
+                Command::Disconnect => return None,
+                // The bytes follow, and must be passed over to find the next request.
+                Command::Write if request.len > REQUEST_BYTES_MAX => return None,
+                Command::Write => {
+                    let outcome = self.write(&request, incoming);
+                    let answered = match outcome.ok()? {
+                        Ok(()) => self.done(&request),
+                        Err((status, text)) => self.fail(&request, status, &text),
+                    };
+                    answered.ok()?;
+                }
+                _ => return Some(request),
             }
-        };
-        match request.command {
-            Command::Disconnect => None,
-            // The bytes follow, and must be passed over to find the next request.
-            Command::Write if request.len > REQUEST_BYTES_MAX => None,
-            Command::Write => {
-                let outcome = self.write(&request, incoming);
-                let answered = match outcome.ok()? {
-                    Ok(()) => self.done(&request),
-                    Err((status, text)) => self.fail(&request, status, &text),
-                };
-                answered.ok()?;
-                self.next(incoming)
-            }
-            _ => Some(request),
         }
     }
 
