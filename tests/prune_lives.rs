@@ -123,7 +123,7 @@ impl Life {
             false => KindChoice::Auto,
         };
         let options = BackupOptions { kind, ..BackupOptions::default() };
-        let repository = Repository::open(&self.repo.path).unwrap().with_state(&state());
+        let repository = Repository::open(&self.repo.path).unwrap().with_state(state());
         let done =
             qdelta::backup_together(&repository, &images, &options, &Silent, &Cancel::default());
         let done = match done {

@@ -86,7 +86,7 @@ fn commands_of_other_programs_are_answered_with_a_tip() {
         ("snapshots", "qdelta points"),
         ("check", "qdelta verify"),
         ("forget", "qdelta prune"),
-        ("diff", "no command yet"),
+        ("diff", "qdelta files diff"),
         ("fuse", "qdelta mount"),
         ("bakup", "backup"),
     ] {
