@@ -24,7 +24,7 @@ pub use rules::{Candidate, Clock, judge};
 /// How many points are marked at a time.
 const MARKS_AT_ONCE: usize = 8;
 /// So many are not worth a thread.
-const MARKS_IN_TURN: usize = 32;
+const MARKS_IN_TURN: usize = 8;
 
 /// What is asked of the rules.
 #[derive(Debug, Clone)]
