@@ -176,7 +176,7 @@ impl Catalog {
         Ok(survey)
     }
 
-    /// The disks of a domain, as [`Self::survey_domain`] finds them.
+    /// The disks of a domain, as `survey_domain` finds them.
     ///
     /// # Errors
     /// None is found, and a folder can't be listed.

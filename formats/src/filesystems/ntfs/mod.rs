@@ -136,7 +136,7 @@ fn name_of(utf16: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A text of UTF-16 as bytes: the target of a link, as [`name_of`] has it.
+/// A text of UTF-16 as bytes: the target of a link, as `name_of` has it.
 pub fn text_of(utf16: &[u8]) -> Vec<u8> {
     name_of(utf16)
 }
