@@ -126,6 +126,9 @@ impl Header {
         root.0.copy_from_slice(all.slice(20, DIGEST_LEN, "root")?);
         let text = |at: usize| -> Result<(String, usize), FormatError> {
             let len = usize::from(all.u16(at, "length of a text")?);
+            if len > TEXT_LEN_MAX {
+                return Err(all.invalid(at, "length of a text", "longer than any name"));
+            }
             let text = all.slice(at + 2, len, "text")?;
             let text =
                 std::str::from_utf8(text).map_err(|_| all.invalid(at, "text", "no UTF-8"))?;
@@ -158,6 +161,11 @@ mod tests {
             assert!(Header::decode(&damaged).is_err(), "{at}");
         }
         assert!(Header::decode(&bytes[..4000]).is_err());
+        // A sealed header whose text was longer than any was once read, and could not be written again.
+        let at = 20 + DIGEST_LEN;
+        let mut long = bytes[..HEADER_LEN - 4].to_vec();
+        long[at..at + 2].copy_from_slice(&(TEXT_LEN_MAX as u16 + 1).to_le_bytes());
+        assert!(Header::decode(&Header::sealed(&long)).is_err());
         assert_eq!(header.unit(), 4096);
         assert_eq!(header.stable(), 4096..4096 + (5 << 30) / 4096 / 8);
         assert_eq!(header.data() % (1 << 20), 0);
