@@ -128,3 +128,21 @@ fn the_point_of_an_instant_restore_is_pinned_beside_other_pins() {
         report["warnings"].as_array().unwrap().iter().map(|it| &it["code"]).collect();
     assert!(codes.contains(&&Value::from("not-pinned")), "{codes:?}");
 }
+
+/// The units of `wöb` took the place of those of `wäb`, whose disks were gone with its server.
+#[test]
+fn guests_with_names_alike_have_servers_of_their_own() {
+    let (host, _, _) = lost();
+    let instant = |name: &str, folder: &str| {
+        let words = ["--instant", "--rename", name, "--json"];
+        let report = restore(&host, &host.lab.path(folder), &words).ok().json()["instant"].take();
+        let unit = report["units"][0].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+        (report["socket"].as_str().unwrap().to_owned(), unit)
+    };
+    let all = [instant("wäb", "a"), instant("wöb", "b"), instant("w_b", "c")];
+    for (number, (socket, unit)) in all.iter().enumerate() {
+        for (other_socket, other_unit) in &all[number + 1..] {
+            assert!(socket != other_socket && unit != other_unit, "{unit}, {other_unit}");
+        }
+    }
+}

@@ -73,6 +73,51 @@ fn a_size_beyond_all_measure_costs_nothing() {
     assert_eq!(listed["files"][0]["bytes"], 0x000f_ffff_ffff_ffff_u64);
 }
 
+/// One file that is damaged, or that the target has no form for, once cost the whole tree: a size that the
+/// target's filesystem does not reach, one that no offset reaches, a name that a folder has twice, a link to
+/// nowhere at all.
+#[test]
+fn one_impossible_file_costs_no_other() {
+    for (requests, is_in_tar) in [
+        (&["set_inode_field /a/file size 0x100000000000"] as &[&str], true),
+        (&["set_inode_field /a/file size 0xffffffffffffff00"], false),
+        (&["cd /a", "write /dev/null twin", "write /dev/null twix"], true),
+    ] {
+        let guest = guest(requests);
+        // No tool gives a name twice: the bytes of one are changed.
+        let mut image = std::fs::read(&guest.image).unwrap();
+        if let Some(at) = image.windows(6).position(|window| window == b"\x04\x01twix") {
+            image[at + 5] = b'n';
+            std::fs::write(&guest.image, image).unwrap();
+            guest.backup();
+        }
+        let out = guest.lab.path("out");
+        let said = get(&guest, &["/"], &out).fails_with(9);
+        assert!(said.contains("/a/"), "{said}");
+        assert_eq!(std::fs::read_link(out.join("out")).unwrap(), Path::new("/etc/passwd"));
+        assert!(out.join("a/b").is_dir());
+        let archive = guest.lab.path("out.tar");
+        let done = guest.files("tar", &["/", "--to", archive.to_str().unwrap()]);
+        match is_in_tar {
+            true => drop(done.ok()),
+            false => drop(done.fails_with(9)),
+        }
+        run(tool("tar", args!["-tf", archive.as_path()])).ok();
+    }
+}
+
+/// A path with dots in it is no name for what it leads to; and `get` asked for a path of this machine.
+#[test]
+fn what_is_typed_is_understood() {
+    let guest = guest(&[]);
+    let archive = guest.lab.path("out.tar");
+    guest.files("tar", &["/../a/../a/./file", "--to", archive.to_str().unwrap()]).ok();
+    let listed = run(tool("tar", args!["-tf", archive.as_path()])).ok();
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).trim(), "a/file");
+    let said = guest.files("get", &["/a/file", "out.txt"]).fails_with(6);
+    assert!(said.contains("on the volume") && said.contains("--to"), "{said}");
+}
+
 /// Links in a tree are copied and never followed; a path is followed inside the volume alone.
 #[test]
 fn a_link_that_points_out_leads_nowhere() {

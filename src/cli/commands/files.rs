@@ -13,7 +13,7 @@ use qdelta::flows::report::{
 };
 use qdelta::vault::point::OpenPoints;
 use qdelta::vault::repository::{DiskAt, Selector};
-use qdelta::{ErrorKind, Result};
+use qdelta::{Error, ErrorKind, Result};
 
 use super::restore;
 use crate::cli::files_args::{Files, FilesAction, FilesAt, FilesDiff, FilesLs};
@@ -216,8 +216,15 @@ fn take(
     };
     let screen = context.screen.clone();
     let recorder = Recorder::new(&screen);
-    let volume = open(at, &paths, &recorder, context)?;
-    let mut report = taker(&volume, &paths, output, force, &screen, &cancel)?;
+    let looked_for = |error: Error| match (error.kind(), paths.len()) {
+        (ErrorKind::NotFound, 2..) => error.advise(
+            "every PATH is looked for in the point: --to says where on this machine the files go",
+        ),
+        _ => error,
+    };
+    let volume = open(at, &paths, &recorder, context).map_err(looked_for)?;
+    let taken = taker(&volume, &paths, output, force, &screen, &cancel);
+    let mut report = taken.map_err(looked_for)?;
     report.warnings.splice(..0, recorder.take());
     show_taken(&report, context)
 }

@@ -10,7 +10,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::flows::report::{Change, FileChange, GuestPath};
-use crate::inside::filesystem::{Data, FileKind, Found, Id, Node, Place, Step, walk};
+use crate::inside::filesystem::{Data, FileKind, Found, Id, Node, Place, Step, open_content, walk};
 
 /// How much of two contents is compared at once.
 const PIECE: usize = 1 << 20;
@@ -186,8 +186,8 @@ impl Diff<'_> {
             if one.size != other.size {
                 return Ok(Some(Change::Content));
             }
-            let data = self.pair.old.filesystem.open(old.id)?;
-            let other = self.pair.new.filesystem.open(new.id)?;
+            let data = open_content(&*self.pair.old.filesystem, old.id)?;
+            let other = open_content(&*self.pair.new.filesystem, new.id)?;
             if !self.is_same_content(&*data, &*other)? {
                 return Ok(Some(Change::Content));
             }

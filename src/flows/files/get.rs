@@ -22,7 +22,9 @@ use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::{check_new_file, rename_new};
 use crate::flows::report::TakenReport;
-use crate::inside::filesystem::{Data, FileKind, Found, Id, Item, Node, Place, Step, walk};
+use crate::inside::filesystem::{
+    Data, FileKind, Found, Id, Item, Node, Place, Step, open_content, walk,
+};
 
 /// How much of a content is read at once.
 const PIECE: usize = 1 << 20;
@@ -104,7 +106,7 @@ fn to_stream(
     if found.node.kind != FileKind::File {
         return Err(one("standard output takes the content of a regular file"));
     }
-    let data = volume.filesystem.open(found.id)?;
+    let data = open_content(&*volume.filesystem, found.id)?;
     let failed = |error: io::Error| Error::io("write", Path::new("standard output"), error);
     report.bytes = pour(&*data, cancel, &mut |bytes| stream.write_all(bytes).map_err(failed))?;
     stream.flush().map_err(failed)?;
@@ -338,7 +340,7 @@ impl<'a> Copy<'a> {
     }
 
     fn content(&mut self, target: &mut Target, path: &[u8], id: Id, node: &Node) -> Result<()> {
-        let data = self.volume.filesystem.open(id)?;
+        let data = open_content(&*self.volume.filesystem, id)?;
         let file = target.make_file(path)?;
         let written = self.copy_content(&*data, &file, &target.path_of(path));
         if let Err(error) = written {
@@ -351,7 +353,14 @@ impl<'a> Copy<'a> {
     /// Copies a content; its holes stay holes.
     fn copy_content(&mut self, data: &dyn Data, file: &File, path: &Path) -> Result<()> {
         let failed = |error: io::Error| Error::io("write", path, error);
-        file.set_len(data.size()).map_err(failed)?;
+        file.set_len(data.size()).map_err(|error| match error.kind() {
+            // Another file may be shorter. A full filesystem is no matter of one file.
+            io::ErrorKind::FileTooLarge => {
+                let text = format!("the target takes no file of {} bytes", data.size());
+                Error::new(ErrorKind::Image, text).because(error)
+            }
+            _ => failed(error),
+        })?;
         let mut buffer = vec![0; PIECE.min(data.size() as usize)];
         let mut at = 0;
         while at < data.size() {
@@ -370,7 +379,7 @@ impl<'a> Copy<'a> {
         if !self.is_tree {
             file.sync_data().map_err(failed)?;
         }
-        self.report.bytes += data.size();
+        self.report.bytes = self.report.bytes.saturating_add(data.size());
         Ok(())
     }
 

@@ -105,10 +105,18 @@ fn timestamp(time: Time) -> Option<Timestamp> {
     Timestamp::new(time.seconds, time.nanoseconds.try_into().ok()?).ok()
 }
 
-/// The path with a slash before each of its names, and none behind.
+/// The path with a slash before each of its names, and none behind. A `..` takes away the name before it: an
+/// archive whose names lead upwards is refused by those who unpack it.
 pub(super) fn trimmed(path: &[u8]) -> Vec<u8> {
-    let names = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
-    names.flat_map(|name| [b"/", name].concat()).collect()
+    let mut names: Vec<&[u8]> = Vec::new();
+    for name in path.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    names.into_iter().flat_map(|name| [b"/", name].concat()).collect()
 }
 
 /// The path of what lies at `below` in the folder `base`.

@@ -20,7 +20,9 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::files::{check_new_file, rename_new};
 use crate::disk::io::Opener;
 use crate::flows::report::TakenReport;
-use crate::inside::filesystem::{Attribute, Data, FileKind, Id, Item, Place, Step, Time, walk};
+use crate::inside::filesystem::{
+    Attribute, Data, FileKind, Id, Item, Place, Step, Time, open_content, walk,
+};
 
 /// The most pieces of a file with holes that are listed: 1 MiB of text or so.
 const PIECES_MAX: usize = 1 << 16;
@@ -219,7 +221,7 @@ impl<'a> Archive<'a> {
         let target;
         match kind {
             Kind::File => {
-                let data = self.volume.filesystem.open(item.id)?;
+                let data = open_content(&*self.volume.filesystem, item.id)?;
                 self.content(path, entry, &*data)?;
             }
             Kind::Link => {
@@ -290,7 +292,7 @@ impl<'a> Archive<'a> {
                 ),
             );
         }
-        self.report.bytes += data.size();
+        self.report.bytes = self.report.bytes.saturating_add(data.size());
         self.zeros(padding(total) as u64)
     }
 

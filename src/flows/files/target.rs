@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode};
 use rustix::io::Errno;
 
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 
 /// A folder that is written into.
@@ -73,6 +73,22 @@ impl Target {
         Error::io(operation, &self.path_of(path), error.into())
     }
 
+    /// An error about a file that the target does not take, if that is a matter of this file alone: of its
+    /// name, which the target may know already or have no form for, or of its kind.
+    fn not_made(&self, path: &[u8], error: Errno) -> Error {
+        let why = match error {
+            Errno::EXIST => {
+                "its name stands twice in its folder, or the target takes it for another one"
+            }
+            Errno::INVAL | Errno::NAMETOOLONG | Errno::ILSEQ | Errno::NOENT => {
+                "the target has no form for its name, or for where it leads"
+            }
+            Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK => "the target has no files of its kind",
+            error => return self.failed("make", path, error),
+        };
+        Error::new(ErrorKind::Image, why).because(std::io::Error::from(error))
+    }
+
     /// Makes a folder that nobody but its owner looks into. One that is there already is as good, if
     /// `merge` says so.
     pub fn make_folder(&mut self, path: &[u8], merge: bool) -> Result<()> {
@@ -85,7 +101,7 @@ impl Target {
                     rustix::fs::openat(parent, name, FOLDER | OFlags::NOFOLLOW, Mode::empty());
                 opened.map(drop).map_err(|error| self.failed("write into", path, error))
             }
-            Err(error) => Err(self.failed("make", path, error)),
+            Err(error) => Err(self.not_made(path, error)),
         }
     }
 
@@ -102,14 +118,14 @@ impl Target {
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let (parent, name) = self.parent(path)?;
         let opened = rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR);
-        opened.map(File::from).map_err(|error| self.failed("make", path, error))
+        opened.map(File::from).map_err(|error| self.not_made(path, error))
     }
 
     /// Makes a symbolic link.
     pub fn make_link(&mut self, path: &[u8], target: &[u8]) -> Result<()> {
         let (parent, name) = self.parent(path)?;
         let made = rustix::fs::symlinkat(target, parent, name);
-        made.map_err(|error| self.failed("make", path, error))
+        made.map_err(|error| self.not_made(path, error))
     }
 
     /// Makes a device, a pipe or a socket.
@@ -117,7 +133,7 @@ impl Target {
         let (parent, name) = self.parent(path)?;
         let device = rustix::fs::makedev(device.0, device.1);
         let made = rustix::fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device);
-        made.map_err(|error| self.failed("make", path, error))
+        made.map_err(|error| self.not_made(path, error))
     }
 
     /// Gives the file at `from` a second name.
@@ -134,7 +150,7 @@ impl Target {
         let folder = folder.unwrap_or(top);
         let (parent, name) = self.parent(path)?;
         let made = rustix::fs::linkat(&folder, old, parent, name, AtFlags::empty());
-        made.map_err(|error| self.failed("link", path, error))
+        made.map_err(|error| self.not_made(path, error))
     }
 
     /// Owner, group, time and mode of a file that is no folder and has no descriptor.

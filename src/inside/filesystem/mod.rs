@@ -146,6 +146,18 @@ pub fn open(volume: Arc<dyn ReadAt>, content: Content) -> Result<Box<dyn Filesys
     }
 }
 
+/// Opens the content of a file, whose size is one that a file can have.
+///
+/// # Errors
+/// As [`Filesystem::open`]; [`ErrorKind::Image`]: the size is none that an offset reaches.
+pub fn open_content(filesystem: &dyn Filesystem, id: Id) -> Result<Box<dyn Data + '_>> {
+    let data = filesystem.open(id)?;
+    match i64::try_from(data.size()) {
+        Ok(_) => Ok(data),
+        Err(_) => Err(damaged(format!("the file has a size of {} bytes", data.size()))),
+    }
+}
+
 /// Whether the files of a volume that holds `content` can be read here.
 pub fn is_readable(content: Content) -> bool {
     matches!(content, Content::Ext | Content::Fat | Content::Ntfs)

@@ -50,7 +50,7 @@ pub fn find(filesystem: &dyn Filesystem, path: &[u8], follow: bool) -> Result<Fo
             return Err(no_such(
                 path,
                 match links {
-                    0 => "there is no such file",
+                    0 => "there is no such file on the volume",
                     _ => "a link on the way leads to no file",
                 },
             ));

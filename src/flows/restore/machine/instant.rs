@@ -56,7 +56,9 @@ impl Service {
         let libvirt = &job.request.libvirt;
         let socket = match &request.socket {
             Some(socket) => absolute(socket),
-            None => absolute(&libvirt.run).join("qdelta").join(format!("{}.sock", job.stem())),
+            None => {
+                absolute(&libvirt.run).join("qdelta").join(format!("{}.sock", unique_stem(job)))
+            }
         };
         let text = socket.to_str().unwrap_or_default();
         if text.is_empty() || text.len() > SOCKET_PATH_MAX || text.contains(char::is_control) {
@@ -68,7 +70,7 @@ impl Service {
         let program = request.program.to_string_lossy().into_owned();
         let place = repository.to_string_lossy().into_owned();
         let words = vec![program, "serve".to_owned(), "--repo".to_owned(), place];
-        let unit = format!("qdelta-serve-{}", job.stem());
+        let unit = format!("qdelta-serve-{}", unique_stem(job));
         Ok(Self { unit, socket, words, repository, user: libvirt.qemu_user() })
     }
 
@@ -280,6 +282,16 @@ fn word_of_unit(word: &str) -> String {
     }
     let word = word.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "$$");
     format!("\"{}\"", escaped_for_unit(&word))
+}
+
+/// The beginning of names that all guests of the host share: where letters of the guest's name have no place in
+/// it, a checksum of the whole name tells guests apart that would be called the same.
+fn unique_stem(job: &MachineRestore<'_>) -> String {
+    let stem = job.stem();
+    match stem == job.name {
+        true => stem,
+        false => format!("{stem}-{:08x}", crc32fast::hash(job.name.as_bytes())),
+    }
 }
 
 /// Text of a unit: systemd reads `%` as the beginning of a specifier.

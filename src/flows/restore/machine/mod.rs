@@ -352,8 +352,11 @@ impl<'a> MachineRestore<'a> {
         }
         if !self.request.force {
             let text = format!("{} exists already", path.display());
-            return Err(Error::new(ErrorKind::Exists, text)
-                .advise("restore to another folder, or give --force to replace it"));
+            return Err(Error::new(ErrorKind::Exists, text).advise(match self.service {
+                // Its overlays may hold what the guest has written since.
+                Some(_) => "restore to another folder: what a guest wrote there is never replaced",
+                None => "restore to another folder, or give --force to replace it",
+            }));
         }
         guests::check(&self.request.libvirt, path)
     }

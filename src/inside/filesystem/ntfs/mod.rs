@@ -240,7 +240,7 @@ impl Filesystem for Ntfs {
         let mut total = 0;
         for name in file.streams() {
             let data = self.stream(&file, &name)?;
-            total += data.size();
+            total = data.size().saturating_add(total);
             if data.size() > STREAM_LEN_MAX || total > STREAMS_LEN_MAX {
                 let name = String::from_utf8_lossy(&name).into_owned();
                 let text = format!(
