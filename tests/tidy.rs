@@ -499,6 +499,12 @@ fn what_files_need_is_decided_in_one_place() {
     );
     only_in(
         &["src"],
+        &["src/inside/filesystem/"],
+        &["filesystem.open("],
+        "a size that no offset reaches went into archives: who opens a content calls open_content",
+    );
+    only_in(
+        &["src"],
         // Whose turn it is to freeze is waited for far longer.
         &["src/disk/sys/patience.rs", "src/guest/quiesce/turn.rs"],
         &[".try_lock("],
