@@ -10,8 +10,8 @@
 
 pub mod archive;
 mod error;
+mod fields;
 pub mod filesystems;
-mod little;
 pub mod nbd;
 pub mod qcow2;
 pub mod scratch;

@@ -16,7 +16,7 @@ use std::ops::Range;
 use byteorder::{ByteOrder, LittleEndian};
 
 use crate::archive::{DIGEST_LEN, Digest};
-use crate::little::Little;
+use crate::fields::Little;
 use crate::{FormatError, Problem};
 
 /// Length of the header in bytes.

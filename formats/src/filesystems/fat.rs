@@ -1,7 +1,7 @@
 //! FAT12, FAT16 and FAT32.
 
 use crate::FormatError;
-use crate::little::Little;
+use crate::fields::Little;
 
 /// Bytes of a boot sector that are looked at.
 pub const BOOT_LEN: usize = 512;

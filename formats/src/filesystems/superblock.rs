@@ -8,7 +8,7 @@ use byteorder::{BigEndian, ByteOrder};
 
 use super::ext::journal::crc32c;
 use super::fat;
-use crate::little::Little;
+use crate::fields::Little;
 use crate::volumes::Content;
 use crate::{FormatError, Problem};
 

@@ -1,7 +1,7 @@
 //! What is said before the first request: the greeting, and a haggling over options.
 
 use super::{ExportFlags, NAME_LEN_MAX, bounded};
-use crate::qcow2::bytes::Bytes;
+use crate::fields::Big;
 use crate::{FormatError, Problem};
 
 /// Length of the greeting in bytes.
@@ -50,7 +50,7 @@ impl ClientFlags {
     /// # Errors
     /// A flag that nobody offered.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let flags = Bytes::new(bytes, 0).u32(0, "client flags")?;
+        let flags = Big::new(bytes, 0).u32(0, "client flags")?;
         if flags & !u32::from(HANDSHAKE_FLAGS) != 0 {
             let text = format!("flags {flags:#x}, which were not offered");
             return Err(FormatError::new(0, "client flags", Problem::Unsupported(text)));
@@ -133,7 +133,7 @@ impl OptionHeader {
     /// # Errors
     /// It does not begin with the magic bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let bytes = Bytes::new(bytes, 0);
+        let bytes = Big::new(bytes, 0);
         if bytes.u64(0, "option magic")? != OPTION_MAGIC {
             return Err(bytes.error(0, "option magic", Problem::BadMagic("an NBD option")));
         }
@@ -163,7 +163,7 @@ impl Choice {
     /// # Errors
     /// It is too short or too long for what it says, or the name is no text.
     pub fn decode(data: &[u8]) -> Result<Self, FormatError> {
-        let bytes = Bytes::new(data, 0);
+        let bytes = Big::new(data, 0);
         let (name, at) = name_at(&bytes, 0)?;
         let count = usize::from(bytes.u16(at, "number of information requests")?);
         let mut wanted = Vec::with_capacity(count);
@@ -206,7 +206,7 @@ impl MetaQuery {
     /// # Errors
     /// It is too short or too long for what it says, or asks for too much.
     pub fn decode(data: &[u8]) -> Result<Self, FormatError> {
-        let bytes = Bytes::new(data, 0);
+        let bytes = Big::new(data, 0);
         let (name, mut at) = name_at(&bytes, 0)?;
         let count = bytes.u32(at, "number of queries")?;
         if count > QUERIES_MAX {
@@ -348,7 +348,7 @@ fn length_and(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The name at `at`, its length before it, and where it ends.
-fn name_at(bytes: &Bytes<'_>, at: usize) -> Result<(String, usize), FormatError> {
+fn name_at(bytes: &Big<'_>, at: usize) -> Result<(String, usize), FormatError> {
     let len = bytes.u32(at, "length of the export's name")? as usize;
     let name = bytes.slice(at + 4, len, "export name")?;
     Ok((text(name, at + 4, "export name")?, at + 4 + len))
@@ -364,7 +364,7 @@ fn text(bytes: &[u8], at: usize, field: &'static str) -> Result<String, FormatEr
     Ok(text.map_err(|_| error(Problem::Invalid("no UTF-8".into())))?.to_owned())
 }
 
-fn check_end(bytes: &Bytes<'_>, data: &[u8], end: usize) -> Result<(), FormatError> {
+fn check_end(bytes: &Big<'_>, data: &[u8], end: usize) -> Result<(), FormatError> {
     match data.len() == end {
         true => Ok(()),
         false => Err(bytes.invalid(end, "option data", "more bytes than it says")),

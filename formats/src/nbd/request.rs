@@ -1,6 +1,6 @@
 //! What a client asks for once it has an export.
 
-use crate::qcow2::bytes::Bytes;
+use crate::fields::Big;
 use crate::{FormatError, Problem};
 
 /// Length of a request in bytes, without what is written.
@@ -115,7 +115,7 @@ impl Request {
     /// # Errors
     /// It does not begin with the magic bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let bytes = Bytes::new(bytes, 0);
+        let bytes = Big::new(bytes, 0);
         if bytes.u32(0, "request magic")? != MAGIC {
             return Err(bytes.error(0, "request magic", Problem::BadMagic("an NBD request")));
         }

@@ -2,10 +2,10 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::bytes::{Bytes, pad_to_8, put};
 use super::extension::{BITMAP_DIRECTORY_SIZE_MAX, BITMAPS_MAX};
 use super::l1::OFFSET_MASK;
 use super::units::{ClusterSize, HostOffset, Table};
+use crate::fields::{Big, pad_to_8, put};
 use crate::{FormatError, Problem};
 
 /// Bytes of a directory entry before its extra data and name.
@@ -118,7 +118,7 @@ impl Bitmap {
     }
 
     fn parse(
-        bytes: &Bytes<'_>,
+        bytes: &Big<'_>,
         start: usize,
         cluster: ClusterSize,
         virtual_size: u64,
@@ -194,7 +194,7 @@ impl Bitmap {
 }
 
 fn parse_table_place(
-    bytes: &Bytes<'_>,
+    bytes: &Big<'_>,
     start: usize,
     cluster: ClusterSize,
 ) -> Result<Table, FormatError> {
@@ -225,7 +225,7 @@ pub fn parse_directory(
     cluster: ClusterSize,
     virtual_size: u64,
 ) -> Result<Vec<Bitmap>, FormatError> {
-    let bytes = Bytes::new(directory, base);
+    let bytes = Big::new(directory, base);
     let mut bitmaps: Vec<Bitmap> = Vec::new();
     let mut names = std::collections::HashSet::new();
     let mut start = 0;
@@ -252,7 +252,7 @@ pub fn parse_directory(
 /// size of their disk is known: as many as can be read from the start of `directory` on, which lies at
 /// byte `base` of the file. Gives the length of their entries, too.
 pub fn parse_entries(directory: &[u8], base: u64, cluster: ClusterSize) -> (Vec<Bitmap>, usize) {
-    let bytes = Bytes::new(directory, base);
+    let bytes = Big::new(directory, base);
     let (mut bitmaps, mut start) = (Vec::new(), 0);
     while let Ok((bitmap, len)) = Bitmap::parse(&bytes, start, cluster, 0) {
         bitmaps.push(bitmap);
@@ -298,7 +298,7 @@ impl BitmapTableEntry {
         cluster: ClusterSize,
         position: HostOffset,
     ) -> Result<Self, FormatError> {
-        let bytes = Bytes::new(bytes, position.0);
+        let bytes = Big::new(bytes, position.0);
         let field = "bitmap table entry";
         let entry = bytes.u64(0, field)?;
         let offset = entry & OFFSET_MASK;

@@ -4,11 +4,11 @@
 //! before or after such a step and nothing in between. All fields lie in the first sector, and
 //! change together. Extensions may lie behind it; [`Linked`] says how they change.
 
-use super::bytes::put;
 use super::extension::{self, BITMAPS, BitmapsExtension, END, Places};
 use super::features::Autoclear;
 use super::header::{Header, Version, at};
 use super::units::{HostOffset, SECTOR_SIZE, Table};
+use crate::fields::put;
 use crate::{FormatError, Problem};
 
 /// Bytes of an extension before its data.
@@ -193,7 +193,7 @@ impl FirstCluster {
 
     /// What can be edited in the area of the extensions, and where the area ends.
     fn places(&self) -> Result<(Places, usize), FormatError> {
-        let bytes = super::bytes::Bytes::new(&self.bytes, 0);
+        let bytes = crate::fields::Big::new(&self.bytes, 0);
         let (start, end) = super::header::extension_area(&bytes, &self.header)?;
         let area = bytes.slice(start, end.saturating_sub(start), "header extensions")?;
         Ok((extension::places(area, start)?, end))

@@ -2,10 +2,10 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::bytes::{Bytes, pad_to_8, put};
 use super::features::{Autoclear, Compatible, Incompatible};
 use super::header::Encryption;
 use super::units::{ClusterSize, HostOffset};
+use crate::fields::{Big, pad_to_8, put};
 use crate::{FormatError, Problem};
 
 /// Ends the area.
@@ -325,8 +325,8 @@ struct Data<'a> {
 }
 
 impl<'a> Data<'a> {
-    fn bytes(&self) -> Bytes<'a> {
-        Bytes::new(self.data, self.base)
+    fn bytes(&self) -> Big<'a> {
+        Big::new(self.data, self.base)
     }
 }
 
@@ -343,7 +343,7 @@ impl<'a> Items<'a> {
     }
 
     fn next_item(&mut self) -> Result<Option<(u32, Data<'a>)>, FormatError> {
-        let bytes = Bytes::new(self.area, self.base);
+        let bytes = Big::new(self.area, self.base);
         let field = "header extension";
         let head = bytes.slice(self.at, 8, field)?;
         let (kind, len) = head.split_at(4);

@@ -3,12 +3,12 @@
 //! [`HeaderPrefix`] says how many bytes the rest takes; [`Header`] exists only once everything
 //! that QEMU checks when it opens an image has been checked.
 
-use super::bytes::{Bytes, put};
 use super::extension::{self, Extensions};
 use super::features::{Autoclear, Compatible, Incompatible};
 use super::l1::L1_ENTRY_SIZE;
 use super::refcount::RefcountOrder;
 use super::units::{ClusterSize, HostOffset, SECTOR_SIZE, Table};
+use crate::fields::{Big, put};
 use crate::{FormatError, Problem};
 
 /// The first four bytes of every qcow2 image.
@@ -115,7 +115,7 @@ impl HeaderPrefix {
     /// # Errors
     /// The bytes are too few, or one of the three fields is wrong.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let bytes = Bytes::new(bytes, 0);
+        let bytes = Big::new(bytes, 0);
         if !has_magic(bytes.slice(at::MAGIC, MAGIC.len(), "magic")?) {
             return Err(bytes.error(at::MAGIC, "magic", Problem::BadMagic("qcow2")));
         }
@@ -218,7 +218,7 @@ impl Header {
     /// Anything for which QEMU refuses to open an image, with the place and the field.
     pub fn parse(first_cluster: &[u8]) -> Result<Self, FormatError> {
         let HeaderPrefix { version, cluster } = HeaderPrefix::parse(first_cluster)?;
-        let bytes = Bytes::new(first_cluster, 0);
+        let bytes = Big::new(first_cluster, 0);
         bytes.slice(0, cluster.len(), "first cluster")?;
         let fields = VersionFields::parse(&bytes, version, cluster)?;
         let extension_end = extension_end(&bytes, cluster)?;
@@ -336,11 +336,7 @@ struct VersionFields {
 }
 
 impl VersionFields {
-    fn parse(
-        bytes: &Bytes<'_>,
-        version: Version,
-        cluster: ClusterSize,
-    ) -> Result<Self, FormatError> {
+    fn parse(bytes: &Big<'_>, version: Version, cluster: ClusterSize) -> Result<Self, FormatError> {
         if version == Version::V2 {
             return Ok(Self {
                 incompatible: Incompatible(0),
@@ -389,7 +385,7 @@ impl VersionFields {
         if self.incompatible.contains(Incompatible::EXTENDED_L2) { 4 } else { 3 }
     }
 
-    fn check_features(&self, bytes: &Bytes<'_>, extension_end: usize) -> Result<(), FormatError> {
+    fn check_features(&self, bytes: &Big<'_>, extension_end: usize) -> Result<(), FormatError> {
         let unknown = self.incompatible.unknown();
         if !unknown.is_empty() {
             let len = extension_end.saturating_sub(self.header_length);
@@ -424,7 +420,7 @@ impl VersionFields {
 }
 
 /// Where the header extensions must end: at the name of the backing file, or with the cluster.
-fn extension_end(bytes: &Bytes<'_>, cluster: ClusterSize) -> Result<usize, FormatError> {
+fn extension_end(bytes: &Big<'_>, cluster: ClusterSize) -> Result<usize, FormatError> {
     let offset = bytes.u64(at::BACKING_OFFSET, "backing_file_offset")?;
     if offset > cluster.bytes() {
         let problem = Problem::OutOfRange { value: offset, min: 0, max: cluster.bytes() };
@@ -435,7 +431,7 @@ fn extension_end(bytes: &Bytes<'_>, cluster: ClusterSize) -> Result<usize, Forma
 
 /// Where the extensions of this header start, and where they must end.
 pub(super) fn extension_area(
-    bytes: &Bytes<'_>,
+    bytes: &Big<'_>,
     header: &Header,
 ) -> Result<(usize, usize), FormatError> {
     let start = match header.version {
@@ -445,7 +441,7 @@ pub(super) fn extension_area(
     Ok((start, extension_end(bytes, header.cluster)?))
 }
 
-fn parse_encryption(bytes: &Bytes<'_>) -> Result<Encryption, FormatError> {
+fn parse_encryption(bytes: &Big<'_>) -> Result<Encryption, FormatError> {
     match bytes.u32(at::ENCRYPTION, "crypt_method")? {
         0 => Ok(Encryption::None),
         1 => Ok(Encryption::Aes),
@@ -458,7 +454,7 @@ fn parse_encryption(bytes: &Bytes<'_>) -> Result<Encryption, FormatError> {
 }
 
 fn parse_refcount_table(
-    bytes: &Bytes<'_>,
+    bytes: &Big<'_>,
     cluster: ClusterSize,
 ) -> Result<(HostOffset, u32), FormatError> {
     let clusters = bytes.u32(at::REFCOUNT_TABLE_CLUSTERS, "refcount_table_clusters")?;
@@ -482,7 +478,7 @@ fn parse_refcount_table(
 /// The declared size and the active L1 table, which must be long enough for it. An L2 entry has
 /// 2^`entry_bits` bytes.
 fn parse_size_and_l1(
-    bytes: &Bytes<'_>,
+    bytes: &Big<'_>,
     cluster: ClusterSize,
     entry_bits: u32,
 ) -> Result<(u64, Table), FormatError> {
@@ -520,7 +516,7 @@ fn parse_size_and_l1(
 }
 
 fn parse_backing_name(
-    bytes: &Bytes<'_>,
+    bytes: &Big<'_>,
     cluster: ClusterSize,
 ) -> Result<Option<Vec<u8>>, FormatError> {
     let offset = bytes.u64(at::BACKING_OFFSET, "backing_file_offset")?;

@@ -5,7 +5,6 @@
 //! Limits are QEMU's: what it refuses to open is refused here.
 
 pub mod bitmap;
-pub(crate) mod bytes;
 mod edit;
 mod extension;
 mod features;

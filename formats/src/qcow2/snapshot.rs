@@ -1,9 +1,9 @@
 //! The table of internal snapshots.
 
-use super::bytes::{Bytes, pad_to_8, put};
 use super::header::{L1_SIZE_MAX, VIRTUAL_SIZE_MAX};
 use super::l1::L1_ENTRY_SIZE;
 use super::units::{ClusterSize, SECTOR_SIZE, Table};
+use crate::fields::{Big, pad_to_8, put};
 use crate::{FormatError, Problem};
 
 /// The most snapshots that an image can have.
@@ -70,7 +70,7 @@ impl Snapshot {
     /// # Errors
     /// The bytes are too few, or the extra data is longer than [`EXTRA_DATA_LEN_MAX`].
     pub fn entry_len(fixed: &[u8], base: u64) -> Result<usize, FormatError> {
-        let bytes = Bytes::new(fixed, base);
+        let bytes = Big::new(fixed, base);
         bytes.slice(0, FIXED_LEN, "snapshot table entry")?;
         let extra = bytes.u32(at::EXTRA_LEN, "extra_data_size")?;
         if extra as usize > EXTRA_DATA_LEN_MAX {
@@ -89,7 +89,7 @@ impl Snapshot {
     /// # Errors
     /// The bytes are too few, or its extra data is too long.
     pub fn parse(entry: &[u8], base: u64) -> Result<Self, FormatError> {
-        let bytes = Bytes::new(entry, base);
+        let bytes = Big::new(entry, base);
         Self::entry_len(entry, base)?;
         let extra_len = bytes.u32(at::EXTRA_LEN, "extra_data_size")? as usize;
         let extra_end = FIXED_LEN + extra_len;

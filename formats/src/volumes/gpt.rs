@@ -1,6 +1,6 @@
 //! The GUID partition table of UEFI.
 
-use crate::little::Little;
+use crate::fields::Little;
 use crate::{FormatError, Problem};
 
 /// Bytes of the header that are looked at.

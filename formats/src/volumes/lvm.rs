@@ -2,7 +2,7 @@
 
 mod text;
 
-use crate::little::Little;
+use crate::fields::Little;
 use crate::{FormatError, Problem};
 
 pub use text::{Group, Logical, Physical, Stretch, parse_group};

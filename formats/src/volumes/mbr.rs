@@ -1,7 +1,7 @@
 //! The partition table of a PC's master boot record, and of the extended boot records behind it.
 
 use crate::FormatError;
-use crate::little::Little;
+use crate::fields::Little;
 
 /// Bytes of a boot record.
 pub const LEN: usize = 512;

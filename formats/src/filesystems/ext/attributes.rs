@@ -1,7 +1,7 @@
 //! Extended attributes, in an inode or in a block of their own.
 
 use crate::FormatError;
-use crate::little::Little;
+use crate::fields::Little;
 
 const MAGIC: u32 = 0xea02_0000;
 const BLOCK_HEADER_LEN: usize = 32;

@@ -1,7 +1,7 @@
 //! A node of the tree of extents that says where a file's content lies.
 
 use crate::FormatError;
-use crate::little::Little;
+use crate::fields::Little;
 
 /// How deep a tree may be.
 pub const DEPTH_MAX: u16 = 5;

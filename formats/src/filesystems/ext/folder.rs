@@ -1,8 +1,8 @@
 //! The entries of a folder's block.
 
 use crate::FormatError;
+use crate::fields::Little;
 use crate::filesystems::FileKind;
-use crate::little::Little;
 
 const NAME: usize = 8;
 

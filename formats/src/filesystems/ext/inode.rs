@@ -1,8 +1,8 @@
 //! An inode: what a file is, and where its bytes lie.
 
 use crate::FormatError;
+use crate::fields::Little;
 use crate::filesystems::{FileKind, Time};
-use crate::little::Little;
 
 /// Bytes of the place where an inode has its extents, its block pointers or small content.
 pub const BODY_LEN: usize = 60;

@@ -6,7 +6,7 @@ pub mod folder;
 pub mod inode;
 pub mod journal;
 
-use crate::little::Little;
+use crate::fields::Little;
 use crate::{FormatError, Problem};
 
 /// Where the superblock lies.

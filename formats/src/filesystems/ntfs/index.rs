@@ -2,7 +2,7 @@
 
 use super::{Reference, name_of};
 use crate::FormatError;
-use crate::little::Little;
+use crate::fields::Little;
 
 /// The name of the tree that holds names of files.
 pub const NAMES: &[u8] = b"$I30";

@@ -5,8 +5,8 @@ pub mod lznt1;
 pub mod record;
 
 use crate::FormatError;
+use crate::fields::Little;
 use crate::filesystems::Time;
-use crate::little::Little;
 
 /// Bytes of a boot sector that are looked at.
 pub const BOOT_LEN: usize = 512;

@@ -2,8 +2,8 @@
 
 use super::{Reference, name_of, time};
 use crate::FormatError;
+use crate::fields::Little;
 use crate::filesystems::Time;
-use crate::little::Little;
 
 /// The types of attributes that are looked at.
 pub mod kind {

@@ -1,23 +1,32 @@
-//! Checked access to big-endian fields.
+//! Checked access to the fields of a structure.
 
-use byteorder::{BigEndian, ByteOrder};
+use std::borrow::Cow;
+use std::marker::PhantomData;
+
+use byteorder::{BigEndian, ByteOrder, LittleEndian};
 
 use crate::{FormatError, Problem};
 
-/// Bytes of a file together with the place that they came from, so that an error can name it.
+/// Fields of which the highest byte comes first.
+pub(crate) type Big<'a> = Fields<'a, BigEndian>;
+/// Fields of which the lowest byte comes first.
+pub(crate) type Little<'a> = Fields<'a, LittleEndian>;
+
+/// Bytes of a file or a disk together with the place that they came from, so that an error can name the place.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Bytes<'a> {
+pub(crate) struct Fields<'a, Order> {
     bytes: &'a [u8],
     base: u64,
+    order: PhantomData<Order>,
 }
 
-impl<'a> Bytes<'a> {
-    /// `bytes`, the first of which lies at byte `base` of the file.
+impl<'a, Order: ByteOrder> Fields<'a, Order> {
+    /// `bytes`, the first of which lies at byte `base`.
     pub(crate) fn new(bytes: &'a [u8], base: u64) -> Self {
-        Self { bytes, base }
+        Self { bytes, base, order: PhantomData }
     }
 
-    /// Where byte `at` lies in the file.
+    /// Where byte `at` lies.
     pub(crate) fn position(&self, at: usize) -> u64 {
         self.base.saturating_add(at as u64)
     }
@@ -32,7 +41,7 @@ impl<'a> Bytes<'a> {
         &self,
         at: usize,
         field: &'static str,
-        problem: impl Into<std::borrow::Cow<'static, str>>,
+        problem: impl Into<Cow<'static, str>>,
     ) -> FormatError {
         self.error(at, field, Problem::Invalid(problem.into()))
     }
@@ -57,17 +66,17 @@ impl<'a> Bytes<'a> {
 
     /// The 16-bit number at `at`.
     pub(crate) fn u16(&self, at: usize, field: &'static str) -> Result<u16, FormatError> {
-        self.slice(at, 2, field).map(BigEndian::read_u16)
+        self.slice(at, 2, field).map(Order::read_u16)
     }
 
     /// The 32-bit number at `at`.
     pub(crate) fn u32(&self, at: usize, field: &'static str) -> Result<u32, FormatError> {
-        self.slice(at, 4, field).map(BigEndian::read_u32)
+        self.slice(at, 4, field).map(Order::read_u32)
     }
 
     /// The 64-bit number at `at`.
     pub(crate) fn u64(&self, at: usize, field: &'static str) -> Result<u64, FormatError> {
-        self.slice(at, 8, field).map(BigEndian::read_u64)
+        self.slice(at, 8, field).map(Order::read_u64)
     }
 }
 
