@@ -180,16 +180,36 @@ class Turn:
             raise Problem(f"another backup of this guest is under way (process {note['pid']}): "
                           "try again when it is done")
 
-    def take(self):
-        """Notes that this backup has."""
+    def take(self, left=None):
+        """Notes that this backup has, and what it leaves of each disk for the next one."""
+        note = {"pid": self.pid, "start": start_of(self.pid), "left": left or {}}
         with open(f"{self.path}.new", "w", encoding="utf-8") as file:
-            json.dump({"pid": self.pid, "start": start_of(self.pid)}, file)
+            json.dump(note, file)
         os.replace(f"{self.path}.new", self.path)
+
+    def left(self):
+        """What this backup leaves of each disk, as `prepare` noted it."""
+        with open(self.path, encoding="utf-8") as file:
+            return json.load(file)["left"]
 
     def give_back(self):
         """Nothing is left."""
         if os.path.exists(self.path):
             os.remove(self.path)
+
+
+def check_by_hand(command, name, check):
+    """`--check GUEST`: for an admin who wants to know before the first backup."""
+    request = {"domain": name, "uuid": None, "connect": os.environ.get("LIBVIRT_DEFAULT_URI"),
+               "pid": os.getpid(), "disks": []}
+    try:
+        for target, disk in disks_of(Guest(request).xml()).items():
+            if disk.get("device", "disk") == "disk" and disk.find("readonly") is None:
+                request["disks"].append({"disk": target})
+        check(request)
+    except (Problem, OSError) as problem:
+        sys.exit(f"{command}: {problem}")
+    print(f"{command} would work for {name}: {', '.join(disk['disk'] for disk in request['disks'])}")
 
 
 def main(verbs):
