@@ -46,6 +46,7 @@ mod retain;
 mod room;
 mod scrub;
 mod serve;
+mod snapshot_commands;
 mod test_images;
 mod tidy;
 mod trackers;

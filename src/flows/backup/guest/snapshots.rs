@@ -318,9 +318,7 @@ impl<'a> Snapshots<'a> {
                     tracing::debug!("released by `recover`, after: {}", error.chain());
                     Ok(())
                 }
-                Err(again) => {
-                    Err(error.because(format!("nor could it be mended: {}", again.chain())))
-                }
+                Err(again) => Err(again.within("nor could it be mended").within(error.chain())),
             },
         }
     }
