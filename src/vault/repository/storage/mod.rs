@@ -1,4 +1,4 @@
-//! Where a repository keeps its files: a folder today, an object store later. The repository knows
+//! Where a repository keeps its files: a folder, or an object store. The repository knows
 //! names and this trait, and no path, file or lock of any particular kind.
 //!
 //! A file is *staged* first: written under a name that nobody takes for a file of the repository.

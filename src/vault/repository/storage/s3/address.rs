@@ -102,11 +102,8 @@ impl Typed {
             typed.or_else(variable).or_else(|| profile.get(setting))
         };
         let region = found("region", &["AWS_REGION", "AWS_DEFAULT_REGION"], "region");
-        let endpoint = found(
-            "endpoint",
-            &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"],
-            "s3.endpoint_url",
-        );
+        let endpoint =
+            found("endpoint", &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], "s3.endpoint_url");
         let endpoint = endpoint.or_else(|| profile.get("endpoint_url"));
         let is_own = endpoint.is_some();
         let region = match (region, is_own) {
@@ -212,7 +209,8 @@ mod tests {
 
     #[test]
     fn a_bucket_of_amazon_stands_in_the_host() {
-        let address = resolve("s3://backups/hosts/a", &[("AWS_REGION", "eu-central-1")], "").unwrap();
+        let address =
+            resolve("s3://backups/hosts/a", &[("AWS_REGION", "eu-central-1")], "").unwrap();
         assert_eq!(address.base, "https://backups.s3.eu-central-1.amazonaws.com");
         assert_eq!(address.prefix, "hosts/a/");
         assert_eq!(address.path("hosts/a/qdelta.toml"), "/hosts/a/qdelta.toml");

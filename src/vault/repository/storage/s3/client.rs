@@ -16,6 +16,7 @@ use super::credentials::Credentials;
 use super::sign::{self, Keys, Request, Scope};
 use super::xml::{self, Refusal};
 use crate::base::clock;
+use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::Opener;
 
@@ -142,7 +143,7 @@ pub(super) struct Failure {
     pub status: Option<u16>,
     /// The name of the error where the store gave one.
     pub code: String,
-    error: Error,
+    error: Box<Error>,
     /// The request was sent more than once: an earlier one may have been done.
     pub again: bool,
     remedy: Remedy,
@@ -162,7 +163,7 @@ enum Remedy {
 impl Failure {
     fn local(error: Error) -> Self {
         let code = String::new();
-        Self { status: None, code, error, again: false, remedy: Remedy::None }
+        Self { status: None, code, error: Box::new(error), again: false, remedy: Remedy::None }
     }
 
     /// A success that its own answer denies, or that makes no sense.
@@ -397,10 +398,19 @@ impl Client {
         };
         let (kind, advice, remedy) = match (status, code.as_str()) {
             (_, "RequestTimeTooSkewed") => {
-                let error = skewed(header("date").and_then(time));
-                return Failure { status: Some(status), code, error, again: false, remedy: Remedy::None };
+                let error = Box::new(skewed(header("date").and_then(time)));
+                return Failure {
+                    status: Some(status),
+                    code,
+                    error,
+                    again: false,
+                    remedy: Remedy::None,
+                };
             }
-            (_, "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired") => {
+            (
+                _,
+                "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired",
+            ) => {
                 let remedy = match self.credentials.renew(keys) {
                     Ok(true) => Remedy::Keys,
                     _ => Remedy::None,
@@ -413,9 +423,11 @@ impl Client {
                 let advice = format!("the bucket is in another region: say region={region}");
                 (ErrorKind::Usage, Some(advice), Remedy::None)
             }
-            (_, "NoSuchBucket") => {
-                (ErrorKind::NotFound, Some("make the bucket, or correct its name".to_owned()), Remedy::None)
-            }
+            (_, "NoSuchBucket") => (
+                ErrorKind::NotFound,
+                Some("make the bucket, or correct its name".to_owned()),
+                Remedy::None,
+            ),
             (403, _) => {
                 let advice = "see whether the access key is right, and what its policy allows";
                 (ErrorKind::Io, Some(advice.to_owned()), Remedy::None)
@@ -434,7 +446,7 @@ impl Client {
             Some(advice) => error.advise(advice),
             None => error,
         };
-        Failure { status: Some(status), code, error, again: false, remedy }
+        Failure { status: Some(status), code, error: Box::new(error), again: false, remedy }
     }
 }
 
@@ -445,10 +457,8 @@ fn skewed(theirs: Option<Timestamp>) -> Error {
     let text = match by {
         Some(by) if by.abs() >= SignedDuration::from_mins(1) => {
             let side = if by.is_negative() { "behind" } else { "ahead of" };
-            format!(
-                "the clock of this host is {} minutes {side} that of the store",
-                by.abs().as_mins()
-            )
+            let by = duration::shown(by.unsigned_abs());
+            format!("the clock of this host is {by} {side} that of the store")
         }
         _ => "the store says that the clock of this host differs from its own".to_owned(),
     };
@@ -467,14 +477,14 @@ fn unreached(error: &ureq::Error, address: &Address) -> Failure {
         true => (error.advise("name the store's own CA: ca=FILE"), Remedy::None),
         false => (error, Remedy::Again(Duration::ZERO)),
     };
-    Failure { status: None, code: String::new(), error, again: false, remedy }
+    Failure { status: None, code: String::new(), error: Box::new(error), again: false, remedy }
 }
 
 /// An answer that came in parts, or not to its end.
 fn broken(why: &str) -> Failure {
     let error = Error::new(ErrorKind::Io, "the answer of the store is not whole").because(why);
     let (code, remedy) = (String::new(), Remedy::Again(Duration::ZERO));
-    Failure { status: None, code, error, again: false, remedy }
+    Failure { status: None, code, error: Box::new(error), again: false, remedy }
 }
 
 /// Why a body was not read.

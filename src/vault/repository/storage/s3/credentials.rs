@@ -123,7 +123,10 @@ impl Credentials {
         let is_named = self.profile != "default";
         if let Some(id) = self.variable("AWS_ACCESS_KEY_ID").filter(|_| !is_named) {
             let secret = self.variable("AWS_SECRET_ACCESS_KEY").ok_or_else(|| {
-                Error::new(ErrorKind::Usage, "AWS_ACCESS_KEY_ID is set without AWS_SECRET_ACCESS_KEY")
+                Error::new(
+                    ErrorKind::Usage,
+                    "AWS_ACCESS_KEY_ID is set without AWS_SECRET_ACCESS_KEY",
+                )
             })?;
             let token = self.variable("AWS_SESSION_TOKEN");
             return Ok(Known { keys: Arc::new(Keys { id, secret, token }), ends: None });
@@ -185,13 +188,15 @@ impl Credentials {
         let lifetime = [("x-aws-ec2-metadata-token-ttl-seconds", "21600")];
         let token = ask("PUT", &format!("{base}/latest/api/token"), &lifetime, "");
         let token = token.map_err(|error| {
-            none(format!("neither the environment nor ~/.aws nor the machine has any ({})", error.chain()))
+            none(format!(
+                "neither the environment nor ~/.aws nor the machine has any ({})",
+                error.chain()
+            ))
         })?;
         let token = [("x-aws-ec2-metadata-token", token.trim())];
         let roles = format!("{base}/latest/meta-data/iam/security-credentials/");
-        let role = ask("GET", &roles, &token, "").map_err(|error| {
-            none(format!("this machine has no role ({})", error.chain()))
-        })?;
+        let role = ask("GET", &roles, &token, "")
+            .map_err(|error| none(format!("this machine has no role ({})", error.chain())))?;
         let role = role.lines().next().unwrap_or_default().trim().to_owned();
         let url = format!("{roles}{role}");
         told(&ask("GET", &url, &token, "")?, &url)

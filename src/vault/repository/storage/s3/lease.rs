@@ -129,9 +129,12 @@ impl Lease {
     /// Until when, by the store's clock, its holder may change something; renewed if that is soon.
     pub fn fence(&self, client: &Client) -> Result<Timestamp> {
         let lost = || {
-            Error::new(ErrorKind::Busy, format!("the lock {} was taken by somebody else", self.shown))
-                .because("this host could not renew it in time")
-                .advise("nothing was published; try again")
+            Error::new(
+                ErrorKind::Busy,
+                format!("the lock {} was taken by somebody else", self.shown),
+            )
+            .because("this host could not renew it in time")
+            .advise("nothing was published; try again")
         };
         if self.is_lost.load(Ordering::SeqCst) {
             return Err(lost());
@@ -299,7 +302,8 @@ pub(super) fn share(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
     };
     let lease = hold(shared, name, key, holder, written, false)?;
     let alone = look(&shared.client, &shared.key(name));
-    let alone = alone.map_err(|it| it.into_error("look at the lock", &shared.shown(&lease.lease.key)))?;
+    let alone =
+        alone.map_err(|it| it.into_error("look at the lock", &shared.shown(&lease.lease.key)))?;
     match alone.filter(|found| !found.is_dead()) {
         Some(found) => Ok(Locked::Busy(found.shown())),
         None => Ok(Locked::Held(Box::new(lease))),
@@ -369,13 +373,12 @@ fn hold(
             // One that is lost, or can't be renewed, is told to whoever changes something next.
             if let Err(failure) = renewed.renew(&store.client) {
                 let error = failure.into_error("renew the lock", &renewed.shown);
-                tracing::warn!("{}", error.chain());
+                tracing::debug!("{}", error.chain());
             }
         }
     });
-    let thread = thread.map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot start a thread").because(error)
-    })?;
+    let thread = thread
+        .map_err(|error| Error::new(ErrorKind::Io, "cannot start a thread").because(error))?;
     let folder = shared.prefix(&name.folder().unwrap_or_else(Name::top));
     if is_alone {
         let mut state = shared.state();

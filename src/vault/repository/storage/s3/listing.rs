@@ -61,7 +61,8 @@ pub(super) fn objects(client: &Client, prefix: &str, is_deep: bool) -> Result<Li
         if let Some(token) = next.take() {
             ask = ask.query("continuation-token", token);
         }
-        let (answer, page) = client.parsed(&ask, xml::page).map_err(|it| unlisted(client, prefix, it))?;
+        let (answer, page) =
+            client.parsed(&ask, xml::page).map_err(|it| unlisted(client, prefix, it))?;
         listing.date = listing.date.or(answer.date());
         for object in page.objects {
             let is_below = object.key.starts_with(prefix);
@@ -100,7 +101,8 @@ pub(super) fn uploads(client: &Client, prefix: &str) -> Result<BTreeMap<String, 
         if let Some((key, id)) = next.take() {
             ask = ask.query("key-marker", key).query("upload-id-marker", id);
         }
-        let (_, page) = client.parsed(&ask, xml::uploads).map_err(|it| unlisted(client, prefix, it))?;
+        let (_, page) =
+            client.parsed(&ask, xml::uploads).map_err(|it| unlisted(client, prefix, it))?;
         for (key, id) in page.uploads {
             if key.starts_with(prefix) {
                 found.entry(key).or_default().push(id);

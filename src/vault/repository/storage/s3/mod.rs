@@ -77,7 +77,18 @@ impl S3 {
     /// # Errors
     /// [`ErrorKind::Usage`] if the address makes no sense; a file that it needs can't be read.
     pub fn new(address: &Path) -> Result<Self> {
-        let environment: Environment = Arc::new(|name: &str| std::env::var(name).ok());
+        Self::with(address, |name| std::env::var(name).ok())
+    }
+
+    /// The storage at an address, with other variables than those of this process.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with(
+        address: &Path,
+        environment: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let environment: Environment = Arc::new(environment);
         let text = address.to_str().ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("{}: no text", address.display()))
         })?;

@@ -66,9 +66,8 @@ impl Object {
             Error::new(ErrorKind::Io, format!("cannot open {shown}")).because(why.to_owned())
         };
         let path = PathBuf::from(&shown);
-        let ask = Ask::new("GET", &key)
-            .header("range", format!("bytes=-{TAIL_LEN}"))
-            .at_most(TAIL_LEN);
+        let ask =
+            Ask::new("GET", &key).header("range", format!("bytes=-{TAIL_LEN}")).at_most(TAIL_LEN);
         let answer = match shared.client.send(&ask) {
             // An object of no bytes has no last ones.
             Err(failure) if failure.status == Some(416) => {
@@ -86,7 +85,9 @@ impl Object {
             None => (0, answer.body.len() as u64),
         };
         let tail = answer.body;
-        if start.checked_add(tail.len() as u64) != Some(len) || start != len.saturating_sub(TAIL_LEN) {
+        if start.checked_add(tail.len() as u64) != Some(len)
+            || start != len.saturating_sub(TAIL_LEN)
+        {
             return Err(strange("the store gives another part than the one that was asked for"));
         }
         Ok(Self { shared: Arc::clone(shared), key, path, len, etag, tail })

@@ -33,7 +33,9 @@ impl S3 {
             let text = format!("the store at {} can't hold a repository", client.address.base);
             Err(Error::new(ErrorKind::Usage, text)
                 .because(format!("it {what}: two writers could destroy each other's work"))
-                .advise("use a store that keeps conditional writes, or a newer version of this one"))
+                .advise(
+                    "use a store that keeps conditional writes, or a newer version of this one",
+                ))
         };
         let is_refused = |ask: Ask<'_>| match client.send(&ask) {
             Ok(_) => Ok(false),

@@ -1,7 +1,7 @@
 //! The files of AWS's tools: `~/.aws/config` and `~/.aws/credentials`, as far as one profile of them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::base::error::{Error, Result};
 use crate::disk::io::Opener;
@@ -25,10 +25,15 @@ impl Profile {
     /// One of the files is there and can't be read.
     pub fn read(environment: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Self> {
         let text = |variable: &str, file: &str| -> Result<String> {
-            let home = || environment("HOME").map(|home| PathBuf::from(home).join(".aws").join(file));
+            let home =
+                || environment("HOME").map(|home| PathBuf::from(home).join(".aws").join(file));
             let Some(path) = environment(variable).map(PathBuf::from).or_else(home) else {
                 return Ok(String::new());
             };
+            // How one says that there is none.
+            if path == Path::new("/dev/null") {
+                return Ok(String::new());
+            }
             match Opener::READ.read_text(&path, LEN_MAX) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
                 read => read.map_err(|error| Error::io("read", &path, error)),

@@ -82,7 +82,9 @@ pub(super) fn sign(
     let (id, place) = (&keys.id, scope.text());
     request.headers.push((
         "authorization".to_owned(),
-        format!("{ALGORITHM} Credential={id}/{place}, SignedHeaders={signed}, Signature={signature}"),
+        format!(
+            "{ALGORITHM} Credential={id}/{place}, SignedHeaders={signed}, Signature={signature}"
+        ),
     ));
     Ok(())
 }

@@ -121,9 +121,8 @@ impl Upload {
             let result = put_part(&shared, &key, &id, number, &bytes);
             (bytes, result)
         });
-        let sent = sent.map_err(|error| {
-            Error::new(ErrorKind::Io, "cannot start a thread").because(error)
-        });
+        let sent =
+            sent.map_err(|error| Error::new(ErrorKind::Io, "cannot start a thread").because(error));
         let sent = sent.map(|thread| multipart.on_their_way.push(thread));
         self.multipart = Some(multipart);
         sent?;

@@ -107,7 +107,12 @@ pub(super) fn assumed(bytes: &[u8]) -> Result<[String; 4], String> {
         let found = root.descendants().find(|node| node.has_tag_name_of("Credentials"));
         let keys = found.ok_or("no Credentials in it")?;
         let part = |name| need(keys, name);
-        Ok([part("AccessKeyId")?, part("SecretAccessKey")?, part("SessionToken")?, part("Expiration")?])
+        Ok([
+            part("AccessKeyId")?,
+            part("SecretAccessKey")?,
+            part("SessionToken")?,
+            part("Expiration")?,
+        ])
     })
 }
 
@@ -116,7 +121,9 @@ pub(super) fn parts(etags: &[String]) -> String {
     let mut text = "<CompleteMultipartUpload>".to_owned();
     for (index, etag) in etags.iter().enumerate() {
         let (number, etag) = (index + 1, escaped(etag));
-        text.push_str(&format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"));
+        text.push_str(&format!(
+            "<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+        ));
     }
     text + "</CompleteMultipartUpload>"
 }
@@ -269,7 +276,8 @@ mod tests {
         let next = Some(("k".to_owned(), "2".to_owned()));
         let expected = Uploads { uploads: vec![("a/b".to_owned(), "1".to_owned())], next };
         assert_eq!(uploads(text.as_bytes()), Ok(expected));
-        let text = "<CompleteMultipartUploadResult><ETag>\"1-2\"</ETag></CompleteMultipartUploadResult>";
+        let text =
+            "<CompleteMultipartUploadResult><ETag>\"1-2\"</ETag></CompleteMultipartUploadResult>";
         assert_eq!(completed(text.as_bytes()), Ok("\"1-2\"".to_owned()));
         let etags = ["\"a\"".to_owned(), "b".to_owned()];
         assert_eq!(
@@ -285,15 +293,21 @@ mod tests {
         let error = completed(text.as_bytes()).unwrap_err();
         assert_eq!(error, "InternalError: try again");
         let refusal = refusal(text.as_bytes()).unwrap();
-        assert_eq!((refusal.code.as_str(), refusal.message.as_str()), ("InternalError", "try again"));
+        assert_eq!(
+            (refusal.code.as_str(), refusal.message.as_str()),
+            ("InternalError", "try again")
+        );
         assert_eq!(super::refusal(b"<html></html>"), None);
         assert_eq!(super::refusal(b"no"), None);
     }
 
     #[test]
     fn what_was_not_deleted_is_named() {
-        assert_eq!(deletion(["a&b", "c"].into_iter()), "<Delete><Quiet>true</Quiet><Object>\
-             <Key>a&amp;b</Key></Object><Object><Key>c</Key></Object></Delete>");
+        assert_eq!(
+            deletion(["a&b", "c"].into_iter()),
+            "<Delete><Quiet>true</Quiet><Object>\
+             <Key>a&amp;b</Key></Object><Object><Key>c</Key></Object></Delete>"
+        );
         let text = "<DeleteResult><Error><Key>c</Key><Code>AccessDenied</Code><Message>no</Message>\
              </Error></DeleteResult>";
         let refusal = Refusal { code: "AccessDenied".to_owned(), message: "no".to_owned() };
