@@ -19,8 +19,8 @@ OVERLAY = re.compile(r"\.qdelta-\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
 POINTS = 3
 KILLS = 4
 VICTIMS = ["the command", "qdelta", "libvirtd", "QEMU"]
-# How long after the first sign of its victim a kill may come: most of a backup.
-MOMENTS_SECONDS = 8
+# How long after the beginning of a backup, or after its overlays have come, a kill may be.
+MOMENTS_SECONDS = (6, 2)
 
 
 def overlays(rig):
@@ -66,7 +66,12 @@ def overlay_kills(rig):
     for number in range(rounds):
         victim = VICTIMS[number % len(VICTIMS)]
         process = start_backup(rig, guest, chain, *command, *FREEZE_MAX)
-        time.sleep(rng.uniform(0, MOMENTS_SECONDS))
+        # What is most to be feared comes while there are overlays: so most kills do.
+        among = rng.random() < 0.7
+        if among:
+            wait_for("the overlays", lambda: _has_overlays(guest) or process.poll() is not None,
+                     PATIENCE_SECONDS)
+        time.sleep(rng.uniform(0, MOMENTS_SECONDS[among]))
         count[victim] += _kill(rig, guest, process, victim)
         said = process.communicate(timeout=PATIENCE_SECONDS)[0]
         found += _is_away(guest)
@@ -77,7 +82,8 @@ def overlay_kills(rig):
         _expect_at_home(guest)
         point.state = f"after {victim} was killed"
     rig.say(f"kills that met their victim: {count}; {found} left the guest on an overlay until the next run")
-    guest.pause()
+    if guest.state() == "running":
+        guest.pause()
     # All of them at a hundred kills would take as long again.
     points = chain.points if rig.effort == 1 else rng.sample(chain.points, min(10, len(chain.points)))
     for point in [*points, chain.points[-1]]:
@@ -116,6 +122,11 @@ def _one_disk_alone(rig, guest, chain, command):
     # The other repository's bitmap is not this one's to remove.
     _expect_tracker(chain.backup(*command), "vda", "bitmap")
     _expect_tracker(other.backup(*command, "--exclude", "vdb"), "vda", "bitmap")
+
+
+def _has_overlays(guest):
+    """Whether there is an overlay, used or not."""
+    return any(OVERLAY.search(name) for name in os.listdir(os.path.dirname(guest.disks[0].path)))
 
 
 def _is_away(guest):
