@@ -3,15 +3,20 @@
 //! Arguments are read in two stages. Here every word gets its type; what words mean together,
 //! `combination.rs` checks; with what is on disk, the commands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use qdelta::Result;
+use qdelta::base::cancel::Cancel;
 use qdelta::base::period::Period;
 use qdelta::disk::flow::pipeline::Resources;
 use qdelta::disk::image::{self, OpenOptions};
 use qdelta::disk::io::{self, Backend};
+use qdelta::disk::nbd::Export;
 use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
 use qdelta::flows::verify::Budget;
+use qdelta::formats::nbd::Uri;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
 use super::export_args::{Drill, Mount};
@@ -279,6 +284,13 @@ impl ImageArgs {
             image_roots: self.image_roots.clone(),
             ..OpenOptions::default()
         }
+    }
+
+    /// How the library is to open what `path` names, which may be the URI of an export.
+    pub fn options_for(&self, path: &Path, cancel: &Cancel) -> Result<OpenOptions> {
+        let uri = path.to_str().filter(|text| Uri::is_meant(text));
+        let export = uri.map(|uri| Export::new(uri, cancel)).transpose()?;
+        Ok(OpenOptions { export: export.map(Arc::new), ..self.options() })
     }
 }
 

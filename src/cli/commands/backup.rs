@@ -29,17 +29,11 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         return guests::run(&args, options, context);
     }
     let repository: Repository = context.repository()?;
-    let image = ImageRequest {
-        path: args.image.unwrap_or_default(),
-        open: OpenOptions {
-            snapshot: args.snapshot,
-            as_file: args.as_file,
-            ..args.source.options()
-        },
-        disk: args.disk,
-    };
-    let request = BackupRequest { image, options };
     let cancel = signals::watch(&context.screen);
+    let path = args.image.unwrap_or_default();
+    let open = args.source.options_for(&path, &cancel)?;
+    let open = OpenOptions { snapshot: args.snapshot, as_file: args.as_file, ..open };
+    let request = BackupRequest { image: ImageRequest { path, open, disk: args.disk }, options };
     let report = backup::run(&repository, &request, &context.screen, &cancel)?;
     context.out.was_done(format!("point {}@{} was made", report.disk, report.point));
     if context.out.json {

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use qdelta::base::cancel::Cancel;
 use qdelta::base::observer::{Event, Observer};
 use qdelta::disk::image::{self, ImageInfo, LayerDescription, Qcow2Info};
 use qdelta::flows::report::FileReport;
@@ -12,7 +13,8 @@ use crate::cli::{Context, status, text};
 
 /// Shows an image. One that can't be read is shown as far as its header tells; the status says so.
 pub fn run(args: &Info, context: &mut Context) -> Result<u8> {
-    let info = image::inspect(&args.path, &args.source.options())?;
+    let info =
+        image::inspect(&args.path, &args.source.options_for(&args.path, &Cancel::default())?)?;
     if context.out.json {
         context.out.json(&FileReport::Image(Box::new(info.clone())))?;
     } else {

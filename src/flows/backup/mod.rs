@@ -73,7 +73,7 @@ pub struct BackupRequest {
 /// An image that is to be backed up.
 #[derive(Debug, Clone)]
 pub struct ImageRequest {
-    /// Its path.
+    /// Its path; of an export of a server, its URI.
     pub path: PathBuf,
     /// How to open it.
     pub open: OpenOptions,
@@ -336,7 +336,10 @@ fn leave<'a>(
 fn disk_for(image: &ImageRequest) -> Result<DiskId> {
     let spec = match &image.disk {
         Some(spec) => spec.clone(),
-        None => DiskSpec::for_image(&image.path)?,
+        None => match &image.open.export {
+            Some(export) => DiskSpec::for_export(export.export())?,
+            None => DiskSpec::for_image(&image.path)?,
+        },
     };
     Ok(spec.or_only_disk())
 }

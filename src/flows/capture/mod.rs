@@ -41,6 +41,12 @@ impl Captured {
     /// `Busy` if somebody writes to it; it can't be opened.
     pub fn take(path: &Path, options: &OpenOptions, new: Option<&NewAnchor<'_>>) -> Result<Self> {
         let Some(new) = new else { return Self::hold(path, options) };
+        if options.export.is_some() {
+            let mut source = Self::hold(path, options)?;
+            let text = format!("{} is an export of a server", path.display());
+            source.warnings.push(no_anchor(&Error::new(ErrorKind::Usage, text)));
+            return Ok(source);
+        }
         if !new.is_in_image() {
             return Self::hold_and_clone(path, options, new);
         }

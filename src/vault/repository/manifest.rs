@@ -17,6 +17,7 @@ use super::point::PointId;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
 use crate::disk::files::fingerprint::Fingerprint;
+use crate::disk::files::paths::is_uri;
 use crate::disk::image::Format;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Parent, Tracker};
 
@@ -262,6 +263,13 @@ pub struct ImageRecord {
     /// cut can take back the time of a write, and not the write: times say nothing across a start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
+}
+
+impl ImageRecord {
+    /// Whether an export of a server was read, and no file.
+    pub fn is_export(&self) -> bool {
+        self.layers.first().is_some_and(|top| is_uri(&top.path))
+    }
 }
 
 /// One file of an image's backing chain.
