@@ -101,9 +101,12 @@ impl Case<'_> {
 
     pub fn anchor(&self, tracker: Tracker) -> Result<&Anchor, String> {
         let anchor = self.latest.record.anchor.as_ref();
-        anchor
-            .filter(|anchor| anchor.what.tracker() == tracker)
-            .ok_or_else(|| format!("the point before left no anchor for it (--anchor {tracker})"))
+        anchor.filter(|anchor| anchor.what.tracker() == tracker).ok_or_else(|| match tracker {
+            Tracker::LiveBitmap => {
+                "no bitmap began at the point before (--live-bitmap NAME)".into()
+            }
+            _ => format!("the point before left no anchor for it (--anchor {tracker})"),
+        })
     }
 
     /// The qcow2 file at the top, whose own tables hold the anchor.
@@ -122,7 +125,9 @@ impl Case<'_> {
     /// Whether the new anchor was written into the image itself.
     pub fn left_in_image(&self) -> bool {
         let anchor = self.source.anchor.as_ref();
-        anchor.is_some_and(|new| !matches!(new.what, AnchorKind::Reflink { .. }))
+        let in_image =
+            |what: &AnchorKind| matches!(what, AnchorKind::Bitmap | AnchorKind::Snapshot { .. });
+        anchor.is_some_and(|new| in_image(&new.what))
     }
 
     /// Fails unless the image is sound. Where two guest clusters share a host cluster that is counted

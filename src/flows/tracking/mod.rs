@@ -9,6 +9,7 @@
 mod bitmap;
 mod case;
 pub mod changes;
+mod live_bitmap;
 mod overlay;
 mod reflink;
 mod snapshot;
@@ -25,8 +26,13 @@ use changes::Claim;
 pub(crate) use case::fingerprints;
 
 /// The trackers that need no reading, the best first.
-const CLAIMING: [Claiming; 4] =
-    [bitmap::BITMAP, snapshot::SNAPSHOT, overlay::OVERLAY, reflink::REFLINK];
+const CLAIMING: [Claiming; 5] = [
+    live_bitmap::LIVE_BITMAP,
+    bitmap::BITMAP,
+    snapshot::SNAPSHOT,
+    overlay::OVERLAY,
+    reflink::REFLINK,
+];
 
 /// A tracker that tells what has changed without reading the disk.
 struct Claiming {

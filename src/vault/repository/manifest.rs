@@ -219,6 +219,11 @@ pub enum AnchorKind {
         /// The clones.
         clones: Vec<CloneRecord>,
     },
+    /// A bitmap of QEMU's that the server of an export tells of. Nothing of it is in a file of qdelta's.
+    LiveBitmap {
+        /// The point from which it counts: this one, or an earlier one of the disk.
+        began: PointId,
+    },
 }
 
 impl AnchorKind {
@@ -228,6 +233,7 @@ impl AnchorKind {
             Self::Bitmap => Tracker::Bitmap,
             Self::Snapshot { .. } => Tracker::Snapshot,
             Self::Reflink { .. } => Tracker::Reflink,
+            Self::LiveBitmap { .. } => Tracker::LiveBitmap,
         }
     }
 }
