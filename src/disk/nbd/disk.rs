@@ -54,18 +54,18 @@ struct Window {
 }
 
 /// What an export is, as its server says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Description {
-    /// Size of the disk in bytes.
-    pub size: u64,
     /// Whether the server lets nobody write to it.
     pub read_only: bool,
     /// Whether the server tells which ranges are zero.
     pub tells_zeros: bool,
     /// The bitmaps of what was written.
     pub bitmaps: Vec<String>,
-    /// What the server calls it.
-    pub text: Option<String>,
+    /// What the server says of it, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
 impl Disk {
@@ -92,11 +92,10 @@ impl Disk {
     /// What the server says of it.
     pub fn description(&self) -> Description {
         Description {
-            size: self.agreed.size,
             read_only: self.agreed.flags.has(ExportFlags::READ_ONLY),
             tells_zeros: self.agreed.context(ALLOCATION).is_some(),
             bitmaps: self.agreed.bitmaps.clone(),
-            text: self.agreed.description.clone(),
+            description: self.agreed.description.clone(),
         }
     }
 

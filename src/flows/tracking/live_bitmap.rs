@@ -5,6 +5,9 @@ use qdelta_formats::archive::Tracker;
 use super::case::Case;
 use super::changes::Claim;
 use super::{Answer, Claiming};
+use crate::base::error::Result;
+use crate::flows::capture::Captured;
+use crate::vault::repository::{AnchorKind, Point, PointId};
 
 pub(super) const LIVE_BITMAP: Claiming =
     Claiming { tracker: Tracker::LiveBitmap, below_new_layers: false, claim };
@@ -14,7 +17,9 @@ const CLUSTER_MAX: u64 = 2 << 20;
 
 fn claim(case: &Case<'_>) -> Answer {
     let anchor = case.anchor(Tracker::LiveBitmap)?;
-    let Some(export) = &case.source.options.export else {
+    let (Some(export), Some(began)) =
+        (&case.source.options.export, began(case.latest, case.source))
+    else {
         return Err("the image is read from its file, and no server tells what was written".into());
     };
     let name = match &case.source.counted {
@@ -28,16 +33,26 @@ fn claim(case: &Case<'_>) -> Answer {
         }
     };
     let mut claim = Claim::none(case.geometry);
+    case.add_since(began, &mut claim)?;
     let disk = export.open().map_err(|error| error.chain())?;
     disk.written(name, |range| claim.add(range)).map_err(|error| error.chain())?;
     add_unrecorded(case, &mut claim).map_err(|error| error.chain())?;
     Ok((claim, format!("QEMU recorded every write in the bitmap {}", anchor.name)))
 }
 
+/// The point at which the bitmap began that the latest point has as its anchor, if a server is asked for it.
+pub(super) fn began(latest: &Point, source: &Captured) -> Option<PointId> {
+    source.options.export.as_ref()?;
+    match latest.record.anchor.as_ref()?.what {
+        AnchorKind::LiveBitmap { began } => Some(began),
+        _ => None,
+    }
+}
+
 /// QEMU records in no bitmap what a disk loses when it shrinks, nor that the rest of the last cluster becomes
 /// zero when it grows again. So what was not zero, is zero now and was not written to is claimed, with what a
 /// cluster may reach before it.
-fn add_unrecorded(case: &Case<'_>, claim: &mut Claim) -> crate::base::error::Result<()> {
+fn add_unrecorded(case: &Case<'_>, claim: &mut Claim) -> Result<()> {
     let mut holes = Claim::none(case.geometry);
     case.add_holes(&mut holes)?;
     let block_size = u64::from(case.geometry.block_size());

@@ -19,7 +19,7 @@ use qdelta_formats::archive::{Geometry, Tracker};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::capture::Captured;
 use crate::vault::point::{Base, open_chain};
-use crate::vault::repository::{Catalog, Refusal};
+use crate::vault::repository::{Catalog, PointId, Refusal};
 use case::Case;
 use changes::Claim;
 
@@ -89,7 +89,10 @@ pub(crate) fn choose(
     if forced == Some(Tracker::Scan) {
         return Ok(Tracked::scan("as asked for", Vec::new()));
     }
-    let opened = match parent.id == latest.id {
+    let is_latest = |point: PointId| point == latest.id;
+    let needs_none =
+        is_latest(parent.id) && live_bitmap::began(latest, source).is_none_or(is_latest);
+    let opened = match needs_none {
         true => Ok(None),
         false => open_chain(catalog, latest).map(Some),
     };
