@@ -5,7 +5,6 @@ mod live_bitmaps;
 mod sources;
 
 use std::ffi::OsString;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -31,8 +30,10 @@ impl Server {
         let _ = std::fs::remove_file(socket);
         let child = start(&mut tool(name, arguments));
         let mut server = Self { child, socket: socket.to_owned() };
-        // A server of a single client ends with the one that only looks: its socket is sign enough.
-        while !socket.exists() {
+        // A server of a single client ends with the one that only looks.
+        let begin = std::time::Instant::now();
+        while !is_listening(socket) {
+            assert!(begin.elapsed() < Duration::from_secs(60), "nobody listens at {socket:?}");
             if server.child.try_wait().unwrap().is_some() {
                 return None;
             }
@@ -55,25 +56,22 @@ impl Server {
         let socket = lab.path("s.sock");
         let mut all = args!["-f", "-U", socket.as_path()];
         all.extend(arguments.iter().map(OsString::from));
-        let server = Self::start("nbdkit", all, &socket).expect("nbdkit starts");
-        server.wait();
-        server
-    }
-
-    /// Waits until it takes connections.
-    fn wait(&self) {
-        for _ in 0..1000 {
-            if UnixStream::connect(&self.socket).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("nobody listens at {:?}", self.socket);
+        Self::start("nbdkit", all, &socket).expect("nbdkit starts")
     }
 
     fn uri(&self, export: &str) -> PathBuf {
         format!("nbd+unix:///{export}?socket={}", self.socket.display()).into()
     }
+}
+
+/// Whether somebody listens at a socket, by what the kernel says of it.
+fn is_listening(socket: &Path) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let is_it = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.nth(3) == Some("00010000") && words.last() == socket.to_str()
+    };
+    sockets.lines().any(is_it)
 }
 
 impl Drop for Server {
