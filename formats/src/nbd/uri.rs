@@ -116,7 +116,7 @@ impl fmt::Display for Uri {
                     true => Cow::Owned(format!("[{host}]")),
                     false => Cow::Borrowed(host.as_str()),
                 };
-                let port = (*port != PORT).then(|| format!(":{port}")).unwrap_or_default();
+                let port = if *port == PORT { String::new() } else { format!(":{port}") };
                 write!(f, "nbd{tls}://{user}{host}{port}/{export}{keys}")
             }
         }

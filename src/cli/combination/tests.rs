@@ -107,6 +107,7 @@ const TABLES: &[Table] = &[
         ],
         entries: &[
             Entry(&["i.qcow2"], &["image"], "what is backed up"),
+            Entry(&["nbd+unix:///x?socket=s"], &["export"], "what is backed up"),
             Entry(&["--domain", "g"], &["guest"], "what is backed up"),
             Entry(&["--all"], &["all"], "what is backed up"),
             Entry(&["--disk", "d"], &["image", "export"], "the name in the repository"),
@@ -456,6 +457,7 @@ const TABLES: &[Table] = &[
         ways: &[("file", &["i"]), ("export", &["nbd://h"])],
         entries: &[
             Entry(&["i"], &["file"], "what is shown"),
+            Entry(&["nbd://h"], &["export"], "what is shown"),
             Entry(&["--format", "raw"], &[], "the image is not probed"),
             Entry(&["--format", "qcow2"], &["file"], "the image is not probed"),
             Entry(&["--image-root", "d"], &["file"], "where names in the image may lead"),
@@ -467,6 +469,7 @@ const TABLES: &[Table] = &[
         ways: &[("image", &["i"]), ("export", &["nbd://h"])],
         entries: &[
             Entry(&["i"], &["image"], "what is shown"),
+            Entry(&["nbd://h"], &["export"], "what is shown"),
             Entry(&["--snapshot", "s"], &["image"], "which state of the image is shown"),
             Entry(&["--format", "raw"], &[], "the image is not probed"),
             Entry(&["--format", "qcow2"], &["image"], "the image is not probed"),
@@ -479,6 +482,7 @@ const TABLES: &[Table] = &[
         ways: &[("image", &["i"]), ("export", &["nbd://h"])],
         entries: &[
             Entry(&["i"], &["image"], "what is measured"),
+            Entry(&["nbd://h"], &["export"], "what is measured"),
             Entry(&["--folder", "d"], &[], "where writing is measured"),
             Entry(&["--bytes", "1M"], &[], "how much is measured"),
             Entry(&["--level", "3"], &[], "of the whole data path"),

@@ -172,8 +172,9 @@ impl Disk {
         let to = end.next_multiple_of(least);
         let mut around = vec![0; (to - from) as usize];
         self.with(|connection| connection.read(&mut around, from))?;
-        let part = around.get((start - from) as usize..(end - from) as usize);
-        part.map(|part| out.copy_from_slice(part));
+        if let Some(part) = around.get((start - from) as usize..(end - from) as usize) {
+            out.copy_from_slice(part);
+        }
         Ok(())
     }
 
