@@ -10,7 +10,7 @@ use crate::flows::capture::Captured;
 use crate::vault::repository::{AnchorKind, Point, PointId};
 
 pub(super) const LIVE_BITMAP: Claiming =
-    Claiming { tracker: Tracker::LiveBitmap, below_new_layers: false, claim };
+    Claiming { tracker: Tracker::LiveBitmap, of_exports: true, below_new_layers: false, claim };
 
 /// The largest cluster of a qcow2 image, in bytes.
 const CLUSTER_MAX: u64 = 2 << 20;

@@ -37,6 +37,8 @@ const CLAIMING: [Claiming; 5] = [
 /// A tracker that tells what has changed without reading the disk.
 struct Claiming {
     tracker: Tracker,
+    /// Whether it is for exports of servers; all others are for files.
+    of_exports: bool,
     /// Whether the image of the latest point may have become a backing file since.
     below_new_layers: bool,
     /// Proves that what the claim rests on is valid, and makes the claim.
@@ -109,7 +111,12 @@ pub(crate) fn choose(
     let mut refused = Vec::new();
     for claiming in &CLAIMING {
         let tracker = claiming.tracker;
-        if forced.is_some_and(|forced| forced != tracker) {
+        // Whoever names a tracker hears why it is of no use.
+        let is_tried = match forced {
+            Some(forced) => forced == tracker,
+            None => claiming.of_exports == source.options.export.is_some(),
+        };
+        if !is_tried {
             continue;
         }
         let answer = match &case {
