@@ -15,6 +15,7 @@ mod data_path;
 mod definitions;
 mod drills;
 mod examples;
+mod exports;
 mod files;
 mod flows;
 mod guests;

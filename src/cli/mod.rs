@@ -18,6 +18,7 @@ mod signals;
 mod state;
 mod status;
 mod text;
+mod tracking_args;
 mod tree;
 mod values;
 
