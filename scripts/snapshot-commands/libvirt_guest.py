@@ -44,6 +44,14 @@ class Guest:
         """Whether there is a QEMU."""
         return self.virsh("domstate", self.handle).strip() not in ("shut off", "crashed")
 
+    def xml_to_define(self):
+        """The definition that it starts with the next time, with its secrets."""
+        return ElementTree.fromstring(self.virsh("dumpxml", self.handle, "--inactive", "--security-info"))
+
+    def is_persistent(self):
+        """Whether it has a definition when it does not run."""
+        return re.search(r"^Persistent: +yes$", self.virsh("dominfo", self.handle), re.MULTILINE)
+
     def monitor(self, *orders):
         """Gives QEMU's monitor some orders, in one run of virsh; gives the answers. Stops at an error."""
         calls = []

@@ -167,10 +167,13 @@ def _kill(rig, guest, process, victim):
         if victim == "QEMU":
             guest.kill_qemu()
             return True
-        pid = _command_under(process.pid)
-        if pid:
+        # It comes and goes: the next of its calls will do.
+        pid = wait_for("a call of the command",
+                       lambda: _command_under(process.pid) or -(process.poll() is not None),
+                       PATIENCE_SECONDS, pause=0.005)
+        if pid > 0:
             os.kill(pid, signal.SIGKILL)
-        return bool(pid)
+        return pid > 0
     except ProcessLookupError:
         return False
 
