@@ -17,6 +17,7 @@ use qdelta::vault::repository::{DiskSpec, Wanted};
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
+use super::key_args::NewEncryption;
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
 use super::{examples, values};
@@ -72,6 +73,16 @@ pub struct Global {
     /// [default: $STATE_DIRECTORY, /var/lib/qdelta for root, $XDG_STATE_HOME/qdelta for others]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub state: Option<PathBuf>,
+
+    /// The file with the key of an encrypted repository: an identity of age, the key of a host, or a
+    /// passphrase [default: $QDELTA_KEY_FILE, or qdelta.key of systemd's credentials]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub key_file: Option<PathBuf>,
+
+    /// The command of the shell that writes that key to its standard output
+    /// [default: $QDELTA_KEY_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub key_command: Option<String>,
 
     /// Write the result as JSON
     #[arg(long, global = true)]
@@ -140,6 +151,10 @@ pub struct Init {
     /// [default: this machine's]
     #[arg(long, value_name = "ZONE", conflicts_with = "repair")]
     pub time_zone: Option<String>,
+
+    /// How to encrypt it.
+    #[command(flatten)]
+    pub encryption: NewEncryption,
 }
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.

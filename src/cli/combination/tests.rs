@@ -36,6 +36,8 @@ const GLOBAL: &[Entry] = &[
         "the repository; who needs none does not look: an alias may say it",
     ),
     Entry(&["--state", "s"], &[], "the host's own folder; who needs none does not look"),
+    Entry(&["--key-file", "k"], &[], "the key; who needs none does not look: an alias may say it"),
+    Entry(&["--key-command", "c"], &[], "the key; who needs none does not look"),
     Entry(&["--json"], &[], "the result is JSON"),
     Entry(&["--verbose"], &[], "the notes on the way are shown"),
     Entry(&["--quiet"], &[], "what went well is not told"),
@@ -49,13 +51,25 @@ const ENGINE: &[Entry] = &[
 const TABLES: &[Table] = &[
     Table {
         command: "init",
-        ways: &[("a folder", &["d"]), ("the folder of --repo", &["--repo", "r"])],
+        ways: &[
+            ("a folder", &["d"]),
+            ("the folder of --repo", &["--repo", "r"]),
+            ("encrypted", &["d", "--encrypt", "--recovery", "f", "--recipient", "age1"]),
+        ],
         entries: &[
-            Entry(&["d"], &["a folder"], "the folder"),
+            Entry(&["d"], &["a folder", "encrypted"], "the folder"),
             Entry(&["--repair"], &[], "a lost qdelta.toml is made anew"),
             Entry(&["--time-zone", "UTC"], &[], "the days of the rules are its days"),
+            Entry(&["--encrypt"], &["encrypted"], "everything is encrypted"),
+            Entry(&["--recovery", "f"], &["encrypted"], "the key is written outside"),
+            Entry(&["--recipient", "age1"], &["encrypted"], "who can open the key"),
+            Entry(&["--passphrase-file", "f"], &["encrypted"], "who can open the key"),
         ],
-        apart: &[("--repo", "d"), ("--repair", "--time-zone")],
+        apart: &[
+            ("--repo", "d"),
+            ("--repair", "--time-zone"),
+            ("--repair", "--encrypt"),
+        ],
     },
     Table {
         command: "files ls",
@@ -625,7 +639,7 @@ fn way_of(table: &Table, words: &[&str]) -> &'static str {
 fn apart(table: &Table, one: &str, other: &str) -> bool {
     let begins = |text: &str, with: &str| text == with || text.starts_with(&format!("{with} "));
     let both = |a: &str, b: &str| begins(one, a) && begins(other, b);
-    let everywhere = [("--quiet", "--verbose")];
+    let everywhere = [("--quiet", "--verbose"), ("--key-file", "--key-command")];
     let mut pairs = table.apart.iter().chain(&everywhere);
     pairs.any(|(a, b)| both(a, b) || both(b, a))
 }

@@ -87,6 +87,15 @@ impl Identity {
     pub fn to_text(&self) -> String {
         bech32::encode(IDENTITY_PREFIX, &self.secret.0)
     }
+
+    /// A file of the identity, as `age-keygen` writes one.
+    pub fn to_file(&self) -> String {
+        format!(
+            "# the identity of a repository of qdelta: it opens every file\n# public key: {}\n{}\n",
+            self.recipient,
+            self.to_text()
+        )
+    }
 }
 
 impl FromStr for Identity {

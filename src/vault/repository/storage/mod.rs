@@ -12,6 +12,7 @@ mod local;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod name;
+mod sealed;
 
 use std::fmt;
 use std::io::Write;
@@ -23,6 +24,7 @@ use crate::disk::io::ReadAt;
 
 pub use local::Local;
 pub use name::Name;
+pub use sealed::{HostKey, KEY_TEXT_MAX, KeyText, Keys, Sealed};
 
 /// A place for the files of a repository.
 pub trait Storage: fmt::Debug + Send + Sync {
