@@ -113,6 +113,16 @@ fn the_kernel_is_spoken_to_in_one_place() {
     );
 }
 
+#[test]
+fn cryptography_is_in_two_places() {
+    only_in(
+        &["src", "formats"],
+        &["src/vault/age/", "src/flows/serve/tls.rs"],
+        &["openssl::"],
+        "files of age are opened and written in one room, connections encrypted in one module",
+    );
+}
+
 /// The rooms of the library, layer by layer. Each knows only those above it in this list.
 const ROOMS: &[&str] = &[
     "base/error",
@@ -133,6 +143,7 @@ const ROOMS: &[&str] = &[
     "disk/edit",
     "disk/create",
     "disk/reflink",
+    "vault/age",
     "vault/codec",
     "vault/archive",
     "vault/frames",

@@ -23,10 +23,12 @@ enum Source {
 /// The key that was given, if one was: by an option, by a variable, or by systemd.
 pub(super) fn given(global: &Global) -> Result<Option<KeyText>> {
     let source = source(global, |name| std::env::var_os(name).map(PathBuf::from));
-    source.map(|source| match source {
-        Source::File(path) => from_file(&path),
-        Source::Command(command) => from_command(&command),
-    }).transpose()
+    source
+        .map(|source| match source {
+            Source::File(path) => from_file(&path),
+            Source::Command(command) => from_command(&command),
+        })
+        .transpose()
 }
 
 fn source(global: &Global, variable: impl Fn(&str) -> Option<PathBuf>) -> Option<Source> {
@@ -71,7 +73,8 @@ fn from_command(command: &str) -> Result<KeyText> {
 
 fn parse(bytes: &[u8]) -> Result<KeyText> {
     let text = std::str::from_utf8(bytes).ok().filter(|it| it.len() as u64 <= KEY_TEXT_MAX);
-    text.ok_or_else(|| Error::new(ErrorKind::Usage, "what was given as the key is no text"))?.parse()
+    text.ok_or_else(|| Error::new(ErrorKind::Usage, "what was given as the key is no text"))?
+        .parse()
 }
 
 /// The passphrase in a file, which has one line.

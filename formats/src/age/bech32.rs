@@ -87,7 +87,8 @@ impl Sum {
     }
 
     fn add(&mut self, value: u8) {
-        const GENERATOR: [u32; 5] = [0x3b6a_57b2, 0x2650_8e6d, 0x1ea1_19fa, 0x3d42_33dd, 0x2a14_62b3];
+        const GENERATOR: [u32; 5] =
+            [0x3b6a_57b2, 0x2650_8e6d, 0x1ea1_19fa, 0x3d42_33dd, 0x2a14_62b3];
         let top = self.0 >> 25;
         self.0 = (self.0 & 0x01ff_ffff) << 5 ^ u32::from(value);
         for (bit, number) in GENERATOR.iter().enumerate() {

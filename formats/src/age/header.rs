@@ -105,7 +105,11 @@ impl Header {
             false => return Err(FormatError::new(0, "version", Problem::BadMagic("an age file"))),
         };
         if version.as_bytes() != VERSION {
-            return Err(FormatError::new(0, "version", Problem::BadMagic("an age file, version 1")));
+            return Err(FormatError::new(
+                0,
+                "version",
+                Problem::BadMagic("an age file, version 1"),
+            ));
         }
         let mut stanzas = Vec::new();
         loop {
@@ -113,7 +117,8 @@ impl Header {
             let line = lines.next("stanza")?;
             if let Some(mac) = line.strip_prefix("--- ") {
                 let mac = base64::decode(mac).map_err(|words| invalid(at, "MAC", words))?;
-                let mac = mac.try_into().map_err(|_| invalid(at, "MAC", "it is not 32 bytes long"))?;
+                let mac =
+                    mac.try_into().map_err(|_| invalid(at, "MAC", "it is not 32 bytes long"))?;
                 return match stanzas.is_empty() {
                     true => Err(invalid(at, "stanza", "there is none")),
                     false => Ok((Self { stanzas, mac }, lines.offset)),
@@ -123,7 +128,8 @@ impl Header {
                 invalid(at, "stanza", "a line that begins neither a stanza nor the MAC")
             })?;
             let args: Vec<String> = args.split(' ').map(str::to_owned).collect();
-            let is_word = |arg: &String| !arg.is_empty() && arg.bytes().all(|b| b.is_ascii_graphic());
+            let is_word =
+                |arg: &String| !arg.is_empty() && arg.bytes().all(|b| b.is_ascii_graphic());
             if !args.iter().all(is_word) {
                 return Err(invalid(at, "stanza", "an argument that is no word"));
             }
@@ -154,7 +160,10 @@ impl<'a> Lines<'a> {
                 true => FormatError::new(
                     self.offset as u64,
                     field,
-                    Problem::Truncated { needed: rest.len() as u64 + 1, available: rest.len() as u64 },
+                    Problem::Truncated {
+                        needed: rest.len() as u64 + 1,
+                        available: rest.len() as u64,
+                    },
                 ),
                 false => invalid(self.offset, field, "a header longer than anybody writes"),
             });
@@ -175,7 +184,8 @@ impl<'a> Lines<'a> {
             if line.len() > COLUMNS {
                 return Err(invalid(at, "body of a stanza", "a line that is too long"));
             }
-            let bytes = base64::decode(line).map_err(|words| invalid(at, "body of a stanza", words))?;
+            let bytes =
+                base64::decode(line).map_err(|words| invalid(at, "body of a stanza", words))?;
             body.extend_from_slice(&bytes);
             if line.len() < COLUMNS {
                 return Ok(body);
@@ -207,7 +217,10 @@ mod tests {
         assert_eq!(Header::decode(&file).unwrap(), (header(), bytes.len()));
         let text = String::from_utf8(bytes.clone()).unwrap();
         assert!(text.starts_with("age-encryption.org/v1\n-> X25519 AQEB"), "{text}");
-        assert!(text.contains("\n-> grease a b!\n\n-> long\n"), "an empty body is an empty line: {text}");
+        assert!(
+            text.contains("\n-> grease a b!\n\n-> long\n"),
+            "an empty body is an empty line: {text}"
+        );
         for len in 0..bytes.len() {
             let error = Header::decode(&bytes[..len]).unwrap_err();
             assert!(matches!(error.problem, Problem::Truncated { .. }), "{len}: {error}");

@@ -100,7 +100,9 @@ mod tests {
 
     #[test]
     fn a_length_says_how_long_the_content_is() {
-        for len in [0, 1, CHUNK_LEN - 1, CHUNK_LEN, CHUNK_LEN + 1, 10 * CHUNK_LEN, u64::from(u32::MAX)] {
+        for len in
+            [0, 1, CHUNK_LEN - 1, CHUNK_LEN, CHUNK_LEN + 1, 10 * CHUNK_LEN, u64::from(u32::MAX)]
+        {
             let file = sealed_len(200, len);
             let payload = Payload::new(200, file).unwrap();
             let chunks = payload.last_chunk() + 1;

@@ -226,6 +226,7 @@ fn changed(path: &Path, what: &str) -> Error {
 
 /// A piece of a file that is not what was sealed.
 fn damaged(offset: u64) -> io::Error {
-    let text = format!("the {CHUNK_LEN} bytes of content from {offset} on are not what was encrypted");
+    let text =
+        format!("the {CHUNK_LEN} bytes of content from {offset} on are not what was encrypted");
     io::Error::new(io::ErrorKind::InvalidData, text)
 }

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::DomainReading;
+use super::keys::{self, Encryption, KeyRing, NewKeys};
 use super::names::{DomainName, POINTS};
 use super::settings::{self, Settings};
 use super::storage::{Entry, EntryKind, KeyText, Keys, Local, Name, Publish, Storage};
-use super::keys::{self, Encryption, KeyRing, NewKeys};
 use super::{Repository, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
@@ -225,7 +225,8 @@ impl Repository {
         }
         config.write(settings, &*storage, Publish::New)?;
         let opened = keys.map(|keys| Encryption::of(&storage, Keys::from(keys.identity.clone())));
-        let (storage, encryption) = opened.map_or((storage, None), |(sealed, it)| (sealed, Some(it)));
+        let (storage, encryption) =
+            opened.map_or((storage, None), |(sealed, it)| (sealed, Some(it)));
         Ok(Self::at(storage, config.id, None).with_encryption(encryption))
     }
 
@@ -427,7 +428,8 @@ fn unlock(
         // Whoever can write there could have put another repository in the place of an encrypted one.
         Ok(_) => {
             let text = format!("a key was given, and {} is not encrypted", shown(&*storage));
-            Err(Error::new(ErrorKind::Usage, text).advise("leave the key out if that is as it should be"))
+            Err(Error::new(ErrorKind::Usage, text)
+                .advise("leave the key out if that is as it should be"))
         }
         Err(_) => Ok((storage, None)),
     }

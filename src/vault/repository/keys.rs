@@ -171,9 +171,11 @@ impl KeyRing {
         };
         let plain = String::from_utf8(plain).map_err(|_| other())?;
         match plain.parse().map_err(|_| other())? {
-            KeyText::Identities(found) => {
-                found.into_iter().find(|it| self.is_ours(it.recipient())).map(Some).ok_or_else(other)
-            }
+            KeyText::Identities(found) => found
+                .into_iter()
+                .find(|it| self.is_ours(it.recipient()))
+                .map(Some)
+                .ok_or_else(other),
             _ => Err(other()),
         }
     }
@@ -267,7 +269,9 @@ impl KeyRing {
         }
         if names.len() == 1 {
             let text = format!("{name} is the last key of the repository {}", self.shown());
-            return Err(Error::new(ErrorKind::Usage, text).advise("add another one first: qdelta key add"));
+            return Err(
+                Error::new(ErrorKind::Usage, text).advise("add another one first: qdelta key add")
+            );
         }
         self.storage.remove(&file(name))
     }
@@ -301,6 +305,8 @@ fn check_name(name: &str) -> Result<()> {
     match is_name {
         true => Ok(()),
         false => Err(Error::new(ErrorKind::Usage, format!("{name:?} is no name for a key"))
-            .advise("use letters, digits, dot, dash and underscore, and neither dot nor dash in front")),
+            .advise(
+                "use letters, digits, dot, dash and underscore, and neither dot nor dash in front",
+            )),
     }
 }

@@ -150,7 +150,9 @@ mod tests {
         let identity = Identity::new().unwrap();
         let host = HostKey::of(&identity);
         let text = format!("# created: now\n# public key: x\n{}\n", identity.to_text());
-        assert!(matches!(text.parse().unwrap(), KeyText::Identities(all) if all == [identity.clone()]));
+        assert!(
+            matches!(text.parse().unwrap(), KeyText::Identities(all) if all == [identity.clone()])
+        );
         let text = format!("# a host\n{}\n", host.to_text());
         assert!(matches!(text.parse().unwrap(), KeyText::Host(found) if found == host));
         let passphrase = "correct horse battery staple\n";

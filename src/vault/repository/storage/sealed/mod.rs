@@ -163,11 +163,8 @@ impl Storage for Sealed {
     fn entry(&self, name: &Name) -> Result<Option<Entry>> {
         let entry = self.inner.entry(&self.sealed(name)?)?;
         let len = |len| if is_plain_file(name) { len } else { plain_len(len) };
-        let shown = |entry: Entry| Entry {
-            name: name.last().to_owned(),
-            len: entry.len.map(len),
-            ..entry
-        };
+        let shown =
+            |entry: Entry| Entry { name: name.last().to_owned(), len: entry.len.map(len), ..entry };
         Ok(entry.map(shown))
     }
 
@@ -273,3 +270,6 @@ impl Staged for SealedStaged {
         self.sealer.sink().publish(how)
     }
 }
+
+#[cfg(test)]
+mod tests;
