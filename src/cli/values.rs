@@ -36,7 +36,7 @@ impl FromStr for PointsOf {
         });
         let (disk, from, to) = named.ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("{text:?} names no range of points"))
-                .advise("say DISK@A..B: the points from A on become part of B")
+                .advise("say DISK@A..B, with two points of one disk")
         })?;
         Ok(Self { disk: disk.parse()?, from: from.parse()?, to: to.parse()? })
     }
