@@ -455,8 +455,9 @@ fn qdelta_starts_no_other_program() {
     only_in(
         &["src", "formats"],
         // Its own watchdog, virsh for two verbs, fusermount3 for users who mount, and for drills the
-        // system's checkers and what the admin names.
+        // system's checkers and what the admin names, and the command that gives a key.
         &[
+            "src/cli/keys.rs",
             "src/flows/drill/boot.rs",
             "src/flows/drill/tools.rs",
             "src/flows/mount/attach.rs",

@@ -17,7 +17,7 @@ use qdelta::vault::repository::{DiskSpec, Wanted};
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
-use super::key_args::NewEncryption;
+use super::key_args::Init;
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
 use super::{examples, values};
@@ -129,32 +129,6 @@ pub enum Command {
     /// Freeze and thaw a guest for another qdelta; only qdelta itself starts this.
     #[command(hide = true)]
     Watchdog,
-}
-
-/// Make a repository.
-///
-/// DIR must be empty or not exist yet. A backup refuses a folder that qdelta init has not prepared,
-/// so it never fills the disk below a mount point when the backup disk isn't mounted.
-#[derive(Debug, Args)]
-#[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
-pub struct Init {
-    /// The folder [default: the one that --repo or QDELTA_REPO names]
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub dir: Option<PathBuf>,
-
-    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points and the
-    /// settings that can still be read; change nothing else
-    #[arg(long)]
-    pub repair: bool,
-
-    /// The time zone whose days, weeks, months and years qdelta prune counts, by IANA's name
-    /// [default: this machine's]
-    #[arg(long, value_name = "ZONE", conflicts_with = "repair")]
-    pub time_zone: Option<String>,
-
-    /// How to encrypt it.
-    #[command(flatten)]
-    pub encryption: NewEncryption,
 }
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.

@@ -1,8 +1,36 @@
-//! What can be typed of keys.
+//! What can be typed of new repositories, and of keys.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
+
+use super::examples;
+
+/// Make a repository.
+///
+/// DIR must be empty or not exist yet. A backup refuses a folder that qdelta init has not prepared,
+/// so it never fills the disk below a mount point when the backup disk isn't mounted.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
+pub struct Init {
+    /// The folder [default: the one that --repo or QDELTA_REPO names]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+
+    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points and the
+    /// settings that can still be read; change nothing else
+    #[arg(long)]
+    pub repair: bool,
+
+    /// The time zone whose days, weeks, months and years qdelta prune counts, by IANA's name
+    /// [default: this machine's]
+    #[arg(long, value_name = "ZONE", conflicts_with = "repair")]
+    pub time_zone: Option<String>,
+
+    /// How to encrypt it.
+    #[command(flatten)]
+    pub encryption: NewEncryption,
+}
 
 /// How a new repository is encrypted.
 #[derive(Debug, Args)]

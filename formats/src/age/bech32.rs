@@ -14,8 +14,8 @@ const LEN_MAX: usize = 1024;
 pub fn encode(prefix: &str, bytes: &[u8]) -> String {
     let lower = prefix.to_ascii_lowercase();
     let mut values = regroup(bytes.iter().map(|&byte| u32::from(byte)), 8, 5);
-    if bytes.len() * 8 % 5 != 0 {
-        let left = bytes.len() * 8 % 5;
+    let left = bytes.len() * 8 % 5;
+    if left > 0 {
         let last = bytes.last().map_or(0, |byte| u32::from(*byte));
         values.push(((last << (5 - left)) & 31) as u8);
     }

@@ -13,6 +13,8 @@ use clap::CommandFactory;
 use super::super::args::Cli;
 use super::*;
 
+mod setup;
+
 /// A way of using a command: its name, and the words that choose it.
 type Way = (&'static str, &'static [&'static str]);
 
@@ -26,6 +28,11 @@ struct Table {
     ways: &'static [Way],
     entries: &'static [Entry],
     apart: &'static [(&'static str, &'static str)],
+}
+
+/// The tables of all commands.
+fn tables() -> impl Iterator<Item = &'static Table> {
+    TABLES.iter().chain(setup::TABLES)
 }
 
 /// The options of every command.
@@ -49,24 +56,6 @@ const ENGINE: &[Entry] = &[
 ];
 
 const TABLES: &[Table] = &[
-    Table {
-        command: "init",
-        ways: &[
-            ("a folder", &["d"]),
-            ("the folder of --repo", &["--repo", "r"]),
-            ("encrypted", &["d", "--encrypt", "--recovery", "f", "--recipient", "age1"]),
-        ],
-        entries: &[
-            Entry(&["d"], &["a folder", "encrypted"], "the folder"),
-            Entry(&["--repair"], &[], "a lost qdelta.toml is made anew"),
-            Entry(&["--time-zone", "UTC"], &[], "the days of the rules are its days"),
-            Entry(&["--encrypt"], &["encrypted"], "everything is encrypted"),
-            Entry(&["--recovery", "f"], &["encrypted"], "the key is written outside"),
-            Entry(&["--recipient", "age1"], &["encrypted"], "who can open the key"),
-            Entry(&["--passphrase-file", "f"], &["encrypted"], "who can open the key"),
-        ],
-        apart: &[("--repo", "d"), ("--repair", "--time-zone"), ("--repair", "--encrypt")],
-    },
     Table {
         command: "files ls",
         ways: &[("volumes", &["d"]), ("files", &["d", "/etc"])],
@@ -596,7 +585,7 @@ fn every_option_is_in_the_table() {
     let program = Cli::command();
     for (name, command) in &leaves() {
         let name = name.as_str();
-        let table = TABLES.iter().find(|table| table.command == name);
+        let table = tables().find(|table| table.command == name);
         let table = table.unwrap_or_else(|| panic!("{name} has no table"));
         let typed: BTreeSet<&str> =
             entries(table).iter().map(|entry| entry.0[0].trim_start_matches("--")).collect();
@@ -614,7 +603,7 @@ fn every_option_is_in_the_table() {
         }
     }
     for (command, option) in GLOBAL_REFUSED {
-        let way = TABLES.iter().find(|table| table.command == *command).unwrap().ways[0].1;
+        let way = tables().find(|table| table.command == *command).unwrap().ways[0].1;
         assert!(accepts(command, &[way, &[*option]].concat()).is_err(), "{command} {option}");
     }
 }
@@ -662,7 +651,7 @@ fn assert_effect(table: &Table, base: &[&str], options: &[&Entry]) {
 
 #[test]
 fn every_option_has_its_effect_or_is_refused() {
-    for table in TABLES {
+    for table in tables() {
         for (way, base) in table.ways {
             accepts(table.command, base).unwrap_or_else(|error| panic!("{way}: {error}"));
             for entry in entries(table).iter().filter(|entry| !is_in_base(base, entry)) {
@@ -674,7 +663,7 @@ fn every_option_has_its_effect_or_is_refused() {
 
 #[test]
 fn every_pair_of_options_has_its_effects_or_is_refused() {
-    for table in TABLES {
+    for table in tables() {
         let entries = entries(table);
         for (_, base) in table.ways {
             let others: Vec<_> = entries.iter().filter(|it| !is_in_base(base, it)).collect();

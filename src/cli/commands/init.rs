@@ -7,8 +7,7 @@ use qdelta::vault::age::{For, Identity, Recipient};
 use qdelta::vault::repository::{NewKeys, Repair, Repository, Settings};
 use qdelta::{Error, ErrorKind, Result};
 
-use crate::cli::args::Init;
-use crate::cli::key_args::NewEncryption;
+use crate::cli::key_args::{Init, NewEncryption};
 use crate::cli::{Context, keys, status};
 
 /// Makes the repository.

@@ -12,5 +12,5 @@ mod writer;
 pub use crypt::{Hmac, Wiped, derive, same};
 pub use file::{FileKey, Opened};
 pub use keys::{Identity, Recipient};
-pub use reader::{Chunks, SealedFile, open_bytes};
+pub use reader::{Chunks, SealedReader, open_bytes};
 pub use writer::{For, Sealer, seal_bytes};

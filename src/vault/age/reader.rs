@@ -34,7 +34,7 @@ impl Default for Chunks {
 }
 
 /// A file that is open: its content, as it was before it was sealed.
-pub struct SealedFile {
+pub struct SealedReader {
     inner: Arc<dyn ReadAt>,
     key: Wiped<32>,
     payload: Payload,
@@ -42,9 +42,9 @@ pub struct SealedFile {
     number: u64,
 }
 
-impl fmt::Debug for SealedFile {
+impl fmt::Debug for SealedReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SealedFile").field("path", &self.inner.path()).finish_non_exhaustive()
+        f.debug_struct("SealedReader").field("path", &self.inner.path()).finish_non_exhaustive()
     }
 }
 
@@ -68,7 +68,7 @@ fn read_header(inner: &dyn ReadAt, file_len: u64) -> Result<(Header, u64)> {
     }
 }
 
-impl SealedFile {
+impl SealedReader {
     /// Opens a file. Header and last piece are proved: whether the file was cut off is known from now on.
     /// `prove` looks at the key of the file and at its header.
     ///
@@ -154,7 +154,7 @@ impl SealedFile {
     }
 }
 
-impl ReadAt for SealedFile {
+impl ReadAt for SealedReader {
     fn path(&self) -> &Path {
         self.inner.path()
     }

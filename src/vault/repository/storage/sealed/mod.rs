@@ -22,7 +22,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
 use crate::formats::age::{Header, Payload, Stanza, base64, sealed_len};
 use crate::vault::age::{
-    Chunks, FileKey, For, Hmac, Identity, Opened, SealedFile, Sealer, open_bytes, same,
+    Chunks, FileKey, For, Hmac, Identity, Opened, SealedReader, Sealer, open_bytes, same,
 };
 use crate::vault::repository::config::CONFIG;
 
@@ -204,7 +204,7 @@ impl Storage for Sealed {
         }
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
         let prove = |key: &FileKey, header: &Header| self.prove(name, key, header);
-        let file = SealedFile::open(inner, self.identity(name)?, &self.chunks, number, prove)?;
+        let file = SealedReader::open(inner, self.identity(name)?, &self.chunks, number, prove)?;
         Ok(Arc::new(file))
     }
 
