@@ -63,7 +63,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// The repository's folder
+    /// The repository: a folder, or s3://BUCKET/PREFIX
     #[arg(long, global = true, env = "QDELTA_REPO", value_name = "DIR", value_hint = ValueHint::DirPath, hide_env_values = true)]
     pub repo: Option<PathBuf>,
 

@@ -13,7 +13,7 @@ use super::examples;
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
 pub struct Init {
-    /// The folder [default: the one that --repo or QDELTA_REPO names]
+    /// The folder, or s3://BUCKET/PREFIX [default: the one that --repo or QDELTA_REPO names]
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
 

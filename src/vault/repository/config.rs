@@ -15,7 +15,7 @@ use super::catalog::DomainReading;
 use super::keys::{self, Encryption, KeyRing, NewKeys};
 use super::names::{DomainName, POINTS};
 use super::settings::{self, Settings};
-use super::storage::{Entry, EntryKind, KeyText, Keys, Local, Name, Publish, Storage};
+use super::storage::{Entry, EntryKind, KeyText, Keys, Local, Name, Publish, S3, Storage};
 use super::{Repository, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
@@ -156,11 +156,12 @@ impl Repository {
     }
 
     /// Makes an empty repository of the folder `root`, which is made if it is missing (but not
-    /// the folder around it).
+    /// the folder around it), or of a place in an object store, `s3://BUCKET/PREFIX`.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] if `root` is a repository already or has other things in it;
-    /// [`ErrorKind::Usage`] if it would lie among the kernel's own files.
+    /// [`ErrorKind::Usage`] if it would lie among the kernel's own files, or in a store that does not
+    /// keep what a repository needs.
     pub fn init(root: &Path) -> Result<Self> {
         Self::init_with(root, &Settings::of_machine())
     }
@@ -183,6 +184,11 @@ impl Repository {
 
     fn init_folder(root: &Path, settings: &Settings, keys: Option<&NewKeys<'_>>) -> Result<Self> {
         settings.zone()?;
+        if S3::is_address(root) {
+            let storage = S3::new(root)?;
+            storage.probe()?;
+            return Self::init_in_with(Arc::new(storage), settings, keys);
+        }
         match fs::metadata(root) {
             Ok(_) => check_new_file(&root.join(CONFIG))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -230,8 +236,9 @@ impl Repository {
         Ok(Self::at(storage, config.id, None).with_encryption(encryption))
     }
 
-    /// Opens the repository in the folder `root`. If its `qdelta.toml` is lost or damaged, and domains
-    /// are there, it can be read all the same: [`Self::trouble`] says so.
+    /// Opens the repository in the folder `root`, or in an object store at `s3://BUCKET/PREFIX`. If its
+    /// `qdelta.toml` is lost or damaged, and domains are there, it can be read all the same:
+    /// [`Self::trouble`] says so.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if the folder is missing or no repository: a backup disk that
@@ -247,6 +254,18 @@ impl Repository {
     /// As [`Self::open`]; [`ErrorKind::Key`] if it is encrypted, and the key is missing or another one;
     /// [`ErrorKind::Usage`] if there is a key, and the repository is not encrypted.
     pub fn open_with(root: &Path, key: Option<&KeyText>) -> Result<Self> {
+        if S3::is_address(root) {
+            return Self::open_in_with(Arc::new(S3::new(root)?), key).map_err(|error| match error
+                .advice()
+            {
+                None if error.kind() == ErrorKind::NotFound => {
+                    let shown = root.display();
+                    Error::new(ErrorKind::NotFound, format!("{shown}: not a repository"))
+                        .advise(format!("make a new repository: qdelta init {shown}"))
+                }
+                _ => error,
+            });
+        }
         let error = match Self::open_in_with(Arc::new(Local::new(root)), key) {
             Err(error) if !matches!(error.kind(), ErrorKind::Usage | ErrorKind::Key) => error,
             opened => return opened,
@@ -346,6 +365,9 @@ impl Repository {
     /// # Errors
     /// As [`Self::repair`] and [`Self::open_with`].
     pub fn repair_with(root: &Path, key: Option<&KeyText>) -> Result<(Self, Repair)> {
+        if S3::is_address(root) {
+            return Self::repair_in(Arc::new(S3::new(root)?), key);
+        }
         Self::repair_in(Arc::new(Local::new(root)), key)
     }
 
