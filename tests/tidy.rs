@@ -138,6 +138,7 @@ const ROOMS: &[&str] = &[
     "base/observer",
     "disk/sys",
     "disk/io",
+    "disk/nbd",
     "disk/files",
     "disk/flow",
     "disk/image",

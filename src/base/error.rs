@@ -67,6 +67,10 @@ impl Error {
     /// kind follows from the cause (no space, not found, everything else).
     pub fn io(operation: impl fmt::Display, path: &Path, source: std::io::Error) -> Self {
         use std::io::ErrorKind as K;
+        // A failure of ours that came through a trait of the system's is still the same.
+        if let Some(own) = source.get_ref().and_then(|it| it.downcast_ref::<Self>()) {
+            return own.clone().within(format!("cannot {operation} {}", path.display()));
+        }
         let kind = match source.kind() {
             K::NotFound => ErrorKind::NotFound,
             K::AlreadyExists => ErrorKind::Exists,

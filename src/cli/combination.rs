@@ -6,9 +6,13 @@
 //! way stands here (of clap's there are only what is required, and two of which one must go), and `combination/tests.rs` goes through all pairs of options of every
 //! command.
 
+use std::path::PathBuf;
+
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use qdelta::{Error, ErrorKind, Result};
+
+use super::values::is_uri;
 
 /// What was typed of one command. What an environment variable says, and what is the default, was
 /// not typed: it must not get in anybody's way.
@@ -32,6 +36,21 @@ impl Typed<'_> {
     /// Whether guests are backed up.
     fn guests(&self) -> bool {
         self.has("domains") || self.has("all")
+    }
+
+    /// Whether what is read is an export of a server.
+    fn export(&self) -> bool {
+        // What has no such argument is asked for nothing.
+        let is_one = |id| {
+            self.has(id)
+                && self
+                    .matches
+                    .try_get_one::<PathBuf>(id)
+                    .ok()
+                    .flatten()
+                    .is_some_and(|it| is_uri(it))
+        };
+        is_one("image") || is_one("path")
     }
 
     /// Whether a guest is restored.
@@ -70,6 +89,20 @@ const SNAPSHOT: Rule = Rule {
     options: &["snapshot"],
     when: |typed| typed.is("format", "raw"),
     why: "is for qcow2 images: a raw one has no snapshots",
+};
+
+/// What a server gives out is the disk, and no file.
+const EXPORT: Rule = Rule {
+    options: &["snapshot", "image_roots"],
+    when: |typed| typed.export(),
+    why: "is for image files: what a server gives out is the disk itself",
+};
+
+/// The server opens images in their formats.
+const EXPORT_FORMAT: Rule = Rule {
+    options: &["format"],
+    when: |typed| typed.export() && typed.is("format", "qcow2"),
+    why: "qcow2 is for image files: have the server open the image (qemu-nbd --format qcow2)",
 };
 
 /// Not everything can be written from front to back.
@@ -133,8 +166,8 @@ fn rules(command: &str) -> &'static [Rule] {
                 why: "is for a network (--listen): a socket of this machine has its owner and its mode",
             },
         ],
-        "map" => &[NAMES, SNAPSHOT],
-        "info" | "bench" => &[NAMES],
+        "map" => &[NAMES, SNAPSHOT, EXPORT, EXPORT_FORMAT],
+        "info" | "bench" => &[NAMES, EXPORT, EXPORT_FORMAT],
         "completions" => &[Rule {
             options: &["json"],
             when: |_| true,
@@ -299,8 +332,39 @@ const BACKUP: &[Rule] = &[
         when: |typed| typed.has("snapshot") && !typed.is("sample", "0"),
         why: "has no effect with --snapshot: all of a snapshot is read",
     },
+    Rule {
+        options: &["as_file"],
+        when: |typed| typed.export(),
+        why: "is for image files: what a server gives out is the disk itself",
+    },
+    Rule {
+        options: &["track", "anchor"],
+        when: |typed| {
+            let of_files = ["bitmap", "snapshot", "overlay", "reflink"];
+            let is_of_files = |id: &str| of_files.iter().any(|it| typed.is(id, it));
+            typed.export() && (is_of_files("track") || is_of_files("anchor"))
+        },
+        why: "of this kind is for image files: of an export there is only live-bitmap",
+    },
+    Rule {
+        options: &["direct"],
+        when: |typed| typed.export() && !typed.is("direct", "auto"),
+        why: "has no effect on what a server gives out",
+    },
+    Rule {
+        options: &["live_bitmap"],
+        when: |typed| !typed.export(),
+        why: "is for the export of an NBD server (nbd://…): --anchor bitmap is for image files",
+    },
+    Rule {
+        options: &["track"],
+        when: |typed| typed.is("track", "live-bitmap") && !typed.export() && !typed.guests(),
+        why: "live-bitmap is for the export of an NBD server (nbd://…)",
+    },
     NAMES,
     SNAPSHOT,
+    EXPORT,
+    EXPORT_FORMAT,
 ];
 
 const RESTORE: &[Rule] = &[

@@ -20,6 +20,7 @@ mod signals;
 mod state;
 mod status;
 mod text;
+mod tracking_args;
 mod tree;
 mod values;
 
