@@ -14,6 +14,7 @@ mod continuity;
 mod data_path;
 mod definitions;
 mod drills;
+mod encrypted;
 mod examples;
 mod exports;
 mod files;

@@ -41,6 +41,8 @@ pub enum ErrorKind {
     Guest,
     /// A guest may be frozen, and could not be thawed.
     Alarm,
+    /// The repository is encrypted, and the key that is needed was not given.
+    Key,
     /// The system refused or failed an operation.
     Io,
 }
@@ -74,6 +76,8 @@ impl Error {
             K::AlreadyExists => ErrorKind::Exists,
             K::StorageFull | K::QuotaExceeded | K::FileTooLarge => ErrorKind::NoSpace,
             K::BrokenPipe => ErrorKind::Closed,
+            // Bytes that came, and are not those that were written.
+            K::InvalidData => ErrorKind::Damaged,
             _ => ErrorKind::Io,
         };
         let advice = match source.raw_os_error().map(Errno::from_raw_os_error) {

@@ -21,6 +21,7 @@ use qdelta::vault::repository::{DiskSpec, Wanted};
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
+use super::key_args::Init;
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
 use super::tracking_args::Tracking;
@@ -78,6 +79,16 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub state: Option<PathBuf>,
 
+    /// The file with the key of an encrypted repository: an identity of age, the key of a host, or a
+    /// passphrase [default: $QDELTA_KEY_FILE, or qdelta.key of systemd's credentials]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub key_file: Option<PathBuf>,
+
+    /// The command of the shell that writes that key to its standard output
+    /// [default: $QDELTA_KEY_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub key_command: Option<String>,
+
     /// Write the result as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -123,28 +134,6 @@ pub enum Command {
     /// Freeze and thaw a guest for another qdelta; only qdelta itself starts this.
     #[command(hide = true)]
     Watchdog,
-}
-
-/// Make a repository.
-///
-/// DIR must be empty or not exist yet. A backup refuses a folder that qdelta init has not prepared,
-/// so it never fills the disk below a mount point when the backup disk isn't mounted.
-#[derive(Debug, Args)]
-#[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
-pub struct Init {
-    /// The folder, or s3://BUCKET/PREFIX [default: the one that --repo or QDELTA_REPO names]
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub dir: Option<PathBuf>,
-
-    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points and the
-    /// settings that can still be read; change nothing else
-    #[arg(long)]
-    pub repair: bool,
-
-    /// The time zone whose days, weeks, months and years qdelta prune counts, by IANA's name
-    /// [default: this machine's]
-    #[arg(long, value_name = "ZONE", conflicts_with = "repair")]
-    pub time_zone: Option<String>,
 }
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.

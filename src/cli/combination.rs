@@ -119,11 +119,7 @@ const QCOW2_STREAM: Rule = Rule {
 /// The rules of a command.
 fn rules(command: &str) -> &'static [Rule] {
     match command {
-        "init" => &[Rule {
-            options: &["repo"],
-            when: |typed| typed.has("dir"),
-            why: "names a second folder: give the new repository's as DIR or by --repo",
-        }],
+        "init" => INIT,
         "backup" => BACKUP,
         "files ls" => &[Rule {
             options: &["volume", "recursive"],
@@ -180,6 +176,42 @@ fn rules(command: &str) -> &'static [Rule] {
         _ => &[],
     }
 }
+
+/// What is typed of the key, of every command.
+const KEY: Rule = Rule {
+    options: &["key_command"],
+    when: |typed| typed.has("key_file"),
+    why: "gives the key, and --key-file does, too: leave one of them out",
+};
+
+const INIT: &[Rule] = &[
+    Rule {
+        options: &["repo"],
+        when: |typed| typed.has("dir"),
+        why: "names a second folder: give the new repository's as DIR or by --repo",
+    },
+    Rule {
+        options: &["recipients", "passphrase_file", "recovery"],
+        when: |typed| !typed.has("encrypt"),
+        why: "is for an encrypted repository: say --encrypt",
+    },
+    Rule {
+        options: &["encrypt"],
+        when: |typed| typed.has("repair"),
+        why: "is for a new repository: --repair finds out whether one was encrypted",
+    },
+    Rule {
+        options: &["encrypt"],
+        when: |typed| !typed.has("recovery"),
+        why: "needs --recovery FILE: without a key nobody can read anything, so one is left outside",
+    },
+    Rule {
+        options: &["encrypt"],
+        when: |typed| !typed.has("recipients") && !typed.has("passphrase_file"),
+        why: "needs --recipient AGE1… or --passphrase-file FILE: the key is left in the repository for \
+              nobody else",
+    },
+];
 
 const DRILL: &[Rule] = &[
     Rule {
@@ -437,7 +469,8 @@ pub fn check(program: &clap::Command, matches: &ArgMatches) -> Result<()> {
     };
     let name = name.as_str();
     let typed = Typed { matches };
-    for rule in rules(name).iter().filter(|rule| (rule.when)(&typed)) {
+    let all = rules(name).iter().chain(std::iter::once(&KEY));
+    for rule in all.filter(|rule| (rule.when)(&typed)) {
         let Some(id) = rule.options.iter().find(|id| typed.has(id)) else { continue };
         let text = format!("{} {}", shown(program, name, id), rule.why);
         return Err(Error::new(ErrorKind::Usage, text)

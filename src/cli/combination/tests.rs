@@ -13,6 +13,8 @@ use clap::CommandFactory;
 use super::super::args::Cli;
 use super::*;
 
+mod setup;
+
 /// A way of using a command: its name, and the words that choose it.
 type Way = (&'static str, &'static [&'static str]);
 
@@ -28,6 +30,11 @@ struct Table {
     apart: &'static [(&'static str, &'static str)],
 }
 
+/// The tables of all commands.
+fn tables() -> impl Iterator<Item = &'static Table> {
+    TABLES.iter().chain(setup::TABLES)
+}
+
 /// The ways to back up image files, and not the export of a server.
 const FILES: &[&str] = &["image", "guest", "all"];
 /// The ways to back up guests.
@@ -41,6 +48,8 @@ const GLOBAL: &[Entry] = &[
         "the repository; who needs none does not look: an alias may say it",
     ),
     Entry(&["--state", "s"], &[], "the host's own folder; who needs none does not look"),
+    Entry(&["--key-file", "k"], &[], "the key; who needs none does not look: an alias may say it"),
+    Entry(&["--key-command", "c"], &[], "the key; who needs none does not look"),
     Entry(&["--json"], &[], "the result is JSON"),
     Entry(&["--verbose"], &[], "the notes on the way are shown"),
     Entry(&["--quiet"], &[], "what went well is not told"),
@@ -52,16 +61,6 @@ const ENGINE: &[Entry] = &[
 ];
 
 const TABLES: &[Table] = &[
-    Table {
-        command: "init",
-        ways: &[("a folder", &["d"]), ("the folder of --repo", &["--repo", "r"])],
-        entries: &[
-            Entry(&["d"], &["a folder"], "the folder"),
-            Entry(&["--repair"], &[], "a lost qdelta.toml is made anew"),
-            Entry(&["--time-zone", "UTC"], &[], "the days of the rules are its days"),
-        ],
-        apart: &[("--repo", "d"), ("--repair", "--time-zone")],
-    },
     Table {
         command: "files ls",
         ways: &[("volumes", &["d"]), ("files", &["d", "/etc"])],
@@ -592,7 +591,7 @@ fn every_option_is_in_the_table() {
     let program = Cli::command();
     for (name, command) in &leaves() {
         let name = name.as_str();
-        let table = TABLES.iter().find(|table| table.command == name);
+        let table = tables().find(|table| table.command == name);
         let table = table.unwrap_or_else(|| panic!("{name} has no table"));
         let typed: BTreeSet<&str> =
             entries(table).iter().map(|entry| entry.0[0].trim_start_matches("--")).collect();
@@ -610,7 +609,7 @@ fn every_option_is_in_the_table() {
         }
     }
     for (command, option) in GLOBAL_REFUSED {
-        let way = TABLES.iter().find(|table| table.command == *command).unwrap().ways[0].1;
+        let way = tables().find(|table| table.command == *command).unwrap().ways[0].1;
         assert!(accepts(command, &[way, &[*option]].concat()).is_err(), "{command} {option}");
     }
 }
@@ -631,7 +630,7 @@ fn way_of(table: &Table, words: &[&str]) -> &'static str {
 fn apart(table: &Table, one: &str, other: &str) -> bool {
     let begins = |text: &str, with: &str| text == with || text.starts_with(&format!("{with} "));
     let both = |a: &str, b: &str| begins(one, a) && begins(other, b);
-    let everywhere = [("--quiet", "--verbose")];
+    let everywhere = [("--quiet", "--verbose"), ("--key-file", "--key-command")];
     let mut pairs = table.apart.iter().chain(&everywhere);
     pairs.any(|(a, b)| both(a, b) || both(b, a))
 }
@@ -658,7 +657,7 @@ fn assert_effect(table: &Table, base: &[&str], options: &[&Entry]) {
 
 #[test]
 fn every_option_has_its_effect_or_is_refused() {
-    for table in TABLES {
+    for table in tables() {
         for (way, base) in table.ways {
             accepts(table.command, base).unwrap_or_else(|error| panic!("{way}: {error}"));
             for entry in entries(table).iter().filter(|entry| !is_in_base(base, entry)) {
@@ -670,7 +669,7 @@ fn every_option_has_its_effect_or_is_refused() {
 
 #[test]
 fn every_pair_of_options_has_its_effects_or_is_refused() {
-    for table in TABLES {
+    for table in tables() {
         let entries = entries(table);
         for (_, base) in table.ways {
             let others: Vec<_> = entries.iter().filter(|it| !is_in_base(base, it)).collect();
