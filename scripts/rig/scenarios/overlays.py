@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 
 from ..guest import Disk
@@ -92,13 +93,69 @@ def overlay_kills(rig):
     rig.qdelta("verify", "--repo", chain.repo)
 
 
-def _guest(rig, name):
+def live_bitmaps(rig):
+    """Points of a guest on ext4 by `qemu-bitmap`: QEMU keeps the moment, and its bitmap tells what changed."""
+    guest, command = _guest(rig, "exported", "qemu-bitmap")
+    run(command[1], "--check", guest.name, env=rig.environment())
+    chain = Chain(rig, guest)
+    guest.wait_for_records(100)
+    for number in range(POINTS * rig.effort):
+        since = guest.records_size()
+        point = chain.backup(*command)
+        _expect_no_job(guest)
+        trackers = {disk["disk"].split("/")[-1]: disk["tracker"] for disk in point.result["disks"]}
+        if number > 0 and trackers != {"vda": "live-bitmap", "vdb": "scan"}:
+            raise Failure(f"the increment is by {trackers}: {point.result['disks']}")
+        rig.say(f"point {number}: {trackers}, frozen for {point.freeze_ms} ms; the guest stood still for "
+                f"{goes_on(guest, since):.0f} ms")
+        guest.wait_for_records(50)
+    rng = rig.random()
+    for victim in ["qdelta", "the command", "QEMU", "libvirtd"] * rig.effort:
+        process = start_backup(rig, guest, chain, *command, *FREEZE_MAX)
+        wait_for("the job", lambda: _job(guest) or process.poll() is not None, PATIENCE_SECONDS)
+        time.sleep(rng.uniform(0, 1))
+        _kill(rig, guest, process, victim)
+        process.communicate(timeout=PATIENCE_SECONDS)
+        rig.libvirt.start()
+        wait_for(f"libvirtd to know {guest.name}", lambda: guest.state() in ("running", "shut off"),
+                 PATIENCE_SECONDS, pause=0.1)
+        if guest.state() != "running":
+            guest.start()
+        point = chain.backup(*command)
+        _expect_no_job(guest)
+        rig.say(f"after {victim} was killed: {[disk['tracker'] for disk in point.result['disks']]}")
+    guest.pause()
+    for point in chain.points:
+        rig.say(f"{point.time}: {point.consistency}, whole up to record {chain.check(point)}")
+    rig.qdelta("verify", "--repo", chain.repo)
+    for name in virsh("checkpoint-list", guest.name, "--name").stdout.split():
+        virsh("checkpoint-delete", guest.name, name)
+
+
+def _job(guest):
+    """The guest's backup job, if there is one."""
+    return virsh("backup-dumpxml", guest.name, check=False, stderr=subprocess.DEVNULL).stdout.strip()
+
+
+def _expect_no_job(guest):
+    """No job, scratch file or socket is left, and one checkpoint."""
+    if _job(guest):
+        raise Failure(f"a backup job is left: {_job(guest)}")
+    checkpoints = virsh("checkpoint-list", guest.name, "--name").stdout.split()
+    _expect(len(checkpoints) == 1, f"checkpoints: {checkpoints}")
+    for disk in guest.disks:
+        folder = os.path.dirname(disk.path)
+        left = set(os.listdir(folder)) - {os.path.basename(it.path) for it in guest.disks}
+        _expect(not left, f"beside the images of {guest.name} there is {left}")
+
+
+def _guest(rig, name, command="external-snapshot"):
     """A guest with a qcow2 and a raw disk on ext4, in files with spaces and commas in their names."""
     folder = os.path.join(rig.filesystem("ext4").mount, "images, of guests")
     os.makedirs(folder)
     disks = [Disk(os.path.join(folder, "the system's.qcow2")).make(),
              Disk(os.path.join(folder, "data & more.img"), form="raw").make()]
-    program = os.path.realpath(os.path.join(COMMANDS, "external-snapshot"))
+    program = os.path.realpath(os.path.join(COMMANDS, command))
     return rig.guest(name, disks), ["--snapshot-command", program]
 
 
@@ -188,7 +245,7 @@ def _command_under(parent):
                 above = int(file.read().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue
-        if above == parent and b"external-snapshot" in words:
+        if above == parent and b"snapshot-commands" in words:
             return int(process)
     return None
 
