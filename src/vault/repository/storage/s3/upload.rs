@@ -338,11 +338,14 @@ impl Staged for Upload {
         };
         self.is_published = true;
         self.shared.note(&self.key, |listing| {
-            listing.objects.insert(self.key.clone(), seen);
+            listing.objects.insert(self.key.clone(), seen.clone());
         });
+        if self.multipart.is_none() {
+            self.shared.keep_end(&self.key, &seen.etag, &self.buffer);
+        }
         if self.is_announced {
             // The next run removes what stays.
-            let _ = self.shared.delete(&self.staged_key);
+            let _ = self.shared.delete_later(&self.staged_key);
         }
         Ok(())
     }
