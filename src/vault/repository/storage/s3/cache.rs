@@ -96,7 +96,7 @@ impl Cache {
             tracing::debug!("{}: nothing is kept: {error}", folder.display());
             return;
         }
-        if self.written.fetch_add(1, Ordering::Relaxed) % TRIM_EVERY == 0 {
+        if self.written.fetch_add(1, Ordering::Relaxed).is_multiple_of(TRIM_EVERY) {
             trim(folder, FOLDER_LEN_MAX);
         }
     }

@@ -427,6 +427,8 @@ impl Drop for StoreLock {
             if is_first {
                 state.held.remove(&self.folder);
                 state.listings.remove(&self.folder);
+                // What was seen holds only as long as nobody else changes it.
+                state.seen.retain(|key, _| !key.starts_with(&self.folder));
             }
             if is_first { state.litter.remove(&self.folder) } else { None }
         };

@@ -231,15 +231,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Changes what is known of a folder that this process holds alone.
-    fn note(&self, key: &str, change: impl FnOnce(&mut Listing)) {
+    /// Changes what is known of a folder that this process holds alone; whether it holds one that the
+    /// key is in. What was known of the key is forgotten.
+    fn note(&self, key: &str, change: impl FnOnce(&mut Listing)) -> bool {
         let mut state = self.state();
         state.read.remove(key);
         state.seen.remove(key);
         let around = state.listings.iter_mut().find(|(prefix, _)| key.starts_with(*prefix));
-        if let Some((_, listing)) = around {
-            change(listing);
-        }
+        around.map(|(_, listing)| change(listing)).is_some()
     }
 
     /// An object, if there is one.

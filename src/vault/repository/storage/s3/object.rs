@@ -39,8 +39,10 @@ impl Shared {
         self.cache.put(key, etag, TAIL, tail);
         let mut state = self.state();
         state.fresh.insert(key.to_owned());
-        let seen = Seen { len, etag: etag.to_owned(), modified: None };
-        state.seen.insert(key.to_owned(), seen);
+        // What no list has told of is asked for the next time: somebody else may replace it.
+        if let Some(seen) = state.seen.get_mut(key) {
+            *seen = Seen { len, etag: etag.to_owned(), modified: None };
+        }
     }
 
     /// Keeps the end of an object that was just written.
