@@ -47,6 +47,7 @@ mod room;
 mod s3;
 mod scrub;
 mod serve;
+mod snapshot_commands;
 mod test_images;
 mod tidy;
 mod trackers;
