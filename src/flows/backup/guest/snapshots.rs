@@ -67,7 +67,7 @@ impl<'a> Snapshots<'a> {
     ) -> Result<Self> {
         let track = match guest.how.options.anchor {
             AnchorChoice::AsBefore | AnchorChoice::For(Tracker::Bitmap) => true,
-            AnchorChoice::None | AnchorChoice::For(_) => false,
+            AnchorChoice::None | AnchorChoice::For(_) | AnchorChoice::Begun(_) => false,
         };
         let state = match found.live {
             None => GuestState::Stopped,
