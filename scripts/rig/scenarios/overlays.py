@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from .kills import goes_on, start_backup
 HERE = os.path.dirname(os.path.abspath(__file__))
 COMMANDS = os.path.join(HERE, "..", "..", "snapshot-commands")
 OVERLAY = re.compile(r"\.qdelta-\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
-POINTS = 3
+POINTS = 2
 KILLS = 4
 VICTIMS = ["the command", "qdelta", "libvirtd", "QEMU"]
 # How long after the beginning of a backup, or after its overlays have come, a kill may be.
@@ -78,7 +77,7 @@ def overlay_kills(rig):
         found += _is_away(guest)
         if process.returncode == 0 and _is_away(guest):
             raise Failure(f"a backup that went well left the guest on an overlay:\n{said}")
-        _live_again(rig, guest)
+        _live_again(rig, guest, rng)
         point = chain.backup(*command)
         _expect_at_home(guest)
         point.state = f"after {victim} was killed"
@@ -86,7 +85,7 @@ def overlay_kills(rig):
     if guest.state() == "running":
         guest.pause()
     # All of them at a hundred kills would take as long again.
-    points = chain.points if rig.effort == 1 else rng.sample(chain.points, min(10, len(chain.points)))
+    points = rng.sample(chain.points, min(2 + 2 * rig.effort, len(chain.points)))
     for point in [*points, chain.points[-1]]:
         chain.check(point)
     rig.say(f"{len(points)} points are whole")
@@ -110,7 +109,8 @@ def live_bitmaps(rig):
                 f"{goes_on(guest, since):.0f} ms")
         guest.wait_for_records(50)
     rng = rig.random()
-    for victim in ["qdelta", "the command", "QEMU", "libvirtd"] * rig.effort:
+    for number in range(2 * rig.effort):
+        victim = VICTIMS[(number + 1) % len(VICTIMS)]
         process = start_backup(rig, guest, chain, *command, *FREEZE_MAX)
         wait_for("the job", lambda: _job(guest) or process.poll() is not None, PATIENCE_SECONDS)
         time.sleep(rng.uniform(0, 1))
@@ -250,14 +250,14 @@ def _command_under(parent):
     return None
 
 
-def _live_again(rig, guest):
+def _live_again(rig, guest, rng):
     """libvirtd and the guest run again, whatever was killed; the guest maybe from what an overlay holds."""
     rig.libvirt.start()
     wait_for(f"libvirtd to know {guest.name}", lambda: guest.state() in ("running", "shut off"),
              PATIENCE_SECONDS, pause=0.1)
     if guest.state() == "running":
         return
-    if random.random() < 0.5:
+    if rng.random() < 0.5:
         # The next backup finds it stopped.
         return
     guest.start()
