@@ -4,10 +4,9 @@ use std::io::{BufReader, Read, Write};
 use std::ops::Range;
 use std::time::Duration;
 
-use openssl::ssl::SslContext;
-
 use super::handshake::{Agreement, agree};
 use super::stream::Stream;
+use super::tls::Encryption;
 use super::{Failure, quoted};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind};
@@ -32,7 +31,7 @@ const PARTS_MAX: usize = 1024;
 pub(super) struct Target {
     pub uri: Uri,
     /// How to encrypt, if that is asked for.
-    pub tls: Option<SslContext>,
+    pub tls: Option<Encryption>,
     pub cancel: Cancel,
 }
 

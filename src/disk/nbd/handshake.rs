@@ -3,9 +3,8 @@
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
-use openssl::ssl::SslContext;
-
 use super::stream::Stream;
+use super::tls::Encryption;
 use super::{Failure, quoted};
 use crate::base::error::{Error, ErrorKind};
 use crate::formats::nbd::{
@@ -51,7 +50,7 @@ type Outcome<T> = Result<T, Failure>;
 pub(super) fn agree(
     incoming: &mut BufReader<Stream>,
     export: &str,
-    tls: Option<&SslContext>,
+    tls: Option<&Encryption>,
 ) -> Outcome<Agreement> {
     let mut handshake = Handshake { incoming, export };
     handshake.greet()?;
@@ -75,7 +74,7 @@ impl Handshake<'_> {
         Ok(self.incoming.get_mut().write_all(&flags)?)
     }
 
-    fn encrypt(&mut self, tls: &SslContext) -> Outcome<()> {
+    fn encrypt(&mut self, tls: &Encryption) -> Outcome<()> {
         if !self.is_acked(OptionKind::StartTls, &[])? {
             let error = Error::new(ErrorKind::Usage, "the server does not encrypt");
             return Err(Failure::Told(error.advise("nbd:// and nbd+unix:// go in clear")));

@@ -8,9 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
-use openssl::ssl::{ErrorCode, Ssl, SslContext, SslStream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::tls::{Channel, Encryption, Step};
 use crate::base::cancel::Cancel;
 use crate::formats::nbd::Place;
 
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub(super) struct Stream {
     socket: Socket,
     /// Set once the connection is encrypted.
-    channel: Option<SslStream<Socket>>,
+    channel: Option<Channel<Socket>>,
     cancel: Cancel,
     until: Instant,
 }
@@ -65,9 +65,9 @@ impl Stream {
     ///
     /// # Errors
     /// The server has another key, or does not come to the point.
-    pub fn encrypt(&mut self, context: &SslContext) -> io::Result<()> {
-        let mut channel = SslStream::new(Ssl::new(context)?, self.socket.try_clone()?)?;
-        self.through(&mut channel, SslStream::connect)?;
+    pub fn encrypt(&mut self, encryption: &Encryption) -> io::Result<()> {
+        let mut channel = encryption.over(self.socket.try_clone()?)?;
+        self.through(&mut channel, Channel::agree)?;
         self.channel = Some(channel);
         Ok(())
     }
@@ -75,18 +75,14 @@ impl Stream {
     /// Does a step through the channel as often as it takes, and waits for the socket in between.
     fn through<T>(
         &self,
-        channel: &mut SslStream<Socket>,
-        mut step: impl FnMut(&mut SslStream<Socket>) -> Result<T, openssl::ssl::Error>,
+        channel: &mut Channel<Socket>,
+        mut step: impl FnMut(&mut Channel<Socket>) -> io::Result<Step<T>>,
     ) -> io::Result<T> {
         loop {
-            let error = match step(channel) {
-                Ok(done) => return Ok(done),
-                Err(error) => error,
-            };
-            match error.code() {
-                ErrorCode::WANT_READ => self.wait(PollFlags::IN)?,
-                ErrorCode::WANT_WRITE => self.wait(PollFlags::OUT)?,
-                _ => return Err(error.into_io_error().unwrap_or_else(io::Error::other)),
+            match step(channel)? {
+                Step::Done(done) => return Ok(done),
+                Step::Read => self.wait(PollFlags::IN)?,
+                Step::Write => self.wait(PollFlags::OUT)?,
             }
         }
     }
@@ -202,10 +198,7 @@ impl Read for Stream {
         let read = match self.channel.take() {
             None => self.until_done(PollFlags::IN, |socket| socket.read(out))?,
             Some(mut channel) => {
-                let read = self.through(&mut channel, |channel| match channel.ssl_read(out) {
-                    Err(error) if error.code() == ErrorCode::ZERO_RETURN => Ok(0),
-                    read => read,
-                });
+                let read = self.through(&mut channel, |channel| channel.read(out));
                 self.channel = Some(channel);
                 read?
             }
@@ -226,7 +219,7 @@ impl Write for Stream {
         let Some(mut channel) = self.channel.take() else {
             return self.until_done(PollFlags::OUT, |socket| socket.write(bytes));
         };
-        let written = self.through(&mut channel, |channel| channel.ssl_write(bytes));
+        let written = self.through(&mut channel, |channel| channel.write(bytes));
         self.channel = Some(channel);
         written
     }

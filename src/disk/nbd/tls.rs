@@ -2,12 +2,14 @@
 //! certificates.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
-    SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslVerifyMode, SslVersion,
+    ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslStream,
+    SslVerifyMode, SslVersion,
 };
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -91,7 +93,7 @@ pub(crate) fn context(method: SslMethod) -> std::result::Result<SslContextBuilde
 ///
 /// # Errors
 /// The URI names no keys, or none that is clearly meant; they can't be read.
-pub(super) fn client(uri: &Uri) -> Result<Option<SslContext>> {
+pub(super) fn client(uri: &Uri) -> Result<Option<Encryption>> {
     let usage = |text: &str| Error::new(ErrorKind::Usage, format!("{uri}: {text}"));
     let file = match (uri.tls, &uri.psk_file) {
         (false, None) => return Ok(None),
@@ -129,12 +131,67 @@ pub(super) fn client(uri: &Uri) -> Result<Option<SslContext>> {
             key_out.copy_from_slice(&key);
             Ok(key.len())
         });
-        Ok(builder.build())
+        Ok(Encryption(builder.build()))
     };
     let refused = |error: ErrorStack| {
         Error::new(ErrorKind::Io, "OpenSSL refuses to set TLS up").because(error)
     };
     build().map(Some).map_err(refused)
+}
+
+/// How connections to a server are encrypted.
+pub(super) struct Encryption(SslContext);
+
+impl Encryption {
+    /// A channel over a connection, on which nothing was agreed yet.
+    pub fn over<S: io::Read + io::Write>(&self, connection: S) -> io::Result<Channel<S>> {
+        Ok(Channel(SslStream::new(Ssl::new(&self.0)?, connection)?))
+    }
+}
+
+/// A connection that is encrypted, and waits for nothing.
+#[derive(Debug)]
+pub(super) struct Channel<S>(SslStream<S>);
+
+/// What a step on a channel comes to.
+pub(super) enum Step<T> {
+    /// It is done.
+    Done(T),
+    /// The connection must have something to be read before it can go on.
+    Read,
+    /// The connection must take something.
+    Write,
+}
+
+impl<S: io::Read + io::Write> Channel<S> {
+    /// Agrees with the server on encryption.
+    pub fn agree(&mut self) -> io::Result<Step<()>> {
+        step(self.0.connect())
+    }
+
+    /// Reads what the server has sent; nothing at its end.
+    pub fn read(&mut self, out: &mut [u8]) -> io::Result<Step<usize>> {
+        step(match self.0.ssl_read(out) {
+            Err(error) if error.code() == ErrorCode::ZERO_RETURN => Ok(0),
+            read => read,
+        })
+    }
+
+    /// Sends some of `bytes`; gives how many.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<Step<usize>> {
+        step(self.0.ssl_write(bytes))
+    }
+}
+
+fn step<T>(outcome: std::result::Result<T, openssl::ssl::Error>) -> io::Result<Step<T>> {
+    match outcome {
+        Ok(done) => Ok(Step::Done(done)),
+        Err(error) => match error.code() {
+            ErrorCode::WANT_READ => Ok(Step::Read),
+            ErrorCode::WANT_WRITE => Ok(Step::Write),
+            _ => Err(error.into_io_error().unwrap_or_else(io::Error::other)),
+        },
+    }
 }
 
 #[cfg(test)]
