@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::open::open_archives;
-use super::reader::{Caches, PointReader, Run};
+use super::reader::{Caches, PointReader, Proved, Run};
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::shelf::Shelf;
@@ -188,6 +188,14 @@ impl OpenPoint {
     /// As [`PointReader::read`]; [`ErrorKind::NotFound`] if the point is gone.
     pub fn read(&self, out: &mut [u8], offset: u64) -> Result<usize> {
         self.ask(|reader| reader.read(out, offset))
+    }
+
+    /// As [`PointReader::lend`].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn lend(&self, range: Range<u64>, limit: usize) -> Result<Option<Vec<Proved>>> {
+        self.ask(|reader| reader.lend(range.clone(), limit))
     }
 
     /// As [`PointReader::extents`].
