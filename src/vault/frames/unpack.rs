@@ -31,14 +31,14 @@ pub struct FrameNeed {
 }
 
 /// Blocks that a salvage could not get back.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Lost {
     /// The first block of the frame's span.
     pub first_block: u64,
     /// Which blocks of the span.
     pub mask: u64,
     /// Why.
-    pub problem: String,
+    pub error: Error,
 }
 
 /// Turns frames into blocks; one for each worker.
@@ -111,8 +111,7 @@ impl Unpacker {
                 let start = (first + u64::from(bit) - blocks.start) as usize * self.block_size;
                 out[start..start + self.block_size].fill(0);
             }
-            let problem = error.chain();
-            lost.push(Lost { first_block: first, mask: need.wanted, problem });
+            lost.push(Lost { first_block: first, mask: need.wanted, error });
         }
         Ok(lost)
     }
