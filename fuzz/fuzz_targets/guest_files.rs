@@ -29,6 +29,7 @@ const SEEDS: &[(u64, &str)] = &[
     ),
     (128 << 10, "mkfs.fat -F 12 $IMAGE && mcopy -s -i $IMAGE $TREE/small $TREE/folder ::/"),
     (3 << 20, "mkfs.fat -F 16 -s 1 $IMAGE && mcopy -s -i $IMAGE $TREE/small $TREE/folder ::/"),
+    (34 << 20, "mkfs.fat -F 32 -s 1 $IMAGE && mcopy -s -i $IMAGE $TREE/small $TREE/folder ::/"),
     (
         2 << 20,
         "mkntfs -q -F -c 512 $IMAGE && ntfscp $IMAGE $TREE/folder/below/large large && ntfscp $IMAGE $TREE/small small",

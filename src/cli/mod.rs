@@ -8,6 +8,8 @@ mod examples;
 mod export_args;
 mod files_args;
 mod guest_args;
+mod key_args;
+mod keys;
 mod near;
 mod out;
 mod point_args;
@@ -18,6 +20,7 @@ mod signals;
 mod state;
 mod status;
 mod text;
+mod tracking_args;
 mod tree;
 mod values;
 
@@ -87,7 +90,7 @@ impl Context {
             Error::new(ErrorKind::Usage, "no repository was named")
                 .advise("say --repo DIR, or set QDELTA_REPO")
         })?;
-        let repository = Repository::open(dir)?;
+        let repository = Repository::open_with(dir, keys::given(&self.global)?.as_ref())?;
         Ok(match state::folder(self.global.state.as_deref()) {
             Some(folder) => repository.with_state(&folder),
             None => repository,

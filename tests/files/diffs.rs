@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::tree::noise;
-use super::{Guest, can_mount, make_ext};
+use super::{Guest, make_ext, needs_root};
 
 /// The lines of a comparison of the two newest points.
 #[track_caller]
@@ -18,9 +18,7 @@ fn diff(guest: &Guest, options: &[&str]) -> Vec<String> {
 
 #[test]
 fn each_change_is_told_and_no_other() {
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     for options in [&["-t", "ext4"][..], &["-t", "ext2", "-b", "1024"]] {
         let guest = Guest::new(64 << 20);
         make_ext(&guest.image, options);

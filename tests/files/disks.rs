@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::tree::noise;
-use super::{Guest, args, can_mount, make_ext, run, tool};
+use super::{Guest, args, make_ext, needs_root, run, tool};
 use crate::harness::run::qdelta;
 
 const MIB: u64 = 1 << 20;
@@ -62,9 +62,7 @@ fn the_volume_is_the_one_that_has_the_path() {
 /// nothing else.
 #[test]
 fn a_file_of_a_large_disk_costs_little() {
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     let guest = Guest::new(1 << 40);
     make_ext(&guest.image, &["-t", "ext4", "-E", "lazy_itable_init=1,lazy_journal_init=1"]);
     let content = noise(7, MIB as usize);
@@ -103,9 +101,7 @@ fn bytes_read(log: &Path) -> u64 {
 /// `QDELTA_FILES=100000` makes the tree as large as that.
 #[test]
 fn a_large_tree_is_what_the_kernel_shows() {
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     let count = std::env::var("QDELTA_FILES").ok().and_then(|count| count.parse().ok());
     let count: u64 = count.unwrap_or(3000);
     let guest = Guest::new((64 + count / 100) * MIB);

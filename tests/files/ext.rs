@@ -1,7 +1,7 @@
 //! ext2, ext3 and ext4, in all the forms that `mke2fs` makes.
 
 use super::tree::{self, Tree};
-use super::{Guest, can_mount, make_ext};
+use super::{Guest, make_ext, needs_root};
 
 /// What `mke2fs` is told. The first is what a distribution's installer makes.
 const FORMS: &[(&str, &[&str])] = &[
@@ -22,9 +22,7 @@ const FORMS: &[(&str, &[&str])] = &[
 /// Everything that the kernel shows of a filesystem, in each of its forms, comes out of a point as it is.
 #[test]
 fn a_tree_is_what_the_kernel_shows() {
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     for (form, options) in FORMS {
         let guest = Guest::new(96 << 20);
         make_ext(&guest.image, options);
@@ -45,9 +43,7 @@ fn a_tree_is_what_the_kernel_shows() {
 #[test]
 fn a_journal_is_read_in_the_place_of_what_is_not_written_yet() {
     use std::io::Write;
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     for options in
         [&["-t", "ext4"][..], &["-t", "ext4", "-b", "1024", "-O", "^metadata_csum,^64bit"]]
     {

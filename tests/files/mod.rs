@@ -4,6 +4,7 @@ mod diffs;
 mod disks;
 mod ext;
 mod hostile;
+mod lvm;
 mod tree;
 mod windows;
 
@@ -91,9 +92,11 @@ impl Drop for Mounted {
     }
 }
 
-/// Whether this test can mount; those who can't skip what needs it.
-pub fn can_mount() -> bool {
-    rustix::process::geteuid().is_root()
+/// Fails where this test can't mount filesystems, whose files belong to root.
+#[track_caller]
+pub fn needs_root() {
+    let root = rustix::process::geteuid().is_root();
+    assert!(root, "this test mounts filesystems: run it as root (sudo -E cargo test files::)");
 }
 
 /// Makes a filesystem of the ext family in a file, from its beginning on.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::tree::{Tree, noise};
-use super::{Guest, args, can_mount, run, tool};
+use super::{Guest, args, needs_root, run, tool};
 use crate::harness::run::as_root;
 
 /// Files with long and odd names, in several pieces, and of a folder that needs a tree.
@@ -48,9 +48,7 @@ impl Ntfs<'_> {
 /// Compressed and sparse files, links, and streams, which ntfs-3g shows as attributes.
 #[test]
 fn ntfs_is_what_ntfs_3g_shows() {
-    if !can_mount() || !Path::new("/dev/fuse").exists() {
-        return;
-    }
+    needs_root();
     for cluster in ["4096", "512", "65536"] {
         let guest = Guest::new(64 << 20);
         run(tool("mkntfs", args!["-F", "-q", "-c", cluster, guest.image.as_path()])).ok();

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use qdelta::vault::repository::storage::{EntryKind, Name, S3, Storage};
 use serde_json::Value;
 
 use super::files::{assert_same, tree};
 use super::images::{check_is_silent, qemu_img};
+use super::store::storage;
 use super::{Lab, Outcome, args, qdelta, run, state};
 
 /// A repository, and the command line to reach it.
@@ -15,19 +17,48 @@ use super::{Lab, Outcome, args, qdelta, run, state};
 pub struct Repo {
     pub path: PathBuf,
     io: &'static str,
+    /// The file with the key of an encrypted one.
+    pub key: Option<PathBuf>,
 }
 
 impl Repo {
-    /// A new repository at `path`.
+    /// A new repository at `path`: an encrypted one if `QDELTA_TEST_ENCRYPTED` is set.
     #[track_caller]
     pub fn init(path: PathBuf) -> Self {
+        if std::env::var_os("QDELTA_TEST_ENCRYPTED").is_some() {
+            return Self::encrypted(path);
+        }
         run(qdelta(args!["init", path.as_path()])).ok();
+        Self::at(path)
+    }
+
+    /// A new repository at `path`, in which everything is encrypted.
+    #[track_caller]
+    pub fn encrypted(path: PathBuf) -> Self {
+        let key = path.with_extension("key");
+        let passphrase = path.with_extension("passphrase");
+        std::fs::write(&passphrase, "a passphrase\n").unwrap();
+        let options = args!["--recovery", key.as_path(), "--passphrase-file", passphrase.as_path()];
+        let mut words = args!["init", path.as_path(), "--encrypt"];
+        words.extend(options);
+        run(qdelta(words)).ok();
         Self::at(path)
     }
 
     /// A repository that is there already.
     pub fn at(path: PathBuf) -> Self {
-        Self { path, io: "auto" }
+        let key = Some(path.with_extension("key")).filter(|key| key.exists());
+        Self { path, io: "auto", key }
+    }
+
+    /// The same repository, for somebody without a key.
+    pub fn without_key(&self) -> Self {
+        Self { key: None, ..self.clone() }
+    }
+
+    /// The same repository, for somebody with another key.
+    pub fn with_key(&self, key: &Path) -> Self {
+        Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
     /// The same repository, read and written without a ring unless a command says otherwise. Setting
@@ -55,6 +86,9 @@ impl Repo {
     /// The arguments of a command on this repository.
     pub fn args(&self, arguments: Vec<OsString>) -> Vec<OsString> {
         let mut all = args!["--repo", self.path.as_path()];
+        if let Some(key) = &self.key {
+            all.extend(args!["--key-file", key.as_path()]);
+        }
         all.extend(arguments);
         all
     }
@@ -127,10 +161,31 @@ impl Repo {
         self.run(arguments).ok();
     }
 
+    /// Its files, by their names within it.
+    pub fn files(&self) -> Vec<PathBuf> {
+        if !S3::is_address(&self.path) {
+            return tree(&self.path).into_iter().collect();
+        }
+        let store = storage(&self.path);
+        let (mut found, mut folders) = (Vec::new(), vec![Name::top()]);
+        while let Some(folder) = folders.pop() {
+            for entry in store.list(&folder).unwrap() {
+                let name = folder.join(&entry.name);
+                match entry.kind {
+                    EntryKind::Folder => folders.push(name),
+                    EntryKind::File => found.push(PathBuf::from(name.as_str())),
+                    _ => found.push(format!("{folder}/.{}.partial", entry.name).into()),
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
     /// Archives and manifests, and nothing that an interrupted run left.
     #[track_caller]
     pub fn assert_no_leftovers(&self) {
-        let files = tree(&self.path);
+        let files = self.files();
         let mut manifests = BTreeSet::new();
         let mut archives = BTreeSet::new();
         for file in &files {

@@ -18,7 +18,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::edit::{self, ImageFile};
 use crate::disk::image::OpenOptions;
 use crate::disk::reflink::remove_kept;
-use crate::vault::repository::{Anchor, AnchorKind, DiskId, PointId, Repository};
+use crate::vault::repository::{Anchor, AnchorKind, DiskId, DomainName, PointId, Repository};
 
 /// With what the names of all anchors begin.
 const PREFIX: &str = "qdelta-";
@@ -38,6 +38,17 @@ impl Tag {
         Self(digest.to_hex().chars().take(8).collect())
     }
 
+    /// What makes recognisable what is made of all disks of a guest at once.
+    pub fn of_guest(repository: &Repository, domain: &DomainName) -> Self {
+        let digest = blake3::hash(format!("{} {domain}", repository.id()).as_bytes());
+        Self(digest.to_hex().chars().take(8).collect())
+    }
+
+    /// The end of all names.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The name of the anchor of a point.
     pub fn name(&self, point: PointId) -> String {
         format!("{PREFIX}{point}-{}", self.0)
@@ -51,10 +62,12 @@ impl Tag {
 
 /// The anchor that a backup is to leave.
 pub(crate) struct NewAnchor<'a> {
-    /// For which tracker: bitmap, snapshot or reflink.
+    /// For which tracker: one that leaves any.
     pub tracker: Tracker,
     pub name: String,
     pub tag: &'a Tag,
+    /// The point from which a bitmap of QEMU's counts.
+    pub began: Option<PointId>,
     /// The name of the latest point's anchor, which is needed until the new point is committed.
     pub previous: Option<String>,
 }
@@ -62,7 +75,7 @@ pub(crate) struct NewAnchor<'a> {
 impl NewAnchor<'_> {
     /// Whether the anchor is written into the image itself.
     pub fn is_in_image(&self) -> bool {
-        self.tracker != Tracker::Reflink
+        matches!(self.tracker, Tracker::Bitmap | Tracker::Snapshot)
     }
 }
 
@@ -172,7 +185,7 @@ pub(crate) fn remove(path: &Path, anchor: &Anchor) -> Result<()> {
         AnchorKind::Bitmap | AnchorKind::Snapshot { .. } => {
             remove_from(Some(&ImageFile::open(path)?), anchor)
         }
-        AnchorKind::Reflink { .. } => remove_from(None, anchor),
+        AnchorKind::Reflink { .. } | AnchorKind::LiveBitmap { .. } => remove_from(None, anchor),
     }
 }
 
@@ -194,5 +207,7 @@ pub(crate) fn remove_from(image: Option<&ImageFile>, anchor: &Anchor) -> Result<
             }
             Ok(())
         }
+        // Whoever has QEMU begin bitmaps has it end them.
+        (AnchorKind::LiveBitmap { .. }, _) => Ok(()),
     }
 }

@@ -21,6 +21,7 @@ mod drills;
 mod find;
 mod health;
 mod history;
+mod keys;
 mod leftovers;
 mod lock;
 mod machine;
@@ -42,7 +43,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::{make_private_folder, room};
+use crate::disk::files::make_private_folder;
+use crate::disk::files::paths::absolute;
 use crate::disk::io::Opener;
 use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
@@ -56,6 +58,7 @@ pub use drills::{Climb, Drill, Drilled, Part, Root, Rung, Step};
 pub use find::{DiskAt, Wanted};
 pub use health::Health;
 pub use history::{History, Stamp, Verdict};
+pub use keys::{Encryption, KeyEntry, KeyRing, NewKeys};
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::{Clearance, DomainLock, Hold};
 pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
@@ -71,7 +74,7 @@ pub use point::{PointId, Selector};
 pub use removal::Removed;
 pub(crate) use replace::Version;
 pub use settings::{Count, Keep, SAFETY, Settings, Targets};
-use storage::{Entry, EntryKind, Name, Storage};
+use storage::{Entry, EntryKind, Name, S3, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.
 const SUMMARY_MODE: u32 = 0o600;
@@ -93,6 +96,8 @@ pub struct Repository {
     trouble: Option<Error>,
     /// Where this host keeps what belongs to itself and not to the repository.
     state: Option<PathBuf>,
+    /// None if its files are as they are.
+    encryption: Option<Encryption>,
 }
 
 /// What a disk's recovery points are, as far as the manifests can be read.
@@ -151,6 +156,19 @@ impl Repository {
         &self.root
     }
 
+    /// What names the repository from every folder: its folder's absolute path, or its address.
+    pub fn place(&self) -> PathBuf {
+        match S3::is_address(&self.root) {
+            true => self.root.clone(),
+            false => absolute(&self.root),
+        }
+    }
+
+    /// What to call its `qdelta.toml`.
+    pub(crate) fn config_path(&self) -> PathBuf {
+        self.describe(&Name::top().join(CONFIG))
+    }
+
     /// Where its files are.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
@@ -159,6 +177,11 @@ impl Repository {
     /// The repository's id: 32 hexadecimal digits that no other repository has.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// What is known of its encryption; none if it is not encrypted.
+    pub fn encryption(&self) -> Option<&Encryption> {
+        self.encryption.as_ref()
     }
 
     /// The domains that have a folder, sorted; also those whose folder can't be looked at.
@@ -333,9 +356,7 @@ impl Repository {
 
     /// How many bytes can still be written into the repository; nothing if its filesystem does not know.
     pub fn bytes_free(&self) -> Option<u64> {
-        // A file in it: of a folder the one around it is asked as well, and that lies on another filesystem
-        // where the repository is a mount point.
-        room::free(&self.root.join(CONFIG))
+        self.storage.bytes_free()
     }
 
     /// What to call a file where people read of it.

@@ -142,6 +142,33 @@ impl Storage for Faulty {
             busy @ Locked::Busy(_) => busy,
         })
     }
+
+    fn prepare_lock(&self, name: &Name) {
+        let _ = self.plan.call(|| {
+            self.inner.prepare_lock(name);
+            Ok(())
+        });
+    }
+
+    fn expect(&self, names: &[Name]) {
+        self.inner.expect(names);
+    }
+
+    fn distrust_copies(&self) {
+        self.inner.distrust_copies();
+    }
+
+    fn may_fold_case(&self) -> bool {
+        self.inner.may_fold_case()
+    }
+
+    fn looks_max(&self) -> u32 {
+        self.inner.looks_max()
+    }
+
+    fn bytes_free(&self) -> Option<u64> {
+        self.inner.bytes_free()
+    }
 }
 
 /// A file with bytes that can't be read.
