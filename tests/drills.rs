@@ -478,7 +478,7 @@ fn a_guest_of_one_run_is_booted_by_the_definition_of_that_run() {
     let mut guest = Guest::define(&host, &dir);
     guest.start("running");
     fs::remove_file(host.lab.path("etc/qemu/web.xml")).unwrap();
-    host.web(&[]);
+    host.web(&["--consistency", "freeze-copy"]);
     guest.stop();
     let text = "set -e\ngrep -c '<domain' \"$QDELTA_MACHINE/domain.xml\" >\"$0.out\"\n\
                 echo '{\"reached\":\"agent\",\"seconds\":{\"boot\":1,\"agent\":2}}'\n";

@@ -33,7 +33,7 @@ const READ_ONLY: &str = "a recovery point can't be written to";
 const BEHIND_THE_END: &str = "the range ends behind the disk";
 const ODD_FLAGS: &str = "unknown flags";
 /// How many bytes of frames may stay in memory for a piece that is sent without a copy.
-const LENT_MAX: usize = 2 * PIECE;
+const LENT_MAX: usize = PIECE + PIECE / 2;
 /// How many damaged places one reply tells.
 const ERRORS_MAX: usize = 16;
 
