@@ -10,7 +10,6 @@ pub use qdelta::vault::repository::DiskAt;
 use qdelta::vault::repository::{Count, DiskSpec, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
 
-
 /// More threads than this bring nothing to anyone.
 const THREADS_MAX: usize = 1024;
 

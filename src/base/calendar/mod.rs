@@ -107,11 +107,7 @@ impl Calendar {
     }
 
     /// The times of a day, none before the one that comes first.
-    fn times<'a>(
-        &'a self,
-        date: Date,
-        zone: &'a TimeZone,
-    ) -> impl Iterator<Item = Timestamp> + 'a {
+    fn times<'a>(&'a self, date: Date, zone: &'a TimeZone) -> impl Iterator<Item = Timestamp> + 'a {
         let minutes = |hour| self.minutes.iter().map(move |minute| (hour, *minute));
         let hours = self.hours.iter().flat_map(move |hour| minutes(*hour));
         let seconds = move |(hour, minute)| {

@@ -162,14 +162,16 @@ fn days_from_end(text: &str) -> Result<Field, String> {
 /// Reads `HOUR:MINUTE` or `HOUR:MINUTE:SECOND`, each a list.
 fn read_time(text: &str, calendar: &mut Calendar) -> Result<(), String> {
     let mut parts = text.split(':');
-    let mut values = |most: i16, what: &str| match parts.next() {
-        None => Ok(vec![0]),
-        Some(part) => match field(part, (0, most), what)? {
-            Field::Any => Ok((0..=most).filter_map(|it| i8::try_from(it).ok()).collect()),
-            Field::Of(list) => {
-                Ok(list.into_iter().filter_map(|it| i8::try_from(it).ok()).collect())
-            }
-        },
+    let mut values = |most: i16, what: &str| -> Result<Vec<i8>, String> {
+        match parts.next() {
+            None => Ok(vec![0]),
+            Some(part) => match field(part, (0, most), what)? {
+                Field::Any => Ok((0..=most).filter_map(|it| i8::try_from(it).ok()).collect()),
+                Field::Of(list) => {
+                    Ok(list.into_iter().filter_map(|it| i8::try_from(it).ok()).collect())
+                }
+            },
+        }
     };
     calendar.hours = values(23, "hour")?;
     calendar.minutes = values(59, "minute")?;

@@ -415,7 +415,9 @@ impl Config {
         let Some(name) = &self.time_zone else { return Ok(TimeZone::system()) };
         TimeZone::get(name).map_err(|_| {
             Error::new(ErrorKind::Usage, format!("this machine knows no time zone {name:?}"))
-                .advise("give IANA's name of it, as Europe/Berlin or UTC; the package tzdata has them")
+                .advise(
+                    "give IANA's name of it, as Europe/Berlin or UTC; the package tzdata has them",
+                )
         })
     }
 
@@ -456,8 +458,11 @@ impl Config {
             return refused("there is no job".to_owned(), "begin one with [jobs.NAME]");
         }
         let Limits { guests_at_once, threads, nice, .. } = self.limits;
-        if !(1..=64).contains(&guests_at_once) || threads.is_some_and(|it| !(1..=1024).contains(&it)) {
-            let text = "limits: no guest, or more than anybody has use for, would be backed up at once";
+        if !(1..=64).contains(&guests_at_once)
+            || threads.is_some_and(|it| !(1..=1024).contains(&it))
+        {
+            let text =
+                "limits: no guest, or more than anybody has use for, would be backed up at once";
             return refused(text.to_owned(), "guests_at_once is 1 to 64, threads 1 to 1024");
         }
         if nice > 19 {
@@ -472,7 +477,10 @@ impl Config {
             self.repository_of(name, job)?;
             if job.guests.is_empty() && job.images.is_empty() {
                 let text = format!("job {name}: nothing is to be backed up");
-                return refused(text, "say guests = [\"all\"], or name some; or [[jobs.NAME.images]]");
+                return refused(
+                    text,
+                    "say guests = [\"all\"], or name some; or [[jobs.NAME.images]]",
+                );
             }
             if !(-7..=19).contains(&job.level) {
                 let text = format!("job {name}: zstd has no level {}", job.level);
@@ -495,7 +503,8 @@ fn mistake(text: &str, error: &toml::de::Error) -> Error {
     let line = 1 + before.matches('\n').count();
     let column = 1 + before.chars().rev().take_while(|c| *c != '\n').count();
     let place = format!("line {line}, column {column}");
-    let unknown = message.strip_prefix("unknown field `").or(message.strip_prefix("unknown variant `"));
+    let unknown =
+        message.strip_prefix("unknown field `").or(message.strip_prefix("unknown variant `"));
     let Some((word, rest)) = unknown.and_then(|rest| rest.split_once('`')) else {
         return Error::new(ErrorKind::Usage, place).because(message);
     };

@@ -17,7 +17,8 @@ fn distance(word: &[char], other: &str) -> usize {
     for (row, letter) in word.iter().enumerate() {
         let mut line = vec![row + 1];
         for (column, wanted) in other.iter().enumerate() {
-            let at = |line: &[usize], index: usize| line.get(index).copied().unwrap_or(usize::MAX / 2);
+            let at =
+                |line: &[usize], index: usize| line.get(index).copied().unwrap_or(usize::MAX / 2);
             let changed = at(&before, column) + usize::from(letter != wanted);
             let mut least = changed.min(at(&before, column + 1) + 1).min(at(&line, column) + 1);
             let turned = column > 0
