@@ -197,7 +197,7 @@ fn where_nothing_can_be_cloned_the_choices_are_listed_and_each_works() {
     guest.write(0, 0, MIB, 1);
     guest.write(1, 0, MIB, 2);
     let said = host.web_fails(10, &[]);
-    for choice in ["XFS", "--snapshot-command", "freeze-copy", "external snapshot", "stop"] {
+    for choice in ["XFS", "--snapshot-command", "freeze-copy", "external-snapshot", "stop"] {
         assert!(said.contains(choice), "{choice}: {said}");
     }
     assert!(host.virsh.log().is_empty(), "it was refused before anything was frozen");

@@ -44,6 +44,7 @@ mod readme;
 mod repository;
 mod retain;
 mod room;
+mod s3;
 mod scrub;
 mod serve;
 mod test_images;

@@ -62,7 +62,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// The repository's folder
+    /// The repository: a folder, or s3://BUCKET/PREFIX
     #[arg(long, global = true, env = "QDELTA_REPO", value_name = "DIR", value_hint = ValueHint::DirPath, hide_env_values = true)]
     pub repo: Option<PathBuf>,
 
@@ -127,7 +127,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
 pub struct Init {
-    /// The folder [default: the one that --repo or QDELTA_REPO names]
+    /// The folder, or s3://BUCKET/PREFIX [default: the one that --repo or QDELTA_REPO names]
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
 

@@ -41,10 +41,11 @@ pub struct Guests {
     #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(50..=600_000))]
     pub freeze_max: u64,
 
-    /// Let this program make the snapshots, for storage that can (LVM, ZFS, a SAN)
+    /// Let this program make the moment, where the images can't be cloned (ext4, LVM, ZFS, a SAN)
     ///
-    /// Within the freeze, qdelta calls CMD create FILE for each file; CMD prints the path to read
-    /// in the place of FILE. After reading, qdelta calls CMD release FILE PATH.
+    /// qdelta calls CMD check, recover, snapshot and release, with JSON on standard input and output; or, of
+    /// programs that know no better, CMD create FILE and CMD release FILE PATH. See
+    /// docs/snapshot-commands.md.
     #[arg(long, value_name = "CMD", value_hint = ValueHint::ExecutablePath)]
     pub snapshot_command: Option<PathBuf>,
 

@@ -3,3 +3,4 @@
 pub mod libvirt;
 pub mod program;
 pub mod quiesce;
+pub(crate) mod snapshots;

@@ -1,20 +1,23 @@
 //! Running another program under a deadline. The beginning of its output is kept; when the time is
 //! over, the program is killed with every process that it started.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::disk::sys;
 
 /// How much of a program's output is kept, in bytes.
 const OUTPUT_LEN_MAX: usize = 16 << 10;
+/// How much is kept of what a program answers to a question, in bytes.
+const ANSWER_LEN_MAX: usize = 4 << 20;
 /// The most characters of a complaint that are passed on. However they are written in JSON, several
 /// complaints fit into a line of the watchdog's.
 const PROBLEM_LEN_MAX: usize = 4000;
@@ -76,14 +79,41 @@ pub(crate) fn run(
     limit: Duration,
     abort: Option<BorrowedFd<'_>>,
 ) -> Result<(End, Said), Failure> {
+    command.stdin(Stdio::null());
+    run_keeping(command, limit, abort, OUTPUT_LEN_MAX)
+}
+
+/// Runs `command` with `question` on its standard input, at most for `limit`; keeps a long answer.
+pub(crate) fn ask(
+    mut command: Command,
+    question: &[u8],
+    limit: Duration,
+) -> Result<(End, Said), Failure> {
+    // In memory, so that nobody waits for a program that does not read.
+    let file = rustix::fs::memfd_create("question", MemfdFlags::CLOEXEC).map(File::from);
+    let file = file.map_err(std::io::Error::from).and_then(|mut file| {
+        file.write_all(question)?;
+        file.rewind()?;
+        Ok(file)
+    });
+    command.stdin(file.map_err(Failure::Start)?);
+    run_keeping(command, limit, None, ANSWER_LEN_MAX)
+}
+
+fn run_keeping(
+    mut command: Command,
+    limit: Duration,
+    abort: Option<BorrowedFd<'_>>,
+    answer_len_max: usize,
+) -> Result<(End, Said), Failure> {
     let deadline = Instant::now() + limit;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own, so that whatever it starts can be ended with it.
     command.process_group(0);
     sys::kernel::die_with_parent(&mut command);
     let mut child = command.spawn().map_err(Failure::Start)?;
     let mut said = Said::default();
-    match wait(&mut child, &mut said, deadline, abort) {
+    match wait(&mut child, &mut said, (deadline, answer_len_max), abort) {
         Ok(end) => Ok((end, said)),
         Err(error) => {
             end_group(&mut child);
@@ -105,7 +135,7 @@ pub(crate) enum Failure {
 fn wait(
     child: &mut Child,
     said: &mut Said,
-    deadline: Instant,
+    (deadline, answer_len_max): (Instant, usize),
     abort: Option<BorrowedFd<'_>>,
 ) -> std::io::Result<End> {
     let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
@@ -115,8 +145,8 @@ fn wait(
     }
     loop {
         let end = child.try_wait()?;
-        drain(&mut stdout, &mut said.stdout);
-        drain(&mut stderr, &mut said.stderr);
+        drain(&mut stdout, &mut said.stdout, answer_len_max);
+        drain(&mut stderr, &mut said.stderr, OUTPUT_LEN_MAX);
         if let Some(status) = end {
             return Ok(End::Exit(status));
         }
@@ -148,7 +178,7 @@ fn is_closed(pipe: BorrowedFd<'_>) -> bool {
 }
 
 /// Keeps the bytes that a pipe has now; drops the pipe at its end.
-fn drain<R: Read>(pipe: &mut Option<R>, kept: &mut Vec<u8>) {
+fn drain<R: Read>(pipe: &mut Option<R>, kept: &mut Vec<u8>, len_max: usize) {
     let mut bytes = [0; 1024];
     // Bounded: a program that never stops talking must not keep us from looking at the clock.
     for _ in 0..64 {
@@ -156,7 +186,7 @@ fn drain<R: Read>(pipe: &mut Option<R>, kept: &mut Vec<u8>) {
         match open.read(&mut bytes) {
             Ok(0) => *pipe = None,
             Ok(len) => {
-                let room = OUTPUT_LEN_MAX.saturating_sub(kept.len());
+                let room = len_max.saturating_sub(kept.len());
                 kept.extend(bytes.iter().take(len.min(room)));
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}

@@ -7,8 +7,10 @@ pub mod faults;
 pub mod files;
 pub mod guest;
 pub mod images;
+pub mod proxy;
 pub mod repo;
 pub mod run;
+pub mod store;
 pub mod story;
 pub mod virsh;
 

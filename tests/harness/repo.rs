@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use qdelta::vault::repository::storage::{EntryKind, Name, S3, Storage};
 use serde_json::Value;
 
 use super::files::{assert_same, tree};
 use super::images::{check_is_silent, qemu_img};
+use super::store::storage;
 use super::{Lab, Outcome, args, qdelta, run, state};
 
 /// A repository, and the command line to reach it.
@@ -127,10 +129,31 @@ impl Repo {
         self.run(arguments).ok();
     }
 
+    /// Its files, by their names within it.
+    pub fn files(&self) -> Vec<PathBuf> {
+        if !S3::is_address(&self.path) {
+            return tree(&self.path).into_iter().collect();
+        }
+        let store = storage(&self.path);
+        let (mut found, mut folders) = (Vec::new(), vec![Name::top()]);
+        while let Some(folder) = folders.pop() {
+            for entry in store.list(&folder).unwrap() {
+                let name = folder.join(&entry.name);
+                match entry.kind {
+                    EntryKind::Folder => folders.push(name),
+                    EntryKind::File => found.push(PathBuf::from(name.as_str())),
+                    _ => found.push(format!("{folder}/.{}.partial", entry.name).into()),
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
     /// Archives and manifests, and nothing that an interrupted run left.
     #[track_caller]
     pub fn assert_no_leftovers(&self) {
-        let files = tree(&self.path);
+        let files = self.files();
         let mut manifests = BTreeSet::new();
         let mut archives = BTreeSet::new();
         for file in &files {

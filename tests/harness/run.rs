@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use super::store::KEY;
+
 /// Nothing that a test starts may take longer: what does, hangs.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -85,6 +87,10 @@ pub fn qdelta(arguments: Vec<OsString>) -> Command {
     let mut command = Command::new(binary());
     command.args(arguments).env_remove("QDELTA_REPO").env_remove("RUST_LOG");
     command.env("STATE_DIRECTORY", state());
+    // Whom the tests' own store knows, and nothing of the user's.
+    command.env("AWS_ACCESS_KEY_ID", KEY.0).env("AWS_SECRET_ACCESS_KEY", KEY.1);
+    command.env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+    command.env("AWS_EC2_METADATA_DISABLED", "true");
     command
 }
 

@@ -23,13 +23,22 @@ pub(crate) fn map_of(name: &str) -> String {
     format!("{name}{MAP}")
 }
 
-/// The name of the bitmap that a map with this name is beside.
+/// The name of the end beside the bitmap called `name`: another bitmap, which records no writes. It has the
+/// last bit of the disk, which goes when the disk shrinks. A bitmap that was made in a running QEMU has one
+/// in the place of a map.
+pub(crate) fn end_of(name: &str) -> String {
+    format!("{name}{END}")
+}
+
+/// The name of the bitmap that a map or an end with this name is beside.
 pub(crate) fn of_map(name: &[u8]) -> Option<&[u8]> {
-    name.strip_suffix(MAP.as_bytes())
+    name.strip_suffix(MAP.as_bytes()).or_else(|| name.strip_suffix(END.as_bytes()))
 }
 
 /// With what the names of maps end.
 const MAP: &str = ".map";
+/// With what the names of ends end.
+const END: &str = ".end";
 /// The most bits of a map whose units are smaller than those of the bitmap: QEMU has 64 MiB of them
 /// in memory, and qdelta no more than that.
 const MAP_BITS_MAX: u64 = 1 << 29;
@@ -51,7 +60,7 @@ pub(super) fn create(
 
 /// Removes the bitmap called `name` and its map from an image, if they are still there.
 pub(super) fn remove(file: &ImageFile, name: &str) -> Result<()> {
-    edit::bitmap::remove_all(file, &[name, &map_of(name)])?;
+    edit::bitmap::remove_all(file, &[name, &map_of(name), &end_of(name)])?;
     reclaim(file)
 }
 

@@ -18,7 +18,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::edit::{self, ImageFile};
 use crate::disk::image::OpenOptions;
 use crate::disk::reflink::remove_kept;
-use crate::vault::repository::{Anchor, AnchorKind, DiskId, PointId, Repository};
+use crate::vault::repository::{Anchor, AnchorKind, DiskId, DomainName, PointId, Repository};
 
 /// With what the names of all anchors begin.
 const PREFIX: &str = "qdelta-";
@@ -36,6 +36,17 @@ impl Tag {
     pub fn new(repository: &Repository, disk: &DiskId) -> Self {
         let digest = blake3::hash(format!("{} {disk}", repository.id()).as_bytes());
         Self(digest.to_hex().chars().take(8).collect())
+    }
+
+    /// What makes recognisable what is made of all disks of a guest at once.
+    pub fn of_guest(repository: &Repository, domain: &DomainName) -> Self {
+        let digest = blake3::hash(format!("{} {domain}", repository.id()).as_bytes());
+        Self(digest.to_hex().chars().take(8).collect())
+    }
+
+    /// The end of all names.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// The name of the anchor of a point.

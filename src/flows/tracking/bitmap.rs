@@ -40,8 +40,14 @@ fn claim(case: &Case<'_>) -> Answer {
     case.check_sound(&file)?;
     check_same_file(case)?;
     let mut claim = Claim::none(case.geometry);
-    let unit = add_by_map(case, &file, &bitmaps, &anchor.name, &mut claim)?;
     let mut canaries = bitmap::canaries(&anchor.name, case.latest.record.virtual_size);
+    let unit = match find(&bitmaps, &bitmap::end_of(&anchor.name)) {
+        Some(end) => {
+            check_end(case, &file, end, &mut claim)?;
+            1
+        }
+        None => add_by_map(case, &file, &bitmaps, &anchor.name, &mut claim)?,
+    };
     edit::bitmap::read(&file, &anchor.name, |range| {
         canaries.retain(|byte| !range.contains(byte));
         // A cluster that is written in part is filled from below, and no bit says so.
@@ -75,6 +81,39 @@ fn check_same_file(case: &Case<'_>) -> Result<(), String> {
     }
 }
 
+/// The bitmap with this name, if it records no writes.
+fn find<'a>(bitmaps: &'a [Bitmap], name: &str) -> Option<&'a Bitmap> {
+    bitmaps.iter().find(|it| it.name == name.as_bytes() && !it.in_use && !it.auto)
+}
+
+/// A bitmap that was made in a running QEMU has no map, and needs none where nothing lies below: what such
+/// a disk loses without a record are holes then, which are claimed, and its end shows that it did not
+/// shrink.
+fn check_end(
+    case: &Case<'_>,
+    file: &ImageFile,
+    end: &Bitmap,
+    claim: &mut Claim,
+) -> Result<(), String> {
+    if case.image().layers().len() > 1 {
+        return Err(
+            "nothing shows what was allocated over its backing file when the bitmap was made"
+                .into(),
+        );
+    }
+    let (name, last) =
+        (String::from_utf8_lossy(&end.name), case.latest.record.virtual_size.saturating_sub(1));
+    let mut is_there = false;
+    edit::bitmap::read(file, &name, |range| {
+        is_there |= range.contains(&last);
+        // Less than its bit stands for may have been cut off.
+        claim.add(range);
+        Ok(())
+    })
+    .map_err(|error| error.chain())?;
+    is_there.then_some(()).ok_or_else(|| "the disk was shrunk, which bitmaps do not record".into())
+}
+
 /// QEMU records in a bitmap what is written to the disk. It does not record what a disk loses
 /// when it shrinks, nor the zeros that it writes when the disk grows again; not that a cluster is
 /// filled from a backing file, which may be another one for a while, nor that a commit empties
@@ -88,8 +127,7 @@ fn add_by_map(
     claim: &mut Claim,
 ) -> Result<u64, String> {
     let map_name = bitmap::map_of(name);
-    let usable = |it: &&Bitmap| it.name == map_name.as_bytes() && !it.in_use && !it.auto;
-    let Some(map) = bitmaps.iter().find(usable) else {
+    let Some(map) = find(bitmaps, &map_name) else {
         return Err(format!("nothing shows what was allocated: no bitmap {map_name}"));
     };
     let now = bitmap::allocated(case.image()).map_err(|error| error.chain())?;

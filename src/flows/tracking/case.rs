@@ -213,7 +213,8 @@ pub(crate) fn fingerprints(source: &Captured) -> Result<Vec<Option<Fingerprint>>
         return Ok(vec![None; source.image.layers().len()]);
     }
     let mut fingerprints = source.image.fingerprints()?;
-    if !source.options.clones.is_empty()
+    // Where a guest was moved away from a file, that file itself was read.
+    if source.options.clones.iter().any(|(file, clone)| file != clone)
         && let Some(top) = fingerprints.first_mut()
     {
         // A clone was read. The file itself may have been written to since.

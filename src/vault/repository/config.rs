@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::DomainReading;
 use super::names::{DomainName, POINTS};
 use super::settings::{self, Settings};
-use super::storage::{Entry, EntryKind, Local, Name, Publish, Storage};
+use super::storage::{Entry, EntryKind, Local, Name, Publish, S3, Storage};
 use super::{Repository, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
@@ -134,11 +134,12 @@ impl Repository {
     }
 
     /// Makes an empty repository of the folder `root`, which is made if it is missing (but not
-    /// the folder around it).
+    /// the folder around it), or of a place in an object store, `s3://BUCKET/PREFIX`.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] if `root` is a repository already or has other things in it;
-    /// [`ErrorKind::Usage`] if it would lie among the kernel's own files.
+    /// [`ErrorKind::Usage`] if it would lie among the kernel's own files, or in a store that does not
+    /// keep what a repository needs.
     pub fn init(root: &Path) -> Result<Self> {
         Self::init_with(root, &Settings::of_machine())
     }
@@ -149,6 +150,11 @@ impl Repository {
     /// As [`Self::init`]; [`ErrorKind::Usage`] if this machine does not know the time zone.
     pub fn init_with(root: &Path, settings: &Settings) -> Result<Self> {
         settings.zone()?;
+        if S3::is_address(root) {
+            let storage = S3::new(root)?;
+            storage.probe()?;
+            return Self::init_in(Arc::new(storage), settings);
+        }
         match fs::metadata(root) {
             Ok(_) => check_new_file(&root.join(CONFIG))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -173,14 +179,25 @@ impl Repository {
         Ok(Self::at(storage, config.id, None))
     }
 
-    /// Opens the repository in the folder `root`. If its `qdelta.toml` is lost or damaged, and domains
-    /// are there, it can be read all the same: [`Self::trouble`] says so.
+    /// Opens the repository in the folder `root`, or in an object store at `s3://BUCKET/PREFIX`. If its
+    /// `qdelta.toml` is lost or damaged, and domains are there, it can be read all the same:
+    /// [`Self::trouble`] says so.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if the folder is missing or no repository: a backup disk that
     /// isn't mounted must not fill the disk below. [`ErrorKind::Damaged`] if its configuration
     /// makes no sense and nothing else is there, [`ErrorKind::Usage`] if a newer program made it.
     pub fn open(root: &Path) -> Result<Self> {
+        if S3::is_address(root) {
+            return Self::open_in(Arc::new(S3::new(root)?)).map_err(|error| match error.advice() {
+                None if error.kind() == ErrorKind::NotFound => {
+                    let shown = root.display();
+                    Error::new(ErrorKind::NotFound, format!("{shown}: not a repository"))
+                        .advise(format!("make a new repository: qdelta init {shown}"))
+                }
+                _ => error,
+            });
+        }
         let error = match Self::open_in(Arc::new(Local::new(root))) {
             Err(error) if error.kind() != ErrorKind::Usage => error,
             opened => return opened,
@@ -244,6 +261,9 @@ impl Repository {
     /// # Errors
     /// As [`Self::open`]; it can't be written.
     pub fn repair(root: &Path) -> Result<(Self, Repair)> {
+        if S3::is_address(root) {
+            return Self::repair_in(Arc::new(S3::new(root)?));
+        }
         Self::repair_in(Arc::new(Local::new(root)))
     }
 

@@ -45,7 +45,7 @@ impl DomainLock {
         match storage.lock(&domain.folder().join(ADD), LockMode::Exclusive)? {
             Locked::Held(lock) => {
                 // Readers find the file of their lock there, also those who can write nothing.
-                let _ = storage.lock(&domain.folder().join(KEEP), LockMode::Shared);
+                storage.prepare_lock(&domain.folder().join(KEEP));
                 Ok(Self { domain, repository, storage: Arc::clone(storage), _lock: lock })
             }
             Locked::Busy(holder) => Err(busy(format!("{domain} is being written to by {holder}"))),

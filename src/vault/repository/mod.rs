@@ -42,7 +42,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::{make_private_folder, room};
+use crate::disk::files::make_private_folder;
+use crate::disk::files::paths::absolute;
 use crate::disk::io::Opener;
 use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
@@ -71,7 +72,7 @@ pub use point::{PointId, Selector};
 pub use removal::Removed;
 pub(crate) use replace::Version;
 pub use settings::{Count, Keep, SAFETY, Settings, Targets};
-use storage::{Entry, EntryKind, Name, Storage};
+use storage::{Entry, EntryKind, Name, S3, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.
 const SUMMARY_MODE: u32 = 0o600;
@@ -149,6 +150,14 @@ impl Repository {
     /// The repository's folder.
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    /// What names the repository from every folder: its folder's absolute path, or its address.
+    pub fn place(&self) -> PathBuf {
+        match S3::is_address(&self.root) {
+            true => self.root.clone(),
+            false => absolute(&self.root),
+        }
     }
 
     /// Where its files are.
@@ -333,9 +342,7 @@ impl Repository {
 
     /// How many bytes can still be written into the repository; nothing if its filesystem does not know.
     pub fn bytes_free(&self) -> Option<u64> {
-        // A file in it: of a folder the one around it is asked as well, and that lies on another filesystem
-        // where the repository is a mount point.
-        room::free(&self.root.join(CONFIG))
+        self.storage.bytes_free()
     }
 
     /// What to call a file where people read of it.

@@ -30,6 +30,7 @@ use crate::guest::quiesce::{self, Freeze, Program, Virsh};
 use crate::vault::repository::{DomainName, Repository};
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
+use snapshots::Snapshots;
 
 pub use plan::repository_name;
 pub(crate) use plan::{open_options, stated_chain};
@@ -113,6 +114,20 @@ pub fn run_guest(
     let mark = freeze(repository, request, &found, &name)?;
     // Before anything that can fail: a guest that was left frozen waits.
     let thawed = quiesce::thaw_marked(&mark, found.live.is_some(), observer);
+    // In this order: what was made of the disks goes after everything that has it open, and while nobody
+    // else writes to the domain.
+    let lock;
+    let mut snapshots = None;
+    let (early, found) = match &request.how.snapshot_command {
+        None => (None, found),
+        Some(program) => {
+            let lock = repository.lock(&name)?;
+            let about = (&repository.catalog(), &name);
+            snapshots = Some(Snapshots::prepare(program, (&found, request), about, observer)?);
+            // The guest may have been brought back to its own images.
+            (Some(lock), request.how.libvirt.find(&request.domain)?)
+        }
+    };
     let plan = match (thawed, Plan::new(&found, request, name)) {
         (Ok(_), plan) => plan?,
         // libvirt's file of a guest that runs no more was left over.
@@ -131,7 +146,10 @@ pub fn run_guest(
         same_disk::check_guest(&catalog, &plan.name, &found.domain)?;
     }
     same_disk::warn_of_gone(&catalog, &plan.name, &found.domain, observer);
-    let lock = repository.lock(&plan.name)?;
+    lock = match early {
+        Some(lock) => lock,
+        None => repository.lock(&plan.name)?,
+    };
     // From here on nobody else writes to the domain.
     let catalog = clean(repository, &lock, observer)?;
     catalog.warn_of_damage(plan.disks.iter().map(|disk| &disk.id), observer);
@@ -143,15 +161,12 @@ pub fn run_guest(
     if !request.how.same_guest {
         same_disk::check_guest_images(&ready)?;
     }
-    // In this order: what was made of the disks goes after everything that has it open.
-    let mut moment;
-    let written;
-    (written, moment) = match plan.usage {
+    let (written, mut moment) = match plan.usage {
         Use::Stopped => flow.in_place(ready)?,
         _ if request.how.consistency == ConsistencyChoice::FreezeCopy => {
             flow.freeze_copy(ready, mark)?
         }
-        _ => flow.at_a_moment(ready, mark)?,
+        _ => flow.at_a_moment(ready, mark, snapshots.as_mut())?,
     };
     let record = machine::collect(&flow, &mut moment)?;
     let (files, missing) = (record.files.len(), record.missing.clone());
@@ -163,9 +178,11 @@ pub fn run_guest(
     }
     let (options, consistency) = (&request.how.options, moment.consistency);
     let mut disks = commit(written, consistency, Some(record), options.safety, started, &recorder)?;
+    snapshots.iter_mut().for_each(Snapshots::keep);
+    // Before the warnings are gathered: that something could not be released is one. And before archives are
+    // merged, so that a guest is not left on an overlay for longer than it must.
+    drop(snapshots);
     synthesize(repository, &lock, options, &mut disks, observer, cancel);
-    // Before the warnings are gathered: that something could not be released is one.
-    moment.snapshots.clear();
     Ok(GuestReport {
         domain: request.domain.clone(),
         point,
@@ -212,7 +229,7 @@ impl<'a> Flow<'a> {
     }
 
     /// Backs up a guest that is stopped: nobody can start it as long as its disks are read.
-    fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
+    fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment)> {
         let sources = self.disks.take(&ready)?;
         let mut moment = Moment::offline();
         if self.request.how.libvirt.managed_save(&self.found.domain.name).is_some() {

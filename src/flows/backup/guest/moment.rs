@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use qdelta_formats::archive::{Consistency, Tracker};
 
-use super::snapshots::{self, Snapshots};
+use super::snapshots::Snapshots;
 use super::{ConsistencyChoice, Flow, Use, machine, refused};
 use crate::base::cancel::Cancel;
 use crate::base::duration;
@@ -23,6 +23,7 @@ use crate::flows::backup::together::{Ready, about};
 use crate::flows::capture::{Captured, old_clone, written_files};
 use crate::guest::libvirt::{self, Agent, Found};
 use crate::guest::quiesce::{Freeze, Frozen, Thawed, Watchdog};
+use crate::vault::repository::{Anchor, AnchorKind};
 
 /// A file of firmware variables up to this length is read within the freeze, in bytes: a millisecond.
 const NVRAM_IN_FREEZE_MAX: u64 = 4 << 20;
@@ -33,31 +34,28 @@ const EXTENTS_PER_S: u64 = 10_000;
 const CLONE_SHARE: u64 = 2;
 
 /// The state of the guest that the point has, and how it came to it.
-pub(super) struct Moment<'a> {
+pub(super) struct Moment {
     pub consistency: Consistency,
     /// The freeze, if there was one.
     pub freeze: Option<Thawed>,
     /// The files of the firmware's variables at that moment.
     pub variables: Vec<(PathBuf, Vec<u8>)>,
     pub warnings: Vec<Warning>,
-    /// What the admin's command has made; released when this is dropped, so it must outlive
-    /// everything that has it open.
-    pub snapshots: Vec<Snapshots<'a>>,
 }
 
 /// The files that a guest writes to on one disk, open.
 type Files = Vec<(PathBuf, Arc<dyn ReadAt>)>;
 
 /// What was made of the disks at the moment.
-enum Made<'a> {
+enum Made {
     Clones(Vec<Clones>),
-    Snapshots(Vec<Snapshots<'a>>),
+    Snapshots,
 }
 
 /// What was made while the guest was still, and the files that it was moved away from for that.
 type Still<T> = (T, Vec<PathBuf>);
 
-impl Moment<'_> {
+impl Moment {
     /// The guest is stopped: any moment is as good as another.
     pub fn offline() -> Self {
         Self {
@@ -65,7 +63,6 @@ impl Moment<'_> {
             freeze: None,
             variables: Vec::new(),
             warnings: Vec::new(),
-            snapshots: Vec::new(),
         }
     }
 }
@@ -77,24 +74,30 @@ impl<'a> Flow<'a> {
         &self,
         ready: Vec<Ready<'a>>,
         freeze: Freeze,
-    ) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
+        mut snapshots: Option<&mut Snapshots<'_>>,
+    ) -> Result<(Vec<Written<'a>>, Moment)> {
         let mut files: Vec<Files> = Vec::new();
         for disk in &ready {
             let written = written_files(disk.image, disk.open);
             files.push(written.map_err(|error| about(disk.disk, ready.len(), error))?);
         }
-        if self.request.how.snapshot_command.is_none() {
-            self.check_clonable(&ready, &files)?;
+        match &mut snapshots {
+            None => self.check_clonable(&ready, &files)?,
+            Some(snapshots) => {
+                let paths = |files: &Files| files.iter().map(|(path, _)| path.clone()).collect();
+                let files: Vec<Vec<PathBuf>> = files.iter().map(paths).collect();
+                snapshots.expect(self.disks.point, (&ready, self.plan.usage), &files)?;
+            }
         }
         for (_, file) in files.iter().flatten() {
             // What is dirty now need not be written within the freeze. If it can't be, that shows
             // when it is cloned.
             let _ = file.fd().map(rustix::fs::fdatasync);
         }
-        let (made, mut moment) = self.still(freeze, |left| self.make(&ready, &files, left))?;
+        let (made, moment) =
+            self.still(freeze, |left| self.make(&ready, &files, snapshots.as_deref_mut(), left))?;
         drop(files);
-        let sources;
-        (sources, moment.snapshots) = self.open(&ready, made)?;
+        let sources = self.open(&ready, made, snapshots.as_deref())?;
         let written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
         Ok((written, moment))
     }
@@ -104,7 +107,7 @@ impl<'a> Flow<'a> {
         &self,
         ready: Vec<Ready<'a>>,
         freeze: Freeze,
-    ) -> Result<(Vec<Written<'a>>, Moment<'a>)> {
+    ) -> Result<(Vec<Written<'a>>, Moment)> {
         let limit = freeze.freeze_max;
         let (written, moment) = self.still(freeze, |left| {
             let mut sources = Vec::new();
@@ -138,7 +141,7 @@ impl<'a> Flow<'a> {
         &self,
         freeze: Freeze,
         make: impl FnOnce(Duration) -> Result<Still<T>>,
-    ) -> Result<(T, Moment<'a>)> {
+    ) -> Result<(T, Moment)> {
         self.cancel.check()?;
         let limit = freeze.freeze_max;
         let mut moment = Moment { consistency: Consistency::CrashConsistent, ..Moment::offline() };
@@ -268,10 +271,9 @@ impl<'a> Flow<'a> {
             self.request.domain, disk.disk.disk
         );
         refused(text).because(error.chain()).advise(
-            "one of these helps: keep the images on XFS (reflink) or Btrfs; --snapshot-command, if \
-             the storage below can make snapshots (LVM, ZFS, a SAN); --consistency freeze-copy, \
-             which reads what has changed within the freeze; an external snapshot (virsh \
-             snapshot-create-as --disk-only), whose base is then backed up as an image; or to stop \
+            "one of these helps: keep the images on XFS (reflink) or Btrfs; --snapshot-command with \
+             external-snapshot, for images on any filesystem, or with one for the storage below (LVM, ZFS, a \
+             SAN); --consistency freeze-copy, which reads what has changed within the freeze; or to stop \
              the guest",
         )
     }
@@ -281,38 +283,34 @@ impl<'a> Flow<'a> {
         &self,
         ready: &[Ready<'_>],
         files: &[Files],
+        snapshots: Option<&mut Snapshots<'_>>,
         left: Duration,
-    ) -> Result<Still<Made<'a>>> {
-        let end = Instant::now() + left;
-        let Some(command) = &self.request.how.snapshot_command else {
-            let clone = |(disk, files): (&Ready<'_>, &Files)| {
-                Clones::take(files, &disk.tag.name(self.disks.point))
-            };
-            let clones = ready.iter().zip(files).map(clone).collect::<Result<_>>()?;
-            return Ok((Made::Clones(clones), Vec::new()));
-        };
-        let mut all = Vec::new();
-        for files in files {
-            let (domain, point) = (&self.request.domain, self.disks.point);
-            let mut snapshots = Snapshots::new(command, domain, point, self.disks.observer);
-            for (path, _) in files {
-                snapshots.create(path, end.saturating_duration_since(Instant::now()))?;
+    ) -> Result<Still<Made>> {
+        match snapshots {
+            None => {
+                let clone = |(disk, files): (&Ready<'_>, &Files)| {
+                    Clones::take(files, &disk.tag.name(self.disks.point))
+                };
+                let clones = ready.iter().zip(files).map(clone).collect::<Result<_>>()?;
+                Ok((Made::Clones(clones), Vec::new()))
             }
-            all.push(snapshots);
+            Some(snapshots) => {
+                snapshots.create(left)?;
+                Ok((Made::Snapshots, snapshots.left().collect()))
+            }
         }
-        let left = all.iter().flat_map(Snapshots::left).collect();
-        Ok((Made::Snapshots(all), left))
     }
 
-    /// Opens what was made at the moment. The snapshots are released when they are dropped.
+    /// Opens what was made at the moment.
     fn open(
         &self,
         ready: &[Ready<'_>],
-        made: Made<'a>,
-    ) -> Result<(Vec<Captured>, Vec<Snapshots<'a>>)> {
+        made: Made,
+        snapshots: Option<&Snapshots<'_>>,
+    ) -> Result<Vec<Captured>> {
         let mut sources = Vec::new();
-        match made {
-            Made::Clones(all) => {
+        match (made, snapshots) {
+            (Made::Clones(all), _) => {
                 for (disk, clones) in ready.iter().zip(all) {
                     let (open, point) = (disk.open, self.disks.point);
                     let leave =
@@ -326,26 +324,20 @@ impl<'a> Flow<'a> {
                     source.warnings.extend(swept);
                     sources.push(source);
                 }
-                Ok((sources, Vec::new()))
             }
-            Made::Snapshots(all) => {
-                for (disk, snapshots) in ready.iter().zip(&all) {
-                    let opened = snapshots.substitutes().and_then(|made| {
-                        let source = Captured::of_copies(disk.image, disk.open, made)?;
-                        snapshots::check_read(&all, &source.image).map(|()| source)
-                    });
-                    match opened {
-                        Ok(source) => sources.push(source),
-                        Err(error) => {
-                            // Nothing is released while it is open.
-                            drop(sources);
-                            return Err(error);
-                        }
-                    }
+            (Made::Snapshots, None) => {}
+            (Made::Snapshots, Some(snapshots)) => {
+                for (index, disk) in ready.iter().enumerate() {
+                    let made = snapshots.substitutes(index)?;
+                    let mut source = Captured::of_copies(disk.image, disk.open, made)?;
+                    snapshots.check_read(&source.image)?;
+                    let left = snapshots.left_bitmap(index).map(str::to_owned);
+                    source.anchor = left.map(|name| Anchor { name, what: AnchorKind::Bitmap });
+                    sources.push(source);
                 }
-                Ok((sources, all))
             }
         }
+        Ok(sources)
     }
 
     /// The firmware's variables as they are now, but for files that are too long to be read at once.

@@ -1,39 +1,49 @@
-//! The admin's own command that makes the moment where the filesystem can't: LVM, ZFS, a SAN.
+//! The admin's own command that makes the moment where the filesystem can't: QEMU's overlays and bitmaps, LVM,
+//! ZFS, a SAN.
 //!
-//! `COMMAND create FILE` makes it and prints the path to read in the place of FILE;
-//! `COMMAND release FILE PATH` takes it away again.
-//!
-//! What it prints is not believed: it must be nothing that a guest writes to.
+//! What it answers is not believed: what is read must be nothing that a guest writes to.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::still::Look;
-use crate::base::duration;
+use super::{GuestRequest, Use};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::image::Image;
-use crate::guest::program::{self, End, Failure};
-use crate::vault::repository::PointId;
+use crate::flows::anchors::{Tag, bitmap};
+use crate::flows::backup::AnchorChoice;
+use crate::flows::backup::together::Ready;
+use crate::guest::libvirt::{Choice, Found, decide};
+use crate::guest::snapshots::{
+    Answer, DiskAnswer, DiskRequest, GuestState, NbdAnswer, Request, SnapshotCommand, VERSION, Verb,
+};
+use crate::vault::repository::{Catalog, DiskId, DomainName, PointId};
 
-/// How long a release may take.
-const RELEASE_MAX: Duration = Duration::from_secs(120);
+use qdelta_formats::archive::Tracker;
 
-/// What a command has made of some files. Dropped, it is released.
+/// A command, and what it has made of some disks. Dropped, what was made is released: so this must outlive
+/// everything that has it open.
 pub(super) struct Snapshots<'a> {
-    command: PathBuf,
-    domain: String,
-    point: PointId,
-    taken: Vec<Taken>,
+    command: SnapshotCommand,
+    request: Request,
+    /// The guest's own.
+    tag: Tag,
     observer: &'a dyn Observer,
+    taken: Vec<Taken>,
+    /// What the command of the second version has answered for each disk.
+    disks: Vec<DiskAnswer>,
+    /// The command was asked to make the moment, and has not yet been asked to release it.
+    is_made: bool,
+    /// The point is made.
+    is_kept: bool,
 }
 
 /// A file that a guest writes to, and what the command has made of it.
 struct Taken {
+    /// The place of its disk among those of the request.
+    disk: usize,
     file: PathBuf,
     /// What is to be read in its place; nothing if the command failed.
     made: PathBuf,
@@ -44,51 +54,216 @@ struct Taken {
 }
 
 impl<'a> Snapshots<'a> {
-    /// None yet.
-    pub fn new(command: &Path, domain: &str, point: PointId, observer: &'a dyn Observer) -> Self {
-        let (command, domain) = (command.to_path_buf(), domain.to_owned());
-        Self { command, domain, point, taken: Vec::new(), observer }
-    }
-
-    /// Makes the moment of a file, within `limit`.
+    /// Asks the command whether it would work for a guest, and has it mend what an earlier run has left.
     ///
     /// # Errors
-    /// The command fails, is not ready in time, or prints no path of a file that is there; or what it
-    /// prints is the live file, which a guest still writes to, or older than that.
-    pub fn create(&mut self, file: &Path, limit: Duration) -> Result<()> {
-        let before = Look::at(file)?;
-        let (made, failure) = match self.call("create", file, None, limit) {
-            Ok(path) => (path, None),
-            // It may have got halfway. What it made without saying where, it must find itself.
-            Err(error) => (PathBuf::new(), Some(error)),
+    /// It would not; or something can't be mended.
+    pub fn prepare(
+        program: &Path,
+        (found, guest): (&Found, &GuestRequest),
+        (catalog, name): (&Catalog, &DomainName),
+        observer: &'a dyn Observer,
+    ) -> Result<Self> {
+        let track = match guest.how.options.anchor {
+            AnchorChoice::AsBefore | AnchorChoice::For(Tracker::Bitmap) => true,
+            AnchorChoice::None | AnchorChoice::For(_) => false,
         };
-        let taken = Taken { file: file.to_path_buf(), made, before, is_left: false };
-        self.taken.push(taken);
-        match (failure, self.taken.last_mut()) {
-            (Some(error), _) => Err(error),
-            (None, Some(taken)) => taken.check().map_err(|why| {
-                let text = format!("{} create printed {:?}", self.command.display(), taken.made);
-                Error::new(ErrorKind::Guest, text).because(why).advise(
-                    "it must print a snapshot or a copy that was made now; FILE itself only where it \
-                     has moved the guest to another file",
+        let state = match found.live {
+            None => GuestState::Stopped,
+            Some(_) if found.domain.is_paused() => GuestState::Paused,
+            Some(_) => GuestState::Running,
+        };
+        let mut disks = Vec::new();
+        for disk in &found.domain.disks {
+            let Choice::Take { image, format, .. } = decide(disk, &guest.excluded) else {
+                continue;
+            };
+            let id = DiskId { domain: name.clone(), disk: disk.target.parse()? };
+            let latest = catalog.latest_first(&id).ok().and_then(|mut points| points.next());
+            disks.push(DiskRequest {
+                disk: disk.target.clone(),
+                format: format.to_string(),
+                files: vec![image],
+                bitmap: None,
+                owner: Tag::new(catalog.repository(), &id).as_str().to_owned(),
+                since: latest.and_then(|it| it.record.anchor).map(|anchor| anchor.name),
+                marks: Vec::new(),
+                size: 0,
+            });
+        }
+        let tag = Tag::of_guest(catalog.repository(), name);
+        let request = Request {
+            protocol: VERSION,
+            verb: Verb::Check,
+            domain: found.domain.name.clone(),
+            uuid: found.domain.uuid.clone(),
+            connect: guest.how.virsh.connect.clone(),
+            state,
+            pid: std::process::id(),
+            point: None,
+            name: None,
+            owner: tag.as_str().to_owned(),
+            limit_ms: 0,
+            track,
+            disks,
+            kept: None,
+        };
+        let (command, warnings) = SnapshotCommand::check(program, &request)?;
+        let (taken, disks) = (Vec::new(), Vec::new());
+        let snapshots =
+            Self { command, request, tag, observer, taken, disks, is_made: false, is_kept: false };
+        snapshots.warn(warnings);
+        if !snapshots.command.is_first() {
+            let mended = snapshots.recover();
+            snapshots.warn(mended.map_err(|error| {
+                error.advise(
+                    "no point was made: what an earlier backup left could not be mended, so see to the \
+                     guest (virsh domblklist says which files it is on), and run the backup again",
                 )
-            }),
-            (None, None) => Ok(()),
+            })?);
+        }
+        Ok(snapshots)
+    }
+
+    fn recover(&self) -> Result<Vec<String>> {
+        let request = Request { verb: Verb::Recover, ..self.request.clone() };
+        self.command.call(&request, None).map(|answer| answer.warnings)
+    }
+
+    fn warn(&self, texts: Vec<String>) {
+        for text in texts {
+            self.observer.warn(Warning::new(Code::GuestState, text));
         }
     }
 
-    /// Each file and the real path of what is to be read in its place: the name of a logical volume
+    /// Says which point it will be, and which files there are to it: everything that need not be done while
+    /// the guest stands still.
+    ///
+    /// # Errors
+    /// A file can't be looked at.
+    pub fn expect(
+        &mut self,
+        point: PointId,
+        (ready, usage): (&[Ready<'_>], Use),
+        files: &[Vec<PathBuf>],
+    ) -> Result<()> {
+        self.request.name = Some(self.tag.name(point));
+        self.request.point = Some(point.to_string());
+        self.request.state = match usage {
+            Use::Paused => GuestState::Paused,
+            Use::Stopped | Use::Running => GuestState::Running,
+        };
+        self.request.disks.clear();
+        for (ready, files) in ready.iter().zip(files) {
+            let name = ready.tag.name(point);
+            let top = Image::open(ready.image, ready.open)?;
+            let (size, format) = (top.virtual_size(), top.layers().first().map(|top| top.format));
+            let latest = ready.base.latest.as_ref();
+            self.request.disks.push(DiskRequest {
+                disk: ready.disk.disk.to_string(),
+                format: format.map(|format| format.to_string()).unwrap_or_default(),
+                files: files.clone(),
+                marks: bitmap::canaries(&name, size),
+                size,
+                bitmap: Some(name).filter(|_| self.request.track),
+                owner: ready.tag.as_str().to_owned(),
+                since: latest.and_then(|it| it.record.anchor.as_ref()).map(|it| it.name.clone()),
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes the moment of all disks, within `limit`.
+    ///
+    /// # Errors
+    /// The command fails, is not ready in time, or does not say where each disk is to be read; or what is to
+    /// be read is the live file, which a guest still writes to, or older than that.
+    pub fn create(&mut self, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        for (disk, request) in self.request.disks.iter().enumerate() {
+            for file in &request.files {
+                let (file, made, before) = (file.clone(), PathBuf::new(), Look::at(file)?);
+                self.taken.push(Taken { disk, file, made, before, is_left: false });
+            }
+        }
+        self.is_made = true;
+        if self.command.is_first() {
+            return self.create_each(end);
+        }
+        let request = Request { verb: Verb::Snapshot, ..self.request.clone() };
+        let answer =
+            self.command.call(&request, Some(end.saturating_duration_since(Instant::now())))?;
+        self.understand(answer)
+    }
+
+    /// By a command of the first version, file by file.
+    fn create_each(&mut self, end: Instant) -> Result<()> {
+        let mut looked = Vec::new();
+        std::mem::swap(&mut looked, &mut self.taken);
+        for taken in looked {
+            let left = end.saturating_duration_since(Instant::now());
+            let made = self.command.create(&taken.file, &self.request, left);
+            // If it failed, it may have got halfway, and must find itself what it made.
+            self.taken.push(taken);
+            let Some(taken) = self.taken.last_mut() else { continue };
+            taken.made = made?;
+            taken
+                .check()
+                .map_err(|why| unbelieved(&self.command, "create printed", &taken.made, why))?;
+        }
+        Ok(())
+    }
+
+    fn understand(&mut self, answer: Answer) -> Result<()> {
+        self.warn(answer.warnings);
+        let unclear = |why: String| {
+            Error::new(ErrorKind::Guest, "the snapshot command's answer can't be used").because(why)
+        };
+        for (index, request) in self.request.disks.iter().enumerate() {
+            let mut answers = answer.disks.iter().filter(|it| it.disk == request.disk);
+            let (Some(disk), None) = (answers.next(), answers.next()) else {
+                return Err(unclear(format!("it must name disk {} once", request.disk)));
+            };
+            if let Some(nbd) = &disk.nbd {
+                // `bitmap` and `since` are for the tracker of live bitmaps.
+                let NbdAnswer { uri, bitmap, since } = nbd;
+                tracing::debug!(?bitmap, ?since, "an NBD export");
+                let text = format!("disk {} is at {uri}", request.disk);
+                return Err(unclear(text).because("NBD exports can't be read by this version"));
+            }
+            for taken in self.taken.iter_mut().filter(|taken| taken.disk == index) {
+                let mut reads = disk.files.iter().filter(|it| it.file == taken.file);
+                let (Some(file), None) = (reads.next(), reads.next()) else {
+                    let text = format!("it must name {} once", taken.file.display());
+                    return Err(unclear(text));
+                };
+                taken.made.clone_from(&file.read);
+                taken
+                    .check()
+                    .map_err(|why| unbelieved(&self.command, "answered", &taken.made, why))?;
+            }
+            self.disks.push(disk.clone());
+        }
+        Ok(())
+    }
+
+    /// Each file of a disk and the real path of what is to be read in its place: the name of a logical volume
     /// is a symlink.
     ///
     /// # Errors
     /// It is not there any more.
-    pub fn substitutes(&self) -> Result<Vec<(PathBuf, PathBuf)>> {
+    pub fn substitutes(&self, disk: usize) -> Result<Vec<(PathBuf, PathBuf)>> {
         let real = |taken: &Taken| {
             let made = &taken.made;
             let made = made.canonicalize().map_err(|error| Error::io("resolve", made, error))?;
             Ok((taken.file.clone(), made))
         };
-        self.taken.iter().map(real).collect()
+        self.taken.iter().filter(|taken| taken.disk == disk).map(real).collect()
+    }
+
+    /// What the command has left of a disk that records what the guest writes.
+    pub fn left_bitmap(&self, disk: usize) -> Option<&str> {
+        self.disks.get(disk)?.leaves.as_deref().filter(|_| self.request.track)
     }
 
     /// The files that the guest was moved away from.
@@ -96,32 +271,60 @@ impl<'a> Snapshots<'a> {
         self.taken.iter().filter(|taken| taken.is_left).map(|taken| taken.file.clone())
     }
 
-    fn call(
-        &self,
-        verb: &str,
-        file: &Path,
-        made: Option<&Path>,
-        limit: Duration,
-    ) -> Result<PathBuf> {
-        let name = format!("{} {verb} {}", self.command.display(), file.display());
-        let failed = |why: String| {
-            Error::new(ErrorKind::Guest, "the snapshot command failed")
-                .because(format!("{name}: {why}"))
-        };
-        let mut command = Command::new(&self.command);
-        command.arg(verb).arg(file).args(made).env("QDELTA_DOMAIN", &self.domain);
-        // A name that no snapshot of an earlier point has.
-        command.env("QDELTA_POINT", self.point.to_string());
-        match program::run(command, limit, None) {
-            Ok((End::Exit(status), said)) if status.success() => {
-                let line = said.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
-                Ok(PathBuf::from(OsString::from_vec(line.to_vec())))
+    /// Fails if a guest writes to a file of an image that is read in the place of a live one: what a
+    /// command answers may lie over that.
+    ///
+    /// # Errors
+    /// It does, as far as anything tells.
+    pub fn check_read(&self, image: &Image) -> Result<()> {
+        for file in image.files() {
+            let Some(fd) = file.fd() else { continue };
+            let look = Look::of(fd, file.path())?;
+            let mut live = self.taken.iter().filter(|taken| !taken.is_left);
+            if look.is_written || live.any(|taken| look.leads_to(&taken.before)) {
+                let text =
+                    format!("what the snapshot command made needs {}", file.path().display());
+                return Err(Error::new(ErrorKind::Guest, text)
+                    .because("a guest writes to it, so it is of no moment")
+                    .advise("it must be what needs no file that a guest writes to"));
             }
-            Ok((End::Exit(status), said)) => Err(failed(format!("{status}{}", said.problem()))),
-            Ok(_) => Err(failed(format!("not ready after {}, and ended", duration::in_ms(limit)))),
-            Err(Failure::Start(error) | Failure::Wait(error)) => Err(failed(error.to_string())),
+        }
+        Ok(())
+    }
+
+    /// The point is safe.
+    pub fn keep(&mut self) {
+        self.is_kept = true;
+    }
+
+    fn release(&self) -> Result<()> {
+        let request =
+            Request { verb: Verb::Release, kept: Some(self.is_kept), ..self.request.clone() };
+        match self.command.call(&request, None) {
+            Ok(answer) => {
+                self.warn(answer.warnings);
+                Ok(())
+            }
+            // What was cut off can be mended: the next call is the one that every backup begins with.
+            Err(error) => match self.recover() {
+                Ok(_) => {
+                    tracing::debug!("released by `recover`, after: {}", error.chain());
+                    Ok(())
+                }
+                Err(again) => {
+                    Err(error.because(format!("nor could it be mended: {}", again.chain())))
+                }
+            },
         }
     }
+}
+
+fn unbelieved(command: &SnapshotCommand, verb: &str, made: &Path, why: String) -> Error {
+    let text = format!("{} {verb} {made:?}", command.program().display());
+    Error::new(ErrorKind::Guest, text).because(why).advise(
+        "it must name a snapshot or a copy that was made now; the file itself only where it has moved \
+         the guest to another file",
+    )
 }
 
 impl Taken {
@@ -154,33 +357,21 @@ impl Taken {
     }
 }
 
-/// Fails if a guest writes to a file of an image that is read in the place of a live one: what a
-/// command prints may lie over that.
-///
-/// # Errors
-/// It does, as far as anything tells.
-pub(super) fn check_read(all: &[Snapshots<'_>], image: &Image) -> Result<()> {
-    for file in image.files() {
-        let Some(fd) = file.fd() else { continue };
-        let look = Look::of(fd, file.path())?;
-        let mut live = all.iter().flat_map(|it| &it.taken).filter(|taken| !taken.is_left);
-        if look.is_written || live.any(|taken| look.leads_to(&taken.before)) {
-            let text = format!("what the snapshot command made needs {}", file.path().display());
-            return Err(Error::new(ErrorKind::Guest, text)
-                .because("a guest writes to it, so it is of no moment")
-                .advise("it must print what needs no file that a guest writes to"));
-        }
-    }
-    Ok(())
-}
-
 impl Drop for Snapshots<'_> {
     fn drop(&mut self) {
-        for taken in self.taken.iter().rev() {
-            if let Err(error) = self.call("release", &taken.file, Some(&taken.made), RELEASE_MAX) {
-                let error = error.within("what --snapshot-command made may still be there");
-                self.observer.warn(Warning::failed(Code::NotReleased, &error));
+        if !self.is_made {
+            return;
+        }
+        let released: Vec<Result<()>> = match self.command.is_first() {
+            true => {
+                let release = |it: &Taken| self.command.release(&it.file, &it.made, &self.request);
+                self.taken.iter().rev().map(release).collect()
             }
+            false => vec![self.release()],
+        };
+        for error in released.into_iter().filter_map(Result::err) {
+            let error = error.within("what --snapshot-command made may still be there");
+            self.observer.warn(Warning::failed(Code::NotReleased, &error));
         }
     }
 }

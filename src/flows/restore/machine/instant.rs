@@ -66,7 +66,7 @@ impl Service {
             return Err(Error::new(ErrorKind::Usage, text)
                 .advise(format!("give --socket PATH, of at most {SOCKET_PATH_MAX} bytes")));
         }
-        let repository = absolute(job.catalog.repository().path());
+        let repository = job.catalog.repository().place();
         let program = request.program.to_string_lossy().into_owned();
         let place = repository.to_string_lossy().into_owned();
         let words = vec![program, "serve".to_owned(), "--repo".to_owned(), place];
@@ -186,7 +186,7 @@ impl Service {
 fn unpin(job: &MachineRestore<'_>, point: PointId, pinned: &Pinned) -> Option<String> {
     let Pinned::Now(before) = pinned else { return None };
     let point = quoted(&format!("{}@{point}", job.domain));
-    let repo = quoted(&absolute(job.catalog.repository().path()).to_string_lossy());
+    let repo = quoted(&job.catalog.repository().place().to_string_lossy());
     let Some(pin) = before else {
         return Some(format!("qdelta unpin --repo {repo} {point}"));
     };

@@ -142,6 +142,17 @@ impl Storage for Faulty {
             busy @ Locked::Busy(_) => busy,
         })
     }
+
+    fn prepare_lock(&self, name: &Name) {
+        let _ = self.plan.call(|| {
+            self.inner.prepare_lock(name);
+            Ok(())
+        });
+    }
+
+    fn bytes_free(&self) -> Option<u64> {
+        self.inner.bytes_free()
+    }
 }
 
 /// A file with bytes that can't be read.

@@ -12,9 +12,11 @@ use super::{
     durable,
 };
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::room;
 use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, not_opened, pin_folder};
 use crate::disk::sys::patience;
 use crate::disk::sys::{FileId, look_in};
+use crate::vault::repository::config::CONFIG;
 
 /// A repository in a folder.
 #[derive(Debug)]
@@ -196,6 +198,16 @@ impl Storage for Local {
             LockMode::Shared => share(&path),
         }
     }
+
+    fn prepare_lock(&self, name: &Name) {
+        let _ = share(&self.path(name));
+    }
+
+    fn bytes_free(&self) -> Option<u64> {
+        // A file in it: of a folder the one around it is asked as well, and that lies on another filesystem
+        // where the repository is a mount point.
+        room::free(&self.root.join(CONFIG))
+    }
 }
 
 /// A lock on a file. The file is never removed: whoever locked a removed file would not be alone.
@@ -254,7 +266,7 @@ fn holder(file: File) -> String {
 }
 
 /// This machine's name: a repository may be shared over a network.
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let name =
         Opener::READ.read_text(Path::new("/proc/sys/kernel/hostname"), 4096).unwrap_or_default();
     let name = name.trim();

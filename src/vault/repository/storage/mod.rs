@@ -1,4 +1,4 @@
-//! Where a repository keeps its files: a folder today, an object store later. The repository knows
+//! Where a repository keeps its files: a folder, or an object store. The repository knows
 //! names and this trait, and no path, file or lock of any particular kind.
 //!
 //! A file is *staged* first: written under a name that nobody takes for a file of the repository.
@@ -12,6 +12,7 @@ mod local;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod name;
+mod s3;
 
 use std::fmt;
 use std::io::Write;
@@ -23,6 +24,7 @@ use crate::disk::io::ReadAt;
 
 pub use local::Local;
 pub use name::Name;
+pub use s3::S3;
 
 /// A place for the files of a repository.
 pub trait Storage: fmt::Debug + Send + Sync {
@@ -87,13 +89,23 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// One can't be removed: others may be gone.
     fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64>;
 
-    /// Takes a lock of this name, unless somebody else has it who is alive. An exclusive lock makes
+    /// Takes a lock of this name, unless somebody else has it who is alive. While a lock is held alone,
+    /// nobody else changes anything in the folder that it is in. An exclusive lock makes
     /// the folders that it is in. A shared lock writes nothing where the lock was taken before; where
     /// it never was, and nothing can be written, a shared lock holds nothing.
     ///
     /// # Errors
     /// It can't be told who has it.
     fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked>;
+
+    /// Makes what a shared lock of this name needs, for those who can write nothing. Who can't make it
+    /// either is not kept from anything.
+    fn prepare_lock(&self, _name: &Name) {}
+
+    /// How many bytes can still be written; nothing if nobody knows.
+    fn bytes_free(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// A file that is being written. Dropped before it is published, it is gone.

@@ -1,0 +1,381 @@
+//! A bucket of an object store that speaks S3, or a prefix in it.
+//!
+//! A name of the repository is a key. There are no folders: a folder is what keys have in common, and is
+//! there as long as one of them is. A large file is staged as an upload that nobody has completed; a
+//! small one stays in memory until it is published, and lies under another name meanwhile if it is
+//! announced. Publishing is one request, which the store does as a whole or not at all, and refuses if
+//! another file has the name (`If-None-Match`).
+//!
+//! Locks are objects with a lease: [`lease`] says what they promise. Whoever holds one alone is the only
+//! one who changes the folder that it is in. So that folder is listed once, as a whole, and every question
+//! about it is answered from that list until the lock ends.
+
+mod address;
+mod client;
+mod credentials;
+mod lease;
+mod listing;
+mod object;
+mod probe;
+mod profile;
+mod sign;
+mod upload;
+mod xml;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+
+use super::{Entry, EntryKind, LockMode, Locked, Name, Staged, Storage};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::ReadAt;
+use address::{SCHEME, Typed};
+use client::{Ask, Client};
+use credentials::{Credentials, Environment};
+use lease::Lease;
+use listing::{Listing, Seen, staged_name};
+use profile::Profile;
+
+/// The most keys that one request removes.
+const DELETE_MAX: usize = 1000;
+/// The longest answer to such a request that makes sense, in bytes.
+const DELETE_ANSWER_MAX: u64 = 4 << 20;
+/// So many names are looked at one by one; the folder of more is listed.
+const LOOKS_MAX: usize = 2;
+
+/// A repository in an object store. All clones are the same storage.
+#[derive(Debug, Clone)]
+pub struct S3(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The leases of the locks that are held alone, by the prefix of the folder that each is in.
+    held: BTreeMap<String, Arc<Lease>>,
+    /// What is in those folders, once somebody asked.
+    listings: BTreeMap<String, Listing>,
+    /// What was last read of an object: whoever replaces it must know the one that is there.
+    read: BTreeMap<String, String>,
+}
+
+impl S3 {
+    /// Whether a path is the address of a bucket.
+    pub fn is_address(path: &Path) -> bool {
+        path.as_os_str().as_encoded_bytes().starts_with(SCHEME.as_bytes())
+    }
+
+    /// The storage at an address: `s3://BUCKET/PREFIX`, with options behind a question mark. What the
+    /// address does not say, the environment and the files in `~/.aws` do, as for every S3 tool.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] if the address makes no sense; a file that it needs can't be read.
+    pub fn new(address: &Path) -> Result<Self> {
+        Self::with(address, |name| std::env::var(name).ok())
+    }
+
+    /// The storage at an address, with other variables than those of this process.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with(
+        address: &Path,
+        environment: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let environment: Environment = Arc::new(environment);
+        let text = address.to_str().ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("{}: no text", address.display()))
+        })?;
+        let typed = Typed::parse(text)?;
+        let name = typed.profile(&*environment);
+        let profile = Profile::read(&*environment, &name)?;
+        let address = typed.resolve(&*environment, &profile)?;
+        let credentials = Credentials::new(environment, name, address.region.clone());
+        let client = Client::new(address, credentials)?;
+        Ok(Self(Arc::new(Shared { client, state: Mutex::default() })))
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key of a file.
+    fn key(&self, name: &Name) -> String {
+        format!("{}{name}", self.client.address.prefix)
+    }
+
+    /// What the keys in a folder begin with.
+    fn prefix(&self, folder: &Name) -> String {
+        match folder.is_top() {
+            true => self.client.address.prefix.clone(),
+            false => format!("{}{folder}/", self.client.address.prefix),
+        }
+    }
+
+    fn shown(&self, key: &str) -> String {
+        self.client.address.shown(key)
+    }
+
+    fn missing(&self, what: &str, key: &str) -> Error {
+        Error::new(ErrorKind::NotFound, format!("cannot {what} {}", self.shown(key)))
+            .because("there is no such object")
+    }
+
+    /// Until when, by the store's clock, a key may be changed by whoever holds its folder alone; none if
+    /// this process holds no lock there.
+    fn fence(&self, key: &str) -> Result<Option<Timestamp>> {
+        let lease = {
+            let state = self.state();
+            let around = state.held.iter().find(|(prefix, _)| key.starts_with(*prefix));
+            around.map(|(_, lease)| Arc::clone(lease))
+        };
+        lease.map(|lease| lease.fence(&self.client)).transpose()
+    }
+
+    /// Answers a question about a key, or about what keys begin with, from the list of a folder that this
+    /// process holds alone; none if it holds none that the key is in.
+    fn known<T>(&self, key: &str, answer: impl FnOnce(&Listing) -> T) -> Result<Option<T>> {
+        let mut state = self.state();
+        let around = state.held.keys().find(|prefix| key.starts_with(*prefix)).cloned();
+        let Some(prefix) = around else { return Ok(None) };
+        if !state.listings.contains_key(&prefix) {
+            let mut listing = listing::objects(&self.client, &prefix, true)?;
+            listing.uploads = listing::uploads(&self.client, &prefix)?;
+            state.listings.insert(prefix.clone(), listing);
+        }
+        Ok(state.listings.get(&prefix).map(answer))
+    }
+
+    /// Changes what is known of a folder that this process holds alone.
+    fn note(&self, key: &str, change: impl FnOnce(&mut Listing)) {
+        let mut state = self.state();
+        state.read.remove(key);
+        let around = state.listings.iter_mut().find(|(prefix, _)| key.starts_with(*prefix));
+        if let Some((_, listing)) = around {
+            change(listing);
+        }
+    }
+
+    /// An object, if there is one.
+    fn look(&self, key: &str) -> Result<Option<Seen>> {
+        let answer = match self.client.send(&Ask::new("HEAD", key)) {
+            Err(failure) if failure.is_missing() => return Ok(None),
+            answer => answer.map_err(|it| it.into_error("look at", &self.shown(key)))?,
+        };
+        let len = answer.header("content-length").and_then(|it| it.parse().ok());
+        let whole = len.zip(answer.etag());
+        let (len, etag) = whole.ok_or_else(|| {
+            Error::new(ErrorKind::Io, format!("cannot look at {}", self.shown(key)))
+                .because("the store says neither its length nor its ETag")
+        })?;
+        let modified = answer.header("last-modified").and_then(client::time);
+        Ok(Some(Seen { len, etag, modified }))
+    }
+
+    /// Removes an object, if there is one.
+    fn delete(&self, key: &str) -> Result<()> {
+        let ask = Ask::new("DELETE", key).at_most(DELETE_ANSWER_MAX).until(self.fence(key)?);
+        match self.client.send(&ask) {
+            Err(failure) if failure.is_missing() => {}
+            sent => {
+                sent.map_err(|it| it.into_error("remove", &self.shown(key)))?;
+            }
+        }
+        self.note(key, |listing| {
+            listing.objects.remove(key);
+        });
+        Ok(())
+    }
+
+    /// Ends an upload that nobody completes: its parts are gone.
+    fn abort(&self, key: &str, id: &str) -> Result<()> {
+        let ask = Ask::new("DELETE", key).query("uploadId", id).at_most(DELETE_ANSWER_MAX);
+        match self.client.send(&ask) {
+            Err(failure) if failure.is_missing() => Ok(()),
+            sent => {
+                sent.map(drop).map_err(|it| it.into_error("end the upload to", &self.shown(key)))
+            }
+        }
+    }
+
+    /// The key under which a small file lies until it is published.
+    fn staged_key(&self, name: &Name) -> String {
+        let folder = name.folder().unwrap_or_else(Name::top);
+        format!("{}{}", self.prefix(&folder), staged_name(name.last()))
+    }
+}
+
+/// An object as an entry of its folder.
+fn file_entry(name: &Name, seen: &Seen) -> Entry {
+    Entry {
+        name: name.last().to_owned(),
+        kind: EntryKind::File,
+        len: Some(seen.len),
+        version: Some(seen.etag.clone()),
+    }
+}
+
+fn folder_entry(name: &Name, version: Option<String>) -> Entry {
+    Entry { name: name.last().to_owned(), kind: EntryKind::Folder, len: None, version }
+}
+
+impl Storage for S3 {
+    fn describe(&self, name: &Name) -> PathBuf {
+        match name.is_top() {
+            true => PathBuf::from(&self.0.client.address.text),
+            false => PathBuf::from(self.0.shown(&self.0.key(name))),
+        }
+    }
+
+    fn list(&self, folder: &Name) -> Result<Vec<Entry>> {
+        let prefix = self.0.prefix(folder);
+        let found = match self.0.known(&prefix, |listing| listing.folder(&prefix))? {
+            Some(found) => found,
+            None => listing::objects(&self.0.client, &prefix, false)?.folder(&prefix),
+        };
+        match found {
+            Some(found) => Ok(found),
+            None if folder.is_top() => Ok(Vec::new()),
+            None => Err(self.0.missing("list", &prefix)),
+        }
+    }
+
+    fn entry(&self, name: &Name) -> Result<Option<Entry>> {
+        let (key, prefix) = (self.0.key(name), self.0.prefix(name));
+        let known = self.0.known(&key, |listing| match listing.objects.get(&key) {
+            Some(seen) => Some(file_entry(name, seen)),
+            None => {
+                let is_there = listing.folder(&prefix).is_some();
+                is_there.then(|| folder_entry(name, Some(listing.version(&prefix))))
+            }
+        })?;
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        if name.is_top() {
+            return Ok(Some(folder_entry(name, None)));
+        }
+        if let Some(seen) = self.0.look(&key)? {
+            return Ok(Some(file_entry(name, &seen)));
+        }
+        let listing = listing::objects(&self.0.client, &prefix, false)?;
+        let is_there = listing.folder(&prefix).is_some();
+        Ok(is_there.then(|| folder_entry(name, None)))
+    }
+
+    fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
+        let prefix = self.0.prefix(folder);
+        let look = |listing: &Listing| -> Vec<Option<Entry>> {
+            let one = |name: &&str| {
+                let name = folder.join(name);
+                listing.objects.get(&self.0.key(&name)).map(|seen| file_entry(&name, seen))
+            };
+            names.iter().map(one).collect()
+        };
+        if let Some(known) = self.0.known(&prefix, look)? {
+            return Ok(known);
+        }
+        if names.len() <= LOOKS_MAX {
+            return names.iter().map(|name| self.entry(&folder.join(name))).collect();
+        }
+        Ok(look(&listing::objects(&self.0.client, &prefix, false)?))
+    }
+
+    fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
+        object::read(&self.0, &self.0.key(name), max)
+    }
+
+    fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
+        Ok(Arc::new(object::Object::open(&self.0, self.0.key(name))?))
+    }
+
+    fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
+        Ok(Box::new(upload::Upload::begin(&self.0, name)?))
+    }
+
+    fn discard(&self, name: &Name) -> Result<()> {
+        let (key, staged) = (self.0.key(name), self.0.staged_key(name));
+        let known = self.0.known(&key, |listing| {
+            (listing.uploads.get(&key).cloned(), listing.objects.contains_key(&staged))
+        })?;
+        let (uploads, is_announced) = match known {
+            Some(known) => known,
+            None => {
+                let found = listing::uploads(&self.0.client, &key)?.remove(&key);
+                (found, self.0.look(&staged)?.is_some())
+            }
+        };
+        if uploads.is_none() && !is_announced {
+            return Err(self.0.missing("remove", &staged));
+        }
+        for id in uploads.into_iter().flatten() {
+            self.0.abort(&key, &id)?;
+        }
+        self.0.note(&key, |listing| {
+            listing.uploads.remove(&key);
+        });
+        if is_announced {
+            self.0.delete(&staged)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, name: &Name) -> Result<()> {
+        let key = self.0.key(name);
+        if self.entry(name)?.is_none() {
+            return Err(self.0.missing("remove", &key));
+        }
+        self.0.delete(&key)
+    }
+
+    fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
+        let prefix = self.0.prefix(folder);
+        let seen = |listing: &Listing| -> Vec<String> {
+            let keys = files.iter().map(|file| self.0.key(&folder.join(file)));
+            keys.filter(|key| listing.objects.contains_key(key)).collect()
+        };
+        let keys = match self.0.known(&prefix, seen)? {
+            Some(keys) => keys,
+            None => seen(&listing::objects(&self.0.client, &prefix, false)?),
+        };
+        for keys in keys.chunks(DELETE_MAX) {
+            let Some(first) = keys.first() else { continue };
+            let body = xml::deletion(keys.iter().map(String::as_str));
+            let ask = Ask::new("POST", "")
+                .query("delete", "")
+                .header("content-md5", upload::md5(body.as_bytes())?)
+                .body(body.as_bytes())
+                .at_most(DELETE_ANSWER_MAX)
+                .until(self.0.fence(first)?);
+            let failed = |it: client::Failure| it.into_error("remove", &self.0.shown(&prefix));
+            let (_, undeleted) = self.0.client.parsed(&ask, xml::undeleted).map_err(failed)?;
+            let is_left = |key: &String| undeleted.iter().any(|(left, _)| left == key);
+            for key in keys.iter().filter(|key| !is_left(key)) {
+                self.0.note(key, |listing| {
+                    listing.objects.remove(key);
+                });
+            }
+            if let Some((key, refusal)) = undeleted.first() {
+                let text = format!("cannot remove {}", self.0.shown(key));
+                let why = format!("{}: {}", refusal.code, refusal.message);
+                return Err(Error::new(ErrorKind::Io, text).because(why));
+            }
+        }
+        Ok(keys.len() as u64)
+    }
+
+    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
+        match mode {
+            LockMode::Exclusive => lease::take_alone(&self.0, name),
+            LockMode::Shared => lease::share(&self.0, name),
+        }
+    }
+}

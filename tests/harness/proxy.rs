@@ -1,0 +1,234 @@
+//! A proxy in front of a store that does to requests and answers what networks and stores do.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is passed on, and so is its answer.
+    Pass,
+    /// It is passed on after so many milliseconds.
+    Slow(u64),
+    /// The answer is `503 SlowDown`.
+    Throttle,
+    /// The connection ends before it is passed on.
+    Lost,
+    /// It is passed on, and the connection ends in the place of an answer.
+    Unanswered,
+    /// The answer ends in its middle.
+    Cut,
+    /// Nobody hears of the end: the answer is short by a byte, and its length says so.
+    Shortened,
+    /// A bit of the answer's body is another one.
+    Flipped,
+    /// A process is killed before it is passed on.
+    KillBefore(u32),
+    /// A process is killed after it is done, before the answer.
+    KillAfter(u32),
+}
+
+/// A request as the proxy saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+}
+
+type Judge = Box<dyn FnMut(usize, &Seen) -> Fate + Send>;
+
+/// A proxy that is running.
+pub struct Proxy {
+    pub endpoint: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    judge: Arc<Mutex<Judge>>,
+}
+
+impl Proxy {
+    /// A proxy in front of the store at `endpoint`.
+    pub fn new(endpoint: &str) -> Self {
+        let store = endpoint.strip_prefix("http://").unwrap().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let judge: Arc<Mutex<Judge>> = Arc::new(Mutex::new(Box::new(|_, _| Fate::Pass)));
+        let proxy = Self { endpoint, seen: Arc::clone(&seen), judge: Arc::clone(&judge) };
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let (store, seen, judge) = (store.clone(), Arc::clone(&seen), Arc::clone(&judge));
+                std::thread::spawn(move || serve(client, &store, &seen, &judge));
+            }
+        });
+        proxy
+    }
+
+    /// What becomes of the requests from now on, which are counted from 0 again.
+    pub fn judge(&self, judge: impl FnMut(usize, &Seen) -> Fate + Send + 'static) {
+        *self.judge.lock().unwrap() = Box::new(judge);
+        self.seen.lock().unwrap().clear();
+    }
+
+    /// Everything is passed on from now on.
+    pub fn pass(&self) {
+        self.judge(|_, _| Fate::Pass);
+    }
+
+    /// What was asked for since it was said what becomes of it.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+/// A message of HTTP: its head, with the empty line, and its body.
+struct Message {
+    head: Vec<u8>,
+    body: Vec<u8>,
+}
+
+impl Message {
+    /// Reads one; none at the end. `has_body`: not of the answer to a `HEAD`.
+    fn read(from: &mut impl BufRead, has_body: bool) -> Option<Self> {
+        let mut head = Vec::new();
+        loop {
+            let begin = head.len();
+            if from.read_until(b'\n', &mut head).ok()? == 0 {
+                return None;
+            }
+            if head[begin..] == *b"\r\n" {
+                break;
+            }
+        }
+        let mut message = Self { head, body: Vec::new() };
+        if !has_body {
+            return Some(message);
+        }
+        if let Some(len) = message.header("content-length") {
+            message.body = vec![0; len.parse().unwrap()];
+            from.read_exact(&mut message.body).ok()?;
+        } else if message.header("transfer-encoding").is_some() {
+            // Passed on as one piece.
+            loop {
+                let mut line = String::new();
+                from.read_line(&mut line).ok()?;
+                let len = usize::from_str_radix(line.trim(), 16).ok()?;
+                let mut chunk = vec![0; len + 2];
+                from.read_exact(&mut chunk).ok()?;
+                message.body.extend_from_slice(&chunk[..len]);
+                if len == 0 {
+                    break;
+                }
+            }
+            let text = String::from_utf8(message.head).unwrap();
+            let lines =
+                text.lines().filter(|it| !it.to_lowercase().starts_with("transfer-encoding:"));
+            let lines = lines.filter(|it| !it.is_empty()).collect::<Vec<_>>().join("\r\n");
+            let len = message.body.len();
+            message.head = format!("{lines}\r\nContent-Length: {len}\r\n\r\n").into_bytes();
+        }
+        Some(message)
+    }
+
+    fn header(&self, name: &str) -> Option<String> {
+        let text = String::from_utf8_lossy(&self.head);
+        text.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+        })
+    }
+
+    fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
+        to.write_all(&self.head)?;
+        to.write_all(&self.body)?;
+        to.flush()
+    }
+}
+
+fn serve(client: TcpStream, store: &str, seen: &Mutex<Vec<Seen>>, judge: &Mutex<Judge>) {
+    let mut from_client = BufReader::new(client.try_clone().unwrap());
+    let mut to_client = client;
+    let Ok(upstream) = TcpStream::connect(store) else { return };
+    for stream in [&to_client, &upstream] {
+        stream.set_nodelay(true).unwrap();
+    }
+    let mut from_store = BufReader::new(upstream.try_clone().unwrap());
+    let mut to_store = upstream;
+    while let Some(request) = Message::read(&mut from_client, true) {
+        let line = String::from_utf8_lossy(&request.head).lines().next().unwrap().to_owned();
+        let mut words = line.split(' ').map(str::to_owned);
+        let what = Seen { method: words.next().unwrap(), target: words.next().unwrap() };
+        let fate = {
+            // Counted and judged as one: two requests at the same time have two numbers.
+            let mut judge = judge.lock().unwrap();
+            let mut seen = seen.lock().unwrap();
+            seen.push(what.clone());
+            judge(seen.len() - 1, &what)
+        };
+        match fate {
+            Fate::Slow(ms) => std::thread::sleep(Duration::from_millis(ms)),
+            Fate::Lost => break,
+            Fate::KillBefore(id) => {
+                kill(id);
+                break;
+            }
+            Fate::Throttle => {
+                let body = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.\
+                     </Message></Error>";
+                let len = body.len();
+                let head = format!("HTTP/1.1 503 Slow Down\r\nContent-Length: {len}\r\n\r\n");
+                let (head, body) = (head.into_bytes(), body.as_bytes().to_vec());
+                if (Message { head, body }).write(&mut to_client).is_err() {
+                    break;
+                }
+                continue;
+            }
+            _ => {}
+        }
+        if request.write(&mut to_store).is_err() {
+            break;
+        }
+        let Some(mut answer) = Message::read(&mut from_store, what.method != "HEAD") else { break };
+        match fate {
+            Fate::Unanswered => break,
+            Fate::KillAfter(id) => {
+                kill(id);
+                break;
+            }
+            Fate::Cut => {
+                answer.body.truncate(answer.body.len() / 2);
+                let _ = answer.write(&mut to_client);
+                break;
+            }
+            Fate::Shortened if !answer.body.is_empty() => {
+                answer.body.pop();
+                let text = String::from_utf8(answer.head).unwrap();
+                let lines = text.lines().map(|line| match line.to_lowercase() {
+                    line if line.starts_with("content-length:") => {
+                        format!("Content-Length: {}", answer.body.len())
+                    }
+                    _ => line.to_owned(),
+                });
+                answer.head = (lines.collect::<Vec<_>>().join("\r\n") + "\r\n").into_bytes();
+            }
+            Fate::Flipped => {
+                let middle = answer.body.len() / 2;
+                if let Some(byte) = answer.body.get_mut(middle) {
+                    *byte ^= 4;
+                }
+            }
+            _ => {}
+        }
+        if answer.write(&mut to_client).is_err() {
+            break;
+        }
+    }
+    let _ = to_client.shutdown(Shutdown::Both);
+    let _ = to_store.shutdown(Shutdown::Both);
+}
+
+fn kill(id: u32) {
+    let pid = rustix::process::Pid::from_raw(id as i32).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}

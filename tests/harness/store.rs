@@ -1,0 +1,111 @@
+//! A real object store: SeaweedFS, started once for all tests of this process and gone with it.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use qdelta::vault::repository::storage::S3;
+
+use super::repo::Repo;
+use super::run::tool;
+use super::{args, run, temp_dir};
+
+/// Whom the store knows.
+pub const KEY: (&str, &str) = ("qdelta-tests", "no-secret-at-all");
+/// Who may only read.
+pub const READER: (&str, &str) = ("qdelta-reader", "no-secret-either");
+/// The bucket of all tests.
+pub const BUCKET: &str = "tests";
+
+/// Where the store listens.
+pub fn endpoint() -> &'static str {
+    static STORE: OnceLock<String> = OnceLock::new();
+    STORE.get_or_init(start)
+}
+
+/// A place in the store where nothing is yet.
+pub fn fresh_place() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The address of a place in the store, reached by an endpoint.
+pub fn address(endpoint: &str, place: &str) -> PathBuf {
+    PathBuf::from(format!("s3://{BUCKET}/{place}?endpoint={endpoint}&patience=20s"))
+}
+
+/// What is at an address, as the tests see it.
+pub fn storage(address: &Path) -> S3 {
+    S3::with(address, |name| match name {
+        "AWS_ACCESS_KEY_ID" => Some(KEY.0.to_owned()),
+        "AWS_SECRET_ACCESS_KEY" => Some(KEY.1.to_owned()),
+        _ => None,
+    })
+    .unwrap()
+}
+
+/// A new repository in the store.
+pub fn new_repo() -> Repo {
+    Repo::init(address(endpoint(), &fresh_place()))
+}
+
+/// A port of this host that nobody has, nor the one that the store takes beside each.
+fn free_port() -> u16 {
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if let Some(beside) = port.checked_add(10_000)
+            && TcpListener::bind(("127.0.0.1", beside)).is_ok()
+        {
+            return port;
+        }
+    }
+}
+
+fn start() -> String {
+    let folder = tempfile::Builder::new().prefix("qdelta-store-").tempdir_in(temp_dir()).unwrap();
+    let folder = folder.keep();
+    let identities = [(KEY, "\"Admin\""), (READER, "\"Read\",\"List\"")].map(|((id, secret), may)| {
+        format!(
+            r#"{{"name":"{id}","credentials":[{{"accessKey":"{id}","secretKey":"{secret}"}}],"actions":[{may}]}}"#
+        )
+    });
+    let config = format!(r#"{{"identities":[{}]}}"#, identities.join(","));
+    std::fs::write(folder.join("s3.json"), config).unwrap();
+    let [s3, master, volume, filer] = [(); 4].map(|()| free_port());
+    // The shell notices the end of this process, however that comes: then the store ends by SIGKILL, and
+    // its folder goes.
+    let script = format!(
+        "cd {folder} && mkdir data && \
+         weed server -dir=data -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.port={master} \
+         -master.telemetry=false -master.volumeSizeLimitMB=1024 -volume.port={volume} -volume.max=40 \
+         -filer.port={filer} -filer.localSocket={folder}/filer.sock -s3 -s3.port={s3} \
+         -s3.localSocket={folder}/s3.sock -s3.port.iceberg=0 -s3.port.lance=0 -s3.config=s3.json \
+         >log 2>&1 & store=$!; read end; kill -9 $store; cd /; rm -rf {folder}",
+        folder = folder.display()
+    );
+    let shell = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).spawn();
+    // Its standard input is open until this process ends.
+    std::mem::forget(shell.expect("scripts/test installs what the tests need"));
+    let endpoint = format!("http://127.0.0.1:{s3}");
+    let begin = Instant::now();
+    while !is_up(s3) || !make_bucket(&endpoint) {
+        let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+        assert!(begin.elapsed() < Duration::from_secs(60), "the store does not start:\n{}", log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    endpoint
+}
+
+fn is_up(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+fn make_bucket(endpoint: &str) -> bool {
+    let mut all = args!["-sS", "--fail", "--aws-sigv4", "aws:amz:us-east-1:s3", "--max-time", "20"];
+    all.extend(args!["-u", format!("{}:{}", KEY.0, KEY.1), "-X", "PUT"]);
+    all.push(format!("{endpoint}/{BUCKET}").into());
+    run(tool("curl", all)).status.success()
+}

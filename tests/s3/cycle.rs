@@ -1,0 +1,86 @@
+//! The whole life of a repository, as in a folder.
+
+use std::io::Write;
+
+use qdelta::vault::repository::storage::{Name, Publish, Storage};
+
+use crate::harness::content::{Guest, Random};
+use crate::harness::files::assert_same;
+use crate::harness::images::{create, guest_io, oracle, qemu_img};
+use crate::harness::repo::point_of;
+use crate::harness::store::{address, endpoint, fresh_place, new_repo, storage};
+use crate::harness::{Lab, args, qdelta, run};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn points_are_made_restored_verified_merged_and_pruned() {
+    let lab = Lab::new();
+    let repo = new_repo();
+    let image = lab.path("disk.qcow2");
+    create(&image, "", 24 * MIB);
+    let mut guest = Guest::new(lab.dir(), 5);
+    let mut points = Vec::new();
+    for number in 0..5 {
+        guest_io(&image, "qcow2", &guest.fill(24 * MIB, 6));
+        let expected = lab.path(format!("{number}.raw"));
+        oracle(args!["-f", "qcow2", image.as_path()], &expected);
+        points.push((point_of(&repo.backup(&image, "vm/disk", &[])), expected));
+    }
+    let ids: Vec<String> = points.iter().map(|(id, _)| id.clone()).collect();
+    assert_eq!(repo.points("vm/disk"), ids);
+    for (id, expected) in &points {
+        repo.assert_restores(&lab, &format!("vm/disk@{id}"), expected);
+    }
+    repo.verify();
+    repo.assert_no_leftovers();
+    let merged = format!("vm/disk@{}..{}", ids[1], ids[3]);
+    repo.run(args!["merge", merged]).ok();
+    repo.run(args!["pin", format!("vm@{}", ids[0])]).ok();
+    repo.run(args!["prune", "--keep-last", "1", "--grace", "0h"]).ok();
+    assert_eq!(repo.points("vm/disk"), [ids[0].clone(), ids[4].clone()]);
+    for number in [0, 4] {
+        let (id, expected) = &points[number];
+        repo.assert_restores(&lab, &format!("vm/disk@{id}"), expected);
+    }
+    repo.verify();
+    repo.assert_no_leftovers();
+    let again = run(qdelta(args!["init", repo.path.as_path()]));
+    assert!(again.fails_with(7).contains("is a repository already"));
+}
+
+/// An archive that is longer than a part goes in several, and comes back in ranges.
+#[test]
+fn an_archive_of_many_parts_comes_back_whole() {
+    let lab = Lab::new();
+    let mut repo = new_repo();
+    repo.path = format!("{}&part-size=5MiB", repo.path.display()).into();
+    let raw = lab.path("disk.raw");
+    let mut random = Random::new(3);
+    let bytes: Vec<u8> = (0..3 << 20).flat_map(|_| random.next().to_le_bytes()).collect();
+    std::fs::write(&raw, bytes).unwrap();
+    let image = lab.path("disk.qcow2");
+    qemu_img(args!["convert", "-O", "qcow2", raw.as_path(), image.as_path()]).ok();
+    repo.backup(&image, "disk", &[]);
+    let output = lab.path("restored.raw");
+    repo.restore("disk", &output, &[]).ok();
+    assert_same(&raw, &output, "an archive of five parts");
+    repo.verify();
+    repo.assert_no_leftovers();
+}
+
+/// What is no repository is told, as for a folder.
+#[test]
+fn where_no_repository_is_nothing_is_made() {
+    let address = address(endpoint(), &fresh_place());
+    let said = run(qdelta(args!["--repo", address.as_path(), "points"])).fails_with(6);
+    assert!(said.contains("not a repository") && said.contains("qdelta init"), "{said}");
+    let said = run(qdelta(args!["--repo", "s3://none-such/a?patience=1s", "points"]));
+    assert!(!said.status.success());
+    let mut other = storage(&address).stage(&Name::top().join("other")).unwrap();
+    other.write_all(b"something else").unwrap();
+    other.seal().unwrap();
+    other.publish(Publish::New).unwrap();
+    let said = run(qdelta(args!["init", address.as_path()])).fails_with(7);
+    assert!(said.contains("not empty"), "{said}");
+}

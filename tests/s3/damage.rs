@@ -1,0 +1,61 @@
+//! What comes back is what was written, or an error: whatever happens to answers on their way.
+
+use crate::harness::files::assert_same;
+use crate::harness::images::{filled, oracle};
+use crate::harness::proxy::{Fate, Proxy};
+use crate::harness::repo::Repo;
+use crate::harness::store::{address, endpoint, fresh_place};
+use crate::harness::{Lab, args};
+
+/// An answer that was cut is asked for again. One that somebody made shorter, and says so soundly, or that
+/// has another bit, is found by digests: no wrong byte is restored, and it is asked for again or named.
+#[test]
+fn no_wrong_byte_is_restored_whatever_happens_to_answers() {
+    let lab = Lab::new();
+    let (proxy, place) = (Proxy::new(endpoint()), fresh_place());
+    let straight = Repo::init(address(endpoint(), &place));
+    let image = filled(&lab, "disk.qcow2", "", 3 << 20, 1);
+    straight.backup(&image, "vm/disk", &[]);
+    let expected = lab.path("expected.raw");
+    oracle(args!["-f", "qcow2", image.as_path()], &expected);
+    let repo = Repo::at(address(&proxy.endpoint, &place));
+    let output = lab.path("restored.raw");
+    for fate in [Fate::Cut, Fate::Lost, Fate::Throttle, Fate::Shortened, Fate::Flipped] {
+        let mut at = 0;
+        loop {
+            proxy.judge(move |number, seen| match number == at && seen.method == "GET" {
+                true => fate,
+                false => Fate::Pass,
+            });
+            let outcome = repo.restore("vm/disk", &output, &["--force"]).sane();
+            match outcome.code() {
+                Some(0) => assert_same(&expected, &output, &format!("{fate:?} at {at}")),
+                _ => {
+                    let is_damage = matches!(fate, Fate::Shortened | Fate::Flipped);
+                    assert!(is_damage, "{fate:?} at {at}:\n{}", outcome.report());
+                }
+            }
+            if proxy.seen().len() <= at {
+                break;
+            }
+            at += 1;
+        }
+        assert!(at > 3, "{at} requests");
+    }
+    proxy.pass();
+    repo.verify();
+}
+
+/// A store that is slow, and answers many things at once.
+#[test]
+fn a_store_that_takes_its_time_is_waited_for() {
+    let lab = Lab::new();
+    let proxy = Proxy::new(endpoint());
+    proxy.judge(|_, _| Fate::Slow(50));
+    let repo = Repo::init(address(&proxy.endpoint, &fresh_place()));
+    let image = filled(&lab, "disk.qcow2", "", 3 << 20, 1);
+    repo.backup(&image, "vm/disk", &[]);
+    let expected = lab.path("expected.raw");
+    oracle(args!["-f", "qcow2", image.as_path()], &expected);
+    repo.assert_restores_raw(&lab, "vm/disk", &expected);
+}

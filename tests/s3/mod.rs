@@ -1,0 +1,5 @@
+//! Repositories in an object store: a real one, with a proxy in front that does what networks do.
+
+mod cycle;
+mod damage;
+mod kills;
