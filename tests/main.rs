@@ -31,6 +31,7 @@ mod matrix;
 mod merge_faults;
 mod merges;
 mod mounts;
+mod nights;
 mod opened;
 mod output;
 mod pages;
