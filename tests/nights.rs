@@ -142,7 +142,7 @@ impl Night {
             (format!("{} {}", word("code"), word("subject")), word("text"))
         };
         let findings: Vec<_> = report["findings"].as_array().unwrap().iter().map(of).collect();
-        let status = if findings.is_empty() { 0 } else { 16 };
+        let status = if findings.is_empty() { 0 } else { 17 };
         assert_eq!(outcome.code(), Some(status), "{}", outcome.report());
         findings
     }
@@ -238,7 +238,11 @@ fn a_fortnight_in_which_nothing_is_silent() {
     assert_eq!(ends(&first, "production backup -"), ["seen"]);
     night.assert_open(
         "2026-10-18 10:01:00",
-        &[("no-point db", "still to come"), ("no-point mail", "still to come"), ("no-point web", "still")],
+        &[
+            ("no-point db", "still to come"),
+            ("no-point mail", "still to come"),
+            ("no-point web", "still"),
+        ],
     );
 
     // A night as it should be, and the timer's next start finds nothing to do.
@@ -252,14 +256,23 @@ fn a_fortnight_in_which_nothing_is_silent() {
     night.define("play", 9, &["vda"]);
     night.assert_open(
         "2026-10-19 20:00:00",
-        &[("left-out web", "disk vdb not in its newest point"), ("not-covered play", "no job covers it")],
+        &[
+            ("left-out web", "disk vdb not in its newest point"),
+            ("not-covered play", "no job covers it"),
+        ],
     );
     let records = night.run("2026-10-20 00:35:00");
-    assert_eq!([ends(&records, WEB), ends(&records, MAIL), ends(&records, DB)], [["done"], ["done"], ["gone"]]);
+    assert_eq!(
+        [ends(&records, WEB), ends(&records, MAIL), ends(&records, DB)],
+        [["done"], ["done"], ["gone"]]
+    );
     assert!(night.history("production", "web").last().unwrap().contains("whole: web/vdb"));
     night.assert_open(
         "2026-10-20 08:00:00",
-        &[("gone db", "does not have this guest any more"), ("not-covered play", "no job covers it")],
+        &[
+            ("gone db", "does not have this guest any more"),
+            ("not-covered play", "no job covers it"),
+        ],
     );
     // Once is enough for the history.
     let records = night.run("2026-10-21 00:35:00");
@@ -273,18 +286,29 @@ fn a_fortnight_in_which_nothing_is_silent() {
     assert_eq!(ends(&records, "production backup -"), ["failed"]);
     assert_eq!(ends(&records, MAIL), ["done"]);
     let open = night.findings("2026-10-22 08:00:00");
-    let has = |name: &str, words: &str| open.iter().any(|(it, text)| it == name && text.contains(words));
-    assert!(has("repository main", "no such folder") && has("failed production", "no such folder"), "{open:?}");
+    let has =
+        |name: &str, words: &str| open.iter().any(|(it, text)| it == name && text.contains(words));
+    assert!(
+        has("repository main", "no such folder") && has("failed production", "no such folder"),
+        "{open:?}"
+    );
     fs::rename(night.lab.path("away"), night.main()).unwrap();
 
     // The disk of the other one is full.
     let filler = night.small.dir.join("filler");
     let _ = fs::write(&filler, vec![1; 16 << 20]);
-    let noise: Vec<String> = (0..24).map(|at| format!("write -q -P {} {}k 64k", 11 + at, at * 128)).collect();
+    let noise: Vec<String> =
+        (0..24).map(|at| format!("write -q -P {} {}k 64k", 11 + at, at * 128)).collect();
     guest_io(&night.image("mail", "vda"), "qcow2", &noise);
     let records = night.run("2026-10-23 00:35:00");
-    assert_eq!((ends(&records, MAIL), ends(&records, WEB)), (vec!["failed".to_owned()], vec!["done".to_owned()]));
-    night.assert_open("2026-10-23 08:00:00", &[("rpo mail", "its RPO is 26h"), ("failed mail", "space")]);
+    assert_eq!(
+        (ends(&records, MAIL), ends(&records, WEB)),
+        (vec!["failed".to_owned()], vec!["done".to_owned()])
+    );
+    night.assert_open(
+        "2026-10-23 08:00:00",
+        &[("rpo mail", "its RPO is 26h"), ("failed mail", "space")],
+    );
     fs::remove_file(filler).unwrap();
     assert_quiet(&night.run("2026-10-24 00:35:00"));
     night.assert_open("2026-10-24 08:00:00", &[]);
@@ -309,16 +333,25 @@ fn a_fortnight_in_which_nothing_is_silent() {
     assert_eq!(ends(&records, "production backup -"), ["not-tried"]);
     assert_eq!(ends(&records, MAIL), ["done"]);
     let open = night.findings("2026-10-28 08:00:00");
-    assert!(open.iter().any(|(name, text)| name == "failed production" && text.contains("no mount")), "{open:?}");
+    assert!(
+        open.iter().any(|(name, text)| name == "failed production" && text.contains("no mount")),
+        "{open:?}"
+    );
     night.configure("", "");
 
     // The image of a guest is missing.
     let (image, away) = (night.image("db", "vda"), night.lab.path("away"));
     fs::rename(&image, &away).unwrap();
     let records = night.run("2026-10-29 01:35:00");
-    assert_eq!((ends(&records, DB), ends(&records, WEB)), (vec!["failed".to_owned()], vec!["done".to_owned()]));
+    assert_eq!(
+        (ends(&records, DB), ends(&records, WEB)),
+        (vec!["failed".to_owned()], vec!["done".to_owned()])
+    );
     let open = night.findings("2026-10-29 08:00:00");
-    assert!(open.iter().any(|(name, text)| name == "failed db" && text.contains("No such file")), "{open:?}");
+    assert!(
+        open.iter().any(|(name, text)| name == "failed db" && text.contains("No such file")),
+        "{open:?}"
+    );
     fs::rename(&away, &image).unwrap();
     assert_quiet(&night.run("2026-10-30 01:35:00"));
 
@@ -347,10 +380,20 @@ fn a_fortnight_in_which_nothing_is_silent() {
     // The clock stands a year ahead, and is put right: no night waits for it.
     night.run("2027-11-01 01:35:00");
     let records = night.run("2026-11-01 01:35:00");
-    assert_eq!([ends(&records, WEB), ends(&records, MAIL)], [["warned"], ["warned"]], "{records:#?}");
+    assert_eq!(
+        [ends(&records, WEB), ends(&records, MAIL)],
+        [["warned"], ["warned"]],
+        "{records:#?}"
+    );
     let open = night.findings("2026-11-01 08:00:00");
-    assert!(open.iter().any(|(name, text)| name == "clock clock" && text.contains("ahead")), "{open:?}");
-    assert!(open.iter().any(|(name, text)| name == "warned web" && text.contains("clock")), "{open:?}");
+    assert!(
+        open.iter().any(|(name, text)| name == "clock clock" && text.contains("ahead")),
+        "{open:?}"
+    );
+    assert!(
+        open.iter().any(|(name, text)| name == "warned web" && text.contains("clock")),
+        "{open:?}"
+    );
 }
 
 /// On the day on which half past two does not come, systemd's timers would have made no backup.
@@ -393,10 +436,16 @@ fn a_run_that_does_not_come_to_its_end_is_told_and_made_up_for() {
     assert_eq!(ends(&records(&outcome), "production backup -"), ["interrupted"]);
     assert_eq!(ends(&records(&outcome), "office backup -"), ["done"], "jobs go by their names");
     let open = night.findings("2026-11-03 01:40:00");
-    assert!(open.iter().any(|(name, text)| name == "failed production" && text.contains("stopped")), "{open:?}");
+    assert!(
+        open.iter().any(|(name, text)| name == "failed production" && text.contains("stopped")),
+        "{open:?}"
+    );
     night.configure("", "");
     let records_after = night.run("2026-11-03 01:45:00");
-    assert_eq!((ends(&records_after, WEB), ends(&records_after, MAIL)), (vec!["done".to_owned()], vec![]));
+    assert_eq!(
+        (ends(&records_after, WEB), ends(&records_after, MAIL)),
+        (vec!["done".to_owned()], vec![])
+    );
 
     // SIGKILL: the next run says so.
     let (mut first, _) = night.start_waiting("2026-11-04 01:35:00");
@@ -404,7 +453,10 @@ fn a_run_that_does_not_come_to_its_end_is_told_and_made_up_for() {
     first.wait().unwrap();
     night.configure("", "");
     let open = night.findings("2026-11-04 01:40:00");
-    assert!(open.iter().any(|(name, text)| name == "cut run" && text.contains("never ended")), "{open:?}");
+    assert!(
+        open.iter().any(|(name, text)| name == "cut run" && text.contains("never ended")),
+        "{open:?}"
+    );
     let after = night.run("2026-11-04 01:45:00");
     assert_eq!(ends(&after, "- run -"), ["cut", "begun", "done"]);
     assert_eq!(ends(&after, WEB), ["done"]);

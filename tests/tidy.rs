@@ -113,6 +113,17 @@ fn the_kernel_is_spoken_to_in_one_place() {
     );
 }
 
+#[test]
+fn cryptography_is_in_few_places() {
+    only_in(
+        &["src", "formats"],
+        &["src/vault/age/", "src/flows/serve/tls.rs", "src/vault/repository/storage/s3/"],
+        &["openssl::"],
+        "files of age are opened and written in one room, clients of disks are met in one module, and \
+         requests to object stores are signed in one folder",
+    );
+}
+
 /// The rooms of the library, layer by layer. Each knows only those above it in this list.
 const ROOMS: &[&str] = &[
     "base/error",
@@ -129,12 +140,14 @@ const ROOMS: &[&str] = &[
     "base/observer",
     "disk/sys",
     "disk/io",
+    "disk/nbd",
     "disk/files",
     "disk/flow",
     "disk/image",
     "disk/edit",
     "disk/create",
     "disk/reflink",
+    "vault/age",
     "vault/codec",
     "vault/archive",
     "vault/frames",
@@ -448,8 +461,10 @@ fn qdelta_starts_no_other_program() {
     only_in(
         &["src", "formats"],
         // Its own watchdog, virsh for two verbs, fusermount3 for users who mount, and for drills the
-        // system's checkers and what the admin names; of an AWS profile, the command that tells credentials.
+        // system's checkers and what the admin names; of an AWS profile, the command that tells credentials;
+        // and the command that gives a key.
         &[
+            "src/cli/keys.rs",
             "src/vault/repository/storage/s3/credentials.rs",
             "src/flows/drill/boot.rs",
             "src/flows/drill/tools.rs",

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from xml.sax.saxutils import quoteattr as escaped
 
 from .libvirt import virsh
 from .run import PATIENCE_SECONDS, Failure, run, wait_for
@@ -45,7 +46,7 @@ PORTS = """    <serial type='file'><source path='{folder}/console' append='on'/>
 """
 DISK = """    <disk type='file' device='disk'>
       <driver name='qemu' type='{disk.format}' cache='{disk.cache}' discard='unmap'/>
-      <source file='{disk.path}'/><target dev='{target}' bus='virtio'/>
+      <source file={path}/><target dev='{target}' bus='virtio'/>
     </disk>"""
 TARGETS = ["vda", "vdb", "vdc"]
 UEFI = """    <loader readonly='yes' type='pflash'>{firmware}/OVMF_CODE_4M.fd</loader>
@@ -96,7 +97,7 @@ class Guest:
             emulator=emulator or shutil.which("qemu-system-x86_64"),
             machine="q35" if uefi else "pc", firmware=firmware if uefi else "",
             cmdline="rig.idle" if idle else "",
-            disks="\n".join(DISK.format(disk=disk, target=target)
+            disks="\n".join(DISK.format(disk=disk, path=escaped(disk.path), target=target)
                             for disk, target in zip(disks, TARGETS)))
         self._control = None
         self._orders = 0

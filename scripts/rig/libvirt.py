@@ -28,9 +28,21 @@ class Libvirt:
             with open(f"/etc/libvirt/{name}", "w", encoding="utf-8") as file:
                 file.write(text)
         self._log = open(f"{folder}/libvirtd.log", "w", encoding="utf-8")
+        self._daemon = None
+        self.start()
+
+    def start(self):
+        """Starts it, where it does not run."""
+        if self._daemon and self._daemon.poll() is None:
+            return
         self._daemon = subprocess.Popen(["libvirtd"], stdin=subprocess.DEVNULL,
                                         stdout=self._log, stderr=self._log)
         wait_for("libvirtd", self._answers, PATIENCE_SECONDS)
+
+    def kill(self):
+        """Ends it as the kernel does when memory runs out. The guests run on."""
+        self._daemon.kill()
+        self._daemon.wait(PATIENCE_SECONDS)
 
     def _answers(self):
         if self._daemon.poll() is not None:

@@ -41,6 +41,8 @@ pub enum ErrorKind {
     Guest,
     /// A guest may be frozen, and could not be thawed.
     Alarm,
+    /// The repository is encrypted, and the key that is needed was not given.
+    Key,
     /// The system refused or failed an operation.
     Io,
 }
@@ -65,11 +67,17 @@ impl Error {
     /// kind follows from the cause (no space, not found, everything else).
     pub fn io(operation: impl fmt::Display, path: &Path, source: std::io::Error) -> Self {
         use std::io::ErrorKind as K;
+        // A failure of ours that came through a trait of the system's is still the same.
+        if let Some(own) = source.get_ref().and_then(|it| it.downcast_ref::<Self>()) {
+            return own.clone().within(format!("cannot {operation} {}", path.display()));
+        }
         let kind = match source.kind() {
             K::NotFound => ErrorKind::NotFound,
             K::AlreadyExists => ErrorKind::Exists,
             K::StorageFull | K::QuotaExceeded | K::FileTooLarge => ErrorKind::NoSpace,
             K::BrokenPipe => ErrorKind::Closed,
+            // Bytes that came, and are not those that were written.
+            K::InvalidData => ErrorKind::Damaged,
             _ => ErrorKind::Io,
         };
         let advice = match source.raw_os_error().map(Errno::from_raw_os_error) {

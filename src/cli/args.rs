@@ -3,14 +3,18 @@
 //! Arguments are read in two stages. Here every word gets its type; what words mean together,
 //! `combination.rs` checks; with what is on disk, the commands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use qdelta::Result;
+use qdelta::base::cancel::Cancel;
 use qdelta::base::period::Period;
 use qdelta::disk::flow::pipeline::Resources;
 use qdelta::disk::image::{self, OpenOptions};
 use qdelta::disk::io::{self, Backend};
-use qdelta::flows::backup::{LEVEL_DEFAULT, SAMPLE_DEFAULT};
+use qdelta::disk::nbd::Export;
+use qdelta::flows::backup::LEVEL_DEFAULT;
 use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
@@ -18,8 +22,10 @@ use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
 use super::job_args::{Config, History, Run, Status};
+use super::key_args::Init;
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
+use super::tracking_args::Tracking;
 use super::{examples, values};
 
 /// The ways to call `backup`: clap would show one alone, and nothing of guests.
@@ -74,6 +80,16 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub state: Option<PathBuf>,
 
+    /// The file with the key of an encrypted repository: an identity of age, the key of a host, or a
+    /// passphrase [default: $QDELTA_KEY_FILE, or qdelta.key of systemd's credentials]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub key_file: Option<PathBuf>,
+
+    /// The command of the shell that writes that key to its standard output
+    /// [default: $QDELTA_KEY_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub key_command: Option<String>,
+
     /// Write the result as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -125,31 +141,10 @@ pub enum Command {
     Watchdog,
 }
 
-/// Make a repository.
-///
-/// DIR must be empty or not exist yet. A backup refuses a folder that qdelta init has not prepared,
-/// so it never fills the disk below a mount point when the backup disk isn't mounted.
-#[derive(Debug, Args)]
-#[command(after_help = examples::of("init"), after_long_help = examples::long(Some("init")))]
-pub struct Init {
-    /// The folder, or s3://BUCKET/PREFIX [default: the one that --repo or QDELTA_REPO names]
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub dir: Option<PathBuf>,
-
-    /// Write a lost or damaged qdelta.toml anew, with the repository's id from its points and the
-    /// settings that can still be read; change nothing else
-    #[arg(long)]
-    pub repair: bool,
-
-    /// The time zone whose days, weeks, months and years qdelta prune counts, by IANA's name
-    /// [default: this machine's]
-    #[arg(long, value_name = "ZONE", conflicts_with = "repair")]
-    pub time_zone: Option<String>,
-}
-
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.
 ///
-/// The image is read with its backing files; no running guest may use it. --domain backs up a
+/// The image is read with its backing files; no running guest may use it. A URI names the disk behind
+/// an NBD server in place of an image. --domain backs up a
 /// libvirt guest, running or not, with all its disks as they were at one moment. A running guest is
 /// frozen for the milliseconds that it takes to clone its images. Blocks that did not change since
 /// the point before are not stored again. A backup that fails or is stopped leaves the repository
@@ -157,7 +152,8 @@ pub struct Init {
 #[derive(Debug, Args)]
 #[command(override_usage = BACKUP_USAGE, after_help = examples::of("backup"), after_long_help = examples::long(Some("backup")))]
 pub struct Backup {
-    /// The image: a qcow2 or raw file, or a block device
+    /// The image: a qcow2 or raw file, or a block device; or an NBD export, as nbd://HOST:PORT/EXPORT
+    /// or nbd+unix:///EXPORT?socket=PATH
     #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domains", "all"])]
     pub image: Option<PathBuf>,
 
@@ -209,60 +205,6 @@ pub struct Backup {
     pub work: Work,
 }
 
-/// How to find what has changed.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Finding what has changed")]
-pub struct Tracking {
-    /// How to find the changed blocks; the backup fails if the named tracker can't be proved valid
-    #[arg(long, value_enum, default_value_t)]
-    pub track: Track,
-
-    /// Which anchor to leave, so that the next backup need not read everything
-    #[arg(long, value_enum, default_value_t)]
-    pub anchor: Anchor,
-
-    /// How many random blocks to read of those that the tracker calls unchanged, to check the
-    /// tracker; 0 for none. The default finds a miss of one in a thousand with a probability of
-    /// 99 %
-    #[arg(long, value_name = "N", default_value_t = SAMPLE_DEFAULT)]
-    pub sample: u64,
-}
-
-/// How the changed blocks are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Track {
-    /// The best of these that can be proved valid
-    #[default]
-    Auto,
-    /// QEMU's persistent bitmap, left by --anchor bitmap
-    Bitmap,
-    /// An internal snapshot, left by --anchor snapshot
-    Snapshot,
-    /// Clusters allocated in overlays above the image of the point before
-    Overlay,
-    /// A clone of the image's file, left by --anchor reflink
-    Reflink,
-    /// Read everything
-    Scan,
-}
-
-/// What to leave behind for the next backup to compare with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Anchor {
-    /// What the point before left; nothing the first time
-    #[default]
-    Auto,
-    /// Nothing
-    None,
-    /// A persistent bitmap in the qcow2 image, in which QEMU records what it writes
-    Bitmap,
-    /// An internal snapshot of the qcow2 image; it keeps overwritten data until the next backup
-    Snapshot,
-    /// A clone of the image's file, beside it (XFS, Btrfs); it keeps overwritten data until the
-    /// next backup
-    Reflink,
-}
-
 /// How to open an image.
 #[derive(Debug, Args)]
 pub struct ImageArgs {
@@ -284,6 +226,13 @@ impl ImageArgs {
             image_roots: self.image_roots.clone(),
             ..OpenOptions::default()
         }
+    }
+
+    /// How the library is to open what `path` names, which may be the URI of an export.
+    pub fn options_for(&self, path: &Path, cancel: &Cancel) -> Result<OpenOptions> {
+        let uri = path.to_str().filter(|_| values::is_uri(path));
+        let export = uri.map(|uri| Export::new(uri, cancel)).transpose()?;
+        Ok(OpenOptions { export: export.map(Arc::new), ..self.options() })
     }
 }
 
@@ -533,7 +482,7 @@ pub struct Anchors {
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("info"), after_long_help = examples::long(Some("info")))]
 pub struct Info {
-    /// An image or an archive
+    /// An image, an archive, or an NBD export (its URI)
     #[arg(value_hint = ValueHint::FilePath)]
     pub path: PathBuf,
 
@@ -549,7 +498,7 @@ pub struct Info {
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("map"), after_long_help = examples::long(Some("map")))]
 pub struct Map {
-    /// The image: a qcow2 or raw file, or a block device
+    /// The image: a qcow2 or raw file, or a block device; or an NBD export (its URI)
     #[arg(value_hint = ValueHint::FilePath)]
     pub image: PathBuf,
 
@@ -571,7 +520,7 @@ pub struct Map {
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("bench"), after_long_help = examples::long(Some("bench")))]
 pub struct Bench {
-    /// The image: a qcow2 or raw file, or a block device
+    /// The image: a qcow2 or raw file, or a block device; or an NBD export (its URI)
     #[arg(value_hint = ValueHint::FilePath)]
     pub image: PathBuf,
 

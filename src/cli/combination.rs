@@ -6,9 +6,13 @@
 //! way stands here (of clap's there are only what is required, and two of which one must go), and `combination/tests.rs` goes through all pairs of options of every
 //! command.
 
+use std::path::PathBuf;
+
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use qdelta::{Error, ErrorKind, Result};
+
+use super::values::is_uri;
 
 /// What was typed of one command. What an environment variable says, and what is the default, was
 /// not typed: it must not get in anybody's way.
@@ -32,6 +36,21 @@ impl Typed<'_> {
     /// Whether guests are backed up.
     fn guests(&self) -> bool {
         self.has("domains") || self.has("all")
+    }
+
+    /// Whether what is read is an export of a server.
+    fn export(&self) -> bool {
+        // What has no such argument is asked for nothing.
+        let is_one = |id| {
+            self.has(id)
+                && self
+                    .matches
+                    .try_get_one::<PathBuf>(id)
+                    .ok()
+                    .flatten()
+                    .is_some_and(|it| is_uri(it))
+        };
+        is_one("image") || is_one("path")
     }
 
     /// Whether a guest is restored.
@@ -72,6 +91,20 @@ const SNAPSHOT: Rule = Rule {
     why: "is for qcow2 images: a raw one has no snapshots",
 };
 
+/// What a server gives out is the disk, and no file.
+const EXPORT: Rule = Rule {
+    options: &["snapshot", "image_roots"],
+    when: |typed| typed.export(),
+    why: "is for image files: what a server gives out is the disk itself",
+};
+
+/// The server opens images in their formats.
+const EXPORT_FORMAT: Rule = Rule {
+    options: &["format"],
+    when: |typed| typed.export() && typed.is("format", "qcow2"),
+    why: "qcow2 is for image files: have the server open the image (qemu-nbd --format qcow2)",
+};
+
 /// Not everything can be written from front to back.
 const QCOW2_STREAM: Rule = Rule {
     options: &["format"],
@@ -86,11 +119,7 @@ const QCOW2_STREAM: Rule = Rule {
 /// The rules of a command.
 fn rules(command: &str) -> &'static [Rule] {
     match command {
-        "init" => &[Rule {
-            options: &["repo"],
-            when: |typed| typed.has("dir"),
-            why: "names a second folder: give the new repository's as DIR or by --repo",
-        }],
+        "init" => INIT,
         "backup" => BACKUP,
         "files ls" => &[Rule {
             options: &["volume", "recursive"],
@@ -137,8 +166,8 @@ fn rules(command: &str) -> &'static [Rule] {
                 why: "is for a network (--listen): a socket of this machine has its owner and its mode",
             },
         ],
-        "map" => &[NAMES, SNAPSHOT],
-        "info" | "bench" => &[NAMES],
+        "map" => &[NAMES, SNAPSHOT, EXPORT, EXPORT_FORMAT],
+        "info" | "bench" => &[NAMES, EXPORT, EXPORT_FORMAT],
         "completions" => &[Rule {
             options: &["json"],
             when: |_| true,
@@ -147,6 +176,42 @@ fn rules(command: &str) -> &'static [Rule] {
         _ => &[],
     }
 }
+
+/// What is typed of the key, of every command.
+const KEY: Rule = Rule {
+    options: &["key_command"],
+    when: |typed| typed.has("key_file"),
+    why: "gives the key, and --key-file does, too: leave one of them out",
+};
+
+const INIT: &[Rule] = &[
+    Rule {
+        options: &["repo"],
+        when: |typed| typed.has("dir"),
+        why: "names a second folder: give the new repository's as DIR or by --repo",
+    },
+    Rule {
+        options: &["recipients", "passphrase_file", "recovery"],
+        when: |typed| !typed.has("encrypt"),
+        why: "is for an encrypted repository: say --encrypt",
+    },
+    Rule {
+        options: &["encrypt"],
+        when: |typed| typed.has("repair"),
+        why: "is for a new repository: --repair finds out whether one was encrypted",
+    },
+    Rule {
+        options: &["encrypt"],
+        when: |typed| !typed.has("recovery"),
+        why: "needs --recovery FILE: without a key nobody can read anything, so one is left outside",
+    },
+    Rule {
+        options: &["encrypt"],
+        when: |typed| !typed.has("recipients") && !typed.has("passphrase_file"),
+        why: "needs --recipient AGE1… or --passphrase-file FILE: the key is left in the repository for \
+              nobody else",
+    },
+];
 
 const DRILL: &[Rule] = &[
     Rule {
@@ -267,8 +332,39 @@ const BACKUP: &[Rule] = &[
         when: |typed| typed.has("snapshot") && !typed.is("sample", "0"),
         why: "has no effect with --snapshot: all of a snapshot is read",
     },
+    Rule {
+        options: &["as_file"],
+        when: |typed| typed.export(),
+        why: "is for image files: what a server gives out is the disk itself",
+    },
+    Rule {
+        options: &["track", "anchor"],
+        when: |typed| {
+            let of_files = ["bitmap", "snapshot", "overlay", "reflink"];
+            let is_of_files = |id: &str| of_files.iter().any(|it| typed.is(id, it));
+            typed.export() && (is_of_files("track") || is_of_files("anchor"))
+        },
+        why: "of this kind is for image files: of an export there is only live-bitmap",
+    },
+    Rule {
+        options: &["direct"],
+        when: |typed| typed.export() && !typed.is("direct", "auto"),
+        why: "has no effect on what a server gives out",
+    },
+    Rule {
+        options: &["live_bitmap"],
+        when: |typed| !typed.export(),
+        why: "is for the export of an NBD server (nbd://…): --anchor bitmap is for image files",
+    },
+    Rule {
+        options: &["track"],
+        when: |typed| typed.is("track", "live-bitmap") && !typed.export() && !typed.guests(),
+        why: "live-bitmap is for the export of an NBD server (nbd://…)",
+    },
     NAMES,
     SNAPSHOT,
+    EXPORT,
+    EXPORT_FORMAT,
 ];
 
 const RESTORE: &[Rule] = &[
@@ -373,7 +469,8 @@ pub fn check(program: &clap::Command, matches: &ArgMatches) -> Result<()> {
     };
     let name = name.as_str();
     let typed = Typed { matches };
-    for rule in rules(name).iter().filter(|rule| (rule.when)(&typed)) {
+    let all = rules(name).iter().chain(std::iter::once(&KEY));
+    for rule in all.filter(|rule| (rule.when)(&typed)) {
         let Some(id) = rule.options.iter().find(|id| typed.has(id)) else { continue };
         let text = format!("{} {}", shown(program, name, id), rule.why);
         return Err(Error::new(ErrorKind::Usage, text)

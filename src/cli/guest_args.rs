@@ -43,7 +43,7 @@ pub struct Guests {
 
     /// Let this program make the moment, where the images can't be cloned (ext4, LVM, ZFS, a SAN)
     ///
-    /// qdelta calls CMD check, recover, snapshot and release, with JSON on standard input and output; or, of
+    /// qdelta calls CMD check, recover, prepare, snapshot and release, with JSON on standard input and output; or, of
     /// programs that know no better, CMD create FILE and CMD release FILE PATH. See
     /// docs/snapshot-commands.md.
     #[arg(long, value_name = "CMD", value_hint = ValueHint::ExecutablePath)]

@@ -39,14 +39,14 @@ pub struct Run {
 /// For each guest: its newest good point against its RPO, when a point was proved last, the last drill
 /// and its RTO. For each repository: the room, and how long it will last. Then everything that somebody
 /// should do something about: what failed and did not succeed since, what is overdue or never ran,
-/// guests that no job covers, disks that are in no point, guests that may be frozen. Status 16 says
+/// guests that no job covers, disks that are in no point, guests that may be frozen. Status 17 says
 /// that something is open.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("status"), after_long_help = examples::long(Some("status")))]
 pub struct Status {
     /// One line for Nagios, Icinga or Checkmk, with their statuses: 0 OK, 1 WARNING, 2 CRITICAL, 3
     /// UNKNOWN
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
     pub nagios: bool,
 
     /// Look again every few seconds, until Ctrl-C

@@ -9,6 +9,8 @@ mod export_args;
 mod files_args;
 mod guest_args;
 mod job_args;
+mod key_args;
+mod keys;
 mod near;
 mod out;
 mod point_args;
@@ -19,6 +21,7 @@ mod signals;
 mod state;
 mod status;
 mod text;
+mod tracking_args;
 mod tree;
 mod values;
 
@@ -28,6 +31,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use qdelta::vault::repository::Repository;
+use qdelta::vault::repository::storage::KeyText;
 use qdelta::{Error, ErrorKind, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -89,12 +93,13 @@ impl Context {
             Error::new(ErrorKind::Usage, "no repository was named")
                 .advise("say --repo DIR, or set QDELTA_REPO")
         })?;
-        Self::open(dir, state::folder(self.global.state.as_deref()).as_deref())
+        let key = keys::given(&self.global)?;
+        Self::open(dir, key.as_ref(), state::folder(self.global.state.as_deref()).as_deref())
     }
 
     /// The repository at a place, for a host that keeps its own state in this folder.
-    fn open(place: &Path, state: Option<&Path>) -> Result<Repository> {
-        let repository = Repository::open(place)?;
+    fn open(place: &Path, key: Option<&KeyText>, state: Option<&Path>) -> Result<Repository> {
+        let repository = Repository::open_with(place, key)?;
         Ok(match state {
             Some(folder) => repository.with_state(folder),
             None => repository,

@@ -29,8 +29,11 @@ pub const DRILL_FAILED: u8 = 14;
 /// A drill could not be tried as far as was asked: nothing is known of the rest.
 pub const NOT_TRIED: u8 = 15;
 
+/// A key is needed that was not given.
+pub const NO_KEY: u8 = 16;
+
 /// Something is open that somebody should do something about.
-pub const OPEN: u8 = 16;
+pub const OPEN: u8 = 17;
 
 /// Every status and what it says.
 pub const TABLE: &[(u8, &str)] = &[
@@ -53,6 +56,7 @@ pub const TABLE: &[(u8, &str)] = &[
     (NOT_RELEASED, "the points are good, but a snapshot command failed to release what it made"),
     (DRILL_FAILED, "a drill failed: a guest does not come back, or misses its target"),
     (NOT_TRIED, "a drill could not be tried as far as was asked: nothing is known of the rest"),
+    (NO_KEY, "the repository is encrypted, and the key that is needed was not given"),
     (OPEN, "status: something is not all right; it was listed"),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
@@ -69,6 +73,7 @@ pub fn of(kind: ErrorKind) -> u8 {
         ErrorKind::NoSpace => 8,
         ErrorKind::Guest => 10,
         ErrorKind::Alarm => ALARM,
+        ErrorKind::Key => NO_KEY,
         ErrorKind::Interrupted => 130,
         // Also every kind that the library may learn later.
         _ => 1,
@@ -107,6 +112,7 @@ mod tests {
             ErrorKind::NoSpace,
             ErrorKind::Guest,
             ErrorKind::Alarm,
+            ErrorKind::Key,
             ErrorKind::Interrupted,
             ErrorKind::Io,
         ];

@@ -1,11 +1,13 @@
 //! Words of the command line that are values of our own.
 
+use std::path::Path;
 use std::str::FromStr;
 
 use qdelta::base::period::Period;
 use qdelta::base::size;
 use qdelta::flows::verify::Budget;
 use qdelta::formats::archive::Geometry;
+use qdelta::formats::nbd::Uri;
 pub use qdelta::vault::repository::DiskAt;
 use qdelta::vault::repository::{Count, DiskSpec, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
@@ -61,6 +63,11 @@ pub fn disk_at(text: &str) -> Result<DiskAt, String> {
 /// A disk or a guest, and a range of its points.
 pub fn points_of(text: &str) -> Result<PointsOf, String> {
     text.parse().map_err(|error| refusal(&error))
+}
+
+/// Whether what was typed names the export of a server, and no file.
+pub fn is_uri(path: &Path) -> bool {
+    path.to_str().is_some_and(Uri::is_meant)
 }
 
 /// A disk that is to be made.

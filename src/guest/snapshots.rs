@@ -16,8 +16,8 @@ use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::guest::program::{self, End, Failure, Said};
 
-/// How long `check` may take.
-const CHECK_MAX: Duration = Duration::from_secs(60);
+/// How long `check` and `prepare` may take.
+pub(crate) const CHECK_MAX: Duration = Duration::from_secs(60);
 /// How long `recover` and `release` may take: what a guest has written meanwhile is copied in them.
 const MEND_MAX: Duration = Duration::from_secs(2 * 3600);
 /// How long `release` may take in the first version.
@@ -33,6 +33,8 @@ pub(crate) enum Verb {
     Check,
     /// Mend what a run has left that was cut off.
     Recover,
+    /// Do what need not be done while the guest stands still.
+    Prepare,
     /// Make the moment.
     Snapshot,
     /// Take away what was made.
@@ -296,6 +298,7 @@ impl Verb {
         match self {
             Self::Check => "check",
             Self::Recover => "recover",
+            Self::Prepare => "prepare",
             Self::Snapshot => "snapshot",
             Self::Release => "release",
         }

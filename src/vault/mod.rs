@@ -1,5 +1,6 @@
 //! Recovery points, kept safe: archives, chains of them, and the repository.
 
+pub mod age;
 pub mod archive;
 pub mod chain;
 pub mod codec;

@@ -226,7 +226,7 @@ fn the_proof_of_an_image_is_a_phase_of_its_own() {
             level: 1,
             block_size: None,
             track: None,
-            anchor,
+            anchor: anchor.clone(),
             sample: 0,
             resources: Resources::default(),
             safety: false,

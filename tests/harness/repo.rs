@@ -17,19 +17,48 @@ use super::{Lab, Outcome, args, qdelta, run, state};
 pub struct Repo {
     pub path: PathBuf,
     io: &'static str,
+    /// The file with the key of an encrypted one.
+    pub key: Option<PathBuf>,
 }
 
 impl Repo {
-    /// A new repository at `path`.
+    /// A new repository at `path`: an encrypted one if `QDELTA_TEST_ENCRYPTED` is set.
     #[track_caller]
     pub fn init(path: PathBuf) -> Self {
+        if std::env::var_os("QDELTA_TEST_ENCRYPTED").is_some() {
+            return Self::encrypted(path);
+        }
         run(qdelta(args!["init", path.as_path()])).ok();
+        Self::at(path)
+    }
+
+    /// A new repository at `path`, in which everything is encrypted.
+    #[track_caller]
+    pub fn encrypted(path: PathBuf) -> Self {
+        let key = path.with_extension("key");
+        let passphrase = path.with_extension("passphrase");
+        std::fs::write(&passphrase, "a passphrase\n").unwrap();
+        let options = args!["--recovery", key.as_path(), "--passphrase-file", passphrase.as_path()];
+        let mut words = args!["init", path.as_path(), "--encrypt"];
+        words.extend(options);
+        run(qdelta(words)).ok();
         Self::at(path)
     }
 
     /// A repository that is there already.
     pub fn at(path: PathBuf) -> Self {
-        Self { path, io: "auto" }
+        let key = Some(path.with_extension("key")).filter(|key| key.exists());
+        Self { path, io: "auto", key }
+    }
+
+    /// The same repository, for somebody without a key.
+    pub fn without_key(&self) -> Self {
+        Self { key: None, ..self.clone() }
+    }
+
+    /// The same repository, for somebody with another key.
+    pub fn with_key(&self, key: &Path) -> Self {
+        Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
     /// The same repository, read and written without a ring unless a command says otherwise. Setting
@@ -57,6 +86,9 @@ impl Repo {
     /// The arguments of a command on this repository.
     pub fn args(&self, arguments: Vec<OsString>) -> Vec<OsString> {
         let mut all = args!["--repo", self.path.as_path()];
+        if let Some(key) = &self.key {
+            all.extend(args!["--key-file", key.as_path()]);
+        }
         all.extend(arguments);
         all
     }

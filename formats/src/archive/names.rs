@@ -80,6 +80,8 @@ named! {
         Overlay = 3, "overlay";
         /// Physical extents of two reflink clones compared.
         Reflink = 4, "reflink";
+        /// A dirty bitmap of QEMU's, as the server of an export tells it.
+        LiveBitmap = 5, "live-bitmap";
     }
 }
 
@@ -114,7 +116,7 @@ mod tests {
             assert_eq!(consistency.as_str().parse::<Consistency>().unwrap(), *consistency);
         }
         assert!(Kind::from_byte(3).is_err());
-        assert!(Tracker::from_byte(5).is_err());
+        assert!(Tracker::from_byte(6).is_err());
         assert!(Consistency::from_byte(3).is_err());
         assert!("Full".parse::<Kind>().is_err());
     }

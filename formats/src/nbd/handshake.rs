@@ -13,14 +13,16 @@ pub const OPTION_HEADER_LEN: usize = 16;
 /// The most bytes of an option's data that are looked at.
 pub const OPTION_LEN_MAX: u32 = 64 << 10;
 
-/// The one kind of metadata that is known: which ranges are zero.
+/// The one kind of metadata that is told: which ranges are zero.
 pub const ALLOCATION: &str = "base:allocation";
-/// The number by which it is called.
+/// With what QEMU's names for kinds of metadata begin that say which ranges a bitmap has as written to.
+pub const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
+/// The number by which [`ALLOCATION`] is called.
 pub const META_ALLOCATION: u32 = 1;
 
-const MAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
-const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
-const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub(super) const MAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
+pub(super) const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
+pub(super) const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
 /// Fixed newstyle, and no zeros behind the answer to `EXPORT_NAME` for who wants none.
 const HANDSHAKE_FLAGS: u16 = 1 | 2;
@@ -56,6 +58,11 @@ impl ClientFlags {
             return Err(FormatError::new(0, "client flags", Problem::Unsupported(text)));
         }
         Ok(Self { no_zeroes: flags & 2 != 0 })
+    }
+
+    /// The flags as bytes.
+    pub fn encode(self) -> [u8; CLIENT_FLAGS_LEN] {
+        (1 | if self.no_zeroes { 2_u32 } else { 0 }).to_be_bytes()
     }
 }
 
@@ -253,6 +260,8 @@ pub enum Info {
     Description(String),
     /// The sizes of requests in bytes: the least, the best, the largest.
     BlockSize(u32, u32, u32),
+    /// Something else, of this number.
+    Other(u16),
 }
 
 impl Info {
@@ -273,8 +282,8 @@ pub enum OptionReply {
     Server(String, String),
     /// Something about an export.
     Info(Info),
-    /// [`ALLOCATION`] is there, by this number.
-    Meta(u32),
+    /// This kind of metadata is there, by this number.
+    Meta(u32, String),
     /// The option is not known here.
     Unsupported,
     /// The option is known, and may not be used now.
@@ -287,6 +296,8 @@ pub enum OptionReply {
     Unknown(String),
     /// The option's data is too long.
     TooBig(String),
+    /// Refused for another reason, which has this number.
+    Refused(u32, String),
 }
 
 impl OptionReply {
@@ -300,13 +311,14 @@ impl OptionReply {
                 (2, [length_and(bounded(name, NAME_LEN_MAX).as_bytes()), words(what)].concat())
             }
             Self::Info(info) => (3, info.encode()),
-            Self::Meta(number) => (4, [&number.to_be_bytes()[..], ALLOCATION.as_bytes()].concat()),
+            Self::Meta(number, name) => (4, [&number.to_be_bytes()[..], &words(name)].concat()),
             Self::Unsupported => (ERROR | 1, Vec::new()),
             Self::Policy(text) => (ERROR | 2, words(text)),
             Self::Invalid(text) => (ERROR | 3, words(text)),
             Self::TlsRequired(text) => (ERROR | 5, words(text)),
             Self::Unknown(text) => (ERROR | 6, words(text)),
             Self::TooBig(text) => (ERROR | 9, words(text)),
+            Self::Refused(number, text) => (ERROR | number, words(text)),
         };
         let header =
             [option.number(), kind, data.len() as u32].into_iter().flat_map(u32::to_be_bytes);
@@ -330,6 +342,7 @@ impl Info {
                 let sizes = [least, best, most].into_iter().flat_map(|it| it.to_be_bytes());
                 Self::BLOCK_SIZE.to_be_bytes().into_iter().chain(sizes).collect()
             }
+            Self::Other(number) => number.to_be_bytes().to_vec(),
         }
     }
 }

@@ -1,22 +1,29 @@
-//! The network block device protocol (NBD) as a server speaks it: what clients send, from bytes to checked
-//! values, and what they are answered, from values to bytes.
+//! The network block device protocol (NBD), both halves: what clients send and what servers answer, from
+//! bytes to checked values and back.
 //!
 //! Fixed newstyle negotiation only. Numbers are big-endian. The names are those of the protocol's
 //! specification (`proto.md` of the NetworkBlockDevice project).
 
+mod answers;
 mod handshake;
 mod reply;
 mod request;
 mod uri;
 
-pub use handshake::{
-    ALLOCATION, CLIENT_FLAGS_LEN, Choice, ClientFlags, GREETING_LEN, Info, META_ALLOCATION,
-    MetaQuery, OPTION_HEADER_LEN, OPTION_LEN_MAX, OptionHeader, OptionKind, OptionReply,
-    export_answer, greeting,
+pub use answers::{
+    ANSWER_HEADER_LEN, AnswerHeader, CHUNK_HEADER_LEN, ChunkHead, Greeting, REPLY_MAGIC_LEN,
+    ReplyHead,
 };
-pub use reply::{Chunk, SIMPLE_REPLY_LEN, Status, simple_reply};
+pub use handshake::{
+    ALLOCATION, CLIENT_FLAGS_LEN, Choice, ClientFlags, DIRTY_BITMAP, GREETING_LEN, Info,
+    META_ALLOCATION, MetaQuery, OPTION_HEADER_LEN, OPTION_LEN_MAX, OptionHeader, OptionKind,
+    OptionReply, export_answer, greeting,
+};
+pub use reply::{
+    Chunk, SIMPLE_REPLY_LEN, STATE_DIRTY, STATE_HOLE, STATE_ZERO, Status, simple_reply,
+};
 pub use request::{Command, CommandFlags, REQUEST_LEN, Request};
-pub use uri::{tls_uri, unix_uri};
+pub use uri::{Place, Uri, tls_uri, unix_uri};
 
 /// The longest name of an export, in bytes.
 pub const NAME_LEN_MAX: usize = 4096;
@@ -31,6 +38,8 @@ pub struct ExportFlags(u16);
 impl ExportFlags {
     /// Of every export: the flags mean something, whole reads (`DF`) and prefetching are understood.
     pub const BASE: Self = Self(1 | 1 << 7 | 1 << 10);
+    /// None.
+    pub const NONE: Self = Self(0);
     /// Nothing can be written.
     pub const READ_ONLY: Self = Self(1 << 1);
     /// `FLUSH`, `FUA`, `TRIM` and `WRITE_ZEROES` are understood.

@@ -7,8 +7,15 @@ use super::{META_ALLOCATION, bounded};
 /// Length of a simple reply in bytes, without what was read.
 pub const SIMPLE_REPLY_LEN: usize = 16;
 
-const SIMPLE_MAGIC: u32 = 0x6744_6698;
-const CHUNK_MAGIC: u32 = 0x668e_33ef;
+pub(super) const SIMPLE_MAGIC: u32 = 0x6744_6698;
+pub(super) const CHUNK_MAGIC: u32 = 0x668e_33ef;
+
+/// The states of a range by `base:allocation`, one bit each: nothing is allocated for it.
+pub const STATE_HOLE: u32 = 1;
+/// It reads as zeros.
+pub const STATE_ZERO: u32 = 2;
+/// The state of a range by `qemu:dirty-bitmap:NAME`: it was written to.
+pub const STATE_DIRTY: u32 = 1;
 
 /// The longest text of an error, in bytes.
 const TEXT_LEN_MAX: usize = 1024;
@@ -22,6 +29,8 @@ pub enum Status {
     NotPermitted,
     /// The bytes can't be had, or can't be written.
     Io,
+    /// The server has no memory left.
+    NoMemory,
     /// The request makes no sense.
     Invalid,
     /// There is no room left.
@@ -30,6 +39,10 @@ pub enum Status {
     Overflow,
     /// The request is not known here.
     NotSupported,
+    /// The server is about to stop.
+    Shutdown,
+    /// Something else, of this number.
+    Other(u32),
 }
 
 impl Status {
@@ -38,11 +51,47 @@ impl Status {
             Self::Done => 0,
             Self::NotPermitted => 1,
             Self::Io => 5,
+            Self::NoMemory => 12,
             Self::Invalid => 22,
             Self::NoSpace => 28,
             Self::Overflow => 75,
             Self::NotSupported => 95,
+            Self::Shutdown => 108,
+            Self::Other(number) => number,
         }
+    }
+
+    /// The status of this number.
+    pub fn of(number: u32) -> Self {
+        match number {
+            0 => Self::Done,
+            1 => Self::NotPermitted,
+            5 => Self::Io,
+            12 => Self::NoMemory,
+            22 => Self::Invalid,
+            28 => Self::NoSpace,
+            75 => Self::Overflow,
+            95 => Self::NotSupported,
+            108 => Self::Shutdown,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Done => "done",
+            Self::NotPermitted => "not permitted",
+            Self::Io => "input/output error",
+            Self::NoMemory => "no memory left",
+            Self::Invalid => "invalid request",
+            Self::NoSpace => "no space left",
+            Self::Overflow => "too much at once",
+            Self::NotSupported => "not supported",
+            Self::Shutdown => "the server is about to stop",
+            Self::Other(number) => return write!(f, "error {number}"),
+        })
     }
 }
 
@@ -74,8 +123,13 @@ pub enum Chunk {
         /// How many there are.
         len: u32,
     },
-    /// What neighbouring ranges are: how long each is, and whether it is a hole of zeros.
-    Status(Vec<(u32, bool)>),
+    /// What neighbouring ranges are.
+    Status {
+        /// The number of the kind of metadata that tells.
+        context: u32,
+        /// How long each is, and its state.
+        ranges: Vec<(u32, u32)>,
+    },
     /// The request failed.
     Error(Status, String),
     /// The request failed at an offset.
@@ -83,6 +137,14 @@ pub enum Chunk {
 }
 
 impl Chunk {
+    /// What neighbouring ranges are by `base:allocation`: how long each is, and whether it is a hole of
+    /// zeros.
+    pub fn allocation(ranges: impl Iterator<Item = (u32, bool)>) -> Self {
+        let state = |is_zero| if is_zero { STATE_HOLE | STATE_ZERO } else { 0 };
+        let ranges = ranges.map(|(len, is_zero)| (len, state(is_zero))).collect();
+        Self::Status { context: META_ALLOCATION, ranges }
+    }
+
     /// The chunk as bytes, without those of [`Chunk::Data`]; `is_last` if no other follows.
     pub fn encode(&self, cookie: u64, is_last: bool) -> Vec<u8> {
         const ERROR: u16 = 1 << 15;
@@ -92,12 +154,11 @@ impl Chunk {
             Self::Hole { offset, len } => {
                 (2, 0, [&offset.to_be_bytes()[..], &len.to_be_bytes()].concat())
             }
-            Self::Status(ranges) => {
-                let mut bytes = META_ALLOCATION.to_be_bytes().to_vec();
-                for (len, is_zero) in ranges {
+            Self::Status { context, ranges } => {
+                let mut bytes = context.to_be_bytes().to_vec();
+                for (len, state) in ranges {
                     bytes.extend_from_slice(&len.to_be_bytes());
-                    // A hole, and it reads as zeros.
-                    bytes.extend_from_slice(&if *is_zero { 3_u32 } else { 0 }.to_be_bytes());
+                    bytes.extend_from_slice(&state.to_be_bytes());
                 }
                 (5, 0, bytes)
             }
@@ -151,7 +212,7 @@ mod tests {
         assert_eq!(data, (b"\0\x01".to_vec(), b"\0\0\0\x28\0\0\0\0\0\0\0\x10".to_vec()));
         let hole = encode(Chunk::of(&(16..48), true));
         assert_eq!(hole, (b"\0\x02".to_vec(), b"\0\0\0\x0c\0\0\0\0\0\0\0\x10\0\0\0\x20".to_vec()));
-        let status = encode(Chunk::Status(vec![(5, true), (6, false)]));
+        let status = encode(Chunk::allocation([(5, true), (6, false)].into_iter()));
         let fields = b"\0\0\0\x14\0\0\0\x01\0\0\0\x05\0\0\0\x03\0\0\0\x06\0\0\0\0";
         assert_eq!(status, (b"\0\x05".to_vec(), fields.to_vec()));
         let error = encode(Chunk::ErrorAt(Status::Io, "ab".into(), 16));

@@ -1,7 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
 from . import (anchors, backups, clones, drill, freeze, guest_lives, instant, kills, lives,
-               machine, rollback, selftest, several, states)
+               machine, overlays, rollback, selftest, several, states)
 from .base import Rig
 
 SCENARIOS = {
@@ -13,6 +13,8 @@ SCENARIOS = {
     "agent": kills.agent,
     "states": states.states,
     "ext4": states.ext4,
+    "overlays": overlays.overlays,
+    "overlay-kills": overlays.overlay_kills,
     "machine": machine.machine,
     "instant": instant.instant,
     "pulled-home": instant.pulled_home,

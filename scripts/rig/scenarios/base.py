@@ -16,12 +16,13 @@ from ..sandbox import HostFilesystem
 class Rig:
     """The means of one scenario; `close` takes back all that it gave out."""
 
-    def __init__(self, folder, image, qdelta, effort, strict=False):
+    def __init__(self, folder, image, qdelta, effort, strict=False, libvirt=None):
         self.folder = folder
         self.image = image
         self.qdelta_program = qdelta
         self.effort = effort
         self.strict = strict
+        self.libvirt = libvirt
         self.scratch = os.path.join(folder, "scratch")
         os.makedirs(self.scratch)
         self._filesystems = []

@@ -13,6 +13,9 @@ use clap::CommandFactory;
 use super::super::args::Cli;
 use super::*;
 
+mod jobs;
+mod setup;
+
 /// A way of using a command: its name, and the words that choose it.
 type Way = (&'static str, &'static [&'static str]);
 
@@ -28,6 +31,16 @@ struct Table {
     apart: &'static [(&'static str, &'static str)],
 }
 
+/// The tables of all commands.
+fn tables() -> impl Iterator<Item = &'static Table> {
+    TABLES.iter().chain(setup::TABLES).chain(jobs::TABLES)
+}
+
+/// The ways to back up image files, and not the export of a server.
+const FILES: &[&str] = &["image", "guest", "all"];
+/// The ways to back up guests.
+const GUESTS: &[&str] = &["guest", "all"];
+
 /// The options of every command.
 const GLOBAL: &[Entry] = &[
     Entry(
@@ -36,6 +49,8 @@ const GLOBAL: &[Entry] = &[
         "the repository; who needs none does not look: an alias may say it",
     ),
     Entry(&["--state", "s"], &[], "the host's own folder; who needs none does not look"),
+    Entry(&["--key-file", "k"], &[], "the key; who needs none does not look: an alias may say it"),
+    Entry(&["--key-command", "c"], &[], "the key; who needs none does not look"),
     Entry(&["--json"], &[], "the result is JSON"),
     Entry(&["--verbose"], &[], "the notes on the way are shown"),
     Entry(&["--quiet"], &[], "what went well is not told"),
@@ -47,16 +62,6 @@ const ENGINE: &[Entry] = &[
 ];
 
 const TABLES: &[Table] = &[
-    Table {
-        command: "init",
-        ways: &[("a folder", &["d"]), ("the folder of --repo", &["--repo", "r"])],
-        entries: &[
-            Entry(&["d"], &["a folder"], "the folder"),
-            Entry(&["--repair"], &[], "a lost qdelta.toml is made anew"),
-            Entry(&["--time-zone", "UTC"], &[], "the days of the rules are its days"),
-        ],
-        apart: &[("--repo", "d"), ("--repair", "--time-zone")],
-    },
     Table {
         command: "files ls",
         ways: &[("volumes", &["d"]), ("files", &["d", "/etc"])],
@@ -94,17 +99,23 @@ const TABLES: &[Table] = &[
     },
     Table {
         command: "backup",
-        ways: &[("image", &["i.qcow2"]), ("guest", &["--domain", "g"]), ("all", &["--all"])],
+        ways: &[
+            ("image", &["i.qcow2"]),
+            ("export", &["nbd+unix:///x?socket=s"]),
+            ("guest", &["--domain", "g"]),
+            ("all", &["--all"]),
+        ],
         entries: &[
             Entry(&["i.qcow2"], &["image"], "what is backed up"),
+            Entry(&["nbd+unix:///x?socket=s"], &["export"], "what is backed up"),
             Entry(&["--domain", "g"], &["guest"], "what is backed up"),
             Entry(&["--all"], &["all"], "what is backed up"),
-            Entry(&["--disk", "d"], &["image"], "the name in the repository"),
+            Entry(&["--disk", "d"], &["image", "export"], "the name in the repository"),
             Entry(&["--snapshot", "s"], &["image"], "which state of the image is read"),
             Entry(&["--as-file"], &["image"], "the container's bytes are the disk"),
-            Entry(&["--format", "raw"], &["image"], "the image is not probed"),
+            Entry(&["--format", "raw"], &["image", "export"], "the image is not probed"),
             Entry(&["--format", "qcow2"], &["image"], "the image is not probed"),
-            Entry(&["--image-root", "d"], &[], "where names in the images may lead"),
+            Entry(&["--image-root", "d"], FILES, "where names in the images may lead"),
             Entry(&["--kind", "auto"], &[], "what is compared with"),
             Entry(&["--kind", "full"], &[], "what is compared with: nothing"),
             Entry(&["--kind", "incremental"], &[], "what is compared with, or an error"),
@@ -118,51 +129,41 @@ const TABLES: &[Table] = &[
             ),
             Entry(&["--track", "auto"], &[], "any tracker may be used"),
             Entry(&["--track", "scan"], &[], "everything is read"),
-            Entry(&["--track", "bitmap"], &[], "this tracker or an error"),
-            Entry(&["--track", "snapshot"], &[], "this tracker or an error"),
-            Entry(&["--track", "overlay"], &[], "this tracker or an error"),
-            Entry(&["--track", "reflink"], &[], "this tracker or an error"),
+            Entry(&["--track", "bitmap"], FILES, "this tracker or an error"),
+            Entry(&["--track", "snapshot"], FILES, "this tracker or an error"),
+            Entry(&["--track", "overlay"], FILES, "this tracker or an error"),
+            Entry(&["--track", "reflink"], FILES, "this tracker or an error"),
+            Entry(
+                &["--track", "live-bitmap"],
+                &["export", "guest", "all"],
+                "this tracker or an error",
+            ),
+            Entry(&["--live-bitmap", "b"], &["export"], "left, or an error"),
             Entry(&["--anchor", "auto"], &[], "the kind of the point before is left again"),
             Entry(&["--anchor", "none"], &[], "nothing is left"),
-            Entry(&["--anchor", "bitmap"], &[], "left, or a warning"),
-            Entry(&["--anchor", "snapshot"], &[], "left, or a warning"),
-            Entry(&["--anchor", "reflink"], &[], "left, or a warning"),
+            Entry(&["--anchor", "bitmap"], FILES, "left, or a warning"),
+            Entry(&["--anchor", "snapshot"], FILES, "left, or a warning"),
+            Entry(&["--anchor", "reflink"], FILES, "left, or a warning"),
             Entry(&["--sample", "5000"], &[], "so many blocks are read to check a claim"),
             Entry(&["--sample", "0"], &[], "nothing is read to check a claim"),
             Entry(&["--same-guest"], &["guest"], "another UUID or file is taken"),
             Entry(&["--exclude-guest", "g"], &["all"], "this guest is not backed up"),
-            Entry(&["--exclude", "vdb"], &["guest", "all"], "these disks are not in the point"),
-            Entry(
-                &["--consistency", "quiesced"],
-                &["guest", "all"],
-                "how a guest that runs is stilled",
-            ),
-            Entry(
-                &["--consistency", "crash"],
-                &["guest", "all"],
-                "how a guest that runs is stilled",
-            ),
-            Entry(
-                &["--consistency", "freeze-copy"],
-                &["guest", "all"],
-                "how a guest that runs is stilled",
-            ),
+            Entry(&["--exclude", "vdb"], GUESTS, "these disks are not in the point"),
+            Entry(&["--consistency", "quiesced"], GUESTS, "how a guest that runs is stilled"),
+            Entry(&["--consistency", "crash"], GUESTS, "how a guest that runs is stilled"),
+            Entry(&["--consistency", "freeze-copy"], GUESTS, "how a guest that runs is stilled"),
             Entry(
                 &["--freeze-max", "5000"],
-                &["guest", "all"],
+                GUESTS,
                 "limits the freeze, and without one the clones and --snapshot-command",
             ),
-            Entry(&["--snapshot-command", "c"], &["guest", "all"], "makes the moment"),
-            Entry(&["--with-host-config"], &["guest", "all"], "the host's files are in the point"),
-            Entry(
-                &["--connect", "u"],
-                &["guest", "all"],
-                "virsh's; thaws also what an earlier run left",
-            ),
-            Entry(&["--virsh", "v"], &["guest", "all"], "thaws also what an earlier run left"),
-            Entry(&["--libvirt-config", "d"], &["guest", "all"], "where definitions are"),
-            Entry(&["--libvirt-run", "d"], &["guest", "all"], "where it is seen who runs"),
-            Entry(&["--libvirt-state", "d"], &["guest", "all"], "where saved memory and TPMs are"),
+            Entry(&["--snapshot-command", "c"], GUESTS, "makes the moment"),
+            Entry(&["--with-host-config"], GUESTS, "the host's files are in the point"),
+            Entry(&["--connect", "u"], GUESTS, "virsh's; thaws also what an earlier run left"),
+            Entry(&["--virsh", "v"], GUESTS, "thaws also what an earlier run left"),
+            Entry(&["--libvirt-config", "d"], GUESTS, "where definitions are"),
+            Entry(&["--libvirt-run", "d"], GUESTS, "where it is seen who runs"),
+            Entry(&["--libvirt-state", "d"], GUESTS, "where saved memory and TPMs are"),
             Entry(&["--direct", "auto"], &[], "how images are read"),
         ],
         apart: &[
@@ -184,6 +185,8 @@ const TABLES: &[Table] = &[
             ("--kind full", "--track snapshot"),
             ("--kind full", "--track overlay"),
             ("--kind full", "--track reflink"),
+            ("--kind full", "--track live-bitmap"),
+            ("--live-bitmap", "--anchor"),
             ("--kind full", "--sample 5000"),
             ("--track scan", "--sample 5000"),
             ("--snapshot", "--track bitmap"),
@@ -451,39 +454,42 @@ const TABLES: &[Table] = &[
     },
     Table {
         command: "info",
-        ways: &[("file", &["i"])],
+        ways: &[("file", &["i"]), ("export", &["nbd://h"])],
         entries: &[
-            Entry(&["i"], &[], "what is shown"),
+            Entry(&["i"], &["file"], "what is shown"),
+            Entry(&["nbd://h"], &["export"], "what is shown"),
             Entry(&["--format", "raw"], &[], "the image is not probed"),
-            Entry(&["--format", "qcow2"], &[], "the image is not probed"),
-            Entry(&["--image-root", "d"], &[], "where names in the image may lead"),
+            Entry(&["--format", "qcow2"], &["file"], "the image is not probed"),
+            Entry(&["--image-root", "d"], &["file"], "where names in the image may lead"),
         ],
         apart: &[("--format raw", "--image-root")],
     },
     Table {
         command: "map",
-        ways: &[("image", &["i"])],
+        ways: &[("image", &["i"]), ("export", &["nbd://h"])],
         entries: &[
-            Entry(&["i"], &[], "what is shown"),
-            Entry(&["--snapshot", "s"], &[], "which state of the image is shown"),
+            Entry(&["i"], &["image"], "what is shown"),
+            Entry(&["nbd://h"], &["export"], "what is shown"),
+            Entry(&["--snapshot", "s"], &["image"], "which state of the image is shown"),
             Entry(&["--format", "raw"], &[], "the image is not probed"),
-            Entry(&["--format", "qcow2"], &[], "the image is not probed"),
-            Entry(&["--image-root", "d"], &[], "where names in the image may lead"),
+            Entry(&["--format", "qcow2"], &["image"], "the image is not probed"),
+            Entry(&["--image-root", "d"], &["image"], "where names in the image may lead"),
         ],
         apart: &[("--format raw", "--image-root"), ("--format raw", "--snapshot")],
     },
     Table {
         command: "bench",
-        ways: &[("image", &["i"])],
+        ways: &[("image", &["i"]), ("export", &["nbd://h"])],
         entries: &[
-            Entry(&["i"], &[], "what is measured"),
+            Entry(&["i"], &["image"], "what is measured"),
+            Entry(&["nbd://h"], &["export"], "what is measured"),
             Entry(&["--folder", "d"], &[], "where writing is measured"),
             Entry(&["--bytes", "1M"], &[], "how much is measured"),
             Entry(&["--level", "3"], &[], "of the whole data path"),
             Entry(&["--plot", "f"], &[], "the picture"),
             Entry(&["--format", "raw"], &[], "the image is not probed"),
-            Entry(&["--format", "qcow2"], &[], "the image is not probed"),
-            Entry(&["--image-root", "d"], &[], "where names in the image may lead"),
+            Entry(&["--format", "qcow2"], &["image"], "the image is not probed"),
+            Entry(&["--image-root", "d"], &["image"], "where names in the image may lead"),
             Entry(&["--direct", "auto"], &[], "how the whole data path reads"),
         ],
         apart: &[("--format raw", "--image-root")],
@@ -586,7 +592,7 @@ fn every_option_is_in_the_table() {
     let program = Cli::command();
     for (name, command) in &leaves() {
         let name = name.as_str();
-        let table = TABLES.iter().find(|table| table.command == name);
+        let table = tables().find(|table| table.command == name);
         let table = table.unwrap_or_else(|| panic!("{name} has no table"));
         let typed: BTreeSet<&str> =
             entries(table).iter().map(|entry| entry.0[0].trim_start_matches("--")).collect();
@@ -604,7 +610,7 @@ fn every_option_is_in_the_table() {
         }
     }
     for (command, option) in GLOBAL_REFUSED {
-        let way = TABLES.iter().find(|table| table.command == *command).unwrap().ways[0].1;
+        let way = tables().find(|table| table.command == *command).unwrap().ways[0].1;
         assert!(accepts(command, &[way, &[*option]].concat()).is_err(), "{command} {option}");
     }
 }
@@ -625,7 +631,7 @@ fn way_of(table: &Table, words: &[&str]) -> &'static str {
 fn apart(table: &Table, one: &str, other: &str) -> bool {
     let begins = |text: &str, with: &str| text == with || text.starts_with(&format!("{with} "));
     let both = |a: &str, b: &str| begins(one, a) && begins(other, b);
-    let everywhere = [("--quiet", "--verbose")];
+    let everywhere = [("--quiet", "--verbose"), ("--key-file", "--key-command")];
     let mut pairs = table.apart.iter().chain(&everywhere);
     pairs.any(|(a, b)| both(a, b) || both(b, a))
 }
@@ -652,7 +658,7 @@ fn assert_effect(table: &Table, base: &[&str], options: &[&Entry]) {
 
 #[test]
 fn every_option_has_its_effect_or_is_refused() {
-    for table in TABLES {
+    for table in tables() {
         for (way, base) in table.ways {
             accepts(table.command, base).unwrap_or_else(|error| panic!("{way}: {error}"));
             for entry in entries(table).iter().filter(|entry| !is_in_base(base, entry)) {
@@ -664,7 +670,7 @@ fn every_option_has_its_effect_or_is_refused() {
 
 #[test]
 fn every_pair_of_options_has_its_effects_or_is_refused() {
-    for table in TABLES {
+    for table in tables() {
         let entries = entries(table);
         for (_, base) in table.ways {
             let others: Vec<_> = entries.iter().filter(|it| !is_in_base(base, it)).collect();
@@ -681,7 +687,7 @@ fn every_pair_of_options_has_its_effects_or_is_refused() {
 #[test]
 fn variables_are_in_nobodys_way() {
     let program = Cli::command();
-    let of_variables = ["repo", "virsh"];
+    let of_variables = ["config", "repo", "virsh"];
     for command in program.get_subcommands().chain([&program]) {
         for arg in command.get_arguments().filter(|arg| arg.get_env().is_some()) {
             assert!(of_variables.contains(&arg.get_id().as_str()), "{}", arg.get_id());

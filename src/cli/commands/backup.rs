@@ -8,8 +8,9 @@ use qdelta::formats::archive::Tracker;
 use qdelta::vault::repository::Repository;
 
 use super::guests;
-use crate::cli::args::{Anchor, Backup, Kind, Track};
+use crate::cli::args::{Backup, Kind};
 use crate::cli::out::Out;
+use crate::cli::tracking_args::{Anchor, Track};
 use crate::cli::{Context, signals, status, text};
 
 /// Makes the point and shows what it cost.
@@ -19,7 +20,10 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         level: args.level,
         block_size: args.block_size,
         track: args.tracking.track.to_tracker(),
-        anchor: args.tracking.anchor.to_choice(),
+        anchor: match &args.tracking.live_bitmap {
+            Some(name) => AnchorChoice::Begun(name.clone()),
+            None => args.tracking.anchor.to_choice(),
+        },
         sample: args.tracking.sample,
         resources: args.work.resources(),
         safety: false,
@@ -29,17 +33,11 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         return guests::run(&args, options, context);
     }
     let repository: Repository = context.repository()?;
-    let image = ImageRequest {
-        path: args.image.unwrap_or_default(),
-        open: OpenOptions {
-            snapshot: args.snapshot,
-            as_file: args.as_file,
-            ..args.source.options()
-        },
-        disk: args.disk,
-    };
-    let request = BackupRequest { image, options };
     let cancel = signals::watch(&context.screen);
+    let path = args.image.unwrap_or_default();
+    let open = args.source.options_for(&path, &cancel)?;
+    let open = OpenOptions { snapshot: args.snapshot, as_file: args.as_file, ..open };
+    let request = BackupRequest { image: ImageRequest { path, open, disk: args.disk }, options };
     let report = backup::run(&repository, &request, &context.screen, &cancel)?;
     context.out.was_done(format!("point {}@{} was made", report.disk, report.point));
     if context.out.json {
@@ -130,6 +128,7 @@ impl Track {
             Self::Snapshot => Some(Tracker::Snapshot),
             Self::Overlay => Some(Tracker::Overlay),
             Self::Reflink => Some(Tracker::Reflink),
+            Self::LiveBitmap => Some(Tracker::LiveBitmap),
             Self::Scan => Some(Tracker::Scan),
         }
     }

@@ -14,8 +14,9 @@ use crate::cli::{Context, signals, status, text};
 
 /// Measures, and shows what was found.
 pub fn run(args: Bench, context: &mut Context) -> Result<u8> {
+    let cancel = signals::watch(&context.screen);
     let request = BenchRequest {
-        open: args.source.options(),
+        open: args.source.options_for(&args.image, &cancel)?,
         image: args.image,
         folder: args.folder.unwrap_or_else(std::env::temp_dir),
         bytes: args.bytes,
@@ -26,7 +27,6 @@ pub fn run(args: Bench, context: &mut Context) -> Result<u8> {
         let what = format!("{}: the plot needs a new file", plot.display());
         return Err(Error::new(ErrorKind::Exists, what));
     }
-    let cancel = signals::watch(&context.screen);
     let report = bench::run(&request, &context.screen, &cancel)?;
     if let Some(plot) = &args.plot {
         save(plot, &bench_plot::svg(&report))?;

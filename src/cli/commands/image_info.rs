@@ -2,8 +2,10 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use qdelta::base::cancel::Cancel;
 use qdelta::base::observer::{Event, Observer};
 use qdelta::disk::image::{self, ImageInfo, LayerDescription, Qcow2Info};
+use qdelta::disk::nbd::Description;
 use qdelta::flows::report::FileReport;
 use qdelta::{Error, ErrorKind, Result};
 
@@ -12,7 +14,8 @@ use crate::cli::{Context, status, text};
 
 /// Shows an image. One that can't be read is shown as far as its header tells; the status says so.
 pub fn run(args: &Info, context: &mut Context) -> Result<u8> {
-    let info = image::inspect(&args.path, &args.source.options())?;
+    let info =
+        image::inspect(&args.path, &args.source.options_for(&args.path, &Cancel::default())?)?;
     if context.out.json {
         context.out.json(&FileReport::Image(Box::new(info.clone())))?;
     } else {
@@ -33,19 +36,14 @@ fn show(info: &ImageInfo, context: &mut Context) -> Result<()> {
     let mut line = |name: &'static str, value: String| lines.push((name, value));
     line("format", format(info));
     line("disk size", format!("{} ({} bytes)", text::bytes(info.virtual_size), info.virtual_size));
-    line(
-        "file size",
-        match info.actual_size {
-            Some(actual) => {
-                format!(
-                    "{}, of which {} on disk",
-                    text::bytes(info.file_length),
-                    text::bytes(actual)
-                )
-            }
-            None => text::bytes(info.file_length),
-        },
-    );
+    let length = text::bytes(info.file_length);
+    match (&info.export, info.actual_size) {
+        (Some(export), _) => details_of_export(export, &mut line),
+        (None, Some(actual)) => {
+            line("file size", format!("{length}, of which {} on disk", text::bytes(actual)));
+        }
+        (None, None) => line("file size", length),
+    }
     if let Some(qcow2) = &info.qcow2 {
         details(qcow2, &mut line);
     }
@@ -73,6 +71,9 @@ fn format(info: &ImageInfo) -> String {
             text::bytes(qcow2.cluster_size)
         ));
     }
+    if info.export.is_some() {
+        text.push_str(" (an NBD server gives it out)");
+    }
     if info.layers.first().is_some_and(|layer| layer.format_guessed) {
         text.push_str(match info.qcow2 {
             Some(_) => " (as its first bytes say)",
@@ -80,6 +81,19 @@ fn format(info: &ImageInfo) -> String {
         });
     }
     text
+}
+
+/// What only exports of servers have.
+fn details_of_export(export: &Description, line: &mut impl FnMut(&'static str, String)) {
+    if let Some(what) = &export.description {
+        line("described as", what.escape_debug().to_string());
+    }
+    let or = |is: bool, yes: &'static str, no: &'static str| if is { yes } else { no }.to_owned();
+    line("clients", or(export.read_only, "read only", "may write to it"));
+    line("zeros", or(export.tells_zeros, "told by the server", "not told: everything is read"));
+    for bitmap in &export.bitmaps {
+        line("bitmap", bitmap.escape_debug().to_string());
+    }
 }
 
 /// What only qcow2 images have, as far as there is something to say.

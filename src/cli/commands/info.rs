@@ -13,10 +13,14 @@ use qdelta::vault::archive::Reader;
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::args::Info;
+use crate::cli::values::is_uri;
 use crate::cli::{Context, status, text};
 
 /// Tells an archive from an image by its first bytes and shows what it is.
 pub fn run(args: &Info, context: &mut Context) -> Result<u8> {
+    if is_uri(&args.path) {
+        return super::image_info::run(args, context);
+    }
     match read_start(&args.path)? {
         Some(start) if start.starts_with(header::MAGIC) => archive(&args.path, &start, context),
         _ => super::image_info::run(args, context),

@@ -1,11 +1,14 @@
 //! `qdelta init`: a new repository, or the `qdelta.toml` of one that lost it.
 
+use std::path::Path;
+
 use qdelta::flows::report::InitReport;
-use qdelta::vault::repository::{Repair, Repository, Settings};
+use qdelta::vault::age::{For, Identity, Recipient};
+use qdelta::vault::repository::{NewKeys, Repair, Repository, Settings};
 use qdelta::{Error, ErrorKind, Result};
 
-use crate::cli::args::Init;
-use crate::cli::{Context, status};
+use crate::cli::key_args::{Init, NewEncryption};
+use crate::cli::{Context, keys, status};
 
 /// Makes the repository.
 pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
@@ -17,7 +20,12 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
         settings.time_zone.clone_from(zone);
     }
     let (repository, repair) = match args.repair {
-        true => Repository::repair(dir).map(|(repository, repair)| (repository, Some(repair)))?,
+        true => {
+            let key = keys::given(&context.global)?;
+            let (repository, repair) = Repository::repair_with(dir, key.as_ref())?;
+            (repository, Some(repair))
+        }
+        false if args.encryption.encrypt => (encrypted(dir, &settings, &args.encryption)?, None),
         false => (Repository::init_with(dir, &settings)?, None),
     };
     if repair.is_none() {
@@ -29,6 +37,7 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
             repository: repository.path().to_owned(),
             id: repository.id().to_owned(),
             time_zone,
+            recipient: repository.encryption().map(|it| it.recipient().to_string()),
             repaired: repair,
         })?;
         return Ok(status::DONE);
@@ -43,8 +52,46 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
              earlier backups have left in images must be removed by hand"
         ),
     })?;
-    if repair.is_none() {
+    if let (None, Some(recovery)) = (repair, &args.encryption.recovery) {
+        let recovery = recovery.display();
+        context.out.success(format!(
+            "its key is in {recovery}: keep that file elsewhere; without a key nobody can read anything"
+        ))?;
+        context.out.success(format!(
+            "back up into it with: qdelta backup IMAGE --repo {dir} --key-file {recovery}"
+        ))?;
+    } else if repair.is_none() {
         context.out.success(format!("back up into it with: qdelta backup IMAGE --repo {dir}"))?;
     }
     Ok(status::DONE)
+}
+
+/// Makes an encrypted repository, whose key is outside of it before it is there.
+fn encrypted(dir: &Path, settings: &Settings, how: &NewEncryption) -> Result<Repository> {
+    let recovery = how.recovery.as_deref().ok_or_else(|| {
+        Error::new(ErrorKind::Usage, "an encrypted repository needs --recovery FILE")
+    })?;
+    let recipients: Vec<Recipient> =
+        how.recipients.iter().map(|recipient| recipient.parse()).collect::<Result<_>>()?;
+    let passphrase = how.passphrase_file.as_deref().map(keys::passphrase).transpose()?;
+    let mut wraps = Vec::new();
+    for (number, recipient) in (1..).zip(&recipients) {
+        let name = if number == 1 { "admin".to_owned() } else { format!("admin-{number}") };
+        wraps.push((name, For::Recipient(recipient)));
+    }
+    wraps.extend(passphrase.iter().map(|it| ("passphrase".to_owned(), For::Passphrase(it))));
+    let inside = std::path::absolute(recovery).ok().zip(std::path::absolute(dir).ok());
+    if inside.is_some_and(|(recovery, dir)| recovery.starts_with(dir)) {
+        let text = format!("{} lies in the repository", recovery.display());
+        return Err(Error::new(ErrorKind::Usage, text)
+            .because("who loses the repository would lose its key as well")
+            .advise("name a file elsewhere, best on a medium that leaves the house"));
+    }
+    let identity = Identity::new()?;
+    keys::write_new(recovery, &identity.to_file())?;
+    let made = Repository::init_encrypted(dir, settings, &NewKeys { identity: &identity, wraps });
+    made.inspect_err(|_| {
+        // No repository has this key.
+        let _ = std::fs::remove_file(recovery);
+    })
 }

@@ -1,6 +1,7 @@
 //! `qdelta map`: where the bytes of a disk are.
 
 use qdelta::Result;
+use qdelta::base::cancel::Cancel;
 use qdelta::disk::image::{Image, LayerDescription, MapEntry, OpenOptions};
 
 use crate::cli::args::Map;
@@ -8,7 +9,8 @@ use crate::cli::{Context, status};
 
 /// Shows the map entry by entry: a disk may have millions.
 pub fn run(args: Map, context: &mut Context) -> Result<u8> {
-    let options = OpenOptions { snapshot: args.snapshot, ..args.source.options() };
+    let open = args.source.options_for(&args.image, &Cancel::default())?;
+    let options = OpenOptions { snapshot: args.snapshot, ..open };
     let image = Image::open(&args.image, &options)?;
     if context.out.json {
         json(&image, context)?;

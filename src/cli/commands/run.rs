@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::tz::TimeZone;
-use qdelta::flows::jobs::{self, Config, Host};
+use qdelta::flows::jobs::{self, Config, Host, RepositoryPlace};
 use qdelta::flows::report::{Act, End, Record, RunReport};
 use qdelta::guest::quiesce::Program;
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::job_args::{JobFile, Run};
 use crate::cli::screen::Screen;
-use crate::cli::{Context, out::Out, signals, state, status, text, two_lines};
+use crate::cli::{Context, keys, out::Out, signals, state, status, text, two_lines};
 
 /// The host's own folder, which jobs can't do without.
 pub(super) fn state_of(context: &Context) -> Result<PathBuf> {
@@ -28,7 +28,11 @@ pub(super) fn with_host<T>(
     work: impl FnOnce(&Host<'_>) -> Result<T>,
 ) -> Result<T> {
     let (config, state) = (Config::read(&file.config)?, state_of(context)?);
-    let open = |place: &str| Context::open(place.as_ref(), Some(&state));
+    let global = &context.global;
+    let open = |place: &RepositoryPlace| {
+        let key = keys::of(place.key_file.as_deref(), place.key_command.as_deref(), global)?;
+        Context::open(place.place.as_ref(), key.as_ref(), Some(&state))
+    };
     let arguments = vec!["watchdog".into()];
     let watchdog = Program { path: PathBuf::from("/proc/self/exe"), arguments };
     work(&Host { config: &config, open: &open, state: &state, watchdog: &watchdog })

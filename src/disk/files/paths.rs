@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::disk::sys::FileId;
+use crate::formats::nbd::Uri;
 
 /// A path that means the same from every folder, without `.` and `..`.
 ///
@@ -10,6 +11,9 @@ use crate::disk::sys::FileId;
 /// start to start. Only what stands before a `..` is resolved, because `..` after a symlink is the
 /// folder above the symlink's target.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
+    if is_uri(path) {
+        return path.to_path_buf();
+    }
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let parts: Vec<Component<'_>> = absolute.components().collect();
     let Some(last) = parts.iter().rposition(|part| *part == Component::ParentDir) else {
@@ -20,6 +24,11 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
     let before = before.canonicalize().unwrap_or_else(|_| lexical(&before));
     // Joining nothing would put a slash behind it.
     after.iter().fold(before, |path, part| path.join(part))
+}
+
+/// Whether it is no path of a file, but the name of an export of a server.
+pub(crate) fn is_uri(path: &Path) -> bool {
+    path.to_str().is_some_and(Uri::is_meant)
 }
 
 /// The path without `..`, by its words alone: what is not there can't be resolved.
@@ -80,6 +89,7 @@ mod tests {
         same("gone/../x/disk", "x/disk");
         same("gone/more/../../x/disk", "x/disk");
         assert_eq!(absolute(&top.join("w/..")), top);
+        assert_eq!(absolute(Path::new("nbd://host//x/..")), Path::new("nbd://host//x/.."));
         assert_eq!(absolute(Path::new("/..")), Path::new("/"));
         assert_eq!(absolute(Path::new("/../../x")), Path::new("/x"));
         let here = std::env::current_dir().unwrap();

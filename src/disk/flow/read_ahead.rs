@@ -39,9 +39,15 @@ impl<T> ReadAhead<T> {
         buffer_size: usize,
         direct: Direct,
     ) -> Result<Self> {
+        // What comes over a network is read by threads, and nothing was refused.
+        let is_remote = |file: &Arc<dyn ReadAt>| file.fd().is_none() && file.pooled().is_none();
+        let backend = match resources.backend {
+            Backend::Auto if files.iter().any(is_remote) => Backend::Threads,
+            backend => backend,
+        };
         let files = open_direct(files, direct)?;
         let pool = Pool::new(resources.window(), buffer_size)?;
-        let queue = Queue::open(resources.backend, QUEUE_DEPTH, files, &pool)?;
+        let queue = Queue::open(backend, QUEUE_DEPTH, files, &pool)?;
         Ok(Self { pool, queue, waiting: HashMap::new() })
     }
 

@@ -20,6 +20,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
 use crate::disk::image::extent::FileIndex;
 use crate::disk::io::ReadAt;
+use crate::disk::nbd::Export;
 use crate::disk::sys::FileId;
 
 /// The most images below the top of a chain: libvirt starts no guest with more.
@@ -48,6 +49,9 @@ pub(super) struct Opening {
 
 /// Opens the image at `path` and everything that it names.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opening> {
+    if let Some(export) = &options.export {
+        return open_export(export, options);
+    }
     let policy = Policy::new(path, options)?;
     let mut opening = Opening::default();
     let top = policy.open_named_by_user(path)?;
@@ -83,6 +87,35 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opening> {
     Ok(opening)
 }
 
+/// Opens the disk behind an export: no name in it leads anywhere.
+fn open_export(export: &Export, options: &OpenOptions) -> Result<Opening> {
+    let name = export.name();
+    if options.snapshot.is_some() || options.format == Some(Format::Qcow2) {
+        let text =
+            format!("{} is the disk itself, whatever its server has it from", name.display());
+        return Err(Error::new(ErrorKind::Usage, text)
+            .advise("leave --format and --snapshot out; the server opens images and snapshots"));
+    }
+    let disk = export.open()?;
+    let len = disk.len().map_err(|error| Error::io("find the end of", name, error))?;
+    let path = name.to_path_buf();
+    let file = LayerFile { store: disk, index: FileIndex(0), path, len, allocated: None };
+    let mut opening = Opening { files: vec![Arc::clone(&file.store)], ..Opening::default() };
+    if options.format.is_none()
+        && let Some(what) = recognise::look(&file)?.as_container()
+    {
+        let text = format!(
+            "{} looks like {what}: its server seems to give out the file, not the disk in it",
+            name.display()
+        );
+        let advice = "have the server open it in its format (qemu-nbd --format); if it is meant so, --format raw ends this warning";
+        opening.warnings.push(Warning::new(Code::OtherFormat, text).advise(advice));
+    }
+    opening.layers.push(Layer::Raw(RawLayer { file }));
+    opening.guessed.push(false);
+    Ok(opening)
+}
+
 /// What the file at `path` looks like.
 pub(super) fn look(path: &Path) -> Result<Look> {
     let opened = Policy::new(path, &OpenOptions::default())?.open_named_by_user(path)?;
@@ -94,6 +127,9 @@ pub(super) fn top_header(
     path: &Path,
     options: &OpenOptions,
 ) -> Result<Option<(LayerFile, Header)>> {
+    if options.export.is_some() {
+        return Ok(None);
+    }
     let opened = Policy::new(path, options)?.open_named_by_user(path)?;
     let file = LayerFile::new(&opened, FileIndex(0));
     let is_qcow2 = match options.format {
@@ -109,6 +145,9 @@ pub(super) fn top_header(
 
 /// Opens the image at `path` and its external data file.
 pub(super) fn written_files(path: &Path, options: &OpenOptions) -> Result<Vec<Arc<dyn ReadAt>>> {
+    if options.export.is_some() {
+        return Ok(Vec::new());
+    }
     let policy = Policy::new(path, options)?;
     let top = policy.open_named_by_user(path)?;
     let mut files = vec![Arc::clone(&top.store)];

@@ -1,19 +1,8 @@
-//! Where a file has holes. They read as zeros, and asking for them is cheaper than reading them.
+//! Where a file or an export has holes. They read as zeros, and asking for them is cheaper than reading them.
 
 use std::ops::Range;
 
-use rustix::fs::SeekFrom;
-
-use crate::disk::io::ReadAt;
-
-/// What a part of a file is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    /// Nothing is stored: it reads as zeros.
-    Hole,
-    /// Bytes are stored, or nobody knows.
-    Data,
-}
+use crate::disk::io::{Part, ReadAt};
 
 /// Asks a file for its holes, and remembers the last answer: questions come mostly in order.
 #[derive(Debug, Default)]
@@ -34,27 +23,11 @@ impl Holes {
         if self.unknown {
             return (range.end, Part::Data);
         }
-        let Some((end, part)) = ask(store, range.start) else {
+        let Some((end, part)) = store.part_at(range.start) else {
             self.unknown = true;
             return (range.end, Part::Data);
         };
         self.last = Some((range.start..end, part));
         (end.min(range.end), part)
-    }
-}
-
-/// What lies at `offset`, and where it ends. Nothing if the file can't tell.
-fn ask(store: &dyn ReadAt, offset: u64) -> Option<(u64, Part)> {
-    // The descriptor's position is nobody's business: all reads say where they read.
-    let fd = store.fd()?;
-    match rustix::fs::seek(fd, SeekFrom::Data(offset)) {
-        Ok(data) if data > offset => Some((data, Part::Hole)),
-        Ok(_) => match rustix::fs::seek(fd, SeekFrom::Hole(offset)) {
-            Ok(hole) if hole > offset => Some((hole, Part::Data)),
-            _ => None,
-        },
-        // No data from here to the end.
-        Err(rustix::io::Errno::NXIO) => Some((u64::MAX, Part::Hole)),
-        Err(_) => None,
     }
 }

@@ -12,6 +12,7 @@ use super::snapshots;
 use super::{Format, Image, LayerDescription, OpenOptions};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::Warning;
+use crate::disk::nbd::Description;
 
 /// What there is to know about an image. Fields that `qemu-img info --output=json` has, too, are
 /// called the same.
@@ -38,6 +39,9 @@ pub struct ImageInfo {
     /// What only qcow2 images have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub qcow2: Option<Qcow2Info>,
+    /// What only exports of servers have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub export: Option<Description>,
     /// The files of its chain, top first; empty if they can't be opened.
     pub layers: Vec<LayerDescription>,
 }
@@ -129,7 +133,10 @@ pub struct BitmapInfo {
 /// The file can't be opened, or is no image of the format that it must have.
 pub fn inspect(path: &Path, options: &OpenOptions) -> Result<ImageInfo> {
     match Image::open(path, options) {
-        Ok(image) => image.info(),
+        Ok(image) => {
+            let export = options.export.as_ref().map(|export| export.open()).transpose()?;
+            Ok(ImageInfo { export: export.map(|disk| disk.description()), ..image.info()? })
+        }
         Err(error) => {
             let Some((file, header)) = chain::top_header(path, options)? else {
                 return Err(error);
@@ -173,6 +180,7 @@ fn describe(file: &LayerFile, header: Option<&Header>, virtual_size: u64) -> Res
         problem: None,
         warnings: Vec::new(),
         qcow2: header.map(|header| Qcow2Info::new(file, header)).transpose()?,
+        export: None,
         layers: Vec::new(),
     })
 }

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::holes::{Holes, Part};
+use super::holes::Holes;
 use super::policy::Opened;
 use super::qcow2::Qcow2Layer;
 use super::tables::Qcow2Cursor;
 use crate::base::error::Result;
 use crate::disk::image::extent::{CompressedCluster, FileIndex};
-use crate::disk::io::ReadAt;
+use crate::disk::io::{Part, ReadAt};
 
 /// One file of a backing chain.
 #[derive(Debug)]

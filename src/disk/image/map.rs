@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::holes::{Holes, Part};
+use super::holes::Holes;
 use super::layer::{Detail, Layer};
 use super::mapper::Mapper;
 use crate::base::error::Result;
 use crate::disk::image::extent::{Extent, Source};
+use crate::disk::io::Part;
 
 /// A range of the disk whose bytes come from one place. The fields are those of
 /// `qemu-img map --output=json`.

@@ -50,6 +50,7 @@ use crate::base::error::Result;
 use crate::base::warning::Warning;
 use crate::disk::image::extent::{Extent, Source};
 use crate::disk::io::ReadAt;
+use crate::disk::nbd::Export;
 use layer::{Detail, Layer};
 
 /// Extents that a walk over the whole disk has in memory.
@@ -116,6 +117,9 @@ pub struct OpenOptions {
     /// clone's, which must not be a symlink. Names inside images are judged and resolved as if the
     /// file itself were open.
     pub clones: Vec<(PathBuf, PathBuf)>,
+    /// The export of a server to be read: the bytes of its disk are the disk, in place of what lies at the
+    /// path.
+    pub export: Option<Arc<Export>>,
     /// The caller has claimed the image's own file for itself: whoever reads it makes no claim of its
     /// own on that, which would be refused.
     pub is_claimed: bool,

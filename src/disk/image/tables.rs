@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use qdelta_formats::qcow2::{GuestOffset, HostOffset, L1_ENTRY_SIZE, L1Entry, Mapping, Subcluster};
 
-use super::holes::{Holes, Part};
+use super::holes::Holes;
 use super::layer::{Detail, Piece};
 use super::qcow2::Qcow2Layer;
 use crate::base::error::{Error, Result};
+use crate::disk::io::Part;
 
 /// Whether the entry names no L2 table, aligned or not.
 pub(super) fn is_empty(entry: L1Entry) -> bool {

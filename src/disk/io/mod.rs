@@ -23,7 +23,7 @@ pub use open::{Opener, is_refusal, not_opened, open_folder, pin, pin_folder, syn
 pub use open_files::{OpenFiles, PooledFile};
 pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
 pub use queue::{Backend, Direction, Done, Queue, Segment, Transfer};
-pub use store::{FileStore, Files, ReadAt, Store};
+pub use store::{FileStore, Files, Part, ReadAt, Store};
 pub use writeback::EarlyWriteback;
 
 /// How often an operation that the system has no room for (`EAGAIN`) is tried again.

@@ -7,9 +7,21 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::SeekFrom;
+
 use super::PooledFile;
 
-/// Bytes that can be read at any offset, from any thread: a file, a device, an image's disk, a point.
+/// What a part of some bytes is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Nothing is stored: it reads as zeros.
+    Hole,
+    /// Bytes are stored, or nobody knows.
+    Data,
+}
+
+/// Bytes that can be read at any offset, from any thread: a file, a device, an image's disk, a point, an
+/// export of a server.
 pub trait ReadAt: Send + Sync {
     /// What to call it in an error.
     fn path(&self) -> &Path;
@@ -34,6 +46,12 @@ pub trait ReadAt: Send + Sync {
         None
     }
 
+    /// What lies at `offset`, and where that ends, which may be behind the last byte; nothing if it can't be
+    /// told. Asking is cheaper than reading.
+    fn part_at(&self, offset: u64) -> Option<(u64, Part)> {
+        self.fd().and_then(|fd| part_of_file(fd, offset))
+    }
+
     /// Whether it has no bytes.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -56,6 +74,21 @@ pub trait ReadAt: Send + Sync {
             }
         }
         Ok(())
+    }
+}
+
+/// What lies at `offset` of a file; nothing if the file or its filesystem can't tell.
+fn part_of_file(fd: BorrowedFd<'_>, offset: u64) -> Option<(u64, Part)> {
+    // The descriptor's position is nobody's business: all reads say where they read.
+    match rustix::fs::seek(fd, SeekFrom::Data(offset)) {
+        Ok(data) if data > offset => Some((data, Part::Hole)),
+        Ok(_) => match rustix::fs::seek(fd, SeekFrom::Hole(offset)) {
+            Ok(hole) if hole > offset => Some((hole, Part::Data)),
+            _ => None,
+        },
+        // No data from here to the end.
+        Err(rustix::io::Errno::NXIO) => Some((u64::MAX, Part::Hole)),
+        Err(_) => None,
     }
 }
 
@@ -177,7 +210,7 @@ impl ReadAt for FileStore {
         if metadata.file_type().is_block_device() {
             // The end of a block device is found by seeking; reads and writes here never use the
             // file's own position.
-            return Ok(rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))?);
+            return Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))?);
         }
         Ok(metadata.len())
     }

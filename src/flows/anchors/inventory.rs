@@ -144,11 +144,16 @@ pub fn list(
     if let Some(anchor) = current
         && anchors.iter().all(|found| found.name != anchor.name)
     {
+        // Whether a server still has a bitmap, only the server knows.
+        let state = match anchor.what {
+            AnchorKind::LiveBitmap { .. } => AnchorState::Current,
+            _ => AnchorState::Missing,
+        };
         anchors.push(AnchorReport {
             disk: disk.to_string(),
             name: anchor.name.clone(),
             tracker: anchor.what.tracker(),
-            state: AnchorState::Missing,
+            state,
             place: points.last().map(|it| it.record.image.path.clone()).unwrap_or_default(),
             bytes_held: None,
         });
@@ -180,8 +185,15 @@ fn remove(
                 .advise("qdelta anchors lists those that there are"));
         }
     }
-    if !names.is_empty() {
-        wanted.retain(|anchor| names.contains(&anchor.name));
+    let is_live = |it: &AnchorReport| it.tracker == Tracker::LiveBitmap;
+    match names.is_empty() {
+        true => wanted.retain(|anchor| !is_live(anchor)),
+        false => wanted.retain(|anchor| names.contains(&anchor.name)),
+    }
+    if let Some(live) = wanted.iter().find(|it| is_live(it)) {
+        let text = format!("the anchor {} is a bitmap of QEMU's", live.name);
+        return Err(Error::new(ErrorKind::Usage, text)
+            .advise("QEMU removes it, or the snapshot command that had it begun; a backup with --anchor none leaves none"));
     }
     for anchor in &wanted {
         remove_one(anchor)?;

@@ -62,10 +62,12 @@ impl Tag {
 
 /// The anchor that a backup is to leave.
 pub(crate) struct NewAnchor<'a> {
-    /// For which tracker: bitmap, snapshot or reflink.
+    /// For which tracker: one that leaves any.
     pub tracker: Tracker,
     pub name: String,
     pub tag: &'a Tag,
+    /// The point from which a bitmap of QEMU's counts.
+    pub began: Option<PointId>,
     /// The name of the latest point's anchor, which is needed until the new point is committed.
     pub previous: Option<String>,
 }
@@ -73,7 +75,7 @@ pub(crate) struct NewAnchor<'a> {
 impl NewAnchor<'_> {
     /// Whether the anchor is written into the image itself.
     pub fn is_in_image(&self) -> bool {
-        self.tracker != Tracker::Reflink
+        matches!(self.tracker, Tracker::Bitmap | Tracker::Snapshot)
     }
 }
 
@@ -183,7 +185,7 @@ pub(crate) fn remove(path: &Path, anchor: &Anchor) -> Result<()> {
         AnchorKind::Bitmap | AnchorKind::Snapshot { .. } => {
             remove_from(Some(&ImageFile::open(path)?), anchor)
         }
-        AnchorKind::Reflink { .. } => remove_from(None, anchor),
+        AnchorKind::Reflink { .. } | AnchorKind::LiveBitmap { .. } => remove_from(None, anchor),
     }
 }
 
@@ -205,5 +207,7 @@ pub(crate) fn remove_from(image: Option<&ImageFile>, anchor: &Anchor) -> Result<
             }
             Ok(())
         }
+        // Whoever has QEMU begin bitmaps has it end them.
+        (AnchorKind::LiveBitmap { .. }, _) => Ok(()),
     }
 }

@@ -180,7 +180,8 @@ impl<'a> DiskBackup<'a> {
         let is_said = self.source.warnings.iter().any(|it| it.code == Code::NoAnchor);
         // On later nights it is known: a warning for ever would hide others.
         let had_one = self.base.latest.as_ref().is_some_and(|it| it.record.anchor.is_some());
-        let is_news = had_one || matches!(self.options.anchor, AnchorChoice::For(_));
+        let is_news =
+            had_one || matches!(self.options.anchor, AnchorChoice::For(_) | AnchorChoice::Begun(_));
         if let Some(wanted) = wanted_anchor(self.options, &self.base)
             && self.source.anchor.is_none()
             && !self.options.safety
@@ -188,6 +189,9 @@ impl<'a> DiskBackup<'a> {
             && !is_said
         {
             let why = match wanted {
+                Tracker::LiveBitmap => {
+                    "the server has no bitmap that counts on, and none was named (--live-bitmap)"
+                }
                 Tracker::Reflink => "no clone was made: a copy or a snapshot was read",
                 _ => "nothing is written into an image that a guest uses",
             };

@@ -16,6 +16,7 @@ mod together;
 mod trial;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use qdelta_formats::archive::{Consistency, Digest, Tracker};
@@ -28,13 +29,15 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::io::Backend;
+use crate::disk::nbd::Disk;
 use crate::flows::anchors::{NewAnchor, Tag};
 use crate::flows::merge::{self, MergeOptions};
 use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
 use crate::vault::repository::{
-    Catalog, DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending, PointId, Repository,
+    Anchor, AnchorKind, Catalog, DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending,
+    PointId, Repository,
 };
 use disk::Rest;
 use together::{Ready, Together};
@@ -49,7 +52,7 @@ pub(crate) use same_disk::is_same_uuid;
 pub(crate) use trial::Trial;
 
 /// What to leave behind for the next backup to compare with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum AnchorChoice {
     /// What the point before left; nothing at first.
     #[default]
@@ -59,6 +62,9 @@ pub enum AnchorChoice {
     /// What this tracker needs: [`Tracker::Bitmap`], [`Tracker::Snapshot`] or
     /// [`Tracker::Reflink`].
     For(Tracker),
+    /// The bitmap of this name, which QEMU began at the moment that an export shows. No point before has one
+    /// of that name.
+    Begun(String),
 }
 
 /// What to back up, and how.
@@ -73,7 +79,7 @@ pub struct BackupRequest {
 /// An image that is to be backed up.
 #[derive(Debug, Clone)]
 pub struct ImageRequest {
-    /// Its path.
+    /// Its path; of an export of a server, its URI.
     pub path: PathBuf,
     /// How to open it.
     pub open: OpenOptions,
@@ -173,6 +179,7 @@ pub fn run_together(
     let mut ready = Vec::new();
     for ((image, disk), (open, note)) in images.iter().zip(&disks).zip(&opens) {
         let mut disk = Ready::new(&catalog, disk, &image.path, open, options)?;
+        check_begun(&disk, options)?;
         disk.notes.extend(note.clone());
         // Who gives the disk its name means this image.
         if image.disk.is_none() {
@@ -305,6 +312,7 @@ fn wanted_anchor(options: &Options, base: &Base) -> Option<Tracker> {
         AnchorChoice::None if options.safety => as_before,
         AnchorChoice::None => None,
         AnchorChoice::For(tracker) => Some(tracker),
+        AnchorChoice::Begun(_) => Some(Tracker::LiveBitmap),
         AnchorChoice::AsBefore => as_before,
     }
 }
@@ -327,7 +335,55 @@ fn leave<'a>(
     let before = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
     let tracker = wanted_anchor(options, base)?;
     let previous = before.map(|anchor| anchor.name.clone());
-    Some(NewAnchor { tracker, name: tag.name(point), tag, previous })
+    if tracker == Tracker::LiveBitmap {
+        let (name, began) = live_bitmap(options, open, before, point)?;
+        return Some(NewAnchor { tracker, name, tag, began: Some(began), previous });
+    }
+    Some(NewAnchor { tracker, name: tag.name(point), tag, began: None, previous })
+}
+
+/// The bitmap of an export that counts from now on, or that goes on to count from an earlier point.
+fn live_bitmap(
+    options: &Options,
+    open: &OpenOptions,
+    before: Option<&Anchor>,
+    point: PointId,
+) -> Option<(String, PointId)> {
+    let export = open.export.as_ref()?;
+    match (&options.anchor, before.map(|anchor| (&anchor.name, &anchor.what))) {
+        (AnchorChoice::Begun(name), _) => Some((name.clone(), point)),
+        (_, Some((name, AnchorKind::LiveBitmap { began }))) => {
+            let has_it = |it: Arc<Disk>| it.description().bitmaps.contains(name);
+            export.open().is_ok_and(has_it).then(|| (name.clone(), *began))
+        }
+        _ => None,
+    }
+}
+
+/// Fails if a bitmap is said to have begun that can't have.
+///
+/// # Errors
+/// `Usage`: no server has it, or it is the one of the point before, which may have been cleared for a backup
+/// that failed since.
+fn check_begun(ready: &Ready<'_>, options: &Options) -> Result<()> {
+    let AnchorChoice::Begun(name) = &options.anchor else { return Ok(()) };
+    if ready.open.export.is_none() {
+        let text = format!(
+            "{} is no export of a server, and has no bitmap that counts",
+            ready.image.display()
+        );
+        return Err(Error::new(ErrorKind::Usage, text).advise(
+            "--live-bitmap goes with nbd:// and nbd+unix://; --anchor bitmap is for image files",
+        ));
+    }
+    let before = ready.base.latest.as_ref();
+    let same = before.filter(|it| it.record.anchor.as_ref().is_some_and(|it| it.name == *name));
+    same.map_or(Ok(()), |before| {
+        let text = format!("the bitmap {name} began at point {} or before", before.id);
+        Err(Error::new(ErrorKind::Usage, text)
+            .because("one that was cleared for a backup that failed has lost what was written before that")
+            .advise("have QEMU begin a bitmap of a new name for each point, or leave --live-bitmap out: it counts on"))
+    })
 }
 
 /// The disk of the repository that the image is backed up as. It follows from the names alone:
@@ -336,7 +392,10 @@ fn leave<'a>(
 fn disk_for(image: &ImageRequest) -> Result<DiskId> {
     let spec = match &image.disk {
         Some(spec) => spec.clone(),
-        None => DiskSpec::for_image(&image.path)?,
+        None => match &image.open.export {
+            Some(export) => DiskSpec::for_export(export.export())?,
+            None => DiskSpec::for_image(&image.path)?,
+        },
     };
     Ok(spec.or_only_disk())
 }

@@ -31,11 +31,25 @@ pub(super) fn settle_format(
     path: &Path,
     open: &mut OpenOptions,
 ) -> Result<Option<Warning>> {
-    if open.format.is_some() || open.as_file {
+    if open.format.is_some() || open.as_file || open.export.is_some() {
         return Ok(None);
     }
     let Some(before) = latest(catalog, disk)? else { return Ok(None) };
     let record = &before.record;
+    if record.image.is_export() {
+        if !image::is_qcow2(path)? {
+            return Ok(None);
+        }
+        let text = format!(
+            "{} begins like a qcow2 image, and a guest can write that into a raw one",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::Usage, text)
+            .because(format!(
+                "{disk} was read from a server at the point before, which tells no format"
+            ))
+            .advise("say which format it has: --format qcow2 or --format raw"));
+    }
     let format = record.image.format;
     if let Some(format) = format_of_relative(record, path) {
         open.format = Some(format);
@@ -252,8 +266,10 @@ pub(crate) fn is_same_uuid(one: &str, other: &str) -> bool {
 pub(super) fn warn(base: &Base, source: &Captured, observer: &dyn Observer) {
     let Some(before) = base.latest.as_ref().map(|latest| &latest.record) else { return };
     let (path, was) = (source.path.display(), before.image.format);
+    let is_export = source.options.export.is_some() || before.image.is_export();
     if let Some(is) = source.image.layers().first().map(|top| top.format)
         && is != was
+        && !is_export
     {
         let text = format!("{path} is read as {is} now, and was as {was} at the point before");
         observer.warn(Warning::new(Code::OtherFormat, text));

@@ -12,8 +12,17 @@ use crate::disk::image::{self, Format, Image, OpenOptions};
 use crate::disk::io::ReadAt;
 use crate::flows::anchors::reflink::{Clones, sweep_clones};
 use crate::flows::anchors::{self, NewAnchor};
-use crate::vault::repository::Anchor;
+use crate::vault::repository::{Anchor, AnchorKind};
 use hold::Hold;
+
+/// A bitmap of an export, as whoever made the export names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Counted {
+    /// What it is called at the server.
+    pub bitmap: String,
+    /// The name of the anchor that was left when it began.
+    pub since: String,
+}
 
 /// An image at one moment, to be read at leisure.
 pub(crate) struct Captured {
@@ -25,6 +34,8 @@ pub(crate) struct Captured {
     pub options: OpenOptions,
     /// What was left behind for the next backup.
     pub anchor: Option<Anchor>,
+    /// Which bitmap of the export counts from which anchor; without it, one that is called like the anchor.
+    pub counted: Option<Counted>,
     /// What the admin should know.
     pub warnings: Vec<Warning>,
     hold: Hold,
@@ -41,6 +52,17 @@ impl Captured {
     /// `Busy` if somebody writes to it; it can't be opened.
     pub fn take(path: &Path, options: &OpenOptions, new: Option<&NewAnchor<'_>>) -> Result<Self> {
         let Some(new) = new else { return Self::hold(path, options) };
+        if options.export.is_some() {
+            let mut source = Self::hold(path, options)?;
+            if let Some(began) = new.began {
+                let what = AnchorKind::LiveBitmap { began };
+                source.anchor = Some(Anchor { name: new.name.clone(), what });
+                return Ok(source);
+            }
+            let text = format!("{} is an export of a server", path.display());
+            source.warnings.push(no_anchor(&Error::new(ErrorKind::Usage, text)));
+            return Ok(source);
+        }
         if !new.is_in_image() {
             return Self::hold_and_clone(path, options, new);
         }
@@ -86,6 +108,7 @@ impl Captured {
             path: path.to_path_buf(),
             options: options.clone(),
             anchor: None,
+            counted: None,
             warnings,
             hold,
             clones: None,
@@ -164,6 +187,7 @@ impl Captured {
             path: path.to_path_buf(),
             options: options.clone(),
             anchor: None,
+            counted: None,
             warnings: image.warnings().iter().cloned().chain(hold.warnings()).collect(),
             hold,
             image,

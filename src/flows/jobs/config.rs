@@ -65,6 +65,10 @@ pub struct Config {
 pub struct RepositoryPlace {
     /// As `--repo` takes it.
     pub place: String,
+    /// The file with the key of an encrypted repository.
+    pub key_file: Option<PathBuf>,
+    /// The command of the shell that writes that key to its standard output.
+    pub key_command: Option<String>,
     /// So many bytes are to stay free there.
     #[serde(default, deserialize_with = "bytes")]
     pub keep_free: Option<u64>,
@@ -474,7 +478,11 @@ impl Config {
                 let text = format!("{name:?} can't be the name of a job");
                 return refused(text, "letters, digits, _ and -, at most 64 of them");
             }
-            self.repository_of(name, job)?;
+            let (_, place) = self.repository_of(name, job)?;
+            if place.key_file.is_some() && place.key_command.is_some() {
+                let text = format!("the repository of job {name} has two keys");
+                return refused(text, "say key_file or key_command");
+            }
             if job.guests.is_empty() && job.images.is_empty() {
                 let text = format!("job {name}: nothing is to be backed up");
                 return refused(

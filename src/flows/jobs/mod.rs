@@ -30,8 +30,8 @@ pub use journal::Journal;
 pub use run::run;
 pub use status::status;
 
-/// Opens a repository by what the file calls its place, as `--repo` takes it.
-pub type Opener<'a> = &'a (dyn Fn(&str) -> Result<Repository> + Sync);
+/// Opens a repository: its place is as `--repo` takes it.
+pub type Opener<'a> = &'a (dyn Fn(&RepositoryPlace) -> Result<Repository> + Sync);
 
 /// This host, as its file describes it.
 #[derive(Clone, Copy)]
@@ -56,7 +56,7 @@ pub fn plan(host: &Host<'_>, path: &Path) -> Result<PlanReport> {
     let jobs = guests.plans(config, clock::now()?)?;
     let mut problems = guests.problems(config);
     for (name, place) in &config.repositories {
-        let opened = open(&place.place).and_then(|it| it.settings().map(|settings| (it, settings)));
+        let opened = open(place).and_then(|it| it.settings().map(|settings| (it, settings)));
         match opened {
             Err(error) => problems.push(Failure::from(&error.within(format!("repository {name}")))),
             Ok((_, settings)) if settings.keep.is_empty() => {

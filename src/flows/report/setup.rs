@@ -16,6 +16,8 @@ pub struct InitReport {
     pub id: String,
     /// The time zone whose days and months the rules of retention count.
     pub time_zone: String,
+    /// To whom everything in it is encrypted; none if it is not.
+    pub recipient: Option<String>,
     /// What a repair did; none if none was asked for.
     pub repaired: Option<Repair>,
 }

@@ -10,9 +10,9 @@ use super::tls::Keys;
 use crate::base::error::Result;
 use crate::formats::FormatError;
 use crate::formats::nbd::{
-    CLIENT_FLAGS_LEN, Choice, ClientFlags, Info, META_ALLOCATION, MetaQuery, OPTION_HEADER_LEN,
-    OPTION_LEN_MAX, OptionHeader, OptionKind, OptionReply, REQUEST_BYTES_MAX, export_answer,
-    greeting,
+    ALLOCATION, CLIENT_FLAGS_LEN, Choice, ClientFlags, Info, META_ALLOCATION, MetaQuery,
+    OPTION_HEADER_LEN, OPTION_LEN_MAX, OptionHeader, OptionKind, OptionReply, REQUEST_BYTES_MAX,
+    export_answer, greeting,
 };
 
 /// How long a client may haggle.
@@ -234,7 +234,7 @@ impl<'a, 'b> Handshake<'a, 'b> {
             return Ok(());
         }
         if query.wants_allocation(is_list) {
-            self.answer(kind, &OptionReply::Meta(META_ALLOCATION))?;
+            self.answer(kind, &OptionReply::Meta(META_ALLOCATION, ALLOCATION.to_owned()))?;
             if !is_list {
                 self.allocation = Some(query.name);
             }

@@ -287,7 +287,7 @@ impl<'a> Session<'a> {
             Ok(runs) if !runs.is_empty() => {
                 let told = runs.iter();
                 let told = told.map(|run| ((run.range.end - run.range.start) as u32, is_zero(run)));
-                self.send(request, &Chunk::Status(told.collect()), true, &[])
+                self.send(request, &Chunk::allocation(told), true, &[])
             }
             Ok(_) => self.fail(request, Status::Invalid, "the status of nothing"),
             Err(error) => self.fail_by(request, &error),

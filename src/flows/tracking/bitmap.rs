@@ -13,7 +13,7 @@ use crate::disk::image;
 use crate::flows::anchors::bitmap;
 
 pub(super) const BITMAP: Claiming =
-    Claiming { tracker: Tracker::Bitmap, below_new_layers: false, claim };
+    Claiming { tracker: Tracker::Bitmap, of_exports: false, below_new_layers: false, claim };
 
 fn claim(case: &Case<'_>) -> Answer {
     let anchor = case.anchor(Tracker::Bitmap)?;

@@ -14,7 +14,7 @@ use crate::flows::capture::Captured;
 use crate::vault::archive::Reader;
 use crate::vault::chain::Chain;
 use crate::vault::point::Before;
-use crate::vault::repository::{Anchor, AnchorKind, Point};
+use crate::vault::repository::{Anchor, AnchorKind, Point, PointId};
 
 /// What a claim is made of: the image now, and what the latest point says of it.
 pub(super) struct Case<'a> {
@@ -23,7 +23,7 @@ pub(super) struct Case<'a> {
     pub latest: &'a Point,
     /// What is known of the disk at the parent.
     pub before: &'a Before,
-    /// The chain of the latest point, if the parent is another one.
+    /// The chain of the latest point, if the parent is another one, or a bitmap began at another one.
     pub chain: Option<&'a Chain>,
 }
 
@@ -47,6 +47,26 @@ impl Case<'_> {
         Ok(())
     }
 
+    /// Adds what the archives have as changed between a point and the latest one. Whoever puts an older state
+    /// of a disk in its place puts back the bitmap of then, which counts from there.
+    pub fn add_since(&self, began: PointId, claim: &mut Claim) -> Result<(), String> {
+        if began == self.latest.id {
+            return Ok(());
+        }
+        let name = began.to_string();
+        let chain = self.chain.map(|chain| (chain, chain.archives().iter()));
+        let found = chain.and_then(|(chain, mut archives)| {
+            Some((chain, archives.position(|archive| archive.metadata().point == name)?))
+        });
+        let Some((chain, position)) = found else {
+            return Err(format!(
+                "the bitmap began at point {began}, from which no archives lead to the point before"
+            ));
+        };
+        claim.add_blocks(&chain.changed_since(position).map_err(|error| error.chain())?);
+        Ok(())
+    }
+
     /// What must hold for every tracker, before any looks at its own anchor. `below_new_layers`: the
     /// image of the latest point may have become a backing file.
     pub fn check_comparable(&self, below_new_layers: bool) -> Result<(), String> {
@@ -67,6 +87,11 @@ impl Case<'_> {
     /// are another disk than the one in it. Only an overlay may lie above it.
     fn check_same_format(&self, below_new_layers: bool) -> Result<(), String> {
         let (now, record) = (self.image().layers(), &self.latest.record.image);
+        match (self.source.options.export.is_some(), record.is_export()) {
+            (true, false) => return Err("the disk was read from its file the last time".into()),
+            (false, true) => return Err("the disk was read from a server the last time".into()),
+            _ => {}
+        }
         let above = match below_new_layers {
             true => now.len().saturating_sub(record.layers.len()),
             false => 0,
@@ -101,9 +126,12 @@ impl Case<'_> {
 
     pub fn anchor(&self, tracker: Tracker) -> Result<&Anchor, String> {
         let anchor = self.latest.record.anchor.as_ref();
-        anchor
-            .filter(|anchor| anchor.what.tracker() == tracker)
-            .ok_or_else(|| format!("the point before left no anchor for it (--anchor {tracker})"))
+        anchor.filter(|anchor| anchor.what.tracker() == tracker).ok_or_else(|| match tracker {
+            Tracker::LiveBitmap => {
+                "no bitmap began at the point before (--live-bitmap NAME)".into()
+            }
+            _ => format!("the point before left no anchor for it (--anchor {tracker})"),
+        })
     }
 
     /// The qcow2 file at the top, whose own tables hold the anchor.
@@ -122,7 +150,9 @@ impl Case<'_> {
     /// Whether the new anchor was written into the image itself.
     pub fn left_in_image(&self) -> bool {
         let anchor = self.source.anchor.as_ref();
-        anchor.is_some_and(|new| !matches!(new.what, AnchorKind::Reflink { .. }))
+        let in_image =
+            |what: &AnchorKind| matches!(what, AnchorKind::Bitmap | AnchorKind::Snapshot { .. });
+        anchor.is_some_and(|new| in_image(&new.what))
     }
 
     /// Fails unless the image is sound. Where two guest clusters share a host cluster that is counted

@@ -9,6 +9,7 @@
 mod bitmap;
 mod case;
 pub mod changes;
+mod live_bitmap;
 mod overlay;
 mod reflink;
 mod snapshot;
@@ -18,19 +19,26 @@ use qdelta_formats::archive::{Geometry, Tracker};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::capture::Captured;
 use crate::vault::point::{Base, open_chain};
-use crate::vault::repository::{Catalog, Refusal};
+use crate::vault::repository::{Catalog, PointId, Refusal};
 use case::Case;
 use changes::Claim;
 
 pub(crate) use case::fingerprints;
 
 /// The trackers that need no reading, the best first.
-const CLAIMING: [Claiming; 4] =
-    [bitmap::BITMAP, snapshot::SNAPSHOT, overlay::OVERLAY, reflink::REFLINK];
+const CLAIMING: [Claiming; 5] = [
+    live_bitmap::LIVE_BITMAP,
+    bitmap::BITMAP,
+    snapshot::SNAPSHOT,
+    overlay::OVERLAY,
+    reflink::REFLINK,
+];
 
 /// A tracker that tells what has changed without reading the disk.
 struct Claiming {
     tracker: Tracker,
+    /// Whether it is for exports of servers; all others are for files.
+    of_exports: bool,
     /// Whether the image of the latest point may have become a backing file since.
     below_new_layers: bool,
     /// Proves that what the claim rests on is valid, and makes the claim.
@@ -83,7 +91,10 @@ pub(crate) fn choose(
     if forced == Some(Tracker::Scan) {
         return Ok(Tracked::scan("as asked for", Vec::new()));
     }
-    let opened = match parent.id == latest.id {
+    let is_latest = |point: PointId| point == latest.id;
+    let needs_none =
+        is_latest(parent.id) && live_bitmap::began(latest, source).is_none_or(is_latest);
+    let opened = match needs_none {
         true => Ok(None),
         false => open_chain(catalog, latest).map(Some),
     };
@@ -100,7 +111,12 @@ pub(crate) fn choose(
     let mut refused = Vec::new();
     for claiming in &CLAIMING {
         let tracker = claiming.tracker;
-        if forced.is_some_and(|forced| forced != tracker) {
+        // Whoever names a tracker hears why it is of no use.
+        let is_tried = match forced {
+            Some(forced) => forced == tracker,
+            None => claiming.of_exports == source.options.export.is_some(),
+        };
+        if !is_tried {
             continue;
         }
         let answer = match &case {

@@ -9,7 +9,7 @@ use super::{Answer, Claiming};
 use crate::disk::files::fingerprint::Fingerprint;
 
 pub(super) const OVERLAY: Claiming =
-    Claiming { tracker: Tracker::Overlay, below_new_layers: true, claim };
+    Claiming { tracker: Tracker::Overlay, of_exports: false, below_new_layers: true, claim };
 
 fn claim(case: &Case<'_>) -> Answer {
     let now = case.fingerprints()?;

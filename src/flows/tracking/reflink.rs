@@ -20,7 +20,7 @@ use crate::flows::anchors::reflink::{descriptor, record_of};
 use crate::vault::repository::{AnchorKind, CloneRecord};
 
 pub(super) const REFLINK: Claiming =
-    Claiming { tracker: Tracker::Reflink, below_new_layers: false, claim };
+    Claiming { tracker: Tracker::Reflink, of_exports: false, below_new_layers: false, claim };
 
 fn claim(case: &Case<'_>) -> Answer {
     let anchor = case.anchor(Tracker::Reflink)?;

@@ -11,7 +11,7 @@ use crate::disk::image::{self, Image, OpenOptions, Unwritten};
 use crate::vault::repository::AnchorKind;
 
 pub(super) const SNAPSHOT: Claiming =
-    Claiming { tracker: Tracker::Snapshot, below_new_layers: false, claim };
+    Claiming { tracker: Tracker::Snapshot, of_exports: false, below_new_layers: false, claim };
 
 fn claim(case: &Case<'_>) -> Answer {
     let anchor = case.anchor(Tracker::Snapshot)?;

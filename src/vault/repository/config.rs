@@ -12,13 +12,15 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::DomainReading;
+use super::keys::{self, Encryption, KeyRing, NewKeys};
 use super::names::{DomainName, POINTS};
 use super::settings::{self, Settings};
-use super::storage::{Entry, EntryKind, Local, Name, Publish, S3, Storage};
+use super::storage::{Entry, EntryKind, KeyText, Keys, Local, Name, Publish, S3, Storage};
 use super::{Repository, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::disk::files::check_new_file;
+use crate::vault::age::Recipient;
 
 /// The file that makes a folder a repository.
 pub(super) const CONFIG: &str = "qdelta.toml";
@@ -38,15 +40,32 @@ pub(super) struct Config {
     pub id: String,
     /// When it was made, for people.
     created: String,
-    /// BLAKE3 of the three above: a flipped bit in the id is not taken for the id.
+    /// To whom every other file is encrypted, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recipient: Option<String>,
+    /// BLAKE3 of those above: a flipped bit in the id is not taken for the id.
     digest: String,
 }
 
 impl Config {
-    fn new(id: String) -> Result<Self> {
+    fn new(id: String, recipient: Option<Recipient>) -> Result<Self> {
         let created = crate::base::clock::now()?.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        let digest = digest(FORMAT, &id, &created);
-        Ok(Self { format: FORMAT, id, created, digest })
+        let recipient = recipient.map(|recipient| recipient.to_string());
+        let mut config = Self { format: FORMAT, id, created, recipient, digest: String::new() };
+        config.digest = config.digest();
+        Ok(config)
+    }
+
+    /// What `digest` must be.
+    fn digest(&self) -> String {
+        let mut text = format!("{}\n{}\n{}\n", self.format, self.id, self.created);
+        text.extend(self.recipient.iter().flat_map(|recipient| [recipient.as_str(), "\n"]));
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
+    /// To whom every other file is encrypted.
+    fn recipient(&self) -> Result<Option<Recipient>> {
+        self.recipient.as_ref().map(|recipient| recipient.parse()).transpose()
     }
 
     /// Reads the configuration of a repository.
@@ -58,7 +77,7 @@ impl Config {
         let text = std::str::from_utf8(&bytes).map_err(|error| damaged().because(error))?;
         let config: Self =
             toml::from_str(text).map_err(|error| damaged().because(located(text, &error)))?;
-        if config.digest != digest(config.format, &config.id, &config.created) {
+        if config.digest != config.digest() {
             return Err(damaged().because("its digest is not that of its content"));
         }
         if config.format > FORMAT {
@@ -78,7 +97,8 @@ impl Config {
             Error::new(ErrorKind::Io, "cannot write qdelta.toml").because(error)
         })?;
         let text = format!(
-            "# A repository of qdelta. Please leave the next four lines as they are.\n{text}{}",
+            "# A repository of qdelta. Please leave the next {} lines as they are.\n{text}{}",
+            if self.recipient.is_some() { "five" } else { "four" },
             settings.to_text()
         );
         let name = Name::top().join(CONFIG);
@@ -112,10 +132,6 @@ fn shown(storage: &dyn Storage) -> String {
     storage.describe(&Name::top()).display().to_string()
 }
 
-fn digest(format: u32, id: &str, created: &str) -> String {
-    blake3::hash(format!("{format}\n{id}\n{created}\n").as_bytes()).to_hex().to_string()
-}
-
 /// What became of a repository whose `qdelta.toml` was to be repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -130,7 +146,13 @@ pub enum Repair {
 
 impl Repository {
     fn at(storage: Arc<dyn Storage>, id: String, trouble: Option<Error>) -> Self {
-        Self { root: storage.describe(&Name::top()), storage, id, trouble, state: None }
+        let root = storage.describe(&Name::top());
+        Self { root, storage, id, trouble, state: None, encryption: None }
+    }
+
+    fn with_encryption(mut self, encryption: Option<Encryption>) -> Self {
+        self.encryption = encryption;
+        self
     }
 
     /// Makes an empty repository of the folder `root`, which is made if it is missing (but not
@@ -149,11 +171,23 @@ impl Repository {
     /// # Errors
     /// As [`Self::init`]; [`ErrorKind::Usage`] if this machine does not know the time zone.
     pub fn init_with(root: &Path, settings: &Settings) -> Result<Self> {
+        Self::init_folder(root, settings, None)
+    }
+
+    /// Makes an empty repository as [`Self::init_with`] does, in which everything is encrypted.
+    ///
+    /// # Errors
+    /// As [`Self::init_with`]; a key can't be wrapped.
+    pub fn init_encrypted(root: &Path, settings: &Settings, keys: &NewKeys<'_>) -> Result<Self> {
+        Self::init_folder(root, settings, Some(keys))
+    }
+
+    fn init_folder(root: &Path, settings: &Settings, keys: Option<&NewKeys<'_>>) -> Result<Self> {
         settings.zone()?;
         if S3::is_address(root) {
             let storage = S3::new(root)?;
             storage.probe()?;
-            return Self::init_in(Arc::new(storage), settings);
+            return Self::init_in_with(Arc::new(storage), settings, keys);
         }
         match fs::metadata(root) {
             Ok(_) => check_new_file(&root.join(CONFIG))?,
@@ -165,7 +199,7 @@ impl Repository {
             }
             Err(error) => return Err(Error::io("look at", root, error)),
         }
-        Self::init_in(Arc::new(Local::new(root)), settings)
+        Self::init_in_with(Arc::new(Local::new(root)), settings, keys)
     }
 
     /// Makes an empty repository of an empty storage.
@@ -173,10 +207,33 @@ impl Repository {
     /// # Errors
     /// [`ErrorKind::Exists`] if there is anything else in it.
     pub fn init_in(storage: Arc<dyn Storage>, settings: &Settings) -> Result<Self> {
+        Self::init_in_with(storage, settings, None)
+    }
+
+    /// Makes an empty repository of an empty storage: if there are keys, one in which everything is
+    /// encrypted.
+    ///
+    /// # Errors
+    /// As [`Self::init_in`]; a key can't be wrapped.
+    pub fn init_in_with(
+        storage: Arc<dyn Storage>,
+        settings: &Settings,
+        keys: Option<&NewKeys<'_>>,
+    ) -> Result<Self> {
         check_empty(&*storage)?;
-        let config = Config::new(new_id()?)?;
+        let config = Config::new(new_id()?, keys.map(|keys| keys.identity.recipient()))?;
+        if let Some(keys) = keys {
+            // Before the repository is one: none is ever without.
+            let ring = KeyRing::new(Arc::clone(&storage), Some(keys.identity.recipient()));
+            for (name, to) in &keys.wraps {
+                ring.add(name, keys.identity, *to)?;
+            }
+        }
         config.write(settings, &*storage, Publish::New)?;
-        Ok(Self::at(storage, config.id, None))
+        let opened = keys.map(|keys| Encryption::of(&storage, Keys::from(keys.identity.clone())));
+        let (storage, encryption) =
+            opened.map_or((storage, None), |(sealed, it)| (sealed, Some(it)));
+        Ok(Self::at(storage, config.id, None).with_encryption(encryption))
     }
 
     /// Opens the repository in the folder `root`, or in an object store at `s3://BUCKET/PREFIX`. If its
@@ -188,8 +245,19 @@ impl Repository {
     /// isn't mounted must not fill the disk below. [`ErrorKind::Damaged`] if its configuration
     /// makes no sense and nothing else is there, [`ErrorKind::Usage`] if a newer program made it.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, None)
+    }
+
+    /// Opens the repository in the folder `root` as [`Self::open`] does: an encrypted one by a key.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`ErrorKind::Key`] if it is encrypted, and the key is missing or another one;
+    /// [`ErrorKind::Usage`] if there is a key, and the repository is not encrypted.
+    pub fn open_with(root: &Path, key: Option<&KeyText>) -> Result<Self> {
         if S3::is_address(root) {
-            return Self::open_in(Arc::new(S3::new(root)?)).map_err(|error| match error.advice() {
+            return Self::open_in_with(Arc::new(S3::new(root)?), key).map_err(|error| match error
+                .advice()
+            {
                 None if error.kind() == ErrorKind::NotFound => {
                     let shown = root.display();
                     Error::new(ErrorKind::NotFound, format!("{shown}: not a repository"))
@@ -198,8 +266,8 @@ impl Repository {
                 _ => error,
             });
         }
-        let error = match Self::open_in(Arc::new(Local::new(root))) {
-            Err(error) if error.kind() != ErrorKind::Usage => error,
+        let error = match Self::open_in_with(Arc::new(Local::new(root)), key) {
+            Err(error) if !matches!(error.kind(), ErrorKind::Usage | ErrorKind::Key) => error,
             opened => return opened,
         };
         let what = match fs::metadata(root) {
@@ -219,9 +287,23 @@ impl Repository {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_in(storage: Arc<dyn Storage>) -> Result<Self> {
-        let error = match Config::read(&*storage) {
-            Ok(config) => return Ok(Self::at(storage, config.id, None)),
+        Self::open_in_with(storage, None)
+    }
+
+    /// Opens the repository in a storage, as [`Self::open_with`] does.
+    ///
+    /// # Errors
+    /// As [`Self::open_with`].
+    pub fn open_in_with(storage: Arc<dyn Storage>, key: Option<&KeyText>) -> Result<Self> {
+        let config = match Config::read(&*storage) {
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
+            config => config,
+        };
+        let (storage, encryption) = unlock(storage, &config, key)?;
+        let error = match config {
+            Ok(config) => {
+                return Ok(Self::at(storage, config.id, None).with_encryption(encryption));
+            }
             Err(error) => error,
         };
         let path = storage.describe(&Name::top().join(CONFIG));
@@ -239,7 +321,17 @@ impl Repository {
         }
         let mut repository = Self::at(storage, String::new(), Some(trouble));
         repository.id = repository.known_id().unwrap_or_default();
-        Ok(repository)
+        Ok(repository.with_encryption(encryption))
+    }
+
+    /// The wrapped keys of the encrypted repository in a storage, for which no key is needed; none if it
+    /// is not encrypted.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn key_ring(storage: Arc<dyn Storage>) -> Result<Option<KeyRing>> {
+        let recipient = Config::read(&*storage)?.recipient()?;
+        Ok(recipient.map(|recipient| KeyRing::new(storage, Some(recipient))))
     }
 
     /// What is wrong with the repository's `qdelta.toml`, if anything is: then it can only be read.
@@ -249,8 +341,11 @@ impl Repository {
 
     /// Fails unless the repository may be written to.
     pub(super) fn check_writable(&self) -> Result<()> {
-        match self.trouble() {
-            Some(error) => Err(error.within("nothing is written to this repository")),
+        if let Some(error) = self.trouble() {
+            return Err(error.within("nothing is written to this repository"));
+        }
+        match &self.encryption {
+            Some(encryption) => encryption.check_writable(),
             None => Ok(()),
         }
     }
@@ -261,16 +356,30 @@ impl Repository {
     /// # Errors
     /// As [`Self::open`]; it can't be written.
     pub fn repair(root: &Path) -> Result<(Self, Repair)> {
-        if S3::is_address(root) {
-            return Self::repair_in(Arc::new(S3::new(root)?));
-        }
-        Self::repair_in(Arc::new(Local::new(root)))
+        Self::repair_with(root, None)
     }
 
-    fn repair_in(storage: Arc<dyn Storage>) -> Result<(Self, Repair)> {
-        match Config::read(&*storage) {
+    /// Makes a lost or damaged `qdelta.toml` anew as [`Self::repair`] does: of an encrypted repository by
+    /// its identity or a host's key.
+    ///
+    /// # Errors
+    /// As [`Self::repair`] and [`Self::open_with`].
+    pub fn repair_with(root: &Path, key: Option<&KeyText>) -> Result<(Self, Repair)> {
+        if S3::is_address(root) {
+            return Self::repair_in(Arc::new(S3::new(root)?), key);
+        }
+        Self::repair_in(Arc::new(Local::new(root)), key)
+    }
+
+    fn repair_in(storage: Arc<dyn Storage>, key: Option<&KeyText>) -> Result<(Self, Repair)> {
+        let config = Config::read(&*storage);
+        let (storage, encryption) = match &config {
+            Err(error) if error.kind() == ErrorKind::Usage => (storage, None),
+            _ => unlock(storage, &config, key)?,
+        };
+        match config {
             Ok(config) => {
-                let sound = Self::at(storage, config.id, None);
+                let sound = Self::at(storage, config.id, None).with_encryption(encryption);
                 return Ok((sound, Repair::Sound));
             }
             Err(error) => match error.kind() {
@@ -280,7 +389,8 @@ impl Repository {
                 _ => return Err(unreadable(error)),
             },
         }
-        let is_there = storage.entry(&Name::top().join(CONFIG))?.is_some();
+        // Whose an encrypted one is, only what is there can tell.
+        let is_there = encryption.is_none() && storage.entry(&Name::top().join(CONFIG))?.is_some();
         if !is_there && !holds_domains(&*storage) {
             let text = format!("{} holds no domain of a repository", shown(&*storage));
             return Err(Error::new(ErrorKind::NotFound, text)
@@ -291,11 +401,14 @@ impl Repository {
             Some(id) => (id, Repair::SameId),
             None => (new_id()?, Repair::NewId),
         };
-        let config = Config::new(id)?;
+        if let Some(encryption) = &encryption {
+            encryption.check_writable()?;
+        }
+        let config = Config::new(id, encryption.as_ref().map(Encryption::recipient))?;
         let settings = Settings::salvage(&settings::any_text(&*repository.storage));
         config.write(&settings, &*repository.storage, Publish::Replace)?;
         repository.id = config.id;
-        Ok((repository, repair))
+        Ok((repository.with_encryption(encryption), repair))
     }
 
     /// The id that most manifests say that their repository has. Somebody may have copied a domain here
@@ -309,6 +422,38 @@ impl Repository {
             }
         }
         votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(id, _)| id)
+    }
+}
+
+/// What there is in a storage, as somebody sees it who has given this key.
+fn unlock(
+    storage: Arc<dyn Storage>,
+    config: &Result<Config>,
+    key: Option<&KeyText>,
+) -> Result<(Arc<dyn Storage>, Option<Encryption>)> {
+    let recipient = config.as_ref().map_or(Ok(None), Config::recipient)?;
+    let is_encrypted = recipient.is_some() || (config.is_err() && keys::are_there(&*storage));
+    let Some(key) = key else {
+        return match is_encrypted {
+            false => Ok((storage, None)),
+            true => Err(Error::new(ErrorKind::Key, format!("{} is encrypted", shown(&*storage)))
+                .because("no key was given")
+                .advise("say --key-file FILE, or set QDELTA_KEY_FILE")),
+        };
+    };
+    if is_encrypted {
+        let keys = KeyRing::new(Arc::clone(&storage), recipient).unlock(key)?;
+        let (sealed, encryption) = Encryption::of(&storage, keys);
+        return Ok((sealed, Some(encryption)));
+    }
+    match config {
+        // Whoever can write there could have put another repository in the place of an encrypted one.
+        Ok(_) => {
+            let text = format!("a key was given, and {} is not encrypted", shown(&*storage));
+            Err(Error::new(ErrorKind::Usage, text)
+                .advise("leave the key out if that is as it should be"))
+        }
+        Err(_) => Ok((storage, None)),
     }
 }
 
@@ -368,6 +513,10 @@ fn check_empty(storage: &dyn Storage) -> Result<()> {
             exists("is a repository whose qdelta.toml is lost").advise(repair_advice(storage))
         );
     }
+    if keys::are_there(storage) {
+        return Err(exists("there are keys of an encrypted repository whose qdelta.toml is lost")
+            .advise("an init was interrupted: remove the folder; or begin in another one"));
+    }
     // A fresh filesystem may be mounted there; an init may have been killed there.
     if names.any(|name| name != "lost+found") {
         return Err(exists("the folder is not empty").advise("name a new folder inside it"));
@@ -416,7 +565,7 @@ mod tests {
         assert_eq!(trouble.kind(), ErrorKind::Io);
         assert!(trouble.advice().unwrap().contains("see why it can't be read"), "{trouble:?}");
         let sound = fs::read(&path).unwrap();
-        assert_eq!(Repository::repair_in(refuses()).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(Repository::repair_in(refuses(), None).unwrap_err().kind(), ErrorKind::Io);
         assert!(fs::read(&path).unwrap() == sound, "it was made anew");
     }
 }

@@ -17,6 +17,7 @@ use super::point::PointId;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
 use crate::disk::files::fingerprint::Fingerprint;
+use crate::disk::files::paths::is_uri;
 use crate::disk::image::Format;
 use crate::formats::archive::{ArchiveId, Consistency, Digest, Geometry, Kind, Parent, Tracker};
 
@@ -218,6 +219,11 @@ pub enum AnchorKind {
         /// The clones.
         clones: Vec<CloneRecord>,
     },
+    /// A bitmap of QEMU's that the server of an export tells of. Nothing of it is in a file of qdelta's.
+    LiveBitmap {
+        /// The point from which it counts: this one, or an earlier one of the disk.
+        began: PointId,
+    },
 }
 
 impl AnchorKind {
@@ -227,6 +233,7 @@ impl AnchorKind {
             Self::Bitmap => Tracker::Bitmap,
             Self::Snapshot { .. } => Tracker::Snapshot,
             Self::Reflink { .. } => Tracker::Reflink,
+            Self::LiveBitmap { .. } => Tracker::LiveBitmap,
         }
     }
 }
@@ -262,6 +269,13 @@ pub struct ImageRecord {
     /// cut can take back the time of a write, and not the write: times say nothing across a start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
+}
+
+impl ImageRecord {
+    /// Whether an export of a server was read, and no file.
+    pub fn is_export(&self) -> bool {
+        self.layers.first().is_some_and(|top| is_uri(&top.path))
+    }
 }
 
 /// One file of an image's backing chain.

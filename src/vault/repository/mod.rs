@@ -21,6 +21,7 @@ mod drills;
 mod find;
 mod health;
 mod history;
+mod keys;
 mod leftovers;
 mod lock;
 mod machine;
@@ -57,6 +58,7 @@ pub use drills::{Climb, Drill, Drilled, Part, Root, Rung, Step};
 pub use find::{DiskAt, Wanted};
 pub use health::Health;
 pub use history::{History, Stamp, Verdict};
+pub use keys::{Encryption, KeyEntry, KeyRing, NewKeys};
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::{Clearance, DomainLock, Hold};
 pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
@@ -94,6 +96,8 @@ pub struct Repository {
     trouble: Option<Error>,
     /// Where this host keeps what belongs to itself and not to the repository.
     state: Option<PathBuf>,
+    /// None if its files are as they are.
+    encryption: Option<Encryption>,
 }
 
 /// What a disk's recovery points are, as far as the manifests can be read.
@@ -168,6 +172,11 @@ impl Repository {
     /// The repository's id: 32 hexadecimal digits that no other repository has.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// What is known of its encryption; none if it is not encrypted.
+    pub fn encryption(&self) -> Option<&Encryption> {
+        self.encryption.as_ref()
     }
 
     /// The domains that have a folder, sorted; also those whose folder can't be looked at.

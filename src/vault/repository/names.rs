@@ -185,6 +185,18 @@ impl DiskSpec {
         })?;
         Ok(Self { domain, disk: None })
     }
+
+    /// The disk of an export of this name, which may be DOMAIN/DISK.
+    ///
+    /// # Errors
+    /// The export has no name, or one with characters that no name may have.
+    pub fn for_export(export: &str) -> Result<Self> {
+        Self::from_str(export).map_err(|error| {
+            error
+                .within(format!("cannot name a disk after the export '{}'", export.escape_debug()))
+                .advise("say what to call it: --disk NAME")
+        })
+    }
 }
 
 impl From<DiskId> for DiskSpec {

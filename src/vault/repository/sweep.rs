@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::storage::faulty::{Fault, Faulty};
 use super::storage::memory::Memory;
-use super::storage::{Local, Storage};
+use super::storage::{KeyText, Local, Storage};
 use super::tests::{back_up, disk};
 use super::*;
+use crate::vault::age::Identity;
 
 const FAULTS: [Fault; 4] = [
     Fault { works: false, kills: false },
@@ -16,16 +17,19 @@ const FAULTS: [Fault; 4] = [
     Fault { works: true, kills: true },
 ];
 
+/// The key of the repository; none of one that is not encrypted.
+type Key<'a> = Option<&'a KeyText>;
+
 /// The points of the disk, each proved to be whole.
-fn points(storage: &Arc<dyn Storage>, id: &DiskId) -> Vec<PointId> {
-    let repository = Repository::open_in(Arc::clone(storage)).unwrap();
+fn points(storage: &Arc<dyn Storage>, key: Key<'_>, id: &DiskId) -> Vec<PointId> {
+    let repository = Repository::open_in_with(Arc::clone(storage), key).unwrap();
     let catalog = repository.catalog();
     let list = catalog.points(id).unwrap();
     assert!(list.damaged.is_empty() && list.unreadable.is_empty(), "{list:?}");
     for point in &list.points {
         let chain = catalog.chain_of(point).unwrap();
         for archive in chain {
-            assert_eq!(storage.read(&archive, 10).unwrap(), b"data", "{archive}");
+            assert_eq!(repository.storage().read(&archive, 10).unwrap(), b"data", "{archive}");
         }
     }
     list.points.iter().map(|point| point.id).collect()
@@ -35,20 +39,21 @@ fn points(storage: &Arc<dyn Storage>, id: &DiskId) -> Vec<PointId> {
 /// `settle` is what happens before somebody looks again. Gives whether the call was reached.
 fn interrupt(
     before: &Arc<dyn Storage>,
+    key: Key<'_>,
     faulty: &Arc<Faulty>,
     settle: impl FnOnce(),
     story: &str,
 ) -> bool {
     let id = disk("vm/vda");
-    let full = points(before, &id);
+    let full = points(before, key, &id);
     assert_eq!(full.len(), 1, "{story}");
     let storage: Arc<dyn Storage> = Arc::clone(faulty) as Arc<dyn Storage>;
-    let outcome = Repository::open_in(storage)
+    let outcome = Repository::open_in_with(storage, key)
         .and_then(|repository| back_up(&repository, &id, Kind::Incremental));
     let reached = faulty.reached();
     settle();
 
-    let after = points(before, &id);
+    let after = points(before, key, &id);
     assert_eq!(after.first(), full.first(), "{story}: the full is lost");
     match outcome {
         Ok(point) => assert_eq!(after.last(), Some(&point), "{story}: promised and lost"),
@@ -56,9 +61,9 @@ fn interrupt(
     }
 
     // Whatever is left is no obstacle, and the next backup removes what belongs to nothing.
-    let repository = Repository::open_in(Arc::clone(before)).unwrap();
+    let repository = Repository::open_in_with(Arc::clone(before), key).unwrap();
     let last = back_up(&repository, &id, Kind::Incremental).unwrap();
-    assert_eq!(points(before, &id).last(), Some(&last), "{story}");
+    assert_eq!(points(before, key, &id).last(), Some(&last), "{story}");
     let lock = repository.lock(&id.domain).unwrap();
     let (cleaned, _) = repository.clean(&lock).unwrap();
     assert!(cleaned.removed.is_empty(), "{story}: {cleaned:?}");
@@ -67,14 +72,16 @@ fn interrupt(
 }
 
 /// Sweeps over all calls of a backup. `fresh` makes a storage, and what cuts its power.
-fn sweep(fresh: impl Fn() -> (Arc<dyn Storage>, Box<dyn Fn()>)) {
+fn sweep(identity: Option<&Identity>, fresh: impl Fn() -> (Arc<dyn Storage>, Box<dyn Fn()>)) {
+    let key = identity.map(|identity| KeyText::Identities(vec![identity.clone()]));
     for fault in FAULTS {
         for cuts in [false, true] {
             let mut calls = 0;
             loop {
                 let (storage, cut) = fresh();
-                let repository =
-                    Repository::init_in(Arc::clone(&storage), &Settings::default()).unwrap();
+                let keys = identity.map(|identity| NewKeys { identity, wraps: Vec::new() });
+                let (begun, settings) = (Arc::clone(&storage), Settings::default());
+                let repository = Repository::init_in_with(begun, &settings, keys.as_ref()).unwrap();
                 back_up(&repository, &disk("vm/vda"), Kind::Full).unwrap();
                 let faulty = Arc::new(Faulty::new(Arc::clone(&storage), calls, fault));
                 let story = format!("call {calls}, {fault:?}, power cut: {cuts}");
@@ -83,7 +90,7 @@ fn sweep(fresh: impl Fn() -> (Arc<dyn Storage>, Box<dyn Fn()>)) {
                         cut();
                     }
                 };
-                if !interrupt(&storage, &faulty, settle, &story) {
+                if !interrupt(&storage, key.as_ref(), &faulty, settle, &story) {
                     break;
                 }
                 calls += 1;
@@ -95,7 +102,7 @@ fn sweep(fresh: impl Fn() -> (Arc<dyn Storage>, Box<dyn Fn()>)) {
 
 #[test]
 fn a_backup_into_memory_survives_a_fault_at_every_call() {
-    sweep(|| {
+    sweep(None, || {
         let memory = Memory::default();
         let cut = memory.clone();
         (Arc::new(memory), Box::new(move || cut.cut_power()))
@@ -104,11 +111,20 @@ fn a_backup_into_memory_survives_a_fault_at_every_call() {
 
 #[test]
 fn a_backup_into_a_folder_survives_a_fault_at_every_call() {
-    sweep(|| {
+    sweep(None, || {
         let dir = tempfile::tempdir().unwrap();
         let local = Local::new(dir.path());
         // It lives as long as the storage is looked at.
         (Arc::new(local), Box::new(move || assert!(dir.path().exists())))
+    });
+}
+
+#[test]
+fn a_backup_that_is_encrypted_survives_a_fault_at_every_call() {
+    sweep(Some(&Identity::new().unwrap()), || {
+        let memory = Memory::default();
+        let cut = memory.clone();
+        (Arc::new(memory), Box::new(move || cut.cut_power()))
     });
 }
 

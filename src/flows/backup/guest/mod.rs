@@ -123,7 +123,7 @@ pub fn run_guest(
         Some(program) => {
             let lock = repository.lock(&name)?;
             let about = (&repository.catalog(), &name);
-            snapshots = Some(Snapshots::prepare(program, (&found, request), about, observer)?);
+            snapshots = Some(Snapshots::begin(program, (&found, request), about, observer)?);
             // The guest may have been brought back to its own images.
             (Some(lock), request.how.libvirt.find(&request.domain)?)
         }

@@ -86,7 +86,7 @@ impl<'a> Flow<'a> {
             Some(snapshots) => {
                 let paths = |files: &Files| files.iter().map(|(path, _)| path.clone()).collect();
                 let files: Vec<Vec<PathBuf>> = files.iter().map(paths).collect();
-                snapshots.expect(self.disks.point, (&ready, self.plan.usage), &files)?;
+                snapshots.prepare(self.disks.point, (&ready, self.plan.usage), &files)?;
             }
         }
         for (_, file) in files.iter().flatten() {

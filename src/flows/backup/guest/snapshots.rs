@@ -17,7 +17,8 @@ use crate::flows::backup::AnchorChoice;
 use crate::flows::backup::together::Ready;
 use crate::guest::libvirt::{Choice, Found, decide};
 use crate::guest::snapshots::{
-    Answer, DiskAnswer, DiskRequest, GuestState, NbdAnswer, Request, SnapshotCommand, VERSION, Verb,
+    Answer, CHECK_MAX, DiskAnswer, DiskRequest, GuestState, NbdAnswer, Request, SnapshotCommand,
+    VERSION, Verb,
 };
 use crate::vault::repository::{Catalog, DiskId, DomainName, PointId};
 
@@ -58,7 +59,7 @@ impl<'a> Snapshots<'a> {
     ///
     /// # Errors
     /// It would not; or something can't be mended.
-    pub fn prepare(
+    pub fn begin(
         program: &Path,
         (found, guest): (&Found, &GuestRequest),
         (catalog, name): (&Catalog, &DomainName),
@@ -66,7 +67,7 @@ impl<'a> Snapshots<'a> {
     ) -> Result<Self> {
         let track = match guest.how.options.anchor {
             AnchorChoice::AsBefore | AnchorChoice::For(Tracker::Bitmap) => true,
-            AnchorChoice::None | AnchorChoice::For(_) => false,
+            AnchorChoice::None | AnchorChoice::For(_) | AnchorChoice::Begun(_) => false,
         };
         let state = match found.live {
             None => GuestState::Stopped,
@@ -136,12 +137,12 @@ impl<'a> Snapshots<'a> {
         }
     }
 
-    /// Says which point it will be, and which files there are to it: everything that need not be done while
-    /// the guest stands still.
+    /// Says which point it will be, and which files there are to it, and has the command do what need not be
+    /// done while the guest stands still.
     ///
     /// # Errors
-    /// A file can't be looked at.
-    pub fn expect(
+    /// An image can't be opened; or the command fails.
+    pub fn prepare(
         &mut self,
         point: PointId,
         (ready, usage): (&[Ready<'_>], Use),
@@ -170,6 +171,12 @@ impl<'a> Snapshots<'a> {
                 since: latest.and_then(|it| it.record.anchor.as_ref()).map(|it| it.name.clone()),
             });
         }
+        if self.command.is_first() {
+            return Ok(());
+        }
+        self.is_made = true;
+        let request = Request { verb: Verb::Prepare, ..self.request.clone() };
+        self.warn(self.command.call(&request, Some(CHECK_MAX))?.warnings);
         Ok(())
     }
 
@@ -311,9 +318,7 @@ impl<'a> Snapshots<'a> {
                     tracing::debug!("released by `recover`, after: {}", error.chain());
                     Ok(())
                 }
-                Err(again) => {
-                    Err(error.because(format!("nor could it be mended: {}", again.chain())))
-                }
+                Err(again) => Err(again.within("nor could it be mended").within(error.chain())),
             },
         }
     }

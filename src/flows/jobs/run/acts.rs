@@ -25,9 +25,9 @@ impl Work<'_> {
     /// Does these parts.
     pub(super) fn acts(&self, acts: &[Act]) {
         let config = self.run.host.config;
-        let opened = config.repository_of(self.name, self.job).and_then(|(_, place)| {
-            (self.run.host.open)(&place.place).map(|it| (it, place.keep_free))
-        });
+        let opened = config
+            .repository_of(self.name, self.job)
+            .and_then(|(_, place)| (self.run.host.open)(place).map(|it| (it, place.keep_free)));
         let (repository, keep_free) = match opened {
             Ok(opened) => opened,
             Err(error) => return self.leave(acts, End::Failed, &Came::failed(&error)),

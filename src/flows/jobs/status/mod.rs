@@ -138,7 +138,7 @@ impl<'a> Look<'a> {
     fn repositories(&mut self, host: &Host<'_>) -> Vec<RepositoryStatus> {
         let mut all = Vec::new();
         for (name, place) in &self.config.repositories {
-            let opened = (host.open)(&place.place).and_then(|it| match it.trouble() {
+            let opened = (host.open)(place).and_then(|it| match it.trouble() {
                 Some(error) => Err(error),
                 None => Ok(it),
             });

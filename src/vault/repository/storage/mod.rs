@@ -13,6 +13,7 @@ mod local;
 pub mod memory;
 mod name;
 mod s3;
+mod sealed;
 
 use std::fmt;
 use std::io::Write;
@@ -25,6 +26,7 @@ use crate::disk::io::ReadAt;
 pub use local::Local;
 pub use name::Name;
 pub use s3::S3;
+pub use sealed::{HostKey, KEY_TEXT_MAX, KeyText, Keys, Sealed};
 
 /// A place for the files of a repository.
 pub trait Storage: fmt::Debug + Send + Sync {

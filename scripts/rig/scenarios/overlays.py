@@ -1,0 +1,193 @@
+"""Guests on a file system that can't clone: overlays make their moment, and bitmaps tell what changed."""
+
+import json
+import os
+import random
+import re
+import signal
+import time
+
+from ..guest import Disk
+from ..libvirt import virsh
+from ..points import FREEZE_MAX, Chain
+from ..run import PATIENCE_SECONDS, Failure, output, run, wait_for
+from .kills import goes_on, start_backup
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+COMMANDS = os.path.join(HERE, "..", "..", "snapshot-commands")
+OVERLAY = re.compile(r"\.qdelta-\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
+POINTS = 3
+KILLS = 4
+VICTIMS = ["the command", "qdelta", "libvirtd", "QEMU"]
+# How long after the first sign of its victim a kill may come: most of a backup.
+MOMENTS_SECONDS = 8
+
+
+def overlays(rig):
+    """Points of a guest on ext4, under load, by `external-snapshot`: raw and qcow2, names with spaces."""
+    guest, command = _guest(rig, "on overlays")
+    print(output(command[1], "--check", guest.name, env=rig.environment()).strip())
+    chain = Chain(rig, guest)
+    guest.wait_for_records(100)
+    for number in range(POINTS * rig.effort):
+        since = guest.records_size()
+        point = chain.backup(*command)
+        _expect_at_home(guest)
+        trackers = {disk["disk"].split("/")[-1]: disk["tracker"] for disk in point.result["disks"]}
+        if number > 0 and trackers != {"vda": "bitmap", "vdb": "scan"}:
+            raise Failure(f"the increment is by {trackers}: {point.result['disks']}")
+        rig.say(f"point {number}: {trackers}, frozen for {point.freeze_ms} ms; the guest stood still for "
+                f"{goes_on(guest, since):.0f} ms")
+        guest.wait_for_records(50)
+    _one_disk_alone(rig, guest, chain, command)
+    guest.power_off()
+    point = chain.backup(*command)
+    _expect(point.consistency == "offline", f"a stopped guest's point is {point.consistency}")
+    _expect_tracker(point, "vda", "bitmap")
+    guest.start()
+    guest.wait_for_records(50)
+    point = chain.backup(*command)
+    _expect_tracker(point, "vda", "bitmap")
+    _expect_at_home(guest)
+    guest.pause()
+    for point in chain.points:
+        rig.say(f"{point.time}: {point.consistency}, whole up to record {chain.check(point)}")
+    rig.qdelta("verify", "--repo", chain.repo)
+
+
+def overlay_kills(rig):
+    """The command, qdelta, libvirtd and QEMU are killed: the next run brings the guest back to its images."""
+    guest, command = _guest(rig, "cut off")
+    chain = Chain(rig, guest)
+    guest.wait_for_records(50)
+    chain.backup(*command)
+    rng, count, found = rig.random(), {victim: 0 for victim in VICTIMS}, 0
+    rounds = max(KILLS * rig.effort, int(os.environ.get("QDELTA_KILLS", "0")))
+    for number in range(rounds):
+        victim = VICTIMS[number % len(VICTIMS)]
+        process = start_backup(rig, guest, chain, *command, *FREEZE_MAX)
+        time.sleep(rng.uniform(0, MOMENTS_SECONDS))
+        count[victim] += _kill(rig, guest, process, victim)
+        said = process.communicate(timeout=PATIENCE_SECONDS)[0]
+        found += _is_away(guest)
+        if process.returncode == 0 and _is_away(guest):
+            raise Failure(f"a backup that went well left the guest on an overlay:\n{said}")
+        _live_again(rig, guest)
+        point = chain.backup(*command)
+        _expect_at_home(guest)
+        point.state = f"after {victim} was killed"
+    rig.say(f"kills that met their victim: {count}; {found} left the guest on an overlay until the next run")
+    guest.pause()
+    # All of them at a hundred kills would take as long again.
+    points = chain.points if rig.effort == 1 else rng.sample(chain.points, min(10, len(chain.points)))
+    for point in [*points, chain.points[-1]]:
+        chain.check(point)
+    rig.say(f"{len(points)} points are whole")
+    rig.qdelta("verify", "--repo", chain.repo)
+
+
+def _guest(rig, name):
+    """A guest with a qcow2 and a raw disk on ext4, in files with spaces and commas in their names."""
+    folder = os.path.join(rig.filesystem("ext4").mount, "images, of guests")
+    os.makedirs(folder)
+    disks = [Disk(os.path.join(folder, "the system's.qcow2")).make(),
+             Disk(os.path.join(folder, "data & more.img"), form="raw").make()]
+    program = os.path.realpath(os.path.join(COMMANDS, "external-snapshot"))
+    return rig.guest(name, disks), ["--snapshot-command", program]
+
+
+def _expect(condition, text):
+    if not condition:
+        raise Failure(text)
+
+
+def _expect_tracker(point, target, tracker):
+    for disk in point.result["disks"]:
+        if disk["disk"].endswith(target):
+            _expect(disk["tracker"] == tracker, f"{target} is by {disk['tracker']}: {disk}")
+
+
+def _one_disk_alone(rig, guest, chain, command):
+    """A disk that is left out is left alone."""
+    other = Chain(rig, guest, "other")
+    point = other.backup(*command, "--exclude", "vdb")
+    _expect(len(point.result["disks"]) == 1, f"{point.result['disks']}")
+    _expect_at_home(guest)
+    # The other repository's bitmap is not this one's to remove.
+    _expect_tracker(chain.backup(*command), "vda", "bitmap")
+    _expect_tracker(other.backup(*command, "--exclude", "vdb"), "vda", "bitmap")
+
+
+def _is_away(guest):
+    """Whether a disk is on an overlay, as far as libvirt can be asked."""
+    return bool(OVERLAY.search(virsh("dumpxml", guest.name, check=False).stdout))
+
+
+def _expect_at_home(guest):
+    """The guest is on its own images, by both definitions, and nothing is left beside them."""
+    for options in ([], ["--inactive"]):
+        text = virsh("dumpxml", guest.name, *options).stdout
+        if OVERLAY.search(text):
+            raise Failure(f"{guest.name} is on an overlay after a backup:\n{text}")
+    for disk in guest.disks:
+        folder = os.path.dirname(disk.path)
+        left = set(os.listdir(folder)) - {os.path.basename(it.path) for it in guest.disks}
+        if left:
+            raise Failure(f"beside the images of {guest.name} there is {left}")
+        said = json.loads(output("qemu-img", "info", "-U", "--output=json", disk.path))
+        bitmaps = said.get("format-specific", {}).get("data", {}).get("bitmaps", [])
+        # One for each repository, and the one's map or end.
+        if len(bitmaps) > 4:
+            raise Failure(f"bitmaps are left in {disk.path}: {bitmaps}")
+    left = [name for name in os.listdir("/run/qdelta")] if os.path.isdir("/run/qdelta") else []
+    if left:
+        raise Failure(f"notes of a backup are left: {left}")
+
+
+def _kill(rig, guest, process, victim):
+    """Kills one of them, if it is there; gives whether it was."""
+    try:
+        if victim == "qdelta":
+            process.kill()
+            return process.wait() == -signal.SIGKILL
+        if victim == "libvirtd":
+            rig.libvirt.kill()
+            return True
+        if victim == "QEMU":
+            guest.kill_qemu()
+            return True
+        pid = _command_under(process.pid)
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+        return bool(pid)
+    except ProcessLookupError:
+        return False
+
+
+def _command_under(parent):
+    """The snapshot command that qdelta is waiting for, if there is one."""
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as file:
+                words = file.read()
+            with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+                above = int(file.read().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        if above == parent and b"external-snapshot" in words:
+            return int(process)
+    return None
+
+
+def _live_again(rig, guest):
+    """libvirtd and the guest run again, whatever was killed; the guest maybe from what an overlay holds."""
+    rig.libvirt.start()
+    wait_for(f"libvirtd to know {guest.name}", lambda: guest.state() in ("running", "shut off"),
+             PATIENCE_SECONDS, pause=0.1)
+    if guest.state() == "running":
+        return
+    if random.random() < 0.5:
+        # The next backup finds it stopped.
+        return
+    guest.start()
+

@@ -1,0 +1,148 @@
+//! The key of an encrypted repository, as whoever calls gives it: never on the command line, where every
+//! user of the machine reads it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use qdelta::disk::io::{Opener, sync_folder};
+use qdelta::vault::repository::storage::{KEY_TEXT_MAX, KeyText};
+use qdelta::{Error, ErrorKind, Result};
+
+use super::args::Global;
+
+/// The credential that systemd hands to a service.
+const CREDENTIAL: &str = "qdelta.key";
+
+/// Where the key comes from.
+enum Source {
+    File(PathBuf),
+    Command(String),
+}
+
+/// The key that was given, if one was: by an option, by a variable, or by systemd.
+pub(super) fn given(global: &Global) -> Result<Option<KeyText>> {
+    let source = source(global, |name| std::env::var_os(name).map(PathBuf::from));
+    source
+        .map(|source| match source {
+            Source::File(path) => from_file(&path),
+            Source::Command(command) => from_command(&command),
+        })
+        .transpose()
+}
+
+/// The key that is given for one repository, or else the one that was given for all.
+pub(super) fn of(
+    key_file: Option<&Path>,
+    key_command: Option<&str>,
+    global: &Global,
+) -> Result<Option<KeyText>> {
+    match (key_file, key_command) {
+        (Some(path), _) => from_file(path).map(Some),
+        (None, Some(command)) => from_command(command).map(Some),
+        (None, None) => given(global),
+    }
+}
+
+fn source(global: &Global, variable: impl Fn(&str) -> Option<PathBuf>) -> Option<Source> {
+    if let Some(path) = &global.key_file {
+        return Some(Source::File(path.clone()));
+    }
+    if let Some(command) = &global.key_command {
+        return Some(Source::Command(command.clone()));
+    }
+    let set = |name: &str| variable(name).filter(|value| !value.as_os_str().is_empty());
+    if let Some(path) = set("QDELTA_KEY_FILE") {
+        return Some(Source::File(path));
+    }
+    if let Some(command) = set("QDELTA_KEY_COMMAND") {
+        return Some(Source::Command(command.to_string_lossy().into_owned()));
+    }
+    let credential = set("CREDENTIALS_DIRECTORY")?.join(CREDENTIAL);
+    credential.exists().then_some(Source::File(credential))
+}
+
+/// The key in a file.
+pub(super) fn from_file(path: &Path) -> Result<KeyText> {
+    let bytes = Opener::READ.read(path, KEY_TEXT_MAX);
+    let bytes = bytes.map_err(|error| Error::io("read the key", path, error))?;
+    parse(&bytes).map_err(|error| error.within(path.display().to_string()))
+}
+
+/// The key that a command of the shell writes.
+fn from_command(command: &str) -> Result<KeyText> {
+    let failed = |why: String| {
+        Error::new(ErrorKind::Key, format!("the command for the key gave none: {command}"))
+            .because(why)
+    };
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(command).stdin(Stdio::inherit()).stderr(Stdio::inherit());
+    let output = shell.output().map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(output.status.to_string()));
+    }
+    parse(&output.stdout).map_err(|error| failed(error.chain()))
+}
+
+fn parse(bytes: &[u8]) -> Result<KeyText> {
+    let text = std::str::from_utf8(bytes).ok().filter(|it| it.len() as u64 <= KEY_TEXT_MAX);
+    text.ok_or_else(|| Error::new(ErrorKind::Usage, "what was given as the key is no text"))?
+        .parse()
+}
+
+/// The passphrase in a file, which has one line.
+pub(super) fn passphrase(path: &Path) -> Result<String> {
+    match from_file(path)? {
+        KeyText::Passphrase(passphrase) => Ok(passphrase),
+        _ => Err(Error::new(ErrorKind::Usage, format!("{} holds a key", path.display()))
+            .because("a passphrase is one line of text")),
+    }
+}
+
+/// Writes a secret to a new file that its owner alone reads, durably.
+pub(super) fn write_new(path: &Path, text: &str) -> Result<()> {
+    let failed = |error| Error::io("write the key to", path, error);
+    let file = Opener::CHANGE.create(0o600).open(path);
+    let mut file = file.map_err(|error| Error::io("create", path, error))?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let folder = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
+    written.and_then(|()| sync_folder(folder)).map_err(failed).inspect_err(|_| {
+        let _ = std::fs::remove_file(path);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::Cli;
+
+    #[test]
+    fn what_was_typed_counts_before_what_is_set() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(CREDENTIAL), "x").unwrap();
+        let from = |typed: &[&str], set: &[(&str, &str)]| {
+            let words = ["qdelta", "points"].iter().chain(typed);
+            let global = Cli::try_parse_from(words).unwrap().global;
+            let value = |name: &str| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| PathBuf::from(value))
+            };
+            match source(&global, value) {
+                Some(Source::File(path)) => path.display().to_string(),
+                Some(Source::Command(command)) => format!("!{command}"),
+                None => String::new(),
+            }
+        };
+        let credentials = ("CREDENTIALS_DIRECTORY", dir.path().to_str().unwrap());
+        let (file, command) = (("QDELTA_KEY_FILE", "/f"), ("QDELTA_KEY_COMMAND", "pass qdelta"));
+        let all = [credentials, file, command];
+        assert_eq!(from(&["--key-file", "/k"], &all), "/k");
+        assert_eq!(from(&["--key-command", "c"], &all), "!c");
+        assert_eq!(from(&[], &all), "/f");
+        assert_eq!(from(&[], &[credentials, command]), "!pass qdelta");
+        assert!(from(&[], &[credentials]).ends_with(CREDENTIAL));
+        assert_eq!(from(&[], &[("CREDENTIALS_DIRECTORY", "/nowhere")]), "");
+        assert_eq!(from(&[], &[("QDELTA_KEY_FILE", "")]), "");
+    }
+}

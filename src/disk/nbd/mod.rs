@@ -1,0 +1,130 @@
+//! A client of the network block device protocol (NBD): an export of a server is bytes to be read, with the
+//! ranges of it that are zero and those that a bitmap has as written to.
+//!
+//! Nothing that a server says is believed before it is bounded, nothing waits for it without an end, and what
+//! makes no sense is an error. A connection that broke is not made again: what stands behind its name might be
+//! another disk by then.
+
+mod connection;
+mod disk;
+mod handshake;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use disk::{Description, Disk};
+
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::formats::FormatError;
+use crate::formats::nbd::Uri;
+
+/// The longest text of a server that an error shows, in characters.
+const QUOTED_MAX: usize = 200;
+
+/// An export by its name. The server is asked when it is opened first, and all who open it share the
+/// connection: some servers end with their first one.
+pub struct Export {
+    uri: Uri,
+    name: PathBuf,
+    cancel: Cancel,
+    opened: Mutex<Option<Arc<Disk>>>,
+}
+
+impl Export {
+    /// The export that a URI names. Whoever cancels ends all waiting for the server.
+    ///
+    /// # Errors
+    /// The text is no URI of NBD.
+    pub fn new(uri: &str, cancel: &Cancel) -> Result<Self> {
+        let parsed = Uri::parse(uri).map_err(|error| {
+            Error::new(ErrorKind::Usage, format!("{} can't be used", uri.escape_debug()))
+                .because(error.problem.to_string())
+                .advise("write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")
+        })?;
+        let name = PathBuf::from(parsed.to_string());
+        Ok(Self { uri: parsed, name, cancel: cancel.clone(), opened: Mutex::default() })
+    }
+
+    /// What it is called: its URI.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    /// The name of the export at its server; empty for the default one.
+    pub fn export(&self) -> &str {
+        &self.uri.export
+    }
+
+    /// The disk behind it.
+    ///
+    /// # Errors
+    /// The server can't be reached or has no such export; what it says makes no sense.
+    pub fn open(&self) -> Result<Arc<Disk>> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        match opened.as_ref() {
+            Some(disk) => Ok(Arc::clone(disk)),
+            None => {
+                let disk = Disk::open(&self.uri, &self.name, &self.cancel)?;
+                Ok(Arc::clone(opened.insert(disk)))
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Export").field(&self.name).finish()
+    }
+}
+
+/// Why something could not be had from a server.
+#[derive(Debug)]
+enum Failure {
+    /// The server has said so itself; what comes next on the connection is what is expected.
+    Told(Error),
+    /// The connection is of no more use.
+    Broken(Error),
+}
+
+impl Failure {
+    /// The server says what makes no sense.
+    fn odd(text: impl Into<String>) -> Self {
+        Self::Broken(
+            Error::new(ErrorKind::Io, "the server does not keep to the protocol")
+                .because(text.into()),
+        )
+    }
+
+    fn into_error(self) -> Error {
+        match self {
+            Self::Told(error) | Self::Broken(error) => error,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(match error.downcast::<Error>() {
+            Ok(own) => own,
+            Err(error) => Error::new(ErrorKind::Io, "the connection failed").because(error),
+        })
+    }
+}
+
+impl From<FormatError> for Failure {
+    fn from(error: FormatError) -> Self {
+        Self::odd(error.to_string())
+    }
+}
+
+/// What a server says, for an error: in one line and not without end.
+fn quoted(text: &str) -> String {
+    let shown: String = text.chars().take(QUOTED_MAX).collect();
+    let dots = if shown.len() < text.len() { "…" } else { "" };
+    format!("'{}{dots}'", shown.escape_debug())
+}

@@ -1,0 +1,65 @@
+//! The tracker `live-bitmap`: the server of an export tells what a bitmap of QEMU's has as written to.
+
+use qdelta_formats::archive::Tracker;
+
+use super::case::Case;
+use super::changes::Claim;
+use super::{Answer, Claiming};
+use crate::base::error::Result;
+use crate::flows::capture::Captured;
+use crate::vault::repository::{AnchorKind, Point, PointId};
+
+pub(super) const LIVE_BITMAP: Claiming =
+    Claiming { tracker: Tracker::LiveBitmap, of_exports: true, below_new_layers: false, claim };
+
+/// The largest cluster of a qcow2 image, in bytes.
+const CLUSTER_MAX: u64 = 2 << 20;
+
+fn claim(case: &Case<'_>) -> Answer {
+    let anchor = case.anchor(Tracker::LiveBitmap)?;
+    let (Some(export), Some(began)) =
+        (&case.source.options.export, began(case.latest, case.source))
+    else {
+        return Err("the image is read from its file, and no server tells what was written".into());
+    };
+    let name = match &case.source.counted {
+        None => anchor.name.as_str(),
+        Some(counted) if counted.since == anchor.name => counted.bitmap.as_str(),
+        Some(counted) => {
+            return Err(format!(
+                "the bitmap {} counts from {}, and the point before from {}",
+                counted.bitmap, counted.since, anchor.name
+            ));
+        }
+    };
+    let mut claim = Claim::none(case.geometry);
+    case.add_since(began, &mut claim)?;
+    let disk = export.open().map_err(|error| error.chain())?;
+    disk.written(name, |range| claim.add(range)).map_err(|error| error.chain())?;
+    add_unrecorded(case, &mut claim).map_err(|error| error.chain())?;
+    Ok((claim, format!("QEMU recorded every write in the bitmap {}", anchor.name)))
+}
+
+/// The point at which the bitmap began that the latest point has as its anchor, if a server is asked for it.
+pub(super) fn began(latest: &Point, source: &Captured) -> Option<PointId> {
+    source.options.export.as_ref()?;
+    match latest.record.anchor.as_ref()?.what {
+        AnchorKind::LiveBitmap { began } => Some(began),
+        _ => None,
+    }
+}
+
+/// QEMU records in no bitmap what a disk loses when it shrinks, nor that the rest of the last cluster becomes
+/// zero when it grows again. So what was not zero, is zero now and was not written to is claimed, with what a
+/// cluster may reach before it.
+fn add_unrecorded(case: &Case<'_>, claim: &mut Claim) -> Result<()> {
+    let mut holes = Claim::none(case.geometry);
+    case.add_holes(&mut holes)?;
+    let block_size = u64::from(case.geometry.block_size());
+    let lost = holes.blocks() - claim.blocks();
+    for block in lost {
+        let start = u64::from(block) * block_size;
+        claim.add(start.saturating_sub(CLUSTER_MAX)..start + block_size);
+    }
+    Ok(())
+}

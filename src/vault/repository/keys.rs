@@ -1,0 +1,312 @@
+//! `keys/`: the identity of an encrypted repository, encrypted to each admin or passphrase on its own.
+//!
+//! Each file is one of age that holds the text of the identity and nothing else: `age -d` gives a file that
+//! opens all others.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::storage::{EntryKind, KeyText, Keys, Name, Publish, Sealed, Storage};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::formats::age::Header;
+use crate::vault::age::{For, Identity, Opened, Recipient, open_bytes, seal_bytes};
+
+/// The folder of the wrapped identities.
+pub(super) const KEYS: &str = "keys";
+
+/// How their files end.
+const ENDING: &str = ".age";
+
+/// The longest file of a wrapped identity that is read, in bytes.
+const LEN_MAX: u64 = 128 << 10;
+
+/// The longest name of a key.
+const NAME_LEN_MAX: usize = 64;
+
+/// The keys that an encrypted repository begins with.
+#[derive(Debug)]
+pub struct NewKeys<'a> {
+    /// Its identity.
+    pub identity: &'a Identity,
+    /// To whom the identity is encrypted, each under a name.
+    pub wraps: Vec<(String, For<'a>)>,
+}
+
+/// What an open repository knows of its encryption.
+#[derive(Debug, Clone)]
+pub struct Encryption {
+    ring: KeyRing,
+    keys: Keys,
+}
+
+impl Encryption {
+    /// What is in a storage whose files are encrypted, for somebody with these keys.
+    pub(super) fn of(storage: &Arc<dyn Storage>, keys: Keys) -> (Arc<dyn Storage>, Self) {
+        let ring = KeyRing::new(Arc::clone(storage), Some(keys.host.recipient()));
+        let sealed = Sealed::new(Arc::clone(storage), keys.clone());
+        (Arc::new(sealed), Self { ring, keys })
+    }
+
+    /// To whom everything is encrypted.
+    pub fn recipient(&self) -> Recipient {
+        self.keys.host.recipient()
+    }
+
+    /// The wrapped keys of the repository.
+    pub fn ring(&self) -> &KeyRing {
+        &self.ring
+    }
+
+    /// What opens files; none for a host that only adds points.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.keys.identity.as_ref()
+    }
+
+    /// Fails unless the keys are those of the repository, whatever its storage says.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.keys.is_proved {
+            return Ok(());
+        }
+        let text = "nothing is written to this repository with this key";
+        Err(Error::new(ErrorKind::Key, text)
+            .because("anybody could have made the file of the folder keys that it opens")
+            .advise(
+                "give the repository's identity (age -d -i KEY keys/NAME.age), or a key that qdelta \
+                 key host made",
+            ))
+    }
+}
+
+/// A wrapped identity, as far as its file tells without a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyEntry {
+    /// What it is called.
+    pub name: String,
+    /// What opens it: the types of its stanzas.
+    pub kinds: Vec<String>,
+}
+
+/// The keys of a repository, as they lie in its storage.
+#[derive(Debug, Clone)]
+pub struct KeyRing {
+    storage: Arc<dyn Storage>,
+    /// None where `qdelta.toml` is lost: then every identity may be the repository's.
+    recipient: Option<Recipient>,
+}
+
+impl KeyRing {
+    pub(super) fn new(storage: Arc<dyn Storage>, recipient: Option<Recipient>) -> Self {
+        Self { storage, recipient }
+    }
+
+    /// The names of the wrapped identities, sorted.
+    ///
+    /// # Errors
+    /// The folder can't be listed.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let entries = match self.storage.list(&folder()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            entries => entries?,
+        };
+        let files = entries.into_iter().filter(|entry| entry.kind == EntryKind::File);
+        let mut names: Vec<String> =
+            files.filter_map(|it| Some(it.name.strip_suffix(ENDING)?.to_owned())).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The wrapped identities, sorted by name.
+    ///
+    /// # Errors
+    /// One can't be read.
+    pub fn list(&self) -> Result<Vec<KeyEntry>> {
+        let entry = |name: String| {
+            let (path, bytes) = self.read(&name)?;
+            let (header, _) = Header::decode(&bytes)
+                .map_err(|error| Error::format(ErrorKind::Damaged, &path, error))?;
+            let kinds = header.stanzas.iter().map(|stanza| stanza.kind().to_owned()).collect();
+            Ok(KeyEntry { name, kinds })
+        };
+        self.names()?.into_iter().map(entry).collect()
+    }
+
+    fn is_ours(&self, recipient: Recipient) -> bool {
+        self.recipient.is_none_or(|own| own == recipient)
+    }
+
+    fn read(&self, name: &str) -> Result<(PathBuf, Vec<u8>)> {
+        let file = file(name);
+        Ok((self.storage.describe(&file), self.storage.read(&file, LEN_MAX)?))
+    }
+
+    /// The identity that is wrapped under a name, if this text opens it.
+    ///
+    /// # Errors
+    /// The file is damaged, or holds another identity.
+    pub fn open(&self, name: &str, text: &KeyText) -> Result<Option<Identity>> {
+        let (path, bytes) = self.read(name)?;
+        let open = |header: &Header| {
+            let mut opened = Opened::NotFor;
+            match text {
+                KeyText::Passphrase(passphrase) => {
+                    opened = Opened::by_passphrase(header, passphrase)?;
+                }
+                KeyText::Identities(identities) => {
+                    for identity in identities {
+                        if matches!(opened, Opened::NotFor) {
+                            opened = Opened::by_identity(header, identity)?;
+                        }
+                    }
+                }
+                KeyText::Host(_) => {}
+            }
+            Ok(opened)
+        };
+        let Some(plain) = open_bytes(&bytes, &path, open)? else { return Ok(None) };
+        let other = || {
+            let text = format!("{} holds another key than the repository's", path.display());
+            Error::new(ErrorKind::Damaged, text)
+                .advise("remove it: qdelta key remove; and give another key")
+        };
+        let plain = String::from_utf8(plain).map_err(|_| other())?;
+        match plain.parse().map_err(|_| other())? {
+            KeyText::Identities(found) => found
+                .into_iter()
+                .find(|it| self.is_ours(it.recipient()))
+                .map(Some)
+                .ok_or_else(other),
+            _ => Err(other()),
+        }
+    }
+
+    /// What somebody has of the keys who gives this text.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Key`]: it opens nothing here.
+    pub fn unlock(&self, text: &KeyText) -> Result<Keys> {
+        match text {
+            KeyText::Host(host) if self.is_ours(host.recipient()) => {
+                return Ok(Keys::from(host.clone()));
+            }
+            KeyText::Identities(identities) if self.recipient.is_some() => {
+                let own = identities.iter().find(|it| self.is_ours(it.recipient()));
+                if let Some(own) = own {
+                    return Ok(Keys::from(own.clone()));
+                }
+            }
+            _ => {}
+        }
+        let mut damaged = None;
+        for name in self.names()? {
+            match self.open(&name, text) {
+                // A passphrase is known to whoever wrote the file; a recipient is known to anybody.
+                Ok(Some(identity)) => {
+                    let is_proved = matches!(text, KeyText::Passphrase(_));
+                    return Ok(Keys { is_proved, ..Keys::from(identity) });
+                }
+                Ok(None) => {}
+                Err(error) => damaged = Some(error),
+            }
+        }
+        if let (None, KeyText::Identities(identities)) = (self.recipient, text)
+            && let Some(own) = identities.first()
+        {
+            return Ok(Keys::from(own.clone()));
+        }
+        let what = match text {
+            KeyText::Passphrase(_) => "the passphrase",
+            KeyText::Host(_) => "the host key",
+            KeyText::Identities(_) => "the key",
+        };
+        let error = Error::new(
+            ErrorKind::Key,
+            format!("{what} that was given is none of the repository {}", self.shown()),
+        );
+        let error = match damaged {
+            Some(damaged) => error.because(damaged.chain()),
+            None => error,
+        };
+        Err(error.advise("qdelta key list shows what can open it"))
+    }
+
+    /// Wraps the identity for somebody else, under a new name.
+    ///
+    /// # Errors
+    /// The name is taken or none; the file can't be written.
+    pub fn add(&self, name: &str, identity: &Identity, to: For<'_>) -> Result<()> {
+        check_name(name)?;
+        let bytes = seal_bytes(identity.to_file().as_bytes(), to)?;
+        let file = file(name);
+        if self.storage.entry(&file)?.is_some() {
+            let path = self.storage.describe(&file);
+            let text = format!("there is a key {} already", path.display());
+            return Err(Error::new(ErrorKind::Exists, text).advise("choose another name"));
+        }
+        let mut staged = match self.storage.stage(&file) {
+            // Left by somebody who was killed.
+            Err(error) if error.kind() == ErrorKind::Exists => {
+                self.storage.discard(&file)?;
+                self.storage.stage(&file)?
+            }
+            staged => staged?,
+        };
+        let failed = |error| Error::io("write", &self.storage.describe(&file), error);
+        staged.write_all(&bytes).map_err(failed)?;
+        staged.seal()?;
+        staged.publish(Publish::New).map_err(|unpublished| unpublished.error)
+    }
+
+    /// Removes a wrapped identity. Whoever has opened it before keeps the identity.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Usage`]: it is the last one.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let names = self.names()?;
+        if !names.iter().any(|it| it == name) {
+            let text = format!("the repository {} has no key {name:?}", self.shown());
+            return Err(Error::new(ErrorKind::NotFound, text).advise("qdelta key list shows them"));
+        }
+        if names.len() == 1 {
+            let text = format!("{name} is the last key of the repository {}", self.shown());
+            return Err(
+                Error::new(ErrorKind::Usage, text).advise("add another one first: qdelta key add")
+            );
+        }
+        self.storage.remove(&file(name))
+    }
+
+    fn shown(&self) -> String {
+        self.storage.describe(&Name::top()).display().to_string()
+    }
+}
+
+/// Whether a storage has wrapped identities: then it is an encrypted repository, whatever is lost.
+pub(super) fn are_there(storage: &dyn Storage) -> bool {
+    storage
+        .list(&folder())
+        .is_ok_and(|entries| entries.iter().any(|entry| entry.name.ends_with(ENDING)))
+}
+
+fn folder() -> Name {
+    Name::top().join(KEYS)
+}
+
+fn file(name: &str) -> Name {
+    folder().join(&format!("{name}{ENDING}"))
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let is_letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
+    let is_name = !name.is_empty()
+        && name.len() <= NAME_LEN_MAX
+        && !name.starts_with(['.', '-'])
+        && name.chars().all(is_letter);
+    match is_name {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Usage, format!("{name:?} is no name for a key"))
+            .advise(
+                "use letters, digits, dot, dash and underscore, and neither dot nor dash in front",
+            )),
+    }
+}

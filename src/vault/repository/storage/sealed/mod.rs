@@ -1,0 +1,275 @@
+//! An encrypted repository: another storage, in which every file is a file of age, under a name that
+//! says nothing.
+//!
+//! Everything is encrypted to the repository's own recipient. Beside that, the header of each file has a
+//! stanza with a code over the file's name and its key, under a secret that hosts have: anybody can encrypt a
+//! file to a recipient, and nobody else can make this one, or give a file the name of another. age passes
+//! over stanzas that it does not know.
+//!
+//! `qdelta.toml` and the files of locks are what they are in every repository.
+
+mod keys;
+mod names;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::ReadAt;
+use crate::formats::age::{Header, Payload, Stanza, base64, sealed_len};
+use crate::vault::age::{
+    Chunks, FileKey, For, Hmac, Identity, Opened, SealedReader, Sealer, open_bytes, same,
+};
+use crate::vault::repository::config::CONFIG;
+
+pub use keys::{HostKey, KEY_TEXT_MAX, KeyText, Keys};
+use names::Names;
+
+/// The stanza that says who has written a file, and under which name.
+const STANZA: &str = "qdelta";
+
+/// Length of the header of every file that is written here, in bytes: one stanza of X25519, and ours.
+const HEADER_LEN: u64 = 223;
+
+/// A storage whose files are encrypted.
+pub struct Sealed {
+    inner: Arc<dyn Storage>,
+    keys: Keys,
+    names: Names,
+    codes: Hmac,
+    chunks: Arc<Chunks>,
+    opened: AtomicU64,
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealed").field("inner", &self.inner).field("keys", &self.keys).finish()
+    }
+}
+
+impl Sealed {
+    /// What is in `inner`, for somebody with these keys.
+    pub fn new(inner: Arc<dyn Storage>, keys: Keys) -> Self {
+        let secret = &keys.host.secret;
+        Self {
+            inner,
+            names: Names::new(&secret.0),
+            codes: Hmac::new(&Hmac::new(&secret.0).of(&[b"files"])),
+            keys,
+            chunks: Arc::default(),
+            opened: AtomicU64::new(0),
+        }
+    }
+
+    /// What somebody has of the keys.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The storage that holds the encrypted files.
+    pub fn inner(&self) -> &Arc<dyn Storage> {
+        &self.inner
+    }
+
+    /// What a file or folder is called in the storage below.
+    fn sealed(&self, name: &Name) -> Result<Name> {
+        let (mut plain, mut sealed) = (Name::top(), Name::top());
+        for part in name.as_str().split('/').filter(|part| !part.is_empty()) {
+            sealed = match is_plain(&plain, part) {
+                true => sealed.join(part),
+                false => sealed.join(&self.names.seal(&plain, part).ok_or_else(|| {
+                    let text = format!("{name} is too long a name for an encrypted repository");
+                    Error::new(ErrorKind::Usage, text)
+                })?),
+            };
+            plain = plain.join(part);
+        }
+        Ok(sealed)
+    }
+
+    /// What somebody who has the keys calls an entry of a folder; none if it is nothing of ours.
+    fn shown(&self, folder: &Name, entry: Entry) -> Option<Entry> {
+        if is_plain(folder, &entry.name) {
+            return Some(entry);
+        }
+        let name = self.names.open(folder, &entry.name)?;
+        Some(Entry { name, len: entry.len.map(plain_len), ..entry })
+    }
+
+    /// The code that proves who has written a file, and under which name.
+    fn code(&self, name: &Name, key: &FileKey) -> [u8; 32] {
+        self.codes.of(&[&key.0, name.as_str().as_bytes()])
+    }
+
+    /// Fails unless a file was written by a host, under this name.
+    fn prove(&self, name: &Name, key: &FileKey, header: &Header) -> Result<()> {
+        let ours = header.stanzas.iter().filter(|stanza| stanza.kind() == STANZA);
+        let mut codes = ours.filter_map(Stanza::only_arg::<32>);
+        let code = self.code(name, key);
+        if codes.any(|found| same(&found, &code)) {
+            return Ok(());
+        }
+        let path = self.describe(name);
+        let text = format!("{} is not a file that was written under this name", path.display());
+        let known = header.stanzas.iter().any(|stanza| stanza.kind() == STANZA);
+        Err(Error::new(ErrorKind::Damaged, text)
+            .because(match known {
+                true => "it is another file of the repository, or one of another host key",
+                false => "whoever wrote it has no key of a host",
+            })
+            .of_file(&path))
+    }
+
+    fn identity(&self, name: &Name) -> Result<&Identity> {
+        self.keys.identity.as_ref().ok_or_else(|| {
+            let text = format!("{} can't be opened", self.describe(name).display());
+            Error::new(ErrorKind::Key, text)
+                .because("a host's key opens no file")
+                .advise("give the repository's identity: --key-file FILE")
+        })
+    }
+}
+
+/// Whether a part of a name in `folder` is not encrypted: the configuration, and files of locks.
+fn is_plain(folder: &Name, part: &str) -> bool {
+    part.starts_with('.') || (folder.is_top() && part == CONFIG)
+}
+
+/// Whether the whole name of a file is that of one that is not encrypted.
+fn is_plain_file(name: &Name) -> bool {
+    name.folder().is_none_or(|folder| is_plain(&folder, name.last()))
+}
+
+/// The length of the content of a file of this length; of one that was cut off, what comes nearest.
+fn plain_len(sealed: u64) -> u64 {
+    Payload::new(HEADER_LEN, sealed).map_or(0, |payload| payload.len())
+}
+
+impl Storage for Sealed {
+    /// The file that there is: who looks for it finds it under that name.
+    fn describe(&self, name: &Name) -> PathBuf {
+        self.inner.describe(&self.sealed(name).unwrap_or_else(|_| name.clone()))
+    }
+
+    fn list(&self, folder: &Name) -> Result<Vec<Entry>> {
+        let entries = self.inner.list(&self.sealed(folder)?)?;
+        Ok(entries.into_iter().filter_map(|entry| self.shown(folder, entry)).collect())
+    }
+
+    fn entry(&self, name: &Name) -> Result<Option<Entry>> {
+        let entry = self.inner.entry(&self.sealed(name)?)?;
+        let len = |len| if is_plain_file(name) { len } else { plain_len(len) };
+        let shown =
+            |entry: Entry| Entry { name: name.last().to_owned(), len: entry.len.map(len), ..entry };
+        Ok(entry.map(shown))
+    }
+
+    fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
+        let sealed = |name: &&str| Ok(self.sealed(&folder.join(name))?.last().to_owned());
+        let all = names.iter().map(sealed).collect::<Result<Vec<String>>>()?;
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let entries = self.inner.entries(&self.sealed(folder)?, &all)?;
+        let shown = |entry: Entry| self.shown(folder, entry);
+        Ok(entries.into_iter().map(|entry| entry.and_then(shown)).collect())
+    }
+
+    fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
+        if is_plain_file(name) {
+            return self.inner.read(name, max);
+        }
+        let path = self.describe(name);
+        let bytes = self.inner.read(&self.sealed(name)?, sealed_len(HEADER_LEN, max))?;
+        let identity = self.identity(name)?;
+        let open = |header: &Header| {
+            let opened = Opened::by_identity(header, identity)?;
+            if let Opened::Key(key) = &opened {
+                self.prove(name, key, header)?;
+            }
+            Ok(opened)
+        };
+        open_bytes(&bytes, &path, open)?.ok_or_else(|| {
+            let text = format!("{} is encrypted to somebody else", path.display());
+            Error::new(ErrorKind::Damaged, text).of_file(&path)
+        })
+    }
+
+    fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
+        let inner = self.inner.open(&self.sealed(name)?)?;
+        if is_plain_file(name) {
+            return Ok(inner);
+        }
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
+        let prove = |key: &FileKey, header: &Header| self.prove(name, key, header);
+        let file = SealedReader::open(inner, self.identity(name)?, &self.chunks, number, prove)?;
+        Ok(Arc::new(file))
+    }
+
+    fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
+        let inner = self.inner.stage(&self.sealed(name)?)?;
+        if is_plain_file(name) {
+            return Ok(inner);
+        }
+        let code = |key: &FileKey| {
+            Some(Stanza::new(STANZA, &[&base64::encode(&self.code(name, key))], &[]))
+        };
+        let sealer = Sealer::new(inner, For::Recipient(&self.keys.host.recipient), code)?;
+        Ok(Box::new(SealedStaged { sealer, path: self.describe(name) }))
+    }
+
+    fn discard(&self, name: &Name) -> Result<()> {
+        self.inner.discard(&self.sealed(name)?)
+    }
+
+    fn remove(&self, name: &Name) -> Result<()> {
+        self.inner.remove(&self.sealed(name)?)
+    }
+
+    fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
+        let sealed = |file: &String| Ok(self.sealed(&folder.join(file))?.last().to_owned());
+        let files = files.iter().map(sealed).collect::<Result<Vec<String>>>()?;
+        self.inner.remove_all(&self.sealed(folder)?, &files)
+    }
+
+    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
+        self.inner.lock(&self.sealed(name)?, mode)
+    }
+}
+
+/// A file that is being encrypted.
+#[derive(Debug)]
+struct SealedStaged {
+    sealer: Sealer<Box<dyn Staged>>,
+    path: PathBuf,
+}
+
+impl Write for SealedStaged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.sealer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sealer.flush()
+    }
+}
+
+impl Staged for SealedStaged {
+    fn seal(&mut self) -> Result<()> {
+        self.sealer.finish().map_err(|error| Error::io("write", &self.path, error))?;
+        self.sealer.sink().seal()
+    }
+
+    fn announce(&mut self) -> Result<()> {
+        self.sealer.sink().announce()
+    }
+
+    fn publish(&mut self, how: Publish) -> Result<(), Unpublished> {
+        self.sealer.sink().publish(how)
+    }
+}
+
+#[cfg(test)]
+mod tests;
