@@ -9,6 +9,7 @@ mod archives;
 mod bad_days;
 mod bad_images;
 mod block_devices;
+mod calendar;
 mod cli;
 mod continuity;
 mod data_path;

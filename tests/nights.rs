@@ -9,6 +9,7 @@ use std::process::{Child, Command};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::cli::json::compare;
 use crate::harness::files::Mount;
 use crate::harness::images::{create, guest_io};
 use crate::harness::run::{binary, describe, finish, script, start};
@@ -394,6 +395,58 @@ fn a_fortnight_in_which_nothing_is_silent() {
         open.iter().any(|(name, text)| name == "warned web" && text.contains("clock")),
         "{open:?}"
     );
+}
+
+/// Results are what the page says.
+#[test]
+fn results_are_as_the_page_says() {
+    let night = Night::new();
+    night.configure("", "[jobs.production.drill]\nschedule = \"Mon 03:00\"\nto = \"filesystems\"");
+    night.run("2026-11-01 12:00:00");
+    fs::remove_file(night.image("db", "vda")).unwrap();
+    let without_results = |mut report: Value| {
+        let records = report["records"].as_array_mut().unwrap();
+        records.iter_mut().for_each(|record| record["result"] = Value::Null);
+        report
+    };
+    let ran = night.at("2026-11-02 02:05:00", args!["run", "--json"]).json();
+    let kinds = ["guest", "verify", "drill"];
+    let has = |kind: &str| {
+        ran["records"].as_array().unwrap().iter().any(|record| record["result"].get(kind).is_some())
+    };
+    assert_eq!(kinds.map(has), [true; 3], "{ran:#}");
+    let history = night.at("2026-11-02 08:00:00", args!["history", "--json"]).ok().json();
+    compare("run", &[&without_results(ran)], &[]);
+    compare("history", &[&without_results(history)], &[]);
+    let status = night.at("2026-11-06 08:00:00", args!["status", "--json"]).json();
+    compare(
+        "status",
+        &[&status],
+        &[
+            ".guests[].recovery",
+            ".guests[].rto",
+            ".repositories[].keep_free",
+            ".repositories[].days_left",
+        ],
+    );
+    let plan = night.at("2026-11-02 08:00:00", args!["config", "check", "--json"]).json();
+    compare(
+        "config check",
+        &[&plan],
+        &[".jobs[].rto", ".problems[].kind", ".problems[].text", ".problems[].advice"],
+    );
+    let nagios = night.at("2026-11-06 08:00:00", args!["status", "--nagios"]);
+    assert_eq!(nagios.code(), Some(2));
+    let text = nagios.text();
+    let (line, data) = text.lines().next().unwrap().split_once(" | ").unwrap();
+    assert!(
+        line.starts_with("QDELTA CRITICAL - 3 guests, ") && data.contains("guests=3;;;0"),
+        "{text}"
+    );
+    fs::write(night.lab.path("qdelta.toml"), "colour = 1\n").unwrap();
+    let nagios = night.at("2026-11-06 08:00:00", args!["status", "--nagios"]);
+    assert_eq!(nagios.code(), Some(3), "{}", nagios.report());
+    assert!(nagios.text().starts_with("QDELTA UNKNOWN - "), "{}", nagios.text());
 }
 
 /// On the day on which half past two does not come, systemd's timers would have made no backup.

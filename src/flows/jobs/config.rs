@@ -573,3 +573,98 @@ fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::E
     let text = String::deserialize(deserializer)?;
     size::parse(&text).map(Some).map_err(|error| D::Error::custom(error.chain()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(lines: &str) -> Result<Config> {
+        Config::parse(&format!(
+            "[repositories.main]\nplace = \"r\"\n[jobs.a]\nguests = [\"web\"]\n{lines}"
+        ))
+    }
+
+    #[test]
+    fn the_example_works_and_has_four_classes() {
+        let example = Config::parse(EXAMPLE).unwrap();
+        let jobs: Vec<&str> = example.jobs.keys().map(String::as_str).collect();
+        assert_eq!(jobs, ["development", "office", "production", "test"]);
+        // What is commented out works, too.
+        let commented = |line: &str| line.strip_prefix("# ").unwrap_or("").contains(['=', '[']);
+        let uncommented: String = EXAMPLE
+            .lines()
+            .map(|line| if commented(line) { &line[2..] } else { line })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let all = Config::parse(&uncommented).unwrap();
+        assert_eq!(all.time_zone.as_deref(), Some("Europe/Berlin"));
+        assert!(all.jobs["production"].hooks.before.is_some());
+    }
+
+    /// "daly = 14" was passed over, and every point was removed that no other rule kept.
+    #[test]
+    fn a_mistake_is_told_with_its_place_and_what_may_be_meant() {
+        for (lines, place, said) in [
+            ("shedule = \"22:00\"", "line 5, column 1", "did you mean `schedule`?"),
+            ("[jobs.a.prune]\nkeep = { daly = 14 }", "line 6, column 10", "did you mean `daily`?"),
+            ("colour = 1", "line 5, column 1", "there are repository, guests"),
+            ("anchor = \"reflnk\"", "line 5, column 10", "did you mean `reflink`?"),
+            ("schedule = \"25:00\"", "line 5, column 12", "no hour from 0 to 23"),
+            ("schedule = [\"1:00\", \"soon\"]", "line 5, column 12", "no time of a calendar"),
+            ("rpo = \"26\"", "line 5, column 7", "say how many of what"),
+            ("[jobs.a.verify]\nbudget = \"2\"", "line 6, column 10", "2h or 90min"),
+            ("guests = [\"a\"]", "line 5", "duplicate key"),
+            ("level = \"high\"", "line 5", "invalid type"),
+            ("repository = \"mian\"", "job a", "did you mean \"main\"?"),
+            ("level = 20", "job a", "level is -7 to 19"),
+            ("freeze_max = \"1h\"", "job a", "at most 10m"),
+            ("[jobs.b]\nschedule = \"1:00\"", "job b", "say guests"),
+            ("[jobs.\"a b\"]\nguests = [\"x\"]", "\"a b\"", "letters, digits"),
+            ("[limits]\nguests_at_once = 0", "limits", "1 to 64"),
+            ("[limits]\nnice = 20", "limits", "0 to 19"),
+            ("[repositories.other]\nplace = \"s\"", "job a", "say repository"),
+            (
+                "[repositories.main2]\nplace = \"s\"\nkeep_free = \"much\"",
+                "line 7, column 13",
+                "no size",
+            ),
+        ] {
+            let error = config(lines).unwrap_err();
+            let whole = format!("{}; {}", error.chain(), error.advice().unwrap_or_default());
+            assert!(whole.contains(place) && whole.contains(said), "{lines}: {whole}");
+            assert_eq!(error.kind(), ErrorKind::Usage);
+        }
+        assert!(config("").is_ok());
+        let error = Config::parse("[repositories.main]\nplace = \"r\"\n[jobs]\n").unwrap_err();
+        assert!(error.chain().contains("no job"));
+        let error =
+            Config::parse("time_zone = \"Mars/Olympus\"\n[repositories]\n[jobs]\n").unwrap_err();
+        assert!(error.chain().contains("no time zone"));
+    }
+
+    #[test]
+    fn a_pattern_means_what_it_says() {
+        let matches = |pattern: &str, name: &str| {
+            Pattern(pattern.to_owned()).matches(name, Some("C7A5FDBD-edaf-9455-926a-d65c16db1809"))
+        };
+        for (pattern, name) in [
+            ("web", "web"),
+            ("db*", "db"),
+            ("db*", "db1"),
+            ("*-test", "a-test-test"),
+            ("w?b", "web"),
+            ("all", "x"),
+            ("*a*b*c", "xxaxxbbxcbc"),
+            ("c7a5fdbd-edaf-9455-926a-d65c16db1809", "y"),
+        ] {
+            assert!(matches(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in
+            [("web", "web1"), ("db*", "adb"), ("w?b", "wb"), ("*a*b*c", "abcd"), ("?", "ab")]
+        {
+            assert!(!matches(pattern, name), "{pattern} {name}");
+        }
+        // A name that is made to take long takes no longer than its length allows.
+        assert!(!matches(&format!("{}b", "*a".repeat(100)), &"a".repeat(10_000)));
+    }
+}

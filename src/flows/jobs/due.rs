@@ -98,3 +98,78 @@ pub(super) fn named<'a>(config: &'a Config, names: &[String]) -> Due<'a> {
     let order = names.iter().filter_map(|name| found.remove_entry(name.as_str()));
     Due { jobs: order.collect(), new: Vec::new() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::report::{Record, RunHistory};
+
+    const FILE: &str = "time_zone = \"UTC\"\n[repositories.main]\nplace = \"r\"\n\
+                        [jobs.nightly]\nguests = [\"web\"]\nschedule = \"02:00\"\n\
+                        [jobs.nightly.prune]\n[jobs.nightly.verify]\nschedule = \"Sun 06:00\"\n\
+                        [jobs.test]\nguests = [\"test\"]\n";
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn record(act: Act, time: &str, end: End) -> Record {
+        Record {
+            run: at(time),
+            job: Some("nightly".to_owned()),
+            act,
+            subject: None,
+            began: at(time),
+            seconds: 0.0,
+            end,
+            text: String::new(),
+            advice: None,
+            warnings: Vec::new(),
+            result: None,
+        }
+    }
+
+    /// The parts that are due, and those that were never seen.
+    fn what(records: &[Record], now: &str) -> (Vec<Act>, Vec<Act>) {
+        let config = Config::parse(FILE).unwrap();
+        let history = RunHistory { records: records.to_vec(), torn: 0 };
+        let memory = Memory::new(&history, at(now));
+        let due = due(&config, &memory, at(now)).unwrap();
+        let jobs = due.jobs.iter().flat_map(|(_, acts)| acts.clone()).collect();
+        (jobs, due.new.iter().map(|(_, act)| *act).collect())
+    }
+
+    #[test]
+    fn what_is_due_is_done_once_and_what_is_new_waits() {
+        use Act::{Backup, Prune, Verify};
+        // The 18th of October 2026 is a Sunday.
+        assert_eq!(what(&[], "2026-10-17T10:00:00Z"), (vec![], vec![Backup, Verify]));
+        let mut past = vec![
+            record(Backup, "2026-10-17T10:00:00Z", End::Seen),
+            record(Verify, "2026-10-17T10:00:00Z", End::Seen),
+        ];
+        assert_eq!(what(&past, "2026-10-18T01:59:00Z"), (vec![], vec![]));
+        // Pruning follows the backup, and proof has a time of its own.
+        assert_eq!(what(&past, "2026-10-18T02:00:00Z"), (vec![Backup, Prune], vec![]));
+        // Ten nights were missed: that is one backup, and one proof.
+        assert_eq!(what(&past, "2026-10-28T12:00:00Z"), (vec![Backup, Verify, Prune], vec![]));
+        past.push(record(Backup, "2026-10-18T02:00:10Z", End::Failed));
+        assert_eq!(what(&past, "2026-10-18T02:10:00Z"), (vec![], vec![]));
+        assert_eq!(what(&past, "2026-10-18T06:00:00Z"), (vec![Verify], vec![]));
+        // What somebody stopped is due again, by itself.
+        past.push(record(Prune, "2026-10-18T02:00:20Z", End::Interrupted));
+        assert_eq!(what(&past, "2026-10-18T02:10:00Z"), (vec![Prune], vec![]));
+        // The clock was a year ahead when the last one was made.
+        past.push(record(Backup, "2027-10-18T02:00:10Z", End::Done));
+        past.push(record(Prune, "2026-10-18T02:30:20Z", End::Done));
+        assert_eq!(what(&past, "2026-10-19T02:10:00Z"), (vec![Backup, Verify, Prune], vec![]));
+    }
+
+    #[test]
+    fn a_job_that_is_named_is_done_with_what_follows_it() {
+        let config = Config::parse(FILE).unwrap();
+        let named = |name: &str| named(&config, &[name.to_owned()]).jobs;
+        assert_eq!(named("nightly"), [("nightly", vec![Act::Backup, Act::Prune])]);
+        assert_eq!(named("test"), [("test", vec![Act::Backup])]);
+    }
+}

@@ -249,3 +249,91 @@ impl<'a> Memory<'a> {
         self.of(None, Act::Run, None).last.filter(|record| record.end == End::Begun)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(minute: i64, job: &str, subject: &str, end: End) -> Record {
+        let time = Timestamp::from_second(minute * 60).unwrap();
+        Record {
+            run: time,
+            job: Some(job.to_owned()),
+            act: Act::Backup,
+            subject: Some(subject.to_owned()),
+            began: time,
+            seconds: 1.0,
+            end,
+            text: "x".repeat(100),
+            advice: None,
+            warnings: Vec::new(),
+            result: None,
+        }
+    }
+
+    /// What a job did once a year went with what others did every night.
+    #[test]
+    fn a_history_that_grew_too_long_keeps_the_last_of_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path());
+        let _turn = journal.turn().unwrap();
+        journal.add(&record(1, "yearly", "old", End::Done)).unwrap();
+        journal.add(&record(2, "yearly", "old", End::Failed)).unwrap();
+        for minute in 3..200 {
+            journal.add(&record(minute, "nightly", "web", End::Done)).unwrap();
+            journal.rotate(Some(4096)).unwrap();
+        }
+        let files: u64 = [NEWER, OLDER]
+            .iter()
+            .map(|name| fs::metadata(journal.folder.join(name)).unwrap().len())
+            .sum();
+        assert!(files < 3 * 4096, "{files} bytes");
+        let history = journal.read().unwrap();
+        let memory = Memory::new(&history, Timestamp::from_second(1_000_000).unwrap());
+        let past = memory.of(Some("yearly"), Act::Backup, Some("old"));
+        let minute = |record: Option<&Record>| record.unwrap().began.as_second() / 60;
+        assert_eq!((minute(past.success), minute(past.last)), (1, 2));
+        assert_eq!(minute(memory.of(Some("nightly"), Act::Backup, Some("web")).last), 199);
+        // What was carried over is not told twice.
+        let old = history.records.iter().filter(|it| it.subject.as_deref() == Some("old"));
+        assert_eq!(old.count(), 2);
+    }
+
+    #[test]
+    fn a_line_that_was_torn_anywhere_costs_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path());
+        let _turn = journal.turn().unwrap();
+        journal.add(&record(1, "a", "web", End::Done)).unwrap();
+        let one = fs::read(journal.folder.join(NEWER)).unwrap();
+        journal.add(&record(2, "a", "web", End::Done)).unwrap();
+        let both = fs::read(journal.folder.join(NEWER)).unwrap();
+        for len in one.len() + 1..both.len() - 1 {
+            fs::write(journal.folder.join(NEWER), &both[..len]).unwrap();
+            journal.add(&record(3, "a", "web", End::Done)).unwrap();
+            let history = journal.read().unwrap();
+            assert_eq!((history.records.len(), history.torn), (2, 1), "{len} bytes");
+        }
+    }
+
+    /// A clock that stood a year ahead for an hour would have let no job be due for a year.
+    #[test]
+    fn what_lies_ahead_of_the_clock_counts_for_nothing() {
+        let records = vec![record(1, "a", "web", End::Done), record(1000, "a", "web", End::Done)];
+        let history = RunHistory { records, torn: 0 };
+        let memory = Memory::new(&history, Timestamp::from_second(120).unwrap());
+        let last = memory.of(Some("a"), Act::Backup, Some("web")).last.unwrap();
+        assert_eq!((last.began.as_second(), memory.ahead), (60, 1));
+    }
+
+    #[test]
+    fn a_record_that_is_too_long_goes_without_its_result() {
+        let mut long = record(1, "a", "web", End::Warned);
+        let text = "x".repeat(LINE_MAX);
+        long.warnings
+            .push(crate::base::warning::Warning::new(crate::base::warning::Code::Machine, text));
+        let line = line_of(&long).unwrap();
+        assert!(line.len() < 1000);
+        assert_eq!(serde_json::from_slice::<Record>(&line).unwrap().end, End::Warned);
+    }
+}

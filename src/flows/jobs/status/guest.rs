@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Look;
+use super::{Look, Opened};
 use crate::base::duration::{self, Stretch};
 use crate::base::error::Result;
 use crate::flows::jobs::config::Job;
@@ -64,11 +64,11 @@ impl Look<'_> {
         };
         let repository = self.config.repository_of(name, job).ok().map(|(name, _)| name);
         // That it can't be opened is a finding of its own.
-        let catalog = repository.and_then(|name| self.catalogs.get(name));
-        let Some(catalog) = catalog else { return Some(standing) };
+        let opened = repository.and_then(|name| self.catalogs.get(name));
+        let Some(opened) = opened else { return Some(standing) };
         let Ok(domain) = self.guests.domain_of(subject) else { return Some(standing) };
-        let is_frozen = self.is_frozen(catalog, &domain);
-        let points = match points(catalog, &domain, self.now) {
+        let is_frozen = self.is_frozen(&opened.catalog, &domain);
+        let points = match points(opened, &domain, self.now) {
             Ok(points) => points,
             Err(error) => {
                 self.trouble(FindingCode::Repository, &guest, &error);
@@ -210,10 +210,11 @@ impl Look<'_> {
 }
 
 /// What is known of the points of a guest.
-fn points(catalog: &Catalog, domain: &DomainName, now: jiff::Timestamp) -> Result<Points> {
+fn points(opened: &Opened, domain: &DomainName, now: jiff::Timestamp) -> Result<Points> {
+    let catalog = &opened.catalog;
     let mut found =
         Points { last_drill: catalog.repository().drills(domain).pop(), ..Points::default() };
-    if !catalog.repository().domains()?.contains(domain) {
+    if !opened.domains.contains(domain) {
         return Ok(found);
     }
     let mut bad: BTreeSet<PointId> = BTreeSet::new();

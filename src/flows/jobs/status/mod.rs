@@ -4,7 +4,7 @@
 
 mod guest;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -21,7 +21,7 @@ use crate::flows::report::{
     RepositoryStatus, StatusReport, Timer,
 };
 use crate::flows::space::{self, SpaceRequest};
-use crate::vault::repository::{Catalog, Repository};
+use crate::vault::repository::{Catalog, DomainName, Repository};
 
 /// How long after its time a job may begin before it is overdue.
 const LATE_MAX_S: i64 = 3600;
@@ -86,13 +86,20 @@ pub fn status(host: &Host<'_>) -> Result<StatusReport> {
     })
 }
 
+/// A repository that could be opened.
+struct Opened {
+    catalog: Catalog,
+    /// The guests that it has points of.
+    domains: BTreeSet<DomainName>,
+}
+
 /// What is looked at, and what was found.
 struct Look<'a> {
     config: &'a Config,
     memory: &'a Memory<'a>,
     guests: &'a Guests,
     /// The repositories that could be opened.
-    catalogs: BTreeMap<&'a str, Catalog>,
+    catalogs: BTreeMap<&'a str, Opened>,
     /// A run is at work now.
     is_running: bool,
     now: Timestamp,
@@ -168,7 +175,14 @@ impl<'a> Look<'a> {
                 days_left,
             });
             if let Ok(repository) = opened {
-                self.catalogs.insert(name, repository.catalog());
+                match repository.domains() {
+                    Ok(domains) => {
+                        let domains = domains.into_iter().collect();
+                        let opened = Opened { catalog: repository.catalog(), domains };
+                        self.catalogs.insert(name, opened);
+                    }
+                    Err(error) => self.trouble(FindingCode::Repository, name, &error),
+                }
             }
         }
         all
