@@ -14,7 +14,7 @@ use crate::harness::files::Mount;
 use crate::harness::images::{create, guest_io};
 use crate::harness::run::{binary, describe, finish, script, start};
 use crate::harness::virsh::{Virsh, wait_until};
-use crate::harness::{Lab, Outcome, args, run, tool};
+use crate::harness::{Lab, Outcome, args, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -105,13 +105,14 @@ impl Night {
 
     /// The program at a time, in UTC.
     fn command(&self, time: &str, words: Vec<OsString>) -> Command {
-        let mut all = args!["-m", "-f", format!("@{time}"), binary()];
-        all.extend(words);
-        let mut command = tool("faketime", all);
+        let mut command = Command::new(binary());
+        command.args(words);
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .env("PATH", format!("{}:{path}", self.lab.path("bin").display()))
             .env("TZ", "UTC")
+            .env("LD_PRELOAD", faketime())
+            .env("FAKETIME", format!("@{time}"))
             // Times of files are those of the machine, and so is the time that waits take.
             .env("NO_FAKE_STAT", "1")
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
@@ -217,6 +218,15 @@ fn ends(records: &[Record], name: &str) -> Vec<String> {
     named.map(|record| record.end.clone()).collect()
 }
 
+/// The library that gives a program another time. Its own program would stand between a test and a run
+/// that is to get a signal.
+fn faketime() -> PathBuf {
+    let folders = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    let places = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
+    let found = places.into_iter().find(|place| place.exists());
+    found.expect("the package faketime is needed: scripts/test installs it")
+}
+
 const WEB: &str = "production backup web";
 const DB: &str = "production backup db";
 const MAIL: &str = "office backup mail";
@@ -308,7 +318,11 @@ fn a_fortnight_in_which_nothing_is_silent() {
     );
     night.assert_open(
         "2026-10-23 08:00:00",
-        &[("rpo mail", "its RPO is 26h"), ("failed mail", "space")],
+        &[
+            ("rpo mail", "its RPO is 26h"),
+            ("failed mail", "space"),
+            ("room-soon small", "within a day"),
+        ],
     );
     fs::remove_file(filler).unwrap();
     assert_quiet(&night.run("2026-10-24 00:35:00"));
@@ -416,8 +430,8 @@ fn results_are_as_the_page_says() {
     };
     assert_eq!(kinds.map(has), [true; 3], "{ran:#}");
     let history = night.at("2026-11-02 08:00:00", args!["history", "--json"]).ok().json();
-    compare("run", &[&without_results(ran)], &[]);
-    compare("history", &[&without_results(history)], &[]);
+    compare("run", &[&without_results(ran)], &[".records[].advice"]);
+    compare("history", &[&without_results(history)], &[".records[].advice"]);
     let status = night.at("2026-11-06 08:00:00", args!["status", "--json"]).json();
     compare(
         "status",

@@ -15,6 +15,7 @@ use super::journal::{Journal, Memory};
 use super::{Host, due, programs};
 use crate::base::cancel::Cancel;
 use crate::base::clock;
+use crate::base::duration;
 use crate::base::error::{Error, Result};
 use crate::flows::report::{
     Act, ActStatus, End, FindingCode, GuestFate, JobStatus, Level, OpenFinding, Record,
@@ -163,7 +164,13 @@ impl<'a> Look<'a> {
                 let advice = "keep fewer points, or make room: qdelta space says what they take";
                 self.advise(Level::Critical, FindingCode::Room, name, text, advice);
             } else if let Some(days) = days_left.filter(|days| *days < DAYS_LEFT_MIN) {
-                let text = format!("the room will be full in {days:.0} days");
+                let text = match days < 1.0 {
+                    true => "the room will be full within a day".to_owned(),
+                    false => {
+                        let left = duration::age((days * 86_400.0) as i64);
+                        format!("the room will be full in {left}")
+                    }
+                };
                 let advice = "keep fewer points, or make room: qdelta space says what they take";
                 self.advise(Level::Warning, FindingCode::RoomSoon, name, text, advice);
             }
