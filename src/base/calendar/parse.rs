@@ -194,7 +194,7 @@ fn field(text: &str, (least, most): (i16, i16), what: &str) -> Result<Field, Str
             None => (part, None),
         };
         let (from, to) = match (range, range.split_once("..")) {
-            ("*", _) => (least, most),
+            ("*", _) => return Err(format!("{part:?} has no beginning: write {least}/N")),
             (_, Some((from, to))) => {
                 (number(from, (least, most), what)?, number(to, (least, most), what)?)
             }
@@ -243,6 +243,7 @@ mod tests {
             ("*-*-0", "no day from 1 to 31"),
             ("*-*-9..1", "goes backwards"),
             ("*:0/0", "no step"),
+            ("*:*/15", "write 0/N"),
             ("+1:00", "no hour"),
             ("22:00 Mars/Olympus", "no date and no time"),
             ("nightly", "no day of the week"),

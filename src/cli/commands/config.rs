@@ -5,7 +5,7 @@ use qdelta::Result;
 use qdelta::flows::jobs::{self, EXAMPLE};
 use qdelta::flows::report::{ActPlan, JobPlan, PlanReport};
 
-use super::run::with_host;
+use super::run::{coming, with_host};
 use crate::cli::job_args::{Config, ConfigAction};
 use crate::cli::text::{self, Column};
 use crate::cli::{Context, status, two_lines};
@@ -21,7 +21,9 @@ pub fn run(args: &Config, context: &mut Context) -> Result<u8> {
         }
         ConfigAction::Check(args) => args,
     };
-    let report = with_host(&args.file, context, |host| jobs::plan(host, &args.file.config))?;
+    let (report, zone) = with_host(&args.file, context, |host| {
+        Ok((jobs::plan(host, &args.file.config)?, host.config.zone()?))
+    })?;
     let problem = report.problems.first().map(|failure| status::of(failure.kind));
     for failure in &report.problems {
         context.screen.say(&two_lines(&failure.text, failure.advice.as_deref()));
@@ -29,16 +31,16 @@ pub fn run(args: &Config, context: &mut Context) -> Result<u8> {
     match context.out.json {
         true => context.out.json(&report)?,
         false if context.out.quiet => {}
-        false => show(&report, context)?,
+        false => show(&report, &zone, context)?,
     }
     Ok(problem.unwrap_or(status::DONE))
 }
 
-fn show(report: &PlanReport, context: &mut Context) -> Result<()> {
+fn show(report: &PlanReport, zone: &TimeZone, context: &mut Context) -> Result<()> {
     let column = |head, right, rank| Column { head, right, rank };
     let count = text::count(report.jobs.len(), "job");
-    let zone = &report.time_zone;
-    context.out.line(format!("{}: {count}; times are of {zone}", report.config.display()))?;
+    let file = report.config.display();
+    context.out.line(format!("{file}: {count}; times are of {}", report.time_zone))?;
     context.out.line("")?;
     let columns = [
         column("JOB", false, 0),
@@ -51,7 +53,9 @@ fn show(report: &PlanReport, context: &mut Context) -> Result<()> {
     let rows: Vec<Vec<String>> = report
         .jobs
         .iter()
-        .flat_map(|job| job.acts.iter().enumerate().map(|(at, act)| act_row(job, act, at == 0)))
+        .flat_map(|job| {
+            job.acts.iter().enumerate().map(|(at, act)| act_row(job, act, at == 0, zone))
+        })
         .collect();
     let width = context.out.width();
     for line in text::table(&columns, &rows, width) {
@@ -77,15 +81,13 @@ fn show(report: &PlanReport, context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-fn act_row(job: &JobPlan, act: &ActPlan, is_first: bool) -> Vec<String> {
+fn act_row(job: &JobPlan, act: &ActPlan, is_first: bool, zone: &TimeZone) -> Vec<String> {
     let when = match act.schedule.is_empty() {
         false => act.schedule.join(" and "),
         true if is_first => format!("when named: qdelta run {}", job.job),
         true => "after the backup".to_owned(),
     };
-    let next = act.next.map_or("-".to_owned(), |next| {
-        next.to_zoned(TimeZone::system()).strftime("%a %Y-%m-%d %H:%M").to_string()
-    });
+    let next = act.next.map_or("-".to_owned(), |next| coming(next, zone));
     let of_job = |text: String| if is_first { text } else { String::new() };
     let target = |target: Option<qdelta::base::duration::Stretch>| {
         of_job(target.map_or("-".to_owned(), |target| target.to_string()))

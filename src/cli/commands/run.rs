@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::flows::jobs::{self, Config, Host, RepositoryPlace};
 use qdelta::flows::report::{Act, End, Record, RunReport};
@@ -50,16 +51,17 @@ pub fn run(args: &Run, context: &mut Context) -> Result<u8> {
             let _ = tell(record, &context.screen, &mut out);
         };
         with_host(&args.file, context, |host| {
-            jobs::run(host, &args.jobs, &context.screen, &cancel, &told)
+            let report = jobs::run(host, &args.jobs, &context.screen, &cancel, &told)?;
+            Ok((report, host.config.zone()?))
         })
     };
     shown.finish()?;
-    let report = report?;
+    let (report, zone) = report?;
     context.screen.end();
     if context.out.json {
         context.out.json(&report)?;
     } else if !context.out.quiet {
-        summarize(&report, context)?;
+        summarize(&report, &zone, context)?;
     }
     Ok(status_of(&report))
 }
@@ -98,10 +100,13 @@ fn tell(record: &Record, screen: &Screen, out: &mut Out) -> Result<()> {
     out.flush()
 }
 
-fn summarize(report: &RunReport, context: &mut Context) -> Result<()> {
-    let next = report
-        .next
-        .map(|next| next.to_zoned(TimeZone::system()).strftime("%a %Y-%m-%d %H:%M").to_string());
+/// A time to come, in the zone of the schedules.
+pub(super) fn coming(time: Timestamp, zone: &TimeZone) -> String {
+    time.to_zoned(zone.clone()).strftime("%a %Y-%m-%d %H:%M").to_string()
+}
+
+fn summarize(report: &RunReport, zone: &TimeZone, context: &mut Context) -> Result<()> {
+    let next = report.next.map(|next| coming(next, zone));
     let next = match next {
         Some(next) => format!("next: {next}"),
         None => "no job has a schedule".to_owned(),

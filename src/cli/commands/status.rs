@@ -5,12 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::base::duration;
-use qdelta::flows::jobs;
+use qdelta::flows::jobs::{self, Host};
 use qdelta::flows::report::{GuestStatus, JobStatus, Level, StatusReport};
 use qdelta::vault::repository::Climb;
 use qdelta::{Error, Result};
 
-use super::run::with_host;
+use super::run::{coming, with_host};
 use crate::cli::job_args::Status;
 use crate::cli::text::{self, Column};
 use crate::cli::{Context, signals, status};
@@ -27,13 +27,13 @@ const LINE_MAX: usize = 2000;
 /// Shows how everything stands, once or until somebody stops it.
 pub fn run(args: &Status, context: &mut Context) -> Result<u8> {
     if !args.watch {
-        let found = with_host(&args.file, context, jobs::status);
+        let found = with_host(&args.file, context, look);
         return show(found, args, context);
     }
     let cancel = signals::watch(&context.screen);
     let mut last = status::DONE;
     while !cancel.is_cancelled() && !context.out.is_closed() {
-        let found = with_host(&args.file, context, jobs::status);
+        let found = with_host(&args.file, context, look);
         context.out.clear()?;
         last = show(found, args, context)?;
         context.out.flush()?;
@@ -46,15 +46,24 @@ pub fn run(args: &Status, context: &mut Context) -> Result<u8> {
     Ok(last)
 }
 
-fn show(found: Result<StatusReport>, args: &Status, context: &mut Context) -> Result<u8> {
+/// How everything stands, and the zone of the schedules.
+fn look(host: &Host<'_>) -> Result<(StatusReport, TimeZone)> {
+    Ok((jobs::status(host)?, host.config.zone()?))
+}
+
+fn show(
+    found: Result<(StatusReport, TimeZone)>,
+    args: &Status,
+    context: &mut Context,
+) -> Result<u8> {
     if args.nagios {
-        return nagios(found, context);
+        return nagios(found.map(|(report, _)| report), context);
     }
-    let report = found?;
+    let (report, zone) = found?;
     if context.out.json {
         context.out.json(&report)?;
     } else if !context.out.quiet || report.level != Level::Ok {
-        screen(&report, context)?;
+        screen(&report, &zone, context)?;
     }
     Ok(if report.level == Level::Ok { status::DONE } else { status::OPEN })
 }
@@ -108,7 +117,7 @@ fn age(report: &StatusReport, time: Timestamp) -> i64 {
 }
 
 /// All of it, for people.
-fn screen(report: &StatusReport, context: &mut Context) -> Result<()> {
+fn screen(report: &StatusReport, zone: &TimeZone, context: &mut Context) -> Result<()> {
     let guests = text::count(report.guests.len(), "guest");
     let count = text::count(report.findings.len(), "finding");
     context.out.line(match report.level {
@@ -146,7 +155,7 @@ fn screen(report: &StatusReport, context: &mut Context) -> Result<()> {
             context.out.line(line)?;
         }
     }
-    jobs_and_room(report, width, context)
+    jobs_and_room(report, zone, width, context)
 }
 
 fn row(report: &StatusReport, guest: &GuestStatus) -> Vec<String> {
@@ -178,7 +187,12 @@ fn row(report: &StatusReport, guest: &GuestStatus) -> Vec<String> {
 }
 
 /// The jobs with their next times, and the room of the repositories.
-fn jobs_and_room(report: &StatusReport, width: usize, context: &mut Context) -> Result<()> {
+fn jobs_and_room(
+    report: &StatusReport,
+    zone: &TimeZone,
+    width: usize,
+    context: &mut Context,
+) -> Result<()> {
     let column = |head, right, rank| Column { head, right, rank };
     let columns = [
         column("JOB", false, 0),
@@ -187,7 +201,8 @@ fn jobs_and_room(report: &StatusReport, width: usize, context: &mut Context) -> 
         column("RESULT", false, 0),
         column("NEXT", false, 1),
     ];
-    let rows: Vec<Vec<String>> = report.jobs.iter().flat_map(|job| job_rows(report, job)).collect();
+    let rows: Vec<Vec<String>> =
+        report.jobs.iter().flat_map(|job| job_rows(report, job, zone)).collect();
     context.out.line("")?;
     for line in text::table(&columns, &rows, width) {
         context.out.line(line)?;
@@ -217,11 +232,9 @@ fn jobs_and_room(report: &StatusReport, width: usize, context: &mut Context) -> 
     Ok(())
 }
 
-fn job_rows(report: &StatusReport, job: &JobStatus) -> Vec<Vec<String>> {
+fn job_rows(report: &StatusReport, job: &JobStatus, zone: &TimeZone) -> Vec<Vec<String>> {
     let row = |(index, act): (usize, &qdelta::flows::report::ActStatus)| {
-        let next = act.next.map_or("-".to_owned(), |next| {
-            next.to_zoned(TimeZone::system()).strftime("%a %Y-%m-%d %H:%M").to_string()
-        });
+        let next = act.next.map_or("-".to_owned(), |next| coming(next, zone));
         let result = match (act.last, act.end) {
             (Some(_), Some(end)) => end.to_string(),
             _ => "-".to_owned(),

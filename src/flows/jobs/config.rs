@@ -339,11 +339,15 @@ impl Pattern {
             || fits(self.0.as_bytes(), name.as_bytes())
     }
 
-    /// The name, if it is one and no pattern.
+    /// Whether any number of guests may be meant, or none.
+    pub fn is_open(&self) -> bool {
+        self.0 == "all" || self.0.contains(['*', '?'])
+    }
+
+    /// The name, if it is one.
     pub fn name(&self) -> Option<&str> {
         let is_uuid = self.0.len() == 36 && self.0.matches('-').count() == 4;
-        let is_name = self.0 != "all" && !self.0.contains(['*', '?']) && !is_uuid;
-        is_name.then_some(self.0.as_str())
+        (!is_uuid && !self.is_open()).then_some(self.0.as_str())
     }
 }
 

@@ -5,9 +5,8 @@
 //! job did once a year is not forgotten for what others do every night.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,6 +14,7 @@ use jiff::Timestamp;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::make_private_folder;
+use crate::disk::io::Opener;
 use crate::flows::report::{Act, End, Record, RunHistory};
 use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
 
@@ -23,6 +23,12 @@ const LEN_MAX: u64 = 16 << 20;
 
 /// The longest line, in bytes: a record that would be longer goes without its result.
 const LINE_MAX: usize = 1 << 20;
+
+/// The longest file that is read, in bytes: one that grew too long grows on until the next run begins.
+const READ_MAX: u64 = 256 << 20;
+
+/// What the host does is nobody else's business.
+const MODE: u32 = 0o600;
 
 const NEWER: &str = "history.jsonl";
 const OLDER: &str = "history.1.jsonl";
@@ -86,7 +92,7 @@ impl Journal {
         let mut seen = BTreeSet::new();
         for name in [OLDER, NEWER] {
             let path = self.folder.join(name);
-            let bytes = match fs::read(&path) {
+            let bytes = match Opener::READ.read(&path, READ_MAX) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(Error::io("read", &path, error)),
@@ -132,7 +138,12 @@ impl Journal {
             text.extend(line_of(record)?);
         }
         let write = || -> io::Result<()> {
-            let mut file = opened(&next, true)?;
+            // What a run that was killed has left.
+            match fs::remove_file(&next) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = Opener::CHANGE.create(MODE).open(&next)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&newer, &older)?;
@@ -158,7 +169,7 @@ fn line_of(record: &Record) -> Result<Vec<u8>> {
 
 /// Adds a line to a file, behind the end of what a power cut may have torn.
 fn append(path: &Path, line: &[u8]) -> io::Result<()> {
-    let mut file = opened(path, false)?;
+    let mut file = Opener::CHANGE.at_end().or_create(MODE).open(path)?;
     let mut last = [b'\n'];
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;
@@ -172,16 +183,6 @@ fn append(path: &Path, line: &[u8]) -> io::Result<()> {
     // In one call: another process that is refused may add a line at the same time.
     file.write_all(&text)?;
     file.sync_data()
-}
-
-fn opened(path: &Path, anew: bool) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).mode(0o600).create(true);
-    match anew {
-        true => options.write(true).truncate(true),
-        false => options.append(true),
-    };
-    options.open(path)
 }
 
 /// What the history says of one job's act, or of one guest in it.
