@@ -102,8 +102,8 @@ fn zone_of(words: &mut Vec<&str>) -> Option<TimeZone> {
 fn weekdays(text: &str) -> Result<[bool; 7], String> {
     let day = |name: &str| {
         let name = name.to_ascii_lowercase();
-        let is_it = |day: &&str| **day == name || (name.len() == 3 && day.starts_with(&name));
-        DAYS.iter().position(|day| is_it(&day)).ok_or(format!("{name:?} is no day of the week"))
+        let is_it = |day: &str| day == name || (name.len() == 3 && day.starts_with(&name));
+        DAYS.iter().position(|day| is_it(day)).ok_or(format!("{name:?} is no day of the week"))
     };
     let mut found = [false; 7];
     for part in text.trim_end_matches(',').split(',') {

@@ -311,12 +311,18 @@ impl<'a> Look<'a> {
 
     /// Hooks, the clock, libvirt's files, and a run that never ended.
     fn rest(&mut self) {
-        let failed = self.memory.hooks().filter_map(|(job, hook, past)| {
+        let failed = self.memory.hooks().filter_map(|(job, _, past)| {
+            // One that failed before the last time is no news, and one of a job that is gone none either.
+            let latest = match job {
+                Some(job) => self.memory.of(Some(job), Act::Backup, None).last,
+                None => self.memory.of(None, Act::Run, None).last,
+            };
             let is_there = job.is_none_or(|job| self.config.jobs.contains_key(job));
             let last = past.last.filter(|record| is_there && record.end.is_trouble())?;
-            Some((job.map_or("run", |job| job).to_owned(), hook.to_owned(), last.clone()))
+            let is_latest = latest.is_none_or(|latest| latest.run <= last.run);
+            is_latest.then(|| (job.unwrap_or("run").to_owned(), last.clone()))
         });
-        for (job, _, last) in failed.collect::<Vec<_>>() {
+        for (job, last) in failed.collect::<Vec<_>>() {
             if let Some(finding) = self.find(Level::Warning, FindingCode::Failed, &job, last.text) {
                 finding.since = Some(last.began);
             }
