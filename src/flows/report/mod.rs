@@ -48,7 +48,7 @@ pub use restore::{
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use serve::{ExportReport, ServeReport};
-pub use setup::{InitReport, ManReport};
+pub use setup::{InitReport, KeyRecord, KeysReport, ManReport};
 pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
 pub use verify::{
     ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, ScrubReport, VerifyReport,
