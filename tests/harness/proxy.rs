@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ type Judge = Box<dyn FnMut(usize, &Seen) -> Fate + Send>;
 /// A proxy that is running.
 pub struct Proxy {
     pub endpoint: String,
+    /// How many requests were on their way at once, at most.
+    pub most_at_once: Arc<AtomicUsize>,
     seen: Arc<Mutex<Vec<Seen>>>,
     judge: Arc<Mutex<Judge>>,
 }
@@ -55,11 +58,15 @@ impl Proxy {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let judge: Arc<Mutex<Judge>> = Arc::new(Mutex::new(Box::new(|_, _| Fate::Pass)));
-        let proxy = Self { endpoint, seen: Arc::clone(&seen), judge: Arc::clone(&judge) };
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let most_at_once = Arc::clone(&most);
+        let (all, how) = (Arc::clone(&seen), Arc::clone(&judge));
+        let proxy = Self { endpoint, most_at_once, seen: all, judge: how };
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let (store, seen, judge) = (store.clone(), Arc::clone(&seen), Arc::clone(&judge));
-                std::thread::spawn(move || serve(client, &store, &seen, &judge));
+                let at_once = (Arc::clone(&now), Arc::clone(&most));
+                std::thread::spawn(move || serve(client, &store, &seen, &judge, &at_once));
             }
         });
         proxy
@@ -146,7 +153,13 @@ impl Message {
     }
 }
 
-fn serve(client: TcpStream, store: &str, seen: &Mutex<Vec<Seen>>, judge: &Mutex<Judge>) {
+fn serve(
+    client: TcpStream,
+    store: &str,
+    seen: &Mutex<Vec<Seen>>,
+    judge: &Mutex<Judge>,
+    (now, most): &(Arc<AtomicUsize>, Arc<AtomicUsize>),
+) {
     let mut from_client = BufReader::new(client.try_clone().unwrap());
     let mut to_client = client;
     let Ok(upstream) = TcpStream::connect(store) else { return };
@@ -167,7 +180,11 @@ fn serve(client: TcpStream, store: &str, seen: &Mutex<Vec<Seen>>, judge: &Mutex<
             judge(seen.len() - 1, &what)
         };
         match fate {
-            Fate::Slow(ms) => std::thread::sleep(Duration::from_millis(ms)),
+            Fate::Slow(ms) => {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(ms));
+                now.fetch_sub(1, Ordering::SeqCst);
+            }
             Fate::Lost => break,
             Fate::KillBefore(id) => {
                 kill(id);

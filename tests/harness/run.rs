@@ -90,7 +90,7 @@ pub fn qdelta(arguments: Vec<OsString>) -> Command {
     // Whom the tests' own store knows, and nothing of the user's.
     command.env("AWS_ACCESS_KEY_ID", KEY.0).env("AWS_SECRET_ACCESS_KEY", KEY.1);
     command.env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
-    command.env("AWS_EC2_METADATA_DISABLED", "true");
+    command.env("AWS_EC2_METADATA_DISABLED", "true").env("CACHE_DIRECTORY", state().join("cache"));
     command
 }
 

@@ -3,3 +3,5 @@
 mod cycle;
 mod damage;
 mod kills;
+mod locks;
+mod requests;

@@ -50,7 +50,7 @@ pub(super) struct Opening {
 /// Opens the image at `path` and everything that it names.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opening> {
     if let Some(export) = &options.export {
-        return open_export(export, options);
+        return open_export(path, export, options);
     }
     let policy = Policy::new(path, options)?;
     let mut opening = Opening::default();
@@ -87,10 +87,12 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Opening> {
     Ok(opening)
 }
 
-/// Opens the disk behind an export: no name in it leads anywhere.
-fn open_export(export: &Export, options: &OpenOptions) -> Result<Opening> {
+/// Opens the disk behind an export: no name in it leads anywhere. Where it stands in the place of the file at
+/// `path`, the format is that of the file.
+fn open_export(path: &Path, export: &Export, options: &OpenOptions) -> Result<Opening> {
     let name = export.name();
-    if options.snapshot.is_some() || options.format == Some(Format::Qcow2) {
+    let is_itself = path == name;
+    if options.snapshot.is_some() || is_itself && options.format == Some(Format::Qcow2) {
         let text =
             format!("{} is the disk itself, whatever its server has it from", name.display());
         return Err(Error::new(ErrorKind::Usage, text)
@@ -101,7 +103,8 @@ fn open_export(export: &Export, options: &OpenOptions) -> Result<Opening> {
     let path = name.to_path_buf();
     let file = LayerFile { store: disk, index: FileIndex(0), path, len, allocated: None };
     let mut opening = Opening { files: vec![Arc::clone(&file.store)], ..Opening::default() };
-    if options.format.is_none()
+    if is_itself
+        && options.format.is_none()
         && let Some(what) = recognise::look(&file)?.as_container()
     {
         let text = format!(

@@ -117,8 +117,8 @@ pub struct OpenOptions {
     /// clone's, which must not be a symlink. Names inside images are judged and resolved as if the
     /// file itself were open.
     pub clones: Vec<(PathBuf, PathBuf)>,
-    /// The export of a server to be read: the bytes of its disk are the disk, in place of what lies at the
-    /// path.
+    /// The export of a server to be read: the bytes of its disk are the disk. Its name is the path; or the path
+    /// is that of a file in whose place it stands, and the format that of the file.
     pub export: Option<Arc<Export>>,
     /// The caller has claimed the image's own file for itself: whoever reads it makes no claim of its
     /// own on that, which would be refused.

@@ -416,9 +416,12 @@ fn image_record(source: &Captured) -> Result<ImageRecord> {
             fingerprint,
         })
         .collect();
+    // What is read in the place of a file by a server is the disk in the file.
+    let of_file = source.options.format.filter(|_| source.options.export.is_some());
+    let format = of_file.or(layers.first().map(|layer| layer.format)).unwrap_or_default();
     Ok(ImageRecord {
         path: absolute(&source.path),
-        format: layers.first().map(|layer| layer.format).unwrap_or_default(),
+        format,
         layers,
         boot: crate::disk::files::fingerprint::boot(),
     })

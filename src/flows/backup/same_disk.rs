@@ -12,7 +12,7 @@ use super::together::Ready;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
-use crate::disk::files::paths::{absolute, is_same_place};
+use crate::disk::files::paths::{absolute, is_same_place, is_uri};
 use crate::disk::image::{self, Format, OpenOptions, files_below};
 use crate::flows::capture::Captured;
 use crate::guest::libvirt::Domain;
@@ -36,7 +36,8 @@ pub(super) fn settle_format(
     }
     let Some(before) = latest(catalog, disk)? else { return Ok(None) };
     let record = &before.record;
-    if record.image.is_export() {
+    // What a server gives out under its own name has no format of a file.
+    if is_uri(&record.image.path) {
         if !image::is_qcow2(path)? {
             return Ok(None);
         }

@@ -10,6 +10,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{self, Format, Image, OpenOptions};
 use crate::disk::io::ReadAt;
+use crate::disk::nbd::Export;
 use crate::flows::anchors::reflink::{Clones, sweep_clones};
 use crate::flows::anchors::{self, NewAnchor};
 use crate::vault::repository::{Anchor, AnchorKind};
@@ -173,6 +174,22 @@ impl Captured {
         substitutes: Vec<(PathBuf, PathBuf)>,
     ) -> Result<Self> {
         Self::live(path, &OpenOptions { clones: substitutes, ..options.clone() })
+    }
+
+    /// Takes the disk in the file at `path` as the server of an export gives it out. `anchor` is the bitmap that
+    /// goes on to count.
+    ///
+    /// # Errors
+    /// The server can't be reached, or has no such export.
+    pub fn of_export(
+        path: &Path,
+        options: &OpenOptions,
+        export: Export,
+        counted: Option<Counted>,
+        anchor: Option<Anchor>,
+    ) -> Result<Self> {
+        let options = OpenOptions { export: Some(Arc::new(export)), ..options.clone() };
+        Ok(Self { counted, anchor, ..Self::live(path, &options)? })
     }
 
     /// Takes the image as it is, although somebody may write to it: for as long as the guest is

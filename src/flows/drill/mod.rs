@@ -58,6 +58,7 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<DrillsReport> {
     let started = Instant::now();
+    repository.storage().distrust_copies();
     let settings = repository.settings()?.drill;
     let targets = Targets {
         rto: request.targets.rto.or(settings.rto),

@@ -191,7 +191,7 @@ impl PointsReport {
         catalog.warn_of_damage(&disks, &recorder);
         report.warnings = recorder.take();
         if let Some(error) = repository.trouble() {
-            report.add_unreadable(repository.path().join("qdelta.toml"), &error);
+            report.add_unreadable(repository.config_path(), &error);
         }
         for folder in unreadable {
             report.add_unreadable(folder.path, &folder.error);

@@ -91,6 +91,7 @@ pub fn run(
             let remains = catalog.remains_of(&point);
             let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
             let expected = Some(point.record.archive_id);
+            repository.storage().expect(&remains.archives);
             let files = remains.archives.iter().map(|name| repository.storage().open(name));
             salvage_chain(files, missing, expected, cancel)?
         } else {

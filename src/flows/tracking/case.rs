@@ -90,7 +90,8 @@ impl Case<'_> {
         match (self.source.options.export.is_some(), record.is_export()) {
             (true, false) => return Err("the disk was read from its file the last time".into()),
             (false, true) => return Err("the disk was read from a server the last time".into()),
-            _ => {}
+            (true, true) => return Ok(()),
+            (false, false) => {}
         }
         let above = match below_new_layers {
             true => now.len().saturating_sub(record.layers.len()),

@@ -89,8 +89,9 @@ pub fn run(
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
     let mut report = VerifyReport { quick: request.quick, ..VerifyReport::default() };
+    repository.storage().distrust_copies();
     if let Some(error) = repository.trouble() {
-        report.findings.push(finding(&repository.path().join("qdelta.toml"), NO_POINTS, &error));
+        report.findings.push(finding(&repository.config_path(), NO_POINTS, &error));
         observer.warn(Warning::failed(Code::Unreadable, &error));
     }
     let catalog = repository.catalog();

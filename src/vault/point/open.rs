@@ -27,6 +27,7 @@ pub(crate) fn open_chain(catalog: &Catalog, point: &Point) -> Result<Chain> {
 
 /// Opens the archives of a point's chain, which are these, the full first.
 pub(super) fn open_archives(storage: &dyn Storage, names: &[Name], point: &Point) -> Result<Chain> {
+    storage.expect(names);
     let mut archives = Vec::new();
     for name in names {
         archives.push(Arc::new(archive::Reader::open(storage.open(name)?)?));

@@ -12,6 +12,9 @@ pub(super) fn check<'a>(
     domain: &DomainName,
     disks: impl IntoIterator<Item = &'a DiskName>,
 ) -> Result<()> {
+    if !repository.storage().may_fold_case() {
+        return Ok(());
+    }
     let dir = repository.domain_dir(domain);
     let domains = repository.names_in(&Name::top())?;
     check_name(repository, &Name::top(), &domains, domain.as_str())?;

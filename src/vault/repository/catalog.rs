@@ -25,9 +25,6 @@ use super::{
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::Consistency;
 
-/// So many archives are looked at one by one before their folder is listed.
-const LOOKS_MAX: u32 = 8;
-
 /// One reading of the manifests and folders of a repository.
 #[derive(Debug)]
 pub struct Catalog {
@@ -257,7 +254,10 @@ impl Catalog {
 
     /// Fails unless the repository has the folder of the disk's domain, or can't tell.
     pub(super) fn check_domain(&self, id: &DiskId) -> Result<()> {
-        if self.repository.may_be_folder(&self.repository.domain_dir(&id.domain)) {
+        // Where there are points, there is a folder: the question would cost another way to a store.
+        if !self.domain(&id.domain).points().is_empty()
+            || self.repository.may_be_folder(&self.repository.domain_dir(&id.domain))
+        {
             return Ok(());
         }
         Err(Error::new(
@@ -338,6 +338,9 @@ impl DomainReading {
 
     /// All manifests, the oldest first.
     pub(super) fn all(&self) -> impl DoubleEndedIterator<Item = (PointId, &Result<Manifest>)> {
+        let unread = self.points().iter().zip(&self.manifests).filter(|(_, it)| it.get().is_none());
+        let names: Vec<Name> = unread.map(|(point, _)| self.manifest_name(*point)).collect();
+        self.repository.storage().expect(&names);
         (0..self.points().len()).filter_map(|index| self.at(index))
     }
 
@@ -407,7 +410,9 @@ impl DomainReading {
     fn is_present(&self, disk: &DiskName, name: &str, archive: &Name) -> bool {
         let is_listed =
             self.folders.lock().unwrap_or_else(PoisonError::into_inner).contains_key(disk);
-        if !is_listed && self.looks.fetch_add(1, Ordering::Relaxed) < LOOKS_MAX {
+        if !is_listed
+            && self.looks.fetch_add(1, Ordering::Relaxed) < self.repository.storage().looks_max()
+        {
             return self.repository.is_there(archive).unwrap_or(true);
         }
         match &*self.folder(disk) {

@@ -164,6 +164,11 @@ impl Repository {
         }
     }
 
+    /// What to call its `qdelta.toml`.
+    pub(crate) fn config_path(&self) -> PathBuf {
+        self.describe(&Name::top().join(CONFIG))
+    }
+
     /// Where its files are.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage

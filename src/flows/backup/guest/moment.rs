@@ -328,6 +328,15 @@ impl<'a> Flow<'a> {
             (Made::Snapshots, None) => {}
             (Made::Snapshots, Some(snapshots)) => {
                 for (index, disk) in ready.iter().enumerate() {
+                    if let Some(export) = snapshots.export(index, self.cancel)? {
+                        let (counted, left) = snapshots.bitmaps(index)?;
+                        let anchor = left.map(|name| self.live_anchor(disk, name));
+                        let (image, open) = (disk.image, disk.open);
+                        let source = Captured::of_export(image, open, export, counted, anchor)?;
+                        snapshots.check_size(index, &source.image)?;
+                        sources.push(source);
+                        continue;
+                    }
                     let made = snapshots.substitutes(index)?;
                     let mut source = Captured::of_copies(disk.image, disk.open, made)?;
                     snapshots.check_read(&source.image)?;
@@ -338,6 +347,16 @@ impl<'a> Flow<'a> {
             }
         }
         Ok(sources)
+    }
+
+    /// The anchor of a bitmap that counts on: from this moment, or from that of an earlier point.
+    fn live_anchor(&self, disk: &Ready<'_>, name: &str) -> Anchor {
+        let before = disk.base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
+        let began = match before.filter(|before| before.name == name).map(|before| &before.what) {
+            Some(AnchorKind::LiveBitmap { began }) => *began,
+            _ => self.disks.point,
+        };
+        Anchor { name: name.to_owned(), what: AnchorKind::LiveBitmap { began } }
     }
 
     /// The firmware's variables as they are now, but for files that are too long to be read at once.

@@ -8,13 +8,17 @@ use std::time::{Duration, Instant};
 
 use super::still::Look;
 use super::{GuestRequest, Use};
+use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::image::Image;
+use crate::disk::nbd::Export;
 use crate::flows::anchors::{Tag, bitmap};
 use crate::flows::backup::AnchorChoice;
 use crate::flows::backup::together::Ready;
+use crate::flows::capture::Counted;
+use crate::formats::nbd::DIRTY_BITMAP;
 use crate::guest::libvirt::{Choice, Found, decide};
 use crate::guest::snapshots::{
     Answer, CHECK_MAX, DiskAnswer, DiskRequest, GuestState, NbdAnswer, Request, SnapshotCommand,
@@ -23,6 +27,9 @@ use crate::guest::snapshots::{
 use crate::vault::repository::{Catalog, DiskId, DomainName, PointId};
 
 use qdelta_formats::archive::Tracker;
+
+/// What a disk of QEMU's is a multiple of, in bytes.
+const SECTOR: u64 = 512;
 
 /// A command, and what it has made of some disks. Dropped, what was made is released: so this must outlive
 /// everything that has it open.
@@ -223,26 +230,24 @@ impl<'a> Snapshots<'a> {
 
     fn understand(&mut self, answer: Answer) -> Result<()> {
         self.warn(answer.warnings);
-        let unclear = |why: String| {
-            Error::new(ErrorKind::Guest, "the snapshot command's answer can't be used").because(why)
-        };
         for (index, request) in self.request.disks.iter().enumerate() {
             let mut answers = answer.disks.iter().filter(|it| it.disk == request.disk);
             let (Some(disk), None) = (answers.next(), answers.next()) else {
-                return Err(unclear(format!("it must name disk {} once", request.disk)));
+                return Err(unusable(format!("it must name disk {} once", request.disk)));
             };
-            if let Some(nbd) = &disk.nbd {
-                // `bitmap` and `since` are for the tracker of live bitmaps.
-                let NbdAnswer { uri, bitmap, since } = nbd;
-                tracing::debug!(?bitmap, ?since, "an NBD export");
-                let text = format!("disk {} is at {uri}", request.disk);
-                return Err(unclear(text).because("NBD exports can't be read by this version"));
+            if disk.nbd.is_some() && !disk.files.is_empty() {
+                let text = format!("it must name files of disk {} or an export", request.disk);
+                return Err(unusable(text));
+            }
+            if disk.nbd.is_some() {
+                self.disks.push(disk.clone());
+                continue;
             }
             for taken in self.taken.iter_mut().filter(|taken| taken.disk == index) {
                 let mut reads = disk.files.iter().filter(|it| it.file == taken.file);
                 let (Some(file), None) = (reads.next(), reads.next()) else {
                     let text = format!("it must name {} once", taken.file.display());
-                    return Err(unclear(text));
+                    return Err(unusable(text));
                 };
                 taken.made.clone_from(&file.read);
                 taken
@@ -266,6 +271,59 @@ impl<'a> Snapshots<'a> {
             Ok((taken.file.clone(), made))
         };
         self.taken.iter().filter(|taken| taken.disk == disk).map(real).collect()
+    }
+
+    /// The export from which a disk is to be read, if the command has answered one.
+    ///
+    /// # Errors
+    /// It has no URI.
+    pub fn export(&self, disk: usize, cancel: &Cancel) -> Result<Option<Export>> {
+        let nbd = self.disks.get(disk).and_then(|answer| answer.nbd.as_ref());
+        let export = nbd.map(|nbd| Export::new(&nbd.uri, cancel));
+        export.transpose().map_err(|error| unusable(error.chain()))
+    }
+
+    /// The bitmap that the server of a disk tells of and from which anchor that counts; and what the command
+    /// has left for the next backup.
+    ///
+    /// # Errors
+    /// It names one without the other, or something else than a bitmap.
+    pub fn bitmaps(&self, disk: usize) -> Result<(Option<Counted>, Option<&str>)> {
+        let Some(NbdAnswer { bitmap, since, .. }) =
+            self.disks.get(disk).and_then(|answer| answer.nbd.as_ref())
+        else {
+            return Ok((None, None));
+        };
+        let name = bitmap.as_ref().map(|it| it.strip_prefix(DIRTY_BITMAP).unwrap_or_default());
+        let counted = match (name, since) {
+            (None, None) => None,
+            (Some(bitmap), Some(since)) if !bitmap.is_empty() => {
+                Some(Counted { bitmap: bitmap.to_owned(), since: since.clone() })
+            }
+            _ => {
+                let why = "a bitmap is named as qemu:dirty-bitmap:NAME, with what it counts from";
+                return Err(unusable(why.to_owned()));
+            }
+        };
+        Ok((counted, self.left_bitmap(disk)))
+    }
+
+    /// Fails if the disk behind an export is not as long as the guest's: it must be another one.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_size(&self, disk: usize, image: &Image) -> Result<()> {
+        let Some(request) = self.request.disks.get(disk) else { return Ok(()) };
+        let size = image.virtual_size();
+        // QEMU counts in sectors.
+        if size.abs_diff(request.size) < SECTOR {
+            return Ok(());
+        }
+        let text =
+            format!("disk {} has {} bytes, and its export {size}", request.disk, request.size);
+        Err(Error::new(ErrorKind::Guest, text).because(
+            "the snapshot command has answered the export of another disk, or it was resized",
+        ))
     }
 
     /// What the command has left of a disk that records what the guest writes.
@@ -322,6 +380,10 @@ impl<'a> Snapshots<'a> {
             },
         }
     }
+}
+
+fn unusable(why: String) -> Error {
+    Error::new(ErrorKind::Guest, "the snapshot command's answer can't be used").because(why)
 }
 
 fn unbelieved(command: &SnapshotCommand, verb: &str, made: &Path, why: String) -> Error {

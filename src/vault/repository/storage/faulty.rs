@@ -150,6 +150,22 @@ impl Storage for Faulty {
         });
     }
 
+    fn expect(&self, names: &[Name]) {
+        self.inner.expect(names);
+    }
+
+    fn distrust_copies(&self) {
+        self.inner.distrust_copies();
+    }
+
+    fn may_fold_case(&self) -> bool {
+        self.inner.may_fold_case()
+    }
+
+    fn looks_max(&self) -> u32 {
+        self.inner.looks_max()
+    }
+
     fn bytes_free(&self) -> Option<u64> {
         self.inner.bytes_free()
     }

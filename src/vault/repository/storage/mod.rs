@@ -104,6 +104,24 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// either is not kept from anything.
     fn prepare_lock(&self, _name: &Name) {}
 
+    /// Says that these files are about to be opened or read, in this order: where each costs a way to somewhere
+    /// else, many ways are gone at once.
+    fn expect(&self, _names: &[Name]) {}
+
+    /// From now on everything is read from where it lies, and nothing from copies on this host: whoever looks
+    /// for damage does.
+    fn distrust_copies(&self) {}
+
+    /// Whether names that differ only in case may be one name.
+    fn may_fold_case(&self) -> bool {
+        true
+    }
+
+    /// How many files of a folder are looked at one by one before the folder is listed.
+    fn looks_max(&self) -> u32 {
+        8
+    }
+
     /// How many bytes can still be written; nothing if nobody knows.
     fn bytes_free(&self) -> Option<u64> {
         None

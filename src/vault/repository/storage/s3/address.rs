@@ -14,11 +14,25 @@ pub(super) const SCHEME: &str = "s3://";
 
 /// How long a request is tried again before it fails, where nothing else is said.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a lock holds that nobody renews, where nothing else is said.
+const LEASE: Duration = Duration::from_secs(120);
 /// Within a part the length of what is uploaded must stay: 5 GiB is the most that any store takes.
 const PART_SIZES: std::ops::RangeInclusive<u64> = 5..=5120;
 
 /// The options that may stand behind an address.
-const OPTIONS: &[&str] = &["endpoint", "region", "style", "ca", "profile", "part-size", "patience"];
+const OPTIONS: &[&str] =
+    &["endpoint", "region", "style", "ca", "profile", "part-size", "patience", "cache", "lease"];
+
+/// Where copies of small things are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In this user's folder for such.
+    Usual,
+    /// Nowhere.
+    None,
+    /// In this folder.
+    Folder(PathBuf),
+}
 
 /// A bucket, a prefix in it, and how to get there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +55,10 @@ pub(super) struct Address {
     pub part_size: Option<u64>,
     /// For how long a failed request is tried again.
     pub patience: Duration,
+    /// Where copies of small things are kept.
+    pub cache: Place,
+    /// How long a lock holds that its holder does not renew.
+    pub lease: Duration,
 }
 
 /// What was typed, before anything else was asked.
@@ -151,15 +169,21 @@ impl Typed {
                 Some(mib << 20)
             }
         };
-        let patience = match self.options.get("patience") {
-            None => PATIENCE,
-            Some(text) => {
-                let seconds = text.trim_end_matches('s').parse::<u64>().ok();
-                let seconds = seconds.filter(|it| *it <= 86_400);
-                Duration::from_secs(seconds.ok_or_else(|| {
-                    wrong(format!("the patience {text:?} is no number of seconds within a day"))
-                })?)
-            }
+        let seconds = |option: &str, usual: Duration, range: std::ops::RangeInclusive<u64>| {
+            let Some(text) = self.options.get(option) else { return Ok(usual) };
+            let seconds = text.trim_end_matches('s').parse::<u64>().ok();
+            let seconds = seconds.filter(|it| range.contains(it)).ok_or_else(|| {
+                let (first, last) = (range.start(), range.end());
+                wrong(format!("{option}={text:?} is no number of seconds from {first} to {last}"))
+            });
+            seconds.map(Duration::from_secs)
+        };
+        let patience = seconds("patience", PATIENCE, 0..=86_400)?;
+        let lease = seconds("lease", LEASE, 3..=3600)?;
+        let cache = match self.options.get("cache").map(String::as_str) {
+            None => Place::Usual,
+            Some("none") => Place::None,
+            Some(folder) => Place::Folder(folder.into()),
         };
         let ca = found("ca", &["AWS_CA_BUNDLE"], "ca_bundle").map(PathBuf::from);
         Ok(Address {
@@ -170,6 +194,8 @@ impl Typed {
             ca,
             part_size,
             patience,
+            cache,
+            lease,
             text: self.text,
             bucket: self.bucket,
             prefix: self.prefix,
@@ -250,6 +276,7 @@ mod tests {
             ("s3://b/a?style=round", "neither path nor virtual"),
             ("s3://b/a?part-size=1MiB", "none of 5MiB"),
             ("s3://b/a?patience=long", "no number of seconds"),
+            ("s3://b/a?lease=1", "no number of seconds from 3 to 3600"),
         ] {
             let error = resolve(text, &[], "").unwrap_err();
             assert!(error.chain().contains(why), "{text}: {}", error.chain());

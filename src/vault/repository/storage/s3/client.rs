@@ -305,7 +305,7 @@ impl Client {
     fn once(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let keys = self.credentials.keys().map_err(Failure::local)?;
         let request = self.signed(ask, &keys).map_err(Failure::local)?;
-        tracing::trace!("{} {}", ask.method, ask.key);
+        tracing::trace!("{} {} {}", ask.method, ask.key, sign::query(&ask.query));
         let has_body = matches!(ask.method, "PUT" | "POST");
         let sent = match has_body {
             true => self.agent.run(request.map(|()| ask.body)),

@@ -1,8 +1,8 @@
 //! Locks in a store that knows none.
 //!
 //! A lock that is held alone is an object of the lock's name; a shared one is an object beside it, of an
-//! own name for everybody who shares. Its holder writes it anew every half minute. One that was not written for two
-//! minutes is dead, by the clock of the store alone: its `Last-Modified` against the `Date` of the same
+//! own name for everybody who shares. It says for how long it holds, two minutes, and its holder writes it anew every half
+//! minute. One that was not written for so long is dead, by the clock of the store alone: its `Last-Modified` against the `Date` of the same
 //! answer. A holder on this very host whose process is gone is dead at once.
 //!
 //! Taking a lock alone is a `PUT` that fails if the object is there, taking a dead one over a `PUT` that
@@ -19,7 +19,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use jiff::{SignedDuration, Timestamp};
@@ -33,12 +32,14 @@ use crate::disk::io::Opener;
 use crate::vault::repository::storage::local::host_name;
 use crate::vault::repository::storage::{Lock, Locked, Name};
 
-/// How long a lock holds that its holder does not renew.
-const LEASE: SignedDuration = SignedDuration::from_secs(120);
-/// So often it is renewed.
-const RENEWAL: Duration = Duration::from_secs(30);
-/// So long before its end nothing is begun any more that must end with it.
-const MARGIN: SignedDuration = SignedDuration::from_secs(15);
+/// A lock is renewed when this part of its lease is over.
+const RENEWAL: u32 = 4;
+/// When this part of it is left, nothing is begun any more that must end with it.
+const MARGIN: i32 = 8;
+/// The longest lease that a lock is believed to have, in seconds.
+const LEASE_MAX: u64 = 3600;
+/// How long a lock holds that does not say how long.
+const UNSAID: SignedDuration = SignedDuration::from_secs(120);
 /// The longest lock that is read, in bytes.
 const LEN_MAX: u64 = 4096;
 /// How often somebody else's lock is looked at again that has just ended.
@@ -54,6 +55,14 @@ struct Holder {
     process: Process,
     /// How often it was renewed: so no two writes of a lock are the same.
     renewals: u64,
+    /// How long it holds from when it was written, in seconds.
+    lease: u64,
+}
+
+impl Holder {
+    fn lease(&self) -> SignedDuration {
+        SignedDuration::from_secs(self.lease.min(LEASE_MAX).cast_signed())
+    }
 }
 
 /// A process, told from every other one that was ever on this host.
@@ -114,6 +123,7 @@ pub(super) struct Lease {
     /// Nobody else may have it, or others share it.
     is_alone: bool,
     is_lost: AtomicBool,
+    lease: SignedDuration,
     state: Mutex<LeaseState>,
 }
 
@@ -141,11 +151,11 @@ impl Lease {
         }
         let now = client.now()?;
         let ends = self.state.lock().unwrap_or_else(PoisonError::into_inner).ends;
-        if ends.duration_since(now) > LEASE / 2 {
-            return Ok(ends - MARGIN);
+        if ends.duration_since(now) > self.lease / 2 {
+            return Ok(ends - self.lease / MARGIN);
         }
         match self.renew(client) {
-            Ok(ends) => Ok(ends - MARGIN),
+            Ok(ends) => Ok(ends - self.lease / MARGIN),
             Err(failure) if failure.is_conflict() || failure.is_missing() => Err(lost()),
             Err(failure) => Err(failure.into_error("renew the lock", &self.shown)),
         }
@@ -162,7 +172,7 @@ impl Lease {
         };
         match put(client, &self.key, &holder, condition) {
             Ok((etag, date)) => {
-                *state = LeaseState { holder, etag, ends: date + LEASE };
+                *state = LeaseState { holder, etag, ends: date + self.lease };
                 Ok(state.ends)
             }
             Err(failure) => {
@@ -175,7 +185,7 @@ impl Lease {
                     && found.holder.as_ref().is_some_and(|it| it.owner == holder.owner)
                     && let Some(modified) = found.modified
                 {
-                    let ends = modified + LEASE;
+                    let ends = modified + self.lease;
                     *state = LeaseState { holder, etag: found.etag, ends };
                     return Ok(ends);
                 }
@@ -199,7 +209,8 @@ struct Found {
 
 impl Found {
     fn is_dead(&self) -> bool {
-        self.age.is_some_and(|age| age > LEASE)
+        let lease = self.holder.as_ref().map_or(UNSAID, Holder::lease);
+        self.age.is_some_and(|age| age > lease)
             || self.holder.as_ref().is_some_and(|holder| holder.process.is_gone())
     }
 
@@ -238,11 +249,12 @@ fn put(
     whole.ok_or_else(|| Failure::unclear("it has no ETag or no date"))
 }
 
-fn holder() -> Result<Holder> {
+fn holder(shared: &Shared) -> Result<Holder> {
     let owner: [u8; 12] = random::bytes()?;
     let owner = owner.iter().map(|byte| format!("{byte:02x}")).collect();
     let holder = format!("process {} on {}", std::process::id(), host_name());
-    Ok(Holder { owner, holder, process: Process::own(), renewals: 0 })
+    let lease = shared.client.address.lease.as_secs();
+    Ok(Holder { owner, holder, process: Process::own(), renewals: 0, lease })
 }
 
 /// Takes a lock alone.
@@ -251,7 +263,7 @@ pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
     let shown = shared.shown(&key);
     let client = &shared.client;
     let failed = |failure: Failure| failure.into_error("take the lock", &shown);
-    let holder = holder()?;
+    let holder = holder(shared)?;
     let mut condition = ("if-none-match", "*".to_owned());
     let mut tries = 0;
     let (etag, date) = loop {
@@ -282,7 +294,11 @@ pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
         condition = ("if-match", found.etag);
     };
     let lease = hold(shared, name, key, holder, (etag, date), true)?;
-    match who_shares(shared, name)? {
+    let is_first = {
+        let state = shared.state();
+        state.held.get(&lease.folder).is_some_and(|held| Arc::ptr_eq(held, &lease.lease))
+    };
+    match who_shares(shared, name, is_first)? {
         Some(other) => Ok(Locked::Busy(other)),
         None => Ok(Locked::Held(Box::new(lease))),
     }
@@ -290,7 +306,7 @@ pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
 
 /// Takes a lock that others may share.
 pub(super) fn share(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
-    let holder = holder()?;
+    let holder = holder(shared)?;
     let key = format!("{}.{}", shared.key(name), holder.owner);
     let written = match put(&shared.client, &key, &holder, None) {
         // Who may only read is not kept from reading.
@@ -311,14 +327,19 @@ pub(super) fn share(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
 }
 
 /// Who shares a lock and is alive.
-fn who_shares(shared: &Shared, name: &Name) -> Result<Option<String>> {
+fn who_shares(shared: &Shared, name: &Name, is_first: bool) -> Result<Option<String>> {
     let prefix = format!("{}.", shared.key(name));
-    let listing = listing::objects(&shared.client, &prefix, true)?;
-    for (key, seen) in &listing.objects {
-        let age = listing.date.zip(seen.modified).map(|(now, then)| now.duration_since(then));
-        let is_old = age.is_some_and(|age| age > LEASE);
+    let shares = |listing: &listing::Listing| -> Vec<String> {
+        listing.objects.keys().filter(|key| key.starts_with(&prefix)).cloned().collect()
+    };
+    // What was listed before the lock was written may have changed since.
+    let keys = match is_first {
+        true => shared.known(&prefix, shares)?.unwrap_or_default(),
+        false => shares(&listing::objects(&shared.client, &prefix, true)?),
+    };
+    for key in &keys {
         let failed = |it: Failure| it.into_error("look at the lock", &shared.shown(key));
-        match if is_old { None } else { look(&shared.client, key).map_err(failed)? } {
+        match look(&shared.client, key).map_err(failed)? {
             Some(found) if !found.is_dead() => return Ok(Some(found.shown())),
             // Whoever left it does not come back: a sleeper that wakes up reads on, and may miss a file.
             _ => shared.delete(key)?,
@@ -358,8 +379,10 @@ fn hold(
     (etag, date): (String, Timestamp),
     is_alone: bool,
 ) -> Result<StoreLock> {
-    let state = LeaseState { holder, etag, ends: date + LEASE };
+    let span = holder.lease();
+    let state = LeaseState { holder, etag, ends: date + span };
     let lease = Arc::new(Lease {
+        lease: span,
         shown: shared.shown(&key),
         key,
         is_alone,
@@ -367,9 +390,10 @@ fn hold(
         state: Mutex::new(state),
     });
     let (stop, stopped) = bounded(1);
+    let pause = shared.client.address.lease / RENEWAL;
     let (renewed, store) = (Arc::clone(&lease), Arc::clone(shared));
     let thread = std::thread::Builder::new().name("lease".to_owned()).spawn(move || {
-        while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RENEWAL) {
+        while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(pause) {
             // One that is lost, or can't be renewed, is told to whoever changes something next.
             if let Err(failure) = renewed.renew(&store.client) {
                 let error = failure.into_error("renew the lock", &renewed.shown);
@@ -396,22 +420,29 @@ impl Drop for StoreLock {
             let _ = thread.join();
         }
         // Before the lock ends, so that nothing is answered from what was known under it.
-        let mut state = self.shared.state();
-        if state.held.get(&self.folder).is_some_and(|held| Arc::ptr_eq(held, &self.lease)) {
-            state.held.remove(&self.folder);
-            state.listings.remove(&self.folder);
-        }
-        drop(state);
+        let litter = {
+            let mut state = self.shared.state();
+            let is_first =
+                state.held.get(&self.folder).is_some_and(|held| Arc::ptr_eq(held, &self.lease));
+            if is_first {
+                state.held.remove(&self.folder);
+                state.listings.remove(&self.folder);
+                // What was seen holds only as long as nobody else changes it.
+                state.seen.retain(|key, _| !key.starts_with(&self.folder));
+            }
+            if is_first { state.litter.remove(&self.folder) } else { None }
+        };
         if self.lease.is_lost.load(Ordering::SeqCst) {
             return;
         }
         let ends = {
             let state = self.lease.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.ends - MARGIN
+            state.ends - self.lease.lease / MARGIN
         };
-        // Where it can't be removed now, it is dead in two minutes.
+        // Where it can't be removed now, it is dead when its lease is over.
         let until = self.lease.is_alone.then_some(ends);
-        let ask = Ask::new("DELETE", &self.lease.key).at_most(LEN_MAX).until(until);
-        let _ = self.shared.client.send(&ask);
+        let mut keys = litter.unwrap_or_default();
+        keys.push(self.lease.key.clone());
+        let _ = self.shared.delete_all(&keys, until);
     }
 }

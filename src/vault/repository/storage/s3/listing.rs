@@ -29,6 +29,8 @@ pub(super) struct Listing {
     pub objects: BTreeMap<String, Seen>,
     /// The ids of uploads by their keys.
     pub uploads: BTreeMap<String, Vec<String>>,
+    /// Whether the uploads were asked for.
+    pub has_uploads: bool,
     /// The names up to the delimiter that more than one key shares, with it.
     pub prefixes: Vec<String>,
     /// The time of the store when it was made.

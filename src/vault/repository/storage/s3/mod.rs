@@ -11,6 +11,7 @@
 //! about it is answered from that list until the lock ends.
 
 mod address;
+mod cache;
 mod client;
 mod credentials;
 mod lease;
@@ -22,8 +23,9 @@ mod sign;
 mod upload;
 mod xml;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -31,7 +33,8 @@ use jiff::Timestamp;
 use super::{Entry, EntryKind, LockMode, Locked, Name, Staged, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
-use address::{SCHEME, Typed};
+use address::{Place, SCHEME, Typed};
+use cache::Cache;
 use client::{Ask, Client};
 use credentials::{Credentials, Environment};
 use lease::Lease;
@@ -52,6 +55,9 @@ pub struct S3(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     client: Client,
+    cache: Cache,
+    /// Nothing is taken from the cache that was not read by this process for this very purpose.
+    is_distrusted: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -63,6 +69,21 @@ struct State {
     listings: BTreeMap<String, Listing>,
     /// What was last read of an object: whoever replaces it must know the one that is there.
     read: BTreeMap<String, String>,
+    /// What was last seen of an object in a list.
+    seen: BTreeMap<String, Seen>,
+    /// What was about to be opened when somebody looked at it last, and lies in the cache.
+    fresh: BTreeSet<String>,
+    /// Which small files were read one after the other.
+    walk: Walk,
+    /// By the prefix of a folder that is held alone: what is removed together with its lock.
+    litter: BTreeMap<String, Vec<String>>,
+}
+
+/// Files of a folder that are read in the order of their names, as the manifests of a chain are.
+#[derive(Debug, Default)]
+struct Walk {
+    last: String,
+    steps: u32,
 }
 
 impl S3 {
@@ -96,9 +117,26 @@ impl S3 {
         let name = typed.profile(&*environment);
         let profile = Profile::read(&*environment, &name)?;
         let address = typed.resolve(&*environment, &profile)?;
+        let folder = match &address.cache {
+            Place::Usual => Cache::usual(&*environment, rustix::process::geteuid().is_root()),
+            Place::None => None,
+            Place::Folder(folder) => Some(folder.clone()),
+        };
+        let cache = Cache::new(folder, format!("{} {}", address.base, address.bucket));
         let credentials = Credentials::new(environment, name, address.region.clone());
         let client = Client::new(address, credentials)?;
-        Ok(Self(Arc::new(Shared { client, state: Mutex::default() })))
+        let (is_distrusted, state) = (AtomicBool::new(false), Mutex::default());
+        Ok(Self(Arc::new(Shared { client, cache, is_distrusted, state })))
+    }
+}
+
+impl State {
+    /// Takes a list of all that is below a prefix.
+    fn learn(&mut self, listing: Listing, prefix: &str) {
+        for (key, seen) in &listing.objects {
+            self.seen.insert(key.clone(), seen.clone());
+        }
+        self.listings.insert(prefix.to_owned(), listing);
     }
 }
 
@@ -147,21 +185,60 @@ impl Shared {
         let around = state.held.keys().find(|prefix| key.starts_with(*prefix)).cloned();
         let Some(prefix) = around else { return Ok(None) };
         if !state.listings.contains_key(&prefix) {
-            let mut listing = listing::objects(&self.client, &prefix, true)?;
-            listing.uploads = listing::uploads(&self.client, &prefix)?;
-            state.listings.insert(prefix.clone(), listing);
+            let listing = listing::objects(&self.client, &prefix, true)?;
+            state.learn(listing, &prefix);
         }
-        Ok(state.listings.get(&prefix).map(answer))
+        let Some(listing) = state.listings.get(&prefix) else { return Ok(None) };
+        Ok(Some(answer(listing)))
     }
 
-    /// Changes what is known of a folder that this process holds alone.
-    fn note(&self, key: &str, change: impl FnOnce(&mut Listing)) {
+    /// The ids of the uploads to keys in a folder that nobody has completed.
+    fn uploads(&self, key: &str) -> Result<()> {
+        let mut state = self.state();
+        let around = state.listings.iter_mut().find(|(prefix, _)| key.starts_with(*prefix));
+        if let Some((prefix, listing)) = around
+            && !listing.has_uploads
+        {
+            listing.uploads = listing::uploads(&self.client, prefix)?;
+            listing.has_uploads = true;
+        }
+        Ok(())
+    }
+
+    /// Lists a folder, and remembers what was seen in it.
+    fn look_in(&self, prefix: &str) -> Result<Listing> {
+        let listing = listing::objects(&self.client, prefix, false)?;
+        let mut state = self.state();
+        for (key, seen) in &listing.objects {
+            state.seen.insert(key.clone(), seen.clone());
+        }
+        Ok(listing)
+    }
+
+    /// Removes an object when the lock of its folder ends; now, where none is held.
+    fn delete_later(&self, key: &str) -> Result<()> {
+        let mut state = self.state();
+        let around = state.held.keys().find(|prefix| key.starts_with(*prefix)).cloned();
+        let Some(prefix) = around else {
+            drop(state);
+            return self.delete(key);
+        };
+        state.litter.entry(prefix).or_default().push(key.to_owned());
+        drop(state);
+        self.note(key, |listing| {
+            listing.objects.remove(key);
+        });
+        Ok(())
+    }
+
+    /// Changes what is known of a folder that this process holds alone; whether it holds one that the
+    /// key is in. What was known of the key is forgotten.
+    fn note(&self, key: &str, change: impl FnOnce(&mut Listing)) -> bool {
         let mut state = self.state();
         state.read.remove(key);
+        state.seen.remove(key);
         let around = state.listings.iter_mut().find(|(prefix, _)| key.starts_with(*prefix));
-        if let Some((_, listing)) = around {
-            change(listing);
-        }
+        around.map(|(_, listing)| change(listing)).is_some()
     }
 
     /// An object, if there is one.
@@ -182,17 +259,37 @@ impl Shared {
 
     /// Removes an object, if there is one.
     fn delete(&self, key: &str) -> Result<()> {
-        let ask = Ask::new("DELETE", key).at_most(DELETE_ANSWER_MAX).until(self.fence(key)?);
-        match self.client.send(&ask) {
-            Err(failure) if failure.is_missing() => {}
-            sent => {
-                sent.map_err(|it| it.into_error("remove", &self.shown(key)))?;
-            }
+        self.delete_all(&[key.to_owned()], self.fence(key)?)
+    }
+
+    /// Removes objects, of which each may be there or not; at most [`DELETE_MAX`] at once.
+    fn delete_all(&self, keys: &[String], until: Option<Timestamp>) -> Result<()> {
+        if let [key] = keys {
+            let ask = Ask::new("DELETE", key).at_most(DELETE_ANSWER_MAX).until(until);
+            let sent = self.client.send(&ask).map(drop);
+            sent.or_else(|it| if it.is_missing() { Ok(()) } else { Err(it) })
+                .map_err(|it| it.into_error("remove", &self.shown(key)))?;
+            self.note(key, |listing| drop(listing.objects.remove(key)));
+            return Ok(());
         }
-        self.note(key, |listing| {
-            listing.objects.remove(key);
-        });
-        Ok(())
+        let body = xml::deletion(keys.iter().map(String::as_str));
+        let ask = Ask::new("POST", "")
+            .query("delete", "")
+            .header("content-md5", upload::md5(body.as_bytes())?)
+            .body(body.as_bytes())
+            .at_most(DELETE_ANSWER_MAX)
+            .until(until);
+        let shown = keys.first().map(|first| self.shown(first)).unwrap_or_default();
+        let failed = |it: client::Failure| it.into_error("remove", &shown);
+        let (_, undeleted) = self.client.parsed(&ask, xml::undeleted).map_err(failed)?;
+        let is_left = |key: &String| undeleted.iter().any(|(left, _)| left == key);
+        for key in keys.iter().filter(|key| !is_left(key)) {
+            self.note(key, |listing| drop(listing.objects.remove(key)));
+        }
+        let Some((key, refusal)) = undeleted.first() else { return Ok(()) };
+        let why = format!("{}: {}", refusal.code, refusal.message);
+        let text = format!("cannot remove {}", self.shown(key));
+        Err(Error::new(ErrorKind::Io, text).because(why))
     }
 
     /// Ends an upload that nobody completes: its parts are gone.
@@ -237,9 +334,11 @@ impl Storage for S3 {
 
     fn list(&self, folder: &Name) -> Result<Vec<Entry>> {
         let prefix = self.0.prefix(folder);
+        self.0.known(&prefix, |_| ())?;
+        self.0.uploads(&prefix)?;
         let found = match self.0.known(&prefix, |listing| listing.folder(&prefix))? {
             Some(found) => found,
-            None => listing::objects(&self.0.client, &prefix, false)?.folder(&prefix),
+            None => self.0.look_in(&prefix)?.folder(&prefix),
         };
         match found {
             Some(found) => Ok(found),
@@ -250,7 +349,8 @@ impl Storage for S3 {
 
     fn entry(&self, name: &Name) -> Result<Option<Entry>> {
         let (key, prefix) = (self.0.key(name), self.0.prefix(name));
-        let known = self.0.known(&key, |listing| match listing.objects.get(&key) {
+        // Of the folder itself that is held the list is known as well.
+        let known = self.0.known(&prefix, |listing| match listing.objects.get(&key) {
             Some(seen) => Some(file_entry(name, seen)),
             None => {
                 let is_there = listing.folder(&prefix).is_some();
@@ -263,11 +363,12 @@ impl Storage for S3 {
         if name.is_top() {
             return Ok(Some(folder_entry(name, None)));
         }
-        if let Some(seen) = self.0.look(&key)? {
-            return Ok(Some(file_entry(name, &seen)));
+        // The file of this name, and what else begins so: among others what is in a folder of this name.
+        let listing = self.0.look_in(&key)?;
+        if let Some(seen) = listing.objects.get(&key) {
+            return Ok(Some(file_entry(name, seen)));
         }
-        let listing = listing::objects(&self.0.client, &prefix, false)?;
-        let is_there = listing.folder(&prefix).is_some();
+        let is_there = listing.prefixes.contains(&prefix);
         Ok(is_there.then(|| folder_entry(name, None)))
     }
 
@@ -286,7 +387,7 @@ impl Storage for S3 {
         if names.len() <= LOOKS_MAX {
             return names.iter().map(|name| self.entry(&folder.join(name))).collect();
         }
-        Ok(look(&listing::objects(&self.0.client, &prefix, false)?))
+        Ok(look(&self.0.look_in(&prefix)?))
     }
 
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
@@ -303,6 +404,8 @@ impl Storage for S3 {
 
     fn discard(&self, name: &Name) -> Result<()> {
         let (key, staged) = (self.0.key(name), self.0.staged_key(name));
+        self.0.known(&key, |_| ())?;
+        self.0.uploads(&key)?;
         let known = self.0.known(&key, |listing| {
             (listing.uploads.get(&key).cloned(), listing.objects.contains_key(&staged))
         })?;
@@ -344,30 +447,11 @@ impl Storage for S3 {
         };
         let keys = match self.0.known(&prefix, seen)? {
             Some(keys) => keys,
-            None => seen(&listing::objects(&self.0.client, &prefix, false)?),
+            None => seen(&self.0.look_in(&prefix)?),
         };
         for keys in keys.chunks(DELETE_MAX) {
             let Some(first) = keys.first() else { continue };
-            let body = xml::deletion(keys.iter().map(String::as_str));
-            let ask = Ask::new("POST", "")
-                .query("delete", "")
-                .header("content-md5", upload::md5(body.as_bytes())?)
-                .body(body.as_bytes())
-                .at_most(DELETE_ANSWER_MAX)
-                .until(self.0.fence(first)?);
-            let failed = |it: client::Failure| it.into_error("remove", &self.0.shown(&prefix));
-            let (_, undeleted) = self.0.client.parsed(&ask, xml::undeleted).map_err(failed)?;
-            let is_left = |key: &String| undeleted.iter().any(|(left, _)| left == key);
-            for key in keys.iter().filter(|key| !is_left(key)) {
-                self.0.note(key, |listing| {
-                    listing.objects.remove(key);
-                });
-            }
-            if let Some((key, refusal)) = undeleted.first() {
-                let text = format!("cannot remove {}", self.0.shown(key));
-                let why = format!("{}: {}", refusal.code, refusal.message);
-                return Err(Error::new(ErrorKind::Io, text).because(why));
-            }
+            self.0.delete_all(keys, self.0.fence(first)?)?;
         }
         Ok(keys.len() as u64)
     }
@@ -377,5 +461,23 @@ impl Storage for S3 {
             LockMode::Exclusive => lease::take_alone(&self.0, name),
             LockMode::Shared => lease::share(&self.0, name),
         }
+    }
+
+    fn expect(&self, names: &[Name]) {
+        let keys = names.iter().map(|name| self.0.key(name)).collect();
+        object::fetch(&self.0, keys);
+    }
+
+    fn distrust_copies(&self) {
+        self.0.is_distrusted.store(true, Ordering::Relaxed);
+    }
+
+    fn may_fold_case(&self) -> bool {
+        false
+    }
+
+    fn looks_max(&self) -> u32 {
+        // A list costs as much as one look, and tells of all.
+        0
     }
 }

@@ -224,6 +224,8 @@ impl Upload {
                 Err(_) => Outcome::Unknown,
             };
         }
+        // Whatever stands there is another one than the last one that was seen.
+        self.shared.note(&self.key, |_| ());
         let error = match is_conflict {
             true => Error::new(ErrorKind::Exists, format!("cannot write {shown}"))
                 .because("another process has written it"),
@@ -337,12 +339,18 @@ impl Staged for Upload {
             }
         };
         self.is_published = true;
-        self.shared.note(&self.key, |listing| {
-            listing.objects.insert(self.key.clone(), seen);
+        let is_held = self.shared.note(&self.key, |listing| {
+            listing.objects.insert(self.key.clone(), seen.clone());
         });
+        if is_held {
+            self.shared.state().seen.insert(self.key.clone(), seen.clone());
+        }
+        if self.multipart.is_none() {
+            self.shared.keep_end(&self.key, &seen.etag, &self.buffer);
+        }
         if self.is_announced {
             // The next run removes what stays.
-            let _ = self.shared.delete(&self.staged_key);
+            let _ = self.shared.delete_later(&self.staged_key);
         }
         Ok(())
     }
