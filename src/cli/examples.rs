@@ -106,6 +106,24 @@ pub fn list(command: &str) -> &'static [Example] {
             ),
             ("What was found", "qdelta drill --report"),
         ],
+        "run" => &[
+            ("What is due; a timer starts this", "qdelta run"),
+            ("A job now, before a change", "qdelta run test"),
+        ],
+        "status" => &[
+            ("Is everything all right?", "qdelta status"),
+            ("For a monitoring system", "qdelta status --nagios"),
+            ("For a script", "qdelta status --json | jq -r '.findings[].text'"),
+        ],
+        "history" => &[
+            ("What was done last", "qdelta history"),
+            ("What failed in this week", "qdelta history --failed --since 7d"),
+            ("The backups of one guest", "qdelta history --guest web --act backup"),
+        ],
+        "config" => &[
+            ("A file to begin with", "qdelta config example > /etc/qdelta/qdelta.toml"),
+            ("What would run when, and which guest no job covers", "qdelta config check"),
+        ],
         "points" => &[
             ("All disks", "qdelta points"),
             (
