@@ -20,6 +20,7 @@ mod examples;
 mod exports;
 mod files;
 mod flows;
+mod forged;
 mod guests;
 mod harness;
 mod histories;

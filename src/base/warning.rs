@@ -45,6 +45,8 @@ pub enum Code {
     OtherFiles,
     /// The repository has an earlier state than this host has seen: its newest point is gone.
     WentBack,
+    /// Nothing says that the key opens the repository that was meant, and not another in its place.
+    Unproved,
     /// The clock is behind the latest point.
     Clock,
     /// A file in the repository belongs to no point.

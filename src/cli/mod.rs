@@ -30,6 +30,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use qdelta::base::observer::Observer;
 use qdelta::vault::repository::Repository;
 use qdelta::vault::repository::storage::KeyText;
 use qdelta::{Error, ErrorKind, Result};
@@ -103,12 +104,22 @@ impl Context {
                 .advise("say --repo DIR, or set QDELTA_REPO")
         })?;
         let key = keys::given(&self.global)?;
-        Self::open(dir, key.as_ref(), state::folder(self.global.state.as_deref()).as_deref())
+        let state = state::folder(self.global.state.as_deref());
+        Self::open(dir, key.as_ref(), state.as_deref(), &self.screen)
     }
 
     /// The repository at a place, for a host that keeps its own state in this folder.
-    fn open(place: &Path, key: Option<&KeyText>, state: Option<&Path>) -> Result<Repository> {
-        let repository = Repository::open_with(place, key)?;
+    fn open(
+        place: &Path,
+        key: Option<&KeyText>,
+        state: Option<&Path>,
+        screen: &Screen,
+    ) -> Result<Repository> {
+        let mut repository = Repository::open_with(place, key)?;
+        if let Some(warning) = repository.recognize(state)? {
+            let observer: &dyn Observer = screen;
+            observer.warn(warning);
+        }
         Ok(match state {
             Some(folder) => repository.with_state(folder),
             None => repository,

@@ -8,7 +8,7 @@ use qdelta::vault::repository::{NewKeys, Repair, Repository, Settings};
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::key_args::{Init, NewEncryption};
-use crate::cli::{Context, keys, status};
+use crate::cli::{Context, keys, state, status};
 
 /// Makes the repository.
 pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
@@ -19,7 +19,7 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
     if let Some(zone) = &args.time_zone {
         settings.time_zone.clone_from(zone);
     }
-    let (repository, repair) = match args.repair {
+    let (mut repository, repair) = match args.repair {
         true => {
             let key = keys::given(&context.global)?;
             let (repository, repair) = Repository::repair_with(dir, key.as_ref())?;
@@ -28,6 +28,8 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
         false if args.encryption.encrypt => (encrypted(dir, &settings, &args.encryption)?, None),
         false => (Repository::init_with(dir, &settings)?, None),
     };
+    // This host knows it from now on.
+    repository.recognize(state::folder(context.global.state.as_deref()).as_deref())?;
     if repair.is_none() {
         context.out.was_done(format!("the repository {} was made", dir.display()));
     }

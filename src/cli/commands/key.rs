@@ -32,6 +32,7 @@ pub fn run(args: &Key, context: &mut Context) -> Result<u8> {
         KeyAction::Verify(_) => verify(context),
         KeyAction::Host(args) => {
             let repository = context.repository()?;
+            encryption(&repository)?.check_proved()?;
             let host = encryption(&repository)?.host();
             let text = format!(
                 "# adds points to the repository {} and opens none\n# public key: {}\n{}\n",
@@ -72,6 +73,7 @@ fn encryption(repository: &Repository) -> Result<&Encryption> {
 fn identity(repository: &Repository) -> Result<&Identity> {
     let encryption = encryption(repository)?;
     encryption.check_readable()?;
+    encryption.check_proved()?;
     encryption.identity().ok_or_else(not_encrypted)
 }
 
@@ -158,7 +160,8 @@ fn verify(context: &mut Context) -> Result<u8> {
 /// Shows the identity for a printer.
 fn paper(context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
-    let text = identity(&repository)?.to_text();
+    // With the line that says what it is.
+    let text = identity(&repository)?.to_file();
     let failed = |error| Error::new(ErrorKind::Io, "cannot draw the key").because(error);
     let code = QrCode::new(text.as_bytes()).map_err(failed)?;
     context.out.line(format!("The key of the repository {}", repository.id()))?;
@@ -167,7 +170,7 @@ fn paper(context: &mut Context) -> Result<u8> {
         identity(&repository)?.recipient()
     ))?;
     context.out.line("")?;
-    context.out.line(&text)?;
+    text.lines().try_for_each(|line| context.out.line(line))?;
     context.out.line("")?;
     let width = code.width() as isize;
     let colors = code.to_colors();
@@ -186,7 +189,7 @@ fn paper(context: &mut Context) -> Result<u8> {
     }
     context.out.line("")?;
     context.out.line(
-        "Without qdelta: write the line that begins with AGE-SECRET-KEY into a file FILE, then",
+        "Without qdelta: write the lines from the first # to AGE-SECRET-KEY into a file FILE, then",
     )?;
     context.out.line(
         "age -d -i FILE opens every file of the repository; docs/encryption.md goes on from there.",

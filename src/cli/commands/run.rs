@@ -32,7 +32,7 @@ pub(super) fn with_host<T>(
     let global = &context.global;
     let open = |place: &RepositoryPlace| {
         let key = keys::of(place.key_file.as_deref(), place.key_command.as_deref(), global)?;
-        Context::open(place.place.as_ref(), key.as_ref(), Some(&state))
+        Context::open(place.place.as_ref(), key.as_ref(), Some(&state), &context.screen)
     };
     let arguments = vec!["watchdog".into()];
     let watchdog = Program { path: PathBuf::from("/proc/self/exe"), arguments };

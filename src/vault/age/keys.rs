@@ -8,6 +8,10 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::formats::age::{IDENTITY_PREFIX, RECIPIENT_PREFIX, bech32};
 
+/// The comment over an identity that is a repository's own. Such a key is never tried on what others may have
+/// encrypted to it.
+pub const REPOSITORY_MARK: &str = "# the identity of a repository of qdelta";
+
 /// Whoever a file can be encrypted to: a public key, `age1…`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Recipient(pub [u8; 32]);
@@ -88,10 +92,10 @@ impl Identity {
         bech32::encode(IDENTITY_PREFIX, &self.secret.0)
     }
 
-    /// A file of the identity, as `age-keygen` writes one.
+    /// A file of the identity of a repository, as `age-keygen` writes one: it says what the identity is.
     pub fn to_file(&self) -> String {
         format!(
-            "# the identity of a repository of qdelta: it opens every file\n# public key: {}\n{}\n",
+            "{REPOSITORY_MARK}: it opens every file\n# public key: {}\n{}\n",
             self.recipient,
             self.to_text()
         )

@@ -11,6 +11,6 @@ mod writer;
 
 pub use crypt::{Hmac, Wiped, derive, same};
 pub use file::{FileKey, Opened};
-pub use keys::{Identity, Recipient};
+pub use keys::{Identity, REPOSITORY_MARK, Recipient};
 pub use reader::{Chunks, SealedReader, open_bytes};
 pub use writer::{For, Sealer, seal_bytes};

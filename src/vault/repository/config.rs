@@ -445,20 +445,25 @@ fn unlock(
                 .advise("say --key-file FILE, or set QDELTA_KEY_FILE")),
         };
     };
-    if is_encrypted {
+    if config.is_err() && !is_encrypted && is_empty(&*storage) {
+        // The disk is not mounted: no key is wrong there.
+        return Ok((storage, None));
+    }
+    if is_encrypted || config.is_err() {
+        // Without a configuration only what is there can say that the key is its own.
         let keys = KeyRing::new(Arc::clone(&storage), recipient).unlock(key)?;
         let (sealed, encryption) = Encryption::of(&storage, keys);
         return Ok((sealed, Some(encryption)));
     }
-    match config {
-        // Whoever can write there could have put another repository in the place of an encrypted one.
-        Ok(_) => {
-            let text = format!("a key was given, and {} is not encrypted", shown(&*storage));
-            Err(Error::new(ErrorKind::Usage, text)
-                .advise("leave the key out if that is as it should be"))
-        }
-        Err(_) => Ok((storage, None)),
-    }
+    // Whoever can write there could have put another repository in the place of an encrypted one.
+    let text = format!("a key was given, and {} is not encrypted", shown(&*storage));
+    Err(Error::new(ErrorKind::Usage, text).advise("leave the key out if that is as it should be"))
+}
+
+/// Whether nothing is in a storage that a repository could have left.
+fn is_empty(storage: &dyn Storage) -> bool {
+    let entries = storage.list(&Name::top()).unwrap_or_default();
+    entries.iter().all(|entry| entry.name == "lost+found" || entry.kind == EntryKind::Staged)
 }
 
 /// A `qdelta.toml` that could not be read: nothing says that it is damaged, so it is not made anew.
@@ -480,7 +485,7 @@ fn repair_advice(storage: &dyn Storage) -> String {
 
 /// Whether a storage holds domains as a repository does: a folder with manifests, with archives, or
 /// with a folder of manifests that can't be listed.
-fn holds_domains(storage: &dyn Storage) -> bool {
+pub(super) fn holds_domains(storage: &dyn Storage) -> bool {
     let has = |folder: &Name, is_one: fn(&str) -> bool| match storage.list(folder) {
         Ok(entries) => entries.iter().any(|it| it.kind != EntryKind::Staged && is_one(&it.name)),
         Err(_) => storage.entry(folder).is_ok_and(|it| it.is_some_and(|it| it.may_be_folder())),

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::config::holds_domains;
 use super::storage::{EntryKind, HostKey, KeyText, Keys, Name, Publish, Sealed, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::age::Header;
@@ -23,6 +24,10 @@ const LEN_MAX: u64 = 128 << 10;
 
 /// The longest name of a key.
 const NAME_LEN_MAX: usize = 64;
+
+/// What to do where a key is not proved.
+const PROVE: &str = "give the repository's identity, as init --recovery wrote it, a passphrase, or a key that qdelta \
+                     key host made: then this host knows the repository";
 
 /// The keys that an encrypted repository begins with.
 #[derive(Debug)]
@@ -91,18 +96,33 @@ impl Encryption {
         self.keys.identity.as_ref()
     }
 
+    /// Whether whoever gave the key knows that it is the repository's, whatever its storage says.
+    pub(super) fn is_proved(&self) -> bool {
+        self.keys.is_proved
+    }
+
+    /// Somebody else vouches for the key.
+    pub(super) fn prove(&mut self) {
+        self.keys.is_proved = true;
+    }
+
     /// Fails unless the keys are those of the repository, whatever its storage says.
-    pub(super) fn check_writable(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Key`].
+    pub fn check_proved(&self) -> Result<()> {
         if self.keys.is_proved {
             return Ok(());
         }
-        let text = "nothing is written to this repository with this key";
-        Err(Error::new(ErrorKind::Key, text)
+        Err(Error::new(ErrorKind::Key, "nothing says that this key is the repository's")
             .because("anybody could have made the file of the folder keys that it opens")
-            .advise(
-                "give the repository's identity (age -d -i KEY keys/NAME.age), or a key that qdelta \
-                 key host made",
-            ))
+            .advise(PROVE))
+    }
+
+    /// Fails unless something may be written with the keys.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        let failed = |error: Error| error.within("nothing is written to this repository");
+        self.check_proved().map_err(failed)
     }
 }
 
@@ -192,7 +212,7 @@ impl KeyRing {
                         }
                     }
                 }
-                KeyText::Host(_) => {}
+                KeyText::Own(_) | KeyText::Host(_) => {}
             }
             Ok(opened)
         };
@@ -204,7 +224,7 @@ impl KeyRing {
         };
         let plain = String::from_utf8(plain).map_err(|_| other())?;
         match plain.parse().map_err(|_| other())? {
-            KeyText::Identities(found) => found
+            KeyText::Own(found) | KeyText::Identities(found) => found
                 .into_iter()
                 .find(|it| self.is_ours(it.recipient()))
                 .map(Some)
@@ -219,16 +239,30 @@ impl KeyRing {
     /// [`ErrorKind::Key`]: it opens nothing here.
     pub fn unlock(&self, text: &KeyText) -> Result<Keys> {
         match text {
-            KeyText::Host(host) if self.is_ours(host.recipient()) => {
+            KeyText::Host(host)
+                if match self.recipient {
+                    Some(recipient) => recipient == host.recipient(),
+                    None => names_something(&self.storage, Keys::from(host.clone())),
+                } =>
+            {
                 return Ok(Keys::from(host.clone()));
             }
-            KeyText::Identities(identities) if self.recipient.is_some() => {
-                let own = identities.iter().find(|it| self.is_ours(it.recipient()));
-                if let Some(own) = own {
+            KeyText::Own(identities) | KeyText::Identities(identities) => {
+                let own = |it: &&Identity| match self.recipient {
+                    Some(recipient) => recipient == it.recipient(),
+                    None => names_something(&self.storage, Keys::from((*it).clone())),
+                };
+                if let Some(own) = identities.iter().find(own) {
                     return Ok(Keys::from(own.clone()));
                 }
             }
             _ => {}
+        }
+        if let KeyText::Own(_) = text {
+            let text = format!("the key that was given is none of the repository {}", self.shown());
+            return Err(Error::new(ErrorKind::Key, text)
+                .because("it is the identity of another repository")
+                .advise("somebody may have put another one in the place of yours: look before you go on"));
         }
         let mut damaged = None;
         for name in self.names()? {
@@ -242,15 +276,10 @@ impl KeyRing {
                 Err(error) => damaged = Some(error),
             }
         }
-        if let (None, KeyText::Identities(identities)) = (self.recipient, text)
-            && let Some(own) = identities.first()
-        {
-            return Ok(Keys::from(own.clone()));
-        }
         let what = match text {
             KeyText::Passphrase(_) => "the passphrase",
             KeyText::Host(_) => "the host key",
-            KeyText::Identities(_) => "the key",
+            KeyText::Own(_) | KeyText::Identities(_) => "the key",
         };
         let error = Error::new(
             ErrorKind::Key,
@@ -312,6 +341,11 @@ impl KeyRing {
     fn shown(&self) -> String {
         self.storage.describe(&Name::top()).display().to_string()
     }
+}
+
+/// Whether something in a storage has a name that these keys have made.
+fn names_something(storage: &Arc<dyn Storage>, keys: Keys) -> bool {
+    holds_domains(&Sealed::new(Arc::clone(storage), keys))
 }
 
 /// Whether a storage has wrapped identities: then it is an encrypted repository, whatever is lost.

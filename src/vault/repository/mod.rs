@@ -35,6 +35,7 @@ mod replace;
 mod select;
 mod settings;
 pub mod storage;
+mod trust;
 
 use std::fs;
 use std::io::{self, Write};

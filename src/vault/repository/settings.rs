@@ -260,6 +260,8 @@ struct Whole {
     _id: toml::Value,
     #[serde(rename = "created")]
     _created: toml::Value,
+    #[serde(default, rename = "recipient")]
+    _recipient: Option<toml::Value>,
     #[serde(rename = "digest")]
     _digest: toml::Value,
     #[serde(default = "utc", deserialize_with = "zone_name")]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::age::bech32;
-use crate::vault::age::{Identity, Recipient, Wiped};
+use crate::vault::age::{Identity, REPOSITORY_MARK, Recipient, Wiped};
 
 /// How the text of a host's key begins, before its `1`.
 const HOST_PREFIX: &str = "QDELTA-HOST-KEY-";
@@ -82,7 +82,10 @@ impl From<HostKey> for Keys {
 /// What is in a file that people or programs give as the key.
 #[derive(Clone)]
 pub enum KeyText {
-    /// Identities of age: the repository's own, or those that its own is encrypted to.
+    /// Identities that are said to be those of repositories. Anybody can encrypt a file to one, so they open
+    /// nothing in the folder of keys.
+    Own(Vec<Identity>),
+    /// Identities of age: those that the repository's own is encrypted to, or its own with nothing that says so.
     Identities(Vec<Identity>),
     /// The key of a host.
     Host(HostKey),
@@ -93,6 +96,7 @@ pub enum KeyText {
 impl fmt::Debug for KeyText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Own(identities) => f.debug_tuple("Own").field(identities).finish(),
             Self::Identities(identities) => f.debug_tuple("Identities").field(identities).finish(),
             Self::Host(host) => f.debug_tuple("Host").field(host).finish(),
             Self::Passphrase(_) => f.write_str("Passphrase"),
@@ -107,7 +111,8 @@ impl FromStr for KeyText {
     type Err = Error;
 
     /// Takes lines of identities or of a host's key, with comments as `age-keygen` writes them. A text of
-    /// one line that is neither is a passphrase. The error does not show what was read.
+    /// one line that is neither is a passphrase. Identities below the comment that `init --recovery` writes are
+    /// those of repositories. The error does not show what was read.
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |why: &str| {
             Error::new(ErrorKind::Usage, why.to_owned()).advise(
@@ -137,7 +142,10 @@ impl FromStr for KeyText {
                 wrong("what was given as the key is none").because(error.chain())
             })?);
         }
-        Ok(Self::Identities(identities))
+        match all.iter().any(|line| line.starts_with(REPOSITORY_MARK)) {
+            true => Ok(Self::Own(identities)),
+            false => Ok(Self::Identities(identities)),
+        }
     }
 }
 
@@ -153,6 +161,8 @@ mod tests {
         assert!(
             matches!(text.parse().unwrap(), KeyText::Identities(all) if all == [identity.clone()])
         );
+        let own = identity.to_file().parse().unwrap();
+        assert!(matches!(own, KeyText::Own(all) if all == [identity.clone()]));
         let text = format!("# a host\n{}\n", host.to_text());
         assert!(matches!(text.parse().unwrap(), KeyText::Host(found) if found == host));
         let passphrase = "correct horse battery staple\n";
