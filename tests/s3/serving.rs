@@ -25,8 +25,9 @@ fn points_are_served_mounted_and_looked_into() {
     qemu_img(args!["convert", "-O", "qcow2", disk.as_path(), image.as_path()]).ok();
     repo.backup(&image, "vm/disk", &[]);
 
-    let read = repo.run(args!["files", "get", "vm/disk", "/hello", "-"]).ok();
-    assert_eq!(read.text(), "of the guest");
+    std::fs::create_dir(lab.path("got")).unwrap();
+    repo.run(args!["files", "get", "vm/disk", "/hello", "--to", lab.path("got")]).ok();
+    assert_eq!(std::fs::read_to_string(lab.path("got/hello")).unwrap(), "of the guest");
 
     let socket = lab.path("nbd");
     let words = args!["serve", "vm/disk", "--socket", socket.as_path()];
