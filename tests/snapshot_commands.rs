@@ -2,12 +2,15 @@
 //! and the point when they fail, lie or die.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::harness::files::Mount;
 use super::harness::guest::{Guest, Host, MIB, UUID, disk};
-use super::harness::run::script;
+use super::harness::run::{Outcome, as_root, script};
+use super::harness::{args, qdelta, run};
 
 /// A command that is a script, and what it was asked.
 struct Command {
@@ -216,4 +219,161 @@ echo 'still on the overlay' >&2; exit 1 ;;";
     }
     assert_eq!(host.points().len(), 2, "the points are good");
     host.assert_sound();
+}
+
+/// A command that qdelta ships.
+fn shipped(name: &str) -> String {
+    format!("{}/scripts/snapshot-commands/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Backs up `web` by a shipped command, with these stand-ins for the tools that the command calls.
+fn backup_by(host: &Host, name: &str, tools: &[(&str, String)]) -> Outcome {
+    let folder = host.lab.path("tools");
+    fs::create_dir_all(&folder).unwrap();
+    for (tool, text) in tools {
+        script(&folder.join(tool), &format!("#!/bin/bash\nset -e\n{text}"));
+    }
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let command = shipped(name);
+    let words = ["--domain", "web", "--snapshot-command", &command, "--freeze-max", "60000"];
+    let mut command = qdelta(host.words(&words));
+    command.env("PATH", path);
+    run(command)
+}
+
+/// What is in a folder, by names; nothing if there is none.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The tools of LVM, as their manual pages have them: volumes are links in the folder of a volume group.
+fn lvm_tools(group: &Path) -> [(&'static str, String); 3] {
+    let group = group.display();
+    let lvs = format!(
+        "[ \"$*\" = '--reportformat json -o vg_name,lv_name,lv_path,pool_lv' ] || exit 3
+first=
+echo '{{\"report\": [{{\"lv\": ['
+for lv in {group}/*; do
+    pool=; [[ $lv != *thin* ]] || pool=pool
+    echo \"$first{{\\\"vg_name\\\": \\\"vg\\\", \\\"lv_name\\\": \\\"${{lv##*/}}\\\", \\\"lv_path\\\": \\\"$lv\\\", \\\"pool_lv\\\": \\\"$pool\\\"}}\"
+    first=,
+done
+echo ']}}]}}'"
+    );
+    let lvcreate = format!(
+        "[[ $1 = --quiet && $2 = --yes && $3 = --snapshot ]] || exit 3
+while [ $# -gt 1 ]; do
+    [ \"$1\" != --name ] || name=$2
+    [ \"$1\" != --extents ] || size=$2
+    shift
+done
+[[ $1 = vg/* && ! -e {group}/$name ]]
+# A thin snapshot has no size, and another can't do without one.
+[[ ($1 = *thin* && -z $size) || ($1 != *thin* && $size = 20%ORIGIN) ]]
+cp --sparse=always {group}/${{1#vg/}} {group}/$name"
+    );
+    let lvremove = format!(
+        "[[ $1 = --quiet && $2 = --yes && -e {group}/${{3#vg/}} ]]
+[ ! -e {group}.busy ] || {{ echo 'Logical volume in use.' >&2; exit 5; }}
+rm {group}/${{3#vg/}}"
+    );
+    [("lvs", lvs), ("lvcreate", lvcreate), ("lvremove", lvremove)]
+}
+
+/// With stand-ins of LVM's tools. A snapshot that could not be removed is removed by the next run; those of
+/// others are left alone.
+#[test]
+fn volumes_of_lvm() {
+    let host = Host::new();
+    let (guest, _) = scene(&host);
+    let group = host.lab.path("vg");
+    fs::create_dir(&group).unwrap();
+    symlink(guest.vda(), group.join("web")).unwrap();
+    symlink(guest.vdb(), group.join("web-thin")).unwrap();
+    let other = "web-qdelta-20260101T000000.000Z-00000000";
+    fs::write(group.join(other), "somebody else's").unwrap();
+    let tools = lvm_tools(&group);
+    backup_by(&host, "lvm", &tools).ok();
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
+    assert_eq!(names(&group), ["web", other, "web-thin"]);
+    let busy = host.lab.path("vg.busy");
+    fs::write(&busy, "").unwrap();
+    let done = backup_by(&host, "lvm", &tools);
+    assert_eq!(done.code(), Some(13), "{}", done.report());
+    assert!(done.stderr.contains("in use"), "{}", done.report());
+    assert_eq!(names(&group).len(), 5);
+    let said = backup_by(&host, "lvm", &tools).fails_with(10);
+    assert!(said.contains("in use"), "{said}");
+    fs::remove_file(&busy).unwrap();
+    backup_by(&host, "lvm", &tools).ok();
+    assert_eq!(names(&group), ["web", other, "web-thin"]);
+    // What is no volume is said before anything is frozen.
+    let frozen = host.virsh.log().len();
+    fs::remove_file(group.join("web-thin")).unwrap();
+    let said = backup_by(&host, "lvm", &tools).fails_with(10);
+    assert!(said.contains("is no logical volume"), "{said}");
+    assert_eq!(host.virsh.log().len(), frozen);
+    host.assert_sound();
+}
+
+/// With a stand-in of ZFS's tool.
+#[test]
+fn datasets_of_zfs() {
+    let host = Host::new();
+    let (_guest, _) = scene(&host);
+    let folder = host.lab.dir().canonicalize().unwrap();
+    let (folder, snapshots) = (folder.display(), format!("{}/.zfs/snapshot", folder.display()));
+    let zfs = format!(
+        "case \"$*\" in
+'list -H -o name,mountpoint -t filesystem') printf 'tank\\t/\\ntank/images\\t{folder}\\n' ;;
+'list -H -o name -t snapshot') ls {snapshots} 2>/dev/null | sed 's,^,tank/images@,' ;;
+'snapshot tank/images@'*) to={snapshots}/${{2#*@}}; mkdir -p $to; cp {folder}/web* $to ;;
+'destroy tank/images@'*) rm -r {snapshots}/${{2#*@}} ;;
+*) exit 2 ;;
+esac"
+    );
+    let tools = [("zfs", zfs)];
+    backup_by(&host, "zfs", &tools).ok();
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
+    assert_eq!(names(Path::new(&snapshots)), [""; 0]);
+    host.assert_sound();
+}
+
+/// With Btrfs itself.
+#[test]
+fn subvolumes_of_btrfs() {
+    let host = Host::new();
+    let mount = Mount::on_loop(host.lab.dir(), "btrfs", 256 * MIB);
+    let folder = mount.dir.join("images");
+    run(as_root("btrfs", args!["-q", "subvolume", "create", folder.as_path()])).ok();
+    run(as_root("chmod", args!["0777", folder.as_path()])).ok();
+    let mut guest = Guest::define(&host, &folder);
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    guest.write(1, 0, MIB, 2);
+    if !rustix::process::geteuid().is_root() {
+        // Only root may delete a subvolume that was not mounted for others to.
+        return;
+    }
+    backup_by(&host, "btrfs-subvolume", &[]).ok();
+    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
+    host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
+    assert!(!folder.join(".qdelta-snapshots").exists());
+    host.assert_sound();
+}
+
+/// A template that nobody has filled in says so before anything is frozen.
+#[test]
+fn the_template_for_arrays_does_nothing() {
+    let host = Host::new();
+    let (_guest, _) = scene(&host);
+    let said = backup_by(&host, "array-template", &[]).fails_with(10);
+    assert!(said.contains("this is a template"), "{said}");
+    assert!(host.virsh.log().is_empty());
 }

@@ -1,4 +1,4 @@
-"""What the snapshot commands of libvirt guests have in common: the request, virsh, QEMU's monitor, bitmaps."""
+"""What the snapshot commands of libvirt guests have in common: virsh, QEMU's monitor, bitmaps, whose turn it is."""
 
 import json
 import os
@@ -7,16 +7,11 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
-PROTOCOL = 2
-# What qdelta calls things: "qdelta-", the point, a dash, and the owner's eight digits.
-NAME = r"qdelta-\d{8}T\d{6}\.\d{3}Z-([0-9a-f]{8})"
+from protocol import NAME, Problem
+
 GRANULARITY = 65536
 # Nodes in QEMU's memory, of which bits are copied into new bitmaps.
 NODE = "qdelta-marks-"
-
-
-class Problem(Exception):
-    """Something that the admin must know; the call fails with it."""
 
 
 class Guest:
@@ -48,6 +43,14 @@ class Guest:
     def is_running(self):
         """Whether there is a QEMU."""
         return self.virsh("domstate", self.handle).strip() not in ("shut off", "crashed")
+
+    def xml_to_define(self):
+        """The definition that it starts with the next time, with its secrets."""
+        return ElementTree.fromstring(self.virsh("dumpxml", self.handle, "--inactive", "--security-info"))
+
+    def is_persistent(self):
+        """Whether it has a definition when it does not run."""
+        return re.search(r"^Persistent: +yes$", self.virsh("dominfo", self.handle), re.MULTILINE)
 
     def monitor(self, *orders):
         """Gives QEMU's monitor some orders, in one run of virsh; gives the answers. Stops at an error."""
@@ -210,24 +213,4 @@ def check_by_hand(command, name, check):
     except (Problem, OSError) as problem:
         sys.exit(f"{command}: {problem}")
     print(f"{command} would work for {name}: {', '.join(disk['disk'] for disk in request['disks'])}")
-
-
-def main(verbs):
-    """Reads the request, does what it asks for, and answers."""
-    verb = sys.argv[1] if len(sys.argv) == 2 else ""
-    if verb not in verbs:
-        print(sys.modules["__main__"].__doc__, file=sys.stderr)
-        sys.exit(2)
-    answer, status = {"protocol": PROTOCOL}, 0
-    try:
-        request = json.load(sys.stdin)
-        if request.get("protocol") != PROTOCOL:
-            raise Problem(f"a request of version {request.get('protocol')} of the protocol")
-        answer.update(verbs[verb](request) or {})
-    except (Problem, OSError, ValueError, KeyError, subprocess.SubprocessError,
-            ElementTree.ParseError) as problem:
-        name = "" if isinstance(problem, Problem) else f"{type(problem).__name__}: "
-        print(f"{name}{problem}", file=sys.stderr)
-        status = 1
-    print(json.dumps(answer))
-    sys.exit(status)
+    sys.exit(0)

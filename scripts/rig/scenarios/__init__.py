@@ -15,6 +15,7 @@ SCENARIOS = {
     "ext4": states.ext4,
     "overlays": overlays.overlays,
     "overlay-kills": overlays.overlay_kills,
+    "live-bitmaps": overlays.live_bitmaps,
     "machine": machine.machine,
     "instant": instant.instant,
     "pulled-home": instant.pulled_home,

@@ -2,9 +2,9 @@
 
 import json
 import os
-import random
 import re
 import signal
+import subprocess
 import time
 
 from ..guest import Disk
@@ -16,11 +16,11 @@ from .kills import goes_on, start_backup
 HERE = os.path.dirname(os.path.abspath(__file__))
 COMMANDS = os.path.join(HERE, "..", "..", "snapshot-commands")
 OVERLAY = re.compile(r"\.qdelta-\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
-POINTS = 3
+POINTS = 2
 KILLS = 4
 VICTIMS = ["the command", "qdelta", "libvirtd", "QEMU"]
-# How long after the first sign of its victim a kill may come: most of a backup.
-MOMENTS_SECONDS = 8
+# How long after the beginning of a backup, or after its overlays have come, a kill may be.
+MOMENTS_SECONDS = (6, 2)
 
 
 def overlays(rig):
@@ -66,33 +66,96 @@ def overlay_kills(rig):
     for number in range(rounds):
         victim = VICTIMS[number % len(VICTIMS)]
         process = start_backup(rig, guest, chain, *command, *FREEZE_MAX)
-        time.sleep(rng.uniform(0, MOMENTS_SECONDS))
+        # What is most to be feared comes while there are overlays: so most kills do.
+        among = rng.random() < 0.7
+        if among:
+            wait_for("the overlays", lambda: _has_overlays(guest) or process.poll() is not None,
+                     PATIENCE_SECONDS)
+        time.sleep(rng.uniform(0, MOMENTS_SECONDS[among]))
         count[victim] += _kill(rig, guest, process, victim)
         said = process.communicate(timeout=PATIENCE_SECONDS)[0]
         found += _is_away(guest)
         if process.returncode == 0 and _is_away(guest):
             raise Failure(f"a backup that went well left the guest on an overlay:\n{said}")
-        _live_again(rig, guest)
+        _live_again(rig, guest, rng)
         point = chain.backup(*command)
         _expect_at_home(guest)
         point.state = f"after {victim} was killed"
     rig.say(f"kills that met their victim: {count}; {found} left the guest on an overlay until the next run")
-    guest.pause()
+    if guest.state() == "running":
+        guest.pause()
     # All of them at a hundred kills would take as long again.
-    points = chain.points if rig.effort == 1 else rng.sample(chain.points, min(10, len(chain.points)))
+    points = rng.sample(chain.points, min(2 + 2 * rig.effort, len(chain.points)))
     for point in [*points, chain.points[-1]]:
         chain.check(point)
     rig.say(f"{len(points)} points are whole")
     rig.qdelta("verify", "--repo", chain.repo)
 
 
-def _guest(rig, name):
+def live_bitmaps(rig):
+    """Points of a guest on ext4 by `qemu-bitmap`: QEMU keeps the moment, and its bitmap tells what changed."""
+    guest, command = _guest(rig, "exported", "qemu-bitmap")
+    run(command[1], "--check", guest.name, env=rig.environment())
+    chain = Chain(rig, guest)
+    guest.wait_for_records(100)
+    for number in range(POINTS * rig.effort):
+        since = guest.records_size()
+        point = chain.backup(*command)
+        _expect_no_job(guest)
+        trackers = {disk["disk"].split("/")[-1]: disk["tracker"] for disk in point.result["disks"]}
+        if number > 0 and trackers != {"vda": "live-bitmap", "vdb": "scan"}:
+            raise Failure(f"the increment is by {trackers}: {point.result['disks']}")
+        rig.say(f"point {number}: {trackers}, frozen for {point.freeze_ms} ms; the guest stood still for "
+                f"{goes_on(guest, since):.0f} ms")
+        guest.wait_for_records(50)
+    rng = rig.random()
+    for number in range(2 * rig.effort):
+        victim = VICTIMS[(number + 1) % len(VICTIMS)]
+        process = start_backup(rig, guest, chain, *command, *FREEZE_MAX)
+        wait_for("the job", lambda: _job(guest) or process.poll() is not None, PATIENCE_SECONDS)
+        time.sleep(rng.uniform(0, 1))
+        _kill(rig, guest, process, victim)
+        process.communicate(timeout=PATIENCE_SECONDS)
+        rig.libvirt.start()
+        wait_for(f"libvirtd to know {guest.name}", lambda: guest.state() in ("running", "shut off"),
+                 PATIENCE_SECONDS, pause=0.1)
+        if guest.state() != "running":
+            guest.start()
+        point = chain.backup(*command)
+        _expect_no_job(guest)
+        rig.say(f"after {victim} was killed: {[disk['tracker'] for disk in point.result['disks']]}")
+    guest.pause()
+    for point in chain.points:
+        rig.say(f"{point.time}: {point.consistency}, whole up to record {chain.check(point)}")
+    rig.qdelta("verify", "--repo", chain.repo)
+    for name in virsh("checkpoint-list", guest.name, "--name").stdout.split():
+        virsh("checkpoint-delete", guest.name, name)
+
+
+def _job(guest):
+    """The guest's backup job, if there is one."""
+    return virsh("backup-dumpxml", guest.name, check=False, stderr=subprocess.DEVNULL).stdout.strip()
+
+
+def _expect_no_job(guest):
+    """No job, scratch file or socket is left, and one checkpoint."""
+    if _job(guest):
+        raise Failure(f"a backup job is left: {_job(guest)}")
+    checkpoints = virsh("checkpoint-list", guest.name, "--name").stdout.split()
+    _expect(len(checkpoints) == 1, f"checkpoints: {checkpoints}")
+    for disk in guest.disks:
+        folder = os.path.dirname(disk.path)
+        left = set(os.listdir(folder)) - {os.path.basename(it.path) for it in guest.disks}
+        _expect(not left, f"beside the images of {guest.name} there is {left}")
+
+
+def _guest(rig, name, command="external-snapshot"):
     """A guest with a qcow2 and a raw disk on ext4, in files with spaces and commas in their names."""
     folder = os.path.join(rig.filesystem("ext4").mount, "images, of guests")
     os.makedirs(folder)
     disks = [Disk(os.path.join(folder, "the system's.qcow2")).make(),
              Disk(os.path.join(folder, "data & more.img"), form="raw").make()]
-    program = os.path.realpath(os.path.join(COMMANDS, "external-snapshot"))
+    program = os.path.realpath(os.path.join(COMMANDS, command))
     return rig.guest(name, disks), ["--snapshot-command", program]
 
 
@@ -116,6 +179,11 @@ def _one_disk_alone(rig, guest, chain, command):
     # The other repository's bitmap is not this one's to remove.
     _expect_tracker(chain.backup(*command), "vda", "bitmap")
     _expect_tracker(other.backup(*command, "--exclude", "vdb"), "vda", "bitmap")
+
+
+def _has_overlays(guest):
+    """Whether there is an overlay, used or not."""
+    return any(OVERLAY.search(name) for name in os.listdir(os.path.dirname(guest.disks[0].path)))
 
 
 def _is_away(guest):
@@ -156,10 +224,13 @@ def _kill(rig, guest, process, victim):
         if victim == "QEMU":
             guest.kill_qemu()
             return True
-        pid = _command_under(process.pid)
-        if pid:
+        # It comes and goes: the next of its calls will do.
+        pid = wait_for("a call of the command",
+                       lambda: _command_under(process.pid) or -(process.poll() is not None),
+                       PATIENCE_SECONDS, pause=0.005)
+        if pid > 0:
             os.kill(pid, signal.SIGKILL)
-        return bool(pid)
+        return pid > 0
     except ProcessLookupError:
         return False
 
@@ -174,19 +245,19 @@ def _command_under(parent):
                 above = int(file.read().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue
-        if above == parent and b"external-snapshot" in words:
+        if above == parent and b"snapshot-commands" in words:
             return int(process)
     return None
 
 
-def _live_again(rig, guest):
+def _live_again(rig, guest, rng):
     """libvirtd and the guest run again, whatever was killed; the guest maybe from what an overlay holds."""
     rig.libvirt.start()
     wait_for(f"libvirtd to know {guest.name}", lambda: guest.state() in ("running", "shut off"),
              PATIENCE_SECONDS, pause=0.1)
     if guest.state() == "running":
         return
-    if random.random() < 0.5:
+    if rng.random() < 0.5:
         # The next backup finds it stopped.
         return
     guest.start()
