@@ -117,10 +117,15 @@ fn the_kernel_is_spoken_to_in_one_place() {
 fn cryptography_is_in_few_places() {
     only_in(
         &["src", "formats"],
-        &["src/vault/age/", "src/flows/serve/tls.rs", "src/vault/repository/storage/s3/"],
+        &[
+            "src/vault/age/",
+            "src/disk/nbd/tls.rs",
+            "src/flows/serve/tls.rs",
+            "src/vault/repository/storage/s3/",
+        ],
         &["openssl::"],
-        "files of age are opened and written in one room, clients of disks are met in one module, and \
-         requests to object stores are signed in one folder",
+        "files of age are opened and written in one room, servers and clients of disks are met in one module \
+         each, and requests to object stores are signed in one folder",
     );
 }
 

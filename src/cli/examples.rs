@@ -44,6 +44,7 @@ pub fn list(command: &str) -> &'static [Example] {
             ("A raw disk: name its format", "qdelta backup /dev/vg/web --format raw"),
             ("Let QEMU record what changes from now on", "qdelta backup web.qcow2 --anchor bitmap"),
             ("The result as JSON, for a script", "qdelta backup web.qcow2 --json"),
+            ("A disk behind an NBD server", "qdelta backup nbd://10.0.0.7/vda --disk web/vda"),
             ("A libvirt guest, running or not", "qdelta backup --domain web --anchor reflink"),
             ("Every guest of this host", "qdelta backup --all --with-host-config"),
         ],
