@@ -373,6 +373,10 @@ fn salvage_gives_everything_else() {
             let named = lost.iter().any(|(start, len)| (*start..start + len).contains(&offset));
             assert!(named || old == new, "{what}: wrong bytes at {offset}, lost is {lost:?}");
         }
+        // A salvage kept to itself what it had found: the list of points called the archive sound.
+        let said = repo.run(args!["points"]).stderr;
+        let name = archive.file_name().unwrap().to_str().unwrap();
+        assert!(said.contains(name), "{what}: {said}");
         let total: u64 = lost.iter().map(|(_, len)| len).sum();
         let most = match what {
             "a frame" => 512 * KIB,

@@ -469,6 +469,29 @@ echo '{"reached":"agent","seconds":{"boot":1,"agent":2},"screenshot":"'"$QDELTA_
     assert_eq!(fs::metadata(drill["screenshot"].as_str().unwrap()).unwrap().mode() & 0o77, 0);
 }
 
+/// Of a guest that libvirt keeps no definition of, there is that of its last run alone: the boot command got
+/// none, and booted a machine with a processor and a firmware that the guest never had.
+#[test]
+fn a_guest_of_one_run_is_booted_by_the_definition_of_that_run() {
+    let host = Host::new();
+    let dir = host.repo.path.parent().unwrap().to_owned();
+    let mut guest = Guest::define(&host, &dir);
+    guest.start("running");
+    fs::remove_file(host.lab.path("etc/qemu/web.xml")).unwrap();
+    host.web(&["--consistency", "freeze-copy"]);
+    guest.stop();
+    let text = "set -e\ngrep -c '<domain' \"$QDELTA_MACHINE/domain.xml\" >\"$0.out\"\n\
+                echo '{\"reached\":\"agent\",\"seconds\":{\"boot\":1,\"agent\":2}}'\n";
+    let program = dir.join("boot");
+    script(&program, &format!("#!/bin/sh\n{text}"));
+    let state = dir.join("drill-state");
+    let mut words = args!["drill", "web", "--json", "--io", "threads", "--to", "agent"];
+    words.extend(args!["--state", state.as_path(), "--boot-command", program.as_path()]);
+    let report = host.repo.run(words).json();
+    assert_eq!(report["guests"][0]["drill"]["steps"][4]["result"], "passed", "{report:#}");
+    assert_eq!(fs::read_to_string(dir.join("boot.out")).unwrap(), "1\n");
+}
+
 #[test]
 fn targets_that_are_missed_fail_the_drill() {
     let scene = Scene::new();

@@ -249,15 +249,20 @@ fn a_moment_that_is_not_made_is_released_after_the_thaw() {
     host.assert_sound();
 }
 
+/// A command was killed in `release`. The `recover` that followed was told to keep what the point before had left,
+/// and removed the new point's checkpoint: the next backup read everything.
 #[test]
 fn a_release_that_fails_is_mended_or_said() {
     let host = Host::new();
     let (_guest, verbs) = scene(&host);
+    let verbs = verbs.replace("\"disk\":\"vda\",", "\"disk\":\"vda\",\"leaves\":\"qdelta-left\",");
     // recover is called first, too.
     let failing = "release) echo 'the job hangs' >&2; exit 1 ;;";
     let command = Command::new(&host, &format!("{failing}\n{verbs}"));
     host.web(&["--snapshot-command", command.word()]);
     assert_eq!(command.verbs().split_off(4), ["release", "recover"]);
+    let disks = &command.asked()[5].2["disks"];
+    assert_eq!((&disks[0]["since"], &disks[1]["since"]), (&json!("qdelta-left"), &Value::Null));
     let line = "recover) [ $(grep -c ^recover $(dirname $0)/asked) = 1 ] && ok && exit
 echo 'still on the overlay' >&2; exit 1 ;;";
     command.write(&host, &format!("{failing}\n{line}\n{verbs}"));

@@ -1,5 +1,6 @@
 //! What every layer speaks: errors, warnings, what flows tell their callers, time, JSON.
 
+pub mod calendar;
 pub mod cancel;
 pub mod clock;
 pub mod duration;
@@ -9,4 +10,5 @@ pub mod observer;
 pub mod period;
 pub mod random;
 pub(crate) mod shelf;
+pub mod size;
 pub mod warning;

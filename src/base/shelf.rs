@@ -76,6 +76,16 @@ impl<K: Eq + Hash + Clone, V> Shelf<K, V> {
         Ok(Arc::clone(value.made.get_or_init(|| made)))
     }
 
+    /// The value of `key`, if it is there.
+    pub fn find(&self, key: &K) -> Option<Arc<V>> {
+        let mut part = self.part(key)?;
+        part.clock += 1;
+        let used = part.clock;
+        let place = part.places.get_mut(key)?;
+        place.used = used;
+        place.value.made.get().cloned()
+    }
+
     /// Takes a value off the shelf, if it is still this one.
     pub fn forget(&self, key: &K, value: &Arc<V>) {
         let Some(mut part) = self.part(key) else { return };

@@ -21,6 +21,7 @@ use qdelta::vault::repository::{DiskSpec, Wanted};
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
+use super::job_args::{Config, History, Run, Status};
 use super::key_args::Init;
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
@@ -113,6 +114,10 @@ pub enum Command {
     Files(Files),
     Mount(Mount),
     Drill(Drill),
+    Run(Run),
+    Status(Status),
+    History(History),
+    Config(Config),
     Verify(Verify),
     Serve(Serve),
     Points(Points),

@@ -33,6 +33,7 @@ pub fn list(command: &str) -> &'static [Example] {
             ("A raw disk: name its format", "qdelta backup /dev/vg/web --format raw"),
             ("Let QEMU record what changes from now on", "qdelta backup web.qcow2 --anchor bitmap"),
             ("The result as JSON, for a script", "qdelta backup web.qcow2 --json"),
+            ("A disk behind an NBD server", "qdelta backup nbd://10.0.0.7/vda --disk web/vda"),
             ("A libvirt guest, running or not", "qdelta backup --domain web --anchor reflink"),
             ("Every guest of this host", "qdelta backup --all --with-host-config"),
         ],
@@ -94,6 +95,24 @@ pub fn list(command: &str) -> &'static [Example] {
                 "qdelta drill --pick 2 --boot-command /usr/share/qdelta/drill-boot --rto 5m --rpo 26h",
             ),
             ("What was found", "qdelta drill --report"),
+        ],
+        "run" => &[
+            ("What is due; a timer starts this", "qdelta run"),
+            ("A job now, before a change", "qdelta run test"),
+        ],
+        "status" => &[
+            ("Is everything all right?", "qdelta status"),
+            ("For a monitoring system", "qdelta status --nagios"),
+            ("For a script", "qdelta status --json | jq -r '.findings[].text'"),
+        ],
+        "history" => &[
+            ("What was done last", "qdelta history"),
+            ("What failed in this week", "qdelta history --failed --since 7d"),
+            ("The backups of one guest", "qdelta history --guest web --act backup"),
+        ],
+        "config" => &[
+            ("A file to begin with", "qdelta config example > /etc/qdelta/qdelta.toml"),
+            ("What would run when, and which guest no job covers", "qdelta config check"),
         ],
         "points" => &[
             ("All disks", "qdelta points"),

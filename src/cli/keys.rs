@@ -31,6 +31,19 @@ pub(super) fn given(global: &Global) -> Result<Option<KeyText>> {
         .transpose()
 }
 
+/// The key that is given for one repository, or else the one that was given for all.
+pub(super) fn of(
+    key_file: Option<&Path>,
+    key_command: Option<&str>,
+    global: &Global,
+) -> Result<Option<KeyText>> {
+    match (key_file, key_command) {
+        (Some(path), _) => from_file(path).map(Some),
+        (None, Some(command)) => from_command(command).map(Some),
+        (None, None) => given(global),
+    }
+}
+
 fn source(global: &Global, variable: impl Fn(&str) -> Option<PathBuf>) -> Option<Source> {
     if let Some(path) = &global.key_file {
         return Some(Source::File(path.clone()));

@@ -8,6 +8,7 @@ mod examples;
 mod export_args;
 mod files_args;
 mod guest_args;
+mod job_args;
 mod key_args;
 mod keys;
 mod near;
@@ -25,10 +26,12 @@ mod tree;
 mod values;
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use qdelta::vault::repository::Repository;
+use qdelta::vault::repository::storage::KeyText;
 use qdelta::{Error, ErrorKind, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -90,9 +93,15 @@ impl Context {
             Error::new(ErrorKind::Usage, "no repository was named")
                 .advise("say --repo DIR, or set QDELTA_REPO")
         })?;
-        let repository = Repository::open_with(dir, keys::given(&self.global)?.as_ref())?;
-        Ok(match state::folder(self.global.state.as_deref()) {
-            Some(folder) => repository.with_state(&folder),
+        let key = keys::given(&self.global)?;
+        Self::open(dir, key.as_ref(), state::folder(self.global.state.as_deref()).as_deref())
+    }
+
+    /// The repository at a place, for a host that keeps its own state in this folder.
+    fn open(place: &Path, key: Option<&KeyText>, state: Option<&Path>) -> Result<Repository> {
+        let repository = Repository::open_with(place, key)?;
+        Ok(match state {
+            Some(folder) => repository.with_state(folder),
             None => repository,
         })
     }
@@ -124,6 +133,10 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Mount(args) => commands::mount::run(&args, context),
         Command::Complete(args) => commands::complete::run(&args, context),
         Command::Map(args) => commands::map::run(args, context),
+        Command::Run(args) => commands::run::run(&args, context),
+        Command::Status(args) => commands::status::run(&args, context),
+        Command::History(args) => commands::history::run(&args, context),
+        Command::Config(args) => commands::config::run(&args, context),
         Command::Watchdog => commands::watchdog::run(),
     }
 }

@@ -5,29 +5,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 /// Words, and what to do in their place.
 const TIPS: &[(&[&str], &str)] = &[
     (
-        &[
-            "list",
-            "ls",
-            "snapshots",
-            "snapshot",
-            "history",
-            "archives",
-            "log",
-            "status",
-            "show",
-            "guests",
-            "disks",
-        ],
+        &["list", "ls", "snapshots", "snapshot", "archives", "log", "show", "guests", "disks"],
         "qdelta points lists the points of every guest and disk",
     ),
     (
         &["check", "test", "validate", "prove", "fsck", "scrub"],
         "qdelta verify proves that points can be restored",
     ),
-    (
-        &["create", "save", "store", "run", "full", "incremental"],
-        "qdelta backup makes a recovery point",
-    ),
+    (&["create", "save", "store", "full", "incremental"], "qdelta backup makes a recovery point"),
     (
         &["recover", "extract", "get", "download"],
         "qdelta restore DISK[@POINT] OUTPUT restores a disk",

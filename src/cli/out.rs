@@ -82,6 +82,14 @@ impl Out {
         Ok(())
     }
 
+    /// Makes room for what is shown anew: an empty terminal, or a line between the old and the new.
+    pub fn clear(&mut self) -> Result<()> {
+        match io::stdout().is_terminal() && !self.json {
+            true => self.raw("\x1b[H\x1b[2J"),
+            false => self.raw("\n"),
+        }
+    }
+
     /// Whether nobody reads any more: time to stop, if showing is all that there is to do.
     pub fn is_closed(&self) -> bool {
         self.closed

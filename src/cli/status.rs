@@ -32,6 +32,9 @@ pub const NOT_TRIED: u8 = 15;
 /// A key is needed that was not given.
 pub const NO_KEY: u8 = 16;
 
+/// Something is open that somebody should do something about.
+pub const OPEN: u8 = 17;
+
 /// Every status and what it says.
 pub const TABLE: &[(u8, &str)] = &[
     (DONE, "done"),
@@ -46,11 +49,15 @@ pub const TABLE: &[(u8, &str)] = &[
     (PARTIAL, "salvaged in part, or some files were left out: they were listed"),
     (10, "a guest could not be frozen, or not for long enough"),
     (ALARM, "ALARM: a guest may still be frozen; the message says how to thaw it"),
-    (SOME_FAILED, "some of several guests were not backed up; the summary says which"),
+    (
+        SOME_FAILED,
+        "some of several guests were not backed up, or something of a run failed: it was said",
+    ),
     (NOT_RELEASED, "the points are good, but a snapshot command failed to release what it made"),
     (DRILL_FAILED, "a drill failed: a guest does not come back, or misses its target"),
     (NOT_TRIED, "a drill could not be tried as far as was asked: nothing is known of the rest"),
     (NO_KEY, "the repository is encrypted, and the key that is needed was not given"),
+    (OPEN, "status: something is not all right; it was listed"),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
 
@@ -111,7 +118,7 @@ mod tests {
         ];
         let mut given: Vec<u8> =
             kinds.into_iter().map(of).chain([DONE, PARTIAL, SOME_FAILED, NOT_RELEASED]).collect();
-        given.extend([DRILL_FAILED, NOT_TRIED]);
+        given.extend([DRILL_FAILED, NOT_TRIED, OPEN]);
         given.sort_unstable();
         let documented: Vec<u8> = TABLE.iter().map(|&(status, _)| status).collect();
         assert_eq!(given, documented);

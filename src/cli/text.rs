@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use qdelta::base::duration;
 use qdelta::vault::repository::PointId;
-use qdelta::{Error, ErrorKind};
 
 /// Names of powers of 1024 bytes.
 const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -25,24 +24,6 @@ pub fn bytes(count: u64) -> String {
         _ if exact || rest >= 100.0 => format!("{} {name}", rest.floor()),
         rest => format!("{:.1} {name}", (rest * 10.0).floor() / 10.0),
     }
-}
-
-/// What people type for a size: `65536`, `64K`, `64KiB`, `1M`. Units are powers of 1024, as in
-/// QEMU's tools.
-pub fn parse_bytes(text: &str) -> Result<u64, Error> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let unit = unit.trim().to_ascii_lowercase();
-    let unit = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
-    let shift = ["", "k", "m", "g", "t", "p", "e"].iter().position(|name| *name == unit);
-    number
-        .parse::<u64>()
-        .ok()
-        .zip(shift)
-        .and_then(|(number, shift)| number.checked_mul(1 << (10 * shift)))
-        .ok_or_else(|| {
-            Error::new(ErrorKind::Usage, format!("{text:?} is no size; write it like 64K or 1M"))
-        })
 }
 
 /// What a program took for so many bytes: the time, and the rate where there is one to speak of.
@@ -213,26 +194,6 @@ mod tests {
                 "40 GiB", "8 EiB"
             ]
         );
-    }
-
-    #[test]
-    fn sizes_are_read_as_qemu_reads_them() {
-        for (text, size) in [
-            ("0", 0),
-            ("65536", 65536),
-            ("64K", 65536),
-            ("64k", 65536),
-            ("64KiB", 65536),
-            ("64 KB", 65536),
-            ("2M", 2 << 20),
-            ("16T", 16 << 40),
-            ("100B", 100),
-        ] {
-            assert_eq!(parse_bytes(text).unwrap(), size, "{text}");
-        }
-        for bad in ["", "K", "-1", "1.5M", "64X", "16E16", "99999999E", "1 2", "0x10", "+1"] {
-            assert!(parse_bytes(bad).is_err(), "{bad:?} was taken for a size");
-        }
     }
 
     #[test]

@@ -2,17 +2,15 @@
 
 use std::path::Path;
 use std::str::FromStr;
-use std::time::Duration;
 
 use qdelta::base::period::Period;
+use qdelta::base::size;
 use qdelta::flows::verify::Budget;
 use qdelta::formats::archive::Geometry;
 use qdelta::formats::nbd::Uri;
 pub use qdelta::vault::repository::DiskAt;
 use qdelta::vault::repository::{Count, DiskSpec, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
-
-use super::text;
 
 /// More threads than this bring nothing to anyone.
 const THREADS_MAX: usize = 1024;
@@ -79,23 +77,12 @@ pub fn disk(text: &str) -> Result<DiskSpec, String> {
 
 /// A number of bytes.
 pub fn bytes(text: &str) -> Result<u64, String> {
-    text::parse_bytes(text).map_err(|error| refusal(&error))
+    size::parse(text).map_err(|error| refusal(&error))
 }
 
 /// How much a scrub may take: a time or a number of bytes.
 pub fn budget(text: &str) -> Result<Budget, String> {
-    let units = [("min", 60), ("h", 3600), ("s", 1)];
-    let time = units.iter().find_map(|(unit, seconds)| {
-        let number: u64 = text.strip_suffix(unit)?.trim().parse().ok()?;
-        number.checked_mul(*seconds)
-    });
-    if let Some(seconds) = time {
-        return Ok(Budget::Time(Duration::from_secs(seconds)));
-    }
-    let size =
-        text::parse_bytes(text).ok().filter(|_| text.ends_with(|c: char| !c.is_ascii_digit()));
-    size.map(Budget::Bytes)
-        .ok_or_else(|| "write a time like 2h or 90min, or a size like 200G".to_owned())
+    text.parse().map_err(|error| refusal(&error))
 }
 
 /// How many points a rule keeps.
@@ -110,8 +97,8 @@ pub fn period(text: &str) -> Result<Period, String> {
 
 /// The size of a block.
 pub fn block_size(text: &str) -> Result<u32, String> {
-    let size = text::parse_bytes(text).map_err(|error| refusal(&error))?;
-    let checked = u32::try_from(size).ok().filter(|&size| Geometry::new(0, size).is_ok());
+    let bytes = size::parse(text).map_err(|error| refusal(&error))?;
+    let checked = u32::try_from(bytes).ok().filter(|&size| Geometry::new(0, size).is_ok());
     checked.ok_or_else(|| "a block is a power of two from 4K to 2M".to_owned())
 }
 
@@ -124,17 +111,6 @@ pub fn threads(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn budgets() {
-        assert_eq!(budget("2h").unwrap(), Budget::Time(Duration::from_secs(7200)));
-        assert_eq!(budget("90min").unwrap(), Budget::Time(Duration::from_secs(5400)));
-        assert_eq!(budget("200G").unwrap(), Budget::Bytes(200 << 30));
-        // A number alone may be meant as either.
-        for bad in ["", "2", "h", "-1h", "2x", "99999999999999999h", "1.5h"] {
-            assert!(budget(bad).is_err(), "{bad:?}");
-        }
-    }
 
     #[test]
     fn block_sizes() {

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod capture;
 pub mod drill;
 pub mod files;
+pub mod jobs;
 pub mod merge;
 pub mod mount;
 pub mod prune;

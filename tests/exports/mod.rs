@@ -1,6 +1,7 @@
 //! Disks behind NBD servers, which are backed up like images: what real servers give out, what happens when
 //! one stops or fails, and what bitmaps of QEMU's tell.
 
+mod encrypted;
 mod guests;
 mod live_bitmaps;
 mod sources;

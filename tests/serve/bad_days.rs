@@ -106,7 +106,11 @@ fn a_flipped_byte_is_an_error_of_its_range_and_nothing_else() {
     }
     assert!(errors > 0 && told >= 2 * MIB, "{errors} errors, {told} bytes");
     let said = serving.stop().ok().stderr;
-    assert!(said.contains(archive.file_name().unwrap().to_str().unwrap()), "{said}");
+    let name = archive.file_name().unwrap().to_str().unwrap();
+    assert!(said.contains(name), "{said}");
+    // The damage that clients met was known to nobody after the server had ended.
+    let points = scene.repo.run(args!["points"]);
+    assert!(points.stderr.contains(name), "{}", points.stderr);
 }
 
 #[test]

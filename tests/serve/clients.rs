@@ -208,6 +208,9 @@ fn over_a_network_only_those_with_a_key_hear_anything() {
         scene.lab.dir().display()
     );
     let (host, port) = address.split_once(':').unwrap();
+    let done = scene.repo.backup(Path::new(&uri("desk", &keys)), "again", &[]);
+    let copied = scene.repo.backup(&scene.points[0].1, "copied", &[]);
+    assert_eq!(done["root"], copied["root"]);
     let options = format!("driver=nbd,host={host},port={port},tls-creds=t");
     let expected =
         format!("driver=raw,file.driver=file,file.filename={}", scene.points[0].1.display());

@@ -11,8 +11,11 @@ from ..points import Chain
 from ..run import PATIENCE_SECONDS, Failure, output, run
 
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "drill-boot")
-# Long enough for an emulated processor with other work, and waited for in full where something never comes.
+# Long enough for an emulated processor with other work.
 SECONDS = 90
+# How much longer than a sound guest took one may take that never answers, and the least for it, in seconds.
+NEVER = 4
+NEVER_MIN = 20
 CANT = 77
 # What qdelta drill ends with.
 DRILL_FAILED = 14
@@ -27,15 +30,18 @@ def drill(rig):
     chain = Chain(rig, guest)
     guest.wait_for_records(100)
     sound = chain.backup()
-    climbs(rig, chain, "a sound guest", "service", 0, "whole", check=GOOD)
+    took = climbs(rig, chain, "a sound guest", "service", 0, "whole", check=GOOD)
+    # What never comes is waited for in full: by the pace of this host, and not by that of the slowest.
+    never = min(SECONDS, max(NEVER_MIN, round(NEVER * took)))
     climbs(rig, chain, "a check that fails", "agent", DRILL_FAILED, "status 3: not well",
            check="echo not well; exit 3")
     guest.say_to_kernel("rig.hang")
     chain.backup()
-    climbs(rig, chain, "a kernel that hangs", "check", DRILL_FAILED, "rig: hanging")
+    climbs(rig, chain, "a kernel that hangs", "check", DRILL_FAILED, "rig: hanging", seconds=never)
     guest.say_to_kernel("rig.mute")
     chain.backup()
-    climbs(rig, chain, "an agent that never answers", "boot", DRILL_FAILED, "agent does not answer")
+    climbs(rig, chain, "an agent that never answers", "boot", DRILL_FAILED, "agent does not answer",
+           seconds=never)
 
     # Below, nothing is booted: what is broken shows before.
     guest.power_off()
@@ -60,11 +66,12 @@ def drill(rig):
     climbs(rig, chain, "a flipped byte", None, DRILL_FAILED, "")
 
 
-def climbs(rig, chain, what, reached, status, text, check="true"):
-    """A drill of the latest point comes to that rung, and leaves nothing that runs or is mounted."""
+def climbs(rig, chain, what, reached, status, text, check="true", seconds=SECONDS):
+    """A drill of the latest point comes to that rung, and leaves nothing that runs or is mounted. Gives how
+    long it took, in seconds."""
     state = os.path.join(rig.folder, "state")
     done = rig.qdelta("--json", "--state", state, "drill", chain.guest.name, "--repo", chain.repo,
-                      "--boot-command", PROGRAM, "--to", "service", "--time-limit", f"{SECONDS}s",
+                      "--boot-command", PROGRAM, "--to", "service", "--time-limit", f"{seconds}s",
                       check=False, env={"DRILL_CHECK": check})
     said = f"{what}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     if not done.stdout:
@@ -82,6 +89,7 @@ def climbs(rig, chain, what, reached, status, text, check="true"):
     if left.strip() != "0":
         raise Failure(f"{what} leaves {left}")
     rig.say(f"{what}: {drilled['reached']} in {drilled['seconds']:.1f} s: {texts}")
+    return drilled["seconds"]
 
 
 def flip(chain, point):

@@ -13,6 +13,7 @@ use clap::CommandFactory;
 use super::super::args::Cli;
 use super::*;
 
+mod jobs;
 mod setup;
 
 /// A way of using a command: its name, and the words that choose it.
@@ -32,7 +33,7 @@ struct Table {
 
 /// The tables of all commands.
 fn tables() -> impl Iterator<Item = &'static Table> {
-    TABLES.iter().chain(setup::TABLES)
+    TABLES.iter().chain(setup::TABLES).chain(jobs::TABLES)
 }
 
 /// The ways to back up image files, and not the export of a server.
@@ -686,7 +687,7 @@ fn every_pair_of_options_has_its_effects_or_is_refused() {
 #[test]
 fn variables_are_in_nobodys_way() {
     let program = Cli::command();
-    let of_variables = ["repo", "virsh"];
+    let of_variables = ["config", "repo", "virsh"];
     for command in program.get_subcommands().chain([&program]) {
         for arg in command.get_arguments().filter(|arg| arg.get_env().is_some()) {
             assert!(of_variables.contains(&arg.get_id().as_str()), "{}", arg.get_id());

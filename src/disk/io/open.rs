@@ -79,6 +79,12 @@ impl Opener {
         self.or_create(mode).with(OFlags::EXCL)
     }
 
+    /// The same; what is written goes to the file's end, whoever else writes there.
+    #[must_use]
+    pub const fn at_end(self) -> Self {
+        self.with(OFlags::APPEND)
+    }
+
     const fn with(mut self, flags: OFlags) -> Self {
         self.flags = self.flags.union(flags);
         self

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::handshake::{Agreement, agree};
 use super::stream::Stream;
+use super::tls::Encryption;
 use super::{Failure, quoted};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind};
@@ -25,6 +26,14 @@ const STATUS_LEN_MAX: u32 = 4 + (8 << 20);
 const ERROR_LEN_MAX: u32 = 6 + (64 << 10) + 8;
 /// The most parts of an answer to one request that do not follow each other.
 const PARTS_MAX: usize = 1024;
+
+/// Whom to connect to, and how.
+pub(super) struct Target {
+    pub uri: Uri,
+    /// How to encrypt, if that is asked for.
+    pub tls: Option<Encryption>,
+    pub cancel: Cancel,
+}
 
 /// A connection to an export. After a [`Failure::Broken`] it is of no more use.
 #[derive(Debug)]
@@ -61,10 +70,11 @@ enum Part<'a> {
 
 impl Connection {
     /// Connects to a server, and agrees with it on the export that the URI names, all within `max`.
-    pub fn open(uri: &Uri, cancel: &Cancel, max: Duration) -> Result<Self, Failure> {
+    pub fn open(target: &Target, max: Duration) -> Result<Self, Failure> {
+        let Target { uri, tls, cancel } = target;
         let stream = Stream::connect(&uri.place, cancel, max)?;
         let mut incoming = BufReader::new(stream);
-        let agreed = agree(&mut incoming, &uri.export)?;
+        let agreed = agree(&mut incoming, &uri.export, tls.as_ref())?;
         Ok(Self { incoming, agreed, cookie: 0 })
     }
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use super::Failure;
-use super::connection::Connection;
+use super::connection::{Connection, Target};
 use super::handshake::{Agreement, BITMAPS_MAX};
+use super::{Failure, tls};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::{Part, ReadAt};
@@ -25,9 +25,8 @@ const STATUS_SPAN: u64 = 1 << 30;
 
 /// The disk behind an export.
 pub struct Disk {
-    uri: Uri,
+    target: Arc<Target>,
     name: PathBuf,
-    cancel: Cancel,
     agreed: Agreement,
     state: Mutex<State>,
     /// A connection has become free, or the last one broke.
@@ -71,16 +70,17 @@ pub struct Description {
 impl Disk {
     /// Connects to a server.
     pub(super) fn open(uri: &Uri, name: &Path, cancel: &Cancel) -> Result<Arc<Self>> {
-        let connection = Connection::open(uri, cancel, OPEN_MAX).map_err(|failure| {
-            failure.into_error().within(format!("cannot open {}", name.display()))
-        })?;
+        let failed = |error: Error| error.within(format!("cannot open {}", name.display()));
+        let tls = tls::client(uri).map_err(failed)?;
+        let target = Arc::new(Target { uri: uri.clone(), tls, cancel: cancel.clone() });
+        let connection = Connection::open(&target, OPEN_MAX);
+        let connection = connection.map_err(|failure| failed(failure.into_error()))?;
         let agreed = connection.agreed.clone();
         let is_grown = !agreed.flags.has(ExportFlags::MULTI_CONN);
         let state = State { idle: vec![connection], is_grown, broken: None };
         Ok(Arc::new_cyclic(|itself| Self {
-            uri: uri.clone(),
+            target,
             name: name.to_owned(),
-            cancel: cancel.clone(),
             agreed,
             state: Mutex::new(state),
             freed: Condvar::new(),
@@ -140,10 +140,10 @@ impl Disk {
     /// Makes further connections, while the first one is used. What can't be had is done without.
     fn grow(&self) {
         let itself = Weak::clone(&self.itself);
-        let (uri, cancel) = (self.uri.clone(), self.cancel.clone());
+        let target = Arc::clone(&self.target);
         let further = move || {
             for _ in 1..CONNECTIONS_MAX {
-                let connection = Connection::open(&uri, &cancel, FURTHER_MAX);
+                let connection = Connection::open(&target, FURTHER_MAX);
                 let (Ok(mut connection), Some(disk)) = (connection, itself.upgrade()) else {
                     return;
                 };

@@ -1,8 +1,10 @@
 //! What the client and a server agree on before the first request.
 
 use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
 
 use super::stream::Stream;
+use super::tls::Encryption;
 use super::{Failure, quoted};
 use crate::base::error::{Error, ErrorKind};
 use crate::formats::nbd::{
@@ -44,10 +46,17 @@ pub(super) struct Agreement {
 
 type Outcome<T> = Result<T, Failure>;
 
-/// Agrees with a server on an export.
-pub(super) fn agree(incoming: &mut BufReader<Stream>, export: &str) -> Outcome<Agreement> {
+/// Agrees with a server on an export, and before that on encryption if there is to be any.
+pub(super) fn agree(
+    incoming: &mut BufReader<Stream>,
+    export: &str,
+    tls: Option<&Encryption>,
+) -> Outcome<Agreement> {
     let mut handshake = Handshake { incoming, export };
     handshake.greet()?;
+    if let Some(tls) = tls {
+        handshake.encrypt(tls)?;
+    }
     handshake.run()
 }
 
@@ -63,6 +72,21 @@ impl Handshake<'_> {
         let Greeting { no_zeroes } = Greeting::decode(&greeting)?;
         let flags = ClientFlags { no_zeroes }.encode();
         Ok(self.incoming.get_mut().write_all(&flags)?)
+    }
+
+    fn encrypt(&mut self, tls: &Encryption) -> Outcome<()> {
+        if !self.is_acked(OptionKind::StartTls, &[])? {
+            let error = Error::new(ErrorKind::Usage, "the server does not encrypt");
+            return Err(Failure::Told(error.advise("nbd:// and nbd+unix:// go in clear")));
+        }
+        // What was sent in clear could be anybody's, and must not count as said in private.
+        if !self.incoming.buffer().is_empty() {
+            return Err(Failure::odd("it goes on in clear after it agreed to encrypt"));
+        }
+        self.incoming.get_mut().encrypt(tls).map_err(|error| {
+            let error = Error::io("agree on encryption with", Path::new("the server"), error);
+            Failure::Broken(error.advise("both must have the same key under the same name"))
+        })
     }
 
     fn run(&mut self) -> Outcome<Agreement> {

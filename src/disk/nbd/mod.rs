@@ -11,6 +11,7 @@ mod handshake;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tls;
 
 use std::io;
 use std::path::{Path, PathBuf};

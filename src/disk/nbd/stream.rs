@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::tls::{Channel, Encryption, Step};
 use crate::base::cancel::Cancel;
 use crate::formats::nbd::Place;
 
@@ -20,6 +21,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Stream {
     socket: Socket,
+    /// Set once the connection is encrypted.
+    channel: Option<Channel<Socket>>,
     cancel: Cancel,
     until: Instant,
 }
@@ -46,7 +49,7 @@ impl Stream {
         })?;
         loop {
             match connected.recv_timeout(left(until, &cancel)?) {
-                Ok(socket) => return Ok(Self { socket: socket?, cancel, until }),
+                Ok(socket) => return Ok(Self { socket: socket?, channel: None, cancel, until }),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::Other.into()),
             }
@@ -56,6 +59,32 @@ impl Stream {
     /// All until the next call must be over within `max`.
     pub fn limit(&mut self, max: Duration) {
         self.until = Instant::now() + max;
+    }
+
+    /// Encrypts the connection from now on.
+    ///
+    /// # Errors
+    /// The server has another key, or does not come to the point.
+    pub fn encrypt(&mut self, encryption: &Encryption) -> io::Result<()> {
+        let mut channel = encryption.over(self.socket.try_clone()?)?;
+        self.through(&mut channel, Channel::agree)?;
+        self.channel = Some(channel);
+        Ok(())
+    }
+
+    /// Does a step through the channel as often as it takes, and waits for the socket in between.
+    fn through<T>(
+        &self,
+        channel: &mut Channel<Socket>,
+        mut step: impl FnMut(&mut Channel<Socket>) -> io::Result<Step<T>>,
+    ) -> io::Result<T> {
+        loop {
+            match step(channel)? {
+                Step::Done(done) => return Ok(done),
+                Step::Read => self.wait(PollFlags::IN)?,
+                Step::Write => self.wait(PollFlags::OUT)?,
+            }
+        }
     }
 
     fn wait(&self, wanted: PollFlags) -> io::Result<()> {
@@ -131,14 +160,49 @@ impl AsFd for Stream {
     }
 }
 
+impl Socket {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Unix(socket) => Self::Unix(socket.try_clone()?),
+            Self::Tcp(socket) => Self::Tcp(socket.try_clone()?),
+        })
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(socket) => socket.read(out),
+            Self::Tcp(socket) => socket.read(out),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(socket) => socket.write(bytes),
+            Self::Tcp(socket) => socket.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Read for Stream {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         // A server that sends a byte now and then waits for no socket.
         left(self.until, &self.cancel)?;
-        let read = self.until_done(PollFlags::IN, |socket| match socket {
-            Socket::Unix(socket) => socket.read(out),
-            Socket::Tcp(socket) => socket.read(out),
-        })?;
+        let read = match self.channel.take() {
+            None => self.until_done(PollFlags::IN, |socket| socket.read(out))?,
+            Some(mut channel) => {
+                let read = self.through(&mut channel, |channel| channel.read(out));
+                self.channel = Some(channel);
+                read?
+            }
+        };
         match read {
             0 if !out.is_empty() => Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
@@ -152,10 +216,12 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         left(self.until, &self.cancel)?;
-        self.until_done(PollFlags::OUT, |socket| match socket {
-            Socket::Unix(socket) => socket.write(bytes),
-            Socket::Tcp(socket) => socket.write(bytes),
-        })
+        let Some(mut channel) = self.channel.take() else {
+            return self.until_done(PollFlags::OUT, |socket| socket.write(bytes));
+        };
+        let written = self.through(&mut channel, |channel| channel.write(bytes));
+        self.channel = Some(channel);
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {

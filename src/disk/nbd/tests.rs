@@ -487,7 +487,8 @@ fn a_silent_server_has_a_deadline() {
     let uri = format!("nbd+unix:///?socket={}", dir.path().join("s").display());
     let uri = Uri::parse(&uri).unwrap();
     let limit = Duration::from_millis(300);
-    let open = || connection::Connection::open(&uri, &Cancel::default(), limit);
+    let target = connection::Target { uri, tls: None, cancel: Cancel::default() };
+    let open = || connection::Connection::open(&target, limit);
     // Nobody accepts the connection; somebody does, and says a byte now and then.
     let error = open().unwrap_err().into_error();
     assert!(error.chain().contains("does not answer in time"), "{}", error.chain());

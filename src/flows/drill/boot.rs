@@ -197,6 +197,8 @@ impl<'a> Boot<'a> {
         for file in &machine.files {
             let name = match file.role {
                 Role::DomainXml => "domain.xml".into(),
+                // A guest that libvirt keeps no definition of has that of its last run alone.
+                Role::LiveXml if machine.file(Role::DomainXml).is_none() => "domain.xml".into(),
                 Role::Nvram | Role::BootFile | Role::GuestState => match file.path.file_name() {
                     Some(name) => name.to_owned(),
                     None => continue,

@@ -11,6 +11,7 @@ mod drill;
 mod failure;
 mod file;
 mod files;
+mod jobs;
 mod marks;
 mod merge;
 mod mount;
@@ -22,6 +23,7 @@ mod roll_back;
 mod serve;
 mod setup;
 mod space;
+mod status;
 mod verify;
 
 pub use crate::disk::image::MapEntry;
@@ -34,6 +36,9 @@ pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};
 pub use files::{
     Change, DiffReport, FileChange, FileEntry, FileKind, FilesReport, GuestPath, TakenReport,
     VolumeReport, VolumesReport,
+};
+pub use jobs::{
+    Act, ActPlan, ActResult, End, GuestFate, JobPlan, PlanReport, Record, RunHistory, RunReport,
 };
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
@@ -50,6 +55,10 @@ pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use serve::{ExportReport, ServeReport};
 pub use setup::{InitReport, ManReport};
 pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
+pub use status::{
+    ActStatus, FindingCode, GuestStatus, JobStatus, Level, OpenFinding, RepositoryStatus,
+    StatusReport, Timer,
+};
 pub use verify::{
     ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, ScrubReport, VerifyReport,
 };

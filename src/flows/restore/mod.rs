@@ -86,6 +86,7 @@ pub fn run(
     warn_of_trouble(repository, observer);
     catalog.warn_of_damage([&disk], observer);
     check_replaced(&request)?;
+    let note = |error: &Error| catalog.note_damage(error);
     let restore = || {
         let (chain, problems) = if request.salvage {
             let remains = catalog.remains_of(&point);
@@ -93,13 +94,13 @@ pub fn run(
             let expected = Some(point.record.archive_id);
             repository.storage().expect(&remains.archives);
             let files = remains.archives.iter().map(|name| repository.storage().open(name));
-            salvage_chain(files, missing, expected, cancel)?
+            salvage_chain(files, missing, expected, &note, cancel)?
         } else {
             (check_indexes(open_chain(&catalog, &point)?)?, Vec::new())
         };
-        rebuild(&chain, problems, request, observer, cancel)
+        rebuild(&chain, problems, request, &note, observer, cancel)
     };
-    let mut report = restore().inspect_err(|error| catalog.note_damage(error))?;
+    let mut report = restore().inspect_err(note)?;
     report.safety = point.safety;
     report.passed_over = passed_over;
     Ok(RestoreReport { warnings: recorder.take(), ..report })
@@ -128,13 +129,13 @@ pub fn replay(
     let files = Arc::new(OpenFiles::default());
     let (chain, problems) = if request.salvage {
         let archives = archives.iter().map(|path| archive_file(&files, path));
-        salvage_chain(archives, Vec::new(), None, cancel)?
+        salvage_chain(archives, Vec::new(), None, &|_| {}, cancel)?
     } else {
         let open = |path: &PathBuf| Reader::open(archive_file(&files, path)?).map(Arc::new);
         let archives = archives.iter().map(open);
         (check_indexes(Chain::new(archives.collect::<Result<Vec<_>>>()?)?)?, Vec::new())
     };
-    let report = rebuild(&chain, problems, request, observer, cancel)?;
+    let report = rebuild(&chain, problems, request, &|_| {}, observer, cancel)?;
     Ok(RestoreReport { warnings: recorder.take(), ..report })
 }
 
@@ -146,22 +147,30 @@ fn check_replaced(request: &RestoreRequest) -> Result<()> {
     }
 }
 
-/// The chain of what is left of these archives, and what is wrong with them.
+/// The chain of what is left of these archives, and what is wrong with them. Damage goes to `note`.
 fn salvage_chain(
     files: impl Iterator<Item = Result<Arc<dyn ReadAt>>>,
     mut problems: Vec<String>,
     newest: Option<ArchiveId>,
+    note: &dyn Fn(&Error),
     cancel: &Cancel,
 ) -> Result<(Chain, Vec<String>)> {
     let mut archives = Vec::new();
     for file in files {
         match file.and_then(|file| salvage::open(&file, cancel)) {
             Ok(salvaged) => {
+                if let Some(problem) = salvaged.problems.first() {
+                    let error = Error::new(ErrorKind::Damaged, problem.clone());
+                    note(&error.of_file(salvaged.reader.path()));
+                }
                 problems.extend(salvaged.problems);
                 archives.push(Arc::new(salvaged.reader));
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
-            Err(error) => problems.push(error.chain()),
+            Err(error) => {
+                note(&error);
+                problems.push(error.chain());
+            }
         }
     }
     let found = archives.last().map(|archive| archive.metadata().archive_id);
@@ -180,6 +189,7 @@ fn rebuild(
     chain: &Chain,
     mut problems: Vec<String>,
     request: RestoreRequest,
+    note: &dyn Fn(&Error),
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<RestoreReport> {
@@ -205,6 +215,7 @@ fn rebuild(
     };
     let rebuilt = rebuild::run(chain, None, &*output, &request.resources, observer, cancel)?;
     let salvaged = request.salvage.then(|| {
+        rebuilt.gaps.damage.iter().for_each(note);
         problems.extend(rebuilt.gaps.problems);
         SalvageReport {
             lost: ranges(&rebuilt.gaps.lost, chain),

@@ -44,6 +44,8 @@ pub(super) struct Gaps {
     pub unsure: RoaringBitmap,
     /// What is damaged, and where.
     pub problems: Vec<String>,
+    /// The same of frames, one of each archive.
+    pub damage: Vec<Error>,
 }
 
 /// More problems than this are not listed.
@@ -137,7 +139,11 @@ pub(super) fn run(
         let blocks = Mask(lost.mask).bits();
         gaps.lost.extend(blocks.map(|bit| (lost.first_block + u64::from(bit)) as u32));
         if gaps.problems.len() < PROBLEMS_MAX {
-            gaps.problems.push(lost.problem);
+            gaps.problems.push(lost.error.chain());
+        }
+        let path = lost.error.file().map(|(path, _)| path);
+        if gaps.damage.iter().all(|known| known.file().map(|(path, _)| path) != path) {
+            gaps.damage.push(lost.error);
         }
     }
     let root = proven.then(|| root.finish());

@@ -8,7 +8,7 @@ use super::scratch::Scratch;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::report::ExportReport;
 use crate::formats::nbd::{ExportFlags, NAME_LEN_MAX};
-use crate::vault::point::{Content, OpenPoint, OpenPoints, Run};
+use crate::vault::point::{Content, OpenPoint, OpenPoints, Proved, Run};
 use crate::vault::repository::{DiskAt, DiskId, Point, Selector};
 
 /// The most names that a client is told.
@@ -125,6 +125,14 @@ impl Export {
             outcome.is_ok()
         });
         outcome
+    }
+
+    /// The bytes of a range where they lie in memory, as [`OpenPoint::lend`]; none where clients write.
+    pub fn lend(&self, range: &Range<u64>, limit: usize) -> Result<Option<Vec<Proved>>> {
+        match self.scratch {
+            Some(_) => Ok(None),
+            None => self.point.lend(range.clone(), limit),
+        }
     }
 
     fn report(&self) -> ExportReport {

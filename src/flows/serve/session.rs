@@ -17,6 +17,7 @@ use crate::disk::io::Buffer;
 use crate::formats::nbd::{
     Chunk, Command, CommandFlags, REQUEST_BYTES_MAX, REQUEST_LEN, Request, Status, simple_reply,
 };
+use crate::vault::point::Proved;
 
 /// Reads of at most so many bytes need none of the large buffers.
 const SMALL: usize = 64 << 10;
@@ -31,6 +32,8 @@ const PREFETCH_MAX: u64 = 8 << 20;
 const READ_ONLY: &str = "a recovery point can't be written to";
 const BEHIND_THE_END: &str = "the range ends behind the disk";
 const ODD_FLAGS: &str = "unknown flags";
+/// How many bytes of frames may stay in memory for a piece that is sent without a copy.
+const LENT_MAX: usize = PIECE + PIECE / 2;
 /// How many damaged places one reply tells.
 const ERRORS_MAX: usize = 16;
 
@@ -351,6 +354,15 @@ impl<'a> Session<'a> {
         room: &mut Room,
     ) -> io::Result<bool> {
         let mut piece = self.piece(run, room);
+        // Small pieces are sent from a copy: a client that takes its time does not keep their frames.
+        let lent = match piece {
+            Piece::Small(_) => None,
+            Piece::Large(..) => self.agreed.export.lend(run, LENT_MAX).ok().flatten(),
+        };
+        if let Some(lent) = lent {
+            self.send_all(request, &Chunk::of(run, false), is_last, &lent)?;
+            return Ok(true);
+        }
         let bytes = piece.bytes();
         if self.agreed.export.read(bytes, run.start).is_ok() {
             self.send(request, &Chunk::of(run, false), is_last, bytes)?;
@@ -452,6 +464,21 @@ impl<'a> Session<'a> {
         let head = chunk.encode(request.cookie, ends);
         let _turn = locked(&self.outgoing);
         self.stream.send(&mut [IoSlice::new(&head), IoSlice::new(bytes)])
+    }
+
+    /// Sends a chunk whose bytes lie in several places.
+    fn send_all(
+        &self,
+        request: &Request,
+        chunk: &Chunk,
+        ends: bool,
+        bytes: &[Proved],
+    ) -> io::Result<()> {
+        let head = chunk.encode(request.cookie, ends);
+        let mut parts = vec![IoSlice::new(&head)];
+        parts.extend(bytes.iter().map(|part| IoSlice::new(part)));
+        let _turn = locked(&self.outgoing);
+        self.stream.send(&mut parts)
     }
 
     /// A buffer for a range of at most [`PIECE`] bytes; waits until one of the large ones is free.

@@ -6,10 +6,18 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
+
 use super::tls::{Channel, Keys};
 
 /// A client that takes nothing of a reply for so long is gone.
 const SEND_MAX: Duration = Duration::from_secs(120);
+/// A client of a network whose host says nothing for so long is asked whether it is still there: one that
+/// lost its power would hold its connection, and the archives of its guest, for ever.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How often it is asked, and how many times.
+const PROBE_EACH: Duration = Duration::from_secs(20);
+const PROBES: u32 = 6;
 
 /// A connection to a client. One thread reads at a time, and one writes.
 #[derive(Debug)]
@@ -43,6 +51,10 @@ impl Stream {
     pub fn tcp(socket: TcpStream) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         socket.set_nodelay(true)?;
+        sockopt::set_socket_keepalive(&socket, true)?;
+        sockopt::set_tcp_keepidle(&socket, SILENCE_MAX)?;
+        sockopt::set_tcp_keepintvl(&socket, PROBE_EACH)?;
+        sockopt::set_tcp_keepcnt(&socket, PROBES)?;
         socket.set_write_timeout(Some(SEND_MAX))?;
         Ok(Self::over(Socket::Tcp(socket)))
     }
@@ -148,5 +160,27 @@ impl Ender {
             Socket::Unix(socket) => socket.shutdown(how),
             Socket::Tcp(socket) => socket.shutdown(how),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A client whose host had lost its power kept its connection for ever: the server waited for its next
+    /// request, and nobody could remove archives of the guest.
+    #[test]
+    fn a_host_that_is_gone_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Stream::tcp(listener.accept().unwrap().0).unwrap();
+        let Socket::Tcp(socket) = &stream.socket else { panic!("it came over a network") };
+        assert!(sockopt::socket_keepalive(socket).unwrap());
+        let idle = sockopt::tcp_keepidle(socket).unwrap();
+        let probes =
+            sockopt::tcp_keepintvl(socket).unwrap() * sockopt::tcp_keepcnt(socket).unwrap();
+        assert!(idle + probes <= Duration::from_secs(200), "{idle:?} and {probes:?}");
     }
 }

@@ -1,29 +1,18 @@
 //! Encryption for clients that come over a network: TLS 1.3 with keys that both sides know beforehand.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use openssl::ssl::{
-    ErrorCode, Ssl, SslContext, SslMethod, SslMode, SslOptions, SslStream, SslVersion,
-};
+use openssl::ssl::{ErrorCode, Ssl, SslContext, SslMethod, SslStream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::io::Opener;
-
-/// The longest file of keys that is read, in bytes.
-const FILE_LEN_MAX: u64 = 1 << 20;
-/// The shortest key that is taken, in bytes.
-const KEY_LEN_MIN: usize = 16;
-/// The longest key that TLS knows, in bytes.
-const KEY_LEN_MAX: usize = 256;
+use crate::disk::nbd::tls::{self, read_keys};
 
 /// Whom clients may be, and the key of each.
 pub struct Keys {
@@ -49,70 +38,21 @@ impl fmt::Debug for Channel {
 }
 
 impl Keys {
-    /// Reads a file of keys as `psktool` of GnuTLS writes it: lines of `NAME:KEY`, the key in hexadecimal
-    /// digits.
+    /// Reads a file of keys as `psktool` of GnuTLS writes it.
     ///
     /// # Errors
-    /// It can't be read, others may read it, or a line is something else.
+    /// As [`read_keys`].
     pub fn read(path: &Path) -> Result<Self> {
-        let failed = |error| Error::io("read", path, error);
-        let mode = path.metadata().map_err(failed)?.permissions().mode();
-        if mode & 0o077 != 0 {
-            let text = format!("{}: others than its owner may use the keys", path.display());
-            return Err(Error::new(ErrorKind::Usage, text).advise("chmod 600 it"));
-        }
-        let text = Opener::READ.read_text(path, FILE_LEN_MAX).map_err(failed)?;
-        let mut keys = HashMap::new();
-        for (number, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            // The line itself is not for a log.
-            let (name, key) = parse(line).ok_or_else(|| {
-                let text = format!("{}: line {} names no key", path.display(), number + 1);
-                Error::new(ErrorKind::Usage, text)
-                    .advise("psktool --username NAME --pskfile FILE writes NAME:KEY, with a key of 16 bytes or more")
-            })?;
-            keys.insert(name, key);
-        }
-        if keys.is_empty() {
-            let text = format!("{}: it has no keys: nobody could connect", path.display());
-            return Err(Error::new(ErrorKind::Usage, text));
-        }
-        let context = context(keys);
-        let context = context.map_err(|error| {
+        let context = context(read_keys(path)?).map_err(|error| {
             Error::new(ErrorKind::Io, "OpenSSL refuses to set TLS up").because(error)
         })?;
         Ok(Self { context })
     }
 }
 
-/// The name and the key of a line.
-fn parse(line: &str) -> Option<(Vec<u8>, Vec<u8>)> {
-    let (name, digits) = line.split_once(':')?;
-    let is_hex = digits.len().is_multiple_of(2) && digits.bytes().all(|it| it.is_ascii_hexdigit());
-    if name.is_empty() || !is_hex {
-        return None;
-    }
-    let bytes = (0..digits.len()).step_by(2);
-    let key: Option<Vec<u8>> =
-        bytes.map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect();
-    let key = key.filter(|key| (KEY_LEN_MIN..=KEY_LEN_MAX).contains(&key.len()))?;
-    Some((name.as_bytes().to_vec(), key))
-}
-
-fn context(
-    keys: HashMap<Vec<u8>, Vec<u8>>,
-) -> std::result::Result<SslContext, openssl::error::ErrorStack> {
-    let mut builder = SslContext::builder(SslMethod::tls_server())?;
-    // Its key exchange is ephemeral: who learns a key later reads nothing of what was sent before.
-    builder.set_min_proto_version(Some(SslVersion::TLS1_3))?;
-    // Keys of this kind go with this hash alone.
-    builder.set_ciphersuites("TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256")?;
-    builder.set_options(SslOptions::NO_TICKET);
+fn context(keys: tls::Keys) -> std::result::Result<SslContext, openssl::error::ErrorStack> {
+    let mut builder = tls::context(SslMethod::tls_server())?;
     builder.set_num_tickets(0)?;
-    builder.set_mode(SslMode::ENABLE_PARTIAL_WRITE | SslMode::ACCEPT_MOVING_WRITE_BUFFER);
     builder.set_psk_server_callback(move |_, name, out| {
         let key = name.and_then(|name| keys.get(name));
         // A key of no bytes: nobody is known by this name.
@@ -195,22 +135,5 @@ impl Channel {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_of_psktool_is_a_name_and_a_key() {
-        let key = "00112233445566778899aabbccddeeFF";
-        let (name, bytes) = parse(&format!("web:{key}")).unwrap();
-        assert_eq!((name.as_slice(), bytes.len(), bytes[15]), (&b"web"[..], 16, 0xff));
-        for bad in ["", "web", ":00", "web:", "web:0011", "web:zz112233445566778899aabbccddeeff"] {
-            assert!(parse(bad).is_none(), "{bad}");
-        }
-        assert!(parse(&format!("web:{key}0")).is_none());
-        assert!(parse(&format!("web:{}", "00".repeat(257))).is_none());
     }
 }

@@ -11,6 +11,7 @@ mod scrub;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -19,6 +20,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::base::period::Period;
+use crate::base::size;
 use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::flows::report::{FileState, Finding, VerifyReport};
@@ -73,6 +75,27 @@ pub enum Budget {
     Time(Duration),
     /// So many bytes of archives, or one archive that is longer.
     Bytes(u64),
+}
+
+impl FromStr for Budget {
+    type Err = Error;
+
+    /// Takes a time like `2h` or `90min`, or a size like `200G`. A number alone may be meant as either.
+    fn from_str(text: &str) -> Result<Self> {
+        let units = [("min", 60), ("h", 3600), ("s", 1)];
+        let time = units.iter().find_map(|(unit, seconds)| {
+            let number: u64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+            number.checked_mul(*seconds)
+        });
+        if let Some(seconds) = time {
+            return Ok(Self::Time(Duration::from_secs(seconds)));
+        }
+        let has_unit = text.ends_with(|c: char| !c.is_ascii_digit());
+        size::parse(text).ok().filter(|_| has_unit).map(Self::Bytes).ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("{text:?} is no budget"))
+                .advise("write a time like 2h or 90min, or a size like 200G")
+        })
+    }
 }
 
 /// Verifies a repository, a disk, or a point.
@@ -356,3 +379,19 @@ fn is_exhausted(error: &Error) -> bool {
 
 #[cfg(test)]
 mod unreadable_tests;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets() {
+        assert_eq!("2h".parse::<Budget>().unwrap(), Budget::Time(Duration::from_secs(7200)));
+        assert_eq!("90min".parse::<Budget>().unwrap(), Budget::Time(Duration::from_secs(5400)));
+        assert_eq!("200G".parse::<Budget>().unwrap(), Budget::Bytes(200 << 30));
+        // A number alone may be meant as either.
+        for bad in ["", "2", "h", "-1h", "2x", "99999999999999999h", "1.5h"] {
+            assert!(bad.parse::<Budget>().is_err(), "{bad:?}");
+        }
+    }
+}

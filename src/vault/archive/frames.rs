@@ -109,12 +109,15 @@ impl Reader {
     ) -> Result<FrameView<'a>> {
         // Entries from `frame` are bounded; one from elsewhere must not allocate at will.
         let len = entry.frame_len().min(FRAME_LEN_MAX as u64) as usize;
-        buffer.clear();
-        buffer.resize(len, 0);
-        self.store.read_exact_at(buffer, entry.offset).map_err(|error| {
+        if buffer.len() < len {
+            buffer.reserve_exact(len - buffer.len());
+            buffer.resize(len, 0);
+        }
+        let bytes = buffer.get_mut(..len).unwrap_or_default();
+        self.store.read_exact_at(bytes, entry.offset).map_err(|error| {
             self.frame_error(entry, mask, unread(self.path(), entry.offset, len, error))
         })?;
-        self.parse_frame(entry, mask, buffer)
+        self.parse_frame(entry, mask, bytes)
     }
 
     /// `error`, seen as what is wrong with the frame that `entry` means: file, offset, the blocks

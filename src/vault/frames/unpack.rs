@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use qdelta_formats::archive::{
-    BlockIndex, Digest, FrameEntry, FrameView, GROUP_BLOCKS, Mask, block_digest,
+    BlockIndex, Codec, Digest, FRAME_HEADER_LEN, FrameEntry, FrameView, GROUP_BLOCKS, Mask,
+    block_digest,
 };
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -30,14 +31,14 @@ pub struct FrameNeed {
 }
 
 /// Blocks that a salvage could not get back.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Lost {
     /// The first block of the frame's span.
     pub first_block: u64,
     /// Which blocks of the span.
     pub mask: u64,
     /// Why.
-    pub problem: String,
+    pub error: Error,
 }
 
 /// Turns frames into blocks; one for each worker.
@@ -110,8 +111,7 @@ impl Unpacker {
                 let start = (first + u64::from(bit) - blocks.start) as usize * self.block_size;
                 out[start..start + self.block_size].fill(0);
             }
-            let problem = error.chain();
-            lost.push(Lost { first_block: first, mask: need.wanted, problem });
+            lost.push(Lost { first_block: first, mask: need.wanted, error });
         }
         Ok(lost)
     }
@@ -146,14 +146,38 @@ impl Unpacker {
             }
         }
         let Some(digests) = digests else { return Ok(()) };
-        for bit in Mask(need.wanted).bits() {
-            let block = BlockIndex(header.first_block.0 + bit);
-            let start = place(bit);
-            let expected = &digests[(block.0 % GROUP_BLOCKS) as usize];
-            let content = &out[start..start + self.block_size];
-            check_block(archive, need, block, content, expected)?;
+        check_wanted(archive, need, blocks, digests, out, self.block_size)
+    }
+
+    /// Unpacks what is wanted of one frame, which is read here. Fills `out` with all blocks of `blocks`, the
+    /// frame's span, side by side, and gives where in `out` they begin. What `out` held before is of no
+    /// account; but memory that was used before is not made zero for nothing.
+    ///
+    /// # Errors
+    /// As [`Self::unpack`].
+    pub fn unpack_alone(
+        &mut self,
+        blocks: &Range<u64>,
+        need: &FrameNeed,
+        digests: &GroupDigests,
+        out: &mut Vec<u8>,
+    ) -> Result<usize> {
+        let len = (blocks.end - blocks.start) as usize * self.block_size;
+        let is_whole = u64::from(need.wanted.count_ones()) == blocks.end - blocks.start;
+        // Bytes that are stored as they are need no copy: they stay where they were read to.
+        if is_whole && need.at.is_none() && need.entry.payload_len as usize == len {
+            let (archive, view) = view_of(&self.archives, need, &[], &mut self.overflow)?;
+            if view.header.codec == Codec::Stored {
+                check_wanted(archive, need, blocks, digests, view.payload, self.block_size)?;
+                std::mem::swap(&mut self.overflow, out);
+                return Ok(FRAME_HEADER_LEN);
+            }
         }
-        Ok(())
+        // The memory may hold a frame as it is stored, the next time.
+        out.reserve_exact((len + FRAME_HEADER_LEN).saturating_sub(out.len()));
+        out.resize(len, 0);
+        self.unpack(blocks, std::slice::from_ref(need), &[], digests, out)?;
+        Ok(0)
     }
 
     /// Proves a frame by the digests in its own archive's index, or, if `quick`, by its checksums
@@ -213,6 +237,24 @@ fn decode(
     decompressor
         .decompress(view.header.codec, view.payload, out)
         .map_err(|error| archive.frame_error(entry, view.header.mask, error))
+}
+
+/// Proves the blocks that are wanted of a frame; `out` holds all of `blocks` side by side.
+fn check_wanted(
+    archive: &Reader,
+    need: &FrameNeed,
+    blocks: &Range<u64>,
+    digests: &GroupDigests,
+    out: &[u8],
+    block_size: usize,
+) -> Result<()> {
+    for bit in Mask(need.wanted).bits() {
+        let block = BlockIndex(need.entry.first_block.0 + bit);
+        let start = (u64::from(block.0) - blocks.start) as usize * block_size;
+        let expected = &digests[(block.0 % GROUP_BLOCKS) as usize];
+        check_block(archive, need, block, &out[start..start + block_size], expected)?;
+    }
+    Ok(())
 }
 
 fn check_block(

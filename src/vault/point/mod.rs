@@ -12,4 +12,4 @@ pub(crate) use before::{Before, Digests, sum_up};
 pub use open::open;
 pub(crate) use open::{archive_file, check_indexes, open_chain};
 pub use opened::{OpenPoint, OpenPoints};
-pub use reader::{Content, PointReader, Run};
+pub use reader::{Content, PointReader, Proved, Run};

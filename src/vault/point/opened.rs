@@ -1,7 +1,7 @@
 //! Points that are opened when somebody asks for them, by the names that people give them, and stay open
 //! as long as memory allows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::open::open_archives;
-use super::reader::{Caches, PointReader, Run};
+use super::reader::{Caches, PointReader, Proved, Run};
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::shelf::Shelf;
@@ -45,6 +45,8 @@ pub struct OpenPoints {
     caches: Arc<Caches>,
     readers: Shelf<Key, Opened>,
     holds: Mutex<Holds>,
+    /// Archives whose damage is noted already.
+    noted: Mutex<HashSet<PathBuf>>,
 }
 
 /// The promises that are in force, by guest.
@@ -96,7 +98,8 @@ impl OpenPoints {
     /// The same for open readers that weigh so much in all, about as many bytes; one is always open.
     pub fn with_room(repository: Repository, room: u64) -> Arc<Self> {
         let (caches, readers) = (Arc::default(), Shelf::new(1, room));
-        Arc::new(Self { repository, caches, readers, holds: Mutex::default() })
+        let (holds, noted) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { repository, caches, readers, holds, noted })
     }
 
     /// The repository.
@@ -140,8 +143,17 @@ impl OpenPoints {
         let points = Arc::clone(self);
         let (hold, in_doubt) = (Mutex::new(hold), AtomicBool::new(false));
         let open = OpenPoint { points, point, name, weight, hold, in_doubt };
-        open.opened()?;
+        open.opened().inspect_err(|error| open.points.note(error))?;
         Ok(open)
+    }
+
+    /// Notes the damage that a read has met, so that every later command about the disk tells. A client
+    /// may read the same blocks again and again: each archive is noted once.
+    fn note(&self, error: &Error) {
+        let file = error.file().filter(|_| error.kind() == ErrorKind::Damaged);
+        if file.is_some_and(|(path, _)| locked(&self.noted).insert(path.to_owned())) {
+            self.repository.catalog().note_damage(error);
+        }
     }
 
     /// The promise that the archives of a guest stay, which everybody shares who has a point of it open.
@@ -190,6 +202,14 @@ impl OpenPoint {
         self.ask(|reader| reader.read(out, offset))
     }
 
+    /// As [`PointReader::lend`].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn lend(&self, range: Range<u64>, limit: usize) -> Result<Option<Vec<Proved>>> {
+        self.ask(|reader| reader.lend(range.clone(), limit))
+    }
+
     /// As [`PointReader::extents`].
     ///
     /// # Errors
@@ -217,7 +237,11 @@ impl OpenPoint {
 
     /// Puts a question to the reader, and once more to a new one if the first was opened a while ago and
     /// fails: the repository may have come back, or another archive lies there now.
-    fn ask<T>(&self, mut ask: impl FnMut(&PointReader) -> Result<T>) -> Result<T> {
+    fn ask<T>(&self, ask: impl FnMut(&PointReader) -> Result<T>) -> Result<T> {
+        self.ask_again(ask).inspect_err(|error| self.points.note(error))
+    }
+
+    fn ask_again<T>(&self, mut ask: impl FnMut(&PointReader) -> Result<T>) -> Result<T> {
         let opened = self.opened()?;
         let answer = ask(&opened.reader);
         if answer.is_ok() || opened.since.elapsed() < RENEWAL {

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +22,9 @@ const STATE_LEN: u64 = 80 << 10;
 const STATES: u64 = 64 * STATE_LEN;
 /// How many bytes of decoded frames are kept, where that is at least a frame for each part of the shelf.
 const DECODED: u64 = 16 << 20;
+/// How many pieces of memory wait for the next frames, and the longest that may: 4 MiB in all.
+const SPARE: usize = 32;
+const SPARE_LEN: usize = 128 << 10;
 /// Parts of a cache that threads use beside each other.
 const PARTS: usize = 16;
 
@@ -53,9 +56,29 @@ pub(super) struct Caches {
     /// By reader and group.
     states: Shelf<(u64, u32), GroupState>,
     /// By reader, archive and number of the frame.
-    frames: Shelf<(u64, usize, u64), Frame>,
+    frames: Shelf<FrameKey, Frame>,
     /// The number of the next reader.
     next: AtomicU64,
+    spare: Arc<Spare>,
+}
+
+/// Memory of frames that nobody has any more, for the next ones: at most [`SPARE`] pieces.
+///
+/// Memory that comes from the system is made zero first, and costs as much as decoding.
+#[derive(Debug, Default)]
+struct Spare(Mutex<Vec<Vec<u8>>>);
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give(&self, bytes: Vec<u8>) {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE && bytes.capacity() <= SPARE_LEN {
+            spare.push(bytes);
+        }
+    }
 }
 
 impl Caches {
@@ -65,6 +88,7 @@ impl Caches {
             states: Shelf::new(PARTS, states),
             frames: Shelf::new(PARTS, decoded),
             next: AtomicU64::default(),
+            spare: Arc::default(),
         }
     }
 }
@@ -84,10 +108,59 @@ impl fmt::Debug for PointReader {
 /// The blocks of a frame that nothing newer replaces, proved.
 #[derive(Debug)]
 struct Frame {
-    /// The first block of the frame's span.
-    first: u64,
-    /// All blocks of the span side by side; those that the frame does not have hold zeros.
+    /// The frame's span.
+    blocks: Range<u64>,
+    /// All blocks of the span side by side, from `at` on; those that the frame does not have hold zeros.
     bytes: Vec<u8>,
+    at: usize,
+    /// Where the memory goes in the end.
+    spare: Arc<Spare>,
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        self.spare.give(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Proved bytes of a point, where they lie in memory.
+#[derive(Debug, Clone)]
+pub struct Proved {
+    frame: Arc<Frame>,
+    range: Range<usize>,
+}
+
+impl Deref for Proved {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.frame.bytes.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+/// The bytes of one block or a part of it.
+enum Part {
+    Zero(usize),
+    Bytes(Proved),
+}
+
+/// What the caches know a frame by: reader, archive and number.
+type FrameKey = (u64, usize, u64);
+
+/// What a walk over a range has at hand.
+struct Near {
+    /// Frames of several archives may hold blocks of one span by turns.
+    frames: Vec<(FrameKey, Arc<Frame>)>,
+    range: Range<u64>,
+    keep: Keep,
+}
+
+/// Which frames the caches keep.
+#[derive(PartialEq, Eq)]
+enum Keep {
+    All,
+    /// Those that the range that is asked for cuts: the rest of them may be wanted next.
+    Cut,
 }
 
 /// What a range of a point's disk is.
@@ -153,25 +226,86 @@ impl PointReader {
     /// archive can't be read. What `out` holds then means nothing.
     pub fn read(&self, out: &mut [u8], offset: u64) -> Result<usize> {
         let len = self.size().saturating_sub(offset).min(out.len() as u64) as usize;
-        let out = out.get_mut(..len).unwrap_or_default();
+        let mut rest = out.get_mut(..len).unwrap_or_default();
+        self.parts(offset..offset + len as u64, Keep::All, |part| {
+            let len = match &part {
+                Part::Zero(len) => *len,
+                Part::Bytes(bytes) => bytes.len(),
+            };
+            let Some((place, behind)) = std::mem::take(&mut rest).split_at_mut_checked(len) else {
+                return false;
+            };
+            rest = behind;
+            match part {
+                Part::Zero(_) => place.fill(0),
+                Part::Bytes(bytes) => place.copy_from_slice(&bytes),
+            }
+            true
+        })?;
+        Ok(len)
+    }
+
+    /// The bytes of `range` where they lie in memory, without a copy. They stay there as long as
+    /// somebody has them, so none is given where more than `limit` bytes had to stay; nor where a part
+    /// of the range is zero and lies nowhere, or behind the disk's end.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn lend(&self, range: Range<u64>, limit: usize) -> Result<Option<Vec<Proved>>> {
+        if range.end > self.size() {
+            return Ok(None);
+        }
+        let (mut lent, mut weight, mut complete): (Vec<Proved>, _, _) = (Vec::new(), 0, true);
+        // What is wanted whole will hardly be wanted again: a copy of a whole disk must not take the place
+        // of what is read now and then.
+        self.parts(range, Keep::Cut, |part| {
+            let Part::Bytes(bytes) = part else {
+                complete = false;
+                return false;
+            };
+            let is_same = |other: &Proved| Arc::ptr_eq(&other.frame, &bytes.frame);
+            if !lent.iter().any(is_same) {
+                weight += bytes.frame.bytes.capacity();
+            }
+            match lent.last_mut().filter(|last| is_same(last)) {
+                Some(last) if last.range.end == bytes.range.start => {
+                    last.range.end = bytes.range.end;
+                }
+                _ => lent.push(bytes),
+            }
+            complete = weight <= limit;
+            complete
+        })?;
+        Ok(complete.then_some(lent))
+    }
+
+    /// Gives the parts of a range one after the other, as long as `each` wants more.
+    fn parts(
+        &self,
+        range: Range<u64>,
+        keep: Keep,
+        mut each: impl FnMut(Part) -> bool,
+    ) -> Result<()> {
         let block_size = u64::from(self.chain.geometry().block_size());
         let mut state: Option<Arc<GroupState>> = None;
-        let mut done = 0;
-        while done < len {
-            let at = offset + done as u64;
+        let mut near = Near { frames: Vec::new(), range: range.clone(), keep };
+        let mut at = range.start;
+        while at < range.end {
             let (block, skipped) = (at / block_size, (at % block_size) as usize);
             let group = GroupIndex((block / u64::from(GROUP_BLOCKS)) as u32);
-            let count = (len - done).min(block_size as usize - skipped);
+            let len = (range.end - at).min(block_size - skipped as u64) as usize;
             let known = match state.take().filter(|state| state.group() == group) {
                 Some(state) => state,
                 None => self.state(group)?,
             };
-            let part = out.get_mut(done..done + count).unwrap_or_default();
-            self.read_block(&known, block, skipped, part)?;
+            let part = self.part(&known, block, skipped..skipped + len, &mut near)?;
             state = Some(known);
-            done += count;
+            if !each(part) {
+                break;
+            }
+            at += len as u64;
         }
-        Ok(len)
+        Ok(())
     }
 
     /// What `range` of the disk is, in whole blocks, neighbours of a kind as one. Stops after
@@ -279,62 +413,93 @@ impl PointReader {
         })
     }
 
-    /// Fills `out` with the bytes of a block from `skipped` on.
-    fn read_block(
+    /// The bytes of a part of a block.
+    fn part(
         &self,
         state: &GroupState,
         block: u64,
-        skipped: usize,
-        out: &mut [u8],
-    ) -> Result<()> {
+        part: Range<usize>,
+        near: &mut Near,
+    ) -> Result<Part> {
         let index = (block % u64::from(GROUP_BLOCKS)) as usize;
         match content(state, index) {
-            Content::Zero => out.fill(0),
+            Content::Zero => Ok(Part::Zero(part.len())),
             Content::Lost => {
                 let text = format!("{}: block {block} is lost", self.name.display());
-                return Err(Error::new(ErrorKind::Damaged, text));
+                Err(Error::new(ErrorKind::Damaged, text))
             }
             Content::Data => {
                 let read = frame_of(state, block).ok_or_else(|| {
                     self.changed(format!("block {block} of {}", self.name.display()))
                 })?;
-                let frame = self.frame(state, read)?;
+                let frame = self.frame(state, read, block, near)?;
                 let block_size = self.chain.geometry().block_size() as usize;
-                let start = (block - frame.first) as usize * block_size + skipped;
-                match frame.bytes.get(start..start + out.len()) {
-                    Some(bytes) => out.copy_from_slice(bytes),
-                    None => return Err(self.changed(format!("block {block}"))),
+                let start = frame.at + (block - frame.blocks.start) as usize * block_size;
+                let range = start + part.start..start + part.end;
+                if frame.bytes.len() < range.end {
+                    return Err(self.changed(format!("block {block}")));
                 }
+                Ok(Part::Bytes(Proved { frame, range }))
             }
         }
-        Ok(())
     }
 
-    fn frame(&self, state: &GroupState, read: &FrameRead) -> Result<Arc<Frame>> {
-        let block_size = self.chain.geometry().block_size();
+    /// The frame that holds a block.
+    fn frame(
+        &self,
+        state: &GroupState,
+        read: &FrameRead,
+        block: u64,
+        near: &mut Near,
+    ) -> Result<Arc<Frame>> {
+        let key = (self.number, read.archive, read.position);
+        near.frames.retain(|(_, frame)| frame.blocks.contains(&block));
+        if let Some((_, frame)) = near.frames.iter().find(|(known, _)| *known == key) {
+            return Ok(Arc::clone(frame));
+        }
+        let block_size = u64::from(self.chain.geometry().block_size());
         let archive = self.chain.archives().get(read.archive);
         let span = archive.map_or(0, |archive| u64::from(archive.metadata().frame_blocks));
-        let len = span * u64::from(block_size);
-        self.caches.frames.get((self.number, read.archive, read.position), len, || {
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut unpacker = match idle {
-                Some(unpacker) => unpacker,
-                None => Unpacker::new(self.chain.archives().to_vec(), block_size)?,
-            };
-            let first = u64::from(read.entry.first_block.0);
-            let need = FrameNeed {
-                archive: read.archive,
-                entry: read.entry,
-                mask: read.mask,
-                wanted: read.wanted,
-                at: None,
-            };
-            let mut bytes = vec![0; len as usize];
-            let digests = state.digests();
-            unpacker.unpack(&(first..first + span), &[need], &[], digests, &mut bytes)?;
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(unpacker);
-            Ok(Frame { first, bytes })
-        })
+        let first = u64::from(read.entry.first_block.0);
+        let blocks = first..first + span;
+        let is_whole = near.range.start <= blocks.start * block_size
+            && blocks.end * block_size <= near.range.end;
+        let frame = match near.keep {
+            Keep::Cut if is_whole => match self.caches.frames.find(&key) {
+                Some(frame) => frame,
+                None => Arc::new(self.unpacked(state, read, blocks)?),
+            },
+            _ => {
+                let make = || self.unpacked(state, read, blocks);
+                self.caches.frames.get(key, span * block_size, make)?
+            }
+        };
+        near.frames.push((key, Arc::clone(&frame)));
+        Ok(frame)
+    }
+
+    fn unpacked(&self, state: &GroupState, read: &FrameRead, blocks: Range<u64>) -> Result<Frame> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut unpacker = match idle {
+            Some(unpacker) => unpacker,
+            None => {
+                let block_size = self.chain.geometry().block_size();
+                Unpacker::new(self.chain.archives().to_vec(), block_size)?
+            }
+        };
+        let need = FrameNeed {
+            archive: read.archive,
+            entry: read.entry,
+            mask: read.mask,
+            wanted: read.wanted,
+            at: None,
+        };
+        let spare = Arc::clone(&self.caches.spare);
+        let mut frame = Frame { blocks, bytes: spare.take(), at: 0, spare };
+        frame.at =
+            unpacker.unpack_alone(&frame.blocks, &need, state.digests(), &mut frame.bytes)?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(unpacker);
+        Ok(frame)
     }
 
     fn changed(&self, place: String) -> Error {

@@ -27,6 +27,29 @@ struct Lab {
 impl Lab {
     /// A chain of `len` archives of a disk of three groups, which is shorter for a while.
     fn new(len: u8) -> Self {
+        Self::made(len, |id, disk, random| {
+            for _ in 0..if id == 1 { 1200 } else { 25 } {
+                let seed = if random.u8(0..5) == 0 { 0 } else { random.u32(1..) };
+                disk.write(random.usize(0..disk.blocks.len()), seed);
+            }
+        })
+    }
+
+    /// The same of a disk without holes: frames of noise, which are stored as they are, and of what
+    /// compresses, by turns.
+    fn filled(len: u8) -> Self {
+        Self::made(len, |id, disk, random| match id {
+            1 => (0..disk.blocks.len()).for_each(|block| {
+                let seed = random.u32(1..1 << 30) * 2;
+                disk.write(block, if block / 64 % 2 == 0 { seed } else { seed + 1 });
+            }),
+            _ => (0..25).for_each(|_| {
+                disk.write(random.usize(0..disk.blocks.len()), random.u32(1..));
+            }),
+        })
+    }
+
+    fn made(len: u8, mut change: impl FnMut(u8, &mut Disk, &mut fastrand::Rng)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut random = fastrand::Rng::with_seed(7);
         let size = 2600 * u64::from(BLOCK) - 512;
@@ -39,10 +62,7 @@ impl Lab {
                 60 => disk.resize(size),
                 _ => {}
             }
-            for _ in 0..if id == 1 { 1200 } else { 25 } {
-                let seed = if random.u8(0..5) == 0 { 0 } else { random.u32(1..) };
-                disk.write(random.usize(0..disk.blocks.len()), seed);
-            }
+            change(id, &mut disk, &mut random);
             let kind = if id == 1 { Kind::Full } else { Kind::Incremental };
             let link = parent.as_ref().map(|(metadata, root)| (metadata, *root));
             let of_this = metadata(id, kind, disk.geometry, link);
@@ -72,12 +92,31 @@ impl Lab {
         PointReader::sharing(self.chain(), &Arc::new(Caches::new(0, 0))).unwrap()
     }
 
+    /// All ranges that some archive stores.
+    fn data(reader: &PointReader) -> Vec<Range<u64>> {
+        let runs = reader.extents(0..u64::MAX, usize::MAX).unwrap();
+        let data = runs.into_iter().filter(|run| run.content == Content::Data);
+        data.map(|run| run.range).collect()
+    }
+
     /// Reads at random; says whether it could. What is read is right.
     fn read(&self, reader: &PointReader, random: &mut fastrand::Rng) -> bool {
         let offset = random.usize(0..self.bytes.len() + 5000);
         let len = [1, 512, 4096, 4096, 70_000][random.usize(0..5)];
         let mut out = vec![0xee; len];
-        let count = match reader.read(&mut out, offset as u64) {
+        let range = offset as u64..(offset + len) as u64;
+        let lent = match random.bool() {
+            true => reader.lend(range, usize::MAX).map(|lent| lent.map(|parts| joined(&parts))),
+            false => Ok(None),
+        };
+        let read = lent.and_then(|lent| match lent {
+            Some(lent) => {
+                out = lent;
+                Ok(out.len())
+            }
+            None => reader.read(&mut out, offset as u64),
+        });
+        let count = match read {
             Ok(count) => count,
             // An archive that was cut short while it was open was said to be an I/O error.
             Err(error) => {
@@ -90,6 +129,10 @@ impl Lab {
         assert!(out[..count] == *expected, "{len} bytes at {offset}");
         true
     }
+}
+
+fn joined(parts: &[Proved]) -> Vec<u8> {
+    parts.iter().flat_map(|part| part.iter().copied()).collect()
 }
 
 /// The disk with other bytes wherever a block is noise, which no compressor makes shorter.
@@ -117,6 +160,51 @@ fn any_range_of_a_point_is_read_as_it_was() {
             }
         });
     }
+}
+
+#[test]
+fn bytes_are_lent_where_they_lie_as_far_as_memory_allows() {
+    for lab in [Lab::new(20), Lab::filled(1), Lab::filled(8)] {
+        for reader in [PointReader::new(lab.chain()).unwrap(), lab.forgetful()] {
+            for range in Lab::data(&reader) {
+                let range = range.start..range.end.min(range.start + (600 << 10));
+                let lent = reader.lend(range.clone(), usize::MAX).unwrap().unwrap();
+                assert!(joined(&lent) == lab.bytes[range.start as usize..range.end as usize]);
+                let some = reader.lend(range.clone(), 300 << 10).unwrap();
+                let kept: usize = lent.iter().map(|part| part.frame.bytes.capacity()).sum();
+                assert!(some.is_some() || kept > 300 << 10);
+                assert!(reader.lend(range, 60 << 10).unwrap().is_none());
+            }
+            let end = lab.bytes.len() as u64;
+            assert!(reader.lend(end - 1..end + 1, usize::MAX).unwrap().is_none());
+        }
+    }
+    let lab = Lab::new(1);
+    let reader = PointReader::new(lab.chain()).unwrap();
+    let end = lab.bytes.len() as u64;
+    assert!(reader.lend(0..end, usize::MAX).unwrap().is_none(), "zeros lie nowhere");
+}
+
+/// A client that copied a whole disk took the place of everything that others read again and again.
+#[test]
+fn a_copy_of_the_disk_leaves_the_cache_to_what_is_read_in_parts() {
+    let lab = Lab::filled(1);
+    let span = 64 * u64::from(BLOCK);
+    let caches = Arc::new(Caches::new(STATES, PARTS as u64 * span));
+    let reader = PointReader::sharing(lab.chain(), &caches).unwrap();
+    let mut block = vec![0; BLOCK as usize];
+    reader.read(&mut block, 0).unwrap();
+    let before = block.clone();
+    for number in 1..lab.bytes.len() as u64 / span {
+        let lent = reader.lend(number * span..(number + 1) * span, usize::MAX).unwrap().unwrap();
+        assert_eq!(joined(&lent).len() as u64, span);
+    }
+    let len = fs::metadata(&lab.paths[0]).unwrap().len();
+    let file = File::options().write(true).open(&lab.paths[0]).unwrap();
+    file.write_all_at(&vec![0xff; len as usize], 0).unwrap();
+    assert!(reader.read(&mut block, span).is_err(), "the archive can't be read any more");
+    reader.read(&mut block, 0).unwrap();
+    assert!(block == before);
 }
 
 #[test]

@@ -136,7 +136,13 @@ impl<'a> Snapshots<'a> {
     }
 
     fn recover(&self) -> Result<Vec<String>> {
-        let request = Request { verb: Verb::Recover, ..self.request.clone() };
+        let mut request = Request { verb: Verb::Recover, ..self.request.clone() };
+        if self.is_kept {
+            // What was left for the point is what the next backup needs.
+            for (index, disk) in request.disks.iter_mut().enumerate() {
+                disk.since = self.left_bitmap(index).map(str::to_owned).or(disk.since.take());
+            }
+        }
         self.command.call(&request, None).map(|answer| answer.warnings)
     }
 

@@ -459,7 +459,7 @@ impl<'a> MachineRestore<'a> {
             let new = !disk.path.exists();
             let id = format!("{}/{}", self.domain, disk.target);
             let observer = OfDisk::new(recorder, &id);
-            let mut report = rebuild(&disk.chain, Vec::new(), request, &observer, cancel)
+            let mut report = rebuild(&disk.chain, Vec::new(), request, &|_| {}, &observer, cancel)
                 .map_err(|error| error.within(format!("cannot restore disk {}", disk.target)))?;
             if new {
                 written.paths.push(disk.path.clone());

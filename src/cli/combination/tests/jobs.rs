@@ -1,0 +1,39 @@
+//! The options of what is done by itself.
+
+use super::{Entry, Table};
+
+const CONFIG: Entry = Entry(&["--config", "f"], &[], "the file of jobs");
+
+pub(super) const TABLES: &[Table] = &[
+    Table {
+        command: "run",
+        ways: &[("what is due", &[]), ("a job", &["j"])],
+        entries: &[Entry(&["j"], &[], "what is done"), CONFIG],
+        apart: &[],
+    },
+    Table {
+        command: "status",
+        ways: &[("everything", &[])],
+        entries: &[
+            Entry(&["--nagios"], &[], "a line of Nagios"),
+            Entry(&["--watch"], &[], "it is looked again"),
+            CONFIG,
+        ],
+        apart: &[("--nagios", "--json"), ("--nagios", "--watch")],
+    },
+    Table {
+        command: "history",
+        ways: &[("all", &[])],
+        entries: &[
+            Entry(&["--job", "j"], &[], "which are shown"),
+            Entry(&["--guest", "g"], &[], "which are shown"),
+            Entry(&["--act", "backup"], &[], "which are shown"),
+            Entry(&["--failed"], &[], "which are shown"),
+            Entry(&["--since", "7d"], &[], "which are shown"),
+            Entry(&["--last", "5"], &[], "how many are shown"),
+        ],
+        apart: &[],
+    },
+    Table { command: "config check", ways: &[("the file", &[])], entries: &[CONFIG], apart: &[] },
+    Table { command: "config example", ways: &[("one", &[])], entries: &[], apart: &[] },
+];

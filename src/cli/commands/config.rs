@@ -1,0 +1,96 @@
+//! `qdelta config`: the file of jobs is checked, or one to begin with is written.
+
+use jiff::tz::TimeZone;
+use qdelta::Result;
+use qdelta::flows::jobs::{self, EXAMPLE};
+use qdelta::flows::report::{ActPlan, JobPlan, PlanReport};
+
+use super::run::{coming, with_host};
+use crate::cli::job_args::{Config, ConfigAction};
+use crate::cli::text::{self, Column};
+use crate::cli::{Context, status, two_lines};
+
+/// Does what is to be done with the file.
+pub fn run(args: &Config, context: &mut Context) -> Result<u8> {
+    let args = match &args.action {
+        ConfigAction::Example(_) => {
+            for line in EXAMPLE.lines() {
+                context.out.line(line)?;
+            }
+            return Ok(status::DONE);
+        }
+        ConfigAction::Check(args) => args,
+    };
+    let (report, zone) = with_host(&args.file, context, |host| {
+        Ok((jobs::plan(host, &args.file.config)?, host.config.zone()?))
+    })?;
+    let problem = report.problems.first().map(|failure| status::of(failure.kind));
+    for failure in &report.problems {
+        context.screen.say(&two_lines(&failure.text, failure.advice.as_deref()));
+    }
+    match context.out.json {
+        true => context.out.json(&report)?,
+        false if context.out.quiet => {}
+        false => show(&report, &zone, context)?,
+    }
+    Ok(problem.unwrap_or(status::DONE))
+}
+
+fn show(report: &PlanReport, zone: &TimeZone, context: &mut Context) -> Result<()> {
+    let column = |head, right, rank| Column { head, right, rank };
+    let count = text::count(report.jobs.len(), "job");
+    let file = report.config.display();
+    context.out.line(format!("{file}: {count}; times are of {}", report.time_zone))?;
+    context.out.line("")?;
+    let columns = [
+        column("JOB", false, 0),
+        column("ACT", false, 0),
+        column("WHEN", false, 1),
+        column("NEXT", false, 0),
+        column("RPO", false, 2),
+        column("RTO", false, 2),
+    ];
+    let rows: Vec<Vec<String>> = report
+        .jobs
+        .iter()
+        .flat_map(|job| {
+            job.acts.iter().enumerate().map(|(at, act)| act_row(job, act, at == 0, zone))
+        })
+        .collect();
+    let width = context.out.width();
+    for line in text::table(&columns, &rows, width) {
+        context.out.line(line)?;
+    }
+    context.out.line("")?;
+    let columns = [column("GUEST", false, 0), column("JOBS", false, 0), column("UUID", false, 1)];
+    let fate = |jobs: &[String], ignored| match (jobs, ignored) {
+        ([], true) => "ignored, as the file says".to_owned(),
+        ([], false) => "NONE: it is not backed up".to_owned(),
+        (jobs, _) => jobs.join(", "),
+    };
+    let rows: Vec<Vec<String>> = report
+        .guests
+        .iter()
+        .map(|it| {
+            vec![it.guest.clone(), fate(&it.jobs, it.ignored), it.uuid.clone().unwrap_or_default()]
+        })
+        .collect();
+    for line in text::table(&columns, &rows, width) {
+        context.out.line(line)?;
+    }
+    Ok(())
+}
+
+fn act_row(job: &JobPlan, act: &ActPlan, is_first: bool, zone: &TimeZone) -> Vec<String> {
+    let when = match act.schedule.is_empty() {
+        false => act.schedule.join(" and "),
+        true if is_first => format!("when named: qdelta run {}", job.job),
+        true => "after the backup".to_owned(),
+    };
+    let next = act.next.map_or("-".to_owned(), |next| coming(next, zone));
+    let of_job = |text: String| if is_first { text } else { String::new() };
+    let target = |target: Option<qdelta::base::duration::Stretch>| {
+        of_job(target.map_or("-".to_owned(), |target| target.to_string()))
+    };
+    vec![of_job(job.job.clone()), act.act.to_string(), when, next, target(job.rpo), target(job.rto)]
+}

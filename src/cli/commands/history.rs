@@ -1,0 +1,89 @@
+//! `qdelta history`: what was done by itself on this host.
+
+use jiff::tz::TimeZone;
+use qdelta::Result;
+use qdelta::base::clock;
+use qdelta::flows::jobs;
+use qdelta::flows::report::{Act, End, Record};
+
+use super::run::state_of;
+use crate::cli::job_args::{ActName, History};
+use crate::cli::text::{self, Column};
+use crate::cli::{Context, status};
+
+const COLUMNS: &[Column] = &[
+    Column { head: "WHEN", right: false, rank: 0 },
+    Column { head: "JOB", right: false, rank: 0 },
+    Column { head: "ACT", right: false, rank: 0 },
+    Column { head: "WHAT", right: false, rank: 0 },
+    Column { head: "RESULT", right: false, rank: 0 },
+    Column { head: "TOOK", right: true, rank: 2 },
+    Column { head: "TEXT", right: false, rank: 1 },
+];
+
+/// Shows the records that are asked for.
+pub fn run(args: &History, context: &mut Context) -> Result<u8> {
+    let mut history = jobs::history(&state_of(context)?)?;
+    let since = args.since.map(|since| {
+        let seconds = i64::try_from(since.0.as_secs()).unwrap_or(i64::MAX);
+        clock::now().map(|now| now.as_second().saturating_sub(seconds))
+    });
+    let since = since.transpose()?;
+    history.records.retain(|record| {
+        let is_named = |wanted: &[String], name: Option<&String>| {
+            wanted.is_empty() || name.is_some_and(|name| wanted.contains(name))
+        };
+        is_named(&args.job, record.job.as_ref())
+            && is_named(&args.guest, record.subject.as_ref())
+            && (args.act.is_empty() || args.act.iter().any(|act| act.to_library() == record.act))
+            && (!args.failed || record.end.is_trouble())
+            && since.is_none_or(|since| record.began.as_second() >= since)
+    });
+    let surplus = history.records.len().saturating_sub(args.last);
+    history.records.drain(..surplus);
+    if context.out.json {
+        return context.out.json(&history).map(|()| status::DONE);
+    }
+    if history.records.is_empty() {
+        context.out.line("nothing of that kind was done yet")?;
+        return Ok(status::DONE);
+    }
+    let zone = TimeZone::system();
+    let rows: Vec<Vec<String>> = history.records.iter().map(|record| row(record, &zone)).collect();
+    for line in text::table(COLUMNS, &rows, context.out.width()) {
+        context.out.line(line)?;
+    }
+    Ok(status::DONE)
+}
+
+fn row(record: &Record, zone: &TimeZone) -> Vec<String> {
+    let when = record.began.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M").to_string();
+    let took = match record.end {
+        End::Begun | End::Seen | End::Cut | End::Refused => String::new(),
+        _ => text::duration(record.seconds),
+    };
+    let dash = || "-".to_owned();
+    vec![
+        when,
+        record.job.clone().unwrap_or_else(dash),
+        record.act.to_string(),
+        record.subject.clone().unwrap_or_else(dash),
+        record.end.to_string(),
+        took,
+        record.text.clone(),
+    ]
+}
+
+impl ActName {
+    /// What the library calls it.
+    fn to_library(self) -> Act {
+        match self {
+            Self::Run => Act::Run,
+            Self::Backup => Act::Backup,
+            Self::Verify => Act::Verify,
+            Self::Prune => Act::Prune,
+            Self::Drill => Act::Drill,
+            Self::Hook => Act::Hook,
+        }
+    }
+}

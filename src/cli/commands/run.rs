@@ -1,0 +1,121 @@
+//! `qdelta run`: what is due is done.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use qdelta::flows::jobs::{self, Config, Host, RepositoryPlace};
+use qdelta::flows::report::{Act, End, Record, RunReport};
+use qdelta::guest::quiesce::Program;
+use qdelta::{Error, ErrorKind, Result};
+
+use crate::cli::job_args::{JobFile, Run};
+use crate::cli::screen::Screen;
+use crate::cli::{Context, keys, out::Out, signals, state, status, text, two_lines};
+
+/// The host's own folder, which jobs can't do without.
+pub(super) fn state_of(context: &Context) -> Result<PathBuf> {
+    state::folder(context.global.state.as_deref()).ok_or_else(|| {
+        Error::new(ErrorKind::Usage, "this host has no folder for the history of jobs")
+            .advise("name one: --state DIR")
+    })
+}
+
+/// Reads the file of jobs and does something with the host that it describes.
+pub(super) fn with_host<T>(
+    file: &JobFile,
+    context: &Context,
+    work: impl FnOnce(&Host<'_>) -> Result<T>,
+) -> Result<T> {
+    let (config, state) = (Config::read(&file.config)?, state_of(context)?);
+    let global = &context.global;
+    let open = |place: &RepositoryPlace| {
+        let key = keys::of(place.key_file.as_deref(), place.key_command.as_deref(), global)?;
+        Context::open(place.place.as_ref(), key.as_ref(), Some(&state))
+    };
+    let arguments = vec!["watchdog".into()];
+    let watchdog = Program { path: PathBuf::from("/proc/self/exe"), arguments };
+    work(&Host { config: &config, open: &open, state: &state, watchdog: &watchdog })
+}
+
+/// Does what is due, or what was named, and tells of each piece when it is done.
+pub fn run(args: &Run, context: &mut Context) -> Result<u8> {
+    let cancel = signals::watch(&context.screen);
+    let mut shown = Out::new(context.out.json, context.out.quiet);
+    let report = {
+        let out = Mutex::new(&mut shown);
+        let told = |record: &Record| {
+            let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+            // What can't be shown is told at the end: the work does not depend on who can read of it.
+            let _ = tell(record, &context.screen, &mut out);
+        };
+        with_host(&args.file, context, |host| {
+            let report = jobs::run(host, &args.jobs, &context.screen, &cancel, &told)?;
+            Ok((report, host.config.zone()?))
+        })
+    };
+    shown.finish()?;
+    let (report, zone) = report?;
+    context.screen.end();
+    if context.out.json {
+        context.out.json(&report)?;
+    } else if !context.out.quiet {
+        summarize(&report, &zone, context)?;
+    }
+    Ok(status_of(&report))
+}
+
+fn status_of(report: &RunReport) -> u8 {
+    match report.end {
+        _ if report.alarm => status::ALARM,
+        End::Interrupted => status::of(ErrorKind::Interrupted),
+        End::Failed => status::SOME_FAILED,
+        _ => status::DONE,
+    }
+}
+
+/// What a record is about, as people name it.
+pub(super) fn label(record: &Record) -> String {
+    let parts = [record.job.clone(), Some(record.act.to_string()), record.subject.clone()];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+fn tell(record: &Record, screen: &Screen, out: &mut Out) -> Result<()> {
+    if record.end.is_trouble() && record.act != Act::Run {
+        screen.end();
+        let what = format!("{}: {}: {}", label(record), record.end, record.text);
+        screen.say(&two_lines(&what, record.advice.as_deref()));
+        return Ok(());
+    }
+    let is_said = match record.act {
+        Act::Run => record.end == End::Cut,
+        _ => record.end != End::Seen,
+    };
+    if out.json || out.quiet || !is_said {
+        return Ok(());
+    }
+    let took = text::duration(record.seconds);
+    out.line(format!("{}: {}, took {took}", label(record), record.text))?;
+    out.flush()
+}
+
+/// A time to come, in the zone of the schedules.
+pub(super) fn coming(time: Timestamp, zone: &TimeZone) -> String {
+    time.to_zoned(zone.clone()).strftime("%a %Y-%m-%d %H:%M").to_string()
+}
+
+fn summarize(report: &RunReport, zone: &TimeZone, context: &mut Context) -> Result<()> {
+    let next = report.next.map(|next| coming(next, zone));
+    let next = match next {
+        Some(next) => format!("next: {next}"),
+        None => "no job has a schedule".to_owned(),
+    };
+    let is_idle =
+        !report.records.iter().any(|record| record.act != Act::Run && record.end != End::Seen);
+    let what = match report.records.last().filter(|_| !is_idle) {
+        None => "nothing is due".to_owned(),
+        Some(last) => last.text.clone(),
+    };
+    context.out.line(format!("{what}; {next}"))
+}

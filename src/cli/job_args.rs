@@ -1,0 +1,135 @@
+//! What can be typed about what qdelta does by itself.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use qdelta::base::duration::Stretch;
+
+use super::examples;
+
+/// The file of jobs.
+#[derive(Debug, Args)]
+pub struct JobFile {
+    /// The file that says what qdelta does by itself on this host
+    #[arg(long, value_name = "FILE", env = "QDELTA_CONFIG", default_value = "/etc/qdelta/qdelta.toml", value_hint = ValueHint::FilePath, hide_env_values = true)]
+    pub config: PathBuf,
+}
+
+/// Do what is due: backups, proofs, pruning and drills, as /etc/qdelta/qdelta.toml says.
+///
+/// A timer starts this every few minutes. Guests are backed up several at a time, and what fails stops
+/// nothing else. A time that was missed, however often, is made up for once. A schedule that is new
+/// counts from the first run that sees it. Everything is noted in the history (qdelta history). With
+/// jobs, these are done now: the backup, and what follows it without a schedule of its own. SIGTERM
+/// ends a run at a safe place; what it left is due again.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("run"), after_long_help = examples::long(Some("run")))]
+pub struct Run {
+    /// Which jobs, whatever is due [default: what is due]
+    #[arg(value_name = "JOB")]
+    pub jobs: Vec<String>,
+
+    /// Where the file is.
+    #[command(flatten)]
+    pub file: JobFile,
+}
+
+/// Answer in one look: is everything all right?
+///
+/// For each guest: its newest good point against its RPO, when a point was proved last, the last drill
+/// and its RTO. For each repository: the room, and how long it will last. Then everything that somebody
+/// should do something about: what failed and did not succeed since, what is overdue or never ran,
+/// guests that no job covers, disks that are in no point, guests that may be frozen. Status 17 says
+/// that something is open.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("status"), after_long_help = examples::long(Some("status")))]
+pub struct Status {
+    /// One line for Nagios, Icinga or Checkmk, with their statuses: 0 OK, 1 WARNING, 2 CRITICAL, 3
+    /// UNKNOWN
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    pub nagios: bool,
+
+    /// Look again every few seconds, until Ctrl-C
+    #[arg(long)]
+    pub watch: bool,
+
+    /// Where the file is.
+    #[command(flatten)]
+    pub file: JobFile,
+}
+
+/// Show what was done by itself on this host, the latest last.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("history"), after_long_help = examples::long(Some("history")))]
+pub struct History {
+    /// Only of this job; can be repeated
+    #[arg(long, value_name = "JOB")]
+    pub job: Vec<String>,
+
+    /// Only of this guest, or of the image at this path; can be repeated
+    #[arg(long, value_name = "NAME")]
+    pub guest: Vec<String>,
+
+    /// Only this part of jobs; can be repeated
+    #[arg(long, value_enum, value_name = "ACT")]
+    pub act: Vec<ActName>,
+
+    /// Only what did not come to a good end
+    #[arg(long)]
+    pub failed: bool,
+
+    /// Only of this time: 12h, 7d
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Stretch>,
+
+    /// At most so many, the latest
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    pub last: usize,
+}
+
+/// A part of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ActName {
+    /// The run itself
+    Run,
+    /// Backups
+    Backup,
+    /// Proofs
+    Verify,
+    /// Removal of points
+    Prune,
+    /// Drills
+    Drill,
+    /// Hooks
+    Hook,
+}
+
+/// Check the file of jobs, or write one to begin with.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("config"), after_long_help = examples::long(Some("config")))]
+pub struct Config {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: ConfigAction,
+}
+
+/// What to do with the file of jobs.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    Check(ConfigCheck),
+    Example(ConfigExample),
+}
+
+/// Say what would run when, and what becomes of each guest.
+///
+/// What the file does not know is an error with its line and column. Nothing is done.
+#[derive(Debug, Args)]
+pub struct ConfigCheck {
+    /// Where the file is.
+    #[command(flatten)]
+    pub file: JobFile,
+}
+
+/// Write a commented file to begin with to standard output.
+#[derive(Debug, Args)]
+pub struct ConfigExample {}

@@ -1,0 +1,674 @@
+//! The file in which an admin says what is to be done by itself: `/etc/qdelta/qdelta.toml`.
+//!
+//! What the file does not know is an error with its line and column: a rule that is spelled wrong and
+//! passed over would be found out on the day of a restore.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use jiff::tz::TimeZone;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use super::words::nearest;
+use crate::base::calendar::Calendar;
+use crate::base::duration::Stretch;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::period::Period;
+use crate::base::size;
+use crate::disk::io::Opener;
+use crate::flows::backup::{AnchorChoice, ConsistencyChoice, LEVEL_DEFAULT};
+use crate::flows::verify::Budget;
+use crate::formats::archive::Tracker;
+use crate::guest::libvirt::Libvirt;
+use crate::guest::quiesce::Virsh;
+use crate::vault::repository::{DiskSpec, Keep, Rung};
+
+/// The longest file that is read, in bytes.
+const LEN_MAX: u64 = 1 << 20;
+
+/// A commented file that works, with four classes of guests.
+pub const EXAMPLE: &str = include_str!("example.toml");
+
+/// What the file says.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// IANA's name of the zone of all schedules; this machine's if it is not said.
+    pub time_zone: Option<String>,
+    /// The systemd timer that starts `qdelta run`; none if another program does.
+    #[serde(default = "timer")]
+    pub timer: String,
+    /// Guests that no job need cover, by name, pattern or UUID.
+    #[serde(default)]
+    pub ignore: Vec<Pattern>,
+    /// Where points are kept.
+    pub repositories: BTreeMap<String, RepositoryPlace>,
+    /// Where libvirt is.
+    #[serde(default)]
+    pub libvirt: LibvirtPlace,
+    /// How much of this host a run may take.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Programs around a whole run.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// What is done.
+    pub jobs: BTreeMap<String, Job>,
+}
+
+/// A repository.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryPlace {
+    /// As `--repo` takes it.
+    pub place: String,
+    /// The file with the key of an encrypted repository.
+    pub key_file: Option<PathBuf>,
+    /// The command of the shell that writes that key to its standard output.
+    pub key_command: Option<String>,
+    /// So many bytes are to stay free there.
+    #[serde(default, deserialize_with = "bytes")]
+    pub keep_free: Option<u64>,
+}
+
+/// Where libvirt keeps its files, and how `virsh` is called.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LibvirtPlace {
+    /// The folder of its configuration.
+    pub config: PathBuf,
+    /// The folder for the state of running guests.
+    pub run: PathBuf,
+    /// The folder for lasting state.
+    pub state: PathBuf,
+    /// The hypervisor for `virsh`.
+    pub connect: Option<String>,
+    /// The `virsh` program.
+    pub virsh: PathBuf,
+}
+
+impl Default for LibvirtPlace {
+    fn default() -> Self {
+        let Libvirt { config, run, state } = Libvirt::default();
+        Self { config, run, state, connect: None, virsh: PathBuf::from("virsh") }
+    }
+}
+
+impl LibvirtPlace {
+    /// Where libvirt's files are.
+    pub fn libvirt(&self) -> Libvirt {
+        let Self { config, run, state, .. } = self.clone();
+        Libvirt { config, run, state }
+    }
+
+    /// How `virsh` is called.
+    pub fn virsh(&self) -> Virsh {
+        Virsh { program: self.virsh.clone(), connect: self.connect.clone() }
+    }
+}
+
+/// How much of this host a run may take.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// So many guests are backed up at a time.
+    pub guests_at_once: usize,
+    /// Threads of all of them together; one for each processor if it is not said.
+    pub threads: Option<usize>,
+    /// How far the run stands back for others, from 0 to 19.
+    pub nice: u8,
+    /// How its I/O stands back for that of others, where the scheduler of the disk heeds it.
+    pub io_class: IoClass,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { guests_at_once: 1, threads: None, nice: 10, io_class: IoClass::BestEffort }
+    }
+}
+
+/// A class of I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IoClass {
+    /// As the run was started.
+    None,
+    /// After that of every program that says nothing.
+    BestEffort,
+    /// When nobody else has any.
+    Idle,
+}
+
+/// Programs around the work; each is a line for `/bin/sh`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hooks {
+    /// Before the work: if it fails, the work is not done.
+    pub before: Option<String>,
+    /// After work that went well.
+    pub after: Option<String>,
+    /// After work of which something failed.
+    pub failed: Option<String>,
+    /// After all that, in any case.
+    #[serde(rename = "finally")]
+    pub at_last: Option<String>,
+    /// How long each may take.
+    #[serde(default, deserialize_with = "optional")]
+    pub time_limit: Option<Stretch>,
+}
+
+/// A job: some guests, and what is done with them when.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// The repository; need not be said if there is one.
+    pub repository: Option<String>,
+    /// Guests by name, pattern (`db*`) or UUID; `all` for every guest.
+    #[serde(default)]
+    pub guests: Vec<Pattern>,
+    /// Those of them that are left out.
+    #[serde(default)]
+    pub except: Vec<Pattern>,
+    /// Disks that are left out, as `GUEST/TARGET`.
+    #[serde(default)]
+    pub exclude_disks: Vec<String>,
+    /// Images that belong to no guest.
+    #[serde(default)]
+    pub images: Vec<JobImage>,
+    /// When its guests are backed up; only when it is named, if nothing is said.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub schedule: Vec<Calendar>,
+    /// What is left for the next backup.
+    #[serde(default)]
+    pub anchor: Anchor,
+    /// How running guests are brought to rest.
+    #[serde(default)]
+    pub consistency: Consistency,
+    /// How long a guest may be frozen.
+    #[serde(default, deserialize_with = "optional")]
+    pub freeze_max: Option<Stretch>,
+    /// The program that makes snapshots.
+    pub snapshot_command: Option<PathBuf>,
+    /// The zstd level.
+    #[serde(default = "level")]
+    pub level: i32,
+    /// Whether the host's configuration is part of each point.
+    #[serde(default)]
+    pub with_host_config: bool,
+    /// How old the newest good point of a guest may be.
+    #[serde(default, deserialize_with = "optional")]
+    pub rpo: Option<Stretch>,
+    /// How long it may take until a guest is back.
+    #[serde(default, deserialize_with = "optional")]
+    pub rto: Option<Stretch>,
+    /// Proof of its points.
+    pub verify: Option<Verify>,
+    /// Removal of points that no rule keeps.
+    pub prune: Option<Prune>,
+    /// Drills of its guests.
+    pub drill: Option<Drill>,
+    /// Programs around the job.
+    #[serde(default)]
+    pub hooks: Hooks,
+}
+
+/// An image that belongs to no guest.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobImage {
+    /// The image.
+    pub path: PathBuf,
+    /// The disk's name in the repository.
+    #[serde(default, deserialize_with = "optional")]
+    pub disk: Option<DiskSpec>,
+}
+
+/// Proof of the points of a job's guests.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verify {
+    /// When; after each backup of the job if nothing is said.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub schedule: Vec<Calendar>,
+    /// How much may be read, or how long.
+    #[serde(default, deserialize_with = "optional")]
+    pub budget: Option<Budget>,
+    /// What was proved within this time is left out.
+    #[serde(default, deserialize_with = "optional")]
+    pub max_age: Option<Period>,
+}
+
+/// Removal of points that no rule keeps.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// When; after each backup of the job if nothing is said.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub schedule: Vec<Calendar>,
+    /// The rules; those of the repository if nothing is said.
+    pub keep: Option<Keep>,
+    /// How long a removed point can be brought back; what the repository says if nothing is said.
+    #[serde(default, deserialize_with = "optional")]
+    pub grace: Option<Period>,
+}
+
+/// Drills of a job's guests.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drill {
+    /// When; after each backup of the job if nothing is said.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub schedule: Vec<Calendar>,
+    /// Only so many guests: those whose last drill is longest ago.
+    pub pick: Option<usize>,
+    /// How far to climb.
+    pub to: Option<Rung>,
+    /// The program that boots a guest.
+    pub boot_command: Option<PathBuf>,
+    /// How long each program may take.
+    #[serde(default, deserialize_with = "optional")]
+    pub time_limit: Option<Stretch>,
+}
+
+/// What is left for the next backup.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Anchor {
+    /// What the point before left.
+    #[default]
+    Auto,
+    /// Nothing.
+    None,
+    /// A persistent bitmap.
+    Bitmap,
+    /// An internal snapshot.
+    Snapshot,
+    /// A clone of the image's file.
+    Reflink,
+}
+
+impl Anchor {
+    /// What a backup calls it.
+    pub fn choice(self) -> AnchorChoice {
+        match self {
+            Self::Auto => AnchorChoice::AsBefore,
+            Self::None => AnchorChoice::None,
+            Self::Bitmap => AnchorChoice::For(Tracker::Bitmap),
+            Self::Snapshot => AnchorChoice::For(Tracker::Snapshot),
+            Self::Reflink => AnchorChoice::For(Tracker::Reflink),
+        }
+    }
+}
+
+/// How running guests are brought to rest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// Filesystems are frozen while images are cloned.
+    #[default]
+    Quiesced,
+    /// Filesystems are frozen while what has changed is read.
+    FreezeCopy,
+    /// Nothing is frozen.
+    Crash,
+}
+
+impl Consistency {
+    /// What a backup calls it.
+    pub fn choice(self) -> ConsistencyChoice {
+        match self {
+            Self::Quiesced => ConsistencyChoice::Quiesced,
+            Self::FreezeCopy => ConsistencyChoice::FreezeCopy,
+            Self::Crash => ConsistencyChoice::Crash,
+        }
+    }
+}
+
+/// A guest by its name, by a pattern with `*` and `?`, or by its UUID; `all` is every guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// Whether a guest is meant.
+    pub fn matches(&self, name: &str, uuid: Option<&str>) -> bool {
+        self.0 == "all"
+            || uuid.is_some_and(|uuid| uuid.eq_ignore_ascii_case(&self.0))
+            || fits(self.0.as_bytes(), name.as_bytes())
+    }
+
+    /// Whether any number of guests may be meant, or none.
+    pub fn is_open(&self) -> bool {
+        self.0 == "all" || self.0.contains(['*', '?'])
+    }
+
+    /// The name, if it is one.
+    pub fn name(&self) -> Option<&str> {
+        let is_uuid = self.0.len() == 36 && self.0.matches('-').count() == 4;
+        (!is_uuid && !self.is_open()).then_some(self.0.as_str())
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.is_empty() || text.contains(['/', '\0']) {
+            true => Err(D::Error::custom(format!("no guest is called {text:?}"))),
+            false => Ok(Self(text)),
+        }
+    }
+}
+
+/// Whether a name fits a pattern with `*` and `?`, in steps that the product of both lengths bounds.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut at, mut seen, mut star) = (0, 0, None);
+    while seen < name.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, seen));
+                at += 1;
+            }
+            Some(byte) if *byte == b'?' || Some(byte) == name.get(seen) => {
+                at += 1;
+                seen += 1;
+            }
+            _ => {
+                let Some((back, taken)) = star else { return false };
+                star = Some((back, taken + 1));
+                (at, seen) = (back + 1, taken + 1);
+            }
+        }
+    }
+    pattern.get(at..).is_some_and(|rest| rest.iter().all(|byte| *byte == b'*'))
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is none; [`ErrorKind::Usage`], with line and column, if it makes
+    /// no sense.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = Opener::READ.read_text(path, LEN_MAX).map_err(|error| {
+            Error::io("read", path, error)
+                .advise("qdelta config example writes a file to begin with; --config names another")
+        })?;
+        Self::parse(&text).map_err(|error| error.within(path.display().to_string()))
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|error| mistake(text, &error))?;
+        config.zone()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The zone of all schedules.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] if this machine does not know it.
+    pub fn zone(&self) -> Result<TimeZone> {
+        let Some(name) = &self.time_zone else { return Ok(TimeZone::system()) };
+        TimeZone::get(name).map_err(|_| {
+            Error::new(ErrorKind::Usage, format!("this machine knows no time zone {name:?}"))
+                .advise(
+                    "give IANA's name of it, as Europe/Berlin or UTC; the package tzdata has them",
+                )
+        })
+    }
+
+    /// The repository of a job.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] if the job names none of several, or one that is not there.
+    pub fn repository_of(&self, name: &str, job: &Job) -> Result<(&str, &RepositoryPlace)> {
+        let refused = |text: String| Error::new(ErrorKind::Usage, format!("job {name}: {text}"));
+        let known = self.repositories.keys().map(String::as_str);
+        match &job.repository {
+            Some(wanted) => {
+                let found = self.repositories.get_key_value(wanted);
+                found.map(|(name, place)| (name.as_str(), place)).ok_or_else(|| {
+                    let near = nearest(wanted, known.clone());
+                    let near = near.or(known.clone().next()).unwrap_or("main");
+                    refused(format!("there is no [repositories.{wanted}]"))
+                        .advise(format!("did you mean {near:?}?"))
+                })
+            }
+            None => {
+                let mut all = self.repositories.iter();
+                match (all.next(), all.next()) {
+                    (Some((name, place)), None) => Ok((name, place)),
+                    _ => Err(refused("it does not say which repository".to_owned())
+                        .advise("say repository = \"NAME\", as in [repositories.NAME]")),
+                }
+            }
+        }
+    }
+
+    /// What no type can check.
+    fn check(&self) -> Result<()> {
+        let refused = |text: String, advice: &'static str| {
+            Err(Error::new(ErrorKind::Usage, text).advise(advice))
+        };
+        if self.jobs.is_empty() {
+            return refused("there is no job".to_owned(), "begin one with [jobs.NAME]");
+        }
+        let Limits { guests_at_once, threads, nice, .. } = self.limits;
+        if !(1..=64).contains(&guests_at_once)
+            || threads.is_some_and(|it| !(1..=1024).contains(&it))
+        {
+            let text =
+                "limits: no guest, or more than anybody has use for, would be backed up at once";
+            return refused(text.to_owned(), "guests_at_once is 1 to 64, threads 1 to 1024");
+        }
+        if nice > 19 {
+            return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
+        }
+        for (name, job) in &self.jobs {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+            if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
+                let text = format!("{name:?} can't be the name of a job");
+                return refused(text, "letters, digits, _ and -, at most 64 of them");
+            }
+            let (_, place) = self.repository_of(name, job)?;
+            if place.key_file.is_some() && place.key_command.is_some() {
+                let text = format!("the repository of job {name} has two keys");
+                return refused(text, "say key_file or key_command");
+            }
+            if job.guests.is_empty() && job.images.is_empty() {
+                let text = format!("job {name}: nothing is to be backed up");
+                return refused(
+                    text,
+                    "say guests = [\"all\"], or name some; or [[jobs.NAME.images]]",
+                );
+            }
+            if !(-7..=19).contains(&job.level) {
+                let text = format!("job {name}: zstd has no level {}", job.level);
+                return refused(text, "level is -7 to 19");
+            }
+            let frozen = job.freeze_max.map(|stretch| stretch.0.as_secs());
+            if frozen.is_some_and(|seconds| seconds > 600) {
+                let text = format!("job {name}: no guest should be frozen for so long");
+                return refused(text, "freeze_max is at most 10m");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with the text, and where; of a key that is unknown, what may have been meant.
+fn mistake(text: &str, error: &toml::de::Error) -> Error {
+    let message = error.message().replace('\n', " ");
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = 1 + before.matches('\n').count();
+    let column = 1 + before.chars().rev().take_while(|c| *c != '\n').count();
+    let place = format!("line {line}, column {column}");
+    let unknown =
+        message.strip_prefix("unknown field `").or(message.strip_prefix("unknown variant `"));
+    let Some((word, rest)) = unknown.and_then(|rest| rest.split_once('`')) else {
+        return Error::new(ErrorKind::Usage, place).because(message);
+    };
+    let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
+    let text = format!("{place}: nothing is called `{word}` here");
+    Error::new(ErrorKind::Usage, text).advise(match nearest(word, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("there are {}", known.join(", ")),
+    })
+}
+
+fn timer() -> String {
+    "qdelta.timer".to_owned()
+}
+
+fn level() -> i32 {
+    LEVEL_DEFAULT
+}
+
+/// Reads text as a value of our own; what is wrong with it is said with what to write.
+fn parsed<T: FromStr<Err = Error>, E: serde::de::Error>(text: &str) -> Result<T, E> {
+    text.parse().map_err(|error: Error| {
+        let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+        E::custom(format!("{}{advice}", error.chain()))
+    })
+}
+
+/// Takes text for a value that may be missing.
+fn optional<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: FromStr<Err = Error>,
+    D: Deserializer<'de>,
+{
+    parsed(&String::deserialize(deserializer)?).map(Some)
+}
+
+/// Takes text for a value, or a list of them.
+fn one_or_many<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: FromStr<Err = Error>,
+    D: Deserializer<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        One(String),
+        Many(Vec<String>),
+    }
+    let texts = match Form::deserialize(deserializer)? {
+        Form::One(text) => vec![text],
+        Form::Many(texts) => texts,
+    };
+    texts.iter().map(|text| parsed(text)).collect()
+}
+
+/// Takes a size.
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    size::parse(&text).map(Some).map_err(|error| D::Error::custom(error.chain()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(lines: &str) -> Result<Config> {
+        Config::parse(&format!(
+            "[repositories.main]\nplace = \"r\"\n[jobs.a]\nguests = [\"web\"]\n{lines}"
+        ))
+    }
+
+    #[test]
+    fn the_example_works_and_has_four_classes() {
+        let example = Config::parse(EXAMPLE).unwrap();
+        let jobs: Vec<&str> = example.jobs.keys().map(String::as_str).collect();
+        assert_eq!(jobs, ["development", "office", "production", "test"]);
+        // What is commented out works, too.
+        let commented = |line: &str| line.strip_prefix("# ").unwrap_or("").contains(['=', '[']);
+        let uncommented: String = EXAMPLE
+            .lines()
+            .map(|line| if commented(line) { &line[2..] } else { line })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let all = Config::parse(&uncommented).unwrap();
+        assert_eq!(all.time_zone.as_deref(), Some("Europe/Berlin"));
+        assert!(all.jobs["production"].hooks.before.is_some());
+    }
+
+    /// "daly = 14" was passed over, and every point was removed that no other rule kept.
+    #[test]
+    fn a_mistake_is_told_with_its_place_and_what_may_be_meant() {
+        for (lines, place, said) in [
+            ("shedule = \"22:00\"", "line 5, column 1", "did you mean `schedule`?"),
+            ("[jobs.a.prune]\nkeep = { daly = 14 }", "line 6, column 10", "did you mean `daily`?"),
+            ("colour = 1", "line 5, column 1", "there are repository, guests"),
+            ("anchor = \"reflnk\"", "line 5, column 10", "did you mean `reflink`?"),
+            ("schedule = \"25:00\"", "line 5, column 12", "no hour from 0 to 23"),
+            ("schedule = [\"1:00\", \"soon\"]", "line 5, column 12", "no time of a calendar"),
+            ("rpo = \"26\"", "line 5, column 7", "say how many of what"),
+            ("[jobs.a.verify]\nbudget = \"2\"", "line 6, column 10", "2h or 90min"),
+            ("guests = [\"a\"]", "line 5", "duplicate key"),
+            ("level = \"high\"", "line 5", "invalid type"),
+            ("repository = \"mian\"", "job a", "did you mean \"main\"?"),
+            ("level = 20", "job a", "level is -7 to 19"),
+            ("freeze_max = \"1h\"", "job a", "at most 10m"),
+            ("[jobs.b]\nschedule = \"1:00\"", "job b", "say guests"),
+            ("[jobs.\"a b\"]\nguests = [\"x\"]", "\"a b\"", "letters, digits"),
+            ("[limits]\nguests_at_once = 0", "limits", "1 to 64"),
+            ("[limits]\nnice = 20", "limits", "0 to 19"),
+            ("[repositories.other]\nplace = \"s\"", "job a", "say repository"),
+            (
+                "[repositories.main2]\nplace = \"s\"\nkeep_free = \"much\"",
+                "line 7, column 13",
+                "no size",
+            ),
+        ] {
+            let error = config(lines).unwrap_err();
+            let whole = format!("{}; {}", error.chain(), error.advice().unwrap_or_default());
+            assert!(whole.contains(place) && whole.contains(said), "{lines}: {whole}");
+            assert_eq!(error.kind(), ErrorKind::Usage);
+        }
+        assert!(config("").is_ok());
+        let error = Config::parse("[repositories.main]\nplace = \"r\"\n[jobs]\n").unwrap_err();
+        assert!(error.chain().contains("no job"));
+        let error =
+            Config::parse("time_zone = \"Mars/Olympus\"\n[repositories]\n[jobs]\n").unwrap_err();
+        assert!(error.chain().contains("no time zone"));
+    }
+
+    #[test]
+    fn a_pattern_means_what_it_says() {
+        let matches = |pattern: &str, name: &str| {
+            Pattern(pattern.to_owned()).matches(name, Some("C7A5FDBD-edaf-9455-926a-d65c16db1809"))
+        };
+        for (pattern, name) in [
+            ("web", "web"),
+            ("db*", "db"),
+            ("db*", "db1"),
+            ("*-test", "a-test-test"),
+            ("w?b", "web"),
+            ("all", "x"),
+            ("*a*b*c", "xxaxxbbxcbc"),
+            ("c7a5fdbd-edaf-9455-926a-d65c16db1809", "y"),
+        ] {
+            assert!(matches(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in
+            [("web", "web1"), ("db*", "adb"), ("w?b", "wb"), ("*a*b*c", "abcd"), ("?", "ab")]
+        {
+            assert!(!matches(pattern, name), "{pattern} {name}");
+        }
+        // A name that is made to take long takes no longer than its length allows.
+        assert!(!matches(&format!("{}b", "*a".repeat(100)), &"a".repeat(10_000)));
+    }
+}

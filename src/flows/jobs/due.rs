@@ -1,0 +1,175 @@
+//! What is due: pure, from schedules, the history and the time.
+//!
+//! A time that was missed, however often, is made up for once. A schedule that was never seen before
+//! begins to count when it is seen: nobody wants a new job to freeze guests in the middle of the day.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::config::{Config, Job};
+use super::journal::{Memory, Past};
+use crate::base::calendar::Calendar;
+use crate::base::error::Result;
+use crate::flows::report::{Act, End};
+
+/// The parts of a job in the order in which they are done, each with its schedule.
+pub(super) fn acts(job: &Job) -> Vec<(Act, &[Calendar])> {
+    let mut acts = vec![(Act::Backup, job.schedule.as_slice())];
+    acts.extend(job.verify.as_ref().map(|it| (Act::Verify, it.schedule.as_slice())));
+    acts.extend(job.prune.as_ref().map(|it| (Act::Prune, it.schedule.as_slice())));
+    acts.extend(job.drill.as_ref().map(|it| (Act::Drill, it.schedule.as_slice())));
+    acts
+}
+
+/// What is to be done now.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Due<'a> {
+    /// The jobs, and which of their parts, in order.
+    pub jobs: Vec<(&'a str, Vec<Act>)>,
+    /// Schedules that were never seen before.
+    pub new: Vec<(&'a str, Act)>,
+}
+
+/// The last time of a schedule until now.
+pub(super) fn last_time(
+    schedule: &[Calendar],
+    now: Timestamp,
+    zone: &TimeZone,
+) -> Option<Timestamp> {
+    schedule.iter().filter_map(|it| it.last(now, zone)).max()
+}
+
+/// The next time of any schedule.
+pub(super) fn next_time(config: &Config, now: Timestamp) -> Result<Option<Timestamp>> {
+    let zone = config.zone()?;
+    let schedules = config.jobs.values().flat_map(acts).flat_map(|(_, schedule)| schedule);
+    Ok(schedules.filter_map(|it| it.next(now, &zone)).min())
+}
+
+/// What is due by the clock.
+pub(super) fn due<'a>(config: &'a Config, memory: &Memory<'_>, now: Timestamp) -> Result<Due<'a>> {
+    let zone = config.zone()?;
+    let mut due = Due::default();
+    for (name, job) in &config.jobs {
+        let mut wanted = Vec::new();
+        let mut is_backup_due = false;
+        for (act, schedule) in acts(job) {
+            let past = memory.of(Some(name), act, None);
+            let is_left = past.last.is_some_and(|it| matches!(it.end, End::Interrupted | End::Cut));
+            let is_due = match last_time(schedule, now, &zone) {
+                _ if is_left => true,
+                _ if schedule.is_empty() => act != Act::Backup && is_backup_due,
+                _ if past.last.is_none() => {
+                    due.new.push((name.as_str(), act));
+                    false
+                }
+                None => false,
+                Some(time) => is_missed(past, time),
+            };
+            is_backup_due |= is_due && act == Act::Backup;
+            if is_due {
+                wanted.push(act);
+            }
+        }
+        if !wanted.is_empty() {
+            due.jobs.push((name.as_str(), wanted));
+        }
+    }
+    Ok(due)
+}
+
+/// Whether nothing was tried since a time.
+pub(super) fn is_missed(past: Past<'_>, time: Timestamp) -> bool {
+    past.last.is_none_or(|record| record.began < time)
+}
+
+/// The jobs that were named, with those parts that have no schedule of their own.
+pub(super) fn named<'a>(config: &'a Config, names: &[String]) -> Due<'a> {
+    let mut found: BTreeMap<&str, Vec<Act>> = BTreeMap::new();
+    for (name, job) in config.jobs.iter().filter(|(name, _)| names.contains(name)) {
+        let follows =
+            |(act, schedule): &(Act, &[Calendar])| *act == Act::Backup || schedule.is_empty();
+        let acts = acts(job).into_iter().filter(follows).map(|(act, _)| act);
+        found.insert(name, acts.collect());
+    }
+    // In the order in which they were named.
+    let order = names.iter().filter_map(|name| found.remove_entry(name.as_str()));
+    Due { jobs: order.collect(), new: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::report::{Record, RunHistory};
+
+    const FILE: &str = "time_zone = \"UTC\"\n[repositories.main]\nplace = \"r\"\n\
+                        [jobs.nightly]\nguests = [\"web\"]\nschedule = \"02:00\"\n\
+                        [jobs.nightly.prune]\n[jobs.nightly.verify]\nschedule = \"Sun 06:00\"\n\
+                        [jobs.test]\nguests = [\"test\"]\n";
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn record(act: Act, time: &str, end: End) -> Record {
+        Record {
+            run: at(time),
+            job: Some("nightly".to_owned()),
+            act,
+            subject: None,
+            began: at(time),
+            seconds: 0.0,
+            end,
+            text: String::new(),
+            advice: None,
+            warnings: Vec::new(),
+            result: None,
+        }
+    }
+
+    /// The parts that are due, and those that were never seen.
+    fn what(records: &[Record], now: &str) -> (Vec<Act>, Vec<Act>) {
+        let config = Config::parse(FILE).unwrap();
+        let history = RunHistory { records: records.to_vec(), torn: 0 };
+        let memory = Memory::new(&history, at(now));
+        let due = due(&config, &memory, at(now)).unwrap();
+        let jobs = due.jobs.iter().flat_map(|(_, acts)| acts.clone()).collect();
+        (jobs, due.new.iter().map(|(_, act)| *act).collect())
+    }
+
+    #[test]
+    fn what_is_due_is_done_once_and_what_is_new_waits() {
+        use Act::{Backup, Prune, Verify};
+        // The 18th of October 2026 is a Sunday.
+        assert_eq!(what(&[], "2026-10-17T10:00:00Z"), (vec![], vec![Backup, Verify]));
+        let mut past = vec![
+            record(Backup, "2026-10-17T10:00:00Z", End::Seen),
+            record(Verify, "2026-10-17T10:00:00Z", End::Seen),
+        ];
+        assert_eq!(what(&past, "2026-10-18T01:59:00Z"), (vec![], vec![]));
+        // Pruning follows the backup, and proof has a time of its own.
+        assert_eq!(what(&past, "2026-10-18T02:00:00Z"), (vec![Backup, Prune], vec![]));
+        // Ten nights were missed: that is one backup, and one proof.
+        assert_eq!(what(&past, "2026-10-28T12:00:00Z"), (vec![Backup, Verify, Prune], vec![]));
+        past.push(record(Backup, "2026-10-18T02:00:10Z", End::Failed));
+        assert_eq!(what(&past, "2026-10-18T02:10:00Z"), (vec![], vec![]));
+        assert_eq!(what(&past, "2026-10-18T06:00:00Z"), (vec![Verify], vec![]));
+        // What somebody stopped is due again, by itself.
+        past.push(record(Prune, "2026-10-18T02:00:20Z", End::Interrupted));
+        assert_eq!(what(&past, "2026-10-18T02:10:00Z"), (vec![Prune], vec![]));
+        // The clock was a year ahead when the last one was made.
+        past.push(record(Backup, "2027-10-18T02:00:10Z", End::Done));
+        past.push(record(Prune, "2026-10-18T02:30:20Z", End::Done));
+        assert_eq!(what(&past, "2026-10-19T02:10:00Z"), (vec![Backup, Verify, Prune], vec![]));
+    }
+
+    #[test]
+    fn a_job_that_is_named_is_done_with_what_follows_it() {
+        let config = Config::parse(FILE).unwrap();
+        let named = |name: &str| named(&config, &[name.to_owned()]).jobs;
+        assert_eq!(named("nightly"), [("nightly", vec![Act::Backup, Act::Prune])]);
+        assert_eq!(named("test"), [("test", vec![Act::Backup])]);
+    }
+}

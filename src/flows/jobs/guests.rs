@@ -1,0 +1,205 @@
+//! Which guests a job means, and what becomes of each guest of this host.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::config::{Config, Job, JobImage, Pattern};
+use super::due;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::flows::backup::repository_name;
+use crate::flows::report::{ActPlan, Failure, GuestFate, JobPlan};
+use crate::guest::libvirt::{Choice, Disk, Domain, Libvirt, decide};
+use crate::vault::repository::{DiskSpec, DomainName};
+
+/// The guests of this host.
+pub(super) struct Guests {
+    /// By name: what libvirt says of each, or why it says nothing.
+    all: BTreeMap<String, Result<Domain>>,
+}
+
+/// What a job backs up as one.
+#[derive(Debug, Clone)]
+pub(super) enum Subject {
+    /// A guest.
+    Guest {
+        /// Its name, as libvirt has it.
+        name: String,
+        /// The targets of its disks that are left out.
+        excluded: Vec<String>,
+    },
+    /// An image.
+    Image(JobImage),
+}
+
+impl Subject {
+    /// What it is called in messages and in the history.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Guest { name, .. } => name.clone(),
+            Self::Image(image) => image.path.display().to_string(),
+        }
+    }
+}
+
+impl Guests {
+    /// Asks libvirt's files.
+    ///
+    /// # Errors
+    /// A folder can't be read.
+    pub fn read(libvirt: &Libvirt) -> Result<Self> {
+        let found = |name: String| {
+            let domain = libvirt.find(&name).map(|found| found.domain);
+            (name, domain)
+        };
+        let all: BTreeMap<_, _> = libvirt.list()?.names.into_iter().map(found).collect();
+        // One that has just ended may have left its file for a moment.
+        let is_there = |domain: &Result<Domain>| {
+            !domain.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        Ok(Self { all: all.into_iter().filter(|(_, domain)| is_there(domain)).collect() })
+    }
+
+    /// Whether libvirt has a guest of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.all.contains_key(name)
+    }
+
+    /// The names of all guests.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.all.keys().map(String::as_str)
+    }
+
+    /// The guests of which libvirt's files make no sense.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&str, &Error)> {
+        self.all.iter().filter_map(|(name, domain)| Some((name.as_str(), domain.as_ref().err()?)))
+    }
+
+    fn uuid(&self, name: &str) -> Option<&str> {
+        self.all.get(name)?.as_ref().ok()?.uuid.as_deref()
+    }
+
+    /// Whether one of these patterns means a guest.
+    pub fn is_meant(&self, patterns: &[Pattern], name: &str) -> bool {
+        patterns.iter().any(|pattern| pattern.matches(name, self.uuid(name)))
+    }
+
+    /// What a job backs up: its guests by name, also one that it names and libvirt does not have, and
+    /// then its images.
+    pub fn of(&self, job: &Job) -> Vec<Subject> {
+        let named = job.guests.iter().filter_map(Pattern::name).map(str::to_owned);
+        let found = self.names().filter(|name| self.is_meant(&job.guests, name));
+        let mut names: Vec<String> = found.map(str::to_owned).chain(named).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.retain(|name| !self.is_meant(&job.except, name));
+        let excluded = |guest: &str| {
+            let words = job.exclude_disks.iter().filter_map(|word| word.rsplit_once('/'));
+            words.filter(|(of, _)| *of == guest).map(|(_, target)| target.to_owned()).collect()
+        };
+        let guests =
+            names.into_iter().map(|name| Subject::Guest { excluded: excluded(&name), name });
+        guests.chain(job.images.iter().cloned().map(Subject::Image)).collect()
+    }
+
+    /// The targets of the disks that a backup of a guest takes, as libvirt has them now.
+    pub fn disks_to_take(&self, guest: &str, excluded: &[String]) -> Vec<String> {
+        let Some(Ok(domain)) = self.all.get(guest) else { return Vec::new() };
+        let is_taken = |disk: &&Disk| matches!(decide(disk, excluded), Choice::Take { .. });
+        domain.disks.iter().filter(is_taken).map(|disk| disk.target.clone()).collect()
+    }
+
+    /// What a subject is called in the repository.
+    pub fn domain_of(&self, subject: &Subject) -> Result<DomainName> {
+        match subject {
+            Subject::Guest { name, .. } => match self.all.get(name) {
+                Some(Ok(domain)) => repository_name(domain),
+                _ => name.parse(),
+            },
+            Subject::Image(image) => match &image.disk {
+                Some(spec) => Ok(spec.clone().or_only_disk().domain),
+                None => Ok(DiskSpec::for_image(&image.path)?.or_only_disk().domain),
+            },
+        }
+    }
+
+    /// What each job means.
+    pub fn plans(&self, config: &Config, now: Timestamp) -> Result<Vec<JobPlan>> {
+        let zone = config.zone()?;
+        let plan = |(name, job): (&String, &Job)| {
+            let (repository, _) = config.repository_of(name, job)?;
+            let acts = due::acts(job).into_iter().map(|(act, schedule)| ActPlan {
+                act,
+                schedule: schedule.iter().map(ToString::to_string).collect(),
+                next: schedule.iter().filter_map(|it| it.next(now, &zone)).min(),
+            });
+            Ok(JobPlan {
+                job: name.clone(),
+                repository: repository.to_owned(),
+                subjects: self.of(job).iter().map(Subject::name).collect(),
+                acts: acts.collect(),
+                rpo: job.rpo,
+                rto: job.rto,
+            })
+        };
+        config.jobs.iter().map(plan).collect()
+    }
+
+    /// What becomes of each guest, and of each image.
+    pub fn fates(&self, config: &Config, plans: &[JobPlan]) -> Vec<GuestFate> {
+        let mut fates: BTreeMap<String, GuestFate> = BTreeMap::new();
+        let fate = |guest: &str| GuestFate {
+            guest: guest.to_owned(),
+            uuid: self.uuid(guest).map(str::to_owned),
+            jobs: Vec::new(),
+            ignored: self.is_meant(&config.ignore, guest),
+        };
+        for name in self.names() {
+            fates.insert(name.to_owned(), fate(name));
+        }
+        for plan in plans {
+            for subject in &plan.subjects {
+                let known = fates.entry(subject.clone()).or_insert_with(|| fate(subject));
+                known.jobs.push(plan.job.clone());
+            }
+        }
+        fates.into_values().collect()
+    }
+
+    /// What in the file means nothing on this host.
+    pub fn problems(&self, config: &Config) -> Vec<Failure> {
+        let mut problems = Vec::new();
+        let mut say = |text: String, advice: &str| {
+            let error = Error::new(ErrorKind::NotFound, text).advise(advice.to_owned());
+            problems.push(Failure::from(&error));
+        };
+        for (name, job) in &config.jobs {
+            // A pattern may wait for guests that are still to come; a name does not.
+            for pattern in job.guests.iter().filter(|pattern| !pattern.is_open()) {
+                let found =
+                    self.names().any(|guest| self.is_meant(std::slice::from_ref(pattern), guest));
+                if !found {
+                    let text = format!("job {name}: libvirt has no guest {pattern}");
+                    say(text, "virsh list --all shows those that there are");
+                }
+            }
+            let subjects = self.of(job);
+            for word in &job.exclude_disks {
+                let guest = word.rsplit_once('/').map(|(guest, _)| guest);
+                if !subjects.iter().any(|subject| guest == Some(subject.name().as_str())) {
+                    let text =
+                        format!("job {name}: exclude_disks: {word:?} is of no guest of the job");
+                    say(text, "give a guest's name and a target such as vdb: GUEST/TARGET");
+                }
+            }
+            for image in job.images.iter().filter(|image| !image.path.exists()) {
+                let text = format!("job {name}: {} is not there", image.path.display());
+                say(text, "name an image that is there");
+            }
+        }
+        for (name, error) in self.unreadable() {
+            problems.push(Failure::from(&error.clone().within(format!("guest {name}"))));
+        }
+        problems
+    }
+}

@@ -1,0 +1,207 @@
+//! The backups of a job: its guests and images, several at a time. One that fails stops no other.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::thread;
+
+use super::acts::{freeze_max, is_short, of_all};
+use super::{Came, Work};
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Event, Observer, OfGuest};
+use crate::disk::image::OpenOptions;
+use crate::flows::backup::{
+    self, BackupRequest, GuestOptions, GuestRequest, ImageRequest, KindChoice, Options, run_guest,
+};
+use crate::flows::jobs::config::JobImage;
+use crate::flows::jobs::guests::Subject;
+use crate::flows::report::{Act, ActResult, BackupReport, End, GuestReport};
+use crate::formats::archive::Kind;
+use crate::guest::quiesce::THAW_TRIES_DEFAULT;
+use crate::vault::repository::Repository;
+
+/// Passes on what must be known, and no progress: bars of several guests would take turns.
+struct Warnings<'a>(&'a dyn Observer);
+
+impl Observer for Warnings<'_> {
+    fn event(&self, event: &Event<'_>) {
+        if matches!(event, Event::Warning(_)) {
+            self.0.event(event);
+        }
+    }
+}
+
+impl Work<'_> {
+    /// Backs up the guests and images of the job.
+    pub(super) fn back_up(&self, repository: &Repository, keep_free: Option<u64>) -> Came {
+        self.note_gone();
+        if is_short(repository, keep_free) {
+            return Came::failed(&too_little_room(repository, keep_free));
+        }
+        let at_once = self.run.host.config.limits.guests_at_once.min(self.subjects.len()).max(1);
+        let (waiting, ends) = (Mutex::new(self.subjects.iter()), Mutex::new(Vec::new()));
+        let next = || match self.run.cancel.is_cancelled() {
+            true => None,
+            false => waiting.lock().unwrap_or_else(PoisonError::into_inner).next(),
+        };
+        let work = || {
+            while let Some(subject) = next() {
+                let end = self.subject(repository, subject, at_once);
+                let ended = (subject.name(), end);
+                ends.lock().unwrap_or_else(PoisonError::into_inner).push(ended);
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..at_once {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let mut ends = ends.into_inner().unwrap_or_else(PoisonError::into_inner);
+        ends.sort_by(|one, other| one.0.cmp(&other.0));
+        for left in waiting.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            let name = left.name();
+            let end = self.run.doing(Some(self.name), Act::Backup, Some(&name), || {
+                Came::to(End::Interrupted, "stopped on request before it began")
+            });
+            ends.push((name, end));
+        }
+        of_all("backed up", &ends)
+    }
+
+    /// Backs up one.
+    fn subject(&self, repository: &Repository, subject: &Subject, at_once: usize) -> End {
+        let name = subject.name();
+        let quiet = Warnings(self.run.observer);
+        let observer: &dyn Observer = if at_once > 1 { &quiet } else { self.run.observer };
+        let observer = OfGuest::new(observer, &name);
+        let (cancel, options) = (self.run.cancel, self.options(at_once));
+        self.run.doing(Some(self.name), Act::Backup, Some(&name), || {
+            let made = match subject {
+                Subject::Guest { name, excluded } => {
+                    let request = GuestRequest {
+                        domain: name.clone(),
+                        excluded: excluded.clone(),
+                        how: self.guest_options(options),
+                    };
+                    run_guest(repository, &request, &observer, cancel).map(of_guest)
+                }
+                Subject::Image(image) => {
+                    back_up_image(repository, image, options, &observer, cancel).map(of_image)
+                }
+            };
+            made.unwrap_or_else(|error| Came::failed(&error))
+        })
+    }
+
+    fn options(&self, at_once: usize) -> Options {
+        Options {
+            kind: KindChoice::Auto,
+            level: self.job.level,
+            anchor: self.job.anchor.choice(),
+            resources: self.resources(at_once),
+            ..Options::default()
+        }
+    }
+
+    fn guest_options(&self, options: Options) -> GuestOptions {
+        let host = self.run.host;
+        GuestOptions {
+            libvirt: host.config.libvirt.libvirt(),
+            same_guest: false,
+            consistency: self.job.consistency.choice(),
+            freeze_max: freeze_max(self.job),
+            thaw_tries: THAW_TRIES_DEFAULT,
+            snapshot_command: self.job.snapshot_command.clone(),
+            host_config: self.job.with_host_config,
+            virsh: host.config.libvirt.virsh(),
+            watchdog: host.watchdog.clone(),
+            image_roots: Vec::new(),
+            options,
+        }
+    }
+
+    /// Notes guests that the job has backed up before, and that libvirt does not have any more.
+    fn note_gone(&self) {
+        let run = self.run;
+        let is_meant = |name: &str| self.subjects.iter().any(|subject| subject.name() == name);
+        for (guest, past) in run.memory.subjects(self.name, Act::Backup) {
+            let was_guest = past
+                .success
+                .is_some_and(|record| !matches!(record.result, Some(ActResult::Image(_))));
+            let is_told = past.last.is_some_and(|record| record.end == End::Gone);
+            if was_guest && !is_told && !is_meant(guest) && !run.guests.has(guest) {
+                run.doing(Some(self.name), Act::Backup, Some(guest), || {
+                    let text = "libvirt does not have this guest any more; its points stay";
+                    let mut came = Came::to(End::Gone, text);
+                    came.advice = Some(format!(
+                        "restore it if it should be there: qdelta restore --domain {guest} --to DIR"
+                    ));
+                    came
+                });
+            }
+        }
+    }
+}
+
+fn too_little_room(repository: &Repository, keep_free: Option<u64>) -> Error {
+    let size = |bytes: Option<u64>| bytesize::ByteSize(bytes.unwrap_or(0)).display().iec();
+    let text = format!(
+        "no backup was begun: {} is free in {}, and {} is to stay free",
+        size(repository.bytes_free()),
+        repository.path().display(),
+        size(keep_free)
+    );
+    Error::new(ErrorKind::NoSpace, text).advise(
+        "make room: keep fewer points (qdelta space says what they take), or lower keep_free",
+    )
+}
+
+fn back_up_image(
+    repository: &Repository,
+    image: &JobImage,
+    options: Options,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<BackupReport> {
+    let open = OpenOptions::default();
+    let image = ImageRequest { path: image.path.clone(), open, disk: image.disk.clone() };
+    backup::run(repository, &BackupRequest { image, options }, observer, cancel)
+}
+
+fn of_guest(report: GuestReport) -> Came {
+    let warnings = report.disks.iter().flat_map(|disk| &disk.warnings).chain(&report.warnings);
+    let mut warnings: Vec<_> = warnings.cloned().collect();
+    warnings.retain(is_worth_a_look);
+    let mut text = format!("{}: {}", report.consistency, stored(&report.disks));
+    let has_older = report.disks.iter().any(|disk| disk.kind != Kind::Full);
+    let is_new = |disk: &&BackupReport| has_older && disk.kind == Kind::Full;
+    let new: Vec<&str> =
+        report.disks.iter().filter(is_new).map(|disk| disk.disk.as_str()).collect();
+    if !new.is_empty() {
+        text += &format!("; whole: {}", new.join(", "));
+    }
+    let end = if warnings.is_empty() { End::Done } else { End::Warned };
+    Came { warnings, result: Some(ActResult::Guest(Box::new(report))), ..Came::to(end, text) }
+}
+
+fn of_image(report: BackupReport) -> Came {
+    let mut warnings = report.warnings.clone();
+    warnings.retain(is_worth_a_look);
+    let end = if warnings.is_empty() { End::Done } else { End::Warned };
+    let text = stored(std::slice::from_ref(&report));
+    Came { warnings, result: Some(ActResult::Image(Box::new(report))), ..Came::to(end, text) }
+}
+
+/// How many disks, and how much was stored of them.
+fn stored(disks: &[BackupReport]) -> String {
+    let bytes = disks.iter().map(|disk| disk.bytes_written).sum();
+    let count = disks.len();
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} disk{plural}, {} stored", bytesize::ByteSize(bytes).display().iec())
+}
+
+/// Whether somebody can do something about a warning.
+fn is_worth_a_look(warning: &crate::base::warning::Warning) -> bool {
+    warning.code != crate::base::warning::Code::SlowIo
+}

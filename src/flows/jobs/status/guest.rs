@@ -1,0 +1,274 @@
+//! How a guest stands: its newest good point, proofs, drills, and what is wrong with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Look, Opened};
+use crate::base::duration::{self, Stretch};
+use crate::base::error::Result;
+use crate::flows::jobs::config::Job;
+use crate::flows::jobs::guests::Subject;
+use crate::flows::report::{Act, End, FindingCode, GuestStatus, Level, Record};
+use crate::vault::repository::{Catalog, Climb, DiskId, DomainName, Drill, Manifest, PointId};
+
+/// A mark that is younger than this may be that of a guest that is being backed up now.
+const MARK_AGE_MIN_S: u64 = 120;
+
+/// What is known of the points of a guest.
+#[derive(Default)]
+struct Points {
+    count: usize,
+    /// Those that are damaged.
+    damaged: usize,
+    newest: Option<Manifest>,
+    proved_at: Option<jiff::Timestamp>,
+    never_proved: usize,
+    last_drill: Option<Drill>,
+}
+
+impl Look<'_> {
+    /// How the guests and images of all jobs stand.
+    pub(super) fn guests(&mut self) -> Vec<GuestStatus> {
+        let mut wanted: BTreeMap<String, Vec<(&str, &Job, Subject)>> = BTreeMap::new();
+        for (name, job) in &self.config.jobs {
+            for subject in self.guests.of(job) {
+                wanted.entry(subject.name()).or_default().push((name, job, subject));
+            }
+        }
+        wanted.into_values().filter_map(|jobs| self.guest(&jobs)).collect()
+    }
+
+    /// How a guest stands that these jobs back up.
+    fn guest(&mut self, jobs: &[(&str, &Job, Subject)]) -> Option<GuestStatus> {
+        // What the strictest job asks for.
+        let strict = |job: &Job| job.rpo.map_or(std::time::Duration::MAX, |rpo| rpo.0);
+        let (name, job, subject) = jobs.iter().min_by_key(|(_, job, _)| strict(job))?;
+        let guest = subject.name();
+        for (name, _, _) in jobs {
+            self.backup_failed(name, &guest);
+        }
+        let (rpo, rto) = (job.rpo, jobs.iter().filter_map(|(_, job, _)| job.rto).min());
+        let mut standing = GuestStatus {
+            guest: guest.clone(),
+            job: (*name).to_owned(),
+            level: Level::Ok,
+            points: 0,
+            newest: None,
+            newest_at: None,
+            rpo,
+            proved_at: None,
+            never_proved: 0,
+            drilled_at: None,
+            drilled: None,
+            recovery: None,
+            rto,
+        };
+        let repository = self.config.repository_of(name, job).ok().map(|(name, _)| name);
+        // That it can't be opened is a finding of its own.
+        let opened = repository.and_then(|name| self.catalogs.get(name));
+        let Some(opened) = opened else { return Some(standing) };
+        let Ok(domain) = self.guests.domain_of(subject) else { return Some(standing) };
+        let is_frozen = self.is_frozen(&opened.catalog, &domain);
+        let points = match points(opened, &domain, self.now) {
+            Ok(points) => points,
+            Err(error) => {
+                self.trouble(FindingCode::Repository, &guest, &error);
+                return Some(standing);
+            }
+        };
+        if is_frozen {
+            let text =
+                "it may still be frozen: the mark of a freeze was never taken away".to_owned();
+            let advice = format!("virsh domfsthaw {guest}; the next backup thaws it, too");
+            self.advise(Level::Critical, FindingCode::Frozen, &guest, text, &advice);
+        }
+        standing.points = points.count;
+        standing.newest = points.newest.as_ref().map(|manifest| manifest.point);
+        standing.newest_at = points.newest.as_ref().map(|manifest| manifest.created);
+        standing.proved_at = points.proved_at;
+        standing.never_proved = points.never_proved;
+        if let Some(drill) = &points.last_drill {
+            standing.drilled_at = Some(drill.began);
+            standing.drilled = Some(drill.result);
+            standing.recovery = drill.recovery;
+        }
+        self.age(&guest, name, job, &points);
+        self.damage(&guest, &points);
+        self.left_out(&guest, subject, &points);
+        Some(standing)
+    }
+
+    /// Whether a mark says that the guest was frozen and never thawed.
+    fn is_frozen(&self, catalog: &Catalog, domain: &DomainName) -> bool {
+        let Ok(mark) = catalog.repository().frozen_mark(domain) else { return false };
+        let Ok(found) = std::fs::symlink_metadata(&mark) else { return false };
+        let age = found.modified().ok().and_then(|time| time.elapsed().ok());
+        !self.is_running || age.is_none_or(|age| age.as_secs() >= MARK_AGE_MIN_S)
+    }
+
+    /// The last backup by a job did not work.
+    fn backup_failed(&mut self, job: &str, guest: &str) {
+        let past = self.memory.of(Some(job), Act::Backup, Some(guest));
+        let Some(last) = past.last.cloned() else { return };
+        let Record { end, text, advice, warnings, began, .. } = last;
+        let (level, code, text) = match end {
+            End::Failed => (Level::Critical, FindingCode::Failed, format!("backup failed: {text}")),
+            End::Interrupted | End::NotTried => {
+                (Level::Warning, FindingCode::Failed, format!("backup {end}: {text}"))
+            }
+            End::Warned => {
+                let first = warnings.first().map_or("", |warning| warning.text.as_str());
+                (Level::Warning, FindingCode::Warned, first.to_owned())
+            }
+            _ => return,
+        };
+        let advice = match end {
+            End::Warned => warnings.into_iter().next().and_then(|warning| warning.advice),
+            _ => advice,
+        };
+        if let Some(finding) = self.find(level, code, guest, text) {
+            (finding.advice, finding.since) = (advice, Some(began));
+        }
+    }
+
+    /// The newest good point against what the job asks for.
+    fn age(&mut self, guest: &str, name: &str, job: &Job, points: &Points) {
+        let Some(newest) = &points.newest else {
+            if job.rpo.is_none() && job.schedule.is_empty() {
+                return;
+            }
+            let was_tried = self.memory.of(Some(name), Act::Backup, None).last;
+            let is_new = was_tried.is_some_and(|record| record.end == End::Seen);
+            let is_waiting = is_new && self.overdue(name, job, Act::Backup).is_none();
+            let (level, text) = match is_waiting {
+                true => (Level::Warning, "it has no point yet: its first backup is still to come"),
+                false => (Level::Critical, "it has no good point"),
+            };
+            let advice = format!("qdelta run {name} makes one now");
+            self.advise(level, FindingCode::NoPoint, guest, text.to_owned(), &advice);
+            return;
+        };
+        let age = self.now.as_second() - newest.created.as_second();
+        let is_over = |rpo: Stretch| u64::try_from(age).is_ok_and(|age| age > rpo.0.as_secs());
+        if let Some(rpo) = job.rpo.filter(|rpo| is_over(*rpo)) {
+            let text = format!(
+                "its newest good point is {} old, and its RPO is {rpo}",
+                duration::age(age)
+            );
+            let since = newest.created;
+            if let Some(finding) = self.find(Level::Critical, FindingCode::Rpo, guest, text) {
+                finding.since = Some(since);
+                finding.advice = Some(format!("qdelta history --guest {guest} says what happened"));
+            }
+        }
+    }
+
+    /// Damaged points, and a drill that failed.
+    fn damage(&mut self, guest: &str, points: &Points) {
+        if points.damaged > 0 {
+            let text = format!(
+                "{} of its {} points can't be restored whole",
+                points.damaged, points.count
+            );
+            let advice = format!("qdelta verify {guest} says what is damaged");
+            self.advise(Level::Critical, FindingCode::Damaged, guest, text, &advice);
+        }
+        let Some(drill) = &points.last_drill else { return };
+        if drill.result == Climb::Failed {
+            let step = drill.steps.iter().find(|step| step.result == Climb::Failed);
+            let text = match step {
+                Some(step) => format!("its last drill failed at {}: {}", step.rung, step.text),
+                None => format!("its last drill missed its target: {}", drill.missed.join(", ")),
+            };
+            let since = drill.began;
+            if let Some(finding) = self.find(Level::Critical, FindingCode::Drill, guest, text) {
+                finding.since = Some(since);
+                finding.advice = Some(format!("qdelta drill {guest} tries it again"));
+            }
+        }
+    }
+
+    /// Disks that the guest has now and that are not in its newest point.
+    fn left_out(&mut self, guest: &str, subject: &Subject, points: &Points) {
+        let (Subject::Guest { excluded, .. }, Some(newest)) = (subject, &points.newest) else {
+            return;
+        };
+        let there: BTreeSet<&str> =
+            newest.disks.iter().map(|record| record.disk.as_str()).collect();
+        let missing: Vec<String> = self
+            .guests
+            .disks_to_take(guest, excluded)
+            .into_iter()
+            .filter(|target| !there.contains(target.as_str()))
+            .collect();
+        if !missing.is_empty() {
+            let plural = if missing.len() == 1 { "disk" } else { "disks" };
+            let text = format!("{plural} {} not in its newest point", missing.join(", "));
+            let advice = "a disk that is new is in the next one; else see why it is left out";
+            self.advise(Level::Warning, FindingCode::LeftOut, guest, text, advice);
+        }
+    }
+}
+
+/// What is known of the points of a guest.
+fn points(opened: &Opened, domain: &DomainName, now: jiff::Timestamp) -> Result<Points> {
+    let catalog = &opened.catalog;
+    let mut found =
+        Points { last_drill: catalog.repository().drills(domain).pop(), ..Points::default() };
+    if !opened.domains.contains(domain) {
+        return Ok(found);
+    }
+    let mut bad: BTreeSet<PointId> = BTreeSet::new();
+    let mut proofs: BTreeMap<PointId, Option<jiff::Timestamp>> = BTreeMap::new();
+    for disk in catalog.disks_of(domain)? {
+        of_disk(catalog, &disk, now, &mut bad, &mut proofs)?;
+    }
+    let mut good = Vec::new();
+    for (point, manifest) in catalog.manifests(domain)? {
+        match manifest {
+            Ok(manifest) if manifest.removed.is_some() => {
+                proofs.remove(&point);
+            }
+            Ok(manifest) => {
+                found.count += 1;
+                match bad.contains(&point) {
+                    true => found.damaged += 1,
+                    false => good.push(manifest),
+                }
+            }
+            Err(_) => {
+                found.count += 1;
+                found.damaged += 1;
+            }
+        }
+    }
+    found.newest = good.into_iter().max_by_key(|manifest| manifest.point);
+    found.proved_at = proofs.values().flatten().max().copied();
+    found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
+    Ok(found)
+}
+
+/// Which points of a disk are damaged, and when each was proved.
+fn of_disk(
+    catalog: &Catalog,
+    disk: &DiskId,
+    now: jiff::Timestamp,
+    bad: &mut BTreeSet<PointId>,
+    proofs: &mut BTreeMap<PointId, Option<jiff::Timestamp>>,
+) -> Result<()> {
+    let list = catalog.points(disk)?;
+    let health = catalog.health(disk, &list)?;
+    bad.extend(
+        list.points.iter().map(|point| point.id).filter(|it| !health.restorable.contains(it)),
+    );
+    bad.extend(catalog.known_damaged(disk, &list.points));
+    let proved = catalog.proofs(disk, &list.points, now);
+    for point in &list.points {
+        let own = proved.get(&point.id).copied();
+        // A point is proved when all its disks are.
+        proofs
+            .entry(point.id)
+            .and_modify(|known| *known = known.zip(own).map(|(one, other)| one.min(other)))
+            .or_insert(own);
+    }
+    Ok(())
+}

@@ -1,0 +1,368 @@
+//! Whether everything is all right: how each guest, job and repository stands, and what is open.
+//!
+//! Every age is that of a success. What was never done is a finding, and silence is none.
+
+mod guest;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::config::{Config, Job};
+use super::guests::Guests;
+use super::journal::{Journal, Memory};
+use super::{Host, due, programs};
+use crate::base::cancel::Cancel;
+use crate::base::clock;
+use crate::base::duration;
+use crate::base::error::{Error, Result};
+use crate::flows::report::{
+    Act, ActStatus, End, FindingCode, GuestFate, JobStatus, Level, OpenFinding, Record,
+    RepositoryStatus, StatusReport, Timer,
+};
+use crate::flows::space::{self, SpaceRequest};
+use crate::vault::repository::{Catalog, DomainName, Repository};
+
+/// How long after its time a job may begin before it is overdue.
+const LATE_MAX_S: i64 = 3600;
+
+/// The room is full soon if it is full within so many days.
+const DAYS_LEFT_MIN: f64 = 14.0;
+
+/// Finds out how everything stands. Nothing is changed.
+///
+/// # Errors
+/// libvirt's folders or the history can't be read. That a repository can't be opened is a finding.
+pub fn status(host: &Host<'_>) -> Result<StatusReport> {
+    let now = clock::now()?;
+    let config = host.config;
+    let journal = Journal::new(host.state);
+    let history = journal.read()?;
+    let memory = Memory::new(&history, now);
+    let guests = Guests::read(&config.libvirt.libvirt())?;
+    let is_running = memory.unended().is_some() && journal.is_busy();
+    let zone = config.zone()?;
+    let mut looked = Look {
+        config,
+        memory: &memory,
+        guests: &guests,
+        catalogs: BTreeMap::new(),
+        is_running,
+        now,
+        zone,
+        findings: Vec::new(),
+    };
+    let repositories = looked.repositories(host);
+    let jobs = looked.jobs();
+    let plans = guests.plans(config, now)?;
+    let fates = guests.fates(config, &plans);
+    looked.not_covered(&fates);
+    let standing = looked.guests();
+    looked.gone();
+    looked.rest();
+    let timer = looked.timer();
+    let mut findings = looked.findings;
+    findings.sort_by(|one, other| {
+        other
+            .level
+            .cmp(&one.level)
+            .then_with(|| (one.code, &one.subject).cmp(&(other.code, &other.subject)))
+    });
+    Ok(StatusReport {
+        at: now,
+        level: findings.iter().map(|finding| finding.level).max().unwrap_or_default(),
+        guests: standing
+            .into_iter()
+            .map(|mut guest| {
+                let own = findings.iter().filter(|finding| finding.subject == guest.guest);
+                guest.level = own.map(|finding| finding.level).max().unwrap_or_default();
+                guest
+            })
+            .collect(),
+        findings,
+        jobs,
+        repositories,
+        timer,
+    })
+}
+
+/// A repository that could be opened.
+struct Opened {
+    catalog: Catalog,
+    /// The guests that it has points of.
+    domains: BTreeSet<DomainName>,
+}
+
+/// What is looked at, and what was found.
+struct Look<'a> {
+    config: &'a Config,
+    memory: &'a Memory<'a>,
+    guests: &'a Guests,
+    /// The repositories that could be opened.
+    catalogs: BTreeMap<&'a str, Opened>,
+    /// A run is at work now.
+    is_running: bool,
+    now: Timestamp,
+    zone: TimeZone,
+    findings: Vec<OpenFinding>,
+}
+
+impl<'a> Look<'a> {
+    /// Adds a finding; gives it, for what else is known of it.
+    fn find(
+        &mut self,
+        level: Level,
+        code: FindingCode,
+        subject: &str,
+        text: impl Into<String>,
+    ) -> Option<&mut OpenFinding> {
+        self.findings.push(OpenFinding {
+            level,
+            code,
+            subject: subject.to_owned(),
+            text: text.into(),
+            advice: None,
+            since: None,
+        });
+        self.findings.last_mut()
+    }
+
+    /// Adds a finding with what to do about it.
+    fn advise(
+        &mut self,
+        level: Level,
+        code: FindingCode,
+        subject: &str,
+        text: String,
+        advice: &str,
+    ) {
+        if let Some(finding) = self.find(level, code, subject, text) {
+            finding.advice = Some(advice.to_owned());
+        }
+    }
+
+    /// Opens the repositories, and says how much room each has.
+    fn repositories(&mut self, host: &Host<'_>) -> Vec<RepositoryStatus> {
+        let mut all = Vec::new();
+        for (name, place) in &self.config.repositories {
+            let opened = (host.open)(place).and_then(|it| match it.trouble() {
+                Some(error) => Err(error),
+                None => Ok(it),
+            });
+            let (free, days_left) = match &opened {
+                Ok(repository) => (repository.bytes_free(), self.days_left(repository)),
+                Err(error) => {
+                    self.trouble(FindingCode::Repository, name, error);
+                    (None, None)
+                }
+            };
+            if let Some((free, keep)) = free.zip(place.keep_free).filter(|(free, keep)| free < keep)
+            {
+                let size = |bytes| bytesize::ByteSize(bytes).display().iec();
+                let text = format!("{} is free, and {} is to stay free", size(free), size(keep));
+                let advice = "keep fewer points, or make room: qdelta space says what they take";
+                self.advise(Level::Critical, FindingCode::Room, name, text, advice);
+            } else if let Some(days) = days_left.filter(|days| *days < DAYS_LEFT_MIN) {
+                let text = match days < 1.0 {
+                    true => "the room will be full within a day".to_owned(),
+                    false => {
+                        let left = duration::age((days * 86_400.0) as i64);
+                        format!("the room will be full in {left}")
+                    }
+                };
+                let advice = "keep fewer points, or make room: qdelta space says what they take";
+                self.advise(Level::Warning, FindingCode::RoomSoon, name, text, advice);
+            }
+            all.push(RepositoryStatus {
+                repository: name.clone(),
+                place: place.place.clone().into(),
+                bytes_free: free,
+                keep_free: place.keep_free,
+                days_left,
+            });
+            if let Ok(repository) = opened {
+                match repository.domains() {
+                    Ok(domains) => {
+                        let domains = domains.into_iter().collect();
+                        let opened = Opened { catalog: repository.catalog(), domains };
+                        self.catalogs.insert(name, opened);
+                    }
+                    Err(error) => self.trouble(FindingCode::Repository, name, &error),
+                }
+            }
+        }
+        all
+    }
+
+    /// How many days the room lasts.
+    fn days_left(&self, repository: &Repository) -> Option<f64> {
+        let domains = repository.domains().ok()?;
+        let request = SpaceRequest { domains, each: false, now: self.now };
+        let report = space::run(repository, &request, &Cancel::default()).ok()?;
+        let full_at = report.growth?.full_at?;
+        Some((full_at.as_second() - self.now.as_second()) as f64 / 86_400.0)
+    }
+
+    /// Something that can't be used.
+    fn trouble(&mut self, code: FindingCode, subject: &str, error: &Error) {
+        let advice = error.advice().map(str::to_owned);
+        if let Some(finding) = self.find(Level::Critical, code, subject, error.chain()) {
+            finding.advice = advice;
+        }
+    }
+
+    /// How the jobs stand; what is overdue, and what of a whole act has failed.
+    fn jobs(&mut self) -> Vec<JobStatus> {
+        let mut all = Vec::new();
+        for (name, job) in &self.config.jobs {
+            let mut acts = Vec::new();
+            for (act, schedule) in due::acts(job) {
+                let past = self.memory.of(Some(name), act, None);
+                acts.push(ActStatus {
+                    act,
+                    last: past.last.filter(|it| it.end != End::Seen).map(|it| it.began),
+                    end: past.last.map(|it| it.end),
+                    success: past.success.map(|it| it.began),
+                    next: schedule.iter().filter_map(|it| it.next(self.now, &self.zone)).min(),
+                });
+                if let Some(text) = self.overdue(name, job, act) {
+                    let advice = "qdelta run does what is due; see why nothing starts it";
+                    self.advise(Level::Critical, FindingCode::Overdue, name, text, advice);
+                }
+                if let Some(last) = past.last.filter(|it| it.end.is_trouble()) {
+                    self.act_failed(name, act, last);
+                }
+            }
+            all.push(JobStatus { job: name.clone(), acts });
+        }
+        all
+    }
+
+    /// Since when a part of a job is overdue, in words.
+    fn overdue(&self, name: &str, job: &Job, act: Act) -> Option<String> {
+        let (_, schedule) = due::acts(job).into_iter().find(|(it, _)| *it == act)?;
+        if schedule.is_empty() || self.is_running {
+            return None;
+        }
+        let past = self.memory.of(Some(name), act, None);
+        let time = due::last_time(schedule, self.now, &self.zone)?;
+        let late = self.now.as_second() - time.as_second();
+        let shown = time.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M").to_string();
+        match past.last {
+            None => Some(format!("{act} never ran: no run has seen its schedule yet")),
+            Some(_) if late < LATE_MAX_S || !due::is_missed(past, time) => None,
+            Some(last) if last.end == End::Seen => {
+                Some(format!("{act} never ran: it was due at {shown}"))
+            }
+            Some(_) => Some(format!("{act} was due at {shown}, and nothing has started it")),
+        }
+    }
+
+    /// An act of a job did not come to a good end. Where its guests have records of their own, these say
+    /// why.
+    fn act_failed(&mut self, job: &str, act: Act, last: &Record) {
+        let troubles = self.memory.subjects(job, act).filter(|(_, past)| {
+            past.last.is_some_and(|record| record.end.is_trouble() && record.run == last.run)
+        });
+        if troubles.count() > 0 {
+            return;
+        }
+        let level = match (act, last.end) {
+            (_, End::Interrupted) | (Act::Prune, _) => Level::Warning,
+            _ => Level::Critical,
+        };
+        let text = format!("{act} {}: {}", last.end.to_string().to_lowercase(), last.text);
+        let (advice, since) = (last.advice.clone(), last.began);
+        if let Some(finding) = self.find(level, FindingCode::Failed, job, text) {
+            (finding.advice, finding.since) = (advice, Some(since));
+        }
+    }
+
+    /// Guests that no job covers.
+    fn not_covered(&mut self, fates: &[GuestFate]) {
+        for fate in fates.iter().filter(|fate| fate.jobs.is_empty() && !fate.ignored) {
+            let advice = "add it to the guests of a job, or to ignore";
+            let text = "no job covers it".to_owned();
+            self.advise(Level::Warning, FindingCode::NotCovered, &fate.guest, text, advice);
+        }
+    }
+
+    /// Guests that were backed up, and that libvirt does not have any more.
+    fn gone(&mut self) {
+        let mut gone: BTreeMap<&str, &Record> = BTreeMap::new();
+        for job in self.config.jobs.keys() {
+            for (guest, past) in self.memory.subjects(job, Act::Backup) {
+                let Some(last) = past.last else { continue };
+                let is_known = self.guests.has(guest) || last.end != End::Gone;
+                if !is_known && !self.guests.is_meant(&self.config.ignore, guest) {
+                    gone.insert(guest, last);
+                }
+            }
+        }
+        for (guest, last) in gone {
+            let (text, since) = (last.text.clone(), last.began);
+            if let Some(finding) = self.find(Level::Warning, FindingCode::Gone, guest, text) {
+                finding.since = Some(since);
+                finding.advice = Some("if that is right, add it to ignore".to_owned());
+            }
+        }
+    }
+
+    /// Hooks, the clock, libvirt's files, and a run that never ended.
+    fn rest(&mut self) {
+        let failed = self.memory.hooks().filter_map(|(job, _, past)| {
+            // One that failed before the last time is no news, and one of a job that is gone none either.
+            let latest = match job {
+                Some(job) => self.memory.of(Some(job), Act::Backup, None).last,
+                None => self.memory.of(None, Act::Run, None).last,
+            };
+            let is_there = job.is_none_or(|job| self.config.jobs.contains_key(job));
+            let last = past.last.filter(|record| is_there && record.end.is_trouble())?;
+            let is_latest = latest.is_none_or(|latest| latest.run <= last.run);
+            is_latest.then(|| (job.unwrap_or("run").to_owned(), last.clone()))
+        });
+        for (job, last) in failed.collect::<Vec<_>>() {
+            if let Some(finding) = self.find(Level::Warning, FindingCode::Failed, &job, last.text) {
+                finding.since = Some(last.began);
+            }
+        }
+        if self.memory.ahead > 0 {
+            let text = format!(
+                "{} records of the history lie ahead of the clock: it is wrong, or was",
+                self.memory.ahead
+            );
+            let advice = "look at the clock of this host: timedatectl";
+            self.advise(Level::Warning, FindingCode::Clock, "clock", text, advice);
+        }
+        let unreadable: Vec<(String, Error)> = self
+            .guests
+            .unreadable()
+            .map(|(name, error)| (name.to_owned(), error.clone()))
+            .collect();
+        for (guest, error) in unreadable {
+            self.trouble(FindingCode::Unreadable, &guest, &error);
+        }
+        if let Some(cut) = self.memory.unended().filter(|_| !self.is_running) {
+            let text = "the last run never ended: it was killed, or the power was cut".to_owned();
+            let since = cut.began;
+            if let Some(finding) = self.find(Level::Warning, FindingCode::Cut, "run", text) {
+                finding.since = Some(since);
+                finding.advice = Some("qdelta run does what is due".to_owned());
+            }
+        }
+    }
+
+    /// Whether the timer is on.
+    fn timer(&mut self) -> Timer {
+        let unit = &self.config.timer;
+        let timer = programs::timer(unit);
+        if timer == Timer::Off {
+            let text = format!("{unit} is off: nothing starts qdelta run");
+            let advice = "systemctl enable --now starts it; timer = \"none\" in the file says that \
+                          another program starts runs";
+            self.advise(Level::Warning, FindingCode::Timer, unit, text, advice);
+        }
+        timer
+    }
+}
