@@ -176,7 +176,7 @@ fn a_check_that_fails_without_an_answer_is_no_older_command() {
         command.write(&host, &format!("check) {check} ;;\n{verbs}"));
         let said = host.web_fails(10, &["--snapshot-command", command.word()]);
         assert!(said.contains("check"), "{check}: {said}");
-        assert_eq!(said.contains("Traceback"), check.contains("Traceback"), "{said}");
+        assert_eq!(said.contains("Traceback"), check.contains(">&2"), "{said}");
     }
     assert!(host.virsh.log().is_empty(), "{:?}", host.virsh.log());
     guest.stop();
