@@ -362,7 +362,13 @@ fn keys_are_added_shown_and_removed() {
     repo.with_key(&admin).run(args!["key", "verify"]).fails_with(16);
     let said = repo.run(args!["key", "remove", "passphrase"]).fails_with(2);
     assert!(said.contains("the last key"), "{said}");
+    // What is no key does not stand for one.
+    fs::write(repo.path.join("keys/junk.age"), "junk").unwrap();
+    repo.run(args!["key", "remove", "passphrase"]).fails_with(2);
     repo.run(args!["key", "remove", "nobody"]).fails_with(6);
+    let secret = secret.lines().last().unwrap();
+    let said = repo.run(args!["key", "add", "x", "--recipient", secret]).fails_with(2);
+    assert!(!said.contains(secret), "a secret was shown: {said}");
     for bad in ["../x", "", ".x", "a/b"] {
         let words = args!["key", "add", bad, "--recipient", recipient.as_str()];
         repo.run(words).fails_with(2);

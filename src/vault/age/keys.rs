@@ -33,7 +33,10 @@ impl FromStr for Recipient {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |why: &str| {
-            Error::new(ErrorKind::Usage, format!("{text:?} is no recipient of age: {why}"))
+            // A secret that was taken for a recipient is not shown again: errors end in journals.
+            let is_public = text.starts_with("age1");
+            let shown = if is_public { format!("{text:?}") } else { "what was given".to_owned() };
+            Error::new(ErrorKind::Usage, format!("{shown} is no recipient of age: {why}"))
                 .advise("a recipient is the public key that age-keygen shows: age1…")
         };
         let bytes = bech32::decode(RECIPIENT_PREFIX, text).map_err(|words| wrong(&words))?;

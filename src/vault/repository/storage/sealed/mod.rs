@@ -281,6 +281,33 @@ impl Storage for Sealed {
     fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
         self.inner.lock(&self.sealed(name)?, mode)
     }
+
+    fn prepare_lock(&self, name: &Name) {
+        if let Ok(name) = self.sealed(name) {
+            self.inner.prepare_lock(&name);
+        }
+    }
+
+    fn expect(&self, names: &[Name]) {
+        let sealed = names.iter().filter_map(|name| self.sealed(name).ok());
+        self.inner.expect(&sealed.collect::<Vec<_>>());
+    }
+
+    fn distrust_copies(&self) {
+        self.inner.distrust_copies();
+    }
+
+    fn may_fold_case(&self) -> bool {
+        self.inner.may_fold_case()
+    }
+
+    fn looks_max(&self) -> u32 {
+        self.inner.looks_max()
+    }
+
+    fn bytes_free(&self) -> Option<u64> {
+        self.inner.bytes_free()
+    }
 }
 
 /// A file that is being encrypted.
