@@ -329,10 +329,10 @@ impl KeyRing {
             let text = format!("the repository {} has no key {name:?}", self.shown());
             return Err(Error::new(ErrorKind::NotFound, text).advise("qdelta key list shows them"));
         }
-        let is_sound = |other: &&String| {
-            *other != name && self.read(other).is_ok_and(|(_, it)| Header::decode(&it).is_ok())
+        let is_sound = |other: &String| {
+            other != name && self.read(other).is_ok_and(|(_, it)| Header::decode(&it).is_ok())
         };
-        if names.iter().find(is_sound).is_none() {
+        if !names.iter().any(is_sound) {
             let text = format!("{name} is the last key of the repository {}", self.shown());
             return Err(
                 Error::new(ErrorKind::Usage, text).advise("add another one first: qdelta key add")
