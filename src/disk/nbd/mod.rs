@@ -21,7 +21,6 @@ pub use disk::{Description, Disk};
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::paths::absolute;
 use crate::formats::FormatError;
 use crate::formats::nbd::{Place, Uri};
 
@@ -140,8 +139,9 @@ impl From<FormatError> for Failure {
 
 /// A path that means the same from every folder, as text.
 fn from_anywhere(path: &str) -> Result<String> {
-    let absolute = absolute(Path::new(path)).into_os_string().into_string();
-    absolute.map_err(|_| {
+    let absolute =
+        std::path::absolute(path).map_err(|error| Error::io("find", Path::new(path), error))?;
+    absolute.into_os_string().into_string().map_err(|_| {
         let text = format!("{} lies in a folder whose name is not UTF-8", quoted(path));
         Error::new(ErrorKind::Usage, text)
     })
