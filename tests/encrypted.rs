@@ -240,3 +240,146 @@ fn a_lost_configuration_is_made_anew_by_the_key() {
     }
     repo.backup(&image, "web/vda", &["--kind", "incremental"]);
 }
+
+/// A host that has the public key alone, and its own folder of state.
+struct Host {
+    repo: Repo,
+    state: PathBuf,
+}
+
+impl Host {
+    fn new(lab: &Lab, repo: &Repo) -> Self {
+        let key = lab.path("host.key");
+        repo.run(args!["key", "host", key.as_path()]).ok();
+        Self { repo: repo.with_key(&key), state: lab.path("host-state") }
+    }
+
+    fn run(&self, words: Vec<OsString>) -> Outcome {
+        self.repo.run([words, args!["--state", self.state.as_path()]].concat())
+    }
+
+    #[track_caller]
+    fn backup(&self, image: &Path) -> serde_json::Value {
+        let words = args!["backup", image, "--disk", "web/vda", "--json", "--io", "threads"];
+        self.run([words, args!["--format", "raw"]].concat()).ok().json()
+    }
+}
+
+#[test]
+fn a_host_with_the_public_key_alone_adds_increments_and_reads_nothing() {
+    let lab = Lab::new();
+    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    let host = Host::new(&lab, &repo);
+    let image = lab.path("image");
+    fs::write(&image, vec![7; 4 << 20]).unwrap();
+    assert_eq!(host.backup(&image)["kind"], "full");
+    for night in 1..5_u8 {
+        patch(&image, u64::from(night) << 18, &[night; 70_000]);
+        // The summary is what spares opening the chain; what is known of the archives is enough.
+        if night == 3 {
+            for file in tree(&host.state) {
+                let path = host.state.join(&file);
+                if path.extension().is_some_and(|it| it == "summary") {
+                    fs::remove_file(path).unwrap();
+                }
+            }
+        }
+        let report = host.backup(&image);
+        assert_eq!(report["kind"], "incremental", "night {night}");
+        assert!(report["bytes_changed"].as_u64().unwrap() <= 3 * 65536, "night {night}");
+    }
+    assert_eq!(repo.points("web/vda").len(), 5);
+    assert_eq!(host.repo.with_key(&lab.path("host.key")).key, host.repo.key);
+    let list = host.run(args!["points", "--json"]).ok().json();
+    assert_eq!(list["disks"][0]["points"].as_array().unwrap().len(), 5);
+    repo.assert_restores_raw(&lab, "web/vda", &image);
+    repo.run(args!["verify", "--io", "threads"]).ok();
+    // Nothing that it was given, or keeps, opens content.
+    for words in [
+        args!["restore", "web/vda", lab.path("out")],
+        args!["verify"],
+        args!["merge", "web/vda@latest..latest"],
+        args!["files", "ls", "web/vda"],
+        args!["drill"],
+        args!["key", "paper"],
+        args![
+            "key",
+            "add",
+            "mine",
+            "--recipient",
+            "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+        ],
+    ] {
+        let said = host.run(words).fails_with(16);
+        assert!(said.contains("opens none"), "{said}");
+    }
+    for file in tree(&host.state) {
+        let path = host.state.join(file);
+        if path.is_file() {
+            let bytes = fs::read(&path).unwrap();
+            assert!(!bytes.windows(64).any(|window| window == [7; 64]), "{}", path.display());
+        }
+    }
+    // Its state is lost: a full, and it says why.
+    fs::remove_dir_all(&host.state).unwrap();
+    let words = args!["backup", image.as_path(), "--disk", "web/vda", "--format", "raw", "--json"];
+    let outcome = host.run(words);
+    assert_eq!(outcome.code(), Some(4), "{}", outcome.report());
+    assert_eq!(outcome.json()["kind"], "full");
+    assert!(outcome.stderr.contains("no longer has what it kept"), "{}", outcome.stderr);
+    patch(&image, 0, &[9; 100]);
+    assert_eq!(host.backup(&image)["kind"], "incremental");
+    repo.assert_restores_raw(&lab, "web/vda", &image);
+}
+
+#[test]
+fn keys_are_added_shown_and_removed() {
+    let lab = Lab::new();
+    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    let (admin, recipient) = keygen(&lab, "admin.key");
+    let names = |value: &serde_json::Value| -> Vec<String> {
+        let keys = value["keys"].as_array().unwrap().iter();
+        keys.map(|key| format!("{} {}", key["name"], key["kinds"])).collect()
+    };
+    let list = repo.without_key().run(args!["key", "list", "--json"]).ok().json();
+    assert_eq!(names(&list), [r#""passphrase" ["scrypt"]"#]);
+    let add = || args!["key", "add", "anna", "--recipient", recipient.as_str(), "--json"];
+    repo.with_key(&admin).run(add()).fails_with(16);
+    let added = repo.run(add()).ok().json();
+    assert_eq!(names(&added), [r#""anna" ["X25519"]"#, r#""passphrase" ["scrypt"]"#]);
+    repo.run(add()).fails_with(7);
+    let verified = repo.with_key(&admin).run(args!["key", "verify", "--json"]).ok().json();
+    assert_eq!(verified["opened"], serde_json::json!(["anna"]));
+    let paper = repo.with_key(&admin).run(args!["key", "paper"]).ok().text();
+    let secret = fs::read_to_string(repo.key.as_ref().unwrap()).unwrap();
+    assert!(paper.contains(secret.lines().last().unwrap()) && paper.contains('█'), "{paper}");
+    repo.without_key().run(args!["key", "remove", "anna"]).ok();
+    repo.with_key(&admin).run(args!["key", "verify"]).fails_with(16);
+    let said = repo.run(args!["key", "remove", "passphrase"]).fails_with(2);
+    assert!(said.contains("the last key"), "{said}");
+    repo.run(args!["key", "remove", "nobody"]).fails_with(6);
+    for bad in ["../x", "", ".x", "a/b"] {
+        let words = args!["key", "add", bad, "--recipient", recipient.as_str()];
+        repo.run(words).fails_with(2);
+    }
+}
+
+/// Whoever can write there puts the repository back to what it was two nights before.
+#[test]
+fn a_repository_that_went_back_is_noticed() {
+    let lab = Lab::new();
+    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    let image = filled(&lab, "web", "", 1 << 20, 5);
+    repo.backup(&image, "web/vda", &[]);
+    let old = lab.path("old");
+    crate::harness::files::copy_tree(&repo.path, &old);
+    repo.backup(&image, "web/vda", &[]);
+    let said =
+        |outcome: Outcome| outcome.ok().stderr.contains("was there when this host looked last");
+    let backup = || repo.backup_run(&image, "web/vda", &[]);
+    assert!(!said(backup()));
+    fs::remove_dir_all(&repo.path).unwrap();
+    fs::rename(old, &repo.path).unwrap();
+    assert!(said(backup()), "an earlier state was taken for today's");
+    assert!(!said(backup()), "it is said once");
+}

@@ -3,7 +3,7 @@
 //! the disk was at that moment.
 //!
 //! A failure prints its seed. `QDELTA_SEED=0x… cargo test histories` repeats that life alone,
-//! `QDELTA_SWEEP=10` lives ten times as many.
+//! `QDELTA_SWEEP=10` lives ten times as many, and `QDELTA_STORE=s3` all of them in an object store.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ fn live(seed: u64, format: &'static str) {
     guest_io(&disk.path, format, &guest.fill(disk.size, 3));
     story.tell(format!("{} bytes, {}, over {:?}", disk.size, disk.options, disk.backing));
 
-    let repo = Repo::init(lab.path("repo"));
+    let repo = Repo::of_a_life(lab.path("repo"), seed);
     let block = random.pick(&["4K", "64K", "1M"]);
     let mut points = Vec::new();
     for number in 0..POINTS {
@@ -62,7 +62,9 @@ fn live(seed: u64, format: &'static str) {
         repo.assert_restores(&lab, &format!("disk@{id}"), expected);
     }
     repo.assert_no_leftovers();
-    replay_the_last(&lab, &repo, &points.last().unwrap().1);
+    if !repo.is_in_a_store() {
+        replay_the_last(&lab, &repo, &points.last().unwrap().1);
+    }
 }
 
 /// Bare archives do without a repository. The last chain: from its full on, increments in order;

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use qdelta::disk::io::ReadAt;
-use qdelta::{Image, ImageReader, OpenOptions, Repository, Selector, open_point};
+use qdelta::{Image, ImageReader, OpenOptions, Selector, open_point};
 
 use crate::harness::content::Guest;
 use crate::harness::files::{assert_same, disk_usage};
@@ -51,7 +51,7 @@ impl Subject {
 fn round_trip(lab: &Lab, subject: Subject) {
     let expected = lab.path("expected.raw");
     oracle(subject.oracle.clone(), &expected);
-    let repo = Repo::init(lab.path("repo"));
+    let repo = Repo::of_a_life(lab.path("repo"), 0);
     let backup = repo.backup(&subject.path, "disk", &subject.options);
     assert_eq!(backup["kind"], "full", "{backup}");
     assert_eq!(number(&backup, "virtual_size"), std::fs::metadata(&expected).unwrap().len());
@@ -82,7 +82,7 @@ fn reads_anywhere(repo: &Repo, backup: &serde_json::Value, subject: &Subject, ex
     let expected = std::fs::read(expected).unwrap();
     let image = Image::open(&subject.path, &open_options(&subject.options)).unwrap();
     let image = ImageReader::new(&image);
-    let repository = Repository::open(&repo.path).unwrap();
+    let repository = repo.open();
     let disk = repository.catalog().find_disk(&"disk".parse().unwrap()).unwrap();
     let selector = Selector::Id(backup["point"].as_str().unwrap().to_owned());
     let point = repository.catalog().resolve(&disk, &selector).unwrap();

@@ -7,14 +7,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use qdelta::{
-    BackupOptions, Cancel, ErrorKind, ImageRequest, KindChoice, OpenOptions, Repository, Silent,
-};
+use qdelta::{BackupOptions, Cancel, ErrorKind, ImageRequest, KindChoice, OpenOptions, Silent};
 use serde_json::Value;
 
 use crate::harness::content::{Guest, Random};
 use crate::harness::disk::Disk;
-use crate::harness::files::{Mount, tree};
+use crate::harness::files::Mount;
 use crate::harness::images::{guest_io, oracle};
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::story::Story;
@@ -53,7 +51,11 @@ impl Life {
         let mut random = Random::new(seed);
         let mount = random.one_in(2).then(|| Mount::in_memory(lab.dir(), ROOM));
         let folder = mount.as_ref().map_or_else(|| lab.path("repo"), |it| it.dir.join("repo"));
-        let repo = Repo::init(folder).without_ring();
+        let repo = match mount {
+            Some(_) => Repo::init(folder),
+            None => Repo::of_a_life(folder, seed),
+        };
+        let repo = repo.without_ring();
         set_share(&repo, random.pick(&[1, 1, 25]));
         let guest = Guest::new(lab.dir(), random.next());
         let mut life = Self {
@@ -123,7 +125,7 @@ impl Life {
             false => KindChoice::Auto,
         };
         let options = BackupOptions { kind, ..BackupOptions::default() };
-        let repository = Repository::open(&self.repo.path).unwrap().with_state(state());
+        let repository = self.repo.open().with_state(state());
         let done =
             qdelta::backup_together(&repository, &images, &options, &Silent, &Cancel::default());
         let done = match done {
@@ -182,9 +184,9 @@ impl Life {
             arguments.extend(more.iter().map(Into::into));
             self.repo.run(arguments).ok().json()
         };
-        let before = tree(&self.repo.path);
+        let before = self.repo.files();
         let planned = run(&["--dry-run"]);
-        assert_eq!(tree(&self.repo.path), before, "a dry run does nothing");
+        assert_eq!(self.repo.files(), before, "a dry run does nothing");
         let done = run(&[]);
         self.story.tell(format!("prune {rules:?}: {}", done["guests"][0]["data"]));
         let [planned, done] = [&planned, &done].map(|report| &report["guests"][0]);

@@ -23,11 +23,11 @@ use crate::harness::{Lab, args, sweep};
 
 /// Sets how much a merge must free.
 pub fn set_share(repo: &Repo, percent: u64) {
-    let path = repo.path.join("qdelta.toml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let (before, rest) = text.split_once("merge_share = ").unwrap();
-    let rest = rest.split_once('\n').unwrap().1;
-    std::fs::write(&path, format!("{before}merge_share = {percent}\n{rest}")).unwrap();
+    repo.edit_settings(|text| {
+        let (before, rest) = text.split_once("merge_share = ").unwrap();
+        let rest = rest.split_once('\n').unwrap().1;
+        format!("{before}merge_share = {percent}\n{rest}")
+    });
 }
 
 /// The number of archives in a repository.

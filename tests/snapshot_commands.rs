@@ -165,6 +165,55 @@ fn what_fails_before_the_freeze_freezes_nothing() {
     host.assert_sound();
 }
 
+/// A command whose interpreter broke gave no answer to `check`. It was taken for one of the first version,
+/// which mends nothing: stopped guests got points without a word, and running ones were frozen for nothing.
+#[test]
+fn a_check_that_fails_without_an_answer_is_no_older_command() {
+    let host = Host::new();
+    let (mut guest, verbs) = scene(&host);
+    let command = Command::new(&host, "");
+    for check in ["echo Traceback >&2; exit 1", "exit 1", "echo Traceback; ok", "kill -9 $$"] {
+        command.write(&host, &format!("check) {check} ;;\n{verbs}"));
+        let said = host.web_fails(10, &["--snapshot-command", command.word()]);
+        assert!(said.contains("check"), "{check}: {said}");
+        assert_eq!(said.contains("Traceback"), check.contains(">&2"), "{said}");
+    }
+    assert!(host.virsh.log().is_empty(), "{:?}", host.virsh.log());
+    guest.stop();
+    command.write(&host, &format!("check) exit 1 ;;\n{verbs}"));
+    host.web_fails(10, &["--snapshot-command", command.word()]);
+}
+
+/// One copy was taken for both disks of a guest, and a copy that was cut short for a whole disk.
+#[test]
+fn an_answer_that_leads_to_the_wrong_disk_makes_no_point() {
+    let host = Host::new();
+    let (guest, _) = scene(&host);
+    let (vda, vdb) = (guest.vda().display().to_string(), guest.vdb().display().to_string());
+    let command = Command::new(&host, "");
+    let (a, b) = (format!("{vda}.copy"), format!("{vdb}.copy"));
+    let both = [("vda", vda.as_str(), a.as_str()), ("vdb", &vdb, &b)];
+    let one = answer(&[("vda", &vda, &b), ("vdb", &vdb, &b)]);
+    let nbd = |disk: &str| json!({"disk": disk, "nbd": {"uri": "nbd+unix:///x?socket=/nowhere"}});
+    let export = json!({"protocol": 2, "disks": [nbd("vda"), nbd("vdb")]}).to_string();
+    let cut = format!("truncate -s 1M {b}");
+    let empty = format!("truncate -s 0 {b}");
+    let long = "head -c 5000000 /dev/zero | tr '\\0' ' '";
+    for (words, act, said) in [
+        ("can't be both", "true", &one),
+        ("one export", "true", &export),
+        ("has 4194304 bytes", cut.as_str(), &answer(&both)),
+        ("has 4194304 bytes", &empty, &answer(&both)),
+        ("longer than 4 MiB", long, &answer(&both)),
+    ] {
+        let copy = format!("cp {vda} {a} && cp {vdb} {b} && {act}");
+        command.write(&host, &format!("snapshot) {copy} && echo '{said}' ;;"));
+        let heard = host.web_fails(10, &["--snapshot-command", command.word()]);
+        assert!(heard.contains(words), "{words}: {heard}");
+    }
+    host.assert_sound();
+}
+
 /// What was made is released when the guest is thawed, not before: a release may take minutes.
 #[test]
 fn a_moment_that_is_not_made_is_released_after_the_thaw() {

@@ -43,6 +43,8 @@ pub enum Code {
     /// The guest has other files now than at its latest point: its next backup must be told that it is
     /// the same guest.
     OtherFiles,
+    /// The repository has an earlier state than this host has seen: its newest point is gone.
+    WentBack,
     /// The clock is behind the latest point.
     Clock,
     /// A file in the repository belongs to no point.

@@ -22,7 +22,7 @@ use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
 use super::job_args::{Config, History, Run, Status};
-use super::key_args::Init;
+use super::key_args::{Init, Key};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
 use super::tracking_args::Tracking;
@@ -108,6 +108,7 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Init(Init),
+    Key(Key),
     Backup(Backup),
     Restore(Restore),
     Replay(Replay),

@@ -173,6 +173,11 @@ fn rules(command: &str) -> &'static [Rule] {
             when: |_| true,
             why: "has no effect: a shell reads its completions as they are",
         }],
+        "key paper" => &[Rule {
+            options: &["json"],
+            when: |_| true,
+            why: "has no effect: what is on paper is read by people and scanners",
+        }],
         _ => &[],
     }
 }

@@ -21,9 +21,20 @@ const FIRST_STEPS: &[Example] = &[
 pub fn list(command: &str) -> &'static [Example] {
     match command {
         "qdelta" => FIRST_STEPS,
+        "key" => &[
+            ("What can open the repository", "qdelta key list"),
+            ("A passphrase as well", "qdelta key add emergency --passphrase-file FILE"),
+            ("What this key opens", "qdelta key verify --key-file admin.key"),
+            ("For a host that only makes backups", "qdelta key host /etc/qdelta/host.key"),
+            ("For a safe", "qdelta key paper | lpr"),
+        ],
         "init" => &[
             ("A folder on a backup disk", "qdelta init /mnt/backup/repo"),
             ("qdelta.toml was lost or damaged", "qdelta init --repair /mnt/backup/repo"),
+            (
+                "Nobody else reads it",
+                "qdelta init DIR --encrypt --recipient age1ql3z --recovery /media/usb/qdelta.key",
+            ),
         ],
         "backup" => &[
             ("The disk is called after the file: web", "qdelta backup web.qcow2"),

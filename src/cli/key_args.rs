@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueHint};
+use clap::{Args, Subcommand, ValueHint};
 
 use super::examples;
 
@@ -55,3 +55,69 @@ pub struct NewEncryption {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub recovery: Option<PathBuf>,
 }
+
+/// The keys of an encrypted repository.
+///
+/// The repository's identity opens every file. It lies in the repository's folder keys, each time
+/// encrypted to an admin's recipient or by a passphrase. Hosts that only make backups need less: the key
+/// that qdelta key host writes adds points and opens none.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("key"), after_long_help = examples::long(Some("key")))]
+pub struct Key {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: KeyAction,
+}
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyAction {
+    List(KeyList),
+    Add(KeyAdd),
+    Remove(KeyRemove),
+    Verify(KeyVerify),
+    Host(KeyHost),
+    Paper(KeyPaper),
+}
+
+/// List what can open the repository; needs no key.
+#[derive(Debug, Args)]
+pub struct KeyList {}
+
+/// Encrypt the repository's identity to one more recipient, or by one more passphrase.
+#[derive(Debug, Args)]
+pub struct KeyAdd {
+    /// What to call it
+    pub name: String,
+
+    /// The recipient of age (age1…) who is to open the repository
+    #[arg(long, value_name = "AGE1…", required_unless_present = "passphrase_file")]
+    pub recipient: Option<String>,
+
+    /// The file with the passphrase that is to open the repository
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "recipient")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// Remove what can open the repository; whoever has opened it before keeps its identity.
+#[derive(Debug, Args)]
+pub struct KeyRemove {
+    /// What it is called
+    pub name: String,
+}
+
+/// Tell what the key that is given opens.
+#[derive(Debug, Args)]
+pub struct KeyVerify {}
+
+/// Write the key of a host that adds points and can open none.
+#[derive(Debug, Args)]
+pub struct KeyHost {
+    /// The new file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+}
+
+/// Show the repository's identity, to be printed: as text and as a QR code.
+#[derive(Debug, Args)]
+pub struct KeyPaper {}

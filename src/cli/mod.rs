@@ -87,6 +87,15 @@ struct Context {
 }
 
 impl Context {
+    /// The repository that was named, by somebody whose key opens what it holds.
+    fn readable(&self) -> Result<Repository> {
+        let repository = self.repository()?;
+        if let Some(encryption) = repository.encryption() {
+            encryption.check_readable()?;
+        }
+        Ok(repository)
+    }
+
     /// The repository that was named.
     fn repository(&self) -> Result<Repository> {
         let dir = self.global.repo.as_ref().ok_or_else(|| {
@@ -111,6 +120,7 @@ impl Context {
 fn run(command: Command, context: &mut Context) -> Result<u8> {
     match command {
         Command::Init(args) => commands::init::run(&args, context),
+        Command::Key(args) => commands::key::run(&args, context),
         Command::Backup(args) => commands::backup::run(args, context),
         Command::Restore(args) => commands::restore::run(&args, context),
         Command::Replay(args) => commands::restore::replay(&args, context),

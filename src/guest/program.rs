@@ -17,7 +17,7 @@ use crate::disk::sys;
 /// How much of a program's output is kept, in bytes.
 const OUTPUT_LEN_MAX: usize = 16 << 10;
 /// How much is kept of what a program answers to a question, in bytes.
-const ANSWER_LEN_MAX: usize = 4 << 20;
+pub(crate) const ANSWER_LEN_MAX: usize = 4 << 20;
 /// The most characters of a complaint that are passed on. However they are written in JSON, several
 /// complaints fit into a line of the watchdog's.
 const PROBLEM_LEN_MAX: usize = 4000;

@@ -158,31 +158,31 @@ pub(crate) struct SnapshotCommand {
     program: PathBuf,
     /// The first version has only `create` and `release` of one file.
     is_first: bool,
-    /// What it said to `check`, if that was no answer.
-    said: String,
 }
 
 impl SnapshotCommand {
-    /// Finds out which version a command has: the first one does not answer `check` with JSON.
+    /// Finds out which version a command has: one of the first version has nothing to say to `check`.
     ///
     /// # Errors
-    /// It can't be started, or says that it would not work here.
+    /// It can't be started, fails, or says that it would not work here. A command that fails without an
+    /// answer is not taken for one of the first version: what it should have mended would stay.
     pub fn check(program: &Path, request: &Request) -> Result<(Self, Vec<String>)> {
-        let mut command =
-            Self { program: program.to_path_buf(), is_first: false, said: String::new() };
+        let mut command = Self { program: program.to_path_buf(), is_first: false };
         let request = Request { verb: Verb::Check, ..request.clone() };
         let (status, said) = command.run(&request, CHECK_MAX)?;
-        match (command.parse(&said), status.success()) {
-            (Ok(answer), true) => Ok((command, answer.warnings)),
-            (Ok(_), false) => Err(command
-                .failed(Verb::Check, &format!("{status}{}", said.problem()))
-                .advise("nothing was done: see what it says, and docs/snapshot-commands.md")),
-            (Err(_), _) => {
-                command.is_first = true;
-                command.said = said.problem();
-                Ok((command, Vec::new()))
-            }
+        if status.success() && said.stdout.trim_ascii().is_empty() {
+            command.is_first = true;
+            return Ok((command, Vec::new()));
         }
+        let why = match (command.parse(&said), status.success()) {
+            (Ok(answer), true) => return Ok((command, answer.warnings)),
+            (Err(why), true) => why,
+            (_, false) => status.to_string(),
+        };
+        Err(command.failed(Verb::Check, &format!("{why}{}", said.problem())).advise(
+            "nothing was done: see what it says, and docs/snapshot-commands.md (a command of version 1 \
+             must end with status 0 and print nothing when it is called with check)",
+        ))
     }
 
     /// Whether only single files can be asked for.
@@ -209,6 +209,9 @@ impl SnapshotCommand {
     }
 
     fn parse(&self, said: &Said) -> Result<Answer, String> {
+        if said.stdout.len() >= program::ANSWER_LEN_MAX {
+            return Err(format!("its answer is longer than {} MiB", program::ANSWER_LEN_MAX >> 20));
+        }
         let text = String::from_utf8_lossy(&said.stdout);
         let answer: Answer = serde_json::from_str(text.trim())
             .map_err(|error| format!("its standard output is no answer ({error})"))?;
@@ -248,12 +251,7 @@ impl SnapshotCommand {
     /// # Errors
     /// It fails, or is not done in time.
     pub fn create(&self, file: &Path, request: &Request, limit: Duration) -> Result<PathBuf> {
-        self.of_file("create", file, None, request, limit).map_err(|error| match &self.said {
-            said if said.is_empty() => error,
-            said => error.advise(format!(
-                "it is taken for a command of the first version, since it gave no answer to `check`{said}"
-            )),
-        })
+        self.of_file("create", file, None, request, limit)
     }
 
     /// Takes away what `create` has made.

@@ -82,6 +82,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
     match heading {
         "warnings" => through::<Vec<qdelta::base::warning::Warning>>(result),
         "init" => through::<report::InitReport>(result),
+        "key" => through::<report::KeysReport>(result),
         "backup" => through::<report::BackupReport>(result),
         "backup of guests" => through::<report::GuestsReport>(result),
         "restore, replay" => through::<report::RestoreReport>(result),

@@ -15,6 +15,10 @@ pub enum Fate {
     Slow(u64),
     /// The answer is `503 SlowDown`.
     Throttle,
+    /// The answer is that the credentials have ended.
+    Expired,
+    /// The answer says that it was done, and nothing is passed on.
+    Nod,
     /// The connection ends before it is passed on.
     Lost,
     /// It is passed on, and the connection ends in the place of an answer.
@@ -190,13 +194,8 @@ fn serve(
                 kill(id);
                 break;
             }
-            Fate::Throttle => {
-                let body = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.\
-                     </Message></Error>";
-                let len = body.len();
-                let head = format!("HTTP/1.1 503 Slow Down\r\nContent-Length: {len}\r\n\r\n");
-                let (head, body) = (head.into_bytes(), body.as_bytes().to_vec());
-                if (Message { head, body }).write(&mut to_client).is_err() {
+            Fate::Throttle | Fate::Expired | Fate::Nod => {
+                if answer_of(fate).write(&mut to_client).is_err() {
                     break;
                 }
                 continue;
@@ -243,6 +242,22 @@ fn serve(
     }
     let _ = to_client.shutdown(Shutdown::Both);
     let _ = to_store.shutdown(Shutdown::Both);
+}
+
+/// What the proxy answers in the store's place.
+fn answer_of(fate: Fate) -> Message {
+    let (status, code) = match fate {
+        Fate::Expired => ("400 Bad Request", "ExpiredToken"),
+        Fate::Nod => ("200 OK", ""),
+        _ => ("503 Slow Down", "SlowDown"),
+    };
+    let body = match code {
+        "" => String::new(),
+        code => format!("<Error><Code>{code}</Code><Message>by the proxy</Message></Error>"),
+    };
+    let len = body.len();
+    let head = format!("HTTP/1.1 {status}\r\nETag: \"0\"\r\nContent-Length: {len}\r\n\r\n");
+    Message { head: head.into_bytes(), body: body.into_bytes() }
 }
 
 fn kill(id: u32) {

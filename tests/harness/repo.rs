@@ -2,14 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use qdelta::vault::repository::storage::{EntryKind, Name, S3, Storage};
+use qdelta::vault::repository::Repository;
+use qdelta::vault::repository::storage::{EntryKind, Name, Publish, S3, Storage};
 use serde_json::Value;
 
 use super::files::{assert_same, tree};
 use super::images::{check_is_silent, qemu_img};
-use super::store::storage;
+use super::store::{self, storage};
 use super::{Lab, Outcome, args, qdelta, run, state};
 
 /// A repository, and the command line to reach it.
@@ -43,6 +46,44 @@ impl Repo {
         words.extend(options);
         run(qdelta(words)).ok();
         Self::at(path)
+    }
+
+    /// A new repository for the life number `number`: every fourth one lies in an object store, and all of
+    /// them with `QDELTA_STORE=s3`; the others lie at `path`.
+    #[track_caller]
+    pub fn of_a_life(path: PathBuf, number: u64) -> Self {
+        match number % 4 == 3 || store::is_wanted() {
+            true => store::new_repo(),
+            false => Self::init(path),
+        }
+    }
+
+    /// Whether it lies in an object store.
+    pub fn is_in_a_store(&self) -> bool {
+        S3::is_address(&self.path)
+    }
+
+    /// Changes `qdelta.toml`, as an admin does.
+    pub fn edit_settings(&self, edit: impl FnOnce(&str) -> String) {
+        if !self.is_in_a_store() {
+            let path = self.path.join("qdelta.toml");
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, edit(&text)).unwrap();
+            return;
+        }
+        let (store, name) = (storage(&self.path), Name::top().join("qdelta.toml"));
+        let text = String::from_utf8(store.read(&name, 1 << 20).unwrap()).unwrap();
+        let mut staged = store.stage(&name).unwrap();
+        staged.write_all(edit(&text).as_bytes()).unwrap();
+        staged.publish(Publish::Replace).unwrap();
+    }
+
+    /// The repository, opened in this process.
+    pub fn open(&self) -> Repository {
+        match self.is_in_a_store() {
+            true => Repository::open_in(Arc::new(storage(&self.path))).unwrap(),
+            false => Repository::open(&self.path).unwrap(),
+        }
     }
 
     /// A repository that is there already.
@@ -163,7 +204,7 @@ impl Repo {
 
     /// Its files, by their names within it.
     pub fn files(&self) -> Vec<PathBuf> {
-        if !S3::is_address(&self.path) {
+        if !self.is_in_a_store() {
             return tree(&self.path).into_iter().collect();
         }
         let store = storage(&self.path);

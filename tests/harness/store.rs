@@ -20,10 +20,32 @@ pub const READER: (&str, &str) = ("qdelta-reader", "no-secret-either");
 /// The bucket of all tests.
 pub const BUCKET: &str = "tests";
 
+/// The store that all tests share.
+struct Store {
+    endpoint: String,
+    /// By TLS.
+    secure: String,
+    folder: PathBuf,
+}
+
+fn store() -> &'static Store {
+    static STORE: OnceLock<Store> = OnceLock::new();
+    STORE.get_or_init(start)
+}
+
 /// Where the store listens.
 pub fn endpoint() -> &'static str {
-    static STORE: OnceLock<String> = OnceLock::new();
-    STORE.get_or_init(start)
+    &store().endpoint
+}
+
+/// Where it listens by TLS.
+pub fn tls_endpoint() -> String {
+    store().secure.clone()
+}
+
+/// Who has signed its certificate.
+pub fn tls_authority() -> PathBuf {
+    store().folder.join("cert.pem")
 }
 
 /// A place in the store where nothing is yet.
@@ -47,6 +69,11 @@ pub fn storage(address: &Path) -> S3 {
     .unwrap()
 }
 
+/// Whether the repositories of all random lives are wanted in the store: `QDELTA_STORE=s3`.
+pub fn is_wanted() -> bool {
+    std::env::var("QDELTA_STORE").is_ok_and(|it| it == "s3")
+}
+
 /// A new repository in the store.
 pub fn new_repo() -> Repo {
     Repo::init(address(endpoint(), &fresh_place()))
@@ -64,7 +91,7 @@ fn free_port() -> u16 {
     }
 }
 
-fn start() -> String {
+fn start() -> Store {
     let folder = tempfile::Builder::new().prefix("qdelta-store-").tempdir_in(temp_dir()).unwrap();
     let folder = folder.keep();
     let identities = [(KEY, "\"Admin\""), (READER, "\"Read\",\"List\"")].map(|((id, secret), may)| {
@@ -74,7 +101,11 @@ fn start() -> String {
     });
     let config = format!(r#"{{"identities":[{}]}}"#, identities.join(","));
     std::fs::write(folder.join("s3.json"), config).unwrap();
-    let [s3, master, volume, filer] = [(); 4].map(|()| free_port());
+    let [s3, tls, master, volume, filer] = [(); 5].map(|()| free_port());
+    let mut certificate = args!["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"];
+    certificate.extend(args!["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]);
+    certificate.extend(args!["-keyout", folder.join("key.pem"), "-out", folder.join("cert.pem")]);
+    run(tool("openssl", certificate)).ok();
     // The shell notices the end of this process, however that comes: then the store ends by SIGKILL, and
     // its folder goes.
     let script = format!(
@@ -82,6 +113,7 @@ fn start() -> String {
          weed server -dir=data -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.port={master} \
          -master.telemetry=false -master.volumeSizeLimitMB=1024 -volume.port={volume} -volume.max=40 \
          -filer.port={filer} -filer.localSocket={folder}/filer.sock -s3 -s3.port={s3} \
+         -s3.port.https={tls} -s3.cert.file=cert.pem -s3.key.file=key.pem \
          -s3.localSocket={folder}/s3.sock -s3.port.iceberg=0 -s3.port.lance=0 -s3.config=s3.json \
          >log 2>&1 & store=$!; read end; kill -9 $store; cd /; rm -rf {folder}",
         folder = folder.display()
@@ -96,7 +128,7 @@ fn start() -> String {
         assert!(begin.elapsed() < Duration::from_secs(60), "the store does not start:\n{}", log());
         std::thread::sleep(Duration::from_millis(200));
     }
-    endpoint
+    Store { endpoint, secure: format!("https://127.0.0.1:{tls}"), folder }
 }
 
 fn is_up(port: u16) -> bool {

@@ -1,7 +1,9 @@
 //! Repositories in an object store: a real one, with a proxy in front that does what networks do.
 
+mod credentials;
 mod cycle;
 mod damage;
 mod kills;
 mod locks;
 mod requests;
+mod serving;

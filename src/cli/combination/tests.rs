@@ -519,7 +519,7 @@ const GUARDED: &[&str] = &[
 ];
 
 /// Options of every command that a command refuses.
-const GLOBAL_REFUSED: &[(&str, &str)] = &[("completions", "--json")];
+const GLOBAL_REFUSED: &[(&str, &str)] = &[("completions", "--json"), ("key paper", "--json")];
 
 impl Entry {
     fn words(&self) -> String {

@@ -14,7 +14,7 @@ use crate::cli::{Context, signals, state, status};
 /// Drills guests, or shows what earlier drills have found. A drill that failed shows in the status, and so
 /// does one that could not be tried to the end.
 pub fn run(args: &Drill, context: &mut Context) -> Result<u8> {
-    let repository = context.repository()?;
+    let repository = context.readable()?;
     if args.report {
         let history = drill::history(&repository, &args.guests)?;
         return show_history(&history, context).map(|()| status::DONE);

@@ -57,13 +57,13 @@ fn open(
     observer: &dyn Observer,
     context: &Context,
 ) -> Result<OpenVolume> {
-    let disk = OpenDisk::open(context.repository()?, &at.disk)?;
+    let disk = OpenDisk::open(context.readable()?, &at.disk)?;
     disk.volume(at.volume.as_deref(), paths, observer)
 }
 
 fn ls(args: &FilesLs, context: &mut Context) -> Result<u8> {
     let Some(path) = args.path.as_deref().map(bytes_of) else {
-        let disk = OpenDisk::open(context.repository()?, &args.at.disk)?;
+        let disk = OpenDisk::open(context.readable()?, &args.at.disk)?;
         return show_volumes(&files::volumes(&disk, &context.screen), context);
     };
     let cancel = signals::watch(&context.screen);
@@ -210,7 +210,7 @@ fn take(
     let output = match to {
         path if path == Path::new("-") => Output::Stream(restore::bytes_to_stdout(&cancel)?),
         path => {
-            restore::refuse_inside(&context.repository()?, path)?;
+            restore::refuse_inside(&context.readable()?, path)?;
             Output::Path(path.to_owned())
         }
     };
@@ -265,7 +265,7 @@ fn diff(args: &FilesDiff, context: &mut Context) -> Result<u8> {
     let cancel = signals::watch(&context.screen);
     let screen = context.screen.clone();
     let recorder = Recorder::new(&screen);
-    let points = OpenPoints::new(context.repository()?);
+    let points = OpenPoints::new(context.readable()?);
     let at =
         |point: &Selector| DiskAt { disk: args.points.disk.clone(), point: Some(point.clone()) };
     let new_disk = OpenDisk::of(&points, &at(&args.points.to))?;

@@ -15,7 +15,7 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
     let Some(disk) = &args.disk else {
         return Err(Error::new(ErrorKind::Usage, "say which disk"));
     };
-    let repository = context.repository()?;
+    let repository = context.readable()?;
     let request = InPlaceRequest {
         disk: repository.catalog().find_one(&disk.disk)?.into(),
         selector: disk.point.clone().unwrap_or(Selector::Latest),
@@ -42,7 +42,7 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
 
 /// Rolls all disks of a guest back.
 pub fn run_machine(args: &Restore, domain: &str, context: &mut Context) -> Result<u8> {
-    let repository = context.repository()?;
+    let repository = context.readable()?;
     let request = MachineInPlaceRequest {
         domain: domain.to_owned(),
         selector: args.machine.at.clone(),

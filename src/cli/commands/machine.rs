@@ -12,7 +12,7 @@ use crate::cli::{Context, signals, status, text};
 
 /// Restores a guest and says what is left to do.
 pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Result<u8> {
-    let repository = context.repository()?;
+    let repository = context.readable()?;
     refuse_inside(&repository, &to.join("x"))?;
     refuse_inside(&repository, to)?;
     let request = MachineRequest {

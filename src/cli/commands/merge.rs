@@ -9,7 +9,7 @@ use crate::cli::{Context, signals, status, text};
 
 /// Merges, or says what a merge would bring.
 pub fn run(args: Merge, context: &mut Context) -> Result<u8> {
-    let repository = context.repository()?;
+    let repository = context.readable()?;
     let request = MergeRequest {
         guest: args.points.disk,
         from: args.points.from,

@@ -14,6 +14,7 @@ mod image_info;
 mod in_place;
 pub mod info;
 pub mod init;
+pub mod key;
 mod machine;
 pub mod map;
 pub mod merge;

@@ -8,7 +8,7 @@ use crate::cli::{Context, ready, signals, status, text};
 
 /// Shows points until they are unmounted or a signal comes.
 pub fn run(args: &Mount, context: &mut Context) -> Result<u8> {
-    let repository = context.repository()?;
+    let repository = context.readable()?;
     let request = MountRequest {
         folder: args.folder.clone(),
         wanted: args.wanted.clone(),

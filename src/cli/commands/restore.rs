@@ -36,7 +36,7 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
     let (Some(at), Some(output)) = (&args.disk, &args.output) else {
         return Err(Error::new(ErrorKind::Usage, "say which disk, and where to"));
     };
-    let repository = context.repository()?;
+    let repository = context.readable()?;
     let cancel = signals::watch(&context.screen);
     let disk = repository.catalog().find_one(&at.disk)?.into();
     let request = request(output, &args.target, args.libvirt.libvirt(), &args.work, &cancel)?;

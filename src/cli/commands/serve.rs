@@ -11,7 +11,7 @@ use crate::cli::{Context, signals, status, text};
 
 /// Serves until somebody asks to stop.
 pub fn run(args: Serve, context: &mut Context) -> Result<u8> {
-    let repository = context.repository()?;
+    let repository = context.readable()?;
     let wanted = match args.domain {
         Some(domain) => Wanted::Guest(domain, args.at.unwrap_or(Selector::Latest)),
         None if args.disks.is_empty() => Wanted::Everything,

@@ -11,7 +11,7 @@ use crate::cli::{Context, signals, status, text};
 
 /// Verifies what was named and lists what is damaged. Damage shows in the status.
 pub fn run(args: Verify, context: &mut Context) -> Result<u8> {
-    let repository = context.repository()?;
+    let repository = context.readable()?;
     let target = |at: DiskAt| Target { disk: at.disk, point: at.point };
     let targets = args.disks.into_iter().map(target).collect();
     let is_scrub = args.max_age.is_some() || args.budget.is_some();

@@ -191,7 +191,8 @@ pub fn run_together(
     let mut sources = together.take(&ready)?;
     let consistency = consistency_of(&mut sources)?;
     let written = together.write(ready, sources, consistency, cancel)?;
-    let mut reports = commit(written, consistency, None, options.safety, started, &recorder)?;
+    let mut reports =
+        commit(written, consistency, None, options.safety, started, repository, &recorder)?;
     synthesize(repository, &lock, options, &mut reports, observer, cancel);
     if let Some(first) = reports.first_mut() {
         first.warnings.extend(recorder.take());
@@ -227,6 +228,7 @@ fn commit(
     machine: Option<MachineRecord>,
     safety: bool,
     started: Instant,
+    repository: &Repository,
     recorder: &Recorder<'_>,
 ) -> Result<Vec<BackupReport>> {
     let first = written.first().map(|it| (it.pending.point(), it.pending.disk().domain.clone()));
@@ -243,19 +245,18 @@ fn commit(
         rest.push(disk.rest);
     }
     match Pending::commit_all(archives, &manifest) {
-        Ok(()) => Ok(rest
-            .into_iter()
-            .map(|rest| {
-                let report = rest.settle(recorder);
-                let warnings = recorder.take_of(&report.disk);
-                BackupReport { warnings, ..report }
-            })
-            .collect()),
+        Ok(()) => repository.saw(&manifest.domain, point),
         Err(error) => {
             rest.into_iter().for_each(Rest::discard);
-            Err(error)
+            return Err(error);
         }
     }
+    let settled = rest.into_iter().map(|rest| {
+        let report = rest.settle(recorder);
+        let warnings = recorder.take_of(&report.disk);
+        BackupReport { warnings, ..report }
+    });
+    Ok(settled.collect())
 }
 
 /// Makes a full of a new point if that was asked for, by merging. The point stands already: what fails
@@ -304,6 +305,18 @@ fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) ->
     }
     for error in &cleaned.unreadable {
         observer.warn(Warning::failed(Code::Unreadable, error));
+    }
+    let (seen, newest) = (repository.newest_seen(lock.domain()), catalog.newest_of(lock.domain()));
+    if let Some(seen) = seen.filter(|seen| newest.is_none_or(|newest| newest < *seen)) {
+        let domain = lock.domain();
+        let now = newest.map_or("has none now".to_owned(), |it| format!("{it} is the newest now"));
+        let text =
+            format!("point {seen} of {domain} was there when this host looked last, and {now}");
+        let warning = Warning::new(Code::WentBack, text);
+        observer.warn(warning.advise(
+            "if nobody has removed it, the repository was put back to an earlier state: compare it with \
+             another copy",
+        ));
     }
     Ok(catalog)
 }

@@ -53,7 +53,7 @@ pub use restore::{
 pub use retain::{Every, Fate, GuestPrune, PruneReport, Reason, Verdict};
 pub use roll_back::{InPlaceReport, MachineInPlaceReport};
 pub use serve::{ExportReport, ServeReport};
-pub use setup::{InitReport, ManReport};
+pub use setup::{InitReport, KeyRecord, KeysReport, ManReport};
 pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
 pub use status::{
     ActStatus, FindingCode, GuestStatus, JobStatus, Level, OpenFinding, RepositoryStatus,

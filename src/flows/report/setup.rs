@@ -22,6 +22,26 @@ pub struct InitReport {
     pub repaired: Option<Repair>,
 }
 
+/// Who can open an encrypted repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysReport {
+    /// To whom everything in it is encrypted.
+    pub recipient: Option<String>,
+    /// The files that hold its identity.
+    pub keys: Vec<KeyRecord>,
+    /// Those of them that the given key opens; none if they were not tried.
+    pub opened: Option<Vec<String>>,
+}
+
+/// A file that holds the identity of a repository, encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// What it is called.
+    pub name: String,
+    /// What opens it, in the words of age.
+    pub kinds: Vec<String>,
+}
+
 /// Man pages that were written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManReport {

@@ -6,8 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::crypt::{Aead, Wiped};
-use super::file::{self, FileKey, Opened};
-use super::keys::Identity;
+use super::file::{self, Opened};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::shelf::Shelf;
 use crate::disk::io::ReadAt;
@@ -70,22 +69,21 @@ fn read_header(inner: &dyn ReadAt, file_len: u64) -> Result<(Header, u64)> {
 
 impl SealedReader {
     /// Opens a file. Header and last piece are proved: whether the file was cut off is known from now on.
-    /// `prove` looks at the key of the file and at its header.
+    /// `open` finds the key of the file by its header.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`]: it is no file of age, not for this identity, or not as it was written.
+    /// [`ErrorKind::Damaged`]: it is no file of age, not for whoever `open` is, or not as it was written.
     /// Others: it can't be read.
     pub fn open(
         inner: Arc<dyn ReadAt>,
-        identity: &Identity,
         chunks: &Arc<Chunks>,
         number: u64,
-        prove: impl FnOnce(&FileKey, &Header) -> Result<()>,
+        open: impl FnOnce(&Header) -> Result<Opened>,
     ) -> Result<Self> {
         let path = inner.path();
         let file_len = inner.len().map_err(|error| Error::io("find the length of", path, error))?;
         let (header, header_len) = read_header(&*inner, file_len)?;
-        let key = match Opened::by_identity(&header, identity)? {
+        let key = match open(&header)? {
             Opened::Key(key) => key,
             Opened::NotFor => {
                 let text = format!("{} is encrypted to somebody else", path.display());
@@ -93,7 +91,6 @@ impl SealedReader {
             }
             Opened::Changed => return Err(changed(path, "its header")),
         };
-        prove(&key, &header)?;
         let payload = Payload::new(header_len, file_len)
             .map_err(|error| Error::format(ErrorKind::Damaged, path, error))?;
         let mut nonce = [0; NONCE_LEN as usize];

@@ -131,10 +131,16 @@ fn has_room(archives: usize, choice: KindChoice) -> Result<bool> {
 
 /// Whether the failure says that the chain is no good, and not that it could not be looked at.
 fn is_lost(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
+    // What a host has lost that can open no file is lost to it.
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Key)
 }
 
 fn begins_anew(error: &Error) -> String {
+    if error.kind() == ErrorKind::Key {
+        return "this host no longer has what it kept of the points before (in the folder of --state), and its \
+                key opens no file; a full begins a new chain"
+            .to_owned();
+    }
     format!("{}; a full begins a new chain. qdelta verify tells what is damaged", error.chain())
 }
 

@@ -161,6 +161,12 @@ impl Catalog {
         }))
     }
 
+    /// The newest point of a domain that has a manifest, whatever is in it; none if it has none, or if they
+    /// can't be listed.
+    pub(crate) fn newest_of(&self, domain: &DomainName) -> Option<PointId> {
+        self.domain(domain).points().last().copied()
+    }
+
     /// Every disk that has an archive or is named by a manifest, as far as folders can be listed.
     ///
     /// # Errors

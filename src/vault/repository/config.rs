@@ -324,12 +324,16 @@ impl Repository {
         Ok(repository.with_encryption(encryption))
     }
 
-    /// The wrapped keys of the encrypted repository in a storage, for which no key is needed; none if it
-    /// is not encrypted.
+    /// The wrapped keys of the encrypted repository at `root`, for which no key is needed; none if it is
+    /// not encrypted.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn key_ring(storage: Arc<dyn Storage>) -> Result<Option<KeyRing>> {
+    pub fn key_ring(root: &Path) -> Result<Option<KeyRing>> {
+        let storage: Arc<dyn Storage> = match S3::is_address(root) {
+            true => Arc::new(S3::new(root)?),
+            false => Arc::new(Local::new(root)),
+        };
         let recipient = Config::read(&*storage)?.recipient()?;
         Ok(recipient.map(|recipient| KeyRing::new(storage, Some(recipient))))
     }

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::storage::{EntryKind, KeyText, Keys, Name, Publish, Sealed, Storage};
+use super::storage::{EntryKind, HostKey, KeyText, Keys, Name, Publish, Sealed, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::age::Header;
 use crate::vault::age::{For, Identity, Opened, Recipient, open_bytes, seal_bytes};
@@ -46,6 +46,34 @@ impl Encryption {
         let ring = KeyRing::new(Arc::clone(storage), Some(keys.host.recipient()));
         let sealed = Sealed::new(Arc::clone(storage), keys.clone());
         (Arc::new(sealed), Self { ring, keys })
+    }
+
+    /// The storage of a host that keeps in `folder` what it knows of the files that it writes.
+    pub(super) fn storage_with(&self, folder: PathBuf) -> Arc<dyn Storage> {
+        let sealed = Sealed::new(Arc::clone(&self.ring.storage), self.keys.clone());
+        Arc::new(sealed.with_known(folder))
+    }
+
+    /// The key of the hosts that add points.
+    pub fn host(&self) -> &HostKey {
+        &self.keys.host
+    }
+
+    /// Fails unless files can be opened.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Key`].
+    pub fn check_readable(&self) -> Result<()> {
+        match self.keys.identity {
+            Some(_) => Ok(()),
+            None => Err(Error::new(
+                ErrorKind::Key,
+                "the key of a host adds points, and opens none",
+            )
+            .advise(
+                "give the repository's identity, an admin's, or a passphrase: --key-file FILE",
+            )),
+        }
     }
 
     /// To whom everything is encrypted.
@@ -129,6 +157,11 @@ impl KeyRing {
             Ok(KeyEntry { name, kinds })
         };
         self.names()?.into_iter().map(entry).collect()
+    }
+
+    /// To whom everything is encrypted, where `qdelta.toml` says so.
+    pub fn recipient(&self) -> Option<Recipient> {
+        self.recipient
     }
 
     fn is_ours(&self, recipient: Recipient) -> bool {

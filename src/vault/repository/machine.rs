@@ -208,8 +208,11 @@ impl Repository {
         let mut packed = SpooledTempFile::new(PACKED_MEMORY_MAX);
         let (digest, length) = compress(content, &mut packed, shown)?;
         let name = self.machine_dir(lock.domain()).join(&file_name(digest));
-        if copy(self, &name, digest, length, &mut io::sink()).is_ok() {
-            return Ok((digest, length));
+        match copy(self, &name, digest, length, &mut io::sink()) {
+            Ok(()) => return Ok((digest, length)),
+            // A host that can open no file believes what lies under that name.
+            Err(error) if error.kind() == ErrorKind::Key => return Ok((digest, length)),
+            Err(_) => {}
         }
         let mut staged = match self.storage.stage(&name) {
             // Nobody else writes while the domain is locked: whoever did was killed.

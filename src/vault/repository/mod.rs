@@ -292,6 +292,29 @@ impl Repository {
         Opener::READ.read(&path, SUMMARY_LEN_MAX).ok()
     }
 
+    /// The newest point of a domain that this host has made or seen.
+    pub(crate) fn newest_seen(&self, domain: &DomainName) -> Option<PointId> {
+        let path = self.state.as_ref()?.join(seen_name(domain));
+        Opener::READ.read_text(&path, 64).ok()?.trim().parse().ok()
+    }
+
+    /// Remembers the newest point of a domain. Nothing depends on it: who can't remember is not warned.
+    pub(crate) fn saw(&self, domain: &DomainName, newest: PointId) {
+        let Some(folder) = self.state.as_ref() else { return };
+        let path = folder.join(seen_name(domain));
+        let partial = folder.join(format!(".{}.partial", seen_name(domain)));
+        let write = || -> io::Result<()> {
+            make_private_folder(folder)?;
+            let _ = fs::remove_file(&partial);
+            let mut file = Opener::CHANGE.create(SUMMARY_MODE).open(&partial)?;
+            writeln!(file, "{newest}")?;
+            fs::rename(&partial, &path)
+        };
+        if let Err(error) = write() {
+            tracing::debug!("{}: {error}", path.display());
+        }
+    }
+
     /// Leaves a summary of a disk's chain for the next backup on this host. Nothing depends on the
     /// summary, so nothing is synced: one that a power cut tore is not believed.
     ///
@@ -331,7 +354,11 @@ impl Repository {
     /// in it.
     #[must_use]
     pub fn with_state(mut self, folder: &Path) -> Self {
-        self.state = Some(folder.join(Name::top().join(&self.id).as_str()));
+        let folder = folder.join(Name::top().join(&self.id).as_str());
+        if let Some(encryption) = self.encryption.as_ref().filter(|it| it.identity().is_none()) {
+            self.storage = encryption.storage_with(folder.join("known"));
+        }
+        self.state = Some(folder);
         self
     }
 
@@ -430,6 +457,11 @@ fn forget_old_summaries(folder: &Path, newest: &Path) {
             let _ = fs::remove_dir(&repository);
         }
     }
+}
+
+/// The newest point of a domain, in the folder of this host's state.
+fn seen_name(domain: &DomainName) -> String {
+    format!("{domain}+newest")
 }
 
 /// The summary of a disk's chain, in the folder of this host's state.

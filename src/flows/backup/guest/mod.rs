@@ -177,7 +177,8 @@ pub fn run_guest(
         observer.warn(Warning::new(Code::Machine, format!("not in the point: {what}")));
     }
     let (options, consistency) = (&request.how.options, moment.consistency);
-    let mut disks = commit(written, consistency, Some(record), options.safety, started, &recorder)?;
+    let mut disks =
+        commit(written, consistency, Some(record), options.safety, started, repository, &recorder)?;
     snapshots.iter_mut().for_each(Snapshots::keep);
     // Before the warnings are gathered: that something could not be released is one. And before archives are
     // merged, so that a guest is not left on an overlay for longer than it must.

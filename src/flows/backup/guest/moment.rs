@@ -339,6 +339,7 @@ impl<'a> Flow<'a> {
                     }
                     let made = snapshots.substitutes(index)?;
                     let mut source = Captured::of_copies(disk.image, disk.open, made)?;
+                    snapshots.check_size(index, &source.image)?;
                     snapshots.check_read(&source.image)?;
                     let left = snapshots.left_bitmap(index).map(str::to_owned);
                     source.anchor = left.map(|name| Anchor { name, what: AnchorKind::Bitmap });

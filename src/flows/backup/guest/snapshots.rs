@@ -30,6 +30,8 @@ use qdelta_formats::archive::Tracker;
 
 /// What a disk of QEMU's is a multiple of, in bytes.
 const SECTOR: u64 = 512;
+/// How many warnings of one answer are passed on.
+const WARNINGS_MAX: usize = 20;
 
 /// A command, and what it has made of some disks. Dropped, what was made is released: so this must outlive
 /// everything that has it open.
@@ -145,7 +147,9 @@ impl<'a> Snapshots<'a> {
     }
 
     fn warn(&self, texts: Vec<String>) {
-        for text in texts {
+        let more = texts.len().saturating_sub(WARNINGS_MAX);
+        let last = (more > 0).then(|| format!("the snapshot command has {more} more warnings"));
+        for text in texts.into_iter().take(WARNINGS_MAX).chain(last) {
             self.observer.warn(Warning::new(Code::GuestState, text));
         }
     }
@@ -231,11 +235,12 @@ impl<'a> Snapshots<'a> {
                 .check()
                 .map_err(|why| unbelieved(&self.command, "create printed", &taken.made, why))?;
         }
-        Ok(())
+        self.check_distinct()
     }
 
     fn understand(&mut self, answer: Answer) -> Result<()> {
         self.warn(answer.warnings);
+        Self::check_exports(&answer.disks)?;
         for (index, request) in self.request.disks.iter().enumerate() {
             let mut answers = answer.disks.iter().filter(|it| it.disk == request.disk);
             let (Some(disk), None) = (answers.next(), answers.next()) else {
@@ -261,6 +266,38 @@ impl<'a> Snapshots<'a> {
                     .map_err(|why| unbelieved(&self.command, "answered", &taken.made, why))?;
             }
             self.disks.push(disk.clone());
+        }
+        self.check_distinct()
+    }
+
+    /// Fails if an answer names one export for two disks.
+    fn check_exports(disks: &[DiskAnswer]) -> Result<()> {
+        let mut exports: Vec<(&str, &str)> = Vec::new();
+        for answer in disks {
+            let Some(nbd) = &answer.nbd else { continue };
+            if let Some((other, _)) = exports.iter().find(|(_, uri)| *uri == nbd.uri) {
+                let text = format!("disks {other} and {} can't be one export", answer.disk);
+                return Err(unusable(text));
+            }
+            exports.push((&answer.disk, &nbd.uri));
+        }
+        Ok(())
+    }
+
+    /// Fails if one file or device is to be read in the place of two.
+    fn check_distinct(&self) -> Result<()> {
+        let mut seen: Vec<(&Taken, Look)> = Vec::new();
+        for taken in &self.taken {
+            if taken.made.as_os_str().is_empty() {
+                continue;
+            }
+            let look = Look::at(&taken.made)?;
+            if let Some((other, _)) = seen.iter().find(|(_, other)| other.is_same(&look)) {
+                let (one, other) = (other.file.display(), taken.file.display());
+                let text = format!("{} can't be both {one} and {other}", taken.made.display());
+                return Err(unusable(text));
+            }
+            seen.push((taken, look));
         }
         Ok(())
     }
@@ -314,7 +351,7 @@ impl<'a> Snapshots<'a> {
         Ok((counted, self.left_bitmap(disk)))
     }
 
-    /// Fails if the disk behind an export is not as long as the guest's: it must be another one.
+    /// Fails if what is to be read is not as long as the guest's disk: it must be another one, or cut short.
     ///
     /// # Errors
     /// It is not.
@@ -325,11 +362,12 @@ impl<'a> Snapshots<'a> {
         if size.abs_diff(request.size) < SECTOR {
             return Ok(());
         }
-        let text =
-            format!("disk {} has {} bytes, and its export {size}", request.disk, request.size);
-        Err(Error::new(ErrorKind::Guest, text).because(
-            "the snapshot command has answered the export of another disk, or it was resized",
-        ))
+        let text = format!(
+            "disk {} has {} bytes, and what the snapshot command answered has {size}",
+            request.disk, request.size
+        );
+        Err(Error::new(ErrorKind::Guest, text)
+            .because("it is that of another disk, or cut short, or the disk was resized meanwhile"))
     }
 
     /// What the command has left of a disk that records what the guest writes.

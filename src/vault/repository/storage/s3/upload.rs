@@ -16,10 +16,15 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::vault::repository::storage::{Name, Outcome, Publish, Staged, Unpublished};
 
-/// The length of a part, in bytes, where nothing else was said.
+/// The length of the first parts, in bytes, where nothing else was said.
 const PART_LEN: usize = 16 << 20;
-/// So many parts are on their way at once while one more is being filled.
+/// After so many parts each is longer by as much as the first: nobody knows how long an archive will be, and ten thousand parts
+/// so hold three TiB.
+const PARTS_OF_A_LENGTH: usize = 250;
+/// So many parts are on their way at once while one more is being filled, and only one where parts are long.
 const IN_FLIGHT_MAX: usize = 3;
+/// So many bytes a part has at most of which several are on their way at once.
+const SHORT: usize = 64 << 20;
 /// The most parts of one upload.
 const PARTS_MAX: usize = 10_000;
 /// The longest answer to any of these requests that makes sense, in bytes.
@@ -44,7 +49,6 @@ pub(super) struct Upload {
     key: String,
     /// Where a small file lies while it is announced.
     staged_key: String,
-    part_len: usize,
     /// What no part has taken yet.
     buffer: Vec<u8>,
     /// The upload, once the file is longer than a part.
@@ -79,12 +83,10 @@ impl Upload {
             let text = format!("{} is being written already", shared.shown(&key));
             return Err(Error::new(ErrorKind::Exists, text));
         }
-        let part_len = shared.client.address.part_size.map_or(PART_LEN, |it| it as usize);
         Ok(Self {
             shared: Arc::clone(shared),
             key,
             staged_key,
-            part_len,
             buffer: Vec::new(),
             multipart: None,
             is_announced: false,
@@ -96,6 +98,15 @@ impl Upload {
         self.shared.shown(&self.key)
     }
 
+    /// How long the part is that is being filled, in bytes.
+    fn part_len(&self) -> usize {
+        let parts = self.multipart.as_ref().map_or(0, Multipart::parts);
+        match self.shared.client.address.part_size {
+            Some(len) => len as usize,
+            None => PART_LEN * (1 + parts / PARTS_OF_A_LENGTH),
+        }
+    }
+
     /// Sends the buffer as the next part.
     fn send_part(&mut self) -> Result<()> {
         let mut multipart = match self.multipart.take() {
@@ -103,7 +114,8 @@ impl Upload {
             None => self.begin_multipart()?,
         };
         let mut spare = Vec::new();
-        while multipart.on_their_way.len() >= IN_FLIGHT_MAX {
+        let most = if self.buffer.len() <= SHORT { IN_FLIGHT_MAX } else { 1 };
+        while multipart.on_their_way.len() >= most {
             spare = match multipart.wait() {
                 Ok(buffer) => buffer,
                 Err(error) => {
@@ -112,9 +124,15 @@ impl Upload {
                 }
             };
         }
+        let number = multipart.parts() + 1;
+        if number > PARTS_MAX {
+            self.multipart = Some(multipart);
+            let text = format!("{} is longer than {PARTS_MAX} parts", self.shown());
+            return Err(Error::new(ErrorKind::NoSpace, text)
+                .advise("say larger parts in the repository's address: part-size=1024MiB"));
+        }
         spare.clear();
         let bytes = mem::replace(&mut self.buffer, spare);
-        let number = multipart.etags.len() + multipart.on_their_way.len() + 1;
         multipart.len += bytes.len() as u64;
         let (shared, key, id) = (Arc::clone(&self.shared), self.key.clone(), multipart.id.clone());
         let sent = std::thread::Builder::new().name("upload".to_owned()).spawn(move || {
@@ -126,11 +144,6 @@ impl Upload {
         let sent = sent.map(|thread| multipart.on_their_way.push(thread));
         self.multipart = Some(multipart);
         sent?;
-        if number > PARTS_MAX {
-            let text = format!("{} is longer than {PARTS_MAX} parts", self.shown());
-            return Err(Error::new(ErrorKind::NoSpace, text)
-                .advise("say larger parts in the repository's address: part-size=256MiB"));
-        }
         Ok(())
     }
 
@@ -250,6 +263,11 @@ impl Upload {
 }
 
 impl Multipart {
+    /// How many parts were sent.
+    fn parts(&self) -> usize {
+        self.etags.len() + self.on_their_way.len()
+    }
+
     /// Waits for the oldest part that is on its way; gives its buffer.
     fn wait(&mut self) -> Result<Vec<u8>> {
         let thread = self.on_their_way.remove(0);
@@ -278,10 +296,10 @@ fn put_part(shared: &Shared, key: &str, id: &str, number: usize, bytes: &[u8]) -
 
 impl Write for Upload {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.buffer.len() >= self.part_len {
+        if self.buffer.len() >= self.part_len() {
             self.send_part().map_err(io::Error::other)?;
         }
-        let count = bytes.len().min(self.part_len - self.buffer.len());
+        let count = bytes.len().min(self.part_len() - self.buffer.len());
         self.buffer.extend_from_slice(bytes.get(..count).unwrap_or_default());
         Ok(count)
     }

@@ -9,6 +9,7 @@
 //! `qdelta.toml` and the files of locks are what they are in every repository.
 
 mod keys;
+mod known;
 mod names;
 
 use std::fmt;
@@ -27,6 +28,7 @@ use crate::vault::age::{
 use crate::vault::repository::config::CONFIG;
 
 pub use keys::{HostKey, KEY_TEXT_MAX, KeyText, Keys};
+use known::Known;
 use names::Names;
 
 /// The stanza that says who has written a file, and under which name.
@@ -43,6 +45,8 @@ pub struct Sealed {
     codes: Hmac,
     chunks: Arc<Chunks>,
     opened: AtomicU64,
+    /// What this host knows of the files that it has written, if it can open none.
+    known: Option<Arc<Known>>,
 }
 
 impl fmt::Debug for Sealed {
@@ -62,7 +66,35 @@ impl Sealed {
             keys,
             chunks: Arc::default(),
             opened: AtomicU64::new(0),
+            known: None,
         }
+    }
+
+    /// The same storage, for a host that keeps in `folder` what it knows of the files that it writes: for
+    /// whoever can open none.
+    #[must_use]
+    pub fn with_known(mut self, folder: PathBuf) -> Self {
+        self.known = self.keys.identity.is_none().then(|| Arc::new(Known::new(folder)));
+        self
+    }
+
+    /// The key of a file, proved to be written by a host under this name.
+    fn key_of(&self, name: &Name, header: &Header) -> Result<Opened> {
+        let opened = Opened::by_identity(header, self.identity(name)?)?;
+        if let Opened::Key(key) = &opened {
+            self.prove(name, key, header)?;
+        }
+        Ok(opened)
+    }
+
+    /// What this host knows of a file that it can't open.
+    fn known(&self, name: &Name) -> Result<Option<Arc<dyn ReadAt>>> {
+        let Some(known) = &self.known else { return Ok(None) };
+        Ok(known.open(name, &*self.inner.open(&self.sealed(name)?)?))
+    }
+
+    fn forget(&self, name: &Name) {
+        self.known.iter().for_each(|known| known.forget(name));
     }
 
     /// What somebody has of the keys.
@@ -181,17 +213,15 @@ impl Storage for Sealed {
         if is_plain_file(name) {
             return self.inner.read(name, max);
         }
+        if let Some(known) = self.known(name)? {
+            let failed = |error| Error::io("read", known.path(), error);
+            let mut bytes = vec![0; known.len().map_err(failed)?.min(max) as usize];
+            known.read_exact_at(&mut bytes, 0).map_err(failed)?;
+            return Ok(bytes);
+        }
         let path = self.describe(name);
         let bytes = self.inner.read(&self.sealed(name)?, sealed_len(HEADER_LEN, max))?;
-        let identity = self.identity(name)?;
-        let open = |header: &Header| {
-            let opened = Opened::by_identity(header, identity)?;
-            if let Opened::Key(key) = &opened {
-                self.prove(name, key, header)?;
-            }
-            Ok(opened)
-        };
-        open_bytes(&bytes, &path, open)?.ok_or_else(|| {
+        open_bytes(&bytes, &path, |header| self.key_of(name, header))?.ok_or_else(|| {
             let text = format!("{} is encrypted to somebody else", path.display());
             Error::new(ErrorKind::Damaged, text).of_file(&path)
         })
@@ -202,9 +232,12 @@ impl Storage for Sealed {
         if is_plain_file(name) {
             return Ok(inner);
         }
+        if let Some(known) = self.known(name)? {
+            return Ok(known);
+        }
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
-        let prove = |key: &FileKey, header: &Header| self.prove(name, key, header);
-        let file = SealedReader::open(inner, self.identity(name)?, &self.chunks, number, prove)?;
+        let key = |header: &Header| self.key_of(name, header);
+        let file = SealedReader::open(inner, &self.chunks, number, key)?;
         Ok(Arc::new(file))
     }
 
@@ -213,11 +246,20 @@ impl Storage for Sealed {
         if is_plain_file(name) {
             return Ok(inner);
         }
-        let code = |key: &FileKey| {
+        let mut of_file = None;
+        let more = |key: &FileKey| {
+            of_file = self.known.is_some().then(|| key.clone());
             Some(Stanza::new(STANZA, &[&base64::encode(&self.code(name, key))], &[]))
         };
-        let sealer = Sealer::new(inner, For::Recipient(&self.keys.host.recipient), code)?;
-        Ok(Box::new(SealedStaged { sealer, path: self.describe(name) }))
+        let sealer = Sealer::new(inner, For::Recipient(&self.keys.host.recipient), more)?;
+        let keep = self.known.clone().zip(of_file).map(|(known, key)| Keep {
+            known,
+            key,
+            name: name.clone(),
+            sealed: self.sealed(name),
+            storage: Arc::clone(&self.inner),
+        });
+        Ok(Box::new(SealedStaged { sealer, path: self.describe(name), keep }))
     }
 
     fn discard(&self, name: &Name) -> Result<()> {
@@ -225,10 +267,12 @@ impl Storage for Sealed {
     }
 
     fn remove(&self, name: &Name) -> Result<()> {
+        self.forget(name);
         self.inner.remove(&self.sealed(name)?)
     }
 
     fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
+        files.iter().for_each(|file| self.forget(&folder.join(file)));
         let sealed = |file: &String| Ok(self.sealed(&folder.join(file))?.last().to_owned());
         let files = files.iter().map(sealed).collect::<Result<Vec<String>>>()?;
         self.inner.remove_all(&self.sealed(folder)?, &files)
@@ -237,6 +281,33 @@ impl Storage for Sealed {
     fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
         self.inner.lock(&self.sealed(name)?, mode)
     }
+
+    fn prepare_lock(&self, name: &Name) {
+        if let Ok(name) = self.sealed(name) {
+            self.inner.prepare_lock(&name);
+        }
+    }
+
+    fn expect(&self, names: &[Name]) {
+        let sealed = names.iter().filter_map(|name| self.sealed(name).ok());
+        self.inner.expect(&sealed.collect::<Vec<_>>());
+    }
+
+    fn distrust_copies(&self) {
+        self.inner.distrust_copies();
+    }
+
+    fn may_fold_case(&self) -> bool {
+        self.inner.may_fold_case()
+    }
+
+    fn looks_max(&self) -> u32 {
+        self.inner.looks_max()
+    }
+
+    fn bytes_free(&self) -> Option<u64> {
+        self.inner.bytes_free()
+    }
 }
 
 /// A file that is being encrypted.
@@ -244,6 +315,28 @@ impl Storage for Sealed {
 struct SealedStaged {
     sealer: Sealer<Box<dyn Staged>>,
     path: PathBuf,
+    keep: Option<Keep>,
+}
+
+/// What it takes to read a file again that was just written, by whoever can open none.
+#[derive(Debug)]
+struct Keep {
+    known: Arc<Known>,
+    key: FileKey,
+    name: Name,
+    sealed: Result<Name>,
+    storage: Arc<dyn Storage>,
+}
+
+impl Keep {
+    /// Keeps what the next backup needs. Without it the next one is a full, and says so.
+    fn keep(self) -> Result<()> {
+        let sealed = self.storage.open(&self.sealed?)?;
+        let key = |_: &Header| Ok(Opened::Key(self.key));
+        let plain = SealedReader::open(Arc::clone(&sealed), &Arc::default(), 0, key)?;
+        let plain: Arc<dyn ReadAt> = Arc::new(plain);
+        self.known.keep(&self.name, &*sealed, &plain)
+    }
 }
 
 impl Write for SealedStaged {
@@ -267,7 +360,11 @@ impl Staged for SealedStaged {
     }
 
     fn publish(&mut self, how: Publish) -> Result<(), Unpublished> {
-        self.sealer.sink().publish(how)
+        self.sealer.sink().publish(how)?;
+        if let Some(Err(error)) = self.keep.take().map(Keep::keep) {
+            tracing::debug!("nothing is kept of {}: {}", self.path.display(), error.chain());
+        }
+        Ok(())
     }
 }
 
