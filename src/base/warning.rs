@@ -51,6 +51,8 @@ pub enum Code {
     Clock,
     /// A file in the repository belongs to no point.
     Stray,
+    /// The server of an export lets clients write to it: it may have changed while it was read.
+    Writable,
     /// The guest was not in the state that one expects.
     GuestState,
     /// A guest may have been left frozen by an earlier run.

@@ -15,8 +15,8 @@ pub struct Tracking {
     #[arg(long, value_enum, default_value_t)]
     pub anchor: Anchor,
 
-    /// The bitmap of the NBD export that began at the moment that is read; the next backup asks the
-    /// server what it has. Each point needs one of a new name
+    /// The bitmap of the NBD export that counts from the moment that is read, or goes on to count if the
+    /// point before had it. What the one of the point before has is trusted then, and no other time
     #[arg(long, value_name = "NAME", conflicts_with = "anchor")]
     pub live_bitmap: Option<String>,
 

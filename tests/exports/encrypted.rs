@@ -38,6 +38,7 @@ fn a_server_with_our_key_is_read_and_no_other() {
         assert!(!said.contains(&KEY[..8]), "{said}");
     };
     fails(server.uri(""), 2, "nbds://");
+    fails(uri("alice@", Path::new("/nowhere/keys.psk")), 6, "cannot read /nowhere/keys.psk");
     let other = keys(&lab, "other.psk", &format!("alice:{}\n", KEY.replace("2c", "2d")));
     fails(uri("alice@", &other), 1, "same key under the same name");
     let two = keys(&lab, "two.psk", &format!("alice:{KEY}\nbob:{KEY}\n"));

@@ -56,7 +56,7 @@ impl Server {
     /// nbdkit with these arguments, in the foreground.
     fn nbdkit(lab: &Lab, arguments: &[&str]) -> Self {
         let socket = lab.path("s.sock");
-        let mut all = args!["-f", "-U", socket.as_path()];
+        let mut all = args!["-f", "-r", "-U", socket.as_path()];
         all.extend(arguments.iter().map(OsString::from));
         Self::start("nbdkit", all, &socket).expect("nbdkit starts")
     }

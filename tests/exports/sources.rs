@@ -40,7 +40,10 @@ fn what_qemu_gives_out_is_what_the_image_holds() {
             let by_file = repo.backup(path, &format!("file-{disk}").replace('/', "-"), &[]);
             assert_alike(&done, &by_file);
             assert_eq!(done["io"], "threads");
-            assert_eq!(done["warnings"], serde_json::json!([]));
+            let codes: Vec<_> =
+                done["warnings"].as_array().unwrap().iter().map(|it| &it["code"]).collect();
+            let expected = if options.contains(&"-r") { vec![] } else { vec!["writable"] };
+            assert_eq!(codes, expected, "{done:#}");
         }
         let expected = lab.path("expected.raw");
         oracle(args!["-f", format, path.as_path()], &expected);
@@ -100,7 +103,7 @@ fn the_next_points_hold_what_has_changed_also_after_a_resize() {
     };
     guest(&["write -q -P 1 0 4M"]);
     let backup = || {
-        let server = Server::qemu(&lab, &image, "qcow2", &[]).unwrap();
+        let server = Server::qemu(&lab, &image, "qcow2", &["-r"]).unwrap();
         let done = repo.run(args!["backup", server.uri("vda"), "--json"]).ok().json();
         let expected = lab.path("expected.raw");
         oracle(args!["-f", "qcow2", image.as_path()], &expected);
@@ -237,4 +240,63 @@ fn info_and_map_show_an_export() {
     let data: Vec<_> = map.as_array().unwrap().iter().filter(|it| it["data"] == true).collect();
     assert_eq!(data.len(), 1, "{map}");
     assert_eq!((&data[0]["start"], &data[0]["length"]), (&MIB.into(), &(2 * MIB).into()));
+}
+
+/// What clients may write to was called `offline`, as if nobody could.
+#[test]
+fn an_export_that_may_be_written_to_is_not_called_offline() {
+    let lab = Lab::new();
+    let raw = filled_raw(&lab, "disk.raw", MIB, 4);
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    let server = Server::qemu(&lab, &raw, "raw", &["-t"]).unwrap();
+    let done = repo.backup(&server.uri("vda"), "disk", &[]);
+    assert_eq!(done["consistency"], "crash-consistent", "{done:#}");
+    assert_eq!(done["warnings"][0]["code"], "writable", "{done:#}");
+    drop(server);
+    let server = Server::qemu(&lab, &raw, "raw", &["-t", "-r"]).unwrap();
+    let done = repo.backup(&server.uri("vda"), "disk", &[]);
+    assert_eq!(
+        (&done["consistency"], &done["warnings"]),
+        (&"offline".into(), &serde_json::json!([]))
+    );
+}
+
+/// Two servers at the same name of a socket, seen from two folders, were taken for one.
+#[test]
+fn a_socket_means_the_same_from_every_folder() {
+    let lab = Lab::new();
+    let raw = filled_raw(&lab, "disk.raw", MIB, 4);
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    let server = Server::qemu(&lab, &raw, "raw", &["-t", "-r"]).unwrap();
+    let (folder, name) = (server.socket.parent().unwrap(), server.socket.file_name().unwrap());
+    let uri = format!("nbd+unix:///vda?socket={}", name.to_str().unwrap());
+    let mut command = qdelta(repo.args(args!["backup", uri]));
+    command.current_dir(folder);
+    run(command).ok();
+    let done = repo.run(args!["backup", server.uri("vda"), "--json"]).ok().json();
+    assert_eq!(done["warnings"], serde_json::json!([]), "{done:#}");
+}
+
+#[test]
+fn what_can_t_be_done_with_a_server_says_so() {
+    let lab = Lab::new();
+    let raw = filled_raw(&lab, "disk.raw", MIB, 4);
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    let server = Server::qemu(&lab, &raw, "raw", &["-t", "-r"]).unwrap();
+    let uri = server.uri("vda");
+    repo.backup(&uri, "disk", &[]);
+    let said = repo.run(args!["restore", "disk", "--in-place"]).fails_with(2);
+    assert!(said.contains("was read from nbd+unix://") && said.contains("in place"), "{said}");
+    let said = repo.run(args!["restore", "disk", uri.as_path()]).fails_with(2);
+    assert!(said.contains("is an export of a server"), "{said}");
+    drop(server);
+    // As a file that is not there.
+    let said = repo.backup_run(&uri, "disk", &[]).fails_with(6);
+    assert!(said.contains("no server is there"), "{said}");
+    let secret = Path::new("nbd://alice:hunter2@host/vda");
+    let said = repo.backup_run(secret, "disk", &[]).fails_with(2);
+    assert!(said.contains("password") && !said.contains("hunter2"), "{said}");
+    let long = format!("nbd://host/{}", "x".repeat(100_000));
+    let said = repo.backup_run(Path::new(&long), "disk", &[]).fails_with(2);
+    assert!(said.contains("longer than") && said.len() < 1000, "{} bytes", said.len());
 }

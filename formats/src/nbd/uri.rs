@@ -66,6 +66,10 @@ impl Uri {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, host) = match authority.rsplit_once('@') {
+            // It would be shown, and stand in the manifest of every point.
+            Some((user, _)) if user.contains(':') => {
+                return Err(invalid("it has a password, and servers of NBD know none"));
+            }
             Some((user, host)) => (Some(plain(user)?), host),
             None => (None, authority),
         };

@@ -14,7 +14,7 @@ PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.a
 # Long enough for an emulated processor with other work.
 SECONDS = 90
 # How much longer than a sound guest took one may take that never answers, and the least for it, in seconds.
-NEVER = 4
+NEVER = 2
 NEVER_MIN = 20
 CANT = 77
 # What qdelta drill ends with.

@@ -18,6 +18,7 @@ use qdelta::{Error, ErrorKind, Result};
 
 use super::{in_place, machine};
 use crate::cli::args::{Replay, Restore, Target, Work};
+use crate::cli::values::is_uri;
 use crate::cli::{Context, signals, status, text};
 
 /// Restores a point of a repository.
@@ -67,6 +68,12 @@ fn request(
     cancel: &Cancel,
 ) -> Result<RestoreRequest> {
     let to_stdout = output == Path::new(STDOUT);
+    if is_uri(output) {
+        let text = format!("{} is an export of a server", output.display());
+        return Err(Error::new(ErrorKind::Usage, text)
+            .because("nothing is written to a server")
+            .advise("restore to a file, and copy that: nbdcopy FILE URI"));
+    }
     let format = match target.format {
         Some(format) => format.to_image(),
         // A raw disk under the name of a qcow2 image would be taken for one.

@@ -22,7 +22,7 @@ pub use disk::{Description, Disk};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::FormatError;
-use crate::formats::nbd::Uri;
+use crate::formats::nbd::{Place, Uri};
 
 /// The longest text of a server that an error shows, in characters.
 const QUOTED_MAX: usize = 200;
@@ -42,11 +42,16 @@ impl Export {
     /// # Errors
     /// The text is no URI of NBD.
     pub fn new(uri: &str, cancel: &Cancel) -> Result<Self> {
-        let parsed = Uri::parse(uri).map_err(|error| {
-            Error::new(ErrorKind::Usage, format!("{} can't be used", uri.escape_debug()))
+        let mut parsed = Uri::parse(uri).map_err(|error| {
+            Error::new(ErrorKind::Usage, format!("{} can't be used", shown(uri)))
                 .because(error.problem.to_string())
                 .advise("write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")
         })?;
+        // The same name from another folder must not be another server.
+        if let Place::Unix(socket) = &mut parsed.place {
+            *socket = from_anywhere(socket)?;
+        }
+        parsed.psk_file = parsed.psk_file.map(|file| from_anywhere(&file)).transpose()?;
         let name = PathBuf::from(parsed.to_string());
         Ok(Self { uri: parsed, name, cancel: cancel.clone(), opened: Mutex::default() })
     }
@@ -112,6 +117,15 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Broken(match error.downcast::<Error>() {
             Ok(own) => own,
+            // Only who connects hears either.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Error::new(ErrorKind::NotFound, "no server is there").because(error)
+            }
             Err(error) => Error::new(ErrorKind::Io, "the connection failed").because(error),
         })
     }
@@ -121,6 +135,32 @@ impl From<FormatError> for Failure {
     fn from(error: FormatError) -> Self {
         Self::odd(error.to_string())
     }
+}
+
+/// A path that means the same from every folder, as text.
+fn from_anywhere(path: &str) -> Result<String> {
+    let absolute =
+        std::path::absolute(path).map_err(|error| Error::io("find", Path::new(path), error))?;
+    absolute.into_os_string().into_string().map_err(|_| {
+        let text = format!("{} lies in a folder whose name is not UTF-8", quoted(path));
+        Error::new(ErrorKind::Usage, text)
+    })
+}
+
+/// A URI that can't be used, for an error: in one line, not without end, and without a password.
+fn shown(uri: &str) -> String {
+    let start = uri.find("://").map_or(0, |at| at + 3);
+    let (scheme, rest) = uri.split_at(start);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let secret = authority.rsplit_once('@').and_then(|(user, _)| user.split_once(':'));
+    let plain = match secret {
+        Some((user, secret)) => {
+            let after = rest.get(user.len() + 1 + secret.len()..).unwrap_or_default();
+            format!("{scheme}{user}:…{after}")
+        }
+        None => uri.to_owned(),
+    };
+    quoted(&plain)
 }
 
 /// What a server says, for an error: in one line and not without end.

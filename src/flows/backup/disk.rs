@@ -65,7 +65,7 @@ pub(super) struct Rest {
 
 /// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
 pub(super) fn write<'a>(
-    job: DiskBackup<'a>,
+    mut job: DiskBackup<'a>,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Written<'a>> {
@@ -136,7 +136,7 @@ impl Rest {
 
 impl<'a> DiskBackup<'a> {
     fn run(
-        &self,
+        &mut self,
         observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<(Pending<'a>, DiskRecord, BackupReport)> {
@@ -163,6 +163,7 @@ impl<'a> DiskBackup<'a> {
             observer.warn(Warning::new(Code::BrokenChain, broken));
         }
         same_disk::warn(&self.base, &self.source, observer);
+        self.give_up_refused(&tracked);
         let (pending, done, archive_id) = loop {
             let attempt = self.attempt(geometry, &tracked, observer, cancel)?;
             let Some(block) = attempt.1.assembled.missed else { break attempt };
@@ -173,6 +174,10 @@ impl<'a> DiskBackup<'a> {
             );
             let text = format!("tracker {}: {reason}", tracked.tracker);
             observer.warn(Warning::new(Code::WrongClaim, text));
+            if tracked.tracker == Tracker::LiveBitmap && self.source.counted.is_none() {
+                // Whoever cleared one bitmap of the server may clear the next.
+                self.source.anchor = None;
+            }
             tracked.refused.push(Refusal { tracker: tracked.tracker, reason });
             tracked = Tracked::scan("the claim of another tracker was wrong", tracked.refused);
         };
@@ -189,9 +194,13 @@ impl<'a> DiskBackup<'a> {
             && !is_said
         {
             let why = match wanted {
-                Tracker::LiveBitmap => {
-                    "the server has no bitmap that counts on, and none was named (--live-bitmap)"
-                }
+                Tracker::LiveBitmap => match &self.options.anchor {
+                    AnchorChoice::Begun(name) => &format!(
+                        "the bitmap {} is not believed: one of a new name must begin",
+                        name.escape_debug()
+                    ),
+                    _ => "no bitmap was named (--live-bitmap, or `leaves` of a snapshot command)",
+                },
                 Tracker::Reflink => "no clone was made: a copy or a snapshot was read",
                 _ => "nothing is written into an image that a guest uses",
             };
@@ -211,6 +220,18 @@ impl<'a> DiskBackup<'a> {
         cancel.check()?;
         let report = self.report(&record, &done, tracked, pending.path().clone(), started);
         Ok((pending, record, report))
+    }
+
+    /// A bitmap of a server that goes on to count is no anchor any more if what it has was refused: it would
+    /// be refused again, or be believed without a reason.
+    fn give_up_refused(&mut self, tracked: &Tracked) {
+        let before = self.base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
+        let counts_on = before.is_some()
+            && before.map(|it| &it.name) == self.source.anchor.as_ref().map(|it| &it.name);
+        let is_refused = tracked.refused.iter().any(|it| it.tracker == Tracker::LiveBitmap);
+        if counts_on && is_refused && self.source.counted.is_none() {
+            self.source.anchor = None;
+        }
     }
 
     /// Whether nobody has to be told again that no anchor is left: the raw disk of a guest had none the last

@@ -16,7 +16,6 @@ mod together;
 mod trial;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use qdelta_formats::archive::{Consistency, Digest, Tracker};
@@ -29,8 +28,8 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::io::Backend;
-use crate::disk::nbd::Disk;
 use crate::flows::anchors::{NewAnchor, Tag};
+use crate::flows::capture::Captured;
 use crate::flows::merge::{self, MergeOptions};
 use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
@@ -179,7 +178,7 @@ pub fn run_together(
     let mut ready = Vec::new();
     for ((image, disk), (open, note)) in images.iter().zip(&disks).zip(&opens) {
         let mut disk = Ready::new(&catalog, disk, &image.path, open, options)?;
-        check_begun(&disk, options)?;
+        check_named(&disk, options)?;
         disk.notes.extend(note.clone());
         // Who gives the disk its name means this image.
         if image.disk.is_none() {
@@ -189,17 +188,11 @@ pub fn run_together(
     }
     let point = next_point(&catalog, &lock, observer)?;
     let together = Together { catalog: &catalog, lock: &lock, point, options, observer };
-    let sources = together.take(&ready)?;
-    let written = together.write(ready, sources, Consistency::Offline, cancel)?;
-    let mut reports = commit(
-        written,
-        Consistency::Offline,
-        None,
-        options.safety,
-        started,
-        repository,
-        &recorder,
-    )?;
+    let mut sources = together.take(&ready)?;
+    let consistency = consistency_of(&mut sources)?;
+    let written = together.write(ready, sources, consistency, cancel)?;
+    let mut reports =
+        commit(written, consistency, None, options.safety, started, repository, &recorder)?;
     synthesize(repository, &lock, options, &mut reports, observer, cancel);
     if let Some(first) = reports.first_mut() {
         first.warnings.extend(recorder.take());
@@ -208,6 +201,23 @@ pub fn run_together(
         report.seconds = started.elapsed().as_secs_f64();
     }
     Ok(reports)
+}
+
+/// What the images of a point are at the moment that is read. An image file is held, so that nobody writes to
+/// it; of an export, its server alone can see to that.
+fn consistency_of(sources: &mut [Captured]) -> Result<Consistency> {
+    let mut consistency = Consistency::Offline;
+    for source in sources {
+        let Some(export) = &source.options.export else { continue };
+        if export.open()?.description().read_only {
+            continue;
+        }
+        consistency = Consistency::CrashConsistent;
+        let text = "its server lets clients write to it: whether somebody did while it was read is not known";
+        let warning = Warning::new(Code::Writable, text);
+        source.warnings.push(warning.advise("have it given out read-only (-r)"));
+    }
+    Ok(consistency)
 }
 
 /// Makes one point of disks that were written. Their new anchors stay, and the old ones go; if it
@@ -355,54 +365,42 @@ fn leave<'a>(
     let tracker = wanted_anchor(options, base)?;
     let previous = before.map(|anchor| anchor.name.clone());
     if tracker == Tracker::LiveBitmap {
-        let (name, began) = live_bitmap(options, open, before, point)?;
+        let (name, began) = live_bitmap(options, before, point)?;
         return Some(NewAnchor { tracker, name, tag, began: Some(began), previous });
     }
     Some(NewAnchor { tracker, name: tag.name(point), tag, began: None, previous })
 }
 
-/// The bitmap of an export that counts from now on, or that goes on to count from an earlier point.
+/// The bitmap that is named, and the point from which it counts: this one, or an earlier one if the latest point
+/// has it. Without being named anew, none is believed: whoever has it recorded must say that it still does.
 fn live_bitmap(
     options: &Options,
-    open: &OpenOptions,
     before: Option<&Anchor>,
     point: PointId,
 ) -> Option<(String, PointId)> {
-    let export = open.export.as_ref()?;
-    match (&options.anchor, before.map(|anchor| (&anchor.name, &anchor.what))) {
-        (AnchorChoice::Begun(name), _) => Some((name.clone(), point)),
-        (_, Some((name, AnchorKind::LiveBitmap { began }))) => {
-            let has_it = |it: Arc<Disk>| it.description().bitmaps.contains(name);
-            export.open().is_ok_and(has_it).then(|| (name.clone(), *began))
-        }
-        _ => None,
-    }
+    let AnchorChoice::Begun(name) = &options.anchor else { return None };
+    let began = match before.filter(|before| before.name == *name).map(|before| &before.what) {
+        Some(AnchorKind::LiveBitmap { began }) => *began,
+        _ => point,
+    };
+    Some((name.clone(), began))
 }
 
-/// Fails if a bitmap is said to have begun that can't have.
+/// Fails if a bitmap is named of what is no export.
 ///
 /// # Errors
-/// `Usage`: no server has it, or it is the one of the point before, which may have been cleared for a backup
-/// that failed since.
-fn check_begun(ready: &Ready<'_>, options: &Options) -> Result<()> {
-    let AnchorChoice::Begun(name) = &options.anchor else { return Ok(()) };
-    if ready.open.export.is_none() {
-        let text = format!(
-            "{} is no export of a server, and has no bitmap that counts",
-            ready.image.display()
-        );
-        return Err(Error::new(ErrorKind::Usage, text).advise(
-            "--live-bitmap goes with nbd:// and nbd+unix://; --anchor bitmap is for image files",
-        ));
+/// `Usage`: no server has it.
+fn check_named(ready: &Ready<'_>, options: &Options) -> Result<()> {
+    if !matches!(options.anchor, AnchorChoice::Begun(_)) || ready.open.export.is_some() {
+        return Ok(());
     }
-    let before = ready.base.latest.as_ref();
-    let same = before.filter(|it| it.record.anchor.as_ref().is_some_and(|it| it.name == *name));
-    same.map_or(Ok(()), |before| {
-        let text = format!("the bitmap {name} began at point {} or before", before.id);
-        Err(Error::new(ErrorKind::Usage, text)
-            .because("one that was cleared for a backup that failed has lost what was written before that")
-            .advise("have QEMU begin a bitmap of a new name for each point, or leave --live-bitmap out: it counts on"))
-    })
+    let text = format!(
+        "{} is no export of a server, and has no bitmap that counts",
+        ready.image.display()
+    );
+    Err(Error::new(ErrorKind::Usage, text).advise(
+        "--live-bitmap goes with nbd:// and nbd+unix://; --anchor bitmap is for image files",
+    ))
 }
 
 /// The disk of the repository that the image is backed up as. It follows from the names alone:

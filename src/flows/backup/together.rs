@@ -5,7 +5,7 @@ use std::path::Path;
 use qdelta_formats::archive::Consistency;
 
 use super::disk::{self, Written};
-use super::{Options, leave};
+use super::{AnchorChoice, Options, leave};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 use crate::base::observer::{Observer, OfDisk};
@@ -14,7 +14,7 @@ use crate::disk::image::OpenOptions;
 use crate::flows::anchors::Tag;
 use crate::flows::capture::Captured;
 use crate::vault::point::Base;
-use crate::vault::repository::{Catalog, DiskId, DomainLock, PointId};
+use crate::vault::repository::{Catalog, DiskId, DomainLock, Point, PointId};
 
 /// A disk that is about to be read.
 pub(super) struct Ready<'a> {
@@ -27,6 +27,9 @@ pub(super) struct Ready<'a> {
     /// What it is compared with.
     pub base: Base,
     pub tag: Tag,
+    /// The bitmap that is named counted at an earlier point and at the latest one no more: it was found wrong or
+    /// given up, and is not believed again.
+    pub is_spent: bool,
     /// What the admin should know of it.
     pub notes: Vec<Warning>,
 }
@@ -42,8 +45,18 @@ impl<'a> Ready<'a> {
     ) -> Result<Self> {
         let base = Base::choose(catalog, disk, options.kind)?;
         let tag = Tag::new(catalog.repository(), disk);
-        Ok(Self { disk, image, open, base, tag, notes: Vec::new() })
+        let is_spent = is_spent(catalog, disk, &base, options)?;
+        Ok(Self { disk, image, open, base, tag, is_spent, notes: Vec::new() })
     }
+}
+
+/// Whether the bitmap that is named was the anchor of an earlier point, and is not that of the latest one.
+fn is_spent(catalog: &Catalog, disk: &DiskId, base: &Base, options: &Options) -> Result<bool> {
+    let (AnchorChoice::Begun(name), Some(latest)) = (&options.anchor, &base.latest) else {
+        return Ok(false);
+    };
+    let has_it = |point: &Point| point.record.anchor.as_ref().is_some_and(|it| it.name == *name);
+    Ok(!has_it(latest) && catalog.latest_first(disk)?.any(|point| has_it(&point)))
 }
 
 /// What the disks of a point have in common.
@@ -63,6 +76,7 @@ impl<'a> Together<'a> {
         let mut sources = Vec::new();
         for disk in ready {
             let leave = leave(self.options, disk.open, &disk.base, &disk.tag, self.point);
+            let leave = leave.filter(|_| !disk.is_spent);
             let take = || Captured::take(disk.image, disk.open, leave.as_ref());
             // Before an anchor is written into an image, that is proved to be sound.
             let observer: &dyn Observer = &OfDisk::new(self.observer, disk.disk);

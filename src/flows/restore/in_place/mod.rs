@@ -26,7 +26,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk, Recorder};
 use crate::base::warning::{Code, Warning};
-use crate::disk::files::paths::is_same_place;
+use crate::disk::files::paths::{is_same_place, is_uri};
 use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::{self, Format, Image, OpenOptions, StatedChain};
 use crate::flows::report::{InPlaceReport, MachineInPlaceReport};
@@ -154,6 +154,22 @@ pub fn run_machine_in_place(
     })
 }
 
+/// Fails if what is to be rolled back is the export of a server.
+fn check_file(disk: &DiskId, path: &Path, is_named: bool) -> Result<()> {
+    if !is_uri(path) {
+        return Ok(());
+    }
+    let text = match is_named {
+        true => format!("{} can't be rolled back in place", path.display()),
+        false => {
+            format!("{disk} was read from {}, and can't be rolled back in place", path.display())
+        }
+    };
+    Err(Error::new(ErrorKind::Usage, text)
+        .because("nothing is written to a server")
+        .advise("restore to a new file, or name the image's own file"))
+}
+
 /// What of the guest is not as it was at the point.
 fn as_now(manifest: &Manifest, machine: Option<&MachineRecord>, libvirt: &Libvirt) -> Vec<String> {
     let Some(machine) = machine else { return Vec::new() };
@@ -225,6 +241,7 @@ impl RollBack {
             }
             None => {
                 let path = image.unwrap_or(&record.image.path).to_path_buf();
+                check_file(&point.disk, &path, image.is_some())?;
                 let chain = guests::chain_of(&options.libvirt, &path)?;
                 let image_roots = roots.clone();
                 (path, OpenOptions { image_roots, chain, ..OpenOptions::default() })
