@@ -246,7 +246,7 @@ const CAUSES: [(&str, &[&str]); 6] = [
     ("no more has all", &["older copy", "resize"]),
 ];
 
-const LIVES: u64 = 12;
+const LIVES: u64 = 6;
 const POINTS: u64 = 6;
 
 fn live(seed: u64, uses: &mut Uses) {
