@@ -88,8 +88,8 @@ fn answer(bytes: &[u8]) {
     let again = reply.encode(OptionKind::Go);
     let head = AnswerHeader::decode(&again).unwrap();
     assert_eq!(head.len as usize, again.len() - ANSWER_HEADER_LEN);
-    // What is too long for people is cut.
-    if data.len() < 1024 {
+    // What is too long for people is cut, and a byte that is no text becomes three.
+    if data.len() < 300 {
         assert_eq!(OptionReply::decode(head.kind, &again[ANSWER_HEADER_LEN..]), Ok(reply));
     }
 }
@@ -101,7 +101,7 @@ fn reply(bytes: &[u8]) {
     let again = chunk.encode(head.cookie, head.is_last);
     let Ok(ReplyHead::Chunk(same)) = ReplyHead::decode(&again) else { panic!("{chunk:?}") };
     assert_eq!((same.is_last, same.cookie), (head.is_last, head.cookie));
-    if bytes.len() < 1024 {
+    if bytes.len() < 300 {
         assert_eq!(Chunk::decode(&same, &again[CHUNK_HEADER_LEN..]), Ok(chunk));
     }
 }
