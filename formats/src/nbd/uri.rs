@@ -116,10 +116,9 @@ impl fmt::Display for Uri {
             }
             Place::Tcp(host, port) => {
                 let keys = keys.map(|keys| format!("?{keys}")).unwrap_or_default();
-                let host = match host.contains(':') {
-                    true => Cow::Owned(format!("[{host}]")),
-                    false => Cow::Borrowed(host.as_str()),
-                };
+                // The zone of an address of IPv6 follows a %.
+                let host = host.replace('%', "%25");
+                let host = if host.contains(':') { format!("[{host}]") } else { host };
                 let port = if *port == PORT { String::new() } else { format!(":{port}") };
                 write!(f, "nbd{tls}://{user}{host}{port}/{export}{keys}")
             }
@@ -215,6 +214,15 @@ mod tests {
             unix_uri("it's 100%/ä", "/run/a b?&#"),
             "nbd+unix:///it%27s%20100%25/%C3%A4?socket=/run/a%20b%3F%26%23"
         );
+    }
+
+    /// The zone of a host's address was written as it is, and could not be read again.
+    #[test]
+    fn what_is_shown_is_read_again() {
+        for text in ["nbd://[fe80::1%25eth0]/x", "nbd://a%25b:1/", "nbd+unix:///%25?socket=/a%25"] {
+            let uri = Uri::parse(text).unwrap();
+            assert_eq!(Uri::parse(&uri.to_string()), Ok(uri));
+        }
     }
 
     #[test]
