@@ -193,7 +193,7 @@ fn show_anchors(catalog: &Catalog, disk: &DiskId, context: &mut Context) -> Resu
 /// What a point is, and its marks.
 fn kind_of(point: &PointReport, now: Timestamp) -> String {
     let drilled = point.drilled.map(|drilled| drilled.result);
-    let is_pinned = point.pinned.as_ref().is_some_and(|pin| pin.holds(now));
+    let is_pinned = point.pins.iter().any(|pin| pin.holds(now));
     let marks = [
         (point.safety, ", safety"),
         (is_pinned, ", pinned"),

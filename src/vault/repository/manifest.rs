@@ -60,9 +60,9 @@ pub struct Manifest {
     /// It is a safety point: it holds what was there before a roll back, and nobody asked for a backup.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub safety: bool,
-    /// It is pinned: no rule removes it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pinned: Option<Pin>,
+    /// Its pins: while one holds, no rule removes it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
     /// It is removed: nobody is shown it, and its data goes one day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed: Option<Removal>,
@@ -315,7 +315,7 @@ impl Manifest {
             elapsed_ms: 0,
             machine: None,
             safety: false,
-            pinned: None,
+            pins: Vec::new(),
             removed: None,
             replaces: Vec::new(),
         }
