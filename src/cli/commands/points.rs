@@ -217,7 +217,7 @@ fn row(branch: &str, point: &PointReport, view: &View) -> Vec<String> {
             true => text::bytes(point.bytes_written),
             false => "missing".to_owned(),
         },
-        point.tracker.to_string(),
+        format!("{}{}", point.tracker, if point.trusted { ", trusted" } else { "" }),
         point.consistency.as_str().to_owned(),
         duration::age(age),
         point.proved.map_or("never".to_owned(), |time| {

@@ -82,6 +82,8 @@ pub struct PointReport {
     /// How the changed blocks were found.
     #[serde(with = "text")]
     pub tracker: Tracker,
+    /// What the tracker said was trusted: nothing but the sample has proved it.
+    pub trusted: bool,
     /// In what state the guest was.
     #[serde(with = "text")]
     pub consistency: Consistency,
@@ -308,6 +310,7 @@ impl PointReport {
             kind: record.kind,
             parent: record.parent_point(),
             tracker: record.tracker,
+            trusted: record.is_trusted(),
             consistency: point.consistency,
             freeze_ms: point.freeze_ms,
             frozen_filesystems: point.frozen_filesystems,

@@ -138,6 +138,12 @@ impl DiskRecord {
     pub fn parent_point(&self) -> Option<PointId> {
         self.parent.as_ref().map(|parent| parent.point)
     }
+
+    /// Whether what changed was told by a bitmap of a server that was named by hand: nothing but the sample has
+    /// proved it.
+    pub fn is_trusted(&self) -> bool {
+        self.tracker == Tracker::LiveBitmap && is_uri(&self.image.path)
+    }
 }
 
 /// The point that an archive was made against, as the archive's header names it.
