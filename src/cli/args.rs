@@ -18,6 +18,7 @@ use qdelta::flows::backup::LEVEL_DEFAULT;
 use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
+use super::copy_args::Copy;
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
@@ -120,6 +121,7 @@ pub enum Command {
     History(History),
     Config(Config),
     Verify(Verify),
+    Copy(Copy),
     Serve(Serve),
     Points(Points),
     Prune(Prune),

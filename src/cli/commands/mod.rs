@@ -6,6 +6,7 @@ pub mod bench;
 mod bench_plot;
 pub mod complete;
 pub mod config;
+pub mod copy;
 pub mod drill;
 pub mod files;
 pub mod guests;
