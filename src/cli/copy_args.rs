@@ -71,3 +71,36 @@ pub struct OtherKey {
     pub other_key_command: Option<String>,
 }
 
+/// Mend what is damaged or lost from another repository.
+///
+/// Reads everything of the guests, as qdelta verify does. For each archive that is damaged or missing one of the
+/// same point is brought from the other repository and proved; then it takes the place of the old one, which
+/// goes. A manifest comes back with the archives that are there. What the other repository does not have stays as
+/// it is. Whole points that are only there, qdelta copy brings.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("repair"), after_long_help = examples::long(Some("repair")))]
+pub struct Repair {
+    /// Which guests [default: every guest]
+    #[arg(value_name = "GUEST", value_parser = values::wanted)]
+    pub guests: Vec<Wanted>,
+
+    /// The other repository: a folder, or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "REPO2", value_hint = ValueHint::DirPath)]
+    pub from: PathBuf,
+
+    /// Only show what would be mended
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Compression level of zstd for what must be packed anew
+    #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
+    pub level: i32,
+
+    /// The key of the other repository.
+    #[command(flatten)]
+    pub key: OtherKey,
+
+    /// How to work.
+    #[command(flatten)]
+    pub work: Engine,
+}

@@ -157,6 +157,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Files(args) => commands::files::run(&args, context),
         Command::Verify(args) => commands::verify::run(args, context),
         Command::Copy(args) => commands::copy::run(&args, context),
+        Command::Repair(args) => commands::repair::run(&args, context),
         Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),
         Command::Points(args) => commands::points::run(&args, context),

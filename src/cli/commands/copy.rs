@@ -48,17 +48,21 @@ pub fn run(args: &Copy, context: &mut Context) -> Result<u8> {
     Ok(status_of(&report))
 }
 
-fn say(name: &str, failure: &Failure, context: &Context) {
+/// Says what has failed.
+pub(super) fn say(name: &str, failure: &Failure, context: &Context) {
     let what = format!("{name}: {}", failure.text);
     context.screen.say(&two_lines(&what, failure.advice.as_deref()));
 }
 
 /// That of what has failed, if it is all of one kind.
 fn status_of(report: &CopyReport) -> u8 {
-    let of_points = |guest: &'_ GuestCopy| guest.failed.iter().map(|it| it.error.kind).collect::<Vec<_>>();
+    let of_points =
+        |guest: &'_ GuestCopy| guest.failed.iter().map(|it| it.error.kind).collect::<Vec<_>>();
     let guests = report.guests.iter();
     let kinds: Vec<_> = guests
-        .flat_map(|guest| of_points(guest).into_iter().chain(guest.error.as_ref().map(|it| it.kind)))
+        .flat_map(|guest| {
+            of_points(guest).into_iter().chain(guest.error.as_ref().map(|it| it.kind))
+        })
         .map(status::of)
         .collect();
     match kinds.first() {
@@ -74,7 +78,8 @@ fn show(report: &CopyReport, context: &mut Context) -> Result<()> {
     let did = if report.dry_run { "would be copied" } else { "copied" };
     for guest in &report.guests {
         let GuestCopy { domain, points, present, pinned, .. } = guest;
-        if points.is_empty() && pinned.is_empty() && !report.dry_run && context.global.verbose == 0 {
+        if points.is_empty() && pinned.is_empty() && !report.dry_run && context.global.verbose == 0
+        {
             continue;
         }
         let count = text::count(points.len(), "point");

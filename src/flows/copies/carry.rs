@@ -182,12 +182,7 @@ impl<'a> Carrier<'a> {
     }
 
     /// Brings an archive byte for byte; nothing if a file is called so already.
-    fn copy(
-        &self,
-        disk: &DiskId,
-        point: PointId,
-        own: &Arc<Reader>,
-    ) -> Result<Option<Beside<'a>>> {
+    fn copy(&self, disk: &DiskId, point: PointId, own: &Arc<Reader>) -> Result<Option<Beside<'a>>> {
         let metadata = own.metadata();
         let begun = self.to.begin(self.lock, disk, point, metadata.kind, metadata.archive_id);
         let pending = match begun {

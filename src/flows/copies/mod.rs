@@ -7,7 +7,9 @@
 //! two are not wanted.
 
 mod carry;
+mod compare;
 mod guest;
+mod repair;
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -20,6 +22,9 @@ use crate::flows::merge::MergeOptions;
 use crate::flows::report::CopyReport;
 use crate::vault::repository::{DomainName, Keep, Repository};
 use guest::Guest;
+
+pub use compare::compare;
+pub use repair::{RepairRequest, repair};
 
 /// What to copy, and how.
 #[derive(Debug, Clone)]

@@ -32,8 +32,8 @@ pub use anchors::{AnchorReport, AnchorState, AnchorsReport};
 pub use backup::{BackupReport, GuestOutcome, GuestReport, GuestsReport, Outcome};
 pub use bench::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
 pub use copies::{
-    Carried, CompareReport, CopiedDisk, CopiedPoint, CopyReport, FailedPoint, GuestCompare, GuestCopy,
-    GuestRepair, Mended, Part, PointCompare, RepairReport,
+    Carried, CompareReport, CopiedDisk, CopiedPoint, CopyReport, FailedPoint, GuestCompare,
+    GuestCopy, GuestRepair, Mended, Part, PointCompare, RepairReport,
 };
 pub use drill::{DrillHistory, DrillReport, DrillsReport, GuestDrills};
 pub use failure::Failure;

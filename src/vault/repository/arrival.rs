@@ -68,7 +68,8 @@ impl Arrival<'_> {
         let manifest =
             &Manifest { repository: Some(self.lock.repository().to_owned()), ..manifest.clone() };
         if manifest.point != self.point || manifest.domain != *self.lock.domain() {
-            let text = format!("the manifest of point {} is not that of {}", manifest.point, self.point);
+            let text =
+                format!("the manifest of point {} is not that of {}", manifest.point, self.point);
             return Err(Error::new(ErrorKind::Usage, text));
         }
         for record in &manifest.disks {
@@ -98,9 +99,8 @@ impl Catalog {
     pub(crate) fn archives_at(&self, disk: &DiskId, point: PointId) -> Result<Vec<Name>> {
         let folder = self.domain(&disk.domain).folder(&disk.disk);
         let names = &folder.as_ref().as_ref().map_err(Error::clone)?.names;
-        let is_of = |name: &&String| {
-            manifest::parse_archive_name(name).is_some_and(|(of, _)| of == point)
-        };
+        let is_of =
+            |name: &&String| manifest::parse_archive_name(name).is_some_and(|(of, _)| of == point);
         Ok(names.iter().filter(is_of).map(|name| self.repository().archive(disk, name)).collect())
     }
 }

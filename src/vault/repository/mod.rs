@@ -54,8 +54,8 @@ use config::CONFIG;
 
 use catalog::Folder;
 pub use catalog::{Catalog, Point};
-pub(crate) use chain::{Link, Needed};
 pub use chain::{Gap, Remains};
+pub(crate) use chain::{Link, Needed};
 pub use config::Repair;
 pub use drills::{Climb, Drill, Drilled, Part, Root, Rung, Step};
 pub use find::{DiskAt, Wanted};
@@ -299,6 +299,11 @@ impl Repository {
     /// The folder of a domain's manifests.
     fn points_dir(&self, domain: &DomainName) -> Name {
         self.domain_dir(domain).join(names::POINTS)
+    }
+
+    /// What to call the manifest of a point where people read of it.
+    pub(crate) fn manifest_path(&self, domain: &DomainName, point: PointId) -> PathBuf {
+        self.describe(&self.points_dir(domain).join(&Manifest::file_name(point)))
     }
 
     /// What changes whenever a manifest of a domain is made, replaced or removed, where the storage knows

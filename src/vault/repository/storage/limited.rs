@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{
-    Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished,
-};
+use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
 use crate::base::error::Result;
 use crate::disk::io::ReadAt;
 
