@@ -1,7 +1,5 @@
 //! Second copies through the program: what is brought, what is the same, and what comes back from the other side.
 
-mod kills;
-mod lives;
 mod mended;
 
 use std::path::PathBuf;
