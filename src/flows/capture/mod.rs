@@ -257,7 +257,7 @@ impl Captured {
 fn note_unknown(name: &str, options: &OpenOptions) {
     let disk = options.export.as_ref().and_then(|export| export.open().ok());
     if disk.is_some_and(|disk| !disk.description().bitmaps.iter().any(|bitmap| bitmap == name)) {
-        tracing::info!(
+        tracing::debug!(
             "the server does not tell of the bitmap {} now; the next backup needs it",
             name.escape_debug()
         );
