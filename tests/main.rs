@@ -16,6 +16,7 @@ mod data_path;
 mod definitions;
 mod drills;
 mod encrypted;
+mod encrypted_places;
 mod examples;
 mod exports;
 mod files;

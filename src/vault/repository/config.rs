@@ -453,7 +453,7 @@ fn unlock(
         // Without a configuration only what is there can say that the key is its own.
         let keys = KeyRing::new(Arc::clone(&storage), recipient).unlock(key)?;
         let (sealed, encryption) = Encryption::of(&storage, keys);
-        return Ok((sealed, Some(encryption)));
+        return Ok((sealed, Some(encryption.by(key))));
     }
     // Whoever can write there could have put another repository in the place of an encrypted one.
     let text = format!("a key was given, and {} is not encrypted", shown(&*storage));
