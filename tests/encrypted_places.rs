@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::encrypted::{files, keygen};
 use crate::harness::images::filled;
 use crate::harness::repo::Repo;
-use crate::harness::{Lab, args};
+use crate::harness::{Lab, args, qdelta, run};
 
 /// The same path with the last letter of its name changed.
 fn renamed(path: &Path) -> PathBuf {
@@ -222,4 +222,46 @@ fn a_flipped_byte_costs_a_salvage_no_more_than_its_piece() {
         let lost = salvaged(&bytes[..bytes.len() - cut]);
         assert!(lost <= 3, "{cut} bytes less: {lost} blocks");
     }
+}
+
+/// The recovery key got into the repository through a link, the path of which lies elsewhere.
+#[test]
+fn no_key_is_left_inside_and_no_passphrase_is_short() {
+    let lab = Lab::new();
+    let (repo, link) = (lab.path("repo"), lab.path("link"));
+    fs::create_dir(&repo).unwrap();
+    std::os::unix::fs::symlink(&repo, &link).unwrap();
+    let passphrase = lab.path("passphrase");
+    let init = |recovery: PathBuf| {
+        let words = args!["init", repo.as_path(), "--encrypt", "--recovery", recovery.as_path()];
+        run(qdelta([words, args!["--passphrase-file", passphrase.as_path()]].concat()))
+    };
+    fs::write(&passphrase, "Age-of-empires\n").unwrap();
+    let said = init(link.join("key")).fails_with(2);
+    assert!(said.contains("lies in the repository"), "{said}");
+    fs::write(&passphrase, "short\n").unwrap();
+    let said = init(lab.path("key")).fails_with(2);
+    assert!(said.contains("too short"), "{said}");
+    fs::write(&passphrase, "Age-of-empires\n").unwrap();
+    init(lab.path("key")).ok();
+    let repo = Repo::at(repo);
+    let said = repo.with_key(&passphrase).run(args!["points"]).ok().stderr;
+    assert!(said.contains("can be read by others"), "{said}");
+    // A guest that is called as the file of the settings was a folder in its place.
+    let image = filled(&lab, "web", "", 1 << 20, 5);
+    let said = repo.with_key(&passphrase).backup_run(&image, "qdelta.toml/vda", &[]).fails_with(2);
+    assert!(said.contains("is no name for a domain"), "{said}");
+}
+
+/// Whoever reads the result alone did not learn that nothing proves the key.
+#[test]
+fn an_unproved_key_is_warned_of_in_json() {
+    let lab = Lab::new();
+    let (admin, recipient) = keygen(&lab, "admin.key");
+    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    repo.run(args!["key", "add", "anna", "--recipient", recipient.as_str()]).ok();
+    let state = lab.path("another-host");
+    let words = args!["points", "--json", "--state", state.as_path()];
+    let list = repo.with_key(&admin).run(words).ok().json();
+    assert_eq!(list["warnings"][0]["code"], "unproved", "{list}");
 }

@@ -2,6 +2,7 @@
 //! user of the machine reads it.
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -66,6 +67,11 @@ fn source(global: &Global, variable: impl Fn(&str) -> Option<PathBuf>) -> Option
 pub(super) fn from_file(path: &Path) -> Result<KeyText> {
     let bytes = Opener::READ.read(path, KEY_TEXT_MAX);
     let bytes = bytes.map_err(|error| Error::io("read the key", path, error))?;
+    let mode = std::fs::metadata(path).map_or(0, |it| it.permissions().mode());
+    if mode & 0o007 != 0 && path.is_file() {
+        let mode = mode & 0o777;
+        tracing::warn!("the key in {} can be read by others (mode {mode:o})", path.display());
+    }
     parse(&bytes).map_err(|error| error.within(path.display().to_string()))
 }
 
@@ -90,9 +96,19 @@ fn parse(bytes: &[u8]) -> Result<KeyText> {
         .parse()
 }
 
-/// The passphrase in a file, which has one line.
+/// The shortest passphrase that a key is wrapped with, in letters: whoever has the file can try as many as
+/// he likes.
+const PASSPHRASE_LEN_MIN: usize = 8;
+
+/// The passphrase in a file, which has one line, to wrap a key with.
 pub(super) fn passphrase(path: &Path) -> Result<String> {
     match from_file(path)? {
+        KeyText::Passphrase(text) if text.chars().count() < PASSPHRASE_LEN_MIN => {
+            let text = format!("the passphrase in {} is too short", path.display());
+            Err(Error::new(ErrorKind::Usage, text)
+                .because("whoever can read the repository can try as many as he likes")
+                .advise("take several words by chance, eight letters at the very least"))
+        }
         KeyText::Passphrase(passphrase) => Ok(passphrase),
         _ => Err(Error::new(ErrorKind::Usage, format!("{} holds a key", path.display()))
             .because("a passphrase is one line of text")),

@@ -31,6 +31,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use qdelta::base::observer::Observer;
+use qdelta::base::warning::Warning;
 use qdelta::vault::repository::Repository;
 use qdelta::vault::repository::storage::KeyText;
 use qdelta::{Error, ErrorKind, Result};
@@ -105,7 +106,11 @@ impl Context {
         })?;
         let key = keys::given(&self.global)?;
         let state = state::folder(self.global.state.as_deref());
-        Self::open(dir, key.as_ref(), state.as_deref(), &self.screen)
+        let observer: &dyn Observer = &self.screen;
+        Self::open(dir, key.as_ref(), state.as_deref(), &|warning| {
+            observer.warn(warning.clone());
+            self.out.warned(warning);
+        })
     }
 
     /// The repository at a place, for a host that keeps its own state in this folder.
@@ -113,12 +118,11 @@ impl Context {
         place: &Path,
         key: Option<&KeyText>,
         state: Option<&Path>,
-        screen: &Screen,
+        warn: &dyn Fn(Warning),
     ) -> Result<Repository> {
         let mut repository = Repository::open_with(place, key)?;
         if let Some(warning) = repository.recognize(state)? {
-            let observer: &dyn Observer = screen;
-            observer.warn(warning);
+            warn(warning);
         }
         Ok(match state {
             Some(folder) => repository.with_state(folder),

@@ -297,6 +297,10 @@ impl Repository {
     pub fn open_in_with(storage: Arc<dyn Storage>, key: Option<&KeyText>) -> Result<Self> {
         let config = match Config::read(&*storage) {
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
+            // A store that can't be reached has not lost anything.
+            Err(error) if error.kind() == ErrorKind::Io && storage.fails_as_a_whole() => {
+                return Err(error);
+            }
             config => config,
         };
         let (storage, encryption) = unlock(storage, &config, key)?;
@@ -379,6 +383,9 @@ impl Repository {
         let config = Config::read(&*storage);
         let (storage, encryption) = match &config {
             Err(error) if error.kind() == ErrorKind::Usage => (storage, None),
+            Err(error) if error.kind() == ErrorKind::Io && storage.fails_as_a_whole() => {
+                return Err(error.clone());
+            }
             _ => unlock(storage, &config, key)?,
         };
         match config {

@@ -138,6 +138,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
         true
     }
 
+    /// Whether a failure of the system is one of all files: another question would only fail as late.
+    fn fails_as_a_whole(&self) -> bool {
+        false
+    }
+
     /// How many files of a folder are looked at one by one before the folder is listed.
     fn looks_max(&self) -> u32 {
         8

@@ -338,7 +338,9 @@ impl Storage for Sealed {
     }
 
     fn plain_name(&self, path: &Path) -> Option<String> {
-        let below = path.strip_prefix(self.inner.describe(&Name::top())).ok()?;
+        // What the top is called need not be what names of files begin with: options of an address.
+        let beside = self.inner.describe(&Name::top().join("-"));
+        let below = path.strip_prefix(beside.parent()?).ok()?;
         let mut name = Name::top();
         for part in below.iter() {
             let part = part.to_str()?;
@@ -352,6 +354,10 @@ impl Storage for Sealed {
 
     fn may_fold_case(&self) -> bool {
         self.inner.may_fold_case()
+    }
+
+    fn fails_as_a_whole(&self) -> bool {
+        self.inner.fails_as_a_whole()
     }
 
     fn looks_max(&self) -> u32 {
