@@ -108,11 +108,14 @@ impl Context {
         })?;
         let key = keys::given(&self.global)?;
         let state = state::folder(self.global.state.as_deref());
+        Self::open(dir, key.as_ref(), state.as_deref(), &|warning| self.warn(warning))
+    }
+
+    /// Warns of something before there is a result.
+    fn warn(&self, warning: Warning) {
         let observer: &dyn Observer = &self.screen;
-        Self::open(dir, key.as_ref(), state.as_deref(), &|warning| {
-            observer.warn(warning.clone());
-            self.out.warned(warning);
-        })
+        observer.warn(warning.clone());
+        self.out.warned(warning);
     }
 
     /// The second repository of a command, by somebody whose key opens what it holds.
@@ -125,7 +128,8 @@ impl Context {
             true => keys::of_other(key, &self.global)?,
             false => None,
         };
-        let repository = Self::open(place, key.as_ref(), state.as_deref(), &self.screen)?;
+        let repository =
+            Self::open(place, key.as_ref(), state.as_deref(), &|warning| self.warn(warning))?;
         if let Some(encryption) = repository.encryption() {
             encryption.check_readable()?;
         }
