@@ -396,25 +396,6 @@ fn a_freeze_copy_gives_up_at_its_limit() {
 }
 
 #[test]
-fn without_an_agent_only_what_a_power_cut_would_leave() {
-    let host = Host::new();
-    let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);
-    let mut guest = Guest::define(&host, &mount.dir);
-    guest.lose_agent();
-    guest.start("running");
-    guest.write(0, 0, MIB, 1);
-    let said = host.web_fails(10, &[]);
-    assert!(said.contains("--consistency crash") && said.contains("no guest agent"), "{said}");
-    let report = host.web(&["--consistency", "crash"]);
-    assert_eq!(report["consistency"], "crash-consistent");
-    assert_eq!(report["freeze_ms"], Value::Null);
-    assert!(report["warnings"].to_string().contains("milliseconds apart"));
-    host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
-    assert!(host.virsh.log().is_empty());
-    host.assert_sound();
-}
-
-#[test]
 fn a_paused_guest_is_still_and_is_not_asked() {
     let host = Host::new();
     let mount = Mount::on_loop(host.lab.dir(), "xfs", 400 * MIB);

@@ -450,6 +450,37 @@ fn what_a_guest_has_besides_its_disks_is_taken_or_listed() {
     }
 }
 
+/// The memory that lasts of a guest was in no point.
+#[test]
+fn memory_that_lasts_is_in_the_point_of_a_stopped_guest() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    let file = host.lab.path("nv.img");
+    fs::write(&file, "what lasts").unwrap();
+    let memory = format!(
+        "<memory model='nvdimm'><source><path>{}</path></source></memory><channel",
+        file.display()
+    );
+    guest.redefine(&[("<channel", &memory)]);
+    assert!(!host.web(&[])["missing"].to_string().contains("nv.img"));
+    let to = host.lab.path("to");
+    restore(&host, &to, &[]).ok();
+    let there = to.join("state").join(file.strip_prefix("/").unwrap());
+    assert_eq!(fs::read_to_string(&there).unwrap(), "what lasts");
+    let text = fs::read_to_string(to.join("web.xml")).unwrap();
+    assert!(text.contains(&format!("<path>{}</path>", there.display())), "{text}");
+
+    // It writes to its memory at any moment, and no freeze keeps it from that.
+    guest.start("running");
+    let missing = host.web(&["--consistency", "freeze-copy"])["missing"].to_string();
+    assert!(missing.contains("nv.img, while it runs: a point of the guest"), "{missing}");
+    let to = host.lab.path("new");
+    let report = restore(&host, &to, &["--rename", "new", "--json"]).ok().json();
+    let text = fs::read_to_string(to.join("new.xml")).unwrap();
+    assert!(!text.contains("nv.img") && !text.contains("<memory model"), "{text}");
+    assert!(report["warnings"].to_string().contains("nv.img is web's"), "{report}");
+}
+
 /// A start would have resumed the old memory over the restored disks.
 #[test]
 fn memory_that_is_saved_has_to_go_first() {

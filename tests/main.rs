@@ -58,3 +58,4 @@ mod snapshot_commands;
 mod test_images;
 mod tidy;
 mod trackers;
+mod unfrozen;

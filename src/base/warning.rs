@@ -55,6 +55,9 @@ pub enum Code {
     Writable,
     /// The guest was not in the state that one expects.
     GuestState,
+    /// A guest's filesystems could not be frozen, and the point is what a power cut would leave, as the admin has it
+    /// for that case.
+    FellBack,
     /// A guest may have been left frozen by an earlier run.
     Frozen,
     /// Something of the machine is not in the point, or does not come back by itself.

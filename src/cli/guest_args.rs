@@ -163,6 +163,8 @@ pub enum Consistency {
     /// Freeze its filesystems while its images are cloned
     #[default]
     Quiesced,
+    /// The same if its agent can freeze them; else the point is what a power cut would leave, and says so
+    QuiescedOrCrash,
     /// Freeze its filesystems while the changed blocks are read: needs no clone
     FreezeCopy,
     /// Freeze nothing: the point is what a power cut would leave

@@ -71,6 +71,7 @@ impl Shelf {
             autostart: false,
             name: name.to_owned(),
             uuid: Some(uuid.to_owned()),
+            fell_back: None,
             freeze_ms: None,
             frozen_filesystems: None,
             files: Vec::new(),

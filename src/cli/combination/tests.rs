@@ -152,6 +152,11 @@ const TABLES: &[Table] = &[
             Entry(&["--exclude", "vdb"], GUESTS, "these disks are not in the point"),
             Entry(&["--consistency", "quiesced"], GUESTS, "how a guest that runs is stilled"),
             Entry(&["--consistency", "crash"], GUESTS, "how a guest that runs is stilled"),
+            Entry(
+                &["--consistency", "quiesced-or-crash"],
+                GUESTS,
+                "how a guest that runs is stilled",
+            ),
             Entry(&["--consistency", "freeze-copy"], GUESTS, "how a guest that runs is stilled"),
             Entry(
                 &["--freeze-max", "5000"],

@@ -70,6 +70,7 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
             same_guest: guests.same_guest,
             consistency: match guests.consistency {
                 Consistency::Quiesced => ConsistencyChoice::Quiesced,
+                Consistency::QuiescedOrCrash => ConsistencyChoice::QuiescedOrCrash,
                 Consistency::FreezeCopy => ConsistencyChoice::FreezeCopy,
                 Consistency::Crash => ConsistencyChoice::Crash,
             },

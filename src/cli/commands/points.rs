@@ -232,7 +232,10 @@ fn row(branch: &str, point: &PointReport, view: &View) -> Vec<String> {
             false => "missing".to_owned(),
         },
         format!("{}{}", point.tracker, if point.trusted { ", trusted" } else { "" }),
-        point.consistency.as_str().to_owned(),
+        match &point.fell_back {
+            Some(_) => format!("{}, not as asked for", point.consistency),
+            None => point.consistency.as_str().to_owned(),
+        },
         duration::age(age),
         point.proved.map_or("never".to_owned(), |time| {
             duration::age(view.now.as_second() - time.as_second())

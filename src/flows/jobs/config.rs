@@ -310,6 +310,8 @@ pub enum Consistency {
     /// Filesystems are frozen while images are cloned.
     #[default]
     Quiesced,
+    /// The same where the agent can freeze them, else nothing is frozen.
+    QuiescedOrCrash,
     /// Filesystems are frozen while what has changed is read.
     FreezeCopy,
     /// Nothing is frozen.
@@ -321,6 +323,7 @@ impl Consistency {
     pub fn choice(self) -> ConsistencyChoice {
         match self {
             Self::Quiesced => ConsistencyChoice::Quiesced,
+            Self::QuiescedOrCrash => ConsistencyChoice::QuiescedOrCrash,
             Self::FreezeCopy => ConsistencyChoice::FreezeCopy,
             Self::Crash => ConsistencyChoice::Crash,
         }

@@ -75,6 +75,9 @@ pub struct GuestReport {
     /// In what state the guest was: `offline`, `filesystem-quiesced` or `crash-consistent`.
     #[serde(with = "text")]
     pub consistency: Consistency,
+    /// Why its filesystems were not frozen although they should have been (`quiesced-or-crash`); none if it was as
+    /// asked for.
+    pub fell_back: Option<String>,
     /// How long its filesystems can have been frozen, in milliseconds; none if they were not.
     pub freeze_ms: Option<u64>,
     /// How many filesystems were frozen; none if none were.

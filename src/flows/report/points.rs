@@ -89,6 +89,8 @@ pub struct PointReport {
     /// In what state the guest was.
     #[serde(with = "text")]
     pub consistency: Consistency,
+    /// Why the guest's filesystems were not frozen although they should have been; none if it was as asked for.
+    pub fell_back: Option<String>,
     /// How long the guest's filesystems can have been frozen, in milliseconds; none if they were not.
     pub freeze_ms: Option<u64>,
     /// How many filesystems were frozen; none if none were.
@@ -341,6 +343,7 @@ impl PointReport {
             tracker: record.tracker,
             trusted: record.is_trusted(),
             consistency: point.consistency,
+            fell_back: point.fell_back.clone(),
             freeze_ms: point.freeze_ms,
             frozen_filesystems: point.frozen_filesystems,
             safety: point.safety,

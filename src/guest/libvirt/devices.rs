@@ -18,8 +18,6 @@ pub(super) struct Held {
 
 const ANOTHER_HOST: &str = "a restore on another host needs one there";
 const ITS_FILES: &str = "back up its files by other means";
-const WHILE_STOPPED: &str =
-    "back it up while the guest is stopped: qdelta backup FILE --format raw";
 const BY_OTHER_MEANS: &str = "back it up by other means if the guest needs it";
 const NOTHING_LASTS: &str = "nothing in it lasts longer than the guests that use it";
 const ITS_SERIAL: &str = "it is the serial port before it under another name";
@@ -50,12 +48,6 @@ pub(super) fn held(node: Node<'_, '_>) -> Option<Held> {
         "filesystem" => {
             let what = format!("what the guest shares with the host ({})", words(node));
             missing(what, ITS_FILES, child(node, "readonly").is_none())
-        }
-        "memory" => {
-            let source = child(node, "source")?;
-            child(source, "path")?;
-            let model = node.attribute("model").unwrap_or_default();
-            missing(format!("memory that lasts ({model} {})", words(source)), WHILE_STOPPED, true)
         }
         "shmem" => harmless("memory that guests share", NOTHING_LASTS),
         "lease" => missing(format!("a lease ({})", words(node)), BY_OTHER_MEANS, true),

@@ -30,6 +30,9 @@ pub enum Fate {
     Boot,
     /// A file that holds the guest's state: the point keeps it.
     State,
+    /// The same, but the guest writes to it at any moment: the point keeps it if the guest is stopped. Else the
+    /// text says what to do.
+    StateAtRest(&'static str),
     /// It is taken by what knows more of it: the firmware's variables, the TPM's state.
     TakenApart,
     /// The point does not hold it. The text says what to do about that.
@@ -56,6 +59,10 @@ const LIBVIRT_MAKES_IT: &str = "libvirt or QEMU makes it when the guest starts";
 const HOSTS_OWN: &str = "it belongs to the host, and every host has its own";
 const A_CONNECTION: &str = "it leads to another program, and holds nothing of the guest's";
 const A_LOG: &str = "it is the host's log, and the guest can't read it";
+const WHILE_STOPPED: &str = "a point of the guest while it is stopped has it, if it is a file of up to 256 MiB; any \
+                             other: qdelta backup FILE --format raw, while the guest is stopped";
+/// Where the file of an nvdimm or virtio-pmem stands.
+pub(super) const MEMORY: &str = "devices/memory/source/path";
 const ELSEWHERE: &str = "the device that it belongs to is listed";
 const NOT_QEMU: &str = "QEMU's guests have none";
 
@@ -76,6 +83,7 @@ const PLACES: &[(&str, &str, Fate)] = &[
     ("os/nvram/@template", "a template", Fate::Harmless("it serves to make the variables once")),
     ("os/varstore/@template", "a template", Fate::Harmless("it serves to make the variables once")),
     ("devices/pstore/path", "the guest's pstore", Fate::State),
+    (MEMORY, "the memory that lasts", Fate::StateAtRest(WHILE_STOPPED)),
     ("devices/tpm/backend/source/@path", "the TPM's state", Fate::TakenApart),
     ("devices/interface/script/@path", "the script", Fate::Missing(BY_OTHER_MEANS)),
     ("devices/interface/downscript/@path", "the script", Fate::Missing(BY_OTHER_MEANS)),
@@ -217,7 +225,7 @@ pub(super) fn at(place: &str, value: &str, node: Node<'_, '_>) -> Resource {
         fate => fate,
     };
     let shared = is_written
-        || fate == Fate::State
+        || matches!(fate, Fate::State | Fate::StateAtRest(_))
         || ["os/varstore/@path", "devices/graphics/@socket", "devices/graphics/listen/@socket"]
             .contains(&place)
         || place.ends_with("/log/@file");

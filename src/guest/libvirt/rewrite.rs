@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use roxmltree::Node;
 
 use super::parse::{child, document, domain_node, elements};
-use super::resources::{Fate, Named, at, walk};
+use super::resources::{Fate, MEMORY, Named, at, walk};
 use crate::base::error::Result;
 
 /// The changes to make.
@@ -249,7 +249,10 @@ impl Edits<'_> {
             Named::Value { place, value, node, attribute } => (place, value, node, attribute),
         };
         let resource = at(&place, value, node);
-        let is_taken = matches!(resource.fate, Fate::Boot | Fate::State | Fate::TakenApart);
+        let is_taken = matches!(
+            resource.fate,
+            Fate::Boot | Fate::State | Fate::StateAtRest(_) | Fate::TakenApart
+        );
         let restored = changes.files.iter().find(|(old, _)| Some(old) == resource.path.as_ref());
         if let Some((_, new)) = restored.filter(|_| is_taken) {
             let new = new.to_string_lossy();
@@ -263,6 +266,7 @@ impl Edits<'_> {
         }
         let whole = match place.as_str() {
             "devices/pstore/path" => node.parent().unwrap_or(node),
+            MEMORY => node.ancestors().nth(2).unwrap_or(node),
             _ => node,
         };
         match attribute.and_then(|name| node.attribute_node(name)) {

@@ -69,6 +69,8 @@ pub struct Point {
     pub created: Timestamp,
     /// In what state the guest was.
     pub consistency: Consistency,
+    /// Why its filesystems were not frozen although they should have been; none if it was as asked for.
+    pub fell_back: Option<String>,
     /// How long its filesystems can have been frozen, in milliseconds; none if they were not.
     pub freeze_ms: Option<u64>,
     /// How many filesystems were frozen; none if none were.
@@ -405,6 +407,7 @@ impl DomainReading {
             disk: id.clone(),
             created: manifest.created,
             consistency: manifest.consistency,
+            fell_back: machine.and_then(|machine| machine.fell_back.clone()),
             freeze_ms: machine.and_then(|machine| machine.freeze_ms),
             frozen_filesystems: machine.and_then(|machine| machine.frozen_filesystems),
             elapsed_ms: manifest.elapsed_ms,

@@ -54,6 +54,7 @@ fn machine() -> MachineRecord {
         autostart: false,
         name: "web".to_owned(),
         uuid: None,
+        fell_back: None,
         freeze_ms: None,
         frozen_filesystems: None,
         files: Vec::new(),

@@ -48,6 +48,9 @@ pub struct MachineRecord {
     /// Its UUID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// Why its filesystems were not frozen although they should have been; none if it was as asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fell_back: Option<String>,
     /// How long the guest's filesystems can have been frozen, in milliseconds; none if they were not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freeze_ms: Option<u64>,
@@ -419,6 +422,7 @@ mod tests {
         let machine = |uuid: &str| MachineRecord {
             name: "web".to_owned(),
             uuid: Some(uuid.to_owned()),
+            fell_back: None,
             freeze_ms: None,
             frozen_filesystems: None,
             autostart: false,

@@ -32,6 +32,7 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
     let mut record = MachineRecord {
         name: domain.name.clone(),
         uuid: domain.uuid.clone().filter(|uuid| MachineRecord::is_uuid(uuid)),
+        fell_back: moment.fell_back.clone(),
         freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
         frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
         autostart: flow.request.how.libvirt.starts_with_host(&domain.name),
@@ -114,6 +115,11 @@ fn named(flow: &Flow<'_>, record: &mut MachineRecord) -> Result<()> {
             let role = match resource.fate {
                 Fate::Boot => Role::BootFile,
                 Fate::State => Role::GuestState,
+                Fate::StateAtRest(advice) if flow.found.live.is_some() => {
+                    record.missing.push(format!("{}, while it runs: {advice}", resource.what));
+                    continue;
+                }
+                Fate::StateAtRest(_) => Role::GuestState,
                 Fate::TakenApart | Fate::Harmless(_) => continue,
                 Fate::Missing(advice) => {
                     record.missing.push(format!("{}: {advice}", resource.what));

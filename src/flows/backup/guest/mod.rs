@@ -42,6 +42,8 @@ pub enum ConsistencyChoice {
     /// Its filesystems are frozen while the moment is made, by clones or by a command.
     #[default]
     Quiesced,
+    /// The same if its agent can freeze them, else what a power cut would leave.
+    QuiescedOrCrash,
     /// Its filesystems are frozen while what has changed is read: no clone is needed.
     FreezeCopy,
     /// Not at all: what a power cut would leave.
@@ -190,6 +192,7 @@ pub fn run_guest(
         domain: request.domain.clone(),
         point,
         consistency: moment.consistency,
+        fell_back: moment.fell_back,
         freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
         frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
         disks,

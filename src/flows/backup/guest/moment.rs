@@ -36,6 +36,8 @@ const CLONE_SHARE: u64 = 2;
 /// The state of the guest that the point has, and how it came to it.
 pub(super) struct Moment {
     pub consistency: Consistency,
+    /// Why nothing was frozen although it should have been.
+    pub fell_back: Option<String>,
     /// The freeze, if there was one.
     pub freeze: Option<Thawed>,
     /// The files of the firmware's variables at that moment.
@@ -60,10 +62,24 @@ impl Moment {
     pub fn offline() -> Self {
         Self {
             consistency: Consistency::Offline,
+            fell_back: None,
             freeze: None,
             variables: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+}
+
+impl Moment {
+    /// The guest's filesystems can't be frozen, and the admin has said that a point is wanted all the same.
+    fn fall_back(&mut self, error: &Error) {
+        let why = error.chain();
+        let text = format!("{why}: the point is what a power cut would leave");
+        let warning = Warning::new(Code::FellBack, text);
+        self.warnings.push(warning.advise(
+            "see to its guest agent (docs/running-guests.md); --consistency quiesced makes no such point",
+        ));
+        self.fell_back = Some(why);
     }
 }
 
@@ -164,20 +180,23 @@ impl<'a> Flow<'a> {
             ));
             return Ok((made, moment));
         }
-        if self.request.how.consistency == ConsistencyChoice::Crash {
-            let (made, left) = make(limit)?;
-            moment.variables = self.variables();
-            self.check_same(&self.request.how.libvirt.find(&self.request.domain)?, &left)?;
-            if self.plan.disks.len() > 1 {
-                moment.warnings.push(Warning::new(
-                    Code::GuestState,
-                    "nothing was frozen: its disks are some milliseconds apart",
-                ));
+        let falls_back = match self.request.how.consistency {
+            ConsistencyChoice::Crash => return self.unfrozen(make(limit)?, moment),
+            ConsistencyChoice::QuiescedOrCrash => true,
+            ConsistencyChoice::Quiesced | ConsistencyChoice::FreezeCopy => false,
+        };
+        let frozen = self
+            .check_agent()
+            .and_then(|()| Watchdog::start(&self.request.how.watchdog, freeze)?.freeze());
+        let frozen: Frozen = match frozen {
+            // It is thawed again, or the error is an alarm.
+            Err(error) if falls_back && error.kind() == ErrorKind::Guest => {
+                moment.fall_back(&error);
+                self.cancel.check()?;
+                return self.unfrozen(make(limit)?, moment);
             }
-            return Ok((made, moment));
-        }
-        self.check_agent()?;
-        let frozen: Frozen = Watchdog::start(&self.request.how.watchdog, freeze)?.freeze()?;
+            frozen => frozen?,
+        };
         let made = make(frozen.left());
         moment.variables = self.variables();
         let now = self.request.how.libvirt.find(&self.request.domain);
@@ -185,12 +204,30 @@ impl<'a> Flow<'a> {
         let (made, left) = made?;
         self.check_same(&now?, &left)?;
         if let Some(broken) = &thawed.broken {
-            return Err(refused(format!("{} was not frozen all the time", self.request.domain))
+            let error = refused(format!("{} was not frozen all the time", self.request.domain))
                 .because(broken.clone())
-                .advise("no point was made; --freeze-max allows a longer freeze"));
+                .advise("no point was made; --freeze-max allows a longer freeze");
+            if !falls_back {
+                return Err(error);
+            }
+            moment.fall_back(&error);
+            return Ok((made, moment));
         }
         moment.consistency = Consistency::FilesystemQuiesced;
         moment.freeze = Some(thawed);
+        Ok((made, moment))
+    }
+
+    /// What was made of a guest that was not frozen.
+    fn unfrozen<T>(&self, (made, left): Still<T>, mut moment: Moment) -> Result<(T, Moment)> {
+        moment.variables = self.variables();
+        self.check_same(&self.request.how.libvirt.find(&self.request.domain)?, &left)?;
+        if self.plan.disks.len() > 1 {
+            moment.warnings.push(Warning::new(
+                Code::GuestState,
+                "nothing was frozen: its disks are some milliseconds apart",
+            ));
+        }
         Ok((made, moment))
     }
 

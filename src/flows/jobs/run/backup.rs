@@ -3,10 +3,12 @@
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread;
+use std::time::Duration;
 
 use super::acts::{freeze_max, is_short, of_all};
 use super::{Came, Work};
 use crate::base::cancel::Cancel;
+use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, OfGuest};
 use crate::disk::image::OpenOptions;
@@ -173,7 +175,13 @@ fn of_guest(report: GuestReport) -> Came {
     let warnings = report.disks.iter().flat_map(|disk| &disk.warnings).chain(&report.warnings);
     let mut warnings: Vec<_> = warnings.cloned().collect();
     warnings.retain(is_worth_a_look);
-    let mut text = format!("{}: {}", report.consistency, stored(&report.disks));
+    let frozen = report.freeze_ms.map(|ms| {
+        let time = duration::in_ms(Duration::from_millis(ms));
+        format!(" (frozen for {time})")
+    });
+    let fell_back = report.fell_back.as_ref().map(|_| " (not as asked for)".to_owned());
+    let how = frozen.or(fell_back).unwrap_or_default();
+    let mut text = format!("{}{how}: {}", report.consistency, stored(&report.disks));
     let has_older = report.disks.iter().any(|disk| disk.kind != Kind::Full);
     let is_new = |disk: &&BackupReport| has_older && disk.kind == Kind::Full;
     let new: Vec<&str> =

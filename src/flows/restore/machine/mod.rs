@@ -624,6 +624,7 @@ mod tests {
         let mut machine = MachineRecord {
             name: "web".to_owned(),
             uuid: None,
+            fell_back: None,
             freeze_ms: None,
             frozen_filesystems: None,
             autostart: false,

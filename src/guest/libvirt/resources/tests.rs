@@ -185,8 +185,8 @@ const DEVICES: &[(&str, Is)] = &[
     ("<filesystem type='file'><source file='/fs.img'/><target dir='/t'/></filesystem>", Missing),
     ("<filesystem type='block'><source dev='/dev/sdb'/><target dir='/t'/></filesystem>", Missing),
     ("<filesystem type='ram'><source usage='1'/><target dir='/t'/></filesystem>", Harmless),
-    ("<memory model='nvdimm'><source><path>/nv.img</path></source></memory>", Missing),
-    ("<memory model='virtio-pmem'><source><path>/pm.img</path></source></memory>", Missing),
+    ("<memory model='nvdimm'><source><path>/nv.img</path></source></memory>", Taken),
+    ("<memory model='virtio-pmem'><source><path>/pm.img</path></source></memory>", Taken),
     ("<memory model='dimm'><target><size>1</size></target></memory>", Nothing),
     ("<shmem name='m'><model type='ivshmem-plain'/></shmem>", Harmless),
     ("<shmem name='m'><model type='ivshmem-doorbell'/><server path='/run/m'/></shmem>", Harmless),
@@ -253,7 +253,7 @@ fn cases() -> Vec<(&'static str, String, Is)> {
 
 fn kind(fate: Fate) -> Is {
     match fate {
-        Fate::Boot | Fate::State | Fate::TakenApart => Taken,
+        Fate::Boot | Fate::State | Fate::StateAtRest(_) | Fate::TakenApart => Taken,
         Fate::Missing(_) => Missing,
         Fate::Harmless(_) => Harmless,
     }
