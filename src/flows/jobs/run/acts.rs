@@ -64,14 +64,29 @@ impl Work<'_> {
 
     /// The guests of the job that the repository has points of.
     fn domains(&self, repository: &Repository) -> Result<Vec<DomainName>> {
-        let there: BTreeSet<DomainName> = repository.domains()?.into_iter().collect();
         let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
-        let wanted: BTreeSet<DomainName> = wanted.collect();
-        Ok(there.intersection(&wanted).cloned().collect())
+        self.there(repository, wanted)
+    }
+
+    /// The guests of the job, and those that were its guests until they went: their points are kept and
+    /// proved as long as the rules say.
+    fn domains_with_gone(&self, repository: &Repository) -> Result<Vec<DomainName>> {
+        let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
+        let gone = self.gone().into_iter().filter_map(|guest| guest.parse().ok());
+        self.there(repository, wanted.chain(gone))
+    }
+
+    fn there(
+        &self,
+        repository: &Repository,
+        wanted: impl Iterator<Item = DomainName>,
+    ) -> Result<Vec<DomainName>> {
+        let there: BTreeSet<DomainName> = repository.domains()?.into_iter().collect();
+        Ok(there.intersection(&wanted.collect()).cloned().collect())
     }
 
     fn verify(&self, repository: &Repository) -> Result<Came> {
-        let domains = self.domains(repository)?;
+        let domains = self.domains_with_gone(repository)?;
         if domains.is_empty() {
             return Ok(Came::to(End::Done, "there is nothing to prove yet"));
         }
@@ -100,7 +115,7 @@ impl Work<'_> {
             clock: Clock::Checked,
         };
         let request = PruneRequest {
-            domains: self.domains(repository)?,
+            domains: self.domains_with_gone(repository)?,
             policy,
             time_zone: settings.time_zone,
             merge_share: settings.merge_share,
