@@ -1,6 +1,9 @@
 //! Nights that a host does by itself, under a clock of the test's own: every trouble must be in the
 //! history and in the status with the right words, and the nights of the other guests go on.
 
+mod telling;
+
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
@@ -445,7 +448,7 @@ fn results_are_as_the_page_says() {
     );
     fs::remove_file(night.definition("mail")).unwrap();
     let plan = night.at("2026-11-02 08:00:00", args!["config", "check", "--json"]).json();
-    compare("config check", &[&plan], &[".jobs[].rto"]);
+    compare("config check", &[&plan], &[".jobs[].rto", ".notifiers[]"]);
     let nagios = night.at("2026-11-06 08:00:00", args!["status", "--nagios"]);
     assert_eq!(nagios.code(), Some(2));
     let text = nagios.text();

@@ -166,6 +166,7 @@ const ROOMS: &[&str] = &[
     "inside/volumes",
     "inside/filesystem",
     "flows/report",
+    "flows/notify",
     "flows/anchors",
     "flows/capture",
     "flows/tracking",

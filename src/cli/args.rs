@@ -21,7 +21,7 @@ use qdelta::vault::repository::{DiskSpec, Wanted};
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
-use super::job_args::{Config, History, Run, Status};
+use super::job_args::{Config, History, Notify, Run, Status};
 use super::key_args::{Init, Key};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
@@ -117,6 +117,7 @@ pub enum Command {
     Drill(Drill),
     Run(Run),
     Status(Status),
+    Notify(Notify),
     History(History),
     Config(Config),
     Verify(Verify),

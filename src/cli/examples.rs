@@ -116,6 +116,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("For a monitoring system", "qdelta status --nagios"),
             ("For a script", "qdelta status --json | jq -r '.findings[].text'"),
         ],
+        "notify" => &[
+            ("Would a mail reach me?", "qdelta notify --test admin"),
+            ("Everything, now", "qdelta notify --digest"),
+        ],
         "history" => &[
             ("What was done last", "qdelta history"),
             ("What failed in this week", "qdelta history --failed --since 7d"),

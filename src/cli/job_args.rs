@@ -58,6 +58,30 @@ pub struct Status {
     pub file: JobFile,
 }
 
+/// Tell those whom [notify] names what is new to them: findings, and their end.
+///
+/// qdelta run does the same after its work, and every hour when nothing is due. Another timer that starts
+/// this tells also when runs are not started any more. With names, only these are told.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("notify"), after_long_help = examples::long(Some("notify")))]
+pub struct Notify {
+    /// Whom, by the NAME of [notify.NAME] [default: all]
+    #[arg(value_name = "NAME")]
+    pub notifiers: Vec<String>,
+
+    /// Tell them that this is a test, and nothing else; pings say that all is well
+    #[arg(long)]
+    pub test: bool,
+
+    /// Tell them everything, whether it is new or not
+    #[arg(long, conflicts_with = "test")]
+    pub digest: bool,
+
+    /// Where the file is.
+    #[command(flatten)]
+    pub file: JobFile,
+}
+
 /// Show what was done by itself on this host, the latest last.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("history"), after_long_help = examples::long(Some("history")))]
@@ -102,6 +126,8 @@ pub enum ActName {
     Drill,
     /// Hooks
     Hook,
+    /// Telling people
+    Notify,
 }
 
 /// Check the file of jobs, or write one to begin with.

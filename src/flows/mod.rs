@@ -9,6 +9,7 @@ pub mod files;
 pub mod jobs;
 pub mod merge;
 pub mod mount;
+pub mod notify;
 pub mod prune;
 pub mod report;
 pub mod restore;

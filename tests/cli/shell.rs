@@ -64,6 +64,7 @@ fn every_command_has_a_man_page() {
             "qdelta-map.1",
             "qdelta-merge.1",
             "qdelta-mount.1",
+            "qdelta-notify.1",
             "qdelta-pin.1",
             "qdelta-points.1",
             "qdelta-prune.1",

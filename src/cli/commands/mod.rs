@@ -19,6 +19,7 @@ mod machine;
 pub mod map;
 pub mod merge;
 pub mod mount;
+pub mod notify;
 pub mod pin;
 pub mod points;
 pub mod prune;

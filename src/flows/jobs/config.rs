@@ -20,6 +20,7 @@ use crate::base::period::Period;
 use crate::base::size;
 use crate::disk::io::Opener;
 use crate::flows::backup::{AnchorChoice, ConsistencyChoice, LEVEL_DEFAULT};
+use crate::flows::notify::{Notifier, check_template};
 use crate::flows::verify::Budget;
 use crate::formats::archive::Tracker;
 use crate::guest::libvirt::Libvirt;
@@ -55,8 +56,25 @@ pub struct Config {
     /// Programs around a whole run.
     #[serde(default)]
     pub hooks: Hooks,
+    /// Who is told of what.
+    #[serde(default)]
+    pub notify: BTreeMap<String, Notifier>,
+    /// Where a monitoring system finds how everything stands.
+    #[serde(default)]
+    pub metrics: Metrics,
+    /// Whether the system's journal hears of everything that is done.
+    #[serde(default = "yes")]
+    pub journal: bool,
     /// What is done.
     pub jobs: BTreeMap<String, Job>,
+}
+
+/// Where a monitoring system finds how everything stands.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// The file for Prometheus' node exporter.
+    pub textfile: Option<PathBuf>,
 }
 
 /// A repository.
@@ -476,8 +494,9 @@ impl Config {
         if nice > 19 {
             return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
         }
+        self.check_notifiers()?;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
         for (name, job) in &self.jobs {
-            let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
             if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
                 let text = format!("{name:?} can't be the name of a job");
                 return refused(text, "letters, digits, _ and -, at most 64 of them");
@@ -508,6 +527,37 @@ impl Config {
     }
 }
 
+impl Config {
+    /// What no type can check of who is told of what.
+    fn check_notifiers(&self) -> Result<()> {
+        for (name, notifier) in &self.notify {
+            let within = |error: Error| error.within(format!("notify.{name}"));
+            notifier.check().map_err(within)?;
+            notifier.template.as_deref().map_or(Ok(()), check_template).map_err(within)?;
+            if matches!(name.as_str(), "journal" | "textfile") {
+                let text = format!("{name:?} can't be the name of a notifier");
+                return Err(Error::new(ErrorKind::Usage, text).advise("call it otherwise"));
+            }
+            if let Some(job) = notifier.jobs.iter().find(|job| !self.jobs.contains_key(*job)) {
+                let known = self.jobs.keys().map(String::as_str);
+                let near = nearest(job, known.clone()).or(known.clone().next()).unwrap_or("");
+                return Err(within(
+                    Error::new(ErrorKind::Usage, format!("there is no [jobs.{job}]"))
+                        .advise(format!("did you mean {near:?}?")),
+                ));
+            }
+        }
+        let path = self.metrics.textfile.as_ref();
+        match path
+            .is_none_or(|path| path.is_absolute() && path.extension() == Some("prom".as_ref()))
+        {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Usage, "metrics: nobody would read this textfile")
+                .advise("name a file whose path begins with / and ends in .prom")),
+        }
+    }
+}
+
 /// What is wrong with the text, and where; of a key that is unknown, what may have been meant.
 fn mistake(text: &str, error: &toml::de::Error) -> Error {
     let message = error.message().replace('\n', " ");
@@ -530,6 +580,10 @@ fn mistake(text: &str, error: &toml::de::Error) -> Error {
 
 fn timer() -> String {
     "qdelta.timer".to_owned()
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn level() -> i32 {

@@ -15,6 +15,7 @@ mod jobs;
 mod marks;
 mod merge;
 mod mount;
+mod notify;
 mod points;
 mod prune;
 mod restore;
@@ -38,11 +39,13 @@ pub use files::{
     VolumeReport, VolumesReport,
 };
 pub use jobs::{
-    Act, ActPlan, ActResult, End, GuestFate, JobPlan, PlanReport, Record, RunHistory, RunReport,
+    Act, ActPlan, ActResult, End, GuestFate, JobPlan, NotifierPlan, PlanReport, Record, RunHistory,
+    RunReport,
 };
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
 pub use mount::MountReport;
+pub use notify::{Event, Message, MessagePart, NotifierReport, NotifyReport};
 pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };

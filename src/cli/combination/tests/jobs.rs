@@ -22,6 +22,17 @@ pub(super) const TABLES: &[Table] = &[
         apart: &[("--nagios", "--json"), ("--nagios", "--watch")],
     },
     Table {
+        command: "notify",
+        ways: &[("everybody", &[]), ("one", &["n"])],
+        entries: &[
+            Entry(&["n"], &[], "who is told"),
+            Entry(&["--test"], &[], "a test is told"),
+            Entry(&["--digest"], &[], "everything is told"),
+            CONFIG,
+        ],
+        apart: &[("--test", "--digest")],
+    },
+    Table {
         command: "history",
         ways: &[("all", &[])],
         entries: &[

@@ -57,7 +57,7 @@ impl Work<'_> {
                     self.prune(&repository, keep_free).unwrap_or_else(|error| Came::failed(&error))
                 }
                 Act::Drill => self.drill(&repository).unwrap_or_else(|error| Came::failed(&error)),
-                Act::Run | Act::Hook => Came::to(End::Done, ""),
+                Act::Run | Act::Hook | Act::Notify => Came::to(End::Done, ""),
             });
         }
     }

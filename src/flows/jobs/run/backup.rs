@@ -135,8 +135,7 @@ impl Work<'_> {
                 .is_some_and(|record| !matches!(record.result, Some(ActResult::Image(_))));
             // The rules of the job that had it last decide: another one may keep less.
             let ours = was_backed_up(self.name, guest);
-            let is_ours =
-                run.host.config.jobs.keys().all(|job| was_backed_up(job, guest) <= ours);
+            let is_ours = run.host.config.jobs.keys().all(|job| was_backed_up(job, guest) <= ours);
             was_guest && is_ours && !run.guests.has(guest)
         };
         let guests = run.memory.subjects(self.name, Act::Backup).map(|(guest, _)| guest);

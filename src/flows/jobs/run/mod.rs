@@ -13,6 +13,7 @@ use super::config::{Hooks, IoClass, Job, Limits};
 use super::due::{self, Due};
 use super::guests::{Guests, Subject};
 use super::journal::{Journal, Memory};
+use super::telling::{self, Ended, Occasion, Pings};
 use super::words::nearest;
 use super::{Host, programs};
 use crate::base::cancel::Cancel;
@@ -21,7 +22,8 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::sys::kernel;
-use crate::flows::report::{Act, ActResult, End, Record, RunReport};
+use crate::flows::notify::journald;
+use crate::flows::report::{Act, ActResult, End, Failure, Record, RunReport};
 
 /// How long a hook may take if the file does not say.
 const HOOK_MAX: Duration = Duration::from_secs(3600);
@@ -51,6 +53,24 @@ pub fn run(
             return Err(error);
         }
     };
+    let done = in_turn(host, names, (observer, cancel, told), &journal, (now, started));
+    if let Err(error) = &done {
+        // Whoever started the run may not look at what it says.
+        let _ = journal.add(&record(now, None, Act::Run, End::Failed, error.chain()));
+        let failure = Some(Failure::from(error));
+        let _ = telling::tell(host, Occasion { failure, ..Occasion::at(now) });
+    }
+    done
+}
+
+/// Does what is due, when no other run is at work.
+fn in_turn(
+    host: &Host<'_>,
+    names: &[String],
+    (observer, cancel, told): (&dyn Observer, &Cancel, &(dyn Fn(&Record) + Sync)),
+    journal: &Journal,
+    (now, started): (Timestamp, Instant),
+) -> Result<RunReport> {
     journal.rotate(None)?;
     let history = journal.read()?;
     let memory = Memory::new(&history, now);
@@ -64,7 +84,7 @@ pub fn run(
         observer,
         cancel,
         told,
-        journal: &journal,
+        journal,
         memory: &memory,
         guests: &guests,
         now,
@@ -76,7 +96,12 @@ pub fn run(
     let mut end = End::Done;
     if !due.jobs.is_empty() {
         stand_back(&host.config.limits);
+        let jobs: Vec<&str> = due.jobs.iter().map(|(name, _)| *name).collect();
+        let pings = telling::begin(host.config, now, &jobs);
         end = run.all(&due);
+        run.tell(Some(pings));
+    } else {
+        run.tell(None);
     }
     let records = run.records.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some(error) = run.unwritten.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -215,6 +240,9 @@ impl<'a> Run<'a> {
         if let Err(error) = self.journal.add(&record) {
             self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
+        if let Some(socket) = self.host.journald.filter(|_| self.host.config.journal) {
+            journald::record(socket, &record);
+        }
         (self.told)(&record);
         self.records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
     }
@@ -240,6 +268,33 @@ impl<'a> Run<'a> {
             ..record(self.now, job, act, came.end, came.text)
         });
         end
+    }
+
+    /// Tells people what is new. That somebody can't be told is a record, and harms nothing.
+    fn tell(&self, pings: Option<Pings>) {
+        let records: Vec<Record> =
+            self.records.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ended = pings.is_some().then_some(Ended { run: self.now, records: &records });
+        let came = pings.zip(ended).map(|(pings, ended)| pings.end(self.host.config, &ended));
+        let now = clock::now().unwrap_or(self.now);
+        let occasion = Occasion { ended, pings: came.unwrap_or_default(), ..Occasion::at(now) };
+        let report = match telling::tell(self.host, occasion) {
+            Ok(report) => report,
+            // Another process is telling what is new.
+            Err(error) if error.kind() == ErrorKind::Busy => return,
+            Err(error) => {
+                self.doing(None, Act::Notify, None, || Came::failed(&error));
+                return;
+            }
+        };
+        for it in report.notifiers {
+            self.doing(None, Act::Notify, Some(&it.notifier), || match it.error {
+                Some(failure) => {
+                    Came { advice: failure.advice, ..Came::to(End::Failed, failure.text) }
+                }
+                None => Came::to(End::Done, it.told.unwrap_or(it.to)),
+            });
+        }
     }
 
     /// Notes schedules that were never seen before.

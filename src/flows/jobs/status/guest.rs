@@ -20,6 +20,7 @@ struct Points {
     /// Those that are damaged.
     damaged: usize,
     newest: Option<Manifest>,
+    oldest_at: Option<jiff::Timestamp>,
     proved_at: Option<jiff::Timestamp>,
     never_proved: usize,
     last_drill: Option<Drill>,
@@ -54,6 +55,8 @@ impl Look<'_> {
             points: 0,
             newest: None,
             newest_at: None,
+            oldest_at: None,
+            frozen_ms: None,
             rpo,
             proved_at: None,
             never_proved: 0,
@@ -84,6 +87,8 @@ impl Look<'_> {
         standing.points = points.count;
         standing.newest = points.newest.as_ref().map(|manifest| manifest.point);
         standing.newest_at = points.newest.as_ref().map(|manifest| manifest.created);
+        standing.oldest_at = points.oldest_at;
+        standing.frozen_ms = points.newest.as_ref().and_then(frozen_ms);
         standing.proved_at = points.proved_at;
         standing.never_proved = points.never_proved;
         if let Some(drill) = &points.last_drill {
@@ -91,9 +96,13 @@ impl Look<'_> {
             standing.drilled = Some(drill.result);
             standing.recovery = drill.recovery;
         }
+        let before = self.findings.len();
         self.age(&guest, name, job, &points);
         self.damage(&guest, &points);
         self.left_out(&guest, subject, &points);
+        for finding in self.findings.iter_mut().skip(before) {
+            finding.job = Some((*name).to_owned());
+        }
         Some(standing)
     }
 
@@ -128,6 +137,7 @@ impl Look<'_> {
         if let Some(finding) = self.find(level, code, guest, text) {
             (finding.advice, finding.since) = (advice, Some(began));
         }
+        self.of_job(job, Some(Act::Backup));
     }
 
     /// The newest good point against what the job asks for.
@@ -209,6 +219,11 @@ impl Look<'_> {
     }
 }
 
+/// How long the guest can have been frozen for a point, in milliseconds.
+fn frozen_ms(manifest: &Manifest) -> Option<u64> {
+    manifest.machine.as_ref()?.freeze_ms
+}
+
 /// What is known of the points of a guest.
 fn points(opened: &Opened, domain: &DomainName, now: jiff::Timestamp) -> Result<Points> {
     let catalog = &opened.catalog;
@@ -230,6 +245,8 @@ fn points(opened: &Opened, domain: &DomainName, now: jiff::Timestamp) -> Result<
             }
             Ok(manifest) => {
                 found.count += 1;
+                let oldest = found.oldest_at.unwrap_or(manifest.created);
+                found.oldest_at = Some(oldest.min(manifest.created));
                 match bad.contains(&point) {
                     true => found.damaged += 1,
                     false => good.push(manifest),
