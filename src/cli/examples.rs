@@ -120,6 +120,13 @@ pub fn list(command: &str) -> &'static [Example] {
             ("Would a mail reach me?", "qdelta notify --test admin"),
             ("Everything, now", "qdelta notify --digest"),
         ],
+        "report" => &[
+            ("A page for the boss", "qdelta report /tmp/backups.html"),
+            (
+                "Anew after each run: a hook",
+                "finally = \"qdelta report --force /var/www/backups.html\"",
+            ),
+        ],
         "history" => &[
             ("What was done last", "qdelta history"),
             ("What failed in this week", "qdelta history --failed --since 7d"),

@@ -82,6 +82,32 @@ pub struct Notify {
     pub file: JobFile,
 }
 
+/// Draw a page of how everything stands: one file of HTML for a browser, a printer or a mail.
+///
+/// The fleet at a glance, what is open, the calendar of nights, what would be lost if a site burned down
+/// tonight, each guest against its RPO and RTO with its chain, growth and when the room is full, freezes,
+/// and drills with pictures. Nothing in the page is fetched from elsewhere. --json is what it is drawn from.
+/// Status 17 says that something is open.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("report"), after_long_help = examples::long(Some("report")))]
+pub struct Report {
+    /// Where the page is written; - is standard output
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "json")]
+    pub output: Option<PathBuf>,
+
+    /// How many days are looked at
+    #[arg(long, value_name = "N", default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=3650))]
+    pub days: u64,
+
+    /// Replace a file that is there already
+    #[arg(short, long, requires = "output")]
+    pub force: bool,
+
+    /// Where the file of jobs is.
+    #[command(flatten)]
+    pub file: JobFile,
+}
+
 /// Show what was done by itself on this host, the latest last.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("history"), after_long_help = examples::long(Some("history")))]

@@ -69,6 +69,7 @@ fn every_command_has_a_man_page() {
             "qdelta-points.1",
             "qdelta-prune.1",
             "qdelta-replay.1",
+            "qdelta-report.1",
             "qdelta-restore.1",
             "qdelta-run.1",
             "qdelta-serve.1",

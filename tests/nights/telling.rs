@@ -80,7 +80,7 @@ impl Sink {
 pub(super) struct Told {
     pub night: Night,
     pub sink: Sink,
-    journal: UnixDatagram,
+    journal: Arc<Mutex<String>>,
 }
 
 impl Told {
@@ -99,8 +99,14 @@ impl Told {
         );
         fs::write(night.lab.path("token"), "tk_secret\n").unwrap();
         let journal = UnixDatagram::bind(night.lab.path("journal")).unwrap();
-        journal.set_nonblocking(true).unwrap();
-        let told = Self { night, sink, journal };
+        let heard = Arc::<Mutex<String>>::default();
+        let told = Self { night, sink, journal: Arc::clone(&heard) };
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 18];
+            while let Ok(len) = journal.recv(&mut buffer) {
+                *heard.lock().unwrap() += &String::from_utf8_lossy(&buffer[..len]);
+            }
+        });
         told.configure("", "");
         told
     }
@@ -166,12 +172,7 @@ impl Told {
 
     /// What the journal heard since the last call.
     fn journal(&self) -> String {
-        let (mut all, mut buffer) = (String::new(), vec![0; 1 << 18]);
-        while let Ok(len) = self.journal.recv(&mut buffer) {
-            all += &String::from_utf8_lossy(&buffer[..len]);
-            all.push('\n');
-        }
-        all
+        std::mem::take(&mut *self.journal.lock().unwrap())
     }
 
     fn metrics(&self) -> String {
@@ -213,12 +214,14 @@ fn each_hears_what_it_asked_for_once() {
     assert!(!end.body.contains("office"), "another job's: {}", end.body);
     let (subject, text) = told.mail();
     assert!(subject.contains("all right again"), "{subject}");
-    assert!(text.contains("Over\n  db: it has no point yet"), "{text}");
+    assert!(text.contains("Over\n") && text.contains("  db: it has no point yet"), "{text}");
     let chats = told.sink.take("/chat");
     assert_eq!(chats.len(), 1, "{chats:?}");
     assert_eq!(chats[0].body, "{\"text\": \"a run went well\"}");
     assert!(told.run("2026-10-19 00:45:00").is_empty());
     assert!(told.mails().is_empty() && told.sink.take("/").is_empty());
+    let last = "MESSAGE=ended: WARNING web: it has no point yet";
+    wait_until("the journal", || told.journal.lock().unwrap().contains(last));
     let journal = told.journal();
     for words in [
         "MESSAGE=backup production web: done: ",
@@ -253,7 +256,8 @@ fn each_hears_what_it_asked_for_once() {
     let body: Value = serde_json::from_str(&board.body).unwrap();
     assert!(body["title"].as_str().unwrap().contains("db: FAILED"), "{body}");
     assert!(told.sink.take("/chat").is_empty(), "a run that failed is no success");
-    assert!(told.journal().contains("MESSAGE=open: CRITICAL db: backup failed"));
+    let open = "MESSAGE=open: CRITICAL db: backup failed";
+    wait_until("the journal", || told.journal.lock().unwrap().contains(open));
 
     // The next night it fails again: who hears of findings has heard of it, who hears of failures hears.
     told.run("2026-10-21 00:35:00");
@@ -331,7 +335,8 @@ fn who_cannot_be_told_harms_nothing_and_is_told_of() {
     fs::remove_file(told.night.lab.path("mails/hung")).unwrap();
     told.run("2026-10-19 06:00:00");
     let (subject, text) = told.mail();
-    assert!(subject.contains("db: backup failed"), "{subject}");
+    assert!(subject.contains("CRITICAL: db: "), "{subject}");
+    assert!(text.contains("CRITICAL db: backup failed: "), "{text}");
     assert!(
         !text.contains("it could not be told: `"),
         "what it never heard of is not over: {text}"

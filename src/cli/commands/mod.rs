@@ -23,6 +23,7 @@ pub mod notify;
 pub mod pin;
 pub mod points;
 pub mod prune;
+pub mod report;
 pub mod restore;
 pub mod run;
 pub mod serve;

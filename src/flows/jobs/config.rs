@@ -20,7 +20,7 @@ use crate::base::period::Period;
 use crate::base::size;
 use crate::disk::io::Opener;
 use crate::flows::backup::{AnchorChoice, ConsistencyChoice, LEVEL_DEFAULT};
-use crate::flows::notify::{Notifier, check_template};
+use crate::flows::notify::Notifier;
 use crate::flows::verify::Budget;
 use crate::formats::archive::Tracker;
 use crate::guest::libvirt::Libvirt;
@@ -494,7 +494,7 @@ impl Config {
         if nice > 19 {
             return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
         }
-        self.check_notifiers()?;
+        super::telling::check(self)?;
         let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
         for (name, job) in &self.jobs {
             if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
@@ -524,37 +524,6 @@ impl Config {
             }
         }
         Ok(())
-    }
-}
-
-impl Config {
-    /// What no type can check of who is told of what.
-    fn check_notifiers(&self) -> Result<()> {
-        for (name, notifier) in &self.notify {
-            let within = |error: Error| error.within(format!("notify.{name}"));
-            notifier.check().map_err(within)?;
-            notifier.template.as_deref().map_or(Ok(()), check_template).map_err(within)?;
-            if matches!(name.as_str(), "journal" | "textfile") {
-                let text = format!("{name:?} can't be the name of a notifier");
-                return Err(Error::new(ErrorKind::Usage, text).advise("call it otherwise"));
-            }
-            if let Some(job) = notifier.jobs.iter().find(|job| !self.jobs.contains_key(*job)) {
-                let known = self.jobs.keys().map(String::as_str);
-                let near = nearest(job, known.clone()).or(known.clone().next()).unwrap_or("");
-                return Err(within(
-                    Error::new(ErrorKind::Usage, format!("there is no [jobs.{job}]"))
-                        .advise(format!("did you mean {near:?}?")),
-                ));
-            }
-        }
-        let path = self.metrics.textfile.as_ref();
-        match path
-            .is_none_or(|path| path.is_absolute() && path.extension() == Some("prom".as_ref()))
-        {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Usage, "metrics: nobody would read this textfile")
-                .advise("name a file whose path begins with / and ends in .prom")),
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod config;
 mod due;
+mod fleet;
 mod guests;
 mod journal;
 mod programs;
@@ -30,6 +31,7 @@ pub use config::{
     Anchor, Config, Consistency, Drill, EXAMPLE, Hooks, IoClass, Job, JobImage, LibvirtPlace,
     Limits, Metrics, Pattern, Prune, RepositoryPlace, Verify,
 };
+pub use fleet::fleet;
 pub use journal::Journal;
 pub use run::run;
 pub use status::status;

@@ -8,7 +8,7 @@ use super::message::cut;
 use crate::flows::report::{End, Level, OpenFinding, Record};
 
 /// How long the journal may take nothing.
-const TIME_MAX: Duration = Duration::from_secs(1);
+const TIME_MAX: Duration = Duration::from_millis(500);
 
 /// The longest value, in bytes: all of a message fits into a datagram.
 const VALUE_MAX: usize = 16 << 10;
@@ -22,8 +22,8 @@ const FINDING_ID: &str = "e8d8d4c1a7204a2b8ac1b6f0c5d0f37b";
 /// Fields of a message.
 type Fields<'a> = Vec<(&'a str, String)>;
 
-/// Tells the journal of a piece of work.
-pub(crate) fn record(socket: &Path, record: &Record) {
+/// Tells the journal of a piece of work. Gives whether it listens.
+pub(crate) fn record(socket: &Path, record: &Record) -> bool {
     let label: Vec<&str> =
         [record.job.as_deref(), record.subject.as_deref()].into_iter().flatten().collect();
     let mut fields = vec![
@@ -38,11 +38,11 @@ pub(crate) fn record(socket: &Path, record: &Record) {
     fields.extend(record.job.clone().map(|job| ("QDELTA_JOB", job)));
     fields.extend(record.subject.clone().map(|it| ("QDELTA_SUBJECT", it)));
     fields.extend(record.advice.clone().map(|it| ("QDELTA_ADVICE", it)));
-    send(socket, &fields);
+    send(socket, &fields)
 }
 
-/// Tells the journal of a finding that opened or ended.
-pub(crate) fn finding(socket: &Path, finding: &OpenFinding, is_open: bool) {
+/// Tells the journal of a finding that opened or ended. Gives whether it listens.
+pub(crate) fn finding(socket: &Path, finding: &OpenFinding, is_open: bool) -> bool {
     let (state, priority) = match (is_open, finding.level) {
         (false, _) => ("ended", 5),
         (true, Level::Critical) => ("open", 2),
@@ -59,7 +59,7 @@ pub(crate) fn finding(socket: &Path, finding: &OpenFinding, is_open: bool) {
     ];
     fields.extend(finding.job.clone().map(|job| ("QDELTA_JOB", job)));
     fields.extend(finding.advice.clone().map(|it| ("QDELTA_ADVICE", it)));
-    send(socket, &fields);
+    send(socket, &fields)
 }
 
 fn priority_of(end: End) -> u8 {
@@ -71,15 +71,14 @@ fn priority_of(end: End) -> u8 {
 }
 
 /// A host without a journal, or one that does not listen, costs nobody a backup.
-fn send(socket: &Path, fields: &Fields<'_>) {
+fn send(socket: &Path, fields: &Fields<'_>) -> bool {
     let mut datagram = Vec::new();
     for (name, value) in fields.iter().chain(&[("SYSLOG_IDENTIFIER", "qdelta".to_owned())]) {
         add(&mut datagram, name, cut(value, VALUE_MAX));
     }
-    if let Ok(open) = UnixDatagram::unbound() {
-        let _ = open.set_write_timeout(Some(TIME_MAX));
-        let _ = open.send_to(&datagram, socket);
-    }
+    let Ok(open) = UnixDatagram::unbound() else { return false };
+    let _ = open.set_write_timeout(Some(TIME_MAX));
+    open.send_to(&datagram, socket).is_ok()
 }
 
 /// A field: with its length where the value has several lines.

@@ -85,7 +85,7 @@ fn colour(level: Level) -> &'static str {
 }
 
 /// Text that is no markup, whatever is in it.
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

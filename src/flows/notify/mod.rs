@@ -13,5 +13,6 @@ mod send;
 mod template;
 
 pub use config::{Addresses, Notifier, Source};
+pub(crate) use message::escaped;
 pub(crate) use send::{Ping, ping, run_id, send};
 pub(crate) use template::check as check_template;

@@ -11,6 +11,7 @@ mod drill;
 mod failure;
 mod file;
 mod files;
+mod fleet;
 mod jobs;
 mod marks;
 mod merge;
@@ -38,6 +39,7 @@ pub use files::{
     Change, DiffReport, FileChange, FileEntry, FileKind, FilesReport, GuestPath, TakenReport,
     VolumeReport, VolumesReport,
 };
+pub use fleet::{Day, FleetGuest, FleetPoint, FleetReport, FleetRepository, Left, SiteLoss};
 pub use jobs::{
     Act, ActPlan, ActResult, End, GuestFate, JobPlan, NotifierPlan, PlanReport, Record, RunHistory,
     RunReport,

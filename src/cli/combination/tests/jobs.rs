@@ -33,6 +33,17 @@ pub(super) const TABLES: &[Table] = &[
         apart: &[("--test", "--digest")],
     },
     Table {
+        command: "report",
+        ways: &[("page", &["p"])],
+        entries: &[
+            Entry(&["p"], &[], "where it is written"),
+            Entry(&["--days", "5"], &[], "how much is looked at"),
+            Entry(&["--force"], &[], "what is there is replaced"),
+            CONFIG,
+        ],
+        apart: &[],
+    },
+    Table {
         command: "history",
         ways: &[("all", &[])],
         entries: &[

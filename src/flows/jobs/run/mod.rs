@@ -5,6 +5,7 @@ mod backup;
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -90,6 +91,7 @@ fn in_turn(
         now,
         records: Mutex::default(),
         unwritten: Mutex::default(),
+        is_unheard: AtomicBool::default(),
     };
     run.note_new(&due);
     run.note_cut();
@@ -196,6 +198,8 @@ struct Run<'a> {
     records: Mutex<Vec<Record>>,
     /// The first record that could not be written into the history.
     unwritten: Mutex<Option<Error>>,
+    /// The system's journal does not listen.
+    is_unheard: AtomicBool,
 }
 
 /// A job in a run.
@@ -240,8 +244,12 @@ impl<'a> Run<'a> {
         if let Err(error) = self.journal.add(&record) {
             self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
-        if let Some(socket) = self.host.journald.filter(|_| self.host.config.journal) {
-            journald::record(socket, &record);
+        if let Some(socket) = self.host.journald.filter(|_| self.host.config.journal)
+            && !self.is_unheard.load(Ordering::Relaxed)
+            && !journald::record(socket, &record)
+        {
+            // It is not waited for again.
+            self.is_unheard.store(true, Ordering::Relaxed);
         }
         (self.told)(&record);
         self.records.lock().unwrap_or_else(PoisonError::into_inner).push(record);

@@ -15,11 +15,15 @@ const MARK_AGE_MIN_S: u64 = 120;
 
 /// What is known of the points of a guest.
 #[derive(Default)]
-struct Points {
+pub(in super::super) struct Points {
     count: usize,
     /// Those that are damaged.
     damaged: usize,
-    newest: Option<Manifest>,
+    pub newest: Option<Manifest>,
+    /// All that can be read and are not removed, the oldest first, and whether each can be restored whole.
+    pub all: Vec<(Manifest, bool)>,
+    /// When each was proved.
+    pub proofs: BTreeMap<PointId, Option<jiff::Timestamp>>,
     oldest_at: Option<jiff::Timestamp>,
     proved_at: Option<jiff::Timestamp>,
     never_proved: usize,
@@ -71,7 +75,7 @@ impl Look<'_> {
         let Some(opened) = opened else { return Some(standing) };
         let Ok(domain) = self.guests.domain_of(subject) else { return Some(standing) };
         let is_frozen = self.is_frozen(&opened.catalog, &domain);
-        let points = match points(opened, &domain, self.now) {
+        let points = match opened.points(&domain, self.now) {
             Ok(points) => points,
             Err(error) => {
                 self.trouble(FindingCode::Repository, &guest, &error);
@@ -224,44 +228,50 @@ fn frozen_ms(manifest: &Manifest) -> Option<u64> {
     manifest.machine.as_ref()?.freeze_ms
 }
 
-/// What is known of the points of a guest.
-fn points(opened: &Opened, domain: &DomainName, now: jiff::Timestamp) -> Result<Points> {
-    let catalog = &opened.catalog;
-    let mut found =
-        Points { last_drill: catalog.repository().drills(domain).pop(), ..Points::default() };
-    if !opened.domains.contains(domain) {
-        return Ok(found);
-    }
-    let mut bad: BTreeSet<PointId> = BTreeSet::new();
-    let mut proofs: BTreeMap<PointId, Option<jiff::Timestamp>> = BTreeMap::new();
-    for disk in catalog.disks_of(domain)? {
-        of_disk(catalog, &disk, now, &mut bad, &mut proofs)?;
-    }
-    let mut good = Vec::new();
-    for (point, manifest) in catalog.manifests(domain)? {
-        match manifest {
-            Ok(manifest) if manifest.removed.is_some() => {
-                proofs.remove(&point);
-            }
-            Ok(manifest) => {
-                found.count += 1;
-                let oldest = found.oldest_at.unwrap_or(manifest.created);
-                found.oldest_at = Some(oldest.min(manifest.created));
-                match bad.contains(&point) {
-                    true => found.damaged += 1,
-                    false => good.push(manifest),
+impl Opened {
+    /// What is known of the points of a guest.
+    pub(in super::super) fn points(
+        &self,
+        domain: &DomainName,
+        now: jiff::Timestamp,
+    ) -> Result<Points> {
+        let catalog = &self.catalog;
+        let mut found =
+            Points { last_drill: catalog.repository().drills(domain).pop(), ..Points::default() };
+        if !self.domains.contains(domain) {
+            return Ok(found);
+        }
+        let mut bad: BTreeSet<PointId> = BTreeSet::new();
+        let mut proofs: BTreeMap<PointId, Option<jiff::Timestamp>> = BTreeMap::new();
+        for disk in catalog.disks_of(domain)? {
+            of_disk(catalog, &disk, now, &mut bad, &mut proofs)?;
+        }
+        for (point, manifest) in catalog.manifests(domain)? {
+            match manifest {
+                Ok(manifest) if manifest.removed.is_some() => {
+                    proofs.remove(&point);
+                }
+                Ok(manifest) => {
+                    found.count += 1;
+                    let oldest = found.oldest_at.unwrap_or(manifest.created);
+                    found.oldest_at = Some(oldest.min(manifest.created));
+                    let is_good = !bad.contains(&point);
+                    found.damaged += usize::from(!is_good);
+                    found.all.push((manifest, is_good));
+                }
+                Err(_) => {
+                    found.count += 1;
+                    found.damaged += 1;
                 }
             }
-            Err(_) => {
-                found.count += 1;
-                found.damaged += 1;
-            }
         }
+        let good = found.all.iter().filter(|(_, is_good)| *is_good).map(|(manifest, _)| manifest);
+        found.newest = good.max_by_key(|manifest| manifest.point).cloned();
+        found.proved_at = proofs.values().flatten().max().copied();
+        found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
+        found.proofs = proofs;
+        Ok(found)
     }
-    found.newest = good.into_iter().max_by_key(|manifest| manifest.point);
-    found.proved_at = proofs.values().flatten().max().copied();
-    found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
-    Ok(found)
 }
 
 /// Which points of a disk are damaged, and when each was proved.

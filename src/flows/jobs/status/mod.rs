@@ -35,6 +35,14 @@ const DAYS_LEFT_MIN: f64 = 14.0;
 /// # Errors
 /// libvirt's folders or the history can't be read. That a repository can't be opened is a finding.
 pub fn status(host: &Host<'_>) -> Result<StatusReport> {
+    look(host).map(|(report, _)| report)
+}
+
+/// The repositories that could be opened, by name.
+pub(super) type Catalogs = BTreeMap<String, Opened>;
+
+/// The same, with what was read of the repositories.
+pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
     let now = clock::now()?;
     let config = host.config;
     let journal = Journal::new(host.state);
@@ -63,14 +71,14 @@ pub fn status(host: &Host<'_>) -> Result<StatusReport> {
     looked.rest();
     looked.findings.extend(telling::troubles(host.state, config));
     let timer = looked.timer();
-    let mut findings = looked.findings;
+    let (mut findings, catalogs) = (looked.findings, looked.catalogs);
     findings.sort_by(|one, other| {
         other
             .level
             .cmp(&one.level)
             .then_with(|| (one.code, &one.subject).cmp(&(other.code, &other.subject)))
     });
-    Ok(StatusReport {
+    let report = StatusReport {
         at: now,
         level: findings.iter().map(|finding| finding.level).max().unwrap_or_default(),
         guests: standing
@@ -85,14 +93,15 @@ pub fn status(host: &Host<'_>) -> Result<StatusReport> {
         jobs,
         repositories,
         timer,
-    })
+    };
+    Ok((report, catalogs))
 }
 
 /// A repository that could be opened.
-struct Opened {
-    catalog: Catalog,
+pub(super) struct Opened {
+    pub catalog: Catalog,
     /// The guests that it has points of.
-    domains: BTreeSet<DomainName>,
+    pub domains: BTreeSet<DomainName>,
 }
 
 /// What is looked at, and what was found.
@@ -101,7 +110,7 @@ struct Look<'a> {
     memory: &'a Memory<'a>,
     guests: &'a Guests,
     /// The repositories that could be opened.
-    catalogs: BTreeMap<&'a str, Opened>,
+    catalogs: Catalogs,
     /// A run is at work now.
     is_running: bool,
     now: Timestamp,
@@ -202,7 +211,7 @@ impl<'a> Look<'a> {
                     Ok(domains) => {
                         let domains = domains.into_iter().collect();
                         let opened = Opened { catalog: repository.catalog(), domains };
-                        self.catalogs.insert(name, opened);
+                        self.catalogs.insert(name.clone(), opened);
                     }
                     Err(error) => self.trouble(FindingCode::Repository, name, &error),
                 }

@@ -7,7 +7,7 @@ mod told;
 mod words;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use jiff::Timestamp;
@@ -16,6 +16,7 @@ use super::Host;
 use super::config::Config;
 use super::journal::{Journal, Memory};
 use super::status::status;
+use super::words::nearest;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::Opener;
 use crate::flows::notify::{self, Notifier, Ping, journald, metrics};
@@ -124,13 +125,38 @@ fn of_failure(failure: &Failure) -> OpenFinding {
     }
 }
 
+/// What no type can check of who is told of what.
+pub(super) fn check(config: &Config) -> Result<()> {
+    for (name, notifier) in &config.notify {
+        let within = |error: Error| error.within(format!("notify.{name}"));
+        notifier.check().map_err(within)?;
+        notifier.template.as_deref().map_or(Ok(()), notify::check_template).map_err(within)?;
+        if matches!(name.as_str(), JOURNAL | TEXTFILE) {
+            let text = format!("{name:?} can't be the name of a notifier");
+            return Err(Error::new(ErrorKind::Usage, text).advise("call it otherwise"));
+        }
+        if let Some(job) = notifier.jobs.iter().find(|job| !config.jobs.contains_key(*job)) {
+            let known = config.jobs.keys().map(String::as_str);
+            let near = nearest(job, known.clone()).or(known.clone().next()).unwrap_or("");
+            let error = Error::new(ErrorKind::Usage, format!("there is no [jobs.{job}]"));
+            return Err(within(error.advise(format!("did you mean {near:?}?"))));
+        }
+    }
+    let is_read = |path: &PathBuf| path.is_absolute() && path.extension() == Some("prom".as_ref());
+    match config.metrics.textfile.as_ref().is_none_or(is_read) {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Usage, "metrics: nobody would read this textfile")
+            .advise("name a file whose path begins with / and ends in .prom")),
+    }
+}
+
 /// Whether anybody is told of anything.
 fn is_wanted(config: &Config) -> bool {
     !config.notify.is_empty() || config.metrics.textfile.is_some()
 }
 
 /// This host's name.
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let name = Opener::READ.read_text(Path::new("/proc/sys/kernel/hostname"), 4096);
     name.unwrap_or_default().trim().to_owned()
 }
@@ -398,12 +424,12 @@ impl Teller<'_> {
         let everything = Notifier::default();
         let mut listener = self.told.notifiers.remove(JOURNAL).unwrap_or_default();
         let news = news((JOURNAL, &everything), &listener, &self.report.findings, now);
-        for finding in news.opened.iter().chain(&news.again) {
-            journald::finding(socket, finding, true);
-        }
-        for finding in &news.ended {
-            journald::finding(socket, finding, false);
-        }
+        let open = news.opened.iter().chain(&news.again).map(|finding| (*finding, true));
+        let ended = news.ended.iter().map(|finding| (finding, false));
+        // A journal that does not listen is not waited for again.
+        let _ = open
+            .chain(ended)
+            .all(|(finding, is_open)| journald::finding(socket, finding, is_open));
         listener.note(&news, now);
         self.told.notifiers.insert(JOURNAL.to_owned(), listener);
     }
