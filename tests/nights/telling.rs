@@ -276,11 +276,11 @@ fn each_hears_what_it_asked_for_once() {
 
     // The digest comes at its time, though nothing is wrong.
     assert!(!told.night.lab.path("digest").exists());
-    told.run("2026-10-26 07:35:00");
+    told.run("2026-10-26 06:35:00");
     let _ = told.mails();
-    told.run("2026-10-26 07:59:00");
+    told.run("2026-10-26 06:59:00");
     assert!(told.mails().is_empty());
-    told.run("2026-10-26 08:05:00");
+    told.run("2026-10-26 07:05:00");
     let digest = fs::read_to_string(told.night.lab.path("digest")).unwrap();
     for words in
         ["Open\n  nothing", "In the last ", "backups: 10 made, 2 not, ", "next: 2026-10-27 "]
@@ -288,7 +288,7 @@ fn each_hears_what_it_asked_for_once() {
         assert!(digest.contains(words), "{words}: {digest}");
     }
     fs::remove_file(told.night.lab.path("digest")).unwrap();
-    told.run("2026-10-26 09:35:00");
+    told.run("2026-10-26 08:35:00");
     assert!(!told.night.lab.path("digest").exists());
 }
 

@@ -25,8 +25,11 @@ impl Page<'_> {
         let first = dates.first().copied().flatten();
         let offset = first.map_or(0, |date| row_of(date));
         let weeks = (offset + days.len()).div_ceil(7);
-        html.raw("<section><h2>Nights</h2><p class=\"key\"><i class=\"d\"></i> all done <i class=\"w\"></i> \
-                  with warnings <i class=\"f\"></i> something failed <i class=\"n\"></i> nothing done</p>");
+        html.raw(
+            "<section><h2>Nights</h2><p class=\"key\"><span><i class=\"d\"></i> all done</span> <span><i \
+             class=\"w\"></i> with warnings</span> <span><i class=\"f\"></i> something failed</span> \
+             <span><i class=\"n\"></i> nothing done</span></p>",
+        );
         let (wide, high) = (weeks * STEP + 30, 7 * STEP + 16);
         let mut svg = format!(
             "<div class=\"scroll\"><svg class=\"cal\" id=\"calendar\" role=\"img\" width=\"{wide}\" height=\"{high}\" viewBox=\"0 0 {wide} {high}\">"
@@ -78,11 +81,12 @@ impl Page<'_> {
     fn room(&self, html: &mut Html, status: &RepositoryStatus, fleet: &FleetRepository) {
         html.raw("<div class=\"room\"><h3>").text(&status.repository).raw("</h3><p>");
         html.text(&status.place.display().to_string()).raw("</p><p>");
-        let unknown = || "unknown".to_owned();
-        let mut words = vec![
-            format!("{} stored", status.bytes_stored.map_or_else(unknown, bytes)),
-            format!("{} free", status.bytes_free.map_or_else(unknown, bytes)),
-        ];
+        let known = |count: Option<u64>, what: &str| match count {
+            Some(count) => format!("{} {what}", bytes(count)),
+            None => format!("not known how much is {what}"),
+        };
+        let mut words =
+            vec![known(status.bytes_stored, "stored"), known(status.bytes_free, "free")];
         words.extend(status.keep_free.map(|keep| format!("{} to stay free", bytes(keep))));
         words.extend(status.bytes_per_day.map(|rate| format!("{} a day", bytes(rate))));
         html.text(&words.join(", ")).raw(".</p><p>");
@@ -153,7 +157,7 @@ fn growth(
     }
     let end = stored.len() - 1;
     let mut svg = format!(
-        "<svg class=\"g\" role=\"img\" viewBox=\"-2 -4 604 142\" preserveAspectRatio=\"xMidYMid meet\">\
+        "<svg class=\"g\" role=\"img\" viewBox=\"-2 -4 604 146\" preserveAspectRatio=\"xMidYMid meet\">\
          <path class=\"area\" d=\"{line}L{:.1} {HEIGHT}L0 {HEIGHT}z\"/><path class=\"line\" d=\"{line}\"/>",
         x(end)
     );
@@ -172,13 +176,13 @@ fn growth(
         let _ = write!(
             svg,
             "<path class=\"limit\" d=\"M0 {at:.1}h600\"/><text x=\"2\" y=\"{:.1}\">full</text>",
-            at + 12.0
+            at + 16.0
         );
     }
     let day = |at: usize| fleet.days.get(at).map_or("", |day| day.day.as_str());
     let _ = write!(
         svg,
-        "<text x=\"0\" y=\"134\">{}</text><text x=\"{:.1}\" y=\"134\" text-anchor=\"{}\">today</text></svg>",
+        "<text x=\"0\" y=\"138\">{}</text><text x=\"{:.1}\" y=\"138\" text-anchor=\"{}\">today</text></svg>",
         day(0),
         x(end),
         if ahead.is_some() { "middle" } else { "end" }

@@ -17,10 +17,11 @@ const STEP: usize = 4;
 impl Page<'_> {
     pub(super) fn guests(&self, html: &mut Html) {
         html.raw(
-            "<section><h2>Guests</h2><p class=\"key\"><i class=\"d\"></i> done <i class=\"w\"></i> with \
-             warnings <i class=\"f\"></i> failed <i class=\"n\"></i> nothing tried; of a chain: \
-             <i class=\"full\"></i> full <i class=\"inc\"></i> increment <i class=\"un\"></i> not proved \
-             here yet <i class=\"bad\"></i> damaged</p>\
+            "<section><h2>Guests</h2><p class=\"key\"><span><i class=\"d\"></i> done</span> <span><i \
+             class=\"w\"></i> with warnings</span> <span><i class=\"f\"></i> failed</span> <span><i \
+             class=\"n\"></i> nothing tried</span></p><p class=\"key\">Chains: <span><i class=\"full\"></i> \
+             full</span> <span><i class=\"inc\"></i> increment</span> <span><i class=\"un\"></i> not \
+             proved here yet</span> <span><i class=\"bad\"></i> damaged</span></p>\
              <table class=\"cards wide\" id=\"guests\"><thead><tr><th>Guest<th>State<th>Newest point<th>RPO<th>\
              Longest gap<th>Proved<th>Drill<th>RTO<th>Points<th>Nights<th>Chain</tr></thead><tbody>",
         );

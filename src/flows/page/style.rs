@@ -26,18 +26,18 @@ td b{font-weight:500}td b.mark{font-weight:700}
 .ok .mark{background:var(--okb);color:var(--ok)}.wa .mark{background:var(--wab);color:var(--wa)}
 .cr .mark,.site .mark{background:var(--crb);color:var(--cr)}
 .key{color:var(--dim);font-size:.85rem}
-.key i{display:inline-block;width:.75rem;height:.75rem;border-radius:2px;vertical-align:-.08rem;margin-left:.6rem}
-.key i:first-child{margin-left:0}
+.key span{white-space:nowrap;margin-right:.6rem}
+.key i{display:inline-block;width:.75rem;height:.75rem;border-radius:2px;vertical-align:-.08rem}
 .d{fill:var(--ok);background:var(--ok)}.w{fill:var(--wa);background:var(--wa)}.f{fill:var(--cr);background:var(--cr)}
 .n{fill:var(--n);background:var(--n)}.full{background:var(--acc)}.inc{opacity:.55;background:var(--acc)}
 .un{background:var(--dim)}.key i.un{height:.25rem;vertical-align:.15rem}.bad{background:var(--cr)}
 .c path{stroke:var(--acc);stroke-width:5;stroke-dasharray:3 1}.c .full{stroke-width:11}.c .un{stroke:var(--dim);stroke-width:2}.c .bad{stroke:var(--cr)}
 svg{display:block;max-width:none}svg.s{border-radius:3px}svg text{fill:var(--dim);font:11px system-ui,sans-serif}
 .scroll{overflow-x:auto}
-.sites,.rooms,.drills{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:1rem}
+.sites,.rooms,.drills{display:grid;align-items:start;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:1rem}
 .site,.room,figure{border:1px solid var(--line);border-radius:8px;padding:.8rem;margin:0;overflow-wrap:anywhere}
 .site.cr,figure.cr{border-left:4px solid var(--cr)}.site.ok,figure.ok{border-left:4px solid var(--ok)}
-svg.g{width:100%;height:auto}.area{fill:var(--accb)}.line{fill:none;stroke:var(--acc);stroke-width:2}
+svg.g{width:100%;height:auto;max-width:44rem}svg.g text{font-size:15px}.area{fill:var(--accb)}.line{fill:none;stroke:var(--acc);stroke-width:2}
 .ahead{fill:none;stroke:var(--acc);stroke-width:2;stroke-dasharray:5 4}.limit{fill:none;stroke:var(--cr);stroke-width:1.5}
 figure img{max-width:100%;border-radius:4px;margin-bottom:.4rem;display:block}
 .bars th{width:30%;font-weight:500}.num{white-space:nowrap}.bar{width:40%}

@@ -427,9 +427,8 @@ impl Teller<'_> {
         let open = news.opened.iter().chain(&news.again).map(|finding| (*finding, true));
         let ended = news.ended.iter().map(|finding| (finding, false));
         // A journal that does not listen is not waited for again.
-        let _ = open
-            .chain(ended)
-            .all(|(finding, is_open)| journald::finding(socket, finding, is_open));
+        let _ =
+            open.chain(ended).all(|(finding, is_open)| journald::finding(socket, finding, is_open));
         listener.note(&news, now);
         self.told.notifiers.insert(JOURNAL.to_owned(), listener);
     }
