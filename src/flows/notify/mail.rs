@@ -62,9 +62,10 @@ fn lines(bytes: &[u8]) -> String {
     lines
 }
 
-fn padded(bytes: &[u8]) -> String {
+/// Bytes as Base64, with what its length wants at the end.
+pub(crate) fn padded(bytes: &[u8]) -> String {
     let mut encoded = base64::encode(bytes);
-    while encoded.len() % 4 != 0 {
+    while !encoded.len().is_multiple_of(4) {
         encoded.push('=');
     }
     encoded

@@ -52,9 +52,9 @@ pub(super) fn html(message: &Message) -> String {
         }
     }
     let at = message.at.strftime("%Y-%m-%d %H:%M UTC");
-    let _ = write!(
+    let _ = writeln!(
         html,
-        "<p style=\"opacity:.7\">{at} on {}</p></body></html>\n",
+        "<p style=\"opacity:.7\">{at} on {}</p></body></html>",
         escaped(&message.host)
     );
     html

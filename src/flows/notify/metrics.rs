@@ -20,10 +20,13 @@ use crate::vault::repository::Climb;
 /// What the file is readable for: the exporter is another user.
 const MODE: u32 = 0o644;
 
+/// The last record, and the last of work that was done.
+type Both<'a> = (Option<&'a Record>, Option<&'a Record>);
+
 /// What is known of each act of the history's, by job, act and guest.
 pub(crate) struct LastTimes<'a> {
-    /// The last record, and the last of work that was done.
-    pub of: &'a dyn Fn(&str, Act, Option<&str>) -> (Option<&'a Record>, Option<&'a Record>),
+    /// What is known of one.
+    pub of: &'a dyn Fn(&str, Act, Option<&str>) -> Both<'a>,
     /// The notifiers, and whether each fails.
     pub notifiers: Vec<(String, bool)>,
 }

@@ -13,6 +13,7 @@ mod send;
 mod template;
 
 pub use config::{Addresses, Notifier, Source};
+pub(crate) use mail::padded as base64;
 pub(crate) use message::escaped;
 pub(crate) use send::{Ping, ping, run_id, send};
 pub(crate) use template::check as check_template;

@@ -23,7 +23,7 @@ impl Page<'_> {
         let days = &self.fleet.days;
         let dates: Vec<Option<Date>> = days.iter().map(|it| it.day.parse().ok()).collect();
         let first = dates.first().copied().flatten();
-        let offset = first.map_or(0, |date| row_of(date));
+        let offset = first.map_or(0, row_of);
         let weeks = (offset + days.len()).div_ceil(7);
         html.raw(
             "<section><h2>Nights</h2><p class=\"key\"><span><i class=\"d\"></i> all done</span> <span><i \

@@ -90,12 +90,3 @@ pub(super) fn kind_of(picture: &[u8]) -> Option<&'static str> {
         _ => None,
     }
 }
-
-/// Bytes as Base64, with what its length wants at the end.
-pub(super) fn base64(bytes: &[u8]) -> String {
-    let mut text = crate::formats::age::base64::encode(bytes);
-    while !text.len().is_multiple_of(4) {
-        text.push('=');
-    }
-    text
-}

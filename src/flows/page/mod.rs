@@ -12,6 +12,7 @@ mod style;
 use std::collections::BTreeMap;
 
 use crate::base::duration;
+use crate::flows::notify::base64;
 use crate::flows::report::{FleetReport, Level, OpenFinding, Timer};
 use html::{Html, ago, bytes, count, day, moment};
 
@@ -199,7 +200,7 @@ impl Page<'_> {
             if let Some((picture, kind)) = picture.and_then(|it| Some((it, html::kind_of(it)?))) {
                 room -= picture.len();
                 html.raw("<img alt=\"the screen\" src=\"data:").raw(kind).raw(";base64,");
-                html.raw(&html::base64(picture)).raw("\">");
+                html.raw(&base64(picture)).raw("\">");
             }
             html.raw("<figcaption><b>").text(&guest.guest).raw("</b> ");
             html.text(&drill.result.to_string()).text(", ");

@@ -54,7 +54,8 @@ pub fn run(
             return Err(error);
         }
     };
-    let done = in_turn(host, names, (observer, cancel, told), &journal, (now, started));
+    let around = Around { observer, cancel, told };
+    let done = in_turn(host, names, around, &journal, (now, started));
     if let Err(error) = &done {
         // Whoever started the run may not look at what it says.
         let _ = journal.add(&record(now, None, Act::Run, End::Failed, error.chain()));
@@ -64,11 +65,19 @@ pub fn run(
     done
 }
 
+/// Who hears of a run, and who may stop it.
+#[derive(Clone, Copy)]
+struct Around<'a> {
+    observer: &'a dyn Observer,
+    cancel: &'a Cancel,
+    told: &'a (dyn Fn(&Record) + Sync),
+}
+
 /// Does what is due, when no other run is at work.
 fn in_turn(
     host: &Host<'_>,
     names: &[String],
-    (observer, cancel, told): (&dyn Observer, &Cancel, &(dyn Fn(&Record) + Sync)),
+    around: Around<'_>,
     journal: &Journal,
     (now, started): (Timestamp, Instant),
 ) -> Result<RunReport> {
@@ -82,9 +91,9 @@ fn in_turn(
     };
     let run = Run {
         host,
-        observer,
-        cancel,
-        told,
+        observer: around.observer,
+        cancel: around.cancel,
+        told: around.told,
         journal,
         memory: &memory,
         guests: &guests,

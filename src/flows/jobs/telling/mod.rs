@@ -214,11 +214,7 @@ pub(super) fn tell(host: &Host<'_>, occasion: Occasion<'_>) -> Result<NotifyRepo
     report.findings.splice(0..0, occasion.failure.iter().map(of_failure));
     let mut teller =
         Teller { host, told, report, due, history: &history, reports: BTreeMap::new() };
-    let outcomes = occasion
-        .pings
-        .iter()
-        .map(|(name, came)| (name.clone(), came.as_ref().map(|()| ()).map_err(Clone::clone)));
-    for (name, came) in outcomes.collect::<Vec<_>>() {
+    for (name, came) in occasion.pings.clone() {
         teller.note(&name, came, None, occasion.now);
     }
     teller.measure(occasion.now);
