@@ -157,7 +157,7 @@ fn bearer(token: Option<&str>) -> Option<String> {
 /// Runs a program that reads a text.
 fn run(command: Command, line: &str, text: &str, limit: Duration) -> Result<()> {
     let failed = |why: String| Err(Error::new(ErrorKind::Io, format!("`{line}` {why}")));
-    match program::ask(command, text.as_bytes(), limit) {
+    match program::ask(command, text.as_bytes(), limit, None) {
         Ok((End::Exit(status), _)) if status.success() => Ok(()),
         Ok((End::Exit(status), said)) => failed(format!("ended with {status}{}", said.problem())),
         Ok(_) => failed(format!("was ended: it took longer than {}", duration::shown(limit))),
