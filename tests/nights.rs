@@ -4,6 +4,7 @@
 mod month;
 mod page;
 mod telling;
+mod troubles;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
