@@ -38,6 +38,7 @@ mod mounts;
 mod nights;
 mod opened;
 mod output;
+mod packages;
 mod pages;
 mod pipes;
 mod power_cut;
