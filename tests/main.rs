@@ -12,6 +12,7 @@ mod block_devices;
 mod calendar;
 mod cli;
 mod continuity;
+mod copies;
 mod data_path;
 mod definitions;
 mod drills;

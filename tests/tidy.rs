@@ -175,6 +175,7 @@ const ROOMS: &[&str] = &[
     "flows/verify",
     "flows/retain",
     "flows/prune",
+    "flows/copies",
     "flows/space",
     "flows/serve",
     "flows/bench",

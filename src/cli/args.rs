@@ -18,6 +18,7 @@ use qdelta::flows::backup::LEVEL_DEFAULT;
 use qdelta::flows::verify::Budget;
 use qdelta::vault::repository::{DiskSpec, Wanted};
 
+use super::copy_args::{Copy, OtherKey, Repair};
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
@@ -120,6 +121,8 @@ pub enum Command {
     History(History),
     Config(Config),
     Verify(Verify),
+    Copy(Copy),
+    Repair(Repair),
     Serve(Serve),
     Points(Points),
     Prune(Prune),
@@ -424,6 +427,15 @@ pub struct Verify {
     /// read beside the budget: they are small.
     #[arg(long, value_name = "TIME|SIZE", value_parser = values::budget)]
     pub budget: Option<Budget>,
+
+    /// Compare with another repository, and read no archive: which points only one of the two has, and which are
+    /// different. Whether each one's archives hold what they should, qdelta verify says of each
+    #[arg(long, value_name = "REPO2", value_hint = ValueHint::DirPath)]
+    pub against: Option<PathBuf>,
+
+    /// The key of the other repository.
+    #[command(flatten)]
+    pub key: OtherKey,
 
     /// How to work.
     #[command(flatten)]

@@ -133,11 +133,25 @@ fn rules(command: &str) -> &'static [Rule] {
             when: |typed| !typed.has("disk"),
             why: "needs a DISK: name the disk whose anchors are to be removed",
         }],
-        "verify" => &[Rule {
-            options: &["max_age", "budget"],
-            when: |typed| typed.has("quick"),
-            why: "is about proofs, and --quick proves nothing: leave one of them out",
-        }],
+        "verify" => &[
+            Rule {
+                options: &["max_age", "budget"],
+                when: |typed| typed.has("quick"),
+                why: "is about proofs, and --quick proves nothing: leave one of them out",
+            },
+            Rule {
+                options: &["quick", "max_age", "budget"],
+                when: |typed| typed.has("against"),
+                why: "has no effect with --against, which reads no archive",
+            },
+            Rule {
+                options: &["other_key_file", "other_key_command"],
+                when: |typed| !typed.has("against"),
+                why: "is the key of the other repository: name that by --against",
+            },
+            OTHER_KEY,
+        ],
+        "copy" | "repair" => &[OTHER_KEY],
         "drill" => DRILL,
         "serve" => &[
             Rule {
@@ -187,6 +201,13 @@ const KEY: Rule = Rule {
     options: &["key_command"],
     when: |typed| typed.has("key_file"),
     why: "gives the key, and --key-file does, too: leave one of them out",
+};
+
+/// What is typed of the key of a second repository.
+const OTHER_KEY: Rule = Rule {
+    options: &["other_key_command"],
+    when: |typed| typed.has("other_key_file"),
+    why: "gives the key, and --other-key-file does, too: leave one of them out",
 };
 
 const INIT: &[Rule] = &[

@@ -69,6 +69,25 @@ pub fn list(command: &str) -> &'static [Example] {
             ),
             ("Through a pipe", "qdelta restore web - | ssh host 'dd of=/dev/vg/web bs=1M'"),
         ],
+        "copy" => &[
+            ("All points, every night", "qdelta copy --to /mnt/offsite/repo"),
+            (
+                "To an object store, by half of the link",
+                "qdelta copy --to s3://offsite/alpha --limit-rate 10M",
+            ),
+            (
+                "One point of each month",
+                "qdelta copy web db --to /mnt/archive/repo --points monthly",
+            ),
+            ("What would be copied", "qdelta copy --to /mnt/offsite/repo --dry-run"),
+        ],
+        "repair" => &[
+            (
+                "What is damaged here comes from the second copy",
+                "qdelta repair --from /mnt/offsite/repo",
+            ),
+            ("What would be mended", "qdelta repair web --from s3://offsite/alpha --dry-run"),
+        ],
         "replay" => &[(
             "Files in, disk out; * gives them in order",
             "qdelta replay web/disk/*.qdelta --output web.raw",

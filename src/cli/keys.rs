@@ -10,6 +10,7 @@ use qdelta::vault::repository::storage::{KEY_TEXT_MAX, KeyText};
 use qdelta::{Error, ErrorKind, Result};
 
 use super::args::Global;
+use super::copy_args::OtherKey;
 
 /// The credential that systemd hands to a service.
 const CREDENTIAL: &str = "qdelta.key";
@@ -42,6 +43,11 @@ pub(super) fn of(
         (None, Some(command)) => from_command(command).map(Some),
         (None, None) => given(global),
     }
+}
+
+/// The key of the second repository of a command; what was given for all if nothing was given for it.
+pub(super) fn of_other(other: &OtherKey, global: &Global) -> Result<Option<KeyText>> {
+    of(other.other_key_file.as_deref(), other.other_key_command.as_deref(), global)
 }
 
 fn source(global: &Global, variable: impl Fn(&str) -> Option<PathBuf>) -> Option<Source> {

@@ -4,6 +4,7 @@ mod args;
 mod bar;
 mod combination;
 mod commands;
+mod copy_args;
 mod examples;
 mod export_args;
 mod files_args;
@@ -37,6 +38,7 @@ use qdelta::{Error, ErrorKind, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use args::{Cli, Command, Global};
+use copy_args::OtherKey;
 use out::Out;
 use screen::Screen;
 
@@ -108,6 +110,23 @@ impl Context {
         Self::open(dir, key.as_ref(), state.as_deref(), &self.screen)
     }
 
+    /// The second repository of a command, by somebody whose key opens what it holds.
+    fn other(&self, place: &Path, key: &OtherKey) -> Result<Repository> {
+        let state = state::folder(self.global.state.as_deref());
+        let is_given = key.other_key_file.is_some() || key.other_key_command.is_some();
+        // The key that was given for the first one opens the second one, too, if that has any.
+        let has_keys = || matches!(Repository::key_ring(place), Ok(Some(_)));
+        let key = match is_given || has_keys() {
+            true => keys::of_other(key, &self.global)?,
+            false => None,
+        };
+        let repository = Self::open(place, key.as_ref(), state.as_deref(), &self.screen)?;
+        if let Some(encryption) = repository.encryption() {
+            encryption.check_readable()?;
+        }
+        Ok(repository)
+    }
+
     /// The repository at a place, for a host that keeps its own state in this folder.
     fn open(
         place: &Path,
@@ -137,6 +156,8 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Replay(args) => commands::restore::replay(&args, context),
         Command::Files(args) => commands::files::run(&args, context),
         Command::Verify(args) => commands::verify::run(args, context),
+        Command::Copy(args) => commands::copy::run(&args, context),
+        Command::Repair(args) => commands::repair::run(&args, context),
         Command::Merge(args) => commands::merge::run(args, context),
         Command::Anchors(args) => commands::anchors::run(&args, context),
         Command::Points(args) => commands::points::run(&args, context),

@@ -46,8 +46,8 @@ const TIPS: &[(&[&str], &str)] = &[
         "qdelta mount DIR shows points as files while it runs",
     ),
     (
-        &["copy", "sync", "push", "replicate"],
-        "there is no command yet that copies a repository: rsync does (docs/operations.md)",
+        &["sync", "push", "pull", "replicate", "clone"],
+        "qdelta copy --to REPO2 brings what another repository lacks",
     ),
     (
         &["unlock", "break-lock"],

@@ -9,7 +9,7 @@ use qdelta::flows::verify::Budget;
 use qdelta::formats::archive::Geometry;
 use qdelta::formats::nbd::Uri;
 pub use qdelta::vault::repository::DiskAt;
-use qdelta::vault::repository::{Count, DiskSpec, Selector, Wanted};
+use qdelta::vault::repository::{Count, DiskSpec, Keep, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
 
 /// More threads than this bring nothing to anyone.
@@ -87,6 +87,11 @@ pub fn budget(text: &str) -> Result<Budget, String> {
 
 /// How many points a rule keeps.
 pub fn count(text: &str) -> Result<Count, String> {
+    text.parse().map_err(|error| refusal(&error))
+}
+
+/// Rules that keep points.
+pub fn keep(text: &str) -> Result<Keep, String> {
     text.parse().map_err(|error| refusal(&error))
 }
 

@@ -4,6 +4,7 @@ pub mod anchors;
 pub mod backup;
 pub mod bench;
 pub mod capture;
+pub mod copies;
 pub mod drill;
 pub mod files;
 pub mod jobs;

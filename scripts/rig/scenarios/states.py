@@ -12,7 +12,9 @@ from .kills import goes_on, start_backup, stop
 # The admin's own storage makes the moment: here a plain copy, which is quick for a small image.
 SNAPSHOT_COMMAND = """#!/bin/sh
 # Called as `COMMAND create FILE`, it prints the path to read; then as `COMMAND release FILE PATH`.
+# A command of the first version has nothing to say to `check`.
 case $1 in
+check) ;;
 create) cp --sparse=always "$2" "$2.moment" && echo "$2.moment" ;;
 release) rm "$3" ;;
 *) exit 2 ;;

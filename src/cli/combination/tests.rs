@@ -13,6 +13,7 @@ use clap::CommandFactory;
 use super::super::args::Cli;
 use super::*;
 
+mod copies;
 mod jobs;
 mod setup;
 
@@ -33,7 +34,7 @@ struct Table {
 
 /// The tables of all commands.
 fn tables() -> impl Iterator<Item = &'static Table> {
-    TABLES.iter().chain(setup::TABLES).chain(jobs::TABLES)
+    TABLES.iter().chain(setup::TABLES).chain(jobs::TABLES).chain(copies::TABLES)
 }
 
 /// The ways to back up image files, and not the export of a server.
@@ -310,17 +311,6 @@ const TABLES: &[Table] = &[
             Entry(&["--direct", "auto"], &["file"], "how the disk is written"),
         ],
         apart: &[],
-    },
-    Table {
-        command: "verify",
-        ways: &[("everything", &[]), ("some", &["g"])],
-        entries: &[
-            Entry(&["g"], &["some", "everything"], "what is verified"),
-            Entry(&["--quick"], &[], "checksums alone"),
-            Entry(&["--max-age", "30d"], &[], "what was proved since is left out"),
-            Entry(&["--budget", "200G"], &[], "how much is read"),
-        ],
-        apart: &[("--quick", "--max-age"), ("--quick", "--budget")],
     },
     Table {
         command: "serve",

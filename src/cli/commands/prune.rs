@@ -97,7 +97,7 @@ pub fn undelete(args: &Undelete, context: &mut Context) -> Result<u8> {
 }
 
 /// The guests that are meant: all, if none is named.
-fn domains(catalog: &Catalog, wanted: &[Wanted]) -> Result<Vec<DomainName>> {
+pub(super) fn domains(catalog: &Catalog, wanted: &[Wanted]) -> Result<Vec<DomainName>> {
     if wanted.is_empty() {
         return catalog.repository().domains();
     }

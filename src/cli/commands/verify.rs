@@ -5,12 +5,16 @@ use qdelta::base::duration;
 use qdelta::flows::report::{FileState, ScrubReport, VerifyReport};
 use qdelta::flows::verify::{self, Scrub, Target, VerifyRequest};
 
+use super::compare;
 use crate::cli::args::Verify;
 use crate::cli::values::DiskAt;
 use crate::cli::{Context, signals, status, text};
 
 /// Verifies what was named and lists what is damaged. Damage shows in the status.
 pub fn run(args: Verify, context: &mut Context) -> Result<u8> {
+    if let Some(other) = &args.against {
+        return compare::run(&args, other, context);
+    }
     let repository = context.readable()?;
     let target = |at: DiskAt| Target { disk: at.disk, point: at.point };
     let targets = args.disks.into_iter().map(target).collect();

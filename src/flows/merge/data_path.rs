@@ -25,7 +25,7 @@ use crate::vault::frames::unpack::{FrameNeed, Unpacker};
 const MARKS_MAX: usize = 4096;
 
 /// What a merge came to.
-pub(super) struct Merged {
+pub(crate) struct Merged {
     pub summary: Summary,
     /// Bytes of frames that were read.
     pub bytes_read: u64,

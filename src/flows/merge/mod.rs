@@ -22,6 +22,8 @@ use crate::vault::repository::{DomainLock, PointId, Repository, Selector, Wanted
 
 pub use estimate::{Estimate, estimate};
 pub use plan::{DiskPath, Family, Step};
+pub(crate) use prove::Groups;
+pub(crate) use run::write_merged;
 pub use run::{MergeOptions, Merger, tidy};
 
 /// Which points are to become part of a later one.

@@ -89,12 +89,16 @@ pub(super) fn roots<'a>(
 
 /// The digests of a disk's groups, as far as the archives of a chain have been laid over each other.
 #[derive(Default)]
-struct Groups {
+pub(crate) struct Groups {
     digests: Vec<Digest>,
 }
 
 impl Groups {
-    fn lay(&mut self, archive: &Reader) -> Result<()> {
+    /// Lays the next archive of the chain over those before.
+    ///
+    /// # Errors
+    /// Its index can't be read.
+    pub fn lay(&mut self, archive: &Reader) -> Result<()> {
         let geometry = archive.geometry();
         let zero = zero_group_digest(geometry.block_size());
         self.digests.resize(geometry.group_count() as usize, zero);
@@ -110,7 +114,8 @@ impl Groups {
         Ok(())
     }
 
-    fn root(&self, geometry: Geometry) -> Digest {
+    /// The root of the point of the last archive.
+    pub fn root(&self, geometry: Geometry) -> Digest {
         let mut root = RootHasher::new(geometry);
         self.digests.iter().for_each(|digest| root.push(*digest));
         root.finish()

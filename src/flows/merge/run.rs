@@ -225,29 +225,9 @@ impl<'a> Merger<'a> {
         disk: &DiskId,
         stretch: &Stretch,
     ) -> Result<(Beside<'lock>, ArchiveId, Merged)> {
-        // Damage is named by file and section, before anything is written.
-        for archive in stretch.archives() {
-            archive.check_index()?;
-        }
         let repository = self.catalog.repository();
-        let id = ArchiveId(random::bytes()?);
-        let kind = stretch.oldest().metadata().kind;
-        let pending = repository.begin(lock, disk, point, kind, id)?;
-        let spool = repository.spool_folder();
-        let metadata = metadata_of(stretch, id);
-        let writer = Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
-        let job =
-            Merging { stretch, level: self.options.level, resources: &self.options.resources };
-        let total = estimate(stretch, self.cancel)?.frames;
-        let observer = OfDisk::new(self.observer, disk);
-        let observer: &dyn Observer = &observer;
-        observer.begin("merge", total);
-        let merged = data_path::run(&job, writer, observer, self.cancel)?;
-        observer.end();
-        let archive = pending.publish()?;
-        let reader = Reader::open(repository.storage().open(archive.name())?)?;
-        prove::is_same(&Arc::new(reader), stretch, self.cancel)?;
-        Ok((archive, id, merged))
+        let Self { options, observer, cancel, .. } = *self;
+        write_merged(repository, (lock, disk, point), stretch, (options, observer, cancel))
     }
 
     /// Proves the roots of the points, each by its chain as it will be.
@@ -299,6 +279,40 @@ impl<'a> Merger<'a> {
         let dropped = records.filter(|(point, record)| !is_merged(*point, &record.disk));
         dropped.map(|(_, record)| record.bytes_written).sum()
     }
+}
+
+/// Writes the archive that stands for a stretch into a repository, as that of a disk's point, publishes it,
+/// and compares it with those that it is made of.
+///
+/// # Errors
+/// An archive is damaged, or something can't be read or written: then nothing is left.
+pub(crate) fn write_merged<'lock>(
+    repository: &Repository,
+    (lock, disk, point): (&'lock DomainLock, &DiskId, PointId),
+    stretch: &Stretch,
+    (options, observer, cancel): (&MergeOptions, &dyn Observer, &Cancel),
+) -> Result<(Beside<'lock>, ArchiveId, Merged)> {
+    // Damage is named by file and section, before anything is written.
+    for archive in stretch.archives() {
+        archive.check_index()?;
+    }
+    let id = ArchiveId(random::bytes()?);
+    let kind = stretch.oldest().metadata().kind;
+    let pending = repository.begin(lock, disk, point, kind, id)?;
+    let spool = repository.spool_folder();
+    let metadata = metadata_of(stretch, id);
+    let writer = Writer::new(pending.writer(), metadata, spool)?.named(pending.path());
+    let job = Merging { stretch, level: options.level, resources: &options.resources };
+    let total = estimate(stretch, cancel)?.frames;
+    let observer = OfDisk::new(observer, disk);
+    let observer: &dyn Observer = &observer;
+    observer.begin("merge", total);
+    let merged = data_path::run(&job, writer, observer, cancel)?;
+    observer.end();
+    let archive = pending.publish()?;
+    let reader = Reader::open(repository.storage().open(archive.name())?)?;
+    prove::is_same(&Arc::new(reader), stretch, cancel)?;
+    Ok((archive, id, merged))
 }
 
 /// Removes what merges have replaced, with the points that went with it; nothing if points of the guest

@@ -7,6 +7,7 @@
 mod anchors;
 mod backup;
 mod bench;
+mod copies;
 mod drill;
 mod failure;
 mod file;
@@ -30,6 +31,10 @@ pub use crate::disk::image::MapEntry;
 pub use anchors::{AnchorReport, AnchorState, AnchorsReport};
 pub use backup::{BackupReport, GuestOutcome, GuestReport, GuestsReport, Outcome};
 pub use bench::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
+pub use copies::{
+    Carried, CompareReport, CopiedDisk, CopiedPoint, CopyReport, FailedPoint, GuestCompare,
+    GuestCopy, GuestRepair, Mended, Part, PointCompare, RepairReport,
+};
 pub use drill::{DrillHistory, DrillReport, DrillsReport, GuestDrills};
 pub use failure::Failure;
 pub use file::{ArchiveContents, ArchiveReport, FileReport, ParentReport};

@@ -6,6 +6,7 @@
 //! give, without restoring any.
 
 mod archives;
+mod frames;
 mod scrub;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,7 @@ use crate::vault::repository::{
     Selector, Verdict, Wanted,
 };
 use archives::{Damage, Seen};
+pub(crate) use frames::Proof;
 
 /// What to verify, and how.
 #[derive(Debug, Clone)]

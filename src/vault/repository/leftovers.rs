@@ -2,8 +2,8 @@
 //!
 //! While the domain is locked nobody writes to it, so every staged file is a leftover. An archive
 //! that has its name is a leftover only if all of this says so: the staged manifest of its point is
-//! still there, no manifest names the archive, the archive is newer than every manifest and every
-//! other archive of its disk, and no point builds on it. An archive without a manifest and without
+//! still there, no manifest names the archive, no point builds on it, and of every later archive of its
+//! disk a sound manifest says what it builds on. An archive without a manifest and without
 //! that explanation stays and is reported: perhaps its manifest was lost.
 //!
 //! Two archives of one point lie side by side while a merged one takes the other's place. One that the
@@ -41,14 +41,20 @@ pub struct Leftover {
     pub bytes: u64,
 }
 
-/// Removes what can only be a leftover, and reads what is there then.
-pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<(Cleaned, Catalog)> {
+/// Removes what can only be a leftover, and reads what is there then. What has arrived of points that are
+/// `expected` stays, and so does what explains it.
+pub(super) fn clean(
+    repository: &Repository,
+    lock: &DomainLock,
+    expected: &BTreeSet<PointId>,
+) -> Result<(Cleaned, Catalog)> {
     let catalog = repository.catalog();
     let known = catalog.domain(lock.domain());
     if let Some(folder) = known.unreadable() {
         return Err(folder.error);
     }
-    let mut cleaner = Cleaner { repository, known: &known, cleaned: Cleaned::default() };
+    let cleaned = Cleaned::default();
+    let mut cleaner = Cleaner { repository, known: &known, expected, cleaned };
     let domain_dir = repository.domain_dir(lock.domain());
     for entry in repository.storage().list(&domain_dir)? {
         let Ok(disk) = entry.name.parse::<DiskName>() else { continue };
@@ -62,7 +68,7 @@ pub(super) fn clean(repository: &Repository, lock: &DomainLock) -> Result<(Clean
     }
     // Last, and after the archives are durably gone: they explained them.
     let points_dir = repository.points_dir(lock.domain());
-    for point in known.staged() {
+    for point in known.staged().iter().filter(|point| !expected.contains(point)) {
         cleaner.discard(&points_dir.join(&Manifest::file_name(*point)))?;
     }
     let cleaned = cleaner.cleaned;
@@ -136,6 +142,7 @@ impl DomainReading {
 struct Cleaner<'a> {
     repository: &'a Repository,
     known: &'a DomainReading,
+    expected: &'a BTreeSet<PointId>,
     cleaned: Cleaned,
 }
 
@@ -160,29 +167,28 @@ impl Cleaner<'_> {
         let mut archives: Vec<(PointId, &str)> =
             names.filter_map(|name| Some((manifest::parse_archive_name(name)?.0, name))).collect();
         archives.sort_unstable();
-        let newest = archives.last().map(|(point, _)| *point);
         for (number, &(point, archive)) in archives.iter().enumerate() {
+            if self.expected.contains(&point) && self.known.manifest(point).is_none() {
+                continue;
+            }
             let is_twin = |other: Option<usize>| {
                 other.and_then(|other| archives.get(other)).is_some_and(|other| other.0 == point)
             };
             let has_twin = is_twin(number.checked_sub(1)) || is_twin(number.checked_add(1));
             let fate = match has_twin && self.is_unnamed(dir, point, archive, disk)? {
                 true => Fate::Unnamed,
-                false => fate(self.known, point, archive, disk),
+                false => fate(self.known, (point, archive), disk, &archives),
             };
             match fate {
                 Fate::Belongs => {}
-                // Whatever came later may build on it, though its manifest did not come here yet.
-                Fate::Leftover | Fate::Unnamed
-                    if fate == Fate::Unnamed || newest.is_none_or(|newest| newest <= point) =>
-                {
+                Fate::Leftover | Fate::Unnamed => {
                     let name = dir.join(archive);
                     let leftover = self.leftover(&name);
                     self.repository.storage().remove(&name)?;
                     self.cleaned.removed.push(leftover);
                 }
                 Fate::Unexplained if self.is_listed(disk, archive) => {}
-                Fate::Leftover | Fate::Unnamed | Fate::Unexplained => {
+                Fate::Unexplained => {
                     let leftover = self.leftover(&dir.join(archive));
                     self.cleaned.kept.push(leftover);
                 }
@@ -233,27 +239,38 @@ enum Fate {
     Unexplained,
 }
 
-/// Decides the fate of the archive `name` of `disk` at `point`.
+/// Decides the fate of an archive of `disk`, one of all its `archives`.
 ///
 /// Whether a manifest is sound and names the archive is the question of a verification; here
 /// manifests are read only where an archive would be removed, so that a backup need not read
 /// those of all its points every night.
-fn fate(known: &DomainReading, point: PointId, name: &str, disk: &DiskName) -> Fate {
+fn fate(
+    known: &DomainReading,
+    (point, name): (PointId, &str),
+    disk: &DiskName,
+    archives: &[(PointId, &str)],
+) -> Fate {
     if !known.staged().contains(&point) {
         let is_named = known.points().binary_search(&point).is_ok();
         return if is_named { Fate::Belongs } else { Fate::Unexplained };
     }
-    let names_it =
-        |manifest: &Manifest| manifest.disk(disk).is_some_and(|record| record.archive == name);
-    if let Some(Ok(manifest)) = known.manifest(point)
-        && names_it(manifest)
-    {
-        return Fate::Belongs;
+    let names_it = |manifest: &Manifest, name: &str| {
+        manifest.disk(disk).is_some_and(|record| record.archive == name)
+    };
+    match known.manifest(point) {
+        Some(Ok(manifest)) if names_it(manifest, name) => return Fate::Belongs,
+        Some(_) => return Fate::Unexplained,
+        None => {}
     }
-    let is_newest = known.points().last().is_none_or(|newest| *newest < point);
     let mut records = known.good().filter_map(|manifest| manifest.disk(disk));
-    let mut is_needed = || records.any(|record| record.parent_point() == Some(point));
-    match is_newest && !is_needed() {
+    let is_needed = records.any(|record| record.parent_point() == Some(point));
+    // Whatever came later may build on it, though its manifest did not come here yet.
+    let mut later = archives.iter().filter(|(other, _)| *other > point);
+    let is_known = later.all(|(other, name)| match known.manifest(*other) {
+        Some(Ok(manifest)) => names_it(manifest, name) || manifest.has_replaced(disk, name),
+        _ => false,
+    });
+    match is_known && !is_needed {
         true => Fate::Leftover,
         false => Fate::Unexplained,
     }

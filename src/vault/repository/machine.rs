@@ -231,6 +231,15 @@ impl Repository {
         Ok((digest, length))
     }
 
+    /// The digests of the files of a domain's machines that are there, sound or not.
+    ///
+    /// # Errors
+    /// The folder can't be listed.
+    pub(crate) fn machine_digests(&self, domain: &DomainName) -> Result<BTreeSet<String>> {
+        let names = self.folder(&self.machine_dir(domain))?.names.into_iter();
+        Ok(names.filter_map(|name| name.strip_suffix(".zst").map(str::to_owned)).collect())
+    }
+
     /// The content of a file of a machine, proved by its digest.
     ///
     /// # Errors

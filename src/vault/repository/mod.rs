@@ -13,6 +13,7 @@
 //! how. The manifest comes last: what has no manifest did not happen. Nothing is changed after that;
 //! readers hold a lock only so that nothing is removed while they read.
 
+mod arrival;
 mod case;
 mod catalog;
 mod chain;
@@ -37,6 +38,7 @@ mod settings;
 pub mod storage;
 mod trust;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -52,8 +54,8 @@ use config::CONFIG;
 
 use catalog::Folder;
 pub use catalog::{Catalog, Point};
-pub(crate) use chain::Needed;
 pub use chain::{Gap, Remains};
+pub(crate) use chain::{Link, Needed};
 pub use config::Repair;
 pub use drills::{Climb, Drill, Drilled, Part, Root, Rung, Step};
 pub use find::{DiskAt, Wanted};
@@ -75,7 +77,7 @@ pub use point::{PointId, Selector};
 pub use removal::Removed;
 pub(crate) use replace::Version;
 pub use settings::{Count, Keep, SAFETY, Settings, Targets};
-use storage::{Entry, EntryKind, Name, S3, Storage};
+use storage::{Entry, EntryKind, Limited, Name, S3, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.
 const SUMMARY_MODE: u32 = 0o600;
@@ -262,7 +264,26 @@ impl Repository {
     /// # Errors
     /// A folder can't be read, or a file can't be removed.
     pub fn clean(&self, lock: &DomainLock) -> Result<(Cleaned, Catalog)> {
-        leftovers::clean(self, lock)
+        leftovers::clean(self, lock, &BTreeSet::new())
+    }
+
+    /// Cleans as [`Self::clean`] does, and leaves what has arrived of points that are `expected`.
+    ///
+    /// # Errors
+    /// As [`Self::clean`].
+    pub(crate) fn clean_but(
+        &self,
+        lock: &DomainLock,
+        expected: &BTreeSet<PointId>,
+    ) -> Result<(Cleaned, Catalog)> {
+        leftovers::clean(self, lock, expected)
+    }
+
+    /// The same repository, written and read at most so fast.
+    #[must_use]
+    pub fn limited(mut self, bytes_per_second: u64) -> Self {
+        self.storage = Arc::new(Limited::new(self.storage, bytes_per_second));
+        self
     }
 
     /// The folder of a domain.
@@ -278,6 +299,11 @@ impl Repository {
     /// The folder of a domain's manifests.
     fn points_dir(&self, domain: &DomainName) -> Name {
         self.domain_dir(domain).join(names::POINTS)
+    }
+
+    /// What to call the manifest of a point where people read of it.
+    pub(crate) fn manifest_path(&self, domain: &DomainName, point: PointId) -> PathBuf {
+        self.describe(&self.points_dir(domain).join(&Manifest::file_name(point)))
     }
 
     /// What changes whenever a manifest of a domain is made, replaced or removed, where the storage knows

@@ -117,6 +117,43 @@ impl Keep {
     }
 }
 
+impl FromStr for Keep {
+    type Err = Error;
+
+    /// Takes rules by their names, as `daily=7,monthly=all,within=14d`; a name alone means all.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut keep = Self::default();
+        for rule in text.split(',') {
+            let (name, value) = rule.split_once('=').unwrap_or((rule, "all"));
+            let counted = match name {
+                "last" => &mut keep.last,
+                "hourly" => &mut keep.hourly,
+                "daily" => &mut keep.daily,
+                "weekly" => &mut keep.weekly,
+                "monthly" => &mut keep.monthly,
+                "yearly" => &mut keep.yearly,
+                "within" => {
+                    keep.within = Some(value.parse()?);
+                    continue;
+                }
+                "safety" => {
+                    keep.safety = Some(value.parse()?);
+                    continue;
+                }
+                _ => {
+                    let text = format!("{rule:?} is no rule");
+                    return Err(Error::new(ErrorKind::Usage, text).advise(
+                        "rules are last, hourly, daily, weekly, monthly, yearly, within and safety, as \
+                         daily=7,monthly=all",
+                    ));
+                }
+            };
+            *counted = Some(value.parse()?);
+        }
+        Ok(keep)
+    }
+}
+
 /// What drills are compared with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -410,6 +447,21 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Usage);
             assert!(shown.contains(&format!("line {line}:")) && shown.contains(said), "{shown}");
             assert!(!shown.contains('\n'), "{shown}");
+        }
+    }
+
+    #[test]
+    fn rules_in_a_word() {
+        let keep: Keep = "daily=7,monthly,within=14d".parse().unwrap();
+        let expected = Keep {
+            daily: Some(Count::Of(7)),
+            monthly: Some(Count::All),
+            within: Some(Period::days(14)),
+            ..Keep::default()
+        };
+        assert_eq!(keep, expected);
+        for bad in ["", "daily=0", "daly=7", "within", "daily=7,", "monthly all"] {
+            assert!(bad.parse::<Keep>().is_err(), "{bad}");
         }
     }
 

@@ -8,6 +8,7 @@
 pub(super) mod durable;
 #[cfg(any(test, feature = "testing"))]
 pub mod faulty;
+mod limited;
 mod local;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use crate::base::error::{Error, Result};
 use crate::disk::io::ReadAt;
 
+pub(super) use limited::Limited;
 pub use local::Local;
 pub use name::Name;
 pub use s3::S3;
@@ -136,7 +138,7 @@ pub trait Staged: Write + fmt::Debug + Send {
     /// Nobody knows which bytes are: the file is lost.
     fn seal(&mut self) -> Result<()>;
 
-    /// Returns once a power cut would leave the sealed file staged.
+    /// Returns once a power cut would leave the file staged, with what was sealed of it: perhaps nothing.
     ///
     /// # Errors
     /// It may not be.

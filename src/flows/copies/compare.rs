@@ -1,0 +1,158 @@
+//! How two repositories compare: what each one has of every point. A point's root stands for all that the guest
+//! sees, so no archive is read: that the archives give the roots, `verify` proves on each side.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::check_apart;
+use super::guest::{same, sound};
+use crate::base::cancel::Cancel;
+use crate::base::error::Result;
+use crate::base::observer::{Observer, Recorder};
+use crate::flows::report::{CompareReport, GuestCompare, PointCompare};
+use crate::vault::repository::{Catalog, DomainName, Hold, Manifest, PointId, Repository};
+
+/// Compares the points of guests, or of all guests that one of the two has.
+///
+/// # Errors
+/// The two are one repository; a folder can't be listed. That they differ is no error.
+pub fn compare(
+    (here, there): (&Repository, &Repository),
+    domains: &[DomainName],
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<CompareReport> {
+    let started = Instant::now();
+    check_apart(here, there)?;
+    let recorder = Recorder::new(observer);
+    let observer: &dyn Observer = &recorder;
+    let of_each = [here.domains()?, there.domains()?].map(BTreeSet::from_iter);
+    let all: BTreeSet<DomainName> = match domains.is_empty() {
+        true => of_each.iter().flatten().cloned().collect(),
+        false => domains.iter().cloned().collect(),
+    };
+    let (mut same, mut guests) = (0, Vec::new());
+    observer.begin("compare", all.len() as u64);
+    for domain in all {
+        cancel.check()?;
+        let [ours, theirs] = &of_each;
+        let ours = Side::read(here, &domain, ours.contains(&domain))?;
+        let theirs = Side::read(there, &domain, theirs.contains(&domain))?;
+        let guest = guest(&domain, &ours, &theirs, &mut same);
+        if guest != empty(&domain) {
+            guests.push(guest);
+        }
+        observer.advance(1);
+    }
+    observer.end();
+    Ok(CompareReport {
+        here: here.path().to_owned(),
+        there: there.path().to_owned(),
+        same,
+        guests,
+        warnings: recorder.take(),
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// What one of the repositories has of a guest.
+struct Side {
+    manifests: BTreeMap<PointId, Result<Manifest>>,
+    /// What is the matter with points that can't be restored whole.
+    damaged: BTreeMap<PointId, String>,
+    _hold: Option<Hold>,
+}
+
+impl Side {
+    fn read(repository: &Repository, domain: &DomainName, is_there: bool) -> Result<Self> {
+        let hold = is_there.then(|| repository.hold(domain)).transpose()?;
+        let catalog: Catalog = repository.catalog();
+        let manifests: BTreeMap<_, _> = catalog.manifests(domain)?.into_iter().collect();
+        let sound = sound(&catalog, domain, &manifests)?;
+        let mut damaged = BTreeMap::new();
+        for (point, manifest) in &manifests {
+            let manifest = match manifest {
+                Ok(manifest) => manifest,
+                Err(error) => {
+                    damaged.insert(*point, error.chain());
+                    continue;
+                }
+            };
+            let is_whole = |disk| sound.get(disk).is_some_and(|have| have.contains_key(point));
+            let mut records = manifest.disks.iter();
+            if let Some(record) = records.find(|record| !is_whole(&record.disk)) {
+                damaged.insert(*point, format!("disk {} can't be restored whole", record.disk));
+            }
+        }
+        Ok(Self { manifests, damaged, _hold: hold })
+    }
+
+    /// Whether a point is there, and nobody has removed it.
+    fn lives(&self, point: PointId) -> bool {
+        self.manifests
+            .get(&point)
+            .is_some_and(|it| it.as_ref().map_or(true, |manifest| manifest.removed.is_none()))
+    }
+
+    /// The points that live here, and that `other` does not have at all.
+    fn alone(&self, other: &Self) -> Vec<PointId> {
+        let points = self.manifests.keys().copied();
+        points.filter(|point| self.lives(*point) && !other.manifests.contains_key(point)).collect()
+    }
+
+    /// What is damaged, of the points that live.
+    fn damage(&self) -> Vec<PointCompare> {
+        let living = self.damaged.iter().filter(|(point, _)| self.lives(**point));
+        living.map(|(point, what)| PointCompare { point: *point, what: what.clone() }).collect()
+    }
+}
+
+fn empty(domain: &DomainName) -> GuestCompare {
+    GuestCompare {
+        domain: domain.clone(),
+        only_here: Vec::new(),
+        only_there: Vec::new(),
+        different: Vec::new(),
+        damaged_here: Vec::new(),
+        damaged_there: Vec::new(),
+    }
+}
+
+fn guest(domain: &DomainName, ours: &Side, theirs: &Side, same: &mut u64) -> GuestCompare {
+    let mut different = Vec::new();
+    for (point, manifest) in &ours.manifests {
+        let (Ok(one), Some(Ok(other))) = (manifest, theirs.manifests.get(point)) else { continue };
+        let is_damaged = [ours, theirs].iter().any(|side| side.damaged.contains_key(point));
+        match difference(one, other) {
+            Some(what) => different.push(PointCompare { point: *point, what }),
+            None if ours.lives(*point) && theirs.lives(*point) && !is_damaged => *same += 1,
+            None => {}
+        }
+    }
+    GuestCompare {
+        only_here: ours.alone(theirs),
+        only_there: theirs.alone(ours),
+        different,
+        damaged_here: ours.damage(),
+        damaged_there: theirs.damage(),
+        ..empty(domain)
+    }
+}
+
+/// What two manifests of one point show differently.
+fn difference(one: &Manifest, other: &Manifest) -> Option<String> {
+    if same(one, other).is_err() {
+        let differs = one.disks.iter().find(|record| {
+            other.disk(&record.disk).is_none_or(|theirs| theirs.root != record.root)
+        });
+        return Some(match differs {
+            Some(record) => format!("disk {} holds something else", record.disk),
+            None => "the other one has more disks".to_owned(),
+        });
+    }
+    let files = |manifest: &Manifest| -> BTreeSet<_> {
+        let files = manifest.machine.iter().flat_map(|machine| &machine.files);
+        files.map(|file| (file.path.clone(), file.digest.to_string())).collect()
+    };
+    (files(one) != files(other)).then(|| "files of the machine differ".to_owned())
+}

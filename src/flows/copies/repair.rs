@@ -1,0 +1,367 @@
+//! What is damaged or lost in one repository, mended from another that has the same points.
+//!
+//! A mended archive is written beside the damaged one, under an id of its own, and proved; then the manifest of
+//! its point names it, and only then the old one goes: the order of a merge. So nothing is worse at any moment
+//! than it was before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::carry::{Arrived, Carrier, Have, Roots, fits, path, record_of};
+use super::guest::{bring_machine_file, link_of};
+use super::{Sides, check_apart};
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Observer, Recorder};
+use crate::flows::merge::{MergeOptions, tidy};
+use crate::flows::report::{
+    FailedPoint, Failure, FileState, GuestRepair, Mended, Part, RepairReport, VerifyReport,
+};
+use crate::flows::verify::{self, Target, VerifyRequest};
+use crate::vault::repository::storage::Publish;
+use crate::vault::repository::{
+    Catalog, DiskId, DiskName, DiskRecord, DomainLock, DomainName, Manifest, PointId, Replaced,
+    Repository,
+};
+
+/// What to mend, and how.
+#[derive(Debug, Clone)]
+pub struct RepairRequest {
+    /// The guests.
+    pub domains: Vec<DomainName>,
+    /// Say what would be tried, and do nothing.
+    pub dry_run: bool,
+    /// How to write archives anew, and threads and I/O.
+    pub options: MergeOptions,
+}
+
+/// Mends what is damaged or lost of guests from another repository. What can't be mended stays as it is.
+///
+/// # Errors
+/// The two are one repository; the work was interrupted: what was mended before stays mended.
+pub fn repair(
+    (here, from): (&Repository, &Repository),
+    request: &RepairRequest,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<RepairReport> {
+    let started = Instant::now();
+    check_apart(here, from)?;
+    let recorder = Recorder::new(observer);
+    let sides = Sides { from, to: here, observer: &recorder, cancel };
+    let mut guests = Vec::new();
+    for domain in &request.domains {
+        cancel.check()?;
+        let mut report = GuestRepair {
+            domain: domain.clone(),
+            mended: Vec::new(),
+            failed: Vec::new(),
+            waiting: false,
+            error: None,
+        };
+        match guest(sides, request, domain, &mut report) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => report.error = Some(Failure::from(&error)),
+            Ok(()) => {}
+        }
+        if report.error.is_some() || !report.mended.is_empty() || !report.failed.is_empty() {
+            guests.push(report);
+        }
+    }
+    Ok(RepairReport {
+        repository: here.path().to_owned(),
+        from: from.path().to_owned(),
+        dry_run: request.dry_run,
+        guests,
+        warnings: recorder.take(),
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// Mends a guest.
+fn guest(
+    sides: Sides<'_>,
+    request: &RepairRequest,
+    domain: &DomainName,
+    report: &mut GuestRepair,
+) -> Result<()> {
+    let Sides { from, to: here, observer, cancel } = sides;
+    let _hold = from.hold(domain)?;
+    let lock = here.lock(domain)?;
+    let source = from.catalog();
+    let theirs: BTreeMap<_, _> = source.manifests(domain)?.into_iter().collect();
+    if !request.dry_run {
+        here.clean_but(&lock, &theirs.keys().copied().collect())?;
+    }
+    let found = look(here, domain, request, observer, cancel)?;
+    let bad = found.findings.iter().filter(|it| it.state != FileState::Stray);
+    let catalog = here.catalog();
+    let ours: BTreeMap<_, _> = catalog.manifests(domain)?.into_iter().collect();
+    let options = &request.options;
+    let mut work = Work {
+        carrier: Carrier { from: &source, to: here, lock: &lock, options, observer, cancel },
+        here: &catalog,
+        dry_run: request.dry_run,
+        bad: bad.map(|finding| finding.path.clone()).collect(),
+        disks: BTreeMap::new(),
+        report,
+    };
+    let mut points: BTreeSet<PointId> = ours.keys().copied().collect();
+    for disk in catalog.disks_of(domain)? {
+        points.extend(catalog.strays(&disk)?.into_iter().map(|(_, point)| point));
+    }
+    for point in points {
+        cancel.check()?;
+        let done = match (ours.get(&point), theirs.get(&point)) {
+            (Some(Ok(manifest)), theirs) => work.mend(manifest, theirs),
+            (damaged, Some(Ok(theirs))) => work.bring_back(theirs, damaged.is_some()),
+            (Some(Err(error)), None) => Err(missing(error.clone())),
+            (Some(Err(error)), Some(Err(_))) => {
+                Err(error.clone().within("both manifests are damaged"))
+            }
+            (None, None) => Err(missing(Error::new(ErrorKind::NotFound, "its manifest is lost"))),
+            (None, Some(Err(error))) => Err(error.clone().within("its manifest is lost here")),
+        };
+        match done {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => work.fail(point, &error),
+            Ok(()) => {}
+        }
+    }
+    if !request.dry_run && !report.mended.is_empty() {
+        // With a manifest that can't be read nobody knows what builds on what.
+        let is_known = report.failed.is_empty();
+        report.waiting = !is_known || tidy(here, &lock)?.is_none();
+    }
+    Ok(())
+}
+
+/// Reads all that there is of a guest.
+fn look(
+    here: &Repository,
+    domain: &DomainName,
+    request: &RepairRequest,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<VerifyReport> {
+    let all = VerifyRequest {
+        targets: vec![Target { disk: domain.as_str().parse()?, point: None }],
+        quick: false,
+        scrub: None,
+        resources: request.options.resources,
+    };
+    match verify::run(here, &all, observer, cancel) {
+        // Not one manifest or archive is left to name a disk.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(VerifyReport::default()),
+        found => found,
+    }
+}
+
+fn missing(error: Error) -> Error {
+    error.within("the other repository does not have the point")
+}
+
+/// What is whole of a disk so far: the oldest points come first.
+#[derive(Default)]
+struct Whole {
+    have: Have,
+    roots: Roots,
+}
+
+/// The repair of a guest.
+struct Work<'a, 'r> {
+    carrier: Carrier<'a>,
+    here: &'a Catalog,
+    dry_run: bool,
+    /// Files that are not what was written, or not there.
+    bad: BTreeSet<PathBuf>,
+    disks: BTreeMap<DiskName, Whole>,
+    report: &'r mut GuestRepair,
+}
+
+impl<'a> Work<'a, '_> {
+    fn fail(&mut self, point: PointId, error: &Error) {
+        self.report.failed.push(FailedPoint { point, error: Failure::from(error) });
+    }
+
+    fn mended(&mut self, point: PointId, what: Part, disk: Option<&DiskName>, path: PathBuf) {
+        self.report.mended.push(Mended { point, what, disk: disk.cloned(), path });
+    }
+
+    /// Mends a point whose manifest is sound: each disk whose archive is damaged, or whose parent is gone, gets
+    /// another archive.
+    fn mend(&mut self, manifest: &Manifest, theirs: Option<&Result<Manifest>>) -> Result<()> {
+        let here = self.carrier.to;
+        let (mut made, mut arrivals) = (manifest.clone(), Vec::new());
+        let mut failure = Ok(());
+        for record in &mut made.disks {
+            let id = DiskId { domain: manifest.domain.clone(), disk: record.disk.clone() };
+            let old = here.describe(&here.archive(&id, &record.archive));
+            let Whole { have, .. } = self.disks.entry(record.disk.clone()).or_default();
+            let stands = |parent: PointId, root| {
+                have.get(&parent).is_some_and(|it: &DiskRecord| it.root == root)
+            };
+            let has_parent =
+                record.parent.as_ref().is_none_or(|parent| stands(parent.point, parent.root));
+            if has_parent && !self.bad.contains(&old) {
+                have.insert(manifest.point, record.clone());
+                continue;
+            }
+            let of = (manifest.point, &*record);
+            let theirs = theirs.ok_or_else(|| missing(damage(&old))).and_then(|theirs| {
+                let theirs = theirs.as_ref().map_err(Error::clone)?;
+                let found = theirs.disk(&record.disk).filter(|it| it.root == record.root);
+                found.map(|_| theirs).ok_or_else(|| missing(damage(&old)))
+            });
+            match theirs.and_then(|theirs| self.another(&id, of, theirs)) {
+                Ok(arrived) => {
+                    let anchor = record.anchor.clone();
+                    let replaced = Replaced {
+                        point: manifest.point,
+                        disk: record.disk.clone(),
+                        archive: record.archive.clone(),
+                    };
+                    // It could be read this time.
+                    let is_old = |it: &Arrived<'_>| it.name.last() == record.archive;
+                    if arrived.as_ref().is_some_and(is_old) {
+                        tracing::debug!("{} is sound after all", old.display());
+                    } else if let Some(arrived) = arrived {
+                        *record = DiskRecord { anchor, ..record_of(record, &arrived)? };
+                        made.replaces.push(replaced);
+                        arrivals.push((id, arrived));
+                    } else {
+                        self.mended(manifest.point, Part::Archive, Some(&record.disk), old);
+                    }
+                    let whole = self.disks.entry(record.disk.clone()).or_default();
+                    whole.have.insert(manifest.point, record.clone());
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                Err(error) => failure = Err(error),
+            }
+        }
+        if !arrivals.is_empty() {
+            self.replace(manifest, &made, arrivals)?;
+        }
+        let machine = self.machine_files(manifest);
+        failure.and(machine)
+    }
+
+    /// Lets the manifest of a point name the archives that have arrived.
+    fn replace(
+        &mut self,
+        old: &Manifest,
+        made: &Manifest,
+        arrivals: Vec<(DiskId, Arrived<'a>)>,
+    ) -> Result<()> {
+        let Carrier { to: here, lock, .. } = self.carrier;
+        let (found, version) = here.versioned(&old.domain, old.point)?;
+        if found != *old {
+            let text = format!("point {} has changed meanwhile", old.point);
+            return Err(Error::new(ErrorKind::Busy, text).advise("try again"));
+        }
+        let replaced = here.replace(lock, version, made);
+        // Where nobody can tell which manifest stands there, both archives stay.
+        let stands = || here.versioned(&old.domain, old.point).is_ok_and(|(_, it)| it == version);
+        let is_kept = replaced.is_ok() || !stands();
+        for (disk, arrived) in arrivals {
+            let path = here.describe(&arrived.name);
+            if let Some(beside) = arrived.beside.filter(|_| is_kept) {
+                beside.keep();
+            }
+            if replaced.is_ok() {
+                self.mended(old.point, Part::Archive, Some(&disk.disk), path);
+            }
+        }
+        replaced.map(drop)
+    }
+
+    /// Another archive for a disk's point, proved; nothing in a dry run, if there could be one.
+    fn another(
+        &mut self,
+        disk: &DiskId,
+        of: (PointId, &DiskRecord),
+        theirs: &Manifest,
+    ) -> Result<Option<Arrived<'a>>> {
+        let Whole { have, roots } = self.disks.entry(disk.disk.clone()).or_default();
+        let (carrier, here) = (self.carrier, self.here);
+        if !self.dry_run
+            && let Some(found) = carrier.find(here, disk, of, have)?
+            && roots.prove(here, disk, &found.reader, have, carrier.cancel).is_ok()
+        {
+            return Ok(Some(found));
+        }
+        let link = link_of(carrier.from, disk, theirs)?;
+        if self.dry_run {
+            return path(carrier.from, disk, link, have).map(|_| None);
+        }
+        let arrived = carrier.carry(disk, link, have, true)?;
+        fits(&arrived.reader, disk, of)?;
+        roots.prove(here, disk, &arrived.reader, have, carrier.cancel)?;
+        Ok(Some(arrived))
+    }
+
+    /// Brings back the manifest of a point, with the archives that are there or come from the other repository.
+    fn bring_back(&mut self, theirs: &Manifest, is_damaged: bool) -> Result<()> {
+        let Carrier { to: here, lock, .. } = self.carrier;
+        let name = here.manifest_path(&theirs.domain, theirs.point);
+        let arrival = match self.dry_run {
+            // What explains the archives that come; a damaged manifest stays until the end.
+            false => Some(here.arrive(lock, theirs.point)?),
+            true => None,
+        };
+        let (mut made, mut arrivals) = (theirs.clone(), Vec::new());
+        (made.removed, made.replaces) = (None, Vec::new());
+        for record in &mut made.disks {
+            let id = DiskId { domain: theirs.domain.clone(), disk: record.disk.clone() };
+            if let Some(arrived) = self.another(&id, (theirs.point, &*record), theirs)? {
+                *record = record_of(record, &arrived)?;
+                arrivals.push(arrived);
+            }
+        }
+        if let Some(arrival) = arrival {
+            let from = self.carrier.from.repository();
+            for file in theirs.machine.iter().flat_map(|machine| &machine.files) {
+                if here.copy_machine_file(&theirs.domain, file, &mut io::sink()).is_err() {
+                    bring_machine_file(from, here, lock, file)?;
+                }
+            }
+            arrival.commit(&made, if is_damaged { Publish::Replace } else { Publish::New })?;
+        }
+        for arrived in arrivals {
+            if let Some(beside) = arrived.beside {
+                beside.keep();
+            }
+        }
+        for record in &made.disks {
+            let whole = self.disks.entry(record.disk.clone()).or_default();
+            whole.have.insert(made.point, record.clone());
+        }
+        self.mended(theirs.point, Part::Manifest, None, name);
+        Ok(())
+    }
+
+    /// Brings the damaged files of a point's machine.
+    fn machine_files(&mut self, manifest: &Manifest) -> Result<()> {
+        let Some(machine) = &manifest.machine else { return Ok(()) };
+        let (here, from) = (self.carrier.to, self.carrier.from.repository());
+        let lock: &DomainLock = self.carrier.lock;
+        for file in &machine.files {
+            let path = here.machine_file_path(&manifest.domain, file);
+            if !self.bad.contains(&path) {
+                continue;
+            }
+            if !self.dry_run {
+                bring_machine_file(from, here, lock, file)?;
+            }
+            self.bad.remove(&path);
+            self.mended(manifest.point, Part::MachineFile, None, path);
+        }
+        Ok(())
+    }
+}
+
+fn damage(path: &std::path::Path) -> Error {
+    Error::new(ErrorKind::Damaged, format!("{} is damaged or missing", path.display()))
+}

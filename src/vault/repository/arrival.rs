@@ -1,0 +1,106 @@
+//! A point that is brought from another repository, archive by archive.
+//!
+//! Its manifest is staged, durably, before the first archive gets its name, and gets its own when all have
+//! arrived: an archive without a manifest is explained until then, and whoever brings the point goes on
+//! with those that are there.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use super::manifest::{self, Manifest};
+use super::names::DiskId;
+use super::point::PointId;
+use super::storage::{Name, Publish, Staged, Unpublished};
+use super::{Catalog, DomainLock, Repository};
+use crate::base::error::{Error, ErrorKind, Result};
+
+/// A point on its way. Dropped, nothing says any more that archives of it are expected.
+#[derive(Debug)]
+pub(crate) struct Arrival<'lock> {
+    repository: Repository,
+    lock: &'lock DomainLock,
+    point: PointId,
+    name: Name,
+    staged: Box<dyn Staged>,
+}
+
+impl Repository {
+    /// Says, durably, that archives of a point are about to come.
+    ///
+    /// # Errors
+    /// The lock does not cover the repository; it can't be said.
+    pub(crate) fn arrive<'lock>(
+        &self,
+        lock: &'lock DomainLock,
+        point: PointId,
+    ) -> Result<Arrival<'lock>> {
+        if !Arc::ptr_eq(lock.storage(), self.storage()) {
+            let text = format!("the lock of {} is another repository's", lock.domain());
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        let name = self.points_dir(lock.domain()).join(&Manifest::file_name(point));
+        let mut staged = match self.storage.stage(&name) {
+            // Nobody else writes while the domain is locked: whoever did was killed.
+            Err(error) if error.kind() == ErrorKind::Exists => {
+                self.storage.discard(&name)?;
+                self.storage.stage(&name)?
+            }
+            staged => staged?,
+        };
+        staged.announce()?;
+        Ok(Arrival { repository: self.clone(), lock, point, name, staged })
+    }
+}
+
+impl Arrival<'_> {
+    /// Leaves everything as it is, for the next one who brings the point: as if the program was killed.
+    pub fn leave(self) {
+        std::mem::forget(self.staged);
+    }
+
+    /// Makes the archives that `manifest` names a point. Its archives must have their names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`]: it is another point's, or an archive is missing. Others: it can't be
+    /// written; only after the very last sync has failed the point is there, perhaps not for ever.
+    pub fn commit(mut self, manifest: &Manifest, how: Publish) -> Result<()> {
+        let repository = &self.repository;
+        let manifest =
+            &Manifest { repository: Some(self.lock.repository().to_owned()), ..manifest.clone() };
+        if manifest.point != self.point || manifest.domain != *self.lock.domain() {
+            let text =
+                format!("the manifest of point {} is not that of {}", manifest.point, self.point);
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        for record in &manifest.disks {
+            let disk = DiskId { domain: manifest.domain.clone(), disk: record.disk.clone() };
+            let archive = repository.archive(&disk, &record.archive);
+            if !repository.is_there(&archive)? {
+                let path = repository.describe(&archive);
+                let text = format!("the archive {} is missing", path.display());
+                return Err(Error::new(ErrorKind::Usage, text));
+            }
+        }
+        let bytes = manifest.encode()?;
+        let failed = |error| Error::io("write", &repository.describe(&self.name), error);
+        self.staged.write_all(&bytes).map_err(failed)?;
+        self.staged.seal()?;
+        self.staged.publish(how).map_err(|Unpublished { error, .. }| {
+            error.within(format!("point {} of {} can't be finished", self.point, manifest.domain))
+        })
+    }
+}
+
+impl Catalog {
+    /// The archives of a disk that are called after a point, whether a manifest names them or not.
+    ///
+    /// # Errors
+    /// The folder of the disk can't be listed.
+    pub(crate) fn archives_at(&self, disk: &DiskId, point: PointId) -> Result<Vec<Name>> {
+        let folder = self.domain(&disk.domain).folder(&disk.disk);
+        let names = &folder.as_ref().as_ref().map_err(Error::clone)?.names;
+        let is_of =
+            |name: &&String| manifest::parse_archive_name(name).is_some_and(|(of, _)| of == point);
+        Ok(names.iter().filter(is_of).map(|name| self.repository().archive(disk, name)).collect())
+    }
+}

@@ -1,0 +1,215 @@
+//! A storage that is written and read no faster than somebody allows: a link has other users.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
+use crate::base::error::Result;
+use crate::disk::io::ReadAt;
+
+/// At most so many bytes pass before somebody looks at the clock.
+const PIECE: usize = 256 << 10;
+
+/// How long nobody may have used the link for what was not used to count still.
+const SAVED_MAX: Duration = Duration::from_millis(200);
+
+/// Another storage, behind a link that all its files share.
+#[derive(Debug)]
+pub(in crate::vault::repository) struct Limited {
+    inner: Arc<dyn Storage>,
+    pace: Arc<Pace>,
+}
+
+/// When the next bytes may pass.
+#[derive(Debug)]
+struct Pace {
+    bytes_per_second: u64,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    /// Waits until so many bytes may pass.
+    fn wait(&self, bytes: usize) {
+        let took = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.max(1) as f64);
+        let now = Instant::now();
+        let until = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let from = now.checked_sub(SAVED_MAX).map_or(*next, |earliest| earliest.max(*next));
+            *next = from.checked_add(took).unwrap_or(from);
+            *next
+        };
+        thread::sleep(until.saturating_duration_since(now));
+    }
+}
+
+impl Limited {
+    /// `inner`, at most so fast.
+    pub fn new(inner: Arc<dyn Storage>, bytes_per_second: u64) -> Self {
+        let next = Mutex::new(Instant::now());
+        Self { inner, pace: Arc::new(Pace { bytes_per_second, next }) }
+    }
+}
+
+impl Storage for Limited {
+    fn describe(&self, name: &Name) -> PathBuf {
+        self.inner.describe(name)
+    }
+
+    fn list(&self, folder: &Name) -> Result<Vec<Entry>> {
+        self.inner.list(folder)
+    }
+
+    fn entry(&self, name: &Name) -> Result<Option<Entry>> {
+        self.inner.entry(name)
+    }
+
+    fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
+        self.inner.entries(folder, names)
+    }
+
+    fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
+        let bytes = self.inner.read(name, max)?;
+        self.pace.wait(bytes.len());
+        Ok(bytes)
+    }
+
+    fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
+        let inner = self.inner.open(name)?;
+        Ok(Arc::new(SlowFile { inner, pace: Arc::clone(&self.pace) }))
+    }
+
+    fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
+        let inner = self.inner.stage(name)?;
+        Ok(Box::new(SlowStaged { inner, pace: Arc::clone(&self.pace) }))
+    }
+
+    fn discard(&self, name: &Name) -> Result<()> {
+        self.inner.discard(name)
+    }
+
+    fn remove(&self, name: &Name) -> Result<()> {
+        self.inner.remove(name)
+    }
+
+    fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
+        self.inner.remove_all(folder, files)
+    }
+
+    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
+        self.inner.lock(name, mode)
+    }
+
+    fn prepare_lock(&self, name: &Name) {
+        self.inner.prepare_lock(name);
+    }
+
+    fn expect(&self, names: &[Name]) {
+        self.inner.expect(names);
+    }
+
+    fn distrust_copies(&self) {
+        self.inner.distrust_copies();
+    }
+
+    fn may_fold_case(&self) -> bool {
+        self.inner.may_fold_case()
+    }
+
+    fn looks_max(&self) -> u32 {
+        self.inner.looks_max()
+    }
+
+    fn bytes_free(&self) -> Option<u64> {
+        self.inner.bytes_free()
+    }
+}
+
+/// A file that is read no faster than the others. It shows no descriptor: a ring would wait for nobody.
+struct SlowFile {
+    inner: Arc<dyn ReadAt>,
+    pace: Arc<Pace>,
+}
+
+impl ReadAt for SlowFile {
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let len = buffer.len().min(PIECE);
+        let count = self.inner.read_at(buffer.get_mut(..len).unwrap_or_default(), offset)?;
+        self.pace.wait(count);
+        Ok(count)
+    }
+}
+
+/// A file that is written no faster than the others.
+struct SlowStaged {
+    inner: Box<dyn Staged>,
+    pace: Arc<Pace>,
+}
+
+impl fmt::Debug for SlowStaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Write for SlowStaged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let part = bytes.get(..bytes.len().min(PIECE)).unwrap_or_default();
+        let count = self.inner.write(part)?;
+        self.pace.wait(count);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl Staged for SlowStaged {
+    fn seal(&mut self) -> Result<()> {
+        self.inner.seal()
+    }
+
+    fn announce(&mut self) -> Result<()> {
+        self.inner.announce()
+    }
+
+    fn publish(&mut self, how: Publish) -> Result<(), Unpublished> {
+        self.inner.publish(how)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vault::repository::storage::memory::Memory;
+
+    /// What is written and what is read shares one allowance: a floor for the time is all that can be
+    /// said, on however busy a machine.
+    #[test]
+    fn nothing_passes_faster_than_it_may() {
+        let storage = Limited::new(Arc::new(Memory::default()), 4 << 20);
+        let name = Name::top().join("file");
+        let begun = Instant::now();
+        let mut staged = storage.stage(&name).unwrap();
+        staged.write_all(&vec![7; 1 << 20]).unwrap();
+        staged.seal().unwrap();
+        staged.publish(Publish::New).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        storage.open(&name).unwrap().read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        // Half a second's worth, without what nobody had used before.
+        assert!(begun.elapsed() >= Duration::from_millis(250), "{:?}", begun.elapsed());
+    }
+}

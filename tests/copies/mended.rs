@@ -1,0 +1,156 @@
+//! Damage on one side: what is copied all the same, what two repositories say of each other, and what comes back.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::{Scene, hows};
+use crate::cli::json::compare;
+use crate::harness::files::{copy_tree, tree};
+use crate::harness::repo::Repo;
+
+/// The archive of a point.
+fn archive(repo: &Repo, point: &str) -> PathBuf {
+    let folder = repo.path.join("web/vda");
+    let names = tree(&folder).into_iter();
+    let is_it = |name: &PathBuf| name.to_string_lossy().starts_with(point);
+    folder.join(names.into_iter().find(is_it).unwrap())
+}
+
+fn manifest(repo: &Repo, point: &str) -> PathBuf {
+    repo.path.join(format!("web/points/{point}.json"))
+}
+
+/// Flips a byte in the middle of a file.
+fn flip(path: &PathBuf) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 0x40;
+    fs::write(path, bytes).unwrap();
+}
+
+/// A damaged point was copied, or stopped all that came after it.
+#[test]
+fn a_damaged_point_is_named_and_the_others_go_on() {
+    let mut scene = Scene::new();
+    for kind in ["full", "incremental", "incremental", "full", "incremental"] {
+        scene.night(&["--kind", kind]);
+    }
+    flip(&archive(&scene.repo, &scene.points[1].0));
+    let outcome = scene.try_copy(&[]);
+    let report = outcome.json();
+    outcome.fails_with(4);
+    let failed = report["guests"][0]["failed"].as_array().unwrap();
+    let failed: Vec<&str> = failed.iter().map(|it| it["point"].as_str().unwrap()).collect();
+    assert_eq!(failed[0], scene.ids()[1], "{report}");
+    // The point after it comes where none of the damaged blocks shows through.
+    let mut ids = scene.ids();
+    ids.retain(|id| !failed.contains(id));
+    assert!(ids.len() >= 3, "{report}");
+    scene.assert_points(&scene.other, &ids);
+    compare("copy", &[&report], super::RARE_BUT_FAILED);
+    // What was copied before the damage is what later points build on.
+    let mut scene = Scene::new();
+    scene.night(&[]);
+    scene.night(&[]);
+    scene.copy(&[]);
+    flip(&archive(&scene.repo, &scene.points[1].0));
+    scene.night(&["--kind", "full"]);
+    assert_eq!(hows(&scene.copy(&[])), ["copied"]);
+    scene.assert_points(&scene.other, &scene.ids());
+}
+
+/// Each kind of damage at each point of a chain: everything comes back, and nothing else changes.
+#[test]
+fn what_is_damaged_or_lost_comes_back_from_the_other_side() {
+    let mut scene = Scene::new();
+    for _ in 0..4 {
+        scene.night(&[]);
+    }
+    let points: Vec<String> = scene.ids().into_iter().map(str::to_owned).collect();
+    scene.copy(&[]);
+    // The other side shows two of the points by a merged archive.
+    let range = format!("web@{}..{}", points[1], points[2]);
+    scene.other.run(crate::harness::args!["merge", range.as_str()]).ok();
+    let kept = scene.lab.path("kept");
+    copy_tree(&scene.repo.path, &kept);
+    assert_eq!(scene.against().code(), Some(17));
+    assert!(scene.repair(&[]).ok().json()["guests"].as_array().unwrap().is_empty());
+    type Break = fn(&Repo, &str);
+    let breaks: [(&str, Break); 5] = [
+        ("a flipped bit", |repo, point| flip(&archive(repo, point))),
+        ("a lost archive", |repo, point| fs::remove_file(archive(repo, point)).unwrap()),
+        ("a damaged manifest", |repo, point| flip(&manifest(repo, point))),
+        ("a lost manifest", |repo, point| fs::remove_file(manifest(repo, point)).unwrap()),
+        ("both damaged", |repo, point| {
+            flip(&archive(repo, point));
+            flip(&manifest(repo, point));
+        }),
+    ];
+    for (what, damage) in breaks {
+        for number in [0, 2, 3] {
+            copy_tree(&kept, &scene.repo.path);
+            damage(&scene.repo, &points[number]);
+            let planned = scene.repair(&["--dry-run"]).ok().json();
+            let mended = scene.repair(&[]).ok().json();
+            let count = |report: &Value| report["guests"][0]["mended"].as_array().unwrap().len();
+            assert!(count(&mended) >= 1, "{what} of point {number}: {mended}");
+            assert_eq!(count(&planned), count(&mended), "{what}: {planned} {mended}");
+            // A backup removes what a manifest that came back does not name.
+            scene.repo.run(crate::harness::args!["prune", "--keep-last", "9"]).ok();
+            scene.assert_points(&scene.repo, &scene.ids());
+        }
+    }
+}
+
+/// What both sides have lost stays as it is, and is named.
+#[test]
+fn what_neither_side_has_is_named() {
+    let mut scene = Scene::new();
+    for _ in 0..3 {
+        scene.night(&[]);
+    }
+    let points: Vec<String> = scene.ids().into_iter().map(str::to_owned).collect();
+    scene.copy(&[]);
+    scene.night(&[]);
+    flip(&archive(&scene.repo, &points[1]));
+    flip(&archive(&scene.repo, &scene.points[3].0));
+    flip(&archive(&scene.other, &points[0]));
+    let outcome = scene.repair(&[]);
+    let report = outcome.json();
+    outcome.fails_with(4);
+    let guest = &report["guests"][0];
+    assert_eq!(guest["mended"][0]["point"], points[1].as_str(), "{report}");
+    assert_eq!(guest["failed"][0]["point"], scene.points[3].0.as_str(), "{report}");
+    compare("repair", &[&report], &[".guests[].error", ".guests[].failed[].error.advice"]);
+    for (point, disk) in &scene.points[..3] {
+        scene.repo.assert_restores_raw(&scene.lab, &format!("web/vda@{point}"), disk);
+    }
+}
+
+#[test]
+fn two_repositories_say_what_each_one_has() {
+    let mut scene = Scene::new();
+    for _ in 0..3 {
+        scene.night(&[]);
+    }
+    scene.copy(&[]);
+    assert_eq!(scene.against().ok().json()["same"], 3);
+    let only_here = scene.night(&[]);
+    std::mem::swap(&mut scene.repo, &mut scene.other);
+    let only_there = scene.night(&[]);
+    std::mem::swap(&mut scene.repo, &mut scene.other);
+    let one = scene.against();
+    assert_eq!(one.code(), Some(17));
+    assert_eq!(one.json()["guests"][0]["only_here"][0], only_here.as_str());
+    fs::remove_file(archive(&scene.repo, &scene.points[1].0)).unwrap();
+    fs::remove_file(archive(&scene.other, &only_there)).unwrap();
+    let outcome = scene.against();
+    let report = outcome.json();
+    assert_eq!(outcome.code(), Some(4), "{report}");
+    assert_eq!(report["same"], 1);
+    let rare =
+        [".guests[].different[]", ".guests[].different[].point", ".guests[].different[].what"];
+    compare("verify --against", &[&one.json(), &report], &rare);
+}
