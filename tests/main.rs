@@ -25,6 +25,7 @@ mod forged;
 mod guests;
 mod harness;
 mod histories;
+mod host_config;
 mod in_place;
 mod in_place_guests;
 mod in_place_room;

@@ -67,6 +67,10 @@ pub fn list(command: &str) -> &'static [Example] {
                 "A guest that runs at once, and is copied later",
                 "qdelta restore --domain web --to /images/now --instant",
             ),
+            (
+                "The configuration of a host, beside what is there",
+                "qdelta restore --host-config --to /srv/host",
+            ),
             ("Through a pipe", "qdelta restore web - | ssh host 'dd of=/dev/vg/web bs=1M'"),
         ],
         "copy" => &[

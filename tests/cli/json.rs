@@ -89,6 +89,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "restore in place" => through::<report::InPlaceReport>(result),
         "restore of a guest in place" => through::<report::MachineInPlaceReport>(result),
         "restore of a guest" => through::<report::MachineReport>(result),
+        "restore of a host's configuration" => through::<report::HostReport>(result),
         "files ls" => through::<report::VolumesReport>(result),
         "files ls of a path" => through::<report::FilesReport>(result),
         "files get, files tar" => through::<report::TakenReport>(result),

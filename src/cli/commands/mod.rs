@@ -12,6 +12,7 @@ pub mod drill;
 pub mod files;
 pub mod guests;
 pub mod history;
+mod host;
 mod image_info;
 mod in_place;
 pub mod info;

@@ -36,7 +36,13 @@ pub(super) fn with_host<T>(
     };
     let arguments = vec!["watchdog".into()];
     let watchdog = Program { path: PathBuf::from("/proc/self/exe"), arguments };
-    work(&Host { config: &config, open: &open, state: &state, watchdog: &watchdog })
+    work(&Host {
+        path: &file.config,
+        config: &config,
+        open: &open,
+        state: &state,
+        watchdog: &watchdog,
+    })
 }
 
 /// Does what is due, or what was named, and tells of each piece when it is done.

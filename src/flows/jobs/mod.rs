@@ -13,10 +13,11 @@ mod run;
 mod status;
 mod words;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::base::clock;
 use crate::base::error::Result;
+use crate::flows::host::{self, HostFiles};
 use crate::flows::report::{Failure, PlanReport, RunHistory};
 use crate::guest::quiesce::Program;
 use crate::vault::repository::Repository;
@@ -36,6 +37,8 @@ pub type Opener<'a> = &'a (dyn Fn(&RepositoryPlace) -> Result<Repository> + Sync
 /// This host, as its file describes it.
 #[derive(Clone, Copy)]
 pub struct Host<'a> {
+    /// Where the file is.
+    pub path: &'a Path,
     /// What the file says.
     pub config: &'a Config,
     /// How a repository is opened.
@@ -44,6 +47,18 @@ pub struct Host<'a> {
     pub state: &'a Path,
     /// How the watchdog of frozen guests is started.
     pub watchdog: &'a Program,
+}
+
+impl Host<'_> {
+    /// What is kept of the host itself: libvirt's folder, the file of jobs, and what the file names or usually
+    /// belongs to it.
+    fn files(&self) -> HostFiles {
+        let named = self.config.host_files.clone();
+        let usual = || host::FILES.iter().map(PathBuf::from).collect();
+        let mut files = HostFiles { named: named.is_some(), paths: named.unwrap_or_else(usual) };
+        files.paths.extend([self.config.libvirt.config.clone(), self.path.to_owned()]);
+        files
+    }
 }
 
 /// Says what would be done when, and what becomes of each guest. Nothing is done.

@@ -12,6 +12,7 @@ mod drill;
 mod failure;
 mod file;
 mod files;
+mod host;
 mod jobs;
 mod marks;
 mod merge;
@@ -42,6 +43,7 @@ pub use files::{
     Change, DiffReport, FileChange, FileEntry, FileKind, FilesReport, GuestPath, TakenReport,
     VolumeReport, VolumesReport,
 };
+pub use host::{HostChange, HostDifference, HostReport};
 pub use jobs::{
     Act, ActPlan, ActResult, End, GuestFate, JobPlan, PlanReport, Record, RunHistory, RunReport,
 };

@@ -45,7 +45,8 @@ impl Tar {
         let (mut headers, mut at) = (Headers::default(), 0);
         loop {
             let (name, start) = (tar.source.name(), at);
-            let wrong = move |error: FormatError| damaged(name.clone()).because(error.relative_to(start));
+            let wrong =
+                move |error: FormatError| damaged(name.clone()).because(error.relative_to(start));
             let block = headers.read(&tar.source.bytes(at, BLOCK)?).map_err(&wrong)?;
             at += BLOCK as u64;
             match block {
@@ -171,7 +172,11 @@ impl Filesystem for Tar {
             changed: None,
             modified: Time { seconds, nanoseconds },
             device: (0, 0),
-            place: (content.saturating_sub(BLOCK as u64), BLOCK as u64),
+            // A folder that has no entry of its own lies nowhere.
+            place: match content.checked_sub(BLOCK as u64) {
+                Some(at) => (at, BLOCK as u64),
+                None => (0, 0),
+            },
         })
     }
 
