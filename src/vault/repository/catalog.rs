@@ -114,6 +114,18 @@ impl Catalog {
         &self.repository
     }
 
+    /// What is to be told of files and folders that were seen under names that nobody of the repository has
+    /// given; none if there are none.
+    pub fn strangers(&self) -> Option<String> {
+        let all = self.repository.storage().strangers();
+        let (first, more) = (all.first()?, all.len() - 1);
+        let (them, have) = match more {
+            0 => (String::new(), "has a name"),
+            more => (format!(" and {more} more"), "have names"),
+        };
+        Some(format!("{}{them} {have} that nobody of this repository has given", first.display()))
+    }
+
     /// The reading of a domain.
     pub(super) fn domain(&self, domain: &DomainName) -> Arc<DomainReading> {
         let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);

@@ -131,6 +131,10 @@ pub struct DiskRecord {
     /// What kind of anchor was wanted, whether it could be left or not: the next backup tries again.
     #[serde(default, with = "text::optional", skip_serializing_if = "Option::is_none")]
     pub anchor_wanted: Option<Tracker>,
+    /// The first bytes of the archive's file in an encrypted repository, in base 64: without them nothing else of
+    /// the file can be read, so they are kept twice. A key is needed for them as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opening: Option<String>,
 }
 
 impl DiskRecord {
