@@ -15,6 +15,7 @@ mod continuity;
 mod copies;
 mod data_path;
 mod definitions;
+mod disaster;
 mod drills;
 mod encrypted;
 mod encrypted_places;

@@ -139,6 +139,9 @@ pub fn list(command: &str) -> &'static [Example] {
             ("For a monitoring system", "qdelta status --nagios"),
             ("For a script", "qdelta status --json | jq -r '.findings[].text'"),
         ],
+        "export-kit" => {
+            &[("Onto a stick that is kept elsewhere", "qdelta export-kit /media/stick/qdelta")]
+        }
         "history" => &[
             ("What was done last", "qdelta history"),
             ("What failed in this week", "qdelta history --failed --since 7d"),

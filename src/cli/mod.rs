@@ -186,6 +186,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Run(args) => commands::run::run(&args, context),
         Command::Status(args) => commands::status::run(&args, context),
         Command::History(args) => commands::history::run(&args, context),
+        Command::ExportKit(args) => commands::kit::run(&args, context),
         Command::Config(args) => commands::config::run(&args, context),
         Command::Watchdog => commands::watchdog::run(),
     }

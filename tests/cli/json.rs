@@ -114,6 +114,7 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "run" => through::<report::RunReport>(result),
         "history" => through::<report::RunHistory>(result),
         "status" => through::<report::StatusReport>(result),
+        "export-kit" => through::<report::KitReport>(result),
         "config check" => through::<report::PlanReport>(result),
         "bench" => through::<report::BenchReport>(result),
         "man" => through::<report::ManReport>(result),

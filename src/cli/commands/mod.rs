@@ -18,6 +18,7 @@ mod in_place;
 pub mod info;
 pub mod init;
 pub mod key;
+pub mod kit;
 mod machine;
 pub mod map;
 pub mod merge;

@@ -8,6 +8,7 @@ mod config;
 mod due;
 mod guests;
 mod journal;
+mod kit;
 mod programs;
 mod run;
 mod status;
@@ -28,6 +29,7 @@ pub use config::{
     Limits, Pattern, Prune, RepositoryPlace, Verify,
 };
 pub use journal::Journal;
+pub use kit::{KitRequest, export_kit};
 pub use run::run;
 pub use status::status;
 

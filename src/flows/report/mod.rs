@@ -14,6 +14,7 @@ mod file;
 mod files;
 mod host;
 mod jobs;
+mod kit;
 mod marks;
 mod merge;
 mod mount;
@@ -47,6 +48,7 @@ pub use host::{HostChange, HostDifference, HostReport};
 pub use jobs::{
     Act, ActPlan, ActResult, End, GuestFate, JobPlan, PlanReport, Record, RunHistory, RunReport,
 };
+pub use kit::{KitDisk, KitGuest, KitKind, KitReport, KitRepository};
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
 pub use mount::MountReport;
