@@ -142,6 +142,17 @@ pub fn list(command: &str) -> &'static [Example] {
         "export-kit" => {
             &[("Onto a stick that is kept elsewhere", "qdelta export-kit /media/stick/qdelta")]
         }
+        "notify" => &[
+            ("Would a mail reach me?", "qdelta notify --test admin"),
+            ("Everything, now", "qdelta notify --digest"),
+        ],
+        "report" => &[
+            ("A page for the boss", "qdelta report /tmp/backups.html"),
+            (
+                "Anew after each run: a hook",
+                "finally = \"qdelta report --force /var/www/backups.html\"",
+            ),
+        ],
         "history" => &[
             ("What was done last", "qdelta history"),
             ("What failed in this week", "qdelta history --failed --since 7d"),
@@ -182,7 +193,13 @@ pub fn list(command: &str) -> &'static [Example] {
             ),
             ("For ever, by the point's id", "qdelta pin 20261122T153823.412Z"),
         ],
-        "unpin" => &[("The rules decide again", "qdelta unpin web@20261122T153823.412Z")],
+        "unpin" => &[
+            ("The rules decide again", "qdelta unpin web@20261122T153823.412Z"),
+            (
+                "A guest that ran on the point is gone with its host",
+                "qdelta unpin web@20261122T153823.412Z --holder instant-5f0c1a7e",
+            ),
+        ],
         "serve" => &[
             ("A disk at its latest point", "qdelta serve web/vda@latest --socket /run/qdelta.sock"),
             ("Whatever is asked for", "qdelta serve --socket /run/qdelta.sock"),

@@ -15,9 +15,8 @@ use crate::disk::image::{Format, OpenOptions};
 use crate::flows::backup::{self, BackupRequest, ImageRequest, Options};
 use crate::flows::files::{self, OpenDisk, Output};
 use crate::flows::report::{BackupReport, HostReport};
-use crate::vault::repository::{
-    DiskAt, DiskId, DiskSpec, DomainName, Repository, Selector, host_name,
-};
+use crate::vault::repository::storage::host_name;
+use crate::vault::repository::{DiskAt, DiskId, DiskSpec, DomainName, Repository, Selector};
 
 /// What is kept of a host beside libvirt's folder and the file of jobs, unless somebody says otherwise: what it takes to
 /// have its network, its firewall and its mounts again.

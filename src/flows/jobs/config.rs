@@ -20,6 +20,7 @@ use crate::base::period::Period;
 use crate::base::size;
 use crate::disk::io::Opener;
 use crate::flows::backup::{AnchorChoice, ConsistencyChoice, LEVEL_DEFAULT};
+use crate::flows::notify::Notifier;
 use crate::flows::verify::Budget;
 use crate::formats::archive::Tracker;
 use crate::guest::libvirt::Libvirt;
@@ -57,8 +58,25 @@ pub struct Config {
     /// Programs around a whole run.
     #[serde(default)]
     pub hooks: Hooks,
+    /// Who is told of what.
+    #[serde(default)]
+    pub notify: BTreeMap<String, Notifier>,
+    /// Where a monitoring system finds how everything stands.
+    #[serde(default)]
+    pub metrics: Metrics,
+    /// Whether the system's journal hears of everything that is done.
+    #[serde(default = "yes")]
+    pub journal: bool,
     /// What is done.
     pub jobs: BTreeMap<String, Job>,
+}
+
+/// Where a monitoring system finds how everything stands.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// The file for Prometheus' node exporter.
+    pub textfile: Option<PathBuf>,
 }
 
 /// A repository.
@@ -478,8 +496,9 @@ impl Config {
         if nice > 19 {
             return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
         }
+        super::telling::check(self)?;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
         for (name, job) in &self.jobs {
-            let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
             if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
                 let text = format!("{name:?} can't be the name of a job");
                 return refused(text, "letters, digits, _ and -, at most 64 of them");
@@ -532,6 +551,10 @@ fn mistake(text: &str, error: &toml::de::Error) -> Error {
 
 fn timer() -> String {
     "qdelta.timer".to_owned()
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn level() -> i32 {

@@ -8,7 +8,7 @@ use qdelta_formats::tar::{BLOCK, Block, Header, Headers, Kind, padding};
 
 use super::runs::{InRuns, Runs};
 use super::source::Source;
-use super::{Attribute, Data, Entry, FileKind, Filesystem, Id, Node, Time, damaged};
+use super::{Attributes, Data, Entry, FileKind, Filesystem, Id, Node, Time, damaged};
 use crate::base::error::{Error, Result};
 use crate::disk::io::ReadAt;
 use crate::inside::volumes::Content;
@@ -202,7 +202,7 @@ impl Filesystem for Tar {
         Ok(self.file(link)?.header.target.clone())
     }
 
-    fn attributes(&self, _: Id) -> Result<Vec<Attribute>> {
-        Ok(Vec::new())
+    fn attributes(&self, _: Id) -> Result<Attributes> {
+        Ok(Attributes::default())
     }
 }

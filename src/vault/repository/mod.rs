@@ -77,7 +77,6 @@ pub use point::{PointId, Selector};
 pub use removal::Removed;
 pub(crate) use replace::Version;
 pub use settings::{Count, Keep, SAFETY, Settings, Targets};
-pub use storage::host_name;
 use storage::{Entry, EntryKind, Limited, Name, S3, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.

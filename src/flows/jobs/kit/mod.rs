@@ -21,7 +21,8 @@ use crate::disk::io::{Opener, sync_folder};
 use crate::flows::report::{
     Failure, KeyRecord, KitDisk, KitGuest, KitKind, KitReport, KitRepository,
 };
-use crate::vault::repository::{Catalog, Manifest, Repository, Selector, host_name};
+use crate::vault::repository::storage::host_name;
+use crate::vault::repository::{Catalog, Manifest, Repository, Selector};
 
 /// The longest program.
 const PROGRAM_LEN_MAX: u64 = 1 << 30;
