@@ -149,8 +149,8 @@ pub fn list(command: &str) -> &'static [Example] {
         "report" => &[
             ("A page for the boss", "qdelta report /tmp/backups.html"),
             (
-                "Anew after each run: a hook",
-                "finally = \"qdelta report --force /var/www/backups.html\"",
+                "Anew after each run, as a hook finally",
+                "qdelta report --force /var/www/backups.html",
             ),
         ],
         "history" => &[
