@@ -42,6 +42,8 @@ pub struct Config {
     /// The systemd timer that starts `qdelta run`; none if another program does.
     #[serde(default = "timer")]
     pub timer: String,
+    /// The files that are kept of this host, beside libvirt's; the usual ones if nothing is said.
+    pub host_files: Option<Vec<PathBuf>>,
     /// Guests that no job need cover, by name, pattern or UUID.
     #[serde(default)]
     pub ignore: Vec<Pattern>,
@@ -213,7 +215,7 @@ pub struct Job {
     /// The zstd level.
     #[serde(default = "level")]
     pub level: i32,
-    /// Whether the host's configuration is part of each point.
+    /// Whether the host's configuration is backed up, too, as a disk of its own.
     #[serde(default)]
     pub with_host_config: bool,
     /// How old the newest good point of a guest may be.
@@ -506,7 +508,7 @@ impl Config {
                 let text = format!("the repository of job {name} has two keys");
                 return refused(text, "say key_file or key_command");
             }
-            if job.guests.is_empty() && job.images.is_empty() {
+            if job.guests.is_empty() && job.images.is_empty() && !job.with_host_config {
                 let text = format!("job {name}: nothing is to be backed up");
                 return refused(
                     text,
