@@ -94,6 +94,8 @@ pub enum ActName {
     Run,
     /// Backups
     Backup,
+    /// Second copies
+    Copy,
     /// Proofs
     Verify,
     /// Removal of points

@@ -3,6 +3,8 @@
 //! What the file does not know is an error with its line and column: a rule that is spelled wrong and
 //! passed over would be found out on the day of a restore.
 
+mod copy;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,8 @@ use crate::formats::archive::Tracker;
 use crate::guest::libvirt::Libvirt;
 use crate::guest::quiesce::Virsh;
 use crate::vault::repository::{DiskSpec, Keep, Rung};
+
+pub use copy::Copy;
 
 /// The longest file that is read, in bytes.
 const LEN_MAX: u64 = 1 << 20;
@@ -204,6 +208,8 @@ pub struct Job {
     /// How long it may take until a guest is back.
     #[serde(default, deserialize_with = "optional")]
     pub rto: Option<Stretch>,
+    /// A second copy of its points.
+    pub copy: Option<Copy>,
     /// Proof of its points.
     pub verify: Option<Verify>,
     /// Removal of points that no rule keeps.
@@ -447,7 +453,8 @@ impl Config {
                 })
             }
             None => {
-                let mut all = self.repositories.iter();
+                let own = |it: &(&String, _)| !self.is_for_copies(it.0);
+                let mut all = self.repositories.iter().filter(own);
                 match (all.next(), all.next()) {
                     (Some((name, place)), None) => Ok((name, place)),
                     _ => Err(refused("it does not say which repository".to_owned())
@@ -483,8 +490,10 @@ impl Config {
                 return refused(text, "letters, digits, _ and -, at most 64 of them");
             }
             let (_, place) = self.repository_of(name, job)?;
-            if place.key_file.is_some() && place.key_command.is_some() {
-                let text = format!("the repository of job {name} has two keys");
+            let copy = job.copy.as_ref().map(|copy| self.copy_of(name, copy)).transpose()?;
+            let has_two = |it: &RepositoryPlace| it.key_file.is_some() && it.key_command.is_some();
+            if has_two(place) || copy.is_some_and(has_two) {
+                let text = format!("a repository of job {name} has two keys");
                 return refused(text, "say key_file or key_command");
             }
             if job.guests.is_empty() && job.images.is_empty() {
@@ -620,6 +629,9 @@ mod tests {
             ("guests = [\"a\"]", "line 5", "duplicate key"),
             ("level = \"high\"", "line 5", "invalid type"),
             ("repository = \"mian\"", "job a", "did you mean \"main\"?"),
+            ("[jobs.a.copy]\nto = \"main\"", "job a", "made there already"),
+            ("[jobs.a.copy]\nto = \"mian\"", "job a", "did you mean \"main\"?"),
+            ("[jobs.a.copy]\nto = \"main\"\nlimit = 3", "line 7", "there are to"),
             ("level = 20", "job a", "level is -7 to 19"),
             ("freeze_max = \"1h\"", "job a", "at most 10m"),
             ("[jobs.b]\nschedule = \"1:00\"", "job b", "say guests"),

@@ -50,6 +50,7 @@ impl Work<'_> {
             }
             self.run.doing(job, act, None, || match act {
                 Act::Backup => self.back_up(&repository, keep_free),
+                Act::Copy => self.copy(&repository).unwrap_or_else(|error| Came::failed(&error)),
                 Act::Verify => {
                     self.verify(&repository).unwrap_or_else(|error| Came::failed(&error))
                 }
@@ -63,7 +64,7 @@ impl Work<'_> {
     }
 
     /// The guests of the job that the repository has points of.
-    fn domains(&self, repository: &Repository) -> Result<Vec<DomainName>> {
+    pub(super) fn domains(&self, repository: &Repository) -> Result<Vec<DomainName>> {
         let there: BTreeSet<DomainName> = repository.domains()?.into_iter().collect();
         let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
         let wanted: BTreeSet<DomainName> = wanted.collect();
