@@ -13,21 +13,21 @@ use crate::harness::{Lab, Outcome, args, qdelta, run};
 
 /// Runs a program of age's.
 #[track_caller]
-fn age(program: &str, arguments: Vec<OsString>) -> Outcome {
+pub fn age(program: &str, arguments: Vec<OsString>) -> Outcome {
     let mut command = Command::new(program);
     command.args(arguments);
     run(command).ok()
 }
 
 /// A new identity of age's own, and its recipient.
-fn keygen(lab: &Lab, name: &str) -> (PathBuf, String) {
+pub fn keygen(lab: &Lab, name: &str) -> (PathBuf, String) {
     let path = lab.path(name);
     let said = age("age-keygen", args!["-o", path.as_path()]).stderr;
     (path, said.trim().rsplit(' ').next().unwrap().to_owned())
 }
 
 /// The encrypted files of a repository that are not in `keys`, the largest last.
-fn files(repo: &Repo) -> Vec<PathBuf> {
+pub fn files(repo: &Repo) -> Vec<PathBuf> {
     let mut files: Vec<_> = tree(&repo.path)
         .into_iter()
         .map(|name| repo.path.join(name))

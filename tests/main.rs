@@ -17,6 +17,7 @@ mod data_path;
 mod definitions;
 mod drills;
 mod encrypted;
+mod encrypted_places;
 mod examples;
 mod exports;
 mod files;

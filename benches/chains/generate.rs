@@ -195,6 +195,7 @@ impl Generator {
             refused: Vec::new(),
             anchor: None,
             anchor_wanted: None,
+            opening: None,
         });
         pending.commit(&manifest)?;
         self.newest = Some((metadata, point, root));

@@ -175,7 +175,13 @@ pub fn list(command: &str) -> &'static [Example] {
             ),
             ("For ever, by the point's id", "qdelta pin 20261122T153823.412Z"),
         ],
-        "unpin" => &[("The rules decide again", "qdelta unpin web@20261122T153823.412Z")],
+        "unpin" => &[
+            ("The rules decide again", "qdelta unpin web@20261122T153823.412Z"),
+            (
+                "A guest that ran on the point is gone with its host",
+                "qdelta unpin web@20261122T153823.412Z --holder instant-5f0c1a7e",
+            ),
+        ],
         "serve" => &[
             ("A disk at its latest point", "qdelta serve web/vda@latest --socket /run/qdelta.sock"),
             ("Whatever is asked for", "qdelta serve --socket /run/qdelta.sock"),

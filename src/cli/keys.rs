@@ -96,9 +96,19 @@ fn parse(bytes: &[u8]) -> Result<KeyText> {
         .parse()
 }
 
-/// The passphrase in a file, which has one line.
+/// The shortest passphrase that a key is wrapped with, in letters: whoever has the file can try as many as
+/// he likes.
+const PASSPHRASE_LEN_MIN: usize = 8;
+
+/// The passphrase in a file, which has one line, to wrap a key with.
 pub(super) fn passphrase(path: &Path) -> Result<String> {
     match from_file(path)? {
+        KeyText::Passphrase(text) if text.chars().count() < PASSPHRASE_LEN_MIN => {
+            let text = format!("the passphrase in {} is too short", path.display());
+            Err(Error::new(ErrorKind::Usage, text)
+                .because("whoever can read the repository can try as many as he likes")
+                .advise("take several words by chance, eight letters at the very least"))
+        }
         KeyText::Passphrase(passphrase) => Ok(passphrase),
         _ => Err(Error::new(ErrorKind::Usage, format!("{} holds a key", path.display()))
             .because("a passphrase is one line of text")),

@@ -32,6 +32,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use qdelta::base::observer::Observer;
+use qdelta::base::warning::Warning;
 use qdelta::vault::repository::Repository;
 use qdelta::vault::repository::storage::KeyText;
 use qdelta::{Error, ErrorKind, Result};
@@ -107,7 +108,14 @@ impl Context {
         })?;
         let key = keys::given(&self.global)?;
         let state = state::folder(self.global.state.as_deref());
-        Self::open(dir, key.as_ref(), state.as_deref(), &self.screen)
+        Self::open(dir, key.as_ref(), state.as_deref(), &|warning| self.warn(warning))
+    }
+
+    /// Warns of something before there is a result.
+    fn warn(&self, warning: Warning) {
+        let observer: &dyn Observer = &self.screen;
+        observer.warn(warning.clone());
+        self.out.warned(warning);
     }
 
     /// The second repository of a command, by somebody whose key opens what it holds.
@@ -120,7 +128,8 @@ impl Context {
             true => keys::of_other(key, &self.global)?,
             false => None,
         };
-        let repository = Self::open(place, key.as_ref(), state.as_deref(), &self.screen)?;
+        let repository =
+            Self::open(place, key.as_ref(), state.as_deref(), &|warning| self.warn(warning))?;
         if let Some(encryption) = repository.encryption() {
             encryption.check_readable()?;
         }
@@ -132,12 +141,11 @@ impl Context {
         place: &Path,
         key: Option<&KeyText>,
         state: Option<&Path>,
-        screen: &Screen,
+        warn: &dyn Fn(Warning),
     ) -> Result<Repository> {
         let mut repository = Repository::open_with(place, key)?;
         if let Some(warning) = repository.recognize(state)? {
-            let observer: &dyn Observer = screen;
-            observer.warn(warning);
+            warn(warning);
         }
         Ok(match state {
             Some(folder) => repository.with_state(folder),

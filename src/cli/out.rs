@@ -1,7 +1,9 @@
 //! Standard output: results and nothing else.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
+use qdelta::base::warning::Warning;
 use qdelta::disk::sys::stdout_was_closed;
 use qdelta::{Error, ErrorKind, Result};
 use serde::Serialize;
@@ -21,13 +23,16 @@ pub struct Out {
     closed: bool,
     failure: Option<io::Error>,
     done: Option<String>,
+    /// What was warned of before there was a result: it belongs to the result.
+    early: Mutex<Vec<Warning>>,
 }
 
 impl Out {
     /// Standard output.
     pub fn new(json: bool, quiet: bool) -> Self {
         let stdout = BufWriter::new(Stdout);
-        Self { stdout, json, quiet, closed: false, failure: None, done: None }
+        let (done, early) = (None, Mutex::default());
+        Self { stdout, json, quiet, closed: false, failure: None, done, early }
     }
 
     /// How many columns a line may have: those of the terminal, or as many as it takes.
@@ -70,8 +75,23 @@ impl Out {
         Ok(text::printable_json(&json))
     }
 
+    /// Remembers a warning that came before the result: where the result has warnings, they hold it.
+    pub fn warned(&self, warning: Warning) {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner).push(warning);
+    }
+
     /// Writes a whole result as JSON.
     pub fn json(&mut self, value: &impl Serialize) -> Result<()> {
+        let early = std::mem::take(self.early.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if !early.is_empty() {
+            let mut value = serde_json::to_value(value).map_err(unwritable)?;
+            if let Some(warnings) = value.get_mut("warnings").and_then(|it| it.as_array_mut()) {
+                let early = serde_json::to_value(early).map_err(unwritable)?;
+                warnings.splice(0..0, early.as_array().cloned().unwrap_or_default());
+            }
+            let text = self.to_json(&value)?;
+            return self.raw(&format!("{text}\n"));
+        }
         let text = self.to_json(value)?;
         self.raw(&format!("{text}\n"))
     }

@@ -14,6 +14,8 @@ use qdelta::{Error, ErrorKind};
 
 /// More threads than this bring nothing to anyone.
 const THREADS_MAX: usize = 1024;
+/// The longest name of who holds a pin.
+const HOLDER_MAX: usize = 100;
 
 /// A guest or a disk, and the first and the last of some of its points: `DISK@A..B`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +85,15 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 /// How much a scrub may take: a time or a number of bytes.
 pub fn budget(text: &str) -> Result<Budget, String> {
     text.parse().map_err(|error| refusal(&error))
+}
+
+/// Who holds a pin: a name that needs no quotes where it is typed.
+pub fn holder(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    match (1..=HOLDER_MAX).contains(&text.len()) && text.chars().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("give up to {HOLDER_MAX} letters, digits and \"-_.:\"")),
+    }
 }
 
 /// How many points a rule keeps.

@@ -106,6 +106,7 @@ impl Shelf {
             refused: Vec::new(),
             anchor: None,
             anchor_wanted: None,
+            opening: None,
         });
         pending.commit(&manifest).unwrap();
         id

@@ -114,6 +114,7 @@ fn only_what_is_missing_is_brought_and_restores_there() {
     scene.night(&["--anchor", "bitmap"]);
     let pin = format!("web@{pinned}");
     scene.repo.run(args!["pin", pin.as_str(), "--reason", "the audit"]).ok();
+    scene.repo.run(args!["pin", pin.as_str(), "--holder", "for-a-while"]).ok();
     let planned = scene.copy(&["--dry-run"]);
     assert_eq!(planned["guests"][0]["points"].as_array().unwrap().len(), 2, "{planned}");
     assert!(scene.other.files().len() < 3, "a dry run brings nothing");
@@ -123,7 +124,8 @@ fn only_what_is_missing_is_brought_and_restores_there() {
     scene.assert_points(&scene.other, &scene.ids());
     let there = scene.other.run(args!["points", "--json"]).ok().json();
     let [one, two] = [0, 1].map(|number| &there["disks"][0]["points"][number]);
-    assert_eq!(one["pinned"]["reason"], "the audit");
+    assert_eq!(one["pins"][0]["reason"], "the audit");
+    assert_eq!(one["pins"].as_array().unwrap().len(), 1, "what holds it here holds it here: {one}");
     assert!(two["anchor"].is_null() && !two["proved"].is_null(), "{two}");
     assert_eq!(hows(&scene.copy(&[])), [""; 0]);
 
@@ -131,6 +133,7 @@ fn only_what_is_missing_is_brought_and_restores_there() {
     let third = scene.night(&[]);
     scene.copy(&[]);
     scene.repo.run(args!["unpin", pin.as_str()]).ok();
+    scene.repo.run(args!["unpin", pin.as_str(), "--holder", "for-a-while"]).ok();
     let range = format!("web@{}..{third}", scene.points[0].0);
     scene.repo.run(args!["merge", range.as_str()]).ok();
     scene.repo.run(args!["pin", format!("web@{third}")]).ok();
@@ -142,7 +145,7 @@ fn only_what_is_missing_is_brought_and_restores_there() {
     compare("copy", &[&first, &last], RARE);
     // The pin that was taken away here stays there.
     let there = scene.other.run(args!["points", "--json"]).ok().json();
-    assert_eq!(there["disks"][0]["points"][0]["pinned"]["reason"], "the audit");
+    assert_eq!(there["disks"][0]["points"][0]["pins"][0]["reason"], "the audit");
 }
 
 /// Fields of a copy that a sound repository and no rules don't show.

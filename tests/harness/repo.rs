@@ -38,8 +38,8 @@ impl Repo {
     /// A new repository at `path`, in which everything is encrypted.
     #[track_caller]
     pub fn encrypted(path: PathBuf) -> Self {
-        let key = path.with_extension("key");
-        let passphrase = path.with_extension("passphrase");
+        let key = key_of(&path);
+        let passphrase = key.with_extension("passphrase");
         std::fs::write(&passphrase, "a passphrase\n").unwrap();
         let options = args!["--recovery", key.as_path(), "--passphrase-file", passphrase.as_path()];
         let mut words = args!["init", path.as_path(), "--encrypt"];
@@ -88,7 +88,7 @@ impl Repo {
 
     /// A repository that is there already.
     pub fn at(path: PathBuf) -> Self {
-        let key = Some(path.with_extension("key")).filter(|key| key.exists());
+        let key = Some(key_of(&path)).filter(|key| key.exists());
         Self { path, io: "auto", key }
     }
 
@@ -247,6 +247,15 @@ impl Repo {
         }
         assert_eq!(manifests, archives, "each manifest has an archive, each archive a manifest");
     }
+}
+
+/// Where the key of a repository is, if it is encrypted: beside it, or in the folder of this host's state.
+fn key_of(path: &Path) -> PathBuf {
+    if !S3::is_address(path) {
+        return path.with_extension("key");
+    }
+    let place = path.to_string_lossy().split(['?', '/']).nth(3).unwrap().to_owned();
+    state().join(format!("{place}.key"))
 }
 
 /// The ids in the output of `points --json`, whichever way it nests them.

@@ -238,3 +238,27 @@ fn a_store_that_keeps_no_conditions_is_refused() {
         assert!(Repo::at(address(endpoint(), &place)).files().is_empty());
     }
 }
+
+/// A store that could not be reached was waited for three times as long as was asked for, without a word, and
+/// then whoever asked was told to remove `qdelta.toml`.
+#[test]
+fn a_store_that_cannot_be_reached_is_waited_for_once() {
+    for endpoint in ["http://127.0.0.1:9", "http://no.such.invalid"] {
+        let place = format!("s3://b/p?endpoint={endpoint}&patience=1");
+        let repo = Repo::at(PathBuf::from(place));
+        let said = repo.run(args!["points"]).fails_with(1);
+        assert!(said.contains("see whether the endpoint is right"), "{said}");
+        assert!(said.contains("cannot read s3://b/p/qdelta.toml"), "the first request: {said}");
+        assert!(!said.contains("remove"), "{said}");
+    }
+}
+
+#[test]
+fn no_repository_is_made_inside_another_one() {
+    let repo = new_repo();
+    let address = repo.path.to_str().unwrap().replacen('?', "/in/side?", 1);
+    let said = run(qdelta(args!["init", address.as_str()])).fails_with(2);
+    assert!(said.contains("lies within another repository"), "{said}");
+    let said = run(qdelta(args!["init", address.replacen("s3", "S3", 1)])).fails_with(2);
+    assert!(said.contains("in small letters"), "{said}");
+}

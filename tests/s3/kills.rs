@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::harness::content::Guest;
-use crate::harness::images::{create, guest_io, oracle};
+use crate::harness::content::{Guest, Random};
+use crate::harness::files::assert_same;
+use crate::harness::images::{create, guest_io, oracle, qemu_img};
 use crate::harness::proxy::{Fate, Proxy};
 use crate::harness::repo::{Repo, point_of};
-use crate::harness::run::{describe, finish, start};
-use crate::harness::store::{address, endpoint, fresh_place};
-use crate::harness::{Lab, Outcome, args, qdelta, sweep};
+use crate::harness::run::{describe, finish, start, tool};
+use crate::harness::store::{BUCKET, KEY, address, endpoint, fresh_place};
+use crate::harness::{Lab, Outcome, args, qdelta, run, sweep};
 
 const MIB: u64 = 1 << 20;
 
@@ -169,4 +170,92 @@ fn a_backup_gets_over_whatever_happens_to_one_request() {
         scene.straight.verify();
         scene.straight.assert_no_leftovers();
     }
+}
+
+/// Merges and prunes, killed at one request after the other: what is listed is whole, and the next run goes
+/// on from there.
+#[test]
+fn a_merge_or_prune_that_is_killed_at_any_request_loses_no_point() {
+    let mut scene = Scene::new();
+    let step = 5_usize.div_ceil(sweep() as usize);
+    let prune = ["prune", "--keep-last", "2", "--grace", "0h"].map(OsString::from).to_vec();
+    let mut killed = 0;
+    let (mut at, mut turn) = (0, 0);
+    loop {
+        let now = scene.change();
+        let id = point_of(&scene.straight.backup(&scene.image, "vm/disk", &[]));
+        scene.points.push((id, now));
+        let words = match turn % 2 {
+            0 => args!["merge", "vm/disk", "--io", "threads", "--threads", "1"],
+            _ => [prune.clone(), args!["--io", "threads", "--threads", "1"]].concat(),
+        };
+        let words = match turn % 2 {
+            0 => {
+                let ids = scene.straight.points("vm/disk");
+                let mut words = words;
+                words[1] = format!("vm/disk@{}..{}", ids[ids.len() - 3], ids[ids.len() - 2]).into();
+                words
+            }
+            _ => words,
+        };
+        let fate = if at % 2 == 0 { Fate::KillBefore } else { Fate::KillAfter };
+        let outcome = scene.run(scene.repo.args(words.clone()), at, fate);
+        let was_met = scene.proxy.seen().len() > at;
+        killed += usize::from(outcome.killed());
+        assert!(outcome.killed() || outcome.code() == Some(0), "{}", outcome.report());
+        let listed = scene.straight.points("vm/disk");
+        for (id, expected) in scene.points.iter().rev().take(2) {
+            assert!(listed.contains(id), "{id} is lost at {at}");
+            scene.straight.assert_restores_raw(&scene.lab, &format!("vm/disk@{id}"), expected);
+        }
+        // What is left is made good by the next one.
+        scene.straight.run(prune.clone()).ok();
+        scene.straight.verify();
+        if !was_met && turn > 1 {
+            break;
+        }
+        (at, turn) = (at + step, turn + 1);
+    }
+    assert!(killed > 4, "{killed} were killed");
+    scene.straight.assert_no_leftovers();
+}
+
+/// Killed between the parts of an archive: nobody completes that upload, and the next backup ends it.
+#[test]
+fn a_kill_between_parts_leaves_no_upload() {
+    let lab = Lab::new();
+    let (proxy, place) = (Proxy::new(endpoint()), fresh_place());
+    let straight = Repo::init(address(endpoint(), &place)).without_ring();
+    let by_proxy = format!("{}&part-size=5MiB", address(&proxy.endpoint, &place).display());
+    let repo = Repo::at(by_proxy.into()).without_ring();
+    let raw = lab.path("disk.raw");
+    let mut random = Random::new(3);
+    std::fs::write(&raw, random.noise(12 << 20)).unwrap();
+    let image = lab.path("disk.qcow2");
+    qemu_img(args!["convert", "-O", "qcow2", raw.as_path(), image.as_path()]).ok();
+    let id = Arc::new(AtomicU32::new(0));
+    let known = Arc::clone(&id);
+    proxy.judge(move |_, seen| match seen.target.contains("partNumber=2") {
+        true => Fate::KillAfter(known.load(Ordering::SeqCst)),
+        false => Fate::Pass,
+    });
+    let words = args!["backup", image.as_path(), "--disk", "vm/disk", "--io", "threads"];
+    let mut command = qdelta(repo.args(words));
+    let child = start(&mut command);
+    id.store(child.id(), Ordering::SeqCst);
+    assert!(finish(child, describe(&command)).sane().killed());
+    let uploads = || {
+        let target = format!("{}/{BUCKET}?prefix={place}&uploads=", endpoint());
+        let user = format!("{}:{}", KEY.0, KEY.1);
+        let sign = ["-sS", "--fail", "--aws-sigv4", "aws:amz:us-east-1:s3", "-u"];
+        let words = sign.iter().map(OsString::from).chain(args![user, target]);
+        run(tool("curl", words.collect())).ok().text().matches("<UploadId>").count()
+    };
+    assert_eq!(uploads(), 1);
+    straight.backup(&image, "vm/disk", &[]);
+    assert_eq!(uploads(), 0, "an upload that nobody completes is paid for");
+    let output = lab.path("restored.raw");
+    straight.restore("vm/disk", &output, &[]).ok();
+    assert_same(&raw, &output, "the next backup");
+    straight.assert_no_leftovers();
 }

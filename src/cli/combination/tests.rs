@@ -413,13 +413,17 @@ const TABLES: &[Table] = &[
             Entry(&["g@latest"], &[], "which point"),
             Entry(&["--reason", "r"], &[], "the list shows it"),
             Entry(&["--until", "2999"], &[], "when the pin ends"),
+            Entry(&["--holder", "h"], &[], "whose pin it is"),
         ],
         apart: &[],
     },
     Table {
         command: "unpin",
         ways: &[("point", &["g@latest"])],
-        entries: &[Entry(&["g@latest"], &[], "which point")],
+        entries: &[
+            Entry(&["g@latest"], &[], "which point"),
+            Entry(&["--holder", "h"], &[], "whose pin it is"),
+        ],
         apart: &[],
     },
     Table {

@@ -82,8 +82,7 @@ fn encrypted(dir: &Path, settings: &Settings, how: &NewEncryption) -> Result<Rep
         wraps.push((name, For::Recipient(recipient)));
     }
     wraps.extend(passphrase.iter().map(|it| ("passphrase".to_owned(), For::Passphrase(it))));
-    let inside = std::path::absolute(recovery).ok().zip(std::path::absolute(dir).ok());
-    if inside.is_some_and(|(recovery, dir)| recovery.starts_with(dir)) {
+    if lies_in(recovery, dir) {
         let text = format!("{} lies in the repository", recovery.display());
         return Err(Error::new(ErrorKind::Usage, text)
             .because("who loses the repository would lose its key as well")
@@ -96,4 +95,14 @@ fn encrypted(dir: &Path, settings: &Settings, how: &NewEncryption) -> Result<Rep
         // No repository has this key.
         let _ = std::fs::remove_file(recovery);
     })
+}
+
+/// Whether a file that is to be made would lie in a folder, which may not be there yet: by its path, or by
+/// links on the way.
+fn lies_in(file: &Path, folder: &Path) -> bool {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let (file, folder) = (absolute(file), absolute(folder));
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let outer = file.parent().map(real).unwrap_or_default();
+    file.starts_with(&folder) || outer.starts_with(real(&folder))
 }

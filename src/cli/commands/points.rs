@@ -40,7 +40,16 @@ pub fn run(args: &Points, context: &mut Context) -> Result<u8> {
     for unreadable in &report.unreadable {
         context.screen.say(&two_lines(&unreadable.error, unreadable.advice.as_deref()));
     }
-    Ok(if report.is_whole() { status::DONE } else { status::DAMAGED })
+    if !report.locked.is_empty() {
+        let line = "not every point can be opened by the key that was given";
+        let advice = "give the repository's identity, an admin's, or a passphrase: --key-file FILE";
+        context.screen.say(&two_lines(line, Some(advice)));
+    }
+    Ok(match (report.is_whole(), report.locked.is_empty()) {
+        (true, true) => status::DONE,
+        (true, false) => status::NO_KEY,
+        (false, _) => status::DAMAGED,
+    })
 }
 
 /// Shows every disk, and the totals of several.
@@ -54,12 +63,17 @@ fn show_all(
     if report.disks.is_empty() {
         context.out.line(format!("{}: no points yet", report.repository.display()))?;
     }
-    for (index, (disk, above)) in report.disks.iter().zip(above).enumerate() {
+    let shown = report.disks.iter().zip(above).filter(|(disk, _)| !report.is_locked(disk));
+    for (index, (disk, above)) in shown.enumerate() {
         if index > 0 {
             context.out.line("")?;
         }
         show(disk, above, view, context)?;
         show_anchors(catalog, &disk.disk, context)?;
+    }
+    for locked in &report.locked {
+        let points = text::count(locked.points, "point");
+        context.out.line(format!("{}: {points} that this key can't open", locked.domain))?;
     }
     if report.disks.len() > 1 {
         context.out.line("")?;
@@ -193,7 +207,7 @@ fn show_anchors(catalog: &Catalog, disk: &DiskId, context: &mut Context) -> Resu
 /// What a point is, and its marks.
 fn kind_of(point: &PointReport, now: Timestamp) -> String {
     let drilled = point.drilled.map(|drilled| drilled.result);
-    let is_pinned = point.pinned.as_ref().is_some_and(|pin| pin.holds(now));
+    let is_pinned = point.pins.iter().any(|pin| pin.holds(now));
     let marks = [
         (point.safety, ", safety"),
         (is_pinned, ", pinned"),
@@ -217,7 +231,7 @@ fn row(branch: &str, point: &PointReport, view: &View) -> Vec<String> {
             true => text::bytes(point.bytes_written),
             false => "missing".to_owned(),
         },
-        point.tracker.to_string(),
+        format!("{}{}", point.tracker, if point.trusted { ", trusted" } else { "" }),
         point.consistency.as_str().to_owned(),
         duration::age(age),
         point.proved.map_or("never".to_owned(), |time| {

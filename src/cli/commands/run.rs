@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use qdelta::base::observer::Observer;
 use qdelta::flows::jobs::{self, Config, Host, RepositoryPlace};
 use qdelta::flows::report::{Act, End, Record, RunReport};
 use qdelta::guest::quiesce::Program;
@@ -32,7 +33,8 @@ pub(super) fn with_host<T>(
     let global = &context.global;
     let open = |place: &RepositoryPlace| {
         let key = keys::of(place.key_file.as_deref(), place.key_command.as_deref(), global)?;
-        Context::open(place.place.as_ref(), key.as_ref(), Some(&state), &context.screen)
+        let observer: &dyn Observer = &context.screen;
+        Context::open(place.place.as_ref(), key.as_ref(), Some(&state), &|it| observer.warn(it))
     };
     let arguments = vec!["watchdog".into()];
     let watchdog = Program { path: PathBuf::from("/proc/self/exe"), arguments };

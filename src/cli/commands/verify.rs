@@ -37,7 +37,10 @@ fn show(report: &VerifyReport, context: &mut Context) -> Result<()> {
     let out = &mut context.out;
     for finding in &report.findings {
         let path = finding.path.display().to_string();
-        out.line(format!("{} {path}", label(finding.state)))?;
+        out.line(match &finding.name {
+            Some(name) => format!("{} {name} ({path})", label(finding.state)),
+            None => format!("{} {path}", label(finding.state)),
+        })?;
         let problem = finding.problem.strip_prefix(&format!("{path}: "));
         out.line(format!("  {}", problem.unwrap_or(&finding.problem)))?;
         if !finding.points.is_empty() {

@@ -320,6 +320,7 @@ impl<'a> DiskBackup<'a> {
             refused: tracked.refused.clone(),
             anchor: self.source.anchor.clone(),
             anchor_wanted: wanted_anchor(self.options, &self.base),
+            opening: pending.opening(),
         })
     }
 

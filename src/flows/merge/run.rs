@@ -191,6 +191,7 @@ impl<'a> Merger<'a> {
             let name = archive.name().last().to_owned();
             if let Some(record) = manifest.disks.iter_mut().find(|it| it.disk == path.disk) {
                 record.archive = name;
+                record.opening = archive.opening();
                 record.archive_id = id;
                 record.kind = stretch.oldest().metadata().kind;
                 record.parent = parent;

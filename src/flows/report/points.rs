@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use qdelta_formats::archive::{ArchiveId, Consistency, Digest, Kind, Tracker};
 use serde::{Deserialize, Serialize};
 
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
 use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::Warning;
 use crate::vault::repository::{
-    Anchor, Catalog, DamagedManifest, DiskId, Drilled, ImageRecord, Pin, Point, PointId, Refusal,
-    Removal, Survey, Wanted,
+    Anchor, Catalog, DamagedManifest, DiskId, DomainName, Drilled, ImageRecord, Pin, Point,
+    PointId, Refusal, Removal, Survey, Wanted,
 };
 
 /// The points of some disks.
@@ -28,6 +28,8 @@ pub struct PointsReport {
     pub totals: PointsTotals,
     /// Files of points that can't be used.
     pub damaged: Vec<DamagedReport>,
+    /// Points that are there and that the given key can't open: nothing of them is listed.
+    pub locked: Vec<LockedReport>,
     /// Folders that can't be listed, and a `qdelta.toml` that can't be used.
     pub unreadable: Vec<UnreadableReport>,
     /// What the admin should know.
@@ -82,6 +84,8 @@ pub struct PointReport {
     /// How the changed blocks were found.
     #[serde(with = "text")]
     pub tracker: Tracker,
+    /// What the tracker said was trusted: nothing but the sample has proved it.
+    pub trusted: bool,
     /// In what state the guest was.
     #[serde(with = "text")]
     pub consistency: Consistency,
@@ -91,8 +95,8 @@ pub struct PointReport {
     pub frozen_filesystems: Option<u32>,
     /// It is a safety point, made before a roll back.
     pub safety: bool,
-    /// It is pinned; none if it is not.
-    pub pinned: Option<Pin>,
+    /// Its pins.
+    pub pins: Vec<Pin>,
     /// It is removed; none if it is not. Removed points are listed only where they are asked for.
     pub removed: Option<Removal>,
     /// Size of the disk, in bytes.
@@ -148,6 +152,16 @@ pub struct UnreadableReport {
     pub advice: Option<String>,
 }
 
+/// Points of a guest that the given key can't open: a host's key opens those that the host has made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockedReport {
+    /// The guest, or the single image on its own.
+    #[serde(with = "text")]
+    pub domain: DomainName,
+    /// How many points.
+    pub points: usize,
+}
+
 /// A file of a point that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DamagedReport {
@@ -184,19 +198,17 @@ impl PointsReport {
             disks: Vec::new(),
             totals: PointsTotals::default(),
             damaged: Vec::new(),
+            locked: Vec::new(),
             unreadable: Vec::new(),
             warnings: Vec::new(),
         };
-        let recorder = Recorder::new(observer);
-        catalog.warn_of_damage(&disks, &recorder);
-        report.warnings = recorder.take();
         if let Some(error) = repository.trouble() {
             report.add_unreadable(repository.config_path(), &error);
         }
         for folder in unreadable {
             report.add_unreadable(folder.path, &folder.error);
         }
-        for disk in disks {
+        for disk in disks.clone() {
             let list = catalog.points(&disk)?;
             let health = catalog.health(&disk, &list)?;
             let proofs = catalog.proofs(&disk, &list.points, now);
@@ -209,16 +221,23 @@ impl PointsReport {
                 PointReport { drilled, ..PointReport::new(point, archive, restorable, proved) }
             });
             let points: Vec<_> = points.collect();
+            let (locked, damaged): (Vec<_>, Vec<_>) =
+                list.damaged.into_iter().partition(|it| it.error.kind() == ErrorKind::Key);
+            report.add_locked(&disk.domain, locked.len());
             let chains = chains_of(&points, |_| true);
             report.disks.push(DiskPointsReport { disk, chains, points });
             for folder in list.unreadable {
                 report.add_unreadable(folder.path, &folder.error);
             }
-            for damaged in list.damaged.into_iter().chain(health.problems) {
+            for damaged in damaged.into_iter().chain(health.problems) {
                 report.add_damaged(damaged);
             }
         }
         report.totals = PointsTotals::of(&report.disks);
+        // Last: what has a strange name is seen where folders are listed.
+        let recorder = Recorder::new(observer);
+        catalog.warn_of_damage(&disks, &recorder);
+        report.warnings = recorder.take();
         Ok(report)
     }
 
@@ -230,6 +249,18 @@ impl PointsReport {
         }
         let PointsTotals { removed, bytes_removed, .. } = self.totals;
         self.totals = PointsTotals { removed, bytes_removed, ..PointsTotals::of(&self.disks) };
+    }
+
+    /// Adds points of a guest that can't be opened. Every disk of a guest has the same manifests.
+    fn add_locked(&mut self, domain: &DomainName, points: usize) {
+        if points > 0 && self.locked.iter().all(|known| known.domain != *domain) {
+            self.locked.push(LockedReport { domain: domain.clone(), points });
+        }
+    }
+
+    /// Whether all that is to be said of a disk is that its points can't be opened.
+    pub fn is_locked(&self, disk: &DiskPointsReport) -> bool {
+        disk.points.is_empty() && self.locked.iter().any(|it| it.domain == disk.disk.domain)
     }
 
     /// Adds a folder or file that can't be read. Several disks may share it.
@@ -308,11 +339,12 @@ impl PointReport {
             kind: record.kind,
             parent: record.parent_point(),
             tracker: record.tracker,
+            trusted: record.is_trusted(),
             consistency: point.consistency,
             freeze_ms: point.freeze_ms,
             frozen_filesystems: point.frozen_filesystems,
             safety: point.safety,
-            pinned: point.pinned.clone(),
+            pins: point.pins.clone(),
             removed: point.removed.clone(),
             virtual_size: record.virtual_size,
             block_size: record.block_size,

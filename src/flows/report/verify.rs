@@ -64,7 +64,7 @@ pub enum FileState {
     Damaged,
     /// It is not there.
     Missing,
-    /// No manifest names it. It may well be sound.
+    /// No manifest names it, or nobody of the repository has given its name. It may well be sound.
     Stray,
     /// The system can't read it, or can't list it.
     Unreadable,
@@ -109,6 +109,9 @@ pub struct Finding {
     /// The file or folder.
     #[serde(serialize_with = "crate::base::json::serialize")]
     pub path: PathBuf,
+    /// What the file is called in an encrypted repository, where its path says nothing; none in others, and
+    /// if its name can't be told.
+    pub name: Option<String>,
     /// How it was found.
     pub state: FileState,
     /// The recovery points that can't be restored whole because of it.

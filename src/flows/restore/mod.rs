@@ -93,7 +93,7 @@ pub fn run(
             let missing = remains.gaps.iter().map(|gap| gap.error.chain()).collect();
             let expected = Some(point.record.archive_id);
             repository.storage().expect(&remains.archives);
-            let files = remains.archives.iter().map(|name| repository.storage().open(name));
+            let files = remains.archives.iter().map(|name| catalog.open_damaged(&disk, name));
             salvage_chain(files, missing, expected, &note, cancel)?
         } else {
             (check_indexes(open_chain(&catalog, &point)?)?, Vec::new())

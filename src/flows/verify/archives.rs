@@ -69,7 +69,7 @@ impl Damage {
         for ((path, problem), (state, points)) in self.found {
             archives.insert(path.clone(), state);
             let points = points.into_iter().collect();
-            report.findings.push(Finding { path, state, points, problem });
+            report.findings.push(Finding { path, name: None, state, points, problem });
         }
         let result = |&point: &PointId| {
             let because = self.costs.remove(&point).unwrap_or_default();

@@ -140,6 +140,15 @@ pub fn run(
         let points = points.map(|all| all.iter().flatten().map(|point| point.id).collect());
         verify_machines(&catalog, &first.disk.domain, points.as_ref(), &mut report)?;
     }
+    report_strangers(&catalog, &request.targets, &mut report, observer);
+    if let Some(encryption) = repository.encryption().filter(|_| request.targets.is_empty()) {
+        for (path, error) in encryption.damaged_keys()? {
+            report.findings.push(finding(&path, NO_POINTS, &error));
+        }
+    }
+    for found in &mut report.findings {
+        found.name = repository.storage().plain_name(&found.path);
+    }
     // What several disks share was found at each of them, and is said once.
     let mut known = BTreeSet::new();
     report.findings.retain(|found| known.insert((found.path.clone(), found.problem.clone())));
@@ -282,6 +291,7 @@ fn report_the_rest(
     for (archive, point) in strays {
         report.findings.push(Finding {
             path: catalog.repository().describe(&archive),
+            name: None,
             state: FileState::Stray,
             points: vec![point],
             problem: "no manifest names this archive: the point's manifest is lost, or was not \
@@ -295,10 +305,39 @@ fn report_the_rest(
     Ok(())
 }
 
+/// Reports what has a name that nobody of the repository has given: a guest that was renamed is in no list.
+/// Where only some of the repository is asked for, what was seen beside it is no damage of it.
+fn report_strangers(
+    catalog: &Catalog,
+    targets: &[Target],
+    report: &mut VerifyReport,
+    observer: &dyn Observer,
+) {
+    if !targets.is_empty() {
+        if let Some(text) = catalog.strangers() {
+            observer.warn(Warning::new(Code::Stray, text).advise("verify the whole repository"));
+        }
+        return;
+    }
+    for path in catalog.repository().all_strangers() {
+        report.findings.push(Finding {
+            path,
+            name: None,
+            state: FileState::Stray,
+            points: Vec::new(),
+            problem:
+                "nobody of this repository has given this name: the file or folder was renamed, \
+                      moved here from another folder, or put here by somebody else"
+                    .to_owned(),
+        });
+    }
+}
+
 /// A folder that can't be listed.
 fn unlisted(path: &Path, error: &Error) -> Finding {
     let problem = error.chain();
-    Finding { path: path.to_path_buf(), state: FileState::Unreadable, points: Vec::new(), problem }
+    let (path, state) = (path.to_path_buf(), FileState::Unreadable);
+    Finding { path, name: None, state, points: Vec::new(), problem }
 }
 
 /// Proves the files of a domain's machine, each once, at all points or at these.
@@ -345,6 +384,7 @@ fn finding(path: &Path, points: impl IntoIterator<Item = PointId>, error: &Error
     };
     Finding {
         path: path.to_path_buf(),
+        name: None,
         state,
         points: points.into_iter().collect(),
         problem: error.chain(),

@@ -93,6 +93,15 @@ pub trait Data {
 /// An extended attribute: its name with its prefix, and its value, as `getxattr` has them.
 pub type Attribute = (Vec<u8>, Vec<u8>);
 
+/// The extended attributes of a file, as far as they can be had.
+#[derive(Debug, Default)]
+pub struct Attributes {
+    /// Those that are whole, by name.
+    pub list: Vec<Attribute>,
+    /// Why each of the others is missing.
+    pub problems: Vec<Error>,
+}
+
 /// A filesystem that is read.
 pub trait Filesystem: Send + Sync {
     /// Which one it is.
@@ -126,11 +135,11 @@ pub trait Filesystem: Send + Sync {
     /// # Errors
     /// As [`Filesystem::open`].
     fn target(&self, link: Id) -> Result<Vec<u8>>;
-    /// The extended attributes of a file, by name.
+    /// The extended attributes of a file. One that can't be had keeps none of the others back.
     ///
     /// # Errors
-    /// As [`Filesystem::node`].
-    fn attributes(&self, id: Id) -> Result<Vec<Attribute>>;
+    /// As [`Filesystem::node`]: nothing is known of any of them.
+    fn attributes(&self, id: Id) -> Result<Attributes>;
 }
 
 /// Opens the filesystem of a volume that holds `content`.

@@ -89,6 +89,24 @@ fn mac(key: &FileKey, stanzas: &[Stanza]) -> [u8; 32] {
     Hmac::new(&key.0).of(&[&Header::authenticated(stanzas)])
 }
 
+/// The stanza of a file for a passphrase, its salt, and how many times the work doubles.
+fn scrypt_of(header: &Header) -> Option<(&Stanza, [u8; 16], u8)> {
+    let [stanza] = header.stanzas.as_slice() else { return None };
+    let [kind, salt, work] = stanza.args.as_slice() else { return None };
+    let salt = base64::decode(salt).ok()?.try_into().ok()?;
+    let is_number = work.len() <= 2 && work.bytes().all(|b| b.is_ascii_digit());
+    let is_ours = kind == SCRYPT && is_number && !work.starts_with('0');
+    let work = work.parse().ok().filter(|_| is_ours)?;
+    Some((stanza, salt, work))
+}
+
+/// How many steps of scrypt it takes to try a passphrase on a file; none if no passphrase opens it, or no
+/// work that anybody asks for.
+pub fn passphrase_steps(header: &Header) -> Option<u64> {
+    let (_, _, work) = scrypt_of(header)?;
+    (work <= WORK_MAX).then_some(1 << work)
+}
+
 /// What came of trying to open a file.
 #[derive(Debug)]
 pub enum Opened {
@@ -134,13 +152,7 @@ impl Opened {
     /// # Errors
     /// The file wants more work than anybody asks for; there is no memory for it.
     pub fn by_passphrase(header: &Header, passphrase: &str) -> Result<Self> {
-        let [stanza] = header.stanzas.as_slice() else { return Ok(Self::NotFor) };
-        let [kind, salt, work] = stanza.args.as_slice() else { return Ok(Self::NotFor) };
-        let salt = base64::decode(salt).ok().and_then(|salt| salt.try_into().ok());
-        let (Some(salt), SCRYPT) = (salt, kind.as_str()) else { return Ok(Self::NotFor) };
-        let is_number = work.len() <= 2 && work.bytes().all(|b| b.is_ascii_digit());
-        let number = work.parse::<u8>().ok().filter(|_| is_number && !work.starts_with('0'));
-        let Some(work) = number else { return Ok(Self::NotFor) };
+        let Some((stanza, salt, work)) = scrypt_of(header) else { return Ok(Self::NotFor) };
         if work > WORK_MAX {
             let text = format!("the passphrase of a file is to cost 2^{work} steps of scrypt");
             return Err(Error::new(ErrorKind::Damaged, text)

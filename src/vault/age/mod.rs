@@ -10,7 +10,7 @@ mod reader;
 mod writer;
 
 pub use crypt::{Hmac, Wiped, derive, same};
-pub use file::{FileKey, Opened};
+pub use file::{FileKey, Opened, passphrase_steps};
 pub use keys::{Identity, REPOSITORY_MARK, Recipient};
-pub use reader::{Chunks, SealedReader, open_bytes};
+pub use reader::{Chunks, SealedReader, no_header, open_bytes};
 pub use writer::{For, Sealer, seal_bytes};

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::crypt::{Aead, Wiped};
-use super::file::{self, Opened};
+use super::file::{self, FileKey, Opened};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::shelf::Shelf;
 use crate::disk::io::ReadAt;
-use crate::formats::age::{CHUNK_LEN, HEADER_LEN_MAX, Header, NONCE_LEN, Payload};
+use crate::formats::age::{
+    CHUNK_LEN, HEADER_LEN_MAX, Header, NONCE_LEN, Payload, TAG_LEN, chunk_nonce,
+};
 use crate::formats::{FormatError, Problem};
 
 /// How many bytes of a file are read first: most headers are shorter.
@@ -39,6 +41,8 @@ pub struct SealedReader {
     payload: Payload,
     chunks: Arc<Chunks>,
     number: u64,
+    /// The file may have been cut off: what seems to be its last piece may be another one.
+    is_torn: bool,
 }
 
 impl fmt::Debug for SealedReader {
@@ -62,7 +66,7 @@ fn read_header(inner: &dyn ReadAt, file_len: u64) -> Result<(Header, u64)> {
             {
                 most = HEADER_LEN_MAX;
             }
-            Err(error) => return Err(Error::format(ErrorKind::Damaged, path, error)),
+            Err(error) => return Err(no_header(path, error)),
         }
     }
 }
@@ -83,14 +87,7 @@ impl SealedReader {
         let path = inner.path();
         let file_len = inner.len().map_err(|error| Error::io("find the length of", path, error))?;
         let (header, header_len) = read_header(&*inner, file_len)?;
-        let key = match open(&header)? {
-            Opened::Key(key) => key,
-            Opened::NotFor => {
-                let text = format!("{} is encrypted to somebody else", path.display());
-                return Err(Error::new(ErrorKind::Damaged, text).of_file(path));
-            }
-            Opened::Changed => return Err(changed(path, "its header")),
-        };
+        let key = key_of(path, open(&header)?)?;
         let payload = Payload::new(header_len, file_len)
             .map_err(|error| Error::format(ErrorKind::Damaged, path, error))?;
         let mut nonce = [0; NONCE_LEN as usize];
@@ -98,7 +95,7 @@ impl SealedReader {
         read.map_err(|error| Error::io("read", path, error))?;
         let key = file::payload_key(&key, &nonce);
         let chunks = Arc::clone(chunks);
-        let file = Self { inner, key, payload, chunks, number };
+        let file = Self { inner, key, payload, chunks, number, is_torn: false };
         let last = file.chunk(file.payload.last_chunk());
         match last {
             Ok(_) => Ok(file),
@@ -107,6 +104,61 @@ impl SealedReader {
             }
             Err(error) => Err(Error::io("read the end of", file.path(), error)),
         }
+    }
+
+    /// Opens what is left of a file: each piece proves itself, and nothing says that the last one is. `opening`
+    /// is a copy of the file's beginning, and counts more than the file's own.
+    ///
+    /// # Errors
+    /// As [`Self::open`]: neither of the two beginnings gives the key.
+    pub fn open_damaged(
+        inner: Arc<dyn ReadAt>,
+        chunks: &Arc<Chunks>,
+        number: u64,
+        opening: Option<&[u8]>,
+        open: impl Fn(&Header) -> Result<Opened>,
+    ) -> Result<Self> {
+        let path = inner.path();
+        let file_len = inner.len().map_err(|error| Error::io("find the length of", path, error))?;
+        let copy = opening.and_then(|copy| {
+            let (header, len) = Header::decode(copy).ok()?;
+            let nonce = *copy.get(len..)?.first_chunk()?;
+            let key = key_of(path, open(&header).ok()?).ok()?;
+            Some((key, len as u64, nonce))
+        });
+        let (key, header_len, nonce) = match copy {
+            Some(found) => found,
+            None => {
+                let (header, len) = read_header(&*inner, file_len)?;
+                let key = key_of(path, open(&header)?)?;
+                let mut nonce = [0; NONCE_LEN as usize];
+                let read = inner.read_exact_at(&mut nonce, len);
+                read.map_err(|error| Error::io("read", path, error))?;
+                (key, len, nonce)
+            }
+        };
+        let key = file::payload_key(&key, &nonce);
+        // What is no whole piece at the end can't be opened.
+        let payload = Payload::new(header_len, file_len)
+            .or_else(|_| Payload::new(header_len, file_len.saturating_sub(TAG_LEN)))
+            .map_err(|error| Error::format(ErrorKind::Damaged, path, error))?;
+        let chunks = Arc::clone(chunks);
+        Ok(Self { inner, key, payload, chunks, number, is_torn: true })
+    }
+
+    /// Opens one sealed piece.
+    fn open_piece(
+        &self,
+        aead: &mut Aead,
+        chunk: u64,
+        piece: &[u8],
+        out: &mut [u8],
+    ) -> Result<bool> {
+        let is_open = aead.open(&self.payload.nonce(chunk), piece, out)?;
+        if is_open || !self.is_torn || chunk != self.payload.last_chunk() {
+            return Ok(is_open);
+        }
+        aead.open(&chunk_nonce(chunk, false), piece, out)
     }
 
     /// One piece of the content, which is kept for the next reader.
@@ -141,7 +193,7 @@ impl SealedReader {
             let (Some((piece, more)), Some((room, left))) = (piece, room) else {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             };
-            if !aead.open(&self.payload.nonce(chunk), piece, room).map_err(failed)? {
+            if !self.open_piece(&mut aead, chunk, piece, room).map_err(failed)? {
                 room.fill(0);
                 return Err(damaged(content.start));
             }
@@ -184,6 +236,18 @@ impl ReadAt for SealedReader {
     }
 }
 
+/// The key of a file, unless it can't be had.
+fn key_of(path: &Path, opened: Opened) -> Result<FileKey> {
+    match opened {
+        Opened::Key(key) => Ok(key),
+        Opened::NotFor => {
+            let text = format!("{} is encrypted to somebody else", path.display());
+            Err(Error::new(ErrorKind::Damaged, text).of_file(path))
+        }
+        Opened::Changed => Err(changed(path, "its header")),
+    }
+}
+
 /// The content of a whole small file that was sealed for whoever `open` says.
 ///
 /// # Errors
@@ -194,7 +258,7 @@ pub fn open_bytes(
     open: impl FnOnce(&Header) -> Result<Opened>,
 ) -> Result<Option<Vec<u8>>> {
     let format = |error| Error::format(ErrorKind::Damaged, path, error);
-    let (header, header_len) = Header::decode(sealed).map_err(format)?;
+    let (header, header_len) = Header::decode(sealed).map_err(|error| no_header(path, error))?;
     let key = match open(&header)? {
         Opened::Key(key) => key,
         Opened::NotFor => return Ok(None),
@@ -214,6 +278,12 @@ pub fn open_bytes(
         }
     }
     Ok(Some(plain))
+}
+
+/// A file that does not begin as all files of age do.
+pub fn no_header(path: &Path, error: FormatError) -> Error {
+    let text = format!("{} is no file of age", path.display());
+    Error::new(ErrorKind::Damaged, text).because(error).of_file(path)
 }
 
 fn changed(path: &Path, what: &str) -> Error {

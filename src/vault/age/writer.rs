@@ -29,6 +29,8 @@ pub struct Sealer<W> {
     plain: Vec<u8>,
     /// What is to be written next: at first the header.
     sealed: Vec<u8>,
+    /// The header, and the nonce behind it.
+    opening: Vec<u8>,
 }
 
 impl<W: Write> Sealer<W> {
@@ -55,7 +57,12 @@ impl<W: Write> Sealer<W> {
         head.extend_from_slice(&nonce);
         let aead = Aead::to_seal(&file::payload_key(&key, &nonce).0)?;
         let plain = Vec::with_capacity(CHUNK_LEN as usize);
-        Ok(Self { sink, aead, chunk: 0, plain, sealed: head })
+        Ok(Self { sink, aead, chunk: 0, plain, sealed: head.clone(), opening: head })
+    }
+
+    /// What the file begins with: without these bytes nothing else of it can be read.
+    pub fn opening(&self) -> &[u8] {
+        &self.opening
     }
 
     /// What takes the sealed bytes.

@@ -77,8 +77,8 @@ pub struct Point {
     pub elapsed_ms: u64,
     /// It is a safety point: it holds what was there before a roll back.
     pub safety: bool,
-    /// It is pinned.
-    pub pinned: Option<Pin>,
+    /// Its pins.
+    pub pins: Vec<Pin>,
     /// It is removed: only who names it whole means it.
     pub removed: Option<Removal>,
     /// What the manifest says of the disk.
@@ -112,6 +112,18 @@ impl Catalog {
     /// The repository that is read.
     pub fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    /// What is to be told of files and folders that were seen under names that nobody of the repository has
+    /// given; none if there are none.
+    pub fn strangers(&self) -> Option<String> {
+        let all = self.repository.storage().strangers();
+        let (first, more) = (all.first()?, all.len() - 1);
+        let (them, have) = match more {
+            0 => (String::new(), "has a name"),
+            more => (format!(" and {more} more"), "have names"),
+        };
+        Some(format!("{}{them} {have} that nobody of this repository has given", first.display()))
     }
 
     /// The reading of a domain.
@@ -397,7 +409,7 @@ impl DomainReading {
             frozen_filesystems: machine.and_then(|machine| machine.frozen_filesystems),
             elapsed_ms: manifest.elapsed_ms,
             safety: manifest.safety,
-            pinned: manifest.pinned.clone(),
+            pins: manifest.pins.clone(),
             removed: manifest.removed.clone(),
             archive_present: self.is_present(&id.disk, &record.archive, &archive),
             archive,

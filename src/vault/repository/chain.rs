@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::manifest::{DiskRecord, Manifest, ParentRecord};
 use super::names::DiskId;
 use super::point::PointId;
 use super::{Catalog, Name, Point, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::ReadAt;
+use crate::formats::age::base64;
 use crate::formats::archive::{Digest, Kind, Metadata, header};
 use crate::vault::archive::Reader;
 
@@ -48,6 +51,20 @@ impl Catalog {
         }
         remains.archives.reverse();
         remains
+    }
+
+    /// Opens an archive of a disk that may not be as it was written.
+    ///
+    /// # Errors
+    /// Nothing of it can be read.
+    pub fn open_damaged(&self, disk: &DiskId, archive: &Name) -> Result<Arc<dyn ReadAt>> {
+        let domain = self.domain(&disk.domain);
+        let opening = manifest::parse_archive_name(archive.last()).and_then(|(point, _)| {
+            let record = domain.manifest(point)?.as_ref().ok()?.disk(&disk.disk)?;
+            let is_it = record.archive == archive.last();
+            base64::decode(record.opening.as_ref().filter(|_| is_it)?).ok()
+        });
+        self.repository().storage().open_damaged(archive, opening.as_deref())
     }
 
     /// The archives that points of a disk need, each once and after the one that it builds on.

@@ -297,6 +297,10 @@ impl Repository {
     pub fn open_in_with(storage: Arc<dyn Storage>, key: Option<&KeyText>) -> Result<Self> {
         let config = match Config::read(&*storage) {
             Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
+            // A store that can't be reached has not lost anything.
+            Err(error) if error.kind() == ErrorKind::Io && storage.fails_as_a_whole() => {
+                return Err(error);
+            }
             config => config,
         };
         let (storage, encryption) = unlock(storage, &config, key)?;
@@ -379,6 +383,9 @@ impl Repository {
         let config = Config::read(&*storage);
         let (storage, encryption) = match &config {
             Err(error) if error.kind() == ErrorKind::Usage => (storage, None),
+            Err(error) if error.kind() == ErrorKind::Io && storage.fails_as_a_whole() => {
+                return Err(error.clone());
+            }
             _ => unlock(storage, &config, key)?,
         };
         match config {
@@ -453,7 +460,7 @@ fn unlock(
         // Without a configuration only what is there can say that the key is its own.
         let keys = KeyRing::new(Arc::clone(&storage), recipient).unlock(key)?;
         let (sealed, encryption) = Encryption::of(&storage, keys);
-        return Ok((sealed, Some(encryption)));
+        return Ok((sealed, Some(encryption.by(key))));
     }
     // Whoever can write there could have put another repository in the place of an encrypted one.
     let text = format!("a key was given, and {} is not encrypted", shown(&*storage));

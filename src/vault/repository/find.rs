@@ -191,7 +191,12 @@ impl Catalog {
         }
         let text =
             format!("no {what} {name} in the repository {}", self.repository().path().display());
-        Error::new(ErrorKind::NotFound, text).advise(match nearest(name, &known) {
+        let error = Error::new(ErrorKind::NotFound, text);
+        let error = match self.strangers() {
+            Some(strangers) => error.because(strangers),
+            None => error,
+        };
+        error.advise(match nearest(name, &known) {
             Some(near) => format!("did you mean {near}? qdelta points lists what there is"),
             None => "qdelta points lists the guests and disks that are there".to_owned(),
         })

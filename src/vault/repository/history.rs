@@ -284,6 +284,10 @@ impl Catalog {
         disks: impl IntoIterator<Item = &'a DiskId>,
         observer: &dyn Observer,
     ) {
+        if let Some(text) = self.strangers() {
+            observer
+                .warn(Warning::new(Code::Stray, text).advise("qdelta verify lists all of them"));
+        }
         let mut histories: BTreeMap<&DomainName, History> = BTreeMap::new();
         for disk in disks {
             let domain = &disk.domain;

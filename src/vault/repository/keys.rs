@@ -10,8 +10,10 @@ use std::sync::Arc;
 use super::config::holds_domains;
 use super::storage::{EntryKind, HostKey, KeyText, Keys, Name, Publish, Sealed, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::formats::age::Header;
-use crate::vault::age::{For, Identity, Opened, Recipient, open_bytes, seal_bytes};
+use crate::formats::age::{Header, Payload};
+use crate::vault::age::{
+    For, Identity, Opened, Recipient, no_header, open_bytes, passphrase_steps, seal_bytes,
+};
 
 /// The folder of the wrapped identities.
 pub(super) const KEYS: &str = "keys";
@@ -21,6 +23,16 @@ const ENDING: &str = ".age";
 
 /// The longest file of a wrapped identity that is read, in bytes.
 const LEN_MAX: u64 = 128 << 10;
+
+/// What the key of the passphrase is called that `init` was given.
+const PASSPHRASE: &str = "passphrase";
+
+/// So many steps of scrypt are made at most to find what a passphrase opens: ten files as qdelta and age
+/// wrap them.
+const STEPS_MAX: u64 = 5 << 19;
+
+/// The length of an identity as text, in bytes.
+const IDENTITY_LEN: u64 = 74;
 
 /// The longest name of a key.
 const NAME_LEN_MAX: usize = 64;
@@ -43,6 +55,8 @@ pub struct NewKeys<'a> {
 pub struct Encryption {
     ring: KeyRing,
     keys: Keys,
+    /// What was given to open the repository.
+    given: Option<KeyText>,
 }
 
 impl Encryption {
@@ -50,7 +64,32 @@ impl Encryption {
     pub(super) fn of(storage: &Arc<dyn Storage>, keys: Keys) -> (Arc<dyn Storage>, Self) {
         let ring = KeyRing::new(Arc::clone(storage), Some(keys.host.recipient()));
         let sealed = Sealed::new(Arc::clone(storage), keys.clone());
-        (Arc::new(sealed), Self { ring, keys })
+        (Arc::new(sealed), Self { ring, keys, given: None })
+    }
+
+    /// The same, with what was given to open the repository.
+    pub(super) fn by(self, given: &KeyText) -> Self {
+        Self { given: Some(given.clone()), ..self }
+    }
+
+    /// The wrapped keys that are not as they were written, each with what is wrong: in its form, and in its
+    /// content if what was given opens it.
+    ///
+    /// # Errors
+    /// The folder of keys can't be listed.
+    pub fn damaged_keys(&self) -> Result<Vec<(PathBuf, Error)>> {
+        let mut damaged = Vec::new();
+        let tried = match &self.given {
+            Some(text) => self.ring.worth_trying(text)?.0,
+            None => Vec::new(),
+        };
+        for name in self.ring.names()? {
+            let text = self.given.as_ref().filter(|_| tried.contains(&name));
+            if let Err(error) = self.ring.check(&name, text) {
+                damaged.push((self.ring.storage.describe(&file(&name)), error));
+            }
+        }
+        Ok(damaged)
     }
 
     /// The storage of a host that keeps in `folder` what it knows of the files that it writes.
@@ -131,7 +170,7 @@ impl Encryption {
 pub struct KeyEntry {
     /// What it is called.
     pub name: String,
-    /// What opens it: the types of its stanzas.
+    /// What opens it: the types of its stanzas. None if it is damaged.
     pub kinds: Vec<String>,
 }
 
@@ -170,10 +209,10 @@ impl KeyRing {
     /// One can't be read.
     pub fn list(&self) -> Result<Vec<KeyEntry>> {
         let entry = |name: String| {
-            let (path, bytes) = self.read(&name)?;
-            let (header, _) = Header::decode(&bytes)
-                .map_err(|error| Error::format(ErrorKind::Damaged, &path, error))?;
-            let kinds = header.stanzas.iter().map(|stanza| stanza.kind().to_owned()).collect();
+            let (_, bytes) = self.read(&name)?;
+            let header = Header::decode(&bytes).ok().map(|(header, _)| header);
+            let stanzas = header.iter().flat_map(|header| &header.stanzas);
+            let kinds = stanzas.map(|stanza| stanza.kind().to_owned()).collect();
             Ok(KeyEntry { name, kinds })
         };
         self.names()?.into_iter().map(entry).collect()
@@ -191,6 +230,46 @@ impl KeyRing {
     fn read(&self, name: &str) -> Result<(PathBuf, Vec<u8>)> {
         let file = file(name);
         Ok((self.storage.describe(&file), self.storage.read(&file, LEN_MAX)?))
+    }
+
+    /// Fails unless the file of a wrapped key has the form of one and, if this text opens it, the repository's
+    /// identity in it. Of the rest its owner alone can tell.
+    fn check(&self, name: &str, text: Option<&KeyText>) -> Result<()> {
+        let (path, bytes) = self.read(name)?;
+        let format = |error| Error::format(ErrorKind::Damaged, &path, error);
+        let (_, header_len) = Header::decode(&bytes).map_err(|error| no_header(&path, error))?;
+        let payload = Payload::new(header_len as u64, bytes.len() as u64).map_err(format)?;
+        if payload.len() < IDENTITY_LEN {
+            let text = format!("{} is too short to hold a key", path.display());
+            return Err(Error::new(ErrorKind::Damaged, text).of_file(&path));
+        }
+        text.map_or(Ok(()), |text| self.open(name, text).map(|_| ()))
+    }
+
+    /// The names of the wrapped identities that a text may open, those that cost least first, and of those
+    /// that are not worth it: whoever can write there can ask for any work.
+    fn worth_trying(&self, text: &KeyText) -> Result<(Vec<String>, Vec<String>)> {
+        let names = self.names()?;
+        let KeyText::Passphrase(_) = text else { return Ok((names, Vec::new())) };
+        let mut costs = Vec::new();
+        for name in names {
+            let Ok((_, bytes)) = self.read(&name) else { continue };
+            let Ok((header, _)) = Header::decode(&bytes) else { continue };
+            if header.stanzas.iter().any(|stanza| stanza.kind() == "scrypt") {
+                costs.push((name != PASSPHRASE, passphrase_steps(&header), name));
+            }
+        }
+        // What has no number of steps asks for too many, and stands first otherwise.
+        costs.sort_by_key(|(is_other, steps, _)| (*is_other, steps.unwrap_or(u64::MAX)));
+        let (mut sum, mut tried, mut left) = (0_u64, Vec::new(), Vec::new());
+        for (_, steps, name) in costs {
+            sum = sum.saturating_add(steps.unwrap_or(0));
+            match steps.is_some() && sum <= STEPS_MAX {
+                true => tried.push(name),
+                false => left.push(name),
+            }
+        }
+        Ok((tried, left))
     }
 
     /// The identity that is wrapped under a name, if this text opens it.
@@ -265,7 +344,8 @@ impl KeyRing {
                 .advise("somebody may have put another one in the place of yours: look before you go on"));
         }
         let mut damaged = None;
-        for name in self.names()? {
+        let (names, left) = self.worth_trying(text)?;
+        for name in names {
             match self.open(&name, text) {
                 // A passphrase is known to whoever wrote the file; a recipient is known to anybody.
                 Ok(Some(identity)) => {
@@ -285,9 +365,13 @@ impl KeyRing {
             ErrorKind::Key,
             format!("{what} that was given is none of the repository {}", self.shown()),
         );
-        let error = match damaged {
-            Some(damaged) => error.because(damaged.chain()),
-            None => error,
+        let error = match (damaged, left.as_slice()) {
+            (Some(damaged), _) => error.because(damaged.chain()),
+            (None, []) => error,
+            (None, left) => {
+                let names = left.join(", ");
+                error.because(format!("not tried, because they ask for too much work: {names}"))
+            }
         };
         Err(error.advise("qdelta key list shows what can open it"))
     }

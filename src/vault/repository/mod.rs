@@ -418,6 +418,22 @@ impl Repository {
         self.storage.describe(name)
     }
 
+    /// What lies anywhere in an encrypted repository under a name that nobody of it has given. A folder that
+    /// can't be listed is told of by whoever needs what is in it.
+    pub(crate) fn all_strangers(&self) -> Vec<PathBuf> {
+        if self.encryption.is_some() {
+            for domain in self.domains().unwrap_or_default() {
+                let folder = self.domain_dir(&domain);
+                for entry in self.storage.list(&folder).unwrap_or_default() {
+                    if entry.may_be_folder() {
+                        let _ = self.storage.list(&folder.join(&entry.name));
+                    }
+                }
+            }
+        }
+        self.storage.strangers()
+    }
+
     /// Whether something has this name.
     fn is_there(&self, name: &Name) -> Result<bool> {
         Ok(self.storage.entry(name)?.is_some())

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::config::CONFIG;
 use super::storage::Name;
 use crate::base::error::{Error, ErrorKind, Result};
 
@@ -92,6 +93,11 @@ impl FromStr for DomainName {
 
     fn from_str(name: &str) -> Result<Self> {
         check("domain", name)?;
+        if name == CONFIG {
+            let text =
+                format!("{name:?} is no name for a domain: a repository keeps its settings there");
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
         Ok(Self(name.to_owned()))
     }
 }

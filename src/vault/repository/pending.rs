@@ -15,6 +15,7 @@ use super::point::PointId;
 use super::storage::{Name, Outcome, Publish, Staged, Storage, Unpublished};
 use super::{DomainLock, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::formats::age::base64;
 use crate::formats::archive::{ArchiveId, Kind};
 
 /// An archive that is being written, under a name that nobody takes for an archive. Dropped, it
@@ -51,12 +52,17 @@ impl Write for SharedFile {
 
 /// A merged archive that has its name, and that its point's manifest does not name yet. It is removed
 /// when this is dropped, unless it was kept.
-pub(crate) struct Beside<'lock>(Litter<'lock>);
+pub(crate) struct Beside<'lock>(Litter<'lock>, Option<String>);
 
 impl Beside<'_> {
     /// What it is called.
     pub fn name(&self) -> &Name {
         &self.0.name
+    }
+
+    /// What its record in the manifest says of the archive's first bytes.
+    pub fn opening(&self) -> Option<String> {
+        self.1.clone()
     }
 
     /// The archive stays.
@@ -142,6 +148,11 @@ impl<'lock> Pending<'lock> {
         self.archive.last().to_owned()
     }
 
+    /// What its record in the manifest says of the archive's first bytes.
+    pub fn opening(&self) -> Option<String> {
+        self.staged.get().opening().map(|bytes| base64::encode(&bytes))
+    }
+
     /// Gives the archive its name, beside another one of its point that the manifest names. Where the
     /// program ends before the manifest names this one, the next run removes it.
     ///
@@ -149,13 +160,14 @@ impl<'lock> Pending<'lock> {
     /// It can't be sealed or published, and is gone.
     pub(crate) fn publish(self) -> Result<Beside<'lock>> {
         let storage = &**self.lock.storage();
+        let opening = self.opening();
         let mut staged = self.staged.get();
         staged.seal()?;
         let published = staged.publish(Publish::New);
         let refused = matches!(&published, Err(Unpublished { outcome: Outcome::Refused, .. }));
         let beside = Litter { storage, name: self.archive.clone(), released: refused };
         published.map_err(|unpublished| unpublished.error)?;
-        Ok(Beside(beside))
+        Ok(Beside(beside, opening))
     }
 
     /// Makes the archive and `manifest`, which names it and no other, a point.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::catalog::Catalog;
-use super::manifest::Manifest;
+use super::manifest::{self, Manifest};
 use super::names::{DiskId, DomainName};
 use super::point::{Among, PointId, Selector};
 use super::{Point, Survey};
@@ -90,7 +90,46 @@ impl Catalog {
                 .within(format!("point {point} of {id} can't be told"))
                 .advise("name another point by its id: qdelta points lists them"));
         }
-        found.pop().ok_or_else(|| self.no_such_point(id, selector, &is_meant))
+        let Some(found) = found.pop() else {
+            return Err(self.no_such_point(id, selector, &is_meant));
+        };
+        match self.lost_instead(id, selector, &found)?.filter(|_| among == Among::Backups) {
+            Some(lost) => Err(Error::new(
+                ErrorKind::Damaged,
+                format!("the manifest of point {lost} of {id} is lost, though its archive is there"),
+            )
+            .advise(format!(
+                "{} is the point before it: name it by its id; qdelta replay restores the lost one from the archives",
+                found.id
+            ))),
+            None => Ok(found),
+        }
+    }
+
+    /// The newest point that a selector may mean in the place of `found`, whose manifest is lost and whose
+    /// archive is there.
+    fn lost_instead(
+        &self,
+        id: &DiskId,
+        selector: &Selector,
+        found: &Point,
+    ) -> Result<Option<PointId>> {
+        let domain = self.domain(&id.domain);
+        let folder = domain.folder(&id.disk);
+        // Why a folder can't be listed is told by whoever needs an archive of it.
+        let Ok(folder) = &*folder else { return Ok(None) };
+        let is_id = matches!(selector, Selector::Id(_));
+        let may_be = |point: PointId| {
+            fits(selector, point)
+                && if is_id { point != found.id } else { point > found.id }
+                && domain.points().binary_search(&point).is_err()
+        };
+        let points = folder.names.iter().filter_map(|name| manifest::parse_archive_name(name));
+        if !points.map(|(point, _)| point).any(may_be) {
+            return Ok(None);
+        }
+        let strays = self.strays(id)?.into_iter().map(|(_, point)| point);
+        Ok(strays.filter(|point| may_be(*point)).max())
     }
 
     /// Says that a selector means no point of a disk, and why.
@@ -223,6 +262,27 @@ mod tests {
         // The archive of the damaged manifest is no leftover.
         let lock = repository.lock(&id.domain).unwrap();
         assert!(repository.clean(&lock).unwrap().0.removed.is_empty());
+    }
+
+    /// The newest manifest was renamed, and `restore` gave the point before it, status 0 and without a word.
+    #[test]
+    fn no_older_point_is_given_for_one_whose_manifest_is_lost() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let first = back_up(&repository, &id, Kind::Full).unwrap();
+        let second = back_up(&repository, &id, Kind::Incremental).unwrap();
+        let path = manifest_path(&repository, &id, second);
+        fs::rename(&path, path.with_file_name("lost")).unwrap();
+        let find = |selector: &str| {
+            let found = repository.catalog().resolve(&id, &selector.parse().unwrap());
+            found.map(|point| point.id).map_err(|error| error.kind())
+        };
+        assert_eq!(find("latest"), Err(ErrorKind::Damaged));
+        assert_eq!(find("2999-01-01"), Err(ErrorKind::Damaged));
+        assert_eq!(find(&first.to_string()), Ok(first));
+        // A backup that is being finished is none that was lost.
+        fs::write(path.with_file_name(format!(".{second}.json.partial")), "").unwrap();
+        assert_eq!(find("latest"), Ok(first));
     }
 
     #[test]

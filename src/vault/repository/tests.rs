@@ -53,6 +53,7 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
         refused: Vec::new(),
         anchor: None,
         anchor_wanted: None,
+        opening: None,
     }
 }
 

@@ -6,6 +6,7 @@
 //!                           → every disk, read at leisure → one point
 //! ```
 
+mod exchanged;
 mod machine;
 mod moment;
 mod plan;
@@ -123,7 +124,8 @@ pub fn run_guest(
         Some(program) => {
             let lock = repository.lock(&name)?;
             let about = (&repository.catalog(), &name);
-            snapshots = Some(Snapshots::begin(program, (&found, request), about, observer)?);
+            snapshots =
+                Some(Snapshots::begin(program, (&found, request), about, observer, cancel)?);
             // The guest may have been brought back to its own images.
             (Some(lock), request.how.libvirt.find(&request.domain)?)
         }

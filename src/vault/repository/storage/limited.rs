@@ -82,6 +82,23 @@ impl Storage for Limited {
         Ok(Arc::new(SlowFile { inner, pace: Arc::clone(&self.pace) }))
     }
 
+    fn open_damaged(&self, name: &Name, opening: Option<&[u8]>) -> Result<Arc<dyn ReadAt>> {
+        let inner = self.inner.open_damaged(name, opening)?;
+        Ok(Arc::new(SlowFile { inner, pace: Arc::clone(&self.pace) }))
+    }
+
+    fn strangers(&self) -> Vec<PathBuf> {
+        self.inner.strangers()
+    }
+
+    fn plain_name(&self, path: &Path) -> Option<String> {
+        self.inner.plain_name(path)
+    }
+
+    fn fails_as_a_whole(&self) -> bool {
+        self.inner.fails_as_a_whole()
+    }
+
     fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
         let inner = self.inner.stage(name)?;
         Ok(Box::new(SlowStaged { inner, pace: Arc::clone(&self.pace) }))
@@ -183,6 +200,10 @@ impl Staged for SlowStaged {
 
     fn announce(&mut self) -> Result<()> {
         self.inner.announce()
+    }
+
+    fn opening(&self) -> Option<Vec<u8>> {
+        self.inner.opening()
     }
 
     fn publish(&mut self, how: Publish) -> Result<(), Unpublished> {

@@ -18,7 +18,7 @@ mod sealed;
 
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::base::error::{Error, Result};
@@ -26,6 +26,7 @@ use crate::disk::io::ReadAt;
 
 pub(super) use limited::Limited;
 pub use local::Local;
+pub(crate) use local::host_name;
 pub use name::Name;
 pub use s3::S3;
 pub use sealed::{HostKey, KEY_TEXT_MAX, KeyText, Keys, Sealed};
@@ -67,6 +68,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// `NotFound` if there is no such file, `Damaged` if it is no file.
     fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>>;
+
+    /// Opens a file that may not be as it was written, for whoever makes the best of it. `opening` is what
+    /// [`Staged::opening`] gave of it, if that is known.
+    ///
+    /// # Errors
+    /// As [`Self::open`], where nothing of the file can be read.
+    fn open_damaged(&self, name: &Name, _opening: Option<&[u8]>) -> Result<Arc<dyn ReadAt>> {
+        self.open(name)
+    }
 
     /// Begins a file, and makes the folders that it is in.
     ///
@@ -114,9 +124,26 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// for damage does.
     fn distrust_copies(&self) {}
 
+    /// What lies in folders that were listed so far, under names that nobody of this repository has given: what
+    /// was renamed, moved from one folder to another, or put there by somebody else. Where names say what
+    /// they are, nothing is told.
+    fn strangers(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// What a file is called in the repository, where [`Self::describe`] tells it by a path that says nothing.
+    fn plain_name(&self, _path: &Path) -> Option<String> {
+        None
+    }
+
     /// Whether names that differ only in case may be one name.
     fn may_fold_case(&self) -> bool {
         true
+    }
+
+    /// Whether a failure of the system is one of all files: another question would only fail as late.
+    fn fails_as_a_whole(&self) -> bool {
+        false
     }
 
     /// How many files of a folder are looked at one by one before the folder is listed.
@@ -143,6 +170,12 @@ pub trait Staged: Write + fmt::Debug + Send {
     /// # Errors
     /// It may not be.
     fn announce(&mut self) -> Result<()>;
+
+    /// The first bytes of the file, without which nothing else of it can be read; none if each part can be
+    /// read by itself.
+    fn opening(&self) -> Option<Vec<u8>> {
+        None
+    }
 
     /// Gives the sealed file its name, durably.
     ///

@@ -78,7 +78,9 @@ impl Typed {
                 "name it as s3://BUCKET/PREFIX, with options as s3://BUCKET/PREFIX?endpoint=URL&region=NAME",
             ))
         };
-        let Some(rest) = text.strip_prefix(SCHEME) else { return wrong("no address of a bucket") };
+        let Some(rest) = text.strip_prefix(SCHEME) else {
+            return wrong("an address of a bucket begins with s3:// in small letters");
+        };
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
@@ -93,7 +95,10 @@ impl Typed {
         let mut options = BTreeMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            if !OPTIONS.contains(&name) || value.is_empty() {
+            if OPTIONS.contains(&name) && value.is_empty() {
+                return wrong(&format!("{name} has no value"));
+            }
+            if !OPTIONS.contains(&name) {
                 return wrong(&format!("{pair:?} is no option: they are {}", OPTIONS.join(", ")));
             }
             options.insert(name.to_owned(), value.to_owned());
@@ -270,7 +275,8 @@ mod tests {
             ("s3://a b/", "no name of a bucket"),
             ("s3://b/a/../c", "no part of a prefix"),
             ("s3://b/a?colour=red", "is no option: they are endpoint"),
-            ("s3://b/a?endpoint=", "is no option"),
+            ("s3://b/a?endpoint=", "endpoint has no value"),
+            ("S3://b/a", "in small letters"),
             ("s3://b/a?endpoint=ftp://x", "is no endpoint"),
             ("s3://b/a?endpoint=http://x/path", "is no endpoint"),
             ("s3://b/a?style=round", "neither path nor virtual"),

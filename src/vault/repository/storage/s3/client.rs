@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,8 +23,11 @@ use crate::disk::io::Opener;
 
 /// How long it may take to reach a store.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-/// How long a store may say nothing, or take nothing.
-const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// How long a store may say nothing, or take nothing: no longer than failed requests are tried again, but a
+/// while.
+const SILENCE: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(120);
+/// How long a name is looked for that leads to no store: mostly it was mistyped.
+const UNKNOWN_TIME_MAX: Duration = Duration::from_secs(10);
 /// The first pause after a failure is no longer than this, each later one than twice the one before.
 const PAUSE: Duration = Duration::from_millis(100);
 /// No pause is longer.
@@ -146,6 +150,8 @@ pub(super) struct Failure {
     error: Box<Error>,
     /// The request was sent more than once: an earlier one may have been done.
     pub again: bool,
+    /// No store has the name that the address gives.
+    is_unknown_host: bool,
     remedy: Remedy,
 }
 
@@ -162,8 +168,12 @@ enum Remedy {
 
 impl Failure {
     fn local(error: Error) -> Self {
-        let code = String::new();
-        Self { status: None, code, error: Box::new(error), again: false, remedy: Remedy::None }
+        Self::of(None, String::new(), error, Remedy::None)
+    }
+
+    fn of(status: Option<u16>, code: String, error: Error, remedy: Remedy) -> Self {
+        let (error, again, is_unknown_host) = (Box::new(error), false, false);
+        Self { status, code, error, again, is_unknown_host, remedy }
     }
 
     /// A success that its own answer denies, or that makes no sense.
@@ -229,13 +239,14 @@ impl Client {
     /// # Errors
     /// The file of trusted certificates can't be read.
     pub fn new(address: Address, credentials: Credentials) -> Result<Self> {
+        let silence = address.patience.clamp(*SILENCE.start(), *SILENCE.end());
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_connect(Some(CONNECT_TIME_MAX))
-            .timeout_per_read(Some(SILENCE_MAX))
-            .timeout_per_write(Some(SILENCE_MAX))
+            .timeout_per_read(Some(silence))
+            .timeout_per_write(Some(silence))
             .max_idle_connections(CONNECTIONS_MAX)
             .max_idle_connections_per_host(CONNECTIONS_MAX)
             .user_agent(concat!("qdelta/", env!("CARGO_PKG_VERSION")))
@@ -270,7 +281,11 @@ impl Client {
                 }
                 _ => Duration::MAX,
             };
-            let left = self.address.patience.checked_sub(begin.elapsed());
+            let patience = match failure.is_unknown_host {
+                true => self.address.patience.min(UNKNOWN_TIME_MAX),
+                false => self.address.patience,
+            };
+            let left = patience.checked_sub(begin.elapsed());
             if left.is_none_or(|left| pause > left) {
                 failure.again = tries > 0;
                 return Err(failure);
@@ -398,14 +413,8 @@ impl Client {
         };
         let (kind, advice, remedy) = match (status, code.as_str()) {
             (_, "RequestTimeTooSkewed") => {
-                let error = Box::new(skewed(header("date").and_then(time)));
-                return Failure {
-                    status: Some(status),
-                    code,
-                    error,
-                    again: false,
-                    remedy: Remedy::None,
-                };
+                let error = skewed(header("date").and_then(time));
+                return Failure::of(Some(status), code, error, Remedy::None);
             }
             (
                 _,
@@ -446,7 +455,7 @@ impl Client {
             Some(advice) => error.advise(advice),
             None => error,
         };
-        Failure { status: Some(status), code, error: Box::new(error), again: false, remedy }
+        Failure::of(Some(status), code, error, remedy)
     }
 }
 
@@ -472,19 +481,29 @@ fn unreached(error: &ureq::Error, address: &Address) -> Failure {
     };
     // A certificate that is not trusted is not trusted in a minute either.
     let is_final = matches!(error, ureq::Error::Tls(_) | ureq::Error::NativeTls(_));
+    let is_unknown_host = matches!(error, ureq::Error::HostNotFound) || is_lookup(error);
     let error = Error::new(ErrorKind::Io, text).because(error.to_string());
     let (error, remedy) = match is_final {
         true => (error.advise("name the store's own CA: ca=FILE"), Remedy::None),
-        false => (error, Remedy::Again(Duration::ZERO)),
+        false => (
+            error.advise(
+                "see whether the endpoint is right (endpoint=URL), and whether the store runs",
+            ),
+            Remedy::Again(Duration::ZERO),
+        ),
     };
-    Failure { status: None, code: String::new(), error: Box::new(error), again: false, remedy }
+    Failure { is_unknown_host, ..Failure::of(None, String::new(), error, remedy) }
+}
+
+/// Whether it is the name that leads nowhere: the system tells it in words alone.
+fn is_lookup(error: &ureq::Error) -> bool {
+    matches!(error, ureq::Error::Io(error) if error.to_string().contains("lookup address"))
 }
 
 /// An answer that came in parts, or not to its end.
 fn broken(why: &str) -> Failure {
     let error = Error::new(ErrorKind::Io, "the answer of the store is not whole").because(why);
-    let (code, remedy) = (String::new(), Remedy::Again(Duration::ZERO));
-    Failure { status: None, code, error: Box::new(error), again: false, remedy }
+    Failure::of(None, String::new(), error, Remedy::Again(Duration::ZERO))
 }
 
 /// Why a body was not read.

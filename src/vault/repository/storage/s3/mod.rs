@@ -89,7 +89,9 @@ struct Walk {
 impl S3 {
     /// Whether a path is the address of a bucket.
     pub fn is_address(path: &Path) -> bool {
-        path.as_os_str().as_encoded_bytes().starts_with(SCHEME.as_bytes())
+        let bytes = path.as_os_str().as_encoded_bytes();
+        // In capitals, too: nobody means a folder by that.
+        bytes.get(..SCHEME.len()).is_some_and(|it| it.eq_ignore_ascii_case(SCHEME.as_bytes()))
     }
 
     /// The storage at an address: `s3://BUCKET/PREFIX`, with options behind a question mark. What the
@@ -474,6 +476,10 @@ impl Storage for S3 {
 
     fn may_fold_case(&self) -> bool {
         false
+    }
+
+    fn fails_as_a_whole(&self) -> bool {
+        true
     }
 
     fn looks_max(&self) -> u32 {

@@ -6,6 +6,7 @@ use super::S3;
 use super::client::{Ask, Failure};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
+use crate::vault::repository::config::CONFIG;
 
 /// The longest answer that makes sense, in bytes.
 const ANSWER_MAX: u64 = 64 << 10;
@@ -21,10 +22,28 @@ impl S3 {
         let put = || Ask::new("PUT", &key).body(b"qdelta").at_most(ANSWER_MAX);
         let failed = |failure: Failure| failure.into_error("write", &shared.shown(&key));
         shared.client.send(&put().header("if-none-match", "*")).map_err(failed)?;
-        let tried = self.try_conditions(put);
+        let tried = self.check_around().and_then(|()| self.try_conditions(put));
         let removed = shared.delete(&key);
         tried?;
         removed
+    }
+
+    /// Fails if the prefix lies within that of another repository, which would take it for a guest.
+    fn check_around(&self) -> Result<()> {
+        let shared = &self.0;
+        let prefix = &shared.client.address.prefix;
+        let mut around: Vec<&str> = prefix.split_inclusive('/').collect();
+        while around.pop().is_some() {
+            let key = format!("{}{CONFIG}", around.concat());
+            // Whoever may look only below the own prefix is told nothing of others.
+            if let Ok(Some(_)) = shared.look(&key) {
+                let text = format!("{} lies within another repository", shared.client.address.text);
+                return Err(Error::new(ErrorKind::Usage, text)
+                    .because(format!("{} is there", shared.shown(&key)))
+                    .advise("choose a prefix beside it"));
+            }
+        }
+        Ok(())
     }
 
     fn try_conditions<'a>(&self, put: impl Fn() -> Ask<'a>) -> Result<()> {

@@ -124,7 +124,10 @@ impl FromStr for KeyText {
         let all: Vec<&str> = lines.collect();
         let is_key = |line: &&str| {
             let line = line.to_ascii_uppercase();
-            line.starts_with("AGE-") || line.starts_with("QDELTA-")
+            // A passphrase may begin with the name of an epoch.
+            line.starts_with("AGE-SECRET-KEY-")
+                || line.starts_with("AGE-PLUGIN-")
+                || line.starts_with("QDELTA-HOST-KEY-")
         };
         if !all.iter().any(is_key) {
             return match all.as_slice() {
@@ -165,6 +168,7 @@ mod tests {
         assert!(matches!(own, KeyText::Own(all) if all == [identity.clone()]));
         let text = format!("# a host\n{}\n", host.to_text());
         assert!(matches!(text.parse().unwrap(), KeyText::Host(found) if found == host));
+        assert!(matches!("Age-of-empires".parse().unwrap(), KeyText::Passphrase(_)));
         let passphrase = "correct horse battery staple\n";
         let found: KeyText = passphrase.parse().unwrap();
         assert!(matches!(&found, KeyText::Passphrase(it) if it == passphrase.trim()));

@@ -12,13 +12,14 @@ mod keys;
 mod known;
 mod names;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
+use super::{Entry, EntryKind, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
 use crate::formats::age::{Header, Payload, Stanza, base64, sealed_len};
@@ -26,6 +27,7 @@ use crate::vault::age::{
     Chunks, FileKey, For, Hmac, Identity, Opened, SealedReader, Sealer, open_bytes, same,
 };
 use crate::vault::repository::config::CONFIG;
+use crate::vault::repository::keys::KEYS;
 
 pub use keys::{HostKey, KEY_TEXT_MAX, KeyText, Keys};
 use known::Known;
@@ -37,6 +39,9 @@ const STANZA: &str = "qdelta";
 /// Length of the header of every file that is written here, in bytes: one stanza of X25519, and ours.
 const HEADER_LEN: u64 = 223;
 
+/// So many entries are told of at most whose names nobody has given.
+const STRANGERS_MAX: usize = 1000;
+
 /// A storage whose files are encrypted.
 pub struct Sealed {
     inner: Arc<dyn Storage>,
@@ -45,6 +50,7 @@ pub struct Sealed {
     codes: Hmac,
     chunks: Arc<Chunks>,
     opened: AtomicU64,
+    strangers: Mutex<BTreeSet<PathBuf>>,
     /// What this host knows of the files that it has written, if it can open none.
     known: Option<Arc<Known>>,
 }
@@ -66,6 +72,7 @@ impl Sealed {
             keys,
             chunks: Arc::default(),
             opened: AtomicU64::new(0),
+            strangers: Mutex::default(),
             known: None,
         }
     }
@@ -128,8 +135,25 @@ impl Sealed {
         if is_plain(folder, &entry.name) {
             return Some(entry);
         }
-        let name = self.names.open(folder, &entry.name)?;
+        let Some(name) = self.names.open(folder, &entry.name) else {
+            self.notice(folder, &entry);
+            return None;
+        };
         Some(Entry { name, len: entry.len.map(plain_len), ..entry })
+    }
+
+    /// Remembers an entry of a folder whose name nobody has given who has the keys.
+    fn notice(&self, folder: &Name, entry: &Entry) {
+        // What was never published is no file of anybody's, and the folder of keys has no encrypted names.
+        let is_known = folder.is_top() && matches!(entry.name.as_str(), KEYS | "lost+found");
+        if is_known || entry.kind == EntryKind::Staged {
+            return;
+        }
+        let Ok(folder) = self.sealed(folder) else { return };
+        let mut all = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() < STRANGERS_MAX {
+            all.insert(self.inner.describe(&folder.join(&entry.name)));
+        }
     }
 
     /// The code that proves who has written a file, and under which name.
@@ -241,6 +265,17 @@ impl Storage for Sealed {
         Ok(Arc::new(file))
     }
 
+    fn open_damaged(&self, name: &Name, opening: Option<&[u8]>) -> Result<Arc<dyn ReadAt>> {
+        if is_plain_file(name) || self.keys.identity.is_none() {
+            return self.open(name);
+        }
+        let inner = self.inner.open_damaged(&self.sealed(name)?, None)?;
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
+        let key = |header: &Header| self.key_of(name, header);
+        let file = SealedReader::open_damaged(inner, &self.chunks, number, opening, key)?;
+        Ok(Arc::new(file))
+    }
+
     fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
         let inner = self.inner.stage(&self.sealed(name)?)?;
         if is_plain_file(name) {
@@ -297,8 +332,32 @@ impl Storage for Sealed {
         self.inner.distrust_copies();
     }
 
+    fn strangers(&self) -> Vec<PathBuf> {
+        let all = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().cloned().collect()
+    }
+
+    fn plain_name(&self, path: &Path) -> Option<String> {
+        // What the top is called need not be what names of files begin with: options of an address.
+        let beside = self.inner.describe(&Name::top().join("-"));
+        let below = path.strip_prefix(beside.parent()?).ok()?;
+        let mut name = Name::top();
+        for part in below.iter() {
+            let part = part.to_str()?;
+            name = match is_plain(&name, part) {
+                true => name.join(part),
+                false => name.join(&self.names.open(&name, part)?),
+            };
+        }
+        (!name.is_top()).then(|| name.as_str().to_owned())
+    }
+
     fn may_fold_case(&self) -> bool {
         self.inner.may_fold_case()
+    }
+
+    fn fails_as_a_whole(&self) -> bool {
+        self.inner.fails_as_a_whole()
     }
 
     fn looks_max(&self) -> u32 {
@@ -357,6 +416,10 @@ impl Staged for SealedStaged {
 
     fn announce(&mut self) -> Result<()> {
         self.sealer.sink().announce()
+    }
+
+    fn opening(&self) -> Option<Vec<u8>> {
+        Some(self.sealer.opening().to_vec())
     }
 
     fn publish(&mut self, how: Publish) -> Result<(), Unpublished> {
