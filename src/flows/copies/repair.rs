@@ -142,7 +142,8 @@ fn guest(
     // With a manifest that can't be read nobody knows what builds on what.
     if !request.dry_run {
         let is_known = report.failed.is_empty();
-        report.waiting = !(is_known && tidy(here, &lock)?.is_some()) && !report.mended.is_empty();
+        let is_tidy = is_known && tidy(here, &lock)?.is_some();
+        report.waiting = !is_tidy && !report.mended.is_empty();
     }
     Ok(())
 }
@@ -317,6 +318,8 @@ impl<'a> Work<'a, '_> {
         let name = here.manifest_path(&theirs.domain, theirs.point);
         let (mut made, mut arrivals) = (theirs.clone(), Vec::new());
         (made.removed, made.replaces) = (None, Vec::new());
+        // What holds a point for a while holds it in its own repository.
+        made.pins.retain(|pin| pin.holder.is_none());
         for record in &mut made.disks {
             let id = DiskId { domain: theirs.domain.clone(), disk: record.disk.clone() };
             if let Some(arrived) = self.another(&id, (theirs.point, &*record), theirs)? {
