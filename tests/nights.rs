@@ -1,6 +1,10 @@
 //! Nights that a host does by itself, under a clock of the test's own: every trouble must be in the
 //! history and in the status with the right words, and the nights of the other guests go on.
 
+mod page;
+mod telling;
+
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
@@ -450,13 +454,20 @@ fn results_are_as_the_page_says() {
         &[
             ".guests[].recovery",
             ".guests[].rto",
+            ".guests[].frozen_ms",
+            ".repositories[].bytes_per_day",
             ".repositories[].keep_free",
             ".repositories[].days_left",
         ],
     );
     fs::remove_file(night.definition("mail")).unwrap();
+    night.configure(
+        "",
+        "[notify.admin]\nmail = \"root\"\nlevel = \"warning\"\njobs = [\"office\"]\ndigest = \"Mon 08:00\"",
+    );
     let plan = night.at("2026-11-02 08:00:00", args!["config", "check", "--json"]).json();
     compare("config check", &[&plan], &[".jobs[].rto"]);
+    night.configure("", "");
     let nagios = night.at("2026-11-06 08:00:00", args!["status", "--nagios"]);
     assert_eq!(nagios.code(), Some(2));
     let text = nagios.text();

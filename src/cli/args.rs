@@ -22,7 +22,7 @@ use super::copy_args::{Copy, OtherKey, Repair};
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
-use super::job_args::{Config, History, Run, Status};
+use super::job_args::{Config, History, Notify, Report, Run, Status};
 use super::key_args::{Init, Key};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
@@ -118,6 +118,8 @@ pub enum Command {
     Drill(Drill),
     Run(Run),
     Status(Status),
+    Notify(Notify),
+    Report(Report),
     History(History),
     Config(Config),
     Verify(Verify),

@@ -135,6 +135,17 @@ pub fn list(command: &str) -> &'static [Example] {
             ("For a monitoring system", "qdelta status --nagios"),
             ("For a script", "qdelta status --json | jq -r '.findings[].text'"),
         ],
+        "notify" => &[
+            ("Would a mail reach me?", "qdelta notify --test admin"),
+            ("Everything, now", "qdelta notify --digest"),
+        ],
+        "report" => &[
+            ("A page for the boss", "qdelta report /tmp/backups.html"),
+            (
+                "Anew after each run: a hook",
+                "finally = \"qdelta report --force /var/www/backups.html\"",
+            ),
+        ],
         "history" => &[
             ("What was done last", "qdelta history"),
             ("What failed in this week", "qdelta history --failed --since 7d"),

@@ -10,6 +10,8 @@ pub mod files;
 pub mod jobs;
 pub mod merge;
 pub mod mount;
+pub mod notify;
+pub mod page;
 pub mod prune;
 pub mod report;
 pub mod restore;

@@ -113,6 +113,8 @@ fn read_back(heading: &str, result: &Value) -> Value {
         "run" => through::<report::RunReport>(result),
         "history" => through::<report::RunHistory>(result),
         "status" => through::<report::StatusReport>(result),
+        "report" => through::<report::FleetReport>(result),
+        "notify" => through::<report::NotifyReport>(result),
         "config check" => through::<report::PlanReport>(result),
         "bench" => through::<report::BenchReport>(result),
         "man" => through::<report::ManReport>(result),

@@ -85,6 +85,7 @@ impl ActName {
             Self::Prune => Act::Prune,
             Self::Drill => Act::Drill,
             Self::Hook => Act::Hook,
+            Self::Notify => Act::Notify,
         }
     }
 }

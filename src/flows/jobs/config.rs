@@ -22,6 +22,7 @@ use crate::base::period::Period;
 use crate::base::size;
 use crate::disk::io::Opener;
 use crate::flows::backup::{AnchorChoice, ConsistencyChoice, LEVEL_DEFAULT};
+use crate::flows::notify::Notifier;
 use crate::flows::verify::Budget;
 use crate::formats::archive::Tracker;
 use crate::guest::libvirt::Libvirt;
@@ -59,8 +60,25 @@ pub struct Config {
     /// Programs around a whole run.
     #[serde(default)]
     pub hooks: Hooks,
+    /// Who is told of what.
+    #[serde(default)]
+    pub notify: BTreeMap<String, Notifier>,
+    /// Where a monitoring system finds how everything stands.
+    #[serde(default)]
+    pub metrics: Metrics,
+    /// Whether the system's journal hears of everything that is done.
+    #[serde(default = "yes")]
+    pub journal: bool,
     /// What is done.
     pub jobs: BTreeMap<String, Job>,
+}
+
+/// Where a monitoring system finds how everything stands.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// The file for Prometheus' node exporter.
+    pub textfile: Option<PathBuf>,
 }
 
 /// A repository.
@@ -483,19 +501,14 @@ impl Config {
         if nice > 19 {
             return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
         }
+        super::telling::check(self)?;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
         for (name, job) in &self.jobs {
-            let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
             if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
                 let text = format!("{name:?} can't be the name of a job");
                 return refused(text, "letters, digits, _ and -, at most 64 of them");
             }
-            let (_, place) = self.repository_of(name, job)?;
-            let copy = job.copy.as_ref().map(|copy| self.copy_of(name, copy)).transpose()?;
-            let has_two = |it: &RepositoryPlace| it.key_file.is_some() && it.key_command.is_some();
-            if has_two(place) || copy.is_some_and(has_two) {
-                let text = format!("a repository of job {name} has two keys");
-                return refused(text, "say key_file or key_command");
-            }
+            self.check_places(name, job)?;
             if job.guests.is_empty() && job.images.is_empty() {
                 let text = format!("job {name}: nothing is to be backed up");
                 return refused(
@@ -539,6 +552,10 @@ fn mistake(text: &str, error: &toml::de::Error) -> Error {
 
 fn timer() -> String {
     "qdelta.timer".to_owned()
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn level() -> i32 {
@@ -629,9 +646,6 @@ mod tests {
             ("guests = [\"a\"]", "line 5", "duplicate key"),
             ("level = \"high\"", "line 5", "invalid type"),
             ("repository = \"mian\"", "job a", "did you mean \"main\"?"),
-            ("[jobs.a.copy]\nto = \"main\"", "job a", "made there already"),
-            ("[jobs.a.copy]\nto = \"mian\"", "job a", "did you mean \"main\"?"),
-            ("[jobs.a.copy]\nto = \"main\"\nlimit = 3", "line 7", "there are to"),
             ("level = 20", "job a", "level is -7 to 19"),
             ("freeze_max = \"1h\"", "job a", "at most 10m"),
             ("[jobs.b]\nschedule = \"1:00\"", "job b", "say guests"),

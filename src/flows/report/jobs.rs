@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{DrillReport, Failure, GuestCopy, GuestPrune, GuestReport, VerifyReport};
+use super::{DrillReport, Event, Failure, GuestCopy, GuestPrune, GuestReport, Level, VerifyReport};
 use crate::base::json::text;
 use crate::base::warning::Warning;
 use crate::flows::report::BackupReport;
@@ -23,6 +23,8 @@ pub struct PlanReport {
     pub jobs: Vec<JobPlan>,
     /// Every guest that libvirt has, by name, and the images.
     pub guests: Vec<GuestFate>,
+    /// Who is told of what, by name.
+    pub notifiers: Vec<NotifierPlan>,
     /// What makes no sense, or can't be done as it is now.
     pub problems: Vec<Failure>,
 }
@@ -59,6 +61,26 @@ pub struct ActPlan {
     pub next: Option<Timestamp>,
 }
 
+/// Who is told of what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NotifierPlan {
+    /// Its name in the file.
+    pub notifier: String,
+    /// Whom it tells, without what may be secret.
+    pub to: String,
+    /// What it is told of.
+    pub on: Vec<Event>,
+    /// Only what is at least so grave; none for everything.
+    pub level: Option<Level>,
+    /// Only of these jobs; empty for all.
+    pub jobs: Vec<String>,
+    /// When it is told of all of it, in calendar words; none if it is not.
+    pub digest: Option<String>,
+    /// The next time of that.
+    #[serde(with = "text::optional")]
+    pub next: Option<Timestamp>,
+}
+
 /// What becomes of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestFate {
@@ -90,6 +112,8 @@ pub enum Act {
     Drill,
     /// A hook.
     Hook,
+    /// Telling somebody.
+    Notify,
 }
 
 impl fmt::Display for Act {
@@ -102,6 +126,7 @@ impl fmt::Display for Act {
             Self::Prune => "prune",
             Self::Drill => "drill",
             Self::Hook => "hook",
+            Self::Notify => "notify",
         })
     }
 }

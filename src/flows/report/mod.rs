@@ -12,10 +12,12 @@ mod drill;
 mod failure;
 mod file;
 mod files;
+mod fleet;
 mod jobs;
 mod marks;
 mod merge;
 mod mount;
+mod notify;
 mod points;
 mod prune;
 mod restore;
@@ -42,12 +44,15 @@ pub use files::{
     Change, DiffReport, FileChange, FileEntry, FileKind, FilesReport, GuestPath, TakenReport,
     VolumeReport, VolumesReport,
 };
+pub use fleet::{Day, FleetGuest, FleetPoint, FleetReport, FleetRepository, Left, SiteLoss};
 pub use jobs::{
-    Act, ActPlan, ActResult, End, GuestFate, JobPlan, PlanReport, Record, RunHistory, RunReport,
+    Act, ActPlan, ActResult, End, GuestFate, JobPlan, NotifierPlan, PlanReport, Record, RunHistory,
+    RunReport,
 };
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
 pub use mount::MountReport;
+pub use notify::{Event, Message, MessagePart, NotifierReport, NotifyReport};
 pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };

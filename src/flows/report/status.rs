@@ -96,6 +96,35 @@ pub enum FindingCode {
     Clock,
     /// Something of libvirt's or of the history can't be read.
     Unreadable,
+    /// Somebody who is to be told can't be reached.
+    Notifier,
+}
+
+impl fmt::Display for FindingCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Frozen => "frozen",
+            Self::Repository => "repository",
+            Self::NoPoint => "no-point",
+            Self::Rpo => "rpo",
+            Self::Failed => "failed",
+            Self::Damaged => "damaged",
+            Self::Copy => "copy",
+            Self::Drill => "drill",
+            Self::Room => "room",
+            Self::RoomSoon => "room-soon",
+            Self::Overdue => "overdue",
+            Self::Timer => "timer",
+            Self::Cut => "cut",
+            Self::Gone => "gone",
+            Self::NotCovered => "not-covered",
+            Self::LeftOut => "left-out",
+            Self::Warned => "warned",
+            Self::Clock => "clock",
+            Self::Unreadable => "unreadable",
+            Self::Notifier => "notifier",
+        })
+    }
 }
 
 /// Something that somebody should do something about.
@@ -105,8 +134,12 @@ pub struct OpenFinding {
     pub level: Level,
     /// What it is about.
     pub code: FindingCode,
-    /// The guest, the image, the job or the repository.
+    /// The guest, the image, the job, the repository or the notifier.
     pub subject: String,
+    /// The job that it belongs to; none if it belongs to no single one.
+    pub job: Option<String>,
+    /// The part of the job that failed or is overdue.
+    pub act: Option<Act>,
     /// What is the matter, for people.
     pub text: String,
     /// What to do about it.
@@ -132,6 +165,12 @@ pub struct GuestStatus {
     /// When the newest good point was made.
     #[serde(with = "text::optional")]
     pub newest_at: Option<Timestamp>,
+    /// When the oldest point was made.
+    #[serde(with = "text::optional")]
+    pub oldest_at: Option<Timestamp>,
+    /// How long its filesystems can have been frozen for the newest good point, in milliseconds; none if
+    /// they were not.
+    pub frozen_ms: Option<u64>,
     /// How old the newest good point may be.
     #[serde(with = "text::optional")]
     pub rpo: Option<Stretch>,
@@ -208,6 +247,10 @@ pub struct RepositoryStatus {
     pub bytes_free: Option<u64>,
     /// So many bytes are to stay free.
     pub keep_free: Option<u64>,
+    /// What the archives of all guests take, in bytes; none if that is not known.
+    pub bytes_stored: Option<u64>,
+    /// Bytes of archives a day, over the last weeks; none if there are too few points to tell.
+    pub bytes_per_day: Option<u64>,
     /// How many days the room lasts at the rate of the last weeks; none if that is not known.
     pub days_left: Option<f64>,
 }

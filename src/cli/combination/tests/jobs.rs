@@ -22,6 +22,28 @@ pub(super) const TABLES: &[Table] = &[
         apart: &[("--nagios", "--json"), ("--nagios", "--watch")],
     },
     Table {
+        command: "notify",
+        ways: &[("everybody", &[]), ("one", &["n"])],
+        entries: &[
+            Entry(&["n"], &[], "who is told"),
+            Entry(&["--test"], &[], "a test is told"),
+            Entry(&["--digest"], &[], "everything is told"),
+            CONFIG,
+        ],
+        apart: &[("--test", "--digest")],
+    },
+    Table {
+        command: "report",
+        ways: &[("page", &["p"])],
+        entries: &[
+            Entry(&["p"], &[], "where it is written"),
+            Entry(&["--days", "5"], &[], "how much is looked at"),
+            Entry(&["--force"], &[], "what is there is replaced"),
+            CONFIG,
+        ],
+        apart: &[],
+    },
+    Table {
         command: "history",
         ways: &[("all", &[])],
         entries: &[

@@ -37,6 +37,18 @@ impl Config {
         !is_only && self.jobs.values().any(is_it) && !self.jobs.values().any(is_named)
     }
 
+    /// Fails unless the repositories of a job are there, each with one key at most.
+    pub(super) fn check_places(&self, name: &str, job: &Job) -> Result<()> {
+        let (_, place) = self.repository_of(name, job)?;
+        let copy = job.copy.as_ref().map(|copy| self.copy_of(name, copy)).transpose()?;
+        let has_two = |it: &RepositoryPlace| it.key_file.is_some() && it.key_command.is_some();
+        if has_two(place) || copy.is_some_and(has_two) {
+            let text = format!("a repository of job {name} has two keys");
+            return Err(Error::new(ErrorKind::Usage, text).advise("say key_file or key_command"));
+        }
+        Ok(())
+    }
+
     /// The repository that the points of a job are copied to.
     ///
     /// # Errors
@@ -62,5 +74,35 @@ impl Config {
                 .advise("say points = { monthly = \"all\" }, or nothing for all points"));
         }
         Ok(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_goes_to_another_repository() {
+        let parse = |repositories: &str, copy: &str| {
+            let job = "[jobs.a]\nguests = [\"web\"]\n[jobs.a.copy]\n";
+            let main = "[repositories.main]\nplace = \"r\"\n";
+            Config::parse(&format!("{main}{repositories}{job}{copy}"))
+        };
+        let offsite = "[repositories.offsite]\nplace = \"s\"\n";
+        for (repositories, copy, said) in [
+            ("", "to = \"main\"", "made there already"),
+            ("", "to = \"mian\"", "did you mean \"main\"?"),
+            ("", "to = \"main\"\nlimit = 3", "there are to"),
+            (offsite, "to = \"offsite\"\npoints = { safety = \"3d\" }", "no rule"),
+            (offsite, "to = \"offsite\"\nlimit_rate = \"fast\"", "no size"),
+        ] {
+            let error = parse(repositories, copy).unwrap_err();
+            let whole = format!("{}; {}", error.chain(), error.advice().unwrap_or_default());
+            assert!(whole.contains(said), "{copy}: {whole}");
+        }
+        // The job need not say where its points are made.
+        let config = parse(offsite, "to = \"offsite\"\npoints = { monthly = \"all\" }").unwrap();
+        let job = config.jobs.get("a").unwrap();
+        assert_eq!(config.repository_of("a", job).unwrap().0, "main");
     }
 }

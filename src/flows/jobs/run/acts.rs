@@ -58,21 +58,36 @@ impl Work<'_> {
                     self.prune(&repository, keep_free).unwrap_or_else(|error| Came::failed(&error))
                 }
                 Act::Drill => self.drill(&repository).unwrap_or_else(|error| Came::failed(&error)),
-                Act::Run | Act::Hook => Came::to(End::Done, ""),
+                Act::Run | Act::Hook | Act::Notify => Came::to(End::Done, ""),
             });
         }
     }
 
     /// The guests of the job that the repository has points of.
-    pub(super) fn domains(&self, repository: &Repository) -> Result<Vec<DomainName>> {
-        let there: BTreeSet<DomainName> = repository.domains()?.into_iter().collect();
+    fn domains(&self, repository: &Repository) -> Result<Vec<DomainName>> {
         let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
-        let wanted: BTreeSet<DomainName> = wanted.collect();
-        Ok(there.intersection(&wanted).cloned().collect())
+        self.there(repository, wanted)
+    }
+
+    /// The guests of the job, and those that were its guests until they went: their points are kept and
+    /// proved as long as the rules say.
+    pub(super) fn domains_with_gone(&self, repository: &Repository) -> Result<Vec<DomainName>> {
+        let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
+        let gone = self.gone().into_iter().filter_map(|guest| guest.parse().ok());
+        self.there(repository, wanted.chain(gone))
+    }
+
+    fn there(
+        &self,
+        repository: &Repository,
+        wanted: impl Iterator<Item = DomainName>,
+    ) -> Result<Vec<DomainName>> {
+        let there: BTreeSet<DomainName> = repository.domains()?.into_iter().collect();
+        Ok(there.intersection(&wanted.collect()).cloned().collect())
     }
 
     fn verify(&self, repository: &Repository) -> Result<Came> {
-        let domains = self.domains(repository)?;
+        let domains = self.domains_with_gone(repository)?;
         if domains.is_empty() {
             return Ok(Came::to(End::Done, "there is nothing to prove yet"));
         }
@@ -101,7 +116,7 @@ impl Work<'_> {
             clock: Clock::Checked,
         };
         let request = PruneRequest {
-            domains: self.domains(repository)?,
+            domains: self.domains_with_gone(repository)?,
             policy,
             time_zone: settings.time_zone,
             merge_share: settings.merge_share,

@@ -121,16 +121,35 @@ impl Work<'_> {
         }
     }
 
-    /// Notes guests that the job has backed up before, and that libvirt does not have any more.
-    fn note_gone(&self) {
+    /// Guests that this job backed up last of all jobs, and that libvirt does not have any more.
+    pub(super) fn gone(&self) -> Vec<&'_ str> {
         let run = self.run;
-        let is_meant = |name: &str| self.subjects.iter().any(|subject| subject.name() == name);
-        for (guest, past) in run.memory.subjects(self.name, Act::Backup) {
+        let was_backed_up = |job: &str, guest: &str| {
+            let past = run.memory.of(Some(job), Act::Backup, Some(guest));
+            past.success.map(|record| record.began)
+        };
+        let is_gone = |guest: &&str| {
+            let past = run.memory.of(Some(self.name), Act::Backup, Some(guest));
             let was_guest = past
                 .success
                 .is_some_and(|record| !matches!(record.result, Some(ActResult::Image(_))));
-            let is_told = past.last.is_some_and(|record| record.end == End::Gone);
-            if was_guest && !is_told && !is_meant(guest) && !run.guests.has(guest) {
+            // The rules of the job that had it last decide: another one may keep less.
+            let ours = was_backed_up(self.name, guest);
+            let is_ours = run.host.config.jobs.keys().all(|job| was_backed_up(job, guest) <= ours);
+            was_guest && is_ours && !run.guests.has(guest)
+        };
+        let guests = run.memory.subjects(self.name, Act::Backup).map(|(guest, _)| guest);
+        guests.filter(is_gone).collect()
+    }
+
+    /// Notes guests that went and that the file does not name: a guest that it names fails by itself.
+    fn note_gone(&self) {
+        let run = self.run;
+        let is_meant = |name: &str| self.subjects.iter().any(|subject| subject.name() == name);
+        for guest in self.gone() {
+            let last = run.memory.of(Some(self.name), Act::Backup, Some(guest)).last;
+            let is_told = last.is_some_and(|record| record.end == End::Gone);
+            if !is_told && !is_meant(guest) {
                 run.doing(Some(self.name), Act::Backup, Some(guest), || {
                     let text = "libvirt does not have this guest any more; its points stay";
                     let mut came = Came::to(End::Gone, text);

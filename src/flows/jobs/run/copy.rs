@@ -13,7 +13,7 @@ use crate::vault::repository::Repository;
 impl Work<'_> {
     /// Copies the points of the job's guests.
     pub(super) fn copy(&self, repository: &Repository) -> Result<Came> {
-        let (host, domains) = (self.run.host, self.domains(repository)?);
+        let (host, domains) = (self.run.host, self.domains_with_gone(repository)?);
         let Some(how) = self.job.copy.as_ref().filter(|_| !domains.is_empty()) else {
             return Ok(Came::to(End::Done, "there is nothing to copy yet"));
         };

@@ -15,11 +15,16 @@ const MARK_AGE_MIN_S: u64 = 120;
 
 /// What is known of the points of a guest.
 #[derive(Default)]
-struct Points {
+pub(in super::super) struct Points {
     count: usize,
     /// Those that are damaged.
     damaged: usize,
-    newest: Option<Manifest>,
+    pub newest: Option<Manifest>,
+    /// All that can be read and are not removed, the oldest first, and whether each can be restored whole.
+    pub all: Vec<(Manifest, bool)>,
+    /// When each was proved.
+    pub proofs: BTreeMap<PointId, Option<jiff::Timestamp>>,
+    oldest_at: Option<jiff::Timestamp>,
     proved_at: Option<jiff::Timestamp>,
     never_proved: usize,
     last_drill: Option<Drill>,
@@ -55,6 +60,8 @@ impl Look<'_> {
             points: 0,
             newest: None,
             newest_at: None,
+            oldest_at: None,
+            frozen_ms: None,
             rpo,
             proved_at: None,
             never_proved: 0,
@@ -70,7 +77,7 @@ impl Look<'_> {
         let Some(opened) = opened else { return Some(standing) };
         let Ok(domain) = self.guests.domain_of(subject) else { return Some(standing) };
         let is_frozen = self.is_frozen(&opened.catalog, &domain);
-        let points = match points(opened, &domain, self.now) {
+        let points = match opened.points(&domain, self.now) {
             Ok(points) => points,
             Err(error) => {
                 self.trouble(FindingCode::Repository, &guest, &error);
@@ -86,6 +93,8 @@ impl Look<'_> {
         standing.points = points.count;
         standing.newest = points.newest.as_ref().map(|manifest| manifest.point);
         standing.newest_at = points.newest.as_ref().map(|manifest| manifest.created);
+        standing.oldest_at = points.oldest_at;
+        standing.frozen_ms = points.newest.as_ref().and_then(frozen_ms);
         standing.proved_at = points.proved_at;
         standing.never_proved = points.never_proved;
         if let Some(drill) = &points.last_drill {
@@ -93,6 +102,7 @@ impl Look<'_> {
             standing.drilled = Some(drill.result);
             standing.recovery = drill.recovery;
         }
+        let before = self.findings.len();
         self.age(&guest, name, job, &points);
         self.damage(&guest, &points);
         self.left_out(&guest, subject, &points);
@@ -102,6 +112,9 @@ impl Look<'_> {
             if let Some(copy) = copy.filter(|copy| !known(copy)) {
                 standing.copies.push(self.copy(&guest, &domain, copy));
             }
+        }
+        for finding in self.findings.iter_mut().skip(before) {
+            finding.job = Some((*name).to_owned());
         }
         Some(standing)
     }
@@ -137,6 +150,7 @@ impl Look<'_> {
         if let Some(finding) = self.find(level, code, guest, text) {
             (finding.advice, finding.since) = (advice, Some(began));
         }
+        self.of_job(job, Some(Act::Backup));
     }
 
     /// The newest good point against what the job asks for.
@@ -218,42 +232,55 @@ impl Look<'_> {
     }
 }
 
-/// What is known of the points of a guest.
-fn points(opened: &Opened, domain: &DomainName, now: jiff::Timestamp) -> Result<Points> {
-    let catalog = &opened.catalog;
-    let mut found =
-        Points { last_drill: catalog.repository().drills(domain).pop(), ..Points::default() };
-    if !opened.domains.contains(domain) {
-        return Ok(found);
-    }
-    let mut bad: BTreeSet<PointId> = BTreeSet::new();
-    let mut proofs: BTreeMap<PointId, Option<jiff::Timestamp>> = BTreeMap::new();
-    for disk in catalog.disks_of(domain)? {
-        of_disk(catalog, &disk, now, &mut bad, &mut proofs)?;
-    }
-    let mut good = Vec::new();
-    for (point, manifest) in catalog.manifests(domain)? {
-        match manifest {
-            Ok(manifest) if manifest.removed.is_some() => {
-                proofs.remove(&point);
-            }
-            Ok(manifest) => {
-                found.count += 1;
-                match bad.contains(&point) {
-                    true => found.damaged += 1,
-                    false => good.push(manifest),
+/// How long the guest can have been frozen for a point, in milliseconds.
+fn frozen_ms(manifest: &Manifest) -> Option<u64> {
+    manifest.machine.as_ref()?.freeze_ms
+}
+
+impl Opened {
+    /// What is known of the points of a guest.
+    pub(in super::super) fn points(
+        &self,
+        domain: &DomainName,
+        now: jiff::Timestamp,
+    ) -> Result<Points> {
+        let catalog = &self.catalog;
+        let mut found =
+            Points { last_drill: catalog.repository().drills(domain).pop(), ..Points::default() };
+        if !self.domains.contains(domain) {
+            return Ok(found);
+        }
+        let mut bad: BTreeSet<PointId> = BTreeSet::new();
+        let mut proofs: BTreeMap<PointId, Option<jiff::Timestamp>> = BTreeMap::new();
+        for disk in catalog.disks_of(domain)? {
+            of_disk(catalog, &disk, now, &mut bad, &mut proofs)?;
+        }
+        for (point, manifest) in catalog.manifests(domain)? {
+            match manifest {
+                Ok(manifest) if manifest.removed.is_some() => {
+                    proofs.remove(&point);
+                }
+                Ok(manifest) => {
+                    found.count += 1;
+                    let oldest = found.oldest_at.unwrap_or(manifest.created);
+                    found.oldest_at = Some(oldest.min(manifest.created));
+                    let is_good = !bad.contains(&point);
+                    found.damaged += usize::from(!is_good);
+                    found.all.push((manifest, is_good));
+                }
+                Err(_) => {
+                    found.count += 1;
+                    found.damaged += 1;
                 }
             }
-            Err(_) => {
-                found.count += 1;
-                found.damaged += 1;
-            }
         }
+        let good = found.all.iter().filter(|(_, is_good)| *is_good).map(|(manifest, _)| manifest);
+        found.newest = good.max_by_key(|manifest| manifest.point).cloned();
+        found.proved_at = proofs.values().flatten().max().copied();
+        found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
+        found.proofs = proofs;
+        Ok(found)
     }
-    found.newest = good.into_iter().max_by_key(|manifest| manifest.point);
-    found.proved_at = proofs.values().flatten().max().copied();
-    found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
-    Ok(found)
 }
 
 /// Which points of a disk are damaged, and when each was proved.
