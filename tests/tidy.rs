@@ -182,6 +182,7 @@ const ROOMS: &[&str] = &[
     "flows/serve",
     "flows/bench",
     "flows/files",
+    "flows/host",
     "flows/mount",
     "flows/drill",
     "flows/jobs",

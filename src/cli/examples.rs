@@ -67,6 +67,10 @@ pub fn list(command: &str) -> &'static [Example] {
                 "A guest that runs at once, and is copied later",
                 "qdelta restore --domain web --to /images/now --instant",
             ),
+            (
+                "The configuration of a host, beside what is there",
+                "qdelta restore --host-config --to /srv/host",
+            ),
             ("Through a pipe", "qdelta restore web - | ssh host 'dd of=/dev/vg/web bs=1M'"),
         ],
         "copy" => &[
@@ -135,6 +139,9 @@ pub fn list(command: &str) -> &'static [Example] {
             ("For a monitoring system", "qdelta status --nagios"),
             ("For a script", "qdelta status --json | jq -r '.findings[].text'"),
         ],
+        "export-kit" => {
+            &[("Onto a stick that is kept elsewhere", "qdelta export-kit /media/stick/qdelta")]
+        }
         "notify" => &[
             ("Would a mail reach me?", "qdelta notify --test admin"),
             ("Everything, now", "qdelta notify --digest"),
@@ -142,8 +149,8 @@ pub fn list(command: &str) -> &'static [Example] {
         "report" => &[
             ("A page for the boss", "qdelta report /tmp/backups.html"),
             (
-                "Anew after each run: a hook",
-                "finally = \"qdelta report --force /var/www/backups.html\"",
+                "Anew after each run, as a hook finally",
+                "qdelta report --force /var/www/backups.html",
             ),
         ],
         "history" => &[

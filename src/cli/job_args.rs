@@ -187,3 +187,21 @@ pub struct ConfigCheck {
 /// Write a commented file to begin with to standard output.
 #[derive(Debug, Args)]
 pub struct ConfigExample {}
+
+/// Write what is needed elsewhere when this site is lost.
+///
+/// DIR gets this program, the file of jobs, and disaster-recovery.md: the way back step by step, with every command, for
+/// the repositories and guests of this site in the order in which they are to come back: class by class, the shortest
+/// RTO first, and in a class as its list of guests has them. kit.json has the same for programs. No secret is in it. An older
+/// kit in DIR is replaced.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("export-kit"), after_long_help = examples::long(Some("export-kit")))]
+pub struct ExportKit {
+    /// The folder, which is made if it is missing
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+
+    /// Where the file is.
+    #[command(flatten)]
+    pub file: JobFile,
+}

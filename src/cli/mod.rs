@@ -188,6 +188,7 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Notify(args) => commands::notify::run(&args, context),
         Command::Report(args) => commands::report::run(&args, context),
         Command::History(args) => commands::history::run(&args, context),
+        Command::ExportKit(args) => commands::kit::run(&args, context),
         Command::Config(args) => commands::config::run(&args, context),
         Command::Watchdog => commands::watchdog::run(),
     }

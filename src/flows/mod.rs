@@ -7,6 +7,7 @@ pub mod capture;
 pub mod copies;
 pub mod drill;
 pub mod files;
+pub mod host;
 pub mod jobs;
 pub mod merge;
 pub mod mount;

@@ -46,6 +46,7 @@ fn every_command_has_a_man_page() {
             "qdelta-config.1",
             "qdelta-copy.1",
             "qdelta-drill.1",
+            "qdelta-export-kit.1",
             "qdelta-files-diff.1",
             "qdelta-files-get.1",
             "qdelta-files-ls.1",

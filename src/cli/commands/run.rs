@@ -46,7 +46,14 @@ pub(super) fn with_host<T>(
     let watchdog = Program { path: PathBuf::from("/proc/self/exe"), arguments };
     let journald = journald();
     let journald = journald.exists().then_some(journald.as_path());
-    work(&Host { config: &config, open: &open, state: &state, watchdog: &watchdog, journald })
+    work(&Host {
+        path: &file.config,
+        config: &config,
+        open: &open,
+        state: &state,
+        watchdog: &watchdog,
+        journald,
+    })
 }
 
 /// Does what is due, or what was named, and tells of each piece when it is done.

@@ -3,7 +3,7 @@
 //! What the file does not know is an error with its line and column: a rule that is spelled wrong and
 //! passed over would be found out on the day of a restore.
 
-mod copy;
+pub(super) mod copy;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,8 +29,6 @@ use crate::guest::libvirt::Libvirt;
 use crate::guest::quiesce::Virsh;
 use crate::vault::repository::{DiskSpec, Keep, Rung};
 
-pub use copy::Copy;
-
 /// The longest file that is read, in bytes.
 const LEN_MAX: u64 = 1 << 20;
 
@@ -46,6 +44,8 @@ pub struct Config {
     /// The systemd timer that starts `qdelta run`; none if another program does.
     #[serde(default = "timer")]
     pub timer: String,
+    /// The files that are kept of this host, beside libvirt's; the usual ones if nothing is said.
+    pub host_files: Option<Vec<PathBuf>>,
     /// Guests that no job need cover, by name, pattern or UUID.
     #[serde(default)]
     pub ignore: Vec<Pattern>,
@@ -217,7 +217,7 @@ pub struct Job {
     /// The zstd level.
     #[serde(default = "level")]
     pub level: i32,
-    /// Whether the host's configuration is part of each point.
+    /// Whether the host's configuration is backed up, too, as a disk of its own.
     #[serde(default)]
     pub with_host_config: bool,
     /// How old the newest good point of a guest may be.
@@ -227,7 +227,7 @@ pub struct Job {
     #[serde(default, deserialize_with = "optional")]
     pub rto: Option<Stretch>,
     /// A second copy of its points.
-    pub copy: Option<Copy>,
+    pub copy: Option<copy::Copy>,
     /// Proof of its points.
     pub verify: Option<Verify>,
     /// Removal of points that no rule keeps.
@@ -509,7 +509,7 @@ impl Config {
                 return refused(text, "letters, digits, _ and -, at most 64 of them");
             }
             self.check_places(name, job)?;
-            if job.guests.is_empty() && job.images.is_empty() {
+            if job.guests.is_empty() && job.images.is_empty() && !job.with_host_config {
                 let text = format!("job {name}: nothing is to be backed up");
                 return refused(
                     text,

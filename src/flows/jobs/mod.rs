@@ -9,30 +9,34 @@ mod due;
 mod fleet;
 mod guests;
 mod journal;
+mod kit;
 mod programs;
 mod run;
 mod status;
 mod telling;
 mod words;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::flows::host::{self, HostFiles};
 use crate::flows::notify::Notifier;
 use crate::flows::report::{Failure, NotifierPlan, NotifyReport, PlanReport, RunHistory};
 use crate::guest::quiesce::Program;
 use crate::vault::repository::Repository;
 use guests::Guests;
 
+pub use config::copy::Copy;
 pub use config::{
-    Anchor, Config, Consistency, Copy, Drill, EXAMPLE, Hooks, IoClass, Job, JobImage, LibvirtPlace,
+    Anchor, Config, Consistency, Drill, EXAMPLE, Hooks, IoClass, Job, JobImage, LibvirtPlace,
     Limits, Metrics, Pattern, Prune, RepositoryPlace, Verify,
 };
 pub use fleet::fleet;
 pub use journal::Journal;
+pub use kit::{KitRequest, export_kit};
 pub use run::run;
 pub use status::status;
 
@@ -42,6 +46,8 @@ pub type Opener<'a> = &'a (dyn Fn(&RepositoryPlace) -> Result<Repository> + Sync
 /// This host, as its file describes it.
 #[derive(Clone, Copy)]
 pub struct Host<'a> {
+    /// Where the file is.
+    pub path: &'a Path,
     /// What the file says.
     pub config: &'a Config,
     /// How a repository is opened.
@@ -52,6 +58,18 @@ pub struct Host<'a> {
     pub watchdog: &'a Program,
     /// The socket of the system's journal; none where there is none.
     pub journald: Option<&'a Path>,
+}
+
+impl Host<'_> {
+    /// What is kept of the host itself: libvirt's folder, the file of jobs, and what the file names or usually
+    /// belongs to it.
+    fn files(&self) -> HostFiles {
+        let named = self.config.host_files.clone();
+        let usual = || host::FILES.iter().map(PathBuf::from).collect();
+        let mut files = HostFiles { named: named.is_some(), paths: named.unwrap_or_else(usual) };
+        files.paths.extend([self.config.libvirt.config.clone(), self.path.to_owned()]);
+        files
+    }
 }
 
 /// Says what would be done when, and what becomes of each guest. Nothing is done.

@@ -13,7 +13,9 @@ mod failure;
 mod file;
 mod files;
 mod fleet;
+mod host;
 mod jobs;
+mod kit;
 mod marks;
 mod merge;
 mod mount;
@@ -45,10 +47,12 @@ pub use files::{
     VolumeReport, VolumesReport,
 };
 pub use fleet::{Day, FleetGuest, FleetPoint, FleetReport, FleetRepository, Left, SiteLoss};
+pub use host::{HostChange, HostDifference, HostReport};
 pub use jobs::{
     Act, ActPlan, ActResult, End, GuestFate, JobPlan, NotifierPlan, PlanReport, Record, RunHistory,
     RunReport,
 };
+pub use kit::{KitDisk, KitGuest, KitKind, KitReport, KitRepository};
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
 pub use mount::MountReport;

@@ -56,6 +56,12 @@ pub(super) const TABLES: &[Table] = &[
         ],
         apart: &[],
     },
+    Table {
+        command: "export-kit",
+        ways: &[("a kit", &["d"])],
+        entries: &[Entry(&["d"], &[], "where to"), CONFIG],
+        apart: &[],
+    },
     Table { command: "config check", ways: &[("the file", &[])], entries: &[CONFIG], apart: &[] },
     Table { command: "config example", ways: &[("one", &[])], entries: &[], apart: &[] },
 ];

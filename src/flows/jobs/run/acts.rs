@@ -9,6 +9,7 @@ use crate::disk::flow::pipeline::Resources;
 use crate::flows::backup::LEVEL_DEFAULT;
 use crate::flows::drill::{self, DrillRequest};
 use crate::flows::jobs::config;
+use crate::flows::jobs::guests::Subject;
 use crate::flows::merge::MergeOptions;
 use crate::flows::prune::{self, PruneRequest};
 use crate::flows::report::{
@@ -63,7 +64,7 @@ impl Work<'_> {
         }
     }
 
-    /// The guests of the job that the repository has points of.
+    /// The guests of the job that the repository has points of, and what else it backs up.
     fn domains(&self, repository: &Repository) -> Result<Vec<DomainName>> {
         let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
         self.there(repository, wanted)
@@ -129,7 +130,10 @@ impl Work<'_> {
     }
 
     fn drill(&self, repository: &Repository) -> Result<Came> {
-        let domains = self.domains(repository)?;
+        let mut domains = self.domains(repository)?;
+        // No machine starts from the configuration of this host.
+        let is_host = |subject: &Subject, domain: &DomainName| matches!(subject, Subject::Host(host) if host == domain);
+        domains.retain(|domain| !self.subjects.iter().any(|subject| is_host(subject, domain)));
         let Some(how) = self.job.drill.as_ref().filter(|_| !domains.is_empty()) else {
             return Ok(Came::to(End::Done, "there is nothing to drill yet"));
         };

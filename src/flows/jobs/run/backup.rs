@@ -11,8 +11,10 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, OfGuest};
 use crate::disk::image::OpenOptions;
 use crate::flows::backup::{
-    self, BackupRequest, GuestOptions, GuestRequest, ImageRequest, KindChoice, Options, run_guest,
+    self, BackupRequest, GuestOptions, GuestRequest, HostConfig, ImageRequest, KindChoice, Options,
+    run_guest,
 };
+use crate::flows::host;
 use crate::flows::jobs::config::JobImage;
 use crate::flows::jobs::guests::Subject;
 use crate::flows::report::{Act, ActResult, BackupReport, End, GuestReport};
@@ -86,6 +88,11 @@ impl Work<'_> {
                     };
                     run_guest(repository, &request, &observer, cancel).map(of_guest)
                 }
+                Subject::Host(_) => {
+                    let (host, files) = (self.run.host, self.run.host.files());
+                    host::back_up(repository, &files, host.state, options, &observer, cancel)
+                        .map(of_image)
+                }
                 Subject::Image(image) => {
                     back_up_image(repository, image, options, &observer, cancel).map(of_image)
                 }
@@ -113,7 +120,10 @@ impl Work<'_> {
             freeze_max: freeze_max(self.job),
             thaw_tries: THAW_TRIES_DEFAULT,
             snapshot_command: self.job.snapshot_command.clone(),
-            host_config: self.job.with_host_config,
+            host_config: match self.job.with_host_config {
+                true => HostConfig::ByItself,
+                false => HostConfig::LeftOut,
+            },
             virsh: host.config.libvirt.virsh(),
             watchdog: host.watchdog.clone(),
             image_roots: Vec::new(),

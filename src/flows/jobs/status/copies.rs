@@ -2,7 +2,7 @@
 
 use super::Look;
 use crate::base::duration;
-use crate::flows::jobs::config::Copy;
+use crate::flows::jobs::config::copy::Copy;
 use crate::flows::jobs::guests::Subject;
 use crate::flows::report::{Act, CopyStatus, FindingCode, Level};
 use crate::vault::repository::{DomainName, Manifest};

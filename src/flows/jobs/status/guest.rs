@@ -1,11 +1,15 @@
 //! How a guest stands: its newest good point, proofs, drills, and what is wrong with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use super::{Look, Opened};
 use crate::base::duration::{self, Stretch};
 use crate::base::error::Result;
-use crate::flows::jobs::config::{Copy, Job};
+use crate::flows::jobs::config::Job;
+use crate::flows::jobs::config::copy::Copy;
 use crate::flows::jobs::guests::Subject;
 use crate::flows::report::{Act, End, FindingCode, GuestStatus, Level, Record};
 use crate::vault::repository::{Catalog, Climb, DiskId, DomainName, Drill, Manifest, PointId};
@@ -39,7 +43,34 @@ impl Look<'_> {
                 wanted.entry(subject.name()).or_default().push((name, job, subject));
             }
         }
+        self.read_ahead(wanted.values().flatten());
         wanted.into_values().filter_map(|jobs| self.guest(&jobs)).collect()
+    }
+
+    /// Reads the manifests of all guests on all processors, and leaves them with their catalogs: of a look at many
+    /// guests, this takes nearly all the time.
+    fn read_ahead<'a>(&self, jobs: impl Iterator<Item = &'a (&'a str, &'a Job, Subject)>) {
+        let of = |(name, job, subject): &(&str, &Job, Subject)| {
+            let (repository, _) = self.config.repository_of(name, job).ok()?;
+            let opened = self.catalogs.get(repository)?;
+            let domain = self.guests.domain_of(subject).ok()?;
+            opened.domains.contains(&domain).then_some((&opened.catalog, domain))
+        };
+        let waiting: Vec<_> = jobs.filter_map(of).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some((catalog, domain)) = waiting.get(next.fetch_add(1, Ordering::Relaxed)) {
+                // What fails here fails again where it is asked for, and is told there.
+                let _ = catalog.manifests(domain);
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(waiting.len());
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
     }
 
     /// How a guest stands that these jobs back up.
