@@ -1,8 +1,10 @@
 //! Nights that a host does by itself, under a clock of the test's own: every trouble must be in the
 //! history and in the status with the right words, and the nights of the other guests go on.
 
+mod month;
 mod page;
 mod telling;
+mod troubles;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

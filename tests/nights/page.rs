@@ -225,7 +225,9 @@ fn the_words_of_the_page_are_those_of_the_json() {
     let outcome = night.at(time, args!["report", file.as_path(), "--force"]);
     assert_eq!(outcome.code(), Some(17));
     let printed = night.at(time, args!["report", "-", "--days", "40"]).text();
-    assert_eq!(text_of(&printed), text_of(&page));
+    // How much is free may have changed.
+    let before_room = |page: &str| text_of(page.split("<h2>Room").next().unwrap());
+    assert_eq!(before_room(&printed), before_room(&page));
 }
 
 /// A fleet of 500 guests with all that can be shown of them.

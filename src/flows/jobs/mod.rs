@@ -152,6 +152,7 @@ pub fn notify(host: &Host<'_>, only: &[String], tell: Tell) -> Result<NotifyRepo
         ended: None,
         pings: Vec::new(),
         failure: None,
+        cut: None,
         look: true,
         digest: tell == Tell::Digest,
         only,
