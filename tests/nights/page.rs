@@ -278,7 +278,7 @@ fn large() -> Value {
             "oldest_at": "2026-01-08T01:30:07Z", "frozen_ms": 41, "rpo": "26h",
             "proved_at": "2026-11-24T02:11:51Z", "never_proved": 1,
             "drilled_at": "2026-11-22T05:00:02.004Z", "drilled": if late { "failed" } else { "passed" },
-            "recovery": 41.2, "rto": "15m",
+            "recovery": 41.2, "rto": "15m", "copies": [],
         }));
     }
     let late = standing.iter().filter(|it| it["level"] == "critical");

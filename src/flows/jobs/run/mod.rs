@@ -2,6 +2,7 @@
 
 mod acts;
 mod backup;
+mod copy;
 
 use std::sync::Mutex;
 use std::sync::PoisonError;

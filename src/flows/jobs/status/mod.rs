@@ -2,6 +2,7 @@
 //!
 //! Every age is that of a success. What was never done is a finding, and silence is none.
 
+mod copies;
 mod guest;
 
 use std::collections::{BTreeMap, BTreeSet};
