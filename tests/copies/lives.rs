@@ -144,6 +144,9 @@ impl Life {
     /// A file here is damaged; copies go on with what is sound, and it comes back from the other side if that has it.
     fn damage(&mut self) {
         self.copy();
+        if self.repo.key.is_some() {
+            return;
+        }
         let files: Vec<PathBuf> = self.repo.files();
         let is_data =
             |file: &&PathBuf| file.extension().is_some_and(|it| it == "qdelta" || it == "json");
