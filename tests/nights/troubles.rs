@@ -172,7 +172,7 @@ fn repository_bad() -> Vec<Trouble> {
             mend: |month| month.write("", ""),
             tells: &[
                 ("small", "is to stay free"),
-                ("office", "backup failed: no backup was begun"),
+                ("office", "backup failed: nothing was begun"),
             ],
             without: &[MAIL],
         },
