@@ -208,7 +208,7 @@ pub struct Job {
     pub anchor: Anchor,
     /// How running guests are brought to rest.
     #[serde(default)]
-    pub consistency: Consistency,
+    pub consistency: ConsistencyChoice,
     /// How long a guest may be frozen.
     #[serde(default, deserialize_with = "optional")]
     pub freeze_max: Option<Stretch>,
@@ -323,33 +323,6 @@ impl Anchor {
             Self::Bitmap => AnchorChoice::For(Tracker::Bitmap),
             Self::Snapshot => AnchorChoice::For(Tracker::Snapshot),
             Self::Reflink => AnchorChoice::For(Tracker::Reflink),
-        }
-    }
-}
-
-/// How running guests are brought to rest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Consistency {
-    /// Filesystems are frozen while images are cloned.
-    #[default]
-    Quiesced,
-    /// The same where the agent can freeze them, else nothing is frozen.
-    QuiescedOrCrash,
-    /// Filesystems are frozen while what has changed is read.
-    FreezeCopy,
-    /// Nothing is frozen.
-    Crash,
-}
-
-impl Consistency {
-    /// What a backup calls it.
-    pub fn choice(self) -> ConsistencyChoice {
-        match self {
-            Self::Quiesced => ConsistencyChoice::Quiesced,
-            Self::QuiescedOrCrash => ConsistencyChoice::QuiescedOrCrash,
-            Self::FreezeCopy => ConsistencyChoice::FreezeCopy,
-            Self::Crash => ConsistencyChoice::Crash,
         }
     }
 }

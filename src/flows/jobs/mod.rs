@@ -31,8 +31,8 @@ use guests::Guests;
 
 pub use config::copy::Copy;
 pub use config::{
-    Anchor, Config, Consistency, Drill, EXAMPLE, Hooks, IoClass, Job, JobImage, LibvirtPlace,
-    Limits, Metrics, Pattern, Prune, RepositoryPlace, Verify,
+    Anchor, Config, Drill, EXAMPLE, Hooks, IoClass, Job, JobImage, LibvirtPlace, Limits, Metrics,
+    Pattern, Prune, RepositoryPlace, Verify,
 };
 pub use fleet::fleet;
 pub use journal::Journal;

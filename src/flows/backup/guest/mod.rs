@@ -37,7 +37,8 @@ pub use plan::repository_name;
 pub(crate) use plan::{open_options, stated_chain};
 
 /// How far a running guest is brought to rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ConsistencyChoice {
     /// Its filesystems are frozen while the moment is made, by clones or by a command.
     #[default]

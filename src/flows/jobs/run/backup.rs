@@ -118,7 +118,7 @@ impl Work<'_> {
         GuestOptions {
             libvirt: host.config.libvirt.libvirt(),
             same_guest: false,
-            consistency: self.job.consistency.choice(),
+            consistency: self.job.consistency,
             freeze_max: freeze_max(self.job),
             thaw_tries: THAW_TRIES_DEFAULT,
             snapshot_command: self.job.snapshot_command.clone(),
