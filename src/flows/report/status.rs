@@ -130,6 +130,9 @@ pub struct GuestStatus {
     /// When the newest good point was made.
     #[serde(with = "text::optional")]
     pub newest_at: Option<Timestamp>,
+    /// Until when the store refuses to remove anything that the newest good point needs; none if it does not.
+    #[serde(with = "text::optional")]
+    pub safe_until: Option<Timestamp>,
     /// How old the newest good point may be.
     #[serde(with = "text::optional")]
     pub rpo: Option<Stretch>,

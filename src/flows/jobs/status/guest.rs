@@ -20,6 +20,7 @@ struct Points {
     /// Those that are damaged.
     damaged: usize,
     newest: Option<Manifest>,
+    safe_until: Option<jiff::Timestamp>,
     proved_at: Option<jiff::Timestamp>,
     never_proved: usize,
     last_drill: Option<Drill>,
@@ -54,6 +55,7 @@ impl Look<'_> {
             points: 0,
             newest: None,
             newest_at: None,
+            safe_until: None,
             rpo,
             proved_at: None,
             never_proved: 0,
@@ -84,6 +86,7 @@ impl Look<'_> {
         standing.points = points.count;
         standing.newest = points.newest.as_ref().map(|manifest| manifest.point);
         standing.newest_at = points.newest.as_ref().map(|manifest| manifest.created);
+        standing.safe_until = points.safe_until;
         standing.proved_at = points.proved_at;
         standing.never_proved = points.never_proved;
         if let Some(drill) = &points.last_drill {
@@ -242,6 +245,9 @@ fn points(opened: &Opened, domain: &DomainName, now: jiff::Timestamp) -> Result<
         }
     }
     found.newest = good.into_iter().max_by_key(|manifest| manifest.point);
+    if let Some(newest) = &found.newest {
+        found.safe_until = catalog.point_safe_until(domain, newest.point)?;
+    }
     found.proved_at = proofs.values().flatten().max().copied();
     found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
     Ok(found)
