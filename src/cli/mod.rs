@@ -170,8 +170,9 @@ impl Context {
 fn run(command: Command, context: &mut Context) -> Result<u8> {
     if context.global.as_of.is_some() && !command.reads_only() {
         let text = "--as-of reads a repository as it was, and nothing can be written there";
-        return Err(Error::new(ErrorKind::Usage, text)
-            .advise("it goes with points, restore, verify, files, mount, serve, drill, copy and space"));
+        return Err(Error::new(ErrorKind::Usage, text).advise(
+            "it goes with points, restore, verify, files, mount, serve, drill, copy and space",
+        ));
     }
     match command {
         Command::Init(args) => commands::init::run(&args, context),

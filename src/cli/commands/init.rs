@@ -5,8 +5,8 @@ use std::path::Path;
 use qdelta::base::period::Period;
 use qdelta::flows::report::InitReport;
 use qdelta::vault::age::{For, Identity, Recipient};
-use qdelta::vault::repository::{NewKeys, Repair, Repository, Settings};
 use qdelta::vault::repository::storage::S3;
+use qdelta::vault::repository::{NewKeys, Repair, Repository, Settings};
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::key_args::{Init, NewEncryption};

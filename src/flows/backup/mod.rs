@@ -35,8 +35,8 @@ use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
 use crate::vault::repository::{
-    Anchor, AnchorKind, Catalog, DiskId, DiskSpec, DomainLock, DomainName, MachineRecord, Manifest, Pending,
-    PointId, Repository,
+    Anchor, AnchorKind, Catalog, DiskId, DiskSpec, DomainLock, DomainName, MachineRecord, Manifest,
+    Pending, PointId, Repository,
 };
 use disk::Rest;
 use together::{Ready, Together};

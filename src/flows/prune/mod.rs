@@ -474,8 +474,7 @@ fn spared(stays: &Stays) -> Spared {
 
 /// Points that wait for the end of their locks, as they are told of.
 fn waiting(locked: &BTreeMap<PointId, Timestamp>) -> impl Iterator<Item = Spared> {
-    locked.iter().map(|(point, until)| Spared {
-        points: vec![*point],
-        why: Spare::Locked { until: *until },
-    })
+    locked
+        .iter()
+        .map(|(point, until)| Spared { points: vec![*point], why: Spare::Locked { until: *until } })
 }

@@ -263,7 +263,8 @@ impl Repository {
         }
         config.write(settings, &*storage, Publish::New)?;
         if settings.lock.is_some() && storage.locked_until(&[Name::top().join(CONFIG)])? == [None] {
-            let text = format!("the store of {} ignores that objects are to be locked", shown(&*storage));
+            let text =
+                format!("the store of {} ignores that objects are to be locked", shown(&*storage));
             return Err(Error::new(ErrorKind::Usage, text)
                 .advise("use a store that keeps object locks, or leave --lock out"));
         }
@@ -332,12 +333,13 @@ impl Repository {
             return Err(Error::new(ErrorKind::Usage, text)
                 .advise("--as-of reads buckets of object stores that keep versions"));
         }
-        let opened = Self::open_in_with(Arc::new(S3::as_of(root, at)?), key).map_err(|error| {
-            match error.kind() {
+        let opened =
+            Self::open_in_with(Arc::new(S3::as_of(root, at)?), key).map_err(|error| match error
+                .kind()
+            {
                 ErrorKind::NotFound => error.within(format!("no repository was there at {at}")),
                 _ => error,
-            }
-        })?;
+            })?;
         Ok(Self { past: Some(at), ..opened })
     }
 

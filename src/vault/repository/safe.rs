@@ -45,7 +45,9 @@ impl Repository {
                 Ok(manifest) if manifest.removed.is_some() => {}
                 Ok(manifest) => names.extend(self.files_of(&catalog, &manifest)),
                 // Nobody knows what it needs. It may be mended.
-                Err(_) => drop(names.insert(self.points_dir(domain).join(&Manifest::file_name(point)))),
+                Err(_) => {
+                    drop(names.insert(self.points_dir(domain).join(&Manifest::file_name(point))))
+                }
             }
         }
         let names: Vec<Name> = names.into_iter().collect();

@@ -149,8 +149,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`ErrorKind::Usage`]: it can't.
     fn lock_new_files(&self, _period: Period) -> Result<()> {
-        Err(Error::new(ErrorKind::Usage, "a folder can't lock files: whoever can write there can remove them")
-            .advise("a bucket of an object store can: --repo s3://BUCKET/PREFIX"))
+        Err(Error::new(
+            ErrorKind::Usage,
+            "a folder can't lock files: whoever can write there can remove them",
+        )
+        .advise("a bucket of an object store can: --repo s3://BUCKET/PREFIX"))
     }
 
     /// Has the storage refuse to remove files until a moment, but for those that are locked until `enough`
@@ -158,12 +161,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// One can't be locked.
-    fn extend_locks(
-        &self,
-        _names: &[Name],
-        _until: Timestamp,
-        _enough: Timestamp,
-    ) -> Result<u64> {
+    fn extend_locks(&self, _names: &[Name], _until: Timestamp, _enough: Timestamp) -> Result<u64> {
         Ok(0)
     }
 

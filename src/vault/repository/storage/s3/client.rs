@@ -241,11 +241,7 @@ impl Client {
     ///
     /// # Errors
     /// The file of trusted certificates can't be read.
-    pub fn new(
-        address: Address,
-        credentials: Credentials,
-        past: Option<Past>,
-    ) -> Result<Self> {
+    pub fn new(address: Address, credentials: Credentials, past: Option<Past>) -> Result<Self> {
         let silence = address.patience.clamp(*SILENCE.start(), *SILENCE.end());
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -283,7 +279,8 @@ impl Client {
         match past.version(self, ask.key)? {
             Some(version) => self.send_now(&ask.clone().query("versionId", version)),
             None => {
-                let error = Error::new(ErrorKind::NotFound, format!("nothing was there at {}", past.at));
+                let error =
+                    Error::new(ErrorKind::NotFound, format!("nothing was there at {}", past.at));
                 Err(Failure::of(Some(404), "NoSuchKey".to_owned(), error, Remedy::None))
             }
         }

@@ -70,19 +70,18 @@ pub(super) fn objects(client: &Client, prefix: &str, is_deep: bool) -> Result<Li
             client.parsed(&ask, xml::page).map_err(|it| unlisted(client, prefix, it))?;
         listing.date = listing.date.or(answer.date());
         for object in page.objects {
-            let is_below = object.key.starts_with(prefix);
-            if !is_below {
-                return Err(strange(client, prefix, &object.key));
+            // SeaweedFS, where it keeps versions, tells of `a` as well if it is asked what begins with `a.`.
+            if !object.key.starts_with(prefix) {
+                continue;
             }
             let modified = object.modified.parse().ok();
             let seen = Seen { len: object.len, etag: object.etag, modified };
             listing.objects.insert(object.key, seen);
         }
         for found in page.prefixes {
-            if !found.starts_with(prefix) {
-                return Err(strange(client, prefix, &found));
+            if found.starts_with(prefix) {
+                listing.prefixes.push(found);
             }
-            listing.prefixes.push(found);
         }
         next = page.next;
         if next.is_none() {
@@ -127,11 +126,6 @@ pub(super) fn uploads(client: &Client, prefix: &str) -> Result<BTreeMap<String, 
 
 fn unlisted(client: &Client, prefix: &str, failure: Failure) -> Error {
     failure.into_error("list", &client.address.shown(prefix))
-}
-
-fn strange(client: &Client, prefix: &str, key: &str) -> Error {
-    let text = format!("the list of {} holds the key {key:?}", client.address.shown(prefix));
-    Error::new(ErrorKind::Damaged, text).because("it lies elsewhere")
 }
 
 impl Listing {

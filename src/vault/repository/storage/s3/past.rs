@@ -78,7 +78,12 @@ impl Past {
     }
 
     /// What lay below a prefix, or only in the folder that it is.
-    pub fn listing(&self, client: &Client, prefix: &str, is_deep: bool) -> Result<Listing, Failure> {
+    pub fn listing(
+        &self,
+        client: &Client,
+        prefix: &str,
+        is_deep: bool,
+    ) -> Result<Listing, Failure> {
         let mut listing = Listing { date: client.now().ok(), ..Listing::default() };
         for (key, (_, seen)) in self.all(client)?.range(prefix.to_owned()..) {
             let Some(name) = key.strip_prefix(prefix) else { break };

@@ -36,7 +36,9 @@ impl S3 {
         match client.parsed(&ask, xml::object_lock) {
             Ok((_, Some(days))) => Ok(days.map(Period::days)),
             Ok((_, None)) => Err(no_locks(&shown)),
-            Err(failure) if matches!(failure.status, Some(400 | 404 | 501)) => Err(no_locks(&shown)),
+            Err(failure) if matches!(failure.status, Some(400 | 404 | 501)) => {
+                Err(no_locks(&shown))
+            }
             Err(failure) => Err(failure.into_error("ask for the locks of", &shown)),
         }
     }
@@ -118,10 +120,7 @@ impl Shared {
 }
 
 /// Asks for each key, many at once; gives the answers in the order of the keys.
-fn at_once<T: Send>(
-    keys: &[String],
-    ask: impl Fn(&str) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
+fn at_once<T: Send>(keys: &[String], ask: impl Fn(&str) -> Result<T> + Sync) -> Result<Vec<T>> {
     let (next, answers) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         loop {
@@ -134,7 +133,8 @@ fn at_once<T: Send>(
     std::thread::scope(|scope| {
         // This thread works, too: where none can be started, it does all.
         for _ in 1..keys.len().min(AT_ONCE) {
-            let begun = std::thread::Builder::new().name("locks".to_owned()).spawn_scoped(scope, work);
+            let begun =
+                std::thread::Builder::new().name("locks".to_owned()).spawn_scoped(scope, work);
             if begun.is_err() {
                 break;
             }
