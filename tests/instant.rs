@@ -15,7 +15,7 @@ fn pins(host: &Host) -> Vec<Value> {
     let listed = run(qdelta(host.repo.args(args!["points", "--json"]))).json();
     let disks = listed["disks"].as_array().unwrap().iter();
     let points = disks.flat_map(|disk| disk["points"].as_array().unwrap());
-    points.map(|point| point["pinned"].clone()).filter(|pin| !pin.is_null()).collect()
+    points.flat_map(|point| point["pins"].as_array().unwrap().clone()).collect()
 }
 
 /// All that QEMU and systemd need is there, and names the point's own disks.
@@ -61,10 +61,20 @@ fn a_guest_can_run_on_its_point_at_once() {
     let reason = format!("instant recovery of web in {}", to.display());
     assert!(pinned.iter().all(|pin| pin["reason"] == reason && pin.get("until").is_none()));
     let after = instant["after"].as_array().unwrap().last().unwrap().as_str().unwrap();
-    assert_eq!(after, format!("qdelta unpin --repo {} web@{first}", host.repo.path.display()));
-    run(qdelta(args!["unpin", "--repo", &host.repo.path, format!("web@{first}")])).ok();
+    let holder = pinned[0]["holder"].as_str().unwrap();
+    let unpin =
+        format!("qdelta unpin --repo {} web@{first} --holder {holder}", host.repo.path.display());
+    assert_eq!(after, unpin);
+    run_line(after);
     assert_eq!(pins(&host), Vec::<Value>::new());
     host.assert_restores("vda", &expected[0]);
+}
+
+/// Does what a report says is to be typed.
+#[track_caller]
+fn run_line(line: &str) -> String {
+    let line = line.replacen("qdelta", env!("CARGO_BIN_EXE_qdelta"), 1);
+    run(tool("sh", args!["-c", &line])).ok().text()
 }
 
 /// A try that fails in the middle leaves no file, no folder and no pin; one that finds the files of another
@@ -98,35 +108,50 @@ fn an_instant_restore_that_fails_leaves_nothing_behind() {
     assert_eq!(fs::read_to_string(to.join("web-vda.qcow2")).unwrap(), "what the guest wrote");
 }
 
-/// A pin that was there before comes back, with its reason and its end; and a guest must run also where
-/// somebody else is writing to the repository.
+/// Two guests on one point shared one pin, and whoever came home first took it away: the next prune would have
+/// removed the disks of the other one. An admin's own pin was lost in the same way.
 #[test]
-fn the_point_of_an_instant_restore_is_pinned_beside_other_pins() {
+fn each_recovery_takes_away_its_own_pin_alone() {
     let (host, _, first) = lost();
     let pin =
         args!["pin", format!("web@{first}"), "--reason", "it's audited", "--until", "2999-12-31"];
     run(qdelta(host.repo.args(pin))).ok();
-    let before = pins(&host);
-    let report =
-        restore(&host, &host.lab.path("a"), &["--at", &first, "--instant", "--json"]).ok().json();
-    let reason = pins(&host)[0]["reason"].as_str().unwrap().to_owned();
-    assert!(reason.starts_with("it's audited; instant recovery of web in "), "{reason}");
-    let after = report["instant"]["after"].as_array().unwrap().last().unwrap();
-    let after = after.as_str().unwrap().replacen("qdelta", env!("CARGO_BIN_EXE_qdelta"), 1);
-    run(tool("sh", args!["-c", &after])).ok();
-    let strip = |pins: Vec<Value>| -> Vec<_> {
-        pins.into_iter().map(|pin| (pin["reason"].clone(), pin["until"].clone())).collect()
+    let by_admin = pins(&host);
+    let unpin = |folder: &str, options: &[&str]| {
+        let options = [&["--at", &first, "--instant", "--json"], options].concat();
+        let report = restore(&host, &host.lab.path(folder), &options).ok().json();
+        report["instant"]["after"].as_array().unwrap().last().unwrap().as_str().unwrap().to_owned()
     };
-    assert_eq!(strip(pins(&host)), strip(before));
+    let (a, b) = (unpin("a", &[]), unpin("b", &["--rename", "web2"]));
+    // Both disks of the point show what it has.
+    assert_eq!(pins(&host).len(), 6);
+    let said = run_line(&a);
+    assert!(said.contains("stays pinned: an admin (it's audited), --holder instant-"), "{said}");
+    assert!(said.contains("(instant recovery of web2 in "), "{said}");
+    let left: Vec<_> = pins(&host).into_iter().filter(|it| !it["holder"].is_null()).collect();
+    assert!(b.ends_with(left[0]["holder"].as_str().unwrap()), "{b}: {left:?}");
+    let said = run_line(&a);
+    assert!(said.contains("was not pinned by instant-"), "{said}");
+    let by_hand = run(qdelta(host.repo.args(args!["unpin", format!("web@{first}")]))).ok();
+    let by_hand = by_hand.text();
+    assert!(by_hand.contains("stays pinned: --holder"), "{by_hand}");
+    run_line(&b);
+    assert_eq!(pins(&host), Vec::<Value>::new());
+    assert_eq!(by_admin.len(), 2);
+}
 
+/// A guest must run also where somebody else is writing to the repository.
+#[test]
+fn an_instant_restore_goes_on_where_the_point_cannot_be_pinned() {
+    let (host, _, first) = lost();
     let lock = fs::File::options().write(true).open(host.repo.path.join("web/.lock")).unwrap();
     lock.lock().unwrap();
     let report =
         restore(&host, &host.lab.path("b"), &["--at", &first, "--instant", "--json"]).ok().json();
     assert_eq!(report["instant"]["pinned"], false);
-    let codes: Vec<_> =
-        report["warnings"].as_array().unwrap().iter().map(|it| &it["code"]).collect();
-    assert!(codes.contains(&&Value::from("not-pinned")), "{codes:?}");
+    let warnings = report["warnings"].as_array().unwrap();
+    let warning = warnings.iter().find(|it| it["code"] == "not-pinned").unwrap();
+    assert!(warning["advice"].as_str().unwrap().contains(" --holder instant-"), "{warning}");
 }
 
 /// The units of `wöb` took the place of those of `wäb`, whose disks were gone with its server.

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qdelta::formats::archive::GROUP_BLOCKS;
+use qdelta::vault::repository::storage::Local;
+use qdelta::vault::repository::storage::faulty::Faulty;
 use qdelta::{ErrorKind, OpenPoint, OpenPoints, ReadAt, Repository};
 
 use crate::harness::content::Random;
@@ -99,6 +101,27 @@ fn many_points_are_read_at_once_by_readers_that_come_and_go() {
     for missing in ["db", "web/vdb", "web/vda@1999", "web/vda@20200101T000000.000Z"] {
         assert_eq!(named(missing).unwrap_err().kind(), ErrorKind::NotFound, "{missing}");
     }
+}
+
+/// Each point of a chain of 1,500 had 1,500 archives open of its own: a mount whose points were looked through took
+/// more memory than it was to have.
+#[test]
+fn points_of_one_chain_share_their_archives() {
+    let scene = Scene::new(8);
+    let local = Arc::new(Local::new(&scene.repo.path));
+    let storage = Arc::new(Faulty::counting(local));
+    let points = OpenPoints::new(Repository::open_in(storage.clone()).unwrap());
+    let opening = |number: usize| {
+        let before = storage.calls();
+        let open = scene.open(&points, number);
+        (storage.calls() - before, open)
+    };
+    let (last_calls, last) = opening(7);
+    let (next_calls, next) = opening(6);
+    // The seven archives that it needs are open already.
+    assert!(next_calls + 7 <= last_calls, "{next_calls} calls after {last_calls}");
+    scene.check(&last, 7);
+    scene.check(&next, 6);
 }
 
 #[test]

@@ -220,9 +220,9 @@ fn pin_for_a_moment(repo: &Repo, domain: &str, point: &str) {
     let repository = Repository::open(&repo.path).unwrap();
     let lock = repository.lock(&domain.parse().unwrap()).unwrap();
     let at = clock::now().unwrap();
-    let pin = Pin { at, reason: None, until: Some(at) };
+    let pin = Pin { holder: None, at, reason: None, until: Some(at) };
     let pinned = |marks: &mut Marks| {
-        marks.pinned = Some(pin);
+        marks.pin(pin);
         Ok(())
     };
     repository.mark(&lock, point.parse().unwrap(), pinned).unwrap();

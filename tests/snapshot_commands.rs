@@ -214,6 +214,75 @@ fn an_answer_that_leads_to_the_wrong_disk_makes_no_point() {
     host.assert_sound();
 }
 
+/// The copies of two disks of one size were exchanged, and both were wrong in every point from then on. A guest may
+/// copy one disk onto another, and an admin may have exchanged them.
+#[test]
+fn disks_of_one_size_that_were_exchanged_are_noticed() {
+    let host = Host::new();
+    let mut guest = Guest::define(&host, host.lab.dir());
+    fs::File::options().write(true).open(guest.vdb()).unwrap().set_len(8 * MIB).unwrap();
+    guest.start("running");
+    guest.write(0, 0, MIB, 1);
+    guest.write(1, 3 * MIB, MIB, 2);
+    let (vda, vdb) = (guest.vda().display().to_string(), guest.vdb().display().to_string());
+    let (a, b) = (format!("{vda}.copy"), format!("{vdb}.copy"));
+    let said = answer(&[("vda", &vda, &a), ("vdb", &vdb, &b)]);
+    let verbs = |one: &str, other: &str| {
+        let convert = "qemu-img convert -U -O";
+        format!(
+            "snapshot) {convert} qcow2 {one} {a} && {convert} raw {other} {b} && echo '{said}' ;;
+release) rm -f {a} {b}; ok ;;"
+        )
+    };
+    let command = Command::new(&host, &verbs(&vda, &vdb));
+    let words = ["--snapshot-command", command.word()];
+    host.web(&words);
+    command.write(&host, &verbs(&vdb, &vda));
+    let said = host.web_fails(10, &words);
+    assert!(said.contains("they were exchanged") && said.contains("disk vda is what"), "{said}");
+    assert!(host.points().len() == 1 && !Path::new(&a).exists());
+    host.web(&["--snapshot-command", command.word(), "--same-guest"]);
+    host.web(&words);
+    // One disk becomes a copy of the other.
+    guest.write(0, 3 * MIB, MIB, 0);
+    guest.write(0, 0, MIB, 1);
+    guest.write(1, 0, MIB, 1);
+    guest.write(1, 3 * MIB, MIB, 0);
+    command.write(&host, &verbs(&vda, &vdb));
+    host.web(&words);
+    host.assert_sound();
+}
+
+/// `recover` was waited for for hours after a request to stop, and `prepare` was begun all the same.
+#[test]
+fn no_verb_begins_after_a_request_to_stop() {
+    let host = Host::new();
+    let (_guest, verbs) = scene(&host);
+    let command = Command::new(&host, "");
+    for (verb, calls) in [("check", &["check"][..]), ("recover", &["check", "recover"])] {
+        // It is the command itself that asks, as somebody would meanwhile.
+        let stop = format!("{verb}) kill -TERM $PPID; sleep 0.3; ok ;;");
+        command.write(&host, &format!("{stop}\n{verbs}"));
+        let said = host.web_fails(130, &["--snapshot-command", command.word()]);
+        assert!(said.contains(&format!("command {verb} has 10")), "{said}");
+        assert_eq!(command.verbs(), calls);
+    }
+    assert!(host.virsh.log().is_empty(), "{:?}", host.virsh.log());
+}
+
+/// A warning of a megabyte was shown, and kept, as it was.
+#[test]
+fn a_command_warns_in_so_many_words_and_no_more() {
+    let host = Host::new();
+    let (_guest, verbs) = scene(&host);
+    let long = "x".repeat(5000);
+    let said = json!({"protocol": 2, "warnings": vec![long.as_str(); 1], "disks": []});
+    let command = Command::new(&host, &format!("check) echo '{said}' ;;\n{verbs}"));
+    let report = host.web(&["--snapshot-command", command.word()]);
+    let text = report["warnings"][0]["text"].as_str().unwrap();
+    assert_eq!((text.chars().count(), text.ends_with('…')), (501, true));
+}
+
 /// What was made is released when the guest is thawed, not before: a release may take minutes.
 #[test]
 fn a_moment_that_is_not_made_is_released_after_the_thaw() {

@@ -32,6 +32,12 @@ pub enum Event<'a> {
 pub trait Observer: Send + Sync {
     /// Something happened.
     fn event(&self, event: &Event<'_>);
+
+    /// Whether somebody looks on. A flow then finds out how much there is to do, also where that is of no use
+    /// for the work itself.
+    fn is_watched(&self) -> bool {
+        false
+    }
 }
 
 impl dyn Observer + '_ {
@@ -98,6 +104,10 @@ impl Observer for OfDisk<'_> {
             _ => self.observer.event(event),
         }
     }
+
+    fn is_watched(&self) -> bool {
+        self.observer.is_watched()
+    }
 }
 
 /// Says of a warning that is about no disk in particular which guest it is about.
@@ -121,6 +131,10 @@ impl Observer for OfGuest<'_> {
             }
             _ => self.observer.event(event),
         }
+    }
+
+    fn is_watched(&self) -> bool {
+        self.observer.is_watched()
     }
 }
 
@@ -159,6 +173,10 @@ impl Observer for Recorder<'_> {
             all.push((*warning).clone());
         }
         self.observer.event(event);
+    }
+
+    fn is_watched(&self) -> bool {
+        self.observer.is_watched()
     }
 }
 

@@ -23,7 +23,7 @@ use super::copy_args::{Copy, OtherKey, Repair};
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
-use super::job_args::{Config, History, Run, Status};
+use super::job_args::{Config, ExportKit, History, Notify, Report, Run, Status};
 use super::key_args::{Init, Key};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
@@ -39,7 +39,8 @@ const BACKUP_USAGE: &str = "qdelta backup [OPTIONS] <IMAGE>
 const RESTORE_USAGE: &str = "qdelta restore [OPTIONS] <DISK[@POINT]> <OUTPUT>
        qdelta restore [OPTIONS] <DISK[@POINT]> --in-place [OUTPUT]
        qdelta restore [OPTIONS] --domain <NAME> --to <DIR>
-       qdelta restore [OPTIONS] --domain <NAME> --in-place";
+       qdelta restore [OPTIONS] --domain <NAME> --in-place
+       qdelta restore [OPTIONS] --host-config --to <DIR>";
 
 /// Incremental backup of qcow2 and raw disk images.
 ///
@@ -124,8 +125,11 @@ pub enum Command {
     Drill(Drill),
     Run(Run),
     Status(Status),
+    Notify(Notify),
+    Report(Report),
     History(History),
     Config(Config),
+    ExportKit(ExportKit),
     Verify(Verify),
     Copy(Copy),
     Repair(Repair),
@@ -337,11 +341,11 @@ pub struct Restore {
     /// it; or how long ago: 90m, 12h, 3d, 2w, 6mo, 1y, yesterday. Every time and id that qdelta
     /// points shows can be given. Times are local unless they end in Z or an offset, and stand for
     /// the end of what they name: 2026-11-22 is the last point of that day, or of the days before.
-    #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at, required_unless_present = "domain")]
+    #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at, required_unless_present_any = ["domain", "host_config"])]
     pub disk: Option<values::DiskAt>,
 
     /// Where to: a new file, a block device, or - for standard output
-    #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domain", "in_place"])]
+    #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domain", "in_place", "host_config"])]
     pub output: Option<PathBuf>,
 
     /// Roll the image back where it lies: write only the blocks that differ

@@ -67,6 +67,10 @@ pub fn list(command: &str) -> &'static [Example] {
                 "A guest that runs at once, and is copied later",
                 "qdelta restore --domain web --to /images/now --instant",
             ),
+            (
+                "The configuration of a host, beside what is there",
+                "qdelta restore --host-config --to /srv/host",
+            ),
             ("Through a pipe", "qdelta restore web - | ssh host 'dd of=/dev/vg/web bs=1M'"),
         ],
         "copy" => &[
@@ -135,6 +139,20 @@ pub fn list(command: &str) -> &'static [Example] {
             ("For a monitoring system", "qdelta status --nagios"),
             ("For a script", "qdelta status --json | jq -r '.findings[].text'"),
         ],
+        "export-kit" => {
+            &[("Onto a stick that is kept elsewhere", "qdelta export-kit /media/stick/qdelta")]
+        }
+        "notify" => &[
+            ("Would a mail reach me?", "qdelta notify --test admin"),
+            ("Everything, now", "qdelta notify --digest"),
+        ],
+        "report" => &[
+            ("A page for the boss", "qdelta report /tmp/backups.html"),
+            (
+                "Anew after each run, as a hook finally",
+                "qdelta report --force /var/www/backups.html",
+            ),
+        ],
         "history" => &[
             ("What was done last", "qdelta history"),
             ("What failed in this week", "qdelta history --failed --since 7d"),
@@ -175,7 +193,13 @@ pub fn list(command: &str) -> &'static [Example] {
             ),
             ("For ever, by the point's id", "qdelta pin 20261122T153823.412Z"),
         ],
-        "unpin" => &[("The rules decide again", "qdelta unpin web@20261122T153823.412Z")],
+        "unpin" => &[
+            ("The rules decide again", "qdelta unpin web@20261122T153823.412Z"),
+            (
+                "A guest that ran on the point is gone with its host",
+                "qdelta unpin web@20261122T153823.412Z --holder instant-5f0c1a7e",
+            ),
+        ],
         "serve" => &[
             ("A disk at its latest point", "qdelta serve web/vda@latest --socket /run/qdelta.sock"),
             ("Whatever is asked for", "qdelta serve --socket /run/qdelta.sock"),

@@ -203,7 +203,10 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Map(args) => commands::map::run(args, context),
         Command::Run(args) => commands::run::run(&args, context),
         Command::Status(args) => commands::status::run(&args, context),
+        Command::Notify(args) => commands::notify::run(&args, context),
+        Command::Report(args) => commands::report::run(&args, context),
         Command::History(args) => commands::history::run(&args, context),
+        Command::ExportKit(args) => commands::kit::run(&args, context),
         Command::Config(args) => commands::config::run(&args, context),
         Command::Watchdog => commands::watchdog::run(),
     }

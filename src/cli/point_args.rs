@@ -10,7 +10,7 @@ use super::{examples, values};
 
 /// Keep a recovery point whatever the rules say.
 ///
-/// A pinned point stays until its pin ends or is taken away, and counts for no rule of qdelta prune. A
+/// A pinned point stays until its last pin ends or is taken away, and counts for no rule of qdelta prune. A
 /// point of a guest is pinned with all its disks.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("pin"), after_long_help = examples::long(Some("pin")))]
@@ -29,9 +29,18 @@ pub struct Pin {
     /// [default: for ever]
     #[arg(long, value_name = "DATE")]
     pub until: Option<String>,
+
+    /// Whose pin it is: each holder has one of its own
+    ///
+    /// Without it, the pin is the admin's. Programs that need a point for a while pin it under their own name, and
+    /// nobody else's pin is changed or taken away by them.
+    #[arg(long, value_name = "NAME", value_parser = values::holder)]
+    pub holder: Option<String>,
 }
 
-/// Take the pin of a recovery point away.
+/// Take a pin of a recovery point away.
+///
+/// The point stays pinned while another holder has one: a guest may be running on it.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("unpin"), after_long_help = examples::long(Some("unpin")))]
 pub struct Unpin {
@@ -40,6 +49,10 @@ pub struct Unpin {
     /// GUEST is a guest or a disk, POINT as qdelta restore --help has it.
     #[arg(value_name = "GUEST@POINT", value_parser = values::disk_at)]
     pub point: values::DiskAt,
+
+    /// Whose pin is taken away [default: the admin's]
+    #[arg(long, value_name = "NAME", value_parser = values::holder)]
+    pub holder: Option<String>,
 }
 
 /// Show what the points of guests take, and when the room is full.

@@ -75,6 +75,10 @@ impl Observer for Screen {
             _ => {}
         }
     }
+
+    fn is_watched(&self) -> bool {
+        self.draws
+    }
 }
 
 /// A warning as people see it: what is the matter; in a second line what to do.

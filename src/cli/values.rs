@@ -16,6 +16,8 @@ use qdelta::{Error, ErrorKind};
 
 /// More threads than this bring nothing to anyone.
 const THREADS_MAX: usize = 1024;
+/// The longest name of who holds a pin.
+const HOLDER_MAX: usize = 100;
 
 /// A guest or a disk, and the first and the last of some of its points: `DISK@A..B`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +115,16 @@ pub fn lock_for(text: &str) -> Result<LockFor, String> {
     }
 }
 
-/// How many points are kept.
+/// Who holds a pin: a name that needs no quotes where it is typed.
+pub fn holder(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    match (1..=HOLDER_MAX).contains(&text.len()) && text.chars().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("give up to {HOLDER_MAX} letters, digits and \"-_.:\"")),
+    }
+}
+
+/// How many points a rule keeps.
 pub fn count(text: &str) -> Result<Count, String> {
     text.parse().map_err(|error| refusal(&error))
 }

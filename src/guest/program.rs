@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::base::cancel::Cancel;
 use crate::disk::sys;
 
 /// How much of a program's output is kept, in bytes.
@@ -80,14 +81,24 @@ pub(crate) fn run(
     abort: Option<BorrowedFd<'_>>,
 ) -> Result<(End, Said), Failure> {
     command.stdin(Stdio::null());
-    run_keeping(command, limit, abort, OUTPUT_LEN_MAX)
+    run_keeping(command, limit, (abort, None), OUTPUT_LEN_MAX)
 }
 
-/// Runs `command` with `question` on its standard input, at most for `limit`; keeps a long answer.
+/// A request to stop, and who is told that the program is waited for.
+pub(crate) struct Stop<'a> {
+    pub cancel: &'a Cancel,
+    /// How long the program then has to its end.
+    pub grace: Duration,
+    pub waiting: &'a dyn Fn(),
+}
+
+/// Runs `command` with `question` on its standard input, at most for `limit`, and not for long once
+/// somebody asks to stop; keeps a long answer.
 pub(crate) fn ask(
     mut command: Command,
     question: &[u8],
     limit: Duration,
+    stop: Option<Stop<'_>>,
 ) -> Result<(End, Said), Failure> {
     // In memory, so that nobody waits for a program that does not read.
     let file = rustix::fs::memfd_create("question", MemfdFlags::CLOEXEC).map(File::from);
@@ -97,13 +108,13 @@ pub(crate) fn ask(
         Ok(file)
     });
     command.stdin(file.map_err(Failure::Start)?);
-    run_keeping(command, limit, None, ANSWER_LEN_MAX)
+    run_keeping(command, limit, (None, stop), ANSWER_LEN_MAX)
 }
 
 fn run_keeping(
     mut command: Command,
     limit: Duration,
-    abort: Option<BorrowedFd<'_>>,
+    ends: Ends<'_>,
     answer_len_max: usize,
 ) -> Result<(End, Said), Failure> {
     let deadline = Instant::now() + limit;
@@ -113,7 +124,7 @@ fn run_keeping(
     sys::kernel::die_with_parent(&mut command);
     let mut child = command.spawn().map_err(Failure::Start)?;
     let mut said = Said::default();
-    match wait(&mut child, &mut said, (deadline, answer_len_max), abort) {
+    match wait(&mut child, &mut said, (deadline, answer_len_max), ends) {
         Ok(end) => Ok((end, said)),
         Err(error) => {
             end_group(&mut child);
@@ -131,12 +142,15 @@ pub(crate) enum Failure {
     Wait(std::io::Error),
 }
 
+/// What ends a program before its time: the other end of a pipe was closed, or somebody asks to stop.
+type Ends<'a> = (Option<BorrowedFd<'a>>, Option<Stop<'a>>);
+
 /// Waits for the end of the program, keeps its output, and kills it if necessary.
 fn wait(
     child: &mut Child,
     said: &mut Said,
-    (deadline, answer_len_max): (Instant, usize),
-    abort: Option<BorrowedFd<'_>>,
+    (mut deadline, answer_len_max): (Instant, usize),
+    (abort, mut stop): Ends<'_>,
 ) -> std::io::Result<End> {
     let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
     let pipes = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
@@ -149,6 +163,10 @@ fn wait(
         drain(&mut stderr, &mut said.stderr, OUTPUT_LEN_MAX);
         if let Some(status) = end {
             return Ok(End::Exit(status));
+        }
+        if let Some(Stop { waiting, grace, .. }) = stop.take_if(|stop| stop.cancel.is_cancelled()) {
+            waiting();
+            deadline = deadline.min(Instant::now() + grace);
         }
         let left = deadline.saturating_duration_since(Instant::now());
         let gone = abort.is_some_and(is_closed);
@@ -204,4 +222,30 @@ fn end_group(child: &mut Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// A program was waited for to its end, or for hours, after somebody had asked to stop.
+    #[test]
+    fn a_program_ends_soon_after_a_request_to_stop() {
+        let (cancel, told) = (Cancel::default(), Cell::new(0));
+        let ask = |words: &str| {
+            let waiting = || told.set(told.get() + 1);
+            let grace = Duration::from_millis(50);
+            let stop = Stop { cancel: &cancel, grace, waiting: &waiting };
+            let mut command = Command::new("sh");
+            command.args(["-c", words]);
+            ask(command, b"", Duration::from_secs(60), Some(stop)).unwrap().0
+        };
+        assert!(matches!(ask("true"), End::Exit(_)));
+        assert_eq!(told.get(), 0);
+        cancel.cancel();
+        assert!(matches!(ask("sleep 60"), End::Deadline));
+        assert_eq!(told.get(), 1, "once");
+    }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::guest::program::{self, End, Failure, Said};
+use crate::guest::program::{self, End, Failure, Said, Stop};
 
 /// How long `check` and `prepare` may take.
 pub(crate) const CHECK_MAX: Duration = Duration::from_secs(60);
@@ -166,10 +166,14 @@ impl SnapshotCommand {
     /// # Errors
     /// It can't be started, fails, or says that it would not work here. A command that fails without an
     /// answer is not taken for one of the first version: what it should have mended would stay.
-    pub fn check(program: &Path, request: &Request) -> Result<(Self, Vec<String>)> {
+    pub fn check(
+        program: &Path,
+        request: &Request,
+        stop: Option<Stop<'_>>,
+    ) -> Result<(Self, Vec<String>)> {
         let mut command = Self { program: program.to_path_buf(), is_first: false };
         let request = Request { verb: Verb::Check, ..request.clone() };
-        let (status, said) = command.run(&request, CHECK_MAX)?;
+        let (status, said) = command.run(&request, CHECK_MAX, stop)?;
         if status.success() && said.stdout.trim_ascii().is_empty() {
             command.is_first = true;
             return Ok((command, Vec::new()));
@@ -199,9 +203,14 @@ impl SnapshotCommand {
     ///
     /// # Errors
     /// It fails, is not done in time, or gives no answer.
-    pub fn call(&self, request: &Request, limit: Option<Duration>) -> Result<Answer> {
+    pub fn call(
+        &self,
+        request: &Request,
+        limit: Option<Duration>,
+        stop: Option<Stop<'_>>,
+    ) -> Result<Answer> {
         let verb = request.verb;
-        let (status, said) = self.run(request, limit.unwrap_or(MEND_MAX))?;
+        let (status, said) = self.run(request, limit.unwrap_or(MEND_MAX), stop)?;
         if !status.success() {
             return Err(self.failed(verb, &format!("{status}{}", said.problem())));
         }
@@ -221,14 +230,19 @@ impl SnapshotCommand {
         }
     }
 
-    fn run(&self, request: &Request, limit: Duration) -> Result<(std::process::ExitStatus, Said)> {
+    fn run(
+        &self,
+        request: &Request,
+        limit: Duration,
+        stop: Option<Stop<'_>>,
+    ) -> Result<(std::process::ExitStatus, Said)> {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let request = Request { limit_ms, ..request.clone() };
         let failed = |why: &str| self.failed(request.verb, why);
         let text = serde_json::to_vec(&request).map_err(|error| failed(&error.to_string()))?;
         let mut command = Command::new(&self.program);
         command.arg(request.verb.as_str());
-        match program::ask(command, &text, limit) {
+        match program::ask(command, &text, limit, stop) {
             Ok((End::Exit(status), said)) => Ok((status, said)),
             Ok((_, said)) => {
                 let (limit, problem) = (duration::in_ms(limit), said.problem());
@@ -292,7 +306,8 @@ impl SnapshotCommand {
 }
 
 impl Verb {
-    fn as_str(self) -> &'static str {
+    /// As the command's argument.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Check => "check",
             Self::Recover => "recover",

@@ -9,6 +9,7 @@ use qdelta::base::observer::{Event, Observer};
 use qdelta::disk::flow::pipeline::Resources;
 use qdelta::disk::image::OpenOptions;
 use qdelta::flows::backup::{self, AnchorChoice, BackupRequest, ImageRequest, KindChoice, Options};
+use qdelta::flows::files::{self, OpenDisk, Output};
 use qdelta::flows::restore::{self, Destination};
 use qdelta::vault::repository::Repository;
 
@@ -16,6 +17,7 @@ use qdelta::formats::archive::Tracker;
 use qdelta::guest::libvirt::Libvirt;
 use qdelta::vault::repository::Selector;
 
+use super::super::files::{Guest as Files, make_ext};
 use super::super::harness::content::Random;
 use super::super::harness::guest::{Guest, Host, UUID};
 use super::super::harness::repo::Repo;
@@ -156,6 +158,47 @@ impl Observer for Heard {
             Event::Advance { bytes } => phases.last_mut().unwrap().steps.push(*bytes),
             _ => {}
         }
+    }
+
+    fn is_watched(&self) -> bool {
+        true
+    }
+}
+
+/// A tree of a terabyte was copied for hours, and the terminal showed nothing.
+#[test]
+fn files_of_a_point_are_counted_as_they_are_copied() {
+    let guest = Files::new(64 << 20);
+    let tree = guest.lab.path("tree");
+    std::fs::create_dir(&tree).unwrap();
+    noise(&guest.lab, "tree/noise", 5);
+    std::fs::hard_link(tree.join("noise"), tree.join("second name")).unwrap();
+    std::fs::File::create(tree.join("holes")).unwrap().set_len(9 << 20).unwrap();
+    std::fs::write(tree.join("small"), "some bytes").unwrap();
+    make_ext(&guest.image, &["-t", "ext4", "-d", tree.to_str().unwrap()]);
+    guest.backup();
+    let command = "files tar web / --to tree.tar --repo repo";
+    let states = drawn(100, guest.lab.dir(), command);
+    let has_bar = |state: &String| state.contains(" files [") && state.contains('%');
+    assert!(states.iter().any(has_bar), "{states:?}");
+
+    let disk = OpenDisk::open(Repository::open(&guest.repo.path).unwrap(), &"web".parse().unwrap());
+    let (disk, cancel) = (disk.unwrap(), Cancel::default());
+    let root = [b"/".to_vec()];
+    let heard = Heard::default();
+    let volume = disk.volume(None, &root, &heard).unwrap();
+    let to = |name: &str| Output::Path(guest.lab.path(name));
+    files::tar(&volume, &root, to("other.tar"), false, &heard, &cancel).unwrap();
+    files::get(&volume, &root, to("copy"), false, &heard, &cancel).unwrap();
+    let one = [b"/noise".to_vec()];
+    files::get(&volume, &one, Output::Stream(Box::new(std::io::sink())), false, &heard, &cancel)
+        .unwrap();
+    let phases = heard.0.into_inner().unwrap();
+    let totals: Vec<_> = phases.iter().map(|phase| phase.total).collect();
+    assert_eq!(totals, [(14 << 20) + 10, (14 << 20) + 10, 5 << 20]);
+    for phase in phases {
+        assert_eq!(phase.steps.iter().sum::<u64>(), phase.total);
+        assert!(phase.disk.unwrap().starts_with("web/disk@"));
     }
 }
 

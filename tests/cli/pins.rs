@@ -48,12 +48,16 @@ fn a_pin_is_shown_and_taken_away() {
     let pin = &["pin", "vm@2026-11-20", "--reason", "the audit", "--until", "2998-06", "--json"];
     let pinned: Value = serde_json::from_str(&done(&shelf, pin)).unwrap();
     assert_eq!(pinned["point"], first.to_string());
-    assert_eq!(pinned["pinned"]["until"], "2998-06-30T23:59:59.999Z");
+    assert_eq!(pinned["pins"][0]["until"], "2998-06-30T23:59:59.999Z");
     let list = done(&shelf, &["points"]);
     assert!(list.contains("full, pinned") && !list.contains("incremental, pinned"), "{list}");
     let listed: Value = serde_json::from_str(&done(&shelf, &["points", "--json"])).unwrap();
-    assert_eq!(listed["disks"][0]["points"][0]["pinned"]["reason"], "the audit");
-    let unpinned = done(&shelf, &["unpin", &first.to_string()]);
+    assert_eq!(listed["disks"][0]["points"][0]["pins"][0]["reason"], "the audit");
+    let of_tape = ["pin", "vm@2026-11-20", "--holder", "tape", "--json"];
+    let pinned: Value = serde_json::from_str(&done(&shelf, &of_tape)).unwrap();
+    let kept = done(&shelf, &["unpin", &first.to_string()]);
+    assert!(kept.contains("stays pinned: --holder tape"), "{kept}");
+    let unpinned = done(&shelf, &["unpin", &first.to_string(), "--holder", "tape"]);
     assert!(unpinned.contains("no more"), "{unpinned}");
     assert!(done(&shelf, &["unpin", "vm@2026-11-20"]).contains("was not pinned"));
     assert!(!done(&shelf, &["points"]).contains("pinned"));
@@ -72,6 +76,7 @@ fn who_means_no_point_is_told_so() {
         (6, &["pin", "20261120T120000.001Z"], "no guest"),
         (6, &["pin", "vm@20261121"], "has no point"),
         (6, &["pin", "other@latest"], "other"),
+        (2, &["pin", "vm@latest", "--holder", "a tape"], "letters, digits"),
         (2, &["pin", "vm@latest", "--until", "2001"], "is past"),
         (2, &["pin", "vm@latest", "--until", "yesterday"], "is past"),
         (2, &["pin", "vm@latest", "--until", "soon"], "is no date"),

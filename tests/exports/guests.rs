@@ -123,8 +123,12 @@ fn an_export_that_can_t_be_the_guest_s_disk_makes_no_point() {
     let said = fails("", json!({"disk": "vda", "nbd": bitmap}), 10);
     assert!(said.contains("with what it counts from"), "{said}");
     let missing = uri.replace("/vda", "/vdc");
-    let said = fails("", json!({"disk": "vda", "nbd": {"uri": missing}}), 6);
+    // It is the guest that can't be had, and no file that is missing.
+    let said = fails("", json!({"disk": "vda", "nbd": {"uri": missing}}), 10);
     assert!(said.contains("no export 'vdc'"), "{said}");
+    let nobody = "nbd+unix:///vda?socket=/nowhere/nbd.sock";
+    let said = fails("", json!({"disk": "vda", "nbd": {"uri": nobody}}), 10);
+    assert!(said.contains("no server is there"), "{said}");
     qemu_img(args!["resize", "-q", scene.copy.as_path(), "9M"]).ok();
     let said = fails("", json!({"disk": "vda", "nbd": {"uri": uri}}), 10);
     assert!(said.contains("that of another disk"), "{said}");

@@ -84,6 +84,9 @@ fn what_was_written_is_read_and_nothing_else() {
     let done = scene.backup(&scene.serve("a"), &options);
     assert_eq!((&done["tracker"], &done["anchor"]), (&"live-bitmap".into(), &"b".into()));
     assert!(done["why"].as_str().unwrap().starts_with("trusted: the bitmap a has"), "{done:#}");
+    // The list of points did not say so.
+    let list = scene.repo.run(args!["points"]).ok().text();
+    assert_eq!(list.matches("live-bitmap, trusted").count(), 1, "{list}");
     // Zeros and what was given up are not read.
     assert_eq!(number(&done, "bytes_read"), 128 << 10, "{done:#}");
     assert_eq!(number(&done, "bytes_changed"), 256 << 10, "{done:#}");

@@ -90,6 +90,38 @@ fn ntfs_is_what_ntfs_3g_shows() {
     }
 }
 
+/// One stream that no attribute can hold made an archive without any attribute of the file.
+#[test]
+fn a_stream_that_is_too_large_keeps_no_other_back() {
+    needs_root();
+    let guest = Guest::new(64 << 20);
+    run(tool("mkntfs", args!["-F", "-q", guest.image.as_path()])).ok();
+    let (small, large) = (noise(1, 40), noise(2, 70_000));
+    Ntfs(&guest).within("rw,streams_interface=windows", |root| {
+        std::fs::write(root.join("file"), b"content").unwrap();
+        std::fs::write(root.join("file:a small one"), &small).unwrap();
+        std::fs::write(root.join("file:large"), &large).unwrap();
+    });
+    guest.backup();
+    let (archive, out) = (guest.lab.path("files.tar"), guest.lab.path("out"));
+    let tar = guest.files("tar", &["/file", "--to", archive.to_str().unwrap(), "--json"]);
+    let get = guest.files("get", &["/file", "--to", out.to_str().unwrap(), "--json"]);
+    for outcome in [tar, get] {
+        assert_eq!(outcome.status.code(), Some(9), "{}", outcome.report());
+        let report = outcome.json();
+        assert_eq!(report["left_out"], 1, "{report}");
+        let said = report["warnings"][0]["text"].as_str().unwrap();
+        assert!(said.contains("/file: the stream \"large\" is left out"), "{said}");
+        assert!(said.contains("it has 70000 bytes"), "{said}");
+    }
+    let words = args!["--xattrs", "--xattrs-include=*", "-xf", archive.as_path(), "-C"];
+    std::fs::remove_file(&out).unwrap();
+    run(tool("tar", [words, args![guest.lab.dir()]].concat())).ok();
+    let mut value = [0; 100];
+    let len = rustix::fs::getxattr(guest.lab.path("file"), "user.a small one", &mut value).unwrap();
+    assert_eq!(&value[..len], small);
+}
+
 #[test]
 fn fat_is_what_mtools_wrote() {
     for (width, size) in [("12", 7 << 20), ("16", 64 << 20), ("32", 64 << 20)] {

@@ -42,7 +42,7 @@ fn point(seconds: i64) -> Candidate {
         consistency: Consistency::Offline,
         damaged: false,
         safety: false,
-        pinned: None,
+        pins: Vec::new(),
         removed: None,
     }
 }
@@ -137,10 +137,11 @@ fn what_is_pinned_safe_or_ahead_stays_and_counts_for_nothing() {
         "2036-11-24T01:00:00Z",
         "2036-11-24T01:00:01Z",
     ]);
-    let pin = Pin { at: at("2026-11-21T02:00:00Z"), reason: None, until: None };
+    let pin = Pin { holder: None, at: at("2026-11-21T02:00:00Z"), reason: None, until: None };
+    let over = Pin { until: Some(at("2026-11-22T00:00:00Z")), ..pin.clone() };
     nights[0].safety = true;
-    nights[2].pinned = Some(pin.clone());
-    nights[1].pinned = Some(Pin { until: Some(at("2026-11-22T00:00:00Z")), ..pin });
+    nights[2].pins = vec![over.clone(), pin];
+    nights[1].pins = vec![over];
     nights[3].safety = true;
     // The clock was put right: the id follows the wrong one, the time is the true one.
     nights[6].created = at("2026-11-24T01:00:00Z");
@@ -232,7 +233,8 @@ impl Case {
             3 => made.safety = true,
             4 => {
                 let until = rng.bool().then(|| time(rng));
-                made.pinned = Some(Pin { at: made.created, reason: None, until });
+                let pin = Pin { holder: None, at: made.created, reason: None, until };
+                made.pins = vec![pin];
             }
             5 => {
                 let until = time(rng);

@@ -88,10 +88,8 @@ pub fn kept(case: &Case) -> Vec<usize> {
         let point = &points[number];
         let before = points[..number].iter().map(|it| it.created);
         let is_behind = before.filter(|it| *it <= case.now).any(|it| it > point.created);
-        let is_pinned = match &point.pinned {
-            None => false,
-            Some(pin) => pin.until.is_none() || pin.until.unwrap() > case.now,
-        };
+        let is_pinned =
+            point.pins.iter().any(|pin| pin.until.is_none() || pin.until.unwrap() > case.now);
         let safety = case.keep.safety.map_or("30d".to_owned(), |it| it.to_string());
         if is_pinned || point.created > case.now {
             stay.insert(number);

@@ -88,13 +88,11 @@ impl Uri {
         };
         let place = match is_unix {
             true if !host.is_empty() => {
-                return Err(invalid("a socket has no host: write nbd+unix:///EXPORT?socket=PATH"));
+                return Err(invalid("a socket has no host"));
             }
             true => {
                 let socket = value("socket")?.filter(|path| !path.is_empty());
-                Place::Unix(socket.ok_or_else(|| {
-                    invalid("it names no socket: write nbd+unix:///EXPORT?socket=PATH")
-                })?)
+                Place::Unix(socket.ok_or_else(|| invalid("it names no socket"))?)
             }
             false => place_at(host)?,
         };
@@ -144,7 +142,7 @@ fn place_at(text: &str) -> Result<Place, FormatError> {
     let is_odd = |it: char| it.is_control() || it.is_whitespace() || "[]/?#@".contains(it);
     let host = plain(host)?;
     match host.is_empty() || host.contains(is_odd) {
-        true => Err(invalid("it names no host: write nbd://HOST:PORT/EXPORT")),
+        true => Err(invalid("it names no host")),
         false => Ok(Place::Tcp(host, port)),
     }
 }

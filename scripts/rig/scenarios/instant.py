@@ -144,7 +144,7 @@ def restore(rig, chain, point, folder, *options):
 
 def expect_pinned(rig, chain, point, pinned):
     listed = rig.qdelta_json("points", "--repo", chain.repo, chain.guest.name)
-    marks = [entry.get("pinned") for disk in listed["disks"] for entry in disk["points"]
+    marks = [entry.get("pins") for disk in listed["disks"] for entry in disk["points"]
              if entry["point"] == point.time]
     if not marks or any(bool(mark) != pinned for mark in marks):
         raise Failure(f"the point is {'not ' if pinned else ''}pinned: {marks}")

@@ -27,14 +27,14 @@ pub fn run(args: &Pin, context: &mut Context) -> Result<u8> {
         return Err(Error::new(ErrorKind::Usage, text).advise("say it in fewer words"));
     }
     let (domain, point) = find(&repository.catalog(), &args.point)?;
-    let pin = PinMark { at, reason: args.reason.clone(), until };
+    let pin = PinMark { holder: args.holder.clone(), at, reason: args.reason.clone(), until };
     let report = mark(&repository, &domain, point, |marks| {
         if marks.removed.is_some() {
             let text = format!("point {point} of {domain} is removed");
             return Err(Error::new(ErrorKind::Usage, text)
                 .advise(format!("bring it back first: qdelta undelete {domain}@{point}")));
         }
-        marks.pinned = Some(pin);
+        marks.pin(pin);
         Ok(())
     })?;
     let said = match until {
@@ -44,20 +44,40 @@ pub fn run(args: &Pin, context: &mut Context) -> Result<u8> {
     show(&report, said, context)
 }
 
-/// Takes the pin of a point away.
+/// Takes a pin of a point away.
 pub fn unpin(args: &Unpin, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let (domain, point) = find(&repository.catalog(), &args.point)?;
     let mut was_pinned = false;
     let report = mark(&repository, &domain, point, |marks| {
-        was_pinned = marks.pinned.take().is_some();
+        was_pinned = marks.unpin(args.holder.as_deref()).is_some();
         Ok(())
     })?;
-    let said = match was_pinned {
-        true => format!("{domain}: {point} is pinned no more"),
-        false => format!("{domain}: {point} was not pinned"),
+    let now = clock::now()?;
+    let left: Vec<String> = report.pins.iter().filter(|pin| pin.holds(now)).map(named).collect();
+    let by = args.holder.as_ref().map_or_else(String::new, |holder| format!(" by {holder}"));
+    let said = match (was_pinned, left.is_empty()) {
+        (true, true) => format!("{domain}: {point} is pinned no more"),
+        (true, false) => format!("{domain}: {point} stays pinned: {}", left.join(", ")),
+        (false, true) => format!("{domain}: {point} was not pinned{by}"),
+        (false, false) => {
+            let left = left.join(", ");
+            format!("{domain}: {point} was not pinned{by}, and stays pinned: {left}")
+        }
     };
     show(&report, said, context)
+}
+
+/// Whose a pin is, and why it was set.
+fn named(pin: &PinMark) -> String {
+    let holder = match &pin.holder {
+        Some(holder) => format!("--holder {holder}"),
+        None => "an admin".to_owned(),
+    };
+    match &pin.reason {
+        Some(reason) => format!("{holder} ({reason})"),
+        None => holder,
+    }
 }
 
 /// Changes the marks of a point while nobody else writes to its guest.

@@ -211,7 +211,7 @@ fn show_anchors(catalog: &Catalog, disk: &DiskId, context: &mut Context) -> Resu
 /// What a point is, and its marks.
 fn kind_of(point: &PointReport, now: Timestamp) -> String {
     let drilled = point.drilled.map(|drilled| drilled.result);
-    let is_pinned = point.pinned.as_ref().is_some_and(|pin| pin.holds(now));
+    let is_pinned = point.pins.iter().any(|pin| pin.holds(now));
     let marks = [
         (point.safety, ", safety"),
         (is_pinned, ", pinned"),
@@ -235,7 +235,7 @@ fn row(branch: &str, point: &PointReport, view: &View, with_locks: bool) -> Vec<
             true => text::bytes(point.bytes_written),
             false => "missing".to_owned(),
         },
-        point.tracker.to_string(),
+        format!("{}{}", point.tracker, if point.trusted { ", trusted" } else { "" }),
         point.consistency.as_str().to_owned(),
         duration::age(age),
         point.proved.map_or("never".to_owned(), |time| {

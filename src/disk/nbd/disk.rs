@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::connection::{Connection, Target};
 use super::handshake::{Agreement, BITMAPS_MAX};
-use super::{Failure, tls};
+use super::{Failure, seen, tls};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::{Part, ReadAt};
@@ -27,6 +27,7 @@ const STATUS_SPAN: u64 = 1 << 30;
 pub struct Disk {
     target: Arc<Target>,
     name: PathBuf,
+    of_command: bool,
     agreed: Agreement,
     state: Mutex<State>,
     /// A connection has become free, or the last one broke.
@@ -69,8 +70,15 @@ pub struct Description {
 
 impl Disk {
     /// Connects to a server.
-    pub(super) fn open(uri: &Uri, name: &Path, cancel: &Cancel) -> Result<Arc<Self>> {
-        let failed = |error: Error| error.within(format!("cannot open {}", name.display()));
+    pub(super) fn open(
+        uri: &Uri,
+        name: &Path,
+        cancel: &Cancel,
+        of_command: bool,
+    ) -> Result<Arc<Self>> {
+        let failed = |error: Error| {
+            seen(error.within(format!("cannot open {}", name.display())), of_command)
+        };
         let tls = tls::client(uri).map_err(failed)?;
         let target = Arc::new(Target { uri: uri.clone(), tls, cancel: cancel.clone() });
         let connection = Connection::open(&target, OPEN_MAX);
@@ -81,6 +89,7 @@ impl Disk {
         Ok(Arc::new_cyclic(|itself| Self {
             target,
             name: name.to_owned(),
+            of_command,
             agreed,
             state: Mutex::new(state),
             freed: Condvar::new(),
@@ -117,7 +126,7 @@ impl Disk {
             _ => None,
         };
         drop(lent);
-        done.map_err(Failure::into_error)
+        done.map_err(|failure| seen(failure.into_error(), self.of_command))
     }
 
     fn take(&self) -> Result<Connection> {

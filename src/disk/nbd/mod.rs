@@ -33,6 +33,8 @@ pub struct Export {
     uri: Uri,
     name: PathBuf,
     cancel: Cancel,
+    /// A program that the admin named has started the server for a guest: its failures are of that kind.
+    of_command: bool,
     opened: Mutex<Option<Arc<Disk>>>,
 }
 
@@ -53,7 +55,20 @@ impl Export {
         }
         parsed.psk_file = parsed.psk_file.map(|file| from_anywhere(&file)).transpose()?;
         let name = PathBuf::from(parsed.to_string());
-        Ok(Self { uri: parsed, name, cancel: cancel.clone(), opened: Mutex::default() })
+        Ok(Self {
+            uri: parsed,
+            name,
+            cancel: cancel.clone(),
+            of_command: false,
+            opened: Mutex::default(),
+        })
+    }
+
+    /// The same, of a server that a snapshot command has started for a guest.
+    #[must_use]
+    pub fn of_command(mut self) -> Self {
+        self.of_command = true;
+        self
     }
 
     /// What it is called: its URI.
@@ -75,7 +90,7 @@ impl Export {
         match opened.as_ref() {
             Some(disk) => Ok(Arc::clone(disk)),
             None => {
-                let disk = Disk::open(&self.uri, &self.name, &self.cancel)?;
+                let disk = Disk::open(&self.uri, &self.name, &self.cancel, self.of_command)?;
                 Ok(Arc::clone(opened.insert(disk)))
             }
         }
@@ -85,6 +100,15 @@ impl Export {
 impl std::fmt::Debug for Export {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Export").field(&self.name).finish()
+    }
+}
+
+/// A failure of a server, as what it is to whoever reads from its export.
+fn seen(error: Error, of_command: bool) -> Error {
+    let is_servers = matches!(error.kind(), ErrorKind::Io | ErrorKind::NotFound);
+    match of_command && is_servers {
+        true => Error::new(ErrorKind::Guest, "the snapshot command's server failed").because(error),
+        false => error,
     }
 }
 

@@ -313,6 +313,10 @@ fn servers_that_are_none_or_too_old_are_named_as_such() {
     let error = Export::new("nbd+unix:///x", &Cancel::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
     assert!(error.chain().contains("no socket"), "{}", error.chain());
+    // The same advice was given twice.
+    let error = Export::new("nbd:///x", &Cancel::default()).unwrap_err();
+    let said = format!("{} {}", error.chain(), error.advice().unwrap());
+    assert_eq!(said.matches("nbd://HOST").count(), 1, "{said}");
 }
 
 #[test]

@@ -43,7 +43,9 @@ use together::{Ready, Together};
 
 pub use crate::flows::tracking::changes::SAMPLE_DEFAULT;
 pub use crate::vault::codec::LEVEL_DEFAULT;
-pub use guest::{ConsistencyChoice, GuestOptions, GuestRequest, repository_name, run_guest};
+pub use guest::{
+    ConsistencyChoice, GuestOptions, GuestRequest, HostConfig, repository_name, run_guest,
+};
 pub use guests::{Guests, GuestsRequest, run_guests};
 
 pub(crate) use guest::{open_options, stated_chain};

@@ -193,12 +193,12 @@ fn a_summary_stays_true_when_a_point_is_marked() {
     let life = Life::new();
     std::thread::sleep(std::time::Duration::from_millis(20));
     let lock = life.repository.lock(&"vm".parse().unwrap()).unwrap();
-    let pin = Pin { at: jiff::Timestamp::UNIX_EPOCH, reason: None, until: None };
+    let pin = Pin { holder: None, at: jiff::Timestamp::UNIX_EPOCH, reason: None, until: None };
     let marked = life.repository.mark(&lock, life.middle(), |marks| {
-        marks.pinned = Some(pin);
+        marks.pin(pin);
         Ok(())
     });
-    assert!(marked.unwrap().pinned.is_some());
+    assert_eq!(marked.unwrap().pins.len(), 1);
     assert!(life.before().unwrap().is_summed_up());
 }
 

@@ -56,6 +56,7 @@ impl Captured {
         if options.export.is_some() {
             let mut source = Self::hold(path, options)?;
             if let Some(began) = new.began {
+                note_unknown(&new.name, options);
                 let what = AnchorKind::LiveBitmap { began };
                 source.anchor = Some(Anchor { name: new.name.clone(), what });
                 return Ok(source);
@@ -248,6 +249,18 @@ impl Captured {
             // What can't be removed now is removed by the next run.
             let _ = anchors::remove(&path, &anchor);
         }
+    }
+}
+
+/// Says that a server does not tell of a bitmap. That is no fault yet: many a server tells of a bitmap only when
+/// the next one has begun.
+fn note_unknown(name: &str, options: &OpenOptions) {
+    let disk = options.export.as_ref().and_then(|export| export.open().ok());
+    if disk.is_some_and(|disk| !disk.description().bitmaps.iter().any(|bitmap| bitmap == name)) {
+        tracing::debug!(
+            "the server does not tell of the bitmap {} now; the next backup needs it",
+            name.escape_debug()
+        );
     }
 }
 

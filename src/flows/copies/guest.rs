@@ -255,7 +255,8 @@ impl Guest<'_> {
         }
     }
 
-    /// Renews the pins of points that are there: a pin that ended or was taken away here stays there.
+    /// Renews the admin's pins of points that are there: a pin that ended or was taken away here stays there. What
+    /// holds a point for a while holds it in its own repository.
     fn renew_pins(
         &self,
         lock: &DomainLock,
@@ -266,10 +267,13 @@ impl Guest<'_> {
         let now = clock::now()?;
         for (point, manifest) in manifests {
             let (Ok(ours), Some(Ok(theirs))) = (manifest, there.get(point)) else { continue };
-            let Some(pin) = ours.pinned.as_ref().filter(|pin| pin.holds(now)) else { continue };
-            if is_older(theirs.pinned.as_ref(), pin, now) && same(ours, theirs).is_ok() {
+            let of_admin = |manifest: &Manifest| {
+                manifest.pins.iter().find(|pin| pin.holder.is_none()).cloned()
+            };
+            let Some(pin) = of_admin(ours).filter(|pin| pin.holds(now)) else { continue };
+            if is_older(of_admin(theirs).as_ref(), &pin, now) && same(ours, theirs).is_ok() {
                 self.sides.to.mark(lock, *point, |marks| {
-                    marks.pinned = Some(pin.clone());
+                    marks.pin(pin.clone());
                     // Whatever the rules there say.
                     marks.removed = None;
                     Ok(())
@@ -297,9 +301,7 @@ pub(super) fn sound(
     manifests: &BTreeMap<PointId, Result<Manifest>>,
 ) -> Result<BTreeMap<DiskName, Have>> {
     let good = || manifests.values().filter_map(|manifest| manifest.as_ref().ok());
-    let listed = good().flat_map(|it| it.replaces.iter().map(move |going| (it.point, going.point)));
-    let going: BTreeSet<PointId> =
-        listed.filter(|(carrier, going)| carrier != going).map(|(_, going)| going).collect();
+    let going = going(manifests);
     let disks: BTreeSet<&DiskName> =
         good().flat_map(|manifest| manifest.disks.iter().map(|record| &record.disk)).collect();
     let mut sound = BTreeMap::new();
@@ -317,6 +319,13 @@ pub(super) fn sound(
         sound.insert(disk.clone(), have);
     }
     Ok(sound)
+}
+
+/// The points that are being removed: another one lists their archives.
+pub(super) fn going(manifests: &BTreeMap<PointId, Result<Manifest>>) -> BTreeSet<PointId> {
+    let good = manifests.values().filter_map(|manifest| manifest.as_ref().ok());
+    let listed = good.flat_map(|it| it.replaces.iter().map(move |going| (it.point, going.point)));
+    listed.filter(|(carrier, going)| carrier != going).map(|(_, going)| going).collect()
 }
 
 /// Fails unless two manifests show the same disks.
@@ -352,6 +361,7 @@ impl Work<'_> {
     fn point(&mut self, manifest: &Manifest) -> Result<CopiedPoint> {
         let arrival = self.carrier.to.arrive(self.carrier.lock, manifest.point)?;
         let (mut made, mut copied) = (manifest.clone(), copied(manifest));
+        made.pins.retain(|pin| pin.holder.is_none());
         (made.removed, made.replaces) = (None, Vec::new());
         match self.bring(manifest, &mut made, &mut copied) {
             Ok(()) => {

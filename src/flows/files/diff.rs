@@ -204,9 +204,15 @@ impl Diff<'_> {
         if of(one) != of(other) || is_older {
             return Ok(Some(Change::Attributes));
         }
-        let attributes = self.pair.old.filesystem.attributes(old.id)?;
-        let is_same = attributes == self.pair.new.filesystem.attributes(new.id)?;
-        Ok((!is_same).then_some(Change::Attributes))
+        let before = self.pair.old.filesystem.attributes(old.id)?;
+        let now = self.pair.new.filesystem.attributes(new.id)?;
+        if before.list != now.list {
+            return Ok(Some(Change::Attributes));
+        }
+        match before.problems.into_iter().chain(now.problems).next() {
+            Some(problem) => Err(problem),
+            None => Ok(None),
+        }
     }
 
     /// Whether two contents of one size are equal. What lies at one place in blocks with equal digests is,

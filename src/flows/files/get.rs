@@ -15,7 +15,7 @@ use rustix::fs::FileType;
 use super::list::{joined, last_name, trimmed};
 use super::metadata::{self, Rights};
 use super::target::{Target, unfinished_name};
-use super::{LeftOut, OpenVolume, is_of_one_file};
+use super::{LeftOut, OpenVolume, begin, is_of_one_file};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
@@ -23,7 +23,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::files::{check_new_file, rename_new};
 use crate::flows::report::TakenReport;
 use crate::inside::filesystem::{
-    Data, FileKind, Found, Id, Item, Node, Place, Step, open_content, walk,
+    Attributes, Data, FileKind, Found, Id, Item, Node, Place, Step, open_content, walk,
 };
 
 /// How much of a content is read at once.
@@ -54,8 +54,12 @@ pub fn get(
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let mut report = TakenReport::of(volume.source.clone(), volume.volume.name.clone());
+    let watch: &dyn Observer = &recorder;
+    begin(volume, paths, true, watch, cancel)?;
     match output {
-        Output::Stream(mut stream) => to_stream(volume, paths, &mut stream, cancel, &mut report)?,
+        Output::Stream(mut stream) => {
+            to_stream(volume, paths, &mut stream, watch, cancel, &mut report)?;
+        }
         Output::Path(path) => {
             report.output.clone_from(&path);
             let all = paths.iter().map(|path| Ok((path, volume.find(path, true)?)));
@@ -78,6 +82,7 @@ pub fn get(
             }
         }
     }
+    watch.end();
     report.seconds = started.elapsed().as_secs_f64();
     report.warnings = recorder.take();
     Ok(report)
@@ -94,6 +99,7 @@ fn to_stream(
     volume: &OpenVolume,
     paths: &[Vec<u8>],
     stream: &mut dyn Write,
+    observer: &dyn Observer,
     cancel: &Cancel,
     report: &mut TakenReport,
 ) -> Result<()> {
@@ -108,7 +114,10 @@ fn to_stream(
     }
     let data = open_content(&*volume.filesystem, found.id)?;
     let failed = |error: io::Error| Error::io("write", Path::new("standard output"), error);
-    report.bytes = pour(&*data, cancel, &mut |bytes| stream.write_all(bytes).map_err(failed))?;
+    report.bytes = pour(&*data, cancel, &mut |bytes| {
+        observer.advance(bytes.len() as u64);
+        stream.write_all(bytes).map_err(failed)
+    })?;
     stream.flush().map_err(failed)?;
     report.files = 1;
     Ok(())
@@ -136,6 +145,8 @@ struct Copy<'a> {
     volume: &'a OpenVolume,
     /// Its path in the volume, for messages.
     from: Vec<u8>,
+    /// The file that is being copied, by its path below that; what is written may have another name yet.
+    copied: Vec<u8>,
     force: bool,
     left_out: LeftOut<'a>,
     cancel: &'a Cancel,
@@ -163,6 +174,7 @@ impl<'a> Copy<'a> {
         Self {
             volume,
             from: trimmed(from),
+            copied: Vec::new(),
             force,
             left_out,
             cancel,
@@ -239,14 +251,17 @@ impl<'a> Copy<'a> {
                     self.folders.push((Vec::new(), item.id, item.node.clone()));
                     Ok(true)
                 }
-                Step::Item(item) => match self.item(target, &item, merge) {
-                    Ok(()) => Ok(true),
-                    Err(error) if is_of_one_file(&error) => {
-                        self.leave_out(item.path, &error);
-                        Ok(false)
+                Step::Item(item) => {
+                    item.path.clone_into(&mut self.copied);
+                    match self.item(target, &item, merge) {
+                        Ok(()) => Ok(true),
+                        Err(error) if is_of_one_file(&error) => {
+                            self.leave_out(item.path, &error);
+                            Ok(false)
+                        }
+                        Err(error) => Err(error),
                     }
-                    Err(error) => Err(error),
-                },
+                }
             }
         })?;
         while let Some((path, id, node)) = self.folders.pop() {
@@ -257,6 +272,7 @@ impl<'a> Copy<'a> {
                     .map_err(|e| Error::io("open", Path::new("."), e))?,
                 path => target.open_folder(path)?,
             };
+            path.clone_into(&mut self.copied);
             self.set(target, &path, fd.as_fd(), id, &node)?;
         }
         self.say_lost();
@@ -367,6 +383,8 @@ impl<'a> Copy<'a> {
             self.cancel.check()?;
             let (place, end) = data.stretch(at)?;
             if place == Place::Hole {
+                let end = end.min(data.size());
+                self.left_out.observer.advance(end - at);
                 at = end;
                 continue;
             }
@@ -374,6 +392,7 @@ impl<'a> Copy<'a> {
             let part = buffer.get_mut(..count).unwrap_or_default();
             let count = data.read(part, at)?;
             file.write_all_at(buffer.get(..count).unwrap_or_default(), at).map_err(failed)?;
+            self.left_out.observer.advance(count as u64);
             at += count as u64;
         }
         if !self.is_tree {
@@ -393,9 +412,12 @@ impl<'a> Copy<'a> {
         node: &Node,
     ) -> Result<()> {
         let attributes = match self.volume.filesystem.attributes(id) {
-            Ok(attributes) => attributes,
+            Ok(Attributes { list, problems }) => {
+                problems.iter().for_each(|problem| self.leave_out_attributes(problem));
+                list
+            }
             Err(error) if is_of_one_file(&error) => {
-                self.leave_out(path, &error.within("its extended attributes can't be read"));
+                self.leave_out_attributes(&error.within("its extended attributes can't be read"));
                 Vec::new()
             }
             Err(error) => return Err(error),
@@ -409,6 +431,11 @@ impl<'a> Copy<'a> {
 
     fn leave_out(&mut self, path: &[u8], error: &Error) {
         self.left_out.add(&joined(&self.from, path), error);
+        self.report.left_out += 1;
+    }
+
+    fn leave_out_attributes(&mut self, error: &Error) {
+        self.left_out.add(&joined(&self.from, &self.copied), error);
         self.report.left_out += 1;
     }
 

@@ -8,6 +8,7 @@ mod metadata;
 mod tar;
 mod target;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,11 +17,12 @@ pub use get::{Output, get};
 pub use list::{list, volumes};
 pub use tar::tar;
 
+use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::observer::Observer;
+use crate::base::observer::{Event, Observer};
 use crate::base::warning::{Code, Warning};
 use crate::disk::io::ReadAt;
-use crate::inside::filesystem::{self, Filesystem, Found};
+use crate::inside::filesystem::{self, FileKind, Filesystem, Found, Id, Step};
 use crate::inside::volumes::{self, Content, Kind, Survey, Volume};
 use crate::vault::point::{OpenPoint, OpenPoints};
 use crate::vault::repository::{DiskAt, Repository};
@@ -216,6 +218,36 @@ fn refused_folder() -> Error {
 /// Whether a failure is one of a single file, and the others are worth going on.
 fn is_of_one_file(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Image | ErrorKind::Damaged)
+}
+
+/// Tells that `paths` are going to be copied, of as many bytes as they have if somebody looks on. What can't be
+/// read is found when it is copied.
+fn begin(
+    volume: &OpenVolume,
+    paths: &[Vec<u8>],
+    follow: bool,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<()> {
+    if !observer.is_watched() {
+        return Ok(());
+    }
+    let mut total = 0_u64;
+    let mut several: HashSet<Id> = HashSet::new();
+    for path in paths {
+        let found = volume.find(path, follow)?;
+        filesystem::walk(&*volume.filesystem, &found, &mut |step| {
+            cancel.check()?;
+            let Step::Item(item) = step else { return Ok(false) };
+            let is_new = item.node.links <= 1 || several.insert(item.id);
+            if item.node.kind == FileKind::File && is_new {
+                total = total.saturating_add(item.node.size);
+            }
+            Ok(true)
+        })?;
+    }
+    observer.event(&Event::Begin { disk: Some(&volume.source), phase: "files", total });
+    Ok(())
 }
 
 /// What could not be read or written, told of each file, but kept of a bounded number of them.

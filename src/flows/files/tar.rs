@@ -12,7 +12,7 @@ use qdelta_formats::tar::{END, Entry, Kind, padding, sparse_map};
 use super::get::{Output, exists_already, pour};
 use super::list::{joined, trimmed};
 use super::target::unfinished_name;
-use super::{LeftOut, OpenVolume};
+use super::{LeftOut, OpenVolume, begin};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 use crate::base::observer::{Observer, Recorder};
@@ -21,7 +21,7 @@ use crate::disk::files::{check_new_file, rename_new};
 use crate::disk::io::Opener;
 use crate::flows::report::TakenReport;
 use crate::inside::filesystem::{
-    Attribute, Data, FileKind, Id, Item, Place, Step, Time, open_content, walk,
+    Attribute, Attributes, Data, FileKind, Id, Item, Place, Step, Time, open_content, walk,
 };
 
 /// The most pieces of a file with holes that are listed: 1 MiB of text or so.
@@ -45,6 +45,8 @@ pub fn tar(
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let mut report = TakenReport::of(volume.source.clone(), volume.volume.name.clone());
+    let watch: &dyn Observer = &recorder;
+    begin(volume, paths, false, watch, cancel)?;
     match output {
         Output::Stream(stream) => {
             let name = PathBuf::from("standard output");
@@ -56,6 +58,7 @@ pub fn tar(
             to_file(volume, paths, &path, force, &recorder, cancel, &mut report)?;
         }
     }
+    watch.end();
     report.seconds = started.elapsed().as_secs_f64();
     report.warnings = recorder.take();
     Ok(report)
@@ -244,7 +247,11 @@ impl<'a> Archive<'a> {
                 self.leave_out(path, &error.within("its extended attributes can't be read"));
                 Ok(Vec::new())
             }
-            attributes => attributes,
+            Err(error) => Err(error),
+            Ok(Attributes { list, problems }) => {
+                problems.iter().for_each(|problem| self.leave_out(path, problem));
+                Ok(list)
+            }
         }
     }
 
@@ -275,6 +282,7 @@ impl<'a> Archive<'a> {
             if failure.is_none() {
                 let poured = pour(&piece, self.cancel, &mut |bytes| {
                     done += bytes.len() as u64;
+                    self.left_out.observer.advance(bytes.len() as u64);
                     self.out.write_all(bytes).map_err(|error| Error::io("write", &self.name, error))
                 });
                 match poured {
@@ -283,7 +291,10 @@ impl<'a> Archive<'a> {
                 }
             }
             self.zeros(len - done)?;
+            self.left_out.observer.advance(len - done);
         }
+        // What is left of the content are holes.
+        self.left_out.observer.advance(data.size().saturating_sub(total));
         if let Some(error) = failure {
             self.leave_out(
                 path,

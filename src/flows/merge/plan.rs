@@ -178,7 +178,11 @@ impl Family {
         };
         let Some(pinned) = points.iter().find(is_pinned) else { return Ok(()) };
         let text = format!("point {pinned} of {} is pinned, so it stays", self.domain);
-        let advice = format!("qdelta unpin {}@{pinned} takes the pin away", self.domain);
+        let pins = self.manifest(*pinned).map(|manifest| manifest.pins.as_slice());
+        let holder = pins.unwrap_or_default().iter().find(|pin| pin.holds(now));
+        let of = holder.and_then(|pin| pin.holder.as_ref());
+        let of = of.map_or_else(String::new, |holder| format!(" --holder {holder}"));
+        let advice = format!("qdelta unpin {}@{pinned}{of} takes the pin away", self.domain);
         Err(Error::new(ErrorKind::Usage, text).advise(advice))
     }
 

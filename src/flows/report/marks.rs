@@ -11,8 +11,8 @@ pub struct MarkReport {
     pub domain: String,
     /// The point, of all its disks.
     pub point: PointId,
-    /// It is pinned; none if it is not.
-    pub pinned: Option<Pin>,
+    /// Its pins.
+    pub pins: Vec<Pin>,
     /// It is removed; none if it is not.
     pub removed: Option<Removal>,
 }
@@ -20,7 +20,7 @@ pub struct MarkReport {
 impl MarkReport {
     /// What the marks of a point are now.
     pub fn new(domain: &DomainName, point: PointId, marks: Marks) -> Self {
-        let Marks { pinned, removed } = marks;
-        Self { domain: domain.to_string(), point, pinned, removed }
+        let Marks { pins, removed } = marks;
+        Self { domain: domain.to_string(), point, pins, removed }
     }
 }

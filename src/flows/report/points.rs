@@ -84,6 +84,8 @@ pub struct PointReport {
     /// How the changed blocks were found.
     #[serde(with = "text")]
     pub tracker: Tracker,
+    /// What the tracker said was trusted: nothing but the sample has proved it.
+    pub trusted: bool,
     /// In what state the guest was.
     #[serde(with = "text")]
     pub consistency: Consistency,
@@ -93,8 +95,8 @@ pub struct PointReport {
     pub frozen_filesystems: Option<u32>,
     /// It is a safety point, made before a roll back.
     pub safety: bool,
-    /// It is pinned; none if it is not.
-    pub pinned: Option<Pin>,
+    /// Its pins.
+    pub pins: Vec<Pin>,
     /// It is removed; none if it is not. Removed points are listed only where they are asked for.
     pub removed: Option<Removal>,
     /// Size of the disk, in bytes.
@@ -343,11 +345,12 @@ impl PointReport {
             kind: record.kind,
             parent: record.parent_point(),
             tracker: record.tracker,
+            trusted: record.is_trusted(),
             consistency: point.consistency,
             freeze_ms: point.freeze_ms,
             frozen_filesystems: point.frozen_filesystems,
             safety: point.safety,
-            pinned: point.pinned.clone(),
+            pins: point.pins.clone(),
             removed: point.removed.clone(),
             virtual_size: record.virtual_size,
             block_size: record.block_size,

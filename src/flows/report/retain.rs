@@ -145,7 +145,7 @@ pub enum Reason {
     },
     /// It is pinned.
     Pinned {
-        /// What the pin says.
+        /// What the pin says, or whose it is.
         reason: Option<String>,
         /// When the pin ends; none if it does not.
         #[serde(with = "text::optional")]

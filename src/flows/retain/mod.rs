@@ -112,7 +112,7 @@ pub fn remove(
                     let reason = reason.map_or_else(String::new, ToString::to_string);
                     marks.removed.get_or_insert_with(|| removal(reason));
                     // One that still held would have kept it.
-                    marks.pinned = None;
+                    marks.pins.clear();
                 }
                 // By a clock that stood ahead: its time would never be over.
                 Fate::Removed => {
@@ -194,7 +194,7 @@ fn gather(catalog: &Catalog, domain: &DomainName) -> Result<Gathered> {
             consistency: manifest.consistency,
             damaged: false,
             safety: manifest.safety,
-            pinned: manifest.pinned,
+            pins: manifest.pins,
             removed: manifest.removed,
         });
     }

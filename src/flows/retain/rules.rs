@@ -32,8 +32,8 @@ pub struct Candidate {
     pub damaged: bool,
     /// It is a safety point.
     pub safety: bool,
-    /// It is pinned.
-    pub pinned: Option<Pin>,
+    /// Its pins.
+    pub pins: Vec<Pin>,
     /// It was removed before.
     pub removed: Option<Removal>,
 }
@@ -157,8 +157,12 @@ fn sort_out<'a>(
         if candidate.removed.is_some() {
             continue;
         }
-        if let Some(pin) = candidate.pinned.as_ref().filter(|pin| pin.holds(now)) {
-            add(index, Reason::Pinned { reason: pin.reason.clone(), until: pin.until });
+        let pins: Vec<&Pin> = candidate.pins.iter().filter(|pin| pin.holds(now)).collect();
+        if !pins.is_empty() {
+            for pin in pins {
+                let reason = pin.reason.clone().or_else(|| pin.holder.clone());
+                add(index, Reason::Pinned { reason, until: pin.until });
+            }
         } else if is_ahead {
             add(index, Reason::Future);
         } else if candidate.safety {

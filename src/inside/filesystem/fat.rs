@@ -10,7 +10,7 @@ use qdelta_formats::filesystems::fat::{
 use super::runs::{InRuns, Runs};
 use super::source::Source;
 use super::{
-    Attribute, Data, ENTRIES_MAX, Entry, FileKind, Filesystem, Id, Node, Place, Time, damaged,
+    Attributes, Data, ENTRIES_MAX, Entry, FileKind, Filesystem, Id, Node, Place, Time, damaged,
 };
 use crate::base::error::{Error, Result};
 use crate::disk::io::ReadAt;
@@ -188,8 +188,8 @@ impl Filesystem for Fat {
         Err(self.damaged("there are no links"))
     }
 
-    fn attributes(&self, _: Id) -> Result<Vec<Attribute>> {
-        Ok(Vec::new())
+    fn attributes(&self, _: Id) -> Result<Attributes> {
+        Ok(Attributes::default())
     }
 }
 

@@ -7,6 +7,7 @@ mod ntfs;
 mod path;
 mod runs;
 mod source;
+mod tar;
 mod walk;
 
 use std::sync::Arc;
@@ -93,6 +94,15 @@ pub trait Data {
 /// An extended attribute: its name with its prefix, and its value, as `getxattr` has them.
 pub type Attribute = (Vec<u8>, Vec<u8>);
 
+/// The extended attributes of a file, as far as they can be had.
+#[derive(Debug, Default)]
+pub struct Attributes {
+    /// Those that are whole, by name.
+    pub list: Vec<Attribute>,
+    /// Why each of the others is missing.
+    pub problems: Vec<Error>,
+}
+
 /// A filesystem that is read.
 pub trait Filesystem: Send + Sync {
     /// Which one it is.
@@ -126,11 +136,11 @@ pub trait Filesystem: Send + Sync {
     /// # Errors
     /// As [`Filesystem::open`].
     fn target(&self, link: Id) -> Result<Vec<u8>>;
-    /// The extended attributes of a file, by name.
+    /// The extended attributes of a file. One that can't be had keeps none of the others back.
     ///
     /// # Errors
-    /// As [`Filesystem::node`].
-    fn attributes(&self, id: Id) -> Result<Vec<Attribute>>;
+    /// As [`Filesystem::node`]: nothing is known of any of them.
+    fn attributes(&self, id: Id) -> Result<Attributes>;
 }
 
 /// Opens the filesystem of a volume that holds `content`.
@@ -142,6 +152,7 @@ pub fn open(volume: Arc<dyn ReadAt>, content: Content) -> Result<Box<dyn Filesys
         Content::Ext => Ok(Box::new(ext::Ext::open(volume)?)),
         Content::Ntfs => Ok(Box::new(ntfs::Ntfs::open(volume)?)),
         Content::Fat => Ok(Box::new(fat::Fat::open(volume)?)),
+        Content::Tar => Ok(Box::new(tar::Tar::open(volume)?)),
         other => Err(not_read_here(&*volume, other)),
     }
 }
@@ -160,7 +171,7 @@ pub fn open_content(filesystem: &dyn Filesystem, id: Id) -> Result<Box<dyn Data 
 
 /// Whether the files of a volume that holds `content` can be read here.
 pub fn is_readable(content: Content) -> bool {
-    matches!(content, Content::Ext | Content::Fat | Content::Ntfs)
+    matches!(content, Content::Ext | Content::Fat | Content::Ntfs | Content::Tar)
 }
 
 fn not_read_here(volume: &dyn ReadAt, content: Content) -> Error {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::open::{check_indexes, open_archives};
+use super::open::{Shared, check_indexes, open_archives};
 use crate::base::error::Result;
 use crate::formats::archive::{DIGEST_LEN, Digest, Geometry, GroupIndex, Summary};
 use crate::vault::archive::Reader;
@@ -123,7 +123,7 @@ impl Before {
         // Before the archives are read, so that a change while they are is seen the next time.
         let stamps = |stamps: Stamps, name| stamps.with(storage, name);
         let archives = names.iter().try_fold(Stamps::new(), stamps);
-        let chain = check_indexes(open_archives(storage, &names, point)?)?;
+        let chain = check_indexes(open_archives(storage, &names, point, &Shared::default())?)?;
         Ok(Self { known: Known::Chain(chain), archives })
     }
 

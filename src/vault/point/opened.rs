@@ -7,10 +7,10 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::open::open_archives;
+use super::open::{Shared, open_archives};
 use super::reader::{Caches, PointReader, Proved, Run};
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -30,6 +30,9 @@ const READER_LEN: u64 = 1 << 20;
 /// What an open archive weighs, and what it weighs for each piece of its bitmaps.
 const ARCHIVE_LEN: u64 = 8 << 10;
 
+/// How many points are opened at a time: each opening reads all manifests of a guest.
+const OPENINGS: usize = 2;
+
 /// How long a reader that failed stays what it is before the repository is looked at anew. A damaged
 /// block that is asked for again and again does not cost an opening each time.
 const RENEWAL: Duration = Duration::from_secs(2);
@@ -44,6 +47,9 @@ pub struct OpenPoints {
     repository: Repository,
     caches: Arc<Caches>,
     readers: Shelf<Key, Opened>,
+    /// The archives that they have open.
+    archives: Shared,
+    openings: Turns,
     holds: Mutex<Holds>,
     /// Archives whose damage is noted already.
     noted: Mutex<HashSet<PathBuf>>,
@@ -54,6 +60,33 @@ type Holds = HashMap<DomainName, Weak<Hold>>;
 
 /// Which point of which disk.
 type Key = (DiskId, PointId);
+
+/// Lets a bounded number of threads do something at a time.
+struct Turns {
+    free: Mutex<usize>,
+    over: Condvar,
+}
+
+/// The turn of a thread.
+struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    fn wait(&self) -> Turn<'_> {
+        let mut free = locked(&self.free);
+        while *free == 0 {
+            free = self.over.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+        *free -= 1;
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *locked(&self.0.free) += 1;
+        self.0.over.notify_one();
+    }
+}
 
 /// A reader that is open.
 #[derive(Debug)]
@@ -98,8 +131,9 @@ impl OpenPoints {
     /// The same for open readers that weigh so much in all, about as many bytes; one is always open.
     pub fn with_room(repository: Repository, room: u64) -> Arc<Self> {
         let (caches, readers) = (Arc::default(), Shelf::new(1, room));
-        let (holds, noted) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { repository, caches, readers, holds, noted })
+        let openings = Turns { free: Mutex::new(OPENINGS), over: Condvar::new() };
+        let (archives, holds, noted) = (Shared::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { repository, caches, readers, archives, openings, holds, noted })
     }
 
     /// The repository.
@@ -113,10 +147,8 @@ impl OpenPoints {
     /// # Errors
     /// As [`Self::open`]; no disk is called so, or several are.
     pub fn open_named(self: &Arc<Self>, name: &DiskAt) -> Result<OpenPoint> {
-        let catalog = self.repository.catalog();
-        let disk = catalog.find_one(&name.disk)?;
-        let point = catalog.resolve(&disk, name.point.as_ref().unwrap_or(&Selector::Latest))?;
-        self.open_of(&catalog, point)
+        let disk = self.repository.catalog().find_one(&name.disk)?;
+        self.open(&disk, name.point.as_ref().unwrap_or(&Selector::Latest))
     }
 
     /// Opens the point of a disk that a selector means now.
@@ -126,13 +158,11 @@ impl OpenPoints {
     /// damaged or missing. [`ErrorKind::Busy`]: points of the guest are just being removed. Others: the
     /// repository can't be read.
     pub fn open(self: &Arc<Self>, disk: &DiskId, selector: &Selector) -> Result<OpenPoint> {
+        let _turn = self.openings.wait();
+        // Before the catalog is read: what it names then stays.
+        let hold = self.hold(&disk.domain)?;
         let catalog = self.repository.catalog();
         let point = catalog.resolve(disk, selector)?;
-        self.open_of(&catalog, point)
-    }
-
-    fn open_of(self: &Arc<Self>, catalog: &Catalog, point: Point) -> Result<OpenPoint> {
-        let hold = self.hold(&point.disk.domain)?;
         let chain = catalog.chain_of(&point)?;
         let (size, block) = (point.record.virtual_size, u64::from(point.record.block_size).max(1));
         let pieces = (size / block).div_ceil(1 << 16);
@@ -143,7 +173,8 @@ impl OpenPoints {
         let points = Arc::clone(self);
         let (hold, in_doubt) = (Mutex::new(hold), AtomicBool::new(false));
         let open = OpenPoint { points, point, name, weight, hold, in_doubt };
-        open.opened().inspect_err(|error| open.points.note(error))?;
+        let opened = open.points.readers.get(open.key(), open.weight, || open.read_by(&catalog));
+        opened.inspect_err(|error| open.points.note(error))?;
         Ok(open)
     }
 
@@ -259,32 +290,44 @@ impl OpenPoint {
 
     /// The reader, opened anew if it is not open any more.
     fn opened(&self) -> Result<Arc<Opened>> {
-        let opened = self.points.readers.get(self.key(), self.weight, || {
-            let repository = &self.points.repository;
+        let (points, key) = (&self.points, self.key());
+        if let Some(opened) = points.readers.find(&key) {
+            return Ok(opened);
+        }
+        let _turn = points.openings.wait();
+        let opened = points.readers.get(key, self.weight, || {
             let domain = &self.point.disk.domain;
             // Before the catalog is read. The old promise stands until the new one is of use.
             let hold = match self.in_doubt.load(Ordering::Relaxed) {
-                true => self.points.hold_anew(domain, &mut locked(&self.points.holds))?,
-                false => self.points.hold(domain)?,
+                true => {
+                    points.archives.clear();
+                    points.hold_anew(domain, &mut locked(&points.holds))?
+                }
+                false => points.hold(domain)?,
             };
-            let catalog = repository.catalog();
-            let point =
-                catalog.resolve(&self.point.disk, &Selector::Id(self.point.id.to_string()))?;
-            if point.record.root != self.point.record.root {
-                let text = format!("{} is not the point that was opened", self.name.display());
-                return Err(Error::new(ErrorKind::Damaged, text));
-            }
-            let names = catalog.chain_of(&point)?;
-            let chain = open_archives(&**repository.storage(), &names, &point)?;
-            let reader = PointReader::sharing(chain, &self.points.caches)?;
+            let opened = self.read_by(&points.repository.catalog())?;
             *locked(&self.hold) = hold;
             self.in_doubt.store(false, Ordering::Relaxed);
-            Ok(Opened { reader, since: Instant::now() })
+            Ok(opened)
         });
         if opened.is_err() {
             self.in_doubt.store(true, Ordering::Relaxed);
         }
         opened
+    }
+
+    /// Opens the reader of the point as a catalog has it.
+    fn read_by(&self, catalog: &Catalog) -> Result<Opened> {
+        let point = catalog.resolve(&self.point.disk, &Selector::Id(self.point.id.to_string()))?;
+        if point.record.root != self.point.record.root {
+            let text = format!("{} is not the point that was opened", self.name.display());
+            return Err(Error::new(ErrorKind::Damaged, text));
+        }
+        let names = catalog.chain_of(&point)?;
+        let storage = &**self.points.repository.storage();
+        let chain = open_archives(storage, &names, &point, &self.points.archives)?;
+        let reader = PointReader::sharing(chain, &self.points.caches)?;
+        Ok(Opened { reader, since: Instant::now() })
     }
 }
 
@@ -304,4 +347,33 @@ impl ReadAt for OpenPoint {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    /// Many files of a mount that were opened at once read the manifests of a guest as many times beside each other.
+    #[test]
+    fn few_threads_have_their_turn_at_a_time() {
+        let turns = Turns { free: Mutex::new(OPENINGS), over: Condvar::new() };
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        let _turn = turns.wait();
+                        let running = now.fetch_add(1, Ordering::SeqCst) + 1;
+                        most.fetch_max(running, Ordering::SeqCst);
+                        std::thread::yield_now();
+                        now.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert!((1..=OPENINGS).contains(&most.into_inner()));
+        assert_eq!(*locked(&turns.free), OPENINGS);
+    }
 }

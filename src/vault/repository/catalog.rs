@@ -77,8 +77,8 @@ pub struct Point {
     pub elapsed_ms: u64,
     /// It is a safety point: it holds what was there before a roll back.
     pub safety: bool,
-    /// It is pinned.
-    pub pinned: Option<Pin>,
+    /// Its pins.
+    pub pins: Vec<Pin>,
     /// It is removed: only who names it whole means it.
     pub removed: Option<Removal>,
     /// What the manifest says of the disk.
@@ -409,7 +409,7 @@ impl DomainReading {
             frozen_filesystems: machine.and_then(|machine| machine.frozen_filesystems),
             elapsed_ms: manifest.elapsed_ms,
             safety: manifest.safety,
-            pinned: manifest.pinned.clone(),
+            pins: manifest.pins.clone(),
             removed: manifest.removed.clone(),
             archive_present: self.is_present(&id.disk, &record.archive, &archive),
             archive,

@@ -60,9 +60,9 @@ pub struct Manifest {
     /// It is a safety point: it holds what was there before a roll back, and nobody asked for a backup.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub safety: bool,
-    /// It is pinned: no rule removes it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pinned: Option<Pin>,
+    /// Its pins: while one holds, no rule removes it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
     /// It is removed: nobody is shown it, and its data goes one day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed: Option<Removal>,
@@ -141,6 +141,12 @@ impl DiskRecord {
     /// The point that it was made against, as people name it.
     pub fn parent_point(&self) -> Option<PointId> {
         self.parent.as_ref().map(|parent| parent.point)
+    }
+
+    /// Whether what changed was told by a bitmap of a server that was named by hand: nothing but the sample has
+    /// proved it.
+    pub fn is_trusted(&self) -> bool {
+        self.tracker == Tracker::LiveBitmap && is_uri(&self.image.path)
     }
 }
 
@@ -319,7 +325,7 @@ impl Manifest {
             elapsed_ms: 0,
             machine: None,
             safety: false,
-            pinned: None,
+            pins: Vec::new(),
             removed: None,
             replaces: Vec::new(),
         }

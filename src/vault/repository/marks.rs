@@ -12,10 +12,13 @@ use super::{DomainLock, Repository};
 use crate::base::error::Result;
 use crate::base::json::text;
 
-/// Why a point stays whatever the rules say.
+/// One of those who want a point to stay, whatever the rules say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
-    /// When it was pinned.
+    /// Who set the pin, and alone takes it away; none for an admin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// When it was set.
     #[serde(with = "text")]
     pub at: Timestamp,
     /// Why, for people.
@@ -56,10 +59,25 @@ impl Removal {
 /// The marks of a point.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Marks {
-    /// It is pinned.
-    pub pinned: Option<Pin>,
+    /// Its pins, one of each holder: it is pinned while one of them holds.
+    pub pins: Vec<Pin>,
     /// It is removed.
     pub removed: Option<Removal>,
+}
+
+impl Marks {
+    /// Sets a pin, in the place of another one of the same holder.
+    pub fn pin(&mut self, pin: Pin) {
+        self.unpin(pin.holder.as_deref());
+        self.pins.push(pin);
+    }
+
+    /// Takes the pin of a holder away, if there is one.
+    pub fn unpin(&mut self, holder: Option<&str>) -> Option<Pin> {
+        let is_its = |pin: &Pin| pin.holder.as_deref() == holder;
+        let place = self.pins.iter().position(is_its)?;
+        Some(self.pins.remove(place))
+    }
 }
 
 impl Repository {
@@ -89,16 +107,16 @@ impl Repository {
 impl Manifest {
     /// The point's marks.
     pub fn marks(&self) -> Marks {
-        Marks { pinned: self.pinned.clone(), removed: self.removed.clone() }
+        Marks { pins: self.pins.clone(), removed: self.removed.clone() }
     }
 
     /// Whether a pin of the point holds. One that has ended protects nothing.
     pub fn is_pinned(&self, now: Timestamp) -> bool {
-        self.pinned.as_ref().is_some_and(|pin| pin.holds(now))
+        self.pins.iter().any(|pin| pin.holds(now))
     }
 
     fn set_marks(&mut self, marks: Marks) {
-        (self.pinned, self.removed) = (marks.pinned, marks.removed);
+        (self.pins, self.removed) = (marks.pins, marks.removed);
     }
 }
 
@@ -126,7 +144,12 @@ mod tests {
     }
 
     fn pin() -> Pin {
-        Pin { at: time("2026-11-22T10:00:00Z"), reason: Some("the audit".to_owned()), until: None }
+        Pin {
+            holder: None,
+            at: time("2026-11-22T10:00:00Z"),
+            reason: Some("the audit".to_owned()),
+            until: None,
+        }
     }
 
     fn remove(repository: &Repository, id: &DiskId, point: PointId) {
@@ -147,18 +170,18 @@ mod tests {
         let (before, version) = repository.versioned(&id.domain, point).unwrap();
         let lock = repository.lock(&id.domain).unwrap();
         let set = |marks: &mut Marks| {
-            *marks = Marks { pinned: Some(pin()), removed: Some(removal()) };
+            *marks = Marks { pins: vec![pin()], removed: Some(removal()) };
             Ok(())
         };
         let marks = repository.mark(&lock, point, set).unwrap();
         let (after, marked) = repository.versioned(&id.domain, point).unwrap();
         assert_eq!((&after.disks, after.created), (&before.disks, before.created));
         assert_eq!(after.marks(), marks);
-        assert_eq!(marks, Marks { pinned: Some(pin()), removed: Some(removal()) });
+        assert_eq!(marks, Marks { pins: vec![pin()], removed: Some(removal()) });
         // What changes nothing writes nothing; a refusal neither.
         repository.mark(&lock, point, set).unwrap();
         let refuse = |marks: &mut Marks| {
-            marks.pinned = None;
+            marks.pins.clear();
             Err(Error::new(ErrorKind::Usage, "no"))
         };
         repository.mark(&lock, point, refuse).unwrap_err();
@@ -227,7 +250,7 @@ mod tests {
                 let (before, _) = repository.versioned(&id.domain, point).unwrap();
                 let lock = repository.lock(&id.domain).unwrap();
                 let set = |marks: &mut Marks| {
-                    marks.pinned = Some(pin());
+                    marks.pin(pin());
                     Ok(())
                 };
                 faults::arm(at, mode);
@@ -235,12 +258,12 @@ mod tests {
                 faults::disarm();
                 let (after, _) = repository.versioned(&id.domain, point).unwrap();
                 assert_eq!(after.disks, before.disks, "{mode:?} at step {at}");
-                assert!([None, Some(pin())].contains(&after.pinned), "{mode:?} at step {at}");
-                marked += u32::from(after.pinned.is_some());
+                assert!([vec![], vec![pin()]].contains(&after.pins), "{mode:?} at step {at}");
+                marked += u32::from(!after.pins.is_empty());
                 repository.clean(&lock).unwrap();
                 assert!(manifest_path(&repository, &id, point).is_file());
                 if result.is_ok() {
-                    assert!(after.pinned.is_some());
+                    assert!(!after.pins.is_empty());
                     break;
                 }
                 at += 1;

@@ -197,10 +197,10 @@ mod tests {
         assert_eq!(ids().len(), 5, "nothing has gone yet");
         // Somebody wants the second one after all: it stays, and so does what it builds on.
         let at = clock::now().unwrap();
-        let pin = Pin { at, reason: None, until: None };
+        let pin = Pin { holder: None, at, reason: None, until: None };
         repository
             .mark(&lock, old[1], |marks| {
-                marks.pinned = Some(pin);
+                marks.pin(pin);
                 Ok(())
             })
             .unwrap();

@@ -46,7 +46,7 @@ impl Repository {
                 Ok(manifest) => names.extend(self.files_of(&catalog, &manifest)),
                 // Nobody knows what it needs. It may be mended.
                 Err(_) => {
-                    drop(names.insert(self.points_dir(domain).join(&Manifest::file_name(point))))
+                    names.insert(self.points_dir(domain).join(&Manifest::file_name(point)));
                 }
             }
         }

@@ -6,6 +6,7 @@
 //!                           → every disk, read at leisure → one point
 //! ```
 
+mod exchanged;
 mod machine;
 mod moment;
 mod plan;
@@ -58,6 +59,17 @@ pub struct GuestRequest {
     pub how: GuestOptions,
 }
 
+/// What becomes of the configuration of the host when a guest is backed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostConfig {
+    /// It is not kept.
+    LeftOut,
+    /// Libvirt's folder is part of the guest's point.
+    InPoint,
+    /// It is a disk of its own: the point does without.
+    ByItself,
+}
+
 /// How to back up a guest.
 #[derive(Debug, Clone)]
 pub struct GuestOptions {
@@ -73,8 +85,8 @@ pub struct GuestOptions {
     pub thaw_tries: Duration,
     /// The program that makes a moment where the filesystem can't.
     pub snapshot_command: Option<PathBuf>,
-    /// Take the host's configuration along.
-    pub host_config: bool,
+    /// What becomes of the host's configuration.
+    pub host_config: HostConfig,
     /// How `virsh` is called.
     pub virsh: Virsh,
     /// How the watchdog is started.
@@ -123,7 +135,8 @@ pub fn run_guest(
         Some(program) => {
             let lock = repository.lock(&name)?;
             let about = (&repository.catalog(), &name);
-            snapshots = Some(Snapshots::begin(program, (&found, request), about, observer)?);
+            snapshots =
+                Some(Snapshots::begin(program, (&found, request), about, observer, cancel)?);
             // The guest may have been brought back to its own images.
             (Some(lock), request.how.libvirt.find(&request.domain)?)
         }

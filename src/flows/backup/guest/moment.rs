@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use qdelta_formats::archive::{Consistency, Tracker};
 
 use super::snapshots::Snapshots;
-use super::{ConsistencyChoice, Flow, Use, machine, refused};
+use super::{ConsistencyChoice, Flow, Use, exchanged, machine, refused};
 use crate::base::cancel::Cancel;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -98,6 +98,9 @@ impl<'a> Flow<'a> {
             self.still(freeze, |left| self.make(&ready, &files, snapshots.as_deref_mut(), left))?;
         drop(files);
         let sources = self.open(&ready, made, snapshots.as_deref())?;
+        if snapshots.is_some() && !self.request.how.same_guest {
+            exchanged::check(&ready, &sources, self.cancel)?;
+        }
         let written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
         Ok((written, moment))
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::still::Look;
 use super::{GuestRequest, Use};
 use crate::base::cancel::Cancel;
+use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
@@ -20,6 +21,7 @@ use crate::flows::backup::together::Ready;
 use crate::flows::capture::Counted;
 use crate::formats::nbd::DIRTY_BITMAP;
 use crate::guest::libvirt::{Choice, Found, decide};
+use crate::guest::program::Stop;
 use crate::guest::snapshots::{
     Answer, CHECK_MAX, DiskAnswer, DiskRequest, GuestState, NbdAnswer, Request, SnapshotCommand,
     VERSION, Verb,
@@ -30,8 +32,11 @@ use qdelta_formats::archive::Tracker;
 
 /// What a disk of QEMU's is a multiple of, in bytes.
 const SECTOR: u64 = 512;
-/// How many warnings of one answer are passed on.
+/// How long a call has to its end after a request to stop. What is cut off, the next `recover` finds.
+const GRACE: Duration = Duration::from_secs(10);
+/// How many warnings of one answer are passed on, and how many characters of each.
 const WARNINGS_MAX: usize = 20;
+const WARNING_LEN_MAX: usize = 500;
 
 /// A command, and what it has made of some disks. Dropped, what was made is released: so this must outlive
 /// everything that has it open.
@@ -41,6 +46,7 @@ pub(super) struct Snapshots<'a> {
     /// The guest's own.
     tag: Tag,
     observer: &'a dyn Observer,
+    cancel: &'a Cancel,
     taken: Vec<Taken>,
     /// What the command of the second version has answered for each disk.
     disks: Vec<DiskAnswer>,
@@ -73,6 +79,7 @@ impl<'a> Snapshots<'a> {
         (found, guest): (&Found, &GuestRequest),
         (catalog, name): (&Catalog, &DomainName),
         observer: &'a dyn Observer,
+        cancel: &'a Cancel,
     ) -> Result<Self> {
         let track = match guest.how.options.anchor {
             AnchorChoice::AsBefore | AnchorChoice::For(Tracker::Bitmap) => true,
@@ -118,24 +125,30 @@ impl<'a> Snapshots<'a> {
             disks,
             kept: None,
         };
-        let (command, warnings) = SnapshotCommand::check(program, &request)?;
-        let (taken, disks) = (Vec::new(), Vec::new());
+        let (command, warnings) =
+            until_stopped((program, Verb::Check), observer, cancel, |stop| {
+                SnapshotCommand::check(program, &request, Some(stop))
+            })?;
+        let (taken, disks, is_made, is_kept) = (Vec::new(), Vec::new(), false, false);
         let snapshots =
-            Self { command, request, tag, observer, taken, disks, is_made: false, is_kept: false };
+            Self { command, request, tag, observer, cancel, taken, disks, is_made, is_kept };
         snapshots.warn(warnings);
         if !snapshots.command.is_first() {
-            let mended = snapshots.recover();
-            snapshots.warn(mended.map_err(|error| {
-                error.advise(
+            let about = (program, Verb::Recover);
+            let mended =
+                until_stopped(about, observer, cancel, |stop| snapshots.recover(Some(stop)));
+            snapshots.warn(mended.map_err(|error| match error.kind() {
+                ErrorKind::Interrupted => error,
+                _ => error.advise(
                     "no point was made: what an earlier backup left could not be mended, so see to the \
                      guest (virsh domblklist says which files it is on), and run the backup again",
-                )
+                ),
             })?);
         }
         Ok(snapshots)
     }
 
-    fn recover(&self) -> Result<Vec<String>> {
+    fn recover(&self, stop: Option<Stop<'_>>) -> Result<Vec<String>> {
         let mut request = Request { verb: Verb::Recover, ..self.request.clone() };
         if self.is_kept {
             // What was left for the point is what the next backup needs.
@@ -143,13 +156,17 @@ impl<'a> Snapshots<'a> {
                 disk.since = self.left_bitmap(index).map(str::to_owned).or(disk.since.take());
             }
         }
-        self.command.call(&request, None).map(|answer| answer.warnings)
+        self.command.call(&request, None, stop).map(|answer| answer.warnings)
     }
 
     fn warn(&self, texts: Vec<String>) {
         let more = texts.len().saturating_sub(WARNINGS_MAX);
         let last = (more > 0).then(|| format!("the snapshot command has {more} more warnings"));
         for text in texts.into_iter().take(WARNINGS_MAX).chain(last) {
+            let text: String = match text.char_indices().nth(WARNING_LEN_MAX) {
+                Some(_) => text.chars().take(WARNING_LEN_MAX).chain(['…']).collect(),
+                None => text,
+            };
             self.observer.warn(Warning::new(Code::GuestState, text));
         }
     }
@@ -193,7 +210,11 @@ impl<'a> Snapshots<'a> {
         }
         self.is_made = true;
         let request = Request { verb: Verb::Prepare, ..self.request.clone() };
-        self.warn(self.command.call(&request, Some(CHECK_MAX))?.warnings);
+        let about = (self.command.program(), Verb::Prepare);
+        let answer = until_stopped(about, self.observer, self.cancel, |stop| {
+            self.command.call(&request, Some(CHECK_MAX), Some(stop))
+        })?;
+        self.warn(answer.warnings);
         Ok(())
     }
 
@@ -215,8 +236,11 @@ impl<'a> Snapshots<'a> {
             return self.create_each(end);
         }
         let request = Request { verb: Verb::Snapshot, ..self.request.clone() };
-        let answer =
-            self.command.call(&request, Some(end.saturating_duration_since(Instant::now())))?;
+        let answer = self.command.call(
+            &request,
+            Some(end.saturating_duration_since(Instant::now())),
+            None,
+        )?;
         self.understand(answer)
     }
 
@@ -322,7 +346,7 @@ impl<'a> Snapshots<'a> {
     /// It has no URI.
     pub fn export(&self, disk: usize, cancel: &Cancel) -> Result<Option<Export>> {
         let nbd = self.disks.get(disk).and_then(|answer| answer.nbd.as_ref());
-        let export = nbd.map(|nbd| Export::new(&nbd.uri, cancel));
+        let export = nbd.map(|nbd| Export::new(&nbd.uri, cancel).map(Export::of_command));
         export.transpose().map_err(|error| unusable(error.chain()))
     }
 
@@ -409,13 +433,19 @@ impl<'a> Snapshots<'a> {
     fn release(&self) -> Result<()> {
         let request =
             Request { verb: Verb::Release, kept: Some(self.is_kept), ..self.request.clone() };
-        match self.command.call(&request, None) {
+        if self.cancel.is_cancelled() {
+            let program = self.command.program().display();
+            let text =
+                format!("stopping: waiting for {program} release, which takes away what was made");
+            self.observer.warn(Warning::new(Code::GuestState, text));
+        }
+        match self.command.call(&request, None, None) {
             Ok(answer) => {
                 self.warn(answer.warnings);
                 Ok(())
             }
             // What was cut off can be mended: the next call is the one that every backup begins with.
-            Err(error) => match self.recover() {
+            Err(error) => match self.recover(None) {
                 Ok(_) => {
                     tracing::debug!("released by `recover`, after: {}", error.chain());
                     Ok(())
@@ -423,6 +453,28 @@ impl<'a> Snapshots<'a> {
                 Err(again) => Err(again.within("nor could it be mended").within(error.chain())),
             },
         }
+    }
+}
+
+/// Makes a call that begins nothing after a request to stop, and that is cut off soon after one.
+fn until_stopped<T>(
+    (program, verb): (&Path, Verb),
+    observer: &dyn Observer,
+    cancel: &Cancel,
+    call: impl FnOnce(Stop<'_>) -> Result<T>,
+) -> Result<T> {
+    cancel.check()?;
+    let waiting = || {
+        let (program, verb) = (program.display(), verb.as_str());
+        let text =
+            format!("stopping: {program} {verb} has {} to come to its end", duration::in_ms(GRACE));
+        observer.warn(Warning::new(Code::GuestState, text));
+    };
+    let done = call(Stop { cancel, grace: GRACE, waiting: &waiting });
+    match (cancel.check(), done) {
+        (Err(stopped), Err(error)) => Err(stopped.because(error)),
+        (Err(stopped), Ok(_)) => Err(stopped),
+        (Ok(()), done) => done,
     }
 }
 

@@ -1,6 +1,7 @@
 //! A guest that runs on its point at once: overlays on disks that a server gives out, the units of that
 //! server, and what to type until all is home.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{Disk, InstantRequest, MachineRestore, quoted};
@@ -14,6 +15,7 @@ use crate::disk::files::room;
 use crate::flows::report::{InstantReport, ServedDisk};
 use crate::formats::nbd::unix_uri;
 use crate::guest::libvirt::Served;
+use crate::vault::repository::storage::host_name;
 use crate::vault::repository::{Pin, PointId};
 
 /// The longest path that a socket can have, in bytes.
@@ -41,8 +43,8 @@ pub(super) struct Service {
 
 /// What pinning a point came to.
 pub(super) enum Pinned {
-    /// It is pinned, and this pin held it before.
-    Now(Option<Pin>),
+    /// It is pinned by this holder.
+    Now(String),
     /// Somebody writes to the guest's points, or nobody can.
     Not,
 }
@@ -182,67 +184,67 @@ impl Service {
     }
 }
 
-/// What gives the point the pin back that it had before.
+/// What takes this recovery's pin away.
 fn unpin(job: &MachineRestore<'_>, point: PointId, pinned: &Pinned) -> Option<String> {
-    let Pinned::Now(before) = pinned else { return None };
+    let Pinned::Now(holder) = pinned else { return None };
     let point = quoted(&format!("{}@{point}", job.domain));
     let repo = quoted(&job.catalog.repository().place().to_string_lossy());
-    let Some(pin) = before else {
-        return Some(format!("qdelta unpin --repo {repo} {point}"));
-    };
-    let mut command = format!("qdelta pin --repo {repo} {point}");
-    if let Some(reason) = &pin.reason {
-        command.push_str(&format!(" --reason {}", quoted(reason)));
+    Some(format!("qdelta unpin --repo {repo} {point} --holder {holder}"))
+}
+
+/// Whose the pin is: the same one for each try on this host, with this folder and guest, and another one for every
+/// other recovery, so that none of them takes away the pin of another.
+fn holder(job: &MachineRestore<'_>) -> String {
+    let mut sum = crc32fast::Hasher::new();
+    for part in [host_name().as_bytes(), job.folder.as_os_str().as_bytes(), job.name.as_bytes()] {
+        sum.update(part);
+        sum.update(&[0]);
     }
-    if let Some(until) = pin.until {
-        command.push_str(&format!(" --until {until}"));
-    }
-    Some(command)
+    format!("instant-{:08x}", sum.finalize())
 }
 
 /// Pins the point: while its server is idle or the host restarts, nothing else would keep it.
 pub(super) fn pin(job: &MachineRestore<'_>, point: PointId, observer: &dyn Observer) -> Pinned {
     match try_pin(job, point) {
-        Ok(before) => Pinned::Now(before),
+        Ok(holder) => Pinned::Now(holder),
         Err(error) => {
             // The guest matters more at this moment, and a repository that nobody can write to loses no
             // points.
             let warning = Warning::failed(Code::NotPinned, &error)
                 .within("the point is not pinned, and qdelta prune may remove it under the guest")
-                .advise(format!("qdelta pin {}@{point}, as soon as it can be done", job.domain));
+                .advise(format!(
+                    "qdelta pin {}@{point} --holder {}, as soon as it can be done",
+                    job.domain,
+                    holder(job)
+                ));
             observer.event(&Event::Warning(&warning));
             Pinned::Not
         }
     }
 }
 
-fn try_pin(job: &MachineRestore<'_>, point: PointId) -> Result<Option<Pin>> {
+fn try_pin(job: &MachineRestore<'_>, point: PointId) -> Result<String> {
     let repository = job.catalog.repository();
     let at = clock::now()?;
     let lock = repository.lock(&job.domain)?;
-    let mut before = None;
+    let holder = holder(job);
+    let reason = format!("instant recovery of {} in {}", job.name, job.folder.display());
+    let reason = reason.chars().take(REASON_MAX).collect();
     repository.mark(&lock, point, |marks| {
-        before = marks.pinned.take().filter(|pin| pin.holds(at));
-        let own = format!("instant recovery of {} in {}", job.name, job.folder.display());
-        let reason = match before.as_ref().and_then(|pin| pin.reason.as_ref()) {
-            Some(reason) => format!("{reason}; {own}"),
-            None => own,
-        };
-        let reason = reason.chars().take(REASON_MAX).collect();
-        marks.pinned = Some(Pin { at, reason: Some(reason), until: None });
+        marks.pin(Pin { holder: Some(holder.clone()), at, reason: Some(reason), until: None });
         Ok(())
     })?;
-    Ok(before)
+    Ok(holder)
 }
 
 /// Takes the pin back after a failure.
 pub(super) fn unpin_failed(job: &MachineRestore<'_>, point: PointId, pinned: &Pinned) {
-    let Pinned::Now(before) = pinned else { return };
+    let Pinned::Now(holder) = pinned else { return };
     let repository = job.catalog.repository();
     if let Ok(lock) = repository.lock(&job.domain) {
         // A pin that stays too long costs room, and the list of points shows it.
         let _ = repository.mark(&lock, point, |marks| {
-            marks.pinned.clone_from(before);
+            marks.unpin(Some(holder));
             Ok(())
         });
     }

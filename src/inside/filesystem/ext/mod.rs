@@ -13,7 +13,7 @@ use qdelta_formats::filesystems::ext::inode::{BODY_LEN, Inode};
 use qdelta_formats::filesystems::ext::{self, Superblock, folder, journal};
 
 use super::source::Source;
-use super::{Attribute, Data, ENTRIES_MAX, Entry, FileKind, Filesystem, Id, Node, Place, damaged};
+use super::{Attributes, Data, ENTRIES_MAX, Entry, FileKind, Filesystem, Id, Node, Place, damaged};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::shelf::Shelf;
 use crate::disk::io::ReadAt;
@@ -290,7 +290,7 @@ impl Filesystem for Ext {
         Ok(target)
     }
 
-    fn attributes(&self, id: Id) -> Result<Vec<Attribute>> {
+    fn attributes(&self, id: Id) -> Result<Attributes> {
         let inode = self.inode(id)?;
         let wrong = |error| wrong(&self.source, error);
         let mut found = attributes::in_inode(&inode.tail).map_err(wrong)?;
@@ -313,7 +313,7 @@ impl Filesystem for Ext {
             list.push((attribute.name, value));
         }
         list.sort();
-        Ok(list)
+        Ok(Attributes { list, problems: Vec::new() })
     }
 }
 

@@ -13,7 +13,7 @@ use qdelta_formats::filesystems::ntfs::{self, Parameters, Reference, index};
 
 use super::runs::Runs;
 use super::source::Source;
-use super::{Attribute, Data, ENTRIES_MAX, Entry, FileKind, Filesystem, Id, Node, Place, damaged};
+use super::{Attributes, Data, ENTRIES_MAX, Entry, FileKind, Filesystem, Id, Node, Place, damaged};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::shelf::Shelf;
 use crate::disk::io::ReadAt;
@@ -88,6 +88,23 @@ impl Ntfs {
             }
         }
         Ok(Is::Plain(FileKind::File))
+    }
+
+    /// A stream that an attribute of Linux can hold, and that there is room for.
+    fn small_stream(&self, file: &File, name: &[u8], room: u64) -> Result<Vec<u8>> {
+        let data = self.stream(file, name)?;
+        let size = data.size();
+        if size > STREAM_LEN_MAX || size > room {
+            let text = match size > STREAM_LEN_MAX {
+                true => format!("it has {size} bytes: too many for an attribute"),
+                false => format!("the streams of the file have more than {STREAMS_LEN_MAX} bytes"),
+            };
+            return Err(Error::new(ErrorKind::Image, text)
+                .advise("restore the disk, and let Windows read it"));
+        }
+        let mut bytes = vec![0; size as usize];
+        data.read(&mut bytes, 0)?;
+        Ok(bytes)
     }
 
     /// Calls `found` for each name in a folder, until it has enough.
@@ -234,28 +251,26 @@ impl Filesystem for Ntfs {
     }
 
     /// The other streams of a file, which have no other place in a tree of Unix.
-    fn attributes(&self, id: Id) -> Result<Vec<Attribute>> {
+    fn attributes(&self, id: Id) -> Result<Attributes> {
         let file = self.file(id)?;
-        let mut list = Vec::new();
-        let mut total = 0;
+        let mut found = Attributes::default();
+        let mut room = STREAMS_LEN_MAX;
         for name in file.streams() {
-            let data = self.stream(&file, &name)?;
-            total = data.size().saturating_add(total);
-            if data.size() > STREAM_LEN_MAX || total > STREAMS_LEN_MAX {
-                let name = String::from_utf8_lossy(&name).into_owned();
-                let text = format!(
-                    "the stream {name:?} has {} bytes: too many for an attribute",
-                    data.size()
-                );
-                return Err(Error::new(ErrorKind::Image, text)
-                    .advise("restore the disk, and let Windows read it"));
+            match self.small_stream(&file, &name, room) {
+                Ok(bytes) => {
+                    room = room.saturating_sub(bytes.len() as u64);
+                    found.list.push(([b"user.", name.as_slice()].concat(), bytes));
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::Image | ErrorKind::Damaged) => {
+                    let name = String::from_utf8_lossy(&name).into_owned();
+                    let text = format!("the stream {name:?} is left out");
+                    found.problems.push(error.within(text));
+                }
+                Err(error) => return Err(error),
             }
-            let mut bytes = vec![0; data.size() as usize];
-            data.read(&mut bytes, 0)?;
-            list.push(([b"user.", name.as_slice()].concat(), bytes));
         }
-        list.sort();
-        Ok(list)
+        found.list.sort();
+        Ok(found)
     }
 }
 

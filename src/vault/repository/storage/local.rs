@@ -266,7 +266,7 @@ fn holder(file: File) -> String {
 }
 
 /// This machine's name: a repository may be shared over a network.
-pub(super) fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name =
         Opener::READ.read_text(Path::new("/proc/sys/kernel/hostname"), 4096).unwrap_or_default();
     let name = name.trim();

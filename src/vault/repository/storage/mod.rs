@@ -30,6 +30,7 @@ use crate::disk::io::ReadAt;
 
 pub(super) use limited::Limited;
 pub use local::Local;
+pub(crate) use local::host_name;
 pub use name::Name;
 pub use s3::S3;
 pub use sealed::{HostKey, KEY_TEXT_MAX, KeyText, Keys, Sealed};

@@ -29,7 +29,7 @@ use super::{Shared, listing};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::disk::io::Opener;
-use crate::vault::repository::storage::local::host_name;
+use crate::vault::repository::storage::host_name;
 use crate::vault::repository::storage::{Lock, Locked, Name};
 
 /// A lock is renewed when this part of its lease is over.

@@ -13,12 +13,15 @@ use super::listing::{Listing, PAGE_LEN_MAX, PAGES_MAX, Seen};
 use super::xml::{self, Version};
 use crate::base::error::{Error, ErrorKind, Result};
 
+/// By key: the id of the version that was there, and what is known of it.
+type There = BTreeMap<String, (String, Seen)>;
+
 /// What was in a bucket at a moment.
 #[derive(Debug)]
 pub(super) struct Past {
     pub at: Timestamp,
     /// By key, once somebody asked.
-    known: Mutex<Option<Arc<BTreeMap<String, (String, Seen)>>>>,
+    known: Mutex<Option<Arc<There>>>,
 }
 
 impl Past {
@@ -27,7 +30,7 @@ impl Past {
     }
 
     /// What was there: the id of the version by key, and what is known of it.
-    fn all(&self, client: &Client) -> Result<Arc<BTreeMap<String, (String, Seen)>>, Failure> {
+    fn all(&self, client: &Client) -> Result<Arc<There>, Failure> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*known {
             return Ok(Arc::clone(known));
