@@ -171,6 +171,27 @@ fn a_host_comes_back_beside_what_is_there() {
     assert!(run(tar).ok().text().contains("etc/net/interfaces\n"));
 }
 
+/// What GNU tar writes is read as it is, in both of the forms that are read here.
+#[test]
+fn archives_of_tar_are_read_like_any_filesystem() {
+    let host = Host::new();
+    let tree = host.lab.path("tree");
+    fs::create_dir_all(tree.join("a folder").join("b".repeat(80))).unwrap();
+    fs::write(tree.join("a folder").join("b".repeat(80)).join("c".repeat(60)), vec![7; 100_000])
+        .unwrap();
+    fs::write(tree.join("empty"), "").unwrap();
+    symlink("../elsewhere", tree.join("link")).unwrap();
+    for form in ["pax", "ustar"] {
+        let (archive, out) =
+            (host.lab.path(format!("{form}.raw")), host.lab.path(format!("{form}.out")));
+        let words = args!["-C", &tree, format!("--format={form}"), "-cf", &archive, "."];
+        run(crate::harness::tool("tar", words)).ok();
+        host.run(args!["backup", &archive, "--disk", form, "--format", "raw"]).ok();
+        host.run(args!["files", "get", form, "/", "--to", &out]).ok();
+        run(crate::harness::tool("diff", args!["-r", "--no-dereference", &tree, &out])).ok();
+    }
+}
+
 #[test]
 fn what_can_not_be_brought_back_is_said_before_anything_is_written() {
     let host = Host::new();
