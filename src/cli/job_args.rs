@@ -144,6 +144,8 @@ pub enum ActName {
     Run,
     /// Backups
     Backup,
+    /// Second copies
+    Copy,
     /// Proofs
     Verify,
     /// Removal of points

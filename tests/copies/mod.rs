@@ -1,5 +1,8 @@
 //! Second copies through the program: what is brought, what is the same, and what comes back from the other side.
 
+mod faults;
+mod kills;
+mod lives;
 mod mended;
 
 use std::path::PathBuf;

@@ -225,7 +225,9 @@ fn the_words_of_the_page_are_those_of_the_json() {
     let outcome = night.at(time, args!["report", file.as_path(), "--force"]);
     assert_eq!(outcome.code(), Some(17));
     let printed = night.at(time, args!["report", "-", "--days", "40"]).text();
-    assert_eq!(text_of(&printed), text_of(&page));
+    // How much is free may have changed.
+    let before_room = |page: &str| text_of(page.split("<h2>Room").next().unwrap());
+    assert_eq!(before_room(&printed), before_room(&page));
 }
 
 /// A fleet of 500 guests with all that can be shown of them.
@@ -276,7 +278,7 @@ fn large() -> Value {
             "oldest_at": "2026-01-08T01:30:07Z", "frozen_ms": 41, "rpo": "26h",
             "proved_at": "2026-11-24T02:11:51Z", "never_proved": 1,
             "drilled_at": "2026-11-22T05:00:02.004Z", "drilled": if late { "failed" } else { "passed" },
-            "recovery": 41.2, "rto": "15m",
+            "recovery": 41.2, "rto": "15m", "copies": [],
         }));
     }
     let late = standing.iter().filter(|it| it["level"] == "critical");

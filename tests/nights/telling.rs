@@ -71,7 +71,7 @@ impl Sink {
         found
     }
 
-    fn answer(&self, status: u16) {
+    pub fn answer(&self, status: u16) {
         *self.status.lock().unwrap() = status;
     }
 }
@@ -136,6 +136,7 @@ impl Told {
     pub fn at(&self, time: &str, words: Vec<OsString>) -> Outcome {
         let mut command = self.night.command(time, words);
         command.env("QDELTA_TEST_TOKEN", "gotify-secret");
+        command.envs([("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")]);
         command.env("QDELTA_JOURNAL_SOCKET", self.night.lab.path("journal"));
         run(command).sane()
     }
@@ -171,7 +172,7 @@ impl Told {
     }
 
     /// What the journal heard since the last call.
-    fn journal(&self) -> String {
+    pub fn journal(&self) -> String {
         std::mem::take(&mut *self.journal.lock().unwrap())
     }
 

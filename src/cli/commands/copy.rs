@@ -118,5 +118,8 @@ fn line(point: &CopiedPoint) -> String {
             format!("{} {} of {}{how}", disk.disk, disk.kind, text::bytes(disk.bytes_written))
         })
         .collect();
-    format!("{}: {}", point.point, disks.join("; "))
+    match disks.is_empty() {
+        true => format!("{}: no disks, files alone", point.point),
+        false => format!("{}: {}", point.point, disks.join("; ")),
+    }
 }

@@ -80,6 +80,7 @@ impl ActName {
         match self {
             Self::Run => Act::Run,
             Self::Backup => Act::Backup,
+            Self::Copy => Act::Copy,
             Self::Verify => Act::Verify,
             Self::Prune => Act::Prune,
             Self::Drill => Act::Drill,

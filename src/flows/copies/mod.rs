@@ -115,9 +115,12 @@ pub fn copy(
     })
 }
 
-/// Fails if two repositories are one.
+/// Fails if two repositories are one, or one of them can't be read.
 fn check_apart(one: &Repository, other: &Repository) -> Result<()> {
-    if one.place() != other.place() {
+    for encryption in [one, other].iter().filter_map(|side| side.encryption()) {
+        encryption.check_readable()?;
+    }
+    if one.place() != other.place() || one.id() != other.id() {
         return Ok(());
     }
     let text = format!("{} is the repository itself", other.path().display());

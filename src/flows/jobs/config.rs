@@ -3,6 +3,8 @@
 //! What the file does not know is an error with its line and column: a rule that is spelled wrong and
 //! passed over would be found out on the day of a restore.
 
+pub(super) mod copy;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -224,6 +226,8 @@ pub struct Job {
     /// How long it may take until a guest is back.
     #[serde(default, deserialize_with = "optional")]
     pub rto: Option<Stretch>,
+    /// A second copy of its points.
+    pub copy: Option<copy::Copy>,
     /// Proof of its points.
     pub verify: Option<Verify>,
     /// Removal of points that no rule keeps.
@@ -467,7 +471,8 @@ impl Config {
                 })
             }
             None => {
-                let mut all = self.repositories.iter();
+                let own = |it: &(&String, _)| !self.is_for_copies(it.0);
+                let mut all = self.repositories.iter().filter(own);
                 match (all.next(), all.next()) {
                     (Some((name, place)), None) => Ok((name, place)),
                     _ => Err(refused("it does not say which repository".to_owned())
@@ -503,11 +508,7 @@ impl Config {
                 let text = format!("{name:?} can't be the name of a job");
                 return refused(text, "letters, digits, _ and -, at most 64 of them");
             }
-            let (_, place) = self.repository_of(name, job)?;
-            if place.key_file.is_some() && place.key_command.is_some() {
-                let text = format!("the repository of job {name} has two keys");
-                return refused(text, "say key_file or key_command");
-            }
+            self.check_places(name, job)?;
             if job.guests.is_empty() && job.images.is_empty() && !job.with_host_config {
                 let text = format!("job {name}: nothing is to be backed up");
                 return refused(

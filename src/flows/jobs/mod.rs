@@ -1,7 +1,7 @@
 //! What is done by itself: the host's file of jobs, one run of what is due, the history of runs, and
 //! whether everything is all right.
 //!
-//! A run goes through the jobs one after the other: backup, verification, pruning, drill. What fails
+//! A run goes through the jobs one after the other: backup, copy, verification, pruning, drill. What fails
 //! stops nothing else, and everything leaves a record.
 
 mod config;
@@ -29,6 +29,7 @@ use crate::guest::quiesce::Program;
 use crate::vault::repository::Repository;
 use guests::Guests;
 
+pub use config::copy::Copy;
 pub use config::{
     Anchor, Config, Consistency, Drill, EXAMPLE, Hooks, IoClass, Job, JobImage, LibvirtPlace,
     Limits, Metrics, Pattern, Prune, RepositoryPlace, Verify,
@@ -151,6 +152,7 @@ pub fn notify(host: &Host<'_>, only: &[String], tell: Tell) -> Result<NotifyRepo
         ended: None,
         pings: Vec::new(),
         failure: None,
+        cut: None,
         look: true,
         digest: tell == Tell::Digest,
         only,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{DrillReport, Event, Failure, GuestPrune, GuestReport, Level, VerifyReport};
+use super::{DrillReport, Event, Failure, GuestCopy, GuestPrune, GuestReport, Level, VerifyReport};
 use crate::base::json::text;
 use crate::base::warning::Warning;
 use crate::flows::report::BackupReport;
@@ -102,6 +102,8 @@ pub enum Act {
     Run,
     /// A backup.
     Backup,
+    /// A second copy of points.
+    Copy,
     /// Proof of points.
     Verify,
     /// Removal of points.
@@ -119,6 +121,7 @@ impl fmt::Display for Act {
         f.pad(match self {
             Self::Run => "run",
             Self::Backup => "backup",
+            Self::Copy => "copy",
             Self::Verify => "verify",
             Self::Prune => "prune",
             Self::Drill => "drill",
@@ -228,6 +231,8 @@ pub enum ActResult {
     Guest(Box<GuestReport>),
     /// The backup of an image.
     Image(Box<BackupReport>),
+    /// What was copied of a guest.
+    Copy(Box<GuestCopy>),
     /// A verification, without what it says of single points and archives.
     Verify(Box<VerifyReport>),
     /// What was pruned: the guests of which something went or could not go, without their points.

@@ -70,8 +70,8 @@ pub use serve::{ExportReport, ServeReport};
 pub use setup::{InitReport, KeyRecord, KeysReport, ManReport};
 pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
 pub use status::{
-    ActStatus, FindingCode, GuestStatus, JobStatus, Level, OpenFinding, RepositoryStatus,
-    StatusReport, Timer,
+    ActStatus, CopyStatus, FindingCode, GuestStatus, JobStatus, Level, OpenFinding,
+    RepositoryStatus, StatusReport, Timer,
 };
 pub use verify::{
     ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, ScrubReport, VerifyReport,

@@ -70,6 +70,8 @@ pub enum FindingCode {
     Failed,
     /// A point is damaged.
     Damaged,
+    /// The second copy of a guest has no point, or none that is new enough.
+    Copy,
     /// A drill of a guest failed, or missed its target.
     Drill,
     /// Less is free than is to stay free.
@@ -107,6 +109,7 @@ impl fmt::Display for FindingCode {
             Self::Rpo => "rpo",
             Self::Failed => "failed",
             Self::Damaged => "damaged",
+            Self::Copy => "copy",
             Self::Drill => "drill",
             Self::Room => "room",
             Self::RoomSoon => "room-soon",
@@ -186,6 +189,23 @@ pub struct GuestStatus {
     /// How long it may take.
     #[serde(with = "text::optional")]
     pub rto: Option<Stretch>,
+    /// Its second copies.
+    pub copies: Vec<CopyStatus>,
+}
+
+/// How a second copy of a guest stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// The name of the repository that it is in.
+    pub repository: String,
+    /// The newest point there; none if there is none, or if it can't be opened.
+    pub newest: Option<PointId>,
+    /// When that was made.
+    #[serde(with = "text::optional")]
+    pub newest_at: Option<Timestamp>,
+    /// How old it may be.
+    #[serde(with = "text::optional")]
+    pub rpo: Option<Stretch>,
 }
 
 /// How a job stands.

@@ -51,6 +51,7 @@ impl Work<'_> {
             }
             self.run.doing(job, act, None, || match act {
                 Act::Backup => self.back_up(&repository, keep_free),
+                Act::Copy => self.copy(&repository).unwrap_or_else(|error| Came::failed(&error)),
                 Act::Verify => {
                     self.verify(&repository).unwrap_or_else(|error| Came::failed(&error))
                 }
@@ -71,7 +72,7 @@ impl Work<'_> {
 
     /// The guests of the job, and those that were its guests until they went: their points are kept and
     /// proved as long as the rules say.
-    fn domains_with_gone(&self, repository: &Repository) -> Result<Vec<DomainName>> {
+    pub(super) fn domains_with_gone(&self, repository: &Repository) -> Result<Vec<DomainName>> {
         let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
         let gone = self.gone().into_iter().filter_map(|guest| guest.parse().ok());
         self.there(repository, wanted.chain(gone))

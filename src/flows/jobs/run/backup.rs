@@ -173,10 +173,11 @@ impl Work<'_> {
     }
 }
 
-fn too_little_room(repository: &Repository, keep_free: Option<u64>) -> Error {
+/// Says that nothing is begun in a repository where less is free than is to stay free.
+pub(super) fn too_little_room(repository: &Repository, keep_free: Option<u64>) -> Error {
     let size = |bytes: Option<u64>| bytesize::ByteSize(bytes.unwrap_or(0)).display().iec();
     let text = format!(
-        "no backup was begun: {} is free in {}, and {} is to stay free",
+        "nothing was begun: {} is free in {}, and {} is to stay free",
         size(repository.bytes_free()),
         repository.path().display(),
         size(keep_free)

@@ -2,6 +2,7 @@
 
 mod acts;
 mod backup;
+mod copy;
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -50,7 +51,7 @@ pub fn run(
     let _turn = match journal.turn() {
         Ok(turn) => turn,
         Err(error) => {
-            note_refusal(&journal, now, &error);
+            note_refusal(host, &journal, now, &error);
             return Err(error);
         }
     };
@@ -150,7 +151,7 @@ fn check_names(host: &Host<'_>, names: &[String]) -> Result<()> {
 }
 
 /// Notes that a run could not have its turn.
-fn note_refusal(journal: &Journal, now: Timestamp, error: &Error) {
+fn note_refusal(host: &Host<'_>, journal: &Journal, now: Timestamp, error: &Error) {
     if error.kind() != ErrorKind::Busy {
         return;
     }
@@ -158,6 +159,9 @@ fn note_refusal(journal: &Journal, now: Timestamp, error: &Error) {
     record.subject = Some("another run".to_owned());
     // Who is refused says so by the status, too.
     let _ = journal.add(&record);
+    if let Some(socket) = host.journald.filter(|_| host.config.journal) {
+        journald::record(socket, &record);
+    }
 }
 
 /// Lets other programs of this host go first.
@@ -294,7 +298,9 @@ impl<'a> Run<'a> {
         let ended = pings.is_some().then_some(Ended { run: self.now, records: &records });
         let came = pings.zip(ended).map(|(pings, ended)| pings.end(self.host.config, &ended));
         let now = clock::now().unwrap_or(self.now);
-        let occasion = Occasion { ended, pings: came.unwrap_or_default(), ..Occasion::at(now) };
+        let cut = records.iter().find(|record| record.end == End::Cut);
+        let occasion =
+            Occasion { ended, pings: came.unwrap_or_default(), cut, ..Occasion::at(now) };
         let report = match telling::tell(self.host, occasion) {
             Ok(report) => report,
             // Another process is telling what is new.

@@ -9,6 +9,7 @@ use super::{Look, Opened};
 use crate::base::duration::{self, Stretch};
 use crate::base::error::Result;
 use crate::flows::jobs::config::Job;
+use crate::flows::jobs::config::copy::Copy;
 use crate::flows::jobs::guests::Subject;
 use crate::flows::report::{Act, End, FindingCode, GuestStatus, Level, Record};
 use crate::vault::repository::{Catalog, Climb, DiskId, DomainName, Drill, Manifest, PointId};
@@ -79,7 +80,8 @@ impl Look<'_> {
         let (name, job, subject) = jobs.iter().min_by_key(|(_, job, _)| strict(job))?;
         let guest = subject.name();
         for (name, _, _) in jobs {
-            self.backup_failed(name, &guest);
+            self.act_of_guest_failed(name, Act::Backup, &guest);
+            self.copy_failed(name, &guest, subject);
         }
         let (rpo, rto) = (job.rpo, jobs.iter().filter_map(|(_, job, _)| job.rto).min());
         let mut standing = GuestStatus {
@@ -98,6 +100,7 @@ impl Look<'_> {
             drilled: None,
             recovery: None,
             rto,
+            copies: Vec::new(),
         };
         let repository = self.config.repository_of(name, job).ok().map(|(name, _)| name);
         // That it can't be opened is a finding of its own.
@@ -134,6 +137,13 @@ impl Look<'_> {
         self.age(&guest, name, job, &points);
         self.damage(&guest, &points);
         self.left_out(&guest, subject, &points);
+        for (_, job, _) in jobs {
+            let copy = job.copy.as_ref().filter(|_| points.newest.is_some());
+            let known = |copy: &Copy| standing.copies.iter().any(|it| it.repository == copy.to);
+            if let Some(copy) = copy.filter(|copy| !known(copy)) {
+                standing.copies.push(self.copy(&guest, &domain, copy));
+            }
+        }
         for finding in self.findings.iter_mut().skip(before) {
             finding.job = Some((*name).to_owned());
         }
@@ -148,15 +158,15 @@ impl Look<'_> {
         !self.is_running || age.is_none_or(|age| age.as_secs() >= MARK_AGE_MIN_S)
     }
 
-    /// The last backup by a job did not work.
-    fn backup_failed(&mut self, job: &str, guest: &str) {
-        let past = self.memory.of(Some(job), Act::Backup, Some(guest));
+    /// The last backup or copy by a job did not work.
+    pub(super) fn act_of_guest_failed(&mut self, job: &str, act: Act, guest: &str) {
+        let past = self.memory.of(Some(job), act, Some(guest));
         let Some(last) = past.last.cloned() else { return };
         let Record { end, text, advice, warnings, began, .. } = last;
         let (level, code, text) = match end {
-            End::Failed => (Level::Critical, FindingCode::Failed, format!("backup failed: {text}")),
+            End::Failed => (Level::Critical, FindingCode::Failed, format!("{act} failed: {text}")),
             End::Interrupted | End::NotTried => {
-                (Level::Warning, FindingCode::Failed, format!("backup {end}: {text}"))
+                (Level::Warning, FindingCode::Failed, format!("{act} {end}: {text}"))
             }
             End::Warned => {
                 let first = warnings.first().map_or("", |warning| warning.text.as_str());

@@ -2,6 +2,7 @@
 //!
 //! Every age is that of a success. What was never done is a finding, and silence is none.
 
+mod copies;
 mod guest;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,11 +19,11 @@ use crate::base::clock;
 use crate::base::duration;
 use crate::base::error::{Error, Result};
 use crate::flows::report::{
-    Act, ActStatus, End, FindingCode, GuestFate, JobStatus, Level, OpenFinding, Record,
+    Act, ActResult, ActStatus, End, FindingCode, GuestFate, JobStatus, Level, OpenFinding, Record,
     RepositoryStatus, SpaceReport, StatusReport, Timer,
 };
 use crate::flows::space::{self, SpaceRequest};
-use crate::vault::repository::{Catalog, DomainName, Repository};
+use crate::vault::repository::{Catalog, Climb, DomainName, Repository};
 
 /// How long after its time a job may begin before it is overdue.
 const LATE_MAX_S: i64 = 3600;
@@ -286,17 +287,29 @@ impl<'a> Look<'a> {
     /// An act of a job did not come to a good end. Where its guests have records of their own, these say
     /// why.
     fn act_failed(&mut self, job: &str, act: Act, last: &Record) {
-        let troubles = self.memory.subjects(job, act).filter(|(_, past)| {
-            past.last.is_some_and(|record| record.end.is_trouble() && record.run == last.run)
+        // A drill that could not begin, or not go so far, is none that the repository knows of.
+        let is_known = |record: &Record| match (act, &record.result) {
+            (Act::Drill, Some(ActResult::Drill(report))) => {
+                report.drill.as_ref().is_some_and(|drill| drill.result == Climb::Failed)
+            }
+            (Act::Drill, _) => false,
+            _ => true,
+        };
+        let troubles = self.memory.subjects(job, act).filter_map(|(_, past)| {
+            past.last.filter(|record| record.end.is_trouble() && record.run == last.run)
         });
-        if troubles.count() > 0 {
+        let (known, others): (Vec<&Record>, Vec<&Record>) = troubles.partition(|it| is_known(it));
+        if !known.is_empty() && others.is_empty() {
             return;
         }
+        let is_untried = !others.is_empty() && others.iter().all(|it| it.end == End::NotTried);
         let level = match (act, last.end) {
             (_, End::Interrupted) | (Act::Prune, _) => Level::Warning,
+            _ if is_untried => Level::Warning,
             _ => Level::Critical,
         };
-        let text = format!("{act} {}: {}", last.end.to_string().to_lowercase(), last.text);
+        let why = others.first().map_or(String::new(), |it| format!(": {}", it.text));
+        let text = format!("{act} {}: {}{why}", last.end.to_string().to_lowercase(), last.text);
         let (advice, since) = (last.advice.clone(), last.began);
         if let Some(finding) = self.find(level, FindingCode::Failed, job, text) {
             (finding.advice, finding.since) = (advice, Some(since));

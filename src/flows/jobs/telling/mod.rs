@@ -22,7 +22,7 @@ use crate::disk::io::Opener;
 use crate::flows::notify::{self, Notifier, Ping, journald, metrics};
 use crate::flows::report::{
     Act, Event, Failure, FindingCode, Level, Message, MessagePart, NotifierReport, NotifyReport,
-    OpenFinding, RunHistory, StatusReport,
+    OpenFinding, Record, RunHistory, StatusReport,
 };
 use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
 use told::{Listener, News, Told, Trouble, news};
@@ -125,6 +125,20 @@ fn of_failure(failure: &Failure) -> OpenFinding {
     }
 }
 
+/// A run that never ended.
+fn of_cut(record: &Record) -> OpenFinding {
+    OpenFinding {
+        level: Level::Warning,
+        code: FindingCode::Cut,
+        subject: "run".to_owned(),
+        job: None,
+        act: None,
+        text: record.text.clone(),
+        advice: record.advice.clone(),
+        since: None,
+    }
+}
+
 /// What no type can check of who is told of what.
 pub(super) fn check(config: &Config) -> Result<()> {
     for (name, notifier) in &config.notify {
@@ -171,6 +185,8 @@ pub(super) struct Occasion<'a> {
     pub pings: Vec<Outcome>,
     /// Why the run could not be done.
     pub failure: Option<Failure>,
+    /// That the run before never ended: by the time of the look that may be made up for.
+    pub cut: Option<&'a Record>,
     /// Whether to look in any case.
     pub look: bool,
     /// Whether everything is told, whenever that is due.
@@ -182,8 +198,9 @@ pub(super) struct Occasion<'a> {
 impl Occasion<'_> {
     /// Nothing but the time.
     pub fn at(now: Timestamp) -> Self {
-        let (ended, failure, pings) = (None, None, Vec::new());
-        Self { now, ended, pings, failure, look: false, digest: false, only: &[] }
+        let pings = Vec::new();
+        let (ended, failure, cut) = (None, None, None);
+        Self { now, ended, pings, failure, cut, look: false, digest: false, only: &[] }
     }
 }
 
@@ -203,15 +220,23 @@ pub(super) fn tell(host: &Host<'_>, occasion: Occasion<'_>) -> Result<NotifyRepo
         let age = occasion.now.as_second() - looked.as_second();
         !(0..LOOK_EVERY_S).contains(&age)
     };
-    let history = Journal::new(host.state).read()?;
+    // That it can't be read is a finding of the look.
+    let history = Journal::new(host.state).read();
+    let history = history.unwrap_or_else(|_| RunHistory { records: Vec::new(), torn: 0 });
     let due = due_digests(host.config, &mut told, occasion.now, occasion.digest)?;
-    let is_time =
-        occasion.look || occasion.failure.is_some() || occasion.ended.is_some() || !due.is_empty();
+    let is_time = occasion.look
+        || occasion.failure.is_some()
+        || occasion.cut.is_some()
+        || occasion.ended.is_some()
+        || !due.is_empty();
     if !is_time && told.looked.is_some_and(|looked| !is_due(looked)) {
         return Ok(nothing);
     }
     let mut report = look(host, occasion.now);
     report.findings.splice(0..0, occasion.failure.iter().map(of_failure));
+    if !report.findings.iter().any(|finding| finding.code == FindingCode::Cut) {
+        report.findings.extend(occasion.cut.map(of_cut));
+    }
     let mut teller =
         Teller { host, told, report, due, history: &history, reports: BTreeMap::new() };
     for (name, came) in occasion.pings.clone() {
@@ -345,6 +370,7 @@ impl Teller<'_> {
                 now: occasion.now,
                 news: &news,
                 tells_end: notifier.hears(Event::Recovery),
+                reached_again: listener.trouble.as_ref().filter(|_| is_first),
                 run,
                 digest,
             };

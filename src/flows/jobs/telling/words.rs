@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::told::News;
+use super::told::{News, Trouble};
 use crate::base::duration;
 use crate::flows::report::{
     Act, ActResult, BackupReport, End, Event, Level, Message, MessagePart, OpenFinding, Record,
@@ -54,6 +54,9 @@ pub(super) struct Letter<'a> {
     pub news: &'a News<'a>,
     /// Whether the end of findings is told.
     pub tells_end: bool,
+    /// Why it could not be told the last time. It is told so in any case: else nobody would know when it
+    /// can be.
+    pub reached_again: Option<&'a Trouble>,
     /// The run, if its end is told, and whether it failed.
     pub run: Option<(Ended<'a>, bool)>,
     /// All of it, if that is due.
@@ -90,6 +93,13 @@ impl Letter<'_> {
             let lines = ended.iter().map(|it| format!("{}: {}", it.subject, it.text)).collect();
             parts.push(part("Over", Vec::new(), lines));
         }
+        if let Some(trouble) = self.reached_again {
+            events.push(Event::Recovery);
+            let since = trouble.since.strftime("%Y-%m-%d %H:%M UTC");
+            let text = format!("since {since} you could not be told: {}", trouble.text);
+            parts.push(part("You", Vec::new(), vec![text]));
+        }
+        events.dedup();
         if let Some((run, has_failed)) = &self.run {
             events.push(if *has_failed { Event::Failure } else { Event::Success });
             if *has_failed {
@@ -134,6 +144,7 @@ impl Letter<'_> {
             return format!("still {gist}");
         }
         match ended {
+            [] if self.run.is_none() => "you can be told again".to_owned(),
             [] => "a run went well".to_owned(),
             _ if *others > 0 => {
                 format!("{} over, {} still open", findings(ended.len()), others)
