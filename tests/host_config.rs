@@ -154,6 +154,10 @@ fn a_host_comes_back_beside_what_is_there() {
     assert_eq!(lines("secret.xml"), serde_json::json!([]));
     compare("restore of a host's configuration", &[&first, &second], &[]);
 
+    // A drill of everything is of machines.
+    let drill = host.run(args!["drill"]);
+    assert!(!drill.text().contains("host."), "{}", drill.report());
+
     // The same files by the commands for files, and by any tar.
     let name = first["host"].as_str().unwrap();
     let disk = format!("host.{name}/config");
