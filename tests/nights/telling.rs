@@ -375,6 +375,12 @@ fn a_test_tells_who_can_be_told() {
     let mail = plan["notifiers"].as_array().unwrap().iter().find(|it| it["notifier"] == "admin");
     assert_eq!(mail.unwrap()["to"], "mail to root, a@example.org");
     assert_eq!(mail.unwrap()["on"], serde_json::json!(["finding", "recovery"]));
+    // What is missing on this host is told, too.
+    fs::remove_file(told.night.lab.path("token")).unwrap();
+    told.configure("", "[notify.x]\nmail = \"root\"\nsendmail = \"/nowhere/sendmail -v\"\n");
+    let said = told.at("2026-10-18 10:00:00", args!["config", "check"]).fails_with(6);
+    assert!(said.contains("notify.phone: cannot read "), "{said}");
+    assert!(said.contains("notify.x: there is no /nowhere/sendmail"), "{said}");
     for (lines, said) in [
         ("[notify.x]\n", "say one of mail, ping"),
         ("[notify.x]\nmail = \"a\"\nntfy = \"http://h/t\"", "mail and ntfy"),

@@ -170,10 +170,7 @@ fn repository_bad() -> Vec<Trouble> {
                     .unwrap();
             },
             mend: |month| month.write("", ""),
-            tells: &[
-                ("small", "is to stay free"),
-                ("office", "backup failed: no backup was begun"),
-            ],
+            tells: &[("small", "is to stay free"), ("office", "backup failed: nothing was begun")],
             without: &[MAIL],
         },
     ]

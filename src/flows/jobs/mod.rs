@@ -91,6 +91,10 @@ pub fn plan(host: &Host<'_>, path: &Path) -> Result<PlanReport> {
             Ok(_) => {}
         }
     }
+    for (name, notifier) in &config.notify {
+        let problem = notifier.problem().map(|error| error.within(format!("notify.{name}")));
+        problems.extend(problem.as_ref().map(Failure::from));
+    }
     let zone = config.zone()?;
     Ok(PlanReport {
         config: path.to_owned(),

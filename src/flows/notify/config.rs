@@ -188,6 +188,23 @@ impl Notifier {
         Ok(())
     }
 
+    /// What it needs and this host does not have.
+    pub(crate) fn problem(&self) -> Option<Error> {
+        let sources = [&self.token, &self.ping, &self.ntfy, &self.gotify, &self.webhook];
+        // Credentials and variables are those of the service.
+        let files = sources.into_iter().flatten().filter(|it| matches!(it, Source::File(_)));
+        if let Some(error) = files.filter_map(|it| it.read().err()).next() {
+            return Some(error);
+        }
+        let line = self.sendmail.as_deref().unwrap_or(super::SENDMAIL);
+        let program = line.split_whitespace().next().unwrap_or_default();
+        let is_missing = program.starts_with('/') && !Path::new(program).exists();
+        (self.mail.is_some() && is_missing).then(|| {
+            Error::new(ErrorKind::NotFound, format!("there is no {program}: no mail goes from here"))
+                .advise("install a program that takes mail, as msmtp-mta or postfix, or say sendmail = \"…\"")
+        })
+    }
+
     /// Whether it is told of this.
     pub fn hears(&self, event: Event) -> bool {
         match (&self.on, event) {

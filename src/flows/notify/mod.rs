@@ -15,5 +15,6 @@ mod template;
 pub use config::{Addresses, Notifier, Source};
 pub(crate) use mail::padded as base64;
 pub(crate) use message::escaped;
+use send::SENDMAIL;
 pub(crate) use send::{Ping, ping, run_id, send};
 pub(crate) use template::check as check_template;

@@ -15,7 +15,7 @@ use crate::flows::report::{Event, Level, Message};
 use crate::guest::program::{self, End, Failure};
 
 /// Where sendmail is if the file does not say.
-const SENDMAIL: &str = "/usr/sbin/sendmail";
+pub(super) const SENDMAIL: &str = "/usr/sbin/sendmail";
 
 /// The most that ntfy takes as a message, in bytes.
 const NTFY_MAX: usize = 4000;

@@ -120,7 +120,7 @@ impl Page<'_> {
             ("stored", bytes(stored)),
             ("oldest newest point", oldest.map_or("none".to_owned(), |it| duration::age(age(it)))),
         ] {
-            html.raw("<div><b>").text(&value).raw("</b><span>").text(name).raw("</span></div>");
+            html.raw("<div><b>").text(&value).raw("</b> <span>").text(name).raw("</span></div>");
         }
         html.raw("</section>\n");
     }

@@ -36,7 +36,8 @@ pub fn fleet(host: &Host<'_>, days: usize) -> Result<FleetReport> {
     let history = Journal::new(host.state).read()?;
     let guests = Guests::read(&host.config.libvirt.libvirt())?;
     let days = Days::new(status.at, &zone, days);
-    let standing = |it: &GuestStatus| days.guest(host, &guests, &catalogs, it, &history.records);
+    let known = Known::new(host, &guests, &history.records);
+    let standing = |it: &GuestStatus| days.guest(&known, &catalogs, it);
     let fleet: Vec<FleetGuest> = status.guests.iter().map(standing).collect();
     let repositories: Vec<FleetRepository> = status
         .repositories
@@ -56,7 +57,7 @@ pub fn fleet(host: &Host<'_>, days: usize) -> Result<FleetReport> {
             }
         })
         .collect();
-    let sites = sites(host, &guests, &catalogs, &status, &repositories);
+    let sites = sites(&known, &catalogs, &status, &repositories);
     Ok(FleetReport {
         host: host_name(),
         time_zone: zone.iana_name().unwrap_or("the local one").to_owned(),
@@ -116,24 +117,11 @@ impl Days {
     }
 
     /// How a guest came to where it stands.
-    fn guest(
-        &self,
-        host: &Host<'_>,
-        guests: &Guests,
-        catalogs: &Catalogs,
-        standing: &GuestStatus,
-        records: &[Record],
-    ) -> FleetGuest {
-        let job = host.config.jobs.get(&standing.job);
-        let repository = job
-            .and_then(|job| host.config.repository_of(&standing.job, job).ok())
-            .map_or("", |(name, _)| name);
+    fn guest(&self, known: &Known<'_>, catalogs: &Catalogs, standing: &GuestStatus) -> FleetGuest {
+        let repository = known.repository(standing);
         let mut letters = vec!['-'; self.begins.len()];
         let (mut freezes, mut frozen_ms_max) = (0, None);
-        let own = |it: &&Record| {
-            it.act == Act::Backup && it.subject.as_deref() == Some(standing.guest.as_str())
-        };
-        for record in records.iter().filter(own) {
+        for record in known.backups.get(standing.guest.as_str()).into_iter().flatten() {
             let Some(letter) = self.of(record.began).and_then(|at| letters.get_mut(at)) else {
                 continue;
             };
@@ -162,10 +150,10 @@ impl Days {
             frozen_ms_max,
             drill: None,
         };
-        let domain = domain_of(host, guests, standing);
+        let domain = known.domains.get(standing.guest.as_str());
         if let (Some(opened), Some(domain)) = (catalogs.get(repository), domain) {
-            fleet.drill = opened.catalog.repository().drills(&domain).pop();
-            self.points(opened, &domain, &mut fleet);
+            fleet.drill = opened.catalog.repository().drills(domain).pop();
+            self.points(opened, domain, &mut fleet);
         }
         fleet
     }
@@ -222,12 +210,35 @@ impl Days {
     }
 }
 
-/// What a guest is called in repositories.
-fn domain_of(host: &Host<'_>, guests: &Guests, standing: &GuestStatus) -> Option<DomainName> {
-    let job = host.config.jobs.get(&standing.job)?;
-    let subjects = guests.of(job);
-    let subject = subjects.iter().find(|subject| subject.name() == standing.guest)?;
-    guests.domain_of(subject).ok()
+/// What is known of each guest beside its points.
+struct Known<'a> {
+    host: &'a Host<'a>,
+    /// What it is called in repositories.
+    domains: BTreeMap<String, DomainName>,
+    /// Its backups, the oldest first.
+    backups: BTreeMap<&'a str, Vec<&'a Record>>,
+}
+
+impl<'a> Known<'a> {
+    fn new(host: &'a Host<'a>, guests: &Guests, records: &'a [Record]) -> Self {
+        let subjects = host.config.jobs.values().flat_map(|job| guests.of(job));
+        let domains = subjects.filter_map(|it| Some((it.name(), guests.domain_of(&it).ok()?)));
+        let mut backups: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
+        for record in records.iter().filter(|record| record.act == Act::Backup) {
+            if let Some(subject) = &record.subject {
+                backups.entry(subject).or_default().push(record);
+            }
+        }
+        Self { host, domains: domains.collect(), backups }
+    }
+
+    /// The name of the repository of a guest.
+    fn repository(&self, standing: &GuestStatus) -> &'a str {
+        let config = self.host.config;
+        let job = config.jobs.get(&standing.job);
+        let repository = job.and_then(|job| config.repository_of(&standing.job, job).ok());
+        repository.map_or("", |(name, _)| name)
+    }
 }
 
 /// Whether a repository lies on a disk of this host: none if it is in no folder, or nobody knows.
@@ -262,8 +273,7 @@ fn is_on_this_host(place: &RepositoryPlace) -> Option<bool> {
 
 /// What would be lost with this host, and with each repository.
 fn sites(
-    host: &Host<'_>,
-    guests: &Guests,
+    known: &Known<'_>,
     catalogs: &Catalogs,
     status: &StatusReport,
     repositories: &[FleetRepository],
@@ -272,12 +282,18 @@ fn sites(
     let mut newest: BTreeMap<&str, BTreeMap<&str, Timestamp>> = BTreeMap::new();
     for standing in &status.guests {
         let found = newest.entry(&standing.guest).or_default();
-        let Some(domain) = domain_of(host, guests, standing) else { continue };
+        let Some(domain) = known.domains.get(standing.guest.as_str()) else { continue };
+        let own = known.repository(standing);
         for (name, opened) in catalogs {
-            let points = opened.points(&domain, status.at).ok();
-            if let Some(manifest) = points.and_then(|points| points.newest) {
-                found.insert(name, manifest.created);
-            }
+            // That of its own repository was looked for already.
+            let created = match name == own {
+                true => standing.newest_at,
+                false => {
+                    let points = opened.points(domain, status.at).ok();
+                    points.and_then(|points| points.newest).map(|manifest| manifest.created)
+                }
+            };
+            found.extend(created.map(|created| (name.as_str(), created)));
         }
     }
     let loss = |site: &str, is_host: bool, lost: BTreeSet<&str>| {
