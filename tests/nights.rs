@@ -526,7 +526,19 @@ fn the_second_copy_is_made_by_itself_and_told_when_it_is_behind() {
             .unwrap()
             .len()
     };
-    assert_eq!(points(night.main()), points(offsite));
+    assert_eq!(points(night.main()), points(offsite.clone()));
+    // With the files of the guests' machines, one of which comes back from there.
+    let at = |words: Vec<OsString>| night.at("2026-10-22 08:00:00", words);
+    let proved = at(args!["verify", "--json", "--repo", offsite.as_path()]).ok().json();
+    assert!(proved["machine_files"].as_u64().unwrap() > 0, "{proved}");
+    for file in fs::read_dir(night.main().join("web/machine")).unwrap() {
+        fs::write(file.unwrap().path(), "damaged").unwrap();
+    }
+    assert_eq!(at(args!["verify", "--repo", night.main()]).code(), Some(4));
+    let words = args!["repair", "web", "--from", offsite, "--json", "--repo", night.main()];
+    let mended = at(words).ok().json();
+    assert_eq!(mended["guests"][0]["mended"][0]["what"], "machine-file", "{mended}");
+    at(args!["verify", "--repo", night.main()]).ok();
 }
 
 /// On the day on which half past two does not come, systemd's timers would have made no backup.

@@ -32,6 +32,8 @@ struct Life {
     known: BTreeMap<String, PathBuf>,
     /// Points that the copy must have, as long as nobody prunes there.
     there: BTreeSet<String>,
+    /// Points that were removed there: as long as their data is there, no copy brings them back.
+    removed: BTreeSet<String>,
     merged: usize,
 }
 
@@ -56,6 +58,7 @@ impl Life {
             disk,
             known: BTreeMap::new(),
             there: BTreeSet::new(),
+            removed: BTreeSet::new(),
             merged: 0,
             lab,
         };
@@ -104,7 +107,9 @@ impl Life {
         self.story.tell(format!("{}: {}", outcome.command, outcome.status));
         assert!(matches!(outcome.code(), Some(0 | 2)), "{}", outcome.report());
         if !is_here {
-            self.there = points_of(&repo);
+            let left = points_of(&repo);
+            self.removed.extend(self.there.difference(&left).cloned());
+            self.there = left;
         }
     }
 
@@ -122,9 +127,13 @@ impl Life {
         let points = report["guests"][0]["points"].as_array().unwrap();
         let is_merged = |point: &&Value| point["disks"][0]["how"] == "merged";
         self.merged += points.iter().filter(is_merged).count();
-        self.there.extend(points.iter().map(|it| it["point"].as_str().unwrap().to_owned()));
+        let brought = points.iter().map(|it| it["point"].as_str().unwrap().to_owned());
+        let brought: BTreeSet<String> = brought.collect();
+        self.removed.retain(|point| !brought.contains(point));
+        self.there.extend(brought);
         if rules.is_empty() {
-            self.there.extend(points_of(&self.repo));
+            let wanted = points_of(&self.repo);
+            self.there.extend(wanted.difference(&self.removed).cloned());
         }
         let found = points_of(&self.other);
         assert!(found.is_superset(&self.there), "{found:?} {:?}", self.there);
@@ -144,6 +153,9 @@ impl Life {
     /// A file here is damaged; copies go on with what is sound, and it comes back from the other side if that has it.
     fn damage(&mut self) {
         self.copy();
+        if self.repo.key.is_some() {
+            return;
+        }
         let files: Vec<PathBuf> = self.repo.files();
         let is_data =
             |file: &&PathBuf| file.extension().is_some_and(|it| it == "qdelta" || it == "json");

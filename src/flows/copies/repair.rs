@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::carry::{Arrived, Carrier, Have, Roots, fits, path, record_of};
-use super::guest::{bring_machine_file, link_of};
+use super::guest::{bring_machine_file, going, link_of};
 use super::{Sides, check_apart};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -110,9 +110,7 @@ fn guest(
     };
     let mut points: BTreeSet<PointId> = ours.keys().copied().collect();
     // Archives without a manifest, but for those that are being removed.
-    let good = || ours.values().filter_map(|manifest| manifest.as_ref().ok());
-    let going: BTreeSet<PointId> =
-        good().flat_map(|it| it.replaces.iter().map(|going| going.point)).collect();
+    let going = going(&ours);
     for disk in catalog.disks_of(domain)? {
         for point in theirs.keys().filter(|point| !going.contains(point)) {
             if !ours.contains_key(point) && !catalog.archives_at(&disk, *point)?.is_empty() {
@@ -121,7 +119,7 @@ fn guest(
         }
         points.extend(catalog.strays(&disk)?.into_iter().map(|(_, point)| point));
     }
-    for point in points {
+    for &point in points.difference(&going) {
         cancel.check()?;
         let done = match (ours.get(&point), theirs.get(&point)) {
             (Some(Ok(manifest)), theirs) => work.mend(manifest, theirs),
