@@ -44,34 +44,7 @@ impl Look<'_> {
                 wanted.entry(subject.name()).or_default().push((name, job, subject));
             }
         }
-        self.read_ahead(wanted.values().flatten());
         wanted.into_values().filter_map(|jobs| self.guest(&jobs)).collect()
-    }
-
-    /// Reads the manifests of all guests on all processors, and leaves them with their catalogs: of a look at many
-    /// guests, this takes nearly all the time.
-    fn read_ahead<'a>(&self, jobs: impl Iterator<Item = &'a (&'a str, &'a Job, Subject)>) {
-        let of = |(name, job, subject): &(&str, &Job, Subject)| {
-            let (repository, _) = self.config.repository_of(name, job).ok()?;
-            let opened = self.catalogs.get(repository)?;
-            let domain = self.guests.domain_of(subject).ok()?;
-            opened.domains.contains(&domain).then_some((&opened.catalog, domain))
-        };
-        let waiting: Vec<_> = jobs.filter_map(of).collect();
-        let next = AtomicUsize::new(0);
-        let work = || {
-            while let Some((catalog, domain)) = waiting.get(next.fetch_add(1, Ordering::Relaxed)) {
-                // What fails here fails again where it is asked for, and is told there.
-                let _ = catalog.manifests(domain);
-            }
-        };
-        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(waiting.len());
-        thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(work);
-            }
-            work();
-        });
     }
 
     /// How a guest stands that these jobs back up.
@@ -272,6 +245,26 @@ fn frozen_ms(manifest: &Manifest) -> Option<u64> {
 }
 
 impl Opened {
+    /// Reads all manifests on all processors, and leaves them with the catalog: of a look at many guests, this takes
+    /// nearly all the time.
+    pub(super) fn read_ahead(&self) {
+        let waiting: Vec<&DomainName> = self.domains.iter().collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(domain) = waiting.get(next.fetch_add(1, Ordering::Relaxed)) {
+                // What fails here fails again where it is asked for, and is told there.
+                let _ = self.catalog.manifests(domain);
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(waiting.len());
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+    }
+
     /// What is known of the points of a guest.
     pub(in super::super) fn points(
         &self,
