@@ -154,6 +154,10 @@ fn a_host_comes_back_beside_what_is_there() {
     assert_eq!(lines("secret.xml"), serde_json::json!([]));
     compare("restore of a host's configuration", &[&first, &second], &[]);
 
+    // A drill of everything is of machines.
+    let drill = host.run(args!["drill"]);
+    assert!(!drill.text().contains("host."), "{}", drill.report());
+
     // The same files by the commands for files, and by any tar.
     let name = first["host"].as_str().unwrap();
     let disk = format!("host.{name}/config");
@@ -169,6 +173,27 @@ fn a_host_comes_back_beside_what_is_there() {
     let search = std::env::var("PATH").unwrap();
     tar.env("PATH", format!("{folder}:{search}")).env("QDELTA_REPO", host.lab.path("repo"));
     assert!(run(tar).ok().text().contains("etc/net/interfaces\n"));
+}
+
+/// What GNU tar writes is read as it is, in both of the forms that are read here.
+#[test]
+fn archives_of_tar_are_read_like_any_filesystem() {
+    let host = Host::new();
+    let tree = host.lab.path("tree");
+    fs::create_dir_all(tree.join("a folder").join("b".repeat(80))).unwrap();
+    fs::write(tree.join("a folder").join("b".repeat(80)).join("c".repeat(60)), vec![7; 100_000])
+        .unwrap();
+    fs::write(tree.join("empty"), "").unwrap();
+    symlink("../elsewhere", tree.join("link")).unwrap();
+    for form in ["pax", "ustar"] {
+        let (archive, out) =
+            (host.lab.path(format!("{form}.raw")), host.lab.path(format!("{form}.out")));
+        let words = args!["-C", &tree, format!("--format={form}"), "-cf", &archive, "."];
+        run(crate::harness::tool("tar", words)).ok();
+        host.run(args!["backup", &archive, "--disk", form, "--format", "raw"]).ok();
+        host.run(args!["files", "get", form, "/", "--to", &out]).ok();
+        run(crate::harness::tool("diff", args!["-r", "--no-dereference", &tree, &out])).ok();
+    }
 }
 
 #[test]

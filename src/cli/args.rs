@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use jiff::Timestamp;
 use qdelta::Result;
 use qdelta::base::cancel::Cancel;
 use qdelta::base::period::Period;
@@ -92,6 +93,11 @@ pub struct Global {
     #[arg(long, global = true, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
     pub key_command: Option<String>,
 
+    /// Read the repository as it was at this time, by the versions that an object store keeps: after
+    /// somebody has hidden or written over what is there. Nothing can be written then
+    #[arg(long, global = true, value_name = "TIME", value_parser = values::moment)]
+    pub as_of: Option<Timestamp>,
+
     /// Write the result as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -147,6 +153,24 @@ pub enum Command {
     /// Freeze and thaw a guest for another qdelta; only qdelta itself starts this.
     #[command(hide = true)]
     Watchdog,
+}
+
+impl Command {
+    /// Whether it does no more than read what the repository holds, or may be asked to.
+    pub fn reads_only(&self) -> bool {
+        matches!(
+            self,
+            Self::Points(_)
+                | Self::Restore(_)
+                | Self::Verify(_)
+                | Self::Files(_)
+                | Self::Mount(_)
+                | Self::Serve(_)
+                | Self::Drill(_)
+                | Self::Copy(_)
+                | Self::Space(_)
+        )
+    }
 }
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.

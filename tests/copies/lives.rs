@@ -19,7 +19,7 @@ use crate::harness::{Lab, args, qdelta, seeds};
 /// Lives in a run without `QDELTA_SWEEP`; the copy of every fourth lies in an object store.
 const LIVES: u64 = 4;
 /// What happens in a life.
-const ACTS: u64 = 12;
+const ACTS: u64 = 9;
 
 struct Life {
     lab: Lab,
@@ -122,7 +122,11 @@ impl Life {
 
     fn copy(&mut self) {
         let rules = self.rules();
-        let report = self.repo.run(with_other("copy", "--to", &self.other, &rules)).ok().json();
+        self.copy_by(&rules);
+    }
+
+    fn copy_by(&mut self, rules: &[&str]) {
+        let report = self.repo.run(with_other("copy", "--to", &self.other, rules)).ok().json();
         self.story.tell(format!("copy {rules:?}: {}", report["guests"]));
         let points = report["guests"][0]["points"].as_array().unwrap();
         let is_merged = |point: &&Value| point["disks"][0]["how"] == "merged";
@@ -226,7 +230,10 @@ fn the_copy_is_what_the_disk_was_through_random_lives() {
         for _ in 0..ACTS {
             life.act();
         }
-        life.copy();
+        life.back_up();
+        life.back_up();
+        life.copy_by(&["--points", "last=1"]);
+        life.copy_by(&[]);
         life.check(&life.other, true);
         life.check(&life.repo, true);
         life.other.verify();

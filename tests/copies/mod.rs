@@ -283,6 +283,9 @@ fn a_copy_into_itself_or_beside_another_writer_is_refused() {
     let lock = std::fs::File::open(scene.other.path.join("web/.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
     scene.try_copy(&[]).fails_with(5);
+    // Its last line said that nothing was missing.
+    let busy = scene.repo.run(args!["copy", "--to", scene.other.path.as_path()]);
+    assert!(busy.text().contains("nothing was copied"), "{}", busy.report());
     drop(lock);
     assert_eq!(hows(&scene.copy(&[])), ["copied"]);
     // What is read there does not wait, and what is read here keeps nobody from copying.

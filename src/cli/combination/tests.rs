@@ -58,6 +58,7 @@ const GLOBAL: &[Entry] = &[
     Entry(&["--state", "s"], &[], "the host's own folder; who needs none does not look"),
     Entry(&["--key-file", "k"], &[], "the key; who needs none does not look: an alias may say it"),
     Entry(&["--key-command", "c"], &[], "the key; who needs none does not look"),
+    Entry(&["--as-of", "3h"], &[], "the repository as it was; who writes to it is refused then"),
     Entry(&["--json"], &[], "the result is JSON"),
     Entry(&["--verbose"], &[], "the notes on the way are shown"),
     Entry(&["--quiet"], &[], "what went well is not told"),

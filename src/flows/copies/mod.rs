@@ -19,7 +19,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, Recorder};
 use crate::flows::merge::MergeOptions;
-use crate::flows::report::CopyReport;
+use crate::flows::report::{Carried, CopyReport, GuestCopy};
 use crate::vault::repository::{DomainName, Keep, Repository};
 use guest::Guest;
 
@@ -101,7 +101,8 @@ pub fn copy(
     });
     let mut guests = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     guests.sort_by(|one, other| one.domain.cmp(&other.domain));
-    let disks = guests.iter().flat_map(|guest| &guest.points).flat_map(|point| &point.disks);
+    let points = guests.iter().flat_map(|guest: &GuestCopy| &guest.points);
+    let disks = points.flat_map(|point| &point.disks).filter(|disk| disk.how != Carried::Found);
     Ok(CopyReport {
         from: from.path().to_owned(),
         to: to.path().to_owned(),

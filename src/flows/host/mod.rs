@@ -63,6 +63,11 @@ pub fn domain() -> Result<DomainName> {
     domain_of(&host_name())
 }
 
+/// Whether a domain is the configuration of a host, and no guest.
+pub fn is_host(domain: &DomainName) -> bool {
+    domain.as_str().starts_with(PREFIX)
+}
+
 fn domain_of(host: &str) -> Result<DomainName> {
     let fitting = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let name: String = host.chars().map(fitting).take(100).collect();
@@ -156,7 +161,7 @@ pub fn restore(
 /// The domain of a host.
 fn find(repository: &Repository, host: Option<&str>) -> Result<DomainName> {
     let all = repository.domains()?;
-    let hosts: Vec<&DomainName> = all.iter().filter(|it| it.as_str().starts_with(PREFIX)).collect();
+    let hosts: Vec<&DomainName> = all.iter().filter(|it| is_host(it)).collect();
     let known = || {
         let names = hosts.iter().filter_map(|it| it.as_str().strip_prefix(PREFIX));
         names.collect::<Vec<_>>().join(", ")

@@ -165,6 +165,9 @@ pub struct GuestStatus {
     /// When the newest good point was made.
     #[serde(with = "text::optional")]
     pub newest_at: Option<Timestamp>,
+    /// Until when the store refuses to remove anything that the newest good point needs; none if it does not.
+    #[serde(with = "text::optional")]
+    pub safe_until: Option<Timestamp>,
     /// When the oldest point was made.
     #[serde(with = "text::optional")]
     pub oldest_at: Option<Timestamp>,

@@ -206,3 +206,104 @@ impl Filesystem for Tar {
         Ok(Attributes::default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use qdelta_formats::tar::{END, Entry as Written, sparse_map};
+
+    use super::*;
+    use crate::disk::io::in_memory::Bytes;
+    use crate::inside::filesystem::find;
+
+    /// An entry as an archive has it, with content.
+    fn entry(path: &str, kind: Kind, content: &[u8]) -> Vec<u8> {
+        let entry = Written {
+            path: path.as_bytes(),
+            kind,
+            target: b"",
+            mode: 0o640,
+            uid: 7,
+            gid: 8,
+            size: content.len() as u64,
+            modified: (100, 5),
+            accessed: None,
+            device: (0, 0),
+            attributes: &[],
+            sparse: None,
+        };
+        let mut bytes = entry.headers();
+        bytes.extend(content);
+        bytes.resize(bytes.len() + padding(content.len() as u64), 0);
+        bytes
+    }
+
+    fn opened(parts: &[Vec<u8>]) -> Result<Tar> {
+        Tar::open(Bytes::store("archive", &parts.concat()))
+    }
+
+    #[test]
+    fn files_are_found_with_what_the_archive_says_of_them() {
+        let long = format!("etc/{}/file", "x".repeat(150));
+        let parts = [
+            entry("./etc/", Kind::Folder, b""),
+            entry("etc/a", Kind::File, b"hello"),
+            entry(&long, Kind::File, &[7; 1000]),
+            END.to_vec(),
+            b"what follows is nobody's".to_vec(),
+        ];
+        let tar = opened(&parts).unwrap();
+        let found = find(&tar, b"/etc/a", false).unwrap();
+        let mut content = [0; 5];
+        assert_eq!(tar.open(found.id).unwrap().read(&mut content, 0).unwrap(), 5);
+        assert_eq!(&content, b"hello");
+        let Node { mode, uid, gid, size, modified, .. } = found.node;
+        assert_eq!((mode, uid, gid, size), (0o640, 7, 8, 5));
+        assert_eq!(modified, Time { seconds: 100, nanoseconds: 5 });
+        assert_eq!(find(&tar, long.as_bytes(), false).unwrap().node.size, 1000);
+        // A folder that has an entry lies somewhere, and one that only leads to files does not.
+        let place = |path: &[u8]| find(&tar, path, false).unwrap().node.place;
+        assert!(place(b"/etc").1 > 0);
+        assert_eq!(place(long.rsplit_once('/').unwrap().0.as_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn an_archive_that_makes_no_sense_is_refused() {
+        let file = |path: &str| entry(path, Kind::File, b"x");
+        let mut long = entry("a", Kind::File, b"");
+        // A size of 8 GiB less one byte, and its checksum made anew; records come before the header.
+        let at = long.len() - BLOCK;
+        long.splice(at + 124..at + 136, *b"77777777777\0");
+        long.splice(at + 148..at + 156, *b"        ");
+        let sum: u32 = long[at..].iter().map(|byte| u32::from(*byte)).sum();
+        long.splice(at + 148..at + 156, format!("{sum:06o}\0 ").into_bytes());
+        let mut sparse = Written {
+            path: b"a",
+            kind: Kind::File,
+            target: b"",
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            size: 512,
+            modified: (0, 0),
+            accessed: None,
+            device: (0, 0),
+            attributes: &[],
+            sparse: Some(1 << 20),
+        }
+        .headers();
+        sparse.extend(sparse_map(&[(0, 0)]));
+        for (parts, said) in [
+            (vec![file("a/../b"), END.to_vec()], "leads out of the archive"),
+            (vec![file("a"), file("./a"), END.to_vec()], "the same path"),
+            (vec![file("a"), file("a/b"), END.to_vec()], "lies in another file"),
+            (vec![file("a")], "behind the end"),
+            (vec![long, END.to_vec()], "behind the end"),
+            (vec![sparse, END.to_vec()], "files with holes"),
+            (vec![entry("a", Kind::HardLink, b""), END.to_vec()], "entries of type"),
+            (vec![vec![1; BLOCK]], "octal"),
+        ] {
+            let error = opened(&parts).err().map(|error| error.chain()).unwrap_or_default();
+            assert!(error.contains(said), "{said}: {error}");
+        }
+    }
+}

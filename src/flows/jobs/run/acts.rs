@@ -8,8 +8,8 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::flow::pipeline::Resources;
 use crate::flows::backup::LEVEL_DEFAULT;
 use crate::flows::drill::{self, DrillRequest};
+use crate::flows::host;
 use crate::flows::jobs::config;
-use crate::flows::jobs::guests::Subject;
 use crate::flows::merge::MergeOptions;
 use crate::flows::prune::{self, PruneRequest};
 use crate::flows::report::{
@@ -132,8 +132,7 @@ impl Work<'_> {
     fn drill(&self, repository: &Repository) -> Result<Came> {
         let mut domains = self.domains(repository)?;
         // No machine starts from the configuration of this host.
-        let is_host = |subject: &Subject, domain: &DomainName| matches!(subject, Subject::Host(host) if host == domain);
-        domains.retain(|domain| !self.subjects.iter().any(|subject| is_host(subject, domain)));
+        domains.retain(|domain| !host::is_host(domain));
         let Some(how) = self.job.drill.as_ref().filter(|_| !domains.is_empty()) else {
             return Ok(Came::to(End::Done, "there is nothing to drill yet"));
         };

@@ -23,6 +23,7 @@ pub(in super::super) struct Points {
     count: usize,
     /// Those that are damaged.
     damaged: usize,
+    safe_until: Option<jiff::Timestamp>,
     pub newest: Option<Manifest>,
     /// All that can be read and are not removed, the oldest first, and whether each can be restored whole.
     pub all: Vec<(Manifest, bool)>,
@@ -43,34 +44,7 @@ impl Look<'_> {
                 wanted.entry(subject.name()).or_default().push((name, job, subject));
             }
         }
-        self.read_ahead(wanted.values().flatten());
         wanted.into_values().filter_map(|jobs| self.guest(&jobs)).collect()
-    }
-
-    /// Reads the manifests of all guests on all processors, and leaves them with their catalogs: of a look at many
-    /// guests, this takes nearly all the time.
-    fn read_ahead<'a>(&self, jobs: impl Iterator<Item = &'a (&'a str, &'a Job, Subject)>) {
-        let of = |(name, job, subject): &(&str, &Job, Subject)| {
-            let (repository, _) = self.config.repository_of(name, job).ok()?;
-            let opened = self.catalogs.get(repository)?;
-            let domain = self.guests.domain_of(subject).ok()?;
-            opened.domains.contains(&domain).then_some((&opened.catalog, domain))
-        };
-        let waiting: Vec<_> = jobs.filter_map(of).collect();
-        let next = AtomicUsize::new(0);
-        let work = || {
-            while let Some((catalog, domain)) = waiting.get(next.fetch_add(1, Ordering::Relaxed)) {
-                // What fails here fails again where it is asked for, and is told there.
-                let _ = catalog.manifests(domain);
-            }
-        };
-        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(waiting.len());
-        thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(work);
-            }
-            work();
-        });
     }
 
     /// How a guest stands that these jobs back up.
@@ -91,6 +65,7 @@ impl Look<'_> {
             points: 0,
             newest: None,
             newest_at: None,
+            safe_until: None,
             oldest_at: None,
             frozen_ms: None,
             rpo,
@@ -124,6 +99,7 @@ impl Look<'_> {
         standing.points = points.count;
         standing.newest = points.newest.as_ref().map(|manifest| manifest.point);
         standing.newest_at = points.newest.as_ref().map(|manifest| manifest.created);
+        standing.safe_until = points.safe_until;
         standing.oldest_at = points.oldest_at;
         standing.frozen_ms = points.newest.as_ref().and_then(frozen_ms);
         standing.proved_at = points.proved_at;
@@ -269,6 +245,26 @@ fn frozen_ms(manifest: &Manifest) -> Option<u64> {
 }
 
 impl Opened {
+    /// Reads all manifests on all processors, and leaves them with the catalog: of a look at many guests, this takes
+    /// nearly all the time.
+    pub(super) fn read_ahead(&self) {
+        let waiting: Vec<&DomainName> = self.domains.iter().collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(domain) = waiting.get(next.fetch_add(1, Ordering::Relaxed)) {
+                // What fails here fails again where it is asked for, and is told there.
+                let _ = self.catalog.manifests(domain);
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(waiting.len());
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+    }
+
     /// What is known of the points of a guest.
     pub(in super::super) fn points(
         &self,
@@ -307,6 +303,9 @@ impl Opened {
         }
         let good = found.all.iter().filter(|(_, is_good)| *is_good).map(|(manifest, _)| manifest);
         found.newest = good.max_by_key(|manifest| manifest.point).cloned();
+        if let Some(newest) = &found.newest {
+            found.safe_until = catalog.point_safe_until(domain, newest.point)?;
+        }
         found.proved_at = proofs.values().flatten().max().copied();
         found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
         found.proofs = proofs;

@@ -23,7 +23,7 @@ use crate::flows::report::{
     RepositoryStatus, SpaceReport, StatusReport, Timer,
 };
 use crate::flows::space::{self, SpaceRequest};
-use crate::vault::repository::{Catalog, Climb, DomainName, Repository};
+use crate::vault::repository::{Catalog, Climb, DomainName};
 
 /// How long after its time a job may begin before it is overdue.
 const LATE_MAX_S: i64 = 3600;
@@ -168,10 +168,13 @@ impl<'a> Look<'a> {
         for (name, place) in &self.config.repositories {
             let opened = (host.open)(place).and_then(|it| match it.trouble() {
                 Some(error) => Err(error),
-                None => Ok(it),
+                None => Ok(Opened {
+                    domains: it.domains()?.into_iter().collect(),
+                    catalog: it.catalog(),
+                }),
             });
             let (free, space) = match &opened {
-                Ok(repository) => (repository.bytes_free(), self.space(repository)),
+                Ok(opened) => (opened.catalog.repository().bytes_free(), self.space(opened)),
                 Err(error) => {
                     self.trouble(FindingCode::Repository, name, error);
                     (None, None)
@@ -207,25 +210,19 @@ impl<'a> Look<'a> {
                 bytes_per_day: growth.map(|growth| growth.bytes_per_day),
                 days_left,
             });
-            if let Ok(repository) = opened {
-                match repository.domains() {
-                    Ok(domains) => {
-                        let domains = domains.into_iter().collect();
-                        let opened = Opened { catalog: repository.catalog(), domains };
-                        self.catalogs.insert(name.clone(), opened);
-                    }
-                    Err(error) => self.trouble(FindingCode::Repository, name, &error),
-                }
+            if let Ok(opened) = opened {
+                self.catalogs.insert(name.clone(), opened);
             }
         }
         all
     }
 
     /// What all points take, and how fast the room fills.
-    fn space(&self, repository: &Repository) -> Option<SpaceReport> {
-        let domains = repository.domains().ok()?;
+    fn space(&self, opened: &Opened) -> Option<SpaceReport> {
+        opened.read_ahead();
+        let domains = opened.domains.iter().cloned().collect();
         let request = SpaceRequest { domains, each: false, now: self.now };
-        space::run(repository, &request, &Cancel::default()).ok()
+        space::run_with(&opened.catalog, &request, &Cancel::default()).ok()
     }
 
     /// Something that can't be used.

@@ -8,7 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
+use jiff::Timestamp;
+
 use crate::base::error::Result;
+use crate::base::period::Period;
 use crate::disk::io::ReadAt;
 
 /// At most so many bytes pass before somebody looks at the clock, and at most so many of a second's.
@@ -100,6 +103,22 @@ impl Storage for Limited {
 
     fn plain_name(&self, path: &Path) -> Option<String> {
         self.inner.plain_name(path)
+    }
+
+    fn lock_new_files(&self, period: Period) -> Result<()> {
+        self.inner.lock_new_files(period)
+    }
+
+    fn extend_locks(&self, names: &[Name], until: Timestamp, enough: Timestamp) -> Result<u64> {
+        self.inner.extend_locks(names, until, enough)
+    }
+
+    fn locked_until(&self, names: &[Name]) -> Result<Vec<Option<Timestamp>>> {
+        self.inner.locked_until(names)
+    }
+
+    fn now(&self) -> Result<Timestamp> {
+        self.inner.now()
     }
 
     fn fails_as_a_whole(&self) -> bool {
