@@ -95,7 +95,7 @@ pub use disk::image::{Image, ImageReader, OpenOptions};
 pub use disk::io::{Backend, Direct, ReadAt};
 pub use flows::backup::{
     AnchorChoice, BackupRequest, ConsistencyChoice, GuestOptions, GuestRequest, Guests,
-    GuestsRequest, ImageRequest, KindChoice, Options as BackupOptions, run as backup,
+    GuestsRequest, HostConfig, ImageRequest, KindChoice, Options as BackupOptions, run as backup,
     run_guest as backup_guest, run_guests as backup_guests, run_together as backup_together,
 };
 pub use flows::report::{

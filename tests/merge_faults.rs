@@ -1,6 +1,7 @@
 //! A fault at every call of the storage while points are merged, and whoever dies of it: every point that
 //! stays is whole at every moment, the next run goes on, and afterwards nothing is left over.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -86,14 +87,26 @@ impl Scene {
     }
 
     pub fn copy(&self) -> Memory {
-        let copy = Memory::default();
-        for name in self.memory.names() {
-            let mut staged = copy.stage(&name).unwrap();
-            staged.write_all(&self.memory.read(&name, u64::MAX).unwrap()).unwrap();
-            staged.seal().unwrap();
-            staged.publish(Publish::New).unwrap();
-        }
-        copy
+        copy_of(&self.memory)
+    }
+
+    /// The disks of points that can be read, and are what they were.
+    pub fn readable(&self, memory: &Memory) -> BTreeSet<(String, PointId)> {
+        let repository = Repository::open_in(Arc::new(memory.clone())).unwrap();
+        let catalog = repository.catalog();
+        let is_right = |state: &&State| {
+            let Ok(list) = catalog.points(&state.disk) else { return false };
+            let Some(point) = list.points.iter().find(|it| it.id == state.point) else {
+                return false;
+            };
+            let mut bytes = vec![0; state.bytes.len()];
+            let read = qdelta::open_point(&catalog, point);
+            let read = read.and_then(|reader| reader.read(&mut bytes, 0));
+            assert!(read.is_err() || bytes == state.bytes, "{}@{}", state.disk, state.point);
+            read.is_ok()
+        };
+        let right = self.states.iter().filter(is_right);
+        right.map(|state| (state.disk.to_string(), state.point)).collect()
     }
 
     /// The points that are listed are whole, and all those are listed that must be. Gives their ids.
@@ -130,6 +143,18 @@ impl Scene {
         let report = qdelta::verify(&repository, &request, &Silent, &Cancel::default()).unwrap();
         assert!(report.findings.is_empty(), "{story}: {:#?}", report.findings);
     }
+}
+
+/// Another storage with the same files.
+pub fn copy_of(memory: &Memory) -> Memory {
+    let copy = Memory::default();
+    for name in memory.names() {
+        let mut staged = copy.stage(&name).unwrap();
+        staged.write_all(&memory.read(&name, u64::MAX).unwrap()).unwrap();
+        staged.seal().unwrap();
+        staged.publish(Publish::New).unwrap();
+    }
+    copy
 }
 
 fn change(path: &Path, random: &mut Random) {

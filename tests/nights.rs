@@ -1,6 +1,12 @@
 //! Nights that a host does by itself, under a clock of the test's own: every trouble must be in the
 //! history and in the status with the right words, and the nights of the other guests go on.
 
+mod month;
+mod page;
+mod telling;
+mod troubles;
+
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
@@ -101,6 +107,15 @@ impl Night {
             at("virsh/virsh"),
         );
         fs::write(self.lab.path("qdelta.toml"), text).unwrap();
+    }
+
+    /// Writes the file of jobs with a second copy of what `production` backs up.
+    fn configure_with_copy(&self, production: &str) {
+        let offsite = self.lab.path("offsite");
+        let top = format!("[repositories.offsite]\nplace = \"{}\"", offsite.display());
+        let copy = "[jobs.production.copy]\nto = \"offsite\"\nrpo = \"50h\"\nlimit_rate = \"50M\"";
+        self.configure(&top, &format!("{copy}\n{production}"));
+        self.at("2026-10-18 10:00:00", args!["init", offsite]).ok();
     }
 
     /// The program at a time, in UTC.
@@ -415,7 +430,9 @@ fn a_fortnight_in_which_nothing_is_silent() {
 #[test]
 fn results_are_as_the_page_says() {
     let night = Night::new();
-    night.configure("", "[jobs.production.drill]\nschedule = \"Mon 03:00\"\nto = \"filesystems\"");
+    night.configure_with_copy(
+        "[jobs.production.drill]\nschedule = \"Mon 03:00\"\nto = \"filesystems\"",
+    );
     night.run("2026-11-01 12:00:00");
     fs::remove_file(night.image("db", "vda")).unwrap();
     let without_results = |mut report: Value| {
@@ -424,11 +441,11 @@ fn results_are_as_the_page_says() {
         report
     };
     let ran = night.at("2026-11-02 02:05:00", args!["run", "--json"]).json();
-    let kinds = ["guest", "verify", "drill"];
+    let kinds = ["guest", "copy", "verify", "drill"];
     let has = |kind: &str| {
         ran["records"].as_array().unwrap().iter().any(|record| record["result"].get(kind).is_some())
     };
-    assert_eq!(kinds.map(has), [true; 3], "{ran:#}");
+    assert_eq!(kinds.map(has), [true; 4], "{ran:#}");
     let history = night.at("2026-11-02 08:00:00", args!["history", "--json"]).ok().json();
     compare("run", &[&without_results(ran)], &[".records[].advice"]);
     compare("history", &[&without_results(history)], &[".records[].advice"]);
@@ -439,13 +456,20 @@ fn results_are_as_the_page_says() {
         &[
             ".guests[].recovery",
             ".guests[].rto",
+            ".guests[].frozen_ms",
+            ".repositories[].bytes_per_day",
             ".repositories[].keep_free",
             ".repositories[].days_left",
         ],
     );
     fs::remove_file(night.definition("mail")).unwrap();
+    night.configure(
+        "",
+        "[notify.admin]\nmail = \"root\"\nlevel = \"warning\"\njobs = [\"office\"]\ndigest = \"Mon 08:00\"",
+    );
     let plan = night.at("2026-11-02 08:00:00", args!["config", "check", "--json"]).json();
     compare("config check", &[&plan], &[".jobs[].rto"]);
+    night.configure("", "");
     let nagios = night.at("2026-11-06 08:00:00", args!["status", "--nagios"]);
     assert_eq!(nagios.code(), Some(2));
     let text = nagios.text();
@@ -458,6 +482,63 @@ fn results_are_as_the_page_says() {
     let nagios = night.at("2026-11-06 08:00:00", args!["status", "--nagios"]);
     assert_eq!(nagios.code(), Some(3), "{}", nagios.report());
     assert!(nagios.text().starts_with("QDELTA UNKNOWN - "), "{}", nagios.text());
+}
+
+/// A copy that nobody makes any more is no copy: its age is told, and the next run makes up for it.
+#[test]
+fn the_second_copy_is_made_by_itself_and_told_when_it_is_behind() {
+    let night = Night::new();
+    night.configure_with_copy("");
+    night.run("2026-10-18 10:00:00");
+    let records = night.run("2026-10-19 00:35:00");
+    assert_quiet(&records);
+    for name in ["production copy -", "production copy web", "production copy db"] {
+        assert_eq!(ends(&records, name), ["done"], "{records:#?}");
+    }
+    night.assert_open("2026-10-19 08:00:00", &[]);
+    // The disk of the copy is not mounted.
+    let offsite = night.lab.path("offsite");
+    fs::rename(&offsite, night.lab.path("away")).unwrap();
+    let records = night.run("2026-10-20 00:35:00");
+    assert_eq!(ends(&records, "production copy -"), ["failed"]);
+    assert_quiet(&records);
+    let open = night.findings("2026-10-20 08:00:00");
+    let has = |wanted: &str| open.iter().any(|(name, _)| name == wanted);
+    assert!(has("repository offsite") && has("failed production"), "{open:?}");
+    // A job without a copy, and then with one again that is three days old.
+    night.configure("", "");
+    assert_quiet(&night.run("2026-10-21 00:35:00"));
+    fs::rename(night.lab.path("away"), &offsite).unwrap();
+    fs::rename(&offsite, night.lab.path("kept")).unwrap();
+    night.configure_with_copy("");
+    fs::remove_dir_all(&offsite).unwrap();
+    fs::rename(night.lab.path("kept"), &offsite).unwrap();
+    let open = night.findings("2026-10-21 08:00:00");
+    let behind = |(name, text): &&(String, String)| name == "copy web" && text.contains("RPO");
+    assert!(open.iter().any(|it| behind(&it)), "{open:?}");
+    let records = night.run("2026-10-22 00:35:00");
+    assert_eq!(ends(&records, "production copy web"), ["done"], "{records:#?}");
+    night.assert_open("2026-10-22 08:00:00", &[]);
+    let points = |repo: PathBuf| {
+        let words = args!["points", "web", "--json", "--repo", repo];
+        night.at("2026-10-22 08:00:00", words).ok().json()["disks"][0]["points"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!(points(night.main()), points(offsite.clone()));
+    // With the files of the guests' machines, one of which comes back from there.
+    let at = |words: Vec<OsString>| night.at("2026-10-22 08:00:00", words);
+    let proved = at(args!["verify", "--json", "--repo", offsite.as_path()]).ok().json();
+    assert!(proved["machine_files"].as_u64().unwrap() > 0, "{proved}");
+    for file in fs::read_dir(night.main().join("web/machine")).unwrap() {
+        fs::write(file.unwrap().path(), "damaged").unwrap();
+    }
+    assert_eq!(at(args!["verify", "--repo", night.main()]).code(), Some(4));
+    let words = args!["repair", "web", "--from", offsite, "--json", "--repo", night.main()];
+    let mended = at(words).ok().json();
+    assert_eq!(mended["guests"][0]["mended"][0]["what"], "machine-file", "{mended}");
+    at(args!["verify", "--repo", night.main()]).ok();
 }
 
 /// On the day on which half past two does not come, systemd's timers would have made no backup.

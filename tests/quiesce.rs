@@ -76,6 +76,20 @@ fn a_freeze_and_a_thaw() {
     assert_eq!(scene.virsh.log(), ["domfsfreeze c7a5fdbd", "domfsthaw c7a5fdbd"]);
 }
 
+/// A run of jobs stands back for other programs, and its watchdog did the same: on a busy host the thaw
+/// came late.
+#[test]
+fn the_watchdog_of_a_run_that_stands_back_does_not() {
+    let scene = Scene::new();
+    let words = ["-n", "10"].map(std::ffi::OsString::from).into_iter();
+    let arguments = words.chain([binary().into(), "watchdog".into()]).collect();
+    let program = Program { path: "/usr/bin/nice".into(), arguments };
+    let frozen = Watchdog::start(&program, scene.freeze.clone()).unwrap().freeze().unwrap();
+    assert_eq!(scene.virsh.said("niceness"), "0\n");
+    drop(frozen);
+    scene.assert_thawed();
+}
+
 #[test]
 fn a_freeze_that_fails_is_followed_by_a_thaw() {
     for how in ["freeze-fails", "freeze-fails-frozen"] {

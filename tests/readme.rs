@@ -101,7 +101,7 @@ fn ids(text: &str) -> Vec<String> {
 }
 
 /// A line without what differs from run to run: numbers, their units, and how wide columns are.
-fn shape(line: &str) -> String {
+pub fn shape(line: &str) -> String {
     let mut words: Vec<String> = Vec::new();
     for word in line.split_whitespace() {
         let bare = word.trim_matches([',', '(', ')', ';', ':']);

@@ -166,6 +166,8 @@ const ROOMS: &[&str] = &[
     "inside/volumes",
     "inside/filesystem",
     "flows/report",
+    "flows/notify",
+    "flows/page",
     "flows/anchors",
     "flows/capture",
     "flows/tracking",
@@ -180,6 +182,7 @@ const ROOMS: &[&str] = &[
     "flows/serve",
     "flows/bench",
     "flows/files",
+    "flows/host",
     "flows/mount",
     "flows/drill",
     "flows/jobs",
@@ -477,6 +480,8 @@ fn qdelta_starts_no_other_program() {
             // The admin's hooks, and systemctl, which is asked whether the timer is on.
             "src/flows/jobs/programs.rs",
             "src/flows/mount/attach.rs",
+            // The system's sendmail, and the admin's own command, which tell people.
+            "src/flows/notify/send.rs",
             "src/guest/quiesce/mod.rs",
             "src/guest/quiesce/virsh.rs",
             "src/guest/snapshots.rs",

@@ -10,6 +10,7 @@
 
 pub mod age;
 pub mod archive;
+pub mod elf;
 mod error;
 mod fields;
 pub mod filesystems;

@@ -1,5 +1,9 @@
 //! Entries of a tar archive in the form of POSIX (pax): a header of 512 bytes, before it another one with
-//! what does not fit. Only written.
+//! what does not fit.
+
+mod read;
+
+pub use read::{Block, Header, Headers, RECORDS_MAX};
 
 /// Bytes of a header, and the unit of everything in an archive.
 pub const BLOCK: usize = 512;

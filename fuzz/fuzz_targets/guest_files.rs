@@ -31,6 +31,10 @@ const SEEDS: &[(u64, &str)] = &[
     (3 << 20, "mkfs.fat -F 16 -s 1 $IMAGE && mcopy -s -i $IMAGE $TREE/small $TREE/folder ::/"),
     (34 << 20, "mkfs.fat -F 32 -s 1 $IMAGE && mcopy -s -i $IMAGE $TREE/small $TREE/folder ::/"),
     (
+        256 << 10,
+        "tar -C $TREE --format=pax -cf - . | dd of=$IMAGE conv=notrunc status=none",
+    ),
+    (
         2 << 20,
         "mkntfs -q -F -c 512 $IMAGE && ntfscp $IMAGE $TREE/folder/below/large large && ntfscp $IMAGE $TREE/small small",
     ),

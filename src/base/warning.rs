@@ -69,6 +69,8 @@ pub enum Code {
     NotMerged,
     /// An archive was found to be damaged, and is still the file that it was found in.
     DamagedArchive,
+    /// The store could not be told to lock files for longer.
+    NotLocked,
     /// This host could not note what it learnt: it will learn the same again.
     NotNoted,
     /// What will be written may not fit: by a backup the repository, by a guest its folder.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use jiff::Timestamp;
 use qdelta::Result;
 use qdelta::base::cancel::Cancel;
 use qdelta::base::period::Period;
@@ -22,7 +23,7 @@ use super::copy_args::{Copy, OtherKey, Repair};
 use super::export_args::{Drill, Mount};
 use super::files_args::Files;
 use super::guest_args::{Folders, Guests, Machine};
-use super::job_args::{Config, History, Run, Status};
+use super::job_args::{Config, ExportKit, History, Notify, Report, Run, Status};
 use super::key_args::{Init, Key};
 use super::point_args::{Merge, Pin, Prune, Space, Undelete, Unpin};
 use super::serve_args::Serve;
@@ -38,7 +39,8 @@ const BACKUP_USAGE: &str = "qdelta backup [OPTIONS] <IMAGE>
 const RESTORE_USAGE: &str = "qdelta restore [OPTIONS] <DISK[@POINT]> <OUTPUT>
        qdelta restore [OPTIONS] <DISK[@POINT]> --in-place [OUTPUT]
        qdelta restore [OPTIONS] --domain <NAME> --to <DIR>
-       qdelta restore [OPTIONS] --domain <NAME> --in-place";
+       qdelta restore [OPTIONS] --domain <NAME> --in-place
+       qdelta restore [OPTIONS] --host-config --to <DIR>";
 
 /// Incremental backup of qcow2 and raw disk images.
 ///
@@ -91,6 +93,11 @@ pub struct Global {
     #[arg(long, global = true, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
     pub key_command: Option<String>,
 
+    /// Read the repository as it was at this time, by the versions that an object store keeps: after
+    /// somebody has hidden or written over what is there. Nothing can be written then
+    #[arg(long, global = true, value_name = "TIME", value_parser = values::moment)]
+    pub as_of: Option<Timestamp>,
+
     /// Write the result as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -118,8 +125,11 @@ pub enum Command {
     Drill(Drill),
     Run(Run),
     Status(Status),
+    Notify(Notify),
+    Report(Report),
     History(History),
     Config(Config),
+    ExportKit(ExportKit),
     Verify(Verify),
     Copy(Copy),
     Repair(Repair),
@@ -143,6 +153,24 @@ pub enum Command {
     /// Freeze and thaw a guest for another qdelta; only qdelta itself starts this.
     #[command(hide = true)]
     Watchdog,
+}
+
+impl Command {
+    /// Whether it does no more than read what the repository holds, or may be asked to.
+    pub fn reads_only(&self) -> bool {
+        matches!(
+            self,
+            Self::Points(_)
+                | Self::Restore(_)
+                | Self::Verify(_)
+                | Self::Files(_)
+                | Self::Mount(_)
+                | Self::Serve(_)
+                | Self::Drill(_)
+                | Self::Copy(_)
+                | Self::Space(_)
+        )
+    }
 }
 
 /// Back up a disk image, or all disks of a guest: everything the first time, then what has changed.
@@ -313,11 +341,11 @@ pub struct Restore {
     /// it; or how long ago: 90m, 12h, 3d, 2w, 6mo, 1y, yesterday. Every time and id that qdelta
     /// points shows can be given. Times are local unless they end in Z or an offset, and stand for
     /// the end of what they name: 2026-11-22 is the last point of that day, or of the days before.
-    #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at, required_unless_present = "domain")]
+    #[arg(value_name = "DISK[@POINT]", value_parser = values::disk_at, required_unless_present_any = ["domain", "host_config"])]
     pub disk: Option<values::DiskAt>,
 
     /// Where to: a new file, a block device, or - for standard output
-    #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domain", "in_place"])]
+    #[arg(value_hint = ValueHint::FilePath, required_unless_present_any = ["domain", "in_place", "host_config"])]
     pub output: Option<PathBuf>,
 
     /// Roll the image back where it lies: write only the blocks that differ

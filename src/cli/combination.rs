@@ -395,13 +395,31 @@ const BACKUP: &[Rule] = &[
 
 const RESTORE: &[Rule] = &[
     Rule {
+        options: &[
+            "domain", "disk", "output", "in_place", "format", "force", "salvage", "direct",
+            "threads", "io",
+        ],
+        when: |typed| typed.has("host_config"),
+        why: "has no effect with --host-config, which writes files into the new folder --to",
+    },
+    Rule {
+        options: LIBVIRT,
+        when: |typed| typed.has("host_config"),
+        why: "has no effect with --host-config: the files say where they belong",
+    },
+    Rule {
+        options: &["host"],
+        when: |typed| !typed.has("host_config"),
+        why: "is for the configuration of a host (--host-config)",
+    },
+    Rule {
         options: &["at"],
-        when: |typed| !typed.guest(),
+        when: |typed| !typed.guest() && !typed.has("host_config"),
         why: "is for a guest (--domain); the point of a disk is named with it: DISK@POINT",
     },
     Rule {
         options: &["to"],
-        when: |typed| !typed.guest(),
+        when: |typed| !typed.guest() && !typed.has("host_config"),
         why: "is for a guest (--domain); a disk goes to an OUTPUT: restore DISK@POINT OUTPUT",
     },
     Rule {

@@ -67,6 +67,10 @@ pub fn list(command: &str) -> &'static [Example] {
                 "A guest that runs at once, and is copied later",
                 "qdelta restore --domain web --to /images/now --instant",
             ),
+            (
+                "The configuration of a host, beside what is there",
+                "qdelta restore --host-config --to /srv/host",
+            ),
             ("Through a pipe", "qdelta restore web - | ssh host 'dd of=/dev/vg/web bs=1M'"),
         ],
         "copy" => &[
@@ -134,6 +138,20 @@ pub fn list(command: &str) -> &'static [Example] {
             ("Is everything all right?", "qdelta status"),
             ("For a monitoring system", "qdelta status --nagios"),
             ("For a script", "qdelta status --json | jq -r '.findings[].text'"),
+        ],
+        "export-kit" => {
+            &[("Onto a stick that is kept elsewhere", "qdelta export-kit /media/stick/qdelta")]
+        }
+        "notify" => &[
+            ("Would a mail reach me?", "qdelta notify --test admin"),
+            ("Everything, now", "qdelta notify --digest"),
+        ],
+        "report" => &[
+            ("A page for the boss", "qdelta report /tmp/backups.html"),
+            (
+                "Anew after each run, as a hook finally",
+                "qdelta report --force /var/www/backups.html",
+            ),
         ],
         "history" => &[
             ("What was done last", "qdelta history"),

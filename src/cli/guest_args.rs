@@ -103,6 +103,16 @@ pub struct Machine {
     /// Confirm that this is the guest of the point, though its UUID has changed
     #[arg(long)]
     pub same_guest: bool,
+
+    /// Restore the configuration of a host into the folder --to, and say how this host's differs from it
+    ///
+    /// DIR is a new folder, in which the files lie below their paths: DIR/etc/libvirt. Nothing else is changed.
+    #[arg(long)]
+    pub host_config: bool,
+
+    /// Which host's configuration [default: this host's, or the only one that there is]
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
 }
 
 /// Where libvirt is, and how `virsh` reaches it.

@@ -58,6 +58,56 @@ pub struct Status {
     pub file: JobFile,
 }
 
+/// Tell those whom [notify] names what is new to them: findings, and their end.
+///
+/// qdelta run does the same after its work, and every hour when nothing is due. Another timer that starts
+/// this tells also when runs are not started any more. With names, only these are told.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("notify"), after_long_help = examples::long(Some("notify")))]
+pub struct Notify {
+    /// Whom, by the NAME of [notify.NAME] [default: all]
+    #[arg(value_name = "NAME")]
+    pub notifiers: Vec<String>,
+
+    /// Tell them that this is a test, and nothing else; pings say that all is well
+    #[arg(long)]
+    pub test: bool,
+
+    /// Tell them everything, whether it is new or not
+    #[arg(long, conflicts_with = "test")]
+    pub digest: bool,
+
+    /// Where the file is.
+    #[command(flatten)]
+    pub file: JobFile,
+}
+
+/// Draw a page of how everything stands: one file of HTML for a browser, a printer or a mail.
+///
+/// The fleet at a glance, what is open, the calendar of nights, what would be lost if a site burned down
+/// tonight, each guest against its RPO and RTO with its chain, growth and when the room is full, freezes,
+/// and drills with pictures. Nothing in the page is fetched from elsewhere. --json is what it is drawn from.
+/// Status 17 says that something is open.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("report"), after_long_help = examples::long(Some("report")))]
+pub struct Report {
+    /// Where the page is written; - is standard output
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "json")]
+    pub output: Option<PathBuf>,
+
+    /// How many days are looked at
+    #[arg(long, value_name = "N", default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=3650))]
+    pub days: u64,
+
+    /// Replace a file that is there already
+    #[arg(short, long, requires = "output")]
+    pub force: bool,
+
+    /// Where the file of jobs is.
+    #[command(flatten)]
+    pub file: JobFile,
+}
+
 /// Show what was done by itself on this host, the latest last.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("history"), after_long_help = examples::long(Some("history")))]
@@ -94,6 +144,8 @@ pub enum ActName {
     Run,
     /// Backups
     Backup,
+    /// Second copies
+    Copy,
     /// Proofs
     Verify,
     /// Removal of points
@@ -102,6 +154,8 @@ pub enum ActName {
     Drill,
     /// Hooks
     Hook,
+    /// Telling people
+    Notify,
 }
 
 /// Check the file of jobs, or write one to begin with.
@@ -133,3 +187,21 @@ pub struct ConfigCheck {
 /// Write a commented file to begin with to standard output.
 #[derive(Debug, Args)]
 pub struct ConfigExample {}
+
+/// Write what is needed elsewhere when this site is lost.
+///
+/// DIR gets this program, the file of jobs, and disaster-recovery.md: the way back step by step, with every command, for
+/// the repositories and guests of this site in the order in which they are to come back: class by class, the shortest
+/// RTO first, and in a class as its list of guests has them. kit.json has the same for programs. No secret is in it. An older
+/// kit in DIR is replaced.
+#[derive(Debug, Args)]
+#[command(after_help = examples::of("export-kit"), after_long_help = examples::long(Some("export-kit")))]
+pub struct ExportKit {
+    /// The folder, which is made if it is missing
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+
+    /// Where the file is.
+    #[command(flatten)]
+    pub file: JobFile,
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueHint};
 
 use super::examples;
+use super::values::{self, LockFor};
 
 /// Make a repository.
 ///
@@ -26,6 +27,12 @@ pub struct Init {
     /// [default: this machine's]
     #[arg(long, value_name = "ZONE", conflicts_with = "repair")]
     pub time_zone: Option<String>,
+
+    /// Have the object store lock every file for so long after it was written, and for as long as its
+    /// points are kept: nobody can remove it earlier, whatever key he has. 30d, or bucket for what the
+    /// bucket does by itself; docs/object-lock.md says what that costs
+    #[arg(long, value_name = "TIME", value_parser = values::lock_for, conflicts_with = "repair")]
+    pub lock: Option<LockFor>,
 
     /// How to encrypt it.
     #[command(flatten)]

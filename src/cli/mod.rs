@@ -108,7 +108,11 @@ impl Context {
         })?;
         let key = keys::given(&self.global)?;
         let state = state::folder(self.global.state.as_deref());
-        Self::open(dir, key.as_ref(), state.as_deref(), &|warning| self.warn(warning))
+        let opened = match self.global.as_of {
+            Some(at) => Repository::open_as_of(dir, key.as_ref(), at),
+            None => Repository::open_with(dir, key.as_ref()),
+        };
+        Self::known(opened?, state.as_deref(), &|warning| self.warn(warning))
     }
 
     /// Warns of something before there is a result.
@@ -143,7 +147,15 @@ impl Context {
         state: Option<&Path>,
         warn: &dyn Fn(Warning),
     ) -> Result<Repository> {
-        let mut repository = Repository::open_with(place, key)?;
+        Self::known(Repository::open_with(place, key)?, state, warn)
+    }
+
+    /// A repository that was opened, for a host that keeps its own state in this folder.
+    fn known(
+        mut repository: Repository,
+        state: Option<&Path>,
+        warn: &dyn Fn(Warning),
+    ) -> Result<Repository> {
         if let Some(warning) = repository.recognize(state)? {
             warn(warning);
         }
@@ -156,6 +168,12 @@ impl Context {
 
 /// Runs a command. The status it gives is that of a command that did its work.
 fn run(command: Command, context: &mut Context) -> Result<u8> {
+    if context.global.as_of.is_some() && !command.reads_only() {
+        let text = "--as-of reads a repository as it was, and nothing can be written there";
+        return Err(Error::new(ErrorKind::Usage, text).advise(
+            "it goes with points, restore, verify, files, mount, serve, drill, copy and space",
+        ));
+    }
     match command {
         Command::Init(args) => commands::init::run(&args, context),
         Command::Key(args) => commands::key::run(&args, context),
@@ -185,7 +203,10 @@ fn run(command: Command, context: &mut Context) -> Result<u8> {
         Command::Map(args) => commands::map::run(args, context),
         Command::Run(args) => commands::run::run(&args, context),
         Command::Status(args) => commands::status::run(&args, context),
+        Command::Notify(args) => commands::notify::run(&args, context),
+        Command::Report(args) => commands::report::run(&args, context),
         Command::History(args) => commands::history::run(&args, context),
+        Command::ExportKit(args) => commands::kit::run(&args, context),
         Command::Config(args) => commands::config::run(&args, context),
         Command::Watchdog => commands::watchdog::run(),
     }

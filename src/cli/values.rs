@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use qdelta::base::period::Period;
 use qdelta::base::size;
 use qdelta::flows::verify::Budget;
@@ -85,6 +87,32 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 /// How much a scrub may take: a time or a number of bytes.
 pub fn budget(text: &str) -> Result<Budget, String> {
     text.parse().map_err(|error| refusal(&error))
+}
+
+/// A moment: a time, or how long ago.
+pub fn moment(text: &str) -> Result<Timestamp, String> {
+    let zone = TimeZone::system();
+    match Selector::parse_in(text, &zone).map_err(|error| refusal(&error))? {
+        Selector::At(time) => Ok(time),
+        _ => Err(format!("{text:?} is no time: write 2026-11-22 15:38, or 3h for three hours ago")),
+    }
+}
+
+/// How long files are locked: a period, or as long as the bucket does by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockFor {
+    /// So long.
+    Period(Period),
+    /// As long as the bucket locks what is written to it.
+    Bucket,
+}
+
+/// How long files are to be locked.
+pub fn lock_for(text: &str) -> Result<LockFor, String> {
+    match text {
+        "bucket" => Ok(LockFor::Bucket),
+        text => text.parse().map(LockFor::Period).map_err(|error: Error| refusal(&error)),
+    }
 }
 
 /// Who holds a pin: a name that needs no quotes where it is typed.

@@ -1,5 +1,8 @@
 //! Second copies through the program: what is brought, what is the same, and what comes back from the other side.
 
+mod faults;
+mod kills;
+mod lives;
 mod mended;
 
 use std::path::PathBuf;
@@ -212,6 +215,11 @@ fn the_copy_takes_the_place_of_its_source() {
     scene.night(&[]);
     let last = scene.night(&[]);
     scene.assert_points(&scene.repo, &scene.ids());
+    // The first one has nothing so late, and whoever copies it is told.
+    let words = with_other("copy", "--to", &scene.repo, &[]);
+    let behind = scene.other.run(words).ok().json();
+    assert_eq!(behind["warnings"][0]["code"], "went-back", "{behind}");
+    assert_eq!(hows(&behind), [""; 0]);
     // Back home: points that the first one does not have, and a notice that it is behind.
     let back = scene.copy(&[]);
     assert_eq!((hows(&back).len(), &back["guests"][0]["present"]), (2, &2.into()));
@@ -263,23 +271,31 @@ fn copies_lie_in_object_stores_and_come_from_there() {
     scene.assert_points(&scene.other, &[ids[0], ids[1], ids[3]]);
 }
 
-/// A point of the same id that holds something else was made by somebody else: it is named, and stays.
+/// A repository is no copy of itself, and two copies of one guest at once do not meet.
 #[test]
-fn another_guest_of_the_same_name_is_told_and_left_alone() {
+fn a_copy_into_itself_or_beside_another_writer_is_refused() {
     let mut scene = Scene::new();
     scene.night(&[]);
-    scene.copy(&[]);
-    let manifest = |repo: &Repo, point: &str| repo.path.join(format!("web/points/{point}.json"));
-    let first = manifest(&scene.repo, &scene.points[0].0);
-    scene.night(&["--kind", "full"]);
-    // The second point under the id of the first one, in the copy.
-    let text = std::fs::read_to_string(&first).unwrap();
-    assert!(text.contains(&scene.points[0].0));
     let said = scene.repo.run(args!["copy", "--to", scene.repo.path.as_path()]).fails_with(2);
     assert!(said.contains("the repository itself"), "{said}");
+    scene.copy(&[]);
+    scene.night(&[]);
     let lock = std::fs::File::open(scene.other.path.join("web/.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
     scene.try_copy(&[]).fails_with(5);
+    // Its last line said that nothing was missing.
+    let busy = scene.repo.run(args!["copy", "--to", scene.other.path.as_path()]);
+    assert!(busy.text().contains("nothing was copied"), "{}", busy.report());
     drop(lock);
     assert_eq!(hows(&scene.copy(&[])), ["copied"]);
+    // What is read there does not wait, and what is read here keeps nobody from copying.
+    scene.night(&[]);
+    let keep = std::fs::File::open(scene.repo.path.join("web/.keep")).unwrap();
+    rustix::fs::flock(&keep, rustix::fs::FlockOperation::NonBlockingLockShared).unwrap();
+    assert_eq!(hows(&scene.copy(&[])), ["copied"]);
+    drop(keep);
+    // Points that are being removed here are not copied meanwhile.
+    let keep = std::fs::File::open(scene.repo.path.join("web/.keep")).unwrap();
+    rustix::fs::flock(&keep, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    scene.try_copy(&[]).fails_with(5);
 }

@@ -250,14 +250,20 @@ impl Drop for Guest<'_> {
 }
 
 /// A `qemu-io` that has an image open.
-struct Running {
+pub struct Running {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Running {
-    fn open(path: &Path, format: &str) -> Self {
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Opens an image as QEMU does.
+    pub fn open(path: &Path, format: &str) -> Self {
         let mut child = tool("qemu-io", args!["-f", format, path])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,5 +1,6 @@
 //! A real object store: SeaweedFS, started once for all tests of this process and gone with it.
 
+use std::ffi::OsString;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +12,7 @@ use qdelta::vault::repository::storage::S3;
 
 use super::repo::Repo;
 use super::run::tool;
-use super::{args, run, temp_dir};
+use super::{Outcome, args, run, temp_dir};
 
 /// Whom the store knows.
 pub const KEY: (&str, &str) = ("qdelta-tests", "no-secret-at-all");
@@ -129,6 +130,33 @@ fn start() -> Store {
         std::thread::sleep(Duration::from_millis(200));
     }
     Store { endpoint, secure: format!("https://127.0.0.1:{tls}"), folder }
+}
+
+/// A bucket that locks objects and keeps versions.
+pub const LOCKED_BUCKET: &str = "locked";
+
+/// A place in the bucket that locks objects where nothing is yet.
+pub fn locked_place() -> PathBuf {
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let enabled = ["-H", "x-amz-bucket-object-lock-enabled: true"].map(OsString::from);
+        ask("PUT", &format!("/{LOCKED_BUCKET}"), enabled.to_vec()).ok();
+    });
+    let endpoint = endpoint();
+    format!("s3://{LOCKED_BUCKET}/{}?endpoint={endpoint}&patience=20s", fresh_place()).into()
+}
+
+/// Asks the store for something, as the owner of everything; `target` is what follows the host.
+pub fn ask(method: &str, target: &str, options: Vec<OsString>) -> Outcome {
+    let mut all = args!["-sS", "--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3"];
+    all.extend(args!["--max-time", "20", "-u", format!("{}:{}", KEY.0, KEY.1), "-X", method]);
+    if method == "PUT" {
+        // What curl of Debian 12 signs of a body by itself, this store does not take.
+        all.extend(args!["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"]);
+    }
+    all.extend(options);
+    all.push(format!("{}{target}", endpoint()).into());
+    run(tool("curl", all))
 }
 
 fn is_up(port: u16) -> bool {

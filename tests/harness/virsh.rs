@@ -15,6 +15,7 @@ cd "$(dirname "$0")" || exit 99
 [ "$1" = --connect ] && shift 2
 verb=$1
 echo "$verb $2" >>log
+nice >niceness
 count() { # FILE: succeeds as often as the number in it says; each time is a line of FILE.done
     [ -e "$1" ] && [ "$(cat "$1.done" 2>/dev/null | wc -l)" -lt "$(cat "$1")" ] && echo >>"$1.done"
 }
@@ -73,6 +74,11 @@ impl Virsh {
     /// Tells it to behave again.
     pub fn forget(&self, what: &str) {
         fs::remove_file(self.dir.join(what)).unwrap();
+    }
+
+    /// What it wrote down.
+    pub fn said(&self, what: &str) -> String {
+        fs::read_to_string(self.dir.join(what)).unwrap()
     }
 
     /// Whether it has done what takes it some time.

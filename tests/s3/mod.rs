@@ -5,5 +5,6 @@ mod cycle;
 mod damage;
 mod kills;
 mod locks;
+mod object_locks;
 mod requests;
 mod serving;

@@ -27,6 +27,8 @@ pub enum Content {
     Erofs,
     /// A CD's filesystem.
     Iso9660,
+    /// An archive of tar, as the configuration of a host is kept.
+    Tar,
     /// Swap space.
     Swap,
     /// A container of LUKS, 1 or 2.
@@ -63,6 +65,7 @@ const MARKS: &[(usize, &[u8], Content)] = &[
     (1024, b"\x10\x20\xf5\xf2", Content::F2fs),
     (1024, b"\xe2\xe1\xf5\xe0", Content::Erofs),
     (0x8001, b"CD001", Content::Iso9660),
+    (257, b"ustar", Content::Tar),
 ];
 
 /// Bytes at which ranges must be known for [`Content::of`]: offset and length.
@@ -98,6 +101,7 @@ impl Content {
             Self::Squashfs => "squashfs",
             Self::Erofs => "erofs",
             Self::Iso9660 => "iso9660",
+            Self::Tar => "tar",
             Self::Swap => "swap",
             Self::Luks => "luks",
             Self::BitLocker => "bitlocker",

@@ -15,6 +15,7 @@ use super::*;
 
 mod copies;
 mod jobs;
+mod restores;
 mod setup;
 
 /// A way of using a command: its name, and the words that choose it.
@@ -34,7 +35,12 @@ struct Table {
 
 /// The tables of all commands.
 fn tables() -> impl Iterator<Item = &'static Table> {
-    TABLES.iter().chain(setup::TABLES).chain(jobs::TABLES).chain(copies::TABLES)
+    TABLES
+        .iter()
+        .chain(setup::TABLES)
+        .chain(jobs::TABLES)
+        .chain(copies::TABLES)
+        .chain(restores::TABLES)
 }
 
 /// The ways to back up image files, and not the export of a server.
@@ -52,6 +58,7 @@ const GLOBAL: &[Entry] = &[
     Entry(&["--state", "s"], &[], "the host's own folder; who needs none does not look"),
     Entry(&["--key-file", "k"], &[], "the key; who needs none does not look: an alias may say it"),
     Entry(&["--key-command", "c"], &[], "the key; who needs none does not look"),
+    Entry(&["--as-of", "3h"], &[], "the repository as it was; who writes to it is refused then"),
     Entry(&["--json"], &[], "the result is JSON"),
     Entry(&["--verbose"], &[], "the notes on the way are shown"),
     Entry(&["--quiet"], &[], "what went well is not told"),
@@ -197,120 +204,6 @@ const TABLES: &[Table] = &[
             ("--snapshot", "--sample 5000"),
             ("--consistency freeze-copy", "--snapshot-command"),
         ],
-    },
-    Table {
-        command: "restore",
-        ways: &[
-            ("disk", &["g/vda", "o"]),
-            ("disk over another", &["g/vda", "o", "--force"]),
-            ("stream", &["g/vda", "-"]),
-            ("disk in place", &["g/vda", "--in-place"]),
-            ("image in place", &["g/vda", "o", "--in-place"]),
-            ("guest", &["--domain", "g", "--to", "d"]),
-            ("instant guest", &["--domain", "g", "--to", "d", "--instant"]),
-            ("guest in place", &["--domain", "g", "--in-place"]),
-        ],
-        entries: &[
-            Entry(
-                &["g/vda"],
-                &["disk", "disk over another", "stream", "disk in place", "image in place"],
-                "which",
-            ),
-            Entry(&["--domain", "g"], &["guest", "instant guest", "guest in place"], "which"),
-            Entry(
-                &["--in-place"],
-                &["disk in place", "image in place", "guest in place"],
-                "where to",
-            ),
-            Entry(
-                &["--no-point"],
-                &["disk in place", "image in place", "guest in place"],
-                "no safety point",
-            ),
-            Entry(
-                &["--image-root", "d"],
-                &["disk in place", "image in place", "guest in place"],
-                "where names in the images may lead",
-            ),
-            Entry(
-                &["--format", "raw"],
-                &[
-                    "disk",
-                    "disk over another",
-                    "stream",
-                    "disk in place",
-                    "image in place",
-                    "guest",
-                    "guest in place",
-                ],
-                "of the output, or of the image in place",
-            ),
-            Entry(
-                &["--format", "qcow2"],
-                &[
-                    "disk",
-                    "disk over another",
-                    "disk in place",
-                    "image in place",
-                    "guest",
-                    "guest in place",
-                ],
-                "of the output, or of the image in place",
-            ),
-            Entry(
-                &["--force"],
-                &["disk", "disk over another", "guest"],
-                "what is there is replaced",
-            ),
-            Entry(
-                &["--salvage"],
-                &["disk", "disk over another", "stream"],
-                "what can be read is restored",
-            ),
-            Entry(&["--same-guest"], &["disk in place", "guest in place"], "another UUID is taken"),
-            Entry(
-                &["--at", "latest"],
-                &["guest", "instant guest", "guest in place"],
-                "which point",
-            ),
-            Entry(&["--to", "d"], &["guest", "instant guest"], "where to"),
-            Entry(&["--rename", "n"], &["guest", "instant guest"], "the name of the new guest"),
-            Entry(&["--instant"], &["guest", "instant guest"], "nothing is copied"),
-            Entry(&["--socket", "s"], &["instant guest"], "where the server listens"),
-            Entry(&["--libvirt-config", "d"], GUARDED, "which guests would be harmed"),
-            Entry(&["--libvirt-run", "d"], GUARDED, "which guests would be harmed"),
-            Entry(&["--libvirt-state", "d"], GUARDED, "which guests would be harmed"),
-            Entry(
-                &["--direct", "auto"],
-                &[
-                    "disk",
-                    "disk over another",
-                    "disk in place",
-                    "image in place",
-                    "guest",
-                    "guest in place",
-                ],
-                "how the disk is written",
-            ),
-        ],
-        apart: &[("--format raw", "--image-root")],
-    },
-    Table {
-        command: "replay",
-        ways: &[
-            ("file", &["a.qdelta", "--output", "o"]),
-            ("stream", &["a.qdelta", "--output", "-"]),
-        ],
-        entries: &[
-            Entry(&["a.qdelta"], &[], "what is replayed"),
-            Entry(&["--output", "o"], &["file"], "where to"),
-            Entry(&["--format", "raw"], &[], "of the output"),
-            Entry(&["--format", "qcow2"], &["file"], "of the output"),
-            Entry(&["--force"], &["file"], "what is there is replaced"),
-            Entry(&["--salvage"], &[], "what can be read is restored"),
-            Entry(&["--direct", "auto"], &["file"], "how the disk is written"),
-        ],
-        apart: &[],
     },
     Table {
         command: "serve",
@@ -500,16 +393,6 @@ const TABLES: &[Table] = &[
         entries: &[Entry(&["d"], &[], "where to")],
         apart: &[],
     },
-];
-
-/// The ways of a restore in which a guest could be harmed.
-const GUARDED: &[&str] = &[
-    "disk over another",
-    "disk in place",
-    "image in place",
-    "guest",
-    "instant guest",
-    "guest in place",
 ];
 
 /// Options of every command that a command refuses.

@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 use qdelta::Result;
 use qdelta::flows::jobs::{self, EXAMPLE};
-use qdelta::flows::report::{ActPlan, JobPlan, PlanReport};
+use qdelta::flows::report::{ActPlan, JobPlan, NotifierPlan, PlanReport};
 
 use super::run::{coming, with_host};
 use crate::cli::job_args::{Config, ConfigAction};
@@ -76,6 +76,40 @@ fn show(report: &PlanReport, zone: &TimeZone, context: &mut Context) -> Result<(
         })
         .collect();
     for line in text::table(&columns, &rows, width) {
+        context.out.line(line)?;
+    }
+    notifiers(report, zone, context)
+}
+
+/// Who would hear of what.
+fn notifiers(report: &PlanReport, zone: &TimeZone, context: &mut Context) -> Result<()> {
+    context.out.line("")?;
+    if report.notifiers.is_empty() {
+        let text = "nobody is told when something is wrong: [notify.NAME] names somebody";
+        return context.out.line(text);
+    }
+    let column = |head, right, rank| Column { head, right, rank };
+    let columns = [
+        column("NOTIFIER", false, 0),
+        column("HOW", false, 1),
+        column("OF", false, 0),
+        column("FROM", false, 3),
+        column("JOBS", false, 2),
+        column("DIGEST", false, 2),
+    ];
+    let row = |it: &NotifierPlan| {
+        let on: Vec<String> = it.on.iter().map(ToString::to_string).collect();
+        vec![
+            it.notifier.clone(),
+            it.to.clone(),
+            on.join(", "),
+            it.level.map_or("-".to_owned(), |level| level.to_string()),
+            if it.jobs.is_empty() { "all".to_owned() } else { it.jobs.join(", ") },
+            it.next.map_or("-".to_owned(), |next| coming(next, zone)),
+        ]
+    };
+    let rows: Vec<Vec<String>> = report.notifiers.iter().map(row).collect();
+    for line in text::table(&columns, &rows, context.out.width()) {
         context.out.line(line)?;
     }
     Ok(())

@@ -94,8 +94,11 @@ fn show(report: &CopyReport, context: &mut Context) -> Result<()> {
     let points: usize = report.guests.iter().map(|guest| guest.points.len()).sum();
     let bytes = text::bytes(report.bytes_written);
     let took = text::took(report.seconds, report.bytes_written);
+    let has_failed = |guest: &GuestCopy| !guest.failed.is_empty() || guest.error.is_some();
+    let is_known = !report.interrupted && !report.guests.iter().any(has_failed);
     context.out.line(match (points, report.dry_run) {
-        (0, _) => "nothing is missing there".to_owned(),
+        (0, _) if is_known => "nothing is missing there".to_owned(),
+        (0, _) => "nothing was copied".to_owned(),
         (_, true) => format!("{} {did}, at most {bytes}", text::count(points, "point")),
         (_, false) => format!("{} {did}, {bytes}, took {took}", text::count(points, "point")),
     })
@@ -118,5 +121,8 @@ fn line(point: &CopiedPoint) -> String {
             format!("{} {} of {}{how}", disk.disk, disk.kind, text::bytes(disk.bytes_written))
         })
         .collect();
-    format!("{}: {}", point.point, disks.join("; "))
+    match disks.is_empty() {
+        true => format!("{}: no disks, files alone", point.point),
+        false => format!("{}: {}", point.point, disks.join("; ")),
+    }
 }

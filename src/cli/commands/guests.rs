@@ -6,7 +6,7 @@ use std::time::Duration;
 use qdelta::Result;
 use qdelta::base::duration;
 use qdelta::flows::backup::{
-    ConsistencyChoice, GuestOptions, Guests, GuestsRequest, Options, run_guests,
+    ConsistencyChoice, GuestOptions, Guests, GuestsRequest, HostConfig, Options, run_guests,
 };
 use qdelta::flows::report::{Failure, GuestOutcome, GuestReport, GuestsReport};
 use qdelta::guest::quiesce::{Program, THAW_TRIES_DEFAULT};
@@ -76,7 +76,10 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
             freeze_max: Duration::from_millis(guests.freeze_max),
             thaw_tries: THAW_TRIES_DEFAULT,
             snapshot_command: guests.snapshot_command.clone(),
-            host_config: guests.with_host_config,
+            host_config: match guests.with_host_config {
+                true => HostConfig::InPoint,
+                false => HostConfig::LeftOut,
+            },
             virsh: guests.host.virsh(),
             watchdog: Program {
                 path: PathBuf::from("/proc/self/exe"),

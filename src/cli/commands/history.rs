@@ -80,10 +80,12 @@ impl ActName {
         match self {
             Self::Run => Act::Run,
             Self::Backup => Act::Backup,
+            Self::Copy => Act::Copy,
             Self::Verify => Act::Verify,
             Self::Prune => Act::Prune,
             Self::Drill => Act::Drill,
             Self::Hook => Act::Hook,
+            Self::Notify => Act::Notify,
         }
     }
 }

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use qdelta::base::period::Period;
 use qdelta::flows::report::InitReport;
 use qdelta::vault::age::{For, Identity, Recipient};
+use qdelta::vault::repository::storage::S3;
 use qdelta::vault::repository::{NewKeys, Repair, Repository, Settings};
 use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::key_args::{Init, NewEncryption};
+use crate::cli::values::LockFor;
 use crate::cli::{Context, keys, state, status};
 
 /// Makes the repository.
@@ -19,6 +22,10 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
     if let Some(zone) = &args.time_zone {
         settings.time_zone.clone_from(zone);
     }
+    settings.lock = match args.lock {
+        Some(how) => Some(lock_period(dir, how)?),
+        None => None,
+    };
     let (mut repository, repair) = match args.repair {
         true => {
             let key = keys::given(&context.global)?;
@@ -105,4 +112,20 @@ fn lies_in(file: &Path, folder: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let outer = file.parent().map(real).unwrap_or_default();
     file.starts_with(&folder) || outer.starts_with(real(&folder))
+}
+
+/// For how long what is written to a bucket is to be locked.
+fn lock_period(dir: &Path, how: LockFor) -> Result<Period> {
+    let none = |text: String| Err(Error::new(ErrorKind::Usage, text));
+    match how {
+        LockFor::Period(period) if period.is_none() => none("a lock of no time is none".to_owned()),
+        LockFor::Period(period) => Ok(period),
+        LockFor::Bucket if !S3::is_address(dir) => {
+            none(format!("{} is no bucket, and locks nothing by itself", dir.display()))
+        }
+        LockFor::Bucket => match S3::new(dir)?.default_lock()? {
+            Some(period) => Ok(period),
+            None => none("the bucket locks nothing by itself: say for how long".to_owned()),
+        },
+    }
 }

@@ -116,8 +116,8 @@ impl View {
         self.zone.as_ref().map_or_else(|| point.to_string(), |zone| point.in_zone(zone))
     }
 
-    /// The columns of the list.
-    fn columns(&self) -> Vec<Column> {
+    /// The columns of the list. Where the store locks files, one says for how long.
+    fn columns(&self, with_locks: bool) -> Vec<Column> {
         let column = |head, right, rank| Column { head, right, rank };
         let mut columns = vec![
             column(if self.zone.is_some() { "POINT" } else { "POINT (UTC)" }, false, 0),
@@ -130,6 +130,9 @@ impl View {
             column("AGE", true, 1),
             column("PROVED", true, 6),
         ];
+        if with_locks {
+            columns.push(column("LOCKED FOR", true, 2));
+        }
         if self.zone.is_some() {
             columns.push(column("ID", false, 8));
         }
@@ -160,11 +163,12 @@ fn show(
         list.points.iter().map(|it| positions.get(above.get(&it.point)?).copied()).collect();
     let lines = tree::Lines::for_locale();
     let mut rows = Vec::new();
+    let with_locks = list.points.iter().any(|point| point.safe_until.is_some());
     for (index, branch) in tree::draw(&parents, &lines) {
         let Some(point) = list.points.get(index) else { continue };
-        rows.push(row(&branch, point, view));
+        rows.push(row(&branch, point, view, with_locks));
     }
-    for line in text::table(&view.columns(), &rows, context.out.width()) {
+    for line in text::table(&view.columns(with_locks), &rows, context.out.width()) {
         context.out.line(line)?;
     }
     Ok(())
@@ -220,9 +224,9 @@ fn kind_of(point: &PointReport, now: Timestamp) -> String {
 }
 
 /// The line of one point.
-fn row(branch: &str, point: &PointReport, view: &View) -> Vec<String> {
+fn row(branch: &str, point: &PointReport, view: &View, with_locks: bool) -> Vec<String> {
     let age = view.now.as_second() - point.point.time().as_second();
-    vec![
+    let mut row = vec![
         format!("{branch}{}", view.moment(point.point)),
         kind_of(point, view.now),
         text::bytes(point.virtual_size),
@@ -237,6 +241,12 @@ fn row(branch: &str, point: &PointReport, view: &View) -> Vec<String> {
         point.proved.map_or("never".to_owned(), |time| {
             duration::age(view.now.as_second() - time.as_second())
         }),
-        point.point.to_string(),
-    ]
+    ];
+    if with_locks {
+        row.push(point.safe_until.map_or("no".to_owned(), |until| {
+            duration::age(until.as_second() - view.now.as_second())
+        }));
+    }
+    row.push(point.point.to_string());
+    row
 }

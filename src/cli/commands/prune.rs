@@ -217,6 +217,7 @@ fn why(spare: &Spare) -> String {
             text::bytes(*bytes_free)
         ),
         Spare::Enough => "enough is free without them".to_owned(),
+        Spare::Locked { until } => format!("the store locks it until {until}"),
         Spare::Damaged { problem } => problem.text.clone(),
     }
 }
@@ -226,7 +227,7 @@ fn status_of(spare: &Spare) -> Option<u8> {
     match spare {
         Spare::Damaged { .. } => Some(status::DAMAGED),
         Spare::Room { .. } => Some(status::of(ErrorKind::NoSpace)),
-        Spare::Share { .. } | Spare::NeededBy { .. } | Spare::Enough => None,
+        Spare::Share { .. } | Spare::NeededBy { .. } | Spare::Enough | Spare::Locked { .. } => None,
     }
 }
 

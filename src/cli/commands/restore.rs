@@ -16,13 +16,16 @@ use qdelta::guest::libvirt::Libvirt;
 use qdelta::vault::repository::{Repository, Selector};
 use qdelta::{Error, ErrorKind, Result};
 
-use super::{in_place, machine};
+use super::{host, in_place, machine};
 use crate::cli::args::{Replay, Restore, Target, Work};
 use crate::cli::values::is_uri;
 use crate::cli::{Context, signals, status, text};
 
 /// Restores a point of a repository.
 pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
+    if args.machine.host_config {
+        return host::run(args, context);
+    }
     match (&args.machine.domain, &args.machine.to, args.in_place) {
         (Some(domain), Some(to), _) => return machine::run(args, domain, to, context),
         (Some(domain), None, true) => return in_place::run_machine(args, domain, context),

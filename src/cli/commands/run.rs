@@ -23,6 +23,12 @@ pub(super) fn state_of(context: &Context) -> Result<PathBuf> {
     })
 }
 
+/// The socket of the system's journal.
+fn journald() -> PathBuf {
+    let named = std::env::var_os("QDELTA_JOURNAL_SOCKET");
+    named.map_or_else(|| PathBuf::from("/run/systemd/journal/socket"), PathBuf::from)
+}
+
 /// Reads the file of jobs and does something with the host that it describes.
 pub(super) fn with_host<T>(
     file: &JobFile,
@@ -38,7 +44,16 @@ pub(super) fn with_host<T>(
     };
     let arguments = vec!["watchdog".into()];
     let watchdog = Program { path: PathBuf::from("/proc/self/exe"), arguments };
-    work(&Host { config: &config, open: &open, state: &state, watchdog: &watchdog })
+    let journald = journald();
+    let journald = journald.exists().then_some(journald.as_path());
+    work(&Host {
+        path: &file.config,
+        config: &config,
+        open: &open,
+        state: &state,
+        watchdog: &watchdog,
+        journald,
+    })
 }
 
 /// Does what is due, or what was named, and tells of each piece when it is done.

@@ -141,12 +141,13 @@ fn screen(report: &StatusReport, zone: &TimeZone, context: &mut Context) -> Resu
         column("STATE", false, 0),
         column("NEWEST", true, 0),
         column("RPO", true, 1),
-        column("PROVED", true, 2),
-        column("DRILLED", true, 3),
-        column("BACK IN", true, 4),
-        column("RTO", true, 5),
-        column("POINTS", true, 6),
-        column("JOB", false, 7),
+        column("COPY", true, 2),
+        column("PROVED", true, 3),
+        column("DRILLED", true, 4),
+        column("BACK IN", true, 5),
+        column("RTO", true, 6),
+        column("POINTS", true, 7),
+        column("JOB", false, 8),
     ];
     let rows: Vec<Vec<String>> = report.guests.iter().map(|guest| row(report, guest)).collect();
     if !rows.is_empty() {
@@ -177,6 +178,7 @@ fn row(report: &StatusReport, guest: &GuestStatus) -> Vec<String> {
             None => "none".to_owned(),
         },
         target(guest.rpo),
+        copied(report, guest),
         ago(guest.proved_at),
         drilled,
         guest.recovery.map_or("-".to_owned(), text::duration),
@@ -184,6 +186,15 @@ fn row(report: &StatusReport, guest: &GuestStatus) -> Vec<String> {
         guest.points.to_string(),
         guest.job.clone(),
     ]
+}
+
+/// How old the newest point of the second copy is that is furthest behind.
+fn copied(report: &StatusReport, guest: &GuestStatus) -> String {
+    let times = guest.copies.iter().map(|copy| copy.newest_at);
+    // One without a point is the furthest behind.
+    times.min().map_or("-".to_owned(), |time| {
+        time.map_or("none".to_owned(), |time| duration::age(age(report, time)))
+    })
 }
 
 /// The jobs with their next times, and the room of the repositories.

@@ -15,6 +15,9 @@ use rustix::io::Errno;
 
 use crate::base::error::{Error, ErrorKind};
 
+/// The most room that is made for a file before it is read.
+const READ_AT_ONCE_MAX: u64 = 1 << 20;
+
 /// How a regular file, or a block device, is opened. Everything else is refused: see [`is_refusal`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opener {
@@ -153,8 +156,12 @@ impl Opener {
     /// # Errors
     /// It can't be read, or is no file.
     pub fn read_start(self, path: &Path, max: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        self.open(path)?.take(max).read_to_end(&mut bytes)?;
+        let file = self.open(path)?;
+        // With room for all of a small file, one read has it; without, eight or so. A length that is not true costs
+        // nothing but that.
+        let len = file.metadata().map_or(0, |it| it.len()).min(max).min(READ_AT_ONCE_MAX);
+        let mut bytes = Vec::with_capacity(len as usize + 1);
+        file.take(max).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 

@@ -35,15 +35,17 @@ use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
 use crate::vault::repository::{
-    Anchor, AnchorKind, Catalog, DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending,
-    PointId, Repository,
+    Anchor, AnchorKind, Catalog, DiskId, DiskSpec, DomainLock, DomainName, MachineRecord, Manifest,
+    Pending, PointId, Repository,
 };
 use disk::Rest;
 use together::{Ready, Together};
 
 pub use crate::flows::tracking::changes::SAMPLE_DEFAULT;
 pub use crate::vault::codec::LEVEL_DEFAULT;
-pub use guest::{ConsistencyChoice, GuestOptions, GuestRequest, repository_name, run_guest};
+pub use guest::{
+    ConsistencyChoice, GuestOptions, GuestRequest, HostConfig, repository_name, run_guest,
+};
 pub use guests::{Guests, GuestsRequest, run_guests};
 
 pub(crate) use guest::{open_options, stated_chain};
@@ -245,7 +247,10 @@ fn commit(
         rest.push(disk.rest);
     }
     match Pending::commit_all(archives, &manifest) {
-        Ok(()) => repository.saw(&manifest.domain, point),
+        Ok(()) => {
+            repository.saw(&manifest.domain, point);
+            keep_safe(repository, &manifest.domain, recorder);
+        }
         Err(error) => {
             rest.into_iter().for_each(Rest::discard);
             return Err(error);
@@ -257,6 +262,15 @@ fn commit(
         BackupReport { warnings, ..report }
     });
     Ok(settled.collect())
+}
+
+/// Locks anew what the points of a guest need, where the store locks. The new point is locked already.
+fn keep_safe(repository: &Repository, domain: &DomainName, observer: &dyn Observer) {
+    if let Err(error) = repository.keep_safe(domain) {
+        let warning = Warning::failed(Code::NotLocked, &error)
+            .within("earlier points could not be locked for longer; their locks end as they were");
+        observer.warn(warning);
+    }
 }
 
 /// Makes a full of a new point if that was asked for, by merging. The point stands already: what fails

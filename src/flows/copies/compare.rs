@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::check_apart;
-use super::guest::{same, sound};
+use super::guest::{going, same, sound};
 use crate::base::cancel::Cancel;
 use crate::base::error::Result;
 use crate::base::observer::{Observer, Recorder};
@@ -67,7 +67,9 @@ impl Side {
     fn read(repository: &Repository, domain: &DomainName, is_there: bool) -> Result<Self> {
         let hold = is_there.then(|| repository.hold(domain)).transpose()?;
         let catalog: Catalog = repository.catalog();
-        let manifests: BTreeMap<_, _> = catalog.manifests(domain)?.into_iter().collect();
+        let mut manifests: BTreeMap<_, _> = catalog.manifests(domain)?.into_iter().collect();
+        let going = going(&manifests);
+        manifests.retain(|point, _| !going.contains(point));
         let sound = sound(&catalog, domain, &manifests)?;
         let mut damaged = BTreeMap::new();
         for (point, manifest) in &manifests {

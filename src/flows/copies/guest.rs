@@ -301,9 +301,7 @@ pub(super) fn sound(
     manifests: &BTreeMap<PointId, Result<Manifest>>,
 ) -> Result<BTreeMap<DiskName, Have>> {
     let good = || manifests.values().filter_map(|manifest| manifest.as_ref().ok());
-    let listed = good().flat_map(|it| it.replaces.iter().map(move |going| (it.point, going.point)));
-    let going: BTreeSet<PointId> =
-        listed.filter(|(carrier, going)| carrier != going).map(|(_, going)| going).collect();
+    let going = going(manifests);
     let disks: BTreeSet<&DiskName> =
         good().flat_map(|manifest| manifest.disks.iter().map(|record| &record.disk)).collect();
     let mut sound = BTreeMap::new();
@@ -321,6 +319,13 @@ pub(super) fn sound(
         sound.insert(disk.clone(), have);
     }
     Ok(sound)
+}
+
+/// The points that are being removed: another one lists their archives.
+pub(super) fn going(manifests: &BTreeMap<PointId, Result<Manifest>>) -> BTreeSet<PointId> {
+    let good = manifests.values().filter_map(|manifest| manifest.as_ref().ok());
+    let listed = good.flat_map(|it| it.replaces.iter().map(move |going| (it.point, going.point)));
+    listed.filter(|(carrier, going)| carrier != going).map(|(_, going)| going).collect()
 }
 
 /// Fails unless two manifests show the same disks.

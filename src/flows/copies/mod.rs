@@ -19,7 +19,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, Recorder};
 use crate::flows::merge::MergeOptions;
-use crate::flows::report::CopyReport;
+use crate::flows::report::{Carried, CopyReport, GuestCopy};
 use crate::vault::repository::{DomainName, Keep, Repository};
 use guest::Guest;
 
@@ -101,7 +101,8 @@ pub fn copy(
     });
     let mut guests = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     guests.sort_by(|one, other| one.domain.cmp(&other.domain));
-    let disks = guests.iter().flat_map(|guest| &guest.points).flat_map(|point| &point.disks);
+    let points = guests.iter().flat_map(|guest: &GuestCopy| &guest.points);
+    let disks = points.flat_map(|point| &point.disks).filter(|disk| disk.how != Carried::Found);
     Ok(CopyReport {
         from: from.path().to_owned(),
         to: to.path().to_owned(),
@@ -115,9 +116,12 @@ pub fn copy(
     })
 }
 
-/// Fails if two repositories are one.
+/// Fails if two repositories are one, or one of them can't be read.
 fn check_apart(one: &Repository, other: &Repository) -> Result<()> {
-    if one.place() != other.place() {
+    for encryption in [one, other].iter().filter_map(|side| side.encryption()) {
+        encryption.check_readable()?;
+    }
+    if one.place() != other.place() || one.id() != other.id() {
         return Ok(());
     }
     let text = format!("{} is the repository itself", other.path().display());

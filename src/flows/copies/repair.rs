@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::carry::{Arrived, Carrier, Have, Roots, fits, path, record_of};
-use super::guest::{bring_machine_file, link_of};
+use super::guest::{bring_machine_file, going, link_of};
 use super::{Sides, check_apart};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -109,10 +109,17 @@ fn guest(
         report,
     };
     let mut points: BTreeSet<PointId> = ours.keys().copied().collect();
+    // Archives without a manifest, but for those that are being removed.
+    let going = going(&ours);
     for disk in catalog.disks_of(domain)? {
+        for point in theirs.keys().filter(|point| !going.contains(point)) {
+            if !ours.contains_key(point) && !catalog.archives_at(&disk, *point)?.is_empty() {
+                points.insert(*point);
+            }
+        }
         points.extend(catalog.strays(&disk)?.into_iter().map(|(_, point)| point));
     }
-    for point in points {
+    for &point in points.difference(&going) {
         cancel.check()?;
         let done = match (ours.get(&point), theirs.get(&point)) {
             (Some(Ok(manifest)), theirs) => work.mend(manifest, theirs),
@@ -130,10 +137,11 @@ fn guest(
             Ok(()) => {}
         }
     }
-    if !request.dry_run && !report.mended.is_empty() {
-        // With a manifest that can't be read nobody knows what builds on what.
+    // With a manifest that can't be read nobody knows what builds on what.
+    if !request.dry_run {
         let is_known = report.failed.is_empty();
-        report.waiting = !is_known || tidy(here, &lock)?.is_none();
+        let is_tidy = is_known && tidy(here, &lock)?.is_some();
+        report.waiting = !is_tidy && !report.mended.is_empty();
     }
     Ok(())
 }
@@ -306,13 +314,10 @@ impl<'a> Work<'a, '_> {
     fn bring_back(&mut self, theirs: &Manifest, is_damaged: bool) -> Result<()> {
         let Carrier { to: here, lock, .. } = self.carrier;
         let name = here.manifest_path(&theirs.domain, theirs.point);
-        let arrival = match self.dry_run {
-            // What explains the archives that come; a damaged manifest stays until the end.
-            false => Some(here.arrive(lock, theirs.point)?),
-            true => None,
-        };
         let (mut made, mut arrivals) = (theirs.clone(), Vec::new());
         (made.removed, made.replaces) = (None, Vec::new());
+        // What holds a point for a while holds it in its own repository.
+        made.pins.retain(|pin| pin.holder.is_none());
         for record in &mut made.disks {
             let id = DiskId { domain: theirs.domain.clone(), disk: record.disk.clone() };
             if let Some(arrived) = self.another(&id, (theirs.point, &*record), theirs)? {
@@ -320,14 +325,15 @@ impl<'a> Work<'a, '_> {
                 arrivals.push(arrived);
             }
         }
-        if let Some(arrival) = arrival {
+        if !self.dry_run {
             let from = self.carrier.from.repository();
             for file in theirs.machine.iter().flat_map(|machine| &machine.files) {
                 if here.copy_machine_file(&theirs.domain, file, &mut io::sink()).is_err() {
                     bring_machine_file(from, here, lock, file)?;
                 }
             }
-            arrival.commit(&made, if is_damaged { Publish::Replace } else { Publish::New })?;
+            let how = if is_damaged { Publish::Replace } else { Publish::New };
+            here.put_back(lock, &made, how)?;
         }
         for arrived in arrivals {
             if let Some(beside) = arrived.beside {

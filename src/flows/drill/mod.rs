@@ -18,6 +18,7 @@ use crate::base::observer::{Observer, OfGuest, Recorder};
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::make_private_folder;
 use crate::disk::flow::pipeline::Resources;
+use crate::flows::host;
 use crate::flows::mount;
 use crate::flows::report::{DrillHistory, DrillReport, DrillsReport, Failure, GuestDrills};
 use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
@@ -140,8 +141,10 @@ fn last(repository: &Repository, domain: &DomainName) -> Option<Drill> {
 /// The guests that are named, each once, and the point of each.
 fn guests(catalog: &Catalog, named: &[DiskAt]) -> Result<Vec<(DomainName, Selector)>> {
     if named.is_empty() {
-        let domains = catalog.repository().domains()?;
-        return Ok(domains.into_iter().map(|domain| (domain, Selector::Latest)).collect());
+        let domains = catalog.repository().domains()?.into_iter();
+        // No machine starts from the configuration of a host.
+        let domains = domains.filter(|domain| !host::is_host(domain));
+        return Ok(domains.map(|domain| (domain, Selector::Latest)).collect());
     }
     let mut guests = BTreeMap::new();
     for at in named {

@@ -3,6 +3,8 @@
 //! What the file does not know is an error with its line and column: a rule that is spelled wrong and
 //! passed over would be found out on the day of a restore.
 
+pub(super) mod copy;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use crate::base::period::Period;
 use crate::base::size;
 use crate::disk::io::Opener;
 use crate::flows::backup::{AnchorChoice, ConsistencyChoice, LEVEL_DEFAULT};
+use crate::flows::notify::Notifier;
 use crate::flows::verify::Budget;
 use crate::formats::archive::Tracker;
 use crate::guest::libvirt::Libvirt;
@@ -41,6 +44,8 @@ pub struct Config {
     /// The systemd timer that starts `qdelta run`; none if another program does.
     #[serde(default = "timer")]
     pub timer: String,
+    /// The files that are kept of this host, beside libvirt's; the usual ones if nothing is said.
+    pub host_files: Option<Vec<PathBuf>>,
     /// Guests that no job need cover, by name, pattern or UUID.
     #[serde(default)]
     pub ignore: Vec<Pattern>,
@@ -55,8 +60,25 @@ pub struct Config {
     /// Programs around a whole run.
     #[serde(default)]
     pub hooks: Hooks,
+    /// Who is told of what.
+    #[serde(default)]
+    pub notify: BTreeMap<String, Notifier>,
+    /// Where a monitoring system finds how everything stands.
+    #[serde(default)]
+    pub metrics: Metrics,
+    /// Whether the system's journal hears of everything that is done.
+    #[serde(default = "yes")]
+    pub journal: bool,
     /// What is done.
     pub jobs: BTreeMap<String, Job>,
+}
+
+/// Where a monitoring system finds how everything stands.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// The file for Prometheus' node exporter.
+    pub textfile: Option<PathBuf>,
 }
 
 /// A repository.
@@ -195,7 +217,7 @@ pub struct Job {
     /// The zstd level.
     #[serde(default = "level")]
     pub level: i32,
-    /// Whether the host's configuration is part of each point.
+    /// Whether the host's configuration is backed up, too, as a disk of its own.
     #[serde(default)]
     pub with_host_config: bool,
     /// How old the newest good point of a guest may be.
@@ -204,6 +226,8 @@ pub struct Job {
     /// How long it may take until a guest is back.
     #[serde(default, deserialize_with = "optional")]
     pub rto: Option<Stretch>,
+    /// A second copy of its points.
+    pub copy: Option<copy::Copy>,
     /// Proof of its points.
     pub verify: Option<Verify>,
     /// Removal of points that no rule keeps.
@@ -447,7 +471,8 @@ impl Config {
                 })
             }
             None => {
-                let mut all = self.repositories.iter();
+                let own = |it: &(&String, _)| !self.is_for_copies(it.0);
+                let mut all = self.repositories.iter().filter(own);
                 match (all.next(), all.next()) {
                     (Some((name, place)), None) => Ok((name, place)),
                     _ => Err(refused("it does not say which repository".to_owned())
@@ -476,18 +501,15 @@ impl Config {
         if nice > 19 {
             return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
         }
+        super::telling::check(self)?;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
         for (name, job) in &self.jobs {
-            let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
             if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
                 let text = format!("{name:?} can't be the name of a job");
                 return refused(text, "letters, digits, _ and -, at most 64 of them");
             }
-            let (_, place) = self.repository_of(name, job)?;
-            if place.key_file.is_some() && place.key_command.is_some() {
-                let text = format!("the repository of job {name} has two keys");
-                return refused(text, "say key_file or key_command");
-            }
-            if job.guests.is_empty() && job.images.is_empty() {
+            self.check_places(name, job)?;
+            if job.guests.is_empty() && job.images.is_empty() && !job.with_host_config {
                 let text = format!("job {name}: nothing is to be backed up");
                 return refused(
                     text,
@@ -530,6 +552,10 @@ fn mistake(text: &str, error: &toml::de::Error) -> Error {
 
 fn timer() -> String {
     "qdelta.timer".to_owned()
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn level() -> i32 {

@@ -17,6 +17,7 @@ use crate::flows::report::{Act, End};
 /// The parts of a job in the order in which they are done, each with its schedule.
 pub(super) fn acts(job: &Job) -> Vec<(Act, &[Calendar])> {
     let mut acts = vec![(Act::Backup, job.schedule.as_slice())];
+    acts.extend(job.copy.as_ref().map(|it| (Act::Copy, it.schedule.as_slice())));
     acts.extend(job.verify.as_ref().map(|it| (Act::Verify, it.schedule.as_slice())));
     acts.extend(job.prune.as_ref().map(|it| (Act::Prune, it.schedule.as_slice())));
     acts.extend(job.drill.as_ref().map(|it| (Act::Drill, it.schedule.as_slice())));

@@ -8,6 +8,7 @@ use super::config::{Config, Job, JobImage, Pattern};
 use super::due;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::backup::repository_name;
+use crate::flows::host;
 use crate::flows::report::{ActPlan, Failure, GuestFate, JobPlan};
 use crate::guest::libvirt::{Choice, Disk, Domain, Libvirt, decide};
 use crate::vault::repository::{DiskSpec, DomainName};
@@ -30,6 +31,8 @@ pub(super) enum Subject {
     },
     /// An image.
     Image(JobImage),
+    /// The configuration of this host.
+    Host(DomainName),
 }
 
 impl Subject {
@@ -38,6 +41,7 @@ impl Subject {
         match self {
             Self::Guest { name, .. } => name.clone(),
             Self::Image(image) => image.path.display().to_string(),
+            Self::Host(domain) => domain.to_string(),
         }
     }
 }
@@ -99,7 +103,10 @@ impl Guests {
         };
         let guests =
             names.into_iter().map(|name| Subject::Guest { excluded: excluded(&name), name });
-        guests.chain(job.images.iter().cloned().map(Subject::Image)).collect()
+        let images = job.images.iter().cloned().map(Subject::Image);
+        // A name that no repository takes is told of when there is something to back up.
+        let host = job.with_host_config.then(|| host::domain().ok().map(Subject::Host)).flatten();
+        guests.chain(images).chain(host).collect()
     }
 
     /// The targets of the disks that a backup of a guest takes, as libvirt has them now.
@@ -120,6 +127,7 @@ impl Guests {
                 Some(spec) => Ok(spec.clone().or_only_disk().domain),
                 None => Ok(DiskSpec::for_image(&image.path)?.or_only_disk().domain),
             },
+            Subject::Host(domain) => Ok(domain.clone()),
         }
     }
 

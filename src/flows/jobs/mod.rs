@@ -1,32 +1,42 @@
 //! What is done by itself: the host's file of jobs, one run of what is due, the history of runs, and
 //! whether everything is all right.
 //!
-//! A run goes through the jobs one after the other: backup, verification, pruning, drill. What fails
+//! A run goes through the jobs one after the other: backup, copy, verification, pruning, drill. What fails
 //! stops nothing else, and everything leaves a record.
 
 mod config;
 mod due;
+mod fleet;
 mod guests;
 mod journal;
+mod kit;
 mod programs;
 mod run;
 mod status;
+mod telling;
 mod words;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
 
 use crate::base::clock;
-use crate::base::error::Result;
-use crate::flows::report::{Failure, PlanReport, RunHistory};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::flows::host::{self, HostFiles};
+use crate::flows::notify::Notifier;
+use crate::flows::report::{Failure, NotifierPlan, NotifyReport, PlanReport, RunHistory};
 use crate::guest::quiesce::Program;
 use crate::vault::repository::Repository;
 use guests::Guests;
 
+pub use config::copy::Copy;
 pub use config::{
     Anchor, Config, Consistency, Drill, EXAMPLE, Hooks, IoClass, Job, JobImage, LibvirtPlace,
-    Limits, Pattern, Prune, RepositoryPlace, Verify,
+    Limits, Metrics, Pattern, Prune, RepositoryPlace, Verify,
 };
+pub use fleet::fleet;
 pub use journal::Journal;
+pub use kit::{KitRequest, export_kit};
 pub use run::run;
 pub use status::status;
 
@@ -36,6 +46,8 @@ pub type Opener<'a> = &'a (dyn Fn(&RepositoryPlace) -> Result<Repository> + Sync
 /// This host, as its file describes it.
 #[derive(Clone, Copy)]
 pub struct Host<'a> {
+    /// Where the file is.
+    pub path: &'a Path,
     /// What the file says.
     pub config: &'a Config,
     /// How a repository is opened.
@@ -44,6 +56,20 @@ pub struct Host<'a> {
     pub state: &'a Path,
     /// How the watchdog of frozen guests is started.
     pub watchdog: &'a Program,
+    /// The socket of the system's journal; none where there is none.
+    pub journald: Option<&'a Path>,
+}
+
+impl Host<'_> {
+    /// What is kept of the host itself: libvirt's folder, the file of jobs, and what the file names or usually
+    /// belongs to it.
+    fn files(&self) -> HostFiles {
+        let named = self.config.host_files.clone();
+        let usual = || host::FILES.iter().map(PathBuf::from).collect();
+        let mut files = HostFiles { named: named.is_some(), paths: named.unwrap_or_else(usual) };
+        files.paths.extend([self.config.libvirt.config.clone(), self.path.to_owned()]);
+        files
+    }
 }
 
 /// Says what would be done when, and what becomes of each guest. Nothing is done.
@@ -65,14 +91,77 @@ pub fn plan(host: &Host<'_>, path: &Path) -> Result<PlanReport> {
             Ok(_) => {}
         }
     }
+    for (name, notifier) in &config.notify {
+        let problem = notifier.problem().map(|error| error.within(format!("notify.{name}")));
+        problems.extend(problem.as_ref().map(Failure::from));
+    }
     let zone = config.zone()?;
     Ok(PlanReport {
         config: path.to_owned(),
         time_zone: zone.iana_name().unwrap_or("the local one").to_owned(),
         guests: guests.fates(config, &jobs),
         jobs,
+        notifiers: notifier_plans(config, clock::now()?)?,
         problems,
     })
+}
+
+/// Who is told of what.
+fn notifier_plans(config: &Config, now: Timestamp) -> Result<Vec<NotifierPlan>> {
+    let zone = config.zone()?;
+    let plan = |(name, notifier): (&String, &Notifier)| NotifierPlan {
+        notifier: name.clone(),
+        to: notifier.shown(),
+        on: telling::events_of(notifier),
+        level: notifier.level,
+        jobs: notifier.jobs.clone(),
+        digest: notifier.digest.as_ref().map(ToString::to_string),
+        next: notifier.digest.as_ref().and_then(|calendar| calendar.next(now, &zone)),
+    };
+    Ok(config.notify.iter().map(plan).collect())
+}
+
+/// What is told when somebody asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tell {
+    /// What is new.
+    News,
+    /// Everything.
+    Digest,
+    /// That somebody can be told.
+    Test,
+}
+
+/// Tells these notifiers, or all.
+///
+/// # Errors
+/// One is called otherwise; another process is telling. That one can't be told is part of the result.
+pub fn notify(host: &Host<'_>, only: &[String], tell: Tell) -> Result<NotifyReport> {
+    let known = || host.config.notify.keys().map(String::as_str);
+    if let Some(name) = only.iter().find(|name| !host.config.notify.contains_key(*name)) {
+        let text = format!("there is no [notify.{name}]");
+        return Err(Error::new(ErrorKind::Usage, text).advise(
+            match words::nearest(name, known()).or(known().next()) {
+                Some(near) => format!("did you mean {near}?"),
+                None => "[notify.NAME] in the file says who is told of what".to_owned(),
+            },
+        ));
+    }
+    let now = clock::now()?;
+    if tell == Tell::Test {
+        return Ok(telling::test(host, only, now));
+    }
+    let occasion = telling::Occasion {
+        now,
+        ended: None,
+        pings: Vec::new(),
+        failure: None,
+        cut: None,
+        look: true,
+        digest: tell == Tell::Digest,
+        only,
+    };
+    telling::tell(host, occasion)
 }
 
 /// The jobs that prune by no rule: they say none, and their repository has none.
@@ -83,7 +172,7 @@ fn without_rules(config: &Config, repository: &str) -> Vec<Failure> {
     };
     let jobs = config.jobs.iter().filter(|(name, job)| is_one(name, job));
     let problem = |name: &String| Failure {
-        kind: crate::base::error::ErrorKind::Usage,
+        kind: ErrorKind::Usage,
         text: format!("job {name}: no rule says what pruning keeps"),
         advice: Some(format!(
             "say keep = {{ daily = 14 }} in [jobs.{name}.prune], or [keep] in the repository's qdelta.toml"

@@ -10,9 +10,12 @@ mod plan;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
+use crate::base::warning::{Code, Warning};
 use crate::flows::anchors::inventory;
 use crate::flows::merge::{Family, MergeOptions, Merger, tidy};
 use crate::flows::report::{
@@ -155,6 +158,9 @@ impl Pruner<'_> {
         if guest.clock_in_doubt {
             return Ok(guest);
         }
+        if let Err(error) = repository.keep_safe(domain) {
+            self.observer.warn(Warning::failed(Code::NotLocked, &error));
+        }
         let dropped = self.drop_leaves(&lock, &mut guest);
         self.settle(&mut guest, dropped)?;
         Ok(guest)
@@ -164,7 +170,8 @@ impl Pruner<'_> {
     fn drop_leaves(&self, lock: &DomainLock, guest: &mut GuestPrune) -> Result<()> {
         let catalog = self.repository.catalog();
         let family = Family::read(&catalog, lock.domain())?;
-        let members = self.members(&family, guest, Reach::Usual);
+        let locked = self.locked(&family, guest, Reach::Usual)?;
+        let members = self.members(&family, guest, Reach::Usual, &locked);
         let drops = plan::leaves(lock.domain(), &members);
         self.remove(lock, (&catalog, &family), &drops, guest)
     }
@@ -221,7 +228,8 @@ impl Pruner<'_> {
         let lock = self.repository.lock(&domain)?;
         let mut catalog = self.repository.catalog();
         let mut family = Family::read(&catalog, &domain)?;
-        let members = self.members(&family, guest, reach);
+        let locked = self.locked(&family, guest, reach)?;
+        let members = self.members(&family, guest, reach, &locked);
         let limits = self.limits(reach, self.free());
         let estimate = |step: &_| self.merger(&catalog, &family).estimate(step);
         let plan = plan::plan(&domain, &members, &limits, estimate)?;
@@ -231,7 +239,7 @@ impl Pruner<'_> {
             catalog = self.repository.catalog();
             family = Family::read(&catalog, &domain)?;
         }
-        guest.data.spared = plan.stays.iter().map(spared).collect();
+        guest.data.spared = plan.stays.iter().map(spared).chain(waiting(&locked)).collect();
         let mut going = BTreeSet::new();
         let merger = self.merger(&catalog, &family);
         let merged = self.merge(&lock, &merger, plan.merges, &mut going, guest);
@@ -354,7 +362,8 @@ impl Pruner<'_> {
         let _hold = self.repository.hold(&domain)?;
         let catalog = self.repository.catalog();
         let family = Family::read(&catalog, &domain)?;
-        let members = self.members(&family, guest, reach);
+        let locked = self.locked(&family, guest, reach)?;
+        let members = self.members(&family, guest, reach, &locked);
         let merger = self.merger(&catalog, &family);
         let limits = self.limits(reach, free);
         let Plan { drops, merges, stays } =
@@ -379,12 +388,19 @@ impl Pruner<'_> {
     }
 
     /// The points of a guest, and which of them may go.
-    fn members(&self, family: &Family, guest: &GuestPrune, reach: Reach) -> Vec<Member> {
+    fn members(
+        &self,
+        family: &Family,
+        guest: &GuestPrune,
+        reach: Reach,
+        locked: &BTreeMap<PointId, Timestamp>,
+    ) -> Vec<Member> {
         let verdicts: BTreeMap<PointId, Fate> =
             guest.points.iter().map(|it| (it.point, it.fate)).collect();
         let member = |manifest: &Manifest| Member {
             point: manifest.point,
-            gone: self.may_go(manifest, verdicts.get(&manifest.point).copied(), reach),
+            gone: !locked.contains_key(&manifest.point)
+                && self.may_go(manifest, verdicts.get(&manifest.point).copied(), reach),
             archives: manifest
                 .disks
                 .iter()
@@ -396,6 +412,18 @@ impl Pruner<'_> {
                 .collect(),
         };
         family.manifests().map(member).collect()
+    }
+
+    /// The points whose data may go and that the store does not let go of before some time.
+    fn locked(
+        &self,
+        family: &Family,
+        guest: &GuestPrune,
+        reach: Reach,
+    ) -> Result<BTreeMap<PointId, Timestamp>> {
+        let verdict = |point| guest.points.iter().find(|it| it.point == point).map(|it| it.fate);
+        let may_go = |it: &&Manifest| self.may_go(it, verdict(it.point), reach);
+        self.repository.locked_points(family.manifests().filter(may_go))
     }
 
     /// Whether the data of a point may go. Its mark decides, as it is now: since the verdicts were made,
@@ -442,4 +470,11 @@ fn spared(stays: &Stays) -> Spared {
         Why::Damaged(error) => Spare::Damaged { problem: Failure::from(error) },
     };
     Spared { points: stays.points.clone(), why }
+}
+
+/// Points that wait for the end of their locks, as they are told of.
+fn waiting(locked: &BTreeMap<PointId, Timestamp>) -> impl Iterator<Item = Spared> {
+    locked
+        .iter()
+        .map(|(point, until)| Spared { points: vec![*point], why: Spare::Locked { until: *until } })
 }

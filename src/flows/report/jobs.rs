@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{DrillReport, Failure, GuestPrune, GuestReport, VerifyReport};
+use super::{DrillReport, Event, Failure, GuestCopy, GuestPrune, GuestReport, Level, VerifyReport};
 use crate::base::json::text;
 use crate::base::warning::Warning;
 use crate::flows::report::BackupReport;
@@ -23,6 +23,8 @@ pub struct PlanReport {
     pub jobs: Vec<JobPlan>,
     /// Every guest that libvirt has, by name, and the images.
     pub guests: Vec<GuestFate>,
+    /// Who is told of what, by name.
+    pub notifiers: Vec<NotifierPlan>,
     /// What makes no sense, or can't be done as it is now.
     pub problems: Vec<Failure>,
 }
@@ -59,6 +61,26 @@ pub struct ActPlan {
     pub next: Option<Timestamp>,
 }
 
+/// Who is told of what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NotifierPlan {
+    /// Its name in the file.
+    pub notifier: String,
+    /// Whom it tells, without what may be secret.
+    pub to: String,
+    /// What it is told of.
+    pub on: Vec<Event>,
+    /// Only what is at least so grave; none for everything.
+    pub level: Option<Level>,
+    /// Only of these jobs; empty for all.
+    pub jobs: Vec<String>,
+    /// When it is told of all of it, in calendar words; none if it is not.
+    pub digest: Option<String>,
+    /// The next time of that.
+    #[serde(with = "text::optional")]
+    pub next: Option<Timestamp>,
+}
+
 /// What becomes of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestFate {
@@ -80,6 +102,8 @@ pub enum Act {
     Run,
     /// A backup.
     Backup,
+    /// A second copy of points.
+    Copy,
     /// Proof of points.
     Verify,
     /// Removal of points.
@@ -88,6 +112,8 @@ pub enum Act {
     Drill,
     /// A hook.
     Hook,
+    /// Telling somebody.
+    Notify,
 }
 
 impl fmt::Display for Act {
@@ -95,10 +121,12 @@ impl fmt::Display for Act {
         f.pad(match self {
             Self::Run => "run",
             Self::Backup => "backup",
+            Self::Copy => "copy",
             Self::Verify => "verify",
             Self::Prune => "prune",
             Self::Drill => "drill",
             Self::Hook => "hook",
+            Self::Notify => "notify",
         })
     }
 }
@@ -203,6 +231,8 @@ pub enum ActResult {
     Guest(Box<GuestReport>),
     /// The backup of an image.
     Image(Box<BackupReport>),
+    /// What was copied of a guest.
+    Copy(Box<GuestCopy>),
     /// A verification, without what it says of single points and archives.
     Verify(Box<VerifyReport>),
     /// What was pruned: the guests of which something went or could not go, without their points.

@@ -12,10 +12,14 @@ mod drill;
 mod failure;
 mod file;
 mod files;
+mod fleet;
+mod host;
 mod jobs;
+mod kit;
 mod marks;
 mod merge;
 mod mount;
+mod notify;
 mod points;
 mod prune;
 mod restore;
@@ -42,12 +46,17 @@ pub use files::{
     Change, DiffReport, FileChange, FileEntry, FileKind, FilesReport, GuestPath, TakenReport,
     VolumeReport, VolumesReport,
 };
+pub use fleet::{Day, FleetGuest, FleetPoint, FleetReport, FleetRepository, Left, SiteLoss};
+pub use host::{HostChange, HostDifference, HostReport};
 pub use jobs::{
-    Act, ActPlan, ActResult, End, GuestFate, JobPlan, PlanReport, Record, RunHistory, RunReport,
+    Act, ActPlan, ActResult, End, GuestFate, JobPlan, NotifierPlan, PlanReport, Record, RunHistory,
+    RunReport,
 };
+pub use kit::{KitDisk, KitGuest, KitKind, KitReport, KitRepository};
 pub use marks::MarkReport;
 pub use merge::{MergeReport, MergedDisk};
 pub use mount::MountReport;
+pub use notify::{Event, Message, MessagePart, NotifierReport, NotifyReport};
 pub use points::{
     DamagedReport, DiskPointsReport, PointReport, PointsReport, PointsTotals, UnreadableReport,
 };
@@ -61,8 +70,8 @@ pub use serve::{ExportReport, ServeReport};
 pub use setup::{InitReport, KeyRecord, KeysReport, ManReport};
 pub use space::{Growth, GuestSpace, PointSpace, SpaceReport};
 pub use status::{
-    ActStatus, FindingCode, GuestStatus, JobStatus, Level, OpenFinding, RepositoryStatus,
-    StatusReport, Timer,
+    ActStatus, CopyStatus, FindingCode, GuestStatus, JobStatus, Level, OpenFinding,
+    RepositoryStatus, StatusReport, Timer,
 };
 pub use verify::{
     ArchiveVerdict, DiskVerdict, FileState, Finding, PointVerdict, ScrubReport, VerifyReport,

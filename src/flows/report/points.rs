@@ -125,6 +125,9 @@ pub struct PointReport {
     /// if one never was.
     #[serde(with = "text::optional")]
     pub proved: Option<Timestamp>,
+    /// Until when the store refuses to remove anything that the point needs; none if it does not.
+    #[serde(with = "text::optional")]
+    pub safe_until: Option<Timestamp>,
     /// What the last drill of the point on this host says; none if there was none.
     pub drilled: Option<Drilled>,
     /// The archive's id.
@@ -213,12 +216,15 @@ impl PointsReport {
             let health = catalog.health(&disk, &list)?;
             let proofs = catalog.proofs(&disk, &list.points, now);
             let drilled = catalog.drilled(&disk, &list.points);
+            let safe = catalog.safe_until(&list.points)?;
             let points = list.points.iter().map(|point| {
                 let proved = proofs.get(&point.id).copied();
                 let restorable = health.restorable.contains(&point.id);
                 let archive = repository.describe(&point.archive);
                 let drilled = drilled.get(&point.id).copied();
-                PointReport { drilled, ..PointReport::new(point, archive, restorable, proved) }
+                let safe_until = safe.get(&point.id).copied();
+                let report = PointReport::new(point, archive, restorable, proved);
+                PointReport { drilled, safe_until, ..report }
             });
             let points: Vec<_> = points.collect();
             let (locked, damaged): (Vec<_>, Vec<_>) =
@@ -357,6 +363,7 @@ impl PointReport {
             archive_present: point.archive_present,
             restorable,
             proved,
+            safe_until: None,
             drilled: None,
             archive_id: record.archive_id,
             image: record.image.clone(),

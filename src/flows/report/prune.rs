@@ -1,8 +1,10 @@
 //! What became of the data of points that are gone.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Failure, MergeReport};
+use crate::base::json::text;
 use crate::vault::repository::PointId;
 
 /// What became of the data of a guest's points whose grace is over, or would.
@@ -66,6 +68,12 @@ pub enum Spare {
     },
     /// As much as was asked for is free without them.
     Enough,
+    /// The store refuses to let go of them before this time.
+    Locked {
+        /// The time.
+        #[serde(with = "text")]
+        until: Timestamp,
+    },
     /// Something that would be merged is damaged: nothing of that chain is touched.
     Damaged {
         /// What is wrong.

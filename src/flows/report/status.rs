@@ -70,6 +70,8 @@ pub enum FindingCode {
     Failed,
     /// A point is damaged.
     Damaged,
+    /// The second copy of a guest has no point, or none that is new enough.
+    Copy,
     /// A drill of a guest failed, or missed its target.
     Drill,
     /// Less is free than is to stay free.
@@ -94,6 +96,35 @@ pub enum FindingCode {
     Clock,
     /// Something of libvirt's or of the history can't be read.
     Unreadable,
+    /// Somebody who is to be told can't be reached.
+    Notifier,
+}
+
+impl fmt::Display for FindingCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Frozen => "frozen",
+            Self::Repository => "repository",
+            Self::NoPoint => "no-point",
+            Self::Rpo => "rpo",
+            Self::Failed => "failed",
+            Self::Damaged => "damaged",
+            Self::Copy => "copy",
+            Self::Drill => "drill",
+            Self::Room => "room",
+            Self::RoomSoon => "room-soon",
+            Self::Overdue => "overdue",
+            Self::Timer => "timer",
+            Self::Cut => "cut",
+            Self::Gone => "gone",
+            Self::NotCovered => "not-covered",
+            Self::LeftOut => "left-out",
+            Self::Warned => "warned",
+            Self::Clock => "clock",
+            Self::Unreadable => "unreadable",
+            Self::Notifier => "notifier",
+        })
+    }
 }
 
 /// Something that somebody should do something about.
@@ -103,8 +134,12 @@ pub struct OpenFinding {
     pub level: Level,
     /// What it is about.
     pub code: FindingCode,
-    /// The guest, the image, the job or the repository.
+    /// The guest, the image, the job, the repository or the notifier.
     pub subject: String,
+    /// The job that it belongs to; none if it belongs to no single one.
+    pub job: Option<String>,
+    /// The part of the job that failed or is overdue.
+    pub act: Option<Act>,
     /// What is the matter, for people.
     pub text: String,
     /// What to do about it.
@@ -130,6 +165,15 @@ pub struct GuestStatus {
     /// When the newest good point was made.
     #[serde(with = "text::optional")]
     pub newest_at: Option<Timestamp>,
+    /// Until when the store refuses to remove anything that the newest good point needs; none if it does not.
+    #[serde(with = "text::optional")]
+    pub safe_until: Option<Timestamp>,
+    /// When the oldest point was made.
+    #[serde(with = "text::optional")]
+    pub oldest_at: Option<Timestamp>,
+    /// How long its filesystems can have been frozen for the newest good point, in milliseconds; none if
+    /// they were not.
+    pub frozen_ms: Option<u64>,
     /// How old the newest good point may be.
     #[serde(with = "text::optional")]
     pub rpo: Option<Stretch>,
@@ -148,6 +192,23 @@ pub struct GuestStatus {
     /// How long it may take.
     #[serde(with = "text::optional")]
     pub rto: Option<Stretch>,
+    /// Its second copies.
+    pub copies: Vec<CopyStatus>,
+}
+
+/// How a second copy of a guest stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// The name of the repository that it is in.
+    pub repository: String,
+    /// The newest point there; none if there is none, or if it can't be opened.
+    pub newest: Option<PointId>,
+    /// When that was made.
+    #[serde(with = "text::optional")]
+    pub newest_at: Option<Timestamp>,
+    /// How old it may be.
+    #[serde(with = "text::optional")]
+    pub rpo: Option<Stretch>,
 }
 
 /// How a job stands.
@@ -189,6 +250,10 @@ pub struct RepositoryStatus {
     pub bytes_free: Option<u64>,
     /// So many bytes are to stay free.
     pub keep_free: Option<u64>,
+    /// What the archives of all guests take, in bytes; none if that is not known.
+    pub bytes_stored: Option<u64>,
+    /// Bytes of archives a day, over the last weeks; none if there are too few points to tell.
+    pub bytes_per_day: Option<u64>,
     /// How many days the room lasts at the rate of the last weeks; none if that is not known.
     pub days_left: Option<f64>,
 }

@@ -42,7 +42,15 @@ pub fn run(
     request: &SpaceRequest,
     cancel: &Cancel,
 ) -> Result<SpaceReport> {
-    let catalog = repository.catalog();
+    run_with(&repository.catalog(), request, cancel)
+}
+
+/// The same, of manifests that others ask for, too: none is read twice.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(catalog: &Catalog, request: &SpaceRequest, cancel: &Cancel) -> Result<SpaceReport> {
+    let repository = catalog.repository();
     let (mut guests, mut rates) = (Vec::new(), Vec::new());
     for domain in &request.domains {
         cancel.check()?;
@@ -54,7 +62,7 @@ pub fn run(
         let rate = Rate::of(&manifests, request.now);
         let mut guest = space_of(domain, &manifests, &rate);
         if request.each {
-            match each(&catalog, domain, cancel) {
+            match each(catalog, domain, cancel) {
                 Ok(points) => guest.each = points,
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
                 Err(error) => guest.error = Some(Failure::from(&error)),

@@ -11,6 +11,7 @@ use super::virsh::{self, Problem, Verb};
 use super::{Freeze, alarm, mark, thaw, turn};
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::sys::kernel;
 
 /// What helps where `virsh` does not reach the guest's libvirt.
 const UNREACHED_ADVICE: &str = "nothing was sent to the guest: see that this user can run virsh domstate \
@@ -26,6 +27,10 @@ const UNREACHED_ADVICE: &str = "nothing was sent to the guest: see that this use
 pub fn watch(orders: File, replies: File) -> Result<()> {
     // A process that was started by hand leads a group and stays in its session.
     let _ = rustix::process::setsid();
+    // A run that stands back for others must not make its watchdog late. Where the system refuses, the
+    // watchdog does what it can.
+    let _ = rustix::process::setpriority_process(None, 0);
+    kernel::set_io_class(0, 0);
     let mut watch = Watch { orders: Lines::new(orders), replies };
     let Some(Order::Watch(freeze)) = watch.order(None) else {
         return Err(Error::new(ErrorKind::Usage, "the watchdog is started by qdelta alone"));

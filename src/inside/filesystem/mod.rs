@@ -7,6 +7,7 @@ mod ntfs;
 mod path;
 mod runs;
 mod source;
+mod tar;
 mod walk;
 
 use std::sync::Arc;
@@ -151,6 +152,7 @@ pub fn open(volume: Arc<dyn ReadAt>, content: Content) -> Result<Box<dyn Filesys
         Content::Ext => Ok(Box::new(ext::Ext::open(volume)?)),
         Content::Ntfs => Ok(Box::new(ntfs::Ntfs::open(volume)?)),
         Content::Fat => Ok(Box::new(fat::Fat::open(volume)?)),
+        Content::Tar => Ok(Box::new(tar::Tar::open(volume)?)),
         other => Err(not_read_here(&*volume, other)),
     }
 }
@@ -169,7 +171,7 @@ pub fn open_content(filesystem: &dyn Filesystem, id: Id) -> Result<Box<dyn Data 
 
 /// Whether the files of a volume that holds `content` can be read here.
 pub fn is_readable(content: Content) -> bool {
-    matches!(content, Content::Ext | Content::Fat | Content::Ntfs)
+    matches!(content, Content::Ext | Content::Fat | Content::Ntfs | Content::Tar)
 }
 
 fn not_read_here(volume: &dyn ReadAt, content: Content) -> Error {

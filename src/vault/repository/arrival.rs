@@ -34,12 +34,37 @@ impl Repository {
         lock: &'lock DomainLock,
         point: PointId,
     ) -> Result<Arrival<'lock>> {
+        let mut arrival = self.expect_point(lock, point)?;
+        arrival.staged.announce()?;
+        Ok(arrival)
+    }
+
+    /// Puts the manifest of a point back that was lost, or is damaged: its archives are there. Nothing is
+    /// announced before, so that nobody takes archives for leftovers that are there since long.
+    ///
+    /// # Errors
+    /// As [`Arrival::commit`].
+    pub(crate) fn put_back(
+        &self,
+        lock: &DomainLock,
+        manifest: &Manifest,
+        how: Publish,
+    ) -> Result<()> {
+        let mut arrival = self.expect_point(lock, manifest.point)?;
+        arrival.publish(manifest, how)
+    }
+
+    fn expect_point<'lock>(
+        &self,
+        lock: &'lock DomainLock,
+        point: PointId,
+    ) -> Result<Arrival<'lock>> {
         if !Arc::ptr_eq(lock.storage(), self.storage()) {
             let text = format!("the lock of {} is another repository's", lock.domain());
             return Err(Error::new(ErrorKind::Usage, text));
         }
         let name = self.points_dir(lock.domain()).join(&Manifest::file_name(point));
-        let mut staged = match self.storage.stage(&name) {
+        let staged = match self.storage.stage(&name) {
             // Nobody else writes while the domain is locked: whoever did was killed.
             Err(error) if error.kind() == ErrorKind::Exists => {
                 self.storage.discard(&name)?;
@@ -47,7 +72,6 @@ impl Repository {
             }
             staged => staged?,
         };
-        staged.announce()?;
         Ok(Arrival { repository: self.clone(), lock, point, name, staged })
     }
 }
@@ -62,14 +86,23 @@ impl Arrival<'_> {
     ///
     /// # Errors
     /// [`ErrorKind::Usage`]: it is another point's, or an archive is missing. Others: it can't be
-    /// written; only after the very last sync has failed the point is there, perhaps not for ever.
+    /// written; only after the very last sync has failed the point is there, perhaps not for ever. What has
+    /// arrived is left for the next one.
     pub fn commit(mut self, manifest: &Manifest, how: Publish) -> Result<()> {
+        let done = self.publish(manifest, how);
+        if done.is_err() {
+            self.leave();
+        }
+        done
+    }
+
+    fn publish(&mut self, manifest: &Manifest, how: Publish) -> Result<()> {
         let repository = &self.repository;
         let manifest =
             &Manifest { repository: Some(self.lock.repository().to_owned()), ..manifest.clone() };
         if manifest.point != self.point || manifest.domain != *self.lock.domain() {
-            let text =
-                format!("the manifest of point {} is not that of {}", manifest.point, self.point);
+            let (point, found) = (self.point, manifest.point);
+            let text = format!("the manifest of point {found} is not that of {point}");
             return Err(Error::new(ErrorKind::Usage, text));
         }
         for record in &manifest.disks {

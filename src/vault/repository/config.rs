@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::DomainReading;
@@ -18,6 +19,7 @@ use super::settings::{self, Settings};
 use super::storage::{Entry, EntryKind, KeyText, Keys, Local, Name, Publish, S3, Storage};
 use super::{Repository, manifest};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::period::Period;
 use crate::base::random;
 use crate::disk::files::check_new_file;
 use crate::vault::age::Recipient;
@@ -45,13 +47,17 @@ pub(super) struct Config {
     recipient: Option<String>,
     /// BLAKE3 of those above: a flipped bit in the id is not taken for the id.
     digest: String,
+    /// Of the settings, what must be known before anything is written.
+    #[serde(default, skip_serializing)]
+    lock: Option<String>,
 }
 
 impl Config {
     fn new(id: String, recipient: Option<Recipient>) -> Result<Self> {
         let created = crate::base::clock::now()?.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let recipient = recipient.map(|recipient| recipient.to_string());
-        let mut config = Self { format: FORMAT, id, created, recipient, digest: String::new() };
+        let (digest, lock) = (String::new(), None);
+        let mut config = Self { format: FORMAT, id, created, recipient, digest, lock };
         config.digest = config.digest();
         Ok(config)
     }
@@ -147,7 +153,27 @@ pub enum Repair {
 impl Repository {
     fn at(storage: Arc<dyn Storage>, id: String, trouble: Option<Error>) -> Self {
         let root = storage.describe(&Name::top());
-        Self { root, storage, id, trouble, state: None, encryption: None }
+        let (state, encryption, locked, past) = (None, None, None, None);
+        Self { root, storage, id, trouble, state, encryption, locked, past }
+    }
+
+    /// The same repository, whose settings say for how long the storage locks what is written.
+    fn with_lock(mut self, lock: Option<&str>) -> Self {
+        let Some(text) = lock else { return self };
+        match text.parse::<Period>() {
+            Ok(period) => {
+                // A copy in a folder has the same settings, and no locks.
+                if self.storage.lock_new_files(period).is_ok() {
+                    self.locked = Some(period);
+                }
+            }
+            // Whatever was written now would be locked for too short a time.
+            Err(error) => {
+                let path = self.config_path();
+                self.trouble = Some(error.within(format!("lock in {}", path.display())));
+            }
+        }
+        self
     }
 
     fn with_encryption(mut self, encryption: Option<Encryption>) -> Self {
@@ -186,6 +212,9 @@ impl Repository {
         settings.zone()?;
         if S3::is_address(root) {
             let storage = S3::new(root)?;
+            if settings.lock.is_some() {
+                storage.default_lock()?;
+            }
             storage.probe()?;
             return Self::init_in_with(Arc::new(storage), settings, keys);
         }
@@ -220,6 +249,9 @@ impl Repository {
         settings: &Settings,
         keys: Option<&NewKeys<'_>>,
     ) -> Result<Self> {
+        if let Some(period) = settings.lock {
+            storage.lock_new_files(period)?;
+        }
         check_empty(&*storage)?;
         let config = Config::new(new_id()?, keys.map(|keys| keys.identity.recipient()))?;
         if let Some(keys) = keys {
@@ -230,10 +262,18 @@ impl Repository {
             }
         }
         config.write(settings, &*storage, Publish::New)?;
+        if settings.lock.is_some() && storage.locked_until(&[Name::top().join(CONFIG)])? == [None] {
+            let text =
+                format!("the store of {} ignores that objects are to be locked", shown(&*storage));
+            return Err(Error::new(ErrorKind::Usage, text)
+                .advise("use a store that keeps object locks, or leave --lock out"));
+        }
+        let locked = settings.lock;
         let opened = keys.map(|keys| Encryption::of(&storage, Keys::from(keys.identity.clone())));
         let (storage, encryption) =
             opened.map_or((storage, None), |(sealed, it)| (sealed, Some(it)));
-        Ok(Self::at(storage, config.id, None).with_encryption(encryption))
+        let made = Self::at(storage, config.id, None).with_encryption(encryption);
+        Ok(Self { locked, ..made })
     }
 
     /// Opens the repository in the folder `root`, or in an object store at `s3://BUCKET/PREFIX`. If its
@@ -282,6 +322,27 @@ impl Repository {
         )))
     }
 
+    /// Opens the repository that was at an address in an object store at a moment, as [`Self::open_with`]
+    /// does: as the versions tell that the store keeps. It can only be read.
+    ///
+    /// # Errors
+    /// As [`Self::open_with`]; [`ErrorKind::Usage`] if it is a folder.
+    pub fn open_as_of(root: &Path, key: Option<&KeyText>, at: Timestamp) -> Result<Self> {
+        if !S3::is_address(root) {
+            let text = format!("{} is a folder, and knows no earlier state", root.display());
+            return Err(Error::new(ErrorKind::Usage, text)
+                .advise("--as-of reads buckets of object stores that keep versions"));
+        }
+        let opened =
+            Self::open_in_with(Arc::new(S3::as_of(root, at)?), key).map_err(|error| match error
+                .kind()
+            {
+                ErrorKind::NotFound => error.within(format!("no repository was there at {at}")),
+                _ => error,
+            })?;
+        Ok(Self { past: Some(at), ..opened })
+    }
+
     /// Opens the repository in a storage, as [`Self::open`] does.
     ///
     /// # Errors
@@ -306,7 +367,8 @@ impl Repository {
         let (storage, encryption) = unlock(storage, &config, key)?;
         let error = match config {
             Ok(config) => {
-                return Ok(Self::at(storage, config.id, None).with_encryption(encryption));
+                let repository = Self::at(storage, config.id, None).with_encryption(encryption);
+                return Ok(repository.with_lock(config.lock.as_deref()));
             }
             Err(error) => error,
         };
@@ -349,6 +411,10 @@ impl Repository {
 
     /// Fails unless the repository may be written to.
     pub(super) fn check_writable(&self) -> Result<()> {
+        if let Some(at) = self.past {
+            let text = format!("a repository as it was at {at} can only be read");
+            return Err(Error::new(ErrorKind::Usage, text).advise("leave --as-of out"));
+        }
         if let Some(error) = self.trouble() {
             return Err(error.within("nothing is written to this repository"));
         }

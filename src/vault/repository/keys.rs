@@ -7,6 +7,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::config::holds_domains;
 use super::storage::{EntryKind, HostKey, KeyText, Keys, Name, Publish, Sealed, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -216,6 +218,12 @@ impl KeyRing {
             Ok(KeyEntry { name, kinds })
         };
         self.names()?.into_iter().map(entry).collect()
+    }
+
+    /// Has the storage refuse to remove the wrapped identities, as [`Storage::extend_locks`] does.
+    pub(super) fn extend_locks(&self, until: Timestamp, enough: Timestamp) -> Result<u64> {
+        let names: Vec<Name> = self.names()?.iter().map(|name| file(name)).collect();
+        self.storage.extend_locks(&names, until, enough)
     }
 
     /// To whom everything is encrypted, where `qdelta.toml` says so.

@@ -68,7 +68,9 @@ pub(super) fn clean(
     }
     // Last, and after the archives are durably gone: they explained them.
     let points_dir = repository.points_dir(lock.domain());
-    for point in known.staged().iter().filter(|point| !expected.contains(point)) {
+    let is_expected =
+        |point: &PointId| expected.contains(point) && known.points().binary_search(point).is_err();
+    for point in known.staged().iter().filter(|point| !is_expected(point)) {
         cleaner.discard(&points_dir.join(&Manifest::file_name(*point)))?;
     }
     let cleaned = cleaner.cleaned;

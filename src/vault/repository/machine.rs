@@ -309,7 +309,12 @@ impl Repository {
 
     /// What to call a stored file of a machine where people read of it.
     pub fn machine_file_path(&self, domain: &DomainName, file: &MachineFile) -> PathBuf {
-        self.describe(&self.machine_dir(domain).join(&file_name(file.digest)))
+        self.describe(&self.machine_file_name(domain, file))
+    }
+
+    /// The name of a stored file of a machine.
+    pub(super) fn machine_file_name(&self, domain: &DomainName, file: &MachineFile) -> Name {
+        self.machine_dir(domain).join(&file_name(file.digest))
     }
 
     fn machine_dir(&self, domain: &DomainName) -> Name {

@@ -33,6 +33,7 @@ mod pending;
 mod point;
 mod removal;
 mod replace;
+mod safe;
 mod select;
 mod settings;
 pub mod storage;
@@ -45,7 +46,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::period::Period;
 use crate::disk::files::make_private_folder;
 use crate::disk::files::paths::absolute;
 use crate::disk::io::Opener;
@@ -101,6 +105,10 @@ pub struct Repository {
     state: Option<PathBuf>,
     /// None if its files are as they are.
     encryption: Option<Encryption>,
+    /// For how long the storage locks what is written.
+    locked: Option<Period>,
+    /// The moment as of which it is read; none for now.
+    past: Option<Timestamp>,
 }
 
 /// What a disk's recovery points are, as far as the manifests can be read.

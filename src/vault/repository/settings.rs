@@ -178,6 +178,10 @@ pub struct Settings {
     /// A merge is worth its while if it frees so many percent of what it writes.
     #[serde(deserialize_with = "share")]
     pub merge_share: u8,
+    /// For how long the store locks what is written, and what the points that stay need; none if it does
+    /// not.
+    #[serde(with = "text::optional")]
+    pub lock: Option<Period>,
     /// The rules.
     pub keep: Keep,
     /// What drills are compared with.
@@ -188,7 +192,7 @@ impl Default for Settings {
     fn default() -> Self {
         let time_zone = "UTC".to_owned();
         let (keep, drill) = (Keep::default(), Targets::default());
-        Self { time_zone, grace: GRACE, merge_share: MERGE_SHARE, keep, drill }
+        Self { time_zone, grace: GRACE, merge_share: MERGE_SHARE, lock: None, keep, drill }
     }
 }
 
@@ -244,7 +248,10 @@ impl Settings {
 
     /// The settings as the part of a configuration that people change.
     pub(super) fn to_text(&self) -> String {
-        let Self { time_zone, grace, merge_share, keep, drill } = self;
+        let Self { time_zone, grace, merge_share, lock, keep, drill } = self;
+        let lock = lock.map_or_else(String::new, |period| {
+            format!("# For how long the store locks every file; docs/object-lock.md.\nlock = \"{period}\"\n")
+        });
         let mut text = format!(
             "\n# The settings, for you to change; docs/retention.md explains them.\n\
              # The hours, days, weeks, months and years of the rules are those of this time zone.\n\
@@ -252,7 +259,7 @@ impl Settings {
              # How long a removed point can be brought back.\n\
              grace = \"{grace}\"\n\
              # A merge must free so many percent of what it writes.\n\
-             merge_share = {merge_share}\n\
+             merge_share = {merge_share}\n{lock}\
              \n\
              # What qdelta prune keeps of every guest: last, hourly, daily, weekly, monthly, yearly,\n\
              # within, safety. Without rules it asks for --keep-... on the command line.\n\
@@ -307,6 +314,8 @@ struct Whole {
     grace: Period,
     #[serde(default = "merge_share", deserialize_with = "share")]
     merge_share: u8,
+    #[serde(default, with = "text::optional")]
+    lock: Option<Period>,
     #[serde(default)]
     keep: Keep,
     #[serde(default)]
@@ -315,8 +324,8 @@ struct Whole {
 
 impl From<Whole> for Settings {
     fn from(whole: Whole) -> Self {
-        let Whole { time_zone, grace, merge_share, keep, drill, .. } = whole;
-        Self { time_zone, grace, merge_share, keep, drill }
+        let Whole { time_zone, grace, merge_share, lock, keep, drill, .. } = whole;
+        Self { time_zone, grace, merge_share, lock, keep, drill }
     }
 }
 
@@ -411,6 +420,7 @@ mod tests {
             time_zone: "Asia/Kathmandu".to_owned(),
             grace: Period::NONE,
             merge_share: 40,
+            lock: None,
             keep,
             drill: Targets { rto: Some("5m".parse().unwrap()), rpo: Some("26h".parse().unwrap()) },
         };

@@ -22,6 +22,28 @@ pub(super) const TABLES: &[Table] = &[
         apart: &[("--nagios", "--json"), ("--nagios", "--watch")],
     },
     Table {
+        command: "notify",
+        ways: &[("everybody", &[]), ("one", &["n"])],
+        entries: &[
+            Entry(&["n"], &[], "who is told"),
+            Entry(&["--test"], &[], "a test is told"),
+            Entry(&["--digest"], &[], "everything is told"),
+            CONFIG,
+        ],
+        apart: &[("--test", "--digest")],
+    },
+    Table {
+        command: "report",
+        ways: &[("page", &["p"])],
+        entries: &[
+            Entry(&["p"], &[], "where it is written"),
+            Entry(&["--days", "5"], &[], "how much is looked at"),
+            Entry(&["--force"], &[], "what is there is replaced"),
+            CONFIG,
+        ],
+        apart: &[],
+    },
+    Table {
         command: "history",
         ways: &[("all", &[])],
         entries: &[
@@ -32,6 +54,12 @@ pub(super) const TABLES: &[Table] = &[
             Entry(&["--since", "7d"], &[], "which are shown"),
             Entry(&["--last", "5"], &[], "how many are shown"),
         ],
+        apart: &[],
+    },
+    Table {
+        command: "export-kit",
+        ways: &[("a kit", &["d"])],
+        entries: &[Entry(&["d"], &[], "where to"), CONFIG],
         apart: &[],
     },
     Table { command: "config check", ways: &[("the file", &[])], entries: &[CONFIG], apart: &[] },

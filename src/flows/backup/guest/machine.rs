@@ -6,8 +6,8 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::Flow;
 use super::moment::Moment;
+use super::{Flow, HostConfig};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::edit::snapshot;
 use crate::disk::files::paths::absolute;
@@ -54,7 +54,7 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
     named(flow, &mut record)?;
     note_secret(flow, &mut record);
     note_snapshots(flow, &mut record);
-    if flow.request.how.host_config {
+    if flow.request.how.host_config == HostConfig::InPoint {
         take_folder(flow, Role::HostConfig, &flow.request.how.libvirt.config, &mut record)?;
     }
     if record.missing.len() > MISSING_MAX {
@@ -134,8 +134,12 @@ fn named(flow: &Flow<'_>, record: &mut MachineRecord) -> Result<()> {
 
 /// Without its secret, which libvirt keeps, the state of an encrypted TPM is worth nothing.
 fn note_secret(flow: &Flow<'_>, record: &mut MachineRecord) {
-    if let Some(secret) =
-        flow.found.domain.tpm_secret.as_ref().filter(|_| !flow.request.how.host_config)
+    if let Some(secret) = flow
+        .found
+        .domain
+        .tpm_secret
+        .as_ref()
+        .filter(|_| flow.request.how.host_config == HostConfig::LeftOut)
     {
         record.missing.push(format!(
             "the secret {secret} that encrypts the TPM's state: --with-host-config takes libvirt's secrets \

@@ -59,6 +59,17 @@ pub struct GuestRequest {
     pub how: GuestOptions,
 }
 
+/// What becomes of the configuration of the host when a guest is backed up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostConfig {
+    /// It is not kept.
+    LeftOut,
+    /// Libvirt's folder is part of the guest's point.
+    InPoint,
+    /// It is a disk of its own: the point does without.
+    ByItself,
+}
+
 /// How to back up a guest.
 #[derive(Debug, Clone)]
 pub struct GuestOptions {
@@ -74,8 +85,8 @@ pub struct GuestOptions {
     pub thaw_tries: Duration,
     /// The program that makes a moment where the filesystem can't.
     pub snapshot_command: Option<PathBuf>,
-    /// Take the host's configuration along.
-    pub host_config: bool,
+    /// What becomes of the host's configuration.
+    pub host_config: HostConfig,
     /// How `virsh` is called.
     pub virsh: Virsh,
     /// How the watchdog is started.

@@ -8,6 +8,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::flow::pipeline::Resources;
 use crate::flows::backup::LEVEL_DEFAULT;
 use crate::flows::drill::{self, DrillRequest};
+use crate::flows::host;
 use crate::flows::jobs::config;
 use crate::flows::merge::MergeOptions;
 use crate::flows::prune::{self, PruneRequest};
@@ -50,6 +51,7 @@ impl Work<'_> {
             }
             self.run.doing(job, act, None, || match act {
                 Act::Backup => self.back_up(&repository, keep_free),
+                Act::Copy => self.copy(&repository).unwrap_or_else(|error| Came::failed(&error)),
                 Act::Verify => {
                     self.verify(&repository).unwrap_or_else(|error| Came::failed(&error))
                 }
@@ -57,21 +59,36 @@ impl Work<'_> {
                     self.prune(&repository, keep_free).unwrap_or_else(|error| Came::failed(&error))
                 }
                 Act::Drill => self.drill(&repository).unwrap_or_else(|error| Came::failed(&error)),
-                Act::Run | Act::Hook => Came::to(End::Done, ""),
+                Act::Run | Act::Hook | Act::Notify => Came::to(End::Done, ""),
             });
         }
     }
 
-    /// The guests of the job that the repository has points of.
+    /// The guests of the job that the repository has points of, and what else it backs up.
     fn domains(&self, repository: &Repository) -> Result<Vec<DomainName>> {
-        let there: BTreeSet<DomainName> = repository.domains()?.into_iter().collect();
         let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
-        let wanted: BTreeSet<DomainName> = wanted.collect();
-        Ok(there.intersection(&wanted).cloned().collect())
+        self.there(repository, wanted)
+    }
+
+    /// The guests of the job, and those that were its guests until they went: their points are kept and
+    /// proved as long as the rules say.
+    pub(super) fn domains_with_gone(&self, repository: &Repository) -> Result<Vec<DomainName>> {
+        let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
+        let gone = self.gone().into_iter().filter_map(|guest| guest.parse().ok());
+        self.there(repository, wanted.chain(gone))
+    }
+
+    fn there(
+        &self,
+        repository: &Repository,
+        wanted: impl Iterator<Item = DomainName>,
+    ) -> Result<Vec<DomainName>> {
+        let there: BTreeSet<DomainName> = repository.domains()?.into_iter().collect();
+        Ok(there.intersection(&wanted.collect()).cloned().collect())
     }
 
     fn verify(&self, repository: &Repository) -> Result<Came> {
-        let domains = self.domains(repository)?;
+        let domains = self.domains_with_gone(repository)?;
         if domains.is_empty() {
             return Ok(Came::to(End::Done, "there is nothing to prove yet"));
         }
@@ -100,7 +117,7 @@ impl Work<'_> {
             clock: Clock::Checked,
         };
         let request = PruneRequest {
-            domains: self.domains(repository)?,
+            domains: self.domains_with_gone(repository)?,
             policy,
             time_zone: settings.time_zone,
             merge_share: settings.merge_share,
@@ -113,7 +130,9 @@ impl Work<'_> {
     }
 
     fn drill(&self, repository: &Repository) -> Result<Came> {
-        let domains = self.domains(repository)?;
+        let mut domains = self.domains(repository)?;
+        // No machine starts from the configuration of this host.
+        domains.retain(|domain| !host::is_host(domain));
         let Some(how) = self.job.drill.as_ref().filter(|_| !domains.is_empty()) else {
             return Ok(Came::to(End::Done, "there is nothing to drill yet"));
         };

@@ -11,8 +11,10 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, OfGuest};
 use crate::disk::image::OpenOptions;
 use crate::flows::backup::{
-    self, BackupRequest, GuestOptions, GuestRequest, ImageRequest, KindChoice, Options, run_guest,
+    self, BackupRequest, GuestOptions, GuestRequest, HostConfig, ImageRequest, KindChoice, Options,
+    run_guest,
 };
+use crate::flows::host;
 use crate::flows::jobs::config::JobImage;
 use crate::flows::jobs::guests::Subject;
 use crate::flows::report::{Act, ActResult, BackupReport, End, GuestReport};
@@ -86,6 +88,11 @@ impl Work<'_> {
                     };
                     run_guest(repository, &request, &observer, cancel).map(of_guest)
                 }
+                Subject::Host(_) => {
+                    let (host, files) = (self.run.host, self.run.host.files());
+                    host::back_up(repository, &files, host.state, options, &observer, cancel)
+                        .map(of_image)
+                }
                 Subject::Image(image) => {
                     back_up_image(repository, image, options, &observer, cancel).map(of_image)
                 }
@@ -113,7 +120,10 @@ impl Work<'_> {
             freeze_max: freeze_max(self.job),
             thaw_tries: THAW_TRIES_DEFAULT,
             snapshot_command: self.job.snapshot_command.clone(),
-            host_config: self.job.with_host_config,
+            host_config: match self.job.with_host_config {
+                true => HostConfig::ByItself,
+                false => HostConfig::LeftOut,
+            },
             virsh: host.config.libvirt.virsh(),
             watchdog: host.watchdog.clone(),
             image_roots: Vec::new(),
@@ -121,16 +131,35 @@ impl Work<'_> {
         }
     }
 
-    /// Notes guests that the job has backed up before, and that libvirt does not have any more.
-    fn note_gone(&self) {
+    /// Guests that this job backed up last of all jobs, and that libvirt does not have any more.
+    pub(super) fn gone(&self) -> Vec<&'_ str> {
         let run = self.run;
-        let is_meant = |name: &str| self.subjects.iter().any(|subject| subject.name() == name);
-        for (guest, past) in run.memory.subjects(self.name, Act::Backup) {
+        let was_backed_up = |job: &str, guest: &str| {
+            let past = run.memory.of(Some(job), Act::Backup, Some(guest));
+            past.success.map(|record| record.began)
+        };
+        let is_gone = |guest: &&str| {
+            let past = run.memory.of(Some(self.name), Act::Backup, Some(guest));
             let was_guest = past
                 .success
                 .is_some_and(|record| !matches!(record.result, Some(ActResult::Image(_))));
-            let is_told = past.last.is_some_and(|record| record.end == End::Gone);
-            if was_guest && !is_told && !is_meant(guest) && !run.guests.has(guest) {
+            // The rules of the job that had it last decide: another one may keep less.
+            let ours = was_backed_up(self.name, guest);
+            let is_ours = run.host.config.jobs.keys().all(|job| was_backed_up(job, guest) <= ours);
+            was_guest && is_ours && !run.guests.has(guest)
+        };
+        let guests = run.memory.subjects(self.name, Act::Backup).map(|(guest, _)| guest);
+        guests.filter(is_gone).collect()
+    }
+
+    /// Notes guests that went and that the file does not name: a guest that it names fails by itself.
+    fn note_gone(&self) {
+        let run = self.run;
+        let is_meant = |name: &str| self.subjects.iter().any(|subject| subject.name() == name);
+        for guest in self.gone() {
+            let last = run.memory.of(Some(self.name), Act::Backup, Some(guest)).last;
+            let is_told = last.is_some_and(|record| record.end == End::Gone);
+            if !is_told && !is_meant(guest) {
                 run.doing(Some(self.name), Act::Backup, Some(guest), || {
                     let text = "libvirt does not have this guest any more; its points stay";
                     let mut came = Came::to(End::Gone, text);
@@ -144,10 +173,11 @@ impl Work<'_> {
     }
 }
 
-fn too_little_room(repository: &Repository, keep_free: Option<u64>) -> Error {
+/// Says that nothing is begun in a repository where less is free than is to stay free.
+pub(super) fn too_little_room(repository: &Repository, keep_free: Option<u64>) -> Error {
     let size = |bytes: Option<u64>| bytesize::ByteSize(bytes.unwrap_or(0)).display().iec();
     let text = format!(
-        "no backup was begun: {} is free in {}, and {} is to stay free",
+        "nothing was begun: {} is free in {}, and {} is to stay free",
         size(repository.bytes_free()),
         repository.path().display(),
         size(keep_free)

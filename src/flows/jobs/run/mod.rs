@@ -2,9 +2,11 @@
 
 mod acts;
 mod backup;
+mod copy;
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -13,6 +15,7 @@ use super::config::{Hooks, IoClass, Job, Limits};
 use super::due::{self, Due};
 use super::guests::{Guests, Subject};
 use super::journal::{Journal, Memory};
+use super::telling::{self, Ended, Occasion, Pings};
 use super::words::nearest;
 use super::{Host, programs};
 use crate::base::cancel::Cancel;
@@ -21,7 +24,8 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::sys::kernel;
-use crate::flows::report::{Act, ActResult, End, Record, RunReport};
+use crate::flows::notify::journald;
+use crate::flows::report::{Act, ActResult, End, Failure, Record, RunReport};
 
 /// How long a hook may take if the file does not say.
 const HOOK_MAX: Duration = Duration::from_secs(3600);
@@ -47,10 +51,37 @@ pub fn run(
     let _turn = match journal.turn() {
         Ok(turn) => turn,
         Err(error) => {
-            note_refusal(&journal, now, &error);
+            note_refusal(host, &journal, now, &error);
             return Err(error);
         }
     };
+    let around = Around { observer, cancel, told };
+    let done = in_turn(host, names, around, &journal, (now, started));
+    if let Err(error) = &done {
+        // Whoever started the run may not look at what it says.
+        let _ = journal.add(&record(now, None, Act::Run, End::Failed, error.chain()));
+        let failure = Some(Failure::from(error));
+        let _ = telling::tell(host, Occasion { failure, ..Occasion::at(now) });
+    }
+    done
+}
+
+/// Who hears of a run, and who may stop it.
+#[derive(Clone, Copy)]
+struct Around<'a> {
+    observer: &'a dyn Observer,
+    cancel: &'a Cancel,
+    told: &'a (dyn Fn(&Record) + Sync),
+}
+
+/// Does what is due, when no other run is at work.
+fn in_turn(
+    host: &Host<'_>,
+    names: &[String],
+    around: Around<'_>,
+    journal: &Journal,
+    (now, started): (Timestamp, Instant),
+) -> Result<RunReport> {
     journal.rotate(None)?;
     let history = journal.read()?;
     let memory = Memory::new(&history, now);
@@ -61,22 +92,28 @@ pub fn run(
     };
     let run = Run {
         host,
-        observer,
-        cancel,
-        told,
-        journal: &journal,
+        observer: around.observer,
+        cancel: around.cancel,
+        told: around.told,
+        journal,
         memory: &memory,
         guests: &guests,
         now,
         records: Mutex::default(),
         unwritten: Mutex::default(),
+        is_unheard: AtomicBool::default(),
     };
     run.note_new(&due);
     run.note_cut();
     let mut end = End::Done;
     if !due.jobs.is_empty() {
         stand_back(&host.config.limits);
+        let jobs: Vec<&str> = due.jobs.iter().map(|(name, _)| *name).collect();
+        let pings = telling::begin(host.config, now, &jobs);
         end = run.all(&due);
+        run.tell(Some(pings));
+    } else {
+        run.tell(None);
     }
     let records = run.records.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some(error) = run.unwritten.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -114,7 +151,7 @@ fn check_names(host: &Host<'_>, names: &[String]) -> Result<()> {
 }
 
 /// Notes that a run could not have its turn.
-fn note_refusal(journal: &Journal, now: Timestamp, error: &Error) {
+fn note_refusal(host: &Host<'_>, journal: &Journal, now: Timestamp, error: &Error) {
     if error.kind() != ErrorKind::Busy {
         return;
     }
@@ -122,6 +159,9 @@ fn note_refusal(journal: &Journal, now: Timestamp, error: &Error) {
     record.subject = Some("another run".to_owned());
     // Who is refused says so by the status, too.
     let _ = journal.add(&record);
+    if let Some(socket) = host.journald.filter(|_| host.config.journal) {
+        journald::record(socket, &record);
+    }
 }
 
 /// Lets other programs of this host go first.
@@ -171,6 +211,8 @@ struct Run<'a> {
     records: Mutex<Vec<Record>>,
     /// The first record that could not be written into the history.
     unwritten: Mutex<Option<Error>>,
+    /// The system's journal does not listen.
+    is_unheard: AtomicBool,
 }
 
 /// A job in a run.
@@ -215,6 +257,13 @@ impl<'a> Run<'a> {
         if let Err(error) = self.journal.add(&record) {
             self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
+        if let Some(socket) = self.host.journald.filter(|_| self.host.config.journal)
+            && !self.is_unheard.load(Ordering::Relaxed)
+            && !journald::record(socket, &record)
+        {
+            // It is not waited for again.
+            self.is_unheard.store(true, Ordering::Relaxed);
+        }
         (self.told)(&record);
         self.records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
     }
@@ -240,6 +289,35 @@ impl<'a> Run<'a> {
             ..record(self.now, job, act, came.end, came.text)
         });
         end
+    }
+
+    /// Tells people what is new. That somebody can't be told is a record, and harms nothing.
+    fn tell(&self, pings: Option<Pings>) {
+        let records: Vec<Record> =
+            self.records.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ended = pings.is_some().then_some(Ended { run: self.now, records: &records });
+        let came = pings.zip(ended).map(|(pings, ended)| pings.end(self.host.config, &ended));
+        let now = clock::now().unwrap_or(self.now);
+        let cut = records.iter().find(|record| record.end == End::Cut);
+        let occasion =
+            Occasion { ended, pings: came.unwrap_or_default(), cut, ..Occasion::at(now) };
+        let report = match telling::tell(self.host, occasion) {
+            Ok(report) => report,
+            // Another process is telling what is new.
+            Err(error) if error.kind() == ErrorKind::Busy => return,
+            Err(error) => {
+                self.doing(None, Act::Notify, None, || Came::failed(&error));
+                return;
+            }
+        };
+        for it in report.notifiers {
+            self.doing(None, Act::Notify, Some(&it.notifier), || match it.error {
+                Some(failure) => {
+                    Came { advice: failure.advice, ..Came::to(End::Failed, failure.text) }
+                }
+                None => Came::to(End::Done, it.told.unwrap_or(it.to)),
+            });
+        }
     }
 
     /// Notes schedules that were never seen before.

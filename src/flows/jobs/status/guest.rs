@@ -1,11 +1,15 @@
 //! How a guest stands: its newest good point, proofs, drills, and what is wrong with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use super::{Look, Opened};
 use crate::base::duration::{self, Stretch};
 use crate::base::error::Result;
 use crate::flows::jobs::config::Job;
+use crate::flows::jobs::config::copy::Copy;
 use crate::flows::jobs::guests::Subject;
 use crate::flows::report::{Act, End, FindingCode, GuestStatus, Level, Record};
 use crate::vault::repository::{Catalog, Climb, DiskId, DomainName, Drill, Manifest, PointId};
@@ -15,11 +19,17 @@ const MARK_AGE_MIN_S: u64 = 120;
 
 /// What is known of the points of a guest.
 #[derive(Default)]
-struct Points {
+pub(in super::super) struct Points {
     count: usize,
     /// Those that are damaged.
     damaged: usize,
-    newest: Option<Manifest>,
+    safe_until: Option<jiff::Timestamp>,
+    pub newest: Option<Manifest>,
+    /// All that can be read and are not removed, the oldest first, and whether each can be restored whole.
+    pub all: Vec<(Manifest, bool)>,
+    /// When each was proved.
+    pub proofs: BTreeMap<PointId, Option<jiff::Timestamp>>,
+    oldest_at: Option<jiff::Timestamp>,
     proved_at: Option<jiff::Timestamp>,
     never_proved: usize,
     last_drill: Option<Drill>,
@@ -44,7 +54,8 @@ impl Look<'_> {
         let (name, job, subject) = jobs.iter().min_by_key(|(_, job, _)| strict(job))?;
         let guest = subject.name();
         for (name, _, _) in jobs {
-            self.backup_failed(name, &guest);
+            self.act_of_guest_failed(name, Act::Backup, &guest);
+            self.copy_failed(name, &guest, subject);
         }
         let (rpo, rto) = (job.rpo, jobs.iter().filter_map(|(_, job, _)| job.rto).min());
         let mut standing = GuestStatus {
@@ -54,6 +65,9 @@ impl Look<'_> {
             points: 0,
             newest: None,
             newest_at: None,
+            safe_until: None,
+            oldest_at: None,
+            frozen_ms: None,
             rpo,
             proved_at: None,
             never_proved: 0,
@@ -61,6 +75,7 @@ impl Look<'_> {
             drilled: None,
             recovery: None,
             rto,
+            copies: Vec::new(),
         };
         let repository = self.config.repository_of(name, job).ok().map(|(name, _)| name);
         // That it can't be opened is a finding of its own.
@@ -68,7 +83,7 @@ impl Look<'_> {
         let Some(opened) = opened else { return Some(standing) };
         let Ok(domain) = self.guests.domain_of(subject) else { return Some(standing) };
         let is_frozen = self.is_frozen(&opened.catalog, &domain);
-        let points = match points(opened, &domain, self.now) {
+        let points = match opened.points(&domain, self.now) {
             Ok(points) => points,
             Err(error) => {
                 self.trouble(FindingCode::Repository, &guest, &error);
@@ -84,6 +99,9 @@ impl Look<'_> {
         standing.points = points.count;
         standing.newest = points.newest.as_ref().map(|manifest| manifest.point);
         standing.newest_at = points.newest.as_ref().map(|manifest| manifest.created);
+        standing.safe_until = points.safe_until;
+        standing.oldest_at = points.oldest_at;
+        standing.frozen_ms = points.newest.as_ref().and_then(frozen_ms);
         standing.proved_at = points.proved_at;
         standing.never_proved = points.never_proved;
         if let Some(drill) = &points.last_drill {
@@ -91,9 +109,20 @@ impl Look<'_> {
             standing.drilled = Some(drill.result);
             standing.recovery = drill.recovery;
         }
+        let before = self.findings.len();
         self.age(&guest, name, job, &points);
         self.damage(&guest, &points);
         self.left_out(&guest, subject, &points);
+        for (_, job, _) in jobs {
+            let copy = job.copy.as_ref().filter(|_| points.newest.is_some());
+            let known = |copy: &Copy| standing.copies.iter().any(|it| it.repository == copy.to);
+            if let Some(copy) = copy.filter(|copy| !known(copy)) {
+                standing.copies.push(self.copy(&guest, &domain, copy));
+            }
+        }
+        for finding in self.findings.iter_mut().skip(before) {
+            finding.job = Some((*name).to_owned());
+        }
         Some(standing)
     }
 
@@ -105,15 +134,15 @@ impl Look<'_> {
         !self.is_running || age.is_none_or(|age| age.as_secs() >= MARK_AGE_MIN_S)
     }
 
-    /// The last backup by a job did not work.
-    fn backup_failed(&mut self, job: &str, guest: &str) {
-        let past = self.memory.of(Some(job), Act::Backup, Some(guest));
+    /// The last backup or copy by a job did not work.
+    pub(super) fn act_of_guest_failed(&mut self, job: &str, act: Act, guest: &str) {
+        let past = self.memory.of(Some(job), act, Some(guest));
         let Some(last) = past.last.cloned() else { return };
         let Record { end, text, advice, warnings, began, .. } = last;
         let (level, code, text) = match end {
-            End::Failed => (Level::Critical, FindingCode::Failed, format!("backup failed: {text}")),
+            End::Failed => (Level::Critical, FindingCode::Failed, format!("{act} failed: {text}")),
             End::Interrupted | End::NotTried => {
-                (Level::Warning, FindingCode::Failed, format!("backup {end}: {text}"))
+                (Level::Warning, FindingCode::Failed, format!("{act} {end}: {text}"))
             }
             End::Warned => {
                 let first = warnings.first().map_or("", |warning| warning.text.as_str());
@@ -128,6 +157,7 @@ impl Look<'_> {
         if let Some(finding) = self.find(level, code, guest, text) {
             (finding.advice, finding.since) = (advice, Some(began));
         }
+        self.of_job(job, Some(Act::Backup));
     }
 
     /// The newest good point against what the job asks for.
@@ -209,42 +239,78 @@ impl Look<'_> {
     }
 }
 
-/// What is known of the points of a guest.
-fn points(opened: &Opened, domain: &DomainName, now: jiff::Timestamp) -> Result<Points> {
-    let catalog = &opened.catalog;
-    let mut found =
-        Points { last_drill: catalog.repository().drills(domain).pop(), ..Points::default() };
-    if !opened.domains.contains(domain) {
-        return Ok(found);
-    }
-    let mut bad: BTreeSet<PointId> = BTreeSet::new();
-    let mut proofs: BTreeMap<PointId, Option<jiff::Timestamp>> = BTreeMap::new();
-    for disk in catalog.disks_of(domain)? {
-        of_disk(catalog, &disk, now, &mut bad, &mut proofs)?;
-    }
-    let mut good = Vec::new();
-    for (point, manifest) in catalog.manifests(domain)? {
-        match manifest {
-            Ok(manifest) if manifest.removed.is_some() => {
-                proofs.remove(&point);
+/// How long the guest can have been frozen for a point, in milliseconds.
+fn frozen_ms(manifest: &Manifest) -> Option<u64> {
+    manifest.machine.as_ref()?.freeze_ms
+}
+
+impl Opened {
+    /// Reads all manifests on all processors, and leaves them with the catalog: of a look at many guests, this takes
+    /// nearly all the time.
+    pub(super) fn read_ahead(&self) {
+        let waiting: Vec<&DomainName> = self.domains.iter().collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(domain) = waiting.get(next.fetch_add(1, Ordering::Relaxed)) {
+                // What fails here fails again where it is asked for, and is told there.
+                let _ = self.catalog.manifests(domain);
             }
-            Ok(manifest) => {
-                found.count += 1;
-                match bad.contains(&point) {
-                    true => found.damaged += 1,
-                    false => good.push(manifest),
+        };
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(waiting.len());
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+    }
+
+    /// What is known of the points of a guest.
+    pub(in super::super) fn points(
+        &self,
+        domain: &DomainName,
+        now: jiff::Timestamp,
+    ) -> Result<Points> {
+        let catalog = &self.catalog;
+        let mut found =
+            Points { last_drill: catalog.repository().drills(domain).pop(), ..Points::default() };
+        if !self.domains.contains(domain) {
+            return Ok(found);
+        }
+        let mut bad: BTreeSet<PointId> = BTreeSet::new();
+        let mut proofs: BTreeMap<PointId, Option<jiff::Timestamp>> = BTreeMap::new();
+        for disk in catalog.disks_of(domain)? {
+            of_disk(catalog, &disk, now, &mut bad, &mut proofs)?;
+        }
+        for (point, manifest) in catalog.manifests(domain)? {
+            match manifest {
+                Ok(manifest) if manifest.removed.is_some() => {
+                    proofs.remove(&point);
+                }
+                Ok(manifest) => {
+                    found.count += 1;
+                    let oldest = found.oldest_at.unwrap_or(manifest.created);
+                    found.oldest_at = Some(oldest.min(manifest.created));
+                    let is_good = !bad.contains(&point);
+                    found.damaged += usize::from(!is_good);
+                    found.all.push((manifest, is_good));
+                }
+                Err(_) => {
+                    found.count += 1;
+                    found.damaged += 1;
                 }
             }
-            Err(_) => {
-                found.count += 1;
-                found.damaged += 1;
-            }
         }
+        let good = found.all.iter().filter(|(_, is_good)| *is_good).map(|(manifest, _)| manifest);
+        found.newest = good.max_by_key(|manifest| manifest.point).cloned();
+        if let Some(newest) = &found.newest {
+            found.safe_until = catalog.point_safe_until(domain, newest.point)?;
+        }
+        found.proved_at = proofs.values().flatten().max().copied();
+        found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
+        found.proofs = proofs;
+        Ok(found)
     }
-    found.newest = good.into_iter().max_by_key(|manifest| manifest.point);
-    found.proved_at = proofs.values().flatten().max().copied();
-    found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
-    Ok(found)
 }
 
 /// Which points of a disk are damaged, and when each was proved.

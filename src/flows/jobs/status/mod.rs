@@ -2,6 +2,7 @@
 //!
 //! Every age is that of a success. What was never done is a finding, and silence is none.
 
+mod copies;
 mod guest;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,17 +13,17 @@ use jiff::tz::TimeZone;
 use super::config::{Config, Job};
 use super::guests::Guests;
 use super::journal::{Journal, Memory};
-use super::{Host, due, programs};
+use super::{Host, due, programs, telling};
 use crate::base::cancel::Cancel;
 use crate::base::clock;
 use crate::base::duration;
 use crate::base::error::{Error, Result};
 use crate::flows::report::{
-    Act, ActStatus, End, FindingCode, GuestFate, JobStatus, Level, OpenFinding, Record,
-    RepositoryStatus, StatusReport, Timer,
+    Act, ActResult, ActStatus, End, FindingCode, GuestFate, JobStatus, Level, OpenFinding, Record,
+    RepositoryStatus, SpaceReport, StatusReport, Timer,
 };
 use crate::flows::space::{self, SpaceRequest};
-use crate::vault::repository::{Catalog, DomainName, Repository};
+use crate::vault::repository::{Catalog, Climb, DomainName};
 
 /// How long after its time a job may begin before it is overdue.
 const LATE_MAX_S: i64 = 3600;
@@ -35,6 +36,14 @@ const DAYS_LEFT_MIN: f64 = 14.0;
 /// # Errors
 /// libvirt's folders or the history can't be read. That a repository can't be opened is a finding.
 pub fn status(host: &Host<'_>) -> Result<StatusReport> {
+    look(host).map(|(report, _)| report)
+}
+
+/// The repositories that could be opened, by name.
+pub(super) type Catalogs = BTreeMap<String, Opened>;
+
+/// The same, with what was read of the repositories.
+pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
     let now = clock::now()?;
     let config = host.config;
     let journal = Journal::new(host.state);
@@ -61,15 +70,16 @@ pub fn status(host: &Host<'_>) -> Result<StatusReport> {
     let standing = looked.guests();
     looked.gone();
     looked.rest();
+    looked.findings.extend(telling::troubles(host.state, config));
     let timer = looked.timer();
-    let mut findings = looked.findings;
+    let (mut findings, catalogs) = (looked.findings, looked.catalogs);
     findings.sort_by(|one, other| {
         other
             .level
             .cmp(&one.level)
             .then_with(|| (one.code, &one.subject).cmp(&(other.code, &other.subject)))
     });
-    Ok(StatusReport {
+    let report = StatusReport {
         at: now,
         level: findings.iter().map(|finding| finding.level).max().unwrap_or_default(),
         guests: standing
@@ -84,14 +94,15 @@ pub fn status(host: &Host<'_>) -> Result<StatusReport> {
         jobs,
         repositories,
         timer,
-    })
+    };
+    Ok((report, catalogs))
 }
 
 /// A repository that could be opened.
-struct Opened {
-    catalog: Catalog,
+pub(super) struct Opened {
+    pub catalog: Catalog,
     /// The guests that it has points of.
-    domains: BTreeSet<DomainName>,
+    pub domains: BTreeSet<DomainName>,
 }
 
 /// What is looked at, and what was found.
@@ -100,7 +111,7 @@ struct Look<'a> {
     memory: &'a Memory<'a>,
     guests: &'a Guests,
     /// The repositories that could be opened.
-    catalogs: BTreeMap<&'a str, Opened>,
+    catalogs: Catalogs,
     /// A run is at work now.
     is_running: bool,
     now: Timestamp,
@@ -121,11 +132,20 @@ impl<'a> Look<'a> {
             level,
             code,
             subject: subject.to_owned(),
+            job: None,
+            act: None,
             text: text.into(),
             advice: None,
             since: None,
         });
         self.findings.last_mut()
+    }
+
+    /// Says which job, and which part of it, the last finding is about.
+    fn of_job(&mut self, job: &str, act: Option<Act>) {
+        if let Some(finding) = self.findings.last_mut() {
+            (finding.job, finding.act) = (Some(job.to_owned()), act);
+        }
     }
 
     /// Adds a finding with what to do about it.
@@ -148,15 +168,22 @@ impl<'a> Look<'a> {
         for (name, place) in &self.config.repositories {
             let opened = (host.open)(place).and_then(|it| match it.trouble() {
                 Some(error) => Err(error),
-                None => Ok(it),
+                None => Ok(Opened {
+                    domains: it.domains()?.into_iter().collect(),
+                    catalog: it.catalog(),
+                }),
             });
-            let (free, days_left) = match &opened {
-                Ok(repository) => (repository.bytes_free(), self.days_left(repository)),
+            let (free, space) = match &opened {
+                Ok(opened) => (opened.catalog.repository().bytes_free(), self.space(opened)),
                 Err(error) => {
                     self.trouble(FindingCode::Repository, name, error);
                     (None, None)
                 }
             };
+            let growth = space.as_ref().and_then(|space| space.growth.as_ref());
+            let full_at = growth.and_then(|growth| growth.full_at);
+            let days_left =
+                full_at.map(|at| (at.as_second() - self.now.as_second()) as f64 / 86_400.0);
             if let Some((free, keep)) = free.zip(place.keep_free).filter(|(free, keep)| free < keep)
             {
                 let size = |bytes| bytesize::ByteSize(bytes).display().iec();
@@ -179,29 +206,23 @@ impl<'a> Look<'a> {
                 place: place.place.clone().into(),
                 bytes_free: free,
                 keep_free: place.keep_free,
+                bytes_stored: space.as_ref().map(|space| space.bytes_stored),
+                bytes_per_day: growth.map(|growth| growth.bytes_per_day),
                 days_left,
             });
-            if let Ok(repository) = opened {
-                match repository.domains() {
-                    Ok(domains) => {
-                        let domains = domains.into_iter().collect();
-                        let opened = Opened { catalog: repository.catalog(), domains };
-                        self.catalogs.insert(name, opened);
-                    }
-                    Err(error) => self.trouble(FindingCode::Repository, name, &error),
-                }
+            if let Ok(opened) = opened {
+                self.catalogs.insert(name.clone(), opened);
             }
         }
         all
     }
 
-    /// How many days the room lasts.
-    fn days_left(&self, repository: &Repository) -> Option<f64> {
-        let domains = repository.domains().ok()?;
+    /// What all points take, and how fast the room fills.
+    fn space(&self, opened: &Opened) -> Option<SpaceReport> {
+        opened.read_ahead();
+        let domains = opened.domains.iter().cloned().collect();
         let request = SpaceRequest { domains, each: false, now: self.now };
-        let report = space::run(repository, &request, &Cancel::default()).ok()?;
-        let full_at = report.growth?.full_at?;
-        Some((full_at.as_second() - self.now.as_second()) as f64 / 86_400.0)
+        space::run_with(&opened.catalog, &request, &Cancel::default()).ok()
     }
 
     /// Something that can't be used.
@@ -229,6 +250,7 @@ impl<'a> Look<'a> {
                 if let Some(text) = self.overdue(name, job, act) {
                     let advice = "qdelta run does what is due; see why nothing starts it";
                     self.advise(Level::Critical, FindingCode::Overdue, name, text, advice);
+                    self.of_job(name, Some(act));
                 }
                 if let Some(last) = past.last.filter(|it| it.end.is_trouble()) {
                     self.act_failed(name, act, last);
@@ -262,21 +284,34 @@ impl<'a> Look<'a> {
     /// An act of a job did not come to a good end. Where its guests have records of their own, these say
     /// why.
     fn act_failed(&mut self, job: &str, act: Act, last: &Record) {
-        let troubles = self.memory.subjects(job, act).filter(|(_, past)| {
-            past.last.is_some_and(|record| record.end.is_trouble() && record.run == last.run)
+        // A drill that could not begin, or not go so far, is none that the repository knows of.
+        let is_known = |record: &Record| match (act, &record.result) {
+            (Act::Drill, Some(ActResult::Drill(report))) => {
+                report.drill.as_ref().is_some_and(|drill| drill.result == Climb::Failed)
+            }
+            (Act::Drill, _) => false,
+            _ => true,
+        };
+        let troubles = self.memory.subjects(job, act).filter_map(|(_, past)| {
+            past.last.filter(|record| record.end.is_trouble() && record.run == last.run)
         });
-        if troubles.count() > 0 {
+        let (known, others): (Vec<&Record>, Vec<&Record>) = troubles.partition(|it| is_known(it));
+        if !known.is_empty() && others.is_empty() {
             return;
         }
+        let is_untried = !others.is_empty() && others.iter().all(|it| it.end == End::NotTried);
         let level = match (act, last.end) {
             (_, End::Interrupted) | (Act::Prune, _) => Level::Warning,
+            _ if is_untried => Level::Warning,
             _ => Level::Critical,
         };
-        let text = format!("{act} {}: {}", last.end.to_string().to_lowercase(), last.text);
+        let why = others.first().map_or(String::new(), |it| format!(": {}", it.text));
+        let text = format!("{act} {}: {}{why}", last.end.to_string().to_lowercase(), last.text);
         let (advice, since) = (last.advice.clone(), last.began);
         if let Some(finding) = self.find(level, FindingCode::Failed, job, text) {
             (finding.advice, finding.since) = (advice, Some(since));
         }
+        self.of_job(job, Some(act));
     }
 
     /// Guests that no job covers.
@@ -320,11 +355,13 @@ impl<'a> Look<'a> {
             let is_there = job.is_none_or(|job| self.config.jobs.contains_key(job));
             let last = past.last.filter(|record| is_there && record.end.is_trouble())?;
             let is_latest = latest.is_none_or(|latest| latest.run <= last.run);
-            is_latest.then(|| (job.unwrap_or("run").to_owned(), last.clone()))
+            is_latest.then(|| last.clone())
         });
-        for (job, last) in failed.collect::<Vec<_>>() {
-            if let Some(finding) = self.find(Level::Warning, FindingCode::Failed, &job, last.text) {
+        for last in failed.collect::<Vec<_>>() {
+            let job = last.job.as_deref().unwrap_or("run");
+            if let Some(finding) = self.find(Level::Warning, FindingCode::Failed, job, last.text) {
                 finding.since = Some(last.began);
+                (finding.job, finding.act) = (last.job, Some(Act::Hook));
             }
         }
         if self.memory.ahead > 0 {

@@ -8,11 +8,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
+use jiff::Timestamp;
+
 use crate::base::error::Result;
+use crate::base::period::Period;
 use crate::disk::io::ReadAt;
 
-/// At most so many bytes pass before somebody looks at the clock.
+/// At most so many bytes pass before somebody looks at the clock, and at most so many of a second's.
 const PIECE: usize = 256 << 10;
+const PIECES_A_SECOND: u64 = 4;
 
 /// How long nobody may have used the link for what was not used to count still.
 const SAVED_MAX: Duration = Duration::from_millis(200);
@@ -32,6 +36,12 @@ struct Pace {
 }
 
 impl Pace {
+    /// How many of these bytes pass at once: nobody waits for long without being asked whether to stop.
+    fn piece(&self, bytes: usize) -> usize {
+        let share = (self.bytes_per_second / PIECES_A_SECOND).max(1);
+        bytes.min(PIECE).min(usize::try_from(share).unwrap_or(PIECE))
+    }
+
     /// Waits until so many bytes may pass.
     fn wait(&self, bytes: usize) {
         let took = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.max(1) as f64);
@@ -93,6 +103,22 @@ impl Storage for Limited {
 
     fn plain_name(&self, path: &Path) -> Option<String> {
         self.inner.plain_name(path)
+    }
+
+    fn lock_new_files(&self, period: Period) -> Result<()> {
+        self.inner.lock_new_files(period)
+    }
+
+    fn extend_locks(&self, names: &[Name], until: Timestamp, enough: Timestamp) -> Result<u64> {
+        self.inner.extend_locks(names, until, enough)
+    }
+
+    fn locked_until(&self, names: &[Name]) -> Result<Vec<Option<Timestamp>>> {
+        self.inner.locked_until(names)
+    }
+
+    fn now(&self) -> Result<Timestamp> {
+        self.inner.now()
     }
 
     fn fails_as_a_whole(&self) -> bool {
@@ -161,7 +187,7 @@ impl ReadAt for SlowFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let len = buffer.len().min(PIECE);
+        let len = self.pace.piece(buffer.len());
         let count = self.inner.read_at(buffer.get_mut(..len).unwrap_or_default(), offset)?;
         self.pace.wait(count);
         Ok(count)
@@ -182,7 +208,7 @@ impl fmt::Debug for SlowStaged {
 
 impl Write for SlowStaged {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let part = bytes.get(..bytes.len().min(PIECE)).unwrap_or_default();
+        let part = bytes.get(..self.pace.piece(bytes.len())).unwrap_or_default();
         let count = self.inner.write(part)?;
         self.pace.wait(count);
         Ok(count)

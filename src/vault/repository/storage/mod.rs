@@ -21,7 +21,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::base::error::{Error, Result};
+use jiff::Timestamp;
+
+use crate::base::clock;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::period::Period;
 use crate::disk::io::ReadAt;
 
 pub(super) use limited::Limited;
@@ -139,6 +143,44 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// Whether names that differ only in case may be one name.
     fn may_fold_case(&self) -> bool {
         true
+    }
+
+    /// From now on the storage itself refuses, for so long, to remove what is written, whoever asks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`]: it can't.
+    fn lock_new_files(&self, _period: Period) -> Result<()> {
+        Err(Error::new(
+            ErrorKind::Usage,
+            "a folder can't lock files: whoever can write there can remove them",
+        )
+        .advise("a bucket of an object store can: --repo s3://BUCKET/PREFIX"))
+    }
+
+    /// Has the storage refuse to remove files until a moment, but for those that are locked until `enough`
+    /// at least; gives how many were not. No lock is ever made shorter.
+    ///
+    /// # Errors
+    /// One can't be locked.
+    fn extend_locks(&self, _names: &[Name], _until: Timestamp, _enough: Timestamp) -> Result<u64> {
+        Ok(0)
+    }
+
+    /// Until when the storage refuses to remove each file; none for those that anybody can remove who may
+    /// write.
+    ///
+    /// # Errors
+    /// It can't be told.
+    fn locked_until(&self, names: &[Name]) -> Result<Vec<Option<Timestamp>>> {
+        Ok(vec![None; names.len()])
+    }
+
+    /// The time by the storage's own clock.
+    ///
+    /// # Errors
+    /// No clock tells it.
+    fn now(&self) -> Result<Timestamp> {
+        clock::now()
     }
 
     /// Whether a failure of the system is one of all files: another question would only fail as late.

@@ -14,6 +14,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use super::address::Address;
 use super::credentials::Credentials;
+use super::past::{self, Past};
 use super::sign::{self, Keys, Request, Scope};
 use super::xml::{self, Refusal};
 use crate::base::clock;
@@ -46,6 +47,8 @@ pub(super) struct Client {
     agent: ureq::Agent,
     pub address: Address,
     credentials: Credentials,
+    /// The moment as of which everything is read; none for now.
+    pub past: Option<Past>,
     /// How far the clock of the store is ahead of ours, in seconds.
     ahead: AtomicI64,
 }
@@ -57,7 +60,7 @@ impl fmt::Debug for Client {
 }
 
 /// A request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Ask<'a> {
     pub method: &'static str,
     /// The key of an object; nothing for the bucket itself.
@@ -238,7 +241,7 @@ impl Client {
     ///
     /// # Errors
     /// The file of trusted certificates can't be read.
-    pub fn new(address: Address, credentials: Credentials) -> Result<Self> {
+    pub fn new(address: Address, credentials: Credentials, past: Option<Past>) -> Result<Self> {
         let silence = address.patience.clamp(*SILENCE.start(), *SILENCE.end());
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -253,7 +256,7 @@ impl Client {
             .tls_config(trust(address.ca.as_deref())?)
             .build()
             .new_agent();
-        Ok(Self { agent, address, credentials, ahead: AtomicI64::new(0) })
+        Ok(Self { agent, address, credentials, past, ahead: AtomicI64::new(0) })
     }
 
     /// The time by the store's clock, as far as it is known.
@@ -264,6 +267,26 @@ impl Client {
 
     /// Sends a request until it is done, refused, or its time is over.
     pub fn send(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
+        let Some(past) = &self.past else { return self.send_now(ask) };
+        if !matches!(ask.method, "GET" | "HEAD") {
+            // As of somebody who may only read.
+            let (code, error) = ("AccessDenied".to_owned(), past::refused());
+            return Err(Failure::of(Some(403), code, error, Remedy::None));
+        }
+        if ask.key.is_empty() {
+            return self.send_now(ask);
+        }
+        match past.version(self, ask.key)? {
+            Some(version) => self.send_now(&ask.clone().query("versionId", version)),
+            None => {
+                let error =
+                    Error::new(ErrorKind::NotFound, format!("nothing was there at {}", past.at));
+                Err(Failure::of(Some(404), "NoSuchKey".to_owned(), error, Remedy::None))
+            }
+        }
+    }
+
+    fn send_now(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let begin = Instant::now();
         let (mut tries, mut renewals) = (0_u32, 0);
         loop {

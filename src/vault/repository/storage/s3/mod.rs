@@ -17,8 +17,10 @@ mod credentials;
 mod lease;
 mod listing;
 mod object;
+mod past;
 mod probe;
 mod profile;
+mod retain;
 mod sign;
 mod upload;
 mod xml;
@@ -26,12 +28,13 @@ mod xml;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 
 use super::{Entry, EntryKind, LockMode, Locked, Name, Staged, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::period::Period;
 use crate::disk::io::ReadAt;
 use address::{Place, SCHEME, Typed};
 use cache::Cache;
@@ -39,6 +42,7 @@ use client::{Ask, Client};
 use credentials::{Credentials, Environment};
 use lease::Lease;
 use listing::{Listing, Seen, staged_name};
+use past::Past;
 use profile::Profile;
 
 /// The most keys that one request removes.
@@ -56,6 +60,8 @@ pub struct S3(Arc<Shared>);
 struct Shared {
     client: Client,
     cache: Cache,
+    /// For how long what is written is locked.
+    lock: OnceLock<Period>,
     /// Nothing is taken from the cache that was not read by this process for this very purpose.
     is_distrusted: AtomicBool,
     state: Mutex<State>,
@@ -103,6 +109,14 @@ impl S3 {
         Self::with(address, |name| std::env::var(name).ok())
     }
 
+    /// What was at an address at a moment, as far as the store keeps versions. It can only be read.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn as_of(address: &Path, at: Timestamp) -> Result<Self> {
+        Self::made(address, Arc::new(|name: &str| std::env::var(name).ok()), Some(Past::new(at)))
+    }
+
     /// The storage at an address, with other variables than those of this process.
     ///
     /// # Errors
@@ -111,7 +125,10 @@ impl S3 {
         address: &Path,
         environment: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
     ) -> Result<Self> {
-        let environment: Environment = Arc::new(environment);
+        Self::made(address, Arc::new(environment), None)
+    }
+
+    fn made(address: &Path, environment: Environment, past: Option<Past>) -> Result<Self> {
         let text = address.to_str().ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("{}: no text", address.display()))
         })?;
@@ -126,9 +143,10 @@ impl S3 {
         };
         let cache = Cache::new(folder, format!("{} {}", address.base, address.bucket));
         let credentials = Credentials::new(environment, name, address.region.clone());
-        let client = Client::new(address, credentials)?;
+        let client = Client::new(address, credentials, past)?;
         let (is_distrusted, state) = (AtomicBool::new(false), Mutex::default());
-        Ok(Self(Arc::new(Shared { client, cache, is_distrusted, state })))
+        let lock = OnceLock::default();
+        Ok(Self(Arc::new(Shared { client, cache, lock, is_distrusted, state })))
     }
 }
 
@@ -476,6 +494,26 @@ impl Storage for S3 {
 
     fn may_fold_case(&self) -> bool {
         false
+    }
+
+    fn lock_new_files(&self, period: Period) -> Result<()> {
+        // Whoever opens the repository again finds it set.
+        let _ = self.0.lock.set(period);
+        Ok(())
+    }
+
+    fn extend_locks(&self, names: &[Name], until: Timestamp, enough: Timestamp) -> Result<u64> {
+        let keys: Vec<String> = names.iter().map(|name| self.0.key(name)).collect();
+        self.0.extend_all(&keys, until, enough)
+    }
+
+    fn locked_until(&self, names: &[Name]) -> Result<Vec<Option<Timestamp>>> {
+        let keys: Vec<String> = names.iter().map(|name| self.0.key(name)).collect();
+        self.0.all_locked_until(&keys)
+    }
+
+    fn now(&self) -> Result<Timestamp> {
+        self.0.client.now()
     }
 
     fn fails_as_a_whole(&self) -> bool {

@@ -150,10 +150,13 @@ impl Upload {
     fn begin_multipart(&self) -> Result<Multipart> {
         let mark: [u8; 16] = random::bytes()?;
         let mark: String = mark.iter().map(|byte| format!("{byte:02x}")).collect();
-        let ask = Ask::new("POST", &self.key)
+        let mut ask = Ask::new("POST", &self.key)
             .query("uploads", "")
             .header(MARK, mark.clone())
             .at_most(ANSWER_MAX);
+        for (name, value) in self.shared.lock_headers(&self.key)? {
+            ask = ask.header(name, value);
+        }
         let begun = self.shared.client.parsed(&ask, xml::upload_id);
         let (_, id) = begun.map_err(|it| it.into_error("begin to write", &self.shown()))?;
         Ok(Multipart { id, mark, etags: Vec::new(), on_their_way: Vec::new(), len: 0 })
@@ -197,11 +200,14 @@ impl Upload {
         key: &'a str,
         until: Option<jiff::Timestamp>,
     ) -> Result<Ask<'a>> {
-        let ask = Ask::new("PUT", key)
+        let mut ask = Ask::new("PUT", key)
             .header("content-md5", md5(&self.buffer)?)
             .body(&self.buffer)
             .at_most(ANSWER_MAX)
             .until(until);
+        for (name, value) in self.shared.lock_headers(key)? {
+            ask = ask.header(name, value);
+        }
         Ok(match how {
             Publish::New => ask.header("if-none-match", "*"),
             Publish::Replace => match self.shared.state().read.get(key) {
@@ -279,11 +285,15 @@ impl Multipart {
 }
 
 fn put_part(shared: &Shared, key: &str, id: &str, number: usize, bytes: &[u8]) -> Result<String> {
-    let ask = Ask::new("PUT", key)
+    let mut ask = Ask::new("PUT", key)
         .query("partNumber", number.to_string())
         .query("uploadId", id)
         .body(bytes)
         .at_most(ANSWER_MAX);
+    if shared.lock.get().is_some() {
+        // A bucket that locks takes nothing without.
+        ask = ask.header("content-md5", md5(bytes)?);
+    }
     let failed = |failure: Failure| {
         failure.into_error(&format!("write part {number} of"), &shared.shown(key))
     };

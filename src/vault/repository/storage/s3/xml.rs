@@ -1,5 +1,6 @@
 //! What a store answers, as XML. Pure: bytes in, values out.
 
+use jiff::Timestamp;
 use roxmltree::{Document, Node};
 
 /// One page of what has names below a prefix.
@@ -75,6 +76,76 @@ pub(super) fn uploads(bytes: &[u8]) -> Result<Uploads, String> {
         }
         Ok(page)
     })
+}
+
+/// A version of an object, or the mark that it was removed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    pub key: String,
+    pub id: String,
+    pub is_removed: bool,
+    pub len: u64,
+    pub etag: String,
+    pub modified: Timestamp,
+}
+
+/// One page of versions.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Versions {
+    pub versions: Vec<Version>,
+    /// Key and id after which the next page begins, if there is one.
+    pub next: Option<(String, String)>,
+}
+
+/// A page of `ListObjectVersions`.
+pub(super) fn versions(bytes: &[u8]) -> Result<Versions, String> {
+    with_root(bytes, "ListVersionsResult", |root| {
+        let mut page = Versions::default();
+        for node in elements(root) {
+            let is_removed = match node.tag_name().name() {
+                "Version" => false,
+                "DeleteMarker" => true,
+                _ => continue,
+            };
+            let modified = need(node, "LastModified")?;
+            page.versions.push(Version {
+                key: decoded(&need(node, "Key")?)?,
+                id: need(node, "VersionId")?,
+                is_removed,
+                len: if is_removed { 0 } else { number(&need(node, "Size")?)? },
+                etag: if is_removed { String::new() } else { need(node, "ETag")? },
+                modified: modified.parse().map_err(|_| format!("no time: {modified:?}"))?,
+            });
+        }
+        if is_truncated(root) {
+            let key = decoded(&need(root, "NextKeyMarker")?)?;
+            page.next = Some((key, text_of(root, "NextVersionIdMarker").unwrap_or_default()));
+        }
+        Ok(page)
+    })
+}
+
+/// Whether a bucket can lock objects, and for how many days it does by itself, if it does.
+pub(super) fn object_lock(bytes: &[u8]) -> Result<Option<Option<u16>>, String> {
+    with_root(bytes, "ObjectLockConfiguration", |root| {
+        if text_of(root, "ObjectLockEnabled").as_deref() != Some("Enabled") {
+            return Ok(None);
+        }
+        let found = |name: &str| {
+            let node = root.descendants().find(|node| node.has_tag_name_of(name))?;
+            node.text()?.trim().parse::<u16>().ok().filter(|it| *it > 0)
+        };
+        let years = || found("Years").and_then(|years| years.checked_mul(365));
+        Ok(Some(found("Days").or_else(years)))
+    })
+}
+
+/// The body of `PutObjectRetention`.
+pub(super) fn retention(mode: &str, until: &str) -> String {
+    format!(
+        "<Retention xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Mode>{mode}</Mode>\
+         <RetainUntilDate>{until}</RetainUntilDate></Retention>"
+    )
 }
 
 /// The id of an upload that was begun.

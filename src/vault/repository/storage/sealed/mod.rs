@@ -20,7 +20,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Entry, EntryKind, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
+use jiff::Timestamp;
+
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::period::Period;
 use crate::disk::io::ReadAt;
 use crate::formats::age::{Header, Payload, Stanza, base64, sealed_len};
 use crate::vault::age::{
@@ -354,6 +357,24 @@ impl Storage for Sealed {
 
     fn may_fold_case(&self) -> bool {
         self.inner.may_fold_case()
+    }
+
+    fn lock_new_files(&self, period: Period) -> Result<()> {
+        self.inner.lock_new_files(period)
+    }
+
+    fn extend_locks(&self, names: &[Name], until: Timestamp, enough: Timestamp) -> Result<u64> {
+        let names = names.iter().map(|name| self.sealed(name)).collect::<Result<Vec<_>>>()?;
+        self.inner.extend_locks(&names, until, enough)
+    }
+
+    fn locked_until(&self, names: &[Name]) -> Result<Vec<Option<Timestamp>>> {
+        let names = names.iter().map(|name| self.sealed(name)).collect::<Result<Vec<_>>>()?;
+        self.inner.locked_until(&names)
+    }
+
+    fn now(&self) -> Result<Timestamp> {
+        self.inner.now()
     }
 
     fn fails_as_a_whole(&self) -> bool {

@@ -1,0 +1,203 @@
+//! What is needed elsewhere when this site is lost: the program, the file of jobs, and the way back with the names of
+//! this site. No secret is in it.
+
+mod document;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use qdelta_formats::elf;
+
+use super::Host;
+use super::config::{Job, Pattern, RepositoryPlace};
+use super::guests::{Guests, Subject};
+use crate::base::clock;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::io::{Opener, sync_folder};
+use crate::flows::report::{
+    Failure, KeyRecord, KitDisk, KitGuest, KitKind, KitReport, KitRepository,
+};
+use crate::vault::repository::storage::host_name;
+use crate::vault::repository::{Catalog, Manifest, Repository, Selector};
+
+/// The longest program.
+const PROGRAM_LEN_MAX: u64 = 1 << 30;
+/// The longest file of jobs.
+const CONFIG_LEN_MAX: u64 = 1 << 20;
+
+/// Where a kit goes, and what of.
+#[derive(Debug, Clone)]
+pub struct KitRequest {
+    /// A folder that is made, or one that holds an older kit.
+    pub to: PathBuf,
+    /// The program.
+    pub program: PathBuf,
+}
+
+/// Writes a kit. A file of an older kit is replaced, and nothing else that is in the folder.
+///
+/// # Errors
+/// libvirt's folders can't be read, or the kit can't be written. A repository that can't be opened is a problem that the
+/// kit tells of.
+pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
+    let guests = Guests::read(&host.config.libvirt.libvirt())?;
+    let mut problems = guests.problems(host.config);
+    let mut opened: BTreeMap<&str, Catalog> = BTreeMap::new();
+    let mut repositories = Vec::new();
+    for (name, place) in &host.config.repositories {
+        let found = (host.open)(place).and_then(|repository| {
+            repositories.push(repository_of(name, place, &repository)?);
+            Ok(repository.catalog())
+        });
+        match found {
+            Ok(catalog) => drop(opened.insert(name, catalog)),
+            Err(error) => problems.push(Failure::from(&error.within(format!("repository {name}")))),
+        }
+    }
+    let all = in_order(host, &guests);
+    let all = all.into_iter().filter_map(|(name, job, subject)| {
+        let kit = guest(host, &guests, &opened, (name, job, &subject));
+        kit.map_err(|error| problems.push(Failure::from(&error.within(subject.name())))).ok()
+    });
+    let guests: Vec<KitGuest> = all.collect();
+    let program = Opener::READ.read(&request.program, PROGRAM_LEN_MAX);
+    let program = program.map_err(|error| Error::io("read", &request.program, error))?;
+    let mut report = KitReport {
+        output: request.to.clone(),
+        made: clock::now()?,
+        host: host_name(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        program_is_static: elf::interpreter(&program).is_ok_and(|it| it.is_none()),
+        files: ["disaster-recovery.md", "kit.json", "qdelta", "qdelta.toml"]
+            .map(str::to_owned)
+            .to_vec(),
+        repositories,
+        guests,
+        problems,
+    };
+    let config = Opener::READ.read(host.path, CONFIG_LEN_MAX);
+    let config = config.map_err(|error| Error::io("read", host.path, error))?;
+    report.repositories.sort_by(|one, other| one.repository.cmp(&other.repository));
+    write_all(&report, &program, &config)?;
+    Ok(report)
+}
+
+fn write_all(report: &KitReport, program: &[u8], config: &[u8]) -> Result<()> {
+    let to = &report.output;
+    fs::create_dir_all(to).map_err(|error| Error::io("make the folder", to, error))?;
+    let json = serde_json::to_vec_pretty(report).map_err(|error| {
+        Error::new(ErrorKind::Io, "the kit can't be written as JSON").because(error)
+    })?;
+    let document = document::of(report);
+    let files: [(&str, u32, &[u8]); 4] = [
+        ("qdelta", 0o755, program),
+        ("qdelta.toml", 0o644, config),
+        ("kit.json", 0o644, &json),
+        // Last: where it is, the kit is whole.
+        ("disaster-recovery.md", 0o644, document.as_bytes()),
+    ];
+    for (name, mode, bytes) in files {
+        write(to, name, mode, bytes).map_err(|error| Error::io("write", &to.join(name), error))?;
+    }
+    sync_folder(to).map_err(|error| Error::io("sync", to, error))
+}
+
+/// Writes a file under another name first, so that an older one stays whole until it is replaced.
+fn write(folder: &Path, name: &str, mode: u32, bytes: &[u8]) -> std::io::Result<()> {
+    let unfinished = folder.join(format!(".{name}.new"));
+    let _ = fs::remove_file(&unfinished);
+    let mut file: File = Opener::CHANGE.or_create(mode).open(&unfinished)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, folder.join(name))
+}
+
+fn repository_of(
+    name: &str,
+    place: &RepositoryPlace,
+    repository: &Repository,
+) -> Result<KitRepository> {
+    let encryption = repository.encryption();
+    let keys = match encryption {
+        Some(encryption) => encryption.ring().list()?,
+        None => Vec::new(),
+    };
+    let key = |entry: crate::vault::repository::KeyEntry| KeyRecord {
+        name: entry.name,
+        kinds: entry.kinds,
+    };
+    Ok(KitRepository {
+        repository: name.to_owned(),
+        place: place.place.clone(),
+        recipient: encryption.map(|encryption| encryption.recipient().to_string()),
+        keys: keys.into_iter().map(key).collect(),
+    })
+}
+
+/// What is backed up, in the order in which it is to come back: the host's own configuration, then class by class, those
+/// first that may take the shortest time; in a class as its list of guests has them.
+fn in_order<'a>(host: &Host<'a>, guests: &Guests) -> Vec<(&'a str, &'a Job, Subject)> {
+    let mut all: Vec<(&str, &Job, Subject)> = Vec::new();
+    for (name, job) in &host.config.jobs {
+        all.extend(guests.of(job).into_iter().map(|subject| (name.as_str(), job, subject)));
+    }
+    let place = |job: &Job, subject: &Subject| match subject {
+        Subject::Guest { name, .. } => {
+            let means = |it: &Pattern| guests.is_meant(std::slice::from_ref(it), name);
+            job.guests.iter().position(means).unwrap_or(usize::MAX)
+        }
+        Subject::Image(_) | Subject::Host(_) => usize::MAX,
+    };
+    let longest =
+        |stretch: Option<crate::base::duration::Stretch>| stretch.map_or(Duration::MAX, |it| it.0);
+    all.sort_by_cached_key(|(name, job, subject)| {
+        let is_host = Reverse(matches!(subject, Subject::Host(_)));
+        (is_host, longest(job.rto), longest(job.rpo), *name, place(job, subject), subject.name())
+    });
+    let mut seen = BTreeSet::new();
+    all.retain(|(_, _, subject)| seen.insert(subject.name()));
+    all
+}
+
+/// What the kit says of a guest.
+fn guest(
+    host: &Host<'_>,
+    guests: &Guests,
+    opened: &BTreeMap<&str, Catalog>,
+    (name, job, subject): (&str, &Job, &Subject),
+) -> Result<KitGuest> {
+    let (repository, _) = host.config.repository_of(name, job)?;
+    let domain = guests.domain_of(subject)?;
+    let newest = match opened.get(repository) {
+        Some(catalog) => match catalog.resolve_domain(&domain, &Selector::Latest) {
+            Ok(manifest) => Some(manifest),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        },
+        None => None,
+    };
+    let disks = newest.iter().flat_map(|manifest: &Manifest| &manifest.disks);
+    let disks =
+        disks.map(|it| KitDisk { disk: it.disk.to_string(), bytes: it.virtual_size }).collect();
+    let has_machine = newest.as_ref().is_some_and(|manifest| manifest.machine.is_some());
+    Ok(KitGuest {
+        guest: subject.name(),
+        domain: domain.to_string(),
+        kind: match subject {
+            Subject::Host(_) => KitKind::Host,
+            Subject::Guest { .. } if has_machine || newest.is_none() => KitKind::Guest,
+            Subject::Guest { .. } | Subject::Image(_) => KitKind::Disks,
+        },
+        job: name.to_owned(),
+        repository: repository.to_owned(),
+        rto: job.rto,
+        rpo: job.rpo,
+        point: newest.as_ref().map(|manifest| manifest.point),
+        made: newest.as_ref().map(|manifest| manifest.created),
+        disks,
+    })
+}

@@ -1,0 +1,240 @@
+//! Who was told of what: a file of this host's, so that nobody is told twice, and nobody never.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::json::text;
+use crate::disk::io::Opener;
+use crate::flows::notify::Notifier;
+use crate::flows::report::{Event, FindingCode, Level, OpenFinding};
+
+const NAME: &str = "told.json";
+
+/// The longest file that is read, in bytes.
+const LEN_MAX: u64 = 64 << 20;
+
+/// What the host does is nobody else's business.
+const MODE: u32 = 0o600;
+
+/// Who was told of what.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Told {
+    /// When everything was looked at last.
+    #[serde(with = "text::optional")]
+    pub looked: Option<Timestamp>,
+    /// The notifiers.
+    pub notifiers: BTreeMap<String, Listener>,
+}
+
+/// What one notifier knows.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Listener {
+    /// The findings that it was told of and that have not ended, by what they are about.
+    pub findings: BTreeMap<String, Known>,
+    /// When it was told of everything last, or first could have been.
+    #[serde(with = "text::optional")]
+    pub digest: Option<Timestamp>,
+    /// Why it can't be told.
+    pub trouble: Option<Trouble>,
+}
+
+/// A finding that somebody was told of.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Known {
+    /// When that was, the last time.
+    #[serde(with = "text")]
+    pub told: Timestamp,
+    /// The finding, as it was told.
+    pub finding: OpenFinding,
+}
+
+/// Why somebody can't be told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Trouble {
+    /// Since when.
+    #[serde(with = "text")]
+    pub since: Timestamp,
+    /// Why.
+    pub text: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+/// What a finding is about: two with the same key are one that goes on.
+pub(super) fn key(finding: &OpenFinding) -> String {
+    let act = finding.act.map(|act| act.to_string()).unwrap_or_default();
+    let job = finding.job.as_deref().unwrap_or("");
+    format!("{} {act} {job} {}", finding.code, finding.subject)
+}
+
+/// What is new for somebody.
+#[derive(Debug, Default)]
+pub(super) struct News<'a> {
+    /// Findings that it was not told of, or that are graver than it was told.
+    pub opened: Vec<&'a OpenFinding>,
+    /// Findings that it was told of long ago, and that stay.
+    pub again: Vec<&'a OpenFinding>,
+    /// Findings that have ended.
+    pub ended: Vec<OpenFinding>,
+    /// All other findings that are open.
+    pub others: usize,
+}
+
+/// What is new for a notifier, of everything that is open.
+pub(super) fn news<'a>(
+    (name, notifier): (&str, &Notifier),
+    listener: &Listener,
+    open: &'a [OpenFinding],
+    now: Timestamp,
+) -> News<'a> {
+    let mut news = News::default();
+    let least = notifier.level.unwrap_or(Level::Ok);
+    let is_heard = |finding: &&OpenFinding| {
+        // Who is reached again need not hear that it could not be.
+        let is_own = finding.code == FindingCode::Notifier && finding.subject == name;
+        finding.level >= least && !is_own && notifier.hears_of(finding.job.as_deref())
+    };
+    let again = SignedDuration::try_from(notifier.again()).unwrap_or(SignedDuration::MAX);
+    let mut keys = BTreeMap::new();
+    for finding in open.iter().filter(is_heard) {
+        // The gravest comes first, and speaks for those that are about the same.
+        if keys.insert(key(finding), ()).is_some() {
+            continue;
+        }
+        match listener.findings.get(&key(finding)) {
+            None => news.opened.push(finding),
+            Some(known) if known.finding.level < finding.level => news.opened.push(finding),
+            // A clock that was set back must not keep anybody from hearing.
+            Some(known) if now < known.told || now.duration_since(known.told) >= again => {
+                news.again.push(finding);
+            }
+            Some(_) => news.others += 1,
+        }
+    }
+    if !notifier.hears(Event::Finding) {
+        news.others += news.opened.len() + news.again.len();
+        news.opened.clear();
+        news.again.clear();
+    }
+    let ended = listener.findings.iter().filter(|(key, _)| !keys.contains_key(*key));
+    news.ended.extend(ended.map(|(_, known)| known.finding.clone()));
+    news
+}
+
+impl Listener {
+    /// Notes that somebody was told.
+    pub fn note(&mut self, news: &News<'_>, now: Timestamp) {
+        for finding in &news.ended {
+            self.findings.remove(&key(finding));
+        }
+        for finding in news.opened.iter().chain(&news.again) {
+            let finding: OpenFinding = (*finding).clone();
+            self.findings.insert(key(&finding), Known { told: now, finding });
+        }
+    }
+}
+
+fn path(state: &Path) -> PathBuf {
+    state.join("jobs").join(NAME)
+}
+
+impl Told {
+    /// What is known; nothing if there is no file, or one that makes no sense: rather twice than never.
+    pub fn read(state: &Path) -> Self {
+        let bytes = Opener::READ.read(&path(state), LEN_MAX).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// Remembers it.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn write(&self, state: &Path) -> Result<()> {
+        let path = path(state);
+        let next = path.with_extension("next");
+        let bytes = serde_json::to_vec(self).map_err(|error| {
+            Error::new(ErrorKind::Io, "who was told of what can't be written").because(error)
+        })?;
+        let put = || -> io::Result<()> {
+            match fs::remove_file(&next) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = Opener::CHANGE.create(MODE).open(&next)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            fs::rename(&next, &path)
+        };
+        put().map_err(|error| Error::io("write", &path, error))
+    }
+
+    /// What one notifier knows.
+    pub fn of(&mut self, name: &str) -> &mut Listener {
+        self.notifiers.entry(name.to_owned()).or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(subject: &str, level: Level) -> OpenFinding {
+        OpenFinding {
+            level,
+            code: FindingCode::Rpo,
+            subject: subject.to_owned(),
+            job: Some("a".to_owned()),
+            act: None,
+            text: "old".to_owned(),
+            advice: None,
+            since: None,
+        }
+    }
+
+    fn subjects(news: &News<'_>) -> [Vec<String>; 3] {
+        let of = |list: &[&OpenFinding]| list.iter().map(|it| it.subject.clone()).collect();
+        let ended = news.ended.iter().map(|it| it.subject.clone()).collect();
+        [of(&news.opened), of(&news.again), ended]
+    }
+
+    /// A finding is told once, again after the stated time, when it becomes graver, and when it ends.
+    #[test]
+    fn each_finding_is_told_once_and_when_it_ends() {
+        let notifier: Notifier =
+            toml::from_str("mail = \"root\"\nagain = \"2d\"\njobs = [\"a\"]").unwrap();
+        let at = |hour: i64| Timestamp::from_second(hour * 3600).unwrap();
+        let mut listener = Listener::default();
+        let mut hour = 0;
+        let mut step = |open: &[OpenFinding], hours: i64| {
+            hour += hours;
+            let news = news(("a", &notifier), &listener, open, at(hour));
+            listener.note(&news, at(hour));
+            subjects(&news).map(|names| names.join(" "))
+        };
+        let (web, db) = (finding("web", Level::Warning), finding("db", Level::Critical));
+        let both = [db.clone(), web.clone()];
+        assert_eq!(step(&both, 1), ["db web", "", ""]);
+        assert_eq!(step(&both, 1), ["", "", ""]);
+        let graver = [db.clone(), finding("web", Level::Critical)];
+        assert_eq!(step(&graver, 1), ["web", "", ""]);
+        assert_eq!(step(&both, 45), ["", "", ""]);
+        assert_eq!(step(&both, 1), ["", "db", ""]);
+        assert_eq!(step(std::slice::from_ref(&db), 1), ["", "", "web"]);
+        assert_eq!(step(&[], 1), ["", "", "db"]);
+        assert_eq!(step(&both, 1), ["db web", "", ""]);
+        // The clock is put back by a year.
+        assert_eq!(step(&both, -9000), ["", "db web", ""]);
+        // What belongs to another job is not for this one; what belongs to none is for all.
+        let other = OpenFinding { job: Some("b".to_owned()), ..finding("mail", Level::Critical) };
+        let host = OpenFinding { job: None, ..finding("timer", Level::Warning) };
+        assert_eq!(step(&[other, host], 0), ["timer", "", "db web"]);
+    }
+}

@@ -1,0 +1,453 @@
+//! Telling people: each thing once, by the right way, with the right words; and nobody who can't be told
+//! harms a night.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Mutex};
+
+use super::*;
+
+/// A request that came in: its first line, its headers, its body.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    pub line: String,
+    pub headers: Vec<String>,
+    pub body: String,
+}
+
+/// A server that takes whatever is sent to it.
+pub(super) struct Sink {
+    pub address: String,
+    taken: Arc<Mutex<Vec<Request>>>,
+    status: Arc<Mutex<u16>>,
+}
+
+impl Sink {
+    pub fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (taken, status) = (Arc::<Mutex<Vec<Request>>>::default(), Arc::new(Mutex::new(200)));
+        let sink = Self { address, taken: Arc::clone(&taken), status: Arc::clone(&status) };
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut lines = Vec::new();
+                loop {
+                    let mut line = String::new();
+                    if reader.read_line(&mut line).unwrap_or(0) == 0 || line.trim().is_empty() {
+                        break;
+                    }
+                    lines.push(line.trim().to_lowercase());
+                }
+                let len = lines.iter().find_map(|it| it.strip_prefix("content-length: "));
+                let mut body = vec![0; len.map_or(0, |len| len.parse().unwrap())];
+                let _ = reader.read_exact(&mut body);
+                let (line, headers) = match lines.split_first() {
+                    Some((line, headers)) => (line.clone(), headers.to_vec()),
+                    None => continue,
+                };
+                let body = String::from_utf8(body).unwrap();
+                taken.lock().unwrap().push(Request { line, headers, body });
+                let status = *status.lock().unwrap();
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status} Said\r\ncontent-length: 4\r\nconnection: close\r\n\r\nsaid"
+                );
+            }
+        });
+        sink
+    }
+
+    /// What came in since the last call, to addresses that begin so.
+    pub fn take(&self, path: &str) -> Vec<Request> {
+        let start = format!("post {path}");
+        let mut taken = self.taken.lock().unwrap();
+        let (found, rest) = taken.drain(..).partition(|it: &Request| it.line.starts_with(&start));
+        *taken = rest;
+        found
+    }
+
+    pub fn answer(&self, status: u16) {
+        *self.status.lock().unwrap() = status;
+    }
+}
+
+/// A host on which everybody is told in every way.
+pub(super) struct Told {
+    pub night: Night,
+    pub sink: Sink,
+    journal: Arc<Mutex<String>>,
+}
+
+impl Told {
+    pub fn new() -> Self {
+        let (night, sink) = (Night::new(), Sink::new());
+        fs::create_dir(night.lab.path("mails")).unwrap();
+        let mails = night.lab.path("mails");
+        script(
+            &night.lab.path("bin/sendmail"),
+            &format!(
+                "#!/bin/bash\n[ -e {0}/down ] && {{ cat {0}/down >&2; exit 75; }}\n\
+                 [ -e {0}/hung ] && exec sleep 1000\n\
+                 exec cat >{0}/$(ls {0} | wc -l).mail\n",
+                mails.display()
+            ),
+        );
+        fs::write(night.lab.path("token"), "tk_secret\n").unwrap();
+        let journal = UnixDatagram::bind(night.lab.path("journal")).unwrap();
+        let heard = Arc::<Mutex<String>>::default();
+        let told = Self { night, sink, journal: Arc::clone(&heard) };
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 18];
+            while let Ok(len) = journal.recv(&mut buffer) {
+                *heard.lock().unwrap() += &String::from_utf8_lossy(&buffer[..len]);
+            }
+        });
+        told.configure("", "");
+        told
+    }
+
+    /// Writes the file of jobs, with lines for the job `production`, and more at the end.
+    pub fn configure(&self, production: &str, more: &str) {
+        let at = |name: &str| self.night.lab.path(name).display().to_string();
+        let (sink, bin) = (&self.sink.address, at("bin"));
+        let notifiers = format!(
+            "{production}\n[notify.admin]\nmail = [\"root\", \"a@example.org\"]\n\
+             sendmail = \"{bin}/sendmail -oi\"\ntime_limit = \"2s\"\n\
+             [notify.watch]\nping = \"{sink}/ping\"\njobs = [\"production\"]\n\
+             [notify.phone]\nntfy = \"{sink}/ntfy\"\ntoken = \"file:{}\"\nlevel = \"critical\"\n\
+             [notify.board]\ngotify = \"{sink}/gotify\"\ntoken = \"env:QDELTA_TEST_TOKEN\"\n\
+             on = [\"failure\"]\n\
+             [notify.chat]\nwebhook = \"{sink}/chat\"\n\
+             template = '{{\"text\": \"{{{{title}}}}\"}}'\non = [\"success\"]\n\
+             [notify.program]\ncommand = \"cat >{}\"\non = []\ndigest = \"Mon 08:00\"\n\
+             [metrics]\ntextfile = \"{}\"\n{more}",
+            at("token"),
+            at("digest"),
+            at("qdelta.prom"),
+        );
+        self.night.configure("", &notifiers);
+    }
+
+    pub fn at(&self, time: &str, words: Vec<OsString>) -> Outcome {
+        let mut command = self.night.command(time, words);
+        command.env("QDELTA_TEST_TOKEN", "gotify-secret");
+        command.envs([("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")]);
+        command.env("QDELTA_JOURNAL_SOCKET", self.night.lab.path("journal"));
+        run(command).sane()
+    }
+
+    pub fn run(&self, time: &str) -> Vec<Record> {
+        records(&self.at(time, args!["run", "--json"]))
+    }
+
+    /// The mails since the last call: the subject and the text of each.
+    pub fn mails(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let mut paths: Vec<_> = fs::read_dir(self.night.lab.path("mails"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|it| it == "mail"))
+            .collect();
+        paths.sort();
+        for path in paths {
+            let mail = fs::read_to_string(&path).unwrap();
+            fs::rename(&path, path.with_extension("read")).unwrap();
+            let subject = mail.lines().find_map(|line| line.strip_prefix("Subject: ")).unwrap();
+            found.push((subject.to_owned(), plain_part(&mail)));
+        }
+        found
+    }
+
+    /// The one mail since the last call.
+    #[track_caller]
+    pub fn mail(&self) -> (String, String) {
+        let mut mails = self.mails();
+        assert_eq!(mails.len(), 1, "{mails:#?}");
+        mails.remove(0)
+    }
+
+    /// What the journal heard since the last call.
+    pub fn journal(&self) -> String {
+        std::mem::take(&mut *self.journal.lock().unwrap())
+    }
+
+    fn metrics(&self) -> String {
+        fs::read_to_string(self.night.lab.path("qdelta.prom")).unwrap()
+    }
+}
+
+/// The first part of a mail, decoded by the system's own program.
+fn plain_part(mail: &str) -> String {
+    let part = mail.split("Content-Transfer-Encoding: base64\n\n").nth(1).unwrap();
+    let encoded: String = part.lines().take_while(|line| !line.starts_with("--")).collect();
+    let decode = format!("echo {encoded} | base64 -d");
+    let output = Command::new("sh").args(["-c", &decode]).output().unwrap();
+    assert!(output.status.success(), "{encoded}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Findings are told once and when they end, runs to the watch, and a digest at its time.
+#[test]
+fn each_hears_what_it_asked_for_once() {
+    let told = Told::new();
+    told.run("2026-10-18 10:00:00");
+    // What is open when somebody is first told.
+    let (subject, text) = told.mail();
+    assert!(subject.contains("WARNING: ") && subject.contains("and 2 more"), "{subject}");
+    assert!(text.contains("New\n  WARNING  db: it has no point yet"), "{text}");
+    // Nobody is disturbed by a warning who wants to hear of what is critical.
+    assert!(told.sink.take("/").is_empty());
+
+    // A night as it should be: the watch hears of its begin and of its end, which belong together.
+    let records = told.run("2026-10-19 00:35:00");
+    assert_eq!(ends(&records, "- notify admin"), ["done"]);
+    let pings = told.sink.take("/ping");
+    let [start, end] = pings.as_slice() else { panic!("{pings:?}") };
+    let (path, rid) = start.line.split_once("?rid=").unwrap();
+    assert_eq!(path, "post /ping/start");
+    assert_eq!(end.line, format!("post /ping?rid={rid}"));
+    assert!(end.body.contains("production backup web: done"), "{}", end.body);
+    assert!(!end.body.contains("office"), "another job's: {}", end.body);
+    let (subject, text) = told.mail();
+    assert!(subject.contains("all right again"), "{subject}");
+    assert!(text.contains("Over\n") && text.contains("  db: it has no point yet"), "{text}");
+    let chats = told.sink.take("/chat");
+    assert_eq!(chats.len(), 1, "{chats:?}");
+    assert_eq!(chats[0].body, "{\"text\": \"a run went well\"}");
+    assert!(told.run("2026-10-19 00:45:00").is_empty());
+    assert!(told.mails().is_empty() && told.sink.take("/").is_empty());
+    let last = "MESSAGE=ended: WARNING web: it has no point yet";
+    wait_until("the journal", || told.journal.lock().unwrap().contains(last));
+    let journal = told.journal();
+    for words in [
+        "MESSAGE=backup production web: done: ",
+        "QDELTA_SUBJECT=web\n",
+        "QDELTA_ACT=verify\n",
+        "PRIORITY=6\n",
+        "MESSAGE=ended: WARNING db: it has no point yet",
+        "QDELTA_FINDING=no-point\n",
+        "SYSLOG_IDENTIFIER=qdelta\n",
+    ] {
+        assert!(journal.contains(words), "{words}: {journal}");
+    }
+
+    // A guest fails: everybody hears of it, in their own way.
+    let (image, away) = (told.night.image("db", "vda"), told.night.lab.path("away"));
+    fs::rename(&image, &away).unwrap();
+    told.run("2026-10-20 00:35:00");
+    let (subject, text) = told.mail();
+    assert!(subject.contains("CRITICAL: db: backup failed: "), "{subject}");
+    assert!(text.contains("No such file or directory"), "{text}");
+    let pings = told.sink.take("/ping");
+    assert!(pings[1].line.starts_with("post /ping/fail?rid="), "{pings:?}");
+    assert!(pings[1].body.contains("production backup db: FAILED: "), "{pings:?}");
+    let phone = told.sink.take("/ntfy").remove(0);
+    assert!(phone.headers.contains(&"authorization: bearer tk_secret".to_owned()), "{phone:?}");
+    assert!(phone.headers.contains(&"priority: 5".to_owned()), "{phone:?}");
+    assert!(
+        phone.headers.iter().any(|it| it.contains("title: ") && it.contains("db: backup failed"))
+    );
+    let board = told.sink.take("/gotify/message").remove(0);
+    assert!(board.headers.contains(&"x-gotify-key: gotify-secret".to_owned()), "{board:?}");
+    let body: Value = serde_json::from_str(&board.body).unwrap();
+    assert!(body["title"].as_str().unwrap().contains("db: FAILED"), "{body}");
+    assert!(told.sink.take("/chat").is_empty(), "a run that failed is no success");
+    let open = "MESSAGE=open: CRITICAL db: backup failed";
+    wait_until("the journal", || told.journal.lock().unwrap().contains(open));
+
+    // The next night it fails again: who hears of findings has heard of it, who hears of failures hears.
+    told.run("2026-10-21 00:35:00");
+    let mails = told.mails();
+    assert_eq!(mails.len(), 1, "{mails:#?}");
+    assert!(
+        mails[0].0.contains("its RPO is 26h") && !mails[0].1.contains("New\n  CRITICAL db: backup")
+    );
+    assert_eq!(told.sink.take("/gotify").len(), 1);
+    fs::rename(&away, &image).unwrap();
+    told.run("2026-10-22 00:35:00");
+    let (subject, text) = told.mail();
+    assert!(subject.contains("OK: all right again: 2 findings are over"), "{subject}");
+    assert!(text.contains("db: backup failed"), "{text}");
+    let _ = told.sink.take("/");
+
+    // The digest comes at its time, with what was done since the one before, also when nothing is wrong.
+    let digest = || fs::read_to_string(told.night.lab.path("digest")).unwrap();
+    assert!(digest().contains("CRITICAL db: backup failed"), "of the Monday before: {}", digest());
+    fs::remove_file(told.night.lab.path("digest")).unwrap();
+    told.run("2026-10-26 06:35:00");
+    let _ = told.mails();
+    told.run("2026-10-26 06:59:00");
+    assert!(told.mails().is_empty());
+    assert!(!told.night.lab.path("digest").exists());
+    told.run("2026-10-26 07:05:00");
+    let (digest, wanted) = (
+        digest(),
+        ["Open\n  nothing", "In the last ", "backups: 8 made, 1 not, ", "next: 2026-10-27 "],
+    );
+    for words in wanted {
+        assert!(digest.contains(words), "{words}: {digest}");
+    }
+    fs::remove_file(told.night.lab.path("digest")).unwrap();
+    told.run("2026-10-26 08:35:00");
+    assert!(!told.night.lab.path("digest").exists());
+}
+
+/// A mail server that was down kept a run waiting, and nobody knew that nobody was told.
+#[test]
+fn who_cannot_be_told_harms_nothing_and_is_told_of() {
+    let told = Told::new();
+    told.run("2026-10-18 10:00:00");
+    let _ = told.mails();
+    // The mail server does not take it, and the watch has no use for it.
+    fs::write(told.night.lab.path("mails/down"), "queue is full").unwrap();
+    fs::rename(told.night.image("db", "vda"), told.night.lab.path("away")).unwrap();
+    told.sink.answer(500);
+    let outcome = told.at("2026-10-19 00:35:00", args!["run", "--json"]);
+    let records_of = records(&outcome);
+    assert_eq!(ends(&records_of, "- notify admin"), ["failed"], "{records_of:#?}");
+    assert_eq!(ends(&records_of, "- notify watch"), ["failed"]);
+    assert_eq!([ends(&records_of, WEB), ends(&records_of, MAIL)], [["done"], ["done"]]);
+    told.sink.answer(200);
+    let open = told.night.findings("2026-10-19 08:00:00");
+    let text = |name: &str| open.iter().find(|(it, _)| it == name).map(|(_, text)| text.clone());
+    assert!(text("notifier admin").unwrap().contains("ended with exit status: 75: queue is full"));
+    assert!(text("notifier watch").unwrap().contains("127.0.0.1"), "{open:?}");
+    assert!(text("notifier watch").unwrap().contains("answered 500: said"), "{open:?}");
+    assert!(!text("notifier watch").unwrap().contains("/ping"), "its address is a secret");
+    assert!(told.metrics().contains("qdelta_notifier_failing{notifier=\"admin\"} 1"));
+
+    // An hour later the others hear of it, and nothing that was not told is forgotten.
+    let _ = told.sink.take("/");
+    told.configure("", "[notify.second]\ncommand = \"cat >>$(dirname $QDELTA_CONFIG)/second\"\n");
+    told.run("2026-10-19 02:00:00");
+    let second = fs::read_to_string(told.night.lab.path("second")).unwrap();
+    assert!(second.contains("WARNING  admin: it could not be told: "), "{second}");
+    assert_eq!(second.matches("backup failed").count(), 1, "{second}");
+
+    // A mail server that does not answer: no run waits for it for ever.
+    fs::remove_file(told.night.lab.path("mails/down")).unwrap();
+    fs::write(told.night.lab.path("mails/hung"), "").unwrap();
+    let records = told.run("2026-10-19 04:00:00");
+    let text = &records.iter().find(|it| it.name == "- notify admin").unwrap().text;
+    assert!(text.contains("it took longer than 2.0 s"), "{text}");
+
+    // It is back: what was not told is told.
+    fs::remove_file(told.night.lab.path("mails/hung")).unwrap();
+    told.run("2026-10-19 06:00:00");
+    let (subject, text) = told.mail();
+    assert!(subject.contains("CRITICAL: db: "), "{subject}");
+    assert!(text.contains("CRITICAL db: backup failed: "), "{text}");
+    assert!(
+        !text.contains("it could not be told: `"),
+        "what it never heard of is not over: {text}"
+    );
+    let second = fs::read_to_string(told.night.lab.path("second")).unwrap();
+    assert!(second.contains("Over\n  admin: it could not be told"), "{second}");
+    let open = told.night.findings("2026-10-19 06:05:00");
+    assert!(!open.iter().any(|(name, _)| name == "notifier admin"), "{open:?}");
+}
+
+/// Each can be tried, and a mistake in the file is told before the night.
+#[test]
+fn a_test_tells_who_can_be_told() {
+    let told = Told::new();
+    let outcome = told.at("2026-10-18 10:00:00", args!["notify", "--test", "--json"]).ok();
+    let report = outcome.json();
+    compare("notify", &[&report], &[".notifiers[].error", ".findings[]"]);
+    assert_eq!(report["notifiers"].as_array().unwrap().len(), 6);
+    let (subject, _) = told.mail();
+    assert!(subject.contains("OK: a test: qdelta reaches you"), "{subject}");
+    assert_eq!(told.sink.take("/ping?rid=").len(), 1);
+    assert_eq!(told.sink.take("/chat")[0].body, "{\"text\": \"a test: qdelta reaches you\"}");
+    told.sink.answer(403);
+    let said = told.at("2026-10-18 10:00:00", args!["notify", "--test", "phone"]).fails_with(12);
+    assert!(said.contains("phone: 127.0.0.1") && said.contains("answered 403: said"), "{said}");
+    let said = told.at("2026-10-18 10:00:00", args!["notify", "--test", "fhone"]).fails_with(2);
+    assert!(said.contains("did you mean phone?"), "{said}");
+
+    let check = told.at("2026-10-18 10:00:00", args!["config", "check", "--json"]);
+    let plan = check.json();
+    let mail = plan["notifiers"].as_array().unwrap().iter().find(|it| it["notifier"] == "admin");
+    assert_eq!(mail.unwrap()["to"], "mail to root, a@example.org");
+    assert_eq!(mail.unwrap()["on"], serde_json::json!(["finding", "recovery"]));
+    // What is missing on this host is told, too.
+    fs::remove_file(told.night.lab.path("token")).unwrap();
+    told.configure("", "[notify.x]\nmail = \"root\"\nsendmail = \"/nowhere/sendmail -v\"\n");
+    let said = told.at("2026-10-18 10:00:00", args!["config", "check"]).fails_with(6);
+    assert!(said.contains("notify.phone: cannot read "), "{said}");
+    assert!(said.contains("notify.x: there is no /nowhere/sendmail"), "{said}");
+    for (lines, said) in [
+        ("[notify.x]\n", "say one of mail, ping"),
+        ("[notify.x]\nmail = \"a\"\nntfy = \"http://h/t\"", "mail and ntfy"),
+        ("[notify.x]\nntfy = \"http://h/t\"\ntoken = \"tk_secret\"", "neither an address"),
+        ("[notify.x]\nntfy = \"http://h/t\"\ntoken = \"http://x\"", "no secret belongs"),
+        ("[notify.x]\nmial = \"root\"", "did you mean `mail`?"),
+        ("[notify.x]\nmail = \"root\"\non = [\"failures\"]", "did you mean `failure`?"),
+        ("[notify.x]\nmail = \"root\"\njobs = [\"prodcution\"]", "did you mean \"production\"?"),
+        ("[notify.x]\nwebhook = \"http://h\"\ntemplate = \"{{titel}}\"", "there are title, text"),
+        ("[notify.x]\nping = \"http://h\"\ndigest = \"8:00\"", "leave on, level and digest out"),
+    ] {
+        told.configure("", lines);
+        let said_now = told.at("2026-10-18 10:00:00", args!["config", "check"]).fails_with(2);
+        assert!(said_now.contains(said), "{lines}: {said_now}");
+        assert!(!said_now.contains("tk_secret"), "{said_now}");
+    }
+}
+
+/// The rules and the picture name only what the program writes, and the exporter can read it.
+#[test]
+fn the_rules_and_the_picture_know_the_metrics() {
+    let told = Told::new();
+    told.run("2026-10-18 10:00:00");
+    told.run("2026-10-19 00:35:00");
+    let text = told.metrics();
+    let mode = fs::metadata(told.night.lab.path("qdelta.prom")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+    let left = fs::read_dir(told.night.lab.dir()).unwrap();
+    let left =
+        left.filter(|it| it.as_ref().unwrap().file_name().to_string_lossy().ends_with(".next"));
+    assert_eq!(left.count(), 0);
+    let written: BTreeSet<&str> =
+        text.lines().filter_map(|it| it.strip_prefix("# TYPE ")).collect();
+    let written: BTreeSet<&str> = written.iter().map(|it| it.split(' ').next().unwrap()).collect();
+    // Each line is a name, labels, and one value: a time of its own would have the file passed over.
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        assert!(name.ends_with('}') || !name.contains(' '), "{line}");
+        assert!(written.contains(name.split('{').next().unwrap()), "{line}");
+    }
+    for words in [
+        "qdelta_status 0",
+        "qdelta_last_status{domain=\"web\",job=\"production\"} 2",
+        "qdelta_rpo_seconds{domain=\"web\",job=\"production\"} 93600",
+        "qdelta_points{domain=\"mail\",job=\"office\"} 1",
+        "qdelta_job_last_status{job=\"production\",act=\"verify\"} 2",
+        "qdelta_last_success_timestamp_seconds{domain=\"db\",job=\"production\"} 17923",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    for page in ["docs/prometheus/qdelta.rules.yml", "docs/grafana/qdelta.json", "docs/alarms.md"] {
+        let page_text = fs::read_to_string(page).unwrap();
+        let named: BTreeSet<&str> = page_text
+            .match_indices("qdelta_")
+            .map(|(at, _)| {
+                let rest = &page_text[at..];
+                let end = rest.find(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+                &rest[..end.unwrap_or(rest.len())]
+            })
+            .collect();
+        assert!(named.len() > 5, "{page}");
+        let unknown: Vec<&&str> = named.difference(&written).collect();
+        assert!(unknown.is_empty(), "{page} names {unknown:?}");
+        if page.ends_with(".md") {
+            let unsaid: Vec<&&str> = written.difference(&named).collect();
+            assert!(unsaid.is_empty(), "{page} does not name {unsaid:?}");
+        }
+    }
+}

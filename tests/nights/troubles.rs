@@ -1,0 +1,461 @@
+//! The troubles of the month: how each comes and goes, and what is told of it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use super::month::{GUESTS, Month, Trouble, hide, show, spoil};
+use super::*;
+use crate::harness::guest::Running;
+
+/// What the troubles of a guest, of the repositories, and of the host are.
+pub(super) fn troubles() -> Vec<Vec<Trouble>> {
+    vec![guests(), more_guests(), repository_away(), repository_bad(), files_bad(), host(), state()]
+        .into_iter()
+        .chain([vec![no_libvirt()], vec![no_history()], notifiers(), places(), vec![drill()]])
+        .collect()
+}
+
+fn guests() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            what: "a guest is gone",
+            make: |month| hide(&month.night().definition("d-app")),
+            mend: |month| show(&month.night().definition("d-app")),
+            tells: &[("d-app", "libvirt does not have this guest any more")],
+            without: &["production backup d-app"],
+        },
+        Trouble {
+            what: "a guest that no job covers",
+            make: |month| month.night().define("play", 9, &["vda"]),
+            mend: |month| fs::remove_file(month.night().definition("play")).unwrap(),
+            tells: &[("play", "no job covers it")],
+            without: &[],
+        },
+        Trouble {
+            what: "an image is missing",
+            make: |month| hide(&month.night().image("mail", "vda")),
+            mend: |month| show(&month.night().image("mail", "vda")),
+            tells: &[("mail", "No such file or directory")],
+            without: &[MAIL],
+        },
+        Trouble {
+            what: "a secret is missing",
+            make: |month| hide(&month.path("token")),
+            mend: |month| show(&month.path("token")),
+            tells: &[("phone", "No such file or directory")],
+            without: &[],
+        },
+        Trouble {
+            what: "a disk is new",
+            make: |month| month.night().define("web", 0, &["vda", "vdb"]),
+            mend: |_| {},
+            tells: &[("web", "disk vdb not in its newest point")],
+            without: &[],
+        },
+        Trouble {
+            what: "a definition makes no sense",
+            make: |month| spoil(&month.night().definition("d-log"), b"<domain><name>d-log</"),
+            mend: |month| show(&month.night().definition("d-log")),
+            tells: &[("d-log", "backup failed"), ("d-log", "d-log.xml")],
+            without: &["production backup d-log"],
+        },
+    ]
+}
+
+fn more_guests() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            what: "a disk is gone",
+            make: |month| month.night().define("web", 0, &["vda"]),
+            mend: |_| {},
+            tells: &[("web", "vdb")],
+            without: &[],
+        },
+        Trouble {
+            what: "an image is none",
+            make: |month| spoil(&month.night().image("mail", "vda"), &[7; 4096]),
+            mend: |month| show(&month.night().image("mail", "vda")),
+            tells: &[("mail", "backup failed")],
+            without: &[MAIL],
+        },
+        Trouble {
+            what: "a disk is smaller",
+            make: |month| {
+                let image = month.night().image("d-log", "vda");
+                hide(&image);
+                create(&image, "", 2 * MIB);
+                guest_io(&image, "qcow2", &["write -q -P 9 1M 64k".to_owned()]);
+            },
+            mend: |month| show(&month.night().image("d-log", "vda")),
+            tells: &[("d-log", "has 2.0 MiB")],
+            without: &[],
+        },
+        Trouble {
+            what: "a disk is empty",
+            make: |month| {
+                let image = month.night().image("d-app", "vda");
+                hide(&image);
+                create(&image, "", 4 * MIB);
+            },
+            mend: |month| show(&month.night().image("d-app", "vda")),
+            tells: &[("d-app", "zero")],
+            without: &[],
+        },
+        Trouble {
+            what: "a guest that the file names is not there",
+            make: |month| {
+                month.write("", "[jobs.lost]\nrepository = \"main\"\nguests = [\"ghost\"]\nschedule = \"21:00\"\n")
+            },
+            mend: |month| month.write("", ""),
+            tells: &[("ghost", "no point")],
+            without: &[],
+        },
+    ]
+}
+
+fn repository_away() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            what: "a repository is not mounted",
+            make: |month| hide(&month.night().main()),
+            mend: |month| show(&month.night().main()),
+            tells: &[
+                ("main", "no such folder"),
+                ("production", "backup failed"),
+                ("production", "verify failed"),
+                ("production", "prune failed"),
+            ],
+            without: &[WEB, DB, "production backup d-app", "production backup d-log"],
+        },
+        Trouble {
+            what: "the disk of a repository is full",
+            make: |month| {
+                let _ = fs::write(month.small().join("filler"), vec![1; 16 << 20]);
+                let noise: Vec<String> = (0..24)
+                    .map(|at| format!("write -q -P {} {}k 64k", 11 + at, at * 128))
+                    .collect();
+                guest_io(&month.night().image("mail", "vda"), "qcow2", &noise);
+            },
+            mend: |month| fs::remove_file(month.small().join("filler")).unwrap(),
+            tells: &[("mail", "space"), ("small", "within a day")],
+            without: &[MAIL],
+        },
+    ]
+}
+
+fn repository_bad() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            what: "the settings of a repository make no sense",
+            make: |month| spoil(&month.night().main().join("qdelta.toml"), b"\0\0\0"),
+            mend: |month| show(&month.night().main().join("qdelta.toml")),
+            tells: &[
+                ("main", "qdelta.toml"),
+                ("web", "nothing is written to this repository"),
+                ("db", "nothing is written to this repository"),
+                ("d-app", "nothing is written to this repository"),
+                ("d-log", "nothing is written to this repository"),
+                ("production", "verify failed"),
+                ("production", "prune failed"),
+            ],
+            without: &[WEB, DB, "production backup d-app", "production backup d-log"],
+        },
+        Trouble {
+            what: "too little room is left",
+            make: |month| {
+                let file = month.path("qdelta.toml");
+                let text = fs::read_to_string(&file).unwrap();
+                let at = text.find("/repo\"\n[libvirt]").unwrap() + 7;
+                fs::write(&file, format!("{}keep_free = \"1T\"\n{}", &text[..at], &text[at..]))
+                    .unwrap();
+            },
+            mend: |month| month.write("", ""),
+            tells: &[("small", "is to stay free"), ("office", "backup failed: nothing was begun")],
+            without: &[MAIL],
+        },
+    ]
+}
+
+/// The newest manifest or archive of a guest in the repository of `production`.
+fn newest(month: &Month, guest: &str, ending: &str) -> PathBuf {
+    let mut found: Vec<PathBuf> = crate::harness::files::tree(&month.night().main().join(guest))
+        .into_iter()
+        .filter(|path| path.to_string_lossy().ends_with(ending))
+        .collect();
+    found.sort();
+    month.night().main().join(guest).join(found.pop().unwrap_or_else(|| panic!("no {ending}")))
+}
+
+thread_local! {
+    static SPOILED: RefCell<BTreeMap<&'static str, PathBuf>> = RefCell::default();
+}
+
+fn remember(what: &'static str, path: PathBuf) -> PathBuf {
+    SPOILED.with_borrow_mut(|it| it.insert(what, path.clone()));
+    path
+}
+
+fn remembered(what: &'static str) -> PathBuf {
+    SPOILED.with_borrow(|it| it[what].clone())
+}
+
+fn files_bad() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            what: "a point's own file is damaged",
+            make: |month| spoil(&remember("json", newest(month, "web", ".json")), b"{"),
+            mend: |_| show(&remembered("json")),
+            tells: &[
+                ("web", "can't be restored whole"),
+                ("web", "its RPO is 26h"),
+                ("web", "a full begins a new chain"),
+                ("production", "prune failed"),
+            ],
+            without: &[],
+        },
+        Trouble {
+            what: "an archive is gone",
+            make: |month| hide(&remember("gone", newest(month, "d-app", ".qdelta"))),
+            mend: |_| show(&remembered("gone")),
+            tells: &[
+                ("d-app", "can't be restored whole"),
+                ("d-app", "its RPO is 26h"),
+                ("d-app", "a full begins a new chain"),
+            ],
+            without: &[],
+        },
+        Trouble {
+            what: "a bit of an archive has turned",
+            make: |month| {
+                let path = remember("bit", newest(month, "db", ".qdelta"));
+                let mut bytes = fs::read(&path).unwrap();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                spoil(&path, &bytes);
+            },
+            mend: |_| show(&remembered("bit")),
+            tells: &[
+                ("production", "verify failed"),
+                ("db", "can't be restored whole"),
+                ("db", "a full begins a new chain"),
+            ],
+            without: &[],
+        },
+    ]
+}
+
+fn host() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            what: "a hook says no",
+            make: |month| {
+                month.write("", "[jobs.office.hooks]\nbefore = \"echo no mount >&2; exit 3\"\n");
+            },
+            mend: |month| month.write("", ""),
+            tells: &[("office", "backup not tried: hook before"), ("office", "hook before: `echo")],
+            without: &[MAIL],
+        },
+        Trouble {
+            what: "the timer is off",
+            make: |month| {
+                script(&month.path("bin/systemctl"), "#!/bin/sh\necho inactive\nexit 3\n")
+            },
+            mend: |month| script(&month.path("bin/systemctl"), "#!/bin/sh\necho active\n"),
+            tells: &[("qdelta.timer", "is off: nothing starts qdelta run")],
+            without: &[],
+        },
+        Trouble {
+            what: "a guest may be frozen",
+            make: |month| {
+                let id = fs::read_to_string(month.night().main().join("qdelta.toml")).unwrap();
+                let id = id.split("id = \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+                let mark = month.path("state").join(id).join("gone.frozen");
+                fs::write(mark.with_file_name("web.frozen"), "{}").unwrap();
+            },
+            // The next backup thaws the guest, and says so.
+            mend: |_| {},
+            tells: &[("web", "it may still be frozen"), ("web", "was perhaps frozen")],
+            without: &[],
+        },
+    ]
+}
+
+/// A line of the history, as a run writes it.
+fn line(month: &Month, time: &str, end: &str) {
+    let path = month.path("state/jobs/history.jsonl");
+    let mut text = fs::read_to_string(&path).unwrap();
+    text += &format!(
+        "{{\"run\":\"{time}\",\"job\":null,\"act\":\"run\",\"subject\":null,\"began\":\"{time}\",\"seconds\":0.0,\
+         \"end\":\"{end}\",\"text\":\"x\",\"advice\":null,\"warnings\":[],\"result\":null}}\n"
+    );
+    fs::write(path, text).unwrap();
+}
+
+fn state() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            what: "a hook hangs",
+            make: |month| {
+                month.write(
+                    "[jobs.production.hooks]\nfinally = \"sleep 1000\"\ntime_limit = \"1s\"",
+                    "",
+                )
+            },
+            mend: |month| month.write("", ""),
+            tells: &[(
+                "production",
+                "hook finally: `sleep 1000` was ended: it took longer than 1.0 s",
+            )],
+            without: &[],
+        },
+        Trouble {
+            what: "the clock stood two years ahead",
+            make: |month| line(month, "2028-11-02T01:35:00Z", "refused"),
+            mend: |month| {
+                let path = month.path("state/jobs/history.jsonl");
+                let text = fs::read_to_string(&path).unwrap();
+                let kept = text.lines().filter(|line| !line.contains("2028-"));
+                fs::write(path, kept.map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+            },
+            tells: &[("clock", "lie ahead of the clock")],
+            without: &[],
+        },
+        Trouble {
+            what: "the power was cut in a run",
+            make: |month| line(month, &format!("{}T19:00:00Z", month.day.get()), "begun"),
+            mend: |_| {},
+            tells: &[("run", "never ended: it was killed, or the power was cut")],
+            without: &[],
+        },
+        Trouble {
+            what: "nobody knows any more who was told",
+            make: |month| {
+                let path = month.path("state/jobs/told.json");
+                let text = fs::read_to_string(&path).unwrap();
+                fs::write(path, &text[..text.len() / 2]).unwrap();
+            },
+            mend: |_| {},
+            tells: &[],
+            without: &[],
+        },
+    ]
+}
+
+fn no_libvirt() -> Trouble {
+    Trouble {
+        what: "libvirt's folder can't be read",
+        make: |month| spoil(&month.path("etc/qemu"), b""),
+        mend: |month| show(&month.path("etc/qemu")),
+        tells: &[("run", "a run failed: "), ("host", "nobody knows how it stands")],
+        without: GUESTS,
+    }
+}
+
+fn no_history() -> Trouble {
+    Trouble {
+        what: "the history can't be read",
+        make: |month| {
+            let path = month.path("state/jobs/history.jsonl");
+            hide(&path);
+            fs::create_dir(path).unwrap();
+        },
+        mend: |month| show(&month.path("state/jobs/history.jsonl")),
+        tells: &[("run", "a run failed: "), ("host", "nobody knows how it stands")],
+        without: GUESTS,
+    }
+}
+
+fn notifiers() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            what: "mail is down",
+            make: |month| {
+                fs::write(month.path("mails/down"), "no route").unwrap();
+                // Something to tell.
+                month.night().define("play", 9, &["vda"]);
+            },
+            mend: |month| {
+                fs::remove_file(month.path("mails/down")).unwrap();
+                fs::remove_file(month.night().definition("play")).unwrap();
+            },
+            tells: &[("admin", "no route"), ("play", "no job covers it")],
+            without: &[],
+        },
+        Trouble {
+            what: "the watch and the chat are down",
+            make: |month| month.told.sink.answer(503),
+            mend: |month| month.told.sink.answer(200),
+            tells: &[("watch", "answered 503"), ("chat", "answered 503")],
+            without: &[],
+        },
+        Trouble {
+            what: "the metrics can't be written",
+            make: |month| {
+                let path = month.path("qdelta.prom");
+                hide(&path);
+                fs::create_dir(path).unwrap();
+            },
+            mend: |month| show(&month.path("qdelta.prom")),
+            tells: &[("textfile", "qdelta.prom")],
+            without: &[],
+        },
+    ]
+}
+
+fn places() -> Vec<Trouble> {
+    vec![
+        Trouble {
+            what: "the store is down, and a key is missing",
+            make: |month| {
+                let sealed = month.path("sealed").display().to_string();
+                month.write(
+                    "",
+                    &format!(
+                        "[repositories.cloud]\nplace = \"s3://b/p?endpoint=http://127.0.0.1:1&region=r&style=path&patience=0\"\n\
+                         [repositories.sealed]\nplace = \"{sealed}\"\nkey_file = \"{sealed}.lost\"\n"
+                    ),
+                );
+            },
+            mend: |month| month.write("", ""),
+            tells: &[("cloud", "127.0.0.1:1"), ("sealed", "sealed.lost")],
+            without: &[],
+        },
+        Trouble {
+            what: "the agent of a guest hangs",
+            make: |month| {
+                let file = month.path("qdelta.toml");
+                let text = fs::read_to_string(&file).unwrap();
+                let limited = text.replacen("rpo = ", "freeze_max = \"1s\"\nrpo = ", 1);
+                fs::write(file, limited).unwrap();
+                let image = month.night().image("d-log", "vda");
+                let running = Running::open(&image, "qcow2");
+                let channel = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' \
+                               state='connected'/></channel></devices>";
+                let xml = fs::read_to_string(month.night().definition("d-log")).unwrap();
+                let xml = xml.replace("</devices>", channel);
+                let pid = running.id();
+                let live = format!("<domstatus state='running' pid='{pid}'>{xml}</domstatus>");
+                fs::write(month.path("run/qemu/d-log.xml"), live).unwrap();
+                *month.live.borrow_mut() = Some(running);
+                fs::write(month.path("virsh/freeze-hangs"), "").unwrap();
+            },
+            mend: |month| {
+                fs::remove_file(month.path("run/qemu/d-log.xml")).unwrap();
+                *month.live.borrow_mut() = None;
+                fs::remove_file(month.path("virsh/freeze-hangs")).unwrap();
+            },
+            tells: &[("d-log", "backup failed")],
+            without: &["production backup d-log"],
+        },
+    ]
+}
+
+fn drill() -> Trouble {
+    Trouble {
+        what: "no drill can go so far",
+        make: |month| month.write("[jobs.production.drill]\nto = \"partitions\"\npick = 1", ""),
+        mend: |month| month.write("", ""),
+        tells: &[("production", "nothing on it is known here")],
+        without: &[],
+    }
+}
