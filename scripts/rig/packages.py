@@ -34,6 +34,8 @@ PROGRAMS = {
     "cpio": ["cpio"],
     "xz": ["xz-utils"],
 }
+# What a single scenario needs besides.
+PROGRAMS_OF = {"virtnbdbackup": {"virtnbdbackup": ["virtnbdbackup"]}}
 QEMU = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils"}
 
 
@@ -147,16 +149,19 @@ class Packages:
         with open(complete, "w", encoding="utf-8"):
             pass
 
-    def install_programs(self):
-        """Installs the programs of the rig that are missing; touches no other."""
-        wanted = {package for program, packages in PROGRAMS.items()
+    def install_programs(self, scenarios):
+        """Installs the programs of these scenarios that are missing; touches no other."""
+        programs = dict(PROGRAMS)
+        for name in scenarios:
+            programs.update(PROGRAMS_OF.get(name, {}))
+        wanted = {package for program, packages in programs.items()
                   if not shutil.which(program) for package in packages}
         if wanted:
             print(f"Installing {' '.join(sorted(wanted))}", flush=True)
             self.apt("install", *sorted(wanted))
         if not all(shutil.which(program) for program in QEMU):
             self._install_qemu()
-        missing = [program for program in [*PROGRAMS, *QEMU] if not shutil.which(program)]
+        missing = [program for program in [*programs, *QEMU] if not shutil.which(program)]
         if missing:
             raise Failure(f"still missing after installing: {' '.join(missing)}")
 

@@ -1,7 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
 from . import (anchors, backups, clones, drill, freeze, guest_lives, instant, kills, lives,
-               machine, overlays, rollback, selftest, several, states)
+               machine, overlays, peers, rollback, selftest, several, states)
 from .base import Rig
 
 SCENARIOS = {
@@ -31,4 +31,5 @@ SCENARIOS = {
 MEASUREMENTS = {
     "clones": clones.clones,
     "instant-boots": instant.instant_boots,
+    "virtnbdbackup": peers.virtnbdbackup,
 }
