@@ -1,6 +1,6 @@
 //! The page of `qdelta report`: one file of HTML, drawn from a [`FleetReport`] alone.
 //!
-//! Nothing in the page is fetched, and nothing in it runs. All text goes through [`Html::text`], which
+//! Nothing in the page is fetched, and nothing in it runs. All text goes through `Html::text`, which
 //! lets no name become markup.
 
 mod charts;
