@@ -154,3 +154,25 @@ fn two_repositories_say_what_each_one_has() {
         [".guests[].different[]", ".guests[].different[].point", ".guests[].different[].what"];
     compare("verify --against", &[&one.json(), &report], &rare);
 }
+
+/// Whoever was killed while replacing the manifest of a point left a staged one, and no pin could be set any more:
+/// "File exists".
+#[test]
+fn a_staged_manifest_of_a_point_that_has_one_is_in_nobodys_way() {
+    let mut scene = Scene::new();
+    let point = scene.night(&[]);
+    scene.copy(&[]);
+    let staged = |repo: &Repo| {
+        fs::write(repo.path.join(format!("web/points/.{point}.json.partial")), "half").unwrap();
+    };
+    let pin = format!("web@{point}");
+    staged(&scene.repo);
+    scene.repo.run(crate::harness::args!["pin", pin.as_str(), "--reason", "the audit"]).ok();
+    staged(&scene.other);
+    scene.copy(&[]);
+    flip(&archive(&scene.repo, &point));
+    staged(&scene.repo);
+    scene.repair(&[]).ok();
+    scene.assert_points(&scene.repo, &[&point]);
+    scene.assert_points(&scene.other, &[&point]);
+}

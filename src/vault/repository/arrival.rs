@@ -64,15 +64,20 @@ impl Repository {
             return Err(Error::new(ErrorKind::Usage, text));
         }
         let name = self.points_dir(lock.domain()).join(&Manifest::file_name(point));
-        let staged = match self.storage.stage(&name) {
+        let staged = self.stage_anew(&name)?;
+        Ok(Arrival { repository: self.clone(), lock, point, name, staged })
+    }
+
+    /// Stages a manifest of a domain that is locked, whether somebody was killed while staging the same or not.
+    pub(super) fn stage_anew(&self, name: &Name) -> Result<Box<dyn Staged>> {
+        match self.storage.stage(name) {
             // Nobody else writes while the domain is locked: whoever did was killed.
             Err(error) if error.kind() == ErrorKind::Exists => {
-                self.storage.discard(&name)?;
-                self.storage.stage(&name)?
+                self.storage.discard(name)?;
+                self.storage.stage(name)
             }
-            staged => staged?,
-        };
-        Ok(Arrival { repository: self.clone(), lock, point, name, staged })
+            staged => staged,
+        }
     }
 }
 
