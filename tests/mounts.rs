@@ -398,7 +398,7 @@ fn a_repository_that_hangs_gives_errors() {
     let repository = Repository::open(&place).unwrap();
     let folder = scene.lab.path("mnt");
     fs::create_dir(&folder).unwrap();
-    let patience = Duration::from_secs(2);
+    let patience = Duration::from_secs(5);
     let request = MountRequest { folder: folder.clone(), wanted: Vec::new(), patience };
     let mount = Mount::new(&repository, &request).unwrap();
     let disk = "web/vda".parse().unwrap();
@@ -418,6 +418,7 @@ fn a_repository_that_hangs_gives_errors() {
     assert!(said.iter().any(|text| text.contains("does not answer")), "{said:?}");
     server.signal(Signal::CONT);
     until("the bytes", || read().is_ok());
+    until("the other point", || File::open(&other).is_ok());
     assert_same(&scene.points[0].1, &other, "after the hang");
     drop(file);
     mount.end().unwrap();
