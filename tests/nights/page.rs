@@ -275,7 +275,7 @@ fn large() -> Value {
         standing.push(json!({
             "guest": name, "job": "production", "level": if late { "critical" } else { "ok" },
             "points": 91, "newest": "20261124T013009.118Z", "newest_at": format!("2026-11-{day}T01:30:09.118Z"),
-            "oldest_at": "2026-01-08T01:30:07Z", "frozen_ms": 41, "rpo": "26h",
+            "oldest_at": "2026-01-08T01:30:07Z", "safe_until": null, "frozen_ms": 41, "rpo": "26h",
             "proved_at": "2026-11-24T02:11:51Z", "never_proved": 1,
             "drilled_at": "2026-11-22T05:00:02.004Z", "drilled": if late { "failed" } else { "passed" },
             "recovery": 41.2, "rto": "15m", "copies": [],
