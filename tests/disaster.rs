@@ -173,6 +173,20 @@ fn a_lost_site_comes_back_with_the_commands_of_its_kit() {
     // No secret leaves the site with it.
     let secret = fs::read_to_string(site.lab.path("keys/vault.key")).unwrap();
     let secret = secret.lines().find(|line| line.starts_with("AGE-SECRET-KEY-")).unwrap();
+    // The page's links led to pages that no kit has, and nobody could tell whether a kit of years ago is still whole.
+    let page = site.document();
+    assert!(
+        page.contains("(drills.md in qdelta's documentation)") && !page.contains("]("),
+        "{page}"
+    );
+    let mut sums = tool("sha256sum", args!["--check", "--strict", "SHA256SUMS"]);
+    sums.current_dir(site.lab.path("kit"));
+    let checked = run(sums).ok().text();
+    for name in kit["files"].as_array().unwrap() {
+        let name = name.as_str().unwrap();
+        let is_told = checked.contains(&format!("{name}: OK\n"));
+        assert_eq!(is_told, name != "SHA256SUMS", "{name}: {checked}");
+    }
     for name in ["disaster-recovery.md", "kit.json", "qdelta.toml"] {
         assert!(
             !fs::read_to_string(site.lab.path("kit").join(name)).unwrap().contains(secret),
@@ -283,5 +297,5 @@ fn what_a_kit_can_not_say_is_told() {
     assert!(!site.document().contains("not all was right"));
     assert_eq!(fs::read_to_string(site.lab.path("kit/notes")).unwrap(), "mine");
     let names = fs::read_dir(site.lab.path("kit")).unwrap().count();
-    assert_eq!(names, 5, "nothing unfinished stays");
+    assert_eq!(names, 6, "nothing unfinished stays");
 }

@@ -1,5 +1,6 @@
 //! `qdelta run`: what is due is done.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -56,6 +57,15 @@ pub(super) fn with_host<T>(
     })
 }
 
+/// Whether what this program prints goes to the system's journal, which has each record already, with its fields.
+fn is_heard_by_journal() -> bool {
+    let Some(named) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let is_it = |path: &str| {
+        std::fs::metadata(path).is_ok_and(|it| named == *format!("{}:{}", it.dev(), it.ino()))
+    };
+    is_it("/proc/self/fd/2")
+}
+
 /// Does what is due, or what was named, and tells of each piece when it is done.
 pub fn run(args: &Run, context: &mut Context) -> Result<u8> {
     let cancel = signals::watch(&context.screen);
@@ -68,6 +78,12 @@ pub fn run(args: &Run, context: &mut Context) -> Result<u8> {
             let _ = tell(record, &context.screen, &mut out);
         };
         with_host(&args.file, context, |host| {
+            let is_heard = host.journald.is_some() && host.config.journal && is_heard_by_journal();
+            let told = |record: &Record| {
+                if !is_heard {
+                    told(record);
+                }
+            };
             let report = jobs::run(host, &args.jobs, &context.screen, &cancel, &told)?;
             Ok((report, host.config.zone()?))
         })

@@ -386,7 +386,10 @@ mod tests {
                 let whole = Whole { file, len: was as u64 };
                 // Somebody wrote to the file after it was looked at.
                 let expected = if was == len / 2 && was > 0 { was..=len } else { len..=len };
-                assert!(expected.contains(&whole.read_start(u64::MAX).unwrap().len()), "{was} {len}");
+                assert!(
+                    expected.contains(&whole.read_start(u64::MAX).unwrap().len()),
+                    "{was} {len}"
+                );
             }
         }
         // The system says of this one that it has no byte.
