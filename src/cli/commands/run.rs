@@ -144,9 +144,9 @@ fn summarize(report: &RunReport, zone: &TimeZone, context: &mut Context) -> Resu
         Some(next) => format!("next: {next}"),
         None => "no job has a schedule".to_owned(),
     };
-    let is_idle =
-        !report.records.iter().any(|record| record.act != Act::Run && record.end != End::Seen);
-    let what = match report.records.last().filter(|_| !is_idle) {
+    // What notifiers say comes after the end of the run, and is not what became of it.
+    let is_end = |it: &&Record| it.act == Act::Run && !matches!(it.end, End::Begun | End::Cut);
+    let what = match report.records.iter().rev().find(is_end) {
         None => "nothing is due".to_owned(),
         Some(last) => last.text.clone(),
     };

@@ -134,7 +134,8 @@ fn in_turn(
 
 /// Whether a record says that a guest may still be frozen.
 fn is_alarm(record: &Record) -> bool {
-    record.warnings.iter().any(|warning| warning.code == Code::Frozen)
+    // A backup that was made warns of a guest that it has thawed first.
+    record.end == End::Failed && record.warnings.iter().any(|it| it.code == Code::Frozen)
 }
 
 /// Fails if a job is called otherwise.
