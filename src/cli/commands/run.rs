@@ -1,12 +1,12 @@
 //! `qdelta run`: what is due is done.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::base::observer::Observer;
+use qdelta::disk::sys::FileId;
 use qdelta::flows::jobs::{self, Config, Host, RepositoryPlace};
 use qdelta::flows::report::{Act, End, Record, RunReport};
 use qdelta::guest::quiesce::Program;
@@ -60,10 +60,7 @@ pub(super) fn with_host<T>(
 /// Whether what this program prints goes to the system's journal, which has each record already, with its fields.
 fn is_heard_by_journal() -> bool {
     let Some(named) = std::env::var_os("JOURNAL_STREAM") else { return false };
-    let is_it = |path: &str| {
-        std::fs::metadata(path).is_ok_and(|it| named == *format!("{}:{}", it.dev(), it.ino()))
-    };
-    is_it("/proc/self/fd/2")
+    FileId::at(Path::new("/proc/self/fd/2")).is_ok_and(|it| named == *it.to_string())
 }
 
 /// Does what is due, or what was named, and tells of each piece when it is done.
