@@ -284,7 +284,7 @@ impl<'a> Run<'a> {
     fn open(&self, place: &RepositoryPlace) -> Result<Repository> {
         let repository = (self.host.open)(place)?;
         Ok(match self.host.config.limits.rate {
-            Some(rate) => repository.limited(rate),
+            Some(rate) => repository.limited(rate, self.cancel),
             None => repository,
         })
     }
