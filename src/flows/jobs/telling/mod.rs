@@ -25,7 +25,7 @@ use crate::flows::report::{
     OpenFinding, Record, RunHistory, StatusReport,
 };
 use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
-use told::{Listener, News, Told, Trouble, news};
+use told::{Doubt, Listener, News, Told, Trouble, news};
 use words::{Digest, Letter};
 
 pub(super) use words::Ended;
@@ -392,8 +392,7 @@ impl Teller<'_> {
                 continue;
             }
             let listener = self.told.notifiers.get(name).unwrap_or(&none);
-            let open =
-                (self.report.findings.as_slice(), &is_in_doubt as &dyn Fn(&OpenFinding) -> bool);
+            let open = (self.report.findings.as_slice(), &is_in_doubt as Doubt<'_>);
             let news = news((name, notifier), listener, open, occasion.now);
             let run = occasion.ended.filter(|_| is_first).and_then(|run| {
                 let has_failed = run.has_failed(|job| notifier.hears_of(job));
@@ -487,7 +486,7 @@ impl Teller<'_> {
         let everything = Notifier::default();
         let mut listener = self.told.notifiers.remove(JOURNAL).unwrap_or_default();
         let is_in_doubt = in_doubt(self.host.config, &self.report.findings);
-        let open = (self.report.findings.as_slice(), &is_in_doubt as &dyn Fn(&OpenFinding) -> bool);
+        let open = (self.report.findings.as_slice(), &is_in_doubt as Doubt<'_>);
         let news = news((JOURNAL, &everything), &listener, open, now);
         let open = news.opened.iter().chain(&news.again).map(|finding| (*finding, true));
         let ended = news.ended.iter().map(|finding| (finding, false));

@@ -88,12 +88,15 @@ pub(super) struct News<'a> {
     pub others: usize,
 }
 
+/// Whether nobody can say of a finding whether it goes on.
+pub(super) type Doubt<'a> = &'a dyn Fn(&OpenFinding) -> bool;
+
 /// What is new for a notifier, of everything that is open. A finding of which nobody can say now whether it goes on has
 /// not ended.
 pub(super) fn news<'a>(
     (name, notifier): (&str, &Notifier),
     listener: &Listener,
-    (open, is_in_doubt): (&'a [OpenFinding], &dyn Fn(&OpenFinding) -> bool),
+    (open, is_in_doubt): (&'a [OpenFinding], Doubt<'_>),
     now: Timestamp,
 ) -> News<'a> {
     let mut news = News::default();
