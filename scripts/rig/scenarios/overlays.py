@@ -108,13 +108,13 @@ def live_bitmaps(rig):
         rig.say(f"point {number}: {trackers}, frozen for {point.freeze_ms} ms; the guest stood still for "
                 f"{goes_on(guest, since):.0f} ms")
         guest.wait_for_records(50)
-    rng = rig.random()
-    for number in range(2 * rig.effort):
+    rng, count = rig.random(), {victim: 0 for victim in VICTIMS}
+    for number in range(max(2 * rig.effort, int(os.environ.get("QDELTA_KILLS", "0")))):
         victim = VICTIMS[(number + 1) % len(VICTIMS)]
         process = start_backup(rig, guest, chain, *command, *FREEZE_MAX)
         wait_for("the job", lambda: _job(guest) or process.poll() is not None, PATIENCE_SECONDS)
         time.sleep(rng.uniform(0, 1))
-        _kill(rig, guest, process, victim)
+        count[victim] += _kill(rig, guest, process, victim)
         process.communicate(timeout=PATIENCE_SECONDS)
         rig.libvirt.start()
         wait_for(f"libvirtd to know {guest.name}", lambda: guest.state() in ("running", "shut off"),
@@ -125,7 +125,9 @@ def live_bitmaps(rig):
         _expect_no_job(guest)
         rig.say(f"after {victim} was killed: {[disk['tracker'] for disk in point.result['disks']]}")
     guest.pause()
-    for point in chain.points:
+    rig.say(f"kills that met their victim: {count}")
+    points = rng.sample(chain.points, min(4 + 2 * rig.effort, len(chain.points)))
+    for point in points:
         rig.say(f"{point.time}: {point.consistency}, whole up to record {chain.check(point)}")
     rig.qdelta("verify", "--repo", chain.repo)
     for name in virsh("checkpoint-list", guest.name, "--name").stdout.split():
@@ -150,8 +152,10 @@ def _expect_no_job(guest):
 
 
 def _guest(rig, name, command="external-snapshot"):
-    """A guest with a qcow2 and a raw disk on ext4, in files with spaces and commas in their names."""
-    folder = os.path.join(rig.filesystem("ext4").mount, "images, of guests")
+    """A guest with a qcow2 and a raw disk, in files with spaces and commas in their names; on ext4, or on what
+    QDELTA_FILESYSTEM names."""
+    kind = os.environ.get("QDELTA_FILESYSTEM", "ext4")
+    folder = os.path.join(rig.filesystem(kind).mount, "images, of guests")
     os.makedirs(folder)
     disks = [Disk(os.path.join(folder, "the system's.qcow2")).make(),
              Disk(os.path.join(folder, "data & more.img"), form="raw").make()]
