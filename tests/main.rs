@@ -45,6 +45,7 @@ mod output;
 mod packages;
 mod pages;
 mod pipes;
+mod pools;
 mod power_cut;
 mod prune_faults;
 mod prune_lives;
