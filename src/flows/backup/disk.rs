@@ -19,6 +19,7 @@ use crate::base::random;
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{Format, Image};
+use crate::disk::sys::device_id;
 use crate::flows::anchors::{self, Tag};
 use crate::flows::capture::{Captured, NO_ANCHOR, NO_MORE_TRIES};
 use crate::flows::report::BackupReport;
@@ -436,6 +437,7 @@ fn image_record(source: &Captured) -> Result<ImageRecord> {
             format: layer.format,
             virtual_size: layer.virtual_size,
             fingerprint,
+            device: device_id(&layer.path),
         })
         .collect();
     // What is read in the place of a file by a server is the disk in the file.
