@@ -12,8 +12,9 @@ from ..guest import Disk
 from ..libvirt import virsh
 from ..points import Chain
 from ..run import Failure, run
-from .overlays import COMMANDS
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+COMMANDS = os.path.join(HERE, "..", "..", "snapshot-commands")
 ROUNDS = 3
 CHANGE_MIB = 32
 # Half of it can't be compressed, half is text.
@@ -41,7 +42,7 @@ def virtnbdbackup(rig):
                                 f"count={CHANGE_MIB} 2>/dev/null; sync")
                 figures.setdefault((kind, peer), []).append(_measured(guest, act(kind)))
             # virtnbdbackup works for no guest that has a checkpoint of others.
-            _forget_checkpoints(guest)
+            forget_checkpoints(guest)
             if peer != "qdelta":
                 shutil.rmtree(_folder(mount, peer.split()[1:]))
     for kind in ("full", "incremental", "restore"):
@@ -121,7 +122,8 @@ def _mib(folder):
                for parent, _, names in os.walk(folder) for name in names) / (1 << 20)
 
 
-def _forget_checkpoints(guest):
+def forget_checkpoints(guest):
+    """libvirt does not undefine a guest that has any."""
     for name in reversed(virsh("checkpoint-list", guest.name, "--name", "--topological").stdout.split()):
         virsh("checkpoint-delete", guest.name, name)
 
