@@ -286,6 +286,37 @@ fn what_a_killed_run_took_the_next_one_takes_over() {
     }
 }
 
+/// A roll back that was killed when the disk was the old one already gave nothing back, and the next one
+/// found nothing to do: the image kept the room of two disks for good.
+#[test]
+fn what_was_killed_behind_the_switch_is_given_back_by_the_next_run() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    let path = lab.path("disk.qcow2");
+    create(&path, "", 32 * MIB);
+    guest_io(&path, "qcow2", &["write -q -P 1 0 8M".to_owned()]);
+    let old = point_of(&repo.backup(&path, "vm/disk", &[]));
+    let usual = disk_usage(&path);
+    let words = args!["restore", format!("vm/disk@{old}"), path.as_path(), "--in-place"];
+    let words = repo.args([words, args!["--no-point", "--io", "threads"]].concat());
+    let mut killed = 0;
+    for when in 1.. {
+        guest_io(&path, "qcow2", &["write -q -P 2 0 8M".to_owned()]);
+        let injection = Injection { call: "fallocate".to_owned(), when, fault: Fault::Kill };
+        if run_with(&injection, words.clone()).code() == Some(0) {
+            break;
+        }
+        killed += 1;
+        assert!(disk_usage(&path) > usual + 4 * MIB, "it was killed before it had written");
+        guest_io(&path, "qcow2", &["read -q -P 1 0 8M".to_owned()]);
+        roll_back(&repo, &old, &path, &["--no-point"]).ok();
+        run(tool("sync", args!["-f", path.as_path()])).ok();
+        let now = disk_usage(&path);
+        assert!(now <= usual + MIB, "{when}: {now}, and {usual} usually");
+    }
+    assert!(killed > 0, "no call gives back room");
+}
+
 /// A limit on the size of files was met in the middle.
 #[test]
 fn a_limit_on_the_size_of_files_is_found_first() {

@@ -25,4 +25,4 @@ pub use bitmap::NewBitmap;
 pub use change::prove;
 pub use file::{ImageFile, open_to_change};
 pub use reclaim::reclaim;
-pub use rewrite::{Rewrite, Spare, check_rewrite, rewrite};
+pub use rewrite::{Rewrite, Spare, check_rewrite, give_back_room, rewrite};

@@ -44,8 +44,6 @@ pub(super) struct Refcounts<'a> {
     /// Clusters that were free before and that the change has written to. The change may get
     /// further clusters, and fail before it has written to them.
     pub(super) written: RoaringTreemap,
-    /// Clusters that lost their last reference in the change.
-    pub(super) freed: RoaringTreemap,
     /// No cluster before this one is looked at for the change.
     next_free: u64,
 }
@@ -87,7 +85,6 @@ impl<'a> Refcounts<'a> {
             cache: HashMap::new(),
             taken: RoaringTreemap::new(),
             written: RoaringTreemap::new(),
-            freed: RoaringTreemap::new(),
             next_free: 1,
         })
     }
@@ -366,9 +363,6 @@ impl<'a> Refcounts<'a> {
         cached.changed = true;
         if after == 0 {
             self.taken.insert(number);
-            self.freed.insert(number);
-        } else if before == 0 {
-            self.freed.remove(number);
         }
         Ok(())
     }

@@ -61,12 +61,37 @@ pub fn rewrite<T>(
         rewrite.finish()?;
         Ok((Linked::default(), value))
     };
-    // The old disk is as long as the new one: what it took of the filesystem's room, others may need.
-    change_and(image, build, |change| {
-        let (cluster, end) = (change.format.cluster, change.counts.end()?);
-        image.cut(end << cluster.bits())?;
-        image.give_back(&change.counts.freed, cluster)
-    })
+    change_and(image, build, give_back)
+}
+
+/// Gives the filesystem back what a change that was killed has left in the file, before or after the disk
+/// became the new one. What fails does not matter to the image, and is logged alone.
+///
+/// # Errors
+/// The image is damaged, or marked as corrupt.
+pub fn give_back_room(image: &ImageFile) -> Result<()> {
+    give_back(&mut Change::begin(image)?)
+        .unwrap_or_else(|error| tracing::debug!("giving back room: {}", error.chain()));
+    Ok(())
+}
+
+/// Lets all clusters that are free be holes of the file, and the file end behind the last one in use. The
+/// old disk is as long as the new one: what it took of the filesystem's room, others may need.
+fn give_back(change: &mut Change<'_>) -> Result<()> {
+    let (file, cluster, end) = (change.file, change.format.cluster, change.counts.end()?);
+    file.cut(end << cluster.bits())?;
+    file.give_back(&free_clusters(change, end)?, cluster)
+}
+
+/// The clusters before `end` that are free.
+fn free_clusters(change: &mut Change<'_>, end: u64) -> Result<RoaringTreemap> {
+    let mut free = RoaringTreemap::new();
+    for number in 0..end {
+        if change.counts.count(number)? == 0 {
+            free.insert(number);
+        }
+    }
+    Ok(free)
 }
 
 /// The room that a rewrite finds in an image.
@@ -130,12 +155,7 @@ pub fn check_rewrite(image: &ImageFile) -> Result<Spare> {
     let bitmaps = bitmap::list(image)?;
     let cluster = change.format.cluster;
     let file_clusters = change.file_len / cluster.bytes();
-    let mut free = RoaringTreemap::new();
-    for number in 0..file_clusters {
-        if change.counts.count(number)? == 0 {
-            free.insert(number);
-        }
-    }
+    let free = free_clusters(&mut change, file_clusters)?;
     let header = change.header();
     let l1 = cluster.count(u64::from(header.l1.entries) * L1_ENTRY_SIZE);
     let refcounts = u64::from(header.refcount_table_clusters) + 1;

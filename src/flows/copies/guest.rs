@@ -111,6 +111,7 @@ impl Guest<'_> {
         if let Some(newest) = to.catalog().newest_of(self.domain) {
             to.saw(self.domain, newest);
         }
+        to.keep_safe(self.domain, observer);
         done.and(renewed)
     }
 

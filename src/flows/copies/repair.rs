@@ -142,6 +142,7 @@ fn guest(
         let is_known = report.failed.is_empty();
         let is_tidy = is_known && tidy(here, &lock)?.is_some();
         report.waiting = !is_tidy && !report.mended.is_empty();
+        here.keep_safe(domain, observer);
     }
     Ok(())
 }

@@ -115,7 +115,8 @@ impl Rewriting<'_> {
             Held::Qcow2(file) if !wanted.differing.is_empty() => {
                 self.qcow2(file, &wanted.blocks)?
             }
-            Held::Qcow2(_) => {}
+            // A run that was killed when all was written has given nothing back.
+            Held::Qcow2(file) => edit::give_back_room(file)?,
             // Also if nothing differs: what a killed run has written may not be on the disk yet.
             Held::Raw { store, .. } => self.raw(store, wanted)?,
         }
