@@ -1,7 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import (anchors, backups, clones, drill, freeze, guest_lives, instant, kills, lives,
-               machine, overlays, peers, pools, rollback, selftest, several, states)
+from . import (anchors, backups, clones, drill, fallbacks, freeze, guest_lives, instant, kills, lives,
+               machine, overlays, peers, rollback, selftest, several, states)
 from .base import Rig
 
 SCENARIOS = {
@@ -17,9 +17,8 @@ SCENARIOS = {
     "overlay-kills": overlays.overlay_kills,
     "live-bitmaps": overlays.live_bitmaps,
     "reads": overlays.reads,
-    "pools": pools.pools,
-    "fallbacks": pools.fallbacks,
-    "stops": pools.stops,
+    "fallbacks": fallbacks.fallbacks,
+    "stops": fallbacks.stops,
     "machine": machine.machine,
     "instant": instant.instant,
     "pulled-home": instant.pulled_home,

@@ -1,12 +1,10 @@
 //! What the kernel is asked for directly. The `unsafe` code of the project is in `uring` and in
 //! `kernel`, and nowhere else.
 
-mod device_id;
 mod file_id;
 pub(crate) mod kernel;
 pub(crate) mod patience;
 
-pub(crate) use device_id::device_id;
 pub(crate) use file_id::Stamp;
 pub use file_id::{FileId, Seen, look_in};
 pub(crate) use kernel::inherited_descriptors;

@@ -12,9 +12,9 @@ use super::together::Ready;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::device_id;
 use crate::disk::files::paths::{absolute, is_same_place, is_uri};
 use crate::disk::image::{self, Format, OpenOptions, files_below};
-use crate::disk::sys::device_id;
 use crate::flows::capture::Captured;
 use crate::guest::libvirt::Domain;
 use crate::vault::point::Base;
@@ -341,7 +341,9 @@ mod tests {
             fingerprint: None,
             device: Some("dm:LVM-1".to_owned()),
         };
-        let is_of = |id: Option<&str>, layer| is_device_of(id.map(str::to_owned), Some(layer));
+        let is_of = |id: Option<&str>, layer: &LayerRecord| {
+            is_device_of(id.map(str::to_owned), Some(layer))
+        };
         assert_eq!(is_of(Some("dm:LVM-1"), &layer), Some(true));
         assert_eq!(is_of(Some("dm:LVM-2"), &layer), Some(false));
         assert_eq!(is_of(None, &layer), None);

@@ -7,10 +7,12 @@ use std::path::Path;
 
 use rustix::fs::{major, minor};
 
+use crate::disk::io::Opener;
+
 /// Where the kernel tells of block devices by their numbers.
 const KNOWN: &str = "/sys/dev/block";
 /// The longest id that is believed, in bytes: NVMe's are some hundred.
-const ID_LEN_MAX: usize = 512;
+const ID_LEN_MAX: u64 = 512;
 
 /// The lasting id of the block device at `path`: of a logical volume, a path of multipath and whatever else device
 /// mapper makes, its UUID; of a disk its world wide id; of a partition that of its disk with its number. Nothing of a
@@ -24,9 +26,9 @@ pub(crate) fn device_id(path: &Path) -> Option<String> {
 /// The id of the device that this folder of the kernel's tells of.
 fn id_in(folder: &Path) -> Option<String> {
     let word = |folder: &Path, name: &str| {
-        let text = fs::read_to_string(folder.join(name)).ok()?;
+        let text = Opener::READ.read_text(&folder.join(name), ID_LEN_MAX).ok()?;
         let text = text.trim();
-        (!text.is_empty() && text.len() <= ID_LEN_MAX).then(|| text.to_owned())
+        (!text.is_empty()).then(|| text.to_owned())
     };
     if let Some(uuid) = word(folder, "dm/uuid") {
         return Some(format!("dm:{uuid}"));

@@ -1,15 +1,12 @@
-"""Guests whose disks are volumes of storage pools, guests that can't be frozen, and backups that are stopped."""
+"""Guests that can't be frozen, and backups that are stopped."""
 
 import os
 import signal
 import subprocess
 import time
-import xml.etree.ElementTree as ElementTree
 
-from ..check import check_point
-from ..guest import Disk
 from ..libvirt import virsh
-from ..points import FREEZE_MAX, Chain, domain_xml
+from ..points import FREEZE_MAX, Chain
 from ..run import PATIENCE_SECONDS, Failure, wait_for
 from .kills import start_backup
 from .overlays import OVERLAY
@@ -28,58 +25,6 @@ consistency = "quiesced-or-crash"
 snapshot_command = "{command}"
 freeze_max = "60s"
 """
-
-
-def pools(rig):
-    """A guest whose disks are volumes of a pool: backed up by both commands of libvirt, restored into another pool."""
-    mount = rig.filesystem("ext4").mount
-    folders = {name: os.path.join(mount, name) for name in ("first", "second")}
-    for name, folder in folders.items():
-        os.makedirs(folder)
-        virsh("pool-define-as", name, "dir", "--target", folder)
-        virsh("pool-start", name)
-    disks = [Disk(os.path.join(folders["first"], "system.qcow2")).make(),
-             Disk(os.path.join(folders["first"], "data.img"), form="raw").make()]
-    virsh("pool-refresh", "first")
-    guest = rig.guest("in a pool", disks, start=False)
-    for disk in disks:
-        guest.xml = guest.xml.replace(f'<source file="{disk.path}"/>',
-                                      f'<source pool="first" volume="{os.path.basename(disk.path)}"/>')
-    guest.xml = guest.xml.replace("<disk type='file'", "<disk type='volume'")
-    guest.define().start()
-    chain = Chain(rig, guest)
-    guest.wait_for_records(50)
-    for command in ("external-snapshot", "external-snapshot", "qemu-bitmap", "qemu-bitmap"):
-        program = os.path.realpath(os.path.join(COMMANDS, command))
-        point = chain.backup("--snapshot-command", program)
-        text = virsh("dumpxml", guest.name).stdout + virsh("dumpxml", guest.name, "--inactive").stdout
-        left = set(os.listdir(folders["first"])) - {"system.qcow2", "data.img"}
-        if ".qdelta-" in text or left:
-            raise Failure(f"{command} left {left}:\n{text}")
-        rig.say(f"{command}: {[disk['tracker'] for disk in point.result['disks']]}, whole up to record "
-                f"{chain.check(point)}")
-        guest.wait_for_records(20)
-    guest.pause()
-    to = os.path.join(rig.folder, "to")
-    report = rig.qdelta_json("restore", "--domain", guest.name, "--repo", chain.repo, "--to", to,
-                             "--to-pool", "second", "--rename", "second", "--at", point.time)
-    if report["commands"][0] != "virsh pool-refresh second":
-        raise Failure(f"the pool is not refreshed: {report['commands']}")
-    virsh("pool-refresh", "second")
-    volumes = virsh("vol-list", "second").stdout
-    restored = [Disk(disk.find("source").get("file"), disk.find("driver").get("type"))
-                for disk in ElementTree.parse(domain_xml(to)).iterfind("devices/disk")]
-    for disk in restored:
-        if os.path.dirname(disk.path) != folders["second"] or os.path.basename(disk.path) not in volumes:
-            raise Failure(f"{disk.path} is no volume of the pool:\n{volumes}")
-    newest = check_point([(disk.path, disk.format) for disk in restored], rig.scratch, point.acknowledged,
-                         point.consistency, point.begun)
-    chain.boot("second", to, restored, newest, point)
-    rig.say(f"restored into another pool and booted, from record {newest} on")
-    forget_checkpoints(guest)
-    for name in folders:
-        virsh("pool-destroy", name)
-        virsh("pool-undefine", name)
 
 
 def fallbacks(rig):
