@@ -2,6 +2,7 @@
 //! point is: named, never passed over.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::encrypted::{files, keygen};
@@ -263,4 +264,26 @@ fn an_unproved_key_is_warned_of_in_json() {
     let words = args!["points", "--json", "--state", state.as_path()];
     let list = repo.with_key(&admin).run(words).ok().json();
     assert_eq!(list["warnings"][0]["code"], "unproved", "{list}");
+}
+
+/// A key that everybody on the host could read was used without a word.
+#[test]
+fn a_key_that_everybody_can_read_is_warned_of() {
+    let lab = Lab::new();
+    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    let codes = |repo: &Repo| {
+        let list = repo.run(args!["points", "--json"]).ok().json();
+        list["warnings"].as_array().unwrap().iter().map(|it| it["code"].to_string()).collect()
+    };
+    let said: Vec<String> = codes(&repo);
+    assert!(said.is_empty(), "{said:?}");
+    let open = lab.path("open.key");
+    fs::copy(repo.key.as_ref().unwrap(), &open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    let said: Vec<String> = codes(&repo.with_key(&open));
+    assert_eq!(said, ["\"exposed-key\""]);
+    // A group that the admin has made for it may.
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o640)).unwrap();
+    let said: Vec<String> = codes(&repo.with_key(&open));
+    assert!(said.is_empty(), "{said:?}");
 }

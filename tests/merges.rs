@@ -299,7 +299,7 @@ fn a_merge_survives_every_fault() {
     let lab = Lab::new();
     let kept = Repo::init(lab.path("kept"));
     let (_, points) = nights(&lab, &kept, "raw", &["--format", "raw"], 4);
-    let repo = Repo::at(lab.path("repo")).without_ring();
+    let repo = kept.copy_at(lab.path("repo")).without_ring();
     let range = range(&points[1], &points[2]);
     let arguments = repo.args(args!["merge", range.as_str(), "--io", "threads", "--threads", "1"]);
     copy_tree(&kept.path, &repo.path);
