@@ -179,6 +179,10 @@ fn merged_archives_replay() {
     let (_, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 5);
     repo.run(args!["merge", range(&points[0], &points[1])]).ok();
     repo.run(args!["merge", range(&points[2], &points[3])]).ok();
+    if repo.key.is_some() {
+        // age has to open them first.
+        return;
+    }
     let files =
         tree(&repo.path).into_iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta"));
     let output = lab.path("replayed.raw");
