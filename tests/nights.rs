@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::cli::json::compare;
 use crate::harness::files::Mount;
 use crate::harness::images::{create, guest_io};
-use crate::harness::run::{binary, describe, finish, script, start};
+use crate::harness::run::{binary, describe, faketime, finish, script, start};
 use crate::harness::virsh::{Virsh, wait_until};
 use crate::harness::{Lab, Outcome, args, run};
 
@@ -125,16 +125,10 @@ impl Night {
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .env("PATH", format!("{}:{path}", self.lab.path("bin").display()))
-            .env("TZ", "UTC")
-            .env("LD_PRELOAD", faketime())
-            .env("FAKETIME", format!("@{time}"))
-            // Times of files are those of the machine, and so is the time that waits take.
-            .env("NO_FAKE_STAT", "1")
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env("DONT_FAKE_MONOTONIC", "1")
             .env("STATE_DIRECTORY", self.lab.path("state"))
             .env("QDELTA_CONFIG", self.lab.path("qdelta.toml"))
             .env_remove("QDELTA_REPO");
+        faketime(&mut command, &format!("@{time}"));
         command
     }
 
@@ -231,15 +225,6 @@ fn records_in(report: &Value) -> Vec<Record> {
 fn ends(records: &[Record], name: &str) -> Vec<String> {
     let named = records.iter().filter(|record| record.name == name);
     named.map(|record| record.end.clone()).collect()
-}
-
-/// The library that gives a program another time. Its own program would stand between a test and a run
-/// that is to get a signal.
-fn faketime() -> PathBuf {
-    let folders = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
-    let places = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
-    let found = places.into_iter().find(|place| place.exists());
-    found.expect("the package faketime is needed: scripts/test installs it")
 }
 
 const WEB: &str = "production backup web";

@@ -10,7 +10,7 @@ use qdelta::flows::merge::MergeOptions;
 use qdelta::flows::prune::{self, PruneRequest};
 use qdelta::flows::retain::{self, Clock, Policy};
 use qdelta::vault::repository::{Count, DomainName, Keep, Marks, Pin};
-use qdelta::{Cancel, PointId, Repository};
+use qdelta::{Cancel, PointId, Repository, Silent};
 use serde_json::Value;
 
 use crate::harness::content::{Guest, Random};
@@ -156,7 +156,7 @@ impl Observer for Undelete {
     fn event(&self, event: &Event<'_>) {
         if let Event::Begin { phase: "merge", disk: Some("first/disk"), .. } = event {
             let lock = self.repository.lock(&self.domain).unwrap();
-            retain::undelete(&self.repository, &lock, self.point).unwrap();
+            retain::undelete(&self.repository, &lock, self.point, &Silent).unwrap();
         }
     }
 }

@@ -76,6 +76,8 @@ pub enum Code {
     DamagedArchive,
     /// The store could not be told to lock files for longer.
     NotLocked,
+    /// Files are to be locked for another time than this host has seen.
+    OtherLock,
     /// This host could not note what it learnt: it will learn the same again.
     NotNoted,
     /// What will be written may not fit: by a backup the repository, by a guest its folder.

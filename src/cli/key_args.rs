@@ -31,7 +31,7 @@ pub struct Init {
     /// Have the object store lock every file for so long after it was written, and for as long as its
     /// points are kept: nobody can remove it earlier, whatever key he has. 30d, or bucket for what the
     /// bucket does by itself; docs/object-lock.md says what that costs
-    #[arg(long, value_name = "TIME", value_parser = values::lock_for, conflicts_with = "repair")]
+    #[arg(long, value_name = "TIME", value_parser = values::lock_for)]
     pub lock: Option<LockFor>,
 
     /// How to encrypt it.

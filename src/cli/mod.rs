@@ -161,9 +161,7 @@ impl Context {
         state: Option<&Path>,
         warn: &dyn Fn(Warning),
     ) -> Result<Repository> {
-        if let Some(warning) = repository.recognize(state)? {
-            warn(warning);
-        }
+        repository.recognize(state)?.into_iter().for_each(warn);
         Ok(match state {
             Some(folder) => repository.with_state(folder),
             None => repository,

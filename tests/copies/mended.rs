@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{Scene, hows};
+use super::{Scene, hows, with_other};
 use crate::cli::json::compare;
 use crate::harness::files::{copy_tree, tree};
 use crate::harness::repo::Repo;
@@ -175,4 +175,50 @@ fn a_staged_manifest_of_a_point_that_has_one_is_in_nobodys_way() {
     scene.repair(&[]).ok();
     scene.assert_points(&scene.repo, &[&point]);
     scene.assert_points(&scene.other, &[&point]);
+}
+
+/// A point whose manifest was lost or damaged got that of another guest's point of the same id, though its own
+/// archive lay there, or a later one built on it: restores showed the other guest's disk, and the next backup
+/// removed the sound archive.
+#[test]
+fn no_other_content_comes_under_a_lost_manifest() {
+    let (mut scene, mut stranger) = (Scene::new(), Scene::stranger());
+    for hour in ["10", "11"] {
+        let time = format!("2026-11-01 {hour}:00:00");
+        assert_eq!(scene.night_at(&time), stranger.night_at(&time));
+    }
+    scene.night(&[]);
+    let points: Vec<String> = scene.ids().into_iter().map(str::to_owned).collect();
+    std::mem::swap(&mut scene.other, &mut stranger.repo);
+    let kept = scene.lab.path("kept");
+    copy_tree(&scene.repo.path, &kept);
+    type Break = fn(&Repo, &str);
+    let breaks: [Break; 3] = [
+        |repo, point| fs::remove_file(manifest(repo, point)).unwrap(),
+        |repo, point| flip(&manifest(repo, point)),
+        // What it was is told by the next point alone.
+        |repo, point| {
+            flip(&manifest(repo, point));
+            fs::remove_file(archive(repo, point)).unwrap();
+        },
+    ];
+    for (damage, status) in breaks.into_iter().zip([7, 7, 12]) {
+        for point in &points[..2] {
+            copy_tree(&kept, &scene.repo.path);
+            damage(&scene.repo, point);
+            let before = fs::read(manifest(&scene.repo, point)).ok();
+            for options in [&["--dry-run"][..], &[]] {
+                let outcome = scene.repair(options);
+                let report = outcome.json();
+                outcome.fails_with(status);
+                let said = report["guests"][0]["failed"][0]["error"]["text"].as_str().unwrap();
+                assert!(said.contains("shows another disk"), "{report}");
+            }
+            assert_eq!(fs::read(manifest(&scene.repo, point)).ok(), before);
+            // And the same by a copy of the other one.
+            let copied = scene.other.run(with_other("copy", "--to", &scene.repo, &[]));
+            assert_ne!(copied.code(), Some(0), "{}", copied.report());
+            assert_eq!(fs::read(manifest(&scene.repo, point)).ok(), before);
+        }
+    }
 }

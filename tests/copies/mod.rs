@@ -5,7 +5,7 @@ mod kills;
 mod lives;
 mod mended;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -13,7 +13,8 @@ use crate::cli::json::compare;
 use crate::harness::content::Guest;
 use crate::harness::images::{create, guest_io, oracle};
 use crate::harness::repo::{Repo, point_of};
-use crate::harness::{Lab, Outcome, args, store};
+use crate::harness::run::faketime;
+use crate::harness::{Lab, Outcome, args, qdelta, run, store};
 
 const MIB: u64 = 1 << 20;
 
@@ -43,12 +44,33 @@ impl Scene {
         Self { lab, repo, other, image, guest, points: Vec::new() }
     }
 
+    /// Another guest of the same name, in another pair of repositories.
+    fn stranger() -> Self {
+        let mut scene = Self::new();
+        scene.guest = Guest::new(scene.lab.dir(), 10);
+        scene
+    }
+
     /// The guest writes, and a point is made.
     fn night(&mut self, options: &[&str]) -> String {
+        self.night_by(|repo, image| repo.backup(image, "web/vda", options))
+    }
+
+    /// The same at a time, which is the point's id.
+    fn night_at(&mut self, time: &str) -> String {
+        self.night_by(|repo, image| {
+            let words = args!["backup", image, "--disk", "web/vda", "--json", "--io", "threads"];
+            let mut command = qdelta(repo.args(words));
+            faketime(&mut command, time);
+            run(command).ok().json()
+        })
+    }
+
+    fn night_by(&mut self, back_up: impl FnOnce(&Repo, &Path) -> Value) -> String {
         guest_io(&self.image, "qcow2", &self.guest.fill(3 * MIB, 3));
         let now = self.lab.path(format!("{}.raw", self.points.len()));
         oracle(args!["-f", "qcow2", self.image.as_path()], &now);
-        let point = point_of(&self.repo.backup(&self.image, "web/vda", options));
+        let point = point_of(&back_up(&self.repo, &self.image));
         self.points.push((point.clone(), now));
         point
     }

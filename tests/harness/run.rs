@@ -94,6 +94,19 @@ pub fn qdelta(arguments: Vec<OsString>) -> Command {
     command
 }
 
+/// Gives a program another time, in UTC: it stands still, or runs from there with an `@` before it. The program
+/// `faketime` itself would stand between a test and whoever is to get a signal.
+pub fn faketime(command: &mut Command, time: &str) {
+    let folders = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    let mut places = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
+    let library = places.find(|place| place.exists());
+    let library = library.expect("the package faketime is needed: scripts/test installs it");
+    command.env("TZ", "UTC").env("LD_PRELOAD", library).env("FAKETIME", time);
+    // Times of files are those of the machine, and so is the time that waits take.
+    command.env("NO_FAKE_STAT", "1");
+    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+}
+
 /// Where the program keeps the state of this host: each repository has a folder in it.
 pub fn state() -> &'static Path {
     Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/state"))

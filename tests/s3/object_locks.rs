@@ -13,14 +13,14 @@ use crate::harness::{Lab, args, qdelta, run};
 const MIB: u64 = 1 << 20;
 
 /// A repository in the bucket that locks, for so long.
-fn locked(lock: &str) -> Repo {
+pub(super) fn locked(lock: &str) -> Repo {
     let path = locked_place();
     run(qdelta(args!["init", path.as_path(), "--lock", lock])).ok();
     Repo::at(path).without_ring()
 }
 
 /// Where a repository is in the bucket.
-fn prefix(repo: &Repo) -> String {
+pub(super) fn prefix(repo: &Repo) -> String {
     repo.path.to_str().unwrap().split(['?', '/']).nth(3).unwrap().to_owned()
 }
 

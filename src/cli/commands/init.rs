@@ -29,14 +29,18 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
     let (mut repository, repair) = match args.repair {
         true => {
             let key = keys::given(&context.global)?;
-            let (repository, repair) = Repository::repair_with(dir, key.as_ref())?;
+            let (repository, repair) = Repository::repair_with(dir, key.as_ref(), settings.lock)?;
             (repository, Some(repair))
         }
         false if args.encryption.encrypt => (encrypted(dir, &settings, &args.encryption)?, None),
         false => (Repository::init_with(dir, &settings)?, None),
     };
     // This host knows it from now on.
-    repository.recognize(state::folder(context.global.state.as_deref()).as_deref())?;
+    for warning in
+        repository.recognize(state::folder(context.global.state.as_deref()).as_deref())?
+    {
+        context.warn(warning);
+    }
     if repair.is_none() {
         context.out.was_done(format!("the repository {} was made", dir.display()));
     }
@@ -118,7 +122,6 @@ fn lies_in(file: &Path, folder: &Path) -> bool {
 fn lock_period(dir: &Path, how: LockFor) -> Result<Period> {
     let none = |text: String| Err(Error::new(ErrorKind::Usage, text));
     match how {
-        LockFor::Period(period) if period.is_none() => none("a lock of no time is none".to_owned()),
         LockFor::Period(period) => Ok(period),
         LockFor::Bucket if !S3::is_address(dir) => {
             none(format!("{} is no bucket, and locks nothing by itself", dir.display()))

@@ -91,7 +91,7 @@ pub fn undelete(args: &Undelete, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let (domain, point) = find(&repository.catalog(), &args.point)?;
     let lock = repository.lock(&domain)?;
-    let marks = retain::undelete(&repository, &lock, point)?;
+    let marks = retain::undelete(&repository, &lock, point, &context.screen)?;
     let report = MarkReport::new(&domain, point, marks);
     show(&report, format!("{domain}: {point} is back"), context)
 }

@@ -12,5 +12,5 @@ mod zeroes;
 
 pub(crate) use allocation::Allocation;
 pub(crate) use place::{check_new_file, make_private_folder, open_device};
-pub(crate) use rename::rename_new;
+pub(crate) use rename::{Durability, rename_new, replace_file};
 pub(crate) use zeroes::{Zeroes, punch};

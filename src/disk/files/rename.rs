@@ -1,10 +1,14 @@
 //! Giving a file its final name.
 
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
+
+use super::place::make_private_folder;
+use crate::disk::io::Opener;
 
 /// Renames to a name that nothing has; what is there is never replaced.
 ///
@@ -36,6 +40,48 @@ fn rename_after_look(from: &Path, to: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::rename(from, to),
         Err(error) => Err(error),
     }
+}
+
+/// What becomes of a file that was replaced if the power fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// It may be the new one, the old one or torn: whoever reads it does not depend on it.
+    None,
+    /// It is the new one or the old one.
+    Synced,
+}
+
+/// Writes a file under another name, and gives it its own when it is whole: nobody reads half of it, and an older
+/// one stays until then. The folder is made if it is missing, private to its owner.
+///
+/// # Errors
+/// It can't be written; the older one is as it was.
+pub(crate) fn replace_file(
+    path: &Path,
+    mode: u32,
+    durability: Durability,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let partial = folder.join(format!(".{name}.partial"));
+    let put = || -> io::Result<()> {
+        make_private_folder(folder)?;
+        // Of somebody who was killed.
+        match fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = Opener::CHANGE.create(mode).open(&partial)?;
+        write(&mut file)?;
+        if durability == Durability::Synced {
+            file.sync_all()?;
+        }
+        fs::rename(&partial, path)
+    };
+    put().inspect_err(|_| {
+        let _ = fs::remove_file(&partial);
+    })
 }
 
 #[cfg(test)]

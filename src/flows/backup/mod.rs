@@ -35,8 +35,8 @@ use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
 use crate::vault::repository::{
-    Anchor, AnchorKind, Catalog, DiskId, DiskSpec, DomainLock, DomainName, MachineRecord, Manifest,
-    Pending, PointId, Repository,
+    Anchor, AnchorKind, Catalog, DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending,
+    PointId, Repository,
 };
 use disk::Rest;
 use together::{Ready, Together};
@@ -249,7 +249,7 @@ fn commit(
     match Pending::commit_all(archives, &manifest) {
         Ok(()) => {
             repository.saw(&manifest.domain, point);
-            keep_safe(repository, &manifest.domain, recorder);
+            repository.keep_safe(&manifest.domain, recorder);
         }
         Err(error) => {
             rest.into_iter().for_each(Rest::discard);
@@ -262,15 +262,6 @@ fn commit(
         BackupReport { warnings, ..report }
     });
     Ok(settled.collect())
-}
-
-/// Locks anew what the points of a guest need, where the store locks. The new point is locked already.
-fn keep_safe(repository: &Repository, domain: &DomainName, observer: &dyn Observer) {
-    if let Err(error) = repository.keep_safe(domain) {
-        let warning = Warning::failed(Code::NotLocked, &error)
-            .within("earlier points could not be locked for longer; their locks end as they were");
-        observer.warn(warning);
-    }
 }
 
 /// Makes a full of a new point if that was asked for, by merging. The point stands already: what fails

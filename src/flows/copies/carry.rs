@@ -296,7 +296,7 @@ pub(super) fn fits(
     Err(Error::new(ErrorKind::Damaged, text))
 }
 
-fn parent_of(reader: &Reader) -> Result<Option<ParentRecord>> {
+pub(super) fn parent_of(reader: &Reader) -> Result<Option<ParentRecord>> {
     reader.metadata().parent.as_ref().map(ParentRecord::try_from).transpose()
 }
 

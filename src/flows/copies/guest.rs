@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tempfile::SpooledTempFile;
 
 use super::carry::{Carrier, Have, Roots, fits, path, record_of};
+use super::told::Told;
 use super::{CopyRequest, Sides};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -47,6 +48,7 @@ pub(super) struct Guest<'a> {
 struct Work<'a> {
     carrier: Carrier<'a>,
     to: Catalog,
+    told: Told,
     disks: BTreeMap<DiskName, There>,
     /// The files of the machine that are there.
     machine: BTreeSet<String>,
@@ -97,9 +99,11 @@ impl Guest<'_> {
         tidy(to, &lock)?;
         self.look_back(&source, &to.catalog());
         let (options, cancel) = (&self.request.options, self.sides.cancel);
+        let catalog = to.catalog();
         let mut work = Work {
             carrier: Carrier { from: &source, to, lock: &lock, options, observer, cancel },
-            to: to.catalog(),
+            told: Told::read(&catalog, self.domain)?,
+            to: catalog,
             disks: BTreeMap::new(),
             machine: to.machine_digests(self.domain)?,
             proved: Vec::new(),
@@ -111,6 +115,7 @@ impl Guest<'_> {
         if let Some(newest) = to.catalog().newest_of(self.domain) {
             to.saw(self.domain, newest);
         }
+        to.keep_safe(self.domain, observer);
         done.and(renewed)
     }
 
@@ -123,7 +128,9 @@ impl Guest<'_> {
         let target = to.catalog();
         let mut disks = BTreeMap::new();
         let there = self.there(&target, &mut disks)?;
+        let told = Told::read(&target, self.domain)?;
         self.each(&manifests, &wanted, &there, report, |manifest| {
+            told.check(manifest)?;
             let mut copied = copied(manifest);
             for record in &manifest.disks {
                 let id = DiskId { domain: self.domain.clone(), disk: record.disk.clone() };
@@ -359,6 +366,7 @@ fn copied(manifest: &Manifest) -> CopiedPoint {
 impl Work<'_> {
     /// Copies a point.
     fn point(&mut self, manifest: &Manifest) -> Result<CopiedPoint> {
+        self.told.check(manifest)?;
         let arrival = self.carrier.to.arrive(self.carrier.lock, manifest.point)?;
         let (mut made, mut copied) = (manifest.clone(), copied(manifest));
         made.pins.retain(|pin| pin.holder.is_none());
@@ -419,8 +427,11 @@ impl Work<'_> {
         let Some(machine) = &manifest.machine else { return Ok(()) };
         let (from, lock) = (self.carrier.from.repository(), self.carrier.lock);
         for file in &machine.files {
-            if self.machine.insert(file.digest.to_string()) {
+            let digest = file.digest.to_string();
+            // Only once it has arrived: the next point needs the file as well.
+            if !self.machine.contains(&digest) {
                 bring_machine_file(from, self.carrier.to, lock, file)?;
+                self.machine.insert(digest);
             }
         }
         Ok(())

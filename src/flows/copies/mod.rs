@@ -10,6 +10,7 @@ mod carry;
 mod compare;
 mod guest;
 mod repair;
+mod told;
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::carry::{Arrived, Carrier, Have, Roots, fits, path, record_of};
 use super::guest::{bring_machine_file, going, link_of};
+use super::told::Told;
 use super::{Sides, check_apart};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -22,8 +23,8 @@ use crate::flows::report::{
 use crate::flows::verify::{self, Target, VerifyRequest};
 use crate::vault::repository::storage::Publish;
 use crate::vault::repository::{
-    Catalog, DiskId, DiskName, DiskRecord, DomainLock, DomainName, Manifest, PointId, Replaced,
-    Repository,
+    Catalog, DiskId, DiskName, DiskRecord, DomainLock, DomainName, Link, Manifest, PointId,
+    Replaced, Repository,
 };
 
 /// What to mend, and how.
@@ -103,6 +104,7 @@ fn guest(
     let mut work = Work {
         carrier: Carrier { from: &source, to: here, lock: &lock, options, observer, cancel },
         here: &catalog,
+        told: Told::read(&catalog, domain)?,
         dry_run: request.dry_run,
         bad: bad.map(|finding| finding.path.clone()).collect(),
         disks: BTreeMap::new(),
@@ -142,6 +144,7 @@ fn guest(
         let is_known = report.failed.is_empty();
         let is_tidy = is_known && tidy(here, &lock)?.is_some();
         report.waiting = !is_tidy && !report.mended.is_empty();
+        here.keep_safe(domain, observer);
     }
     Ok(())
 }
@@ -182,6 +185,7 @@ struct Whole {
 struct Work<'a, 'r> {
     carrier: Carrier<'a>,
     here: &'a Catalog,
+    told: Told,
     dry_run: bool,
     /// Files that are not what was written, or not there.
     bad: BTreeSet<PathBuf>,
@@ -213,15 +217,23 @@ impl<'a> Work<'a, '_> {
             };
             let has_parent =
                 record.parent.as_ref().is_none_or(|parent| stands(parent.point, parent.root));
-            if has_parent && !self.bad.contains(&old) {
+            let is_bad = self.bad.contains(&old);
+            if has_parent && !is_bad {
                 have.insert(manifest.point, record.clone());
                 continue;
             }
             let of = (manifest.point, &*record);
-            let theirs = theirs.ok_or_else(|| missing(damage(&old))).and_then(|theirs| {
+            let lacks = || match &record.parent {
+                Some(parent) if !is_bad => {
+                    let text = format!("it builds on point {}, which is not whole", parent.point);
+                    missing(Error::new(ErrorKind::Damaged, text))
+                }
+                _ => missing(damage(&old)),
+            };
+            let theirs = theirs.ok_or_else(lacks).and_then(|theirs| {
                 let theirs = theirs.as_ref().map_err(Error::clone)?;
                 let found = theirs.disk(&record.disk).filter(|it| it.root == record.root);
-                found.map(|_| theirs).ok_or_else(|| missing(damage(&old)))
+                found.map(|_| theirs).ok_or_else(lacks)
             });
             match theirs.and_then(|theirs| self.another(&id, of, theirs)) {
                 Ok(arrived) => {
@@ -246,6 +258,8 @@ impl<'a> Work<'a, '_> {
                     whole.have.insert(manifest.point, record.clone());
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                // Of the points below, a manifest may be lost: their archives are still there.
+                Err(_) if !is_bad && self.stands(&id, manifest) => {}
                 Err(error) => failure = Err(error),
             }
         }
@@ -254,6 +268,15 @@ impl<'a> Work<'a, '_> {
         }
         let machine = self.machine_files(manifest);
         failure.and(machine)
+    }
+
+    /// Whether all archives that a disk's point is made of are here and sound, whatever became of manifests.
+    fn stands(&self, disk: &DiskId, manifest: &Manifest) -> bool {
+        let here = self.carrier.to;
+        let path = link_of(self.here, disk, manifest)
+            .and_then(|link| path(self.here, disk, link, &Have::default()));
+        let is_sound = |link: &Link| !self.bad.contains(&here.describe(&link.archive));
+        path.is_ok_and(|links| links.iter().all(is_sound))
     }
 
     /// Lets the manifest of a point name the archives that have arrived.
@@ -312,6 +335,7 @@ impl<'a> Work<'a, '_> {
 
     /// Brings back the manifest of a point, with the archives that are there or come from the other repository.
     fn bring_back(&mut self, theirs: &Manifest, is_damaged: bool) -> Result<()> {
+        self.told.check(theirs)?;
         let Carrier { to: here, lock, .. } = self.carrier;
         let name = here.manifest_path(&theirs.domain, theirs.point);
         let (mut made, mut arrivals) = (theirs.clone(), Vec::new());

@@ -95,6 +95,7 @@ pub fn run(
     let mut report = reports.into_iter().next().ok_or_else(none)?;
     if let Some(lock) = &lock {
         report.waiting = tidy(repository, lock)?.is_none();
+        repository.keep_safe(&domain, &recorder);
     }
     report.warnings = recorder.take();
     Ok(report)

@@ -15,7 +15,6 @@ use jiff::Timestamp;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
-use crate::base::warning::{Code, Warning};
 use crate::flows::anchors::inventory;
 use crate::flows::merge::{Family, MergeOptions, Merger, tidy};
 use crate::flows::report::{
@@ -158,9 +157,7 @@ impl Pruner<'_> {
         if guest.clock_in_doubt {
             return Ok(guest);
         }
-        if let Err(error) = repository.keep_safe(domain) {
-            self.observer.warn(Warning::failed(Code::NotLocked, &error));
-        }
+        repository.keep_safe(domain, self.observer);
         let dropped = self.drop_leaves(&lock, &mut guest);
         self.settle(&mut guest, dropped)?;
         Ok(guest)

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::Observer;
 use crate::base::period::Period;
 use crate::flows::report::{Fate, GuestPrune, Reason, Verdict};
 use crate::vault::repository::{
@@ -154,7 +155,12 @@ fn is_ahead(verdict: &Verdict, now: Timestamp) -> bool {
 /// # Errors
 /// [`ErrorKind::Usage`] if the point is not removed, or has become part of another one already; its
 /// manifest can't be read or replaced.
-pub fn undelete(repository: &Repository, lock: &DomainLock, point: PointId) -> Result<Marks> {
+pub fn undelete(
+    repository: &Repository,
+    lock: &DomainLock,
+    point: PointId,
+    observer: &dyn Observer,
+) -> Result<Marks> {
     for (carrier, manifest) in repository.catalog().manifests(lock.domain())? {
         let Ok(manifest) = manifest else { continue };
         if carrier != point && manifest.replaces.iter().any(|it| it.point == point) {
@@ -162,13 +168,16 @@ pub fn undelete(repository: &Repository, lock: &DomainLock, point: PointId) -> R
             return Err(Error::new(ErrorKind::Usage, text));
         }
     }
-    repository.mark(lock, point, |marks| {
+    let marks = repository.mark(lock, point, |marks| {
         let domain = lock.domain();
         marks.removed.take().map(drop).ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("point {point} of {domain} is not removed"))
                 .advise("qdelta points --removed lists the removed ones")
         })
-    })
+    })?;
+    // As long as it was removed, nobody did.
+    repository.keep_safe(lock.domain(), observer);
+    Ok(marks)
 }
 
 /// The points of a guest, as the rules look at them.

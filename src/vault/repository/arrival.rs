@@ -141,4 +141,23 @@ impl Catalog {
             |name: &&String| manifest::parse_archive_name(name).is_some_and(|(of, _)| of == point);
         Ok(names.iter().filter(is_of).map(|name| self.repository().archive(disk, name)).collect())
     }
+
+    /// The archives of a disk whose points have no sound manifest, but for those that are still on their way.
+    ///
+    /// # Errors
+    /// The folder of the disk can't be listed.
+    pub(crate) fn archives_alone(&self, disk: &DiskId) -> Result<Vec<(Name, PointId)>> {
+        let domain = self.domain(&disk.domain);
+        let folder = domain.folder(&disk.disk);
+        let names = &folder.as_ref().as_ref().map_err(Error::clone)?.names;
+        let parsed = names.iter().filter_map(|name| {
+            let (point, _) = manifest::parse_archive_name(name)?;
+            Some((self.repository().archive(disk, name), point))
+        });
+        let is_alone = |point: PointId| match domain.manifest(point) {
+            None => !domain.staged().contains(&point),
+            Some(manifest) => manifest.is_err(),
+        };
+        Ok(parsed.filter(|(_, point)| is_alone(*point)).collect())
+    }
 }

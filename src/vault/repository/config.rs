@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::DomainReading;
 use super::keys::{self, Encryption, KeyRing, NewKeys};
 use super::names::{DomainName, POINTS};
+use super::safe::check_period;
 use super::settings::{self, Settings};
 use super::storage::{Entry, EntryKind, KeyText, Keys, Local, Name, Publish, S3, Storage};
 use super::{Repository, manifest};
@@ -160,7 +161,7 @@ impl Repository {
     /// The same repository, whose settings say for how long the storage locks what is written.
     fn with_lock(mut self, lock: Option<&str>) -> Self {
         let Some(text) = lock else { return self };
-        match text.parse::<Period>() {
+        match text.parse::<Period>().and_then(|it| check_period(it).map(|()| it)) {
             Ok(period) => {
                 // A copy in a folder has the same settings, and no locks.
                 if self.storage.lock_new_files(period).is_ok() {
@@ -250,6 +251,7 @@ impl Repository {
         keys: Option<&NewKeys<'_>>,
     ) -> Result<Self> {
         if let Some(period) = settings.lock {
+            check_period(period)?;
             storage.lock_new_files(period)?;
         }
         check_empty(&*storage)?;
@@ -430,22 +432,31 @@ impl Repository {
     /// # Errors
     /// As [`Self::open`]; it can't be written.
     pub fn repair(root: &Path) -> Result<(Self, Repair)> {
-        Self::repair_with(root, None)
+        Self::repair_with(root, None, None)
     }
 
     /// Makes a lost or damaged `qdelta.toml` anew as [`Self::repair`] does: of an encrypted repository by
-    /// its identity or a host's key.
+    /// its identity or a host's key; with this period of locks, if it had one that can't be understood any more.
     ///
     /// # Errors
-    /// As [`Self::repair`] and [`Self::open_with`].
-    pub fn repair_with(root: &Path, key: Option<&KeyText>) -> Result<(Self, Repair)> {
+    /// As [`Self::repair`] and [`Self::open_with`]; [`ErrorKind::Usage`]: files are locked, and nobody says for
+    /// how long new ones are to be.
+    pub fn repair_with(
+        root: &Path,
+        key: Option<&KeyText>,
+        lock: Option<Period>,
+    ) -> Result<(Self, Repair)> {
         if S3::is_address(root) {
-            return Self::repair_in(Arc::new(S3::new(root)?), key);
+            return Self::repair_in(Arc::new(S3::new(root)?), key, lock);
         }
-        Self::repair_in(Arc::new(Local::new(root)), key)
+        Self::repair_in(Arc::new(Local::new(root)), key, lock)
     }
 
-    fn repair_in(storage: Arc<dyn Storage>, key: Option<&KeyText>) -> Result<(Self, Repair)> {
+    fn repair_in(
+        storage: Arc<dyn Storage>,
+        key: Option<&KeyText>,
+        lock: Option<Period>,
+    ) -> Result<(Self, Repair)> {
         let config = Config::read(&*storage);
         let (storage, encryption) = match &config {
             Err(error) if error.kind() == ErrorKind::Usage => (storage, None),
@@ -457,7 +468,7 @@ impl Repository {
         match config {
             Ok(config) => {
                 let sound = Self::at(storage, config.id, None).with_encryption(encryption);
-                return Ok((sound, Repair::Sound));
+                return Ok((sound.with_lock(config.lock.as_deref()), Repair::Sound));
             }
             Err(error) => match error.kind() {
                 ErrorKind::NotFound | ErrorKind::Damaged => {}
@@ -482,7 +493,18 @@ impl Repository {
             encryption.check_writable()?;
         }
         let config = Config::new(id, encryption.as_ref().map(Encryption::recipient))?;
-        let settings = Settings::salvage(&settings::any_text(&*repository.storage));
+        let mut settings = Settings::salvage(&settings::any_text(&*repository.storage));
+        settings.lock = settings.lock.or(lock);
+        match settings.lock {
+            Some(period) => {
+                check_period(period)?;
+                // A copy in a folder may have had the same settings.
+                let locks = repository.storage.lock_new_files(period);
+                repository.locked = locks.is_ok().then_some(period);
+                locks.or_else(|error| if lock.is_some() { Err(error) } else { Ok(()) })?;
+            }
+            None => repository.check_unlocked()?,
+        }
         config.write(&settings, &*repository.storage, Publish::Replace)?;
         repository.id = config.id;
         Ok((repository.with_encryption(encryption), repair))
@@ -647,7 +669,7 @@ mod tests {
         assert_eq!(trouble.kind(), ErrorKind::Io);
         assert!(trouble.advice().unwrap().contains("see why it can't be read"), "{trouble:?}");
         let sound = fs::read(&path).unwrap();
-        assert_eq!(Repository::repair_in(refuses(), None).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(Repository::repair_in(refuses(), None, None).unwrap_err().kind(), ErrorKind::Io);
         assert!(fs::read(&path).unwrap() == sound, "it was made anew");
     }
 }

@@ -198,7 +198,9 @@ impl KeyRing {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             entries => entries?,
         };
-        let files = entries.into_iter().filter(|entry| entry.kind == EntryKind::File);
+        let files = entries
+            .into_iter()
+            .filter(|entry| !matches!(entry.kind, EntryKind::Folder | EntryKind::Staged));
         let mut names: Vec<String> =
             files.filter_map(|it| Some(it.name.strip_suffix(ENDING)?.to_owned())).collect();
         names.sort_unstable();

@@ -320,7 +320,7 @@ impl Repository {
         self.machine_dir(domain).join(&file_name(file.digest))
     }
 
-    fn machine_dir(&self, domain: &DomainName) -> Name {
+    pub(super) fn machine_dir(&self, domain: &DomainName) -> Name {
         self.domain_dir(domain).join(MACHINE)
     }
 }

@@ -25,6 +25,7 @@ mod history;
 mod keys;
 mod leftovers;
 mod lock;
+mod locks_seen;
 mod machine;
 mod manifest;
 mod marks;
@@ -41,7 +42,7 @@ mod trust;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,8 +51,8 @@ use jiff::Timestamp;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::period::Period;
-use crate::disk::files::make_private_folder;
 use crate::disk::files::paths::absolute;
+use crate::disk::files::{Durability, make_private_folder, replace_file};
 use crate::disk::io::Opener;
 use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
@@ -337,15 +338,9 @@ impl Repository {
     pub(crate) fn saw(&self, domain: &DomainName, newest: PointId) {
         let Some(folder) = self.state.as_ref() else { return };
         let path = folder.join(seen_name(domain));
-        let partial = folder.join(format!(".{}.partial", seen_name(domain)));
-        let write = || -> io::Result<()> {
-            make_private_folder(folder)?;
-            let _ = fs::remove_file(&partial);
-            let mut file = Opener::CHANGE.create(SUMMARY_MODE).open(&partial)?;
-            writeln!(file, "{newest}")?;
-            fs::rename(&partial, &path)
-        };
-        if let Err(error) = write() {
+        let put =
+            replace_file(&path, SUMMARY_MODE, Durability::None, |file| writeln!(file, "{newest}"));
+        if let Err(error) = put {
             tracing::debug!("{}: {error}", path.display());
         }
     }
@@ -358,25 +353,13 @@ impl Repository {
     pub(crate) fn write_summary(&self, id: &DiskId, bytes: &[u8]) -> Result<()> {
         let Some(folder) = self.state.as_ref() else { return Ok(()) };
         let path = folder.join(summary_name(id));
-        let partial = folder.join(format!(".{}.partial", summary_name(id)));
-        let write = || -> io::Result<()> {
-            make_private_folder(folder)?;
-            let is_new = !path.exists();
-            match fs::remove_file(&partial) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            Opener::CHANGE.create(SUMMARY_MODE).open(&partial)?.write_all(bytes)?;
-            fs::rename(&partial, &path)?;
-            if is_new {
-                forget_old_summaries(folder, &path);
-            }
-            Ok(())
-        };
-        write().map_err(|error| {
-            let _ = fs::remove_file(&partial);
-            Error::io("write", &path, error).advise(state_advice(folder))
-        })
+        let is_new = !path.exists();
+        replace_file(&path, SUMMARY_MODE, Durability::None, |file| file.write_all(bytes))
+            .map_err(|error| Error::io("write", &path, error).advise(state_advice(folder)))?;
+        if is_new {
+            forget_old_summaries(folder, &path);
+        }
+        Ok(())
     }
 
     /// The archive of this file name of a disk.

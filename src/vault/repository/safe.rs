@@ -1,7 +1,8 @@
 //! Until when points are safe: a storage that locks files refuses to remove them, whoever asks.
 //!
-//! What is written is locked at once, for the period that `qdelta.toml` says. Each backup and each prune locks
-//! anew what belongs to points that are not removed: what their chains need stays locked as long as they do.
+//! What is written is locked at once, for the period that `qdelta.toml` says. Each backup, copy, merge, prune and
+//! repair locks anew what belongs to points that are not removed: what their chains need stays locked as long as
+//! they do.
 //! The files of points that the rules of retention no longer keep are not locked anew, so those can go when
 //! their locks end.
 
@@ -11,16 +12,41 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 use super::config::CONFIG;
-use super::manifest::Manifest;
+use super::manifest::{self, Manifest};
 use super::names::DomainName;
 use super::storage::Name;
 use super::{Catalog, DiskId, Point, PointId, Repository};
-use crate::base::error::Result;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::Observer;
 use crate::base::period::Period;
+use crate::base::warning::{Code, Warning};
 
 /// A lock is made longer when so much of its time is over, as a share: one request for each file and night
 /// would be more than backups take.
 const OVER: i32 = 10;
+
+/// The longest period: nobody can take a lock back, and whoever can write `qdelta.toml` could have all that is
+/// written then paid for by the owner until the end of his days.
+const YEARS_MAX: i64 = 10;
+
+/// Fails if nobody should lock files for so long.
+///
+/// # Errors
+/// [`ErrorKind::Usage`].
+pub(super) fn check_period(period: Period) -> Result<()> {
+    let now = Timestamp::UNIX_EPOCH;
+    let until = period.after(now, &TimeZone::UTC);
+    if period.is_none() {
+        return Err(Error::new(ErrorKind::Usage, "a lock of no time is none"));
+    }
+    if until.duration_since(now).as_hours() > YEARS_MAX * 366 * 24 {
+        let text = format!("a lock of {period} is longer than {YEARS_MAX} years");
+        return Err(Error::new(ErrorKind::Usage, text)
+            .because("nobody can end it earlier, whatever it costs")
+            .advise("say less: it is renewed as long as points need their files"));
+    }
+    Ok(())
+}
 
 impl Repository {
     /// For how long what is written is locked; none if it is not.
@@ -28,34 +54,84 @@ impl Repository {
         self.locked
     }
 
-    /// Locks anew what the points of a domain need that are not removed; gives how many files were locked for
-    /// longer than before.
-    ///
-    /// # Errors
-    /// Something can't be read or locked: others may be.
-    pub(crate) fn keep_safe(&self, domain: &DomainName) -> Result<u64> {
-        let Some(period) = self.locked else { return Ok(0) };
+    /// Locks anew what the points of a domain need that are not removed, where the store locks. Whatever adds
+    /// points, or lets points need other files, ends with this; what it can't do is a warning.
+    pub(crate) fn keep_safe(&self, domain: &DomainName, observer: &dyn Observer) {
+        if let Err(error) = self.lock_anew(domain) {
+            let text = format!("points of {domain} could not be locked for longer");
+            observer.warn(Warning::failed(Code::NotLocked, &error).within(&text));
+        }
+    }
+
+    fn lock_anew(&self, domain: &DomainName) -> Result<()> {
+        let Some(period) = self.locked else { return Ok(()) };
         let now = self.storage.now()?;
         let until = period.after(now, &TimeZone::UTC);
         let enough = until - until.duration_since(now) / OVER;
         let catalog = self.catalog();
         let mut names = BTreeSet::from([Name::top().join(CONFIG)]);
+        let mut is_known = true;
         for (point, manifest) in catalog.manifests(domain)? {
             match manifest {
                 Ok(manifest) if manifest.removed.is_some() => {}
                 Ok(manifest) => names.extend(self.files_of(&catalog, &manifest)),
-                // Nobody knows what it needs. It may be mended.
+                // Nobody knows what it needs: it may be mended, and whoever has the whole key reads it.
                 Err(_) => {
                     names.insert(self.points_dir(domain).join(&Manifest::file_name(point)));
+                    is_known = false;
                 }
             }
         }
+        if !is_known {
+            names.extend(self.all_files_of(&catalog, domain)?);
+        }
         let names: Vec<Name> = names.into_iter().collect();
-        let keys = match &self.encryption {
-            Some(encryption) => encryption.ring().extend_locks(until, enough)?,
-            None => 0,
-        };
-        Ok(keys + self.storage.extend_locks(&names, until, enough)?)
+        if let Some(encryption) = &self.encryption {
+            encryption.ring().extend_locks(until, enough)?;
+        }
+        let extended = self.storage.extend_locks(&names, until, enough)?;
+        tracing::debug!(files = names.len(), extended, "locked anew");
+        Ok(())
+    }
+
+    /// Every archive of a domain, and every file of its machine.
+    fn all_files_of(&self, catalog: &Catalog, domain: &DomainName) -> Result<Vec<Name>> {
+        let mut names = Vec::new();
+        for disk in catalog.disks_of(domain)? {
+            let folder = catalog.domain(domain).folder(&disk.disk);
+            let listed = &folder.as_ref().as_ref().map_err(Error::clone)?.names;
+            let archives = listed.iter().filter(|it| manifest::parse_archive_name(it).is_some());
+            names.extend(archives.map(|name| self.archive(&disk, name)));
+        }
+        let machine = self.machine_dir(domain);
+        let files = self.machine_digests(domain)?;
+        names.extend(files.iter().map(|digest| machine.join(&format!("{digest}.zst"))));
+        Ok(names)
+    }
+
+    /// Fails if files are locked: `qdelta.toml` is lost, which said for how long new ones are to be.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`]; the storage can't be read.
+    pub(super) fn check_unlocked(&self) -> Result<()> {
+        let catalog = self.catalog();
+        for domain in self.domains()? {
+            let Some((point, _)) = catalog.manifests(&domain)?.into_iter().next_back() else {
+                continue;
+            };
+            let name = self.points_dir(&domain).join(&Manifest::file_name(point));
+            let Some(until) = self.storage.locked_until(&[name])?.into_iter().flatten().next()
+            else {
+                continue;
+            };
+            let text = format!("files of {} are locked, until {until}", self.root.display());
+            return Err(Error::new(ErrorKind::Usage, text)
+                .because(
+                    "for how long new ones are to be locked stood in the qdelta.toml that is lost",
+                )
+                .advise("say it: qdelta init --repair --lock 30d"));
+        }
+        Ok(())
     }
 
     /// Every file that it takes to restore the points that a manifest makes, itself included.

@@ -1,14 +1,13 @@
 //! Which recipients a host has seen at a place, as ssh remembers the keys of hosts: an admin's key opens what
 //! anybody may have encrypted to it, so what lies in the repository can't say that it is the admin's.
 
-use std::fs;
-use std::io;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::{Repository, SUMMARY_MODE};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
-use crate::disk::files::make_private_folder;
+use crate::disk::files::{Durability, replace_file};
 use crate::disk::io::Opener;
 use crate::vault::age::Recipient;
 
@@ -37,14 +36,21 @@ impl Trust {
 }
 
 impl Repository {
-    /// Compares an encrypted repository with what this host, which keeps its state in `folder`, knows of
-    /// its place and its id; and remembers it. Gives a warning if nothing says that the key is the
-    /// repository's.
+    /// Compares a repository with what this host, which keeps its state in `folder`, knows of its place and
+    /// its id; and remembers it. Gives a warning if nothing says that the key of an encrypted one is its own,
+    /// and one if its files are locked for another time than before.
     ///
     /// # Errors
     /// [`ErrorKind::Key`]: the key proves nothing, and the host knows another recipient there; or
     /// `qdelta.toml` is lost as well.
-    pub fn recognize(&mut self, folder: Option<&Path>) -> Result<Option<Warning>> {
+    pub fn recognize(&mut self, folder: Option<&Path>) -> Result<Vec<Warning>> {
+        let mut warnings = Vec::new();
+        warnings.extend(self.recognize_recipient(folder)?);
+        warnings.extend(folder.and_then(|folder| self.recall_lock(folder)));
+        Ok(warnings)
+    }
+
+    fn recognize_recipient(&mut self, folder: Option<&Path>) -> Result<Option<Warning>> {
         let keys = [self.place().display().to_string(), self.id.clone()];
         let named = keys.iter().filter(|key| !key.is_empty());
         let files: Vec<PathBuf> = folder
@@ -112,18 +118,10 @@ fn remember(file: &Path, recipient: Recipient, how: Trust) {
     if trust(&known, recipient).is_some_and(|it| it == how || it == Trust::Proved) {
         return;
     }
-    let partial = file.with_extension("partial");
-    let write = || -> io::Result<()> {
-        file.parent().map_or(Ok(()), make_private_folder)?;
-        let _ = fs::remove_file(&partial);
-        let mut opened = Opener::CHANGE.create(SUMMARY_MODE).open(&partial)?;
-        io::Write::write_all(
-            &mut opened,
-            format!("{known}{} {recipient}\n", how.word()).as_bytes(),
-        )?;
-        fs::rename(&partial, file)
-    };
-    if let Err(error) = write() {
+    let written = replace_file(file, SUMMARY_MODE, Durability::None, |file| {
+        writeln!(file, "{known}{} {recipient}", how.word())
+    });
+    if let Err(error) = written {
         tracing::debug!("{}: {error}", file.display());
     }
 }

@@ -300,7 +300,7 @@ pub enum EntryKind {
     Folder,
     /// A file that was never published: somebody is writing it, or was killed writing it.
     Staged,
-    /// Something that can't be looked at.
+    /// Something that can't be looked at; or, in an object store, a file and a folder of one name.
     Unknown,
     /// Anything else: a link that leads nowhere, a named pipe.
     Other,

@@ -135,7 +135,11 @@ impl Listing {
         let mut add = |name: &str, kind, len, version| {
             let name = name.to_owned();
             let entry = Entry { name: name.clone(), kind, len, version };
-            entries.entry((name, kind == EntryKind::Staged)).or_insert(entry);
+            let known = entries.entry((name, kind == EntryKind::Staged)).or_insert(entry);
+            if known.kind != kind {
+                // A store lets `a` be beside `a/b`: neither hides the other.
+                (known.kind, known.version) = (EntryKind::Unknown, None);
+            }
         };
         for (key, seen) in below(&self.objects, prefix) {
             match key.split_once('/') {
@@ -188,7 +192,7 @@ mod tests {
     fn keys_are_seen_as_folders() {
         let seen = |etag: &str| Seen { len: 7, etag: etag.to_owned(), modified: None };
         let mut listing = Listing::default();
-        for key in ["p/a", "p/b/c", "p/b/d/e", "p/.f.partial", "p/g-h/i", "p/", "pq"] {
+        for key in ["p/a", "p/b", "p/b/c", "p/b/d/e", "p/.f.partial", "p/g-h/i", "p/", "pq"] {
             listing.objects.insert(key.to_owned(), seen(key));
         }
         listing.uploads.insert("p/j".to_owned(), vec!["1".to_owned()]);
@@ -199,7 +203,7 @@ mod tests {
         let named = |name: &str, kind| (name.to_owned(), kind);
         let expected = [
             named("a", EntryKind::File),
-            named("b", EntryKind::Folder),
+            named("b", EntryKind::Unknown),
             named("f", EntryKind::Staged),
             named("g-h", EntryKind::Folder),
             named("j", EntryKind::Staged),

@@ -28,7 +28,7 @@ mod xml;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
@@ -61,7 +61,7 @@ struct Shared {
     client: Client,
     cache: Cache,
     /// For how long what is written is locked.
-    lock: OnceLock<Period>,
+    lock: Mutex<Option<Period>>,
     /// Nothing is taken from the cache that was not read by this process for this very purpose.
     is_distrusted: AtomicBool,
     state: Mutex<State>,
@@ -145,7 +145,7 @@ impl S3 {
         let credentials = Credentials::new(environment, name, address.region.clone());
         let client = Client::new(address, credentials, past)?;
         let (is_distrusted, state) = (AtomicBool::new(false), Mutex::default());
-        let lock = OnceLock::default();
+        let lock = Mutex::default();
         Ok(Self(Arc::new(Shared { client, cache, lock, is_distrusted, state })))
     }
 }
@@ -331,6 +331,14 @@ impl Shared {
 }
 
 /// An object as an entry of its folder.
+/// What has a name: a store lets a file and a folder have the same one, and neither hides the other.
+fn either(file: Option<Entry>, folder: Option<Entry>) -> Option<Entry> {
+    match (file, folder) {
+        (Some(file), Some(_)) => Some(Entry { kind: EntryKind::Unknown, version: None, ..file }),
+        (file, folder) => file.or(folder),
+    }
+}
+
 fn file_entry(name: &Name, seen: &Seen) -> Entry {
     Entry {
         name: name.last().to_owned(),
@@ -370,12 +378,10 @@ impl Storage for S3 {
     fn entry(&self, name: &Name) -> Result<Option<Entry>> {
         let (key, prefix) = (self.0.key(name), self.0.prefix(name));
         // Of the folder itself that is held the list is known as well.
-        let known = self.0.known(&prefix, |listing| match listing.objects.get(&key) {
-            Some(seen) => Some(file_entry(name, seen)),
-            None => {
-                let is_there = listing.folder(&prefix).is_some();
-                is_there.then(|| folder_entry(name, Some(listing.version(&prefix))))
-            }
+        let known = self.0.known(&prefix, |listing| {
+            let is_folder = listing.folder(&prefix).is_some();
+            let folder = is_folder.then(|| folder_entry(name, Some(listing.version(&prefix))));
+            either(listing.objects.get(&key).map(|seen| file_entry(name, seen)), folder)
         })?;
         if let Some(known) = known {
             return Ok(known);
@@ -385,11 +391,8 @@ impl Storage for S3 {
         }
         // The file of this name, and what else begins so: among others what is in a folder of this name.
         let listing = self.0.look_in(&key)?;
-        if let Some(seen) = listing.objects.get(&key) {
-            return Ok(Some(file_entry(name, seen)));
-        }
-        let is_there = listing.prefixes.contains(&prefix);
-        Ok(is_there.then(|| folder_entry(name, None)))
+        let folder = listing.prefixes.contains(&prefix).then(|| folder_entry(name, None));
+        Ok(either(listing.objects.get(&key).map(|seen| file_entry(name, seen)), folder))
     }
 
     fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
@@ -497,8 +500,7 @@ impl Storage for S3 {
     }
 
     fn lock_new_files(&self, period: Period) -> Result<()> {
-        // Whoever opens the repository again finds it set.
-        let _ = self.0.lock.set(period);
+        *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(period);
         Ok(())
     }
 

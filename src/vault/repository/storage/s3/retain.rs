@@ -21,8 +21,15 @@ const ANSWER_MAX: u64 = 64 << 10;
 const AT_ONCE: usize = 32;
 /// Nobody, not even the owner of the bucket, can end such a lock early.
 const MODE: &str = "COMPLIANCE";
-/// What of an object lies in the cache: until when it is locked at least.
+/// What of an object lies in the cache: until when it is locked at least, in this mode.
 const LOCKED: &str = "locked";
+
+/// The lock of an object.
+struct Held {
+    until: Timestamp,
+    /// Nobody can end it early. Of another mode (`GOVERNANCE`), whoever has the right to can.
+    is_firm: bool,
+}
 
 impl S3 {
     /// How long the bucket locks what is written to it, if it has locks; none if it has none by itself.
@@ -55,7 +62,7 @@ impl Shared {
     /// The headers that lock what is written under a key; none if nothing is to be locked.
     pub(super) fn lock_headers(&self, key: &str) -> Result<Vec<(&'static str, String)>> {
         let is_of_process = key.rsplit('/').next().is_some_and(|name| name.starts_with('.'));
-        let Some(period) = self.lock.get().filter(|_| !is_of_process) else {
+        let Some(period) = self.lock_period().filter(|_| !is_of_process) else {
             return Ok(Vec::new());
         };
         let until = period.after(self.client.now()?, &TimeZone::UTC);
@@ -65,14 +72,24 @@ impl Shared {
         ])
     }
 
-    /// Until when an object is locked; none if it is not, or is not there.
-    fn locked_until(&self, key: &str) -> Result<Option<Timestamp>> {
+    pub(super) fn lock_period(&self) -> Option<Period> {
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock of an object; none if it has none, or is not there.
+    fn held(&self, key: &str) -> Result<Option<Held>> {
         let answer = match self.client.send(&Ask::new("HEAD", key)) {
             Err(failure) if failure.is_missing() => return Ok(None),
             answer => answer.map_err(|it| it.into_error("look at", &self.shown(key)))?,
         };
         let until = answer.header("x-amz-object-lock-retain-until-date");
-        Ok(until.and_then(|it| it.parse().ok()))
+        let is_firm = answer.header("x-amz-object-lock-mode").is_some_and(|mode| mode == MODE);
+        Ok(until.and_then(|it| it.parse().ok()).map(|until| Held { until, is_firm }))
+    }
+
+    /// Until when nobody can remove an object.
+    fn locked_until(&self, key: &str) -> Result<Option<Timestamp>> {
+        Ok(self.held(key)?.filter(|held| held.is_firm).map(|held| held.until))
     }
 
     /// Locks an object until a moment, unless it is locked for as long, but for a little.
@@ -83,10 +100,12 @@ impl Shared {
         if known.is_some_and(|known| known >= enough) {
             return Ok(false);
         }
-        let found = self.locked_until(key)?;
-        let is_locked = found.is_some_and(|found| found >= enough);
+        let found = self.held(key)?;
+        // Who may lift a lock of another mode may not make it shorter by the way.
+        let later = found.as_ref().map_or(until, |held| held.until.max(until));
+        let is_locked = found.as_ref().is_some_and(|held| held.is_firm && held.until >= enough);
         if !is_locked {
-            let body = xml::retention(MODE, &shown(until));
+            let body = xml::retention(MODE, &shown(later));
             let ask = Ask::new("PUT", key)
                 .query("retention", "")
                 .header("content-md5", upload::md5(body.as_bytes())?)
@@ -96,7 +115,10 @@ impl Shared {
             sent.map_err(|it: Failure| it.into_error("lock", &self.shown(key)))?;
         }
         if let Some(etag) = etag {
-            let until = if is_locked { found.unwrap_or(until) } else { until };
+            let until = match found {
+                Some(held) if is_locked => held.until,
+                _ => later,
+            };
             self.cache.put(key, &etag, LOCKED, until.to_string().as_bytes());
         }
         Ok(!is_locked)

@@ -290,7 +290,7 @@ fn put_part(shared: &Shared, key: &str, id: &str, number: usize, bytes: &[u8]) -
         .query("uploadId", id)
         .body(bytes)
         .at_most(ANSWER_MAX);
-    if shared.lock.get().is_some() {
+    if shared.lock_period().is_some() {
         // A bucket that locks takes nothing without.
         ask = ask.header("content-md5", md5(bytes)?);
     }

@@ -45,13 +45,16 @@ pub(super) fn page(bytes: &[u8]) -> Result<Page, String> {
         let mut page = Page::default();
         for node in elements(root) {
             match node.tag_name().name() {
-                "Contents" => page.objects.push(Object {
-                    key: decoded(&need(node, "Key")?)?,
-                    len: number(&need(node, "Size")?)?,
-                    etag: need(node, "ETag")?,
-                    modified: need(node, "LastModified")?,
-                }),
-                "CommonPrefixes" => page.prefixes.push(decoded(&need(node, "Prefix")?)?),
+                "Contents" => {
+                    let Some(key) = key_of(root, &need(node, "Key")?) else { continue };
+                    page.objects.push(Object {
+                        key,
+                        len: number(&need(node, "Size")?)?,
+                        etag: need(node, "ETag")?,
+                        modified: need(node, "LastModified")?,
+                    });
+                }
+                "CommonPrefixes" => page.prefixes.extend(key_of(root, &need(node, "Prefix")?)),
                 _ => {}
             }
         }
@@ -68,10 +71,11 @@ pub(super) fn uploads(bytes: &[u8]) -> Result<Uploads, String> {
     with_root(bytes, "ListMultipartUploadsResult", |root| {
         let mut page = Uploads::default();
         for node in elements(root).filter(|node| node.has_tag_name_of("Upload")) {
-            page.uploads.push((decoded(&need(node, "Key")?)?, need(node, "UploadId")?));
+            let Some(key) = key_of(root, &need(node, "Key")?) else { continue };
+            page.uploads.push((key, need(node, "UploadId")?));
         }
         if is_truncated(root) {
-            let key = decoded(&need(root, "NextKeyMarker")?)?;
+            let key = marker(root)?;
             page.next = Some((key, need(root, "NextUploadIdMarker")?));
         }
         Ok(page)
@@ -107,9 +111,10 @@ pub(super) fn versions(bytes: &[u8]) -> Result<Versions, String> {
                 "DeleteMarker" => true,
                 _ => continue,
             };
+            let Some(key) = key_of(root, &need(node, "Key")?) else { continue };
             let modified = need(node, "LastModified")?;
             page.versions.push(Version {
-                key: decoded(&need(node, "Key")?)?,
+                key,
                 id: need(node, "VersionId")?,
                 is_removed,
                 len: if is_removed { 0 } else { number(&need(node, "Size")?)? },
@@ -118,7 +123,7 @@ pub(super) fn versions(bytes: &[u8]) -> Result<Versions, String> {
             });
         }
         if is_truncated(root) {
-            let key = decoded(&need(root, "NextKeyMarker")?)?;
+            let key = marker(root)?;
             page.next = Some((key, text_of(root, "NextVersionIdMarker").unwrap_or_default()));
         }
         Ok(page)
@@ -279,23 +284,34 @@ fn number(text: &str) -> Result<u64, String> {
     text.trim().parse().map_err(|_| format!("{text:?} is no length"))
 }
 
-/// A key of a listing that was asked to encode its keys: XML can't hold every character.
-fn decoded(text: &str) -> Result<String, String> {
+/// A key of a listing, which was asked to encode its keys, for XML can't hold every character; not every store
+/// does, and one that does says so. None for a key that nothing of ours has: whoever may write to the bucket could
+/// have put it there.
+fn key_of(root: Node<'_, '_>, text: &str) -> Option<String> {
+    let is_encoded = text_of(root, "EncodingType").is_some_and(|it| it == "url");
+    if is_encoded { decoded(text) } else { Some(text.to_owned()) }
+}
+
+/// Behind which key the next page begins.
+fn marker(root: Node<'_, '_>) -> Result<String, String> {
+    let text = need(root, "NextKeyMarker")?;
+    key_of(root, &text).ok_or_else(|| format!("{text:?} is not encoded soundly"))
+}
+
+fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         bytes.push(match byte {
             b'%' => {
                 let digit = |it: Option<u8>| char::from(it?).to_digit(16);
-                let both = digit(rest.next()).zip(digit(rest.next()));
-                let (high, low) = both.ok_or_else(|| format!("{text:?} is not encoded soundly"))?;
-                (high * 16 + low) as u8
+                (digit(rest.next())? * 16 + digit(rest.next())?) as u8
             }
             b'+' => b' ',
             other => other,
         });
     }
-    String::from_utf8(bytes).map_err(|_| format!("{text:?} is no text"))
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -306,7 +322,7 @@ mod tests {
     fn a_page_is_read_with_its_end() {
         let text = r#"<?xml version="1.0" encoding="UTF-8"?>
 <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix>p/</Prefix>
-<IsTruncated>true</IsTruncated><NextContinuationToken>1/abc=</NextContinuationToken>
+<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextContinuationToken>1/abc=</NextContinuationToken>
 <Contents><Key>p/a%2Bb%20c+d</Key><LastModified>2026-11-29T01:02:03.000Z</LastModified>
 <ETag>&quot;9b2cf535f27731c974343645a3985328&quot;</ETag><Size>434234</Size></Contents>
 <CommonPrefixes><Prefix>p/web/</Prefix></CommonPrefixes></ListBucketResult>"#;
@@ -331,9 +347,13 @@ mod tests {
         for bad in ["-1", "many", ""] {
             assert!(page(text.replace("434234", bad).as_bytes()).is_err(), "{bad}");
         }
+        // Whoever may write to the bucket hides nothing by a key that can't be understood.
         for bad in ["%", "%2g", "%zz", "%ff"] {
-            assert!(page(text.replace("%2B", bad).as_bytes()).is_err(), "{bad}");
+            let page = page(text.replace("%2B", bad).as_bytes()).unwrap();
+            assert_eq!((page.objects.len(), page.prefixes.len()), (0, 1), "{bad}");
         }
+        let plain = page(text.replace("<EncodingType>url</EncodingType>", "").as_bytes()).unwrap();
+        assert_eq!(plain.objects[0].key, "p/a%2Bb%20c+d", "the store encodes nothing");
     }
 
     #[test]

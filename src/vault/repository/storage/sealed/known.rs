@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::super::Name;
 use super::HEADER_LEN;
 use crate::base::error::{Error, ErrorKind};
-use crate::disk::files::make_private_folder;
+use crate::disk::files::{Durability, replace_file};
 use crate::disk::io::{FileStore, Opener, ReadAt};
 use crate::vault::archive::Reader;
 
@@ -62,29 +62,19 @@ impl Known {
             Err(_) => return Ok(()),
         };
         let path = self.path(name);
-        let partial = path.with_extension("partial");
         let write = || -> io::Result<()> {
             let mut head = MAGIC.to_vec();
             head.extend(stamp(sealed)?);
             for number in [sealed.len()?, len, left_out.start, left_out.end] {
                 head.extend(number.to_le_bytes());
             }
-            make_private_folder(&self.folder)?;
-            match fs::remove_file(&partial) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = Opener::CHANGE.create(MODE).open(&partial)?;
-            file.write_all(&head)?;
-            for range in [0..left_out.start, left_out.end..len] {
-                copy(&**plain, range, &mut file)?;
-            }
-            fs::rename(&partial, &path)
+            replace_file(&path, MODE, Durability::None, |file| {
+                file.write_all(&head)?;
+                let mut ranges = [0..left_out.start, left_out.end..len].into_iter();
+                ranges.try_for_each(|range| copy(&**plain, range, file))
+            })
         };
-        write().map_err(|error| {
-            let _ = fs::remove_file(&partial);
-            Error::io("write", &path, error)
-        })
+        write().map_err(|error| Error::io("write", &path, error))
     }
 
     /// What is known of the file that lies there now, if anything is.

@@ -1,0 +1,207 @@
+//! Locks that hold as long as points need their files: whoever adds or changes points renews them, and nobody
+//! ends that with one object that he may write.
+
+use std::ffi::OsString;
+
+use crate::harness::images::patch;
+use crate::harness::repo::{Repo, point_of};
+use crate::harness::store::{LOCKED_BUCKET, ask, locked_place};
+use crate::harness::{Lab, args, qdelta, run};
+
+use super::object_locks::{locked, prefix};
+
+/// For how many hours from now on every point of a repository is locked at least.
+#[track_caller]
+fn least_hours(repo: &Repo) -> i64 {
+    let list = repo.run(args!["points", "--removed", "--json"]).ok().json();
+    let points = list["disks"][0]["points"].as_array().unwrap();
+    let until = points.iter().filter(|it| it["removed"].is_null()).map(|it| {
+        let until: jiff::Timestamp = it["safe_until"].as_str().unwrap_or_default().parse().unwrap();
+        until.duration_since(jiff::Timestamp::now()).as_hours()
+    });
+    until.min().unwrap()
+}
+
+/// Sets the period of the locks in `qdelta.toml`.
+fn set_days(repo: &Repo, days: u32) {
+    repo.edit_settings(|text| {
+        let line = text.lines().find(|line| line.starts_with("lock =")).unwrap_or("lock =");
+        let (rest, new) = (text.replace(&format!("{line}\n"), ""), format!("lock = \"{days}d\"\n"));
+        match rest.find("\n[") {
+            Some(at) => format!("{}\n{new}{}", &rest[..at], &rest[at..]),
+            None => format!("{rest}{new}"),
+        }
+    });
+}
+
+/// An object of a repository.
+fn object(repo: &Repo, name: &str) -> String {
+    format!("/{LOCKED_BUCKET}/{}/{name}", prefix(repo))
+}
+
+/// Backups and prunes alone locked anew: a copy that only `copy` writes to stood without locks after the period.
+#[test]
+fn whoever_adds_or_changes_points_locks_anew() {
+    let lab = Lab::new();
+    let source = Repo::init(lab.path("source")).without_ring();
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    let copy = locked("1d");
+    let mut points = Vec::new();
+    let mut night = || {
+        patch(&image, (points.len() as u64) << 17, &[2; 70_000]);
+        points.push(point_of(&source.backup(&image, "vm/disk", &["--format", "raw"])));
+        source.run(args!["copy", "--to", copy.path.as_path()]).ok();
+        points.clone()
+    };
+    night();
+    night();
+    set_days(&copy, 10);
+    let points = night();
+    assert!(least_hours(&copy) > 8 * 24, "copy");
+    copy.run(args!["prune", "--keep-last", "1", "--grace", "9d"]).ok();
+    set_days(&copy, 20);
+    copy.run(args!["undelete", format!("vm@{}", points[1])]).ok();
+    copy.run(args!["undelete", format!("vm@{}", points[0])]).ok();
+    assert!(least_hours(&copy) > 17 * 24, "undelete");
+    set_days(&copy, 30);
+    copy.run(args!["merge", format!("vm@{}..{}", points[0], points[1])]).ok();
+    assert!(least_hours(&copy) > 26 * 24, "merge");
+    set_days(&copy, 40);
+    let is_broken = |name: &str| name.ends_with(".qdelta") && name.contains(&points[2]);
+    let mut names = copy.files().into_iter().map(|it| it.to_string_lossy().into_owned());
+    let broken = names.find(|name| is_broken(name)).unwrap();
+    ask("PUT", &object(&copy, &broken), args!["--data-binary", "broken"]).ok();
+    let words = args!["repair", "--from", source.path.as_path(), "--json"];
+    copy.run(words).ok();
+    assert!(least_hours(&copy) > 35 * 24, "repair");
+}
+
+/// A host that has the public key alone could not read what older points need, and locked their manifests only.
+#[test]
+fn a_host_that_has_lost_its_state_locks_what_it_can_not_read() {
+    let lab = Lab::new();
+    let path = locked_place();
+    let (key, host) = (lab.path("recovery"), lab.path("host.key"));
+    let encrypt = args!["--encrypt", "--recovery", key.as_path(), "--passphrase-file"];
+    std::fs::write(lab.path("passphrase"), "a passphrase\n").unwrap();
+    let words = args!["init", path.as_path(), "--lock", "1d"];
+    run(qdelta([words, encrypt, args![lab.path("passphrase")]].concat())).ok();
+    let repo = Repo::at(path).without_ring().with_key(&key);
+    repo.run(args!["key", "host", host.as_path()]).ok();
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    let by_host = |state: &str, options: &[&str]| {
+        let words = args!["backup", image.as_path(), "--disk", "vm/disk", "--format", "raw"];
+        let more: Vec<OsString> = options.iter().map(OsString::from).collect();
+        let state = args!["--state", lab.path(state), "--io", "threads"];
+        repo.with_key(&host).run([words, more, state].concat())
+    };
+    by_host("one", &[]).ok();
+    by_host("one", &[]).ok();
+    set_days(&repo, 10);
+    by_host("two", &["--kind", "full"]);
+    assert_eq!(repo.points("vm/disk").len(), 3);
+    assert!(least_hours(&repo) > 8 * 24);
+}
+
+/// Whoever could write `qdelta.toml` ended all locking without a word.
+#[test]
+fn a_line_that_is_left_out_ends_no_lock() {
+    let lab = Lab::new();
+    let repo = locked("2d");
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    let warned = || {
+        let report = repo.backup(&image, "vm/disk", &["--format", "raw"]);
+        let warnings = report["warnings"].as_array().unwrap().clone();
+        warnings.into_iter().filter(|it| it["code"] == "other-lock").count()
+    };
+    let warns = |repo: &Repo| {
+        let outcome = repo.run(args!["points"]);
+        outcome.stderr.contains("this host has seen 2d there")
+    };
+    assert_eq!(warned(), 0);
+    repo.edit_settings(|text| text.replace("lock = \"2d\"\n", ""));
+    assert!(warns(&repo), "nothing is said");
+    warned();
+    assert!(least_hours(&repo) > 40, "the new point is not locked");
+    repo.edit_settings(|text| format!("lock = \"100y\"\n{text}"));
+    let words = args!["backup", image.as_path(), "--disk", "vm/disk", "--format", "raw"];
+    let outcome = repo.run(words);
+    assert!(!outcome.status.success() && outcome.stderr.contains("longer than 10 years"));
+    // A lost file can't say for how long; who makes it anew has to.
+    ask("DELETE", &object(&repo, "qdelta.toml"), Vec::new()).ok();
+    let repair = args!["init", "--repair", repo.path.as_path()];
+    let repair = |more: Vec<OsString>| run(qdelta([repair.clone(), more].concat()));
+    assert!(repair(Vec::new()).fails_with(2).contains("--repair --lock"));
+    repair(args!["--lock", "3d"]).ok();
+    let head = ask("HEAD", &object(&repo, "qdelta.toml"), args!["-I"]).ok().text();
+    assert!(head.to_lowercase().contains("x-amz-object-lock-mode: compliance"), "{head}");
+    warned();
+    assert!(least_hours(&repo) > 60);
+}
+
+/// A lock that a right of the bucket's owner ends counted as one that nobody can end.
+#[test]
+fn a_lock_that_somebody_may_end_is_none() {
+    let lab = Lab::new();
+    let path = locked_place();
+    run(qdelta(args!["init", path.as_path()])).ok();
+    let repo = Repo::at(path).without_ring();
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    let point = point_of(&repo.backup(&image, "vm/disk", &["--format", "raw"]));
+    let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(90 * 24);
+    let until = until.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let manifest = object(&repo, &format!("vm/points/{point}.json"));
+    let lock = format!(
+        "<Retention><Mode>GOVERNANCE</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>"
+    );
+    ask("PUT", &format!("{manifest}?retention="), args!["--data-binary", lock]).ok();
+    set_days(&repo, 1);
+    let list = repo.run(args!["points", "--json"]).ok().json();
+    assert!(list["disks"][0]["points"][0]["safe_until"].is_null(), "{list}");
+    let report = repo.backup(&image, "vm/disk", &["--format", "raw"]);
+    let is_told = report["warnings"].to_string().contains("not-locked");
+    let head = ask("HEAD", &manifest, args!["-I"]).ok().text().to_lowercase();
+    assert!(head.contains(&until.to_lowercase()), "the lock has become shorter: {head}");
+    // A store may ask for a right of its own before it makes such a lock a firm one.
+    assert_ne!(is_told, head.contains("x-amz-object-lock-mode: compliance"), "{head}\n{report}");
+    let list = repo.run(args!["points", "--json"]).ok().json();
+    let points = &list["disks"][0]["points"];
+    assert_eq!(points[0]["safe_until"].is_null(), is_told, "{list}");
+    assert!(points[1]["safe_until"].is_string(), "{list}");
+}
+
+/// One object that anybody could leave hid a guest, and kept the past from being read.
+#[test]
+fn strange_objects_hide_nothing() {
+    let lab = Lab::new();
+    let repo = locked("1d");
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    let point = point_of(&repo.backup(&image, "web/disk", &["--format", "raw"]));
+    let archive = repo.files().into_iter().find(|it| it.to_string_lossy().ends_with(".qdelta"));
+    let archive = archive.unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let before = jiff::Timestamp::now().to_string();
+    let sly = format!("web%252Fdisk%252F{archive}");
+    let below = [format!("web/disk/{archive}/x"), format!("web/points/{point}.json/x")];
+    let names = ["web", "web/disk", "web/points", "100%25", "%2541%25zz", "qdelta.toml/x", &sly];
+    for name in names.into_iter().chain(below.iter().map(String::as_str)) {
+        ask("PUT", &object(&repo, name), args!["--data-binary", "strange"]).ok();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let after = jiff::Timestamp::now().to_string();
+    assert_eq!(repo.points("web/disk"), [point.clone()]);
+    repo.verify();
+    repo.assert_restores_raw(&lab, "web/disk", &image);
+    for moment in [&before, &after] {
+        let words = args!["points", "--json", "--as-of", moment.as_str()];
+        let list = repo.run(words).ok().json();
+        assert_eq!(list["disks"][0]["points"][0]["point"], point.as_str(), "{list}");
+        let words = args!["verify", "--io", "threads", "--as-of", moment.as_str()];
+        repo.run(words).ok();
+    }
+}
