@@ -56,6 +56,7 @@ mod retain;
 mod room;
 mod s3;
 mod scrub;
+mod second_reader;
 mod serve;
 mod snapshot_commands;
 mod test_images;
