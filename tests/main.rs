@@ -57,6 +57,7 @@ mod retain;
 mod room;
 mod s3;
 mod scrub;
+mod second_reader;
 mod serve;
 mod snapshot_commands;
 mod test_images;
