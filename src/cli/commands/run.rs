@@ -41,6 +41,8 @@ pub(super) fn with_host<T>(
     let open = |place: &RepositoryPlace| {
         let key = keys::of(place.key_file.as_deref(), place.key_command.as_deref(), global)?;
         let observer: &dyn Observer = &context.screen;
+        let exposed = keys::exposed(&[place.key_file.as_deref()], global);
+        exposed.into_iter().for_each(|it| observer.warn(it));
         Context::open(place.place.as_ref(), key.as_ref(), Some(&state), &|it| observer.warn(it))
     };
     let arguments = vec!["watchdog".into()];
