@@ -194,7 +194,7 @@ fn strange_objects_hide_nothing() {
     }
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let after = jiff::Timestamp::now().to_string();
-    assert_eq!(repo.points("web/disk"), [point.clone()]);
+    assert_eq!(repo.points("web/disk"), std::slice::from_ref(&point));
     repo.verify();
     repo.assert_restores_raw(&lab, "web/disk", &image);
     for moment in [&before, &after] {
