@@ -83,8 +83,9 @@ fn an_archive_that_arrives_after_the_backup_gave_up_is_no_stray() {
     Repo::at(PathBuf::from(hasty)).run(words).fails_with(1);
     let seen = proxy.seen();
     let late = seen.iter().find(|it| is_archive(&it.method, &it.target)).unwrap();
-    ask("PUT", &late.target, args!["--data-binary", "late"]).ok();
-    let name = late.target.rsplit('/').next().unwrap().to_owned();
+    let target = late.target.split('?').next().unwrap();
+    ask("PUT", target, args!["--data-binary", "late"]).ok();
+    let name = target.rsplit('/').next().unwrap().to_owned();
     let is_there = || straight.files().iter().any(|it| it.ends_with(&name));
     assert!(is_there());
     straight.assert_restores_raw(&lab, "vm/disk", &expected);

@@ -105,10 +105,16 @@ impl Shared {
         Ok(held.filter(|held| held.is_firm).map(|held| held.until))
     }
 
+    /// The ETag of an object as this process has seen or read it last.
+    fn known_etag(&self, key: &str) -> Option<String> {
+        let state = self.state();
+        state.seen.get(key).map(|seen| &seen.etag).or_else(|| state.read.get(key)).cloned()
+    }
+
     /// What the cache has of an object's locks: until when every version is locked at least, and whether one was
     /// written over.
     fn known_lock(&self, key: &str) -> Option<(Timestamp, bool)> {
-        let etag = self.state().seen.get(key).map(|seen| seen.etag.clone())?;
+        let etag = self.known_etag(key)?;
         let bytes = self.cache.get(key, &etag, LOCKED)?;
         let text = std::str::from_utf8(&bytes).ok()?;
         let (until, is_over) = match text.strip_suffix(OVER) {
@@ -119,8 +125,7 @@ impl Shared {
     }
 
     fn remember_lock(&self, key: &str, until: Timestamp, is_over: bool) {
-        let etag = self.state().seen.get(key).map(|seen| seen.etag.clone());
-        if let Some(etag) = etag {
+        if let Some(etag) = self.known_etag(key) {
             let over = if is_over { OVER } else { "" };
             self.cache.put(key, &etag, LOCKED, format!("{until}{over}").as_bytes());
         }
