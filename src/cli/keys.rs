@@ -1,19 +1,24 @@
 //! The key of an encrypted repository, as whoever calls gives it: never on the command line, where every
 //! user of the machine reads it.
 
-use std::io::Write;
+use std::fs::Metadata;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use qdelta::disk::io::{Opener, sync_folder};
 use qdelta::vault::repository::storage::{KEY_TEXT_MAX, KeyText};
-use qdelta::{Error, ErrorKind, Result};
+use qdelta::{Code, Error, ErrorKind, Result, Warning};
 
 use super::args::Global;
 use super::copy_args::OtherKey;
 
 /// The credential that systemd hands to a service.
 const CREDENTIAL: &str = "qdelta.key";
+
+/// The right of everybody to read a file.
+const OTHERS_READ: u32 = 0o004;
 
 /// Where the key comes from.
 enum Source {
@@ -68,8 +73,32 @@ fn source(global: &Global, variable: impl Fn(&str) -> Option<PathBuf>) -> Option
     credential.exists().then_some(Source::File(credential))
 }
 
+/// Warns of files with keys that everybody on this host can read: those that were given by hand or by a variable.
+pub(super) fn exposed(files: &[Option<&Path>], global: &Global) -> Option<Warning> {
+    let given = source(global, |name| std::env::var_os(name).map(PathBuf::from));
+    let given = given.and_then(|source| match source {
+        Source::File(path) => Some(path),
+        Source::Command(_) => None,
+    });
+    let mut all = files.iter().copied().flatten().chain(given.as_deref());
+    let path = all.find(|path| {
+        let is_open = |it: Metadata| it.is_file() && it.permissions().mode() & OTHERS_READ != 0;
+        std::fs::metadata(path).is_ok_and(is_open)
+    })?;
+    let shown = path.display();
+    let text = format!("everybody on this host can read the key in {shown}");
+    Some(Warning::new(Code::ExposedKey, text).advise(format!("chmod 600 {shown}")))
+}
+
 /// The key in a file.
 pub(super) fn from_file(path: &Path) -> Result<KeyText> {
+    // Whatever is said goes to the log.
+    if path.as_os_str().as_encoded_bytes().to_ascii_uppercase().starts_with(b"AGE-SECRET-KEY-") {
+        let text = "a key was given in the place of the name of its file";
+        return Err(Error::new(ErrorKind::Usage, text).advise(
+            "write it to a file that you alone can read: its name is what --key-file and QDELTA_KEY_FILE take",
+        ));
+    }
     let bytes = Opener::READ.read(path, KEY_TEXT_MAX);
     let bytes = bytes.map_err(|error| Error::io("read the key", path, error))?;
     parse(&bytes).map_err(|error| error.within(path.display().to_string()))
@@ -82,12 +111,21 @@ fn from_command(command: &str) -> Result<KeyText> {
             .because(why)
     };
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg(command).stdin(Stdio::inherit()).stderr(Stdio::inherit());
-    let output = shell.output().map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(output.status.to_string()));
+    shell.arg("-c").arg(command).stdin(Stdio::inherit()).stdout(Stdio::piped());
+    let mut child = shell.spawn().map_err(|error| failed(error.to_string()))?;
+    let mut written = Vec::new();
+    if let Some(output) = child.stdout.take() {
+        let read = output.take(KEY_TEXT_MAX + 1).read_to_end(&mut written);
+        read.map_err(|error| failed(error.to_string()))?;
     }
-    parse(&output.stdout).map_err(|error| failed(error.chain()))
+    // What is written from now on finds nobody who reads it.
+    let is_too_long = written.len() as u64 > KEY_TEXT_MAX;
+    let ended = child.wait().map_err(|error| failed(error.to_string()))?;
+    match is_too_long {
+        true => Err(failed(format!("it writes more than {KEY_TEXT_MAX} bytes"))),
+        false if !ended.success() => Err(failed(ended.to_string())),
+        false => parse(&written).map_err(|error| failed(error.chain())),
+    }
 }
 
 fn parse(bytes: &[u8]) -> Result<KeyText> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta::vault::repository::Repository;
-use qdelta::vault::repository::storage::{EntryKind, Name, Publish, S3, Storage};
+use qdelta::vault::repository::storage::{EntryKind, KeyText, Name, Publish, S3, Storage};
 use serde_json::Value;
 
 use super::files::{assert_same, tree};
@@ -65,13 +65,19 @@ impl Repo {
 
     /// Changes `qdelta.toml`, as an admin does.
     pub fn edit_settings(&self, edit: impl FnOnce(&str) -> String) {
+        self.edit(Path::new("qdelta.toml"), edit);
+    }
+
+    /// Changes the text of a file, by its name in the repository.
+    pub fn edit(&self, file: &Path, edit: impl FnOnce(&str) -> String) {
         if !self.is_in_a_store() {
-            let path = self.path.join("qdelta.toml");
+            let path = self.path.join(file);
             let text = std::fs::read_to_string(&path).unwrap();
             std::fs::write(&path, edit(&text)).unwrap();
             return;
         }
-        let (store, name) = (storage(&self.path), Name::top().join("qdelta.toml"));
+        let name = file.iter().fold(Name::top(), |name, part| name.join(part.to_str().unwrap()));
+        let store = storage(&self.path);
         let text = String::from_utf8(store.read(&name, 1 << 20).unwrap()).unwrap();
         let mut staged = store.stage(&name).unwrap();
         staged.write_all(edit(&text).as_bytes()).unwrap();
@@ -80,10 +86,17 @@ impl Repo {
 
     /// The repository, opened in this process.
     pub fn open(&self) -> Repository {
+        let key = self.key.as_ref().map(|key| std::fs::read_to_string(key).unwrap());
+        let key: Option<KeyText> = key.map(|text| text.parse().unwrap());
         match self.is_in_a_store() {
-            true => Repository::open_in(Arc::new(storage(&self.path))).unwrap(),
-            false => Repository::open(&self.path).unwrap(),
+            true => Repository::open_in_with(Arc::new(storage(&self.path)), key.as_ref()).unwrap(),
+            false => Repository::open_with(&self.path, key.as_ref()).unwrap(),
         }
+    }
+
+    /// A copy of this repository, with the same key; nobody has made it yet.
+    pub fn copy_at(&self, path: PathBuf) -> Self {
+        Self { path, ..self.clone() }
     }
 
     /// A repository that is there already.
@@ -202,12 +215,13 @@ impl Repo {
         self.run(arguments).ok();
     }
 
-    /// Its files, by their names within it.
+    /// Its files, by their names within it: of an encrypted one those that the key opens.
     pub fn files(&self) -> Vec<PathBuf> {
-        if !self.is_in_a_store() {
-            return tree(&self.path).into_iter().collect();
-        }
-        let store = storage(&self.path);
+        let store: Arc<dyn Storage> = match (self.key.is_some(), self.is_in_a_store()) {
+            (true, _) => Arc::clone(self.open().storage()),
+            (false, true) => Arc::new(storage(&self.path)),
+            (false, false) => return tree(&self.path).into_iter().collect(),
+        };
         let (mut found, mut folders) = (Vec::new(), vec![Name::top()]);
         while let Some(folder) = folders.pop() {
             for entry in store.list(&folder).unwrap() {

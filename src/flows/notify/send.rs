@@ -20,6 +20,9 @@ pub(super) const SENDMAIL: &str = "/usr/sbin/sendmail";
 /// The most that ntfy takes as a message, in bytes.
 const NTFY_MAX: usize = 4000;
 
+/// The most of a text that is put into a template of a chat, in bytes.
+const CHAT_MAX: usize = 4000;
+
 /// The most that a watch keeps of what a ping says, in bytes.
 const PING_MAX: usize = 90_000;
 
@@ -112,7 +115,10 @@ pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
         }
         Way::Webhook(source) => {
             let body = match &notifier.template {
-                Some(template) => template::filled(template, message, &text(message))?,
+                Some(template) => {
+                    // Chats refuse what is longer, and would never get any of it.
+                    template::filled(template, message, cut(&text(message), CHAT_MAX))?
+                }
                 None => serde_json::to_string(message).map_err(|error| {
                     Error::new(ErrorKind::Io, "a message can't be written as JSON").because(error)
                 })?,
@@ -167,6 +173,22 @@ fn run(command: Command, line: &str, text: &str, limit: Duration) -> Result<()> 
     }
 }
 
+/// Whether an answer repeats a part of the address behind its host, or of a header.
+fn repeats_secret(said: &str, address: &str, headers: &[(&str, &str)]) -> bool {
+    let behind = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let behind = behind.find(['/', '?', '@']).and_then(|at| behind.get(at..)).unwrap_or("");
+    let user = address.split_once("://").and_then(|(_, rest)| rest.split('/').next());
+    let user = user.and_then(|it| it.rsplit_once('@')).map_or("", |(user, _)| user);
+    let tokens =
+        headers.iter().filter(|(name, _)| matches!(*name, "authorization" | "x-gotify-key"));
+    let secrets = [behind, user].into_iter().chain(tokens.map(|(_, value)| *value));
+    let mut words = secrets.flat_map(|it| it.split(|c: char| !c.is_ascii_alphanumeric()));
+    let said = said.to_ascii_lowercase();
+    words.any(|word| {
+        word.len() >= 4 && word != "Bearer" && said.contains(&word.to_ascii_lowercase())
+    })
+}
+
 /// Sends a request. No error repeats the address: its path may be a secret.
 fn post(address: &str, headers: &[(&str, &str)], body: &str, limit: Duration) -> Result<()> {
     let host = host_of(address).to_owned();
@@ -177,7 +199,8 @@ fn post(address: &str, headers: &[(&str, &str)], body: &str, limit: Duration) ->
         .build();
     let agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
-        .max_redirects(3)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
         .timeout_global(Some(limit))
         .user_agent(concat!("qdelta/", env!("CARGO_PKG_VERSION")))
         .tls_config(tls)
@@ -201,8 +224,17 @@ fn post(address: &str, headers: &[(&str, &str)], body: &str, limit: Duration) ->
     if (200..300).contains(&status) {
         return Ok(());
     }
+    if (300..400).contains(&status) {
+        // What is sent on to another address arrives there without its text, and a token would go along.
+        let to = answer.headers().get("location").and_then(|it| it.to_str().ok());
+        let to = to.filter(|it| it.contains("://")).map(host_of).unwrap_or("another address");
+        return Err(failed(format!("answered {status}, and sends on to {to}"))
+            .advise("give the address that it leads to"));
+    }
     let said = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_string();
     let said = one_line(&said.unwrap_or_default());
+    // A page of an error often repeats what it was asked for.
+    let said = if repeats_secret(&said, address, headers) { String::new() } else { said };
     let said =
         if said.trim().is_empty() { String::new() } else { format!(": {}", cut(&said, 300)) };
     Err(failed(format!("answered {status}{said}")))

@@ -36,7 +36,10 @@ impl Past {
             return Ok(Arc::clone(known));
         }
         let mut newest: BTreeMap<String, Version> = BTreeMap::new();
+        let mut is_versioned = false;
         listing::versions(client, &client.address.prefix, |version| {
+            // Of what was written when the bucket kept no versions.
+            is_versioned |= version.id != "null";
             if version.modified > self.at {
                 return;
             }
@@ -46,6 +49,13 @@ impl Past {
                 _ => drop(newest.insert(version.key.clone(), version)),
             }
         })?;
+        if !is_versioned && !newest.is_empty() {
+            let text = format!("the bucket of {} keeps no versions", client.address.shown(""));
+            return Err(Failure::local(
+                Error::new(ErrorKind::Usage, text)
+                    .advise("what it was is not known; what is there can be read without --as-of"),
+            ));
+        }
         let there = newest.into_iter().filter(|(_, version)| !version.is_removed);
         let seen = |it: Version| {
             let seen = Seen { len: it.len, etag: it.etag, modified: Some(it.modified) };
