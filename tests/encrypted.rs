@@ -346,6 +346,17 @@ fn a_host_with_the_public_key_alone_adds_increments_and_reads_nothing() {
             assert!(!bytes.windows(64).any(|window| window == [7; 64]), "{}", path.display());
         }
     }
+    // Somebody else has changed its newest point: a full, which used to be told as a state that is lost.
+    repo.run(args!["pin", "web/vda@latest"]).ok();
+    let words = args!["backup", image.as_path(), "--disk", "web/vda", "--format", "raw", "--json"];
+    let outcome = host.run(words);
+    assert_eq!(outcome.json()["kind"], "full");
+    assert!(
+        outcome.stderr.contains("has changed it since this host wrote it"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(host.backup(&image)["kind"], "incremental");
     // Its state is lost: a full, and it says why.
     fs::remove_dir_all(&host.state).unwrap();
     let words = args!["backup", image.as_path(), "--disk", "web/vda", "--format", "raw", "--json"];

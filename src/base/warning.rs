@@ -76,6 +76,10 @@ pub enum Code {
     DamagedArchive,
     /// The store could not be told to lock files for longer.
     NotLocked,
+    /// A file of a locked repository that is written once was written over.
+    WrittenOver,
+    /// Files are to be locked for so short a time that they may stand unlocked before the next backup.
+    ShortLock,
     /// Files are to be locked for another time than this host has seen.
     OtherLock,
     /// This host could not note what it learnt: it will learn the same again.

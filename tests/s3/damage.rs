@@ -1,10 +1,12 @@
 //! What comes back is what was written, or an error: whatever happens to answers on their way.
 
+use std::path::PathBuf;
+
 use crate::harness::files::assert_same;
 use crate::harness::images::{filled, oracle};
 use crate::harness::proxy::{Fate, Proxy};
 use crate::harness::repo::Repo;
-use crate::harness::store::{address, endpoint, fresh_place};
+use crate::harness::store::{address, ask, endpoint, fresh_place};
 use crate::harness::{Lab, args};
 
 /// An answer that was cut is asked for again. One that somebody made shorter, and says so soundly, or that
@@ -58,6 +60,40 @@ fn a_store_that_takes_its_time_is_waited_for() {
     let expected = lab.path("expected.raw");
     oracle(args!["-f", "qcow2", image.as_path()], &expected);
     repo.assert_restores_raw(&lab, "vm/disk", &expected);
+}
+
+/// A store that gave an archive its name after the backup had given up left a file that nothing explained: the
+/// guest was not restored, and nothing ever removed that file.
+#[test]
+fn an_archive_that_arrives_after_the_backup_gave_up_is_no_stray() {
+    let lab = Lab::new();
+    let (proxy, place) = (Proxy::new(endpoint()), fresh_place());
+    let straight = Repo::init(address(endpoint(), &place));
+    let image = filled(&lab, "disk.qcow2", "", 3 << 20, 1);
+    straight.backup(&image, "vm/disk", &[]);
+    let expected = lab.path("expected.raw");
+    oracle(args!["-f", "qcow2", image.as_path()], &expected);
+    let is_archive = |method: &str, target: &str| method == "PUT" && target.contains("/vm/disk/");
+    proxy.judge(move |_, seen| match is_archive(&seen.method, &seen.target) {
+        true => Fate::Lost,
+        false => Fate::Pass,
+    });
+    let hasty = address(&proxy.endpoint, &place).to_str().unwrap().replace("=20s", "=2s");
+    let words = args!["backup", image.as_path(), "--disk", "vm/disk", "--kind", "full"];
+    Repo::at(PathBuf::from(hasty)).run(words).fails_with(1);
+    let seen = proxy.seen();
+    let late = seen.iter().find(|it| is_archive(&it.method, &it.target)).unwrap();
+    let target = late.target.split('?').next().unwrap();
+    ask("PUT", target, args!["--data-binary", "late"]).ok();
+    let name = target.rsplit('/').next().unwrap().to_owned();
+    let is_there = || straight.files().iter().any(|it| it.ends_with(&name));
+    assert!(is_there());
+    straight.assert_restores_raw(&lab, "vm/disk", &expected);
+    straight.verify();
+    let report = straight.backup(&image, "vm/disk", &[]);
+    assert!(!report["warnings"].to_string().contains("stray"), "{report}");
+    assert!(!is_there(), "{name} stays for ever");
+    straight.verify();
 }
 
 /// A store that did not answer in the middle of a verification had every archive called damaged, and each later

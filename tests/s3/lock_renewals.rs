@@ -8,7 +8,7 @@ use crate::harness::repo::{Repo, point_of};
 use crate::harness::store::{LOCKED_BUCKET, ask, locked_place};
 use crate::harness::{Lab, args, qdelta, run};
 
-use super::object_locks::{locked, prefix};
+use super::object_locks::{locked, prefix, versions};
 
 /// For how many hours from now on every point of a repository is locked at least.
 #[track_caller]
@@ -204,4 +204,59 @@ fn strange_objects_hide_nothing() {
         let words = args!["verify", "--io", "threads", "--as-of", moment.as_str()];
         repo.run(words).ok();
     }
+}
+
+/// Renewals held the newest version alone: whoever wrote over an archive, or hid it, had only to wait until the lock
+/// of the real one ended.
+#[test]
+fn what_was_written_over_or_hidden_stays_locked() {
+    let lab = Lab::new();
+    let repo = locked("1d");
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    let night = |number: u8| {
+        patch(&image, u64::from(number) << 17, &[number; 70_000]);
+        let words = args!["backup", image.as_path(), "--disk", "vm/disk", "--format", "raw"];
+        repo.run([words, args!["--json", "--io", "threads"]].concat()).sane()
+    };
+    let is_told = |number: u8| {
+        let report = night(number).json();
+        let warnings = report["warnings"].as_array().unwrap().clone();
+        warnings.iter().any(|it| it["code"] == "written-over")
+    };
+    assert!(!is_told(2) && !is_told(3), "nothing was written over");
+    let archives: Vec<_> =
+        versions(&repo).into_iter().filter(|(key, _)| key.ends_with(".qdelta")).collect();
+    assert_eq!(archives.len(), 2);
+    // The real versions, and not the newest ones.
+    let least = |days: i64| {
+        for (key, id) in &archives {
+            let target = format!("/{LOCKED_BUCKET}/{key}?versionId={id}");
+            let head = ask("HEAD", &target, args!["-I"]).ok().text().to_lowercase();
+            let until = head.lines().find_map(|line| {
+                line.strip_prefix("x-amz-object-lock-retain-until-date: ")?
+                    .trim()
+                    .to_uppercase()
+                    .into()
+            });
+            let until: jiff::Timestamp = until.unwrap().parse().unwrap();
+            let hours = until.duration_since(jiff::Timestamp::now()).as_hours();
+            assert!(hours > days * 24, "{key} {id}: {hours} hours");
+        }
+    };
+    set_days(&repo, 10);
+    for (key, _) in &archives {
+        ask("PUT", &format!("/{LOCKED_BUCKET}/{key}"), args!["--data-binary", "rubbish"]).ok();
+    }
+    assert!(is_told(4), "nothing is said of what was written over");
+    least(8);
+    set_days(&repo, 20);
+    for (key, _) in &archives {
+        ask("DELETE", &format!("/{LOCKED_BUCKET}/{key}"), Vec::new()).ok();
+    }
+    night(5);
+    least(17);
+    // A lock that ends before the next backup is said to be short.
+    let short = run(qdelta(args!["init", locked_place(), "--lock", "1h"])).ok();
+    assert!(short.stderr.contains("may end before the next backup"), "{}", short.stderr);
 }

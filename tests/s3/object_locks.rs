@@ -32,7 +32,7 @@ fn all_of(xml: &str, tag: &str) -> Vec<String> {
 }
 
 /// The keys and ids of all versions of a repository's objects.
-fn versions(repo: &Repo) -> Vec<(String, String)> {
+pub(super) fn versions(repo: &Repo) -> Vec<(String, String)> {
     let target = format!("/{LOCKED_BUCKET}?prefix={}%2F&versions=", prefix(repo));
     let xml = ask("GET", &target, Vec::new()).ok().text();
     let one = |version: &String, tag| all_of(version, tag).remove(0);

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use crate::harness::images::{filled, qemu_img};
 use crate::harness::proxy::{Fate, Proxy, Seen};
 use crate::harness::repo::Repo;
-use crate::harness::store::{address, endpoint, fresh_place};
-use crate::harness::{Lab, args};
+use crate::harness::store::{address, endpoint, fresh_place, locked_place};
+use crate::harness::{Lab, args, qdelta, run};
 
 /// A guest that wrote nothing since the last backup.
 #[test]
@@ -32,6 +32,28 @@ fn an_unchanged_night_costs_ten_requests() {
     night(10);
     assert_eq!(repo.points("vm/disk").len(), 6);
     repo.verify();
+}
+
+/// Where the store locks what is written, looks at the locks of the new files come to that; nobody lists the versions
+/// of what this host has made itself.
+#[test]
+fn an_unchanged_night_lists_no_versions() {
+    let lab = Lab::new();
+    let proxy = Proxy::new(endpoint());
+    let place = locked_place().to_str().unwrap().replace(endpoint(), &proxy.endpoint);
+    let place = PathBuf::from(format!("{place}&cache={}", lab.path("cache").display()));
+    run(qdelta(args!["init", place.as_path(), "--lock", "30d"])).ok();
+    let repo = Repo::at(place).without_ring();
+    let image = filled(&lab, "disk.qcow2", "", 3 << 20, 1);
+    repo.backup(&image, "vm/disk", &[]);
+    repo.backup(&image, "vm/disk", &[]);
+    for _ in 0..2 {
+        proxy.pass();
+        repo.backup(&image, "vm/disk", &[]);
+        let seen = proxy.seen();
+        let lists = seen.iter().filter(|it| it.target.contains("vm%2F&versions=")).count();
+        assert!(lists == 0 && seen.len() <= 14, "{} requests:\n{}", seen.len(), told(&seen));
+    }
 }
 
 fn with_cache(proxy: &Proxy, place: &str, cache: &std::path::Path) -> PathBuf {

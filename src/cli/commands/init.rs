@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use qdelta::base::period::Period;
+use qdelta::base::warning::{Code, Warning};
 use qdelta::flows::report::InitReport;
 use qdelta::vault::age::{For, Identity, Recipient};
 use qdelta::vault::repository::storage::S3;
@@ -12,6 +15,9 @@ use qdelta::{Error, ErrorKind, Result};
 use crate::cli::key_args::{Init, NewEncryption};
 use crate::cli::values::LockFor;
 use crate::cli::{Context, keys, state, status};
+
+/// Locks of less than two nights, in seconds, are short.
+const SHORT_LOCK: i64 = 48 * 3600;
 
 /// Makes the repository.
 pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
@@ -26,6 +32,16 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
         Some(how) => Some(lock_period(dir, how)?),
         None => None,
     };
+    if let Some(period) = settings.lock
+        && period.after(Timestamp::UNIX_EPOCH, &TimeZone::UTC).as_second() < SHORT_LOCK
+    {
+        let text =
+            format!("a lock of {period} may end before the next backup of a night renews it");
+        context.warn(Warning::new(Code::ShortLock, text).advise(
+            "say many times the time between two backups, and more than the time between two whole verifies and \
+             until somebody acts: qdelta init --repair --lock 30d",
+        ));
+    }
     let (mut repository, repair) = match args.repair {
         true => {
             let key = keys::given(&context.global)?;

@@ -137,9 +137,7 @@ fn is_lost(error: &Error) -> bool {
 
 fn begins_anew(error: &Error) -> String {
     if error.kind() == ErrorKind::Key {
-        return "this host no longer has what it kept of the points before (in the folder of --state), and its \
-                key opens no file; a full begins a new chain"
-            .to_owned();
+        return format!("{}; a full begins a new chain", error.chain());
     }
     format!("{}; a full begins a new chain. qdelta verify tells what is damaged", error.chain())
 }

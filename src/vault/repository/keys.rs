@@ -7,8 +7,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use jiff::Timestamp;
-
 use super::config::holds_domains;
 use super::storage::{EntryKind, HostKey, KeyText, Keys, Name, Publish, Sealed, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -222,10 +220,9 @@ impl KeyRing {
         self.names()?.into_iter().map(entry).collect()
     }
 
-    /// Has the storage refuse to remove the wrapped identities, as [`Storage::extend_locks`] does.
-    pub(super) fn extend_locks(&self, until: Timestamp, enough: Timestamp) -> Result<u64> {
-        let names: Vec<Name> = self.names()?.iter().map(|name| file(name)).collect();
-        self.storage.extend_locks(&names, until, enough)
+    /// The files of the wrapped identities, and the storage that they lie in.
+    pub(super) fn files(&self) -> Result<(&dyn Storage, Vec<Name>)> {
+        Ok((&*self.storage, self.names()?.iter().map(|name| file(name)).collect()))
     }
 
     /// To whom everything is encrypted, where `qdelta.toml` says so.

@@ -183,7 +183,7 @@ impl<'lock> Pending<'lock> {
     ///
     /// # Errors
     /// Something can't be written, sealed or published: then nothing happened and the archives are
-    /// gone. Only if the point has its name and may lose it in a power cut, it is there.
+    /// gone, or the next backup removes them, where nobody can tell whether they have got their names. Only if the point has its name and may lose it in a power cut, it is there.
     pub fn commit_all(archives: Vec<Self>, manifest: &Manifest) -> Result<()> {
         let lock = check_commit(&archives, manifest)?;
         let storage = &**lock.storage();
@@ -209,7 +209,13 @@ impl<'lock> Pending<'lock> {
             if !matches!(&published, Err(Unpublished { outcome: Outcome::Refused, .. })) {
                 named.push(Litter { storage, name: pending.archive, released: false });
             }
-            published.map_err(|unpublished| unpublished.error)?;
+            if let Err(Unpublished { error, outcome }) = published {
+                if outcome == Outcome::Unknown {
+                    // The archive may still get its name: what explains it is left, as if the program was killed.
+                    std::mem::forget(staged);
+                }
+                return Err(error);
+            }
         }
 
         let published = staged.publish(Publish::New);

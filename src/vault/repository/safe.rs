@@ -7,6 +7,7 @@
 //! their locks end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -14,7 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::config::CONFIG;
 use super::manifest::{self, Manifest};
 use super::names::DomainName;
-use super::storage::Name;
+use super::storage::{Name, Storage};
 use super::{Catalog, DiskId, Point, PointId, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
@@ -57,17 +58,66 @@ impl Repository {
     /// Locks anew what the points of a domain need that are not removed, where the store locks. Whatever adds
     /// points, or lets points need other files, ends with this; what it can't do is a warning.
     pub(crate) fn keep_safe(&self, domain: &DomainName, observer: &dyn Observer) {
-        if let Err(error) = self.lock_anew(domain) {
-            let text = format!("points of {domain} could not be locked for longer");
-            observer.warn(Warning::failed(Code::NotLocked, &error).within(&text));
+        match self.lock_anew(domain) {
+            Ok(written_over) => {
+                if let Some(warning) = self.told_of(domain, &written_over) {
+                    observer.warn(warning);
+                }
+            }
+            Err(error) => {
+                let text = format!("points of {domain} could not be locked for longer");
+                observer.warn(Warning::failed(Code::NotLocked, &error).within(&text));
+            }
         }
     }
 
-    fn lock_anew(&self, domain: &DomainName) -> Result<()> {
-        let Some(period) = self.locked else { return Ok(()) };
+    /// What to say of files that are written once, and were written over.
+    fn told_of(&self, domain: &DomainName, written_over: &[PathBuf]) -> Option<Warning> {
+        let first = written_over.first()?.display();
+        let more = match written_over.len() - 1 {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        let text = format!(
+            "files of {domain} that are written once have been written over, by a repair or by somebody else: {first}{more}"
+        );
+        Some(Warning::new(Code::WrittenOver, text).advise(
+            "what was there before is locked for as long; see what is wrong with qdelta verify, what was there with \
+             --as-of TIME, and take new credentials for the store if it was no repair",
+        ))
+    }
+
+    /// Gives the files that are written once and were written over.
+    fn lock_anew(&self, domain: &DomainName) -> Result<Vec<PathBuf>> {
+        let Some(period) = self.locked else { return Ok(Vec::new()) };
         let now = self.storage.now()?;
         let until = period.after(now, &TimeZone::UTC);
         let enough = until - until.duration_since(now) / OVER;
+        let (config, points) = (Name::top().join(CONFIG), self.points_dir(domain));
+        let is_written_once =
+            |name: &Name| *name != config && name.folder().is_none_or(|folder| folder != points);
+        let mut written_over = Vec::new();
+        let mut lock = |storage: &dyn Storage, names: &[Name]| -> Result<()> {
+            let extended = storage.extend_locks(names, until, enough)?;
+            let count = extended.iter().filter(|it| it.is_new).count();
+            tracing::debug!(files = names.len(), extended = count, "locked anew");
+            let over = names
+                .iter()
+                .zip(extended)
+                .filter(|(name, it)| it.is_written_over && is_written_once(name));
+            written_over.extend(over.map(|(name, _)| storage.describe(name)));
+            Ok(())
+        };
+        if let Some(encryption) = &self.encryption {
+            let (storage, names) = encryption.ring().files()?;
+            lock(storage, &names)?;
+        }
+        lock(&*self.storage, &self.needed_files(domain)?)?;
+        Ok(written_over)
+    }
+
+    /// Every file that it takes to restore the points of a domain that are not removed.
+    fn needed_files(&self, domain: &DomainName) -> Result<Vec<Name>> {
         let catalog = self.catalog();
         let mut names = BTreeSet::from([Name::top().join(CONFIG)]);
         let mut is_known = true;
@@ -85,13 +135,7 @@ impl Repository {
         if !is_known {
             names.extend(self.all_files_of(&catalog, domain)?);
         }
-        let names: Vec<Name> = names.into_iter().collect();
-        if let Some(encryption) = &self.encryption {
-            encryption.ring().extend_locks(until, enough)?;
-        }
-        let extended = self.storage.extend_locks(&names, until, enough)?;
-        tracing::debug!(files = names.len(), extended, "locked anew");
-        Ok(())
+        Ok(names.into_iter().collect())
     }
 
     /// Every archive of a domain, and every file of its machine.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
+use super::{Entry, Extended, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
 use jiff::Timestamp;
 
 use crate::base::cancel::Cancel;
@@ -120,7 +120,12 @@ impl Storage for Limited {
         self.inner.lock_new_files(period)
     }
 
-    fn extend_locks(&self, names: &[Name], until: Timestamp, enough: Timestamp) -> Result<u64> {
+    fn extend_locks(
+        &self,
+        names: &[Name],
+        until: Timestamp,
+        enough: Timestamp,
+    ) -> Result<Vec<Extended>> {
         self.inner.extend_locks(names, until, enough)
     }
 

@@ -158,12 +158,18 @@ pub trait Storage: fmt::Debug + Send + Sync {
     }
 
     /// Has the storage refuse to remove files until a moment, but for those that are locked until `enough`
-    /// at least; gives how many were not. No lock is ever made shorter.
+    /// at least, with what was written over and is still there below; gives what became of each. No lock is ever
+    /// made shorter.
     ///
     /// # Errors
     /// One can't be locked.
-    fn extend_locks(&self, _names: &[Name], _until: Timestamp, _enough: Timestamp) -> Result<u64> {
-        Ok(0)
+    fn extend_locks(
+        &self,
+        names: &[Name],
+        _until: Timestamp,
+        _enough: Timestamp,
+    ) -> Result<Vec<Extended>> {
+        Ok(vec![Extended::default(); names.len()])
     }
 
     /// Until when the storage refuses to remove each file; none for those that anybody can remove who may
@@ -253,6 +259,15 @@ pub enum Outcome {
     Volatile,
     /// Nobody can tell.
     Unknown,
+}
+
+/// What became of the lock of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extended {
+    /// It was not locked for nearly as long.
+    pub is_new: bool,
+    /// The storage has other bytes of the same name that were written over.
+    pub is_written_over: bool,
 }
 
 /// How a lock is shared.

@@ -10,9 +10,9 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::vault::repository::storage::{Entry, EntryKind};
 
 /// The longest page that makes sense, in bytes: a thousand keys of a thousand bytes, encoded.
-pub(super) const PAGE_LEN_MAX: u64 = 8 << 20;
+const PAGE_LEN_MAX: u64 = 8 << 20;
 /// The most pages of one listing: ten million objects.
-pub(super) const PAGES_MAX: usize = 10_000;
+const PAGES_MAX: usize = 10_000;
 
 /// An object that was listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +122,36 @@ pub(super) fn uploads(client: &Client, prefix: &str) -> Result<BTreeMap<String, 
     }
     let text = format!("the list of the uploads to {} does not end", client.address.shown(prefix));
     Err(Error::new(ErrorKind::Io, text))
+}
+
+/// Lists every version of every object below a prefix, marks of removals included: those of a key one after the
+/// other, the newest first.
+pub(super) fn versions(
+    client: &Client,
+    prefix: &str,
+    mut each: impl FnMut(xml::Version),
+) -> Result<(), Failure> {
+    let mut next: Option<(String, String)> = None;
+    for _ in 0..PAGES_MAX {
+        let mut ask = Ask::new("GET", "")
+            .query("versions", "")
+            .query("encoding-type", "url")
+            .query("prefix", prefix)
+            .at_most(PAGE_LEN_MAX);
+        if let Some((key, id)) = next.take() {
+            ask = ask.query("key-marker", key);
+            if !id.is_empty() {
+                ask = ask.query("version-id-marker", id);
+            }
+        }
+        let (_, page) = client.parsed(&ask, xml::versions)?;
+        page.versions.into_iter().for_each(&mut each);
+        next = page.next;
+        if next.is_none() {
+            return Ok(());
+        }
+    }
+    Err(Failure::unclear("the list of versions does not end"))
 }
 
 fn unlisted(client: &Client, prefix: &str, failure: Failure) -> Error {

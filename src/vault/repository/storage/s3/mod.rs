@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
-use super::{Entry, EntryKind, LockMode, Locked, Name, Staged, Storage};
+use super::{Entry, EntryKind, Extended, LockMode, Locked, Name, Staged, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::period::Period;
 use crate::disk::io::ReadAt;
@@ -79,6 +79,8 @@ struct State {
     seen: BTreeMap<String, Seen>,
     /// What was about to be opened when somebody looked at it last, and lies in the cache.
     fresh: BTreeSet<String>,
+    /// What this process made that was not there before.
+    made: BTreeSet<String>,
     /// Which small files were read one after the other.
     walk: Walk,
     /// By the prefix of a folder that is held alone: what is removed together with its lock.
@@ -504,7 +506,12 @@ impl Storage for S3 {
         Ok(())
     }
 
-    fn extend_locks(&self, names: &[Name], until: Timestamp, enough: Timestamp) -> Result<u64> {
+    fn extend_locks(
+        &self,
+        names: &[Name],
+        until: Timestamp,
+        enough: Timestamp,
+    ) -> Result<Vec<Extended>> {
         let keys: Vec<String> = names.iter().map(|name| self.0.key(name)).collect();
         self.0.extend_all(&keys, until, enough)
     }

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
-use super::client::{Ask, Client, Failure};
-use super::listing::{Listing, PAGE_LEN_MAX, PAGES_MAX, Seen};
-use super::xml::{self, Version};
+use super::client::{Client, Failure};
+use super::listing::{self, Listing, Seen};
+use super::xml::Version;
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// By key: the id of the version that was there, and what is known of it.
@@ -36,53 +36,34 @@ impl Past {
             return Ok(Arc::clone(known));
         }
         let mut newest: BTreeMap<String, Version> = BTreeMap::new();
-        let mut next: Option<(String, String)> = None;
         let mut is_versioned = false;
-        for _ in 0..PAGES_MAX {
-            let mut ask = Ask::new("GET", "")
-                .query("versions", "")
-                .query("encoding-type", "url")
-                .query("prefix", client.address.prefix.clone())
-                .at_most(PAGE_LEN_MAX);
-            if let Some((key, id)) = next.take() {
-                ask = ask.query("key-marker", key);
-                if !id.is_empty() {
-                    ask = ask.query("version-id-marker", id);
-                }
+        listing::versions(client, &client.address.prefix, |version| {
+            // Of what was written when the bucket kept no versions.
+            is_versioned |= version.id != "null";
+            if version.modified > self.at {
+                return;
             }
-            let (_, page) = client.parsed(&ask, xml::versions)?;
-            for version in page.versions {
-                // Of what was written when the bucket kept no versions.
-                is_versioned |= version.id != "null";
-                if version.modified > self.at {
-                    continue;
-                }
-                // Of two of the same second, the one that is listed first is the newer one.
-                match newest.get(&version.key) {
-                    Some(other) if other.modified >= version.modified => {}
-                    _ => drop(newest.insert(version.key.clone(), version)),
-                }
+            // Of two of the same second, the one that is listed first is the newer one.
+            match newest.get(&version.key) {
+                Some(other) if other.modified >= version.modified => {}
+                _ => drop(newest.insert(version.key.clone(), version)),
             }
-            next = page.next;
-            if next.is_none() {
-                if !is_versioned && !newest.is_empty() {
-                    let text =
-                        format!("the bucket of {} keeps no versions", client.address.shown(""));
-                    return Err(Failure::local(Error::new(ErrorKind::Usage, text).advise(
-                        "what it was is not known; what is there can be read without --as-of",
-                    )));
-                }
-                let there = newest.into_iter().filter(|(_, version)| !version.is_removed);
-                let seen = |it: Version| {
-                    let seen = Seen { len: it.len, etag: it.etag, modified: Some(it.modified) };
-                    (it.id, seen)
-                };
-                let all = Arc::new(there.map(|(key, it)| (key, seen(it))).collect());
-                *known = Some(Arc::clone(&all));
-                return Ok(all);
-            }
+        })?;
+        if !is_versioned && !newest.is_empty() {
+            let text = format!("the bucket of {} keeps no versions", client.address.shown(""));
+            return Err(Failure::local(
+                Error::new(ErrorKind::Usage, text)
+                    .advise("what it was is not known; what is there can be read without --as-of"),
+            ));
         }
-        Err(Failure::unclear("the list of versions does not end"))
+        let there = newest.into_iter().filter(|(_, version)| !version.is_removed);
+        let seen = |it: Version| {
+            let seen = Seen { len: it.len, etag: it.etag, modified: Some(it.modified) };
+            (it.id, seen)
+        };
+        let all = Arc::new(there.map(|(key, it)| (key, seen(it))).collect());
+        *known = Some(Arc::clone(&all));
+        Ok(all)
     }
 
     /// The version of an object that was there; none if none was.

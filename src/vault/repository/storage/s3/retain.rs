@@ -3,6 +3,7 @@
 //! Every file of a repository gets such a lock as it is written, but for those whose name begins with a dot:
 //! locks of processes, and what is staged.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,9 +12,11 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::client::{Ask, Failure};
-use super::{S3, Shared, upload, xml};
+use super::xml::Version;
+use super::{S3, Shared, listing, upload, xml};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::period::Period;
+use crate::vault::repository::storage::Extended;
 
 /// The longest answer that makes sense, in bytes.
 const ANSWER_MAX: u64 = 64 << 10;
@@ -21,8 +24,12 @@ const ANSWER_MAX: u64 = 64 << 10;
 const AT_ONCE: usize = 32;
 /// Nobody, not even the owner of the bucket, can end such a lock early.
 const MODE: &str = "COMPLIANCE";
-/// What of an object lies in the cache: until when it is locked at least, in this mode.
+/// What of an object lies in the cache: until when each of its versions is locked at least, in this mode.
 const LOCKED: &str = "locked";
+/// What stands behind that time if one version was written over another.
+const OVER: &str = " over";
+/// Of more than twice so many versions of an object the oldest and the newest ones are locked anew.
+const VERSIONS_MAX: usize = 8;
 
 /// The lock of an object.
 struct Held {
@@ -76,85 +83,199 @@ impl Shared {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock of an object; none if it has none, or is not there.
-    fn held(&self, key: &str) -> Result<Option<Held>> {
-        let answer = match self.client.send(&Ask::new("HEAD", key)) {
+    /// The lock of a version of an object, of the newest one if none is named; none if there is no such version,
+    /// nothing in it if it has no lock.
+    fn held(&self, key: &str, version: Option<&str>) -> Result<Option<Option<Held>>> {
+        let mut ask = Ask::new("HEAD", key);
+        if let Some(version) = version {
+            ask = ask.query("versionId", version);
+        }
+        let answer = match self.client.send(&ask) {
             Err(failure) if failure.is_missing() => return Ok(None),
             answer => answer.map_err(|it| it.into_error("look at", &self.shown(key)))?,
         };
         let until = answer.header("x-amz-object-lock-retain-until-date");
         let is_firm = answer.header("x-amz-object-lock-mode").is_some_and(|mode| mode == MODE);
-        Ok(until.and_then(|it| it.parse().ok()).map(|until| Held { until, is_firm }))
+        Ok(Some(until.and_then(|it| it.parse().ok()).map(|until| Held { until, is_firm })))
     }
 
     /// Until when nobody can remove an object.
     fn locked_until(&self, key: &str) -> Result<Option<Timestamp>> {
-        Ok(self.held(key)?.filter(|held| held.is_firm).map(|held| held.until))
+        let held = self.held(key, None)?.flatten();
+        Ok(held.filter(|held| held.is_firm).map(|held| held.until))
     }
 
-    /// Locks an object until a moment, unless it is locked for as long, but for a little.
-    fn extend(&self, key: &str, until: Timestamp, enough: Timestamp) -> Result<bool> {
-        let etag = self.state().seen.get(key).map(|seen| seen.etag.clone());
-        let known = etag.as_ref().and_then(|etag| self.cache.get(key, etag, LOCKED));
-        let known = known.and_then(|it| std::str::from_utf8(&it).ok()?.parse::<Timestamp>().ok());
-        if known.is_some_and(|known| known >= enough) {
-            return Ok(false);
+    /// The ETag of an object as this process has seen or read it last.
+    fn known_etag(&self, key: &str) -> Option<String> {
+        let state = self.state();
+        state.seen.get(key).map(|seen| &seen.etag).or_else(|| state.read.get(key)).cloned()
+    }
+
+    /// What the cache has of an object's locks: until when every version is locked at least, and whether one was
+    /// written over.
+    fn known_lock(&self, key: &str) -> Option<(Timestamp, bool)> {
+        let etag = self.known_etag(key)?;
+        let bytes = self.cache.get(key, &etag, LOCKED)?;
+        let text = std::str::from_utf8(&bytes).ok()?;
+        let (until, is_over) = match text.strip_suffix(OVER) {
+            Some(until) => (until, true),
+            None => (text, false),
+        };
+        Some((until.parse().ok()?, is_over))
+    }
+
+    fn remember_lock(&self, key: &str, until: Timestamp, is_over: bool) {
+        if let Some(etag) = self.known_etag(key) {
+            let over = if is_over { OVER } else { "" };
+            self.cache.put(key, &etag, LOCKED, format!("{until}{over}").as_bytes());
         }
-        let found = self.held(key)?;
+    }
+
+    /// Locks a version of an object, or the newest one, until a moment, unless it is locked for as long, but for a
+    /// little. Gives until when it is locked then, and whether that is new; none if there is no such version.
+    fn extend(
+        &self,
+        key: &str,
+        version: Option<&str>,
+        (until, enough): (Timestamp, Timestamp),
+    ) -> Result<Option<(Timestamp, bool)>> {
+        let Some(found) = self.held(key, version)? else { return Ok(None) };
+        if let Some(held) = &found
+            && held.is_firm
+            && held.until >= enough
+        {
+            return Ok(Some((held.until, false)));
+        }
         // Who may lift a lock of another mode may not make it shorter by the way.
-        let later = found.as_ref().map_or(until, |held| held.until.max(until));
-        let is_locked = found.as_ref().is_some_and(|held| held.is_firm && held.until >= enough);
-        if !is_locked {
-            let body = xml::retention(MODE, &shown(later));
-            let ask = Ask::new("PUT", key)
-                .query("retention", "")
-                .header("content-md5", upload::md5(body.as_bytes())?)
-                .body(body.as_bytes())
-                .at_most(ANSWER_MAX);
-            let sent = self.client.send(&ask);
-            sent.map_err(|it: Failure| it.into_error("lock", &self.shown(key)))?;
+        let later = found.map_or(until, |held| held.until.max(until));
+        let body = xml::retention(MODE, &shown(later));
+        let mut ask = Ask::new("PUT", key)
+            .query("retention", "")
+            .header("content-md5", upload::md5(body.as_bytes())?)
+            .body(body.as_bytes())
+            .at_most(ANSWER_MAX);
+        if let Some(version) = version {
+            ask = ask.query("versionId", version);
         }
-        if let Some(etag) = etag {
-            let until = match found {
-                Some(held) if is_locked => held.until,
-                _ => later,
-            };
-            self.cache.put(key, &etag, LOCKED, until.to_string().as_bytes());
-        }
-        Ok(!is_locked)
+        let sent = self.client.send(&ask);
+        sent.map_err(|it: Failure| it.into_error("lock", &self.shown(key)))?;
+        Ok(Some((later, true)))
     }
 
-    /// Locks objects until a moment, many at once; gives how many were not locked for nearly as long.
+    /// Locks objects until a moment, many at once. Of what this process has not made itself, every version: whoever
+    /// can write could put another one over it, and wait until the lock of the one below ends.
     pub(super) fn extend_all(
         &self,
         keys: &[String],
         until: Timestamp,
         enough: Timestamp,
-    ) -> Result<u64> {
-        let extended = at_once(keys, |key| self.extend(key, until, enough))?;
-        Ok(extended.into_iter().filter(|it| *it).count() as u64)
+    ) -> Result<Vec<Extended>> {
+        let known: Vec<_> = keys
+            .iter()
+            .map(|key| self.known_lock(key).filter(|(until, _)| *until >= enough))
+            .collect();
+        let due = keys.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let due: Vec<&String> = due.map(|(key, _)| key).collect();
+        let mut newest = at_once(&due, |key| self.extend(key, None, (until, enough))).into_iter();
+        let of_others: BTreeSet<&String> = {
+            let state = self.state();
+            due.iter().copied().filter(|key| !state.made.contains(*key)).collect()
+        };
+        let versions = self.versions_of(&of_others)?;
+        let below: Vec<(&String, &Version)> = versions
+            .iter()
+            .flat_map(|(key, all)| all.iter().map(move |version| (key, version)))
+            .filter(|(_, version)| !version.is_removed)
+            .collect();
+        let locked =
+            at_once(&below, |(key, version)| self.extend(key, Some(&version.id), (until, enough)));
+        let mut of_versions: BTreeMap<&String, Vec<Result<Option<(Timestamp, bool)>>>> =
+            BTreeMap::new();
+        for ((key, _), lock) in below.iter().zip(locked) {
+            of_versions.entry(key).or_default().push(lock);
+        }
+        let mut extended = Vec::with_capacity(keys.len());
+        for (key, known) in keys.iter().zip(known) {
+            if let Some((_, is_written_over)) = known {
+                extended.push(Extended { is_new: false, is_written_over });
+                continue;
+            }
+            let all = newest.next().into_iter().chain(of_versions.remove(key).unwrap_or_default());
+            let all = all.collect::<Result<Vec<_>>>()?;
+            let first = all.iter().flatten().map(|(until, _)| *until).min();
+            let first = first.ok_or_else(|| self.missing("lock", key))?;
+            let is_written_over = versions.get(key).is_some_and(|all| is_written_over(all));
+            self.remember_lock(key, first, is_written_over);
+            let is_new = all.iter().flatten().any(|(_, is_new)| *is_new);
+            extended.push(Extended { is_new, is_written_over });
+        }
+        Ok(extended)
+    }
+
+    /// The versions of objects of which there is more than one, marks of removals included, the newest first.
+    fn versions_of(&self, keys: &BTreeSet<&String>) -> Result<BTreeMap<String, Vec<Version>>> {
+        let top = self.client.address.prefix.len();
+        // A guest's files lie in one folder: one list tells of all.
+        let group = |key: &'_ &String| {
+            let end = key.get(top..).and_then(|name| name.find('/')).map(|at| top + at + 1);
+            key.get(..end.unwrap_or(key.len())).unwrap_or_default().to_owned()
+        };
+        let mut found: BTreeMap<String, Vec<Version>> = BTreeMap::new();
+        for prefix in keys.iter().map(group).collect::<BTreeSet<String>>() {
+            let listed = listing::versions(&self.client, &prefix, |version| {
+                if !keys.contains(&version.key) {
+                    return;
+                }
+                let all = found.entry(version.key.clone()).or_default();
+                all.push(version);
+                if all.len() > 2 * VERSIONS_MAX {
+                    // Whoever can write could make a million: the first ones are the ones that count.
+                    all.remove(VERSIONS_MAX);
+                }
+            });
+            listed.map_err(|it| {
+                let error = it.into_error("list the versions of", &self.shown(&prefix));
+                error.advise(
+                    "let the host s3:ListBucketVersions and s3:GetObjectVersion: what was written over stays \
+                     locked only if the version below is locked anew",
+                )
+            })?;
+        }
+        found.retain(|_, all| all.len() > 1);
+        for all in found.values_mut() {
+            all.sort_by_key(|version| std::cmp::Reverse(version.modified));
+        }
+        Ok(found)
     }
 
     /// Until when each object is locked, in their order.
     pub(super) fn all_locked_until(&self, keys: &[String]) -> Result<Vec<Option<Timestamp>>> {
-        at_once(keys, |key| self.locked_until(key))
+        at_once(keys, |key| self.locked_until(key)).into_iter().collect()
     }
 }
 
-/// Asks for each key, many at once; gives the answers in the order of the keys.
-fn at_once<T: Send>(keys: &[String], ask: impl Fn(&str) -> Result<T> + Sync) -> Result<Vec<T>> {
+/// Whether an object has got other bytes while it was there. What was removed before may come back.
+fn is_written_over(versions: &[Version]) -> bool {
+    versions.windows(2).any(|pair| match pair {
+        [newer, older] => !newer.is_removed && !older.is_removed && newer.etag != older.etag,
+        _ => false,
+    })
+}
+
+/// Asks for each thing, many at once; gives the answers in the order of the things.
+fn at_once<I: Sync, T: Send>(things: &[I], ask: impl Fn(&I) -> T + Sync) -> Vec<T> {
     let (next, answers) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(key) = keys.get(number) else { return };
-            let answer = ask(key);
+            let Some(thing) = things.get(number) else { return };
+            let answer = ask(thing);
             answers.lock().unwrap_or_else(PoisonError::into_inner).push((number, answer));
         }
     };
     std::thread::scope(|scope| {
         // This thread works, too: where none can be started, it does all.
-        for _ in 1..keys.len().min(AT_ONCE) {
+        for _ in 1..things.len().min(AT_ONCE) {
             let begun =
                 std::thread::Builder::new().name("locks".to_owned()).spawn_scoped(scope, work);
             if begun.is_err() {

@@ -237,9 +237,9 @@ impl Upload {
                 Ok(answer) if answer.header(header) == Some(mark) => {
                     return Ok(answer.etag().unwrap_or_default());
                 }
-                // Somebody else's has the name, or none has.
+                // Somebody else's has the name.
                 Ok(_) => Outcome::Refused,
-                Err(failure) if failure.is_missing() => Outcome::Refused,
+                // None has: the store may still be at it, and give the name later.
                 Err(_) => Outcome::Unknown,
             };
         }
@@ -367,6 +367,9 @@ impl Staged for Upload {
             }
         };
         self.is_published = true;
+        if how == Publish::New {
+            self.shared.state().made.insert(self.key.clone());
+        }
         let is_held = self.shared.note(&self.key, |listing| {
             listing.objects.insert(self.key.clone(), seen.clone());
         });

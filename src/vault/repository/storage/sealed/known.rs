@@ -99,6 +99,12 @@ impl Known {
             .then(|| Arc::new(KnownFile { file, path, len, left_out }) as Arc<dyn ReadAt>)
     }
 
+    /// Whether this host has written a file of this name: if what it knows of that one is not good for the file
+    /// that is there, somebody else has written another.
+    pub fn has(&self, name: &Name) -> bool {
+        self.path(name).exists()
+    }
+
     /// The file is no more.
     pub fn forget(&self, name: &Name) {
         // What stays takes room, and is believed of no other file.

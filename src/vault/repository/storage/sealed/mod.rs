@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Entry, EntryKind, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
+use super::{
+    Entry, EntryKind, Extended, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished,
+};
 use jiff::Timestamp;
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -187,7 +189,17 @@ impl Sealed {
         self.keys.identity.as_ref().ok_or_else(|| {
             let text = format!("{} can't be opened", self.describe(name).display());
             Error::new(ErrorKind::Key, text)
-                .because("a host's key opens no file")
+                .because(match &self.known {
+                    None => "a host's key opens no file",
+                    Some(known) if known.has(name) => {
+                        "somebody with the repository's key has changed it since this host wrote it (a pin, a \
+                         prune, a merge), and a host's key opens no file"
+                    }
+                    Some(_) => {
+                        "this host no longer has what it kept of it (in the folder of --state), and its key opens \
+                         no file"
+                    }
+                })
                 .advise("give the repository's identity: --key-file FILE")
         })
     }
@@ -363,7 +375,12 @@ impl Storage for Sealed {
         self.inner.lock_new_files(period)
     }
 
-    fn extend_locks(&self, names: &[Name], until: Timestamp, enough: Timestamp) -> Result<u64> {
+    fn extend_locks(
+        &self,
+        names: &[Name],
+        until: Timestamp,
+        enough: Timestamp,
+    ) -> Result<Vec<Extended>> {
         let names = names.iter().map(|name| self.sealed(name)).collect::<Result<Vec<_>>>()?;
         self.inner.extend_locks(&names, until, enough)
     }
