@@ -157,6 +157,7 @@ mod tests {
         // Ten nights were missed: that is one backup, and one proof.
         assert_eq!(what(&past, "2026-10-28T12:00:00Z"), (vec![Backup, Verify, Prune], vec![]));
         past.push(record(Backup, "2026-10-18T02:00:10Z", End::Failed));
+        past.push(Record { job: None, ..record(Act::Run, "2026-10-18T02:00:10Z", End::Failed) });
         assert_eq!(what(&past, "2026-10-18T02:10:00Z"), (vec![], vec![]));
         assert_eq!(what(&past, "2026-10-18T06:00:00Z"), (vec![Verify], vec![]));
         // What somebody stopped is due again, by itself.

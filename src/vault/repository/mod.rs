@@ -28,6 +28,7 @@ mod lock;
 mod locks_seen;
 mod machine;
 mod manifest;
+mod manifest_digest;
 mod marks;
 mod names;
 mod pending;

@@ -604,7 +604,7 @@ fn a_hostile_manifest_leads_nowhere() {
         let mut value = good.clone();
         value.as_object_mut().unwrap().remove("digest");
         change(&mut value);
-        let digest = manifest::digest(&value);
+        let digest = manifest_digest::digest_of(&value);
         value["digest"] = digest.into();
         fs::write(&path, serde_json::to_vec(&value).unwrap()).unwrap();
         let list = repository.catalog().points(&id).unwrap();

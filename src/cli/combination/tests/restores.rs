@@ -106,6 +106,7 @@ pub(super) const TABLES: &[Table] = &[
                 "which point",
             ),
             Entry(&["--to", "d"], &["guest", "instant guest", "host"], "where to"),
+            Entry(&["--to-pool", "p"], &["guest"], "where the disks go"),
             Entry(&["--rename", "n"], &["guest", "instant guest"], "the name of the new guest"),
             Entry(&["--instant"], &["guest", "instant guest"], "nothing is copied"),
             Entry(&["--socket", "s"], &["instant guest"], "where the server listens"),

@@ -24,7 +24,6 @@ pub(super) const TABLES: &[Table] = &[
             ("--repo", "d"),
             ("--repair", "--time-zone"),
             ("--repair", "--encrypt"),
-            ("--repair", "--lock"),
         ],
     },
     Table { command: "key list", ways: &[("all", &[])], entries: &[], apart: &[] },

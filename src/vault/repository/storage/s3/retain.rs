@@ -189,8 +189,7 @@ impl Shared {
             .collect();
         let locked =
             at_once(&below, |(key, version)| self.extend(key, Some(&version.id), (until, enough)));
-        let mut of_versions: BTreeMap<&String, Vec<Result<Option<(Timestamp, bool)>>>> =
-            BTreeMap::new();
+        let mut of_versions: BTreeMap<&String, Vec<_>> = BTreeMap::new();
         for ((key, _), lock) in below.iter().zip(locked) {
             of_versions.entry(key).or_default().push(lock);
         }
