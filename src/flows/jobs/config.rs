@@ -3,6 +3,7 @@
 //! What the file does not know is an error with its line and column: a rule that is spelled wrong and
 //! passed over would be found out on the day of a restore.
 
+mod check;
 pub(super) mod copy;
 
 use std::collections::BTreeMap;
@@ -457,53 +458,6 @@ impl Config {
             }
         }
     }
-
-    /// What no type can check.
-    fn check(&self) -> Result<()> {
-        let refused = |text: String, advice: &'static str| {
-            Err(Error::new(ErrorKind::Usage, text).advise(advice))
-        };
-        if self.jobs.is_empty() {
-            return refused("there is no job".to_owned(), "begin one with [jobs.NAME]");
-        }
-        let Limits { guests_at_once, threads, nice, .. } = self.limits;
-        if !(1..=64).contains(&guests_at_once)
-            || threads.is_some_and(|it| !(1..=1024).contains(&it))
-        {
-            let text =
-                "limits: no guest, or more than anybody has use for, would be backed up at once";
-            return refused(text.to_owned(), "guests_at_once is 1 to 64, threads 1 to 1024");
-        }
-        if nice > 19 {
-            return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
-        }
-        super::telling::check(self)?;
-        let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-        for (name, job) in &self.jobs {
-            if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
-                let text = format!("{name:?} can't be the name of a job");
-                return refused(text, "letters, digits, _ and -, at most 64 of them");
-            }
-            self.check_places(name, job)?;
-            if job.guests.is_empty() && job.images.is_empty() && !job.with_host_config {
-                let text = format!("job {name}: nothing is to be backed up");
-                return refused(
-                    text,
-                    "say guests = [\"all\"], or name some; or [[jobs.NAME.images]]",
-                );
-            }
-            if !(-7..=19).contains(&job.level) {
-                let text = format!("job {name}: zstd has no level {}", job.level);
-                return refused(text, "level is -7 to 19");
-            }
-            let frozen = job.freeze_max.map(|stretch| stretch.0.as_secs());
-            if frozen.is_some_and(|seconds| seconds > 600) {
-                let text = format!("job {name}: no guest should be frozen for so long");
-                return refused(text, "freeze_max is at most 10m");
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What is wrong with the text, and where; of a key that is unknown, what may have been meant.
@@ -571,6 +525,9 @@ where
         Form::One(text) => vec![text],
         Form::Many(texts) => texts,
     };
+    if texts.is_empty() {
+        return Err(D::Error::custom("an empty list means nothing: leave it out"));
+    }
     texts.iter().map(|text| parsed(text)).collect()
 }
 

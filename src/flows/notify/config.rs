@@ -182,10 +182,52 @@ impl Notifier {
                 "leave on, level and digest out",
             );
         }
+        self.check_what_is_told(way)?;
         if self.time_limit.is_some_and(|limit| limit.0 > Duration::from_secs(600)) {
             return refused("no run should wait so long", "time_limit is at most 10m");
         }
         Ok(())
+    }
+
+    /// Fails where a word would mean nothing: whoever wrote it waits to be told.
+    fn check_what_is_told(&self, way: Way<'_>) -> Result<()> {
+        let refused = |text: String, advice: &'static str| {
+            Err(Error::new(ErrorKind::Usage, text).advise(advice))
+        };
+        let is_ping = matches!(way, Way::Ping(_));
+        let has = |event: Event| self.on.as_ref().is_some_and(|on| on.contains(&event));
+        if has(Event::Digest) {
+            let text = "on says what is told when it happens, and a digest has a time";
+            return refused(text.to_owned(), "say digest = \"Mon 08:00\" beside on");
+        }
+        if has(Event::Start) {
+            let text = "only a ping hears of the start of a run";
+            return refused(text.to_owned(), "leave start out of on");
+        }
+        if self.on.as_ref().is_some_and(Vec::is_empty) && self.digest.is_none() {
+            let text = "on is empty: it is never told anything";
+            return refused(text.to_owned(), "leave on out, or say digest = \"Mon 08:00\"");
+        }
+        if self.level == Some(Level::Ok) {
+            let text = "level = \"ok\" leaves nothing out";
+            return refused(text.to_owned(), "leave level out, or say warning or critical");
+        }
+        if is_ping && self.again.is_some() {
+            return refused("a ping has no use for again".to_owned(), "leave again out");
+        }
+        if self.token.is_some() && matches!(way, Way::Mail(_) | Way::Ping(_)) {
+            return refused(format!("{} has no use for a token", way.name()), "leave token out");
+        }
+        match way {
+            Way::Gotify(_) if self.token.is_none() => refused(
+                "Gotify takes nothing without the token of an application".to_owned(),
+                "say token = \"file:PATH\"",
+            ),
+            Way::Command(line) if line.trim().is_empty() => {
+                refused("an empty command tells nobody".to_owned(), "say command = \"LINE\"")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What it needs and this host does not have.
@@ -271,7 +313,9 @@ impl FromStr for Source {
             Some(("file", path)) if path.starts_with('/') => Ok(Self::File(path.into())),
             Some(("credential", name)) if is_name(name) => Ok(Self::Credential(name.to_owned())),
             Some(("env", name)) if is_name(name) => Ok(Self::Variable(name.to_owned())),
-            Some(("http" | "https", _)) => Ok(Self::Text(text.to_owned())),
+            Some(("http" | "https", rest)) if rest.starts_with("//") && is_address(text) => {
+                Ok(Self::Text(text.to_owned()))
+            }
             // What was meant as a secret must not be repeated on a screen.
             _ => refused("this is neither an address nor a place of one".to_owned()),
         }
@@ -330,7 +374,15 @@ impl Source {
     }
 }
 
-/// The scheme and host of an address, without what may be secret.
+/// Whether an address has a host, and no space within.
+fn is_address(text: &str) -> bool {
+    let host = host_of(text);
+    !host.is_empty()
+        && !host.starts_with(':')
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
+/// The host of an address, without what may be secret.
 pub(crate) fn host_of(address: &str) -> &str {
     let start = address.find("://").map_or(0, |at| at + 3);
     let rest = address.get(start..).unwrap_or("");
