@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -179,6 +180,9 @@ fn a_lost_site_comes_back_with_the_commands_of_its_kit() {
             "{name}"
         );
     }
+
+    let config = fs::metadata(site.lab.path("kit/qdelta.toml")).unwrap();
+    assert_eq!(config.permissions().mode() & 0o777, 0o600);
 
     // The site burns down; the repositories, the kit and somebody's key are left.
     let web = fs::read(site.image("web")).unwrap();

@@ -150,4 +150,6 @@ fn the_unit_of_jobs_has_no_mount_namespace() {
         assert!(!keys.contains(&key), "{key}");
     }
     assert!(keys.contains(&"NoNewPrivileges") && keys.contains(&"CapabilityBoundingSet"));
+    // Where the file was removed, each start was left out without a failure, and nobody was told.
+    assert!(!keys.iter().any(|key| key.starts_with("Condition")), "{keys:?}");
 }

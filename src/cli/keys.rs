@@ -1,11 +1,13 @@
 //! The key of an encrypted repository, as whoever calls gives it: never on the command line, where every
 //! user of the machine reads it.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use qdelta::disk::io::{Opener, sync_folder};
+use qdelta::guest::program;
 use qdelta::vault::repository::storage::{KEY_TEXT_MAX, KeyText};
 use qdelta::{Error, ErrorKind, Result};
 
@@ -14,6 +16,9 @@ use super::copy_args::OtherKey;
 
 /// The credential that systemd hands to a service.
 const CREDENTIAL: &str = "qdelta.key";
+
+/// How long a command may take that gives a key, where nobody sits at a terminal.
+const COMMAND_MAX: Duration = Duration::from_secs(30);
 
 /// Where the key comes from.
 enum Source {
@@ -82,7 +87,13 @@ fn from_command(command: &str) -> Result<KeyText> {
             .because(why)
     };
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg(command).stdin(Stdio::inherit()).stderr(Stdio::inherit());
+    shell.arg("-c").arg(command);
+    // Nobody sits there who could answer, or break it off.
+    if !std::io::stdin().is_terminal() {
+        let answer = program::answer(shell, COMMAND_MAX).map_err(|error| failed(error.chain()))?;
+        return parse(&answer).map_err(|error| failed(error.chain()));
+    }
+    shell.stdin(Stdio::inherit()).stderr(Stdio::inherit());
     let output = shell.output().map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
         return Err(failed(output.status.to_string()));

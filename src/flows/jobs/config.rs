@@ -33,6 +33,9 @@ use crate::vault::repository::{DiskSpec, Keep, Rung};
 /// The longest file that is read, in bytes.
 const LEN_MAX: u64 = 1 << 20;
 
+/// For so many seconds a look waits for a store that does not answer, where the file does not say.
+const LOOK_PATIENCE_S: u64 = 10;
+
 /// A commented file that works, with four classes of guests.
 pub const EXAMPLE: &str = include_str!("example.toml");
 
@@ -95,6 +98,18 @@ pub struct RepositoryPlace {
     /// So many bytes are to stay free there.
     #[serde(default, deserialize_with = "bytes")]
     pub keep_free: Option<u64>,
+}
+
+impl RepositoryPlace {
+    /// The same for somebody who only looks: of a store that does not answer, that is what is told.
+    pub(super) fn for_a_look(&self) -> Self {
+        let mut place = self.clone();
+        if place.place.starts_with("s3://") && !place.place.contains("patience=") {
+            let sign = if place.place.contains('?') { '&' } else { '?' };
+            place.place += &format!("{sign}patience={LOOK_PATIENCE_S}");
+        }
+        place
+    }
 }
 
 /// Where libvirt keeps its files, and how `virsh` is called.

@@ -13,6 +13,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
 use crate::disk::io::Opener;
 use crate::flows::report::{Event, Level};
+use crate::guest::program;
 
 /// The longest secret, in bytes.
 const SECRET_MAX: u64 = 64 << 10;
@@ -230,6 +231,26 @@ impl Notifier {
         }
     }
 
+    /// The addresses that stand in the file itself.
+    pub(crate) fn addresses(&self) -> Vec<&str> {
+        let all = [&self.ping, &self.ntfy, &self.gotify, &self.webhook];
+        all.into_iter().filter_map(|it| it.as_ref()?.plain()).collect()
+    }
+
+    /// Whether an address in the file itself has what nobody else may know: a password, or the path that alone lets
+    /// somebody in.
+    pub(crate) fn shows_a_secret(&self) -> bool {
+        let is_path_secret = self.ping.is_some()
+            || self.webhook.is_some()
+            || (self.ntfy.is_some() && self.token.is_none());
+        self.addresses().into_iter().any(|address| {
+            let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
+            let path = rest.find(['/', '?', '#']).and_then(|at| rest.get(at..)).unwrap_or("");
+            let has_user = rest.get(..rest.len() - path.len()).is_some_and(|it| it.contains('@'));
+            has_user || (is_path_secret && path.len() > 1)
+        })
+    }
+
     /// What it needs and this host does not have.
     pub(crate) fn problem(&self) -> Option<Error> {
         let sources = [&self.token, &self.ping, &self.ntfy, &self.gotify, &self.webhook];
@@ -239,10 +260,10 @@ impl Notifier {
             return Some(error);
         }
         let line = self.sendmail.as_deref().unwrap_or(super::SENDMAIL);
-        let program = line.split_whitespace().next().unwrap_or_default();
-        let is_missing = program.starts_with('/') && !Path::new(program).exists();
+        let name = line.split_whitespace().next().unwrap_or_default();
+        let is_missing = !program::is_there(Path::new(name));
         (self.mail.is_some() && is_missing).then(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no {program}: no mail goes from here"))
+            Error::new(ErrorKind::NotFound, format!("there is no {name}: no mail goes from here"))
                 .advise("install a program that takes mail, as msmtp-mta or postfix, or say sendmail = \"…\"")
         })
     }
@@ -365,6 +386,14 @@ impl Source {
         Ok(text)
     }
 
+    /// The text, if it stands in the file of jobs.
+    fn plain(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::File(_) | Self::Credential(_) | Self::Variable(_) => None,
+        }
+    }
+
     /// What may be shown of it: of an address in the file, the host alone, as its path may be a secret.
     fn shown(&self) -> String {
         match self {
@@ -389,4 +418,33 @@ pub(crate) fn host_of(address: &str) -> &str {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let host = rest.get(..end).unwrap_or("");
     host.rsplit('@').next().unwrap_or(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_lets_somebody_in_is_a_secret() {
+        let of = |address: &str| Some(address.parse().unwrap());
+        let ping = |address| Notifier { ping: of(address), ..Notifier::default() };
+        let ntfy = |address| Notifier { ntfy: of(address), ..Notifier::default() };
+        for secret in [
+            ping("https://hc.example/uuid"),
+            ntfy("https://ntfy.sh/topic"),
+            ntfy("https://u:pw@h"),
+            Notifier { webhook: of("http://h?key=1"), ..Notifier::default() },
+            Notifier { gotify: of("http://u@h/"), ..Notifier::default() },
+        ] {
+            assert!(secret.shows_a_secret(), "{secret:?}");
+        }
+        for plain in [
+            ping("file:/etc/qdelta/ping.url"),
+            ntfy("http://h/"),
+            Notifier { token: of("file:/t"), ..ntfy("http://h/topic") },
+            Notifier { gotify: of("http://h/gotify"), ..Notifier::default() },
+        ] {
+            assert!(!plain.shows_a_secret(), "{plain:?}");
+        }
+    }
 }

@@ -12,6 +12,7 @@ pub(crate) mod metrics;
 mod send;
 mod template;
 
+pub(crate) use config::host_of;
 pub use config::{Addresses, Notifier, Source};
 pub(crate) use mail::padded as base64;
 pub(crate) use message::escaped;

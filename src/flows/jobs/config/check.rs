@@ -80,7 +80,9 @@ impl Config {
                         let (one, two) = (before.display(), own.1.display());
                         let text = match before == own.1 {
                             true => format!("job {name}: {one} is named twice"),
-                            false => format!("{one} and {two} are both the disk {disk} in {repository}"),
+                            false => {
+                                format!("{one} and {two} are both the disk {disk} in {repository}")
+                            }
                         };
                         return refused(text, "give each image a disk of its own: disk = \"NAME\"");
                     }
@@ -141,7 +143,10 @@ fn check_job(name: &str, job: &Job) -> Result<()> {
         return refused(text, "give a path that begins with /");
     }
     if !(-7..=19).contains(&job.level) {
-        return refused(format!("job {name}: zstd has no level {}", job.level), "level is -7 to 19");
+        return refused(
+            format!("job {name}: zstd has no level {}", job.level),
+            "level is -7 to 19",
+        );
     }
     let frozen = job.freeze_max.map(|stretch| stretch.0.as_secs());
     if frozen.is_some_and(|seconds| seconds > 600) {
@@ -222,7 +227,8 @@ mod tests {
             assert!(whole.contains(said), "{lines}: {whole}");
             assert_eq!(error.kind(), ErrorKind::Usage);
         }
-        let top = "host_files = [\"etc\"]\n[repositories.r]\nplace = \"r\"\n[jobs.a]\nguests = [\"x\"]";
+        let top =
+            "host_files = [\"etc\"]\n[repositories.r]\nplace = \"r\"\n[jobs.a]\nguests = [\"x\"]";
         assert!(Config::parse(top).unwrap_err().chain().contains("begins nowhere"));
         for good in [
             "[notify.x]\ncommand = \"c\"\non = []\ndigest = \"8:00\"",

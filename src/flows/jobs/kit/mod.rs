@@ -2,6 +2,7 @@
 //! this site. No secret is in it.
 
 mod document;
+mod masked;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,7 +83,9 @@ pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
     let config = Opener::READ.read(host.path, CONFIG_LEN_MAX);
     let config = config.map_err(|error| Error::io("read", host.path, error))?;
     report.repositories.sort_by(|one, other| one.repository.cmp(&other.repository));
-    write_all(&report, &program, &config)?;
+    let config =
+        masked::config(&config).map_err(|error| error.within(host.path.display().to_string()))?;
+    write_all(&report, &program, config.as_bytes())?;
     Ok(report)
 }
 
@@ -95,7 +98,7 @@ fn write_all(report: &KitReport, program: &[u8], config: &[u8]) -> Result<()> {
     let document = document::of(report);
     let files: [(&str, u32, &[u8]); 4] = [
         ("qdelta", 0o755, program),
-        ("qdelta.toml", 0o644, config),
+        ("qdelta.toml", 0o600, config),
         ("kit.json", 0o644, &json),
         // Last: where it is, the kit is whole.
         ("disaster-recovery.md", 0o644, document.as_bytes()),

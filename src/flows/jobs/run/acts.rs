@@ -9,7 +9,7 @@ use crate::disk::flow::pipeline::Resources;
 use crate::flows::backup::LEVEL_DEFAULT;
 use crate::flows::drill::{self, DrillRequest};
 use crate::flows::host;
-use crate::flows::jobs::config;
+use crate::flows::jobs::{config, sense};
 use crate::flows::merge::MergeOptions;
 use crate::flows::prune::{self, PruneRequest};
 use crate::flows::report::{
@@ -116,8 +116,10 @@ impl Work<'_> {
             now: clock::now()?,
             clock: Clock::Checked,
         };
+        let (mut domains, kept) = (self.domains_with_gone(repository)?, self.kept_by_others()?);
+        domains.retain(|domain| !kept.iter().any(|(it, _)| it == domain));
         let request = PruneRequest {
-            domains: self.domains_with_gone(repository)?,
+            domains,
             policy,
             time_zone: settings.time_zone,
             merge_share: settings.merge_share,
@@ -126,7 +128,22 @@ impl Work<'_> {
             merging: MergeOptions { level: LEVEL_DEFAULT, resources: self.resources(1) },
         };
         let report = prune::run(repository, &request, self.run.observer, self.run.cancel)?;
-        Ok(of_prune(report))
+        Ok(match kept.first() {
+            Some((_, why)) => Came { result: of_prune(report).result, ..Came::failed(why) },
+            None => of_prune(report),
+        })
+    }
+
+    /// The guests of the job that another one keeps by other rules: neither prunes the points of the other.
+    fn kept_by_others(&self) -> Result<Vec<(DomainName, Error)>> {
+        let (config, guests) = (self.run.host.config, self.run.guests);
+        let rivals = sense::rivals(config, guests, self.name, self.job, &self.gone())?;
+        let of = |(name, other): (String, &str)| {
+            let subject = self.subjects.iter().find(|subject| subject.name() == name);
+            let domain = subject.map_or_else(|| name.parse(), |it| guests.domain_of(it));
+            Some((domain.ok()?, sense::rivalry(&name, self.name, other)))
+        };
+        Ok(rivals.into_iter().filter_map(of).collect())
     }
 
     fn drill(&self, repository: &Repository) -> Result<Came> {
@@ -230,7 +247,8 @@ fn of_prune(report: PruneReport) -> Came {
     let removed: usize = report.guests.iter().map(|guest| guest.removed).sum();
     let freed: u64 = report.guests.iter().map(|guest| guest.data.bytes_freed).sum();
     let freed = bytesize::ByteSize(freed).display().iec();
-    let mut came = Came::to(End::Done, format!("{removed} points removed, {freed} freed"));
+    let points = if removed == 1 { "point" } else { "points" };
+    let mut came = Came::to(End::Done, format!("{removed} {points} removed, {freed} freed"));
     let says = |guest: &GuestPrune| match &guest.error {
         Some(failure) => Some((failure.text.clone(), failure.advice.clone())),
         None => guest.data.spared.iter().find_map(|spared| match &spared.why {
