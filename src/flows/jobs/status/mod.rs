@@ -444,7 +444,8 @@ mod tests {
             seen.push(place.place.clone());
             all.notify_all();
             let limit = Duration::from_secs(60);
-            let (_, waited) = all.wait_timeout_while(seen, limit, |seen| seen.len() < 4).unwrap();
+            let (_seen, waited) =
+                all.wait_timeout_while(seen, limit, |seen| seen.len() < 4).unwrap();
             let text = if waited.timed_out() { "alone" } else { "with all" };
             Err(Error::new(ErrorKind::Io, text))
         };
