@@ -521,10 +521,23 @@ fn the_second_copy_is_made_by_itself_and_told_when_it_is_behind() {
         fs::write(file.unwrap().path(), "damaged").unwrap();
     }
     assert_eq!(at(args!["verify", "--repo", night.main()]).code(), Some(4));
-    let words = args!["repair", "web", "--from", offsite, "--json", "--repo", night.main()];
+    let words =
+        args!["repair", "web", "--from", offsite.as_path(), "--json", "--repo", night.main()];
     let mended = at(words).ok().json();
     assert_eq!(mended["guests"][0]["mended"][0]["what"], "machine-file", "{mended}");
     at(args!["verify", "--repo", night.main()]).ok();
+    // One that is lost there was not noticed, and new points were made without it.
+    let against = || at(args!["verify", "--against", offsite.as_path(), "--repo", night.main()]);
+    assert_ne!(against().code(), Some(4));
+    for file in fs::read_dir(offsite.join("web/machine")).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    assert_eq!(against().code(), Some(4), "{}", against().report());
+    let records = night.run("2026-10-23 00:35:00");
+    assert_eq!(ends(&records, "production copy web"), ["failed"], "{records:#?}");
+    // The new point has brought them again.
+    at(args!["verify", "--repo", offsite.as_path()]).ok();
+    assert_ne!(against().code(), Some(4), "{}", against().report());
 }
 
 /// On the day on which half past two does not come, systemd's timers would have made no backup.

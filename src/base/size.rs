@@ -23,6 +23,18 @@ pub fn parse(text: &str) -> Result<u64> {
         })
 }
 
+/// What people write for so many bytes a second: a size, and some.
+///
+/// # Errors
+/// As [`parse`]; it is 0.
+pub fn parse_rate(text: &str) -> Result<u64> {
+    match parse(text)? {
+        0 => Err(Error::new(ErrorKind::Usage, "at 0 bytes a second nothing would pass")
+            .advise("leave the limit out for none")),
+        rate => Ok(rate),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -36,14 +36,26 @@ pub struct Copy {
     #[arg(long)]
     pub dry_run: bool,
 
+    /// What is there under the guest's name is the same guest, though it shares no point
+    #[arg(long)]
+    pub same_guest: bool,
+
     /// Write to the other repository, and read from it, at most so many bytes a second, as 20M
-    #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = values::rate)]
     pub limit_rate: Option<u64>,
 
     /// Copy so many guests at a time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::threads)]
     pub at_once: usize,
 
+    /// The other repository's key, and how to work.
+    #[command(flatten)]
+    pub with: Carrying,
+}
+
+/// How archives are brought from one repository into another.
+#[derive(Debug, Args)]
+pub struct Carrying {
     /// Compression level of zstd for what must be packed anew
     #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
     pub level: i32,
@@ -92,15 +104,7 @@ pub struct Repair {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Compression level of zstd for what must be packed anew
-    #[arg(long, value_name = "N", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
-    pub level: i32,
-
-    /// The key of the other repository.
+    /// The other repository's key, and how to work.
     #[command(flatten)]
-    pub key: OtherKey,
-
-    /// How to work.
-    #[command(flatten)]
-    pub work: Engine,
+    pub with: Carrying,
 }

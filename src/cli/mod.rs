@@ -132,8 +132,14 @@ impl Context {
             true => keys::of_other(key, &self.global)?,
             false => None,
         };
-        let repository =
-            Self::open(place, key.as_ref(), state.as_deref(), &|warning| self.warn(warning))?;
+        let opened =
+            Self::open(place, key.as_ref(), state.as_deref(), &|warning| self.warn(warning));
+        let repository = opened.map_err(|error| match error.kind() {
+            ErrorKind::Key if !is_given => error.advise(
+                "say which key opens the second repository: --other-key-file FILE, or --other-key-command COMMAND",
+            ),
+            _ => error,
+        })?;
         if let Some(encryption) = repository.encryption() {
             encryption.check_readable()?;
         }

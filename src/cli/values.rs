@@ -84,6 +84,11 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     size::parse(text).map_err(|error| refusal(&error))
 }
 
+/// So many bytes a second: some.
+pub fn rate(text: &str) -> Result<u64, String> {
+    size::parse_rate(text).map_err(|error| refusal(&error))
+}
+
 /// How much a scrub may take: a time or a number of bytes.
 pub fn budget(text: &str) -> Result<Budget, String> {
     text.parse().map_err(|error| refusal(&error))

@@ -30,6 +30,7 @@ fn copy(from: &Memory, to: Arc<dyn Storage>, points: Option<Keep>) -> qdelta::Re
         domains: vec!["vm".parse()?],
         points,
         dry_run: false,
+        same_guest: false,
         at_once: 1,
         options: options(),
     };

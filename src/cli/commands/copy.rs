@@ -12,19 +12,20 @@ use crate::cli::{Context, signals, status, text, two_lines};
 /// Copies, or says what would be copied.
 pub fn run(args: &Copy, context: &mut Context) -> Result<u8> {
     let from = context.readable()?;
-    let to = context.other(&args.to, &args.key)?;
+    let to = context.other(&args.to, &args.with.key)?;
+    let cancel = signals::watch(&context.screen);
     let to = match args.limit_rate {
-        Some(rate) => to.limited(rate),
+        Some(rate) => to.limited(rate, &cancel),
         None => to,
     };
     let request = CopyRequest {
         domains: domains(&from.catalog(), &args.guests)?,
         points: args.points.clone(),
         dry_run: args.dry_run,
+        same_guest: args.same_guest,
         at_once: args.at_once,
-        options: MergeOptions { level: args.level, resources: args.work.resources() },
+        options: MergeOptions { level: args.with.level, resources: args.with.work.resources() },
     };
-    let cancel = signals::watch(&context.screen);
     let report = copies::copy((&from, &to), &request, &context.screen, &cancel)?;
     context.screen.end();
     let points: usize = report.guests.iter().map(|guest| guest.points.len()).sum();

@@ -13,11 +13,11 @@ use crate::cli::{Context, signals, status, text};
 /// Mends, or says what would be mended.
 pub fn run(args: &Repair, context: &mut Context) -> Result<u8> {
     let here = context.readable()?;
-    let from = context.other(&args.from, &args.key)?;
+    let from = context.other(&args.from, &args.with.key)?;
     let request = RepairRequest {
         domains: domains(&here.catalog(), &args.guests)?,
         dry_run: args.dry_run,
-        options: MergeOptions { level: args.level, resources: args.work.resources() },
+        options: MergeOptions { level: args.with.level, resources: args.with.work.resources() },
     };
     let cancel = signals::watch(&context.screen);
     let report = copies::repair((&here, &from), &request, &context.screen, &cancel)?;

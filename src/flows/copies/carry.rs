@@ -272,6 +272,8 @@ pub(super) fn record_of(record: &DiskRecord, arrived: &Arrived<'_>) -> Result<Di
         bytes_written: reader.file_len(),
         // An anchor lies beside the image, and bears the name of the repository that counts it.
         anchor: None,
+        // That of the file here: the other one's is under another key. Of a file that was found nobody knows it.
+        opening: arrived.beside.as_ref().and_then(Beside::opening),
         ..record.clone()
     })
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::check_apart;
-use super::guest::{going, same, sound};
+use super::guest::{damage, going, same, sound, without_manifest};
 use crate::base::cancel::Cancel;
 use crate::base::error::Result;
 use crate::base::observer::{Observer, Recorder};
@@ -60,6 +60,8 @@ struct Side {
     manifests: BTreeMap<PointId, Result<Manifest>>,
     /// What is the matter with points that can't be restored whole.
     damaged: BTreeMap<PointId, String>,
+    /// The points of which archives are there, and no manifest.
+    lost: BTreeMap<PointId, String>,
     _hold: Option<Hold>,
 }
 
@@ -71,6 +73,7 @@ impl Side {
         let going = going(&manifests);
         manifests.retain(|point, _| !going.contains(point));
         let sound = sound(&catalog, domain, &manifests)?;
+        let files = repository.machine_digests(domain)?;
         let mut damaged = BTreeMap::new();
         for (point, manifest) in &manifests {
             let manifest = match manifest {
@@ -80,13 +83,12 @@ impl Side {
                     continue;
                 }
             };
-            let is_whole = |disk| sound.get(disk).is_some_and(|have| have.contains_key(point));
-            let mut records = manifest.disks.iter();
-            if let Some(record) = records.find(|record| !is_whole(&record.disk)) {
-                damaged.insert(*point, format!("disk {} can't be restored whole", record.disk));
+            if let Some(what) = damage(*point, manifest, &sound, &files) {
+                damaged.insert(*point, what);
             }
         }
-        Ok(Self { manifests, damaged, _hold: hold })
+        let lost = without_manifest(&catalog, domain)?;
+        Ok(Self { manifests, damaged, lost, _hold: hold })
     }
 
     /// Whether a point is there, and nobody has removed it.
@@ -96,15 +98,16 @@ impl Side {
             .is_some_and(|it| it.as_ref().map_or(true, |manifest| manifest.removed.is_none()))
     }
 
-    /// The points that live here, and that `other` does not have at all.
+    /// The points that live here, and that `other` does not have, or only as long as nobody prunes there.
     fn alone(&self, other: &Self) -> Vec<PointId> {
         let points = self.manifests.keys().copied();
-        points.filter(|point| self.lives(*point) && !other.manifests.contains_key(point)).collect()
+        points.filter(|point| self.lives(*point) && !other.lives(*point)).collect()
     }
 
-    /// What is damaged, of the points that live.
+    /// What is damaged, of the points that live, and what has lost its manifest.
     fn damage(&self) -> Vec<PointCompare> {
         let living = self.damaged.iter().filter(|(point, _)| self.lives(**point));
+        let living = living.chain(&self.lost);
         living.map(|(point, what)| PointCompare { point: *point, what: what.clone() }).collect()
     }
 }

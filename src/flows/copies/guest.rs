@@ -50,7 +50,7 @@ struct Work<'a> {
     to: Catalog,
     told: Told,
     disks: BTreeMap<DiskName, There>,
-    /// The files of the machine that are there.
+    /// The files of the machine that are there, and were proved in this run.
     machine: BTreeSet<String>,
     /// Archives that were proved, by their disks.
     proved: Vec<(DiskName, String)>,
@@ -81,6 +81,7 @@ impl Guest<'_> {
         let source = from.catalog();
         let manifests = source.manifests(self.domain)?;
         let wanted = self.wanted(&source, &manifests)?;
+        self.warn_of_lost(&source)?;
         if manifests.is_empty() {
             return Ok(());
         }
@@ -105,10 +106,11 @@ impl Guest<'_> {
             told: Told::read(&catalog, self.domain)?,
             to: catalog,
             disks: BTreeMap::new(),
-            machine: to.machine_digests(self.domain)?,
+            machine: BTreeSet::new(),
             proved: Vec::new(),
         };
         let there = self.there(&work.to, &mut work.disks)?;
+        self.check_same_guest(&manifests, &there)?;
         let done = self.each(&manifests, &wanted, &there, report, |manifest| work.point(manifest));
         let renewed = self.renew_pins(&lock, &manifests, &there, report);
         work.note();
@@ -125,9 +127,11 @@ impl Guest<'_> {
         let source = from.catalog();
         let manifests = source.manifests(self.domain)?;
         let wanted = self.wanted(&source, &manifests)?;
+        self.warn_of_lost(&source)?;
         let target = to.catalog();
         let mut disks = BTreeMap::new();
         let there = self.there(&target, &mut disks)?;
+        self.check_same_guest(&manifests, &there)?;
         let told = Told::read(&target, self.domain)?;
         self.each(&manifests, &wanted, &there, report, |manifest| {
             told.check(manifest)?;
@@ -170,7 +174,8 @@ impl Guest<'_> {
                 (Err(error), _) => Err(error.clone()),
                 (Ok(ours), Some(Ok(theirs))) => same(ours, theirs).map(|()| None),
                 (Ok(_), Some(Err(error))) => {
-                    let advice = "qdelta repair --from mends it from this repository";
+                    let [to, from] = [self.sides.to, self.sides.from].map(|it| it.path().display());
+                    let advice = format!("qdelta repair --repo {to} --from {from} mends it there");
                     Err(error.clone().within("the other repository has it").advise(advice))
                 }
                 (Ok(manifest), None) => copy(manifest).map(Some),
@@ -228,11 +233,71 @@ impl Guest<'_> {
         target: &Catalog,
         disks: &mut BTreeMap<DiskName, There>,
     ) -> Result<BTreeMap<PointId, Result<Manifest>>> {
-        let there: BTreeMap<_, _> = target.manifests(self.domain)?.into_iter().collect();
-        for (disk, have) in sound(target, self.domain, &there)? {
+        let mut there: BTreeMap<_, _> = target.manifests(self.domain)?.into_iter().collect();
+        let (sound, going) = (sound(target, self.domain, &there)?, going(&there));
+        let files = self.sides.to.machine_digests(self.domain)?;
+        for (point, manifest) in there.iter_mut().filter(|(point, _)| !going.contains(point)) {
+            let living = manifest.as_ref().ok().filter(|it| it.removed.is_none());
+            if let Some(damage) = living.and_then(|it| damage(*point, it, &sound, &files)) {
+                *manifest = Err(Error::new(ErrorKind::Damaged, damage));
+            }
+        }
+        for (disk, have) in sound {
             disks.insert(disk, There { have, roots: Roots::default() });
         }
         Ok(there)
+    }
+
+    /// Fails if another guest is there under the same name: none of its points is here, and none was made where
+    /// these were.
+    fn check_same_guest(
+        &self,
+        manifests: &Manifests,
+        there: &BTreeMap<PointId, Result<Manifest>>,
+    ) -> Result<()> {
+        let Sides { from, to, .. } = self.sides;
+        let good = || manifests.iter().filter_map(|(_, manifest)| manifest.as_ref().ok());
+        let theirs = || there.values().filter_map(|manifest| manifest.as_ref().ok());
+        let is_shared = |manifest: &Manifest| match there.get(&manifest.point) {
+            Some(Ok(theirs)) => same(manifest, theirs).is_ok(),
+            // Nobody knows what it was.
+            Some(Err(_)) => true,
+            None => false,
+        };
+        let origin = |manifest: &Manifest| {
+            manifest.origin.as_ref().or(manifest.repository.as_ref()).cloned()
+        };
+        let machine = |manifest: &Manifest| manifest.machine.as_ref()?.uuid.clone();
+        let ours: BTreeSet<_> = good().map(origin).chain([Some(from.id().to_owned())]).collect();
+        let is_known = self.request.same_guest
+            || theirs().next().is_none()
+            || good().any(is_shared)
+            || theirs().any(|manifest| ours.contains(&origin(manifest)))
+            || good()
+                .filter_map(machine)
+                .next_back()
+                .is_some_and(|ours| theirs().filter_map(machine).next_back() == Some(ours));
+        if is_known {
+            return Ok(());
+        }
+        let (domain, to, from) = (self.domain, to.path().display(), from.path().display());
+        let text = format!(
+            "{to} has another guest {domain}: none of its points is in {from}, or was made there"
+        );
+        Err(Error::new(ErrorKind::Usage, text).advise(
+            "if it is the same guest, say --same-guest once; if not, copy it to another repository",
+        ))
+    }
+
+    /// Warns of points that can't be copied, because their manifests are lost.
+    fn warn_of_lost(&self, source: &Catalog) -> Result<()> {
+        for (point, what) in without_manifest(source, self.domain)? {
+            let text = format!("point {point} of {} is not copied: {what}", self.domain);
+            self.sides.observer.warn(Warning::new(Code::Stray, text).advise(
+                "qdelta repair brings the manifest back from a repository that has the point",
+            ));
+        }
+        Ok(())
     }
 
     /// Warns if one of the repositories has an earlier state than it had.
@@ -326,6 +391,41 @@ pub(super) fn sound(
         sound.insert(disk.clone(), have);
     }
     Ok(sound)
+}
+
+/// What keeps a point from coming back whole, as far as can be seen; none if nothing does.
+pub(super) fn damage(
+    point: PointId,
+    manifest: &Manifest,
+    sound: &BTreeMap<DiskName, Have>,
+    files: &BTreeSet<String>,
+) -> Option<String> {
+    let is_whole = |disk| sound.get(disk).is_some_and(|have| have.contains_key(&point));
+    if let Some(record) = manifest.disks.iter().find(|record| !is_whole(&record.disk)) {
+        return Some(format!("disk {} can't be restored whole", record.disk));
+    }
+    let mut needed = manifest.machine.iter().flat_map(|machine| &machine.files);
+    let lost = needed.find(|file| !files.contains(&file.digest.to_string()))?;
+    Some(format!("a file of the machine is missing: {}", lost.path.display()))
+}
+
+/// The points whose archives are here and whose manifests are lost.
+pub(super) fn without_manifest(
+    catalog: &Catalog,
+    domain: &DomainName,
+) -> Result<BTreeMap<PointId, String>> {
+    let disks = match catalog.disks_of(domain) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        disks => disks?,
+    };
+    let mut lost = BTreeMap::new();
+    for disk in disks {
+        for (archive, point) in catalog.strays(&disk)? {
+            let path = catalog.repository().describe(&archive);
+            lost.insert(point, format!("its manifest is lost, and {} is here", path.display()));
+        }
+    }
+    Ok(lost)
 }
 
 /// The points that are being removed: another one lists their archives.
@@ -428,11 +528,15 @@ impl Work<'_> {
         let (from, lock) = (self.carrier.from.repository(), self.carrier.lock);
         for file in &machine.files {
             let digest = file.digest.to_string();
-            // Only once it has arrived: the next point needs the file as well.
-            if !self.machine.contains(&digest) {
-                bring_machine_file(from, self.carrier.to, lock, file)?;
-                self.machine.insert(digest);
+            // Only once it has arrived: the next point needs the file as well. One that lies there is proved.
+            if self.machine.contains(&digest) {
+                continue;
             }
+            let to = self.carrier.to;
+            if to.copy_machine_file(&manifest.domain, file, &mut io::sink()).is_err() {
+                bring_machine_file(from, to, lock, file)?;
+            }
+            self.machine.insert(digest);
         }
         Ok(())
     }

@@ -36,6 +36,8 @@ pub struct CopyRequest {
     pub points: Option<Keep>,
     /// Say what would be done, and do nothing.
     pub dry_run: bool,
+    /// What the other repository has under a guest's name is the same guest, though nothing shows it.
+    pub same_guest: bool,
     /// So many guests at a time.
     pub at_once: usize,
     /// How to merge what is merged on the way; threads and I/O of each guest.
@@ -122,9 +124,21 @@ fn check_apart(one: &Repository, other: &Repository) -> Result<()> {
     for encryption in [one, other].iter().filter_map(|side| side.encryption()) {
         encryption.check_readable()?;
     }
-    if one.place() != other.place() || one.id() != other.id() {
+    // A link, a mount or an address can show one repository in two places: no path tells. Where both have lost
+    // their ids, the place must do.
+    let is_one = match (one.id(), other.id()) {
+        ("", "") => one.place() == other.place(),
+        (id, other) => id == other,
+    };
+    if !is_one {
         return Ok(());
     }
-    let text = format!("{} is the repository itself", other.path().display());
-    Err(Error::new(ErrorKind::Usage, text).advise("name another one"))
+    let text = format!(
+        "{} is the repository itself, or a copy of its files: both have the id {}",
+        other.path().display(),
+        one.id()
+    );
+    Err(Error::new(ErrorKind::Usage, text).advise(
+        "name another one; if its folder was copied by hand (cp, rsync), give the copy another id in its qdelta.toml",
+    ))
 }

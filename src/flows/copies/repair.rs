@@ -16,6 +16,7 @@ use super::{Sides, check_apart};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
+use crate::base::warning::{Code, Warning};
 use crate::flows::merge::{MergeOptions, tidy};
 use crate::flows::report::{
     FailedPoint, Failure, FileState, GuestRepair, Mended, Part, RepairReport, VerifyReport,
@@ -71,6 +72,7 @@ pub fn repair(
             guests.push(report);
         }
     }
+    only_there((here, from), request, &recorder)?;
     Ok(RepairReport {
         repository: here.path().to_owned(),
         from: from.path().to_owned(),
@@ -79,6 +81,29 @@ pub fn repair(
         warnings: recorder.take(),
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Warns of guests that are lost here as a whole: nothing of them is left to be mended.
+fn only_there(
+    (here, from): (&Repository, &Repository),
+    request: &RepairRequest,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let ours = here.domains()?;
+    if !ours.iter().all(|domain| request.domains.contains(domain)) {
+        return Ok(());
+    }
+    for domain in from.domains()?.into_iter().filter(|domain| !ours.contains(domain)) {
+        let text = format!("{domain} is only in {}", from.path().display());
+        observer.warn(Warning::new(Code::WentBack, text).advise(brings((here, from))));
+    }
+    Ok(())
+}
+
+/// What brings whole points from the other repository.
+fn brings((here, from): (&Repository, &Repository)) -> String {
+    let [here, from] = [here, from].map(|side| side.path().display());
+    format!("qdelta copy --repo {from} --to {here} brings what is only there")
 }
 
 /// Mends a guest.
@@ -120,6 +145,18 @@ fn guest(
             }
         }
         points.extend(catalog.strays(&disk)?.into_iter().map(|(_, point)| point));
+    }
+    let lives = |manifest: &Result<Manifest>| {
+        manifest.as_ref().is_ok_and(|manifest| manifest.removed.is_none())
+    };
+    let newest = points.last().copied();
+    let lost = theirs.iter().filter(|(point, it)| Some(**point) > newest && lives(it)).count();
+    if lost > 0 {
+        let text = format!(
+            "{lost} points of {domain} in {} are later than the newest one here",
+            from.path().display()
+        );
+        observer.warn(Warning::new(Code::WentBack, text).advise(brings((here, from))));
     }
     for &point in points.difference(&going) {
         cancel.check()?;

@@ -552,6 +552,12 @@ fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::E
     size::parse(&text).map(Some).map_err(|error| D::Error::custom(error.chain()))
 }
 
+/// Takes so many bytes a second.
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    size::parse_rate(&text).map(Some).map_err(|error| D::Error::custom(error.chain()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

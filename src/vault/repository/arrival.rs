@@ -103,8 +103,13 @@ impl Arrival<'_> {
 
     fn publish(&mut self, manifest: &Manifest, how: Publish) -> Result<()> {
         let repository = &self.repository;
-        let manifest =
-            &Manifest { repository: Some(self.lock.repository().to_owned()), ..manifest.clone() };
+        let own = self.lock.repository();
+        let first = manifest.origin.as_ref().or(manifest.repository.as_ref());
+        let manifest = &Manifest {
+            repository: Some(own.to_owned()),
+            origin: first.filter(|first| *first != own).cloned(),
+            ..manifest.clone()
+        };
         if manifest.point != self.point || manifest.domain != *self.lock.domain() {
             let (point, found) = (self.point, manifest.point);
             let text = format!("the manifest of point {found} is not that of {point}");

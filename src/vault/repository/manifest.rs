@@ -47,6 +47,9 @@ pub struct Manifest {
     /// The id of the repository that it was made in, so that a lost `qdelta.toml` can be made anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
+    /// The id of the repository that a copied point was made in first; none if that is the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// In what state the guest was.
     #[serde(with = "text")]
     pub consistency: Consistency,
@@ -320,6 +323,7 @@ impl Manifest {
             domain,
             generator: concat!("qdelta ", env!("CARGO_PKG_VERSION")).to_owned(),
             repository: None,
+            origin: None,
             consistency,
             disks: Vec::new(),
             elapsed_ms: 0,

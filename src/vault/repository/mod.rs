@@ -49,6 +49,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::period::Period;
 use crate::disk::files::paths::absolute;
@@ -288,10 +289,10 @@ impl Repository {
         leftovers::clean(self, lock, expected)
     }
 
-    /// The same repository, written and read at most so fast.
+    /// The same repository, written and read at most so fast until somebody asks to stop.
     #[must_use]
-    pub fn limited(mut self, bytes_per_second: u64) -> Self {
-        self.storage = Arc::new(Limited::new(self.storage, bytes_per_second));
+    pub fn limited(mut self, bytes_per_second: u64, cancel: &Cancel) -> Self {
+        self.storage = Arc::new(Limited::new(self.storage, bytes_per_second, cancel));
         self
     }
 

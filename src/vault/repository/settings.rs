@@ -3,6 +3,7 @@
 //! They stand below what makes the folder a repository, and nothing but pruning asks for them: a
 //! mistake in them stops no backup and no restore.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -122,9 +123,13 @@ impl FromStr for Keep {
 
     /// Takes rules by their names, as `daily=7,monthly=all,within=14d`; a name alone means all.
     fn from_str(text: &str) -> Result<Self> {
-        let mut keep = Self::default();
+        let (mut keep, mut seen) = (Self::default(), BTreeSet::new());
         for rule in text.split(',') {
             let (name, value) = rule.split_once('=').unwrap_or((rule, "all"));
+            if !seen.insert(name) {
+                let text = format!("the rule {name} is said twice");
+                return Err(Error::new(ErrorKind::Usage, text).advise("say it once"));
+            }
             let counted = match name {
                 "last" => &mut keep.last,
                 "hourly" => &mut keep.hourly,

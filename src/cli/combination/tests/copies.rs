@@ -36,6 +36,7 @@ pub(super) const TABLES: &[Table] = &[
             Entry(&["--points", "monthly"], &[], "which points"),
             Entry(&["--dry-run"], &[], "nothing is done"),
             Entry(&["--limit-rate", "20M"], &[], "how fast"),
+            Entry(&["--same-guest"], &[], "what is there is taken for the same"),
             Entry(&["--at-once", "2"], &[], "how many guests at a time"),
             Entry(&["--level", "3"], &[], "how hard zstd tries where a frame is packed anew"),
             Entry(&["--other-key-file", "f"], &[], "the key of the other one"),

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Config, Job, RepositoryPlace, bytes, one_or_many, optional};
+use super::{Config, Job, RepositoryPlace, one_or_many, optional, rate};
 use crate::base::calendar::Calendar;
 use crate::base::duration::Stretch;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -21,7 +21,7 @@ pub struct Copy {
     /// Which points; all if nothing is said.
     pub points: Option<Keep>,
     /// At most so many bytes a second.
-    #[serde(default, deserialize_with = "bytes")]
+    #[serde(default, deserialize_with = "rate")]
     pub limit_rate: Option<u64>,
     /// How old the newest point of a guest may be there.
     #[serde(default, deserialize_with = "optional")]
@@ -95,6 +95,7 @@ mod tests {
             ("", "to = \"main\"\nlimit = 3", "there are to"),
             (offsite, "to = \"offsite\"\npoints = { safety = \"3d\" }", "no rule"),
             (offsite, "to = \"offsite\"\nlimit_rate = \"fast\"", "no size"),
+            (offsite, "to = \"offsite\"\nlimit_rate = \"0\"", "nothing would pass"),
         ] {
             let error = parse(repositories, copy).unwrap_err();
             let whole = format!("{}; {}", error.chain(), error.advice().unwrap_or_default());

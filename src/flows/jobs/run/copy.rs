@@ -20,7 +20,7 @@ impl Work<'_> {
         let place = host.config.copy_of(self.name, how)?;
         let other = (host.open)(place)?;
         let other = match how.limit_rate {
-            Some(rate) => other.limited(rate),
+            Some(rate) => other.limited(rate, self.run.cancel),
             None => other,
         };
         if is_short(&other, place.keep_free) {
@@ -31,6 +31,7 @@ impl Work<'_> {
             domains,
             points: how.points.clone(),
             dry_run: false,
+            same_guest: false,
             at_once,
             options: MergeOptions { level: LEVEL_DEFAULT, resources: self.resources(at_once) },
         };

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
 use jiff::Timestamp;
 
+use crate::base::cancel::Cancel;
 use crate::base::error::Result;
 use crate::base::period::Period;
 use crate::disk::io::ReadAt;
@@ -20,6 +21,9 @@ const PIECES_A_SECOND: u64 = 4;
 
 /// How long nobody may have used the link for what was not used to count still.
 const SAVED_MAX: Duration = Duration::from_millis(200);
+
+/// How long a pause is at most before somebody asks whether to stop.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Another storage, behind a link that all its files share.
 #[derive(Debug)]
@@ -33,6 +37,7 @@ pub(in crate::vault::repository) struct Limited {
 struct Pace {
     bytes_per_second: u64,
     next: Mutex<Instant>,
+    cancel: Cancel,
 }
 
 impl Pace {
@@ -42,7 +47,7 @@ impl Pace {
         bytes.min(PIECE).min(usize::try_from(share).unwrap_or(PIECE))
     }
 
-    /// Waits until so many bytes may pass.
+    /// Waits until so many bytes may pass, or until somebody asks to stop: then nothing waits any more.
     fn wait(&self, bytes: usize) {
         let took = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.max(1) as f64);
         let now = Instant::now();
@@ -52,15 +57,21 @@ impl Pace {
             *next = from.checked_add(took).unwrap_or(from);
             *next
         };
-        thread::sleep(until.saturating_duration_since(now));
+        while !self.cancel.is_cancelled() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            thread::sleep(left.min(PAUSE_MAX));
+        }
     }
 }
 
 impl Limited {
-    /// `inner`, at most so fast.
-    pub fn new(inner: Arc<dyn Storage>, bytes_per_second: u64) -> Self {
-        let next = Mutex::new(Instant::now());
-        Self { inner, pace: Arc::new(Pace { bytes_per_second, next }) }
+    /// `inner`, at most so fast until somebody asks to stop.
+    pub fn new(inner: Arc<dyn Storage>, bytes_per_second: u64, cancel: &Cancel) -> Self {
+        let (next, cancel) = (Mutex::new(Instant::now()), cancel.clone());
+        Self { inner, pace: Arc::new(Pace { bytes_per_second, next, cancel }) }
     }
 }
 
@@ -246,7 +257,7 @@ mod tests {
     /// said, on however busy a machine.
     #[test]
     fn nothing_passes_faster_than_it_may() {
-        let storage = Limited::new(Arc::new(Memory::default()), 4 << 20);
+        let storage = Limited::new(Arc::new(Memory::default()), 4 << 20, &Cancel::default());
         let name = Name::top().join("file");
         let begun = Instant::now();
         let mut staged = storage.stage(&name).unwrap();
@@ -258,5 +269,20 @@ mod tests {
         assert!(bytes.iter().all(|byte| *byte == 7));
         // Half a second's worth, without what nobody had used before.
         assert!(begun.elapsed() >= Duration::from_millis(250), "{:?}", begun.elapsed());
+    }
+
+    /// A pause lasted as long as a whole buffer takes, whoever asked to stop: for hours at a low rate.
+    #[test]
+    fn a_pause_hears_a_request_to_stop() {
+        let cancel = Cancel::default();
+        let storage = Limited::new(Arc::new(Memory::default()), 1, &cancel);
+        let stopper = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            cancel.cancel();
+        });
+        let mut staged = storage.stage(&Name::top().join("file")).unwrap();
+        // A week's worth.
+        staged.write_all(&vec![7; 600_000]).unwrap();
+        stopper.join().unwrap();
     }
 }

@@ -1,0 +1,130 @@
+//! What a copy and a comparison say of what is not as it should be: a status of 0 is what people look at.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use super::mended::{archive, manifest};
+use super::{Scene, hows, with_other};
+use crate::harness::args;
+use crate::harness::repo::Repo;
+
+/// A link to the repository passed as a second copy of it: "nothing is missing there".
+#[test]
+fn a_link_to_the_repository_is_no_copy() {
+    let mut scene = Scene::new();
+    scene.night(&[]);
+    let link = scene.lab.path("link");
+    symlink(&scene.repo.path, &link).unwrap();
+    scene.other = Repo::at(link).without_ring();
+    for outcome in [scene.try_copy(&[]), scene.against(), scene.repair(&[])] {
+        let said = outcome.fails_with(2);
+        assert!(said.contains("the repository itself"), "{said}");
+    }
+}
+
+/// Archives of the copy were gone, points were removed there, and a manifest was lost here: each time the copy
+/// said that nothing was missing, and the comparison that all was the same.
+#[test]
+fn what_the_copy_has_lost_is_told() {
+    let mut scene = Scene::new();
+    for _ in 0..3 {
+        scene.night(&[]);
+    }
+    scene.copy(&[]);
+    let lost = archive(&scene.other, scene.ids()[1]);
+    let kept = scene.lab.path("kept");
+    fs::rename(&lost, &kept).unwrap();
+    for options in [&[][..], &["--dry-run"]] {
+        let outcome = scene.try_copy(options);
+        let report = outcome.json();
+        let said = outcome.fails_with(4);
+        assert_eq!(report["guests"][0]["failed"].as_array().unwrap().len(), 2, "{report}");
+        assert!(said.contains("can't be restored whole"), "{said}");
+        let mend = format!("qdelta repair --repo {}", scene.other.path.display());
+        assert!(said.contains(&mend), "{said}");
+    }
+    fs::rename(&kept, &lost).unwrap();
+    scene.copy(&[]);
+    // Removed there, and still there for the days of grace.
+    scene.other.run(args!["prune", "--keep-last", "1", "--grace", "7d"]).ok();
+    let outcome = scene.against();
+    let report = outcome.json();
+    assert_eq!(outcome.code(), Some(17), "{report}");
+    assert_eq!(report["guests"][0]["only_here"].as_array().unwrap().len(), 2, "{report}");
+    // Here a manifest is lost, and its archive is not.
+    fs::remove_file(manifest(&scene.repo, scene.ids()[2])).unwrap();
+    let report = scene.copy(&[]);
+    let codes: Vec<&str> = report["warnings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["code"].as_str().unwrap())
+        .collect();
+    assert!(codes.contains(&"stray"), "{report}");
+    let outcome = scene.against();
+    let report = outcome.json();
+    assert_eq!(outcome.code(), Some(4), "{report}");
+    assert_eq!(report["guests"][0]["damaged_here"][0]["point"], scene.ids()[2], "{report}");
+}
+
+/// The points of two guests of one name stood in the copy as one guest's: the latest of the one was restored for
+/// the other, and a prune removed the one's for the other's.
+#[test]
+fn two_guests_of_one_name_are_not_mixed() {
+    let (mut scene, mut stranger) = (Scene::new(), Scene::stranger());
+    scene.night(&[]);
+    scene.copy(&[]);
+    stranger.night(&[]);
+    std::mem::swap(&mut scene.repo, &mut stranger.repo);
+    for options in [&[][..], &["--dry-run"]] {
+        let said = scene.try_copy(options).fails_with(2);
+        assert!(said.contains("another guest web") && said.contains("--same-guest"), "{said}");
+    }
+    assert_eq!(scene.other.points("web/vda"), scene.ids());
+    assert_eq!(hows(&scene.copy(&["--same-guest"])), ["copied"]);
+    assert_eq!(hows(&scene.copy(&[])), [""; 0]);
+    // Points that came from one repository are one guest's, though none of them is shared any more.
+    std::mem::swap(&mut scene.repo, &mut stranger.repo);
+    scene.night(&[]);
+    scene.repo.run(args!["prune", "--keep-last", "1", "--grace", "0"]).ok();
+    assert_eq!(hows(&scene.copy(&[])).len(), 1);
+}
+
+/// A guest or its latest points were lost as a whole: "there is nothing to mend".
+#[test]
+fn points_that_are_lost_whole_are_told_by_a_repair() {
+    let mut scene = Scene::new();
+    scene.night(&[]);
+    scene.night(&[]);
+    scene.copy(&[]);
+    let last = scene.ids()[1].to_owned();
+    fs::remove_file(archive(&scene.repo, &last)).unwrap();
+    fs::remove_file(manifest(&scene.repo, &last)).unwrap();
+    let told = |scene: &Scene, words: &str| {
+        let report = scene.repair(&[]).ok().json();
+        assert_eq!(report["warnings"][0]["code"], "went-back", "{report}");
+        let text = report["warnings"][0]["text"].as_str().unwrap();
+        assert!(text.contains(words), "{report}");
+    };
+    told(&scene, "1 points of web");
+    fs::remove_dir_all(scene.repo.path.join("web")).unwrap();
+    told(&scene, "web is only in");
+    // And what the warning advises brings them.
+    scene.other.run(with_other("copy", "--to", &scene.repo, &[])).ok();
+    scene.assert_points(&scene.repo, &scene.ids());
+}
+
+/// Nothing passes at 0 bytes a second: the copy stood still for ever. The key of the second repository has an option of its own, and
+/// one rule has one number.
+#[test]
+fn options_that_can_not_be_meant_are_refused() {
+    let mut scene = Scene::of(|path| Repo::init(path), |path| Repo::encrypted(path));
+    scene.night(&[]);
+    let said = scene.try_copy(&["--limit-rate", "0"]).fails_with(2);
+    assert!(said.contains("nothing would pass"), "{said}");
+    let said = scene.try_copy(&["--points", "last=2,last=3"]).fails_with(2);
+    assert!(said.contains("said twice"), "{said}");
+    let words = with_other("copy", "--to", &scene.other.without_key(), &[]);
+    let said = scene.repo.run(words).fails_with(16);
+    assert!(said.contains("--other-key-file"), "{said}");
+}
