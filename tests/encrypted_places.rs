@@ -2,12 +2,13 @@
 //! point is: named, never passed over.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::encrypted::{files, keygen};
-use crate::harness::images::filled;
+use crate::harness::images::{filled, oracle};
 use crate::harness::repo::Repo;
-use crate::harness::{Lab, args, qdelta, run};
+use crate::harness::{Lab, args, qdelta, run, tool};
 
 /// The same path with the last letter of its name changed.
 fn renamed(path: &Path) -> PathBuf {
@@ -263,4 +264,67 @@ fn an_unproved_key_is_warned_of_in_json() {
     let words = args!["points", "--json", "--state", state.as_path()];
     let list = repo.with_key(&admin).run(words).ok().json();
     assert_eq!(list["warnings"][0]["code"], "unproved", "{list}");
+}
+
+/// A key that everybody on the host could read was used without a word.
+#[test]
+fn a_key_that_everybody_can_read_is_warned_of() {
+    let lab = Lab::new();
+    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    let codes = |repo: &Repo| {
+        let list = repo.run(args!["points", "--json"]).ok().json();
+        list["warnings"].as_array().unwrap().iter().map(|it| it["code"].to_string()).collect()
+    };
+    let said: Vec<String> = codes(&repo);
+    assert!(said.is_empty(), "{said:?}");
+    let open = lab.path("open.key");
+    fs::copy(repo.key.as_ref().unwrap(), &open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
+    let said: Vec<String> = codes(&repo.with_key(&open));
+    assert_eq!(said, ["\"exposed-key\""]);
+    // A group that the admin has made for it may.
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o640)).unwrap();
+    let said: Vec<String> = codes(&repo.with_key(&open));
+    assert!(said.is_empty(), "{said:?}");
+}
+
+/// It was not said what can be done without a key: what the document says of copies and checksums is tried as it
+/// stands there, and nothing else is done.
+#[test]
+fn copies_and_checksums_need_no_key() {
+    let lab = Lab::new();
+    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    let image = filled(&lab, "web", "", 1 << 20, 5);
+    repo.backup(&image, "web/vda", &[]);
+    let document = include_str!("../docs/encryption.md");
+    let recipe = document.split("```sh").nth(1).unwrap().split("```").next().unwrap();
+    let recipe = recipe.replace("/mnt/backup/repo", repo.path.to_str().unwrap());
+    let recipe = recipe.replace("/elsewhere/sums", lab.path("sums").to_str().unwrap());
+    let (make, check) = recipe.split_at(recipe.find("b3sum --quiet").unwrap());
+    let shell = |text: &str| run(tool("sh", args!["-e", "-c", text]));
+    shell(make).ok();
+    let check = format!("cd {}\n{check}", repo.path.display());
+    shell(&check).ok();
+    // Any tool copies it, and the copy opens with the same key.
+    let copy = repo.copy_at(lab.path("copy"));
+    run(tool("cp", args!["-a", repo.path.as_path(), copy.path.as_path()])).ok();
+    let raw = lab.path("raw");
+    oracle(args!["-f", "qcow2", image.as_path()], &raw);
+    copy.assert_restores_raw(&lab, "web/vda", &raw);
+    // Nothing is removed without one.
+    let prune = args!["prune", "--keep-last", "1", "--grace", "0h"];
+    repo.without_key().run(prune).fails_with(16);
+    shell(&check).ok();
+    let largest = files(&repo).pop().unwrap();
+    let mut bytes = fs::read(&largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&largest, bytes).unwrap();
+    let found = shell(&check);
+    assert!(!found.status.success(), "a flipped bit was not found");
+    assert!(
+        found.text().contains(largest.file_name().unwrap().to_str().unwrap()),
+        "{}",
+        found.report()
+    );
 }

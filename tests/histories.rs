@@ -62,7 +62,8 @@ fn live(seed: u64, format: &'static str) {
         repo.assert_restores(&lab, &format!("disk@{id}"), expected);
     }
     repo.assert_no_leftovers();
-    if !repo.is_in_a_store() {
+    // Bare files are read from a folder; encrypted ones age has to open first.
+    if !repo.is_in_a_store() && repo.key.is_none() {
         replay_the_last(&lab, &repo, &points.last().unwrap().1);
     }
 }

@@ -47,7 +47,7 @@ impl Scene {
         guest_io(&image, "qcow2", &guest.fill(3 * MIB, 4));
         let now = lab.path("now.raw");
         oracle(args!["-f", "qcow2", image.as_path()], &now);
-        let repo = Repo::at(lab.path("repo")).without_ring();
+        let repo = kept.copy_at(lab.path("repo")).without_ring();
         Self { kept, repo, image, points, now, lab }
     }
 

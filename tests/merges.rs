@@ -179,6 +179,10 @@ fn merged_archives_replay() {
     let (_, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 5);
     repo.run(args!["merge", range(&points[0], &points[1])]).ok();
     repo.run(args!["merge", range(&points[2], &points[3])]).ok();
+    if repo.key.is_some() {
+        // age has to open them first.
+        return;
+    }
     let files =
         tree(&repo.path).into_iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta"));
     let output = lab.path("replayed.raw");
@@ -299,7 +303,7 @@ fn a_merge_survives_every_fault() {
     let lab = Lab::new();
     let kept = Repo::init(lab.path("kept"));
     let (_, points) = nights(&lab, &kept, "raw", &["--format", "raw"], 4);
-    let repo = Repo::at(lab.path("repo")).without_ring();
+    let repo = kept.copy_at(lab.path("repo")).without_ring();
     let range = range(&points[1], &points[2]);
     let arguments = repo.args(args!["merge", range.as_str(), "--io", "threads", "--threads", "1"]);
     copy_tree(&kept.path, &repo.path);

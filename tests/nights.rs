@@ -2,6 +2,7 @@
 //! history and in the status with the right words, and the nights of the other guests go on.
 
 mod clashes;
+mod lapses;
 mod month;
 mod page;
 mod telling;
@@ -169,6 +170,14 @@ impl Night {
         for ((name, text), (_, words)) in found.iter().zip(expected) {
             assert!(text.contains(words), "{name}: {text:?} does not say {words:?}");
         }
+    }
+
+    /// A finding with these words is open at a time.
+    #[track_caller]
+    fn assert_open_has(&self, time: &str, name: &str, words: &str) {
+        let found = self.findings(time);
+        let is_it = |(it, text): &(String, String)| it == name && text.contains(words);
+        assert!(found.iter().any(is_it), "{name}: {words:?} is not in {found:#?}");
     }
 
     /// What the history has of a job's act at a guest, as `end: text`, the latest last.

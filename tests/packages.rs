@@ -150,6 +150,28 @@ fn the_unit_of_jobs_has_no_mount_namespace() {
         assert!(!keys.contains(&key), "{key}");
     }
     assert!(keys.contains(&"NoNewPrivileges") && keys.contains(&"CapabilityBoundingSet"));
-    // Where the file was removed, each start was left out without a failure, and nobody was told.
-    assert!(!keys.iter().any(|key| key.starts_with("Condition")), "{keys:?}");
+}
+
+/// With any `[notify.NAME]` in the file nobody had a mail of a failed run, also where nobody could be told, or a guest
+/// was frozen.
+#[test]
+fn a_failed_unit_is_told_by_mail_unless_somebody_was_told() {
+    let lab = Lab::new();
+    let at = |name: &str| lab.path(name).display().to_string();
+    let text = fs::read_to_string(top().join("scripts/packaging/failed")).unwrap();
+    let text = text.replace("/usr/sbin/sendmail /usr/lib/sendmail", &at("sendmail"));
+    script(&lab.path("failed"), &text);
+    script(&lab.path("sendmail"), &format!("#!/bin/sh\nexec cat >{}\n", at("mail")));
+    for (status, end, is_mailed) in
+        [(12, "done", false), (12, "failed", true), (11, "done", true), (1, "done", true)]
+    {
+        script(&lab.path("systemctl"), &format!("#!/bin/sh\necho {status}\n"));
+        script(&lab.path("qdelta"), &format!("#!/bin/sh\necho '      \"end\": \"{end}\",'\n"));
+        let mut command = std::process::Command::new(lab.path("failed"));
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.arg("qdelta.service").env("PATH", format!("{}:{path}", lab.dir().display()));
+        run(command).ok();
+        let was_mailed = fs::remove_file(lab.path("mail")).is_ok();
+        assert_eq!(was_mailed, is_mailed, "{status} {end}");
+    }
 }

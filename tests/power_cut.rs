@@ -120,7 +120,7 @@ fn prune_survives(kind: &str) {
     let kept = Repo::init(lab.path("kept"));
     set_share(&kept, 1);
     let points = nights(&lab, &kept, "vm", 4);
-    let repo = Repo::at(mount.dir.join("repo")).without_ring();
+    let repo = kept.copy_at(mount.dir.join("repo")).without_ring();
     let words = ["prune", "--keep-last=2", "--grace=0", "--io=threads", "--threads=1"];
     let arguments = repo.args(words.iter().map(Into::into).collect());
     copy_tree(&kept.path, &repo.path);

@@ -32,7 +32,7 @@ pub fn set_share(repo: &Repo, percent: u64) {
 
 /// The number of archives in a repository.
 fn archives(repo: &Repo) -> usize {
-    tree(&repo.path).iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta")).count()
+    repo.files().iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta")).count()
 }
 
 /// The points of a guest in the result of a prune that have this fate.
@@ -379,7 +379,7 @@ fn a_prune_survives_every_fault() {
     let kept = Repo::init(lab.path("kept"));
     set_share(&kept, 1);
     let points = nights(&lab, &kept, "vm", 4);
-    let repo = Repo::at(lab.path("repo")).without_ring();
+    let repo = kept.copy_at(lab.path("repo")).without_ring();
     let words = ["prune", "--keep-last=2", "--grace=0", "--io=threads", "--threads=1"];
     let arguments = repo.args(words.iter().map(Into::into).collect());
     copy_tree(&kept.path, &repo.path);

@@ -128,6 +128,22 @@ fn all_disks_are_asked_for_in_one_call() {
     host.assert_sound();
 }
 
+/// Every night of every guest paid for a call that had nothing to do.
+#[test]
+fn what_check_finds_clean_is_not_mended() {
+    let host = Host::new();
+    let (_guest, verbs) = scene(&host);
+    let command = Command::new(&host, "");
+    for (clean, mended) in [("true", &[][..]), ("false", &["recover"])] {
+        let check = format!("check) echo '{{\"protocol\": 2, \"clean\": {clean}}}' ;;");
+        command.write(&host, &format!("{check}\n{verbs}"));
+        host.web(&["--snapshot-command", command.word()]);
+        let expected = [&["check"], mended, &["prepare", "snapshot", "release"]].concat();
+        assert_eq!(command.verbs(), expected);
+    }
+    host.assert_sound();
+}
+
 /// A guest that was cut off while it was on an overlay is stopped, and must be mended all the same.
 #[test]
 fn a_stopped_guest_is_checked_and_mended_and_nothing_else() {

@@ -10,6 +10,8 @@ import xml.etree.ElementTree as ElementTree
 from protocol import NAME, Problem
 
 GRANULARITY = 65536
+# The order that lists QEMU's block nodes.
+LIST_NODES = ("query-named-block-nodes", {"flat": True})
 # Nodes in QEMU's memory, of which bits are copied into new bitmaps.
 NODE = "qdelta-marks-"
 
@@ -23,57 +25,92 @@ class Guest:
         self.handle = request.get("uuid") or request["domain"]
         self.name = request["domain"]
 
-    def virsh(self, *arguments, check=True):
-        """Runs virsh; gives what it prints."""
-        command = ["virsh", "-q"]
+    def ask(self, *commands):
+        """Runs commands of virsh's one after the other, in one run and one connection, also those behind one that
+        fails; gives what each prints, or a `Problem` in its place."""
+        end = f"end-of-answer-{os.urandom(8).hex()}"
+        words = "; ".join(f"{quoted(command)}; echo {end}; echo --err {end}" for command in commands)
+        virsh = ["virsh", "-q"]
         if self.request.get("connect"):
-            command += ["-c", self.request["connect"]]
-        done = subprocess.run([*command, *arguments], text=True, capture_output=True, check=False,
+            virsh += ["-c", self.request["connect"]]
+        done = subprocess.run([*virsh, words], text=True, capture_output=True, check=False,
                               stdin=subprocess.DEVNULL, env=dict(os.environ, LC_ALL="C.UTF-8"))
-        if check and done.returncode != 0:
-            said = " ".join((done.stderr or done.stdout).split())
-            raise Problem(f"virsh {arguments[0]}: {said or done.returncode}")
-        return done.stdout
+        said, failed = done.stdout.split(end), done.stderr.split(f"error: {end}\n")
+        if len(said) != len(commands) + 1 or len(failed) != len(commands) + 1:
+            # No connection, or virsh was ended: what was done nobody knows, and nothing is done twice.
+            failed = "\n".join(failed)
+            return [_problem(command, failed or f"status {done.returncode}") for command in commands]
+        return [_problem(command, text) if re.search("^error:", text, re.MULTILINE) else answer
+                for command, answer, text in zip(commands, said, failed)]
 
-    def xml(self, inactive=False):
-        """The definition: of the running guest, or what it starts with the next time."""
-        text = self.virsh("dumpxml", self.handle, *(["--inactive"] if inactive else []))
-        return ElementTree.fromstring(text)
+    def virsh(self, *command):
+        """Runs one command of virsh's; gives what it prints."""
+        return sure(self.ask(command)[0])
 
-    def is_running(self):
-        """Whether there is a QEMU."""
-        return self.virsh("domstate", self.handle).strip() not in ("shut off", "crashed")
+    def look(self, *more):
+        """The guest as it is now, and the answers to more commands, by one run of virsh."""
+        name = self.handle
+        xml, inactive, state, info, *said = self.ask(
+            ("dumpxml", name), ("dumpxml", name, "--inactive"), ("domstate", name), ("dominfo", name), *more)
+        return Look(*map(sure, (xml, inactive, state, info))), said
+
+    def xml(self):
+        """The definition of the running guest."""
+        return ElementTree.fromstring(self.virsh("dumpxml", self.handle))
 
     def xml_to_define(self):
         """The definition that it starts with the next time, with its secrets."""
         return ElementTree.fromstring(self.virsh("dumpxml", self.handle, "--inactive", "--security-info"))
 
-    def is_persistent(self):
-        """Whether it has a definition when it does not run."""
-        return re.search(r"^Persistent: +yes$", self.virsh("dominfo", self.handle), re.MULTILINE)
+    def order(self, name, arguments=None):
+        """The command of virsh's that gives QEMU's monitor an order."""
+        text = json.dumps({"execute": name, "arguments": arguments or {}})
+        return ("qemu-monitor-command", self.handle, text)
 
     def monitor(self, *orders):
-        """Gives QEMU's monitor some orders, in one run of virsh; gives the answers. Stops at an error."""
-        calls = []
-        for name, arguments in orders:
-            text = json.dumps({"execute": name, "arguments": arguments}).replace("'", "\\u0027")
-            calls.append(f"qemu-monitor-command '{self.handle}' '{text}'")
-        said = self.virsh("; ".join(calls))
-        decoder, answers, at = json.JSONDecoder(), [], 0
-        while said[at:].strip():
-            at += len(said[at:]) - len(said[at:].lstrip())
-            answer, at = decoder.raw_decode(said, at)
-            answers.append(answer)
-        for (name, _), answer in zip(orders, answers):
-            if "error" in answer:
-                raise Problem(f"QEMU's {name}: {answer['error'].get('desc')}")
-        if len(answers) != len(orders):
-            raise Problem("QEMU's monitor did not answer")
-        return [answer["return"] for answer in answers]
+        """Gives QEMU's monitor some orders, in one run of virsh; gives the answers, or fails by the first error."""
+        said = self.ask(*[self.order(*order) for order in orders])
+        return [answer_of(order[0], answer) for order, answer in zip(orders, said)]
 
     def nodes(self):
         """QEMU's block nodes."""
-        return self.monitor(("query-named-block-nodes", {"flat": True}))[0]
+        return self.monitor(LIST_NODES)[0]
+
+
+class Look:
+    """A guest at one time."""
+
+    def __init__(self, xml, inactive, state, info):
+        self.xml = ElementTree.fromstring(xml)
+        self.inactive = ElementTree.fromstring(inactive)
+        # Whether there is a QEMU.
+        self.is_running = state.strip() not in ("shut off", "crashed")
+        # Whether it has a definition when it does not run.
+        self.is_persistent = bool(re.search(r"^Persistent: +yes$", info, re.MULTILINE))
+
+
+def sure(answer):
+    """What virsh has printed, or the failure that it was."""
+    if isinstance(answer, Problem):
+        raise answer
+    return answer
+
+
+def answer_of(name, said):
+    """What QEMU's monitor has answered to an order."""
+    answer = json.loads(sure(said))
+    if "error" in answer:
+        raise Problem(f"QEMU's {name}: {answer['error'].get('desc')}")
+    return answer["return"]
+
+
+def quoted(command):
+    """A command of virsh's as virsh reads it in a line of several."""
+    return " ".join("'" + word.replace("'", "'\\''") + "'" for word in command)
+
+
+def _problem(command, said):
+    return Problem(f"virsh {command[0]}: {' '.join(said.split())}")
 
 
 def source_of(element):
@@ -87,6 +124,11 @@ def source_of(element):
 def disks_of(xml):
     """The disks of a definition, by target."""
     return {disk.find("target").get("dev"): disk for disk in xml.findall("devices/disk")}
+
+
+def sources_of(xml):
+    """The paths of the disks of a definition, by target."""
+    return {target: source_of(disk) for target, disk in disks_of(xml).items()}
 
 
 def is_same(one, other):
@@ -123,16 +165,14 @@ def marked(guest, disk, number):
     return node
 
 
-def unmark(guest, nodes):
-    """Takes such nodes away again."""
-    names = [node["node-name"] for node in nodes if node.get("node-name", "").startswith(NODE)]
-    if names:
-        guest.monitor(*[("blockdev-del", {"node-name": name}) for name in names])
+def left_marks(nodes):
+    """The names of such nodes that are still there."""
+    return [node["node-name"] for node in nodes if node.get("node-name", "").startswith(NODE)]
 
 
-def sweep_bitmaps(guest, disk, node, keep):
-    """Removes a disk's bitmaps of this repository from an image that QEMU writes to, but those to keep; also
-    the latter if QEMU calls them inconsistent, since nothing can be learned from them any more."""
+def stale_bitmaps(disk, node, keep):
+    """A disk's bitmaps of this repository in an image that QEMU writes to, but those to keep; also the latter if
+    QEMU calls them inconsistent, since nothing can be learned from them any more."""
     stale = []
     for bitmap in node.get("dirty-bitmaps", []):
         ours = re.fullmatch(rf"({NAME})(\.map|\.end)?", bitmap["name"])
@@ -140,9 +180,7 @@ def sweep_bitmaps(guest, disk, node, keep):
             continue
         if bitmap.get("inconsistent") or ours.group(1) != keep:
             stale.append(bitmap["name"])
-    if stale:
-        guest.monitor(*[("block-dirty-bitmap-remove", {"node": node["node-name"], "name": name})
-                        for name in stale])
+    return stale
 
 
 def start_of(pid):
@@ -173,15 +211,18 @@ class Turn:
         self.path = os.path.join(folder_in_memory(), f"{command}-{name}")
 
     def check(self):
-        """Fails if another backup has something that it still needs."""
+        """Fails if another backup has something that it still needs; gives whether there is no note."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 note = json.load(file)
+        except FileNotFoundError:
+            return True
         except (OSError, ValueError):
-            return
+            return False
         if note["pid"] != self.pid and start_of(note["pid"]) == note["start"]:
             raise Problem(f"another backup of this guest is under way (process {note['pid']}): "
                           "try again when it is done")
+        return False
 
     def take(self, left=None):
         """Notes that this backup has, and what it leaves of each disk for the next one."""
@@ -204,11 +245,11 @@ class Turn:
 def check_by_hand(command, name, check):
     """`--check GUEST`: for an admin who wants to know before the first backup."""
     request = {"domain": name, "uuid": None, "connect": os.environ.get("LIBVIRT_DEFAULT_URI"),
-               "pid": os.getpid(), "disks": []}
+               "pid": os.getpid(), "owner": "", "disks": []}
     try:
         for target, disk in disks_of(Guest(request).xml()).items():
             if disk.get("device", "disk") == "disk" and disk.find("readonly") is None:
-                request["disks"].append({"disk": target})
+                request["disks"].append({"disk": target, "owner": "", "since": None})
         check(request)
     except (Problem, OSError) as problem:
         sys.exit(f"{command}: {problem}")

@@ -47,6 +47,8 @@ pub enum Code {
     WentBack,
     /// Nothing says that the key opens the repository that was meant, and not another in its place.
     Unproved,
+    /// Everybody on this host can read the file with the key.
+    ExposedKey,
     /// The clock is behind the latest point.
     Clock,
     /// A file in the repository belongs to no point.

@@ -423,6 +423,21 @@ const RESTORE: &[Rule] = &[
         why: "is for a guest (--domain); a disk goes to an OUTPUT: restore DISK@POINT OUTPUT",
     },
     Rule {
+        options: &["to_pool"],
+        when: |typed| typed.guest() && !typed.has("to") && !typed.has("in_place"),
+        why: "is for the disks alone: --to DIR says where the definition and the other files go",
+    },
+    Rule {
+        options: &["to_pool"],
+        when: |typed| typed.has("instant"),
+        why: "has no effect with --instant, which copies no disk",
+    },
+    Rule {
+        options: &["to_pool"],
+        when: |typed| !typed.guest() || !typed.has("to"),
+        why: "is for a guest that is restored into a folder (--domain NAME --to DIR)",
+    },
+    Rule {
         options: &["rename"],
         when: |typed| !typed.guest() || !typed.has("to"),
         why: "is for a guest that is restored into a folder (--domain NAME --to DIR)",

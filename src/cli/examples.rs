@@ -64,6 +64,10 @@ pub fn list(command: &str) -> &'static [Example] {
                 "qdelta restore --domain web --at 2026-11-22 --to /images/old --rename web-old",
             ),
             (
+                "A guest whose disks become volumes of a pool of libvirt's",
+                "qdelta restore --domain web --to /srv/web --to-pool default",
+            ),
+            (
                 "A guest that runs at once, and is copied later",
                 "qdelta restore --domain web --to /images/now --instant",
             ),

@@ -82,6 +82,13 @@ pub struct Machine {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: Option<PathBuf>,
 
+    /// Make the disks volumes of this storage pool of libvirt's; the other files go to --to
+    ///
+    /// In a pool of files (dir, fs, netfs) they are made. In one of logical volumes they must be there, called
+    /// GUEST-DISK and as long as the disk: what makes them is said.
+    #[arg(long, value_name = "POOL")]
+    pub to_pool: Option<String>,
+
     /// Give the restored guest this name, a new UUID and new MAC addresses: it can run beside the
     /// old one
     #[arg(long, value_name = "NEW")]

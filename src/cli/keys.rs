@@ -1,7 +1,9 @@
 //! The key of an encrypted repository, as whoever calls gives it: never on the command line, where every
 //! user of the machine reads it.
 
+use std::fs::Metadata;
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -9,13 +11,16 @@ use std::time::Duration;
 use qdelta::disk::io::{Opener, sync_folder};
 use qdelta::guest::program;
 use qdelta::vault::repository::storage::{KEY_TEXT_MAX, KeyText};
-use qdelta::{Error, ErrorKind, Result};
+use qdelta::{Code, Error, ErrorKind, Result, Warning};
 
 use super::args::Global;
 use super::copy_args::OtherKey;
 
 /// The credential that systemd hands to a service.
 const CREDENTIAL: &str = "qdelta.key";
+
+/// The right of everybody to read a file.
+const OTHERS_READ: u32 = 0o004;
 
 /// How long a command may take that gives a key, where nobody sits at a terminal.
 const COMMAND_MAX: Duration = Duration::from_secs(30);
@@ -71,6 +76,23 @@ fn source(global: &Global, variable: impl Fn(&str) -> Option<PathBuf>) -> Option
     }
     let credential = set("CREDENTIALS_DIRECTORY")?.join(CREDENTIAL);
     credential.exists().then_some(Source::File(credential))
+}
+
+/// Warns of files with keys that everybody on this host can read: those that were given by hand or by a variable.
+pub(super) fn exposed(files: &[Option<&Path>], global: &Global) -> Option<Warning> {
+    let given = source(global, |name| std::env::var_os(name).map(PathBuf::from));
+    let given = given.and_then(|source| match source {
+        Source::File(path) => Some(path),
+        Source::Command(_) => None,
+    });
+    let mut all = files.iter().copied().flatten().chain(given.as_deref());
+    let path = all.find(|path| {
+        let is_open = |it: Metadata| it.is_file() && it.permissions().mode() & OTHERS_READ != 0;
+        std::fs::metadata(path).is_ok_and(is_open)
+    })?;
+    let shown = path.display();
+    let text = format!("everybody on this host can read the key in {shown}");
+    Some(Warning::new(Code::ExposedKey, text).advise(format!("chmod 600 {shown}")))
 }
 
 /// The key in a file.

@@ -107,6 +107,7 @@ impl Context {
                 .advise("say --repo DIR, or set QDELTA_REPO")
         })?;
         let key = keys::given(&self.global)?;
+        keys::exposed(&[], &self.global).into_iter().for_each(|warning| self.warn(warning));
         let state = state::folder(self.global.state.as_deref());
         let opened = match self.global.as_of {
             Some(at) => Repository::open_as_of(dir, key.as_ref(), at),
@@ -129,7 +130,11 @@ impl Context {
         // The key that was given for the first one opens the second one, too, if that has any.
         let has_keys = || matches!(Repository::key_ring(place), Ok(Some(_)));
         let key = match is_given || has_keys() {
-            true => keys::of_other(key, &self.global)?,
+            true => {
+                let files = [key.other_key_file.as_deref()];
+                keys::exposed(&files, &self.global).into_iter().for_each(|it| self.warn(it));
+                keys::of_other(key, &self.global)?
+            }
             false => None,
         };
         let opened =

@@ -109,6 +109,9 @@ pub(crate) struct Answer {
     /// What the admin should know.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// In the answer to `check`: no earlier run has left anything, so that `recover` need not be called.
+    #[serde(default)]
+    pub clean: bool,
     /// In the answer to `snapshot`: every disk of the request.
     #[serde(default)]
     pub disks: Vec<DiskAnswer>,
@@ -158,6 +161,8 @@ pub(crate) struct SnapshotCommand {
     program: PathBuf,
     /// The first version has only `create` and `release` of one file.
     is_first: bool,
+    /// Nothing of an earlier run is to be mended.
+    is_clean: bool,
 }
 
 impl SnapshotCommand {
@@ -171,15 +176,20 @@ impl SnapshotCommand {
         request: &Request,
         stop: Option<Stop<'_>>,
     ) -> Result<(Self, Vec<String>)> {
-        let mut command = Self { program: program.to_path_buf(), is_first: false };
+        let program = program.to_path_buf();
+        let mut command = Self { program, is_first: false, is_clean: false };
         let request = Request { verb: Verb::Check, ..request.clone() };
         let (status, said) = command.run(&request, CHECK_MAX, stop)?;
         if status.success() && said.stdout.trim_ascii().is_empty() {
-            command.is_first = true;
+            // Nobody else could mend anything.
+            (command.is_first, command.is_clean) = (true, true);
             return Ok((command, Vec::new()));
         }
         let why = match (command.parse(&said), status.success()) {
-            (Ok(answer), true) => return Ok((command, answer.warnings)),
+            (Ok(answer), true) => {
+                command.is_clean = answer.clean;
+                return Ok((command, answer.warnings));
+            }
             (Err(why), true) => why,
             (_, false) => status.to_string(),
         };
@@ -192,6 +202,11 @@ impl SnapshotCommand {
     /// Whether only single files can be asked for.
     pub fn is_first(&self) -> bool {
         self.is_first
+    }
+
+    /// Whether it has looked, and an earlier run has left nothing to mend.
+    pub fn is_clean(&self) -> bool {
+        self.is_clean
     }
 
     /// What the command is called.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qdelta::vault::repository::Repository;
-use qdelta::vault::repository::storage::{EntryKind, Name, Publish, S3, Storage};
+use qdelta::vault::repository::storage::{EntryKind, KeyText, Name, Publish, S3, Storage};
 use serde_json::Value;
 
 use super::files::{assert_same, tree};
@@ -80,10 +80,17 @@ impl Repo {
 
     /// The repository, opened in this process.
     pub fn open(&self) -> Repository {
+        let key = self.key.as_ref().map(|key| std::fs::read_to_string(key).unwrap());
+        let key: Option<KeyText> = key.map(|text| text.parse().unwrap());
         match self.is_in_a_store() {
-            true => Repository::open_in(Arc::new(storage(&self.path))).unwrap(),
-            false => Repository::open(&self.path).unwrap(),
+            true => Repository::open_in_with(Arc::new(storage(&self.path)), key.as_ref()).unwrap(),
+            false => Repository::open_with(&self.path, key.as_ref()).unwrap(),
         }
+    }
+
+    /// A copy of this repository, with the same key; nobody has made it yet.
+    pub fn copy_at(&self, path: PathBuf) -> Self {
+        Self { path, ..self.clone() }
     }
 
     /// A repository that is there already.
@@ -202,12 +209,13 @@ impl Repo {
         self.run(arguments).ok();
     }
 
-    /// Its files, by their names within it.
+    /// Its files, by their names within it: of an encrypted one those that the key opens.
     pub fn files(&self) -> Vec<PathBuf> {
-        if !self.is_in_a_store() {
-            return tree(&self.path).into_iter().collect();
-        }
-        let store = storage(&self.path);
+        let store: Arc<dyn Storage> = match (self.key.is_some(), self.is_in_a_store()) {
+            (true, _) => Arc::clone(self.open().storage()),
+            (false, true) => Arc::new(storage(&self.path)),
+            (false, false) => return tree(&self.path).into_iter().collect(),
+        };
         let (mut found, mut folders) = (Vec::new(), vec![Name::top()]);
         while let Some(folder) = folders.pop() {
             for entry in store.list(&folder).unwrap() {

@@ -18,6 +18,8 @@ use super::{Outcome, args, run, temp_dir};
 pub const KEY: (&str, &str) = ("qdelta-tests", "no-secret-at-all");
 /// Who may only read.
 pub const READER: (&str, &str) = ("qdelta-reader", "no-secret-either");
+/// Who may do nothing but what the policy of a bucket says.
+pub const ADDER: (&str, &str) = ("qdelta-adder", "no-secret-as-well");
 /// The bucket of all tests.
 pub const BUCKET: &str = "tests";
 
@@ -95,7 +97,7 @@ fn free_port() -> u16 {
 fn start() -> Store {
     let folder = tempfile::Builder::new().prefix("qdelta-store-").tempdir_in(temp_dir()).unwrap();
     let folder = folder.keep();
-    let identities = [(KEY, "\"Admin\""), (READER, "\"Read\",\"List\"")].map(|((id, secret), may)| {
+    let identities = [(KEY, "\"Admin\""), (READER, "\"Read\",\"List\""), (ADDER, "")].map(|((id, secret), may)| {
         format!(
             r#"{{"name":"{id}","credentials":[{{"accessKey":"{id}","secretKey":"{secret}"}}],"actions":[{may}]}}"#
         )

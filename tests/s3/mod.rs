@@ -1,5 +1,6 @@
 //! Repositories in an object store: a real one, with a proxy in front that does what networks do.
 
+mod adders;
 mod credentials;
 mod cycle;
 mod damage;

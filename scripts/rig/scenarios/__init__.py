@@ -1,6 +1,6 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import (anchors, backups, clones, drill, freeze, guest_lives, instant, kills, lives,
+from . import (anchors, backups, clones, drill, fallbacks, freeze, guest_lives, instant, kills, lives,
                machine, overlays, peers, rollback, selftest, several, states)
 from .base import Rig
 
@@ -16,6 +16,9 @@ SCENARIOS = {
     "overlays": overlays.overlays,
     "overlay-kills": overlays.overlay_kills,
     "live-bitmaps": overlays.live_bitmaps,
+    "reads": overlays.reads,
+    "fallbacks": fallbacks.fallbacks,
+    "stops": fallbacks.stops,
     "machine": machine.machine,
     "instant": instant.instant,
     "pulled-home": instant.pulled_home,

@@ -12,12 +12,14 @@ from ..libvirt import virsh
 from ..points import FREEZE_MAX, Chain
 from ..run import PATIENCE_SECONDS, Failure, output, run, wait_for
 from .kills import goes_on, start_backup
+from .peers import COMMANDS, forget_checkpoints
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-COMMANDS = os.path.join(HERE, "..", "..", "snapshot-commands")
 OVERLAY = re.compile(r"\.qdelta-\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
 POINTS = 2
 KILLS = 4
+# What an increment may read, in parts of what has changed, and bytes beside.
+READ_MAX = 1.2
+READ_MORE = 1 << 20
 VICTIMS = ["the command", "qdelta", "libvirtd", "QEMU"]
 # How long after the beginning of a backup, or after its overlays have come, a kill may be.
 MOMENTS_SECONDS = (6, 2)
@@ -108,13 +110,13 @@ def live_bitmaps(rig):
         rig.say(f"point {number}: {trackers}, frozen for {point.freeze_ms} ms; the guest stood still for "
                 f"{goes_on(guest, since):.0f} ms")
         guest.wait_for_records(50)
-    rng = rig.random()
-    for number in range(2 * rig.effort):
+    rng, count = rig.random(), {victim: 0 for victim in VICTIMS}
+    for number in range(max(2 * rig.effort, int(os.environ.get("QDELTA_KILLS", "0")))):
         victim = VICTIMS[(number + 1) % len(VICTIMS)]
         process = start_backup(rig, guest, chain, *command, *FREEZE_MAX)
         wait_for("the job", lambda: _job(guest) or process.poll() is not None, PATIENCE_SECONDS)
         time.sleep(rng.uniform(0, 1))
-        _kill(rig, guest, process, victim)
+        count[victim] += _kill(rig, guest, process, victim)
         process.communicate(timeout=PATIENCE_SECONDS)
         rig.libvirt.start()
         wait_for(f"libvirtd to know {guest.name}", lambda: guest.state() in ("running", "shut off"),
@@ -125,11 +127,38 @@ def live_bitmaps(rig):
         _expect_no_job(guest)
         rig.say(f"after {victim} was killed: {[disk['tracker'] for disk in point.result['disks']]}")
     guest.pause()
-    for point in chain.points:
+    rig.say(f"kills that met their victim: {count}")
+    points = rng.sample(chain.points, min(4 + 2 * rig.effort, len(chain.points)))
+    for point in points:
         rig.say(f"{point.time}: {point.consistency}, whole up to record {chain.check(point)}")
     rig.qdelta("verify", "--repo", chain.repo)
-    for name in virsh("checkpoint-list", guest.name, "--name").stdout.split():
-        virsh("checkpoint-delete", guest.name, name)
+    forget_checkpoints(guest)
+
+
+def reads(rig):
+    """What an increment reads is what has changed and the sample, by both commands of libvirt's."""
+    folder = rig.filesystem("ext4").mount
+    for name in ("external-snapshot", "qemu-bitmap"):
+        disks = [Disk(os.path.join(folder, f"{name}-{disk}.qcow2")).make("1G") for disk in ("system", "data")]
+        guest, command = rig.guest(name, disks), os.path.realpath(os.path.join(COMMANDS, name))
+        chain = Chain(rig, guest, f"repo of {name}")
+        guest.order("dd if=/dev/urandom of=/mnt/vdb/data bs=1M count=256 2>/dev/null; sync")
+        chain.backup("--snapshot-command", command)
+        for mib in (1, 8, 64):
+            guest.order(f"dd if=/dev/urandom of=/mnt/vdb/data bs=1M conv=notrunc seek=10 count={mib} 2>/dev/null; sync")
+            point = chain.backup("--snapshot-command", command)
+            for disk in point.result["disks"]:
+                own, changed = disk["bytes_read"] - disk["bytes_sampled"], disk["bytes_changed"]
+                rig.say(f"{name}, {disk['disk'].split('/')[-1]} by {disk['tracker']}: {changed / (1 << 20):.2f} MiB "
+                        f"changed, read {own / (1 << 20):.2f} MiB ({own / max(changed, 1):.2f}) and "
+                        f"{disk['bytes_sampled'] / (1 << 20):.2f} MiB of sample")
+                # A block of which a part was written is read as a whole, and so are the bitmap's own marks.
+                if own > READ_MAX * changed + READ_MORE:
+                    raise Failure(f"an increment read {own} bytes for {changed}: {disk}")
+        guest.pause()
+        chain.check(point)
+        forget_checkpoints(guest)
+        guest.forget()
 
 
 def _job(guest):
@@ -150,8 +179,10 @@ def _expect_no_job(guest):
 
 
 def _guest(rig, name, command="external-snapshot"):
-    """A guest with a qcow2 and a raw disk on ext4, in files with spaces and commas in their names."""
-    folder = os.path.join(rig.filesystem("ext4").mount, "images, of guests")
+    """A guest with a qcow2 and a raw disk, in files with spaces and commas in their names; on ext4, or on what
+    QDELTA_FILESYSTEM names."""
+    kind = os.environ.get("QDELTA_FILESYSTEM", "ext4")
+    folder = os.path.join(rig.filesystem(kind).mount, "images, of guests")
     os.makedirs(folder)
     disks = [Disk(os.path.join(folder, "the system's.qcow2")).make(),
              Disk(os.path.join(folder, "data & more.img"), form="raw").make()]

@@ -12,8 +12,9 @@ from ..guest import Disk
 from ..libvirt import virsh
 from ..points import Chain
 from ..run import Failure, run
-from .overlays import COMMANDS
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+COMMANDS = os.path.join(HERE, "..", "..", "snapshot-commands")
 ROUNDS = 3
 CHANGE_MIB = 32
 # Half of it can't be compressed, half is text.
@@ -31,21 +32,25 @@ def virtnbdbackup(rig):
     figures = {}
     for number in range(ROUNDS * rig.effort):
         # Whoever comes second finds the image in memory: each comes first in its turn.
+        # virtnbdbackup trusts QEMU's bitmap; qdelta reads a sample beside it, of one size for every disk.
         peers = [("qdelta", lambda kind: _Qdelta(rig, guest, chain, command, kind)),
+                 ("qdelta --sample 0",
+                  lambda kind: _Qdelta(rig, guest, chain, [*command, "--sample", "0"], kind)),
                  ("virtnbdbackup", lambda kind: _Virtnbdbackup(rig, guest, mount, kind, [])),
                  ("virtnbdbackup -z", lambda kind: _Virtnbdbackup(rig, guest, mount, kind, ["-z"]))]
-        for peer, act in peers[number % 3:] + peers[:number % 3]:
+        turn = number % len(peers)
+        for peer, act in peers[turn:] + peers[:turn]:
             for kind in ("full", "incremental", "restore"):
                 if kind == "incremental":
                     guest.order("dd if=/dev/urandom of=/mnt/vdb/change bs=1M conv=notrunc "
                                 f"count={CHANGE_MIB} 2>/dev/null; sync")
                 figures.setdefault((kind, peer), []).append(_measured(guest, act(kind)))
             # virtnbdbackup works for no guest that has a checkpoint of others.
-            _forget_checkpoints(guest)
-            if peer != "qdelta":
+            forget_checkpoints(guest)
+            if peer.startswith("virtnbdbackup"):
                 shutil.rmtree(_folder(mount, peer.split()[1:]))
     for kind in ("full", "incremental", "restore"):
-        for peer in ("qdelta", "virtnbdbackup", "virtnbdbackup -z"):
+        for peer, _ in peers:
             rows = figures[kind, peer]
             seconds, processor, pace, gap = ([row[column] for row in rows] for column in range(4))
             rig.say(f"{kind:<12} {peer:<17} {statistics.median(seconds):6.1f} s, "
@@ -121,7 +126,8 @@ def _mib(folder):
                for parent, _, names in os.walk(folder) for name in names) / (1 << 20)
 
 
-def _forget_checkpoints(guest):
+def forget_checkpoints(guest):
+    """libvirt does not undefine a guest that has any."""
     for name in reversed(virsh("checkpoint-list", guest.name, "--name", "--topological").stdout.split()):
         virsh("checkpoint-delete", guest.name, name)
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use qdelta::Result;
 use qdelta::flows::report::{InstantReport, MachineReport};
 use qdelta::flows::restore::{InstantRequest, MachineRequest, run_machine};
+use qdelta::guest::libvirt::Volumes;
 
 use super::restore::refuse_inside;
 use crate::cli::args::{self, Restore};
@@ -15,10 +16,16 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
     let repository = context.readable()?;
     refuse_inside(&repository, &to.join("x"))?;
     refuse_inside(&repository, to)?;
+    let libvirt = args.libvirt.libvirt();
+    let pool = args.machine.to_pool.as_deref().map(|name| libvirt.pool(name)).transpose()?;
+    if let Some(Volumes::Files(folder)) = pool.as_ref().map(|pool| &pool.volumes) {
+        refuse_inside(&repository, &folder.join("x"))?;
+    }
     let request = MachineRequest {
         domain: domain.to_owned(),
         selector: args.machine.at.clone(),
         to: to.to_owned(),
+        pool,
         rename: args.machine.rename.clone(),
         format: args.target.format.map(args::Format::to_image),
         force: args.target.force,
@@ -27,7 +34,7 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
             // Where the system does not say, systemd finds it as a shell does.
             program: std::env::current_exe().unwrap_or_else(|_| "qdelta".into()),
         }),
-        libvirt: args.libvirt.libvirt(),
+        libvirt,
         resources: args.work.resources(),
     };
     let cancel = signals::watch(&context.screen);

@@ -1,12 +1,13 @@
 //! `qdelta run`: what is due is done.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::base::observer::Observer;
+use qdelta::disk::sys::FileId;
 use qdelta::flows::jobs::{self, Config, Host, RepositoryPlace};
 use qdelta::flows::report::{Act, End, Record, RunReport};
 use qdelta::guest::quiesce::Program;
@@ -46,6 +47,8 @@ pub(super) fn with_host<T>(
         let key = keys::of(place.key_file.as_deref(), place.key_command.as_deref(), global)?;
         drop(alone);
         let observer: &dyn Observer = &context.screen;
+        let exposed = keys::exposed(&[place.key_file.as_deref()], global);
+        exposed.into_iter().for_each(|it| observer.warn(it));
         Context::open(place.place.as_ref(), key.as_ref(), Some(&state), &|it| observer.warn(it))
     };
     let arguments = vec!["watchdog".into()];
@@ -62,6 +65,12 @@ pub(super) fn with_host<T>(
     })
 }
 
+/// Whether what this program prints goes to the system's journal, which has each record already, with its fields.
+fn is_heard_by_journal() -> bool {
+    let Some(named) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    FileId::at(Path::new("/proc/self/fd/2")).is_ok_and(|it| named == *it.to_string())
+}
+
 /// Does what is due, or what was named, and tells of each piece when it is done.
 pub fn run(args: &Run, context: &mut Context) -> Result<u8> {
     let cancel = signals::watch(&context.screen);
@@ -74,6 +83,12 @@ pub fn run(args: &Run, context: &mut Context) -> Result<u8> {
             let _ = tell(record, &context.screen, &mut out);
         };
         with_host(&args.file, context, |host| {
+            let is_heard = host.journald.is_some() && host.config.journal && is_heard_by_journal();
+            let told = |record: &Record| {
+                if !is_heard {
+                    told(record);
+                }
+            };
             let report = jobs::run(host, &args.jobs, &context.screen, &cancel, &told)?;
             Ok((report, host.config.zone()?))
         })
@@ -134,9 +149,9 @@ fn summarize(report: &RunReport, zone: &TimeZone, context: &mut Context) -> Resu
         Some(next) => format!("next: {next}"),
         None => "no job has a schedule".to_owned(),
     };
-    let is_idle =
-        !report.records.iter().any(|record| record.act != Act::Run && record.end != End::Seen);
-    let what = match report.records.last().filter(|_| !is_idle) {
+    // What notifiers say comes after the end of the run, and is not what became of it.
+    let is_end = |it: &&Record| it.act == Act::Run && !matches!(it.end, End::Begun | End::Cut);
+    let what = match report.records.iter().rev().find(is_end) {
         None => "nothing is due".to_owned(),
         Some(last) => last.text.clone(),
     };

@@ -136,7 +136,8 @@ fn screen(report: &StatusReport, zone: &TimeZone, context: &mut Context) -> Resu
     }
     let width = context.out.width();
     let column = |head, right, rank| Column { head, right, rank };
-    let columns = [
+    let with_locks = report.guests.iter().any(|guest| guest.safe_until.is_some());
+    let mut columns = vec![
         column("GUEST", false, 0),
         column("STATE", false, 0),
         column("NEWEST", true, 0),
@@ -149,7 +150,11 @@ fn screen(report: &StatusReport, zone: &TimeZone, context: &mut Context) -> Resu
         column("POINTS", true, 7),
         column("JOB", false, 8),
     ];
-    let rows: Vec<Vec<String>> = report.guests.iter().map(|guest| row(report, guest)).collect();
+    if with_locks {
+        columns.push(column("LOCKED FOR", true, 1));
+    }
+    let rows: Vec<Vec<String>> =
+        report.guests.iter().map(|guest| row(report, guest, with_locks)).collect();
     if !rows.is_empty() {
         context.out.line("")?;
         for line in text::table(&columns, &rows, width) {
@@ -159,7 +164,7 @@ fn screen(report: &StatusReport, zone: &TimeZone, context: &mut Context) -> Resu
     jobs_and_room(report, zone, width, context)
 }
 
-fn row(report: &StatusReport, guest: &GuestStatus) -> Vec<String> {
+fn row(report: &StatusReport, guest: &GuestStatus, with_locks: bool) -> Vec<String> {
     let ago = |time: Option<Timestamp>| {
         time.map_or("never".to_owned(), |time| duration::age(age(report, time)))
     };
@@ -170,7 +175,7 @@ fn row(report: &StatusReport, guest: &GuestStatus) -> Vec<String> {
         (Some(_), Some(Climb::Failed)) => "FAILED".to_owned(),
         (time, _) => ago(time),
     };
-    vec![
+    let mut row = vec![
         guest.guest.clone(),
         guest.level.to_string(),
         match guest.newest_at {
@@ -185,7 +190,14 @@ fn row(report: &StatusReport, guest: &GuestStatus) -> Vec<String> {
         target(guest.rto),
         guest.points.to_string(),
         guest.job.clone(),
-    ]
+    ];
+    if with_locks {
+        // Of what the newest good point needs.
+        row.push(guest.safe_until.map_or("no".to_owned(), |until| {
+            duration::age(until.as_second() - report.at.as_second())
+        }));
+    }
+    row
 }
 
 /// How old the newest point of the second copy is that is furthest behind.

@@ -43,21 +43,7 @@ impl Device {
             observer.warn(Warning::new(Code::NoLocks, warning));
         }
         let store = Arc::new(FileStore::new(file, path));
-        let size = store.len().map_err(|error| Error::io("measure", path, error))?;
-        if size < plan.virtual_size() {
-            let text = format!(
-                "{} has {size} bytes and the disk has {}",
-                path.display(),
-                plan.virtual_size()
-            );
-            return Err(Error::new(ErrorKind::NoSpace, text));
-        }
-        if !options.force && !is_empty(&store, size)? {
-            let text = format!("{} is not empty", path.display());
-            return Err(
-                Error::new(ErrorKind::Exists, text).advise("give --force to overwrite the device")
-            );
-        }
+        check(&store, plan.virtual_size(), options.force)?;
         Ok(Self { store, plan, written: Mutex::default(), _lock: lock })
     }
 
@@ -111,6 +97,32 @@ impl ImageWriter for Device {
         observer.end();
         Ok(())
     }
+}
+
+/// Fails if the device at `path` can't take a disk of this length, or holds something that is not to be replaced.
+///
+/// # Errors
+/// It is in use, too short, or not empty.
+pub(crate) fn check_device(path: &Path, virtual_size: u64, force: bool) -> Result<()> {
+    let file = open_device(path)?;
+    let _lock = ImageLock::exclusive(&file, path)?;
+    check(&FileStore::new(file, path), virtual_size, force)
+}
+
+fn check(store: &FileStore, virtual_size: u64, force: bool) -> Result<()> {
+    let path = store.path();
+    let size = store.len().map_err(|error| Error::io("measure", path, error))?;
+    if size < virtual_size {
+        let text = format!("{} has {size} bytes and the disk has {virtual_size}", path.display());
+        return Err(Error::new(ErrorKind::NoSpace, text));
+    }
+    if !force && !is_empty(store, size)? {
+        let text = format!("{} is not empty", path.display());
+        return Err(
+            Error::new(ErrorKind::Exists, text).advise("give --force to overwrite the device")
+        );
+    }
+    Ok(())
 }
 
 /// Whether the device shows no sign of use: nothing but zeros where partition tables, filesystems

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
+pub(crate) use device::check_device;
 pub use discard::Discard;
 pub use pipe::Pipe;
 pub use plan::Plan;

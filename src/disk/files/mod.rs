@@ -2,6 +2,7 @@
 //! a file may be made, whether there is room, making a range read as zeros.
 
 mod allocation;
+mod device_id;
 pub mod fingerprint;
 pub mod image_lock;
 pub mod paths;
@@ -11,6 +12,7 @@ pub(crate) mod room;
 mod zeroes;
 
 pub(crate) use allocation::Allocation;
+pub(crate) use device_id::device_id;
 pub(crate) use place::{check_new_file, make_private_folder, open_device};
 pub(crate) use rename::{Durability, rename_new, replace_file};
 pub(crate) use zeroes::{Zeroes, punch};

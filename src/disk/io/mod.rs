@@ -19,7 +19,7 @@ mod uring;
 mod writeback;
 
 pub use direct::{Direct, open_direct};
-pub use open::{Opener, is_refusal, not_opened, open_folder, pin, pin_folder, sync_folder};
+pub use open::{Opener, Whole, is_refusal, not_opened, open_folder, pin, pin_folder, sync_folder};
 pub use open_files::{OpenFiles, PooledFile};
 pub use pool::{BUFFER_ALIGNMENT, Buffer, Pool};
 pub use queue::{Backend, Direction, Done, Queue, Segment, Transfer};

@@ -7,10 +7,10 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::base::error::{Error, ErrorKind};
@@ -106,7 +106,16 @@ impl Opener {
     /// # Errors
     /// It can't be opened, or is no file.
     pub fn open_at(self, at: impl AsFd, path: &Path) -> io::Result<File> {
-        let at = at.as_fd();
+        let (file, _) = self.open_checked(at.as_fd(), path)?;
+        // With this flag a ring would give up where it should wait for the disk.
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+        Ok(file)
+    }
+
+    /// The same, and what the system says of the file. It has the flag that makes a ring give up; plain reads of a
+    /// file don't heed the flag.
+    fn open_checked(self, at: BorrowedFd<'_>, path: &Path) -> io::Result<(File, Stat)> {
         if !self.flags.contains(OFlags::CREATE | OFlags::EXCL) {
             let follow = match self.flags.contains(OFlags::NOFOLLOW) {
                 true => AtFlags::SYMLINK_NOFOLLOW,
@@ -121,10 +130,7 @@ impl Opener {
         let file: File = rustix::fs::openat(at, path, self.flags, self.mode)?.into();
         let stat = rustix::fs::fstat(&file)?;
         self.check(FileType::from_raw_mode(stat.st_mode))?;
-        // With this flag a ring would give up where it should wait for the disk.
-        let flags = rustix::fs::fcntl_getfl(&file)?;
-        rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
-        Ok(file)
+        Ok((file, stat))
     }
 
     fn check(self, found: FileType) -> io::Result<()> {
@@ -136,6 +142,15 @@ impl Opener {
                 Err(io::Error::new(io::ErrorKind::InvalidInput, refusal))
             }
         }
+    }
+
+    /// Opens the file at `path` to read all of it, or its beginning.
+    ///
+    /// # Errors
+    /// It can't be opened, or is no file.
+    pub fn whole(self, path: &Path) -> io::Result<Whole> {
+        let (file, stat) = self.open_checked(CWD, path)?;
+        Ok(Whole { file, len: u64::try_from(stat.st_size).unwrap_or(0) })
     }
 
     /// Reads the file at `path`, which has at most `max` bytes.
@@ -156,13 +171,7 @@ impl Opener {
     /// # Errors
     /// It can't be read, or is no file.
     pub fn read_start(self, path: &Path, max: u64) -> io::Result<Vec<u8>> {
-        let file = self.open(path)?;
-        // With room for all of a small file, one read has it; without, eight or so. A length that is not true costs
-        // nothing but that.
-        let len = file.metadata().map_or(0, |it| it.len()).min(max).min(READ_AT_ONCE_MAX);
-        let mut bytes = Vec::with_capacity(len as usize + 1);
-        file.take(max).read_to_end(&mut bytes)?;
-        Ok(bytes)
+        self.whole(path)?.read_start(max)
     }
 
     /// Reads the text of the file at `path`, which has at most `max` bytes.
@@ -172,6 +181,49 @@ impl Opener {
     pub fn read_text(self, path: &Path, max: u64) -> io::Result<String> {
         let bytes = self.read(path, max)?;
         String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// A file that is open to be read from its beginning.
+#[derive(Debug)]
+pub struct Whole {
+    file: File,
+    len: u64,
+}
+
+impl Whole {
+    /// How long the file is, by what the system says.
+    pub fn reported_len(&self) -> u64 {
+        self.len
+    }
+
+    /// Reads the first `max` bytes, or all of a shorter file.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn read_start(mut self, max: u64) -> io::Result<Vec<u8>> {
+        // With room for one byte more than there should be, one read has all of a small file and shows its end: a
+        // repository has tens of thousands of manifests. A length that is not true costs a few reads more.
+        let room = self.len.min(READ_AT_ONCE_MAX).saturating_add(1).min(max);
+        let mut bytes = vec![0; room as usize];
+        let mut have = 0;
+        while have < bytes.len() {
+            match self.file.read(bytes.get_mut(have..).unwrap_or_default()) {
+                Ok(0) => break,
+                Ok(count) => have += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if have > 0 && have as u64 == self.len {
+                break;
+            }
+        }
+        let is_full = have == bytes.len();
+        bytes.truncate(have);
+        if is_full {
+            self.file.take(max.saturating_sub(have as u64)).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
     }
 }
 
@@ -314,6 +366,35 @@ mod tests {
         assert_eq!(Opener::READ.read_start(&file, 3).unwrap(), b"fou");
         let long = Opener::READ.read(&file, 3).unwrap_err();
         assert_eq!(long.kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// Nine questions to the system for each manifest were a third of what a look at fifteen thousand cost. One read
+    /// has all of a small file now, and must not take what a length says for the end of the file.
+    #[test]
+    fn a_whole_file_is_read_whatever_its_length_is_said_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let all: Vec<u8> = (0..(1 << 20) + 5_u32).map(|at| (at % 251) as u8).collect();
+        for len in [0, 1, 4096, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, all.len()] {
+            std::fs::write(&path, &all[..len]).unwrap();
+            for max in [0, 1, len.saturating_sub(1), len, len + 1, usize::MAX] {
+                let read = Opener::READ.read_start(&path, max as u64).unwrap();
+                assert_eq!(read, &all[..len.min(max)], "{len} {max}");
+            }
+            for (was, len) in [(0, len), (len, len), (len / 2, len), (len + 1, len)] {
+                let file = File::open(&path).unwrap();
+                let whole = Whole { file, len: was as u64 };
+                // Somebody wrote to the file after it was looked at.
+                let expected = if was == len / 2 && was > 0 { was..=len } else { len..=len };
+                assert!(
+                    expected.contains(&whole.read_start(u64::MAX).unwrap().len()),
+                    "{was} {len}"
+                );
+            }
+        }
+        // The system says of this one that it has no byte.
+        let own = Opener::READ.read_start(Path::new("/proc/self/status"), 1 << 20).unwrap();
+        assert!(own.starts_with(b"Name:") && own.ends_with(b"\n"), "{own:?}");
     }
 
     #[test]

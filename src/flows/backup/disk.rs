@@ -17,6 +17,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
 use crate::base::random;
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::device_id;
 use crate::disk::files::paths::absolute;
 use crate::disk::image::{Format, Image};
 use crate::flows::anchors::{self, Tag};
@@ -436,6 +437,7 @@ fn image_record(source: &Captured) -> Result<ImageRecord> {
             format: layer.format,
             virtual_size: layer.virtual_size,
             fingerprint,
+            device: device_id(&layer.path),
         })
         .collect();
     // What is read in the place of a file by a server is the disk in the file.

@@ -12,6 +12,7 @@ use super::together::Ready;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::device_id;
 use crate::disk::files::paths::{absolute, is_same_place, is_uri};
 use crate::disk::image::{self, Format, OpenOptions, files_below};
 use crate::flows::capture::Captured;
@@ -171,6 +172,9 @@ fn is_same_image(record: &DiskRecord, path: &Path, open: &OpenOptions) -> bool {
 
 /// Whether the file at `path` has the name of the image that was recorded, or is it under another.
 fn is_top(record: &DiskRecord, path: &Path) -> bool {
+    if let Some(is_same) = is_device_of(device_id(path), record.image.layers.first()) {
+        return is_same;
+    }
     // As a manifest holds it, which need not be all of it.
     absolute(path).to_string_lossy() == record.image.path.to_string_lossy()
         || is_same_place(path, &record.image.path)
@@ -211,12 +215,21 @@ fn below(path: &Path, open: &OpenOptions) -> Vec<PathBuf> {
 /// filesystems that don't note when a file was made, any two files may have the same inode.
 fn is_file_of(path: &Path, layer: Option<&LayerRecord>) -> bool {
     let Some(layer) = layer else { return false };
+    if let Some(is_same) = is_device_of(device_id(path), Some(layer)) {
+        return is_same;
+    }
     if is_same_place(path, &layer.path) {
         return true;
     }
     let recorded = layer.fingerprint.as_ref().filter(|it| it.born_ns.is_some());
     let now = || image::identity(path).ok().flatten();
     recorded.is_some_and(|recorded| now() == Some(recorded.identity()))
+}
+
+/// Whether a device with this id is the one that was recorded as `layer`, whatever both are called; nothing where
+/// one of them has no id.
+fn is_device_of(now: Option<String>, layer: Option<&LayerRecord>) -> Option<bool> {
+    Some(now? == *layer?.device.as_ref()?)
 }
 
 /// Fails if the guest is another one than that of the latest point of its name: one of another host, or
@@ -309,5 +322,31 @@ fn shown(bytes: u64) -> String {
     match bytes {
         0 => "no bytes".to_owned(),
         bytes => format!("{} ({bytes} bytes)", ByteSize(bytes).display().iec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A logical volume that was renamed was refused as another disk; and `/dev/sdb` was taken for the disk that had
+    /// been called so before the host was started anew.
+    #[test]
+    fn a_device_is_known_by_its_id_and_not_by_its_name() {
+        let layer = LayerRecord {
+            path: "/dev/vg/web".into(),
+            data_file: None,
+            format: Format::Raw,
+            virtual_size: 0,
+            fingerprint: None,
+            device: Some("dm:LVM-1".to_owned()),
+        };
+        let is_of = |id: Option<&str>, layer: &LayerRecord| {
+            is_device_of(id.map(str::to_owned), Some(layer))
+        };
+        assert_eq!(is_of(Some("dm:LVM-1"), &layer), Some(true));
+        assert_eq!(is_of(Some("dm:LVM-2"), &layer), Some(false));
+        assert_eq!(is_of(None, &layer), None);
+        assert_eq!(is_of(Some("dm:LVM-1"), &LayerRecord { device: None, ..layer }), None);
     }
 }

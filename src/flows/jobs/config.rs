@@ -5,15 +5,17 @@
 
 mod check;
 pub(super) mod copy;
+mod pattern;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use jiff::tz::TimeZone;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+
+pub use pattern::Pattern;
 
 use super::words::nearest;
 use crate::base::calendar::Calendar;
@@ -156,6 +158,9 @@ pub struct Limits {
     pub guests_at_once: usize,
     /// Threads of all of them together; one for each processor if it is not said.
     pub threads: Option<usize>,
+    /// At most so many bytes a second are read from and written to each repository, by all guests together.
+    #[serde(deserialize_with = "bytes")]
+    pub rate: Option<u64>,
     /// How far the run stands back for others, from 0 to 19.
     pub nice: u8,
     /// How its I/O stands back for that of others, where the scheduler of the disk heeds it.
@@ -164,7 +169,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { guests_at_once: 1, threads: None, nice: 10, io_class: IoClass::BestEffort }
+        Self {
+            guests_at_once: 1,
+            threads: None,
+            rate: None,
+            nice: 10,
+            io_class: IoClass::BestEffort,
+        }
     }
 }
 
@@ -343,69 +354,6 @@ impl Anchor {
     }
 }
 
-/// A guest by its name, by a pattern with `*` and `?`, or by its UUID; `all` is every guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern(String);
-
-impl Pattern {
-    /// Whether a guest is meant.
-    pub fn matches(&self, name: &str, uuid: Option<&str>) -> bool {
-        self.0 == "all"
-            || uuid.is_some_and(|uuid| uuid.eq_ignore_ascii_case(&self.0))
-            || fits(self.0.as_bytes(), name.as_bytes())
-    }
-
-    /// Whether any number of guests may be meant, or none.
-    pub fn is_open(&self) -> bool {
-        self.0 == "all" || self.0.contains(['*', '?'])
-    }
-
-    /// The name, if it is one.
-    pub fn name(&self) -> Option<&str> {
-        let is_uuid = self.0.len() == 36 && self.0.matches('-').count() == 4;
-        (!is_uuid && !self.is_open()).then_some(self.0.as_str())
-    }
-}
-
-impl fmt::Display for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Pattern {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match text.is_empty() || text.contains(['/', '\0']) {
-            true => Err(D::Error::custom(format!("no guest is called {text:?}"))),
-            false => Ok(Self(text)),
-        }
-    }
-}
-
-/// Whether a name fits a pattern with `*` and `?`, in steps that the product of both lengths bounds.
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut at, mut seen, mut star) = (0, 0, None);
-    while seen < name.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, seen));
-                at += 1;
-            }
-            Some(byte) if *byte == b'?' || Some(byte) == name.get(seen) => {
-                at += 1;
-                seen += 1;
-            }
-            _ => {
-                let Some((back, taken)) = star else { return false };
-                star = Some((back, taken + 1));
-                (at, seen) = (back + 1, taken + 1);
-            }
-        }
-    }
-    pattern.get(at..).is_some_and(|rest| rest.iter().all(|byte| *byte == b'*'))
-}
-
 impl Config {
     /// Reads a file.
     ///
@@ -472,6 +420,33 @@ impl Config {
                 }
             }
         }
+    }
+}
+
+impl Config {
+    /// Fails if two images would be one disk of a repository: their points would be a mixture, and pruning would keep
+    /// those of one of them.
+    fn check_images(&self) -> Result<()> {
+        let mut known: BTreeMap<(String, String), &Path> = BTreeMap::new();
+        for (name, job) in &self.jobs {
+            let repository = self.repository_of(name, job)?.0;
+            for image in &job.images {
+                let Ok(disk) =
+                    image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok)
+                else {
+                    continue;
+                };
+                let disk = disk.or_only_disk().to_string();
+                let other = known.insert((repository.to_owned(), disk.clone()), &image.path);
+                if let Some(other) = other.filter(|other| *other != image.path) {
+                    let (other, path) = (other.display(), image.path.display());
+                    let text = format!("job {name}: {other} and {path} would both be disk {disk}");
+                    return Err(Error::new(ErrorKind::Usage, text)
+                        .advise("give one of them another name: disk = \"NAME/TARGET\""));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -606,6 +581,14 @@ mod tests {
             ("[jobs.\"a b\"]\nguests = [\"x\"]", "\"a b\"", "letters, digits"),
             ("[limits]\nguests_at_once = 0", "limits", "1 to 64"),
             ("[limits]\nnice = 20", "limits", "0 to 19"),
+            ("[limits]\nrate = \"0\"", "limits", "how many bytes a second"),
+            ("[jobs.a.prune]\nkeep = { safety = \"1d\" }", "job a", "keep = { daily = 14 }"),
+            ("[jobs.a.drill]\npick = 0", "job a", "pick = 1"),
+            (
+                "[[jobs.a.images]]\npath = \"/a/x\"\n[[jobs.a.images]]\npath = \"/b/x\"",
+                "x/",
+                "disk = \"NAME/TARGET\"",
+            ),
             ("[repositories.other]\nplace = \"s\"", "job a", "say repository"),
             (
                 "[repositories.main2]\nplace = \"s\"\nkeep_free = \"much\"",
@@ -624,31 +607,5 @@ mod tests {
         let error =
             Config::parse("time_zone = \"Mars/Olympus\"\n[repositories]\n[jobs]\n").unwrap_err();
         assert!(error.chain().contains("no time zone"));
-    }
-
-    #[test]
-    fn a_pattern_means_what_it_says() {
-        let matches = |pattern: &str, name: &str| {
-            Pattern(pattern.to_owned()).matches(name, Some("C7A5FDBD-edaf-9455-926a-d65c16db1809"))
-        };
-        for (pattern, name) in [
-            ("web", "web"),
-            ("db*", "db"),
-            ("db*", "db1"),
-            ("*-test", "a-test-test"),
-            ("w?b", "web"),
-            ("all", "x"),
-            ("*a*b*c", "xxaxxbbxcbc"),
-            ("c7a5fdbd-edaf-9455-926a-d65c16db1809", "y"),
-        ] {
-            assert!(matches(pattern, name), "{pattern} {name}");
-        }
-        for (pattern, name) in
-            [("web", "web1"), ("db*", "adb"), ("w?b", "wb"), ("*a*b*c", "abcd"), ("?", "ab")]
-        {
-            assert!(!matches(pattern, name), "{pattern} {name}");
-        }
-        // A name that is made to take long takes no longer than its length allows.
-        assert!(!matches(&format!("{}b", "*a".repeat(100)), &"a".repeat(10_000)));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::config::{Config, Job, JobImage, Pattern};
+use super::config::{Config, Job, JobImage, Pattern, Prune};
 use super::due;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::backup::repository_name;
@@ -91,7 +91,11 @@ impl Guests {
     /// What a job backs up: its guests by name, also one that it names and libvirt does not have, and
     /// then its images.
     pub fn of(&self, job: &Job) -> Vec<Subject> {
-        let named = job.guests.iter().filter_map(Pattern::name).map(str::to_owned);
+        // Also a UUID that no guest has: what is named and not there fails, and is told.
+        let is_had =
+            |pattern: &Pattern| self.names().any(|name| pattern.matches(name, self.uuid(name)));
+        let named = job.guests.iter().filter(|it| !it.is_open() && !is_had(it));
+        let named = named.map(ToString::to_string);
         let found = self.names().filter(|name| self.is_meant(&job.guests, name));
         let mut names: Vec<String> = found.map(str::to_owned).chain(named).collect();
         names.sort_unstable();
@@ -180,6 +184,31 @@ impl Guests {
         fates.into_values().collect()
     }
 
+    /// The guests of a job that another one prunes by other rules in the same repository: either would remove what the
+    /// other keeps. With each the other job.
+    pub fn pruned_otherwise<'a>(
+        &self,
+        config: &'a Config,
+        (name, job): (&str, &Job),
+    ) -> BTreeMap<String, &'a str> {
+        let mut found = BTreeMap::new();
+        let Some(prune) = &job.prune else { return found };
+        let place = |name: &str, job: &Job| {
+            config.repository_of(name, job).ok().map(|(it, _)| it.to_owned())
+        };
+        let own: Vec<String> = self.of(job).iter().map(Subject::name).collect();
+        for (other, theirs) in config.jobs.iter().filter(|(other, _)| other.as_str() != name) {
+            let rules = |it: &Prune| (it.keep.clone(), it.grace);
+            let is_same = theirs.prune.as_ref().is_none_or(|it| rules(it) == rules(prune));
+            if is_same || place(name, job) != place(other, theirs) {
+                continue;
+            }
+            let both = self.of(theirs).into_iter().map(|it| it.name());
+            found.extend(both.filter(|it| own.contains(it)).map(|it| (it, other.as_str())));
+        }
+        found
+    }
+
     /// What in the file means nothing on this host.
     pub fn problems(&self, config: &Config) -> Vec<Failure> {
         let mut problems = Vec::new();
@@ -196,6 +225,22 @@ impl Guests {
                     let text = format!("job {name}: libvirt has no guest {pattern}");
                     say(text, "virsh list --all shows those that there are");
                 }
+            }
+            for (guest, other) in self.pruned_otherwise(config, (name, job)) {
+                let text = format!(
+                    "job {name}: job {other} has guest {guest}, too, and prunes by other rules: neither prunes it"
+                );
+                say(
+                    text,
+                    "give both the same keep and grace, or leave the guest out of one: except",
+                );
+            }
+            if !job.guests.is_empty() && self.names().next().is_none() {
+                let text = format!(
+                    "job {name}: libvirt has no guest at all in {}",
+                    config.libvirt.config.display()
+                );
+                say(text, "see whether the folder is there and is the right one");
             }
             let subjects = self.of(job);
             for word in &job.exclude_disks {

@@ -197,6 +197,8 @@ pub(super) struct Past<'a> {
 /// The history, by what its records are about.
 pub(super) struct Memory<'a> {
     past: BTreeMap<(Option<&'a str>, Act, Option<&'a str>), Past<'a>>,
+    /// The runs that said how they ended.
+    ended: BTreeSet<Timestamp>,
     /// The records that lie ahead of the clock: it was wrong then, or is now.
     pub ahead: usize,
 }
@@ -208,11 +210,15 @@ impl<'a> Memory<'a> {
     /// Puts a history in order. What lies ahead of `now` counts for nothing: else a clock that stood a
     /// year ahead once would let no job be due for a year.
     pub fn new(history: &'a RunHistory, now: Timestamp) -> Self {
-        let mut memory = Self { past: BTreeMap::new(), ahead: 0 };
+        let mut memory = Self { past: BTreeMap::new(), ended: BTreeSet::new(), ahead: 0 };
         for record in &history.records {
             if record.began.as_second() > now.as_second() + TOLERANCE_S {
                 memory.ahead += 1;
                 continue;
+            }
+            let is_end = !matches!(record.end, End::Begun | End::Cut | End::Refused | End::Seen);
+            if record.act == Act::Run && is_end {
+                memory.ended.insert(record.run);
             }
             let key = (record.job.as_deref(), record.act, record.subject.as_deref());
             let past = memory.past.entry(key).or_default();
@@ -236,6 +242,14 @@ impl<'a> Memory<'a> {
         self.past.iter().filter_map(move |((of, which, subject), past)| {
             (*of == Some(job) && *which == act).then_some((*subject.as_ref()?, *past))
         })
+    }
+
+    /// Whether a run was killed after the last backup of a job, before it came to a part that follows the backup.
+    pub fn is_left(&self, job: &str, act: Act) -> bool {
+        let backup = self.of(Some(job), Act::Backup, None).last;
+        let Some(backup) = backup.filter(|it| it.end != End::Seen) else { return false };
+        let past = self.of(Some(job), act, None);
+        !self.ended.contains(&backup.run) && past.last.is_none_or(|it| it.run < backup.run)
     }
 
     /// The hooks, of all jobs and of runs.

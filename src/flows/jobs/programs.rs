@@ -3,26 +3,42 @@
 use std::process::Command;
 use std::time::Duration;
 
+use crate::base::cancel::Cancel;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::report::Timer;
-use crate::guest::program::{self, End, Failure};
+use crate::guest::program::{self, End, Failure, Stop};
 
 /// How long `systemctl` may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// How long a hook has to its end once somebody asks to stop: less than systemd gives the run.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// Runs a line for the shell, with these variables.
 ///
 /// # Errors
 /// It can't be started, ends with a failure, or takes too long.
-pub(super) fn hook(line: &str, variables: &[(&str, String)], limit: Duration) -> Result<()> {
+pub(super) fn hook(
+    line: &str,
+    variables: &[(&str, String)],
+    limit: Duration,
+    cancel: &Cancel,
+) -> Result<()> {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", line]);
     command.envs(variables.iter().map(|(name, value)| (*name, value)));
     let failed = |text: String| Err(Error::new(ErrorKind::Io, format!("`{line}` {text}")));
-    match program::run(command, limit, None) {
+    // A hook after the work may still clean up: a stop that came before leaves it the same grace.
+    let stop = Stop { cancel, grace: GRACE.min(limit), waiting: &|| {} };
+    match program::ask(command, b"", limit, Some(stop)) {
         Ok((End::Exit(status), _)) if status.success() => Ok(()),
         Ok((End::Exit(status), said)) => failed(format!("ended with {status}{}", said.problem())),
+        Ok(_) if cancel.is_cancelled() => {
+            let grace = duration::shown(GRACE);
+            let text = format!("hook stopped on request: `{line}` did not end within {grace}");
+            Err(Error::new(ErrorKind::Interrupted, text))
+        }
         Ok((_, said)) => {
             let limit = duration::shown(limit);
             failed(format!("was ended: it took longer than {limit}{}", said.problem()))

@@ -1,7 +1,6 @@
 //! What in the file makes no sense on this host: times that never come, programs that are not there, and jobs that
 //! work against each other.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -37,9 +36,6 @@ pub(super) fn problems(config: &Config, guests: &Guests, now: Timestamp) -> Resu
         found.targets(name, job, now, &zone);
         found.programs(name, job);
         found.words(name, job, guests);
-        for (subject, other) in rivals(config, guests, name, job, &[])? {
-            found.0.push(Failure::from(&rivalry(&subject, name, other)));
-        }
         for image in &job.images {
             found.0.extend(taken(config, guests, name, image)?.as_ref().map(Failure::from));
         }
@@ -138,62 +134,6 @@ fn longest_gap(schedule: &[Calendar], now: Timestamp, zone: &TimeZone) -> Option
     let times: Vec<Timestamp> = std::iter::successors(next(&now), next).take(TIMES_MAX).collect();
     let gaps = times.iter().zip(times.iter().skip(1));
     gaps.map(|(one, other)| other.as_second() - one.as_second()).max()
-}
-
-/// What a job prunes that another job keeps by other rules in the same repository, with the name of that job: each
-/// would remove what the other is to keep. `gone` are guests that the job still prunes and libvirt does not have.
-///
-/// # Errors
-/// A job's repository is not there.
-pub(super) fn rivals<'a>(
-    config: &'a Config,
-    guests: &Guests,
-    name: &str,
-    job: &Job,
-    gone: &[&str],
-) -> Result<Vec<(String, &'a str)>> {
-    let Some(own) = &job.prune else { return Ok(Vec::new()) };
-    let (repository, _) = config.repository_of(name, job)?;
-    let own_names: BTreeSet<String> = guests
-        .of(job)
-        .iter()
-        .map(Subject::name)
-        .chain(gone.iter().map(|guest| (*guest).to_owned()))
-        .collect();
-    let mut found = Vec::new();
-    for (other, it) in config.jobs.iter().filter(|(other, _)| *other != name) {
-        let has_rules = |it: &Job| {
-            it.prune
-                .as_ref()
-                .is_some_and(|rules| (&rules.keep, rules.grace) == (&own.keep, own.grace))
-        };
-        if config.repository_of(other, it)?.0 != repository || has_rules(it) {
-            continue;
-        }
-        let theirs: BTreeSet<String> = guests.of(it).iter().map(Subject::name).collect();
-        let is_meant = |guest: &String| {
-            theirs.contains(guest)
-                // One that libvirt does not have may be the other job's all the same.
-                || (gone.contains(&guest.as_str())
-                    && guests.is_meant(&it.guests, guest)
-                    && !guests.is_meant(&it.except, guest))
-        };
-        let both = own_names.iter().filter(|guest| is_meant(guest));
-        found.extend(both.map(|guest| (guest.clone(), other.as_str())));
-    }
-    Ok(found)
-}
-
-/// Says that the points of a guest are not pruned, and why.
-pub(super) fn rivalry(subject: &str, name: &str, other: &str) -> Error {
-    let text = format!(
-        "{subject} is in the jobs {name} and {other} of one repository, whose rules of pruning differ: its points \
-         are not pruned"
-    );
-    Error::new(ErrorKind::Usage, text).advise(
-        "say the same [jobs.NAME.prune] in both, leave it out of one of them (except), or give one of them a \
-         repository of its own",
-    )
 }
 
 /// Fails with the reason if an image would go among the points of a guest, or of this host's configuration.

@@ -4,9 +4,6 @@ use std::fmt::Write;
 
 use crate::flows::report::{Level, Message, OpenFinding};
 
-/// The room for the words that say how much was left out, in bytes.
-const LEFT_OUT_LEN_MAX: usize = 80;
-
 /// A message as text.
 pub(super) fn text(message: &Message) -> String {
     let mut text = String::new();
@@ -112,19 +109,6 @@ pub(crate) fn escaped(text: &str) -> String {
 /// A line: what would begin another one is a space.
 pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// A text of whole lines, at most so many bytes of it, that says how much was left out.
-pub(super) fn shortened(text: &str, len_max: usize) -> String {
-    if text.len() <= len_max {
-        return text.to_owned();
-    }
-    let start = cut(text, len_max.saturating_sub(LEFT_OUT_LEN_MAX));
-    // A line that is longer than all that fits is cut.
-    let start = start.rfind('\n').map_or(start, |end| start.get(..end).unwrap_or(start));
-    let left =
-        text.get(start.len()..).unwrap_or("").lines().filter(|line| !line.is_empty()).count();
-    format!("{start}\n… and {left} more lines: qdelta status shows all\n")
 }
 
 /// The beginning of a text, at most so many bytes of it.

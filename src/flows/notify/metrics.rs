@@ -208,6 +208,19 @@ fn of_guest(page: &mut Page, guest: &GuestStatus, known: &LastTimes<'_>) {
     ] {
         page.add(name, help, &labels, value);
     }
+    let (name, help) = (
+        "qdelta_copy_newest_point_timestamp_seconds",
+        "When the newest good point was made that a second copy has.",
+    );
+    page.add(name, help, &[], None);
+    for copy in &guest.copies {
+        page.add(
+            name,
+            help,
+            &[("domain", guest.guest.as_str()), ("repository", copy.repository.as_str())],
+            at(copy.newest_at),
+        );
+    }
 }
 
 fn of_jobs(page: &mut Page, report: &StatusReport, known: &LastTimes<'_>) {

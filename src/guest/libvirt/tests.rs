@@ -319,7 +319,8 @@ fn every_disk_gets_a_decision_with_its_reason() {
 }
 
 fn restored(target: &str, path: &str, format: &'static str) -> RestoredDisk {
-    RestoredDisk { target: target.to_owned(), path: path.into(), format, served: None }
+    let target = target.to_owned();
+    RestoredDisk { target, path: path.into(), block: false, format, served: None }
 }
 
 #[test]

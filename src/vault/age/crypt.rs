@@ -80,6 +80,11 @@ pub fn same(one: &[u8; 32], other: &[u8; 32]) -> bool {
     openssl::memcmp::eq(one, other)
 }
 
+/// The sum of a text as `sha256sum` writes it.
+pub fn sha256_text(bytes: &[u8]) -> String {
+    sha256(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What X25519 makes of a secret and somebody's public key; none if the key is of a small order.
 pub(super) fn agree(secret: &[u8; 32], public: &[u8; 32]) -> Result<Option<Wiped<32>>> {
     let agree = || -> Result<Wiped<32>, ErrorStack> {

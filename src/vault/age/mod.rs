@@ -9,7 +9,7 @@ mod keys;
 mod reader;
 mod writer;
 
-pub use crypt::{Hmac, Wiped, derive, same};
+pub use crypt::{Hmac, Wiped, derive, same, sha256_text};
 pub use file::{FileKey, Opened, passphrase_steps};
 pub use keys::{Identity, REPOSITORY_MARK, Recipient};
 pub use reader::{Chunks, SealedReader, no_header, open_bytes};

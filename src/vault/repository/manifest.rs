@@ -311,6 +311,9 @@ pub struct LayerRecord {
     /// What it is recognised by; none if it was not the image's current state that was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
+    /// The lasting id of a block device, such as device mapper's UUID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 impl Manifest {

@@ -173,7 +173,9 @@ fn note_snapshots(flow: &Flow<'_>, record: &mut MachineRecord) {
             shown(&noted)
         ));
     }
-    let checkpoints = libvirt.notes("checkpoint", name);
+    let mut checkpoints = libvirt.notes("checkpoint", name);
+    // Those of the snapshot command are of use for the next backup alone.
+    checkpoints.retain(|name| !is_anchor(name.as_bytes()));
     if !checkpoints.is_empty() {
         record.missing.push(format!(
             "libvirt's checkpoints ({}): a program that backs up by them begins anew with a restored guest",

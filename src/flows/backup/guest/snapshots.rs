@@ -133,7 +133,7 @@ impl<'a> Snapshots<'a> {
         let snapshots =
             Self { command, request, tag, observer, cancel, taken, disks, is_made, is_kept };
         snapshots.warn(warnings);
-        if !snapshots.command.is_first() {
+        if !snapshots.command.is_clean() {
             let about = (program, Verb::Recover);
             let mended =
                 until_stopped(about, observer, cancel, |stop| snapshots.recover(Some(stop)));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Config, Hooks, Job, Limits};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::verify::Budget;
-use crate::vault::repository::{DiskId, DiskSpec, Keep, Rung};
+use crate::vault::repository::{Keep, Rung};
 
 /// The longest name that the file may give to something of its own.
 const NAME_LEN_MAX: usize = 64;
@@ -29,6 +29,10 @@ impl Config {
             let text =
                 "limits: no guest, or more than anybody has use for, would be backed up at once";
             return refused(text, "guests_at_once is 1 to 64, threads 1 to 1024");
+        }
+        if self.limits.rate == Some(0) {
+            let text = "limits: with rate = \"0\" no backup would come to its end";
+            return refused(text, "leave rate out, or say how many bytes a second: \"50M\"");
         }
         if nice > 19 {
             return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
@@ -58,36 +62,6 @@ impl Config {
             if let Some(other) = known.insert(plain(&repository.place), name) {
                 let text = format!("repositories.{name} and repositories.{other} are one place");
                 return refused(text, "give each repository one name, and use it in all jobs");
-            }
-        }
-        Ok(())
-    }
-
-    /// Fails if two images go to one disk, or one image goes there twice: their points would take turns, and
-    /// the rules would keep those of one of them.
-    fn check_images(&self) -> Result<()> {
-        let mut known: BTreeMap<(&str, DiskId), (&str, PathBuf)> = BTreeMap::new();
-        for (name, job) in &self.jobs {
-            let (repository, _) = self.repository_of(name, job)?;
-            for image in &job.images {
-                // One that can't be named after its file fails by itself, with what to do.
-                let spec = image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok);
-                let Ok(disk) = spec.map(DiskSpec::or_only_disk) else { continue };
-                let path: PathBuf = image.path.components().collect();
-                let own = (name.as_str(), path);
-                match known.insert((repository, disk.clone()), own.clone()) {
-                    Some((other, before)) if before != own.1 || other == name => {
-                        let (one, two) = (before.display(), own.1.display());
-                        let text = match before == own.1 {
-                            true => format!("job {name}: {one} is named twice"),
-                            false => {
-                                format!("{one} and {two} are both the disk {disk} in {repository}")
-                            }
-                        };
-                        return refused(text, "give each image a disk of its own: disk = \"NAME\"");
-                    }
-                    _ => {}
-                }
             }
         }
         Ok(())
@@ -168,8 +142,8 @@ fn check_job(name: &str, job: &Job) -> Result<()> {
     }
     if let Some(drill) = &job.drill {
         if drill.pick == Some(0) {
-            let text = format!("job {name}: drill: of no guest at all");
-            return refused(text, "say pick = 1, or leave it out to drill all");
+            let text = format!("job {name}: drill: pick = 0 would drill nobody, ever");
+            return refused(text, "leave pick out, or say pick = 1");
         }
         if drill.boot_command.is_none() && drill.to.is_some_and(|to| to > Rung::Check) {
             let text = format!("job {name}: drill: no guest starts without a boot_command");
@@ -238,37 +212,6 @@ mod tests {
             "[repositories.other]\nplace = \"s3://r\"\n[jobs.a.copy]\nto = \"other\"",
         ] {
             config(good).expect(good);
-        }
-    }
-
-    /// Two images were one disk: each night both made a point of it, the newest was always the second, and
-    /// `daily` kept no other.
-    #[test]
-    fn each_image_has_a_disk_of_its_own() {
-        let image = |job: &str, path: &str, disk: &str| {
-            let disk = match disk {
-                "" => String::new(),
-                disk => format!("disk = \"{disk}\"\n"),
-            };
-            format!("[[jobs.{job}.images]]\npath = \"{path}\"\n{disk}")
-        };
-        let other_job = "[jobs.b]\nrepository = \"main\"\nguests = [\"x\"]\n";
-        for (one, two) in [
-            (image("a", "/i/a", "x/y"), image("a", "/i/b", "x/y")),
-            (image("a", "/i/a", ""), image("a", "/j/a", "")),
-            (image("a", "/i/a", "b"), image("a", "/i/b.raw", "")),
-            (image("a", "/i/a", ""), image("a", "/i//a", "")),
-            (image("a", "/i/a", ""), format!("{other_job}{}", image("b", "/j/a", "a/disk"))),
-        ] {
-            let error = config(&format!("{one}{two}")).expect_err(&two);
-            assert!(error.advice().unwrap().contains("disk of its own"), "{error}");
-        }
-        for (one, two) in [
-            (image("a", "/i/a", "x/y"), image("a", "/i/b", "x/z")),
-            // One image in two jobs is as one guest in two.
-            (image("a", "/i/a", ""), format!("{other_job}{}", image("b", "/i/a", ""))),
-        ] {
-            config(&format!("{one}{two}")).expect(&two);
         }
     }
 }

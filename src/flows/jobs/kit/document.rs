@@ -17,7 +17,7 @@ pub(super) fn of(kit: &KitReport) -> String {
     let mut page = String::new();
     let mut lines = PAGE.lines();
     while let Some(line) = lines.next() {
-        page += &format!("{line}\n");
+        page += &format!("{}\n", without_links(line));
         let Some(name) = line.strip_prefix(BEGIN).and_then(|rest| rest.strip_suffix(" -->")) else {
             continue;
         };
@@ -35,6 +35,25 @@ pub(super) fn of(kit: &KitReport) -> String {
         lines.by_ref().find(|line| *line == END);
     }
     page
+}
+
+/// A line whose links lead to pages that the kit does not have: their names stay.
+fn without_links(line: &str) -> String {
+    let mut text = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("](") {
+        let (Some(open), Some((page, after))) = (before.rfind('['), after.split_once(')')) else {
+            break;
+        };
+        let name = before.get(open + 1..).unwrap_or("");
+        text += before.get(..open).unwrap_or("");
+        text += &match page.contains("://") {
+            true => format!("[{name}]({page})"),
+            false => format!("{name} in qdelta's documentation"),
+        };
+        rest = after;
+    }
+    text + rest
 }
 
 /// Text for a cell of a table.

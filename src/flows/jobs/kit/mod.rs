@@ -2,7 +2,6 @@
 //! this site. No secret is in it.
 
 mod document;
-mod masked;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,9 +18,11 @@ use super::guests::{Guests, Subject};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::{Opener, sync_folder};
+use crate::flows::notify::host_of;
 use crate::flows::report::{
     Failure, KeyRecord, KitDisk, KitGuest, KitKind, KitReport, KitRepository,
 };
+use crate::vault::age::sha256_text;
 use crate::vault::repository::storage::host_name;
 use crate::vault::repository::{Catalog, Manifest, Repository, Selector};
 
@@ -73,7 +74,7 @@ pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
         host: host_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         program_is_static: elf::interpreter(&program).is_ok_and(|it| it.is_none()),
-        files: ["disaster-recovery.md", "kit.json", "qdelta", "qdelta.toml"]
+        files: ["SHA256SUMS", "disaster-recovery.md", "kit.json", "qdelta", "qdelta.toml"]
             .map(str::to_owned)
             .to_vec(),
         repositories,
@@ -82,9 +83,8 @@ pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
     };
     let config = Opener::READ.read(host.path, CONFIG_LEN_MAX);
     let config = config.map_err(|error| Error::io("read", host.path, error))?;
+    let config = without_paths(&String::from_utf8_lossy(&config));
     report.repositories.sort_by(|one, other| one.repository.cmp(&other.repository));
-    let config =
-        masked::config(&config).map_err(|error| error.within(host.path.display().to_string()))?;
     write_all(&report, &program, config.as_bytes())?;
     Ok(report)
 }
@@ -96,17 +96,48 @@ fn write_all(report: &KitReport, program: &[u8], config: &[u8]) -> Result<()> {
         Error::new(ErrorKind::Io, "the kit can't be written as JSON").because(error)
     })?;
     let document = document::of(report);
-    let files: [(&str, u32, &[u8]); 4] = [
+    let mut files: Vec<(&str, u32, &[u8])> = vec![
         ("qdelta", 0o755, program),
         ("qdelta.toml", 0o600, config),
         ("kit.json", 0o644, &json),
-        // Last: where it is, the kit is whole.
         ("disaster-recovery.md", 0o644, document.as_bytes()),
     ];
+    let sum = |(name, _, bytes): &(&str, u32, &[u8])| format!("{}  {name}\n", sha256_text(bytes));
+    let sums: String = files.iter().map(sum).collect();
+    // Last: where it is, the kit is whole.
+    files.push(("SHA256SUMS", 0o644, sums.as_bytes()));
     for (name, mode, bytes) in files {
         write(to, name, mode, bytes).map_err(|error| Error::io("write", &to.join(name), error))?;
     }
     sync_folder(to).map_err(|error| Error::io("sync", to, error))
+}
+
+/// The file of jobs with no more of the addresses of notifiers than their hosts: the rest is often a secret.
+fn without_paths(config: &str) -> String {
+    let mut text = String::with_capacity(config.len());
+    let mut is_short = false;
+    for line in config.split_inclusive('\n') {
+        let mut rest = line;
+        while let Some(at) = ["\"http", "'http"].iter().filter_map(|it| rest.find(it)).min() {
+            let (before, address) = rest.split_at(at + 1);
+            let quote = before.chars().next_back().unwrap_or('"');
+            let (address, after) = address.split_at(address.find(quote).unwrap_or(address.len()));
+            let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme);
+            let host = format!("{scheme}://{}", host_of(address));
+            let is_whole = address.trim_end_matches('/') == host;
+            is_short |= !is_whole;
+            let shown = if is_whole { address.to_owned() } else { format!("{host}/...") };
+            text += &format!("{before}{shown}");
+            rest = after;
+        }
+        text += rest;
+    }
+    match is_short {
+        true => format!(
+            "# Of addresses nothing but the host stands here: what follows it may be a secret. Put it in again.\n{text}"
+        ),
+        false => text,
+    }
 }
 
 /// Writes a file under another name first, so that an older one stays whole until it is replaced.
@@ -203,4 +234,25 @@ fn guest(
         made: newest.as_ref().map(|manifest| manifest.created),
         disks,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kit is for a stick in a drawer, and had the addresses of webhooks in it, which let everybody write there.
+    #[test]
+    fn of_an_address_the_kit_has_the_host_alone() {
+        let file = "[notify.a]\nwebhook = \"https://hooks.example/T0/SECRET\"\n\
+                    [notify.b]\nping = 'https://u:PW@hc.example/UUID?k=1'\n\
+                    ntfy = \"http://ntfy.example/\"\nplace = \"s3://b/p?endpoint=http://store/x\"\n";
+        let text = without_paths(file);
+        assert!(text.contains("\nwebhook = \"https://hooks.example/...\"\n"), "{text}");
+        assert!(text.contains("\nping = 'https://hc.example/...'\n"), "{text}");
+        assert!(text.contains("\nntfy = \"http://ntfy.example/\"\n"), "{text}");
+        assert!(text.contains("endpoint=http://store/x\"\n"), "{text}");
+        let secrets = ["SECRET", "PW", "UUID"];
+        assert!(!secrets.iter().any(|it| text.contains(it)) && text.starts_with("# Of addresses"));
+        assert_eq!(without_paths("a = 1\n"), "a = 1\n");
+    }
 }

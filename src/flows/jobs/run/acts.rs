@@ -9,7 +9,8 @@ use crate::disk::flow::pipeline::Resources;
 use crate::flows::backup::LEVEL_DEFAULT;
 use crate::flows::drill::{self, DrillRequest};
 use crate::flows::host;
-use crate::flows::jobs::{config, sense};
+use crate::flows::jobs::config;
+use crate::flows::jobs::guests::Subject;
 use crate::flows::merge::MergeOptions;
 use crate::flows::prune::{self, PruneRequest};
 use crate::flows::report::{
@@ -28,7 +29,7 @@ impl Work<'_> {
         let config = self.run.host.config;
         let opened = config
             .repository_of(self.name, self.job)
-            .and_then(|(_, place)| (self.run.host.open)(place).map(|it| (it, place.keep_free)));
+            .and_then(|(_, place)| self.run.open(place).map(|it| (it, place.keep_free)));
         let (repository, keep_free) = match opened {
             Ok(opened) => opened,
             Err(error) => return self.leave(acts, End::Failed, &Came::failed(&error)),
@@ -47,6 +48,11 @@ impl Work<'_> {
             if self.run.cancel.is_cancelled() {
                 let stopped = Came::to(End::Interrupted, "stopped on request before it began");
                 self.run.doing(job, act, None, || stopped);
+                continue;
+            }
+            if self.run.is_unnoted() {
+                let left = Came::to(End::NotTried, "what was done before could not be noted");
+                self.run.doing(job, act, None, || left);
                 continue;
             }
             self.run.doing(job, act, None, || match act {
@@ -116,8 +122,12 @@ impl Work<'_> {
             now: clock::now()?,
             clock: Clock::Checked,
         };
-        let (mut domains, kept) = (self.domains_with_gone(repository)?, self.kept_by_others()?);
-        domains.retain(|domain| !kept.iter().any(|(it, _)| it == domain));
+        let others = self.run.guests.pruned_otherwise(self.run.host.config, (self.name, self.job));
+        let mut domains = self.domains_with_gone(repository)?;
+        let is_in_both = |subject: &&Subject| others.contains_key(&subject.name());
+        let in_both = self.subjects.iter().filter(is_in_both);
+        let in_both: Vec<_> = in_both.filter_map(|it| self.run.guests.domain_of(it).ok()).collect();
+        domains.retain(|domain| !in_both.contains(domain));
         let request = PruneRequest {
             domains,
             policy,
@@ -128,22 +138,19 @@ impl Work<'_> {
             merging: MergeOptions { level: LEVEL_DEFAULT, resources: self.resources(1) },
         };
         let report = prune::run(repository, &request, self.run.observer, self.run.cancel)?;
-        Ok(match kept.first() {
-            Some((_, why)) => Came { result: of_prune(report).result, ..Came::failed(why) },
-            None => of_prune(report),
-        })
-    }
-
-    /// The guests of the job that another one keeps by other rules: neither prunes the points of the other.
-    fn kept_by_others(&self) -> Result<Vec<(DomainName, Error)>> {
-        let (config, guests) = (self.run.host.config, self.run.guests);
-        let rivals = sense::rivals(config, guests, self.name, self.job, &self.gone())?;
-        let of = |(name, other): (String, &str)| {
-            let subject = self.subjects.iter().find(|subject| subject.name() == name);
-            let domain = subject.map_or_else(|| name.parse(), |it| guests.domain_of(it));
-            Some((domain.ok()?, sense::rivalry(&name, self.name, other)))
-        };
-        Ok(rivals.into_iter().filter_map(of).collect())
+        let mut came = of_prune(report);
+        if let Some((guest, other)) = others.first_key_value().filter(|_| came.end == End::Done) {
+            came.text = format!(
+                "{}; job {other} prunes {guest} by other rules, so neither does ({} guests)",
+                came.text,
+                others.len()
+            );
+            came.end = End::Warned;
+            let advice =
+                "give both jobs the same keep and grace, or leave the guest out of one: except";
+            came.advice = Some(advice.to_owned());
+        }
+        Ok(came)
     }
 
     fn drill(&self, repository: &Repository) -> Result<Came> {
@@ -247,8 +254,8 @@ fn of_prune(report: PruneReport) -> Came {
     let removed: usize = report.guests.iter().map(|guest| guest.removed).sum();
     let freed: u64 = report.guests.iter().map(|guest| guest.data.bytes_freed).sum();
     let freed = bytesize::ByteSize(freed).display().iec();
-    let points = if removed == 1 { "point" } else { "points" };
-    let mut came = Came::to(End::Done, format!("{removed} {points} removed, {freed} freed"));
+    let plural = if removed == 1 { "" } else { "s" };
+    let mut came = Came::to(End::Done, format!("{removed} point{plural} removed, {freed} freed"));
     let says = |guest: &GuestPrune| match &guest.error {
         Some(failure) => Some((failure.text.clone(), failure.advice.clone())),
         None => guest.data.spared.iter().find_map(|spared| match &spared.why {

@@ -3,11 +3,11 @@
 use super::acts::{is_short, of_all};
 use super::backup::too_little_room;
 use super::{Came, Work};
-use crate::base::error::Result;
+use crate::base::error::{ErrorKind, Result};
 use crate::flows::backup::LEVEL_DEFAULT;
 use crate::flows::copies::{self, CopyRequest};
 use crate::flows::merge::MergeOptions;
-use crate::flows::report::{Act, ActResult, End, GuestCopy};
+use crate::flows::report::{Act, ActResult, End, Failure, GuestCopy};
 use crate::vault::repository::Repository;
 
 impl Work<'_> {
@@ -18,7 +18,7 @@ impl Work<'_> {
             return Ok(Came::to(End::Done, "there is nothing to copy yet"));
         };
         let place = host.config.copy_of(self.name, how)?;
-        let other = (host.open)(place)?;
+        let other = self.run.open(place)?;
         let other = match how.limit_rate {
             Some(rate) => other.limited(rate, self.run.cancel),
             None => other,
@@ -55,17 +55,26 @@ impl Work<'_> {
     }
 }
 
+/// Nothing is wrong with what somebody stopped: it is due again.
+fn end_of(failure: &Failure) -> End {
+    match failure.kind {
+        ErrorKind::Interrupted => End::Interrupted,
+        _ => End::Failed,
+    }
+}
+
 fn of_copy(guest: GuestCopy) -> Came {
     let first = guest.failed.first();
     let mut came = match (&guest.error, first) {
-        (Some(failure), _) => {
-            Came { advice: failure.advice.clone(), ..Came::to(End::Failed, failure.text.clone()) }
-        }
+        (Some(failure), _) => Came {
+            advice: failure.advice.clone(),
+            ..Came::to(end_of(failure), failure.text.clone())
+        },
         (None, Some(first)) => {
             let more = guest.failed.len() - 1;
             let more = if more > 0 { format!("; and {more} more points") } else { String::new() };
             let text = format!("point {}: {}{more}", first.point, first.error.text);
-            Came { advice: first.error.advice.clone(), ..Came::to(End::Failed, text) }
+            Came { advice: first.error.advice.clone(), ..Came::to(end_of(&first.error), text) }
         }
         (None, None) => {
             let disks = guest.points.iter().flat_map(|point| &point.disks);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::config::{Hooks, IoClass, Job, Limits};
+use super::config::{Hooks, IoClass, Job, Limits, RepositoryPlace};
 use super::due::{self, Due};
 use super::guests::{Guests, Subject};
 use super::journal::{Journal, Memory};
@@ -26,6 +26,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::sys::kernel;
 use crate::flows::notify::journald;
 use crate::flows::report::{Act, ActResult, End, Failure, Record, RunReport};
+use crate::vault::repository::Repository;
 
 /// How long a hook may take if the file does not say.
 const HOOK_MAX: Duration = Duration::from_secs(3600);
@@ -133,7 +134,8 @@ fn in_turn(
 
 /// Whether a record says that a guest may still be frozen.
 fn is_alarm(record: &Record) -> bool {
-    record.warnings.iter().any(|warning| warning.code == Code::Frozen)
+    // A backup that was made warns of a guest that it has thawed first.
+    record.end == End::Failed && record.warnings.iter().any(|it| it.code == Code::Frozen)
 }
 
 /// Fails if a job is called otherwise.
@@ -162,6 +164,8 @@ fn note_refusal(host: &Host<'_>, journal: &Journal, now: Timestamp, error: &Erro
     if let Some(socket) = host.journald.filter(|_| host.config.journal) {
         journald::record(socket, &record);
     }
+    // A run that hangs must not keep anybody from hearing of it.
+    let _ = telling::tell(host, Occasion::at(now));
 }
 
 /// Lets other programs of this host go first.
@@ -172,6 +176,14 @@ fn stand_back(limits: &Limits) {
         IoClass::None => {}
         IoClass::BestEffort => kernel::set_io_class(2, IO_LEVEL_LAST),
         IoClass::Idle => kernel::set_io_class(3, 0),
+    }
+}
+
+/// What becomes of work whose hook `before` did not work: what somebody stopped is due again.
+fn left_by(error: &Error) -> End {
+    match error.kind() {
+        ErrorKind::Interrupted => End::Interrupted,
+        _ => End::NotTried,
     }
 }
 
@@ -268,6 +280,20 @@ impl<'a> Run<'a> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
     }
 
+    /// Opens a repository, which the run then reads and writes no faster than the file allows.
+    fn open(&self, place: &RepositoryPlace) -> Result<Repository> {
+        let repository = (self.host.open)(place)?;
+        Ok(match self.host.config.limits.rate {
+            Some(rate) => repository.limited(rate, self.cancel),
+            None => repository,
+        })
+    }
+
+    /// Whether something that was done could not be noted: nothing more is begun then.
+    fn is_unnoted(&self) -> bool {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Does a piece of work and keeps the record of it. Gives how it ended.
     fn doing(
         &self,
@@ -344,6 +370,10 @@ impl<'a> Run<'a> {
     fn all(&self, due: &Due<'a>) -> End {
         let names: Vec<&str> = due.jobs.iter().map(|(name, _)| *name).collect();
         self.keep(record(self.now, None, Act::Run, End::Begun, names.join(", ")));
+        // A run that can't be noted would be due again at each tick of the timer, and prune each time.
+        if self.is_unnoted() {
+            return End::Failed;
+        }
         let hooks = &self.host.config.hooks;
         let started = Instant::now();
         let ready = self.hook(None, "before", hooks.before.as_deref(), hooks, &[]);
@@ -352,7 +382,7 @@ impl<'a> Run<'a> {
             let work = Work { run: self, name, job, subjects: self.guests.of(job) };
             match &ready {
                 Ok(()) => work.all(acts),
-                Err(error) => work.leave(acts, End::NotTried, &Came::failed(error)),
+                Err(error) => work.leave(acts, left_by(error), &Came::failed(error)),
             }
         }
         let end = self.close(hooks);
@@ -372,6 +402,7 @@ impl<'a> Run<'a> {
             true => self.hook(None, "after", hooks.after.as_deref(), hooks, &variables),
             false => self.hook(None, "failed", hooks.failed.as_deref(), hooks, &variables),
         };
+        let variables = self.variables(None, &self.troubles(None));
         let _ = self.hook(None, "finally", hooks.at_last.as_deref(), hooks, &variables);
         self.end_of(None)
     }
@@ -392,7 +423,7 @@ impl<'a> Run<'a> {
             let mut all = vec![("QDELTA_HOOK", name.to_owned())];
             all.extend(variables.iter().cloned());
             all.extend(job.map(|job| ("QDELTA_JOB", job.to_owned())));
-            outcome = programs::hook(line, &all, limit)
+            outcome = programs::hook(line, &all, limit, self.cancel)
                 .map_err(|error| error.within(format!("hook {name}")));
             match &outcome {
                 Ok(()) => Came::to(End::Done, line),
@@ -460,7 +491,7 @@ impl Work<'_> {
         let job = Some(self.name);
         match run.hook(job, "before", hooks.before.as_deref(), hooks, &[]) {
             Ok(()) => self.acts(acts),
-            Err(error) => self.leave(acts, End::NotTried, &Came::failed(&error)),
+            Err(error) => self.leave(acts, left_by(&error), &Came::failed(&error)),
         }
         let troubles = run.troubles(job);
         let variables = run.variables(job, &troubles);
@@ -468,6 +499,7 @@ impl Work<'_> {
             true => run.hook(job, "after", hooks.after.as_deref(), hooks, &variables),
             false => run.hook(job, "failed", hooks.failed.as_deref(), hooks, &variables),
         };
+        let variables = run.variables(job, &run.troubles(job));
         let _ = run.hook(job, "finally", hooks.at_last.as_deref(), hooks, &variables);
     }
 

@@ -20,14 +20,22 @@ impl Look<'_> {
 
     /// How a second copy of a guest stands that has points.
     pub(super) fn copy(&mut self, guest: &str, domain: &DomainName, copy: &Copy) -> CopyStatus {
-        let counts = |it: &Manifest| it.removed.is_none() && !it.safety;
         // That it can't be opened is a finding of its own.
         let opened = self.catalogs.get(copy.to.as_str());
-        let newest: Option<Manifest> = opened
-            .filter(|opened| opened.domains.contains(domain))
-            .and_then(|opened| opened.catalog.manifests(domain).ok())
-            .and_then(|all| all.into_iter().rev().find_map(|(_, it)| it.ok().filter(counts)));
         let is_open = opened.is_some();
+        let points = opened.and_then(|opened| opened.points(domain, self.now).ok());
+        let all = points.iter().flat_map(|points| points.all.iter().rev());
+        // A manifest without its archives is no copy.
+        let newest: Option<Manifest> =
+            all.filter(|(it, is_good)| *is_good && !it.safety).map(|(it, _)| it.clone()).next();
+        if let Some(points) = points.as_ref().filter(|points| points.damaged > 0) {
+            let text = format!(
+                "{} of its {} points in {} can't be restored whole",
+                points.damaged, points.count, copy.to
+            );
+            let advice = format!("qdelta repair mends {} from the other repository", copy.to);
+            self.advise(Level::Critical, FindingCode::Damaged, guest, text, &advice);
+        }
         let age = newest.as_ref().map(|it| self.now.as_second() - it.created.as_second());
         let late = age
             .zip(copy.rpo)

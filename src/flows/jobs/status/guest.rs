@@ -21,9 +21,9 @@ const MARK_AGE_MIN_S: u64 = 120;
 /// What is known of the points of a guest.
 #[derive(Default)]
 pub(in super::super) struct Points {
-    count: usize,
+    pub(super) count: usize,
     /// Those that are damaged.
-    damaged: usize,
+    pub(super) damaged: usize,
     safe_until: Option<jiff::Timestamp>,
     pub newest: Option<Manifest>,
     /// All that can be read and are not removed, the oldest first, and whether each can be restored whole.
@@ -81,7 +81,11 @@ impl Look<'_> {
         let repository = self.config.repository_of(name, job).ok().map(|(name, _)| name);
         // That it can't be opened is a finding of its own.
         let opened = repository.and_then(|name| self.catalogs.get(name));
-        let Some(opened) = opened else { return Some(standing) };
+        let Some(opened) = opened else {
+            // Nothing is known of it.
+            standing.level = Level::Critical;
+            return Some(standing);
+        };
         let Ok(domain) = self.guests.domain_of(subject) else { return Some(standing) };
         let is_frozen = self.is_frozen(&opened.catalog, &domain);
         let points = match opened.points(&domain, self.now) {
@@ -159,7 +163,7 @@ impl Look<'_> {
         if let Some(finding) = self.find(level, code, guest, text) {
             (finding.advice, finding.since) = (advice, Some(began));
         }
-        self.of_job(job, Some(Act::Backup));
+        self.of_job(job, Some(act));
     }
 
     /// The newest good point against what the job asks for.
@@ -169,7 +173,10 @@ impl Look<'_> {
                 return;
             }
             let was_tried = self.memory.of(Some(name), Act::Backup, None).last;
-            let is_new = was_tried.is_some_and(|record| record.end == End::Seen);
+            let own = self.memory.of(Some(name), Act::Backup, Some(guest)).last;
+            let is_new = was_tried.is_some_and(|record| {
+                record.end == End::Seen || (own.is_none() && !job.schedule.is_empty())
+            });
             let is_waiting = is_new && self.overdue(name, job, Act::Backup).is_none();
             let (level, text) = match is_waiting {
                 true => (Level::Warning, "it has no point yet: its first backup is still to come"),

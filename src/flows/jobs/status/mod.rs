@@ -26,8 +26,15 @@ use crate::flows::report::{
 use crate::flows::space::{self, SpaceRequest};
 use crate::vault::repository::{Catalog, Climb, DomainName};
 
+/// What the finding is about that libvirt has no guests.
+pub(super) const LIBVIRT: &str = "libvirt";
+
 /// How long after its time a job may begin before it is overdue.
 const LATE_MAX_S: i64 = 3600;
+
+/// The same while a run is at work, which may come to the job in its turn. A run that hangs, or takes days, must not
+/// hide nights that are missed.
+const LATE_RUNNING_MAX_S: i64 = 24 * 3600;
 
 /// The room is full soon if it is full within so many days.
 const DAYS_LEFT_MIN: f64 = 14.0;
@@ -87,7 +94,8 @@ pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
             .into_iter()
             .map(|mut guest| {
                 let own = findings.iter().filter(|finding| finding.subject == guest.guest);
-                guest.level = own.map(|finding| finding.level).max().unwrap_or_default();
+                let open = own.map(|finding| finding.level).max().unwrap_or_default();
+                guest.level = guest.level.max(open);
                 guest
             })
             .collect(),
@@ -270,6 +278,9 @@ impl<'a> Look<'a> {
                 if let Some(last) = past.last.filter(|it| it.end.is_trouble()) {
                     self.act_failed(name, act, last);
                 }
+                if let Some(last) = past.last.filter(|it| it.end == End::Warned) {
+                    self.act_warned(name, act, last);
+                }
             }
             all.push(JobStatus { job: name.clone(), acts });
         }
@@ -279,16 +290,18 @@ impl<'a> Look<'a> {
     /// Since when a part of a job is overdue, in words.
     fn overdue(&self, name: &str, job: &Job, act: Act) -> Option<String> {
         let (_, schedule) = due::acts(job).into_iter().find(|(it, _)| *it == act)?;
-        if schedule.is_empty() || self.is_running {
+        if schedule.is_empty() {
             return None;
         }
+        let late_max = if self.is_running { LATE_RUNNING_MAX_S } else { LATE_MAX_S };
         let past = self.memory.of(Some(name), act, None);
         let time = due::last_time(schedule, self.now, &self.zone)?;
         let late = self.now.as_second() - time.as_second();
         let shown = time.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M").to_string();
         match past.last {
+            None if self.is_running => None,
             None => Some(format!("{act} never ran: no run has seen its schedule yet")),
-            Some(_) if late < LATE_MAX_S || !due::is_missed(past, time) => None,
+            Some(_) if late < late_max || !due::is_missed(past, time) => None,
             Some(last) if last.end == End::Seen => {
                 Some(format!("{act} never ran: it was due at {shown}"))
             }
@@ -324,6 +337,25 @@ impl<'a> Look<'a> {
         let text = format!("{act} {}: {}{why}", last.end.to_string().to_lowercase(), last.text);
         let (advice, since) = (last.advice.clone(), last.began);
         if let Some(finding) = self.find(level, FindingCode::Failed, job, text) {
+            (finding.advice, finding.since) = (advice, Some(since));
+        }
+        self.of_job(job, Some(act));
+    }
+
+    /// A part of a job has warnings. Those of its guests are told of each guest.
+    fn act_warned(&mut self, job: &str, act: Act, last: &Record) {
+        let text = match last.warnings.split_first() {
+            Some((first, [])) => first.text.clone(),
+            Some((first, others)) => {
+                format!("{}; and {} more warnings", first.text, others.len())
+            }
+            None if act == Act::Prune => last.text.clone(),
+            None => return,
+        };
+        let own = last.warnings.first().and_then(|warning| warning.advice.clone());
+        let (advice, since) = (own.or(last.advice.clone()), last.began);
+        let text = format!("{act}: {text}");
+        if let Some(finding) = self.find(Level::Warning, FindingCode::Warned, job, text) {
             (finding.advice, finding.since) = (advice, Some(since));
         }
         self.of_job(job, Some(act));
@@ -386,6 +418,13 @@ impl<'a> Look<'a> {
             );
             let advice = "look at the clock of this host: timedatectl";
             self.advise(Level::Warning, FindingCode::Clock, "clock", text, advice);
+        }
+        let wants_guests = self.config.jobs.values().any(|job| !job.guests.is_empty());
+        if wants_guests && self.guests.names().next().is_none() {
+            let folder = self.config.libvirt.config.display();
+            let text = format!("libvirt has no guest at all in {folder}, and jobs mean some");
+            let advice = "see whether the folder is there and is the right one: virsh list --all";
+            self.advise(Level::Critical, FindingCode::Unreadable, LIBVIRT, text, advice);
         }
         let unreadable: Vec<(String, Error)> = self
             .guests

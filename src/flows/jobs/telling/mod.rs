@@ -6,7 +6,7 @@
 mod told;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use super::Host;
 use super::config::Config;
 use super::journal::{Journal, Memory};
-use super::status::status;
+use super::status::{LIBVIRT, status};
 use super::words::nearest;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::Opener;
@@ -25,7 +25,7 @@ use crate::flows::report::{
     OpenFinding, Record, RunHistory, StatusReport,
 };
 use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
-use told::{Listener, News, Told, Trouble, news};
+use told::{Doubt, Listener, News, Told, Trouble, news};
 use words::{Digest, Letter};
 
 pub(super) use words::Ended;
@@ -35,6 +35,9 @@ const LOOK_EVERY_S: i64 = 3600;
 
 /// What the file of metrics is called where something is wrong with it.
 const TEXTFILE: &str = "textfile";
+
+/// What the finding is about that nobody could look at all.
+const HOST: &str = "host";
 
 /// Who hears of findings beside the notifiers.
 const JOURNAL: &str = "journal";
@@ -139,6 +142,39 @@ fn of_cut(record: &Record) -> OpenFinding {
     }
 }
 
+/// Whether nobody can say of a finding that was open before whether it goes on: its repository can't be opened, libvirt
+/// has no guests, or nobody could look at all.
+fn in_doubt<'a>(config: &'a Config, open: &[OpenFinding]) -> impl Fn(&OpenFinding) -> bool + 'a {
+    let has = |subject: &str| {
+        open.iter().any(|it| it.code == FindingCode::Unreadable && it.subject == subject)
+    };
+    let (is_dark, has_no_guests) = (has(HOST), has(LIBVIRT));
+    let broken = open.iter().filter(|it| it.code == FindingCode::Repository);
+    let broken: BTreeSet<String> = broken.map(|it| it.subject.clone()).collect();
+    let is_of_broken = move |finding: &OpenFinding| match &finding.job {
+        Some(name) => config.jobs.get(name).is_some_and(|job| {
+            let own = config.repository_of(name, job).is_ok_and(|(it, _)| broken.contains(it));
+            own || job.copy.as_ref().is_some_and(|copy| broken.contains(&copy.to))
+        }),
+        None if finding.code == FindingCode::Frozen => !broken.is_empty(),
+        None => broken.contains(&finding.subject),
+    };
+    move |finding| match finding.code {
+        FindingCode::Notifier => false,
+        _ if is_dark => true,
+        FindingCode::Rpo
+        | FindingCode::NoPoint
+        | FindingCode::Damaged
+        | FindingCode::Drill
+        | FindingCode::LeftOut
+        | FindingCode::Copy
+        | FindingCode::Frozen => has_no_guests || is_of_broken(finding),
+        FindingCode::Room | FindingCode::RoomSoon => is_of_broken(finding),
+        FindingCode::Failed | FindingCode::Warned => has_no_guests,
+        _ => false,
+    }
+}
+
 /// What no type can check of who is told of what.
 pub(super) fn check(config: &Config) -> Result<()> {
     for (name, notifier) in &config.notify {
@@ -165,8 +201,10 @@ pub(super) fn check(config: &Config) -> Result<()> {
 }
 
 /// Whether anybody is told of anything.
-fn is_wanted(config: &Config) -> bool {
-    !config.notify.is_empty() || config.metrics.textfile.is_some()
+fn is_wanted(host: &Host<'_>) -> bool {
+    let config = host.config;
+    let is_journal = config.journal && host.journald.is_some();
+    !config.notify.is_empty() || config.metrics.textfile.is_some() || is_journal
 }
 
 /// This host's name.
@@ -211,7 +249,7 @@ impl Occasion<'_> {
 /// can't be told is part of the result.
 pub(super) fn tell(host: &Host<'_>, occasion: Occasion<'_>) -> Result<NotifyReport> {
     let nothing = NotifyReport { notifiers: Vec::new(), findings: Vec::new() };
-    if !is_wanted(host.config) && !occasion.look {
+    if !is_wanted(host) && !occasion.look {
         return Ok(nothing);
     }
     let _turn = turn(host.state)?;
@@ -275,7 +313,7 @@ fn look(host: &Host<'_>, now: Timestamp) -> StatusReport {
         findings: vec![OpenFinding {
             level: Level::Critical,
             code: FindingCode::Unreadable,
-            subject: "host".to_owned(),
+            subject: HOST.to_owned(),
             job: None,
             act: None,
             text: format!("nobody knows how it stands: {}", error.chain()),
@@ -346,6 +384,7 @@ impl Teller<'_> {
         let host_name = host_name();
         let none = Listener::default();
         let mut letters = Vec::new();
+        let is_in_doubt = in_doubt(self.host.config, &self.report.findings);
         for (name, notifier) in &self.host.config.notify {
             let has_failed = self.reports.get(name).is_some_and(|report| report.error.is_some());
             let is_meant = occasion.only.is_empty() || occasion.only.contains(name);
@@ -353,7 +392,8 @@ impl Teller<'_> {
                 continue;
             }
             let listener = self.told.notifiers.get(name).unwrap_or(&none);
-            let news = news((name, notifier), listener, &self.report.findings, occasion.now);
+            let open = (self.report.findings.as_slice(), &is_in_doubt as Doubt<'_>);
+            let news = news((name, notifier), listener, open, occasion.now);
             let run = occasion.ended.filter(|_| is_first).and_then(|run| {
                 let has_failed = run.has_failed(|job| notifier.hears_of(job));
                 let event = if has_failed { Event::Failure } else { Event::Success };
@@ -445,7 +485,9 @@ impl Teller<'_> {
         let Some(socket) = self.host.journald.filter(|_| self.host.config.journal) else { return };
         let everything = Notifier::default();
         let mut listener = self.told.notifiers.remove(JOURNAL).unwrap_or_default();
-        let news = news((JOURNAL, &everything), &listener, &self.report.findings, now);
+        let is_in_doubt = in_doubt(self.host.config, &self.report.findings);
+        let open = (self.report.findings.as_slice(), &is_in_doubt as Doubt<'_>);
+        let news = news((JOURNAL, &everything), &listener, open, now);
         let open = news.opened.iter().chain(&news.again).map(|finding| (*finding, true));
         let ended = news.ended.iter().map(|finding| (finding, false));
         // A journal that does not listen is not waited for again.

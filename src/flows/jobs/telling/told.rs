@@ -1,6 +1,6 @@
 //! Who was told of what: a file of this host's, so that nobody is told twice, and nobody never.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -88,11 +88,15 @@ pub(super) struct News<'a> {
     pub others: usize,
 }
 
-/// What is new for a notifier, of everything that is open.
+/// Whether nobody can say of a finding whether it goes on.
+pub(super) type Doubt<'a> = &'a dyn Fn(&OpenFinding) -> bool;
+
+/// What is new for a notifier, of everything that is open. A finding of which nobody can say now whether it goes on has
+/// not ended.
 pub(super) fn news<'a>(
     (name, notifier): (&str, &Notifier),
     listener: &Listener,
-    open: &'a [OpenFinding],
+    (open, is_in_doubt): (&'a [OpenFinding], Doubt<'_>),
     now: Timestamp,
 ) -> News<'a> {
     let mut news = News::default();
@@ -124,7 +128,13 @@ pub(super) fn news<'a>(
         news.opened.clear();
         news.again.clear();
     }
-    let ended = listener.findings.iter().filter(|(key, _)| !keys.contains_key(*key));
+    // What is less grave than this one wants to hear has not ended either.
+    let goes_on = |finding: &&OpenFinding| notifier.hears_of(finding.job.as_deref());
+    let going_on: BTreeSet<String> = open.iter().filter(goes_on).map(key).collect();
+    let ended = listener
+        .findings
+        .iter()
+        .filter(|(key, known)| !going_on.contains(*key) && !is_in_doubt(&known.finding));
     news.ended.extend(ended.map(|(_, known)| known.finding.clone()));
     news
 }
@@ -215,7 +225,7 @@ mod tests {
         let mut hour = 0;
         let mut step = |open: &[OpenFinding], hours: i64| {
             hour += hours;
-            let news = news(("a", &notifier), &listener, open, at(hour));
+            let news = news(("a", &notifier), &listener, (open, &|_| false), at(hour));
             listener.note(&news, at(hour));
             subjects(&news).map(|names| names.join(" "))
         };
@@ -236,5 +246,22 @@ mod tests {
         let other = OpenFinding { job: Some("b".to_owned()), ..finding("mail", Level::Critical) };
         let host = OpenFinding { job: None, ..finding("timer", Level::Warning) };
         assert_eq!(step(&[other, host], 0), ["timer", "", "db web"]);
+    }
+
+    /// "All right again" was told of guests whose repository was away, and of a failure that was only less grave.
+    #[test]
+    fn what_nobody_can_judge_and_what_is_less_grave_has_not_ended() {
+        let notifier: Notifier = toml::from_str("mail = \"root\"\nlevel = \"critical\"").unwrap();
+        let now = Timestamp::from_second(3600).unwrap();
+        let (web, db) = (finding("web", Level::Critical), finding("db", Level::Critical));
+        let mut listener = Listener::default();
+        let open = [web, db];
+        let first = news(("a", &notifier), &listener, (&open, &|_| false), now);
+        listener.note(&first, now);
+        let less = [finding("web", Level::Warning)];
+        let next = news(("a", &notifier), &listener, (&less, &|it| it.subject == "db"), now);
+        assert_eq!(subjects(&next), [vec![], vec![], Vec::<String>::new()]);
+        let next = news(("a", &notifier), &listener, (&less, &|_| false), now);
+        assert_eq!(subjects(&next), [vec![], vec![], vec!["db".to_owned()]]);
     }
 }

@@ -89,6 +89,7 @@ impl Definition {
                 .map(|disk| RestoredDisk {
                     target: disk.target.clone(),
                     path: disk.path.clone(),
+                    block: disk.block,
                     format: disk.format.as_str(),
                     served: disk.served.clone(),
                 })
@@ -118,7 +119,8 @@ impl Definition {
     /// Fails if the definition does not say what it should: not every path can stand in XML.
     fn check(&self, job: &MachineRestore<'_>) -> Result<()> {
         let is_at = |source: &StorageSource, path: &Path| {
-            *source == StorageSource::File(path.to_path_buf())
+            let path = path.to_path_buf();
+            [StorageSource::File(path.clone()), StorageSource::Block(path)].contains(source)
         };
         let disks = self.changes.disks.iter().all(|restored| {
             let mut disks = self.now.disks.iter().filter(|disk| disk.target == restored.target);
@@ -155,6 +157,10 @@ impl Definition {
             let from = quoted(&job.folder.join("tpm").to_string_lossy());
             commands.push(format!("mkdir -p {own}"));
             commands.push(format!("cp -a {from}/. {own}"));
+        }
+        if let Some(pool) = &job.request.pool {
+            // libvirt learns of the new volumes.
+            commands.push(format!("virsh pool-refresh {}", quoted(&pool.name)));
         }
         commands.push(format!("virsh define {}", quoted(&xml.to_string_lossy())));
         if job.machine.autostart && job.request.rename.is_none() {

@@ -6,10 +6,11 @@
 
 mod definition;
 mod instant;
+mod pool;
 
 use std::ffi::OsStr;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
@@ -26,7 +27,7 @@ use crate::disk::flow::pipeline::Resources;
 use crate::disk::image::Format;
 use crate::disk::io::{Opener, not_opened};
 use crate::flows::report::{InstantReport, MachineReport, RestoreReport};
-use crate::guest::libvirt::{Domain, Libvirt, Served, XML_LEN_MAX, parse};
+use crate::guest::libvirt::{Domain, Libvirt, Pool, Served, Volumes, XML_LEN_MAX, parse};
 use crate::vault::chain::Chain;
 use crate::vault::point::{check_indexes, open_chain};
 use crate::vault::repository::{
@@ -45,6 +46,8 @@ pub struct MachineRequest {
     pub selector: Selector,
     /// The folder for all its files, which is made if it is missing.
     pub to: PathBuf,
+    /// The storage pool whose volumes the disks become; none for files in the folder.
+    pub pool: Option<Pool>,
     /// A new name; the machine gets a new UUID and new MAC addresses then, so that it can live
     /// beside the one it was made from.
     pub rename: Option<String>,
@@ -75,6 +78,8 @@ struct Disk {
     chain: Chain,
     format: Format,
     path: PathBuf,
+    /// It is a block device, which is there already.
+    block: bool,
     /// The disk below, if the file is an overlay.
     served: Option<Served>,
 }
@@ -272,10 +277,19 @@ impl<'a> MachineRestore<'a> {
                 Some(_) => Format::Qcow2,
                 None => self.request.format.unwrap_or(record.image.format),
             };
-            let path = self.folder.join(format!("{}-{target}.{format}", self.stem()));
-            self.disks.push(Disk { target, chain, format, path, served });
+            let stem = format!("{}-{target}", self.stem());
+            // An overlay over a served disk is no volume.
+            let pool = self.request.pool.as_ref().filter(|_| served.is_none());
+            let (path, format, block) = match pool {
+                None => (self.folder.join(format!("{stem}.{format}")), format, false),
+                Some(pool) => pool::place(pool, &stem, format, self.request.format)?,
+            };
+            self.disks.push(Disk { target, chain, format, path, block, served });
         }
-        Ok(())
+        match &self.request.pool {
+            Some(pool) if self.service.is_none() => pool::check(pool, &self.disks, &self.domain),
+            _ => Ok(()),
+        }
     }
 
     fn add_files(&mut self) {
@@ -316,8 +330,14 @@ impl<'a> MachineRestore<'a> {
         let units = self.service.as_ref().map(|service| service.units(&self.folder));
         let units = units.iter().flatten().map(PathBuf::as_path);
         let paths: Vec<&Path> = disks.chain(files).chain(units).chain([xml.as_path()]).collect();
-        for path in &paths {
+        let devices: Vec<&Disk> = self.disks.iter().filter(|disk| disk.block).collect();
+        for path in paths.iter().filter(|path| devices.iter().all(|disk| disk.path != **path)) {
             self.check_target(path)?;
+        }
+        for disk in devices {
+            guests::check(&self.request.libvirt, &disk.path)?;
+            let size = disk.chain.geometry().virtual_size();
+            create::check_device(&disk.path, size, self.request.force)?;
         }
         if let Some(path) = taken_twice(paths) {
             let text = format!("two files of the point would be {}", path.display());
@@ -361,16 +381,28 @@ impl<'a> MachineRestore<'a> {
         guests::check(&self.request.libvirt, path)
     }
 
-    /// Fails if the folder's filesystem has no room for all of it. What is replaced goes when the new
+    /// Fails if a filesystem has no room for all that goes there. What is replaced goes when the new
     /// file is there.
     fn check_space(&self) -> Result<()> {
-        let mut needed: u64 = self.files.iter().map(|(file, _)| file.length).sum();
-        for disk in self.disks.iter().filter(|disk| disk.served.is_none()) {
+        let files: u64 = self.files.iter().map(|(file, _)| file.length).sum();
+        let mut disks = 0_u64;
+        for disk in self.disks.iter().filter(|disk| disk.served.is_none() && !disk.block) {
             let plan = Plan::new(disk.chain.geometry(), disk.chain.nonzero()?)?;
-            needed = needed.saturating_add(create::room_needed(&plan, disk.format)?);
+            disks = disks.saturating_add(create::room_needed(&plan, disk.format)?);
         }
-        let what = format!("{} in {}", self.name, self.folder.display());
-        room::check(&self.folder, needed, &what).map_err(|error| match self.request.force {
+        let elsewhere = match self.request.pool.as_ref().map(|pool| &pool.volumes) {
+            Some(Volumes::Files(folder)) if !is_same_filesystem(folder, &self.folder) => {
+                self.check_room(folder, disks)?;
+                disks
+            }
+            _ => 0,
+        };
+        self.check_room(&self.folder, files.saturating_add(disks - elsewhere))
+    }
+
+    fn check_room(&self, folder: &Path, needed: u64) -> Result<()> {
+        let what = format!("{} in {}", self.name, folder.display());
+        room::check(folder, needed, &what).map_err(|error| match self.request.force {
             true => error
                 .advise("remove the files that are to be replaced, or restore to another folder"),
             false => error.advise("restore to a folder on another filesystem"),
@@ -534,6 +566,12 @@ impl<'a> MachineRestore<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether two folders are on one filesystem; not where nobody can tell.
+fn is_same_filesystem(one: &Path, other: &Path) -> bool {
+    let of = |path: &Path| std::fs::metadata(path).map(|it| it.dev()).ok();
+    of(one).is_some() && of(one) == of(other)
 }
 
 /// A path that two files would have, or that is a file's and leads to another.

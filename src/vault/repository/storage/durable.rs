@@ -2,7 +2,7 @@
 //! these few functions, so a test can fail or kill the program at each one.
 
 use std::fs::{DirBuilder, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -84,27 +84,16 @@ pub(in crate::vault::repository) fn create_dir(path: &Path) -> Result<()> {
 /// # Errors
 /// [`ErrorKind::Damaged`] if it is longer, or no regular file: then nothing is read from it.
 pub(in crate::vault::repository) fn read_small(path: &Path, max: u64) -> Result<Vec<u8>> {
-    let file = open(path)?;
-    let len = file.metadata().map_err(|error| Error::io("read", path, error))?.len();
+    let opened = Opener::READ.whole(path);
+    let file = opened.map_err(|error| not_opened(path, error, ErrorKind::Damaged))?;
+    let len = file.reported_len();
     if len > max {
         return Err(Error::new(
             ErrorKind::Damaged,
             format!("{}: {len} bytes long, and at most {max} make sense", path.display()),
         ));
     }
-    read_at_most(file, path, max)
-}
-
-/// Opens a file of the repository for reading.
-pub(in crate::vault::repository) fn open(path: &Path) -> Result<File> {
-    Opener::READ.open(path).map_err(|error| not_opened(path, error, ErrorKind::Damaged))
-}
-
-/// Reads until `max` bytes or the end.
-fn read_at_most(file: File, path: &Path, max: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(max).read_to_end(&mut bytes).map_err(|error| Error::io("read", path, error))?;
-    Ok(bytes)
+    file.read_start(max).map_err(|error| Error::io("read", path, error))
 }
 
 /// Where a test makes the program fail; nothing outside tests.
