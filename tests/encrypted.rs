@@ -246,6 +246,27 @@ fn a_lost_configuration_is_made_anew_by_the_key() {
     repo.backup(&image, "web/vda", &["--kind", "incremental"]);
 }
 
+/// A command without an end was waited for without an end, and a key in the place of its file stood in the log.
+#[test]
+fn what_is_no_key_is_refused_at_once_and_never_shown() {
+    let lab = Lab::new();
+    let repo = Repo::encrypted(lab.path("repo"));
+    let points = |how: &str, value: &str| repo.without_key().run(args!["points", how, value]);
+    let said = points("--key-command", "yes").fails_with(16);
+    assert!(said.contains("more than 65536 bytes"), "{said}");
+    points("--key-command", &format!("cat {}", repo.key.as_ref().unwrap().display())).ok();
+    let secret = fs::read_to_string(repo.key.as_ref().unwrap()).unwrap();
+    let secret = secret.lines().find(|line| line.starts_with("AGE-SECRET-KEY-")).unwrap();
+    let said = points("--key-file", secret).fails_with(2);
+    assert!(!said.contains(secret) && said.contains("in the place of"), "{said}");
+    for place in
+        ["s3://id:hidden@b/p", "s3://b/p?endpoint=http://u:hidden@h", "s3://b/p?secret=hidden"]
+    {
+        let said = run(qdelta(args!["points", "--repo", place])).fails_with(2);
+        assert!(!said.contains("hidden"), "{said}");
+    }
+}
+
 /// A host that has the public key alone, and its own folder of state.
 struct Host {
     repo: Repo,

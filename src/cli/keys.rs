@@ -2,16 +2,19 @@
 //! user of the machine reads it.
 
 use std::fs::Metadata;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use qdelta::disk::io::{Opener, sync_folder};
-use qdelta::guest::program;
 use qdelta::vault::repository::storage::{KEY_TEXT_MAX, KeyText};
 use qdelta::{Code, Error, ErrorKind, Result, Warning};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::args::Global;
 use super::copy_args::OtherKey;
@@ -97,6 +100,13 @@ pub(super) fn exposed(files: &[Option<&Path>], global: &Global) -> Option<Warnin
 
 /// The key in a file.
 pub(super) fn from_file(path: &Path) -> Result<KeyText> {
+    // Whatever is said goes to the log.
+    if path.as_os_str().as_encoded_bytes().to_ascii_uppercase().starts_with(b"AGE-SECRET-KEY-") {
+        let text = "a key was given in the place of the name of its file";
+        return Err(Error::new(ErrorKind::Usage, text).advise(
+            "write it to a file that you alone can read: its name is what --key-file and QDELTA_KEY_FILE take",
+        ));
+    }
     let bytes = Opener::READ.read(path, KEY_TEXT_MAX);
     let bytes = bytes.map_err(|error| Error::io("read the key", path, error))?;
     parse(&bytes).map_err(|error| error.within(path.display().to_string()))
@@ -104,23 +114,49 @@ pub(super) fn from_file(path: &Path) -> Result<KeyText> {
 
 /// The key that a command of the shell writes.
 fn from_command(command: &str) -> Result<KeyText> {
+    // Where somebody sits at a terminal, the command may ask, and can be broken off.
+    let limit = Some(COMMAND_MAX).filter(|_| !std::io::stdin().is_terminal());
+    from_command_within(command, limit)
+}
+
+/// The same, within a time.
+fn from_command_within(command: &str, limit: Option<Duration>) -> Result<KeyText> {
     let failed = |why: String| {
         Error::new(ErrorKind::Key, format!("the command for the key gave none: {command}"))
             .because(why)
     };
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg(command);
-    // Nobody sits there who could answer, or break it off.
-    if !std::io::stdin().is_terminal() {
-        let answer = program::answer(shell, COMMAND_MAX).map_err(|error| failed(error.chain()))?;
-        return parse(&answer).map_err(|error| failed(error.chain()));
+    shell.arg("-c").arg(command).stdout(Stdio::piped());
+    if limit.is_some() {
+        // A group of its own, so that whatever it starts can be ended with it.
+        shell.stdin(Stdio::null()).process_group(0);
     }
-    shell.stdin(Stdio::inherit()).stderr(Stdio::inherit());
-    let output = shell.output().map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(output.status.to_string()));
+    let mut child = shell.spawn().map_err(|error| failed(error.to_string()))?;
+    let (over, ended) = mpsc::channel::<()>();
+    let group = Pid::from_child(&child);
+    let watch = limit.map(|limit| {
+        thread::spawn(move || {
+            let is_late = ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            is_late && kill_process_group(group, Signal::KILL).is_ok()
+        })
+    });
+    let mut written = Vec::new();
+    if let Some(output) = child.stdout.take() {
+        let read = output.take(KEY_TEXT_MAX + 1).read_to_end(&mut written);
+        read.map_err(|error| failed(error.to_string()))?;
     }
-    parse(&output.stdout).map_err(|error| failed(error.chain()))
+    // What is written from now on finds nobody who reads it.
+    let is_too_long = written.len() as u64 > KEY_TEXT_MAX;
+    let ended = child.wait().map_err(|error| failed(error.to_string()))?;
+    drop(over);
+    if watch.is_some_and(|watch| watch.join().unwrap_or(false)) {
+        return Err(failed("it was ended: it took too long".to_owned()));
+    }
+    match is_too_long {
+        true => Err(failed(format!("it writes more than {KEY_TEXT_MAX} bytes"))),
+        false if !ended.success() => Err(failed(ended.to_string())),
+        false => parse(&written).map_err(|error| failed(error.chain())),
+    }
 }
 
 fn parse(bytes: &[u8]) -> Result<KeyText> {
@@ -166,6 +202,15 @@ mod tests {
 
     use super::*;
     use crate::cli::args::Cli;
+
+    /// The command waited for a vault that did not answer, and `status` and `run` waited with it for ever.
+    #[test]
+    fn a_command_for_a_key_is_not_waited_for_for_ever() {
+        let of = |line: &str, limit: Duration| from_command_within(line, Some(limit));
+        assert!(of("echo several words by chance", Duration::from_secs(60)).is_ok());
+        let late = of("sleep 1000 & sleep 1000", Duration::from_millis(100));
+        assert!(late.unwrap_err().chain().contains("it took too long"));
+    }
 
     #[test]
     fn what_was_typed_counts_before_what_is_set() {

@@ -14,8 +14,6 @@ use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::base::cancel::Cancel;
-use crate::base::duration;
-use crate::base::error::{Error, ErrorKind};
 use crate::disk::sys;
 
 /// How much of a program's output is kept, in bytes.
@@ -84,25 +82,6 @@ pub(crate) fn is_there(program: &Path) -> bool {
     }
     let folders = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&folders).any(|folder| folder.join(program).is_file())
-}
-
-/// What a program writes to its standard output, if it ends well within a time. With the time, all that it started is
-/// ended, too. Nothing is on its standard input.
-///
-/// # Errors
-/// It can't be started, ends with a failure, or takes too long.
-pub fn answer(command: Command, limit: Duration) -> Result<Vec<u8>, Error> {
-    let failed = |text: String| Err(Error::new(ErrorKind::Io, text));
-    match ask(command, b"", limit, None) {
-        Ok((End::Exit(status), said)) if status.success() => Ok(said.stdout),
-        Ok((End::Exit(status), said)) => failed(format!("{status}{}", said.problem())),
-        Ok((_, said)) => failed(format!(
-            "it was ended: it took longer than {}{}",
-            duration::shown(limit),
-            said.problem()
-        )),
-        Err(Failure::Start(error) | Failure::Wait(error)) => failed(error.to_string()),
-    }
 }
 
 /// Runs `command` to its end, at most for `limit`, or until the other end of `abort` is closed.
@@ -278,21 +257,5 @@ mod tests {
         cancel.cancel();
         assert!(matches!(ask("sleep 60"), End::Deadline));
         assert_eq!(told.get(), 1, "once");
-    }
-
-    /// The command for a key waited for a vault that did not answer, and `status` and `run` waited with it for ever.
-    #[test]
-    fn an_answer_is_not_waited_for_for_ever() {
-        let of = |line: &str, limit: Duration| {
-            let mut command = Command::new("sh");
-            command.args(["-c", line]);
-            answer(command, limit)
-        };
-        let long = Duration::from_secs(60);
-        assert_eq!(of("cat; echo key; echo why >&2", long).unwrap(), b"key\n");
-        let failed = of("echo key; echo sealed >&2; exit 3", long).unwrap_err().chain();
-        assert!(failed.contains("exit status: 3: sealed") && !failed.contains("key"), "{failed}");
-        let late = of("sleep 1000 & sleep 1000", Duration::from_millis(100)).unwrap_err();
-        assert!(late.chain().contains("it took longer than"), "{late}");
     }
 }

@@ -65,13 +65,19 @@ impl Repo {
 
     /// Changes `qdelta.toml`, as an admin does.
     pub fn edit_settings(&self, edit: impl FnOnce(&str) -> String) {
+        self.edit(Path::new("qdelta.toml"), edit);
+    }
+
+    /// Changes the text of a file, by its name in the repository.
+    pub fn edit(&self, file: &Path, edit: impl FnOnce(&str) -> String) {
         if !self.is_in_a_store() {
-            let path = self.path.join("qdelta.toml");
+            let path = self.path.join(file);
             let text = std::fs::read_to_string(&path).unwrap();
             std::fs::write(&path, edit(&text)).unwrap();
             return;
         }
-        let (store, name) = (storage(&self.path), Name::top().join("qdelta.toml"));
+        let name = file.iter().fold(Name::top(), |name, part| name.join(part.to_str().unwrap()));
+        let store = storage(&self.path);
         let text = String::from_utf8(store.read(&name, 1 << 20).unwrap()).unwrap();
         let mut staged = store.stage(&name).unwrap();
         staged.write_all(edit(&text).as_bytes()).unwrap();

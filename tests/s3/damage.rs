@@ -59,3 +59,50 @@ fn a_store_that_takes_its_time_is_waited_for() {
     oracle(args!["-f", "qcow2", image.as_path()], &expected);
     repo.assert_restores_raw(&lab, "vm/disk", &expected);
 }
+
+/// A store that did not answer in the middle of a verification had every archive called damaged, and each later
+/// command warned of it.
+#[test]
+fn a_store_that_does_not_answer_damages_nothing() {
+    let lab = Lab::new();
+    let (proxy, place) = (Proxy::new(endpoint()), fresh_place());
+    let straight = Repo::init(address(endpoint(), &place)).without_ring();
+    let image = filled(&lab, "disk.qcow2", "", 3 << 20, 1);
+    for _ in 0..3 {
+        straight.backup(&image, "vm/disk", &[]);
+    }
+    let hasty = address(&proxy.endpoint, &place).to_str().unwrap().replace("=20s", "=1s");
+    let repo = Repo::at(hasty.into());
+    let mut whole = 0;
+    for fate in [Fate::Throttle, Fate::Expired, Fate::Lost] {
+        for from in 0.. {
+            let mut number = 0;
+            proxy.judge(move |_, seen| {
+                let is_read = matches!(seen.method.as_str(), "GET" | "HEAD");
+                number += usize::from(is_read);
+                if is_read && number > from { fate } else { Fate::Pass }
+            });
+            let outcome = repo.run(args!["verify", "--json", "--io", "threads"]).sane();
+            match outcome.code() {
+                Some(0) => {
+                    whole += 1;
+                    break;
+                }
+                code => assert_eq!(code, Some(1), "{fate:?} from {from}:\n{}", outcome.report()),
+            }
+            let list = straight.run(args!["points", "--json"]).ok();
+            assert!(!list.stderr.contains("damaged"), "{fate:?} from {from}:\n{}", list.report());
+            // Most of these requests are alike.
+            if from > 40 {
+                break;
+            }
+        }
+    }
+    proxy.pass();
+    assert!(whole > 0 || repo.run(args!["verify"]).status.success());
+    // What can't be read of a guest is said where its room is told.
+    let manifest = straight.files().into_iter().find(|it| it.to_string_lossy().ends_with(".json"));
+    straight.edit(&manifest.unwrap(), |_| "broken".to_owned());
+    let said = straight.run(args!["space"]).fails_with(4);
+    assert!(said.contains("is not known"), "{said}");
+}

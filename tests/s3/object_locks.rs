@@ -185,4 +185,10 @@ fn where_nothing_can_be_locked_that_is_said() {
     let repo = Repo::init(lab.path("plain"));
     let said = repo.run(args!["points", "--as-of", "1h"]).fails_with(2);
     assert!(said.contains("knows no earlier state"), "{said}");
+    // What was not written over since was shown as all that there was.
+    let repo = Repo::init(plain);
+    let words = args!["points", "--as-of", jiff::Timestamp::now().to_string()];
+    std::thread::sleep(Duration::from_millis(1100));
+    let said = repo.run(words).fails_with(2);
+    assert!(said.contains("keeps no versions"), "{said}");
 }

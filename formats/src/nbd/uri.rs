@@ -96,7 +96,12 @@ impl Uri {
             }
             false => place_at(host)?,
         };
-        Ok(Self { place, tls, user, export, psk_file: value("tls-psk-file")? })
+        let uri = Self { place, tls, user, export, psk_file: value("tls-psk-file")? };
+        // Manifests hold it as it is written out, and have to be read again.
+        if uri.to_string().len() > URI_LEN_MAX {
+            return Err(invalid(format!("written out, it is longer than {URI_LEN_MAX} bytes")));
+        }
+        Ok(uri)
     }
 }
 
@@ -282,6 +287,8 @@ mod tests {
             assert!(Uri::parse(text).is_err(), "{text}");
         }
         assert!(Uri::parse(&format!("nbd://host/{}", "a".repeat(NAME_LEN_MAX + 1))).is_err());
+        // Letters that have to be escaped made a URI that could be written and not read.
+        assert!(Uri::parse(&format!("nbd://{}@host/", "é".repeat(3000))).is_err());
         assert!(Uri::is_meant("nbd+vsock://1/") && Uri::is_meant("nbds://x"));
         for text in ["/images/nbd", "nbd", "nbd:x", "nbdx://a", "http://nbd://"] {
             assert!(!Uri::is_meant(text), "{text}");

@@ -54,13 +54,17 @@ pub fn run_with(catalog: &Catalog, request: &SpaceRequest, cancel: &Cancel) -> R
     let (mut guests, mut rates) = (Vec::new(), Vec::new());
     for domain in &request.domains {
         cancel.check()?;
-        let mut manifests = Vec::new();
+        let (mut manifests, mut unread) = (Vec::new(), None);
         for (_, manifest) in catalog.manifests(domain)? {
-            // What a damaged one names is not known; `points` and `verify` tell of it.
-            manifests.extend(manifest.ok());
+            match manifest {
+                Ok(manifest) => manifests.push(manifest),
+                Err(error) => unread = unread.or(Some(error)),
+            }
         }
         let rate = Rate::of(&manifests, request.now);
         let mut guest = space_of(domain, &manifests, &rate);
+        guest.error =
+            unread.map(|error| Failure::from(&error.within("what all points take is not known")));
         if request.each {
             match each(catalog, domain, cancel) {
                 Ok(points) => guest.each = points,

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::VerifyRequest;
 use super::frames::Proof;
-use super::{note, refuse_unless_damage};
+use super::{note, refuse_of_all, refuse_unless_damage};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer};
@@ -120,7 +120,8 @@ impl Run<'_> {
     pub fn verify(&self, needed: &[Needed], report: &mut VerifyReport) -> Result<(Damage, Seen)> {
         let (mut damage, mut seen) = (Damage::default(), Seen::default());
         let done = self.verify_all(needed, &mut damage, &mut seen, report);
-        if done.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+        let ends = |kind| matches!(kind, ErrorKind::Interrupted | ErrorKind::Io);
+        if done.as_ref().is_err_and(|error| ends(error.kind())) {
             self.note(&damage, &seen);
         }
         done.map(|()| (damage, seen))
@@ -136,6 +137,7 @@ impl Run<'_> {
         let above = Above::new(needed);
         for (number, archive) in needed.iter().enumerate() {
             for gap in &archive.gaps {
+                refuse_of_all(self.catalog.repository(), &gap.error)?;
                 let state = match gap.error.kind() {
                     ErrorKind::Damaged | ErrorKind::NotFound => FileState::Missing,
                     _ => FileState::Unreadable,
@@ -244,10 +246,11 @@ impl Run<'_> {
             }
             places.insert(number, place);
         }
+        let repository = self.catalog.repository();
         let problems = forest.prove(|| {}, self.cancel)?;
         for (archive, problem) in planted.into_iter().zip(problems) {
             if let Some(error) = problem {
-                refuse_unless_damage(&error)?;
+                refuse_unless_damage(repository, &error)?;
                 self.add_to(damage, archive, error.chain());
             }
         }
@@ -262,14 +265,15 @@ impl Run<'_> {
         is_due: bool,
         report: &mut VerifyReport,
     ) -> Result<(Vec<String>, Option<Arc<Reader>>)> {
-        let file = self.catalog.repository().storage().open(&needed.link.archive);
+        let repository = self.catalog.repository();
+        let file = repository.storage().open(&needed.link.archive);
         let archive = match file.and_then(Reader::open).and_then(|archive| {
             archive.check_index()?;
             Ok(archive)
         }) {
             Ok(archive) => Arc::new(archive),
             Err(error) => {
-                refuse_unless_damage(&error)?;
+                refuse_unless_damage(repository, &error)?;
                 return Ok((vec![error.chain()], None));
             }
         };
@@ -288,7 +292,7 @@ impl Run<'_> {
         let checked = match proof.check(&archive) {
             Ok(checked) => checked,
             Err(error) => {
-                refuse_unless_damage(&error)?;
+                refuse_unless_damage(repository, &error)?;
                 problems.push(format!("the rest was not looked at: {}", error.chain()));
                 return Ok((problems, None));
             }

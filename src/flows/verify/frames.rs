@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use qdelta_formats::archive::{Digest, FRAME_HEADER_LEN, FRAME_LEN_MAX};
 
-use super::refuse_unless_damage;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
@@ -193,8 +192,8 @@ impl Frames<'_> {
         for position in 0..self.archive.frame_count() {
             let entry = match windows.frame(self.archive, position, RECORDS_AHEAD) {
                 Ok(entry) => entry,
+                Err(error) if error.kind() != ErrorKind::Damaged => return Err(error.into()),
                 Err(error) => {
-                    refuse_unless_damage(&error)?;
                     let problems = vec![error.chain()];
                     sink.pass(Checked { problems, ..Checked::default() })?;
                     continue;

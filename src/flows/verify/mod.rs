@@ -26,8 +26,8 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::flows::report::{FileState, Finding, VerifyReport};
 use crate::vault::repository::{
-    Catalog, DiskId, DomainName, MachineFile, Needed, Point, PointId, PointList, Repository,
-    Selector, Verdict, Wanted,
+    Catalog, DamagedFolder, DiskId, DomainName, MachineFile, Needed, Point, PointId, PointList,
+    Repository, Selector, Verdict, Wanted,
 };
 use archives::{Damage, Seen};
 pub(crate) use frames::Proof;
@@ -116,7 +116,7 @@ pub fn run(
     let mut report = VerifyReport { quick: request.quick, ..VerifyReport::default() };
     repository.storage().distrust_copies();
     if let Some(error) = repository.trouble() {
-        report.findings.push(finding(&repository.config_path(), NO_POINTS, &error));
+        report.findings.push(finding(repository, &repository.config_path(), NO_POINTS, &error)?);
         observer.warn(Warning::failed(Code::Unreadable, &error));
     }
     let catalog = repository.catalog();
@@ -143,7 +143,7 @@ pub fn run(
     report_strangers(&catalog, &request.targets, &mut report, observer);
     if let Some(encryption) = repository.encryption().filter(|_| request.targets.is_empty()) {
         for (path, error) in encryption.damaged_keys()? {
-            report.findings.push(finding(&path, NO_POINTS, &error));
+            report.findings.push(finding(repository, &path, NO_POINTS, &error)?);
         }
     }
     for found in &mut report.findings {
@@ -164,7 +164,7 @@ fn asked(catalog: &Catalog, targets: &[Target], report: &mut VerifyReport) -> Re
     if targets.is_empty() {
         let survey = catalog.survey()?;
         for folder in &survey.unreadable {
-            report.findings.push(unlisted(&folder.path, &folder.error));
+            report.findings.push(unlisted(catalog.repository(), folder)?);
         }
         all.extend(survey.disks.into_iter().map(|disk| (disk, None)));
     }
@@ -281,7 +281,7 @@ fn report_the_rest(
     report: &mut VerifyReport,
 ) -> Result<()> {
     for folder in &list.unreadable {
-        report.findings.push(unlisted(&folder.path, &folder.error));
+        report.findings.push(unlisted(catalog.repository(), folder)?);
     }
     // Which archives have no manifest can't be told where the manifests, or they, are not known.
     let strays = match list.unreadable.is_empty() {
@@ -300,7 +300,8 @@ fn report_the_rest(
         });
     }
     for damaged in &list.damaged {
-        report.findings.push(finding(&damaged.path, [damaged.point], &damaged.error));
+        let (path, points) = (&damaged.path, [damaged.point]);
+        report.findings.push(finding(catalog.repository(), path, points, &damaged.error)?);
     }
     Ok(())
 }
@@ -334,10 +335,14 @@ fn report_strangers(
 }
 
 /// A folder that can't be listed.
-fn unlisted(path: &Path, error: &Error) -> Finding {
-    let problem = error.chain();
-    let (path, state) = (path.to_path_buf(), FileState::Unreadable);
-    Finding { path, name: None, state, points: Vec::new(), problem }
+///
+/// # Errors
+/// As [`refuse_of_all`].
+fn unlisted(repository: &Repository, folder: &DamagedFolder) -> Result<Finding> {
+    refuse_of_all(repository, &folder.error)?;
+    let problem = folder.error.chain();
+    let (path, state) = (folder.path.clone(), FileState::Unreadable);
+    Ok(Finding { path, name: None, state, points: Vec::new(), problem })
 }
 
 /// Proves the files of a domain's machine, each once, at all points or at these.
@@ -365,8 +370,8 @@ fn verify_machines(
         match repository.copy_machine_file(domain, &file, &mut std::io::sink()) {
             Ok(()) => report.bytes_verified += file.length,
             Err(error) => {
-                refuse_unless_damage(&error)?;
-                report.findings.push(finding(&path, points, &error));
+                refuse_unless_damage(repository, &error)?;
+                report.findings.push(finding(repository, &path, points, &error)?);
             }
         }
     }
@@ -376,33 +381,49 @@ fn verify_machines(
 /// No points in particular.
 const NO_POINTS: [PointId; 0] = [];
 
-fn finding(path: &Path, points: impl IntoIterator<Item = PointId>, error: &Error) -> Finding {
+/// What is wrong with a file.
+///
+/// # Errors
+/// As [`refuse_of_all`].
+fn finding(
+    repository: &Repository,
+    path: &Path,
+    points: impl IntoIterator<Item = PointId>,
+    error: &Error,
+) -> Result<Finding> {
+    refuse_of_all(repository, error)?;
     let state = match error.kind() {
         ErrorKind::NotFound => FileState::Missing,
         ErrorKind::Io => FileState::Unreadable,
         _ => FileState::Damaged,
     };
-    Finding {
+    Ok(Finding {
         path: path.to_path_buf(),
         name: None,
         state,
         points: points.into_iter().collect(),
         problem: error.chain(),
-    }
+    })
 }
 
 /// An error that says that the verification itself can't go on is passed up; damage is not.
-fn refuse_unless_damage(error: &Error) -> Result<()> {
+fn refuse_unless_damage(repository: &Repository, error: &Error) -> Result<()> {
     match error.kind() {
         ErrorKind::Damaged | ErrorKind::NotFound => Ok(()),
-        ErrorKind::Io if !is_exhausted(error) => Ok(()),
-        kind => {
-            let passed = Error::new(kind, error.chain());
-            Err(match error.advice() {
-                Some(advice) => passed.advise(advice.to_owned()),
-                None => passed,
-            })
-        }
+        ErrorKind::Io if !is_exhausted(error) => refuse_of_all(repository, error),
+        _ => Err(error.clone()),
+    }
+}
+
+/// An error that says nothing of the file that it came up with is passed up: a store that can't be reached, or
+/// refuses a key that has ended, would refuse every other file as well.
+///
+/// # Errors
+/// That error.
+fn refuse_of_all(repository: &Repository, error: &Error) -> Result<()> {
+    match error.kind() == ErrorKind::Io && repository.storage().fails_as_a_whole() {
+        true => Err(error.clone()),
+        false => Ok(()),
     }
 }
 

@@ -126,9 +126,10 @@ impl Reader {
         let first = u64::from(entry.first_block.0) + u64::from(mask.trailing_zeros() % 64);
         let last = u64::from(entry.first_block.0) + u64::from(63 - mask.leading_zeros().min(63));
         let size = u64::from(self.geometry().block_size());
+        // What could not be read is not known to be damaged.
+        let what = if error.kind() == ErrorKind::Damaged { "is damaged" } else { "was not read" };
         let error = error.within(format!(
-            "{}: the frame at byte {} is damaged: blocks {first} to {last}, bytes {} to {} of the \
-             disk",
+            "{}: the frame at byte {} {what}: blocks {first} to {last}, bytes {} to {} of the disk",
             self.path().display(),
             entry.offset,
             first * size,

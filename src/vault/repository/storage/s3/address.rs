@@ -73,8 +73,13 @@ pub(super) struct Typed {
 impl Typed {
     /// Takes an address apart.
     pub fn parse(text: &str) -> Result<Self> {
+        // Whoever writes a password into an address does not find it in a log.
+        let shown = match text.contains('@') || text.contains("secret") {
+            true => format!("{SCHEME}…"),
+            false => text.to_owned(),
+        };
         let wrong = |why: &str| {
-            Err(Error::new(ErrorKind::Usage, format!("{text}: {why}")).advise(
+            Err(Error::new(ErrorKind::Usage, format!("{shown}: {why}")).advise(
                 "name it as s3://BUCKET/PREFIX, with options as s3://BUCKET/PREFIX?endpoint=URL&region=NAME",
             ))
         };
@@ -99,7 +104,7 @@ impl Typed {
                 return wrong(&format!("{name} has no value"));
             }
             if !OPTIONS.contains(&name) {
-                return wrong(&format!("{pair:?} is no option: they are {}", OPTIONS.join(", ")));
+                return wrong(&format!("{name:?} is no option: they are {}", OPTIONS.join(", ")));
             }
             options.insert(name.to_owned(), value.to_owned());
         }
@@ -142,6 +147,14 @@ impl Typed {
         let (scheme, host) = endpoint.split_once("://").unwrap_or_default();
         let host = host.trim_end_matches('/').to_ascii_lowercase();
         let is_host = |c: char| c.is_ascii_alphanumeric() || "._-:[]".contains(c);
+        if host.contains('@') {
+            let text = format!(
+                "{SCHEME}{}: an endpoint has no name of a user and no password",
+                self.bucket
+            );
+            return Err(Error::new(ErrorKind::Usage, text)
+                .advise("give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in ~/.aws/credentials"));
+        }
         if !matches!(scheme, "http" | "https") || host.is_empty() || !host.chars().all(is_host) {
             return Err(wrong(format!("{endpoint:?} is no endpoint"))
                 .advise("name it as https://HOST or https://HOST:PORT"));

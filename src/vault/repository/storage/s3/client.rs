@@ -170,7 +170,7 @@ enum Remedy {
 }
 
 impl Failure {
-    fn local(error: Error) -> Self {
+    pub(super) fn local(error: Error) -> Self {
         Self::of(None, String::new(), error, Remedy::None)
     }
 

@@ -37,6 +37,7 @@ impl Past {
         }
         let mut newest: BTreeMap<String, Version> = BTreeMap::new();
         let mut next: Option<(String, String)> = None;
+        let mut is_versioned = false;
         for _ in 0..PAGES_MAX {
             let mut ask = Ask::new("GET", "")
                 .query("versions", "")
@@ -51,6 +52,8 @@ impl Past {
             }
             let (_, page) = client.parsed(&ask, xml::versions)?;
             for version in page.versions {
+                // Of what was written when the bucket kept no versions.
+                is_versioned |= version.id != "null";
                 if version.modified > self.at {
                     continue;
                 }
@@ -62,6 +65,13 @@ impl Past {
             }
             next = page.next;
             if next.is_none() {
+                if !is_versioned && !newest.is_empty() {
+                    let text =
+                        format!("the bucket of {} keeps no versions", client.address.shown(""));
+                    return Err(Failure::local(Error::new(ErrorKind::Usage, text).advise(
+                        "what it was is not known; what is there can be read without --as-of",
+                    )));
+                }
                 let there = newest.into_iter().filter(|(_, version)| !version.is_removed);
                 let seen = |it: Version| {
                     let seen = Seen { len: it.len, etag: it.etag, modified: Some(it.modified) };
