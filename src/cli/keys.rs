@@ -132,7 +132,7 @@ fn from_command_within(command: &str, limit: Option<Duration>) -> Result<KeyText
         shell.stdin(Stdio::null()).process_group(0);
     }
     let mut child = shell.spawn().map_err(|error| failed(error.to_string()))?;
-    let (over, ended) = mpsc::channel::<()>();
+    let (over, ended) = mpsc::sync_channel::<()>(1);
     let group = Pid::from_child(&child);
     let watch = limit.map(|limit| {
         thread::spawn(move || {
