@@ -17,6 +17,8 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let host = Self { lab: Lab::new() };
+        // Lines are shown of files that everybody can come to.
+        fs::set_permissions(host.lab.dir(), fs::Permissions::from_mode(0o755)).unwrap();
         for folder in ["etc/libvirt/qemu/networks/autostart", "etc/net", "run/qemu", "lib"] {
             fs::create_dir_all(host.lab.path(folder)).unwrap();
         }
@@ -132,7 +134,7 @@ fn a_host_comes_back_beside_what_is_there() {
     fs::remove_file(networks.join("default.xml")).unwrap();
     fs::remove_file(networks.join("autostart/default.xml")).unwrap();
     symlink("elsewhere", networks.join("autostart/default.xml")).unwrap();
-    fs::set_permissions(host.lab.path("etc/net"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(host.lab.path("etc/net"), fs::Permissions::from_mode(0o711)).unwrap();
     let second = host.restore("second");
     assert_eq!(
         changes(&second, host.lab.dir()),
@@ -153,6 +155,19 @@ fn a_host_comes_back_beside_what_is_there() {
     // What not everybody may read is shown to nobody.
     assert_eq!(lines("secret.xml"), serde_json::json!([]));
     compare("restore of a host's configuration", &[&first, &second], &[]);
+    // A file was open at the point and has become secret since, or lies in a folder that is closed now: the lines of
+    // this host were shown.
+    let set = |path: &str, mode: u32| {
+        fs::set_permissions(host.lab.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (path, mode, open) in [("etc/net/interfaces", 0o600, 0o644), ("etc/net", 0o700, 0o711)] {
+        set(path, mode);
+        let report = host.restore(&format!("closed{mode}"));
+        let all = report["changes"].as_array().unwrap();
+        let of = |change: &&Value| change["path"].as_str().unwrap().ends_with("interfaces");
+        assert_eq!(all.iter().find(of).unwrap()["lines"], serde_json::json!([]), "{path}");
+        set(path, open);
+    }
 
     // A drill of everything is of machines.
     let drill = host.run(args!["drill"]);

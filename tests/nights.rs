@@ -1,6 +1,7 @@
 //! Nights that a host does by itself, under a clock of the test's own: every trouble must be in the
 //! history and in the status with the right words, and the nights of the other guests go on.
 
+mod clashes;
 mod lapses;
 mod month;
 mod page;

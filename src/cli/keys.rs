@@ -2,14 +2,19 @@
 //! user of the machine reads it.
 
 use std::fs::Metadata;
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use qdelta::disk::io::{Opener, sync_folder};
 use qdelta::vault::repository::storage::{KEY_TEXT_MAX, KeyText};
 use qdelta::{Code, Error, ErrorKind, Result, Warning};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::args::Global;
 use super::copy_args::OtherKey;
@@ -19,6 +24,9 @@ const CREDENTIAL: &str = "qdelta.key";
 
 /// The right of everybody to read a file.
 const OTHERS_READ: u32 = 0o004;
+
+/// How long a command may take that gives a key, where nobody sits at a terminal.
+const COMMAND_MAX: Duration = Duration::from_secs(30);
 
 /// Where the key comes from.
 enum Source {
@@ -106,13 +114,32 @@ pub(super) fn from_file(path: &Path) -> Result<KeyText> {
 
 /// The key that a command of the shell writes.
 fn from_command(command: &str) -> Result<KeyText> {
+    // Where somebody sits at a terminal, the command may ask, and can be broken off.
+    let limit = Some(COMMAND_MAX).filter(|_| !std::io::stdin().is_terminal());
+    from_command_within(command, limit)
+}
+
+/// The same, within a time.
+fn from_command_within(command: &str, limit: Option<Duration>) -> Result<KeyText> {
     let failed = |why: String| {
         Error::new(ErrorKind::Key, format!("the command for the key gave none: {command}"))
             .because(why)
     };
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg(command).stdin(Stdio::inherit()).stdout(Stdio::piped());
+    shell.arg("-c").arg(command).stdout(Stdio::piped());
+    if limit.is_some() {
+        // A group of its own, so that whatever it starts can be ended with it.
+        shell.stdin(Stdio::null()).process_group(0);
+    }
     let mut child = shell.spawn().map_err(|error| failed(error.to_string()))?;
+    let (over, ended) = mpsc::sync_channel::<()>(1);
+    let group = Pid::from_child(&child);
+    let watch = limit.map(|limit| {
+        thread::spawn(move || {
+            let is_late = ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            is_late && kill_process_group(group, Signal::KILL).is_ok()
+        })
+    });
     let mut written = Vec::new();
     if let Some(output) = child.stdout.take() {
         let read = output.take(KEY_TEXT_MAX + 1).read_to_end(&mut written);
@@ -121,6 +148,10 @@ fn from_command(command: &str) -> Result<KeyText> {
     // What is written from now on finds nobody who reads it.
     let is_too_long = written.len() as u64 > KEY_TEXT_MAX;
     let ended = child.wait().map_err(|error| failed(error.to_string()))?;
+    drop(over);
+    if watch.is_some_and(|watch| watch.join().unwrap_or(false)) {
+        return Err(failed("it was ended: it took too long".to_owned()));
+    }
     match is_too_long {
         true => Err(failed(format!("it writes more than {KEY_TEXT_MAX} bytes"))),
         false if !ended.success() => Err(failed(ended.to_string())),
@@ -171,6 +202,15 @@ mod tests {
 
     use super::*;
     use crate::cli::args::Cli;
+
+    /// The command waited for a vault that did not answer, and `status` and `run` waited with it for ever.
+    #[test]
+    fn a_command_for_a_key_is_not_waited_for_for_ever() {
+        let of = |line: &str, limit: Duration| from_command_within(line, Some(limit));
+        assert!(of("echo several words by chance", Duration::from_secs(60)).is_ok());
+        let late = of("sleep 1000 & sleep 1000", Duration::from_millis(100));
+        assert!(late.unwrap_err().chain().contains("it took too long"));
+    }
 
     #[test]
     fn what_was_typed_counts_before_what_is_set() {

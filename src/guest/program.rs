@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -72,6 +73,15 @@ impl Said {
         let line: String = words.join(" ").chars().filter(plain).take(PROBLEM_LEN_MAX).collect();
         format!(": {line}")
     }
+}
+
+/// Whether a program is there: at its path, or in one of the folders of `PATH`.
+pub(crate) fn is_there(program: &Path) -> bool {
+    if program.components().count() > 1 || program.is_absolute() {
+        return program.is_file();
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| folder.join(program).is_file())
 }
 
 /// Runs `command` to its end, at most for `limit`, or until the other end of `abort` is closed.

@@ -1,5 +1,6 @@
 //! `qdelta run`: what is due is done.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -38,8 +39,13 @@ pub(super) fn with_host<T>(
 ) -> Result<T> {
     let (config, state) = (Config::read(&file.config)?, state_of(context)?);
     let global = &context.global;
+    // Several are opened at the same time, and whoever sits at the terminal is asked for one key after the other.
+    let asked = Mutex::new(());
     let open = |place: &RepositoryPlace| {
+        let is_asked = std::io::stdin().is_terminal();
+        let alone = is_asked.then(|| asked.lock().unwrap_or_else(PoisonError::into_inner));
         let key = keys::of(place.key_file.as_deref(), place.key_command.as_deref(), global)?;
+        drop(alone);
         let observer: &dyn Observer = &context.screen;
         let exposed = keys::exposed(&[place.key_file.as_deref()], global);
         exposed.into_iter().for_each(|it| observer.warn(it));

@@ -34,7 +34,8 @@ pub(super) fn with_here(
     cancel: &Cancel,
 ) -> Result<(u64, Vec<HostChange>)> {
     let start: Found = find(filesystem, b"/", false)?;
-    let mut compared = Compared { filesystem, root, same: 0, changes: Vec::new() };
+    let (same, changes, closed) = (0, Vec::new(), HashSet::new());
+    let mut compared = Compared { filesystem, root, same, changes, closed };
     let (mut folders, mut known) = (Vec::new(), HashSet::new());
     walk(filesystem, &start, &mut |step| {
         cancel.check()?;
@@ -45,6 +46,9 @@ pub(super) fn with_here(
         let path = root.join(OsStr::from_bytes(item.path));
         // Of a folder that only leads to what is kept nothing is known, and nothing is asked.
         if item.node.place.1 > 0 {
+            if item.node.kind == FileKind::Folder && item.node.mode & 0o001 == 0 {
+                compared.closed.insert(path.clone());
+            }
             compared.item(&path, &item)?;
             if item.node.kind == FileKind::Folder {
                 folders.push(path.clone());
@@ -65,6 +69,8 @@ struct Compared<'a> {
     root: &'a Path,
     same: u64,
     changes: Vec<HostChange>,
+    /// The folders that not everybody could enter at the point.
+    closed: HashSet<PathBuf>,
 }
 
 impl Compared<'_> {
@@ -90,7 +96,7 @@ impl Compared<'_> {
             return Ok(());
         }
         let lines = match item.node.kind {
-            FileKind::File => self.content(path, item)?,
+            FileKind::File => self.content(path, item, &here)?,
             FileKind::Link => {
                 let target = self.filesystem.target(item.id)?;
                 let there = fs::read_link(path).map(|it| it.as_os_str().as_bytes().to_vec());
@@ -113,7 +119,15 @@ impl Compared<'_> {
     }
 
     /// Nothing if the content is the same; else the lines that differ, if everybody may read them.
-    fn content(&self, path: &Path, item: &Item<'_>) -> Result<Option<Vec<String>>> {
+    fn content(
+        &self,
+        path: &Path,
+        item: &Item<'_>,
+        here: &Metadata,
+    ) -> Result<Option<Vec<String>>> {
+        // Passwords stand in files that others may not read, and these lines go to screens and into mails.
+        let is_open =
+            item.node.mode & 0o004 != 0 && here.mode() & 0o004 != 0 && self.is_open_to(path);
         let data = open_content(self.filesystem, item.id)?;
         let len = data.size().min(LEN_MAX) as usize;
         let mut point = vec![0; len];
@@ -125,11 +139,18 @@ impl Compared<'_> {
         if here == point && data.size() == len as u64 {
             return Ok(None);
         }
-        // Passwords stand in files that others may not read, and these lines go to screens and into mails.
-        let is_open = item.node.mode & 0o004 != 0;
         let texts = str::from_utf8(&here).ok().zip(str::from_utf8(&point).ok());
         let texts = texts.filter(|(one, other)| is_open && one.len().max(other.len()) <= TEXT_MAX);
         Ok(Some(texts.map(|(here, point)| lines(here, point)).unwrap_or_default()))
+    }
+
+    /// Whether everybody can enter all folders above a file, at the point and now.
+    fn is_open_to(&self, path: &Path) -> bool {
+        let can_enter = |folder: &Path| {
+            let here = folder.symlink_metadata().is_ok_and(|it| it.mode() & 0o001 != 0);
+            here && !self.closed.contains(folder)
+        };
+        path.ancestors().skip(1).all(can_enter)
     }
 
     /// What is in a folder of this host and not in the point.

@@ -3,6 +3,7 @@
 //! What the file does not know is an error with its line and column: a rule that is spelled wrong and
 //! passed over would be found out on the day of a restore.
 
+mod check;
 pub(super) mod copy;
 mod pattern;
 
@@ -33,6 +34,9 @@ use crate::vault::repository::{DiskSpec, Keep, Rung};
 
 /// The longest file that is read, in bytes.
 const LEN_MAX: u64 = 1 << 20;
+
+/// For so many seconds a look waits for a store that does not answer, where the file does not say.
+const LOOK_PATIENCE_S: u64 = 10;
 
 /// A commented file that works, with four classes of guests.
 pub const EXAMPLE: &str = include_str!("example.toml");
@@ -96,6 +100,18 @@ pub struct RepositoryPlace {
     /// So many bytes are to stay free there.
     #[serde(default, deserialize_with = "bytes")]
     pub keep_free: Option<u64>,
+}
+
+impl RepositoryPlace {
+    /// The same for somebody who only looks: of a store that does not answer, that is what is told.
+    pub(super) fn for_a_look(&self) -> Self {
+        let mut place = self.clone();
+        if place.place.starts_with("s3://") && !place.place.contains("patience=") {
+            let sign = if place.place.contains('?') { '&' } else { '?' };
+            place.place += &format!("{sign}patience={LOOK_PATIENCE_S}");
+        }
+        place
+    }
 }
 
 /// Where libvirt keeps its files, and how `virsh` is called.
@@ -405,69 +421,6 @@ impl Config {
             }
         }
     }
-
-    /// What no type can check.
-    fn check(&self) -> Result<()> {
-        let refused = |text: String, advice: &'static str| {
-            Err(Error::new(ErrorKind::Usage, text).advise(advice))
-        };
-        if self.jobs.is_empty() {
-            return refused("there is no job".to_owned(), "begin one with [jobs.NAME]");
-        }
-        let Limits { guests_at_once, threads, nice, .. } = self.limits;
-        if !(1..=64).contains(&guests_at_once)
-            || threads.is_some_and(|it| !(1..=1024).contains(&it))
-        {
-            let text =
-                "limits: no guest, or more than anybody has use for, would be backed up at once";
-            return refused(text.to_owned(), "guests_at_once is 1 to 64, threads 1 to 1024");
-        }
-        if self.limits.rate == Some(0) {
-            let text = "limits: with rate = \"0\" no backup would come to its end";
-            return refused(
-                text.to_owned(),
-                "leave rate out, or say how many bytes a second: \"50M\"",
-            );
-        }
-        if nice > 19 {
-            return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
-        }
-        super::telling::check(self)?;
-        self.check_images()?;
-        let is_name = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-        for (name, job) in &self.jobs {
-            if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
-                let text = format!("{name:?} can't be the name of a job");
-                return refused(text, "letters, digits, _ and -, at most 64 of them");
-            }
-            self.check_places(name, job)?;
-            if job.guests.is_empty() && job.images.is_empty() && !job.with_host_config {
-                let text = format!("job {name}: nothing is to be backed up");
-                return refused(
-                    text,
-                    "say guests = [\"all\"], or name some; or [[jobs.NAME.images]]",
-                );
-            }
-            if !(-7..=19).contains(&job.level) {
-                let text = format!("job {name}: zstd has no level {}", job.level);
-                return refused(text, "level is -7 to 19");
-            }
-            if job.prune.as_ref().and_then(|it| it.keep.as_ref()).is_some_and(Keep::is_empty) {
-                let text = format!("job {name}: prune: no rule says what to keep");
-                return refused(text, "say keep = { daily = 14 }, or leave keep out");
-            }
-            if job.drill.as_ref().is_some_and(|it| it.pick == Some(0)) {
-                let text = format!("job {name}: drill: pick = 0 would drill nobody, ever");
-                return refused(text, "leave pick out, or say pick = 1");
-            }
-            let frozen = job.freeze_max.map(|stretch| stretch.0.as_secs());
-            if frozen.is_some_and(|seconds| seconds > 600) {
-                let text = format!("job {name}: no guest should be frozen for so long");
-                return refused(text, "freeze_max is at most 10m");
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Config {
@@ -562,6 +515,9 @@ where
         Form::One(text) => vec![text],
         Form::Many(texts) => texts,
     };
+    if texts.is_empty() {
+        return Err(D::Error::custom("an empty list means nothing: leave it out"));
+    }
     texts.iter().map(|text| parsed(text)).collect()
 }
 

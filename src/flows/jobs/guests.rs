@@ -120,6 +120,12 @@ impl Guests {
         domain.disks.iter().filter(is_taken).map(|disk| disk.target.clone()).collect()
     }
 
+    /// The targets of all disks of a guest, if libvirt's files say them.
+    pub fn targets(&self, guest: &str) -> Option<Vec<&str>> {
+        let domain = self.all.get(guest)?.as_ref().ok()?;
+        Some(domain.disks.iter().map(|disk| disk.target.as_str()).collect())
+    }
+
     /// What a subject is called in the repository.
     pub fn domain_of(&self, subject: &Subject) -> Result<DomainName> {
         match subject {

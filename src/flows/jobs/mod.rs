@@ -12,10 +12,12 @@ mod journal;
 mod kit;
 mod programs;
 mod run;
+mod sense;
 mod status;
 mod telling;
 mod words;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -81,20 +83,29 @@ pub fn plan(host: &Host<'_>, path: &Path) -> Result<PlanReport> {
     let guests = Guests::read(&config.libvirt.libvirt())?;
     let jobs = guests.plans(config, clock::now()?)?;
     let mut problems = guests.problems(config);
+    problems.extend(sense::problems(config, &guests, clock::now()?)?);
+    let mut places: Vec<(String, &str)> = Vec::new();
     for (name, place) in &config.repositories {
         let opened = open(place).and_then(|it| it.settings().map(|settings| (it, settings)));
         match opened {
             Err(error) => problems.push(Failure::from(&error.within(format!("repository {name}")))),
-            Ok((_, settings)) if settings.keep.is_empty() => {
-                problems.extend(without_rules(config, name));
+            Ok((repository, settings)) => {
+                if settings.keep.is_empty() {
+                    problems.extend(without_rules(config, name));
+                }
+                // Links and mounts lead to one place, too.
+                let id = repository.id();
+                let other = places.iter().find(|(it, _)| it == id).map(|(_, other)| other);
+                problems.extend(other.map(|other| one_place(name, other)));
+                places.push((id.to_owned(), name));
             }
-            Ok(_) => {}
         }
     }
     for (name, notifier) in &config.notify {
         let problem = notifier.problem().map(|error| error.within(format!("notify.{name}")));
         problems.extend(problem.as_ref().map(Failure::from));
     }
+    problems.extend(open_secrets(host));
     let zone = config.zone()?;
     Ok(PlanReport {
         config: path.to_owned(),
@@ -162,6 +173,31 @@ pub fn notify(host: &Host<'_>, only: &[String], tell: Tell) -> Result<NotifyRepo
         only,
     };
     telling::tell(host, occasion)
+}
+
+/// The notifiers whose secret stands in a file that everybody on this host may read.
+fn open_secrets(host: &Host<'_>) -> Vec<Failure> {
+    let is_open = host.path.metadata().is_ok_and(|it| it.mode() & 0o004 != 0);
+    let shows = |(_, notifier): &(&String, &Notifier)| is_open && notifier.shows_a_secret();
+    let problem = |(name, _): (&String, &Notifier)| {
+        let text =
+            format!("notify.{name}: its address is a secret, and everybody here may read the file");
+        let error = Error::new(ErrorKind::Usage, text);
+        Failure::from(&error.advise(format!(
+            "say file:PATH or credential:NAME in its place, or chmod 600 {}",
+            host.path.display()
+        )))
+    };
+    host.config.notify.iter().filter(shows).map(problem).collect()
+}
+
+/// Says that two names mean one repository.
+fn one_place(name: &str, other: &str) -> Failure {
+    let text = format!("repositories.{name} and repositories.{other} are one repository");
+    let error = Error::new(ErrorKind::Usage, text);
+    Failure::from(
+        &error.advise("give it one name, and use it in all jobs; a second copy is elsewhere"),
+    )
 }
 
 /// The jobs that prune by no rule: they say none, and their repository has none.

@@ -35,9 +35,41 @@ fn distance(word: &[char], other: &str) -> usize {
     before.last().copied().unwrap_or(0)
 }
 
+/// A word for a shell.
+pub(super) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%".contains(c);
+    if !text.is_empty() && !text.starts_with('-') && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// The name of a guest for a shell, behind the options of a command: one that begins with `-` is no option.
+pub(super) fn operand(name: &str) -> String {
+    let dashes = if name.starts_with('-') { "-- " } else { "" };
+    format!("{dashes}{}", shell_word(name))
+}
+
+/// An option of qdelta's with its value for a shell.
+pub(super) fn option(option: &str, value: &str) -> String {
+    let sign = if value.starts_with('-') { '=' } else { ' ' };
+    format!("{option}{sign}{}", shell_word(value))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The advice said `virsh domfsthaw a b`, and the page of a lost site `virsh start '--help'`.
+    #[test]
+    fn no_name_becomes_an_option_or_two_words() {
+        assert_eq!(operand("web"), "web");
+        assert_eq!(operand("a b"), "'a b'");
+        assert_eq!(operand("it's"), "'it'\\''s'");
+        assert_eq!(operand("-rf"), "-- '-rf'");
+        assert_eq!(option("--guest", "a;b"), "--guest 'a;b'");
+        assert_eq!(option("--guest", "-rf"), "--guest='-rf'");
+    }
 
     #[test]
     fn a_slip_of_the_finger_is_recognised_and_a_stranger_is_not() {

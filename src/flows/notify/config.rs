@@ -13,6 +13,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
 use crate::disk::io::Opener;
 use crate::flows::report::{Event, Level};
+use crate::guest::program;
 
 /// The longest secret, in bytes.
 const SECRET_MAX: u64 = 64 << 10;
@@ -182,10 +183,72 @@ impl Notifier {
                 "leave on, level and digest out",
             );
         }
+        self.check_what_is_told(way)?;
         if self.time_limit.is_some_and(|limit| limit.0 > Duration::from_secs(600)) {
             return refused("no run should wait so long", "time_limit is at most 10m");
         }
         Ok(())
+    }
+
+    /// Fails where a word would mean nothing: whoever wrote it waits to be told.
+    fn check_what_is_told(&self, way: Way<'_>) -> Result<()> {
+        let refused = |text: String, advice: &'static str| {
+            Err(Error::new(ErrorKind::Usage, text).advise(advice))
+        };
+        let is_ping = matches!(way, Way::Ping(_));
+        let has = |event: Event| self.on.as_ref().is_some_and(|on| on.contains(&event));
+        if has(Event::Digest) {
+            let text = "on says what is told when it happens, and a digest has a time";
+            return refused(text.to_owned(), "say digest = \"Mon 08:00\" beside on");
+        }
+        if has(Event::Start) {
+            let text = "only a ping hears of the start of a run";
+            return refused(text.to_owned(), "leave start out of on");
+        }
+        if self.on.as_ref().is_some_and(Vec::is_empty) && self.digest.is_none() {
+            let text = "on is empty: it is never told anything";
+            return refused(text.to_owned(), "leave on out, or say digest = \"Mon 08:00\"");
+        }
+        if self.level == Some(Level::Ok) {
+            let text = "level = \"ok\" leaves nothing out";
+            return refused(text.to_owned(), "leave level out, or say warning or critical");
+        }
+        if is_ping && self.again.is_some() {
+            return refused("a ping has no use for again".to_owned(), "leave again out");
+        }
+        if self.token.is_some() && matches!(way, Way::Mail(_) | Way::Ping(_)) {
+            return refused(format!("{} has no use for a token", way.name()), "leave token out");
+        }
+        match way {
+            Way::Gotify(_) if self.token.is_none() => refused(
+                "Gotify takes nothing without the token of an application".to_owned(),
+                "say token = \"file:PATH\"",
+            ),
+            Way::Command(line) if line.trim().is_empty() => {
+                refused("an empty command tells nobody".to_owned(), "say command = \"LINE\"")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The addresses that stand in the file itself.
+    pub(crate) fn addresses(&self) -> Vec<&str> {
+        let all = [&self.ping, &self.ntfy, &self.gotify, &self.webhook];
+        all.into_iter().filter_map(|it| it.as_ref()?.plain()).collect()
+    }
+
+    /// Whether an address in the file itself has what nobody else may know: a password, or the path that alone lets
+    /// somebody in.
+    pub(crate) fn shows_a_secret(&self) -> bool {
+        let is_path_secret = self.ping.is_some()
+            || self.webhook.is_some()
+            || (self.ntfy.is_some() && self.token.is_none());
+        self.addresses().into_iter().any(|address| {
+            let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
+            let path = rest.find(['/', '?', '#']).and_then(|at| rest.get(at..)).unwrap_or("");
+            let has_user = rest.get(..rest.len() - path.len()).is_some_and(|it| it.contains('@'));
+            has_user || (is_path_secret && path.len() > 1)
+        })
     }
 
     /// What it needs and this host does not have.
@@ -197,10 +260,10 @@ impl Notifier {
             return Some(error);
         }
         let line = self.sendmail.as_deref().unwrap_or(super::SENDMAIL);
-        let program = line.split_whitespace().next().unwrap_or_default();
-        let is_missing = program.starts_with('/') && !Path::new(program).exists();
+        let name = line.split_whitespace().next().unwrap_or_default();
+        let is_missing = !program::is_there(Path::new(name));
         (self.mail.is_some() && is_missing).then(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no {program}: no mail goes from here"))
+            Error::new(ErrorKind::NotFound, format!("there is no {name}: no mail goes from here"))
                 .advise("install a program that takes mail, as msmtp-mta or postfix, or say sendmail = \"…\"")
         })
     }
@@ -271,7 +334,9 @@ impl FromStr for Source {
             Some(("file", path)) if path.starts_with('/') => Ok(Self::File(path.into())),
             Some(("credential", name)) if is_name(name) => Ok(Self::Credential(name.to_owned())),
             Some(("env", name)) if is_name(name) => Ok(Self::Variable(name.to_owned())),
-            Some(("http" | "https", _)) => Ok(Self::Text(text.to_owned())),
+            Some(("http" | "https", rest)) if rest.starts_with("//") && is_address(text) => {
+                Ok(Self::Text(text.to_owned()))
+            }
             // What was meant as a secret must not be repeated on a screen.
             _ => refused("this is neither an address nor a place of one".to_owned()),
         }
@@ -321,6 +386,14 @@ impl Source {
         Ok(text)
     }
 
+    /// The text, if it stands in the file of jobs.
+    fn plain(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::File(_) | Self::Credential(_) | Self::Variable(_) => None,
+        }
+    }
+
     /// What may be shown of it: of an address in the file, the host alone, as its path may be a secret.
     fn shown(&self) -> String {
         match self {
@@ -330,11 +403,48 @@ impl Source {
     }
 }
 
-/// The scheme and host of an address, without what may be secret.
+/// Whether an address has a host, and no space within.
+fn is_address(text: &str) -> bool {
+    let host = host_of(text);
+    !host.is_empty()
+        && !host.starts_with(':')
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
+/// The host of an address, without what may be secret.
 pub(crate) fn host_of(address: &str) -> &str {
     let start = address.find("://").map_or(0, |at| at + 3);
     let rest = address.get(start..).unwrap_or("");
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let host = rest.get(..end).unwrap_or("");
     host.rsplit('@').next().unwrap_or(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_lets_somebody_in_is_a_secret() {
+        let of = |address: &str| Some(address.parse().unwrap());
+        let ping = |address| Notifier { ping: of(address), ..Notifier::default() };
+        let ntfy = |address| Notifier { ntfy: of(address), ..Notifier::default() };
+        for secret in [
+            ping("https://hc.example/uuid"),
+            ntfy("https://ntfy.sh/topic"),
+            ntfy("https://u:pw@h"),
+            Notifier { webhook: of("http://h?key=1"), ..Notifier::default() },
+            Notifier { gotify: of("http://u@h/"), ..Notifier::default() },
+        ] {
+            assert!(secret.shows_a_secret(), "{secret:?}");
+        }
+        for plain in [
+            ping("file:/etc/qdelta/ping.url"),
+            ntfy("http://h/"),
+            Notifier { token: of("file:/t"), ..ntfy("http://h/topic") },
+            Notifier { gotify: of("http://h/gotify"), ..Notifier::default() },
+        ] {
+            assert!(!plain.shows_a_secret(), "{plain:?}");
+        }
+    }
 }

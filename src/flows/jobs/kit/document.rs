@@ -3,6 +3,7 @@
 
 use bytesize::ByteSize;
 
+use crate::flows::jobs::words::{operand, option, shell_word as word};
 use crate::flows::report::{KitGuest, KitKind, KitReport, KitRepository};
 
 /// The page.
@@ -53,15 +54,6 @@ fn without_links(line: &str) -> String {
         rest = after;
     }
     text + rest
-}
-
-/// A word for a shell.
-fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%".contains(c);
-    if !text.is_empty() && !text.starts_with('-') && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// Text for a cell of a table.
@@ -198,8 +190,8 @@ fn host(kit: &KitReport) -> String {
         let name = host.domain.strip_prefix("host.").unwrap_or(&host.domain);
         let options = options(kit, &host.repository);
         text += &format!(
-            "qdelta restore --host-config --host {} --to \"$TO\"/host {options}\n",
-            word(name)
+            "qdelta restore --host-config {} --to \"$TO\"/host {options}\n",
+            option("--host", name)
         );
     }
     text + "```\n"
@@ -219,7 +211,7 @@ fn guests(kit: &KitReport) -> String {
         text += "```sh\n";
         match guest.kind {
             KitKind::Guest => {
-                let name = word(&guest.guest);
+                let name = operand(&guest.guest);
                 text += &format!(
                     "qdelta restore --domain {} --to \"$TO\"/{stem} {options}\n",
                     word(&guest.domain)
@@ -248,7 +240,7 @@ fn check(kit: &KitReport) -> String {
     let mut text = "```sh\n".to_owned();
     let running = kit.guests.iter().filter(|it| it.kind == KitKind::Guest && it.point.is_some());
     for guest in running {
-        text += &format!("virsh domstate {}\n", word(&guest.guest));
+        text += &format!("virsh domstate {}\n", operand(&guest.guest));
     }
     text + "install -D -m 600 qdelta.toml /etc/qdelta/qdelta.toml\nqdelta config check\n```\n"
 }

@@ -19,6 +19,8 @@ use crate::flows::backup::{
 use crate::flows::host;
 use crate::flows::jobs::config::JobImage;
 use crate::flows::jobs::guests::Subject;
+use crate::flows::jobs::sense;
+use crate::flows::jobs::words::option;
 use crate::flows::report::{Act, ActResult, BackupReport, End, GuestReport};
 use crate::formats::archive::Kind;
 use crate::guest::quiesce::THAW_TRIES_DEFAULT;
@@ -96,7 +98,11 @@ impl Work<'_> {
                         .map(of_image)
                 }
                 Subject::Image(image) => {
-                    back_up_image(repository, image, options, &observer, cancel).map(of_image)
+                    let config = self.run.host.config;
+                    sense::taken(config, self.run.guests, self.name, image)
+                        .and_then(|it| it.map_or(Ok(()), Err))
+                        .and_then(|()| back_up_image(repository, image, options, &observer, cancel))
+                        .map(of_image)
                 }
             };
             made.unwrap_or_else(|error| Came::failed(&error))
@@ -166,7 +172,8 @@ impl Work<'_> {
                     let text = "libvirt does not have this guest any more; its points stay";
                     let mut came = Came::to(End::Gone, text);
                     came.advice = Some(format!(
-                        "restore it if it should be there: qdelta restore --domain {guest} --to DIR"
+                        "restore it if it should be there: qdelta restore {} --to DIR",
+                        option("--domain", guest)
                     ));
                     came
                 });

@@ -11,6 +11,7 @@ use crate::base::error::Result;
 use crate::flows::jobs::config::Job;
 use crate::flows::jobs::config::copy::Copy;
 use crate::flows::jobs::guests::Subject;
+use crate::flows::jobs::words::{operand, option};
 use crate::flows::report::{Act, End, FindingCode, GuestStatus, Level, Record};
 use crate::vault::repository::{Catalog, Climb, DiskId, DomainName, Drill, Manifest, PointId};
 
@@ -97,7 +98,8 @@ impl Look<'_> {
         if is_frozen {
             let text =
                 "it may still be frozen: the mark of a freeze was never taken away".to_owned();
-            let advice = format!("virsh domfsthaw {guest}; the next backup thaws it, too");
+            let advice =
+                format!("virsh domfsthaw {}; the next backup thaws it, too", operand(&guest));
             self.advise(Level::Critical, FindingCode::Frozen, &guest, text, &advice);
         }
         standing.points = points.count;
@@ -194,7 +196,8 @@ impl Look<'_> {
             let since = newest.created;
             if let Some(finding) = self.find(Level::Critical, FindingCode::Rpo, guest, text) {
                 finding.since = Some(since);
-                finding.advice = Some(format!("qdelta history --guest {guest} says what happened"));
+                finding.advice =
+                    Some(format!("qdelta history {} says what happened", option("--guest", guest)));
             }
         }
     }
@@ -206,7 +209,7 @@ impl Look<'_> {
                 "{} of its {} points can't be restored whole",
                 points.damaged, points.count
             );
-            let advice = format!("qdelta verify {guest} says what is damaged");
+            let advice = format!("qdelta verify {} says what is damaged", operand(guest));
             self.advise(Level::Critical, FindingCode::Damaged, guest, text, &advice);
         }
         let Some(drill) = &points.last_drill else { return };
@@ -219,7 +222,7 @@ impl Look<'_> {
             let since = drill.began;
             if let Some(finding) = self.find(Level::Critical, FindingCode::Drill, guest, text) {
                 finding.since = Some(since);
-                finding.advice = Some(format!("qdelta drill {guest} tries it again"));
+                finding.advice = Some(format!("qdelta drill {} tries it again", operand(guest)));
             }
         }
     }

@@ -6,18 +6,19 @@ mod copies;
 mod guest;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::config::{Config, Job};
+use super::config::{Config, Job, RepositoryPlace};
 use super::guests::Guests;
 use super::journal::{Journal, Memory};
 use super::{Host, due, programs, telling};
 use crate::base::cancel::Cancel;
 use crate::base::clock;
 use crate::base::duration;
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::report::{
     Act, ActResult, ActStatus, End, FindingCode, GuestFate, JobStatus, Level, OpenFinding, Record,
     RepositoryStatus, SpaceReport, StatusReport, Timer,
@@ -106,6 +107,27 @@ pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
     Ok((report, catalogs))
 }
 
+/// Opens all repositories at the same time: one that does not answer is waited for once, and not for long.
+fn open_all(host: &Host<'_>) -> Vec<Result<Opened>> {
+    let open = |place: &RepositoryPlace| {
+        let repository = (host.open)(&place.for_a_look())?;
+        match repository.trouble() {
+            Some(error) => Err(error),
+            None => Ok(Opened {
+                domains: repository.domains()?.into_iter().collect(),
+                catalog: repository.catalog(),
+            }),
+        }
+    };
+    let ended = |_| Err(Error::new(ErrorKind::Io, "it could not be opened"));
+    thread::scope(|scope| {
+        let places = host.config.repositories.values();
+        let open = &open;
+        let threads: Vec<_> = places.map(|place| scope.spawn(move || open(place))).collect();
+        threads.into_iter().map(|it| it.join().unwrap_or_else(ended)).collect()
+    })
+}
+
 /// A repository that could be opened.
 pub(super) struct Opened {
     pub catalog: Catalog,
@@ -173,14 +195,7 @@ impl<'a> Look<'a> {
     /// Opens the repositories, and says how much room each has.
     fn repositories(&mut self, host: &Host<'_>) -> Vec<RepositoryStatus> {
         let mut all = Vec::new();
-        for (name, place) in &self.config.repositories {
-            let opened = (host.open)(place).and_then(|it| match it.trouble() {
-                Some(error) => Err(error),
-                None => Ok(Opened {
-                    domains: it.domains()?.into_iter().collect(),
-                    catalog: it.catalog(),
-                }),
-            });
+        for ((name, place), opened) in self.config.repositories.iter().zip(open_all(host)) {
             let (free, space) = match &opened {
                 Ok(opened) => (opened.catalog.repository().bytes_free(), self.space(opened)),
                 Err(error) => {
@@ -440,5 +455,49 @@ impl<'a> Look<'a> {
             self.advise(Level::Warning, FindingCode::Timer, unit, text, advice);
         }
         timer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::{Condvar, Mutex};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::guest::quiesce::Program;
+
+    /// Each store that was down was waited for three minutes, one after the other: what asks for the status had given
+    /// up long before.
+    #[test]
+    fn repositories_are_opened_at_the_same_time_and_with_little_patience() {
+        let text = "[repositories.a]\nplace = \"s3://a/p\"\n\
+                    [repositories.b]\nplace = \"s3://b/p?region=r\"\n\
+                    [repositories.c]\nplace = \"s3://c/p?patience=60s\"\n\
+                    [repositories.d]\nplace = \"/d\"\n\
+                    [jobs.x]\nrepository = \"a\"\nguests = [\"x\"]\n";
+        let config = Config::parse(text).unwrap();
+        let (seen, all) = (Mutex::new(Vec::new()), Condvar::new());
+        let open = |place: &RepositoryPlace| {
+            let mut seen = seen.lock().unwrap();
+            seen.push(place.place.clone());
+            all.notify_all();
+            let limit = Duration::from_secs(60);
+            let (_seen, waited) =
+                all.wait_timeout_while(seen, limit, |seen| seen.len() < 4).unwrap();
+            let text = if waited.timed_out() { "alone" } else { "with all" };
+            Err(Error::new(ErrorKind::Io, text))
+        };
+        let watchdog = Program { path: PathBuf::new(), arguments: Vec::new() };
+        let (path, state) = (Path::new(""), Path::new(""));
+        let host =
+            Host { path, config: &config, open: &open, state, watchdog: &watchdog, journald: None };
+        let opened: Vec<String> =
+            open_all(&host).into_iter().map(|it| it.err().unwrap().chain()).collect();
+        assert_eq!(opened, ["with all"; 4]);
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort();
+        let a = "s3://a/p?patience=10";
+        assert_eq!(seen, ["/d", a, "s3://b/p?region=r&patience=10", "s3://c/p?patience=60s"]);
     }
 }
