@@ -468,8 +468,9 @@ impl Repository {
         match config {
             Ok(_) if lock.is_some() => {
                 let text = format!("qdelta.toml of {} is sound", shown(&*storage));
-                return Err(Error::new(ErrorKind::Usage, text)
-                    .advise("for how long files are locked stands there as lock: change it there"));
+                return Err(Error::new(ErrorKind::Usage, text).advise(
+                    "for how long files are locked stands there as lock: change it there",
+                ));
             }
             Ok(config) => {
                 let sound = Self::at(storage, config.id, None).with_encryption(encryption);

@@ -20,11 +20,7 @@ pub(super) const TABLES: &[Table] = &[
             Entry(&["--recipient", "age1"], &["encrypted"], "who can open the key"),
             Entry(&["--passphrase-file", "f"], &["encrypted"], "who can open the key"),
         ],
-        apart: &[
-            ("--repo", "d"),
-            ("--repair", "--time-zone"),
-            ("--repair", "--encrypt"),
-        ],
+        apart: &[("--repo", "d"), ("--repair", "--time-zone"), ("--repair", "--encrypt")],
     },
     Table { command: "key list", ways: &[("all", &[])], entries: &[], apart: &[] },
     Table {
