@@ -34,7 +34,7 @@ fn an_encrypted_repository_lives_in_a_store_as_in_a_folder() {
     staged.publish(Publish::New).unwrap();
     let outcome = repo.run(args!["verify"]);
     assert_eq!(outcome.code(), Some(4), "{}", outcome.report());
-    assert!(outcome.text().contains("/another"), "{}", outcome.report());
+    assert!(outcome.text().contains("STRAY"), "{}", outcome.report());
 }
 
 fn live(repo: &Repo) {

@@ -421,10 +421,24 @@ fn refuse_unless_damage(repository: &Repository, error: &Error) -> Result<()> {
 /// # Errors
 /// That error.
 fn refuse_of_all(repository: &Repository, error: &Error) -> Result<()> {
-    match error.kind() == ErrorKind::Io && repository.storage().fails_as_a_whole() {
+    let is_of_all = error.kind() == ErrorKind::Io && !is_answered(error);
+    match is_of_all && repository.storage().fails_as_a_whole() {
         true => Err(error.clone()),
         false => Ok(()),
     }
+}
+
+/// Whether the store has answered, and what it holds is not what was written.
+fn is_answered(error: &Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|it| it.kind() == std::io::ErrorKind::InvalidData) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Whether the system has no descriptor or no memory left for us: that says nothing about a file.
