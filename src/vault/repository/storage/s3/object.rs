@@ -184,7 +184,8 @@ impl Object {
         let shown = shared.shown(&key);
         let failed = |failure: Failure| failure.into_error("open", &shown);
         let strange = |why: &str| {
-            Error::new(ErrorKind::Io, format!("cannot open {shown}")).because(why.to_owned())
+            let why = std::io::Error::new(std::io::ErrorKind::InvalidData, why.to_owned());
+            Error::new(ErrorKind::Io, format!("cannot open {shown}")).because(why)
         };
         let path = PathBuf::from(&shown);
         let of = |len, etag, tail| {
