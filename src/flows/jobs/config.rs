@@ -159,7 +159,7 @@ pub struct Limits {
     /// Threads of all of them together; one for each processor if it is not said.
     pub threads: Option<usize>,
     /// At most so many bytes a second are read from and written to each repository, by all guests together.
-    #[serde(deserialize_with = "bytes")]
+    #[serde(deserialize_with = "rate")]
     pub rate: Option<u64>,
     /// How far the run stands back for others, from 0 to 19.
     pub nice: u8,
@@ -423,33 +423,6 @@ impl Config {
     }
 }
 
-impl Config {
-    /// Fails if two images would be one disk of a repository: their points would be a mixture, and pruning would keep
-    /// those of one of them.
-    fn check_images(&self) -> Result<()> {
-        let mut known: BTreeMap<(String, String), &Path> = BTreeMap::new();
-        for (name, job) in &self.jobs {
-            let repository = self.repository_of(name, job)?.0;
-            for image in &job.images {
-                let Ok(disk) =
-                    image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok)
-                else {
-                    continue;
-                };
-                let disk = disk.or_only_disk().to_string();
-                let other = known.insert((repository.to_owned(), disk.clone()), &image.path);
-                if let Some(other) = other.filter(|other| *other != image.path) {
-                    let (other, path) = (other.display(), image.path.display());
-                    let text = format!("job {name}: {other} and {path} would both be disk {disk}");
-                    return Err(Error::new(ErrorKind::Usage, text)
-                        .advise("give one of them another name: disk = \"NAME/TARGET\""));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 /// What is wrong with the text, and where; of a key that is unknown, what may have been meant.
 fn mistake(text: &str, error: &toml::de::Error) -> Error {
     let message = error.message().replace('\n', " ");
@@ -581,7 +554,7 @@ mod tests {
             ("[jobs.\"a b\"]\nguests = [\"x\"]", "\"a b\"", "letters, digits"),
             ("[limits]\nguests_at_once = 0", "limits", "1 to 64"),
             ("[limits]\nnice = 20", "limits", "0 to 19"),
-            ("[limits]\nrate = \"0\"", "limits", "how many bytes a second"),
+            ("[limits]\nrate = \"0\"", "line 6, column 8", "nothing would pass"),
             ("[jobs.a.prune]\nkeep = { safety = \"1d\" }", "job a", "keep = { daily = 14 }"),
             ("[jobs.a.drill]\npick = 0", "job a", "pick = 1"),
             (

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Config, Hooks, Job, Limits};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::verify::Budget;
-use crate::vault::repository::{Keep, Rung};
+use crate::vault::repository::{DiskSpec, Keep, Rung};
 
 /// The longest name that the file may give to something of its own.
 const NAME_LEN_MAX: usize = 64;
@@ -30,10 +30,6 @@ impl Config {
                 "limits: no guest, or more than anybody has use for, would be backed up at once";
             return refused(text, "guests_at_once is 1 to 64, threads 1 to 1024");
         }
-        if self.limits.rate == Some(0) {
-            let text = "limits: with rate = \"0\" no backup would come to its end";
-            return refused(text, "leave rate out, or say how many bytes a second: \"50M\"");
-        }
         if nice > 19 {
             return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
         }
@@ -53,6 +49,30 @@ impl Config {
             check_job(name, job)?;
         }
         self.check_images()
+    }
+
+    /// Fails if two images would be one disk of a repository: their points would be a mixture, and pruning would keep
+    /// those of one of them.
+    fn check_images(&self) -> Result<()> {
+        let mut known: BTreeMap<(String, String), &Path> = BTreeMap::new();
+        for (name, job) in &self.jobs {
+            let repository = self.repository_of(name, job)?.0;
+            for image in &job.images {
+                let Ok(disk) =
+                    image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok)
+                else {
+                    continue;
+                };
+                let disk = disk.or_only_disk().to_string();
+                let other = known.insert((repository.to_owned(), disk.clone()), &image.path);
+                if let Some(other) = other.filter(|other| *other != image.path) {
+                    let (other, path) = (other.display(), image.path.display());
+                    let text = format!("job {name}: {other} and {path} would both be disk {disk}");
+                    return refused(text, "give one of them another name: disk = \"NAME/TARGET\"");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Fails if two names mean one repository: what one job keeps there, another would count as its own.
