@@ -5,9 +5,9 @@ mod document;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use qdelta_formats::elf;
@@ -17,6 +17,7 @@ use super::config::{Job, Pattern, RepositoryPlace};
 use super::guests::{Guests, Subject};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::{Durability, replace_file};
 use crate::disk::io::{Opener, sync_folder};
 use crate::flows::notify::host_of;
 use crate::flows::report::{
@@ -107,7 +108,9 @@ fn write_all(report: &KitReport, program: &[u8], config: &[u8]) -> Result<()> {
     // Last: where it is, the kit is whole.
     files.push(("SHA256SUMS", 0o644, sums.as_bytes()));
     for (name, mode, bytes) in files {
-        write(to, name, mode, bytes).map_err(|error| Error::io("write", &to.join(name), error))?;
+        let path = to.join(name);
+        replace_file(&path, mode, Durability::Synced, |file| file.write_all(bytes))
+            .map_err(|error| Error::io("write", &path, error))?;
     }
     sync_folder(to).map_err(|error| Error::io("sync", to, error))
 }
@@ -138,16 +141,6 @@ fn without_paths(config: &str) -> String {
         ),
         false => text,
     }
-}
-
-/// Writes a file under another name first, so that an older one stays whole until it is replaced.
-fn write(folder: &Path, name: &str, mode: u32, bytes: &[u8]) -> std::io::Result<()> {
-    let unfinished = folder.join(format!(".{name}.new"));
-    let _ = fs::remove_file(&unfinished);
-    let mut file: File = Opener::CHANGE.or_create(mode).open(&unfinished)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, folder.join(name))
 }
 
 fn repository_of(

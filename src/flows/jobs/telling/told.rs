@@ -1,8 +1,7 @@
 //! Who was told of what: a file of this host's, so that nobody is told twice, and nobody never.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
+use crate::disk::files::{Durability, replace_file};
 use crate::disk::io::Opener;
 use crate::flows::notify::Notifier;
 use crate::flows::report::{Event, FindingCode, Level, OpenFinding};
@@ -169,21 +169,11 @@ impl Told {
     /// It can't be written.
     pub fn write(&self, state: &Path) -> Result<()> {
         let path = path(state);
-        let next = path.with_extension("next");
         let bytes = serde_json::to_vec(self).map_err(|error| {
             Error::new(ErrorKind::Io, "who was told of what can't be written").because(error)
         })?;
-        let put = || -> io::Result<()> {
-            match fs::remove_file(&next) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = Opener::CHANGE.create(MODE).open(&next)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&next, &path)
-        };
-        put().map_err(|error| Error::io("write", &path, error))
+        replace_file(&path, MODE, Durability::Synced, |file| file.write_all(&bytes))
+            .map_err(|error| Error::io("write", &path, error))
     }
 
     /// What one notifier knows.
