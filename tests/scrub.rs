@@ -82,6 +82,22 @@ fn small_budgets_prove_everything_in_turn_and_nothing_twice() {
     assert_eq!(read(&scrub(&repo, &["--budget", "1h"])), all);
 }
 
+/// The disk whose name comes first got a new archive each night, which went before those of the other one that had waited
+/// for weeks.
+#[test]
+fn no_disk_waits_for_ever_behind_the_new_points_of_another() {
+    let lab = Lab::new();
+    let repo = repository(&lab);
+    let image = lab.path("one");
+    let mut seen = BTreeSet::new();
+    for night in 0..6_u8 {
+        patch(&image, 1 << 20, &[night + 1; 65536]);
+        repo.backup(&image, "one", &["--format", "raw"]);
+        seen.extend(read(&scrub(&repo, &["--budget", "1K", "--max-age", "30d"])));
+    }
+    assert!(seen.iter().any(|path| path.contains("/two/")), "{seen:?}");
+}
+
 /// Damage was found in one night, and in the next one nobody said a word of it.
 #[test]
 fn damage_is_told_by_every_later_command_until_it_is_mended() {

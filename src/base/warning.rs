@@ -94,6 +94,8 @@ pub enum Code {
     LeftOut,
     /// A point that a guest runs on could not be pinned: it may be removed.
     NotPinned,
+    /// Times of a schedule were missed, and nothing was done then.
+    Missed,
     /// The system refused the faster way to read and write.
     SlowIo,
 }

@@ -2,6 +2,7 @@
 //! right words, and when it is over; nothing else is told; and the nights of the others go on.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::telling::Told;
@@ -21,6 +22,8 @@ pub(super) struct Month {
     /// The day of the next night.
     pub day: Cell<jiff::civil::Date>,
     pub live: RefCell<Option<Running>>,
+    /// The codes of findings that were open, and whether each has ended.
+    codes: RefCell<BTreeMap<String, bool>>,
     /// What went wrong in the test, all of it.
     wrong: RefCell<Vec<String>>,
 }
@@ -62,6 +65,7 @@ impl Month {
             lines: RefCell::default(),
             day: Cell::new("2026-11-02".parse().unwrap()),
             live: RefCell::default(),
+            codes: RefCell::default(),
             wrong: RefCell::default(),
         };
         month.write("", "");
@@ -106,7 +110,24 @@ impl Month {
         (opened, over)
     }
 
-    fn time(&self, clock: &str) -> String {
+    /// Looks which codes are open, and which no more. Where nobody can look, nothing is known.
+    fn look(&self, clock: &str) {
+        let outcome = self.told.at(&self.time(clock), args!["status", "--json"]);
+        if outcome.stdout.is_empty() {
+            return;
+        }
+        let report = outcome.json();
+        let open = report["findings"].as_array().unwrap().iter();
+        let open: BTreeSet<String> =
+            open.map(|it| it["code"].as_str().unwrap().to_owned()).collect();
+        let mut codes = self.codes.borrow_mut();
+        codes.iter_mut().for_each(|(code, has_ended)| *has_ended |= !open.contains(code));
+        for code in open {
+            codes.entry(code).or_default();
+        }
+    }
+
+    pub fn time(&self, clock: &str) -> String {
         format!("{} {clock}", self.day.get())
     }
 
@@ -129,8 +150,10 @@ impl Month {
         let names: Vec<&str> = troubles.iter().map(|it| it.what).collect();
         troubles.iter().for_each(|it| (it.make)(self));
         self.run("20:00:00");
+        self.look("20:01:00");
         self.tomorrow();
         let night = self.run("01:35:00");
+        self.look("01:36:00");
         // Nothing is told again.
         self.run("02:50:00");
         let (mut opened, mut over) = self.heard();
@@ -167,6 +190,7 @@ impl Month {
                 self.note(format!("after {names:?}: {guest} has no night: {ends:?}"));
             }
         }
+        self.look("01:36:00");
         let (opened, last) = self.heard();
         over.extend(last);
         for line in opened {
@@ -197,6 +221,7 @@ fn a_month_in_which_each_trouble_is_told_once() {
     month.tomorrow();
     month.tomorrow();
     month.told.at(&month.time("09:00:00"), args!["notify"]).ok();
+    month.look("09:01:00");
     let (opened, _) = month.heard();
     for (subject, words) in [
         ("production", "and nothing has started it"),
@@ -213,7 +238,9 @@ fn a_month_in_which_each_trouble_is_told_once() {
         &month.run("09:05:00").into_iter().filter(|it| !it.name.contains("d-")).collect::<Vec<_>>(),
     );
     let (opened, over) = month.heard();
-    assert!(opened.is_empty() && over.len() == 7, "{opened:#?} {over:#?}");
+    assert!(opened.len() == 2 && over.len() == 7, "{opened:#?} {over:#?}");
+    assert!(opened.iter().all(|it| it.contains("1 time was missed since")), "{opened:#?}");
+    month.look("09:06:00");
 
     // A run that is asked to stop, and a second one meanwhile.
     let (hook, go) = (month.path("waits"), month.path("go"));
@@ -248,6 +275,14 @@ fn a_month_in_which_each_trouble_is_told_once() {
     let said = month.told.at(&month.time("03:00:00"), args!["run"]).fails_with(2);
     assert!(said.contains("line 1, column 1"), "{said}");
     count += 1;
+
+    // Each finding that the page names comes and goes, and there is no other.
+    let page = include_str!("../../docs/jobs.md");
+    let table = page.split("| code | level |").nth(1).unwrap().lines().skip(2);
+    let rows = table.take_while(|line| line.starts_with('|'));
+    let named: BTreeMap<String, bool> =
+        rows.map(|row| (row.split('`').nth(1).unwrap().to_owned(), true)).collect();
+    assert_eq!(month.codes.take(), named);
 
     let wrong = month.wrong.take();
     assert!(wrong.is_empty(), "{wrong:#?}");

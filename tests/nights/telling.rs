@@ -279,6 +279,9 @@ fn each_hears_what_it_asked_for_once() {
     let digest = || fs::read_to_string(told.night.lab.path("digest")).unwrap();
     assert!(digest().contains("CRITICAL db: backup failed"), "of the Monday before: {}", digest());
     fs::remove_file(told.night.lab.path("digest")).unwrap();
+    for day in 23..26 {
+        told.run(&format!("2026-10-{day} 00:35:00"));
+    }
     told.run("2026-10-26 06:35:00");
     let _ = told.mails();
     told.run("2026-10-26 06:59:00");
@@ -287,7 +290,7 @@ fn each_hears_what_it_asked_for_once() {
     told.run("2026-10-26 07:05:00");
     let (digest, wanted) = (
         digest(),
-        ["Open\n  nothing", "In the last ", "backups: 8 made, 1 not, ", "next: 2026-10-27 "],
+        ["Open\n  nothing", "In the last ", "backups: 17 made, 1 not, ", "next: 2026-10-27 "],
     );
     for words in wanted {
         assert!(digest.contains(words), "{words}: {digest}");

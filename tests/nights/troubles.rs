@@ -12,6 +12,7 @@ pub(super) fn troubles() -> Vec<Vec<Trouble>> {
     vec![guests(), more_guests(), repository_away(), repository_bad(), files_bad(), host(), state()]
         .into_iter()
         .chain([vec![no_libvirt()], vec![no_history()], notifiers(), places(), vec![drill()]])
+        .chain([vec![replaced()], vec![lost(), copy(), unproved()]])
         .collect()
 }
 
@@ -324,7 +325,7 @@ fn state() -> Vec<Trouble> {
             what: "the power was cut in a run",
             make: |month| line(month, &format!("{}T19:00:00Z", month.day.get()), "begun"),
             mend: |_| {},
-            tells: &[("run", "never ended: it was killed, or the power was cut")],
+            tells: &[("run", "never ended: it was killed, the power was cut")],
             without: &[],
         },
         Trouble {
@@ -455,7 +456,78 @@ fn drill() -> Trouble {
         what: "no drill can go so far",
         make: |month| month.write("[jobs.production.drill]\nto = \"partitions\"\npick = 1", ""),
         mend: |month| month.write("", ""),
-        tells: &[("production", "nothing on it is known here")],
+        tells: &[("d-app", "nothing on it is known here")],
+        without: &[],
+    }
+}
+
+fn replaced() -> Trouble {
+    Trouble {
+        what: "another repository is mounted",
+        make: |month| {
+            let main = month.night().main();
+            hide(&main);
+            month.night().at(&month.time("19:00:00"), args!["init", main]).ok();
+        },
+        mend: |month| show(&month.night().main()),
+        tells: &[
+            ("main", "it is another repository than before"),
+            ("web", "it has no good point"),
+            ("db", "it has no good point"),
+            ("d-app", "it has no good point"),
+            ("d-log", "it has no good point"),
+        ],
+        without: &[],
+    }
+}
+
+fn lost() -> Trouble {
+    Trouble {
+        what: "a repository is put back to an earlier state",
+        make: |month| hide(&remember("lost", newest(month, "d-app", ".json"))),
+        mend: |_| show(&remembered("lost")),
+        tells: &[
+            ("d-app", "was in main when this host looked last"),
+            ("d-app", "was there when this host looked last"),
+            ("d-app", "its RPO is 26h"),
+        ],
+        without: &[],
+    }
+}
+
+fn copy() -> Trouble {
+    Trouble {
+        what: "a second copy has nothing yet",
+        make: |month| {
+            let offsite = month.path("offsite");
+            month.night().at(&month.time("19:00:00"), args!["init", offsite.as_path()]).ok();
+            month.write(
+                "[jobs.production.copy]\nto = \"offsite\"",
+                &format!(
+                    "[repositories.offsite]\nplace = \"{}\"\n\
+                     [jobs.office.verify]\nbudget = \"1K\"\nmax_age = \"1h\"\n",
+                    offsite.display()
+                ),
+            );
+        },
+        mend: |month| month.write("", ""),
+        tells: &[
+            ("web", "it has no point in offsite yet"),
+            ("db", "it has no point in offsite yet"),
+            ("d-app", "it has no point in offsite yet"),
+            ("d-log", "it has no point in offsite yet"),
+        ],
+        without: &[],
+    }
+}
+
+/// The lines of the file are those of the trouble before.
+fn unproved() -> Trouble {
+    Trouble {
+        what: "a budget is too small",
+        make: |_| {},
+        mend: |_| {},
+        tells: &[("office", "not proved for longer than 1h")],
         without: &[],
     }
 }

@@ -153,6 +153,12 @@ fn screen(report: &StatusReport, zone: &TimeZone, context: &mut Context) -> Resu
     if with_locks {
         columns.push(column("LOCKED FOR", true, 1));
     }
+    let has_lock = |guest: &GuestStatus| guest.copies.iter().any(|it| it.safe_until.is_some());
+    let with_copy_locks = report.guests.iter().any(has_lock);
+    if with_copy_locks {
+        columns.push(column("COPY LOCKED", true, 2));
+    }
+    let with_locks = (with_locks, with_copy_locks);
     let rows: Vec<Vec<String>> =
         report.guests.iter().map(|guest| row(report, guest, with_locks)).collect();
     if !rows.is_empty() {
@@ -164,38 +170,53 @@ fn screen(report: &StatusReport, zone: &TimeZone, context: &mut Context) -> Resu
     jobs_and_room(report, zone, width, context)
 }
 
-fn row(report: &StatusReport, guest: &GuestStatus, with_locks: bool) -> Vec<String> {
+fn row(
+    report: &StatusReport,
+    guest: &GuestStatus,
+    (with_locks, with_copy_locks): (bool, bool),
+) -> Vec<String> {
     let ago = |time: Option<Timestamp>| {
         time.map_or("never".to_owned(), |time| duration::age(age(report, time)))
     };
+    // Its repository can't be opened.
+    let unknown = || "?".to_owned();
     let target = |target: Option<duration::Stretch>| {
         target.map_or("-".to_owned(), |target| target.to_string())
     };
+    let locked = |until: Option<Timestamp>| {
+        let left = |until: Timestamp| until.as_second() - report.at.as_second();
+        until.map_or("no".to_owned(), |until| duration::age(left(until)))
+    };
     let drilled = match (guest.drilled_at, guest.drilled) {
-        (Some(_), Some(Climb::Failed)) => "FAILED".to_owned(),
+        (_, Some(Climb::Failed)) => "FAILED".to_owned(),
+        (None, Some(Climb::NotTried)) => "not tried".to_owned(),
+        (None, None) if guest.points.is_none() => unknown(),
         (time, _) => ago(time),
     };
     let mut row = vec![
         guest.guest.clone(),
         guest.level.to_string(),
         match guest.newest_at {
+            _ if guest.points.is_none() => unknown(),
             Some(time) => ago(Some(time)),
             None => "none".to_owned(),
         },
         target(guest.rpo),
         copied(report, guest),
-        ago(guest.proved_at),
+        if guest.points.is_none() { unknown() } else { ago(guest.proved_at) },
         drilled,
         guest.recovery.map_or("-".to_owned(), text::duration),
         target(guest.rto),
-        guest.points.to_string(),
+        guest.points.map_or_else(unknown, |points| points.to_string()),
         guest.job.clone(),
     ];
     if with_locks {
         // Of what the newest good point needs.
-        row.push(guest.safe_until.map_or("no".to_owned(), |until| {
-            duration::age(until.as_second() - report.at.as_second())
-        }));
+        row.push(locked(guest.safe_until));
+    }
+    if with_copy_locks {
+        // The one that is locked for the shortest time.
+        row.push(locked(guest.copies.iter().map(|copy| copy.safe_until).min().flatten()));
     }
     row
 }

@@ -14,6 +14,12 @@ use crate::base::calendar::Calendar;
 use crate::base::error::Result;
 use crate::flows::report::{Act, End};
 
+/// How long after its time a part of a job may begin before it is overdue.
+pub(super) const LATE_MAX_S: i64 = 3600;
+
+/// So many missed times are counted.
+const MISSED_MAX: usize = 10_000;
+
 /// The parts of a job in the order in which they are done, each with its schedule.
 pub(super) fn acts(job: &Job) -> Vec<(Act, &[Calendar])> {
     let mut acts = vec![(Act::Backup, job.schedule.as_slice())];
@@ -59,12 +65,14 @@ pub(super) fn due<'a>(config: &'a Config, memory: &Memory<'_>, now: Timestamp) -
         for (act, schedule) in acts(job) {
             let past = memory.of(Some(name), act, None);
             let is_left = past.last.is_some_and(|it| matches!(it.end, End::Interrupted | End::Cut));
+            // What is done only when somebody says so is not begun again by itself.
+            let is_left = is_left && !(job.schedule.is_empty() && schedule.is_empty());
             let is_due = match last_time(schedule, now, &zone) {
                 _ if is_left => true,
                 _ if schedule.is_empty() => {
                     act != Act::Backup && (is_backup_due || memory.is_left(name, act))
                 }
-                _ if past.last.is_none() => {
+                _ if memory.is_new(name, act) => {
                     due.new.push((name.as_str(), act));
                     false
                 }
@@ -88,8 +96,14 @@ pub(super) fn is_missed(past: Past<'_>, time: Timestamp) -> bool {
     past.last.is_none_or(|record| record.began < time)
 }
 
-/// The jobs that were named, with those parts that have no schedule of their own.
-pub(super) fn named<'a>(config: &'a Config, names: &[String]) -> Due<'a> {
+/// The jobs that were named, with those parts that have no schedule of their own. What is new elsewhere in the file
+/// counts from now on as well.
+pub(super) fn named<'a>(
+    config: &'a Config,
+    memory: &Memory<'_>,
+    names: &[String],
+    now: Timestamp,
+) -> Result<Due<'a>> {
     let mut found: BTreeMap<&str, Vec<Act>> = BTreeMap::new();
     for (name, job) in config.jobs.iter().filter(|(name, _)| names.contains(name)) {
         let follows =
@@ -99,7 +113,27 @@ pub(super) fn named<'a>(config: &'a Config, names: &[String]) -> Due<'a> {
     }
     // In the order in which they were named.
     let order = names.iter().filter_map(|name| found.remove_entry(name.as_str()));
-    Due { jobs: order.collect(), new: Vec::new() }
+    let jobs: Vec<(&str, Vec<Act>)> = order.collect();
+    let mut new = due(config, memory, now)?.new;
+    new.retain(|(name, act)| !jobs.iter().any(|(job, acts)| job == name && acts.contains(act)));
+    Ok(Due { jobs, new })
+}
+
+/// The times of a schedule since `since` that were missed: the first one and how many there are, without the last one,
+/// which is made up for. None if nobody can speak of missing: the last is the first, or all are of the last hour.
+pub(super) fn missed(
+    schedule: &[Calendar],
+    since: Timestamp,
+    now: Timestamp,
+    zone: &TimeZone,
+) -> Option<(Timestamp, usize)> {
+    let next = |time: &Timestamp| schedule.iter().filter_map(|it| it.next(*time, zone)).min();
+    let times = std::iter::successors(next(&since), next).take_while(|time| *time <= now);
+    let mut times = times.take(MISSED_MAX);
+    let first = times.next()?;
+    let is_late = now.as_second() - first.as_second() >= LATE_MAX_S;
+    let count = times.count();
+    (is_late && count > 0).then_some((first, count))
 }
 
 #[cfg(test)]
@@ -163,6 +197,8 @@ mod tests {
         // What somebody stopped is due again, by itself.
         past.push(record(Prune, "2026-10-18T02:00:20Z", End::Interrupted));
         assert_eq!(what(&past, "2026-10-18T02:10:00Z"), (vec![Prune], vec![]));
+        // The clock is set back to before everything that was done: nothing of that is new.
+        assert_eq!(what(&past, "2026-10-10T12:00:00Z"), (vec![Backup, Verify, Prune], vec![]));
         // The clock was a year ahead when the last one was made.
         past.push(record(Backup, "2027-10-18T02:00:10Z", End::Done));
         past.push(record(Prune, "2026-10-18T02:30:20Z", End::Done));
@@ -198,8 +234,37 @@ mod tests {
     #[test]
     fn a_job_that_is_named_is_done_with_what_follows_it() {
         let config = Config::parse(FILE).unwrap();
-        let named = |name: &str| named(&config, &[name.to_owned()]).jobs;
-        assert_eq!(named("nightly"), [("nightly", vec![Act::Backup, Act::Prune])]);
-        assert_eq!(named("test"), [("test", vec![Act::Backup])]);
+        let history = RunHistory { records: Vec::new(), torn: 0 };
+        let now = at("2026-10-17T10:00:00Z");
+        let memory = Memory::new(&history, now);
+        let named = |name: &str| named(&config, &memory, &[name.to_owned()], now).unwrap();
+        assert_eq!(named("nightly").jobs, [("nightly", vec![Act::Backup, Act::Prune])]);
+        assert_eq!(named("test").jobs, [("test", vec![Act::Backup])]);
+        // Who begins with one job had alarms of all others: no run had seen their schedules.
+        assert_eq!(named("nightly").new, [("nightly", Act::Verify)]);
+        assert_eq!(named("test").new, [("nightly", Act::Backup), ("nightly", Act::Verify)]);
+    }
+
+    /// A host slept for a week, and nothing ever said that there was no backup.
+    #[test]
+    fn times_that_were_missed_are_counted_without_the_one_that_is_made_up_for() {
+        let schedule = |words: &str| vec![words.parse::<Calendar>().unwrap()];
+        let missed = |words: &str, since: &str, now: &str| {
+            let found = missed(&schedule(words), at(since), at(now), &TimeZone::UTC);
+            found.map(|(first, count)| (first.to_string(), count))
+        };
+        let night = "2026-10-18T02:00:05Z";
+        let first = |text: &str, count| Some((text.to_owned(), count));
+        assert_eq!(missed("02:00", night, "2026-10-19T02:00:04Z"), None, "it is on time");
+        assert_eq!(missed("02:00", night, "2026-10-19T09:00:00Z"), None, "it is made up for");
+        assert_eq!(
+            missed("02:00", night, "2026-10-25T09:00:00Z"),
+            first("2026-10-19T02:00:00Z", 6)
+        );
+        // The timer comes more seldom than the times.
+        assert_eq!(missed("*:0/5", night, "2026-10-18T02:16:00Z"), None);
+        let later = "2026-10-18T03:06:00Z";
+        assert_eq!(missed("*:0/5", night, later), first("2026-10-18T02:05:00Z", 12));
+        assert_eq!(missed("*:0/5", later, night), None, "the clock was set back");
     }
 }

@@ -6,12 +6,17 @@ use jiff::Timestamp;
 
 use super::config::{Config, Job, JobImage, Pattern, Prune};
 use super::due;
+use super::journal::Memory;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::backup::repository_name;
 use crate::flows::host;
-use crate::flows::report::{ActPlan, Failure, GuestFate, JobPlan};
+use crate::flows::report::{ActPlan, ActResult, Failure, GuestFate, JobPlan, Record};
 use crate::guest::libvirt::{Choice, Disk, Domain, Libvirt, decide};
-use crate::vault::repository::{DiskSpec, DomainName};
+use crate::vault::repository::{DiskName, DiskSpec, DomainName};
+
+/// What to do where libvirt has no guest at all.
+pub(super) const NO_GUESTS: &str =
+    "see whether the folder is there and is the right one: virsh list --all";
 
 /// The guests of this host.
 pub(super) struct Guests {
@@ -33,6 +38,27 @@ pub(super) enum Subject {
     Image(JobImage),
     /// The configuration of this host.
     Host(DomainName),
+}
+
+/// A guest that was backed up and that libvirt does not have any more.
+#[derive(Debug)]
+pub(super) struct Gone<'a> {
+    /// Its name, as libvirt had it.
+    pub guest: &'a str,
+    /// What it is called in the repository.
+    pub domain: DomainName,
+    /// The job of the file that backed it up last, whose rules hold for its points; none if no job of the file did.
+    pub job: Option<&'a str>,
+}
+
+/// What a guest is called in the repository that this backup went into.
+fn domain_of(guest: &str, made: &Record) -> Option<DomainName> {
+    let disk = match &made.result {
+        Some(ActResult::Guest(report)) => report.disks.first().map(|disk| disk.disk.as_str()),
+        _ => None,
+    };
+    let domain = disk.and_then(|disk| disk.split_once('/')).map_or(guest, |(domain, _)| domain);
+    domain.parse().ok()
 }
 
 impl Subject {
@@ -69,6 +95,34 @@ impl Guests {
         self.all.contains_key(name)
     }
 
+    /// The guests that were backed up and that libvirt does not have any more.
+    pub fn gone<'a>(&self, config: &'a Config, memory: &Memory<'a>) -> Vec<Gone<'a>> {
+        let mut last: BTreeMap<&str, (bool, &'a str, &'a Record)> = BTreeMap::new();
+        let backups =
+            memory.backups().filter_map(|(job, guest, past)| Some((job, guest, past.success?)));
+        for (job, guest, made) in backups {
+            let is_guest = !matches!(made.result, Some(ActResult::Image(_)));
+            if self.has(guest) || !is_guest {
+                continue;
+            }
+            // The rules of the job that had it last decide: another one may keep less.
+            let ours = (config.jobs.contains_key(job), job, made);
+            let known = last.entry(guest).or_insert(ours);
+            if (known.0, known.2.began) <= (ours.0, made.began) {
+                *known = ours;
+            }
+        }
+        let gone = last.into_iter().filter_map(|(guest, (is_in_file, job, made))| {
+            Some(Gone { guest, domain: domain_of(guest, made)?, job: is_in_file.then_some(job) })
+        });
+        gone.collect()
+    }
+
+    /// Whether libvirt has no guest at all.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// The names of all guests.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.all.keys().map(String::as_str)
@@ -79,7 +133,8 @@ impl Guests {
         self.all.iter().filter_map(|(name, domain)| Some((name.as_str(), domain.as_ref().err()?)))
     }
 
-    fn uuid(&self, name: &str) -> Option<&str> {
+    /// The UUID of a guest, if libvirt's files say it.
+    pub fn uuid(&self, name: &str) -> Option<&str> {
         self.all.get(name)?.as_ref().ok()?.uuid.as_deref()
     }
 
@@ -139,6 +194,14 @@ impl Guests {
             },
             Subject::Host(domain) => Ok(domain.clone()),
         }
+    }
+
+    /// The one disk that a subject is in the repository; none if it may have several. Images of one name before the
+    /// slash are disks of one guest there, and each has its own backups.
+    pub fn disk_of(&self, subject: &Subject) -> Option<DiskName> {
+        let Subject::Image(image) = subject else { return None };
+        let spec = image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok).ok()?;
+        Some(spec.or_only_disk().disk)
     }
 
     /// What each job means.

@@ -34,6 +34,15 @@ const NEWER: &str = "history.jsonl";
 const OLDER: &str = "history.1.jsonl";
 const NEXT: &str = "history.next";
 
+/// What made no sense in the other two.
+const TORN: &str = "history.torn";
+
+/// What the records are about that tell of the history itself.
+pub(super) const HISTORY: &str = "history";
+
+/// A power cut tears so many lines.
+pub(super) const TORN_MAX: usize = 1;
+
 /// The history in a folder of this host.
 pub struct Journal {
     folder: PathBuf,
@@ -138,19 +147,52 @@ impl Journal {
             text.extend(line_of(record)?);
         }
         let write = || -> io::Result<()> {
-            // What a run that was killed has left.
-            match fs::remove_file(&next) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = Opener::CHANGE.create(MODE).open(&next)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
+            write_anew(&next, &text)?;
             fs::rename(&newer, &older)?;
             fs::rename(&next, &newer)
         };
         write().map_err(|error| Error::io("write", &next, error))
     }
+
+    /// Puts lines aside that make no sense, so that they are told of once. Only who has the turn of a run may do so.
+    ///
+    /// # Errors
+    /// A file can't be read or written. Nothing is lost then.
+    pub(super) fn put_torn_aside(&self) -> Result<()> {
+        let [torn, next] = [TORN, NEXT].map(|name| self.folder.join(name));
+        for path in [OLDER, NEWER].map(|name| self.folder.join(name)) {
+            let bytes = match Opener::READ.read(&path, READ_MAX) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io("read", &path, error)),
+            };
+            let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            let (good, bad): (Vec<_>, Vec<_>) =
+                lines.partition(|line| serde_json::from_slice::<Record>(line).is_ok());
+            if bad.is_empty() {
+                continue;
+            }
+            let with_ends = |lines: Vec<&[u8]>| [lines.join(&b'\n'), vec![b'\n']].concat();
+            let write = || -> io::Result<()> {
+                write_anew(&torn, &with_ends(bad))?;
+                write_anew(&next, &with_ends(good))?;
+                fs::rename(&next, &path)
+            };
+            write().map_err(|error| Error::io("write", &next, error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file in the place of what a run that was killed may have left, or one before.
+fn write_anew(path: &Path, text: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = Opener::CHANGE.create(MODE).open(path)?;
+    file.write_all(text)?;
+    file.sync_all()
 }
 
 /// A record as a line.
@@ -199,7 +241,9 @@ pub(super) struct Memory<'a> {
     past: BTreeMap<(Option<&'a str>, Act, Option<&'a str>), Past<'a>>,
     /// The runs that said how they ended.
     ended: BTreeSet<Timestamp>,
-    /// The records that lie ahead of the clock: it was wrong then, or is now.
+    /// What the records that lie ahead of the clock are about: it was wrong then, or is now.
+    early: BTreeSet<(Option<&'a str>, Act, Option<&'a str>)>,
+    /// How many these are.
     pub ahead: usize,
 }
 
@@ -210,17 +254,23 @@ impl<'a> Memory<'a> {
     /// Puts a history in order. What lies ahead of `now` counts for nothing: else a clock that stood a
     /// year ahead once would let no job be due for a year.
     pub fn new(history: &'a RunHistory, now: Timestamp) -> Self {
-        let mut memory = Self { past: BTreeMap::new(), ended: BTreeSet::new(), ahead: 0 };
+        let mut memory = Self {
+            past: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            early: BTreeSet::new(),
+            ahead: 0,
+        };
         for record in &history.records {
+            let key = (record.job.as_deref(), record.act, record.subject.as_deref());
             if record.began.as_second() > now.as_second() + TOLERANCE_S {
+                memory.early.insert(key);
                 memory.ahead += 1;
                 continue;
             }
             let is_end = !matches!(record.end, End::Begun | End::Cut | End::Refused | End::Seen);
-            if record.act == Act::Run && is_end {
+            if record.act == Act::Run && record.subject.is_none() && is_end {
                 memory.ended.insert(record.run);
             }
-            let key = (record.job.as_deref(), record.act, record.subject.as_deref());
             let past = memory.past.entry(key).or_default();
             past.last = Some(record);
             if record.end.is_success() {
@@ -235,6 +285,20 @@ impl<'a> Memory<'a> {
         // The keys live as long as the history; those that are asked for need not.
         let past: &BTreeMap<(Option<&str>, Act, Option<&str>), Past<'a>> = &self.past;
         past.get(&(job, act, subject)).copied().unwrap_or_default()
+    }
+
+    /// Whether nobody has ever seen a part of a job. A clock that was set back makes nothing new.
+    pub fn is_new(&self, job: &str, act: Act) -> bool {
+        let early: &BTreeSet<(Option<&str>, Act, Option<&str>)> = &self.early;
+        self.of(Some(job), act, None).last.is_none() && !early.contains(&(Some(job), act, None))
+    }
+
+    /// Everything that any job has ever backed up, also one that is not in the file any more: the job, what it was
+    /// called, and when.
+    pub fn backups(&self) -> impl Iterator<Item = (&'a str, &'a str, Past<'a>)> {
+        self.past.iter().filter_map(|((job, act, subject), past)| {
+            (*act == Act::Backup).then_some((*job.as_ref()?, *subject.as_ref()?, *past))
+        })
     }
 
     /// The subjects of a job's act.

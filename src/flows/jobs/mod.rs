@@ -10,6 +10,7 @@ mod fleet;
 mod guests;
 mod journal;
 mod kit;
+mod known;
 mod programs;
 mod run;
 mod sense;

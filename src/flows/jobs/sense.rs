@@ -129,7 +129,7 @@ impl Problems {
 }
 
 /// The longest stretch between two of the next times of a schedule, in seconds.
-fn longest_gap(schedule: &[Calendar], now: Timestamp, zone: &TimeZone) -> Option<i64> {
+pub(super) fn longest_gap(schedule: &[Calendar], now: Timestamp, zone: &TimeZone) -> Option<i64> {
     let next = |time: &Timestamp| schedule.iter().filter_map(|it| it.next(*time, zone)).min();
     let times: Vec<Timestamp> = std::iter::successors(next(&now), next).take(TIMES_MAX).collect();
     let gaps = times.iter().zip(times.iter().skip(1));

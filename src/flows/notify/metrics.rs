@@ -15,7 +15,6 @@ use jiff::Timestamp;
 use crate::base::error::{Error, Result};
 use crate::disk::io::Opener;
 use crate::flows::report::{Act, End, GuestStatus, Level, Record, StatusReport};
-use crate::vault::repository::Climb;
 
 /// What the file is readable for: the exporter is another user.
 const MODE: u32 = 0o644;
@@ -149,7 +148,6 @@ fn of_guest(page: &mut Page, guest: &GuestStatus, known: &LastTimes<'_>) {
     let (last, success) = (known.of)(&guest.job, Act::Backup, Some(&guest.guest));
     let stretch =
         |stretch: Option<crate::base::duration::Stretch>| stretch.map(|it| it.0.as_secs_f64());
-    let drilled = guest.drilled_at.filter(|_| guest.drilled == Some(Climb::Passed));
     for (name, help, value) in [
         (
             "qdelta_last_success_timestamp_seconds",
@@ -172,7 +170,7 @@ fn of_guest(page: &mut Page, guest: &GuestStatus, known: &LastTimes<'_>) {
             "How long the guest was frozen for its newest point.",
             guest.frozen_ms.map(|ms| ms as f64 / 1000.0),
         ),
-        ("qdelta_points", "How many points there are.", Some(guest.points as f64)),
+        ("qdelta_points", "How many points there are.", guest.points.map(|it| it as f64)),
         (
             "qdelta_newest_point_timestamp_seconds",
             "When the newest good point was made.",
@@ -193,12 +191,12 @@ fn of_guest(page: &mut Page, guest: &GuestStatus, known: &LastTimes<'_>) {
         (
             "qdelta_never_proved_points",
             "How many points were never proved.",
-            Some(guest.never_proved as f64),
+            guest.never_proved.map(|it| it as f64),
         ),
         (
             "qdelta_drill_last_success_timestamp_seconds",
-            "When the last drill began, if it passed.",
-            at(drilled),
+            "When the last drill began that passed.",
+            at(guest.drilled_at),
         ),
         (
             "qdelta_drill_rto_seconds",

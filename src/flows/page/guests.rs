@@ -70,23 +70,25 @@ impl Page<'_> {
         html.open("Longest gap").raw(over(is_long));
         html.text(&or_dash(fleet.gap.map(|gap| duration::age(gap as i64)))).raw("</b>");
         let never = match standing.never_proved {
-            0 => String::new(),
-            never => format!("; {never} never"),
+            None | Some(0) => String::new(),
+            Some(never) => format!("; {never} never"),
         };
         let proved = standing.proved_at.map_or("never".to_owned(), |at| ago(now, at) + &never);
         html.cell("Proved", &proved);
         let drill = match (standing.drilled_at, standing.drilled) {
-            (Some(at), Some(Climb::Failed)) => format!("FAILED {}", ago(now, at)),
-            (Some(at), Some(Climb::NotTried)) => format!("not tried {}", ago(now, at)),
+            (None, None) => "never".to_owned(),
+            (None, Some(Climb::Failed)) => "FAILED".to_owned(),
+            (None, Some(_)) => "not tried".to_owned(),
+            (Some(at), Some(Climb::Failed)) => format!("FAILED; passed {}", ago(now, at)),
+            (Some(at), Some(Climb::NotTried)) => format!("not tried; passed {}", ago(now, at)),
             (Some(at), _) => match standing.recovery {
                 Some(back) => format!("{}, back in {}", ago(now, at), seconds(back)),
                 None => ago(now, at),
             },
-            (None, _) => "never".to_owned(),
         };
         html.cell("Drill", &drill);
         html.cell("RTO", &or_dash(standing.rto.map(|rto| rto.to_string())));
-        html.cell("Points", &standing.points.to_string());
+        html.cell("Points", &or_dash(standing.points.map(|it| it.to_string())));
         if self.has_copies() {
             self.copies(html, standing);
         }

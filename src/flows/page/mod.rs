@@ -107,7 +107,7 @@ impl Page<'_> {
             .guests
             .iter()
             .filter(|it| it.drilled == Some(crate::vault::repository::Climb::Passed));
-        let points: usize = status.guests.iter().map(|guest| guest.points).sum();
+        let points: usize = status.guests.iter().filter_map(|guest| guest.points).sum();
         let stored: u64 = status.repositories.iter().filter_map(|it| it.bytes_stored).sum();
         let oldest = status.guests.iter().filter_map(|it| it.newest_at).min();
         html.raw("<section class=\"tiles\">");

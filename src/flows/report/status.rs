@@ -68,11 +68,17 @@ pub enum FindingCode {
     Rpo,
     /// An act has failed, and did not succeed since.
     Failed,
+    /// The newest point of a guest that this host has made or seen is not there any more.
+    Lost,
+    /// Another repository is behind a name than before.
+    Replaced,
     /// A point is damaged.
     Damaged,
+    /// Points were not proved for longer than a job allows.
+    Unproved,
     /// The second copy of a guest has no point, or none that is new enough.
     Copy,
-    /// A drill of a guest failed, or missed its target.
+    /// A drill of a guest failed, missed its target, or could not go as far as a job asks.
     Drill,
     /// Less is free than is to stay free.
     Room,
@@ -84,7 +90,7 @@ pub enum FindingCode {
     Timer,
     /// A run ended without a word.
     Cut,
-    /// A guest is no more in libvirt, and a job has backed it up before.
+    /// A guest has points, is no more in libvirt, and no job means it.
     Gone,
     /// No job covers a guest.
     NotCovered,
@@ -108,7 +114,10 @@ impl fmt::Display for FindingCode {
             Self::NoPoint => "no-point",
             Self::Rpo => "rpo",
             Self::Failed => "failed",
+            Self::Lost => "lost",
+            Self::Replaced => "replaced",
             Self::Damaged => "damaged",
+            Self::Unproved => "unproved",
             Self::Copy => "copy",
             Self::Drill => "drill",
             Self::Room => "room",
@@ -158,8 +167,8 @@ pub struct GuestStatus {
     pub job: String,
     /// The gravest of its findings.
     pub level: Level,
-    /// Its points that are not removed.
-    pub points: usize,
+    /// Its points that are not removed; none if nobody can look.
+    pub points: Option<usize>,
     /// The newest good point; none if there is none.
     pub newest: Option<PointId>,
     /// When the newest good point was made.
@@ -180,12 +189,12 @@ pub struct GuestStatus {
     /// When a point was proved last on this host.
     #[serde(with = "text::optional")]
     pub proved_at: Option<Timestamp>,
-    /// How many of the points were never proved on this host.
-    pub never_proved: usize,
-    /// When the last drill began.
+    /// How many of the points were never proved on this host; none if nobody can look.
+    pub never_proved: Option<usize>,
+    /// When the last drill that passed began; none if none did.
     #[serde(with = "text::optional")]
     pub drilled_at: Option<Timestamp>,
-    /// What the last drill came to.
+    /// What the last drill came to, whether it passed or not.
     pub drilled: Option<Climb>,
     /// How long it took in the last drill until the guest was back, in seconds.
     pub recovery: Option<f64>,
@@ -206,6 +215,9 @@ pub struct CopyStatus {
     /// When that was made.
     #[serde(with = "text::optional")]
     pub newest_at: Option<Timestamp>,
+    /// Until when the store there refuses to remove anything that it needs; none if it does not.
+    #[serde(with = "text::optional")]
+    pub safe_until: Option<Timestamp>,
     /// How old it may be.
     #[serde(with = "text::optional")]
     pub rpo: Option<Stretch>,

@@ -36,6 +36,9 @@ struct Due {
     /// When it was read last; never sorts before all times. A damaged one waits for its turn as the others
     /// do: it would take the whole budget of every night.
     read: Option<Timestamp>,
+    /// Of one that never was: the oldest point of its disk whose archive never was. Of the disks with new archives each
+    /// night the first would have every night, and the others none.
+    waits: Option<PointId>,
     disk: usize,
     /// The name of its file: those of a disk sort by their points.
     archive: String,
@@ -66,8 +69,10 @@ impl Work<'_> {
             let history =
                 histories.entry(&id.domain).or_insert_with(|| repository.history(&id.domain));
             let all = needed.iter().filter(|archive| archive.is_there);
-            let all: Vec<_> =
+            let mut all: Vec<_> =
                 all.map(|archive| self.due(history, (number, id), archive, now)).collect();
+            let oldest = all.iter().filter_map(|due| due.waits).min();
+            all.iter_mut().for_each(|due| due.waits = due.waits.and(oldest));
             lengths.push(all.iter().map(|due| due.bytes).sum::<u64>());
             due.extend(all);
         }
@@ -129,8 +134,10 @@ impl Work<'_> {
         let name = &archive.link.archive;
         let stamp = self.catalog.stamp(name);
         let entry = self.catalog.repository().storage().entry(name).ok().flatten();
+        let read = history.read(&id.disk, name.last(), stamp.as_ref(), now);
         Due {
-            read: history.read(&id.disk, name.last(), stamp.as_ref(), now),
+            read,
+            waits: read.is_none().then_some(archive.link.point),
             disk,
             archive: name.last().to_owned(),
             bytes: entry.and_then(|entry| entry.len).unwrap_or(0),

@@ -7,9 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::Host;
 use super::config::RepositoryPlace;
-use super::guests::Guests;
+use super::guests::{Guests, Subject};
 use super::journal::Journal;
-use super::status::{Catalogs, Opened, look};
+use super::status::{Catalogs, Of, Opened, look};
 use super::telling::host_name;
 use crate::base::error::Result;
 use crate::disk::io::Opener;
@@ -18,7 +18,7 @@ use crate::flows::report::{
     Left, Record, SiteLoss, StatusReport,
 };
 use crate::formats::archive::Kind;
-use crate::vault::repository::{DomainName, Manifest};
+use crate::vault::repository::Manifest;
 
 /// So many points of a guest are drawn.
 const POINTS_MAX: usize = 60;
@@ -151,16 +151,16 @@ impl Days {
             drill: None,
         };
         let domain = known.domains.get(standing.guest.as_str());
-        if let (Some(opened), Some(domain)) = (catalogs.get(repository), domain) {
-            fleet.drill = opened.catalog.repository().drills(domain).pop();
-            self.points(opened, domain, &mut fleet);
+        if let (Some(opened), Some(of)) = (catalogs.get(repository), domain) {
+            fleet.drill = opened.catalog.repository().drills(&of.domain).pop();
+            self.points(opened, of, &mut fleet);
         }
         fleet
     }
 
     /// The points of a guest.
-    fn points(&self, opened: &Opened, domain: &DomainName, fleet: &mut FleetGuest) {
-        let Some(points) = opened.points(domain, self.now).ok() else { return };
+    fn points(&self, opened: &Opened, of: &Of, fleet: &mut FleetGuest) {
+        let Some(points) = opened.points(of, self.now).ok() else { return };
         let all = points.all.iter().map(|(manifest, good)| FleetPoint {
             point: manifest.point,
             full: manifest.disks.iter().all(|record| record.kind == Kind::Full),
@@ -214,7 +214,7 @@ impl Days {
 struct Known<'a> {
     host: &'a Host<'a>,
     /// What it is called in repositories.
-    domains: BTreeMap<String, DomainName>,
+    domains: BTreeMap<String, Of>,
     /// Its backups, the oldest first.
     backups: BTreeMap<&'a str, Vec<&'a Record>>,
 }
@@ -222,7 +222,8 @@ struct Known<'a> {
 impl<'a> Known<'a> {
     fn new(host: &'a Host<'a>, guests: &Guests, records: &'a [Record]) -> Self {
         let subjects = host.config.jobs.values().flat_map(|job| guests.of(job));
-        let domains = subjects.filter_map(|it| Some((it.name(), guests.domain_of(&it).ok()?)));
+        let of = |it: Subject| Some((it.name(), Of::subject(guests, &it)?));
+        let domains = subjects.filter_map(of);
         let mut backups: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
         for record in records.iter().filter(|record| record.act == Act::Backup) {
             if let Some(subject) = &record.subject {
@@ -282,14 +283,14 @@ fn sites(
     let mut newest: BTreeMap<&str, BTreeMap<&str, Timestamp>> = BTreeMap::new();
     for standing in &status.guests {
         let found = newest.entry(&standing.guest).or_default();
-        let Some(domain) = known.domains.get(standing.guest.as_str()) else { continue };
+        let Some(of) = known.domains.get(standing.guest.as_str()) else { continue };
         let own = known.repository(standing);
         for (name, opened) in catalogs {
             // That of its own repository was looked for already.
             let created = match name == own {
                 true => standing.newest_at,
                 false => {
-                    let points = opened.points(domain, status.at).ok();
+                    let points = opened.points(of, status.at).ok();
                     points.and_then(|points| points.newest).map(|manifest| manifest.created)
                 }
             };

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use super::{Came, Work};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::flows::backup::LEVEL_DEFAULT;
 use crate::flows::drill::{self, DrillRequest};
 use crate::flows::host;
-use crate::flows::jobs::config;
 use crate::flows::jobs::guests::Subject;
+use crate::flows::jobs::{config, due};
 use crate::flows::merge::MergeOptions;
 use crate::flows::prune::{self, PruneRequest};
 use crate::flows::report::{
@@ -29,7 +30,7 @@ impl Work<'_> {
         let config = self.run.host.config;
         let opened = config
             .repository_of(self.name, self.job)
-            .and_then(|(_, place)| self.run.open(place).map(|it| (it, place.keep_free)));
+            .and_then(|(name, place)| self.open(name, place).map(|it| (it, place.keep_free)));
         let (repository, keep_free) = match opened {
             Ok(opened) => opened,
             Err(error) => return self.leave(acts, End::Failed, &Came::failed(&error)),
@@ -55,19 +56,45 @@ impl Work<'_> {
                 self.run.doing(job, act, None, || left);
                 continue;
             }
-            self.run.doing(job, act, None, || match act {
-                Act::Backup => self.back_up(&repository, keep_free),
-                Act::Copy => self.copy(&repository).unwrap_or_else(|error| Came::failed(&error)),
-                Act::Verify => {
-                    self.verify(&repository).unwrap_or_else(|error| Came::failed(&error))
-                }
-                Act::Prune => {
-                    self.prune(&repository, keep_free).unwrap_or_else(|error| Came::failed(&error))
-                }
-                Act::Drill => self.drill(&repository).unwrap_or_else(|error| Came::failed(&error)),
-                Act::Run | Act::Hook | Act::Notify => Came::to(End::Done, ""),
+            self.run.doing(job, act, None, || {
+                let came = match act {
+                    Act::Backup => Ok(self.back_up(&repository, keep_free)),
+                    Act::Copy => self.copy(&repository),
+                    Act::Verify => self.verify(&repository),
+                    Act::Prune => self.prune(&repository, keep_free),
+                    Act::Drill => self.drill(&repository),
+                    Act::Run | Act::Hook | Act::Notify => Ok(Came::to(End::Done, "")),
+                };
+                self.with_missed(act, came.unwrap_or_else(|error| Came::failed(&error)))
             });
         }
+    }
+
+    /// Says how many times of this part were missed while nobody looked: a night that is made up for hides those
+    /// before it.
+    fn with_missed(&self, act: Act, mut came: Came) -> Came {
+        let (run, acts) = (self.run, due::acts(self.job));
+        let schedule = acts.into_iter().find(|(it, _)| *it == act).map(|(_, schedule)| schedule);
+        let last = run.memory.of(Some(self.name), act, None).last.map(|record| record.began);
+        // A run that was at work missed nothing: what waited for it is done by the next.
+        let run_before = run.memory.of(None, Act::Run, None).last.map(|record| record.began);
+        let Some((schedule, since)) =
+            schedule.zip(last.map(|last| last.max(run_before.unwrap_or(last))))
+        else {
+            return came;
+        };
+        let Ok(zone) = run.host.config.zone() else { return came };
+        if let Some((first, count)) = due::missed(schedule, since, run.now, &zone) {
+            let first = first.to_zoned(zone).strftime("%Y-%m-%d %H:%M").to_string();
+            let were = if count == 1 { "time was" } else { "times were" };
+            let text = format!("{count} {were} missed since {first}, and one is made up for");
+            let advice = "see whether this host was off, or what starts qdelta run stood still";
+            came.warnings.push(Warning::new(Code::Missed, text).advise(advice));
+            if came.end == End::Done {
+                came.end = End::Warned;
+            }
+        }
+        came
     }
 
     /// The guests of the job that the repository has points of, and what else it backs up.
@@ -77,11 +104,32 @@ impl Work<'_> {
     }
 
     /// The guests of the job, and those that were its guests until they went: their points are kept and
-    /// proved as long as the rules say.
-    pub(super) fn domains_with_gone(&self, repository: &Repository) -> Result<Vec<DomainName>> {
+    /// proved as long as the rules say. Where nothing is removed, those of jobs that are not in the file any more, too:
+    /// nobody else would prove them.
+    pub(super) fn domains_with_gone(
+        &self,
+        repository: &Repository,
+        act: Act,
+    ) -> Result<Vec<DomainName>> {
         let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
-        let gone = self.gone().into_iter().filter_map(|guest| guest.parse().ok());
-        self.there(repository, wanted.chain(gone))
+        let takes_orphans = act != Act::Prune && self.is_first_with(act);
+        let gone = self.run.guests.gone(self.run.host.config, self.run.memory);
+        let gone = gone.into_iter().filter(|it| match it.job {
+            Some(job) => job == self.name,
+            None => takes_orphans,
+        });
+        self.there(repository, wanted.chain(gone.map(|it| it.domain)))
+    }
+
+    /// Whether no job before this one does the same in the same repository.
+    fn is_first_with(&self, act: Act) -> bool {
+        let config = self.run.host.config;
+        let place = |name: &str, job| config.repository_of(name, job).ok().map(|(it, _)| it);
+        let own = place(self.name, self.job);
+        let has_act = |job| due::acts(job).iter().any(|(it, _)| *it == act);
+        let mut with =
+            config.jobs.iter().filter(|(name, job)| has_act(job) && place(name, job) == own);
+        with.next().is_some_and(|(name, _)| name == self.name)
     }
 
     fn there(
@@ -94,7 +142,7 @@ impl Work<'_> {
     }
 
     fn verify(&self, repository: &Repository) -> Result<Came> {
-        let domains = self.domains_with_gone(repository)?;
+        let domains = self.domains_with_gone(repository, Act::Verify)?;
         if domains.is_empty() {
             return Ok(Came::to(End::Done, "there is nothing to prove yet"));
         }
@@ -123,7 +171,7 @@ impl Work<'_> {
             clock: Clock::Checked,
         };
         let others = self.run.guests.pruned_otherwise(self.run.host.config, (self.name, self.job));
-        let mut domains = self.domains_with_gone(repository)?;
+        let mut domains = self.domains_with_gone(repository, Act::Prune)?;
         let is_in_both = |subject: &&Subject| others.contains_key(&subject.name());
         let in_both = self.subjects.iter().filter(is_in_both);
         let in_both: Vec<_> = in_both.filter_map(|it| self.run.guests.domain_of(it).ok()).collect();

@@ -18,7 +18,7 @@ use crate::flows::backup::{
 };
 use crate::flows::host;
 use crate::flows::jobs::config::JobImage;
-use crate::flows::jobs::guests::Subject;
+use crate::flows::jobs::guests::{NO_GUESTS, Subject};
 use crate::flows::jobs::sense;
 use crate::flows::jobs::words::option;
 use crate::flows::report::{Act, ActResult, BackupReport, End, GuestReport};
@@ -72,7 +72,17 @@ impl Work<'_> {
             });
             ends.push((name, end));
         }
-        of_all("backed up", &ends)
+        let came = of_all("backed up", &ends);
+        let is_dark = !self.job.guests.is_empty() && self.run.guests.is_empty();
+        if is_dark && came.end != End::Interrupted {
+            // Else nobody would hear of a night without a single guest.
+            let folder = self.run.host.config.libvirt.config.display();
+            let text = format!("libvirt has no guest at all in {folder}; {}", came.text);
+            let mut came = Came { end: End::Failed, text, ..came };
+            came.advice = Some(NO_GUESTS.to_owned());
+            return came;
+        }
+        came
     }
 
     /// Backs up one.
@@ -139,32 +149,12 @@ impl Work<'_> {
         }
     }
 
-    /// Guests that this job backed up last of all jobs, and that libvirt does not have any more.
-    pub(super) fn gone(&self) -> Vec<&'_ str> {
-        let run = self.run;
-        let was_backed_up = |job: &str, guest: &str| {
-            let past = run.memory.of(Some(job), Act::Backup, Some(guest));
-            past.success.map(|record| record.began)
-        };
-        let is_gone = |guest: &&str| {
-            let past = run.memory.of(Some(self.name), Act::Backup, Some(guest));
-            let was_guest = past
-                .success
-                .is_some_and(|record| !matches!(record.result, Some(ActResult::Image(_))));
-            // The rules of the job that had it last decide: another one may keep less.
-            let ours = was_backed_up(self.name, guest);
-            let is_ours = run.host.config.jobs.keys().all(|job| was_backed_up(job, guest) <= ours);
-            was_guest && is_ours && !run.guests.has(guest)
-        };
-        let guests = run.memory.subjects(self.name, Act::Backup).map(|(guest, _)| guest);
-        guests.filter(is_gone).collect()
-    }
-
     /// Notes guests that went and that the file does not name: a guest that it names fails by itself.
     fn note_gone(&self) {
         let run = self.run;
         let is_meant = |name: &str| self.subjects.iter().any(|subject| subject.name() == name);
-        for guest in self.gone() {
+        let gone = run.guests.gone(run.host.config, run.memory);
+        for guest in gone.iter().filter(|it| it.job == Some(self.name)).map(|it| it.guest) {
             let last = run.memory.of(Some(self.name), Act::Backup, Some(guest)).last;
             let is_told = last.is_some_and(|record| record.end == End::Gone);
             if !is_told && !is_meant(guest) {

@@ -13,12 +13,12 @@ use crate::vault::repository::Repository;
 impl Work<'_> {
     /// Copies the points of the job's guests.
     pub(super) fn copy(&self, repository: &Repository) -> Result<Came> {
-        let (host, domains) = (self.run.host, self.domains_with_gone(repository)?);
+        let (host, domains) = (self.run.host, self.domains_with_gone(repository, Act::Copy)?);
         let Some(how) = self.job.copy.as_ref().filter(|_| !domains.is_empty()) else {
             return Ok(Came::to(End::Done, "there is nothing to copy yet"));
         };
         let place = host.config.copy_of(self.name, how)?;
-        let other = self.run.open(place)?;
+        let other = self.open(&how.to, place)?;
         let other = match how.limit_rate {
             Some(rate) => other.limited(rate, self.run.cancel),
             None => other,

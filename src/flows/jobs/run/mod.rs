@@ -3,6 +3,7 @@
 mod acts;
 mod backup;
 mod copy;
+mod recall;
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -17,7 +18,7 @@ use super::guests::{Guests, Subject};
 use super::journal::{Journal, Memory};
 use super::telling::{self, Ended, Occasion, Pings};
 use super::words::nearest;
-use super::{Host, programs};
+use super::{Host, known, programs};
 use crate::base::cancel::Cancel;
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -84,12 +85,12 @@ fn in_turn(
     (now, started): (Timestamp, Instant),
 ) -> Result<RunReport> {
     journal.rotate(None)?;
-    let history = journal.read()?;
-    let memory = Memory::new(&history, now);
     let guests = Guests::read(&host.config.libvirt.libvirt())?;
+    let (history, notes) = recall::read((host, journal), &guests, now)?;
+    let memory = Memory::new(&history, now);
     let due = match names.is_empty() {
         true => due::due(host.config, &memory, now)?,
-        false => due::named(host.config, names),
+        false => due::named(host.config, &memory, names, now)?,
     };
     let run = Run {
         host,
@@ -104,6 +105,7 @@ fn in_turn(
         unwritten: Mutex::default(),
         is_unheard: AtomicBool::default(),
     };
+    notes.into_iter().for_each(|note| run.keep(note));
     run.note_new(&due);
     run.note_cut();
     let mut end = End::Done;
@@ -358,7 +360,7 @@ impl<'a> Run<'a> {
     fn note_cut(&self) {
         let Some(before) = self.memory.unended() else { return };
         let text = format!(
-            "the run that began at {} never ended: it was killed, or the power was cut",
+            "the run that began at {} never ended: it was killed, the power was cut, or it could not note its end",
             before.began.strftime("%Y-%m-%dT%H:%M:%SZ")
         );
         let mut cut = record(self.now, None, Act::Run, End::Cut, text);
@@ -485,6 +487,13 @@ impl<'a> Run<'a> {
 }
 
 impl Work<'_> {
+    /// Opens a repository of the file, and remembers which one it is.
+    fn open(&self, name: &str, place: &RepositoryPlace) -> Result<Repository> {
+        let repository = self.run.open(place)?;
+        known::remember(self.run.host, name, repository.id());
+        Ok(repository)
+    }
+
     /// Does parts of the job, within its hooks.
     fn all(&self, acts: &[Act]) {
         let (run, hooks) = (self.run, &self.job.hooks);

@@ -4,19 +4,50 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use super::{Look, Opened};
 use crate::base::duration::{self, Stretch};
 use crate::base::error::Result;
 use crate::flows::jobs::config::Job;
 use crate::flows::jobs::config::copy::Copy;
-use crate::flows::jobs::guests::Subject;
+use crate::flows::jobs::guests::{Guests, Subject};
 use crate::flows::jobs::words::{operand, option};
 use crate::flows::report::{Act, End, FindingCode, GuestStatus, Level, Record};
-use crate::vault::repository::{Catalog, Climb, DiskId, DomainName, Drill, Manifest, PointId};
+use crate::vault::repository::{
+    Catalog, Climb, DiskId, DiskName, DomainName, Drill, Manifest, PointId,
+};
 
 /// A mark that is younger than this may be that of a guest that is being backed up now.
 const MARK_AGE_MIN_S: u64 = 120;
+
+/// Whose points are asked for.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Of {
+    /// What the guest is called in repositories.
+    pub domain: DomainName,
+    /// One disk of it alone: that of an image.
+    pub disk: Option<DiskName>,
+    /// Its UUID, where libvirt says it.
+    pub uuid: Option<String>,
+}
+
+impl Of {
+    /// The points of all that has a name.
+    pub fn all(domain: &DomainName) -> Self {
+        Self { domain: domain.clone(), disk: None, uuid: None }
+    }
+
+    /// Those of what a job backs up.
+    pub fn subject(guests: &Guests, subject: &Subject) -> Option<Self> {
+        let domain = guests.domain_of(subject).ok()?;
+        let uuid = match subject {
+            Subject::Guest { name, .. } => guests.uuid(name).map(str::to_owned),
+            _ => None,
+        };
+        Some(Self { domain, disk: guests.disk_of(subject), uuid })
+    }
+}
 
 /// What is known of the points of a guest.
 #[derive(Default)]
@@ -26,6 +57,8 @@ pub(in super::super) struct Points {
     pub(super) damaged: usize,
     safe_until: Option<jiff::Timestamp>,
     pub newest: Option<Manifest>,
+    /// The UUID of the guest that is asked for, where libvirt says it: another may have had its name.
+    uuid: Option<String>,
     /// All that can be read and are not removed, the oldest first, and whether each can be restored whole.
     pub all: Vec<(Manifest, bool)>,
     /// When each was proved.
@@ -34,7 +67,12 @@ pub(in super::super) struct Points {
     proved_at: Option<jiff::Timestamp>,
     never_proved: usize,
     last_drill: Option<Drill>,
+    /// When the last drill that passed began.
+    drilled_at: Option<jiff::Timestamp>,
 }
+
+/// So many warnings of one piece of work are findings of their own.
+const WARNINGS_MAX: usize = 20;
 
 impl Look<'_> {
     /// How the guests and images of all jobs stand.
@@ -45,91 +83,111 @@ impl Look<'_> {
                 wanted.entry(subject.name()).or_default().push((name, job, subject));
             }
         }
-        wanted.into_values().filter_map(|jobs| self.guest(&jobs)).collect()
+        wanted.into_values().filter_map(|mut jobs| self.guest(&mut jobs)).collect()
     }
 
     /// How a guest stands that these jobs back up.
-    fn guest(&mut self, jobs: &[(&str, &Job, Subject)]) -> Option<GuestStatus> {
+    fn guest(&mut self, jobs: &mut [(&str, &Job, Subject)]) -> Option<GuestStatus> {
         // What the strictest job asks for.
-        let strict = |job: &Job| job.rpo.map_or(std::time::Duration::MAX, |rpo| rpo.0);
-        let (name, job, subject) = jobs.iter().min_by_key(|(_, job, _)| strict(job))?;
+        jobs.sort_by_key(|(_, job, _)| job.rpo.map_or(Duration::MAX, |rpo| rpo.0));
+        let (name, job, subject) = jobs.first()?;
         let guest = subject.name();
-        for (name, _, _) in jobs {
+        for (name, _, _) in jobs.iter() {
             self.act_of_guest_failed(name, Act::Backup, &guest);
             self.copy_failed(name, &guest, subject);
         }
-        let (rpo, rto) = (job.rpo, jobs.iter().filter_map(|(_, job, _)| job.rto).min());
+        for name in self.left_failed(&guest) {
+            self.act_of_guest_failed(&name, Act::Backup, &guest);
+        }
         let mut standing = GuestStatus {
             guest: guest.clone(),
             job: (*name).to_owned(),
             level: Level::Ok,
-            points: 0,
+            points: None,
             newest: None,
             newest_at: None,
             safe_until: None,
             oldest_at: None,
             frozen_ms: None,
-            rpo,
+            rpo: job.rpo,
             proved_at: None,
-            never_proved: 0,
+            never_proved: None,
             drilled_at: None,
             drilled: None,
             recovery: None,
-            rto,
+            rto: jobs.iter().filter_map(|(_, job, _)| job.rto).min(),
             copies: Vec::new(),
         };
-        let repository = self.config.repository_of(name, job).ok().map(|(name, _)| name);
-        // That it can't be opened is a finding of its own.
-        let opened = repository.and_then(|name| self.catalogs.get(name));
-        let Some(opened) = opened else {
-            // Nothing is known of it.
+        let own = self.place_of(name, job);
+        if !self.catalogs.contains_key(&own) {
+            // Nothing is known of it: that it can't be opened is a finding of its own.
             standing.level = Level::Critical;
-            return Some(standing);
-        };
-        let Ok(domain) = self.guests.domain_of(subject) else { return Some(standing) };
-        let is_frozen = self.is_frozen(&opened.catalog, &domain);
-        let points = match opened.points(&domain, self.now) {
-            Ok(points) => points,
-            Err(error) => {
-                self.trouble(FindingCode::Repository, &guest, &error);
-                return Some(standing);
+        }
+        let Some(of) = Of::subject(self.guests, subject) else { return Some(standing) };
+        // Each repository for itself, with the jobs that back up into it.
+        let mut places: BTreeMap<String, Vec<&(&str, &Job, Subject)>> = BTreeMap::new();
+        for it in jobs.iter() {
+            places.entry(self.place_of(it.0, it.1)).or_default().push(it);
+        }
+        for (place, jobs) in &places {
+            let Some(opened) = self.catalogs.get(place) else { continue };
+            let is_frozen = self.is_frozen(&opened.catalog, &of.domain);
+            let points = match opened.points(&of, self.now) {
+                Ok(points) => points,
+                Err(error) => {
+                    self.trouble(FindingCode::Repository, &guest, &error);
+                    continue;
+                }
+            };
+            if is_frozen {
+                self.frozen(&guest);
             }
-        };
-        if is_frozen {
-            let text =
-                "it may still be frozen: the mark of a freeze was never taken away".to_owned();
-            let advice =
-                format!("virsh domfsthaw {}; the next backup thaws it, too", operand(&guest));
-            self.advise(Level::Critical, FindingCode::Frozen, &guest, text, &advice);
-        }
-        standing.points = points.count;
-        standing.newest = points.newest.as_ref().map(|manifest| manifest.point);
-        standing.newest_at = points.newest.as_ref().map(|manifest| manifest.created);
-        standing.safe_until = points.safe_until;
-        standing.oldest_at = points.oldest_at;
-        standing.frozen_ms = points.newest.as_ref().and_then(frozen_ms);
-        standing.proved_at = points.proved_at;
-        standing.never_proved = points.never_proved;
-        if let Some(drill) = &points.last_drill {
-            standing.drilled_at = Some(drill.began);
-            standing.drilled = Some(drill.result);
-            standing.recovery = drill.recovery;
-        }
-        let before = self.findings.len();
-        self.age(&guest, name, job, &points);
-        self.damage(&guest, &points);
-        self.left_out(&guest, subject, &points);
-        for (_, job, _) in jobs {
-            let copy = job.copy.as_ref().filter(|_| points.newest.is_some());
-            let known = |copy: &Copy| standing.copies.iter().any(|it| it.repository == copy.to);
-            if let Some(copy) = copy.filter(|copy| !known(copy)) {
-                standing.copies.push(self.copy(&guest, &domain, copy));
+            if *place == own {
+                points.stand(&mut standing);
             }
-        }
-        for finding in self.findings.iter_mut().skip(before) {
-            finding.job = Some((*name).to_owned());
+            let before = self.findings.len();
+            self.ages(&guest, jobs, &points);
+            self.damage(&guest, &points);
+            self.drill(&guest, jobs.iter().any(|(_, job, _)| job.drill.is_some()), &points);
+            self.lost(&guest, &of.domain, place);
+            self.left_out(&guest, jobs, &points);
+            for (name, job, _) in jobs {
+                self.count_late(name, &guest, &points);
+                let copy = job.copy.as_ref();
+                let known = |copy: &Copy| standing.copies.iter().any(|it| it.repository == copy.to);
+                if let Some(copy) = copy.filter(|copy| !known(copy)) {
+                    standing.copies.push(self.copy(&guest, &of, copy, points.newest.is_some()));
+                }
+            }
+            for finding in self.findings.iter_mut().skip(before).filter(|it| it.job.is_none()) {
+                finding.job = jobs.first().map(|(name, _, _)| (*name).to_owned());
+            }
         }
         Some(standing)
+    }
+
+    /// The name of the repository of a job; no name if the file does not say.
+    fn place_of(&self, name: &str, job: &Job) -> String {
+        self.config.repository_of(name, job).map_or("", |(name, _)| name).to_owned()
+    }
+
+    fn frozen(&mut self, guest: &str) {
+        let text = "it may still be frozen: the mark of a freeze was never taken away".to_owned();
+        let advice = format!("virsh domfsthaw {}; the next backup thaws it, too", operand(guest));
+        self.advise(Level::Critical, FindingCode::Frozen, guest, text, &advice);
+    }
+
+    /// The jobs that are not in the file any more, and whose last backup of a guest failed: that is over when any job
+    /// has backed it up, and not when one is given another name.
+    fn left_failed(&self, guest: &str) -> Vec<String> {
+        let own = || self.memory.backups().filter(|(_, it, _)| *it == guest);
+        let made = own().filter_map(|(_, _, past)| Some(past.success?.began)).max();
+        let is_failed = |record: &Record| record.end.is_trouble() && record.end != End::Gone;
+        let left = own().filter(|(job, _, past)| {
+            let last = past.last.filter(|last| is_failed(last) && Some(last.began) > made);
+            last.is_some() && !self.config.jobs.contains_key(*job)
+        });
+        left.map(|(job, ..)| job.to_owned()).collect()
     }
 
     /// Whether a mark says that the guest was frozen and never thawed.
@@ -140,69 +198,108 @@ impl Look<'_> {
         !self.is_running || age.is_none_or(|age| age.as_secs() >= MARK_AGE_MIN_S)
     }
 
-    /// The last backup or copy by a job did not work.
+    /// The last backup or copy by a job did not work, or has warnings.
     pub(super) fn act_of_guest_failed(&mut self, job: &str, act: Act, guest: &str) {
         let past = self.memory.of(Some(job), act, Some(guest));
-        let Some(last) = past.last.cloned() else { return };
-        let Record { end, text, advice, warnings, began, .. } = last;
-        let (level, code, text) = match end {
-            End::Failed => (Level::Critical, FindingCode::Failed, format!("{act} failed: {text}")),
+        let Some(last) = past.last else { return };
+        let (level, text) = match last.end {
+            End::Failed => (Level::Critical, format!("{act} failed: {}", last.text)),
             End::Interrupted | End::NotTried => {
-                (Level::Warning, FindingCode::Failed, format!("{act} {end}: {text}"))
+                (Level::Warning, format!("{act} {}: {}", last.end, last.text))
             }
-            End::Warned => {
-                let first = warnings.first().map_or("", |warning| warning.text.as_str());
-                (Level::Warning, FindingCode::Warned, first.to_owned())
-            }
+            End::Warned => return self.warned(job, act, guest, last),
             _ => return,
         };
-        let advice = match end {
-            End::Warned => warnings.into_iter().next().and_then(|warning| warning.advice),
-            _ => advice,
-        };
-        if let Some(finding) = self.find(level, code, guest, text) {
-            (finding.advice, finding.since) = (advice, Some(began));
+        if let Some(finding) = self.find(level, FindingCode::Failed, guest, text) {
+            (finding.advice, finding.since) = (last.advice.clone(), Some(last.began));
         }
         self.of_job(job, Some(act));
     }
 
-    /// The newest good point against what the job asks for.
-    fn age(&mut self, guest: &str, name: &str, job: &Job, points: &Points) {
-        let Some(newest) = &points.newest else {
-            if job.rpo.is_none() && job.schedule.is_empty() {
-                return;
+    /// What was done has warnings: each is a finding of its own, else one that stays would hide all others.
+    pub(super) fn warned(&mut self, job: &str, act: Act, subject: &str, last: &Record) {
+        let of = if subject == job { format!("{act}: ") } else { String::new() };
+        let (shown, rest) = last.warnings.split_at(last.warnings.len().min(WARNINGS_MAX));
+        for warning in shown {
+            let text = format!("{of}{}", warning.text);
+            if let Some(finding) = self.find(Level::Warning, FindingCode::Warned, subject, text) {
+                (finding.advice, finding.since) = (warning.advice.clone(), Some(last.began));
             }
-            let was_tried = self.memory.of(Some(name), Act::Backup, None).last;
-            let own = self.memory.of(Some(name), Act::Backup, Some(guest)).last;
-            let is_new = was_tried.is_some_and(|record| {
-                record.end == End::Seen || (own.is_none() && !job.schedule.is_empty())
-            });
-            let is_waiting = is_new && self.overdue(name, job, Act::Backup).is_none();
-            let (level, text) = match is_waiting {
-                true => (Level::Warning, "it has no point yet: its first backup is still to come"),
-                false => (Level::Critical, "it has no good point"),
-            };
-            let advice = format!("qdelta run {name} makes one now");
-            self.advise(level, FindingCode::NoPoint, guest, text.to_owned(), &advice);
+            self.of_job(job, Some(act));
+        }
+        if !rest.is_empty() {
+            let text = format!("{of}and {} more warnings", rest.len());
+            let advice = format!("qdelta history {} --json has all", option("--job", job));
+            self.advise(Level::Warning, FindingCode::Warned, subject, text, &advice);
+            self.of_job(job, Some(act));
+        }
+    }
+
+    /// The newest good points against what each job asks for, of one repository; the strictest job first.
+    fn ages(&mut self, guest: &str, jobs: &[&(&str, &Job, Subject)], points: &Points) {
+        let Some(newest) = &points.newest else {
+            if let Some((name, job, _)) = jobs.first() {
+                self.no_point(guest, name, job);
+            }
             return;
         };
-        let age = self.now.as_second() - newest.created.as_second();
-        let is_over = |rpo: Stretch| u64::try_from(age).is_ok_and(|age| age > rpo.0.as_secs());
-        if let Some(rpo) = job.rpo.filter(|rpo| is_over(*rpo)) {
+        let mut told = BTreeSet::new();
+        for (name, job, subject) in jobs {
+            let wanted = match subject {
+                Subject::Guest { excluded, .. } => self.guests.disks_to_take(guest, excluded),
+                _ => Vec::new(),
+            };
+            // Another job, which leaves a disk out, may have made the newest point.
+            let of_disks =
+                wanted.iter().filter_map(|disk| Some((points.newest_with(disk)?, Some(disk))));
+            let oldest = of_disks.min_by_key(|(it, _)| it.point);
+            let (found, disk) = oldest.unwrap_or((newest, None));
+            let age = self.now.as_second() - found.created.as_second();
+            let is_over = |rpo: Stretch| u64::try_from(age).is_ok_and(|age| age > rpo.0.as_secs());
+            let Some(rpo) = job.rpo.filter(|rpo| is_over(*rpo)) else { continue };
+            if !told.insert(found.point) {
+                continue;
+            }
+            let of = disk.filter(|_| found.point != newest.point);
+            let of = of.map_or(String::new(), |disk| format!(" with disk {disk}"));
             let text = format!(
-                "its newest good point is {} old, and its RPO is {rpo}",
+                "its newest good point{of} is {} old, and its RPO is {rpo}",
                 duration::age(age)
             );
-            let since = newest.created;
+            let since = found.created;
             if let Some(finding) = self.find(Level::Critical, FindingCode::Rpo, guest, text) {
                 finding.since = Some(since);
                 finding.advice =
                     Some(format!("qdelta history {} says what happened", option("--guest", guest)));
             }
+            self.of_job(name, None);
         }
     }
 
-    /// Damaged points, and a drill that failed.
+    /// A guest of a job without a good point.
+    fn no_point(&mut self, guest: &str, name: &str, job: &Job) {
+        let advice = format!("qdelta run {name} makes one now");
+        if job.rpo.is_none() && job.schedule.is_empty() {
+            // Nothing is promised of it, and yet nobody may think that it is backed up.
+            let text = format!("it has no point: {name} is done only when somebody names it");
+            self.advise(Level::Warning, FindingCode::NoPoint, guest, text, &advice);
+            return;
+        }
+        let was_tried = self.memory.of(Some(name), Act::Backup, None).last;
+        let own = self.memory.of(Some(name), Act::Backup, Some(guest)).last;
+        let is_new = was_tried.is_some_and(|record| {
+            record.end == End::Seen || (own.is_none() && !job.schedule.is_empty())
+        });
+        let is_coming = job.schedule.iter().any(|it| it.next(self.now, &self.zone).is_some());
+        let is_waiting = is_new && is_coming && self.overdue(name, job, Act::Backup).is_none();
+        let (level, text) = match is_waiting {
+            true => (Level::Warning, "it has no point yet: its first backup is still to come"),
+            false => (Level::Critical, "it has no good point"),
+        };
+        self.advise(level, FindingCode::NoPoint, guest, text.to_owned(), &advice);
+    }
+
+    /// Damaged points.
     fn damage(&mut self, guest: &str, points: &Points) {
         if points.damaged > 0 {
             let text = format!(
@@ -212,39 +309,95 @@ impl Look<'_> {
             let advice = format!("qdelta verify {} says what is damaged", operand(guest));
             self.advise(Level::Critical, FindingCode::Damaged, guest, text, &advice);
         }
+    }
+
+    /// A last drill that did not pass. How far one should come, only the file says.
+    fn drill(&mut self, guest: &str, is_asked_for: bool, points: &Points) {
         let Some(drill) = &points.last_drill else { return };
-        if drill.result == Climb::Failed {
-            let step = drill.steps.iter().find(|step| step.result == Climb::Failed);
-            let text = match step {
-                Some(step) => format!("its last drill failed at {}: {}", step.rung, step.text),
-                None => format!("its last drill missed its target: {}", drill.missed.join(", ")),
-            };
-            let since = drill.began;
-            if let Some(finding) = self.find(Level::Critical, FindingCode::Drill, guest, text) {
-                finding.since = Some(since);
-                finding.advice = Some(format!("qdelta drill {} tries it again", operand(guest)));
+        let step = drill.steps.iter().find(|step| step.result != Climb::Passed);
+        let (level, text) = match (drill.result, step) {
+            (Climb::Passed, _) => return,
+            (Climb::Failed, Some(step)) if step.result == Climb::Failed => {
+                (Level::Critical, format!("its last drill failed at {}: {}", step.rung, step.text))
             }
+            (Climb::Failed, _) => {
+                let missed = drill.missed.join(", ");
+                (Level::Critical, format!("its last drill missed its target: {missed}"))
+            }
+            (Climb::NotTried, _) if !is_asked_for => return,
+            (Climb::NotTried, step) => {
+                let why = step
+                    .map_or(String::new(), |it| format!("{} was not tried: {}", it.rung, it.text));
+                (Level::Warning, format!("its last drill did not come to {}: {why}", drill.wanted))
+            }
+        };
+        let since = drill.began;
+        if let Some(finding) = self.find(level, FindingCode::Drill, guest, text) {
+            finding.since = Some(since);
+            finding.advice = Some(format!("qdelta drill {} tries it again", operand(guest)));
         }
     }
 
-    /// Disks that the guest has now and that are not in its newest point.
-    fn left_out(&mut self, guest: &str, subject: &Subject, points: &Points) {
-        let (Subject::Guest { excluded, .. }, Some(newest)) = (subject, &points.newest) else {
-            return;
+    /// Disks that the guest has now and that are not in its newest point. One that some job leaves out need only be in
+    /// some point: how old that may be, the job says that takes it.
+    fn left_out(&mut self, guest: &str, jobs: &[&(&str, &Job, Subject)], points: &Points) {
+        let Some(newest) = &points.newest else { return };
+        let taken = jobs.iter().filter_map(|(_, _, subject)| match subject {
+            Subject::Guest { excluded, .. } => Some(self.guests.disks_to_take(guest, excluded)),
+            _ => None,
+        });
+        let mut count: BTreeMap<String, usize> = BTreeMap::new();
+        taken.flatten().for_each(|disk| *count.entry(disk).or_default() += 1);
+        let is_missing = |(disk, count): &(String, usize)| {
+            let is_somewhere = *count < jobs.len() && points.newest_with(disk).is_some();
+            !has_disk(newest, disk) && !is_somewhere
         };
-        let there: BTreeSet<&str> =
-            newest.disks.iter().map(|record| record.disk.as_str()).collect();
-        let missing: Vec<String> = self
-            .guests
-            .disks_to_take(guest, excluded)
-            .into_iter()
-            .filter(|target| !there.contains(target.as_str()))
-            .collect();
+        let missing: Vec<String> =
+            count.into_iter().filter(is_missing).map(|(disk, _)| disk).collect();
         if !missing.is_empty() {
             let plural = if missing.len() == 1 { "disk" } else { "disks" };
             let text = format!("{plural} {} not in its newest point", missing.join(", "));
             let advice = "a disk that is new is in the next one; else see why it is left out";
             self.advise(Level::Warning, FindingCode::LeftOut, guest, text, advice);
+        }
+    }
+}
+
+/// Whether a disk is in a point.
+fn has_disk(manifest: &Manifest, disk: &str) -> bool {
+    manifest.disks.iter().any(|record| record.disk.as_str() == disk)
+}
+
+impl Points {
+    /// The newest good point that has a disk.
+    fn newest_with(&self, disk: &str) -> Option<&Manifest> {
+        self.good().filter(|it| has_disk(it, disk)).max_by_key(|it| it.point)
+    }
+
+    /// The good points, of the very guest where that is known.
+    fn good(&self) -> impl Iterator<Item = &Manifest> {
+        let is_own = |it: &Manifest| {
+            let had = it.machine.as_ref().and_then(|machine| machine.uuid.as_ref());
+            self.uuid.as_ref().zip(had).is_none_or(|(own, had)| own.eq_ignore_ascii_case(had))
+        };
+        let good = self.all.iter().filter(|(_, is_good)| *is_good).map(|(manifest, _)| manifest);
+        good.filter(move |it| is_own(it))
+    }
+
+    /// How the guest of these points stands.
+    fn stand(&self, standing: &mut GuestStatus) {
+        standing.points = Some(self.count);
+        standing.newest = self.newest.as_ref().map(|manifest| manifest.point);
+        standing.newest_at = self.newest.as_ref().map(|manifest| manifest.created);
+        standing.safe_until = self.safe_until;
+        standing.oldest_at = self.oldest_at;
+        standing.frozen_ms = self.newest.as_ref().and_then(frozen_ms);
+        standing.proved_at = self.proved_at;
+        standing.never_proved = Some(self.never_proved);
+        standing.drilled_at = self.drilled_at;
+        if let Some(drill) = &self.last_drill {
+            standing.drilled = Some(drill.result);
+            standing.recovery = drill.recovery;
         }
     }
 }
@@ -275,21 +428,28 @@ impl Opened {
         });
     }
 
-    /// What is known of the points of a guest.
+    /// What is known of the points of a guest, or of one disk of them.
     pub(in super::super) fn points(
         &self,
-        domain: &DomainName,
+        Of { domain, disk: only, uuid }: &Of,
         now: jiff::Timestamp,
     ) -> Result<Points> {
         let catalog = &self.catalog;
-        let mut found =
-            Points { last_drill: catalog.repository().drills(domain).pop(), ..Points::default() };
+        let mut drills = catalog.repository().drills(domain);
+        let passed = drills.iter().rfind(|drill| drill.result == Climb::Passed);
+        let mut found = Points {
+            drilled_at: passed.map(|drill| drill.began),
+            uuid: uuid.clone(),
+            ..Points::default()
+        };
+        found.last_drill = drills.pop();
         if !self.domains.contains(domain) {
             return Ok(found);
         }
         let mut bad: BTreeSet<PointId> = BTreeSet::new();
         let mut proofs: BTreeMap<PointId, Option<jiff::Timestamp>> = BTreeMap::new();
-        for disk in catalog.disks_of(domain)? {
+        let is_meant = |disk: &DiskName| only.as_ref().is_none_or(|only| only == disk);
+        for disk in catalog.disks_of(domain)?.into_iter().filter(|it| is_meant(&it.disk)) {
             of_disk(catalog, &disk, now, &mut bad, &mut proofs)?;
         }
         for (point, manifest) in catalog.manifests(domain)? {
@@ -297,6 +457,7 @@ impl Opened {
                 Ok(manifest) if manifest.removed.is_some() => {
                     proofs.remove(&point);
                 }
+                Ok(manifest) if !manifest.disks.iter().any(|it| is_meant(&it.disk)) => {}
                 Ok(manifest) => {
                     found.count += 1;
                     let oldest = found.oldest_at.unwrap_or(manifest.created);
@@ -311,8 +472,7 @@ impl Opened {
                 }
             }
         }
-        let good = found.all.iter().filter(|(_, is_good)| *is_good).map(|(manifest, _)| manifest);
-        found.newest = good.max_by_key(|manifest| manifest.point).cloned();
+        found.newest = found.good().max_by_key(|manifest| manifest.point).cloned();
         if let Some(newest) = &found.newest {
             found.safe_until = catalog.point_safe_until(domain, newest.point)?;
         }

@@ -1,9 +1,13 @@
 //! Whether everything is all right: how each guest, job and repository stands, and what is open.
 //!
-//! Every age is that of a success. What was never done is a finding, and silence is none.
+//! Every age is that of a success. What was never done is a finding, and silence is none. Every guest that libvirt has,
+//! and every guest with points in a repository, ends as one of three: a job covers it, somebody is told of it, or the
+//! file ignores it. Every promise of the file has a finding for when it is not kept.
 
 mod copies;
 mod guest;
+mod kept;
+mod proofs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -12,25 +16,25 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::config::{Config, Job, RepositoryPlace};
-use super::guests::Guests;
-use super::journal::{Journal, Memory};
-use super::{Host, due, programs, telling};
+use super::guests::{Guests, NO_GUESTS};
+use super::journal::{HISTORY, Journal, Memory, TORN_MAX};
+use super::{Host, due, known, programs, telling};
+use crate::base::calendar::Calendar;
 use crate::base::cancel::Cancel;
 use crate::base::clock;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::report::{
     Act, ActResult, ActStatus, End, FindingCode, GuestFate, JobStatus, Level, OpenFinding, Record,
-    RepositoryStatus, SpaceReport, StatusReport, Timer,
+    RepositoryStatus, RunHistory, SpaceReport, StatusReport, Timer,
 };
 use crate::flows::space::{self, SpaceRequest};
-use crate::vault::repository::{Catalog, Climb, DomainName};
+use crate::vault::repository::{Catalog, DomainName};
+
+pub(super) use guest::Of;
 
 /// What the finding is about that libvirt has no guests.
 pub(super) const LIBVIRT: &str = "libvirt";
-
-/// How long after its time a job may begin before it is overdue.
-const LATE_MAX_S: i64 = 3600;
 
 /// The same while a run is at work, which may come to the job in its turn. A run that hangs, or takes days, must not
 /// hide nights that are missed.
@@ -55,12 +59,12 @@ pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
     let now = clock::now()?;
     let config = host.config;
     let journal = Journal::new(host.state);
-    let history = journal.read()?;
+    let (history, is_running) = settled(&journal, now)?;
     let memory = Memory::new(&history, now);
     let guests = Guests::read(&config.libvirt.libvirt())?;
-    let is_running = memory.unended().is_some() && journal.is_busy();
     let zone = config.zone()?;
     let mut looked = Look {
+        late: proofs::promised(config, now, &zone),
         config,
         memory: &memory,
         guests: &guests,
@@ -71,13 +75,16 @@ pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
         findings: Vec::new(),
     };
     let repositories = looked.repositories(host);
+    looked.replaced(&known::read(host.state));
     let jobs = looked.jobs();
     let plans = guests.plans(config, now)?;
     let fates = guests.fates(config, &plans);
     looked.not_covered(&fates);
     let standing = looked.guests();
-    looked.gone();
-    looked.rest();
+    looked.unproved();
+    looked.kept();
+    let is_lost = history.records.is_empty() && !known::read(host.state).is_empty();
+    looked.rest((is_lost, history.torn));
     looked.findings.extend(telling::troubles(host.state, config));
     let timer = looked.timer();
     let (mut findings, catalogs) = (looked.findings, looked.catalogs);
@@ -105,6 +112,23 @@ pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
         timer,
     };
     Ok((report, catalogs))
+}
+
+/// The history, and whether a run is at work. A run that ends while it is looked at has not been killed.
+fn settled(journal: &Journal, now: Timestamp) -> Result<(RunHistory, bool)> {
+    let unended = |history: &RunHistory| Memory::new(history, now).unended().map(|it| it.run);
+    let mut history = journal.read()?;
+    while let Some(run) = unended(&history) {
+        if journal.is_busy() {
+            return Ok((history, true));
+        }
+        let before = run;
+        history = journal.read()?;
+        if unended(&history) == Some(before) {
+            break;
+        }
+    }
+    Ok((history, false))
 }
 
 /// Opens all repositories at the same time: one that does not answer is waited for once, and not for long.
@@ -146,6 +170,8 @@ struct Look<'a> {
     is_running: bool,
     now: Timestamp,
     zone: TimeZone,
+    /// What the jobs promise of proofs, and what waits too long.
+    late: BTreeMap<String, proofs::Late>,
     findings: Vec<OpenFinding>,
 }
 
@@ -270,7 +296,14 @@ impl<'a> Look<'a> {
                     success: past.success.map(|it| it.began),
                     next: schedule.iter().filter_map(|it| it.next(self.now, &self.zone)).min(),
                 });
-                if let Some(text) = self.overdue(name, job, act) {
+                let comes = |it: &Calendar| it.next(self.now, &self.zone).is_some();
+                if !schedule.is_empty() && !schedule.iter().any(comes) {
+                    let text =
+                        format!("{act} has no time any more: its schedule does not come again");
+                    let advice = "write a time that is still to come, or no schedule";
+                    self.advise(Level::Warning, FindingCode::Overdue, name, text, advice);
+                    self.of_job(name, Some(act));
+                } else if let Some(text) = self.overdue(name, job, act) {
                     let advice = "qdelta run does what is due; see why nothing starts it";
                     self.advise(Level::Critical, FindingCode::Overdue, name, text, advice);
                     self.of_job(name, Some(act));
@@ -293,30 +326,33 @@ impl<'a> Look<'a> {
         if schedule.is_empty() {
             return None;
         }
-        let late_max = if self.is_running { LATE_RUNNING_MAX_S } else { LATE_MAX_S };
+        // A run comes to the jobs that it has begun with, in their turn, and to no others.
+        let begun = self.memory.unended().filter(|_| self.is_running);
+        let is_in_turn = begun.is_some_and(|run| run.text.split(", ").any(|job| job == name));
+        let late_max = if is_in_turn { LATE_RUNNING_MAX_S } else { due::LATE_MAX_S };
         let past = self.memory.of(Some(name), act, None);
         let time = due::last_time(schedule, self.now, &self.zone)?;
         let late = self.now.as_second() - time.as_second();
         let shown = time.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M").to_string();
         match past.last {
-            None if self.is_running => None,
-            None => Some(format!("{act} never ran: no run has seen its schedule yet")),
-            Some(_) if late < late_max || !due::is_missed(past, time) => None,
+            None if is_in_turn => None,
+            None if self.memory.is_new(name, act) => {
+                Some(format!("{act} never ran: no run has seen its schedule yet"))
+            }
+            _ if late < late_max || !due::is_missed(past, time) => None,
             Some(last) if last.end == End::Seen => {
                 Some(format!("{act} never ran: it was due at {shown}"))
             }
-            Some(_) => Some(format!("{act} was due at {shown}, and nothing has started it")),
+            _ => Some(format!("{act} was due at {shown}, and nothing has started it")),
         }
     }
 
     /// An act of a job did not come to a good end. Where its guests have records of their own, these say
     /// why.
     fn act_failed(&mut self, job: &str, act: Act, last: &Record) {
-        // A drill that could not begin, or not go so far, is none that the repository knows of.
+        // A drill that could not begin is none that the repository knows of.
         let is_known = |record: &Record| match (act, &record.result) {
-            (Act::Drill, Some(ActResult::Drill(report))) => {
-                report.drill.as_ref().is_some_and(|drill| drill.result == Climb::Failed)
-            }
+            (Act::Drill, Some(ActResult::Drill(report))) => report.drill.is_some(),
             (Act::Drill, _) => false,
             _ => true,
         };
@@ -344,21 +380,14 @@ impl<'a> Look<'a> {
 
     /// A part of a job has warnings. Those of its guests are told of each guest.
     fn act_warned(&mut self, job: &str, act: Act, last: &Record) {
-        let text = match last.warnings.split_first() {
-            Some((first, [])) => first.text.clone(),
-            Some((first, others)) => {
-                format!("{}; and {} more warnings", first.text, others.len())
+        self.warned(job, act, job, last);
+        if last.warnings.is_empty() && act == Act::Prune {
+            let text = format!("{act}: {}", last.text);
+            if let Some(finding) = self.find(Level::Warning, FindingCode::Warned, job, text) {
+                (finding.advice, finding.since) = (last.advice.clone(), Some(last.began));
             }
-            None if act == Act::Prune => last.text.clone(),
-            None => return,
-        };
-        let own = last.warnings.first().and_then(|warning| warning.advice.clone());
-        let (advice, since) = (own.or(last.advice.clone()), last.began);
-        let text = format!("{act}: {text}");
-        if let Some(finding) = self.find(Level::Warning, FindingCode::Warned, job, text) {
-            (finding.advice, finding.since) = (advice, Some(since));
+            self.of_job(job, Some(act));
         }
-        self.of_job(job, Some(act));
     }
 
     /// Guests that no job covers.
@@ -370,29 +399,8 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Guests that were backed up, and that libvirt does not have any more.
-    fn gone(&mut self) {
-        let mut gone: BTreeMap<&str, &Record> = BTreeMap::new();
-        for job in self.config.jobs.keys() {
-            for (guest, past) in self.memory.subjects(job, Act::Backup) {
-                let Some(last) = past.last else { continue };
-                let is_known = self.guests.has(guest) || last.end != End::Gone;
-                if !is_known && !self.guests.is_meant(&self.config.ignore, guest) {
-                    gone.insert(guest, last);
-                }
-            }
-        }
-        for (guest, last) in gone {
-            let (text, since) = (last.text.clone(), last.began);
-            if let Some(finding) = self.find(Level::Warning, FindingCode::Gone, guest, text) {
-                finding.since = Some(since);
-                finding.advice = Some("if that is right, add it to ignore".to_owned());
-            }
-        }
-    }
-
     /// Hooks, the clock, libvirt's files, and a run that never ended.
-    fn rest(&mut self) {
+    fn rest(&mut self, (is_lost, torn): (bool, usize)) {
         let failed = self.memory.hooks().filter_map(|(job, _, past)| {
             // One that failed before the last time is no news, and one of a job that is gone none either.
             let latest = match job {
@@ -411,6 +419,7 @@ impl<'a> Look<'a> {
                 (finding.job, finding.act) = (last.job, Some(Act::Hook));
             }
         }
+        self.history(is_lost, torn);
         if self.memory.ahead > 0 {
             let text = format!(
                 "{} records of the history lie ahead of the clock: it is wrong, or was",
@@ -420,11 +429,10 @@ impl<'a> Look<'a> {
             self.advise(Level::Warning, FindingCode::Clock, "clock", text, advice);
         }
         let wants_guests = self.config.jobs.values().any(|job| !job.guests.is_empty());
-        if wants_guests && self.guests.names().next().is_none() {
+        if wants_guests && self.guests.is_empty() {
             let folder = self.config.libvirt.config.display();
             let text = format!("libvirt has no guest at all in {folder}, and jobs mean some");
-            let advice = "see whether the folder is there and is the right one: virsh list --all";
-            self.advise(Level::Critical, FindingCode::Unreadable, LIBVIRT, text, advice);
+            self.advise(Level::Critical, FindingCode::Unreadable, LIBVIRT, text, NO_GUESTS);
         }
         let unreadable: Vec<(String, Error)> = self
             .guests
@@ -435,13 +443,31 @@ impl<'a> Look<'a> {
             self.trouble(FindingCode::Unreadable, &guest, &error);
         }
         if let Some(cut) = self.memory.unended().filter(|_| !self.is_running) {
-            let text = "the last run never ended: it was killed, or the power was cut".to_owned();
+            let text = "the last run never ended: it was killed, the power was cut, or it could not note its end";
             let since = cut.began;
             if let Some(finding) = self.find(Level::Warning, FindingCode::Cut, "run", text) {
                 finding.since = Some(since);
                 finding.advice = Some("qdelta run does what is due".to_owned());
             }
         }
+    }
+
+    /// The history is lost, or makes no sense in part: now, or when the last run began.
+    fn history(&mut self, is_lost: bool, torn: usize) {
+        let latest = self.memory.of(None, Act::Run, None).last;
+        let noted = self.memory.of(None, Act::Run, Some(HISTORY)).last;
+        let noted = noted.filter(|noted| latest.is_none_or(|latest| latest.run <= noted.run));
+        let text = match noted {
+            _ if is_lost => {
+                "it is lost: what was done, and what failed, is not known any more".to_owned()
+            }
+            _ if torn > TORN_MAX => format!("{torn} lines of it make no sense"),
+            Some(noted) => noted.text.clone(),
+            None => return,
+        };
+        let advice =
+            "see whether the disk of the state folder is sound; the next night begins it anew";
+        self.advise(Level::Critical, FindingCode::Unreadable, HISTORY, text, advice);
     }
 
     /// Whether the timer is on.

@@ -12,17 +12,17 @@ use std::thread::{self, JoinHandle};
 
 use jiff::Timestamp;
 
-use super::Host;
 use super::config::Config;
 use super::journal::{Journal, Memory};
 use super::status::{LIBVIRT, status};
 use super::words::nearest;
+use super::{Host, due};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::Opener;
 use crate::flows::notify::{self, Notifier, Ping, journald, metrics};
 use crate::flows::report::{
-    Act, Event, Failure, FindingCode, Level, Message, MessagePart, NotifierReport, NotifyReport,
-    OpenFinding, Record, RunHistory, StatusReport,
+    Act, End, Event, Failure, FindingCode, Level, Message, MessagePart, NotifierReport,
+    NotifyReport, OpenFinding, Record, RunHistory, StatusReport,
 };
 use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
 use told::{Doubt, Listener, News, Told, Trouble, news};
@@ -144,35 +144,80 @@ fn of_cut(record: &Record) -> OpenFinding {
 
 /// Whether nobody can say of a finding that was open before whether it goes on: its repository can't be opened, libvirt
 /// has no guests, or nobody could look at all.
-fn in_doubt<'a>(config: &'a Config, open: &[OpenFinding]) -> impl Fn(&OpenFinding) -> bool + 'a {
+fn in_doubt<'a>(
+    config: &'a Config,
+    history: &'a RunHistory,
+    open: &[OpenFinding],
+) -> impl Fn(&OpenFinding) -> bool + 'a {
     let has = |subject: &str| {
         open.iter().any(|it| it.code == FindingCode::Unreadable && it.subject == subject)
     };
     let (is_dark, has_no_guests) = (has(HOST), has(LIBVIRT));
     let broken = open.iter().filter(|it| it.code == FindingCode::Repository);
     let broken: BTreeSet<String> = broken.map(|it| it.subject.clone()).collect();
+    let is_any_broken = !broken.is_empty();
     let is_of_broken = move |finding: &OpenFinding| match &finding.job {
         Some(name) => config.jobs.get(name).is_some_and(|job| {
             let own = config.repository_of(name, job).is_ok_and(|(it, _)| broken.contains(it));
             own || job.copy.as_ref().is_some_and(|copy| broken.contains(&copy.to))
         }),
-        None if finding.code == FindingCode::Frozen => !broken.is_empty(),
         None => broken.contains(&finding.subject),
     };
     move |finding| match finding.code {
-        FindingCode::Notifier => false,
+        _ if finding.code == FindingCode::Notifier => false,
         _ if is_dark => true,
         FindingCode::Rpo
         | FindingCode::NoPoint
+        | FindingCode::Lost
         | FindingCode::Damaged
+        | FindingCode::Unproved
         | FindingCode::Drill
         | FindingCode::LeftOut
         | FindingCode::Copy
-        | FindingCode::Frozen => has_no_guests || is_of_broken(finding),
-        FindingCode::Room | FindingCode::RoomSoon => is_of_broken(finding),
-        FindingCode::Failed | FindingCode::Warned => has_no_guests,
-        _ => false,
+        | FindingCode::Gone
+        | FindingCode::Frozen => {
+            // What belongs to no job may be in any repository.
+            has_no_guests || is_of_broken(finding) || (finding.job.is_none() && is_any_broken)
+        }
+        FindingCode::Room | FindingCode::RoomSoon | FindingCode::Replaced => is_of_broken(finding),
+        FindingCode::Failed | FindingCode::Warned => {
+            has_no_guests || is_untried(config, history, finding)
+        }
+        FindingCode::NotCovered => has_no_guests,
+        // These ask nobody but the host, the file and the history.
+        FindingCode::Notifier
+        | FindingCode::Repository
+        | FindingCode::Overdue
+        | FindingCode::Timer
+        | FindingCode::Cut
+        | FindingCode::Clock
+        | FindingCode::Unreadable => false,
     }
+}
+
+/// Whether nothing was done since that shows how it stands with what failed: its record is lost, or its job has another
+/// name now.
+fn is_untried(config: &Config, history: &RunHistory, finding: &OpenFinding) -> bool {
+    let (Some(name), Some(act), Some(since)) = (&finding.job, finding.act, finding.since) else {
+        return false;
+    };
+    let newer = || history.records.iter().filter(|it| it.began > since && it.end != End::Seen);
+    let Some(job) = config.jobs.get(name) else {
+        let is_it = |it: &Record| it.act == act && it.subject.as_ref() == Some(&finding.subject);
+        return !newer().any(|it| is_it(it) && it.end.is_success());
+    };
+    // What is not asked for any more is not waited for.
+    let is_asked_for = act == Act::Hook || due::acts(job).iter().any(|(it, _)| *it == act);
+    // A warning is over when the same was done without it, and not when it failed.
+    let is_judged = |it: &Record| match finding.code {
+        FindingCode::Warned => {
+            let is_of_job = it.act != Act::Backup || finding.subject == *name;
+            it.end.is_success() && (is_of_job || it.subject.as_ref() == Some(&finding.subject))
+        }
+        _ => true,
+    };
+    let is_it = |it: &Record| it.job.as_ref() == Some(name) && (act == Act::Hook || it.act == act);
+    is_asked_for && !newer().any(|it| is_it(it) && is_judged(it))
 }
 
 /// What no type can check of who is told of what.
@@ -384,7 +429,7 @@ impl Teller<'_> {
         let host_name = host_name();
         let none = Listener::default();
         let mut letters = Vec::new();
-        let is_in_doubt = in_doubt(self.host.config, &self.report.findings);
+        let is_in_doubt = in_doubt(self.host.config, self.history, &self.report.findings);
         for (name, notifier) in &self.host.config.notify {
             let has_failed = self.reports.get(name).is_some_and(|report| report.error.is_some());
             let is_meant = occasion.only.is_empty() || occasion.only.contains(name);
@@ -485,7 +530,7 @@ impl Teller<'_> {
         let Some(socket) = self.host.journald.filter(|_| self.host.config.journal) else { return };
         let everything = Notifier::default();
         let mut listener = self.told.notifiers.remove(JOURNAL).unwrap_or_default();
-        let is_in_doubt = in_doubt(self.host.config, &self.report.findings);
+        let is_in_doubt = in_doubt(self.host.config, self.history, &self.report.findings);
         let open = (self.report.findings.as_slice(), &is_in_doubt as Doubt<'_>);
         let news = news((JOURNAL, &everything), &listener, open, now);
         let open = news.opened.iter().chain(&news.again).map(|finding| (*finding, true));

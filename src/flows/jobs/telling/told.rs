@@ -68,11 +68,16 @@ pub(super) struct Trouble {
     pub advice: Option<String>,
 }
 
-/// What a finding is about: two with the same key are one that goes on.
+/// What a finding is about: two with the same key are one that goes on. A warning is what it says, but for numbers, which
+/// may be others each night.
 pub(super) fn key(finding: &OpenFinding) -> String {
+    let says = match finding.code {
+        FindingCode::Warned => finding.text.replace(|letter: char| letter.is_ascii_digit(), ""),
+        _ => String::new(),
+    };
     let act = finding.act.map(|act| act.to_string()).unwrap_or_default();
     let job = finding.job.as_deref().unwrap_or("");
-    format!("{} {act} {job} {}", finding.code, finding.subject)
+    format!("{} {act} {job} {} {says}", finding.code, finding.subject).trim_end().to_owned()
 }
 
 /// What is new for somebody.
