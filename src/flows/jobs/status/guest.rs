@@ -381,7 +381,8 @@ impl Points {
             self.uuid.as_ref().zip(had).is_none_or(|(own, had)| own.eq_ignore_ascii_case(had))
         };
         let good = self.all.iter().filter(|(_, is_good)| *is_good).map(|(manifest, _)| manifest);
-        good.filter(move |it| is_own(it))
+        // A snapshot is older than its point: it is no newest state.
+        good.filter(move |it| is_own(it) && !it.is_of_snapshots())
     }
 
     /// How the guest of these points stands.
