@@ -159,7 +159,13 @@ fn a_lost_site_comes_back_with_the_commands_of_its_kit() {
     compare(
         "export-kit",
         &[&early, &kit],
-        &[".problems[]", ".problems[].kind", ".problems[].text", ".problems[].advice"],
+        &[
+            ".problems[]",
+            ".problems[].kind",
+            ".problems[].text",
+            ".problems[].advice",
+            ".guests[].others[]",
+        ],
     );
     let order: Vec<&str> =
         kit["guests"].as_array().unwrap().iter().map(|it| it["guest"].as_str().unwrap()).collect();
@@ -284,6 +290,24 @@ fn the_page_is_what_a_kit_says() {
     );
 }
 
+/// The kit is for the day on which this host is lost, and named the repository that is lost with it, and not the copy.
+#[test]
+fn what_is_lost_with_the_host_is_not_what_guests_come_back_from() {
+    let site = Site::new();
+    let file = site.lab.path("qdelta.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let store = "[repositories.store]\nplace = \"s3://b/p?endpoint=http://127.0.0.1:1&region=r&style=path&patience=0\"\n\
+                 [jobs.production.copy]\nto = \"store\"\n";
+    fs::write(&file, text + store).unwrap();
+    site.run(args!["run", "production"]);
+    site.run(args!["export-kit", site.lab.path("kit")]);
+    let document = site.document();
+    let line = document.lines().find(|it| it.starts_with("qdelta restore --domain web ")).unwrap();
+    assert!(line.contains("--repo 's3://b/p?"), "{line}");
+    assert!(document.contains("It comes from store, and is in main, too."), "{document}");
+    assert!(document.contains("It lies on disks of this host"), "{document}");
+}
+
 /// A repository that can't be read is no reason for no kit: on the day before the fire, half a kit is more than none.
 #[test]
 fn what_a_kit_can_not_say_is_told() {
@@ -304,6 +328,9 @@ fn what_a_kit_can_not_say_is_told() {
         "{document}"
     );
     assert!(document.contains("qdelta restore --domain web "));
+    // Where it lies is known all the same, and that it takes a key.
+    assert!(document.contains("**vault** is at `"), "{document}");
+    assert!(document.contains("KEY_VAULT=/media/keys/vault.key\nqdelta points"), "{document}");
     // Nothing but the kit's own files is replaced.
     fs::write(site.lab.path("kit/notes"), "mine").unwrap();
     fs::rename(site.lab.path("away"), site.lab.path("vault")).unwrap();

@@ -477,7 +477,7 @@ pub struct Verify {
 /// List the recovery points.
 ///
 /// Each full begins a chain; the points below it need it. CHANGED is how much of the disk differs
-/// from the point that this one was compared with, STORED is the size of its archive, OLDEST PROOF is how
+/// from the point that this one was compared with, STORED is the size of its archive, PROVED is how
 /// long ago qdelta verify read on this host what it has read least lately of all that the point needs:
 /// a new point of an old chain rests on old proofs. Times are local, with their
 /// offset from UTC; with --utc they are the ids of the points. Both forms can be given after @ to

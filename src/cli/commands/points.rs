@@ -128,7 +128,7 @@ impl View {
             column("TRACKER", false, 7),
             column("CONSISTENCY", false, 4),
             column("AGE", true, 1),
-            column("OLDEST PROOF", true, 6),
+            column("PROVED", true, 6),
         ];
         if with_locks {
             columns.push(column("LOCKED FOR", true, 2));

@@ -46,6 +46,12 @@ pub struct KitRepository {
     pub recipient: Option<String>,
     /// The keys that open it.
     pub keys: Vec<KeyRecord>,
+    /// Whether it could be opened when the kit was written.
+    pub opened: bool,
+    /// Whether a key is needed: as the file of jobs says, where it could not be opened.
+    pub with_key: bool,
+    /// Whether it lies on a disk of this host, and is lost with it; none if nobody knows.
+    pub on_this_host: Option<bool>,
 }
 
 /// What kind of thing is restored.
@@ -71,15 +77,17 @@ pub struct KitGuest {
     pub kind: KitKind,
     /// The job that backs it up: its class.
     pub job: String,
-    /// Its repository.
+    /// The repository that it comes back from: one that is not lost with this host, if there is one.
     pub repository: String,
+    /// The others that have it, too.
+    pub others: Vec<String>,
     /// How long it may take until it is back.
     #[serde(with = "text::optional")]
     pub rto: Option<Stretch>,
     /// How old its newest good point may be.
     #[serde(with = "text::optional")]
     pub rpo: Option<Stretch>,
-    /// The newest point; none if there is none.
+    /// The newest point there, or in one of the others if it could not be opened; none if there is none.
     pub point: Option<PointId>,
     /// When that was made.
     #[serde(with = "text::optional")]

@@ -243,7 +243,7 @@ impl<'a> Known<'a> {
 }
 
 /// Whether a repository lies on a disk of this host: none if it is in no folder, or nobody knows.
-fn is_on_this_host(place: &RepositoryPlace) -> Option<bool> {
+pub(super) fn is_on_this_host(place: &RepositoryPlace) -> Option<bool> {
     if place.place.contains("://") {
         return Some(false);
     }

@@ -84,9 +84,9 @@ fn stem(text: &str) -> String {
 fn options(kit: &KitReport, name: &str) -> String {
     let place = kit.repositories.iter().find(|it| it.repository == name);
     let Some(repository) = place else { return format!("--repo PLACE-OF-{name}") };
-    let key = match repository.recipient {
-        Some(_) => format!(" --key-file \"${}\"", key_variable(repository)),
-        None => String::new(),
+    let key = match repository.with_key {
+        true => format!(" --key-file \"${}\"", key_variable(repository)),
+        false => String::new(),
     };
     format!("--repo {}{key}", word(&repository.place))
 }
@@ -151,11 +151,23 @@ fn repositories(kit: &KitReport) -> String {
     for repository in &kit.repositories {
         let name = &repository.repository;
         text += &format!("**{name}** is at `{}`", cell(&repository.place).replace('`', " "));
+        let on_this_host = match repository.on_this_host {
+            Some(true) => " It lies on disks of this host: if they are lost, it is, too.",
+            _ => "",
+        };
         match &repository.recipient {
-            None => text += ", and is not encrypted.\n\n```sh\n",
+            None if !repository.opened => {
+                text += &format!(
+                    ", and could not be opened when this page was written.{on_this_host}\n\n```sh\n"
+                );
+                if repository.with_key {
+                    text += &format!("{}=/media/keys/{name}.key\n", key_variable(repository));
+                }
+            }
+            None => text += &format!(", and is not encrypted.{on_this_host}\n\n```sh\n"),
             Some(recipient) => {
                 text += &format!(
-                    ", encrypted to `{recipient}`. These keys open it:\n\n| key | by |\n| --- | --- |\n"
+                    ", encrypted to `{recipient}`.{on_this_host} These keys open it:\n\n| key | by |\n| --- | --- |\n"
                 );
                 for key in &repository.keys {
                     let by = key.kinds.iter().map(|kind| match kind.as_str() {
@@ -206,6 +218,13 @@ fn guests(kit: &KitReport) -> String {
         if guest.point.is_none() {
             text += "there is no point of it: it can't be restored.\n\n";
             continue;
+        }
+        if !guest.others.is_empty() {
+            text += &format!(
+                "It comes from {}, and is in {}, too.\n\n",
+                guest.repository,
+                guest.others.join(", ")
+            );
         }
         let (options, stem) = (options(kit, &guest.repository), stem(&guest.domain));
         text += "```sh\n";

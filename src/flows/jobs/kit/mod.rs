@@ -14,6 +14,7 @@ use qdelta_formats::elf;
 
 use super::Host;
 use super::config::{Job, Pattern, RepositoryPlace};
+use super::fleet::is_on_this_host;
 use super::guests::{Guests, Subject};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -53,17 +54,25 @@ pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
     let mut repositories = Vec::new();
     for (name, place) in &host.config.repositories {
         let found = (host.open)(place).and_then(|repository| {
-            repositories.push(repository_of(name, place, &repository)?);
-            Ok(repository.catalog())
+            Ok((repository_of(name, place, &repository)?, repository.catalog()))
         });
         match found {
-            Ok(catalog) => drop(opened.insert(name, catalog)),
-            Err(error) => problems.push(Failure::from(&error.within(format!("repository {name}")))),
+            Ok((repository, catalog)) => {
+                repositories.push(repository);
+                opened.insert(name, catalog);
+            }
+            Err(error) => {
+                // Where it is, the file says; perhaps it is the only one that will be left.
+                repositories.push(unopened(name, place));
+                problems.push(Failure::from(&error.within(format!("repository {name}"))));
+            }
         }
     }
+    let places = places(host, &guests);
     let all = in_order(host, &guests);
     let all = all.into_iter().filter_map(|(name, job, subject)| {
-        let kit = guest(host, &guests, &opened, (name, job, &subject));
+        let places = places.get(&subject.name()).map_or(&[][..], Vec::as_slice);
+        let kit = guest(&guests, (&opened, places), (name, job, &subject));
         kit.map_err(|error| problems.push(Failure::from(&error.within(subject.name())))).ok()
     });
     let guests: Vec<KitGuest> = all.collect();
@@ -162,7 +171,47 @@ fn repository_of(
         place: place.place.clone(),
         recipient: encryption.map(|encryption| encryption.recipient().to_string()),
         keys: keys.into_iter().map(key).collect(),
+        opened: true,
+        with_key: encryption.is_some(),
+        on_this_host: is_on_this_host(place),
     })
+}
+
+/// What the file says of a repository that can't be opened.
+fn unopened(name: &str, place: &RepositoryPlace) -> KitRepository {
+    KitRepository {
+        repository: name.to_owned(),
+        place: place.place.clone(),
+        recipient: None,
+        keys: Vec::new(),
+        opened: false,
+        with_key: place.key_file.is_some() || place.key_command.is_some(),
+        on_this_host: is_on_this_host(place),
+    }
+}
+
+/// The repositories that guests are backed up or copied into, by guest: those first that are not lost with this host.
+fn places<'a>(host: &Host<'a>, guests: &Guests) -> BTreeMap<String, Vec<&'a str>> {
+    let config = host.config;
+    let mut places: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (name, job) in &config.jobs {
+        let own = config.repository_of(name, job).ok().map(|(place, _)| place);
+        let all = own.into_iter().chain(job.copy.as_ref().map(|copy| copy.to.as_str()));
+        for subject in guests.of(job) {
+            let known = places.entry(subject.name()).or_default();
+            for place in all.clone() {
+                if !known.contains(&place) {
+                    known.push(place);
+                }
+            }
+        }
+    }
+    let lost = |(name, place): (&'a String, &RepositoryPlace)| {
+        (is_on_this_host(place) == Some(true)).then_some(name.as_str())
+    };
+    let lost: BTreeSet<&str> = config.repositories.iter().filter_map(lost).collect();
+    places.values_mut().for_each(|places| places.sort_by_key(|place| lost.contains(place)));
+    places
 }
 
 /// What is backed up, in the order in which it is to come back: the host's own configuration, then class by class, those
@@ -192,20 +241,31 @@ fn in_order<'a>(host: &Host<'a>, guests: &Guests) -> Vec<(&'a str, &'a Job, Subj
 
 /// What the kit says of a guest.
 fn guest(
-    host: &Host<'_>,
     guests: &Guests,
-    opened: &BTreeMap<&str, Catalog>,
+    (opened, places): (&BTreeMap<&str, Catalog>, &[&str]),
     (name, job, subject): (&str, &Job, &Subject),
 ) -> Result<KitGuest> {
-    let (repository, _) = host.config.repository_of(name, job)?;
     let domain = guests.domain_of(subject)?;
-    let newest = match opened.get(repository) {
-        Some(catalog) => match catalog.resolve_domain(&domain, &Selector::Latest) {
-            Ok(manifest) => Some(manifest),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
+    let mut newest: Option<Manifest> = None;
+    // Of one that can't be opened nobody knows what it has.
+    let mut with_it = Vec::new();
+    for place in places {
+        let Some(catalog) = opened.get(place) else {
+            with_it.push(*place);
+            continue;
+        };
+        match catalog.resolve_domain(&domain, &Selector::Latest) {
+            Ok(manifest) => {
+                with_it.push(place);
+                newest.get_or_insert(manifest);
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
-        },
-        None => None,
+        }
+    }
+    let (repository, others) = match with_it.split_first() {
+        Some((first, others)) => (*first, others),
+        None => (places.first().copied().unwrap_or_default(), &[][..]),
     };
     let disks = newest.iter().flat_map(|manifest: &Manifest| &manifest.disks);
     let disks =
@@ -221,6 +281,7 @@ fn guest(
         },
         job: name.to_owned(),
         repository: repository.to_owned(),
+        others: others.iter().map(|place| (*place).to_owned()).collect(),
         rto: job.rto,
         rpo: job.rpo,
         point: newest.as_ref().map(|manifest| manifest.point),
