@@ -229,7 +229,7 @@ fn a_lost_site_comes_back_with_the_commands_of_its_kit() {
     assert_eq!(outcome.code(), Some(6), "{}", outcome.report());
     assert!(
         outcome.stderr.lines().last().is_some_and(
-            |line| line.contains("virsh list --all") || line.contains("is the right one")
+            |line| line.contains("virsh list --all") || line.contains("libvirt's folder is another")
         ),
         "{}",
         outcome.report()
