@@ -63,7 +63,7 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
         excluded_guests: guests.exclude_guest.clone(),
         excluded_disks: guests.exclude.clone(),
         how: GuestOptions {
-            libvirt: guests.host.folders.libvirt(),
+            libvirt: guests.host.folders.libvirt(guests.host.connect.as_deref()),
             same_guest: guests.same_guest,
             consistency: guests.consistency,
             freeze_max: Duration::from_millis(guests.freeze_max),
@@ -73,6 +73,7 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
                 true => HostConfig::InPoint,
                 false => HostConfig::LeftOut,
             },
+            with_memory: guests.with_memory,
             virsh: guests.host.virsh(),
             watchdog: Program {
                 path: PathBuf::from("/proc/self/exe"),
