@@ -228,9 +228,8 @@ fn a_lost_site_comes_back_with_the_commands_of_its_kit() {
     // The new machine's libvirt knows the guests only where virsh is the real one: config check says that they are missing.
     assert_eq!(outcome.code(), Some(6), "{}", outcome.report());
     assert!(
-        outcome.stderr.lines().last().is_some_and(
-            |line| line.contains("virsh list --all") || line.contains("libvirt's folder is another")
-        ),
+        outcome.stderr.lines().last().is_some_and(|line| line.contains("virsh list --all")
+            || line.contains("libvirt's folder is another")),
         "{}",
         outcome.report()
     );

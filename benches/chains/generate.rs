@@ -178,6 +178,7 @@ impl Generator {
                 point: *point,
                 root: *root,
             }),
+            snapshot: None,
             root,
             virtual_size: self.shape.virtual_size,
             block_size: self.shape.block_size,

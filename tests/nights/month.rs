@@ -282,7 +282,8 @@ fn a_month_in_which_each_trouble_is_told_once() {
     month.tomorrow();
     assert_eq!(ends(&month.sleep(), WEB), ["done"]);
     assert!(month.heard().1.iter().any(|it| it.contains("never ended")));
-    (fs::remove_file(&hook).unwrap(), fs::remove_file(&go).unwrap());
+    fs::remove_file(&hook).unwrap();
+    fs::remove_file(&go).unwrap();
     count += 1;
 
     // The host sleeps for two nights: whoever looks from another timer tells of it.
