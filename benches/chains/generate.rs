@@ -197,6 +197,7 @@ impl Generator {
             anchor: None,
             anchor_wanted: None,
             opening: None,
+            snapshot: None,
         });
         pending.commit(&manifest)?;
         self.newest = Some((metadata, point, root));
