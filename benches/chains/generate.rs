@@ -178,7 +178,6 @@ impl Generator {
                 point: *point,
                 root: *root,
             }),
-            snapshot: None,
             root,
             virtual_size: self.shape.virtual_size,
             block_size: self.shape.block_size,
