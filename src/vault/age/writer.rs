@@ -7,7 +7,10 @@ use super::file::{self, FileKey};
 use super::keys::Recipient;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
-use crate::formats::age::{CHUNK_LEN, NONCE_LEN, Stanza, chunk_nonce};
+use crate::formats::age::{CHUNK_LEN, NONCE_LEN, Stanza, TAG_LEN, chunk_nonce};
+
+/// So many sealed bytes are written at once.
+const WRITE_LEN: usize = 256 << 10;
 
 /// Whoever is to open a file.
 #[derive(Debug, Clone, Copy)]
@@ -27,8 +30,10 @@ pub struct Sealer<W> {
     chunk: u64,
     /// Its content so far.
     plain: Vec<u8>,
-    /// What is to be written next: at first the header.
+    /// Room for what is to be written next: at first the header.
     sealed: Vec<u8>,
+    /// How much of the room is taken.
+    filled: usize,
     /// The header, and the nonce behind it.
     opening: Vec<u8>,
 }
@@ -57,7 +62,8 @@ impl<W: Write> Sealer<W> {
         head.extend_from_slice(&nonce);
         let aead = Aead::to_seal(&file::payload_key(&key, &nonce).0)?;
         let plain = Vec::with_capacity(CHUNK_LEN as usize);
-        Ok(Self { sink, aead, chunk: 0, plain, sealed: head.clone(), opening: head })
+        let (sealed, filled) = (head.clone(), head.len());
+        Ok(Self { sink, aead, chunk: 0, plain, sealed, filled, opening: head })
     }
 
     /// What the file begins with: without these bytes nothing else of it can be read.
@@ -81,17 +87,28 @@ impl<W: Write> Sealer<W> {
 
     fn put(&mut self, plain: &[u8], is_last: bool) -> io::Result<()> {
         let nonce = chunk_nonce(self.chunk, is_last);
-        let sealed = self.aead.seal(&nonce, plain, &mut self.sealed);
+        let end = self.filled + plain.len() + TAG_LEN as usize;
+        if self.sealed.len() < end {
+            self.sealed.resize(end, 0);
+        }
+        let room = self.sealed.get_mut(self.filled..end).unwrap_or_default();
+        let sealed = self.aead.seal_into(&nonce, plain, room);
         sealed.map_err(|error| io::Error::other(error.chain()))?;
         self.chunk += 1;
-        self.sink.write_all(&self.sealed)?;
-        self.sealed.clear();
+        self.filled = end;
+        if is_last || end >= WRITE_LEN {
+            self.sink.write_all(self.sealed.get(..end).unwrap_or_default())?;
+            self.filled = 0;
+        }
         Ok(())
     }
 }
 
 impl<W: Write> Write for Sealer<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
         if self.plain.len() as u64 == CHUNK_LEN {
             // More follows, so this piece is not the last one.
             let plain = std::mem::take(&mut self.plain);
@@ -99,6 +116,13 @@ impl<W: Write> Write for Sealer<W> {
             self.plain = plain;
             put?;
             self.plain.clear();
+        }
+        if self.plain.is_empty()
+            && let Some((piece, [_, ..])) = bytes.split_at_checked(CHUNK_LEN as usize)
+        {
+            // More follows here, too: the piece is sealed where it lies.
+            self.put(piece, false)?;
+            return Ok(piece.len());
         }
         let room = CHUNK_LEN as usize - self.plain.len();
         let (now, _) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
@@ -121,4 +145,38 @@ pub fn seal_bytes(plain: &[u8], to: For<'_>) -> Result<Vec<u8>> {
     let sealed = sealer.write_all(plain).and_then(|()| sealer.finish());
     sealed.map_err(|error| Error::new(ErrorKind::Io, "cannot encrypt").because(error))?;
     Ok(sealer.sink)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::formats::age::sealed_len;
+    use crate::vault::age::{Identity, Opened, open_bytes};
+
+    /// What is sealed where it lies, and what is gathered first, are the same pieces of the same file.
+    #[test]
+    fn a_file_is_the_same_in_whatever_pieces_it_is_written() {
+        let identity = Identity::new().unwrap();
+        let chunk = CHUNK_LEN as usize;
+        let plain: Vec<u8> = (0..9 * chunk + 5).map(|at| (at / 7 % 251) as u8).collect();
+        for len in [0, 1, chunk - 1, chunk, chunk + 1, 4 * chunk, 5 * chunk - 1, plain.len()] {
+            for piece in [999, chunk, chunk + 1, 3 * chunk - 1, 4 * chunk, plain.len()] {
+                let recipient = identity.recipient();
+                let mut sealer =
+                    Sealer::new(Vec::new(), For::Recipient(&recipient), |_| None).unwrap();
+                for bytes in plain[..len].chunks(piece) {
+                    sealer.write_all(bytes).unwrap();
+                    assert_eq!(sealer.write(&[]).unwrap(), 0);
+                }
+                sealer.finish().unwrap();
+                let header_len = sealer.opening().len() as u64 - NONCE_LEN;
+                assert_eq!(sealer.sink.len() as u64, sealed_len(header_len, len as u64));
+                let key = |header: &_| Opened::by_identity(header, &identity);
+                let opened = open_bytes(&sealer.sink, Path::new("file"), key).unwrap().unwrap();
+                assert!(opened == plain[..len], "{len} bytes in pieces of {piece}");
+            }
+        }
+    }
 }
