@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, ValueHint};
-use qdelta::guest::libvirt::Libvirt;
+use clap::{Args, ValueHint};
+use qdelta::flows::backup::ConsistencyChoice;
+use qdelta::guest::libvirt::{Libvirt, is_session};
 use qdelta::guest::quiesce::Virsh;
 use qdelta::vault::repository::Selector;
+
+use super::values::{Words, one_of};
 
 /// Which guests to back up, and how.
 #[derive(Debug, Args)]
@@ -34,8 +37,8 @@ pub struct Guests {
     pub same_guest: bool,
 
     /// How to bring a running guest to rest
-    #[arg(long, value_enum, default_value_t)]
-    pub consistency: Consistency,
+    #[arg(long, value_name = "CONSISTENCY", value_parser = one_of::<ConsistencyChoice>(CONSISTENCIES), default_value = "quiesced")]
+    pub consistency: ConsistencyChoice,
 
     /// How long a guest may be frozen; Windows thaws itself after 10000
     #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(50..=600_000))]
@@ -52,6 +55,10 @@ pub struct Guests {
     /// Keep the host's configuration in the point, too: networks, pools, all of /etc/libvirt
     #[arg(long)]
     pub with_host_config: bool,
+
+    /// Take the memory along of a guest that virsh managedsave has stopped: the point resumes where it stood
+    #[arg(long)]
+    pub with_memory: bool,
 
     /// Where libvirt is.
     #[command(flatten)]
@@ -93,6 +100,10 @@ pub struct Machine {
     /// old one
     #[arg(long, value_name = "NEW")]
     pub rename: Option<String>,
+
+    /// Restore the guest's memory, too, if the point has it: the guest goes on where it stood
+    #[arg(long, conflicts_with_all = ["rename", "instant"])]
+    pub with_memory: bool,
 
     /// Copy nothing: the guest runs at once on a point that qdelta serve gives out
     ///
@@ -143,28 +154,59 @@ pub struct Host {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Where libvirt is")]
 pub struct Folders {
-    /// libvirt's configuration
-    #[arg(long, value_name = "DIR", default_value = "/etc/libvirt", value_hint = ValueHint::DirPath)]
-    pub libvirt_config: PathBuf,
+    /// libvirt's configuration [default: /etc/libvirt; ~/.config/libvirt of a user's own libvirt]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub libvirt_config: Option<PathBuf>,
 
-    /// libvirt's folder for the state of running guests
-    #[arg(long, value_name = "DIR", default_value = "/run/libvirt", value_hint = ValueHint::DirPath)]
-    pub libvirt_run: PathBuf,
+    /// libvirt's folder for the state of running guests [default: /run/libvirt; $XDG_RUNTIME_DIR/libvirt of a user's
+    /// own]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub libvirt_run: Option<PathBuf>,
 
-    /// libvirt's folder for lasting state, such as saved memory and TPMs
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/libvirt", value_hint = ValueHint::DirPath)]
-    pub libvirt_state: PathBuf,
+    /// libvirt's folder for lasting state, such as saved memory and TPMs [default: /var/lib/libvirt; ~/.config/libvirt of
+    /// a user's own]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub libvirt_state: Option<PathBuf>,
 }
 
 impl Folders {
-    /// Where libvirt keeps its files.
-    pub fn libvirt(&self) -> Libvirt {
+    /// Where libvirt keeps its files, for this connection of virsh's; for the one that virsh takes if nothing is said.
+    pub fn libvirt(&self, connect: Option<&str>) -> Libvirt {
+        let typed = [&self.libvirt_config, &self.libvirt_run, &self.libvirt_state];
+        let usual = match is_of_session(connect, typed.iter().any(|folder| folder.is_some())) {
+            true => Libvirt::of_session(&config_home(), &runtime()),
+            false => Libvirt::default(),
+        };
+        let or = |folder: &Option<PathBuf>, usual| folder.clone().unwrap_or(usual);
         Libvirt {
-            config: self.libvirt_config.clone(),
-            run: self.libvirt_run.clone(),
-            state: self.libvirt_state.clone(),
+            config: or(&self.libvirt_config, usual.config),
+            run: or(&self.libvirt_run, usual.run),
+            state: or(&self.libvirt_state, usual.state),
+            session: usual.session,
         }
     }
+}
+
+/// Whether a user's own libvirt is meant, as virsh decides it. Whoever names folders says with --connect what they are of.
+fn is_of_session(connect: Option<&str>, has_folders: bool) -> bool {
+    let said = ["VIRSH_DEFAULT_CONNECT_URI", "LIBVIRT_DEFAULT_URI"];
+    let said = said.iter().filter_map(|name| std::env::var(name).ok()).find(|it| !it.is_empty());
+    match connect {
+        Some(uri) => is_session(uri),
+        None if has_folders => false,
+        None => said.map_or(!rustix::process::geteuid().is_root(), |uri| is_session(&uri)),
+    }
+}
+
+fn config_home() -> PathBuf {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
+    let home = || folder("HOME").unwrap_or_else(|| "/".into());
+    folder("XDG_CONFIG_HOME").unwrap_or_else(|| home().join(".config"))
+}
+
+fn runtime() -> PathBuf {
+    let own = || PathBuf::from(format!("/run/user/{}", rustix::process::geteuid().as_raw()));
+    std::env::var_os("XDG_RUNTIME_DIR").map_or_else(own, PathBuf::from)
 }
 
 impl Host {
@@ -174,16 +216,13 @@ impl Host {
     }
 }
 
-/// How far a running guest is brought to rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Consistency {
-    /// Freeze its filesystems while its images are cloned
-    #[default]
-    Quiesced,
-    /// The same if its agent can freeze them; else the point is what a power cut would leave, and says so
-    QuiescedOrCrash,
-    /// Freeze its filesystems while the changed blocks are read: needs no clone
-    FreezeCopy,
-    /// Freeze nothing: the point is what a power cut would leave
-    Crash,
-}
+/// How far a running guest can be brought to rest.
+const CONSISTENCIES: Words = &[
+    ("quiesced", "Freeze its filesystems while its images are cloned"),
+    (
+        "quiesced-or-crash",
+        "The same if its agent can freeze them; else the point is what a power cut would leave, and says so",
+    ),
+    ("freeze-copy", "Freeze its filesystems while the changed blocks are read: needs no clone"),
+    ("crash", "Freeze nothing: the point is what a power cut would leave"),
+];

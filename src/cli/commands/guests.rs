@@ -5,14 +5,11 @@ use std::time::Duration;
 
 use qdelta::Result;
 use qdelta::base::duration;
-use qdelta::flows::backup::{
-    ConsistencyChoice, GuestOptions, Guests, GuestsRequest, HostConfig, Options, run_guests,
-};
+use qdelta::flows::backup::{GuestOptions, Guests, GuestsRequest, HostConfig, Options, run_guests};
 use qdelta::flows::report::{Failure, GuestOutcome, GuestReport, GuestsReport};
 use qdelta::guest::quiesce::{Program, THAW_TRIES_DEFAULT};
 
 use crate::cli::args::Backup;
-use crate::cli::guest_args::Consistency;
 use crate::cli::out::Out;
 use crate::cli::screen::Screen;
 use crate::cli::{Context, signals, status, text, two_lines};
@@ -66,14 +63,9 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
         excluded_guests: guests.exclude_guest.clone(),
         excluded_disks: guests.exclude.clone(),
         how: GuestOptions {
-            libvirt: guests.host.folders.libvirt(),
+            libvirt: guests.host.folders.libvirt(guests.host.connect.as_deref()),
             same_guest: guests.same_guest,
-            consistency: match guests.consistency {
-                Consistency::Quiesced => ConsistencyChoice::Quiesced,
-                Consistency::QuiescedOrCrash => ConsistencyChoice::QuiescedOrCrash,
-                Consistency::FreezeCopy => ConsistencyChoice::FreezeCopy,
-                Consistency::Crash => ConsistencyChoice::Crash,
-            },
+            consistency: guests.consistency,
             freeze_max: Duration::from_millis(guests.freeze_max),
             thaw_tries: THAW_TRIES_DEFAULT,
             snapshot_command: guests.snapshot_command.clone(),
@@ -81,6 +73,7 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
                 true => HostConfig::InPoint,
                 false => HostConfig::LeftOut,
             },
+            with_memory: guests.with_memory,
             virsh: guests.host.virsh(),
             watchdog: Program {
                 path: PathBuf::from("/proc/self/exe"),

@@ -226,6 +226,11 @@ impl Captured {
         self.hold.check_unchanged(&self.image)
     }
 
+    /// Whether this host itself may write to what is read: a filesystem of its own is mounted from there.
+    pub fn is_in_use(&self) -> bool {
+        self.hold.is_in_use()
+    }
+
     /// Whether an unchanged time of the file at `path` proves that nobody wrote to the file since the
     /// image was taken.
     pub fn is_settled(&self, path: &Path) -> bool {
@@ -317,7 +322,8 @@ pub(crate) fn old_clone(error: &Error) -> Warning {
 pub(crate) const NO_ANCHOR: &str = "no anchor is left for the next backup";
 
 /// How to be rid of such warnings.
-pub(crate) const NO_MORE_TRIES: &str = "--anchor none ends the attempts";
+pub(crate) const NO_MORE_TRIES: &str =
+    "--anchor none ends the attempts (of a job: anchor = \"none\")";
 
 fn no_anchor(error: &Error) -> Warning {
     let end = match error.kind() {

@@ -75,6 +75,8 @@ pub struct Point {
     pub freeze_ms: Option<u64>,
     /// How many filesystems were frozen; none if none were.
     pub frozen_filesystems: Option<u32>,
+    /// Whether it has the guest's memory, and resumes.
+    pub resumes: bool,
     /// How long making it took, in milliseconds.
     pub elapsed_ms: u64,
     /// It is a safety point: it holds what was there before a roll back.
@@ -92,6 +94,11 @@ pub struct Point {
 }
 
 impl Point {
+    /// Whether it holds an internal snapshot of the image, and not the state that the disk had then.
+    pub fn is_of_snapshot(&self) -> bool {
+        self.record.snapshot.is_some()
+    }
+
     /// What the next archive calls this point if it is made against it.
     pub fn as_parent(&self) -> ParentRecord {
         ParentRecord {
@@ -175,8 +182,8 @@ impl Catalog {
         }))
     }
 
-    /// What the manifest of the latest point of a disk says of it, as [`Self::latest_first`] finds it; none if it has none.
-    /// Whether its archive is there is not looked at.
+    /// What the manifest of the latest point of a disk says of it, as [`Self::latest_first`] finds it but for points of
+    /// snapshots; none if it has none. Whether its archive is there is not looked at.
     ///
     /// # Errors
     /// It can't be told whether the repository has anything of the disk's domain.
@@ -189,7 +196,8 @@ impl Catalog {
         Ok((0..domain.points().len()).rev().find_map(|index| {
             let (point, manifest) = domain.at(index)?;
             let manifest = manifest.as_ref().ok().filter(|it| it.removed.is_none())?;
-            Some((point, manifest.disk(&id.disk)?.clone()))
+            let record = manifest.disk(&id.disk).filter(|it| it.snapshot.is_none())?;
+            Some((point, record.clone()))
         }))
     }
 
@@ -426,6 +434,7 @@ impl DomainReading {
             fell_back: machine.and_then(|machine| machine.fell_back.clone()),
             freeze_ms: machine.and_then(|machine| machine.freeze_ms),
             frozen_filesystems: machine.and_then(|machine| machine.frozen_filesystems),
+            resumes: machine.is_some_and(|machine| machine.memory.is_some()),
             elapsed_ms: manifest.elapsed_ms,
             safety: manifest.safety,
             pins: manifest.pins.clone(),
