@@ -148,21 +148,14 @@ impl Aead {
 
     /// Appends `plain`, sealed, to `out`.
     pub fn seal(&mut self, nonce: &[u8; 12], plain: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        let at = out.len();
-        out.resize(at + plain.len() + TAG_LEN as usize, 0);
-        self.seal_into(nonce, plain, out.get_mut(at..).unwrap_or_default())
-    }
-
-    /// Writes `plain`, sealed, into `out`, which is longer by the tag.
-    pub fn seal_into(&mut self, nonce: &[u8; 12], plain: &[u8], out: &mut [u8]) -> Result<()> {
-        debug_assert!(self.seals && out.len() == plain.len() + TAG_LEN as usize);
-        let Some((body, tag)) = out.split_last_chunk_mut::<{ TAG_LEN as usize }>() else {
-            return Err(Error::new(ErrorKind::Io, "there is no room for a tag"));
-        };
+        debug_assert!(self.seals);
         self.context.encrypt_init(None, None, Some(nonce)).map_err(failed)?;
-        self.context.cipher_update(plain, Some(body)).map_err(failed)?;
-        self.context.cipher_final(&mut []).map_err(failed)?;
-        self.context.tag(tag).map_err(failed)
+        self.context.cipher_update_vec(plain, out).map_err(failed)?;
+        self.context.cipher_final_vec(out).map_err(failed)?;
+        let mut tag = [0; TAG_LEN as usize];
+        self.context.tag(&mut tag).map_err(failed)?;
+        out.extend_from_slice(&tag);
+        Ok(())
     }
 
     /// Writes what was sealed into `out`, which is as long; gives whether it is what was sealed. If not,

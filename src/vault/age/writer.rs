@@ -7,10 +7,7 @@ use super::file::{self, FileKey};
 use super::keys::Recipient;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
-use crate::formats::age::{CHUNK_LEN, NONCE_LEN, Stanza, TAG_LEN, chunk_nonce};
-
-/// So many sealed bytes are written at once.
-const WRITE_LEN: usize = 256 << 10;
+use crate::formats::age::{CHUNK_LEN, NONCE_LEN, Stanza, chunk_nonce};
 
 /// Whoever is to open a file.
 #[derive(Debug, Clone, Copy)]
@@ -30,10 +27,8 @@ pub struct Sealer<W> {
     chunk: u64,
     /// Its content so far.
     plain: Vec<u8>,
-    /// Room for what is to be written next: at first the header.
+    /// What is to be written next: at first the header.
     sealed: Vec<u8>,
-    /// How much of the room is taken.
-    filled: usize,
     /// The header, and the nonce behind it.
     opening: Vec<u8>,
 }
@@ -62,8 +57,7 @@ impl<W: Write> Sealer<W> {
         head.extend_from_slice(&nonce);
         let aead = Aead::to_seal(&file::payload_key(&key, &nonce).0)?;
         let plain = Vec::with_capacity(CHUNK_LEN as usize);
-        let (sealed, filled) = (head.clone(), head.len());
-        Ok(Self { sink, aead, chunk: 0, plain, sealed, filled, opening: head })
+        Ok(Self { sink, aead, chunk: 0, plain, sealed: head.clone(), opening: head })
     }
 
     /// What the file begins with: without these bytes nothing else of it can be read.
@@ -87,19 +81,11 @@ impl<W: Write> Sealer<W> {
 
     fn put(&mut self, plain: &[u8], is_last: bool) -> io::Result<()> {
         let nonce = chunk_nonce(self.chunk, is_last);
-        let end = self.filled + plain.len() + TAG_LEN as usize;
-        if self.sealed.len() < end {
-            self.sealed.resize(end, 0);
-        }
-        let room = self.sealed.get_mut(self.filled..end).unwrap_or_default();
-        let sealed = self.aead.seal_into(&nonce, plain, room);
+        let sealed = self.aead.seal(&nonce, plain, &mut self.sealed);
         sealed.map_err(|error| io::Error::other(error.chain()))?;
         self.chunk += 1;
-        self.filled = end;
-        if is_last || end >= WRITE_LEN {
-            self.sink.write_all(self.sealed.get(..end).unwrap_or_default())?;
-            self.filled = 0;
-        }
+        self.sink.write_all(&self.sealed)?;
+        self.sealed.clear();
         Ok(())
     }
 }
@@ -116,13 +102,6 @@ impl<W: Write> Write for Sealer<W> {
             self.plain = plain;
             put?;
             self.plain.clear();
-        }
-        if self.plain.is_empty()
-            && let Some((piece, [_, ..])) = bytes.split_at_checked(CHUNK_LEN as usize)
-        {
-            // More follows here, too: the piece is sealed where it lies.
-            self.put(piece, false)?;
-            return Ok(piece.len());
         }
         let room = CHUNK_LEN as usize - self.plain.len();
         let (now, _) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
@@ -155,7 +134,7 @@ mod tests {
     use crate::formats::age::sealed_len;
     use crate::vault::age::{Identity, Opened, open_bytes};
 
-    /// What is sealed where it lies, and what is gathered first, are the same pieces of the same file.
+    /// A write of nothing behind a whole piece ended it as one that more follows, which was not so.
     #[test]
     fn a_file_is_the_same_in_whatever_pieces_it_is_written() {
         let identity = Identity::new().unwrap();
