@@ -144,23 +144,29 @@ def image_node(nodes, path, drivers=("qcow2",)):
     return None
 
 
-def marked(guest, disk, number):
-    """Makes two bitmaps in QEMU's memory that have bits from the beginning; gives the node that has them:
-    bitmap "marks" with those that show that nobody cleared it, "end" with the disk's last one."""
+def orders_to_mark(disk, number):
+    """What makes two bitmaps in QEMU's memory that have bits from the beginning; and the node that has them: bitmap
+    "marks" with those that show that nobody cleared it, "end" with the disk's last one."""
     node, size = f"{NODE}{number}", disk["size"]
     write = lambda at: ("human-monitor-command", {
         "command-line": f'qemu-io {node} "write -q {at} {min(512, size - at)}"'})
-    guest.monitor(
+    return node, [
         ("blockdev-add", {"driver": "null-co", "node-name": node, "size": size, "read-zeroes": True}),
         ("block-dirty-bitmap-add", {"node": node, "name": "marks", "granularity": GRANULARITY}),
         *[write(at) for at in disk["marks"]],
         ("block-dirty-bitmap-add", {"node": node, "name": "end", "granularity": GRANULARITY}),
-        write((size - 1) // 512 * 512))
-    bits = {at // GRANULARITY for at in [*disk["marks"], size - 1]}
-    made = next(it for it in guest.nodes() if it.get("node-name") == node)
-    counts = {it["name"]: it["count"] for it in made.get("dirty-bitmaps", [])}
-    last = size - (size - 1) // GRANULARITY * GRANULARITY
-    if counts != {"marks": (len(bits) - 1) * GRANULARITY + last, "end": last}:
+        write((size - 1) // 512 * 512)]
+
+
+def marked(guest, disk, number):
+    """Makes them, sees that they are what they must be, and gives their node."""
+    node, orders = orders_to_mark(disk, number)
+    *_, nodes = guest.monitor(*orders, LIST_NODES)
+    bits = {at // GRANULARITY for at in [*disk["marks"], disk["size"] - 1]}
+    made = next(it for it in nodes if it.get("node-name") == node)
+    # The last bit counts as much as every other, however little of the disk it stands for.
+    counts = {it["name"]: it["count"] / GRANULARITY for it in made.get("dirty-bitmaps", [])}
+    if counts != {"marks": len(bits), "end": 1}:
         raise Problem(f"QEMU made other marks than it was told to: {counts}")
     return node
 
@@ -168,6 +174,15 @@ def marked(guest, disk, number):
 def left_marks(nodes):
     """The names of such nodes that are still there."""
     return [node["node-name"] for node in nodes if node.get("node-name", "").startswith(NODE)]
+
+
+def left_nodes(nodes, xml):
+    """The names of nodes over files of a backup's on which no disk is, as libvirt leaves them when it ends while it
+    makes a moment: those first that lie over others."""
+    used = {os.path.realpath(path) for path in map(source_of, xml.iter()) if path}
+    left = [node for node in nodes if re.search(NAME, os.path.basename(node.get("file") or ""))
+            and os.path.realpath(node["file"]) not in used]
+    return [node["node-name"] for node in sorted(left, key=lambda node: node["drv"] in ("file", "host_device"))]
 
 
 def stale_bitmaps(disk, node, keep):

@@ -1,6 +1,6 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import (anchors, backups, clones, drill, fallbacks, freeze, guest_lives, instant, kills, lives,
+from . import (anchors, backups, clones, command_lives, drill, fallbacks, freeze, guest_lives, instant, kills, lives,
                machine, overlays, peers, rollback, selftest, several, states)
 from .base import Rig
 
@@ -29,6 +29,7 @@ SCENARIOS = {
     "anchors": anchors.anchors,
     "lives": lives.lives,
     "guest-lives": guest_lives.guest_lives,
+    "command-lives": command_lives.command_lives,
 }
 # Not proofs but figures, for the documents: only when they are asked for.
 MEASUREMENTS = {

@@ -8,7 +8,8 @@ import shutil
 
 from .. import acts
 from ..acts import EndNow, MIB
-from ..bare import Bare, Died, Refused
+from ..bare import Bare
+from ..monitor import Died, Refused
 from ..points import compare
 from ..run import Failure, output, run
 
