@@ -92,7 +92,17 @@ class StandIn:
         return virsh("domstate", self.name, check=False).stdout.strip()
 
     def is_on(self):
-        return self.state() in ("running", "paused")
+        """Whether its QEMU answers: nobody has to be started to know that."""
+        return self.status() is not None
+
+    def status(self):
+        """Running or paused, as its QEMU says it; nothing where there is none."""
+        try:
+            return "running" if self.monitor and self.monitor.execute("query-status")["running"] else (
+                "paused" if self.monitor else None)
+        except Died:
+            self.disconnect()
+            return None
 
     def stop(self):
         """Ends QEMU in good order: all that it has in memory is written."""
@@ -168,10 +178,13 @@ class StandIn:
             self.qemu_io(index, "flush")
         self.unsafe.clear()
 
-    def files(self, inactive=False):
-        """The file that each disk is on, by target, in one of libvirt's two definitions."""
-        lines = output("virsh", "-q", "-c", "qemu:///system", "domblklist", self.name,
-                       *(["--inactive"] if inactive else [])).splitlines()
+    def files(self):
+        """The file that each disk is on, by target: of QEMU, or of the definition where it is stopped."""
+        if self.is_on():
+            found = {it["qdev"]: it["inserted"]["image"]["filename"] for it in self.monitor.execute("query-block")
+                     if it.get("inserted")}
+            return {target: found[self.device(index)] for index, target in enumerate(TARGETS[:len(self.disks)])}
+        lines = output("virsh", "-q", "-c", "qemu:///system", "domblklist", self.name).splitlines()
         rows = dict(line.split(None, 1) for line in lines)
         return {target: rows[target].strip() for target in TARGETS[:len(self.disks)]}
 

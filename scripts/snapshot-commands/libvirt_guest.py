@@ -216,6 +216,42 @@ def folder_in_memory():
     return folder
 
 
+class Place:
+    """Where the files lie that are made beside the images of a guest: there, or in the folder that a variable names.
+    That may be for many guests, with images of one name: so below it each disk of a guest has a folder of its own."""
+
+    def __init__(self, request, variable):
+        self.shared = os.environ.get(variable)
+        guest = request.get("uuid") or request["domain"].replace("/", "_")
+        self.own = os.path.join(self.shared, guest) if self.shared else None
+
+    def folder(self, target, path):
+        """The folder for what is made of a disk."""
+        return os.path.join(self.own, target) if self.shared else os.path.dirname(os.path.realpath(path))
+
+    def can_be_written(self, target, path):
+        """Whether a file can be made there: in the folder, or in the one in which it is to be made."""
+        folder = self.folder(target, path)
+        while self.shared and not os.path.exists(folder) and folder != self.shared:
+            folder = os.path.dirname(folder)
+        return os.access(folder, os.W_OK)
+
+    def make(self, disks):
+        """Makes the folders of these disks, target and path each."""
+        for target, path in disks if self.shared else []:
+            folder = self.folder(target, path)
+            os.makedirs(folder, exist_ok=True)
+            for each in (self.own, folder):
+                # QEMU has another user.
+                os.chmod(each, 0o711)
+
+    def give_back(self):
+        """Removes folders in which nothing is."""
+        for folder, _, _ in os.walk(self.own, topdown=False) if self.shared else []:
+            if not os.listdir(folder):
+                os.rmdir(folder)
+
+
 class Turn:
     """Which backup has made something of a guest, so that no other takes it away meanwhile. The note is in
     memory: after a restart of the host nobody has."""

@@ -5,7 +5,7 @@ import os
 
 from ..libvirt import virsh
 from ..monitor import Refused
-from ..run import output, run
+from ..run import PATIENCE_SECONDS, output, run, wait_for
 from ..standin import KIB, MIB, TARGETS
 
 
@@ -146,18 +146,17 @@ def kill(life):
     life.guest.kill_qemu()
     life.guest.disconnect()
     life.happened("kill")
-    _wait_off(life)
+    wait_off(life)
     life.guest.start(life.random.random() < 0.5)
     return "QEMU is killed"
 
 
-def _wait_off(life):
-    from ..run import PATIENCE_SECONDS, wait_for
-    wait_for("libvirt to notice", lambda: not life.guest.is_on(), PATIENCE_SECONDS)
+def wait_off(life):
+    wait_for("libvirt to notice", lambda: life.guest.state() == "shut off", PATIENCE_SECONDS, pause=0.05)
 
 
 def pause_or_resume(life):
-    return _virsh("resume" if life.guest.state() == "paused" else "suspend", life.guest.name)
+    return _virsh("resume" if life.guest.status() == "paused" else "suspend", life.guest.name)
 
 
 def restart_libvirtd(life):

@@ -67,6 +67,13 @@ class _Life:
                       for number in range(self.random.choice([1, 1, 2]))]
         commands = self.random.choice([["external-snapshot"], ["qemu-bitmap"], ["external-snapshot", "qemu-bitmap"]])
         self.commands = [os.path.realpath(os.path.join(COMMANDS, command)) for command in commands]
+        # A folder for many guests, or the place beside each image.
+        shared = os.path.join(self.images, "of all guests")
+        os.makedirs(shared)
+        names = ("QDELTA_OVERLAYS", "QDELTA_SCRATCH") if self.random.random() < 0.3 else ()
+        self.environment = rig.environment(**{name: shared for name in names})
+        self.story.append(f"elsewhere: {names}")
+        self.is_unknown = False
         # How long a backup takes, undisturbed.
         self.whole = 2.0
         emulator = rig.qemu_versions()[0].program("qemu-system-x86_64")
@@ -113,6 +120,8 @@ class _Life:
                 repo = self.random.choice(self.repos)
                 if self.random.random() < 0.5:
                     self._killed(repo)
+                elif self.random.random() < 0.2:
+                    self._unknown()
                 self._backup(repo)
         except (Failure, Died, Refused) as failure:
             raise Failure("\n".join([*self.story[-60:], str(failure)])) from failure
@@ -134,7 +143,7 @@ class _Life:
             self.story.append(f"  {act.__name__}: {death}")
             self.total["QEMUs that ended by themselves"] += 1
             self.happened("kill")
-            wait_for("libvirt to notice", lambda: not self.guest.is_on(), PATIENCE_SECONDS)
+            acts.wait_off(self)
 
     def settle(self, when=None):
         """What is on the disks now counts, and is safe; `when` it was to be what is known, it must be so."""
@@ -154,8 +163,9 @@ class _Life:
     # Backups.
 
     def _flags(self, repo):
-        command = self.random.choice(self.commands)
-        state = self.guest.state()
+        command = self.commands[0] if self.is_unknown else self.random.choice(self.commands)
+        self.is_unknown = False
+        state = self.guest.status()
         flags = ["--domain", self.guest.name, "--repo", repo.path, "--snapshot-command", command,
                  "--sample", "0", "--freeze-max", "60000"]
         if state == "running":
@@ -164,7 +174,7 @@ class _Life:
 
     def _begin(self, flags):
         return subprocess.Popen([self.rig.qdelta_program, "--json", "backup", *flags], text=True,
-                                env=self.rig.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE)
 
     def _writer(self):
@@ -246,16 +256,20 @@ class _Life:
         writer, process = self._writer(), self._begin([*flags, "--same-guest"])
         among = self.random.random() < 0.7 and writer
         if among:
-            wait_for("the moment", lambda: home.has_overlays(self.guest) or home.job_of(self.guest)
-                     or process.poll() is not None, PATIENCE_SECONDS, pause=0.005)
+            wait_for("the moment", lambda: home.is_begun(self.guest) or process.poll() is not None,
+                     PATIENCE_SECONDS, pause=0.005)
         time.sleep(self.random.uniform(0, self.whole * (LATE if among else 1)))
         met = self._kill(process, victim)
         said = "".join(process.communicate(timeout=2 * PATIENCE_SECONDS))
         if writer:
             writer.stop()
+        if victim == "QEMU":
+            # It may take a moment to go.
+            self.guest.disconnect()
         self.rig.libvirt.start()
-        wait_for(f"libvirtd to know {self.guest.name}",
-                 lambda: self.guest.state() in ("running", "paused", "shut off"), PATIENCE_SECONDS, pause=0.05)
+        states = ("running", "paused") if self.guest.is_on() else ("shut off",)
+        wait_for(f"libvirtd to know {self.guest.name}", lambda: self.guest.state() in states, PATIENCE_SECONDS,
+                 pause=0.05)
         self.total[f"kills of {victim}" if met else "kills too late"] += 1
         away = home.is_away(self.guest) or bool(home.job_of(self.guest))
         self.total["kills that left an overlay or a job"] += away
@@ -267,6 +281,22 @@ class _Life:
                 raise Failure("a backup that went well left the guest on an overlay or with a job")
         self.happened("kill" if victim == "QEMU" and met else "cut off")
         self._go_on()
+
+    def _unknown(self):
+        """QEMU has made the moment of a backup, and libvirt, which ended just then, does not know of it."""
+        if not self.guest.is_on() or not self.commands[0].endswith("external-snapshot"):
+            return
+        device = self.guest.device(self.random.randrange(len(self.guest.disks)))
+        (top,) = [it["inserted"] for it in self.guest.monitor.execute("query-block") if it["qdev"] == device]
+        path = f"{top['file']}.qdelta-20260101T000000.000Z-0123abcd"
+        self.guest.monitor.execute("blockdev-snapshot-sync", node_name=top["node-name"], snapshot_file=path,
+                                   format="qcow2", snapshot_node_name=self.name("unknown"))
+        for _ in range(self.random.randrange(5)):
+            self.guest.write(self.random)
+        self.story.append(f"QEMU is on {path}, and libvirt does not know of it")
+        self.total["overlays of which libvirt did not know"] += 1
+        # The other command would take it for an image.
+        self.is_unknown = True
 
     def _kill(self, process, victim):
         try:

@@ -24,7 +24,7 @@ MOMENTS_SECONDS = (6, 2)
 
 
 def overlays(rig):
-    """Points under load by `external-snapshot`: raw and qcow2, names with spaces (ext4; with more effort XFS, Btrfs)."""
+    """Points under load by `external-snapshot`: raw and qcow2, names with spaces (ext4; all with more effort)."""
     _on_each(rig, "ext4", "external-snapshot", _overlays)
 
 
