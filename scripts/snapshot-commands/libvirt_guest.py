@@ -87,6 +87,8 @@ class Look:
         self.is_running = state.strip() not in ("shut off", "crashed")
         # Whether it has a definition when it does not run.
         self.is_persistent = bool(re.search(r"^Persistent: +yes$", info, re.MULTILINE))
+        # Whether it goes on from its memory when it is started: that belongs to the files that it was on.
+        self.has_memory = not self.is_running and bool(re.search(r"^Managed save: +yes$", info, re.MULTILINE))
 
 
 def sure(answer):
