@@ -123,6 +123,7 @@ class _Life:
                 elif self.random.random() < 0.2:
                     self._unknown()
                 self._backup(repo)
+            self._forged()
         except (Failure, Died, Refused) as failure:
             raise Failure("\n".join([*self.story[-60:], str(failure)])) from failure
         finally:
@@ -162,12 +163,13 @@ class _Life:
 
     # Backups.
 
-    def _flags(self, repo):
-        command = self.commands[0] if self.is_unknown else self.random.choice(self.commands)
+    def _flags(self, repo, command=None, sample=("--sample", "0")):
+        if command is None:
+            command = self.commands[0] if self.is_unknown else self.random.choice(self.commands)
         self.is_unknown = False
         state = self.guest.status()
         flags = ["--domain", self.guest.name, "--repo", repo.path, "--snapshot-command", command,
-                 "--sample", "0", "--freeze-max", "60000"]
+                 "--freeze-max", "60000", *sample]
         if state == "running":
             flags += ["--consistency", "crash"]
         return os.path.basename(command), flags
@@ -186,8 +188,8 @@ class _Life:
         writer.start()
         return writer
 
-    def _backup(self, repo):
-        command, flags = self._flags(repo)
+    def _backup(self, repo, *how, **more):
+        command, flags = self._flags(repo, *how, **more)
         writer, begin = self._writer(), time.monotonic()
         process = self._begin(flags)
         said, complained = process.communicate(timeout=2 * PATIENCE_SECONDS)
@@ -210,6 +212,8 @@ class _Life:
         self._check(repo, report, writer)
         self.settle("after the backup")
         repo.events.clear()
+        repo.latest = report["point"]
+        return report
 
     def _count_trackers(self, repo, report):
         for disk in report["disks"]:
@@ -298,6 +302,40 @@ class _Life:
         # The other command would take it for an image.
         self.is_unknown = True
 
+    def _forged(self):
+        """Somebody takes out of a bitmap what the guest has written, and leaves the marks: the sample finds it."""
+        command = self.commands[-1]
+        if not self.guest.is_on() or not command.endswith("qemu-bitmap"):
+            return
+        repo = self.repos[0]
+        self._backup(repo, command)
+        nodes = self.guest.monitor.execute("query-named-block-nodes", flat=True)
+        # The last 2 MiB of a disk are always read.
+        large = [path for path, disk in zip(self.guest.files().values(), self.guest.content) if len(disk) >= 4 * MIB]
+        found = [(node["node-name"], bitmap["name"]) for node in nodes for bitmap in node.get("dirty-bitmaps", [])
+                 if bitmap["name"].startswith(f"qdelta-{repo.latest}") and node["file"] in large]
+        if not found:
+            # No disk has one: they are small or raw, or lie over others.
+            return
+        execute = self.guest.monitor.execute
+        for node, name in found:
+            execute("block-dirty-bitmap-add", node=node, name="marks alone")
+            execute("block-dirty-bitmap-merge", node=node, target="marks alone", bitmaps=[name])
+        for index, disk in enumerate(self.guest.content):
+            self.guest.qemu_io(index, f"write -q -P {(disk[0] + 1) % 256} 0 1M")
+        self.settle()
+        for node, name in found:
+            execute("block-dirty-bitmap-clear", node=node, name=name)
+            execute("block-dirty-bitmap-merge", node=node, target=name, bitmaps=["marks alone"])
+            execute("block-dirty-bitmap-remove", node=node, name="marks alone")
+        self.story.append("what was written is taken out of the bitmaps")
+        report = self._backup(repo, command, sample=[])
+        wrong = [refusal["reason"] for disk in report["disks"] for refusal in disk["refused"]
+                 if "its claim is wrong" in refusal["reason"]]
+        if not wrong:
+            raise Failure(f"what was taken out of the bitmaps was not missed: {json.dumps(report)}")
+        self.total["planted misses that the sample found"] += len(wrong)
+
     def _kill(self, process, victim):
         try:
             if victim == "qdelta":
@@ -339,5 +377,5 @@ class Repo:
     def __init__(self, rig, path):
         self.path = path
         # What happened since its last point.
-        self.events = set()
+        self.events, self.latest = set(), None
         rig.qdelta("init", path)
