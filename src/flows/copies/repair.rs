@@ -378,7 +378,7 @@ impl<'a> Work<'a, '_> {
         let (mut made, mut arrivals) = (theirs.clone(), Vec::new());
         (made.removed, made.replaces) = (None, Vec::new());
         // What holds a point for a while holds it in its own repository.
-        made.pins.retain(|pin| pin.holder.is_none());
+        made.pins.retain(|pin| pin.holder.is_none() || pin.is_of_snapshot());
         for record in &mut made.disks {
             let id = DiskId { domain: theirs.domain.clone(), disk: record.disk.clone() };
             if let Some(arrived) = self.another(&id, (theirs.point, &*record), theirs)? {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::Manifest;
 use super::point::PointId;
+use super::snapshot::SNAPSHOT_HOLDER;
 use super::{DomainLock, Repository};
 use crate::base::error::Result;
 use crate::base::json::text;
@@ -30,6 +31,11 @@ pub struct Pin {
 }
 
 impl Pin {
+    /// Whether it holds the point of a snapshot as long as an image has the snapshot.
+    pub fn is_of_snapshot(&self) -> bool {
+        self.holder.as_deref() == Some(SNAPSHOT_HOLDER)
+    }
+
     /// Whether the pin still holds.
     pub fn holds(&self, now: Timestamp) -> bool {
         self.until.is_none_or(|until| until > now)
