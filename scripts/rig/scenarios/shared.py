@@ -15,7 +15,8 @@ from .peers import COMMANDS
 def shared_folders(rig):
     """One folder for the overlays, scratch files and sockets of all guests: no backup takes away another's."""
     mount = rig.filesystem("ext4").mount
-    shared = os.path.join(mount, "of all guests")
+    # The path of a socket must not be long.
+    shared = os.path.join(mount, "all")
     os.makedirs(shared)
     env = rig.environment(**dict.fromkeys(("QDELTA_OVERLAYS", "QDELTA_SCRATCH", "QDELTA_SOCKETS"), shared))
     repo = os.path.join(rig.folder, "repo")
