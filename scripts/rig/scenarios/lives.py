@@ -11,7 +11,7 @@ from ..acts import EndNow, MIB
 from ..bare import Bare
 from ..monitor import Died, Refused
 from ..points import compare
-from ..run import Failure, output, run
+from ..run import Failure, output
 
 # With how few lives all of this is tried once; QDELTA_SWEEP multiplies it.
 LIVES = 4
