@@ -17,7 +17,6 @@ SCENARIOS = {
     "overlay-kills": overlays.overlay_kills,
     "live-bitmaps": overlays.live_bitmaps,
     "reads": overlays.reads,
-    "shared-folders": shared.shared_folders,
     "fallbacks": fallbacks.fallbacks,
     "stops": fallbacks.stops,
     "machine": machine.machine,
@@ -30,6 +29,10 @@ SCENARIOS = {
     "anchors": anchors.anchors,
     "lives": lives.lives,
     "guest-lives": guest_lives.guest_lives,
+}
+# Proofs that go on for as long as one likes (QDELTA_SWEEP): only when they are asked for.
+SWEEPS = {
+    "shared-folders": shared.shared_folders,
     "command-lives": command_lives.command_lives,
 }
 # Not proofs but figures, for the documents: only when they are asked for.
