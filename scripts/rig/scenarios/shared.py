@@ -59,7 +59,9 @@ def _beside_each_other(rig, guests, words, env, shared):
         wait_for("the command of web to end", lambda: not command_under(process.pid), PATIENCE_SECONDS)
         made = _files(shared)
         if not made or process.poll() is not None:
-            raise Failure(f"web's backup was to be stopped in its middle: {made}")
+            process.kill()
+            raise Failure(f"web's backup was to be stopped in its middle, with {made}, and said: "
+                          f"{process.communicate()[0]}")
         _ended(subprocess.run([*words, db.name], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, check=False))
         if _files(shared) != made:
