@@ -93,15 +93,6 @@ pub fn plan(host: &Host<'_>, path: &Path) -> Result<PlanReport> {
         match opened {
             Err(error) => problems.push(Failure::from(&error.within(format!("repository {name}")))),
             Ok((repository, settings)) => {
-                let size = rustix::fs::statvfs(place.place.as_str());
-                let size = size.map_or(u64::MAX, |it| it.f_blocks.saturating_mul(it.f_frsize));
-                if place.keep_free.is_some_and(|keep| keep >= size) {
-                    let text =
-                        format!("repositories.{name}: its filesystem has no room for keep_free");
-                    let error = Error::new(ErrorKind::Usage, text);
-                    problems
-                        .push(Failure::from(&error.advise("say less: else no backup ever begins")));
-                }
                 if settings.keep.is_empty() {
                     problems.extend(without_rules(config, name));
                 }

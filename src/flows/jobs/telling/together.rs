@@ -18,7 +18,8 @@ pub(super) type Work = Box<dyn FnOnce() -> Result<()> + Send>;
 
 /// Does all of it at the same time. Once somebody asks to stop, it has not long to its end.
 pub(super) fn at_once(work: Vec<Work>, cancel: Option<&Cancel>) -> Vec<Result<()>> {
-    let (done, results) = mpsc::channel();
+    // Room for all: nobody waits to say that it is done.
+    let (done, results) = mpsc::sync_channel(work.len());
     let stopped =
         || Err(Error::new(ErrorKind::Interrupted, "stopped on request before it was told"));
     let mut came: Vec<Result<()>> = work.iter().map(|_| stopped()).collect();
