@@ -3,7 +3,7 @@
 //!
 //! What it answers is not believed: what is read must be nothing that a guest writes to.
 
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -558,15 +558,16 @@ fn is_same_export(one: &Uri, other: &Uri) -> bool {
     match (&one.place, &other.place) {
         (Place::Unix(one), Place::Unix(other)) => is_same_place(Path::new(one), Path::new(other)),
         (Place::Tcp(one, one_port), Place::Tcp(other, other_port)) => {
-            let addresses = |host: &str| -> Vec<IpAddr> {
-                let found = (host, 0).to_socket_addrs().into_iter().flatten();
-                found.map(|address| address.ip()).collect()
+            // No name is looked up: the guest is frozen, and a server of names may not answer.
+            let plain = |host: &str| {
+                let name = host.trim_end_matches('.').to_ascii_lowercase();
+                match name.parse::<IpAddr>().map(|address| address.to_canonical()) {
+                    Ok(address) if address.is_loopback() => "localhost".to_owned(),
+                    Ok(address) => address.to_string(),
+                    Err(_) => name,
+                }
             };
-            let (here, there) = (addresses(one), addresses(other));
-            let is_this_host = |all: &[IpAddr]| all.iter().any(IpAddr::is_loopback);
-            let meet = here.iter().any(|address| there.contains(address))
-                || is_this_host(&here) && is_this_host(&there);
-            one_port == other_port && (one == other || meet)
+            one_port == other_port && plain(one) == plain(other)
         }
         _ => false,
     }
