@@ -467,7 +467,8 @@ impl Work<'_> {
     /// Copies a point.
     fn point(&mut self, manifest: &Manifest) -> Result<CopiedPoint> {
         self.told.check(manifest)?;
-        let arrival = self.carrier.to.arrive(self.carrier.lock, manifest.point)?;
+        let is_lost = self.told.is_alone(manifest.point);
+        let arrival = self.carrier.to.arrive(self.carrier.lock, manifest.point, is_lost)?;
         let (mut made, mut copied) = (manifest.clone(), copied(manifest));
         made.pins.retain(|pin| pin.holder.is_none());
         (made.removed, made.replaces) = (None, Vec::new());

@@ -43,6 +43,10 @@ pub(super) struct DomainReading {
     manifests: Vec<OnceLock<Box<Result<Manifest>>>>,
     /// The points whose manifest is staged: it is being written, or its writer was killed.
     staged: Vec<PointId>,
+    /// The points whose archives were here without a manifest before somebody staged one.
+    lost: BTreeSet<PointId>,
+    /// The points of which somebody was killed before that could be said.
+    lost_staged: Vec<PointId>,
     /// What the folders of the disks hold, once somebody asked for it.
     folders: Mutex<BTreeMap<DiskName, Arc<Result<Folder>>>>,
     /// How many archives were looked at one by one.
@@ -284,15 +288,19 @@ impl Catalog {
 impl DomainReading {
     /// Lists the manifests of a domain.
     pub(super) fn new(repository: &Repository, domain: &DomainName) -> Self {
+        let (mut lost, mut lost_staged) = (BTreeSet::new(), Vec::new());
         let (names, staged) = match repository.listing(&repository.points_dir(domain)) {
             Ok((named, staged)) => {
-                let points = |entries: Vec<Entry>| -> Vec<PointId> {
+                let points = |entries: &[Entry]| -> Vec<PointId> {
                     let points = entries.iter().map(|it| manifest::parse_file_name(&it.name));
                     points.flatten().collect()
                 };
-                let mut names = points(named);
+                let mut names = points(&named);
                 names.sort_unstable();
-                (Ok(names), points(staged))
+                let marks = |it: &Entry| manifest::parse_lost_name(&it.name);
+                lost.extend(named.iter().filter_map(marks));
+                lost_staged.extend(staged.iter().filter_map(marks));
+                (Ok(names), points(&staged))
             }
             Err(error) => (Err(error), Vec::new()),
         };
@@ -304,6 +312,8 @@ impl DomainReading {
             names,
             manifests,
             staged,
+            lost,
+            lost_staged,
             folders: Mutex::default(),
             looks: AtomicU32::new(0),
         }
@@ -318,6 +328,21 @@ impl DomainReading {
     /// The points whose manifest is staged.
     pub(super) fn staged(&self) -> &[PointId] {
         &self.staged
+    }
+
+    /// Whether a point's staged manifest explains archives of it: they have come since it was staged.
+    pub(super) fn announces(&self, point: PointId) -> bool {
+        self.staged.contains(&point) && !self.lost.contains(&point)
+    }
+
+    /// The points that are marked as having lost their manifest.
+    pub(super) fn lost(&self) -> &BTreeSet<PointId> {
+        &self.lost
+    }
+
+    /// The points whose mark was never finished.
+    pub(super) fn lost_staged(&self) -> &[PointId] {
+        &self.lost_staged
     }
 
     /// The folder of the manifests, if it can't be listed.
