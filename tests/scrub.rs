@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use qdelta::base::observer::{Event, Observer};
 use qdelta::flows::verify::{self, Scrub, VerifyRequest};
-use qdelta::{Cancel, ErrorKind, Repository, Resources};
+use qdelta::{Cancel, ErrorKind, Resources};
 use serde_json::Value;
 
 use crate::harness::images::{filled_raw, patch};
@@ -182,7 +182,7 @@ fn a_scrub_is_in_the_way_of_the_guest_alone_that_it_reads() {
         resources: Resources::default(),
     };
     let observer = MergesBeside { repo: &repo, done: Mutex::new(Vec::new()) };
-    let repository = Repository::open(&repo.path).unwrap();
+    let repository = repo.open();
     let report = qdelta::verify(&repository, &request, &observer, &Cancel::default()).unwrap();
     assert_eq!(report.findings, []);
     assert_eq!(*observer.done.lock().unwrap(), ["two"]);
@@ -322,7 +322,7 @@ impl Observer for Stop {
 fn what_was_proved_is_remembered_when_the_run_is_stopped() {
     let lab = Lab::new();
     let repo = repository(&lab);
-    let repository = Repository::open(&repo.path).unwrap().with_state(state());
+    let repository = repo.open().with_state(state());
     let aged = Scrub { max_age: Some("30d".parse().unwrap()), budget: None };
     for scrub in [None, Some(aged)] {
         let before = proved(&repo).into_iter().filter(|proved| *proved).count();

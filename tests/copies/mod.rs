@@ -4,6 +4,7 @@ mod faults;
 mod kills;
 mod lives;
 mod mended;
+mod three;
 mod told;
 
 use std::path::{Path, PathBuf};

@@ -97,7 +97,11 @@ impl Guest<'_> {
             let text = format!("{} belongs to no recovery point", leftover.path.display());
             observer.warn(Warning::new(Code::Stray, text));
         }
-        tidy(to, &lock)?;
+        // By credentials that can only add, nothing there can be removed.
+        if let Err(error) = tidy(to, &lock) {
+            let text = "what merges have replaced there could not be removed";
+            observer.warn(Warning::failed(Code::NotMerged, &error).within(text));
+        }
         self.look_back(&source, &to.catalog());
         let (options, cancel) = (&self.request.options, self.sides.cancel);
         let catalog = to.catalog();

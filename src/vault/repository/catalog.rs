@@ -179,6 +179,19 @@ impl Catalog {
         }))
     }
 
+    /// The newest point of a disk as this host has made it, where somebody has changed its manifest since, and this
+    /// host can't open it: what its archive builds on and gives never changes, so the next backup can be made
+    /// against it. None where there is a later one, or where that archive is not there any more.
+    pub(crate) fn newest_own(&self, id: &DiskId) -> Option<Point> {
+        let domain = self.domain(&id.domain);
+        let newest = *domain.points().last()?;
+        let name = domain.manifest_name(newest);
+        let bytes = self.repository.storage().read_own(&name, manifest::LEN_MAX)?;
+        let path = self.repository.describe(&name);
+        let manifest = Manifest::decode(&bytes, &path, &id.domain, newest).ok()?;
+        domain.point(&manifest, id).filter(|point| point.archive_present && point.removed.is_none())
+    }
+
     /// The newest point of a domain that has a manifest, whatever is in it; none if it has none, or if they
     /// can't be listed.
     pub(crate) fn newest_of(&self, domain: &DomainName) -> Option<PointId> {
