@@ -4,6 +4,7 @@ mod faults;
 mod kills;
 mod lives;
 mod mended;
+mod pulled;
 mod three;
 mod told;
 
