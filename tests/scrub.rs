@@ -115,7 +115,9 @@ fn damage_is_told_by_every_later_command_until_it_is_mended() {
     assert_eq!(verdicts[0]["fate"], "keep", "{plan}");
     let image = lab.path("one");
     let backup = args!["backup", image.as_path(), "--disk", "one", "--format", "raw"];
-    assert_eq!(told(backup.clone()), (Some(0), true));
+    // In an encrypted repository, frames and index of so small an archive are one piece: a full begins anew.
+    let status = if repo.key.is_some() { 4 } else { 0 };
+    assert_eq!(told(backup.clone()), (Some(status), true));
     let first = list["disks"][0]["points"][0]["point"].as_str().unwrap();
     assert_eq!(
         told(args!["restore", format!("one@{first}"), lab.path("out.raw").as_path()]),
@@ -137,7 +139,7 @@ fn a_copy_was_never_proved_and_a_torn_history_is_none() {
     scrub(&repo, &[]);
     let copy = lab.path("copy");
     crate::harness::files::copy_tree(&repo.path, &copy);
-    assert_eq!(proved(&Repo::at(copy)), [false; 8]);
+    assert_eq!(proved(&repo.copy_at(copy)), [false; 8]);
     assert_eq!(proved(&repo), [true; 8]);
     let history = repo.frozen_mark("one").with_file_name("one+history");
     let whole = fs::read(&history).unwrap();

@@ -108,7 +108,7 @@ fn a_copy_is_pulled_through_a_forced_command_that_only_reads() {
     let server = Server::start(&scene.lab, line.split(" ssh-ed25519").next().unwrap());
     let mount = scene.lab.path("alpha");
     fs::create_dir(&mount).unwrap();
-    let pull = recipe("sshfs");
+    let pull = recipe("sshfs -o");
     let options = pull.split_whitespace().skip_while(|it| *it != "-o").nth(1).unwrap();
     let place = format!("{}@127.0.0.1:{}", server.user, scene.repo.path.display());
     let mut words = server.options();
