@@ -158,3 +158,26 @@ fn no_file_is_made_where_devices_are() {
         assert!(!path.exists(), "{path:?}");
     }
 }
+
+/// A device whose filesystem is mounted on the host, and written to, made an offline point without a word.
+#[test]
+fn a_device_that_the_host_has_mounted_is_no_offline_disk() {
+    let lab = Lab::new();
+    let file = lab.path("disk");
+    File::create(&file).unwrap().set_len(16 * MIB).unwrap();
+    let device = Device::over(file);
+    run(as_root("mkfs.ext4", args!["-q", device.path.as_path()])).ok();
+    let repo = Repo::init(lab.path("repo"));
+    let report = repo.backup(&device.path, "disk", &["--format", "raw"]);
+    assert_eq!(
+        (&report["consistency"], &report["warnings"]),
+        (&"offline".into(), &serde_json::json!([]))
+    );
+    let folder = lab.path("mounted");
+    std::fs::create_dir(&folder).unwrap();
+    run(as_root("mount", args![device.path.as_path(), folder.as_path()])).ok();
+    let report = repo.backup(&device.path, "disk", &["--format", "raw"]);
+    run(as_root("umount", args![folder.as_path()])).ok();
+    assert_eq!(report["consistency"], "crash-consistent");
+    assert_eq!(report["warnings"][0]["code"], "writable", "{report}");
+}

@@ -620,3 +620,43 @@ fn clones_are_compared_though_the_image_lies_below_now() {
     host.assert_restores("vda", &expected);
     host.assert_sound();
 }
+
+/// What made no point said something about archives in a manifest.
+#[test]
+fn two_disks_of_one_target_are_refused() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    guest.redefine(&[("dev='vdb'", "dev='vda'")]);
+    let said = host.web_fails(3, &[]);
+    assert!(said.contains("has two disks vda"), "{said}");
+}
+
+/// A raw disk that was emptied, or whose device leads to nothing any more, made a point of no bytes.
+#[test]
+fn a_disk_that_was_emptied_is_refused() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    host.web(&[]);
+    fs::write(guest.vdb(), "").unwrap();
+    let said = host.web_fails(3, &[]);
+    assert!(said.contains("is empty") && said.contains("--same-guest"), "{said}");
+    host.web(&["--same-guest"]);
+}
+
+/// Distributions name their kernel by a link to the latest one: it was not in the point.
+#[test]
+fn a_kernel_behind_a_link_is_taken() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let (kernel, link) = (host.lab.path("vmlinuz-6.1"), host.lab.path("vmlinuz"));
+    fs::write(&kernel, "a kernel").unwrap();
+    std::os::unix::fs::symlink(&kernel, &link).unwrap();
+    let named = format!("<type>hvm</type><kernel>{}</kernel>", link.display());
+    guest.redefine(&[("<type>hvm</type>", &named)]);
+    let report = host.web(&[]);
+    assert_eq!(report["missing"].as_array().unwrap().len(), 0, "{report}");
+    let to = host.lab.path("to");
+    host.restore(args!["--domain", "web", "--to", to.as_path()]).ok();
+    let restored = to.join("boot").join(link.strip_prefix("/").unwrap());
+    assert_eq!(fs::read_to_string(restored).unwrap(), "a kernel");
+}

@@ -209,6 +209,7 @@ fn options(host: &Host) -> InPlaceOptions {
             config: host.lab.path("etc"),
             run: host.lab.path("run"),
             state: host.lab.path("lib"),
+            session: false,
         },
         resources: Resources::default(),
     }

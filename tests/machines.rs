@@ -579,3 +579,67 @@ fn a_guest_is_not_restored_among_devices() {
         assert!(!Path::new(to).exists());
     }
 }
+
+/// A definition that names one file in two ways made a point that could be restored as no machine; and a path with `..`
+/// in it was still named in the restored definition.
+#[test]
+fn a_file_that_is_named_twice_is_restored_once() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let folder = host.lab.dir().display().to_string();
+    fs::create_dir(host.lab.path("img")).unwrap();
+    fs::write(host.lab.path("vmlinuz"), "a kernel").unwrap();
+    let named = format!(
+        "<type>hvm</type><kernel>{folder}/img/../vmlinuz</kernel><initrd>{folder}//vmlinuz</initrd>"
+    );
+    guest.redefine(&[("<type>hvm</type>", &named)]);
+    let report = host.web(&[]);
+    assert_eq!(report["missing"].as_array().unwrap().len(), 0, "{report}");
+    let to = host.lab.path("to");
+    restore(&host, &to, &[]).ok();
+    let path = host.lab.path("vmlinuz");
+    let restored = to.join("boot").join(path.strip_prefix("/").unwrap());
+    assert_eq!(fs::read_to_string(&restored).unwrap(), "a kernel");
+    let xml = fs::read_to_string(to.join("web.xml")).unwrap();
+    for place in ["kernel", "initrd"] {
+        assert!(xml.contains(&format!("<{place}>{}</{place}>", restored.display())), "{xml}");
+    }
+}
+
+/// Variables of an earlier firmware, which lay beside the guest's own, took their place in the restored definition.
+#[test]
+fn the_variables_are_those_of_the_guests_firmware() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let folder = host.lab.path("lib/qemu");
+    for (file, text) in [
+        ("nvram/web_VARS.fd", "old"),
+        ("nvram/web_VARS.qcow2", "qcow2"),
+        ("varstore/web.json", "json"),
+    ] {
+        fs::create_dir_all(folder.join(file).parent().unwrap()).unwrap();
+        fs::write(folder.join(file), text).unwrap();
+    }
+    let nvram = format!("<nvram>{}</nvram>", guest.nvram().display());
+    for (index, (os, name, text, kept)) in [
+        ("<varstore template='/t'/>", "web_VARS.json", "json", "template='/t'"),
+        (
+            "<nvram format='qcow2' template='/t' templateFormat='raw'/>",
+            "web_VARS.qcow2",
+            "qcow2",
+            "<nvram format='qcow2' template='/t' templateFormat='raw'>",
+        ),
+        ("<nvram template='/t'/>", "web_VARS.fd", "old", "<nvram template='/t'>"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        guest.redefine(&[("<os>", "<os firmware='efi'>"), (&nvram, os)]);
+        host.web(&[]);
+        let to = host.lab.path(index.to_string());
+        restore(&host, &to, &[]).ok();
+        assert_eq!(fs::read_to_string(to.join(name)).unwrap(), text);
+        let xml = fs::read_to_string(to.join("web.xml")).unwrap();
+        assert!(xml.contains(to.join(name).to_str().unwrap()) && xml.contains(kept), "{xml}");
+    }
+}

@@ -516,3 +516,61 @@ fn the_template_for_arrays_does_nothing() {
     assert!(said.contains("this is a template"), "{said}");
     assert!(host.virsh.log().is_empty());
 }
+
+/// A disk that is a volume of a pool was no local file to the commands that we ship.
+#[test]
+fn shipped_commands_find_volumes_of_pools() {
+    let host = Host::new();
+    let folder = host.lab.path("tools");
+    fs::create_dir_all(&folder).unwrap();
+    let (image, calls) = (host.lab.path("web.qcow2"), host.lab.path("calls"));
+    fs::write(&image, "").unwrap();
+    let xml = "<domain><name>web</name><devices><disk type=\"volume\" device=\"disk\">\
+               <driver name=\"qemu\" type=\"qcow2\"/><source pool=\"pool\" volume=\"web.qcow2\"/>\
+               <target dev=\"vda\"/></disk></devices></domain>";
+    // One run of virsh does several things, and says where the answers end.
+    let virsh = format!(
+        "#!/bin/bash
+shift
+dumpxml() {{ builtin echo '{xml}'; }}
+domstate() {{ builtin echo 'shut off'; }}
+dominfo() {{ builtin echo 'Persistent:     yes'; }}
+query() {{ builtin echo \"error: $1: no domain\" >&2; }}
+for verb in qemu-monitor-command backup-dumpxml checkpoint-list; do eval \"$verb() {{ query $verb; }}\"; done
+vol-path() {{
+    builtin echo \"$*\" >>{calls}
+    if [ -e {image} ]; then builtin echo {image}; else builtin echo 'error: no volume' >&2; fi
+}}
+echo() {{ if [ \"$1\" = --err ]; then builtin echo \"error: $2\" >&2; else builtin echo -n \"$1\"; fi; }}
+eval \"$1\"
+",
+        image = image.display(),
+        calls = calls.display(),
+    );
+    script(&folder.join("virsh"), &virsh);
+    let disk = json!({"disk": "vda", "owner": "00000000", "since": null, "format": "qcow2",
+                      "files": [image.to_str().unwrap()], "bitmap": null, "marks": [], "size": 0});
+    let request = json!({"protocol": 2, "verb": "check", "domain": "web", "uuid": null, "connect": null,
+                         "pid": std::process::id(), "owner": "00000000", "disks": [disk], "state": "stopped"});
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let check = |name: &str| {
+        let asked = host.lab.path("request");
+        fs::write(&asked, request.to_string()).unwrap();
+        let line = format!("{} check <{}", shipped(name), asked.display());
+        let mut command = std::process::Command::new("bash");
+        command.args(["-c", &line]).env("PATH", &path);
+        run(command)
+    };
+    for name in ["external-snapshot", "qemu-bitmap"] {
+        assert_eq!(check(name).ok().json()["clean"], true, "{name}");
+        let asked = fs::read_to_string(&calls).unwrap();
+        assert_eq!(asked.lines().collect::<Vec<_>>(), ["web.qcow2 --pool pool"], "{name}: once");
+        fs::remove_file(&calls).unwrap();
+    }
+    fs::remove_file(&image).unwrap();
+    let said = check("external-snapshot").fails_with(1);
+    assert!(
+        said.contains("is volume web.qcow2 of pool pool") && said.contains("pool started"),
+        "{said}"
+    );
+}

@@ -16,6 +16,7 @@ mod fields;
 pub mod filesystems;
 pub mod nbd;
 pub mod qcow2;
+pub mod saved_memory;
 pub mod scratch;
 pub mod tar;
 pub mod volumes;

@@ -19,8 +19,10 @@ NODE = "qdelta-marks-"
 class Guest:
     """The guest of a request, as libvirt and QEMU have it."""
 
-    def __init__(self, request):
+    def __init__(self, request, volumes=None):
         self.request = request
+        # Where the volumes of pools are, by pool and volume; nothing for one that virsh does not find.
+        self.volumes = dict(volumes or {})
         # A name like "3" would be taken for an id.
         self.handle = request.get("uuid") or request["domain"]
         self.name = request["domain"]
@@ -52,14 +54,31 @@ class Guest:
         name = self.handle
         xml, inactive, state, info, *said = self.ask(
             ("dumpxml", name), ("dumpxml", name, "--inactive"), ("domstate", name), ("dominfo", name), *more)
-        return Look(*map(sure, (xml, inactive, state, info))), said
+        return Look(*self.parsed(sure(xml), sure(inactive)), sure(state), sure(info)), said
+
+    def parsed(self, *texts):
+        """Definitions, in which each volume of a pool has the path that virsh knows of it."""
+        all_xml = [ElementTree.fromstring(text) for text in texts]
+        sources = [source for xml in all_xml for source in xml.iter("source")
+                   if source.get("pool") and source.get("volume")]
+        keys = {volume_key(source): source for source in sources if volume_key(source) not in self.volumes}
+        orders = [("vol-path", source.get("volume"), "--pool", source.get("pool")) for source in keys.values()]
+        for key, path in zip(keys, self.ask(*orders) if orders else []):
+            # Of a pool on a server it is no path of this host.
+            is_local = not isinstance(path, Problem) and path.strip().startswith("/")
+            self.volumes[key] = path.strip() if is_local else None
+        for source in sources:
+            path = self.volumes[volume_key(source)]
+            if path:
+                source.set("dev" if path.startswith("/dev/") else "file", path)
+        return all_xml
 
     def xml(self):
         """The definition of the running guest."""
-        return ElementTree.fromstring(self.virsh("dumpxml", self.handle))
+        return self.parsed(self.virsh("dumpxml", self.handle))[0]
 
     def xml_to_define(self):
-        """The definition that it starts with the next time, with its secrets."""
+        """The definition that it starts with the next time, with its secrets, and as libvirt has it."""
         return ElementTree.fromstring(self.virsh("dumpxml", self.handle, "--inactive", "--security-info"))
 
     def order(self, name, arguments=None):
@@ -81,8 +100,7 @@ class Look:
     """A guest at one time."""
 
     def __init__(self, xml, inactive, state, info):
-        self.xml = ElementTree.fromstring(xml)
-        self.inactive = ElementTree.fromstring(inactive)
+        self.xml, self.inactive = xml, inactive
         # Whether there is a QEMU.
         self.is_running = state.strip() not in ("shut off", "crashed")
         # Whether it has a definition when it does not run.
@@ -119,6 +137,20 @@ def source_of(element):
     if source is None:
         return None
     return source.get("file") or source.get("dev")
+
+
+def volume_key(source):
+    """By what the path of a volume is kept."""
+    return f"{source.get('pool')}/{source.get('volume')}"
+
+
+def no_place(target, disk):
+    """Why there is no path of a disk."""
+    source = disk.find("source")
+    if source is not None and source.get("volume"):
+        return Problem(f"disk {target} is volume {source.get('volume')} of pool {source.get('pool')}, and virsh "
+                       "vol-path finds no file or block device of this host for it: is the pool started?")
+    return Problem(f"disk {target} is no local file or block device")
 
 
 def disks_of(xml):

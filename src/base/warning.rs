@@ -20,6 +20,8 @@ pub enum Code {
     NoLocks,
     /// No anchor could be left for the next backup.
     NoAnchor,
+    /// A snapshot in an image could not become a point, though it was to.
+    SnapshotLeftOut,
     /// No summary of the disk's chain could be left for the next backup.
     NoSummary,
     /// An old anchor could not be removed yet.
@@ -34,6 +36,8 @@ pub enum Code {
     OtherFormat,
     /// The disk is smaller than at the point before.
     Smaller,
+    /// The device is longer than the disk, and old bytes lie behind its end.
+    Longer,
     /// Everything on the disk is zero, and was not at the point before.
     AllZero,
     /// The guest has a disk no more that it had at the point before.
@@ -53,10 +57,13 @@ pub enum Code {
     Clock,
     /// A file in the repository belongs to no point.
     Stray,
-    /// The server of an export lets clients write to it: it may have changed while it was read.
+    /// The server of an export lets clients write to it, or this host has the device in use: it may have changed while
+    /// it was read.
     Writable,
     /// The guest was not in the state that one expects.
     GuestState,
+    /// A guest's memory is saved, and is not in the point, or not in what was restored of it.
+    MemoryLeftOut,
     /// A guest's filesystems could not be frozen, and the point is what a power cut would leave, as the admin has it
     /// for that case.
     FellBack,

@@ -216,6 +216,10 @@ pub struct Backup {
     #[arg(long, value_name = "NAME")]
     pub snapshot: Option<String>,
 
+    /// Make a point of each internal snapshot, too, but of those that have one: before that of the state
+    #[arg(long, conflicts_with_all = ["snapshot", "as_file"])]
+    pub with_snapshots: bool,
+
     /// How to open the image.
     #[command(flatten)]
     pub source: ImageArgs,

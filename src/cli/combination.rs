@@ -86,14 +86,14 @@ const NAMES: Rule = Rule {
 
 /// Only qcow2 has internal snapshots.
 const SNAPSHOT: Rule = Rule {
-    options: &["snapshot"],
+    options: &["snapshot", "with_snapshots"],
     when: |typed| typed.is("format", "raw"),
     why: "is for qcow2 images: a raw one has no snapshots",
 };
 
 /// What a server gives out is the disk, and no file.
 const EXPORT: Rule = Rule {
-    options: &["snapshot", "image_roots"],
+    options: &["snapshot", "with_snapshots", "image_roots"],
     when: |typed| typed.export(),
     why: "is for image files: what a server gives out is the disk itself",
 };
@@ -276,6 +276,7 @@ const BACKUP: &[Rule] = &[
             "freeze_max",
             "snapshot_command",
             "with_host_config",
+            "with_memory",
             "connect",
             "virsh",
         ],
@@ -439,6 +440,11 @@ const RESTORE: &[Rule] = &[
     },
     Rule {
         options: &["rename"],
+        when: |typed| !typed.guest() || !typed.has("to"),
+        why: "is for a guest that is restored into a folder (--domain NAME --to DIR)",
+    },
+    Rule {
+        options: &["with_memory"],
         when: |typed| !typed.guest() || !typed.has("to"),
         why: "is for a guest that is restored into a folder (--domain NAME --to DIR)",
     },

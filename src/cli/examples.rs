@@ -43,6 +43,10 @@ pub fn list(command: &str) -> &'static [Example] {
             ("The same without reading the image again", "qdelta backup web.qcow2 --synthetic"),
             ("A raw disk: name its format", "qdelta backup /dev/vg/web --format raw"),
             ("Let QEMU record what changes from now on", "qdelta backup web.qcow2 --anchor bitmap"),
+            (
+                "With the snapshots that are in the image",
+                "qdelta backup web.qcow2 --with-snapshots",
+            ),
             ("The result as JSON, for a script", "qdelta backup web.qcow2 --json"),
             ("A disk behind an NBD server", "qdelta backup nbd://10.0.0.7/vda --disk web/vda"),
             ("A libvirt guest, running or not", "qdelta backup --domain web --anchor reflink"),

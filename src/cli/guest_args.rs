@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
-use qdelta::guest::libvirt::Libvirt;
+use qdelta::guest::libvirt::{Libvirt, is_session};
 use qdelta::guest::quiesce::Virsh;
 use qdelta::vault::repository::Selector;
 
@@ -53,6 +53,10 @@ pub struct Guests {
     #[arg(long)]
     pub with_host_config: bool,
 
+    /// Take the memory along of a guest that virsh managedsave has stopped: the point resumes where it stood
+    #[arg(long)]
+    pub with_memory: bool,
+
     /// Where libvirt is.
     #[command(flatten)]
     pub host: Host,
@@ -93,6 +97,10 @@ pub struct Machine {
     /// old one
     #[arg(long, value_name = "NEW")]
     pub rename: Option<String>,
+
+    /// Restore the guest's memory, too, if the point has it: the guest goes on where it stood
+    #[arg(long, conflicts_with_all = ["rename", "instant"])]
+    pub with_memory: bool,
 
     /// Copy nothing: the guest runs at once on a point that qdelta serve gives out
     ///
@@ -143,28 +151,59 @@ pub struct Host {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Where libvirt is")]
 pub struct Folders {
-    /// libvirt's configuration
-    #[arg(long, value_name = "DIR", default_value = "/etc/libvirt", value_hint = ValueHint::DirPath)]
-    pub libvirt_config: PathBuf,
+    /// libvirt's configuration [default: /etc/libvirt; ~/.config/libvirt of a user's own libvirt]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub libvirt_config: Option<PathBuf>,
 
-    /// libvirt's folder for the state of running guests
-    #[arg(long, value_name = "DIR", default_value = "/run/libvirt", value_hint = ValueHint::DirPath)]
-    pub libvirt_run: PathBuf,
+    /// libvirt's folder for the state of running guests [default: /run/libvirt; $XDG_RUNTIME_DIR/libvirt of a user's
+    /// own]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub libvirt_run: Option<PathBuf>,
 
-    /// libvirt's folder for lasting state, such as saved memory and TPMs
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/libvirt", value_hint = ValueHint::DirPath)]
-    pub libvirt_state: PathBuf,
+    /// libvirt's folder for lasting state, such as saved memory and TPMs [default: /var/lib/libvirt; ~/.config/libvirt of
+    /// a user's own]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub libvirt_state: Option<PathBuf>,
 }
 
 impl Folders {
-    /// Where libvirt keeps its files.
-    pub fn libvirt(&self) -> Libvirt {
+    /// Where libvirt keeps its files, for this connection of virsh's; for the one that virsh takes if nothing is said.
+    pub fn libvirt(&self, connect: Option<&str>) -> Libvirt {
+        let typed = [&self.libvirt_config, &self.libvirt_run, &self.libvirt_state];
+        let usual = match is_of_session(connect, typed.iter().any(|folder| folder.is_some())) {
+            true => Libvirt::of_session(&config_home(), &runtime()),
+            false => Libvirt::default(),
+        };
+        let or = |folder: &Option<PathBuf>, usual| folder.clone().unwrap_or(usual);
         Libvirt {
-            config: self.libvirt_config.clone(),
-            run: self.libvirt_run.clone(),
-            state: self.libvirt_state.clone(),
+            config: or(&self.libvirt_config, usual.config),
+            run: or(&self.libvirt_run, usual.run),
+            state: or(&self.libvirt_state, usual.state),
+            session: usual.session,
         }
     }
+}
+
+/// Whether a user's own libvirt is meant, as virsh decides it. Whoever names folders says with --connect what they are of.
+fn is_of_session(connect: Option<&str>, has_folders: bool) -> bool {
+    let said = ["VIRSH_DEFAULT_CONNECT_URI", "LIBVIRT_DEFAULT_URI"];
+    let said = said.iter().filter_map(|name| std::env::var(name).ok()).find(|it| !it.is_empty());
+    match connect {
+        Some(uri) => is_session(uri),
+        None if has_folders => false,
+        None => said.map_or(!rustix::process::geteuid().is_root(), |uri| is_session(&uri)),
+    }
+}
+
+fn config_home() -> PathBuf {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
+    let home = || folder("HOME").unwrap_or_else(|| "/".into());
+    folder("XDG_CONFIG_HOME").unwrap_or_else(|| home().join(".config"))
+}
+
+fn runtime() -> PathBuf {
+    let own = || PathBuf::from(format!("/run/user/{}", rustix::process::geteuid().as_raw()));
+    std::env::var_os("XDG_RUNTIME_DIR").map_or_else(own, PathBuf::from)
 }
 
 impl Host {

@@ -219,8 +219,7 @@ fn a_backup_and_a_restore_are_counted_in_small_steps_whatever_the_block_size() {
             anchor: AnchorChoice::None,
             sample: 0,
             resources: Resources::default(),
-            safety: false,
-            synthetic: false,
+            ..Options::default()
         };
         let open = OpenOptions { format: Some("raw".parse().unwrap()), ..OpenOptions::default() };
         let image = ImageRequest { path: lab.path("web.raw"), open, disk: None };
@@ -272,8 +271,7 @@ fn the_proof_of_an_image_is_a_phase_of_its_own() {
             anchor: anchor.clone(),
             sample: 0,
             resources: Resources::default(),
-            safety: false,
-            synthetic: false,
+            ..Options::default()
         };
         let image = ImageRequest { path: path.clone(), open: OpenOptions::default(), disk: None };
         let heard = Heard::default();

@@ -208,7 +208,15 @@ fn every_result_is_as_the_document_says() {
     let full = json(&["backup", &image, "--anchor", "snapshot"]);
     qemu_io(&image, &["write -P 8 1M 100k", "write -z 2M 64k"]);
     let incremental = json(&["backup", &image]);
-    compare("backup", &[&full, &incremental], &[]);
+    let inner = at("inner.qcow2");
+    qemu_img(&["create", "-f", "qcow2", &inner, "8M"]);
+    for name in ["one", "two"] {
+        qemu_img(&["snapshot", "-c", name, &inner]);
+    }
+    done(&["init", "--repo", &at("second")]);
+    let words = ["backup", &inner, "--with-snapshots", "--json", "--repo", &at("second")];
+    let with = parse(&done(&words));
+    compare("backup", &[&full, &incremental, &with], &[]);
     assert_eq!(incremental["parent"], full["point"]);
 
     let manifest = |report: &Value| {

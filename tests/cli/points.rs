@@ -69,6 +69,7 @@ impl Shelf {
         manifest.created = id.time();
         manifest.machine = guest.map(|(name, uuid)| MachineRecord {
             autostart: false,
+            memory: None,
             name: name.to_owned(),
             uuid: Some(uuid.to_owned()),
             fell_back: None,
@@ -108,6 +109,7 @@ impl Shelf {
             anchor: None,
             anchor_wanted: None,
             opening: None,
+            snapshot: None,
         });
         pending.commit(&manifest).unwrap();
         id

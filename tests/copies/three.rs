@@ -22,7 +22,7 @@ use crate::harness::{Lab, args, qdelta, seeds, store};
 /// Histories in a run without `QDELTA_SWEEP`.
 const HISTORIES: u64 = 2;
 /// What happens in one.
-const ACTS: u64 = 16;
+const ACTS: u64 = 10;
 
 /// A repository, and what it must show.
 struct Side {
@@ -167,6 +167,9 @@ impl History {
     }
 
     fn prune(&mut self, side: usize) {
+        if self.sides[side].living.is_empty() {
+            return;
+        }
         let count = 1 + self.random.below(4) as usize;
         let grace = self.random.pick(&["0", "7d", "7d"]);
         let kept = self.sides[side].kept(count);

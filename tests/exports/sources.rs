@@ -300,3 +300,31 @@ fn what_can_t_be_done_with_a_server_says_so() {
     let said = repo.backup_run(Path::new(&long), "disk", &[]).fails_with(2);
     assert!(said.contains("longer than") && said.len() < 1000, "{} bytes", said.len());
 }
+
+/// Two servers whose sockets have one relative name in two folders were one disk, and one server in two spellings was
+/// two.
+#[test]
+fn a_server_is_known_by_its_whole_name() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    let mut servers = Vec::new();
+    for (number, name) in ["one", "two"].into_iter().enumerate() {
+        let raw = filled_raw(&lab, &format!("{name}.raw"), MIB, 4 + number as u64);
+        let server = Server::qemu(&lab, &raw, "raw", &["-t", "-r"]).unwrap();
+        std::fs::create_dir(lab.path(name)).unwrap();
+        std::os::unix::fs::symlink(&server.socket, lab.path(name).join("e.s")).unwrap();
+        servers.push(server);
+    }
+    let backup = |folder: &str, uri: String| {
+        let mut command = qdelta(repo.args(args!["backup", uri, "--json"]));
+        command.current_dir(lab.path(folder));
+        run(command)
+    };
+    backup("one", "nbd+unix:///vda?socket=e.s".to_owned()).ok();
+    let whole = lab.path("one/e.s").display().to_string();
+    for uri in ["NBD+UNIX:///vda?socket=", "nbd+unix:///%76da?x=y&socket="] {
+        backup("two", format!("{uri}{whole}")).ok();
+    }
+    let said = backup("two", "nbd+unix:///vda?socket=e.s".to_owned()).fails_with(2);
+    assert!(said.contains("another image than at the point before"), "{said}");
+}

@@ -42,6 +42,7 @@ fn point(seconds: i64) -> Candidate {
         consistency: Consistency::Offline,
         damaged: false,
         safety: false,
+        snapshot: false,
         pins: Vec::new(),
         removed: None,
     }

@@ -26,8 +26,9 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         },
         sample: args.tracking.sample,
         resources: args.work.resources(),
-        safety: false,
         synthetic: args.synthetic,
+        with_snapshots: args.with_snapshots,
+        ..Options::default()
     };
     if args.guests.are_meant() {
         return guests::run(&args, options, context);
@@ -62,6 +63,18 @@ pub(super) fn show_disk(
     out: &mut Out,
     verbose: bool,
 ) -> Result<()> {
+    for snapshot in &report.snapshots {
+        let indent = " ".repeat(label.len() - label.trim_start().len());
+        out.line(format!(
+            "{indent}{}@{}: snapshot {}, {}, changed {}, stored {}",
+            report.disk,
+            snapshot.point,
+            snapshot.name,
+            snapshot.kind,
+            text::bytes(snapshot.bytes_changed),
+            text::bytes(snapshot.bytes_written)
+        ))?;
+    }
     let line = line(label, report, out.width());
     out.line(line)?;
     if verbose {

@@ -66,7 +66,7 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
         excluded_guests: guests.exclude_guest.clone(),
         excluded_disks: guests.exclude.clone(),
         how: GuestOptions {
-            libvirt: guests.host.folders.libvirt(),
+            libvirt: guests.host.folders.libvirt(guests.host.connect.as_deref()),
             same_guest: guests.same_guest,
             consistency: match guests.consistency {
                 Consistency::Quiesced => ConsistencyChoice::Quiesced,
@@ -81,6 +81,7 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
                 true => HostConfig::InPoint,
                 false => HostConfig::LeftOut,
             },
+            with_memory: guests.with_memory,
             virsh: guests.host.virsh(),
             watchdog: Program {
                 path: PathBuf::from("/proc/self/exe"),

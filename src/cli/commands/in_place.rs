@@ -74,7 +74,7 @@ fn options(args: &Restore) -> InPlaceOptions {
         image_roots: args.image_roots.clone(),
         safety_point: !args.no_point,
         same_guest: args.machine.same_guest,
-        libvirt: args.libvirt.libvirt(),
+        libvirt: args.libvirt.libvirt(None),
         resources: args.work.resources(),
     }
 }

@@ -16,7 +16,7 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
     let repository = context.readable()?;
     refuse_inside(&repository, &to.join("x"))?;
     refuse_inside(&repository, to)?;
-    let libvirt = args.libvirt.libvirt();
+    let libvirt = args.libvirt.libvirt(None);
     let pool = args.machine.to_pool.as_deref().map(|name| libvirt.pool(name)).transpose()?;
     if let Some(Volumes::Files(folder)) = pool.as_ref().map(|pool| &pool.volumes) {
         refuse_inside(&repository, &folder.join("x"))?;
@@ -29,6 +29,7 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
         rename: args.machine.rename.clone(),
         format: args.target.format.map(args::Format::to_image),
         force: args.target.force,
+        with_memory: args.machine.with_memory,
         instant: args.machine.instant.then(|| InstantRequest {
             socket: args.machine.socket.clone(),
             // Where the system does not say, systemd finds it as a shell does.

@@ -209,7 +209,8 @@ fn show_anchors(catalog: &Catalog, disk: &DiskId, context: &mut Context) -> Resu
 }
 
 /// What a point is, and its marks.
-fn kind_of(point: &PointReport, now: Timestamp) -> String {
+fn kind_of(point: &PointReport, view: &View) -> String {
+    let now = view.now;
     let drilled = point.drilled.map(|drilled| drilled.result);
     let is_pinned = point.pins.iter().any(|pin| pin.holds(now));
     let marks = [
@@ -220,7 +221,12 @@ fn kind_of(point: &PointReport, now: Timestamp) -> String {
         (drilled == Some(Climb::Failed), ", DRILL FAILED"),
     ];
     let said: String = marks.iter().filter(|(has, _)| *has).map(|(_, mark)| *mark).collect();
-    format!("{}{said}", point.kind)
+    let snapshot = point.snapshot.as_ref().map(|it| {
+        let zone = view.zone.clone().unwrap_or(TimeZone::UTC);
+        let taken = it.taken.to_zoned(zone).strftime("%Y-%m-%d %H:%M");
+        format!(", snapshot {} of {taken}", it.name)
+    });
+    format!("{}{}{said}", point.kind, snapshot.unwrap_or_default())
 }
 
 /// The line of one point.
@@ -228,7 +234,7 @@ fn row(branch: &str, point: &PointReport, view: &View, with_locks: bool) -> Vec<
     let age = view.now.as_second() - point.point.time().as_second();
     let mut row = vec![
         format!("{branch}{}", view.moment(point.point)),
-        kind_of(point, view.now),
+        kind_of(point, view),
         text::bytes(point.virtual_size),
         text::bytes(point.bytes_changed),
         match point.archive_present {
@@ -237,6 +243,7 @@ fn row(branch: &str, point: &PointReport, view: &View, with_locks: bool) -> Vec<
         },
         format!("{}{}", point.tracker, if point.trusted { ", trusted" } else { "" }),
         match &point.fell_back {
+            _ if point.resumes => format!("{}, resumes", point.consistency),
             Some(_) => format!("{}, not as asked for", point.consistency),
             None => point.consistency.as_str().to_owned(),
         },

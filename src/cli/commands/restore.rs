@@ -42,7 +42,7 @@ pub fn run(args: &Restore, context: &mut Context) -> Result<u8> {
     let repository = context.readable()?;
     let cancel = signals::watch(&context.screen);
     let disk = repository.catalog().find_one(&at.disk)?.into();
-    let request = request(output, &args.target, args.libvirt.libvirt(), &args.work, &cancel)?;
+    let request = request(output, &args.target, args.libvirt.libvirt(None), &args.work, &cancel)?;
     refuse_inside(&repository, output)?;
     let latest = Selector::Latest;
     let point = at.point.as_ref().unwrap_or(&latest);

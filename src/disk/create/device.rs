@@ -1,6 +1,8 @@
 //! Writing to an existing block device: its old content must be gone afterwards.
 
-use std::path::Path;
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use roaring::RoaringBitmap;
@@ -13,7 +15,7 @@ use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::image_lock::ImageLock;
 use crate::disk::files::{Zeroes, open_device};
-use crate::disk::io::{FileStore, ReadAt, Store};
+use crate::disk::io::{FileStore, Opener, ReadAt, Store};
 
 /// How much of the device's start and end is looked at for signs of use, in bytes.
 const LOOKED_AT: u64 = 1 << 20;
@@ -44,6 +46,9 @@ impl Device {
         }
         let store = Arc::new(FileStore::new(file, path));
         check(&store, plan.virtual_size(), options.force)?;
+        if let Some(warning) = longer(&store, plan.virtual_size())? {
+            observer.warn(warning);
+        }
         Ok(Self { store, plan, written: Mutex::default(), _lock: lock })
     }
 
@@ -112,6 +117,7 @@ pub(crate) fn check_device(path: &Path, virtual_size: u64, force: bool) -> Resul
 fn check(store: &FileStore, virtual_size: u64, force: bool) -> Result<()> {
     let path = store.path();
     let size = store.len().map_err(|error| Error::io("measure", path, error))?;
+    check_writable(store)?;
     if size < virtual_size {
         let text = format!("{} has {size} bytes and the disk has {virtual_size}", path.display());
         return Err(Error::new(ErrorKind::NoSpace, text));
@@ -121,6 +127,46 @@ fn check(store: &FileStore, virtual_size: u64, force: bool) -> Result<()> {
         return Err(
             Error::new(ErrorKind::Exists, text).advise("give --force to overwrite the device")
         );
+    }
+    Ok(())
+}
+
+/// Warns if bytes that somebody else left lie behind the end of a disk of this length: the guest sees them.
+fn longer(store: &FileStore, virtual_size: u64) -> Result<Option<Warning>> {
+    let path = store.path();
+    let size = store.len().map_err(|error| Error::io("measure", path, error))?;
+    let len = LOOKED_AT.min(size.saturating_sub(virtual_size));
+    let mut bytes = vec![0; len as usize];
+    for offset in [virtual_size, size - len] {
+        store
+            .read_exact_at(&mut bytes, offset)
+            .map_err(|error| Error::io(format!("read {len} bytes at {offset} of"), path, error))?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            let text = format!(
+                "{} has {size} bytes and the disk {virtual_size}: what lies behind its end stays there, and the \
+                 guest sees it",
+                path.display()
+            );
+            let warning = Warning::new(Code::Longer, text);
+            return Ok(Some(warning.advise("blkdiscard or dd clears the device beforehand")));
+        }
+    }
+    Ok(None)
+}
+
+/// Fails if the kernel lets nobody write to the device.
+fn check_writable(store: &FileStore) -> Result<()> {
+    let path = store.path();
+    let metadata =
+        store.fd().map(|fd| fd.try_clone_to_owned().and_then(|fd| File::from(fd).metadata()));
+    let Some(Ok(metadata)) = metadata else { return Ok(()) };
+    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+    let noted = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/ro"));
+    let is_block = metadata.file_type().is_block_device();
+    if is_block && Opener::READ.read_text(&noted, 64).is_ok_and(|text| text.trim() == "1") {
+        let text = format!("{} can only be read", path.display());
+        return Err(Error::new(ErrorKind::Io, text)
+            .advise("blockdev --setrw, or lvchange --permission rw, lets it be written to"));
     }
     Ok(())
 }

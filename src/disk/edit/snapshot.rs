@@ -3,7 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use qdelta_formats::qcow2::snapshot::encode_table;
-use qdelta_formats::qcow2::{Header, Incompatible, L1_ENTRY_SIZE, Linked, Snapshot, Table};
+use qdelta_formats::qcow2::{
+    Header, Incompatible, L1_ENTRY_SIZE, L1Entry, L2Format, Linked, Snapshot, Table,
+};
 
 use super::change::{Change, change, encode_l1, usage};
 use super::file::ImageFile;
@@ -19,6 +21,38 @@ const NAME_LEN_MAX: usize = 255;
 /// [`ErrorKind::Image`] if the image or its table of snapshots breaks the rules.
 pub fn list(image: &ImageFile) -> Result<Vec<Snapshot>> {
     Ok(metadata::snapshots(image, image.first_cluster()?.header())?.0)
+}
+
+/// Bytes of an L1 table that are in memory at a time.
+const PIECE: u64 = 256 << 10;
+
+/// A digest of what the L1 table of a snapshot refers to. QEMU writes nowhere that a snapshot refers to, so a
+/// snapshot that has the same one is the same still.
+///
+/// # Errors
+/// [`ErrorKind::Image`] if the table breaks the rules or lies outside the file.
+pub fn tables(image: &ImageFile, snapshot: &Snapshot) -> Result<[u8; 32]> {
+    let first = image.first_cluster()?;
+    let header = first.header();
+    let coverage = L2Format::of(header).table_coverage();
+    let l1 = snapshot.checked_l1(header.cluster, coverage, header.virtual_size(), 0);
+    let l1 = l1.map_err(|error| image.wrong(error))?;
+    let (start, end) = (l1.offset.0, l1.offset.0 + u64::from(l1.entries) * L1_ENTRY_SIZE);
+    if end > image.len()?.next_multiple_of(header.cluster.bytes()) {
+        return Err(image.damaged(format!("the L1 table of a snapshot at {start:#x} is cut short")));
+    }
+    let (mut hasher, mut bytes, mut at) = (blake3::Hasher::new(), Vec::new(), start);
+    while at < end {
+        // At most a piece.
+        bytes.resize((end - at).min(PIECE) as usize, 0);
+        image.read(&mut bytes, at)?;
+        // Without the bit that says how often a table is referred to: that changes with other snapshots.
+        for entry in L1Entry::read_all(&bytes) {
+            hasher.update(&entry.raw_offset().to_be_bytes());
+        }
+        at += bytes.len() as u64;
+    }
+    Ok(*hasher.finalize().as_bytes())
 }
 
 /// Takes an internal snapshot of the disk, dated `taken`: from now on, a guest cluster whose

@@ -13,6 +13,6 @@ mod zeroes;
 
 pub(crate) use allocation::Allocation;
 pub(crate) use device_id::device_id;
-pub(crate) use place::{check_new_file, make_private_folder, open_device};
+pub(crate) use place::{check_new_file, is_held, make_private_folder, open_device};
 pub(crate) use rename::{Durability, rename_new, replace_file};
 pub(crate) use zeroes::{Zeroes, punch};

@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
@@ -97,6 +97,17 @@ pub(crate) fn open_device(path: &Path) -> Result<File> {
         (Err(error), _) => Err(Error::io("open", path, error)),
         (Ok(_), _) => Err(Error::new(ErrorKind::Io, format!("cannot open {}", path.display()))),
     }
+}
+
+/// Whether something of this host has the block device at `path` for itself: a mounted filesystem, a volume manager,
+/// swap. Nothing keeps that from writing.
+pub(crate) fn is_held(path: &Path) -> bool {
+    let is_device = std::fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device());
+    let opener = Opener::READ.or_device().unused();
+    let is_busy =
+        || opener.open(path).is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::BUSY));
+    // Whoever only looks at a new device lets go of it soon.
+    is_device && !patience::wait_until(|| Ok::<_, Error>(!is_busy())).unwrap_or(true)
 }
 
 /// Makes a folder that nobody but its owner looks into, and the folders around it, unless it is there.

@@ -46,11 +46,19 @@ struct State {
     broken: Option<Error>,
 }
 
+/// So many answers are waited for before it is judged how much each tells.
+const ANSWERS_MIN: u64 = 256;
+/// A server whose answers tell of less than this on average, in bytes, can't tell: to ask it takes longer than to read.
+const TOLD_MIN: u64 = 64 << 10;
+
 /// Ranges that follow each other: where each ends, and whether it is zero.
 #[derive(Debug, Default)]
 struct Window {
     start: u64,
     ends: Vec<(u64, Part)>,
+    /// How many answers there were, and of how many bytes they told.
+    answers: u64,
+    told: u64,
 }
 
 /// What an export is, as its server says.
@@ -195,9 +203,14 @@ impl Disk {
         let Some(context) = self.agreed.context(&format!("{DIRTY_BITMAP}{name}")) else {
             return Err(self.no_bitmap(name));
         };
-        let mut at = 0;
+        let (mut at, mut answers) = (0, 0);
         while at < self.agreed.size {
+            if answers >= ANSWERS_MIN && at / answers < TOLD_MIN {
+                let text = format!("its answers tell of {} bytes each", at / answers);
+                return Err(Failure::odd(&text).into_error());
+            }
             let parts = self.parts(at, context)?;
+            answers += 1;
             for (part, state) in parts {
                 at = part.end;
                 if state & STATE_DIRTY != 0 {
@@ -281,7 +294,12 @@ impl ReadAt for Disk {
             return Some(known);
         }
         // Who can't tell lets everything be read.
+        if window.answers >= ANSWERS_MIN && window.told / window.answers < TOLD_MIN {
+            return None;
+        }
         let parts = self.parts(offset, context).ok()?;
+        window.answers += 1;
+        window.told += parts.last().map_or(0, |(range, _)| range.end - offset);
         let part = |state| if state & STATE_ZERO != 0 { Part::Hole } else { Part::Data };
         window.start = offset;
         window.ends = parts.into_iter().map(|(range, state)| (range.end, part(state))).collect();

@@ -120,7 +120,7 @@ pub fn list(
 ) -> Result<Vec<AnchorReport>> {
     let points = catalog.points(disk)?.points;
     let tag = Tag::new(catalog.repository(), disk);
-    let newest = points.iter().rfind(|point| point.removed.is_none());
+    let newest = points.iter().rfind(|it| it.removed.is_none() && !it.is_of_snapshot());
     let current = newest.and_then(|point| point.record.anchor.as_ref());
     let mut found = Vec::new();
     for place in places(&points) {

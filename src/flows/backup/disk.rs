@@ -22,7 +22,7 @@ use crate::disk::files::paths::absolute;
 use crate::disk::image::{Format, Image};
 use crate::flows::anchors::{self, Tag};
 use crate::flows::capture::{Captured, NO_ANCHOR, NO_MORE_TRIES};
-use crate::flows::report::BackupReport;
+use crate::flows::report::{BackupReport, StoredSnapshot};
 use crate::flows::tracking::{self, Tracked};
 use crate::vault::archive;
 use crate::vault::point::{Base, Before, sum_up};
@@ -32,15 +32,19 @@ use crate::vault::repository::{
 };
 
 /// A disk that is to become part of a point.
-pub(super) struct DiskBackup<'a> {
-    pub catalog: &'a Catalog,
+pub(super) struct DiskBackup<'a, 'b> {
+    pub catalog: &'b Catalog,
     pub lock: &'a DomainLock,
     pub point: PointId,
-    pub disk: &'a DiskId,
+    pub disk: &'b DiskId,
     pub consistency: Consistency,
-    pub options: &'a Options,
+    pub options: &'b Options,
     pub base: Base,
     pub source: Captured,
+    /// What has changed, if that is known already.
+    pub tracked: Option<Tracked>,
+    /// The snapshots of the disk that were stored before.
+    pub stored: Vec<StoredSnapshot>,
 }
 
 /// A disk whose archive is written, but for its manifest.
@@ -60,24 +64,25 @@ pub(super) struct Rest {
     archive: String,
     tag: Tag,
     source: Captured,
-    /// It is a safety point, made before a roll back.
-    safety: bool,
+    /// The anchors that there are stay: they are of another state, or somebody else removes them.
+    leaves_anchors: bool,
 }
 
 /// Writes the archive of a disk. If that fails, the anchor that was left for it goes.
 pub(super) fn write<'a>(
-    mut job: DiskBackup<'a>,
+    mut job: DiskBackup<'a, '_>,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Written<'a>> {
     match job.run(&OfDisk::new(observer, job.disk), cancel) {
         Ok((pending, record, report)) => {
-            let safety = job.options.safety;
+            let leaves_anchors = job.options.safety || job.options.is_aside;
             let tag = Tag::new(job.catalog.repository(), job.disk);
             let (repository, disk) = (job.catalog.repository().clone(), job.disk.clone());
             let (base, source) = (job.base, job.source);
             let archive = record.archive.clone();
-            let rest = Rest { report, base, repository, disk, archive, tag, source, safety };
+            let rest =
+                Rest { report, base, repository, disk, archive, tag, source, leaves_anchors };
             Ok(Written { pending, record, rest })
         }
         Err(error) => {
@@ -91,7 +96,7 @@ impl Rest {
     /// The point is safe: the new anchor stays, and all before go, also those of other kinds that
     /// interrupted backups have left. What can't go, the next backup removes.
     pub fn settle(self, observer: &dyn Observer) -> BackupReport {
-        let Self { report, base, repository, disk, archive, tag, source, safety } = self;
+        let Self { report, base, repository, disk, archive, tag, source, leaves_anchors } = self;
         // The next backup can do without.
         let archive = repository.archive(&disk, &archive);
         if let Err(error) = sum_up(&repository, &disk, base.before(), &archive) {
@@ -107,7 +112,7 @@ impl Rest {
         let left = source.anchor.as_ref().map(|anchor| anchor.name.clone());
         source.settle();
         // Before a roll back the image is held by whoever rolls it back, and who removes them then.
-        if safety {
+        if leaves_anchors {
             return report;
         }
         let old = base.latest.as_ref().and_then(|latest| latest.record.anchor.as_ref());
@@ -135,13 +140,16 @@ impl Rest {
     }
 }
 
-impl<'a> DiskBackup<'a> {
+impl<'a> DiskBackup<'a, '_> {
     fn run(
         &mut self,
         observer: &dyn Observer,
         cancel: &Cancel,
     ) -> Result<(Pending<'a>, DiskRecord, BackupReport)> {
         let started = Instant::now();
+        if !self.options.may_be_empty {
+            same_disk::check_not_empty(&self.base, &self.source)?;
+        }
         let before = self.base.before();
         let geometry = geometry_for(&self.source.image, self.options.block_size, before)?;
         let choose = || {
@@ -151,6 +159,7 @@ impl<'a> DiskBackup<'a> {
         // An anchor is believed only of a sound image, and to prove that can take minutes.
         let latest = self.base.latest.as_ref();
         let mut tracked = match latest.is_some_and(|latest| latest.record.anchor.is_some()) {
+            _ if self.tracked.is_some() => self.tracked.take().map_or_else(choose, Ok)?,
             true => observer.step("check", choose)?,
             false => choose()?,
         };
@@ -322,6 +331,7 @@ impl<'a> DiskBackup<'a> {
             anchor: self.source.anchor.clone(),
             anchor_wanted: wanted_anchor(self.options, &self.base),
             opening: pending.opening(),
+            snapshot: None,
         })
     }
 
@@ -353,6 +363,7 @@ impl<'a> DiskBackup<'a> {
             anchor: record.anchor.as_ref().map(|anchor| anchor.name.clone()),
             io: done.backend,
             broken_chain: self.base.broken_chain.is_some(),
+            snapshots: self.stored.clone(),
             warnings: Vec::new(),
             seconds: started.elapsed().as_secs_f64(),
         }
@@ -364,7 +375,11 @@ fn seed() -> Result<u64> {
     Ok(u64::from_le_bytes(random::bytes()?))
 }
 
-fn geometry_for(image: &Image, asked: Option<u32>, before: Option<&Before>) -> Result<Geometry> {
+pub(super) fn geometry_for(
+    image: &Image,
+    asked: Option<u32>,
+    before: Option<&Before>,
+) -> Result<Geometry> {
     let block_size = match before {
         Some(before) => {
             let size = before.geometry().block_size();

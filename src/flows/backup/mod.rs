@@ -9,13 +9,14 @@ mod data_path;
 mod disk;
 mod guest;
 mod guests;
+mod internal;
 mod meter;
 mod room;
 mod same_disk;
 mod together;
 mod trial;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use qdelta_formats::archive::{Consistency, Digest, Tracker};
@@ -25,8 +26,9 @@ use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::paths::is_uri;
 use crate::disk::flow::pipeline::Resources;
-use crate::disk::image::{Image, OpenOptions};
+use crate::disk::image::{Format, Image, OpenOptions};
 use crate::disk::io::Backend;
 use crate::flows::anchors::{NewAnchor, Tag};
 use crate::flows::capture::Captured;
@@ -111,6 +113,13 @@ pub struct Options {
     /// What has changed is merged with the chain before into a full: a new chain begins, and no more is
     /// read of the image.
     pub synthetic: bool,
+    /// A disk may have no bytes now that had some at the latest point: somebody said so.
+    pub may_be_empty: bool,
+    /// The internal snapshots of the images become points, too.
+    pub with_snapshots: bool,
+    /// What is stored is not the state of a disk: a snapshot in its image, or a guest's memory. No anchor is left
+    /// or removed.
+    pub is_aside: bool,
 }
 
 impl Default for Options {
@@ -125,6 +134,9 @@ impl Default for Options {
             resources: Resources::default(),
             safety: false,
             synthetic: false,
+            may_be_empty: false,
+            with_snapshots: false,
+            is_aside: false,
         }
     }
 }
@@ -159,6 +171,17 @@ pub fn run_together(
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
+    let is_raw = |image: &ImageRequest| image.open.format == Some(Format::Raw);
+    // A server is known by its whole name, from whatever folder and in whatever spelling it was named.
+    let named = |image: &ImageRequest| match &image.open.export {
+        Some(export) if is_uri(&image.path) => {
+            ImageRequest { path: export.name().to_path_buf(), ..image.clone() }
+        }
+        _ => image.clone(),
+    };
+    let images: &[ImageRequest] = &images.iter().map(named).collect::<Vec<_>>();
+    let may_be_empty = options.may_be_empty || options.safety || images.iter().all(is_raw);
+    let options = &Options { may_be_empty, ..options.clone() };
     let disks = images.iter().map(disk_for).collect::<Result<Vec<_>>>()?;
     let none = || Error::new(ErrorKind::Usage, "no disk");
     let domain = &disks.first().ok_or_else(none)?.domain;
@@ -188,8 +211,9 @@ pub fn run_together(
         }
         ready.push(disk);
     }
-    let point = next_point(&catalog, &lock, observer)?;
-    let together = Together { catalog: &catalog, lock: &lock, point, options, observer };
+    let looked = ready.iter().map(|it| (it.disk, it.image, it.open));
+    let (point, snapshots) = next_points(&catalog, &lock, options, looked, observer)?;
+    let together = Together { catalog: &catalog, lock: &lock, point, options, observer, snapshots };
     let mut sources = together.take(&ready)?;
     let consistency = consistency_of(&mut sources)?;
     let written = together.write(ready, sources, consistency, cancel)?;
@@ -210,6 +234,9 @@ pub fn run_together(
 fn consistency_of(sources: &mut [Captured]) -> Result<Consistency> {
     let mut consistency = Consistency::Offline;
     for source in sources {
+        if source.is_in_use() {
+            consistency = Consistency::CrashConsistent;
+        }
         let Some(export) = &source.options.export else { continue };
         if export.open()?.description().read_only {
             continue;
@@ -239,6 +266,21 @@ fn commit(
     manifest.machine = machine;
     manifest.safety = safety;
     manifest.elapsed_ms = started.elapsed().as_millis() as u64;
+    let reports = publish(written, manifest, repository, recorder)?;
+    let with_warnings = reports.into_iter().map(|report| {
+        let warnings = recorder.take_of(&report.disk);
+        BackupReport { warnings, ..report }
+    });
+    Ok(with_warnings.collect())
+}
+
+/// Makes `manifest` the point of disks that were written, whose records it has not yet.
+fn publish(
+    written: Vec<disk::Written<'_>>,
+    mut manifest: Manifest,
+    repository: &Repository,
+    observer: &dyn Observer,
+) -> Result<Vec<BackupReport>> {
     let mut archives = Vec::new();
     let mut rest = Vec::new();
     for disk in written {
@@ -248,20 +290,15 @@ fn commit(
     }
     match Pending::commit_all(archives, &manifest) {
         Ok(()) => {
-            repository.saw(&manifest.domain, point);
-            repository.keep_safe(&manifest.domain, recorder);
+            repository.saw(&manifest.domain, manifest.point);
+            repository.keep_safe(&manifest.domain, observer);
         }
         Err(error) => {
             rest.into_iter().for_each(Rest::discard);
             return Err(error);
         }
     }
-    let settled = rest.into_iter().map(|rest| {
-        let report = rest.settle(recorder);
-        let warnings = recorder.take_of(&report.disk);
-        BackupReport { warnings, ..report }
-    });
-    Ok(settled.collect())
+    Ok(rest.into_iter().map(|rest| rest.settle(observer)).collect())
 }
 
 /// Makes a full of a new point if that was asked for, by merging. The point stands already: what fails
@@ -324,6 +361,24 @@ fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) ->
         ));
     }
     Ok(catalog)
+}
+
+/// The id for the new point; and how many ids before it are free for the snapshots in these images, if they are to
+/// become points.
+fn next_points<'a>(
+    catalog: &Catalog,
+    lock: &DomainLock,
+    options: &Options,
+    disks: impl IntoIterator<Item = (&'a DiskId, &'a Path, &'a OpenOptions)>,
+    observer: &dyn Observer,
+) -> Result<(PointId, Option<u64>)> {
+    let next = next_point(catalog, lock, observer)?;
+    if !options.with_snapshots {
+        return Ok((next, None));
+    }
+    let count = internal::count(catalog, disks);
+    let none = || Error::new(ErrorKind::Io, format!("no id comes after point {next}"));
+    Ok((PointId::from_ms(next.as_ms() + count).ok_or_else(none)?, Some(count)))
 }
 
 fn next_point(catalog: &Catalog, lock: &DomainLock, observer: &dyn Observer) -> Result<PointId> {

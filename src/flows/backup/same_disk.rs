@@ -102,7 +102,7 @@ pub(super) fn explained(error: Error, catalog: &Catalog, disk: &DiskId, path: &P
 
 fn latest(catalog: &Catalog, disk: &DiskId) -> Result<Option<Point>> {
     match catalog.latest_first(disk) {
-        Ok(mut points) => Ok(points.next()),
+        Ok(mut points) => Ok(points.find(|it| !it.is_of_snapshot())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -294,6 +294,25 @@ pub(super) fn warn(base: &Base, source: &Captured, observer: &dyn Observer) {
         let text = format!("the disk in {path} has {now} now, and had {then} at the point before");
         observer.warn(Warning::new(Code::Smaller, text));
     }
+}
+
+/// Fails if a disk has no bytes now and had some at the latest point: its file was emptied, or what its device
+/// leads to is gone.
+///
+/// # Errors
+/// `Image`: who means it can say so.
+pub(super) fn check_not_empty(base: &Base, source: &Captured) -> Result<()> {
+    let Some(before) = base.latest.as_ref().map(|latest| &latest.record) else { return Ok(()) };
+    if source.image.virtual_size() > 0 || before.virtual_size == 0 {
+        return Ok(());
+    }
+    let path = source.path.display();
+    let text = format!("{path} is empty");
+    Err(Error::new(ErrorKind::Image, text)
+        .because(format!("the disk had {} at the point before", shown(before.virtual_size)))
+        .advise(
+            "if it is to be so, say --same-guest for a guest's disk, and --format raw for an image or an export",
+        ))
 }
 
 /// Warns if everything on the disk is zero, and was not at the latest point.

@@ -5,7 +5,7 @@ use std::path::Path;
 use qdelta_formats::archive::Consistency;
 
 use super::disk::{self, Written};
-use super::{AnchorChoice, Options, leave};
+use super::{AnchorChoice, Options, internal, leave};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 use crate::base::observer::{Observer, OfDisk};
@@ -13,6 +13,8 @@ use crate::base::warning::Warning;
 use crate::disk::image::OpenOptions;
 use crate::flows::anchors::Tag;
 use crate::flows::capture::Captured;
+use crate::flows::report::StoredSnapshot;
+use crate::flows::tracking::Tracked;
 use crate::vault::point::Base;
 use crate::vault::repository::{Catalog, DiskId, DomainLock, Point, PointId};
 
@@ -32,6 +34,10 @@ pub(super) struct Ready<'a> {
     pub is_spent: bool,
     /// What the admin should know of it.
     pub notes: Vec<Warning>,
+    /// What has changed, if that is known already.
+    pub tracked: Option<Tracked>,
+    /// The snapshots of the disk that were stored before.
+    pub stored: Vec<StoredSnapshot>,
 }
 
 impl<'a> Ready<'a> {
@@ -46,7 +52,8 @@ impl<'a> Ready<'a> {
         let base = Base::choose(catalog, disk, options.kind)?;
         let tag = Tag::new(catalog.repository(), disk);
         let is_spent = is_spent(catalog, disk, &base, options)?;
-        Ok(Self { disk, image, open, base, tag, is_spent, notes: Vec::new() })
+        let (notes, tracked, stored) = (Vec::new(), None, Vec::new());
+        Ok(Self { disk, image, open, base, tag, is_spent, notes, tracked, stored })
     }
 }
 
@@ -67,6 +74,8 @@ pub(super) struct Together<'a> {
     pub point: PointId,
     pub options: &'a Options,
     pub observer: &'a dyn Observer,
+    /// How many ids before the point are free for the snapshots in the images; none if they are not to be stored.
+    pub snapshots: Option<u64>,
 }
 
 impl<'a> Together<'a> {
@@ -96,15 +105,20 @@ impl<'a> Together<'a> {
         Ok(sources)
     }
 
-    /// Writes the archive of every disk. If one fails, none is left.
+    /// Writes the archive of every disk. If one fails, none is left. The snapshots in their images become points
+    /// before, if they are to.
     pub fn write(
         &self,
-        ready: Vec<Ready<'a>>,
+        mut ready: Vec<Ready<'a>>,
         sources: Vec<Captured>,
         consistency: Consistency,
         cancel: &Cancel,
     ) -> Result<Vec<Written<'a>>> {
         let (mut written, count) = (Vec::new(), ready.len());
+        if let Err(error) = internal::store(self, &mut ready, &sources, cancel) {
+            sources.into_iter().for_each(Captured::discard);
+            return Err(error.within("cannot store the snapshots in the images"));
+        }
         let mut disks = ready.into_iter().zip(sources);
         while let Some((disk, mut source)) = disks.next() {
             source.warnings.splice(..0, disk.notes);
@@ -117,6 +131,8 @@ impl<'a> Together<'a> {
                 options: self.options,
                 base: disk.base,
                 source,
+                tracked: disk.tracked,
+                stored: disk.stored,
             };
             match disk::write(job, self.observer, cancel) {
                 Ok(done) => written.push(done),

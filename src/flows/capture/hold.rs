@@ -9,6 +9,7 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::image_lock::ImageLock;
+use crate::disk::files::is_held;
 use crate::disk::image::{Image, OpenOptions};
 use crate::disk::sys::Stamp;
 
@@ -22,6 +23,8 @@ pub(super) struct Hold {
     /// Each has a descriptor of its own: a long chain is open once, and locked once.
     locks: Vec<ImageLock>,
     files: Vec<Held>,
+    /// The device that this host itself has in use, if there is one.
+    used: Option<PathBuf>,
 }
 
 /// A file of the image, as it was before it was read.
@@ -70,7 +73,9 @@ impl Hold {
         if opened.len() != files.len() || !files.iter().zip(&opened).all(same) {
             return Err(changed(path));
         }
-        Ok((image, Self { locks, files }))
+        let used = image.files().iter().map(|file| file.path()).find(|path| is_held(path));
+        let used = used.map(Path::to_path_buf);
+        Ok((image, Self { locks, files, used }))
     }
 
     /// Notices what is written to the files of an image, and keeps nobody from writing: for
@@ -84,7 +89,7 @@ impl Hold {
         // recognised again, so it need not wait for that.
         let skip = if clones.is_empty() { files.len() } else { 1 };
         let files = write_back(image, files, skip);
-        Ok(Self { locks: Vec::new(), files })
+        Ok(Self { locks: Vec::new(), files, used: None })
     }
 
     /// What should be known about the claims.
@@ -100,7 +105,20 @@ impl Hold {
             let advice = "see to the disk; the next backup reads everything";
             Some(Warning::new(Code::Image, text).advise(advice))
         });
-        locks.chain(lost)
+        let used = self.used.iter().map(|path| {
+            let text = format!(
+                "{} is in use on this host itself: a filesystem that is mounted, a volume manager, swap. Whether it was \
+                 written to while it was read is not known",
+                path.display()
+            );
+            Warning::new(Code::Writable, text).advise("unmount it, or back up a snapshot of it")
+        });
+        locks.chain(lost).chain(used)
+    }
+
+    /// Whether this host itself may write to what is held.
+    pub fn is_in_use(&self) -> bool {
+        self.used.is_some()
     }
 
     /// Whether what is read of a file may not be on its disk: then it can change without a write.

@@ -226,6 +226,11 @@ impl Captured {
         self.hold.check_unchanged(&self.image)
     }
 
+    /// Whether this host itself may write to what is read: a filesystem of its own is mounted from there.
+    pub fn is_in_use(&self) -> bool {
+        self.hold.is_in_use()
+    }
+
     /// Whether an unchanged time of the file at `path` proves that nobody wrote to the file since the
     /// image was taken.
     pub fn is_settled(&self, path: &Path) -> bool {

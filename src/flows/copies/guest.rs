@@ -21,7 +21,7 @@ use crate::formats::archive::Kind;
 use crate::vault::repository::storage::Publish;
 use crate::vault::repository::{
     Catalog, DiskId, DiskName, DomainLock, DomainName, Link, MachineFile, Manifest, Pin, PointId,
-    Repository, Stamp, Verdict,
+    Repository, SNAPSHOT_HOLDER, Stamp, Verdict,
 };
 
 /// A file of a machine stays in memory up to this many bytes on its way.
@@ -331,8 +331,8 @@ impl Guest<'_> {
         }
     }
 
-    /// Renews the admin's pins of points that are there: a pin that ended or was taken away here stays there. What
-    /// holds a point for a while holds it in its own repository.
+    /// Renews the admin's pins of points that are there: a pin that ended or was taken away here stays there. That of
+    /// a snapshot goes with the snapshot. What else holds a point for a while holds it in its own repository.
     fn renew_pins(
         &self,
         lock: &DomainLock,
@@ -343,6 +343,14 @@ impl Guest<'_> {
         let now = clock::now()?;
         for (point, manifest) in manifests {
             let (Ok(ours), Some(Ok(theirs))) = (manifest, there.get(point)) else { continue };
+            let has_snapshot = |it: &Manifest| it.pins.iter().any(Pin::is_of_snapshot);
+            if has_snapshot(theirs) && !has_snapshot(ours) && same(ours, theirs).is_ok() {
+                // The image has lost the snapshot: the rules decide there, too.
+                self.sides.to.mark(lock, *point, |marks| {
+                    marks.unpin(Some(SNAPSHOT_HOLDER));
+                    Ok(())
+                })?;
+            }
             let of_admin = |manifest: &Manifest| {
                 manifest.pins.iter().find(|pin| pin.holder.is_none()).cloned()
             };
@@ -474,7 +482,7 @@ impl Work<'_> {
         let is_lost = self.told.is_alone(manifest.point);
         let arrival = self.carrier.to.arrive(self.carrier.lock, manifest.point, is_lost)?;
         let (mut made, mut copied) = (manifest.clone(), copied(manifest));
-        made.pins.retain(|pin| pin.holder.is_none());
+        made.pins.retain(|pin| pin.holder.is_none() || pin.is_of_snapshot());
         (made.removed, made.replaces) = (None, Vec::new());
         match self.bring(manifest, &mut made, &mut copied) {
             Ok(()) => {

@@ -386,7 +386,7 @@ impl<'a> Work<'a, '_> {
         // What was removed here stays removed, and what was pinned pinned, as far as anybody can tell. What
         // holds a point for a while holds it in its own repository.
         let left = here.marks_left(&theirs.domain, theirs.point);
-        made.pins.retain(|pin| pin.holder.is_none());
+        made.pins.retain(|pin| pin.holder.is_none() || pin.is_of_snapshot());
         made.pins.retain(|pin| left.pins.iter().all(|it| it.holder != pin.holder));
         made.pins.extend(left.pins);
         (made.removed, made.replaces) = (left.removed, Vec::new());

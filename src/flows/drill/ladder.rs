@@ -101,7 +101,7 @@ impl<'a> Ladder<'a> {
     pub fn climb(&self, domain: &DomainName, selector: &Selector) -> Result<Drill> {
         let (began, started) = (clock::now()?, Instant::now());
         let manifest = self.catalog.resolve_domain(domain, selector)?;
-        let disks = manifest.disks.iter().map(|record| record.disk.clone());
+        let disks = manifest.guest_disks().map(|record| record.disk.clone());
         let disks = disks.map(|disk| DiskId { domain: domain.clone(), disk }).collect();
         let mut past = self.catalog.repository().drills(domain);
         let since = Period::days(HELD_DAYS).before(began, &TimeZone::UTC);
@@ -135,7 +135,10 @@ impl<'a> Ladder<'a> {
     /// The time between a point and the one before it.
     fn gap(&self, guest: &Guest, point: PointId) -> Result<Option<f64>> {
         let Some(disk) = guest.disks.first() else { return Ok(None) };
-        let mut before = self.catalog.latest_first(disk)?.filter(|it| it.id < point && !it.safety);
+        let mut before = self
+            .catalog
+            .latest_first(disk)?
+            .filter(|it| it.id < point && !it.safety && !it.is_of_snapshot());
         Ok(before.next().map(|before| seconds_between(before.id.time(), point.time())))
     }
 

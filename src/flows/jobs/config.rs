@@ -28,7 +28,7 @@ use crate::flows::backup::{AnchorChoice, ConsistencyChoice, LEVEL_DEFAULT};
 use crate::flows::notify::Notifier;
 use crate::flows::verify::Budget;
 use crate::formats::archive::Tracker;
-use crate::guest::libvirt::Libvirt;
+use crate::guest::libvirt::{Libvirt, is_session};
 use crate::guest::quiesce::Virsh;
 use crate::vault::repository::{DiskSpec, Keep, Rung};
 
@@ -132,7 +132,7 @@ pub struct LibvirtPlace {
 
 impl Default for LibvirtPlace {
     fn default() -> Self {
-        let Libvirt { config, run, state } = Libvirt::default();
+        let Libvirt { config, run, state, .. } = Libvirt::default();
         Self { config, run, state, connect: None, virsh: PathBuf::from("virsh") }
     }
 }
@@ -140,8 +140,8 @@ impl Default for LibvirtPlace {
 impl LibvirtPlace {
     /// Where libvirt's files are.
     pub fn libvirt(&self) -> Libvirt {
-        let Self { config, run, state, .. } = self.clone();
-        Libvirt { config, run, state }
+        let Self { config, run, state, connect, .. } = self.clone();
+        Libvirt { config, run, state, session: connect.as_deref().is_some_and(is_session) }
     }
 
     /// How `virsh` is called.
@@ -247,6 +247,12 @@ pub struct Job {
     /// Whether the host's configuration is backed up, too, as a disk of its own.
     #[serde(default)]
     pub with_host_config: bool,
+    /// Whether the snapshots in images become points, too.
+    #[serde(default)]
+    pub with_snapshots: bool,
+    /// Whether the memory of guests is taken along that libvirt has saved.
+    #[serde(default)]
+    pub with_memory: bool,
     /// How old the newest good point of a guest may be.
     #[serde(default, deserialize_with = "optional")]
     pub rpo: Option<Stretch>,

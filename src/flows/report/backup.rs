@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use qdelta_formats::archive::{Consistency, Digest, Kind, Tracker};
 use serde::{Deserialize, Serialize};
 
@@ -59,10 +60,37 @@ pub struct BackupReport {
     /// The chain before is damaged, so that this full had to begin a new one: `warnings` says what
     /// is wrong with it.
     pub broken_chain: bool,
+    /// The internal snapshots of the image that became points of their own before this one.
+    pub snapshots: Vec<StoredSnapshot>,
     /// What the admin should know, though the backup is sound.
     pub warnings: Vec<Warning>,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// An internal snapshot that has become a point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoredSnapshot {
+    /// The point.
+    pub point: PointId,
+    /// Its id in the image.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// When it was taken.
+    #[serde(with = "text")]
+    pub taken: Timestamp,
+    /// `full` or `incremental`.
+    #[serde(with = "text")]
+    pub kind: Kind,
+    /// The point that it was made against; none for a full.
+    pub parent: Option<PointId>,
+    /// Bytes read from the image's data.
+    pub bytes_read: u64,
+    /// Bytes of the disk that differ from the parent (for a full: that are not zero).
+    pub bytes_changed: u64,
+    /// Length of the archive, in bytes.
+    pub bytes_written: u64,
 }
 
 /// What the backup of a guest did.
@@ -82,7 +110,9 @@ pub struct GuestReport {
     pub freeze_ms: Option<u64>,
     /// How many filesystems were frozen; none if none were.
     pub frozen_filesystems: Option<u32>,
-    /// Its disks.
+    /// Whether the point has its memory, and resumes where it stood.
+    pub resumes: bool,
+    /// Its disks; its memory is the last of them, if the point has it.
     pub disks: Vec<BackupReport>,
     /// The disks that are not in the point, and why.
     pub left_out: Vec<LeftOut>,

@@ -33,7 +33,7 @@ mod verify;
 
 pub use crate::disk::image::MapEntry;
 pub use anchors::{AnchorReport, AnchorState, AnchorsReport};
-pub use backup::{BackupReport, GuestOutcome, GuestReport, GuestsReport, Outcome};
+pub use backup::{BackupReport, GuestOutcome, GuestReport, GuestsReport, Outcome, StoredSnapshot};
 pub use bench::{BenchReport, Cached, DataPathReport, Limit, Stage, StageReport};
 pub use copies::{
     Carried, CompareReport, CopiedDisk, CopiedPoint, CopyReport, FailedPoint, GuestCompare,

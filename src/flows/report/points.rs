@@ -13,7 +13,7 @@ use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::Warning;
 use crate::vault::repository::{
     Anchor, Catalog, DamagedManifest, DiskId, DomainName, Drilled, ImageRecord, Pin, Point,
-    PointId, Refusal, Removal, Survey, Wanted,
+    PointId, Refusal, Removal, SnapshotRecord, Survey, Wanted,
 };
 
 /// The points of some disks.
@@ -95,8 +95,12 @@ pub struct PointReport {
     pub freeze_ms: Option<u64>,
     /// How many filesystems were frozen; none if none were.
     pub frozen_filesystems: Option<u32>,
+    /// Whether it has the guest's memory, and resumes where the guest stood.
+    pub resumes: bool,
     /// It is a safety point, made before a roll back.
     pub safety: bool,
+    /// The internal snapshot of the image that it holds; none if it holds the disk's state.
+    pub snapshot: Option<SnapshotRecord>,
     /// Its pins.
     pub pins: Vec<Pin>,
     /// It is removed; none if it is not. Removed points are listed only where they are asked for.
@@ -360,7 +364,9 @@ impl PointReport {
             fell_back: point.fell_back.clone(),
             freeze_ms: point.freeze_ms,
             frozen_filesystems: point.frozen_filesystems,
+            resumes: point.resumes,
             safety: point.safety,
+            snapshot: record.snapshot.clone(),
             pins: point.pins.clone(),
             removed: point.removed.clone(),
             virtual_size: record.virtual_size,

@@ -116,6 +116,9 @@ pub struct MachineReport {
     /// The firmware's variables.
     #[serde(serialize_with = "crate::base::json::optional::serialize")]
     pub nvram: Option<PathBuf>,
+    /// The file of its memory, with which it goes on where it stood; none if it begins anew.
+    #[serde(serialize_with = "crate::base::json::optional::serialize")]
+    pub memory: Option<PathBuf>,
     /// What is left to do, as commands for a shell.
     pub commands: Vec<String>,
     /// What the admin should know.

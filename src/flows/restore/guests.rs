@@ -204,6 +204,32 @@ pub(super) fn check_owner(libvirt: &Libvirt, path: &Path, machine: &MachineRecor
     Ok(())
 }
 
+/// Fails if the file or device at `path` is a disk of another guest than the one of this name, or of this UUID.
+///
+/// # Errors
+/// `Busy`: nothing of another guest's is replaced.
+pub(super) fn check_not_others(
+    libvirt: &Libvirt,
+    path: &Path,
+    (name, uuid): (&str, Option<&str>),
+) -> Result<()> {
+    let is_own = |found: &&Found| {
+        let own = found.domain.uuid.as_deref().zip(uuid);
+        found.domain.name == name || own.is_some_and(|(one, other)| is_same_uuid(one, other))
+    };
+    for found in all(libvirt).iter().filter(|found| !is_own(found)) {
+        let mut disks = disks(found);
+        let is_it = |disk: &&Disk| disk.source.path().is_some_and(|own| is_same_disk(own, path));
+        if let Some(disk) = disks.find(is_it) {
+            let (path, owner) = (path.display(), &found.domain.name);
+            let text = format!("{path} is disk {} of {owner}, another guest", disk.target);
+            return Err(Error::new(ErrorKind::Busy, text)
+                .advise("restore to another folder, or under another name (--rename)"));
+        }
+    }
+    Ok(())
+}
+
 /// The disks that a guest has now, and those that it has at its next start.
 fn disks(found: &Found) -> impl Iterator<Item = &Disk> {
     found.domain.disks.iter().chain(&found.next_disks)
@@ -322,7 +348,7 @@ fn all(libvirt: &Libvirt) -> Vec<Found> {
 }
 
 /// Whether both names lead to the same bytes: one file or block device, or a loop device and its file.
-fn is_same_disk(one: &Path, other: &Path) -> bool {
+pub(super) fn is_same_disk(one: &Path, other: &Path) -> bool {
     let (below_one, below_other) = (file_of_loop(one), file_of_loop(other));
     let one = below_one.as_deref().unwrap_or(one);
     is_same_file(one, below_other.as_deref().unwrap_or(other))

@@ -199,10 +199,11 @@ fn gather(catalog: &Catalog, domain: &DomainName) -> Result<Gathered> {
         gathered.candidates.push(Candidate {
             point,
             created: manifest.created,
-            disks: manifest.disks.iter().map(|record| record.disk.clone()).collect(),
+            disks: manifest.guest_disks().map(|record| record.disk.clone()).collect(),
             consistency: manifest.consistency,
             damaged: false,
             safety: manifest.safety,
+            snapshot: manifest.is_of_snapshots(),
             pins: manifest.pins,
             removed: manifest.removed,
         });

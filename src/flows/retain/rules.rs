@@ -32,6 +32,8 @@ pub struct Candidate {
     pub damaged: bool,
     /// It is a safety point.
     pub safety: bool,
+    /// It holds snapshots of images, and no state that the next backup builds on.
+    pub snapshot: bool,
     /// Its pins.
     pub pins: Vec<Pin>,
     /// It was removed before.
@@ -122,7 +124,8 @@ pub fn judge(
 fn keep_newest(points: &[Candidate], add: &mut impl FnMut(usize, Reason)) {
     let mut seen = BTreeSet::new();
     for (index, candidate) in points.iter().enumerate().rev() {
-        for disk in candidate.disks.iter().filter(|_| candidate.removed.is_none()) {
+        let is_state = candidate.removed.is_none() && !candidate.snapshot;
+        for disk in candidate.disks.iter().filter(|_| is_state) {
             if seen.insert(disk) {
                 add(index, Reason::Newest { disk: disk.clone() });
             }

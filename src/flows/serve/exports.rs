@@ -285,7 +285,11 @@ impl Exports {
 fn describe(point: &Point) -> String {
     let size = bytesize::ByteSize(point.record.virtual_size).display().iec();
     let time = point.id.time().strftime("%Y-%m-%d %H:%M:%S");
-    format!("{} at {time} UTC, {size}, {}", point.disk, point.consistency)
+    let what = match &point.record.snapshot {
+        Some(snapshot) => format!("snapshot {} of {}", snapshot.name.escape_debug(), point.disk),
+        None => point.disk.to_string(),
+    };
+    format!("{what} at {time} UTC, {size}, {}", point.consistency)
 }
 
 fn no_export(name: &str) -> Error {

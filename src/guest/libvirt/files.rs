@@ -18,6 +18,14 @@ pub struct Libvirt {
     pub run: PathBuf,
     /// The folder for lasting state: `/var/lib/libvirt`.
     pub state: PathBuf,
+    /// It is a user's own libvirt (`qemu:///session`), which has some folders in other places.
+    pub session: bool,
+}
+
+/// Whether a connection of virsh's is to a user's own libvirt on this host.
+pub fn is_session(uri: &str) -> bool {
+    let uri = uri.split('?').next().unwrap_or_default();
+    uri.split_once(":///").is_some_and(|(_, path)| path == "session")
 }
 
 impl Default for Libvirt {
@@ -26,6 +34,7 @@ impl Default for Libvirt {
             config: PathBuf::from("/etc/libvirt"),
             run: PathBuf::from("/run/libvirt"),
             state: PathBuf::from("/var/lib/libvirt"),
+            session: false,
         }
     }
 }
@@ -63,6 +72,28 @@ pub struct Listing {
 const QEMU_ACCOUNTS: [&str; 2] = ["libvirt-qemu", "qemu"];
 
 impl Libvirt {
+    /// A user's own libvirt: `config` is the user's folder for configuration, such as `~/.config`, `runtime` the one
+    /// that lasts as long as the user is logged in, such as `/run/user/1000`.
+    pub fn of_session(config: &Path, runtime: &Path) -> Self {
+        let config = config.join("libvirt");
+        Self { state: config.clone(), config, run: runtime.join("libvirt"), session: true }
+    }
+
+    /// What virsh calls the libvirt whose files these are.
+    pub fn uri(&self) -> &'static str {
+        if self.session { "qemu:///session" } else { "qemu:///system" }
+    }
+
+    /// The folder of the guests that run.
+    fn running(&self) -> PathBuf {
+        self.run.join(if self.session { "qemu/run" } else { "qemu" })
+    }
+
+    /// The folder of the pools that are active.
+    pub(super) fn active_pools(&self) -> PathBuf {
+        self.run.join(if self.session { "storage/run" } else { "storage" })
+    }
+
     /// The account that libvirt runs QEMU with, if this host has one.
     pub fn qemu_user(&self) -> Option<String> {
         let text_of = |path: &Path| Opener::READ.read_text(path, XML_LEN_MAX).unwrap_or_default();
@@ -91,7 +122,7 @@ impl Libvirt {
         }
         let file = format!("{name}.xml");
         let persistent = read(&self.config.join("qemu").join(&file))?;
-        let live = read(&self.run.join("qemu").join(&file))?;
+        let live = read(&self.running().join(&file))?;
         let defined = persistent.as_ref().map(|file| self.parsed(file, name)).transpose()?;
         let running = live.as_ref().map(|file| self.parsed(file, name)).transpose()?;
         // A domain that has just ended may have left its file for a moment.
@@ -104,9 +135,10 @@ impl Libvirt {
         let domain = running.or(defined).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("libvirt has no domain {name:?}")).advise(
                 format!(
-                    "virsh list --all shows what there is; the files are looked for in {} and {}",
+                    "virsh --connect {} list --all shows what there is; the files are looked for in {} and {}",
+                    self.uri(),
                     self.config.join("qemu").display(),
-                    self.run.join("qemu").display()
+                    self.running().display()
                 ),
             )
         })?;
@@ -130,7 +162,7 @@ impl Libvirt {
     /// A folder can't be read. One that is missing holds nothing.
     pub fn list(&self) -> Result<Listing> {
         let mut names = BTreeSet::new();
-        for folder in [self.config.join("qemu"), self.run.join("qemu")] {
+        for folder in [self.config.join("qemu"), self.running()] {
             let failed = |error| Error::io("list", &folder, error);
             let entries = match std::fs::read_dir(&folder) {
                 Ok(entries) => entries,
@@ -173,16 +205,22 @@ impl Libvirt {
             return named;
         }
         let (name, qemu) = (&domain.name, self.state.join("qemu"));
-        let chosen = [
-            qemu.join(format!("nvram/{name}_VARS.fd")),
-            qemu.join(format!("nvram/{name}_VARS.qcow2")),
-            qemu.join(format!("varstore/{name}.json")),
-        ];
+        let raw = qemu.join(format!("nvram/{name}_VARS.fd"));
+        let qcow2 = qemu.join(format!("nvram/{name}_VARS.qcow2"));
+        // One of an earlier firmware may lie beside the guest's own: what the definition says decides.
+        let is_qcow2 = domain.nvram.as_ref().map(|nvram| nvram.format == "qcow2");
+        let json = qemu.join(format!("varstore/{name}.json"));
+        let chosen = match (firmware.is_varstore, is_qcow2) {
+            (true, _) => vec![json],
+            (false, Some(true)) => vec![qcow2, raw, json],
+            (false, Some(false)) => vec![raw, qcow2, json],
+            (false, None) => [newest_first([raw, qcow2]), vec![json]].concat(),
+        };
         // What can't be looked at may be there, and reading it says why it can't be taken.
         let is_gone = |path: &PathBuf| {
             path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
         };
-        chosen.into_iter().filter(|path| !is_gone(path)).collect()
+        chosen.into_iter().find(|path| !is_gone(path)).into_iter().collect()
     }
 
     /// Whether the guest is started with the host.
@@ -212,8 +250,16 @@ impl Libvirt {
         }
         let version = if tpm.version == "1.2" { "tpm1.2" } else { "tpm2" };
         let uuid = domain.uuid.as_ref().filter(|uuid| !uuid.contains(['/', '.']))?;
-        Some(self.state.join("swtpm").join(uuid).join(version))
+        let folder = if self.session { "qemu/swtpm" } else { "swtpm" };
+        Some(self.state.join(folder).join(uuid).join(version))
     }
+}
+
+/// These files, the one that was written to last first.
+fn newest_first(files: [PathBuf; 2]) -> Vec<PathBuf> {
+    let written = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    let [one, other] = files;
+    if written(&other) > written(&one) { vec![other, one] } else { vec![one, other] }
 }
 
 /// Reads a file of libvirt's, if it is there.

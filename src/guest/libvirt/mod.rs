@@ -14,16 +14,18 @@ mod parse;
 mod pools;
 mod resources;
 mod rewrite;
+mod saved;
 
 use std::path::PathBuf;
 
 pub use chain::{Link, Links};
 pub use decide::{Choice, Reason, decide};
-pub use files::{Found, Libvirt, Listing, XmlFile};
+pub use files::{Found, Libvirt, Listing, XmlFile, is_session};
 pub use limits::XML_LEN_MAX;
 pub use pools::{Pool, Volumes};
 pub use resources::{Fate, Firmware, Resource, resources};
 pub use rewrite::{Changes, Place, RestoredDisk, Served, rewrite};
+pub use saved::saved_definition;
 
 use crate::base::error::{Error, ErrorKind, Result};
 
@@ -159,7 +161,10 @@ impl std::fmt::Display for StorageSource {
         match self {
             Self::File(path) | Self::Block(path) => path.display().fmt(f),
             Self::Network(protocol) => write!(f, "its source on a server ({protocol})"),
-            Self::Volume { pool, volume, .. } => write!(f, "volume {volume} of pool {pool}"),
+            Self::Volume { pool, volume, .. } => {
+                let (pool, volume) = (parse::short(pool), parse::short(volume));
+                write!(f, "volume {volume} of pool {pool}")
+            }
             Self::Other(kind) => write!(f, "its source ({kind})"),
             Self::Nothing => f.write_str("nothing"),
         }

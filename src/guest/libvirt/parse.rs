@@ -163,7 +163,9 @@ pub(super) fn source_of(kind: &str, source: Option<Node<'_, '_>>) -> StorageSour
         "volume" => match (attribute("pool"), attribute("volume")) {
             (Some(pool), Some(volume)) => {
                 let why = "its pool was not looked at".to_owned();
-                StorageSource::Volume { pool: short(pool), volume: short(volume), why }
+                // Whole: a longer name is another volume's.
+                let (pool, volume) = (pool.to_owned(), volume.to_owned());
+                StorageSource::Volume { pool, volume, why }
             }
             _ => StorageSource::Nothing,
         },

@@ -63,11 +63,13 @@ impl Libvirt {
         }
         let file = format!("{name}.xml");
         // A guest gets the active pool, which may have been defined anew since.
-        let folders = [&self.run, &self.config].map(|folder| folder.join("storage"));
+        let folders = [self.active_pools(), self.config.join("storage")];
         for folder in &folders {
             let path = folder.join(&file);
             let Some(xml) = read(&path).map_err(|error| error.chain())? else { continue };
-            return Pool::of(&xml.text, name).map_err(|why| format!("{} {why}", path.display()));
+            let pool = Pool::of(&xml.text, name);
+            let pool = pool.map_err(|why| format!("{} {why}", path.display()))?;
+            return Ok(Pool { is_active: *folder == self.active_pools(), ..pool });
         }
         Err(format!("there is no {file} in {} or {}", folders[1].display(), folders[0].display()))
     }
@@ -87,6 +89,8 @@ pub struct Pool {
     pub kind: String,
     /// What its volumes are.
     pub volumes: Volumes,
+    /// Whether libvirt has started it.
+    pub is_active: bool,
 }
 
 /// What the volumes of a pool are.
@@ -115,20 +119,23 @@ impl Pool {
             return Err("describes another pool".to_owned());
         }
         let kind = pool.attribute("type").unwrap_or_default();
-        let of_kind = |volumes| Self { name: name.to_owned(), kind: kind.to_owned(), volumes };
-        if OF_SERVERS.contains(&kind) {
+        let (name, kind) = (name.to_owned(), kind.to_owned());
+        let of_kind = |volumes| Self { name, kind: kind.clone(), volumes, is_active: false };
+        if OF_SERVERS.contains(&kind.as_str()) {
             return Ok(of_kind(Volumes::OnServer));
         }
         let target = child(pool, "target").and_then(|target| of(target, "path"));
         let group = || child(pool, "source").and_then(|source| of(source, "name"));
         // The folder of a volume group's devices follows from its name.
         let target = match target {
-            None if kind == "logical" => group().map(|group| PathBuf::from("/dev").join(group)),
+            None if kind.as_str() == "logical" => {
+                group().map(|group| PathBuf::from("/dev").join(group))
+            }
             target => target.map(PathBuf::from),
         };
         let target = target.filter(|target| target.is_absolute());
         let target = target.ok_or("has no target with an absolute path")?;
-        match kind {
+        match kind.as_str() {
             kind if OF_FILES.contains(&kind) => Ok(of_kind(Volumes::Files(target))),
             "logical" => Ok(of_kind(Volumes::Devices(target))),
             "disk" => Ok(of_kind(Volumes::Partitions(target))),

@@ -10,6 +10,7 @@ use roxmltree::Node;
 use super::parse::{child, document, domain_node, elements};
 use super::resources::{Fate, MEMORY, Named, at, walk};
 use crate::base::error::Result;
+use crate::disk::files::paths::absolute;
 
 /// The changes to make.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -155,10 +156,16 @@ impl Edits<'_> {
         let inside = inside.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end));
         match inside {
             Some(range) => self.replace(range, escaped(text)),
-            // An empty element has no place for content: write it anew.
+            // An empty element has no place for content: write it anew, with its attributes.
             None => {
                 let name = node.tag_name().name();
-                self.replace(node.range(), format!("<{name}>{}</{name}>", escaped(text)));
+                let mut attributes = String::new();
+                for attribute in node.attributes() {
+                    let value = escaped(attribute.value());
+                    attributes.push_str(&format!(" {}='{value}'", attribute.name()));
+                }
+                let text = escaped(text);
+                self.replace(node.range(), format!("<{name}{attributes}>{text}</{name}>"));
             }
         }
     }
@@ -255,7 +262,9 @@ impl Edits<'_> {
             resource.fate,
             Fate::Boot | Fate::State | Fate::StateAtRest(_) | Fate::TakenApart
         );
-        let restored = changes.files.iter().find(|(old, _)| Some(old) == resource.path.as_ref());
+        // However it is spelled here.
+        let named = resource.path.as_deref().map(absolute);
+        let restored = changes.files.iter().find(|(old, _)| Some(old) == named.as_ref());
         if let Some((_, new)) = restored.filter(|_| is_taken) {
             let new = new.to_string_lossy();
             return match attribute {

@@ -513,6 +513,7 @@ fn lab() -> (tempfile::TempDir, Libvirt) {
         config: dir.path().join("etc"),
         run: dir.path().join("run"),
         state: dir.path().join("lib"),
+        session: false,
     };
     fs::create_dir_all(libvirt.config.join("qemu/networks")).unwrap();
     fs::create_dir_all(libvirt.run.join("qemu")).unwrap();
@@ -563,4 +564,36 @@ fn a_file_of_libvirt_that_is_not_what_it_should_be_is_named() {
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     assert!(libvirt.find("db").unwrap_err().chain().contains("regular file"));
+}
+
+/// A user's own libvirt has the same files in other places.
+#[test]
+fn a_session_has_its_own_places() {
+    for (uri, expected) in [
+        ("qemu:///session", true),
+        ("qemu:///session?socket=/x", true),
+        ("qemu:///system", false),
+        ("qemu+ssh://host/session", false),
+        ("session", false),
+    ] {
+        assert_eq!(is_session(uri), expected, "{uri}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (config, runtime) = (dir.path().join(".config"), dir.path().join("run"));
+    let libvirt = Libvirt::of_session(&config, &runtime);
+    let files = [
+        (config.join("libvirt/qemu/web.xml"), WEB.to_owned()),
+        (runtime.join("libvirt/qemu/run/web.xml"), live("running")),
+        (config.join("libvirt/qemu/save/web.save"), String::new()),
+    ];
+    for (path, text) in &files {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let found = libvirt.find("web").unwrap();
+    assert_eq!(found.live.unwrap().path, files[1].0);
+    assert_eq!(libvirt.managed_save("web"), Some(files[2].0.clone()));
+    assert_eq!(libvirt.list().unwrap().names, ["web"]);
+    let error = libvirt.find("db").unwrap_err();
+    assert!(error.advice().unwrap().contains("virsh --connect qemu:///session list"), "{error:?}");
 }

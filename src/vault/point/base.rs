@@ -66,7 +66,7 @@ impl Base {
                     }
                     _ => return Err(error.advise("--kind full begins a new chain")),
                 }
-                base.latest = catalog.latest_first(disk)?.next();
+                base.latest = catalog.latest_first(disk)?.find(|it| !it.is_of_snapshot());
                 base.is_forgotten = base.latest.is_none();
                 return Ok(base);
             }
@@ -98,6 +98,34 @@ impl Base {
         Ok(base)
     }
 
+    /// What follows `point`, whichever the latest is: for what is no state of the disk, and has no anchor.
+    ///
+    /// # Errors
+    /// The chain is damaged.
+    pub fn after(catalog: &Catalog, point: Point) -> Result<Self> {
+        let before = open_base(catalog, &point)?;
+        let mut base = Self {
+            kind: Kind::Full,
+            against: None,
+            latest: None,
+            broken_chain: None,
+            is_forgotten: false,
+        };
+        if has_room(before.archives(), KindChoice::Auto)? {
+            base.kind = Kind::Incremental;
+            base.against = Some((point, before));
+        }
+        Ok(base)
+    }
+
+    /// Whether the disk has no point yet that could be built on, readable or not.
+    pub fn is_first(&self) -> bool {
+        self.against.is_none()
+            && self.latest.is_none()
+            && self.broken_chain.is_none()
+            && !self.is_forgotten
+    }
+
     /// The point that it is made against.
     pub fn point(&self) -> Option<&Point> {
         self.against.as_ref().map(|(point, _)| point)
@@ -113,7 +141,7 @@ impl Base {
 /// build on it, and as long as one of these stays, so does its data.
 fn latest_full(catalog: &Catalog, disk: &DiskId, latest: &Point) -> Result<Point> {
     let is_full = |point: &Point| point.record.kind == Kind::Full;
-    let kept = catalog.latest_first(disk)?.find(is_full);
+    let kept = catalog.latest_first(disk)?.find(|it| is_full(it) && !it.is_of_snapshot());
     let chain = catalog.needed_by(disk, std::slice::from_ref(latest));
     let begins = chain.first().and_then(|first| catalog.point(disk, first.link.point));
     let full = kept.into_iter().chain(begins.filter(is_full)).max_by_key(|full| full.id);

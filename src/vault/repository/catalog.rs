@@ -79,6 +79,8 @@ pub struct Point {
     pub freeze_ms: Option<u64>,
     /// How many filesystems were frozen; none if none were.
     pub frozen_filesystems: Option<u32>,
+    /// Whether it has the guest's memory, and resumes.
+    pub resumes: bool,
     /// How long making it took, in milliseconds.
     pub elapsed_ms: u64,
     /// It is a safety point: it holds what was there before a roll back.
@@ -96,6 +98,11 @@ pub struct Point {
 }
 
 impl Point {
+    /// Whether it holds an internal snapshot of the image, and not the state that the disk had then.
+    pub fn is_of_snapshot(&self) -> bool {
+        self.record.snapshot.is_some()
+    }
+
     /// What the next archive calls this point if it is made against it.
     pub fn as_parent(&self) -> ParentRecord {
         ParentRecord {
@@ -189,7 +196,9 @@ impl Catalog {
         let bytes = self.repository.storage().read_own(&name, manifest::LEN_MAX)?;
         let path = self.repository.describe(&name);
         let manifest = Manifest::decode(&bytes, &path, &id.domain, newest).ok()?;
-        domain.point(&manifest, id).filter(|point| point.archive_present && point.removed.is_none())
+        domain.point(&manifest, id).filter(|point| {
+            point.archive_present && point.removed.is_none() && !point.is_of_snapshot()
+        })
     }
 
     /// The newest point of a domain that has a manifest, whatever is in it; none if it has none, or if they
@@ -448,6 +457,7 @@ impl DomainReading {
             fell_back: machine.and_then(|machine| machine.fell_back.clone()),
             freeze_ms: machine.and_then(|machine| machine.freeze_ms),
             frozen_filesystems: machine.and_then(|machine| machine.frozen_filesystems),
+            resumes: machine.is_some_and(|machine| machine.memory.is_some()),
             elapsed_ms: manifest.elapsed_ms,
             safety: manifest.safety,
             pins: manifest.pins.clone(),

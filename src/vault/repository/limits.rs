@@ -52,6 +52,7 @@ fn point() -> PointId {
 fn machine() -> MachineRecord {
     MachineRecord {
         autostart: false,
+        memory: None,
         name: "web".to_owned(),
         uuid: None,
         fell_back: None,

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::SpooledTempFile;
 
 use super::catalog::DomainReading;
+use super::manifest::Manifest;
 use super::names::{DiskId, DiskName, DomainName, MACHINE};
 use super::point::PointId;
 use super::storage::{Name, Publish};
@@ -60,6 +61,9 @@ pub struct MachineRecord {
     /// libvirt starts it with the host.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub autostart: bool,
+    /// Its memory, which libvirt had saved; none if the point does not resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryRecord>,
     /// Its files.
     pub files: Vec<MachineFile>,
     /// The disks that are not in the point, and why.
@@ -68,6 +72,21 @@ pub struct MachineRecord {
     /// What of the machine could not be taken, and why: a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
+}
+
+/// The disk of a point that is the file of the guest's memory.
+pub const MEMORY: &str = "saved-memory";
+
+/// A guest's memory, as libvirt has saved it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRecord {
+    /// The disk of the point that is the file's bytes.
+    pub disk: DiskName,
+    /// Where the file was.
+    #[serde(with = "crate::base::json")]
+    pub path: PathBuf,
+    /// Its mode: the lowest nine bits.
+    pub mode: u32,
 }
 
 /// A file of a machine.
@@ -182,8 +201,8 @@ impl Catalog {
     pub fn disks_of_machine(&self, domain: &DomainName) -> Vec<DiskName> {
         let domain = self.domain(domain);
         let latest = domain.good().rfind(|manifest| manifest.machine.is_some());
-        let disks = latest.map(|manifest| manifest.disks.as_slice()).unwrap_or_default();
-        disks.iter().map(|record| record.disk.clone()).collect()
+        let disks = latest.into_iter().flat_map(Manifest::guest_disks);
+        disks.map(|record| record.disk.clone()).collect()
     }
 
     /// The machine that a disk belonged to at a point: of a point that has none, such as a
@@ -431,6 +450,7 @@ mod tests {
             freeze_ms: None,
             frozen_filesystems: None,
             autostart: false,
+            memory: None,
             files: Vec::new(),
             left_out: Vec::new(),
             missing: Vec::new(),

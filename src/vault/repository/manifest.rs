@@ -15,6 +15,7 @@ use super::manifest_digest::{digest_of, without_digest};
 use super::marks::{Pin, Removal};
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
+use super::snapshot::SnapshotRecord;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
 use crate::disk::files::fingerprint::Fingerprint;
@@ -139,6 +140,9 @@ pub struct DiskRecord {
     /// the file can be read, so they are kept twice. A key is needed for them as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opening: Option<String>,
+    /// The internal snapshot of the image that it holds in the place of the image's state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotRecord>,
 }
 
 impl DiskRecord {
@@ -349,6 +353,17 @@ impl Manifest {
         self.disks.iter().find(|record| record.disk == *disk)
     }
 
+    /// The records of the guest's disks: without that of its memory.
+    pub fn guest_disks(&self) -> impl Iterator<Item = &DiskRecord> {
+        let memory = self.machine.as_ref().and_then(|machine| machine.memory.as_ref());
+        self.disks.iter().filter(move |record| memory.is_none_or(|it| it.disk != record.disk))
+    }
+
+    /// Whether it holds internal snapshots of the images, and not the state that the guest had.
+    pub fn is_of_snapshots(&self) -> bool {
+        self.disks.iter().any(|record| record.snapshot.is_some())
+    }
+
     /// Its archives, and all those whose place they have taken.
     pub(crate) fn archives(&self) -> impl Iterator<Item = Replaced> + '_ {
         let own = self.disks.iter().map(|record| Replaced {
@@ -450,6 +465,10 @@ impl Manifest {
         if let Some(machine) = &self.machine {
             machine.check()?;
         }
+        let memory = self.machine.as_ref().and_then(|machine| machine.memory.as_ref());
+        if let Some(memory) = memory.filter(|memory| self.disk(&memory.disk).is_none()) {
+            return Err(format!("has no disk {} with the guest's memory", memory.disk));
+        }
         for (index, record) in self.disks.iter().enumerate() {
             let disk = &record.disk;
             if self.disks.iter().take(index).any(|other| other.disk == *disk) {
@@ -465,6 +484,13 @@ impl Manifest {
             // Also what makes every walk along parents end.
             if record.parent.as_ref().is_some_and(|parent| parent.point >= self.point) {
                 return Err(format!("gives disk {disk} a parent that is not before it"));
+            }
+            if record.snapshot.is_some() != self.is_of_snapshots() {
+                return Err(format!("mixes the state of disk {disk} with snapshots of others"));
+            }
+            // The next backup would compare the image with another state than the anchor's.
+            if record.snapshot.is_some() && record.anchor.is_some() {
+                return Err(format!("gives disk {disk} the anchor of another state"));
             }
             if let Err(error) = Geometry::new(record.virtual_size, record.block_size) {
                 return Err(format!("gives disk {disk} an impossible geometry: {error}"));

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::manifest::{self, Manifest};
 use super::point::PointId;
+use super::snapshot::SNAPSHOT_HOLDER;
 use super::{DomainLock, DomainName, Repository};
 use crate::base::error::Result;
 use crate::base::json::text;
@@ -32,6 +33,11 @@ pub struct Pin {
 }
 
 impl Pin {
+    /// Whether it holds the point of a snapshot as long as an image has the snapshot.
+    pub fn is_of_snapshot(&self) -> bool {
+        self.holder.as_deref() == Some(SNAPSHOT_HOLDER)
+    }
+
     /// Whether the pin still holds.
     pub fn holds(&self, now: Timestamp) -> bool {
         self.until.is_none_or(|until| until > now)

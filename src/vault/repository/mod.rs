@@ -38,6 +38,7 @@ mod replace;
 mod safe;
 mod select;
 mod settings;
+mod snapshot;
 pub mod storage;
 mod trust;
 
@@ -71,7 +72,10 @@ pub use history::{History, Stamp, Verdict};
 pub use keys::{Encryption, KeyEntry, KeyRing, NewKeys};
 pub use leftovers::{Cleaned, Leftover};
 pub use lock::{Clearance, DomainLock, Hold};
-pub use machine::{LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MachineFile, MachineRecord, Role};
+pub use machine::{
+    LeftOut, MACHINE_FILE_MAX, MACHINE_FILES_MAX, MEMORY, MachineFile, MachineRecord, MemoryRecord,
+    Role,
+};
 pub use manifest::{
     Anchor, AnchorKind, CloneRecord, DiskRecord, ImageRecord, LayerRecord, Manifest, ParentRecord,
     Refusal, Replaced,
@@ -84,6 +88,8 @@ pub use point::{PointId, Selector};
 pub use removal::Removed;
 pub(crate) use replace::Version;
 pub use settings::{Count, Keep, SAFETY, Settings, Targets};
+pub(crate) use snapshot::pin as snapshot_pin;
+pub use snapshot::{SNAPSHOT_HOLDER, SnapshotRecord};
 use storage::{Entry, EntryKind, Limited, Name, S3, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.

@@ -11,8 +11,8 @@ use crate::base::error::{Error, ErrorKind, Result};
 
 impl Catalog {
     /// The point of a disk that a selector means: an id, or the very millisecond of a point, means any
-    /// point; the latest or another time means backups alone, and no safety point. A removed point is
-    /// meant by its whole id or its very millisecond alone.
+    /// point; the latest or another time means backups alone, and neither a safety point nor one of a snapshot,
+    /// which is older than its id says. A removed point is meant by its whole id or its very millisecond alone.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Usage`] if an id's beginning fits
@@ -39,8 +39,8 @@ impl Catalog {
         Ok((last > point).then_some(last))
     }
 
-    /// The newest point of a disk that is not removed, of whatever kind it is: what the next backup
-    /// builds on.
+    /// The newest point of a disk that is not removed, a safety point or not: what the next backup
+    /// builds on. No anchor belongs to the point of a snapshot, so it is none of these.
     ///
     /// # Errors
     /// As [`Self::resolve`].
@@ -66,7 +66,8 @@ impl Catalog {
         };
         let is_meant = |point: &Point| match &point.removed {
             Some(_) => is_exact(point),
-            None => among == Among::All || is_id || is_exact(point) || !point.safety,
+            None if is_id || is_exact(point) => true,
+            None => !point.is_of_snapshot() && (among == Among::All || !point.safety),
         };
         let mut found = Vec::new();
         let mut in_doubt = None;
@@ -152,6 +153,12 @@ impl Catalog {
                 return Error::new(ErrorKind::NotFound, format!("{id} has no point {selector}"))
                     .because("others were removed")
                     .advise("qdelta points --removed lists them; qdelta undelete brings one back");
+            }
+            (_, None) if points.iter().all(Point::is_of_snapshot) && !points.is_empty() => {
+                let text = format!("{id} has no backup, only points of snapshots");
+                let last = points.last().map(|point| point.id.to_string()).unwrap_or_default();
+                return Error::new(ErrorKind::NotFound, text)
+                    .advise(format!("name the one that is meant: {id}@{last}"));
             }
             (_, None) => match points.iter().rfind(|point| point.safety).map(|point| point.id) {
                 None => format!("{id} has no points yet"),

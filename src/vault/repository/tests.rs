@@ -54,6 +54,7 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
         anchor: None,
         anchor_wanted: None,
         opening: None,
+        snapshot: None,
     }
 }
 

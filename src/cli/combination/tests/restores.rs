@@ -108,6 +108,7 @@ pub(super) const TABLES: &[Table] = &[
             Entry(&["--to", "d"], &["guest", "instant guest", "host"], "where to"),
             Entry(&["--to-pool", "p"], &["guest"], "where the disks go"),
             Entry(&["--rename", "n"], &["guest", "instant guest"], "the name of the new guest"),
+            Entry(&["--with-memory"], &["guest"], "the memory of the point is restored"),
             Entry(&["--instant"], &["guest", "instant guest"], "nothing is copied"),
             Entry(&["--socket", "s"], &["instant guest"], "where the server listens"),
             Entry(&["--libvirt-config", "d"], GUARDED, "which guests would be harmed"),
@@ -126,7 +127,11 @@ pub(super) const TABLES: &[Table] = &[
                 "how the disk is written",
             ),
         ],
-        apart: &[("--format raw", "--image-root")],
+        apart: &[
+            ("--format raw", "--image-root"),
+            ("--with-memory", "--rename"),
+            ("--with-memory", "--instant"),
+        ],
     },
     Table {
         command: "replay",

@@ -36,6 +36,7 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
         freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
         frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
         autostart: flow.request.how.libvirt.starts_with_host(&domain.name),
+        memory: moment.memory.take(),
         files: Vec::new(),
         left_out: flow.plan.left_out.clone(),
         missing: Vec::new(),
@@ -106,7 +107,7 @@ fn variables(flow: &Flow<'_>, moment: &mut Moment, record: &mut MachineRecord) -
 fn named(flow: &Flow<'_>, record: &mut MachineRecord) -> Result<()> {
     // The guest as it is defined may differ from the one that runs: both are in the point.
     let texts = [&flow.found.persistent, &flow.found.live].into_iter().flatten();
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut taken) = (BTreeSet::new(), BTreeSet::new());
     for text in texts {
         for resource in resources(&text.text)? {
             if !seen.insert(resource.what.clone()) {
@@ -127,7 +128,16 @@ fn named(flow: &Flow<'_>, record: &mut MachineRecord) -> Result<()> {
                 }
             };
             let Some(path) = resource.path else { continue };
-            let stored = open(&path).and_then(|(file, mode)| store(flow, role, &path, mode, file));
+            // One file that the definition names twice, or spells in two ways, is one file of the point.
+            if !taken.insert(absolute(&path)) {
+                continue;
+            }
+            // A distribution's kernel is a link to the latest one. What a guest may write to is no link.
+            let place = match role {
+                Role::BootFile => path.canonicalize().unwrap_or_else(|_| path.clone()),
+                _ => path.clone(),
+            };
+            let stored = open(&place).and_then(|(file, mode)| store(flow, role, &path, mode, file));
             match stored {
                 Ok(file) => record.files.push(file),
                 Err(error) if error.kind() == ErrorKind::NoSpace => return Err(error),
@@ -185,13 +195,12 @@ fn note_snapshots(flow: &Flow<'_>, record: &mut MachineRecord) {
     for disk in flow.plan.disks.iter().filter(|disk| disk.open.format == Some(Format::Qcow2)) {
         match snapshots_in(&disk.image) {
             Ok(names) if names.is_empty() => {}
+            // They are points of their own, or a warning says why not.
+            Ok(_) if flow.disks.snapshots.is_some() => {}
             Ok(names) => record.missing.push(format!(
-                "the snapshots in the image of {} ({}): back up those that count by themselves: qdelta backup \
-                 {} --snapshot NAME --disk {}-NAME",
+                "the snapshots in the image of {} ({}): --with-snapshots makes points of them",
                 disk.target,
-                shown(&names),
-                disk.image.display(),
-                disk.id
+                shown(&names)
             )),
             Err(error) => record.missing.push(format!(
                 "the snapshots in the image of {}, if there are any: {}",

@@ -8,6 +8,7 @@
 
 mod exchanged;
 mod machine;
+mod memory;
 mod moment;
 mod plan;
 mod snapshots;
@@ -20,15 +21,17 @@ use qdelta_formats::archive::Consistency;
 
 use super::disk::Written;
 use super::together::{Ready, Together};
-use super::{Options, clean, commit, next_point, same_disk, synthesize};
+use super::{Options, clean, commit, next_points, same_disk, synthesize};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::{Code, Warning};
+use crate::flows::capture::Captured;
 use crate::flows::report::GuestReport;
 use crate::guest::libvirt::{Found, Libvirt};
 use crate::guest::quiesce::{self, Freeze, Program, Virsh};
 use crate::vault::repository::{DomainName, Repository};
+use memory::Memory;
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
 use snapshots::Snapshots;
@@ -90,6 +93,8 @@ pub struct GuestOptions {
     pub snapshot_command: Option<PathBuf>,
     /// What becomes of the host's configuration.
     pub host_config: HostConfig,
+    /// The guest's memory is taken along, if libvirt has saved it.
+    pub with_memory: bool,
     /// How `virsh` is called.
     pub virsh: Virsh,
     /// How the watchdog is started.
@@ -123,6 +128,8 @@ pub fn run_guest(
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
+    let may_be_empty = request.how.options.may_be_empty || request.how.same_guest;
+    let options = &Options { may_be_empty, ..request.how.options.clone() };
     let found = request.how.libvirt.find(&request.domain)?;
     let name = repository_name(&found.domain)?;
     repository.check_names(&name, [])?;
@@ -169,9 +176,16 @@ pub fn run_guest(
     // From here on nobody else writes to the domain.
     let catalog = clean(repository, &lock, observer)?;
     catalog.warn_of_damage(plan.disks.iter().map(|disk| &disk.id), observer);
-    let point = next_point(&catalog, &lock, observer)?;
-    let disks =
-        Together { catalog: &catalog, lock: &lock, point, options: &request.how.options, observer };
+    let looked = plan.disks.iter().map(|disk| (&disk.id, disk.image.as_path(), &disk.open));
+    let (point, inner) = next_points(&catalog, &lock, options, looked, observer)?;
+    let disks = Together {
+        catalog: &catalog,
+        lock: &lock,
+        point,
+        options,
+        observer,
+        snapshots: inner.filter(|_| can_store_snapshots(&plan, request, observer)),
+    };
     let flow = Flow { request, found: &found, plan: &plan, disks, cancel };
     let ready = flow.get_ready()?;
     if !request.how.same_guest {
@@ -186,13 +200,14 @@ pub fn run_guest(
     };
     let record = machine::collect(&flow, &mut moment)?;
     let (files, missing) = (record.files.len(), record.missing.clone());
+    let resumes = record.memory.is_some();
     for warning in std::mem::take(&mut moment.warnings) {
         observer.warn(warning);
     }
     for what in &missing {
         observer.warn(Warning::new(Code::Machine, format!("not in the point: {what}")));
     }
-    let (options, consistency) = (&request.how.options, moment.consistency);
+    let consistency = moment.consistency;
     let mut disks =
         commit(written, consistency, Some(record), options.safety, started, repository, &recorder)?;
     snapshots.iter_mut().for_each(Snapshots::keep);
@@ -207,6 +222,7 @@ pub fn run_guest(
         fell_back: moment.fell_back,
         freeze_ms: moment.freeze.as_ref().map(|freeze| freeze.freeze_ms),
         frozen_filesystems: moment.freeze.as_ref().map(|freeze| freeze.filesystems),
+        resumes,
         disks,
         left_out: plan.left_out.clone(),
         machine_files: files,
@@ -214,6 +230,20 @@ pub fn run_guest(
         warnings: recorder.take(),
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Whether the snapshots in the images can be read at leisure; says so if not.
+fn can_store_snapshots(plan: &Plan, request: &GuestRequest, observer: &dyn Observer) -> bool {
+    if plan.usage == Use::Stopped || request.how.consistency != ConsistencyChoice::FreezeCopy {
+        return true;
+    }
+    if request.how.options.with_snapshots {
+        let text = "the snapshots in its images are not stored: with freeze-copy the guest would be \
+                    frozen all the while";
+        let warning = Warning::new(Code::SnapshotLeftOut, text);
+        observer.warn(warning.advise("store them with --with-snapshots while it is stopped"));
+    }
+    false
 }
 
 /// What is needed to freeze the guest, and to thaw it.
@@ -248,18 +278,39 @@ impl<'a> Flow<'a> {
 
     /// Backs up a guest that is stopped: nobody can start it as long as its disks are read.
     fn in_place(&self, ready: Vec<Ready<'a>>) -> Result<(Vec<Written<'a>>, Moment)> {
+        let memory = Memory::open(self)?;
         let sources = self.disks.take(&ready)?;
+        if let Err(error) = memory.as_ref().map_or(Ok(()), Memory::check_still) {
+            sources.into_iter().for_each(Captured::discard);
+            return Err(error);
+        }
         let mut moment = Moment::offline();
-        if self.request.how.libvirt.managed_save(&self.found.domain.name).is_some() {
+        if sources.iter().any(Captured::is_in_use) {
+            moment.consistency = Consistency::CrashConsistent;
+        }
+        if memory.is_some() {
+            moment.consistency = Consistency::CrashConsistent;
+        } else if self.request.how.libvirt.managed_save(&self.found.domain.name).is_some() {
             // Its filesystems are as they were in the middle of its work.
             moment.consistency = Consistency::CrashConsistent;
-            moment.warnings.push(Warning::new(
-                Code::GuestState,
-                "its memory is saved (virsh managedsave): what it had not written yet is there, and \
-                 not in the point",
-            ));
+            let text = "its memory is saved (virsh managedsave): what it had not written yet is there, and \
+                        not in the point";
+            let warning = Warning::new(Code::MemoryLeftOut, text);
+            moment.warnings.push(warning.advise("--with-memory takes it along"));
         }
-        let written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
+        let mut written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
+        if let Some(memory) = memory {
+            match memory.write(self, moment.consistency, self.cancel) {
+                Ok((done, record)) => {
+                    written.push(done);
+                    moment.memory = Some(record);
+                }
+                Err(error) => {
+                    written.into_iter().for_each(|done| done.rest.discard());
+                    return Err(error.within("cannot back up its saved memory"));
+                }
+            }
+        }
         // libvirt gives QEMU device nodes of its own, so that neither sees the other's locks there.
         let devices = self.plan.disks.iter().any(|disk| disk.block);
         if devices && self.request.how.libvirt.find(&self.request.domain)?.live.is_some() {

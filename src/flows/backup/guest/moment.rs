@@ -20,10 +20,10 @@ use crate::flows::anchors::reflink::{Clones, descriptor, sweep_clones};
 use crate::flows::backup::disk::Written;
 use crate::flows::backup::leave;
 use crate::flows::backup::together::{Ready, about};
-use crate::flows::capture::{Captured, old_clone, written_files};
+use crate::flows::capture::{Captured, NO_ANCHOR, NO_MORE_TRIES, old_clone, written_files};
 use crate::guest::libvirt::{self, Agent, Found};
 use crate::guest::quiesce::{Freeze, Frozen, Thawed, Watchdog};
-use crate::vault::repository::{Anchor, AnchorKind};
+use crate::vault::repository::{Anchor, AnchorKind, MemoryRecord};
 
 /// A file of firmware variables up to this length is read within the freeze, in bytes: a millisecond.
 const NVRAM_IN_FREEZE_MAX: u64 = 4 << 20;
@@ -42,6 +42,8 @@ pub(super) struct Moment {
     pub freeze: Option<Thawed>,
     /// The files of the firmware's variables at that moment.
     pub variables: Vec<(PathBuf, Vec<u8>)>,
+    /// The guest's memory, if the point has it.
+    pub memory: Option<MemoryRecord>,
     pub warnings: Vec<Warning>,
 }
 
@@ -65,6 +67,7 @@ impl Moment {
             fell_back: None,
             freeze: None,
             variables: Vec::new(),
+            memory: None,
             warnings: Vec::new(),
         }
     }
@@ -381,13 +384,28 @@ impl<'a> Flow<'a> {
                     let mut source = Captured::of_copies(disk.image, disk.open, made)?;
                     snapshots.check_size(index, &source.image)?;
                     snapshots.check_read(&source.image)?;
-                    let left = snapshots.left_bitmap(index).map(str::to_owned);
-                    source.anchor = left.map(|name| Anchor { name, what: AnchorKind::Bitmap });
+                    if let Some(name) = snapshots.left_bitmap(index) {
+                        self.leave_bitmap(disk, name, &mut source);
+                    }
                     sources.push(source);
                 }
             }
         }
         Ok(sources)
+    }
+
+    /// Believes the bitmap that the command has left in the image, if it began at this moment: one of an earlier moment
+    /// comes back with an older state of the image, and knows nothing of what was written in between.
+    fn leave_bitmap(&self, disk: &Ready<'_>, name: &str, source: &mut Captured) {
+        if name == disk.tag.name(self.disks.point) {
+            source.anchor = Some(Anchor { name: name.to_owned(), what: AnchorKind::Bitmap });
+            return;
+        }
+        let text = format!(
+            "{NO_ANCHOR}: the bitmap {} that the snapshot command left is not the one that was to begin",
+            name.escape_debug()
+        );
+        source.warnings.push(Warning::new(Code::NoAnchor, text).advise(NO_MORE_TRIES));
     }
 
     /// The anchor of a bitmap that counts on: from this moment, or from that of an earlier point.

@@ -57,7 +57,13 @@ impl Plan {
     pub fn new(found: &Found, request: &GuestRequest, name: DomainName) -> Result<Self> {
         let domain = &found.domain;
         let (mut disks, mut left_out, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
-        for disk in &domain.disks {
+        for (number, disk) in domain.disks.iter().enumerate() {
+            if domain.disks.iter().take(number).any(|other| other.target == disk.target) {
+                let text =
+                    format!("the definition of {} has two disks {}", domain.name, disk.target);
+                return Err(Error::new(ErrorKind::Image, text)
+                    .advise("give one of them another target (virsh edit)"));
+            }
             match decide(disk, &request.excluded) {
                 Choice::Take { image, format, block } => {
                     let id = DiskId { domain: name.clone(), disk: disk.target.parse()? };

@@ -3,6 +3,7 @@
 //!
 //! What it answers is not believed: what is read must be nothing that a guest writes to.
 
+use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,20 +14,21 @@ use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
+use crate::disk::files::paths::is_same_place;
 use crate::disk::image::Image;
 use crate::disk::nbd::Export;
 use crate::flows::anchors::{Tag, bitmap};
 use crate::flows::backup::AnchorChoice;
 use crate::flows::backup::together::Ready;
 use crate::flows::capture::Counted;
-use crate::formats::nbd::DIRTY_BITMAP;
+use crate::formats::nbd::{DIRTY_BITMAP, Place, Uri};
 use crate::guest::libvirt::{Choice, Found, decide};
 use crate::guest::program::Stop;
 use crate::guest::snapshots::{
     Answer, CHECK_MAX, DiskAnswer, DiskRequest, GuestState, NbdAnswer, Request, SnapshotCommand,
     VERSION, Verb,
 };
-use crate::vault::repository::{Catalog, DiskId, DomainName, PointId};
+use crate::vault::repository::{Catalog, DiskId, DomainName, Point, PointId};
 
 use qdelta_formats::archive::Tracker;
 
@@ -96,7 +98,8 @@ impl<'a> Snapshots<'a> {
                 continue;
             };
             let id = DiskId { domain: name.clone(), disk: disk.target.parse()? };
-            let latest = catalog.latest_first(&id).ok().and_then(|mut points| points.next());
+            let is_state = |it: &Point| !it.is_of_snapshot();
+            let latest = catalog.latest_first(&id).ok().and_then(|mut all| all.find(is_state));
             disks.push(DiskRequest {
                 disk: disk.target.clone(),
                 format: format.to_string(),
@@ -296,14 +299,17 @@ impl<'a> Snapshots<'a> {
 
     /// Fails if an answer names one export for two disks.
     fn check_exports(disks: &[DiskAnswer]) -> Result<()> {
-        let mut exports: Vec<(&str, &str)> = Vec::new();
+        let mut exports: Vec<(&str, Uri)> = Vec::new();
         for answer in disks {
             let Some(nbd) = &answer.nbd else { continue };
-            if let Some((other, _)) = exports.iter().find(|(_, uri)| *uri == nbd.uri) {
+            let uri = Uri::parse(&nbd.uri)
+                .map_err(|error| unusable(format!("{} is no export: {error}", nbd.uri)))?;
+            if let Some((other, _)) = exports.iter().find(|(_, other)| is_same_export(other, &uri))
+            {
                 let text = format!("disks {other} and {} can't be one export", answer.disk);
                 return Err(unusable(text));
             }
-            exports.push((&answer.disk, &nbd.uri));
+            exports.push((&answer.disk, uri));
         }
         Ok(())
     }
@@ -535,6 +541,63 @@ impl Drop for Snapshots<'_> {
         for error in released.into_iter().filter_map(Result::err) {
             let error = error.within("what --snapshot-command made may still be there");
             self.observer.warn(Warning::failed(Code::NotReleased, &error));
+        }
+    }
+}
+
+/// Whether two URIs may lead to one export: of one name, behind one socket or one address, however these are spelled.
+fn is_same_export(one: &Uri, other: &Uri) -> bool {
+    if one.export != other.export {
+        return false;
+    }
+    match (&one.place, &other.place) {
+        (Place::Unix(one), Place::Unix(other)) => is_same_place(Path::new(one), Path::new(other)),
+        (Place::Tcp(one, one_port), Place::Tcp(other, other_port)) => {
+            let addresses = |host: &str| -> Vec<IpAddr> {
+                let found = (host, 0).to_socket_addrs().into_iter().flatten();
+                found.map(|address| address.ip()).collect()
+            };
+            let (here, there) = (addresses(one), addresses(other));
+            let is_this_host = |all: &[IpAddr]| all.iter().any(IpAddr::is_loopback);
+            let meet = here.iter().any(|address| there.contains(address))
+                || is_this_host(&here) && is_this_host(&there);
+            one_port == other_port && (one == other || meet)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One export was believed to be two disks where its URI was spelled in two ways.
+    #[test]
+    fn an_export_is_one_however_it_is_spelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, link) = (dir.path().join("s"), dir.path().join("link"));
+        std::fs::write(&socket, "").unwrap();
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        let [socket, link] = [socket, link].map(|path| path.display().to_string());
+        let is_same = |one: &str, other: &str| {
+            is_same_export(&Uri::parse(one).unwrap(), &Uri::parse(other).unwrap())
+        };
+        let one = format!("nbd+unix:///vda?socket={socket}");
+        for other in [
+            format!("nbd+unix:///%76da?socket={socket}"),
+            format!("nbd+unix:///vda?socket={link}"),
+            format!("nbd+unix:///vda?x=1&socket={socket}#x"),
+            format!("nbd+unix:///vda?socket={}/./s", dir.path().display()),
+        ] {
+            assert!(is_same(&one, &other), "{other}");
+        }
+        assert!(!is_same(&one, &format!("nbd+unix:///vdb?socket={socket}")));
+        assert!(!is_same(&one, &format!("nbd+unix:///vda?socket={socket}2")));
+        for other in ["nbd://127.0.0.1/vda", "nbd://localhost:10809/vda", "nbd://[::1]/vda"] {
+            assert!(is_same("nbd://localhost/vda", other), "{other}");
+        }
+        for other in ["nbd://localhost:10810/vda", "nbd://192.0.2.7/vda", "nbd://localhost/vdb"] {
+            assert!(!is_same("nbd://localhost/vda", other), "{other}");
         }
     }
 }

@@ -115,6 +115,7 @@ impl Work<'_> {
             level: self.job.level,
             anchor: self.job.anchor.choice(),
             resources: self.resources(at_once),
+            with_snapshots: self.job.with_snapshots,
             ..Options::default()
         }
     }
@@ -132,6 +133,7 @@ impl Work<'_> {
                 true => HostConfig::ByItself,
                 false => HostConfig::LeftOut,
             },
+            with_memory: self.job.with_memory,
             virsh: host.config.libvirt.virsh(),
             watchdog: host.watchdog.clone(),
             image_roots: Vec::new(),

@@ -319,7 +319,10 @@ impl Opened {
                 }
             }
         }
-        let good = found.all.iter().filter(|(_, is_good)| *is_good).map(|(manifest, _)| manifest);
+        // A snapshot is older than its point: it is no newest state.
+        let is_state =
+            |(manifest, is_good): &&(Manifest, bool)| *is_good && !manifest.is_of_snapshots();
+        let good = found.all.iter().filter(is_state).map(|(manifest, _)| manifest);
         found.newest = good.max_by_key(|manifest| manifest.point).cloned();
         if let Some(newest) = &found.newest {
             let safe = catalog.safe_until(domain, [newest.point])?;

@@ -127,7 +127,7 @@ pub fn run_machine_in_place(
     let _hold = repository.hold(&domain)?;
     let manifest = catalog.resolve_domain(&domain, &request.selector)?;
     let mut jobs = Vec::new();
-    for record in &manifest.disks {
+    for record in manifest.guest_disks() {
         let id = DiskId { domain: domain.clone(), disk: record.disk.clone() };
         let point = catalog.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
         catalog.warn_of_damage([&id], observer);
@@ -184,6 +184,12 @@ fn as_now(manifest: &Manifest, machine: Option<&MachineRecord>, libvirt: &Libvir
     };
     let now = guests::disks_now(libvirt, machine).into_iter();
     texts.extend(now.filter(|target| !is_known(target)).map(|target| as_now(&target)));
+    if machine.memory.is_some() {
+        texts.push(
+            "the memory of the point is not resumed: the disks are what a power cut would leave"
+                .to_owned(),
+        );
+    }
     texts.push(
         "the definition, the firmware's variables and the TPM are as they are now".to_owned(),
     );

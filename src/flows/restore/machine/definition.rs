@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::memory::saved_xml;
 use super::{MachineRequest, MachineRestore};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::guest::libvirt::{
-    Changes, Device, Domain, Place, Resource, RestoredDisk, StorageSource, parse, resources,
+    Changes, Device, Disk, Domain, Place, Resource, RestoredDisk, StorageSource, parse, resources,
     rewrite,
 };
 use crate::vault::repository::Role;
@@ -138,8 +139,29 @@ impl Definition {
         Err(Error::new(ErrorKind::Usage, text).advise("restore to another folder"))
     }
 
-    /// What is left to do.
-    pub fn commands(&self, job: &MachineRestore<'_>, xml: &Path) -> Vec<String> {
+    /// The definition in the guest's memory, with the paths of the restored files.
+    ///
+    /// # Errors
+    /// It makes no sense, or a path can't stand in it.
+    pub fn of_saved(&self, text: &str) -> Result<String> {
+        // It goes on, and does not begin anew: a new generation id would be another machine.
+        let text = rewrite(text, &Changes { genid: None, ..self.changes.clone() })?;
+        let now = parse(&text)?;
+        for restored in &self.changes.disks {
+            let path = restored.path.as_path();
+            let is_there =
+                |disk: &Disk| disk.target == restored.target && disk.source.path() == Some(path);
+            if !now.disks.iter().any(is_there) {
+                let text =
+                    format!("it has no disk {} that could be {}", restored.target, path.display());
+                return Err(Error::new(ErrorKind::Image, text));
+            }
+        }
+        Ok(text)
+    }
+
+    /// What is left to do. `is_resumed`: the guest goes on with its memory.
+    pub fn commands(&self, job: &MachineRestore<'_>, xml: &Path, is_resumed: bool) -> Vec<String> {
         let mut commands =
             job.service.as_ref().map_or_else(Vec::new, |service| service.install(job));
         if job.request.libvirt.managed_save(&job.name).is_some() {
@@ -160,13 +182,19 @@ impl Definition {
         }
         if let Some(pool) = &job.request.pool {
             // libvirt learns of the new volumes.
-            commands.push(format!("virsh pool-refresh {}", quoted(&pool.name)));
+            let verb = if pool.is_active { "pool-refresh" } else { "pool-start" };
+            commands.push(format!("virsh {verb} {}", quoted(&pool.name)));
         }
         commands.push(format!("virsh define {}", quoted(&xml.to_string_lossy())));
         if job.machine.autostart && job.request.rename.is_none() {
             commands.push(format!("virsh autostart {}", quoted(&job.name)));
         }
-        commands.push(format!("virsh start {}", quoted(&job.name)));
+        let resume = job.memory.as_ref().filter(|_| is_resumed).map(|memory| {
+            let (memory, xml) = (&memory.path, saved_xml(&memory.path));
+            let [memory, xml] = [memory, &xml].map(|path| quoted(&path.to_string_lossy()));
+            format!("virsh restore {memory} --xml {xml}")
+        });
+        commands.push(resume.unwrap_or_else(|| format!("virsh start {}", quoted(&job.name))));
         commands
     }
 
@@ -211,6 +239,9 @@ impl Definition {
                 saved.display(),
                 job.name
             ));
+        }
+        if job.request.with_memory && job.machine.memory.is_none() {
+            warnings.push("the guest's memory is not in the point".to_owned());
         }
         if let (Place::AsItWas, Some(path)) = varstore {
             warnings.push(format!(

@@ -6,6 +6,7 @@
 
 mod definition;
 mod instant;
+mod memory;
 mod pool;
 
 use std::ffi::OsStr;
@@ -31,11 +32,12 @@ use crate::guest::libvirt::{Domain, Libvirt, Pool, Served, Volumes, XML_LEN_MAX,
 use crate::vault::chain::Chain;
 use crate::vault::point::{check_indexes, open_chain};
 use crate::vault::repository::{
-    Catalog, DiskId, DomainName, MachineFile, MachineRecord, Manifest, PointId, Repository, Role,
-    Selector,
+    Catalog, DiskId, DiskName, DomainName, MachineFile, MachineRecord, Manifest, PointId,
+    Repository, Role, Selector,
 };
 use definition::{Definition, quoted};
 use instant::Service;
+use memory::saved_xml;
 
 /// Which machine to restore, and how.
 #[derive(Debug, Clone)]
@@ -55,6 +57,8 @@ pub struct MachineRequest {
     pub format: Option<Format>,
     /// Replace files that exist.
     pub force: bool,
+    /// Restore the guest's memory, too, if the point has it.
+    pub with_memory: bool,
     /// Copy no disk: make overlays over disks that a server reads out of the point.
     pub instant: Option<InstantRequest>,
     /// Where libvirt keeps its files.
@@ -94,6 +98,8 @@ struct MachineRestore<'a> {
     name: String,
     folder: PathBuf,
     disks: Vec<Disk>,
+    /// The file of its memory, if that is restored, too.
+    memory: Option<Disk>,
     /// Small files: what they hold, where they go, and with which mode.
     files: Vec<(MachineFile, PathBuf)>,
     /// Where the TPM's state was: a folder, or its only file.
@@ -165,6 +171,13 @@ fn find(catalog: &Catalog, request: &MachineRequest) -> Result<(DomainName, Mani
 fn no_machine(catalog: &Catalog, domain: &DomainName, manifest: &Manifest) -> Error {
     let text = format!("point {} of {domain} holds disks alone", manifest.point);
     let error = Error::new(ErrorKind::NotFound, text);
+    if manifest.is_of_snapshots() {
+        let point = manifest.point;
+        return error.because("they are snapshots that the images had in them").advise(format!(
+            "restore its disks: qdelta restore {domain}/DISK@{point} OUTPUT; or put all back at once: qdelta \
+             restore --domain {domain} --at {point} --in-place"
+        ));
+    }
     match catalog.last_machine(domain) {
         Some((point, _)) => error
             .because("it was made of images, as a safety point of restore --in-place is")
@@ -232,7 +245,7 @@ impl<'a> MachineRestore<'a> {
         let folder = absolute(&request.to);
         let name = request.rename.clone().unwrap_or_else(|| machine.name.clone());
         let tpm_root = tpm_root(&before, &machine);
-        let (disks, files, service) = (Vec::new(), Vec::new(), None);
+        let (disks, memory, files, service) = (Vec::new(), None, Vec::new(), None);
         let mut job = Self {
             catalog,
             request,
@@ -240,6 +253,7 @@ impl<'a> MachineRestore<'a> {
             name,
             folder,
             disks,
+            memory,
             files,
             tpm_root,
             machine,
@@ -266,10 +280,10 @@ impl<'a> MachineRestore<'a> {
     }
 
     fn add_disks(&mut self, manifest: &Manifest) -> Result<()> {
-        for record in &manifest.disks {
+        self.add_memory(manifest)?;
+        for record in manifest.guest_disks() {
             let id = DiskId { domain: self.domain.clone(), disk: record.disk.clone() };
-            let point = self.catalog.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
-            let chain = check_indexes(open_chain(self.catalog, &point)?)?;
+            let chain = self.open(&record.disk, manifest)?;
             let target = record.disk.to_string();
             let export = format!("{id}@{}", manifest.point);
             let served = self.service.as_ref().map(|service| service.served(export));
@@ -290,6 +304,12 @@ impl<'a> MachineRestore<'a> {
             Some(pool) if self.service.is_none() => pool::check(pool, &self.disks, &self.domain),
             _ => Ok(()),
         }
+    }
+
+    fn open(&self, disk: &DiskName, manifest: &Manifest) -> Result<Chain> {
+        let id = DiskId { domain: self.domain.clone(), disk: disk.clone() };
+        let point = self.catalog.resolve(&id, &Selector::Id(manifest.point.to_string()))?;
+        check_indexes(open_chain(self.catalog, &point)?)
     }
 
     fn add_files(&mut self) {
@@ -325,16 +345,32 @@ impl<'a> MachineRestore<'a> {
     /// Finds what would fail, before anything is written.
     fn check(&self) -> Result<()> {
         let xml = self.xml_path();
-        let disks = self.disks.iter().map(|disk| disk.path.as_path());
+        let disks = self.disks.iter().chain(&self.memory).map(|disk| disk.path.as_path());
+        let saved_xml = self.memory.as_ref().map(|memory| saved_xml(&memory.path));
         let files = self.files.iter().map(|(_, path)| path.as_path());
         let units = self.service.as_ref().map(|service| service.units(&self.folder));
         let units = units.iter().flatten().map(PathBuf::as_path);
-        let paths: Vec<&Path> = disks.chain(files).chain(units).chain([xml.as_path()]).collect();
+        let paths: Vec<&Path> = disks
+            .chain(files)
+            .chain(units)
+            .chain([xml.as_path()])
+            .chain(saved_xml.as_deref())
+            .collect();
         let devices: Vec<&Disk> = self.disks.iter().filter(|disk| disk.block).collect();
         for path in paths.iter().filter(|path| devices.iter().all(|disk| disk.path != **path)) {
             self.check_target(path)?;
         }
-        for disk in devices {
+        for (number, disk) in devices.iter().enumerate() {
+            let is_same = |other: &&&Disk| guests::is_same_disk(&other.path, &disk.path);
+            if let Some(other) = devices.iter().take(number).find(is_same) {
+                let (one, two) = (other.path.display(), disk.path.display());
+                let text =
+                    format!("{one} and {two} are one device, and disks of their own need one each");
+                return Err(
+                    Error::new(ErrorKind::Usage, text).advise("look at the volumes of the pool")
+                );
+            }
+            self.check_not_others(&disk.path)?;
             guests::check(&self.request.libvirt, &disk.path)?;
             let size = disk.chain.geometry().virtual_size();
             create::check_device(&disk.path, size, self.request.force)?;
@@ -378,13 +414,21 @@ impl<'a> MachineRestore<'a> {
                 None => "restore to another folder, or give --force to replace it",
             }));
         }
+        self.check_not_others(path)?;
         guests::check(&self.request.libvirt, path)
+    }
+
+    /// Fails if a file or device is a disk of another guest, whatever `--force` says.
+    fn check_not_others(&self, path: &Path) -> Result<()> {
+        let own = self.machine.uuid.as_deref().filter(|_| self.request.rename.is_none());
+        guests::check_not_others(&self.request.libvirt, path, (&self.name, own))
     }
 
     /// Fails if a filesystem has no room for all that goes there. What is replaced goes when the new
     /// file is there.
     fn check_space(&self) -> Result<()> {
-        let files: u64 = self.files.iter().map(|(file, _)| file.length).sum();
+        let memory = self.memory.as_ref().map_or(0, |it| it.chain.geometry().virtual_size());
+        let files: u64 = self.files.iter().map(|(file, _)| file.length).sum::<u64>() + memory;
         let mut disks = 0_u64;
         for disk in self.disks.iter().filter(|disk| disk.served.is_none() && !disk.block) {
             let plan = Plan::new(disk.chain.geometry(), disk.chain.nonzero()?)?;
@@ -424,6 +468,10 @@ impl<'a> MachineRestore<'a> {
                 self.catalog.repository().copy_machine_file(&self.domain, file, out)
             })?;
         }
+        let is_resumed = match &self.memory {
+            Some(memory) => self.restore_saved_xml(definition, memory, written, recorder)?,
+            None => false,
+        };
         let uuid_here = guests::uuid_here(&self.request.libvirt, &self.machine, recorder);
         let xml = self.xml_path();
         let instant = match &self.service {
@@ -435,6 +483,7 @@ impl<'a> MachineRestore<'a> {
                 Some(self.finish_instant(service, definition, manifest.point, written, recorder)?)
             }
         };
+        self.warn_of_memory(recorder);
         for text in definition.warnings(&self) {
             recorder.event(&Event::Warning(&Warning::new(Code::Machine, text)));
         }
@@ -456,7 +505,8 @@ impl<'a> MachineRestore<'a> {
             consistency: manifest.consistency,
             disks: reports,
             instant,
-            commands: definition.commands(&self, &xml),
+            commands: definition.commands(&self, &xml, is_resumed),
+            memory: self.memory.as_ref().map(|memory| memory.path.clone()),
             warnings: Vec::new(),
             xml,
             nvram: self.restored(Role::Nvram).map(Path::to_path_buf),
@@ -472,7 +522,7 @@ impl<'a> MachineRestore<'a> {
         cancel: &Cancel,
     ) -> Result<Vec<RestoreReport>> {
         let mut reports = Vec::new();
-        for disk in &self.disks {
+        for disk in self.disks.iter().chain(&self.memory) {
             if let Some(served) = &disk.served {
                 let name = instant::uri(served);
                 let geometry = disk.chain.geometry();
@@ -627,54 +677,4 @@ fn inside(path: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use qdelta_formats::archive::Consistency;
-
-    use super::*;
-    use crate::formats::archive::Digest;
-    use crate::vault::repository::PointId;
-
-    /// The second one took the place of the first.
-    #[test]
-    fn no_two_files_have_one_path() {
-        let twice = |paths: &[&'static str]| {
-            taken_twice(paths.iter().map(|path| Path::new(*path)).collect()).map(Path::to_path_buf)
-        };
-        assert_eq!(twice(&["/to/b", "/to/a/b", "/to/a-b", "/to/a.b"]), None);
-        assert_eq!(twice(&["/to/b", "/to/a", "/to/b"]), Some("/to/b".into()));
-        assert_eq!(twice(&["/to/a/b", "/to/a-b", "/to/a"]), Some("/to/a".into()));
-    }
-
-    /// A manifest could have 256 MiB parsed as XML.
-    #[test]
-    fn a_definition_is_no_longer_than_libvirt_makes_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::init(dir.path()).unwrap();
-        let domain: DomainName = "web".parse().unwrap();
-        let manifest = Manifest::new(PointId::now().unwrap(), domain.clone(), Consistency::Offline);
-        let file = |length| MachineFile {
-            role: Role::DomainXml,
-            path: PathBuf::from("/etc/libvirt/qemu/web.xml"),
-            length,
-            mode: 0o600,
-            digest: Digest([7; 32]),
-        };
-        let mut machine = MachineRecord {
-            name: "web".to_owned(),
-            uuid: None,
-            fell_back: None,
-            freeze_ms: None,
-            frozen_filesystems: None,
-            autostart: false,
-            files: vec![file(XML_LEN_MAX + 1)],
-            left_out: Vec::new(),
-            missing: Vec::new(),
-        };
-        let refusal = |machine: &MachineRecord| {
-            definition_of(&repository, &domain, machine, &manifest).unwrap_err().chain()
-        };
-        assert!(refusal(&machine).contains("longer than any definition"));
-        machine.files = vec![file(XML_LEN_MAX)];
-        assert!(refusal(&machine).contains("is missing"), "it was looked for");
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 //! Files are made in the pool's folder. Block devices must be there: qdelta makes no logical volumes and no
 //! partitions, and says what does.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::Disk;
@@ -67,7 +67,7 @@ pub(super) fn check(pool: &Pool, disks: &[Disk], domain: &DomainName) -> Result<
     }
     let missing: Vec<&Disk> = disks.iter().filter(|disk| !disk.path.exists()).collect();
     if missing.is_empty() {
-        return Ok(());
+        return disks.iter().try_for_each(check_device);
     }
     let name =
         |disk: &Disk| disk.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -81,6 +81,20 @@ pub(super) fn check(pool: &Pool, disks: &[Disk], domain: &DomainName) -> Result<
     Err(Error::new(ErrorKind::NotFound, text)
         .because(format!("the disks of {domain} need volumes that are there"))
         .advise(format!("make them, and try again: {}", make.join("; "))))
+}
+
+/// Fails if what has the name of a volume is no block device: a file is left there by whoever wrote to a volume that
+/// was not active.
+fn check_device(disk: &Disk) -> Result<()> {
+    let metadata = std::fs::metadata(&disk.path);
+    let metadata = metadata.map_err(|error| Error::io("look at", &disk.path, error))?;
+    if metadata.file_type().is_block_device() {
+        return Ok(());
+    }
+    let text = format!("{} is no block device", disk.path.display());
+    Err(Error::new(ErrorKind::Usage, text).advise(
+        "move it away, and activate the volume: lvchange --activate y, or virsh pool-start",
+    ))
 }
 
 /// Fails if the folder of a pool is not there: what is mounted there may be missing, and the disks would fill

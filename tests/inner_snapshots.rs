@@ -1,0 +1,337 @@
+//! Internal snapshots of images that become points of their own (`--with-snapshots`).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::harness::content::{Guest as Writer, Random};
+use super::harness::guest::{Guest, Host, MIB, disk};
+use super::harness::images::{create, guest_io, oracle, patch, qemu_img, read_u64};
+use super::harness::repo::{Repo, point_of};
+use super::harness::story::Story;
+use super::harness::{Lab, args, run, seeds, temp_dir, tool};
+
+fn write(image: &Path, byte: u8, offset: u64, len: u64) {
+    guest_io(image, "qcow2", &[format!("write -q -P {byte} {offset} {len}")]);
+}
+
+fn snapshot(image: &Path, name: &str) {
+    qemu_img(args!["snapshot", "-c", name, image]).ok();
+}
+
+/// The snapshots that a backup made points of: name and point.
+fn stored(report: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let all = report["snapshots"].as_array().unwrap().iter();
+    all.map(|it| (text(&it["name"]), text(&it["point"]))).collect()
+}
+
+/// What `points --json` says of the points of a disk.
+fn points(repo: &Repo, disk: &str) -> Vec<Value> {
+    let listed = repo.run(args!["points", disk, "--json"]).ok().json();
+    listed["disks"][0]["points"].as_array().unwrap().clone()
+}
+
+#[test]
+fn each_snapshot_becomes_a_point_before_the_state_and_is_stored_once() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let image = lab.path("web.qcow2");
+    create(&image, "", 16 * MIB);
+    let mut expected = BTreeMap::new();
+    for (number, name) in ["first", "second"].into_iter().enumerate() {
+        write(&image, 1 + number as u8, number as u64 * MIB, 2 * MIB);
+        snapshot(&image, name);
+        let raw = lab.path(format!("{name}.raw"));
+        oracle(args!["-l", format!("snapshot.name={name}"), image.as_path()], &raw);
+        expected.insert(name.to_owned(), raw);
+    }
+    write(&image, 9, 0, MIB);
+    let report = repo.backup(&image, "web", &["--with-snapshots"]);
+    let mut all = stored(&report);
+    let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["first", "second"], "in the order in which they were taken");
+    let first = &report["snapshots"][0];
+    assert_eq!((&first["kind"], &first["bytes_changed"]), (&"full".into(), &(2 * MIB).into()));
+    let second = &report["snapshots"][1];
+    assert_eq!((&second["parent"], &second["bytes_changed"]), (&first["point"], &(2 * MIB).into()));
+    // All of it was read before: nothing but what the tables have otherwise, and a sample.
+    assert_eq!((&report["parent"], &report["tracker"]), (&second["point"], &"snapshot".into()));
+    assert_eq!(report["bytes_changed"], MIB);
+    let state = lab.path("state.raw");
+    oracle(args![image.as_path()], &state);
+    repo.assert_restores(&lab, "web", &state);
+
+    // The next night: one is new, and one has gone from the image.
+    write(&image, 5, 4 * MIB, MIB);
+    snapshot(&image, "third");
+    let raw = lab.path("third.raw");
+    oracle(args![image.as_path()], &raw);
+    expected.insert("third".to_owned(), raw);
+    write(&image, 6, 4 * MIB, MIB);
+    qemu_img(args!["snapshot", "-d", "first", image.as_path()]).ok();
+    let next = repo.backup(&image, "web", &["--with-snapshots"]);
+    all.extend(stored(&next));
+    assert_eq!(all.len(), 3, "each is stored once: {next}");
+    assert_eq!(next["parent"], report["point"], "states follow states");
+    let listed = points(&repo, "web");
+    for (name, point) in &all {
+        let it = listed.iter().find(|it| it["point"] == point.as_str()).unwrap();
+        assert_eq!(it["snapshot"]["name"], name.as_str());
+        let holders = it["pins"].as_array().unwrap();
+        // It is held as long as the image has it.
+        assert_eq!(holders.len(), usize::from(name != "first"), "{it}");
+        repo.assert_restores(&lab, &format!("web@{point}"), &expected[name]);
+    }
+    let text = repo.run(args!["points", "web"]).ok().text();
+    assert!(text.contains("snapshot third of 20"), "{text}");
+    oracle(args![image.as_path()], &state);
+    repo.assert_restores(&lab, "web", &state);
+    let verified = repo.run(args!["verify", "--json"]).ok().json();
+    assert_eq!(verified["findings"].as_array().unwrap().len(), 0);
+
+    // Rules pass over those that are held; the one that is gone is an ordinary point.
+    repo.run(args!["prune", "--keep-last", "1", "--grace", "0"]).ok();
+    let left: Vec<Value> = points(&repo, "web").iter().map(|it| it["point"].clone()).collect();
+    let of = |name: &str| Value::from(all.iter().find(|(it, _)| it == name).unwrap().1.clone());
+    assert_eq!(left, [of("second"), of("third"), next["point"].clone()]);
+    for name in ["second", "third"] {
+        let selector = format!("web@{}", of(name).as_str().unwrap());
+        repo.assert_restores(&lab, &selector, &expected[name]);
+    }
+    repo.assert_restores(&lab, "web", &state);
+    // What was removed is not stored again as long as its snapshot is gone, and the others are known.
+    let last = repo.backup(&image, "web", &["--with-snapshots"]);
+    assert_eq!(stored(&last), []);
+}
+
+/// A snapshot is older than its point: whoever asks for the latest state, or for that of a day, must not get it.
+#[test]
+fn latest_and_times_pass_over_snapshots() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let image = lab.path("web.qcow2");
+    create(&image, "", MIB);
+    write(&image, 1, 0, MIB);
+    snapshot(&image, "old");
+    write(&image, 2, 0, MIB);
+    let report = repo.backup(&image, "web", &["--with-snapshots"]);
+    let point = stored(&report)[0].1.clone();
+    // As if the backup had ended before the state had its point.
+    let state = point_of(&report);
+    let name = |text: &str| text.contains(&state);
+    for folder in ["web/points", "web/disk"] {
+        for entry in fs::read_dir(repo.path.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if name(path.file_name().unwrap().to_str().unwrap()) {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+    for selector in ["web", "web@2999-01-01"] {
+        let said = repo.restore(selector, &lab.path("out.raw"), &[]).fails_with(6);
+        assert!(said.contains("only points of snapshots") && said.contains(&point), "{said}");
+    }
+    let expected = lab.path("old.raw");
+    oracle(args!["-l", "old", image.as_path()], &expected);
+    repo.assert_restores_raw(&lab, &format!("web@{point}"), &expected);
+    // The next state begins anew, and the snapshot is known.
+    let next = repo.backup(&image, "web", &["--with-snapshots"]);
+    assert_eq!((stored(&next), &next["kind"]), (Vec::new(), &"full".into()));
+}
+
+/// A guest of two qcow2 disks.
+fn two_disks<'a>(host: &'a Host) -> (Guest<'a>, [PathBuf; 2]) {
+    let guest = Guest::define(host, host.lab.dir());
+    let vdb = host.lab.path("data.qcow2");
+    create(&vdb, "", 4 * MIB);
+    let raw = "type='raw'/>\n      <source file='";
+    let (old, new) = (format!("{raw}{}", guest.vdb().display()), vdb.display());
+    guest.redefine(&[(&old, &format!("type='qcow2'/>\n      <source file='{new}"))]);
+    let vda = guest.vda();
+    (guest, [vda, vdb])
+}
+
+#[test]
+fn snapshots_of_one_moment_are_one_point() {
+    let host = Host::new();
+    let (_guest, images) = two_disks(&host);
+    // As virsh snapshot-create has it of a stopped guest: one disk after the other.
+    for (number, image) in images.iter().enumerate() {
+        write(image, 1 + number as u8, 0, MIB);
+        snapshot(image, "both");
+    }
+    write(&images[0], 3, MIB, MIB);
+    snapshot(&images[0], "one");
+    for image in &images {
+        write(image, 7, 0, MIB);
+    }
+    // In the middle of its work: the point is what a power cut would leave.
+    let table = read_u64(&images[0], 64);
+    let second = table + 40 + 24 + 1 + 4;
+    patch(&images[0], second.next_multiple_of(8) + 24, &77_u64.to_be_bytes());
+    let report = host.web(&["--with-snapshots"]);
+    let [vda, vdb] = [0, 1].map(|number| stored(&report["disks"][number]));
+    assert_eq!(vda.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["both", "one"]);
+    assert_eq!(vdb, vda[..1], "one point has both disks");
+    let listed = points(&host.repo, "web/vda");
+    let consistency: Vec<&str> =
+        listed.iter().map(|it| it["consistency"].as_str().unwrap()).collect();
+    assert_eq!(consistency, ["offline", "crash-consistent", "offline"]);
+    let restored = |disk: &str, point: &str, expected: &[u8]| {
+        let output = host.lab.path("restored");
+        let selector = format!("web/{disk}@{point}");
+        host.repo.restore(&selector, &output, &["--format", "raw"]).ok();
+        assert!(fs::read(&output).unwrap() == expected, "{selector}");
+        fs::remove_file(output).unwrap();
+    };
+    restored("vda", &vda[0].1, &disk(8, &[(0, MIB, 1)]));
+    restored("vdb", &vda[0].1, &disk(4, &[(0, MIB, 2)]));
+    restored("vda", &vda[1].1, &disk(8, &[(0, MIB, 1), (MIB, MIB, 3)]));
+    host.assert_restores("vdb", &disk(4, &[(0, MIB, 7)]));
+    // All disks go back to one moment.
+    let words = args!["--domain", "web", "--in-place", "--at", vda[0].1.as_str()];
+    host.restore(words).ok();
+    for (image, byte) in images.iter().zip([1, 2]) {
+        guest_io(image, "qcow2", &[format!("read -q -P {byte} 0 {MIB}")]);
+    }
+    // It is no whole guest, and says so.
+    let words = args!["--domain", "web", "--to", host.lab.path("to"), "--at", vda[0].1.as_str()];
+    let said = host.restore(words).fails_with(6);
+    assert!(said.contains("snapshots") && said.contains("qdelta restore web/DISK@"), "{said}");
+    host.assert_sound();
+}
+
+/// What can't be stored of a snapshot costs no state its point.
+#[test]
+fn a_damaged_snapshot_is_a_warning() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let image = lab.path("web.qcow2");
+    create(&image, "", MIB);
+    for (number, name) in ["good", "bad"].into_iter().enumerate() {
+        write(&image, 1 + number as u8, 0, MIB);
+        snapshot(&image, name);
+    }
+    let table = read_u64(&image, 64);
+    let second = (table + 40 + 24 + 1 + 4).next_multiple_of(8);
+    patch(&image, second, &0xff_ffff_0000_u64.to_be_bytes());
+    let report = repo.backup(&image, "web", &["--with-snapshots"]);
+    assert_eq!(stored(&report).len(), 1);
+    let warnings = report["warnings"].as_array().unwrap();
+    let is_it = |it: &&Value| it["code"] == "snapshot-left-out";
+    let text = warnings.iter().find(is_it).unwrap()["text"].as_str().unwrap();
+    assert!(text.contains("snapshot bad"), "{text}");
+    let state = lab.path("state.raw");
+    oracle(args![image.as_path()], &state);
+    repo.assert_restores(&lab, "web", &state);
+}
+
+/// A life: writes, snapshots, reverts, deletions, growth, and backups with and without the snapshots. The net below
+/// the trackers is off.
+fn live(seed: u64, folder: &Path) -> u64 {
+    let lab = Lab::within(folder);
+    let mut story = Story { seed, told: Vec::new() };
+    let mut random = Random::new(seed);
+    let mut writer = Writer::new(lab.dir(), random.next());
+    let image = lab.path("disk.qcow2");
+    let options = random.pick(&["", "cluster_size=4k", "lazy_refcounts=on", "compat=0.10"]);
+    let mut size = (1 + random.below(12)) * 512 * 1024 + random.below(4) * 512;
+    create(&image, options, size);
+    guest_io(&image, "qcow2", &writer.fill(size, 3));
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    let block = random.pick(&["4K", "64K", "1M"]);
+    // What each snapshot showed when it was taken, and the size of the disk then.
+    let mut shown: BTreeMap<String, (PathBuf, u64)> = BTreeMap::new();
+    let mut in_image: Vec<String> = Vec::new();
+    let mut expected: Vec<(String, PathBuf)> = Vec::new();
+    let (mut kept, mut states) = (BTreeMap::new(), 0);
+    for number in 0..14 {
+        match random.below(7) {
+            0 | 1 => {
+                let name = format!("s{number}");
+                snapshot(&image, &name);
+                let raw = lab.path(format!("{name}.raw"));
+                oracle(args![image.as_path()], &raw);
+                story.tell(format!("snapshot {name}"));
+                shown.insert(name.clone(), (raw, size));
+                in_image.push(name);
+            }
+            2 if !in_image.is_empty() => {
+                let name = in_image[random.below(in_image.len() as u64) as usize].clone();
+                // QEMU reverts to no state of another size.
+                if shown[&name].1 == size {
+                    qemu_img(args!["snapshot", "-a", name.as_str(), image.as_path()]).ok();
+                    story.tell(format!("revert to {name}"));
+                }
+            }
+            3 if !in_image.is_empty() => {
+                let name = in_image.remove(random.below(in_image.len() as u64) as usize);
+                qemu_img(args!["snapshot", "-d", name.as_str(), image.as_path()]).ok();
+                story.tell(format!("delete {name}"));
+            }
+            4 if random.one_in(2) => {
+                let larger = size + 512 * (1 + random.below(1 << 11));
+                let words = args!["resize", "-q", image.as_path(), larger.to_string()];
+                if qemu_img(words).code() == Some(0) {
+                    story.tell(format!("grow from {size} to {larger}"));
+                    size = larger;
+                }
+            }
+            _ => {
+                let acts: Vec<String> = (0..4).map(|_| writer.act(size)).collect();
+                guest_io(&image, "qcow2", &acts);
+                story.tell(acts.join("; "));
+            }
+        }
+        if !random.one_in(3) {
+            continue;
+        }
+        let anchor = random.pick(&["auto", "none", "snapshot", "bitmap"]);
+        let kind =
+            if states == 0 { "auto" } else { random.pick(&["auto", "auto", "differential"]) };
+        let mut options = vec!["--anchor", anchor, "--kind", kind, "--sample", "0"];
+        if states == 0 {
+            options.extend(["--block-size", block]);
+        }
+        let with = random.below(4) > 0;
+        options.extend(with.then_some("--with-snapshots"));
+        let raw = lab.path(format!("state{number}.raw"));
+        oracle(args![image.as_path()], &raw);
+        let report = repo.backup(&image, "disk", &options);
+        story.tell(format!("backup {options:?}: {report}"));
+        states += 1;
+        expected.push((point_of(&report), raw));
+        for (name, point) in stored(&report) {
+            expected.push((point.clone(), shown[&name].0.clone()));
+            assert_eq!(kept.insert(name.clone(), point), None, "{name} is stored twice");
+        }
+        if with {
+            let missing = in_image.iter().find(|name| !kept.contains_key(*name));
+            assert_eq!(missing, None, "not stored: {report}");
+        }
+        let check = tool("qemu-img", args!["check", "-q", "-f", "qcow2", image.as_path()]);
+        assert_eq!(run(check).code(), Some(0));
+    }
+    if states > 0 {
+        repo.assert_restores_raw(
+            &lab,
+            "disk",
+            &expected.iter().rev().find(|it| !kept.values().any(|point| *point == it.0)).unwrap().1,
+        );
+    }
+    for (point, raw) in &expected {
+        story.tell(format!("restore {point}"));
+        repo.assert_restores_raw(&lab, &format!("disk@{point}"), raw);
+    }
+    kept.len() as u64
+}
+
+#[test]
+fn random_lives_with_snapshots() {
+    let folder = temp_dir();
+    let kept: u64 = seeds(0x5a_0000, 6).into_iter().map(|seed| live(seed, &folder)).sum();
+    assert!(kept >= 6, "only {kept} snapshots were stored");
+}
