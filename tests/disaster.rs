@@ -228,9 +228,8 @@ fn a_lost_site_comes_back_with_the_commands_of_its_kit() {
     // The new machine's libvirt knows the guests only where virsh is the real one: config check says that they are missing.
     assert_eq!(outcome.code(), Some(6), "{}", outcome.report());
     assert!(
-        outcome.stderr.lines().last().is_some_and(
-            |line| line.contains("virsh list --all") || line.contains("is the right one")
-        ),
+        outcome.stderr.lines().last().is_some_and(|line| line.contains("virsh list --all")
+            || line.contains("libvirt's folder is another")),
         "{}",
         outcome.report()
     );
@@ -282,6 +281,32 @@ fn the_page_is_what_a_kit_says() {
         shapes(&said),
         "QDELTA_SAMPLES=write cargo test --test qdelta disaster:: mends the page"
     );
+}
+
+/// A kit that was written into the folder of the file of jobs replaced it by the one of the kit, without the addresses of
+/// notifiers; anybody's other file of such a name was lost, too.
+#[test]
+fn a_kit_replaces_nothing_but_a_kit() {
+    let site = Site::new();
+    let etc = site.lab.path("etc-qdelta");
+    fs::create_dir(&etc).unwrap();
+    fs::write(etc.join("SHA256SUMS"), "mine").unwrap();
+    for folder in [etc.clone(), site.lab.dir().to_owned()] {
+        let said = site.run(args!["export-kit", folder]).fails_with(7);
+        assert!(said.contains("holds something else than a kit"), "{said}");
+    }
+    assert_eq!(fs::read_to_string(etc.join("SHA256SUMS")).unwrap(), "mine");
+    // The one of the night before is replaced, also that of another version.
+    site.kit();
+    let kit = site.lab.path("kit/kit.json");
+    let mut older: Value = serde_json::from_str(&fs::read_to_string(&kit).unwrap()).unwrap();
+    older["of_old"] = true.into();
+    older["problems"] = Value::Null;
+    fs::write(&kit, older.to_string()).unwrap();
+    assert!(site.kit()["of_old"].is_null());
+    fs::remove_dir_all(site.lab.path("kit")).unwrap();
+    fs::create_dir(site.lab.path("kit")).unwrap();
+    site.kit();
 }
 
 /// A repository that can't be read is no reason for no kit: on the day before the fire, half a kit is more than none.

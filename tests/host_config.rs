@@ -100,7 +100,7 @@ fn a_host_comes_back_beside_what_is_there() {
         format!("{}: {}", of["end"].as_str().unwrap(), of["text"].as_str().unwrap())
     };
     assert!(end("backup").starts_with("done"), "{report:#}");
-    assert_eq!(end("verify"), "done: 1 archives proved");
+    assert_eq!(end("verify"), "done: 1 archive proved");
     assert_eq!(end("drill"), "done: there is nothing to drill yet");
     // The archive was written for the backup alone.
     assert!(!host.lab.path("state/host-config.tar").exists());

@@ -7,6 +7,7 @@ mod month;
 mod page;
 mod telling;
 mod troubles;
+mod ways;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -128,6 +129,7 @@ impl Night {
         command
             .env("PATH", format!("{}:{path}", self.lab.path("bin").display()))
             .env("STATE_DIRECTORY", self.lab.path("state"))
+            .env("RUNTIME_DIRECTORY", self.lab.path("runtime"))
             .env("QDELTA_CONFIG", self.lab.path("qdelta.toml"))
             .env_remove("QDELTA_REPO");
         faketime(&mut command, &format!("@{time}"));

@@ -132,6 +132,7 @@ fn cryptography_is_in_few_places() {
 /// The rooms of the library, layer by layer. Each knows only those above it in this list.
 const ROOMS: &[&str] = &[
     "base/error",
+    "base/printable",
     "base/duration",
     "base/period",
     "base/size",

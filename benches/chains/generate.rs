@@ -196,6 +196,7 @@ impl Generator {
             anchor: None,
             anchor_wanted: None,
             opening: None,
+            snapshot: None,
         });
         pending.commit(&manifest)?;
         self.newest = Some((metadata, point, root));

@@ -8,6 +8,7 @@ pub mod error;
 pub mod json;
 pub mod observer;
 pub mod period;
+pub mod printable;
 pub mod random;
 pub(crate) mod shelf;
 pub mod size;

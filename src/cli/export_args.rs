@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use super::args::Engine;
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueHint};
 use qdelta::DiskAt;
 use qdelta::base::duration::Stretch;
-use qdelta::vault::repository;
+use qdelta::vault::repository::Rung;
 
+use super::values::{Words, one_of};
 use super::{examples, values};
 
 /// Show recovery points as files, without restoring them.
@@ -54,7 +55,7 @@ pub struct Drill {
     pub pick: Option<u32>,
 
     /// How far to climb [default: agent with --boot-command, check without]
-    #[arg(long, value_enum, value_name = "RUNG")]
+    #[arg(long, value_name = "RUNG", value_parser = one_of::<Rung>(RUNGS))]
     pub to: Option<Rung>,
 
     /// The program that boots a guest, such as scripts/drill-boot; docs/drills.md says how it is called
@@ -82,36 +83,13 @@ pub struct Drill {
     pub work: Engine,
 }
 
-/// A step of a drill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Rung {
-    /// Every byte of the point is what was written
-    Bytes,
-    /// The partition tables hold together
-    Partitions,
-    /// The superblocks of the filesystems are sound
-    Filesystems,
-    /// The system's own tools find nothing wrong with the filesystems
-    Check,
-    /// The guest starts
-    Boot,
-    /// Its agent answers
-    Agent,
-    /// Your check within the guest passes
-    Service,
-}
-
-impl Rung {
-    /// What the library calls it.
-    pub fn to_library(self) -> repository::Rung {
-        match self {
-            Self::Bytes => repository::Rung::Bytes,
-            Self::Partitions => repository::Rung::Partitions,
-            Self::Filesystems => repository::Rung::Filesystems,
-            Self::Check => repository::Rung::Check,
-            Self::Boot => repository::Rung::Boot,
-            Self::Agent => repository::Rung::Agent,
-            Self::Service => repository::Rung::Service,
-        }
-    }
-}
+/// The steps of a drill.
+const RUNGS: Words = &[
+    ("bytes", "Every byte of the point is what was written"),
+    ("partitions", "The partition tables hold together"),
+    ("filesystems", "The superblocks of the filesystems are sound"),
+    ("check", "The system's own tools find nothing wrong with the filesystems"),
+    ("boot", "The guest starts"),
+    ("agent", "Its agent answers"),
+    ("service", "Your check within the guest passes"),
+];

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueHint};
+use qdelta::flows::backup::ConsistencyChoice;
 use qdelta::guest::libvirt::{Libvirt, is_session};
 use qdelta::guest::quiesce::Virsh;
 use qdelta::vault::repository::Selector;
+
+use super::values::{Words, one_of};
 
 /// Which guests to back up, and how.
 #[derive(Debug, Args)]
@@ -34,8 +37,8 @@ pub struct Guests {
     pub same_guest: bool,
 
     /// How to bring a running guest to rest
-    #[arg(long, value_enum, default_value_t)]
-    pub consistency: Consistency,
+    #[arg(long, value_name = "CONSISTENCY", value_parser = one_of::<ConsistencyChoice>(CONSISTENCIES), default_value = "quiesced")]
+    pub consistency: ConsistencyChoice,
 
     /// How long a guest may be frozen; Windows thaws itself after 10000
     #[arg(long, value_name = "MS", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(50..=600_000))]
@@ -213,16 +216,13 @@ impl Host {
     }
 }
 
-/// How far a running guest is brought to rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Consistency {
-    /// Freeze its filesystems while its images are cloned
-    #[default]
-    Quiesced,
-    /// The same if its agent can freeze them; else the point is what a power cut would leave, and says so
-    QuiescedOrCrash,
-    /// Freeze its filesystems while the changed blocks are read: needs no clone
-    FreezeCopy,
-    /// Freeze nothing: the point is what a power cut would leave
-    Crash,
-}
+/// How far a running guest can be brought to rest.
+const CONSISTENCIES: Words = &[
+    ("quiesced", "Freeze its filesystems while its images are cloned"),
+    (
+        "quiesced-or-crash",
+        "The same if its agent can freeze them; else the point is what a power cut would leave, and says so",
+    ),
+    ("freeze-copy", "Freeze its filesystems while the changed blocks are read: needs no clone"),
+    ("crash", "Freeze nothing: the point is what a power cut would leave"),
+];

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, Subcommand, ValueHint};
 use qdelta::base::duration::Stretch;
+use qdelta::flows::report::Act;
 
 use super::examples;
+use super::values::{Words, one_of};
 
 /// The file of jobs.
 #[derive(Debug, Args)]
@@ -69,7 +71,7 @@ pub struct Notify {
     #[arg(value_name = "NAME")]
     pub notifiers: Vec<String>,
 
-    /// Tell them that this is a test, and nothing else; pings say that all is well
+    /// Tell them that this is a test, and nothing else; a watch of pings gets a line for its log (/log)
     #[arg(long)]
     pub test: bool,
 
@@ -121,8 +123,8 @@ pub struct History {
     pub guest: Vec<String>,
 
     /// Only this part of jobs; can be repeated
-    #[arg(long, value_enum, value_name = "ACT")]
-    pub act: Vec<ActName>,
+    #[arg(long, value_name = "ACT", value_parser = one_of::<Act>(ACTS))]
+    pub act: Vec<Act>,
 
     /// Only what did not come to a good end
     #[arg(long)]
@@ -137,26 +139,17 @@ pub struct History {
     pub last: usize,
 }
 
-/// A part of a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ActName {
-    /// The run itself
-    Run,
-    /// Backups
-    Backup,
-    /// Second copies
-    Copy,
-    /// Proofs
-    Verify,
-    /// Removal of points
-    Prune,
-    /// Drills
-    Drill,
-    /// Hooks
-    Hook,
-    /// Telling people
-    Notify,
-}
+/// The parts of jobs.
+const ACTS: Words = &[
+    ("run", "The run itself"),
+    ("backup", "Backups"),
+    ("copy", "Second copies"),
+    ("verify", "Proofs"),
+    ("prune", "Removal of points"),
+    ("drill", "Drills"),
+    ("hook", "Hooks"),
+    ("notify", "Telling people"),
+];
 
 /// Check the file of jobs, or write one to begin with.
 #[derive(Debug, Args)]
@@ -193,7 +186,7 @@ pub struct ConfigExample {}
 /// DIR gets this program, the file of jobs, and disaster-recovery.md: the way back step by step, with every command, for
 /// the repositories and guests of this site in the order in which they are to come back: class by class, the shortest
 /// RTO first, and in a class as its list of guests has them. kit.json has the same for programs. No secret is in it. An older
-/// kit in DIR is replaced.
+/// kit in DIR is replaced; a folder that holds anything else is refused.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("export-kit"), after_long_help = examples::long(Some("export-kit")))]
 pub struct ExportKit {

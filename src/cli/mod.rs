@@ -47,6 +47,7 @@ use screen::Screen;
 pub fn main() -> ExitCode {
     let (cli, matches) = match parse() {
         Ok(parsed) => parsed,
+        Err(error) if error.use_stderr() && is_for_nagios() => return unknown(&error.to_string()),
         Err(error) => return refused(&error),
     };
     raise_open_files();
@@ -55,6 +56,9 @@ pub fn main() -> ExitCode {
     screen::show_notes(&screen, verbose);
     let mut context = Context { out: Out::new(json, quiet), screen, global: cli.global };
     let fits = combination::check(&Cli::command(), &matches);
+    if let Some(error) = fits.as_ref().err().filter(|_| is_for_nagios()) {
+        return unknown(&error.chain());
+    }
     let outcome = fits.and_then(|()| run(cli.command, &mut context));
     let Context { out, screen, .. } = context;
     match outcome.and_then(|status| out.finish().map(|()| status)) {
@@ -65,6 +69,21 @@ pub fn main() -> ExitCode {
             ExitCode::from(status::of(error.kind()))
         }
     }
+}
+
+/// Whether a plugin of Nagios was asked for: its status is never that of another program.
+fn is_for_nagios() -> bool {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    words.iter().any(|word| word == "status") && words.iter().any(|word| word == "--nagios")
+}
+
+/// Says on standard output, where Nagios reads, that nothing is known.
+fn unknown(why: &str) -> ExitCode {
+    let why = why.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let mut out = Out::new(false, false);
+    let _ = out.line(format!("QDELTA UNKNOWN - {}", why.replace('|', "/")));
+    let _ = out.finish();
+    ExitCode::from(commands::UNKNOWN)
 }
 
 /// What was typed, as values and as words.

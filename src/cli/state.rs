@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// Where root keeps it.
 const OF_ROOT: &str = "/var/lib/qdelta";
 
+/// Where root keeps what the next start of the host may forget.
+const SPARE_OF_ROOT: &str = "/run/qdelta";
+
 /// The folder: the one that was named, the one that systemd made for the service, or the usual one.
 /// None if a user has no home.
 pub(super) fn folder(named: Option<&Path>) -> Option<PathBuf> {
@@ -23,6 +26,14 @@ fn usual(variable: impl Fn(&str) -> Option<String>, is_root: bool) -> Option<Pat
         true => Some(PathBuf::from(OF_ROOT)),
         false => Some(of("XDG_STATE_HOME").or_else(of_user)?.join("qdelta")),
     })
+}
+
+/// A folder that is there until the host starts anew: the one that systemd made for the service, or root's own.
+pub(super) fn spare() -> Option<PathBuf> {
+    let listed = std::env::var("RUNTIME_DIRECTORY").unwrap_or_default();
+    let of_service = listed.split(':').next().map(PathBuf::from).filter(|path| path.is_absolute());
+    let is_root = rustix::process::geteuid().is_root();
+    of_service.or_else(|| is_root.then(|| PathBuf::from(SPARE_OF_ROOT)))
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! What can be typed about trackers and anchors.
 
 use clap::{Args, ValueEnum};
-use qdelta::flows::backup::SAMPLE_DEFAULT;
+use qdelta::flows::backup::{AnchorChoice, SAMPLE_DEFAULT};
+
+use super::values::{Words, one_of};
 
 /// How to find what has changed.
 #[derive(Debug, Args)]
@@ -12,8 +14,8 @@ pub struct Tracking {
     pub track: Track,
 
     /// Which anchor to leave, so that the next backup need not read everything
-    #[arg(long, value_enum, default_value_t)]
-    pub anchor: Anchor,
+    #[arg(long, value_name = "ANCHOR", value_parser = one_of::<AnchorChoice>(ANCHORS), default_value = "auto")]
+    pub anchor: AnchorChoice,
 
     /// The bitmap of the NBD export that counts from the moment that is read, or goes on to count if the
     /// point before had it. What the one of the point before has is trusted then, and no other time
@@ -47,19 +49,17 @@ pub enum Track {
     Scan,
 }
 
-/// What to leave behind for the next backup to compare with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Anchor {
-    /// What the point before left; nothing the first time
-    #[default]
-    Auto,
-    /// Nothing
-    None,
-    /// A persistent bitmap in the qcow2 image, in which QEMU records what it writes
-    Bitmap,
-    /// An internal snapshot of the qcow2 image; it keeps overwritten data until the next backup
-    Snapshot,
-    /// A clone of the image's file, beside it (XFS, Btrfs); it keeps overwritten data until the
-    /// next backup
-    Reflink,
-}
+/// What can be left behind for the next backup to compare with.
+const ANCHORS: Words = &[
+    ("auto", "What the point before left; nothing the first time"),
+    ("none", "Nothing"),
+    ("bitmap", "A persistent bitmap in the qcow2 image, in which QEMU records what it writes"),
+    (
+        "snapshot",
+        "An internal snapshot of the qcow2 image; it keeps overwritten data until the next backup",
+    ),
+    (
+        "reflink",
+        "A clone of the image's file, beside it (XFS, Btrfs); it keeps overwritten data until the next backup",
+    ),
+];

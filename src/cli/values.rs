@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::base::period::Period;
@@ -13,6 +14,8 @@ use qdelta::formats::nbd::Uri;
 pub use qdelta::vault::repository::DiskAt;
 use qdelta::vault::repository::{Count, DiskSpec, Keep, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
+use serde::de::value::Error as SerdeError;
+use serde::de::{DeserializeOwned, IntoDeserializer};
 
 /// More threads than this bring nothing to anyone.
 const THREADS_MAX: usize = 1024;
@@ -44,6 +47,20 @@ impl FromStr for PointsOf {
         })?;
         Ok(Self { disk: disk.parse()?, from: from.parse()?, to: to.parse()? })
     }
+}
+
+/// Words that can be typed, each with what it means.
+pub type Words = &'static [(&'static str, &'static str)];
+
+/// One of these words, as the library reads it in files, too.
+pub fn one_of<T>(words: Words) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    let shown = words.iter().map(|(word, help)| PossibleValue::new(*word).help(*help));
+    PossibleValuesParser::new(shown).try_map(|word| {
+        T::deserialize(IntoDeserializer::<SerdeError>::into_deserializer(word.as_str()))
+    })
 }
 
 /// What the parser of arguments shows of a failure: all of it, in one line.

@@ -23,6 +23,9 @@ pub(crate) const ANSWER_LEN_MAX: usize = 4 << 20;
 /// The most characters of a complaint that are passed on. However they are written in JSON, several
 /// complaints fit into a line of the watchdog's.
 const PROBLEM_LEN_MAX: usize = 4000;
+
+/// The most that is told of what a program has said at last, in characters.
+const LAST_WORDS_MAX: usize = 300;
 /// How long one wait for the program lasts if nothing wakes it.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -60,6 +63,17 @@ impl Said {
     /// Whether all that the program said was kept.
     pub fn is_whole(&self) -> bool {
         self.stdout.len() < OUTPUT_LEN_MAX && self.stderr.len() < OUTPUT_LEN_MAX
+    }
+
+    /// The end of standard error as one line with a colon in front, for those who want to know what went wrong, and not
+    /// all that was said; empty if there was none.
+    pub fn last_words(&self) -> String {
+        let all = self.problem();
+        let surplus = all.chars().count().saturating_sub(LAST_WORDS_MAX);
+        match surplus {
+            0 => all,
+            _ => format!(": …{}", all.chars().skip(surplus).collect::<String>()),
+        }
     }
 
     /// Standard error as one line with a colon in front; empty if there was none.

@@ -1,10 +1,13 @@
 //! Nights on which something was silent, or said what was not so.
 
+use std::ffi::OsString;
 use std::fs;
 
 use super::telling::Told;
 use super::{MAIL, MIB, Night, WEB, ends, records};
 use crate::harness::files::Mount;
+use crate::harness::images::guest_io;
+use crate::harness::run::as_root;
 use crate::harness::{args, run};
 
 /// "All right again" was told of guests whose repository was away, they were shown as OK, and an alarm that was sent on
@@ -76,6 +79,109 @@ fn two_jobs_with_other_rules_prune_no_guest_of_both() {
     );
 }
 
+/// A night's backups went on into the room that was to stay free: it was looked at once, before the first of them.
+#[test]
+fn no_backup_begins_where_those_before_it_took_the_room() {
+    let night = Night::new();
+    night.define("d-two", 4, &["vda"]);
+    let mut state = 7_u32;
+    let byte = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let noise: Vec<u8> = std::iter::repeat_with(byte).take(2 * MIB as usize).collect();
+    fs::write(night.lab.path("noise"), noise).unwrap();
+    for guest in ["web", "db", "d-two"] {
+        let write = format!("write -q -s {} 0 2M", night.lab.path("noise").display());
+        guest_io(&night.image(guest, "vda"), "qcow2", &[write]);
+    }
+    let file = night.lab.path("qdelta.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let text = text.replace("guests_at_once = 2", "guests_at_once = 1");
+    let text = text.replace("repository = \"main\"", "repository = \"small\"");
+    let text = text.replace("/repo\"\n[libvirt]", "/repo\"\nkeep_free = \"5M\"\n[libvirt]");
+    fs::write(&file, text).unwrap();
+    let made = records(&night.at("2026-10-18 10:00:00", args!["run", "production", "--json"]));
+    let backup = |guest: &str| ends(&made, &format!("production backup {guest}"));
+    assert_eq!([backup("d-two"), backup("db")], [["done"], ["done"]], "{made:#?}");
+    assert_eq!([backup("web"), backup("-")], [["not-tried"], ["failed"]], "{made:#?}");
+    let open = "2026-10-18 10:05:00";
+    night.assert_open_has(open, "failed web", "backup not tried: nothing was begun: ");
+    night.assert_open_has(open, "room small", "is to stay free");
+}
+
+/// In the night in which half past two comes twice, nobody knew which of the two was missed.
+#[test]
+fn a_time_that_comes_twice_is_missed_as_what_it_is() {
+    let night = Night::new();
+    night.run("2026-10-23 12:00:00");
+    night.run("2026-10-24 00:35:00");
+    assert!(night.run("2026-10-25 00:15:00").is_empty());
+    night.assert_open("2026-10-25 01:25:00", &[]);
+    let missed = "backup was due at 2026-10-25 02:30 CEST, and nothing has started it";
+    night.assert_open(
+        "2026-10-25 01:31:00",
+        &[("overdue office", missed), ("overdue production", missed)],
+    );
+    assert_eq!(ends(&night.run("2026-10-25 01:35:00"), WEB), ["done"]);
+    night.assert_open("2026-10-25 02:35:00", &[]);
+    assert!(night.run("2026-10-25 02:45:00").is_empty());
+    assert_eq!(ends(&night.run("2026-10-26 01:35:00"), WEB), ["done"]);
+}
+
+/// The state lay on a filesystem that went read-only, as ext4's do: no run began any more, and nobody was told, because it
+/// could not be noted who was.
+#[test]
+fn who_can_not_remember_tells_all_the_same_and_once() {
+    let night = Night::new();
+    let folder = night.lab.path("state-of-host");
+    fs::create_dir(&folder).unwrap();
+    let state = Mount::in_memory(&folder, 4 * MIB);
+    let heard = night.lab.path("heard");
+    night.configure("", &format!("[notify.ear]\ncommand = \"cat >>{}\"", heard.display()));
+    let at = |time: &str, words: Vec<OsString>| {
+        let mut command = night.command(time, words);
+        command.env("STATE_DIRECTORY", &state.dir);
+        run(command).sane()
+    };
+    let remount = |how: &str| {
+        run(as_root("mount", args!["-o", format!("remount,{how}"), &state.dir])).ok();
+    };
+    let told = || {
+        let text = fs::read_to_string(&heard).unwrap_or_default();
+        let _ = fs::remove_file(&heard);
+        text
+    };
+    at("2026-10-18 10:00:00", args!["run"]).ok();
+    at("2026-10-19 00:35:00", args!["run"]).ok();
+    let _ = told();
+    remount("ro");
+    let said = at("2026-10-20 00:35:00", args!["run"]).fails_with(1);
+    assert!(said.contains("Read-only file system"), "{said}");
+    let text = told();
+    for words in [
+        "CRITICAL run: a run failed: ",
+        "CRITICAL state: what this host remembers can't be written: ",
+    ] {
+        assert_eq!(text.matches(words).count(), 1, "{words}: {text}");
+    }
+    for time in ["2026-10-20 00:45:00", "2026-10-20 00:55:00"] {
+        at(time, args!["run"]).fails_with(1);
+        assert_eq!(told(), "", "it was told before");
+    }
+    let open = at("2026-10-20 00:56:00", args!["status", "--json"]).json();
+    let open = open["findings"].as_array().unwrap();
+    assert!(open.iter().any(|it| it["subject"] == "state"), "{open:#?}");
+    remount("rw");
+    let done = records(&at("2026-10-20 01:05:00", args!["run", "--json"]));
+    assert_eq!([ends(&done, WEB), ends(&done, MAIL)], [["done"], ["done"]]);
+    let text = told();
+    assert!(text.contains("  state: what this host remembers can't be written"), "{text}");
+    assert!(!text.contains("New\n"), "{text}");
+    assert!(at("2026-10-20 01:15:00", args!["run", "--json"]).stdout.len() < 1000);
+    assert_eq!(told(), "");
+}
+
 /// With a full state folder each tick of the timer froze and backed up all guests again, and pruned a night each time.
 #[test]
 fn a_run_that_can_not_be_noted_does_not_begin() {
@@ -88,7 +194,11 @@ fn a_run_that_can_not_be_noted_does_not_begin() {
         command.env("STATE_DIRECTORY", &state.dir);
         run(command).sane()
     };
+    let heard = night.lab.path("heard");
+    let ear = format!("[notify.ear]\ncommand = \"cat >>{0}; echo == >>{0}\"", heard.display());
+    night.configure("", &ear);
     at("2026-10-18 10:00:00").ok();
+    fs::remove_file(&heard).unwrap();
     // The last page of the history is filled as well: nothing more can be noted.
     let history = state.dir.join("jobs/history.jsonl");
     let rest = 4096 - fs::metadata(&history).unwrap().len() as usize % 4096;
@@ -105,6 +215,8 @@ fn a_run_that_can_not_be_noted_does_not_begin() {
     assert_eq!(outcome.code(), Some(8), "{}", outcome.report());
     assert!(outcome.stderr.contains("could not be noted"), "{}", outcome.report());
     assert!(!night.main().join("web").exists(), "nothing was backed up");
+    let told = fs::read_to_string(&heard).unwrap();
+    assert!(told.contains("a run failed: ") && told.matches("==").count() == 1, "{told}");
     fs::remove_file(state.dir.join("fill")).unwrap();
     let done = records(&at("2026-10-19 00:45:00"));
     assert_eq!([ends(&done, WEB), ends(&done, MAIL)], [["done"], ["done"]]);

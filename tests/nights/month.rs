@@ -13,6 +13,10 @@ use crate::harness::guest::Running;
 pub(super) const GUESTS: &[&str] =
     &[WEB, DB, "production backup d-app", "production backup d-log", MAIL];
 
+/// Where the host is: clocks are put back there on the 15th of February at three o'clock, and forward on the 22nd of
+/// March at two.
+const ZONE: &str = "Africa/Casablanca";
+
 /// The host of the month.
 pub(super) struct Month {
     pub told: Told,
@@ -60,7 +64,7 @@ impl Month {
         let month = Self {
             told,
             lines: RefCell::default(),
-            day: Cell::new("2026-11-02".parse().unwrap()),
+            day: Cell::new("2026-02-13".parse().unwrap()),
             live: RefCell::default(),
             wrong: RefCell::default(),
         };
@@ -87,23 +91,23 @@ impl Month {
         let more =
             format!("{more}\n[notify.ear]\ncommand = \"cat >>{}\"\n", self.path("heard").display());
         self.told.configure(&format!("{production}\n"), &more);
+        let file = self.path("qdelta.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(file, text.replacen("Europe/Berlin", ZONE, 1)).unwrap();
     }
 
-    /// What the ear has heard since the last call: the lines below "New" and "Still", and below "Over".
+    /// What the ear has heard since the last call.
     fn heard(&self) -> (Vec<String>, Vec<String>) {
         let text = fs::read_to_string(self.path("heard")).unwrap_or_default();
         let _ = fs::remove_file(self.path("heard"));
-        let (mut opened, mut over, mut part) = (Vec::new(), Vec::new(), "");
-        for line in text.lines() {
-            match line.strip_prefix("  ") {
-                None => part = line,
-                Some(line) if line.trim_start().starts_with("->") => {}
-                Some(line) if part == "Over" => over.push(line.to_owned()),
-                Some(line) if part == "New" || part == "Still" => opened.push(line.to_owned()),
-                Some(_) => {}
-            }
-        }
-        (opened, over)
+        news(&text)
+    }
+
+    /// What stood in the mails and came to the phone since the last call.
+    fn others_heard(&self) -> [Vec<String>; 2] {
+        let mails = self.told.mails().into_iter().map(|(_, text)| text).collect::<String>();
+        let phone = self.told.sink.take("/ntfy").into_iter().map(|it| it.body).collect::<String>();
+        [mails, phone].map(|text| news(&text).0)
     }
 
     fn time(&self, clock: &str) -> String {
@@ -114,10 +118,37 @@ impl Month {
         self.day.set(self.day.get().tomorrow().unwrap());
     }
 
-    /// A run, whatever it ends with.
+    /// A run, whatever it ends with. Nobody has two mails of it.
     fn run(&self, clock: &str) -> Vec<Record> {
+        let count = || fs::read_dir(self.path("mails")).unwrap().count();
+        let before = count();
         let outcome = self.told.at(&self.time(clock), args!["run", "--json"]);
+        let mails = count() - before;
+        if mails > 1 {
+            self.note(format!("{} {clock}: {mails} mails at once", self.day.get()));
+        }
         records(&outcome)
+    }
+
+    /// A night, by the clock of the zone.
+    fn sleep(&self) -> Vec<Record> {
+        let is_back = ("2026-02-16".parse().unwrap().."2026-03-22".parse().unwrap())
+            .contains(&self.day.get());
+        self.run(if is_back { "02:35:00" } else { "01:35:00" })
+    }
+
+    /// A night in which the timer starts a run each quarter of an hour, and nothing is told. Gives when `web` was
+    /// backed up.
+    fn each_quarter(&self) -> Vec<String> {
+        let mut backups = Vec::new();
+        for quarter in 0..16 {
+            let clock = format!("{:02}:{:02}:00", quarter / 4, quarter % 4 * 15);
+            let records = self.run(&clock);
+            backups.extend(ends(&records, WEB).into_iter().map(|end| format!("{clock} {end}")));
+            assert_eq!(ends(&records, WEB), ends(&records, MAIL), "{clock}: {records:#?}");
+        }
+        assert_eq!(self.heard(), (vec![], vec![]));
+        backups
     }
 
     fn note(&self, wrong: String) {
@@ -130,10 +161,25 @@ impl Month {
         troubles.iter().for_each(|it| (it.make)(self));
         self.run("20:00:00");
         self.tomorrow();
-        let night = self.run("01:35:00");
+        let night = self.sleep();
         // Nothing is told again.
         self.run("02:50:00");
         let (mut opened, mut over) = self.heard();
+        // Each hears of it in its own way, unless that is the trouble.
+        let [mailed, called] = self.others_heard();
+        let is_played = |what: &str| names.contains(&what);
+        for line in opened.iter().filter(|_| !is_played("mail is down")) {
+            if !mailed.contains(line) {
+                self.note(format!("{names:?}: no mail says {line:?}"));
+            }
+        }
+        let is_silent =
+            is_played("a secret is missing") || is_played("the watch and the chat are down");
+        for line in opened.iter().filter(|it| it.starts_with("CRITICAL") && !is_silent) {
+            if !called.contains(line) {
+                self.note(format!("{names:?}: the phone was not told {line:?}"));
+            }
+        }
         for trouble in troubles {
             for (subject, words) in trouble.tells {
                 let is_it =
@@ -160,7 +206,10 @@ impl Month {
         // All is mended: the next night is as it should be, and what is over is told to be.
         troubles.iter().rev().for_each(|it| (it.mend)(self));
         self.tomorrow();
-        let night = self.run("01:35:00");
+        let night = self.sleep();
+        // What became known while others were told comes with the next start.
+        self.run("02:50:00");
+        let _ = self.others_heard();
         for guest in GUESTS {
             let ends = ends(&night, guest);
             if ends != ["done"] && ends != ["warned"] {
@@ -180,18 +229,62 @@ impl Month {
     }
 }
 
+/// The lines of messages below "New" and "Still", and below "Over".
+fn news(text: &str) -> (Vec<String>, Vec<String>) {
+    let (mut opened, mut over, mut part) = (Vec::new(), Vec::new(), "");
+    for line in text.lines() {
+        match line.strip_prefix("  ") {
+            None => part = line,
+            Some(line) if line.trim_start().starts_with("->") => {}
+            Some(line) if part == "Over" => over.push(line.to_owned()),
+            Some(line) if part == "New" || part == "Still" => opened.push(line.to_owned()),
+            Some(_) => {}
+        }
+    }
+    (opened, over)
+}
+
 #[test]
 fn a_month_in_which_each_trouble_is_told_once() {
     let month = Month::new();
     month.run("12:00:00");
     month.tomorrow();
-    assert_eq!(ends(&month.run("01:35:00"), WEB), ["done"]);
-    let _ = month.heard();
-    let mut count = 0;
+    assert_eq!(ends(&month.sleep(), WEB), ["done"]);
+    let _ = (month.heard(), month.others_heard());
+
+    // Half past two comes twice, and counts once: the first time.
+    month.tomorrow();
+    assert_eq!(month.day.get(), "2026-02-15".parse().unwrap());
+    assert_eq!(month.each_quarter(), ["01:30:00 done"]);
+    let mut count = 1;
     for batch in troubles() {
         count += batch.len();
         month.batch(&batch);
     }
+
+    // The power is cut in the middle of a night: the next run says so, and makes up for it.
+    let (hook, go) = (month.path("waits"), month.path("go"));
+    let line =
+        format!("touch {0}; while [ ! -e {1} ]; do sleep 0.05; done", hook.display(), go.display());
+    let waits = format!("[jobs.production.hooks]\nbefore = \"{line}\"");
+    month.write(&waits, "");
+    month.tomorrow();
+    let mut first = start(&mut month.told.command(&month.time("02:35:00"), args!["run"]));
+    wait_until("the hook", || hook.exists());
+    first.kill().unwrap();
+    first.wait().unwrap();
+    fs::write(&go, "").unwrap();
+    month.write("", "");
+    assert_eq!(ends(&month.run("02:45:00"), WEB), ["done"]);
+    let (opened, _) = month.heard();
+    assert_eq!(opened.len(), 1, "{opened:#?}");
+    assert!(opened[0].contains("never ended: it was killed, or the power was cut"), "{opened:#?}");
+    month.tomorrow();
+    assert_eq!(ends(&month.sleep(), WEB), ["done"]);
+    assert!(month.heard().1.iter().any(|it| it.contains("never ended")));
+    fs::remove_file(&hook).unwrap();
+    fs::remove_file(&go).unwrap();
+    count += 1;
 
     // The host sleeps for two nights: whoever looks from another timer tells of it.
     month.tomorrow();
@@ -216,16 +309,12 @@ fn a_month_in_which_each_trouble_is_told_once() {
     assert!(opened.is_empty() && over.len() == 7, "{opened:#?} {over:#?}");
 
     // A run that is asked to stop, and a second one meanwhile.
-    let (hook, go) = (month.path("waits"), month.path("go"));
-    let line =
-        format!("touch {0}; while [ ! -e {1} ]; do sleep 0.05; done", hook.display(), go.display());
-    month.write(&format!("[jobs.production.hooks]\nbefore = \"{line}\""), "");
+    month.write(&waits, "");
     month.tomorrow();
-    let mut command = month.night().command(&month.time("01:35:00"), args!["run", "--json"]);
-    command.env("QDELTA_JOURNAL_SOCKET", month.path("journal"));
+    let mut command = month.told.command(&month.time("02:35:00"), args!["run", "--json"]);
     let first = start(&mut command);
     wait_until("the hook", || hook.exists());
-    let second = month.told.at(&month.time("01:45:00"), args!["run"]).fails_with(5);
+    let second = month.told.at(&month.time("02:45:00"), args!["run"]).fails_with(5);
     assert!(second.contains("another run is at work"), "{second}");
     wait_until("the journal", || {
         month.told.journal().contains("run another run: refused: another run is at work")
@@ -239,13 +328,38 @@ fn a_month_in_which_each_trouble_is_told_once() {
         "{opened:#?}"
     );
     month.write("", "");
-    month.run("01:55:00");
+    month.run("02:55:00");
     assert!(month.heard().1.iter().any(|it| it.contains("backup interrupted")));
     count += 2;
 
+    // Half past two does not come, and nothing starts a run until five: what is missed is the moment at which clocks
+    // were put forward, and it is made up for once.
+    while month.day.get() < "2026-03-21".parse().unwrap() {
+        month.tomorrow();
+        assert_eq!(ends(&month.sleep(), WEB), ["done"]);
+    }
+    assert_eq!(month.heard(), (vec![], vec![]));
+    month.tomorrow();
+    let _ = month.run("01:45:00");
+    month.told.at(&month.time("02:59:00"), args!["notify"]).ok();
+    assert_eq!(month.heard(), (vec![], vec![]), "it is not late yet");
+    month.told.at(&month.time("03:01:00"), args!["notify"]).ok();
+    let (opened, _) = month.heard();
+    let missed = "backup was due at 2026-03-22 03:00 +01, and nothing has started it";
+    assert_eq!(opened.len(), 2, "{opened:#?}");
+    assert!(opened.iter().all(|it| it.contains(missed)), "{opened:#?}");
+    assert_eq!(ends(&month.run("03:05:00"), WEB), ["done"]);
+    assert_eq!(month.heard().1.len(), 2);
+    for clock in ["03:15:00", "04:15:00", "20:00:00"] {
+        assert_eq!(ends(&month.run(clock), WEB), [""; 0]);
+    }
+    month.tomorrow();
+    assert_eq!(month.each_quarter(), ["01:30:00 done"]);
+    count += 1;
+
     // A file that makes no sense stops everything, and says so with its status: the unit fails.
     fs::write(month.path("qdelta.toml"), "colour = 1\n").unwrap();
-    let said = month.told.at(&month.time("03:00:00"), args!["run"]).fails_with(2);
+    let said = month.told.at(&month.time("05:00:00"), args!["run"]).fails_with(2);
     assert!(said.contains("line 1, column 1"), "{said}");
     count += 1;
 

@@ -11,7 +11,14 @@ use crate::harness::guest::Running;
 pub(super) fn troubles() -> Vec<Vec<Trouble>> {
     vec![guests(), more_guests(), repository_away(), repository_bad(), files_bad(), host(), state()]
         .into_iter()
-        .chain([vec![no_libvirt()], vec![no_history()], notifiers(), places(), vec![drill()]])
+        .chain([
+            vec![no_libvirt()],
+            vec![libvirt_down()],
+            vec![no_history()],
+            notifiers(),
+            places(),
+        ])
+        .chain([vec![drill()], vec![clock_back()]])
         .collect()
 }
 
@@ -104,7 +111,7 @@ fn more_guests() -> Vec<Trouble> {
         Trouble {
             what: "a guest that the file names is not there",
             make: |month| {
-                month.write("", "[jobs.lost]\nrepository = \"main\"\nguests = [\"ghost\"]\nschedule = \"21:00\"\n")
+                month.write("", "[jobs.lost]\nrepository = \"main\"\nguests = [\"ghost\"]\nschedule = \"19:00\"\n")
             },
             mend: |month| month.write("", ""),
             tells: &[("ghost", "no point")],
@@ -310,7 +317,7 @@ fn state() -> Vec<Trouble> {
         },
         Trouble {
             what: "the clock stood two years ahead",
-            make: |month| line(month, "2028-11-02T01:35:00Z", "refused"),
+            make: |month| line(month, "2028-02-28T01:35:00Z", "refused"),
             mend: |month| {
                 let path = month.path("state/jobs/history.jsonl");
                 let text = fs::read_to_string(&path).unwrap();
@@ -318,13 +325,6 @@ fn state() -> Vec<Trouble> {
                 fs::write(path, kept.map(|line| format!("{line}\n")).collect::<String>()).unwrap();
             },
             tells: &[("clock", "lie ahead of the clock")],
-            without: &[],
-        },
-        Trouble {
-            what: "the power was cut in a run",
-            make: |month| line(month, &format!("{}T19:00:00Z", month.day.get()), "begun"),
-            mend: |_| {},
-            tells: &[("run", "never ended: it was killed, or the power was cut")],
             without: &[],
         },
         Trouble {
@@ -347,6 +347,64 @@ fn no_libvirt() -> Trouble {
         make: |month| spoil(&month.path("etc/qemu"), b""),
         mend: |month| show(&month.path("etc/qemu")),
         tells: &[("run", "a run failed: "), ("host", "nobody knows how it stands")],
+        without: GUESTS,
+    }
+}
+
+/// Makes a guest one that runs, and has an agent.
+fn start_guest(month: &Month, guest: &str) {
+    let running = Running::open(&month.night().image(guest, "vda"), "qcow2");
+    let channel = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' \
+                   state='connected'/></channel></devices>";
+    let xml = fs::read_to_string(month.night().definition(guest)).unwrap();
+    let xml = xml.replace("</devices>", channel);
+    let live = format!("<domstatus state='running' pid='{}'>{xml}</domstatus>", running.id());
+    fs::write(month.path(&format!("run/qemu/{guest}.xml")), live).unwrap();
+    *month.live.borrow_mut() = Some(running);
+}
+
+fn stop_guest(month: &Month, guest: &str) {
+    fs::remove_file(month.path(&format!("run/qemu/{guest}.xml"))).unwrap();
+    *month.live.borrow_mut() = None;
+}
+
+/// Has guests that run frozen while they are read, for a second at most.
+fn freeze_shortly(month: &Month) {
+    let file = month.path("qdelta.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let how = "consistency = \"freeze-copy\"\nfreeze_max = \"1s\"\nrpo = ";
+    fs::write(file, text.replacen("rpo = ", how, 1)).unwrap();
+}
+
+/// The calls of virsh that freezing takes.
+const CALLS: [&str; 2] = ["virsh/says-domfsfreeze", "virsh/says-domfsthaw"];
+
+fn libvirt_down() -> Trouble {
+    Trouble {
+        what: "libvirtd is down",
+        make: |month| {
+            freeze_shortly(month);
+            start_guest(month, "d-app");
+            let said = "error: failed to connect to the hypervisor\nerror: Connection refused\n";
+            CALLS.iter().for_each(|call| fs::write(month.path(call), said).unwrap());
+        },
+        mend: |month| {
+            month.write("", "");
+            stop_guest(month, "d-app");
+            CALLS.iter().for_each(|call| fs::remove_file(month.path(call)).unwrap());
+        },
+        tells: &[("d-app", "failed to connect to the hypervisor")],
+        without: &["production backup d-app"],
+    }
+}
+
+/// What the nights noted that are still to come counts for nothing, and is not done twice.
+fn clock_back() -> Trouble {
+    Trouble {
+        what: "the clock is set back by a day",
+        make: |month| month.day.set(month.day.get().yesterday().unwrap()),
+        mend: |_| {},
+        tells: &[("clock", "lie ahead of the clock")],
         without: GUESTS,
     }
 }
@@ -409,42 +467,34 @@ fn places() -> Vec<Trouble> {
             make: |month| {
                 let sealed = month.path("sealed").display().to_string();
                 month.write(
-                    "",
+                    "[jobs.production.copy]\nto = \"cloud\"",
                     &format!(
-                        "[repositories.cloud]\nplace = \"s3://b/p?endpoint=http://127.0.0.1:1&region=r&style=path&patience=0\"\n\
+                        "[jobs.office.copy]\nto = \"sealed\"\n[repositories.cloud]\nplace = \"s3://b/p?endpoint=http://127.0.0.1:1&region=r&style=path&patience=0\"\n\
                          [repositories.sealed]\nplace = \"{sealed}\"\nkey_file = \"{sealed}.lost\"\n"
                     ),
                 );
             },
             mend: |month| month.write("", ""),
-            tells: &[("cloud", "127.0.0.1:1"), ("sealed", "sealed.lost")],
+            tells: &[
+                ("cloud", "127.0.0.1:1"),
+                ("sealed", "sealed.lost"),
+                ("production", "copy failed"),
+                ("office", "copy failed"),
+            ],
             without: &[],
         },
         Trouble {
             what: "the agent of a guest hangs",
             make: |month| {
-                let file = month.path("qdelta.toml");
-                let text = fs::read_to_string(&file).unwrap();
-                let limited = text.replacen("rpo = ", "freeze_max = \"1s\"\nrpo = ", 1);
-                fs::write(file, limited).unwrap();
-                let image = month.night().image("d-log", "vda");
-                let running = Running::open(&image, "qcow2");
-                let channel = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' \
-                               state='connected'/></channel></devices>";
-                let xml = fs::read_to_string(month.night().definition("d-log")).unwrap();
-                let xml = xml.replace("</devices>", channel);
-                let pid = running.id();
-                let live = format!("<domstatus state='running' pid='{pid}'>{xml}</domstatus>");
-                fs::write(month.path("run/qemu/d-log.xml"), live).unwrap();
-                *month.live.borrow_mut() = Some(running);
+                freeze_shortly(month);
+                start_guest(month, "d-log");
                 fs::write(month.path("virsh/freeze-hangs"), "").unwrap();
             },
             mend: |month| {
-                fs::remove_file(month.path("run/qemu/d-log.xml")).unwrap();
-                *month.live.borrow_mut() = None;
+                stop_guest(month, "d-log");
                 fs::remove_file(month.path("virsh/freeze-hangs")).unwrap();
             },
-            tells: &[("d-log", "backup failed")],
+            tells: &[("d-log", "gave no answer in 1000 ms and was ended")],
             without: &["production backup d-log"],
         },
     ]

@@ -10,7 +10,7 @@ use qdelta::vault::repository::Repository;
 use super::guests;
 use crate::cli::args::{Backup, Kind};
 use crate::cli::out::Out;
-use crate::cli::tracking_args::{Anchor, Track};
+use crate::cli::tracking_args::Track;
 use crate::cli::{Context, signals, status, text};
 
 /// Makes the point and shows what it cost.
@@ -22,7 +22,7 @@ pub fn run(args: Backup, context: &mut Context) -> Result<u8> {
         track: args.tracking.track.to_tracker(),
         anchor: match &args.tracking.live_bitmap {
             Some(name) => AnchorChoice::Begun(name.clone()),
-            None => args.tracking.anchor.to_choice(),
+            None => args.tracking.anchor.clone(),
         },
         sample: args.tracking.sample,
         resources: args.work.resources(),
@@ -143,19 +143,6 @@ impl Track {
             Self::Reflink => Some(Tracker::Reflink),
             Self::LiveBitmap => Some(Tracker::LiveBitmap),
             Self::Scan => Some(Tracker::Scan),
-        }
-    }
-}
-
-impl Anchor {
-    /// What the library calls it.
-    fn to_choice(self) -> AnchorChoice {
-        match self {
-            Self::Auto => AnchorChoice::AsBefore,
-            Self::None => AnchorChoice::None,
-            Self::Bitmap => AnchorChoice::For(Tracker::Bitmap),
-            Self::Snapshot => AnchorChoice::For(Tracker::Snapshot),
-            Self::Reflink => AnchorChoice::For(Tracker::Reflink),
         }
     }
 }

@@ -27,7 +27,7 @@ pub fn run(args: &Drill, context: &mut Context) -> Result<u8> {
     let request = DrillRequest {
         guests: args.guests.clone(),
         pick: args.pick.map(|pick| pick as usize),
-        wanted: args.to.map_or(usual, |rung| rung.to_library()),
+        wanted: args.to.unwrap_or(usual),
         boot_command: args.boot_command.clone(),
         time_limit: args.time_limit.0,
         targets: Targets { rto: args.rto, rpo: args.rpo },

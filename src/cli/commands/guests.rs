@@ -5,14 +5,11 @@ use std::time::Duration;
 
 use qdelta::Result;
 use qdelta::base::duration;
-use qdelta::flows::backup::{
-    ConsistencyChoice, GuestOptions, Guests, GuestsRequest, HostConfig, Options, run_guests,
-};
+use qdelta::flows::backup::{GuestOptions, Guests, GuestsRequest, HostConfig, Options, run_guests};
 use qdelta::flows::report::{Failure, GuestOutcome, GuestReport, GuestsReport};
 use qdelta::guest::quiesce::{Program, THAW_TRIES_DEFAULT};
 
 use crate::cli::args::Backup;
-use crate::cli::guest_args::Consistency;
 use crate::cli::out::Out;
 use crate::cli::screen::Screen;
 use crate::cli::{Context, signals, status, text, two_lines};
@@ -68,12 +65,7 @@ fn request(args: &Backup, options: Options) -> GuestsRequest {
         how: GuestOptions {
             libvirt: guests.host.folders.libvirt(guests.host.connect.as_deref()),
             same_guest: guests.same_guest,
-            consistency: match guests.consistency {
-                Consistency::Quiesced => ConsistencyChoice::Quiesced,
-                Consistency::QuiescedOrCrash => ConsistencyChoice::QuiescedOrCrash,
-                Consistency::FreezeCopy => ConsistencyChoice::FreezeCopy,
-                Consistency::Crash => ConsistencyChoice::Crash,
-            },
+            consistency: guests.consistency,
             freeze_max: Duration::from_millis(guests.freeze_max),
             thaw_tries: THAW_TRIES_DEFAULT,
             snapshot_command: guests.snapshot_command.clone(),

@@ -4,10 +4,10 @@ use jiff::tz::TimeZone;
 use qdelta::Result;
 use qdelta::base::clock;
 use qdelta::flows::jobs;
-use qdelta::flows::report::{Act, End, Record};
+use qdelta::flows::report::{End, Record};
 
 use super::run::state_of;
-use crate::cli::job_args::{ActName, History};
+use crate::cli::job_args::History;
 use crate::cli::text::{self, Column};
 use crate::cli::{Context, status};
 
@@ -35,7 +35,7 @@ pub fn run(args: &History, context: &mut Context) -> Result<u8> {
         };
         is_named(&args.job, record.job.as_ref())
             && is_named(&args.guest, record.subject.as_ref())
-            && (args.act.is_empty() || args.act.iter().any(|act| act.to_library() == record.act))
+            && (args.act.is_empty() || args.act.contains(&record.act))
             && (!args.failed || record.end.is_trouble())
             && since.is_none_or(|since| record.began.as_second() >= since)
     });
@@ -72,20 +72,4 @@ fn row(record: &Record, zone: &TimeZone) -> Vec<String> {
         took,
         record.text.clone(),
     ]
-}
-
-impl ActName {
-    /// What the library calls it.
-    fn to_library(self) -> Act {
-        match self {
-            Self::Run => Act::Run,
-            Self::Backup => Act::Backup,
-            Self::Copy => Act::Copy,
-            Self::Verify => Act::Verify,
-            Self::Prune => Act::Prune,
-            Self::Drill => Act::Drill,
-            Self::Hook => Act::Hook,
-            Self::Notify => Act::Notify,
-        }
-    }
 }

@@ -26,7 +26,10 @@ pub fn run(args: &ExportKit, context: &mut Context) -> Result<u8> {
         out.line(format!(
             "{folder}: {} of {} in the order in which they come back",
             text::count(guests.len(), "guest"),
-            text::count(report.repositories.len(), "repository")
+            match report.repositories.len() {
+                1 => "1 repository".to_owned(),
+                count => format!("{count} repositories"),
+            }
         ))?;
         for name in &report.files {
             out.line(format!("  {name}"))?;

@@ -37,3 +37,5 @@ pub mod space;
 pub mod status;
 pub mod verify;
 pub mod watchdog;
+
+pub use status::UNKNOWN;

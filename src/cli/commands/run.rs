@@ -38,6 +38,7 @@ pub(super) fn with_host<T>(
     work: impl FnOnce(&Host<'_>) -> Result<T>,
 ) -> Result<T> {
     let (config, state) = (Config::read(&file.config)?, state_of(context)?);
+    let spare = state::spare();
     let global = &context.global;
     // Several are opened at the same time, and whoever sits at the terminal is asked for one key after the other.
     let asked = Mutex::new(());
@@ -60,45 +61,60 @@ pub(super) fn with_host<T>(
         config: &config,
         open: &open,
         state: &state,
+        spare: spare.as_deref(),
         watchdog: &watchdog,
         journald,
     })
 }
 
-/// Whether what this program prints goes to the system's journal, which has each record already, with its fields.
-fn is_heard_by_journal() -> bool {
-    let Some(named) = std::env::var_os("JOURNAL_STREAM") else { return false };
-    FileId::at(Path::new("/proc/self/fd/2")).is_ok_and(|it| named == *it.to_string())
+/// Which of the two streams of this program go to the system's journal: it has each record already, with its fields.
+#[derive(Debug, Clone, Copy, Default)]
+struct Heard {
+    output: bool,
+    errors: bool,
+}
+
+impl Heard {
+    fn by_journal() -> Self {
+        let Some(named) = std::env::var_os("JOURNAL_STREAM") else { return Self::default() };
+        let is_it =
+            |path: &str| FileId::at(Path::new(path)).is_ok_and(|it| named == *it.to_string());
+        Self { output: is_it("/proc/self/fd/1"), errors: is_it("/proc/self/fd/2") }
+    }
 }
 
 /// Does what is due, or what was named, and tells of each piece when it is done.
 pub fn run(args: &Run, context: &mut Context) -> Result<u8> {
     let cancel = signals::watch(&context.screen);
     let mut shown = Out::new(context.out.json, context.out.quiet);
+    let mut heard = Heard::default();
     let report = {
         let out = Mutex::new(&mut shown);
-        let told = |record: &Record| {
-            let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
-            // What can't be shown is told at the end: the work does not depend on who can read of it.
-            let _ = tell(record, &context.screen, &mut out);
-        };
         with_host(&args.file, context, |host| {
-            let is_heard = host.journald.is_some() && host.config.journal && is_heard_by_journal();
+            if host.journald.is_some() && host.config.journal {
+                heard = Heard::by_journal();
+            }
             let told = |record: &Record| {
-                if !is_heard {
-                    told(record);
-                }
+                let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+                // What can't be shown is told at the end: the work does not depend on who can read of it.
+                let _ = tell(record, heard, &context.screen, &mut out);
             };
             let report = jobs::run(host, &args.jobs, &context.screen, &cancel, &told)?;
             Ok((report, host.config.zone()?))
         })
     };
     shown.finish()?;
-    let (report, zone) = report?;
+    let (report, zone) = match report {
+        // Of a run that is refused, the journal has a record, too.
+        Err(error) if error.kind() == ErrorKind::Busy && heard.errors => {
+            return Ok(status::of(ErrorKind::Busy));
+        }
+        report => report?,
+    };
     context.screen.end();
     if context.out.json {
         context.out.json(&report)?;
-    } else if !context.out.quiet {
+    } else if !context.out.quiet && !heard.output {
         summarize(&report, &zone, context)?;
     }
     Ok(status_of(&report))
@@ -119,8 +135,11 @@ pub(super) fn label(record: &Record) -> String {
     parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
-fn tell(record: &Record, screen: &Screen, out: &mut Out) -> Result<()> {
+fn tell(record: &Record, heard: Heard, screen: &Screen, out: &mut Out) -> Result<()> {
     if record.end.is_trouble() && record.act != Act::Run {
+        if heard.errors {
+            return Ok(());
+        }
         screen.end();
         let what = format!("{}: {}: {}", label(record), record.end, record.text);
         screen.say(&two_lines(&what, record.advice.as_deref()));
@@ -130,7 +149,7 @@ fn tell(record: &Record, screen: &Screen, out: &mut Out) -> Result<()> {
         Act::Run => record.end == End::Cut,
         _ => record.end != End::Seen,
     };
-    if out.json || out.quiet || !is_said {
+    if out.json || out.quiet || heard.output || !is_said {
         return Ok(());
     }
     let took = text::duration(record.seconds);

@@ -21,6 +21,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// How often the wait looks whether somebody asked to stop.
 const STEP: Duration = Duration::from_millis(100);
 
+/// What a plugin of Nagios ends with that could find out nothing.
+pub const UNKNOWN: u8 = 3;
+
 /// The longest line for Nagios, in characters.
 const LINE_MAX: usize = 2000;
 
@@ -75,7 +78,7 @@ fn nagios(found: Result<StatusReport, Error>, context: &mut Context) -> Result<u
         Ok(report) => report,
         Err(error) => {
             context.out.line(format!("QDELTA UNKNOWN - {}", clean(&error.chain())))?;
-            return Ok(3);
+            return Ok(UNKNOWN);
         }
     };
     let what = match report.findings.as_slice() {
@@ -125,8 +128,9 @@ fn screen(report: &StatusReport, zone: &TimeZone, context: &mut Context) -> Resu
         level => format!("{level}: {guests}, {count}"),
     })?;
     for finding in &report.findings {
-        let since = finding.since.map_or(String::new(), |since| {
-            format!(" (since {} ago)", duration::age(age(report, since)))
+        let since = finding.since.map_or(String::new(), |since| match age(report, since) {
+            ..60 => " (just now)".to_owned(),
+            seconds => format!(" (since {} ago)", duration::age(seconds)),
         });
         let line = format!("{:<8} {}: {}{since}", finding.level, finding.subject, finding.text);
         context.out.line(line)?;

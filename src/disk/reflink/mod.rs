@@ -9,6 +9,16 @@ mod clone;
 mod extents;
 mod folder;
 
+use std::path::Path;
+
 pub use clone::{extent_count, try_clone_in};
 pub use extents::{ByteRanges, differing, exclusive_bytes};
 pub use folder::{ANCHOR_FOLDER, Kept, kept_beside, open_kept, remove_kept};
+
+/// Types of filesystems that have no clones, from linux/magic.h: ext2 to ext4, tmpfs, FAT, NTFS.
+const NEVER: [u64; 4] = [0xef53, 0x0102_1994, 0x4d44, 0x5346_544e];
+
+/// Whether the filesystem of a path is known to be one that clones no file.
+pub fn never_clones(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|it| NEVER.contains(&(it.f_type as u64 & 0xffff_ffff)))
+}

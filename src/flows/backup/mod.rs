@@ -20,8 +20,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use qdelta_formats::archive::{Consistency, Digest, Tracker};
+use serde::{Deserialize, Deserializer};
 
 use crate::base::cancel::Cancel;
+use crate::base::clock;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
@@ -68,6 +70,23 @@ pub enum AnchorChoice {
     /// The bitmap of this name, which QEMU began at the moment that an export shows. No point before has one
     /// of that name.
     Begun(String),
+}
+
+impl<'de> Deserialize<'de> for AnchorChoice {
+    /// Reads the word for what can be chosen in any place: of a bitmap that QEMU began, only whoever began it knows the
+    /// name.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const WORDS: &[&str] = &["auto", "none", "bitmap", "snapshot", "reflink"];
+        let word = String::deserialize(deserializer)?;
+        match word.as_str() {
+            "auto" => Ok(Self::AsBefore),
+            "none" => Ok(Self::None),
+            "bitmap" => Ok(Self::For(Tracker::Bitmap)),
+            "snapshot" => Ok(Self::For(Tracker::Snapshot)),
+            "reflink" => Ok(Self::For(Tracker::Reflink)),
+            _ => Err(serde::de::Error::unknown_variant(&word, WORDS)),
+        }
+    }
 }
 
 /// What to back up, and how.
@@ -383,10 +402,19 @@ fn next_points<'a>(
 
 fn next_point(catalog: &Catalog, lock: &DomainLock, observer: &dyn Observer) -> Result<PointId> {
     let next = catalog.next_point(lock)?;
-    if let Some(behind) = next.clock_behind {
+    // Once is enough: the point before follows a point from the future already, if it was not made there.
+    let is_known = || {
+        let now = clock::now().ok()?;
+        let (_, latest) = catalog.manifests(lock.domain()).ok()?.into_iter().next_back()?;
+        Some(latest.ok()?.created <= now)
+    };
+    if let Some(behind) = next.clock_behind.filter(|_| is_known() != Some(true)) {
         let behind = duration::shown(behind);
         let text = format!("the clock is {behind} behind the latest point; the new one follows it");
-        observer.warn(Warning::new(Code::Clock, text));
+        observer.warn(Warning::new(Code::Clock, text).advise(
+            "if the clock is right now, nothing is to be done: until it has come to that time, new points are named \
+             behind the latest one",
+        ));
     }
     Ok(next.id)
 }

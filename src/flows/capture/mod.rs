@@ -322,7 +322,8 @@ pub(crate) fn old_clone(error: &Error) -> Warning {
 pub(crate) const NO_ANCHOR: &str = "no anchor is left for the next backup";
 
 /// How to be rid of such warnings.
-pub(crate) const NO_MORE_TRIES: &str = "--anchor none ends the attempts";
+pub(crate) const NO_MORE_TRIES: &str =
+    "--anchor none ends the attempts (of a job: anchor = \"none\")";
 
 fn no_anchor(error: &Error) -> Warning {
     let end = match error.kind() {

@@ -131,6 +131,17 @@ impl Archive<'_> {
                 }
                 Err(error) => return self.left(path, error),
             },
+            kind if kind.is_file() && metadata.len() > FILE_LEN_MAX => {
+                let text = format!(
+                    "{} is left out: no file of more than 16 MiB is kept of a host",
+                    path.display()
+                );
+                self.warn(
+                    Warning::new(Code::LeftOut, text)
+                        .advise("leave it out of host_files, or keep it elsewhere"),
+                );
+                return Ok(());
+            }
             kind if kind.is_file() => match Opener::READ.itself().read(path, FILE_LEN_MAX) {
                 Ok(bytes) => {
                     content = bytes;

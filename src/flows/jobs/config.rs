@@ -8,6 +8,7 @@ pub(super) mod copy;
 mod pattern;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -27,7 +28,6 @@ use crate::disk::io::Opener;
 use crate::flows::backup::{AnchorChoice, ConsistencyChoice, LEVEL_DEFAULT};
 use crate::flows::notify::Notifier;
 use crate::flows::verify::Budget;
-use crate::formats::archive::Tracker;
 use crate::guest::libvirt::{Libvirt, is_session};
 use crate::guest::quiesce::Virsh;
 use crate::vault::repository::{DiskSpec, Keep, Rung};
@@ -53,7 +53,7 @@ pub struct Config {
     /// The files that are kept of this host, beside libvirt's; the usual ones if nothing is said.
     pub host_files: Option<Vec<PathBuf>>,
     /// Guests that no job need cover, by name, pattern or UUID.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_many")]
     pub ignore: Vec<Pattern>,
     /// Where points are kept.
     pub repositories: BTreeMap<String, RepositoryPlace>,
@@ -158,6 +158,9 @@ pub struct Limits {
     pub guests_at_once: usize,
     /// Threads of all of them together; one for each processor if it is not said.
     pub threads: Option<usize>,
+    /// How much memory they may take together, in bytes, of disks with blocks and clusters of 1 MiB at most.
+    #[serde(deserialize_with = "bytes")]
+    pub memory: Option<u64>,
     /// At most so many bytes a second are read from and written to each repository, by all guests together.
     #[serde(deserialize_with = "rate")]
     pub rate: Option<u64>,
@@ -172,10 +175,36 @@ impl Default for Limits {
         Self {
             guests_at_once: 1,
             threads: None,
+            memory: None,
             rate: None,
             nice: 10,
             io_class: IoClass::BestEffort,
         }
+    }
+}
+
+/// How much memory a run takes where the file does not say, if so many guests at once can do with it, in bytes.
+const MEMORY: u64 = 256 << 20;
+
+/// What a run takes beside its guests, what each guest takes that is worked on, and what each of its threads takes, in
+/// bytes.
+const MEMORY_OF: [u64; 3] = [20 << 20, 40 << 20, 9 << 20];
+
+impl Limits {
+    /// How much memory so many guests at once take at least, in bytes.
+    pub(super) fn memory_min(at_once: usize) -> u64 {
+        let [run, guest, thread] = MEMORY_OF;
+        run + at_once as u64 * (guest + thread)
+    }
+
+    /// How many threads each of so many guests at once may have: at least one.
+    pub(super) fn threads_each(&self, at_once: usize, processors: usize) -> usize {
+        let [run, guest, thread] = MEMORY_OF;
+        let at_once = at_once.max(1);
+        let memory = self.memory.unwrap_or(MEMORY).saturating_sub(run) / at_once as u64;
+        let fit = memory.saturating_sub(guest) / thread;
+        let threads = self.threads.unwrap_or(processors) / at_once;
+        threads.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1)
     }
 }
 
@@ -216,10 +245,10 @@ pub struct Job {
     /// The repository; need not be said if there is one.
     pub repository: Option<String>,
     /// Guests by name, pattern (`db*`) or UUID; `all` for every guest.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_many")]
     pub guests: Vec<Pattern>,
     /// Those of them that are left out.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_many")]
     pub except: Vec<Pattern>,
     /// Disks that are left out, as `GUEST/TARGET`.
     #[serde(default)]
@@ -232,7 +261,7 @@ pub struct Job {
     pub schedule: Vec<Calendar>,
     /// What is left for the next backup.
     #[serde(default)]
-    pub anchor: Anchor,
+    pub anchor: AnchorChoice,
     /// How running guests are brought to rest.
     #[serde(default)]
     pub consistency: ConsistencyChoice,
@@ -330,36 +359,6 @@ pub struct Drill {
     pub time_limit: Option<Stretch>,
 }
 
-/// What is left for the next backup.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Anchor {
-    /// What the point before left.
-    #[default]
-    Auto,
-    /// Nothing.
-    None,
-    /// A persistent bitmap.
-    Bitmap,
-    /// An internal snapshot.
-    Snapshot,
-    /// A clone of the image's file.
-    Reflink,
-}
-
-impl Anchor {
-    /// What a backup calls it.
-    pub fn choice(self) -> AnchorChoice {
-        match self {
-            Self::Auto => AnchorChoice::AsBefore,
-            Self::None => AnchorChoice::None,
-            Self::Bitmap => AnchorChoice::For(Tracker::Bitmap),
-            Self::Snapshot => AnchorChoice::For(Tracker::Snapshot),
-            Self::Reflink => AnchorChoice::For(Tracker::Reflink),
-        }
-    }
-}
-
 impl Config {
     /// Reads a file.
     ///
@@ -368,8 +367,19 @@ impl Config {
     /// no sense.
     pub fn read(path: &Path) -> Result<Self> {
         let text = Opener::READ.read_text(path, LEN_MAX).map_err(|error| {
-            Error::io("read", path, error)
-                .advise("qdelta config example writes a file to begin with; --config names another")
+            let advice = match error.kind() {
+                // It is there: another file is of no use.
+                io::ErrorKind::InvalidData => {
+                    let text =
+                        format!("{} is no text in UTF-8, or longer than 1 MiB", path.display());
+                    return Error::new(ErrorKind::Usage, text).advise("save it as UTF-8");
+                }
+                io::ErrorKind::NotFound => {
+                    "qdelta config example writes a file to begin with; --config names another"
+                }
+                _ => "--config names another",
+            };
+            Error::io("read", path, error).advise(advice)
         })?;
         Self::parse(&text).map_err(|error| error.within(path.display().to_string()))
     }
@@ -439,7 +449,13 @@ fn mistake(text: &str, error: &toml::de::Error) -> Error {
     let unknown =
         message.strip_prefix("unknown field `").or(message.strip_prefix("unknown variant `"));
     let Some((word, rest)) = unknown.and_then(|rest| rest.split_once('`')) else {
-        return Error::new(ErrorKind::Usage, place).because(message);
+        return match wrong_kind(&message) {
+            Some((text, advice)) => {
+                let error = Error::new(ErrorKind::Usage, format!("{place}: {text}"));
+                advice.map_or(error.clone(), |advice| error.advise(advice))
+            }
+            None => Error::new(ErrorKind::Usage, place).because(message),
+        };
     };
     let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
     let text = format!("{place}: nothing is called `{word}` here");
@@ -447,6 +463,32 @@ fn mistake(text: &str, error: &toml::de::Error) -> Error {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("there are {}", known.join(", ")),
     })
+}
+
+/// What is wrong with a value of another kind than is wanted, in words of the file, and what to write.
+fn wrong_kind(message: &str) -> Option<(String, Option<&'static str>)> {
+    let rest = message.strip_prefix("invalid type: ").or(message.strip_prefix("invalid value: "))?;
+    let (found, expected) = rest.rsplit_once(", expected ")?;
+    let found = match found.split_once(' ') {
+        Some(("string", text)) => format!("the text {text}"),
+        Some((_, value)) if value.starts_with('`') => value.trim_matches('`').to_owned(),
+        _ if found == "map" => "a table".to_owned(),
+        _ if found == "sequence" => "a list".to_owned(),
+        _ => found.to_owned(),
+    };
+    let (wanted, advice) = match expected {
+        "a sequence" => ("a list", Some("write it in brackets: [\"web\", \"db*\"]")),
+        "a string" => ("a text", Some("write it in quotes")),
+        "u8" | "u16" | "u32" | "u64" | "usize" => ("a whole number, 0 or more,", None),
+        "i8" | "i16" | "i32" | "i64" => ("a whole number", None),
+        "a boolean" => ("true or false", None),
+        it if it.starts_with("struct ") || it == "a map" => (
+            "a table with keys of its own",
+            Some("docs/jobs.md and qdelta config example have them"),
+        ),
+        other => (other, None),
+    };
+    Some((format!("{wanted} is wanted here, and not {found}"), advice))
 }
 
 fn timer() -> String {
@@ -485,7 +527,10 @@ where
     D: Deserializer<'de>,
 {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(
+        untagged,
+        expecting = "a text in quotes is wanted here, or a list of them: [\"…\", \"…\"]"
+    )]
     enum Form {
         One(String),
         Many(Vec<String>),
@@ -522,6 +567,25 @@ mod tests {
         ))
     }
 
+    /// On a machine of 64 processors, four guests at once took a gigabyte.
+    #[test]
+    fn threads_are_as_many_as_the_memory_allows() {
+        let limits = |memory: Option<u64>, threads| {
+            let memory = memory.map(|mib| mib << 20);
+            Limits { memory, threads, ..Limits::default() }
+        };
+        let each = |memory, threads, at_once| limits(memory, threads).threads_each(at_once, 64);
+        assert_eq!([each(None, None, 1), each(None, None, 4), each(None, Some(2), 4)], [21, 2, 1]);
+        assert_eq!([each(None, None, 64), each(Some(4096), None, 4)], [1, 16]);
+        assert_eq!([each(None, Some(2), 1), each(Some(70), None, 1)], [2, 1]);
+        for at_once in [1, 4, 64] {
+            let least = Limits::memory_min(at_once);
+            assert!(
+                Limits { memory: Some(least), ..Limits::default() }.threads_each(at_once, 64) == 1
+            );
+        }
+    }
+
     #[test]
     fn the_example_works_and_has_four_classes() {
         let example = Config::parse(EXAMPLE).unwrap();
@@ -552,7 +616,31 @@ mod tests {
             ("rpo = \"26\"", "line 5, column 7", "say how many of what"),
             ("[jobs.a.verify]\nbudget = \"2\"", "line 6, column 10", "2h or 90min"),
             ("guests = [\"a\"]", "line 5", "duplicate key"),
-            ("level = \"high\"", "line 5", "invalid type"),
+            (
+                "level = \"high\"",
+                "line 5",
+                "a whole number is wanted here, and not the text \"high\"",
+            ),
+            ("exclude_disks = \"web/vdb\"", "line 5, column 17", "a list is wanted here"),
+            (
+                "schedule = 01:30:00",
+                "line 5, column 12",
+                "a text in quotes is wanted here, or a list",
+            ),
+            ("images = [\"/a.img\"]", "line 5", "a table with keys of its own is wanted here"),
+            ("verify = true", "line 5, column 10", "and not true; docs/jobs.md"),
+            (
+                "rpo = 26",
+                "line 5, column 7",
+                "a text is wanted here, and not 26; write it in quotes",
+            ),
+            (
+                "[limits]\nguests_at_once = -1",
+                "line 6",
+                "a whole number, 0 or more, is wanted here",
+            ),
+            ("[limits]\nnice = -5", "line 6", "and not -5"),
+            ("except = \"a/b\"", "line 5, column 10", "no guest is called \"a/b\""),
             ("repository = \"mian\"", "job a", "did you mean \"main\"?"),
             ("level = 20", "job a", "level is -7 to 19"),
             ("freeze_max = \"1h\"", "job a", "at most 10m"),
@@ -560,6 +648,7 @@ mod tests {
             ("[jobs.\"a b\"]\nguests = [\"x\"]", "\"a b\"", "letters, digits"),
             ("[limits]\nguests_at_once = 0", "limits", "1 to 64"),
             ("[limits]\nnice = 20", "limits", "0 to 19"),
+            ("[limits]\nmemory = \"100M\"\nguests_at_once = 4", "limits", "at least 216.0 MiB"),
             ("[limits]\nrate = \"0\"", "line 6, column 8", "nothing would pass"),
             ("[jobs.a.prune]\nkeep = { safety = \"1d\" }", "job a", "keep = { daily = 14 }"),
             ("[jobs.a.drill]\npick = 0", "job a", "pick = 1"),
@@ -581,6 +670,17 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Usage);
         }
         assert!(config("").is_ok());
+        let one = config("except = \"db*\"\nschedule = \"1:00\"").unwrap();
+        assert_eq!(one.jobs["a"].except.len(), 1);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for bytes in [b"# gr\xfc\xdfe\n".to_vec(), vec![b'#'; LEN_MAX as usize + 1]] {
+            std::fs::write(file.path(), bytes).unwrap();
+            let error = Config::read(file.path()).unwrap_err();
+            assert_eq!(
+                (error.kind(), error.advice()),
+                (ErrorKind::Usage, Some("save it as UTF-8"))
+            );
+        }
         let error = Config::parse("[repositories.main]\nplace = \"r\"\n[jobs]\n").unwrap_err();
         assert!(error.chain().contains("no job"));
         let error =

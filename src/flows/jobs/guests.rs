@@ -1,6 +1,7 @@
 //! Which guests a job means, and what becomes of each guest of this host.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 
@@ -12,6 +13,10 @@ use crate::flows::host;
 use crate::flows::report::{ActPlan, Failure, GuestFate, JobPlan};
 use crate::guest::libvirt::{Choice, Disk, Domain, Libvirt, decide};
 use crate::vault::repository::{DiskSpec, DomainName};
+
+/// What to do if libvirt has no guest at all.
+pub(super) const ELSEWHERE: &str =
+    "see whether libvirt's folder is another one: [libvirt] config = \"DIR\" in the file names it";
 
 /// The guests of this host.
 pub(super) struct Guests {
@@ -120,6 +125,22 @@ impl Guests {
         domain.disks.iter().filter(is_taken).map(|disk| disk.target.clone()).collect()
     }
 
+    /// The images that a backup of a subject reads, as far as libvirt's files say.
+    pub fn images(&self, subject: &Subject) -> Vec<PathBuf> {
+        match subject {
+            Subject::Guest { name, excluded } => {
+                let Some(Ok(domain)) = self.all.get(name) else { return Vec::new() };
+                let taken = domain.disks.iter().filter_map(|disk| match decide(disk, excluded) {
+                    Choice::Take { image, .. } => Some(image),
+                    _ => None,
+                });
+                taken.collect()
+            }
+            Subject::Image(image) => vec![image.path.clone()],
+            Subject::Host(_) => Vec::new(),
+        }
+    }
+
     /// The targets of all disks of a guest, if libvirt's files say them.
     pub fn targets(&self, guest: &str) -> Option<Vec<&str>> {
         let domain = self.all.get(guest)?.as_ref().ok()?;
@@ -216,9 +237,16 @@ impl Guests {
             let error = Error::new(ErrorKind::NotFound, text).advise(advice.to_owned());
             problems.push(Failure::from(&error));
         };
+        let wants_guests = config.jobs.values().any(|job| !job.guests.is_empty());
+        let has_guests = self.names().next().is_some();
+        if wants_guests && !has_guests {
+            let text =
+                format!("libvirt has no guest at all in {}", config.libvirt.config.display());
+            say(text, ELSEWHERE);
+        }
         for (name, job) in &config.jobs {
-            // A pattern may wait for guests that are still to come; a name does not.
-            for pattern in job.guests.iter().filter(|pattern| !pattern.is_open()) {
+            // A pattern may wait for guests that are still to come; a name does not. Without any guest, all is said.
+            for pattern in job.guests.iter().filter(|pattern| has_guests && !pattern.is_open()) {
                 let found =
                     self.names().any(|guest| self.is_meant(std::slice::from_ref(pattern), guest));
                 if !found {
@@ -234,13 +262,6 @@ impl Guests {
                     text,
                     "give both the same keep and grace, or leave the guest out of one: except",
                 );
-            }
-            if !job.guests.is_empty() && self.names().next().is_none() {
-                let text = format!(
-                    "job {name}: libvirt has no guest at all in {}",
-                    config.libvirt.config.display()
-                );
-                say(text, "see whether the folder is there and is the right one");
             }
             let subjects = self.of(job);
             for word in &job.exclude_disks {

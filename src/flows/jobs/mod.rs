@@ -33,8 +33,8 @@ use guests::Guests;
 
 pub use config::copy::Copy;
 pub use config::{
-    Anchor, Config, Drill, EXAMPLE, Hooks, IoClass, Job, JobImage, LibvirtPlace, Limits, Metrics,
-    Pattern, Prune, RepositoryPlace, Verify,
+    Config, Drill, EXAMPLE, Hooks, IoClass, Job, JobImage, LibvirtPlace, Limits, Metrics, Pattern,
+    Prune, RepositoryPlace, Verify,
 };
 pub use fleet::fleet;
 pub use journal::Journal;
@@ -56,6 +56,8 @@ pub struct Host<'a> {
     pub open: Opener<'a>,
     /// The folder for this host's own state.
     pub state: &'a Path,
+    /// The folder for what must be remembered while that one can't be written: gone with the next start of the host.
+    pub spare: Option<&'a Path>,
     /// How the watchdog of frozen guests is started.
     pub watchdog: &'a Program,
     /// The socket of the system's journal; none where there is none.

@@ -33,7 +33,9 @@ pub(super) fn hook(
     let stop = Stop { cancel, grace: GRACE.min(limit), waiting: &|| {} };
     match program::ask(command, b"", limit, Some(stop)) {
         Ok((End::Exit(status), _)) if status.success() => Ok(()),
-        Ok((End::Exit(status), said)) => failed(format!("ended with {status}{}", said.problem())),
+        Ok((End::Exit(status), said)) => {
+            failed(format!("ended with {status}{}", said.last_words()))
+        }
         Ok(_) if cancel.is_cancelled() => {
             let grace = duration::shown(GRACE);
             let text = format!("hook stopped on request: `{line}` did not end within {grace}");
@@ -41,7 +43,7 @@ pub(super) fn hook(
         }
         Ok((_, said)) => {
             let limit = duration::shown(limit);
-            failed(format!("was ended: it took longer than {limit}{}", said.problem()))
+            failed(format!("was ended: it took longer than {limit}{}", said.last_words()))
         }
         Err(Failure::Start(error) | Failure::Wait(error)) => {
             Err(Error::new(ErrorKind::Io, format!("cannot run `{line}`")).because(error))

@@ -1,7 +1,8 @@
 //! What in the file makes no sense on this host: times that never come, programs that are not there, and jobs that
 //! work against each other.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -12,7 +13,11 @@ use super::guests::{Guests, Subject};
 use crate::base::calendar::Calendar;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::reflink;
+use crate::disk::sys::FileId;
+use crate::flows::backup::AnchorChoice;
 use crate::flows::report::Failure;
+use crate::formats::archive::Tracker;
 use crate::guest::program;
 use crate::vault::repository::DomainName;
 
@@ -40,6 +45,8 @@ pub(super) fn problems(config: &Config, guests: &Guests, now: Timestamp) -> Resu
             found.0.extend(taken(config, guests, name, image)?.as_ref().map(Failure::from));
         }
     }
+    found.same_images(config)?;
+    found.anchors(config, guests);
     let is_guest = |job: &Job| guests.of(job).iter().any(|it| matches!(it, Subject::Guest { .. }));
     if config.jobs.values().any(is_guest) {
         found.program("libvirt: virsh", &config.libvirt.virsh);
@@ -83,6 +90,51 @@ impl Problems {
                     ErrorKind::Usage,
                     text,
                     "a longer rpo, or more times: else it is told each time",
+                );
+            }
+        }
+    }
+
+    /// Two paths may lead to one image, which would be two disks of a repository then.
+    fn same_images(&mut self, config: &Config) -> Result<()> {
+        let mut known: BTreeMap<(&str, String), &Path> = BTreeMap::new();
+        for (name, job) in &config.jobs {
+            let (repository, _) = config.repository_of(name, job)?;
+            for image in &job.images {
+                // One that is not there is told of already.
+                let Ok(id) = FileId::at(&image.path) else { continue };
+                let other = known.insert((repository, id.to_string()), &image.path);
+                if let Some(other) = other.filter(|other| *other != image.path) {
+                    let (path, other) = (image.path.display(), other.display());
+                    let text = format!("job {name}: {path} and {other} are one file");
+                    self.say(ErrorKind::Usage, text, "leave one of them out");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Clones that no filesystem below the images can make, each night a warning of each disk.
+    fn anchors(&mut self, config: &Config, guests: &Guests) {
+        for (name, job) in &config.jobs {
+            if job.anchor != AnchorChoice::For(Tracker::Reflink) {
+                continue;
+            }
+            let mut folders: BTreeSet<PathBuf> = BTreeSet::new();
+            for subject in guests.of(job) {
+                folders.extend(
+                    guests.images(&subject).iter().filter_map(|it| Some(it.parent()?.to_owned())),
+                );
+            }
+            for folder in folders.into_iter().filter(|folder| reflink::never_clones(folder)) {
+                let text = format!(
+                    "job {name}: anchor: the filesystem of {} clones no files, so no anchor can be left there",
+                    folder.display()
+                );
+                self.say(
+                    ErrorKind::Usage,
+                    text,
+                    "leave anchor out, or say bitmap for images in qcow2",
                 );
             }
         }

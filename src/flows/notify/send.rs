@@ -7,7 +7,7 @@ use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use super::config::{Notifier, Way, host_of};
 use super::mail::{self, encoded_words};
-use super::message::{cut, one_line, text};
+use super::message::{self, cut, one_line, short, text};
 use super::template::{self, priority};
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -17,11 +17,12 @@ use crate::guest::program::{self, End, Failure};
 /// Where sendmail is if the file does not say.
 pub(super) const SENDMAIL: &str = "/usr/sbin/sendmail";
 
-/// The most that ntfy takes as a message, in bytes.
-const NTFY_MAX: usize = 4000;
+/// The most that ntfy takes as a message, in bytes: what is longer becomes a file that nobody opens.
+const NTFY_MAX: usize = 4096;
 
-/// The most of a text that is put into a template of a chat, in bytes.
-const CHAT_MAX: usize = 4000;
+/// The most that a template is filled with, in units of UTF-16: Discord takes nothing that is longer, and other chats
+/// little more.
+const CHAT_MAX: usize = 2000;
 
 /// The most that a watch keeps of what a ping says, in bytes.
 const PING_MAX: usize = 90_000;
@@ -45,15 +46,20 @@ pub(crate) struct Ping {
 /// # Errors
 /// It can't be reached, or does not answer as it should.
 pub(crate) fn ping(notifier: &Notifier, ping: &Ping) -> Result<()> {
-    let Some(source) = &notifier.ping else { return Ok(()) };
-    let address = source.read()?;
-    let (path, query) = address.split_once('?').unwrap_or((&address, ""));
-    let path = path.trim_end_matches('/');
     let event = match ping.event {
         Event::Start => "/start",
         Event::Failure => "/fail",
         _ => "",
     };
+    ping_at(notifier, event, ping)
+}
+
+/// Sends a ping to a place below the address of a watch.
+fn ping_at(notifier: &Notifier, event: &str, ping: &Ping) -> Result<()> {
+    let Some(source) = &notifier.ping else { return Ok(()) };
+    let address = source.read()?;
+    let (path, query) = address.split_once('?').unwrap_or((&address, ""));
+    let path = path.trim_end_matches('/');
     let and = if query.is_empty() { "" } else { "&" };
     let address = format!("{path}{event}?{query}{and}rid={}", ping.run);
     let from = ping.log.len().saturating_sub(PING_MAX);
@@ -80,13 +86,10 @@ pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
             command.args(words).args(["-i", "-t"]);
             run(command, line, &mail, limit)
         }
-        // Only the end of a run is for a watch; a test says that a run went well.
+        // Only runs are for a watch. A test says neither that one went well nor that one failed.
         Way::Ping(_) => {
-            let event = match message.level {
-                Level::Critical => Event::Failure,
-                _ => Event::Success,
-            };
-            ping(notifier, &Ping { event, run: run_id(message.at), log: text(message) })
+            let ping = Ping { event: Event::Start, run: run_id(message.at), log: text(message) };
+            ping_at(notifier, "/log", &ping)
         }
         Way::Ntfy(source) => {
             let (title, level) = (encoded_words(&title(message)).replace('\n', ""), message.level);
@@ -99,7 +102,8 @@ pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
             let mut headers =
                 vec![("title", title.as_str()), ("priority", &priority), ("tags", tag)];
             headers.extend(bearer.as_deref().map(|it| ("authorization", it)));
-            post(&source.read()?, &headers, cut(&text(message), NTFY_MAX), limit)
+            let body = short(message, |text| text.len() <= NTFY_MAX);
+            post(&source.read()?, &headers, &body, limit)
         }
         Way::Gotify(source) => {
             // Gotify's scale ends at 10.
@@ -115,10 +119,7 @@ pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
         }
         Way::Webhook(source) => {
             let body = match &notifier.template {
-                Some(template) => {
-                    // Chats refuse what is longer, and would never get any of it.
-                    template::filled(template, message, cut(&text(message), CHAT_MAX))?
-                }
+                Some(template) => chat(template, message)?,
                 None => serde_json::to_string(message).map_err(|error| {
                     Error::new(ErrorKind::Io, "a message can't be written as JSON").because(error)
                 })?,
@@ -134,7 +135,7 @@ pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
             let mut command = Command::new("/bin/sh");
             let events: Vec<String> = message.events.iter().map(ToString::to_string).collect();
             command.args(["-c", line]).envs([
-                ("QDELTA_TITLE", one_line(&message.title)),
+                ("QDELTA_TITLE", message::title(&message.title)),
                 ("QDELTA_LEVEL", message.level.to_string().to_lowercase()),
                 ("QDELTA_EVENTS", events.join(" ")),
                 ("QDELTA_HOST", message.host.clone()),
@@ -145,6 +146,17 @@ pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
     }
 }
 
+/// A template with a message in it that a chat takes.
+fn chat(template: &str, message: &Message) -> Result<String> {
+    let len = |text: &str| text.encode_utf16().count();
+    // It may stand there more than once.
+    let (without, with) =
+        (template::filled(template, message, "")?, template::filled(template, message, "x")?);
+    let times = len(&with).saturating_sub(len(&without)).max(1);
+    let room = CHAT_MAX.saturating_sub(len(&without)) / times;
+    template::filled(template, message, &short(message, |text| len(text) <= room))
+}
+
 /// The name of a run as a UUID, as watches want it.
 pub(crate) fn run_id(at: jiff::Timestamp) -> String {
     let hash = blake3::hash(format!("qdelta run {at}").as_bytes()).to_hex();
@@ -153,7 +165,7 @@ pub(crate) fn run_id(at: jiff::Timestamp) -> String {
 }
 
 fn title(message: &Message) -> String {
-    one_line(&format!("{}: {}", message.host, message.title))
+    message::title(&format!("{}: {}", message.host, message.title))
 }
 
 fn bearer(token: Option<&str>) -> Option<String> {
@@ -165,7 +177,9 @@ fn run(command: Command, line: &str, text: &str, limit: Duration) -> Result<()> 
     let failed = |why: String| Err(Error::new(ErrorKind::Io, format!("`{line}` {why}")));
     match program::ask(command, text.as_bytes(), limit, None) {
         Ok((End::Exit(status), _)) if status.success() => Ok(()),
-        Ok((End::Exit(status), said)) => failed(format!("ended with {status}{}", said.problem())),
+        Ok((End::Exit(status), said)) => {
+            failed(format!("ended with {status}{}", said.last_words()))
+        }
         Ok(_) => failed(format!("was ended: it took longer than {}", duration::shown(limit))),
         Err(Failure::Start(error) | Failure::Wait(error)) => {
             Err(Error::new(ErrorKind::Io, format!("cannot run `{line}`")).because(error))
@@ -238,4 +252,31 @@ fn post(address: &str, headers: &[(&str, &str)], body: &str, limit: Duration) ->
     let said =
         if said.trim().is_empty() { String::new() } else { format!(": {}", cut(&said, 300)) };
     Err(failed(format!("answered {status}{said}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::notify::message::tests::message;
+
+    /// Discord takes no message of more than 2,000 characters, and whoever had many guests heard nothing from it.
+    #[test]
+    fn no_template_is_filled_with_more_than_a_chat_takes() {
+        let message = Message { title: "t".repeat(3000), ..message(300, 100, "\"bröken\" 🖴") };
+        for template in [
+            r#"{"content": "**{{host}}: {{title}}**\n{{text}}"}"#,
+            r#"{"content": "{{text}}", "again": ["{{text}}", "{{ text }}"]}"#,
+            "{{text}}",
+            "{{title}}",
+        ] {
+            let filled = chat(template, &message).unwrap();
+            let read: serde_json::Value = serde_json::from_str(&filled).unwrap_or_default();
+            let content = read["content"].as_str().unwrap_or(&filled).to_owned();
+            assert!(content.encode_utf16().count() <= CHAT_MAX, "{content}");
+            let has_text = template.contains("text");
+            assert_eq!(content.contains(" are left out: qdelta status has all\n"), has_text);
+            let is_long = content.encode_utf16().count() > if has_text { 500 } else { 200 };
+            assert!(is_long, "{content}");
+        }
+    }
 }

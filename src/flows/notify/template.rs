@@ -15,7 +15,7 @@ pub(super) fn filled(template: &str, message: &Message, text: &str) -> Result<St
     let is_json = is_json(template);
     fill(template, |word| {
         let value = match word {
-            "title" => message.title.clone(),
+            "title" => super::message::title(&message.title),
             "text" => text.to_owned(),
             "level" => message.level.to_string().to_lowercase(),
             "host" => message.host.clone(),
@@ -94,11 +94,11 @@ mod tests {
         let template = r#"{"text": "{{title}} on {{ host }}", "priority": {{priority}}}"#;
         let filled_in = filled(template, &message, "x").unwrap();
         let read: serde_json::Value = serde_json::from_str(&filled_in).unwrap();
-        assert_eq!(read["text"], "web: \"no\"\n{{text}} on h\"1");
+        assert_eq!(read["text"], "web: \"no\" {{text}} on h\"1");
         assert_eq!(read["priority"], 5);
         assert_eq!(
             filled("{{level}}: {{title}}", &message, "x").unwrap(),
-            format!("critical: {}", message.title)
+            "critical: web: \"no\" {{text}}"
         );
     }
 

@@ -223,6 +223,17 @@ pub struct Record {
     pub result: Option<ActResult>,
 }
 
+impl Record {
+    /// Whether work was not done that should have been. A drill that could not go so far as it should has failed at
+    /// nothing.
+    pub fn is_failure(&self) -> bool {
+        match self.end {
+            End::NotTried => self.act != Act::Drill,
+            end => matches!(end, End::Failed | End::Interrupted),
+        }
+    }
+}
+
 /// What an act gave back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

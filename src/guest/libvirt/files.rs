@@ -117,7 +117,7 @@ impl Libvirt {
     /// [`ErrorKind::NotFound`] if libvirt has no file of it; [`ErrorKind::Image`] if a file makes no
     /// sense; [`ErrorKind::Usage`] if no file can have the name.
     pub fn find(&self, name: &str) -> Result<Found> {
-        if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+        if name.is_empty() || name.contains(['/', '\0']) {
             return Err(Error::new(ErrorKind::Usage, format!("no domain is called {name:?}")));
         }
         let file = format!("{name}.xml");
@@ -150,7 +150,10 @@ impl Libvirt {
         let within = |error: Error| error.within(file.path.display().to_string());
         let mut domain = parse::parse(&file.text).map_err(within)?;
         if domain.name != name {
-            return Err(within(super::malformed(format!("describes {:?}", domain.name))));
+            let text = format!("the file describes another guest, {:?}", domain.name);
+            return Err(within(super::malformed(text)).advise(
+                "libvirt calls the file after the guest: virsh define makes it anew, and virsh undefine ends the other one",
+            ));
         }
         self.resolve_volumes(&mut domain);
         Ok(domain)
@@ -173,7 +176,7 @@ impl Libvirt {
                 let name = entry.map_err(failed)?.file_name();
                 // Names in XML are text; a file whose name is no text is no domain's file.
                 let name = name.to_str().and_then(|name| name.strip_suffix(".xml"));
-                names.extend(name.filter(|name| !name.starts_with('.')).map(str::to_owned));
+                names.extend(name.filter(|name| !name.is_empty()).map(str::to_owned));
             }
         }
         Ok(Listing { names: names.into_iter().collect() })

@@ -541,11 +541,12 @@ fn domains_are_found_in_both_folders() {
     fs::write(libvirt.config.join("qemu/db.xml"), "").unwrap();
     fs::write(libvirt.config.join("qemu/.hidden.xml"), "").unwrap();
     fs::write(libvirt.run.join("qemu/web.pid"), "").unwrap();
-    assert_eq!(libvirt.list().unwrap().names, ["db", "web"]);
+    // A name may begin with a dot: such a guest was none, and in no backup of all.
+    assert_eq!(libvirt.list().unwrap().names, [".hidden", "db", "web"]);
     // Nothing is listed where there is no folder, and no name leads out of it.
     let nowhere = Libvirt { config: "/nonexistent".into(), run: "/nonexistent".into(), ..libvirt };
     assert!(nowhere.list().unwrap().names.is_empty());
-    for name in ["", "../web", "a/b", ".hidden", "a\0b"] {
+    for name in ["", "../web", "a/b", "a\0b"] {
         assert_eq!(nowhere.find(name).unwrap_err().kind(), ErrorKind::Usage, "{name:?}");
     }
 }

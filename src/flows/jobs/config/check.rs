@@ -1,6 +1,6 @@
 //! What no type can check of the file: values that would do nothing, and ones that work against each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +8,9 @@ use super::{Config, Hooks, Job, Limits};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::verify::Budget;
 use crate::vault::repository::{DiskSpec, Keep, Rung};
+
+/// How the address of an object store begins.
+const STORE: &str = "s3://";
 
 /// The longest name that the file may give to something of its own.
 const NAME_LEN_MAX: usize = 64;
@@ -29,6 +32,15 @@ impl Config {
             let text =
                 "limits: no guest, or more than anybody has use for, would be backed up at once";
             return refused(text, "guests_at_once is 1 to 64, threads 1 to 1024");
+        }
+        let least = Limits::memory_min(guests_at_once);
+        if let Some(memory) = self.limits.memory.filter(|memory| *memory < least) {
+            let size = |bytes| bytesize::ByteSize(bytes).display().iec();
+            let text = format!(
+                "limits: memory = {} is too little for guests_at_once = {guests_at_once}",
+                size(memory)
+            );
+            return refused(text, format!("say at least {}, or fewer guests_at_once", size(least)));
         }
         if nice > 19 {
             return refused(format!("limits: nice = {nice} is too much"), "nice is 0 to 19");
@@ -57,7 +69,12 @@ impl Config {
         let mut known: BTreeMap<(String, String), &Path> = BTreeMap::new();
         for (name, job) in &self.jobs {
             let repository = self.repository_of(name, job)?.0;
+            let mut paths: BTreeSet<PathBuf> = BTreeSet::new();
             for image in &job.images {
+                if !paths.insert(image.path.components().collect()) {
+                    let text = format!("job {name}: the image {} twice", image.path.display());
+                    return refused(text, "leave one of them out: each is backed up once");
+                }
                 let Ok(disk) =
                     image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok)
                 else {
@@ -79,6 +96,10 @@ impl Config {
     fn check_each_place(&self) -> Result<()> {
         let mut known: BTreeMap<PathBuf, &str> = BTreeMap::new();
         for (name, repository) in &self.repositories {
+            if repository.keep_free.is_some() && repository.place.starts_with(STORE) {
+                let text = format!("repositories.{name}: no object store says how much is free");
+                return refused(text, "leave keep_free out");
+            }
             if let Some(other) = known.insert(plain(&repository.place), name) {
                 let text = format!("repositories.{name} and repositories.{other} are one place");
                 return refused(text, "give each repository one name, and use it in all jobs");
@@ -88,12 +109,19 @@ impl Config {
     }
 }
 
-/// A place without what makes no difference to where it is.
+/// A place without what makes no difference to where it is: of an object store, all options but which store it is.
 fn plain(place: &str) -> PathBuf {
-    match place.starts_with("s3://") {
-        true => PathBuf::from(place.trim_end_matches('/')),
-        false => Path::new(place).components().filter(|it| *it != Component::CurDir).collect(),
-    }
+    let components = |path: &str| -> PathBuf {
+        Path::new(path).components().filter(|it| *it != Component::CurDir).collect()
+    };
+    let Some(rest) = place.strip_prefix(STORE) else { return components(place) };
+    let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
+    let which = |option: &&str| option.starts_with("endpoint=") || option.starts_with("profile=");
+    let mut options: Vec<&str> =
+        options.split('&').filter(which).map(|it| it.trim_end_matches('/')).collect();
+    options.sort_unstable();
+    let rest = components(rest);
+    PathBuf::from(format!("{STORE}{}?{}", rest.display(), options.join("&")))
 }
 
 /// Names stand in metrics, in data for Nagios, in mails and in lines for a shell.
@@ -215,6 +243,15 @@ mod tests {
             ("except = [\"all\"]", "leaves no guest"),
             ("[[jobs.a.images]]\npath = \"x.raw\"", "begins with /"),
             ("[repositories.other]\nplace = \"./r/\"\n[jobs.a.copy]\nto = \"other\"", "one place"),
+            (
+                "[repositories.x]\nplace = \"s3://b/p/?region=r\"\n[repositories.y]\nplace = \"s3://b//p\"",
+                "one place",
+            ),
+            ("[repositories.x]\nplace = \"s3://b/p\"\nkeep_free = \"1G\"", "leave keep_free out"),
+            (
+                "[[jobs.a.images]]\npath = \"/i/x.raw\"\n[[jobs.a.images]]\npath = \"/i//x.raw\"\ndisk = \"y\"",
+                "twice",
+            ),
         ] {
             let error = config(lines).expect_err(lines);
             let whole = format!("{}; {}", error.chain(), error.advice().unwrap_or_default());
@@ -230,6 +267,8 @@ mod tests {
             "[jobs.a.hooks]\nafter = \"true\"\ntime_limit = \"1h\"",
             "[jobs.a.prune]",
             "[repositories.other]\nplace = \"s3://r\"\n[jobs.a.copy]\nto = \"other\"",
+            "[repositories.x]\nplace = \"s3://b/p?endpoint=http://1\"\n\
+             [repositories.y]\nplace = \"s3://b/p?endpoint=http://2\"",
         ] {
             config(good).expect(good);
         }

@@ -1,11 +1,9 @@
 //! Which guests a word of the file means.
 
 use std::fmt;
+use std::str::FromStr;
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
-
-use crate::base::error::Result;
+use crate::base::error::{Error, ErrorKind, Result};
 
 /// A guest by its name, by a pattern with `*` and `?`, or by its UUID; `all` is every guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,12 +35,13 @@ impl fmt::Display for Pattern {
     }
 }
 
-impl<'de> Deserialize<'de> for Pattern {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+impl FromStr for Pattern {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
         match text.is_empty() || text.contains(['/', '\0']) {
-            true => Err(D::Error::custom(format!("no guest is called {text:?}"))),
-            false => Ok(Self(text)),
+            true => Err(Error::new(ErrorKind::Usage, format!("no guest is called {text:?}"))),
+            false => Ok(Self(text.to_owned())),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use bytesize::ByteSize;
 
+use crate::base::printable::printable;
 use crate::flows::jobs::words::{operand, option, shell_word as word};
 use crate::flows::report::{KitGuest, KitKind, KitReport, KitRepository};
 
@@ -56,9 +57,16 @@ fn without_links(line: &str) -> String {
     text + rest
 }
 
-/// Text for a cell of a table.
+/// Text in which nothing is Markdown, for a cell of a table or a heading.
 fn cell(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || c == '|' { ' ' } else { c }).collect()
+    let mut plain = String::with_capacity(text.len());
+    for c in printable(text).chars() {
+        if "\\`*_<>[]|".contains(c) {
+            plain.push('\\');
+        }
+        plain.push(c);
+    }
+    plain
 }
 
 fn size(guest: &KitGuest) -> u64 {
@@ -150,7 +158,7 @@ fn repositories(kit: &KitReport) -> String {
     let mut text = String::new();
     for repository in &kit.repositories {
         let name = &repository.repository;
-        text += &format!("**{name}** is at `{}`", cell(&repository.place).replace('`', " "));
+        text += &format!("**{name}** is at `{}`", printable(&repository.place).replace('`', "'"));
         match &repository.recipient {
             None => text += ", and is not encrypted.\n\n```sh\n",
             Some(recipient) => {

@@ -6,8 +6,8 @@ mod document;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qdelta_formats::elf;
@@ -29,6 +29,8 @@ use crate::vault::repository::{Catalog, Manifest, Repository, Selector};
 
 /// The longest program.
 const PROGRAM_LEN_MAX: u64 = 1 << 30;
+/// The longest description of a kit.
+const KIT_LEN_MAX: u64 = 256 << 20;
 /// The longest file of jobs.
 const CONFIG_LEN_MAX: u64 = 1 << 20;
 
@@ -44,9 +46,11 @@ pub struct KitRequest {
 /// Writes a kit. A file of an older kit is replaced, and nothing else that is in the folder.
 ///
 /// # Errors
+/// [`ErrorKind::Exists`] if the folder holds something else;
 /// libvirt's folders can't be read, or the kit can't be written. A repository that can't be opened is a problem that the
 /// kit tells of.
 pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
+    check_folder(host, &request.to)?;
     let guests = Guests::read(&host.config.libvirt.libvirt())?;
     let mut problems = guests.problems(host.config);
     let mut opened: BTreeMap<&str, Catalog> = BTreeMap::new();
@@ -88,6 +92,27 @@ pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
     report.repositories.sort_by(|one, other| one.repository.cmp(&other.repository));
     write_all(&report, &program, config.as_bytes())?;
     Ok(report)
+}
+
+/// Fails if the folder holds anything but an older kit: what is there would be lost.
+fn check_folder(host: &Host<'_>, to: &Path) -> Result<()> {
+    let mut entries = match fs::read_dir(to) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("list", to, error)),
+    };
+    let of_jobs = host.path.parent().and_then(|folder| folder.canonicalize().ok());
+    let is_of_jobs = of_jobs.is_some() && of_jobs == to.canonicalize().ok();
+    let kit = Opener::READ.read(&to.join("kit.json"), KIT_LEN_MAX).unwrap_or_default();
+    // That of an older version has other fields.
+    let kit: serde_json::Value = serde_json::from_slice(&kit).unwrap_or_default();
+    let is_kit = ["host", "version", "made", "guests"].iter().all(|field| kit.get(field).is_some());
+    if is_of_jobs || (!is_kit && entries.next().is_some()) {
+        let text = format!("{} holds something else than a kit", to.display());
+        return Err(Error::new(ErrorKind::Exists, text)
+            .advise("name a folder that is empty or not there yet; an older kit is replaced"));
+    }
+    Ok(())
 }
 
 fn write_all(report: &KitReport, program: &[u8], config: &[u8]) -> Result<()> {

@@ -23,6 +23,9 @@ use crate::vault::repository::{Climb, DiskAt, DomainName, Repository, Rung, Targ
 /// How long a program of a drill may take if the file does not say.
 const DRILL_PROGRAM_MAX: std::time::Duration = std::time::Duration::from_secs(30 * 60);
 
+/// So many names stand in a line.
+const NAMES_MAX: usize = 10;
+
 impl Work<'_> {
     /// Does these parts.
     pub(super) fn acts(&self, acts: &[Act]) {
@@ -180,17 +183,22 @@ impl Work<'_> {
             let end = self.run.doing(Some(self.name), Act::Drill, Some(&name), || of_drill(guest));
             ends.push((name, end));
         }
-        Ok(match report.interrupted {
+        let mut came = match report.interrupted {
             true => Came::to(End::Interrupted, "stopped on request"),
             false => of_all("drilled", &ends),
-        })
+        };
+        let has_failed = ends.iter().any(|(_, end)| *end == End::Failed);
+        if came.end == End::Failed && !has_failed {
+            came.end = End::NotTried;
+        }
+        Ok(came)
     }
 
     /// The threads of one of so many that work at once.
     pub(super) fn resources(&self, at_once: usize) -> Resources {
         let defaults = Resources::default();
-        let threads = self.run.host.config.limits.threads.unwrap_or(defaults.threads);
-        Resources { threads: (threads / at_once.max(1)).max(1), ..defaults }
+        let limits = &self.run.host.config.limits;
+        Resources { threads: limits.threads_each(at_once, defaults.threads), ..defaults }
     }
 }
 
@@ -216,9 +224,18 @@ pub(super) fn of_all(done: &str, ends: &[(String, End)]) -> Came {
         end,
         match bad.is_empty() {
             true => format!("{all} {done}"),
-            false => format!("{} of {all} {done}; not {}", all - bad.len(), bad.join(", ")),
+            false => format!("{} of {all} {done}; not {}", all - bad.len(), some_of(&bad)),
         },
     )
+}
+
+/// The first of some names, and how many more there are.
+pub(super) fn some_of(names: &[impl AsRef<str>]) -> String {
+    let shown: Vec<&str> = names.iter().take(NAMES_MAX).map(AsRef::as_ref).collect();
+    match names.len().saturating_sub(NAMES_MAX) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 fn of_verify(mut report: VerifyReport) -> Came {
@@ -237,10 +254,10 @@ fn of_verify(mut report: VerifyReport) -> Came {
         }
         None if left > 0 => {
             let text =
-                format!("{} archives proved; {left} are left for the next time", report.archives);
+                format!("{} proved; {left} left for the next time", archives(report.archives));
             Came::to(End::Done, text)
         }
-        None => Came::to(End::Done, format!("{} archives proved", report.archives)),
+        None => Came::to(End::Done, format!("{} proved", archives(report.archives))),
     };
     if came.end == End::Done && !report.warnings.is_empty() {
         came.end = End::Warned;
@@ -248,6 +265,11 @@ fn of_verify(mut report: VerifyReport) -> Came {
     came.warnings = std::mem::take(&mut report.warnings);
     came.result = Some(ActResult::Verify(Box::new(report)));
     came
+}
+
+fn archives(count: u64) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} archive{plural}")
 }
 
 fn of_prune(report: PruneReport) -> Came {

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, OfGuest};
 use crate::disk::image::OpenOptions;
 use crate::flows::backup::{
-    self, BackupRequest, GuestOptions, GuestRequest, HostConfig, ImageRequest, KindChoice, Options,
-    run_guest,
+    self, AnchorChoice, BackupRequest, GuestOptions, GuestRequest, HostConfig, ImageRequest,
+    KindChoice, Options, run_guest,
 };
 use crate::flows::host;
 use crate::flows::jobs::config::JobImage;
@@ -46,9 +47,16 @@ impl Work<'_> {
         }
         let at_once = self.run.host.config.limits.guests_at_once.min(self.subjects.len()).max(1);
         let (waiting, ends) = (Mutex::new(self.subjects.iter()), Mutex::new(Vec::new()));
-        let next = || match self.run.cancel.is_cancelled() {
-            true => None,
-            false => waiting.lock().unwrap_or_else(PoisonError::into_inner).next(),
+        // Each backup takes room of those after it.
+        let is_full = AtomicBool::new(false);
+        let next = || {
+            if is_short(repository, keep_free) {
+                is_full.store(true, Ordering::Relaxed);
+            }
+            match self.run.cancel.is_cancelled() || is_full.load(Ordering::Relaxed) {
+                true => None,
+                false => waiting.lock().unwrap_or_else(PoisonError::into_inner).next(),
+            }
         };
         let work = || {
             while let Some(subject) = next() {
@@ -65,10 +73,15 @@ impl Work<'_> {
         });
         let mut ends = ends.into_inner().unwrap_or_else(PoisonError::into_inner);
         ends.sort_by(|one, other| one.0.cmp(&other.0));
+        let is_full = is_full.into_inner() && !self.run.cancel.is_cancelled();
         for left in waiting.into_inner().unwrap_or_else(PoisonError::into_inner) {
             let name = left.name();
-            let end = self.run.doing(Some(self.name), Act::Backup, Some(&name), || {
-                Came::to(End::Interrupted, "stopped on request before it began")
+            let end = self.run.doing(Some(self.name), Act::Backup, Some(&name), || match is_full {
+                true => Came {
+                    end: End::NotTried,
+                    ..Came::failed(&too_little_room(repository, keep_free))
+                },
+                false => Came::to(End::Interrupted, "stopped on request before it began"),
             });
             ends.push((name, end));
         }
@@ -94,6 +107,8 @@ impl Work<'_> {
                 }
                 Subject::Host(_) => {
                     let (host, files) = (self.run.host, self.run.host.files());
+                    // It is packed anew each time: no anchor would say anything of it.
+                    let options = Options { anchor: AnchorChoice::None, ..options };
                     host::back_up(repository, &files, host.state, options, &observer, cancel)
                         .map(of_image)
                 }
@@ -113,7 +128,7 @@ impl Work<'_> {
         Options {
             kind: KindChoice::Auto,
             level: self.job.level,
-            anchor: self.job.anchor.choice(),
+            anchor: self.job.anchor.clone(),
             resources: self.resources(at_once),
             with_snapshots: self.job.with_snapshots,
             ..Options::default()

@@ -31,6 +31,9 @@ use crate::vault::repository::Repository;
 /// How long a hook may take if the file does not say.
 const HOOK_MAX: Duration = Duration::from_secs(3600);
 
+/// The longest variable that a hook is given, in bytes.
+const VARIABLE_MAX: usize = 32 << 10;
+
 /// The best level of the class in which an idle neighbour's I/O is.
 const IO_LEVEL_LAST: u8 = 7;
 
@@ -51,20 +54,29 @@ pub fn run(
     let journal = Journal::new(host.state);
     let _turn = match journal.turn() {
         Ok(turn) => turn,
-        Err(error) => {
+        Err(error) if error.kind() == ErrorKind::Busy => {
             note_refusal(host, &journal, now, &error);
+            return Err(error);
+        }
+        Err(error) => {
+            let failure = Some(Failure::from(&error));
+            let _ = telling::tell(host, Occasion { failure, ..Occasion::at(now) });
             return Err(error);
         }
     };
     let around = Around { observer, cancel, told };
-    let done = in_turn(host, names, around, &journal, (now, started));
-    if let Err(error) = &done {
-        // Whoever started the run may not look at what it says.
-        let _ = journal.add(&record(now, None, Act::Run, End::Failed, error.chain()));
-        let failure = Some(Failure::from(error));
+    let (error, is_told) = match in_turn(host, names, around, &journal, (now, started)) {
+        Ok((report, None)) => return Ok(report),
+        Ok((_, Some(error))) => (error, true),
+        Err(error) => (error, false),
+    };
+    // Whoever started the run may not look at what it says.
+    let _ = journal.add(&record(now, None, Act::Run, End::Failed, error.chain()));
+    if !is_told {
+        let failure = Some(Failure::from(&error));
         let _ = telling::tell(host, Occasion { failure, ..Occasion::at(now) });
     }
-    done
+    Err(error)
 }
 
 /// Who hears of a run, and who may stop it.
@@ -75,14 +87,14 @@ struct Around<'a> {
     told: &'a (dyn Fn(&Record) + Sync),
 }
 
-/// Does what is due, when no other run is at work.
+/// Does what is due, when no other run is at work. That something could not be noted is told already.
 fn in_turn(
     host: &Host<'_>,
     names: &[String],
     around: Around<'_>,
     journal: &Journal,
     (now, started): (Timestamp, Instant),
-) -> Result<RunReport> {
+) -> Result<(RunReport, Option<Error>)> {
     journal.rotate(None)?;
     let history = journal.read()?;
     let memory = Memory::new(&history, now);
@@ -117,19 +129,16 @@ fn in_turn(
         run.tell(None);
     }
     let records = run.records.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Some(error) = run.unwritten.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(
-            error.advise("the work was done as far as it was shown; make room for the state")
-        );
-    }
-    Ok(RunReport {
+    let unwritten = run.unwritten.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let report = RunReport {
         run: now,
         end,
         alarm: records.iter().any(is_alarm),
         next: due::next_time(host.config, clock::now()?)?,
         records,
         seconds: started.elapsed().as_secs_f64(),
-    })
+    };
+    Ok((report, unwritten))
 }
 
 /// Whether a record says that a guest may still be frozen.
@@ -154,9 +163,6 @@ fn check_names(host: &Host<'_>, names: &[String]) -> Result<()> {
 
 /// Notes that a run could not have its turn.
 fn note_refusal(host: &Host<'_>, journal: &Journal, now: Timestamp, error: &Error) {
-    if error.kind() != ErrorKind::Busy {
-        return;
-    }
     let mut record = record(now, None, Act::Run, End::Refused, error.chain());
     record.subject = Some("another run".to_owned());
     // Who is refused says so by the status, too.
@@ -267,6 +273,8 @@ impl<'a> Run<'a> {
     /// Keeps a record, and tells of it.
     fn keep(&self, record: Record) {
         if let Err(error) = self.journal.add(&record) {
+            let advice = "the work was done as far as it was shown; make room for the state";
+            let error = error.advise(advice);
             self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
         if let Some(socket) = self.host.journald.filter(|_| self.host.config.journal)
@@ -325,8 +333,10 @@ impl<'a> Run<'a> {
         let came = pings.zip(ended).map(|(pings, ended)| pings.end(self.host.config, &ended));
         let now = clock::now().unwrap_or(self.now);
         let cut = records.iter().find(|record| record.end == End::Cut);
-        let occasion =
-            Occasion { ended, pings: came.unwrap_or_default(), cut, ..Occasion::at(now) };
+        let unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let failure = unwritten.as_ref().map(Failure::from);
+        let pings = came.unwrap_or_default();
+        let occasion = Occasion { ended, pings, failure, cut, ..Occasion::at(now) };
         let report = match telling::tell(self.host, occasion) {
             Ok(report) => report,
             // Another process is telling what is new.
@@ -438,7 +448,8 @@ impl<'a> Run<'a> {
     fn troubles(&self, job: Option<&str>) -> Vec<String> {
         let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let of_job = records.iter().filter(|it| job.is_none() || it.job.as_deref() == job);
-        let trouble = of_job.filter(|record| record.end.is_trouble() && record.act != Act::Run);
+        let trouble = of_job.filter(|it| it.is_failure() || it.end == End::Gone);
+        let trouble = trouble.filter(|it| it.act != Act::Run);
         let named = trouble.filter_map(|record| {
             let act = record.job.as_ref().map(|job| format!("{job} {}", record.act));
             record.subject.clone().or(act)
@@ -454,22 +465,29 @@ impl<'a> Run<'a> {
 
     /// What hooks are told.
     fn variables(&self, job: Option<&str>, troubles: &[String]) -> Vec<(&'static str, String)> {
-        vec![
-            ("QDELTA_END", self.end_of(job).to_string().to_lowercase()),
-            ("QDELTA_FAILED", troubles.join(" ")),
-        ]
+        // What is longer than the system allows would keep the hook from being started at all.
+        let mut failed = String::new();
+        for name in troubles {
+            if failed.len() + name.len() > VARIABLE_MAX {
+                failed += " ...";
+                break;
+            }
+            failed += if failed.is_empty() { "" } else { " " };
+            failed += name;
+        }
+        vec![("QDELTA_END", self.end_of(job).to_string().to_lowercase()), ("QDELTA_FAILED", failed)]
     }
 
     /// How a job, or all of them, have ended as far as is known.
     fn end_of(&self, job: Option<&str>) -> End {
         let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let of_job = records.iter().filter(|it| job.is_none() || it.job.as_deref() == job);
-        let done: Vec<End> = of_job.filter(|it| it.act != Act::Run).map(|it| it.end).collect();
-        let has = |wanted: &[End]| done.iter().any(|end| wanted.contains(end));
+        let done: Vec<&Record> = of_job.filter(|it| it.act != Act::Run).collect();
+        let has = |wanted: &[End]| done.iter().any(|it| wanted.contains(&it.end));
         match () {
             () if has(&[End::Interrupted]) => End::Interrupted,
-            () if has(&[End::Failed, End::NotTried]) => End::Failed,
-            () if has(&[End::Warned, End::Gone]) => End::Warned,
+            () if done.iter().any(|it| it.is_failure()) => End::Failed,
+            () if has(&[End::Warned, End::Gone, End::NotTried]) => End::Warned,
             () => End::Done,
         }
     }
@@ -479,7 +497,7 @@ impl<'a> Run<'a> {
         let troubles = self.troubles(None);
         match troubles.is_empty() {
             true => "all that was due was done".to_owned(),
-            false => format!("not all right: {}", troubles.join(", ")),
+            false => format!("not all right: {}", acts::some_of(&troubles)),
         }
     }
 }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::config::{Config, Job, RepositoryPlace};
-use super::guests::Guests;
+use super::guests::{ELSEWHERE, Guests};
 use super::journal::{Journal, Memory};
 use super::{Host, due, programs, telling};
 use crate::base::cancel::Cancel;
@@ -78,7 +78,7 @@ pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
     let standing = looked.guests();
     looked.gone();
     looked.rest();
-    looked.findings.extend(telling::troubles(host.state, config));
+    looked.findings.extend(telling::troubles(host));
     let timer = looked.timer();
     let (mut findings, catalogs) = (looked.findings, looked.catalogs);
     findings.sort_by(|one, other| {
@@ -213,6 +213,10 @@ impl<'a> Look<'a> {
                 let text = format!("{} is free, and {} is to stay free", size(free), size(keep));
                 let advice = "keep fewer points, or make room: qdelta space says what they take";
                 self.advise(Level::Critical, FindingCode::Room, name, text, advice);
+            } else if opened.is_ok() && free.is_none() && place.keep_free.is_some() {
+                let text = "nobody knows how much is free, and keep_free asks for room".to_owned();
+                let advice = "see whether df shows the room of the repository's folder";
+                self.advise(Level::Warning, FindingCode::Room, name, text, advice);
             } else if let Some(days) = days_left.filter(|days| *days < DAYS_LEFT_MIN) {
                 let text = match days < 1.0 {
                     true => "the room will be full within a day".to_owned(),
@@ -297,7 +301,8 @@ impl<'a> Look<'a> {
         let past = self.memory.of(Some(name), act, None);
         let time = due::last_time(schedule, self.now, &self.zone)?;
         let late = self.now.as_second() - time.as_second();
-        let shown = time.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M").to_string();
+        // In the night in which clocks are put back, a time alone may mean two.
+        let shown = time.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M %Z").to_string();
         match past.last {
             None if self.is_running => None,
             None => Some(format!("{act} never ran: no run has seen its schedule yet")),
@@ -423,8 +428,7 @@ impl<'a> Look<'a> {
         if wants_guests && self.guests.names().next().is_none() {
             let folder = self.config.libvirt.config.display();
             let text = format!("libvirt has no guest at all in {folder}, and jobs mean some");
-            let advice = "see whether the folder is there and is the right one: virsh list --all";
-            self.advise(Level::Critical, FindingCode::Unreadable, LIBVIRT, text, advice);
+            self.advise(Level::Critical, FindingCode::Unreadable, LIBVIRT, text, ELSEWHERE);
         }
         let unreadable: Vec<(String, Error)> = self
             .guests
@@ -490,8 +494,15 @@ mod tests {
         };
         let watchdog = Program { path: PathBuf::new(), arguments: Vec::new() };
         let (path, state) = (Path::new(""), Path::new(""));
-        let host =
-            Host { path, config: &config, open: &open, state, watchdog: &watchdog, journald: None };
+        let host = Host {
+            path,
+            config: &config,
+            open: &open,
+            state,
+            spare: None,
+            watchdog: &watchdog,
+            journald: None,
+        };
         let opened: Vec<String> =
             open_all(&host).into_iter().map(|it| it.err().unwrap().chain()).collect();
         assert_eq!(opened, ["with all"; 4]);

@@ -36,6 +36,9 @@ const LOOK_EVERY_S: i64 = 3600;
 /// What the file of metrics is called where something is wrong with it.
 const TEXTFILE: &str = "textfile";
 
+/// What this host remembers is called so where it can't be written.
+const STATE: &str = "state";
+
 /// What the finding is about that nobody could look at all.
 const HOST: &str = "host";
 
@@ -88,10 +91,11 @@ impl Pings {
 }
 
 /// The findings about notifiers that could not be reached.
-pub(super) fn troubles(state: &Path, config: &Config) -> Vec<OpenFinding> {
-    let told = Told::read(state);
+pub(super) fn troubles(host: &Host<'_>) -> Vec<OpenFinding> {
+    let (config, told) = (host.config, Told::read(host));
     let is_there = |name: &str| {
-        config.notify.contains_key(name) || (name == TEXTFILE && config.metrics.textfile.is_some())
+        let has_textfile = config.metrics.textfile.is_some();
+        config.notify.contains_key(name) || (name == TEXTFILE && has_textfile) || name == STATE
     };
     told.notifiers
         .iter()
@@ -101,15 +105,26 @@ pub(super) fn troubles(state: &Path, config: &Config) -> Vec<OpenFinding> {
 }
 
 fn of_trouble(name: &str, trouble: &Trouble) -> OpenFinding {
-    let advice = trouble.advice.clone();
+    let is_state = name == STATE;
+    let (level, what, advice) = match is_state {
+        true => {
+            let advice =
+                "without it no run begins: see whether its filesystem is read-only or full";
+            (Level::Critical, "what this host remembers can't be written", advice.to_owned())
+        }
+        false => {
+            let advice = format!("qdelta notify --test {name} tries it");
+            (Level::Warning, "it could not be told", advice)
+        }
+    };
     OpenFinding {
-        level: Level::Warning,
+        level,
         code: FindingCode::Notifier,
         subject: name.to_owned(),
         job: None,
         act: None,
-        text: format!("it could not be told: {}", trouble.text),
-        advice: advice.or(Some(format!("qdelta notify --test {name} tries it"))),
+        text: format!("{what}: {}", trouble.text),
+        advice: trouble.advice.clone().filter(|_| !is_state).or(Some(advice)),
         since: Some(trouble.since),
     }
 }
@@ -181,7 +196,7 @@ pub(super) fn check(config: &Config) -> Result<()> {
         let within = |error: Error| error.within(format!("notify.{name}"));
         notifier.check().map_err(within)?;
         notifier.template.as_deref().map_or(Ok(()), notify::check_template).map_err(within)?;
-        if matches!(name.as_str(), JOURNAL | TEXTFILE) {
+        if [JOURNAL, TEXTFILE, STATE].contains(&name.as_str()) {
             let text = format!("{name:?} can't be the name of a notifier");
             return Err(Error::new(ErrorKind::Usage, text).advise("call it otherwise"));
         }
@@ -252,8 +267,12 @@ pub(super) fn tell(host: &Host<'_>, occasion: Occasion<'_>) -> Result<NotifyRepo
     if !is_wanted(host) && !occasion.look {
         return Ok(nothing);
     }
-    let _turn = turn(host.state)?;
-    let mut told = Told::read(host.state);
+    // Where no lock can be had, rather twice than never.
+    let _turn = match turn(host.state) {
+        Err(error) if error.kind() == ErrorKind::Busy => return Err(error),
+        turn => turn.ok(),
+    };
+    let mut told = Told::read(host);
     let is_due = |looked: Timestamp| {
         let age = occasion.now.as_second() - looked.as_second();
         !(0..LOOK_EVERY_S).contains(&age)
@@ -275,19 +294,27 @@ pub(super) fn tell(host: &Host<'_>, occasion: Occasion<'_>) -> Result<NotifyRepo
     if !report.findings.iter().any(|finding| finding.code == FindingCode::Cut) {
         report.findings.extend(occasion.cut.map(of_cut));
     }
+    let reports = BTreeMap::new();
     let mut teller =
-        Teller { host, told, report, due, history: &history, reports: BTreeMap::new() };
+        Teller { host, told, report, due, history: &history, reports, is_unsaid: false };
     for (name, came) in occasion.pings.clone() {
         teller.note(&name, came, None, occasion.now);
     }
+    // Whether it can be written is known before anybody is told.
+    let came = match teller.told.write(host) {
+        Ok(None) => Ok(()),
+        Ok(Some(error)) | Err(error) => Err(error),
+    };
+    teller.note(STATE, came, None, occasion.now);
     teller.measure(occasion.now);
     teller.round(&occasion, true);
-    // Who could be told hears of those who could not.
+    // Who could be told hears of those who could not: now, or at the next start if there was a message already.
     teller.round(&occasion, false);
     teller.measure(occasion.now);
     teller.journal(occasion.now);
-    teller.told.looked = Some(occasion.now);
-    teller.told.write(host.state)?;
+    teller.told.looked = Some(occasion.now).filter(|_| !teller.is_unsaid);
+    // That it can't be written was told.
+    let _ = teller.told.write(host);
     let findings = teller.report.findings;
     Ok(NotifyReport { notifiers: teller.reports.into_values().collect(), findings })
 }
@@ -367,15 +394,18 @@ struct Teller<'a> {
     history: &'a RunHistory,
     /// What became of telling each.
     reports: BTreeMap<String, NotifierReport>,
+    /// Somebody has had a message, and something became known afterwards.
+    is_unsaid: bool,
 }
 
 impl Teller<'_> {
-    /// Tells each what is new. The second time, only those who hear and what became known meanwhile.
+    /// Tells each what is new. The second time, what became known meanwhile: of one look nobody gets two messages.
     fn round(&mut self, occasion: &Occasion<'_>, is_first: bool) {
         let others = |finding: &OpenFinding| finding.code != FindingCode::Notifier;
         self.report.findings.retain(others);
         let trouble = |(name, listener): (&String, &Listener)| {
-            let is_there = self.host.config.notify.contains_key(name) || name == TEXTFILE;
+            let is_known = [TEXTFILE, STATE].contains(&name.as_str());
+            let is_there = self.host.config.notify.contains_key(name) || is_known;
             Some(of_trouble(name, listener.trouble.as_ref().filter(|_| is_there)?))
         };
         self.report.findings.extend(self.told.notifiers.iter().filter_map(trouble));
@@ -386,9 +416,10 @@ impl Teller<'_> {
         let mut letters = Vec::new();
         let is_in_doubt = in_doubt(self.host.config, &self.report.findings);
         for (name, notifier) in &self.host.config.notify {
-            let has_failed = self.reports.get(name).is_some_and(|report| report.error.is_some());
+            let report = self.reports.get(name).filter(|_| !is_first);
+            let has_failed = report.is_some_and(|report| report.error.is_some());
             let is_meant = occasion.only.is_empty() || occasion.only.contains(name);
-            if notifier.ping.is_some() || !is_meant || (!is_first && has_failed) {
+            if notifier.ping.is_some() || !is_meant || has_failed {
                 continue;
             }
             let listener = self.told.notifiers.get(name).unwrap_or(&none);
@@ -414,7 +445,12 @@ impl Teller<'_> {
                 run,
                 digest,
             };
-            letters.push((name, notifier, letter.message(), news));
+            let message = letter.message();
+            if report.is_some() {
+                self.is_unsaid |= message.is_some();
+                continue;
+            }
+            letters.push((name, notifier, message, news));
         }
         let sent: Vec<Result<()>> = thread::scope(|scope| {
             let send = |(_, notifier, message, _): &(_, &Notifier, Option<Message>, News<'_>)| {

@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::json::text;
-use crate::disk::files::{Durability, replace_file};
+use crate::disk::files::{Durability, make_private_folder, replace_file};
 use crate::disk::io::Opener;
+use crate::flows::jobs::Host;
 use crate::flows::notify::Notifier;
 use crate::flows::report::{Event, FindingCode, Level, OpenFinding};
 
@@ -29,6 +31,8 @@ pub(super) struct Told {
     /// When everything was looked at last.
     #[serde(with = "text::optional")]
     pub looked: Option<Timestamp>,
+    /// Which of several files was written last.
+    pub turn: u64,
     /// The notifiers.
     pub notifiers: BTreeMap<String, Listener>,
 }
@@ -152,28 +156,46 @@ impl Listener {
     }
 }
 
-fn path(state: &Path) -> PathBuf {
-    state.join("jobs").join(NAME)
+/// The file in the host's state, and the one that takes its place while that can't be written.
+fn paths(host: &Host<'_>) -> impl Iterator<Item = PathBuf> {
+    // Another state on this host has another.
+    let of = blake3::hash(host.state.as_os_str().as_bytes()).to_hex();
+    let spare =
+        host.spare.map(|folder| folder.join(format!("{}-{NAME}", of.get(..16).unwrap_or(""))));
+    [Some(host.state.join("jobs").join(NAME)), spare].into_iter().flatten()
 }
 
 impl Told {
     /// What is known; nothing if there is no file, or one that makes no sense: rather twice than never.
-    pub fn read(state: &Path) -> Self {
-        let bytes = Opener::READ.read(&path(state), LEN_MAX).unwrap_or_default();
-        serde_json::from_slice(&bytes).unwrap_or_default()
+    pub fn read(host: &Host<'_>) -> Self {
+        let read = |path: PathBuf| {
+            let bytes = Opener::READ.read(&path, LEN_MAX).unwrap_or_default();
+            serde_json::from_slice::<Self>(&bytes).unwrap_or_default()
+        };
+        paths(host).map(read).max_by_key(|told| told.turn).unwrap_or_default()
     }
 
-    /// Remembers it.
+    /// Remembers it: where the state can't be written, in the spare folder. Gives why the state could not be.
     ///
     /// # Errors
-    /// It can't be written.
-    pub fn write(&self, state: &Path) -> Result<()> {
-        let path = path(state);
-        let bytes = serde_json::to_vec(self).map_err(|error| {
-            Error::new(ErrorKind::Io, "who was told of what can't be written").because(error)
+    /// It can't be written at either place.
+    pub fn write(&mut self, host: &Host<'_>) -> Result<Option<Error>> {
+        self.turn += 1;
+        let bytes = serde_json::to_vec(&self).map_err(|error| {
+            Error::new(ErrorKind::Io, "what was told can't be written").because(error)
         })?;
-        replace_file(&path, MODE, Durability::Synced, |file| file.write_all(&bytes))
-            .map_err(|error| Error::io("write", &path, error))
+        let mut failed = None;
+        for path in paths(host) {
+            let folder = path.parent().unwrap_or(&path);
+            let written = make_private_folder(folder).and_then(|()| {
+                replace_file(&path, MODE, Durability::Synced, |file| file.write_all(&bytes))
+            });
+            match written {
+                Ok(()) => return Ok(failed),
+                Err(error) => failed = failed.or(Some(Error::io("write", &path, error))),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::new(ErrorKind::Io, "nothing can be remembered")))
     }
 
     /// What one notifier knows.

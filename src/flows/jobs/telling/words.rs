@@ -30,8 +30,7 @@ impl Ended<'_> {
 
     /// Whether what it did for these jobs came to no good end.
     pub fn has_failed(&self, is_of: impl Fn(Option<&str>) -> bool) -> bool {
-        let bad = [End::Failed, End::NotTried, End::Interrupted];
-        self.of(is_of).any(|record| bad.contains(&record.end))
+        self.of(is_of).any(Record::is_failure)
     }
 
     /// What it did for these jobs, a line for each piece.
@@ -84,7 +83,10 @@ impl Letter<'_> {
             if !list.is_empty() {
                 events.push(Event::Finding);
                 level = list.iter().map(|it| it.level).max().unwrap_or_default().max(level);
-                parts.push(part(heading, owned(list), Vec::new()));
+                // All that is open stands in a digest.
+                if self.digest.is_none() {
+                    parts.push(part(heading, owned(list), Vec::new()));
+                }
             }
         }
         events.dedup();
@@ -112,7 +114,10 @@ impl Letter<'_> {
             level = level.max(digest.report.level);
             parts.extend(digest.parts());
         } else if *others > 0 && !parts.is_empty() {
-            let text = format!("{} open that were told before", findings(*others));
+            let text = match *others {
+                1 => "1 finding that was told before is still open".to_owned(),
+                others => format!("{others} findings that were told before are still open"),
+            };
             parts.push(part("Besides", Vec::new(), vec![text]));
         }
         if parts.is_empty() {
