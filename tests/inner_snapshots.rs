@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::harness::content::{Guest as Writer, Random};
+use super::harness::faults::traced;
 use super::harness::guest::{Guest, Host, MIB, disk};
 use super::harness::images::{create, guest_io, oracle, patch, qemu_img, read_u64};
 use super::harness::repo::{Repo, point_of};
@@ -227,6 +228,76 @@ fn a_damaged_snapshot_is_a_warning() {
     let state = lab.path("state.raw");
     oracle(args![image.as_path()], &state);
     repo.assert_restores(&lab, "web", &state);
+}
+
+/// A copy lost the point of a snapshot by its own rules, and the next copy brought it again, night by night.
+#[test]
+fn a_copy_holds_a_snapshot_as_long_as_the_image_does() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let second = Repo::init(lab.path("second"));
+    let image = lab.path("web.qcow2");
+    create(&image, "", MIB);
+    write(&image, 1, 0, MIB);
+    snapshot(&image, "old");
+    write(&image, 2, 0, MIB);
+    let report = repo.backup(&image, "web", &["--with-snapshots"]);
+    let point = stored(&report)[0].1.clone();
+    let copy = || repo.run(args!["copy", "--to", second.path.as_path()]).ok();
+    let prune = || second.run(args!["prune", "--keep-last", "1", "--grace", "0"]).ok();
+    let there = || points(&second, "web").iter().any(|it| it["point"] == point.as_str());
+    copy();
+    prune();
+    assert!(there(), "the image has it");
+    qemu_img(args!["snapshot", "-d", "old", image.as_path()]).ok();
+    repo.backup(&image, "web", &["--with-snapshots"]);
+    copy();
+    prune();
+    assert!(!there(), "the rules decide, there, too");
+    let state = lab.path("state.raw");
+    oracle(args![image.as_path()], &state);
+    second.assert_restores(&lab, "web", &state);
+}
+
+/// Killed at whatever moment, a backup leaves nothing that the next one does not finish: each snapshot has one point in
+/// the end.
+#[test]
+fn a_killed_backup_stores_no_snapshot_twice() {
+    let lab = Lab::new();
+    let image = lab.path("web.qcow2");
+    create(&image, "", 4 * MIB);
+    let mut expected = BTreeMap::new();
+    for number in 0..3 {
+        let name = format!("s{number}");
+        write(&image, 1 + number, u64::from(number) * MIB / 2, MIB);
+        snapshot(&image, &name);
+        let raw = lab.path(format!("{name}.raw"));
+        oracle(args![image.as_path()], &raw);
+        expected.insert(name, raw);
+    }
+    write(&image, 9, 0, MIB);
+    let state = lab.path("state.raw");
+    oracle(args![image.as_path()], &state);
+    // At each moment at which a file of the repository gets its name: two of each point.
+    for at in 1..=8 {
+        let repo = Repo::init(lab.path(format!("repo{at}"))).without_ring();
+        let inject = format!("inject=renameat2:signal=SIGKILL:when={at}");
+        let backup = args!["backup", image.as_path(), "--disk", "web", "--io", "threads"];
+        let mut words = repo.args(backup);
+        words.extend(args!["--with-snapshots", "--anchor", "snapshot"]);
+        run(traced(args!["-o", "/dev/null", "-e", inject], words));
+        repo.backup(&image, "web", &["--with-snapshots", "--anchor", "snapshot"]);
+        let listed = points(&repo, "web");
+        for (name, raw) in &expected {
+            let of_it: Vec<&Value> =
+                listed.iter().filter(|it| it["snapshot"]["name"] == name.as_str()).collect();
+            assert_eq!(of_it.len(), 1, "{name}, killed at {at}: {listed:?}");
+            let point = of_it[0]["point"].as_str().unwrap();
+            repo.assert_restores_raw(&lab, &format!("web@{point}"), raw);
+        }
+        repo.assert_restores_raw(&lab, "web", &state);
+        repo.run(args!["verify"]).ok();
+    }
 }
 
 /// A life: writes, snapshots, reverts, deletions, growth, and backups with and without the snapshots. The net below

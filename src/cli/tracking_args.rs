@@ -5,6 +5,8 @@ use qdelta::flows::backup::{AnchorChoice, SAMPLE_DEFAULT};
 
 use super::values::{Words, one_of};
 
+use super::values;
+
 /// How to find what has changed.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Finding what has changed")]
@@ -19,7 +21,7 @@ pub struct Tracking {
 
     /// The bitmap of the NBD export that counts from the moment that is read, or goes on to count if the
     /// point before had it. What the one of the point before has is trusted then, and no other time
-    #[arg(long, value_name = "NAME", conflicts_with = "anchor")]
+    #[arg(long, value_name = "NAME", value_parser = values::bitmap, conflicts_with = "anchor")]
     pub live_bitmap: Option<String>,
 
     /// How many random blocks to read of those that the tracker calls unchanged, to check the

@@ -10,7 +10,7 @@ use qdelta::base::period::Period;
 use qdelta::base::size;
 use qdelta::flows::verify::Budget;
 use qdelta::formats::archive::Geometry;
-use qdelta::formats::nbd::Uri;
+use qdelta::formats::nbd::{BITMAP_NAME_LEN_MAX, Uri, is_bitmap_name};
 pub use qdelta::vault::repository::DiskAt;
 use qdelta::vault::repository::{Count, DiskSpec, Keep, Selector, Wanted};
 use qdelta::{Error, ErrorKind};
@@ -68,6 +68,16 @@ fn refusal(error: &Error) -> String {
     match error.advice() {
         Some(advice) => format!("{}; {advice}", error.chain()),
         None => error.chain(),
+    }
+}
+
+/// The name of a bitmap of QEMU's.
+pub fn bitmap(text: &str) -> Result<String, String> {
+    match is_bitmap_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "a bitmap's name has 1 to {BITMAP_NAME_LEN_MAX} bytes, and no line breaks or the like"
+        )),
     }
 }
 

@@ -25,6 +25,14 @@ pub use reply::{
 pub use request::{Command, CommandFlags, REQUEST_LEN, Request};
 pub use uri::{Place, Uri, tls_uri, unix_uri};
 
+/// The longest name of a bitmap of QEMU's, in bytes.
+pub const BITMAP_NAME_LEN_MAX: usize = 1023;
+
+/// Whether a bitmap of QEMU's can be called so.
+pub fn is_bitmap_name(name: &str) -> bool {
+    (1..=BITMAP_NAME_LEN_MAX).contains(&name.len()) && !name.contains(char::is_control)
+}
+
 /// The longest name of an export, in bytes.
 pub const NAME_LEN_MAX: usize = 4096;
 

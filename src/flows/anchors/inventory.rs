@@ -187,7 +187,17 @@ fn remove(
     }
     let is_live = |it: &AnchorReport| it.tracker == Tracker::LiveBitmap;
     match names.is_empty() {
-        true => wanted.retain(|anchor| !is_live(anchor)),
+        true => {
+            for live in wanted.iter().filter(|it| is_live(it)) {
+                let text = format!(
+                    "the anchor {} stays: it is a bitmap of QEMU's, which its server removes, or the snapshot \
+                     command that had it begun",
+                    live.name
+                );
+                observer.warn(Warning::new(Code::OldAnchor, text).of(disk));
+            }
+            wanted.retain(|anchor| !is_live(anchor));
+        }
         false => wanted.retain(|anchor| names.contains(&anchor.name)),
     }
     if let Some(live) = wanted.iter().find(|it| is_live(it)) {

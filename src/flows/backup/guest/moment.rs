@@ -79,9 +79,10 @@ impl Moment {
         let why = error.chain();
         let text = format!("{why}: the point is what a power cut would leave");
         let warning = Warning::new(Code::FellBack, text);
-        self.warnings.push(warning.advise(
-            "see to its guest agent (docs/running-guests.md); --consistency quiesced makes no such point",
-        ));
+        // What the failure itself says is nearer to its cause.
+        let advice = error.advice().unwrap_or("see to its guest agent (docs/running-guests.md)");
+        self.warnings
+            .push(warning.advise(format!("{advice}; --consistency quiesced makes no such point")));
         self.fell_back = Some(why);
     }
 }

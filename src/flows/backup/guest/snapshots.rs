@@ -21,7 +21,7 @@ use crate::flows::anchors::{Tag, bitmap};
 use crate::flows::backup::AnchorChoice;
 use crate::flows::backup::together::Ready;
 use crate::flows::capture::Counted;
-use crate::formats::nbd::{DIRTY_BITMAP, Place, Uri};
+use crate::formats::nbd::{DIRTY_BITMAP, Place, Uri, is_bitmap_name};
 use crate::guest::libvirt::{Choice, Found, decide};
 use crate::guest::program::Stop;
 use crate::guest::snapshots::{
@@ -275,6 +275,11 @@ impl<'a> Snapshots<'a> {
             };
             if disk.nbd.is_some() && !disk.files.is_empty() {
                 let text = format!("it must name files of disk {} or an export", request.disk);
+                return Err(unusable(text));
+            }
+            if disk.leaves.as_deref().is_some_and(|name| !is_bitmap_name(name)) {
+                let text =
+                    format!("what it leaves of disk {} is no name of a bitmap", request.disk);
                 return Err(unusable(text));
             }
             if disk.nbd.is_some() {
