@@ -162,16 +162,32 @@ fn a_failed_unit_is_told_by_mail_unless_somebody_was_told() {
     let text = text.replace("/usr/sbin/sendmail /usr/lib/sendmail", &at("sendmail"));
     script(&lab.path("failed"), &text);
     script(&lab.path("sendmail"), &format!("#!/bin/sh\nexec cat >{}\n", at("mail")));
-    for (status, end, is_mailed) in
-        [(12, "done", false), (12, "failed", true), (11, "done", true), (1, "done", true)]
-    {
+    // What the history has of runs, and of telling: the run, the act and the end of each record.
+    let ran = |run, end| [(run, "run", "begun"), (run, "run", "failed"), (run, "notify", end)];
+    // A run that told nobody was silent if the one before had told something else.
+    let before = || ran("a", "done").into_iter();
+    let none = || [("b", "run", "begun"), ("b", "run", "failed")].into_iter();
+    for (status, records, is_mailed) in [
+        (12, before().chain(ran("b", "done")).collect::<Vec<_>>(), false),
+        (12, before().chain(ran("b", "failed")).collect(), true),
+        (12, before().chain(none()).collect(), true),
+        (12, vec![], true),
+        (11, before().collect(), true),
+        (1, before().collect(), true),
+    ] {
         script(&lab.path("systemctl"), &format!("#!/bin/sh\necho {status}\n"));
-        script(&lab.path("qdelta"), &format!("#!/bin/sh\necho '      \"end\": \"{end}\",'\n"));
+        let record = |(run, act, end): &(&str, &str, &str)| {
+            format!(
+                "      \"run\": \"{run}\",\n      \"act\": \"{act}\",\n      \"end\": \"{end}\",\n"
+            )
+        };
+        let json: String = records.iter().map(record).collect();
+        script(&lab.path("qdelta"), &format!("#!/bin/sh\ncat <<'EOF'\n{json}EOF\n"));
         let mut command = std::process::Command::new(lab.path("failed"));
         let path = std::env::var("PATH").unwrap_or_default();
         command.arg("qdelta.service").env("PATH", format!("{}:{path}", lab.dir().display()));
         run(command).ok();
         let was_mailed = fs::remove_file(lab.path("mail")).is_ok();
-        assert_eq!(was_mailed, is_mailed, "{status} {end}");
+        assert_eq!(was_mailed, is_mailed, "{status} {records:?}");
     }
 }

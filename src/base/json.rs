@@ -62,18 +62,27 @@ pub(crate) mod text {
         serializer.collect_str(value)
     }
 
+    /// What is wrong with a text, and of a failure of ours what to write.
+    fn whole<E: Display + 'static>(error: &E) -> String {
+        let own = (error as &dyn std::any::Any).downcast_ref::<crate::base::error::Error>();
+        match own.and_then(|own| Some((own.chain(), own.advice()?))) {
+            Some((chain, advice)) => format!("{chain}; {advice}"),
+            None => error.to_string(),
+        }
+    }
+
     /// Takes text for the value.
     pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
     where
-        T: FromStr<Err: Display>,
+        T: FromStr<Err: Display + 'static>,
         D: Deserializer<'de>,
     {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(|error| D::Error::custom(whole(&error)))
     }
 
     /// The same of a value that may be missing.
     pub(crate) mod optional {
-        use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
+        use super::{Deserialize, Deserializer, Display, FromStr, Serializer, whole};
         use serde::de::Error as _;
 
         /// Writes the value as text, or null.
@@ -90,11 +99,12 @@ pub(crate) mod text {
         /// Takes text for the value, and null for none.
         pub(crate) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
         where
-            T: FromStr<Err: Display>,
+            T: FromStr<Err: Display + 'static>,
             D: Deserializer<'de>,
         {
             let text = Option::<String>::deserialize(deserializer)?;
-            text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+            let read = |text: String| text.parse().map_err(|error| D::Error::custom(whole(&error)));
+            text.map(read).transpose()
         }
     }
 }

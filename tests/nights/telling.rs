@@ -356,6 +356,30 @@ fn who_cannot_be_told_harms_nothing_and_is_told_of() {
     assert!(!open.iter().any(|(name, _)| name == "notifier admin"), "{open:?}");
 }
 
+/// Whoever asked a run to stop while it told people waited ten minutes, systemd killed it, and all were told again.
+#[test]
+fn a_run_ends_soon_that_is_asked_to_stop_while_it_tells() {
+    let told = Told::new();
+    let (hook, go) = (told.night.lab.path("hangs"), told.night.lab.path("go"));
+    let slow = format!(
+        "[notify.slow]\ncommand = \"touch {}; while [ ! -e {} ]; do sleep 0.05; done\"\ntime_limit = \"10m\"\n",
+        hook.display(),
+        go.display()
+    );
+    told.configure("", &slow);
+    let mut command = told.command("2026-10-18 10:00:00", args!["run"]);
+    let child = start(&mut command);
+    wait_until("the notifier", || hook.exists() && told.night.lab.path("mails/0.mail").exists());
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    finish(child, describe(&command));
+    fs::write(go, "").unwrap();
+    let _ = told.mail();
+    // Who was told is remembered, and who was not is told now.
+    let records = told.run("2026-10-18 11:05:00");
+    assert_eq!(ends(&records, "- notify slow"), ["done"], "{records:#?}");
+    assert!(told.mails().iter().all(|(_, text)| !text.contains("no point yet")));
+}
+
 /// Whoever could be told had two mails at once: what is new, and that somebody else could not be told.
 #[test]
 fn nobody_has_two_mails_of_one_look() {

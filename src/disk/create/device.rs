@@ -1,8 +1,6 @@
 //! Writing to an existing block device: its old content must be gone afterwards.
 
-use std::fs::File;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use roaring::RoaringBitmap;
@@ -14,8 +12,9 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
 use crate::disk::files::image_lock::ImageLock;
-use crate::disk::files::{Zeroes, open_device};
-use crate::disk::io::{FileStore, Opener, ReadAt, Store};
+use crate::disk::files::{Zeroes, layers, open_device};
+use crate::disk::io::{FileStore, ReadAt, Store};
+use crate::disk::sys::FileId;
 
 /// How much of the device's start and end is looked at for signs of use, in bytes.
 const LOOKED_AT: u64 = 1 << 20;
@@ -157,13 +156,8 @@ fn longer(store: &FileStore, virtual_size: u64) -> Result<Option<Warning>> {
 /// Fails if the kernel lets nobody write to the device.
 fn check_writable(store: &FileStore) -> Result<()> {
     let path = store.path();
-    let metadata =
-        store.fd().map(|fd| fd.try_clone_to_owned().and_then(|fd| File::from(fd).metadata()));
-    let Some(Ok(metadata)) = metadata else { return Ok(()) };
-    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-    let noted = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/ro"));
-    let is_block = metadata.file_type().is_block_device();
-    if is_block && Opener::READ.read_text(&noted, 64).is_ok_and(|text| text.trim() == "1") {
+    let id = FileId::of(store.file()).map_err(|error| Error::io("look at", path, error))?;
+    if layers::is_read_only(id) {
         let text = format!("{} can only be read", path.display());
         return Err(Error::new(ErrorKind::Io, text)
             .advise("blockdev --setrw, or lvchange --permission rw, lets it be written to"));

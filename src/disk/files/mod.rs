@@ -5,6 +5,7 @@ mod allocation;
 mod device_id;
 pub mod fingerprint;
 pub mod image_lock;
+pub(crate) mod layers;
 pub mod paths;
 mod place;
 mod rename;

@@ -88,7 +88,8 @@ pub fn plan(host: &Host<'_>, path: &Path) -> Result<PlanReport> {
     problems.extend(sense::problems(config, &guests, clock::now()?)?);
     let mut places: Vec<(String, &str)> = Vec::new();
     for (name, place) in &config.repositories {
-        let opened = open(place).and_then(|it| it.settings().map(|settings| (it, settings)));
+        let opened =
+            open(&place.for_a_look()).and_then(|it| it.settings().map(|settings| (it, settings)));
         match opened {
             Err(error) => problems.push(Failure::from(&error.within(format!("repository {name}")))),
             Ok((repository, settings)) => {
@@ -173,6 +174,7 @@ pub fn notify(host: &Host<'_>, only: &[String], tell: Tell) -> Result<NotifyRepo
         look: true,
         digest: tell == Tell::Digest,
         only,
+        cancel: None,
     };
     telling::tell(host, occasion)
 }
@@ -190,7 +192,16 @@ fn open_secrets(host: &Host<'_>) -> Vec<Failure> {
             host.path.display()
         )))
     };
-    host.config.notify.iter().filter(shows).map(problem).collect()
+    let of_file = |(name, notifier): (&String, &Notifier)| {
+        let is_open = |path: &&Path| path.metadata().is_ok_and(|it| it.mode() & 0o004 != 0);
+        let path = notifier.secret_files().into_iter().find(is_open)?;
+        let text =
+            format!("notify.{name}: everybody here may read the secret in {}", path.display());
+        let error = Error::new(ErrorKind::Usage, text);
+        Some(Failure::from(&error.advise(format!("chmod 600 {}", path.display()))))
+    };
+    let all = || host.config.notify.iter();
+    all().filter(shows).map(problem).chain(all().filter_map(of_file)).collect()
 }
 
 /// Says that two names mean one repository.

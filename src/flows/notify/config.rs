@@ -176,6 +176,14 @@ impl Notifier {
                 return refused("mail goes to nobody", "say mail = \"root\", or an address");
             }
         }
+        let is_address =
+            |from: &String| !from.trim().is_empty() && !from.contains(char::is_control);
+        if self.from.as_ref().is_some_and(|from| !is_address(from)) {
+            return refused(
+                "from is no sender",
+                "say from = \"root@example.org\", or leave it out",
+            );
+        }
         let is_ping = matches!(way, Way::Ping(_));
         if is_ping && (self.on.is_some() || self.digest.is_some() || self.level.is_some()) {
             return refused(
@@ -251,12 +259,23 @@ impl Notifier {
         })
     }
 
+    /// The files of its secrets.
+    pub(crate) fn secret_files(&self) -> Vec<&Path> {
+        let sources = [&self.token, &self.ping, &self.ntfy, &self.gotify, &self.webhook];
+        fn file(source: &Source) -> Option<&Path> {
+            match source {
+                Source::File(path) => Some(path.as_path()),
+                _ => None,
+            }
+        }
+        sources.into_iter().flatten().filter_map(file).collect()
+    }
+
     /// What it needs and this host does not have.
     pub(crate) fn problem(&self) -> Option<Error> {
-        let sources = [&self.token, &self.ping, &self.ntfy, &self.gotify, &self.webhook];
         // Credentials and variables are those of the service.
-        let files = sources.into_iter().flatten().filter(|it| matches!(it, Source::File(_)));
-        if let Some(error) = files.filter_map(|it| it.read().err()).next() {
+        let mut files = self.secret_files().into_iter().map(|path| Source::File(path.to_owned()));
+        if let Some(error) = files.find_map(|it| it.read().err()) {
             return Some(error);
         }
         let line = self.sendmail.as_deref().unwrap_or(super::SENDMAIL);

@@ -31,11 +31,28 @@ pub(super) fn filled(template: &str, message: &Message, text: &str) -> Result<St
 /// # Errors
 /// As [`filled`].
 pub(crate) fn check(template: &str) -> Result<()> {
-    let sample = fill(template, |_| "0".to_owned())?;
-    if is_json(template) {
+    let is_json = is_json(template);
+    let mut says_something = false;
+    let sample = fill(template, |word| match word {
+        "priority" => "3".to_owned(),
+        // What stands outside a text of JSON is none with these.
+        _ if is_json => in_json("a\"1"),
+        _ => String::new(),
+    })?;
+    fill(template, |word| {
+        says_something |= ["title", "text"].contains(&word);
+        String::new()
+    })?;
+    if !says_something {
+        let text = "the template says nothing of what is told";
+        return Err(Error::new(ErrorKind::Usage, text).advise("put {{title}} or {{text}} in it"));
+    }
+    if is_json {
         let read: Result<serde_json::Value, _> = serde_json::from_str(&sample);
         read.map_err(|error| {
-            Error::new(ErrorKind::Usage, "the template begins as JSON, and is none").because(error)
+            Error::new(ErrorKind::Usage, "the template begins as JSON, and is none")
+                .because(error)
+                .advise("put words in quotes: \"{{text}}\"; {{priority}} is a number")
         })?;
     }
     Ok(())
@@ -45,11 +62,14 @@ fn is_json(template: &str) -> bool {
     template.trim_start().starts_with(['{', '[']) && !template.trim_start().starts_with("{{")
 }
 
-fn fill(template: &str, value: impl Fn(&str) -> String) -> Result<String> {
+fn fill(template: &str, mut value: impl FnMut(&str) -> String) -> Result<String> {
     let (mut filled, mut rest) = (String::new(), template);
     while let Some((before, after)) = rest.split_once("{{") {
         filled.push_str(before);
-        let (word, after) = after.split_once("}}").unwrap_or((after, ""));
+        let Some((word, after)) = after.split_once("}}") else {
+            return Err(Error::new(ErrorKind::Usage, "the template has {{ without }}")
+                .advise("end the word: {{title}}"));
+        };
         if !WORDS.contains(&word.trim()) {
             let text = format!("the template has {{{{{word}}}}}, which nobody knows");
             return Err(Error::new(ErrorKind::Usage, text)
@@ -104,10 +124,21 @@ mod tests {
 
     #[test]
     fn what_nobody_knows_is_an_error_before_the_night() {
-        for bad in ["{{colour}}", "{{", r#"{"a": {{title}"#, r#"{"a": }"#] {
+        for bad in [
+            "{{colour}}",
+            "{{",
+            "{{title",
+            "",
+            "plain",
+            "{{priority}}",
+            r#"{"a": {{title}"#,
+            r#"{"a": }"#,
+            r#"{"a": {{text}}}"#,
+            r#"{"a": "{{title}}", "b": {{at}}}"#,
+        ] {
             assert!(check(bad).is_err(), "{bad}");
         }
-        for good in ["", "plain {{text}}", r#"{"a": "{{title}}", "b": {{priority}}}"#, "{{text}}"] {
+        for good in ["plain {{text}}", r#"{"a": "{{title}}", "b": {{priority}}}"#, "{{text}}"] {
             assert!(check(good).is_ok(), "{good}");
         }
     }

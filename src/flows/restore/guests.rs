@@ -1,22 +1,16 @@
 //! What libvirt's guests have to do with an image that is about to be written over.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::warning::{Code, Warning};
-use crate::disk::files::paths::is_same_file;
+use crate::disk::files::layers;
 use crate::disk::image::{Format, OpenOptions, StatedChain, files_below};
-use crate::disk::io::Opener;
+use crate::disk::sys::FileId;
 use crate::flows::backup::{is_same_uuid, open_options, stated_chain};
 use crate::guest::libvirt::{Choice, Disk, Domain, Found, Libvirt, StorageSource, decide};
 use crate::vault::repository::MachineRecord;
-
-/// The longest path that the kernel gives (`PATH_MAX`), in bytes.
-const PATH_LEN_MAX: u64 = 4096;
 
 /// Fails if a guest would be harmed by what is written to the image at `path`: one that runs, one
 /// whose memory is saved and would be resumed over the other disk, or one for which the image is only
@@ -60,9 +54,7 @@ struct Other<'a> {
 impl Other<'_> {
     fn check(&self) -> Result<()> {
         match &self.disk.source {
-            StorageSource::File(own) | StorageSource::Block(own)
-                if is_same_disk(own, self.path) =>
-            {
+            StorageSource::File(own) | StorageSource::Block(own) if share_bytes(own, self.path) => {
                 return check_stopped(self.libvirt, self.found, self.disk, self.path);
             }
             StorageSource::Volume { .. } => self.check_unknown()?,
@@ -71,7 +63,7 @@ impl Other<'_> {
         for source in self.disk.other_sources() {
             match source {
                 StorageSource::File(file) | StorageSource::Block(file)
-                    if is_same_disk(file, self.path) =>
+                    if share_bytes(file, self.path) =>
                 {
                     let copied = self.disk.mirror.contains(source);
                     return Err(if copied { self.copied() } else { self.harmed() });
@@ -83,7 +75,7 @@ impl Other<'_> {
                 _ => {}
             }
         }
-        match self.below()?.iter().any(|file| is_same_disk(file, self.path)) {
+        match self.below()?.iter().any(|file| share_bytes(file, self.path)) {
             true => Err(self.harmed()),
             false => Ok(()),
         }
@@ -219,7 +211,7 @@ pub(super) fn check_not_others(
     };
     for found in all(libvirt).iter().filter(|found| !is_own(found)) {
         let mut disks = disks(found);
-        let is_it = |disk: &&Disk| disk.source.path().is_some_and(|own| is_same_disk(own, path));
+        let is_it = |disk: &&Disk| disk.source.path().is_some_and(|own| share_bytes(own, path));
         if let Some(disk) = disks.find(is_it) {
             let (path, owner) = (path.display(), &found.domain.name);
             let text = format!("{path} is disk {} of {owner}, another guest", disk.target);
@@ -348,21 +340,16 @@ fn all(libvirt: &Libvirt) -> Vec<Found> {
 }
 
 /// Whether both names lead to the same bytes: one file or block device, or a loop device and its file.
-pub(super) fn is_same_disk(one: &Path, other: &Path) -> bool {
-    let (below_one, below_other) = (file_of_loop(one), file_of_loop(other));
-    let one = below_one.as_deref().unwrap_or(one);
-    is_same_file(one, below_other.as_deref().unwrap_or(other))
+fn is_same_disk(one: &Path, other: &Path) -> bool {
+    are(one, other, layers::is_same_disk)
 }
 
-/// The file below a loop device or a partition of one, if it is one (Linux,
-/// `Documentation/ABI/testing/sysfs-block-loop`).
-fn file_of_loop(path: &Path) -> Option<PathBuf> {
-    let data = path.metadata().ok().filter(|data| data.file_type().is_block_device())?;
-    let (major, minor) = (rustix::fs::major(data.rdev()), rustix::fs::minor(data.rdev()));
-    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}")).canonicalize().ok()?;
-    let noted = [Some(device.as_path()), device.parent()].into_iter().flatten();
-    let name = noted
-        .filter_map(|place| Opener::READ.read(&place.join("loop/backing_file"), PATH_LEN_MAX).ok())
-        .next()?;
-    Some(PathBuf::from(OsStr::from_bytes(name.trim_ascii_end())))
+/// Whether what is written to the one changes the other: they are the same bytes, or one lies on the other.
+pub(super) fn share_bytes(one: &Path, other: &Path) -> bool {
+    are(one, other, layers::share_bytes)
+}
+
+/// Whether two names that lead somewhere lead to what `test` asks.
+fn are(one: &Path, other: &Path, test: impl Fn(FileId, FileId) -> bool) -> bool {
+    matches!((FileId::at(one), FileId::at(other)), (Ok(one), Ok(other)) if test(one, other))
 }

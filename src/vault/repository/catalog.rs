@@ -201,6 +201,25 @@ impl Catalog {
         })
     }
 
+    /// What the manifest of the latest point of a disk says of it, as [`Self::latest_first`] finds it but for points of
+    /// snapshots; none if it has none. Whether its archive is there is not looked at.
+    ///
+    /// # Errors
+    /// It can't be told whether the repository has anything of the disk's domain.
+    pub(crate) fn latest_record(&self, id: &DiskId) -> Result<Option<(PointId, DiskRecord)>> {
+        match self.check_domain(id) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            checked => checked?,
+        }
+        let domain = self.domain(&id.domain);
+        Ok((0..domain.points().len()).rev().find_map(|index| {
+            let (point, manifest) = domain.at(index)?;
+            let manifest = manifest.as_ref().ok().filter(|it| it.removed.is_none())?;
+            let record = manifest.disk(&id.disk).filter(|it| it.snapshot.is_none())?;
+            Some((point, record.clone()))
+        }))
+    }
+
     /// The newest point of a domain that has a manifest, whatever is in it; none if it has none, or if they
     /// can't be listed.
     pub(crate) fn newest_of(&self, domain: &DomainName) -> Option<PointId> {
@@ -436,12 +455,10 @@ impl DomainReading {
     /// Whether the folder of a disk holds an archive. One that can't be listed may hold some.
     pub(super) fn holds_archives(&self, disk: &DiskName) -> bool {
         let is_archive = |name: &String| manifest::parse_archive_name(name).is_some();
-        self.repository.may_be_folder(&self.disk_dir(disk))
-            && self
-                .folder(disk)
-                .as_ref()
-                .as_ref()
-                .map_or(true, |folder| folder.names.iter().any(is_archive))
+        match &*self.folder(disk) {
+            Ok(folder) => folder.names.iter().any(is_archive),
+            Err(_) => self.repository.may_be_folder(&self.disk_dir(disk)),
+        }
     }
 
     /// The point of a disk that a manifest tells of, if it has that disk.

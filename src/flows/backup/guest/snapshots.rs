@@ -3,7 +3,7 @@
 //!
 //! What it answers is not believed: what is read must be nothing that a guest writes to.
 
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -366,8 +366,12 @@ impl<'a> Snapshots<'a> {
     ///
     /// # Errors
     /// It names one without the other, or something else than a bitmap.
-    pub fn bitmaps(&self, disk: usize) -> Result<(Option<Counted>, Option<&str>)> {
-        let Some(NbdAnswer { bitmap, since, .. }) =
+    pub fn bitmaps(
+        &self,
+        disk: usize,
+        ready: &Ready<'_>,
+    ) -> Result<(Option<Counted>, Option<&str>)> {
+        let Some(NbdAnswer { bitmap, since, marked, .. }) =
             self.disks.get(disk).and_then(|answer| answer.nbd.as_ref())
         else {
             return Ok((None, None));
@@ -375,8 +379,12 @@ impl<'a> Snapshots<'a> {
         let name = bitmap.as_ref().map(|it| it.strip_prefix(DIRTY_BITMAP).unwrap_or_default());
         let counted = match (name, since) {
             (None, None) => None,
-            (Some(bitmap), Some(since)) if !bitmap.is_empty() => {
-                Some(Counted { bitmap: bitmap.to_owned(), since: since.clone() })
+            (Some(name), Some(since)) if !name.is_empty() => {
+                let latest = ready.base.latest.as_ref().filter(|_| *marked);
+                let marks = latest
+                    .map(|it| bitmap::canaries(&ready.tag.name(it.id), it.record.virtual_size));
+                let marks = marks.unwrap_or_default();
+                Some(Counted { bitmap: name.to_owned(), since: since.clone(), marks })
             }
             _ => {
                 let why = "a bitmap is named as qemu:dirty-bitmap:NAME, with what it counts from";
@@ -558,15 +566,16 @@ fn is_same_export(one: &Uri, other: &Uri) -> bool {
     match (&one.place, &other.place) {
         (Place::Unix(one), Place::Unix(other)) => is_same_place(Path::new(one), Path::new(other)),
         (Place::Tcp(one, one_port), Place::Tcp(other, other_port)) => {
-            let addresses = |host: &str| -> Vec<IpAddr> {
-                let found = (host, 0).to_socket_addrs().into_iter().flatten();
-                found.map(|address| address.ip()).collect()
+            // No name is looked up: the guest is frozen, and a server of names may not answer.
+            let plain = |host: &str| {
+                let name = host.trim_end_matches('.').to_ascii_lowercase();
+                match name.parse::<IpAddr>().map(|address| address.to_canonical()) {
+                    Ok(address) if address.is_loopback() => "localhost".to_owned(),
+                    Ok(address) => address.to_string(),
+                    Err(_) => name,
+                }
             };
-            let (here, there) = (addresses(one), addresses(other));
-            let is_this_host = |all: &[IpAddr]| all.iter().any(IpAddr::is_loopback);
-            let meet = here.iter().any(|address| there.contains(address))
-                || is_this_host(&here) && is_this_host(&there);
-            one_port == other_port && (one == other || meet)
+            one_port == other_port && plain(one) == plain(other)
         }
         _ => false,
     }

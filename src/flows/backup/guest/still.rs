@@ -3,17 +3,13 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{major, minor};
+use std::path::Path;
 
 use crate::base::error::{Error, Result};
-use crate::disk::files::image_lock;
+use crate::disk::files::{image_lock, layers};
 use crate::disk::io::Opener;
 use crate::disk::sys::FileId;
 
-/// Devices lie on devices no deeper than this.
-const DEPTH_MAX: u32 = 8;
 /// Filesystems count in two seconds at the most.
 const COARSE_S: i64 = 2;
 
@@ -57,14 +53,14 @@ impl Look {
         })
     }
 
-    /// Whether it is the same file or device as `other`, by whatever name.
+    /// Whether it is the same file or device as `other`, by whatever name, or a loop device over the same file.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.id == other.id
+        layers::is_same_disk(self.id, other.id)
     }
 
     /// Whether it is the same as `other`, or a device that lies on it.
     pub fn leads_to(&self, other: &Self) -> bool {
-        lies_on(self.id, other.id, DEPTH_MAX)
+        layers::lies_on(self.id, other.id)
     }
 
     /// Whether it is a file that was written last before `other` was: no copy keeps a time that is
@@ -75,40 +71,4 @@ impl Look {
             _ => false,
         }
     }
-}
-
-fn lies_on(above: FileId, below: FileId, depth: u32) -> bool {
-    if above == below {
-        return true;
-    }
-    let FileId::BlockDevice(device) = above else { return false };
-    if depth == 0 {
-        return false;
-    }
-    parts(device).into_iter().any(|part| lies_on(part, below, depth - 1))
-}
-
-/// What a block device is made of, as far as the kernel tells: the file of a loop device, the whole
-/// disk of a partition, what a mapped device maps to.
-fn parts(device: u64) -> Vec<FileId> {
-    let name = format!("/sys/dev/block/{}:{}", major(device), minor(device));
-    let folder = PathBuf::from(name);
-    let number = |folder: &Path| {
-        let text = Opener::READ.read_text(&folder.join("dev"), 4096).ok()?;
-        let (major, minor) = text.trim().split_once(':')?;
-        let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
-        Some(FileId::BlockDevice(device))
-    };
-    let mut parts = Vec::new();
-    if let Ok(name) = Opener::READ.read_text(&folder.join("loop/backing_file"), 64 << 10) {
-        let name = PathBuf::from(name.trim_end_matches('\n'));
-        parts.extend(std::fs::metadata(name).ok().map(|found| FileId::from(&found)));
-    }
-    if folder.join("partition").exists() {
-        let whole = folder.canonicalize().ok().and_then(|it| number(it.parent()?));
-        parts.extend(whole);
-    }
-    let slaves = std::fs::read_dir(folder.join("slaves")).into_iter().flatten().flatten();
-    parts.extend(slaves.filter_map(|slave| number(&slave.path())));
-    parts
 }

@@ -75,11 +75,11 @@ impl Config {
                     let text = format!("job {name}: the image {} twice", image.path.display());
                     return refused(text, "leave one of them out: each is backed up once");
                 }
-                let Ok(disk) =
-                    image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok)
-                else {
-                    continue;
-                };
+                let disk = image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok);
+                let disk = disk.map_err(|error| {
+                    let advice = "say what it is to be called there: disk = \"NAME\"";
+                    error.within(format!("job {name}: {}", image.path.display())).advise(advice)
+                })?;
                 let disk = disk.or_only_disk().to_string();
                 let other = known.insert((repository.to_owned(), disk.clone()), &image.path);
                 if let Some(other) = other.filter(|other| *other != image.path) {
@@ -247,6 +247,10 @@ mod tests {
                 "[repositories.x]\nplace = \"s3://b/p/?region=r\"\n[repositories.y]\nplace = \"s3://b//p\"",
                 "one place",
             ),
+            ("[[jobs.a.images]]\npath = \"/i/r w.img\"", "disk = \"NAME\""),
+            ("[notify.x]\nmail = \"root\"\nfrom = \"\"", "from = \"root@"),
+            ("[notify.x]\nwebhook = \"hooks.example/x\"", "say file:PATH"),
+            ("[notify.x]\nmail = \"root\"\ndigest = \"soon\"", "write it as systemd does"),
             ("[repositories.x]\nplace = \"s3://b/p\"\nkeep_free = \"1G\"", "leave keep_free out"),
             (
                 "[[jobs.a.images]]\npath = \"/i/x.raw\"\n[[jobs.a.images]]\npath = \"/i//x.raw\"\ndisk = \"y\"",

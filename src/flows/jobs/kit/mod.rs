@@ -56,7 +56,7 @@ pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
     let mut opened: BTreeMap<&str, Catalog> = BTreeMap::new();
     let mut repositories = Vec::new();
     for (name, place) in &host.config.repositories {
-        let found = (host.open)(place).and_then(|repository| {
+        let found = (host.open)(&place.for_a_look()).and_then(|repository| {
             repositories.push(repository_of(name, place, &repository)?);
             Ok(repository.catalog())
         });

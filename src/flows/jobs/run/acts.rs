@@ -246,7 +246,9 @@ fn of_verify(mut report: VerifyReport) -> Came {
         Some(first) => {
             let more = report.findings.len() - 1;
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
-            let text = format!("{}: {}{more}", first.path.display(), first.problem);
+            let path = first.path.display().to_string();
+            let named = if first.problem.starts_with(&path) { String::new() } else { path + ": " };
+            let text = format!("{named}{}{more}", first.problem);
             let mut came = Came::to(End::Failed, text);
             let advice = "qdelta verify says which points can't be restored whole";
             came.advice = Some(advice.to_owned());

@@ -330,13 +330,15 @@ impl<'a> Run<'a> {
         let records: Vec<Record> =
             self.records.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let ended = pings.is_some().then_some(Ended { run: self.now, records: &records });
-        let came = pings.zip(ended).map(|(pings, ended)| pings.end(self.host.config, &ended));
+        let came =
+            pings.zip(ended).map(|(pings, ended)| pings.end(self.host.config, &ended, self.cancel));
         let now = clock::now().unwrap_or(self.now);
         let cut = records.iter().find(|record| record.end == End::Cut);
         let unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let failure = unwritten.as_ref().map(Failure::from);
         let pings = came.unwrap_or_default();
-        let occasion = Occasion { ended, pings, failure, cut, ..Occasion::at(now) };
+        let cancel = Some(self.cancel);
+        let occasion = Occasion { ended, pings, failure, cut, cancel, ..Occasion::at(now) };
         let report = match telling::tell(self.host, occasion) {
             Ok(report) => report,
             // Another process is telling what is new.
@@ -469,10 +471,10 @@ impl<'a> Run<'a> {
         let mut failed = String::new();
         for name in troubles {
             if failed.len() + name.len() > VARIABLE_MAX {
-                failed += " ...";
+                failed += "\n...";
                 break;
             }
-            failed += if failed.is_empty() { "" } else { " " };
+            failed += if failed.is_empty() { "" } else { "\n" };
             failed += name;
         }
         vec![("QDELTA_END", self.end_of(job).to_string().to_lowercase()), ("QDELTA_FAILED", failed)]

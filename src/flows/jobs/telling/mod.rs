@@ -3,6 +3,7 @@
 //! Nobody waits for a notifier longer than its time, all of them are told at the same time, and one that
 //! can't be reached is a finding of which the others hear.
 
+mod together;
 mod told;
 mod words;
 
@@ -17,6 +18,7 @@ use super::config::Config;
 use super::journal::{Journal, Memory};
 use super::status::{LIBVIRT, status};
 use super::words::nearest;
+use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::Opener;
 use crate::flows::notify::{self, Notifier, Ping, journald, metrics};
@@ -25,6 +27,7 @@ use crate::flows::report::{
     OpenFinding, Record, RunHistory, StatusReport,
 };
 use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
+use together::{Work, at_once};
 use told::{Doubt, Listener, News, Told, Trouble, news};
 use words::{Digest, Letter};
 
@@ -68,25 +71,23 @@ pub(super) fn begin(config: &Config, run: Timestamp, jobs: &[&str]) -> Pings {
 
 impl Pings {
     /// Tells watches how the run ended.
-    pub fn end(self, config: &Config, ended: &Ended<'_>) -> Vec<Outcome> {
-        let mut outcomes = Vec::new();
+    pub fn end(self, config: &Config, ended: &Ended<'_>, cancel: &Cancel) -> Vec<Outcome> {
+        let (mut names, mut work) = (Vec::new(), Vec::new());
         for (name, started) in self.0 {
-            // The start must not overtake the end.
-            let first = started.join().unwrap_or_else(|_| Ok(()));
             let Some(notifier) = config.notify.get(&name) else { continue };
             let is_of = |job: Option<&str>| notifier.hears_of(job);
             let has_failed = ended.has_failed(is_of);
             let event = if has_failed { Event::Failure } else { Event::Success };
             let ping = Ping { event, run: notify::run_id(ended.run), log: ended.log(is_of) };
-            let (notifier, ping) = (notifier.clone(), ping);
-            let last = thread::spawn(move || notify::ping(&notifier, &ping));
-            outcomes.push((name, first, last));
+            let notifier = notifier.clone();
+            names.push(name);
+            work.push(Box::new(move || {
+                // The start must not overtake the end.
+                let first = started.join().unwrap_or_else(|_| Ok(()));
+                notify::ping(&notifier, &ping).and(first)
+            }) as Work);
         }
-        let both = |(name, first, last): (String, Result<()>, JoinHandle<Result<()>>)| {
-            let last = last.join().unwrap_or_else(|_| Ok(()));
-            (name, last.and(first))
-        };
-        outcomes.into_iter().map(both).collect()
+        names.into_iter().zip(at_once(work, Some(cancel))).collect()
     }
 }
 
@@ -246,6 +247,8 @@ pub(super) struct Occasion<'a> {
     pub digest: bool,
     /// Only these notifiers; all if there are none.
     pub only: &'a [String],
+    /// Who may ask to stop.
+    pub cancel: Option<&'a Cancel>,
 }
 
 impl Occasion<'_> {
@@ -253,7 +256,8 @@ impl Occasion<'_> {
     pub fn at(now: Timestamp) -> Self {
         let pings = Vec::new();
         let (ended, failure, cut) = (None, None, None);
-        Self { now, ended, pings, failure, cut, look: false, digest: false, only: &[] }
+        let (look, digest, only, cancel) = (false, false, &[], None);
+        Self { now, ended, pings, failure, cut, look, digest, only, cancel }
     }
 }
 
@@ -309,7 +313,9 @@ pub(super) fn tell(host: &Host<'_>, occasion: Occasion<'_>) -> Result<NotifyRepo
     teller.measure(occasion.now);
     teller.round(&occasion, true);
     // Who could be told hears of those who could not: now, or at the next start if there was a message already.
-    teller.round(&occasion, false);
+    if !occasion.cancel.is_some_and(Cancel::is_cancelled) {
+        teller.round(&occasion, false);
+    }
     teller.measure(occasion.now);
     teller.journal(occasion.now);
     teller.told.looked = Some(occasion.now).filter(|_| !teller.is_unsaid);
@@ -452,17 +458,14 @@ impl Teller<'_> {
             }
             letters.push((name, notifier, message, news));
         }
-        let sent: Vec<Result<()>> = thread::scope(|scope| {
-            let send = |(_, notifier, message, _): &(_, &Notifier, Option<Message>, News<'_>)| {
-                let (notifier, message) = ((*notifier).clone(), message.clone());
-                scope.spawn(move || match message {
-                    Some(message) => notify::send(&notifier, &message),
-                    None => Ok(()),
-                })
-            };
-            let threads: Vec<_> = letters.iter().map(send).collect();
-            threads.into_iter().map(|it| it.join().unwrap_or_else(|_| Ok(()))).collect()
-        });
+        let send = |(_, notifier, message, _): &(_, &Notifier, Option<Message>, News<'_>)| {
+            let (notifier, message) = ((*notifier).clone(), message.clone());
+            Box::new(move || match message {
+                Some(message) => notify::send(&notifier, &message),
+                None => Ok(()),
+            }) as Work
+        };
+        let sent = at_once(letters.iter().map(send).collect(), occasion.cancel);
         let mut notes = Vec::new();
         for ((name, _, message, news), came) in letters.iter().zip(sent) {
             if came.is_ok() {
@@ -573,14 +576,11 @@ pub(super) fn test(host: &Host<'_>, only: &[String], now: Timestamp) -> NotifyRe
             lines: vec!["Somebody has tried whether you can be told. Nothing is wrong.".to_owned()],
         }],
     };
-    let came: Vec<Result<()>> = thread::scope(|scope| {
-        let send = |(_, notifier): (&String, &Notifier)| {
-            let (notifier, message) = (notifier.clone(), &message);
-            scope.spawn(move || notify::send(&notifier, message))
-        };
-        let threads: Vec<_> = meant().map(send).collect();
-        threads.into_iter().map(|it| it.join().unwrap_or_else(|_| Ok(()))).collect()
-    });
+    let send = |(_, notifier): (&String, &Notifier)| {
+        let (notifier, message) = (notifier.clone(), message.clone());
+        Box::new(move || notify::send(&notifier, &message)) as Work
+    };
+    let came = at_once(meant().map(send).collect(), None);
     let report = |((name, notifier), came): ((&String, &Notifier), Result<()>)| {
         let told = Some(message.title.clone());
         let error = came.as_ref().err().map(Failure::from);

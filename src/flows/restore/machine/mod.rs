@@ -361,7 +361,7 @@ impl<'a> MachineRestore<'a> {
             self.check_target(path)?;
         }
         for (number, disk) in devices.iter().enumerate() {
-            let is_same = |other: &&&Disk| guests::is_same_disk(&other.path, &disk.path);
+            let is_same = |other: &&&Disk| guests::share_bytes(&other.path, &disk.path);
             if let Some(other) = devices.iter().take(number).find(is_same) {
                 let (one, two) = (other.path.display(), disk.path.display());
                 let text =
