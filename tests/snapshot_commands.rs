@@ -469,7 +469,8 @@ fn datasets_of_zfs() {
     let (folder, snapshots) = (folder.display(), format!("{}/.zfs/snapshot", folder.display()));
     let zfs = format!(
         "case \"$*\" in
-'list -H -o name,mountpoint -t filesystem') printf 'tank\\t/\\ntank/images\\t{folder}\\n' ;;
+'list -H -o name,mountpoint,mounted -t filesystem')
+    printf '%s\\t%s\\t%s\\n' tank / yes tank/old {folder} no tank/images {folder} yes ;;
 'list -H -o name -t snapshot') ls {snapshots} 2>/dev/null | sed 's,^,tank/images@,' ;;
 'snapshot tank/images@'*) to={snapshots}/${{2#*@}}; mkdir -p $to; cp {folder}/web* $to ;;
 'destroy tank/images@'*) rm -r {snapshots}/${{2#*@}} ;;
@@ -477,6 +478,9 @@ fn datasets_of_zfs() {
 esac"
     );
     let tools = [("zfs", zfs)];
+    let said = backup_by(&host, "zfs", &tools).fails_with(10);
+    assert!(said.contains("snapshots of tank/images are not seen"), "{said}");
+    fs::create_dir_all(&snapshots).unwrap();
     backup_by(&host, "zfs", &tools).ok();
     host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
     host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));
@@ -500,6 +504,12 @@ fn subvolumes_of_btrfs() {
         // Only root may delete a subvolume that was not mounted for others to.
         return;
     }
+    // Whoever can write there could put other files in the place of the snapshots.
+    let snapshots = folder.join(".qdelta-snapshots");
+    symlink(host.lab.dir(), &snapshots).unwrap();
+    let said = backup_by(&host, "btrfs-subvolume", &[]).fails_with(10);
+    assert!(said.contains("nobody else may write"), "{said}");
+    fs::remove_file(&snapshots).unwrap();
     backup_by(&host, "btrfs-subvolume", &[]).ok();
     host.assert_restores("vda", &disk(8, &[(0, MIB, 1)]));
     host.assert_restores("vdb", &disk(4, &[(0, MIB, 2)]));

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use qdelta_formats::archive::index::{decode_bitmap, encode_bitmap};
 use qdelta_formats::archive::{
     Directory, FOOTER_LEN, FRAME_ENTRY_LEN, FRAME_HEADER_LEN, Footer, FrameEntry, FrameHeader,
-    FrameRules, FrameView, SectionKind, header,
+    FrameView, SectionKind, header,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -46,13 +46,13 @@ fuzz_target!(|data: &[u8]| {
         }
         3 => {
             let Some(sealed) = with_crc(bytes, FRAME_HEADER_LEN) else { return };
-            if let Ok(header) = FrameHeader::decode(&sealed, FrameRules::PLAIN) {
+            if let Ok(header) = FrameHeader::decode(&sealed) {
                 assert_eq!(
-                    header.encode(FrameRules::PLAIN).as_ref().map(|bytes| &bytes[..]),
+                    header.encode().as_ref().map(|bytes| &bytes[..]),
                     Ok(&sealed[..FRAME_HEADER_LEN])
                 );
             }
-            let _ = FrameView::decode(&sealed, FrameRules::PLAIN);
+            let _ = FrameView::decode(&sealed);
         }
         4 => {
             if let Ok(entry) = FrameEntry::decode(bytes) {

@@ -7,7 +7,8 @@ life as events: these are the only causes for which a tracker may be refused.
 import os
 import shutil
 
-from .bare import Bare, Died, Refused
+from .bare import Bare
+from .monitor import Died, Refused
 from .run import Failure, run
 
 KIB = 1 << 10

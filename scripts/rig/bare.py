@@ -1,21 +1,12 @@
 """A QEMU with one disk and no guest: whoever speaks to its monitor is the guest, and the admin."""
 
-import json
 import os
-import socket
 import subprocess
 
+from .monitor import Died, Monitor, Refused
 from .run import PATIENCE_SECONDS, Failure, run, wait_for
 
 DEVICE = "/machine/peripheral/disk/virtio-backend"
-
-
-class Refused(Exception):
-    """QEMU will not do what it was told to; it is in order, and goes on."""
-
-
-class Died(Exception):
-    """QEMU has ended by itself, as if it had been killed."""
 
 
 class Bare:
@@ -39,8 +30,7 @@ class Bare:
         with open(self._log, "a", encoding="utf-8") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
                                              stderr=log)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(PATIENCE_SECONDS)
+        self._monitor = None
         try:
             wait_for(f"the monitor of QEMU {qemu.version}",
                      lambda: self._connects(monitor) or not self.is_alive(), PATIENCE_SECONDS)
@@ -49,41 +39,24 @@ class Bare:
             raise
         if not self.is_alive():
             raise Refused(f"QEMU {qemu.version} does not start with {image}:\n{self._said()}")
-        self._lines = self._socket.makefile("rw", encoding="utf-8")
-        self.execute("qmp_capabilities")
 
-    def _connects(self, monitor):
+    def _connects(self, path):
         try:
-            self._socket.connect(monitor)
-        except OSError:
+            self._monitor = Monitor(path)
+        except (OSError, Died):
             return False
         return True
 
     def execute(self, order, **arguments):
         """One QMP command; underscores in the names of its arguments are hyphens."""
-        arguments = {name.replace("_", "-"): value for name, value in arguments.items()}
-        while True:
-            try:
-                if order:
-                    self._lines.write(json.dumps({"execute": order, "arguments": arguments}) + "\n")
-                    self._lines.flush()
-                line = self._lines.readline()
-            except TimeoutError as silence:
-                # It has not ended: a monitor that hangs is no kill.
-                self.kill()
-                raise Failure(f"QEMU {self.qemu.version} gave no answer in {PATIENCE_SECONDS} s: "
-                              f"{arguments}\n{self._said()}") from silence
-            except OSError:
-                line = ""
-            if not line:
-                self.kill()
-                raise Died(f"QEMU {self.qemu.version} ended at {arguments}:\n{self._said()}")
-            order = None
-            answer = json.loads(line)
-            if "error" in answer:
-                raise Refused(answer["error"]["desc"])
-            if "return" in answer:
-                return answer["return"]
+        try:
+            return self._monitor.execute(order, **arguments)
+        except Failure as silence:
+            self.kill()
+            raise Failure(f"{silence}\n{self._said()}") from silence
+        except Died as death:
+            self.kill()
+            raise Died(f"QEMU {self.qemu.version}: {death}\n{self._said()}") from death
 
     def _said(self):
         return run("tail", "-n", "5", self._log).stdout
@@ -187,7 +160,8 @@ class Bare:
             self._process.kill()
             raise Failure(f"QEMU {self.qemu.version} does not end") from expired
         finally:
-            self._socket.close()
+            if self._monitor:
+                self._monitor.close()
 
     def is_alive(self):
         return self._process.poll() is None

@@ -21,7 +21,7 @@ DOMAIN = """<domain type='qemu'>
     <type arch='x86_64' machine='{machine}'>hvm</type>
 {firmware}    <kernel>{image.kernel}</kernel>
     <initrd>{image.initramfs}</initrd>
-    <cmdline>console=ttyS0 quiet edd=off panic=-1 {cmdline}</cmdline>
+    <cmdline>console=ttyS0 quiet edd=off no_timer_check panic=-1 {cmdline}</cmdline>
   </os>
   <features><acpi/></features>
   <on_crash>destroy</on_crash>

@@ -105,6 +105,8 @@ class Look:
         self.is_running = state.strip() not in ("shut off", "crashed")
         # Whether it has a definition when it does not run.
         self.is_persistent = bool(re.search(r"^Persistent: +yes$", info, re.MULTILINE))
+        # Whether it goes on from its memory when it is started: that belongs to the files that it was on.
+        self.has_memory = not self.is_running and bool(re.search(r"^Managed save: +yes$", info, re.MULTILINE))
 
 
 def sure(answer):
@@ -176,23 +178,29 @@ def image_node(nodes, path, drivers=("qcow2",)):
     return None
 
 
-def marked(guest, disk, number):
-    """Makes two bitmaps in QEMU's memory that have bits from the beginning; gives the node that has them:
-    bitmap "marks" with those that show that nobody cleared it, "end" with the disk's last one."""
+def orders_to_mark(disk, number):
+    """What makes two bitmaps in QEMU's memory that have bits from the beginning; and the node that has them: bitmap
+    "marks" with those that show that nobody cleared it, "end" with the disk's last one."""
     node, size = f"{NODE}{number}", disk["size"]
     write = lambda at: ("human-monitor-command", {
         "command-line": f'qemu-io {node} "write -q {at} {min(512, size - at)}"'})
-    guest.monitor(
+    return node, [
         ("blockdev-add", {"driver": "null-co", "node-name": node, "size": size, "read-zeroes": True}),
         ("block-dirty-bitmap-add", {"node": node, "name": "marks", "granularity": GRANULARITY}),
         *[write(at) for at in disk["marks"]],
         ("block-dirty-bitmap-add", {"node": node, "name": "end", "granularity": GRANULARITY}),
-        write((size - 1) // 512 * 512))
-    bits = {at // GRANULARITY for at in [*disk["marks"], size - 1]}
-    made = next(it for it in guest.nodes() if it.get("node-name") == node)
-    counts = {it["name"]: it["count"] for it in made.get("dirty-bitmaps", [])}
-    last = size - (size - 1) // GRANULARITY * GRANULARITY
-    if counts != {"marks": (len(bits) - 1) * GRANULARITY + last, "end": last}:
+        write((size - 1) // 512 * 512)]
+
+
+def marked(guest, disk, number):
+    """Makes them, sees that they are what they must be, and gives their node."""
+    node, orders = orders_to_mark(disk, number)
+    *_, nodes = guest.monitor(*orders, LIST_NODES)
+    bits = {at // GRANULARITY for at in [*disk["marks"], disk["size"] - 1]}
+    made = next(it for it in nodes if it.get("node-name") == node)
+    # The last bit counts as much as every other, however little of the disk it stands for.
+    counts = {it["name"]: it["count"] / GRANULARITY for it in made.get("dirty-bitmaps", [])}
+    if counts != {"marks": len(bits), "end": 1}:
         raise Problem(f"QEMU made other marks than it was told to: {counts}")
     return node
 
@@ -200,6 +208,15 @@ def marked(guest, disk, number):
 def left_marks(nodes):
     """The names of such nodes that are still there."""
     return [node["node-name"] for node in nodes if node.get("node-name", "").startswith(NODE)]
+
+
+def left_nodes(nodes, xml):
+    """The names of nodes over files of a backup's on which no disk is, as libvirt leaves them when it ends while it
+    makes a moment: those first that lie over others."""
+    used = {os.path.realpath(path) for path in map(source_of, xml.iter()) if path}
+    left = [node for node in nodes if re.search(NAME, os.path.basename(node.get("file") or ""))
+            and os.path.realpath(node["file"]) not in used]
+    return [node["node-name"] for node in sorted(left, key=lambda node: node["drv"] in ("file", "host_device"))]
 
 
 def stale_bitmaps(disk, node, keep):
@@ -231,6 +248,42 @@ def folder_in_memory():
     folder = os.path.join(place, "qdelta")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return folder
+
+
+class Place:
+    """Where the files lie that are made beside the images of a guest: there, or in the folder that a variable names.
+    That may be for many guests, with images of one name: so below it each disk of a guest has a folder of its own."""
+
+    def __init__(self, request, variable):
+        self.shared = os.environ.get(variable)
+        guest = request.get("uuid") or request["domain"].replace("/", "_")
+        self.own = os.path.join(self.shared, guest) if self.shared else None
+
+    def folder(self, target, path):
+        """The folder for what is made of a disk."""
+        return os.path.join(self.own, target) if self.shared else os.path.dirname(os.path.realpath(path))
+
+    def can_be_written(self, target, path):
+        """Whether a file can be made there: in the folder, or in the one in which it is to be made."""
+        folder = self.folder(target, path)
+        while self.shared and not os.path.exists(folder) and folder != self.shared:
+            folder = os.path.dirname(folder)
+        return os.access(folder, os.W_OK)
+
+    def make(self, disks):
+        """Makes the folders of these disks, target and path each."""
+        for target, path in disks if self.shared else []:
+            folder = self.folder(target, path)
+            os.makedirs(folder, exist_ok=True)
+            for each in (self.own, folder):
+                # QEMU has another user.
+                os.chmod(each, 0o711)
+
+    def give_back(self):
+        """Removes folders in which nothing is."""
+        for folder, _, _ in os.walk(self.own, topdown=False) if self.shared else []:
+            if not os.listdir(folder):
+                os.rmdir(folder)
 
 
 class Turn:

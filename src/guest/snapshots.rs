@@ -154,6 +154,9 @@ pub(crate) struct NbdAnswer {
     /// What `leaves` was at the point that the bitmap counts from.
     #[serde(default)]
     pub since: Option<String>,
+    /// That was given the marks of the request of then.
+    #[serde(default)]
+    pub marked: bool,
 }
 
 /// A command whose version is known.

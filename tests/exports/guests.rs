@@ -35,12 +35,14 @@ request=$(cat)
 name=$(sed -E 's/.*\"name\":\"([^\"]*)\".*/\\1/' <<<\"$request\")
 case $1 in
 snapshot)
+    echo \"$request\" >{}
     qemu-nbd --fork -t -r -e 8 -f qcow2 -x vda -k {} --pid-file {} {options} {} >&2 || exit 1
     sed \"s/NAME/$name/\" <<<'{answer}' ;;
 release)
     kill $(cat {}); echo '{{\"protocol\": 2}}' ;;
 *) echo '{{\"protocol\": 2}}' ;;
 esac\n",
+            self.host.lab.path("request").display(),
             socket.display(),
             pid.display(),
             self.copy.display(),
@@ -103,6 +105,46 @@ fn a_guest_is_read_from_the_export_of_a_command_and_by_its_bitmap() {
     let expected = host.lab.path("expected.raw");
     qemu_img(args!["compare", "-f", "raw", "-F", "qcow2", expected.as_path(), disk.as_path()]).ok();
     assert!(scene.guest.vda().exists());
+}
+
+/// A bitmap of a running guest that was cleared, or made anew, counted from then on, and was believed.
+#[test]
+fn a_bitmap_of_a_command_that_lost_its_marks_is_refused() {
+    let host = Host::new();
+    let scene = Scene::new(&host);
+    scene.answer("", &json!({"disk": "vda", "nbd": {"uri": scene.uri()}, "leaves": "NAME"}));
+    let first = scene.backup();
+    let bitmap = |act: &str| {
+        qemu_img(args!["bitmap", act, scene.copy.as_path(), "backup-vda"]).ok();
+    };
+    bitmap("--add");
+    for mark in marks(&host) {
+        scene.write(&format!("write -q -P 9 {mark} 512"));
+    }
+    scene.write("write -q -P 7 2M 64k");
+    let marked = |since: &Value| {
+        let bitmap = "qemu:dirty-bitmap:backup-vda";
+        let nbd = json!({"uri": scene.uri(), "bitmap": bitmap, "since": since, "marked": true});
+        scene.answer("-B backup-vda", &json!({"disk": "vda", "nbd": nbd, "leaves": "NAME"}));
+    };
+    marked(&first["anchor"]);
+    let second = scene.backup();
+    assert_eq!(second["tracker"], "live-bitmap", "{second:#}");
+    scene.write("write -q -P 8 3M 64k");
+    bitmap("--clear");
+    scene.write("write -q -P 8 4M 64k");
+    marked(&second["anchor"]);
+    let third = scene.backup();
+    assert_eq!(third["tracker"], "scan", "{third:#}");
+    let why = reason(&third, "live-bitmap");
+    assert!(why.contains("was cleared, or is another one, or the disk was shrunk"), "{why}");
+}
+
+/// What the command was asked to mark in the disk that is called last.
+fn marks(host: &Host) -> Vec<u64> {
+    let request = std::fs::read(host.lab.path("request")).unwrap();
+    let request: Value = serde_json::from_slice(&request).unwrap();
+    serde_json::from_value(request["disks"][0]["marks"].clone()).unwrap()
 }
 
 #[test]

@@ -91,16 +91,3 @@ fn names_and_domains() {
         assert!(DOCUMENT.contains(&format!("\"{context}\"")), "{context}");
     }
 }
-
-#[test]
-fn sealed_archives() {
-    let text = DOCUMENT.split_whitespace().collect::<Vec<_>>().join(" ");
-    let chunk = format!("{},{:03}", seal::CHUNK_LEN / 1000, seal::CHUNK_LEN % 1000);
-    for words in [
-        format!("incompatible feature bit {}", seal::FEATURE_SEALED.trailing_zeros()),
-        format!("**Nonce**: {} bytes", seal::NONCE_LEN),
-        format!("chunks of {chunk} bytes, each followed by its tag of {}", seal::TAG_LEN),
-    ] {
-        assert!(text.contains(&words), "{words}");
-    }
-}

@@ -1,7 +1,7 @@
 //! Frames: a few neighbouring blocks, compressed together, self-describing.
 
 use super::layout::Field;
-use super::{BlockIndex, FrameRules, Geometry, Mask};
+use super::{BlockIndex, Geometry, Mask};
 use crate::{FormatError, Problem};
 
 /// The first bytes of every frame.
@@ -14,7 +14,7 @@ pub const FRAME_HEADER_LEN: usize = field::HEADER_CRC.end();
 pub const FRAME_SPAN: u32 = 64 << 10;
 
 /// The longest frame of any archive, header included, in bytes.
-pub const FRAME_LEN_MAX: usize = FrameRules::SEALED.frame_len_max();
+pub const FRAME_LEN_MAX: usize = FRAME_HEADER_LEN + Geometry::BLOCK_SIZE_MAX as usize;
 
 /// The fields of a frame's header.
 pub mod field {
@@ -138,7 +138,7 @@ impl FrameHeader {
     ///
     /// # Errors
     /// The bytes are no frame header, or not as it was written.
-    pub fn decode(bytes: &[u8], rules: FrameRules) -> Result<Self, FormatError> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         field::MAGIC.expect_magic(bytes, MAGIC, "a frame")?;
         field::HEADER_CRC.expect_crc(bytes)?;
         let shifts = u32::from(field::SHIFTS.u8(bytes)?);
@@ -153,7 +153,7 @@ impl FrameHeader {
             archive_tag: field::ARCHIVE_TAG.bytes(bytes)?,
             payload_crc: field::PAYLOAD_CRC.u32(bytes)?,
         };
-        header.check(rules)?;
+        header.check()?;
         Ok(header)
     }
 
@@ -161,8 +161,8 @@ impl FrameHeader {
     ///
     /// # Errors
     /// A field breaks a rule of the format.
-    pub fn encode(&self, rules: FrameRules) -> Result<[u8; FRAME_HEADER_LEN], FormatError> {
-        self.check(rules)?;
+    pub fn encode(&self) -> Result<[u8; FRAME_HEADER_LEN], FormatError> {
+        self.check()?;
         let mut bytes = Vec::with_capacity(FRAME_HEADER_LEN);
         field::MAGIC.append(&mut bytes, 0, MAGIC);
         field::CODEC.append(&mut bytes, 0, &[self.codec.to_byte()]);
@@ -180,7 +180,7 @@ impl FrameHeader {
     }
 
     /// Checks every rule that the fields must keep by themselves.
-    fn check(&self, rules: FrameRules) -> Result<(), FormatError> {
+    fn check(&self) -> Result<(), FormatError> {
         if Geometry::new(0, self.block_size).is_err() {
             return Err(field::SHIFTS.invalid("no power of two from 4 KiB to 2 MiB"));
         }
@@ -196,7 +196,12 @@ impl FrameHeader {
         if self.mask == 0 || beyond != 0 {
             return Err(field::MASK.invalid("no block, or blocks beyond the span"));
         }
-        let (min, max) = rules.payload_len(self.codec, self.raw_len() as u64);
+        let raw_len = self.raw_len() as u64;
+        // What does not shrink is stored.
+        let (min, max) = match self.codec {
+            Codec::Stored => (raw_len, raw_len),
+            Codec::Zstd => (1, raw_len.saturating_sub(1)),
+        };
         if !(min..=max).contains(&self.payload_len.into()) {
             let problem = Problem::OutOfRange { value: self.payload_len.into(), min, max };
             return Err(field::PAYLOAD_LEN.error(problem));
@@ -268,8 +273,8 @@ impl<'a> FrameView<'a> {
     ///
     /// # Errors
     /// See [`FrameHeader::decode`] and [`FrameHeader::check_payload`].
-    pub fn decode(bytes: &'a [u8], rules: FrameRules) -> Result<Self, FormatError> {
-        let header = FrameHeader::decode(bytes, rules)?;
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, FormatError> {
+        let header = FrameHeader::decode(bytes)?;
         let rest = bytes.get(FRAME_HEADER_LEN..).unwrap_or_default();
         let payload = rest.get(..header.payload_len as usize).unwrap_or(rest);
         header.check_payload(payload)?;
@@ -306,16 +311,16 @@ mod tests {
         expected.extend([1, 2, 3, 4]);
         expected.extend(crc32fast::hash(&payload).to_le_bytes());
         expected.extend(crc32fast::hash(&expected).to_le_bytes());
-        assert_eq!(header.encode(FrameRules::PLAIN).unwrap().to_vec(), expected);
+        assert_eq!(header.encode().unwrap().to_vec(), expected);
     }
 
     #[test]
     fn round_trip() {
         let (header, payload) = sample();
-        let mut bytes = header.encode(FrameRules::PLAIN).unwrap().to_vec();
+        let mut bytes = header.encode().unwrap().to_vec();
         bytes.extend(&payload);
         bytes.extend(b"the next frame");
-        let view = FrameView::decode(&bytes, FrameRules::PLAIN).unwrap();
+        let view = FrameView::decode(&bytes).unwrap();
         assert_eq!(view, FrameView { header, payload: &payload });
         assert_eq!(view.header.blocks().collect::<Vec<_>>(), [9, 11]);
         assert_eq!((view.header.offset_of(1), view.header.offset_of(3)), (0, 65536));
@@ -325,21 +330,15 @@ mod tests {
     #[test]
     fn every_flipped_bit_and_every_cut_is_refused() {
         let (header, payload) = sample();
-        let mut bytes = header.encode(FrameRules::PLAIN).unwrap().to_vec();
+        let mut bytes = header.encode().unwrap().to_vec();
         bytes.extend(&payload);
         for position in 0..bytes.len() {
             for bit in 0..8 {
                 let mut flipped = bytes.clone();
                 flipped[position] ^= 1 << bit;
-                assert!(
-                    FrameView::decode(&flipped, FrameRules::PLAIN).is_err(),
-                    "bit {bit} of byte {position}"
-                );
+                assert!(FrameView::decode(&flipped).is_err(), "bit {bit} of byte {position}");
             }
-            assert!(
-                FrameView::decode(&bytes[..position], FrameRules::PLAIN).is_err(),
-                "cut at {position}"
-            );
+            assert!(FrameView::decode(&bytes[..position]).is_err(), "cut at {position}");
         }
     }
 
@@ -359,26 +358,8 @@ mod tests {
             (field::SHIFTS, FrameHeader { block_size: 4 << 20, ..good }),
         ];
         for (field, header) in broken {
-            assert_eq!(header.encode(FrameRules::PLAIN).unwrap_err().field, field.name);
+            assert_eq!(header.encode().unwrap_err().field, field.name);
         }
-    }
-
-    /// The same frame with a tag at its end is one of a sealed archive, and of no other.
-    #[test]
-    fn a_payload_is_as_long_as_the_rules_say() {
-        let good = sample().0;
-        let raw_len = good.raw_len() as u32;
-        for (codec, payload_len) in [(Codec::Stored, raw_len + 16), (Codec::Zstd, raw_len + 15)] {
-            let header = FrameHeader { codec, payload_len, ..good };
-            let bytes = header.encode(FrameRules::SEALED).unwrap();
-            assert_eq!(FrameHeader::decode(&bytes, FrameRules::SEALED).unwrap(), header);
-            let error = FrameHeader::decode(&bytes, FrameRules::PLAIN).unwrap_err();
-            assert_eq!(error.field, field::PAYLOAD_LEN.name);
-        }
-        let short = FrameHeader { payload_len: 16, ..good };
-        assert!(
-            short.encode(FrameRules::SEALED).is_err() && short.encode(FrameRules::PLAIN).is_ok()
-        );
     }
 
     #[test]

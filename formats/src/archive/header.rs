@@ -1,7 +1,6 @@
 //! The header: the first bytes of an archive.
 
 use super::layout::Field;
-use super::seal::FEATURE_SEALED;
 use super::{METADATA_LEN_MAX, Metadata};
 use crate::{FormatError, Problem};
 
@@ -66,10 +65,6 @@ pub fn header_len(prefix: &[u8]) -> Result<usize, FormatError> {
         return Err(field::VERSION.error(Problem::Unsupported(format!("format version {version}"))));
     }
     let unknown = field::FEATURES.u16(prefix)? & !FEATURES_KNOWN;
-    if unknown & FEATURE_SEALED != 0 {
-        let problem = Problem::Unsupported("a sealed (encrypted) archive".into());
-        return Err(field::FEATURES.error(problem));
-    }
     if unknown != 0 {
         let problem = Problem::Unsupported(format!("incompatible features {unknown:#06x}"));
         return Err(field::FEATURES.error(problem));
@@ -226,11 +221,11 @@ mod tests {
         assert_eq!(decode(&encode(&metadata).unwrap()).unwrap().0, metadata);
     }
 
-    /// A reader that ignored them would take sealed bytes for damage, or for data.
+    /// A reader that ignored them would take their bytes for damage, or for data.
     #[test]
     fn features_that_are_not_known_are_refused_by_name() {
         let mut bytes = encode(&samples::full()).unwrap();
-        for (bits, name) in [(1u16, "sealed (encrypted)"), (2, "0x0002"), (0x8000, "0x8000")] {
+        for (bits, name) in [(1u16, "0x0001"), (2, "0x0002"), (0x8000, "0x8000")] {
             bytes[10..12].copy_from_slice(&bits.to_le_bytes());
             let error = header_len(&bytes).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");

@@ -3,7 +3,7 @@
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
 
-use super::{ArchiveId, Consistency, Digest, FrameRules, Geometry, Kind, Tracker};
+use super::{ArchiveId, Consistency, Digest, Geometry, Kind, Tracker};
 use crate::{FormatError, Problem};
 
 /// The longest encoded metadata, in bytes.
@@ -101,12 +101,6 @@ const CONFIG: Configuration<LittleEndian, Fixint, Limit<METADATA_LEN_MAX>> =
         .with_limit::<METADATA_LEN_MAX>();
 
 impl Metadata {
-    /// How long the payloads of its frames may be. A sealed archive is refused by its features
-    /// before it has metadata.
-    pub fn frame_rules(&self) -> FrameRules {
-        FrameRules::PLAIN
-    }
-
     /// Checks everything that must hold among the fields.
     ///
     /// # Errors

@@ -16,7 +16,6 @@ mod layout;
 mod mask;
 mod metadata;
 mod names;
-pub mod seal;
 pub mod summary;
 
 pub use digest::{
@@ -35,7 +34,6 @@ pub use layout::Field;
 pub use mask::Mask;
 pub use metadata::{EXTENSION_REQUIRED, METADATA_LEN_MAX, Metadata, NAME_LEN_MAX, Parent};
 pub use names::{Consistency, Kind, Tracker};
-pub use seal::FrameRules;
 pub use summary::Summary;
 
 #[cfg(test)]

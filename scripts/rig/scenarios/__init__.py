@@ -1,7 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import (anchors, backups, clones, drill, fallbacks, freeze, guest_lives, instant, kills, lives,
-               machine, overlays, peers, rollback, selftest, several, states)
+from . import (anchors, backups, clones, command_lives, drill, fallbacks, freeze, guest_lives, instant, kills, lives,
+               machine, overlays, peers, rollback, selftest, several, shared, states)
 from .base import Rig
 
 SCENARIOS = {
@@ -29,6 +29,11 @@ SCENARIOS = {
     "anchors": anchors.anchors,
     "lives": lives.lives,
     "guest-lives": guest_lives.guest_lives,
+}
+# Proofs that go on for as long as one likes (QDELTA_SWEEP): only when they are asked for.
+SWEEPS = {
+    "shared-folders": shared.shared_folders,
+    "command-lives": command_lives.command_lives,
 }
 # Not proofs but figures, for the documents: only when they are asked for.
 MEASUREMENTS = {

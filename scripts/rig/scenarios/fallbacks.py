@@ -5,11 +5,11 @@ import signal
 import subprocess
 import time
 
+from ..home import OVERLAY
 from ..libvirt import virsh
 from ..points import FREEZE_MAX, Chain
 from ..run import PATIENCE_SECONDS, Failure, wait_for
 from .kills import start_backup
-from .overlays import OVERLAY
 from .peers import COMMANDS, forget_checkpoints
 
 STOPS = 6

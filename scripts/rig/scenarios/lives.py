@@ -8,9 +8,10 @@ import shutil
 
 from .. import acts
 from ..acts import EndNow, MIB
-from ..bare import Bare, Died, Refused
+from ..bare import Bare
+from ..monitor import Died, Refused
 from ..points import compare
-from ..run import Failure, output, run
+from ..run import Failure, output
 
 # With how few lives all of this is tried once; QDELTA_SWEEP multiplies it.
 LIVES = 4

@@ -1,20 +1,17 @@
 """Guests on a file system that can't clone: overlays make their moment, and bitmaps tell what changed."""
 
-import json
 import os
-import re
 import signal
-import subprocess
 import time
 
 from ..guest import Disk
-from ..libvirt import virsh
+from ..home import expect_at_home, has_overlays, is_away, job_of
 from ..points import FREEZE_MAX, Chain
 from ..run import PATIENCE_SECONDS, Failure, output, run, wait_for
 from .kills import goes_on, start_backup
 from .peers import COMMANDS, forget_checkpoints
 
-OVERLAY = re.compile(r"\.qdelta-\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{8}")
+HOSTS = ["ext4", "xfs", "btrfs"]
 POINTS = 2
 KILLS = 4
 # What an increment may read, in parts of what has changed, and bytes beside.
@@ -26,15 +23,17 @@ MOMENTS_SECONDS = (6, 2)
 
 
 def overlays(rig):
-    """Points of a guest on ext4, under load, by `external-snapshot`: raw and qcow2, names with spaces."""
-    guest, command = _guest(rig, "on overlays")
+    """Points under load by `external-snapshot`: raw and qcow2, names with spaces (ext4; all with more effort)."""
+    _on_each(rig, "ext4", "external-snapshot", _overlays)
+
+
+def _overlays(rig, guest, command, chain):
     print(output(command[1], "--check", guest.name, env=rig.environment()).strip())
-    chain = Chain(rig, guest)
     guest.wait_for_records(100)
     for number in range(POINTS * rig.effort):
         since = guest.records_size()
         point = chain.backup(*command)
-        _expect_at_home(guest)
+        expect_at_home(guest)
         trackers = {disk["disk"].split("/")[-1]: disk["tracker"] for disk in point.result["disks"]}
         if number > 0 and trackers != {"vda": "bitmap", "vdb": "scan"}:
             raise Failure(f"the increment is by {trackers}: {point.result['disks']}")
@@ -50,7 +49,7 @@ def overlays(rig):
     guest.wait_for_records(50)
     point = chain.backup(*command)
     _expect_tracker(point, "vda", "bitmap")
-    _expect_at_home(guest)
+    expect_at_home(guest)
     guest.pause()
     for point in chain.points:
         rig.say(f"{point.time}: {point.consistency}, whole up to record {chain.check(point)}")
@@ -58,9 +57,11 @@ def overlays(rig):
 
 
 def overlay_kills(rig):
-    """The command, qdelta, libvirtd and QEMU are killed: the next run brings the guest back to its images."""
-    guest, command = _guest(rig, "cut off")
-    chain = Chain(rig, guest)
+    """The command, qdelta, libvirtd and QEMU are killed: the next run brings the guest back to its images (Btrfs)."""
+    _on_each(rig, "btrfs", "external-snapshot", _overlay_kills)
+
+
+def _overlay_kills(rig, guest, command, chain):
     guest.wait_for_records(50)
     chain.backup(*command)
     rng, count, found = rig.random(), {victim: 0 for victim in VICTIMS}, 0
@@ -71,17 +72,17 @@ def overlay_kills(rig):
         # What is most to be feared comes while there are overlays: so most kills do.
         among = rng.random() < 0.7
         if among:
-            wait_for("the overlays", lambda: _has_overlays(guest) or process.poll() is not None,
+            wait_for("the overlays", lambda: has_overlays(guest) or process.poll() is not None,
                      PATIENCE_SECONDS)
         time.sleep(rng.uniform(0, MOMENTS_SECONDS[among]))
         count[victim] += _kill(rig, guest, process, victim)
         said = process.communicate(timeout=PATIENCE_SECONDS)[0]
-        found += _is_away(guest)
-        if process.returncode == 0 and _is_away(guest):
+        found += is_away(guest)
+        if process.returncode == 0 and is_away(guest):
             raise Failure(f"a backup that went well left the guest on an overlay:\n{said}")
         _live_again(rig, guest, rng)
         point = chain.backup(*command)
-        _expect_at_home(guest)
+        expect_at_home(guest)
         point.state = f"after {victim} was killed"
     rig.say(f"kills that met their victim: {count}; {found} left the guest on an overlay until the next run")
     if guest.state() == "running":
@@ -95,15 +96,17 @@ def overlay_kills(rig):
 
 
 def live_bitmaps(rig):
-    """Points of a guest on ext4 by `qemu-bitmap`: QEMU keeps the moment, and its bitmap tells what changed."""
-    guest, command = _guest(rig, "exported", "qemu-bitmap")
+    """Points by `qemu-bitmap`: QEMU keeps the moment, and its bitmap tells what changed (XFS)."""
+    _on_each(rig, "xfs", "qemu-bitmap", _live_bitmaps)
+
+
+def _live_bitmaps(rig, guest, command, chain):
     run(command[1], "--check", guest.name, env=rig.environment())
-    chain = Chain(rig, guest)
     guest.wait_for_records(100)
     for number in range(POINTS * rig.effort):
         since = guest.records_size()
         point = chain.backup(*command)
-        _expect_no_job(guest)
+        expect_at_home(guest, checkpoints=1)
         trackers = {disk["disk"].split("/")[-1]: disk["tracker"] for disk in point.result["disks"]}
         if number > 0 and trackers != {"vda": "live-bitmap", "vdb": "scan"}:
             raise Failure(f"the increment is by {trackers}: {point.result['disks']}")
@@ -114,7 +117,7 @@ def live_bitmaps(rig):
     for number in range(max(2 * rig.effort, int(os.environ.get("QDELTA_KILLS", "0")))):
         victim = VICTIMS[(number + 1) % len(VICTIMS)]
         process = start_backup(rig, guest, chain, *command, *FREEZE_MAX)
-        wait_for("the job", lambda: _job(guest) or process.poll() is not None, PATIENCE_SECONDS)
+        wait_for("the job", lambda: job_of(guest) or process.poll() is not None, PATIENCE_SECONDS)
         time.sleep(rng.uniform(0, 1))
         count[victim] += _kill(rig, guest, process, victim)
         process.communicate(timeout=PATIENCE_SECONDS)
@@ -124,7 +127,7 @@ def live_bitmaps(rig):
         if guest.state() != "running":
             guest.start()
         point = chain.backup(*command)
-        _expect_no_job(guest)
+        expect_at_home(guest, checkpoints=1)
         rig.say(f"after {victim} was killed: {[disk['tracker'] for disk in point.result['disks']]}")
     guest.pause()
     rig.say(f"kills that met their victim: {count}")
@@ -161,33 +164,22 @@ def reads(rig):
         guest.forget()
 
 
-def _job(guest):
-    """The guest's backup job, if there is one."""
-    return virsh("backup-dumpxml", guest.name, check=False, stderr=subprocess.DEVNULL).stdout.strip()
-
-
-def _expect_no_job(guest):
-    """No job, scratch file or socket is left, and one checkpoint."""
-    if _job(guest):
-        raise Failure(f"a backup job is left: {_job(guest)}")
-    checkpoints = virsh("checkpoint-list", guest.name, "--name").stdout.split()
-    _expect(len(checkpoints) == 1, f"checkpoints: {checkpoints}")
-    for disk in guest.disks:
-        folder = os.path.dirname(disk.path)
-        left = set(os.listdir(folder)) - {os.path.basename(it.path) for it in guest.disks}
-        _expect(not left, f"beside the images of {guest.name} there is {left}")
-
-
-def _guest(rig, name, command="external-snapshot"):
-    """A guest with a qcow2 and a raw disk, in files with spaces and commas in their names; on ext4, or on what
-    QDELTA_FILESYSTEM names."""
-    kind = os.environ.get("QDELTA_FILESYSTEM", "ext4")
-    folder = os.path.join(rig.filesystem(kind).mount, "images, of guests")
-    os.makedirs(folder)
-    disks = [Disk(os.path.join(folder, "the system's.qcow2")).make(),
-             Disk(os.path.join(folder, "data & more.img"), form="raw").make()]
-    program = os.path.realpath(os.path.join(COMMANDS, command))
-    return rig.guest(name, disks), ["--snapshot-command", program]
+def _on_each(rig, host, command, act):
+    """Does something with a guest that has a qcow2 and a raw disk, in files with spaces and commas in their names: on
+    this host filesystem, or on that of QDELTA_FILESYSTEM; with more effort on all."""
+    hosts = [host, *[other for other in HOSTS if other != host]] if rig.effort > 1 else [host]
+    for kind in [os.environ["QDELTA_FILESYSTEM"]] if "QDELTA_FILESYSTEM" in os.environ else hosts:
+        filesystem = rig.filesystem(kind, name=f"{command} on {kind}")
+        folder = os.path.join(filesystem.mount, "images, of guests")
+        os.makedirs(folder)
+        disks = [Disk(os.path.join(folder, "the system's.qcow2")).make(),
+                 Disk(os.path.join(folder, "data & more.img"), form="raw").make()]
+        guest = rig.guest(f"{command} on {kind}", disks)
+        rig.say(f"on {kind}:")
+        program = os.path.realpath(os.path.join(COMMANDS, command))
+        act(rig, guest, ["--snapshot-command", program], Chain(rig, guest, f"{command} on {kind}.repo"))
+        guest.forget()
+        filesystem.close()
 
 
 def _expect(condition, text):
@@ -206,41 +198,11 @@ def _one_disk_alone(rig, guest, chain, command):
     other = Chain(rig, guest, "other")
     point = other.backup(*command, "--exclude", "vdb")
     _expect(len(point.result["disks"]) == 1, f"{point.result['disks']}")
-    _expect_at_home(guest)
+    expect_at_home(guest)
     # The other repository's bitmap is not this one's to remove.
     _expect_tracker(chain.backup(*command), "vda", "bitmap")
     _expect_tracker(other.backup(*command, "--exclude", "vdb"), "vda", "bitmap")
 
-
-def _has_overlays(guest):
-    """Whether there is an overlay, used or not."""
-    return any(OVERLAY.search(name) for name in os.listdir(os.path.dirname(guest.disks[0].path)))
-
-
-def _is_away(guest):
-    """Whether a disk is on an overlay, as far as libvirt can be asked."""
-    return bool(OVERLAY.search(virsh("dumpxml", guest.name, check=False).stdout))
-
-
-def _expect_at_home(guest):
-    """The guest is on its own images, by both definitions, and nothing is left beside them."""
-    for options in ([], ["--inactive"]):
-        text = virsh("dumpxml", guest.name, *options).stdout
-        if OVERLAY.search(text):
-            raise Failure(f"{guest.name} is on an overlay after a backup:\n{text}")
-    for disk in guest.disks:
-        folder = os.path.dirname(disk.path)
-        left = set(os.listdir(folder)) - {os.path.basename(it.path) for it in guest.disks}
-        if left:
-            raise Failure(f"beside the images of {guest.name} there is {left}")
-        said = json.loads(output("qemu-img", "info", "-U", "--output=json", disk.path))
-        bitmaps = said.get("format-specific", {}).get("data", {}).get("bitmaps", [])
-        # One for each repository, and the one's map or end.
-        if len(bitmaps) > 4:
-            raise Failure(f"bitmaps are left in {disk.path}: {bitmaps}")
-    left = [name for name in os.listdir("/run/qdelta")] if os.path.isdir("/run/qdelta") else []
-    if left:
-        raise Failure(f"notes of a backup are left: {left}")
 
 
 def _kill(rig, guest, process, victim):
@@ -257,7 +219,7 @@ def _kill(rig, guest, process, victim):
             return True
         # It comes and goes: the next of its calls will do.
         pid = wait_for("a call of the command",
-                       lambda: _command_under(process.pid) or -(process.poll() is not None),
+                       lambda: command_under(process.pid) or -(process.poll() is not None),
                        PATIENCE_SECONDS, pause=0.005)
         if pid > 0:
             os.kill(pid, signal.SIGKILL)
@@ -266,7 +228,7 @@ def _kill(rig, guest, process, victim):
         return False
 
 
-def _command_under(parent):
+def command_under(parent):
     """The snapshot command that qdelta is waiting for, if there is one."""
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:

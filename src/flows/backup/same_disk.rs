@@ -18,7 +18,7 @@ use crate::disk::image::{self, Format, OpenOptions, files_below};
 use crate::flows::capture::Captured;
 use crate::guest::libvirt::Domain;
 use crate::vault::point::Base;
-use crate::vault::repository::{Catalog, DiskId, DiskRecord, DomainName, LayerRecord, Point};
+use crate::vault::repository::{Catalog, DiskId, DiskRecord, DomainName, LayerRecord};
 
 /// Gives an image that comes without a format the one that its disk had at the latest point: a guest
 /// writes what it likes into a raw disk, and a qcow2 image that lost its header is no raw disk. Gives
@@ -35,8 +35,8 @@ pub(super) fn settle_format(
     if open.format.is_some() || open.as_file || open.export.is_some() {
         return Ok(None);
     }
-    let Some(before) = latest(catalog, disk)? else { return Ok(None) };
-    let record = &before.record;
+    let Some((_, record)) = catalog.latest_record(disk)? else { return Ok(None) };
+    let record = &record;
     // What a server gives out under its own name has no format of a file.
     if is_uri(&record.image.path) {
         if !image::is_qcow2(path)? {
@@ -68,7 +68,7 @@ pub(super) fn settle_format(
     if format == Format::Qcow2 {
         return Ok(None);
     }
-    let size = before.record.virtual_size;
+    let size = record.virtual_size;
     let is_empty = std::fs::metadata(path).is_ok_and(|data| data.is_file() && data.len() == 0);
     if is_empty && size > 0 {
         let text = format!("{} is empty", path.display());
@@ -87,25 +87,16 @@ pub(super) fn settle_format(
 
 /// The same failure, with what is known of an image that is no qcow2 image any more.
 pub(super) fn explained(error: Error, catalog: &Catalog, disk: &DiskId, path: &Path) -> Error {
-    let Ok(Some(before)) = latest(catalog, disk) else { return error };
+    let Ok(Some((id, record))) = catalog.latest_record(disk) else { return error };
     let is_lost =
-        before.record.image.format == Format::Qcow2 && matches!(image::is_qcow2(path), Ok(false));
+        record.image.format == Format::Qcow2 && matches!(image::is_qcow2(path), Ok(false));
     if !is_lost {
         return error;
     }
-    let id = before.id;
     error.within(format!("{disk} was a qcow2 image at point {id}")).advise(format!(
         "if it is damaged, qdelta restore {disk}@{id} brings that point back; if it has another format \
          now, say so with --format"
     ))
-}
-
-fn latest(catalog: &Catalog, disk: &DiskId) -> Result<Option<Point>> {
-    match catalog.latest_first(disk) {
-        Ok(mut points) => Ok(points.find(|it| !it.is_of_snapshot())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Fails if another image than at the point before is behind the name of a disk.

@@ -23,6 +23,8 @@ pub(crate) struct Counted {
     pub bitmap: String,
     /// The name of the anchor that was left when it began.
     pub since: String,
+    /// Bytes of the disk that it had from the beginning: without one of them it was cleared, or made anew.
+    pub marks: Vec<u64>,
 }
 
 /// An image at one moment, to be read at leisure.

@@ -7,8 +7,13 @@ use qdelta_formats::archive::Geometry;
 use roaring::RoaringBitmap;
 
 /// The sample finds a miss of one block in a thousand with a probability of 99 %:
-/// 1 − 0.999⁴⁶⁰³ > 0.99.
+/// 1 − 0.999⁴⁶⁰³ > 0.99. Of few blocks, fewer are enough ([`enough`]).
 pub const SAMPLE_DEFAULT: u64 = 4603;
+
+/// Of how many blocks a miss that must be found is one.
+const MISS: u64 = 1000;
+/// The most that a sample may fail to find such a miss.
+const DOUBT: f64 = 0.01;
 
 /// The blocks of a disk that may differ from what they were at the parent. It may have too many of
 /// them, never too few.
@@ -61,7 +66,7 @@ impl Claim {
     }
 
     /// A random sample of the unclaimed blocks: up to `count` that held data at the parent (those in
-    /// `nonzero`) and up to `count` that were zero.
+    /// `nonzero`) and up to `count` that were zero; up to the default no more than are [`enough`].
     pub fn sample(&self, nonzero: &RoaringBitmap, count: u64, seed: u64) -> RoaringBitmap {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut rest = RoaringBitmap::new();
@@ -71,10 +76,43 @@ impl Claim {
         rest -= &self.blocks;
         let zero = &rest - nonzero;
         rest -= &zero;
-        let mut sample = pick(&rest, count, &mut random);
-        sample |= pick(&zero, count, &mut random);
+        let bounded = |set: &RoaringBitmap| match count > SAMPLE_DEFAULT {
+            true => count,
+            false => count.min(enough(set.len())),
+        };
+        let mut sample = pick(&rest, bounded(&rest), &mut random);
+        sample |= pick(&zero, bounded(&zero), &mut random);
         sample
     }
+}
+
+/// How many of `len` blocks a sample must have to find a miss of one in a thousand of them with a probability
+/// of 99 %: without repetition, that is fewer the fewer there are. One miss in all is found in all alone.
+fn enough(len: u64) -> u64 {
+    if len <= MISS {
+        return len;
+    }
+    let missed = len.div_ceil(MISS);
+    // None of the missed blocks is among those that are drawn.
+    let fails = |drawn: u64| {
+        let mut doubt = 1.0;
+        for index in 0..missed {
+            doubt *= (len - drawn).saturating_sub(index) as f64 / (len - index) as f64;
+            if doubt <= DOUBT {
+                return false;
+            }
+        }
+        true
+    };
+    let (mut low, mut high) = (0, SAMPLE_DEFAULT.min(len));
+    while low < high {
+        let middle = low.midpoint(high);
+        match fails(middle) {
+            true => low = middle + 1,
+            false => high = middle,
+        }
+    }
+    low
 }
 
 /// `count` members of a set, each subset of that many as likely as any other; all if there are no
@@ -140,8 +178,24 @@ mod tests {
         assert!((&sample & claim.blocks()).is_empty());
         assert!(sample.max().unwrap() < 1000);
         assert_ne!(sample, claim.sample(&nonzero, 20, 8));
-        assert_eq!(claim.sample(&nonzero, 1000, 7).len(), 900);
+        assert_eq!(claim.sample(&nonzero, 10_000, 7).len(), 900);
         assert!(claim.sample(&nonzero, 0, 7).is_empty());
+    }
+
+    #[test]
+    fn of_few_blocks_fewer_are_enough() {
+        // One in a thousand of so few is one, which only the sample of all is sure to have.
+        assert_eq!([0, 1, 999, 1000].map(enough), [0, 1, 999, 1000]);
+        // By hand: of 2000, two are missed; (2000 − n)(1999 − n) / (2000 · 1999) ≤ 0.01.
+        assert_eq!(enough(2000), 1800);
+        assert!((3300..3400).contains(&enough(7680)), "{}", enough(7680));
+        assert!((1..40_000).step_by(7).all(|len| enough(len) <= len.min(SAMPLE_DEFAULT)));
+        assert!((4590..=SAMPLE_DEFAULT).contains(&enough(2_000_000)), "{}", enough(2_000_000));
+        assert_eq!(enough(u64::from(u32::MAX)), SAMPLE_DEFAULT);
+        // A sample that was asked for is no larger, and one beyond the default is what was asked for.
+        let (claim, nonzero) = (Claim::none(geometry(8000)), (0..8000).collect());
+        let drawn = |count| claim.sample(&nonzero, count, 1).len();
+        assert_eq!([100, SAMPLE_DEFAULT, 5000].map(drawn), [100, enough(8000), 5000]);
     }
 
     /// What the default promises: of many samples, at most one in a hundred misses a change of one
@@ -156,5 +210,11 @@ mod tests {
             .filter(|&seed| (claim.sample(&nonzero, SAMPLE_DEFAULT, seed) & &missed).is_empty())
             .count();
         assert!(misses <= 6, "{misses} of 300");
+        let (claim, nonzero) = (Claim::none(geometry(4000)), (0..4000).collect());
+        let missed: RoaringBitmap = (0..4000).step_by(1000).collect();
+        let misses = (0..1000)
+            .filter(|&seed| (claim.sample(&nonzero, SAMPLE_DEFAULT, seed) & &missed).is_empty())
+            .count();
+        assert!((1..=20).contains(&misses), "{misses} of 1000");
     }
 }

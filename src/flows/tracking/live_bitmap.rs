@@ -38,7 +38,18 @@ fn claim(case: &Case<'_>) -> Answer {
     };
     let mut claim = Claim::none(case.geometry);
     let disk = export.open().map_err(|error| error.chain())?;
-    disk.written(name, |range| claim.add(range)).map_err(|error| error.chain())?;
+    let mut marks = case.source.counted.as_ref().map(|it| it.marks.clone()).unwrap_or_default();
+    disk.written(name, |range| {
+        marks.retain(|byte| !range.contains(byte));
+        claim.add(range);
+    })
+    .map_err(|error| error.chain())?;
+    if !marks.is_empty() {
+        return Err(format!(
+            "the bitmap {} was cleared, or is another one, or the disk was shrunk",
+            anchor.name
+        ));
+    }
     let mut since = Claim::none(case.geometry);
     case.add_since(began, &mut since)?;
     // A command vouches for what its bitmap counts from.

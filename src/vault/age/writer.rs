@@ -92,6 +92,9 @@ impl<W: Write> Sealer<W> {
 
 impl<W: Write> Write for Sealer<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
         if self.plain.len() as u64 == CHUNK_LEN {
             // More follows, so this piece is not the last one.
             let plain = std::mem::take(&mut self.plain);
@@ -121,4 +124,38 @@ pub fn seal_bytes(plain: &[u8], to: For<'_>) -> Result<Vec<u8>> {
     let sealed = sealer.write_all(plain).and_then(|()| sealer.finish());
     sealed.map_err(|error| Error::new(ErrorKind::Io, "cannot encrypt").because(error))?;
     Ok(sealer.sink)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::formats::age::sealed_len;
+    use crate::vault::age::{Identity, Opened, open_bytes};
+
+    /// A write of nothing behind a whole piece ended it as one that more follows, which was not so.
+    #[test]
+    fn a_file_is_the_same_in_whatever_pieces_it_is_written() {
+        let identity = Identity::new().unwrap();
+        let chunk = CHUNK_LEN as usize;
+        let plain: Vec<u8> = (0..9 * chunk + 5).map(|at| (at / 7 % 251) as u8).collect();
+        for len in [0, 1, chunk - 1, chunk, chunk + 1, 4 * chunk, 5 * chunk - 1, plain.len()] {
+            for piece in [999, chunk, chunk + 1, 3 * chunk - 1, 4 * chunk, plain.len()] {
+                let recipient = identity.recipient();
+                let mut sealer =
+                    Sealer::new(Vec::new(), For::Recipient(&recipient), |_| None).unwrap();
+                for bytes in plain[..len].chunks(piece) {
+                    sealer.write_all(bytes).unwrap();
+                    assert_eq!(sealer.write(&[]).unwrap(), 0);
+                }
+                sealer.finish().unwrap();
+                let header_len = sealer.opening().len() as u64 - NONCE_LEN;
+                assert_eq!(sealer.sink.len() as u64, sealed_len(header_len, len as u64));
+                let key = |header: &_| Opened::by_identity(header, &identity);
+                let opened = open_bytes(&sealer.sink, Path::new("file"), key).unwrap().unwrap();
+                assert!(opened == plain[..len], "{len} bytes in pieces of {piece}");
+            }
+        }
+    }
 }

@@ -33,7 +33,7 @@ impl Reader {
         if entry.offset < self.header_len || entry.end() > self.index_offset() {
             return Err(self.bad_entry(position, "it points outside the frames"));
         }
-        if entry.frame_len() > self.metadata().frame_rules().frame_len_max() as u64 {
+        if entry.frame_len() > FRAME_LEN_MAX as u64 {
             return Err(self.bad_entry(position, "it is too long"));
         }
         if !entry.first_block.0.is_multiple_of(span) {
@@ -74,7 +74,7 @@ impl Reader {
         mask: u64,
         bytes: &'a [u8],
     ) -> Result<FrameView<'a>, FormatError> {
-        let view = FrameView::decode(bytes, self.metadata().frame_rules());
+        let view = FrameView::decode(bytes);
         let view = view.map_err(|error| error.relative_to(entry.offset))?;
         let header = &view.header;
         let wrong = |field, words: &'static str| Err(invalid(entry.offset, field, words));

@@ -11,8 +11,8 @@ use tempfile::SpooledTempFile;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::formats::archive::{
     ArchiveId, BlockIndex, Codec, DIGEST_LEN, Digest, Directory, FRAME_ENTRY_LEN, Footer,
-    FrameEntry, FrameHeader, FrameRules, GROUP_BLOCKS, Geometry, GroupIndex, Kind, Metadata,
-    Section, SectionKind, header, index,
+    FrameEntry, FrameHeader, GROUP_BLOCKS, Geometry, GroupIndex, Kind, Metadata, Section,
+    SectionKind, header, index,
 };
 
 /// Each of the three tables stays in memory up to this many bytes; what is longer goes to a
@@ -47,7 +47,6 @@ pub struct Writer {
     kind: Kind,
     geometry: Geometry,
     frame_blocks: u32,
-    frame_rules: FrameRules,
     header: Vec<u8>,
     offset: u64,
     next_span: u64,
@@ -91,7 +90,6 @@ impl Writer {
             kind: metadata.kind,
             geometry: metadata.geometry,
             frame_blocks: metadata.frame_blocks,
-            frame_rules: metadata.frame_rules(),
             header: Vec::new(),
             offset: 0,
             next_span: 0,
@@ -155,7 +153,7 @@ impl Writer {
             archive_tag: self.archive_id.tag(),
             payload_crc: crc32fast::hash(payload),
         };
-        let bytes = header.encode(self.frame_rules).map_err(|error| {
+        let bytes = header.encode().map_err(|error| {
             self.misused(format!("the frame of block {}", first_block.0)).because(error)
         })?;
         if u64::from(first_block.0) < self.next_span {

@@ -11,8 +11,8 @@ use crate::base::cancel::Cancel;
 use crate::base::error::ErrorKind;
 use crate::disk::io::ReadAt;
 use crate::formats::archive::{
-    ArchiveId, BlockIndex, Codec, Digest, FrameHeader, FrameRules, GROUP_BLOCKS, GroupIndex, Kind,
-    Mask, SectionKind, header, index,
+    ArchiveId, BlockIndex, Codec, Digest, FrameHeader, GROUP_BLOCKS, GroupIndex, Kind, Mask,
+    SectionKind, header, index,
 };
 use crate::vault::archive::Reader;
 use crate::vault::archive::salvage::*;
@@ -321,7 +321,7 @@ fn frames_within_the_guests_data_are_never_taken_for_ours() {
     };
     let payload = vec![0x55; BLOCK as usize];
     inner.payload_crc = crc32fast::hash(&payload);
-    let mut guest = inner.encode(FrameRules::PLAIN).unwrap().to_vec();
+    let mut guest = inner.encode().unwrap().to_vec();
     guest.extend(&payload);
     guest.resize(2 * BLOCK as usize, 3);
     let disk = Disk::new(128 * u64::from(BLOCK), BLOCK);
@@ -358,7 +358,7 @@ fn a_hostile_file_costs_no_more_than_reading_it_some_times() {
         archive_tag: [1; 4],
         payload_crc: 1,
     };
-    let one = hostile.encode(FrameRules::PLAIN).unwrap();
+    let one = hostile.encode().unwrap();
     let bytes: Vec<u8> = one.iter().copied().cycle().take(24 << 20).collect();
     let started = std::time::Instant::now();
     let found = scan(&*Bytes::store("a", &bytes), &Cancel::default()).unwrap();

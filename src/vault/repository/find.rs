@@ -150,8 +150,12 @@ impl Catalog {
         let is_listed = |names: Vec<String>| names.iter().any(|name| name == domain.as_str());
         // What can't be looked at is there; why it can't be is told when it is used.
         let repository = self.repository();
-        Ok(repository.may_be_folder(&repository.domain_dir(domain))
-            && repository.names_in(&Name::top()).map_or(true, is_listed))
+        let is_folder = || repository.may_be_folder(&repository.domain_dir(domain));
+        if !repository.storage().may_fold_case() {
+            // Where there are points, there is a folder, and their list is needed anyway.
+            return Ok(!self.domain(domain).points().is_empty() || is_folder());
+        }
+        Ok(is_folder() && repository.names_in(&Name::top()).map_or(true, is_listed))
     }
 
     /// The domain of a guest that libvirt calls so, or that has this UUID.

@@ -373,7 +373,7 @@ impl<'a> Flow<'a> {
             (Made::Snapshots, Some(snapshots)) => {
                 for (index, disk) in ready.iter().enumerate() {
                     if let Some(export) = snapshots.export(index, self.cancel)? {
-                        let (counted, left) = snapshots.bitmaps(index)?;
+                        let (counted, left) = snapshots.bitmaps(index, disk)?;
                         let anchor = left.map(|name| self.live_anchor(disk, name));
                         let (image, open) = (disk.image, disk.open);
                         let source = Captured::of_export(image, open, export, counted, anchor)?;

@@ -366,8 +366,12 @@ impl<'a> Snapshots<'a> {
     ///
     /// # Errors
     /// It names one without the other, or something else than a bitmap.
-    pub fn bitmaps(&self, disk: usize) -> Result<(Option<Counted>, Option<&str>)> {
-        let Some(NbdAnswer { bitmap, since, .. }) =
+    pub fn bitmaps(
+        &self,
+        disk: usize,
+        ready: &Ready<'_>,
+    ) -> Result<(Option<Counted>, Option<&str>)> {
+        let Some(NbdAnswer { bitmap, since, marked, .. }) =
             self.disks.get(disk).and_then(|answer| answer.nbd.as_ref())
         else {
             return Ok((None, None));
@@ -375,8 +379,12 @@ impl<'a> Snapshots<'a> {
         let name = bitmap.as_ref().map(|it| it.strip_prefix(DIRTY_BITMAP).unwrap_or_default());
         let counted = match (name, since) {
             (None, None) => None,
-            (Some(bitmap), Some(since)) if !bitmap.is_empty() => {
-                Some(Counted { bitmap: bitmap.to_owned(), since: since.clone() })
+            (Some(name), Some(since)) if !name.is_empty() => {
+                let latest = ready.base.latest.as_ref().filter(|_| *marked);
+                let marks = latest
+                    .map(|it| bitmap::canaries(&ready.tag.name(it.id), it.record.virtual_size));
+                let marks = marks.unwrap_or_default();
+                Some(Counted { bitmap: name.to_owned(), since: since.clone(), marks })
             }
             _ => {
                 let why = "a bitmap is named as qemu:dirty-bitmap:NAME, with what it counts from";

@@ -8,6 +8,7 @@ use std::thread;
 use super::{Look, Opened};
 use crate::base::duration::{self, Stretch};
 use crate::base::error::Result;
+use crate::base::warning::Warning;
 use crate::flows::jobs::config::Job;
 use crate::flows::jobs::config::copy::Copy;
 use crate::flows::jobs::guests::Subject;
@@ -25,6 +26,8 @@ pub(in super::super) struct Points {
     /// Those that are damaged.
     pub(super) damaged: usize,
     safe_until: Option<jiff::Timestamp>,
+    /// Files of them were written over.
+    written_over: Option<Warning>,
     pub newest: Option<Manifest>,
     /// All that can be read and are not removed, the oldest first, and whether each can be restored whole.
     pub all: Vec<(Manifest, bool)>,
@@ -212,6 +215,11 @@ impl Look<'_> {
             let advice = format!("qdelta verify {} says what is damaged", operand(guest));
             self.advise(Level::Critical, FindingCode::Damaged, guest, text, &advice);
         }
+        if let Some(told) = &points.written_over {
+            let advice = told.advice.as_deref().unwrap_or_default();
+            let code = FindingCode::Damaged;
+            self.advise(Level::Critical, code, guest, told.text.clone(), advice);
+        }
         let Some(drill) = &points.last_drill else { return };
         if drill.result == Climb::Failed {
             let step = drill.steps.iter().find(|step| step.result == Climb::Failed);
@@ -317,8 +325,10 @@ impl Opened {
         let good = found.all.iter().filter(is_state).map(|(manifest, _)| manifest);
         found.newest = good.max_by_key(|manifest| manifest.point).cloned();
         if let Some(newest) = &found.newest {
-            found.safe_until = catalog.point_safe_until(domain, newest.point)?;
+            let safe = catalog.safe_until(domain, [newest.point])?;
+            found.safe_until = safe.into_values().next();
         }
+        found.written_over = catalog.told_of_written_over(domain)?;
         found.proved_at = proofs.values().flatten().max().copied();
         found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
         found.proofs = proofs;

@@ -6,8 +6,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, Result};
 use crate::disk::io::ReadAt;
 use crate::formats::archive::{
-    FRAME_HEADER_LEN, FRAME_LEN_MAX, FRAME_MAGIC, FrameEntry, FrameHeader, FrameRules, Mask,
-    Metadata, header,
+    FRAME_HEADER_LEN, FRAME_LEN_MAX, FRAME_MAGIC, FrameEntry, FrameHeader, Mask, Metadata, header,
 };
 
 /// How many bytes are looked at together: the longest frame, and enough for long reads.
@@ -186,7 +185,7 @@ impl Search<'_> {
     fn frame_header_at(&mut self, at: u64) -> Result<Option<FrameHeader>> {
         let tag = self.tag;
         let bytes = self.window.at(at, FRAME_HEADER_LEN)?;
-        Ok(FrameHeader::decode(bytes, FrameRules::PLAIN)
+        Ok(FrameHeader::decode(bytes)
             .ok()
             .filter(|header| tag.is_none_or(|tag| tag == header.archive_tag)))
     }

@@ -115,7 +115,8 @@ impl Upload {
         };
         let mut spare = Vec::new();
         let most = if self.buffer.len() <= SHORT { IN_FLIGHT_MAX } else { 1 };
-        while multipart.on_their_way.len() >= most {
+        // Over a quick way two buffers do for all of it.
+        while multipart.on_their_way.len() >= most || multipart.has_arrived() {
             spare = match multipart.wait() {
                 Ok(buffer) => buffer,
                 Err(error) => {
@@ -132,6 +133,7 @@ impl Upload {
                 .advise("say larger parts in the repository's address: part-size=1024MiB"));
         }
         spare.clear();
+        spare.reserve_exact(self.part_len());
         let bytes = mem::replace(&mut self.buffer, spare);
         multipart.len += bytes.len() as u64;
         let (shared, key, id) = (Arc::clone(&self.shared), self.key.clone(), multipart.id.clone());
@@ -272,6 +274,11 @@ impl Multipart {
     /// How many parts were sent.
     fn parts(&self) -> usize {
         self.etags.len() + self.on_their_way.len()
+    }
+
+    /// Whether nobody has to wait for the oldest part that is on its way.
+    fn has_arrived(&self) -> bool {
+        self.on_their_way.first().is_some_and(JoinHandle::is_finished)
     }
 
     /// Waits for the oldest part that is on its way; gives its buffer.
