@@ -346,8 +346,22 @@ fn a_host_with_the_public_key_alone_adds_increments_and_reads_nothing() {
             assert!(!bytes.windows(64).any(|window| window == [7; 64]), "{}", path.display());
         }
     }
-    // Somebody else has changed its newest point: a full, which used to be told as a state that is lost.
-    repo.run(args!["pin", "web/vda@latest"]).ok();
+    // An admin's pin made a full of the next night: what the host knows of the point is enough to build on it, and
+    // changes nothing of it.
+    repo.run(args!["pin", "web/vda@latest", "--reason", "the audit"]).ok();
+    patch(&image, 0, &[8; 100]);
+    assert_eq!(host.backup(&image)["kind"], "incremental");
+    let list = repo.run(args!["points", "--json"]).ok().json();
+    assert_eq!(list["disks"][0]["points"][4]["pins"][0]["reason"], "the audit", "{list}");
+    repo.assert_restores_raw(&lab, "web/vda", &image);
+    repo.run(args!["unpin", "web/vda@latest"]).sane();
+    // A merge has put another archive in the place of the one that the host knows: a full, which says why.
+    let points = repo.points("web/vda");
+    let (before, last) = (&points[0], &points[3]);
+    repo.run(args!["merge", format!("web@{before}..{last}")]).ok();
+    let points = repo.points("web/vda");
+    repo.run(args!["unpin", format!("web@{}", points[1])]).ok();
+    repo.run(args!["merge", format!("web@{}..{}", points[0], points[2])]).ok();
     let words = args!["backup", image.as_path(), "--disk", "web/vda", "--format", "raw", "--json"];
     let outcome = host.run(words);
     assert_eq!(outcome.json()["kind"], "full");

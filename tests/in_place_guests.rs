@@ -12,7 +12,7 @@ use qdelta::flows::restore::{
     InPlaceOptions, InPlaceRequest, MachineInPlaceRequest, run_in_place, run_machine_in_place,
 };
 use qdelta::guest::libvirt::Libvirt;
-use qdelta::vault::repository::{Repository, Selector};
+use qdelta::vault::repository::Selector;
 use serde_json::Value;
 
 use super::block_devices::Device;
@@ -229,7 +229,7 @@ fn a_guest_that_starts_while_what_is_there_is_kept_is_left_alone() {
         selector: Selector::Id(point.clone()),
         options: options(&host),
     };
-    let repository = Repository::open(&host.repo.path).unwrap();
+    let repository = host.repo.open();
     let start = At("backup", AtomicU32::new(1), || fs::write(&live, &xml).unwrap());
     let error =
         run_machine_in_place(&repository, &request, &start, &Cancel::default()).unwrap_err();
@@ -269,7 +269,7 @@ fn a_guest_that_starts_while_its_device_is_written_is_not_passed_over() {
         image: None,
         options: options(&host),
     };
-    let repository = Repository::open(&host.repo.path).unwrap();
+    let repository = host.repo.open();
     // What was written is compared with the point.
     let start = At("compare", AtomicU32::new(2), || fs::write(&live, &xml).unwrap());
     let error = run_in_place(&repository, &request, &start, &Cancel::default()).unwrap_err();

@@ -88,9 +88,7 @@ fn live(seed: u64, format: &'static str) -> u32 {
         repo.assert_restores_raw(&lab, &format!("disk@{id}"), expected);
     }
     repo.assert_no_leftovers();
-    let archives =
-        tree(&repo.path).into_iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta"));
-    assert_eq!(archives.count(), points.len(), "one archive for each point");
+    assert_eq!(repo.archives().len(), points.len(), "one archive for each point");
     merges
 }
 
@@ -201,7 +199,7 @@ fn readers_are_waited_for() {
     let lab = Lab::new();
     let repo = Repo::init(lab.path("repo"));
     let (_, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 4);
-    let reader = ::qdelta::Repository::open(&repo.path).unwrap();
+    let reader = repo.open();
     let hold = reader.hold(&"disk".parse().unwrap()).unwrap();
     let done = repo.run(args!["merge", range(&points[1], &points[2]), "--json"]).ok().json();
     assert_eq!(done["waiting"], true, "{done}");

@@ -44,7 +44,7 @@ impl Scene {
     }
 
     fn open_points(&self, room: u64) -> Arc<OpenPoints> {
-        OpenPoints::with_room(Repository::open(&self.repo.path).unwrap(), room)
+        OpenPoints::with_room(self.repo.open(), room)
     }
 
     fn open(&self, points: &Arc<OpenPoints>, number: usize) -> OpenPoint {
@@ -110,7 +110,9 @@ fn points_of_one_chain_share_their_archives() {
     let scene = Scene::new(8);
     let local = Arc::new(Local::new(&scene.repo.path));
     let storage = Arc::new(Faulty::counting(local));
-    let points = OpenPoints::new(Repository::open_in(storage.clone()).unwrap());
+    let key = scene.repo.key_text();
+    let opened = Repository::open_in_with(storage.clone(), key.as_ref()).unwrap();
+    let points = OpenPoints::new(opened);
     let opening = |number: usize| {
         let before = storage.calls();
         let open = scene.open(&points, number);
@@ -162,13 +164,13 @@ fn what_somebody_has_open_is_not_removed_and_what_is_gone_is_missed() {
     // The last point is read from another archive as soon as its reader is opened again.
     scene.check(&first, 0);
     scene.check(&last, 3);
-    let archives = || std::fs::read_dir(scene.repo.path.join("web/vda")).unwrap().count();
+    let archives = || scene.repo.archives().len();
     let before = archives();
     let prune = || scene.repo.run(args!["prune", "--keep-last", "1", "--grace", "0"]).ok();
     prune();
     assert_eq!(archives(), before, "both points are open");
     // On a repository where no promise could be made the files go all the same.
-    std::fs::remove_file(scene.repo.path.join("web/.keep")).unwrap();
+    std::fs::remove_file(scene.repo.place_of("web").join(".keep")).unwrap();
     prune();
     assert!(archives() < before);
     until(&first, |read| read == Err(ErrorKind::NotFound));

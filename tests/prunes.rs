@@ -9,13 +9,14 @@ use qdelta::base::period::Period;
 use qdelta::flows::merge::MergeOptions;
 use qdelta::flows::prune::{self, PruneRequest};
 use qdelta::flows::retain::{self, Clock, Policy};
+use qdelta::vault::repository::storage::Name;
 use qdelta::vault::repository::{Count, DomainName, Keep, Marks, Pin};
 use qdelta::{Cancel, PointId, Repository, Silent};
 use serde_json::Value;
 
 use crate::harness::content::{Guest, Random};
 use crate::harness::faults::{Fault, count_calls, plan, run_with};
-use crate::harness::files::{Mount, copy_tree, tree};
+use crate::harness::files::{Mount, copy_tree};
 use crate::harness::guest::{self, Host};
 use crate::harness::images::{check_is_silent, create, create_raw, guest_io, oracle, qemu_img};
 use crate::harness::repo::{Repo, point_of};
@@ -126,11 +127,11 @@ fn a_point_that_is_brought_back_during_a_prune_stays() {
     nights(&lab, &repo, "first", 4);
     let points = nights(&lab, &repo, "second", 4);
     let prune = |guest: &str| args!["prune", guest, "--keep-last", "1", "--grace", "0", "--json"];
-    let second = Repository::open(&repo.path).unwrap();
+    let second = repo.open();
     let back: PointId = points[1].0.parse().unwrap();
     // The point is removed, and merged away as soon as its guest's turn comes.
     let watch = Undelete { repository: second, domain: "second".parse().unwrap(), point: back };
-    let repository = Repository::open(&repo.path).unwrap();
+    let repository = repo.open();
     let domains = vec!["first".parse().unwrap(), "second".parse().unwrap()];
     let request = PruneRequest { domains, ..request(1) };
     let report = prune::run(&repository, &request, &watch, &Cancel::default()).unwrap();
@@ -182,9 +183,13 @@ pub fn request(last: u32) -> PruneRequest {
 
 /// The bytes of all archives in a repository.
 fn stored(repo: &Repo) -> u64 {
-    let archives = tree(&repo.path).into_iter();
-    let archives = archives.filter(|it| it.extension().is_some_and(|it| it == "qdelta"));
-    archives.map(|it| std::fs::metadata(repo.path.join(it)).unwrap().len()).sum()
+    let opened = repo.open();
+    let len = |file: PathBuf| {
+        let parts = file.iter();
+        let name = parts.fold(Name::top(), |name, part| name.join(part.to_str().unwrap()));
+        opened.storage().entry(&name).unwrap().unwrap().len.unwrap()
+    };
+    repo.archives().into_iter().map(len).sum()
 }
 
 /// Where the disks of a point went to different points, what they freed was counted twice.
@@ -217,7 +222,7 @@ fn what_is_freed_is_what_the_disks_of_a_point_take() {
 
 /// Pins a point until a time that is over.
 fn pin_for_a_moment(repo: &Repo, domain: &str, point: &str) {
-    let repository = Repository::open(&repo.path).unwrap();
+    let repository = repo.open();
     let lock = repository.lock(&domain.parse().unwrap()).unwrap();
     let at = clock::now().unwrap();
     let pin = Pin { holder: None, at, reason: None, until: Some(at) };
@@ -258,7 +263,7 @@ fn readers_are_waited_for() {
     let repo = Repo::init(lab.path("repo"));
     set_share(&repo, 1);
     let points = nights(&lab, &repo, "vm", 4);
-    let reader = ::qdelta::Repository::open(&repo.path).unwrap();
+    let reader = repo.open();
     let hold = reader.hold(&"vm".parse().unwrap()).unwrap();
     let prune = || {
         let rules = args!["prune", "--keep-last", "1", "--grace", "0", "--json"];
@@ -316,9 +321,9 @@ fn damage_stops_its_own_chain_alone() {
     let repo = Repo::init(lab.path("repo"));
     set_share(&repo, 1);
     let [good, bad] = ["good", "bad"].map(|name| nights(&lab, &repo, name, 4));
-    let folder = repo.path.join("bad/disk");
-    let mut files = std::fs::read_dir(&folder).unwrap().map(|it| it.unwrap().path());
-    let broken = files.find(|it| it.to_string_lossy().contains(&bad[1].0)).unwrap();
+    let mut archives = repo.archives().into_iter();
+    let broken = archives.find(|it| it.to_string_lossy().contains(&bad[1].0)).unwrap();
+    let broken = repo.place_of(broken);
     let mut bytes = std::fs::read(&broken).unwrap();
     let at = bytes.len() - 100;
     bytes[at] ^= 1;
@@ -332,7 +337,7 @@ fn damage_stops_its_own_chain_alone() {
         assert_eq!(spared["why"], "damaged", "{report:#}");
         let text = spared["problem"]["text"].as_str().unwrap();
         assert!(text.contains(broken.to_str().unwrap()), "{text}");
-        let left = |name: &str| std::fs::read_dir(repo.path.join(name)).unwrap().count();
+        let left = |name: &str| repo.archives().iter().filter(|it| it.starts_with(name)).count();
         assert_eq!((left("bad/disk"), left("good/disk")), (4, 1));
     }
     repo.assert_restores_raw(&lab, &format!("good/disk@{}", good[3].0), &good[3].1);

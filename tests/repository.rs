@@ -10,7 +10,6 @@ use qdelta::ErrorKind;
 use qdelta::vault::repository::{DomainName, Repository};
 
 use crate::harness::faults::traced;
-use crate::harness::files::tree;
 use crate::harness::images::filled;
 use crate::harness::repo::Repo;
 use crate::harness::run::{as_root, binary};
@@ -51,7 +50,7 @@ enum Beside {
 impl Beside {
     /// The locks that whoever does this holds.
     fn locks(self, repo: &Repo) -> Vec<File> {
-        let file = |name: &str| File::open(repo.path.join("vm").join(name)).unwrap();
+        let file = |name: &str| File::open(repo.place_of("vm").join(name)).unwrap();
         let alone = |name: &str| {
             let file = file(name);
             file.lock().unwrap();
@@ -78,8 +77,9 @@ fn every_operation_beside_every_other_goes_on_or_is_refused_at_once() {
     let image = filled(&lab, "vm.qcow2", "", 1 << 20, 1);
     let repo = Repo::init(lab.path("repo"));
     run(qdelta(repo.args(args!["backup", image.as_path()]))).ok();
-    let archive = tree(&repo.path).into_iter().find(|it| it.extension() == Some("qdelta".as_ref()));
-    let archive = repo.path.join(archive.unwrap());
+    // Of an encrypted one, what the key takes out is replayed.
+    let archive = lab.path("archive.qdelta");
+    repo.take_out(&repo.archives()[0], &archive);
     let (restored, replayed) = (lab.path("restored.raw"), lab.path("replayed.raw"));
     let changes = [Writer, Remover];
     // The command, whom it is refused beside, and its status where it goes on.
@@ -131,7 +131,7 @@ fn a_repository_that_is_mounted_read_only_is_read() {
             all.extend(repo.args(words));
             run(as_root("unshare", all)).ok();
         }
-        std::fs::remove_file(repo.path.join("vm/.keep")).unwrap_or_default();
+        std::fs::remove_file(repo.place_of("vm").join(".keep")).unwrap_or_default();
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use qdelta::base::observer::{Event, Observer};
 use qdelta::flows::verify::{self, Scrub, VerifyRequest};
-use qdelta::{Cancel, ErrorKind, Repository, Resources};
+use qdelta::{Cancel, ErrorKind, Resources};
 use serde_json::Value;
 
 use crate::harness::images::{filled_raw, patch};
@@ -131,7 +131,9 @@ fn damage_is_told_by_every_later_command_until_it_is_mended() {
     assert_eq!(verdicts[0]["fate"], "keep", "{plan}");
     let image = lab.path("one");
     let backup = args!["backup", image.as_path(), "--disk", "one", "--format", "raw"];
-    assert_eq!(told(backup.clone()), (Some(0), true));
+    // In an encrypted repository, frames and index of so small an archive are one piece: a full begins anew.
+    let status = if repo.key.is_some() { 4 } else { 0 };
+    assert_eq!(told(backup.clone()), (Some(status), true));
     let first = list["disks"][0]["points"][0]["point"].as_str().unwrap();
     assert_eq!(
         told(args!["restore", format!("one@{first}"), lab.path("out.raw").as_path()]),
@@ -153,7 +155,7 @@ fn a_copy_was_never_proved_and_a_torn_history_is_none() {
     scrub(&repo, &[]);
     let copy = lab.path("copy");
     crate::harness::files::copy_tree(&repo.path, &copy);
-    assert_eq!(proved(&Repo::at(copy)), [false; 8]);
+    assert_eq!(proved(&repo.copy_at(copy)), [false; 8]);
     assert_eq!(proved(&repo), [true; 8]);
     let history = repo.frozen_mark("one").with_file_name("one+history");
     let whole = fs::read(&history).unwrap();
@@ -198,7 +200,7 @@ fn a_scrub_is_in_the_way_of_the_guest_alone_that_it_reads() {
         resources: Resources::default(),
     };
     let observer = MergesBeside { repo: &repo, done: Mutex::new(Vec::new()) };
-    let repository = Repository::open(&repo.path).unwrap();
+    let repository = repo.open();
     let report = qdelta::verify(&repository, &request, &observer, &Cancel::default()).unwrap();
     assert_eq!(report.findings, []);
     assert_eq!(*observer.done.lock().unwrap(), ["two"]);
@@ -338,7 +340,7 @@ impl Observer for Stop {
 fn what_was_proved_is_remembered_when_the_run_is_stopped() {
     let lab = Lab::new();
     let repo = repository(&lab);
-    let repository = Repository::open(&repo.path).unwrap().with_state(state());
+    let repository = repo.open().with_state(state());
     let aged = Scrub { max_age: Some("30d".parse().unwrap()), budget: None };
     for scrub in [None, Some(aged)] {
         let before = proved(&repo).into_iter().filter(|proved| *proved).count();

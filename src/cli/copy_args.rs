@@ -88,7 +88,8 @@ pub struct OtherKey {
 /// Reads everything of the guests, as qdelta verify does. For each archive that is damaged or missing one of the
 /// same point is brought from the other repository and proved; then it takes the place of the old one, which
 /// goes. A manifest comes back with the archives that are there. What the other repository does not have stays as
-/// it is. Whole points that are only there, qdelta copy brings.
+/// it is. Whole points that are only there, qdelta copy brings: if some are later than the newest one here, or of a
+/// guest that is lost here, status 17 says so.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("repair"), after_long_help = examples::long(Some("repair")))]
 pub struct Repair {

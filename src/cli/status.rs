@@ -57,7 +57,10 @@ pub const TABLE: &[(u8, &str)] = &[
     (DRILL_FAILED, "a drill failed: a guest does not come back, or misses its target"),
     (NOT_TRIED, "a drill could not be tried as far as was asked: nothing is known of the rest"),
     (NO_KEY, "the repository is encrypted, and the key that is needed was not given"),
-    (OPEN, "status: something is not all right; it was listed"),
+    (
+        OPEN,
+        "something is open, and was listed: by status; points that one of two repositories lacks, by verify --against and repair",
+    ),
     (130, "interrupted by Ctrl-C or a signal"),
 ];
 

@@ -183,3 +183,73 @@ fn a_repair_makes_nothing_worse_at_any_call() {
         reached
     });
 }
+
+/// The archives of a storage.
+fn archives(memory: &Memory) -> Vec<Name> {
+    memory.names().into_iter().filter(|name| name.last().ends_with(".qdelta")).collect()
+}
+
+/// Another backup begins, and removes no archive that was there before, but for those whose disk's point can be read
+/// without them.
+fn assert_kept(scene: &Scene, memory: &Memory, before: &[Name], story: &str) {
+    let repository = Repository::open_in(Arc::new(memory.clone())).unwrap();
+    let lock = repository.lock(&"vm".parse().unwrap()).unwrap();
+    repository.clean(&lock).unwrap();
+    let (now, readable) = (archives(memory), scene.readable(memory));
+    let is_readable = |name: &Name| {
+        let point = name.last().split('-').next().unwrap().parse().unwrap();
+        readable.contains(&(name.folder().unwrap().as_str().to_owned(), point))
+    };
+    let lost = before.iter().find(|name| !now.contains(name) && !is_readable(name));
+    assert!(lost.is_none(), "{story}: {lost:?} is gone, there are {now:?}");
+}
+
+/// The newest points had lost their manifests, and whoever brought one back was killed between staging and
+/// publishing it: the next backup took the archive that had been there all the time for the leftover of a killed
+/// backup, and removed it.
+#[test]
+fn an_archive_whose_manifest_is_being_brought_back_is_nobodys_leftover() {
+    let scene = Scene::new(Some(3));
+    let (base, from) = (scene.copy(), Memory::default());
+    Repository::init_in(Arc::new(from.clone()), &Settings::default()).unwrap();
+    copy(&base, Arc::new(from.clone()), None).unwrap();
+    let of = |part: &str, point: usize| {
+        let point = scene.points[point].to_string();
+        let name = |name: &Name| name.as_str().contains(part) && name.last().starts_with(&point);
+        base.names().into_iter().find(name).unwrap()
+    };
+    damage(&base, &of("points/", 4), true);
+    damage(&base, &of("points/", 3), true);
+    damage(&base, &of("vm/a/", 3), true);
+    let before = archives(&base);
+    for is_repair in [true, false] {
+        let bring = |here: Arc<dyn Storage>| match is_repair {
+            true => repair(here, &from),
+            false => copy(&from, here, None),
+        };
+        sweep_over(29, |call, fault, cuts| {
+            let story = format!("repair: {is_repair}, call {call}, {fault:?}, power cut: {cuts}");
+            let here = copy_of(&base);
+            let faulty = Arc::new(Faulty::new(Arc::new(here.clone()), call, fault));
+            let outcome = bring(Arc::clone(&faulty) as Arc<dyn Storage>);
+            let reached = faulty.reached();
+            drop(faulty);
+            if cuts {
+                here.cut_power();
+            }
+            if !reached {
+                outcome.unwrap_or_else(|error| panic!("{story}: {}", error.chain()));
+            }
+            assert_kept(&scene, &here, &before, &story);
+            scene.check(&here, &scene.points[..3], &story);
+            bring(Arc::new(here.clone()))
+                .unwrap_or_else(|error| panic!("{story}: {}", error.chain()));
+            assert_eq!(scene.check(&here, &scene.points, &story), scene.points, "{story}");
+            clean(&here, &story);
+            assert_whole(&scene, &here, &scene.points, &story);
+            let is_mark = |name: &Name| name.last().ends_with(".lost");
+            assert!(!here.names().iter().any(is_mark), "{story}: {:?}", here.names());
+            reached
+        });
+    }
+}

@@ -123,7 +123,8 @@ fn what_neither_side_has_is_named() {
     let guest = &report["guests"][0];
     assert_eq!(guest["mended"][0]["point"], points[1].as_str(), "{report}");
     assert_eq!(guest["failed"][0]["point"], scene.points[3].0.as_str(), "{report}");
-    compare("repair", &[&report], &[".guests[].error", ".guests[].failed[].error.advice"]);
+    let rare = [".guests[].error", ".guests[].failed[].error.advice", ".guests[].only_there[]"];
+    compare("repair", &[&report], &rare);
     for (point, disk) in &scene.points[..3] {
         scene.repo.assert_restores_raw(&scene.lab, &format!("web/vda@{point}"), disk);
     }
@@ -222,4 +223,31 @@ fn no_other_content_comes_under_a_lost_manifest() {
             assert_eq!(fs::read(manifest(&scene.repo, point)).ok(), before);
         }
     }
+}
+
+/// A point that was removed came back living when its manifest was damaged: with all that its owner had asked to
+/// be removed, and a pinned one without its pin.
+#[test]
+fn a_removed_point_whose_manifest_is_mended_stays_removed() {
+    let mut scene = Scene::new();
+    for _ in 0..3 {
+        scene.night(&[]);
+    }
+    scene.copy(&[]);
+    let points: Vec<String> = scene.ids().into_iter().map(str::to_owned).collect();
+    scene.repo.run(crate::harness::args!["prune", "--keep-last", "1", "--grace", "7d"]).ok();
+    let pin = format!("web@{}", points[2]);
+    scene.repo.run(crate::harness::args!["pin", pin.as_str(), "--reason", "the audit"]).ok();
+    for point in &points {
+        flip(&manifest(&scene.repo, point));
+    }
+    assert_eq!(scene.repair(&[]).ok().json()["guests"][0]["mended"].as_array().unwrap().len(), 3);
+    assert_eq!(scene.repo.points("web/vda"), [points[2].as_str()]);
+    let list = scene.repo.run(crate::harness::args!["points", "--removed", "--json"]).ok().json();
+    let listed = list["disks"][0]["points"].as_array().unwrap();
+    assert_eq!(listed.len(), 3, "{list}");
+    assert_eq!(listed[2]["pins"][0]["reason"], "the audit", "{list}");
+    let removed = format!("web@{}", points[0]);
+    scene.repo.run(crate::harness::args!["undelete", removed.as_str()]).ok();
+    scene.assert_points(&scene.repo, &[&points[0], &points[2]]);
 }

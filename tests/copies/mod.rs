@@ -4,6 +4,8 @@ mod faults;
 mod kills;
 mod lives;
 mod mended;
+mod pulled;
+mod three;
 mod told;
 
 use std::path::{Path, PathBuf};

@@ -101,8 +101,12 @@ fn points_that_are_lost_whole_are_told_by_a_repair() {
     fs::remove_file(archive(&scene.repo, &last)).unwrap();
     fs::remove_file(manifest(&scene.repo, &last)).unwrap();
     let told = |scene: &Scene, words: &str| {
-        let report = scene.repair(&[]).ok().json();
+        let outcome = scene.repair(&[]);
+        let report = outcome.json();
+        assert_eq!(outcome.code(), Some(17), "{report}");
         assert_eq!(report["warnings"][0]["code"], "went-back", "{report}");
+        let only_there = report["guests"][0]["only_there"].as_array().unwrap();
+        assert_eq!(only_there.last(), Some(&last.as_str().into()), "{report}");
         let text = report["warnings"][0]["text"].as_str().unwrap();
         assert!(text.contains(words), "{report}");
     };

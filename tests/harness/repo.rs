@@ -84,10 +84,15 @@ impl Repo {
         staged.publish(Publish::Replace).unwrap();
     }
 
+    /// The key of an encrypted one.
+    pub fn key_text(&self) -> Option<KeyText> {
+        let key = self.key.as_ref().map(|key| std::fs::read_to_string(key).unwrap());
+        key.map(|text| text.parse().unwrap())
+    }
+
     /// The repository, opened in this process.
     pub fn open(&self) -> Repository {
-        let key = self.key.as_ref().map(|key| std::fs::read_to_string(key).unwrap());
-        let key: Option<KeyText> = key.map(|text| text.parse().unwrap());
+        let key = self.key_text();
         match self.is_in_a_store() {
             true => Repository::open_in_with(Arc::new(storage(&self.path)), key.as_ref()).unwrap(),
             false => Repository::open_with(&self.path, key.as_ref()).unwrap(),
@@ -235,6 +240,26 @@ impl Repo {
         }
         found.sort();
         found
+    }
+
+    /// Where a file or folder lies, by its name within the repository: of an encrypted one under another.
+    pub fn place_of(&self, name: impl AsRef<Path>) -> PathBuf {
+        let parts = name.as_ref().iter();
+        let name = parts.fold(Name::top(), |name, part| name.join(part.to_str().unwrap()));
+        self.open().storage().describe(&name)
+    }
+
+    /// Writes what is in a file, decrypted, to a path.
+    pub fn take_out(&self, file: &Path, to: &Path) {
+        let parts = file.iter();
+        let name = parts.fold(Name::top(), |name, part| name.join(part.to_str().unwrap()));
+        std::fs::write(to, self.open().storage().read(&name, u64::MAX).unwrap()).unwrap();
+    }
+
+    /// Its archives, by their names within it.
+    pub fn archives(&self) -> Vec<PathBuf> {
+        let files = self.files().into_iter();
+        files.filter(|file| file.extension().is_some_and(|it| it == "qdelta")).collect()
     }
 
     /// Archives and manifests, and nothing that an interrupted run left.

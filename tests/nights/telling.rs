@@ -93,7 +93,7 @@ impl Told {
             &format!(
                 "#!/bin/bash\n[ -e {0}/down ] && {{ cat {0}/down >&2; exit 75; }}\n\
                  [ -e {0}/hung ] && exec sleep 1000\n\
-                 exec cat >{0}/$(ls {0} | wc -l).mail\n",
+                 exec cat >{0}/$(ls {0} | wc -l).$$.mail\n",
                 mails.display()
             ),
         );
@@ -372,7 +372,9 @@ fn a_run_ends_soon_that_is_asked_to_stop_while_it_tells() {
     told.configure("", &slow);
     let mut command = told.command("2026-10-18 10:00:00", args!["run"]);
     let child = start(&mut command);
-    wait_until("the notifier", || hook.exists() && told.night.lab.path("mails/0.mail").exists());
+    wait_until("the notifier", || {
+        hook.exists() && fs::read_dir(told.night.lab.path("mails")).unwrap().count() > 0
+    });
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     finish(child, describe(&command));
     fs::write(go, "").unwrap();

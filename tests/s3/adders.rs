@@ -80,7 +80,7 @@ fn a_host_that_can_only_add_does_all_its_nightly_work() {
         let backup = args!["backup", image.as_path(), "--disk", "vm/disk", "--io", "threads"];
         by_host(&repo, backup.clone()).ok();
         guest_io(&image, "qcow2", &Guest::new(lab.dir(), 5).fill(3 * MIB, 3));
-        by_host(&repo, backup).ok();
+        by_host(&repo, backup.clone()).ok();
         by_host(&repo, args!["verify", "--io", "threads"]).ok();
         let expected = lab.path("expected");
         oracle(args!["-f", "qcow2", image.as_path()], &expected);
@@ -109,5 +109,14 @@ fn a_host_that_can_only_add_does_all_its_nightly_work() {
             "the host removed the policy"
         );
         by_host(&repo, args!["points"]).ok();
+        // A full of the chain is made, though what it replaces can't be removed: that it is none was said.
+        let outcome = by_host(&repo, [backup, args!["--synthetic", "--json"]].concat());
+        let report = outcome.json();
+        assert_eq!(report["kind"], "full", "{}", outcome.report());
+        let told = report["warnings"].to_string();
+        assert!(told.contains("not-merged") && told.contains("are merged"), "{report}");
+        let list = by_host(&repo, args!["points", "--json"]).json();
+        assert_eq!(list["disks"][0]["points"][2]["kind"], "full", "{list}");
+        by_host(&repo, args!["verify", "--io", "threads"]).ok();
     }
 }

@@ -260,3 +260,46 @@ fn what_was_written_over_or_hidden_stays_locked() {
     let short = run(qdelta(args!["init", locked_place(), "--lock", "1h"])).ok();
     assert!(short.stderr.contains("may end before the next backup"), "{}", short.stderr);
 }
+
+/// Whoever wrote over an archive with a lock of its own had `points` say that the point was safe for that long, while the
+/// lock of the real bytes ended; and only the next backup told of it.
+#[test]
+fn what_was_written_over_is_told_and_the_real_bytes_count() {
+    let lab = Lab::new();
+    let repo = locked("2d");
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    repo.backup(&image, "vm/disk", &["--format", "raw"]);
+    let (archive, _) =
+        versions(&repo).into_iter().find(|(key, _)| key.ends_with(".qdelta")).unwrap();
+    let is_told = |words: &[&str]| {
+        let words = words.iter().map(OsString::from).collect();
+        repo.run(words).stderr.contains("written over")
+    };
+    assert!(!is_told(&["points"]) && !is_told(&["verify", "--io", "threads"]));
+    let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(90 * 24);
+    let until = until.strftime("%Y-%m-%dT%H:%M:%SZ");
+    let mut words = args!["-H", "x-amz-object-lock-mode: COMPLIANCE"];
+    words.extend(args!["-H", format!("x-amz-object-lock-retain-until-date: {until}")]);
+    words.extend(args!["--data-binary", "rubbish"]);
+    ask("PUT", &format!("/{LOCKED_BUCKET}/{archive}"), words).ok();
+    let list = repo.run(args!["points", "--json"]).sane().json();
+    let told = list["warnings"].to_string();
+    assert!(told.contains("written-over") && told.contains(".qdelta"), "{list}");
+    let until: jiff::Timestamp =
+        list["disks"][0]["points"][0]["safe_until"].as_str().unwrap().parse().unwrap();
+    let hours = until.duration_since(jiff::Timestamp::now()).as_hours();
+    assert!((40..=48).contains(&hours), "{hours} hours: {list}");
+    assert!(is_told(&["points"]) && is_told(&["verify", "--io", "threads"]));
+    // And by the host's status, whose newest point it is.
+    let config = lab.path("qdelta.toml");
+    let text = format!(
+        "[repositories.main]\nplace = \"{}\"\n[jobs.one]\nrepository = \"main\"\n\
+         [[jobs.one.images]]\npath = \"{}\"\ndisk = \"vm/disk\"\n",
+        repo.path.display(),
+        image.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let status = run(qdelta(args!["status", "--json", "--config", config.as_path()])).sane();
+    assert!(status.text().contains("written over"), "{}", status.report());
+}

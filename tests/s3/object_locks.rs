@@ -192,3 +192,34 @@ fn where_nothing_can_be_locked_that_is_said() {
     let said = repo.run(words).fails_with(2);
     assert!(said.contains("keeps no versions"), "{said}");
 }
+
+/// What a bucket locks by itself was never tried with a store.
+#[test]
+fn what_the_bucket_locks_by_itself_is_taken() {
+    let lab = Lab::new();
+    let (bucket, place) = ("defaulted", fresh_place());
+    let enabled = args!["-H", "x-amz-bucket-object-lock-enabled: true"];
+    ask("PUT", &format!("/{bucket}"), enabled).ok();
+    let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\
+                <Mode>COMPLIANCE</Mode><Days>3</Days></DefaultRetention></Rule></ObjectLockConfiguration>";
+    let target = format!("/{bucket}?object-lock=");
+    ask("PUT", &target, args!["--data-binary", rule]).ok();
+    let path: std::path::PathBuf =
+        format!("s3://{bucket}/{place}?endpoint={}&patience=20s", endpoint()).into();
+    run(qdelta(args!["init", path.as_path(), "--lock", "bucket"])).ok();
+    let repo = Repo::at(path).without_ring();
+    let mut settings = String::new();
+    repo.edit_settings(|text| {
+        settings = text.to_owned();
+        text.to_owned()
+    });
+    assert!(settings.contains("lock = \"3d\""), "{settings}");
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    repo.backup(&image, "vm/disk", &["--format", "raw"]);
+    let list = repo.run(args!["points", "--json"]).ok().json();
+    let until = &list["disks"][0]["points"][0]["safe_until"];
+    let until: jiff::Timestamp = until.as_str().unwrap().parse().unwrap();
+    let hours = until.duration_since(jiff::Timestamp::now()).as_hours();
+    assert!((60..=72).contains(&hours), "{hours} hours: {list}");
+}

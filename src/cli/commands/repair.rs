@@ -3,7 +3,7 @@
 use qdelta::Result;
 use qdelta::flows::copies::{self, RepairRequest};
 use qdelta::flows::merge::MergeOptions;
-use qdelta::flows::report::{Part, RepairReport};
+use qdelta::flows::report::{GuestRepair, Part, RepairReport};
 
 use super::copy::say;
 use super::prune::domains;
@@ -42,7 +42,9 @@ pub fn run(args: &Repair, context: &mut Context) -> Result<u8> {
     } else if !context.out.quiet || report.dry_run {
         show(&report, context)?;
     }
+    let is_behind = report.guests.iter().any(|guest| !guest.only_there.is_empty());
     Ok(match failed.first() {
+        None if is_behind => status::OPEN,
         None => status::DONE,
         Some(first) if failed.iter().all(|it| it == first) => *first,
         Some(_) => status::SOME_FAILED,
@@ -71,7 +73,10 @@ fn show(report: &RepairReport, context: &mut Context) -> Result<()> {
         }
     }
     let took = text::duration(report.seconds);
-    match report.guests.is_empty() {
+    let is_whole = |guest: &GuestRepair| {
+        guest.mended.is_empty() && guest.failed.is_empty() && guest.error.is_none()
+    };
+    match report.guests.iter().all(is_whole) {
         true => out.line(format!("there is nothing to mend, {took}")),
         false => {
             let mended: usize = report.guests.iter().map(|guest| guest.mended.len()).sum();

@@ -97,7 +97,11 @@ impl Guest<'_> {
             let text = format!("{} belongs to no recovery point", leftover.path.display());
             observer.warn(Warning::new(Code::Stray, text));
         }
-        tidy(to, &lock)?;
+        // By credentials that can only add, nothing there can be removed.
+        if let Err(error) = tidy(to, &lock) {
+            let text = "what merges have replaced there could not be removed";
+            observer.warn(Warning::failed(Code::NotMerged, &error).within(text));
+        }
         self.look_back(&source, &to.catalog());
         let (options, cancel) = (&self.request.options, self.sides.cancel);
         let catalog = to.catalog();
@@ -475,7 +479,8 @@ impl Work<'_> {
     /// Copies a point.
     fn point(&mut self, manifest: &Manifest) -> Result<CopiedPoint> {
         self.told.check(manifest)?;
-        let arrival = self.carrier.to.arrive(self.carrier.lock, manifest.point)?;
+        let is_lost = self.told.is_alone(manifest.point);
+        let arrival = self.carrier.to.arrive(self.carrier.lock, manifest.point, is_lost)?;
         let (mut made, mut copied) = (manifest.clone(), copied(manifest));
         made.pins.retain(|pin| pin.holder.is_none() || pin.is_of_snapshot());
         (made.removed, made.replaces) = (None, Vec::new());

@@ -24,7 +24,7 @@ use crate::flows::report::{
 use crate::flows::verify::{self, Target, VerifyRequest};
 use crate::vault::repository::storage::Publish;
 use crate::vault::repository::{
-    Catalog, DiskId, DiskName, DiskRecord, DomainLock, DomainName, Link, Manifest, PointId,
+    Beside, Catalog, DiskId, DiskName, DiskRecord, DomainLock, DomainName, Link, Manifest, PointId,
     Replaced, Repository,
 };
 
@@ -56,23 +56,19 @@ pub fn repair(
     let mut guests = Vec::new();
     for domain in &request.domains {
         cancel.check()?;
-        let mut report = GuestRepair {
-            domain: domain.clone(),
-            mended: Vec::new(),
-            failed: Vec::new(),
-            waiting: false,
-            error: None,
-        };
+        let mut report = GuestRepair::new(domain.clone());
         match guest(sides, request, domain, &mut report) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
             Err(error) => report.error = Some(Failure::from(&error)),
             Ok(()) => {}
         }
-        if report.error.is_some() || !report.mended.is_empty() || !report.failed.is_empty() {
+        let is_empty =
+            report.mended.is_empty() && report.failed.is_empty() && report.only_there.is_empty();
+        if report.error.is_some() || !is_empty {
             guests.push(report);
         }
     }
-    only_there((here, from), request, &recorder)?;
+    guests.extend(only_there((here, from), request, &recorder)?);
     Ok(RepairReport {
         repository: here.path().to_owned(),
         from: from.path().to_owned(),
@@ -83,21 +79,32 @@ pub fn repair(
     })
 }
 
-/// Warns of guests that are lost here as a whole: nothing of them is left to be mended.
+/// The guests that are lost here as a whole: nothing of them is left to be mended.
 fn only_there(
     (here, from): (&Repository, &Repository),
     request: &RepairRequest,
     observer: &dyn Observer,
-) -> Result<()> {
+) -> Result<Vec<GuestRepair>> {
     let ours = here.domains()?;
     if !ours.iter().all(|domain| request.domains.contains(domain)) {
-        return Ok(());
+        return Ok(Vec::new());
     }
+    let source = from.catalog();
+    let mut lost = Vec::new();
     for domain in from.domains()?.into_iter().filter(|domain| !ours.contains(domain)) {
         let text = format!("{domain} is only in {}", from.path().display());
         observer.warn(Warning::new(Code::WentBack, text).advise(brings((here, from))));
+        let manifests = source.manifests(&domain)?;
+        let living = manifests.iter().filter(|(_, manifest)| lives(manifest));
+        let only_there = living.map(|(point, _)| *point).collect();
+        lost.push(GuestRepair { only_there, ..GuestRepair::new(domain) });
     }
-    Ok(())
+    Ok(lost)
+}
+
+/// Whether a manifest is sound, and its point not removed.
+fn lives(manifest: &Result<Manifest>) -> bool {
+    manifest.as_ref().is_ok_and(|manifest| manifest.removed.is_none())
 }
 
 /// What brings whole points from the other repository.
@@ -146,14 +153,13 @@ fn guest(
         }
         points.extend(catalog.strays(&disk)?.into_iter().map(|(_, point)| point));
     }
-    let lives = |manifest: &Result<Manifest>| {
-        manifest.as_ref().is_ok_and(|manifest| manifest.removed.is_none())
-    };
     let newest = points.last().copied();
-    let lost = theirs.iter().filter(|(point, it)| Some(**point) > newest && lives(it)).count();
-    if lost > 0 {
+    let lost = theirs.iter().filter(|(point, it)| Some(**point) > newest && lives(it));
+    let lost: Vec<PointId> = lost.map(|(point, _)| *point).collect();
+    if !lost.is_empty() {
         let text = format!(
-            "{lost} points of {domain} in {} are later than the newest one here",
+            "{} points of {domain} in {} are later than the newest one here",
+            lost.len(),
             from.path().display()
         );
         observer.warn(Warning::new(Code::WentBack, text).advise(brings((here, from))));
@@ -176,6 +182,7 @@ fn guest(
             Ok(()) => {}
         }
     }
+    report.only_there = lost;
     // With a manifest that can't be read nobody knows what builds on what.
     if !request.dry_run {
         let is_known = report.failed.is_empty();
@@ -376,9 +383,13 @@ impl<'a> Work<'a, '_> {
         let Carrier { to: here, lock, .. } = self.carrier;
         let name = here.manifest_path(&theirs.domain, theirs.point);
         let (mut made, mut arrivals) = (theirs.clone(), Vec::new());
-        (made.removed, made.replaces) = (None, Vec::new());
-        // What holds a point for a while holds it in its own repository.
+        // What was removed here stays removed, and what was pinned pinned, as far as anybody can tell. What
+        // holds a point for a while holds it in its own repository.
+        let left = here.marks_left(&theirs.domain, theirs.point);
         made.pins.retain(|pin| pin.holder.is_none() || pin.is_of_snapshot());
+        made.pins.retain(|pin| left.pins.iter().all(|it| it.holder != pin.holder));
+        made.pins.extend(left.pins);
+        (made.removed, made.replaces) = (left.removed, Vec::new());
         for record in &mut made.disks {
             let id = DiskId { domain: theirs.domain.clone(), disk: record.disk.clone() };
             if let Some(arrived) = self.another(&id, (theirs.point, &*record), theirs)? {
@@ -394,12 +405,16 @@ impl<'a> Work<'a, '_> {
                 }
             }
             let how = if is_damaged { Publish::Replace } else { Publish::New };
-            here.put_back(lock, &made, how)?;
-        }
-        for arrived in arrivals {
-            if let Some(beside) = arrived.beside {
-                beside.keep();
+            let put = here.put_back(lock, &made, how);
+            // Where the manifest may have come to stand there, what it names stays.
+            let stands = match here.versioned(&theirs.domain, theirs.point) {
+                Ok(_) => true,
+                Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged),
+            };
+            if put.is_ok() || stands {
+                arrivals.into_iter().filter_map(|it| it.beside).for_each(Beside::keep);
             }
+            put?;
         }
         for record in &made.disks {
             let whole = self.disks.entry(record.disk.clone()).or_default();

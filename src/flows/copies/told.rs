@@ -1,7 +1,7 @@
 //! What a repository tells of points whose manifests it does not have: the content that later points build on, and
 //! that of archives that lie there alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use qdelta_formats::archive::Digest;
@@ -11,9 +11,14 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::vault::archive::Reader;
 use crate::vault::repository::{Catalog, DiskName, DomainName, Manifest, PointId};
 
-/// The roots of points, by what is left of them or builds on them.
+/// What is known of points without a sound manifest.
 #[derive(Default)]
-pub(super) struct Told(BTreeMap<(PointId, DiskName), Vec<Digest>>);
+pub(super) struct Told {
+    /// The roots of points, by what is left of them or builds on them.
+    roots: BTreeMap<(PointId, DiskName), Vec<Digest>>,
+    /// The points whose archives lie there alone, sound or not.
+    alone: BTreeSet<PointId>,
+}
 
 impl Told {
     /// Reads the manifests of a guest, and the archives that have none. What can't be read tells nothing.
@@ -37,6 +42,7 @@ impl Told {
         };
         for disk in disks {
             for (archive, point) in catalog.archives_alone(&disk)? {
+                told.alone.insert(point);
                 let opened = catalog.repository().storage().open(&archive).and_then(Reader::open);
                 let sound = opened.and_then(|reader| reader.check_index().map(|()| reader));
                 let Ok(reader) = sound.map(Arc::new) else { continue };
@@ -57,10 +63,15 @@ impl Told {
     }
 
     fn add(&mut self, point: PointId, disk: &DiskName, root: Digest) {
-        let roots = self.0.entry((point, disk.clone())).or_default();
+        let roots = self.roots.entry((point, disk.clone())).or_default();
         if !roots.contains(&root) {
             roots.push(root);
         }
+    }
+
+    /// Whether archives of a point lie there alone.
+    pub fn is_alone(&self, point: PointId) -> bool {
+        self.alone.contains(&point)
     }
 
     /// Fails if the point was something else than the manifest says that comes from another repository.
@@ -68,7 +79,7 @@ impl Told {
     /// # Errors
     /// [`ErrorKind::Exists`]: it was.
     pub fn check(&self, manifest: &Manifest) -> Result<()> {
-        let of_point = self.0.iter().filter(|((point, _), _)| *point == manifest.point);
+        let of_point = self.roots.iter().filter(|((point, _), _)| *point == manifest.point);
         for ((_, disk), roots) in of_point {
             let theirs = manifest.disk(disk).map(|record| record.root);
             if roots.iter().any(|root| Some(*root) != theirs) {

@@ -23,6 +23,7 @@ use crate::vault::repository::{DomainLock, PointId, Repository, Selector, Wanted
 pub use estimate::{Estimate, estimate};
 pub use plan::{DiskPath, Family, Step};
 pub(crate) use prove::Groups;
+use run::tidy_after;
 pub(crate) use run::write_merged;
 pub use run::{MergeOptions, Merger, tidy};
 
@@ -94,7 +95,7 @@ pub fn run(
     };
     let mut report = reports.into_iter().next().ok_or_else(none)?;
     if let Some(lock) = &lock {
-        report.waiting = tidy(repository, lock)?.is_none();
+        report.waiting = !tidy_after(repository, lock, &recorder);
         repository.keep_safe(&domain, &recorder);
     }
     report.warnings = recorder.take();
@@ -121,7 +122,7 @@ pub(crate) fn synthesize(
     let reports = merger.run(lock, std::slice::from_ref(&step))?;
     let none = || Error::new(ErrorKind::Io, "internal error: a merge without a result");
     let mut report = reports.into_iter().next().ok_or_else(none)?;
-    report.waiting = tidy(repository, lock)?.is_none();
+    report.waiting = !tidy_after(repository, lock, observer);
     Ok(report)
 }
 

@@ -18,6 +18,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
 use crate::base::random;
+use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::flows::report::{MergeReport, MergedDisk};
 use crate::vault::archive::{Reader, Writer};
@@ -328,6 +329,22 @@ pub fn tidy(repository: &Repository, lock: &DomainLock) -> Result<Option<Removed
         Err(error) => return Err(error),
     };
     repository.remove_replaced(lock, &clearance).map(Some)
+}
+
+/// Tidies after a merge, and gives whether all is removed: what could not be is a warning, as the merge is done.
+pub(super) fn tidy_after(
+    repository: &Repository,
+    lock: &DomainLock,
+    observer: &dyn Observer,
+) -> bool {
+    tidy(repository, lock).map(|removed| removed.is_some()).unwrap_or_else(|error| {
+        let warning = Warning::failed(Code::NotMerged, &error).within(
+            "the archives are merged, and those that they replaced could not be removed: the next merge or prune \
+             does that",
+        );
+        observer.warn(warning);
+        false
+    })
 }
 
 fn report_of(step: &Step) -> MergeReport {

@@ -175,11 +175,28 @@ pub struct GuestRepair {
     pub mended: Vec<Mended>,
     /// Points that could not be mended, and why.
     pub failed: Vec<FailedPoint>,
+    /// Points of the other repository that are not removed and later than the newest one here: all of a guest that
+    /// is lost here as a whole. A copy brings them.
+    pub only_there: Vec<PointId>,
     /// What was replaced is still there: points are being read, and the next merge, prune or repair removes
     /// it.
     pub waiting: bool,
     /// Why nothing more of the guest was mended, if that is so.
     pub error: Option<Failure>,
+}
+
+impl GuestRepair {
+    /// Of a guest of which nothing was found yet.
+    pub(crate) fn new(domain: DomainName) -> Self {
+        Self {
+            domain,
+            mended: Vec::new(),
+            failed: Vec::new(),
+            only_there: Vec::new(),
+            waiting: false,
+            error: None,
+        }
+    }
 }
 
 /// Something that is whole again.

@@ -222,7 +222,8 @@ impl PointsReport {
             let health = catalog.health(&disk, &list)?;
             let proofs = catalog.proofs(&disk, &list.points, now);
             let drilled = catalog.drilled(&disk, &list.points);
-            let safe = catalog.safe_until(&list.points)?;
+            let ids = list.points.iter().map(|point| point.id);
+            let safe = catalog.safe_until(&disk.domain, ids)?;
             let points = list.points.iter().map(|point| {
                 let proved = proofs.get(&point.id).copied();
                 let restorable = health.restorable.contains(&point.id);
@@ -249,6 +250,13 @@ impl PointsReport {
         // Last: what has a strange name is seen where folders are listed.
         let recorder = Recorder::new(observer);
         catalog.warn_of_damage(&disks, &recorder);
+        let observer: &dyn Observer = &recorder;
+        let domains: BTreeSet<&DomainName> = disks.iter().map(|disk| &disk.domain).collect();
+        for domain in domains {
+            if let Some(warning) = catalog.told_of_written_over(domain)? {
+                observer.warn(warning);
+            }
+        }
         report.warnings = recorder.take();
         Ok(report)
     }

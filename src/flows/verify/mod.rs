@@ -138,6 +138,9 @@ pub fn run(
         let points = of_domain.iter().map(|asked| asked.named_points(&catalog));
         let points = points.collect::<Result<Option<Vec<_>>>>()?;
         let points = points.map(|all| all.iter().flatten().map(|point| point.id).collect());
+        if let Some(warning) = catalog.told_of_written_over(&first.disk.domain)? {
+            observer.warn(warning);
+        }
         verify_machines(&catalog, &first.disk.domain, points.as_ref(), &mut report)?;
     }
     report_strangers(&catalog, &request.targets, &mut report, observer);

@@ -50,7 +50,11 @@ impl Base {
             broken_chain: None,
             is_forgotten: false,
         };
-        match catalog.newest(disk) {
+        let newest = catalog.newest(disk).or_else(|error| match error.kind() {
+            ErrorKind::Key => catalog.newest_own(disk).ok_or(error),
+            _ => Err(error),
+        });
+        match newest {
             Ok(point) => base.latest = Some(point),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             // A full needs nothing of what was there, but for the anchor.

@@ -3,6 +3,10 @@
 //! Its manifest is staged, durably, before the first archive gets its name, and gets its own when all have
 //! arrived: an archive without a manifest is explained until then, and whoever brings the point goes on
 //! with those that are there.
+//!
+//! Where archives of the point are there already, because its manifest was lost, nothing explains them, and they
+//! must stay whoever dies. So a file beside the manifests says that first, durably, and goes last: while
+//! it is there, a staged manifest of the point explains nothing.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -14,6 +18,9 @@ use super::storage::{Name, Publish, Staged, Unpublished};
 use super::{Catalog, DomainLock, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
 
+/// What the file says, for people, that marks a point as having lost its manifest.
+const LOST: &[u8] = b"The manifest of this point was lost, and is being brought back.\n";
+
 /// A point on its way. Dropped, nothing says any more that archives of it are expected.
 #[derive(Debug)]
 pub(crate) struct Arrival<'lock> {
@@ -22,10 +29,13 @@ pub(crate) struct Arrival<'lock> {
     point: PointId,
     name: Name,
     staged: Box<dyn Staged>,
+    /// Archives of it were there before, and no manifest.
+    is_lost: bool,
 }
 
 impl Repository {
-    /// Says, durably, that archives of a point are about to come.
+    /// Says, durably, that archives of a point are about to come; `is_lost` says that some are there
+    /// already, and that it has no manifest.
     ///
     /// # Errors
     /// The lock does not cover the repository; it can't be said.
@@ -33,24 +43,24 @@ impl Repository {
         &self,
         lock: &'lock DomainLock,
         point: PointId,
+        is_lost: bool,
     ) -> Result<Arrival<'lock>> {
-        let mut arrival = self.expect_point(lock, point)?;
+        let mut arrival = self.expect_point(lock, point, is_lost)?;
         arrival.staged.announce()?;
         Ok(arrival)
     }
 
-    /// Puts the manifest of a point back that was lost, or is damaged: its archives are there. Nothing is
-    /// announced before, so that nobody takes archives for leftovers that are there since long.
+    /// Puts the manifest of a point back that was lost, or is damaged: its archives are there.
     ///
     /// # Errors
-    /// As [`Arrival::commit`].
+    /// As [`Arrival::commit`]; nothing of the manifest is left.
     pub(crate) fn put_back(
         &self,
         lock: &DomainLock,
         manifest: &Manifest,
         how: Publish,
     ) -> Result<()> {
-        let mut arrival = self.expect_point(lock, manifest.point)?;
+        let mut arrival = self.expect_point(lock, manifest.point, how == Publish::New)?;
         arrival.publish(manifest, how)
     }
 
@@ -58,14 +68,40 @@ impl Repository {
         &self,
         lock: &'lock DomainLock,
         point: PointId,
+        is_lost: bool,
     ) -> Result<Arrival<'lock>> {
         if !Arc::ptr_eq(lock.storage(), self.storage()) {
             let text = format!("the lock of {} is another repository's", lock.domain());
             return Err(Error::new(ErrorKind::Usage, text));
         }
+        if is_lost {
+            self.note_lost(lock, point)?;
+        }
         let name = self.points_dir(lock.domain()).join(&Manifest::file_name(point));
         let staged = self.stage_anew(&name)?;
-        Ok(Arrival { repository: self.clone(), lock, point, name, staged })
+        Ok(Arrival { repository: self.clone(), lock, point, name, staged, is_lost })
+    }
+
+    /// Says, durably, that a point has archives and no manifest.
+    fn note_lost(&self, lock: &DomainLock, point: PointId) -> Result<()> {
+        let name = self.points_dir(lock.domain()).join(&manifest::lost_name(point));
+        if self.is_there(&name)? {
+            return Ok(());
+        }
+        let mut staged = self.stage_anew(&name)?;
+        let failed = |error| Error::io("write", &self.describe(&name), error);
+        staged.write_all(LOST).map_err(failed)?;
+        staged.seal()?;
+        staged.publish(Publish::New).map_err(|Unpublished { error, .. }| error)
+    }
+
+    /// Takes back that a point has no manifest, where its manifest is there or nothing is staged of it any more. Where
+    /// that can't be taken back, as by credentials that can only add, it does no harm.
+    pub(super) fn forget_lost(&self, lock: &DomainLock, point: PointId) {
+        let folder = self.points_dir(lock.domain());
+        if let Err(error) = self.storage().remove_all(&folder, &[manifest::lost_name(point)]) {
+            tracing::debug!("{folder}: {}", error.chain());
+        }
     }
 
     /// Stages a manifest of a domain that is locked, whether somebody was killed while staging the same or not.
@@ -130,7 +166,11 @@ impl Arrival<'_> {
         self.staged.seal()?;
         self.staged.publish(how).map_err(|Unpublished { error, .. }| {
             error.within(format!("point {} of {} can't be finished", self.point, manifest.domain))
-        })
+        })?;
+        if self.is_lost {
+            repository.forget_lost(self.lock, self.point);
+        }
+        Ok(())
     }
 }
 
@@ -160,7 +200,7 @@ impl Catalog {
             Some((self.repository().archive(disk, name), point))
         });
         let is_alone = |point: PointId| match domain.manifest(point) {
-            None => !domain.staged().contains(&point),
+            None => !domain.announces(point),
             Some(manifest) => manifest.is_err(),
         };
         Ok(parsed.filter(|(_, point)| is_alone(*point)).collect())

@@ -43,6 +43,10 @@ pub(super) struct DomainReading {
     manifests: Vec<OnceLock<Box<Result<Manifest>>>>,
     /// The points whose manifest is staged: it is being written, or its writer was killed.
     staged: Vec<PointId>,
+    /// The points whose archives were here without a manifest before somebody staged one.
+    lost: BTreeSet<PointId>,
+    /// The points of which somebody was killed before that could be said.
+    lost_staged: Vec<PointId>,
     /// What the folders of the disks hold, once somebody asked for it.
     folders: Mutex<BTreeMap<DiskName, Arc<Result<Folder>>>>,
     /// How many archives were looked at one by one.
@@ -182,6 +186,21 @@ impl Catalog {
         }))
     }
 
+    /// The newest point of a disk as this host has made it, where somebody has changed its manifest since, and this
+    /// host can't open it: what its archive builds on and gives never changes, so the next backup can be made
+    /// against it. None where there is a later one, or where that archive is not there any more.
+    pub(crate) fn newest_own(&self, id: &DiskId) -> Option<Point> {
+        let domain = self.domain(&id.domain);
+        let newest = *domain.points().last()?;
+        let name = domain.manifest_name(newest);
+        let bytes = self.repository.storage().read_own(&name, manifest::LEN_MAX)?;
+        let path = self.repository.describe(&name);
+        let manifest = Manifest::decode(&bytes, &path, &id.domain, newest).ok()?;
+        domain.point(&manifest, id).filter(|point| {
+            point.archive_present && point.removed.is_none() && !point.is_of_snapshot()
+        })
+    }
+
     /// What the manifest of the latest point of a disk says of it, as [`Self::latest_first`] finds it but for points of
     /// snapshots; none if it has none. Whether its archive is there is not looked at.
     ///
@@ -310,15 +329,19 @@ impl Catalog {
 impl DomainReading {
     /// Lists the manifests of a domain.
     pub(super) fn new(repository: &Repository, domain: &DomainName) -> Self {
+        let (mut lost, mut lost_staged) = (BTreeSet::new(), Vec::new());
         let (names, staged) = match repository.listing(&repository.points_dir(domain)) {
             Ok((named, staged)) => {
-                let points = |entries: Vec<Entry>| -> Vec<PointId> {
+                let points = |entries: &[Entry]| -> Vec<PointId> {
                     let points = entries.iter().map(|it| manifest::parse_file_name(&it.name));
                     points.flatten().collect()
                 };
-                let mut names = points(named);
+                let mut names = points(&named);
                 names.sort_unstable();
-                (Ok(names), points(staged))
+                let marks = |it: &Entry| manifest::parse_lost_name(&it.name);
+                lost.extend(named.iter().filter_map(marks));
+                lost_staged.extend(staged.iter().filter_map(marks));
+                (Ok(names), points(&staged))
             }
             Err(error) => (Err(error), Vec::new()),
         };
@@ -330,6 +353,8 @@ impl DomainReading {
             names,
             manifests,
             staged,
+            lost,
+            lost_staged,
             folders: Mutex::default(),
             looks: AtomicU32::new(0),
         }
@@ -344,6 +369,21 @@ impl DomainReading {
     /// The points whose manifest is staged.
     pub(super) fn staged(&self) -> &[PointId] {
         &self.staged
+    }
+
+    /// Whether a point's staged manifest explains archives of it: they have come since it was staged.
+    pub(super) fn announces(&self, point: PointId) -> bool {
+        self.staged.contains(&point) && !self.lost.contains(&point)
+    }
+
+    /// The points that are marked as having lost their manifest.
+    pub(super) fn lost(&self) -> &BTreeSet<PointId> {
+        &self.lost
+    }
+
+    /// The points whose mark was never finished.
+    pub(super) fn lost_staged(&self) -> &[PointId] {
+        &self.lost_staged
     }
 
     /// The folder of the manifests, if it can't be listed.

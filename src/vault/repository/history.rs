@@ -270,7 +270,10 @@ impl Catalog {
 
     /// The disk and the name of the archive that a path leads to.
     fn archive_at(&self, path: &Path) -> Option<(DiskId, Name)> {
-        let mut names = path.iter().rev().map(|name| name.to_str());
+        // Where names are encrypted, those on the way say nothing.
+        let plain = self.repository().storage().plain_name(path);
+        let shown = plain.as_deref().map_or(path, Path::new);
+        let mut names = shown.iter().rev().map(|name| name.to_str());
         let [archive, disk, domain] = [names.next()??, names.next()??, names.next()??];
         let disk = DiskId { domain: domain.parse().ok()?, disk: disk.parse().ok()? };
         let archive = self.repository().archive(&disk, archive);

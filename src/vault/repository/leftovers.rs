@@ -4,7 +4,8 @@
 //! that has its name is a leftover only if all of this says so: the staged manifest of its point is
 //! still there, no manifest names the archive, no point builds on it, and of every later archive of its
 //! disk a sound manifest says what it builds on. An archive without a manifest and without
-//! that explanation stays and is reported: perhaps its manifest was lost.
+//! that explanation stays and is reported: perhaps its manifest was lost. Whoever brings a lost manifest back
+//! stages it beside archives that are there since long, and says so before: such a manifest explains nothing.
 //!
 //! Two archives of one point lie side by side while a merged one takes the other's place. One that the
 //! point's manifest neither names nor has replaced is left of a merge that was killed, as long as the one
@@ -73,6 +74,16 @@ pub(super) fn clean(
     for point in known.staged().iter().filter(|point| !is_expected(point)) {
         cleaner.discard(&points_dir.join(&Manifest::file_name(*point)))?;
     }
+    for point in known.lost_staged() {
+        cleaner.discard(&points_dir.join(&manifest::lost_name(*point)))?;
+    }
+    // And what says that they explained nothing, after they are durably gone.
+    let lost: Vec<PointId> =
+        known.lost().iter().filter(|point| !is_expected(point)).copied().collect();
+    if !lost.is_empty() {
+        repository.storage().remove_all(&points_dir, &[])?;
+        lost.iter().for_each(|point| repository.forget_lost(lock, *point));
+    }
     let cleaned = cleaner.cleaned;
     // What was read before something was removed is not what is there now.
     let catalog = if cleaned.removed.is_empty() { catalog } else { repository.catalog() };
@@ -116,13 +127,15 @@ impl Catalog {
         // A backup may have ended after the manifests were listed, or be about to: its manifest, at
         // least a staged one, is there before its archive is.
         let points_dir = repository.points_dir(&id.domain);
-        let beginning = repository.folder(&points_dir)?.staged;
+        let beginning = repository.folder(&points_dir)?;
         let mut strays = Vec::new();
         for (archive, point) in unnamed {
             let name = Manifest::file_name(point);
             let is_new =
                 domain.manifest(point).is_none() && repository.is_there(&points_dir.join(&name))?;
-            if !is_new && !beginning.contains(&name) && repository.is_there(&archive)? {
+            let is_announced = beginning.staged.contains(&name)
+                && !beginning.names.contains(&manifest::lost_name(point));
+            if !is_new && !is_announced && repository.is_there(&archive)? {
                 strays.push((archive, point));
             }
         }
@@ -252,7 +265,7 @@ fn fate(
     disk: &DiskName,
     archives: &[(PointId, &str)],
 ) -> Fate {
-    if !known.staged().contains(&point) {
+    if !known.announces(point) {
         let is_named = known.points().binary_search(&point).is_ok();
         return if is_named { Fate::Belongs } else { Fate::Unexplained };
     }

@@ -519,6 +519,17 @@ pub(super) fn parse_file_name(name: &str) -> Option<PointId> {
     name.strip_suffix(".json")?.parse().ok()
 }
 
+/// The name of the file that says that a point had archives and no manifest before somebody began to bring the
+/// manifest back.
+pub(super) fn lost_name(point: PointId) -> String {
+    format!("{point}.lost")
+}
+
+/// The point of a file that is called so.
+pub(super) fn parse_lost_name(name: &str) -> Option<PointId> {
+    name.strip_suffix(".lost")?.parse().ok()
+}
+
 /// The file name of an archive. Names sort by time. The beginning of the archive's id lets two
 /// archives of one point lie side by side while one takes the other's place.
 pub(super) fn archive_name(point: PointId, kind: Kind, id: ArchiveId) -> String {

@@ -4,12 +4,14 @@
 //! one takes its place. What the point shows stays the same.
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::manifest::Manifest;
+use super::manifest::{self, Manifest};
 use super::point::PointId;
 use super::snapshot::SNAPSHOT_HOLDER;
-use super::{DomainLock, Repository};
+use super::{DomainLock, DomainName, Repository};
 use crate::base::error::Result;
 use crate::base::json::text;
 
@@ -110,6 +112,45 @@ impl Repository {
     }
 }
 
+impl Repository {
+    /// The marks of a point whose manifest is damaged, as far as they can still be read; none of one that is lost.
+    pub(crate) fn marks_left(&self, domain: &DomainName, point: PointId) -> Marks {
+        let name = self.points_dir(domain).join(&Manifest::file_name(point));
+        let bytes = self.storage().read(&name, manifest::LEN_MAX).unwrap_or_default();
+        left(&bytes, point)
+    }
+}
+
+/// The marks that can be read in a damaged manifest of a point. That it is removed counts, though not when or why.
+fn left(bytes: &[u8], point: PointId) -> Marks {
+    let pins = field(bytes, "pins").flatten().unwrap_or_default();
+    let removed = match field::<Removal>(bytes, "removed") {
+        Some(Some(removed)) => Some(removed),
+        Some(None) => Some(Removal {
+            at: point.time(),
+            until: point.time(),
+            reason: "its manifest was damaged, and still said that it was removed".to_owned(),
+        }),
+        // The name of the field may be what is damaged.
+        None => serde_json::from_slice(bytes).ok().and_then(|fields| match fields {
+            Value::Object(fields) => {
+                fields.into_iter().find_map(|(_, value)| serde_json::from_value(value).ok())
+            }
+            _ => None,
+        }),
+    };
+    Marks { pins, removed }
+}
+
+/// A field of a damaged manifest, if its name can be read: its value, if that can be read as well.
+fn field<T: DeserializeOwned>(bytes: &[u8], name: &str) -> Option<Option<T>> {
+    let name = format!("\"{name}\":");
+    let at = bytes.windows(name.len()).position(|found| found == name.as_bytes())?;
+    let value = bytes.get(at + name.len()..).unwrap_or_default();
+    let value = serde_json::Deserializer::from_slice(value).into_iter::<T>().next();
+    Some(value.and_then(Result::ok))
+}
+
 impl Manifest {
     /// The point's marks.
     pub fn marks(&self) -> Marks {
@@ -199,6 +240,43 @@ mod tests {
         };
         repository.mark(&lock, point, unset).unwrap();
         assert_eq!(repository.versioned(&id.domain, point).unwrap().1, version);
+    }
+
+    /// A point that was removed came back living when its manifest was damaged and mended, and one that was pinned
+    /// without its pin.
+    #[test]
+    fn marks_are_read_from_a_damaged_manifest() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let point = back_up(&repository, &id, Kind::Full).unwrap();
+        let path = manifest_path(&repository, &id, point);
+        let plain = fs::read(&path).unwrap();
+        let lock = repository.lock(&id.domain).unwrap();
+        let marks = Marks { pins: vec![pin()], removed: Some(removal()) };
+        let set = |it: &mut Marks| {
+            *it = marks.clone();
+            Ok(())
+        };
+        repository.mark(&lock, point, set).unwrap();
+        let whole = fs::read(&path).unwrap();
+        assert_eq!(repository.marks_left(&id.domain, point), marks);
+        let (mut lost, mut made_up) = (0, 0);
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x04;
+            let found = left(&bytes, point);
+            lost += usize::from(found.removed.is_none());
+            made_up += usize::from(found.removed.is_some_and(|it| it != removal()));
+            // Nothing is removed that was not.
+            let mut bytes = plain.clone();
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= 0x04;
+                assert_eq!(left(&bytes, point), Marks::default(), "{at}");
+            }
+        }
+        assert!(lost <= 4 && made_up > 40, "{lost} lost, {made_up} made up");
+        assert_eq!(left(b"", point), Marks::default());
+        assert_eq!(left(&whole[..whole.len() / 4], point).removed, None);
     }
 
     /// A point whose archive was lost must not be shown for ever.

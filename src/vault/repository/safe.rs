@@ -16,7 +16,7 @@ use super::config::CONFIG;
 use super::manifest::{self, Manifest};
 use super::names::DomainName;
 use super::storage::{Name, Storage};
-use super::{Catalog, DiskId, Point, PointId, Repository};
+use super::{Catalog, DiskId, PointId, Repository};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::base::period::Period;
@@ -228,56 +228,69 @@ impl Repository {
 }
 
 impl Catalog {
-    /// Until when nobody can remove anything that the points of a disk need, of each for which that can be
-    /// said.
+    /// Until when nobody can remove anything that points of a domain need, of each for which that can be said. Of a
+    /// file that was written over, what was there before counts.
     ///
     /// # Errors
     /// The storage does not tell.
-    pub fn safe_until(&self, points: &[Point]) -> Result<BTreeMap<PointId, Timestamp>> {
-        let of = |point: &Point| (point.disk.domain.clone(), point.id);
-        self.all_safe_until(points.iter().map(of))
-    }
-
-    /// Until when nobody can remove anything that a point needs; none if anybody can.
-    ///
-    /// # Errors
-    /// As [`Self::safe_until`].
-    pub fn point_safe_until(
+    pub fn safe_until(
         &self,
         domain: &DomainName,
-        point: PointId,
-    ) -> Result<Option<Timestamp>> {
-        let all = self.all_safe_until(std::iter::once((domain.clone(), point)))?;
-        Ok(all.into_values().next())
-    }
-
-    fn all_safe_until(
-        &self,
-        points: impl Iterator<Item = (DomainName, PointId)>,
+        points: impl IntoIterator<Item = PointId>,
     ) -> Result<BTreeMap<PointId, Timestamp>> {
         let repository = self.repository();
         if repository.locked.is_none() {
             return Ok(BTreeMap::new());
         }
-        let now = repository.storage.now()?;
+        let reading = self.domain(domain);
         let mut needed: BTreeMap<PointId, BTreeSet<Name>> = BTreeMap::new();
-        for (domain, point) in points {
-            let domain = self.domain(&domain);
-            if let Some(Ok(manifest)) = domain.manifest(point) {
+        for point in points {
+            if let Some(Ok(manifest)) = reading.manifest(point) {
                 needed.insert(point, repository.files_of(self, manifest).into_iter().collect());
             }
         }
-        let all: Vec<Name> =
-            needed.values().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect();
-        let times = repository.storage.locked_until(&all)?;
-        let times: BTreeMap<&Name, Option<Timestamp>> = all.iter().zip(times).collect();
-        let safe = needed.into_iter().filter_map(|(point, names)| {
-            let mut first = Timestamp::MAX;
-            for name in &names {
-                first = first.min((*times.get(name)?)?);
-            }
-            (first.duration_since(now) > SignedDuration::ZERO).then_some((point, first))
+        let mut lens: BTreeMap<Name, u64> = BTreeMap::new();
+        for record in reading.good().flat_map(|manifest| &manifest.disks) {
+            let disk = DiskId { domain: domain.clone(), disk: record.disk.clone() };
+            lens.insert(repository.archive(&disk, &record.archive), record.bytes_written);
+        }
+        let manifests = repository.points_dir(domain);
+        let is_manifest = |name: &Name| name.folder().is_some_and(|folder| folder == manifests);
+        let all: BTreeSet<&Name> = needed.values().flatten().collect();
+        let (replaced, once): (Vec<Name>, Vec<Name>) =
+            all.into_iter().cloned().partition(is_manifest);
+        let with_len = |name: &Name| (name.clone(), lens.get(name).copied());
+        let storage = repository.storage();
+        let newest = storage.locked_until(&replaced)?;
+        let locks = storage.locks_of(&once.iter().map(with_len).collect::<Vec<_>>())?;
+        let times: BTreeMap<&Name, Option<Timestamp>> =
+            replaced.iter().zip(newest).chain(once.iter().zip(locks)).collect();
+        let now = storage.now()?;
+        let safe = needed.iter().filter_map(|(point, names)| {
+            let first = names.iter().map(|name| times.get(name).copied().flatten()).min()??;
+            (first.duration_since(now) > SignedDuration::ZERO).then_some((*point, first))
         });
         Ok(safe.collect())
+    }
+
+    /// What to tell of files of a domain that are written once and were written over; nothing if there are none, or if
+    /// the storage does not lock.
+    ///
+    /// # Errors
+    /// The storage does not tell.
+    pub(crate) fn told_of_written_over(&self, domain: &DomainName) -> Result<Option<Warning>> {
+        let repository = self.repository();
+        if repository.locked.is_none() {
+            return Ok(None);
+        }
+        let manifests = repository.points_dir(domain);
+        let good = self.domain(domain);
+        let files = good.good().flat_map(|manifest| repository.own_files_of(manifest));
+        let once = files.filter(|name| name.folder().is_none_or(|folder| folder != manifests));
+        let once: Vec<Name> = once.collect::<BTreeSet<_>>().into_iter().collect();
+        let is_over = repository.storage().written_over(&once)?;
+        let over = once.iter().zip(is_over).filter(|(_, is_over)| *is_over);
+        let over: Vec<PathBuf> = over.map(|(name, _)| repository.describe(name)).collect();
+        Ok(repository.told_of(domain, &over))
     }
 }

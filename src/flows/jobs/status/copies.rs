@@ -68,7 +68,7 @@ impl Look<'_> {
             newest_at: newest.as_ref().map(|manifest| manifest.created),
             safe_until: newest.as_ref().and_then(|manifest| {
                 let opened = self.catalogs.get(copy.to.as_str())?;
-                opened.catalog.point_safe_until(domain, manifest.point).ok().flatten()
+                opened.catalog.safe_until(domain, [manifest.point]).ok()?.into_values().next()
             }),
             rpo: copy.rpo,
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::{Look, Opened};
 use crate::base::duration::{self, Stretch};
 use crate::base::error::Result;
+use crate::base::warning::Warning;
 use crate::flows::jobs::config::Job;
 use crate::flows::jobs::config::copy::Copy;
 use crate::flows::jobs::guests::{Guests, Subject};
@@ -56,6 +57,8 @@ pub(in super::super) struct Points {
     /// Those that are damaged.
     pub(super) damaged: usize,
     safe_until: Option<jiff::Timestamp>,
+    /// Files of them were written over.
+    written_over: Option<Warning>,
     pub newest: Option<Manifest>,
     /// The UUID of the guest that is asked for, where libvirt says it: another may have had its name.
     uuid: Option<String>,
@@ -309,6 +312,11 @@ impl Look<'_> {
             let advice = format!("qdelta verify {} says what is damaged", operand(guest));
             self.advise(Level::Critical, FindingCode::Damaged, guest, text, &advice);
         }
+        if let Some(told) = &points.written_over {
+            let advice = told.advice.as_deref().unwrap_or_default();
+            let code = FindingCode::Damaged;
+            self.advise(Level::Critical, code, guest, told.text.clone(), advice);
+        }
     }
 
     /// A last drill that did not pass. How far one should come, only the file says.
@@ -475,8 +483,10 @@ impl Opened {
         }
         found.newest = found.good().max_by_key(|manifest| manifest.point).cloned();
         if let Some(newest) = &found.newest {
-            found.safe_until = catalog.point_safe_until(domain, newest.point)?;
+            let safe = catalog.safe_until(domain, [newest.point])?;
+            found.safe_until = safe.into_values().next();
         }
+        found.written_over = catalog.told_of_written_over(domain)?;
         found.proved_at = proofs.values().flatten().max().copied();
         found.never_proved = proofs.values().filter(|proof| proof.is_none()).count();
         found.proofs = proofs;

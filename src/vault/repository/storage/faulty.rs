@@ -71,6 +71,14 @@ impl Faulty {
         Self { bad, ..Self::counting(inner) }
     }
 
+    /// A file that was opened, with the bytes that can't be read.
+    fn with_faults(&self, inner: Arc<dyn ReadAt>) -> Arc<dyn ReadAt> {
+        match self.bad.is_empty() {
+            true => inner,
+            false => Arc::new(BadFile { inner, bad: self.bad.clone() }),
+        }
+    }
+
     /// How many calls were made.
     pub fn calls(&self) -> u64 {
         self.plan.calls.load(Ordering::SeqCst)
@@ -83,6 +91,10 @@ impl Faulty {
 }
 
 impl Storage for Faulty {
+    fn below(&self) -> Option<&dyn Storage> {
+        Some(&*self.inner)
+    }
+
     fn describe(&self, name: &Name) -> PathBuf {
         self.inner.describe(name)
     }
@@ -95,16 +107,21 @@ impl Storage for Faulty {
         self.plan.call(|| self.inner.entry(name))
     }
 
+    fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
+        self.plan.call(|| self.inner.entries(folder, names))
+    }
+
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
         self.plan.call(|| self.inner.read(name, max))
     }
 
     fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
-        let inner = self.plan.call(|| self.inner.open(name))?;
-        if self.bad.is_empty() {
-            return Ok(inner);
-        }
-        Ok(Arc::new(BadFile { inner, bad: self.bad.clone() }))
+        self.plan.call(|| self.inner.open(name)).map(|inner| self.with_faults(inner))
+    }
+
+    fn open_damaged(&self, name: &Name, opening: Option<&[u8]>) -> Result<Arc<dyn ReadAt>> {
+        let opened = self.plan.call(|| self.inner.open_damaged(name, opening));
+        opened.map(|inner| self.with_faults(inner))
     }
 
     fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
@@ -148,26 +165,6 @@ impl Storage for Faulty {
             self.inner.prepare_lock(name);
             Ok(())
         });
-    }
-
-    fn expect(&self, names: &[Name]) {
-        self.inner.expect(names);
-    }
-
-    fn distrust_copies(&self) {
-        self.inner.distrust_copies();
-    }
-
-    fn may_fold_case(&self) -> bool {
-        self.inner.may_fold_case()
-    }
-
-    fn looks_max(&self) -> u32 {
-        self.inner.looks_max()
-    }
-
-    fn bytes_free(&self) -> Option<u64> {
-        self.inner.bytes_free()
     }
 }
 

@@ -7,12 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Entry, Extended, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
-use jiff::Timestamp;
-
+use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
 use crate::base::cancel::Cancel;
 use crate::base::error::Result;
-use crate::base::period::Period;
 use crate::disk::io::ReadAt;
 
 /// At most so many bytes pass before somebody looks at the clock, and at most so many of a second's.
@@ -76,6 +73,10 @@ impl Limited {
 }
 
 impl Storage for Limited {
+    fn below(&self) -> Option<&dyn Storage> {
+        Some(&*self.inner)
+    }
+
     fn describe(&self, name: &Name) -> PathBuf {
         self.inner.describe(name)
     }
@@ -86,10 +87,6 @@ impl Storage for Limited {
 
     fn entry(&self, name: &Name) -> Result<Option<Entry>> {
         self.inner.entry(name)
-    }
-
-    fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
-        self.inner.entries(folder, names)
     }
 
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
@@ -106,39 +103,6 @@ impl Storage for Limited {
     fn open_damaged(&self, name: &Name, opening: Option<&[u8]>) -> Result<Arc<dyn ReadAt>> {
         let inner = self.inner.open_damaged(name, opening)?;
         Ok(Arc::new(SlowFile { inner, pace: Arc::clone(&self.pace) }))
-    }
-
-    fn strangers(&self) -> Vec<PathBuf> {
-        self.inner.strangers()
-    }
-
-    fn plain_name(&self, path: &Path) -> Option<String> {
-        self.inner.plain_name(path)
-    }
-
-    fn lock_new_files(&self, period: Period) -> Result<()> {
-        self.inner.lock_new_files(period)
-    }
-
-    fn extend_locks(
-        &self,
-        names: &[Name],
-        until: Timestamp,
-        enough: Timestamp,
-    ) -> Result<Vec<Extended>> {
-        self.inner.extend_locks(names, until, enough)
-    }
-
-    fn locked_until(&self, names: &[Name]) -> Result<Vec<Option<Timestamp>>> {
-        self.inner.locked_until(names)
-    }
-
-    fn now(&self) -> Result<Timestamp> {
-        self.inner.now()
-    }
-
-    fn fails_as_a_whole(&self) -> bool {
-        self.inner.fails_as_a_whole()
     }
 
     fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
@@ -160,30 +124,6 @@ impl Storage for Limited {
 
     fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
         self.inner.lock(name, mode)
-    }
-
-    fn prepare_lock(&self, name: &Name) {
-        self.inner.prepare_lock(name);
-    }
-
-    fn expect(&self, names: &[Name]) {
-        self.inner.expect(names);
-    }
-
-    fn distrust_copies(&self) {
-        self.inner.distrust_copies();
-    }
-
-    fn may_fold_case(&self) -> bool {
-        self.inner.may_fold_case()
-    }
-
-    fn looks_max(&self) -> u32 {
-        self.inner.looks_max()
-    }
-
-    fn bytes_free(&self) -> Option<u64> {
-        self.inner.bytes_free()
     }
 }
 

@@ -35,8 +35,18 @@ pub use name::Name;
 pub use s3::S3;
 pub use sealed::{HostKey, KEY_TEXT_MAX, KeyText, Keys, Sealed};
 
+/// How many files of a folder are looked at one by one before the folder is listed, where nothing speaks for
+/// another number.
+const LOOKS_MAX: u32 = 8;
+
 /// A place for the files of a repository.
 pub trait Storage: fmt::Debug + Send + Sync {
+    /// The storage beneath, of one that shows the same files under the same names: it answers whatever has an
+    /// answer here that is good for most storages.
+    fn below(&self) -> Option<&dyn Storage> {
+        None
+    }
+
     /// What to call a file where people read of it: for a folder on this machine, its path.
     fn describe(&self, name: &Name) -> PathBuf;
 
@@ -58,7 +68,10 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// One of them can't be told.
     fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
-        names.iter().map(|name| self.entry(&folder.join(name))).collect()
+        match self.below() {
+            Some(below) => below.entries(folder, names),
+            None => names.iter().map(|name| self.entry(&folder.join(name))).collect(),
+        }
     }
 
     /// The bytes of a whole file of at most `max` bytes.
@@ -66,6 +79,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// `NotFound` if there is no such file, `Damaged` if it is longer or no file.
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>>;
+
+    /// The bytes of a whole file as this host has written it, whatever stands there now: of one that it can't open.
+    fn read_own(&self, name: &Name, max: u64) -> Option<Vec<u8>> {
+        self.below()?.read_own(name, max)
+    }
 
     /// Opens a file for reading at any offset.
     ///
@@ -78,8 +96,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// As [`Self::open`], where nothing of the file can be read.
-    fn open_damaged(&self, name: &Name, _opening: Option<&[u8]>) -> Result<Arc<dyn ReadAt>> {
-        self.open(name)
+    fn open_damaged(&self, name: &Name, opening: Option<&[u8]>) -> Result<Arc<dyn ReadAt>> {
+        match self.below() {
+            Some(below) => below.open_damaged(name, opening),
+            None => self.open(name),
+        }
     }
 
     /// Begins a file, and makes the folders that it is in.
@@ -118,38 +139,53 @@ pub trait Storage: fmt::Debug + Send + Sync {
 
     /// Makes what a shared lock of this name needs, for those who can write nothing. Who can't make it
     /// either is not kept from anything.
-    fn prepare_lock(&self, _name: &Name) {}
+    fn prepare_lock(&self, name: &Name) {
+        if let Some(below) = self.below() {
+            below.prepare_lock(name);
+        }
+    }
 
     /// Says that these files are about to be opened or read, in this order: where each costs a way to somewhere
     /// else, many ways are gone at once.
-    fn expect(&self, _names: &[Name]) {}
+    fn expect(&self, names: &[Name]) {
+        if let Some(below) = self.below() {
+            below.expect(names);
+        }
+    }
 
     /// From now on everything is read from where it lies, and nothing from copies on this host: whoever looks
     /// for damage does.
-    fn distrust_copies(&self) {}
+    fn distrust_copies(&self) {
+        if let Some(below) = self.below() {
+            below.distrust_copies();
+        }
+    }
 
     /// What lies in folders that were listed so far, under names that nobody of this repository has given: what
     /// was renamed, moved from one folder to another, or put there by somebody else. Where names say what
     /// they are, nothing is told.
     fn strangers(&self) -> Vec<PathBuf> {
-        Vec::new()
+        self.below().map(|it| it.strangers()).unwrap_or_default()
     }
 
     /// What a file is called in the repository, where [`Self::describe`] tells it by a path that says nothing.
-    fn plain_name(&self, _path: &Path) -> Option<String> {
-        None
+    fn plain_name(&self, path: &Path) -> Option<String> {
+        self.below()?.plain_name(path)
     }
 
     /// Whether names that differ only in case may be one name.
     fn may_fold_case(&self) -> bool {
-        true
+        self.below().is_none_or(|it| it.may_fold_case())
     }
 
     /// From now on the storage itself refuses, for so long, to remove what is written, whoever asks.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`]: it can't.
-    fn lock_new_files(&self, _period: Period) -> Result<()> {
+    fn lock_new_files(&self, period: Period) -> Result<()> {
+        if let Some(below) = self.below() {
+            return below.lock_new_files(period);
+        }
         Err(Error::new(
             ErrorKind::Usage,
             "a folder can't lock files: whoever can write there can remove them",
@@ -166,19 +202,49 @@ pub trait Storage: fmt::Debug + Send + Sync {
     fn extend_locks(
         &self,
         names: &[Name],
-        _until: Timestamp,
-        _enough: Timestamp,
+        until: Timestamp,
+        enough: Timestamp,
     ) -> Result<Vec<Extended>> {
-        Ok(vec![Extended::default(); names.len()])
+        match self.below() {
+            Some(below) => below.extend_locks(names, until, enough),
+            None => Ok(vec![Extended::default(); names.len()]),
+        }
     }
 
-    /// Until when the storage refuses to remove each file; none for those that anybody can remove who may
+    /// Until when the storage refuses to remove each file as it is now; none for those that anybody can remove who may
     /// write.
     ///
     /// # Errors
     /// It can't be told.
     fn locked_until(&self, names: &[Name]) -> Result<Vec<Option<Timestamp>>> {
-        Ok(vec![None; names.len()])
+        match self.below() {
+            Some(below) => below.locked_until(names),
+            None => Ok(vec![None; names.len()]),
+        }
+    }
+
+    /// The locks of files that are written once, each with its length where that is known: of the bytes that were
+    /// written, whatever lies over them or hides them. Where several versions may be those, the lock that ends
+    /// first.
+    ///
+    /// # Errors
+    /// It can't be told.
+    fn locks_of(&self, files: &[(Name, Option<u64>)]) -> Result<Vec<Option<Timestamp>>> {
+        match self.below() {
+            Some(below) => below.locks_of(files),
+            None => Ok(vec![None; files.len()]),
+        }
+    }
+
+    /// Whether each of these files was written over, and the storage has what was there before.
+    ///
+    /// # Errors
+    /// It can't be told.
+    fn written_over(&self, names: &[Name]) -> Result<Vec<bool>> {
+        match self.below() {
+            Some(below) => below.written_over(names),
+            None => Ok(vec![false; names.len()]),
+        }
     }
 
     /// The time by the storage's own clock.
@@ -186,22 +252,22 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// No clock tells it.
     fn now(&self) -> Result<Timestamp> {
-        clock::now()
+        self.below().map_or_else(clock::now, |it| it.now())
     }
 
     /// Whether a failure of the system is one of all files: another question would only fail as late.
     fn fails_as_a_whole(&self) -> bool {
-        false
+        self.below().is_some_and(|it| it.fails_as_a_whole())
     }
 
     /// How many files of a folder are looked at one by one before the folder is listed.
     fn looks_max(&self) -> u32 {
-        8
+        self.below().map_or(LOOKS_MAX, |it| it.looks_max())
     }
 
     /// How many bytes can still be written; nothing if nobody knows.
     fn bytes_free(&self) -> Option<u64> {
-        None
+        self.below()?.bytes_free()
     }
 }
 

@@ -521,6 +521,15 @@ impl Storage for S3 {
         self.0.all_locked_until(&keys)
     }
 
+    fn locks_of(&self, files: &[(Name, Option<u64>)]) -> Result<Vec<Option<Timestamp>>> {
+        let files: Vec<_> = files.iter().map(|(name, len)| (self.0.key(name), *len)).collect();
+        self.0.all_locks(&files)
+    }
+
+    fn written_over(&self, names: &[Name]) -> Result<Vec<bool>> {
+        self.0.all_written_over(&names.iter().map(|name| self.0.key(name)).collect::<Vec<_>>())
+    }
+
     fn now(&self) -> Result<Timestamp> {
         self.0.client.now()
     }

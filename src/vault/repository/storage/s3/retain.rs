@@ -99,9 +99,9 @@ impl Shared {
         Ok(Some(until.and_then(|it| it.parse().ok()).map(|until| Held { until, is_firm })))
     }
 
-    /// Until when nobody can remove an object.
-    fn locked_until(&self, key: &str) -> Result<Option<Timestamp>> {
-        let held = self.held(key, None)?.flatten();
+    /// Until when nobody can remove a version of an object, or the newest one.
+    fn locked_until(&self, key: &str, version: Option<&str>) -> Result<Option<Timestamp>> {
+        let held = self.held(key, version)?.flatten();
         Ok(held.filter(|held| held.is_firm).map(|held| held.until))
     }
 
@@ -247,9 +247,35 @@ impl Shared {
         Ok(found)
     }
 
+    /// The locks of objects that are written once, each with its length if that is known: of every version that may
+    /// be the one that was written, the lock that ends first.
+    pub(super) fn all_locks(
+        &self,
+        files: &[(String, Option<u64>)],
+    ) -> Result<Vec<Option<Timestamp>>> {
+        let versions = self.versions_of(&files.iter().map(|(key, _)| key).collect())?;
+        let locks = at_once(files, |(key, len)| {
+            let Some(all) = versions.get(key) else { return self.locked_until(key, None) };
+            let may_be = |it: &&Version| !it.is_removed && len.is_none_or(|len| len == it.len);
+            let mut first = Some(Timestamp::MAX);
+            for version in all.iter().filter(may_be) {
+                first = first.min(self.locked_until(key, Some(&version.id))?);
+            }
+            Ok(first.filter(|first| *first != Timestamp::MAX))
+        });
+        locks.into_iter().collect()
+    }
+
+    /// Whether each object has got other bytes while it was there.
+    pub(super) fn all_written_over(&self, keys: &[String]) -> Result<Vec<bool>> {
+        let versions = self.versions_of(&keys.iter().collect())?;
+        let is_over = |key: &String| versions.get(key).is_some_and(|all| is_written_over(all));
+        Ok(keys.iter().map(is_over).collect())
+    }
+
     /// Until when each object is locked, in their order.
     pub(super) fn all_locked_until(&self, keys: &[String]) -> Result<Vec<Option<Timestamp>>> {
-        at_once(keys, |key| self.locked_until(key)).into_iter().collect()
+        at_once(keys, |key| self.locked_until(key, None)).into_iter().collect()
     }
 }
 

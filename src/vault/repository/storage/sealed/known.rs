@@ -79,6 +79,14 @@ impl Known {
 
     /// What is known of the file that lies there now, if anything is.
     pub fn open(&self, name: &Name, sealed: &dyn ReadAt) -> Option<Arc<dyn ReadAt>> {
+        let (file, stamped, sealed_len) = self.last(name, sealed.path())?;
+        let is_of_it = stamped == stamp(sealed).ok()? && sealed_len == sealed.len().ok()?;
+        is_of_it.then(|| Arc::new(file) as Arc<dyn ReadAt>)
+    }
+
+    /// What is known of the file of this name that this host has written last, to be shown as that at `shown`; with
+    /// its stamp and its length.
+    pub fn last(&self, name: &Name, shown: &Path) -> Option<(KnownFile, [u8; 32], u64)> {
         let path = self.path(name);
         let file = FileStore::new(Opener::READ.open(&path).ok()?, path);
         let mut head = [0; HEAD_LEN];
@@ -92,11 +100,8 @@ impl Known {
         let is_whole = left_out.start <= left_out.end
             && left_out.end <= len
             && file.len().ok()? == HEAD_LEN as u64 + len - (left_out.end - left_out.start);
-        let is_of_it =
-            magic == MAGIC && *stamped == stamp(sealed).ok()? && sealed_len == sealed.len().ok()?;
-        let path = sealed.path().to_owned();
-        (is_whole && is_of_it)
-            .then(|| Arc::new(KnownFile { file, path, len, left_out }) as Arc<dyn ReadAt>)
+        let known = KnownFile { file, path: shown.to_owned(), len, left_out };
+        (is_whole && magic == MAGIC).then_some((known, *stamped, sealed_len))
     }
 
     /// Whether this host has written a file of this name: if what it knows of that one is not good for the file
@@ -133,7 +138,7 @@ fn copy(from: &dyn ReadAt, mut range: Range<u64>, to: &mut dyn Write) -> io::Res
 
 /// What is known of a file.
 #[derive(Debug)]
-struct KnownFile {
+pub(super) struct KnownFile {
     file: FileStore,
     path: PathBuf,
     len: u64,

@@ -220,6 +220,14 @@ fn plain_len(sealed: u64) -> u64 {
     Payload::new(HEADER_LEN, sealed).map_or(0, |payload| payload.len())
 }
 
+/// The first bytes of what is known of a file.
+fn whole(known: &dyn ReadAt, max: u64) -> Result<Vec<u8>> {
+    let failed = |error| Error::io("read", known.path(), error);
+    let mut bytes = vec![0; known.len().map_err(failed)?.min(max) as usize];
+    known.read_exact_at(&mut bytes, 0).map_err(failed)?;
+    Ok(bytes)
+}
+
 impl Storage for Sealed {
     /// The file that there is: who looks for it finds it under that name.
     fn describe(&self, name: &Name) -> PathBuf {
@@ -253,10 +261,7 @@ impl Storage for Sealed {
             return self.inner.read(name, max);
         }
         if let Some(known) = self.known(name)? {
-            let failed = |error| Error::io("read", known.path(), error);
-            let mut bytes = vec![0; known.len().map_err(failed)?.min(max) as usize];
-            known.read_exact_at(&mut bytes, 0).map_err(failed)?;
-            return Ok(bytes);
+            return whole(&*known, max);
         }
         let path = self.describe(name);
         let bytes = self.inner.read(&self.sealed(name)?, sealed_len(HEADER_LEN, max))?;
@@ -264,6 +269,11 @@ impl Storage for Sealed {
             let text = format!("{} is encrypted to somebody else", path.display());
             Error::new(ErrorKind::Damaged, text).of_file(&path)
         })
+    }
+
+    fn read_own(&self, name: &Name, max: u64) -> Option<Vec<u8>> {
+        let (known, ..) = self.known.as_ref()?.last(name, &self.describe(name))?;
+        whole(&known, max).ok()
     }
 
     fn open(&self, name: &Name) -> Result<Arc<dyn ReadAt>> {
@@ -388,6 +398,22 @@ impl Storage for Sealed {
     fn locked_until(&self, names: &[Name]) -> Result<Vec<Option<Timestamp>>> {
         let names = names.iter().map(|name| self.sealed(name)).collect::<Result<Vec<_>>>()?;
         self.inner.locked_until(&names)
+    }
+
+    fn locks_of(&self, files: &[(Name, Option<u64>)]) -> Result<Vec<Option<Timestamp>>> {
+        let sealed = |(name, len): &(Name, Option<u64>)| {
+            let len = match is_plain_file(name) {
+                true => *len,
+                false => len.map(|len| sealed_len(HEADER_LEN, len)),
+            };
+            Ok((self.sealed(name)?, len))
+        };
+        self.inner.locks_of(&files.iter().map(sealed).collect::<Result<Vec<_>>>()?)
+    }
+
+    fn written_over(&self, names: &[Name]) -> Result<Vec<bool>> {
+        let names = names.iter().map(|name| self.sealed(name)).collect::<Result<Vec<_>>>()?;
+        self.inner.written_over(&names)
     }
 
     fn now(&self) -> Result<Timestamp> {
