@@ -182,6 +182,8 @@ fn rules(command: &str) -> &'static [Rule] {
         ],
         "map" => &[NAMES, SNAPSHOT, EXPORT, EXPORT_FORMAT],
         "info" | "bench" => &[NAMES, EXPORT, EXPORT_FORMAT],
+        "run" | "status" | "notify" | "report" | "history" | "export-kit" | "config check"
+        | "config example" => OF_JOBS,
         "completions" => &[Rule {
             options: &["json"],
             when: |_| true,
@@ -195,6 +197,13 @@ fn rules(command: &str) -> &'static [Rule] {
         _ => &[],
     }
 }
+
+/// What is done by itself has its repositories in the file of jobs.
+const OF_JOBS: &[Rule] = &[Rule {
+    options: &["repo"],
+    when: |_| true,
+    why: "has no effect: the file of jobs names the repositories (--config FILE)",
+}];
 
 /// What is typed of the key, of every command.
 const KEY: Rule = Rule {

@@ -137,6 +137,10 @@ pub struct History {
     /// At most so many, the latest
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
     pub last: usize,
+
+    /// Where the file is, in whose zone the times are.
+    #[command(flatten)]
+    pub file: JobFile,
 }
 
 /// The parts of jobs.

@@ -221,3 +221,37 @@ fn a_run_that_can_not_be_noted_does_not_begin() {
     let done = records(&at("2026-10-19 00:45:00"));
     assert_eq!([ends(&done, WEB), ends(&done, MAIL)], [["done"], ["done"]]);
 }
+
+/// History showed times of the host's zone without saying so; a name that was typed wrong, and a repository that nobody
+/// reads, were passed over in silence; and more was to stay free than there is.
+#[test]
+fn what_would_be_passed_over_in_silence_is_said() {
+    let night = Night::new();
+    night.run("2026-10-18 10:00:00");
+    night.run("2026-10-19 00:35:00");
+    let at = |words| night.at("2026-10-19 01:00:00", words);
+    let shown = at(args!["history", "--act", "backup", "--job", "prodution"]).ok();
+    let said = &shown.stderr;
+    assert!(
+        said.contains("knows no job \"prodution\"") && said.contains("\"production\""),
+        "{said}"
+    );
+    let mut command = night.command("2026-10-19 01:00:00", args!["history", "--act", "backup"]);
+    command.env("TZ", "America/New_York");
+    let shown = run(command).ok().text();
+    assert!(shown.contains("times are of Europe/Berlin"), "{shown}");
+    assert!(shown.contains("2026-10-19 02:35"), "{shown}");
+    for command in ["run", "status", "history"] {
+        let said = at(args![command, "--repo", night.main()]).fails_with(2);
+        assert!(said.contains("--repo has no effect: the file of jobs"), "{said}");
+    }
+    let path = night.lab.path("qdelta.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let main = "[repositories.main]\n";
+    fs::write(&path, text.replace(main, &format!("{main}keep_free = \"900T\"\n"))).unwrap();
+    let said = at(args!["config", "check"]).fails_with(2);
+    assert!(
+        said.contains("repository main: keep_free is") && said.contains("filesystem has"),
+        "{said}"
+    );
+}

@@ -406,7 +406,18 @@ const TABLES: &[Table] = &[
 ];
 
 /// Options of every command that a command refuses.
-const GLOBAL_REFUSED: &[(&str, &str)] = &[("completions", "--json"), ("key paper", "--json")];
+const GLOBAL_REFUSED: &[(&str, &str)] = &[
+    ("completions", "--json"),
+    ("key paper", "--json"),
+    ("run", "--repo"),
+    ("status", "--repo"),
+    ("notify", "--repo"),
+    ("report", "--repo"),
+    ("history", "--repo"),
+    ("export-kit", "--repo"),
+    ("config check", "--repo"),
+    ("config example", "--repo"),
+];
 
 impl Entry {
     fn words(&self) -> String {

@@ -32,6 +32,12 @@ pub(crate) fn free(path: &Path) -> Option<u64> {
     [ask(path), folder.and_then(ask)].into_iter().flatten().min()
 }
 
+/// How many bytes the filesystem of the file or folder at `path` has, free or not; nothing if it does not know.
+pub(crate) fn size(path: &Path) -> Option<u64> {
+    let space = rustix::fs::statvfs(path).ok()?;
+    Some(space.f_blocks.saturating_mul(space.f_frsize)).filter(|size| *size != 0)
+}
+
 /// How many blocks root can fill. On ext4 these are also what is reserved for him, but not what the
 /// filesystem reserves for itself: a fiftieth, and at most 4096 blocks.
 fn for_root(path: &Path, space: &StatVfs) -> u64 {

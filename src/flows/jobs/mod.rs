@@ -43,6 +43,7 @@ pub use journal::Journal;
 pub use kit::{KitRequest, export_kit};
 pub use run::run;
 pub use status::status;
+pub use words::nearest;
 
 /// Opens a repository: its place is as `--repo` takes it.
 pub type Opener<'a> = &'a (dyn Fn(&RepositoryPlace) -> Result<Repository> + Sync);
@@ -107,6 +108,7 @@ pub fn plan(host: &Host<'_>, path: &Path) -> Result<PlanReport> {
                 if settings.keep.is_empty() {
                     problems.extend(without_rules(config, name));
                 }
+                problems.extend(too_much_free(&repository, name, place.keep_free));
                 // Links and mounts lead to one place, too.
                 let id = repository.id();
                 let other = places.iter().find(|(it, _)| it == id).map(|(_, other)| other);
@@ -213,6 +215,20 @@ fn open_secrets(host: &Host<'_>) -> Vec<Failure> {
     };
     let all = || host.config.notify.iter();
     all().filter(shows).map(problem).chain(all().filter_map(of_file)).collect()
+}
+
+/// Says that more is to stay free than there is at all: no backup would ever begin, and each night prunes for nothing.
+fn too_much_free(repository: &Repository, name: &str, keep_free: Option<u64>) -> Option<Failure> {
+    let (keep, size) =
+        keep_free.zip(repository.bytes_whole()).filter(|(keep, size)| keep >= size)?;
+    let shown = |bytes| bytesize::ByteSize(bytes).display().iec();
+    let text = format!(
+        "repository {name}: keep_free is {}, and its whole filesystem has {}",
+        shown(keep),
+        shown(size)
+    );
+    let error = Error::new(ErrorKind::Usage, text);
+    Some(Failure::from(&error.advise("say less: as it stands no backup would ever begin")))
 }
 
 /// Says that two names mean one repository.

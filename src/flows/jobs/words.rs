@@ -1,7 +1,7 @@
 //! What may have been meant by a word that nobody knows.
 
 /// The candidate that a word is nearest to, if one is near enough to be meant.
-pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let word: Vec<char> = word.to_lowercase().chars().take(64).collect();
     let of = |candidate: &'a str| (distance(&word, candidate), candidate);
     let (distance, candidate) = known.map(of).min()?;

@@ -412,6 +412,11 @@ impl Repository {
         self.storage.bytes_free()
     }
 
+    /// How many bytes the repository's filesystem has, free or not; nothing if it does not know.
+    pub fn bytes_whole(&self) -> Option<u64> {
+        self.storage.bytes_whole()
+    }
+
     /// What to call a file where people read of it.
     pub fn describe(&self, name: &Name) -> PathBuf {
         self.storage.describe(name)

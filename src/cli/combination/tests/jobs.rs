@@ -53,6 +53,7 @@ pub(super) const TABLES: &[Table] = &[
             Entry(&["--failed"], &[], "which are shown"),
             Entry(&["--since", "7d"], &[], "which are shown"),
             Entry(&["--last", "5"], &[], "how many are shown"),
+            Entry(&["--config", "f"], &[], "whose zone the times are of"),
         ],
         apart: &[],
     },

@@ -208,6 +208,10 @@ impl Storage for Local {
         // where the repository is a mount point.
         room::free(&self.root.join(CONFIG))
     }
+
+    fn bytes_whole(&self) -> Option<u64> {
+        room::size(&self.root)
+    }
 }
 
 /// A lock on a file. The file is never removed: whoever locked a removed file would not be alone.

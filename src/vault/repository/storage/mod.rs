@@ -269,6 +269,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     fn bytes_free(&self) -> Option<u64> {
         self.below()?.bytes_free()
     }
+
+    /// How many bytes there are at all, free or not; nothing if nobody knows.
+    fn bytes_whole(&self) -> Option<u64> {
+        self.below()?.bytes_whole()
+    }
 }
 
 /// A file that is being written. Dropped before it is published, it is gone.

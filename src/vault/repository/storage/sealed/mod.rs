@@ -431,6 +431,10 @@ impl Storage for Sealed {
     fn bytes_free(&self) -> Option<u64> {
         self.inner.bytes_free()
     }
+
+    fn bytes_whole(&self) -> Option<u64> {
+        self.inner.bytes_whole()
+    }
 }
 
 /// A file that is being encrypted.
