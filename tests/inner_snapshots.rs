@@ -292,6 +292,11 @@ fn a_moment_may_be_in_several_points() {
     let report = host.web(&["--with-snapshots"]);
     assert!(all(&report).concat().is_empty(), "{report}");
     assert!(!report.to_string().contains("snapshot-left-out"), "{report}");
+    // The other disk stays as it is, and that is said.
+    let first = host.points().into_iter().next().unwrap();
+    let words = args!["--domain", "web", "--in-place", "--at", first, "--no-point"];
+    let said = host.restore(words).ok();
+    assert!(said.stderr.contains("disk vdb is as it is now"), "{}", said.report());
     take("t");
     // The first table of clusters of the second disk's newest snapshot lies nowhere.
     let table = read_u64(&images[1], 64);

@@ -144,6 +144,10 @@ fn no_memory_is_taken_that_is_cut_or_another_guest_s() {
         let said = host.web_fails(3, &["--with-memory"]);
         assert!(said.contains("is cut short"), "{len}: {said}");
     }
+    // The memory would go on over a disk of another moment.
+    fs::write(&path, &bytes).unwrap();
+    let said = host.web_fails(2, &["--with-memory", "--exclude", "web/vdb"]);
+    assert!(said.contains("vdb is left out"), "{said}");
     let other = guest.xml().replace("<name>web<", "<name>db<").replace("<uuid>", "<uuid>0");
     save(&host, &other, 1);
     let said = host.web_fails(2, &["--with-memory"]);

@@ -15,7 +15,7 @@ use crate::disk::sys::Stamp;
 use crate::flows::backup::disk::{self, DiskBackup, Written};
 use crate::flows::backup::{AnchorChoice, Options, is_same_uuid};
 use crate::flows::capture::Captured;
-use crate::guest::libvirt::{self, Domain, saved_definition};
+use crate::guest::libvirt::{self, Choice, Domain, saved_definition};
 use crate::vault::point::{Base, KindChoice};
 use crate::vault::repository::{DiskId, MEMORY, MemoryRecord};
 
@@ -44,6 +44,7 @@ impl Memory {
                 .within(format!("the memory of {} can't be taken along", domain.name))
                 .advise("leave --with-memory out for a point without it")
         };
+        check_whole(domain, &flow.request.excluded).map_err(unread)?;
         let (file, mode) = machine::open(&path).map_err(unread)?;
         let text = saved_definition(&file, &path).map_err(unread)?;
         let saved = libvirt::parse(&text).map_err(unread)?;
@@ -111,6 +112,21 @@ impl Memory {
         };
         Ok((written, record))
     }
+}
+
+/// Fails if a disk of the guest is to be left out: the memory would go on over one of another moment.
+///
+/// # Errors
+/// `Usage`.
+fn check_whole(domain: &Domain, excluded: &[String]) -> Result<()> {
+    let is_taken = |disk: &libvirt::Disk, excluded: &[String]| {
+        matches!(libvirt::decide(disk, excluded), Choice::Take { .. })
+    };
+    let missing = domain.disks.iter().find(|disk| is_taken(disk, &[]) && !is_taken(disk, excluded));
+    missing.map_or(Ok(()), |disk| {
+        let text = format!("disk {} is left out, and the memory goes with all disks", disk.target);
+        Err(Error::new(ErrorKind::Usage, text))
+    })
 }
 
 /// Fails if the memory is another guest's: libvirt would not resume it.
