@@ -62,7 +62,7 @@ fn points_of_a_guest_that_went_outlive_the_name_of_its_job() {
     let web = found.iter().find(|(name, _)| name == "failed web" || name == "no-point web");
     assert!(web.is_none(), "it is named, and fails at its next time: {found:#?}");
     night.edit("\"web\", ", "");
-    night.assert_open_has("2026-10-20 00:43:00", "gone web", &"stay, by the rules of nightly"[..]);
+    night.assert_open_has("2026-10-20 00:43:00", "gone web", "stay, by the rules of nightly");
 }
 
 /// The guests of another host lie in the same repository: they are its own, as long as it backs them up.
