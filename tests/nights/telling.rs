@@ -385,6 +385,127 @@ fn a_run_ends_soon_that_is_asked_to_stop_while_it_tells() {
     assert!(told.mails().iter().all(|(_, text)| !text.contains("no point yet")));
 }
 
+/// Who hears of failures alone never heard of one that could not be told.
+#[test]
+fn a_failure_that_could_not_be_told_is_told_later() {
+    let told = Told::new();
+    told.run("2026-10-18 10:00:00");
+    fs::remove_file(told.night.image("db", "vda")).unwrap();
+    told.sink.answer(500);
+    told.run("2026-10-19 00:35:00");
+    told.sink.answer(200);
+    let _ = told.sink.take("/");
+    told.run("2026-10-19 02:00:00");
+    let board = told.sink.take("/gotify/message");
+    assert_eq!(board.len(), 1, "{board:?}");
+    let lost = "not told then: the run of 2026-10-19 00:35 UTC: production backup db: FAILED";
+    assert!(board[0].body.contains(lost), "{board:?}");
+    told.run("2026-10-19 04:00:00");
+    assert!(told.sink.take("/gotify/message").is_empty());
+}
+
+/// The file said nothing of a job of which nobody hears; and qdelta in a hook spoke of the file in /etc.
+#[test]
+fn each_job_is_heard_of_and_programs_know_the_host() {
+    let night = Night::new();
+    let at = |name: &str| night.lab.path(name).display().to_string();
+    let words = "echo $QDELTA_CONFIG $STATE_DIRECTORY >";
+    let (hook, notifier) = (format!("{words}{}", at("hook")), format!("{words}{}", at("notifier")));
+    night.configure(
+        "",
+        &format!(
+            "[jobs.production.hooks]\nafter = \"{hook}\"\n[notify.x]\ncommand = \"{notifier}\"\n\
+             on = [\"success\", \"failure\"]\njobs = [\"production\"]"
+        ),
+    );
+    let checked = night.at("2026-10-18 10:00:00", args!["config", "check"]).ok().text();
+    assert!(checked.contains("nobody is told of what fails in office:"), "{checked}");
+    assert!(checked.contains("nobody is told of findings about office, production:"), "{checked}");
+    let (config, state) = (night.lab.path("qdelta.toml"), night.lab.path("state"));
+    let words = args!["run", "production", "--config", &config, "--state", &state];
+    let mut command = night.command("2026-10-18 10:00:00", words);
+    command.env_remove("QDELTA_CONFIG").env_remove("STATE_DIRECTORY");
+    run(command).ok();
+    let expected = format!("{} {}\n", config.display(), state.display());
+    assert_eq!(fs::read_to_string(at("hook")).unwrap(), expected);
+    assert_eq!(fs::read_to_string(at("notifier")).unwrap(), expected);
+}
+
+/// The first digest that reached somebody again listed as open that it could not be told.
+#[test]
+fn who_is_reached_again_does_not_hear_that_it_could_not_be() {
+    let night = Night::new();
+    let (down, digest) = (night.lab.path("down"), night.lab.path("digest"));
+    let line = format!("test ! -e {} && cat >{}", down.display(), digest.display());
+    let notifier =
+        format!("[notify.x]\ncommand = \"{line}\"\non = [\"finding\"]\ndigest = \"Mon 08:00\"");
+    night.configure("", &notifier);
+    night.run("2026-10-18 10:00:00");
+    night.run("2026-10-19 00:35:00");
+    fs::write(&down, "").unwrap();
+    let words = args!["notify", "--digest", "--json"];
+    let told = night.at("2026-10-19 01:00:00", words.clone()).text();
+    assert!(told.contains("ended with"), "{told}");
+    fs::remove_file(&down).unwrap();
+    let told = night.at("2026-10-19 02:00:00", words).text();
+    assert!(told.contains("3 guests, everything is all right"), "{told}");
+    let text = fs::read_to_string(&digest).unwrap();
+    assert!(text.contains("you could not be told"), "{text}");
+    assert!(!text.contains("it could not be told"), "{text}");
+}
+
+/// A run that ended while another process was telling was told to nobody.
+#[test]
+fn the_end_of_a_run_waits_for_its_turn_to_be_told() {
+    let night = Night::new();
+    let at = |name: &str| night.lab.path(name);
+    let (begun, gate, said) = (at("begun"), at("gate"), at("said"));
+    let slow = format!("touch {}; cat {}", begun.display(), gate.display());
+    let notifiers = format!(
+        "[notify.slow]\ncommand = \"{slow}\"\non = []\ndigest = \"Mon 08:00\"\n\
+         [notify.x]\ncommand = \"cat >>{}\"\non = [\"success\"]",
+        said.display()
+    );
+    night.configure("", &notifiers);
+    let made = Command::new("mkfifo").arg(&gate).status().unwrap();
+    assert!(made.success());
+    let telling = args!["notify", "slow", "--digest"];
+    let mut telling = night.command("2026-10-18 10:00:00", telling);
+    let telling = start(&mut telling);
+    wait_until("somebody is being told", || begun.exists());
+    let mut running = night.command("2026-10-18 10:00:00", args!["run", "production"]);
+    let running = start(&mut running);
+    let history = || {
+        let words = args!["history", "--act", "backup", "--json"];
+        ends(&records(&night.at("2026-10-18 10:00:00", words)), WEB)
+    };
+    wait_until("the backups are done", || !history().is_empty());
+    fs::write(&gate, "").unwrap();
+    finish(telling, "notify".to_owned()).ok();
+    finish(running, "run".to_owned()).ok();
+    let said = fs::read_to_string(said).unwrap();
+    assert!(said.contains("run: done: all that was due was done"), "{said}");
+}
+
+/// A screen on the wall went out for good when the file of jobs was being written for a moment.
+#[test]
+fn a_watch_of_the_status_goes_on_after_an_error() {
+    let night = Night::new();
+    let (good, away) = (night.lab.path("qdelta.toml"), night.lab.path("away.toml"));
+    fs::rename(&good, &away).unwrap();
+    let mut watch = night.command("2026-10-18 10:00:00", args!["status", "--watch"]);
+    let mut child = start(&mut watch);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    assert!(first.contains("qdelta.toml"), "{first}");
+    fs::rename(&away, &good).unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let found = lines.take(200).any(|line| line.unwrap().contains("3 guests"));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    child.wait().unwrap();
+    assert!(found);
+}
+
 /// Whoever could be told had two mails at once: what is new, and that somebody else could not be told.
 #[test]
 fn nobody_has_two_mails_of_one_look() {

@@ -3,12 +3,18 @@
 use jiff::tz::TimeZone;
 use qdelta::Result;
 use qdelta::flows::jobs::{self, EXAMPLE};
-use qdelta::flows::report::{ActPlan, JobPlan, NotifierPlan, PlanReport};
+use qdelta::flows::report::{ActPlan, Event, JobPlan, NotifierPlan, PlanReport};
 
 use super::run::{coming, with_host};
 use crate::cli::job_args::{Config, ConfigAction};
 use crate::cli::text::{self, Column};
 use crate::cli::{Context, status, two_lines};
+
+/// Who hears one of these hears of what failed. That something failed is a finding, too.
+const FAILURES: &[Event] = &[Event::Failure, Event::Finding, Event::Digest];
+
+/// Who hears one of these hears of all that status finds.
+const FINDINGS: &[Event] = &[Event::Finding, Event::Digest];
 
 /// Does what is to be done with the file.
 pub fn run(args: &Config, context: &mut Context) -> Result<u8> {
@@ -112,7 +118,24 @@ fn notifiers(report: &PlanReport, zone: &TimeZone, context: &mut Context) -> Res
     for line in text::table(&columns, &rows, context.out.width()) {
         context.out.line(line)?;
     }
+    for (what, events) in [("what fails in", FAILURES), ("findings about", FINDINGS)] {
+        let unheard: Vec<&str> = report.jobs.iter().map(|job| job.job.as_str()).collect();
+        let unheard: Vec<&str> =
+            unheard.into_iter().filter(|job| !is_heard(report, job, events)).collect();
+        if !unheard.is_empty() {
+            let text = format!("nobody is told of {what} {}", unheard.join(", "));
+            context.out.line(format!("{text}: see on and jobs of [notify.NAME]"))?;
+        }
+    }
     Ok(())
+}
+
+/// Whether somebody hears one of these of a job.
+fn is_heard(report: &PlanReport, job: &str, events: &[Event]) -> bool {
+    report.notifiers.iter().any(|it| {
+        let is_of = it.jobs.is_empty() || it.jobs.iter().any(|name| name == job);
+        is_of && it.on.iter().any(|event| events.contains(event))
+    })
 }
 
 fn act_row(job: &JobPlan, act: &ActPlan, is_first: bool, zone: &TimeZone) -> Vec<String> {

@@ -13,7 +13,7 @@ use qdelta::{Error, Result};
 use super::run::{coming, with_host};
 use crate::cli::job_args::Status;
 use crate::cli::text::{self, Column};
-use crate::cli::{Context, signals, status};
+use crate::cli::{Context, signals, status, two_lines};
 
 /// How long `--watch` waits before it looks again.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -38,7 +38,14 @@ pub fn run(args: &Status, context: &mut Context) -> Result<u8> {
     while !cancel.is_cancelled() && !context.out.is_closed() {
         let found = with_host(&args.file, context, look);
         context.out.clear()?;
-        last = show(found, args, context)?;
+        // What is in the way now may not be in a moment: a file that is just being written.
+        last = match found {
+            Err(error) => {
+                context.screen.say(&two_lines(&error.chain(), error.advice()));
+                status::of(error.kind())
+            }
+            found => show(found, args, context)?,
+        };
         context.out.flush()?;
         let mut waited = Duration::ZERO;
         while waited < PAUSE && !cancel.is_cancelled() {

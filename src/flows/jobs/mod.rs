@@ -18,6 +18,7 @@ mod status;
 mod telling;
 mod words;
 
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -66,6 +67,15 @@ pub struct Host<'a> {
 }
 
 impl Host<'_> {
+    /// What programs of the admin's find in their environment, so that qdelta in them speaks of this host however it
+    /// was started.
+    fn variables(&self) -> [(&'static str, OsString); 2] {
+        let absolute = |path: &Path| {
+            std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into_os_string()
+        };
+        [("QDELTA_CONFIG", absolute(self.path)), ("STATE_DIRECTORY", absolute(self.state))]
+    }
+
     /// What is kept of the host itself: libvirt's folder, the file of jobs, and what the file names or usually
     /// belongs to it.
     fn files(&self) -> HostFiles {

@@ -1,5 +1,6 @@
 //! The programs that jobs start: the admin's hooks, and `systemctl`, which knows whether a timer is on.
 
+use std::ffi::OsString;
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(30);
 /// It can't be started, ends with a failure, or takes too long.
 pub(super) fn hook(
     line: &str,
-    variables: &[(&str, String)],
+    variables: &[(&str, OsString)],
     limit: Duration,
     cancel: &Cancel,
 ) -> Result<()> {

@@ -1,5 +1,6 @@
 //! One message to one notifier, within a time.
 
+use std::ffi::OsString;
 use std::process::Command;
 use std::time::Duration;
 
@@ -72,7 +73,11 @@ fn ping_at(notifier: &Notifier, event: &str, ping: &Ping) -> Result<()> {
 ///
 /// # Errors
 /// The message was not taken.
-pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
+pub(crate) fn send(
+    notifier: &Notifier,
+    message: &Message,
+    variables: &[(&str, OsString)],
+) -> Result<()> {
     let limit = notifier.time_limit();
     let token = notifier.token.as_ref().map(super::Source::read).transpose()?;
     match notifier.way()? {
@@ -140,6 +145,7 @@ pub(crate) fn send(notifier: &Notifier, message: &Message) -> Result<()> {
                 ("QDELTA_EVENTS", events.join(" ")),
                 ("QDELTA_HOST", message.host.clone()),
             ]);
+            command.envs(variables.iter().map(|(name, value)| (*name, value)));
             command.envs(token.map(|token| ("QDELTA_TOKEN", token)));
             run(command, line, &text(message), limit)
         }

@@ -5,6 +5,7 @@ mod backup;
 mod copy;
 mod recall;
 
+use std::ffi::OsString;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,7 +62,8 @@ pub fn run(
         }
         Err(error) => {
             let failure = Some(Failure::from(&error));
-            let _ = telling::tell(host, Occasion { failure, ..Occasion::at(now) });
+            let cancel = Some(cancel);
+            let _ = telling::tell(host, Occasion { failure, cancel, ..Occasion::at(now) });
             return Err(error);
         }
     };
@@ -75,7 +77,8 @@ pub fn run(
     let _ = journal.add(&record(now, None, Act::Run, End::Failed, error.chain()));
     if !is_told {
         let failure = Some(Failure::from(&error));
-        let _ = telling::tell(host, Occasion { failure, ..Occasion::at(now) });
+        let cancel = Some(cancel);
+        let _ = telling::tell(host, Occasion { failure, cancel, ..Occasion::at(now) });
     }
     Err(error)
 }
@@ -341,10 +344,11 @@ impl<'a> Run<'a> {
         let pings = came.unwrap_or_default();
         let cancel = Some(self.cancel);
         let occasion = Occasion { ended, pings, failure, cut, cancel, ..Occasion::at(now) };
+        let is_of_run = occasion.is_of_run();
         let report = match telling::tell(self.host, occasion) {
             Ok(report) => report,
-            // Another process is telling what is new.
-            Err(error) if error.kind() == ErrorKind::Busy => return,
+            // Another process is telling what is new, and this one has nothing of its own.
+            Err(error) if error.kind() == ErrorKind::Busy && !is_of_run => return,
             Err(error) => {
                 self.doing(None, Act::Notify, None, || Came::failed(&error));
                 return;
@@ -434,9 +438,10 @@ impl<'a> Run<'a> {
         let limit = hooks.time_limit.map_or(HOOK_MAX, |limit| limit.0);
         let mut outcome = Ok(());
         self.doing(job, Act::Hook, Some(name), || {
-            let mut all = vec![("QDELTA_HOOK", name.to_owned())];
-            all.extend(variables.iter().cloned());
-            all.extend(job.map(|job| ("QDELTA_JOB", job.to_owned())));
+            let mut all: Vec<(&str, OsString)> = vec![("QDELTA_HOOK", name.into())];
+            all.extend(self.host.variables());
+            all.extend(variables.iter().map(|(name, value)| (*name, value.into())));
+            all.extend(job.map(|job| ("QDELTA_JOB", job.into())));
             outcome = programs::hook(line, &all, limit, self.cancel)
                 .map_err(|error| error.within(format!("hook {name}")));
             match &outcome {

@@ -5,6 +5,7 @@
 
 mod together;
 mod told;
+mod turn;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,9 +27,9 @@ use crate::flows::report::{
     Act, End, Event, Failure, FindingCode, Level, Message, MessagePart, NotifierReport,
     NotifyReport, OpenFinding, Record, RunHistory, StatusReport,
 };
-use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
 use together::{Work, at_once};
-use told::{Doubt, Listener, News, Told, Trouble, news};
+use told::{Doubt, Listener, News, Told, Trouble, is_own, news};
+use turn::turn;
 use words::{Digest, Letter};
 
 pub(super) use words::Ended;
@@ -304,6 +305,11 @@ impl Occasion<'_> {
         let (look, digest, only, cancel) = (false, false, &[], None);
         Self { now, ended, pings, failure, cut, look, digest, only, cancel }
     }
+
+    /// Whether it tells of a run, as no later look would.
+    pub fn is_of_run(&self) -> bool {
+        self.ended.is_some() || self.failure.is_some() || self.cut.is_some()
+    }
 }
 
 /// Looks how everything stands, if it is time, and tells everybody what is new to them.
@@ -317,7 +323,7 @@ pub(super) fn tell(host: &Host<'_>, occasion: Occasion<'_>) -> Result<NotifyRepo
         return Ok(nothing);
     }
     // Where no lock can be had, rather twice than never.
-    let _turn = match turn(host.state) {
+    let _turn = match turn(host.state, occasion.is_of_run(), occasion.cancel) {
         Err(error) if error.kind() == ErrorKind::Busy => return Err(error),
         turn => turn.ok(),
     };
@@ -330,11 +336,7 @@ pub(super) fn tell(host: &Host<'_>, occasion: Occasion<'_>) -> Result<NotifyRepo
     let history = Journal::new(host.state).read();
     let history = history.unwrap_or_else(|_| RunHistory { records: Vec::new(), torn: 0 });
     let due = due_digests(host.config, &mut told, occasion.now, occasion.digest)?;
-    let is_time = occasion.look
-        || occasion.failure.is_some()
-        || occasion.cut.is_some()
-        || occasion.ended.is_some()
-        || !due.is_empty();
+    let is_time = occasion.look || occasion.is_of_run() || !due.is_empty();
     if !is_time && told.looked.is_some_and(|looked| !is_due(looked)) {
         return Ok(nothing);
     }
@@ -368,19 +370,6 @@ pub(super) fn tell(host: &Host<'_>, occasion: Occasion<'_>) -> Result<NotifyRepo
     let _ = teller.told.write(host);
     let findings = teller.report.findings;
     Ok(NotifyReport { notifiers: teller.reports.into_values().collect(), findings })
-}
-
-fn turn(state: &Path) -> Result<Box<dyn Lock>> {
-    let folder = state.join("jobs");
-    crate::disk::files::make_private_folder(&folder)
-        .map_err(|error| Error::io("make", &folder, error))?;
-    match Local::new(&folder).lock(&Name::top().join("telling"), LockMode::Exclusive)? {
-        Locked::Held(lock) => Ok(lock),
-        Locked::Busy(holder) => Err(Error::new(
-            ErrorKind::Busy,
-            format!("another process of this host is telling what is new: {holder}"),
-        )),
-    }
 }
 
 /// How everything stands. That nobody can find out is a finding.
@@ -482,8 +471,11 @@ impl Teller<'_> {
                 notifier.hears(event).then_some((run, has_failed))
             });
             let since = self.due.get(name).filter(|_| is_first);
+            // Who is reached need not hear that it could not be.
+            let others = self.report.findings.iter().filter(|it| !is_own(name, it));
             let digest = since.map(|since| Digest {
                 report: &self.report,
+                open: others.cloned().collect(),
                 history: self.history,
                 since: *since,
             });
@@ -496,23 +488,25 @@ impl Teller<'_> {
                 run,
                 digest,
             };
-            let message = letter.message();
+            let (message, end) = (letter.message(), letter.end());
             if report.is_some() {
                 self.is_unsaid |= message.is_some();
                 continue;
             }
-            letters.push((name, notifier, message, news));
+            letters.push((name, notifier, message, news, end));
         }
-        let send = |(_, notifier, message, _): &(_, &Notifier, Option<Message>, News<'_>)| {
+        let send = |(_, notifier, message, ..): &(_, &Notifier, Option<Message>, News<'_>, _)| {
             let (notifier, message) = ((*notifier).clone(), message.clone());
+            let variables = self.host.variables();
             Box::new(move || match message {
-                Some(message) => notify::send(&notifier, &message),
+                Some(message) => notify::send(&notifier, &message, &variables),
                 None => Ok(()),
             }) as Work
         };
         let sent = at_once(letters.iter().map(send).collect(), occasion.cancel);
         let mut notes = Vec::new();
-        for ((name, _, message, news), came) in letters.iter().zip(sent) {
+        let mut lost = Vec::new();
+        for ((name, _, message, news, end), came) in letters.iter().zip(sent) {
             if came.is_ok() {
                 let listener = self.told.notifiers.entry((*name).clone()).or_default();
                 listener.note(news, occasion.now);
@@ -520,6 +514,8 @@ impl Teller<'_> {
                     listener.digest = Some(occasion.now);
                 }
             }
+            let end = end.clone().filter(|_| came.is_err());
+            lost.extend(end.map(|end| ((*name).clone(), end)));
             if let Some(message) = message {
                 notes.push(((*name).clone(), came, message.title.clone()));
             }
@@ -528,17 +524,25 @@ impl Teller<'_> {
         for (name, came, title) in notes {
             self.note(&name, came, Some(title), occasion.now);
         }
+        for (name, end) in lost {
+            let trouble = self.told.of(&name).trouble.as_mut();
+            trouble.into_iter().for_each(|it| it.lose(end.clone()));
+        }
     }
 
     /// Notes whether somebody could be told.
     fn note(&mut self, name: &str, came: Result<()>, title: Option<String>, now: Timestamp) {
         let error = came.as_ref().err().map(Failure::from);
         let listener = self.told.of(name);
-        let since = listener.trouble.as_ref().map_or(now, |trouble| trouble.since);
+        let before = listener.trouble.take();
+        let since = before.as_ref().map_or(now, |trouble| trouble.since);
+        let (lost, lost_more) = before.map_or_else(Default::default, |it| (it.lost, it.lost_more));
         listener.trouble = error.as_ref().map(|failure| Trouble {
             since,
             text: failure.text.clone(),
             advice: failure.advice.clone(),
+            lost,
+            lost_more,
         });
         let Some(notifier) = self.host.config.notify.get(name) else { return };
         let told = title.or_else(|| self.reports.get(name)?.told.clone());
@@ -623,7 +627,8 @@ pub(super) fn test(host: &Host<'_>, only: &[String], now: Timestamp) -> NotifyRe
     };
     let send = |(_, notifier): (&String, &Notifier)| {
         let (notifier, message) = (notifier.clone(), message.clone());
-        Box::new(move || notify::send(&notifier, &message)) as Work
+        let variables = host.variables();
+        Box::new(move || notify::send(&notifier, &message, &variables)) as Work
     };
     let came = at_once(meant().map(send).collect(), None);
     let report = |((name, notifier), came): ((&String, &Notifier), Result<()>)| {

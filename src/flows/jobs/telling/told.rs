@@ -21,6 +21,9 @@ const NAME: &str = "told.json";
 /// The longest file that is read, in bytes.
 const LEN_MAX: u64 = 64 << 20;
 
+/// So many ends of runs that somebody was not told are told later.
+const LOST_MAX: usize = 20;
+
 /// What the host does is nobody else's business.
 const MODE: u32 = 0o600;
 
@@ -70,6 +73,22 @@ pub(super) struct Trouble {
     pub text: String,
     /// What to do about it.
     pub advice: Option<String>,
+    /// The ends of runs that it was not told, each in a line.
+    #[serde(default)]
+    pub lost: Vec<String>,
+    /// How many more there were.
+    #[serde(default)]
+    pub lost_more: u64,
+}
+
+impl Trouble {
+    /// Notes the end of a run that could not be told.
+    pub fn lose(&mut self, end: String) {
+        match self.lost.len() < LOST_MAX {
+            true => self.lost.push(end),
+            false => self.lost_more += 1,
+        }
+    }
 }
 
 /// What a finding is about: two with the same key are one that goes on. A warning is what it says, but for numbers, which
@@ -82,6 +101,11 @@ pub(super) fn key(finding: &OpenFinding) -> String {
     let act = finding.act.map(|act| act.to_string()).unwrap_or_default();
     let job = finding.job.as_deref().unwrap_or("");
     format!("{} {act} {job} {} {says}", finding.code, finding.subject).trim_end().to_owned()
+}
+
+/// Whether a finding says that this notifier could not be told: who is reached again need not hear it.
+pub(super) fn is_own(name: &str, finding: &OpenFinding) -> bool {
+    finding.code == FindingCode::Notifier && finding.subject == name
 }
 
 /// What is new for somebody.
@@ -111,9 +135,9 @@ pub(super) fn news<'a>(
     let mut news = News::default();
     let least = notifier.level.unwrap_or(Level::Ok);
     let is_heard = |finding: &&OpenFinding| {
-        // Who is reached again need not hear that it could not be.
-        let is_own = finding.code == FindingCode::Notifier && finding.subject == name;
-        finding.level >= least && !is_own && notifier.hears_of(finding.job.as_deref())
+        finding.level >= least
+            && !is_own(name, finding)
+            && notifier.hears_of(finding.job.as_deref())
     };
     let again = SignedDuration::try_from(notifier.again()).unwrap_or(SignedDuration::MAX);
     let mut keys = BTreeMap::new();

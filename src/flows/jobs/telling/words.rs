@@ -12,6 +12,9 @@ use crate::flows::report::{
 /// So many pieces of work are named.
 const LINES_MAX: usize = 50;
 
+/// What is said of a run without trouble.
+const WENT_WELL: &str = "a run went well";
+
 /// What a run came to.
 #[derive(Clone, Copy)]
 pub(crate) struct Ended<'a> {
@@ -31,6 +34,16 @@ impl Ended<'_> {
     /// Whether what it did for these jobs came to no good end.
     pub fn has_failed(&self, is_of: impl Fn(Option<&str>) -> bool) -> bool {
         self.of(is_of).any(Record::is_failure)
+    }
+
+    /// How it ended, in a line.
+    fn gist(&self, has_failed: bool) -> String {
+        let bad = self.records.iter().find(|it| it.end.is_trouble() && it.act != Act::Run);
+        match (has_failed, bad) {
+            (true, Some(bad)) => line(bad),
+            (true, None) => "a run failed".to_owned(),
+            (false, _) => WENT_WELL.to_owned(),
+        }
     }
 
     /// What it did for these jobs, a line for each piece.
@@ -63,9 +76,10 @@ pub(super) struct Letter<'a> {
 }
 
 /// What a digest is made of.
-#[derive(Clone, Copy)]
 pub(super) struct Digest<'a> {
     pub report: &'a StatusReport,
+    /// What is open, but for what is about the one who is told.
+    pub open: Vec<OpenFinding>,
     pub history: &'a RunHistory,
     pub since: Timestamp,
 }
@@ -99,7 +113,12 @@ impl Letter<'_> {
             events.push(Event::Recovery);
             let since = trouble.since.strftime("%Y-%m-%d %H:%M UTC");
             let text = format!("since {since} you could not be told: {}", trouble.text);
-            parts.push(part("You", Vec::new(), vec![text]));
+            let mut lines = vec![text];
+            lines.extend(trouble.lost.iter().map(|end| format!("not told then: {end}")));
+            if trouble.lost_more > 0 {
+                lines.push(format!("and {} more: qdelta history has all", trouble.lost_more));
+            }
+            parts.push(part("You", Vec::new(), lines));
         }
         events.dedup();
         if let Some((run, has_failed)) = &self.run {
@@ -111,7 +130,7 @@ impl Letter<'_> {
         }
         if let Some(digest) = &self.digest {
             events.push(Event::Digest);
-            level = level.max(digest.report.level);
+            level = digest.open.iter().map(|it| it.level).fold(level, Level::max);
             parts.extend(digest.parts());
         } else if *others > 0 && !parts.is_empty() {
             let text = match *others {
@@ -125,6 +144,13 @@ impl Letter<'_> {
         }
         let title = self.title(ended);
         Some(Message { events, level, host: self.host.to_owned(), at: self.now, title, parts })
+    }
+
+    /// The end of the run in a line, if it is told: for the one who can't be told now.
+    pub fn end(&self) -> Option<String> {
+        let (run, has_failed) = self.run?;
+        let at = run.run.strftime("%Y-%m-%d %H:%M UTC");
+        Some(format!("the run of {at}: {}", run.gist(has_failed)))
     }
 
     fn title(&self, ended: &[OpenFinding]) -> String {
@@ -142,15 +168,14 @@ impl Letter<'_> {
             return gist;
         }
         if let Some((run, true)) = &self.run {
-            let bad = run.records.iter().find(|it| it.end.is_trouble() && it.act != Act::Run);
-            return bad.map_or("a run failed".to_owned(), line);
+            return run.gist(true);
         }
         if let Some(gist) = gist(again) {
             return format!("still {gist}");
         }
         match ended {
             [] if self.run.is_none() => "you can be told again".to_owned(),
-            [] => "a run went well".to_owned(),
+            [] => WENT_WELL.to_owned(),
             _ if *others > 0 => {
                 format!("{} over, {} still open", findings(ended.len()), others)
             }
@@ -188,14 +213,14 @@ impl Digest<'_> {
     fn title(&self) -> String {
         let guests = self.report.guests.len();
         let plural = if guests == 1 { "" } else { "s" };
-        match self.report.findings.len() {
+        match self.open.len() {
             0 => format!("{guests} guest{plural}, everything is all right"),
             count => format!("{guests} guest{plural}, {} open", findings(count)),
         }
     }
 
     fn parts(&self) -> Vec<MessagePart> {
-        let open = match self.report.findings.as_slice() {
+        let open = match self.open.as_slice() {
             [] => part("Open", Vec::new(), vec!["nothing".to_owned()]),
             all => part("Open", all.to_vec(), Vec::new()),
         };
