@@ -230,6 +230,88 @@ fn a_damaged_snapshot_is_a_warning() {
     repo.assert_restores(&lab, "web", &state);
 }
 
+/// A snapshot whose tables were damaged was taken for one that is gone, and its point, all that was left of it, lost its pin.
+/// Two with one id were stored as the first of them.
+#[test]
+fn a_snapshot_that_can_t_be_read_any_more_keeps_its_point() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let image = lab.path("web.qcow2");
+    create(&image, "", MIB);
+    for (byte, name) in [(1, "s"), (2, "qdelta-before-upgrade")] {
+        write(&image, byte, 0, MIB);
+        snapshot(&image, name);
+    }
+    // A name that begins like an anchor's is none.
+    let first = stored(&repo.backup(&image, "web", &["--with-snapshots"]));
+    assert_eq!(first.len(), 2, "{first:?}");
+    let is_pinned = || {
+        let of_point = |it: &Value| it["point"] == first[0].1.as_str();
+        let point = points(&repo, "web").into_iter().find(of_point).unwrap();
+        !point["pins"].as_array().unwrap().is_empty()
+    };
+    assert!(is_pinned());
+    let table = read_u64(&image, 64);
+    let l1 = read_u64(&image, table);
+    patch(&image, table, &0xff_ffff_0000_u64.to_be_bytes());
+    let report = repo.backup(&image, "web", &["--with-snapshots"]);
+    assert!(report["warnings"].to_string().contains("snapshot s"), "{report}");
+    assert!(is_pinned());
+    patch(&image, table, &l1.to_be_bytes());
+    // The second entry gets the id of the first.
+    let second = (table + 40 + 24 + 1 + 1).next_multiple_of(8);
+    patch(&image, second + 40 + 24, b"1");
+    let report = repo.backup(&image, "web", &["--with-snapshots"]);
+    assert!(stored(&report).is_empty(), "{report}");
+    assert!(report["warnings"].to_string().contains("has the same id"), "{report}");
+    qemu_img(args!["snapshot", "-d", "s", image.as_path()]).ok();
+    repo.backup(&image, "web", &["--with-snapshots"]);
+    assert!(!is_pinned(), "it is gone");
+}
+
+/// Snapshots of one moment that had been stored in two nights were new each night; and a damaged one of one disk cost the
+/// other disks theirs.
+#[test]
+fn a_moment_may_be_in_several_points() {
+    let host = Host::new();
+    let (_guest, images) = two_disks(&host);
+    let take = |name: &str| {
+        for (number, image) in images.iter().enumerate() {
+            write(image, 1 + number as u8, 0, MIB);
+            snapshot(image, name);
+        }
+    };
+    let all = |report: &Value| -> Vec<Vec<(String, String)>> {
+        report["disks"].as_array().unwrap().iter().map(stored).collect()
+    };
+    take("s");
+    for left_out in ["web/vdb", "web/vda"] {
+        let report = host.web(&["--with-snapshots", "--exclude", left_out]);
+        assert_eq!(all(&report).concat().len(), 1, "{report}");
+    }
+    let report = host.web(&["--with-snapshots"]);
+    assert!(all(&report).concat().is_empty(), "{report}");
+    assert!(!report.to_string().contains("snapshot-left-out"), "{report}");
+    // The other disk stays as it is, and that is said.
+    let first = host.points().into_iter().next().unwrap();
+    let words = args!["--domain", "web", "--in-place", "--at", first, "--no-point"];
+    let said = host.restore(words).ok();
+    assert!(said.stderr.contains("disk vdb is as it is now"), "{}", said.report());
+    take("t");
+    // The first table of clusters of the second disk's newest snapshot lies nowhere.
+    let table = read_u64(&images[1], 64);
+    let second = (table + 40 + 24 + 1 + 1).next_multiple_of(8);
+    let l1 = read_u64(&images[1], second);
+    patch(&images[1], l1, &0x8000_7fff_ffff_0000_u64.to_be_bytes());
+    for night in 0..2 {
+        let report = host.web(&["--with-snapshots"]);
+        let [vda, vdb] = [0, 1].map(|number| report["disks"][number].clone());
+        assert_eq!((stored(&vda).len(), stored(&vdb).len()), (1 - night, 0), "{report}");
+        assert!(report.to_string().contains("snapshot t"), "{report}");
+        assert!(!vda["warnings"].to_string().contains("snapshot"), "{vda}");
+    }
+}
+
 /// A copy lost the point of a snapshot by its own rules, and the next copy brought it again, night by night.
 #[test]
 fn a_copy_holds_a_snapshot_as_long_as_the_image_does() {

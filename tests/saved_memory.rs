@@ -132,3 +132,25 @@ fn what_can_not_be_resumed_is_said() {
         host.restore(words).fails_with(2);
     }
 }
+
+/// A file that was cut in its definition made a point that "resumes", and so did the memory of another guest.
+#[test]
+fn no_memory_is_taken_that_is_cut_or_another_guest_s() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let (path, bytes) = save(&host, &guest.xml(), 1);
+    for len in [92, 500, bytes.len() - (3 * MIB as usize + 777)] {
+        fs::write(&path, &bytes[..len]).unwrap();
+        let said = host.web_fails(3, &["--with-memory"]);
+        assert!(said.contains("is cut short"), "{len}: {said}");
+    }
+    // The memory would go on over a disk of another moment.
+    fs::write(&path, &bytes).unwrap();
+    let said = host.web_fails(2, &["--with-memory", "--exclude", "web/vdb"]);
+    assert!(said.contains("vdb is left out"), "{said}");
+    let other = guest.xml().replace("<name>web<", "<name>db<").replace("<uuid>", "<uuid>0");
+    save(&host, &other, 1);
+    let said = host.web_fails(2, &["--with-memory"]);
+    assert!(said.contains("memory of another guest, db"), "{said}");
+    assert!(host.points().is_empty());
+}

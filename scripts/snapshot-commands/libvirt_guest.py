@@ -1,5 +1,6 @@
 """What the snapshot commands of libvirt guests have in common: virsh, QEMU's monitor, bitmaps, whose turn it is."""
 
+import contextlib
 import json
 import os
 import re
@@ -248,6 +249,15 @@ def folder_in_memory():
     folder = os.path.join(place, "qdelta")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def as_file(element):
+    """A description as a file that virsh can read. It has no name: whoever is killed leaves none behind."""
+    with open(os.memfd_create("qdelta"), "wb") as file:
+        file.write(ElementTree.tostring(element))
+        file.flush()
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 class Place:

@@ -243,7 +243,9 @@ impl Month {
         self.look("01:36:00");
         let (opened, last) = self.heard();
         over.extend(last);
-        for line in opened {
+        // That nothing was done in a night of which nothing could be noted is told afterwards.
+        let missed = "1 time was missed since";
+        for line in opened.into_iter().filter(|it| !it.contains(missed)) {
             self.note(format!("after {names:?}: {line:?}"));
         }
         for (subject, _) in troubles.iter().flat_map(|it| it.tells) {
@@ -300,10 +302,11 @@ fn a_month_in_which_each_trouble_is_told_once() {
     first.wait().unwrap();
     fs::write(&go, "").unwrap();
     month.write("", "");
+    month.look("02:40:00");
     assert_eq!(ends(&month.run("02:45:00"), WEB), ["done"]);
     let (opened, _) = month.heard();
     assert_eq!(opened.len(), 1, "{opened:#?}");
-    assert!(opened[0].contains("never ended: it was killed, or the power was cut"), "{opened:#?}");
+    assert!(opened[0].contains("never ended: it was killed, the power was cut"), "{opened:#?}");
     month.tomorrow();
     assert_eq!(ends(&month.sleep(), WEB), ["done"]);
     assert!(month.heard().1.iter().any(|it| it.contains("never ended")));

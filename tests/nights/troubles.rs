@@ -18,8 +18,7 @@ pub(super) fn troubles() -> Vec<Vec<Trouble>> {
             notifiers(),
             places(),
         ])
-        .chain([vec![drill()], vec![replaced()], vec![lost(), copy(), unproved()]])
-        .chain([vec![clock_back()]])
+        .chain([vec![drill(), replaced()], vec![clock_back()], vec![lost(), copy(), unproved()]])
         .collect()
 }
 
@@ -534,8 +533,17 @@ fn replaced() -> Trouble {
 fn lost() -> Trouble {
     Trouble {
         what: "a repository is put back to an earlier state",
-        make: |month| hide(&remember("lost", newest(month, "d-app", ".json"))),
-        mend: |_| show(&remembered("lost")),
+        make: |month| {
+            for (what, ending) in [("lost.json", ".json"), ("lost.qdelta", ".qdelta")] {
+                let path = remember(what, newest(month, "d-app", ending));
+                fs::rename(path, month.path(what)).unwrap();
+            }
+        },
+        mend: |month| {
+            for what in ["lost.qdelta", "lost.json"] {
+                fs::rename(month.path(what), remembered(what)).unwrap();
+            }
+        },
         tells: &[
             ("d-app", "was in main when this host looked last"),
             ("d-app", "was there when this host looked last"),
@@ -566,6 +574,8 @@ fn copy() -> Trouble {
             ("db", "it has no point in offsite yet"),
             ("d-app", "it has no point in offsite yet"),
             ("d-log", "it has no point in offsite yet"),
+            // The last copy of this job, to another place, had failed.
+            ("production", "copy failed: cannot read s3://b/p"),
         ],
         without: &[],
     }

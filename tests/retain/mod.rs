@@ -73,6 +73,23 @@ fn daily(number: u32) -> Keep {
 
 /// cron at one minute past midnight, of the machine's time: counted in UTC, two nights were one day and
 /// the day between had none.
+/// Snapshots of years ago that came in one night took the places of seven states.
+#[test]
+fn points_of_snapshots_take_no_state_s_place() {
+    let mut all = points(&[
+        "2026-03-01T01:00Z",
+        "2026-03-02T01:00Z",
+        "2026-03-03T01:00Z",
+        "2026-03-03T02:00Z",
+    ]);
+    all[1].snapshot = true;
+    all[2].snapshot = true;
+    let keep = Keep { last: Some(Count::Of(2)), ..Keep::default() };
+    let verdicts = judge(&all, &keep, &zone("UTC"), at("2026-04-01T00:00Z"), Clock::Trusted);
+    let fates: Vec<Fate> = verdicts.iter().map(|it| it.fate).collect();
+    assert_eq!(fates, [Fate::Keep, Fate::Remove, Fate::Keep, Fate::Keep]);
+}
+
 #[test]
 fn a_day_is_one_of_the_zone_and_not_of_utc() {
     let nights = points(&[

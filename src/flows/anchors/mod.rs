@@ -22,10 +22,19 @@ use crate::vault::repository::{Anchor, AnchorKind, DiskId, DomainName, PointId, 
 
 /// With what the names of all anchors begin.
 const PREFIX: &str = "qdelta-";
+/// How many digits tell the anchors of one disk from those of others.
+const TAG_LEN: usize = 8;
 
-/// Whether a bitmap or snapshot with this name is an anchor, of whatever disk and repository.
+/// Whether a bitmap or snapshot with this name is an anchor, of whatever disk and repository, or what is beside one:
+/// who calls a snapshot of his own `qdelta-before-upgrade` means no anchor.
 pub(crate) fn is_anchor(name: &[u8]) -> bool {
-    name.starts_with(PREFIX.as_bytes())
+    let rest = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix(PREFIX));
+    // A point, and the tag of a disk.
+    rest.and_then(|rest| rest.rsplit_once('-')).is_some_and(|(point, tag)| {
+        let is_digit = |c: char| c.is_ascii_hexdigit();
+        point.parse::<PointId>().is_ok()
+            && tag.get(..TAG_LEN).is_some_and(|it| it.chars().all(is_digit))
+    })
 }
 
 /// What makes anchors of one disk of one repository recognisable: the end of their names.
@@ -35,13 +44,13 @@ pub(crate) struct Tag(String);
 impl Tag {
     pub fn new(repository: &Repository, disk: &DiskId) -> Self {
         let digest = blake3::hash(format!("{} {disk}", repository.id()).as_bytes());
-        Self(digest.to_hex().chars().take(8).collect())
+        Self(digest.to_hex().chars().take(TAG_LEN).collect())
     }
 
     /// What makes recognisable what is made of all disks of a guest at once.
     pub fn of_guest(repository: &Repository, domain: &DomainName) -> Self {
         let digest = blake3::hash(format!("{} {domain}", repository.id()).as_bytes());
-        Self(digest.to_hex().chars().take(8).collect())
+        Self(digest.to_hex().chars().take(TAG_LEN).collect())
     }
 
     /// The end of all names.

@@ -61,25 +61,18 @@ pub(super) fn count<'a>(
             continue;
         }
         // Whoever can't be looked at now is told of when it is taken.
-        let snapshots = image_at(path).and_then(|file| match file {
-            Some(file) => edit::snapshot::list(&file),
-            None => Ok(Vec::new()),
-        });
-        let snapshots = snapshots.unwrap_or_default();
-        if snapshots.iter().all(|it| is_anchor(&it.name)) {
+        let Ok(Some(file)) = image_at(path) else { continue };
+        let snapshots = edit::snapshot::list(&file).unwrap_or_default();
+        let snapshots: Vec<_> = snapshots.iter().filter(|it| !is_anchor(&it.name)).collect();
+        if snapshots.is_empty() {
             continue;
         }
         let points = catalog.points(disk).map(|list| list.points).unwrap_or_default();
         let is_stored = |it: &Snapshot| {
-            let known = points.iter().filter_map(|point| point.record.snapshot.as_ref());
-            let named = |known: &SnapshotRecord| {
-                known.id.as_bytes() == it.id
-                    && known.name.as_bytes() == it.name
-                    && taken(it) == Some(known.taken)
-            };
-            known.into_iter().any(named)
+            let mut known = points.iter().filter_map(|point| point.record.snapshot.as_ref());
+            record(&file, it).is_ok_and(|record| known.any(|known| *known == record))
         };
-        count += snapshots.iter().filter(|it| !is_anchor(&it.name) && !is_stored(it)).count();
+        count += snapshots.into_iter().filter(|it| !is_stored(it)).count();
     }
     count as u64
 }
@@ -96,7 +89,7 @@ pub(super) fn store<'a>(
     cancel: &Cancel,
 ) -> Result<()> {
     let Some(reserved) = together.snapshots else { return Ok(()) };
-    let mut found = Found { members: Vec::new(), is_listed: Vec::new() };
+    let mut found = Found::default();
     for (number, (disk, source)) in ready.iter().zip(sources).enumerate() {
         let observer = &OfDisk::new(together.observer, disk.disk);
         found.look(number, source, observer);
@@ -109,31 +102,33 @@ pub(super) fn store<'a>(
         .filter_map(|ago| PointId::from_ms(together.point.as_ms().checked_sub(ago + 1)?));
     let mut is_begun = false;
     for moment in moments(found.members.clone()) {
-        let is_stored = manifests.iter().any(|(_, manifest)| {
-            manifest.as_ref().is_ok_and(|manifest| storing.holds(manifest, &moment))
-        });
-        if is_stored {
+        // A disk that was left out, or could not be read, has its snapshot in another point.
+        let is_stored = |member: &Member| {
+            let mut sound = manifests.iter().filter_map(|(_, manifest)| manifest.as_ref().ok());
+            sound.any(|manifest| storing.holds(manifest, member))
+        };
+        let missing: Vec<Member> =
+            moment.0.iter().filter(|member| !is_stored(member)).cloned().collect();
+        if missing.is_empty() {
             continue;
         }
+        let moment = Moment(missing);
         cancel.check()?;
         if !std::mem::replace(&mut is_begun, true) {
             storing.track_states()?;
         }
         let Some(id) = ids.next() else {
             let text = "it was taken while the backup began: the next backup stores it";
-            storing.warn(&moment, Warning::new(Code::SnapshotLeftOut, text));
+            let warning = Warning::new(Code::SnapshotLeftOut, text);
+            moment.0.iter().for_each(|member| storing.warn(member, warning.clone()));
             continue;
         };
         match storing.write(&moment, id) {
             Ok(()) => {}
-            Err(error)
-                if [ErrorKind::Interrupted, ErrorKind::NoSpace, ErrorKind::Busy]
-                    .contains(&error.kind()) =>
-            {
-                return Err(error);
-            }
+            Err(error) if is_of_all(&error) => return Err(error),
             Err(error) => {
-                storing.warn(&moment, Warning::failed(Code::SnapshotLeftOut, &error));
+                let warning = Warning::failed(Code::SnapshotLeftOut, &error);
+                moment.0.iter().for_each(|member| storing.warn(member, warning.clone()));
             }
         }
     }
@@ -141,9 +136,17 @@ pub(super) fn store<'a>(
     let_go_of_gone(together, storing.ready, &found, &manifests)
 }
 
+/// Whether a failure is none of one snapshot: what comes after it would fail as well.
+fn is_of_all(error: &Error) -> bool {
+    [ErrorKind::Interrupted, ErrorKind::NoSpace, ErrorKind::Busy].contains(&error.kind())
+}
+
 /// The snapshots in all images.
+#[derive(Default)]
 struct Found {
     members: Vec<Member>,
+    /// The entries of all, also of those that can't be read, with the numbers of their disks.
+    entries: Vec<(usize, Snapshot)>,
     /// Whether those of each disk are known.
     is_listed: Vec<bool>,
 }
@@ -171,11 +174,16 @@ impl Found {
         }
         let Some(store) = source.image.files().first() else { return Ok(()) };
         let file = ImageFile::to_read(store.clone());
-        for snapshot in edit::snapshot::list(&file)? {
-            if is_anchor(&snapshot.name) {
-                continue;
-            }
-            match record(&file, &snapshot) {
+        let all = edit::snapshot::list(&file)?;
+        for snapshot in all.iter().filter(|it| !is_anchor(&it.name)) {
+            self.entries.push((disk, snapshot.clone()));
+            let is_only = all.iter().filter(|it| it.id == snapshot.id).count() == 1;
+            let sound = match is_only {
+                true => record(&file, snapshot),
+                // It is opened by its id.
+                false => Err(Error::new(ErrorKind::Image, "another snapshot has the same id")),
+            };
+            match sound {
                 Ok(record) => self.members.push(Member { disk, record }),
                 Err(error) => {
                     let name = String::from_utf8_lossy(&snapshot.name).escape_debug().to_string();
@@ -186,6 +194,13 @@ impl Found {
         }
         Ok(())
     }
+}
+
+/// Whether an entry of an image may be the snapshot that was stored, whatever its tables are now.
+fn may_be(entry: &Snapshot, stored: &SnapshotRecord) -> bool {
+    entry.id == stored.id.as_bytes()
+        && entry.name == stored.name.as_bytes()
+        && taken(entry).is_none_or(|taken| taken == stored.taken)
 }
 
 /// When a snapshot was taken, if its entry makes sense.
@@ -220,7 +235,11 @@ fn moments(mut members: Vec<Member>) -> Vec<Moment> {
                 other.disk != member.disk && is_of_one_moment(&other.record, &member.record)
             })
         };
-        match moments.iter_mut().find(is_its) {
+        let apart = |moment: &&mut Moment| {
+            let first = moment.0.first().map(|first| first.record.taken);
+            first.map(|first| member.record.taken.duration_since(first).abs())
+        };
+        match moments.iter_mut().filter(is_its).min_by_key(apart) {
             Some(moment) => moment.0.push(member),
             None => moments.push(Moment(vec![member])),
         }
@@ -252,19 +271,16 @@ struct Storing<'s, 'a> {
 }
 
 impl Storing<'_, '_> {
-    /// Whether a point has all snapshots of a moment.
-    fn holds(&self, manifest: &Manifest, moment: &Moment) -> bool {
-        moment.0.iter().all(|member| {
-            let disk = self.ready.get(member.disk).map(|it| &it.disk.disk);
-            let record = disk.and_then(|disk| manifest.disk(disk));
-            record.and_then(|record| record.snapshot.as_ref()) == Some(&member.record)
-        })
+    /// Whether a point has the snapshot of a disk.
+    fn holds(&self, manifest: &Manifest, member: &Member) -> bool {
+        let disk = self.ready.get(member.disk).map(|it| &it.disk.disk);
+        let record = disk.and_then(|disk| manifest.disk(disk));
+        record.and_then(|record| record.snapshot.as_ref()) == Some(&member.record)
     }
 
-    fn warn(&self, moment: &Moment, warning: Warning) {
-        let Some(first) = moment.0.first() else { return };
-        let Some(ready) = self.ready.get(first.disk) else { return };
-        let within = format!("snapshot {}", first.record.name.escape_debug());
+    fn warn(&self, member: &Member, warning: Warning) {
+        let Some(ready) = self.ready.get(member.disk) else { return };
+        let within = format!("snapshot {}", member.record.name.escape_debug());
         self.together.observer.warn(warning.within(&within).of(ready.disk));
     }
 
@@ -278,26 +294,32 @@ impl Storing<'_, '_> {
         let is_running = moment.0.iter().any(|member| member.record.is_of_running());
         let consistency =
             if is_running { Consistency::CrashConsistent } else { Consistency::Offline };
-        let (mut written, mut images) = (Vec::new(), Vec::new());
+        let (mut written, mut stored) = (Vec::new(), Vec::new());
         let wanted: Vec<(DiskId, Options)> =
             moment.0.iter().filter_map(|member| self.options(member, options)).collect();
         for (member, (disk, options)) in moment.0.iter().zip(&wanted) {
-            let done = self.job(member, disk, options, &catalog, id, consistency).and_then(
-                |(job, image)| {
-                    images.push(image);
-                    disk::write(job, observer, self.cancel)
-                },
-            );
+            let done = self
+                .job(member, disk, options, &catalog, id, consistency)
+                .and_then(|(job, image)| Ok((disk::write(job, observer, self.cancel)?, image)));
             match done {
-                Ok(mut done) => {
+                Ok((mut done, image)) => {
                     done.record.snapshot = Some(member.record.clone());
                     written.push(done);
+                    stored.push((member, image));
                 }
-                Err(error) => {
+                Err(error) if is_of_all(&error) => {
                     written.into_iter().for_each(|done| done.rest.discard());
                     return Err(error);
                 }
+                // The other disks have theirs.
+                Err(error) => {
+                    let warning = Warning::failed(Code::SnapshotLeftOut, &error);
+                    self.warn(member, warning);
+                }
             }
+        }
+        if written.is_empty() {
+            return Ok(());
         }
         let mut manifest = Manifest::new(id, lock.domain().clone(), consistency);
         let name = moment.0.first().map(|first| first.record.name.clone()).unwrap_or_default();
@@ -305,7 +327,7 @@ impl Storing<'_, '_> {
         manifest.elapsed_ms = started.elapsed().as_millis() as u64;
         let reports = publish(written, manifest, repository, observer)?;
         let catalog = repository.catalog();
-        for ((member, image), report) in moment.0.iter().zip(images).zip(reports) {
+        for ((member, image), report) in stored.into_iter().zip(reports) {
             let Some(ready) = self.ready.get_mut(member.disk) else { continue };
             let SnapshotRecord { id, name, taken, .. } = member.record.clone();
             let point = catalog.point(ready.disk, report.point);
@@ -490,8 +512,9 @@ fn let_go_of_gone(
                 // It may be in an image that nobody has looked into.
                 return false;
             };
-            let mut members = found.members.iter().filter(|it| it.disk == place);
-            members.all(|it| Some(&it.record) != record.snapshot.as_ref())
+            // One whose tables are damaged is not gone: its point may be all that is left of it.
+            let mut entries = found.entries.iter().filter(|(disk, _)| *disk == place);
+            !entries.any(|(_, entry)| record.snapshot.as_ref().is_some_and(|it| may_be(entry, it)))
         })
     };
     for (point, manifest) in manifests {

@@ -4,7 +4,8 @@
 //! The rules mean what restic's mean. Every rule sees every point; a point stays if one of them keeps
 //! it. A rule of periods keeps one point of each of the last periods that have one, and the oldest point
 //! as well while it has found fewer than it may keep. What counts for no rule, and stays: pinned points,
-//! safety points until their time is over, points ahead of the clock.
+//! safety points until their time is over, points ahead of the clock. Points of snapshots are counted among the states, and
+//! take no state's place.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,7 +84,17 @@ pub fn judge(
     };
     keep_newest(points, &mut add);
     let counted = sort_out(points, keep, zone, now, &mut add);
-    apply(&counted, keep, zone, &mut add);
+    // Snapshots of years ago may come in one night: they are counted among the states, and take no state's place.
+    let states: Vec<_> = counted.iter().filter(|it| !it.candidate.snapshot).copied().collect();
+    apply(&states, keep, zone, &mut add);
+    if states.len() < counted.len() {
+        let is_snapshot = |index: usize| points.get(index).is_some_and(|it| it.snapshot);
+        apply(&counted, keep, zone, &mut |index, reason| {
+            if is_snapshot(index) {
+                add(index, reason);
+            }
+        });
+    }
     let in_doubt = clock == Clock::Checked && is_in_doubt(points, zone, now);
     points
         .iter()

@@ -19,8 +19,12 @@ pub fn saved_definition(file: &File, path: &Path) -> Result<String> {
     file.read_exact_at(&mut head, 0).map_err(failed)?;
     let head = Head::parse(&head).map_err(|error| Error::format(ErrorKind::Image, path, error))?;
     let rest = len.saturating_sub(HEAD_LEN as u64);
+    if rest <= u64::from(head.data_len) {
+        let text = format!("{} is cut short: there is no memory in it", path.display());
+        return Err(Error::new(ErrorKind::Image, text));
+    }
     // What libvirt notes behind the definition is not looked at.
-    let data_len = u64::from(head.data_len).min(rest).min(XML_LEN_MAX + 1);
+    let data_len = u64::from(head.data_len).min(XML_LEN_MAX + 1);
     let mut data = vec![0; data_len as usize];
     file.read_exact_at(&mut data, HEAD_LEN as u64).map_err(failed)?;
     let text = definition(&data).filter(|text| text.len() as u64 <= XML_LEN_MAX);

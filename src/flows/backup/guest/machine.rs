@@ -11,7 +11,7 @@ use super::{Flow, HostConfig};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::edit::snapshot;
 use crate::disk::files::paths::absolute;
-use crate::disk::image::Format;
+use crate::disk::image::{Format, files_below, is_qcow2};
 use crate::disk::io::{Opener, not_opened};
 use crate::flows::anchors::inventory::image_at;
 use crate::flows::anchors::is_anchor;
@@ -207,6 +207,20 @@ fn note_snapshots(flow: &Flow<'_>, record: &mut MachineRecord) {
                 disk.target,
                 error.chain()
             )),
+        }
+        // Those of the images below are of states before the overlay was made.
+        let below = files_below(&disk.image, Format::Qcow2, &disk.open.chain).unwrap_or_default();
+        for file in below.iter().filter(|file| matches!(is_qcow2(file), Ok(true))) {
+            let names = snapshots_in(file).unwrap_or_default();
+            if !names.is_empty() {
+                record.missing.push(format!(
+                    "the snapshots in {}, which lies below the image of {} ({}): back that file up by itself, with \
+                     --with-snapshots",
+                    file.display(),
+                    disk.target,
+                    shown(&names)
+                ));
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! the guest stood.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use qdelta_formats::archive::Consistency;
 
@@ -13,9 +13,9 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::image::{Format, OpenOptions};
 use crate::disk::sys::Stamp;
 use crate::flows::backup::disk::{self, DiskBackup, Written};
-use crate::flows::backup::{AnchorChoice, Options};
+use crate::flows::backup::{AnchorChoice, Options, is_same_uuid};
 use crate::flows::capture::Captured;
-use crate::guest::libvirt::{self, saved_definition};
+use crate::guest::libvirt::{self, Choice, Domain, saved_definition};
 use crate::vault::point::{Base, KindChoice};
 use crate::vault::repository::{DiskId, MEMORY, MemoryRecord};
 
@@ -44,9 +44,12 @@ impl Memory {
                 .within(format!("the memory of {} can't be taken along", domain.name))
                 .advise("leave --with-memory out for a point without it")
         };
+        check_whole(domain, &flow.request.excluded).map_err(unread)?;
         let (file, mode) = machine::open(&path).map_err(unread)?;
         let text = saved_definition(&file, &path).map_err(unread)?;
-        if let Some(warning) = other_disks(flow, &text) {
+        let saved = libvirt::parse(&text).map_err(unread)?;
+        check_guest(domain, &saved, &path).map_err(unread)?;
+        if let Some(warning) = other_disks(flow, &saved) {
             flow.disks.observer.warn(warning);
         }
         let metadata = file.metadata().map_err(|error| Error::io("look at", &path, error))?;
@@ -111,10 +114,43 @@ impl Memory {
     }
 }
 
+/// Fails if a disk of the guest is to be left out: the memory would go on over one of another moment.
+///
+/// # Errors
+/// `Usage`.
+fn check_whole(domain: &Domain, excluded: &[String]) -> Result<()> {
+    let is_taken = |disk: &libvirt::Disk, excluded: &[String]| {
+        matches!(libvirt::decide(disk, excluded), Choice::Take { .. })
+    };
+    let missing = domain.disks.iter().find(|disk| is_taken(disk, &[]) && !is_taken(disk, excluded));
+    missing.map_or(Ok(()), |disk| {
+        let text = format!("disk {} is left out, and the memory goes with all disks", disk.target);
+        Err(Error::new(ErrorKind::Usage, text))
+    })
+}
+
+/// Fails if the memory is another guest's: libvirt would not resume it.
+///
+/// # Errors
+/// `Usage`.
+fn check_guest(domain: &Domain, saved: &Domain, path: &Path) -> Result<()> {
+    let is_same = match (&domain.uuid, &saved.uuid) {
+        (Some(own), Some(other)) => is_same_uuid(own, other),
+        _ => domain.name == saved.name,
+    };
+    if is_same {
+        return Ok(());
+    }
+    let text = format!("{} is the memory of another guest, {}", path.display(), saved.name);
+    Err(Error::new(ErrorKind::Usage, text).advise(format!(
+        "virsh managedsave-remove {} gives it up, if nobody needs it",
+        domain.name
+    )))
+}
+
 /// Warns if the guest had other images when its memory was saved than it is defined with now: it would go on with
 /// those.
-fn other_disks(flow: &Flow<'_>, text: &str) -> Option<Warning> {
-    let saved = libvirt::parse(text).ok()?;
+fn other_disks(flow: &Flow<'_>, saved: &Domain) -> Option<Warning> {
     let now: BTreeMap<&str, _> =
         flow.found.domain.disks.iter().map(|disk| (disk.target.as_str(), &disk.source)).collect();
     let is_other = |disk: &&libvirt::Disk| {

@@ -327,7 +327,7 @@ impl<'a> Snapshots<'a> {
                 continue;
             }
             let look = Look::at(&taken.made)?;
-            if let Some((other, _)) = seen.iter().find(|(_, other)| other.is_same(&look)) {
+            if let Some((other, _)) = seen.iter().find(|(_, other)| other.has_same_bytes(&look)) {
                 let (one, other) = (other.file.display(), taken.file.display());
                 let text = format!("{} can't be both {one} and {other}", taken.made.display());
                 return Err(unusable(text));

@@ -53,8 +53,13 @@ impl Look {
         })
     }
 
-    /// Whether it is the same file or device as `other`, by whatever name, or a loop device over the same file.
+    /// Whether it is the same file or device as `other`, by whatever name.
     pub fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+
+    /// Whether it has the same bytes as `other`: it is the same, or a loop device over it.
+    pub fn has_same_bytes(&self, other: &Self) -> bool {
         layers::is_same_disk(self.id, other.id)
     }
 

@@ -135,8 +135,10 @@ pub fn run_machine_in_place(
         job.passed_over = catalog.passed_over(&id, &request.selector, point.id)?;
         jobs.push(job);
     }
-    let machine = jobs.iter().find_map(|job| job.machine.as_ref());
-    for text in as_now(&manifest, machine, &request.options.libvirt) {
+    // A snapshot's point holds no machine: which disks it lacks, the latest one tells.
+    let machine = jobs.iter().find_map(|job| job.machine.clone());
+    let machine = machine.or_else(|| catalog.last_machine(&domain).map(|(_, machine)| machine));
+    for text in as_now(&manifest, machine.as_ref(), &request.options.libvirt) {
         observer.warn(Warning::new(Code::Machine, text));
     }
     let mut disks = roll_back(&catalog, &jobs, &request.options, observer, cancel)?;
@@ -184,7 +186,7 @@ fn as_now(manifest: &Manifest, machine: Option<&MachineRecord>, libvirt: &Libvir
     };
     let now = guests::disks_now(libvirt, machine).into_iter();
     texts.extend(now.filter(|target| !is_known(target)).map(|target| as_now(&target)));
-    if machine.memory.is_some() {
+    if manifest.machine.as_ref().is_some_and(|machine| machine.memory.is_some()) {
         texts.push(
             "the memory of the point is not resumed: the disks are what a power cut would leave"
                 .to_owned(),
