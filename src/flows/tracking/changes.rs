@@ -7,7 +7,7 @@ use qdelta_formats::archive::Geometry;
 use roaring::RoaringBitmap;
 
 /// The sample finds a miss of one block in a thousand with a probability of 99 %:
-/// 1 − 0.999⁴⁶⁰³ > 0.99. Of few blocks, fewer are enough ([`enough`]).
+/// 1 − 0.999⁴⁶⁰³ > 0.99. Of few blocks, fewer are enough.
 pub const SAMPLE_DEFAULT: u64 = 4603;
 
 /// Of how many blocks a miss that must be found is one.
