@@ -11,8 +11,8 @@ from ..points import Chain, domain_xml, restored_disks
 from ..run import PATIENCE_SECONDS, Failure, output, run, wait_for
 from ..served import Server
 
-# libvirt before 9.5 can't have QEMU wait for a server: each resume is one try to reach it.
-RESUMES_MAX = 5
+# Records that a guest writes until it counts as going on.
+GOES_ON = 100
 # Of a measurement: the quickest counts.
 ROUNDS = 3
 
@@ -163,9 +163,22 @@ def check_overlays(served):
 
 
 def goes_on(guest):
-    """Whether the guest runs, and has not paused again after a moment."""
-    time.sleep(1)
-    return guest.state() == "running"
+    """Resumes the guest as often as it pauses, until it has written its records; gives the resumes.
+
+    libvirt before 9.5 can't have QEMU wait for a server: each request that was lost pauses the guest
+    once more, so each resume is one more try.
+    """
+    goal, resumes = guest.newest() + GOES_ON, 0
+
+    def is_there():
+        nonlocal resumes
+        if guest.state() == "paused":
+            guest.resume()
+            resumes += 1
+        return guest.newest() >= goal
+
+    wait_for("the guest to go on with its server back", is_there, PATIENCE_SECONDS, pause=1)
+    return resumes
 
 
 def lose_server(rig, guest, server):
@@ -180,14 +193,7 @@ def lose_server(rig, guest, server):
         raise Failure(f"the guest is {reason}")
     rig.say(f"without its server, the guest paused after {time.monotonic() - begin:.1f} s: {reason}")
     server.start()
-    resumes = 0
-    while resumes < RESUMES_MAX and not goes_on(guest):
-        guest.resume()
-        resumes += 1
-    if guest.state() != "running":
-        raise Failure(f"with its server back, the guest is {guest.state()} after {resumes} resumes")
-    rig.say(f"with its server back, the guest went on after {resumes} x virsh resume")
-    guest.wait_for_records(50)
+    rig.say(f"with its server back, the guest went on after {goes_on(guest)} x virsh resume")
 
 
 def bring_home(rig, guest, served):

@@ -149,7 +149,8 @@ impl<'a> Boot<'a> {
                 (false, true) => Found::new(Climb::NotTried, "the rung below did not pass"),
             };
             let mut step = found.into_step(rung, started);
-            let end = at.unwrap_or(if passed { before } else { step.seconds });
+            let took_time = !passed && step.result != Climb::NotTried;
+            let end = at.unwrap_or(if took_time { step.seconds } else { before });
             step.seconds = (end - before).max(0.0);
             before = end;
             if passed && rung == Rung::Agent {
