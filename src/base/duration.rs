@@ -41,32 +41,76 @@ pub fn age(seconds: i64) -> String {
     }
 }
 
-/// A stretch of time as people write it: `90s`, `5m`, `26h`, `2d`.
+/// A stretch of time as people write it: `90s`, `5m`, `26h`, `2d`, `1w`, `1d12h`. A month has 30 days, a year 365.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stretch(pub Duration);
 
 /// The units of a stretch, the largest first.
-const UNITS: [(&str, u64); 5] = [("d", DAY), ("h", HOUR), ("min", MINUTE), ("m", MINUTE), ("s", 1)];
+const UNITS: [(&str, u64); 8] = [
+    ("y", YEAR),
+    ("mo", 30 * DAY),
+    ("w", 7 * DAY),
+    ("d", DAY),
+    ("h", HOUR),
+    ("min", MINUTE),
+    ("m", MINUTE),
+    ("s", 1),
+];
+
+/// Those that a stretch is shown in.
+const SHOWN: [&str; 4] = ["d", "h", "m", "s"];
+
+const YEARS_MAX: u64 = 100;
+
+/// The numbers and units of a text such as `1d12h`; none if it is no such text.
+pub(super) fn parts(text: &str) -> Option<Vec<(&str, &str)>> {
+    let mut parts = Vec::new();
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let (unit, tail) = tail.split_at(letters);
+        if number.is_empty() || unit.is_empty() {
+            return None;
+        }
+        parts.push((number, unit));
+        rest = tail;
+    }
+    Some(parts).filter(|parts| !parts.is_empty())
+}
 
 impl FromStr for Stretch {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let seconds = UNITS.iter().find_map(|(unit, seconds)| {
-            let number: u64 = text.trim().strip_suffix(unit)?.parse().ok()?;
-            number.checked_mul(*seconds).filter(|seconds| (1..=100 * YEAR).contains(seconds))
-        });
-        seconds.map(|seconds| Self(Duration::from_secs(seconds))).ok_or_else(|| {
+        let no_stretch = || {
             Error::new(ErrorKind::Usage, format!("{text:?} is no stretch of time"))
-                .advise("say how many of what: 90s, 5m, 26h, 2d")
-        })
+                .advise("say how many of what: 90s, 5m, 26h, 2d, 1w, or several together: 1d12h")
+        };
+        let seconds = |(number, unit): &(&str, &str)| {
+            let (_, of) = UNITS.iter().find(|(it, _)| it == unit)?;
+            // What no number holds is too long as well.
+            Some(number.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(*of))
+        };
+        let parts = parts(text).ok_or_else(no_stretch)?;
+        let each: Option<Vec<u64>> = parts.iter().map(seconds).collect();
+        let sum = each.ok_or_else(no_stretch)?.into_iter().fold(0, u64::saturating_add);
+        match sum {
+            0 => Err(no_stretch()),
+            _ if sum > YEARS_MAX * YEAR => {
+                Err(Error::new(ErrorKind::Usage, format!("{text:?} is too long"))
+                    .advise(format!("say at most {YEARS_MAX}y")))
+            }
+            _ => Ok(Self(Duration::from_secs(sum))),
+        }
     }
 }
 
 impl fmt::Display for Stretch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();
-        let mut fitting = UNITS.iter().filter(|(unit, _)| *unit != "min");
+        let mut fitting = UNITS.iter().filter(|(unit, _)| SHOWN.contains(unit));
         let fitting = fitting.find(|(_, of)| seconds.is_multiple_of(*of));
         let (unit, of) = fitting.copied().unwrap_or(("s", 1));
         write!(f, "{}{unit}", seconds / of)
@@ -105,12 +149,22 @@ mod tests {
             ("5min", 300, "5m"),
             ("24h", 86_400, "1d"),
             ("26h", 93_600, "26h"),
+            ("1w", 604_800, "7d"),
+            ("1d12h", 129_600, "36h"),
+            ("1h30min", 5400, "90m"),
+            ("6mo", 15_552_000, "180d"),
+            ("1y", 31_536_000, "365d"),
         ] {
             let stretch: Stretch = text.parse().unwrap();
             assert_eq!((stretch.0.as_secs(), stretch.to_string().as_str()), (seconds, shown));
         }
-        for bad in ["", "5", "m", "-5m", "0s", "1.5h", "5mo", "99999999999999999d"] {
+        for bad in ["", "5", "m", "-5m", "0s", "1.5h", "5M", "2 d", "5d3", "1dd"] {
             assert!(bad.parse::<Stretch>().is_err(), "{bad:?}");
+        }
+        // It was "no stretch of time; say how many of what".
+        for long in ["300000d", "99999999999999999999999d", "99y13mo"] {
+            let error = long.parse::<Stretch>().unwrap_err();
+            assert_eq!(error.advice(), Some("say at most 100y"), "{long:?}");
         }
     }
 

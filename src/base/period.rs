@@ -7,23 +7,27 @@ use std::str::FromStr;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 
+use crate::base::duration::parts;
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// The most of each unit: more than all the time that there are points of.
 const MOST: i32 = 99_999;
 
-/// So many years, months, days and hours.
+/// So many years, months, days, hours, minutes and seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Period {
     years: i32,
     months: i32,
     days: i32,
     hours: i32,
+    minutes: i32,
+    seconds: i32,
 }
 
 impl Period {
     /// No time at all.
-    pub const NONE: Self = Self { years: 0, months: 0, days: 0, hours: 0 };
+    pub const NONE: Self =
+        Self { years: 0, months: 0, days: 0, hours: 0, minutes: 0, seconds: 0 };
 
     /// So many days.
     pub const fn days(days: u16) -> Self {
@@ -61,7 +65,8 @@ impl Period {
     }
 
     fn clock(self) -> Option<Span> {
-        Span::new().try_hours(self.hours).ok()
+        let span = Span::new().try_hours(self.hours).ok()?;
+        span.try_minutes(self.minutes).ok()?.try_seconds(self.seconds).ok()
     }
 }
 
@@ -73,39 +78,35 @@ impl FromStr for Period {
             Error::new(ErrorKind::Usage, what)
                 .advise("say how many of what: 48h, 30d, 8w, 6mo, 2y, or several together: 1y6mo")
         };
+        let none = || no_period(format!("{text:?} is no stretch of time"));
         let mut period = Self::NONE;
-        let mut rest = text.trim();
-        if rest == "0" {
+        if text.trim() == "0" {
             return Ok(period);
         }
-        if rest.is_empty() {
-            return Err(no_period(format!("{text:?} is no stretch of time")));
-        }
-        while !rest.is_empty() {
-            let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-            let (number, tail) = rest.split_at(digits);
-            let letters =
-                tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
-            let (unit, tail) = tail.split_at(letters);
+        for (number, unit) in parts(text).ok_or_else(none)? {
             let (field, factor) = match unit {
                 "y" => (&mut period.years, 1),
                 "mo" => (&mut period.months, 1),
                 "w" => (&mut period.days, 7),
                 "d" => (&mut period.days, 1),
                 "h" => (&mut period.hours, 1),
+                "min" => (&mut period.minutes, 1),
+                "s" => (&mut period.seconds, 1),
                 "m" => {
                     let text = format!("{text:?} may mean minutes or months");
-                    return Err(no_period(text).advise("months are written 6mo"));
+                    return Err(no_period(text).advise("minutes are written 6min, months 6mo"));
                 }
-                _ => return Err(no_period(format!("{text:?} is no stretch of time"))),
+                _ => return Err(none()),
             };
             let sum = number
                 .parse::<i32>()
                 .ok()
                 .and_then(|number| number.checked_mul(factor)?.checked_add(*field))
                 .filter(|sum| (0..=MOST).contains(sum));
-            *field = sum.ok_or_else(|| no_period(format!("{text:?} is no stretch of time")))?;
-            rest = tail;
+            *field = sum.ok_or_else(|| {
+                let text = format!("{text:?} is too long");
+                Error::new(ErrorKind::Usage, text).advise(format!("at most {MOST} of each unit"))
+            })?;
         }
         Ok(period)
     }
@@ -113,8 +114,15 @@ impl FromStr for Period {
 
 impl fmt::Display for Period {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { years, months, days, hours } = *self;
-        let parts = [(years, "y"), (months, "mo"), (days, "d"), (hours, "h")];
+        let Self { years, months, days, hours, minutes, seconds } = *self;
+        let parts = [
+            (years, "y"),
+            (months, "mo"),
+            (days, "d"),
+            (hours, "h"),
+            (minutes, "min"),
+            (seconds, "s"),
+        ];
         let text: String = parts
             .iter()
             .filter(|(number, _)| *number != 0)
@@ -138,6 +146,8 @@ mod tests {
             ("0", "0"),
             ("0d", "0"),
             ("1w1d", "8d"),
+            ("90min", "90min"),
+            ("1d12h30min5s", "1d12h30min5s"),
         ] {
             let period: Period = text.parse().unwrap();
             assert_eq!(period.to_string(), shown);
@@ -147,7 +157,7 @@ mod tests {
             assert!(bad.parse::<Period>().is_err(), "{bad:?}");
         }
         let error = "7m".parse::<Period>().unwrap_err();
-        assert_eq!(error.advice(), Some("months are written 6mo"));
+        assert_eq!(error.advice(), Some("minutes are written 6min, months 6mo"));
     }
 
     #[test]
@@ -160,6 +170,7 @@ mod tests {
         // Noon of the day on which the clocks were put back: 25 hours lie between.
         assert_eq!(before("1d", "2026-10-25T11:00:00Z"), "2026-10-24T10:00:00Z");
         assert_eq!(before("24h", "2026-10-25T11:00:00Z"), "2026-10-24T11:00:00Z");
+        assert_eq!(before("90min", "2026-10-25T11:00:00Z"), "2026-10-25T09:30:00Z");
         assert_eq!(before("1mo", "2026-03-31T10:00:00Z"), "2026-02-28T11:00:00Z");
         assert_eq!(before("99999y", "2026-03-31T10:00:00Z"), Timestamp::MIN.to_string());
         let period: Period = "99999y".parse().unwrap();

@@ -108,7 +108,7 @@ fn total(report: &SpaceReport, now: Timestamp) -> String {
     let Some(free) = report.bytes_free else { return stored };
     let stored = format!("{stored}, {} free", text::bytes(free));
     match &report.growth {
-        None => format!("{stored}; too few points to tell when that is full"),
+        None => format!("{stored}; too few days are known to tell when that is full"),
         Some(growth) => {
             let rate = text::bytes(growth.bytes_per_day);
             let end = match growth.full_at {

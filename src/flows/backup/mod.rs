@@ -310,6 +310,7 @@ fn publish(
     match Pending::commit_all(archives, &manifest) {
         Ok(()) => {
             repository.saw(&manifest.domain, manifest.point);
+            repository.note_added(&manifest.domain, manifest.bytes_stored());
             repository.keep_safe(&manifest.domain, observer);
         }
         Err(error) => {

@@ -121,6 +121,11 @@ impl Guest<'_> {
         if let Some(newest) = to.catalog().newest_of(self.domain) {
             to.saw(self.domain, newest);
         }
+        let copied = report.points.iter().flat_map(|point| &point.disks);
+        let bytes: u64 = copied.map(|disk| disk.bytes_written).sum();
+        if bytes > 0 {
+            to.note_added(self.domain, bytes);
+        }
         to.keep_safe(self.domain, observer);
         done.and(renewed)
     }

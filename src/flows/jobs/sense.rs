@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::config::{Config, Job, JobImage, Pattern};
+use super::config::{Config, Job, Pattern};
 use super::due;
 use super::guests::{Guests, Subject};
 use crate::base::calendar::Calendar;
@@ -41,10 +41,11 @@ pub(super) fn problems(config: &Config, guests: &Guests, now: Timestamp) -> Resu
         found.targets(name, job, now, &zone);
         found.programs(name, job);
         found.words(name, job, guests);
-        for image in &job.images {
-            found.0.extend(taken(config, guests, name, image)?.as_ref().map(Failure::from));
+        for subject in guests.of(job) {
+            found.0.extend(taken(config, guests, name, &subject)?.as_ref().map(Failure::from));
         }
     }
+    found.unused(config);
     found.same_images(config)?;
     found.anchors(config, guests);
     let is_guest = |job: &Job| guests.of(job).iter().any(|it| matches!(it, Subject::Guest { .. }));
@@ -92,6 +93,20 @@ impl Problems {
                     "a longer rpo, or more times: else it is told each time",
                 );
             }
+        }
+    }
+
+    /// Repositories that nothing goes into: a line that was lost, and points that nobody adds to.
+    fn unused(&mut self, config: &Config) {
+        let of = |(name, job): (&String, &Job)| {
+            let own = config.repository_of(name, job).ok().map(|(place, _)| place.to_owned());
+            own.into_iter().chain(job.copy.as_ref().map(|copy| copy.to.clone())).collect::<Vec<_>>()
+        };
+        let used: BTreeSet<String> = config.jobs.iter().flat_map(of).collect();
+        for name in config.repositories.keys().filter(|name| !used.contains(*name)) {
+            let text = format!("repositories.{name}: no job backs up or copies anything into it");
+            let advice = "name it in a job: repository, or to in its copy; or take it out of the file";
+            self.say(ErrorKind::Usage, text, advice);
         }
     }
 
@@ -188,7 +203,8 @@ pub(super) fn longest_gap(schedule: &[Calendar], now: Timestamp, zone: &TimeZone
     gaps.map(|(one, other)| other.as_second() - one.as_second()).max()
 }
 
-/// Fails with the reason if an image would go among the points of a guest, or of this host's configuration.
+/// The reason why something can't be backed up under its name: an image would go among the points of a guest, or of this
+/// host's configuration, which would go among those of a guest.
 ///
 /// # Errors
 /// A job's repository is not there.
@@ -196,9 +212,14 @@ pub(super) fn taken(
     config: &Config,
     guests: &Guests,
     name: &str,
-    image: &JobImage,
+    subject: &Subject,
 ) -> Result<Option<Error>> {
     let Some(job) = config.jobs.get(name) else { return Ok(None) };
+    let image = match subject {
+        Subject::Image(image) => image,
+        Subject::Host(own) => return Ok(taken_by_guest(config, guests, name, own)),
+        Subject::Guest { .. } => return Ok(None),
+    };
     let (repository, _) = config.repository_of(name, job)?;
     // An image without a name that a repository takes fails by itself.
     let Ok(domain) = guests.domain_of(&Subject::Image(image.clone())) else { return Ok(None) };
@@ -220,6 +241,25 @@ pub(super) fn taken(
         }
     }
     Ok(None)
+}
+
+/// The same of this host's configuration. The history knows both by their name alone, so no two repositories part them.
+fn taken_by_guest(
+    config: &Config,
+    guests: &Guests,
+    name: &str,
+    own: &DomainName,
+) -> Option<Error> {
+    let is_it = |subject: &Subject| {
+        let is_guest = matches!(subject, Subject::Guest { .. });
+        is_guest && (subject.name() == own.as_str() || guests.domain_of(subject).ok().as_ref() == Some(own))
+    };
+    let (other, _) = config.jobs.iter().find(|(_, job)| guests.of(job).iter().any(is_it))?;
+    let text = format!(
+        "job {name}: with_host_config: this host's configuration is called {own}, and so is a guest of job {other}"
+    );
+    let advice = "give the guest another name, leave it out (except), or leave with_host_config out";
+    Some(Error::new(ErrorKind::Usage, text).advise(advice))
 }
 
 #[cfg(test)]

@@ -96,6 +96,7 @@ pub fn run(
     let mut report = reports.into_iter().next().ok_or_else(none)?;
     if let Some(lock) = &lock {
         report.waiting = !tidy_after(repository, lock, &recorder);
+        repository.note_freed(&domain, report.bytes_freed);
         repository.keep_safe(&domain, &recorder);
     }
     report.warnings = recorder.take();
@@ -123,6 +124,7 @@ pub(crate) fn synthesize(
     let none = || Error::new(ErrorKind::Io, "internal error: a merge without a result");
     let mut report = reports.into_iter().next().ok_or_else(none)?;
     report.waiting = !tidy_after(repository, lock, observer);
+    repository.note_freed(lock.domain(), report.bytes_freed);
     Ok(report)
 }
 

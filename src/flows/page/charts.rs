@@ -96,7 +96,10 @@ impl Page<'_> {
                 duration::age((days * 86_400.0) as i64),
                 at.to_zoned(self.zone.clone()).strftime("%Y-%m-%d")
             ),
-            _ => "When it is full can't be told yet.".to_owned(),
+            _ if status.bytes_free.is_none() || status.bytes_per_day.is_none() => {
+                "When it is full can't be told.".to_owned()
+            }
+            _ => "At the rate of the last weeks it is not full within a hundred years.".to_owned(),
         });
         html.raw("</p>");
         if fleet.bytes.len() > 1 && fleet.bytes.iter().any(|bytes| *bytes > 0) {

@@ -59,6 +59,28 @@ impl Page<'_> {
                 "{guests} would still have a point elsewhere, the oldest {age} old ({guest}, in {repository})."
             ),
         });
-        html.raw("</p></div>");
+        html.raw("</p>");
+        self.late(html, site);
+        html.raw("</div>");
+    }
+
+    /// Those whose backup is older than it may be: what came since would be lost.
+    fn late(&self, html: &mut Html, site: &SiteLoss) {
+        let guests = &self.fleet.status.guests;
+        let rpo = |left: &Left| guests.iter().find(|it| it.guest == left.guest)?.rpo;
+        let late = site.left.iter().filter_map(|left| {
+            let rpo = rpo(left).filter(|rpo| left.age > rpo.0.as_secs_f64())?;
+            Some(format!("{} ({}, its RPO is {rpo})", left.guest, duration::age(left.age as i64)))
+        });
+        let late: Vec<String> = late.collect();
+        if late.is_empty() {
+            return;
+        }
+        let more = late.len().saturating_sub(NAMES_MAX);
+        let named = late.iter().take(NAMES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        html.raw("<p><b class=\"mark\">");
+        html.text(&format!("{} would lose more than the RPO allows", count(late.len(), "guest")));
+        html.raw("</b>: ").text(&named).text(&more).raw("</p>");
     }
 }

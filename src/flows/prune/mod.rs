@@ -7,6 +7,7 @@
 
 mod plan;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -20,7 +21,7 @@ use crate::flows::merge::{Family, MergeOptions, Merger, tidy};
 use crate::flows::report::{
     Failure, Fate, GuestPrune, MergeReport, PruneReport, Reclaimed, Spare, Spared,
 };
-use crate::flows::retain::{self, Policy};
+use crate::flows::retain::{self, Clock, Policy};
 use crate::vault::repository::{
     Catalog, DiskId, DomainLock, DomainName, Manifest, PointId, Repository,
 };
@@ -73,7 +74,8 @@ pub fn run(
     request.policy.check()?;
     let started = Instant::now();
     let recorder = Recorder::new(observer);
-    let pruner = Pruner { repository, request, observer: &recorder, cancel };
+    let is_believed = OnceCell::new();
+    let pruner = Pruner { repository, request, observer: &recorder, cancel, is_believed };
     let mut guests = Vec::new();
     for domain in &request.domains {
         cancel.check()?;
@@ -81,7 +83,11 @@ pub fn run(
     }
     match request.dry_run {
         true => pruner.rehearse_all(&mut guests)?,
-        false => pruner.merge_all(&mut guests)?,
+        false => {
+            let merged = pruner.merge_all(&mut guests);
+            pruner.note(&guests);
+            merged?;
+        }
     }
     Ok(PruneReport {
         repository: repository.path().to_owned(),
@@ -101,6 +107,8 @@ struct Pruner<'a> {
     request: &'a PruneRequest,
     observer: &'a dyn Observer,
     cancel: &'a Cancel,
+    /// Whether the points of all guests together speak for the clock, once somebody asked.
+    is_believed: OnceCell<bool>,
 }
 
 impl Pruner<'_> {
@@ -129,11 +137,10 @@ impl Pruner<'_> {
 
     /// Marks what no rule keeps and drops what nothing builds on, or only says what that would be.
     fn mark(&self, domain: &DomainName) -> Result<GuestPrune> {
-        let policy = &self.request.policy;
         let catalog = self.repository.catalog();
         catalog.warn_of_damage(&catalog.disks_of(domain).unwrap_or_default(), self.observer);
         let decided = match self.request.dry_run {
-            true => retain::decide(&catalog, domain, policy),
+            true => self.decide(&catalog, domain),
             false => self.mark_and_drop(domain),
         };
         match decided {
@@ -146,13 +153,38 @@ impl Pruner<'_> {
         }
     }
 
+    /// What the rules say of a guest. Where its own points let the clock be doubted, it may be that the guest alone was
+    /// not backed up for long: then those of all others decide.
+    fn decide(&self, catalog: &Catalog, domain: &DomainName) -> Result<GuestPrune> {
+        let policy = &self.request.policy;
+        let guest = retain::decide(catalog, domain, policy)?;
+        if !guest.clock_in_doubt || !self.is_believed()? {
+            return Ok(guest);
+        }
+        retain::decide(catalog, domain, &Policy { clock: Clock::Trusted, ..policy.clone() })
+    }
+
+    /// Whether the points of all guests of the repository together speak for the clock.
+    fn is_believed(&self) -> Result<bool> {
+        if let Some(known) = self.is_believed.get() {
+            return Ok(*known);
+        }
+        let catalog = self.repository.catalog();
+        let mut made = Vec::new();
+        for domain in self.repository.domains()? {
+            made.extend(catalog.points_of(&domain).iter().map(|point| point.time()));
+        }
+        let Policy { zone, now, .. } = &self.request.policy;
+        Ok(*self.is_believed.get_or_init(|| !retain::is_in_doubt(made, zone, *now)))
+    }
+
     fn mark_and_drop(&self, domain: &DomainName) -> Result<GuestPrune> {
         let repository = self.repository;
         let lock = repository.lock(domain)?;
         // What a killed backup or merge has left.
         repository.clean(&lock)?;
         tidy(repository, &lock)?;
-        let mut guest = retain::decide(&repository.catalog(), domain, &self.request.policy)?;
+        let mut guest = self.decide(&repository.catalog(), domain)?;
         retain::remove(repository, &lock, &guest, &self.request.policy)?;
         if guest.clock_in_doubt {
             return Ok(guest);
@@ -218,6 +250,13 @@ impl Pruner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Notes how much went, for the forecast of room.
+    fn note(&self, guests: &[GuestPrune]) {
+        for guest in guests.iter().filter(|it| it.data.bytes_freed > 0) {
+            self.repository.note_freed(&guest.domain, guest.data.bytes_freed);
+        }
     }
 
     fn merge_guest(&self, guest: &mut GuestPrune, reach: Reach) -> Result<()> {

@@ -87,7 +87,7 @@ pub struct FleetRepository {
     pub repository: String,
     /// Whether it lies on a disk of this host; none if that is not known.
     pub on_this_host: Option<bool>,
-    /// For each day, what the archives take that are there now and were there then, in bytes.
+    /// For each day, what all archives took at the most, in bytes, as far as that is known.
     pub bytes: Vec<u64>,
     /// When it is full at the rate of the last weeks; none if that is not known.
     #[serde(with = "text::optional")]

@@ -31,7 +31,7 @@ pub struct KitReport {
     pub repositories: Vec<KitRepository>,
     /// The guests in the order in which they are to be restored; images, and the host's configuration.
     pub guests: Vec<KitGuest>,
-    /// What of the site is not in the kit, and why.
+    /// What of the site is not in the kit, and what would not come back as it is now.
     pub problems: Vec<Failure>,
 }
 
@@ -75,7 +75,7 @@ pub struct KitGuest {
     pub domain: String,
     /// How it comes back.
     pub kind: KitKind,
-    /// The job that backs it up: its class.
+    /// The job that backs it up: its class. Empty if no job covers the guest.
     pub job: String,
     /// The repository that it comes back from: one that is not lost with this host, if there is one.
     pub repository: String,

@@ -19,22 +19,24 @@ pub struct SpaceReport {
     pub bytes_free: Option<u64>,
     /// What the archives of these guests take, in bytes.
     pub bytes_stored: u64,
-    /// How fast these guests fill the repository; none if they have too few points to tell.
+    /// How fast these guests fill the repository; none if they are known for too few days to tell.
     pub growth: Option<Growth>,
     /// The guests, by name.
     pub guests: Vec<GuestSpace>,
 }
 
-/// How fast a repository fills.
+/// How fast a repository fills: what came less what went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Growth {
-    /// Bytes of archives a day, over the last days.
+    /// By how many bytes a day the most that was stored has grown.
     pub bytes_per_day: u64,
     /// Over how many days that is.
     pub days: f64,
     /// When no byte is free any more at this rate; none if that is not known, or in a hundred years.
     #[serde(with = "text::optional")]
     pub full_at: Option<Timestamp>,
+    /// Whether that is within 14 days; said a week ago or less, whether it is within 21.
+    pub soon: bool,
 }
 
 /// What the points of a guest take.
@@ -52,7 +54,7 @@ pub struct GuestSpace {
     pub bytes_full: u64,
     /// Bytes of the archives of removed points.
     pub bytes_removed: u64,
-    /// Bytes of archives a day, over the last days; none if it has too few points to tell.
+    /// By how many bytes a day it grows; none if it is known for too few days to tell.
     pub bytes_per_day: Option<u64>,
     /// Each of its points, where one guest was asked for; the oldest first.
     pub each: Vec<PointSpace>,

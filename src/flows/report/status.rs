@@ -264,7 +264,7 @@ pub struct RepositoryStatus {
     pub keep_free: Option<u64>,
     /// What the archives of all guests take, in bytes; none if that is not known.
     pub bytes_stored: Option<u64>,
-    /// Bytes of archives a day, over the last weeks; none if there are too few points to tell.
+    /// By how many bytes a day it grows; none if it is known for too few days to tell.
     pub bytes_per_day: Option<u64>,
     /// How many days the room lasts at the rate of the last weeks; none if that is not known.
     pub days_left: Option<f64>,

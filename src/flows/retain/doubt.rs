@@ -6,8 +6,6 @@ use std::collections::BTreeSet;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-use super::Candidate;
-
 /// A pause that is no jump of the clock, whatever was before it.
 const PAUSE: SignedDuration = SignedDuration::from_hours(30 * 24);
 
@@ -20,10 +18,13 @@ const JUMP: i32 = 4;
 /// How many days with points make the time after a jump believed.
 const DAYS: usize = 3;
 
-/// Whether there is a jump before now after which fewer than three days have points.
-pub(super) fn is_in_doubt(points: &[Candidate], zone: &TimeZone, now: Timestamp) -> bool {
-    let past = points.iter().map(|point| point.created).filter(|created| *created <= now);
-    let mut times: Vec<Timestamp> = past.collect();
+/// Whether there is a jump before now after which fewer than three days have points, which were made at these times.
+pub fn is_in_doubt(
+    made: impl IntoIterator<Item = Timestamp>,
+    zone: &TimeZone,
+    now: Timestamp,
+) -> bool {
+    let mut times: Vec<Timestamp> = made.into_iter().filter(|made| *made <= now).collect();
     if times.is_empty() {
         return false;
     }

@@ -20,6 +20,7 @@ use crate::vault::repository::{
     Catalog, DiskId, DomainLock, DomainName, Keep, Marks, PointId, Removal, Repository,
 };
 
+pub use doubt::is_in_doubt;
 pub use rules::{Candidate, Clock, judge};
 
 /// How many points are marked at a time.
@@ -78,7 +79,8 @@ pub fn decide(catalog: &Catalog, domain: &DomainName, policy: &Policy) -> Result
         reasons: vec![Reason::Unreadable],
     }));
     verdicts.sort_by_key(|verdict| verdict.point);
-    let in_doubt = *clock == Clock::Checked && doubt::is_in_doubt(&candidates, zone, *now);
+    let made = candidates.iter().map(|it| it.created);
+    let in_doubt = *clock == Clock::Checked && is_in_doubt(made, zone, *now);
     Ok(GuestPrune::new(domain.clone(), in_doubt, verdicts))
 }
 

@@ -1,5 +1,9 @@
 //! What points take, what removing them would free, and when the room is full.
 
+mod forecast;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
@@ -11,13 +15,7 @@ use crate::flows::merge::{Family, MergeOptions, Merger};
 use crate::flows::report::{Failure, Growth, GuestSpace, PointSpace, SpaceReport};
 use crate::formats::archive::Kind;
 use crate::vault::repository::{Catalog, DomainName, Manifest, PointId, Repository};
-
-/// The rate is that of so many days.
-const WINDOW_DAYS: f64 = 30.0;
-
-/// Fewer points, or a shorter time between the first and now, say nothing of a rate.
-const POINTS_MIN: usize = 3;
-const DAYS_MIN: f64 = 2.0;
+use forecast::{Series, Together, Trend};
 
 /// What is farther away than this is no date that anybody plans for.
 const YEARS_MAX: f64 = 100.0;
@@ -51,7 +49,8 @@ pub fn run(
 /// As [`run`].
 pub fn run_with(catalog: &Catalog, request: &SpaceRequest, cancel: &Cancel) -> Result<SpaceReport> {
     let repository = catalog.repository();
-    let (mut guests, mut rates) = (Vec::new(), Vec::new());
+    let (mut guests, mut all) = (Vec::new(), Vec::new());
+    let now_s = request.now.as_second();
     for domain in &request.domains {
         cancel.check()?;
         let (mut manifests, mut unread) = (Vec::new(), None);
@@ -61,8 +60,10 @@ pub fn run_with(catalog: &Catalog, request: &SpaceRequest, cancel: &Cancel) -> R
                 Err(error) => unread = unread.or(Some(error)),
             }
         }
-        let rate = Rate::of(&manifests, request.now);
-        let mut guest = space_of(domain, &manifests, &rate);
+        let series = Series::of(&repository.sizes(domain), &manifests, now_s);
+        let mut guest = space_of(domain, &manifests);
+        let trend = Together::of(&[&series], now_s).trend(None);
+        guest.bytes_per_day = trend.map(|trend| trend.bytes_per_day as u64);
         guest.error =
             unread.map(|error| Failure::from(&error.within("what all points take is not known")));
         if request.each {
@@ -73,20 +74,57 @@ pub fn run_with(catalog: &Catalog, request: &SpaceRequest, cancel: &Cancel) -> R
             }
         }
         guests.push(guest);
-        rates.push(rate);
+        all.push(series);
     }
     let bytes_free = repository.bytes_free();
+    let trend = Together::of(&all.iter().collect::<Vec<_>>(), now_s).trend(bytes_free);
     Ok(SpaceReport {
         repository: repository.path().to_owned(),
         bytes_free,
         bytes_stored: guests.iter().map(|guest| guest.bytes_stored).sum(),
-        growth: growth_of(&rates, bytes_free, request.now),
+        growth: trend.map(|trend| growth_of(trend, request.now)),
         guests,
     })
 }
 
-fn space_of(domain: &DomainName, manifests: &[Manifest], rate: &Rate) -> GuestSpace {
-    let bytes = |manifests: &mut dyn Iterator<Item = &Manifest>| manifests.map(bytes_of).sum();
+/// What all archives took at the most on each of these days, counted from 1970 on, as far as that is known.
+///
+/// # Errors
+/// The manifests of a guest can't be listed.
+pub fn stored_on(
+    catalog: &Catalog,
+    domains: &[DomainName],
+    days: &[i64],
+    now: Timestamp,
+) -> Result<Vec<u64>> {
+    let mut sums = vec![0_u64; days.len()];
+    for domain in domains {
+        let manifests = catalog.manifests(domain)?;
+        let readable = manifests.into_iter().filter_map(|(_, manifest)| manifest.ok());
+        let sizes = catalog.repository().sizes(domain);
+        let series = Series::of(&sizes, &readable.collect::<Vec<_>>(), now.as_second());
+        for (sum, day) in sums.iter_mut().zip(days) {
+            *sum = sum.saturating_add(series.drawn(*day));
+        }
+    }
+    Ok(sums)
+}
+
+fn growth_of(trend: Trend, now: Timestamp) -> Growth {
+    let left = trend.days_left.filter(|left| *left <= YEARS_MAX * 365.25);
+    let second = |left: f64| now.as_second().saturating_add((left * 86_400.0) as i64);
+    Growth {
+        bytes_per_day: trend.bytes_per_day as u64,
+        days: trend.days as f64,
+        full_at: left.and_then(|left| Timestamp::from_second(second(left)).ok()),
+        soon: trend.is_soon,
+    }
+}
+
+fn space_of(domain: &DomainName, manifests: &[Manifest]) -> GuestSpace {
+    let bytes = |manifests: &mut dyn Iterator<Item = &Manifest>| {
+        manifests.map(Manifest::bytes_stored).sum()
+    };
     let is_removed = |manifest: &&Manifest| manifest.removed.is_some();
     let records = manifests.iter().flat_map(|manifest| &manifest.disks);
     let fulls = records.filter(|record| record.kind == Kind::Full);
@@ -98,14 +136,10 @@ fn space_of(domain: &DomainName, manifests: &[Manifest], rate: &Rate) -> GuestSp
         bytes_stored: bytes(&mut manifests.iter()),
         bytes_full: fulls.map(|record| record.bytes_written).sum(),
         bytes_removed: bytes(&mut manifests.iter().filter(is_removed)),
-        bytes_per_day: rate.per_day(),
+        bytes_per_day: None,
         each: Vec::new(),
         error: None,
     }
-}
-
-fn bytes_of(manifest: &Manifest) -> u64 {
-    manifest.disks.iter().map(|record| record.bytes_written).sum()
 }
 
 /// What each point takes, and what its going alone would free.
@@ -125,7 +159,7 @@ fn each(catalog: &Catalog, domain: &DomainName, cancel: &Cancel) -> Result<Vec<P
         cancel.check()?;
         let above = children.get(&manifest.point);
         let bytes_freed = match above.map_or((None, 0), |it| (it.first().copied(), it.len())) {
-            (None, _) => Some(bytes_of(manifest)),
+            (None, _) => Some(manifest.bytes_stored()),
             (Some(into), 1) => {
                 let step = family.step(&BTreeSet::from([manifest.point]), into)?;
                 match merger.rehearse(std::slice::from_ref(&step)) {
@@ -139,7 +173,7 @@ fn each(catalog: &Catalog, domain: &DomainName, cancel: &Cancel) -> Result<Vec<P
         points.push(PointSpace {
             point: manifest.point,
             removed: manifest.removed.is_some(),
-            bytes_stored: bytes_of(manifest),
+            bytes_stored: manifest.bytes_stored(),
             bytes_freed,
         });
     }
@@ -149,66 +183,4 @@ fn each(catalog: &Catalog, domain: &DomainName, cancel: &Cancel) -> Result<Vec<P
 /// Whether an error says something of an archive: of the others, everything can be said.
 fn is_of_file(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Io)
-}
-
-/// What a guest has stored in the last days.
-struct Rate {
-    bytes: u64,
-    days: f64,
-    is_known: bool,
-}
-
-impl Rate {
-    /// The first point of all does not count: a guest begins once.
-    fn of(manifests: &[Manifest], now: Timestamp) -> Self {
-        let age = |manifest: &Manifest| {
-            (now.as_second() - manifest.created.as_second()) as f64 / 86_400.0
-        };
-        let recent = |manifest: &&Manifest| (0.0..=WINDOW_DAYS).contains(&age(manifest));
-        let later = manifests.iter().skip(1).filter(recent);
-        let (count, bytes) = (later.clone().count(), later.map(bytes_of).sum());
-        let days = manifests.first().map_or(0.0, age).clamp(0.0, WINDOW_DAYS);
-        Self { bytes, days, is_known: count + 1 >= POINTS_MIN && days >= DAYS_MIN }
-    }
-
-    fn per_day(&self) -> Option<u64> {
-        self.is_known.then(|| (self.bytes as f64 / self.days) as u64)
-    }
-}
-
-/// The rate of all guests whose rate is known, and when the room is full at that rate.
-fn growth_of(rates: &[Rate], free: Option<u64>, now: Timestamp) -> Option<Growth> {
-    let known: Vec<&Rate> = rates.iter().filter(|rate| rate.is_known).collect();
-    let days = known.iter().map(|rate| rate.days).reduce(f64::max)?;
-    let bytes_per_day = known.iter().filter_map(|rate| rate.per_day()).sum::<u64>();
-    let left = free.map(|free| free as f64 / bytes_per_day as f64);
-    let left = left.filter(|left| *left <= YEARS_MAX * 365.25);
-    let second = |left: f64| now.as_second().saturating_add((left * 86_400.0) as i64);
-    let full_at = left.and_then(|left| Timestamp::from_second(second(left)).ok());
-    Some(Growth { bytes_per_day, days, full_at })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rate(bytes: u64, days: f64) -> Rate {
-        Rate { bytes, days, is_known: days >= DAYS_MIN }
-    }
-
-    #[test]
-    fn the_room_is_full_when_the_rates_of_all_have_filled_it() {
-        let now = Timestamp::UNIX_EPOCH;
-        let growth = growth_of(&[rate(300, 30.0), rate(100, 10.0)], Some(2000), now).unwrap();
-        assert_eq!((growth.bytes_per_day, growth.days), (20, 30.0));
-        assert_eq!(growth.full_at.unwrap().as_second(), 100 * 86_400);
-        // Who was begun yesterday says nothing.
-        let growth = growth_of(&[rate(300, 30.0), rate(5000, 1.0)], Some(2000), now).unwrap();
-        assert_eq!(growth.bytes_per_day, 10);
-        assert_eq!(growth_of(&[rate(5000, 1.0)], Some(2000), now), None);
-        // Nothing comes, or next to nothing: there is no such day.
-        assert_eq!(growth_of(&[rate(0, 30.0)], Some(2000), now).unwrap().full_at, None);
-        assert_eq!(growth_of(&[rate(30, 30.0)], Some(u64::MAX), now).unwrap().full_at, None);
-        assert_eq!(growth_of(&[rate(30, 30.0)], None, now).unwrap().full_at, None);
-    }
 }

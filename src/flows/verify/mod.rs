@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::base::cancel::Cancel;
+use crate::base::duration::Stretch;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::base::period::Period;
@@ -84,13 +85,14 @@ impl FromStr for Budget {
 
     /// Takes a time like `2h` or `90min`, or a size like `200G`. A number alone may be meant as either.
     fn from_str(text: &str) -> Result<Self> {
-        let units = [("min", 60), ("h", 3600), ("s", 1)];
-        let time = units.iter().find_map(|(unit, seconds)| {
-            let number: u64 = text.strip_suffix(unit)?.trim().parse().ok()?;
-            number.checked_mul(*seconds)
-        });
-        if let Some(seconds) = time {
-            return Ok(Self::Time(Duration::from_secs(seconds)));
+        let number = text.trim().strip_suffix(['m', 'M']).map(str::trim_end);
+        if number.is_some_and(|it| !it.is_empty() && it.chars().all(|c| c.is_ascii_digit())) {
+            let text = format!("{text:?} may mean minutes or MiB");
+            return Err(Error::new(ErrorKind::Usage, text)
+                .advise("minutes are written 90min, a size 512MiB"));
+        }
+        if let Ok(Stretch(time)) = text.parse() {
+            return Ok(Self::Time(time));
         }
         let has_unit = text.ends_with(|c: char| !c.is_ascii_digit());
         size::parse(text).ok().filter(|_| has_unit).map(Self::Bytes).ok_or_else(|| {

@@ -226,6 +226,17 @@ impl Catalog {
         self.domain(domain).points().last().copied()
     }
 
+    /// The points of a domain that have a manifest, whatever is in it, ascending; no manifest is read.
+    pub(crate) fn points_of(&self, domain: &DomainName) -> Vec<PointId> {
+        self.domain(domain).points().to_vec()
+    }
+
+    /// Whether the newest point of a domain is none that this host has made or seen: another one makes its points now.
+    pub(crate) fn is_made_elsewhere(&self, domain: &DomainName) -> bool {
+        let seen = self.repository.newest_seen(domain);
+        self.newest_of(domain).is_some_and(|newest| seen.is_none_or(|seen| seen < newest))
+    }
+
     /// Every disk that has an archive or is named by a manifest, as far as folders can be listed.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! What this host knows of the archives of a domain beside what the repository says: when each was
-//! proved, and what was found to be wrong with it.
+//! proved, what was found to be wrong with it, and how much all took on the days before.
 //!
 //! The history lies in the folder of this host's state. It holds nothing that a restore needs, so one
 //! that is lost or damaged says that nothing was ever proved. What it says of an archive is about the very
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::drills::Drill;
 use super::names::{DiskId, DiskName, DomainName};
+use super::sizes::Size;
 use super::storage::{Entry, Local, LockMode, Locked, Name, Publish, Storage};
 use super::{Catalog, Point, PointId, Repository};
 use crate::base::clock;
@@ -36,6 +37,9 @@ pub struct History {
     /// The drills of the guest, the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) drills: Vec<Drill>,
+    /// How much the archives took, the oldest day first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) sizes: Vec<Size>,
 }
 
 /// What is known of an archive.

@@ -322,6 +322,11 @@ pub struct LayerRecord {
 }
 
 impl Manifest {
+    /// What its archives take, in bytes.
+    pub fn bytes_stored(&self) -> u64 {
+        self.disks.iter().map(|record| record.bytes_written).sum()
+    }
+
     /// The manifest of a point made by this program, with no disks yet.
     pub fn new(point: PointId, domain: DomainName, consistency: Consistency) -> Self {
         Self {

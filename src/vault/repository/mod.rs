@@ -38,6 +38,7 @@ mod replace;
 mod safe;
 mod select;
 mod settings;
+mod sizes;
 mod snapshot;
 pub mod storage;
 mod trust;
@@ -88,6 +89,7 @@ pub use point::{PointId, Selector};
 pub use removal::Removed;
 pub(crate) use replace::Version;
 pub use settings::{Count, Keep, SAFETY, Settings, Targets};
+pub use sizes::Size;
 pub(crate) use snapshot::pin as snapshot_pin;
 pub use snapshot::{SNAPSHOT_HOLDER, SnapshotRecord};
 use storage::{Entry, EntryKind, Limited, Name, S3, Storage};
@@ -342,6 +344,21 @@ impl Repository {
         Opener::READ.read_text(&path, 64).ok()?.trim().parse().ok()
     }
 
+    /// The file of this host's state that says so: without it, nobody misses the point.
+    pub(crate) fn seen_path(&self, domain: &DomainName) -> Option<PathBuf> {
+        Some(self.state.as_ref()?.join(seen_name(domain)))
+    }
+
+    /// The domains that this host has made or seen points of.
+    pub(crate) fn domains_seen(&self) -> Vec<DomainName> {
+        let entries = self.state.as_ref().and_then(|state| fs::read_dir(state).ok());
+        let domain = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            name.to_str()?.strip_suffix(SEEN)?.parse().ok()
+        };
+        entries.into_iter().flatten().flatten().filter_map(domain).collect()
+    }
+
     /// Remembers the newest point of a domain. Nothing depends on it: who can't remember is not warned.
     pub(crate) fn saw(&self, domain: &DomainName, newest: PointId) {
         let Some(folder) = self.state.as_ref() else { return };
@@ -508,8 +525,11 @@ fn forget_old_summaries(folder: &Path, newest: &Path) {
 
 /// The newest point of a domain, in the folder of this host's state.
 fn seen_name(domain: &DomainName) -> String {
-    format!("{domain}+newest")
+    format!("{domain}{SEEN}")
 }
+
+/// What the name of that file ends with: no name of a domain has a plus.
+const SEEN: &str = "+newest";
 
 /// The summary of a disk's chain, in the folder of this host's state.
 fn summary_name(id: &DiskId) -> String {

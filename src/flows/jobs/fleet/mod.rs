@@ -14,9 +14,10 @@ use super::telling::host_name;
 use crate::base::error::Result;
 use crate::disk::io::Opener;
 use crate::flows::report::{
-    Act, ActResult, Day, End, FleetGuest, FleetPoint, FleetReport, FleetRepository, GuestStatus,
+    Act, ActResult, Day, End, FindingCode, FleetGuest, FleetPoint, FleetReport, FleetRepository, GuestStatus,
     Left, Record, SiteLoss, StatusReport,
 };
+use crate::flows::space;
 use crate::formats::archive::Kind;
 use crate::vault::repository::Manifest;
 
@@ -36,7 +37,9 @@ pub fn fleet(host: &Host<'_>, days: usize) -> Result<FleetReport> {
     let history = Journal::new(host.state).read()?;
     let guests = Guests::read(&host.config.libvirt.libvirt())?;
     let days = Days::new(status.at, &zone, days);
-    let known = Known::new(host, &guests, &history.records);
+    let mut known = Known::new(host, &guests, &history.records);
+    let uncovered = not_covered(&status);
+    known.add(&guests, &uncovered);
     let standing = |it: &GuestStatus| days.guest(&known, &catalogs, it);
     let fleet: Vec<FleetGuest> = status.guests.iter().map(standing).collect();
     let repositories: Vec<FleetRepository> = status
@@ -57,7 +60,7 @@ pub fn fleet(host: &Host<'_>, days: usize) -> Result<FleetReport> {
             }
         })
         .collect();
-    let sites = sites(&known, &catalogs, &status, &repositories);
+    let sites = sites(&known, &catalogs, (&status, &uncovered), &repositories);
     Ok(FleetReport {
         host: host_name(),
         time_zone: zone.iana_name().unwrap_or("the local one").to_owned(),
@@ -166,7 +169,7 @@ impl Days {
             full: manifest.disks.iter().all(|record| record.kind == Kind::Full),
             good: *good,
             proved: points.proofs.get(&manifest.point).copied().flatten().is_some(),
-            bytes: manifest.disks.iter().map(|record| record.bytes_written).sum(),
+            bytes: manifest.bytes_stored(),
         });
         fleet.points = all.collect();
         fleet.older = fleet.points.len().saturating_sub(POINTS_MAX);
@@ -187,26 +190,12 @@ impl Days {
         pairs.map(|(one, other)| (other - one).max(0) as f64).reduce(f64::max)
     }
 
-    /// What the archives take that are there now, day by day.
+    /// What all archives took at the most, day by day.
     fn bytes(&self, opened: &Opened) -> Vec<u64> {
-        let mut bytes = vec![0_u64; self.begins.len()];
-        for domain in &opened.domains {
-            let manifests = opened.catalog.manifests(domain).unwrap_or_default();
-            for manifest in manifests.into_iter().filter_map(|(_, manifest)| manifest.ok()) {
-                let size: u64 = manifest.disks.iter().map(|record| record.bytes_written).sum();
-                // What is older than all days counts from the first one on.
-                let day = self.of(manifest.created).unwrap_or(0);
-                if let Some(of_day) = bytes.get_mut(day) {
-                    *of_day += size;
-                }
-            }
-        }
-        let mut sum = 0;
-        bytes.iter_mut().for_each(|of_day| {
-            sum += *of_day;
-            *of_day = sum;
-        });
-        bytes
+        let noon = |(begin, _): &(Timestamp, String)| (begin.as_second() + 43_200).div_euclid(86_400);
+        let days: Vec<i64> = self.begins.iter().map(noon).collect();
+        let domains: Vec<_> = opened.domains.iter().cloned().collect();
+        space::stored_on(&opened.catalog, &domains, &days, self.now).unwrap_or_default()
     }
 }
 
@@ -231,6 +220,14 @@ impl<'a> Known<'a> {
             }
         }
         Self { host, domains: domains.collect(), backups }
+    }
+
+    /// Guests of no job: an earlier one may have left points of them.
+    fn add(&mut self, guests: &Guests, names: &[String]) {
+        for name in names {
+            let subject = Subject::Guest { name: name.clone(), excluded: Vec::new() };
+            self.domains.extend(Of::subject(guests, &subject).map(|of| (name.clone(), of)));
+        }
     }
 
     /// The name of the repository of a guest.
@@ -272,11 +269,17 @@ pub(super) fn is_on_this_host(place: &RepositoryPlace) -> Option<bool> {
     }
 }
 
+/// The guests that no job covers, and that the file does not ignore.
+pub(super) fn not_covered(status: &StatusReport) -> Vec<String> {
+    let open = status.findings.iter().filter(|it| it.code == FindingCode::NotCovered);
+    open.map(|it| it.subject.clone()).collect()
+}
+
 /// What would be lost with this host, and with each repository.
 fn sites(
     known: &Known<'_>,
     catalogs: &Catalogs,
-    status: &StatusReport,
+    (status, uncovered): (&StatusReport, &[String]),
     repositories: &[FleetRepository],
 ) -> Vec<SiteLoss> {
     // Where each guest has its newest good point, by repository.
@@ -294,6 +297,15 @@ fn sites(
                     points.and_then(|points| points.newest).map(|manifest| manifest.created)
                 }
             };
+            found.extend(created.map(|created| (name.as_str(), created)));
+        }
+    }
+    for guest in uncovered {
+        let found = newest.entry(guest).or_default();
+        let Some(of) = known.domains.get(guest.as_str()) else { continue };
+        for (name, opened) in catalogs {
+            let points = opened.points(of, status.at).ok();
+            let created = points.and_then(|points| points.newest).map(|manifest| manifest.created);
             found.extend(created.map(|created| (name.as_str(), created)));
         }
     }

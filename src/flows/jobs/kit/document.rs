@@ -81,6 +81,11 @@ fn or_dash(text: Option<impl ToString>) -> String {
     text.map_or("-".to_owned(), |text| text.to_string())
 }
 
+/// The job of a guest.
+fn class(guest: &KitGuest) -> &str {
+    if guest.job.is_empty() { "no job covers it" } else { &guest.job }
+}
+
 /// What a guest's files are called below `$TO`.
 fn stem(text: &str) -> String {
     let fitting = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
@@ -117,14 +122,14 @@ fn assess(kit: &KitReport) -> String {
             "| {} | {} | {} | {} | {} | {} | {} | {} |\n",
             index + 1,
             cell(&guest.guest),
-            guest.job,
+            or_dash(Some(&guest.job).filter(|job| !job.is_empty())),
             or_dash(guest.rto),
             or_dash(guest.rpo),
             gib(size(guest)),
             guest
                 .made
                 .map_or("**none**".to_owned(), |it| it.strftime("%Y-%m-%d %H:%M UTC").to_string()),
-            guest.repository,
+            or_dash(Some(&guest.repository).filter(|it| !it.is_empty())),
         );
     }
     if !kit.problems.is_empty() {
@@ -222,7 +227,7 @@ fn guests(kit: &KitReport) -> String {
     for guest in kit.guests.iter().filter(|guest| guest.kind != KitKind::Host) {
         let rto = guest.rto.map(|rto| format!(", to be back within {rto}")).unwrap_or_default();
         text +=
-            &format!("**{}** ({}{rto}), {}:\n\n", cell(&guest.guest), guest.job, gib(size(guest)));
+            &format!("**{}** ({}{rto}), {}:\n\n", cell(&guest.guest), class(guest), gib(size(guest)));
         if guest.point.is_none() {
             text += "there is no point of it: it can't be restored.\n\n";
             continue;

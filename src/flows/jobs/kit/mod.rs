@@ -14,19 +14,21 @@ use qdelta_formats::elf;
 
 use super::Host;
 use super::config::{Job, Pattern, RepositoryPlace};
-use super::fleet::is_on_this_host;
+use super::fleet::{is_on_this_host, not_covered};
 use super::guests::{Guests, Subject};
+use super::status::{Catalogs, look};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::{Durability, replace_file};
 use crate::disk::io::{Opener, sync_folder};
 use crate::flows::notify::host_of;
 use crate::flows::report::{
-    Failure, KeyRecord, KitDisk, KitGuest, KitKind, KitReport, KitRepository,
+    Act, Failure, FindingCode, KeyRecord, KitDisk, KitGuest, KitKind, KitReport, KitRepository,
+    OpenFinding,
 };
 use crate::vault::age::sha256_text;
 use crate::vault::repository::storage::host_name;
-use crate::vault::repository::{Catalog, Manifest, Repository, Selector};
+use crate::vault::repository::{Manifest, Repository, Selector};
 
 /// The longest program.
 const PROGRAM_LEN_MAX: u64 = 1 << 30;
@@ -53,30 +55,35 @@ pub struct KitRequest {
 pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
     check_folder(host, &request.to)?;
     let guests = Guests::read(&host.config.libvirt.libvirt())?;
+    let (status, opened) = look(host)?;
     let mut problems = guests.problems(host.config);
-    let mut opened: BTreeMap<&str, Catalog> = BTreeMap::new();
+    problems.extend(status.findings.iter().filter(|it| is_of_loss(it)).map(as_problem));
     let mut repositories = Vec::new();
     for (name, place) in &host.config.repositories {
-        let found = (host.open)(&place.for_a_look()).and_then(|repository| {
-            Ok((repository_of(name, place, &repository)?, repository.catalog()))
-        });
+        let found = opened.get(name).map(|it| repository_of(name, place, it.catalog.repository()));
         match found {
-            Ok((repository, catalog)) => {
-                repositories.push(repository);
-                opened.insert(name, catalog);
-            }
-            Err(error) => {
-                // Where it is, the file says; perhaps it is the only one that will be left.
+            Some(Ok(repository)) => repositories.push(repository),
+            // Where it is, the file says; perhaps it is the only one that will be left.
+            None => repositories.push(unopened(name, place)),
+            Some(Err(error)) => {
                 repositories.push(unopened(name, place));
                 problems.push(Failure::from(&error.within(format!("repository {name}"))));
             }
         }
     }
-    let places = places(host, &guests);
-    let all = in_order(host, &guests);
-    let all = all.into_iter().filter_map(|(name, job, subject)| {
-        let places = places.get(&subject.name()).map_or(&[][..], Vec::as_slice);
-        let kit = guest(&guests, (&opened, places), (name, job, &subject));
+    let (places, everywhere) = (places(host, &guests), everywhere(host));
+    let uncovered = not_covered(&status).into_iter().map(|name| {
+        (None, Subject::Guest { name, excluded: Vec::new() })
+    });
+    let all = in_order(host, &guests).into_iter();
+    let all = all.map(|(name, job, subject)| (Some((name, job)), subject)).chain(uncovered);
+    let all = all.filter_map(|(job, subject)| {
+        // An earlier job may have left points of a guest that none covers now.
+        let places = match job {
+            Some(_) => places.get(&subject.name()).map_or(&[][..], Vec::as_slice),
+            None => &everywhere,
+        };
+        let kit = guest(&guests, (&opened, places), (job, &subject));
         kit.map_err(|error| problems.push(Failure::from(&error.within(subject.name())))).ok()
     });
     let guests: Vec<KitGuest> = all.collect();
@@ -101,6 +108,32 @@ pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
     report.repositories.sort_by(|one, other| one.repository.cmp(&other.repository));
     write_all(&report, &program, config.as_bytes())?;
     Ok(report)
+}
+
+/// Whether a finding says that something would not come back, or not as it is now. That a guest has no point yet is said
+/// in its place.
+fn is_of_loss(finding: &OpenFinding) -> bool {
+    match finding.code {
+        FindingCode::Failed => matches!(finding.act, Some(Act::Backup | Act::Copy)),
+        FindingCode::Repository
+        | FindingCode::NotCovered
+        | FindingCode::Rpo
+        | FindingCode::LeftOut
+        | FindingCode::Copy
+        | FindingCode::Damaged
+        | FindingCode::Lost
+        | FindingCode::Replaced => true,
+        _ => false,
+    }
+}
+
+fn as_problem(finding: &OpenFinding) -> Failure {
+    let what = match finding.code {
+        FindingCode::Repository => "repository ",
+        _ => "",
+    };
+    let text = format!("{what}{}: {}", finding.subject, finding.text);
+    Failure { kind: ErrorKind::Io, text, advice: finding.advice.clone() }
 }
 
 /// Fails if the folder holds anything but an older kit: what is there would be lost.
@@ -231,12 +264,25 @@ fn places<'a>(host: &Host<'a>, guests: &Guests) -> BTreeMap<String, Vec<&'a str>
             }
         }
     }
+    let lost = lost(host);
+    places.values_mut().for_each(|places| places.sort_by_key(|place| lost.contains(place)));
+    places
+}
+
+/// The repositories that are lost with this host.
+fn lost<'a>(host: &Host<'a>) -> BTreeSet<&'a str> {
     let lost = |(name, place): (&'a String, &RepositoryPlace)| {
         (is_on_this_host(place) == Some(true)).then_some(name.as_str())
     };
-    let lost: BTreeSet<&str> = config.repositories.iter().filter_map(lost).collect();
-    places.values_mut().for_each(|places| places.sort_by_key(|place| lost.contains(place)));
-    places
+    host.config.repositories.iter().filter_map(lost).collect()
+}
+
+/// All repositories, those first that are not lost with this host.
+fn everywhere<'a>(host: &Host<'a>) -> Vec<&'a str> {
+    let lost = lost(host);
+    let mut all: Vec<&str> = host.config.repositories.keys().map(String::as_str).collect();
+    all.sort_by_key(|place| lost.contains(place));
+    all
 }
 
 /// What is backed up, in the order in which it is to come back: the host's own configuration, then class by class, those
@@ -267,19 +313,20 @@ fn in_order<'a>(host: &Host<'a>, guests: &Guests) -> Vec<(&'a str, &'a Job, Subj
 /// What the kit says of a guest.
 fn guest(
     guests: &Guests,
-    (opened, places): (&BTreeMap<&str, Catalog>, &[&str]),
-    (name, job, subject): (&str, &Job, &Subject),
+    (opened, places): (&Catalogs, &[&str]),
+    (job, subject): (Option<(&str, &Job)>, &Subject),
 ) -> Result<KitGuest> {
     let domain = guests.domain_of(subject)?;
     let mut newest: Option<Manifest> = None;
     // Of one that can't be opened nobody knows what it has.
     let mut with_it = Vec::new();
     for place in places {
-        let Some(catalog) = opened.get(place) else {
-            with_it.push(*place);
+        let Some(it) = opened.get(*place) else {
+            // One of a job's guest; that a guest of none is everywhere, nobody says.
+            with_it.extend(job.map(|_| *place));
             continue;
         };
-        match catalog.resolve_domain(&domain, &Selector::Latest) {
+        match it.catalog.resolve_domain(&domain, &Selector::Latest) {
             Ok(manifest) => {
                 with_it.push(place);
                 newest.get_or_insert(manifest);
@@ -290,7 +337,7 @@ fn guest(
     }
     let (repository, others) = match with_it.split_first() {
         Some((first, others)) => (*first, others),
-        None => (places.first().copied().unwrap_or_default(), &[][..]),
+        None => (job.and(places.first().copied()).unwrap_or_default(), &[][..]),
     };
     let disks = newest.iter().flat_map(|manifest: &Manifest| &manifest.disks);
     let disks =
@@ -304,11 +351,11 @@ fn guest(
             Subject::Guest { .. } if has_machine || newest.is_none() => KitKind::Guest,
             Subject::Guest { .. } | Subject::Image(_) => KitKind::Disks,
         },
-        job: name.to_owned(),
+        job: job.map_or(String::new(), |(name, _)| name.to_owned()),
         repository: repository.to_owned(),
         others: others.iter().map(|place| (*place).to_owned()).collect(),
-        rto: job.rto,
-        rpo: job.rpo,
+        rto: job.and_then(|(_, job)| job.rto),
+        rpo: job.and_then(|(_, job)| job.rpo),
         point: newest.as_ref().map(|manifest| manifest.point),
         made: newest.as_ref().map(|manifest| manifest.created),
         disks,

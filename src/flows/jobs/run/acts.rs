@@ -107,7 +107,7 @@ impl Work<'_> {
     }
 
     /// The guests of the job, and those that were its guests until they went: their points are kept and
-    /// proved as long as the rules say. Where nothing is removed, those of jobs that are not in the file any more, too:
+    /// proved as long as the rules say. Where another host makes the points of one that went, they are its own to prune. Where nothing is removed, those of jobs that are not in the file any more, too:
     /// nobody else would prove them.
     pub(super) fn domains_with_gone(
         &self,
@@ -117,7 +117,9 @@ impl Work<'_> {
         let wanted = self.subjects.iter().filter_map(|it| self.run.guests.domain_of(it).ok());
         let takes_orphans = act != Act::Prune && self.is_first_with(act);
         let gone = self.run.guests.gone(self.run.host.config, self.run.memory);
+        let catalog = repository.catalog();
         let gone = gone.into_iter().filter(|it| match it.job {
+            Some(_) if act == Act::Prune && catalog.is_made_elsewhere(&it.domain) => false,
             Some(job) => job == self.name,
             None => takes_orphans,
         });

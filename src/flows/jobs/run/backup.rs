@@ -106,6 +106,10 @@ impl Work<'_> {
         let observer = OfGuest::new(observer, &name);
         let (cancel, options) = (self.run.cancel, self.options(at_once));
         self.run.doing(Some(self.name), Act::Backup, Some(&name), || {
+            let taken = sense::taken(self.run.host.config, self.run.guests, self.name, subject);
+            if let Err(error) = taken.and_then(|it| it.map_or(Ok(()), Err)) {
+                return Came::failed(&error);
+            }
             let made = match subject {
                 Subject::Guest { name, excluded } => {
                     let request = GuestRequest {
@@ -123,11 +127,7 @@ impl Work<'_> {
                         .map(of_image)
                 }
                 Subject::Image(image) => {
-                    let config = self.run.host.config;
-                    sense::taken(config, self.run.guests, self.name, image)
-                        .and_then(|it| it.map_or(Ok(()), Err))
-                        .and_then(|()| back_up_image(repository, image, options, &observer, cancel))
-                        .map(of_image)
+                    back_up_image(repository, image, options, &observer, cancel).map(of_image)
                 }
             };
             made.unwrap_or_else(|error| Came::failed(&error))

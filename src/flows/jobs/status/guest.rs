@@ -99,7 +99,7 @@ impl Look<'_> {
             self.act_of_guest_failed(name, Act::Backup, &guest);
             self.copy_failed(name, &guest, subject);
         }
-        for name in self.left_failed(&guest) {
+        for name in self.left_failed(&guest, jobs) {
             self.act_of_guest_failed(&name, Act::Backup, &guest);
         }
         let mut standing = GuestStatus {
@@ -180,15 +180,15 @@ impl Look<'_> {
         self.advise(Level::Critical, FindingCode::Frozen, guest, text, &advice);
     }
 
-    /// The jobs that are not in the file any more, and whose last backup of a guest failed: that is over when any job
-    /// has backed it up, and not when one is given another name.
-    fn left_failed(&self, guest: &str) -> Vec<String> {
+    /// The jobs that do not mean a guest any more, or are not in the file, and whose last backup of it failed: that is
+    /// over when any job has backed it up, and not when it is given to another, or one gets another name.
+    fn left_failed(&self, guest: &str, jobs: &[(&str, &Job, Subject)]) -> Vec<String> {
         let own = || self.memory.backups().filter(|(_, it, _)| *it == guest);
         let made = own().filter_map(|(_, _, past)| Some(past.success?.began)).max();
         let is_failed = |record: &Record| record.end.is_trouble() && record.end != End::Gone;
         let left = own().filter(|(job, _, past)| {
             let last = past.last.filter(|last| is_failed(last) && Some(last.began) > made);
-            last.is_some() && !self.config.jobs.contains_key(*job)
+            last.is_some() && !jobs.iter().any(|(name, ..)| name == job)
         });
         left.map(|(job, ..)| job.to_owned()).collect()
     }

@@ -44,9 +44,13 @@ impl Look<'_> {
         let now = newest
             .map_or("it has none there now".to_owned(), |it| format!("its newest now is {it}"));
         let text = format!("point {seen} was in {place} when this host looked last, and {now}");
-        let advice = "if nobody has removed it, the repository was put back to an earlier state, or files of it \
-                      are gone: compare it with another copy";
-        self.advise(Level::Critical, FindingCode::Lost, guest, text, advice);
+        let file = opened.catalog.repository().seen_path(domain).unwrap_or_default();
+        let advice = format!(
+            "if nobody has removed it, the repository was put back to an earlier state, or files of it are gone: \
+             compare it with another copy; if you have, remove {}",
+            file.display()
+        );
+        self.advise(Level::Critical, FindingCode::Lost, guest, text, &advice);
     }
 
     /// Points of guests that no job backs up into their repository: what is wrong with them, and whom libvirt does not
@@ -73,6 +77,7 @@ impl Look<'_> {
             all.filter(|it| !covered.contains(it)).collect::<Vec<_>>()
         };
         let others: Vec<_> = self.catalogs.iter().flat_map(others).collect();
+        self.forgotten(&covered, &gone);
         let mut told = BTreeSet::new();
         for (place, domain) in others {
             let Some(opened) = self.catalogs.get(&place) else { continue };
@@ -84,6 +89,7 @@ impl Look<'_> {
                 }
             };
             let is_ours = opened.catalog.repository().newest_seen(&domain).is_some();
+            let is_theirs = opened.catalog.is_made_elsewhere(&domain);
             let machine = points.all.last().and_then(|(it, _)| it.machine.as_ref());
             let name = machine.map_or(domain.to_string(), |machine| machine.name.clone());
             if points.damaged > 0 {
@@ -97,12 +103,40 @@ impl Look<'_> {
             let is_old = newest.is_none_or(|it| self.now.as_second() - it > FOREIGN_AGE_MAX_S);
             // In a repository of several hosts, the others see to their guests.
             let is_foreign = !is_ours && !is_old && gone.iter().all(|it| it.domain != domain);
+            let is_elsewhere = is_ours && !is_old && is_theirs;
             let is_nobodys = points.count > 0 && !is_meant && !is_ignored && !is_foreign;
             if is_nobodys && told.insert(domain.clone()) {
                 let job = gone.iter().find(|it| it.domain == domain);
-                self.gone(&name, machine.is_some(), job, (&points, &place));
+                match is_elsewhere {
+                    true => self.moved(&name, (&points, &place)),
+                    false => self.gone(&name, machine.is_some(), job, (&points, &place)),
+                }
             }
         }
+    }
+
+    /// Points that no job looks after any more, and that were lost: whoever is ignored, too.
+    fn forgotten(&mut self, covered: &BTreeSet<(String, DomainName)>, gone: &[Gone<'_>]) {
+        let seen = |(place, opened): (&String, &Opened)| {
+            let all = opened.catalog.repository().domains_seen().into_iter();
+            let all = all.map(|domain| (place.clone(), domain));
+            all.filter(|it| !covered.contains(it)).collect::<Vec<_>>()
+        };
+        for (place, domain) in self.catalogs.iter().flat_map(seen).collect::<Vec<_>>() {
+            let known = gone.iter().find(|it| it.domain == domain);
+            self.lost(known.map_or(domain.as_str(), |it| it.guest), &domain, &place);
+        }
+    }
+
+    /// A guest that has moved to another host, which uses the same repository.
+    fn moved(&mut self, name: &str, (points, place): (&Points, &str)) {
+        let count = points.count;
+        let text = format!(
+            "libvirt does not have this guest any more, and another host backs it up into {place}: its points there \
+             ({count}) are that host's, and no rule of this one removes them"
+        );
+        let advice = "if that is right, add it to ignore";
+        self.advise(Level::Warning, FindingCode::Gone, name, text, advice);
     }
 
     fn gone(

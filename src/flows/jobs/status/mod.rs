@@ -40,9 +40,6 @@ pub(super) const LIBVIRT: &str = "libvirt";
 /// hide nights that are missed.
 const LATE_RUNNING_MAX_S: i64 = 24 * 3600;
 
-/// The room is full soon if it is full within so many days.
-const DAYS_LEFT_MIN: f64 = 14.0;
-
 /// Finds out how everything stands. Nothing is changed.
 ///
 /// # Errors
@@ -243,7 +240,7 @@ impl<'a> Look<'a> {
                 let text = "nobody knows how much is free, and keep_free asks for room".to_owned();
                 let advice = "see whether df shows the room of the repository's folder";
                 self.advise(Level::Warning, FindingCode::Room, name, text, advice);
-            } else if let Some(days) = days_left.filter(|days| *days < DAYS_LEFT_MIN) {
+            } else if let Some(days) = days_left.filter(|_| growth.is_some_and(|it| it.soon)) {
                 let text = match days < 1.0 {
                     true => "the room will be full within a day".to_owned(),
                     false => {

@@ -233,6 +233,14 @@ fn is_untried(config: &Config, history: &RunHistory, finding: &OpenFinding) -> b
         }
         _ => true,
     };
+    // What others of the job did says nothing of a guest; that any job has backed it up does.
+    let is_of_guest = finding.subject != *name && matches!(act, Act::Backup | Act::Copy);
+    if is_of_guest {
+        let is_own = |it: &Record| it.act == act && it.subject.as_ref() == Some(&finding.subject);
+        let is_judged = |it: &Record| it.job.as_ref() == Some(name) && is_judged(it);
+        return is_asked_for
+            && !newer().any(|it| is_own(it) && (is_judged(it) || it.end.is_success()));
+    }
     let is_it = |it: &Record| it.job.as_ref() == Some(name) && (act == Act::Hook || it.act == act);
     is_asked_for && !newer().any(|it| is_it(it) && is_judged(it))
 }
