@@ -2,6 +2,7 @@
 //! history and in the status with the right words, and the nights of the other guests go on.
 
 mod clashes;
+mod gone;
 mod kept;
 mod lapses;
 mod month;
@@ -120,6 +121,15 @@ impl Night {
         let copy = "[jobs.production.copy]\nto = \"offsite\"\nrpo = \"50h\"\nlimit_rate = \"50M\"";
         self.configure(&top, &format!("{copy}\n{production}"));
         self.at("2026-10-18 10:00:00", args!["init", offsite]).ok();
+    }
+
+    /// Changes the file of jobs.
+    #[track_caller]
+    fn edit(&self, from: &str, to: &str) {
+        let path = self.lab.path("qdelta.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(path, text.replace(from, to)).unwrap();
     }
 
     /// The program at a time, in UTC.
@@ -243,6 +253,14 @@ fn ends(records: &[Record], name: &str) -> Vec<String> {
 const WEB: &str = "production backup web";
 const DB: &str = "production backup db";
 const MAIL: &str = "office backup mail";
+
+/// Leaves the mark of a freeze, as a process that was killed a while ago.
+fn leave_mark(mark: &std::path::Path) {
+    fs::write(mark, "{}").unwrap();
+    let file = fs::File::options().write(true).open(mark).unwrap();
+    let then = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
+    file.set_modified(then).unwrap();
+}
 
 /// All guests had their night.
 #[track_caller]
@@ -392,7 +410,7 @@ fn a_fortnight_in_which_nothing_is_silent() {
     let id = fs::read_to_string(night.main().join("qdelta.toml")).unwrap();
     let id = id.split("id = \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     let mark = night.lab.path("state").join(id).join("web.frozen");
-    fs::write(&mark, "{}").unwrap();
+    leave_mark(&mark);
     script(&night.lab.path("bin/systemctl"), "#!/bin/sh\necho inactive\nexit 3\n");
     night.assert_open(
         "2026-10-30 08:00:00",

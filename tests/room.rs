@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::harness::content::Random;
 use crate::harness::files::Mount;
 use crate::harness::repo::Repo;
-use crate::harness::{Lab, args};
+use crate::harness::run::faketime;
+use crate::harness::{Lab, args, qdelta, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -46,4 +47,51 @@ fn a_repository_that_is_a_mount_point_has_its_own_room() {
     assert!(!is_warned(&repo.backup(&image, "disk", &["--format", "raw"])));
     let space = repo.run(args!["space", "--json"]).ok().json();
     assert!(space["bytes_free"].as_u64().unwrap() > 32 * MIB, "{space}");
+}
+
+/// With rules that keep two points of a disk that is another each night, the room was to be full in four days, every third
+/// night, for ever. Nothing grew.
+#[test]
+fn what_comes_and_goes_is_no_growth_and_what_only_comes_is() {
+    let lab = Lab::new();
+    let mount = Mount::in_memory(lab.dir(), 14 * MIB);
+    let repo = mount.dir.join("repo");
+    let image = lab.path("disk.raw");
+    let at = |day: usize, words: Vec<std::ffi::OsString>| {
+        let mut command = qdelta(words);
+        command.env("STATE_DIRECTORY", lab.path("state"));
+        faketime(&mut command, &format!("@2026-{:02}-{:02} 01:30:00", 1 + day / 28, 1 + day % 28));
+        run(command).sane().ok()
+    };
+    at(0, args!["init", repo.as_path()]);
+    let night = |day: usize, size: u64, prunes: bool| {
+        std::fs::write(&image, Random::new(day as u64).noise(size as usize)).unwrap();
+        let disk = image.as_path();
+        at(
+            day,
+            args!["backup", disk, "--disk", "vm/a", "--kind", "full", "--repo", repo.as_path()],
+        );
+        if prunes {
+            let rules =
+                args!["prune", "--keep-last", "2", "--grace", "0", "--repo", repo.as_path()];
+            at(day, rules);
+        }
+        at(day, args!["space", "--json", "--repo", repo.as_path()]).json()["growth"].clone()
+    };
+    for day in 0..14 {
+        let growth = night(day, 2 * MIB, true);
+        // Until something goes, all that comes is growth; from the third night on there are two of a kind.
+        if day >= 5 {
+            assert_eq!(
+                (&growth["soon"], &growth["full_at"]),
+                (&false.into(), &Value::Null),
+                "{growth}"
+            );
+        }
+    }
+    // Nobody prunes any more.
+    let soon: Vec<bool> = (14..40).map(|day| night(day, MIB / 4, false)["soon"] == true).collect();
+    let first = soon.iter().position(|it| *it).expect("it is told");
+    assert!(soon[first..].iter().all(|it| *it), "once: {soon:?}");
+    assert!(first <= 15, "in time: {soon:?}");
 }

@@ -26,8 +26,7 @@ pub struct Period {
 
 impl Period {
     /// No time at all.
-    pub const NONE: Self =
-        Self { years: 0, months: 0, days: 0, hours: 0, minutes: 0, seconds: 0 };
+    pub const NONE: Self = Self { years: 0, months: 0, days: 0, hours: 0, minutes: 0, seconds: 0 };
 
     /// So many days.
     pub const fn days(days: u16) -> Self {

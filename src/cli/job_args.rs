@@ -122,7 +122,7 @@ pub struct History {
     #[arg(long, value_name = "NAME")]
     pub guest: Vec<String>,
 
-    /// Only this part of jobs; can be repeated
+    /// Only this act of jobs; can be repeated
     #[arg(long, value_name = "ACT", value_parser = one_of::<Act>(ACTS))]
     pub act: Vec<Act>,
 
@@ -143,7 +143,7 @@ pub struct History {
     pub file: JobFile,
 }
 
-/// The parts of jobs.
+/// The acts of jobs.
 const ACTS: Words = &[
     ("run", "The run itself"),
     ("backup", "Backups"),

@@ -6,15 +6,6 @@ use super::*;
 use crate::harness::files::copy_tree;
 
 impl Night {
-    /// Changes the file of jobs.
-    #[track_caller]
-    fn edit(&self, from: &str, to: &str) {
-        let path = self.lab.path("qdelta.toml");
-        let text = fs::read_to_string(&path).unwrap();
-        assert!(text.contains(from), "{text}");
-        fs::write(path, text.replace(from, to)).unwrap();
-    }
-
     /// How a guest stands.
     fn standing(&self, time: &str, guest: &str) -> Value {
         let report = self.at(time, args!["status", "--json"]).json();

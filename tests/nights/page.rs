@@ -310,7 +310,7 @@ fn large() -> Value {
         .collect();
     let nothing: Vec<Value> = guests.iter().take(3).map(|it| it["guest"].clone()).collect();
     json!({
-        "host": "kvm1", "time_zone": "Europe/Berlin",
+        "host": "kvm1", "since": "2026-08-27T10:00:00Z", "time_zone": "Europe/Berlin",
         "status": {
             "at": at, "level": "critical", "findings": findings, "guests": standing,
             "jobs": [{ "job": "production", "acts": [

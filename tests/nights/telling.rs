@@ -249,7 +249,7 @@ fn each_hears_what_it_asked_for_once() {
     assert!(text.contains("No such file or directory"), "{text}");
     let pings = told.sink.take("/ping");
     assert!(pings[1].line.starts_with("post /ping/fail?rid="), "{pings:?}");
-    assert!(pings[1].body.contains("production backup db: FAILED: "), "{pings:?}");
+    assert!(pings[1].body.contains("production backup db: failed: "), "{pings:?}");
     let phone = told.sink.take("/ntfy").remove(0);
     assert!(phone.headers.contains(&"authorization: bearer tk_secret".to_owned()), "{phone:?}");
     assert!(phone.headers.contains(&"priority: 5".to_owned()), "{phone:?}");
@@ -259,7 +259,7 @@ fn each_hears_what_it_asked_for_once() {
     let board = told.sink.take("/gotify/message").remove(0);
     assert!(board.headers.contains(&"x-gotify-key: gotify-secret".to_owned()), "{board:?}");
     let body: Value = serde_json::from_str(&board.body).unwrap();
-    assert!(body["title"].as_str().unwrap().contains("db: FAILED"), "{body}");
+    assert!(body["title"].as_str().unwrap().contains("db: failed"), "{body}");
     assert!(told.sink.take("/chat").is_empty(), "a run that failed is no success");
     let open = "MESSAGE=open: CRITICAL db: backup failed";
     wait_until("the journal", || told.journal.lock().unwrap().contains(open));
@@ -398,7 +398,7 @@ fn a_failure_that_could_not_be_told_is_told_later() {
     told.run("2026-10-19 02:00:00");
     let board = told.sink.take("/gotify/message");
     assert_eq!(board.len(), 1, "{board:?}");
-    let lost = "not told then: the run of 2026-10-19 00:35 UTC: production backup db: FAILED";
+    let lost = "not told then: the run of 2026-10-19 00:35 UTC: production backup db: failed";
     assert!(board[0].body.contains(lost), "{board:?}");
     told.run("2026-10-19 04:00:00");
     assert!(told.sink.take("/gotify/message").is_empty());
@@ -599,11 +599,11 @@ fn the_rules_and_the_picture_know_the_metrics() {
     }
     for words in [
         "qdelta_status 0",
-        "qdelta_last_status{domain=\"web\",job=\"production\"} 2",
-        "qdelta_rpo_seconds{domain=\"web\",job=\"production\"} 93600",
-        "qdelta_points{domain=\"mail\",job=\"office\"} 1",
+        "qdelta_last_status{guest=\"web\",job=\"production\"} 2",
+        "qdelta_rpo_seconds{guest=\"web\",job=\"production\"} 93600",
+        "qdelta_points{guest=\"mail\",job=\"office\"} 1",
         "qdelta_job_last_status{job=\"production\",act=\"verify\"} 2",
-        "qdelta_last_success_timestamp_seconds{domain=\"db\",job=\"production\"} 17923",
+        "qdelta_last_success_timestamp_seconds{guest=\"db\",job=\"production\"} 17923",
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }

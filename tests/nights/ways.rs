@@ -130,7 +130,7 @@ fn the_journal_has_each_line_once() {
         journal += &told.journal();
         journal.contains("MESSAGE=open: CRITICAL db: backup failed")
     });
-    for line in ["MESSAGE=backup production web: done: ", "MESSAGE=backup production db: FAILED: "]
+    for line in ["MESSAGE=backup production web: done: ", "MESSAGE=backup production db: failed: "]
     {
         assert_eq!(journal.matches(line).count(), 1, "{line}: {journal}");
     }
@@ -150,5 +150,5 @@ fn the_journal_has_each_line_once() {
     command.env("JOURNAL_STREAM", "1:1");
     let outcome = run(command).sane();
     assert!(outcome.text().contains("production backup web: "), "{}", outcome.report());
-    assert!(outcome.stderr.contains("production backup db: FAILED: "), "{}", outcome.report());
+    assert!(outcome.stderr.contains("production backup db: failed: "), "{}", outcome.report());
 }

@@ -18,8 +18,8 @@ const COLUMNS: &[Column] = &[
     Column { head: "WHEN", right: false, rank: 0 },
     Column { head: "JOB", right: false, rank: 0 },
     Column { head: "ACT", right: false, rank: 0 },
-    Column { head: "WHAT", right: false, rank: 0 },
-    Column { head: "RESULT", right: false, rank: 0 },
+    Column { head: "SUBJECT", right: false, rank: 0 },
+    Column { head: "END", right: false, rank: 0 },
     Column { head: "TOOK", right: true, rank: 2 },
     Column { head: "TEXT", right: false, rank: 1 },
 ];

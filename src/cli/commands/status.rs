@@ -156,7 +156,7 @@ fn screen(report: &StatusReport, zone: &TimeZone, context: &mut Context) -> Resu
         column("COPY", true, 2),
         column("PROVED", true, 3),
         column("DRILLED", true, 4),
-        column("BACK IN", true, 5),
+        column("RECOVERY", true, 5),
         column("RTO", true, 6),
         column("POINTS", true, 7),
         column("JOB", false, 8),
@@ -199,7 +199,7 @@ fn row(
         until.map_or("no".to_owned(), |until| duration::age(left(until)))
     };
     let drilled = match (guest.drilled_at, guest.drilled) {
-        (_, Some(Climb::Failed)) => "FAILED".to_owned(),
+        (_, Some(Climb::Failed)) => "failed".to_owned(),
         (None, Some(Climb::NotTried)) => "not tried".to_owned(),
         (None, None) if guest.points.is_none() => unknown(),
         (time, _) => ago(time),
@@ -253,7 +253,7 @@ fn jobs_and_room(
         column("JOB", false, 0),
         column("ACT", false, 0),
         column("LAST", true, 0),
-        column("RESULT", false, 0),
+        column("END", false, 0),
         column("NEXT", false, 1),
     ];
     let rows: Vec<Vec<String>> =

@@ -21,8 +21,11 @@ use crate::formats::archive::Tracker;
 use crate::guest::program;
 use crate::vault::repository::DomainName;
 
-/// So many times of a schedule are looked at for the longest stretch between two of them.
-const TIMES_MAX: usize = 64;
+/// So many times of a schedule are looked at for the longest stretch between two of them, and all of the next days: a
+/// night in which there is none comes after all of a day.
+const TIMES_MIN: usize = 64;
+const TIMES_MAX: usize = 12_000;
+const DAYS_S: i64 = 8 * 86_400;
 
 /// Says what makes no sense.
 ///
@@ -78,6 +81,18 @@ impl Problems {
             true => ("copy: ", it.rpo, job.schedule.as_slice()),
             false => ("copy: ", it.rpo, it.schedule.as_slice()),
         });
+        let verify = job.verify.as_ref().and_then(|it| Some((it, it.max_age?)));
+        if let Some((verify, max_age)) = verify {
+            let own = if verify.schedule.is_empty() { &job.schedule } else { &verify.schedule };
+            let end = max_age.after(now, zone).as_second() - now.as_second();
+            if let Some(gap) = longest_gap(own, now, zone).filter(|gap| *gap > end) {
+                let text = format!(
+                    "job {name}: verify: max_age is {max_age}, and the schedule leaves {} between two times",
+                    duration::age(gap)
+                );
+                self.say(ErrorKind::Usage, text, "a longer max_age, or more times");
+            }
+        }
         for (of, rpo, schedule) in
             [("", job.rpo, job.schedule.as_slice())].into_iter().chain(of_copy)
         {
@@ -105,7 +120,8 @@ impl Problems {
         let used: BTreeSet<String> = config.jobs.iter().flat_map(of).collect();
         for name in config.repositories.keys().filter(|name| !used.contains(*name)) {
             let text = format!("repositories.{name}: no job backs up or copies anything into it");
-            let advice = "name it in a job: repository, or to in its copy; or take it out of the file";
+            let advice =
+                "name it in a job: repository, or to in its copy; or take it out of the file";
             self.say(ErrorKind::Usage, text, advice);
         }
     }
@@ -198,7 +214,11 @@ impl Problems {
 /// The longest stretch between two of the next times of a schedule, in seconds.
 pub(super) fn longest_gap(schedule: &[Calendar], now: Timestamp, zone: &TimeZone) -> Option<i64> {
     let next = |time: &Timestamp| schedule.iter().filter_map(|it| it.next(*time, zone)).min();
-    let times: Vec<Timestamp> = std::iter::successors(next(&now), next).take(TIMES_MAX).collect();
+    let is_wanted = |(index, time): &(usize, Timestamp)| {
+        *index < TIMES_MIN || time.as_second() - now.as_second() < DAYS_S
+    };
+    let times = std::iter::successors(next(&now), next).take(TIMES_MAX).enumerate();
+    let times: Vec<Timestamp> = times.take_while(is_wanted).map(|(_, time)| time).collect();
     let gaps = times.iter().zip(times.iter().skip(1));
     gaps.map(|(one, other)| other.as_second() - one.as_second()).max()
 }
@@ -244,21 +264,19 @@ pub(super) fn taken(
 }
 
 /// The same of this host's configuration. The history knows both by their name alone, so no two repositories part them.
-fn taken_by_guest(
-    config: &Config,
-    guests: &Guests,
-    name: &str,
-    own: &DomainName,
-) -> Option<Error> {
+fn taken_by_guest(config: &Config, guests: &Guests, name: &str, own: &DomainName) -> Option<Error> {
     let is_it = |subject: &Subject| {
         let is_guest = matches!(subject, Subject::Guest { .. });
-        is_guest && (subject.name() == own.as_str() || guests.domain_of(subject).ok().as_ref() == Some(own))
+        is_guest
+            && (subject.name() == own.as_str()
+                || guests.domain_of(subject).ok().as_ref() == Some(own))
     };
     let (other, _) = config.jobs.iter().find(|(_, job)| guests.of(job).iter().any(is_it))?;
     let text = format!(
         "job {name}: with_host_config: this host's configuration is called {own}, and so is a guest of job {other}"
     );
-    let advice = "give the guest another name, leave it out (except), or leave with_host_config out";
+    let advice =
+        "give the guest another name, leave it out (except), or leave with_host_config out";
     Some(Error::new(ErrorKind::Usage, text).advise(advice))
 }
 
@@ -277,6 +295,9 @@ mod tests {
         assert_eq!(gap(&["02:30"]), Some(25), "the night in which the clock is put back");
         assert_eq!(gap(&["Sat 03:00"]), Some(169));
         assert_eq!(gap(&["Mon 03:00", "Thu 03:00"]), Some(97));
+        // Of a day with more than 64 times the night was not seen.
+        let calendar: Vec<Calendar> = vec!["08..18:0/5".parse().unwrap()];
+        assert_eq!(longest_gap(&calendar, now, &zone), Some(47_100 + 3600));
         assert_eq!(gap(&["*-02-30"]), None);
         assert_eq!(gap(&[]), None);
     }

@@ -144,7 +144,7 @@ fn ended(record: &Record) -> f64 {
 }
 
 fn of_guest(page: &mut Page, guest: &GuestStatus, known: &LastTimes<'_>) {
-    let labels = [("domain", guest.guest.as_str()), ("job", guest.job.as_str())];
+    let labels = [("guest", guest.guest.as_str()), ("job", guest.job.as_str())];
     let (last, success) = (known.of)(&guest.job, Act::Backup, Some(&guest.guest));
     let stretch =
         |stretch: Option<crate::base::duration::Stretch>| stretch.map(|it| it.0.as_secs_f64());
@@ -199,7 +199,7 @@ fn of_guest(page: &mut Page, guest: &GuestStatus, known: &LastTimes<'_>) {
             at(guest.drilled_at),
         ),
         (
-            "qdelta_drill_rto_seconds",
+            "qdelta_drill_recovery_seconds",
             "How long it took in the last drill until the guest was back.",
             guest.recovery,
         ),
@@ -215,7 +215,7 @@ fn of_guest(page: &mut Page, guest: &GuestStatus, known: &LastTimes<'_>) {
         page.add(
             name,
             help,
-            &[("domain", guest.guest.as_str()), ("repository", copy.repository.as_str())],
+            &[("guest", guest.guest.as_str()), ("repository", copy.repository.as_str())],
             at(copy.newest_at),
         );
     }
@@ -231,17 +231,17 @@ fn of_jobs(page: &mut Page, report: &StatusReport, known: &LastTimes<'_>) {
             for (name, help, value) in [
                 (
                     "qdelta_job_last_success_timestamp_seconds",
-                    "When a part of a job began last that went well.",
+                    "When an act of a job began last that went well.",
                     at(act.success),
                 ),
                 (
                     "qdelta_job_last_status",
-                    "How a part of a job ended last: 0 failed, 1 with warnings, 2 done.",
+                    "How an act of a job ended last: 0 failed, 1 with warnings, 2 done.",
                     last.map(ended),
                 ),
                 (
                     "qdelta_job_next_timestamp_seconds",
-                    "When a part of a job is due next.",
+                    "When an act of a job is due next.",
                     at(act.next),
                 ),
             ] {

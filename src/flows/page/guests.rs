@@ -77,12 +77,12 @@ impl Page<'_> {
         html.cell("Proved", &proved);
         let drill = match (standing.drilled_at, standing.drilled) {
             (None, None) => "never".to_owned(),
-            (None, Some(Climb::Failed)) => "FAILED".to_owned(),
+            (None, Some(Climb::Failed)) => "failed".to_owned(),
             (None, Some(_)) => "not tried".to_owned(),
-            (Some(at), Some(Climb::Failed)) => format!("FAILED; passed {}", ago(now, at)),
+            (Some(at), Some(Climb::Failed)) => format!("failed; passed {}", ago(now, at)),
             (Some(at), Some(Climb::NotTried)) => format!("not tried; passed {}", ago(now, at)),
             (Some(at), _) => match standing.recovery {
-                Some(back) => format!("{}, back in {}", ago(now, at), seconds(back)),
+                Some(back) => format!("{}, recovery {}", ago(now, at), seconds(back)),
                 None => ago(now, at),
             },
         };

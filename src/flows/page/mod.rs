@@ -133,7 +133,7 @@ impl Page<'_> {
             html.raw("<p>Nothing.</p></section>\n");
             return;
         }
-        html.raw("<table class=\"cards\" id=\"findings\"><thead><tr><th>Level<th>What<th>The matter<th>Since</tr></thead><tbody>");
+        html.raw("<table class=\"cards\" id=\"findings\"><thead><tr><th>Level<th>Subject<th>The matter<th>Since</tr></thead><tbody>");
         for finding in all.iter().take(FINDINGS_MAX) {
             self.finding(html, finding);
         }
@@ -160,7 +160,7 @@ impl Page<'_> {
     /// When what is done next.
     fn jobs(&self, html: &mut Html) {
         let status = &self.fleet.status;
-        html.raw("<section><h2>Jobs</h2><table class=\"cards\" id=\"jobs\"><thead><tr><th>Job<th>Part<th>Last<th>How it ended<th>Next</tr></thead><tbody>");
+        html.raw("<section><h2>Jobs</h2><table class=\"cards\" id=\"jobs\"><thead><tr><th>Job<th>Act<th>Last<th>End<th>Next</tr></thead><tbody>");
         for job in &status.jobs {
             for act in &job.acts {
                 let ended = match (act.last, act.end) {
@@ -170,7 +170,7 @@ impl Page<'_> {
                 let next = act.next.map_or("-".to_owned(), |next| moment(next, &self.zone));
                 let last = act.last.map_or("never".to_owned(), |last| ago(status.at, last));
                 html.raw("<tr>");
-                html.cell("Job", &job.job).cell("Part", &act.act.to_string()).cell("Last", &last);
+                html.cell("Job", &job.job).cell("Act", &act.act.to_string()).cell("Last", &last);
                 html.cell("Ended", &ended).cell("Next", &next).raw("</tr>");
             }
         }
@@ -249,13 +249,14 @@ impl Page<'_> {
     }
 
     fn foot(&self, html: &mut Html) {
-        let first = self.fleet.days.first().map_or("", |it| it.day.as_str());
+        let since = self.fleet.since.map_or(String::new(), |since| {
+            format!(" since {}", day(&since.to_zoned(self.zone.clone()).date().to_string()))
+        });
         html.raw("<footer>").text(&format!(
-            "By qdelta {} on {}, from the points of the repositories and the history of this host since {}. \
+            "By qdelta {} on {}, from the points of the repositories and the history of this host{since}. \
              qdelta report --json has the same for programs.",
             env!("CARGO_PKG_VERSION"),
             self.fleet.host,
-            day(first)
         ));
         html.raw("</footer></body></html>\n");
     }

@@ -42,7 +42,7 @@ svg.g{width:100%;height:auto;max-width:44rem}svg.g text{font-size:15px}.area{fil
 figure img{max-width:100%;border-radius:4px;margin-bottom:.4rem;display:block}
 .bars th{width:30%;font-weight:500}.num{white-space:nowrap}.bar{width:40%}
 .bar i{display:block;height:.7rem;margin-top:.35rem;border-radius:3px;background:var(--acc);min-width:2px}
-.wide{font-size:.9rem}.wide tbody th{font-weight:600}
+.wide{font-size:.9rem}.wide td{overflow-wrap:break-word}.wide tbody th{font-weight:600}
 @media(max-width:1250px){
 .wide thead{display:none}.wide,.wide tbody{display:block}
 .wide tbody{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:.8rem}

@@ -12,11 +12,14 @@ use crate::vault::repository::{Drill, PointId};
 pub struct FleetReport {
     /// This host.
     pub host: String,
+    /// When the first thing of its history was done; none if it has none.
+    #[serde(with = "text::optional")]
+    pub since: Option<Timestamp>,
     /// The zone of the days.
     pub time_zone: String,
     /// Whether everything is all right now.
     pub status: StatusReport,
-    /// The days that are looked at, the oldest first; the last one is today.
+    /// The days that are looked at, the oldest first; the last one is today, and none is before the history.
     pub days: Vec<Day>,
     /// The guests and images of jobs, by name.
     pub guests: Vec<FleetGuest>,

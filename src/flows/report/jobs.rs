@@ -184,10 +184,10 @@ impl fmt::Display for End {
             Self::Seen => "seen",
             Self::Done => "done",
             Self::Warned => "warned",
-            Self::Failed => "FAILED",
+            Self::Failed => "failed",
             Self::NotTried => "not tried",
             Self::Interrupted => "interrupted",
-            Self::Cut => "CUT",
+            Self::Cut => "cut",
             Self::Refused => "refused",
             Self::Gone => "gone",
         })

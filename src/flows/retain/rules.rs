@@ -95,7 +95,8 @@ pub fn judge(
             }
         });
     }
-    let in_doubt = clock == Clock::Checked && is_in_doubt(points.iter().map(|it| it.created), zone, now);
+    let in_doubt =
+        clock == Clock::Checked && is_in_doubt(points.iter().map(|it| it.created), zone, now);
     points
         .iter()
         .zip(reasons)

@@ -119,7 +119,10 @@ fn growth_beneath_a_cycle_is_told_once_and_in_time() {
         assert_eq!(looks.began(), 1, "cycle of {cycle}: {:?}", looks.lefts);
         assert!(looks.alarms[full_on - 1], "it is told until the end");
         let (ahead, slack) = (full_on - told_on, cycle as usize);
-        assert!((14 - slack.min(7)..=21 + slack).contains(&ahead), "cycle of {cycle}: {ahead} days");
+        assert!(
+            (14 - slack.min(7)..=21 + slack).contains(&ahead),
+            "cycle of {cycle}: {ahead} days"
+        );
     }
 }
 
@@ -130,7 +133,7 @@ fn plain_growth_is_told_once_and_in_time() {
     let room = 5000;
     let mut night = 0_u64;
     while guest.sizes.last().is_none_or(|it| it.last + 100 < room) {
-        guest.night(if night % 7 == 0 { 100 } else { 4 + night % 5 }, 0);
+        guest.night(if night.is_multiple_of(7) { 100 } else { 4 + night % 5 }, 0);
         looks.look(&[&guest], room);
         night += 1;
     }

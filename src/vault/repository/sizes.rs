@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Repository;
 use super::history::History;
 use super::manifest::Manifest;
 use super::names::DomainName;
-use super::Repository;
 use crate::base::clock;
 use crate::base::error::Result;
 

@@ -14,8 +14,8 @@ use super::telling::host_name;
 use crate::base::error::Result;
 use crate::disk::io::Opener;
 use crate::flows::report::{
-    Act, ActResult, Day, End, FindingCode, FleetGuest, FleetPoint, FleetReport, FleetRepository, GuestStatus,
-    Left, Record, SiteLoss, StatusReport,
+    Act, ActResult, Day, End, FindingCode, FleetGuest, FleetPoint, FleetReport, FleetRepository,
+    GuestStatus, Left, Record, SiteLoss, StatusReport,
 };
 use crate::flows::space;
 use crate::formats::archive::Kind;
@@ -36,7 +36,10 @@ pub fn fleet(host: &Host<'_>, days: usize) -> Result<FleetReport> {
     let zone = host.config.zone()?;
     let history = Journal::new(host.state).read()?;
     let guests = Guests::read(&host.config.libvirt.libvirt())?;
-    let days = Days::new(status.at, &zone, days);
+    // A clock that was wrong may have left records of any day.
+    let past = history.records.iter().map(|it| it.began).filter(|began| *began <= status.at);
+    let since = past.min();
+    let days = Days::new(status.at, &zone, days, since);
     let mut known = Known::new(host, &guests, &history.records);
     let uncovered = not_covered(&status);
     known.add(&guests, &uncovered);
@@ -63,6 +66,7 @@ pub fn fleet(host: &Host<'_>, days: usize) -> Result<FleetReport> {
     let sites = sites(&known, &catalogs, (&status, &uncovered), &repositories);
     Ok(FleetReport {
         host: host_name(),
+        since,
         time_zone: zone.iana_name().unwrap_or("the local one").to_owned(),
         days: days.work(&history.records),
         guests: fleet,
@@ -80,14 +84,18 @@ struct Days {
 }
 
 impl Days {
-    fn new(now: Timestamp, zone: &TimeZone, count: usize) -> Self {
+    /// The last days; none of which this host knows nothing.
+    fn new(now: Timestamp, zone: &TimeZone, count: usize, since: Option<Timestamp>) -> Self {
         let today = now.to_zoned(zone.clone()).date();
         let begin = |back: usize| {
             let day = today.checked_sub(jiff::Span::new().days(i64::try_from(back).ok()?)).ok()?;
             let begin = day.to_zoned(zone.clone()).ok()?.timestamp();
             Some((begin, day.to_string()))
         };
-        Self { begins: (0..count.max(1)).rev().filter_map(begin).collect(), now }
+        let first = since.unwrap_or(now).to_zoned(zone.clone()).date().to_string();
+        let known = |(_, day): &(Timestamp, String)| *day >= first;
+        let days = (0..count.max(1)).rev().filter_map(begin).filter(known);
+        Self { begins: days.collect(), now }
     }
 
     /// Which of them a time is of.
@@ -192,7 +200,8 @@ impl Days {
 
     /// What all archives took at the most, day by day.
     fn bytes(&self, opened: &Opened) -> Vec<u64> {
-        let noon = |(begin, _): &(Timestamp, String)| (begin.as_second() + 43_200).div_euclid(86_400);
+        let noon =
+            |(begin, _): &(Timestamp, String)| (begin.as_second() + 43_200).div_euclid(86_400);
         let days: Vec<i64> = self.begins.iter().map(noon).collect();
         let domains: Vec<_> = opened.domains.iter().cloned().collect();
         space::stored_on(&opened.catalog, &domains, &days, self.now).unwrap_or_default()

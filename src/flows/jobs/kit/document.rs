@@ -226,8 +226,12 @@ fn guests(kit: &KitReport) -> String {
     let mut text = String::new();
     for guest in kit.guests.iter().filter(|guest| guest.kind != KitKind::Host) {
         let rto = guest.rto.map(|rto| format!(", to be back within {rto}")).unwrap_or_default();
-        text +=
-            &format!("**{}** ({}{rto}), {}:\n\n", cell(&guest.guest), class(guest), gib(size(guest)));
+        text += &format!(
+            "**{}** ({}{rto}), {}:\n\n",
+            cell(&guest.guest),
+            class(guest),
+            gib(size(guest))
+        );
         if guest.point.is_none() {
             text += "there is no point of it: it can't be restored.\n\n";
             continue;

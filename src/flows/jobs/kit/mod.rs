@@ -72,9 +72,9 @@ pub fn export_kit(host: &Host<'_>, request: &KitRequest) -> Result<KitReport> {
         }
     }
     let (places, everywhere) = (places(host, &guests), everywhere(host));
-    let uncovered = not_covered(&status).into_iter().map(|name| {
-        (None, Subject::Guest { name, excluded: Vec::new() })
-    });
+    let uncovered = not_covered(&status)
+        .into_iter()
+        .map(|name| (None, Subject::Guest { name, excluded: Vec::new() }));
     let all = in_order(host, &guests).into_iter();
     let all = all.map(|(name, job, subject)| (Some((name, job)), subject)).chain(uncovered);
     let all = all.filter_map(|(job, subject)| {

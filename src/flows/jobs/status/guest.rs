@@ -19,7 +19,7 @@ use crate::vault::repository::{
     Catalog, Climb, DiskId, DiskName, DomainName, Drill, Manifest, PointId,
 };
 
-/// A mark that is younger than this may be that of a guest that is being backed up now.
+/// A mark that is younger than this may be that of a guest that is being backed up now, by a run or by hand.
 const MARK_AGE_MIN_S: u64 = 120;
 
 /// Whose points are asked for.
@@ -198,7 +198,7 @@ impl Look<'_> {
         let Ok(mark) = catalog.repository().frozen_mark(domain) else { return false };
         let Ok(found) = std::fs::symlink_metadata(&mark) else { return false };
         let age = found.modified().ok().and_then(|time| time.elapsed().ok());
-        !self.is_running || age.is_none_or(|age| age.as_secs() >= MARK_AGE_MIN_S)
+        age.is_none_or(|age| age.as_secs() >= MARK_AGE_MIN_S)
     }
 
     /// The last backup or copy by a job did not work, or has warnings.

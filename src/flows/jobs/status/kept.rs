@@ -37,7 +37,11 @@ impl Look<'_> {
     pub(super) fn lost(&mut self, guest: &str, domain: &DomainName, place: &str) {
         let Some(opened) = self.catalogs.get(place) else { return };
         let seen = opened.catalog.repository().newest_seen(domain);
-        let newest = opened.catalog.newest_of(domain);
+        let mut newest = opened.catalog.newest_of(domain);
+        if newest.is_none_or(|newest| Some(newest) < seen) {
+            // It may have been made since the points were listed.
+            newest = opened.catalog.repository().catalog().newest_of(domain);
+        }
         let Some(seen) = seen.filter(|seen| newest.is_none_or(|newest| newest < *seen)) else {
             return;
         };
@@ -95,7 +99,9 @@ impl Look<'_> {
             if points.damaged > 0 {
                 self.damaged(&name, &domain, &points, &place);
             }
-            let is_meant = meant.contains(&domain) || self.guests.has(&name);
+            // One that was defined anew may be called otherwise in repositories: by its name and UUID.
+            let is_unreadable = self.guests.has(&name) && self.guests.uuid(&name).is_none();
+            let is_meant = meant.contains(&domain) || is_unreadable;
             let is_ignored = [name.as_str(), domain.as_str()]
                 .iter()
                 .any(|name| self.guests.is_meant(&self.config.ignore, name));
@@ -104,6 +110,9 @@ impl Look<'_> {
             // In a repository of several hosts, the others see to their guests.
             let is_foreign = !is_ours && !is_old && gone.iter().all(|it| it.domain != domain);
             let is_elsewhere = is_ours && !is_old && is_theirs;
+            if is_meant && is_ours && !is_theirs && points.count > 0 && !is_ignored {
+                self.left_behind(&name, (&points, &place));
+            }
             let is_nobodys = points.count > 0 && !is_meant && !is_ignored && !is_foreign;
             if is_nobodys && told.insert(domain.clone()) {
                 let job = gone.iter().find(|it| it.domain == domain);
@@ -128,6 +137,19 @@ impl Look<'_> {
         }
     }
 
+    /// Points of a guest in a repository into which no job backs it up any more.
+    fn left_behind(&mut self, name: &str, (points, place): (&Points, &str)) {
+        let (count, plural) = (points.count, if points.count == 1 { "" } else { "s" });
+        let text = format!(
+            "no job backs it up into {place} any more: its {count} point{plural} there stay, and nobody proves or prunes them"
+        );
+        let advice = format!(
+            "qdelta verify and qdelta prune do it by hand (--repo); if that is right, remove what {place} has of it, or add \
+             it to ignore"
+        );
+        self.advise(Level::Warning, FindingCode::Gone, name, text, &advice);
+    }
+
     /// A guest that has moved to another host, which uses the same repository.
     fn moved(&mut self, name: &str, (points, place): (&Points, &str)) {
         let count = points.count;
@@ -148,6 +170,7 @@ impl Look<'_> {
     ) {
         let (count, plural) = (points.count, if points.count == 1 { "" } else { "s" });
         let what = match is_guest {
+            true if self.guests.has(name) => "libvirt has another guest of this name now",
             true => "libvirt does not have this guest any more",
             false => "no job backs it up any more",
         };

@@ -358,10 +358,17 @@ impl<'a> Look<'a> {
             (Act::Drill, _) => false,
             _ => true,
         };
-        let troubles = self.memory.subjects(job, act).filter_map(|(_, past)| {
-            past.last.filter(|record| record.end.is_trouble() && record.run == last.run)
-        });
-        let (known, others): (Vec<&Record>, Vec<&Record>) = troubles.partition(|it| is_known(it));
+        let is_trouble = |record: &&Record| {
+            record.end.is_trouble() && record.end != End::Gone && record.run == last.run
+        };
+        let troubles =
+            self.memory.subjects(job, act).filter_map(|(_, past)| past.last.filter(is_trouble));
+        // Of a guest that went, nobody but the job says it.
+        let names: BTreeSet<String> = self.names();
+        let is_told = |record: &Record| {
+            record.subject.as_ref().is_some_and(|name| names.contains(name)) && is_known(record)
+        };
+        let (known, others): (Vec<&Record>, Vec<&Record>) = troubles.partition(|it| is_told(it));
         if !known.is_empty() && others.is_empty() {
             return;
         }
@@ -371,7 +378,10 @@ impl<'a> Look<'a> {
             _ if is_untried => Level::Warning,
             _ => Level::Critical,
         };
-        let why = others.first().map_or(String::new(), |it| format!(": {}", it.text));
+        let why = others.first().map_or(String::new(), |it| match &it.subject {
+            Some(name) if !names.contains(name) => format!(": {name}: {}", it.text),
+            _ => format!(": {}", it.text),
+        });
         let text = format!("{act} {}: {}{why}", last.end.to_string().to_lowercase(), last.text);
         let (advice, since) = (last.advice.clone(), last.began);
         if let Some(finding) = self.find(level, FindingCode::Failed, job, text) {
@@ -380,7 +390,13 @@ impl<'a> Look<'a> {
         self.of_job(job, Some(act));
     }
 
-    /// A part of a job has warnings. Those of its guests are told of each guest.
+    /// What the jobs mean, by name.
+    fn names(&self) -> BTreeSet<String> {
+        let subjects = self.config.jobs.values().flat_map(|job| self.guests.of(job));
+        subjects.map(|it| it.name()).collect()
+    }
+
+    /// An act of a job has warnings. Those of its guests are told of each guest.
     fn act_warned(&mut self, job: &str, act: Act, last: &Record) {
         self.warned(job, act, job, last);
         if last.warnings.is_empty() && act == Act::Prune {

@@ -170,6 +170,9 @@ fn in_doubt<'a>(
         open.iter().any(|it| it.code == FindingCode::Unreadable && it.subject == subject)
     };
     let (is_dark, has_no_guests) = (has(HOST), has(LIBVIRT));
+    // Points that are lost are not what somebody asked to have ended.
+    let lost = open.iter().filter(|it| it.code == FindingCode::Lost);
+    let lost: BTreeSet<String> = lost.map(|it| it.subject.clone()).collect();
     let broken = open.iter().filter(|it| it.code == FindingCode::Repository);
     let broken: BTreeSet<String> = broken.map(|it| it.subject.clone()).collect();
     let is_any_broken = !broken.is_empty();
@@ -183,6 +186,7 @@ fn in_doubt<'a>(
     move |finding| match finding.code {
         _ if finding.code == FindingCode::Notifier => false,
         _ if is_dark => true,
+        FindingCode::Gone if lost.contains(&finding.subject) => true,
         FindingCode::Rpo
         | FindingCode::NoPoint
         | FindingCode::Lost
