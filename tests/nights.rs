@@ -254,12 +254,12 @@ const WEB: &str = "production backup web";
 const DB: &str = "production backup db";
 const MAIL: &str = "office backup mail";
 
-/// Leaves the mark of a freeze, as a process that was killed a while ago.
-fn leave_mark(mark: &std::path::Path) {
+/// Leaves the mark of a freeze that began at a time.
+fn leave_mark(mark: &std::path::Path, began: &str) {
     fs::write(mark, "{}").unwrap();
     let file = fs::File::options().write(true).open(mark).unwrap();
-    let then = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
-    file.set_modified(then).unwrap();
+    let began: jiff::Timestamp = began.parse().unwrap();
+    file.set_modified(began.into()).unwrap();
 }
 
 /// All guests had their night.
@@ -410,7 +410,7 @@ fn a_fortnight_in_which_nothing_is_silent() {
     let id = fs::read_to_string(night.main().join("qdelta.toml")).unwrap();
     let id = id.split("id = \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     let mark = night.lab.path("state").join(id).join("web.frozen");
-    leave_mark(&mark);
+    leave_mark(&mark, "2026-10-30T07:00:00Z");
     script(&night.lab.path("bin/systemctl"), "#!/bin/sh\necho inactive\nexit 3\n");
     night.assert_open(
         "2026-10-30 08:00:00",

@@ -57,26 +57,29 @@ fn what_comes_and_goes_is_no_growth_and_what_only_comes_is() {
     let mount = Mount::in_memory(lab.dir(), 14 * MIB);
     let repo = mount.dir.join("repo");
     let image = lab.path("disk.raw");
-    let at = |day: usize, words: Vec<std::ffi::OsString>| {
+    let at = |(day, hour): (usize, u8), words: Vec<std::ffi::OsString>| {
         let mut command = qdelta(words);
         command.env("STATE_DIRECTORY", lab.path("state"));
-        faketime(&mut command, &format!("@2026-{:02}-{:02} 01:30:00", 1 + day / 28, 1 + day % 28));
+        faketime(
+            &mut command,
+            &format!("@2026-{:02}-{:02} {hour:02}:30:00", 1 + day / 28, 1 + day % 28),
+        );
         run(command).sane().ok()
     };
-    at(0, args!["init", repo.as_path()]);
+    at((0, 0), args!["init", repo.as_path()]);
     let night = |day: usize, size: u64, prunes: bool| {
         std::fs::write(&image, Random::new(day as u64).noise(size as usize)).unwrap();
         let disk = image.as_path();
         at(
-            day,
+            (day, 1),
             args!["backup", disk, "--disk", "vm/a", "--kind", "full", "--repo", repo.as_path()],
         );
         if prunes {
             let rules =
                 args!["prune", "--keep-last", "2", "--grace", "0", "--repo", repo.as_path()];
-            at(day, rules);
+            at((day, 2), rules);
         }
-        at(day, args!["space", "--json", "--repo", repo.as_path()]).json()["growth"].clone()
+        at((day, 3), args!["space", "--json", "--repo", repo.as_path()]).json()["growth"].clone()
     };
     for day in 0..14 {
         let growth = night(day, 2 * MIB, true);

@@ -220,9 +220,9 @@ fn a_mark_of_a_freeze_that_has_just_begun_is_no_alarm() {
     let id = fs::read_to_string(night.main().join("qdelta.toml")).unwrap();
     let id = id.split("id = \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     let mark = night.lab.path("state").join(id).join("web.frozen");
-    fs::write(&mark, "{}").unwrap();
+    leave_mark(&mark, "2026-10-19T07:59:30Z");
     night.assert_open("2026-10-19 08:00:00", &[]);
-    leave_mark(&mark);
+    leave_mark(&mark, "2026-10-19T07:50:00Z");
     night.assert_open_has("2026-10-19 08:00:00", "frozen web", "may still be frozen");
 }
 

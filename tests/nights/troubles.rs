@@ -277,7 +277,7 @@ fn host() -> Vec<Trouble> {
                 let id = fs::read_to_string(month.night().main().join("qdelta.toml")).unwrap();
                 let id = id.split("id = \"").nth(1).unwrap().split('"').next().unwrap().to_owned();
                 let mark = month.path("state").join(id).join("gone.frozen");
-                leave_mark(&mark.with_file_name("web.frozen"));
+                leave_mark(&mark.with_file_name("web.frozen"), "2026-01-01T00:00:00Z");
             },
             // The next backup thaws the guest, and says so.
             mend: |_| {},

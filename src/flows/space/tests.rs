@@ -121,7 +121,7 @@ fn growth_beneath_a_cycle_is_told_once_and_in_time() {
         let (ahead, slack) = (full_on - told_on, cycle as usize);
         assert!(
             (14 - slack.min(7)..=21 + slack).contains(&ahead),
-            "cycle of {cycle}: {ahead} days"
+            "cycle of {cycle}: told {ahead} nights ahead"
         );
     }
 }
@@ -140,7 +140,7 @@ fn plain_growth_is_told_once_and_in_time() {
     let told_on = looks.alarms.iter().position(|it| *it).expect("it is told");
     assert_eq!(looks.began(), 1, "{:?}", looks.lefts);
     let ahead = looks.alarms.len() - told_on;
-    assert!((10..=20).contains(&ahead), "{ahead} days");
+    assert!((10..=20).contains(&ahead), "told {ahead} nights ahead");
 }
 
 /// What comes becomes more in one night: it is told while there is still time.

@@ -447,7 +447,7 @@ mod tests {
             ("[keep]\ndaily = 0", 7, "from 1 on"),
             ("[keep]\ndaily = -1", 7, "from 1 on"),
             ("[keep]\ndaily = true", 7, ""),
-            ("[drill]\nrto = \"5mo\"", 7, "no stretch of time"),
+            ("[drill]\nrto = \"5q\"", 7, "no stretch of time"),
             ("[keep]\nwithin = \"7m\"", 7, "minutes or months"),
             ("grace = \"soon\"", 6, "no stretch of time"),
             ("merge_share = 0", 6, "1 to 100"),
