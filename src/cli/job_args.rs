@@ -17,7 +17,7 @@ pub struct JobFile {
     pub config: PathBuf,
 }
 
-/// Do what is due: backups, proofs, pruning and drills, as /etc/qdelta/qdelta.toml says.
+/// Do what is due: backups, copies, proofs, pruning and drills, as /etc/qdelta/qdelta.toml says.
 ///
 /// A timer starts this every few minutes. Guests are backed up several at a time, and what fails stops
 /// nothing else. A time that was missed, however often, is made up for once. A schedule that is new
