@@ -242,3 +242,34 @@ fn prose_keeps_to_its_margin() {
     }
     assert!(wide.is_empty(), "lines of more than 130 characters:\n{}", wide.join("\n"));
 }
+
+/// Who writes a unit or a script finds every variable that qdelta and the programs beside it read.
+#[test]
+fn the_pages_name_every_variable() {
+    let all: String = pages().into_iter().map(|(_, text)| text).collect();
+    let mut folders = vec![top().join("src"), top().join("scripts/snapshot-commands")];
+    let mut files = vec![top().join("scripts/drill-boot")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    let mut missing = BTreeSet::new();
+    let mut found = BTreeSet::new();
+    for file in files {
+        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        for piece in text.split('"') {
+            let is_variable = (piece.starts_with("QDELTA_") || piece.starts_with("DRILL_"))
+                && piece.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+            if is_variable {
+                found.insert(piece.to_owned());
+                if !all.contains(piece) {
+                    missing.insert(piece.to_owned());
+                }
+            }
+        }
+    }
+    assert!(found.len() > 25, "{found:?} can't be all");
+    assert!(missing.is_empty(), "no page names {missing:?}");
+}
