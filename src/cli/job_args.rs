@@ -38,11 +38,11 @@ pub struct Run {
 
 /// Answer in one look: is everything all right?
 ///
-/// For each guest: its newest good point against its RPO, when a point was proved last, the last drill
-/// and its RTO. For each repository: the room, and how long it will last. Then everything that somebody
-/// should do something about: what failed and did not succeed since, what is overdue or never ran,
-/// guests that no job covers, disks that are in no point, guests that may be frozen. Status 17 says
-/// that something is open.
+/// For each guest: its newest good point against its RPO, the newest point of each second copy, when a
+/// point was proved last, the last drill and its RTO. For each repository: the room, and how long it will
+/// last. Then everything that somebody should do something about: what failed and did not succeed since,
+/// what is overdue or never ran, points that are damaged or gone, guests that no job covers, disks that
+/// are in no point, guests that may be frozen. Status 17 says that something is open.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("status"), after_long_help = examples::long(Some("status")))]
 pub struct Status {
