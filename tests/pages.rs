@@ -176,17 +176,17 @@ fn the_pages_name_every_key_of_the_file_of_jobs() {
         "[jobs.a.hooks]",
     ] {
         for known in keys_beside(&format!("{top}{table}\nqqqqqqqqqqqqqqqq = 1\n")) {
-            let is_named = [format!("`{known}`"), format!("\n{known} = ")];
+            let forms = [format!("`{known}`"), format!("\n{known} = "), format!(".{known}]")];
             assert!(
-                is_named.iter().any(|it| pages.contains(it)),
+                forms.iter().any(|it| pages.contains(it)),
                 "no page names {known} of {table}"
             );
             checked += 1;
         }
     }
     for known in keys_beside(&format!("qqqqqqqqqqqqqqqq = 1\n{top}")) {
-        let is_named = [format!("`{known}`"), format!("`[{known}")];
-        assert!(is_named.iter().any(|it| pages.contains(it)), "no page names {known}");
+        let forms = [format!("`{known}`"), format!("`[{known}")];
+        assert!(forms.iter().any(|it| pages.contains(it)), "no page names {known}");
         checked += 1;
     }
     assert!(checked > 70, "{checked} keys can't be all");
