@@ -177,10 +177,7 @@ fn the_pages_name_every_key_of_the_file_of_jobs() {
     ] {
         for known in keys_beside(&format!("{top}{table}\nqqqqqqqqqqqqqqqq = 1\n")) {
             let forms = [format!("`{known}`"), format!("\n{known} = "), format!(".{known}]")];
-            assert!(
-                forms.iter().any(|it| pages.contains(it)),
-                "no page names {known} of {table}"
-            );
+            assert!(forms.iter().any(|it| pages.contains(it)), "no page names {known} of {table}");
             checked += 1;
         }
     }
