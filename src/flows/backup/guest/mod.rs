@@ -285,9 +285,7 @@ impl<'a> Flow<'a> {
             return Err(error);
         }
         let mut moment = Moment::offline();
-        if sources.iter().any(Captured::is_in_use) {
-            moment.consistency = Consistency::CrashConsistent;
-        }
+        let is_in_use = sources.iter().any(Captured::is_in_use);
         if memory.is_some() {
             moment.consistency = Consistency::CrashConsistent;
         } else if self.request.how.libvirt.managed_save(&self.found.domain.name).is_some() {
@@ -297,6 +295,9 @@ impl<'a> Flow<'a> {
                         not in the point";
             let warning = Warning::new(Code::MemoryLeftOut, text);
             moment.warnings.push(warning.advise("--with-memory takes it along"));
+        }
+        if is_in_use {
+            moment.consistency = Consistency::Unknown;
         }
         let mut written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
         if let Some(memory) = memory {
