@@ -13,6 +13,7 @@ mod internal;
 mod meter;
 mod room;
 mod same_disk;
+mod snapshot_pins;
 mod together;
 mod trial;
 

@@ -21,7 +21,7 @@ use qdelta_formats::archive::Consistency;
 
 use super::disk::Written;
 use super::together::{Ready, Together};
-use super::{Options, clean, commit, next_points, same_disk, synthesize};
+use super::{Options, clean, commit, next_points, same_disk, snapshot_pins, synthesize};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
@@ -30,7 +30,7 @@ use crate::flows::capture::Captured;
 use crate::flows::report::GuestReport;
 use crate::guest::libvirt::{Found, Libvirt};
 use crate::guest::quiesce::{self, Freeze, Program, Virsh};
-use crate::vault::repository::{DomainName, Repository};
+use crate::vault::repository::{DiskName, DomainName, Repository};
 use memory::Memory;
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
@@ -169,6 +169,11 @@ pub fn run_guest(
         same_disk::check_guest(&catalog, &plan.name, &found.domain)?;
     }
     same_disk::warn_of_gone(&catalog, &plan.name, &found.domain, observer);
+    if options.with_snapshots {
+        let has_disk =
+            |disk: &DiskName| found.domain.disks.iter().any(|it| it.target == disk.as_str());
+        snapshot_pins::warn_of_held(&catalog, &plan.name, has_disk, observer)?;
+    }
     lock = match early {
         Some(lock) => lock,
         None => repository.lock(&plan.name)?,
