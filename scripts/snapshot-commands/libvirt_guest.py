@@ -346,8 +346,10 @@ def check_by_hand(command, name, check):
         for target, disk in disks_of(Guest(request).xml()).items():
             if disk.get("device", "disk") == "disk" and disk.find("readonly") is None:
                 request["disks"].append({"disk": target, "owner": "", "since": None})
-        check(request)
+        is_clean = check(request)["clean"]
     except (Problem, OSError) as problem:
         sys.exit(f"{command}: {problem}")
     print(f"{command} would work for {name}: {', '.join(disk['disk'] for disk in request['disks'])}")
+    if not is_clean:
+        print("an earlier backup has left something: the next one mends it, or says what there is to do")
     sys.exit(0)

@@ -31,6 +31,7 @@ def meanwhile(rig):
         _internal_snapshot(rig, guest, backup)
         _saved_memory(rig, guest, backup)
         _overlay_on_top(rig, guest, backup, os.path.join(mount, "top.qcow2"))
+        _other_definition(rig, guest, backup)
     finally:
         guest.forget()
 
@@ -123,6 +124,28 @@ def _saved_memory(rig, guest, backup):
     backup.goes_well()
     backup.expect_whole("started from its memory, and at home")
     rig.say("a guest whose memory was saved meanwhile starts from it, and comes home then")
+
+
+def _other_definition(rig, guest, backup):
+    """The guest is defined as it was before, and stopped: it would start without what is in the overlays."""
+    before = os.path.join(rig.scratch, "before.xml")
+    with open(before, "w", encoding="utf-8") as file:
+        file.write(virsh("dumpxml", guest.name, "--inactive").stdout)
+
+    def define():
+        virsh("define", before)
+        guest.stop()
+    words = "is in the overlay alone"
+    status, said = backup.while_away(define)
+    if status not in (NO_POINT, NOT_RELEASED) or words not in said:
+        raise Failure(f"a backup beside which the guest was defined anew ended with {status}: {said}")
+    _expect_said(backup.done(), NO_POINT, words)
+    for overlay in [path for path in home.files(guest) if home.OVERLAY.search(path)]:
+        run("qemu-img", "commit", "-q", overlay)
+        os.remove(overlay)
+    backup.goes_well()
+    guest.expect(guest.read(backup.scratch), "committed by hand")
+    rig.say("what a stopped guest has in an overlay alone is told")
 
 
 def _overlay_on_top(rig, guest, backup, top):
