@@ -127,6 +127,10 @@ class _Life:
                 self._backup(repo)
             self._forged()
         except (Failure, Died, Refused) as failure:
+            if isinstance(failure, Died) and self.is_unknown:
+                # What was on the overlay only this QEMU could bring home: nobody can.
+                self.total["QEMUs that ended on an overlay of which libvirt did not know"] += 1
+                return
             raise Failure("\n".join([*self.story[-60:], str(failure)])) from failure
         finally:
             self.guest.forget()
@@ -295,12 +299,12 @@ class _Life:
         path = f"{top['file']}.qdelta-20260101T000000.000Z-0123abcd"
         self.guest.monitor.execute("blockdev-snapshot-sync", node_name=top["node-name"], snapshot_file=path,
                                    format="qcow2", snapshot_node_name=self.name("unknown"))
-        for _ in range(self.random.randrange(5)):
-            self.guest.write(self.random)
-        self.story.append(f"QEMU is on {path}, and libvirt does not know of it")
-        self.total["overlays of which libvirt did not know"] += 1
         # The other command would take it for an image.
         self.is_unknown = True
+        self.story.append(f"QEMU is on {path}, and libvirt does not know of it")
+        self.total["overlays of which libvirt did not know"] += 1
+        for _ in range(self.random.randrange(5)):
+            self.guest.write(self.random)
 
     def _forged(self):
         """Somebody takes out of a bitmap what the guest has written, and leaves the marks: the sample finds it."""
