@@ -128,6 +128,17 @@ fn all_disks_are_asked_for_in_one_call() {
     host.assert_sound();
 }
 
+/// The disks of a moment that is made in one step were said to be some milliseconds apart.
+#[test]
+fn what_is_said_of_an_unfrozen_moment_is_the_commands_own() {
+    let host = Host::new();
+    let (_guest, verbs) = scene(&host);
+    let command = Command::new(&host, &verbs);
+    let report = host.web(&["--consistency", "crash", "--snapshot-command", command.word()]);
+    let said = report["warnings"].to_string();
+    assert!(said.contains("in one step") && !said.contains("apart"), "{said}");
+}
+
 /// Every night of every guest paid for a call that had nothing to do.
 #[test]
 fn what_check_finds_clean_is_not_mended() {
