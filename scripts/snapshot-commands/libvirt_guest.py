@@ -15,6 +15,8 @@ GRANULARITY = 65536
 LIST_NODES = ("query-named-block-nodes", {"flat": True})
 # Nodes in QEMU's memory, of which bits are copied into new bitmaps.
 NODE = "qdelta-marks-"
+# Beside what is made of an image in a folder for all guests: a link to the image.
+IMAGE = "image"
 # The file that a backup puts over an image.
 OVERLAY = re.compile(rf".*\.{NAME}")
 
@@ -330,11 +332,18 @@ class Place:
             for each in (self.own, folder):
                 # QEMU has another user.
                 os.chmod(each, 0o711)
+            link = os.path.join(folder, IMAGE)
+            if os.path.lexists(link):
+                os.remove(link)
+            os.symlink(os.path.realpath(path), link)
 
     def give_back(self):
-        """Removes folders in which nothing is."""
+        """Removes folders in which nothing is but the link to the image."""
         for folder, _, _ in os.walk(self.own, topdown=False) if self.shared else []:
-            if not os.listdir(folder):
+            names = os.listdir(folder)
+            if names == [IMAGE]:
+                os.remove(os.path.join(folder, IMAGE))
+            if names in ([], [IMAGE]):
                 os.rmdir(folder)
 
 
