@@ -348,11 +348,19 @@ impl Guest<'_> {
         let now = clock::now()?;
         for (point, manifest) in manifests {
             let (Ok(ours), Some(Ok(theirs))) = (manifest, there.get(point)) else { continue };
-            let has_snapshot = |it: &Manifest| it.pins.iter().any(Pin::is_of_snapshot);
-            if has_snapshot(theirs) && !has_snapshot(ours) && same(ours, theirs).is_ok() {
-                // The image has lost the snapshot: the rules decide there, too.
+            let of_snapshot =
+                |it: &Manifest| it.pins.iter().find(|it| it.is_of_snapshot()).cloned();
+            let (own, known) = (of_snapshot(ours), of_snapshot(theirs));
+            let holds = |pin: &Option<Pin>| pin.as_ref().is_some_and(|pin| pin.holds(now));
+            // One that an admin took away there does not come back.
+            if known.is_some() && holds(&own) != holds(&known) && same(ours, theirs).is_ok() {
+                // The image has lost the snapshot, and the rules decide there, too; or it has it again.
                 self.sides.to.mark(lock, *point, |marks| {
                     marks.unpin(Some(SNAPSHOT_HOLDER));
+                    if holds(&own) {
+                        marks.removed = None;
+                    }
+                    marks.pins.extend(own.clone());
                     Ok(())
                 })?;
             }
