@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::harness::files::Mount;
 use super::harness::guest::{Guest, Host, MIB, UUID, disk};
-use super::harness::run::{Outcome, as_root, script};
+use super::harness::run::{Outcome, as_root, script, tool};
 use super::harness::{args, qdelta, run};
 
 /// A command that is a script, and what it was asked.
@@ -527,60 +527,141 @@ fn the_template_for_arrays_does_nothing() {
     assert!(host.virsh.log().is_empty());
 }
 
-/// A disk that is a volume of a pool was no local file to the commands that we ship.
-#[test]
-fn shipped_commands_find_volumes_of_pools() {
-    let host = Host::new();
-    let folder = host.lab.path("tools");
-    fs::create_dir_all(&folder).unwrap();
-    let (image, calls) = (host.lab.path("web.qcow2"), host.lab.path("calls"));
-    fs::write(&image, "").unwrap();
-    let xml = "<domain><name>web</name><devices><disk type=\"volume\" device=\"disk\">\
-               <driver name=\"qemu\" type=\"qcow2\"/><source pool=\"pool\" volume=\"web.qcow2\"/>\
-               <target dev=\"vda\"/></disk></devices></domain>";
-    // One run of virsh does several things, and says where the answers end.
-    let virsh = format!(
-        "#!/bin/bash
+/// Stopped guest `web` behind a stand-in of virsh, and its image: what the commands of libvirt's that we ship are asked
+/// of it.
+struct Stopped {
+    host: Host,
+    image: PathBuf,
+}
+
+impl Stopped {
+    /// `more` are functions of virsh's in bash, beside those that tell of a guest that is stopped. The definition is
+    /// the file `web.xml`, which `define` writes anew.
+    fn new(source: &str, more: &str) -> Self {
+        let host = Host::new();
+        let folder = host.lab.path("tools");
+        fs::create_dir_all(&folder).unwrap();
+        let image = host.lab.path("web.qcow2");
+        let xml = host.lab.path("web.xml");
+        let text = format!(
+            "<domain><name>web</name><devices><disk type=\"volume\" device=\"disk\">\
+             <driver name=\"qemu\" type=\"qcow2\"/><source {source}/><target dev=\"vda\"/></disk></devices></domain>"
+        );
+        fs::write(&xml, text).unwrap();
+        // One run of virsh does several things, and says where the answers end.
+        let virsh = format!(
+            "#!/bin/bash
 shift
-dumpxml() {{ builtin echo '{xml}'; }}
+dumpxml() {{ cat {xml}; }}
+define() {{ cat \"$1\" >{xml}.new && mv {xml}.new {xml}; }}
 domstate() {{ builtin echo 'shut off'; }}
 dominfo() {{ builtin echo 'Persistent:     yes'; }}
 query() {{ builtin echo \"error: $1: no domain\" >&2; }}
 for verb in qemu-monitor-command backup-dumpxml checkpoint-list; do eval \"$verb() {{ query $verb; }}\"; done
-vol-path() {{
-    builtin echo \"$*\" >>{calls}
-    if [ -e {image} ]; then builtin echo {image}; else builtin echo 'error: no volume' >&2; fi
-}}
+{more}
 echo() {{ if [ \"$1\" = --err ]; then builtin echo \"error: $2\" >&2; else builtin echo -n \"$1\"; fi; }}
 eval \"$1\"
 ",
-        image = image.display(),
-        calls = calls.display(),
-    );
-    script(&folder.join("virsh"), &virsh);
-    let disk = json!({"disk": "vda", "owner": "00000000", "since": null, "format": "qcow2",
-                      "files": [image.to_str().unwrap()], "bitmap": null, "marks": [], "size": 0});
-    let request = json!({"protocol": 2, "verb": "check", "domain": "web", "uuid": null, "connect": null,
-                         "pid": std::process::id(), "owner": "00000000", "disks": [disk], "state": "stopped"});
-    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
-    let check = |name: &str| {
-        let asked = host.lab.path("request");
+            xml = xml.display(),
+        );
+        script(&folder.join("virsh"), &virsh);
+        Self { host, image }
+    }
+
+    fn ask(&self, name: &str, verb: &str) -> Outcome {
+        let disk = json!({"disk": "vda", "owner": "00000000", "since": null, "format": "qcow2",
+                          "files": [self.image.to_str().unwrap()], "bitmap": null, "marks": [], "size": 0});
+        let domain = self.host.lab.dir().file_name().unwrap().to_str().unwrap();
+        let request = json!({"protocol": 2, "verb": verb, "domain": domain, "uuid": null, "connect": null,
+                             "pid": std::process::id(), "owner": "00000000", "disks": [disk],
+                             "state": "stopped"});
+        let asked = self.host.lab.path("request");
         fs::write(&asked, request.to_string()).unwrap();
-        let line = format!("{} check <{}", shipped(name), asked.display());
+        let line = format!("{} {verb} <{}", shipped(name), asked.display());
         let mut command = std::process::Command::new("bash");
+        let folder = self.host.lab.path("tools");
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
         command.args(["-c", &line]).env("PATH", &path);
         run(command)
-    };
+    }
+
+    fn is_clean(&self, name: &str) -> bool {
+        self.ask(name, "check").ok().json()["clean"].as_bool().unwrap()
+    }
+}
+
+/// A disk that is a volume of a pool was no local file to the commands that we ship.
+#[test]
+fn shipped_commands_find_volumes_of_pools() {
+    let more = "vol-path() {
+    builtin echo \"$*\" >>${0%/tools/virsh}/calls
+    image=${0%/tools/virsh}/web.qcow2
+    if [ -e $image ]; then builtin echo $image; else builtin echo 'error: no volume' >&2; fi
+}";
+    let guest = Stopped::new("pool=\"pool\" volume=\"web.qcow2\"", more);
+    let calls = guest.host.lab.path("calls");
+    fs::write(&guest.image, "").unwrap();
     for name in ["external-snapshot", "qemu-bitmap"] {
-        assert_eq!(check(name).ok().json()["clean"], true, "{name}");
+        assert!(guest.is_clean(name), "{name}");
         let asked = fs::read_to_string(&calls).unwrap();
         assert_eq!(asked.lines().collect::<Vec<_>>(), ["web.qcow2 --pool pool"], "{name}: once");
         fs::remove_file(&calls).unwrap();
     }
-    fs::remove_file(&image).unwrap();
-    let said = check("external-snapshot").fails_with(1);
+    fs::remove_file(&guest.image).unwrap();
+    let said = guest.ask("external-snapshot", "check").fails_with(1);
     assert!(
         said.contains("is volume web.qcow2 of pool pool") && said.contains("pool started"),
         "{said}"
     );
+}
+
+/// Who goes on with the other command of libvirt's after one was cut off has the guest mended all the same.
+#[test]
+fn each_command_of_libvirt_s_mends_what_the_other_left() {
+    let guest = Stopped::new("file=\"IMAGE\"", "");
+    let name = "web.qcow2.qdelta-20261130T001604.157Z-00000000";
+    let (image, xml) = (guest.image.clone(), guest.host.lab.path("web.xml"));
+    let overlay = image.with_file_name(name);
+    let qemu_img = |words: Vec<std::ffi::OsString>| {
+        run(tool("qemu-img", words)).ok();
+    };
+    qemu_img(args!["create", "-q", "-f", "qcow2", image.as_path(), "1M"]);
+    qemu_img(args![
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        image.as_path(),
+        "-F",
+        "qcow2",
+        overlay.as_path()
+    ]);
+    run(tool("qemu-io", args!["-c", "write -q -P 7 0 64k", overlay.as_path()])).ok();
+    let text = fs::read_to_string(&xml).unwrap();
+    fs::write(&xml, text.replace("IMAGE", overlay.to_str().unwrap())).unwrap();
+    assert!(!guest.is_clean("qemu-bitmap"));
+    guest.ask("qemu-bitmap", "recover").ok();
+    assert!(fs::read_to_string(&xml).unwrap().contains(&format!("\"{}\"", image.display())));
+    assert!(!overlay.exists());
+    run(tool("qemu-io", args!["-r", "-c", "read -q -P 7 0 64k", image.as_path()])).ok();
+    assert!(guest.is_clean("qemu-bitmap") && guest.is_clean("external-snapshot"));
+
+    let scratch = image.with_file_name(format!("{name}.scratch"));
+    fs::write(&scratch, "").unwrap();
+    assert!(!guest.is_clean("external-snapshot"));
+    guest.ask("external-snapshot", "recover").ok();
+    assert!(!scratch.exists() && guest.is_clean("external-snapshot"));
+}
+
+/// Who goes on without any command would back up an overlay that grows for ever.
+#[test]
+fn a_guest_on_the_overlay_of_a_backup_that_was_cut_off_makes_no_point() {
+    let host = Host::new();
+    let guest = Guest::define(&host, host.lab.dir());
+    let overlay = format!("{}.qdelta-20261130T001604.157Z-1916cbf6", guest.vda().display());
+    fs::rename(guest.vda(), &overlay).unwrap();
+    guest.redefine(&[(guest.vda().to_str().unwrap(), &overlay)]);
+    let said = host.web_fails(10, &[]);
+    assert!(said.contains("made for a backup that was cut off") && said.contains("once"), "{said}");
 }

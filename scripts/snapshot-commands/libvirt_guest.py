@@ -15,6 +15,8 @@ GRANULARITY = 65536
 LIST_NODES = ("query-named-block-nodes", {"flat": True})
 # Nodes in QEMU's memory, of which bits are copied into new bitmaps.
 NODE = "qdelta-marks-"
+# The file that a backup puts over an image.
+OVERLAY = re.compile(rf".*\.{NAME}")
 
 
 class Guest:
@@ -231,6 +233,45 @@ def stale_bitmaps(disk, node, keep):
         if bitmap.get("inconsistent") or ours.group(1) != keep:
             stale.append(bitmap["name"])
     return stale
+
+
+def is_overlay(path):
+    """Whether a file is one that `external-snapshot` has put over an image."""
+    return bool(path and OVERLAY.fullmatch(os.path.basename(path)))
+
+
+def is_away(look):
+    """Whether a disk is on an overlay, by either definition."""
+    return any(is_overlay(source) for xml in (look.xml, look.inactive) for source in sources_of(xml).values())
+
+
+def left_scratch(request, xml):
+    """The scratch files beside the images of a guest, as `qemu-bitmap` has them made."""
+    for target, path in sources_of(xml).items():
+        folder = Place(request, "QDELTA_SCRATCH").folder(target, path) if path else ""
+        image = re.escape(os.path.basename(os.path.realpath(path or "")))
+        for name in os.listdir(folder) if os.path.isdir(folder) else []:
+            if re.fullmatch(rf"{image}\.{NAME}\.scratch", name):
+                yield os.path.join(folder, name)
+
+
+def may_recover_other(request):
+    """Whether this is a call to mend everything, and not one of the other command's."""
+    return request["verb"] == "recover" and not request.get("alone")
+
+
+def recover_other(command, request):
+    """Has the other command of libvirt's mend what it has left: who was cut off with one of them may go on with the
+    other. Gives its warnings."""
+    program = os.path.join(os.path.dirname(os.path.realpath(sys.argv[0])), command)
+    cut_off = f"a backup of {request['domain']} by {command} was cut off"
+    if not os.access(program, os.X_OK):
+        raise Problem(f"{cut_off}, and that command is not beside this one: back up with it once more, which mends it")
+    asked = json.dumps(request | {"alone": True})
+    done = subprocess.run([program, "recover"], input=asked, text=True, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise Problem(f"{cut_off}, and it can't be mended: {' '.join(done.stderr.split())}")
+    return json.loads(done.stdout).get("warnings", [])
 
 
 def start_of(pid):

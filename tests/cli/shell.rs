@@ -24,6 +24,26 @@ fn bash_understands_its_completions() {
     assert!(bash.wait().unwrap().success());
 }
 
+/// Who reads the first page alone has seen every command there is.
+#[test]
+fn the_first_page_names_every_command() {
+    let page = include_str!("../../README.md");
+    let help = done(&["--help"]);
+    let listed = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
+    let commands = listed.lines().filter_map(|line| line.strip_prefix("  "));
+    let commands =
+        commands.filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
+    let names: Vec<&str> = commands.filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.len() > 25, "{names:?}");
+    let is_missing = |name: &&str| {
+        *name != "help"
+            && !page.contains(&format!("`qdelta {name}"))
+            && !page.contains(&format!("`{name}`"))
+    };
+    let missing: Vec<&str> = names.into_iter().filter(is_missing).collect();
+    assert!(missing.is_empty(), "README.md does not name {missing:?}");
+}
+
 #[test]
 fn every_command_has_a_man_page() {
     let dir = tempfile::tempdir().unwrap();

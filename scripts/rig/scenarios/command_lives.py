@@ -25,8 +25,9 @@ HOSTS = ["ext4", "xfs", "btrfs"]
 # How much later than the first sign of a backup in the guest a kill may come, in parts of a whole backup.
 LATE = 0.6
 # Why the bitmap of a point may not be used though nothing has happened since: the point had none, or was made by the
-# other command, or the guest was stopped then or is now.
-ALWAYS = ["the last time", "left no anchor", "left nothing to compare with", "no bitmap began", "read from its file"]
+# other command, or the guest was stopped then or is now, or the image lies over a backing file (docs/snapshot-commands.md).
+ALWAYS = ["the last time", "left no anchor", "left nothing to compare with", "no bitmap began", "read from its file",
+          "allocated over its backing file"]
 
 
 def command_lives(rig):
@@ -126,6 +127,10 @@ class _Life:
                 self._backup(repo)
             self._forged()
         except (Failure, Died, Refused) as failure:
+            if isinstance(failure, Died) and self.is_unknown:
+                # What was on the overlay only this QEMU could bring home: nobody can.
+                self.total["QEMUs that ended on an overlay of which libvirt did not know"] += 1
+                return
             raise Failure("\n".join([*self.story[-60:], str(failure)])) from failure
         finally:
             self.guest.forget()
@@ -294,12 +299,12 @@ class _Life:
         path = f"{top['file']}.qdelta-20260101T000000.000Z-0123abcd"
         self.guest.monitor.execute("blockdev-snapshot-sync", node_name=top["node-name"], snapshot_file=path,
                                    format="qcow2", snapshot_node_name=self.name("unknown"))
-        for _ in range(self.random.randrange(5)):
-            self.guest.write(self.random)
-        self.story.append(f"QEMU is on {path}, and libvirt does not know of it")
-        self.total["overlays of which libvirt did not know"] += 1
         # The other command would take it for an image.
         self.is_unknown = True
+        self.story.append(f"QEMU is on {path}, and libvirt does not know of it")
+        self.total["overlays of which libvirt did not know"] += 1
+        for _ in range(self.random.randrange(5)):
+            self.guest.write(self.random)
 
     def _forged(self):
         """Somebody takes out of a bitmap what the guest has written, and leaves the marks: the sample finds it."""

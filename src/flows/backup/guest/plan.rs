@@ -8,6 +8,7 @@ use crate::base::warning::{Code, Warning};
 use crate::disk::files::image_lock;
 use crate::disk::image::{Format, OpenOptions, StatedChain, StatedLayer};
 use crate::disk::io::{Opener, not_opened};
+use crate::flows::anchors::is_anchor;
 use crate::guest::libvirt::{Choice, Disk, Domain, Found, Link, decide};
 use crate::vault::repository::{DiskId, DomainName, LeftOut};
 
@@ -67,6 +68,7 @@ impl Plan {
             match decide(disk, &request.excluded) {
                 Choice::Take { image, format, block } => {
                     let id = DiskId { domain: name.clone(), disk: disk.target.parse()? };
+                    check_home(&id, &image)?;
                     let open = open_options(disk, format, &request.how.image_roots)?;
                     if disk.mirrored {
                         let text = format!("a block job is copying disk {}", disk.target);
@@ -94,6 +96,24 @@ impl Plan {
         let usage = usage(found, &disks, &mut warnings)?;
         Ok(Self { name, disks, left_out, usage, warnings })
     }
+}
+
+/// Fails if a disk is on the overlay of a backup by a snapshot command: whoever goes on with another command, or with
+/// none, would leave the guest there, with an overlay that grows for ever.
+fn check_home(disk: &DiskId, image: &Path) -> Result<()> {
+    let name = image.file_name().unwrap_or_default().as_encoded_bytes();
+    let mut ends = name.windows(2).enumerate().filter(|(_, pair)| pair == b".q");
+    if !ends.any(|(at, _)| is_anchor(&name[at + 1..])) {
+        return Ok(());
+    }
+    let text = format!(
+        "{disk} is on {}, which a snapshot command made for a backup that was cut off",
+        image.display()
+    );
+    Err(Error::new(ErrorKind::Guest, text).advise(
+        "the guest must come back to its own image first: run the backup once with the command that made the overlay \
+         (--snapshot-command …/external-snapshot, or the guest's job of before)",
+    ))
 }
 
 /// How the image of a disk is opened: as the domain's XML says. Names in images may lead into `roots`,
