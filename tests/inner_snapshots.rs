@@ -35,6 +35,16 @@ fn points(repo: &Repo, disk: &str) -> Vec<Value> {
     listed["disks"][0]["points"].as_array().unwrap().clone()
 }
 
+/// Whether a pin of a point still holds, by what `points --json` says of it.
+fn is_pinned(point: &Value) -> bool {
+    point["pins"].as_array().unwrap().iter().any(|pin| pin["until"].is_null())
+}
+
+/// A point of a disk, as `points --json` shows it; nothing if it is not there or removed.
+fn shown(repo: &Repo, disk: &str, point: &str) -> Option<Value> {
+    points(repo, disk).into_iter().find(|it| it["point"] == point)
+}
+
 #[test]
 fn each_snapshot_becomes_a_point_before_the_state_and_is_stored_once() {
     let lab = Lab::new();
@@ -81,9 +91,8 @@ fn each_snapshot_becomes_a_point_before_the_state_and_is_stored_once() {
     for (name, point) in &all {
         let it = listed.iter().find(|it| it["point"] == point.as_str()).unwrap();
         assert_eq!(it["snapshot"]["name"], name.as_str());
-        let holders = it["pins"].as_array().unwrap();
         // It is held as long as the image has it.
-        assert_eq!(holders.len(), usize::from(name != "first"), "{it}");
+        assert_eq!(is_pinned(it), name != "first", "{it}");
         repo.assert_restores(&lab, &format!("web@{point}"), &expected[name]);
     }
     let text = repo.run(args!["points", "web"]).ok().text();
@@ -240,18 +249,14 @@ fn a_snapshot_that_can_t_be_read_any_more_keeps_its_point() {
     // A name that begins like an anchor's is none.
     let first = stored(&repo.backup(&image, "web", &["--with-snapshots"]));
     assert_eq!(first.len(), 2, "{first:?}");
-    let is_pinned = || {
-        let of_point = |it: &Value| it["point"] == first[0].1.as_str();
-        let point = points(&repo, "web").into_iter().find(of_point).unwrap();
-        !point["pins"].as_array().unwrap().is_empty()
-    };
-    assert!(is_pinned());
+    let is_held = || is_pinned(&shown(&repo, "web", &first[0].1).unwrap());
+    assert!(is_held());
     let table = read_u64(&image, 64);
     let l1 = read_u64(&image, table);
     patch(&image, table, &0xff_ffff_0000_u64.to_be_bytes());
     let report = repo.backup(&image, "web", &["--with-snapshots"]);
     assert!(report["warnings"].to_string().contains("snapshot s"), "{report}");
-    assert!(is_pinned());
+    assert!(is_held());
     patch(&image, table, &l1.to_be_bytes());
     // The second entry gets the id of the first.
     let second = (table + 40 + 24 + 1 + 1).next_multiple_of(8);
@@ -261,7 +266,111 @@ fn a_snapshot_that_can_t_be_read_any_more_keeps_its_point() {
     assert!(report["warnings"].to_string().contains("has the same id"), "{report}");
     qemu_img(args!["snapshot", "-d", "s", image.as_path()]).ok();
     repo.backup(&image, "web", &["--with-snapshots"]);
-    assert!(!is_pinned(), "it is gone");
+    assert!(!is_held(), "it is gone");
+}
+
+/// An image was put back that had a snapshot again which had been gone: its point was known, so it got no other, and it was
+/// not pinned, so the rules removed it.
+#[test]
+fn a_snapshot_that_comes_back_is_held_again() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let second = Repo::init(lab.path("second"));
+    let (image, kept) = (lab.path("web.qcow2"), lab.path("kept.qcow2"));
+    create(&image, "", MIB);
+    write(&image, 1, 0, MIB);
+    snapshot(&image, "s");
+    let expected = lab.path("s.raw");
+    oracle(args![image.as_path()], &expected);
+    let night = || repo.backup(&image, "web", &["--with-snapshots"]);
+    let copy = || repo.run(args!["copy", "--to", second.path.as_path()]).ok();
+    let point = stored(&night())[0].1.clone();
+    copy();
+    let held = |repo: &Repo| shown(repo, "web", &point).map(|it| is_pinned(&it));
+    fs::copy(&image, &kept).unwrap();
+    let lose = || qemu_img(args!["snapshot", "-d", "s", image.as_path()]).ok();
+    lose();
+    night();
+    copy();
+    assert_eq!((held(&repo), held(&second)), (Some(false), Some(false)));
+    for repo in [&repo, &second] {
+        repo.run(args!["prune", "--keep-last", "1", "--grace", "30d"]).ok();
+        assert_eq!(held(repo), None, "the rules have removed it");
+    }
+    // The image of before is put back, in the same file.
+    fs::write(&image, fs::read(&kept).unwrap()).unwrap();
+    assert_eq!(stored(&night()), [], "it is known");
+    copy();
+    for repo in [&repo, &second] {
+        assert_eq!(held(repo), Some(true));
+        repo.run(args!["prune", "--keep-last", "1", "--grace", "0"]).ok();
+        repo.assert_restores(&lab, &format!("web@{point}"), &expected);
+    }
+    // What an admin took away does not come back.
+    let pin = format!("web@{point}");
+    repo.run(args!["unpin", pin, "--holder", "snapshot"]).ok();
+    night();
+    assert_eq!(held(&repo), Some(false));
+}
+
+/// The points of snapshots of a disk that the guest had no more stayed pinned for ever, and nothing said so.
+#[test]
+fn a_disk_that_has_gone_holds_its_snapshots_with_a_word() {
+    let host = Host::new();
+    let (guest, images) = two_disks(&host);
+    write(&images[1], 1, 0, MIB);
+    snapshot(&images[1], "s");
+    let report = host.web(&["--with-snapshots"]);
+    let point = stored(&report["disks"][1])[0].1.clone();
+    assert!(!report.to_string().contains("snapshot-held"), "{report}");
+    let xml = guest.xml();
+    let start = xml[..xml.find("dev='vdb'").unwrap()].rfind("<disk").unwrap();
+    let end = start + xml[start..].find("</disk>").unwrap() + "</disk>".len();
+    guest.redefine(&[(&xml[start..end], "")]);
+    for _ in 0..2 {
+        let report = host.web(&["--with-snapshots"]);
+        let text = report["warnings"].to_string();
+        assert!(text.contains("snapshot-held") && text.contains(&point), "{report}");
+        // A night without its disk does not say that a disk has gone.
+        assert!(!host.web(&[]).to_string().contains("snapshot-held"));
+    }
+    let place = format!("web@{point}");
+    host.repo.run(args!["unpin", place, "--holder", "snapshot"]).ok();
+    let report = host.web(&["--with-snapshots"]);
+    assert!(!report.to_string().contains("snapshot-held"), "{report}");
+}
+
+/// A host that can't read its own points any more stored every snapshot a second time, without a word.
+#[test]
+fn a_host_whose_state_was_lost_says_that_snapshots_may_be_there_twice() {
+    let lab = Lab::new();
+    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    let key = lab.path("host.key");
+    repo.run(args!["key", "host", key.as_path()]).ok();
+    let (host, state) = (repo.with_key(&key), lab.path("host-state"));
+    let image = lab.path("web.qcow2");
+    create(&image, "", MIB);
+    write(&image, 1, 0, MIB);
+    snapshot(&image, "s");
+    let night = |status: i32| {
+        let words = args!["backup", image.as_path(), "--disk", "web", "--with-snapshots", "--json"];
+        let done = host.run([words, args!["--state", state.as_path()]].concat());
+        assert_eq!(done.code(), Some(status), "{}", done.report());
+        done.json()
+    };
+    let first = night(0);
+    let point = stored(&first)[0].1.clone();
+    let again = night(0);
+    assert!(stored(&again).is_empty() && !again.to_string().contains("snapshot-held"), "{again}");
+    fs::remove_dir_all(&state).unwrap();
+    // The chain begins anew, which is a failure.
+    let lost = night(4);
+    assert_eq!(stored(&lost).len(), 1, "{lost}");
+    let text = lost["warnings"].to_string();
+    assert!(text.contains("snapshot-held") && text.contains(&point), "{lost}");
+    // Once is enough: this one can be read.
+    let after = night(0);
+    assert!(stored(&after).is_empty() && !after.to_string().contains("snapshot-held"), "{after}");
 }
 
 /// Snapshots of one moment that had been stored in two nights were new each night; and a damaged one of one disk cost the

@@ -320,3 +320,49 @@ fn a_merge_survives_every_fault() {
         repo.verify();
     }
 }
+
+/// A night proves first and then removes: were a merged archive one that nobody ever proved, no point would be proved
+/// in the morning.
+#[test]
+fn a_merged_archive_is_proved_as_what_it_was_made_of_was() {
+    let lab = Lab::new();
+    let image = lab.path("disk.raw");
+    create_raw(&image, 4 * MIB);
+    let repo = Repo::init(lab.path("repo"));
+    let mut points = Vec::new();
+    for byte in 1..=4 {
+        guest_io(&image, "raw", &[format!("write -q -P {byte} {}M 64k", byte % 4)]);
+        points.push(point_of(&repo.backup(&image, "disk", &[])));
+    }
+    let proved = || -> Vec<serde_json::Value> {
+        let listed = repo.run(args!["points", "--json"]).ok().json();
+        let listed = listed["disks"][0]["points"].as_array().unwrap().clone();
+        listed.iter().map(|point| point["proved"].clone()).collect()
+    };
+    let merge = |from: usize, into: usize| {
+        let range = format!("disk@{}..{}", points[from], points[into]);
+        repo.run(args!["merge", range.as_str()]).ok();
+    };
+    // What was never proved is not proved by being merged.
+    merge(0, 1);
+    assert_eq!(proved(), [(); 3].map(|()| serde_json::Value::Null));
+    repo.run(args!["verify"]).ok();
+    let before = proved();
+    assert!(before.iter().all(serde_json::Value::is_string), "{before:?}");
+    merge(1, 2);
+    let after = proved();
+    assert!(after.iter().all(|time| before.contains(time)), "{before:?}: {after:?}");
+    // It is the file that was made then: another in its place was never proved.
+    let disk = repo.path.join("disk/disk");
+    let (len, merged) = std::fs::read_dir(&disk)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.metadata().unwrap().len(), entry.path()))
+        .max()
+        .unwrap();
+    let mut bytes = std::fs::read(&merged).unwrap();
+    assert_eq!(bytes.len() as u64, len);
+    bytes[len as usize / 2] ^= 1;
+    std::fs::write(&merged, bytes).unwrap();
+    assert!(proved().iter().all(serde_json::Value::is_null), "{:?}", proved());
+}

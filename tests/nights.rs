@@ -6,6 +6,7 @@ mod kept;
 mod lapses;
 mod month;
 mod page;
+mod served;
 mod telling;
 mod troubles;
 mod ways;

@@ -128,6 +128,17 @@ fn all_disks_are_asked_for_in_one_call() {
     host.assert_sound();
 }
 
+/// The disks of a moment that is made in one step were said to be some milliseconds apart.
+#[test]
+fn what_is_said_of_an_unfrozen_moment_is_the_commands_own() {
+    let host = Host::new();
+    let (_guest, verbs) = scene(&host);
+    let command = Command::new(&host, &verbs);
+    let report = host.web(&["--consistency", "crash", "--snapshot-command", command.word()]);
+    let said = report["warnings"].to_string();
+    assert!(said.contains("in one step") && !said.contains("apart"), "{said}");
+}
+
 /// Every night of every guest paid for a call that had nothing to do.
 #[test]
 fn what_check_finds_clean_is_not_mended() {
@@ -582,7 +593,20 @@ eval \"$1\"
         let folder = self.host.lab.path("tools");
         let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
         command.args(["-c", &line]).env("PATH", &path);
+        command.env("QDELTA_OVERLAYS", self.host.lab.path("overlays"));
         run(command)
+    }
+
+    /// The guest is on this file by its definition.
+    fn is_on(&self, file: &Path) -> bool {
+        let xml = fs::read_to_string(self.host.lab.path("web.xml")).unwrap();
+        xml.contains(&format!("\"{}\"", file.display()))
+    }
+
+    fn put_on(&self, old: &str, file: &Path) {
+        let xml = self.host.lab.path("web.xml");
+        let text = fs::read_to_string(&xml).unwrap();
+        fs::write(&xml, text.replace(old, file.to_str().unwrap())).unwrap();
     }
 
     fn is_clean(&self, name: &str) -> bool {
@@ -620,32 +644,35 @@ fn shipped_commands_find_volumes_of_pools() {
 fn each_command_of_libvirt_s_mends_what_the_other_left() {
     let guest = Stopped::new("file=\"IMAGE\"", "");
     let name = "web.qcow2.qdelta-20261130T001604.157Z-00000000";
-    let (image, xml) = (guest.image.clone(), guest.host.lab.path("web.xml"));
-    let overlay = image.with_file_name(name);
-    let qemu_img = |words: Vec<std::ffi::OsString>| {
-        run(tool("qemu-img", words)).ok();
+    let image = guest.image.clone();
+    let folder =
+        guest.host.lab.path("overlays").join(guest.host.lab.dir().file_name().unwrap()).join("vda");
+    fs::create_dir_all(&folder).unwrap();
+    let overlay = folder.join(name);
+    let (create, write, read) = ("create -q -f qcow2", "write -q -P 7 0 64k", "read -q -P 7 0 64k");
+    let qemu_img = |words: &str, more: Vec<std::ffi::OsString>| {
+        let all = words.split(' ').map(Into::into).chain(more).collect();
+        run(tool("qemu-img", all)).ok();
     };
-    qemu_img(args!["create", "-q", "-f", "qcow2", image.as_path(), "1M"]);
-    qemu_img(args![
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-b",
-        image.as_path(),
-        "-F",
-        "qcow2",
-        overlay.as_path()
-    ]);
-    run(tool("qemu-io", args!["-c", "write -q -P 7 0 64k", overlay.as_path()])).ok();
-    let text = fs::read_to_string(&xml).unwrap();
-    fs::write(&xml, text.replace("IMAGE", overlay.to_str().unwrap())).unwrap();
+    qemu_img(create, args![image.as_path(), "1M"]);
+    qemu_img(&format!("{create} -F qcow2 -b"), args![image.as_path(), overlay.as_path()]);
+    run(tool("qemu-io", args!["-c", write, overlay.as_path()])).ok();
+    guest.put_on("IMAGE", &overlay);
     assert!(!guest.is_clean("qemu-bitmap"));
     guest.ask("qemu-bitmap", "recover").ok();
-    assert!(fs::read_to_string(&xml).unwrap().contains(&format!("\"{}\"", image.display())));
-    assert!(!overlay.exists());
-    run(tool("qemu-io", args!["-r", "-c", "read -q -P 7 0 64k", image.as_path()])).ok();
+    assert!(guest.is_on(&image) && !overlay.exists());
+    let said = run(tool("qemu-io", args!["-r", "-c", read, image.as_path()])).ok();
+    assert!(!String::from_utf8_lossy(&said.stdout).contains("failed"));
     assert!(guest.is_clean("qemu-bitmap") && guest.is_clean("external-snapshot"));
+
+    // libvirt made the overlay, and removed it when QEMU ended: what the guest was on is told by the link.
+    guest.put_on(image.to_str().unwrap(), &overlay);
+    let said = guest.ask("external-snapshot", "recover").fails_with(1);
+    assert!(said.contains("which is not there"), "{said}");
+    fs::create_dir_all(&folder).unwrap();
+    symlink(&image, folder.join("image")).unwrap();
+    guest.ask("external-snapshot", "recover").ok();
+    assert!(guest.is_on(&image) && !folder.exists());
 
     let scratch = image.with_file_name(format!("{name}.scratch"));
     fs::write(&scratch, "").unwrap();

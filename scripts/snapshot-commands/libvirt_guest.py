@@ -15,6 +15,8 @@ GRANULARITY = 65536
 LIST_NODES = ("query-named-block-nodes", {"flat": True})
 # Nodes in QEMU's memory, of which bits are copied into new bitmaps.
 NODE = "qdelta-marks-"
+# Beside what is made of an image in a folder for all guests: a link to the image.
+IMAGE = "image"
 # The file that a backup puts over an image.
 OVERLAY = re.compile(rf".*\.{NAME}")
 
@@ -181,18 +183,19 @@ def image_node(nodes, path, drivers=("qcow2",)):
     return None
 
 
-def orders_to_mark(disk, number):
+def orders_to_mark(disk, number, with_end=True):
     """What makes two bitmaps in QEMU's memory that have bits from the beginning; and the node that has them: bitmap
-    "marks" with those that show that nobody cleared it, "end" with the disk's last one."""
+    "marks" with those that show that nobody cleared it, "end" with the disk's last one, if that is wanted."""
     node, size = f"{NODE}{number}", disk["size"]
     write = lambda at: ("human-monitor-command", {
         "command-line": f'qemu-io {node} "write -q {at} {min(512, size - at)}"'})
+    end = [("block-dirty-bitmap-add", {"node": node, "name": "end", "granularity": GRANULARITY}),
+           write((size - 1) // 512 * 512)]
     return node, [
         ("blockdev-add", {"driver": "null-co", "node-name": node, "size": size, "read-zeroes": True}),
         ("block-dirty-bitmap-add", {"node": node, "name": "marks", "granularity": GRANULARITY}),
         *[write(at) for at in disk["marks"]],
-        ("block-dirty-bitmap-add", {"node": node, "name": "end", "granularity": GRANULARITY}),
-        write((size - 1) // 512 * 512)]
+        *(end if with_end else [])]
 
 
 def marked(guest, disk, number):
@@ -329,11 +332,18 @@ class Place:
             for each in (self.own, folder):
                 # QEMU has another user.
                 os.chmod(each, 0o711)
+            link = os.path.join(folder, IMAGE)
+            if os.path.lexists(link):
+                os.remove(link)
+            os.symlink(os.path.realpath(path), link)
 
     def give_back(self):
-        """Removes folders in which nothing is."""
+        """Removes folders in which nothing is but the link to the image."""
         for folder, _, _ in os.walk(self.own, topdown=False) if self.shared else []:
-            if not os.listdir(folder):
+            names = os.listdir(folder)
+            if names == [IMAGE]:
+                os.remove(os.path.join(folder, IMAGE))
+            if names in ([], [IMAGE]):
                 os.rmdir(folder)
 
 
@@ -386,8 +396,10 @@ def check_by_hand(command, name, check):
         for target, disk in disks_of(Guest(request).xml()).items():
             if disk.get("device", "disk") == "disk" and disk.find("readonly") is None:
                 request["disks"].append({"disk": target, "owner": "", "since": None})
-        check(request)
+        is_clean = check(request)["clean"]
     except (Problem, OSError) as problem:
         sys.exit(f"{command}: {problem}")
     print(f"{command} would work for {name}: {', '.join(disk['disk'] for disk in request['disks'])}")
+    if not is_clean:
+        print("an earlier backup has left something: the next one mends it, or says what there is to do")
     sys.exit(0)

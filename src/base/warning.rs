@@ -22,6 +22,8 @@ pub enum Code {
     NoAnchor,
     /// A snapshot in an image could not become a point, though it was to.
     SnapshotLeftOut,
+    /// Points stay pinned by snapshots, and no backup can tell whether an image still has these.
+    SnapshotHeld,
     /// No summary of the disk's chain could be left for the next backup.
     NoSummary,
     /// An old anchor could not be removed yet.

@@ -21,7 +21,7 @@ use crate::harness::{Lab, Outcome, args, tool};
 const MIB: u64 = 1 << 20;
 
 /// A server that runs until it is dropped.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     socket: PathBuf,
 }
@@ -45,7 +45,7 @@ impl Server {
     }
 
     /// qemu-nbd on an image, with these options.
-    fn qemu(lab: &Lab, image: &Path, format: &str, options: &[&str]) -> Option<Self> {
+    pub(crate) fn qemu(lab: &Lab, image: &Path, format: &str, options: &[&str]) -> Option<Self> {
         let socket = lab.path("s.sock");
         let mut all = args!["-k", socket.as_path(), "-x", "vda", "-f", format];
         all.extend(options.iter().map(OsString::from));
@@ -61,7 +61,7 @@ impl Server {
         Self::start("nbdkit", all, &socket).expect("nbdkit starts")
     }
 
-    fn uri(&self, export: &str) -> PathBuf {
+    pub(crate) fn uri(&self, export: &str) -> PathBuf {
         format!("nbd+unix:///{export}?socket={}", self.socket.display()).into()
     }
 }

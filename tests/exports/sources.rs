@@ -239,23 +239,26 @@ fn info_and_map_show_an_export() {
     assert_eq!((&data[0]["start"], &data[0]["length"]), (&MIB.into(), &(2 * MIB).into()));
 }
 
-/// What clients may write to was called `offline`, as if nobody could.
+/// An export was called `offline` where its server gave it out read-only, as if nobody else could write to the disk: of one
+/// that QEMU gives out twice, a point held pieces of two moments and was said to hold everything.
 #[test]
-fn an_export_that_may_be_written_to_is_not_called_offline() {
+fn an_export_is_never_called_offline() {
     let lab = Lab::new();
     let raw = filled_raw(&lab, "disk.raw", MIB, 4);
     let repo = Repo::init(lab.path("repo")).without_ring();
     let server = Server::qemu(&lab, &raw, "raw", &["-t"]).unwrap();
     let done = repo.backup(&server.uri("vda"), "disk", &[]);
-    assert_eq!(done["consistency"], "crash-consistent", "{done:#}");
+    assert_eq!(done["consistency"], "unknown", "{done:#}");
     assert_eq!(done["warnings"][0]["code"], "writable", "{done:#}");
     drop(server);
     let server = Server::qemu(&lab, &raw, "raw", &["-t", "-r"]).unwrap();
     let done = repo.backup(&server.uri("vda"), "disk", &[]);
     assert_eq!(
         (&done["consistency"], &done["warnings"]),
-        (&"offline".into(), &serde_json::json!([]))
+        (&"unknown".into(), &serde_json::json!([]))
     );
+    let list = run(qdelta(args!["points", "--repo", repo.path.as_path()])).ok().text();
+    assert!(list.contains(" unknown ") && !list.contains("offline"), "{list}");
 }
 
 /// Two servers at the same name of a socket, seen from two folders, were taken for one.

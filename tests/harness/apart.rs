@@ -8,7 +8,7 @@ const FILES: &str =
     "its faults are those of files and of their filesystem; s3:: has those of requests";
 const NAMES: &str = "it is of what files and folders are called";
 const RIGHTS: &str = "it is of the rights to files";
-const RING: &str = "io_uring reads files, and no objects";
+const RING: &str = "io_uring reads plain files alone";
 const CLOCK: &str = "it lives at another time than the store";
 const MOUNT: &str = "it is of a folder that goes away or is mounted";
 const TORN: &str = "a damaged manifest that is encrypted says nothing any more";
@@ -60,6 +60,8 @@ pub const IN_THE_PLAIN: &[(&str, &str)] = &[
     ("continuity::guests_whose_names_differ_only_in_case_are_refused_too", NAMES),
     ("continuity::names_that_differ_only_in_case_are_refused_where_they_are_one", NAMES),
     ("copies::mended::a_removed_point_whose_manifest_is_mended_stays_removed", TORN),
+    ("data_path::a_restore_writes_the_same_past_the_page_cache", RING),
+    ("data_path::without_io_uring_it_says_so_once_to_those_who_ask_and_does_its_work", RING),
 ];
 
 /// Whether this test's repositories are wanted in the object store: `QDELTA_STORE=s3`.

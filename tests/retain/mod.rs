@@ -247,7 +247,8 @@ impl Case {
         };
         match rng.u8(..20) {
             0 => made.damaged = true,
-            1 | 2 => made.consistency = Consistency::CrashConsistent,
+            1 => made.consistency = Consistency::CrashConsistent,
+            2 => made.consistency = Consistency::Unknown,
             3 => made.safety = true,
             4 => {
                 let until = rng.bool().then(|| time(rng));

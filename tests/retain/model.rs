@@ -64,7 +64,7 @@ fn name(rule: &str, seconds: i64, zone: &str) -> String {
 
 /// The best mark of some, newest first: the first of the greatest goodness.
 fn best(marks: &[Mark]) -> Mark {
-    for goodness in [2, 1, 0] {
+    for goodness in [3, 2, 1, 0] {
         if let Some(mark) = marks.iter().find(|mark| mark.goodness == goodness) {
             return mark.clone();
         }
@@ -102,8 +102,9 @@ pub fn kept(case: &Case) -> Vec<usize> {
         } else {
             let goodness = match (point.damaged, point.consistency) {
                 (true, _) => 0,
-                (false, Consistency::CrashConsistent) => 1,
-                _ => 2,
+                (false, Consistency::Unknown) => 1,
+                (false, Consistency::CrashConsistent) => 2,
+                _ => 3,
             };
             counting.push(Mark { number, seconds: point.created.as_second(), goodness });
         }

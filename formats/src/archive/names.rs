@@ -94,6 +94,9 @@ named! {
         FilesystemQuiesced = 1, "filesystem-quiesced";
         /// A running guest, as after a power cut.
         CrashConsistent = 2, "crash-consistent";
+        /// Nothing says that the disk held still while it was read: what was read first may be older than what was
+        /// read last.
+        Unknown = 3, "unknown";
     }
 }
 
@@ -117,7 +120,7 @@ mod tests {
         }
         assert!(Kind::from_byte(3).is_err());
         assert!(Tracker::from_byte(6).is_err());
-        assert!(Consistency::from_byte(3).is_err());
+        assert!(Consistency::from_byte(4).is_err());
         assert!("Full".parse::<Kind>().is_err());
     }
 }

@@ -1,7 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
 from . import (anchors, backups, clones, command_lives, drill, fallbacks, freeze, guest_lives, instant, kills, lives,
-               machine, overlays, peers, rollback, selftest, several, shared, states)
+               machine, meanwhile, overlays, peers, rollback, selftest, several, shared, states)
 from .base import Rig
 
 SCENARIOS = {
@@ -17,6 +17,7 @@ SCENARIOS = {
     "overlay-kills": overlays.overlay_kills,
     "live-bitmaps": overlays.live_bitmaps,
     "reads": overlays.reads,
+    "meanwhile": meanwhile.meanwhile,
     "fallbacks": fallbacks.fallbacks,
     "stops": fallbacks.stops,
     "machine": machine.machine,

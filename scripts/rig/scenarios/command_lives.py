@@ -282,7 +282,7 @@ class _Life:
         away = home.is_away(self.guest) or bool(home.job_of(self.guest))
         self.total["kills that left an overlay or a job"] += away
         self.story.append(f"{victim} was killed in a backup by {command}, met: {bool(met)}, away: {away}, "
-                          f"status {process.returncode}: {said.strip()[-300:]}")
+                          f"status {process.returncode}: {said.strip()[-1500:]}")
         if process.returncode == 0:
             repo.events.clear()
             if away:

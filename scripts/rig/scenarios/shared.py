@@ -50,18 +50,7 @@ def _words(rig, repo, command):
 def _beside_each_other(rig, guests, words, env, shared):
     web, db = guests
     for ending in (signal.SIGCONT, signal.SIGKILL):
-        process = subprocess.Popen([*words, web.name], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True)
-        wait_for("the moment of web", lambda: _files(shared) or process.poll() is not None,
-                 PATIENCE_SECONDS, pause=0.005)
-        process.send_signal(signal.SIGSTOP)
-        # What its command is at, it goes on with.
-        wait_for("the command of web to end", lambda: not command_under(process.pid), PATIENCE_SECONDS)
-        made = _files(shared)
-        if not made or process.poll() is not None:
-            process.kill()
-            raise Failure(f"web's backup was to be stopped in its middle, with {made}, and said: "
-                          f"{process.communicate()[0]}")
+        process, made = stopped_in_its_middle([*words, web.name], env, lambda: _files(shared))
         _ended(subprocess.run([*words, db.name], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, check=False))
         if _files(shared) != made:
@@ -75,6 +64,21 @@ def _beside_each_other(rig, guests, words, env, shared):
         home.expect_at_home(guest, repositories=1, checkpoints=1)
     if os.listdir(shared):
         raise Failure(f"in {shared} there is left {os.listdir(shared)}")
+
+
+def stopped_in_its_middle(words, env, made):
+    """A backup that is stopped (SIGSTOP) when its command has made something; gives its process, and what was made."""
+    process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+    wait_for("the moment of a backup", lambda: made() or process.poll() is not None, PATIENCE_SECONDS, pause=0.005)
+    process.send_signal(signal.SIGSTOP)
+    # What its command is at, it goes on with.
+    wait_for("the command to end", lambda: not command_under(process.pid), PATIENCE_SECONDS)
+    found = made()
+    if not found or process.poll() is not None:
+        process.kill()
+        raise Failure(f"a backup was to be stopped in its middle, with {found}, and said: {process.communicate()[0]}")
+    return process, found
 
 
 def _ended(done):

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,16 @@ pub trait ReadAt: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Reads at most `buffer.len()` bytes at `offset`; 0 at the end. May read fewer.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Fills parts of `buffer`, each from its offset, where it is quicker to ask for all of them at once; nothing where
+    /// it is not. After an error, any of them may be filled.
+    fn read_parts(
+        &self,
+        _buffer: &mut [u8],
+        _parts: &[(Range<usize>, u64)],
+    ) -> Option<io::Result<()>> {
+        None
+    }
 
     /// The descriptor behind it, if there is one that a ring may use in its place.
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -111,12 +111,31 @@ fn work(jobs: &Receiver<Transfer>, results: &Sender<Done>, files: &Files) {
 }
 
 fn run(job: &mut Transfer, files: &Files) -> Result<()> {
-    for segment in merged(&mut job.segments) {
+    let segments = merged(&mut job.segments);
+    if job.direction == Direction::Read && read_at_once(&mut job.buffer, &segments, files)? {
+        return Ok(());
+    }
+    for segment in segments {
         check(&segment, job.buffer.len(), files.len())?;
         let Some(bytes) = job.buffer.get_mut(segment.range.clone()) else { continue };
         transfer(job.direction, files, segment.file, bytes, segment.offset)?;
     }
     Ok(())
+}
+
+/// Reads all segments at once, if they are of one file for which that is quicker; gives whether it did. One by one, each
+/// failure has its place.
+fn read_at_once(buffer: &mut [u8], segments: &[Segment], files: &Files) -> Result<bool> {
+    let [first, _, ..] = segments else { return Ok(false) };
+    if segments.iter().any(|segment| segment.file != first.file) {
+        return Ok(false);
+    }
+    for segment in segments {
+        check(segment, buffer.len(), files.len())?;
+    }
+    let Some(store) = files.get(first.file) else { return Ok(false) };
+    let parts: Vec<_> = segments.iter().map(|it| (it.range.clone(), it.offset)).collect();
+    Ok(store.read_parts(buffer, &parts).is_some_and(|read| read.is_ok()))
 }
 
 /// The segments in the order of file and offset, those that touch in both file and buffer as one.

@@ -19,7 +19,9 @@ pub(super) const ANSWER_MAX: Duration = Duration::from_secs(120);
 /// The most bytes that are read by one request.
 const PIECE: u32 = 256 << 10;
 /// The most requests that are sent before the answer to the first is read.
-const PIECES_MAX: usize = 8;
+const PIECES_MAX: usize = 16;
+/// The most bytes that they ask for together, unless one alone asks for more.
+const BYTES_MAX: usize = 2 << 20;
 /// The longest status of a range that is taken, in bytes: a million parts.
 const STATUS_LEN_MAX: u32 = 4 + (8 << 20);
 /// The longest payload of a chunk that says that something failed, in bytes.
@@ -45,6 +47,7 @@ pub(super) struct Connection {
 }
 
 /// A part of a disk that is asked for by one request.
+#[derive(Default)]
 struct Piece {
     /// Where it goes in the buffer.
     range: Range<usize>,
@@ -78,28 +81,33 @@ impl Connection {
         Ok(Self { incoming, agreed, cookie: 0 })
     }
 
-    /// Fills `out` with the bytes at `offset`. Both, and the length, are multiples of the least size of a
-    /// request, and lie on the disk.
-    pub fn read(&mut self, out: &mut [u8], offset: u64) -> Result<(), Failure> {
+    /// Fills parts of `out`, each from its offset. Offsets and lengths are multiples of the least size of a request, and
+    /// lie on the disk.
+    pub fn read(&mut self, out: &mut [u8], parts: &[(Range<usize>, u64)]) -> Result<(), Failure> {
         let Agreement { least, most, .. } = self.agreed;
-        let piece = (PIECE.min(most) / least).max(1) as usize * least as usize;
-        let mut at = offset;
-        for part in out.chunks_mut(piece * PIECES_MAX) {
-            self.read_pieces(part, at, piece)?;
-            at += part.len() as u64;
+        let most = (PIECE.min(most) / least).max(1) as usize * least as usize;
+        let (mut pieces, mut bytes) = (Vec::new(), 0);
+        for (range, offset) in parts {
+            for start in range.clone().step_by(most) {
+                let place = start..(start + most).min(range.end);
+                if pieces.len() == PIECES_MAX || bytes + place.len() > BYTES_MAX.max(most) {
+                    self.read_pieces(out, std::mem::take(&mut pieces))?;
+                    bytes = 0;
+                }
+                bytes += place.len();
+                let offset = offset + (start - range.start) as u64;
+                pieces.push(Piece { range: place, offset, ..Piece::default() });
+            }
         }
-        Ok(())
+        self.read_pieces(out, pieces)
     }
 
-    fn read_pieces(&mut self, out: &mut [u8], offset: u64, piece: usize) -> Result<(), Failure> {
+    fn read_pieces(&mut self, out: &mut [u8], mut pieces: Vec<Piece>) -> Result<(), Failure> {
         let first = self.cookie;
-        let mut pieces = Vec::new();
         let mut requests = Vec::new();
-        for start in (0..out.len()).step_by(piece) {
-            let range = start..(start + piece).min(out.len());
-            let (offset, len) = (offset + start as u64, range.len() as u32);
-            requests.extend(self.request(Command::Read, offset, len));
-            pieces.push(Piece { range, offset, filled: Filled::default(), is_done: false });
+        for piece in &pieces {
+            let len = piece.range.len() as u32;
+            requests.extend(self.request(Command::Read, piece.offset, len));
         }
         self.send(&requests)?;
         // The others are answered, too: what comes next must be what is expected.

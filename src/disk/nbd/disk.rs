@@ -183,12 +183,14 @@ impl Disk {
         let least = u64::from(self.agreed.least);
         let (start, end) = (offset, offset + out.len() as u64);
         if start.is_multiple_of(least) && end.is_multiple_of(least) {
-            return self.with(|connection| connection.read(out, offset));
+            let all = (0..out.len(), offset);
+            return self.with(|connection| connection.read(out, &[all]));
         }
         let from = start / least * least;
         let to = end.next_multiple_of(least);
         let mut around = vec![0; (to - from) as usize];
-        self.with(|connection| connection.read(&mut around, from))?;
+        let all = (0..around.len(), from);
+        self.with(|connection| connection.read(&mut around, &[all]))?;
         if let Some(part) = around.get((start - from) as usize..(end - from) as usize) {
             out.copy_from_slice(part);
         }
@@ -285,6 +287,24 @@ impl ReadAt for Disk {
             self.read_any(part, offset).map_err(io::Error::other)?;
         }
         Ok(len)
+    }
+
+    fn read_parts(
+        &self,
+        buffer: &mut [u8],
+        parts: &[(Range<usize>, u64)],
+    ) -> Option<io::Result<()>> {
+        let least = u64::from(self.agreed.least);
+        let fits = |(range, offset): &(Range<usize>, u64)| {
+            let end = offset.checked_add(range.len() as u64);
+            let is_whole =
+                offset.is_multiple_of(least) && end.is_some_and(|it| it.is_multiple_of(least));
+            is_whole && end.is_some_and(|it| it <= self.agreed.size)
+        };
+        if !parts.iter().all(fits) {
+            return None;
+        }
+        Some(self.with(|connection| connection.read(buffer, parts)).map_err(io::Error::other))
     }
 
     fn part_at(&self, offset: u64) -> Option<(u64, Part)> {

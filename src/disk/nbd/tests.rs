@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::*;
-use crate::disk::io::{Part, ReadAt};
+use crate::disk::io::{Backend, Direction, Part, Pool, Queue, ReadAt, Segment, Transfer};
 use crate::formats::nbd::{
     ALLOCATION, Chunk, Command, ExportFlags, Info, MetaQuery, OPTION_HEADER_LEN, OptionHeader,
     OptionKind, OptionReply, REQUEST_LEN, Request, Status, greeting, simple_reply,
@@ -251,6 +251,47 @@ fn an_answer_in_parts_is_put_together() {
         assert!(got[start..middle].iter().all(|byte| *byte == 0));
         assert!(got[middle..end] == bytes(middle as u64, 1 << 17));
     }
+}
+
+/// The parts that a job reads were asked for one by one: each waited until the server had answered the one before.
+#[test]
+fn parts_that_do_not_touch_are_asked_for_at_once() {
+    let waiting = Mutex::new(Vec::new());
+    let server = Server::new(Manners::default(), move |stream, request| {
+        let mut waiting = waiting.lock().unwrap();
+        waiting.push(*request);
+        // The last of them lies on the disk's last MiB, and has a bad sector.
+        let is_last = request.offset >= SIZE - (1 << 20);
+        if waiting.len() < 8 && !is_last {
+            return;
+        }
+        for request in waiting.drain(..).rev() {
+            match is_last {
+                true => stream.write_all(&simple_reply(request.cookie, Status::Io)).unwrap(),
+                false => honest(stream, &request),
+            }
+        }
+    });
+    let disk = server.open().unwrap();
+    let pool = Pool::new(1, 1 << 20).unwrap();
+    let files: Vec<Arc<dyn ReadAt>> = vec![disk.clone()];
+    let mut queue = Queue::open(Backend::Threads, 1, files, &pool).unwrap();
+    let part = |at: usize, offset: u64| Segment { file: 0, offset, range: at..at + 4096 };
+    // More than are sent before an answer is read, so some are sent after the first answers.
+    let places: Vec<u64> = (0..40).map(|at| at * 65536).collect();
+    let segments = places.iter().enumerate().map(|(at, offset)| part(at * 4096, *offset)).collect();
+    let buffer = pool.try_take().unwrap();
+    queue.push(Transfer { token: 0, buffer, segments, direction: Direction::Read });
+    let done = queue.wait().unwrap();
+    done.result.unwrap();
+    for (at, offset) in places.iter().enumerate() {
+        assert!(done.buffer[at * 4096..(at + 1) * 4096] == bytes(*offset, 4096), "{offset}");
+    }
+    // Each failure has its place.
+    let segments = vec![part(0, SIZE - (1 << 20)), part(8192, SIZE - (1 << 18))];
+    queue.push(Transfer { token: 1, buffer: done.buffer, segments, direction: Direction::Read });
+    let error = error_of(queue.wait().unwrap().result);
+    assert!(error.contains(&(SIZE - (1 << 20)).to_string()), "{error}");
 }
 
 #[test]

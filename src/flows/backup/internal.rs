@@ -8,11 +8,11 @@
 //! Two snapshots of one file, or a snapshot and the file's state, are compared by their tables: what both
 //! refer to is the same bytes, read at the same moment.
 
-use jiff::Timestamp;
 use qdelta_formats::archive::{Consistency, Digest, Geometry, Tracker};
 use qdelta_formats::qcow2::Snapshot;
 
 use super::disk::{self, DiskBackup, geometry_for};
+use super::snapshot_pins::{self, Listed, taken};
 use super::together::{Ready, Together};
 use super::{AnchorChoice, Options, publish};
 use crate::base::cancel::Cancel;
@@ -30,7 +30,7 @@ use crate::flows::tracking::changes::Claim;
 use crate::flows::tracking::{self, Tracked};
 use crate::vault::point::{Base, Before, KindChoice};
 use crate::vault::repository::{
-    Catalog, DiskId, Manifest, Point, PointId, SNAPSHOT_HOLDER, SnapshotRecord, snapshot_pin,
+    Catalog, DiskId, Manifest, Point, PointId, SnapshotRecord, snapshot_pin,
 };
 
 /// A host takes the snapshots of a stopped guest's disks one after the other; no further apart than this, in
@@ -100,7 +100,7 @@ pub(super) fn store<'a>(
     let mut ids = (0..reserved)
         .rev()
         .filter_map(|ago| PointId::from_ms(together.point.as_ms().checked_sub(ago + 1)?));
-    let mut is_begun = false;
+    let (mut is_begun, mut oldest) = (false, None);
     for moment in moments(found.members.clone()) {
         // A disk that was left out, or could not be read, has its snapshot in another point.
         let is_stored = |member: &Member| {
@@ -124,7 +124,7 @@ pub(super) fn store<'a>(
             continue;
         };
         match storing.write(&moment, id) {
-            Ok(()) => {}
+            Ok(()) => oldest = moment.0.iter().map(|it| it.record.taken).chain(oldest).min(),
             Err(error) if is_of_all(&error) => return Err(error),
             Err(error) => {
                 let warning = Warning::failed(Code::SnapshotLeftOut, &error);
@@ -133,7 +133,8 @@ pub(super) fn store<'a>(
         }
     }
     storing.begin_states();
-    let_go_of_gone(together, storing.ready, &found, &manifests)
+    snapshot_pins::warn_of_unread(&manifests, oldest, together.observer);
+    snapshot_pins::settle(together, storing.ready, &found.listed, &manifests)
 }
 
 /// Whether a failure is none of one snapshot: what comes after it would fail as well.
@@ -145,10 +146,7 @@ fn is_of_all(error: &Error) -> bool {
 #[derive(Default)]
 struct Found {
     members: Vec<Member>,
-    /// The entries of all, also of those that can't be read, with the numbers of their disks.
-    entries: Vec<(usize, Snapshot)>,
-    /// Whether those of each disk are known.
-    is_listed: Vec<bool>,
+    listed: Listed,
 }
 
 impl Found {
@@ -159,7 +157,7 @@ impl Found {
             let warning = Warning::failed(Code::SnapshotLeftOut, error);
             observer.warn(warning.within("the snapshots in its image can't be told"));
         }
-        self.is_listed.push(listed.is_ok());
+        self.listed.is_known.push(listed.is_ok());
     }
 
     fn list(&mut self, disk: usize, source: &Captured, observer: &dyn Observer) -> Result<()> {
@@ -176,7 +174,7 @@ impl Found {
         let file = ImageFile::to_read(store.clone());
         let all = edit::snapshot::list(&file)?;
         for snapshot in all.iter().filter(|it| !is_anchor(&it.name)) {
-            self.entries.push((disk, snapshot.clone()));
+            self.listed.entries.push((disk, snapshot.clone()));
             let is_only = all.iter().filter(|it| it.id == snapshot.id).count() == 1;
             let sound = match is_only {
                 true => record(&file, snapshot),
@@ -194,19 +192,6 @@ impl Found {
         }
         Ok(())
     }
-}
-
-/// Whether an entry of an image may be the snapshot that was stored, whatever its tables are now.
-fn may_be(entry: &Snapshot, stored: &SnapshotRecord) -> bool {
-    entry.id == stored.id.as_bytes()
-        && entry.name == stored.name.as_bytes()
-        && taken(entry).is_none_or(|taken| taken == stored.taken)
-}
-
-/// When a snapshot was taken, if its entry makes sense.
-fn taken(snapshot: &Snapshot) -> Option<Timestamp> {
-    let nanoseconds = i32::try_from(snapshot.date_ns).ok()?;
-    Timestamp::new(i64::from(snapshot.date_s), nanoseconds).ok()
 }
 
 fn record(file: &ImageFile, snapshot: &Snapshot) -> Result<SnapshotRecord> {
@@ -495,38 +480,4 @@ fn geometry(image: &Image, before: &Before) -> Result<Geometry> {
     Geometry::new(image.virtual_size(), before.geometry().block_size()).map_err(|error| {
         Error::new(ErrorKind::Image, "the disk can't be cut into blocks").because(error)
     })
-}
-
-/// Takes the pin from points whose snapshots are gone from all images: the rules decide from then on.
-fn let_go_of_gone(
-    together: &Together<'_>,
-    ready: &[Ready<'_>],
-    found: &Found,
-    manifests: &[(PointId, Result<Manifest>)],
-) -> Result<()> {
-    let repository = together.catalog.repository();
-    let is_gone = |manifest: &Manifest| {
-        manifest.disks.iter().all(|record| {
-            let place = ready.iter().position(|it| it.disk.disk == record.disk);
-            let Some(place) = place.filter(|it| found.is_listed.get(*it) == Some(&true)) else {
-                // It may be in an image that nobody has looked into.
-                return false;
-            };
-            // One whose tables are damaged is not gone: its point may be all that is left of it.
-            let mut entries = found.entries.iter().filter(|(disk, _)| *disk == place);
-            !entries.any(|(_, entry)| record.snapshot.as_ref().is_some_and(|it| may_be(entry, it)))
-        })
-    };
-    for (point, manifest) in manifests {
-        let Ok(manifest) = manifest else { continue };
-        let is_held = manifest.pins.iter().any(|it| it.holder.as_deref() == Some(SNAPSHOT_HOLDER));
-        if is_held && manifest.is_of_snapshots() && is_gone(manifest) {
-            repository.mark(together.lock, *point, |marks| {
-                marks.unpin(Some(SNAPSHOT_HOLDER));
-                Ok(())
-            })?;
-            tracing::debug!(%point, "its snapshot is gone from the image: the rules decide from now on");
-        }
-    }
-    Ok(())
 }

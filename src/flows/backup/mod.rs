@@ -13,6 +13,7 @@ mod internal;
 mod meter;
 mod room;
 mod same_disk;
+mod snapshot_pins;
 mod together;
 mod trial;
 
@@ -249,18 +250,19 @@ pub fn run_together(
 }
 
 /// What the images of a point are at the moment that is read. An image file is held, so that nobody writes to
-/// it; of an export, its server alone can see to that.
+/// it. Of an export, its server alone can see to that: that clients may not write to it says nothing of who
+/// else does, since QEMU gives out a disk that a guest writes to read-only, too.
 fn consistency_of(sources: &mut [Captured]) -> Result<Consistency> {
     let mut consistency = Consistency::Offline;
     for source in sources {
         if source.is_in_use() {
-            consistency = Consistency::CrashConsistent;
+            consistency = Consistency::Unknown;
         }
         let Some(export) = &source.options.export else { continue };
+        consistency = Consistency::Unknown;
         if export.open()?.description().read_only {
             continue;
         }
-        consistency = Consistency::CrashConsistent;
         let text = "its server lets clients write to it: whether somebody did while it was read is not known";
         let warning = Warning::new(Code::Writable, text);
         source.warnings.push(warning.advise("have it given out read-only (-r)"));

@@ -348,7 +348,7 @@ impl Guest<'_> {
         report: &mut GuestCopy,
     ) -> Result<()> {
         let now = clock::now()?;
-        for point in self.without_snapshot(manifests, there)? {
+        for point in self.pinned_and_gone(manifests, there)? {
             // The image has lost the snapshot: the rules decide there, too.
             self.sides.to.mark(lock, point, |marks| {
                 marks.unpin(Some(SNAPSHOT_HOLDER));
@@ -357,6 +357,22 @@ impl Guest<'_> {
         }
         for (point, manifest) in manifests {
             let (Ok(ours), Some(Ok(theirs))) = (manifest, there.get(point)) else { continue };
+            let of_snapshot =
+                |it: &Manifest| it.pins.iter().find(|it| it.is_of_snapshot()).cloned();
+            let (own, known) = (of_snapshot(ours), of_snapshot(theirs));
+            let holds = |pin: &Option<Pin>| pin.as_ref().is_some_and(|pin| pin.holds(now));
+            // One that an admin took away there does not come back.
+            if known.is_some() && holds(&own) != holds(&known) && same(ours, theirs).is_ok() {
+                // The image has lost the snapshot, and the rules decide there, too; or it has it again.
+                self.sides.to.mark(lock, *point, |marks| {
+                    marks.unpin(Some(SNAPSHOT_HOLDER));
+                    if holds(&own) {
+                        marks.removed = None;
+                    }
+                    marks.pins.extend(own.clone());
+                    Ok(())
+                })?;
+            }
             let of_admin = |manifest: &Manifest| {
                 manifest.pins.iter().find(|pin| pin.holder.is_none()).cloned()
             };
@@ -374,38 +390,32 @@ impl Guest<'_> {
         Ok(())
     }
 
-    /// The points that a snapshot pins there and no longer here. One that is gone from here went after its pin did: no
-    /// rule removes what is pinned. Gone it is only where later points of the same origin are, and nothing of it.
-    fn without_snapshot(
+    /// The points that a snapshot pins there, and that are gone here: each went after its pin did, for no rule removes
+    /// what is pinned. Gone it is only where later points of the same origin are, and nothing of it.
+    fn pinned_and_gone(
         &self,
         manifests: &Manifests,
         there: &BTreeMap<PointId, Result<Manifest>>,
     ) -> Result<Vec<PointId>> {
-        let has_snapshot = |it: &Manifest| it.pins.iter().any(Pin::is_of_snapshot);
         let pinned = there.iter().filter_map(|(point, theirs)| {
-            let theirs = theirs.as_ref().ok().filter(|theirs| has_snapshot(theirs))?;
-            Some((*point, theirs))
+            let theirs = theirs.as_ref().ok()?;
+            let is_here = manifests.iter().any(|(id, _)| id == point);
+            let is_pinned = theirs.pins.iter().any(Pin::is_of_snapshot);
+            (is_pinned && !is_here).then_some((*point, theirs))
         });
-        let mut pinned: Vec<_> = pinned.collect();
-        if pinned.is_empty() {
+        let mut gone: Vec<_> = pinned.collect();
+        if gone.is_empty() {
             return Ok(Vec::new());
         }
         let lost = without_manifest(&self.sides.from.catalog(), self.domain)?;
-        let is_without =
-            |point: PointId, theirs: &Manifest| match manifests.iter().find(|(id, _)| *id == point)
-            {
-                Some((_, Ok(ours))) => !has_snapshot(ours) && same(ours, theirs).is_ok(),
-                Some((_, Err(_))) => false,
-                None => {
-                    let is_later = |(id, ours): &(PointId, Result<Manifest>)| {
-                        let ours = ours.as_ref().ok();
-                        *id > point && ours.is_some_and(|it| origin(it) == origin(theirs))
-                    };
-                    !lost.contains_key(&point) && manifests.iter().any(is_later)
-                }
+        gone.retain(|(point, theirs)| {
+            let is_later = |(id, ours): &(PointId, Result<Manifest>)| {
+                let ours = ours.as_ref().ok();
+                id > point && ours.is_some_and(|it| origin(it) == origin(theirs))
             };
-        pinned.retain(|(point, theirs)| is_without(*point, theirs));
-        Ok(pinned.into_iter().map(|(point, _)| point).collect())
+            !lost.contains_key(point) && manifests.iter().any(is_later)
+        });
+        Ok(gone.into_iter().map(|(point, _)| point).collect())
     }
 }
 

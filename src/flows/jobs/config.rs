@@ -5,6 +5,7 @@
 
 mod check;
 pub(super) mod copy;
+mod image;
 mod pattern;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use jiff::tz::TimeZone;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+pub use image::JobImage;
 pub use pattern::Pattern;
 
 use super::words::nearest;
@@ -30,7 +32,7 @@ use crate::flows::notify::Notifier;
 use crate::flows::verify::Budget;
 use crate::guest::libvirt::{Libvirt, is_session};
 use crate::guest::quiesce::Virsh;
-use crate::vault::repository::{DiskSpec, Keep, Rung};
+use crate::vault::repository::{Keep, Rung};
 
 /// The longest file that is read, in bytes.
 const LEN_MAX: u64 = 1 << 20;
@@ -299,17 +301,6 @@ pub struct Job {
     /// Programs around the job.
     #[serde(default)]
     pub hooks: Hooks,
-}
-
-/// An image that belongs to no guest.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JobImage {
-    /// The image.
-    pub path: PathBuf,
-    /// The disk's name in the repository.
-    #[serde(default, deserialize_with = "optional")]
-    pub disk: Option<DiskSpec>,
 }
 
 /// Proof of the points of a job's guests.

@@ -13,7 +13,7 @@ use crate::flows::backup::repository_name;
 use crate::flows::host;
 use crate::flows::report::{ActPlan, ActResult, Failure, GuestFate, JobPlan, Record};
 use crate::guest::libvirt::{Choice, Disk, Domain, Libvirt, decide};
-use crate::vault::repository::{DiskName, DiskSpec, DomainName};
+use crate::vault::repository::{DiskName, DomainName};
 
 /// What to do if libvirt has no guest at all.
 pub(super) const ELSEWHERE: &str =
@@ -176,7 +176,7 @@ impl Guests {
         domain.disks.iter().filter(is_taken).map(|disk| disk.target.clone()).collect()
     }
 
-    /// The images that a backup of a subject reads, as far as libvirt's files say.
+    /// The image files that a backup of a subject reads, as far as libvirt's files say.
     pub fn images(&self, subject: &Subject) -> Vec<PathBuf> {
         match subject {
             Subject::Guest { name, excluded } => {
@@ -187,8 +187,8 @@ impl Guests {
                 });
                 taken.collect()
             }
-            Subject::Image(image) => vec![image.path.clone()],
-            Subject::Host(_) => Vec::new(),
+            Subject::Image(image) if !image.is_export() => vec![image.path.clone()],
+            Subject::Image(_) | Subject::Host(_) => Vec::new(),
         }
     }
 
@@ -205,10 +205,7 @@ impl Guests {
                 Some(Ok(domain)) => repository_name(domain),
                 _ => name.parse(),
             },
-            Subject::Image(image) => match &image.disk {
-                Some(spec) => Ok(spec.clone().or_only_disk().domain),
-                None => Ok(DiskSpec::for_image(&image.path)?.or_only_disk().domain),
-            },
+            Subject::Image(image) => Ok(image.spec()?.domain),
             Subject::Host(domain) => Ok(domain.clone()),
         }
     }
@@ -217,8 +214,7 @@ impl Guests {
     /// slash are disks of one guest there, and each has its own backups.
     pub fn disk_of(&self, subject: &Subject) -> Option<DiskName> {
         let Subject::Image(image) = subject else { return None };
-        let spec = image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok).ok()?;
-        Some(spec.or_only_disk().disk)
+        Some(image.spec().ok()?.or_only_disk().disk)
     }
 
     /// What each job means.
@@ -331,7 +327,8 @@ impl Guests {
                     say(text, "give a guest's name and a target such as vdb: GUEST/TARGET");
                 }
             }
-            for image in job.images.iter().filter(|image| !image.path.exists()) {
+            // The server of an export may be started by a hook.
+            for image in job.images.iter().filter(|it| !it.is_export() && !it.path.exists()) {
                 let text = format!("job {name}: {} is not there", image.path.display());
                 say(text, "name an image that is there");
             }

@@ -41,6 +41,13 @@ pub(super) fn problems(config: &Config, guests: &Guests, now: Timestamp) -> Resu
         found.targets(name, job, now, &zone);
         found.programs(name, job);
         found.words(name, job, guests);
+        if let Some(image) = job.images.iter().find(|it| job.with_snapshots && it.is_export()) {
+            let text = format!(
+                "job {name}: with_snapshots: {} is read through a server, which shows no snapshots",
+                image.path.display()
+            );
+            found.say(ErrorKind::Usage, text, "give the export a job of its own");
+        }
         for image in &job.images {
             found.0.extend(taken(config, guests, name, image)?.as_ref().map(Failure::from));
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytesize::ByteSize;
+use jiff::Timestamp;
 use qdelta_formats::archive::ArchiveId;
 
 use super::data_path::{self, Merged, Merging};
@@ -26,8 +27,8 @@ use crate::vault::chain::Stretch;
 use crate::vault::codec::LEVEL_DEFAULT;
 
 use crate::vault::repository::{
-    Beside, Catalog, DiskId, DiskName, DomainLock, Manifest, ParentRecord, PointId, Removed,
-    Replaced, Repository, Version,
+    Beside, Catalog, DiskId, DiskName, DomainLock, DomainName, Manifest, ParentRecord, PointId,
+    Removed, Replaced, Repository, Version,
 };
 
 /// How to merge.
@@ -64,6 +65,8 @@ struct Prepared<'lock> {
     manifest: Manifest,
     version: Version,
     archives: Vec<Beside<'lock>>,
+    /// When all that an archive was made of had been proved, by disk.
+    proofs: Vec<(DiskId, String, Timestamp)>,
     report: MergeReport,
 }
 
@@ -145,7 +148,7 @@ impl<'a> Merger<'a> {
         }
         self.prove(&prepared)?;
         let mut reports = Vec::new();
-        for Prepared { manifest, version, archives, report } in prepared {
+        for Prepared { manifest, version, archives, proofs, report } in prepared {
             self.cancel.check()?;
             let repository = self.catalog.repository();
             if let Err(error) = repository.replace(lock, version, &manifest) {
@@ -157,9 +160,30 @@ impl<'a> Merger<'a> {
                 return Err(error);
             }
             archives.into_iter().for_each(Beside::keep);
+            self.inherit(lock.domain(), &proofs);
             reports.push(report);
         }
         Ok(reports)
+    }
+
+    /// Notes of merged archives that what they hold was proved before: nobody waits anew for the proof of a point
+    /// that was merged.
+    fn inherit(&self, domain: &DomainName, proofs: &[(DiskId, String, Timestamp)]) {
+        if proofs.is_empty() {
+            return;
+        }
+        let repository = self.catalog.repository();
+        let noted = repository.note(domain, |history| {
+            for (disk, archive, time) in proofs {
+                if let Some(stamp) = self.catalog.stamp(&repository.archive(disk, archive)) {
+                    history.inherit(&disk.disk, archive, stamp, *time);
+                }
+            }
+        });
+        if let Err(error) = noted {
+            // Nothing depends on it.
+            tracing::debug!("proofs of merged archives are not noted: {}", error.chain());
+        }
     }
 
     /// Writes the archives of one of these steps, beside those that are named.
@@ -180,9 +204,14 @@ impl<'a> Merger<'a> {
         for point in &step.absorbed {
             replaces.extend(self.family.manifest(*point).into_iter().flat_map(Manifest::archives));
         }
-        let (mut report, mut archives) = (report_of(step), Vec::new());
+        let (mut report, mut archives, mut proofs) = (report_of(step), Vec::new(), Vec::new());
+        let history = repository.history(&step.domain);
         for path in &step.disks {
             let disk = DiskId { domain: step.domain.clone(), disk: path.disk.clone() };
+            let sources = path.points.iter().filter_map(|&point| {
+                Some(self.family.manifest(point)?.disk(&path.disk)?.archive.as_str())
+            });
+            let proved = self.catalog.proved_together(&history, &disk, sources);
             let stretch = self.open(step, path)?;
             let (archive, id, merged) = self.write(lock, step.into, &disk, &stretch)?;
             let is_it = |it: &Replaced| it.point == step.into && it.disk == path.disk;
@@ -207,6 +236,7 @@ impl<'a> Merger<'a> {
             if let Some(last) = report.disks.last_mut() {
                 last.archive = Some(repository.describe(archive.name()));
             }
+            proofs.extend(proved.map(|time| (disk, archive.name().last().to_owned(), time)));
             archives.push(archive);
         }
         for replaced in replaces {
@@ -216,7 +246,7 @@ impl<'a> Merger<'a> {
         }
         report.bytes_freed += self.dropped(step, steps);
         report.seconds = started.elapsed().as_secs_f64();
-        Ok(Prepared { manifest, version, archives, report })
+        Ok(Prepared { manifest, version, archives, proofs, report })
     }
 
     /// Writes and publishes the archive of a disk, and compares it with those that it is made of.

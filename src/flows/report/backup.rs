@@ -100,7 +100,7 @@ pub struct GuestReport {
     pub domain: String,
     /// The new recovery point.
     pub point: PointId,
-    /// In what state the guest was: `offline`, `filesystem-quiesced` or `crash-consistent`.
+    /// In what state the guest was: `offline`, `filesystem-quiesced`, `crash-consistent` or `unknown`.
     #[serde(with = "text")]
     pub consistency: Consistency,
     /// Why its filesystems were not frozen although they should have been (`quiesced-or-crash`); none if it was as

@@ -173,7 +173,8 @@ pub enum Reason {
         rule: Every,
         /// The period: `2026-11-22T15+01:00`, `2026-11-22`, `2026-W47`, `2026-11` or `2026`.
         period: String,
-        /// The newest of the period, if that one is damaged or crash-consistent and this one is not.
+        /// The newest of the period, if that one is worse: damaged, of a consistency that is unknown, or
+        /// crash-consistent.
         instead_of: Option<PointId>,
     },
     /// It is the oldest, and the rule has found fewer periods than it keeps.

@@ -112,8 +112,8 @@ pub fn remove(
                     let reason = verdict.reasons.first();
                     let reason = reason.map_or_else(String::new, ToString::to_string);
                     marks.removed.get_or_insert_with(|| removal(reason));
-                    // One that still held would have kept it.
-                    marks.pins.clear();
+                    // One that still held would have kept it. That of a snapshot holds again if the snapshot comes back.
+                    marks.pins.retain(crate::vault::repository::Pin::is_of_snapshot);
                 }
                 // By a clock that stood ahead: its time would never be over.
                 Fate::Removed => {

@@ -45,6 +45,7 @@ pub struct Candidate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Quality {
     Damaged,
+    Unknown,
     CrashConsistent,
     Consistent,
 }
@@ -53,6 +54,7 @@ impl Candidate {
     fn quality(&self) -> Quality {
         match self.consistency {
             _ if self.damaged => Quality::Damaged,
+            Consistency::Unknown => Quality::Unknown,
             Consistency::CrashConsistent => Quality::CrashConsistent,
             _ => Quality::Consistent,
         }

@@ -37,19 +37,24 @@ pub(crate) struct Base {
 }
 
 impl Base {
+    /// For a full of which nothing came before.
+    fn nothing() -> Self {
+        Self {
+            kind: Kind::Full,
+            against: None,
+            latest: None,
+            broken_chain: None,
+            is_forgotten: false,
+        }
+    }
+
     /// Finds it, and opens its chain.
     ///
     /// # Errors
     /// What was asked for can't be; the chain is damaged, unless anything was asked for that can
     /// be a full instead.
     pub fn choose(catalog: &Catalog, disk: &DiskId, choice: KindChoice) -> Result<Self> {
-        let mut base = Self {
-            kind: Kind::Full,
-            against: None,
-            latest: None,
-            broken_chain: None,
-            is_forgotten: false,
-        };
+        let mut base = Self::nothing();
         let newest = catalog.newest(disk).or_else(|error| match error.kind() {
             ErrorKind::Key => catalog.newest_own(disk).ok_or(error),
             _ => Err(error),
@@ -104,13 +109,7 @@ impl Base {
     /// The chain is damaged.
     pub fn after(catalog: &Catalog, point: Point) -> Result<Self> {
         let before = open_base(catalog, &point)?;
-        let mut base = Self {
-            kind: Kind::Full,
-            against: None,
-            latest: None,
-            broken_chain: None,
-            is_forgotten: false,
-        };
+        let mut base = Self::nothing();
         if has_room(before.archives(), KindChoice::Auto)? {
             base.kind = Kind::Incremental;
             base.against = Some((point, before));

@@ -89,6 +89,13 @@ impl History {
         archives.insert(archive.to_owned(), Seen { stamp, read_ms: now, damage });
     }
 
+    /// Notes that an archive that is as `stamp` says was made of archives that were all proved at this time or later.
+    /// Whoever made it has checked all that it took over; a verification reads the file itself at the turn of those.
+    pub fn inherit(&mut self, disk: &DiskName, archive: &str, stamp: Stamp, time: Timestamp) {
+        let seen = Seen { stamp, read_ms: Some(time.as_millisecond()), damage: None };
+        self.disks.entry(disk.clone()).or_default().insert(archive.to_owned(), seen);
+    }
+
     /// Forgets the archives of a disk that are not among `named`.
     pub fn forget_others(&mut self, disk: &DiskName, named: &BTreeSet<&str>) {
         if let Some(archives) = self.disks.get_mut(disk) {
@@ -192,6 +199,21 @@ impl Catalog {
     pub(crate) fn stamp(&self, archive: &Name) -> Option<Stamp> {
         let found = self.repository().storage().entry(archive).ok()?;
         Stamp::of(found.as_ref())
+    }
+
+    /// When all of these archives of a disk were proved last; none if one never was.
+    pub(crate) fn proved_together<'a>(
+        &self,
+        history: &History,
+        disk: &DiskId,
+        archives: impl IntoIterator<Item = &'a str>,
+    ) -> Option<Timestamp> {
+        let now = clock::now().ok()?;
+        let proved = archives.into_iter().map(|name| {
+            let stamp = self.stamp(&self.repository().archive(disk, name));
+            history.proved(&disk.disk, name, stamp.as_ref(), now)
+        });
+        proved.collect::<Option<Vec<_>>>()?.into_iter().min()
     }
 
     /// When each point of a disk was proved last: all archives that the point needs were, then or later.

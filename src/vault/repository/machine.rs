@@ -223,19 +223,24 @@ impl Repository {
     pub fn store_machine_file(
         &self,
         lock: &DomainLock,
-        content: impl Read,
+        mut content: impl Read + Seek,
         shown: &Path,
     ) -> Result<(Digest, u64)> {
-        // What a file is called follows from all of its content, and most have not changed.
-        let mut packed = SpooledTempFile::new(PACKED_MEMORY_MAX);
-        let (digest, length) = compress(content, &mut packed, shown)?;
-        let name = self.machine_dir(lock.domain()).join(&file_name(digest));
-        match copy(self, &name, digest, length, &mut io::sink()) {
+        // What a file is called follows from all of its content, and most have not changed: to compress a kernel only
+        // to find that it is there would take half a second of each night.
+        let (digest, length) = read_all(&mut content, shown, |_| Ok(()))?;
+        let named = |digest| self.machine_dir(lock.domain()).join(&file_name(digest));
+        match copy(self, &named(digest), digest, length, &mut io::sink()) {
             Ok(()) => return Ok((digest, length)),
             // A host that can open no file believes what lies under that name.
             Err(error) if error.kind() == ErrorKind::Key => return Ok((digest, length)),
             Err(_) => {}
         }
+        content.rewind().map_err(|error| Error::io("read", shown, error))?;
+        let mut packed = SpooledTempFile::new(PACKED_MEMORY_MAX);
+        // It may have changed meanwhile.
+        let (digest, length) = compress(content, &mut packed, shown)?;
+        let name = named(digest);
         let mut staged = match self.storage.stage(&name) {
             // Nobody else writes while the domain is locked: whoever did was killed.
             Err(error) if error.kind() == ErrorKind::Exists => {
@@ -352,6 +357,17 @@ fn file_name(digest: Digest) -> String {
 fn compress(content: impl Read, packed: impl Write, shown: &Path) -> Result<(Digest, u64)> {
     let failed = |error| Error::io("compress", shown, error);
     let mut encoder = zstd::stream::write::Encoder::new(packed, LEVEL).map_err(failed)?;
+    let read = read_all(content, shown, |part| encoder.write_all(part).map_err(failed))?;
+    encoder.finish().map_err(failed)?;
+    Ok(read)
+}
+
+/// Reads a file of a machine, a piece at a time; gives digest and length.
+fn read_all(
+    content: impl Read,
+    shown: &Path,
+    mut each: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<(Digest, u64)> {
     let mut content = content.take(MACHINE_FILE_MAX + 1);
     let mut hasher = blake3::Hasher::new();
     let mut length = 0;
@@ -365,14 +381,13 @@ fn compress(content: impl Read, packed: impl Write, shown: &Path) -> Result<(Dig
         };
         let part = bytes.get(..len).unwrap_or_default();
         hasher.update(part);
-        encoder.write_all(part).map_err(failed)?;
+        each(part)?;
         length += len as u64;
     }
     if length > MACHINE_FILE_MAX {
         let text = format!("{} is longer than {MACHINE_FILE_MAX} bytes", shown.display());
         return Err(Error::new(ErrorKind::Usage, text));
     }
-    encoder.finish().map_err(failed)?;
     Ok((Digest(*hasher.finalize().as_bytes()), length))
 }
 
@@ -432,6 +447,7 @@ fn copy(
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Cursor;
 
     use super::*;
     use crate::vault::repository::tests::fresh;
@@ -461,6 +477,21 @@ mod tests {
         }
     }
 
+    /// Content that can be read once.
+    struct Once<'a>(&'a [u8]);
+
+    impl Read for Once<'_> {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            self.0.read(bytes)
+        }
+    }
+
+    impl Seek for Once<'_> {
+        fn seek(&mut self, _to: io::SeekFrom) -> io::Result<u64> {
+            Err(io::Error::other("read twice"))
+        }
+    }
+
     #[test]
     fn what_is_stored_comes_back_and_is_stored_once() {
         let (_dir, repository) = fresh();
@@ -468,8 +499,12 @@ mod tests {
         let lock = repository.lock(&domain).unwrap();
         let shown = Path::new("/var/nvram");
         for content in [&b""[..], &[0xff; 600 << 10], b"<domain/>"] {
-            let (digest, length) = repository.store_machine_file(&lock, content, shown).unwrap();
-            let again = repository.store_machine_file(&lock, content, shown).unwrap();
+            let (digest, length) =
+                repository.store_machine_file(&lock, Cursor::new(content), shown).unwrap();
+            let again = repository.store_machine_file(&lock, Cursor::new(content), shown).unwrap();
+            assert_eq!(again, (digest, length));
+            // Each night a kernel was compressed, while the guest was slowed, only to find that it is there.
+            let again = repository.store_machine_file(&lock, Once(content), shown).unwrap();
             assert_eq!(again, (digest, length));
             let file = file(digest, length);
             assert_eq!(repository.machine_file(&domain, &file).unwrap(), content);
@@ -488,7 +523,7 @@ mod tests {
         let lock = repository.lock(&domain).unwrap();
         let content = vec![7; 100_000];
         let (digest, length) =
-            repository.store_machine_file(&lock, &content[..], Path::new("/x")).unwrap();
+            repository.store_machine_file(&lock, Cursor::new(&content), Path::new("/x")).unwrap();
         let path = repository.machine_file_path(&domain, &file(digest, length));
         let good = fs::read(&path).unwrap();
         let look = |length| repository.machine_file(&domain, &file(digest, length));
@@ -507,7 +542,7 @@ mod tests {
             assert_eq!(look(length).unwrap_err().kind(), ErrorKind::Damaged);
         }
         assert_eq!(look(u64::MAX).unwrap_err().kind(), ErrorKind::Damaged);
-        repository.store_machine_file(&lock, &content[..], Path::new("/x")).unwrap();
+        repository.store_machine_file(&lock, Cursor::new(&content), Path::new("/x")).unwrap();
         assert_eq!(look(length).unwrap(), content);
         fs::remove_file(&path).unwrap();
         let gone = look(length).unwrap_err();
@@ -524,10 +559,12 @@ mod tests {
                 let (_dir, repository) = fresh();
                 let lock = repository.lock(&"web".parse().unwrap()).unwrap();
                 arm(step, mode);
-                let stored = repository.store_machine_file(&lock, &b"content"[..], Path::new("/x"));
+                let stored =
+                    repository.store_machine_file(&lock, Cursor::new(b"content"), Path::new("/x"));
                 let taken = disarm();
-                let (digest, length) =
-                    repository.store_machine_file(&lock, &b"content"[..], Path::new("/x")).unwrap();
+                let (digest, length) = repository
+                    .store_machine_file(&lock, Cursor::new(b"content"), Path::new("/x"))
+                    .unwrap();
                 let found = repository.machine_file(lock.domain(), &file(digest, length)).unwrap();
                 assert_eq!(found, b"content");
                 if taken <= step {

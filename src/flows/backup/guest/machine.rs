@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Cursor, Read, Seek};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,7 @@ pub(super) fn collect(flow: &Flow<'_>, moment: &mut Moment) -> Result<MachineRec
     let xml = [(Role::DomainXml, &flow.found.persistent), (Role::LiveXml, &flow.found.live)];
     for (role, file) in xml {
         if let Some(XmlFile { path, text }) = file {
-            record.files.push(store(flow, role, path, XML_MODE, text.as_bytes())?);
+            record.files.push(store(flow, role, path, XML_MODE, Cursor::new(text.as_bytes()))?);
         }
     }
     variables(flow, moment, &mut record)?;
@@ -91,7 +91,7 @@ fn variables(flow: &Flow<'_>, moment: &mut Moment, record: &mut MachineRecord) -
         let opened = open(&path);
         let mode = opened.as_ref().map(|(_, mode)| *mode).unwrap_or(XML_MODE);
         let file = match (bytes, opened) {
-            (Some(bytes), _) => store(flow, Role::Nvram, &path, mode, &bytes[..])?,
+            (Some(bytes), _) => store(flow, Role::Nvram, &path, mode, Cursor::new(bytes))?,
             (None, Ok((file, mode))) => store(flow, Role::Nvram, &path, mode, file)?,
             (None, Err(error)) => {
                 record.missing.push(format!("the firmware's variables: {}", error.chain()));
@@ -306,7 +306,7 @@ fn store(
     role: Role,
     path: &Path,
     mode: u32,
-    content: impl Read,
+    content: impl Read + Seek,
 ) -> Result<MachineFile> {
     let (digest, length) =
         flow.disks.catalog.repository().store_machine_file(flow.disks.lock, content, path)?;

@@ -21,7 +21,7 @@ use qdelta_formats::archive::Consistency;
 
 use super::disk::Written;
 use super::together::{Ready, Together};
-use super::{Options, clean, commit, next_points, same_disk, synthesize};
+use super::{Options, clean, commit, next_points, same_disk, snapshot_pins, synthesize};
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
@@ -30,7 +30,7 @@ use crate::flows::capture::Captured;
 use crate::flows::report::GuestReport;
 use crate::guest::libvirt::{Found, Libvirt};
 use crate::guest::quiesce::{self, Freeze, Program, Virsh};
-use crate::vault::repository::{DomainName, Repository};
+use crate::vault::repository::{DiskName, DomainName, Repository};
 use memory::Memory;
 use moment::Moment;
 use plan::{DiskPlan, Plan, Use};
@@ -169,6 +169,11 @@ pub fn run_guest(
         same_disk::check_guest(&catalog, &plan.name, &found.domain)?;
     }
     same_disk::warn_of_gone(&catalog, &plan.name, &found.domain, observer);
+    if options.with_snapshots {
+        let has_disk =
+            |disk: &DiskName| found.domain.disks.iter().any(|it| it.target == disk.as_str());
+        snapshot_pins::warn_of_held(&catalog, &plan.name, has_disk, observer)?;
+    }
     lock = match early {
         Some(lock) => lock,
         None => repository.lock(&plan.name)?,
@@ -285,9 +290,7 @@ impl<'a> Flow<'a> {
             return Err(error);
         }
         let mut moment = Moment::offline();
-        if sources.iter().any(Captured::is_in_use) {
-            moment.consistency = Consistency::CrashConsistent;
-        }
+        let is_in_use = sources.iter().any(Captured::is_in_use);
         if memory.is_some() {
             moment.consistency = Consistency::CrashConsistent;
         } else if self.request.how.libvirt.managed_save(&self.found.domain.name).is_some() {
@@ -297,6 +300,9 @@ impl<'a> Flow<'a> {
                         not in the point";
             let warning = Warning::new(Code::MemoryLeftOut, text);
             moment.warnings.push(warning.advise("--with-memory takes it along"));
+        }
+        if is_in_use {
+            moment.consistency = Consistency::Unknown;
         }
         let mut written = self.disks.write(ready, sources, moment.consistency, self.cancel)?;
         if let Some(memory) = memory {

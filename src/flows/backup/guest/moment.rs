@@ -114,8 +114,10 @@ impl<'a> Flow<'a> {
             // when it is cloned.
             let _ = file.fd().map(rustix::fs::fdatasync);
         }
-        let (made, moment) =
-            self.still(freeze, |left| self.make(&ready, &files, snapshots.as_deref_mut(), left))?;
+        let at_once = snapshots.as_deref().is_some_and(Snapshots::are_at_once);
+        let (made, moment) = self.still(freeze, at_once, |left| {
+            self.make(&ready, &files, snapshots.as_deref_mut(), left)
+        })?;
         drop(files);
         let sources = self.open(&ready, made, snapshots.as_deref())?;
         if snapshots.is_some() && !self.request.how.same_guest {
@@ -132,7 +134,7 @@ impl<'a> Flow<'a> {
         freeze: Freeze,
     ) -> Result<(Vec<Written<'a>>, Moment)> {
         let limit = freeze.freeze_max;
-        let (written, moment) = self.still(freeze, |left| {
+        let (written, moment) = self.still(freeze, false, |left| {
             let mut sources = Vec::new();
             for disk in &ready {
                 sources.push(Captured::live(disk.image, disk.open)?);
@@ -159,10 +161,12 @@ impl<'a> Flow<'a> {
         Ok((written, moment))
     }
 
-    /// Calls `make` while the guest is still: frozen, paused, or not at all if that was asked for.
+    /// Calls `make` while the guest is still: frozen, paused, or not at all if that was asked for. `at_once`: a program of
+    /// the admin's makes the moment of all disks in one call.
     fn still<T>(
         &self,
         freeze: Freeze,
+        at_once: bool,
         make: impl FnOnce(Duration) -> Result<Still<T>>,
     ) -> Result<(T, Moment)> {
         self.cancel.check()?;
@@ -185,7 +189,7 @@ impl<'a> Flow<'a> {
             return Ok((made, moment));
         }
         let falls_back = match self.request.how.consistency {
-            ConsistencyChoice::Crash => return self.unfrozen(make(limit)?, moment),
+            ConsistencyChoice::Crash => return self.unfrozen(make(limit)?, at_once, moment),
             ConsistencyChoice::QuiescedOrCrash => true,
             ConsistencyChoice::Quiesced | ConsistencyChoice::FreezeCopy => false,
         };
@@ -197,7 +201,7 @@ impl<'a> Flow<'a> {
             Err(error) if falls_back && error.kind() == ErrorKind::Guest => {
                 moment.fall_back(&error);
                 self.cancel.check()?;
-                return self.unfrozen(make(limit)?, moment);
+                return self.unfrozen(make(limit)?, at_once, moment);
             }
             frozen => frozen?,
         };
@@ -223,14 +227,23 @@ impl<'a> Flow<'a> {
     }
 
     /// What was made of a guest that was not frozen.
-    fn unfrozen<T>(&self, (made, left): Still<T>, mut moment: Moment) -> Result<(T, Moment)> {
+    fn unfrozen<T>(
+        &self,
+        (made, left): Still<T>,
+        at_once: bool,
+        mut moment: Moment,
+    ) -> Result<(T, Moment)> {
         moment.variables = self.variables();
         self.check_same(&self.request.how.libvirt.find(&self.request.domain)?, &left)?;
         if self.plan.disks.len() > 1 {
-            moment.warnings.push(Warning::new(
-                Code::GuestState,
-                "nothing was frozen: its disks are some milliseconds apart",
-            ));
+            let text = match at_once {
+                true => {
+                    "nothing was frozen: its disks are of one moment if the snapshot command makes that of all in one \
+                     step (docs/snapshot-commands.md)"
+                }
+                false => "nothing was frozen: its disks are some milliseconds apart",
+            };
+            moment.warnings.push(Warning::new(Code::GuestState, text));
         }
         Ok((made, moment))
     }

@@ -221,6 +221,11 @@ impl<'a> Snapshots<'a> {
         Ok(())
     }
 
+    /// Whether the command makes the moment of all disks in one call.
+    pub fn are_at_once(&self) -> bool {
+        !self.command.is_first()
+    }
+
     /// Makes the moment of all disks, within `limit`.
     ///
     /// # Errors

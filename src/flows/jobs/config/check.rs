@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Config, Hooks, Job, Limits};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::verify::Budget;
-use crate::vault::repository::{DiskSpec, Keep, Rung};
+use crate::vault::repository::{Keep, Rung};
 
 /// How the address of an object store begins.
 const STORE: &str = "s3://";
@@ -75,8 +75,7 @@ impl Config {
                     let text = format!("job {name}: the image {} twice", image.path.display());
                     return refused(text, "leave one of them out: each is backed up once");
                 }
-                let disk = image.disk.clone().map_or_else(|| DiskSpec::for_image(&image.path), Ok);
-                let disk = disk.map_err(|error| {
+                let disk = image.spec().map_err(|error| {
                     let advice = "say what it is to be called there: disk = \"NAME\"";
                     error.within(format!("job {name}: {}", image.path.display())).advise(advice)
                 })?;
@@ -160,7 +159,7 @@ fn check_job(name: &str, job: &Job) -> Result<()> {
     if job.except.iter().any(|pattern| pattern.to_string() == "all") {
         return refused(format!("job {name}: except leaves no guest"), "name those to leave out");
     }
-    if let Some(image) = job.images.iter().find(|image| !image.path.is_absolute()) {
+    if let Some(image) = job.images.iter().find(|it| !it.is_export() && !it.path.is_absolute()) {
         let text = format!("job {name}: the image {} begins nowhere", image.path.display());
         return refused(text, "give a path that begins with /");
     }
@@ -248,6 +247,22 @@ mod tests {
                 "one place",
             ),
             ("[[jobs.a.images]]\npath = \"/i/r w.img\"", "disk = \"NAME\""),
+            ("[[jobs.a.images]]\npath = \"nbd+unix:///vda?socket=s\"", "begins nowhere"),
+            (
+                "[[jobs.a.images]]\npath = \"nbds://h/vda?tls-psk-file=keys\"",
+                "keys of an export begins nowhere",
+            ),
+            ("[[jobs.a.images]]\npath = \"nbd+unix:///vda\"", "line 7, column 8"),
+            ("[[jobs.a.images]]\npath = \"nbd://u:pw@h/vda\"", "a password"),
+            ("[[jobs.a.images]]\npath = \"nbd://host\"", "disk = \"NAME\""),
+            (
+                "[[jobs.a.images]]\npath = \"nbd://h/v\"\n[[jobs.a.images]]\npath = \"NBD://h:10809/%76\"\ndisk = \"y\"",
+                "twice",
+            ),
+            (
+                "[[jobs.a.images]]\npath = \"nbd://h/v\"\n[[jobs.a.images]]\npath = \"nbd://other/v\"",
+                "would both be disk v/disk",
+            ),
             ("[notify.x]\nmail = \"root\"\nfrom = \"\"", "from = \"root@"),
             ("[notify.x]\nwebhook = \"hooks.example/x\"", "say file:PATH"),
             ("[notify.x]\nmail = \"root\"\ndigest = \"soon\"", "write it as systemd does"),

@@ -12,7 +12,6 @@ use crate::base::cancel::Cancel;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, OfGuest};
-use crate::disk::image::OpenOptions;
 use crate::flows::backup::{
     self, AnchorChoice, BackupRequest, GuestOptions, GuestRequest, HostConfig, ImageRequest,
     KindChoice, Options, run_guest,
@@ -23,7 +22,7 @@ use crate::flows::jobs::guests::{ELSEWHERE, Subject};
 use crate::flows::jobs::sense;
 use crate::flows::jobs::words::option;
 use crate::flows::report::{Act, ActResult, BackupReport, End, GuestReport};
-use crate::formats::archive::Kind;
+use crate::formats::archive::{Consistency, Kind};
 use crate::guest::quiesce::THAW_TRIES_DEFAULT;
 use crate::vault::repository::Repository;
 
@@ -210,7 +209,10 @@ fn back_up_image(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<BackupReport> {
-    let open = OpenOptions::default();
+    let open = image.open(cancel)?;
+    // What the job says of anchors is for image files: of an export, no bitmap is named that has begun.
+    let anchor = if image.is_export() { AnchorChoice::None } else { options.anchor };
+    let options = Options { anchor, ..options };
     let image = ImageRequest { path: image.path.clone(), open, disk: image.disk.clone() };
     backup::run(repository, &BackupRequest { image, options }, observer, cancel)
 }
@@ -241,7 +243,10 @@ fn of_image(report: BackupReport) -> Came {
     let mut warnings = report.warnings.clone();
     warnings.retain(is_worth_a_look);
     let end = if warnings.is_empty() { End::Done } else { End::Warned };
-    let text = stored(std::slice::from_ref(&report));
+    let mut text = stored(std::slice::from_ref(&report));
+    if report.consistency == Consistency::Unknown {
+        text = format!("consistency unknown: {text}");
+    }
     Came { warnings, result: Some(ActResult::Image(Box::new(report))), ..Came::to(end, text) }
 }
 

@@ -41,6 +41,10 @@ impl Look<'_> {
         let Some(seen) = seen.filter(|seen| newest.is_none_or(|newest| newest < *seen)) else {
             return;
         };
+        // What was made while this look went on is not lost: the points were listed before.
+        if opened.catalog.repository().versioned(domain, seen).is_ok() {
+            return;
+        }
         let now = newest
             .map_or("it has none there now".to_owned(), |it| format!("its newest now is {it}"));
         let text = format!("point {seen} was in {place} when this host looked last, and {now}");

@@ -1,0 +1,93 @@
+//! Images that belong to no guest: files, devices, and exports of NBD servers.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer};
+
+use super::{optional, parsed};
+use crate::base::cancel::Cancel;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::disk::files::paths::is_uri;
+use crate::disk::image::OpenOptions;
+use crate::disk::nbd::Export;
+use crate::formats::nbd::{Place, Uri};
+use crate::vault::repository::DiskSpec;
+
+/// An image that belongs to no guest.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobImage {
+    /// The image: a file, a device, or the URI of an export, in the one spelling that all others of it mean.
+    #[serde(deserialize_with = "place")]
+    pub path: PathBuf,
+    /// The disk's name in the repository.
+    #[serde(default, deserialize_with = "optional")]
+    pub disk: Option<DiskSpec>,
+}
+
+impl JobImage {
+    /// Whether it is an export of a server.
+    pub(in super::super) fn is_export(&self) -> bool {
+        is_uri(&self.path)
+    }
+
+    /// What it is called in the repository.
+    ///
+    /// # Errors
+    /// It has no name there, and can't be called after its file or its export.
+    pub(in super::super) fn spec(&self) -> Result<DiskSpec> {
+        match (&self.disk, self.export()?) {
+            (Some(spec), _) => Ok(spec.clone()),
+            (None, Some(export)) => DiskSpec::for_export(export.export()),
+            (None, None) => DiskSpec::for_image(&self.path),
+        }
+    }
+
+    /// How it is opened. Whoever cancels ends all waiting for its server.
+    ///
+    /// # Errors
+    /// It is no URI of NBD.
+    pub(in super::super) fn open(&self, cancel: &Cancel) -> Result<OpenOptions> {
+        let uri = self.path.to_str().filter(|_| self.is_export());
+        let export = uri.map(|uri| Export::new(uri, cancel)).transpose()?;
+        Ok(OpenOptions { export: export.map(Arc::new), ..OpenOptions::default() })
+    }
+
+    fn export(&self) -> Result<Option<Arc<Export>>> {
+        Ok(self.open(&Cancel::default())?.export)
+    }
+}
+
+/// The place of an image, as text.
+struct ImagePlace(PathBuf);
+
+impl FromStr for ImagePlace {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if !Uri::is_meant(text) {
+            return Ok(Self(text.into()));
+        }
+        let export = Export::new(text, &Cancel::default())?;
+        // Nobody knows the folder in which a run is started.
+        if let Ok(Uri { place, psk_file, .. }) = Uri::parse(text) {
+            let socket = match &place {
+                Place::Unix(socket) => Some(socket),
+                Place::Tcp(..) => None,
+            };
+            let begins_nowhere = |path: &&String| !Path::new(path).is_absolute();
+            if let Some(path) = socket.into_iter().chain(&psk_file).find(begins_nowhere) {
+                let text = format!("{path} of an export begins nowhere");
+                return Err(Error::new(ErrorKind::Usage, text)
+                    .advise("give paths that begin with /: nbd+unix:///EXPORT?socket=/PATH"));
+            }
+        }
+        Ok(Self(export.name().to_owned()))
+    }
+}
+
+fn place<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    parsed::<ImagePlace, _>(&String::deserialize(deserializer)?).map(|place| place.0)
+}

@@ -1,0 +1,57 @@
+//! Disks behind NBD servers in a job.
+
+use super::*;
+use crate::exports::Server;
+use crate::harness::images::filled_raw;
+
+/// An export could stand in no job: "begins nowhere". It has its nights, its status and its history as an image has.
+#[test]
+fn an_export_has_its_nights_in_a_job() {
+    let night = Night::new();
+    let raw = filled_raw(&night.lab, "disk.raw", MIB, 4);
+    let server = Server::qemu(&night.lab, &raw, "raw", &["-t", "-r"]).unwrap();
+    let uri = server.uri("vda").display().to_string();
+    // Spelled otherwise it is the same export.
+    let spelled = uri.replace("nbd+unix:///vda?", "NBD+unix:///%76da?x=1&");
+    let words =
+        format!("[[jobs.production.images]]\npath = \"{spelled}\"\ndisk = \"appliance/vda\"\n");
+    night.configure("", &words);
+    let check = night.at("2026-10-18 10:00:00", args!["config", "check"]).ok().text();
+    assert!(check.contains(&uri), "{check}");
+    night.run("2026-10-18 10:00:00");
+    let its = format!("production backup {uri}");
+    let records = night.run("2026-10-19 00:35:00");
+    assert_quiet(&records);
+    assert_eq!(ends(&records, &its), ["done"], "{records:#?}");
+    night.assert_open("2026-10-19 08:00:00", &[]);
+    let text = night.history("production", &uri).pop().unwrap();
+    assert!(text.starts_with("done: consistency unknown: 1 disk, "), "{text}");
+    let status = night.at("2026-10-19 08:00:00", args!["status"]).ok().text();
+    assert!(status.contains(&uri), "{status}");
+    let copy = night.lab.path("copy.raw");
+    let repo = night.main();
+    let restore = args!["restore", "appliance/vda", copy.as_path(), "--repo", repo.as_path()];
+    night.at("2026-10-19 08:00:00", restore).ok();
+    assert!(fs::read(&copy).unwrap() == fs::read(&raw).unwrap());
+
+    // What the job says of anchors is for image files: no warning of each night comes of it.
+    night.configure("", &(words.clone() + "[jobs.production.drill]\nschedule = \"yearly\"\n"));
+    let config = night.lab.path("qdelta.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        text.replace(
+            "rpo = \"26h\"\n[jobs.production.v",
+            "rpo = \"26h\"\nanchor = \"bitmap\"\n[jobs.production.v",
+        ),
+    )
+    .unwrap();
+    let records = night.run("2026-10-20 00:35:00");
+    assert_eq!(ends(&records, &its), ["done"], "{records:#?}");
+
+    // Its server is away: that is told, and no other guest suffers.
+    drop(server);
+    let records = night.run("2026-10-21 00:35:00");
+    assert_eq!([ends(&records, &its), ends(&records, WEB)], [["failed"], ["done"]]);
+    night.assert_open_has("2026-10-21 08:00:00", &format!("failed {uri}"), "no server is there");
+}
