@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags};
@@ -10,6 +9,7 @@ use rustix::io::Errno;
 
 use super::place::make_private_folder;
 use crate::disk::io::Opener;
+use crate::disk::sys::FileId;
 
 /// Renames to a name that nothing has; what is there is never replaced.
 ///
@@ -41,7 +41,7 @@ fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn is_one_file(one: &Path, other: &Path) -> bool {
-    let id = |path: &Path| path.symlink_metadata().ok().map(|it| (it.dev(), it.ino()));
+    let id = |path: &Path| path.symlink_metadata().ok().map(|found| FileId::from(&found));
     id(one).is_some() && id(one) == id(other)
 }
 
