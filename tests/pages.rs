@@ -110,3 +110,166 @@ fn examples_use_the_chosen_interface_alone() {
     }
     assert!(checked >= 2, "{checked} examples can't be all");
 }
+
+/// The text of a file of the tree.
+fn text_of(path: &str) -> String {
+    std::fs::read_to_string(top().join(path)).unwrap()
+}
+
+/// Scripts look for words of results; the word of a missing key was on no page.
+#[test]
+fn the_pages_name_every_word_that_a_result_may_hold() {
+    let pages = text_of("docs/json.md") + &text_of("docs/jobs.md");
+    let mut sources = vec![top().join("src/base/error.rs")];
+    let reports = std::fs::read_dir(top().join("src/flows/report")).unwrap();
+    sources.extend(reports.map(|entry| entry.unwrap().path()));
+    let (mut checked, mut missing) = (0, Vec::new());
+    for source in sources {
+        let text = std::fs::read_to_string(&source).unwrap();
+        for words in text.split("rename_all = \"kebab-case\"").skip(1) {
+            let Some((_, body)) = words.split_once(" enum ") else { continue };
+            let body = body.split("\n}").next().unwrap();
+            for line in body.lines().skip(1).filter_map(|line| line.strip_prefix("    ")) {
+                let name: String = line.chars().take_while(char::is_ascii_alphanumeric).collect();
+                // That nobody reads the output any more is told to nobody.
+                if !name.starts_with(|c: char| c.is_ascii_uppercase()) || name == "Closed" {
+                    continue;
+                }
+                let mut word = String::new();
+                for letter in name.chars() {
+                    if letter.is_ascii_uppercase() && !word.is_empty() {
+                        word.push('-');
+                    }
+                    word.push(letter.to_ascii_lowercase());
+                }
+                checked += 1;
+                if !pages.contains(&format!("`{word}`")) && !pages.contains(&format!("\"{word}\""))
+                {
+                    missing.push(format!("{}: {word}", source.display()));
+                }
+            }
+        }
+    }
+    assert!(checked > 80, "{checked} words can't be all");
+    assert!(missing.is_empty(), "no page names these words of results:\n{}", missing.join("\n"));
+}
+
+/// Whoever writes the file of jobs finds every key on the page.
+#[test]
+fn the_pages_name_every_key_of_the_file_of_jobs() {
+    let pages = text_of("docs/jobs.md") + &text_of("docs/alarms.md");
+    let top = "[repositories.main]\nplace = \"r\"\n[jobs.a]\nguests = [\"x\"]\n";
+    let mut checked = 0;
+    for table in [
+        "[repositories.b]\nplace = \"s\"",
+        "[limits]",
+        "[libvirt]",
+        "[hooks]",
+        "[metrics]",
+        "[notify.a]\nmail = \"root\"",
+        "",
+        "[[jobs.a.images]]\npath = \"/x\"",
+        "[jobs.a.copy]\nto = \"b\"",
+        "[jobs.a.verify]",
+        "[jobs.a.prune]",
+        "[jobs.a.drill]",
+        "[jobs.a.hooks]",
+    ] {
+        for known in keys_beside(&format!("{top}{table}\nqqqqqqqqqqqqqqqq = 1\n")) {
+            let forms = [format!("`{known}`"), format!("\n{known} = "), format!(".{known}]")];
+            assert!(forms.iter().any(|it| pages.contains(it)), "no page names {known} of {table}");
+            checked += 1;
+        }
+    }
+    for known in keys_beside(&format!("qqqqqqqqqqqqqqqq = 1\n{top}")) {
+        let forms = [format!("`{known}`"), format!("`[{known}")];
+        assert!(forms.iter().any(|it| pages.contains(it)), "no page names {known}");
+        checked += 1;
+    }
+    assert!(checked > 70, "{checked} keys can't be all");
+}
+
+/// What qdelta says might have been meant by a key that means nothing.
+fn keys_beside(text: &str) -> Vec<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qdelta.toml");
+    std::fs::write(&path, text).unwrap();
+    let mut qdelta = std::process::Command::new(env!("CARGO_BIN_EXE_qdelta"));
+    let ran = qdelta.args(["config", "check", "--config"]).arg(path).output().unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    let (_, known) = said.split_once("there are ").unwrap_or_else(|| panic!("{text}: {said}"));
+    known.split([',', '\n']).map(str::trim).filter(|it| !it.is_empty()).map(str::to_owned).collect()
+}
+
+/// The page on tests lacked two of the scenarios with real guests.
+#[test]
+fn the_page_on_tests_names_every_scenario() {
+    let page = text_of("docs/testing.md");
+    let list = text_of("scripts/rig/scenarios/__init__.py");
+    let names = list.lines().filter_map(|line| line.strip_prefix("    \"")?.split('"').next());
+    let names: Vec<&str> = names.collect();
+    assert!(names.len() > 20, "{names:?}");
+    let words: BTreeSet<&str> = page.split([' ', '`', ',', '\n']).collect();
+    let missing: Vec<_> = names.iter().filter(|name| !words.contains(**name)).collect();
+    assert!(missing.is_empty(), "docs/testing.md does not name {missing:?}");
+}
+
+/// The map had neither archives of tar nor programs.
+#[test]
+fn the_map_shows_every_room_of_the_formats() {
+    let map = text_of("ARCHITECTURE.md");
+    let rooms = text_of("formats/src/lib.rs");
+    let rooms = rooms.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let missing: Vec<&str> = rooms.filter(|room| !map.contains(&format!("`{room}`"))).collect();
+    assert!(missing.is_empty(), "the map of ARCHITECTURE.md does not show {missing:?}");
+}
+
+/// Pages are read in terminals, and as changes; tables and samples can't be broken.
+#[test]
+fn prose_keeps_to_its_margin() {
+    let mut wide = Vec::new();
+    for (page, text) in pages() {
+        let (mut is_sample, mut is_made) = (false, false);
+        for (index, line) in text.lines().enumerate() {
+            is_sample ^= line.starts_with("```");
+            // What `export-kit` fills in.
+            is_made = (is_made || line.starts_with("<!-- site")) && !line.starts_with("<!-- end");
+            let len = line.chars().count();
+            if len > 130 && !is_sample && !is_made && !line.starts_with('|') {
+                wide.push(format!("{}:{}: {len}", page.display(), index + 1));
+            }
+        }
+    }
+    assert!(wide.is_empty(), "lines of more than 130 characters:\n{}", wide.join("\n"));
+}
+
+/// Who writes a unit or a script finds every variable that qdelta and the programs beside it read.
+#[test]
+fn the_pages_name_every_variable() {
+    let all: String = pages().into_iter().map(|(_, text)| text).collect();
+    let mut folders = vec![top().join("src"), top().join("scripts/snapshot-commands")];
+    let mut files = vec![top().join("scripts/drill-boot")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    let mut missing = BTreeSet::new();
+    let mut found = BTreeSet::new();
+    for file in files {
+        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        for piece in text.split('"') {
+            let is_variable = (piece.starts_with("QDELTA_") || piece.starts_with("DRILL_"))
+                && piece.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+            if is_variable {
+                found.insert(piece.to_owned());
+                if !all.contains(piece) {
+                    missing.insert(piece.to_owned());
+                }
+            }
+        }
+    }
+    assert!(found.len() > 25, "{found:?} can't be all");
+    assert!(missing.is_empty(), "no page names {missing:?}");
+}

@@ -207,6 +207,17 @@ fn a_sample_may_differ_in_its_numbers_and_in_nothing_else() {
     assert_ne!(shape("2 points in 1 chain"), shape("2 points"));
 }
 
+/// The headings of a page, as links name them.
+fn headings(text: &str) -> Vec<String> {
+    let prose: String = text.split("```").step_by(2).collect();
+    let lines = prose.lines().filter(|line| line.starts_with('#'));
+    let plain = |line: &str| -> String {
+        let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
+        line.trim_start_matches('#').trim().to_lowercase().chars().filter(kept).collect()
+    };
+    lines.map(|line| plain(line).replace(' ', "-")).collect()
+}
+
 /// The pages that a README's reader is sent to were names in backquotes: nothing to click on, and
 /// nobody noticed when one was renamed.
 #[test]
@@ -225,6 +236,11 @@ fn every_link_leads_somewhere_and_every_page_is_reached_by_one() {
             let file = link.split('#').next().unwrap_or_default();
             let target = top().join(page).parent().unwrap().join(file);
             assert!(file.is_empty() || target.exists(), "{}: {link}", page.display());
+            if let Some((_, heading)) = link.split_once('#') {
+                let page_there = if file.is_empty() { top().join(page) } else { target.clone() };
+                let there = headings(&std::fs::read_to_string(page_there).unwrap());
+                assert!(there.iter().any(|it| it == heading), "{}: {link}", page.display());
+            }
             linked.push(target.canonicalize().unwrap());
         }
     }

@@ -449,7 +449,7 @@ pub struct Verify {
     /// Leave out archives that were proved within this time, such as 30d
     ///
     /// What was proved longest ago, or never, comes first. When each archive was proved is noted in the
-    /// folder of this host's state (--state), and shown by qdelta points.
+    /// host's state folder (--state), and shown by qdelta points.
     #[arg(long, value_name = "AGE")]
     pub max_age: Option<Period>,
 

@@ -134,7 +134,7 @@ pub fn list(command: &str) -> &'static [Example] {
             ("All guests, as far as their filesystems", "qdelta drill"),
             (
                 "Each night the two that were not drilled for longest, booted",
-                "qdelta drill --pick 2 --boot-command /usr/share/qdelta/drill-boot --rto 5m --rpo 26h",
+                "qdelta drill --pick 2 --boot-command /usr/lib/qdelta/drill-boot --rto 5m --rpo 26h",
             ),
             ("What was found", "qdelta drill --report"),
         ],

@@ -17,7 +17,7 @@ pub struct JobFile {
     pub config: PathBuf,
 }
 
-/// Do what is due: backups, proofs, pruning and drills, as /etc/qdelta/qdelta.toml says.
+/// Do what is due: backups, copies, proofs, pruning and drills, as /etc/qdelta/qdelta.toml says.
 ///
 /// A timer starts this every few minutes. Guests are backed up several at a time, and what fails stops
 /// nothing else. A time that was missed, however often, is made up for once. A schedule that is new
@@ -38,11 +38,11 @@ pub struct Run {
 
 /// Answer in one look: is everything all right?
 ///
-/// For each guest: its newest good point against its RPO, when a point was proved last, the last drill
-/// and its RTO. For each repository: the room, and how long it will last. Then everything that somebody
-/// should do something about: what failed and did not succeed since, what is overdue or never ran,
-/// guests that no job covers, disks that are in no point, guests that may be frozen. Status 17 says
-/// that something is open.
+/// For each guest: its newest good point against its RPO, the newest point of each second copy, when a
+/// point was proved last, the last drill and its RTO. For each repository: the room, and how long it will
+/// last. Then everything that somebody should do something about: what failed and did not succeed since,
+/// what is overdue or never ran, points that are damaged or gone, guests that no job covers, disks that
+/// are in no point, guests that may be frozen. Status 17 says that something is open.
 #[derive(Debug, Args)]
 #[command(after_help = examples::of("status"), after_long_help = examples::long(Some("status")))]
 pub struct Status {

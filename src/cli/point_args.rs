@@ -175,7 +175,7 @@ pub struct KeepRules {
     #[arg(long, value_name = "N", value_parser = values::count)]
     pub keep_yearly: Option<Count>,
 
-    /// Keep every point that is at most so much older than the newest: 48h, 14d, 6mo, 1y
+    /// Keep every point less than so much older than the newest: 48h, 14d, 6mo, 1y
     #[arg(long, value_name = "TIME", value_parser = values::period)]
     pub keep_within: Option<Period>,
 

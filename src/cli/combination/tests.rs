@@ -15,6 +15,7 @@ use super::*;
 
 mod copies;
 mod jobs;
+mod pages;
 mod restores;
 mod setup;
 
