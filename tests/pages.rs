@@ -273,3 +273,16 @@ fn the_pages_name_every_variable() {
     assert!(found.len() > 25, "{found:?} can't be all");
     assert!(missing.is_empty(), "no page names {missing:?}");
 }
+
+/// Six pages were reached from a cell of a table or from other pages alone.
+#[test]
+fn the_first_page_lists_every_page() {
+    let first = text_of("README.md");
+    let list = first.split("## Where to read on").nth(1).unwrap().split("\n## ").next().unwrap();
+    let names = std::fs::read_dir(top().join("docs")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let is_missing =
+        |name: &String| name.ends_with(".md") && !list.contains(&format!("(docs/{name})"));
+    let missing: Vec<String> = names.filter(is_missing).collect();
+    assert!(missing.is_empty(), "README.md does not list {missing:?}");
+}
