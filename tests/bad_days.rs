@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::faults::traced;
 use crate::harness::files::{Mount, assert_same, tree};
 use crate::harness::guest::{Guest, Host};
-use crate::harness::images::{create_raw, filled, filled_raw, guest_io, oracle, patch};
+use crate::harness::images::{create_raw, filled, filled_raw, guest_io, oracle};
 use crate::harness::repo::Repo;
 use crate::harness::run::{as_root, binary, describe, finish, start};
 use crate::harness::{Lab, args, qdelta, run, tool};
@@ -116,6 +116,9 @@ fn a_right_is_missing() {
     let before = tree(&repo.path);
     let backup = || repo.args(args!["backup", image.as_path(), "--disk", "disk"]);
 
+    if let Some(key) = &repo.key {
+        allow(key, 0o644);
+    }
     // A new repository is its owner's alone, for it holds whole disks.
     as_nobody(&program, repo.args(args!["verify"])).fails_with(1);
     // Others may be let in to read: then reading works, and nothing is written.
@@ -134,8 +137,7 @@ fn a_right_is_missing() {
     );
     // The right is lost where the archive goes.
     allow(&image, 0o644);
-    let disk = tree(&repo.path).into_iter().find(|f| f.extension().is_some_and(|e| e == "qdelta"));
-    let disk = repo.path.join(disk.unwrap().parent().unwrap());
+    let disk = repo.place_of("disk/disk");
     allow(&disk, 0o555);
     as_nobody(&program, backup()).fails_with(1);
     allow(&disk, 0o755);
@@ -181,11 +183,7 @@ fn two_backups_of_one_disk() {
         repo.args(args!["backup", image.as_path(), "--disk", "disk", "--io", "threads"]);
     let mut command = traced(options, arguments);
     let mut first = start(&mut command);
-    let is_archive = |file: &PathBuf| {
-        let name = file.to_string_lossy();
-        name.contains("Z-incremental-") && name.ends_with(".qdelta")
-    };
-    wait_for("the first backup", || tree(&repo.path).into_iter().find(is_archive));
+    wait_for("the first backup", || (repo.archives().len() == 2).then_some(()));
     let said = repo.backup_run(&image, "disk", &[]).fails_with(5);
     assert!(said.contains("disk"), "{said}");
     repo.backup(&image, "other", &[]);
@@ -232,7 +230,7 @@ fn an_interrupted_backup_leaves_no_litter() {
         for io in ["threads", "auto"] {
             let arguments = args!["backup", image.as_path(), "--disk", "disk", "--io", io];
             interrupted(repo.args(arguments), &repo.path, signal);
-            assert!(file_with(&repo.path, ".qdelta").is_none(), "{:?}", tree(&repo.path));
+            assert!(repo.archives().is_empty(), "{:?}", tree(&repo.path));
             repo.assert_no_leftovers();
         }
     }
@@ -293,7 +291,7 @@ fn no_ring() {
         "/dev/null"
     ];
     let arguments = repo.args(args!["backup", image.as_path(), "--disk", "d", "--io", "uring"]);
-    run(traced(options, arguments)).fails_with(1);
+    run(traced(options, arguments)).fails_with(2);
     // And a ring without registered buffers is still a ring.
     let options = args![
         "-e",
@@ -317,27 +315,29 @@ fn right_after_the_end_a_file_system_can_be_unmounted() {
     let image = filled(&lab, "disk.qcow2", "", 32 * MIB, 3);
     let mount = Mount::on_loop(lab.dir(), "ext4", 200 * MIB);
     let repo = Repo::init(mount.dir.join("repo"));
+    // What is encrypted is opened in memory, and no ring reads it.
+    let io = if repo.key.is_some() { "auto" } else { "uring" };
     let inside = mount.dir.join("disk.qcow2");
     std::fs::copy(&image, &inside).unwrap();
-    repo.backup(&image, "disk", &["--io", "uring"]);
+    repo.backup(&image, "disk", &["--io", io]);
     mount.unmount_at_once();
     let elsewhere = Repo::init(lab.path("repo"));
     let output = mount.dir.join("output");
     for round in 0..8 {
         mount.mount();
-        repo.run(args!["verify", "--io", "uring"]).ok();
+        repo.run(args!["verify", "--io", io]).ok();
         mount.unmount_at_once();
 
         mount.mount();
-        repo.run(args!["restore", "disk", output.as_path(), "--force", "--io", "uring"]).ok();
+        repo.run(args!["restore", "disk", output.as_path(), "--force", "--io", io]).ok();
         mount.unmount_at_once();
 
         mount.mount();
-        elsewhere.backup(&inside, "disk", &["--kind", "full", "--io", "uring"]);
+        elsewhere.backup(&inside, "disk", &["--kind", "full", "--io", io]);
         mount.unmount_at_once();
 
         mount.mount();
-        let restore = args!["restore", "disk", output.as_path(), "--force", "--io", "uring"];
+        let restore = args!["restore", "disk", output.as_path(), "--force", "--io", io];
         let mut command = qdelta(repo.args(restore));
         let said = describe(&command);
         let child = start(&mut command);
@@ -350,12 +350,12 @@ fn right_after_the_end_a_file_system_can_be_unmounted() {
         mount.unmount_at_once();
     }
     mount.mount();
-    let archive = repo.path.join(file_with(&repo.path, "Z-full-").unwrap());
-    patch(&archive, std::fs::metadata(&archive).unwrap().len() / 2, &[0x55; 64]);
+    let archive = repo.stored_as(&repo.archives()[0]);
+    archive.patch(archive.bytes().len() as u64 / 2, &[0x55; 64]);
     mount.unmount_at_once();
     for _ in 0..8 {
         mount.mount();
-        assert_eq!(repo.run(args!["verify", "--io", "uring"]).code(), Some(4));
+        assert_eq!(repo.run(args!["verify", "--io", io]).code(), Some(4));
         mount.unmount_at_once();
     }
 }
@@ -450,22 +450,20 @@ fn an_equal_archive_beside_a_missing_one_is_named() {
     let image = filled_raw(&lab, "disk.raw", 3 * MIB, 1);
     let repo = Repo::init(lab.path("repo"));
     repo.backup(&image, "disk", &[]);
-    let folder = repo.path.join("disk/disk");
-    let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
-    let archive = entries.into_iter().find(|path| path.extension().is_some()).unwrap();
-    let name = archive.file_name().unwrap().to_str().unwrap();
+    let archive = repo.stored_as(&repo.archives()[0]);
+    let name = archive.name();
     let (point, _) = name.rsplit_once('-').unwrap();
-    let other = folder.join(format!("{point}-0badcafe.qdelta"));
-    std::fs::rename(&archive, &other).unwrap();
+    let other = repo.stored(format!("disk/disk/{point}-0badcafe.qdelta"));
+    let bytes = archive.bytes();
+    other.write(&bytes);
+    archive.remove();
     let target = lab.path("restored.raw");
     let arguments = args!["restore", "disk", target.as_path()];
     let said = repo.run(arguments).fails_with(4);
     assert!(said.contains(name) && said.contains("is missing"), "{said}");
     assert!(said.contains("0badcafe.qdelta holds the same point"), "{said}");
     // One of another content is no help.
-    let mut bytes = std::fs::read(&other).unwrap();
-    bytes.truncate(bytes.len() - 1);
-    std::fs::write(&other, bytes).unwrap();
+    other.write(&bytes[..bytes.len() - 1]);
     let said = repo.run(args!["restore", "disk", target.as_path()]).fails_with(4);
     assert!(!said.contains("holds the same point"), "{said}");
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::harness::files::{Mount, tree};
+use super::harness::files::Mount;
 use super::harness::guest::{Guest, Host, MIB, UUID};
 use super::harness::images::{create, filled, filled_raw, guest_io, overlay, patch, qemu_img};
 use super::harness::repo::{Repo, number};
@@ -209,7 +209,8 @@ fn what_is_no_disk_by_itself_is_refused_by_its_name() {
             assert!(said.contains("looks like") && said.contains(name), "{words:?}: {said}");
             assert!(said.contains("--format raw"), "{words:?}: {said}");
         }
-        assert!(!repo.path.join("x").exists(), "something was written");
+        let is_written = |file: &PathBuf| file.starts_with("x");
+        assert!(!repo.files().iter().any(is_written), "something was written");
         let disk = path.file_name().unwrap().to_str().unwrap();
         repo.backup(&path, disk, &["--format", "raw"]);
         // It was said once.
@@ -225,9 +226,14 @@ fn what_is_no_disk_by_itself_is_refused_by_its_name() {
     assert!(said.contains("is empty") && said.contains("--format raw"), "{said}");
     // One of our own archives is none, either.
     let image = filled_raw(&lab, "plain.raw", MIB, 6);
-    let report = repo.backup(&image, "plain", &[]);
-    let said = repo.run(args!["backup", report["archive"].as_str().unwrap()]).fails_with(3);
+    repo.backup(&image, "plain", &[]);
+    let is_it = |file: &PathBuf| file.starts_with("plain");
+    let archive = repo.archives().into_iter().find(is_it).unwrap();
+    let said = repo.run(args!["backup", repo.bare(&archive, &lab)]).fails_with(3);
     assert!(said.contains("an archive of qdelta"), "{said}");
+    fs::write(lab.path("sealed"), "age-encryption.org/v1\n-> X25519 ").unwrap();
+    let said = repo.run(args!["backup", lab.path("sealed")]).fails_with(3);
+    assert!(said.contains("a file of age"), "{said}");
 }
 
 /// libvirt's definition says what a guest's disk is: a qcow2 image without its header was still refused,
@@ -521,7 +527,8 @@ fn no_path_with_dots_is_recorded() {
     guest.redefine(&[(vda.to_str().unwrap(), dotted.to_str().unwrap())]);
     let report = host.web(&["--with-host-config"]);
     let point = report["point"].as_str().unwrap();
-    let manifest = host.repo.path.join(format!("web/points/{point}.json"));
+    let manifest = host.lab.path("manifest");
+    host.repo.take_out(Path::new(&format!("web/points/{point}.json")), &manifest);
     let text = fs::read_to_string(manifest).unwrap();
     assert!(!text.contains("/../"), "{text}");
     let to = host.lab.path("etc/../restored");
@@ -631,15 +638,15 @@ fn points_say_what_can_not_be_restored() {
         by_name(&repo, &image, &[]).ok();
     }
     let points = repo.points("a");
-    let all = run(tool("cp", args!["-a", repo.path.as_path(), lab.path("whole")]));
-    all.ok();
+    repo.copy_to(&lab.path("whole"));
+    let archives = repo.archives();
     let archive = |number: usize| {
         let kind = if number == 0 { "full" } else { "incremental" };
         let part = format!("{}-{kind}-", points[number]);
         let of_point = |file: &PathBuf| file.to_string_lossy().contains(&part);
-        repo.path.join(tree(&repo.path).into_iter().find(of_point).unwrap())
+        repo.stored_as(archives.iter().find(|file| of_point(file)).unwrap())
     };
-    let manifest = |number: usize| repo.path.join(format!("a/points/{}.json", points[number]));
+    let manifest = |number: usize| repo.stored_as(format!("a/points/{}.json", points[number]));
     let restorable = |status: i32| {
         let outcome = repo.run(args!["points", "--json"]);
         assert_eq!(outcome.code(), Some(status), "{}", outcome.report());
@@ -652,25 +659,25 @@ fn points_say_what_can_not_be_restored() {
         let is_restorable = |point: &Value| point["restorable"].as_bool().unwrap();
         found.iter().map(is_restorable).collect::<Vec<bool>>()
     };
-    let mend = || super::harness::files::copy_tree(&lab.path("whole"), &repo.path);
+    let mend = || repo.put_back(&lab.path("whole"));
     assert_eq!(restorable(0), [true; 3]);
-    fs::remove_file(archive(1)).unwrap();
+    archive(1).remove();
     assert_eq!(restorable(4), [true, false, false]);
     mend();
     // Its own point is lost, and no other.
-    fs::remove_file(manifest(0)).unwrap();
+    manifest(0).remove();
     assert_eq!(restorable(4), [true, true]);
-    fs::remove_file(archive(0)).unwrap();
+    archive(0).remove();
     assert_eq!(restorable(4), [false, false]);
     repo.restore("a", &lab.path("x.raw"), &[]).fails_with(4);
     mend();
-    fs::OpenOptions::new().write(true).open(archive(2)).unwrap().set_len(100).unwrap();
+    archive(2).write(&archive(2).bytes()[..100]);
     assert_eq!(restorable(4), [true, true, false]);
     mend();
-    fs::write(archive(0), "").unwrap();
+    archive(0).write(b"");
     assert_eq!(restorable(4), [false; 3]);
     mend();
-    (0..3).for_each(|number| fs::remove_file(manifest(number)).unwrap());
+    (0..3).for_each(|number| manifest(number).remove());
     assert_eq!(restorable(4), [false; 0]);
     mend();
     assert_eq!(restorable(0), [true; 3]);
@@ -682,8 +689,8 @@ fn a_missing_machine_file_is_damage() {
     let host = Host::new();
     let _guest = Guest::define(&host, host.lab.dir());
     host.web(&[]);
-    for file in fs::read_dir(host.repo.path.join("web/machine")).unwrap() {
-        fs::remove_file(file.unwrap().path()).unwrap();
+    for file in host.repo.files().iter().filter(|file| file.starts_with("web/machine")) {
+        host.repo.stored_as(file).remove();
     }
     let to = host.lab.path("to");
     let said = host.restore(args!["--domain", "web", "--to", to.as_path()]).fails_with(4);

@@ -2,14 +2,13 @@
 //! and no more where there is no io_uring, and memory that does not follow the disk's tables.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use qdelta::disk::io::FileStore;
 use qdelta::formats::archive::BlockIndex;
 use qdelta::formats::qcow2::{ClusterSize, Header, HostOffset, L1Entry, L2Format, Mapping, Table};
 use qdelta::vault::archive::Reader;
-use serde_json::Value;
 
 use crate::harness::faults::traced;
 use crate::harness::files::assert_same;
@@ -50,10 +49,6 @@ fn content(archive: &Path) -> Vec<u8> {
     all
 }
 
-fn archive_of(report: &Value) -> PathBuf {
-    PathBuf::from(report["archive"].as_str().unwrap())
-}
-
 #[test]
 fn the_archive_is_the_same_however_it_was_made() {
     let lab = Lab::new();
@@ -72,7 +67,8 @@ fn the_archive_is_the_same_however_it_was_made() {
         for (repo, way) in repos.iter().zip(ways) {
             let report = repo.backup(&image, "disk", way);
             assert!(round > 0 || report["bytes_changed"].as_u64().unwrap() > MIB, "{report}");
-            let found = content(&archive_of(&report));
+            let archive = repo.archives().pop().unwrap();
+            let found = content(&repo.bare(&archive, &lab));
             let expected = first.get_or_insert_with(|| found.clone());
             assert!(*expected == found, "{way:?} made another archive in round {round}");
         }
@@ -153,8 +149,12 @@ fn without_io_uring_it_says_so_once_to_those_who_ask_and_does_its_work() {
         once(&refused(call, error, repo.args(args!["verify", "-v"])).ok(), what);
     }
     let insist = args!["backup", image.as_path(), "--disk", "disk", "--io", "uring"];
-    let said = refused("io_uring_setup", "EPERM", repo.args(insist)).fails_with(1);
-    assert!(said.contains("io_uring is not to be had"), "{said}");
+    // Every archive was called damaged by a verification that could not begin.
+    for words in [insist, args!["verify", "--io", "uring"]] {
+        let said = refused("io_uring_setup", "EPERM", repo.args(words)).fails_with(2);
+        assert!(said.contains("io_uring is not to be had"), "{said}");
+    }
+    assert_eq!(repo.run(args!["points"]).ok().stderr, "");
 }
 
 /// An image of `tables` × 512 MiB, every one of whose clusters has an L2 entry that is unlike its

@@ -176,11 +176,10 @@ const RARE_IN_HISTORY: &[&str] = &[
 fn a_flipped_byte_fails_at_the_bytes() {
     let scene = Scene::new();
     scene.back_up(&scene.disk("disk"), "web/vda");
-    let list = scene.run(args!["points", "web", "--json"]).ok().json();
-    let archive = PathBuf::from(list["disks"][0]["points"][0]["archive"].as_str().unwrap());
-    let middle = fs::metadata(&archive).unwrap().len() / 2;
-    let byte = fs::read(&archive).unwrap()[middle as usize];
-    patch(&archive, middle, &[!byte]);
+    let archive = scene.repo.stored_as(&scene.repo.archives()[0]);
+    let bytes = archive.bytes();
+    let middle = bytes.len() / 2;
+    archive.patch(middle as u64, &[!bytes[middle]]);
     let (status, drill) = scene.drill(&["web"]);
     let all = "!bytes -partitions -filesystems -check -boot -agent -service";
     assert_eq!((status, rungs(&drill).as_str()), (14, all), "{drill:#}");
@@ -426,7 +425,7 @@ fn the_boot_command_decides_the_rungs_of_the_running_guest() {
 #[test]
 fn the_boot_command_is_told_what_it_needs() {
     let host = Host::new();
-    let dir = host.repo.path.parent().unwrap().to_owned();
+    let dir = host.lab.dir().to_owned();
     let guest = Guest::define(&host, &dir);
     fs::write(guest.nvram(), b"variables").unwrap();
     host.web(&[]);
@@ -475,7 +474,7 @@ echo '{"reached":"agent","seconds":{"boot":1,"agent":2},"screenshot":"'"$QDELTA_
 #[test]
 fn a_guest_of_one_run_is_booted_by_the_definition_of_that_run() {
     let host = Host::new();
-    let dir = host.repo.path.parent().unwrap().to_owned();
+    let dir = host.lab.dir().to_owned();
     let mut guest = Guest::define(&host, &dir);
     guest.start("running");
     fs::remove_file(host.lab.path("etc/qemu/web.xml")).unwrap();
@@ -514,9 +513,8 @@ fn targets_that_are_missed_fail_the_drill() {
     let (status, drill) = scene.drill(&[&booted[..], &["5m"]].concat());
     assert_eq!((status, &drill["reached"]), (14, &"agent".into()), "{drill:#}");
     // What the settings say holds where the command line says nothing.
-    let config = scene.repo.path.join("qdelta.toml");
-    let text = fs::read_to_string(&config).unwrap();
-    fs::write(&config, format!("{text}\n[drill]\nrto = \"5m\"\nrpo = \"1s\"\n")).unwrap();
+    let settings = "[drill]\nrto = \"5m\"\nrpo = \"1s\"";
+    scene.repo.edit_settings(|text| format!("{text}\n{settings}\n"));
     assert_eq!(scene.drill(&["web", "--boot-command", &command]).0, 14);
     let all = [&booted[..], &["10m", "--rpo", "1h"]].concat();
     assert_eq!(scene.drill(&all).0, 0);

@@ -3,13 +3,13 @@
 //! the disk was at that moment.
 //!
 //! A failure prints its seed. `QDELTA_SEED=0x… cargo test histories` repeats that life alone,
-//! `QDELTA_SWEEP=10` lives ten times as many, and `QDELTA_STORE=s3` all of them in an object store.
+//! `QDELTA_SWEEP=10` lives ten times as many.
 
 use std::path::{Path, PathBuf};
 
 use crate::harness::content::{Guest, Random};
 use crate::harness::disk::Disk;
-use crate::harness::files::{assert_same, tree};
+use crate::harness::files::assert_same;
 use crate::harness::images::{guest_io, oracle};
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::story::Story;
@@ -62,26 +62,21 @@ fn live(seed: u64, format: &'static str) {
         repo.assert_restores(&lab, &format!("disk@{id}"), expected);
     }
     repo.assert_no_leftovers();
-    // Bare files are read from a folder; encrypted ones age has to open first.
-    if !repo.is_in_a_store() && repo.key.is_none() {
-        replay_the_last(&lab, &repo, &points.last().unwrap().1);
-    }
+    replay_the_last(&lab, &repo, &points.last().unwrap().1);
 }
 
 /// Bare archives do without a repository. The last chain: from its full on, increments in order;
 /// of differentials only the newest one, and what came after it.
 fn replay_the_last(lab: &Lab, repo: &Repo, expected: &Path) {
     let mut chain: Vec<PathBuf> = Vec::new();
-    for file in
-        tree(&repo.path).into_iter().filter(|file| file.extension().is_some_and(|e| e == "qdelta"))
-    {
+    for file in repo.archives() {
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
         if name.contains("-full-") {
             chain.clear();
         } else if name.contains("-differential-") {
             chain.truncate(1);
         }
-        chain.push(repo.path.join(file));
+        chain.push(repo.bare(&file, lab));
     }
     let output = lab.path("replayed.raw");
     let mut arguments = args!["replay"];

@@ -132,13 +132,8 @@ fn latest_and_times_pass_over_snapshots() {
     // As if the backup had ended before the state had its point.
     let state = point_of(&report);
     let name = |text: &str| text.contains(&state);
-    for folder in ["web/points", "web/disk"] {
-        for entry in fs::read_dir(repo.path.join(folder)).unwrap() {
-            let path = entry.unwrap().path();
-            if name(path.file_name().unwrap().to_str().unwrap()) {
-                fs::remove_file(path).unwrap();
-            }
-        }
+    for file in repo.files().iter().filter(|file| name(file.to_str().unwrap())) {
+        repo.stored_as(file).remove();
     }
     for selector in ["web", "web@2999-01-01"] {
         let said = repo.restore(selector, &lab.path("out.raw"), &[]).fails_with(6);
@@ -448,6 +443,76 @@ fn a_copy_holds_a_snapshot_as_long_as_the_image_does() {
     let state = lab.path("state.raw");
     oracle(args![image.as_path()], &state);
     second.assert_restores(&lab, "web", &state);
+}
+
+/// A snapshot and its point were gone here before the copy ran again: there the point stayed pinned for ever.
+#[test]
+fn a_copy_lets_go_of_a_snapshots_point_that_went_between_two_copies() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let [second, third] = ["second", "third"].map(|name| Repo::init(lab.path(name)));
+    let image = lab.path("web.qcow2");
+    create(&image, "", MIB);
+    write(&image, 1, 0, MIB);
+    snapshot(&image, "old");
+    let report = repo.backup(&image, "web", &["--with-snapshots"]);
+    let point = stored(&report)[0].1.clone();
+    let copy = |from: &Repo, to: &Repo| from.run(args!["copy", "--to", to.path.as_path()]).ok();
+    let pins = |repo: &Repo| {
+        let points = points(repo, "web").into_iter();
+        let mut is_it = points.filter(|it| it["point"] == point.as_str());
+        is_it.next().map(|it| it["pins"].as_array().unwrap().len())
+    };
+    copy(&repo, &second);
+    copy(&second, &third);
+    assert_eq!(pins(&third), Some(1));
+    qemu_img(args!["snapshot", "-d", "old", image.as_path()]).ok();
+    write(&image, 2, 0, MIB);
+    repo.backup(&image, "web", &["--with-snapshots"]);
+    repo.run(args!["prune", "--keep-last", "1", "--grace", "0"]).ok();
+    assert_eq!(pins(&repo), None);
+    copy(&repo, &second);
+    assert_eq!(pins(&second), Some(0), "the rules decide, there, too");
+    second.run(args!["prune", "--keep-last", "1", "--grace", "0"]).ok();
+    assert_eq!(pins(&second), None);
+    copy(&second, &third);
+    assert_eq!(pins(&third), Some(0), "and in a copy of the copy");
+}
+
+/// A repository that was made anew has nothing to say of what was in the one before, nor has one whose manifest is
+/// lost.
+#[test]
+fn a_copy_keeps_the_pin_of_a_snapshot_of_which_its_source_knows_nothing() {
+    let lab = Lab::new();
+    let [repo, anew] = ["repo", "anew"].map(|name| Repo::init(lab.path(name)));
+    let second = Repo::init(lab.path("second"));
+    let image = lab.path("web.qcow2");
+    create(&image, "", MIB);
+    write(&image, 1, 0, MIB);
+    snapshot(&image, "old");
+    let report = repo.backup(&image, "web", &["--with-snapshots"]);
+    let point = stored(&report)[0].1.clone();
+    let copy = |from: &Repo| {
+        let words = args!["copy", "--to", second.path.as_path(), "--same-guest"];
+        from.run(words).sane().code().unwrap()
+    };
+    let is_pinned = || {
+        let points = points(&second, "web").into_iter();
+        let mut it = points.filter(|it| it["point"] == point.as_str());
+        !it.next().unwrap()["pins"].as_array().unwrap().is_empty()
+    };
+    assert_eq!(copy(&repo), 0);
+    anew.backup(&image, "web", &[]);
+    assert_eq!(copy(&anew), 0);
+    assert!(is_pinned());
+    repo.backup(&image, "web", &[]);
+    let manifest = format!("web/points/{point}.json");
+    repo.stored_as(&manifest).patch(10, b"#");
+    copy(&repo);
+    assert!(is_pinned());
+    repo.stored_as(&manifest).remove();
+    copy(&repo);
+    assert!(is_pinned());
 }
 
 /// Killed at whatever moment, a backup leaves nothing that the next one does not finish: each snapshot has one point in

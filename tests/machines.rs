@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::cli::json::compare;
 use super::harness::guest::{Guest, Host, MIB, UUID, content, disk};
+use super::harness::stored::Stored;
 use super::harness::{Outcome, args, qdelta, run};
 
 /// A host whose guest has two points, and then is gone.
@@ -119,15 +120,12 @@ fn nothing_is_overwritten_by_accident() {
     drop(lock);
     // One that fails later leaves nothing behind.
     let to = host.lab.path("other");
-    let machine = host.repo.path.join("web/machine");
-    for entry in fs::read_dir(&machine).unwrap() {
-        let path = entry.unwrap().path();
-        fs::rename(&path, path.with_extension("away")).unwrap();
-    }
+    let machine = host.repo.files_below("web/machine");
+    machine.iter().for_each(Stored::remove);
     let verified = run(qdelta(host.repo.args(args!["verify", "--json"])));
     assert_eq!(verified.code(), Some(4));
     let damaged = verified.json()["findings"].as_array().unwrap().len();
-    assert_eq!(damaged, fs::read_dir(&machine).unwrap().count(), "each lost file is found");
+    assert_eq!(damaged, machine.len(), "each lost file is found");
     restore(&host, &to, &[]).fails_with(4);
     assert!(!to.exists());
     // The disks can still be had, one by one.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::harness::content::{Guest, Random};
 use crate::harness::disk::Disk;
 use crate::harness::faults::{Fault, count_calls, plan, run_with};
-use crate::harness::files::{Mount, assert_same, copy_tree, tree};
+use crate::harness::files::{Mount, assert_same, copy_tree};
 use crate::harness::images::{create, create_raw, guest_io, oracle};
 use crate::harness::repo::{Repo, number, point_of};
 use crate::harness::story::Story;
@@ -177,15 +177,10 @@ fn merged_archives_replay() {
     let (_, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 5);
     repo.run(args!["merge", range(&points[0], &points[1])]).ok();
     repo.run(args!["merge", range(&points[2], &points[3])]).ok();
-    if repo.key.is_some() {
-        // age has to open them first.
-        return;
-    }
-    let files =
-        tree(&repo.path).into_iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta"));
+    let files = repo.archives();
     let output = lab.path("replayed.raw");
     let mut arguments = args!["replay"];
-    arguments.extend(files.map(|file| repo.path.join(file).into_os_string()));
+    arguments.extend(files.iter().map(|file| repo.bare(file, &lab).into_os_string()));
     assert_eq!(arguments.len(), 4, "three archives");
     arguments.extend(args!["--output", output.as_path()]);
     run(qdelta(arguments)).ok();
@@ -222,7 +217,7 @@ fn what_is_needed_or_pinned_stays() {
     let repo = Repo::init(lab.path("repo"));
     let (image, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 3);
     let branch = repo.backup(&image, "disk", &["--format", "raw", "--kind", "differential"]);
-    let before = tree(&repo.path);
+    let before = repo.tree();
     let refused = |range: String, text: &str| {
         for more in [&[] as &[&str], &["--dry-run"]] {
             let mut arguments = args!["merge", range.as_str()];
@@ -237,11 +232,11 @@ fn what_is_needed_or_pinned_stays() {
     refused(range(&points[2], &points[1]), "does not build on");
     repo.run(args!["pin", format!("disk@{}", points[1].0)]).ok();
     refused(range(&points[1], &points[2]), "is pinned");
-    assert_eq!(tree(&repo.path), before);
+    assert_eq!(repo.tree(), before);
     repo.run(args!["unpin", format!("disk@{}", points[1].0)]).ok();
     let planned = repo.run(args!["merge", range(&points[1], &points[2]), "--dry-run", "--json"]);
     assert_eq!(planned.ok().json()["absorbed"], serde_json::json!([points[1].0]));
-    assert_eq!(tree(&repo.path), before, "a dry run does nothing");
+    assert_eq!(repo.tree(), before, "a dry run does nothing");
     repo.run(args!["merge", range(&points[1], &points[2])]).ok();
     repo.verify();
 }
@@ -259,12 +254,12 @@ fn damage_and_a_full_disk_change_nothing() {
         std::fs::write(&image, noise).unwrap();
         points.push((point_of(&repo.backup(&image, "disk", &["--format", "raw"])), lab.path("x")));
     }
-    let before = tree(&repo.path);
+    let before = repo.tree();
     let filler = mount.dir.join("filler");
     std::fs::write(&filler, vec![1; 2 << 20]).unwrap();
     let refused = repo.run(args!["merge", range(&points[0], &points[2])]).fails_with(8);
     assert!(refused.contains("the merged archives need"), "before anything is written: {refused}");
-    assert_eq!(tree(&repo.path), before, "a failed merge leaves nothing");
+    assert_eq!(repo.tree(), before, "a failed merge leaves nothing");
     repo.verify();
     std::fs::remove_file(&filler).unwrap();
     for archive in before.iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta")) {
@@ -286,7 +281,7 @@ fn damage_and_a_full_disk_change_nothing() {
                 let outcome = repo.run(args!["merge", range(&points[0], &points[2])]).fails_with(4);
                 assert!(outcome.contains(&*path.to_string_lossy()), "{}", outcome);
             }
-            assert_eq!(tree(&repo.path), before, "a failed merge leaves nothing");
+            assert_eq!(repo.tree(), before, "a failed merge leaves nothing");
         }
         std::fs::write(&path, sound).unwrap();
     }

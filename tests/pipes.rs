@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::images::filled;
 use crate::harness::repo::Repo;
-use crate::harness::run::{binary, describe, finish, start};
+use crate::harness::run::{binary, describe, finish, in_tests, start};
 use crate::harness::{Lab, args, qdelta, run, tool};
 
 const MIB: u64 = 1 << 20;
@@ -21,11 +21,18 @@ fn repo(lab: &Lab) -> Repo {
     repo
 }
 
+/// Gives a shell the program as `$Q`, and the repository as `$R`.
+fn of(repo: &Repo, command: &mut Command) {
+    in_tests(command);
+    command.env("Q", binary()).env("R", &repo.path);
+    command.envs(repo.key.iter().map(|key| ("QDELTA_KEY_FILE", key)));
+}
+
 /// A shell with the program as `$Q`, restoring the disk to standard output.
 fn shell(repo: &Repo, redirection: &str) -> Command {
     let text = format!("exec $Q --repo $R restore disk - {redirection}");
     let mut command = tool("sh", args!["-c", text]);
-    command.env("Q", binary()).env("R", &repo.path);
+    of(repo, &mut command);
     command
 }
 
@@ -70,7 +77,8 @@ fn every_command_tells_that_standard_output_takes_nothing() {
     let run_with = |words: &str, redirection: &str| {
         let text = format!("exec $Q --repo $R {words} {redirection}");
         let mut command = tool("sh", args!["-c", text]);
-        command.env("Q", binary()).env("R", &repo.path).env("I", lab.path("disk.qcow2"));
+        of(&repo, &mut command);
+        command.env("I", lab.path("disk.qcow2"));
         command.env("O", lab.path("out.raw"));
         let _ = std::fs::remove_file(lab.path("out.raw"));
         run(command)
@@ -96,7 +104,8 @@ fn a_report_that_cannot_be_written_is_no_failure_of_the_repository() {
     for words in ["backup $I --disk disk", "backup $I --disk disk --json", "points", "verify"] {
         let text = format!("exec $Q --repo $R {words} >/dev/full");
         let mut command = tool("sh", args!["-c", text]);
-        command.env("Q", binary()).env("R", &repo.path).env("I", lab.path("disk.qcow2"));
+        of(&repo, &mut command);
+        command.env("I", lab.path("disk.qcow2"));
         let said = run(command).fails_with(1);
         assert!(said.contains("standard output"), "{words}: {said}");
     }

@@ -51,6 +51,8 @@ pub enum Code {
     OtherFiles,
     /// The repository has an earlier state than this host has seen: its newest point is gone.
     WentBack,
+    /// Points came into the source of a copy that are older than what it had before.
+    CameLate,
     /// Nothing says that the key opens the repository that was meant, and not another in its place.
     Unproved,
     /// Everybody on this host can read the file with the key.

@@ -81,6 +81,18 @@ fn source(global: &Global, variable: impl Fn(&str) -> Option<PathBuf>) -> Option
     credential.exists().then_some(Source::File(credential))
 }
 
+/// The options by which another command gets the same key, with their values.
+pub(super) fn options(global: &Global) -> Vec<String> {
+    let given = source(global, |name| std::env::var_os(name).map(PathBuf::from));
+    given.map_or_else(Vec::new, |source| match source {
+        Source::File(path) => {
+            let path = std::path::absolute(&path).unwrap_or(path);
+            vec!["--key-file".to_owned(), path.to_string_lossy().into_owned()]
+        }
+        Source::Command(command) => vec!["--key-command".to_owned(), command],
+    })
+}
+
 /// Warns of files with keys that everybody on this host can read: those that were given by hand or by a variable.
 pub(super) fn exposed(files: &[Option<&Path>], global: &Global) -> Option<Warning> {
     let given = source(global, |name| std::env::var_os(name).map(PathBuf::from));

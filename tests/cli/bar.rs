@@ -21,16 +21,22 @@ use super::super::files::{Guest as Files, make_ext};
 use super::super::harness::content::Random;
 use super::super::harness::guest::{Guest, Host, UUID};
 use super::super::harness::repo::Repo;
-use super::super::harness::{Lab, args, qdelta, run, run::binary, tool};
+use super::super::harness::{
+    Lab, args, qdelta, run,
+    run::{binary, in_tests},
+    tool,
+};
 
 const SECOND_UUID: &str = "11111111-edaf-9455-926a-d65c16db1809";
 
 /// What a command draws on a terminal of so many columns: every state of a line, without what only
 /// moves the cursor.
-fn drawn(columns: usize, dir: &Path, command: &str) -> Vec<String> {
+fn drawn(columns: usize, dir: &Path, repo: &Repo, command: &str) -> Vec<String> {
     let line = format!("stty cols {columns} rows 24; {} {command}", binary().display());
     let mut script = tool("script", args!["-qec", line, "/dev/null"]);
     script.current_dir(dir).env("TERM", "xterm").env_remove("COLUMNS").stdin(Stdio::null());
+    in_tests(&mut script);
+    script.env("QDELTA_REPO", &repo.path).envs(repo.key.iter().map(|key| ("QDELTA_KEY_FILE", key)));
     let text = run(script).ok().text();
     let mut states = vec![String::new()];
     let mut characters = text.chars();
@@ -57,7 +63,7 @@ fn noise(lab: &Lab, name: &str, mib: usize) {
 #[test]
 fn the_bar_names_its_disk_and_never_wraps() {
     let lab = Lab::new();
-    Repo::init(lab.path("repo"));
+    let repo = Repo::init(lab.path("repo"));
     noise(&lab, "web.raw", 3);
     let long = "a-guest-whose-name-says-where-it-lives-and-what-it-is-for.raw";
     std::fs::copy(lab.path("web.raw"), lab.path(long)).unwrap();
@@ -68,9 +74,8 @@ fn the_bar_names_its_disk_and_never_wraps() {
         (40, long, "backup"),
         (20, long, ".."),
     ] {
-        let command =
-            format!("backup {image} --repo repo --kind full --level 19 --threads 1 --format raw");
-        let states = drawn(columns, lab.dir(), &command);
+        let command = format!("backup {image} --kind full --level 19 --threads 1 --format raw");
+        let states = drawn(columns, lab.dir(), &repo, &command);
         let bars: Vec<&String> = states.iter().filter(|state| state.contains('%')).collect();
         assert!(!bars.is_empty(), "no bar at {columns} columns: {states:?}");
         for bar in bars {
@@ -90,11 +95,10 @@ fn each_guest_and_disk_has_its_own_bar_and_its_result_when_it_is_there() {
     let second = guest.xml().replace("<name>web", "<name>second").replace(UUID, SECOND_UUID);
     std::fs::write(host.lab.path("etc/qemu/second.xml"), second).unwrap();
     std::fs::write(guest.vdb(), Random::new(7).noise(2 << 20)).unwrap();
-    let mut words = vec!["--repo".into(), host.repo.path.clone().into_os_string()];
-    words.extend(args!["backup", "--all", "--level", "19", "--threads", "1"]);
+    let mut words = args!["backup", "--all", "--level", "19", "--threads", "1"];
     words.extend(host.place());
     let words: Vec<String> = words.into_iter().map(|word| word.into_string().unwrap()).collect();
-    let states = drawn(80, host.lab.dir(), &words.join(" "));
+    let states = drawn(80, host.lab.dir(), &host.repo, &words.join(" "));
     let at = |what: &str| {
         let found = states.iter().position(|state| state.contains(what));
         found.unwrap_or_else(|| panic!("{what} is not in {states:#?}"))
@@ -177,12 +181,12 @@ fn files_of_a_point_are_counted_as_they_are_copied() {
     std::fs::write(tree.join("small"), "some bytes").unwrap();
     make_ext(&guest.image, &["-t", "ext4", "-d", tree.to_str().unwrap()]);
     guest.backup();
-    let command = "files tar web / --to tree.tar --repo repo";
-    let states = drawn(100, guest.lab.dir(), command);
+    let command = "files tar web / --to tree.tar";
+    let states = drawn(100, guest.lab.dir(), &guest.repo, command);
     let has_bar = |state: &String| state.contains(" files [") && state.contains('%');
     assert!(states.iter().any(has_bar), "{states:?}");
 
-    let disk = OpenDisk::open(Repository::open(&guest.repo.path).unwrap(), &"web".parse().unwrap());
+    let disk = OpenDisk::open(guest.repo.open(), &"web".parse().unwrap());
     let (disk, cancel) = (disk.unwrap(), Cancel::default());
     let root = [b"/".to_vec()];
     let heard = Heard::default();

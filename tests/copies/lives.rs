@@ -157,25 +157,22 @@ impl Life {
     /// A file here is damaged; copies go on with what is sound, and it comes back from the other side if that has it.
     fn damage(&mut self) {
         self.copy();
-        if self.repo.key.is_some() {
-            return;
-        }
         let files: Vec<PathBuf> = self.repo.files();
         let is_data =
             |file: &&PathBuf| file.extension().is_some_and(|it| it == "qdelta" || it == "json");
         let files: Vec<&PathBuf> = files.iter().filter(is_data).collect();
-        let path = self.repo.path.join(files[self.random.below(files.len() as u64) as usize]);
-        let mut bytes = std::fs::read(&path).unwrap();
+        let file = files[self.random.below(files.len() as u64) as usize];
+        let stored = self.repo.stored_as(file);
+        let sound = stored.bytes();
+        let mut bytes = sound.clone();
         let at = self.random.below(bytes.len() as u64) as usize;
         bytes[at] ^= 1 << self.random.below(8);
         let is_lost = self.random.one_in(3);
-        let kept = self.lab.path("kept");
-        std::fs::copy(&path, &kept).unwrap();
         match is_lost {
-            true => std::fs::remove_file(&path).unwrap(),
-            false => std::fs::write(&path, &bytes).unwrap(),
+            true => stored.remove(),
+            false => stored.write(&bytes),
         }
-        let shown = path.file_name().unwrap().to_string_lossy().into_owned();
+        let shown = file.display();
         self.story.tell(format!("{shown} is damaged at byte {at} (lost: {is_lost})"));
         let copied = self.repo.run(with_other("copy", "--to", &self.other, &[])).sane();
         assert!(matches!(copied.code(), Some(0 | 4 | 12)), "{}", copied.report());
@@ -183,7 +180,7 @@ impl Life {
         self.story.tell(format!("repair: {} {}", mended.status, mended.text()));
         if mended.code() != Some(0) {
             // The other side has other points: whoever finds the file again puts it back.
-            std::fs::copy(&kept, &path).unwrap();
+            stored.write(&sound);
         }
         self.repo.verify();
     }

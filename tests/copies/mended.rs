@@ -1,33 +1,29 @@
 //! Damage on one side: what is copied all the same, what two repositories say of each other, and what comes back.
 
-use std::fs;
 use std::path::PathBuf;
 
 use serde_json::Value;
 
 use super::{Scene, hows, with_other};
 use crate::cli::json::compare;
-use crate::harness::files::{copy_tree, tree};
+use crate::harness::files::assert_same;
 use crate::harness::repo::Repo;
+use crate::harness::stored::Stored;
 
 /// The archive of a point.
-pub(super) fn archive(repo: &Repo, point: &str) -> PathBuf {
-    let folder = repo.path.join("web/vda");
-    let names = tree(&folder).into_iter();
-    let is_it = |name: &PathBuf| name.to_string_lossy().starts_with(point);
-    folder.join(names.into_iter().find(is_it).unwrap())
+pub(super) fn archive(repo: &Repo, point: &str) -> Stored {
+    let is_it = |name: &PathBuf| name.file_name().unwrap().to_string_lossy().starts_with(point);
+    repo.stored_as(repo.archives().into_iter().find(is_it).unwrap())
 }
 
-pub(super) fn manifest(repo: &Repo, point: &str) -> PathBuf {
-    repo.path.join(format!("web/points/{point}.json"))
+pub(super) fn manifest(repo: &Repo, point: &str) -> Stored {
+    repo.stored_as(format!("web/points/{point}.json"))
 }
 
 /// Flips a byte in the middle of a file.
-fn flip(path: &PathBuf) {
-    let mut bytes = fs::read(path).unwrap();
-    let middle = bytes.len() / 3;
-    bytes[middle] ^= 0x40;
-    fs::write(path, bytes).unwrap();
+fn flip(file: &Stored) {
+    let middle = file.bytes().len() / 3;
+    file.patch(middle as u64, &[file.bytes()[middle] ^ 0x40]);
 }
 
 /// A damaged point was copied, or stopped all that came after it.
@@ -74,15 +70,15 @@ fn what_is_damaged_or_lost_comes_back_from_the_other_side() {
     let range = format!("web@{}..{}", points[1], points[2]);
     scene.other.run(crate::harness::args!["merge", range.as_str()]).ok();
     let kept = scene.lab.path("kept");
-    copy_tree(&scene.repo.path, &kept);
+    scene.repo.copy_to(&kept);
     assert_eq!(scene.against().code(), Some(17));
     assert!(scene.repair(&[]).ok().json()["guests"].as_array().unwrap().is_empty());
     type Break = fn(&Repo, &str);
     let breaks: [(&str, Break); 5] = [
         ("a flipped bit", |repo, point| flip(&archive(repo, point))),
-        ("a lost archive", |repo, point| fs::remove_file(archive(repo, point)).unwrap()),
+        ("a lost archive", |repo, point| archive(repo, point).remove()),
         ("a damaged manifest", |repo, point| flip(&manifest(repo, point))),
-        ("a lost manifest", |repo, point| fs::remove_file(manifest(repo, point)).unwrap()),
+        ("a lost manifest", |repo, point| manifest(repo, point).remove()),
         ("both damaged", |repo, point| {
             flip(&archive(repo, point));
             flip(&manifest(repo, point));
@@ -90,7 +86,7 @@ fn what_is_damaged_or_lost_comes_back_from_the_other_side() {
     ];
     for (what, damage) in breaks {
         for number in [0, 2, 3] {
-            copy_tree(&kept, &scene.repo.path);
+            scene.repo.put_back(&kept);
             damage(&scene.repo, &points[number]);
             let planned = scene.repair(&["--dry-run"]).ok().json();
             let mended = scene.repair(&[]).ok().json();
@@ -101,6 +97,30 @@ fn what_is_damaged_or_lost_comes_back_from_the_other_side() {
             scene.repo.run(crate::harness::args!["prune", "--keep-last", "9"]).ok();
             scene.assert_points(&scene.repo, &scene.ids());
         }
+    }
+}
+
+/// The record of an archive that lay there when its manifest came had no copy of its first bytes: one flipped byte
+/// among them cost all of it.
+#[test]
+fn the_beginning_of_an_archive_that_was_found_is_in_its_manifest() {
+    for by_repair in [false, true] {
+        let mut scene = Scene::of(|path| Repo::init(path), |path| Repo::encrypted(path));
+        let point = scene.night(&[]);
+        scene.copy(&[]);
+        manifest(&scene.other, &point).remove();
+        match by_repair {
+            true => drop(scene.other.run(with_other("repair", "--from", &scene.repo, &[])).ok()),
+            false => drop(scene.copy(&[])),
+        }
+        let found = archive(&scene.other, &point);
+        found.patch(180, &[found.bytes()[180] ^ 1]);
+        let output = scene.lab.path("salvaged.raw");
+        scene.other.restore("web/vda", &output, &["--salvage"]).ok();
+        assert_same(&scene.points[0].1, &output, "salvaged by the copy of its beginning");
+        // Nobody was told that the archive is damaged.
+        let told = scene.other.run(crate::harness::args!["points"]).stderr;
+        assert!(told.contains(found.name()), "{told}");
     }
 }
 
@@ -145,8 +165,8 @@ fn two_repositories_say_what_each_one_has() {
     let one = scene.against();
     assert_eq!(one.code(), Some(17));
     assert_eq!(one.json()["guests"][0]["only_here"][0], only_here.as_str());
-    fs::remove_file(archive(&scene.repo, &scene.points[1].0)).unwrap();
-    fs::remove_file(archive(&scene.other, &only_there)).unwrap();
+    archive(&scene.repo, &scene.points[1].0).remove();
+    archive(&scene.other, &only_there).remove();
     let outcome = scene.against();
     let report = outcome.json();
     assert_eq!(outcome.code(), Some(4), "{report}");
@@ -164,7 +184,9 @@ fn a_staged_manifest_of_a_point_that_has_one_is_in_nobodys_way() {
     let point = scene.night(&[]);
     scene.copy(&[]);
     let staged = |repo: &Repo| {
-        fs::write(repo.path.join(format!("web/points/.{point}.json.partial")), "half").unwrap();
+        let manifest = manifest(repo, &point);
+        let staged = format!(".{}.partial", manifest.name());
+        repo.stored(manifest.file.with_file_name(staged)).write(b"half");
     };
     let pin = format!("web@{point}");
     staged(&scene.repo);
@@ -192,22 +214,24 @@ fn no_other_content_comes_under_a_lost_manifest() {
     let points: Vec<String> = scene.ids().into_iter().map(str::to_owned).collect();
     std::mem::swap(&mut scene.other, &mut stranger.repo);
     let kept = scene.lab.path("kept");
-    copy_tree(&scene.repo.path, &kept);
+    scene.repo.copy_to(&kept);
     type Break = fn(&Repo, &str);
     let breaks: [Break; 3] = [
-        |repo, point| fs::remove_file(manifest(repo, point)).unwrap(),
+        |repo, point| manifest(repo, point).remove(),
         |repo, point| flip(&manifest(repo, point)),
         // What it was is told by the next point alone.
         |repo, point| {
             flip(&manifest(repo, point));
-            fs::remove_file(archive(repo, point)).unwrap();
+            archive(repo, point).remove();
         },
     ];
     for (damage, status) in breaks.into_iter().zip([7, 7, 12]) {
         for point in &points[..2] {
-            copy_tree(&kept, &scene.repo.path);
+            scene.repo.put_back(&kept);
             damage(&scene.repo, point);
-            let before = fs::read(manifest(&scene.repo, point)).ok();
+            let now =
+                || Some(manifest(&scene.repo, point)).filter(Stored::is_there).map(|it| it.bytes());
+            let before = now();
             for options in [&["--dry-run"][..], &[]] {
                 let outcome = scene.repair(options);
                 let report = outcome.json();
@@ -215,12 +239,12 @@ fn no_other_content_comes_under_a_lost_manifest() {
                 let said = report["guests"][0]["failed"][0]["error"]["text"].as_str().unwrap();
                 assert!(said.contains("shows another disk"), "{report}");
             }
-            assert_eq!(fs::read(manifest(&scene.repo, point)).ok(), before);
+            assert_eq!(now(), before);
             // And the same by a copy of the other one.
             let copied =
                 scene.other.run(with_other("copy", "--to", &scene.repo, &["--same-guest"]));
             assert_ne!(copied.code(), Some(0), "{}", copied.report());
-            assert_eq!(fs::read(manifest(&scene.repo, point)).ok(), before);
+            assert_eq!(now(), before);
         }
     }
 }

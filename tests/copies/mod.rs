@@ -305,22 +305,23 @@ fn a_copy_into_itself_or_beside_another_writer_is_refused() {
     assert!(said.contains("the repository itself"), "{said}");
     scene.copy(&[]);
     scene.night(&[]);
-    let lock = std::fs::File::open(scene.other.path.join("web/.lock")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let lock = std::fs::File::open(scene.other.place_of("web/.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     scene.try_copy(&[]).fails_with(5);
     // Its last line said that nothing was missing.
-    let busy = scene.repo.run(args!["copy", "--to", scene.other.path.as_path()]);
+    let copy = args!["copy", "--to", scene.other.path.as_path()];
+    let busy = scene.repo.run([copy, key_of(&scene.other)].concat());
     assert!(busy.text().contains("nothing was copied"), "{}", busy.report());
     drop(lock);
     assert_eq!(hows(&scene.copy(&[])), ["copied"]);
     // What is read there does not wait, and what is read here keeps nobody from copying.
     scene.night(&[]);
-    let keep = std::fs::File::open(scene.repo.path.join("web/.keep")).unwrap();
-    rustix::fs::flock(&keep, rustix::fs::FlockOperation::NonBlockingLockShared).unwrap();
+    let keep = std::fs::File::open(scene.repo.place_of("web/.keep")).unwrap();
+    rustix::fs::flock(&keep, rustix::fs::FlockOperation::LockShared).unwrap();
     assert_eq!(hows(&scene.copy(&[])), ["copied"]);
     drop(keep);
     // Points that are being removed here are not copied meanwhile.
-    let keep = std::fs::File::open(scene.repo.path.join("web/.keep")).unwrap();
-    rustix::fs::flock(&keep, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let keep = std::fs::File::open(scene.repo.place_of("web/.keep")).unwrap();
+    rustix::fs::flock(&keep, rustix::fs::FlockOperation::LockExclusive).unwrap();
     scene.try_copy(&[]).fails_with(5);
 }

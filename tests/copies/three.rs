@@ -74,11 +74,11 @@ impl Side {
         self.living.iter().nth(index).cloned()
     }
 
-    /// The points that stay if the newest `count` do.
+    /// The points that stay if the newest `count` do: pinned ones stay besides.
     fn kept(&self, count: usize) -> BTreeSet<String> {
-        let newest = self.living.iter().rev().take(count);
-        let pinned = self.pins.keys().filter(|point| self.living.contains(*point));
-        newest.chain(pinned).cloned().collect()
+        let (pinned, others): (Vec<_>, Vec<_>) =
+            self.living.iter().rev().partition(|point| self.pins.contains_key(*point));
+        others.into_iter().take(count).chain(pinned).cloned().collect()
     }
 }
 
@@ -262,22 +262,22 @@ impl History {
     /// repository that has it.
     fn damage(&mut self, at: usize, from: usize) {
         let repo = self.sides[at].repo.clone();
-        if repo.is_in_a_store() || self.sides[at].living.is_empty() {
+        if self.sides[at].living.is_empty() {
             return;
         }
         let is_data =
             |it: &PathBuf| it.extension().is_some_and(|it| it == "qdelta" || it == "json");
         let files: Vec<PathBuf> = repo.files().into_iter().filter(is_data).collect();
         let file = &files[self.random.below(files.len() as u64) as usize];
-        let path = repo.place_of(file);
-        let sound = std::fs::read(&path).unwrap();
+        let stored = repo.stored_as(file);
+        let sound = stored.bytes();
         let byte = self.random.below(sound.len() as u64) as usize;
         let is_lost = self.random.one_in(3);
         let mut bytes = sound.clone();
         bytes[byte] ^= 1 << self.random.below(8);
         match is_lost {
-            true => std::fs::remove_file(&path).unwrap(),
-            false => std::fs::write(&path, &bytes).unwrap(),
+            true => stored.remove(),
+            false => stored.write(&bytes),
         }
         self.story.tell(format!("{at}: {} damaged at {byte}, lost: {is_lost}", file.display()));
         let other = (at + 1) % 3;
@@ -298,7 +298,7 @@ impl History {
         self.mended += usize::from(matches!(code, 0 | 17));
         if !matches!(code, 0 | 17) {
             // The other one has other points: whoever finds the file again puts it back.
-            std::fs::write(&path, &sound).unwrap();
+            stored.write(&sound);
         }
         // Of a manifest that tells nothing any more nobody knows whether its point was removed.
         let name = file.file_name().unwrap().to_string_lossy().into_owned();

@@ -3,10 +3,13 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use qdelta::base::printable::shell_word;
+
 use super::mended::{archive, manifest};
 use super::{Scene, hows, with_other};
 use crate::harness::args;
 use crate::harness::repo::Repo;
+use crate::harness::stored::Stored;
 
 /// A link to the repository passed as a second copy of it: "nothing is missing there".
 #[test]
@@ -32,18 +35,19 @@ fn what_the_copy_has_lost_is_told() {
     }
     scene.copy(&[]);
     let lost = archive(&scene.other, scene.ids()[1]);
-    let kept = scene.lab.path("kept");
-    fs::rename(&lost, &kept).unwrap();
+    let kept = lost.bytes();
+    lost.remove();
     for options in [&[][..], &["--dry-run"]] {
         let outcome = scene.try_copy(options);
         let report = outcome.json();
         let said = outcome.fails_with(4);
         assert_eq!(report["guests"][0]["failed"].as_array().unwrap().len(), 2, "{report}");
         assert!(said.contains("can't be restored whole"), "{said}");
-        let mend = format!("qdelta repair --repo {}", scene.other.path.display());
+        let there = shell_word(scene.other.path.to_str().unwrap());
+        let mend = format!("qdelta repair --repo {there}");
         assert!(said.contains(&mend), "{said}");
     }
-    fs::rename(&kept, &lost).unwrap();
+    lost.write(&kept);
     scene.copy(&[]);
     // Removed there, and still there for the days of grace.
     scene.other.run(args!["prune", "--keep-last", "1", "--grace", "7d"]).ok();
@@ -52,7 +56,7 @@ fn what_the_copy_has_lost_is_told() {
     assert_eq!(outcome.code(), Some(17), "{report}");
     assert_eq!(report["guests"][0]["only_here"].as_array().unwrap().len(), 2, "{report}");
     // Here a manifest is lost, and its archive is not.
-    fs::remove_file(manifest(&scene.repo, scene.ids()[2])).unwrap();
+    manifest(&scene.repo, scene.ids()[2]).remove();
     let report = scene.copy(&[]);
     let codes: Vec<&str> = report["warnings"]
         .as_array()
@@ -90,6 +94,33 @@ fn two_guests_of_one_name_are_not_mixed() {
     assert_eq!(hows(&scene.copy(&[])).len(), 1);
 }
 
+/// Points that somebody slipped in between those of the source took the places of the true ones by the rules of the
+/// copy: no copy had said a word.
+#[test]
+fn points_that_were_slipped_in_are_told() {
+    let (mut scene, mut stranger) = (Scene::new(), Scene::stranger());
+    let codes = |report: &serde_json::Value| -> Vec<String> {
+        let warnings = report["warnings"].as_array().unwrap().iter();
+        warnings.map(|it| it["code"].as_str().unwrap().to_owned()).collect()
+    };
+    for day in ["01", "02", "03"] {
+        scene.night_at(&format!("2026-11-{day} 10:00:00"));
+        assert_eq!(codes(&scene.copy(&[])), [""; 0]);
+    }
+    // What is removed by the rules is not told of.
+    scene.repo.run(args!["prune", "--keep-last", "2", "--grace", "0"]).ok();
+    assert_eq!(codes(&scene.copy(&[])), [""; 0]);
+    let late = stranger.night_at("2026-11-02 23:00:00");
+    stranger.repo.run(with_other("copy", "--to", &scene.repo, &["--same-guest"])).ok();
+    for options in [&["--dry-run"][..], &[]] {
+        let report = scene.copy(options);
+        assert_eq!(codes(&report), ["came-late"], "{report}");
+        let text = report["warnings"][0]["text"].as_str().unwrap();
+        assert!(text.contains(&format!("copied it last: {late}")), "{report}");
+    }
+    assert_eq!(codes(&scene.copy(&[])), [""; 0], "it was said");
+}
+
 /// A guest or its latest points were lost as a whole: "there is nothing to mend".
 #[test]
 fn points_that_are_lost_whole_are_told_by_a_repair() {
@@ -98,8 +129,8 @@ fn points_that_are_lost_whole_are_told_by_a_repair() {
     scene.night(&[]);
     scene.copy(&[]);
     let last = scene.ids()[1].to_owned();
-    fs::remove_file(archive(&scene.repo, &last)).unwrap();
-    fs::remove_file(manifest(&scene.repo, &last)).unwrap();
+    archive(&scene.repo, &last).remove();
+    manifest(&scene.repo, &last).remove();
     let told = |scene: &Scene, words: &str| {
         let outcome = scene.repair(&[]);
         let report = outcome.json();
@@ -111,8 +142,11 @@ fn points_that_are_lost_whole_are_told_by_a_repair() {
         assert!(text.contains(words), "{report}");
     };
     told(&scene, "1 points of web");
-    fs::remove_dir_all(scene.repo.path.join("web")).unwrap();
-    told(&scene, "web is only in");
+    let folder = scene.repo.place_of("web");
+    scene.repo.files_below("web").iter().for_each(Stored::remove);
+    let folder_is_gone = fs::remove_dir_all(folder).is_ok();
+    // A store may still have its locks.
+    told(&scene, if folder_is_gone { "web is only in" } else { "2 points of web" });
     // And what the warning advises brings them.
     scene.other.run(with_other("copy", "--to", &scene.repo, &[])).ok();
     scene.assert_points(&scene.repo, &scene.ids());

@@ -58,7 +58,8 @@ fn a_name_that_leads_out_is_refused() {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        assert_eq!(names, ["guest.raw", "inner", "repo", "requests", "tree"]);
+        names.retain(|name| !name.starts_with("repo"));
+        assert_eq!(names, ["guest.raw", "inner", "requests", "tree"]);
     }
 }
 

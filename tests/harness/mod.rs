@@ -1,6 +1,7 @@
 //! What every test needs: a place to work in, programs to run with a deadline and a readable
 //! failure, and the real `qemu-img` and `qemu-io` as the oracle.
 
+pub mod apart;
 pub mod content;
 pub mod disk;
 pub mod faults;
@@ -11,6 +12,7 @@ pub mod proxy;
 pub mod repo;
 pub mod run;
 pub mod store;
+pub mod stored;
 pub mod story;
 pub mod virsh;
 

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use qdelta::ErrorKind;
 use qdelta::vault::repository::Repository;
 use qdelta::vault::repository::storage::{EntryKind, KeyText, Name, Publish, S3, Storage};
 use serde_json::Value;
@@ -13,7 +14,7 @@ use serde_json::Value;
 use super::files::{assert_same, tree};
 use super::images::{check_is_silent, qemu_img};
 use super::store::{self, storage};
-use super::{Lab, Outcome, args, qdelta, run, state};
+use super::{Lab, Outcome, apart, args, qdelta, run, state};
 
 /// A repository, and the command line to reach it.
 #[derive(Debug, Clone)]
@@ -25,10 +26,21 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// A new repository at `path`: an encrypted one if `QDELTA_TEST_ENCRYPTED` is set.
+    /// A new repository at `path`: in an object store instead if `QDELTA_STORE` says so, and an encrypted one if
+    /// `QDELTA_TEST_ENCRYPTED` is set, but for the tests that stay apart.
     #[track_caller]
     pub fn init(path: PathBuf) -> Self {
-        if std::env::var_os("QDELTA_TEST_ENCRYPTED").is_some() {
+        let place = match !S3::is_address(&path) && apart::is_store_wanted() {
+            true => store::fresh_address(),
+            false => path,
+        };
+        Self::made_at(place)
+    }
+
+    /// A new repository at this place, in a folder or in a store.
+    #[track_caller]
+    pub fn made_at(path: PathBuf) -> Self {
+        if apart::is_encryption_wanted() {
             return Self::encrypted(path);
         }
         run(qdelta(args!["init", path.as_path()])).ok();
@@ -39,20 +51,26 @@ impl Repo {
     #[track_caller]
     pub fn encrypted(path: PathBuf) -> Self {
         let key = key_of(&path);
+        Self::encrypted_by(path, key)
+    }
+
+    /// The same with the file of its key at a place.
+    #[track_caller]
+    pub fn encrypted_by(path: PathBuf, key: PathBuf) -> Self {
         let passphrase = key.with_extension("passphrase");
         std::fs::write(&passphrase, "a passphrase\n").unwrap();
         let options = args!["--recovery", key.as_path(), "--passphrase-file", passphrase.as_path()];
         let mut words = args!["init", path.as_path(), "--encrypt"];
         words.extend(options);
         run(qdelta(words)).ok();
-        Self::at(path)
+        Self { path, io: "auto", key: Some(key) }
     }
 
-    /// A new repository for the life number `number`: every fourth one lies in an object store, and all of
-    /// them with `QDELTA_STORE=s3`; the others lie at `path`.
+    /// A new repository for the life number `number`: every fourth one lies in an object store; the others lie
+    /// where `init` puts them.
     #[track_caller]
     pub fn of_a_life(path: PathBuf, number: u64) -> Self {
-        match number % 4 == 3 || store::is_wanted() {
+        match number % 4 == 3 {
             true => store::new_repo(),
             false => Self::init(path),
         }
@@ -137,9 +155,7 @@ impl Repo {
 
     /// The file that says that a guest may be frozen.
     pub fn frozen_mark(&self, domain: &str) -> PathBuf {
-        let config = std::fs::read_to_string(self.path.join("qdelta.toml")).unwrap();
-        let id = config.split("id = \"").nth(1).unwrap().split('"').next().unwrap();
-        state().join(id).join(format!("{domain}.frozen"))
+        state().join(self.open().id()).join(format!("{domain}.frozen"))
     }
 
     /// The arguments of a command on this repository.
@@ -229,7 +245,12 @@ impl Repo {
         };
         let (mut found, mut folders) = (Vec::new(), vec![Name::top()]);
         while let Some(folder) = folders.pop() {
-            for entry in store.list(&folder).unwrap() {
+            let entries = match store.list(&folder) {
+                // A store may tell of folders in which nothing is any more.
+                Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+                entries => entries.unwrap(),
+            };
+            for entry in entries {
                 let name = folder.join(&entry.name);
                 match entry.kind {
                     EntryKind::Folder => folders.push(name),
@@ -254,6 +275,13 @@ impl Repo {
         let parts = file.iter();
         let name = parts.fold(Name::top(), |name, part| name.join(part.to_str().unwrap()));
         std::fs::write(to, self.open().storage().read(&name, u64::MAX).unwrap()).unwrap();
+    }
+
+    /// Writes an archive, decrypted, to a file of the lab.
+    pub fn bare(&self, archive: &Path, lab: &Lab) -> PathBuf {
+        let path = lab.path(archive.file_name().unwrap());
+        self.take_out(archive, &path);
+        path
     }
 
     /// Its archives, by their names within it.

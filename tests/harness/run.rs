@@ -85,13 +85,22 @@ impl Outcome {
 /// The program under test, with nothing of the caller's settings.
 pub fn qdelta(arguments: Vec<OsString>) -> Command {
     let mut command = Command::new(binary());
-    command.args(arguments).env_remove("QDELTA_REPO").env_remove("RUST_LOG");
-    command.env("STATE_DIRECTORY", state());
-    // Whom the tests' own store knows, and nothing of the user's.
+    command.args(arguments);
+    in_tests(&mut command);
+    command
+}
+
+/// Gives a program that starts the program under test the settings of the tests, and nothing of the caller's.
+pub fn in_tests(command: &mut Command) {
+    command.env_remove("QDELTA_REPO").env_remove("RUST_LOG").env("STATE_DIRECTORY", state());
+    in_store(command);
+}
+
+/// Gives a program what the tests' own store knows it by, and nothing of the user's.
+fn in_store(command: &mut Command) {
     command.env("AWS_ACCESS_KEY_ID", KEY.0).env("AWS_SECRET_ACCESS_KEY", KEY.1);
     command.env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
     command.env("AWS_EC2_METADATA_DISABLED", "true").env("CACHE_DIRECTORY", state().join("cache"));
-    command
 }
 
 /// Gives a program another time, in UTC: it stands still, or runs from there with an `@` before it. The program
@@ -122,6 +131,7 @@ pub fn tool(name: &str, arguments: Vec<OsString>) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new(name);
     command.args(arguments).env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
+    in_store(&mut command);
     command
 }
 

@@ -72,14 +72,14 @@ pub fn storage(address: &Path) -> S3 {
     .unwrap()
 }
 
-/// Whether the repositories of all random lives are wanted in the store: `QDELTA_STORE=s3`.
-pub fn is_wanted() -> bool {
-    std::env::var("QDELTA_STORE").is_ok_and(|it| it == "s3")
+/// Where in the store a repository can be made.
+pub fn fresh_address() -> PathBuf {
+    address(endpoint(), &fresh_place())
 }
 
 /// A new repository in the store.
 pub fn new_repo() -> Repo {
-    Repo::init(address(endpoint(), &fresh_place()))
+    Repo::made_at(fresh_address())
 }
 
 /// A port of this host that nobody has, nor the one that the store takes beside each.

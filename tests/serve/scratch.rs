@@ -4,7 +4,7 @@ use qdelta::formats::nbd::{Command, CommandFlags};
 
 use super::client::{Client, Reply};
 use super::*;
-use crate::harness::files::{Mount, tree};
+use crate::harness::files::Mount;
 use crate::harness::images::qemu_img;
 use crate::harness::{run, tool};
 
@@ -28,7 +28,7 @@ fn change(
 #[test]
 fn what_is_written_is_read_again_also_by_the_next_server() {
     let scene = Scene::new(2, "64K");
-    let files = tree(&scene.repo.path);
+    let files = scene.repo.tree();
     let (name, scratch) = (scene.name(1), scene.lab.path("scratch"));
     let arguments = [name.as_str(), "--scratch", scratch.to_str().unwrap()];
     let mut model = scene.bytes(1);
@@ -96,7 +96,7 @@ fn what_is_written_is_read_again_also_by_the_next_server() {
         }
     }
     // The point is what it was, and the repository, too.
-    assert_eq!(tree(&scene.repo.path), files);
+    assert_eq!(scene.repo.tree(), files);
     scene.repo.assert_restores_raw(&scene.lab, &name, &scene.points[1].1);
     // It belongs to this point alone, and to one server.
     let other = scene.name(0);

@@ -15,7 +15,7 @@ pub const MAC_LEN: usize = 32;
 const STANZAS_MAX: usize = 256;
 
 /// The first line.
-const VERSION: &[u8] = b"age-encryption.org/v1";
+pub const VERSION: &[u8] = b"age-encryption.org/v1";
 
 /// Base64 digits of a full line of a body.
 const COLUMNS: usize = 64;

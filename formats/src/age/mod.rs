@@ -9,7 +9,7 @@ pub mod bech32;
 mod header;
 mod payload;
 
-pub use header::{HEADER_LEN_MAX, Header, MAC_LEN, Stanza};
+pub use header::{HEADER_LEN_MAX, Header, MAC_LEN, Stanza, VERSION};
 pub use payload::{CHUNK_LEN, NONCE_LEN, Payload, TAG_LEN, chunk_nonce, sealed_len};
 
 /// Length of the key of a file, in bytes.

@@ -5,6 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qdelta::base::period::Period;
+use qdelta::base::printable::shell_word;
 use qdelta::base::warning::{Code, Warning};
 use qdelta::flows::report::InitReport;
 use qdelta::vault::age::{For, Identity, Recipient};
@@ -71,6 +72,7 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
         })?;
         return Ok(status::DONE);
     }
+    let place = shell_word(&dir.to_string_lossy());
     let dir = dir.display();
     context.out.success(match repair {
         None => format!("made the repository {dir}"),
@@ -87,10 +89,11 @@ pub fn run(args: &Init, context: &mut Context) -> Result<u8> {
             "its key is in {recovery}: keep that file elsewhere; without a key nobody can read anything"
         ))?;
         context.out.success(format!(
-            "back up into it with: qdelta backup IMAGE --repo {dir} --key-file {recovery}"
+            "back up into it with: qdelta backup IMAGE --repo {place} --key-file {}",
+            shell_word(&recovery.to_string())
         ))?;
     } else if repair.is_none() {
-        context.out.success(format!("back up into it with: qdelta backup IMAGE --repo {dir}"))?;
+        context.out.success(format!("back up into it with: qdelta backup IMAGE --repo {place}"))?;
     }
     Ok(status::DONE)
 }

@@ -9,7 +9,7 @@ use qdelta::guest::libvirt::Volumes;
 
 use super::restore::refuse_inside;
 use crate::cli::args::{self, Restore};
-use crate::cli::{Context, signals, status, text};
+use crate::cli::{Context, keys, signals, status, text};
 
 /// Restores a guest and says what is left to do.
 pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Result<u8> {
@@ -34,6 +34,7 @@ pub fn run(args: &Restore, domain: &str, to: &Path, context: &mut Context) -> Re
             socket: args.machine.socket.clone(),
             // Where the system does not say, systemd finds it as a shell does.
             program: std::env::current_exe().unwrap_or_else(|_| "qdelta".into()),
+            key: keys::options(&context.global),
         }),
         libvirt,
         resources: args.work.resources(),

@@ -3,7 +3,7 @@
 //! Any file can be a raw disk, so whatever is not recognised would be taken for one in silence: a
 //! container of another program, and an image that has lost its header.
 
-use qdelta_formats::{archive, qcow2};
+use qdelta_formats::{age, archive, qcow2};
 
 use super::Format;
 use super::layer::LayerFile;
@@ -89,6 +89,7 @@ const FOREIGN: &[Foreign] = &[
     image("a Bochs image", &[At(0, b"Bochs Virtual HD Image")]),
     image("a cloop image", &[At(0, b"#!/bin/sh\n#V2.0 Format\n")]),
     image("a DMG image", &[Footer(b"koly")]),
+    known("a file of age", Kind::Encrypted, &[At(0, age::VERSION)]),
     known("a LUKS container", Kind::Encrypted, &[At(0, b"LUKS\xba\xbe")]),
     known("an ISO image", Kind::Disk, &[At(ISO_AT, b"CD001"), At(ISO_AT, b"BEA01")]),
     known("a gzip file", Kind::Compressed, &[At(0, b"\x1f\x8b\x08")]),

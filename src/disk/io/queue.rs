@@ -171,7 +171,7 @@ impl Queue {
                 Ok(Self { engine: Engine::Uring(Box::new(ring)), fallback_reason })
             }
             Err(error) if backend == Backend::Uring => {
-                Err(Error::new(ErrorKind::Io, "io_uring is not to be had")
+                Err(Error::new(ErrorKind::Usage, "io_uring is not to be had")
                     .because(error)
                     .advise("use the I/O backend auto or threads"))
             }

@@ -16,6 +16,7 @@ use crate::disk::io::{Buffer, Direct, Segment};
 use crate::flows::merge::{Groups, MergeOptions, write_merged};
 use crate::flows::report::Carried;
 use crate::flows::verify::Proof;
+use crate::formats::age::base64;
 use crate::vault::archive::Reader;
 use crate::vault::chain::Stretch;
 use crate::vault::repository::storage::Name;
@@ -51,6 +52,8 @@ pub(super) struct Arrived<'a> {
     pub beside: Option<Beside<'a>>,
     /// What it is called.
     pub name: Name,
+    /// What its record says of its first bytes.
+    pub opening: Option<String>,
     /// How it came.
     pub how: Carried,
     /// How many archives it stands for.
@@ -117,7 +120,8 @@ impl<'a> Carrier<'a> {
             self.prove(disk, &reader).map(|()| reader)
         });
         let reader = proved.map_err(|error| self.blame(disk, error, &archives))?;
-        Ok(Arrived { reader, beside: Some(beside), name, how, archives: count })
+        let opening = beside.opening();
+        Ok(Arrived { reader, beside: Some(beside), name, opening, how, archives: count })
     }
 
     /// An archive of the point that lies there already, sound, and builds on one of `have`.
@@ -143,12 +147,14 @@ impl<'a> Carrier<'a> {
                 if !is_there {
                     return Err(Error::new(ErrorKind::Damaged, "its parent is gone"));
                 }
-                self.prove(disk, &reader).map(|()| reader)
+                self.prove(disk, &reader)?;
+                let opening = self.to.storage().opening_of(&name)?;
+                Ok((reader, opening.map(|bytes| base64::encode(&bytes))))
             });
             match found {
-                Ok(reader) => {
+                Ok((reader, opening)) => {
                     let (beside, how) = (None, Carried::Found);
-                    return Ok(Some(Arrived { reader, beside, name, how, archives: 1 }));
+                    return Ok(Some(Arrived { reader, beside, name, opening, how, archives: 1 }));
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
                 Err(error) => tracing::debug!("{name} is of no use: {}", error.chain()),
@@ -272,8 +278,8 @@ pub(super) fn record_of(record: &DiskRecord, arrived: &Arrived<'_>) -> Result<Di
         bytes_written: reader.file_len(),
         // An anchor lies beside the image, and bears the name of the repository that counts it.
         anchor: None,
-        // That of the file here: the other one's is under another key. Of a file that was found nobody knows it.
-        opening: arrived.beside.as_ref().and_then(Beside::opening),
+        // That of the file here: the other one's is under another key.
+        opening: arrived.opening.clone(),
         ..record.clone()
     })
 }

@@ -8,7 +8,7 @@ use tempfile::SpooledTempFile;
 
 use super::carry::{Carrier, Have, Roots, fits, path, record_of};
 use super::told::Told;
-use super::{CopyRequest, Sides};
+use super::{CopyRequest, Sides, late};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
@@ -103,6 +103,7 @@ impl Guest<'_> {
             observer.warn(Warning::failed(Code::NotMerged, &error).within(text));
         }
         self.look_back(&source, &to.catalog());
+        let points = self.look_for_late(&manifests);
         let (options, cancel) = (&self.request.options, self.sides.cancel);
         let catalog = to.catalog();
         let mut work = Work {
@@ -127,6 +128,7 @@ impl Guest<'_> {
             to.note_added(self.domain, bytes);
         }
         to.keep_safe(self.domain, observer);
+        from.saw_points(self.domain, &points);
         done.and(renewed)
     }
 
@@ -135,6 +137,7 @@ impl Guest<'_> {
         let Sides { from, to, .. } = self.sides;
         let source = from.catalog();
         let manifests = source.manifests(self.domain)?;
+        self.look_for_late(&manifests);
         let wanted = self.wanted(&source, &manifests)?;
         self.warn_of_lost(&source)?;
         let target = to.catalog();
@@ -183,7 +186,7 @@ impl Guest<'_> {
                 (Err(error), _) => Err(error.clone()),
                 (Ok(ours), Some(Ok(theirs))) => same(ours, theirs).map(|()| None),
                 (Ok(_), Some(Err(error))) => {
-                    let [to, from] = [self.sides.to, self.sides.from].map(|it| it.path().display());
+                    let [to, from] = [self.sides.to, self.sides.from].map(Repository::shell_word);
                     let advice = format!("qdelta repair --repo {to} --from {from} mends it there");
                     Err(error.clone().within("the other repository has it").advise(advice))
                 }
@@ -273,11 +276,8 @@ impl Guest<'_> {
             Some(Err(_)) => true,
             None => false,
         };
-        let origin = |manifest: &Manifest| {
-            manifest.origin.as_ref().or(manifest.repository.as_ref()).cloned()
-        };
         let machine = |manifest: &Manifest| manifest.machine.as_ref()?.uuid.clone();
-        let ours: BTreeSet<_> = good().map(origin).chain([Some(from.id().to_owned())]).collect();
+        let ours: BTreeSet<_> = good().map(origin).chain([Some(from.id())]).collect();
         let is_known = self.request.same_guest
             || theirs().next().is_none()
             || good().any(is_shared)
@@ -307,6 +307,13 @@ impl Guest<'_> {
             ));
         }
         Ok(())
+    }
+
+    /// The points that are here, after a warning of those that came after later ones.
+    fn look_for_late(&self, manifests: &Manifests) -> BTreeSet<PointId> {
+        let points = manifests.iter().map(|(point, _)| *point).collect();
+        late::warn(self.sides.from, self.domain, &points, self.sides.observer);
+        points
     }
 
     /// Warns if one of the repositories has an earlier state than it had.
@@ -346,6 +353,13 @@ impl Guest<'_> {
         report: &mut GuestCopy,
     ) -> Result<()> {
         let now = clock::now()?;
+        for point in self.pinned_and_gone(manifests, there)? {
+            // The image has lost the snapshot: the rules decide there, too.
+            self.sides.to.mark(lock, point, |marks| {
+                marks.unpin(Some(SNAPSHOT_HOLDER));
+                Ok(())
+            })?;
+        }
         for (point, manifest) in manifests {
             let (Ok(ours), Some(Ok(theirs))) = (manifest, there.get(point)) else { continue };
             let of_snapshot =
@@ -380,6 +394,39 @@ impl Guest<'_> {
         }
         Ok(())
     }
+
+    /// The points that a snapshot pins there, and that are gone here: each went after its pin did, for no rule removes
+    /// what is pinned. Gone it is only where later points of the same origin are, and nothing of it.
+    fn pinned_and_gone(
+        &self,
+        manifests: &Manifests,
+        there: &BTreeMap<PointId, Result<Manifest>>,
+    ) -> Result<Vec<PointId>> {
+        let pinned = there.iter().filter_map(|(point, theirs)| {
+            let theirs = theirs.as_ref().ok()?;
+            let is_here = manifests.iter().any(|(id, _)| id == point);
+            let is_pinned = theirs.pins.iter().any(Pin::is_of_snapshot);
+            (is_pinned && !is_here).then_some((*point, theirs))
+        });
+        let mut gone: Vec<_> = pinned.collect();
+        if gone.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lost = without_manifest(&self.sides.from.catalog(), self.domain)?;
+        gone.retain(|(point, theirs)| {
+            let is_later = |(id, ours): &(PointId, Result<Manifest>)| {
+                let ours = ours.as_ref().ok();
+                id > point && ours.is_some_and(|it| origin(it) == origin(theirs))
+            };
+            !lost.contains_key(point) && manifests.iter().any(is_later)
+        });
+        Ok(gone.into_iter().map(|(point, _)| point).collect())
+    }
+}
+
+/// Where a point was made.
+fn origin(manifest: &Manifest) -> Option<&str> {
+    manifest.origin.as_deref().or(manifest.repository.as_deref())
 }
 
 /// What to do where a repository has an earlier state.

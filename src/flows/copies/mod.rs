@@ -9,6 +9,7 @@
 mod carry;
 mod compare;
 mod guest;
+mod late;
 mod repair;
 mod told;
 

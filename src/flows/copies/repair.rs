@@ -109,7 +109,7 @@ fn lives(manifest: &Result<Manifest>) -> bool {
 
 /// What brings whole points from the other repository.
 fn brings((here, from): (&Repository, &Repository)) -> String {
-    let [here, from] = [here, from].map(|side| side.path().display());
+    let [here, from] = [here, from].map(Repository::shell_word);
     format!("qdelta copy --repo {from} --to {here} brings what is only there")
 }
 

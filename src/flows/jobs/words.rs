@@ -1,5 +1,7 @@
 //! What may have been meant by a word that nobody knows.
 
+use crate::base::printable::shell_word;
+
 /// The candidate that a word is nearest to, if one is near enough to be meant.
 pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let word: Vec<char> = word.to_lowercase().chars().take(64).collect();
@@ -33,15 +35,6 @@ fn distance(word: &[char], other: &str) -> usize {
         older = std::mem::replace(&mut before, line);
     }
     before.last().copied().unwrap_or(0)
-}
-
-/// A word for a shell.
-pub(super) fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%".contains(c);
-    if !text.is_empty() && !text.starts_with('-') && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// The name of a guest for a shell, behind the options of a command: one that begins with `-` is no option.

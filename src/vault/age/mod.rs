@@ -12,5 +12,6 @@ mod writer;
 pub use crypt::{Hmac, Wiped, derive, same, sha256_text};
 pub use file::{FileKey, Opened, passphrase_steps};
 pub use keys::{Identity, REPOSITORY_MARK, Recipient};
+pub(crate) use reader::opening_of;
 pub use reader::{Chunks, SealedReader, no_header, open_bytes};
 pub use writer::{For, Sealer, seal_bytes};

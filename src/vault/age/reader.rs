@@ -71,6 +71,20 @@ fn read_header(inner: &dyn ReadAt, file_len: u64) -> Result<(Header, u64)> {
     }
 }
 
+/// The beginning of a file, up to where its pieces begin.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`]: it is no file of age. Others: it can't be read.
+pub(crate) fn opening_of(inner: &dyn ReadAt) -> Result<Vec<u8>> {
+    let path = inner.path();
+    let file_len = inner.len().map_err(|error| Error::io("find the length of", path, error))?;
+    let (_, header_len) = read_header(inner, file_len)?;
+    let mut opening = vec![0; (header_len + NONCE_LEN) as usize];
+    let read = inner.read_exact_at(&mut opening, 0);
+    read.map_err(|error| Error::io("read", path, error))?;
+    Ok(opening)
+}
+
 impl SealedReader {
     /// Opens a file. Header and last piece are proved: whether the file was cut off is known from now on.
     /// `open` finds the key of the file by its header.

@@ -273,6 +273,10 @@ impl Catalog {
         }
         let dir = self.repository.domain_dir(domain);
         let names = self.repository.names_in(&dir).unwrap_or_else(|error| {
+            // Some stores tell of a folder in which nothing is any more.
+            if error.kind() == ErrorKind::NotFound {
+                return Vec::new();
+            }
             let path = self.repository.describe(&dir);
             survey.unreadable.push(DamagedFolder { path, error });
             Vec::new()

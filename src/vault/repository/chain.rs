@@ -64,7 +64,12 @@ impl Catalog {
             let is_it = record.archive == archive.last();
             base64::decode(record.opening.as_ref().filter(|_| is_it)?).ok()
         });
-        self.repository().storage().open_damaged(archive, opening.as_deref())
+        let storage = self.repository().storage();
+        // What a copy of its beginning brings back as a whole is damaged all the same.
+        if let Err(error) = storage.open(archive) {
+            self.note_damage(&error.of_file(&self.repository().describe(archive)));
+        }
+        storage.open_damaged(archive, opening.as_deref())
     }
 
     /// The archives that points of a disk need, each once and after the one that it builds on.

@@ -55,6 +55,7 @@ use jiff::Timestamp;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::period::Period;
+use crate::base::printable::shell_word;
 use crate::disk::files::paths::absolute;
 use crate::disk::files::{Durability, make_private_folder, replace_file};
 use crate::disk::io::Opener;
@@ -96,6 +97,9 @@ use storage::{Entry, EntryKind, Limited, Name, S3, Storage};
 
 /// Only whoever makes backups reads the digests of what disks hold.
 const SUMMARY_MODE: u32 = 0o600;
+
+/// The longest list of the points of a domain that makes sense, in bytes.
+const POINTS_SEEN_LEN_MAX: u64 = 4 << 20;
 
 /// The longest summary that is read, in bytes.
 const SUMMARY_LEN_MAX: u64 = 64 << 20;
@@ -184,6 +188,11 @@ impl Repository {
             true => self.root.clone(),
             false => absolute(&self.root),
         }
+    }
+
+    /// What names it for a shell, in commands that somebody is to type.
+    pub(crate) fn shell_word(&self) -> String {
+        shell_word(&self.root.to_string_lossy())
     }
 
     /// What to call its `qdelta.toml`.
@@ -370,6 +379,25 @@ impl Repository {
         }
     }
 
+    /// The points that a domain had when this host copied it last.
+    pub(crate) fn points_seen(&self, domain: &DomainName) -> Option<BTreeSet<PointId>> {
+        let path = self.state.as_ref()?.join(points_seen_name(domain));
+        let text = Opener::READ.read_text(&path, POINTS_SEEN_LEN_MAX).ok()?;
+        text.lines().map(|line| line.parse().ok()).collect()
+    }
+
+    /// Remembers the points that a domain has. Nothing depends on it: who can't remember is not warned.
+    pub(crate) fn saw_points(&self, domain: &DomainName, points: &BTreeSet<PointId>) {
+        let Some(folder) = self.state.as_ref() else { return };
+        let path = folder.join(points_seen_name(domain));
+        let put = replace_file(&path, SUMMARY_MODE, Durability::None, |file| {
+            points.iter().try_for_each(|point| writeln!(file, "{point}"))
+        });
+        if let Err(error) = put {
+            tracing::debug!("{}: {error}", path.display());
+        }
+    }
+
     /// Leaves a summary of a disk's chain for the next backup on this host. Nothing depends on the
     /// summary, so nothing is synced: one that a power cut tore is not believed.
     ///
@@ -530,6 +558,11 @@ fn seen_name(domain: &DomainName) -> String {
 
 /// What the name of that file ends with: no name of a domain has a plus.
 const SEEN: &str = "+newest";
+
+/// The points of a domain, in the folder of this host's state.
+fn points_seen_name(domain: &DomainName) -> String {
+    format!("{domain}+points")
+}
 
 /// The summary of a disk's chain, in the folder of this host's state.
 fn summary_name(id: &DiskId) -> String {

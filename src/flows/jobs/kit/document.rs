@@ -4,7 +4,8 @@
 use bytesize::ByteSize;
 
 use crate::base::printable::printable;
-use crate::flows::jobs::words::{operand, option, shell_word as word};
+use crate::base::printable::shell_word as word;
+use crate::flows::jobs::words::{operand, option};
 use crate::flows::report::{KitGuest, KitKind, KitReport, KitRepository};
 
 /// The page.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::memory::saved_xml;
 use super::{MachineRequest, MachineRestore};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::printable::shell_word;
 use crate::base::random;
 use crate::guest::libvirt::{
     Changes, Device, Disk, Domain, Place, Resource, RestoredDisk, StorageSource, parse, resources,
@@ -165,7 +166,7 @@ impl Definition {
         let mut commands =
             job.service.as_ref().map_or_else(Vec::new, |service| service.install(job));
         if job.request.libvirt.managed_save(&job.name).is_some() {
-            commands.push(format!("virsh managedsave-remove {}", quoted(&job.name)));
+            commands.push(format!("virsh managedsave-remove {}", shell_word(&job.name)));
         }
         // What the definition says the path of needs not be put anywhere.
         let own = self.before.tpm.as_ref().and_then(|tpm| tpm.path.as_ref());
@@ -175,26 +176,26 @@ impl Definition {
         if let (Some(_), Some(uuid), Some(version), Some(swtpm)) =
             (restored, &self.uuid, version, swtpm)
         {
-            let own = quoted(&swtpm.join(uuid).join(version).to_string_lossy());
-            let from = quoted(&job.folder.join("tpm").to_string_lossy());
+            let own = shell_word(&swtpm.join(uuid).join(version).to_string_lossy());
+            let from = shell_word(&job.folder.join("tpm").to_string_lossy());
             commands.push(format!("mkdir -p {own}"));
             commands.push(format!("cp -a {from}/. {own}"));
         }
         if let Some(pool) = &job.request.pool {
             // libvirt learns of the new volumes.
             let verb = if pool.is_active { "pool-refresh" } else { "pool-start" };
-            commands.push(format!("virsh {verb} {}", quoted(&pool.name)));
+            commands.push(format!("virsh {verb} {}", shell_word(&pool.name)));
         }
-        commands.push(format!("virsh define {}", quoted(&xml.to_string_lossy())));
+        commands.push(format!("virsh define {}", shell_word(&xml.to_string_lossy())));
         if job.machine.autostart && job.request.rename.is_none() {
-            commands.push(format!("virsh autostart {}", quoted(&job.name)));
+            commands.push(format!("virsh autostart {}", shell_word(&job.name)));
         }
         let resume = job.memory.as_ref().filter(|_| is_resumed).map(|memory| {
             let (memory, xml) = (&memory.path, saved_xml(&memory.path));
-            let [memory, xml] = [memory, &xml].map(|path| quoted(&path.to_string_lossy()));
+            let [memory, xml] = [memory, &xml].map(|path| shell_word(&path.to_string_lossy()));
             format!("virsh restore {memory} --xml {xml}")
         });
-        commands.push(resume.unwrap_or_else(|| format!("virsh start {}", quoted(&job.name))));
+        commands.push(resume.unwrap_or_else(|| format!("virsh start {}", shell_word(&job.name))));
         commands
     }
 
@@ -269,7 +270,7 @@ impl Definition {
         if job.machine.autostart {
             gone.push(format!(
                 "{first} is started with the host, the new guest is not: virsh autostart {}",
-                quoted(&job.name)
+                shell_word(&job.name)
             ));
         }
         gone
@@ -285,7 +286,7 @@ impl Definition {
             let Ok(found) = libvirt.find(&name) else { continue };
             let same_name = found.domain.name == job.name;
             let same_uuid = self.uuid.is_some() && found.domain.uuid == self.uuid;
-            let other = quoted(&found.domain.name);
+            let other = shell_word(&found.domain.name);
             let way_out =
                 "restore with --rename NEW for a guest beside it, or give the other one up";
             match (same_name, same_uuid) {
@@ -382,15 +383,6 @@ fn shared_disks(job: &MachineRestore<'_>, before: &Domain) -> Vec<String> {
             && disk.source != StorageSource::Nothing
     });
     disks.map(|disk| disk.target.clone()).filter(|target| !restored(target)).collect()
-}
-
-/// A word for a shell.
-pub(super) fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%".contains(c);
-    if !word.is_empty() && !word.starts_with('-') && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// A UUID of version 4.

@@ -4,10 +4,11 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::{Disk, InstantRequest, MachineRestore, quoted};
+use super::{Disk, InstantRequest, MachineRestore};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer};
+use crate::base::printable::shell_word;
 use crate::base::warning::{Code, Warning};
 use crate::disk::create::Plan;
 use crate::disk::files::paths::absolute;
@@ -15,7 +16,7 @@ use crate::disk::files::room;
 use crate::flows::report::{InstantReport, ServedDisk};
 use crate::formats::nbd::unix_uri;
 use crate::guest::libvirt::Served;
-use crate::vault::repository::storage::host_name;
+use crate::vault::repository::storage::{S3, host_name};
 use crate::vault::repository::{Pin, PointId};
 
 /// The longest path that a socket can have, in bytes.
@@ -35,8 +36,10 @@ pub(super) struct Service {
     pub socket: PathBuf,
     /// The words that start it, where something else has made the socket.
     words: Vec<String>,
-    /// Where the points are.
-    repository: PathBuf,
+    /// The options that open the repository: where it is, and its key.
+    options: Vec<String>,
+    /// Where the points are, if that is a folder.
+    folder: Option<PathBuf>,
     /// The account whose programs may connect.
     user: Option<String>,
 }
@@ -71,9 +74,12 @@ impl Service {
         let repository = job.catalog.repository().place();
         let program = request.program.to_string_lossy().into_owned();
         let place = repository.to_string_lossy().into_owned();
-        let words = vec![program, "serve".to_owned(), "--repo".to_owned(), place];
+        let mut options = vec!["--repo".to_owned(), place];
+        options.extend_from_slice(&request.key);
+        let words = [vec![program, "serve".to_owned()], options.clone()].concat();
         let unit = format!("qdelta-serve-{}", unique_stem(job));
-        Ok(Self { unit, socket, words, repository, user: libvirt.qemu_user() })
+        let folder = Some(repository).filter(|place| !S3::is_address(place));
+        Ok(Self { unit, socket, words, options, folder, user: libvirt.qemu_user() })
     }
 
     /// A disk as the server gives it out.
@@ -108,13 +114,20 @@ impl Service {
         let exports = job.disks.iter().filter_map(|disk| disk.served.as_ref());
         let words = words.chain(exports.map(|served| served.export.as_str()));
         let words: Vec<String> = words.map(word_of_unit).collect();
+        let place = match &self.folder {
+            Some(folder) => {
+                format!("RequiresMountsFor={}\n", word_of_unit(&folder.to_string_lossy()))
+            }
+            None => "Wants=network-online.target\nAfter=network-online.target\n\
+                     # The store's credentials: what your shell has in variables is not here. Give them by systemctl edit.\n"
+                .to_owned(),
+        };
         let service = format!(
-            "{head}[Unit]\nDescription={what}\nRequiresMountsFor={}\n\
+            "{head}[Unit]\nDescription={what}\n{place}\
              # When the host goes down, guests end before their disks do.\n\
              Before=libvirt-guests.service\n\
              StartLimitIntervalSec=0\n\n\
              [Service]\nExecStart={}\nRestart=on-failure\nRestartSec=5\n",
-            word_of_unit(&self.repository.to_string_lossy()),
             words.join(" "),
         );
         [socket, service]
@@ -125,7 +138,7 @@ impl Service {
         let mut commands: Vec<String> = self
             .units(&job.folder)
             .iter()
-            .map(|unit| format!("cp {} {UNIT_FOLDER}/", quoted(&unit.to_string_lossy())))
+            .map(|unit| format!("cp {} {UNIT_FOLDER}/", shell_word(&unit.to_string_lossy())))
             .collect();
         commands.push("systemctl daemon-reload".to_owned());
         commands.push(format!("systemctl enable --now {}.socket", self.unit));
@@ -148,7 +161,19 @@ impl Service {
         let socket = self.socket.to_string_lossy();
         let words = self.words.iter().map(String::as_str).chain(["--socket", &socket]);
         let words = words.chain(exports.map(|served| served.export.as_str()));
-        words.map(quoted).collect::<Vec<_>>().join(" ")
+        words.map(shell_word).collect::<Vec<_>>().join(" ")
+    }
+
+    /// What takes this recovery's pin away.
+    fn unpin(&self, job: &MachineRestore<'_>, point: PointId, pinned: &Pinned) -> Option<String> {
+        let Pinned::Now(holder) = pinned else { return None };
+        let point = shell_word(&format!("{}@{point}", job.domain));
+        let pairs = self.options.chunks(2).flat_map(|pair| match pair {
+            [option, value] => vec![option.clone(), shell_word(value)],
+            rest => rest.to_vec(),
+        });
+        let options: Vec<String> = pairs.collect();
+        Some(format!("qdelta unpin {} {point} --holder {holder}", options.join(" ")))
     }
 
     /// What becomes of the guest: the report.
@@ -167,11 +192,11 @@ impl Service {
             })
         });
         let home = |disk: &Disk| {
-            let (name, target) = (quoted(&job.name), quoted(&disk.target));
+            let (name, target) = (shell_word(&job.name), shell_word(&disk.target));
             format!("virsh blockpull {name} {target} --wait --verbose --bandwidth {HOME_RATE}")
         };
         let mut after = self.uninstall();
-        after.extend(unpin(job, point, pinned));
+        after.extend(self.unpin(job, point, pinned));
         InstantReport {
             socket: self.socket.clone(),
             disks: disks.collect(),
@@ -182,14 +207,6 @@ impl Service {
             after,
         }
     }
-}
-
-/// What takes this recovery's pin away.
-fn unpin(job: &MachineRestore<'_>, point: PointId, pinned: &Pinned) -> Option<String> {
-    let Pinned::Now(holder) = pinned else { return None };
-    let point = quoted(&format!("{}@{point}", job.domain));
-    let repo = quoted(&job.catalog.repository().place().to_string_lossy());
-    Some(format!("qdelta unpin --repo {repo} {point} --holder {holder}"))
 }
 
 /// Whose the pin is: the same one for each try on this host, with this folder and guest, and another one for every

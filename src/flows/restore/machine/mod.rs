@@ -35,7 +35,7 @@ use crate::vault::repository::{
     Catalog, DiskId, DiskName, DomainName, MachineFile, MachineRecord, Manifest, PointId,
     Repository, Role, Selector,
 };
-use definition::{Definition, quoted};
+use definition::Definition;
 use instant::Service;
 use memory::saved_xml;
 
@@ -74,6 +74,8 @@ pub struct InstantRequest {
     pub socket: Option<PathBuf>,
     /// The program that serves them.
     pub program: PathBuf,
+    /// The options by which that program gets the key of an encrypted repository, with their values.
+    pub key: Vec<String>,
 }
 
 /// A disk that is about to be restored.

@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::Disk;
-use super::definition::quoted;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::printable::shell_word;
 use crate::disk::image::Format;
 use crate::guest::libvirt::{Pool, StorageSource, Volumes};
 use crate::vault::repository::DomainName;
@@ -74,7 +74,7 @@ pub(super) fn check(pool: &Pool, disks: &[Disk], domain: &DomainName) -> Result<
     let names: Vec<String> = missing.iter().map(|disk| name(disk)).collect();
     let make = |disk: &&Disk| {
         let size = disk.chain.geometry().virtual_size();
-        format!("virsh vol-create-as {} {} {size}", quoted(&pool.name), quoted(&name(disk)))
+        format!("virsh vol-create-as {} {} {size}", shell_word(&pool.name), shell_word(&name(disk)))
     };
     let make: Vec<String> = missing.iter().map(make).collect();
     let text = format!("the pool {} has no volume {}", pool.name, names.join(", "));
@@ -100,7 +100,7 @@ fn check_device(disk: &Disk) -> Result<()> {
 /// Fails if the folder of a pool is not there: what is mounted there may be missing, and the disks would fill
 /// what lies below.
 fn check_folder(pool: &Pool, folder: &Path) -> Result<()> {
-    let start = format!("virsh pool-start {}", quoted(&pool.name));
+    let start = format!("virsh pool-start {}", shell_word(&pool.name));
     let at = |path: &Path| std::fs::metadata(path);
     let metadata = at(folder).map_err(|error| {
         Error::new(ErrorKind::NotFound, format!("the pool {} is not there", pool.name))

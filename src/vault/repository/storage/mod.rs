@@ -103,6 +103,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
         }
     }
 
+    /// The first bytes of a file that is there: what [`Staged::opening`] gave of it when it was written.
+    ///
+    /// # Errors
+    /// They can't be read.
+    fn opening_of(&self, name: &Name) -> Result<Option<Vec<u8>>> {
+        self.below().map_or(Ok(None), |below| below.opening_of(name))
+    }
+
     /// Begins a file, and makes the folders that it is in.
     ///
     /// # Errors

@@ -52,6 +52,16 @@ const DELETE_ANSWER_MAX: u64 = 4 << 20;
 /// So many names are looked at one by one; the folder of more is listed.
 const LOOKS_MAX: usize = 2;
 
+/// A variable of this process.
+fn variable(name: &str) -> Option<String> {
+    at_home(name, std::env::var(name).ok(), rustix::process::geteuid().is_root())
+}
+
+/// systemd gives a service of root's no `HOME`, and root's files are meant all the same.
+fn at_home(name: &str, value: Option<String>, is_root: bool) -> Option<String> {
+    value.or_else(|| (is_root && name == "HOME").then(|| "/root".to_owned()))
+}
+
 /// A repository in an object store. All clones are the same storage.
 #[derive(Debug, Clone)]
 pub struct S3(Arc<Shared>);
@@ -108,7 +118,7 @@ impl S3 {
     /// # Errors
     /// [`ErrorKind::Usage`] if the address makes no sense; a file that it needs can't be read.
     pub fn new(address: &Path) -> Result<Self> {
-        Self::with(address, |name| std::env::var(name).ok())
+        Self::with(address, variable)
     }
 
     /// What was at an address at a moment, as far as the store keeps versions. It can only be read.
@@ -116,7 +126,7 @@ impl S3 {
     /// # Errors
     /// As [`Self::new`].
     pub fn as_of(address: &Path, at: Timestamp) -> Result<Self> {
-        Self::made(address, Arc::new(|name: &str| std::env::var(name).ok()), Some(Past::new(at)))
+        Self::made(address, Arc::new(variable), Some(Past::new(at)))
     }
 
     /// The storage at an address, with other variables than those of this process.
@@ -541,5 +551,19 @@ impl Storage for S3 {
     fn looks_max(&self) -> u32 {
         // A list costs as much as one look, and tells of all.
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The keys in `~/.aws/credentials` opened a repository for root at a terminal, and not for the nightly service.
+    #[test]
+    fn root_has_a_home_without_a_variable() {
+        assert_eq!(at_home("HOME", None, true).as_deref(), Some("/root"));
+        assert_eq!(at_home("HOME", Some("/h".to_owned()), true).as_deref(), Some("/h"));
+        assert_eq!(at_home("HOME", None, false), None);
+        assert_eq!(at_home("AWS_PROFILE", None, true), None);
     }
 }

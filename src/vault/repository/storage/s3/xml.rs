@@ -58,6 +58,15 @@ pub(super) fn page(bytes: &[u8]) -> Result<Page, String> {
                 _ => {}
             }
         }
+        // Some stores count the objects alone.
+        let found = elements(root)
+            .filter(|node| ["Contents", "CommonPrefixes"].contains(&node.tag_name().name()))
+            .count() as u64;
+        if let Ok(said) = need(root, "KeyCount")
+            && number(&said)? > found
+        {
+            return Err(format!("it counts {said} names, and {found} are there"));
+        }
         if is_truncated(root) {
             // A page that says that more follow, and not where, must not pass for the last one.
             page.next = Some(need(root, "NextContinuationToken")?);
@@ -342,6 +351,21 @@ mod tests {
         for end in 0..text.len() {
             assert!(page(&text.as_bytes()[..end]).is_err(), "cut at {end}");
         }
+        // A list that lacked some of its entries was believed, and points were removed that others needed.
+        let counted = |count: &str| {
+            page(
+                text.replace(
+                    "<IsTruncated>",
+                    &format!("<KeyCount>{count}</KeyCount><IsTruncated>"),
+                )
+                .as_bytes(),
+            )
+        };
+        for fits in ["0", "1", "2"] {
+            assert_eq!(counted(fits), page(text.as_bytes()), "{fits}");
+        }
+        assert_eq!(counted("3"), Err("it counts 3 names, and 2 are there".to_owned()));
+        assert!(counted("many").is_err());
         let endless = text.replace("NextContinuationToken", "Other");
         assert!(page(endless.as_bytes()).unwrap_err().contains("NextContinuationToken"));
         for bad in ["-1", "many", ""] {

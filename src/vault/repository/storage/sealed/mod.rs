@@ -29,7 +29,8 @@ use crate::base::period::Period;
 use crate::disk::io::ReadAt;
 use crate::formats::age::{Header, Payload, Stanza, base64, sealed_len};
 use crate::vault::age::{
-    Chunks, FileKey, For, Hmac, Identity, Opened, SealedReader, Sealer, open_bytes, same,
+    Chunks, FileKey, For, Hmac, Identity, Opened, SealedReader, Sealer, open_bytes, opening_of,
+    same,
 };
 use crate::vault::repository::config::CONFIG;
 use crate::vault::repository::keys::KEYS;
@@ -299,6 +300,13 @@ impl Storage for Sealed {
         let key = |header: &Header| self.key_of(name, header);
         let file = SealedReader::open_damaged(inner, &self.chunks, number, opening, key)?;
         Ok(Arc::new(file))
+    }
+
+    fn opening_of(&self, name: &Name) -> Result<Option<Vec<u8>>> {
+        if is_plain_file(name) {
+            return Ok(None);
+        }
+        opening_of(&*self.inner.open(&self.sealed(name)?)?).map(Some)
     }
 
     fn stage(&self, name: &Name) -> Result<Box<dyn Staged>> {
