@@ -126,9 +126,14 @@ def revert(life):
 
 def to_file_and_back(life):
     """The guest moves to a file, and from there into another QEMU."""
+    was_paused = life.guest.status() == "paused"
     life.guest.disconnect()
     said = _virsh("managedsave", life.guest.name)
     life.guest.start(False)
+    if was_paused:
+        # Before it has gone on, QEMU has its images for inactive: it ends at the first write of the rig's to them.
+        _virsh("resume", life.guest.name)
+        _virsh("suspend", life.guest.name)
     life.happened("restart")
     return said
 

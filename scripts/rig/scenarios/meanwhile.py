@@ -119,6 +119,7 @@ def _saved_memory(rig, guest, backup):
     guest.start(paused=False)
     backup.expect_whole("started from its memory")
     # Before it has gone on, QEMU has its images for inactive, and commits nothing.
+    _expect_said(backup.done(), NO_POINT, "Let it go on once (virsh resume)")
     virsh("resume", guest.name)
     virsh("suspend", guest.name)
     backup.goes_well()
