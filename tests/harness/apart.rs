@@ -36,6 +36,7 @@ pub const IN_FOLDERS: &[(&str, &str)] = &[
     ("data_path::without_io_uring_it_says_so_once_to_those_who_ask_and_does_its_work", RING),
     ("files::disks::a_file_of_a_large_disk_costs_little", FILES),
     ("kills::*", FILES),
+    ("machines::a_restore_that_can_not_be_is_refused_with_what_to_do", NAMES),
     ("merges::a_merge_survives_every_fault", FILES),
     ("merges::damage_and_a_full_disk_change_nothing", FILES),
     ("mounts::a_repository_that_goes_away_gives_errors_and_is_read_when_it_is_back", MOUNT),
@@ -62,6 +63,7 @@ pub const IN_THE_PLAIN: &[(&str, &str)] = &[
     ("copies::mended::a_removed_point_whose_manifest_is_mended_stays_removed", TORN),
     ("data_path::a_restore_writes_the_same_past_the_page_cache", RING),
     ("data_path::without_io_uring_it_says_so_once_to_those_who_ask_and_does_its_work", RING),
+    ("files::disks::a_file_of_a_large_disk_costs_little", NAMES),
 ];
 
 /// Whether this test's repositories are wanted in the object store: `QDELTA_STORE=s3`.
