@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::place::make_private_folder;
 use crate::disk::io::Opener;
+use crate::disk::sys::FileId;
 
 /// Renames to a name that nothing has; what is there is never replaced.
 ///
@@ -24,14 +25,24 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Gives a file a second name, which never replaces anything, and takes the first one away.
 fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
-    match std::fs::hard_link(from, to) {
-        Ok(()) => std::fs::remove_file(from),
-        Err(error) => match Errno::from_io_error(&error) {
+    if let Err(error) = fs::hard_link(from, to) {
+        match Errno::from_io_error(&error) {
             // FAT has no links either. What remains is to look first.
-            Some(Errno::PERM | Errno::NOSYS | Errno::NOTSUP) => rename_after_look(from, to),
-            _ => Err(error),
-        },
+            Some(Errno::PERM | Errno::NOSYS | Errno::NOTSUP) => return rename_after_look(from, to),
+            // link(2): a server of NFS that dies before it can answer has made the link, and reports the second try
+            // as failed.
+            _ if is_one_file(from, to) => {}
+            _ => return Err(error),
+        }
     }
+    // It has its name. Where the other one can't be taken away now, whoever stages a file the next time does it.
+    let _ = fs::remove_file(from);
+    Ok(())
+}
+
+fn is_one_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| path.symlink_metadata().ok().map(|found| FileId::from(&found));
+    id(one).is_some() && id(one) == id(other)
 }
 
 fn rename_after_look(from: &Path, to: &Path) -> io::Result<()> {
@@ -101,5 +112,17 @@ mod tests {
             assert!(!from.exists());
             assert_eq!(std::fs::read(&to).unwrap(), b"new");
         }
+    }
+
+    /// The answer of the server was lost, and the link made; or the first name could not be taken away.
+    #[test]
+    fn a_link_that_was_made_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        std::fs::write(&from, b"new").unwrap();
+        std::fs::hard_link(&from, &to).unwrap();
+        rename_by_link(&from, &to).unwrap();
+        assert!(!from.exists());
+        assert_eq!(std::fs::read(&to).unwrap(), b"new");
     }
 }

@@ -9,6 +9,7 @@ use super::changes::Claim;
 use super::{Answer, Claiming};
 use crate::base::error::Result;
 use crate::disk::edit::{self, ImageFile};
+use crate::disk::files::device_id;
 use crate::disk::image;
 use crate::flows::anchors::bitmap;
 
@@ -73,12 +74,15 @@ fn check_same_file(case: &Case<'_>) -> Result<(), String> {
     // The file itself, also if it is a clone of it that is read.
     let name = case.image().file_names().into_iter().next().unwrap_or_default();
     let now = image::identity(&name).map_err(|error| error.chain())?;
-    match (recorded.map(|it| it.identity()), now) {
-        // Of a device, neither says anything.
-        (None, None) => Ok(()),
-        (Some(then), Some(now)) if then == now => Ok(()),
-        _ => Err("the image is another file than at the point before".into()),
-    }
+    let is_same = match (recorded.map(|it| it.identity()), now) {
+        // Of a device, neither says anything: its lasting id does, if it has one.
+        (None, None) => {
+            let layer = case.latest.record.image.layers.first();
+            layer.and_then(|layer| layer.device.clone()) == device_id(&name)
+        }
+        (then, now) => then == now,
+    };
+    is_same.then_some(()).ok_or_else(|| "the image is another file than at the point before".into())
 }
 
 /// The bitmap with this name, if it records no writes.
