@@ -8,6 +8,7 @@ const FILES: &str =
     "its faults are those of files and of their filesystem; s3:: has those of requests";
 const NAMES: &str = "it is of what files and folders are called";
 const RIGHTS: &str = "it is of the rights to files";
+const PAGES: &str = "the pages show a repository in a folder and in the plain";
 const RING: &str = "io_uring reads plain files alone";
 const CLOCK: &str = "it lives at another time than the store";
 const MOUNT: &str = "it is of a folder that goes away or is mounted";
@@ -36,6 +37,7 @@ pub const IN_FOLDERS: &[(&str, &str)] = &[
     ("data_path::without_io_uring_it_says_so_once_to_those_who_ask_and_does_its_work", RING),
     ("files::disks::a_file_of_a_large_disk_costs_little", FILES),
     ("kills::*", FILES),
+    ("machines::a_restore_that_can_not_be_is_refused_with_what_to_do", NAMES),
     ("merges::a_merge_survives_every_fault", FILES),
     ("merges::damage_and_a_full_disk_change_nothing", FILES),
     ("mounts::a_repository_that_goes_away_gives_errors_and_is_read_when_it_is_back", MOUNT),
@@ -47,6 +49,7 @@ pub const IN_FOLDERS: &[(&str, &str)] = &[
     ("opened::points_of_one_chain_share_their_archives", FILES),
     ("power_cut::*", FILES),
     ("prunes::a_prune_survives_every_fault", FILES),
+    ("readme::*", PAGES),
     ("repository::a_repository_that_is_mounted_read_only_is_read", MOUNT),
     (
         "serve::bad_days::a_repository_that_goes_away_gives_errors_and_comes_back_on_the_same_connection",
@@ -62,6 +65,8 @@ pub const IN_THE_PLAIN: &[(&str, &str)] = &[
     ("copies::mended::a_removed_point_whose_manifest_is_mended_stays_removed", TORN),
     ("data_path::a_restore_writes_the_same_past_the_page_cache", RING),
     ("data_path::without_io_uring_it_says_so_once_to_those_who_ask_and_does_its_work", RING),
+    ("files::disks::a_file_of_a_large_disk_costs_little", NAMES),
+    ("readme::*", PAGES),
 ];
 
 /// Whether this test's repositories are wanted in the object store: `QDELTA_STORE=s3`.

@@ -23,6 +23,8 @@ pub enum Fate {
     Lost,
     /// It is passed on, and the connection ends in the place of an answer.
     Unanswered,
+    /// It is passed on, and the answer is that something stands there already: as if it had been asked twice.
+    Twice,
     /// The answer ends in its middle.
     Cut,
     /// Nobody hears of the end: the answer is short by a byte, and its length says so.
@@ -208,6 +210,7 @@ fn serve(
         let Some(mut answer) = Message::read(&mut from_store, what.method != "HEAD") else { break };
         match fate {
             Fate::Unanswered => break,
+            Fate::Twice => answer = answer_of(fate),
             Fate::KillAfter(id) => {
                 kill(id);
                 break;
@@ -249,6 +252,7 @@ fn answer_of(fate: Fate) -> Message {
     let (status, code) = match fate {
         Fate::Expired => ("400 Bad Request", "ExpiredToken"),
         Fate::Nod => ("200 OK", ""),
+        Fate::Twice => ("412 Precondition Failed", "PreconditionFailed"),
         _ => ("503 Slow Down", "SlowDown"),
     };
     let body = match code {

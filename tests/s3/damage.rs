@@ -62,6 +62,39 @@ fn a_store_that_takes_its_time_is_waited_for() {
     repo.assert_restores_raw(&lab, "vm/disk", &expected);
 }
 
+/// What stands before a store asked it twice: it had done what was asked, and the second answer was that something
+/// stands there. The archive of a point was removed, and the manifest that named it stayed.
+#[test]
+fn what_was_done_and_answered_as_refused_is_done() {
+    let lab = Lab::new();
+    let (proxy, place) = (Proxy::new(endpoint()), fresh_place());
+    let straight = Repo::init(address(endpoint(), &place)).without_ring();
+    let repo = Repo::at(address(&proxy.endpoint, &place)).without_ring();
+    let image = filled(&lab, "disk.qcow2", "", 3 << 20, 1);
+    straight.backup(&image, "vm/disk", &[]);
+    let (mut at, mut done) = (0, 0);
+    loop {
+        let mut number = 0;
+        proxy.judge(move |_, seen| {
+            let is_it = number == at && seen.method == "PUT";
+            number += usize::from(seen.method == "PUT");
+            if is_it { Fate::Twice } else { Fate::Pass }
+        });
+        let before = proxy.seen().len();
+        let outcome = repo.backup_run(&image, "vm/disk", &[]).sane();
+        done += usize::from(outcome.code() == Some(0));
+        straight.verify();
+        let report = straight.backup(&image, "vm/disk", &[]);
+        assert!(report["warnings"].as_array().unwrap().is_empty(), "{at}: {report}");
+        straight.verify();
+        if proxy.seen()[before..].iter().filter(|it| it.method == "PUT").count() <= at {
+            break;
+        }
+        at += 1;
+    }
+    assert!(at > 2 && done + 1 >= at, "{done} backups of {at} were done");
+}
+
 /// A store that gave an archive its name after the backup had given up left a file that nothing explained: the
 /// guest was not restored, and nothing ever removed that file.
 #[test]

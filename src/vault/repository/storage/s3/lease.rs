@@ -15,6 +15,7 @@
 //! have the lock.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,8 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use jiff::{SignedDuration, Timestamp};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::client::{Ask, Client, Failure};
@@ -80,7 +83,8 @@ struct Process {
 impl Process {
     fn own() -> Self {
         let id = std::process::id();
-        Self { boot: boot(), namespace: namespace(), id, began: began(id).unwrap_or_default() }
+        let began = stat(id).ok().and_then(|text| began(&text)).flatten();
+        Self { boot: boot(), namespace: namespace(), id, began: began.unwrap_or_default() }
     }
 
     /// Whether it is known to be gone: nothing is known of those on other hosts.
@@ -89,7 +93,19 @@ impl Process {
             && self.boot == boot()
             && !self.namespace.is_empty()
             && self.namespace == namespace();
-        is_here && began(self.id).is_none_or(|began| began != self.began)
+        is_here && self.has_ended()
+    }
+
+    /// Whether no process of this number runs that began when this one did. Where `/proc` shows nothing of it, it may be
+    /// hidden from this user (`hidepid`): the kernel knows.
+    fn has_ended(&self) -> bool {
+        match stat(self.id) {
+            Ok(text) => began(&text).is_some_and(|began| began.is_none_or(|it| it != self.began)),
+            Err(_) => {
+                let id = self.id.try_into().ok().and_then(Pid::from_raw);
+                id.is_none_or(|id| test_kill_process(id) == Err(Errno::SRCH))
+            }
+        }
     }
 }
 
@@ -103,16 +119,19 @@ fn namespace() -> String {
     link.to_string_lossy().into_owned()
 }
 
-/// When a process began; none if there is none of that number that runs.
-fn began(id: u32) -> Option<String> {
-    let path = format!("/proc/{id}/stat");
-    let text = Opener::READ.read_text(Path::new(&path), 4096).ok()?;
+/// What the kernel tells of a process.
+fn stat(id: u32) -> io::Result<String> {
+    Opener::READ.read_text(Path::new(&format!("/proc/{id}/stat")), 4096)
+}
+
+/// When a process began; none in it if it does not run any more, none at all if that can't be told.
+fn began(text: &str) -> Option<Option<String>> {
     // The name before may hold spaces and brackets.
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     let state = fields.next()?;
     let began = fields.nth(18)?.to_owned();
-    (!matches!(state, "Z" | "X")).then_some(began)
+    Some((!matches!(state, "Z" | "X")).then_some(began))
 }
 
 /// A lock that this process holds, as long as it is renewed.

@@ -219,8 +219,8 @@ impl Upload {
         })
     }
 
-    /// What became of a request that gives a file its name. Where nobody can tell, whatever has the name
-    /// is looked at: ours bears our mark.
+    /// What became of a request that gives a file its name. Where nobody can tell, or something stands there already,
+    /// whatever has the name is looked at: ours bears our mark. What stands between may have asked the store twice.
     fn settled(
         &self,
         sent: Result<String, Failure>,
@@ -234,13 +234,14 @@ impl Upload {
         let shown = self.shown();
         let (is_unknown, is_conflict) = (failure.is_unknown(), failure.is_conflict());
         let mut outcome = Outcome::Refused;
-        if is_unknown {
+        if is_unknown || is_conflict {
             outcome = match self.shared.client.send(&Ask::new("HEAD", &self.key)) {
                 Ok(answer) if answer.header(header) == Some(mark) => {
                     return Ok(answer.etag().unwrap_or_default());
                 }
                 // Somebody else's has the name.
                 Ok(_) => Outcome::Refused,
+                Err(none) if is_conflict && none.is_missing() => Outcome::Refused,
                 // None has: the store may still be at it, and give the name later.
                 Err(_) => Outcome::Unknown,
             };
