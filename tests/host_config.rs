@@ -62,11 +62,16 @@ impl Host {
     }
 
     fn run(&self, words: Vec<std::ffi::OsString>) -> Outcome {
+        self.run_as("state", words)
+    }
+
+    /// As a host whose state is in this folder.
+    fn run_as(&self, state: &str, words: Vec<std::ffi::OsString>) -> Outcome {
         let mut command = qdelta(words);
         command
             .env("QDELTA_CONFIG", self.lab.path("qdelta.toml"))
             .env("QDELTA_REPO", self.lab.path("repo"))
-            .env("STATE_DIRECTORY", self.lab.path("state"));
+            .env("STATE_DIRECTORY", self.lab.path(state));
         run(command).sane()
     }
 
@@ -237,4 +242,24 @@ fn what_can_not_be_brought_back_is_said_before_anything_is_written() {
     host.configure(", \"/no/such/folder\"");
     let report = host.run(args!["run", "host", "--json"]).ok().json();
     assert!(report.to_string().contains("/no/such/folder is not there"), "{report:#}");
+}
+
+/// Two hosts of one name took each other's place, and each believed that its own configuration was kept.
+#[test]
+fn two_hosts_of_one_name_are_told_apart() {
+    let host = Host::new();
+    let night = |state: &str| -> Vec<String> {
+        let report = host.run_as(state, args!["run", "host", "--json"]).json();
+        let records = report["records"].as_array().unwrap().clone();
+        let warnings = records.iter().flat_map(|it| it["warnings"].as_array().unwrap().clone());
+        let codes = warnings.map(|it| it["code"].as_str().unwrap().to_owned());
+        codes.filter(|code| code == "other-guest").collect()
+    };
+    assert!(night("state").is_empty() && night("state").is_empty());
+    assert_eq!(night("other"), ["other-guest"]);
+    assert_eq!(night("state"), ["other-guest"]);
+    assert_eq!(night("other"), ["other-guest"]);
+    // The other one has a repository of its own now: it is told once more, and then it is this one's alone.
+    assert_eq!(night("state"), ["other-guest"]);
+    assert!(night("state").is_empty());
 }

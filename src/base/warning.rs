@@ -44,7 +44,7 @@ pub enum Code {
     AllZero,
     /// The guest has a disk no more that it had at the point before.
     DiskGone,
-    /// The guest has another UUID than the one of the point.
+    /// The guest has another UUID than the one of the point; or another host makes points of this one's name.
     OtherGuest,
     /// The guest has other files now than at its latest point: its next backup must be told that it is
     /// the same guest.

@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
+use crate::base::warning::{Code, Warning};
 use crate::disk::image::{Format, OpenOptions};
 use crate::flows::backup::{self, BackupRequest, ImageRequest, Options};
 use crate::flows::files::{self, OpenDisk, Output};
@@ -86,10 +87,13 @@ pub fn back_up(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<BackupReport> {
-    let disk = DiskSpec { domain: domain()?, disk: Some(DISK.parse()?) };
+    let domain = domain()?;
+    let namesake = repository.catalog().is_made_elsewhere(&domain).then(|| namesake(&domain));
+    let disk = DiskSpec { domain, disk: Some(DISK.parse()?) };
     let path = folder.join(SCRATCH);
     let scratch = Scratch(path.clone());
-    let left_out = pack::pack(files, &scratch.0, cancel)?;
+    let mut left_out = pack::pack(files, &scratch.0, cancel)?;
+    left_out.extend(namesake);
     for warning in &left_out {
         observer.warn(warning.clone());
     }
@@ -98,6 +102,16 @@ pub fn back_up(
     let mut report = backup::run(repository, &BackupRequest { image, options }, observer, cancel)?;
     report.warnings.extend(left_out);
     Ok(report)
+}
+
+/// Two hosts of one name would take each other's place in the repository, night by night.
+fn namesake(domain: &DomainName) -> Warning {
+    let text = format!(
+        "the newest point of {domain} is not this host's: another host has its name, or the state of this one was lost"
+    );
+    let advice = "give each host a name of its own (hostnamectl), or its configuration a repository of its own; \
+                  after the loss of the state this is told once";
+    Warning::new(Code::OtherGuest, text).advise(advice)
 }
 
 /// A file that goes when nobody needs it any more: it holds secrets.

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use super::{Came, Work};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::period::Period;
 use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::flows::backup::LEVEL_DEFAULT;
@@ -19,14 +18,11 @@ use crate::flows::report::{
     Act, ActResult, DrillReport, End, GuestPrune, PruneReport, Spare, VerifyReport,
 };
 use crate::flows::retain::{Clock, Policy};
-use crate::flows::verify::{self, Budget, Scrub, Target, VerifyRequest};
+use crate::flows::verify::{self, Scrub, Target, VerifyRequest};
 use crate::vault::repository::{Climb, DiskAt, DomainName, Repository, Rung, Targets};
 
 /// How long a program of a drill may take if the file does not say.
 const DRILL_PROGRAM_MAX: std::time::Duration = std::time::Duration::from_secs(30 * 60);
-
-/// What was proved within so many years is proved: what is left never was.
-const NEVER_PROVED: Period = Period::days(36_500);
 
 /// So many names stand in a line.
 const NAMES_MAX: usize = 10;
@@ -169,41 +165,6 @@ impl Work<'_> {
         Ok(of_verify(report))
     }
 
-    /// Proves as much as pruning has merged: what it writes comes after the night's verification, and nobody would ever see
-    /// a chain that is proved.
-    fn prove_merged(
-        &self,
-        repository: &Repository,
-        (domains, bytes): (&[DomainName], u64),
-        came: &mut Came,
-    ) {
-        let target =
-            |domain: &DomainName| Some(Target { disk: domain.as_str().parse().ok()?, point: None });
-        let request = VerifyRequest {
-            targets: domains.iter().filter_map(target).collect(),
-            quick: false,
-            scrub: Some(Scrub {
-                max_age: Some(NEVER_PROVED),
-                // And the indexes.
-                budget: Some(Budget::Bytes(bytes.saturating_add(bytes / 4))),
-            }),
-            resources: self.resources(1),
-        };
-        if request.targets.is_empty() {
-            return;
-        }
-        let proved = match verify::run(repository, &request, self.run.observer, self.run.cancel) {
-            Ok(report) => of_verify(report),
-            // What was not proved now is the next verification's.
-            Err(error) if error.kind() == ErrorKind::Interrupted => return,
-            Err(error) => Came::failed(&error),
-        };
-        if proved.end.is_trouble() {
-            came.text = format!("{}; what was merged: {}", came.text, proved.text);
-            (came.end, came.advice) = (proved.end, proved.advice);
-        }
-    }
-
     fn prune(&self, repository: &Repository, keep_free: Option<u64>) -> Result<Came> {
         let settings = repository.settings()?;
         let how = self.job.prune.as_ref();
@@ -230,13 +191,7 @@ impl Work<'_> {
             merging: MergeOptions { level: LEVEL_DEFAULT, resources: self.resources(1) },
         };
         let report = prune::run(repository, &request, self.run.observer, self.run.cancel)?;
-        let merged = report.guests.iter().filter(|it| !it.data.merges.is_empty());
-        let bytes: u64 = merged.clone().map(|it| it.data.bytes_written).sum();
-        let merged: Vec<DomainName> = merged.map(|it| it.domain.clone()).collect();
         let mut came = of_prune(report);
-        if self.job.verify.is_some() {
-            self.prove_merged(repository, (&merged, bytes), &mut came);
-        }
         if let Some((guest, other)) = others.first_key_value().filter(|_| came.end == End::Done) {
             came.text = format!(
                 "{}; job {other} prunes {guest} by other rules, so neither does ({} guests)",
