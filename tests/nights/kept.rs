@@ -311,3 +311,21 @@ fn whoever_begins_with_one_job_has_no_alarms_of_the_others() {
     night.at("2026-10-18 10:00:00", args!["run", "production"]).ok();
     night.assert_open("2026-10-18 10:01:00", &[("no-point mail", "still to come")]);
 }
+
+/// A verification of its own schedule had failed. Everything was mended and proved by hand, and the alarm stood until the
+/// next Sunday.
+#[test]
+fn a_verification_that_failed_is_over_when_all_is_proved() {
+    let night = Night::new();
+    night.edit("[jobs.production.verify]", "[jobs.production.verify]\nschedule = \"Mon 03:00\"");
+    night.run("2026-10-18 10:00:00");
+    night.run("2026-10-19 00:35:00");
+    let archive = archive(&night, "db");
+    let sound = fs::read(&archive).unwrap();
+    fs::write(&archive, b"damaged").unwrap();
+    night.run("2026-10-19 01:05:00");
+    night.assert_open_has("2026-10-19 08:00:00", "failed production", "verify failed");
+    fs::write(&archive, sound).unwrap();
+    night.at("2026-10-19 09:00:00", args!["verify", "--repo", night.main()]).ok();
+    night.assert_open("2026-10-19 09:05:00", &[]);
+}

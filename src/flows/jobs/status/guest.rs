@@ -156,6 +156,7 @@ impl Look<'_> {
             self.left_out(&guest, jobs, &points);
             for (name, job, _) in jobs {
                 self.count_late(name, &guest, &points);
+                self.count_proved(name, &points);
                 let copy = job.copy.as_ref();
                 let known = |copy: &Copy| standing.copies.iter().any(|it| it.repository == copy.to);
                 if let Some(copy) = copy.filter(|copy| !known(copy)) {

@@ -62,6 +62,7 @@ pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
     let zone = config.zone()?;
     let mut looked = Look {
         late: proofs::promised(config, now, &zone),
+        proved: BTreeMap::new(),
         config,
         memory: &memory,
         guests: &guests,
@@ -80,6 +81,7 @@ pub(super) fn look(host: &Host<'_>) -> Result<(StatusReport, Catalogs)> {
     let standing = looked.guests();
     looked.unproved();
     looked.kept();
+    looked.proved_since();
     let is_lost = history.records.is_empty() && !known::read(host.state).is_empty();
     looked.rest((is_lost, history.torn));
     looked.findings.extend(telling::troubles(host));
@@ -169,6 +171,8 @@ struct Look<'a> {
     zone: TimeZone,
     /// What the jobs promise of proofs, and what waits too long.
     late: BTreeMap<String, proofs::Late>,
+    /// Since when all points of a job's guests are good and proved; none where one is not.
+    proved: BTreeMap<String, Option<Timestamp>>,
     findings: Vec<OpenFinding>,
 }
 

@@ -62,6 +62,31 @@ impl Look<'_> {
         }
     }
 
+    /// Counts since when the points of a guest of a job are good and proved.
+    pub(super) fn count_proved(&mut self, job: &str, points: &Points) {
+        for (manifest, is_good) in &points.all {
+            let proof = points.proofs.get(&manifest.point).copied().flatten();
+            let proof = proof.filter(|_| *is_good);
+            let all = self.proved.entry(job.to_owned()).or_insert(proof);
+            *all = all.zip(proof).map(|(all, proof)| all.min(proof));
+        }
+    }
+
+    /// A verification that failed is over when all points were proved since, whoever did it: its job may do so again in a
+    /// month.
+    pub(super) fn proved_since(&mut self) {
+        let proved = std::mem::take(&mut self.proved);
+        // Of guests that went, too: they are no job's.
+        if self.findings.iter().any(|finding| finding.code == FindingCode::Damaged) {
+            return;
+        }
+        self.findings.retain(|finding| {
+            let is_it = finding.code == FindingCode::Failed && finding.act == Some(Act::Verify);
+            let all = finding.job.as_ref().and_then(|job| proved.get(job).copied().flatten());
+            !is_it || all.zip(finding.since).is_none_or(|(all, since)| all <= since)
+        });
+    }
+
     /// Points that wait longer for their proof than a job allows: its budget is too small, or it is done too seldom.
     pub(super) fn unproved(&mut self) {
         for (name, late) in std::mem::take(&mut self.late) {
