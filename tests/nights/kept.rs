@@ -188,7 +188,9 @@ fn a_history_that_is_lost_makes_nothing_new_and_nothing_right() {
     assert_eq!([ends(&records, WEB), ends(&records, DB)], [["done"], ["failed"]]);
     let texts: String = told.mails().into_iter().map(|(_, text)| text).collect();
     assert!(!texts.contains("  db: backup failed"), "it fails still: {texts}");
-    fs::write(&history, "").unwrap();
+    // With all that lies beside it.
+    fs::remove_dir_all(night.lab.path("state/jobs")).unwrap();
+    night.assert_open_has("2026-10-22 00:10:00", "unreadable history", "it is lost");
     // The time is past when somebody comes back to it.
     let records = told.run("2026-10-22 03:00:00");
     assert_eq!([ends(&records, WEB), ends(&records, MAIL)], [["done"], ["done"]], "{records:#?}");

@@ -18,7 +18,8 @@ const LEN_MAX: u64 = 1 << 20;
 const MODE: u32 = 0o600;
 
 fn path(state: &Path) -> PathBuf {
-    state.join("jobs").join(NAME)
+    // Beside the folder of the history: what is lost with it could not say that it was there.
+    state.join(NAME)
 }
 
 /// The id of the repository that a run has first found behind each name; nothing if there is no file, or one that makes
