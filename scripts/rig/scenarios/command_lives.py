@@ -28,6 +28,8 @@ LATE = 0.6
 # other command, or the guest was stopped then or is now, or the image lies over a backing file (docs/snapshot-commands.md).
 ALWAYS = ["the last time", "left no anchor", "left nothing to compare with", "no bitmap began", "read from its file",
           "allocated over its backing file"]
+# What libvirt says of a job that it has not begun, and believes that it has (docs/snapshot-commands.md).
+HELD = "held by monitor=init-"
 
 
 def command_lives(rig):
@@ -207,6 +209,12 @@ class _Life:
         if writer:
             writer.stop()
             self.story.append(f"{len(writer.writes)} writes meanwhile, cut off: {writer.cut_off}")
+        if process.returncode == 10 and HELD in complained:
+            self.total["guests whose job a killed libvirtd holds for ever"] += 1
+            self.settle()
+            self.story.append("  " + acts.restart(self))
+            self.settle()
+            return self._backup(repo, *how, **more)
         if process.returncode != 0:
             raise Failure(f"status {process.returncode} of a backup by {command}:\n{said}{complained}")
         self.whole = max(0.5, min(self.whole, time.monotonic() - begin))
