@@ -283,7 +283,7 @@ fn a_snapshot_that_comes_back_is_held_again() {
     let expected = lab.path("s.raw");
     oracle(args![image.as_path()], &expected);
     let night = || repo.backup(&image, "web", &["--with-snapshots"]);
-    let copy = || repo.run(args!["copy", "--to", second.path.as_path()]).ok();
+    let copy = || repo.run(copy_to(&second, &[])).ok();
     let point = stored(&night())[0].1.clone();
     copy();
     let held = |repo: &Repo| shown(repo, "web", &point).map(|it| is_pinned(&it));
@@ -416,6 +416,14 @@ fn a_moment_may_be_in_several_points() {
     }
 }
 
+/// The words of a copy to a repository, with its key.
+fn copy_to(other: &Repo, options: &[&str]) -> Vec<std::ffi::OsString> {
+    let mut words = args!["copy", "--to", other.path.as_path()];
+    words.extend(other.key.iter().flat_map(|key| args!["--other-key-file", key.as_path()]));
+    words.extend(options.iter().map(Into::into));
+    words
+}
+
 /// A copy lost the point of a snapshot by its own rules, and the next copy brought it again, night by night.
 #[test]
 fn a_copy_holds_a_snapshot_as_long_as_the_image_does() {
@@ -429,7 +437,7 @@ fn a_copy_holds_a_snapshot_as_long_as_the_image_does() {
     write(&image, 2, 0, MIB);
     let report = repo.backup(&image, "web", &["--with-snapshots"]);
     let point = stored(&report)[0].1.clone();
-    let copy = || repo.run(args!["copy", "--to", second.path.as_path()]).ok();
+    let copy = || repo.run(copy_to(&second, &[])).ok();
     let prune = || second.run(args!["prune", "--keep-last", "1", "--grace", "0"]).ok();
     let there = || points(&second, "web").iter().any(|it| it["point"] == point.as_str());
     copy();
@@ -457,7 +465,7 @@ fn a_copy_lets_go_of_a_snapshots_point_that_went_between_two_copies() {
     snapshot(&image, "old");
     let report = repo.backup(&image, "web", &["--with-snapshots"]);
     let point = stored(&report)[0].1.clone();
-    let copy = |from: &Repo, to: &Repo| from.run(args!["copy", "--to", to.path.as_path()]).ok();
+    let copy = |from: &Repo, to: &Repo| from.run(copy_to(to, &[])).ok();
     let pins = |repo: &Repo| {
         let points = points(repo, "web").into_iter();
         let mut is_it = points.filter(|it| it["point"] == point.as_str());
@@ -492,10 +500,7 @@ fn a_copy_keeps_the_pin_of_a_snapshot_of_which_its_source_knows_nothing() {
     snapshot(&image, "old");
     let report = repo.backup(&image, "web", &["--with-snapshots"]);
     let point = stored(&report)[0].1.clone();
-    let copy = |from: &Repo| {
-        let words = args!["copy", "--to", second.path.as_path(), "--same-guest"];
-        from.run(words).sane().code().unwrap()
-    };
+    let copy = |from: &Repo| from.run(copy_to(&second, &["--same-guest"])).sane().code().unwrap();
     let is_pinned = || {
         let points = points(&second, "web").into_iter();
         let mut it = points.filter(|it| it["point"] == point.as_str());

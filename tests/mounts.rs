@@ -303,12 +303,12 @@ fn new_points_appear_removed_ones_vanish_and_what_is_open_stays() {
 #[test]
 fn damage_is_an_error_of_its_place_alone() {
     let scene = Scene::new();
-    let list = scene.repo.run(args!["points", "web", "--json"]).ok().json();
-    let archive = PathBuf::from(list["disks"][0]["points"][1]["archive"].as_str().unwrap());
+    let of_point = |file: &PathBuf| file.to_string_lossy().contains(&scene.points[1].0);
+    let archive = scene.repo.archives().into_iter().find(of_point).unwrap();
+    let archive = scene.repo.stored_as(archive);
     // One byte of the mebibyte of noise.
-    let middle = fs::metadata(&archive).unwrap().len() / 2;
-    let byte = fs::read(&archive).unwrap()[middle as usize];
-    patch(&archive, middle, &[!byte]);
+    let bytes = archive.bytes();
+    archive.patch(bytes.len() as u64 / 2, &[!bytes[bytes.len() / 2]]);
     let mounted = scene.mount();
     assert_same(&scene.points[0].1, &mounted.file("web/vda", &scene.points[0].0), "the full");
     let file = File::open(mounted.file("web/vda", &scene.points[1].0)).unwrap();

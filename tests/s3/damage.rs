@@ -6,7 +6,7 @@ use crate::harness::files::assert_same;
 use crate::harness::images::{filled, oracle};
 use crate::harness::proxy::{Fate, Proxy};
 use crate::harness::repo::Repo;
-use crate::harness::store::{address, ask, endpoint, fresh_place};
+use crate::harness::store::{address, ask, endpoint, fresh_place, new_repo};
 use crate::harness::{Lab, args};
 
 /// An answer that was cut is asked for again. One that somebody made shorter, and says so soundly, or that
@@ -60,6 +60,15 @@ fn a_store_that_takes_its_time_is_waited_for() {
     let expected = lab.path("expected.raw");
     oracle(args!["-f", "qcow2", image.as_path()], &expected);
     repo.assert_restores_raw(&lab, "vm/disk", &expected);
+}
+
+/// A store that keeps the folders of objects that are gone told of a guest in which nothing was: a backup that failed
+/// before it had a point made every verification end with status 4.
+#[test]
+fn a_folder_that_is_empty_again_is_no_finding() {
+    let repo = new_repo();
+    drop(repo.open().lock(&"web".parse().unwrap()).unwrap());
+    repo.verify();
 }
 
 /// What stands before a store asked it twice: it had done what was asked, and the second answer was that something
