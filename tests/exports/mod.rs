@@ -30,6 +30,10 @@ impl Server {
     /// Starts a program that is to listen at a socket; nothing if it ends before.
     fn start(name: &str, arguments: Vec<OsString>, socket: &Path) -> Option<Self> {
         let _ = std::fs::remove_file(socket);
+        assert!(
+            !is_listening(socket),
+            "another server has {socket:?}: give this one a lab of its own"
+        );
         let child = start(&mut tool(name, arguments));
         let mut server = Self { child, socket: socket.to_owned() };
         // A server of a single client ends with the one that only looks.

@@ -307,10 +307,10 @@ fn what_can_t_be_done_with_a_server_says_so() {
 fn a_server_is_known_by_its_whole_name() {
     let lab = Lab::new();
     let repo = Repo::init(lab.path("repo")).without_ring();
-    let mut servers = Vec::new();
-    for (number, name) in ["one", "two"].into_iter().enumerate() {
+    let (mut servers, places) = (Vec::new(), [Lab::new(), Lab::new()]);
+    for ((number, name), place) in ["one", "two"].into_iter().enumerate().zip(&places) {
         let raw = filled_raw(&lab, &format!("{name}.raw"), MIB, 4 + number as u64);
-        let server = Server::qemu(&lab, &raw, "raw", &["-t", "-r"]).unwrap();
+        let server = Server::qemu(place, &raw, "raw", &["-t", "-r"]).unwrap();
         std::fs::create_dir(lab.path(name)).unwrap();
         std::os::unix::fs::symlink(&server.socket, lab.path(name).join("e.s")).unwrap();
         servers.push(server);
