@@ -106,9 +106,9 @@ impl Work<'_> {
         self.there(repository, wanted)
     }
 
-    /// The guests of the job, and those that were its guests until they went: their points are kept and
-    /// proved as long as the rules say. Where another host makes the points of one that went, they are its own to prune. Where nothing is removed, those of jobs that are not in the file any more, too:
-    /// nobody else would prove them.
+    /// The guests of the job, and those that were its guests until they went: their points are kept and proved as
+    /// long as the rules say. The points of one that went are not pruned here where another host makes them now. Where
+    /// nothing is removed, guests of jobs that are not in the file any more count, too: nobody else would prove them.
     pub(super) fn domains_with_gone(
         &self,
         repository: &Repository,
