@@ -147,7 +147,7 @@ fn a_wrapped_key_that_is_damaged_is_found() {
 #[test]
 fn nobody_makes_a_passphrase_useless_by_files_that_cost_work() {
     let lab = Lab::new();
-    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    let repo = Repo::encrypted_by_a_passphrase(lab.path("repo")).without_ring();
     let wrapped = repo.path.join("keys/passphrase.age");
     let text = fs::read(&wrapped).unwrap();
     let at = text.windows(4).position(|it| it == b" 18\n").unwrap();
