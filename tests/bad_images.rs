@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::harness::content::Random;
-use crate::harness::files::{assert_same, tree};
+use crate::harness::files::assert_same;
 use crate::harness::images::{
     create, filled, filled_raw, guest_io, oracle, patch, qemu_img, read_u64,
 };
@@ -31,13 +31,16 @@ fn backup(repo: &Repo, image: &Path, options: &[&str]) -> Outcome {
     outcome
 }
 
+/// The repository of a test.
+fn repo(lab: &Lab) -> Repo {
+    let path = lab.path("repo");
+    Repo::made_before(&path).unwrap_or_else(|| Repo::init(path))
+}
+
 /// The image must be refused with status 3 and all of `words`, and leave no trace.
 #[track_caller]
 fn refused(lab: &Lab, image: &Path, options: &[&str], words: &[&str]) {
-    let repo = match lab.path("repo").exists() {
-        true => Repo::at(lab.path("repo")),
-        false => Repo::init(lab.path("repo")),
-    };
+    let repo = repo(lab);
     let outcome = backup(&repo, image, options);
     let said = outcome.fails_with(3);
     for word in words {
@@ -46,7 +49,8 @@ fn refused(lab: &Lab, image: &Path, options: &[&str], words: &[&str]) {
             "it does not say '{word}':\n{said}"
         );
     }
-    let written: Vec<PathBuf> = tree(&repo.path)
+    let written: Vec<PathBuf> = repo
+        .files()
         .into_iter()
         .filter(|file| {
             !(file.ends_with(".lock") || file.ends_with(".keep") || file.ends_with("qdelta.toml"))
@@ -298,13 +302,13 @@ fn what_is_no_file() {
     for name in ["folder", "pipe"] {
         let top = overlay_over_anything(&lab, &format!("over-{name}.qcow2"), name, "raw");
         refused(&lab, &top, &[], &[name]);
-        let repo = Repo::at(lab.path("repo"));
+        let repo = repo(&lab);
         let outcome = backup(&repo, &lab.path(name), &[]);
         assert!(matches!(outcome.code(), Some(1..=3)), "{}", outcome.report());
     }
     let zero = overlay_over_anything(&lab, "over-zero.qcow2", "/dev/zero", "raw");
     refused(&lab, &zero, &["--image-root", "/dev"], &["/dev/zero"]);
-    let repo = Repo::at(lab.path("repo"));
+    let repo = repo(&lab);
     backup(&repo, &lab.path("gone.qcow2"), &[]).fails_with(6);
 }
 

@@ -94,11 +94,11 @@ impl<'a> Layers<'a> {
 
     /// The files of `vda` that the latest point says were read.
     fn recorded(&self) -> Vec<PathBuf> {
-        let folder = self.host.repo.path.join("web/points");
-        let mut points: Vec<_> =
-            fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect();
-        points.sort();
-        let manifest = fs::read(points.last().unwrap()).unwrap();
+        let files = self.host.repo.files();
+        let newest = files.iter().filter(|file| file.starts_with("web/points")).max();
+        let taken = self.host.lab.path("manifest.json");
+        self.host.repo.take_out(newest.unwrap(), &taken);
+        let manifest = fs::read(taken).unwrap();
         let manifest: Value = serde_json::from_slice(&manifest).unwrap();
         let layers = manifest["disks"][0]["image"]["layers"].as_array().unwrap().iter();
         let text = |value: &Value| PathBuf::from(value.as_str().unwrap());

@@ -115,7 +115,7 @@ fn age_at_a_terminal(lab: &Lab, command: &str, passphrase: &str) {
 #[test]
 fn age_and_qdelta_open_each_other_s_passphrases() {
     let lab = Lab::new();
-    let repo = Repo::encrypted(lab.path("repo"));
+    let repo = Repo::encrypted_by_a_passphrase(lab.path("repo"));
     let (wrapped, out) = (repo.path.join("keys/passphrase.age"), lab.path("opened.key"));
     let command = format!("age -d -o {} {}", out.display(), wrapped.display());
     age_at_a_terminal(&lab, &command, "a passphrase");
@@ -386,7 +386,7 @@ fn a_host_with_the_public_key_alone_adds_increments_and_reads_nothing() {
 #[test]
 fn keys_are_added_shown_and_removed() {
     let lab = Lab::new();
-    let repo = Repo::encrypted(lab.path("repo")).without_ring();
+    let repo = Repo::encrypted_by_a_passphrase(lab.path("repo")).without_ring();
     let (admin, recipient) = keygen(&lab, "admin.key");
     let names = |value: &serde_json::Value| -> Vec<String> {
         let keys = value["keys"].as_array().unwrap().iter();

@@ -262,8 +262,8 @@ fn damage_and_a_full_disk_change_nothing() {
     assert_eq!(repo.tree(), before, "a failed merge leaves nothing");
     repo.verify();
     std::fs::remove_file(&filler).unwrap();
-    for archive in before.iter().filter(|it| it.extension().is_some_and(|e| e == "qdelta")) {
-        let path = repo.path.join(archive);
+    for archive in repo.archives() {
+        let path = repo.place_of(&archive);
         // Once the merge of a chain without one of its archives said no more than that it can't be opened.
         let away = mount.dir.join("away");
         std::fs::rename(&path, &away).unwrap();

@@ -15,7 +15,7 @@ mod ways;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -24,9 +24,10 @@ use serde_json::Value;
 use crate::cli::json::compare;
 use crate::harness::files::Mount;
 use crate::harness::images::{create, guest_io};
+use crate::harness::repo::{ADMIN, Repo, key_of};
 use crate::harness::run::{binary, describe, faketime, finish, script, start};
 use crate::harness::virsh::{Virsh, wait_until};
-use crate::harness::{Lab, Outcome, args, run};
+use crate::harness::{Lab, Outcome, apart, args, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -36,6 +37,7 @@ struct Night {
     /// The second repository, on a filesystem of its own.
     small: Mount,
     _virsh: Virsh,
+    is_encrypted: bool,
 }
 
 impl Night {
@@ -46,16 +48,57 @@ impl Night {
         }
         let small = Mount::in_memory(lab.dir(), 8 * MIB);
         let virsh = Virsh::new(lab.path("virsh"));
-        let night = Self { lab, small, _virsh: virsh };
+        let is_encrypted = apart::is_encryption_wanted();
+        let night = Self { lab, small, _virsh: virsh, is_encrypted };
         script(&night.lab.path("bin/systemctl"), "#!/bin/sh\necho active\n");
         for (number, guest) in ["web", "db", "mail"].into_iter().enumerate() {
             night.define(guest, number, &["vda"]);
         }
         night.configure("", "");
         for repository in [night.main(), night.small.dir.join("repo")] {
-            night.at("2026-10-18 10:00:00", args!["init", repository]).ok();
+            night.init("2026-10-18 10:00:00", &repository);
         }
         night
+    }
+
+    /// Makes a repository at a time, an encrypted one if those of all tests are to be.
+    #[track_caller]
+    fn init(&self, time: &str, path: &Path) {
+        let mut words = args!["init", path];
+        if self.is_encrypted {
+            words.extend(args!["--encrypt", "--recovery", key_of(path), "--recipient", ADMIN]);
+        }
+        self.at(time, words).ok();
+    }
+
+    /// Makes another repository where one was that was put away.
+    #[track_caller]
+    fn init_another(&self, time: &str, path: &Path) {
+        if self.is_encrypted {
+            fs::rename(key_of(path), key_of(path).with_extension("before")).unwrap();
+        }
+        self.init(time, path);
+    }
+
+    /// The first repository is put back there: so is its key.
+    fn show_key(&self, path: &Path) {
+        if self.is_encrypted {
+            fs::rename(key_of(path).with_extension("before"), key_of(path)).unwrap();
+        }
+    }
+
+    /// The lines of the file of jobs that say where a repository is.
+    fn place(&self, path: &Path) -> String {
+        let place = format!("place = \"{}\"", path.display());
+        match self.is_encrypted {
+            true => format!("key_file = \"{}\"\n{place}", key_of(path).display()),
+            false => place,
+        }
+    }
+
+    /// The repository of `production`.
+    fn repo(&self) -> Repo {
+        Repo::at(self.main())
     }
 
     fn main(&self) -> PathBuf {
@@ -97,16 +140,16 @@ impl Night {
         let at = |name: &str| self.lab.path(name).display().to_string();
         let text = format!(
             "time_zone = \"Europe/Berlin\"\n{top}\n\
-             [repositories.main]\nplace = \"{}\"\n\
-             [repositories.small]\nplace = \"{}/repo\"\n\
+             [repositories.main]\n{}\n\
+             [repositories.small]\n{}\n\
              [libvirt]\nconfig = \"{}\"\nrun = \"{}\"\nstate = \"{}\"\nvirsh = \"{}\"\n\
              [limits]\nguests_at_once = 2\n\
              [jobs.production]\nrepository = \"main\"\nguests = [\"web\", \"d*\"]\n\
              schedule = \"02:30\"\nrpo = \"26h\"\n\
              [jobs.production.verify]\n[jobs.production.prune]\nkeep = {{ daily = 5 }}\n{production}\n\
              [jobs.office]\nrepository = \"small\"\nguests = [\"mail\"]\nschedule = \"02:30\"\nrpo = \"26h\"\n",
-            at("repo"),
-            self.small.dir.display(),
+            self.place(&self.main()),
+            self.place(&self.small.dir.join("repo")),
             at("etc"),
             at("run"),
             at("lib"),
@@ -118,10 +161,10 @@ impl Night {
     /// Writes the file of jobs with a second copy of what `production` backs up.
     fn configure_with_copy(&self, production: &str) {
         let offsite = self.lab.path("offsite");
-        let top = format!("[repositories.offsite]\nplace = \"{}\"", offsite.display());
+        let top = format!("[repositories.offsite]\n{}", self.place(&offsite));
         let copy = "[jobs.production.copy]\nto = \"offsite\"\nrpo = \"50h\"\nlimit_rate = \"50M\"";
         self.configure(&top, &format!("{copy}\n{production}"));
-        self.at("2026-10-18 10:00:00", args!["init", offsite]).ok();
+        self.init("2026-10-18 10:00:00", &offsite);
     }
 
     /// Changes the file of jobs.
@@ -144,6 +187,9 @@ impl Night {
             .env("RUNTIME_DIRECTORY", self.lab.path("runtime"))
             .env("QDELTA_CONFIG", self.lab.path("qdelta.toml"))
             .env_remove("QDELTA_REPO");
+        if self.is_encrypted {
+            command.env("QDELTA_KEY_FILE", key_of(&self.main()));
+        }
         faketime(&mut command, &format!("@{time}"));
         command
     }

@@ -323,11 +323,11 @@ fn damage_stops_its_own_chain_alone() {
     let [good, bad] = ["good", "bad"].map(|name| nights(&lab, &repo, name, 4));
     let mut archives = repo.archives().into_iter();
     let broken = archives.find(|it| it.to_string_lossy().contains(&bad[1].0)).unwrap();
-    let broken = repo.place_of(broken);
-    let mut bytes = std::fs::read(&broken).unwrap();
+    let (stored, broken) = (repo.stored_as(&broken), repo.place_of(broken));
+    let mut bytes = stored.bytes();
     let at = bytes.len() - 100;
     bytes[at] ^= 1;
-    std::fs::write(&broken, bytes).unwrap();
+    stored.write(&bytes);
     let words = args!["prune", "--keep-last", "1", "--grace", "0", "--json"];
     for _ in 0..2 {
         let outcome = repo.run(words.clone()).sane();

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Mutex;
 
 use qdelta::base::observer::{Event, Observer};
@@ -106,10 +105,11 @@ fn damage_is_told_by_every_later_command_until_it_is_mended() {
     scrub(&repo, &[]);
     assert_eq!(proved(&repo), [true; 8]);
     let list = repo.run(args!["points", "one", "--json"]).ok().json();
-    let archive = PathBuf::from(list["disks"][0]["points"][1]["archive"].as_str().unwrap());
-    let whole = fs::read(&archive).unwrap();
+    let archive = list["disks"][0]["points"][1]["archive"].as_str().unwrap();
+    let archive = repo.stored_at(archive);
+    let whole = archive.bytes();
     let middle = whole.len() as u64 / 2;
-    patch(&archive, middle, &[!whole[middle as usize]]);
+    archive.patch(middle, &[!whole[middle as usize]]);
     // Written to: nobody knows any more whether it is sound, and so of all that build on it.
     assert_eq!(proved(&repo), [true, false, false, false, true, true, true, true]);
     let told = |arguments| {
@@ -140,7 +140,7 @@ fn damage_is_told_by_every_later_command_until_it_is_mended() {
         (Some(0), true)
     );
     // A sound copy in its place, and its proof.
-    fs::write(&archive, &whole).unwrap();
+    archive.write(&whole);
     assert_eq!(told(args!["points"]), (Some(0), false));
     scrub(&repo, &["--max-age", "1d"]);
     assert_eq!(told(backup), (Some(0), false));
@@ -154,7 +154,7 @@ fn a_copy_was_never_proved_and_a_torn_history_is_none() {
     let repo = repository(&lab);
     scrub(&repo, &[]);
     let copy = lab.path("copy");
-    crate::harness::files::copy_tree(&repo.path, &copy);
+    repo.copy_to(&copy);
     assert_eq!(proved(&repo.copy_at(copy)), [false; 8]);
     assert_eq!(proved(&repo), [true; 8]);
     let history = repo.frozen_mark("one").with_file_name("one+history");
@@ -219,11 +219,11 @@ fn whoever_meets_damage_notes_it() {
         let repo = repository(&lab);
         let list = repo.run(args!["points", "one", "--json"]).ok().json();
         let points = list["disks"][0]["points"].as_array().unwrap();
-        let archive = PathBuf::from(points[1]["archive"].as_str().unwrap());
-        let bytes = fs::read(&archive).unwrap();
+        let archive = repo.stored_at(points[1]["archive"].as_str().unwrap());
+        let bytes = archive.bytes();
         // A backup reads indexes alone: they are at the end.
         let at = if way == "backup" { bytes.len() - 200 } else { bytes.len() / 2 };
-        patch(&archive, at as u64, &[!bytes[at]]);
+        archive.patch(at as u64, &[!bytes[at]]);
         let told = |arguments| {
             let stderr = repo.run(arguments).stderr;
             stderr.contains("damaged: ") && stderr.contains("--kind full")
@@ -301,10 +301,10 @@ fn a_damaged_archive_waits_for_its_turn_and_is_told_meanwhile() {
     let lab = Lab::new();
     let repo = repository(&lab);
     let list = repo.run(args!["points", "one", "--json"]).ok().json();
-    let archive = PathBuf::from(list["disks"][0]["points"][0]["archive"].as_str().unwrap());
-    let middle = fs::metadata(&archive).unwrap().len() / 2;
-    let byte = fs::read(&archive).unwrap()[middle as usize];
-    patch(&archive, middle, &[!byte]);
+    let archive = list["disks"][0]["points"][0]["archive"].as_str().unwrap();
+    let stored = repo.stored_at(archive);
+    let bytes = stored.bytes();
+    stored.patch(bytes.len() as u64 / 2, &[!bytes[bytes.len() / 2]]);
     let mut all = BTreeSet::new();
     for run in 0..9 {
         let words = args!["verify", "--json", "--budget", "1K", "--max-age", "1d"];
@@ -312,7 +312,7 @@ fn a_damaged_archive_waits_for_its_turn_and_is_told_meanwhile() {
         assert_eq!(outcome.status.code(), Some(4), "run {run}: {}", outcome.stderr);
         let report = outcome.json();
         let finding = &report["findings"][0];
-        assert_eq!(finding["path"], archive.to_str().unwrap(), "run {run}: {report:#}");
+        assert_eq!(finding["path"], archive, "run {run}: {report:#}");
         assert_eq!(finding["points"].as_array().unwrap().len(), 4, "run {run}: {report:#}");
         assert_eq!(report["archives"], u64::from(run < 8), "run {run}: {report:#}");
         all.extend(read(&report));
@@ -321,7 +321,7 @@ fn a_damaged_archive_waits_for_its_turn_and_is_told_meanwhile() {
     // Without an age, what was read longest ago comes first.
     let outcome = repo.run(args!["verify", "--json", "--budget", "1K"]);
     assert_eq!(outcome.status.code(), Some(4), "{}", outcome.stderr);
-    assert!(read(&outcome.json()).contains(archive.to_str().unwrap()));
+    assert!(read(&outcome.json()).contains(archive));
 }
 
 /// Ends a run when something was read.

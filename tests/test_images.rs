@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::harness::files::{sha256, tree};
+use crate::harness::files::sha256;
 use crate::harness::repo::Repo;
 use crate::harness::{Lab, Outcome};
 
@@ -78,7 +78,7 @@ fn complaint(lab: &Lab, repo: &Repo, expected: &Expected, outcome: Outcome) -> O
         Expected::Refusal { status, says } => {
             let text = outcome.stderr.to_lowercase();
             let missing = says.iter().find(|word| !text.contains(&word.to_lowercase()));
-            let written = tree(&repo.path).iter().any(|file| {
+            let written = repo.files().iter().any(|file| {
                 file.extension()
                     .is_some_and(|extension| extension == "qdelta" || extension == "json")
             });

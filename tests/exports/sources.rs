@@ -257,7 +257,7 @@ fn an_export_is_never_called_offline() {
         (&done["consistency"], &done["warnings"]),
         (&"unknown".into(), &serde_json::json!([]))
     );
-    let list = run(qdelta(args!["points", "--repo", repo.path.as_path()])).ok().text();
+    let list = repo.run(args!["points"]).ok().text();
     assert!(list.contains(" unknown ") && !list.contains("offline"), "{list}");
 }
 

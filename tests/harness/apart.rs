@@ -7,6 +7,7 @@ use std::thread;
 const FILES: &str =
     "its faults are those of files and of their filesystem; s3:: has those of requests";
 const NAMES: &str = "it is of what files and folders are called";
+const LOCKS: &str = "it takes the locks of files; s3::locks has those of a store";
 const RIGHTS: &str = "it is of the rights to files";
 const PAGES: &str = "the pages show a repository in a folder and in the plain";
 const RING: &str = "io_uring reads plain files alone";
@@ -49,8 +50,15 @@ pub const IN_FOLDERS: &[(&str, &str)] = &[
     ("opened::points_of_one_chain_share_their_archives", FILES),
     ("power_cut::*", FILES),
     ("prunes::a_prune_survives_every_fault", FILES),
+    ("prunes::what_has_no_room_waits", FILES),
     ("readme::*", PAGES),
+    (
+        "repository::a_filesystem_that_knows_no_rename_without_replacing_holds_points_and_disks",
+        FILES,
+    ),
     ("repository::a_repository_that_is_mounted_read_only_is_read", MOUNT),
+    ("repository::every_operation_beside_every_other_goes_on_or_is_refused_at_once", LOCKS),
+    ("room::a_full_that_may_not_fit_is_told_of_before_it_is_read", FILES),
     (
         "serve::bad_days::a_repository_that_goes_away_gives_errors_and_comes_back_on_the_same_connection",
         MOUNT,

@@ -1,10 +1,10 @@
 //! A repository under test: what was backed up into it, and what must come out again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use qdelta::ErrorKind;
 use qdelta::vault::repository::Repository;
@@ -15,6 +15,12 @@ use super::files::{assert_same, tree};
 use super::images::{check_is_silent, qemu_img};
 use super::store::{self, storage};
 use super::{Lab, Outcome, apart, args, qdelta, run, state};
+
+/// The recipient of an admin whose key nobody has kept: the tests open their repositories by `--recovery`.
+pub const ADMIN: &str = "age1dqgxxw9rc0a2q8gfv5w357me0dg0zjue8hrzf6es62sg3q4gfa6skhq04a";
+
+/// Where `init` has put the repositories of paths.
+static MADE: Mutex<BTreeMap<PathBuf, PathBuf>> = Mutex::new(BTreeMap::new());
 
 /// A repository, and the command line to reach it.
 #[derive(Debug, Clone)]
@@ -32,9 +38,15 @@ impl Repo {
     pub fn init(path: PathBuf) -> Self {
         let place = match !S3::is_address(&path) && apart::is_store_wanted() {
             true => store::fresh_address(),
-            false => path,
+            false => path.clone(),
         };
+        MADE.lock().unwrap().insert(path, place.clone());
         Self::made_at(place)
+    }
+
+    /// The repository that `init` has made for this path, wherever it has put it.
+    pub fn made_before(path: &Path) -> Option<Self> {
+        MADE.lock().unwrap().get(path).cloned().map(Self::at)
     }
 
     /// A new repository at this place, in a folder or in a store.
@@ -54,15 +66,26 @@ impl Repo {
         Self::encrypted_by(path, key)
     }
 
-    /// The same with the file of its key at a place.
+    /// The same with the file of its key at a place. An admin's recipient costs nothing: the work that a passphrase
+    /// takes is for the tests of passphrases.
     #[track_caller]
     pub fn encrypted_by(path: PathBuf, key: PathBuf) -> Self {
+        Self::encrypted_for(path, key, args!["--recipient", ADMIN])
+    }
+
+    /// The same, opened by the passphrase in the file beside its key.
+    #[track_caller]
+    pub fn encrypted_by_a_passphrase(path: PathBuf) -> Self {
+        let key = key_of(&path);
         let passphrase = key.with_extension("passphrase");
         std::fs::write(&passphrase, "a passphrase\n").unwrap();
-        let options = args!["--recovery", key.as_path(), "--passphrase-file", passphrase.as_path()];
-        let mut words = args!["init", path.as_path(), "--encrypt"];
-        words.extend(options);
-        run(qdelta(words)).ok();
+        Self::encrypted_for(path, key, args!["--passphrase-file", passphrase])
+    }
+
+    #[track_caller]
+    fn encrypted_for(path: PathBuf, key: PathBuf, whom: Vec<OsString>) -> Self {
+        let words = args!["init", path.as_path(), "--encrypt", "--recovery", key.as_path()];
+        run(qdelta([words, whom].concat())).ok();
         Self { path, io: "auto", key: Some(key) }
     }
 
@@ -317,7 +340,7 @@ impl Repo {
 }
 
 /// Where the key of a repository is, if it is encrypted: beside it, or in the folder of this host's state.
-fn key_of(path: &Path) -> PathBuf {
+pub fn key_of(path: &Path) -> PathBuf {
     if !S3::is_address(path) {
         return path.with_extension("key");
     }

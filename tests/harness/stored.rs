@@ -106,13 +106,17 @@ impl Repo {
     pub fn stored_as(&self, name: impl AsRef<Path>) -> Stored {
         match &self.key {
             None => self.stored(name),
-            Some(_) => {
-                let (place, top) = (self.place_of(name), self.path.to_string_lossy().into_owned());
-                let top = top.split('?').next().unwrap();
-                let file = place.to_str().unwrap().strip_prefix(top).unwrap();
-                self.stored(file.trim_start_matches('/'))
-            }
+            Some(_) => self.stored_at(self.place_of(name)),
         }
+    }
+
+    /// The file that lies at a place which qdelta has named.
+    #[track_caller]
+    pub fn stored_at(&self, place: impl AsRef<Path>) -> Stored {
+        let top = self.path.to_string_lossy().into_owned();
+        let file = place.as_ref().to_str().unwrap();
+        let file = file.strip_prefix(top.split('?').next().unwrap()).unwrap();
+        self.stored(file.trim_start_matches('/'))
     }
 
     /// The files of a folder of the repository, by its name.

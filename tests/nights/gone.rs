@@ -90,7 +90,7 @@ fn points_of_a_guest_that_went_are_missed_when_they_are_lost() {
     fs::remove_file(night.definition("db")).unwrap();
     told.run("2026-10-20 00:35:00");
     night.assert_open_has("2026-10-20 08:00:00", "gone db", "any more");
-    fs::remove_dir_all(night.main().join("db")).unwrap();
+    fs::remove_dir_all(night.repo().place_of("db")).unwrap();
     night.assert_open_has("2026-10-20 08:01:00", "lost db", "it has none there now");
     told.mails();
     told.run("2026-10-21 00:35:00");
@@ -149,7 +149,7 @@ fn points_that_a_guest_has_left_behind_are_told_of() {
         "2026-10-20 08:00:00",
         &[("gone db", "no job backs it up into main any more: its 1 point there stay")],
     );
-    fs::remove_dir_all(night.main().join("db")).unwrap();
+    fs::remove_dir_all(night.repo().place_of("db")).unwrap();
     night.assert_open_has("2026-10-20 08:01:00", "lost db", "it has none there now");
 }
 

@@ -16,9 +16,9 @@ impl Night {
 
 /// The only archive of a guest's disk.
 fn archive(night: &Night, guest: &str) -> PathBuf {
-    let folder = night.main().join(guest);
-    let all = crate::harness::files::tree(&folder);
-    folder.join(all.into_iter().find(|it| it.extension() == Some("qdelta".as_ref())).unwrap())
+    let repo = night.repo();
+    let archive = repo.archives().into_iter().find(|it| it.starts_with(guest));
+    repo.place_of(archive.unwrap())
 }
 
 /// A guest went, and then its job got another name: its points were nobody's, and a damaged one stayed unseen.
@@ -99,7 +99,7 @@ fn another_repository_and_an_earlier_one_are_noticed() {
     copy_tree(&night.main(), &earlier);
     assert_quiet(&night.run("2026-10-20 00:35:00"));
     fs::rename(night.main(), &away).unwrap();
-    night.at("2026-10-20 08:00:00", args!["init", night.main()]).ok();
+    night.init_another("2026-10-20 08:00:00", &night.main());
     night.assert_open_has("2026-10-20 08:01:00", "replaced main", "its id is ");
     assert_quiet(&night.run("2026-10-21 00:35:00"));
     night.assert_open("2026-10-21 08:00:00", &[("replaced main", "no point of before is in it")]);
@@ -112,6 +112,7 @@ fn another_repository_and_an_earlier_one_are_noticed() {
 
     fs::remove_dir_all(night.main()).unwrap();
     fs::rename(&earlier, night.main()).unwrap();
+    night.show_key(&night.main());
     let found = night.findings("2026-10-21 08:02:00");
     let lost = |it: &&(String, String)| {
         it.0.starts_with("lost ") && it.1.contains("in main when this host looked last")
@@ -292,6 +293,37 @@ fn each_disk_has_an_age_of_its_own() {
     assert!(has(&format!("rpo {of_a}"), "its newest good point is 2 d old"), "{found:#?}");
     assert!(has("rpo web", "its newest good point with disk vdb is 26 h old"), "{found:#?}");
     assert_eq!(night.standing("2026-10-21 02:40:00", &of_a)["points"], 1);
+}
+
+/// A job that leaves a disk out and copies every night spoke for the copy of all disks, which stood still.
+#[test]
+fn each_disk_has_an_age_of_its_own_in_a_copy() {
+    let night = Night::new();
+    night.define("web", 0, &["vda", "vdb"]);
+    let often = "[jobs.often]\nrepository = \"main\"\nguests = [\"web\"]\nexclude_disks = [\"web/vdb\"]\n\
+                 rpo = \"26h\"\nschedule = \"02:00\"\n\
+                 [jobs.often.copy]\nto = \"offsite\"\nrpo = \"26h\"\n";
+    night.configure_with_copy(often);
+    night.edit("limit_rate = \"50M\"", "schedule = \"Mon 05:00\"");
+    night.run("2026-10-18 10:00:00");
+    night.run("2026-10-19 00:05:00");
+    night.run("2026-10-19 00:35:00");
+    night.assert_open_has(
+        "2026-10-19 00:40:00",
+        "copy web",
+        "it has no point with disk vdb in offsite yet",
+    );
+    night.run("2026-10-19 03:05:00");
+    night.assert_open("2026-10-19 03:10:00", &[]);
+    night.edit(
+        "schedule = \"02:30\"\nrpo = \"26h\"\n[jobs.production.verify]",
+        "[jobs.production.verify]",
+    );
+    for day in 20..23 {
+        night.run(&format!("2026-10-{day} 00:05:00"));
+    }
+    let late = "its newest point with disk vdb in offsite is 3 d old, and its RPO there is 50h";
+    night.assert_open_has("2026-10-22 01:00:00", "copy web", late);
 }
 
 /// The times of a clock that was set back made every schedule new, and a night was lost.

@@ -214,7 +214,7 @@ fn a_run_that_can_not_be_noted_does_not_begin() {
     let outcome = at("2026-10-19 00:35:00");
     assert_eq!(outcome.code(), Some(8), "{}", outcome.report());
     assert!(outcome.stderr.contains("could not be noted"), "{}", outcome.report());
-    assert!(!night.main().join("web").exists(), "nothing was backed up");
+    assert!(!night.repo().place_of("web").exists(), "nothing was backed up");
     let told = fs::read_to_string(&heard).unwrap();
     assert!(told.contains("a run failed: ") && told.matches("==").count() == 1, "{told}");
     fs::remove_file(state.dir.join("fill")).unwrap();

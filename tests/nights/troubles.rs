@@ -185,12 +185,12 @@ fn repository_bad() -> Vec<Trouble> {
 
 /// The newest manifest or archive of a guest in the repository of `production`.
 fn newest(month: &Month, guest: &str, ending: &str) -> PathBuf {
-    let mut found: Vec<PathBuf> = crate::harness::files::tree(&month.night().main().join(guest))
-        .into_iter()
-        .filter(|path| path.to_string_lossy().ends_with(ending))
-        .collect();
-    found.sort();
-    month.night().main().join(guest).join(found.pop().unwrap_or_else(|| panic!("no {ending}")))
+    let repo = month.night().repo();
+    let is_it =
+        |file: &&PathBuf| file.starts_with(guest) && file.to_string_lossy().ends_with(ending);
+    let files = repo.files();
+    let newest = files.iter().filter(is_it).max();
+    repo.place_of(newest.unwrap_or_else(|| panic!("no {ending}")))
 }
 
 thread_local! {
@@ -516,9 +516,12 @@ fn replaced() -> Trouble {
         make: |month| {
             let main = month.night().main();
             hide(&main);
-            month.night().at(&month.time("19:00:00"), args!["init", main]).ok();
+            month.night().init_another(&month.time("19:00:00"), &main);
         },
-        mend: |month| show(&month.night().main()),
+        mend: |month| {
+            show(&month.night().main());
+            month.night().show_key(&month.night().main());
+        },
         tells: &[
             ("main", "it is another repository than before"),
             ("web", "it has no good point"),
@@ -558,13 +561,13 @@ fn copy() -> Trouble {
         what: "a second copy has nothing yet",
         make: |month| {
             let offsite = month.path("offsite");
-            month.night().at(&month.time("19:00:00"), args!["init", offsite.as_path()]).ok();
+            month.night().init(&month.time("19:00:00"), &offsite);
             month.write(
                 "[jobs.production.copy]\nto = \"offsite\"",
                 &format!(
-                    "[repositories.offsite]\nplace = \"{}\"\n\
+                    "[repositories.offsite]\n{}\n\
                      [jobs.office.verify]\nbudget = \"1K\"\nmax_age = \"1h\"\n",
-                    offsite.display()
+                    month.night().place(&offsite)
                 ),
             );
         },

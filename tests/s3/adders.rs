@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use crate::harness::content::{Guest, Random};
 use crate::harness::files::assert_same;
 use crate::harness::images::{guest_io, oracle, qemu_img};
-use crate::harness::repo::Repo;
+use crate::harness::repo::{ADMIN, Repo};
 use crate::harness::store::{ADDER, ask, endpoint, fresh_place};
 use crate::harness::{Lab, Outcome, args, qdelta, run, tool};
 
@@ -66,10 +66,7 @@ fn a_host_that_can_only_add_does_all_its_nightly_work() {
         let key = lab.path("recovery.key");
         let mut words = args!["init", path.as_path(), "--lock", "1d"];
         if is_encrypted {
-            let passphrase = lab.path("passphrase");
-            std::fs::write(&passphrase, "a passphrase\n").unwrap();
-            words.extend(args!["--encrypt", "--recovery", key.as_path()]);
-            words.extend(args!["--passphrase-file", passphrase.as_path()]);
+            words.extend(args!["--encrypt", "--recovery", key.as_path(), "--recipient", ADMIN]);
         }
         run(qdelta(words)).ok();
         let mut repo = Repo::at(path).without_ring();

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 
 use crate::harness::images::patch;
-use crate::harness::repo::{Repo, point_of};
+use crate::harness::repo::{ADMIN, Repo, point_of};
 use crate::harness::store::{LOCKED_BUCKET, ask, locked_place};
 use crate::harness::{Lab, args, qdelta, run};
 
@@ -83,10 +83,8 @@ fn a_host_that_has_lost_its_state_locks_what_it_can_not_read() {
     let lab = Lab::new();
     let path = locked_place();
     let (key, host) = (lab.path("recovery"), lab.path("host.key"));
-    let encrypt = args!["--encrypt", "--recovery", key.as_path(), "--passphrase-file"];
-    std::fs::write(lab.path("passphrase"), "a passphrase\n").unwrap();
-    let words = args!["init", path.as_path(), "--lock", "1d"];
-    run(qdelta([words, encrypt, args![lab.path("passphrase")]].concat())).ok();
+    let encrypt = args!["--encrypt", "--recovery", key.as_path(), "--recipient", ADMIN];
+    run(qdelta([args!["init", path.as_path(), "--lock", "1d"], encrypt].concat())).ok();
     let repo = Repo::at(path).without_ring().with_key(&key);
     repo.run(args!["key", "host", host.as_path()]).ok();
     let image = lab.path("image.raw");

@@ -1,17 +1,10 @@
 //! What the repository has lost of the points before: a tracker that rests on it is refused, and
 //! nothing that the next points need is forgotten.
 
-use std::fs;
-use std::path::PathBuf;
-
 use super::{Scene, reason};
 use crate::harness::args;
 use crate::harness::images::qemu_img;
 use crate::harness::repo::point_of;
-
-fn archive_of(done: &serde_json::Value) -> PathBuf {
-    PathBuf::from(done["archive"].as_str().unwrap())
-}
 
 /// A full and an increment, with a bitmap, and a write behind both.
 fn two_points() -> (Scene, serde_json::Value) {
@@ -29,17 +22,17 @@ fn two_points() -> (Scene, serde_json::Value) {
 fn an_increment_behind_a_sound_full() {
     for harm in ["gone", "cut", "index"] {
         let (scene, done) = two_points();
-        let archive = archive_of(&done);
-        let bytes = fs::read(&archive).unwrap();
+        let archive = scene.repo.stored_at(done["archive"].as_str().unwrap());
+        let bytes = archive.bytes();
         match harm {
-            "gone" => fs::remove_file(&archive).unwrap(),
-            "cut" => fs::write(&archive, &bytes[..bytes.len() / 2]).unwrap(),
+            "gone" => archive.remove(),
+            "cut" => archive.write(&bytes[..bytes.len() / 2]),
             // In the directory of its index.
             _ => {
                 let mut bytes = bytes;
                 let middle = bytes.len() - 200;
                 bytes[middle] ^= 1;
-                fs::write(&archive, &bytes).unwrap();
+                archive.write(&bytes);
             }
         }
         let forced = ["--kind", "differential", "--track", "bitmap", "--sample", "0"];
@@ -56,12 +49,15 @@ fn an_increment_behind_a_sound_full() {
     }
 }
 
+/// The manifest of a point becomes unreadable.
+fn harm_manifest(scene: &Scene, done: &serde_json::Value) {
+    scene.repo.stored_as(format!("disk/points/{}.json", point_of(done))).write(b"{}");
+}
+
 /// Harms the manifest of the last point, and gives the name of the anchor that it alone knew.
 fn with_unreadable_manifest() -> (Scene, String) {
     let (scene, done) = two_points();
-    let name = format!("{}.json", point_of(&done));
-    let manifest = scene.lab.path("repo/disk/points").join(name);
-    fs::write(&manifest, "{}").unwrap();
+    harm_manifest(&scene, &done);
     (scene, done["anchor"].as_str().unwrap().to_owned())
 }
 
@@ -110,8 +106,7 @@ fn an_unreadable_manifest() {
 fn no_readable_manifest() {
     let scene = Scene::new();
     let done = scene.backup(&["--anchor", "bitmap"]);
-    let name = format!("{}.json", point_of(&done));
-    fs::write(scene.lab.path("repo/disk/points").join(name), "{}").unwrap();
+    harm_manifest(&scene, &done);
     let begun = scene.repo.backup_run(&scene.image, "disk", &["--sample", "0"]);
     assert_eq!(begun.code(), Some(4), "{}", begun.report());
     let done = begun.sane().json();

@@ -169,9 +169,10 @@ impl Guests {
         guests.chain(images).chain(host).collect()
     }
 
-    /// The targets of the disks that a backup of a guest takes, as libvirt has them now.
-    pub fn disks_to_take(&self, guest: &str, excluded: &[String]) -> Vec<String> {
-        let Some(Ok(domain)) = self.all.get(guest) else { return Vec::new() };
+    /// The targets of the disks that a backup of a subject takes, as libvirt has them now; none of what is no guest.
+    pub fn disks_to_take(&self, subject: &Subject) -> Vec<String> {
+        let Subject::Guest { name, excluded } = subject else { return Vec::new() };
+        let Some(Ok(domain)) = self.all.get(name) else { return Vec::new() };
         let is_taken = |disk: &&Disk| matches!(decide(disk, excluded), Choice::Take { .. });
         domain.disks.iter().filter(is_taken).map(|disk| disk.target.clone()).collect()
     }

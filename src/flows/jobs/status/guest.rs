@@ -11,7 +11,6 @@ use crate::base::duration::{self, Stretch};
 use crate::base::error::Result;
 use crate::base::warning::Warning;
 use crate::flows::jobs::config::Job;
-use crate::flows::jobs::config::copy::Copy;
 use crate::flows::jobs::guests::{Guests, Subject};
 use crate::flows::jobs::words::{operand, option};
 use crate::flows::report::{Act, End, FindingCode, GuestStatus, Level, Record};
@@ -154,15 +153,11 @@ impl Look<'_> {
             self.drill(&guest, jobs.iter().any(|(_, job, _)| job.drill.is_some()), &points);
             self.lost(&guest, &of.domain, place);
             self.left_out(&guest, jobs, &points);
-            for (name, job, _) in jobs {
+            for (name, ..) in jobs {
                 self.count_late(name, &guest, &points);
                 self.count_proved(name, &points);
-                let copy = job.copy.as_ref();
-                let known = |copy: &Copy| standing.copies.iter().any(|it| it.repository == copy.to);
-                if let Some(copy) = copy.filter(|copy| !known(copy)) {
-                    standing.copies.push(self.copy(&guest, &of, copy, points.newest.is_some()));
-                }
             }
+            self.copies(&of, jobs, &points, &mut standing);
             for finding in self.findings.iter_mut().skip(before).filter(|it| it.job.is_none()) {
                 finding.job = jobs.first().map(|(name, _, _)| (*name).to_owned());
             }
@@ -249,23 +244,14 @@ impl Look<'_> {
         };
         let mut told = BTreeSet::new();
         for (name, job, subject) in jobs {
-            let wanted = match subject {
-                Subject::Guest { excluded, .. } => self.guests.disks_to_take(guest, excluded),
-                _ => Vec::new(),
+            let wanted = self.guests.disks_to_take(subject);
+            let Some((found, rpo, of)) = points.behind(newest, &wanted, job.rpo, self.now) else {
+                continue;
             };
-            // Another job, which leaves a disk out, may have made the newest point.
-            let of_disks =
-                wanted.iter().filter_map(|disk| Some((points.newest_with(disk)?, Some(disk))));
-            let oldest = of_disks.min_by_key(|(it, _)| it.point);
-            let (found, disk) = oldest.unwrap_or((newest, None));
-            let age = self.now.as_second() - found.created.as_second();
-            let is_over = |rpo: Stretch| u64::try_from(age).is_ok_and(|age| age > rpo.0.as_secs());
-            let Some(rpo) = job.rpo.filter(|rpo| is_over(*rpo)) else { continue };
             if !told.insert(found.point) {
                 continue;
             }
-            let of = disk.filter(|_| found.point != newest.point);
-            let of = of.map_or(String::new(), |disk| format!(" with disk {disk}"));
+            let age = self.now.as_second() - found.created.as_second();
             let text = format!(
                 "its newest good point{of} is {} old, and its RPO is {rpo}",
                 duration::age(age)
@@ -351,12 +337,9 @@ impl Look<'_> {
     /// some point: how old that may be, the job says that takes it.
     fn left_out(&mut self, guest: &str, jobs: &[&(&str, &Job, Subject)], points: &Points) {
         let Some(newest) = &points.newest else { return };
-        let taken = jobs.iter().filter_map(|(_, _, subject)| match subject {
-            Subject::Guest { excluded, .. } => Some(self.guests.disks_to_take(guest, excluded)),
-            _ => None,
-        });
+        let taken = jobs.iter().flat_map(|(_, _, subject)| self.guests.disks_to_take(subject));
         let mut count: BTreeMap<String, usize> = BTreeMap::new();
-        taken.flatten().for_each(|disk| *count.entry(disk).or_default() += 1);
+        taken.for_each(|disk| *count.entry(disk).or_default() += 1);
         let is_missing = |(disk, count): &(String, usize)| {
             let is_somewhere = *count < jobs.len() && points.newest_with(disk).is_some();
             !has_disk(newest, disk) && !is_somewhere
@@ -378,13 +361,32 @@ fn has_disk(manifest: &Manifest, disk: &str) -> bool {
 }
 
 impl Points {
+    /// The point that is older than an RPO allows, and the words for the disk that no newer one has: of the newest points
+    /// with each disk that a job takes, the oldest. Another job, which leaves a disk out, may have made the newest one.
+    pub(super) fn behind<'a>(
+        &'a self,
+        newest: &'a Manifest,
+        wanted: &[String],
+        rpo: Option<Stretch>,
+        now: jiff::Timestamp,
+    ) -> Option<(&'a Manifest, Stretch, String)> {
+        let of_disks = wanted.iter().filter_map(|disk| Some((self.newest_with(disk)?, Some(disk))));
+        let oldest = of_disks.min_by_key(|(it, _)| it.point);
+        let (found, disk) = oldest.unwrap_or((newest, None));
+        let age = now.as_second() - found.created.as_second();
+        let is_over = |rpo: &Stretch| u64::try_from(age).is_ok_and(|age| age > rpo.0.as_secs());
+        let disk = disk.filter(|_| found.point != newest.point);
+        let of = disk.map_or(String::new(), |disk| format!(" with disk {disk}"));
+        Some((found, rpo.filter(is_over)?, of))
+    }
+
     /// The newest good point that has a disk.
-    fn newest_with(&self, disk: &str) -> Option<&Manifest> {
+    pub(super) fn newest_with(&self, disk: &str) -> Option<&Manifest> {
         self.good().filter(|it| has_disk(it, disk)).max_by_key(|it| it.point)
     }
 
     /// The good points, of the very guest where that is known.
-    fn good(&self) -> impl Iterator<Item = &Manifest> {
+    pub(super) fn good(&self) -> impl Iterator<Item = &Manifest> {
         let is_own = |it: &Manifest| {
             let had = it.machine.as_ref().and_then(|machine| machine.uuid.as_ref());
             self.uuid.as_ref().zip(had).is_none_or(|(own, had)| own.eq_ignore_ascii_case(had))
