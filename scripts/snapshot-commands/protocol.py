@@ -50,6 +50,9 @@ def main(verbs):
         print(sys.modules["__main__"].__doc__, file=sys.stderr)
         sys.exit(2)
     answer, status = {"protocol": PROTOCOL}, 0
+    if verb == "check":
+        # Nothing is done before the request has come.
+        answer["waits"] = True
     try:
         request = json.load(sys.stdin)
         if request.get("protocol") != PROTOCOL:

@@ -6,12 +6,12 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use crate::base::cancel::Cancel;
 use crate::disk::sys;
@@ -135,20 +135,72 @@ pub(crate) fn ask(
     run_keeping(command, limit, (None, stop), ANSWER_LEN_MAX)
 }
 
+/// A program that was started before there is something to ask it. Dropped, it is ended. It ends with the thread that has
+/// started it, too.
+pub(crate) struct Started {
+    /// Nothing once it was asked.
+    child: Option<Child>,
+}
+
+impl Started {
+    /// Starts a program that reads its question from standard input before it does anything.
+    pub fn new(mut command: Command) -> std::io::Result<Self> {
+        command.stdin(Stdio::piped());
+        Ok(Self { child: Some(spawn(command)?) })
+    }
+
+    /// Asks the question, and runs the program to its end; gives nothing, and ends it, where the question is longer than
+    /// a pipe takes at once, or the program has not waited for it.
+    pub fn ask(mut self, question: &[u8], limit: Duration) -> Option<Result<(End, Said), Failure>> {
+        let end = Instant::now() + limit;
+        let mut child = self.child.take()?;
+        if child.try_wait().ok()?.is_some() || !is_written(child.stdin.take()?, question) {
+            end_group(&mut child);
+            return None;
+        }
+        Some(run_to_its_end(child, (end, ANSWER_LEN_MAX), (None, None)))
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            end_group(child);
+        }
+    }
+}
+
+/// Writes all to a program that need not read, and lets it see the end.
+fn is_written(mut stdin: ChildStdin, bytes: &[u8]) -> bool {
+    let is_ready = fcntl_setfl(&stdin, OFlags::NONBLOCK).is_ok();
+    is_ready && stdin.write(bytes).is_ok_and(|written| written == bytes.len())
+}
+
 fn run_keeping(
-    mut command: Command,
+    command: Command,
     limit: Duration,
     ends: Ends<'_>,
     answer_len_max: usize,
 ) -> Result<(End, Said), Failure> {
     let deadline = Instant::now() + limit;
+    run_to_its_end(spawn(command).map_err(Failure::Start)?, (deadline, answer_len_max), ends)
+}
+
+fn spawn(mut command: Command) -> std::io::Result<Child> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own, so that whatever it starts can be ended with it.
     command.process_group(0);
     sys::kernel::die_with_parent(&mut command);
-    let mut child = command.spawn().map_err(Failure::Start)?;
+    command.spawn()
+}
+
+fn run_to_its_end(
+    mut child: Child,
+    limits: (Instant, usize),
+    ends: Ends<'_>,
+) -> Result<(End, Said), Failure> {
     let mut said = Said::default();
-    match wait(&mut child, &mut said, (deadline, answer_len_max), ends) {
+    match wait(&mut child, &mut said, limits, ends) {
         Ok(end) => Ok((end, said)),
         Err(error) => {
             end_group(&mut child);
@@ -181,6 +233,8 @@ fn wait(
     for pipe in pipes.into_iter().flatten() {
         fcntl_setfl(pipe, OFlags::NONBLOCK)?;
     }
+    // Without it the end is seen at the next look.
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).ok();
     loop {
         let end = child.try_wait()?;
         drain(&mut stdout, &mut said.stdout, answer_len_max);
@@ -199,11 +253,11 @@ fn wait(
             return Ok(if gone { End::Abort } else { End::Deadline });
         }
         let pipes = [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd), abort];
-        sleep(&pipes, left.min(PAUSE));
+        sleep(&[pipes.as_slice(), &[process.as_ref().map(AsFd::as_fd)]].concat(), left.min(PAUSE));
     }
 }
 
-/// Sleeps until one of the pipes has something to say, at most for `limit`.
+/// Sleeps until one of the pipes or processes has something to say, at most for `limit`.
 fn sleep(pipes: &[Option<BorrowedFd<'_>>], limit: Duration) {
     let mut fds: Vec<PollFd<'_>> =
         pipes.iter().flatten().map(|pipe| PollFd::from_borrowed_fd(*pipe, PollFlags::IN)).collect();
@@ -271,5 +325,26 @@ mod tests {
         cancel.cancel();
         assert!(matches!(ask("sleep 60"), End::Deadline));
         assert_eq!(told.get(), 1, "once");
+    }
+
+    /// What was started early does nothing until it is asked, and is ended if it never is.
+    #[test]
+    fn a_program_waits_for_its_question() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = dir.path().join("asked");
+        let start = |words: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", words]).env("ASKED", &asked);
+            Started::new(command).unwrap()
+        };
+        let words = "read line; echo \"$line\" >\"$ASKED\"; echo done";
+        drop(start(words));
+        assert!(!asked.exists());
+        let answer = start(words).ask(b"why\n", Duration::from_secs(60)).unwrap().unwrap();
+        assert!(matches!(answer.0, End::Exit(status) if status.success()));
+        assert_eq!(answer.1.stdout, b"done\n");
+        assert_eq!(std::fs::read(&asked).unwrap(), b"why\n");
+        let long = vec![b'x'; 2 << 20];
+        assert!(start(words).ask(&long, Duration::from_secs(60)).is_none(), "it may not read");
     }
 }

@@ -7,14 +7,14 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::guest::program::{self, End, Failure, Said, Stop};
+use crate::guest::program::{self, End, Failure, Said, Started, Stop};
 
 /// How long `check` and `prepare` may take.
 pub(crate) const CHECK_MAX: Duration = Duration::from_secs(60);
@@ -112,6 +112,10 @@ pub(crate) struct Answer {
     /// In the answer to `check`: no earlier run has left anything, so that `recover` need not be called.
     #[serde(default)]
     pub clean: bool,
+    /// In the answer to `check`: the command reads its request before it does anything, so that it may be started for
+    /// `snapshot` before the guest is frozen.
+    #[serde(default)]
+    waits: bool,
     /// In the answer to `snapshot`: every disk of the request.
     #[serde(default)]
     pub disks: Vec<DiskAnswer>,
@@ -166,6 +170,10 @@ pub(crate) struct SnapshotCommand {
     is_first: bool,
     /// Nothing of an earlier run is to be mended.
     is_clean: bool,
+    /// It may be started before there is a request.
+    waits: bool,
+    /// Started for `snapshot`, and not yet asked.
+    started: Option<Started>,
 }
 
 impl SnapshotCommand {
@@ -180,9 +188,10 @@ impl SnapshotCommand {
         stop: Option<Stop<'_>>,
     ) -> Result<(Self, Vec<String>)> {
         let program = program.to_path_buf();
-        let mut command = Self { program, is_first: false, is_clean: false };
+        let mut command =
+            Self { program, is_first: false, is_clean: false, waits: false, started: None };
         let request = Request { verb: Verb::Check, ..request.clone() };
-        let (status, said) = command.run(&request, CHECK_MAX, stop)?;
+        let (status, said) = command.run((&request, None), CHECK_MAX, stop)?;
         if status.success() && said.stdout.trim_ascii().is_empty() {
             // Nobody else could mend anything.
             (command.is_first, command.is_clean) = (true, true);
@@ -190,7 +199,7 @@ impl SnapshotCommand {
         }
         let why = match (command.parse(&said), status.success()) {
             (Ok(answer), true) => {
-                command.is_clean = answer.clean;
+                (command.is_clean, command.waits) = (answer.clean, answer.waits);
                 return Ok((command, answer.warnings));
             }
             (Err(why), true) => why,
@@ -217,6 +226,24 @@ impl SnapshotCommand {
         &self.program
     }
 
+    /// Starts the command for `snapshot`, if it waits for its request: what it needs to begin would else be a part of
+    /// the freeze.
+    pub fn start_early(&mut self) {
+        if self.waits {
+            // Whatever is in its way, it is started again then, and says so.
+            self.started = Started::new(self.command(Verb::Snapshot)).ok();
+        }
+    }
+
+    /// Makes the moment, by the command that was started early if it was.
+    ///
+    /// # Errors
+    /// It fails, is not done in time, or gives no answer.
+    pub fn snapshot(&mut self, request: &Request, limit: Duration) -> Result<Answer> {
+        let started = self.started.take();
+        self.answered(request, self.run((request, started), limit, None)?)
+    }
+
     /// Makes a call of the second version.
     ///
     /// # Errors
@@ -227,8 +254,11 @@ impl SnapshotCommand {
         limit: Option<Duration>,
         stop: Option<Stop<'_>>,
     ) -> Result<Answer> {
+        self.answered(request, self.run((request, None), limit.unwrap_or(MEND_MAX), stop)?)
+    }
+
+    fn answered(&self, request: &Request, (status, said): (ExitStatus, Said)) -> Result<Answer> {
         let verb = request.verb;
-        let (status, said) = self.run(request, limit.unwrap_or(MEND_MAX), stop)?;
         if !status.success() {
             return Err(self.failed(verb, &format!("{status}{}", said.problem())));
         }
@@ -250,17 +280,17 @@ impl SnapshotCommand {
 
     fn run(
         &self,
-        request: &Request,
+        (request, started): (&Request, Option<Started>),
         limit: Duration,
         stop: Option<Stop<'_>>,
-    ) -> Result<(std::process::ExitStatus, Said)> {
+    ) -> Result<(ExitStatus, Said)> {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let request = Request { limit_ms, ..request.clone() };
         let failed = |why: &str| self.failed(request.verb, why);
         let text = serde_json::to_vec(&request).map_err(|error| failed(&error.to_string()))?;
-        let mut command = Command::new(&self.program);
-        command.arg(request.verb.as_str());
-        match program::ask(command, &text, limit, stop) {
+        let answered = started.and_then(|it| it.ask(&text, limit));
+        let ask = || program::ask(self.command(request.verb), &text, limit, stop);
+        match answered.unwrap_or_else(ask) {
             Ok((End::Exit(status), said)) => Ok((status, said)),
             Ok((_, said)) => {
                 let (limit, problem) = (duration::in_ms(limit), said.problem());
@@ -268,6 +298,12 @@ impl SnapshotCommand {
             }
             Err(Failure::Start(error) | Failure::Wait(error)) => Err(failed(&error.to_string())),
         }
+    }
+
+    fn command(&self, verb: Verb) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(verb.as_str());
+        command
     }
 
     fn failed(&self, verb: Verb, why: &str) -> Error {

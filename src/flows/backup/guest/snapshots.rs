@@ -218,6 +218,7 @@ impl<'a> Snapshots<'a> {
             self.command.call(&request, Some(CHECK_MAX), Some(stop))
         })?;
         self.warn(answer.warnings);
+        self.command.start_early();
         Ok(())
     }
 
@@ -244,11 +245,8 @@ impl<'a> Snapshots<'a> {
             return self.create_each(end);
         }
         let request = Request { verb: Verb::Snapshot, ..self.request.clone() };
-        let answer = self.command.call(
-            &request,
-            Some(end.saturating_duration_since(Instant::now())),
-            None,
-        )?;
+        let left = end.saturating_duration_since(Instant::now());
+        let answer = self.command.snapshot(&request, left)?;
         self.understand(answer)
     }
 
