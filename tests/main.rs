@@ -34,6 +34,7 @@ mod in_place_room;
 mod inner_snapshots;
 mod instant;
 mod kills;
+mod linked_clones;
 mod machines;
 mod map;
 mod matrix;

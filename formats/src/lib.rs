@@ -9,6 +9,7 @@
 //! Every length and count that is read from a file is bounded before anything is allocated for it.
 
 pub mod age;
+pub mod allocation;
 pub mod archive;
 pub mod elf;
 mod error;

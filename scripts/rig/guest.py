@@ -139,14 +139,15 @@ class Guest:
                  pause=0.2)
         wait_for(f"the agent of {self.name}", self.agent_answers, BOOT_SECONDS, pause=0.2)
         wait_for(f"the workload of {self.name}", lambda: self.reports(records_seen), BOOT_SECONDS)
-        self._connect()
+        self.connect()
 
     def _must_run(self):
         """It fails at once for a guest that has ended: nobody need wait for that one."""
         if self.state() == "shut off":
             raise Failure(f"{self.name} has ended before it came up")
 
-    def _connect(self):
+    def connect(self):
+        """Reaches the shell of the guest: each of its QEMUs has a socket of its own."""
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.connect(os.path.join(self.folder, "control"))
 
@@ -158,7 +159,7 @@ class Guest:
     def resume_memory(self):
         """Starts the guest where it was."""
         virsh("start", self.name)
-        self._connect()
+        self.connect()
         self.wait_for_records(20)
 
     def pause(self):
@@ -301,6 +302,10 @@ class Guest:
                      lambda known=newest: self.newest() > known, PATIENCE_SECONDS)
             newest = self.newest()
 
+    def wait_for_records_behind(self, since):
+        """Waits until a record is reported behind an offset of the report."""
+        wait_for(f"a record of {self.name}", lambda: self.reports(since), PATIENCE_SECONDS)
+
     def wait_if_running(self):
         """A guest that runs has gone on, and is thawed."""
         if self.state() == "running":
@@ -318,6 +323,14 @@ class Guest:
                 return file.read()
         except FileNotFoundError:
             return b""
+
+    def said_since(self, since):
+        """What the guest has said since."""
+        return self._console(since).decode(errors="replace")
+
+    def has_come_up_since(self, since):
+        """Whether it has started anew."""
+        return self._has_said("rig: up", since)
 
     def _has_said(self, text, since):
         return text.encode() in self._console(since)

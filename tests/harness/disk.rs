@@ -24,8 +24,22 @@ pub struct Disk {
 impl Disk {
     /// A disk of a random make.
     pub fn new(lab: &Lab, random: &mut Random, format: &'static str) -> Self {
+        Self::at(lab.path(format!("disk.{format}")), lab, random, format, false)
+    }
+
+    /// A qcow2 disk of a random make in the file at `path`, over a backing file.
+    pub fn over_another(path: PathBuf, lab: &Lab, random: &mut Random) -> Self {
+        Self::at(path, lab, random, "qcow2", true)
+    }
+
+    fn at(
+        path: PathBuf,
+        lab: &Lab,
+        random: &mut Random,
+        format: &'static str,
+        is_over: bool,
+    ) -> Self {
         let size = (1 + random.below(24)) * 512 * 1024 + random.below(4) * 512;
-        let path = lab.path(format!("disk.{format}"));
         let mut disk = Self {
             path,
             format,
@@ -41,7 +55,7 @@ impl Disk {
             return disk;
         }
         disk.options = options(random);
-        if random.one_in(3) {
+        if is_over || random.one_in(3) {
             let backing =
                 filled_raw(lab, "backing.raw", 512 * (1 + random.below(16 << 10)), random.next());
             overlay(&disk.path, "backing.raw", "raw", Some(size), &disk.options);

@@ -226,15 +226,46 @@ impl<'a> Guest<'a> {
 
     /// It is moved to an overlay over its image, as by an external snapshot, and libvirt notes it.
     pub fn leave(&mut self, disk: usize) {
-        let (image, format) = [(self.vda(), "qcow2"), (self.vdb(), "raw")][disk].clone();
+        self.leave_after(disk, |_| ());
+    }
+
+    /// The same; before it is on the overlay, something is done to its image, which nobody has open.
+    pub fn leave_after(&mut self, disk: usize, act: impl FnOnce(&Path)) {
+        let (image, format) = self.image(disk);
         let over = image.with_extension("over");
-        overlay(&over, image.to_str().unwrap(), format, Some([8 * MIB, 4 * MIB][disk]), "");
         self.running[disk].command("close");
-        self.running[disk].command(&format!("open -o driver=qcow2 {}", over.display()));
+        act(&image);
+        overlay(&over, image.to_str().unwrap(), format, None, "");
+        self.move_to(disk, (&image, &over), "qcow2");
+    }
+
+    /// What it has written to the overlay goes down into its image, and it is moved there again; between both,
+    /// something is done to the image.
+    pub fn come_back(&mut self, disk: usize, act: impl FnOnce(&Path)) {
+        let (image, format) = self.image(disk);
+        let over = image.with_extension("over");
+        self.running[disk].command("close");
+        qemu_img(args!["commit", "-q", "-f", "qcow2", over.as_path()]).ok();
+        fs::remove_file(&over).unwrap();
+        act(&image);
+        self.move_to(disk, (&over, &image), format);
+    }
+
+    fn image(&self, disk: usize) -> (PathBuf, &'static str) {
+        [(self.vda(), "qcow2"), (self.vdb(), "raw")][disk].clone()
+    }
+
+    fn move_to(&mut self, disk: usize, (old, new): (&Path, &Path), format: &str) {
+        self.running[disk].command(&format!("open -o driver={format} {}", new.display()));
         let live = self.host.lab.path("run/qemu/web.xml");
         let xml = fs::read_to_string(&live).unwrap();
-        let (old, new) = (image.display().to_string(), over.display().to_string());
+        let (old, new) = (format!("'{}'", old.display()), format!("'{}'", new.display()));
         fs::write(live, xml.replace(&old, &new)).unwrap();
+    }
+
+    /// It does something to a disk, in the words of qemu-io.
+    pub fn does(&mut self, disk: usize, command: &str) {
+        self.running[disk].command(command);
     }
 
     pub fn stop(&mut self) {

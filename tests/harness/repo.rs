@@ -63,6 +63,8 @@ impl Repo {
     #[track_caller]
     pub fn encrypted(path: PathBuf) -> Self {
         let key = key_of(&path);
+        // That of one which was there before.
+        let _ = std::fs::remove_file(&key);
         Self::encrypted_by(path, key)
     }
 

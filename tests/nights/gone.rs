@@ -155,7 +155,7 @@ fn a_copy_that_fails_of_a_guest_that_went_is_told_at_the_job() {
     night.run("2026-10-18 10:00:00");
     assert_quiet(&night.run("2026-10-19 00:35:00"));
     fs::remove_file(night.definition("db")).unwrap();
-    let there = night.lab.path("offsite/db");
+    let there = Repo::at(night.lab.path("offsite")).place_of("db");
     fs::remove_dir_all(&there).unwrap();
     fs::write(&there, "no folder").unwrap();
     let records = night.run("2026-10-20 00:35:00");

@@ -4,6 +4,8 @@
 use super::telling::Told;
 use super::*;
 use crate::harness::files::copy_tree;
+use qdelta::base::duration;
+use serde_json::json;
 
 impl Night {
     /// How a guest stands.
@@ -307,6 +309,19 @@ fn each_disk_has_an_age_of_its_own_in_a_copy() {
         "copy web",
         "it has no point with disk vdb in offsite yet",
     );
+    // What would be left if the first repository burned down.
+    let left = |time: &str| {
+        let words = args!["report", night.lab.path("page.html"), "--json", "--force"];
+        let report = night.at(time, words).json();
+        let sites = report["sites"].as_array().unwrap();
+        let main = sites.iter().find(|it| it["site"] == "main").unwrap();
+        let web = main["left"].as_array().unwrap().iter().find(|it| it["guest"] == "web");
+        let web = web.unwrap_or_else(|| panic!("{main}")).clone();
+        (duration::age(web["age"].as_f64().unwrap() as i64), web["without"].clone())
+    };
+    assert_eq!(left("2026-10-19 00:40:00"), ("35 m".to_owned(), json!(["vdb"])));
+    let page = fs::read_to_string(night.lab.path("page.html")).unwrap();
+    assert!(page.contains("1 guest would come back without disks</b>: web (vdb)"), "{page}");
     night.run("2026-10-19 03:05:00");
     night.assert_open("2026-10-19 03:10:00", &[]);
     night.edit(
@@ -318,6 +333,7 @@ fn each_disk_has_an_age_of_its_own_in_a_copy() {
     }
     let late = "its newest point with disk vdb in offsite is 3 d old, and its RPO there is 50h";
     night.assert_open_has("2026-10-22 01:00:00", "copy web", late);
+    assert_eq!(left("2026-10-22 01:00:00"), ("3 d".to_owned(), json!([])));
 }
 
 /// The times of a clock that was set back made every schedule new, and a night was lost.

@@ -202,6 +202,7 @@ fn the_words_of_the_page_are_those_of_the_json() {
             ".sites[].left[].guest",
             ".sites[].left[].repository",
             ".sites[].left[].age",
+            ".sites[].left[].without",
         ],
     );
     let page = fs::read_to_string(&file).unwrap();
@@ -306,7 +307,7 @@ fn large() -> Value {
     let left: Vec<Value> = guests
         .iter()
         .skip(3)
-        .map(|it| json!({ "guest": it["guest"], "repository": "main", "age": 23_391.0 }))
+        .map(|it| json!({ "guest": it["guest"], "repository": "main", "age": 23_391.0, "without": [] }))
         .collect();
     let nothing: Vec<Value> = guests.iter().take(3).map(|it| it["guest"].clone()).collect();
     json!({

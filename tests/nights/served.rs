@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::exports::Server;
-use crate::harness::images::filled_raw;
+use crate::harness::images::{create, filled_raw, guest_io, qemu_img};
 
 /// An export could stand in no job: "begins nowhere". It has its nights, its status and its history as an image has.
 #[test]
@@ -54,4 +54,59 @@ fn an_export_has_its_nights_in_a_job() {
     let records = night.run("2026-10-21 00:35:00");
     assert_eq!([ends(&records, &its), ends(&records, WEB)], [["failed"], ["done"]]);
     night.assert_open_has("2026-10-21 08:00:00", &format!("failed {uri}"), "no server is there");
+}
+
+/// A job read all of an export each night: it could name no bitmap that had begun.
+#[test]
+fn a_job_takes_the_bitmap_that_a_hook_has_begun() {
+    let night = Night::new();
+    let image = night.lab.path("disk.qcow2");
+    create(&image, "", 8 * MIB);
+    guest_io(&image, "qcow2", &["write -q -P 1 0 4M".to_owned()]);
+    let uri = format!("nbd+unix:///vda?socket={}", night.lab.path("s.sock").display());
+    let file = night.lab.path("bitmap");
+    let words = format!(
+        "[[jobs.production.images]]\npath = \"{uri}\"\ndisk = \"appliance/vda\"\nlive_bitmap_file = \"{}\"\n",
+        file.display()
+    );
+    night.configure("", &words);
+    night.run("2026-10-18 10:00:00");
+    let its = format!("production backup {uri}");
+    let status = "2026-10-19 08:00:00";
+    let begin = |name: &str| {
+        qemu_img(args!["bitmap", "--add", image.as_path(), name]).ok();
+        fs::write(&file, format!("{name}\n")).unwrap();
+    };
+    let serve = |bitmap: &str| {
+        Server::qemu(&night.lab, &image, "qcow2", &["-t", "-r", "-B", bitmap]).unwrap()
+    };
+    begin("one");
+    let server = serve("one");
+    let records = night.run("2026-10-19 00:35:00");
+    assert_eq!(ends(&records, &its), ["done"], "{records:#?}");
+    drop(server);
+    guest_io(&image, "qcow2", &["write -q -P 2 1M 64k".to_owned()]);
+    begin("two");
+    let server = serve("one");
+    let records = night.run("2026-10-20 00:35:00");
+    assert_eq!(ends(&records, &its), ["done"], "{records:#?}");
+    let repo = night.main();
+    let list = args!["points", "appliance/vda", "--json", "--repo", repo.as_path()];
+    let listed = night.at(status, list).ok().json();
+    let points = listed["disks"][0]["points"].as_array().unwrap();
+    let trackers: Vec<&Value> = points.iter().map(|point| &point["tracker"]).collect();
+    assert_eq!(trackers, ["scan", "live-bitmap"], "{listed:#}");
+    drop(server);
+
+    // No hook has written it.
+    let server = serve("two");
+    for text in [None, Some(""), Some("two\nthree\n")] {
+        match text {
+            None => fs::remove_file(&file).unwrap(),
+            Some(text) => fs::write(&file, text).unwrap(),
+        }
+        let done = night.at("2026-10-20 09:00:00", args!["run", "production"]);
+        assert!(done.report().contains("live_bitmap_file"), "{}", done.report());
+    }
+    drop(server);
 }

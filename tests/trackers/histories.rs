@@ -22,14 +22,14 @@ const POINTS: u64 = 6;
 
 /// How often each tracker was used, and how often refused for which reason.
 #[derive(Debug, Default)]
-struct Uses {
+pub(crate) struct Uses {
     trackers: BTreeMap<String, u64>,
     refusals: BTreeMap<String, u64>,
 }
 
 /// Why a tracker may be refused, and what must have happened for it since the point before: one of
 /// these begins or is in what is told of it. Nothing, where the kind of anchor alone is the cause.
-const CAUSES: [(&str, &[&str]); 19] = [
+const CAUSES: [(&str, &[&str]); 20] = [
     ("is not saved: QEMU is using it, or was killed", &["killed"]),
     ("has no valid bitmap", &["removed", "convert", "overlay", "older copy", "killed"]),
     ("nothing shows what was allocated", &["the bitmap", "killed"]),
@@ -47,6 +47,7 @@ const CAUSES: [(&str, &[&str]); 19] = [
     ("no clone of", &["overlay", "convert", "pull", "older copy"]),
     ("can't be recognised again", &[]),
     ("a clone of the image is read", &[]),
+    ("the time of a file of the image proves nothing", &[]),
     ("the new anchor has just been written", &[]),
     ("left no anchor for it", &[]),
 ];
@@ -54,7 +55,7 @@ const CAUSES: [(&str, &[&str]); 19] = [
 impl Uses {
     /// Counts how a backup found what changed, and fails if a tracker was refused for a reason that
     /// is none of what `happened`.
-    fn add(&mut self, done: &serde_json::Value, happened: &[String]) {
+    pub fn add(&mut self, done: &serde_json::Value, happened: &[String]) {
         *self.trackers.entry(done["tracker"].as_str().unwrap().to_owned()).or_default() += 1;
         for refusal in done["refused"].as_array().unwrap() {
             let reason = refusal["reason"].as_str().unwrap();

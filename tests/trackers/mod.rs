@@ -2,7 +2,7 @@
 //! tracker is refused with the right reason.
 
 mod faults;
-mod histories;
+pub(crate) mod histories;
 mod hostile;
 mod leftovers;
 mod lost;

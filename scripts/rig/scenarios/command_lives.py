@@ -25,9 +25,8 @@ HOSTS = ["ext4", "xfs", "btrfs"]
 # How much later than the first sign of a backup in the guest a kill may come, in parts of a whole backup.
 LATE = 0.6
 # Why the bitmap of a point may not be used though nothing has happened since: the point had none, or was made by the
-# other command, or the guest was stopped then or is now, or the image lies over a backing file (docs/snapshot-commands.md).
-ALWAYS = ["the last time", "left no anchor", "left nothing to compare with", "no bitmap began", "read from its file",
-          "allocated over its backing file"]
+# other command, or the guest was stopped then or is now (docs/snapshot-commands.md).
+ALWAYS = ["the last time", "left no anchor", "left nothing to compare with", "no bitmap began", "read from its file"]
 # What libvirt says of a job that it has not begun, and believes that it has (docs/snapshot-commands.md).
 HELD = "held by monitor=init-"
 

@@ -165,14 +165,15 @@ def reads(rig):
 
 
 def _on_each(rig, host, command, act):
-    """Does something with a guest that has a qcow2 and a raw disk, in files with spaces and commas in their names: on
-    this host filesystem, or on that of QDELTA_FILESYSTEM; with more effort on all."""
+    """Does something with a guest that has a qcow2 disk over a template and a raw disk, in files with spaces and commas in
+    their names: on this host filesystem, or on that of QDELTA_FILESYSTEM; with more effort on all."""
     hosts = [host, *[other for other in HOSTS if other != host]] if rig.effort > 1 else [host]
     for kind in [os.environ["QDELTA_FILESYSTEM"]] if "QDELTA_FILESYSTEM" in os.environ else hosts:
         filesystem = rig.filesystem(kind, name=f"{command} on {kind}")
         folder = os.path.join(filesystem.mount, "images, of guests")
         os.makedirs(folder)
-        disks = [Disk(os.path.join(folder, "the system's.qcow2")).make(),
+        template = os.path.join(folder, "a template.qcow2")
+        disks = [Disk(os.path.join(folder, "the system's.qcow2")).make(base=template),
                  Disk(os.path.join(folder, "data & more.img"), form="raw").make()]
         guest = rig.guest(f"{command} on {kind}", disks)
         rig.say(f"on {kind}:")

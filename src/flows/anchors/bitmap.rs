@@ -7,6 +7,7 @@ use super::{Tag, is_anchor};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::edit::{self, ImageFile, NewBitmap};
 use crate::disk::image::{Allocated, Image, OpenOptions};
+use crate::formats::allocation::Allocation;
 
 /// Bytes of the disk that a bit of a new bitmap stands for: QEMU's own default.
 const GRANULARITY: u64 = 64 << 10;
@@ -134,6 +135,16 @@ pub(crate) fn canaries(name: &str, size: u64) -> Vec<u64> {
         (begin + u64::from_le_bytes(number) % (end - begin).max(1)) * GRANULARITY
     };
     (0..count).map(place).collect()
+}
+
+/// What is allocated in an image over a backing file when the bitmap called `name` begins, as this host keeps it: into
+/// an image that QEMU has open, no map can be written.
+///
+/// # Errors
+/// As [`allocated`].
+pub(crate) fn allocation(image: &Image, name: &str) -> Result<Vec<u8>> {
+    let Allocated { unit, units } = allocated(image)?;
+    Ok(Allocation { anchor: name.to_owned(), unit, units }.encode())
 }
 
 /// Gives the clusters of bitmaps back to which nothing leads any more.

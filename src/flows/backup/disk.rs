@@ -110,6 +110,12 @@ impl Rest {
         let names = source.image.file_names().into_iter();
         let files: Vec<PathBuf> = names.filter_map(|name| name.canonicalize().ok()).collect();
         let left = source.anchor.as_ref().map(|anchor| anchor.name.clone());
+        if let Some(allocation) = &source.allocation
+            && let Err(error) = repository.write_allocation(&disk, allocation)
+        {
+            let warning = Warning::failed(Code::NoAnchor, &error).within(NO_ANCHOR);
+            observer.warn(warning.of(&report.disk));
+        }
         source.settle();
         // Before a roll back the image is held by whoever rolls it back, and who removes them then.
         if leaves_anchors {

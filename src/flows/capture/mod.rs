@@ -39,6 +39,9 @@ pub(crate) struct Captured {
     pub anchor: Option<Anchor>,
     /// Which bitmap of the export counts from which anchor; without it, one that is called like the anchor.
     pub counted: Option<Counted>,
+    /// What was allocated at that moment, if the anchor needs this host to keep it: as bytes of
+    /// [`Allocation`](crate::formats::allocation::Allocation).
+    pub allocation: Option<Vec<u8>>,
     /// What the admin should know.
     pub warnings: Vec<Warning>,
     hold: Hold,
@@ -113,6 +116,7 @@ impl Captured {
             options: options.clone(),
             anchor: None,
             counted: None,
+            allocation: None,
             warnings,
             hold,
             clones: None,
@@ -208,6 +212,7 @@ impl Captured {
             options: options.clone(),
             anchor: None,
             counted: None,
+            allocation: None,
             warnings: image.warnings().iter().cloned().chain(hold.warnings()).collect(),
             hold,
             image,

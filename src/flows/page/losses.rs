@@ -45,7 +45,7 @@ impl Page<'_> {
             html.raw("</b>: ").text(&named.join(", ")).text(&more).raw("</p>");
         }
         let worst = site.left.iter().max_by(|one, other| one.age.total_cmp(&other.age));
-        let Some(Left { guest, repository, age }) = worst else {
+        let Some(Left { guest, repository, age, .. }) = worst else {
             html.raw("</div>");
             return;
         };
@@ -60,6 +60,7 @@ impl Page<'_> {
             ),
         });
         html.raw("</p>");
+        halves(html, site);
         self.late(html, site);
         html.raw("</div>");
     }
@@ -81,6 +82,22 @@ impl Page<'_> {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         html.raw("<p><b class=\"mark\">");
         html.text(&format!("{} would lose more than the RPO allows", count(late.len(), "guest")));
+        html.raw("</b>: ").text(&named).text(&more).raw("</p>");
+    }
+}
+
+/// Those that would come back without some of their disks.
+fn halves(html: &mut Html, site: &SiteLoss) {
+    let halves = site.left.iter().filter(|left| !left.without.is_empty());
+    let halves: Vec<_> =
+        halves.map(|left| format!("{} ({})", left.guest, left.without.join(", "))).collect();
+    if !halves.is_empty() {
+        let more = halves.len().saturating_sub(NAMES_MAX);
+        let named =
+            halves.iter().take(NAMES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        html.raw("<p><b class=\"mark\">");
+        html.text(&format!("{} would come back without disks", count(halves.len(), "guest")));
         html.raw("</b>: ").text(&named).text(&more).raw("</p>");
     }
 }

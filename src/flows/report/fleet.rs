@@ -119,6 +119,8 @@ pub struct Left {
     pub guest: String,
     /// Where.
     pub repository: String,
-    /// How old the newest good point is there, in seconds.
+    /// How old the newest good point is there, in seconds; with several disks, that of the disk that is oldest.
     pub age: f64,
+    /// Disks that jobs take, and that no point which is left has.
+    pub without: Vec<String>,
 }

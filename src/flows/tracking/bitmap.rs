@@ -10,7 +10,7 @@ use super::{Answer, Claiming};
 use crate::base::error::Result;
 use crate::disk::edit::{self, ImageFile};
 use crate::disk::files::device_id;
-use crate::disk::image;
+use crate::disk::image::{self, Allocated};
 use crate::flows::anchors::bitmap;
 
 pub(super) const BITMAP: Claiming =
@@ -45,7 +45,10 @@ fn claim(case: &Case<'_>) -> Answer {
     let unit = match find(&bitmaps, &bitmap::end_of(&anchor.name)) {
         Some(end) => {
             check_end(case, &file, end, &mut claim)?;
-            1
+            match case.image().layers().len() {
+                ..=1 => 1,
+                _ => add_by_allocation(case, &anchor.name, &mut claim)?,
+            }
         }
         None => add_by_map(case, &file, &bitmaps, &anchor.name, &mut claim)?,
     };
@@ -92,19 +95,13 @@ fn find<'a>(bitmaps: &'a [Bitmap], name: &str) -> Option<&'a Bitmap> {
 
 /// A bitmap that was made in a running QEMU has no map, and needs none where nothing lies below: what such
 /// a disk loses without a record are holes then, which are claimed, and its end shows that it did not
-/// shrink.
+/// shrink. Over a backing file, this host has kept what was allocated.
 fn check_end(
     case: &Case<'_>,
     file: &ImageFile,
     end: &Bitmap,
     claim: &mut Claim,
 ) -> Result<(), String> {
-    if case.image().layers().len() > 1 {
-        return Err(
-            "nothing shows what was allocated over its backing file when the bitmap was made"
-                .into(),
-        );
-    }
     let (name, last) =
         (String::from_utf8_lossy(&end.name), case.latest.record.virtual_size.saturating_sub(1));
     let mut is_there = false;
@@ -150,10 +147,36 @@ fn add_by_map(
     }
     // Its bit is always set; and less than it stands for may have been cut off.
     claim.add(last * now.unit..(last + 1) * now.unit);
+    let unit = now.unit;
+    add_difference(then, now, claim);
+    Ok(unit)
+}
+
+/// The same by what this host has kept of the latest point, at which the bitmap called `name` began. That the disk did
+/// not shrink, the bitmap's end shows.
+fn add_by_allocation(case: &Case<'_>, name: &str, claim: &mut Claim) -> Result<u64, String> {
+    let then = case.repository.allocation(&case.latest.disk).filter(|then| then.anchor == name);
+    let Some(then) = then else {
+        return Err(
+            "nothing shows what was allocated over its backing file when the bitmap began: that is kept in the state \
+             folder of the host that made the point before"
+                .into(),
+        );
+    };
+    let now = bitmap::allocated(case.image()).map_err(|error| error.chain())?;
+    let unit = now.unit;
+    if then.unit != unit {
+        return Err("the image has other clusters than when the bitmap began".into());
+    }
+    add_difference(then.units, now, claim);
+    Ok(unit)
+}
+
+/// Claims what was allocated then or is now, and not both.
+fn add_difference(then: RoaringTreemap, now: Allocated, claim: &mut Claim) {
     for number in then ^ now.units {
         claim.add(number * now.unit..(number + 1) * now.unit);
     }
-    Ok(now.unit)
 }
 
 /// Where two guest clusters shared a host cluster that was counted once, QEMU wrote to both and recorded

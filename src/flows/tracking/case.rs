@@ -14,12 +14,13 @@ use crate::flows::capture::Captured;
 use crate::vault::archive::Reader;
 use crate::vault::chain::Chain;
 use crate::vault::point::Before;
-use crate::vault::repository::{Anchor, AnchorKind, Point, PointId};
+use crate::vault::repository::{Anchor, AnchorKind, Point, PointId, Repository};
 
 /// What a claim is made of: the image now, and what the latest point says of it.
 pub(super) struct Case<'a> {
     pub source: &'a Captured,
     pub geometry: Geometry,
+    pub repository: &'a Repository,
     pub latest: &'a Point,
     /// What is known of the disk at the parent.
     pub before: &'a Before,

@@ -104,6 +104,7 @@ pub(crate) fn choose(
     let case = opened.as_ref().map(|opened| Case {
         source,
         geometry,
+        repository: catalog.repository(),
         latest,
         before,
         chain: opened.as_ref(),

@@ -59,6 +59,7 @@ use crate::base::printable::shell_word;
 use crate::disk::files::paths::absolute;
 use crate::disk::files::{Durability, make_private_folder, replace_file};
 use crate::disk::io::Opener;
+use crate::formats::allocation::{self, Allocation};
 use crate::formats::archive::{ArchiveId, Kind};
 use config::CONFIG;
 
@@ -104,7 +105,7 @@ const POINTS_SEEN_LEN_MAX: u64 = 4 << 20;
 /// The longest summary that is read, in bytes.
 const SUMMARY_LEN_MAX: u64 = 64 << 20;
 
-/// How long a summary stays that no backup renews.
+/// How long what a backup has left for the next one stays that none renews.
 const SUMMARY_AGE_MAX: Duration = Duration::from_secs(180 * 24 * 60 * 60);
 
 /// A repository that is open.
@@ -347,6 +348,12 @@ impl Repository {
         Opener::READ.read(&path, SUMMARY_LEN_MAX).ok()
     }
 
+    /// What the image of a disk had allocated at its latest point, if the backup has left that on this host.
+    pub(crate) fn allocation(&self, id: &DiskId) -> Option<Allocation> {
+        let path = self.state.as_ref()?.join(allocation_name(id));
+        Allocation::decode(&Opener::READ.read(&path, allocation::LEN_MAX).ok()?).ok()
+    }
+
     /// The newest point of a domain that this host has made or seen.
     pub(crate) fn newest_seen(&self, domain: &DomainName) -> Option<PointId> {
         let path = self.state.as_ref()?.join(seen_name(domain));
@@ -404,13 +411,26 @@ impl Repository {
     /// # Errors
     /// The summary can't be written.
     pub(crate) fn write_summary(&self, id: &DiskId, bytes: &[u8]) -> Result<()> {
+        self.write_state(&summary_name(id), bytes)
+    }
+
+    /// Leaves what the image of a disk had allocated for the next backup on this host, as [`Allocation::encode`] has
+    /// it. As of a summary, nothing depends on it.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub(crate) fn write_allocation(&self, id: &DiskId, bytes: &[u8]) -> Result<()> {
+        self.write_state(&allocation_name(id), bytes)
+    }
+
+    fn write_state(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let Some(folder) = self.state.as_ref() else { return Ok(()) };
-        let path = folder.join(summary_name(id));
+        let path = folder.join(name);
         let is_new = !path.exists();
         replace_file(&path, SUMMARY_MODE, Durability::None, |file| file.write_all(bytes))
             .map_err(|error| Error::io("write", &path, error).advise(state_advice(folder)))?;
         if is_new {
-            forget_old_summaries(folder, &path);
+            forget_old_files(folder, &path);
         }
         Ok(())
     }
@@ -523,9 +543,9 @@ fn state_advice(folder: &Path) -> String {
 }
 
 /// Removes what no backup has renewed for long, of all repositories of this host: of disks that are gone,
-/// and of repositories that are gone. A summary that is missed costs one reading of a chain, so no
+/// and of repositories that are gone. A file that is missed costs one reading of a chain or a disk, so no
 /// failure matters.
-fn forget_old_summaries(folder: &Path, newest: &Path) {
+fn forget_old_files(folder: &Path, newest: &Path) {
     let time_of = |path: &Path| path.symlink_metadata().and_then(|file| file.modified());
     let (Some(state), Ok(now)) = (folder.parent(), time_of(newest)) else { return };
     let is_old = |path: &Path| {
@@ -537,12 +557,13 @@ fn forget_old_summaries(folder: &Path, newest: &Path) {
         entries.map(|entry| entry.path()).collect()
     };
     for repository in paths_in(state) {
-        // Nothing but summaries: the mark of a frozen guest counts, however old it is.
-        let summaries = paths_in(&repository).into_iter().filter(|path| {
-            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-            name.ends_with(b".summary") || name.ends_with(b".summary.partial")
+        // Nothing else: the mark of a frozen guest counts, however old it is.
+        let left = paths_in(&repository).into_iter().filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let name = name.strip_suffix(".partial").unwrap_or(&name);
+            name.ends_with(SUMMARY) || name.ends_with(ALLOCATION)
         });
-        let mut old = summaries.filter(|path| is_old(path)).peekable();
+        let mut old = left.filter(|path| is_old(path)).peekable();
         if old.peek().is_some() {
             old.for_each(|path| drop(fs::remove_file(path)));
             // Succeeds only if nothing else is in it.
@@ -567,8 +588,17 @@ fn points_seen_name(domain: &DomainName) -> String {
 /// The summary of a disk's chain, in the folder of this host's state.
 fn summary_name(id: &DiskId) -> String {
     // No name of a domain or a disk has a plus.
-    format!("{}+{}.summary", id.domain, id.disk)
+    format!("{}+{}{SUMMARY}", id.domain, id.disk)
 }
+
+/// What the image of a disk had allocated, in the folder of this host's state.
+fn allocation_name(id: &DiskId) -> String {
+    format!("{}+{}{ALLOCATION}", id.domain, id.disk)
+}
+
+/// What the names of these files end with.
+const SUMMARY: &str = ".summary";
+const ALLOCATION: &str = ".allocated";
 
 #[cfg(test)]
 mod limits;

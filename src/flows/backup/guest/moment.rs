@@ -16,6 +16,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
 use crate::disk::io::ReadAt;
 use crate::disk::reflink;
+use crate::flows::anchors::bitmap;
 use crate::flows::anchors::reflink::{Clones, descriptor, sweep_clones};
 use crate::flows::backup::disk::Written;
 use crate::flows::backup::leave;
@@ -411,15 +412,24 @@ impl<'a> Flow<'a> {
     /// Believes the bitmap that the command has left in the image, if it began at this moment: one of an earlier moment
     /// comes back with an older state of the image, and knows nothing of what was written in between.
     fn leave_bitmap(&self, disk: &Ready<'_>, name: &str, source: &mut Captured) {
-        if name == disk.tag.name(self.disks.point) {
-            source.anchor = Some(Anchor { name: name.to_owned(), what: AnchorKind::Bitmap });
+        if name != disk.tag.name(self.disks.point) {
+            let text = format!(
+                "{NO_ANCHOR}: the bitmap {} that the snapshot command left is not the one that was to begin",
+                name.escape_debug()
+            );
+            source.warnings.push(Warning::new(Code::NoAnchor, text).advise(NO_MORE_TRIES));
             return;
         }
-        let text = format!(
-            "{NO_ANCHOR}: the bitmap {} that the snapshot command left is not the one that was to begin",
-            name.escape_debug()
-        );
-        source.warnings.push(Warning::new(Code::NoAnchor, text).advise(NO_MORE_TRIES));
+        let is_over = source.image.layers().len() > 1;
+        match is_over.then(|| bitmap::allocation(&source.image, name)).transpose() {
+            Ok(allocation) => {
+                source.allocation = allocation;
+                source.anchor = Some(Anchor { name: name.to_owned(), what: AnchorKind::Bitmap });
+            }
+            Err(error) => {
+                source.warnings.push(Warning::failed(Code::NoAnchor, &error).within(NO_ANCHOR));
+            }
+        }
     }
 
     /// The anchor of a bitmap that counts on: from this moment, or from that of an earlier point.

@@ -163,6 +163,18 @@ fn check_job(name: &str, job: &Job) -> Result<()> {
         let text = format!("job {name}: the image {} begins nowhere", image.path.display());
         return refused(text, "give a path that begins with /");
     }
+    let with_bitmap = job.images.iter().filter_map(|it| Some((it, it.live_bitmap_file.as_ref()?)));
+    for (image, file) in with_bitmap {
+        if !image.is_export() {
+            let text =
+                format!("job {name}: live_bitmap_file: {} is no export", image.path.display());
+            return refused(text, "of image files, anchor = \"bitmap\" learns what has changed");
+        }
+        if !file.is_absolute() {
+            let text = format!("job {name}: live_bitmap_file: {} begins nowhere", file.display());
+            return refused(text, "give a path that begins with /");
+        }
+    }
     if !(-7..=19).contains(&job.level) {
         return refused(
             format!("job {name}: zstd has no level {}", job.level),
@@ -248,6 +260,14 @@ mod tests {
             ),
             ("[[jobs.a.images]]\npath = \"/i/r w.img\"", "disk = \"NAME\""),
             ("[[jobs.a.images]]\npath = \"nbd+unix:///vda?socket=s\"", "begins nowhere"),
+            (
+                "[[jobs.a.images]]\npath = \"/i/x.raw\"\nlive_bitmap_file = \"/run/b\"",
+                "/i/x.raw is no export",
+            ),
+            (
+                "[[jobs.a.images]]\npath = \"nbd://h/v\"\nlive_bitmap_file = \"b\"",
+                "b begins nowhere",
+            ),
             (
                 "[[jobs.a.images]]\npath = \"nbds://h/vda?tls-psk-file=keys\"",
                 "keys of an export begins nowhere",

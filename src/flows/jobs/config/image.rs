@@ -11,9 +11,13 @@ use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::paths::is_uri;
 use crate::disk::image::OpenOptions;
+use crate::disk::io::Opener;
 use crate::disk::nbd::Export;
-use crate::formats::nbd::{Place, Uri};
+use crate::formats::nbd::{BITMAP_NAME_LEN_MAX, Place, Uri, is_bitmap_name};
 use crate::vault::repository::DiskSpec;
+
+/// The longest file with the name of a bitmap, in bytes: the name, and the end of a line.
+const FILE_MAX: u64 = BITMAP_NAME_LEN_MAX as u64 + 2;
 
 /// An image that belongs to no guest.
 #[derive(Debug, Clone, Deserialize)]
@@ -25,6 +29,8 @@ pub struct JobImage {
     /// The disk's name in the repository.
     #[serde(default, deserialize_with = "optional")]
     pub disk: Option<DiskSpec>,
+    /// Of an export: the file in which the name of the bitmap stands that has begun at the moment of the backup.
+    pub live_bitmap_file: Option<PathBuf>,
 }
 
 impl JobImage {
@@ -53,6 +59,25 @@ impl JobImage {
         let uri = self.path.to_str().filter(|_| self.is_export());
         let export = uri.map(|uri| Export::new(uri, cancel)).transpose()?;
         Ok(OpenOptions { export: export.map(Arc::new), ..OpenOptions::default() })
+    }
+
+    /// The bitmap that has begun at this moment, if a file says which.
+    ///
+    /// # Errors
+    /// The file can't be read, or has no name of a bitmap.
+    pub(in super::super) fn begun(&self) -> Result<Option<String>> {
+        let Some(file) = &self.live_bitmap_file else { return Ok(None) };
+        let advice = "the hook `before` that begins the bitmap writes its name there";
+        let text = Opener::READ.read_text(file, FILE_MAX);
+        let text =
+            text.map_err(|error| Error::io("read live_bitmap_file", file, error).advise(advice))?;
+        match text.trim_end_matches(['\n', '\r']) {
+            name if is_bitmap_name(name) => Ok(Some(name.to_owned())),
+            _ => {
+                let text = format!("live_bitmap_file: {} has no name of a bitmap", file.display());
+                Err(Error::new(ErrorKind::Usage, text).advise(advice))
+            }
+        }
     }
 
     fn export(&self) -> Result<Option<Arc<Export>>> {

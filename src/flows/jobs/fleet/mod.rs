@@ -213,6 +213,8 @@ struct Known<'a> {
     host: &'a Host<'a>,
     /// What it is called in repositories.
     domains: BTreeMap<String, Of>,
+    /// The disks of it that jobs take.
+    disks: BTreeMap<String, BTreeSet<String>>,
     /// Its backups, the oldest first.
     backups: BTreeMap<&'a str, Vec<&'a Record>>,
 }
@@ -220,15 +222,18 @@ struct Known<'a> {
 impl<'a> Known<'a> {
     fn new(host: &'a Host<'a>, guests: &Guests, records: &'a [Record]) -> Self {
         let subjects = host.config.jobs.values().flat_map(|job| guests.of(job));
-        let of = |it: Subject| Some((it.name(), Of::subject(guests, &it)?));
-        let domains = subjects.filter_map(of);
+        let (mut domains, mut disks) = (BTreeMap::new(), BTreeMap::<String, BTreeSet<_>>::new());
+        for subject in subjects {
+            disks.entry(subject.name()).or_default().extend(guests.disks_to_take(&subject));
+            domains.extend(Of::subject(guests, &subject).map(|of| (subject.name(), of)));
+        }
         let mut backups: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
         for record in records.iter().filter(|record| record.act == Act::Backup) {
             if let Some(subject) = &record.subject {
                 backups.entry(subject).or_default().push(record);
             }
         }
-        Self { host, domains: domains.collect(), backups }
+        Self { host, domains, disks, backups }
     }
 
     /// Guests of no job: an earlier one may have left points of them.
@@ -284,6 +289,34 @@ pub(super) fn not_covered(status: &StatusReport) -> Vec<String> {
     open.map(|it| it.subject.clone()).collect()
 }
 
+/// When the newest good points of a guest in a repository were made.
+struct Saved {
+    newest: Timestamp,
+    /// With each disk, where that makes a difference.
+    disks: BTreeMap<String, Timestamp>,
+}
+
+impl Saved {
+    fn at(newest: Timestamp) -> Self {
+        Self { newest, disks: BTreeMap::new() }
+    }
+
+    fn of(
+        opened: &Opened,
+        of: &Of,
+        disks: Option<&BTreeSet<String>>,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let points = opened.points(of, now).ok()?;
+        let mut saved = Self::at(points.newest.as_ref()?.created);
+        for disk in disks.into_iter().flatten() {
+            let found = points.newest_with(disk).map(|it| (disk.clone(), it.created));
+            saved.disks.extend(found);
+        }
+        Some(saved)
+    }
+}
+
 /// What would be lost with this host, and with each repository.
 fn sites(
     known: &Known<'_>,
@@ -291,31 +324,21 @@ fn sites(
     (status, uncovered): (&StatusReport, &[String]),
     repositories: &[FleetRepository],
 ) -> Vec<SiteLoss> {
-    // Where each guest has its newest good point, by repository.
-    let mut newest: BTreeMap<&str, BTreeMap<&str, Timestamp>> = BTreeMap::new();
-    for standing in &status.guests {
-        let found = newest.entry(&standing.guest).or_default();
-        let Some(of) = known.domains.get(standing.guest.as_str()) else { continue };
-        let own = known.repository(standing);
+    // What each guest has in each repository.
+    let mut newest: BTreeMap<&str, BTreeMap<&str, Saved>> = BTreeMap::new();
+    let names = status.guests.iter().map(|standing| (standing.guest.as_str(), Some(standing)));
+    for (guest, standing) in names.chain(uncovered.iter().map(|guest| (guest.as_str(), None))) {
+        let found = newest.entry(guest).or_default();
+        let Some(of) = known.domains.get(guest) else { continue };
+        let disks = known.disks.get(guest).filter(|disks| disks.len() > 1);
         for (name, opened) in catalogs {
             // That of its own repository was looked for already.
-            let created = match name == own {
-                true => standing.newest_at,
-                false => {
-                    let points = opened.points(of, status.at).ok();
-                    points.and_then(|points| points.newest).map(|manifest| manifest.created)
-                }
+            let own = standing.filter(|it| disks.is_none() && known.repository(it) == name);
+            let saved = match own {
+                Some(standing) => standing.newest_at.map(Saved::at),
+                None => Saved::of(opened, of, disks, status.at),
             };
-            found.extend(created.map(|created| (name.as_str(), created)));
-        }
-    }
-    for guest in uncovered {
-        let found = newest.entry(guest).or_default();
-        let Some(of) = known.domains.get(guest.as_str()) else { continue };
-        for (name, opened) in catalogs {
-            let points = opened.points(of, status.at).ok();
-            let created = points.and_then(|points| points.newest).map(|manifest| manifest.created);
-            found.extend(created.map(|created| (name.as_str(), created)));
+            found.extend(saved.map(|saved| (name.as_str(), saved)));
         }
     }
     let loss = |site: &str, is_host: bool, lost: BTreeSet<&str>| {
@@ -327,15 +350,27 @@ fn sites(
             left: Vec::new(),
         };
         for (guest, places) in &newest {
-            let left = places.iter().filter(|(name, _)| !lost.contains(*name));
-            match left.max_by_key(|(_, created)| **created) {
-                None => loss.nothing_left.push((*guest).to_owned()),
-                Some((repository, created)) => loss.left.push(Left {
-                    guest: (*guest).to_owned(),
-                    repository: (*repository).to_owned(),
-                    age: (status.at.as_second() - created.as_second()).max(0) as f64,
-                }),
-            }
+            let left = || places.iter().filter(|(name, _)| !lost.contains(*name));
+            let newest = left().map(|(name, saved)| (*name, saved.newest)).max_by_key(|it| it.1);
+            let Some(newest) = newest else {
+                loss.nothing_left.push((*guest).to_owned());
+                continue;
+            };
+            // Each disk comes from where it is newest.
+            let of_disk = |disk: &String| {
+                let found = left().filter_map(|(name, it)| Some((*name, *it.disks.get(disk)?)));
+                found.max_by_key(|it| it.1)
+            };
+            let disks: BTreeSet<&String> = places.values().flat_map(|it| it.disks.keys()).collect();
+            let oldest = disks.iter().filter_map(|disk| of_disk(disk)).min_by_key(|it| it.1);
+            let (repository, created) = oldest.unwrap_or(newest);
+            let without = disks.into_iter().filter(|disk| of_disk(disk).is_none());
+            loss.left.push(Left {
+                guest: (*guest).to_owned(),
+                repository: repository.to_owned(),
+                age: (status.at.as_second() - created.as_second()).max(0) as f64,
+                without: without.cloned().collect(),
+            });
         }
         loss
     };

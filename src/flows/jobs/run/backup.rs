@@ -210,8 +210,12 @@ fn back_up_image(
     cancel: &Cancel,
 ) -> Result<BackupReport> {
     let open = image.open(cancel)?;
-    // What the job says of anchors is for image files: of an export, no bitmap is named that has begun.
-    let anchor = if image.is_export() { AnchorChoice::None } else { options.anchor };
+    // What the job says of anchors is for image files.
+    let anchor = match image.begun()? {
+        Some(bitmap) => AnchorChoice::Begun(bitmap),
+        None if image.is_export() => AnchorChoice::None,
+        None => options.anchor,
+    };
     let options = Options { anchor, ..options };
     let image = ImageRequest { path: image.path.clone(), open, disk: image.disk.clone() };
     backup::run(repository, &BackupRequest { image, options }, observer, cancel)

@@ -381,7 +381,7 @@ impl Points {
     }
 
     /// The newest good point that has a disk.
-    pub(super) fn newest_with(&self, disk: &str) -> Option<&Manifest> {
+    pub(in super::super) fn newest_with(&self, disk: &str) -> Option<&Manifest> {
         self.good().filter(|it| has_disk(it, disk)).max_by_key(|it| it.point)
     }
 
