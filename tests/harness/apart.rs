@@ -46,6 +46,7 @@ pub const IN_FOLDERS: &[(&str, &str)] = &[
     ("merges::damage_and_a_full_disk_change_nothing", FILES),
     ("mounts::a_repository_that_goes_away_gives_errors_and_is_read_when_it_is_back", MOUNT),
     ("mounts::a_repository_that_hangs_gives_errors", MOUNT),
+    ("nights::*", CLOCK),
     (
         "opened::a_repository_that_goes_away_and_comes_back_gives_errors_and_then_the_right_bytes",
         MOUNT,
