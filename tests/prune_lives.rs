@@ -170,7 +170,8 @@ impl Life {
         let last = 1 + self.random.below(4);
         let grace = self.random.pick(&["0", "0", "0", "1d"]);
         let mut rules = vec![format!("--keep-last={last}"), format!("--grace={grace}")];
-        if self.random.one_in(6) {
+        // No store says how much is free.
+        if self.random.one_in(6) && !self.repo.is_in_a_store() {
             rules.push("--until-free=1000T".to_owned());
         }
         rules

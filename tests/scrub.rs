@@ -246,8 +246,8 @@ fn whoever_meets_damage_notes_it() {
             "merge" => (merge.clone(), 4),
             // Whatever a merge frees.
             _ => {
-                let words =
-                    ["prune", "one", "--keep-last", "1", "--grace", "0", "--until-free", "100T"];
+                repo.edit_settings(|text| text.replace("merge_share = 25", "merge_share = 1"));
+                let words = ["prune", "one", "--keep-last", "1", "--grace", "0"];
                 (words.iter().map(Into::into).collect(), 4)
             }
         };

@@ -141,18 +141,27 @@ fn damage(memory: &Memory, name: &Name, is_lost: bool) {
     staged.publish(Publish::Replace).unwrap();
 }
 
+/// The scene's repository, and a copy of it.
+fn with_a_copy(scene: &Scene) -> (Memory, Memory) {
+    let (base, from) = (scene.copy(), Memory::default());
+    Repository::init_in(Arc::new(from.clone()), &Settings::default()).unwrap();
+    copy(&base, Arc::new(from.clone()), None).unwrap();
+    (base, from)
+}
+
+/// The file of a point whose name has this part.
+fn file_of(memory: &Memory, part: &str, point: PointId) -> Name {
+    let point = point.to_string();
+    let name = |name: &Name| name.as_str().contains(part) && name.last().starts_with(&point);
+    memory.names().into_iter().find(name).unwrap()
+}
+
 /// An archive is damaged, one is lost, and so are two manifests.
 #[test]
 fn a_repair_makes_nothing_worse_at_any_call() {
     let scene = Scene::new(Some(3));
-    let (base, from) = (scene.copy(), Memory::default());
-    Repository::init_in(Arc::new(from.clone()), &Settings::default()).unwrap();
-    copy(&base, Arc::new(from.clone()), None).unwrap();
-    let of = |part: &str, point: usize| {
-        let point = scene.points[point].to_string();
-        let name = |name: &Name| name.as_str().contains(part) && name.last().starts_with(&point);
-        base.names().into_iter().find(name).unwrap()
-    };
+    let (base, from) = with_a_copy(&scene);
+    let of = |part: &str, point: usize| file_of(&base, part, scene.points[point]);
     damage(&base, &of("vm/a/", 1), false);
     damage(&base, &of("vm/b/", 4), true);
     damage(&base, &of("points/", 2), false);
@@ -210,14 +219,8 @@ fn assert_kept(scene: &Scene, memory: &Memory, before: &[Name], story: &str) {
 #[test]
 fn an_archive_whose_manifest_is_being_brought_back_is_nobodys_leftover() {
     let scene = Scene::new(Some(3));
-    let (base, from) = (scene.copy(), Memory::default());
-    Repository::init_in(Arc::new(from.clone()), &Settings::default()).unwrap();
-    copy(&base, Arc::new(from.clone()), None).unwrap();
-    let of = |part: &str, point: usize| {
-        let point = scene.points[point].to_string();
-        let name = |name: &Name| name.as_str().contains(part) && name.last().starts_with(&point);
-        base.names().into_iter().find(name).unwrap()
-    };
+    let (base, from) = with_a_copy(&scene);
+    let of = |part: &str, point: usize| file_of(&base, part, scene.points[point]);
     damage(&base, &of("points/", 4), true);
     damage(&base, &of("points/", 3), true);
     damage(&base, &of("vm/a/", 3), true);

@@ -14,6 +14,7 @@ const RING: &str = "io_uring reads plain files alone";
 const CLOCK: &str = "it lives at another time than the store";
 const MOUNT: &str = "it is of a folder that goes away or is mounted";
 const TORN: &str = "a damaged manifest that is encrypted says nothing any more";
+const ROOM: &str = "no object store says how much is free";
 const PARTIAL: &str = "it waits until a file of the repository is unfinished";
 
 /// Tests, or modules with a `*`, whose repositories stay in folders with `QDELTA_STORE=s3`.
@@ -50,6 +51,7 @@ pub const IN_FOLDERS: &[(&str, &str)] = &[
     ("opened::points_of_one_chain_share_their_archives", FILES),
     ("power_cut::*", FILES),
     ("prunes::a_prune_survives_every_fault", FILES),
+    ("prunes::a_removed_point_comes_back_until_its_data_is_gone", ROOM),
     ("prunes::what_has_no_room_waits", FILES),
     ("readme::*", PAGES),
     (

@@ -2,9 +2,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use jiff::SignedDuration;
+use jiff::fmt::rfc2822::DateTimeParser;
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub enum Fate {
     Shortened,
     /// A bit of the answer's body is another one.
     Flipped,
+    /// The page of a list lacks the objects whose keys hold this, and counts without them.
+    Lacks(&'static str),
     /// A process is killed before it is passed on.
     KillBefore(u32),
     /// A process is killed after it is done, before the answer.
@@ -52,6 +57,8 @@ pub struct Proxy {
     pub endpoint: String,
     /// How many requests were on their way at once, at most.
     pub most_at_once: Arc<AtomicUsize>,
+    /// How far the `Date` of its answers is ahead of the store's, in seconds.
+    pub date_ahead: Arc<AtomicI64>,
     seen: Arc<Mutex<Vec<Seen>>>,
     judge: Arc<Mutex<Judge>>,
 }
@@ -65,14 +72,15 @@ impl Proxy {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let judge: Arc<Mutex<Judge>> = Arc::new(Mutex::new(Box::new(|_, _| Fate::Pass)));
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let most_at_once = Arc::clone(&most);
-        let (all, how) = (Arc::clone(&seen), Arc::clone(&judge));
-        let proxy = Self { endpoint, most_at_once, seen: all, judge: how };
+        let (most_at_once, ahead) = (Arc::clone(&most), Arc::new(AtomicI64::new(0)));
+        let (all, how, date_ahead) = (Arc::clone(&seen), Arc::clone(&judge), Arc::clone(&ahead));
+        let proxy = Self { endpoint, most_at_once, date_ahead, seen: all, judge: how };
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let (store, seen, judge) = (store.clone(), Arc::clone(&seen), Arc::clone(&judge));
                 let at_once = (Arc::clone(&now), Arc::clone(&most));
-                std::thread::spawn(move || serve(client, &store, &seen, &judge, &at_once));
+                let ahead = Arc::clone(&ahead);
+                std::thread::spawn(move || serve(client, &store, &seen, &judge, &at_once, &ahead));
             }
         });
         proxy
@@ -152,6 +160,19 @@ impl Message {
         })
     }
 
+    /// Gives a header that is there another value.
+    fn set_header(&mut self, name: &str, value: &str) {
+        let text = String::from_utf8(std::mem::take(&mut self.head)).unwrap();
+        let is_it = |line: &str| {
+            line.split_once(':').is_some_and(|(found, _)| found.eq_ignore_ascii_case(name))
+        };
+        let lines = text.lines().map(|line| match is_it(line) {
+            true => format!("{name}: {value}"),
+            false => line.to_owned(),
+        });
+        self.head = (lines.collect::<Vec<_>>().join("\r\n") + "\r\n").into_bytes();
+    }
+
     fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
         to.write_all(&self.head)?;
         to.write_all(&self.body)?;
@@ -165,6 +186,7 @@ fn serve(
     seen: &Mutex<Vec<Seen>>,
     judge: &Mutex<Judge>,
     (now, most): &(Arc<AtomicUsize>, Arc<AtomicUsize>),
+    ahead: &AtomicI64,
 ) {
     let mut from_client = BufReader::new(client.try_clone().unwrap());
     let mut to_client = client;
@@ -222,14 +244,11 @@ fn serve(
             }
             Fate::Shortened if !answer.body.is_empty() => {
                 answer.body.pop();
-                let text = String::from_utf8(answer.head).unwrap();
-                let lines = text.lines().map(|line| match line.to_lowercase() {
-                    line if line.starts_with("content-length:") => {
-                        format!("Content-Length: {}", answer.body.len())
-                    }
-                    _ => line.to_owned(),
-                });
-                answer.head = (lines.collect::<Vec<_>>().join("\r\n") + "\r\n").into_bytes();
+                answer.set_header("Content-Length", &answer.body.len().to_string());
+            }
+            Fate::Lacks(what) => {
+                answer.body = without(std::str::from_utf8(&answer.body).unwrap(), what).into();
+                answer.set_header("Content-Length", &answer.body.len().to_string());
             }
             Fate::Flipped => {
                 let middle = answer.body.len() / 2;
@@ -239,12 +258,36 @@ fn serve(
             }
             _ => {}
         }
+        let ahead = SignedDuration::from_secs(ahead.load(Ordering::SeqCst));
+        if let Some(date) = answer.header("date").filter(|_| !ahead.is_zero()) {
+            let date = DateTimeParser::new().parse_timestamp(&date).unwrap() + ahead;
+            answer.set_header("Date", &date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string());
+        }
         if answer.write(&mut to_client).is_err() {
             break;
         }
     }
     let _ = to_client.shutdown(Shutdown::Both);
     let _ = to_store.shutdown(Shutdown::Both);
+}
+
+/// The page of a list without the objects whose keys hold `what`; of other bodies all.
+fn without(page: &str, what: &str) -> String {
+    let (mut rest, mut left, mut lacking) = (page, String::new(), 0);
+    while let Some((before, more)) = rest.split_once("<Contents>") {
+        let (object, after) = more.split_once("</Contents>").unwrap();
+        left.push_str(before);
+        match object.contains(what) {
+            true => lacking += 1,
+            false => left.push_str(&format!("<Contents>{object}</Contents>")),
+        }
+        rest = after;
+    }
+    left.push_str(rest);
+    let Some((before, more)) = left.split_once("<KeyCount>") else { return left };
+    let (count, after) = more.split_once('<').unwrap();
+    let count: usize = count.parse().unwrap();
+    format!("{before}<KeyCount>{}<{after}", count - lacking)
 }
 
 /// What the proxy answers in the store's place.

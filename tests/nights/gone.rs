@@ -83,10 +83,8 @@ fn the_points_of_a_guest_that_moved_are_the_other_hosts() {
 /// The points of a guest that was gone were lost, and that was told as "all right again".
 #[test]
 fn points_of_a_guest_that_went_are_missed_when_they_are_lost() {
-    let told = Told::new();
+    let told = Told::after_a_good_night();
     let night = &told.night;
-    told.run("2026-10-18 10:00:00");
-    assert_quiet(&told.run("2026-10-19 00:35:00"));
     fs::remove_file(night.definition("db")).unwrap();
     told.run("2026-10-20 00:35:00");
     night.assert_open_has("2026-10-20 08:00:00", "gone db", "any more");
@@ -110,12 +108,8 @@ fn points_of_a_guest_that_went_are_missed_when_they_are_lost() {
 /// A guest whose backup failed was given to another job, whose time was to come on Sunday: "all right again".
 #[test]
 fn what_failed_is_not_over_when_another_job_has_the_guest() {
-    let told = Told::new();
+    let told = Told::after_db_failed();
     let night = &told.night;
-    told.run("2026-10-18 10:00:00");
-    assert_quiet(&told.run("2026-10-19 00:35:00"));
-    fs::rename(night.image("db", "vda"), night.lab.path("away")).unwrap();
-    told.run("2026-10-20 00:35:00");
     night.edit("guests = [\"web\", \"d*\"]", "guests = [\"web\"]");
     night.edit("guests = [\"mail\"]", "guests = [\"mail\", \"db\"]");
     night.edit("repository = \"small\"", "repository = \"main\"");

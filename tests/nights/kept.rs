@@ -171,12 +171,8 @@ fn a_budget_that_is_too_small_is_told() {
 /// The history was emptied while a guest failed: the night was not made up for, and "all right again" was told.
 #[test]
 fn a_history_that_is_lost_makes_nothing_new_and_nothing_right() {
-    let told = Told::new();
+    let told = Told::after_db_failed();
     let night = &told.night;
-    told.run("2026-10-18 10:00:00");
-    assert_quiet(&told.run("2026-10-19 00:35:00"));
-    fs::rename(night.image("db", "vda"), night.lab.path("away")).unwrap();
-    told.run("2026-10-20 00:35:00");
     told.mails();
     let history = night.lab.path("state/jobs/history.jsonl");
     fs::write(&history, "").unwrap();
@@ -220,10 +216,8 @@ fn a_history_that_is_lost_makes_nothing_new_and_nothing_right() {
 /// The job of a guest whose backup failed got another name, and that was "all right again".
 #[test]
 fn what_failed_in_a_job_of_another_name_is_not_over() {
-    let told = Told::new();
+    let told = Told::after_a_good_night();
     let night = &told.night;
-    told.run("2026-10-18 10:00:00");
-    assert_quiet(&told.run("2026-10-19 00:35:00"));
     fs::rename(night.image("mail", "vda"), night.lab.path("away")).unwrap();
     night.edit("[jobs.office]", "[jobs.bureau]");
     night.edit("[jobs.bureau]", "[jobs.office]");

@@ -111,6 +111,22 @@ impl Told {
         told
     }
 
+    /// A day and a night in which all went well.
+    pub fn after_a_good_night() -> Self {
+        let told = Self::new();
+        told.run("2026-10-18 10:00:00");
+        assert_quiet(&told.run("2026-10-19 00:35:00"));
+        told
+    }
+
+    /// After a good night, one in which the disk of `db` was not there.
+    pub fn after_db_failed() -> Self {
+        let told = Self::after_a_good_night();
+        fs::rename(told.night.image("db", "vda"), told.night.lab.path("away")).unwrap();
+        told.run("2026-10-20 00:35:00");
+        told
+    }
+
     /// Writes the file of jobs, with lines for the job `production`, and more at the end.
     pub fn configure(&self, production: &str, more: &str) {
         let at = |name: &str| self.night.lab.path(name).display().to_string();

@@ -6,7 +6,7 @@ use qdelta::vault::repository::storage::{Name, Publish, Storage};
 
 use crate::harness::content::{Guest, Random};
 use crate::harness::files::assert_same;
-use crate::harness::images::{create, guest_io, oracle, qemu_img};
+use crate::harness::images::{create, filled, guest_io, oracle, qemu_img};
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::store::{address, endpoint, fresh_place, new_repo, storage};
 use crate::harness::{Lab, args, qdelta, run};
@@ -109,4 +109,19 @@ fn where_no_repository_is_nothing_is_made() {
     other.publish(Publish::New).unwrap();
     let said = run(qdelta(args!["init", address.as_path()])).fails_with(7);
     assert!(said.contains("not empty"), "{said}");
+}
+
+/// `prune --until-free` did in a store what plain `prune` does, and said nothing of it.
+#[test]
+fn room_that_no_store_tells_of_is_not_waited_for() {
+    let lab = Lab::new();
+    let repo = new_repo();
+    let image = filled(&lab, "disk.qcow2", "", 1 << 20, 1);
+    repo.backup(&image, "vm/disk", &[]);
+    for more in [&[][..], &["--dry-run"]] {
+        let mut words = args!["prune", "--keep-last", "1", "--until-free", "1T"];
+        words.extend(more.iter().map(Into::into));
+        let said = repo.run(words).fails_with(2);
+        assert!(said.contains("how much is free") && said.contains("merge_share"), "{said}");
+    }
 }

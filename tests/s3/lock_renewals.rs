@@ -229,16 +229,7 @@ fn what_was_written_over_or_hidden_stays_locked() {
     // The real versions, and not the newest ones.
     let least = |days: i64| {
         for (key, id) in &archives {
-            let target = format!("/{LOCKED_BUCKET}/{key}?versionId={id}");
-            let head = ask("HEAD", &target, args!["-I"]).ok().text().to_lowercase();
-            let until = head.lines().find_map(|line| {
-                line.strip_prefix("x-amz-object-lock-retain-until-date: ")?
-                    .trim()
-                    .to_uppercase()
-                    .into()
-            });
-            let until: jiff::Timestamp = until.unwrap().parse().unwrap();
-            let hours = until.duration_since(jiff::Timestamp::now()).as_hours();
+            let hours = hours_of(key, id);
             assert!(hours > days * 24, "{key} {id}: {hours} hours");
         }
     };
@@ -257,6 +248,61 @@ fn what_was_written_over_or_hidden_stays_locked() {
     // A lock that ends before the next backup is said to be short.
     let short = run(qdelta(args!["init", locked_place(), "--lock", "1h"])).ok();
     assert!(short.stderr.contains("may end before the next backup"), "{}", short.stderr);
+}
+
+/// What was hidden first and then written, and a manifest below so many versions that the one that counts was neither among
+/// the eight oldest nor among the eight newest: its lock ended.
+#[test]
+fn what_was_hidden_and_then_written_stays_locked() {
+    let lab = Lab::new();
+    let repo = locked("1d");
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    let night = |number: u8| {
+        patch(&image, u64::from(number) << 17, &[number; 70_000]);
+        repo.backup(&image, "vm/disk", &["--format", "raw"])
+    };
+    let first = point_of(&night(1));
+    night(2);
+    for _ in 0..5 {
+        for command in ["pin", "unpin"] {
+            repo.run(args![command, format!("vm@{first}")]).ok();
+        }
+    }
+    // Of each file the version that counts is the newest now.
+    let mut real: Vec<(String, String)> = Vec::new();
+    for (key, id) in versions(&repo) {
+        let is_counted = key.ends_with(".qdelta") || key.ends_with(&format!("/{first}.json"));
+        if is_counted && real.iter().all(|(other, _)| *other != key) {
+            real.push((key, id));
+        }
+    }
+    assert_eq!(real.len(), 3, "{real:?}");
+    set_days(&repo, 10);
+    for (key, _) in &real {
+        let target = format!("/{LOCKED_BUCKET}/{key}");
+        ask("DELETE", &target, Vec::new()).ok();
+        for number in 0..9 {
+            ask("PUT", &target, args!["--data-binary", format!("rubbish {number}")]).ok();
+        }
+    }
+    let words = args!["backup", image.as_path(), "--disk", "vm/disk", "--format", "raw"];
+    repo.run([words, args!["--io", "threads"]].concat()).sane();
+    for (key, id) in &real {
+        let hours = hours_of(key, id);
+        assert!(hours > 8 * 24, "{key} {id}: {hours} hours");
+    }
+}
+
+/// For how many hours from now on a version is locked.
+fn hours_of(key: &str, id: &str) -> i64 {
+    let target = format!("/{LOCKED_BUCKET}/{key}?versionId={id}");
+    let head = ask("HEAD", &target, args!["-I"]).ok().text().to_lowercase();
+    let until = head.lines().find_map(|line| {
+        line.strip_prefix("x-amz-object-lock-retain-until-date: ")?.trim().to_uppercase().into()
+    });
+    let until: jiff::Timestamp = until.unwrap().parse().unwrap();
+    until.duration_since(jiff::Timestamp::now()).as_hours()
 }
 
 /// Whoever wrote over an archive with a lock of its own had `points` say that the point was safe for that long, while the

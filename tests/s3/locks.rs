@@ -2,16 +2,18 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use qdelta::ErrorKind;
-use qdelta::vault::repository::storage::{LockMode, Locked, Name, Publish, S3, Storage};
+use qdelta::vault::repository::storage::{Local, LockMode, Locked, Name, Publish, S3, Storage};
 
 use crate::harness::images::filled;
 use crate::harness::proxy::{Fate, Proxy};
 use crate::harness::repo::Repo;
-use crate::harness::store::{address, endpoint, fresh_place, storage};
-use crate::harness::{Lab, args};
+use crate::harness::run::{as_root, binary, in_tests};
+use crate::harness::store::{BUCKET, address, ask, endpoint, fresh_place, storage};
+use crate::harness::{Lab, args, run, tool};
 
 /// A place whose locks hold for some seconds, as one host sees it.
 fn host(endpoint: &str, place: &str, lease: u64) -> S3 {
@@ -125,6 +127,63 @@ fn a_host_that_went_silent_loses_its_lock_and_can_change_nothing() {
     drop(taken);
 }
 
+/// The age of a lock was the `Date` of an answer minus its `Last-Modified`. Where something in front of the store wrote a
+/// `Date` that was ahead by more than the lease, every lock was dead the moment that somebody looked at it.
+#[test]
+fn a_wrong_date_in_front_of_the_store_makes_no_lock_dead() {
+    use LockMode::{Exclusive, Shared};
+    let place = fresh_place();
+    let proxies = [(); 2].map(|()| Proxy::new(endpoint()));
+    for proxy in &proxies {
+        proxy.date_ahead.store(60, Ordering::SeqCst);
+    }
+    let [one, other] = [0, 1].map(|number| host(&proxies[number].endpoint, &place, 4));
+    for (first, second) in [(Exclusive, Exclusive), (Exclusive, Shared), (Shared, Exclusive)] {
+        let held = one.lock(&name(".keep"), first).unwrap();
+        let busy = other.lock(&name(".keep"), second).unwrap();
+        assert!(is_held(&held) && !is_held(&busy), "{second:?} beside {first:?}");
+        drop((busy, held));
+    }
+    // Whoever is silent for a whole lease is dead all the same.
+    let (alone, shared) =
+        (one.lock(&name(".lock"), Exclusive).unwrap(), one.lock(&name(".keep"), Shared).unwrap());
+    proxies[0].judge(|_, _| Fate::Lost);
+    for lock in [".lock", ".keep"] {
+        assert!(is_held(&other.lock(&name(lock), Exclusive).unwrap()), "{lock}");
+    }
+    drop((alone, shared));
+}
+
+/// A lock that somebody else has had is no proof of anything, and one that was always its holder's is.
+#[test]
+fn a_holder_knows_whether_its_lock_was_taken() {
+    let place = fresh_place();
+    let lab = Lab::new();
+    for in_a_store in [true, false] {
+        let storage = || -> Box<dyn Storage> {
+            match in_a_store {
+                true => Box::new(host(endpoint(), &place, 60)),
+                false => Box::new(Local::new(lab.dir())),
+            }
+        };
+        let holder = storage();
+        let Locked::Held(lock) = holder.lock(&name(".lock"), LockMode::Exclusive).unwrap() else {
+            panic!("nobody has it")
+        };
+        lock.prove(Duration::ZERO).unwrap();
+        match in_a_store {
+            true => drop(ask("DELETE", &format!("/{BUCKET}/{place}/vm/.lock"), Vec::new()).ok()),
+            false => std::fs::remove_file(lab.path("vm/.lock")).unwrap(),
+        }
+        let thief = storage();
+        assert!(is_held(&thief.lock(&name(".lock"), LockMode::Exclusive).unwrap()));
+        // What was proved a moment ago is not looked at.
+        lock.prove(Duration::from_secs(3600)).unwrap_or_else(|_| assert!(!in_a_store));
+        let error = lock.prove(Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{}", error.chain());
+    }
+}
+
 /// A host that could not reach the store for longer than its lease, and whose lock nobody has taken, goes on.
 #[test]
 fn a_host_that_comes_back_in_time_keeps_its_lock() {
@@ -142,8 +201,21 @@ fn a_host_that_comes_back_in_time_keeps_its_lock() {
 /// The store itself refuses a change that was signed while the lock was held and comes when it may not be.
 #[test]
 fn a_change_that_is_delayed_past_the_lease_is_refused_by_the_store() {
+    delay_a_change(0);
+}
+
+/// The end of a lease was counted by the `Date` of answers: where something in front of the store wrote one that was
+/// ahead, the store took what came too late.
+#[test]
+fn a_change_that_is_delayed_is_refused_behind_a_wrong_date_too() {
+    delay_a_change(60);
+}
+
+/// Delays a change behind a proxy whose `Date` is so many seconds ahead.
+fn delay_a_change(ahead: i64) {
     let place = fresh_place();
     let proxy = Proxy::new(endpoint());
+    proxy.date_ahead.store(ahead, Ordering::SeqCst);
     let store = host(&proxy.endpoint, &place, 3);
     let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
     // On its way for longer than the lease; whatever is sent after that passes.
@@ -183,6 +255,36 @@ fn what_was_replaced_meanwhile_is_not_replaced_again() {
     assert_eq!(put(&one, &name("a"), Publish::New).unwrap_err().kind(), ErrorKind::Exists);
     assert_eq!(one.read(&name("a"), 100).unwrap(), b"of the other");
     put(&one, &name("a"), Publish::Replace).unwrap();
+}
+
+/// Where `/proc` hides the processes of others (`hidepid`), a living holder of another user's was taken for dead, and its
+/// lock was taken at once.
+#[test]
+fn a_holder_that_proc_hides_is_alive() {
+    let lab = Lab::new();
+    let place = fresh_place();
+    let repo = Repo::init(address(endpoint(), &place));
+    let image = filled(&lab, "disk.qcow2", "", 1 << 20, 1);
+    // The program may lie where only its owner looks.
+    let program = lab.path("qdelta");
+    run(tool("install", args!["-m", "755", binary(), program.as_path()])).ok();
+    run(as_root("chown", args!["-R", "65534:65534", lab.dir()])).ok();
+    let store = host(endpoint(), &place, 60);
+    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    assert!(is_held(&held));
+    let script = "mount -t proc -o hidepid=2 proc /proc && \
+                  exec setpriv --reuid=65534 --regid=65534 --clear-groups \
+                  sh -c 'test ! -e /proc/1 && exec \"$0\" \"$@\"' \"$@\"";
+    let mut all = args!["--mount", "--propagation", "private", "sh", "-c", script, "sh"];
+    all.push(program.into());
+    all.extend(repo.args(args!["backup", image.as_path(), "--disk", "vm/disk"]));
+    let mut command = as_root("unshare", all);
+    in_tests(&mut command);
+    let own = lab.path("state");
+    command.env("STATE_DIRECTORY", &own).env("CACHE_DIRECTORY", own.join("cache"));
+    let said = run(command).fails_with(5);
+    assert!(said.contains("is being written to by process"), "{said}");
+    drop(held);
 }
 
 /// A backup is refused while another one runs, as in a folder.

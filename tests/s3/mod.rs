@@ -10,3 +10,4 @@ mod locks;
 mod object_locks;
 mod requests;
 mod serving;
+mod stolen;

@@ -10,7 +10,7 @@ use crate::harness::{Lab, args, qdelta, run};
 
 /// A guest that wrote nothing since the last backup.
 #[test]
-fn an_unchanged_night_costs_nine_requests() {
+fn an_unchanged_night_costs_ten_requests_at_most() {
     let lab = Lab::new();
     let (proxy, place) = (Proxy::new(endpoint()), fresh_place());
     let cache = lab.path("cache");
@@ -23,13 +23,14 @@ fn an_unchanged_night_costs_nine_requests() {
         let seen = proxy.seen();
         assert!(seen.len() <= most, "{} requests:\n{}", seen.len(), told(&seen));
     };
+    // One of them is a look at the lock, where the night takes longer than a second.
     for _ in 0..3 {
-        night(9);
+        night(10);
     }
     // A host that has lost its cache pays for it once.
     std::fs::remove_dir_all(&cache).unwrap();
-    night(11);
-    night(9);
+    night(12);
+    night(10);
     assert_eq!(repo.points("vm/disk").len(), 6);
     repo.verify();
 }
@@ -52,7 +53,7 @@ fn an_unchanged_night_lists_no_versions() {
         repo.backup(&image, "vm/disk", &[]);
         let seen = proxy.seen();
         let lists = seen.iter().filter(|it| it.target.contains("vm%2F&versions=")).count();
-        assert!(lists == 0 && seen.len() <= 11, "{} requests:\n{}", seen.len(), told(&seen));
+        assert!(lists == 0 && seen.len() <= 12, "{} requests:\n{}", seen.len(), told(&seen));
     }
 }
 

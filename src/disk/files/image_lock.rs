@@ -238,7 +238,7 @@ fn is_unknown(error: &io::Error) -> bool {
 
 /// The name of the file's filesystem if it is one on which locks do not reach other machines, or
 /// may not.
-fn unreliable(file: BorrowedFd<'_>) -> Option<&'static str> {
+pub(crate) fn unreliable(file: BorrowedFd<'_>) -> Option<&'static str> {
     match rustix::fs::fstatfs(file).ok()?.f_type as u64 & 0xffff_ffff {
         0x6969 => Some("NFS"),
         0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),

@@ -382,6 +382,7 @@ fn clean(repository: &Repository, lock: &DomainLock, observer: &dyn Observer) ->
              another copy",
         ));
     }
+    catalog.remember_listed(lock.domain());
     Ok(catalog)
 }
 

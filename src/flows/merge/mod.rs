@@ -68,6 +68,9 @@ pub fn run(
         tidy(repository, lock)?;
     }
     let catalog = repository.catalog();
+    if lock.is_some() {
+        catalog.check_listed(&domain)?;
+    }
     let family = Family::read(&catalog, &domain)?;
     let disk = request.guest.disk().and_then(|_| disks.first());
     let find = |selector: &Selector| match disk {

@@ -150,10 +150,9 @@ impl<'a> Merger<'a> {
         let mut reports = Vec::new();
         for Prepared { manifest, version, archives, proofs, report } in prepared {
             self.cancel.check()?;
-            let repository = self.catalog.repository();
-            if let Err(error) = repository.replace(lock, version, &manifest) {
+            if let Err(error) = self.put(lock, version, &manifest) {
                 // Where nobody can tell which manifest stands there, both archives stay.
-                let stands = repository.versioned(lock.domain(), manifest.point);
+                let stands = self.catalog.repository().versioned(lock.domain(), manifest.point);
                 if !stands.is_ok_and(|(_, found)| found == version) {
                     archives.into_iter().for_each(Beside::keep);
                 }
@@ -164,6 +163,25 @@ impl<'a> Merger<'a> {
             reports.push(report);
         }
         Ok(reports)
+    }
+
+    /// Puts the manifest that names merged archives in the place of the one before. Whoever had the lock meanwhile, though
+    /// nobody should, may have removed those archives, which no manifest named yet: then the one before comes back.
+    fn put(&self, lock: &DomainLock, version: Version, manifest: &Manifest) -> Result<()> {
+        let repository = self.catalog.repository();
+        let put = repository.replace(lock, version, manifest)?;
+        let Err(error) = lock.prove() else { return Ok(()) };
+        let before = self
+            .family
+            .manifest(manifest.point)
+            .map_or(Ok(put), |before| repository.take_back(lock, put, before));
+        let point = manifest.point;
+        Err(match before {
+            Ok(_) => error.within(format!("point {point} is not merged")),
+            Err(failed) => error
+                .within(format!("the archives of point {point} may be missing: {}", failed.chain()))
+                .advise("see what is there with qdelta verify"),
+        })
     }
 
     /// Notes of merged archives that what they hold was proved before: nobody waits anew for the proof of a point

@@ -72,6 +72,7 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<PruneReport> {
     request.policy.check()?;
+    check_until_free(repository, request)?;
     let started = Instant::now();
     let recorder = Recorder::new(observer);
     let is_believed = OnceCell::new();
@@ -99,6 +100,20 @@ pub fn run(
         warnings: recorder.take(),
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Fails if so much is to be free and nobody knows how much is.
+fn check_until_free(repository: &Repository, request: &PruneRequest) -> Result<()> {
+    if request.until_free.is_none() || repository.bytes_free().is_some() {
+        return Ok(());
+    }
+    let text = format!("nobody knows how much is free in {}", repository.path().display());
+    Err(Error::new(ErrorKind::Usage, text)
+        .because("an object store does not say it")
+        .advise(
+            "leave --until-free out, and let more go: by fewer points in the rules, a shorter --grace, or \
+             merge_share = 0 in qdelta.toml",
+        ))
 }
 
 /// One run.
@@ -181,6 +196,7 @@ impl Pruner<'_> {
     fn mark_and_drop(&self, domain: &DomainName) -> Result<GuestPrune> {
         let repository = self.repository;
         let lock = repository.lock(domain)?;
+        repository.catalog().check_listed(domain)?;
         // What a killed backup or merge has left.
         repository.clean(&lock)?;
         tidy(repository, &lock)?;
@@ -263,6 +279,7 @@ impl Pruner<'_> {
         let domain = guest.domain.clone();
         let lock = self.repository.lock(&domain)?;
         let mut catalog = self.repository.catalog();
+        catalog.check_listed(&domain)?;
         let mut family = Family::read(&catalog, &domain)?;
         let locked = self.locked(&family, guest, reach)?;
         let members = self.members(&family, guest, reach, &locked);

@@ -164,9 +164,11 @@ impl Arrival<'_> {
         let failed = |error| Error::io("write", &repository.describe(&self.name), error);
         self.staged.write_all(&bytes).map_err(failed)?;
         self.staged.seal()?;
+        self.lock.prove_lately()?;
         self.staged.publish(how).map_err(|Unpublished { error, .. }| {
             error.within(format!("point {} of {} can't be finished", self.point, manifest.domain))
         })?;
+        self.lock.prove_made(self.point)?;
         if self.is_lost {
             repository.forget_lost(self.lock, self.point);
         }

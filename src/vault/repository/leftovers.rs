@@ -55,7 +55,7 @@ pub(super) fn clean(
         return Err(folder.error);
     }
     let cleaned = Cleaned::default();
-    let mut cleaner = Cleaner { repository, known: &known, expected, cleaned };
+    let mut cleaner = Cleaner { repository, lock, known: &known, expected, cleaned };
     let domain_dir = repository.domain_dir(lock.domain());
     for entry in repository.storage().list(&domain_dir)? {
         let Ok(disk) = entry.name.parse::<DiskName>() else { continue };
@@ -156,6 +156,7 @@ impl DomainReading {
 /// Cleans a domain, folder by folder.
 struct Cleaner<'a> {
     repository: &'a Repository,
+    lock: &'a DomainLock,
     known: &'a DomainReading,
     expected: &'a BTreeSet<PointId>,
     cleaned: Cleaned,
@@ -196,8 +197,11 @@ impl Cleaner<'_> {
             };
             match fate {
                 Fate::Belongs => {}
+                // The list of the manifests lacks one.
+                Fate::Leftover if self.repository.has_manifest(self.lock.domain(), point)? => {}
                 Fate::Leftover | Fate::Unnamed => {
                     let name = dir.join(archive);
+                    self.lock.prove()?;
                     let leftover = self.leftover(&name);
                     self.repository.storage().remove(&name)?;
                     self.cleaned.removed.push(leftover);

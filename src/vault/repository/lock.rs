@@ -6,7 +6,9 @@
 //! the table of every operation against every other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::PointId;
 use super::names::DomainName;
 use super::storage::{Lock, LockMode, Locked, Storage};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -15,6 +17,8 @@ use crate::base::error::{Error, ErrorKind, Result};
 const ADD: &str = ".lock";
 /// Shared by readers; held alone by whoever takes archives away.
 const KEEP: &str = ".keep";
+/// What was proved so long ago need not be proved again where nothing goes.
+const LATELY: Duration = Duration::from_secs(1);
 
 /// The right to write to a domain. It ends when this is dropped, or the process, however it ends.
 #[derive(Debug)]
@@ -23,7 +27,7 @@ pub struct DomainLock {
     /// The id of the repository.
     repository: String,
     storage: Arc<dyn Storage>,
-    _lock: Box<dyn Lock>,
+    lock: Box<dyn Lock>,
 }
 
 /// The promise that the archives of a domain stay. It ends when this is dropped, or the process.
@@ -46,7 +50,7 @@ impl DomainLock {
             Locked::Held(lock) => {
                 // Readers find the file of their lock there, also those who can write nothing.
                 storage.prepare_lock(&domain.folder().join(KEEP));
-                Ok(Self { domain, repository, storage: Arc::clone(storage), _lock: lock })
+                Ok(Self { domain, repository, storage: Arc::clone(storage), lock })
             }
             Locked::Busy(holder) => Err(busy(format!("{domain} is being written to by {holder}"))),
         }
@@ -60,6 +64,29 @@ impl DomainLock {
     /// The id of the repository that the domain is in.
     pub(super) fn repository(&self) -> &str {
         &self.repository
+    }
+
+    /// Fails if somebody else has had the lock meanwhile: before what was replaced goes for good, and before it is said
+    /// that something is done. Whoever had it may have taken what has no manifest yet for a leftover.
+    pub(crate) fn prove(&self) -> Result<()> {
+        self.lock.prove(Duration::ZERO)
+    }
+
+    /// As [`Self::prove`], where nothing goes. In so short a time nobody takes a lock, lists a guest and cleans it up; a
+    /// night in which nothing has changed is over sooner, and asks the store nothing more.
+    pub(super) fn prove_lately(&self) -> Result<()> {
+        self.lock.prove(LATELY)
+    }
+
+    /// Fails if somebody else has had the lock until the manifest of a point stood there: then its archives may be gone.
+    pub(super) fn prove_made(&self, point: PointId) -> Result<()> {
+        self.prove_lately().map_err(|error| {
+            let text = format!(
+                "point {point} of {} was made while somebody else wrote there: its archives may be missing",
+                self.domain
+            );
+            error.within(text).advise("see what is there with qdelta verify, and do it again")
+        })
     }
 
     /// Where the files of the repository are.

@@ -331,6 +331,9 @@ impl Repository {
             }
         }
         let unnamed: Vec<String> = unnamed.into_iter().collect();
+        if !unnamed.is_empty() {
+            lock.prove()?;
+        }
         self.storage.remove_all(&folder, &unnamed)
     }
 

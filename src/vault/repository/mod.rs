@@ -24,6 +24,7 @@ mod health;
 mod history;
 mod keys;
 mod leftovers;
+mod listed;
 mod lock;
 mod locks_seen;
 mod machine;

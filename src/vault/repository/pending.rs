@@ -183,7 +183,8 @@ impl<'lock> Pending<'lock> {
     ///
     /// # Errors
     /// Something can't be written, sealed or published: then nothing happened and the archives are
-    /// gone, or the next backup removes them, where nobody can tell whether they have got their names. Only if the point has its name and may lose it in a power cut, it is there.
+    /// gone, or the next backup removes them, where nobody can tell whether they have got their names. Only if the point has
+    /// its name and may lose it in a power cut, or somebody else has had the lock meanwhile, it is there.
     pub fn commit_all(archives: Vec<Self>, manifest: &Manifest) -> Result<()> {
         let lock = check_commit(&archives, manifest)?;
         let storage = &**lock.storage();
@@ -218,6 +219,7 @@ impl<'lock> Pending<'lock> {
             }
         }
 
+        lock.prove_lately()?;
         let published = staged.publish(Publish::New);
         if matches!(&published, Err(Unpublished { outcome: Outcome::Refused, .. })) {
             return published.map_err(|unpublished| unpublished.error);
@@ -230,7 +232,8 @@ impl<'lock> Pending<'lock> {
                 manifest.point
             )),
             Outcome::Refused | Outcome::Unknown => error,
-        })
+        })?;
+        lock.prove_made(manifest.point)
     }
 }
 

@@ -100,10 +100,31 @@ impl Repository {
         for (_, carrier) in &manifests {
             let Ok(carrier) = carrier else { continue };
             if !carrier.replaces.is_empty() {
+                // What was read is what is there only if nobody else has had the lock.
+                lock.prove()?;
+                self.check_replaced(carrier)?;
                 removed.add(self.remove_listed(lock, carrier, &manifests, now)?);
             }
         }
         Ok(removed)
+    }
+
+    /// Fails unless what has replaced archives of a point is there.
+    fn check_replaced(&self, carrier: &Manifest) -> Result<()> {
+        for replaced in carrier.replaces.iter().filter(|it| it.point == carrier.point) {
+            let Some(record) = carrier.disk(&replaced.disk) else { continue };
+            let disk = DiskId { domain: carrier.domain.clone(), disk: replaced.disk.clone() };
+            let archive = self.archive(&disk, &record.archive);
+            if !self.is_there(&archive)? {
+                let path = self.describe(&archive);
+                let text =
+                    format!("the archive {} is missing: what it replaced stays", path.display());
+                return Err(Error::new(ErrorKind::Damaged, text).advise(
+                    "bring it back from another copy of the repository: qdelta repair --from REPO2",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Removes what a manifest lists: the manifests first, the newest of them before all that it builds on;

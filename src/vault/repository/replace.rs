@@ -51,6 +51,30 @@ impl Repository {
         expected: Version,
         manifest: &Manifest,
     ) -> Result<Version> {
+        self.put_over(lock, expected, manifest, Publish::Replace)
+    }
+
+    /// Puts `manifest`, which stood there before, in the place of the one that was put over it, if that one still has
+    /// the version `expected`: also for whoever has lost the lock meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::replace`].
+    pub(crate) fn take_back(
+        &self,
+        lock: &DomainLock,
+        expected: Version,
+        manifest: &Manifest,
+    ) -> Result<Version> {
+        self.put_over(lock, expected, manifest, Publish::Back)
+    }
+
+    fn put_over(
+        &self,
+        lock: &DomainLock,
+        expected: Version,
+        manifest: &Manifest,
+        how: Publish,
+    ) -> Result<Version> {
         let (domain, point) = (&manifest.domain, manifest.point);
         if !Arc::ptr_eq(lock.storage(), self.storage()) || lock.domain() != domain {
             let text = format!("the lock of {} does not cover {domain}", lock.domain());
@@ -78,7 +102,7 @@ impl Repository {
         let failed = |error| Error::io("write", &self.describe(&name), error);
         staged.write_all(&bytes).map_err(failed)?;
         staged.seal()?;
-        match staged.publish(Publish::Replace) {
+        match staged.publish(how) {
             Ok(()) => Ok(version),
             Err(Unpublished { error, outcome: Outcome::Volatile }) => Err(error.within(format!(
                 "the manifest of point {point} is replaced, but the system does not promise that \

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::{Entry, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -155,7 +156,7 @@ impl Storage for Faulty {
     fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
         // The lock of a process that dies ends with it.
         self.plan.call(|| self.inner.lock(name, mode)).map(|locked| match locked {
-            Locked::Held(lock) => Locked::Held(Box::new(FaultyLock { _inner: lock })),
+            Locked::Held(lock) => Locked::Held(Box::new(FaultyLock { inner: lock })),
             busy @ Locked::Busy(_) => busy,
         })
     }
@@ -193,10 +194,14 @@ impl ReadAt for BadFile {
 
 #[derive(Debug)]
 struct FaultyLock {
-    _inner: Box<dyn Lock>,
+    inner: Box<dyn Lock>,
 }
 
-impl Lock for FaultyLock {}
+impl Lock for FaultyLock {
+    fn prove(&self, within: Duration) -> Result<()> {
+        self.inner.prove(within)
+    }
+}
 
 #[derive(Debug)]
 struct FaultyStaged {

@@ -3,20 +3,26 @@
 use std::collections::BTreeSet;
 use std::fs::{File, FileType, Metadata, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::{
     Entry, EntryKind, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished,
     durable,
 };
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::disk::files::room;
+use crate::base::random;
+use crate::disk::files::{image_lock, room};
 use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, not_opened, pin_folder};
 use crate::disk::sys::patience;
 use crate::disk::sys::{FileId, look_in};
 use crate::vault::repository::config::CONFIG;
+
+/// The longest note in the file of a lock, in bytes.
+const NOTE_LEN_MAX: u64 = 4096;
 
 /// A repository in a folder.
 #[derive(Debug)]
@@ -216,15 +222,35 @@ impl Storage for Local {
 
 /// A lock on a file. The file is never removed: whoever locked a removed file would not be alone.
 #[derive(Debug)]
-struct FileLock(Option<File>);
+struct FileLock {
+    file: Option<File>,
+    /// Of a lock that is held alone: where it is, and what this process has written there.
+    note: Option<(PathBuf, String)>,
+}
 
-impl Lock for FileLock {}
+impl Lock for FileLock {
+    /// A server of files that starts anew, or does not hear of this host for long, lets go of its locks, and gives them to
+    /// others. Whoever takes a lock alone writes to its file.
+    fn prove(&self, _within: Duration) -> Result<()> {
+        let Some((path, note)) = &self.note else { return Ok(()) };
+        match Opener::READ.read_text(path, NOTE_LEN_MAX) {
+            Ok(found) if found == *note => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("read", path, error)),
+        }
+        let text = format!("the lock {} was taken by somebody else", path.display());
+        Err(Error::new(ErrorKind::Busy, text)
+            .because("the server of the files has let go of it, or somebody has removed it")
+            .advise("nothing was published; try again"))
+    }
+}
 
 impl Drop for FileLock {
     fn drop(&mut self) {
         // Closing the file is not enough: a child that another thread is just starting holds a
         // copy of it until its exec, and the lock with it.
-        let _ = self.0.as_ref().map(File::unlock);
+        let _ = self.file.as_ref().map(File::unlock);
     }
 }
 
@@ -234,12 +260,24 @@ fn take_alone(mut file: File, path: &Path) -> Result<Locked> {
         Err(TryLockError::WouldBlock) => return Ok(Locked::Busy(holder(file))),
         Err(TryLockError::Error(error)) => return Err(Error::io("lock", path, error)),
     }
-    // Only so that a second caller can say who holds it: no reason to fail.
-    let _ = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "process {} on {}", std::process::id(), host_name()));
-    Ok(Locked::Held(Box::new(FileLock(Some(file)))))
+    // So that a second caller can say who holds it, and this one whether it is still its own: no reason to fail.
+    let mark: [u8; 8] = random::bytes()?;
+    let mark: String = mark.iter().map(|byte| format!("{byte:02x}")).collect();
+    let note = format!("process {} on {}\n{mark}\n", std::process::id(), host_name());
+    let written =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
+    // Others see it at once, also where this host would keep it until the file is closed.
+    let written = written.and_then(|()| match is_shared(&file) {
+        true => file.sync_data(),
+        false => Ok(()),
+    });
+    let note = written.is_ok().then(|| (path.to_owned(), note));
+    Ok(Locked::Held(Box::new(FileLock { file: Some(file), note })))
+}
+
+/// Whether other hosts may have the same files.
+fn is_shared(file: &File) -> bool {
+    image_lock::unreliable(file.as_fd()).is_some()
 }
 
 /// Locks a file that may lie where nothing can be written, and where its owner alone may read it.
@@ -249,13 +287,14 @@ fn share(path: &Path) -> Result<Locked> {
         opened => opened.ok(),
     };
     // Who reads what nobody else can lock is not kept from reading.
-    let Some(file) = file else { return Ok(Locked::Held(Box::new(FileLock(None)))) };
+    let held = |file| Ok(Locked::Held(Box::new(FileLock { file, note: None })));
+    let Some(file) = file else { return held(None) };
     match patience::lock_shared(&file) {
-        Ok(()) => Ok(Locked::Held(Box::new(FileLock(Some(file))))),
+        Ok(()) => held(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(Locked::Busy(holder(file))),
         Err(TryLockError::Error(error)) => {
             tracing::debug!("{}: not locked for reading: {error}", path.display());
-            Ok(Locked::Held(Box::new(FileLock(None))))
+            held(None)
         }
     }
 }
@@ -265,7 +304,8 @@ fn holder(file: File) -> String {
     let mut holder = String::new();
     let read = file.take(200).read_to_string(&mut holder);
     let known = read.is_ok() && holder.starts_with("process ");
-    let holder = if known { holder.trim_end() } else { "another process" };
+    let first = holder.lines().next().unwrap_or_default();
+    let holder = if known { first } else { "another process" };
     holder.chars().filter(|c| !c.is_control()).collect()
 }
 
@@ -309,7 +349,7 @@ impl Staged for StagedFile {
     fn publish(&mut self, how: Publish) -> Result<(), Unpublished> {
         let renamed = match how {
             Publish::New => durable::rename_new(&self.partial, &self.path),
-            Publish::Replace => durable::rename_over(&self.partial, &self.path),
+            Publish::Replace | Publish::Back => durable::rename_over(&self.partial, &self.path),
         };
         if let Err(error) = renamed {
             // A server that lost its first answer reports a rename that has happened as failed.

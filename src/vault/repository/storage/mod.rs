@@ -20,6 +20,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -318,6 +319,8 @@ pub enum Publish {
     New,
     /// It is replaced, all at once.
     Replace,
+    /// It is replaced by what stood there before, even by whoever has lost the lock meanwhile.
+    Back,
 }
 
 /// A file was not published as it should be.
@@ -368,7 +371,18 @@ pub enum Locked {
 }
 
 /// A lock that is held. It ends when this is dropped, or the process, however it ends.
-pub trait Lock: fmt::Debug + Send + Sync {}
+pub trait Lock: fmt::Debug + Send + Sync {
+    /// Fails if somebody else has had the lock since it was taken, whatever should keep others from that: somebody
+    /// may have removed it by hand, or a server may have lost it. What was proved `within` so long a time is not looked at
+    /// again.
+    ///
+    /// # Errors
+    /// `Busy`: it was taken. It can't be looked at.
+    fn prove(&self, within: Duration) -> Result<()> {
+        let _ = within;
+        Ok(())
+    }
+}
 
 /// What a folder holds.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -37,6 +37,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 const PARSES_MAX: u32 = 3;
 /// Connections that are kept for the next request.
 const CONNECTIONS_MAX: usize = 64;
+/// Two times so close to each other are of one clock.
+const SAME_CLOCK: SignedDuration = SignedDuration::from_secs(10);
 /// The longest answer that is read of a failure, in bytes.
 const REFUSAL_LEN_MAX: u64 = 64 << 10;
 /// The longest file of trusted certificates, in bytes.
@@ -49,8 +51,11 @@ pub(super) struct Client {
     credentials: Credentials,
     /// The moment as of which everything is read; none for now.
     pub past: Option<Past>,
-    /// How far the clock of the store is ahead of ours, in seconds.
+    /// How far the clock of the store is ahead of ours, as the `Date` of its answers says, in seconds.
     ahead: AtomicI64,
+    /// How far that `Date` is ahead of the clock by which the store dates objects, in seconds: what stands in front of
+    /// a store may write a `Date` of its own.
+    date_ahead: AtomicI64,
 }
 
 impl fmt::Debug for Client {
@@ -259,10 +264,21 @@ impl Client {
             false => agent,
         };
         let agent = agent.build().new_agent();
-        Ok(Self { agent, address, credentials, past, ahead: AtomicI64::new(0) })
+        let (ahead, date_ahead) = (AtomicI64::new(0), AtomicI64::new(0));
+        Ok(Self { agent, address, credentials, past, ahead, date_ahead })
     }
 
-    /// The time by the store's clock, as far as it is known.
+    /// Compares the `Date` of the answer to a request that wrote an object with the time that the store wrote down for
+    /// it, where both are known.
+    pub fn compare_clocks(&self, date: Option<Timestamp>, modified: Option<Timestamp>) {
+        let Some((date, modified)) = date.zip(modified) else { return };
+        let ahead = date.duration_since(modified);
+        // A little is the time that the answer took.
+        let ahead = if ahead.abs() > SAME_CLOCK { ahead.as_secs() } else { 0 };
+        self.date_ahead.store(ahead, Ordering::Relaxed);
+    }
+
+    /// The time by the store's clock, as far as the `Date` of its answers says.
     pub fn now(&self) -> Result<Timestamp> {
         let ahead = SignedDuration::from_secs(self.ahead.load(Ordering::Relaxed));
         Ok(clock::now()?.saturating_add(ahead).unwrap_or(Timestamp::MAX))
@@ -378,10 +394,11 @@ impl Client {
     }
 
     fn signed(&self, ask: &Ask<'_>, keys: &Keys) -> Result<ureq::http::Request<()>> {
-        // What must come in time is measured by the store's clock alone.
+        // What must come in time is measured by the store's clock alone, and that is the one by which it dates objects.
+        let date_ahead = SignedDuration::from_secs(self.date_ahead.load(Ordering::Relaxed));
         let now = match (ask.signed, ask.until) {
-            (Some(at), _) => at,
-            (None, Some(_)) => self.now()?,
+            (Some(at), _) => at - date_ahead,
+            (None, Some(_)) => self.now()? - date_ahead,
             (None, None) => clock::now()?,
         };
         let path = self.address.path(ask.key);
@@ -405,7 +422,7 @@ impl Client {
         let signed = match ask.until {
             None => sign::sign(&mut request, scope, keys),
             Some(until) => {
-                let left = until.duration_since(now).as_secs();
+                let left = (until - date_ahead).duration_since(now).as_secs();
                 if left < 1 {
                     return Err(Error::new(
                         ErrorKind::Busy,

@@ -2,8 +2,17 @@
 //!
 //! A lock that is held alone is an object of the lock's name; a shared one is an object beside it, of an
 //! own name for everybody who shares. It says for how long it holds, two minutes, and its holder writes it anew every half
-//! minute. One that was not written for so long is dead, by the clock of the store alone: its `Last-Modified` against the `Date` of the same
-//! answer. A holder on this very host whose process is gone is dead at once.
+//! minute.
+//!
+//! A lock is dead that nobody wrote for a whole lease while somebody watched it, by the watcher's own clock. No two
+//! clocks are compared for that: what stands in front of a store may write a `Date` of its own, and each node of a
+//! store may have another clock for `Last-Modified`; where one is two minutes ahead, every lock would be dead. What they
+//! say decides only whether watching is worth it: a lock that seems to be young is somebody's. So nobody waits who
+//! finds no lock, or one that is renewed; whoever finds one that was left waits for a lease. A holder on this very host
+//! whose process is gone is dead at once.
+//!
+//! A holder counts its lease from before it asked for the lock to be written, so it ends before a watcher's does that
+//! began when the lock had been written.
 //!
 //! Taking a lock alone is a `PUT` that fails if the object is there, taking a dead one over a `PUT` that
 //! fails if the dead one has changed: of several only one succeeds. Who takes it alone writes first and then
@@ -12,14 +21,23 @@
 //!
 //! A holder may sleep longer than its lease and wake up unaware. So everything that it changes below the
 //! lock is signed to end with the lease: the store refuses what comes later, when somebody else may
-//! have the lock.
+//! have the lock. The store judges that by the clock by which it dates objects, and not by the `Date` of an answer that
+//! another program wrote: [`Client::date_ahead`] is what lies between the two, as the holder sees it at its own lock in
+//! the first list of the folder.
+//!
+//! All this can fail: somebody removes a lock by hand, or runs a program that thinks otherwise. So before something goes
+//! for good, and after something got its name that others could take for a leftover, the holder looks whether the
+//! lock is still its own ([`Lock::prove`]). Nobody writes it but the holder over what it wrote itself. So if it is
+//! the holder's, nobody else had it meanwhile.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use jiff::{SignedDuration, Timestamp};
@@ -28,7 +46,8 @@ use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::client::{Ask, Client, Failure};
-use super::{Shared, listing};
+use super::listing::{self, Seen};
+use super::{Shared, State};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::disk::io::Opener;
@@ -42,11 +61,13 @@ const MARGIN: i32 = 8;
 /// The longest lease that a lock is believed to have, in seconds.
 const LEASE_MAX: u64 = 3600;
 /// How long a lock holds that does not say how long.
-const UNSAID: SignedDuration = SignedDuration::from_secs(120);
+const UNSAID: Duration = Duration::from_secs(120);
 /// The longest lock that is read, in bytes.
 const LEN_MAX: u64 = 4096;
 /// How often somebody else's lock is looked at again that has just ended.
 const TRIES_MAX: u32 = 3;
+/// How often a lock is looked at while its lease runs out.
+const LOOKS: u32 = 8;
 
 /// What a lock says of its holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,8 +84,8 @@ struct Holder {
 }
 
 impl Holder {
-    fn lease(&self) -> SignedDuration {
-        SignedDuration::from_secs(self.lease.min(LEASE_MAX).cast_signed())
+    fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease.min(LEASE_MAX))
     }
 }
 
@@ -149,71 +170,119 @@ pub(super) struct Lease {
 #[derive(Debug)]
 struct LeaseState {
     holder: Holder,
+    written: Written,
+}
+
+/// What is known of a lock that this process wrote.
+#[derive(Debug)]
+struct Written {
     etag: String,
-    /// When the lease ends, by the store's clock.
-    ends: Timestamp,
+    /// When it began to be written, by the `Date` of the store's answers: at the latest when one said so.
+    begun: Timestamp,
+    /// The `Date` of the answer, if one came.
+    date: Option<Timestamp>,
+    /// When this process last began to ask something whose answer proves that the lock was its own.
+    proved: Instant,
 }
 
 impl Lease {
-    /// Until when, by the store's clock, its holder may change something; renewed if that is soon.
+    /// Until when, by the `Date` of the store's answers, its holder may change something; renewed if that is soon.
     pub fn fence(&self, client: &Client) -> Result<Timestamp> {
-        let lost = || {
-            Error::new(
-                ErrorKind::Busy,
-                format!("the lock {} was taken by somebody else", self.shown),
-            )
-            .because("this host could not renew it in time")
-            .advise("nothing was published; try again")
-        };
         if self.is_lost.load(Ordering::SeqCst) {
-            return Err(lost());
+            return Err(self.lost());
         }
         let now = client.now()?;
-        let ends = self.state.lock().unwrap_or_else(PoisonError::into_inner).ends;
+        let ends = self.ends(&self.state().written);
         if ends.duration_since(now) > self.lease / 2 {
             return Ok(ends - self.lease / MARGIN);
         }
         match self.renew(client) {
             Ok(ends) => Ok(ends - self.lease / MARGIN),
-            Err(failure) if failure.is_conflict() || failure.is_missing() => Err(lost()),
+            Err(failure) if failure.is_conflict() || failure.is_missing() => Err(self.lost()),
             Err(failure) => Err(failure.into_error("renew the lock", &self.shown)),
         }
     }
 
     /// Writes the lock anew, if it is still ours.
     fn renew(&self, client: &Client) -> Result<Timestamp, Failure> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut holder = state.holder.clone();
-        holder.renewals += 1;
-        let condition = match self.is_alone {
-            true => Some(("if-match", state.etag.clone())),
-            false => None,
-        };
-        match put(client, &self.key, &holder, condition) {
-            Ok((etag, date)) => {
-                *state = LeaseState { holder, etag, ends: date + self.lease };
-                Ok(state.ends)
-            }
-            Err(failure) => {
-                // An answer may have been lost: then the lock that is there is ours, only newer.
-                let found = match failure.is_unknown() {
-                    true => look(client, &self.key).ok().flatten(),
-                    false => None,
-                };
-                if let Some(found) = found
-                    && found.holder.as_ref().is_some_and(|it| it.owner == holder.owner)
-                    && let Some(modified) = found.modified
-                {
-                    let ends = modified + self.lease;
-                    *state = LeaseState { holder, etag: found.etag, ends };
-                    return Ok(ends);
+        let mut state = self.state();
+        loop {
+            // No two writes are the same, of which one may be done late.
+            state.holder.renewals += 1;
+            let condition = match self.is_alone {
+                true => Some(("if-match", state.written.etag.clone())),
+                false => None,
+            };
+            let failure = match put(client, &self.key, &state.holder, condition) {
+                Ok(written) => {
+                    state.written = written;
+                    return Ok(self.ends(&state.written));
                 }
-                if failure.is_conflict() || failure.is_missing() {
-                    self.is_lost.store(true, Ordering::SeqCst);
-                }
-                Err(failure)
+                Err(failure) => failure,
+            };
+            if failure.is_conflict()
+                && let Some(found) = look(client, &self.key)?
+                && found.is_of(&state.holder)
+                && found.etag != state.written.etag
+            {
+                // An earlier renewal of ours was done after all. When that was, nobody knows.
+                state.written.etag = found.etag;
+                continue;
             }
+            if failure.is_conflict() || failure.is_missing() {
+                self.is_lost.store(true, Ordering::SeqCst);
+            }
+            return Err(failure);
         }
+    }
+
+    /// Fails unless the lock was this process's alone all the time until `within` ago, or later.
+    fn prove(&self, client: &Client, within: Duration) -> Result<()> {
+        if self.is_lost.load(Ordering::SeqCst) {
+            return Err(self.lost());
+        }
+        // Not while it is being renewed.
+        let mut state = self.state();
+        if state.written.proved.elapsed() <= within {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        let found = look(client, &self.key);
+        let found = found.map_err(|it| it.into_error("look at the lock", &self.shown))?;
+        if !found.is_some_and(|found| found.is_of(&state.holder)) {
+            self.is_lost.store(true, Ordering::SeqCst);
+            return Err(self.lost());
+        }
+        state.written.proved = asked;
+        Ok(())
+    }
+
+    /// Compares the `Date` of the answer that said that the lock was written with the time that the store wrote down
+    /// for it, as a list tells.
+    pub fn compare_clocks(&self, client: &Client, seen: &Seen) {
+        let state = self.state();
+        if seen.etag == state.written.etag {
+            client.compare_clocks(state.written.date, seen.modified);
+        }
+    }
+
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    fn state(&self) -> MutexGuard<'_, LeaseState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ends(&self, written: &Written) -> Timestamp {
+        written.begun.saturating_add(self.lease).unwrap_or(Timestamp::MAX)
+    }
+
+    fn lost(&self) -> Error {
+        let text = format!("the lock {} was taken by somebody else", self.shown);
+        Error::new(ErrorKind::Busy, text)
+            .because("this host could not renew it in time, or somebody has removed it")
+            .advise("nothing was published; try again")
     }
 }
 
@@ -221,16 +290,28 @@ impl Lease {
 struct Found {
     holder: Option<Holder>,
     etag: String,
-    modified: Option<Timestamp>,
-    /// By the store's clock.
+    /// As the `Date` of the answer and its `Last-Modified` say, which may be of two clocks.
     age: Option<SignedDuration>,
 }
 
 impl Found {
-    fn is_dead(&self) -> bool {
-        let lease = self.holder.as_ref().map_or(UNSAID, Holder::lease);
-        self.age.is_some_and(|age| age > lease)
-            || self.holder.as_ref().is_some_and(|holder| holder.process.is_gone())
+    fn lease(&self) -> Duration {
+        self.holder.as_ref().map_or(UNSAID, Holder::lease)
+    }
+
+    /// Whether it is known that nobody holds it any more.
+    fn is_of_the_dead(&self) -> bool {
+        self.holder.as_ref().is_some_and(|holder| holder.process.is_gone())
+    }
+
+    /// Whether it seems to be renewed.
+    fn seems_alive(&self) -> bool {
+        let lease = SignedDuration::try_from(self.lease()).unwrap_or(SignedDuration::MAX);
+        !self.is_of_the_dead() && self.age.is_none_or(|age| age <= lease)
+    }
+
+    fn is_of(&self, holder: &Holder) -> bool {
+        self.holder.as_ref().is_some_and(|it| it.owner == holder.owner)
     }
 
     fn shown(&self) -> String {
@@ -248,24 +329,82 @@ fn look(client: &Client, key: &str) -> Result<Option<Found>, Failure> {
     let modified = answer.header("last-modified").and_then(super::client::time);
     let age = answer.date().zip(modified).map(|(now, then)| now.duration_since(then));
     let holder = serde_json::from_slice(&answer.body).ok();
-    Ok(Some(Found { holder, etag: answer.etag().unwrap_or_default(), modified, age }))
+    Ok(Some(Found { holder, etag: answer.etag().unwrap_or_default(), age }))
 }
 
-/// Writes a lock; gives its ETag and when it was written.
+/// What is known of the locks of others.
+enum Others {
+    /// Somebody lives who has one of them.
+    Alive(Found),
+    /// Nobody does: what was left, by its key.
+    Dead(BTreeMap<String, Found>),
+}
+
+/// Looks at locks, and watches those that seem to be dead for as long as they would hold.
+fn others(client: &Client, keys: &[String]) -> Result<Others, Failure> {
+    let mut left = BTreeMap::new();
+    for key in keys {
+        match look(client, key)? {
+            Some(found) if found.seems_alive() => return Ok(Others::Alive(found)),
+            Some(found) => drop(left.insert(key.clone(), found)),
+            None => {}
+        }
+    }
+    // All have been looked at: whoever lives writes one of them from now on.
+    let begun = Instant::now();
+    let unclear = left.iter().filter(|(_, found)| !found.is_of_the_dead());
+    let watched: Vec<(String, String)> =
+        unclear.clone().map(|(key, found)| (key.clone(), found.etag.clone())).collect();
+    let Some(lease) = unclear.map(|(_, found)| found.lease()).max() else {
+        return Ok(Others::Dead(left));
+    };
+    tracing::debug!("watching for {lease:?} whether the holder of a lock lives: {keys:?}");
+    while let Some(rest) = lease.checked_sub(begun.elapsed()) {
+        std::thread::sleep(rest.min(lease / LOOKS));
+        for (key, etag) in &watched {
+            match look(client, key)? {
+                Some(found) if found.etag != *etag => return Ok(Others::Alive(found)),
+                Some(_) => {}
+                None => drop(left.remove(key)),
+            }
+        }
+    }
+    Ok(Others::Dead(left))
+}
+
+/// Writes a lock. Where nobody can tell whether that was done, or another one stands there, whatever is there is looked
+/// at: something between may have asked the store twice.
 fn put(
     client: &Client,
     key: &str,
     holder: &Holder,
     condition: Option<(&str, String)>,
-) -> Result<(String, Timestamp), Failure> {
+) -> Result<Written, Failure> {
     let body = serde_json::to_vec(holder).unwrap_or_default();
     let mut ask = Ask::new("PUT", key).body(&body).at_most(LEN_MAX);
     if let Some((name, value)) = condition {
         ask = ask.header(name, value);
     }
-    let answer = client.send(&ask)?;
-    let whole = answer.etag().zip(answer.date());
-    whole.ok_or_else(|| Failure::unclear("it has no ETag or no date"))
+    let (begun, proved) = (client.now().map_err(Failure::local)?, Instant::now());
+    let failure = match client.send(&ask) {
+        Ok(answer) => {
+            let whole = answer.etag().zip(answer.date());
+            let (etag, date) =
+                whole.ok_or_else(|| Failure::unclear("it has no ETag or no date"))?;
+            // Whatever this host thought of the store's clock before the first answer came.
+            return Ok(Written { etag, begun: begun.min(date), date: Some(date), proved });
+        }
+        Err(failure) => failure,
+    };
+    if failure.is_unknown() || failure.is_conflict() {
+        let found = look(client, key).ok().flatten();
+        if let Some(found) = found
+            && found.holder.as_ref() == Some(holder)
+        {
+            return Ok(Written { etag: found.etag, begun, date: None, proved });
+        }
+    }
+    Err(failure)
 }
 
 fn holder(shared: &Shared) -> Result<Holder> {
@@ -285,34 +424,30 @@ pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
     let holder = holder(shared)?;
     let mut condition = ("if-none-match", "*".to_owned());
     let mut tries = 0;
-    let (etag, date) = loop {
-        let failure = match put(client, &key, &holder, Some(condition.clone())) {
+    let written = loop {
+        let failure = match put(client, &key, &holder, Some(condition)) {
             Ok(written) => break written,
             Err(failure) => failure,
         };
         if !failure.is_conflict() && !failure.is_missing() && !failure.is_unknown() {
             return Err(failed(failure));
         }
-        let Some(found) = look(client, &key).map_err(failed)? else {
-            // It has just ended.
-            condition = ("if-none-match", "*".to_owned());
-            tries += 1;
-            if tries > TRIES_MAX {
-                return Err(failed(failure));
-            }
-            continue;
-        };
-        let is_ours = found.holder.as_ref().is_some_and(|it| it.owner == holder.owner);
-        if let Some(modified) = found.modified.filter(|_| is_ours) {
-            break (found.etag, modified);
-        }
         tries += 1;
-        if !found.is_dead() || tries > TRIES_MAX {
-            return Ok(Locked::Busy(found.shown()));
-        }
-        condition = ("if-match", found.etag);
+        let left = match others(client, std::slice::from_ref(&key)).map_err(failed)? {
+            // The answer was lost, and the lock is ours.
+            Others::Alive(found) if found.is_of(&holder) => Some(found),
+            Others::Alive(found) => return Ok(Locked::Busy(found.shown())),
+            Others::Dead(mut left) => left.remove(&key),
+        };
+        condition = match left {
+            Some(found) if tries > TRIES_MAX => return Ok(Locked::Busy(found.shown())),
+            Some(found) => ("if-match", found.etag),
+            None if tries > TRIES_MAX => return Err(failed(failure)),
+            // It has just ended.
+            None => ("if-none-match", "*".to_owned()),
+        };
     };
-    let lease = hold(shared, name, key, holder, (etag, date), true)?;
+    let lease = hold(shared, name, key, holder, written, true)?;
     let is_first = {
         let state = shared.state();
         state.held.get(&lease.folder).is_some_and(|held| Arc::ptr_eq(held, &lease.lease))
@@ -336,12 +471,10 @@ pub(super) fn share(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
         written => written.map_err(|it| it.into_error("take the lock", &shared.shown(&key)))?,
     };
     let lease = hold(shared, name, key, holder, written, false)?;
-    let alone = look(&shared.client, &shared.key(name));
-    let alone =
-        alone.map_err(|it| it.into_error("look at the lock", &shared.shown(&lease.lease.key)))?;
-    match alone.filter(|found| !found.is_dead()) {
-        Some(found) => Ok(Locked::Busy(found.shown())),
-        None => Ok(Locked::Held(Box::new(lease))),
+    let alone = others(&shared.client, &[shared.key(name)]);
+    match alone.map_err(|it| it.into_error("look at the lock", &shared.shown(&lease.lease.key)))? {
+        Others::Alive(found) => Ok(Locked::Busy(found.shown())),
+        Others::Dead(_) => Ok(Locked::Held(Box::new(lease))),
     }
 }
 
@@ -356,14 +489,14 @@ fn who_shares(shared: &Shared, name: &Name, is_first: bool) -> Result<Option<Str
         true => shared.known(&prefix, shares)?.unwrap_or_default(),
         false => shares(&listing::objects(&shared.client, &prefix, true)?),
     };
-    for key in &keys {
-        let failed = |it: Failure| it.into_error("look at the lock", &shared.shown(key));
-        match look(&shared.client, key).map_err(failed)? {
-            Some(found) if !found.is_dead() => return Ok(Some(found.shown())),
-            // Whoever left it does not come back: a sleeper that wakes up reads on, and may miss a file.
-            _ => shared.delete(key)?,
-        }
-    }
+    let failed =
+        |it: Failure| it.into_error("look at the locks of readers of", &shared.shown(&prefix));
+    let left = match others(&shared.client, &keys).map_err(failed)? {
+        Others::Alive(found) => return Ok(Some(found.shown())),
+        Others::Dead(left) => left,
+    };
+    // Whoever left one does not come back: a sleeper that wakes up reads on, and may miss a file.
+    left.keys().try_for_each(|key| shared.delete(key))?;
     Ok(None)
 }
 
@@ -387,7 +520,28 @@ impl fmt::Debug for StoreLock {
     }
 }
 
-impl Lock for StoreLock {}
+impl Lock for StoreLock {
+    fn prove(&self, within: Duration) -> Result<()> {
+        let proved = self.lease.prove(&self.shared.client, within);
+        if self.lease.is_lost.load(Ordering::SeqCst) {
+            // Somebody else has changed what was known under it.
+            self.shared.state().forget(&self.folder, &self.lease);
+        }
+        proved
+    }
+}
+
+impl State {
+    /// Forgets what is known of a folder that is held by this lease; whether it is.
+    fn forget(&mut self, folder: &str, lease: &Arc<Lease>) -> bool {
+        let is_first = self.held.get(folder).is_some_and(|held| Arc::ptr_eq(held, lease));
+        if is_first {
+            self.listings.remove(folder);
+            self.seen.retain(|key, _| !key.starts_with(folder));
+        }
+        is_first
+    }
+}
 
 /// Begins to renew a lock that was written.
 fn hold(
@@ -395,11 +549,11 @@ fn hold(
     name: &Name,
     key: String,
     holder: Holder,
-    (etag, date): (String, Timestamp),
+    written: Written,
     is_alone: bool,
 ) -> Result<StoreLock> {
-    let span = holder.lease();
-    let state = LeaseState { holder, etag, ends: date + span };
+    let span = SignedDuration::try_from(holder.lease()).unwrap_or(SignedDuration::MAX);
+    let state = LeaseState { holder, written };
     let lease = Arc::new(Lease {
         lease: span,
         shown: shared.shown(&key),
@@ -441,23 +595,19 @@ impl Drop for StoreLock {
         // Before the lock ends, so that nothing is answered from what was known under it.
         let litter = {
             let mut state = self.shared.state();
-            let is_first =
-                state.held.get(&self.folder).is_some_and(|held| Arc::ptr_eq(held, &self.lease));
-            if is_first {
-                state.held.remove(&self.folder);
-                state.listings.remove(&self.folder);
-                // What was seen holds only as long as nobody else changes it.
-                state.seen.retain(|key, _| !key.starts_with(&self.folder));
+            // What was seen holds only as long as nobody else changes it.
+            match state.forget(&self.folder, &self.lease) {
+                true => {
+                    state.held.remove(&self.folder);
+                    state.litter.remove(&self.folder)
+                }
+                false => None,
             }
-            if is_first { state.litter.remove(&self.folder) } else { None }
         };
         if self.lease.is_lost.load(Ordering::SeqCst) {
             return;
         }
-        let ends = {
-            let state = self.lease.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.ends - self.lease.lease / MARGIN
-        };
+        let ends = self.lease.ends(&self.lease.state().written) - self.lease.lease / MARGIN;
         // Where it can't be removed now, it is dead when its lease is over.
         let until = self.lease.is_alone.then_some(ends);
         let mut keys = litter.unwrap_or_default();

@@ -33,8 +33,6 @@ pub(super) struct Listing {
     pub has_uploads: bool,
     /// The names up to the delimiter that more than one key shares, with it.
     pub prefixes: Vec<String>,
-    /// The time of the store when it was made.
-    pub date: Option<Timestamp>,
 }
 
 /// The name under which a small file lies until it is published.
@@ -66,9 +64,8 @@ pub(super) fn objects(client: &Client, prefix: &str, is_deep: bool) -> Result<Li
         if let Some(token) = next.take() {
             ask = ask.query("continuation-token", token);
         }
-        let (answer, page) =
+        let (_, page) =
             client.parsed(&ask, xml::page).map_err(|it| unlisted(client, prefix, it))?;
-        listing.date = listing.date.or(answer.date());
         for object in page.objects {
             // SeaweedFS, where it keeps versions, tells of `a` as well if it is asked what begins with `a.`.
             if !object.key.starts_with(prefix) {

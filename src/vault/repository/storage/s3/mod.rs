@@ -218,6 +218,11 @@ impl Shared {
         let Some(prefix) = around else { return Ok(None) };
         if !state.listings.contains_key(&prefix) {
             let listing = listing::objects(&self.client, &prefix, true)?;
+            if let Some(lease) = state.held.get(&prefix)
+                && let Some(own) = listing.objects.get(lease.key())
+            {
+                lease.compare_clocks(&self.client, own);
+            }
             state.learn(listing, &prefix);
         }
         let Some(listing) = state.listings.get(&prefix) else { return Ok(None) };

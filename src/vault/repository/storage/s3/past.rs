@@ -78,7 +78,7 @@ impl Past {
         prefix: &str,
         is_deep: bool,
     ) -> Result<Listing, Failure> {
-        let mut listing = Listing { date: client.now().ok(), ..Listing::default() };
+        let mut listing = Listing::default();
         for (key, (_, seen)) in self.all(client)?.range(prefix.to_owned()..) {
             let Some(name) = key.strip_prefix(prefix) else { break };
             match name.find('/').filter(|_| !is_deep) {

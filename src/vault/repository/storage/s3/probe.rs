@@ -21,7 +21,10 @@ impl S3 {
         let key = format!("{}.probe-{mark}", shared.client.address.prefix);
         let put = || Ask::new("PUT", &key).body(b"qdelta").at_most(ANSWER_MAX);
         let failed = |failure: Failure| failure.into_error("write", &shared.shown(&key));
-        shared.client.send(&put().header("if-none-match", "*")).map_err(failed)?;
+        let made = shared.client.send(&put().header("if-none-match", "*")).map_err(failed)?;
+        // Where nobody can look at it, the conditions say so.
+        let modified = shared.look(&key).ok().flatten().and_then(|seen| seen.modified);
+        shared.client.compare_clocks(made.date(), modified);
         let tried = self.check_around().and_then(|()| self.try_conditions(put));
         let removed = shared.delete(&key);
         tried?;

@@ -28,8 +28,11 @@ const MODE: &str = "COMPLIANCE";
 const LOCKED: &str = "locked";
 /// What stands behind that time if one version was written over another.
 const OVER: &str = " over";
-/// Of more than twice so many versions of an object the oldest and the newest ones are locked anew.
-const VERSIONS_MAX: usize = 8;
+/// So many of the oldest versions of an object are locked anew, among which are all that qdelta wrote itself: a manifest
+/// is written anew some times, and nothing else is. Whoever writes over it comes later.
+const OLDEST_MAX: usize = 64;
+/// And so many of the newest.
+const NEWEST_MAX: usize = 8;
 
 /// The lock of an object.
 struct Held {
@@ -227,9 +230,9 @@ impl Shared {
                 }
                 let all = found.entry(version.key.clone()).or_default();
                 all.push(version);
-                if all.len() > 2 * VERSIONS_MAX {
+                if all.len() > NEWEST_MAX + OLDEST_MAX {
                     // Whoever can write could make a million: the first ones are the ones that count.
-                    all.remove(VERSIONS_MAX);
+                    all.remove(NEWEST_MAX);
                 }
             });
             listed.map_err(|it| {

@@ -167,7 +167,10 @@ impl Upload {
     /// Gives the file its name. Nothing, where the store has done it: with what it is told by then.
     fn put(&self, how: Publish) -> Result<Seen, Unpublished> {
         let refused = |error| Unpublished { error, outcome: Outcome::Refused };
-        let until = self.shared.fence(&self.key).map_err(refused)?;
+        let until = match how {
+            Publish::Back => None,
+            Publish::New | Publish::Replace => self.shared.fence(&self.key).map_err(refused)?,
+        };
         let (etag, len) = match &self.multipart {
             None => {
                 let sum = blake3::hash(&self.buffer).to_hex().to_string();
@@ -212,7 +215,7 @@ impl Upload {
         }
         Ok(match how {
             Publish::New => ask.header("if-none-match", "*"),
-            Publish::Replace => match self.shared.state().read.get(key) {
+            Publish::Replace | Publish::Back => match self.shared.state().read.get(key) {
                 Some(etag) => ask.header("if-match", etag.clone()),
                 None => ask,
             },

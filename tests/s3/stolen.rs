@@ -1,0 +1,181 @@
+//! Locks that somebody takes who should not: what is lost then is no point.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::harness::images::patch;
+use crate::harness::proxy::{Fate, Proxy};
+use crate::harness::repo::{Repo, point_of};
+use crate::harness::store::{BUCKET, address, ask, endpoint, fresh_place};
+use crate::harness::{Lab, args};
+
+/// A guest with three points, behind a proxy; and what each point holds.
+struct Guest {
+    lab: Lab,
+    proxy: Proxy,
+    place: String,
+    repo: Repo,
+    image: PathBuf,
+    points: Vec<(String, PathBuf)>,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let (lab, proxy, place) = (Lab::new(), Proxy::new(endpoint()), fresh_place());
+        let repo = Repo::init(address(&proxy.endpoint, &place)).without_ring();
+        let image = lab.path("image.raw");
+        std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+        let mut guest = Self { lab, proxy, place, repo, image, points: Vec::new() };
+        (0..3).for_each(|number| guest.back_up(number));
+        guest
+    }
+
+    fn back_up(&mut self, number: u8) {
+        patch(&self.image, u64::from(number) << 17, &[number + 2; 70_000]);
+        let point = point_of(&self.repo.backup(&self.image, "vm/disk", &["--format", "raw"]));
+        let kept = self.lab.path(format!("{number}.raw"));
+        std::fs::copy(&self.image, &kept).unwrap();
+        self.points.push((point, kept));
+    }
+
+    /// The repository as another host reaches it.
+    fn direct(&self) -> Repo {
+        self.repo.copy_at(address(endpoint(), &self.place))
+    }
+
+    /// Somebody removes the lock of a host that is just giving an object its name, and another host backs up and cleans
+    /// up meanwhile.
+    fn steal_at(&self, object: String) {
+        let thief = self.direct();
+        let (place, image, stolen) =
+            (self.place.clone(), self.lab.path("thief.raw"), self.lab.path("stolen"));
+        std::fs::copy(&self.image, &image).unwrap();
+        self.proxy.judge(move |_, seen| {
+            let is_it =
+                seen.method == "PUT" && seen.target.split('?').next().unwrap().ends_with(&object);
+            if is_it && !stolen.exists() {
+                ask("DELETE", &format!("/{BUCKET}/{place}/vm/.lock"), Vec::new()).ok();
+                thief.backup(&image, "vm/disk", &["--format", "raw"]);
+                std::fs::write(&stolen, "").unwrap();
+                // Longer than what was proved lately holds.
+                std::thread::sleep(Duration::from_millis(1100));
+            }
+            Fate::Pass
+        });
+    }
+
+    /// Every one of these points is there, whole.
+    #[track_caller]
+    fn assert_has(&self, points: &[(String, PathBuf)]) {
+        assert!(self.lab.path("stolen").exists(), "the lock was never stolen");
+        self.proxy.pass();
+        for (point, content) in points {
+            self.direct().assert_restores_raw(&self.lab, &format!("vm/disk@{point}"), content);
+        }
+    }
+}
+
+/// Another process took the lock of a merge that was about to put its manifest, and removed the merged archive, which no
+/// manifest named yet. Then the manifest named it, and the archives that it had replaced went: status 0, and the newest
+/// points were lost.
+#[test]
+fn a_merge_whose_lock_is_stolen_loses_no_point() {
+    let guest = Guest::new();
+    let [first, second, _] = [0, 1, 2].map(|number| guest.points[number].0.clone());
+    guest.steal_at(format!("/vm/points/{second}.json"));
+    let merge = args!["merge", format!("vm@{first}..{second}"), "--io", "threads"];
+    let said = guest.repo.run(merge.clone()).fails_with(5);
+    assert!(said.contains("was taken by somebody else"), "{said}");
+    guest.assert_has(&guest.points);
+    guest.direct().verify();
+    guest.repo.run(merge).ok();
+    guest.direct().verify();
+    guest.assert_has(&guest.points[1..]);
+    guest.repo.assert_no_leftovers();
+}
+
+/// The same of a prune, which merges and then drops.
+#[test]
+fn a_prune_whose_lock_is_stolen_loses_no_point() {
+    let guest = Guest::new();
+    let last = guest.points[2].0.clone();
+    let prune = args!["prune", "--keep-last", "1", "--grace", "0", "--json"];
+    guest.repo.edit_settings(|text| text.replace("merge_share = 25", "merge_share = 1"));
+    guest.steal_at(format!("/vm/points/{last}.json"));
+    let outcome = guest.repo.run(prune).sane();
+    assert_ne!(outcome.code(), Some(0), "{}", outcome.report());
+    guest.assert_has(&guest.points[2..]);
+    guest.direct().verify();
+}
+
+/// The same of a full that is made by merging.
+#[test]
+fn a_synthetic_full_whose_lock_is_stolen_loses_no_point() {
+    let mut guest = Guest::new();
+    // Its own point stands before the merge: the second time that its manifest is written.
+    let stolen = guest.lab.path("stolen");
+    let (place, thief) = (guest.place.clone(), guest.direct());
+    let image = guest.lab.path("thief.raw");
+    std::fs::copy(&guest.image, &image).unwrap();
+    let mut written = std::collections::BTreeSet::new();
+    guest.proxy.judge(move |_, seen| {
+        let name = seen.target.split('?').next().unwrap().to_owned();
+        let is_manifest =
+            seen.method == "PUT" && name.contains("/vm/points/2") && name.ends_with(".json");
+        if is_manifest && !written.insert(name) && !stolen.exists() {
+            ask("DELETE", &format!("/{BUCKET}/{place}/vm/.lock"), Vec::new()).ok();
+            thief.backup(&image, "vm/disk", &["--format", "raw"]);
+            std::fs::write(&stolen, "").unwrap();
+        }
+        Fate::Pass
+    });
+    patch(&guest.image, 3 << 17, &[9; 70_000]);
+    let outcome =
+        guest.repo.backup_run(&guest.image, "vm/disk", &["--format", "raw", "--synthetic"]);
+    let made = point_of(&outcome.sane().json());
+    guest.points.push((made, guest.image.clone()));
+    guest.assert_has(&guest.points);
+    guest.direct().verify();
+}
+
+/// A backup whose lock is stolen just before its manifest gets its name does not say that all is well.
+#[test]
+fn a_backup_whose_lock_is_stolen_says_so() {
+    let guest = Guest::new();
+    guest.steal_at(".json".to_owned());
+    patch(&guest.image, 3 << 17, &[9; 70_000]);
+    let said = guest.repo.backup_run(&guest.image, "vm/disk", &["--format", "raw"]).fails_with(5);
+    assert!(said.contains("was taken by somebody else"), "{said}");
+    guest.assert_has(&guest.points);
+}
+
+/// A list lacked a point on which nothing else in the list was built: the point before it was dropped, on which it
+/// was.
+#[test]
+fn a_list_that_lacks_a_point_lets_nothing_go() {
+    let mut guest = Guest::new();
+    patch(&guest.image, 0, &[7; 70_000]);
+    let full = guest.repo.backup(&guest.image, "vm/disk", &["--format", "raw", "--kind", "full"]);
+    guest.points.push((point_of(&full), guest.lab.path("full.raw")));
+    std::fs::copy(&guest.image, guest.lab.path("full.raw")).unwrap();
+    std::fs::write(guest.lab.path("stolen"), "").unwrap();
+    // All that builds on the first point.
+    let lacking: Vec<&'static str> =
+        guest.points[1..3].iter().map(|(point, _)| &*point.clone().leak()).collect();
+    let merge = args!["merge", format!("vm@{}..{}", guest.points[0].0, guest.points[1].0)];
+    let prune = args!["prune", "--keep-last", "1", "--grace", "0"];
+    for (command, lacks) in [(prune.clone(), lacking[1]), (merge, lacking[1])] {
+        guest.proxy.judge(move |_, seen| match seen.target.contains("list-type") {
+            true => Fate::Lacks(lacks),
+            false => Fate::Pass,
+        });
+        let said = guest.repo.run(command).fails_with(1);
+        assert!(said.contains("lacks") && said.contains("which is there"), "{said}");
+        guest.assert_has(&guest.points);
+    }
+    // What another host has removed is missed by nobody.
+    guest.direct().run(prune.clone()).ok();
+    guest.proxy.pass();
+    guest.repo.run(prune).ok();
+    guest.assert_has(&guest.points[3..]);
+}
