@@ -395,7 +395,8 @@ fn a_repository_that_hangs_gives_errors() {
     let words = args!["-f", "-o", "ro", image.as_path(), place.as_path()];
     let server = Server { child: start(&mut tool("fuse2fs", words)), place: place.clone() };
     until("the server", || place.join("qdelta.toml").exists());
-    let repository = Repository::open(&place).unwrap();
+    let key = scene.repo.key_text();
+    let repository = Repository::open_with(&place, key.as_ref()).unwrap();
     let folder = scene.lab.path("mnt");
     fs::create_dir(&folder).unwrap();
     let patience = Duration::from_secs(5);

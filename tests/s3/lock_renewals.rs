@@ -2,10 +2,12 @@
 //! ends that with one object that he may write.
 
 use std::ffi::OsString;
+use std::sync::atomic::Ordering;
 
 use crate::harness::images::patch;
+use crate::harness::proxy::Proxy;
 use crate::harness::repo::{ADMIN, Repo, point_of};
-use crate::harness::store::{LOCKED_BUCKET, ask, locked_place};
+use crate::harness::store::{LOCKED_BUCKET, ask, endpoint, locked_place};
 use crate::harness::{Lab, args, qdelta, run};
 
 use super::object_locks::{locked, prefix, versions};
@@ -303,6 +305,31 @@ fn hours_of(key: &str, id: &str) -> i64 {
     });
     let until: jiff::Timestamp = until.unwrap().parse().unwrap();
     until.duration_since(jiff::Timestamp::now()).as_hours()
+}
+
+/// Locks of new objects ended by the `Date` of answers: where something in front of the store wrote one that was twenty
+/// days behind, they were twenty days shorter, and nobody heard of it. And a store behind a `Date` that was minutes ahead
+/// was said to take requests whose time is over.
+#[test]
+fn a_wrong_date_in_front_of_the_store_makes_no_lock_shorter() {
+    let lab = Lab::new();
+    let proxy = Proxy::new(endpoint());
+    proxy.date_ahead.store(180, Ordering::SeqCst);
+    let place = locked_place().to_str().unwrap().replace(endpoint(), &proxy.endpoint);
+    run(qdelta(args!["init", place.as_str(), "--lock", "30d"])).ok();
+    let repo = Repo::at(place.into()).without_ring();
+    let image = lab.path("image.raw");
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    proxy.date_ahead.store(-20 * 24 * 60 * 60, Ordering::SeqCst);
+    repo.backup(&image, "vm/disk", &["--format", "raw"]);
+    proxy.date_ahead.store(0, Ordering::SeqCst);
+    let made = versions(&repo).into_iter().filter(|(key, _)| key.contains("/vm/"));
+    let made: Vec<_> = made.filter(|(key, _)| !key.contains("/.")).collect();
+    assert_eq!(made.len(), 2, "{made:?}");
+    for (key, id) in made {
+        let hours = hours_of(&key, &id);
+        assert!(hours > 29 * 24, "{key}: {hours} hours");
+    }
 }
 
 /// Whoever wrote over an archive with a lock of its own had `points` say that the point was safe for that long, while the

@@ -112,7 +112,7 @@ fn check_until_free(repository: &Repository, request: &PruneRequest) -> Result<(
         .because("an object store does not say it")
         .advise(
             "leave --until-free out, and let more go: by fewer points in the rules, a shorter --grace, or \
-             merge_share = 0 in qdelta.toml",
+             merge_share = 1 in qdelta.toml",
         ))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, FileType, Metadata, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -233,11 +233,14 @@ impl Lock for FileLock {
     /// others. Whoever takes a lock alone writes to its file.
     fn prove(&self, _within: Duration) -> Result<()> {
         let Some((path, note)) = &self.note else { return Ok(()) };
-        match Opener::READ.read_text(path, NOTE_LEN_MAX) {
-            Ok(found) if found == *note => return Ok(()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io("read", path, error)),
+        let found = match (Opener::READ.read(path, NOTE_LEN_MAX), &self.file) {
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            // Of SMB a file that is locked is read by the handle alone that holds the lock.
+            (Err(_), Some(file)) => read_note(file, note.len()),
+            (found, _) => found,
+        };
+        if found.map_err(|error| Error::io("read", path, error))? == note.as_bytes() {
+            return Ok(());
         }
         let text = format!("the lock {} was taken by somebody else", path.display());
         Err(Error::new(ErrorKind::Busy, text)
@@ -273,6 +276,14 @@ fn take_alone(mut file: File, path: &Path) -> Result<Locked> {
     });
     let note = written.is_ok().then(|| (path.to_owned(), note));
     Ok(Locked::Held(Box::new(FileLock { file: Some(file), note })))
+}
+
+/// As many of a file's first bytes as a note has, and one more.
+fn read_note(file: &File, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len + 1];
+    let count = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(count);
+    Ok(bytes)
 }
 
 /// Whether other hosts may have the same files.
@@ -428,6 +439,17 @@ mod tests {
         let mut kinds: Vec<_> = entries.into_iter().map(|it| (it.name, it.kind)).collect();
         kinds.sort_by(|one, other| one.0.cmp(&other.0));
         kinds
+    }
+
+    /// What the holder of a lock reads of its file where nobody can open it.
+    #[test]
+    fn a_note_is_read_by_the_handle_that_holds_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock");
+        let file = durable::open_or_create(&path).unwrap();
+        (&file).write_all(b"process 1 on a\n").unwrap();
+        assert_eq!(read_note(&file, 15).unwrap(), b"process 1 on a\n");
+        assert_ne!(read_note(&file, 9).unwrap(), b"process 1", "another one's begins so");
     }
 
     #[test]

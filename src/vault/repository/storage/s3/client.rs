@@ -284,6 +284,12 @@ impl Client {
         Ok(clock::now()?.saturating_add(ahead).unwrap_or(Timestamp::MAX))
     }
 
+    /// The time by the clock by which the store dates objects, as far as it is known: locks of objects end by it.
+    pub fn object_time(&self) -> Result<Timestamp> {
+        let ahead = SignedDuration::from_secs(self.date_ahead.load(Ordering::Relaxed));
+        Ok(self.now()?.saturating_sub(ahead).unwrap_or(Timestamp::MIN))
+    }
+
     /// Sends a request until it is done, refused, or its time is over.
     pub fn send(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let Some(past) = &self.past else { return self.send_now(ask) };

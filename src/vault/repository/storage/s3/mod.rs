@@ -546,7 +546,7 @@ impl Storage for S3 {
     }
 
     fn now(&self) -> Result<Timestamp> {
-        self.0.client.now()
+        self.0.client.object_time()
     }
 
     fn fails_as_a_whole(&self) -> bool {
