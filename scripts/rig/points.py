@@ -117,7 +117,8 @@ class Chain:
 
 def domain_xml(folder):
     """The definition that a restore leaves in its folder."""
-    found = [name for name in os.listdir(folder) if name.endswith(".xml")]
+    # Beside saved memory stands its own.
+    found = [name for name in os.listdir(folder) if name.endswith(".xml") and not name.endswith(".save.xml")]
     if len(found) != 1:
         raise Failure(f"{len(found)} definitions of a domain are in {folder}: {found}")
     return os.path.join(folder, found[0])

@@ -17,6 +17,11 @@ LIST_NODES = ("query-named-block-nodes", {"flat": True})
 NODE = "qdelta-marks-"
 # Beside what is made of an image in a folder for all guests: a link to the image.
 IMAGE = "image"
+# What virsh says of a job that libvirt restored after its end and that nobody has begun; and what to do then.
+NO_JOB_DATA = "backup job data missing"
+HELD = ("libvirt holds a backup job of {name} that was never begun, and begins no other: libvirtd was killed just then. The "
+        "guest runs on. Neither virsh domjobabort nor a restart of libvirtd ends it. Stop libvirtd, remove the line that "
+        "has async='backup' from /run/libvirt/qemu/{name}.xml, and start libvirtd (docs/snapshot-commands.md)")
 # The file that a backup puts over an image.
 OVERLAY = re.compile(rf".*\.{NAME}")
 
@@ -55,10 +60,14 @@ class Guest:
         return sure(self.ask(command)[0])
 
     def look(self, *more):
-        """The guest as it is now, and the answers to more commands, by one run of virsh."""
+        """The guest as it is now, and the answers to more commands, by one run of virsh. Fails if libvirt would begin no
+        job of it."""
         name = self.handle
-        xml, inactive, state, info, *said = self.ask(
-            ("dumpxml", name), ("dumpxml", name, "--inactive"), ("domstate", name), ("dominfo", name), *more)
+        xml, inactive, state, info, job, *said = self.ask(
+            ("dumpxml", name), ("dumpxml", name, "--inactive"), ("domstate", name), ("dominfo", name),
+            ("domjobinfo", name), *more)
+        if isinstance(job, Problem) and NO_JOB_DATA in str(job):
+            raise Problem(HELD.format(name=self.name))
         return Look(*self.parsed(sure(xml), sure(inactive)), sure(state), sure(info)), said
 
     def parsed(self, *texts):

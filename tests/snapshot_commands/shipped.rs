@@ -209,7 +209,7 @@ define() {{ cat \"$1\" >{xml}.new && mv {xml}.new {xml}; }}
 domstate() {{ builtin echo 'shut off'; }}
 dominfo() {{ builtin echo 'Persistent:     yes'; }}
 query() {{ builtin echo \"error: $1: no domain\" >&2; }}
-for verb in qemu-monitor-command backup-dumpxml checkpoint-list; do eval \"$verb() {{ query $verb; }}\"; done
+for verb in qemu-monitor-command backup-dumpxml checkpoint-list domjobinfo; do eval \"$verb() {{ query $verb; }}\"; done
 {more}
 echo() {{ if [ \"$1\" = --err ]; then builtin echo \"error: $2\" >&2; else builtin echo -n \"$1\"; fi; }}
 eval \"$1\"
@@ -278,6 +278,22 @@ fn shipped_commands_find_volumes_of_pools() {
         said.contains("is volume web.qcow2 of pool pool") && said.contains("pool started"),
         "{said}"
     );
+}
+
+/// A libvirtd that was killed as it began a backup job holds on to the job. All that was said of that was virsh's words on a
+/// lock, after half a minute.
+#[test]
+fn a_job_that_libvirt_holds_is_told_with_what_helps() {
+    let more =
+        "domjobinfo() { builtin echo 'error: internal error: backup job data missing' >&2; }";
+    let guest = Stopped::new("file=\"IMAGE\"", more);
+    for name in ["external-snapshot", "qemu-bitmap"] {
+        for verb in ["check", "recover"] {
+            let said = guest.ask(name, verb).fails_with(1);
+            let words = ["that was never begun", "The guest runs on", "async='backup'"];
+            assert!(words.iter().all(|word| said.contains(word)), "{name} {verb}: {said}");
+        }
+    }
 }
 
 /// Who goes on with the other command of libvirt's after one was cut off has the guest mended all the same.

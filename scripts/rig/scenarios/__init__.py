@@ -1,7 +1,7 @@
 """What is tried, by name. Each scenario gets a `Rig` of its own and raises `Failure`."""
 
-from . import (anchors, backups, clones, command_lives, drill, fallbacks, freeze, guest_lives, instant, kills, lives,
-               machine, meanwhile, overlays, peers, rollback, selftest, several, shared, states)
+from . import (anchors, backups, clones, command_lives, drill, fallbacks, freeze, guest_lives, held, instant, kills,
+               lives, machine, meanwhile, memory, overlays, peers, rollback, selftest, several, shared, states)
 from .base import Rig
 
 SCENARIOS = {
@@ -21,6 +21,7 @@ SCENARIOS = {
     "fallbacks": fallbacks.fallbacks,
     "stops": fallbacks.stops,
     "machine": machine.machine,
+    "memory": memory.memory,
     "instant": instant.instant,
     "pulled-home": instant.pulled_home,
     "drill": drill.drill,
@@ -31,8 +32,10 @@ SCENARIOS = {
     "lives": lives.lives,
     "guest-lives": guest_lives.guest_lives,
 }
-# Proofs that go on for as long as one likes (QDELTA_SWEEP): only when they are asked for.
+# Proofs that go on for as long as one likes (QDELTA_SWEEP), and of what others cover in part: only when they are asked for.
 SWEEPS = {
+    "savevm": memory.savevm,
+    "held-job": held.held_job,
     "shared-folders": shared.shared_folders,
     "command-lives": command_lives.command_lives,
 }

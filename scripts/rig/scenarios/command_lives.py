@@ -27,8 +27,8 @@ LATE = 0.6
 # Why the bitmap of a point may not be used though nothing has happened since: the point had none, or was made by the
 # other command, or the guest was stopped then or is now (docs/snapshot-commands.md).
 ALWAYS = ["the last time", "left no anchor", "left nothing to compare with", "no bitmap began", "read from its file"]
-# What libvirt says of a job that it has not begun, and believes that it has (docs/snapshot-commands.md).
-HELD = "held by monitor=init-"
+# What is said of a job that libvirt has not begun, and believes that it has (docs/snapshot-commands.md).
+HELD = "that was never begun"
 
 
 def command_lives(rig):
@@ -209,10 +209,8 @@ class _Life:
             writer.stop()
             self.story.append(f"{len(writer.writes)} writes meanwhile, cut off: {writer.cut_off}")
         if process.returncode == 10 and HELD in complained:
-            self.total["guests whose job a killed libvirtd holds for ever"] += 1
-            self.settle()
-            self.story.append("  " + acts.restart(self))
-            self.settle()
+            self.total["jobs that a killed libvirtd held"] += 1
+            self.rig.libvirt.forget_job(self.guest.name)
             return self._backup(repo, *how, **more)
         if process.returncode != 0:
             raise Failure(f"status {process.returncode} of a backup by {command}:\n{said}{complained}")
