@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use super::telling::Told;
@@ -42,15 +43,26 @@ pub(super) struct Trouble {
     pub without: &'static [&'static str],
 }
 
+/// Where a file is while it is away: in the test's own folder, since a repository looks at every name in its own.
+fn away(path: &Path) -> PathBuf {
+    let is_lab = |it: &&Path| {
+        it.file_name().is_some_and(|name| name.to_string_lossy().starts_with("qdelta-test-"))
+    };
+    let lab = path.ancestors().find(is_lab).unwrap();
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    lab.join(format!("{:016x}.hidden", hasher.finish()))
+}
+
 /// Puts a file away, and back.
 pub(super) fn hide(path: &Path) {
-    fs::rename(path, path.with_extension("hidden")).unwrap();
+    fs::rename(path, away(path)).unwrap();
 }
 
 pub(super) fn show(path: &Path) {
     let _ = fs::remove_dir_all(path);
     let _ = fs::remove_file(path);
-    fs::rename(path.with_extension("hidden"), path).unwrap();
+    fs::rename(away(path), path).unwrap();
 }
 
 /// Puts a copy of a file away, and other bytes in its place.

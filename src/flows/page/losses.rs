@@ -20,7 +20,8 @@ impl Page<'_> {
     }
 
     fn site(&self, html: &mut Html, site: &SiteLoss) {
-        let bad = if site.nothing_left.is_empty() { "ok" } else { "cr" };
+        let is_whole = site.left.iter().all(|left| left.without.is_empty());
+        let bad = if site.nothing_left.is_empty() && is_whole { "ok" } else { "cr" };
         html.raw("<div class=\"site ").raw(bad).raw("\"><h3>").text(&match site.host {
             true => format!("This host ({})", site.site),
             false => format!("The repository {}", site.site),
