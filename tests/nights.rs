@@ -66,6 +66,8 @@ impl Night {
     fn init(&self, time: &str, path: &Path) {
         let mut words = args!["init", path];
         if self.is_encrypted {
+            // That of one which was there before.
+            let _ = fs::remove_file(key_of(path));
             words.extend(args!["--encrypt", "--recovery", key_of(path), "--recipient", ADMIN]);
         }
         self.at(time, words).ok();

@@ -7,6 +7,8 @@ use std::thread;
 const FILES: &str =
     "its faults are those of files and of their filesystem; s3:: has those of requests";
 const NAMES: &str = "it is of what files and folders are called";
+const KEYS: &str =
+    "each of its commands would take the keys of two repositories; copies:: has encrypted pairs";
 const LOCKS: &str = "it takes the locks of files; s3::locks has those of a store";
 const RIGHTS: &str = "it is of the rights to files";
 const PAGES: &str = "the pages show a repository in a folder and in the plain";
@@ -44,6 +46,7 @@ pub const IN_FOLDERS: &[(&str, &str)] = &[
     ("merges::damage_and_a_full_disk_change_nothing", FILES),
     ("mounts::a_repository_that_goes_away_gives_errors_and_is_read_when_it_is_back", MOUNT),
     ("mounts::a_repository_that_hangs_gives_errors", MOUNT),
+    ("nights::*", CLOCK),
     (
         "opened::a_repository_that_goes_away_and_comes_back_gives_errors_and_then_the_right_bytes",
         MOUNT,
@@ -76,6 +79,7 @@ pub const IN_THE_PLAIN: &[(&str, &str)] = &[
     ("data_path::a_restore_writes_the_same_past_the_page_cache", RING),
     ("data_path::without_io_uring_it_says_so_once_to_those_who_ask_and_does_its_work", RING),
     ("files::disks::a_file_of_a_large_disk_costs_little", NAMES),
+    ("nights::the_second_copy_is_made_by_itself_and_told_when_it_is_behind", KEYS),
     ("readme::*", PAGES),
 ];
 
