@@ -290,6 +290,9 @@ fn what_was_hidden_and_then_written_stays_locked() {
     }
     let words = args!["backup", image.as_path(), "--disk", "vm/disk", "--format", "raw"];
     repo.run([words, args!["--io", "threads"]].concat()).sane();
+    // It was said that nothing was written over, as what lies below is a mark of removal.
+    let told = repo.run(args!["points"]).stderr;
+    assert!(told.contains("written over") && told.contains(".qdelta"), "{told}");
     for (key, id) in &real {
         let hours = hours_of(key, id);
         assert!(hours > 8 * 24, "{key} {id}: {hours} hours");

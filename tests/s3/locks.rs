@@ -13,7 +13,7 @@ use crate::harness::proxy::{Fate, Proxy};
 use crate::harness::repo::Repo;
 use crate::harness::run::{as_root, binary, in_tests};
 use crate::harness::store::{BUCKET, address, ask, endpoint, fresh_place, storage};
-use crate::harness::{Lab, args, run, tool};
+use crate::harness::{Lab, args, qdelta, run, tool};
 
 /// A place whose locks hold for some seconds, as one host sees it.
 fn host(endpoint: &str, place: &str, lease: u64) -> S3 {
@@ -137,7 +137,8 @@ fn a_wrong_date_in_front_of_the_store_makes_no_lock_dead() {
     for proxy in &proxies {
         proxy.date_ahead.store(60, Ordering::SeqCst);
     }
-    let [one, other] = [0, 1].map(|number| host(&proxies[number].endpoint, &place, 4));
+    let hosts = |lease| [0, 1].map(|number| host(&proxies[number].endpoint, &place, lease));
+    let [one, other] = hosts(12);
     for (first, second) in [(Exclusive, Exclusive), (Exclusive, Shared), (Shared, Exclusive)] {
         let held = one.lock(&name(".keep"), first).unwrap();
         let busy = other.lock(&name(".keep"), second).unwrap();
@@ -145,12 +146,14 @@ fn a_wrong_date_in_front_of_the_store_makes_no_lock_dead() {
         drop((busy, held));
     }
     // Whoever is silent for a whole lease is dead all the same.
+    let [one, other] = hosts(6);
     let (alone, shared) =
         (one.lock(&name(".lock"), Exclusive).unwrap(), one.lock(&name(".keep"), Shared).unwrap());
     proxies[0].judge(|_, _| Fate::Lost);
     for lock in [".lock", ".keep"] {
         assert!(is_held(&other.lock(&name(lock), Exclusive).unwrap()), "{lock}");
     }
+    proxies[0].pass();
     drop((alone, shared));
 }
 
@@ -263,7 +266,9 @@ fn what_was_replaced_meanwhile_is_not_replaced_again() {
 fn a_holder_that_proc_hides_is_alive() {
     let lab = Lab::new();
     let place = fresh_place();
-    let repo = Repo::init(address(endpoint(), &place));
+    // In the plain: the folder of its lock is called as the guest is.
+    run(qdelta(args!["init", address(endpoint(), &place)])).ok();
+    let repo = Repo::at(address(endpoint(), &place));
     let image = filled(&lab, "disk.qcow2", "", 1 << 20, 1);
     // The program may lie where only its owner looks.
     let program = lab.path("qdelta");

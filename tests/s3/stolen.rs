@@ -7,7 +7,7 @@ use crate::harness::images::patch;
 use crate::harness::proxy::{Fate, Proxy};
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::store::{BUCKET, address, ask, endpoint, fresh_place};
-use crate::harness::{Lab, args};
+use crate::harness::{Lab, args, qdelta, run};
 
 /// A guest with three points, behind a proxy; and what each point holds.
 struct Guest {
@@ -22,7 +22,10 @@ struct Guest {
 impl Guest {
     fn new() -> Self {
         let (lab, proxy, place) = (Lab::new(), Proxy::new(endpoint()), fresh_place());
-        let repo = Repo::init(address(&proxy.endpoint, &place)).without_ring();
+        // In the plain: whoever steals must know which object is which.
+        let address = address(&proxy.endpoint, &place);
+        run(qdelta(args!["init", address.as_path()])).ok();
+        let repo = Repo::at(address).without_ring();
         let image = lab.path("image.raw");
         std::fs::write(&image, vec![1; 1 << 20]).unwrap();
         let mut guest = Self { lab, proxy, place, repo, image, points: Vec::new() };

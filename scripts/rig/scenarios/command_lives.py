@@ -94,7 +94,7 @@ class _Life:
                 options = ["-o", self.random.choice(["cluster_size=64k", "cluster_size=64k", "cluster_size=4k",
                                                      "extended_l2=on,cluster_size=16k", "cluster_size=2M",
                                                      "lazy_refcounts=on"])]
-                if self.random.random() < 0.2:
+                if self.random.random() < 0.4:
                     base = os.path.join(self.images, f"{target}-base.qcow2")
                     run("qemu-img", "create", "-q", "-f", "qcow2", base, str(size))
                     run("qemu-io", "-c", f"write -q -P 7 0 {size // 2}", base)

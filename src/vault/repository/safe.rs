@@ -13,7 +13,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 use super::config::CONFIG;
-use super::manifest::{self, Manifest};
+use super::manifest::{self, DiskRecord, Manifest};
 use super::names::DomainName;
 use super::storage::{Name, Storage};
 use super::{Catalog, DiskId, PointId, Repository};
@@ -249,11 +249,7 @@ impl Catalog {
                 needed.insert(point, repository.files_of(self, manifest).into_iter().collect());
             }
         }
-        let mut lens: BTreeMap<Name, u64> = BTreeMap::new();
-        for record in reading.good().flat_map(|manifest| &manifest.disks) {
-            let disk = DiskId { domain: domain.clone(), disk: record.disk.clone() };
-            lens.insert(repository.archive(&disk, &record.archive), record.bytes_written);
-        }
+        let lens = self.lens(domain);
         let manifests = repository.points_dir(domain);
         let is_manifest = |name: &Name| name.folder().is_some_and(|folder| folder == manifests);
         let all: BTreeSet<&Name> = needed.values().flatten().collect();
@@ -273,6 +269,17 @@ impl Catalog {
         Ok(safe.collect())
     }
 
+    /// How long the archives of a domain are, as manifests say.
+    fn lens(&self, domain: &DomainName) -> BTreeMap<Name, u64> {
+        let reading = self.domain(domain);
+        let records = reading.good().flat_map(|manifest| &manifest.disks);
+        let len = |record: &DiskRecord| {
+            let disk = DiskId { domain: domain.clone(), disk: record.disk.clone() };
+            (self.repository().archive(&disk, &record.archive), record.bytes_written)
+        };
+        records.map(len).collect()
+    }
+
     /// What to tell of files of a domain that are written once and were written over; nothing if there are none, or if
     /// the storage does not lock.
     ///
@@ -287,10 +294,12 @@ impl Catalog {
         let good = self.domain(domain);
         let files = good.good().flat_map(|manifest| repository.own_files_of(manifest));
         let once = files.filter(|name| name.folder().is_none_or(|folder| folder != manifests));
-        let once: Vec<Name> = once.collect::<BTreeSet<_>>().into_iter().collect();
+        let (once, lens) = (once.collect::<BTreeSet<_>>(), self.lens(domain));
+        let with_len = |name: Name| (name.clone(), lens.get(&name).copied());
+        let once: Vec<(Name, Option<u64>)> = once.into_iter().map(with_len).collect();
         let is_over = repository.storage().written_over(&once)?;
         let over = once.iter().zip(is_over).filter(|(_, is_over)| *is_over);
-        let over: Vec<PathBuf> = over.map(|(name, _)| repository.describe(name)).collect();
+        let over: Vec<PathBuf> = over.map(|((name, _), _)| repository.describe(name)).collect();
         Ok(repository.told_of(domain, &over))
     }
 }

@@ -245,14 +245,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
         }
     }
 
-    /// Whether each of these files was written over, and the storage has what was there before.
+    /// Whether each of these files, which are written once, each with its length where that is known, was written over,
+    /// and the storage has what was there before. Of one that was removed in between only the length tells.
     ///
     /// # Errors
     /// It can't be told.
-    fn written_over(&self, names: &[Name]) -> Result<Vec<bool>> {
+    fn written_over(&self, files: &[(Name, Option<u64>)]) -> Result<Vec<bool>> {
         match self.below() {
-            Some(below) => below.written_over(names),
-            None => Ok(vec![false; names.len()]),
+            Some(below) => below.written_over(files),
+            None => Ok(vec![false; files.len()]),
         }
     }
 

@@ -287,6 +287,7 @@ impl Lease {
 }
 
 /// A lock as it is in the store.
+#[derive(Clone)]
 struct Found {
     holder: Option<Holder>,
     etag: String,
@@ -308,6 +309,11 @@ impl Found {
     fn seems_alive(&self) -> bool {
         let lease = SignedDuration::try_from(self.lease()).unwrap_or(SignedDuration::MAX);
         !self.is_of_the_dead() && self.age.is_none_or(|age| age <= lease)
+    }
+
+    /// Whether nobody has written it in between.
+    fn is_same(&self, before: &Self) -> bool {
+        self.etag == before.etag && self.holder == before.holder
     }
 
     fn is_of(&self, holder: &Holder) -> bool {
@@ -353,17 +359,17 @@ fn others(client: &Client, keys: &[String]) -> Result<Others, Failure> {
     // All have been looked at: whoever lives writes one of them from now on.
     let begun = Instant::now();
     let unclear = left.iter().filter(|(_, found)| !found.is_of_the_dead());
-    let watched: Vec<(String, String)> =
-        unclear.clone().map(|(key, found)| (key.clone(), found.etag.clone())).collect();
+    let watched: Vec<(String, Found)> =
+        unclear.clone().map(|(key, found)| (key.clone(), found.clone())).collect();
     let Some(lease) = unclear.map(|(_, found)| found.lease()).max() else {
         return Ok(Others::Dead(left));
     };
     tracing::debug!("watching for {lease:?} whether the holder of a lock lives: {keys:?}");
     while let Some(rest) = lease.checked_sub(begun.elapsed()) {
         std::thread::sleep(rest.min(lease / LOOKS));
-        for (key, etag) in &watched {
+        for (key, before) in &watched {
             match look(client, key)? {
-                Some(found) if found.etag != *etag => return Ok(Others::Alive(found)),
+                Some(found) if !found.is_same(before) => return Ok(Others::Alive(found)),
                 Some(_) => {}
                 None => drop(left.remove(key)),
             }

@@ -541,8 +541,9 @@ impl Storage for S3 {
         self.0.all_locks(&files)
     }
 
-    fn written_over(&self, names: &[Name]) -> Result<Vec<bool>> {
-        self.0.all_written_over(&names.iter().map(|name| self.0.key(name)).collect::<Vec<_>>())
+    fn written_over(&self, files: &[(Name, Option<u64>)]) -> Result<Vec<bool>> {
+        let files: Vec<_> = files.iter().map(|(name, len)| (self.0.key(name), *len)).collect();
+        self.0.all_written_over(&files)
     }
 
     fn now(&self) -> Result<Timestamp> {

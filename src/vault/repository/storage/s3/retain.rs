@@ -206,7 +206,7 @@ impl Shared {
             let all = all.collect::<Result<Vec<_>>>()?;
             let first = all.iter().flatten().map(|(until, _)| *until).min();
             let first = first.ok_or_else(|| self.missing("lock", key))?;
-            let is_written_over = versions.get(key).is_some_and(|all| is_written_over(all));
+            let is_written_over = versions.get(key).is_some_and(|all| is_written_over(all, None));
             self.remember_lock(key, first, is_written_over);
             let is_new = all.iter().flatten().any(|(_, is_new)| *is_new);
             extended.push(Extended { is_new, is_written_over });
@@ -270,10 +270,12 @@ impl Shared {
     }
 
     /// Whether each object has got other bytes while it was there.
-    pub(super) fn all_written_over(&self, keys: &[String]) -> Result<Vec<bool>> {
-        let versions = self.versions_of(&keys.iter().collect())?;
-        let is_over = |key: &String| versions.get(key).is_some_and(|all| is_written_over(all));
-        Ok(keys.iter().map(is_over).collect())
+    pub(super) fn all_written_over(&self, files: &[(String, Option<u64>)]) -> Result<Vec<bool>> {
+        let versions = self.versions_of(&files.iter().map(|(key, _)| key).collect())?;
+        let is_over = |(key, len): &(String, Option<u64>)| {
+            versions.get(key).is_some_and(|all| is_written_over(all, *len))
+        };
+        Ok(files.iter().map(is_over).collect())
     }
 
     /// Until when each object is locked, in their order.
@@ -282,8 +284,14 @@ impl Shared {
     }
 }
 
-/// Whether an object has got other bytes while it was there. What was removed before may come back.
-fn is_written_over(versions: &[Version]) -> bool {
+/// Whether an object has got other bytes while it was there. What was removed before may come back, encrypted anew for
+/// instance; but as long as it was, where that is known.
+fn is_written_over(versions: &[Version], len: Option<u64>) -> bool {
+    let mut there = versions.iter().filter(|version| !version.is_removed);
+    let is_other = |version: &Version| len.is_some_and(|len| version.len != len);
+    if there.next().is_some_and(is_other) && there.any(|version| !is_other(version)) {
+        return true;
+    }
     versions.windows(2).any(|pair| match pair {
         [newer, older] => !newer.is_removed && !older.is_removed && newer.etag != older.etag,
         _ => false,

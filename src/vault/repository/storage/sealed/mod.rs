@@ -110,6 +110,18 @@ impl Sealed {
         self.known.iter().for_each(|known| known.forget(name));
     }
 
+    /// Files with their lengths, as they are called and as long as they are in the storage that holds them.
+    fn with_lens(&self, files: &[(Name, Option<u64>)]) -> Result<Vec<(Name, Option<u64>)>> {
+        let sealed = |(name, len): &(Name, Option<u64>)| {
+            let len = match is_plain_file(name) {
+                true => *len,
+                false => len.map(|len| sealed_len(HEADER_LEN, len)),
+            };
+            Ok((self.sealed(name)?, len))
+        };
+        files.iter().map(sealed).collect()
+    }
+
     /// What somebody has of the keys.
     pub fn keys(&self) -> &Keys {
         &self.keys
@@ -409,19 +421,11 @@ impl Storage for Sealed {
     }
 
     fn locks_of(&self, files: &[(Name, Option<u64>)]) -> Result<Vec<Option<Timestamp>>> {
-        let sealed = |(name, len): &(Name, Option<u64>)| {
-            let len = match is_plain_file(name) {
-                true => *len,
-                false => len.map(|len| sealed_len(HEADER_LEN, len)),
-            };
-            Ok((self.sealed(name)?, len))
-        };
-        self.inner.locks_of(&files.iter().map(sealed).collect::<Result<Vec<_>>>()?)
+        self.inner.locks_of(&self.with_lens(files)?)
     }
 
-    fn written_over(&self, names: &[Name]) -> Result<Vec<bool>> {
-        let names = names.iter().map(|name| self.sealed(name)).collect::<Result<Vec<_>>>()?;
-        self.inner.written_over(&names)
+    fn written_over(&self, files: &[(Name, Option<u64>)]) -> Result<Vec<bool>> {
+        self.inner.written_over(&self.with_lens(files)?)
     }
 
     fn now(&self) -> Result<Timestamp> {
