@@ -65,8 +65,12 @@ fn a_job_takes_the_bitmap_that_a_hook_has_begun() {
     guest_io(&image, "qcow2", &["write -q -P 1 0 4M".to_owned()]);
     let uri = format!("nbd+unix:///vda?socket={}", night.lab.path("s.sock").display());
     let file = night.lab.path("bitmap");
+    let next = night.lab.path("next");
     let words = format!(
-        "[[jobs.production.images]]\npath = \"{uri}\"\ndisk = \"appliance/vda\"\nlive_bitmap_file = \"{}\"\n",
+        "[jobs.production.hooks]\nbefore = \"cp {} {}\"\n[[jobs.production.images]]\npath = \"{uri}\"\n\
+         disk = \"appliance/vda\"\nlive_bitmap_file = \"{}\"\n",
+        next.display(),
+        file.display(),
         file.display()
     );
     night.configure("", &words);
@@ -75,7 +79,7 @@ fn a_job_takes_the_bitmap_that_a_hook_has_begun() {
     let status = "2026-10-19 08:00:00";
     let begin = |name: &str| {
         qemu_img(args!["bitmap", "--add", image.as_path(), name]).ok();
-        fs::write(&file, format!("{name}\n")).unwrap();
+        fs::write(&next, format!("{name}\n")).unwrap();
     };
     let serve = |bitmap: &str| {
         Server::qemu(&night.lab, &image, "qcow2", &["-t", "-r", "-B", bitmap]).unwrap()
@@ -98,15 +102,25 @@ fn a_job_takes_the_bitmap_that_a_hook_has_begun() {
     assert_eq!(trackers, ["scan", "live-bitmap"], "{listed:#}");
     drop(server);
 
-    // No hook has written it.
+    // A bitmap of the night before was taken for one that began just now, where the hook had not written its name: a
+    // later night was wrong without a word.
     let server = serve("two");
-    for text in [None, Some(""), Some("two\nthree\n")] {
-        match text {
-            None => fs::remove_file(&file).unwrap(),
-            Some(text) => fs::write(&file, text).unwrap(),
-        }
+    let fails = |words: &str| {
         let done = night.at("2026-10-20 09:00:00", args!["run", "production"]);
-        assert!(done.report().contains("live_bitmap_file"), "{}", done.report());
+        assert!(done.report().contains(words), "{}", done.report());
+    };
+    fails("the bitmap two began at point");
+    for (text, words) in [("", "has no name of a bitmap"), ("a\nb\n", "has no name of a bitmap")] {
+        fs::write(&next, text).unwrap();
+        fails(words);
     }
+    let idle = words.replace(&format!("cp {} {}", next.display(), file.display()), "true");
+    night.configure("", &idle);
+    fs::write(&file, "three\n").unwrap();
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_500_000_000);
+    fs::File::options().write(true).open(&file).unwrap().set_modified(long_ago).unwrap();
+    fails("was not written in this run");
+    fs::remove_file(&file).unwrap();
+    fails("live_bitmap_file");
     drop(server);
 }

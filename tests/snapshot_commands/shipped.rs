@@ -296,6 +296,29 @@ fn a_job_that_libvirt_holds_is_told_with_what_helps() {
     }
 }
 
+/// The order to end a job was given once. A job that was just beginning then, as one of a backup that was killed may be, was
+/// not ended by it, and was waited for in vain.
+#[test]
+fn a_job_that_is_still_beginning_is_ended() {
+    let job = "<domainbackup><server socket='/qdelta-20261130T001604.157Z-00000000.sock'/></domainbackup>";
+    let more = format!(
+        "aborts=${{0%/tools/virsh}}/aborts
+domstate() {{ builtin echo running; }}
+domjobabort() {{ builtin echo >>$aborts; }}
+backup-dumpxml() {{
+    if [ $(wc -l <$aborts) -lt 2 ]; then builtin echo \"{job}\"; return; fi
+    builtin echo 'error: no domain backup job present' >&2
+}}
+qemu-monitor-command() {{ builtin echo '{{\"return\": []}}'; }}
+checkpoint-list() {{ :; }}"
+    );
+    let guest = Stopped::new("file=\"IMAGE\"", &more);
+    let aborts = guest.host.lab.path("aborts");
+    fs::write(&aborts, "").unwrap();
+    guest.ask("qemu-bitmap", "recover").ok();
+    assert_eq!(fs::read_to_string(&aborts).unwrap().lines().count(), 2);
+}
+
 /// Who goes on with the other command of libvirt's after one was cut off has the guest mended all the same.
 #[test]
 fn each_command_of_libvirt_s_mends_what_the_other_left() {

@@ -225,7 +225,8 @@ def _kill(rig, guest, process, victim):
         if pid > 0:
             os.kill(pid, signal.SIGKILL)
         return pid > 0
-    except ProcessLookupError:
+    # A guest that stayed off since it was killed has no QEMU.
+    except (ProcessLookupError, FileNotFoundError):
         return False
 
 

@@ -191,6 +191,32 @@ mod tests {
         assert!(repository.remove_replaced(&lock, &clearance).unwrap() == Removed::default());
     }
 
+    /// What a merge had replaced went though somebody else had got the lock meanwhile, as from a server of files that let
+    /// go of it, and though what had replaced it was gone.
+    #[test]
+    fn what_was_replaced_goes_by_the_holder_alone_and_only_if_the_other_is_there() {
+        let (_dir, repository, manifest, version) = merged();
+        let id = disk("vm/vda");
+        let lock = repository.lock(&id.domain).unwrap();
+        repository.replace(&lock, version, &manifest).unwrap();
+        let clearance = repository.clear(&lock).unwrap();
+        let refused = |expected: ErrorKind| {
+            let error = repository.remove_replaced(&lock, &clearance).unwrap_err();
+            assert_eq!(error.kind(), expected, "{}", error.chain());
+        };
+        let merged = repository.describe(&repository.archive(&id, &manifest.disks[0].archive));
+        let aside = merged.with_extension("aside");
+        fs::rename(&merged, &aside).unwrap();
+        refused(ErrorKind::Damaged);
+        fs::rename(&aside, &merged).unwrap();
+        let file = repository.describe(&repository.domain_dir(&id.domain).join(".lock"));
+        let note = fs::read(&file).unwrap();
+        fs::write(&file, "process 1 on another\n").unwrap();
+        refused(ErrorKind::Busy);
+        fs::write(&file, note).unwrap();
+        assert_eq!(repository.remove_replaced(&lock, &clearance).unwrap().archives, 1);
+    }
+
     /// A merge was killed after its archive had a name and before the manifest named it: nobody knew the
     /// archive, and nobody removed it.
     #[test]

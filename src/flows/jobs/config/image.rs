@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 
 use super::{optional, parsed};
@@ -18,6 +20,9 @@ use crate::vault::repository::DiskSpec;
 
 /// The longest file with the name of a bitmap, in bytes: the name, and the end of a line.
 const FILE_MAX: u64 = BITMAP_NAME_LEN_MAX as u64 + 2;
+
+/// So much earlier than it was written a file may seem to be.
+const TICK: Duration = Duration::from_secs(2);
 
 /// An image that belongs to no guest.
 #[derive(Debug, Clone, Deserialize)]
@@ -61,13 +66,23 @@ impl JobImage {
         Ok(OpenOptions { export: export.map(Arc::new), ..OpenOptions::default() })
     }
 
-    /// The bitmap that has begun at this moment, if a file says which.
+    /// The bitmap that has begun at this moment, if a file says which: in the run that began at `run`.
     ///
     /// # Errors
-    /// The file can't be read, or has no name of a bitmap.
-    pub(in super::super) fn begun(&self) -> Result<Option<String>> {
+    /// The file can't be read, is of an earlier run, or has no name of a bitmap.
+    pub(in super::super) fn begun(&self, run: Timestamp) -> Result<Option<String>> {
         let Some(file) = &self.live_bitmap_file else { return Ok(None) };
         let advice = "the hook `before` that begins the bitmap writes its name there";
+        let written = file.metadata().and_then(|it| it.modified());
+        let written = written
+            .map_err(|error| Error::io("look at live_bitmap_file", file, error).advise(advice))?;
+        if Timestamp::try_from(written).is_ok_and(|written| written + TICK < run) {
+            let text = format!(
+                "live_bitmap_file: {} was not written in this run: which bitmap has begun is not known",
+                file.display()
+            );
+            return Err(Error::new(ErrorKind::Usage, text).advise(advice));
+        }
         let text = Opener::READ.read_text(file, FILE_MAX);
         let text =
             text.map_err(|error| Error::io("read live_bitmap_file", file, error).advise(advice))?;

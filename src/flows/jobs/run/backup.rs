@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::acts::{freeze_max, is_short, of_all};
 use super::{Came, Work};
 use crate::base::cancel::Cancel;
@@ -24,7 +26,7 @@ use crate::flows::jobs::words::option;
 use crate::flows::report::{Act, ActResult, BackupReport, End, GuestReport};
 use crate::formats::archive::{Consistency, Kind};
 use crate::guest::quiesce::THAW_TRIES_DEFAULT;
-use crate::vault::repository::Repository;
+use crate::vault::repository::{Point, Repository};
 
 /// Passes on what must be known, and no progress: bars of several guests would take turns.
 struct Warnings<'a>(&'a dyn Observer);
@@ -126,7 +128,9 @@ impl Work<'_> {
                         .map(of_image)
                 }
                 Subject::Image(image) => {
-                    back_up_image(repository, image, options, &observer, cancel).map(of_image)
+                    let run = self.run.now;
+                    back_up_image(repository, image, (run, options), &observer, cancel)
+                        .map(of_image)
                 }
             };
             made.unwrap_or_else(|error| Came::failed(&error))
@@ -205,20 +209,39 @@ pub(super) fn too_little_room(repository: &Repository, keep_free: Option<u64>) -
 fn back_up_image(
     repository: &Repository,
     image: &JobImage,
-    options: Options,
+    (run, options): (Timestamp, Options),
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<BackupReport> {
     let open = image.open(cancel)?;
     // What the job says of anchors is for image files.
-    let anchor = match image.begun()? {
-        Some(bitmap) => AnchorChoice::Begun(bitmap),
+    let anchor = match image.begun(run)? {
+        Some(bitmap) => {
+            check_new(repository, image, &bitmap)?;
+            AnchorChoice::Begun(bitmap)
+        }
         None if image.is_export() => AnchorChoice::None,
         None => options.anchor,
     };
     let options = Options { anchor, ..options };
     let image = ImageRequest { path: image.path.clone(), open, disk: image.disk.clone() };
     backup::run(repository, &BackupRequest { image, options }, observer, cancel)
+}
+
+/// Fails if the bitmap that has begun, by a file's word, is that of an earlier point: then none has, or it was called as
+/// that one.
+fn check_new(repository: &Repository, image: &JobImage, bitmap: &str) -> Result<()> {
+    let (id, catalog) = (image.spec()?.or_only_disk(), repository.catalog());
+    let is_its = |point: &Point| point.record.anchor.as_ref().is_some_and(|it| it.name == bitmap);
+    // Before the first point of a disk there is none.
+    let earlier = catalog.latest_first(&id).ok().and_then(|mut points| points.find(is_its));
+    let Some(point) = earlier else { return Ok(()) };
+    let text = format!(
+        "live_bitmap_file: the bitmap {} began at point {} already: none of this moment is known",
+        bitmap.escape_debug(),
+        point.id
+    );
+    Err(Error::new(ErrorKind::Usage, text).advise("each night begins a bitmap of a new name"))
 }
 
 fn of_guest(report: GuestReport) -> Came {
