@@ -10,6 +10,7 @@ const NAMES: &str = "it is of what files and folders are called";
 const KEYS: &str =
     "each of its commands would take the keys of two repositories; copies:: has encrypted pairs";
 const LOCKS: &str = "it takes the locks of files; s3::locks has those of a store";
+const OBJECTS: &str = "it knows objects of the store by their names";
 const RIGHTS: &str = "it is of the rights to files";
 const PAGES: &str = "the pages show a repository in a folder and in the plain";
 const RING: &str = "io_uring reads plain files alone";
@@ -81,6 +82,10 @@ pub const IN_THE_PLAIN: &[(&str, &str)] = &[
     ("files::disks::a_file_of_a_large_disk_costs_little", NAMES),
     ("nights::the_second_copy_is_made_by_itself_and_told_when_it_is_behind", KEYS),
     ("readme::*", PAGES),
+    ("s3::damage::an_archive_that_arrives_after_the_backup_gave_up_is_no_stray", OBJECTS),
+    ("s3::lock_renewals::whoever_adds_or_changes_points_locks_anew", OBJECTS),
+    ("s3::locks::commands_are_refused_beside_each_other_as_in_a_folder", OBJECTS),
+    ("s3::requests::verify_sees_damage_that_the_cache_would_hide", OBJECTS),
 ];
 
 /// Whether this test's repositories are wanted in the object store: `QDELTA_STORE=s3`.
