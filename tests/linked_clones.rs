@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use qdelta::formats::allocation::Allocation;
 use serde_json::{Value, json};
 
 use crate::harness::content::{self, Random};
@@ -260,6 +261,13 @@ fn what_can_t_be_proved_is_read_as_a_whole() {
     fs::write(scene.allocation(), damaged).unwrap();
     refused(&mut scene, words);
     fs::write(scene.allocation(), bytes).unwrap();
+    refused(&mut scene, words);
+    // Units that the disk can't have ended the program, or were gone through one by one for hours.
+    let bytes = fs::read(scene.allocation()).unwrap();
+    let mut odd = Allocation::decode(&bytes).unwrap();
+    odd.units.insert_range(8 * MIB / odd.unit..1 << 28);
+    odd.units.insert(1 << 60);
+    fs::write(scene.allocation(), odd.encode()).unwrap();
     refused(&mut scene, words);
     // The disk lost its end, and got it back.
     let image = scene.guest.vda();

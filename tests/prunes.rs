@@ -412,3 +412,27 @@ fn a_prune_survives_every_fault() {
         repo.verify();
     }
 }
+
+/// A damaged point was removed, and nothing but the list of all points said that it was damaged.
+#[test]
+fn a_damaged_point_does_not_go_without_a_warning() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo")).without_ring();
+    let image = lab.path("disk.raw");
+    create_raw(&image, 1 << 20);
+    let full = ["--format", "raw", "--kind", "full"];
+    let first = point_of(&repo.backup(&image, "vm/disk", &full));
+    let archive = repo.archives().remove(0);
+    repo.backup(&image, "vm/disk", &full);
+    let folder = Name::top().join("vm").join("disk");
+    let name = folder.join(archive.file_name().unwrap().to_str().unwrap());
+    repo.open().storage().remove(&name).unwrap();
+    let prune = args!["prune", "--keep-last", "1", "--json"];
+    let warned = |report: Value| -> Vec<String> {
+        let all = report["warnings"].as_array().unwrap().iter();
+        all.filter(|it| it["code"] == "damaged-archive").map(|it| it["text"].to_string()).collect()
+    };
+    let warnings = warned(repo.run(prune.clone()).ok().json());
+    assert!(warnings.len() == 1 && warnings[0].contains(&first), "{warnings:?}");
+    assert_eq!(warned(repo.run(prune).ok().json()), Vec::<String>::new());
+}

@@ -5,6 +5,7 @@ mod credentials;
 mod cycle;
 mod damage;
 mod kills;
+mod lists;
 mod lock_renewals;
 mod locks;
 mod object_locks;

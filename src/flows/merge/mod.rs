@@ -69,7 +69,8 @@ pub fn run(
     }
     let catalog = repository.catalog();
     if lock.is_some() {
-        catalog.check_listed(&domain)?;
+        catalog.check_listed(&domain, cancel)?;
+        catalog.check_archives_listed(&domain)?;
     }
     let family = Family::read(&catalog, &domain)?;
     let disk = request.guest.disk().and_then(|_| disks.first());

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
+use crate::base::warning::{Code, Warning};
 use crate::flows::anchors::inventory;
 use crate::flows::merge::{Family, MergeOptions, Merger, tidy};
 use crate::flows::report::{
@@ -159,7 +160,10 @@ impl Pruner<'_> {
             false => self.mark_and_drop(domain),
         };
         match decided {
-            Ok(guest) => Ok(guest),
+            Ok(guest) => {
+                self.warn_of_damaged(&guest);
+                Ok(guest)
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
             Err(error) => Ok(GuestPrune {
                 error: Some(Failure::from(&error)),
@@ -168,9 +172,26 @@ impl Pruner<'_> {
         }
     }
 
+    /// Tells of points that are removed because they are damaged: no rule counts them.
+    fn warn_of_damaged(&self, guest: &GuestPrune) {
+        let removed = guest.points.iter().filter(|it| it.damaged && it.fate == Fate::Remove);
+        for point in removed.map(|verdict| verdict.point) {
+            let text = format!(
+                "point {point} of {} is damaged: the rules don't count it, and it is removed",
+                guest.domain
+            );
+            self.observer.warn(Warning::new(Code::DamagedArchive, text).advise(
+                "qdelta verify tells what is wrong with it; qdelta repair --from REPO2 brings it back from another \
+                 copy, and qdelta undelete lets it stay, as long as its grace is not over",
+            ));
+        }
+    }
+
     /// What the rules say of a guest. Where its own points let the clock be doubted, it may be that the guest alone was
     /// not backed up for long: then those of all others decide.
     fn decide(&self, catalog: &Catalog, domain: &DomainName) -> Result<GuestPrune> {
+        // A point that only seems to be damaged would go, or let a worse one stay in its place.
+        catalog.check_archives_listed(domain)?;
         let policy = &self.request.policy;
         let guest = retain::decide(catalog, domain, policy)?;
         if !guest.clock_in_doubt || !self.is_believed()? {
@@ -196,7 +217,7 @@ impl Pruner<'_> {
     fn mark_and_drop(&self, domain: &DomainName) -> Result<GuestPrune> {
         let repository = self.repository;
         let lock = repository.lock(domain)?;
-        repository.catalog().check_listed(domain)?;
+        repository.catalog().check_listed(domain, self.cancel)?;
         // What a killed backup or merge has left.
         repository.clean(&lock)?;
         tidy(repository, &lock)?;
@@ -279,7 +300,8 @@ impl Pruner<'_> {
         let domain = guest.domain.clone();
         let lock = self.repository.lock(&domain)?;
         let mut catalog = self.repository.catalog();
-        catalog.check_listed(&domain)?;
+        catalog.check_listed(&domain, self.cancel)?;
+        catalog.check_archives_listed(&domain)?;
         let mut family = Family::read(&catalog, &domain)?;
         let locked = self.locked(&family, guest, reach)?;
         let members = self.members(&family, guest, reach, &locked);

@@ -12,6 +12,7 @@ use crate::disk::edit::{self, ImageFile};
 use crate::disk::files::device_id;
 use crate::disk::image::{self, Allocated};
 use crate::flows::anchors::bitmap;
+use crate::formats::allocation::Allocation;
 
 pub(super) const BITMAP: Claiming =
     Claiming { tracker: Tracker::Bitmap, of_exports: false, below_new_layers: false, claim };
@@ -155,7 +156,12 @@ fn add_by_map(
 /// The same by what this host has kept of the latest point, at which the bitmap called `name` began. That the disk did
 /// not shrink, the bitmap's end shows.
 fn add_by_allocation(case: &Case<'_>, name: &str, claim: &mut Claim) -> Result<u64, String> {
-    let then = case.repository.allocation(&case.latest.disk).filter(|then| then.anchor == name);
+    let size = case.latest.record.virtual_size;
+    // Of a disk that has no more units than it should.
+    let is_its = |then: &Allocation| {
+        then.anchor == name && then.units.max().is_none_or(|last| last < size.div_ceil(then.unit))
+    };
+    let then = case.repository.allocation(&case.latest.disk).filter(is_its);
     let Some(then) = then else {
         return Err(
             "nothing shows what was allocated over its backing file when the bitmap began: that is kept in the state \

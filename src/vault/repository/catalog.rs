@@ -168,7 +168,24 @@ impl Catalog {
             let path = self.repository.describe(&self.repository.disk_dir(id));
             list.unreadable.push(DamagedFolder { path, error: error.clone() });
         }
+        self.ask_for_missing(id, &mut list)?;
         Ok(list)
+    }
+
+    /// Asks for each archive by itself that seems to be missing: a list may lag behind, or be cut.
+    fn ask_for_missing(&self, id: &DiskId, list: &mut PointList) -> Result<()> {
+        let mut missing: Vec<&mut Point> =
+            list.points.iter_mut().filter(|point| !point.archive_present).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = missing.iter().map(|point| point.record.archive.as_str()).collect();
+        let found = self.repository.storage().ask_for(&self.repository.disk_dir(id), &names)?;
+        for (point, _) in missing.iter_mut().zip(&found).filter(|(_, found)| found.is_some()) {
+            point.archive_present = true;
+            list.unlisted.push(point.archive.clone());
+        }
+        Ok(())
     }
 
     /// The points of a disk whose manifests can be read and that are not removed, the latest first. Only
@@ -196,9 +213,13 @@ impl Catalog {
         let bytes = self.repository.storage().read_own(&name, manifest::LEN_MAX)?;
         let path = self.repository.describe(&name);
         let manifest = Manifest::decode(&bytes, &path, &id.domain, newest).ok()?;
-        domain.point(&manifest, id).filter(|point| {
-            point.archive_present && point.removed.is_none() && !point.is_of_snapshot()
-        })
+        let is_there = |point: &Point| {
+            point.archive_present
+                || self.repository.is_really_there(&point.archive).unwrap_or(false)
+        };
+        domain
+            .point(&manifest, id)
+            .filter(|point| point.removed.is_none() && !point.is_of_snapshot() && is_there(point))
     }
 
     /// What the manifest of the latest point of a disk says of it, as [`Self::latest_first`] finds it but for points of

@@ -155,7 +155,7 @@ impl Catalog {
         {
             return Ok(());
         }
-        if repository.is_there(&link.archive)? {
+        if repository.is_really_there(&link.archive)? {
             return Ok(());
         }
         let (path, point) = (repository.describe(&link.archive), link.point);

@@ -68,8 +68,17 @@ impl Catalog {
             return Err(damaged(format!("its archive {path} is missing")));
         }
         let unseen = || damaged(format!("its archive {path} can't be looked at"));
-        let entry = self.repository().storage().entry(&point.archive);
-        let entry = entry.map_err(|error| unseen().because(error.chain()))?;
+        let storage = self.repository().storage();
+        let found = match storage.entry(&point.archive) {
+            // The list that lacks it is wrong: see `Self::points`.
+            Ok(None) => {
+                let folder = self.repository().disk_dir(&point.disk);
+                let found = storage.ask_for(&folder, &[point.archive.last()]);
+                found.map(|found| found.into_iter().next().flatten())
+            }
+            found => found,
+        };
+        let entry = found.map_err(|error| unseen().because(error.chain()))?;
         let len = entry.and_then(|entry| entry.len).ok_or_else(unseen)?;
         let expected = point.record.bytes_written;
         if len != expected {

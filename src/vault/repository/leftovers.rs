@@ -198,7 +198,7 @@ impl Cleaner<'_> {
             match fate {
                 Fate::Belongs => {}
                 // The list of the manifests lacks one.
-                Fate::Leftover if self.repository.has_manifest(self.lock.domain(), point)? => {}
+                Fate::Leftover if self.has_manifest(point)? => {}
                 Fate::Leftover | Fate::Unnamed => {
                     let name = dir.join(archive);
                     self.lock.prove()?;
@@ -216,13 +216,19 @@ impl Cleaner<'_> {
         Ok(())
     }
 
+    /// Whether there is a manifest of a point, whatever a list says.
+    fn has_manifest(&self, point: PointId) -> Result<bool> {
+        let points_dir = self.repository.points_dir(self.lock.domain());
+        self.repository.is_really_there(&points_dir.join(&Manifest::file_name(point)))
+    }
+
     /// Whether the manifest of a point is sound and names another archive of a disk, which is there, and
     /// has never named this one.
     fn is_unnamed(&self, dir: &Name, point: PointId, name: &str, disk: &DiskName) -> Result<bool> {
         let Some(Ok(manifest)) = self.known.manifest(point) else { return Ok(false) };
         let Some(record) = manifest.disk(disk) else { return Ok(false) };
         let is_other = record.archive != name && !manifest.has_replaced(disk, name);
-        Ok(is_other && self.repository.is_there(&dir.join(&record.archive))?)
+        Ok(is_other && self.repository.is_really_there(&dir.join(&record.archive))?)
     }
 
     /// Whether an archive stands in a list of what is to be removed.

@@ -2,21 +2,25 @@
 //!
 //! Whoever believes such a list may remove what a point needs that the list lacks. So a host remembers the points that it
 //! has seen of a domain, and before something goes for good it looks for each of them that the list lacks: one that
-//! is there all the same says that the list is wrong.
+//! is there all the same says that the list is wrong. So does an archive that a manifest names, that the list lacks, and
+//! that is there when it is asked for by itself.
 
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::manifest::{self, Manifest};
+use super::manifest::Manifest;
 use super::names::DomainName;
 use super::{Catalog, PointId, Repository, SUMMARY_MODE};
+use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::{Durability, replace_file};
 use crate::disk::io::Opener;
 
 /// The longest memory that is read, in bytes: some hundred thousand points.
 const LEN_MAX: u64 = 4 << 20;
+/// How many points are looked for before a request to stop is heard.
+const LOOKS_AT_ONCE: usize = 256;
 
 impl Catalog {
     /// Remembers the points that the list of a domain has, beside those that were seen before.
@@ -30,40 +34,73 @@ impl Catalog {
     /// Fails if the list of a domain lacks a point that this host has seen, and that is still there.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`]: it does, or a point can't be looked for.
-    pub(crate) fn check_listed(&self, domain: &DomainName) -> Result<()> {
+    /// [`ErrorKind::Io`]: it does, or a point can't be looked for. The work was interrupted.
+    pub(crate) fn check_listed(&self, domain: &DomainName, cancel: &Cancel) -> Result<()> {
         let repository = self.repository();
         let listed: BTreeSet<PointId> = self.points_of(domain).into_iter().collect();
         let mut known = repository.known_points(domain);
         known.extend(repository.newest_seen(domain));
-        for point in known.difference(&listed) {
-            if repository.has_manifest(domain, *point)? {
-                let text =
-                    format!("the list of the points of {domain} lacks {point}, which is there");
-                return Err(Error::new(ErrorKind::Io, text)
-                    .because("other points may be missing in it: nothing of the guest is removed or merged")
-                    .advise(
-                        "the index of the store lags, or something in front of it cuts lists: try again when \
-                         qdelta points shows the point",
-                    ));
+        let unlisted: Vec<PointId> = known.difference(&listed).copied().collect();
+        known.extend(listed);
+        let checked = repository.look_for(domain, &unlisted, &mut known, cancel);
+        // What is gone was removed by another host, and is asked for once.
+        repository.remember_points(domain, &known);
+        checked
+    }
+
+    /// Fails if the list of a domain lacks an archive that a manifest names, and that is there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`]: it does, or an archive can't be looked for. A folder can't be listed.
+    pub(crate) fn check_archives_listed(&self, domain: &DomainName) -> Result<()> {
+        for disk in self.disks_of(domain)? {
+            if let Some(archive) = self.points(&disk)?.unlisted.first() {
+                let path = self.repository().describe(archive);
+                let text = format!(
+                    "the list of the archives of {disk} lacks {}, which is there",
+                    path.display()
+                );
+                return Err(refusal(text));
             }
         }
-        // What is gone was removed by another host.
-        repository.remember_points(domain, &listed);
         Ok(())
     }
 }
 
+/// What is said where a list proves wrong before something goes.
+fn refusal(text: String) -> Error {
+    Error::new(ErrorKind::Io, text)
+        .because("other points may be missing in it: nothing of the guest is removed or merged")
+        .advise(
+            "the index of the store lags, or something in front of it cuts lists: try again when qdelta points \
+             shows the point",
+        )
+}
+
 impl Repository {
-    /// Whether there is a manifest of a point, whatever a list says.
-    pub(super) fn has_manifest(&self, domain: &DomainName, point: PointId) -> Result<bool> {
-        let name = self.points_dir(domain).join(&Manifest::file_name(point));
-        match self.storage().read(&name, manifest::LEN_MAX) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            // Whatever else is wrong with it, it is there.
-            Err(error) if error.kind() == ErrorKind::Io => Err(error),
-            _ => Ok(true),
+    /// Looks for points that a list lacks, and forgets of those that are `known` which are gone.
+    fn look_for(
+        &self,
+        domain: &DomainName,
+        points: &[PointId],
+        known: &mut BTreeSet<PointId>,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let folder = self.points_dir(domain);
+        for points in points.chunks(LOOKS_AT_ONCE) {
+            cancel.check()?;
+            let names: Vec<String> = points.iter().map(|it| Manifest::file_name(*it)).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            for (point, found) in points.iter().zip(self.storage().ask_for(&folder, &names)?) {
+                if found.is_some() {
+                    let text =
+                        format!("the list of the points of {domain} lacks {point}, which is there");
+                    return Err(refusal(text));
+                }
+                known.remove(point);
+            }
         }
+        Ok(())
     }
 
     /// The points of a domain that this host has seen in a list.
@@ -86,5 +123,33 @@ impl Repository {
 
     fn known_path(&self, domain: &DomainName) -> Option<PathBuf> {
         Some(self.state.as_ref()?.join(format!("{domain}+listed")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::archive::Kind;
+    use crate::vault::repository::tests::{back_up, disk, fresh};
+
+    /// Thousands of points that another host had removed were asked for one after the other, and nobody could stop that.
+    #[test]
+    fn what_was_found_gone_is_forgotten_and_a_request_to_stop_is_heard() {
+        let (dir, repository) = fresh();
+        let repository = repository.with_state(&dir.path().join("state"));
+        let id = disk("vm/vda");
+        let there = back_up(&repository, &id, Kind::Full).unwrap();
+        let gone = (1..=300).map(|ms| PointId::from_ms(ms).unwrap());
+        let all: BTreeSet<PointId> = gone.chain([there]).collect();
+        std::fs::create_dir_all(repository.known_path(&id.domain).unwrap().parent().unwrap())
+            .unwrap();
+        repository.remember_points(&id.domain, &all);
+        let cancel = Cancel::default();
+        cancel.cancel();
+        let check = |cancel| repository.catalog().check_listed(&id.domain, cancel);
+        assert_eq!(check(&cancel).unwrap_err().kind(), ErrorKind::Interrupted);
+        assert_eq!(repository.known_points(&id.domain), all);
+        check(&Cancel::default()).unwrap();
+        assert_eq!(repository.known_points(&id.domain), BTreeSet::from([there]));
     }
 }

@@ -138,6 +138,8 @@ pub struct PointList {
     pub damaged: Vec<DamagedManifest>,
     /// The folders of the disk and of its domain that can't be listed. What is in them is not known.
     pub unreadable: Vec<DamagedFolder>,
+    /// Archives that the list of the disk's folder lacks, and that are there all the same.
+    pub unlisted: Vec<Name>,
 }
 
 /// The disks of a repository, as far as its folders can be listed.
@@ -507,6 +509,15 @@ impl Repository {
     /// Whether something has this name.
     fn is_there(&self, name: &Name) -> Result<bool> {
         Ok(self.storage.entry(name)?.is_some())
+    }
+
+    /// As [`Self::is_there`], whatever a list says: before what is not there decides what goes, or begins anew.
+    fn is_really_there(&self, name: &Name) -> Result<bool> {
+        if self.is_there(name)? {
+            return Ok(true);
+        }
+        let Some(folder) = name.folder() else { return Ok(false) };
+        Ok(self.storage.ask_for(&folder, &[name.last()])?.iter().any(Option::is_some))
     }
 
     /// Whether there is a folder of this name, or something that may be one.

@@ -233,11 +233,10 @@ impl Lock for FileLock {
     /// others. Whoever takes a lock alone writes to its file.
     fn prove(&self, _within: Duration) -> Result<()> {
         let Some((path, note)) = &self.note else { return Ok(()) };
-        let found = match (Opener::READ.read(path, NOTE_LEN_MAX), &self.file) {
-            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            // Of SMB a file that is locked is read by the handle alone that holds the lock.
-            (Err(_), Some(file)) => read_note(file, note.len()),
-            (found, _) => found,
+        let read = Opener::READ.read(path, NOTE_LEN_MAX);
+        let found = match &self.file {
+            Some(file) => standing_note(read, path, file, note.len()),
+            None => read,
         };
         if found.map_err(|error| Error::io("read", path, error))? == note.as_bytes() {
             return Ok(());
@@ -276,6 +275,28 @@ fn take_alone(mut file: File, path: &Path) -> Result<Locked> {
     });
     let note = written.is_ok().then(|| (path.to_owned(), note));
     Ok(Locked::Held(Box::new(FileLock { file: Some(file), note })))
+}
+
+/// What stands in the file of a lock, of which `file` is the handle that holds it and `read` what a look at its path
+/// gave; nothing if another file lies there, or none.
+fn standing_note(
+    read: io::Result<Vec<u8>>,
+    path: &Path,
+    file: &File,
+    len: usize,
+) -> io::Result<Vec<u8>> {
+    let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match read {
+        Err(error) if is_gone(&error) => Ok(Vec::new()),
+        // Of SMB a file that is locked is read by the handle alone that holds the lock.
+        Err(_) => match FileId::at(path) {
+            Ok(there) if there == FileId::of(file)? => read_note(file, len),
+            Ok(_) => Ok(Vec::new()),
+            Err(error) if is_gone(&error) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        },
+        found => found,
+    }
 }
 
 /// As many of a file's first bytes as a note has, and one more.
@@ -450,6 +471,26 @@ mod tests {
         (&file).write_all(b"process 1 on a\n").unwrap();
         assert_eq!(read_note(&file, 15).unwrap(), b"process 1 on a\n");
         assert_ne!(read_note(&file, 9).unwrap(), b"process 1", "another one's begins so");
+    }
+
+    /// Of a lock whose file was removed, and made anew by somebody else where nobody can read it, the handle still gave
+    /// this process's own note.
+    #[test]
+    fn an_unreadable_file_of_another_holder_is_no_proof_of_a_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock");
+        let note = b"process 1 on a\n";
+        let file = durable::open_or_create(&path).unwrap();
+        (&file).write_all(note).unwrap();
+        let standing = || {
+            let refused = Err(io::Error::from(io::ErrorKind::PermissionDenied));
+            standing_note(refused, &path, &file, note.len()).unwrap()
+        };
+        assert_eq!(standing(), note);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(standing(), b"");
+        std::fs::write(&path, note).unwrap();
+        assert_eq!(standing(), b"", "another file");
     }
 
     #[test]

@@ -75,6 +75,18 @@ pub trait Storage: fmt::Debug + Send + Sync {
         }
     }
 
+    /// What has each of these names in a folder, in their order, whatever a list says: each is asked for by itself,
+    /// many at once.
+    ///
+    /// # Errors
+    /// One of them can't be told.
+    fn ask_for(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
+        match self.below() {
+            Some(below) => below.ask_for(folder, names),
+            None => self.entries(folder, names),
+        }
+    }
+
     /// The bytes of a whole file of at most `max` bytes.
     ///
     /// # Errors

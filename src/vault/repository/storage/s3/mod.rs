@@ -430,6 +430,19 @@ impl Storage for S3 {
         Ok(look(&self.0.look_in(&prefix)?))
     }
 
+    fn ask_for(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
+        // What was is told by the list of all versions alone.
+        if self.0.client.past.is_some() {
+            return self.entries(folder, names);
+        }
+        let found = retain::at_once(names, |name| {
+            let name = folder.join(name);
+            let seen = self.0.look(&self.0.key(&name))?;
+            Ok(seen.map(|seen| file_entry(&name, &seen)))
+        });
+        found.into_iter().collect()
+    }
+
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
         object::read(&self.0, &self.0.key(name), max)
     }

@@ -299,7 +299,7 @@ fn is_written_over(versions: &[Version], len: Option<u64>) -> bool {
 }
 
 /// Asks for each thing, many at once; gives the answers in the order of the things.
-fn at_once<I: Sync, T: Send>(things: &[I], ask: impl Fn(&I) -> T + Sync) -> Vec<T> {
+pub(super) fn at_once<I: Sync, T: Send>(things: &[I], ask: impl Fn(&I) -> T + Sync) -> Vec<T> {
     let (next, answers) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         loop {
@@ -313,7 +313,7 @@ fn at_once<I: Sync, T: Send>(things: &[I], ask: impl Fn(&I) -> T + Sync) -> Vec<
         // This thread works, too: where none can be started, it does all.
         for _ in 1..things.len().min(AT_ONCE) {
             let begun =
-                std::thread::Builder::new().name("locks".to_owned()).spawn_scoped(scope, work);
+                std::thread::Builder::new().name("asks".to_owned()).spawn_scoped(scope, work);
             if begun.is_err() {
                 break;
             }

@@ -160,6 +160,21 @@ impl Sealed {
         Some(Entry { name, len: entry.len.map(plain_len), ..entry })
     }
 
+    /// What `ask` tells of each of these names in a folder.
+    fn of_each(
+        &self,
+        folder: &Name,
+        names: &[&str],
+        ask: impl FnOnce(&Name, &[&str]) -> Result<Vec<Option<Entry>>>,
+    ) -> Result<Vec<Option<Entry>>> {
+        let sealed = |name: &&str| Ok(self.sealed(&folder.join(name))?.last().to_owned());
+        let all = names.iter().map(sealed).collect::<Result<Vec<String>>>()?;
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let entries = ask(&self.sealed(folder)?, &all)?;
+        let shown = |entry: Entry| self.shown(folder, entry);
+        Ok(entries.into_iter().map(|entry| entry.and_then(shown)).collect())
+    }
+
     /// Remembers an entry of a folder whose name nobody has given who has the keys.
     fn notice(&self, folder: &Name, entry: &Entry) {
         // What was never published is no file of anybody's, and the folder of keys has no encrypted names.
@@ -261,12 +276,11 @@ impl Storage for Sealed {
     }
 
     fn entries(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
-        let sealed = |name: &&str| Ok(self.sealed(&folder.join(name))?.last().to_owned());
-        let all = names.iter().map(sealed).collect::<Result<Vec<String>>>()?;
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        let entries = self.inner.entries(&self.sealed(folder)?, &all)?;
-        let shown = |entry: Entry| self.shown(folder, entry);
-        Ok(entries.into_iter().map(|entry| entry.and_then(shown)).collect())
+        self.of_each(folder, names, |folder, names| self.inner.entries(folder, names))
+    }
+
+    fn ask_for(&self, folder: &Name, names: &[&str]) -> Result<Vec<Option<Entry>>> {
+        self.of_each(folder, names, |folder, names| self.inner.ask_for(folder, names))
     }
 
     fn read(&self, name: &Name, max: u64) -> Result<Vec<u8>> {
