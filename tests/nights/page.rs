@@ -120,8 +120,13 @@ fn assert_true(page: &str, fleet: &Value) {
     let shown = texts(page, "sites", "h3");
     let paragraphs =
         text_of(page.split("id=\"sites\"").nth(1).unwrap().split("</section>").next().unwrap());
-    for (heading, site) in shown.iter().zip(fleet["sites"].as_array().unwrap()) {
+    let marks = page.split("<div class=\"site ").skip(1).map(|it| it.split('"').next().unwrap());
+    for ((heading, mark), site) in shown.iter().zip(marks).zip(fleet["sites"].as_array().unwrap()) {
         assert!(heading.contains(&word(site, "site")), "{heading}");
+        let is_whole = |left: &Value| left["without"] == json!([]);
+        let all = site["nothing_left"] == json!([])
+            && site["left"].as_array().unwrap().iter().all(is_whole);
+        assert_eq!(mark, if all { "ok" } else { "cr" }, "{heading}");
         for guest in site["nothing_left"].as_array().unwrap() {
             assert!(paragraphs.contains(guest.as_str().unwrap()), "{guest} in {paragraphs}");
         }
@@ -309,6 +314,8 @@ fn large() -> Value {
         .skip(3)
         .map(|it| json!({ "guest": it["guest"], "repository": "main", "age": 23_391.0, "without": [] }))
         .collect();
+    let mut halves = left.clone();
+    halves[0]["without"] = json!(["vdb"]);
     let nothing: Vec<Value> = guests.iter().take(3).map(|it| it["guest"].clone()).collect();
     json!({
         "host": "kvm1", "since": "2026-08-27T10:00:00Z", "time_zone": "Europe/Berlin",
@@ -332,7 +339,7 @@ fn large() -> Value {
         "sites": [
             { "site": "kvm1", "host": true, "repositories": ["main"], "nothing_left": nothing, "left": left },
             { "site": "main", "host": false, "repositories": ["main"], "nothing_left": [], "left": left },
-            { "site": "away", "host": false, "repositories": ["away"], "nothing_left": [], "left": left }
+            { "site": "away", "host": false, "repositories": ["away"], "nothing_left": [], "left": halves }
         ],
     })
 }
