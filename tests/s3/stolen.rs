@@ -97,7 +97,49 @@ fn a_merge_whose_lock_is_stolen_loses_no_point() {
     guest.repo.assert_no_leftovers();
 }
 
-/// The same of a prune, which merges and then drops.
+/// A merge slept when its manifest stood there, and another host took the lock rightly and began to remove what that
+/// manifest lists. Then the merge woke up and put the manifest before over it, whose archives went a moment later: the
+/// newest points were lost.
+#[test]
+fn a_merge_that_lost_its_lock_takes_nothing_back_that_goes() {
+    let guest = Guest::new();
+    let [first, second, _] = [0, 1, 2].map(|number| guest.points[number].0.clone());
+    let (place, stolen, merged) =
+        (guest.place.clone(), guest.lab.path("stolen"), format!("/vm/points/{second}.json"));
+    let gone = format!("/{BUCKET}/{place}/vm/points/{first}.json");
+    let mut is_merged = false;
+    guest.proxy.judge(move |_, seen| {
+        let name = seen.target.split('?').next().unwrap();
+        is_merged |= seen.method == "PUT" && name.ends_with(&merged);
+        if is_merged && seen.method == "GET" && name.ends_with("/vm/.lock") && !stolen.exists() {
+            ask("DELETE", &format!("/{BUCKET}/{place}/vm/.lock"), Vec::new()).ok();
+            ask("DELETE", &gone, Vec::new()).ok();
+            std::fs::write(&stolen, "").unwrap();
+        }
+        Fate::Pass
+    });
+    let replaced: Vec<String> =
+        guest.repo.files().iter().map(|it| it.display().to_string()).collect();
+    let is_replaced = |name: &&String| {
+        name.ends_with(".qdelta") && (name.contains(&first) || name.contains(&second))
+    };
+    let merge = args!["merge", format!("vm@{first}..{second}"), "--io", "threads"];
+    let said = guest.repo.run(merge).fails_with(5);
+    assert!(said.contains(&format!("point {second} is merged")), "{said}");
+    assert!(!said.contains("nothing was published"), "{said}");
+    // The other host goes on with what it had read.
+    let replaced: Vec<&String> = replaced.iter().filter(is_replaced).collect();
+    assert_eq!(replaced.len(), 2, "{replaced:?}");
+    for name in replaced {
+        ask("DELETE", &format!("/{BUCKET}/{}/{name}", guest.place), Vec::new()).ok();
+    }
+    guest.assert_has(&guest.points[1..]);
+    guest.direct().run(args!["prune", "--keep-last", "9"]).ok();
+    guest.direct().verify();
+    guest.assert_has(&guest.points[1..]);
+}
+
+/// A prune, which merges and then drops, loses no point either.
 #[test]
 fn a_prune_whose_lock_is_stolen_loses_no_point() {
     let guest = Guest::new();
@@ -111,7 +153,7 @@ fn a_prune_whose_lock_is_stolen_loses_no_point() {
     guest.direct().verify();
 }
 
-/// The same of a full that is made by merging.
+/// Nor does a full that is made by merging.
 #[test]
 fn a_synthetic_full_whose_lock_is_stolen_loses_no_point() {
     let mut guest = Guest::new();

@@ -171,16 +171,19 @@ impl<'a> Merger<'a> {
         let repository = self.catalog.repository();
         let put = repository.replace(lock, version, manifest)?;
         let Err(error) = lock.prove() else { return Ok(()) };
-        let before = self
-            .family
-            .manifest(manifest.point)
-            .map_or(Ok(put), |before| repository.take_back(lock, put, before));
-        let point = manifest.point;
-        Err(match before {
-            Ok(_) => error.within(format!("point {point} is not merged")),
+        let (point, look) = (manifest.point, "see what is there with qdelta verify");
+        let before = self.family.manifest(point);
+        let is_back = before.map_or(Ok(false), |it| repository.take_back(lock, put, manifest, it));
+        Err(match is_back {
+            Ok(true) => error.within(format!("point {point} is not merged")),
+            Ok(false) => error
+                .within(format!(
+                    "point {point} is merged, and somebody else may have written there meanwhile"
+                ))
+                .advise(look),
             Err(failed) => error
                 .within(format!("the archives of point {point} may be missing: {}", failed.chain()))
-                .advise("see what is there with qdelta verify"),
+                .advise(look),
         })
     }
 

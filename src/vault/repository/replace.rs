@@ -1,5 +1,6 @@
 //! Another manifest in the place of one: the same point, shown by other archives.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -54,18 +55,66 @@ impl Repository {
         self.put_over(lock, expected, manifest, Publish::Replace)
     }
 
-    /// Puts `manifest`, which stood there before, in the place of the one that was put over it, if that one still has
-    /// the version `expected`: also for whoever has lost the lock meanwhile.
+    /// Puts `before`, which stood there, in the place of `merged`, which was put over it, if that one still has the version
+    /// `expected`: also for whoever has lost the lock meanwhile. Only if an archive that `merged` names is missing, and
+    /// all is there that `before` needs: whoever has the lock now may be about to remove what the merge has replaced.
+    /// Whether it did.
     ///
     /// # Errors
-    /// As [`Self::replace`].
+    /// As [`Self::replace`]; it can't be told what is there.
     pub(crate) fn take_back(
         &self,
         lock: &DomainLock,
         expected: Version,
-        manifest: &Manifest,
-    ) -> Result<Version> {
-        self.put_over(lock, expected, manifest, Publish::Back)
+        merged: &Manifest,
+        before: &Manifest,
+    ) -> Result<bool> {
+        if self.has_archives(merged)? || !self.has_chain(before)? {
+            return Ok(false);
+        }
+        self.put_over(lock, expected, before, Publish::Back)?;
+        Ok(true)
+    }
+
+    /// Whether every archive is there that a manifest names, whatever a list says.
+    fn has_archives(&self, manifest: &Manifest) -> Result<bool> {
+        for record in &manifest.disks {
+            let id = DiskId { domain: manifest.domain.clone(), disk: record.disk.clone() };
+            match self.storage().open(&self.archive(&id, &record.archive)) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+                // Whatever else is wrong with it, it is there.
+                Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether every archive is there that a manifest and those that it builds on name, and each of those manifests.
+    fn has_chain(&self, manifest: &Manifest) -> Result<bool> {
+        if !self.has_archives(manifest)? {
+            return Ok(false);
+        }
+        let parents = |manifest: &Manifest| -> Vec<(DomainName, PointId)> {
+            let parents = manifest.disks.iter().filter_map(|record| record.parent.as_ref());
+            parents.map(|parent| (parent.domain.clone(), parent.point)).collect()
+        };
+        let (mut open, mut seen) = (parents(manifest), BTreeSet::new());
+        while let Some((domain, point)) = open.pop() {
+            if !seen.insert((domain.clone(), point)) {
+                continue;
+            }
+            let parent = match self.versioned(&domain, point) {
+                Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+                Err(_) => return Ok(false),
+                Ok((parent, _)) => parent,
+            };
+            if !self.has_archives(&parent)? {
+                return Ok(false);
+            }
+            open.extend(parents(&parent));
+        }
+        Ok(true)
     }
 
     fn put_over(
