@@ -360,12 +360,16 @@ impl Server {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// The pages of its files are forgotten: they have to be read again.
+    /// The pages of its files are forgotten: they have to be read again. What is just being read ahead is not forgotten
+    /// at once.
     fn forget(&self) {
-        for path in tree(&self.place) {
-            if let Ok(file) = File::open(self.place.join(path)) {
-                let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        for _ in 0..10 {
+            for path in tree(&self.place) {
+                if let Ok(file) = File::open(self.place.join(path)) {
+                    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+                }
             }
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 }
