@@ -83,7 +83,8 @@ pub enum Code {
     NotReleased,
     /// Archives could not be merged.
     NotMerged,
-    /// An archive was found to be damaged, and is still the file that it was found in.
+    /// An archive was found to be damaged, and is still the file that it was found in; or a point that is damaged is
+    /// removed.
     DamagedArchive,
     /// The store could not be told to lock files for longer.
     NotLocked,
