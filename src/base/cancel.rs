@@ -1,7 +1,7 @@
 //! A request to stop, shared by everyone who works on one job.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use crate::base::error::{Error, ErrorKind, Result};
 
@@ -10,12 +10,6 @@ use crate::base::error::{Error, ErrorKind, Result};
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// The request to stop this very process: heard also where no job's own one comes, as by whoever waits for a lock.
-    pub fn of_process() -> Self {
-        static PROCESS: OnceLock<Cancel> = OnceLock::new();
-        PROCESS.get_or_init(Self::default).clone()
-    }
-
     /// Asks everyone who holds a clone to stop.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);

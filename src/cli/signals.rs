@@ -19,7 +19,7 @@ use super::status;
 /// A write past a limit on file sizes must fail rather than end the program: its signal is caught
 /// and forgotten.
 pub fn watch(screen: &Screen) -> Cancel {
-    let cancel = Cancel::of_process();
+    let cancel = Cancel::default();
     // A limit on the size of files is an error of the write that meets it, which is then cleaned
     // up after, and no reason to be killed.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());

@@ -29,7 +29,7 @@
 //! lock is still its own ([`Lock::prove`]). Nobody writes it but the holder over what it wrote itself. So if it is
 //! the holder's, nobody else had it meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -48,7 +48,6 @@ use super::client::{Ask, Client, Failure};
 use super::clocks::SAME_CLOCK;
 use super::listing::{self, Seen};
 use super::{Shared, State};
-use crate::base::cancel::Cancel;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
@@ -72,8 +71,6 @@ const TRIES_MAX: u32 = 3;
 const LOOKS: u32 = 8;
 /// No longer lease of a lock that was left is waited for, unless this host's own locks hold for longer.
 const WATCHED_MAX: Duration = Duration::from_secs(600);
-/// How soon whoever watches hears a request to stop.
-const HEARING: Duration = Duration::from_millis(100);
 
 /// What a lock says of its holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,12 +309,6 @@ impl Lease {
     }
 }
 
-/// The owners of locks that this process has given back, and that may still be there.
-fn ended() -> MutexGuard<'static, BTreeSet<String>> {
-    static ENDED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    ENDED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A lock as it is in the store.
 #[derive(Clone)]
 struct Found {
@@ -336,8 +327,7 @@ impl Found {
 
     /// Whether it is known that nobody holds it any more.
     fn is_of_the_dead(&self) -> bool {
-        let is_ended = |owner: &String| ended().contains(owner);
-        self.holder.as_ref().is_some_and(|it| it.process.is_gone() || is_ended(&it.owner))
+        self.holder.as_ref().is_some_and(|holder| holder.process.is_gone())
     }
 
     /// Whether it seems to be renewed. What was written after now, or nobody knows when, says nothing.
@@ -419,21 +409,9 @@ fn others(client: &Client, keys: &[String], own: &Holder) -> Result<Others, Fail
         longest.is_too_long = Some(most);
         return Ok(Others::Alive(longest));
     }
-    tracing::warn!(
-        "waiting for at most {}, to see whether {} lives, whose lock was left: {}",
-        duration::shown(lease),
-        longest.shown(),
-        keys.iter().map(|key| client.address.shown(key)).collect::<Vec<_>>().join(", ")
-    );
-    let stop = Cancel::of_process();
-    let mut looked = begun;
+    tracing::debug!("watching for {lease:?} whether the holder of a lock lives: {keys:?}");
     while let Some(rest) = lease.checked_sub(begun.elapsed()) {
-        stop.check().map_err(Failure::local)?;
-        std::thread::sleep(rest.min(HEARING));
-        if looked.elapsed() < lease / LOOKS && begun.elapsed() < lease {
-            continue;
-        }
-        looked = Instant::now();
+        std::thread::sleep(rest.min(lease / LOOKS));
         for (key, before) in &watched {
             match look(client, key)? {
                 Some(found) if !found.is_same(before) => return Ok(Others::Alive(found)),
@@ -693,8 +671,6 @@ impl Drop for StoreLock {
         let until = self.lease.is_alone.then_some(ends);
         let mut keys = litter.unwrap_or_default();
         keys.push(self.lease.key.clone());
-        if self.shared.delete_all(&keys, until).is_err() {
-            ended().insert(self.lease.state().holder.owner.clone());
-        }
+        let _ = self.shared.delete_all(&keys, until);
     }
 }
