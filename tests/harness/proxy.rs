@@ -18,6 +18,8 @@ pub enum Fate {
     Slow(u64),
     /// The answer is `503 SlowDown`.
     Throttle,
+    /// The answer is `404`, and says nothing else: of something in front of the store.
+    Missing,
     /// The answer is that the credentials have ended.
     Expired,
     /// The answer says that it was done, and nothing is passed on.
@@ -59,9 +61,14 @@ pub struct Proxy {
     pub most_at_once: Arc<AtomicUsize>,
     /// How far the `Date` of its answers is ahead of the store's, in seconds.
     pub date_ahead: Arc<AtomicI64>,
+    /// How far the `Last-Modified` of its answers, and of its lists, is ahead of the store's, in seconds.
+    pub modified_ahead: Arc<AtomicI64>,
     seen: Arc<Mutex<Vec<Seen>>>,
     judge: Arc<Mutex<Judge>>,
 }
+
+/// In the place of a number of seconds: the header is left out.
+pub const NONE: i64 = i64::MIN;
 
 impl Proxy {
     /// A proxy in front of the store at `endpoint`.
@@ -74,13 +81,16 @@ impl Proxy {
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (most_at_once, ahead) = (Arc::clone(&most), Arc::new(AtomicI64::new(0)));
         let (all, how, date_ahead) = (Arc::clone(&seen), Arc::clone(&judge), Arc::clone(&ahead));
-        let proxy = Self { endpoint, most_at_once, date_ahead, seen: all, judge: how };
+        let modified = Arc::new(AtomicI64::new(0));
+        let modified_ahead = Arc::clone(&modified);
+        let proxy =
+            Self { endpoint, most_at_once, date_ahead, modified_ahead, seen: all, judge: how };
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let (store, seen, judge) = (store.clone(), Arc::clone(&seen), Arc::clone(&judge));
                 let at_once = (Arc::clone(&now), Arc::clone(&most));
-                let ahead = Arc::clone(&ahead);
-                std::thread::spawn(move || serve(client, &store, &seen, &judge, &at_once, &ahead));
+                let clocks = (Arc::clone(&ahead), Arc::clone(&modified));
+                std::thread::spawn(move || serve(client, &store, &seen, &judge, &at_once, &clocks));
             }
         });
         proxy
@@ -160,6 +170,20 @@ impl Message {
         })
     }
 
+    /// Moves the time in a header that is there.
+    fn move_time(&mut self, name: &str, by: &AtomicI64) {
+        let by = by.load(Ordering::SeqCst);
+        let Some(time) = self.header(name).filter(|_| by != 0) else { return };
+        match by {
+            NONE => self.set_header(name, ""),
+            by => {
+                let time = DateTimeParser::new().parse_timestamp(&time).unwrap();
+                let time = time + SignedDuration::from_secs(by);
+                self.set_header(name, &time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string());
+            }
+        }
+    }
+
     /// Gives a header that is there another value.
     fn set_header(&mut self, name: &str, value: &str) {
         let text = String::from_utf8(std::mem::take(&mut self.head)).unwrap();
@@ -186,7 +210,7 @@ fn serve(
     seen: &Mutex<Vec<Seen>>,
     judge: &Mutex<Judge>,
     (now, most): &(Arc<AtomicUsize>, Arc<AtomicUsize>),
-    ahead: &AtomicI64,
+    (date, modified): &(Arc<AtomicI64>, Arc<AtomicI64>),
 ) {
     let mut from_client = BufReader::new(client.try_clone().unwrap());
     let mut to_client = client;
@@ -218,7 +242,7 @@ fn serve(
                 kill(id);
                 break;
             }
-            Fate::Throttle | Fate::Expired | Fate::Nod => {
+            Fate::Throttle | Fate::Expired | Fate::Nod | Fate::Missing => {
                 if answer_of(fate).write(&mut to_client).is_err() {
                     break;
                 }
@@ -258,10 +282,12 @@ fn serve(
             }
             _ => {}
         }
-        let ahead = SignedDuration::from_secs(ahead.load(Ordering::SeqCst));
-        if let Some(date) = answer.header("date").filter(|_| !ahead.is_zero()) {
-            let date = DateTimeParser::new().parse_timestamp(&date).unwrap() + ahead;
-            answer.set_header("Date", &date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string());
+        answer.move_time("Date", date);
+        answer.move_time("Last-Modified", modified);
+        let by = modified.load(Ordering::SeqCst);
+        if !matches!(by, 0 | NONE) && what.target.contains("list-type") {
+            answer.body = dated(std::str::from_utf8(&answer.body).unwrap(), by).into();
+            answer.set_header("Content-Length", &answer.body.len().to_string());
         }
         if answer.write(&mut to_client).is_err() {
             break;
@@ -290,11 +316,26 @@ fn without(page: &str, what: &str) -> String {
     format!("{before}<KeyCount>{}<{after}", count - lacking)
 }
 
+/// The page of a list whose objects were written at other times.
+fn dated(page: &str, by: i64) -> String {
+    let (mut rest, mut all) = (page, String::new());
+    while let Some((before, more)) = rest.split_once("<LastModified>") {
+        let (time, after) = more.split_once("</LastModified>").unwrap();
+        let time: jiff::Timestamp = time.parse().unwrap();
+        all.push_str(before);
+        let time = time + SignedDuration::from_secs(by);
+        all.push_str(&format!("<LastModified>{time}</LastModified>"));
+        rest = after;
+    }
+    all + rest
+}
+
 /// What the proxy answers in the store's place.
 fn answer_of(fate: Fate) -> Message {
     let (status, code) = match fate {
         Fate::Expired => ("400 Bad Request", "ExpiredToken"),
         Fate::Nod => ("200 OK", ""),
+        Fate::Missing => ("404 Not Found", ""),
         Fate::Twice => ("412 Precondition Failed", "PreconditionFailed"),
         _ => ("503 Slow Down", "SlowDown"),
     };

@@ -9,7 +9,7 @@ use qdelta::ErrorKind;
 use qdelta::vault::repository::storage::{Local, LockMode, Locked, Name, Publish, S3, Storage};
 
 use crate::harness::images::filled;
-use crate::harness::proxy::{Fate, Proxy};
+use crate::harness::proxy::{Fate, NONE, Proxy};
 use crate::harness::repo::Repo;
 use crate::harness::run::{as_root, binary, in_tests};
 use crate::harness::store::{BUCKET, address, ask, endpoint, fresh_place, storage};
@@ -201,6 +201,124 @@ fn a_host_that_comes_back_in_time_keeps_its_lock() {
     drop(held);
 }
 
+/// Whoever waited for a renewal that was tried for longer than a lease took the end of what it gave for one to come: work
+/// failed though nobody had taken the lock and the store was back.
+#[test]
+fn a_lock_that_was_renewed_late_holds_on() {
+    let place = fresh_place();
+    let proxy = Proxy::new(endpoint());
+    let store = host(&proxy.endpoint, &place, 3);
+    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let begin = Instant::now();
+    proxy.judge(move |_, seen| {
+        let is_renewal = seen.method == "PUT" && seen.target.contains("/vm/.lock");
+        match is_renewal && begin.elapsed() < Duration::from_secs(6) {
+            true => Fate::Throttle,
+            false => Fate::Pass,
+        }
+    });
+    // The renewal has begun.
+    std::thread::sleep(Duration::from_millis(1500));
+    put(&store, &name("first"), Publish::New).unwrap();
+    drop(held);
+}
+
+/// A `404` of a balancer at one renewal was taken for a lock that was gone.
+#[test]
+fn one_answer_that_a_lock_is_missing_loses_it_not() {
+    let place = fresh_place();
+    let proxy = Proxy::new(endpoint());
+    let store = host(&proxy.endpoint, &place, 3);
+    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let Locked::Held(lock) = &held else { panic!("nobody has it") };
+    for method in ["PUT", "GET"] {
+        let mut was_missing = false;
+        proxy.judge(move |_, seen| {
+            let is_it = seen.method == method && seen.target.contains("/vm/.lock");
+            match is_it && !std::mem::replace(&mut was_missing, true) {
+                true => Fate::Missing,
+                false => Fate::Pass,
+            }
+        });
+        std::thread::sleep(Duration::from_millis(1500));
+        lock.prove(Duration::ZERO).unwrap();
+        put(&store, &name(method), Publish::New).unwrap();
+    }
+    drop(held);
+}
+
+/// Somebody of another host leaves a lock.
+fn leave_lock(place: &str, lock: &str, lease: u64) {
+    let text = format!(
+        r#"{{"owner":"aa","holder":"process 7 on other","process":{{"boot":"b","namespace":"n","id":7,"began":"5"}},"renewals":3,"lease":{lease}}}"#
+    );
+    ask("PUT", &format!("/{BUCKET}/{place}/vm/{lock}"), args!["--data-binary", text]).ok();
+}
+
+/// A lock whose age the clocks did not tell was never watched: one that was left was somebody's for ever.
+#[test]
+fn a_lock_whose_age_nobody_knows_is_watched() {
+    for ahead in [60, NONE] {
+        let place = fresh_place();
+        let proxy = Proxy::new(endpoint());
+        proxy.modified_ahead.store(ahead, Ordering::SeqCst);
+        leave_lock(&place, ".lock", 3);
+        let store = host(&proxy.endpoint, &place, 3);
+        assert!(is_held(&store.lock(&name(".lock"), LockMode::Exclusive).unwrap()), "{ahead}");
+    }
+}
+
+/// Behind something that takes the `Date` away no lock could be taken: it was said to be that of this very process.
+#[test]
+fn a_store_that_tells_no_date_has_locks() {
+    let place = fresh_place();
+    let proxy = Proxy::new(endpoint());
+    proxy.date_ahead.store(NONE, Ordering::SeqCst);
+    let store = host(&proxy.endpoint, &place, 3);
+    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    assert!(is_held(&held));
+    std::thread::sleep(Duration::from_secs(2));
+    put(&store, &name("first"), Publish::New).unwrap();
+    drop(held);
+    assert!(is_held(
+        &host(endpoint(), &place, 3).lock(&name(".lock"), LockMode::Exclusive).unwrap()
+    ));
+}
+
+/// Where the nodes that date objects have another clock than those that judge signatures, every change was refused, and
+/// `init` refused the store.
+#[test]
+fn either_clock_of_a_store_may_judge_signatures() {
+    for ahead in [-60, 60] {
+        let place = fresh_place();
+        let proxy = Proxy::new(endpoint());
+        proxy.modified_ahead.store(ahead, Ordering::SeqCst);
+        let store = host(&proxy.endpoint, &place, 8);
+        let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+        put(&store, &name("first"), Publish::New).unwrap();
+        put(&store, &name("second"), Publish::New).unwrap();
+        store.remove(&name("first")).unwrap();
+        drop(held);
+    }
+    let proxy = Proxy::new(endpoint());
+    proxy.modified_ahead.store(1200, Ordering::SeqCst);
+    run(qdelta(args!["init", address(&proxy.endpoint, &fresh_place())])).ok();
+}
+
+/// Anybody who may write in the bucket may leave a lock that says that it holds for an hour: it was watched for so long.
+#[test]
+fn a_lock_that_holds_for_long_is_not_watched() {
+    let place = fresh_place();
+    let proxy = Proxy::new(endpoint());
+    proxy.date_ahead.store(7200, Ordering::SeqCst);
+    leave_lock(&place, ".lock", 3600);
+    let store = host(&proxy.endpoint, &place, 3);
+    let Locked::Busy(who) = store.lock(&name(".lock"), LockMode::Exclusive).unwrap() else {
+        panic!("somebody may have it")
+    };
+    assert!(who.contains("longer than this host waits"), "{who}");
+}
+
 /// The store itself refuses a change that was signed while the lock was held and comes when it may not be.
 #[test]
 fn a_change_that_is_delayed_past_the_lease_is_refused_by_the_store() {
@@ -235,6 +353,9 @@ fn delay_a_change(ahead: i64) {
     });
     let error = put(&store, &name("late"), Publish::New).unwrap_err();
     assert!(error.chain().contains("403"), "{}", error.chain());
+    // It was said that the access key may be wrong.
+    let advice = error.advice().unwrap_or_default();
+    assert!(error.kind() == ErrorKind::Busy && advice.contains("clock"), "{advice}");
     proxy.pass();
     drop(held);
     assert_eq!(host(endpoint(), &place, 3).entry(&name("late")).unwrap(), None);

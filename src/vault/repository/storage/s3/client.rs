@@ -4,7 +4,6 @@ use std::fmt;
 use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::fmt::rfc2822;
@@ -13,6 +12,7 @@ use ureq::http::{HeaderMap, HeaderValue};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use super::address::Address;
+use super::clocks::Clocks;
 use super::credentials::Credentials;
 use super::past::{self, Past};
 use super::sign::{self, Keys, Request, Scope};
@@ -37,8 +37,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 const PARSES_MAX: u32 = 3;
 /// Connections that are kept for the next request.
 const CONNECTIONS_MAX: usize = 64;
-/// Two times so close to each other are of one clock.
-const SAME_CLOCK: SignedDuration = SignedDuration::from_secs(10);
 /// The longest answer that is read of a failure, in bytes.
 const REFUSAL_LEN_MAX: u64 = 64 << 10;
 /// The longest file of trusted certificates, in bytes.
@@ -51,11 +49,7 @@ pub(super) struct Client {
     credentials: Credentials,
     /// The moment as of which everything is read; none for now.
     pub past: Option<Past>,
-    /// How far the clock of the store is ahead of ours, as the `Date` of its answers says, in seconds.
-    ahead: AtomicI64,
-    /// How far that `Date` is ahead of the clock by which the store dates objects, in seconds: what stands in front of
-    /// a store may write a `Date` of its own.
-    date_ahead: AtomicI64,
+    pub clocks: Clocks,
 }
 
 impl fmt::Debug for Client {
@@ -172,6 +166,8 @@ enum Remedy {
     Again(Duration),
     /// Other credentials.
     Keys,
+    /// The end of the request by another clock, if this one was not over.
+    Clock,
 }
 
 impl Failure {
@@ -187,6 +183,23 @@ impl Failure {
     /// A success that its own answer denies, or that makes no sense.
     pub fn unclear(why: &str) -> Self {
         Self { again: true, ..broken(why) }
+    }
+
+    /// The same, of a request that had an end: of one that is over the store says that access is denied.
+    fn timed(self) -> Self {
+        let words = self.error.chain().to_lowercase();
+        let is_over = self.code == "RequestTimeTooSkewed"
+            || self.status == Some(403)
+                && ["expired", "too old"].iter().any(|it| words.contains(it));
+        if !is_over || self.remedy != Remedy::None {
+            return self;
+        }
+        let error = Error::new(ErrorKind::Busy, self.error.chain())
+            .because("it was sent or done too late for the lock that it needs, or clocks differ")
+            .advise(
+                "see whether this host slept, and whether its clock and those of the store are right, then try again",
+            );
+        Self { error: Box::new(error), remedy: Remedy::Clock, ..self }
     }
 
     /// Nobody can tell whether it was done: no answer came, or one that says nothing.
@@ -264,30 +277,12 @@ impl Client {
             false => agent,
         };
         let agent = agent.build().new_agent();
-        let (ahead, date_ahead) = (AtomicI64::new(0), AtomicI64::new(0));
-        Ok(Self { agent, address, credentials, past, ahead, date_ahead })
-    }
-
-    /// Compares the `Date` of the answer to a request that wrote an object with the time that the store wrote down for
-    /// it, where both are known.
-    pub fn compare_clocks(&self, date: Option<Timestamp>, modified: Option<Timestamp>) {
-        let Some((date, modified)) = date.zip(modified) else { return };
-        let ahead = date.duration_since(modified);
-        // A little is the time that the answer took.
-        let ahead = if ahead.abs() > SAME_CLOCK { ahead.as_secs() } else { 0 };
-        self.date_ahead.store(ahead, Ordering::Relaxed);
+        Ok(Self { agent, address, credentials, past, clocks: Clocks::default() })
     }
 
     /// The time by the store's clock, as far as the `Date` of its answers says.
     pub fn now(&self) -> Result<Timestamp> {
-        let ahead = SignedDuration::from_secs(self.ahead.load(Ordering::Relaxed));
-        Ok(clock::now()?.saturating_add(ahead).unwrap_or(Timestamp::MAX))
-    }
-
-    /// The time by the clock by which the store dates objects, as far as it is known: locks of objects end by it.
-    pub fn object_time(&self) -> Result<Timestamp> {
-        let ahead = SignedDuration::from_secs(self.date_ahead.load(Ordering::Relaxed));
-        Ok(self.now()?.saturating_sub(ahead).unwrap_or(Timestamp::MIN))
+        self.clocks.now()
     }
 
     /// Sends a request until it is done, refused, or its time is over.
@@ -314,8 +309,10 @@ impl Client {
     fn send_now(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let begin = Instant::now();
         let (mut tries, mut renewals) = (0_u32, 0);
+        let mut is_turned = false;
         loop {
-            let mut failure = match self.once(ask) {
+            let sent = clock::now().map_err(Failure::local)?;
+            let mut failure = match self.once(ask, sent) {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -325,6 +322,10 @@ impl Client {
                 Remedy::Again(least) => least.max(first.mul_f64(fastrand::f64())),
                 Remedy::Keys if renewals < 2 => {
                     renewals += 1;
+                    Duration::ZERO
+                }
+                Remedy::Clock if !is_turned && self.was_early(ask, sent) && self.clocks.turn() => {
+                    is_turned = true;
                     Duration::ZERO
                 }
                 _ => Duration::MAX,
@@ -365,7 +366,16 @@ impl Client {
         }
     }
 
-    fn once(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
+    /// Whether a request that was sent at a time came long before it was over, by this host's clock.
+    fn was_early(&self, ask: &Ask<'_>, sent: Timestamp) -> bool {
+        let (Some(until), None) = (ask.until, ask.signed) else { return false };
+        let (Ok(now), Ok(ours)) = (self.now(), clock::now()) else { return false };
+        let left = until.duration_since(now);
+        let took = ours.duration_since(sent);
+        (SignedDuration::ZERO..left).contains(&took)
+    }
+
+    fn once(&self, ask: &Ask<'_>, begun: Timestamp) -> Result<Answer, Failure> {
         let keys = self.credentials.keys().map_err(Failure::local)?;
         let request = self.signed(ask, &keys).map_err(Failure::local)?;
         tracing::trace!("{} {} {}", ask.method, ask.key, sign::query(&ask.query));
@@ -383,8 +393,8 @@ impl Client {
             _ => read_whole(answer.body_mut(), limit),
         };
         let headers = std::mem::take(answer.headers_mut());
-        if let (Some(theirs), Ok(ours)) = (headers.get("date").and_then(date_of), clock::now()) {
-            self.ahead.store(theirs.duration_since(ours).as_secs(), Ordering::Relaxed);
+        if let Some(theirs) = headers.get("date").and_then(date_of) {
+            self.clocks.hear(theirs, begun);
         }
         match read {
             Ok(body) if is_done => Ok(Answer { headers, body }),
@@ -394,17 +404,23 @@ impl Client {
                 (true, Err(Unread::TooLong(why))) => {
                     Err(Failure::local(Error::new(ErrorKind::Damaged, why)))
                 }
-                (_, body) => Err(self.refused(status, &headers, &body.unwrap_or_default(), &keys)),
+                (_, body) => {
+                    let failure = self.refused(status, &headers, &body.unwrap_or_default(), &keys);
+                    Err(if ask.until.is_some() { failure.timed() } else { failure })
+                }
             },
         }
     }
 
     fn signed(&self, ask: &Ask<'_>, keys: &Keys) -> Result<ureq::http::Request<()>> {
-        // What must come in time is measured by the store's clock alone, and that is the one by which it dates objects.
-        let date_ahead = SignedDuration::from_secs(self.date_ahead.load(Ordering::Relaxed));
+        // What must come in time is measured by the store's clocks alone.
+        let behind = match ask.signed {
+            Some(_) => self.clocks.earlier(),
+            None => self.clocks.judging(),
+        };
         let now = match (ask.signed, ask.until) {
-            (Some(at), _) => at - date_ahead,
-            (None, Some(_)) => self.now()? - date_ahead,
+            (Some(at), _) => at - behind,
+            (None, Some(_)) => self.now()? - behind,
             (None, None) => clock::now()?,
         };
         let path = self.address.path(ask.key);
@@ -428,7 +444,7 @@ impl Client {
         let signed = match ask.until {
             None => sign::sign(&mut request, scope, keys),
             Some(until) => {
-                let left = (until - date_ahead).duration_since(now).as_secs();
+                let left = (until - behind).duration_since(now).as_secs();
                 if left < 1 {
                     return Err(Error::new(
                         ErrorKind::Busy,

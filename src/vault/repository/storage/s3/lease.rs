@@ -21,9 +21,8 @@
 //!
 //! A holder may sleep longer than its lease and wake up unaware. So everything that it changes below the
 //! lock is signed to end with the lease: the store refuses what comes later, when somebody else may
-//! have the lock. The store judges that by the clock by which it dates objects, and not by the `Date` of an answer that
-//! another program wrote: [`Client::date_ahead`] is what lies between the two, as the holder sees it at its own lock in
-//! the first list of the folder.
+//! have the lock. By which clock the store judges that, [`super::clocks`] finds out: it compares two of them at the
+//! holder's own lock in the first list of the folder.
 //!
 //! All this can fail: somebody removes a lock by hand, or runs a program that thinks otherwise. So before something goes
 //! for good, and after something got its name that others could take for a leftover, the holder looks whether the
@@ -46,8 +45,10 @@ use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::client::{Ask, Client, Failure};
+use super::clocks::SAME_CLOCK;
 use super::listing::{self, Seen};
 use super::{Shared, State};
+use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::disk::io::Opener;
@@ -68,6 +69,8 @@ const LEN_MAX: u64 = 4096;
 const TRIES_MAX: u32 = 3;
 /// How often a lock is looked at while its lease runs out.
 const LOOKS: u32 = 8;
+/// No longer lease of a lock that was left is waited for, unless this host's own locks hold for longer.
+const WATCHED_MAX: Duration = Duration::from_secs(600);
 
 /// What a lock says of its holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,21 +194,35 @@ impl Lease {
         if self.is_lost.load(Ordering::SeqCst) {
             return Err(self.lost());
         }
-        let now = client.now()?;
-        let ends = self.ends(&self.state().written);
-        if ends.duration_since(now) > self.lease / 2 {
-            return Ok(ends - self.lease / MARGIN);
-        }
-        match self.renew(client) {
-            Ok(ends) => Ok(ends - self.lease / MARGIN),
-            Err(failure) if failure.is_conflict() || failure.is_missing() => Err(self.lost()),
-            Err(failure) => Err(failure.into_error("renew the lock", &self.shown)),
+        let mut renewals = 0;
+        loop {
+            // It may just be being renewed, for long.
+            let ends = self.ends(&self.state().written);
+            if ends.duration_since(client.now()?) > self.lease / 2 {
+                return Ok(ends - self.lease / MARGIN);
+            }
+            if renewals == TRIES_MAX {
+                let text = format!("the lock {} could not be renewed in time", self.shown);
+                return Err(Error::new(ErrorKind::Busy, text)
+                    .because("the store answered too late")
+                    .advise("try again when the store answers faster"));
+            }
+            // What came of a renewal that was tried for long may be over when it is done.
+            renewals += 1;
+            match self.renew(client) {
+                Ok(_) => {}
+                Err(failure) if failure.is_conflict() || failure.is_missing() => {
+                    return Err(self.lost());
+                }
+                Err(failure) => return Err(failure.into_error("renew the lock", &self.shown)),
+            }
         }
     }
 
     /// Writes the lock anew, if it is still ours.
     fn renew(&self, client: &Client) -> Result<Timestamp, Failure> {
         let mut state = self.state();
+        let mut tries = 0;
         loop {
             // No two writes are the same, of which one may be done late.
             state.holder.renewals += 1;
@@ -220,13 +237,16 @@ impl Lease {
                 }
                 Err(failure) => failure,
             };
-            if failure.is_conflict()
+            // An earlier renewal of ours may have been done after all; when that was, nobody knows. And something in front
+            // of the store may say of what is there that it is missing.
+            if (failure.is_conflict() || failure.is_missing())
+                && tries < TRIES_MAX
                 && let Some(found) = look(client, &self.key)?
                 && found.is_of(&state.holder)
-                && found.etag != state.written.etag
+                && (failure.is_missing() || found.etag != state.written.etag)
             {
-                // An earlier renewal of ours was done after all. When that was, nobody knows.
                 state.written.etag = found.etag;
+                tries += 1;
                 continue;
             }
             if failure.is_conflict() || failure.is_missing() {
@@ -247,7 +267,10 @@ impl Lease {
             return Ok(());
         }
         let asked = Instant::now();
-        let found = look(client, &self.key);
+        let found = match look(client, &self.key) {
+            Ok(None) => look(client, &self.key),
+            found => found,
+        };
         let found = found.map_err(|it| it.into_error("look at the lock", &self.shown))?;
         if !found.is_some_and(|found| found.is_of(&state.holder)) {
             self.is_lost.store(true, Ordering::SeqCst);
@@ -262,7 +285,7 @@ impl Lease {
     pub fn compare_clocks(&self, client: &Client, seen: &Seen) {
         let state = self.state();
         if seen.etag == state.written.etag {
-            client.compare_clocks(state.written.date, seen.modified);
+            client.clocks.compare(state.written.date, seen.modified);
         }
     }
 
@@ -293,6 +316,8 @@ struct Found {
     etag: String,
     /// As the `Date` of the answer and its `Last-Modified` say, which may be of two clocks.
     age: Option<SignedDuration>,
+    /// It says that it holds for longer than this, which nobody waits for.
+    is_too_long: Option<Duration>,
 }
 
 impl Found {
@@ -305,10 +330,10 @@ impl Found {
         self.holder.as_ref().is_some_and(|holder| holder.process.is_gone())
     }
 
-    /// Whether it seems to be renewed.
+    /// Whether it seems to be renewed. What was written after now, or nobody knows when, says nothing.
     fn seems_alive(&self) -> bool {
         let lease = SignedDuration::try_from(self.lease()).unwrap_or(SignedDuration::MAX);
-        !self.is_of_the_dead() && self.age.is_none_or(|age| age <= lease)
+        !self.is_of_the_dead() && self.age.is_some_and(|age| (-SAME_CLOCK..=lease).contains(&age))
     }
 
     /// Whether nobody has written it in between.
@@ -322,7 +347,16 @@ impl Found {
 
     fn shown(&self) -> String {
         let name = self.holder.as_ref().map_or("another process", |it| it.holder.as_str());
-        name.chars().filter(|c| !c.is_control()).take(200).collect()
+        let name: String = name.chars().filter(|c| !c.is_control()).take(200).collect();
+        match self.is_too_long {
+            Some(most) => format!(
+                "{name}, or its lock was left: it holds for {}, longer than this host waits ({}; lease=SECONDS in \
+                 the address)",
+                duration::shown(self.lease()),
+                duration::shown(most)
+            ),
+            None => name,
+        }
     }
 }
 
@@ -335,7 +369,7 @@ fn look(client: &Client, key: &str) -> Result<Option<Found>, Failure> {
     let modified = answer.header("last-modified").and_then(super::client::time);
     let age = answer.date().zip(modified).map(|(now, then)| now.duration_since(then));
     let holder = serde_json::from_slice(&answer.body).ok();
-    Ok(Some(Found { holder, etag: answer.etag().unwrap_or_default(), age }))
+    Ok(Some(Found { holder, etag: answer.etag().unwrap_or_default(), age, is_too_long: None }))
 }
 
 /// What is known of the locks of others.
@@ -346,24 +380,35 @@ enum Others {
     Dead(BTreeMap<String, Found>),
 }
 
-/// Looks at locks, and watches those that seem to be dead for as long as they would hold.
-fn others(client: &Client, keys: &[String]) -> Result<Others, Failure> {
+/// Looks at locks, and watches those that seem to be dead for as long as they would hold. A lock of `own` is no one
+/// else's.
+fn others(client: &Client, keys: &[String], own: &Holder) -> Result<Others, Failure> {
     let mut left = BTreeMap::new();
     for key in keys {
         match look(client, key)? {
-            Some(found) if found.seems_alive() => return Ok(Others::Alive(found)),
+            Some(found) if !found.is_of(own) && found.seems_alive() => {
+                return Ok(Others::Alive(found));
+            }
             Some(found) => drop(left.insert(key.clone(), found)),
             None => {}
         }
     }
     // All have been looked at: whoever lives writes one of them from now on.
     let begun = Instant::now();
-    let unclear = left.iter().filter(|(_, found)| !found.is_of_the_dead());
-    let watched: Vec<(String, Found)> =
-        unclear.clone().map(|(key, found)| (key.clone(), found.clone())).collect();
-    let Some(lease) = unclear.map(|(_, found)| found.lease()).max() else {
+    let is_unclear = |found: &Found| !found.is_of_the_dead() && !found.is_of(own);
+    let mut watched: Vec<(String, Found)> = left.clone().into_iter().collect();
+    watched.retain(|(_, found)| is_unclear(found));
+    let Some((_, longest)) = watched.iter().max_by_key(|(_, found)| found.lease()) else {
         return Ok(Others::Dead(left));
     };
+    let lease = longest.lease();
+    // Anybody who may write in the bucket may leave a lock that says that it holds for long.
+    let most = WATCHED_MAX.max(client.address.lease);
+    if lease > most {
+        let mut longest = longest.clone();
+        longest.is_too_long = Some(most);
+        return Ok(Others::Alive(longest));
+    }
     tracing::debug!("watching for {lease:?} whether the holder of a lock lives: {keys:?}");
     while let Some(rest) = lease.checked_sub(begun.elapsed()) {
         std::thread::sleep(rest.min(lease / LOOKS));
@@ -393,13 +438,15 @@ fn put(
     }
     let (begun, proved) = (client.now().map_err(Failure::local)?, Instant::now());
     let failure = match client.send(&ask) {
-        Ok(answer) => {
-            let whole = answer.etag().zip(answer.date());
-            let (etag, date) =
-                whole.ok_or_else(|| Failure::unclear("it has no ETag or no date"))?;
-            // Whatever this host thought of the store's clock before the first answer came.
-            return Ok(Written { etag, begun: begun.min(date), date: Some(date), proved });
-        }
+        Ok(answer) => match answer.etag() {
+            Some(etag) => {
+                let date = answer.date();
+                // Whatever this host thought of the store's clock before the first answer came.
+                let begun = date.map_or(begun, |date| begun.min(date));
+                return Ok(Written { etag, begun, date, proved });
+            }
+            None => Failure::unclear("it has no ETag"),
+        },
         Err(failure) => failure,
     };
     if failure.is_unknown() || failure.is_conflict() {
@@ -439,9 +486,8 @@ pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
             return Err(failed(failure));
         }
         tries += 1;
-        let left = match others(client, std::slice::from_ref(&key)).map_err(failed)? {
-            // The answer was lost, and the lock is ours.
-            Others::Alive(found) if found.is_of(&holder) => Some(found),
+        // Where the answer was lost, the lock is ours.
+        let left = match others(client, std::slice::from_ref(&key), &holder).map_err(failed)? {
             Others::Alive(found) => return Ok(Locked::Busy(found.shown())),
             Others::Dead(mut left) => left.remove(&key),
         };
@@ -458,7 +504,8 @@ pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
         let state = shared.state();
         state.held.get(&lease.folder).is_some_and(|held| Arc::ptr_eq(held, &lease.lease))
     };
-    match who_shares(shared, name, is_first)? {
+    let own = lease.lease.state().holder.clone();
+    match who_shares(shared, name, is_first, &own)? {
         Some(other) => Ok(Locked::Busy(other)),
         None => Ok(Locked::Held(Box::new(lease))),
     }
@@ -477,7 +524,8 @@ pub(super) fn share(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
         written => written.map_err(|it| it.into_error("take the lock", &shared.shown(&key)))?,
     };
     let lease = hold(shared, name, key, holder, written, false)?;
-    let alone = others(&shared.client, &[shared.key(name)]);
+    let own = lease.lease.state().holder.clone();
+    let alone = others(&shared.client, &[shared.key(name)], &own);
     match alone.map_err(|it| it.into_error("look at the lock", &shared.shown(&lease.lease.key)))? {
         Others::Alive(found) => Ok(Locked::Busy(found.shown())),
         Others::Dead(_) => Ok(Locked::Held(Box::new(lease))),
@@ -485,7 +533,12 @@ pub(super) fn share(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
 }
 
 /// Who shares a lock and is alive.
-fn who_shares(shared: &Shared, name: &Name, is_first: bool) -> Result<Option<String>> {
+fn who_shares(
+    shared: &Shared,
+    name: &Name,
+    is_first: bool,
+    own: &Holder,
+) -> Result<Option<String>> {
     let prefix = format!("{}.", shared.key(name));
     let shares = |listing: &listing::Listing| -> Vec<String> {
         listing.objects.keys().filter(|key| key.starts_with(&prefix)).cloned().collect()
@@ -497,7 +550,7 @@ fn who_shares(shared: &Shared, name: &Name, is_first: bool) -> Result<Option<Str
     };
     let failed =
         |it: Failure| it.into_error("look at the locks of readers of", &shared.shown(&prefix));
-    let left = match others(&shared.client, &keys).map_err(failed)? {
+    let left = match others(&shared.client, &keys, own).map_err(failed)? {
         Others::Alive(found) => return Ok(Some(found.shown())),
         Others::Dead(left) => left,
     };

@@ -13,6 +13,7 @@
 mod address;
 mod cache;
 mod client;
+mod clocks;
 mod credentials;
 mod lease;
 mod listing;
@@ -560,7 +561,7 @@ impl Storage for S3 {
     }
 
     fn now(&self) -> Result<Timestamp> {
-        self.0.client.object_time()
+        self.0.client.clocks.object_time()
     }
 
     fn fails_as_a_whole(&self) -> bool {

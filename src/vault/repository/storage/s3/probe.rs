@@ -24,7 +24,7 @@ impl S3 {
         let made = shared.client.send(&put().header("if-none-match", "*")).map_err(failed)?;
         // Where nobody can look at it, the conditions say so.
         let modified = shared.look(&key).ok().flatten().and_then(|seen| seen.modified);
-        shared.client.compare_clocks(made.date(), modified);
+        shared.client.clocks.compare(made.date(), modified);
         let tried = self.check_around().and_then(|()| self.try_conditions(put));
         let removed = shared.delete(&key);
         tried?;

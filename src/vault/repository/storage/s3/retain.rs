@@ -75,7 +75,7 @@ impl Shared {
         let Some(period) = self.lock_period().filter(|_| !is_of_process) else {
             return Ok(Vec::new());
         };
-        let until = period.after(self.client.object_time()?, &TimeZone::UTC);
+        let until = period.after(self.client.clocks.object_time()?, &TimeZone::UTC);
         Ok(vec![
             ("x-amz-object-lock-mode", MODE.to_owned()),
             ("x-amz-object-lock-retain-until-date", shown(until)),
