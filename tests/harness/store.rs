@@ -82,19 +82,31 @@ pub fn new_repo() -> Repo {
     Repo::made_at(fresh_address())
 }
 
-/// A port of this host that nobody has, nor the one that the store takes beside each.
-fn free_port() -> u16 {
-    loop {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if let Some(beside) = port.checked_add(10_000)
-            && TcpListener::bind(("127.0.0.1", beside)).is_ok()
-        {
-            return port;
+/// Ports of this host that nobody has, nor the one that the store takes beside each.
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    // All are held until all are found, or two could be one.
+    let mut held = Vec::new();
+    [(); COUNT].map(|()| {
+        loop {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            if let Some(beside) = port.checked_add(10_000)
+                && let Ok(other) = TcpListener::bind(("127.0.0.1", beside))
+            {
+                held.extend([listener, other]);
+                return port;
+            }
         }
-    }
+    })
 }
 
 fn start() -> Store {
+    // Somebody may take a port before the store does.
+    (0..5).find_map(|_| try_to_start()).expect("each time somebody took a port of the store")
+}
+
+/// Gives nothing where somebody has taken one of its ports meanwhile.
+fn try_to_start() -> Option<Store> {
     let folder = tempfile::Builder::new().prefix("qdelta-store-").tempdir_in(temp_dir()).unwrap();
     let folder = folder.keep();
     let identities = [(KEY, "\"Admin\""), (READER, "\"Read\",\"List\""), (ADDER, "")].map(|((id, secret), may)| {
@@ -104,7 +116,7 @@ fn start() -> Store {
     });
     let config = format!(r#"{{"identities":[{}]}}"#, identities.join(","));
     std::fs::write(folder.join("s3.json"), config).unwrap();
-    let [s3, tls, master, volume, filer] = [(); 5].map(|()| free_port());
+    let [s3, tls, master, volume, filer] = free_ports();
     let mut certificate = args!["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"];
     certificate.extend(args!["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]);
     certificate.extend(args!["-keyout", folder.join("key.pem"), "-out", folder.join("cert.pem")]);
@@ -122,16 +134,20 @@ fn start() -> Store {
         folder = folder.display()
     );
     let shell = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).spawn();
-    // Its standard input is open until this process ends.
-    std::mem::forget(shell.expect("scripts/test installs what the tests need"));
+    let shell = shell.expect("scripts/test installs what the tests need");
     let endpoint = format!("http://127.0.0.1:{s3}");
     let begin = Instant::now();
     while !is_up(s3) || !make_bucket(&endpoint) {
-        let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
-        assert!(begin.elapsed() < Duration::from_secs(60), "the store does not start:\n{}", log());
+        let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+        if log.contains("address already in use") {
+            return None;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "the store does not start:\n{log}");
         std::thread::sleep(Duration::from_millis(200));
     }
-    Store { endpoint, secure: format!("https://127.0.0.1:{tls}"), folder }
+    // Its standard input is open until this process ends.
+    std::mem::forget(shell);
+    Some(Store { endpoint, secure: format!("https://127.0.0.1:{tls}"), folder })
 }
 
 /// A bucket that locks objects and keeps versions.
