@@ -180,7 +180,7 @@ fn a_store_that_does_not_answer_damages_nothing() {
     assert!(whole > 0 || repo.run(args!["verify"]).status.success());
     // What can't be read of a guest is said where its room is told.
     let manifest = straight.files().into_iter().find(|it| it.to_string_lossy().ends_with(".json"));
-    straight.edit(&manifest.unwrap(), |_| "broken".to_owned());
+    straight.stored_as(manifest.unwrap()).write(b"broken");
     let said = straight.run(args!["space"]).fails_with(4);
     assert!(said.contains("is not known"), "{said}");
 }
