@@ -134,12 +134,14 @@ fn try_to_start() -> Option<Store> {
         folder = folder.display()
     );
     let shell = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).spawn();
-    let shell = shell.expect("scripts/test installs what the tests need");
+    let mut shell = shell.expect("scripts/test installs what the tests need");
     let endpoint = format!("http://127.0.0.1:{s3}");
     let begin = Instant::now();
     while !is_up(s3) || !make_bucket(&endpoint) {
         let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
         if log.contains("address already in use") {
+            // It hears the end of its standard input.
+            shell.wait().unwrap();
             return None;
         }
         assert!(begin.elapsed() < Duration::from_secs(60), "the store does not start:\n{log}");
