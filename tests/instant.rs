@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use qdelta::guest::libvirt::{StorageSource, parse};
+use qdelta::vault::repository::storage::Wait;
 use serde_json::Value;
 
 use super::cli::json::compare;
@@ -185,7 +186,7 @@ fn each_recovery_takes_away_its_own_pin_alone() {
 fn an_instant_restore_goes_on_where_the_point_cannot_be_pinned() {
     let (host, _, first) = lost();
     let other = host.repo.open();
-    let _lock = other.lock(&"web".parse().unwrap()).unwrap();
+    let _lock = other.lock(&"web".parse().unwrap(), Wait::UNHEARD).unwrap();
     let report =
         restore(&host, &host.lab.path("b"), &["--at", &first, "--instant", "--json"]).ok().json();
     assert_eq!(report["instant"]["pinned"], false);

@@ -10,6 +10,7 @@ use crate::harness::images::{create, create_raw, guest_io, oracle};
 use crate::harness::repo::{Repo, number, point_of};
 use crate::harness::story::Story;
 use crate::harness::{Lab, args, qdelta, run, seeds, sweep};
+use qdelta::vault::repository::storage::Wait;
 
 const MIB: u64 = 1 << 20;
 
@@ -195,7 +196,7 @@ fn readers_are_waited_for() {
     let repo = Repo::init(lab.path("repo"));
     let (_, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 4);
     let reader = repo.open();
-    let hold = reader.hold(&"disk".parse().unwrap()).unwrap();
+    let hold = reader.hold(&"disk".parse().unwrap(), Wait::UNHEARD).unwrap();
     let done = repo.run(args!["merge", range(&points[1], &points[2]), "--json"]).ok().json();
     assert_eq!(done["waiting"], true, "{done}");
     for (id, expected) in &points {

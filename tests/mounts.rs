@@ -10,6 +10,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use qdelta::base::cancel::Cancel;
 use qdelta::flows::mount::{Mount, MountRequest};
 use qdelta::{Repository, Selector};
 use rustix::fs::{SeekFrom, seek};
@@ -405,7 +406,7 @@ fn a_repository_that_hangs_gives_errors() {
     fs::create_dir(&folder).unwrap();
     let patience = Duration::from_secs(5);
     let request = MountRequest { folder: folder.clone(), wanted: Vec::new(), patience };
-    let mount = Mount::new(&repository, &request).unwrap();
+    let mount = Mount::new(&repository, &request, &Cancel::default()).unwrap();
     let disk = "web/vda".parse().unwrap();
     let disk = repository.catalog().find_disk(&disk).unwrap();
     let point = repository.catalog().resolve(&disk, &Selector::Latest).unwrap();

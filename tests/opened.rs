@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use qdelta::base::cancel::Cancel;
 use qdelta::formats::archive::GROUP_BLOCKS;
-use qdelta::vault::repository::storage::Local;
 use qdelta::vault::repository::storage::faulty::Faulty;
+use qdelta::vault::repository::storage::{Local, Wait};
 use qdelta::{ErrorKind, OpenPoint, OpenPoints, ReadAt, Repository};
 
 use crate::harness::content::Random;
@@ -44,12 +45,12 @@ impl Scene {
     }
 
     fn open_points(&self, room: u64) -> Arc<OpenPoints> {
-        OpenPoints::with_room(self.repo.open(), room)
+        OpenPoints::with_room(self.repo.open(), room, &Cancel::default())
     }
 
     fn open(&self, points: &Arc<OpenPoints>, number: usize) -> OpenPoint {
         let name = format!("web/vda@{}", self.points[number].0);
-        points.open_named(&name.parse().unwrap()).unwrap()
+        points.open_named(&name.parse().unwrap(), Wait::UNHEARD).unwrap()
     }
 
     /// The whole disk of a point is what it was.
@@ -91,7 +92,7 @@ fn many_points_are_read_at_once_by_readers_that_come_and_go() {
         });
     }
     let points = scene.open_points(0);
-    let named = |name: &str| points.open_named(&name.parse().unwrap());
+    let named = |name: &str| points.open_named(&name.parse().unwrap(), Wait::UNHEARD);
     let last = scene.points.len() - 1;
     for name in ["web", "web/vda", "web/vda@latest", "web@2999"] {
         scene.check(&named(name).unwrap(), last);
@@ -112,7 +113,7 @@ fn points_of_one_chain_share_their_archives() {
     let storage = Arc::new(Faulty::counting(local));
     let key = scene.repo.key_text();
     let opened = Repository::open_in_with(storage.clone(), key.as_ref()).unwrap();
-    let points = OpenPoints::new(opened);
+    let points = OpenPoints::new(opened, &Cancel::default());
     let opening = |number: usize| {
         let before = storage.calls();
         let open = scene.open(&points, number);

@@ -9,7 +9,7 @@ use qdelta::base::period::Period;
 use qdelta::flows::merge::MergeOptions;
 use qdelta::flows::prune::{self, PruneRequest};
 use qdelta::flows::retain::{self, Clock, Policy};
-use qdelta::vault::repository::storage::Name;
+use qdelta::vault::repository::storage::{Name, Wait};
 use qdelta::vault::repository::{Count, DomainName, Keep, Marks, Pin};
 use qdelta::{Cancel, PointId, Repository, Silent};
 use serde_json::Value;
@@ -165,7 +165,7 @@ struct Undelete {
 impl Observer for Undelete {
     fn event(&self, event: &Event<'_>) {
         if let Event::Begin { phase: "merge", disk: Some("first/disk"), .. } = event {
-            let lock = self.repository.lock(&self.domain).unwrap();
+            let lock = self.repository.lock(&self.domain, Wait::UNHEARD).unwrap();
             retain::undelete(&self.repository, &lock, self.point, &Silent).unwrap();
         }
     }
@@ -232,7 +232,7 @@ fn what_is_freed_is_what_the_disks_of_a_point_take() {
 /// Pins a point until a time that is over.
 fn pin_for_a_moment(repo: &Repo, domain: &str, point: &str) {
     let repository = repo.open();
-    let lock = repository.lock(&domain.parse().unwrap()).unwrap();
+    let lock = repository.lock(&domain.parse().unwrap(), Wait::UNHEARD).unwrap();
     let at = clock::now().unwrap();
     let pin = Pin { holder: None, at, reason: None, until: Some(at) };
     let pinned = |marks: &mut Marks| {
@@ -273,7 +273,7 @@ fn readers_are_waited_for() {
     set_share(&repo, 1);
     let points = nights(&lab, &repo, "vm", 4);
     let reader = repo.open();
-    let hold = reader.hold(&"vm".parse().unwrap()).unwrap();
+    let hold = reader.hold(&"vm".parse().unwrap(), Wait::UNHEARD).unwrap();
     let prune = || {
         let rules = args!["prune", "--keep-last", "1", "--grace", "0", "--json"];
         repo.run(rules).ok().json()["guests"][0]["data"].clone()

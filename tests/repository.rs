@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use qdelta::ErrorKind;
+use qdelta::vault::repository::storage::Wait;
 use qdelta::vault::repository::{DomainName, Repository};
 
 use crate::harness::faults::traced;
@@ -21,7 +22,7 @@ fn another_process_is_kept_out_until_the_first_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let repository = Repository::init(&dir.path().join("repo")).unwrap();
     let domain: DomainName = "vm".parse().unwrap();
-    drop(repository.lock(&domain).unwrap());
+    drop(repository.lock(&domain, Wait::UNHEARD).unwrap());
     let mut holder = Command::new("flock")
         .args(["--no-fork", "--exclusive"])
         .arg(repository.path().join("vm/.lock"))
@@ -32,10 +33,10 @@ fn another_process_is_kept_out_until_the_first_is_gone() {
     let mut line = String::new();
     BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "held\n");
-    assert_eq!(repository.lock(&domain).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(repository.lock(&domain, Wait::UNHEARD).unwrap_err().kind(), ErrorKind::Busy);
     holder.kill().unwrap();
     holder.wait().unwrap();
-    repository.lock(&domain).unwrap();
+    repository.lock(&domain, Wait::UNHEARD).unwrap();
 }
 
 /// What somebody else does in the domain while a command begins.

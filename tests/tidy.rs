@@ -1,5 +1,7 @@
 //! The rules of the house that a machine can check. Each says why it is one.
 
+mod seams;
+
 use std::path::{Path, PathBuf};
 
 /// A longer file is several things.

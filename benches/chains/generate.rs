@@ -13,6 +13,7 @@ use qdelta::formats::archive::{
 };
 use qdelta::vault::archive::Writer;
 use qdelta::vault::codec::Compressor;
+use qdelta::vault::repository::storage::Wait;
 use qdelta::vault::repository::{
     DiskId, DiskRecord, ImageRecord, Manifest, ParentRecord, PointId, Repository,
 };
@@ -149,7 +150,7 @@ impl Generator {
         let point = point.ok_or("no such time")?;
         let kind = if self.newest.is_none() { Kind::Full } else { Kind::Incremental };
         let metadata = self.metadata(point, kind)?;
-        let lock = self.repository.lock(&self.disk.domain)?;
+        let lock = self.repository.lock(&self.disk.domain, Wait::UNHEARD)?;
         let pending = self.repository.begin(&lock, &self.disk, point, kind, metadata.archive_id)?;
         let sink = pending.writer();
         let mut writer = Writer::new(sink, metadata.clone(), pending.path().parent())?;

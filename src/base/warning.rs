@@ -18,6 +18,8 @@ pub enum Code {
     Definition,
     /// The filesystem has no locks: nobody can tell who else uses the file.
     NoLocks,
+    /// A lock in an object store seems to be left, and is watched until that is clear.
+    LeftLock,
     /// No anchor could be left for the next backup.
     NoAnchor,
     /// A snapshot in an image could not become a point, though it was to.

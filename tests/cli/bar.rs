@@ -186,10 +186,11 @@ fn files_of_a_point_are_counted_as_they_are_copied() {
     let has_bar = |state: &String| state.contains(" files [") && state.contains('%');
     assert!(states.iter().any(has_bar), "{states:?}");
 
-    let disk = OpenDisk::open(guest.repo.open(), &"web".parse().unwrap());
-    let (disk, cancel) = (disk.unwrap(), Cancel::default());
-    let root = [b"/".to_vec()];
+    let cancel = Cancel::default();
     let heard = Heard::default();
+    let disk = OpenDisk::open(guest.repo.open(), &"web".parse().unwrap(), &heard, &cancel);
+    let disk = disk.unwrap();
+    let root = [b"/".to_vec()];
     let volume = disk.volume(None, &root, &heard).unwrap();
     let to = |name: &str| Output::Path(guest.lab.path(name));
     files::tar(&volume, &root, to("other.tar"), false, &heard, &cancel).unwrap();

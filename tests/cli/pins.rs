@@ -1,6 +1,7 @@
 //! `pin`, `unpin`, and what a list shows of marks.
 
 use qdelta::formats::archive::Kind;
+use qdelta::vault::repository::storage::Wait;
 use qdelta::vault::repository::{Marks, PointId, Removal, Repository};
 use serde_json::Value;
 
@@ -30,7 +31,7 @@ pub(super) fn refused(shelf: &Shelf, status: i32, words: &[&str]) -> String {
 
 /// Marks a point as removed, as pruning does.
 fn remove(repository: &Repository, domain: &str, point: PointId) {
-    let lock = repository.lock(&domain.parse().unwrap()).unwrap();
+    let lock = repository.lock(&domain.parse().unwrap(), Wait::UNHEARD).unwrap();
     let mark = |marks: &mut Marks| {
         let at = point.time();
         let until = "2999-01-01T00:00:00Z".parse().unwrap();
@@ -86,7 +87,7 @@ fn who_means_no_point_is_told_so() {
         assert!(stderr.contains(said), "{words:?}: {stderr}");
     }
     done(&shelf, &["pin", &format!("vm@{point}")]);
-    let lock = shelf.repository.lock(&"vm".parse().unwrap()).unwrap();
+    let lock = shelf.repository.lock(&"vm".parse().unwrap(), Wait::UNHEARD).unwrap();
     refused(&shelf, 5, &["unpin", &format!("vm@{point}")]);
     drop(lock);
 }

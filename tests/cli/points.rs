@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use qdelta::formats::archive::{ArchiveId, Consistency, Digest, Kind, Tracker};
+use qdelta::vault::repository::storage::Wait;
 use qdelta::vault::repository::{
     DiskId, DiskRecord, ImageRecord, MachineRecord, Manifest, ParentRecord, PointId, Repository,
 };
@@ -60,7 +61,7 @@ impl Shelf {
         let id = PointId::from_ms(ms).unwrap();
         let parent = parent.map(|ms| PointId::from_ms(ms).unwrap());
         let disk: DiskId = disk.parse().unwrap();
-        let lock = self.repository.lock(&disk.domain).unwrap();
+        let lock = self.repository.lock(&disk.domain, Wait::UNHEARD).unwrap();
         let pending = self.repository.begin(&lock, &disk, id, kind, ArchiveId([1; 16])).unwrap();
         drop(pending.writer());
         let staged = pending.path().with_file_name(format!(".{}.partial", pending.archive_name()));

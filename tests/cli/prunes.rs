@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::Range;
 
 use qdelta::formats::archive::Kind;
+use qdelta::vault::repository::storage::Wait;
 use qdelta::vault::repository::{Marks, PointId, Removal};
 use serde_json::Value;
 
@@ -163,7 +164,7 @@ fn a_guest_that_is_busy_stops_no_other() {
     for day in 0..3 {
         shelf.add("web/disk", day, Kind::Full, None);
     }
-    let lock = shelf.repository.lock(&"vm".parse().unwrap()).unwrap();
+    let lock = shelf.repository.lock(&"vm".parse().unwrap(), Wait::UNHEARD).unwrap();
     let run = on(&shelf, &["prune", "--keep-last", "1", "--json", "--trust-clock"]);
     drop(lock);
     assert_eq!(run.status, 5, "{}", run.stderr);
@@ -193,7 +194,7 @@ fn a_grace_by_a_clock_that_stood_ahead_begins_anew() {
     let points = of(&shelf, &["prune", "--keep-last", "2", "--dry-run"]);
     let first: PointId =
         points["guests"][0]["points"][0]["point"].as_str().unwrap().parse().unwrap();
-    let lock = shelf.repository.lock(&"vm".parse().unwrap()).unwrap();
+    let lock = shelf.repository.lock(&"vm".parse().unwrap(), Wait::UNHEARD).unwrap();
     let mark = |marks: &mut Marks| {
         let [at, until] =
             ["2990-01-01T00:00:00Z", "2991-01-01T00:00:00Z"].map(|it| it.parse().unwrap());

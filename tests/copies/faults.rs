@@ -7,7 +7,7 @@ use qdelta::flows::copies::{self, CopyRequest, RepairRequest};
 use qdelta::flows::merge::MergeOptions;
 use qdelta::vault::repository::storage::faulty::{Fault, Faulty};
 use qdelta::vault::repository::storage::memory::Memory;
-use qdelta::vault::repository::storage::{Name, Publish, Storage};
+use qdelta::vault::repository::storage::{Name, Publish, Storage, Wait};
 use qdelta::vault::repository::{Keep, Settings};
 use qdelta::{Cancel, Error, PointId, Repository, Silent};
 
@@ -56,7 +56,7 @@ fn repair(here: Arc<dyn Storage>, from: &Memory) -> qdelta::Result<()> {
 /// Another backup begins: what it removes belonged to nothing.
 fn clean(memory: &Memory, story: &str) {
     let repository = Repository::open_in(Arc::new(memory.clone())).unwrap();
-    let lock = repository.lock(&"vm".parse().unwrap()).unwrap();
+    let lock = repository.lock(&"vm".parse().unwrap(), Wait::UNHEARD).unwrap();
     let (cleaned, _) = repository.clean(&lock).unwrap();
     assert!(cleaned.kept.is_empty(), "{story}: {cleaned:?}");
 }
@@ -202,7 +202,7 @@ fn archives(memory: &Memory) -> Vec<Name> {
 /// without them.
 fn assert_kept(scene: &Scene, memory: &Memory, before: &[Name], story: &str) {
     let repository = Repository::open_in(Arc::new(memory.clone())).unwrap();
-    let lock = repository.lock(&"vm".parse().unwrap()).unwrap();
+    let lock = repository.lock(&"vm".parse().unwrap(), Wait::UNHEARD).unwrap();
     repository.clean(&lock).unwrap();
     let (now, readable) = (archives(memory), scene.readable(memory));
     let is_readable = |name: &Name| {

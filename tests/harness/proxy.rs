@@ -38,6 +38,8 @@ pub enum Fate {
     Flipped,
     /// The page of a list lacks the objects whose keys hold this, and counts without them.
     Lacks(&'static str),
+    /// The first of two texts in the answer is the second.
+    Swaps(&'static str, &'static str),
     /// A process is killed before it is passed on.
     KillBefore(u32),
     /// A process is killed after it is done, before the answer.
@@ -272,6 +274,11 @@ fn serve(
             }
             Fate::Lacks(what) => {
                 answer.body = without(std::str::from_utf8(&answer.body).unwrap(), what).into();
+                answer.set_header("Content-Length", &answer.body.len().to_string());
+            }
+            Fate::Swaps(new, old) => {
+                let body = std::str::from_utf8(&answer.body).unwrap().replace(new, old);
+                answer.body = body.into();
                 answer.set_header("Content-Length", &answer.body.len().to_string());
             }
             Fate::Flipped => {

@@ -8,6 +8,7 @@ use crate::harness::proxy::{Fate, Proxy};
 use crate::harness::repo::Repo;
 use crate::harness::store::{address, ask, endpoint, fresh_place, new_repo};
 use crate::harness::{Lab, args};
+use qdelta::vault::repository::storage::Wait;
 
 /// An answer that was cut is asked for again. One that somebody made shorter, and says so soundly, or that
 /// has another bit, is found by digests: no wrong byte is restored, and it is asked for again or named.
@@ -67,7 +68,7 @@ fn a_store_that_takes_its_time_is_waited_for() {
 #[test]
 fn a_folder_that_is_empty_again_is_no_finding() {
     let repo = new_repo();
-    drop(repo.open().lock(&"web".parse().unwrap()).unwrap());
+    drop(repo.open().lock(&"web".parse().unwrap(), Wait::UNHEARD).unwrap());
     repo.verify();
 }
 

@@ -1,45 +1,18 @@
 //! Lists that lack what is there: whatever they say, nothing good goes, and nothing begins anew.
 
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use crate::harness::images::patch;
-use crate::harness::proxy::{Fate, Proxy};
-use crate::harness::repo::{Repo, point_of};
-use crate::harness::store::{address, endpoint, fresh_place};
-use crate::harness::{Lab, args, qdelta, run, state};
+use qdelta::base::cancel::Cancel;
+use qdelta::vault::repository::storage::{LockMode, Storage, Wait};
 
-/// A guest behind a proxy with points of these kinds; and what each point holds.
-struct Guest {
-    lab: Lab,
-    proxy: Proxy,
-    place: String,
-    repo: Repo,
-    image: PathBuf,
-    points: Vec<(String, PathBuf)>,
-}
+use super::guest::Guest;
+use super::locks::{host, name};
+use crate::harness::proxy::Fate;
+use crate::harness::repo::{Repo, point_of};
+use crate::harness::store::endpoint;
+use crate::harness::{args, state};
 
 impl Guest {
-    fn new(kinds: &[&str]) -> Self {
-        let (lab, proxy, place) = (Lab::new(), Proxy::new(endpoint()), fresh_place());
-        // In the plain: the list that the proxy cuts must say which object is which.
-        let address = address(&proxy.endpoint, &place);
-        run(qdelta(args!["init", address.as_path()])).ok();
-        let repo = Repo::at(address).without_ring();
-        let image = lab.path("image.raw");
-        std::fs::write(&image, vec![1; 1 << 20]).unwrap();
-        let mut guest = Self { lab, proxy, place, repo, image, points: Vec::new() };
-        for (number, kind) in kinds.iter().enumerate() {
-            patch(&guest.image, (number as u64) << 17, &[number as u8 + 2; 70_000]);
-            let options = ["--format", "raw", "--kind", kind];
-            let point = point_of(&guest.repo.backup(&guest.image, "vm/disk", &options));
-            let kept = guest.lab.path(format!("{number}.raw"));
-            std::fs::copy(&guest.image, &kept).unwrap();
-            guest.points.push((point, kept));
-        }
-        guest
-    }
-
     /// From now on every list lacks the archive of this point.
     fn lack_archive(&self, number: usize) {
         let archive: &'static str = format!("{}-", self.points[number].0).leak();
@@ -49,15 +22,29 @@ impl Guest {
         });
     }
 
+    /// What a list tells the manifest of a point from another by.
+    fn etag(&self, point: &str) -> String {
+        let file = name("points").join(&format!("{point}.json"));
+        let entry = host(endpoint(), &self.place, 60).entry(&file).unwrap().unwrap();
+        entry.version.unwrap().trim_matches('"').to_owned()
+    }
+
+    /// From now on every list shows the manifest of a point as it was.
+    fn list_as_before(&self, point: &str, before: String) {
+        let now = self.etag(point);
+        assert_ne!(now, before);
+        let (now, before): (&'static str, &'static str) = (now.leak(), before.leak());
+        self.proxy.judge(move |_, seen| match seen.target.contains("list-type") {
+            true => Fate::Swaps(now, before),
+            false => Fate::Pass,
+        });
+    }
+
     /// Every point is there, whole.
     #[track_caller]
     fn assert_has_all(&self) {
-        self.proxy.pass();
-        let direct = self.repo.copy_at(address(endpoint(), &self.place));
-        for (point, content) in &self.points {
-            direct.assert_restores_raw(&self.lab, &format!("vm/disk@{point}"), content);
-        }
-        direct.verify();
+        self.assert_has(&self.points);
+        self.direct().verify();
     }
 }
 
@@ -93,14 +80,86 @@ fn a_list_that_lacks_an_archive_lets_nothing_go() {
 fn a_list_that_lacks_an_archive_does_not_break_a_chain() {
     let mut guest = Guest::new(&["full", "incremental"]);
     guest.lack_archive(0);
-    patch(&guest.image, 3 << 17, &[9; 70_000]);
+    guest.change();
     let said = guest.repo.backup(&guest.image, "vm/disk", &["--format", "raw"]);
     assert_eq!(said["kind"], "incremental", "{said}");
-    guest.points.push((point_of(&said), guest.image.clone()));
+    guest.keep(point_of(&said));
     let merge = args!["merge", format!("vm@{}..{}", guest.points[0].0, guest.points[1].0)];
     let said = guest.repo.run(merge).fails_with(1);
     assert!(said.contains("lacks"), "{said}");
     guest.assert_has_all();
+}
+
+/// A prune was killed when it was settled that a point goes, and somebody pinned it. On a host that had not seen the point
+/// a list lacked its manifest, and so its pin: its archive went.
+#[test]
+fn a_list_that_lacks_a_pinned_point_lets_it_not_go() {
+    let guest = Guest::new(&["full", "full", "full"]);
+    let first = guest.points[0].0.clone();
+    let (repository, domain) = (guest.direct().open(), "vm".parse().unwrap());
+    let lock = repository.lock(&domain, Wait::UNHEARD).unwrap();
+    let going = [first.parse().unwrap()].into_iter().collect();
+    repository.condemn(&lock, &going, &Cancel::default()).unwrap();
+    drop(lock);
+    guest.direct().run(args!["pin", format!("vm@{first}")]).ok();
+    let lacks: &'static str = format!("points/{first}").leak();
+    guest.proxy.judge(move |_, seen| match seen.target.contains("list-type") {
+        true => Fate::Lacks(lacks),
+        false => Fate::Pass,
+    });
+    let fresh = guest.lab.path("state");
+    let prune = args!["prune", "--keep-last", "9", "--state", fresh.as_path()];
+    let said = guest.repo.run(prune.clone()).fails_with(1);
+    assert!(said.contains("lacks") && said.contains("which is there"), "{said}");
+    guest.assert_has_all();
+    guest.repo.run(prune).ok();
+    guest.assert_has_all();
+}
+
+/// A list showed the manifest of a point as it was before somebody pinned the point, and this host had that manifest in its
+/// cache: the point was removed.
+#[test]
+fn a_list_that_shows_a_point_without_its_pin_lets_it_not_go() {
+    let guest = Guest::new(&["full", "full", "full"]);
+    let first = guest.points[0].0.clone();
+    let (repository, domain) = (guest.direct().open(), "vm".parse().unwrap());
+    let lock = repository.lock(&domain, Wait::UNHEARD).unwrap();
+    let going = [first.parse().unwrap()].into_iter().collect();
+    repository.condemn(&lock, &going, &Cancel::default()).unwrap();
+    drop(lock);
+    guest.repo.run(args!["points"]).ok();
+    let before = guest.etag(&first);
+    guest.direct().run(args!["pin", format!("vm@{first}")]).ok();
+    guest.list_as_before(&first, before);
+    let prune = args!["prune", "--keep-last", "9"];
+    let said = guest.repo.run(prune.clone()).fails_with(1);
+    assert!(said.contains("as it was before"), "{said}");
+    guest.assert_has_all();
+    guest.repo.run(prune).ok();
+    guest.assert_has_all();
+}
+
+/// A list showed the manifest of a point as it was before another host had merged the points below it: the merged archive
+/// was one that no manifest named, and the next backup removed it.
+#[test]
+fn a_list_that_shows_a_point_before_it_was_merged_lets_nothing_go() {
+    let mut guest = Guest::new(&["full", "incremental", "incremental"]);
+    let [first, second] = [0, 1].map(|number| guest.points[number].0.clone());
+    guest.repo.run(args!["points"]).ok();
+    let before = guest.etag(&second);
+    // What was merged stays as long as somebody reads.
+    let reader = host(endpoint(), &guest.place, 60);
+    let reads = reader.lock(&name(".keep"), LockMode::Shared, Wait::UNHEARD).unwrap();
+    guest.direct().run(args!["merge", format!("vm@{first}..{second}"), "--io", "threads"]).ok();
+    guest.list_as_before(&second, before);
+    guest.change();
+    let report = guest.repo.backup(&guest.image, "vm/disk", &["--format", "raw"]);
+    guest.keep(point_of(&report));
+    drop(reads);
+    guest.assert_has(&guest.points[1..]);
+    guest.direct().run(args!["prune", "--keep-last", "9"]).ok();
+    guest.assert_has(&guest.points[1..]);
+    guest.direct().verify();
 }
 
 /// Points that another host has removed were asked for one after the other by each prune. Counted by how many are on

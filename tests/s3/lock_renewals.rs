@@ -2,15 +2,38 @@
 //! ends that with one object that he may write.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use crate::harness::images::patch;
 use crate::harness::proxy::Proxy;
 use crate::harness::repo::{ADMIN, Repo, point_of};
 use crate::harness::store::{LOCKED_BUCKET, ask, endpoint, locked_place};
-use crate::harness::{Lab, args, qdelta, run};
+use crate::harness::{Lab, Outcome, args, qdelta, run};
 
 use super::object_locks::{locked, prefix, versions};
+
+/// A guest whose files a store locks.
+struct Locked {
+    _lab: Lab,
+    repo: Repo,
+    image: PathBuf,
+}
+
+impl Locked {
+    fn new() -> Self {
+        let (lab, repo) = (Lab::new(), locked("1d"));
+        let image = lab.path("image.raw");
+        std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+        Self { _lab: lab, repo, image }
+    }
+
+    /// The guest writes and is backed up, whatever comes of it.
+    fn night(&self, number: u8) -> Outcome {
+        patch(&self.image, u64::from(number % 8) << 17, &[number; 70_000]);
+        self.repo.backup_run(&self.image, "vm/disk", &["--format", "raw"]).sane()
+    }
+}
 
 /// For how many hours from now on every point of a repository is locked at least.
 #[track_caller]
@@ -210,23 +233,16 @@ fn strange_objects_hide_nothing() {
 /// of the real one ended.
 #[test]
 fn what_was_written_over_or_hidden_stays_locked() {
-    let lab = Lab::new();
-    let repo = locked("1d");
-    let image = lab.path("image.raw");
-    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
-    let night = |number: u8| {
-        patch(&image, u64::from(number) << 17, &[number; 70_000]);
-        let words = args!["backup", image.as_path(), "--disk", "vm/disk", "--format", "raw"];
-        repo.run([words, args!["--json", "--io", "threads"]].concat()).sane()
-    };
+    let guest = Locked::new();
+    let repo = &guest.repo;
     let is_told = |number: u8| {
-        let report = night(number).json();
+        let report = guest.night(number).json();
         let warnings = report["warnings"].as_array().unwrap().clone();
         warnings.iter().any(|it| it["code"] == "written-over")
     };
     assert!(!is_told(2) && !is_told(3), "nothing was written over");
     let archives: Vec<_> =
-        versions(&repo).into_iter().filter(|(key, _)| key.ends_with(".qdelta")).collect();
+        versions(repo).into_iter().filter(|(key, _)| key.ends_with(".qdelta")).collect();
     assert_eq!(archives.len(), 2);
     // The real versions, and not the newest ones.
     let least = |days: i64| {
@@ -235,17 +251,17 @@ fn what_was_written_over_or_hidden_stays_locked() {
             assert!(hours > days * 24, "{key} {id}: {hours} hours");
         }
     };
-    set_days(&repo, 10);
+    set_days(repo, 10);
     for (key, _) in &archives {
         ask("PUT", &format!("/{LOCKED_BUCKET}/{key}"), args!["--data-binary", "rubbish"]).ok();
     }
     assert!(is_told(4), "nothing is said of what was written over");
     least(8);
-    set_days(&repo, 20);
+    set_days(repo, 20);
     for (key, _) in &archives {
         ask("DELETE", &format!("/{LOCKED_BUCKET}/{key}"), Vec::new()).ok();
     }
-    night(5);
+    guest.night(5);
     least(17);
     // A lock that ends before the next backup is said to be short.
     let short = run(qdelta(args!["init", locked_place(), "--lock", "1h"])).ok();
@@ -256,16 +272,10 @@ fn what_was_written_over_or_hidden_stays_locked() {
 /// the eight oldest nor among the eight newest: its lock ended.
 #[test]
 fn what_was_hidden_and_then_written_stays_locked() {
-    let lab = Lab::new();
-    let repo = locked("1d");
-    let image = lab.path("image.raw");
-    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
-    let night = |number: u8| {
-        patch(&image, u64::from(number) << 17, &[number; 70_000]);
-        repo.backup(&image, "vm/disk", &["--format", "raw"])
-    };
-    let first = point_of(&night(1));
-    night(2);
+    let guest = Locked::new();
+    let repo = &guest.repo;
+    let first = point_of(&guest.night(1).json());
+    guest.night(2);
     for _ in 0..5 {
         for command in ["pin", "unpin"] {
             repo.run(args![command, format!("vm@{first}")]).ok();
@@ -273,14 +283,14 @@ fn what_was_hidden_and_then_written_stays_locked() {
     }
     // Of each file the version that counts is the newest now.
     let mut real: Vec<(String, String)> = Vec::new();
-    for (key, id) in versions(&repo) {
+    for (key, id) in versions(repo) {
         let is_counted = key.ends_with(".qdelta") || key.ends_with(&format!("/{first}.json"));
         if is_counted && real.iter().all(|(other, _)| *other != key) {
             real.push((key, id));
         }
     }
     assert_eq!(real.len(), 3, "{real:?}");
-    set_days(&repo, 10);
+    set_days(repo, 10);
     for (key, _) in &real {
         let target = format!("/{LOCKED_BUCKET}/{key}");
         ask("DELETE", &target, Vec::new()).ok();
@@ -288,8 +298,7 @@ fn what_was_hidden_and_then_written_stays_locked() {
             ask("PUT", &target, args!["--data-binary", format!("rubbish {number}")]).ok();
         }
     }
-    let words = args!["backup", image.as_path(), "--disk", "vm/disk", "--format", "raw"];
-    repo.run([words, args!["--io", "threads"]].concat()).sane();
+    guest.night(3);
     // It was said that nothing was written over, as what lies below is a mark of removal.
     let told = repo.run(args!["points"]).stderr;
     assert!(told.contains("written over") && told.contains(".qdelta"), "{told}");

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use qdelta::ErrorKind;
-use qdelta::vault::repository::storage::{Local, LockMode, Locked, Name, Publish, S3, Storage};
+use qdelta::vault::repository::storage::{
+    Local, LockMode, Locked, Name, Publish, S3, Storage, Wait,
+};
 
 use crate::harness::images::filled;
 use crate::harness::proxy::{Fate, NONE, Proxy};
@@ -16,11 +18,11 @@ use crate::harness::store::{BUCKET, address, ask, endpoint, fresh_place, storage
 use crate::harness::{Lab, args, qdelta, run, tool};
 
 /// A place whose locks hold for some seconds, as one host sees it.
-fn host(endpoint: &str, place: &str, lease: u64) -> S3 {
+pub(super) fn host(endpoint: &str, place: &str, lease: u64) -> S3 {
     storage(format!("{}&lease={lease}", address(endpoint, place).display()).as_ref())
 }
 
-fn name(last: &str) -> Name {
+pub(super) fn name(last: &str) -> Name {
     Name::top().join("vm").join(last)
 }
 
@@ -31,7 +33,7 @@ fn put(store: &S3, name: &Name, how: Publish) -> Result<(), qdelta::Error> {
     staged.publish(how).map_err(|unpublished| unpublished.error)
 }
 
-fn is_held(locked: &Locked) -> bool {
+pub(super) fn is_held(locked: &Locked) -> bool {
     matches!(locked, Locked::Held(_))
 }
 
@@ -46,9 +48,9 @@ fn one_has_a_lock_alone_or_several_share_it() {
         (Shared, Exclusive, false),
         (Shared, Shared, true),
     ] {
-        let held = one.lock(&name(".keep"), first).unwrap();
+        let held = one.lock(&name(".keep"), first, Wait::UNHEARD).unwrap();
         assert!(is_held(&held));
-        let busy = other.lock(&name(".keep"), second).unwrap();
+        let busy = other.lock(&name(".keep"), second, Wait::UNHEARD).unwrap();
         assert_eq!(is_held(&busy), expected, "{second:?} beside {first:?}");
         if let Locked::Busy(who) = &busy {
             assert!(who.contains(&format!("process {} on", std::process::id())), "{who}");
@@ -56,7 +58,7 @@ fn one_has_a_lock_alone_or_several_share_it() {
         drop((held, busy));
         // No trace of either is left.
         assert!(other.list(&Name::top().join("vm")).is_err());
-        assert!(is_held(&other.lock(&name(".keep"), second).unwrap()));
+        assert!(is_held(&other.lock(&name(".keep"), second, Wait::UNHEARD).unwrap()));
     }
 }
 
@@ -72,7 +74,7 @@ fn of_many_who_reach_for_a_lock_one_has_it() {
                 let mode = if number < 4 { LockMode::Exclusive } else { LockMode::Shared };
                 scope.spawn(move || {
                     barrier.wait();
-                    let locked = store.lock(&name(".lock"), mode).unwrap();
+                    let locked = store.lock(&name(".lock"), mode, Wait::UNHEARD).unwrap();
                     barrier.wait();
                     (mode, is_held(&locked))
                 })
@@ -93,19 +95,19 @@ fn a_host_that_went_silent_loses_its_lock_and_can_change_nothing() {
     let place = fresh_place();
     let proxy = Proxy::new(endpoint());
     let (sleeper, other) = (host(&proxy.endpoint, &place, 4), host(endpoint(), &place, 4));
-    let held = sleeper.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let held = sleeper.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     assert!(is_held(&held));
     put(&sleeper, &name("first"), Publish::New).unwrap();
     // Renewed all the while.
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(6) {
-        assert!(!is_held(&other.lock(&name(".lock"), LockMode::Exclusive).unwrap()));
+        assert!(!is_held(&other.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap()));
         std::thread::sleep(Duration::from_millis(300));
     }
     // Its process lives on this host, so nothing but the lease says that it is dead.
     proxy.judge(|_, _| Fate::Lost);
     let taken = loop {
-        match other.lock(&name(".lock"), LockMode::Exclusive).unwrap() {
+        match other.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap() {
             Locked::Busy(_) => std::thread::sleep(Duration::from_millis(100)),
             held => break held,
         }
@@ -119,7 +121,7 @@ fn a_host_that_went_silent_loses_its_lock_and_can_change_nothing() {
     assert_eq!(sleeper.remove(&name("first")).unwrap_err().kind(), ErrorKind::Busy);
     // The loser's end does not end the lock of the other.
     drop(held);
-    assert!(!is_held(&sleeper.lock(&name(".lock"), LockMode::Exclusive).unwrap()));
+    assert!(!is_held(&sleeper.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap()));
     let mut names: Vec<_> = other.list(&Name::top().join("vm")).unwrap().into_iter().collect();
     names.retain(|entry| !entry.name.starts_with('.'));
     let names: Vec<&str> = names.iter().map(|entry| entry.name.as_str()).collect();
@@ -140,18 +142,20 @@ fn a_wrong_date_in_front_of_the_store_makes_no_lock_dead() {
     let hosts = |lease| [0, 1].map(|number| host(&proxies[number].endpoint, &place, lease));
     let [one, other] = hosts(12);
     for (first, second) in [(Exclusive, Exclusive), (Exclusive, Shared), (Shared, Exclusive)] {
-        let held = one.lock(&name(".keep"), first).unwrap();
-        let busy = other.lock(&name(".keep"), second).unwrap();
+        let held = one.lock(&name(".keep"), first, Wait::UNHEARD).unwrap();
+        let busy = other.lock(&name(".keep"), second, Wait::UNHEARD).unwrap();
         assert!(is_held(&held) && !is_held(&busy), "{second:?} beside {first:?}");
         drop((busy, held));
     }
     // Whoever is silent for a whole lease is dead all the same.
     let [one, other] = hosts(6);
-    let (alone, shared) =
-        (one.lock(&name(".lock"), Exclusive).unwrap(), one.lock(&name(".keep"), Shared).unwrap());
+    let (alone, shared) = (
+        one.lock(&name(".lock"), Exclusive, Wait::UNHEARD).unwrap(),
+        one.lock(&name(".keep"), Shared, Wait::UNHEARD).unwrap(),
+    );
     proxies[0].judge(|_, _| Fate::Lost);
     for lock in [".lock", ".keep"] {
-        assert!(is_held(&other.lock(&name(lock), Exclusive).unwrap()), "{lock}");
+        assert!(is_held(&other.lock(&name(lock), Exclusive, Wait::UNHEARD).unwrap()), "{lock}");
     }
     proxies[0].pass();
     drop((alone, shared));
@@ -170,7 +174,9 @@ fn a_holder_knows_whether_its_lock_was_taken() {
             }
         };
         let holder = storage();
-        let Locked::Held(lock) = holder.lock(&name(".lock"), LockMode::Exclusive).unwrap() else {
+        let Locked::Held(lock) =
+            holder.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap()
+        else {
             panic!("nobody has it")
         };
         lock.prove(Duration::ZERO).unwrap();
@@ -179,7 +185,7 @@ fn a_holder_knows_whether_its_lock_was_taken() {
             false => std::fs::remove_file(lab.path("vm/.lock")).unwrap(),
         }
         let thief = storage();
-        assert!(is_held(&thief.lock(&name(".lock"), LockMode::Exclusive).unwrap()));
+        assert!(is_held(&thief.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap()));
         // What was proved a moment ago is not looked at.
         lock.prove(Duration::from_secs(3600)).unwrap_or_else(|_| assert!(!in_a_store));
         let error = lock.prove(Duration::ZERO).unwrap_err();
@@ -193,7 +199,7 @@ fn a_host_that_comes_back_in_time_keeps_its_lock() {
     let place = fresh_place();
     let proxy = Proxy::new(endpoint());
     let store = host(&proxy.endpoint, &place, 3);
-    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     proxy.judge(|_, _| Fate::Lost);
     std::thread::sleep(Duration::from_secs(4));
     proxy.pass();
@@ -208,7 +214,7 @@ fn a_lock_that_was_renewed_late_holds_on() {
     let place = fresh_place();
     let proxy = Proxy::new(endpoint());
     let store = host(&proxy.endpoint, &place, 3);
-    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     let begin = Instant::now();
     proxy.judge(move |_, seen| {
         let is_renewal = seen.method == "PUT" && seen.target.contains("/vm/.lock");
@@ -229,7 +235,7 @@ fn one_answer_that_a_lock_is_missing_loses_it_not() {
     let place = fresh_place();
     let proxy = Proxy::new(endpoint());
     let store = host(&proxy.endpoint, &place, 3);
-    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     let Locked::Held(lock) = &held else { panic!("nobody has it") };
     for method in ["PUT", "GET"] {
         let mut was_missing = false;
@@ -248,7 +254,7 @@ fn one_answer_that_a_lock_is_missing_loses_it_not() {
 }
 
 /// Somebody of another host leaves a lock.
-fn leave_lock(place: &str, lock: &str, lease: u64) {
+pub(super) fn leave_lock(place: &str, lock: &str, lease: u64) {
     let text = format!(
         r#"{{"owner":"aa","holder":"process 7 on other","process":{{"boot":"b","namespace":"n","id":7,"began":"5"}},"renewals":3,"lease":{lease}}}"#
     );
@@ -264,7 +270,10 @@ fn a_lock_whose_age_nobody_knows_is_watched() {
         proxy.modified_ahead.store(ahead, Ordering::SeqCst);
         leave_lock(&place, ".lock", 3);
         let store = host(&proxy.endpoint, &place, 3);
-        assert!(is_held(&store.lock(&name(".lock"), LockMode::Exclusive).unwrap()), "{ahead}");
+        assert!(
+            is_held(&store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap()),
+            "{ahead}"
+        );
     }
 }
 
@@ -275,13 +284,15 @@ fn a_store_that_tells_no_date_has_locks() {
     let proxy = Proxy::new(endpoint());
     proxy.date_ahead.store(NONE, Ordering::SeqCst);
     let store = host(&proxy.endpoint, &place, 3);
-    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     assert!(is_held(&held));
     std::thread::sleep(Duration::from_secs(2));
     put(&store, &name("first"), Publish::New).unwrap();
     drop(held);
     assert!(is_held(
-        &host(endpoint(), &place, 3).lock(&name(".lock"), LockMode::Exclusive).unwrap()
+        &host(endpoint(), &place, 3)
+            .lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD)
+            .unwrap()
     ));
 }
 
@@ -294,7 +305,7 @@ fn either_clock_of_a_store_may_judge_signatures() {
         let proxy = Proxy::new(endpoint());
         proxy.modified_ahead.store(ahead, Ordering::SeqCst);
         let store = host(&proxy.endpoint, &place, 8);
-        let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+        let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
         put(&store, &name("first"), Publish::New).unwrap();
         put(&store, &name("second"), Publish::New).unwrap();
         store.remove(&name("first")).unwrap();
@@ -313,7 +324,8 @@ fn a_lock_that_holds_for_long_is_not_watched() {
     proxy.date_ahead.store(7200, Ordering::SeqCst);
     leave_lock(&place, ".lock", 3600);
     let store = host(&proxy.endpoint, &place, 3);
-    let Locked::Busy(who) = store.lock(&name(".lock"), LockMode::Exclusive).unwrap() else {
+    let Locked::Busy(who) = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap()
+    else {
         panic!("somebody may have it")
     };
     assert!(who.contains("longer than this host waits"), "{who}");
@@ -338,7 +350,7 @@ fn delay_a_change(ahead: i64) {
     let proxy = Proxy::new(endpoint());
     proxy.date_ahead.store(ahead, Ordering::SeqCst);
     let store = host(&proxy.endpoint, &place, 3);
-    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     // On its way for longer than the lease; whatever is sent after that passes.
     let mut was_slow = false;
     proxy.judge(move |_, seen| {
@@ -396,7 +408,7 @@ fn a_holder_that_proc_hides_is_alive() {
     run(tool("install", args!["-m", "755", binary(), program.as_path()])).ok();
     run(as_root("chown", args!["-R", "65534:65534", lab.dir()])).ok();
     let store = host(endpoint(), &place, 60);
-    let held = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     assert!(is_held(&held));
     let script = "mount -t proc -o hidepid=2 proc /proc && \
                   exec setpriv --reuid=65534 --regid=65534 --clear-groups \
@@ -425,14 +437,14 @@ fn commands_are_refused_beside_each_other_as_in_a_folder() {
     let output = lab.path("restored.raw");
     let backup = args!["backup", image.as_path(), "--disk", "vm/disk"];
     let restore = args!["restore", "vm/disk", output.as_path(), "--force"];
-    let writes = store.lock(&name(".lock"), LockMode::Exclusive).unwrap();
+    let writes = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     let said = repo.run(backup.clone()).fails_with(5);
     assert!(said.contains("is being written to by process"), "{said}");
     repo.run(restore.clone()).ok();
-    let removes = store.lock(&name(".keep"), LockMode::Exclusive).unwrap();
+    let removes = store.lock(&name(".keep"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     repo.run(restore.clone()).fails_with(5);
     drop((writes, removes));
-    let reads = store.lock(&name(".keep"), LockMode::Shared).unwrap();
+    let reads = store.lock(&name(".keep"), LockMode::Shared, Wait::UNHEARD).unwrap();
     repo.run(backup).ok();
     repo.run(restore).ok();
     drop(reads);

@@ -3,49 +3,19 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::guest::Guest;
 use crate::harness::images::patch;
 use crate::harness::proxy::{Fate, Proxy};
-use crate::harness::repo::{Repo, point_of};
+use crate::harness::repo::{ADMIN, Repo, point_of};
 use crate::harness::store::{BUCKET, address, ask, endpoint, fresh_place};
-use crate::harness::{Lab, args, qdelta, run};
+use crate::harness::{Lab, args};
 
-/// A guest with three points, behind a proxy; and what each point holds.
-struct Guest {
-    lab: Lab,
-    proxy: Proxy,
-    place: String,
-    repo: Repo,
-    image: PathBuf,
-    points: Vec<(String, PathBuf)>,
+/// A guest with a full and two that build on it.
+fn guest() -> Guest {
+    Guest::new(&["full", "incremental", "incremental"])
 }
 
 impl Guest {
-    fn new() -> Self {
-        let (lab, proxy, place) = (Lab::new(), Proxy::new(endpoint()), fresh_place());
-        // In the plain: whoever steals must know which object is which.
-        let address = address(&proxy.endpoint, &place);
-        run(qdelta(args!["init", address.as_path()])).ok();
-        let repo = Repo::at(address).without_ring();
-        let image = lab.path("image.raw");
-        std::fs::write(&image, vec![1; 1 << 20]).unwrap();
-        let mut guest = Self { lab, proxy, place, repo, image, points: Vec::new() };
-        (0..3).for_each(|number| guest.back_up(number));
-        guest
-    }
-
-    fn back_up(&mut self, number: u8) {
-        patch(&self.image, u64::from(number) << 17, &[number + 2; 70_000]);
-        let point = point_of(&self.repo.backup(&self.image, "vm/disk", &["--format", "raw"]));
-        let kept = self.lab.path(format!("{number}.raw"));
-        std::fs::copy(&self.image, &kept).unwrap();
-        self.points.push((point, kept));
-    }
-
-    /// The repository as another host reaches it.
-    fn direct(&self) -> Repo {
-        self.repo.copy_at(address(endpoint(), &self.place))
-    }
-
     /// Somebody removes the lock of a host that is just giving an object its name, and another host backs up and cleans
     /// up meanwhile.
     fn steal_at(&self, object: String) {
@@ -67,14 +37,11 @@ impl Guest {
         });
     }
 
-    /// Every one of these points is there, whole.
+    /// The lock was stolen, and every one of these points is there, whole.
     #[track_caller]
-    fn assert_has(&self, points: &[(String, PathBuf)]) {
+    fn assert_still_has(&self, points: &[(String, PathBuf)]) {
         assert!(self.lab.path("stolen").exists(), "the lock was never stolen");
-        self.proxy.pass();
-        for (point, content) in points {
-            self.direct().assert_restores_raw(&self.lab, &format!("vm/disk@{point}"), content);
-        }
+        self.assert_has(points);
     }
 }
 
@@ -83,17 +50,17 @@ impl Guest {
 /// points were lost.
 #[test]
 fn a_merge_whose_lock_is_stolen_loses_no_point() {
-    let guest = Guest::new();
+    let guest = guest();
     let [first, second, _] = [0, 1, 2].map(|number| guest.points[number].0.clone());
     guest.steal_at(format!("/vm/points/{second}.json"));
     let merge = args!["merge", format!("vm@{first}..{second}"), "--io", "threads"];
     let said = guest.repo.run(merge.clone()).fails_with(5);
     assert!(said.contains("was taken by somebody else"), "{said}");
-    guest.assert_has(&guest.points);
+    guest.assert_still_has(&guest.points);
     guest.direct().verify();
     guest.repo.run(merge).ok();
     guest.direct().verify();
-    guest.assert_has(&guest.points[1..]);
+    guest.assert_still_has(&guest.points[1..]);
     guest.repo.assert_no_leftovers();
 }
 
@@ -102,7 +69,7 @@ fn a_merge_whose_lock_is_stolen_loses_no_point() {
 /// newest points were lost.
 #[test]
 fn a_merge_that_lost_its_lock_takes_nothing_back_that_goes() {
-    let guest = Guest::new();
+    let guest = guest();
     let [first, second, _] = [0, 1, 2].map(|number| guest.points[number].0.clone());
     let (place, stolen, merged) =
         (guest.place.clone(), guest.lab.path("stolen"), format!("/vm/points/{second}.json"));
@@ -133,30 +100,30 @@ fn a_merge_that_lost_its_lock_takes_nothing_back_that_goes() {
     for name in replaced {
         ask("DELETE", &format!("/{BUCKET}/{}/{name}", guest.place), Vec::new()).ok();
     }
-    guest.assert_has(&guest.points[1..]);
+    guest.assert_still_has(&guest.points[1..]);
     guest.direct().run(args!["prune", "--keep-last", "9"]).ok();
     guest.direct().verify();
-    guest.assert_has(&guest.points[1..]);
+    guest.assert_still_has(&guest.points[1..]);
 }
 
 /// A prune, which merges and then drops, loses no point either.
 #[test]
 fn a_prune_whose_lock_is_stolen_loses_no_point() {
-    let guest = Guest::new();
+    let guest = guest();
     let last = guest.points[2].0.clone();
     let prune = args!["prune", "--keep-last", "1", "--grace", "0", "--json"];
     guest.repo.edit_settings(|text| text.replace("merge_share = 25", "merge_share = 1"));
     guest.steal_at(format!("/vm/points/{last}.json"));
     let outcome = guest.repo.run(prune).sane();
     assert_ne!(outcome.code(), Some(0), "{}", outcome.report());
-    guest.assert_has(&guest.points[2..]);
+    guest.assert_still_has(&guest.points[2..]);
     guest.direct().verify();
 }
 
 /// Nor does a full that is made by merging.
 #[test]
 fn a_synthetic_full_whose_lock_is_stolen_loses_no_point() {
-    let mut guest = Guest::new();
+    let mut guest = guest();
     // Its own point stands before the merge: the second time that its manifest is written.
     let stolen = guest.lab.path("stolen");
     let (place, thief) = (guest.place.clone(), guest.direct());
@@ -179,26 +146,80 @@ fn a_synthetic_full_whose_lock_is_stolen_loses_no_point() {
         guest.repo.backup_run(&guest.image, "vm/disk", &["--format", "raw", "--synthetic"]);
     let made = point_of(&outcome.sane().json());
     guest.points.push((made, guest.image.clone()));
-    guest.assert_has(&guest.points);
+    guest.assert_still_has(&guest.points);
+    guest.direct().verify();
+}
+
+/// A full that had got its place when the lock was lost was said to be none.
+#[test]
+fn a_synthetic_full_that_stands_is_said_to_be_one() {
+    let mut guest = guest();
+    let stolen = guest.lab.path("stolen");
+    let place = guest.place.clone();
+    let (mut written, mut stands) = (std::collections::BTreeSet::new(), false);
+    guest.proxy.judge(move |_, seen| {
+        let name = seen.target.split('?').next().unwrap().to_owned();
+        if seen.method == "PUT" && name.contains("/vm/points/2") && name.ends_with(".json") {
+            stands |= !written.insert(name);
+        } else if stands && seen.method == "GET" && name.ends_with("/vm/.lock") && !stolen.exists()
+        {
+            ask("DELETE", &format!("/{BUCKET}/{place}/vm/.lock"), Vec::new()).ok();
+            std::fs::write(&stolen, "").unwrap();
+        }
+        Fate::Pass
+    });
+    guest.change();
+    let options = ["--format", "raw", "--synthetic"];
+    let report = guest.repo.backup(&guest.image, "vm/disk", &options);
+    guest.keep(point_of(&report));
+    let told = report["warnings"].to_string();
+    assert!(told.contains("is a full now") && !told.contains("is no full"), "{told}");
+    assert_eq!((&report["kind"], report["parent"].is_null()), (&"full".into(), true), "{report}");
+    guest.assert_still_has(&guest.points);
+    guest.direct().verify();
+}
+
+/// Another host cleaned up what a repair had brought and no manifest named yet: then the manifest named it, and it was
+/// said to be mended.
+#[test]
+fn a_repair_whose_lock_is_stolen_says_of_nothing_that_it_is_mended() {
+    let guest = Guest::new(&["full", "full", "full"]);
+    let copy = Repo::init(guest.lab.path("copy"));
+    guest.repo.run(args!["copy", "--to", copy.path.as_path()]).ok();
+    let point = guest.points[1].0.clone();
+    let files = guest.repo.files().into_iter().map(|it| it.display().to_string());
+    let mut archives = files.filter(|it| it.ends_with(".qdelta") && it.contains(&point));
+    let archive = format!("/{BUCKET}/{}/{}", guest.place, archives.next().unwrap());
+    ask("PUT", &archive, args!["--data-binary", "rubbish"]).ok();
+    guest.steal_at(format!("/vm/points/{point}.json"));
+    let repair = args!["repair", "--from", copy.path.as_path(), "--io", "threads"];
+    let outcome = guest.repo.run(repair.clone()).sane();
+    assert_ne!(outcome.code(), Some(0), "{}", outcome.report());
+    let said = format!("{}{}", outcome.text(), outcome.stderr);
+    assert!(said.contains("was taken by somebody else"), "{said}");
+    assert!(said.contains("is not mended") && !said.contains("1 file mended"), "{said}");
+    guest.proxy.pass();
+    guest.repo.run(repair).ok();
+    guest.assert_still_has(&guest.points);
     guest.direct().verify();
 }
 
 /// A backup whose lock is stolen just before its manifest gets its name does not say that all is well.
 #[test]
 fn a_backup_whose_lock_is_stolen_says_so() {
-    let guest = Guest::new();
+    let guest = guest();
     guest.steal_at(".json".to_owned());
     patch(&guest.image, 3 << 17, &[9; 70_000]);
     let said = guest.repo.backup_run(&guest.image, "vm/disk", &["--format", "raw"]).fails_with(5);
     assert!(said.contains("was taken by somebody else"), "{said}");
-    guest.assert_has(&guest.points);
+    guest.assert_still_has(&guest.points);
 }
 
 /// A list lacked a point on which nothing else in the list was built: the point before it was dropped, on which it
 /// was.
 #[test]
 fn a_list_that_lacks_a_point_lets_nothing_go() {
-    let mut guest = Guest::new();
+    let mut guest = guest();
     patch(&guest.image, 0, &[7; 70_000]);
     let full = guest.repo.backup(&guest.image, "vm/disk", &["--format", "raw", "--kind", "full"]);
     guest.points.push((point_of(&full), guest.lab.path("full.raw")));
@@ -216,11 +237,34 @@ fn a_list_that_lacks_a_point_lets_nothing_go() {
         });
         let said = guest.repo.run(command).fails_with(1);
         assert!(said.contains("lacks") && said.contains("which is there"), "{said}");
-        guest.assert_has(&guest.points);
+        guest.assert_still_has(&guest.points);
     }
     // What another host has removed is missed by nobody.
     guest.direct().run(prune.clone()).ok();
     guest.proxy.pass();
     guest.repo.run(prune).ok();
-    guest.assert_has(&guest.points[3..]);
+    guest.assert_still_has(&guest.points[3..]);
+}
+
+/// Two admins removed a key each at the same time: each saw the other's, and none was left.
+#[test]
+fn the_last_two_keys_are_not_removed_at_once() {
+    let (lab, place, proxy) = (Lab::new(), fresh_place(), Proxy::new(endpoint()));
+    let repo = Repo::encrypted_by(address(endpoint(), &place), lab.path("recovery.key"));
+    repo.run(args!["key", "add", "second", "--recipient", ADMIN]).ok();
+    let list = repo.run(args!["key", "list", "--json"]).ok().json();
+    let names = list["keys"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap());
+    let first = names.filter(|name| *name != "second").collect::<String>();
+    let behind = repo.copy_at(address(&proxy.endpoint, &place));
+    let (other, mut is_removed) = (behind.copy_at(repo.path.clone()), false);
+    proxy.judge(move |_, seen| {
+        if seen.method == "DELETE" && !std::mem::replace(&mut is_removed, true) {
+            other.run(args!["key", "remove", first.as_str()]).ok();
+        }
+        Fate::Pass
+    });
+    let said = behind.run(args!["key", "remove", "second"]).fails_with(2);
+    assert!(said.contains("is the last key"), "{said}");
+    let list = repo.run(args!["key", "list", "--json"]).ok().json();
+    assert_eq!(list["keys"].as_array().unwrap().len(), 1, "{list}");
 }

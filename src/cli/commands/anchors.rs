@@ -6,7 +6,7 @@ use qdelta::flows::report::AnchorReport;
 
 use crate::cli::args::Anchors;
 use crate::cli::text::{self, Column};
-use crate::cli::{Context, status};
+use crate::cli::{Context, signals, status};
 
 /// The columns of the list.
 const COLUMNS: &[Column] = &[
@@ -23,7 +23,10 @@ pub fn run(args: &Anchors, context: &mut Context) -> Result<u8> {
     let wanted = args.disk.as_ref();
     let is_removing = args.remove_all || !args.remove.is_empty();
     let report = match is_removing {
-        true => inventory::remove_wanted(&repository, wanted, &args.remove, &context.screen)?,
+        true => {
+            let cancel = signals::watch(&context.screen);
+            inventory::remove_wanted(&repository, wanted, &args.remove, &context.screen, &cancel)?
+        }
         false => inventory::list_wanted(&repository, wanted, &context.screen)?,
     };
     if is_removing {

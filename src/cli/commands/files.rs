@@ -12,6 +12,7 @@ use qdelta::flows::report::{
     VolumesReport,
 };
 use qdelta::vault::point::OpenPoints;
+use qdelta::vault::repository::storage::Wait;
 use qdelta::vault::repository::{DiskAt, Selector};
 use qdelta::{Error, ErrorKind, Result};
 
@@ -55,21 +56,23 @@ fn open(
     at: &FilesAt,
     paths: &[Vec<u8>],
     observer: &dyn Observer,
+    cancel: &Cancel,
     context: &Context,
 ) -> Result<OpenVolume> {
-    let disk = OpenDisk::open(context.readable()?, &at.disk)?;
+    let disk = OpenDisk::open(context.readable()?, &at.disk, observer, cancel)?;
     disk.volume(at.volume.as_deref(), paths, observer)
 }
 
 fn ls(args: &FilesLs, context: &mut Context) -> Result<u8> {
+    let cancel = signals::watch(&context.screen);
     let Some(path) = args.path.as_deref().map(bytes_of) else {
-        let disk = OpenDisk::open(context.readable()?, &args.at.disk)?;
+        let repository = context.readable()?;
+        let disk = OpenDisk::open(repository, &args.at.disk, &context.screen, &cancel)?;
         return show_volumes(&files::volumes(&disk, &context.screen), context);
     };
-    let cancel = signals::watch(&context.screen);
     let screen = context.screen.clone();
     let recorder = Recorder::new(&screen);
-    let volume = open(&args.at, std::slice::from_ref(&path), &recorder, context)?;
+    let volume = open(&args.at, std::slice::from_ref(&path), &recorder, &cancel, context)?;
     let mut found = Vec::new();
     let left_out = files::list(
         &volume,
@@ -222,7 +225,7 @@ fn take(
         ),
         _ => error,
     };
-    let volume = open(at, &paths, &recorder, context).map_err(looked_for)?;
+    let volume = open(at, &paths, &recorder, &cancel, context).map_err(looked_for)?;
     let taken = taker(&volume, &paths, output, force, &screen, &cancel);
     let mut report = taken.map_err(looked_for)?;
     report.warnings.splice(..0, recorder.take());
@@ -265,11 +268,12 @@ fn diff(args: &FilesDiff, context: &mut Context) -> Result<u8> {
     let cancel = signals::watch(&context.screen);
     let screen = context.screen.clone();
     let recorder = Recorder::new(&screen);
-    let points = OpenPoints::new(context.readable()?);
+    let wait = Wait::by(&recorder, &cancel);
+    let points = OpenPoints::new(context.readable()?, &cancel);
     let at =
         |point: &Selector| DiskAt { disk: args.points.disk.clone(), point: Some(point.clone()) };
-    let new_disk = OpenDisk::of(&points, &at(&args.points.to))?;
-    let old_disk = OpenDisk::of(&points, &at(&args.points.from))?;
+    let new_disk = OpenDisk::of(&points, &at(&args.points.to), wait)?;
+    let old_disk = OpenDisk::of(&points, &at(&args.points.from), wait)?;
     let wanted = args.volume.as_deref();
     let paths = std::slice::from_ref(&path);
     // What was removed is at the first point alone.

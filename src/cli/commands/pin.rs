@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use qdelta::base::clock;
 use qdelta::flows::report::MarkReport;
+use qdelta::vault::repository::storage::Wait;
 use qdelta::vault::repository::{
     Catalog, DomainName, Marks, Pin as PinMark, PointId, Repository, Selector,
 };
@@ -10,7 +11,7 @@ use qdelta::{Error, ErrorKind, Result};
 
 use crate::cli::point_args::{Pin, Unpin};
 use crate::cli::values::DiskAt;
-use crate::cli::{Context, status};
+use crate::cli::{Context, signals, status};
 
 /// The longest reason, in characters.
 const REASON_MAX: usize = 200;
@@ -28,7 +29,7 @@ pub fn run(args: &Pin, context: &mut Context) -> Result<u8> {
     }
     let (domain, point) = find(&repository.catalog(), &args.point)?;
     let pin = PinMark { holder: args.holder.clone(), at, reason: args.reason.clone(), until };
-    let report = mark(&repository, &domain, point, |marks| {
+    let report = mark(&repository, &domain, point, context, |marks| {
         if marks.removed.is_some() {
             let text = format!("point {point} of {domain} is removed");
             return Err(Error::new(ErrorKind::Usage, text)
@@ -49,7 +50,7 @@ pub fn unpin(args: &Unpin, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let (domain, point) = find(&repository.catalog(), &args.point)?;
     let mut was_pinned = false;
-    let report = mark(&repository, &domain, point, |marks| {
+    let report = mark(&repository, &domain, point, context, |marks| {
         was_pinned = marks.unpin(args.holder.as_deref()).is_some();
         Ok(())
     })?;
@@ -85,9 +86,11 @@ pub fn mark(
     repository: &Repository,
     domain: &DomainName,
     point: PointId,
+    context: &Context,
     change: impl FnOnce(&mut Marks) -> Result<()>,
 ) -> Result<MarkReport> {
-    let lock = repository.lock(domain)?;
+    let cancel = signals::watch(&context.screen);
+    let lock = repository.lock(domain, Wait::by(&context.screen, &cancel))?;
     Ok(MarkReport::new(domain, point, repository.mark(&lock, point, change)?))
 }
 

@@ -7,6 +7,7 @@ use qdelta::flows::merge::MergeOptions;
 use qdelta::flows::prune::{self, PruneRequest};
 use qdelta::flows::report::{Fate, GuestPrune, MarkReport, Reclaimed, Spare, Spared, Verdict};
 use qdelta::flows::retain::{self, Clock, Policy};
+use qdelta::vault::repository::storage::Wait;
 use qdelta::vault::repository::{Catalog, DomainName, Wanted};
 use qdelta::{Error, ErrorKind, Result};
 
@@ -90,7 +91,8 @@ pub fn run(args: &Prune, context: &mut Context) -> Result<u8> {
 pub fn undelete(args: &Undelete, context: &mut Context) -> Result<u8> {
     let repository = context.repository()?;
     let (domain, point) = find(&repository.catalog(), &args.point)?;
-    let lock = repository.lock(&domain)?;
+    let cancel = signals::watch(&context.screen);
+    let lock = repository.lock(&domain, Wait::by(&context.screen, &cancel))?;
     let marks = retain::undelete(&repository, &lock, point, &context.screen)?;
     let report = MarkReport::new(&domain, point, marks);
     show(&report, format!("{domain}: {point} is back"), context)

@@ -31,7 +31,7 @@ pub fn run(args: Serve, context: &mut Context) -> Result<u8> {
     }
     let cancel = signals::watch(&context.screen);
     let request = ServeRequest { wanted, places, scratch: args.scratch, threads };
-    let server = Server::open(repository, &request)?;
+    let server = Server::open(repository, &request, &context.screen, &cancel)?;
     if context.out.json {
         context.out.json(server.report())?;
     } else if !context.out.quiet {

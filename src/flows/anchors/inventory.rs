@@ -8,6 +8,7 @@ use std::sync::Arc;
 use qdelta_formats::archive::Tracker;
 
 use super::{self as anchors, Tag, bitmap};
+use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::{Code, Warning};
@@ -16,6 +17,7 @@ use crate::disk::files::paths::absolute;
 use crate::disk::io::{FileStore, Opener, is_refusal};
 use crate::disk::reflink;
 use crate::flows::report::{AnchorReport, AnchorState, AnchorsReport};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Anchor, AnchorKind, Catalog, DiskId, Point, PointId, Repository, Wanted,
 };
@@ -29,7 +31,7 @@ pub fn list_wanted(
     wanted: Option<&Wanted>,
     observer: &dyn Observer,
 ) -> Result<AnchorsReport> {
-    report(repository, wanted, None, observer)
+    report(repository, wanted, None, observer, &Cancel::default())
 }
 
 /// Removes the anchors that are called as `names` say from the disks that are wanted, or from every disk;
@@ -43,8 +45,9 @@ pub fn remove_wanted(
     wanted: Option<&Wanted>,
     names: &[String],
     observer: &dyn Observer,
+    cancel: &Cancel,
 ) -> Result<AnchorsReport> {
-    report(repository, wanted, Some(names), observer)
+    report(repository, wanted, Some(names), observer, cancel)
 }
 
 fn report(
@@ -52,6 +55,7 @@ fn report(
     wanted: Option<&Wanted>,
     remove: Option<&[String]>,
     observer: &dyn Observer,
+    cancel: &Cancel,
 ) -> Result<AnchorsReport> {
     let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &recorder;
@@ -70,7 +74,7 @@ fn report(
     };
     let mut report = AnchorsReport::default();
     if let Some(names) = remove {
-        report.removed = remove_from(repository, &disks, names, observer)?;
+        report.removed = remove_from(repository, &disks, names, observer, cancel)?;
     }
     for disk in &disks {
         report.anchors.extend(list(&catalog, disk, observer)?);
@@ -85,9 +89,10 @@ fn remove_from(
     disks: &[DiskId],
     names: &[String],
     observer: &dyn Observer,
+    cancel: &Cancel,
 ) -> Result<Vec<AnchorReport>> {
     if let [only] = disks {
-        return remove(repository, only, names, observer);
+        return remove(repository, only, names, observer, cancel);
     }
     let catalog = repository.catalog();
     let mut removed = Vec::new();
@@ -98,7 +103,7 @@ fn remove_from(
             names.iter().filter(|name| there.iter().any(|it| it.name == **name)).cloned().collect();
         unknown.retain(|name| !own.contains(name));
         if names.is_empty() || !own.is_empty() {
-            removed.extend(remove(repository, disk, &own, observer)?);
+            removed.extend(remove(repository, disk, &own, observer, cancel)?);
         }
     }
     match unknown.first() {
@@ -173,8 +178,9 @@ fn remove(
     disk: &DiskId,
     names: &[String],
     observer: &dyn Observer,
+    cancel: &Cancel,
 ) -> Result<Vec<AnchorReport>> {
-    let _lock = repository.lock(&disk.domain)?;
+    let _lock = repository.lock(&disk.domain, Wait::by(observer, cancel))?;
     let all = list(&repository.catalog(), disk, observer)?;
     let is_missing = |it: &AnchorReport| it.state == AnchorState::Missing;
     let (missing, mut wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_missing);

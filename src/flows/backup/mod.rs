@@ -39,6 +39,7 @@ use crate::flows::merge::{self, MergeOptions};
 use crate::flows::report::BackupReport;
 use crate::vault::point::Base;
 pub use crate::vault::point::KindChoice;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Anchor, AnchorKind, Catalog, DiskId, DiskSpec, DomainLock, MachineRecord, Manifest, Pending,
     PointId, Repository,
@@ -216,7 +217,7 @@ pub fn run_together(
             .map_err(|error| same_disk::explained(error, &catalog, disk, &image.path))?;
         opens.push((open, note));
     }
-    let lock = repository.lock(domain)?;
+    let lock = repository.lock(domain, Wait::by(observer, cancel))?;
     // From here on nobody else writes to the domain.
     let catalog = clean(repository, &lock, observer)?;
     catalog.warn_of_damage(&disks, observer);
@@ -350,10 +351,31 @@ fn synthesize(
             }
         }
         Err(error) => {
-            let warning = Warning::failed(Code::NotMerged, &error)
-                .within("the point is made, and is no full: its chain could not be merged");
-            observer.warn(warning);
+            // The manifest of the full may have got its place before something failed.
+            let stands = repository.versioned(lock.domain(), point).map(|(manifest, _)| manifest);
+            let is_full = |it: &Manifest| it.disks.iter().all(|disk| disk.parent.is_none());
+            let what = match &stands {
+                Ok(manifest) if is_full(manifest) => {
+                    show_full(repository, manifest, reports);
+                    "the point is made, and is a full now; then something failed"
+                }
+                Ok(_) => "the point is made, and is no full: its chain could not be merged",
+                Err(_) => "the point is made, and nobody can tell whether it is a full now",
+            };
+            observer.warn(Warning::failed(Code::NotMerged, &error).within(what));
         }
+    }
+}
+
+/// Says of the disks of a point that it is a full now, as its manifest has it.
+fn show_full(repository: &Repository, manifest: &Manifest, reports: &mut [BackupReport]) {
+    for record in &manifest.disks {
+        let disk = DiskId { domain: manifest.domain.clone(), disk: record.disk.clone() };
+        let shown = disk.to_string();
+        let Some(report) = reports.iter_mut().find(|it| it.disk == shown) else { continue };
+        (report.kind, report.parent) = (record.kind, None);
+        report.bytes_written = record.bytes_written;
+        report.archive = repository.describe(&repository.archive(&disk, &record.archive));
     }
 }
 

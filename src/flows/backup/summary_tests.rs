@@ -13,6 +13,7 @@ use crate::base::observer::Silent;
 use crate::disk::image::Format;
 use crate::vault::point::Before;
 use crate::vault::repository::storage::Local;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::storage::faulty::Faulty;
 use crate::vault::repository::{Pin, PointId};
 
@@ -172,7 +173,7 @@ fn a_summary_is_believed_only_for_the_archives_that_manifests_name() {
     let (domain, disk) = ("vm".parse().unwrap(), "disk".parse().unwrap());
     // A file's time is no finer than the kernel's clock ticks.
     std::thread::sleep(std::time::Duration::from_millis(20));
-    let lock = life.repository.lock(&domain).unwrap();
+    let lock = life.repository.lock(&domain, Wait::UNHEARD).unwrap();
     let (mut manifest, version) = life.repository.versioned(&domain, life.middle()).unwrap();
     let record = manifest.disks.iter_mut().find(|record| record.disk == disk).unwrap();
     let old = life.folder().join(&record.archive);
@@ -192,7 +193,7 @@ fn a_summary_is_believed_only_for_the_archives_that_manifests_name() {
 fn a_summary_stays_true_when_a_point_is_marked() {
     let life = Life::new();
     std::thread::sleep(std::time::Duration::from_millis(20));
-    let lock = life.repository.lock(&"vm".parse().unwrap()).unwrap();
+    let lock = life.repository.lock(&"vm".parse().unwrap(), Wait::UNHEARD).unwrap();
     let pin = Pin { holder: None, at: jiff::Timestamp::UNIX_EPOCH, reason: None, until: None };
     let marked = life.repository.mark(&lock, life.middle(), |marks| {
         marks.pin(pin);

@@ -10,6 +10,7 @@ use crate::base::cancel::Cancel;
 use crate::base::error::Result;
 use crate::base::observer::{Observer, Recorder};
 use crate::flows::report::{CompareReport, GuestCompare, PointCompare};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{Catalog, DomainName, Hold, Manifest, PointId, Repository};
 
 /// Compares the points of guests, or of all guests that one of the two has.
@@ -31,13 +32,14 @@ pub fn compare(
         true => of_each.iter().flatten().cloned().collect(),
         false => domains.iter().cloned().collect(),
     };
+    let wait = Wait::by(observer, cancel);
     let (mut same, mut guests) = (0, Vec::new());
     observer.begin("compare", all.len() as u64);
     for domain in all {
         cancel.check()?;
         let [ours, theirs] = &of_each;
-        let ours = Side::read(here, &domain, ours.contains(&domain))?;
-        let theirs = Side::read(there, &domain, theirs.contains(&domain))?;
+        let ours = Side::read(here, &domain, ours.contains(&domain), wait)?;
+        let theirs = Side::read(there, &domain, theirs.contains(&domain), wait)?;
         let guest = guest(&domain, &ours, &theirs, &mut same);
         if guest != empty(&domain) {
             guests.push(guest);
@@ -66,8 +68,13 @@ struct Side {
 }
 
 impl Side {
-    fn read(repository: &Repository, domain: &DomainName, is_there: bool) -> Result<Self> {
-        let hold = is_there.then(|| repository.hold(domain)).transpose()?;
+    fn read(
+        repository: &Repository,
+        domain: &DomainName,
+        is_there: bool,
+        wait: Wait<'_>,
+    ) -> Result<Self> {
+        let hold = is_there.then(|| repository.hold(domain, wait)).transpose()?;
         let catalog: Catalog = repository.catalog();
         let mut manifests: BTreeMap<_, _> = catalog.manifests(domain)?.into_iter().collect();
         let going = going(&manifests);

@@ -19,6 +19,7 @@ use crate::flows::report::{
 use crate::flows::retain::{self, Clock, Policy};
 use crate::formats::archive::Kind;
 use crate::vault::repository::storage::Publish;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Catalog, DiskId, DiskName, DomainLock, DomainName, Link, MachineFile, Manifest, Pin, PointId,
     Repository, SNAPSHOT_HOLDER, Stamp, Verdict,
@@ -76,8 +77,9 @@ impl Guest<'_> {
     }
 
     fn copy(&self, report: &mut GuestCopy) -> Result<()> {
-        let Sides { from, to, observer, .. } = self.sides;
-        let _hold = from.hold(self.domain)?;
+        let Sides { from, to, observer, cancel } = self.sides;
+        let wait = Wait::by(observer, cancel);
+        let _hold = from.hold(self.domain, wait)?;
         let source = from.catalog();
         let manifests = source.manifests(self.domain)?;
         let wanted = self.wanted(&source, &manifests)?;
@@ -91,20 +93,20 @@ impl Guest<'_> {
             .flat_map(|manifest| manifest.disks.iter().map(|record| record.disk.clone()))
             .collect();
         to.check_names(self.domain, &disks)?;
-        let lock = to.lock(self.domain)?;
+        let lock = to.lock(self.domain, wait)?;
         let (cleaned, _) = to.clean_but(&lock, &wanted)?;
         for leftover in &cleaned.kept {
             let text = format!("{} belongs to no recovery point", leftover.path.display());
             observer.warn(Warning::new(Code::Stray, text));
         }
         // By credentials that can only add, nothing there can be removed.
-        if let Err(error) = tidy(to, &lock) {
+        if let Err(error) = tidy(to, &lock, observer, cancel) {
             let text = "what merges have replaced there could not be removed";
             observer.warn(Warning::failed(Code::NotMerged, &error).within(text));
         }
         self.look_back(&source, &to.catalog());
         let points = self.look_for_late(&manifests);
-        let (options, cancel) = (&self.request.options, self.sides.cancel);
+        let options = &self.request.options;
         let catalog = to.catalog();
         let mut work = Work {
             carrier: Carrier { from: &source, to, lock: &lock, options, observer, cancel },

@@ -23,6 +23,7 @@ use crate::flows::report::{
 };
 use crate::flows::verify::{self, Target, VerifyRequest};
 use crate::vault::repository::storage::Publish;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Beside, Catalog, DiskId, DiskName, DiskRecord, DomainLock, DomainName, Link, Manifest, PointId,
     Replaced, Repository,
@@ -121,8 +122,8 @@ fn guest(
     report: &mut GuestRepair,
 ) -> Result<()> {
     let Sides { from, to: here, observer, cancel } = sides;
-    let _hold = from.hold(domain)?;
-    let lock = here.lock(domain)?;
+    let _hold = from.hold(domain, Wait::by(observer, cancel))?;
+    let lock = here.lock(domain, Wait::by(observer, cancel))?;
     let source = from.catalog();
     let theirs: BTreeMap<_, _> = source.manifests(domain)?.into_iter().collect();
     if !request.dry_run {
@@ -186,7 +187,7 @@ fn guest(
     // With a manifest that can't be read nobody knows what builds on what.
     if !request.dry_run {
         let is_known = report.failed.is_empty();
-        let is_tidy = is_known && tidy(here, &lock)?.is_some();
+        let is_tidy = is_known && tidy(here, &lock, observer, cancel)?.is_some();
         report.waiting = !is_tidy && !report.mended.is_empty();
         here.keep_safe(domain, observer);
     }
@@ -336,7 +337,7 @@ impl<'a> Work<'a, '_> {
             let text = format!("point {} has changed meanwhile", old.point);
             return Err(Error::new(ErrorKind::Busy, text).advise("try again"));
         }
-        let replaced = here.replace(lock, version, made);
+        let replaced = here.replace_archives(lock, version, made, Some(old), "mended");
         // Where nobody can tell which manifest stands there, both archives stay.
         let stands = || here.versioned(&old.domain, old.point).is_ok_and(|(_, it)| it == version);
         let is_kept = replaced.is_ok() || !stands();
@@ -349,7 +350,7 @@ impl<'a> Work<'a, '_> {
                 self.mended(old.point, Part::Archive, Some(&disk.disk), path);
             }
         }
-        replaced.map(drop)
+        replaced
     }
 
     /// Another archive for a disk's point, proved; nothing in a dry run, if there could be one.

@@ -9,6 +9,7 @@ use crate::disk::io::ReadAt;
 use crate::formats::filesystems::superblock::{self, State, Superblock};
 use crate::inside::volumes::{self, Content, Kind, Survey, Table, Volume};
 use crate::vault::point::OpenPoints;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{Climb, DiskId, Part, Rung, Selector};
 
 /// A volume of the guest.
@@ -47,12 +48,13 @@ pub(super) fn partitions(
     points: &Arc<OpenPoints>,
     guest: &Guest,
     volumes: &mut Vec<Place>,
+    wait: Wait<'_>,
 ) -> Found {
     let mut parts = Vec::new();
     for disk in &guest.disks {
         let part = |result, text: String| Part { name: disk.disk.to_string(), result, text };
         let selector = Selector::Id(guest.manifest.point.to_string());
-        let surveyed = points.open(disk, &selector).and_then(|point| {
+        let surveyed = points.open(disk, &selector, wait).and_then(|point| {
             let disk: Arc<dyn ReadAt> = Arc::new(point);
             Ok((volumes::survey(&disk)?, disk))
         });

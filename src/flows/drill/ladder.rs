@@ -17,6 +17,7 @@ use crate::base::period::Period;
 use crate::flows::mount::{Mount, MountRequest, PATIENCE};
 use crate::flows::verify::{self, Target, VerifyRequest};
 use crate::vault::point::OpenPoints;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Catalog, Climb, DiskAt, DiskId, DomainName, Drill, Manifest, Part, PointId, Repository, Root,
     Rung, Selector, Step, Targets,
@@ -144,7 +145,8 @@ impl<'a> Ladder<'a> {
 
     /// The rungs that need no running guest; the one that failed, if one did.
     fn climb_offline(&self, guest: &Guest, drill: &mut Drill) -> Result<Option<Rung>> {
-        let points = OpenPoints::new(self.catalog.repository().clone());
+        let points = OpenPoints::new(self.catalog.repository().clone(), self.cancel);
+        let wait = Wait::by(self.observer, self.cancel);
         let mut volumes = Vec::new();
         for rung in [Rung::Bytes, Rung::Partitions, Rung::Filesystems, Rung::Check] {
             self.cancel.check()?;
@@ -156,7 +158,7 @@ impl<'a> Ladder<'a> {
                     Found::new(Climb::NotTried, format!("only {} was asked for", drill.wanted))
                 }
                 (None, Rung::Bytes) => self.prove(guest)?,
-                (None, Rung::Partitions) => inside::partitions(&points, guest, &mut volumes),
+                (None, Rung::Partitions) => inside::partitions(&points, guest, &mut volumes, wait),
                 (None, Rung::Filesystems) => inside::filesystems(guest, &volumes),
                 (None, _) => self
                     .observer
@@ -292,7 +294,7 @@ impl Guest {
         let point = Selector::Id(self.manifest.point.to_string());
         let wanted = DiskAt { disk: self.domain.as_str().parse()?, point: Some(point) };
         let request = MountRequest { folder, wanted: vec![wanted], patience: PATIENCE };
-        Mount::new(ladder.catalog.repository(), &request)
+        Mount::new(ladder.catalog.repository(), &request, ladder.cancel)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::disk::flow::pipeline::Resources;
 use crate::flows::host;
 use crate::flows::mount;
 use crate::flows::report::{DrillHistory, DrillReport, DrillsReport, Failure, GuestDrills};
-use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
+use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage, Wait};
 use crate::vault::repository::{
     Catalog, DiskAt, DomainName, Drill, Repository, Rung, Selector, Targets,
 };
@@ -104,7 +104,11 @@ pub fn run(
 /// long one takes. What a drill that was killed has left behind is removed.
 fn turn(folder: &Path) -> Result<Box<dyn Lock>> {
     make_private_folder(folder).map_err(|error| Error::io("make", folder, error))?;
-    let lock = match Local::new(folder).lock(&Name::top().join("lock"), LockMode::Exclusive)? {
+    let lock = match Local::new(folder).lock(
+        &Name::top().join("lock"),
+        LockMode::Exclusive,
+        Wait::UNHEARD,
+    )? {
         Locked::Held(lock) => lock,
         Locked::Busy(holder) => {
             let text = format!("another drill runs on this host: {holder}");

@@ -25,6 +25,7 @@ use crate::disk::io::ReadAt;
 use crate::inside::filesystem::{self, FileKind, Filesystem, Found, Id, Step};
 use crate::inside::volumes::{self, Content, Kind, Survey, Volume};
 use crate::vault::point::{OpenPoint, OpenPoints};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{DiskAt, Repository};
 
 /// Warnings about single files that a result holds; more are only counted.
@@ -52,16 +53,21 @@ impl OpenDisk {
     ///
     /// # Errors
     /// There is no such point, or it can't be read.
-    pub fn open(repository: Repository, at: &DiskAt) -> Result<Self> {
-        Self::of(&OpenPoints::new(repository), at)
+    pub fn open(
+        repository: Repository,
+        at: &DiskAt,
+        observer: &dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<Self> {
+        Self::of(&OpenPoints::new(repository, cancel), at, Wait::by(observer, cancel))
     }
 
     /// The same of open points, whose caches it shares.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn of(points: &Arc<OpenPoints>, at: &DiskAt) -> Result<Self> {
-        let point = Arc::new(points.open_named(at)?);
+    pub fn of(points: &Arc<OpenPoints>, at: &DiskAt, wait: Wait<'_>) -> Result<Self> {
+        let point = Arc::new(points.open_named(at, wait)?);
         let disk: Arc<dyn ReadAt> = point.clone();
         let survey = volumes::survey(&disk)?;
         Ok(Self { point, disk, survey })

@@ -151,7 +151,7 @@ pub fn restore(
     let domain = find(&repository, request.host.as_deref())?;
     let id = DiskId { domain, disk: DISK.parse()? };
     let at = DiskAt { disk: id.to_string().parse()?, point: Some(request.selector.clone()) };
-    let disk = OpenDisk::open(repository, &at)?;
+    let disk = OpenDisk::open(repository, &at, &recorder, cancel)?;
     let volume = disk.volume(None, &[], &recorder)?;
     make_way(&request.to)?;
     let (all, output) = ([b"/".to_vec()], Output::Path(request.to.clone()));

@@ -16,7 +16,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::make_private_folder;
 use crate::disk::io::Opener;
 use crate::flows::report::{Act, End, Record, RunHistory};
-use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
+use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage, Wait};
 
 /// How long the newer file may become, in bytes.
 const LEN_MAX: u64 = 16 << 20;
@@ -63,7 +63,11 @@ impl Journal {
         make_private_folder(&self.folder).map_err(|error| {
             Error::io("make", &self.folder, error).advise("name another: --state DIR")
         })?;
-        match Local::new(&self.folder).lock(&Name::top().join("lock"), LockMode::Exclusive)? {
+        match Local::new(&self.folder).lock(
+            &Name::top().join("lock"),
+            LockMode::Exclusive,
+            Wait::UNHEARD,
+        )? {
             Locked::Held(lock) => Ok(lock),
             Locked::Busy(holder) => {
                 let text = format!("another run is at work on this host: {holder}");
@@ -75,7 +79,11 @@ impl Journal {
 
     /// Whether a run is at work.
     pub(super) fn is_busy(&self) -> bool {
-        let lock = Local::new(&self.folder).lock(&Name::top().join("lock"), LockMode::Shared);
+        let lock = Local::new(&self.folder).lock(
+            &Name::top().join("lock"),
+            LockMode::Shared,
+            Wait::UNHEARD,
+        );
         matches!(lock, Ok(Locked::Busy(_)))
     }
 

@@ -18,6 +18,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::flows::report::MergeReport;
 use crate::vault::chain::Stretch;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{DomainLock, PointId, Repository, Selector, Wanted};
 
 pub use estimate::{Estimate, estimate};
@@ -54,6 +55,7 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<MergeReport> {
     let recorder = Recorder::new(observer);
+    let wait = Wait::by(&recorder, cancel);
     let catalog = repository.catalog();
     let disks = catalog.find_disks(&request.guest)?;
     catalog.warn_of_damage(&disks, &recorder);
@@ -61,11 +63,11 @@ pub fn run(
     let domain = disks.first().map(|disk| disk.domain.clone()).ok_or_else(none)?;
     let lock = match request.dry_run {
         true => None,
-        false => Some(repository.lock(&domain)?),
+        false => Some(repository.lock(&domain, wait)?),
     };
     if let Some(lock) = &lock {
         repository.clean(lock)?;
-        tidy(repository, lock)?;
+        tidy(repository, lock, &recorder, cancel)?;
     }
     let catalog = repository.catalog();
     if lock.is_some() {
@@ -99,7 +101,7 @@ pub fn run(
     };
     let mut report = reports.into_iter().next().ok_or_else(none)?;
     if let Some(lock) = &lock {
-        report.waiting = !tidy_after(repository, lock, &recorder);
+        report.waiting = !tidy_after(repository, lock, &recorder, cancel);
         repository.note_freed(&domain, report.bytes_freed);
         repository.keep_safe(&domain, &recorder);
     }
@@ -127,7 +129,7 @@ pub(crate) fn synthesize(
     let reports = merger.run(lock, std::slice::from_ref(&step))?;
     let none = || Error::new(ErrorKind::Io, "internal error: a merge without a result");
     let mut report = reports.into_iter().next().ok_or_else(none)?;
-    report.waiting = !tidy_after(repository, lock, observer);
+    report.waiting = !tidy_after(repository, lock, observer, cancel);
     repository.note_freed(lock.domain(), report.bytes_freed);
     Ok(report)
 }

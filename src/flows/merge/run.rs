@@ -26,6 +26,7 @@ use crate::vault::archive::{Reader, Writer};
 use crate::vault::chain::Stretch;
 use crate::vault::codec::LEVEL_DEFAULT;
 
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Beside, Catalog, DiskId, DiskName, DomainLock, DomainName, Manifest, ParentRecord, PointId,
     Removed, Replaced, Repository, Version,
@@ -165,26 +166,11 @@ impl<'a> Merger<'a> {
         Ok(reports)
     }
 
-    /// Puts the manifest that names merged archives in the place of the one before. Whoever had the lock meanwhile, though
-    /// nobody should, may have removed those archives, which no manifest named yet: then the one before comes back.
+    /// Puts the manifest that names merged archives in the place of the one before.
     fn put(&self, lock: &DomainLock, version: Version, manifest: &Manifest) -> Result<()> {
-        let repository = self.catalog.repository();
-        let put = repository.replace(lock, version, manifest)?;
-        let Err(error) = lock.prove() else { return Ok(()) };
-        let (point, look) = (manifest.point, "see what is there with qdelta verify");
-        let before = self.family.manifest(point);
-        let is_back = before.map_or(Ok(false), |it| repository.take_back(lock, put, manifest, it));
-        Err(match is_back {
-            Ok(true) => error.within(format!("point {point} is not merged")),
-            Ok(false) => error
-                .within(format!(
-                    "point {point} is merged, and somebody else may have written there meanwhile"
-                ))
-                .advise(look),
-            Err(failed) => error
-                .within(format!("the archives of point {point} may be missing: {}", failed.chain()))
-                .advise(look),
-        })
+        let (repository, before) =
+            (self.catalog.repository(), self.family.manifest(manifest.point));
+        repository.replace_archives(lock, version, manifest, before, "merged")
     }
 
     /// Notes of merged archives that what they hold was proved before: nobody waits anew for the proof of a point
@@ -373,13 +359,18 @@ pub(crate) fn write_merged<'lock>(
 ///
 /// # Errors
 /// A file can't be removed, or a manifest not be replaced: the next run goes on.
-pub fn tidy(repository: &Repository, lock: &DomainLock) -> Result<Option<Removed>> {
-    let clearance = match repository.clear(lock) {
+pub fn tidy(
+    repository: &Repository,
+    lock: &DomainLock,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Option<Removed>> {
+    let clearance = match repository.clear(lock, Wait::by(observer, cancel)) {
         Ok(clearance) => clearance,
         Err(error) if error.kind() == ErrorKind::Busy => return Ok(None),
         Err(error) => return Err(error),
     };
-    repository.remove_replaced(lock, &clearance).map(Some)
+    repository.remove_replaced(lock, &clearance, cancel).map(Some)
 }
 
 /// Tidies after a merge, and gives whether all is removed: what could not be is a warning, as the merge is done.
@@ -387,8 +378,10 @@ pub(super) fn tidy_after(
     repository: &Repository,
     lock: &DomainLock,
     observer: &dyn Observer,
+    cancel: &Cancel,
 ) -> bool {
-    tidy(repository, lock).map(|removed| removed.is_some()).unwrap_or_else(|error| {
+    let removed = tidy(repository, lock, observer, cancel);
+    removed.map(|removed| removed.is_some()).unwrap_or_else(|error| {
         let warning = Warning::failed(Code::NotMerged, &error).within(
             "the archives are merged, and those that they replaced could not be removed: the next merge or prune \
              does that",

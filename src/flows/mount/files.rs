@@ -8,6 +8,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
 use crate::inside::volumes::{self, Survey};
 use crate::vault::point::{Content, OpenPoint, OpenPoints};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{DiskId, PointId, Selector};
 
 /// So many ranges of a disk are asked for at once.
@@ -40,8 +41,9 @@ impl Open {
         number: u64,
         disk: &DiskId,
         point: PointId,
+        wait: Wait<'_>,
     ) -> Result<Self> {
-        let point = open(points, disk, point)?;
+        let point = open(points, disk, point, wait)?;
         let size = point.size();
         Ok(Self { number, point, pieces: std::iter::once(0..size).collect(), size })
     }
@@ -53,13 +55,14 @@ impl Open {
         (disk, point): (&DiskId, PointId),
         survey: &Survey,
         name: &str,
+        wait: Wait<'_>,
     ) -> Result<Self> {
         let volume = names::files_of(survey).find(|(file, _)| file == name);
         let Some((_, volume)) = volume else {
             return Err(Error::new(ErrorKind::NotFound, format!("{disk}@{point} has no {name}")));
         };
         let pieces = volume.pieces().to_vec();
-        Ok(Self { number, point: open(points, disk, point)?, pieces, size: volume.size })
+        Ok(Self { number, point: open(points, disk, point, wait)?, pieces, size: volume.size })
     }
 
     /// Reads as much at `offset` as the file has, at most `len` bytes.
@@ -121,12 +124,22 @@ impl Open {
     }
 }
 
-fn open(points: &Arc<OpenPoints>, disk: &DiskId, point: PointId) -> Result<Arc<OpenPoint>> {
-    points.open(disk, &Selector::Id(point.to_string())).map(Arc::new)
+fn open(
+    points: &Arc<OpenPoints>,
+    disk: &DiskId,
+    point: PointId,
+    wait: Wait<'_>,
+) -> Result<Arc<OpenPoint>> {
+    points.open(disk, &Selector::Id(point.to_string()), wait).map(Arc::new)
 }
 
 /// Finds the volumes of a disk at a point.
-pub(super) fn survey(points: &Arc<OpenPoints>, disk: &DiskId, point: PointId) -> Result<Survey> {
-    let disk: Arc<dyn ReadAt> = open(points, disk, point)?;
+pub(super) fn survey(
+    points: &Arc<OpenPoints>,
+    disk: &DiskId,
+    point: PointId,
+    wait: Wait<'_>,
+) -> Result<Survey> {
+    let disk: Arc<dyn ReadAt> = open(points, disk, point, wait)?;
     volumes::survey(&disk)
 }

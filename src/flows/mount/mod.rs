@@ -59,7 +59,7 @@ impl Mount {
     ///
     /// # Errors
     /// The repository can't be listed, or has nothing of what is named; the folder can't be mounted on.
-    pub fn new(repository: &Repository, request: &MountRequest) -> Result<Self> {
+    pub fn new(repository: &Repository, request: &MountRequest, cancel: &Cancel) -> Result<Self> {
         let lister = Lister::new(repository.clone(), request.wanted.clone())?;
         let guests = lister.guests();
         let disks = guests.values().flat_map(|disks| disks.values());
@@ -71,8 +71,8 @@ impl Mount {
             points: disks.map(|points| points.len() as u64).sum(),
         };
         let (told, warnings) = mpsc::sync_channel(64);
-        let points = OpenPoints::new(repository.clone());
-        let server = Server::new(points, lister, request.patience, told);
+        let points = OpenPoints::new(repository.clone(), cancel);
+        let server = Server::new(points, lister, request.patience, told, cancel);
         // The kernel lets nobody in but who has mounted it; it asks on behalf of others, too.
         let session = Session::from_fd(server, device, SessionACL::All, Config::default());
         let session = session.and_then(Session::spawn).map_err(|error| {
@@ -168,7 +168,7 @@ pub fn run(
     cancel: &Cancel,
     ready: impl FnOnce(&MountReport) -> Result<()>,
 ) -> Result<()> {
-    let mount = Mount::new(repository, request)?;
+    let mount = Mount::new(repository, request, cancel)?;
     ready(mount.report())?;
     mount.wait(observer, cancel);
     mount.end()

@@ -17,10 +17,13 @@ use super::files::{self, Open, Sought};
 use super::listing::{Guests, Lister, Shown};
 use super::names::{self, Known, Node, Numbers};
 use super::patience::Workers;
+use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::{Event, Observer};
 use crate::base::warning::{Code, Warning};
 use crate::inside::volumes::Survey;
 use crate::vault::point::OpenPoints;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{DiskId, DiskName, DomainName, PointId};
 
 /// How long the kernel believes that a name is there.
@@ -48,7 +51,8 @@ struct State {
     surveys: Mutex<HashMap<(DiskId, PointId), Arc<Survey>>>,
     /// What could not be read, by file and problem: each is told once.
     told: Mutex<HashSet<(u64, String)>>,
-    warnings: Mutex<SyncSender<Warning>>,
+    warnings: Teller,
+    cancel: Cancel,
     owner: (u32, u32),
 }
 
@@ -88,6 +92,7 @@ impl Server {
         lister: Lister,
         patience: Duration,
         warnings: SyncSender<Warning>,
+        cancel: &Cancel,
     ) -> Self {
         let ids = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let state = State {
@@ -98,7 +103,8 @@ impl Server {
             folders: Mutex::default(),
             surveys: Mutex::default(),
             told: Mutex::default(),
-            warnings: Mutex::new(warnings),
+            warnings: Teller(Mutex::new(warnings)),
+            cancel: cancel.clone(),
             owner: ids,
         };
         Self { workers: Workers::new(patience), state: Arc::new(state) }
@@ -126,7 +132,23 @@ impl Server {
     }
 }
 
+/// Passes on to whoever waits for the mount's end what must be known.
+struct Teller(Mutex<SyncSender<Warning>>);
+
+impl Observer for Teller {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::Warning(warning) = event {
+            // Of very many at once some are enough.
+            let _ = locked(&self.0).try_send((*warning).clone());
+        }
+    }
+}
+
 impl State {
+    fn wait(&self) -> Wait<'_> {
+        Wait::by(&self.warnings, &self.cancel)
+    }
+
     /// What the kernel is told of a failure; people are told the rest.
     fn failed(&self, number: u64, error: &Error) -> Errno {
         if error.kind() == ErrorKind::NotFound && !self.is_listed(number) {
@@ -137,8 +159,7 @@ impl State {
         // What fails in ever new ways is told often enough.
         if told.len() < 1000 && told.insert((number, error.chain())) {
             let warning = Warning::failed(Code::Unreadable, error).within(&name);
-            // Of very many at once some are enough.
-            let _ = locked(&self.warnings).try_send(warning);
+            self.warnings.event(&Event::Warning(&warning));
         }
         Errno::EIO
     }
@@ -264,7 +285,7 @@ impl State {
         if let Some(survey) = locked(&self.surveys).get(&key) {
             return Ok(Arc::clone(survey));
         }
-        let survey = Arc::new(files::survey(&self.points, disk, point)?);
+        let survey = Arc::new(files::survey(&self.points, disk, point, self.wait())?);
         let mut surveys = locked(&self.surveys);
         if surveys.len() >= SURVEYS_MAX {
             surveys.clear();
@@ -276,10 +297,12 @@ impl State {
     fn open(&self, number: u64) -> Result<Open> {
         let known = self.known(number).map(|known| known.node);
         match &known {
-            Some(Node::Point(disk, point)) => Open::disk(&self.points, number, disk, *point),
+            Some(Node::Point(disk, point)) => {
+                Open::disk(&self.points, number, disk, *point, self.wait())
+            }
             Some(Node::Volume(disk, point, name)) => {
                 let survey = self.survey(disk, *point)?;
-                Open::volume(&self.points, number, (disk, *point), &survey, name)
+                Open::volume(&self.points, number, (disk, *point), &survey, name, self.wait())
             }
             _ => Err(Error::new(ErrorKind::NotFound, "there is no such file")),
         }

@@ -23,6 +23,7 @@ use crate::flows::report::{
     Failure, Fate, GuestPrune, MergeReport, PruneReport, Reclaimed, Spare, Spared,
 };
 use crate::flows::retain::{self, Clock, Policy};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Catalog, DiskId, DomainLock, DomainName, Manifest, PointId, Repository,
 };
@@ -216,11 +217,11 @@ impl Pruner<'_> {
 
     fn mark_and_drop(&self, domain: &DomainName) -> Result<GuestPrune> {
         let repository = self.repository;
-        let lock = repository.lock(domain)?;
+        let lock = repository.lock(domain, self.wait())?;
         repository.catalog().check_listed(domain, self.cancel)?;
         // What a killed backup or merge has left.
         repository.clean(&lock)?;
-        tidy(repository, &lock)?;
+        tidy(repository, &lock, self.observer, self.cancel)?;
         let mut guest = self.decide(&repository.catalog(), domain)?;
         retain::remove(repository, &lock, &guest, &self.request.policy)?;
         if guest.clock_in_doubt {
@@ -256,8 +257,9 @@ impl Pruner<'_> {
             self.cancel.check()?;
             let points: BTreeSet<PointId> = points.iter().copied().collect();
             self.forget_anchors((catalog, family), &points, guest)?;
-            self.repository.condemn(lock, &points)?;
-            guest.data.waiting |= tidy(self.repository, lock)?.is_none();
+            self.repository.condemn(lock, &points, self.cancel)?;
+            guest.data.waiting |=
+                tidy(self.repository, lock, self.observer, self.cancel)?.is_none();
             guest.data.dropped.extend(points);
         }
         guest.data.dropped.sort_unstable();
@@ -298,7 +300,7 @@ impl Pruner<'_> {
 
     fn merge_guest(&self, guest: &mut GuestPrune, reach: Reach) -> Result<()> {
         let domain = guest.domain.clone();
-        let lock = self.repository.lock(&domain)?;
+        let lock = self.repository.lock(&domain, self.wait())?;
         let mut catalog = self.repository.catalog();
         catalog.check_listed(&domain, self.cancel)?;
         catalog.check_archives_listed(&domain)?;
@@ -386,7 +388,7 @@ impl Pruner<'_> {
         guest: &mut GuestPrune,
     ) -> Result<()> {
         self.forget_anchors((merger.catalog, merger.family), &std::mem::take(going), guest)?;
-        guest.data.waiting |= tidy(self.repository, lock)?.is_none();
+        guest.data.waiting |= tidy(self.repository, lock, self.observer, self.cancel)?.is_none();
         Ok(())
     }
 
@@ -409,8 +411,10 @@ impl Pruner<'_> {
     }
 
     fn remove_machine_files(&self, lock: &DomainLock) -> Result<u64> {
-        match self.repository.clear(lock) {
-            Ok(clearance) => self.repository.remove_unnamed_machine_files(lock, &clearance),
+        match self.repository.clear(lock, self.wait()) {
+            Ok(clearance) => {
+                self.repository.remove_unnamed_machine_files(lock, &clearance, self.cancel)
+            }
             Err(error) if error.kind() == ErrorKind::Busy => Ok(0),
             Err(error) => Err(error),
         }
@@ -434,7 +438,7 @@ impl Pruner<'_> {
 
     fn rehearse(&self, guest: &mut GuestPrune, reach: Reach, free: Option<u64>) -> Result<()> {
         let domain = guest.domain.clone();
-        let _hold = self.repository.hold(&domain)?;
+        let _hold = self.repository.hold(&domain, self.wait())?;
         let catalog = self.repository.catalog();
         let family = Family::read(&catalog, &domain)?;
         let locked = self.locked(&family, guest, reach)?;
@@ -455,6 +459,10 @@ impl Pruner<'_> {
         data.spared = stays.iter().map(spared).collect();
         guest.data = data;
         Ok(())
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        Wait::by(self.observer, self.cancel)
     }
 
     fn merger<'m>(&'m self, catalog: &'m Catalog, family: &'m Family) -> Merger<'m> {

@@ -32,6 +32,7 @@ use crate::vault::archive::Reader;
 use crate::vault::archive::salvage;
 use crate::vault::chain::Chain;
 use crate::vault::point::{archive_file, check_indexes, open_chain};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{DiskSpec, Repository, Selector};
 
 pub use in_place::{
@@ -78,10 +79,10 @@ pub fn run(
 ) -> Result<RestoreReport> {
     let catalog = repository.catalog();
     let disk = catalog.find_disk(disk)?;
-    let _hold = repository.hold(&disk.domain)?;
+    let recorder = Recorder::new(observer);
+    let _hold = repository.hold(&disk.domain, Wait::by(&recorder, cancel))?;
     let point = catalog.resolve(&disk, selector)?;
     let passed_over = catalog.passed_over(&disk, selector, point.id)?;
-    let recorder = Recorder::new(observer);
     let observer: &dyn Observer = &OfDisk::new(&recorder, &disk);
     warn_of_trouble(repository, observer);
     catalog.warn_of_damage([&disk], observer);

@@ -9,6 +9,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::flows::report::ExportReport;
 use crate::formats::nbd::{ExportFlags, NAME_LEN_MAX};
 use crate::vault::point::{Content, OpenPoint, OpenPoints, Proved, Run};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{DiskAt, DiskId, Point, Selector};
 
 /// The most names that a client is told.
@@ -181,7 +182,12 @@ impl Exports {
     ///
     /// # Errors
     /// There is no such point, or it can't be opened; as [`Scratch::open`].
-    pub fn open(points: Arc<OpenPoints>, wanted: &Wanted, scratch: Option<&Path>) -> Result<Self> {
+    pub fn open(
+        points: Arc<OpenPoints>,
+        wanted: &Wanted,
+        scratch: Option<&Path>,
+        wait: Wait<'_>,
+    ) -> Result<Self> {
         let mut opened: Vec<OpenPoint> = Vec::new();
         let mut add = |point: OpenPoint| {
             if opened.iter().all(|known| known.name() != point.name()) {
@@ -197,7 +203,7 @@ impl Exports {
             Wanted::Everything => return Ok(Self { points, fixed: None }),
             Wanted::Disks(disks) => {
                 for disk in disks {
-                    add(points.open_named(disk)?);
+                    add(points.open_named(disk, wait)?);
                 }
             }
             Wanted::Guest(guest, selector) => {
@@ -207,7 +213,7 @@ impl Exports {
                 let point = Selector::Id(manifest.point.to_string());
                 for record in &manifest.disks {
                     let disk = DiskId { domain: domain.clone(), disk: record.disk.clone() };
-                    add(points.open(&disk, &point)?);
+                    add(points.open(&disk, &point, wait)?);
                 }
             }
         }
@@ -226,8 +232,8 @@ impl Exports {
     ///
     /// # Errors
     /// There is none, or it can't be opened.
-    pub fn find(&self, name: &str) -> Result<Arc<Export>> {
-        let Some(fixed) = &self.fixed else { return self.find_point(name) };
+    pub fn find(&self, name: &str, wait: Wait<'_>) -> Result<Arc<Export>> {
+        let Some(fixed) = &self.fixed else { return self.find_point(name, wait) };
         if let ("", [only]) = (name, fixed.as_slice()) {
             return Ok(Arc::clone(only));
         }
@@ -238,17 +244,17 @@ impl Exports {
         // Another way to name a point that is served.
         let wanted = match name {
             "" => Err(no_export(name)),
-            name => self.find_point(name),
+            name => self.find_point(name, wait),
         };
         let wanted = wanted?.point.name().to_owned();
         let found = fixed.iter().find(|export| export.point.name() == wanted);
         found.cloned().ok_or_else(|| no_export(name))
     }
 
-    fn find_point(&self, name: &str) -> Result<Arc<Export>> {
+    fn find_point(&self, name: &str, wait: Wait<'_>) -> Result<Arc<Export>> {
         let at: DiskAt =
             name.parse().map_err(|error: Error| error.within(no_export(name).chain()))?;
-        let point = self.points.open_named(&at)?;
+        let point = self.points.open_named(&at, wait)?;
         let is_id = |id: &str| id == point.point().id.to_string();
         let is_fixed = name.rsplit_once('@').is_some_and(|(_, id)| is_id(id));
         Ok(Arc::new(Export { point, is_fixed, scratch: None }))

@@ -14,6 +14,7 @@ use crate::formats::nbd::{
     OPTION_HEADER_LEN, OPTION_LEN_MAX, OptionHeader, OptionKind, OptionReply, REQUEST_BYTES_MAX,
     export_answer, greeting,
 };
+use crate::vault::repository::storage::Wait;
 
 /// How long a client may haggle.
 const HAGGLE_MAX: Duration = Duration::from_secs(60);
@@ -36,6 +37,8 @@ pub struct Handshake<'a, 'b> {
     stream: &'a Stream,
     incoming: &'b mut BufReader<&'a Stream>,
     exports: &'a Exports,
+    /// Who waits for the promise that a point stays.
+    wait: Wait<'a>,
     /// What the connection must be encrypted with, as long as it is not.
     keys: Option<&'a Keys>,
     client: ClientFlags,
@@ -58,13 +61,15 @@ impl<'a, 'b> Handshake<'a, 'b> {
         incoming: &'b mut BufReader<&'a Stream>,
         exports: &'a Exports,
         keys: Option<&'a Keys>,
+        wait: Wait<'a>,
     ) -> io::Result<Self> {
         stream.limit(Some(Instant::now() + HAGGLE_MAX))?;
         stream.send(&mut [IoSlice::new(&greeting())])?;
         let mut flags = [0; CLIENT_FLAGS_LEN];
         incoming.read_exact(&mut flags)?;
         let client = ClientFlags::decode(&flags).map_err(nonsense)?;
-        Ok(Self { stream, incoming, exports, keys, client, structured: false, allocation: None })
+        let (structured, allocation) = (false, None);
+        Ok(Self { stream, incoming, exports, wait, keys, client, structured, allocation })
     }
 
     /// Answers options until the client has chosen an export; none if it goes without.
@@ -79,7 +84,9 @@ impl<'a, 'b> Handshake<'a, 'b> {
                 Next::Requests(export) => {
                     self.stream.limit(None)?;
                     let allocation = self.allocation.is_some_and(|name| {
-                        self.exports.find(&name).is_ok_and(|of| of.name() == export.name())
+                        self.exports
+                            .find(&name, self.wait)
+                            .is_ok_and(|of| of.name() == export.name())
                     });
                     return Ok(Some(Agreement { export, structured: self.structured, allocation }));
                 }
@@ -173,7 +180,7 @@ impl<'a, 'b> Handshake<'a, 'b> {
     /// The old way to choose: there is no answer for an export that is not there.
     fn export_name(&mut self, data: &[u8]) -> io::Result<Next> {
         let choice = Choice::decode_name(data).map_err(nonsense)?;
-        let Ok(export) = self.exports.find(&choice.name) else { return Ok(Next::End) };
+        let Ok(export) = self.exports.find(&choice.name, self.wait) else { return Ok(Next::End) };
         let answer = export_answer(export.size(), export.flags(), self.client);
         self.stream.send(&mut [IoSlice::new(&answer)])?;
         Ok(Next::Requests(export))
@@ -187,7 +194,7 @@ impl<'a, 'b> Handshake<'a, 'b> {
                 return Ok(Next::Option);
             }
         };
-        let export = match self.found(kind, self.exports.find(&choice.name))? {
+        let export = match self.found(kind, self.exports.find(&choice.name, self.wait))? {
             Some(export) => export,
             None => return Ok(Next::Option),
         };
@@ -230,7 +237,7 @@ impl<'a, 'b> Handshake<'a, 'b> {
             Ok(query) => query,
             Err(error) => return self.answer(kind, &OptionReply::Invalid(error.to_string())),
         };
-        if self.found(kind, self.exports.find(&query.name))?.is_none() {
+        if self.found(kind, self.exports.find(&query.name, self.wait))?.is_none() {
             return Ok(());
         }
         if query.wants_allocation(is_list) {

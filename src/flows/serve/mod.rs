@@ -32,6 +32,7 @@ use crate::flows::report::ServeReport;
 use crate::formats::nbd::{tls_uri, unix_uri};
 use crate::vault::point::OpenPoints;
 use crate::vault::repository::Repository;
+use crate::vault::repository::storage::Wait;
 use exports::Exports;
 pub use exports::Wanted;
 use handshake::Handshake;
@@ -91,6 +92,7 @@ struct Shared<'a> {
     buffers: Pool,
     threads: usize,
     observer: &'a dyn Observer,
+    cancel: &'a Cancel,
     complaints: AtomicUsize,
 }
 
@@ -115,9 +117,15 @@ impl Server {
     ///
     /// # Errors
     /// A point can't be opened; a socket can't be made, or a file of keys not be read.
-    pub fn open(repository: Repository, request: &ServeRequest) -> Result<Self> {
+    pub fn open(
+        repository: Repository,
+        request: &ServeRequest,
+        observer: &dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<Self> {
         let scratch = request.scratch.as_deref();
-        let exports = Exports::open(OpenPoints::new(repository), &request.wanted, scratch)?;
+        let (points, wait) = (OpenPoints::new(repository, cancel), Wait::by(observer, cancel));
+        let exports = Exports::open(points, &request.wanted, scratch, wait)?;
         let mut listeners = Vec::new();
         for place in &request.places {
             match place {
@@ -169,6 +177,7 @@ impl Server {
             buffers: Pool::new(PIECES, PIECE)?,
             threads: self.threads,
             observer,
+            cancel,
             complaints: AtomicUsize::new(0),
         };
         let clients = Clients::default();
@@ -226,7 +235,8 @@ fn serve<'a>(
     shared: &'a Shared<'a>,
 ) -> io::Result<()> {
     let mut incoming = BufReader::with_capacity(8 << 10, stream);
-    let Some(agreed) = Handshake::begin(stream, &mut incoming, exports, keys)?.run()? else {
+    let wait = Wait::by(shared.observer, shared.cancel);
+    let Some(agreed) = Handshake::begin(stream, &mut incoming, exports, keys, wait)?.run()? else {
         return Ok(());
     };
     Session::new(stream, incoming, agreed, shared)?.run();

@@ -26,6 +26,7 @@ use crate::base::size;
 use crate::base::warning::{Code, Warning};
 use crate::disk::flow::pipeline::Resources;
 use crate::flows::report::{FileState, Finding, VerifyReport};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Catalog, DamagedFolder, DiskId, DomainName, MachineFile, Needed, Point, PointId, PointList,
     Repository, Selector, Verdict, Wanted,
@@ -143,7 +144,8 @@ pub fn run(
         if let Some(warning) = catalog.told_of_written_over(&first.disk.domain)? {
             observer.warn(warning);
         }
-        verify_machines(&catalog, &first.disk.domain, points.as_ref(), &mut report)?;
+        let wait = Wait::by(observer, cancel);
+        verify_machines(&catalog, &first.disk.domain, points.as_ref(), wait, &mut report)?;
     }
     report_strangers(&catalog, &request.targets, &mut report, observer);
     if let Some(encryption) = repository.encryption().filter(|_| request.targets.is_empty()) {
@@ -226,7 +228,7 @@ fn verify_disk(
     report: &mut VerifyReport,
 ) -> Result<()> {
     let disk = &asked.disk;
-    let _hold = catalog.repository().hold(&disk.domain)?;
+    let _hold = catalog.repository().hold(&disk.domain, Wait::by(observer, cancel))?;
     let points = asked.points(catalog, report)?;
     report.points += points.len() as u64;
     let needed = catalog.needed_by(disk, &points);
@@ -355,10 +357,11 @@ fn verify_machines(
     catalog: &Catalog,
     domain: &DomainName,
     wanted: Option<&BTreeSet<PointId>>,
+    wait: Wait<'_>,
     report: &mut VerifyReport,
 ) -> Result<()> {
     let repository = catalog.repository();
-    let _hold = repository.hold(domain)?;
+    let _hold = repository.hold(domain, wait)?;
     let mut files: BTreeMap<PathBuf, (MachineFile, BTreeSet<PointId>)> = BTreeMap::new();
     let machines = match wanted {
         Some(points) => catalog.machines_at(domain, points),

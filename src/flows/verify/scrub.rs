@@ -13,6 +13,7 @@ use crate::base::clock;
 use crate::base::error::{ErrorKind, Result};
 use crate::base::observer::Observer;
 use crate::flows::report::{ScrubReport, VerifyReport};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{Catalog, DiskId, History, Needed, PointId};
 
 /// With a budget of time, so many bytes are taken before the clock is asked which disk comes next.
@@ -53,6 +54,10 @@ impl Due {
 }
 
 impl Work<'_> {
+    fn wait(&self) -> Wait<'_> {
+        Wait::by(self.observer, self.cancel)
+    }
+
     /// Proves what is due, the longest unproved first, as far as the budget goes.
     pub fn run(&self, scrub: &Scrub, asked: &[Asked], report: &mut VerifyReport) -> Result<()> {
         let now = clock::now()?;
@@ -63,7 +68,7 @@ impl Work<'_> {
         for (number, asked) in asked.iter().enumerate() {
             let id = &asked.disk;
             // Archives stay where they are while they are read, and no longer: a scrub goes on for hours.
-            let _hold = repository.hold(&id.domain)?;
+            let _hold = repository.hold(&id.domain, self.wait())?;
             let points = asked.points(self.catalog, report)?;
             let needed = self.catalog.needed_by(id, &points);
             let history =
@@ -154,7 +159,7 @@ impl Work<'_> {
         report: &mut VerifyReport,
     ) -> Result<BTreeSet<String>> {
         let (id, repository) = (&asked.disk, self.catalog.repository());
-        let _hold = match repository.hold(&id.domain) {
+        let _hold = match repository.hold(&id.domain, self.wait()) {
             // Points are being removed this moment: the next run comes back to these.
             Err(error) if error.kind() == ErrorKind::Busy => {
                 return Ok(archives.iter().map(|archive| (*archive).to_owned()).collect());

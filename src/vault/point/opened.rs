@@ -13,10 +13,13 @@ use std::time::{Duration, Instant};
 use super::open::{Shared, open_archives};
 use super::reader::{Caches, PointReader, Proved, Run};
 
+use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::observer::Silent;
 use crate::base::shelf::Shelf;
 use crate::disk::io::ReadAt;
 use crate::formats::archive::GROUP_BLOCKS;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Catalog, DiskAt, DiskId, DomainName, Hold, Point, PointId, Repository, Selector,
 };
@@ -45,6 +48,8 @@ const RENEWAL: Duration = Duration::from_secs(2);
 /// As long as one lives, nobody removes the archives of its guest.
 pub struct OpenPoints {
     repository: Repository,
+    /// What ends the wait for a promise that a reader needs in the middle of its work.
+    cancel: Cancel,
     caches: Arc<Caches>,
     readers: Shelf<Key, Opened>,
     /// The archives that they have open.
@@ -123,17 +128,18 @@ impl fmt::Debug for OpenPoint {
 }
 
 impl OpenPoints {
-    /// The points of a repository. None is open yet.
-    pub fn new(repository: Repository) -> Arc<Self> {
-        Self::with_room(repository, READERS)
+    /// The points of a repository. None is open yet. After a request to stop, no lock is waited for.
+    pub fn new(repository: Repository, cancel: &Cancel) -> Arc<Self> {
+        Self::with_room(repository, READERS, cancel)
     }
 
     /// The same for open readers that weigh so much in all, about as many bytes; one is always open.
-    pub fn with_room(repository: Repository, room: u64) -> Arc<Self> {
+    pub fn with_room(repository: Repository, room: u64, cancel: &Cancel) -> Arc<Self> {
         let (caches, readers) = (Arc::default(), Shelf::new(1, room));
         let openings = Turns { free: Mutex::new(OPENINGS), over: Condvar::new() };
         let (archives, holds, noted) = (Shared::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { repository, caches, readers, archives, openings, holds, noted })
+        let cancel = cancel.clone();
+        Arc::new(Self { repository, cancel, caches, readers, archives, openings, holds, noted })
     }
 
     /// The repository.
@@ -146,9 +152,9 @@ impl OpenPoints {
     ///
     /// # Errors
     /// As [`Self::open`]; no disk is called so, or several are.
-    pub fn open_named(self: &Arc<Self>, name: &DiskAt) -> Result<OpenPoint> {
+    pub fn open_named(self: &Arc<Self>, name: &DiskAt, wait: Wait<'_>) -> Result<OpenPoint> {
         let disk = self.repository.catalog().find_one(&name.disk)?;
-        self.open(&disk, name.point.as_ref().unwrap_or(&Selector::Latest))
+        self.open(&disk, name.point.as_ref().unwrap_or(&Selector::Latest), wait)
     }
 
     /// Opens the point of a disk that a selector means now.
@@ -157,10 +163,15 @@ impl OpenPoints {
     /// [`ErrorKind::NotFound`]: there is no such point. [`ErrorKind::Damaged`]: an archive of its chain is
     /// damaged or missing. [`ErrorKind::Busy`]: points of the guest are just being removed. Others: the
     /// repository can't be read.
-    pub fn open(self: &Arc<Self>, disk: &DiskId, selector: &Selector) -> Result<OpenPoint> {
+    pub fn open(
+        self: &Arc<Self>,
+        disk: &DiskId,
+        selector: &Selector,
+        wait: Wait<'_>,
+    ) -> Result<OpenPoint> {
         let _turn = self.openings.wait();
         // Before the catalog is read: what it names then stays.
-        let hold = self.hold(&disk.domain)?;
+        let hold = self.hold(&disk.domain, wait)?;
         let catalog = self.repository.catalog();
         let point = catalog.resolve(disk, selector)?;
         let chain = catalog.chain_of(&point)?;
@@ -188,16 +199,21 @@ impl OpenPoints {
     }
 
     /// The promise that the archives of a guest stay, which everybody shares who has a point of it open.
-    fn hold(&self, domain: &DomainName) -> Result<Arc<Hold>> {
+    fn hold(&self, domain: &DomainName, wait: Wait<'_>) -> Result<Arc<Hold>> {
         let mut holds = locked(&self.holds);
         if let Some(hold) = holds.get(domain).and_then(Weak::upgrade) {
             return Ok(hold);
         }
-        self.hold_anew(domain, &mut holds)
+        self.hold_anew(domain, &mut holds, wait)
     }
 
-    fn hold_anew(&self, domain: &DomainName, holds: &mut Holds) -> Result<Arc<Hold>> {
-        let hold = Arc::new(self.repository.hold(domain)?);
+    fn hold_anew(
+        &self,
+        domain: &DomainName,
+        holds: &mut Holds,
+        wait: Wait<'_>,
+    ) -> Result<Arc<Hold>> {
+        let hold = Arc::new(self.repository.hold(domain, wait)?);
         holds.retain(|_, hold| hold.strong_count() > 0);
         holds.insert(domain.clone(), Arc::downgrade(&hold));
         Ok(hold)
@@ -297,13 +313,14 @@ impl OpenPoint {
         let _turn = points.openings.wait();
         let opened = points.readers.get(key, self.weight, || {
             let domain = &self.point.disk.domain;
+            let wait = Wait::by(&Silent, &points.cancel);
             // Before the catalog is read. The old promise stands until the new one is of use.
             let hold = match self.in_doubt.load(Ordering::Relaxed) {
                 true => {
                     points.archives.clear();
-                    points.hold_anew(domain, &mut locked(&points.holds))?
+                    points.hold_anew(domain, &mut locked(&points.holds), wait)?
                 }
-                false => points.hold(domain)?,
+                false => points.hold(domain, wait)?,
             };
             let opened = self.read_by(&points.repository.catalog())?;
             *locked(&self.hold) = hold;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::drills::Drill;
 use super::names::{DiskId, DiskName, DomainName};
 use super::sizes::Size;
-use super::storage::{Entry, Local, LockMode, Locked, Name, Publish, Storage};
+use super::storage::{Entry, Local, LockMode, Locked, Name, Publish, Storage, Wait};
 use super::{Catalog, Point, PointId, Repository};
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -172,7 +172,7 @@ impl Repository {
         let lock_name = Name::top().join(&format!("{}.lock", name.last()));
         let mut tries = 0;
         let _lock = loop {
-            match storage.lock(&lock_name, LockMode::Exclusive)? {
+            match storage.lock(&lock_name, LockMode::Exclusive, Wait::UNHEARD)? {
                 Locked::Held(lock) => break lock,
                 Locked::Busy(_) if tries < TRIES => tries += 1,
                 Locked::Busy(holder) => {

@@ -396,6 +396,12 @@ impl KeyRing {
             let text = format!("there is a key {} already", path.display());
             return Err(Error::new(ErrorKind::Exists, text).advise("choose another name"));
         }
+        self.put(name, &bytes)
+    }
+
+    /// Writes a wrapped identity under a name that is free.
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let file = file(name);
         let mut staged = match self.storage.stage(&file) {
             // Left by somebody who was killed.
             Err(error) if error.kind() == ErrorKind::Exists => {
@@ -405,7 +411,7 @@ impl KeyRing {
             staged => staged?,
         };
         let failed = |error| Error::io("write", &self.storage.describe(&file), error);
-        staged.write_all(&bytes).map_err(failed)?;
+        staged.write_all(bytes).map_err(failed)?;
         staged.seal()?;
         staged.publish(Publish::New).map_err(|unpublished| unpublished.error)
     }
@@ -423,13 +429,23 @@ impl KeyRing {
         let is_sound = |other: &String| {
             other != name && self.read(other).is_ok_and(|(_, it)| Header::decode(&it).is_ok())
         };
-        if !names.iter().any(is_sound) {
+        let last = || {
             let text = format!("{name} is the last key of the repository {}", self.shown());
-            return Err(
-                Error::new(ErrorKind::Usage, text).advise("add another one first: qdelta key add")
-            );
+            Error::new(ErrorKind::Usage, text).advise("add another one first: qdelta key add")
+        };
+        if !names.iter().any(is_sound) {
+            return Err(last());
         }
-        self.storage.remove(&file(name))
+        let kept = self.read(name).ok().filter(|(_, bytes)| Header::decode(bytes).is_ok());
+        self.storage.remove(&file(name))?;
+        // Somebody else may have removed the others at the same time: whoever comes last puts the own one back.
+        match kept {
+            Some((_, bytes)) if !self.names()?.iter().any(is_sound) => {
+                self.put(name, &bytes)?;
+                Err(last())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn shown(&self) -> String {

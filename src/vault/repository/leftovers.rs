@@ -228,7 +228,11 @@ impl Cleaner<'_> {
         let Some(Ok(manifest)) = self.known.manifest(point) else { return Ok(false) };
         let Some(record) = manifest.disk(disk) else { return Ok(false) };
         let is_other = record.archive != name && !manifest.has_replaced(disk, name);
-        Ok(is_other && self.repository.is_really_there(&dir.join(&record.archive))?)
+        let (repository, domain) = (self.repository, self.lock.domain());
+        // A manifest that has been replaced meanwhile may name it.
+        Ok(is_other
+            && repository.is_shown(domain, point)?
+            && repository.is_really_there(&dir.join(&record.archive))?)
     }
 
     /// Whether an archive stands in a list of what is to be removed.
@@ -307,6 +311,7 @@ mod tests {
 
     use crate::formats::archive::Kind;
     use crate::vault::repository::PointId;
+    use crate::vault::repository::storage::Wait;
     use crate::vault::repository::tests::{back_up, disk, fresh, manifest_path};
 
     /// A copy of a repository that was broken off had a partial manifest, its archive and later ones,
@@ -321,7 +326,7 @@ mod tests {
         let path = manifest_path(&repository, &id, full);
         fs::rename(&path, path.with_file_name(format!(".{full}.json.partial"))).unwrap();
         fs::remove_file(manifest_path(&repository, &id, last)).unwrap();
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         let (cleaned, _) = repository.clean(&lock).unwrap();
         assert_eq!(cleaned.kept.len(), 2, "{cleaned:?}");
         assert!(cleaned.kept.iter().all(|kept| kept.path.is_file()));

@@ -5,24 +5,133 @@
 //! is there all the same says that the list is wrong. So does an archive that a manifest names, that the list lacks, and
 //! that is there when it is asked for by itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
 
 use super::manifest::Manifest;
 use super::names::DomainName;
-use super::{Catalog, PointId, Repository, SUMMARY_MODE};
+use super::storage::{Entry, Name};
+use super::{Catalog, DomainLock, PointId, Repository, SUMMARY_MODE};
 use crate::base::cancel::Cancel;
+use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::{Durability, replace_file};
 use crate::disk::io::Opener;
 
 /// The longest memory that is read, in bytes: some hundred thousand points.
 const LEN_MAX: u64 = 4 << 20;
+/// No list lags behind for so long, in seconds.
+const LAG_MAX_S: i64 = 60 * 60;
 /// How many points are looked for before a request to stop is heard.
 const LOOKS_AT_ONCE: usize = 256;
 
+/// The manifests of a domain, from a list that lacks no point that this host has seen. What goes for good is chosen by
+/// such a list alone.
+#[derive(Debug)]
+pub(super) struct WholeList {
+    domain: DomainName,
+    manifests: Vec<(PointId, Result<Manifest>)>,
+}
+
+impl WholeList {
+    /// All manifests, the oldest first: also those that can't be read.
+    pub fn manifests(&self) -> &[(PointId, Result<Manifest>)] {
+        &self.manifests
+    }
+
+    /// Fails if the list lacks one of these points, and it is there, or shows it as it was before somebody replaced its
+    /// manifest: whether it is pinned, and what it builds on, is not known.
+    pub fn check_has(
+        &self,
+        repository: &Repository,
+        points: impl Iterator<Item = PointId>,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let points: BTreeSet<PointId> = points.collect();
+        let points: Vec<PointId> = points.into_iter().collect();
+        for points in points.chunks(LOOKS_AT_ONCE) {
+            cancel.check()?;
+            let shown = repository.compare_with_list(&self.domain, points)?;
+            for (point, shown) in points.iter().zip(shown) {
+                let domain = &self.domain;
+                let what = match shown {
+                    Shown::AsItIs => continue,
+                    Shown::Not => format!("lacks {point}, which is there"),
+                    Shown::AsItWas => format!("shows {point} as it was before somebody changed it"),
+                };
+                return Err(refusal(format!("the list of the points of {domain} {what}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Repository {
+    /// Removes files of a folder of a domain for good, which were chosen by a list, and gives how many there were. What was
+    /// read is what is there only if nobody else has had the lock.
+    pub(super) fn remove_for_good(
+        &self,
+        lock: &DomainLock,
+        _chosen_by: &WholeList,
+        folder: &Name,
+        files: &[String],
+    ) -> Result<u64> {
+        lock.prove()?;
+        self.storage().remove_all(folder, files)
+    }
+
+    /// Of files of a domain that no manifest in a list names, those that may go: where lists may lag, those that this host
+    /// has seen so for long. A manifest comes after what it names.
+    ///
+    /// # Errors
+    /// No clock tells the time.
+    pub(super) fn unnamed_for_long(
+        &self,
+        domain: &DomainName,
+        unnamed: BTreeSet<String>,
+    ) -> Result<BTreeSet<String>> {
+        if !self.storage().lists_may_lag() {
+            return Ok(unnamed);
+        }
+        let Some(state) = &self.state else { return Ok(BTreeSet::new()) };
+        let (path, now) = (state.join(format!("{domain}+unnamed")), clock::now()?.as_second());
+        let text = Opener::READ.read_text(&path, LEN_MAX).unwrap_or_default();
+        let known: BTreeMap<&str, i64> = text
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter_map(|(name, since)| Some((name, since.parse().ok()?)))
+            .collect();
+        let since = |name: &str| known.get(name).copied().filter(|it| *it <= now).unwrap_or(now);
+        let put = replace_file(&path, SUMMARY_MODE, Durability::None, |file| {
+            unnamed.iter().try_for_each(|name| writeln!(file, "{name} {}", since(name)))
+        });
+        if let Err(error) = put {
+            tracing::debug!("{}: {error}", path.display());
+        }
+        Ok(unnamed.iter().filter(|name| now - since(name) >= LAG_MAX_S).cloned().collect())
+    }
+
+    /// Forgets points that this host has removed.
+    pub(super) fn forget_points(&self, domain: &DomainName, points: &BTreeSet<PointId>) {
+        let known = self.known_points(domain);
+        let left: BTreeSet<PointId> = known.difference(points).copied().collect();
+        if left != known {
+            self.remember_points(domain, &left);
+        }
+    }
+}
+
 impl Catalog {
+    /// The manifests of a domain, if the list lacks no point that this host has seen, and that is still there.
+    ///
+    /// # Errors
+    /// As [`Self::check_listed`] and [`Self::manifests`].
+    pub(super) fn whole_list(&self, domain: &DomainName, cancel: &Cancel) -> Result<WholeList> {
+        self.check_listed(domain, cancel)?;
+        Ok(WholeList { domain: domain.clone(), manifests: self.manifests(domain)? })
+    }
+
     /// Remembers the points that the list of a domain has, beside those that were seen before.
     pub(crate) fn remember_listed(&self, domain: &DomainName) {
         let repository = self.repository();
@@ -67,6 +176,17 @@ impl Catalog {
     }
 }
 
+/// How a list shows the manifest of a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// As it is; or it is gone.
+    AsItIs,
+    /// As it was before it was replaced.
+    AsItWas,
+    /// Not at all.
+    Not,
+}
+
 /// What is said where a list proves wrong before something goes.
 fn refusal(text: String) -> Error {
     Error::new(ErrorKind::Io, text)
@@ -78,6 +198,30 @@ fn refusal(text: String) -> Error {
 }
 
 impl Repository {
+    /// Whether the list of a domain shows the manifest of a point as it is.
+    ///
+    /// # Errors
+    /// It can't be told.
+    pub(super) fn is_shown(&self, domain: &DomainName, point: PointId) -> Result<bool> {
+        Ok(self.compare_with_list(domain, &[point])? == [Shown::AsItIs])
+    }
+
+    /// How the list of a domain shows the manifests of points, which are asked for by themselves.
+    fn compare_with_list(&self, domain: &DomainName, points: &[PointId]) -> Result<Vec<Shown>> {
+        let folder = self.points_dir(domain);
+        let names: Vec<String> = points.iter().map(|it| Manifest::file_name(*it)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let listed = self.storage().entries(&folder, &names)?;
+        let found = self.storage().ask_for(&folder, &names)?;
+        let one = |(listed, found): (Option<Entry>, Option<Entry>)| match (listed, found) {
+            (_, None) => Shown::AsItIs,
+            (None, Some(_)) => Shown::Not,
+            (Some(listed), Some(found)) if listed.version == found.version => Shown::AsItIs,
+            _ => Shown::AsItWas,
+        };
+        Ok(listed.into_iter().zip(found).map(one).collect())
+    }
+
     /// Looks for points that a list lacks, and forgets of those that are `known` which are gone.
     fn look_for(
         &self,

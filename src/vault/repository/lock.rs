@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::PointId;
 use super::names::DomainName;
-use super::storage::{Lock, LockMode, Locked, Storage};
+use super::storage::{Lock, LockMode, Locked, Storage, Wait};
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// Held alone by whoever writes to the domain.
@@ -45,8 +45,9 @@ impl DomainLock {
         storage: &Arc<dyn Storage>,
         domain: DomainName,
         repository: String,
+        wait: Wait<'_>,
     ) -> Result<Self> {
-        match storage.lock(&domain.folder().join(ADD), LockMode::Exclusive)? {
+        match storage.lock(&domain.folder().join(ADD), LockMode::Exclusive, wait)? {
             Locked::Held(lock) => {
                 // Readers find the file of their lock there, also those who can write nothing.
                 storage.prepare_lock(&domain.folder().join(KEEP));
@@ -81,10 +82,15 @@ impl DomainLock {
     /// Fails if somebody else has had the lock until the manifest of a point stood there: then its archives may be gone.
     pub(super) fn prove_made(&self, point: PointId) -> Result<()> {
         self.prove_lately().map_err(|error| {
-            let text = format!(
-                "point {point} of {} was made while somebody else wrote there: its archives may be missing",
-                self.domain
-            );
+            let domain = &self.domain;
+            let text = match error.kind() {
+                ErrorKind::Busy => format!(
+                    "point {point} of {domain} was made while somebody else wrote there: its archives may be missing"
+                ),
+                _ => format!(
+                    "point {point} of {domain} is made, and nobody can tell whether somebody else wrote there meanwhile"
+                ),
+            };
             error.within(text).advise("see what is there with qdelta verify, and do it again")
         })
     }
@@ -96,8 +102,8 @@ impl DomainLock {
 }
 
 /// Holds the archives of a domain in their places.
-pub(super) fn hold(storage: &dyn Storage, domain: &DomainName) -> Result<Hold> {
-    match storage.lock(&domain.folder().join(KEEP), LockMode::Shared)? {
+pub(super) fn hold(storage: &dyn Storage, domain: &DomainName, wait: Wait<'_>) -> Result<Hold> {
+    match storage.lock(&domain.folder().join(KEEP), LockMode::Shared, wait)? {
         Locked::Held(lock) => Ok(Hold(lock)),
         Locked::Busy(holder) => {
             Err(busy(format!("points of {domain} are being removed by {holder}")))
@@ -106,9 +112,9 @@ pub(super) fn hold(storage: &dyn Storage, domain: &DomainName) -> Result<Hold> {
 }
 
 /// Makes sure that nobody reads the archives of a domain, which the caller writes to alone.
-pub(super) fn clear(lock: &DomainLock) -> Result<Clearance> {
+pub(super) fn clear(lock: &DomainLock, wait: Wait<'_>) -> Result<Clearance> {
     let domain = lock.domain();
-    match lock.storage().lock(&domain.folder().join(KEEP), LockMode::Exclusive)? {
+    match lock.storage().lock(&domain.folder().join(KEEP), LockMode::Exclusive, wait)? {
         Locked::Held(lock) => Ok(Clearance(lock)),
         Locked::Busy(_) => Err(busy(format!("points of {domain} are being read"))),
     }

@@ -20,6 +20,7 @@ use super::names::{DiskId, DiskName, DomainName, MACHINE};
 use super::point::PointId;
 use super::storage::{Name, Publish};
 use super::{Catalog, Clearance, DomainLock, Repository};
+use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
 use crate::formats::archive::Digest;
@@ -308,11 +309,13 @@ impl Repository {
     /// Removes the machine files of a domain that no manifest names; gives how many there were.
     ///
     /// # Errors
-    /// A manifest can't be read: what it names is not known. A file can't be removed.
+    /// A manifest can't be read: what it names is not known. A file can't be removed. Where lists may lag, what this host
+    /// has not seen unnamed for long stays for a later run.
     pub(crate) fn remove_unnamed_machine_files(
         &self,
         lock: &DomainLock,
         _clearance: &Clearance,
+        cancel: &Cancel,
     ) -> Result<u64> {
         let domain = lock.domain();
         let folder = self.machine_dir(domain);
@@ -324,17 +327,18 @@ impl Repository {
         if unnamed.is_empty() {
             return Ok(0);
         }
-        for (_, manifest) in self.catalog().manifests(domain)? {
-            let machine = manifest?.machine;
+        let list = self.catalog().whole_list(domain, cancel)?;
+        for (_, manifest) in list.manifests() {
+            let machine = &manifest.as_ref().map_err(Error::clone)?.machine;
             for file in machine.iter().flat_map(|machine| &machine.files) {
                 unnamed.remove(&file_name(file.digest));
             }
         }
-        let unnamed: Vec<String> = unnamed.into_iter().collect();
-        if !unnamed.is_empty() {
-            lock.prove()?;
+        let unnamed: Vec<String> = self.unnamed_for_long(domain, unnamed)?.into_iter().collect();
+        match unnamed.is_empty() {
+            true => Ok(0),
+            false => self.remove_for_good(lock, &list, &folder, &unnamed),
         }
-        self.storage.remove_all(&folder, &unnamed)
     }
 
     /// What to call a stored file of a machine where people read of it.
@@ -453,6 +457,7 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
+    use crate::vault::repository::storage::Wait;
     use crate::vault::repository::tests::fresh;
 
     fn file(digest: Digest, length: u64) -> MachineFile {
@@ -499,7 +504,7 @@ mod tests {
     fn what_is_stored_comes_back_and_is_stored_once() {
         let (_dir, repository) = fresh();
         let domain: DomainName = "web".parse().unwrap();
-        let lock = repository.lock(&domain).unwrap();
+        let lock = repository.lock(&domain, Wait::UNHEARD).unwrap();
         let shown = Path::new("/var/nvram");
         for content in [&b""[..], &[0xff; 600 << 10], b"<domain/>"] {
             let (digest, length) =
@@ -523,7 +528,7 @@ mod tests {
     fn damage_is_seen_and_the_next_backup_replaces_it() {
         let (_dir, repository) = fresh();
         let domain: DomainName = "web".parse().unwrap();
-        let lock = repository.lock(&domain).unwrap();
+        let lock = repository.lock(&domain, Wait::UNHEARD).unwrap();
         let content = vec![7; 100_000];
         let (digest, length) =
             repository.store_machine_file(&lock, Cursor::new(&content), Path::new("/x")).unwrap();
@@ -560,7 +565,7 @@ mod tests {
         for mode in [Mode::Kill, Mode::Fail] {
             for step in 0.. {
                 let (_dir, repository) = fresh();
-                let lock = repository.lock(&"web".parse().unwrap()).unwrap();
+                let lock = repository.lock(&"web".parse().unwrap(), Wait::UNHEARD).unwrap();
                 arm(step, mode);
                 let stored =
                     repository.store_machine_file(&lock, Cursor::new(b"content"), Path::new("/x"));

@@ -174,6 +174,7 @@ mod tests {
     use super::*;
     use crate::base::error::{Error, ErrorKind};
     use crate::formats::archive::Kind;
+    use crate::vault::repository::storage::Wait;
     use crate::vault::repository::storage::durable::faults::{self, Mode};
     use crate::vault::repository::tests::{back_up, disk, fresh, manifest_path};
     use crate::vault::repository::{DiskId, Selector};
@@ -200,7 +201,7 @@ mod tests {
     }
 
     fn remove(repository: &Repository, id: &DiskId, point: PointId) {
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         let mark = |marks: &mut Marks| {
             marks.removed = Some(removal());
             Ok(())
@@ -215,7 +216,7 @@ mod tests {
         back_up(&repository, &id, Kind::Full).unwrap();
         let point = back_up(&repository, &id, Kind::Incremental).unwrap();
         let (before, version) = repository.versioned(&id.domain, point).unwrap();
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         let set = |marks: &mut Marks| {
             *marks = Marks { pins: vec![pin()], removed: Some(removal()) };
             Ok(())
@@ -251,7 +252,7 @@ mod tests {
         let point = back_up(&repository, &id, Kind::Full).unwrap();
         let path = manifest_path(&repository, &id, point);
         let plain = fs::read(&path).unwrap();
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         let marks = Marks { pins: vec![pin()], removed: Some(removal()) };
         let set = |it: &mut Marks| {
             *it = marks.clone();
@@ -322,6 +323,27 @@ mod tests {
         assert!(error.advice().unwrap().contains("--removed"), "{error:?}");
     }
 
+    /// A removed point was brought back while somebody else, who had taken the lock, was removing it for good: "is back",
+    /// it was said.
+    #[test]
+    fn a_mark_that_was_set_while_somebody_else_wrote_is_told() {
+        let (_dir, repository) = fresh();
+        let id = disk("vm/vda");
+        let point = back_up(&repository, &id, Kind::Full).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
+        let mut thief = None;
+        let marked = repository.mark(&lock, point, |marks| {
+            let file = repository.describe(&repository.domain_dir(&id.domain).join(".lock"));
+            fs::remove_file(file).unwrap();
+            thief = Some(repository.lock(&id.domain, Wait::UNHEARD).unwrap());
+            marks.pin(pin());
+            Ok(())
+        });
+        let error = marked.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{}", error.chain());
+        assert!(!error.advice().unwrap_or_default().contains("nothing was published"), "{error}");
+    }
+
     /// Whatever fails, or wherever the program dies: the point is marked or it is not, and can be read.
     #[test]
     fn a_mark_is_set_or_not_whatever_happens() {
@@ -332,7 +354,7 @@ mod tests {
                 let id = disk("vm/vda");
                 let point = back_up(&repository, &id, Kind::Full).unwrap();
                 let (before, _) = repository.versioned(&id.domain, point).unwrap();
-                let lock = repository.lock(&id.domain).unwrap();
+                let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
                 let set = |marks: &mut Marks| {
                     marks.pin(pin());
                     Ok(())

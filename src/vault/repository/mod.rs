@@ -95,7 +95,7 @@ pub use settings::{Count, Keep, SAFETY, Settings, Targets};
 pub use sizes::Size;
 pub(crate) use snapshot::pin as snapshot_pin;
 pub use snapshot::{SNAPSHOT_HOLDER, SnapshotRecord};
-use storage::{Entry, EntryKind, Limited, Name, S3, Storage};
+use storage::{Entry, EntryKind, Limited, Name, S3, Storage, Wait};
 
 /// Only whoever makes backups reads the digests of what disks hold.
 const SUMMARY_MODE: u32 = 0o600;
@@ -254,26 +254,26 @@ impl Repository {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if another process has it; [`ErrorKind::Damaged`] if the repository's
-    /// `qdelta.toml` is lost or damaged.
-    pub fn lock(&self, domain: &DomainName) -> Result<DomainLock> {
+    /// `qdelta.toml` is lost or damaged; [`ErrorKind::Interrupted`]: somebody asked to stop while it was waited for.
+    pub fn lock(&self, domain: &DomainName, wait: Wait<'_>) -> Result<DomainLock> {
         self.check_writable()?;
-        DomainLock::take(&self.storage, domain.clone(), self.id.clone())
+        DomainLock::take(&self.storage, domain.clone(), self.id.clone(), wait)
     }
 
     /// Keeps the archives of a domain in their places, for as long as the hold lives.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if another process is removing some.
-    pub fn hold(&self, domain: &DomainName) -> Result<Hold> {
-        lock::hold(&*self.storage, domain)
+    pub fn hold(&self, domain: &DomainName, wait: Wait<'_>) -> Result<Hold> {
+        lock::hold(&*self.storage, domain, wait)
     }
 
     /// Takes the right to remove archives of a domain, for as long as the clearance lives.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if somebody reads them.
-    pub fn clear(&self, lock: &DomainLock) -> Result<Clearance> {
-        lock::clear(lock)
+    pub fn clear(&self, lock: &DomainLock, wait: Wait<'_>) -> Result<Clearance> {
+        lock::clear(lock, wait)
     }
 
     /// Begins the archive of a disk at a new point.

@@ -9,10 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
+use super::listed::WholeList;
 use super::manifest::Manifest;
 use super::names::{DiskId, DiskName, DomainName};
 use super::point::PointId;
 use super::{Catalog, Clearance, DomainLock, Repository};
+use crate::base::cancel::Cancel;
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 
@@ -59,18 +61,28 @@ impl Repository {
     /// # Errors
     /// [`ErrorKind::Usage`]: another point needs one of them, or none stays. Others: a manifest can't be
     /// read or replaced.
-    pub fn condemn(&self, lock: &DomainLock, points: &BTreeSet<PointId>) -> Result<()> {
+    pub fn condemn(
+        &self,
+        lock: &DomainLock,
+        points: &BTreeSet<PointId>,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let domain = lock.domain();
         let (mut carrier, mut archives) = (None, Vec::new());
-        for (point, manifest) in self.catalog().manifests(domain)? {
-            let manifest = manifest.map_err(|error| {
-                error.within(format!("what point {point} of {domain} builds on can't be told"))
+        let list = self.catalog().whole_list(domain, cancel)?;
+        list.check_has(self, points.iter().copied(), cancel)?;
+        for (point, manifest) in list.manifests() {
+            let point = *point;
+            let manifest = manifest.as_ref().map_err(|error| {
+                error
+                    .clone()
+                    .within(format!("what point {point} of {domain} builds on can't be told"))
             })?;
             if points.contains(&point) {
                 archives.extend(manifest.archives());
                 continue;
             }
-            if let Some(parent) = parents(&manifest).find(|parent| points.contains(parent)) {
+            if let Some(parent) = parents(manifest).find(|parent| points.contains(parent)) {
                 let text = format!("point {point} of {domain} needs point {parent}");
                 return Err(Error::new(ErrorKind::Usage, text));
             }
@@ -91,20 +103,27 @@ impl Repository {
     /// points that went with it.
     ///
     /// # Errors
-    /// A manifest can't be read or replaced, or a file not be removed: the next run goes on.
-    pub fn remove_replaced(&self, lock: &DomainLock, _clearance: &Clearance) -> Result<Removed> {
-        let domain = lock.domain();
-        let manifests = self.catalog().manifests(domain)?;
-        let now = clock::now()?;
-        let mut removed = Removed::default();
-        for (_, carrier) in &manifests {
+    /// A manifest can't be read or replaced, or a file not be removed: the next run goes on. As
+    /// [`Catalog::check_listed`].
+    pub fn remove_replaced(
+        &self,
+        lock: &DomainLock,
+        _clearance: &Clearance,
+        cancel: &Cancel,
+    ) -> Result<Removed> {
+        let (catalog, domain) = (self.catalog(), lock.domain());
+        let (now, mut removed) = (clock::now()?, Removed::default());
+        let lists =
+            |it: &Result<Manifest>| it.as_ref().is_ok_and(|carrier| !carrier.replaces.is_empty());
+        if !catalog.manifests(domain)?.iter().any(|(_, manifest)| lists(manifest)) {
+            return Ok(removed);
+        }
+        let list = catalog.whole_list(domain, cancel)?;
+        for (_, carrier) in list.manifests().iter().filter(|(_, manifest)| lists(manifest)) {
             let Ok(carrier) = carrier else { continue };
-            if !carrier.replaces.is_empty() {
-                // What was read is what is there only if nobody else has had the lock.
-                lock.prove()?;
-                self.check_replaced(carrier)?;
-                removed.add(self.remove_listed(lock, carrier, &manifests, now)?);
-            }
+            list.check_has(self, carrier.replaces.iter().map(|it| it.point), cancel)?;
+            self.check_replaced(carrier)?;
+            removed.add(self.remove_listed(lock, carrier, &list, now)?);
         }
         Ok(removed)
     }
@@ -133,10 +152,10 @@ impl Repository {
         &self,
         lock: &DomainLock,
         carrier: &Manifest,
-        manifests: &[(PointId, Result<Manifest>)],
+        list: &WholeList,
         now: Timestamp,
     ) -> Result<Removed> {
-        let domain = lock.domain();
+        let (domain, manifests) = (lock.domain(), list.manifests());
         let mut points: BTreeSet<PointId> = carrier.replaces.iter().map(|it| it.point).collect();
         points.remove(&carrier.point);
         // What was pinned since stays, and what a point that stays builds on. Parents are older: the
@@ -155,7 +174,8 @@ impl Repository {
         let names: Vec<String> =
             points.iter().rev().map(|point| Manifest::file_name(*point)).collect();
         // Also without a name: that this very manifest stands here, must be durable before anything goes.
-        let count = self.storage().remove_all(&self.points_dir(domain), &names)?;
+        let count = self.remove_for_good(lock, list, &self.points_dir(domain), &names)?;
+        self.forget_points(domain, &points);
         let mut removed = Removed { points: count, ..Removed::default() };
         let is_there = |point| manifests.iter().any(|(it, _)| *it == point);
         let mut folders: BTreeMap<&DiskName, Vec<String>> = BTreeMap::new();
@@ -173,7 +193,7 @@ impl Repository {
                 let entry = self.storage().entry(&folder.join(archive))?;
                 removed.bytes += entry.and_then(|entry| entry.len).unwrap_or(0);
             }
-            removed.archives += self.storage().remove_all(&folder, &archives)?;
+            removed.archives += self.remove_for_good(lock, list, &folder, &archives)?;
         }
         let (mut manifest, version) = self.versioned(domain, carrier.point)?;
         manifest.replaces.clear();
@@ -193,6 +213,7 @@ mod tests {
     use super::*;
     use crate::formats::archive::Kind;
     use crate::vault::repository::Pin;
+    use crate::vault::repository::storage::Wait;
     use crate::vault::repository::tests::{back_up, disk, fresh};
 
     /// Two chains, the first of which is to go.
@@ -203,10 +224,10 @@ mod tests {
         let make = |kind| back_up(&repository, &id, kind).unwrap();
         let old = [Kind::Full, Kind::Incremental, Kind::Incremental].map(make);
         let new = [Kind::Full, Kind::Incremental].map(make);
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         let condemn = |points: &[PointId]| {
             let points = points.iter().copied().collect();
-            repository.condemn(&lock, &points).map_err(|error| error.kind())
+            repository.condemn(&lock, &points, &Cancel::default()).map_err(|error| error.kind())
         };
         let ids = || -> Vec<PointId> {
             repository.catalog().points(&id).unwrap().points.iter().map(|point| point.id).collect()
@@ -225,8 +246,8 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-        let clearance = repository.clear(&lock).unwrap();
-        let removed = repository.remove_replaced(&lock, &clearance).unwrap();
+        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap();
+        let removed = repository.remove_replaced(&lock, &clearance, &Cancel::default()).unwrap();
         assert_eq!((removed.points, removed.archives, removed.bytes), (1, 1, 4));
         assert_eq!(ids(), [old[0], old[1], new[0], new[1]]);
         let catalog = repository.catalog();

@@ -21,6 +21,17 @@ impl Version {
     }
 }
 
+/// What a lock says that could not be proved.
+fn doubt(error: &Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::Busy => "somebody else may have written there meanwhile",
+        _ => "nobody can tell whether somebody else has written there meanwhile",
+    }
+}
+
+/// What to do where somebody else may have written as well.
+const LOOK: &str = "see what is there with qdelta verify";
+
 impl Repository {
     /// The manifest of a point, and its version.
     ///
@@ -43,16 +54,59 @@ impl Repository {
     ///
     /// # Errors
     /// [`ErrorKind::Usage`]: the two do not show the same disks with the same roots, or an archive is
-    /// missing. [`ErrorKind::Busy`]: another manifest stands there. Others: something can't be written,
-    /// synced or renamed; only after the very last sync has failed the new one stands there, perhaps
-    /// not for ever.
+    /// missing. [`ErrorKind::Busy`]: another manifest stands there, or somebody else has had the lock until the new one
+    /// did. Others: something can't be written, synced or renamed; only after the very last sync has failed the new one
+    /// stands there, perhaps not for ever.
     pub(crate) fn replace(
         &self,
         lock: &DomainLock,
         expected: Version,
         manifest: &Manifest,
     ) -> Result<Version> {
-        self.put_over(lock, expected, manifest, Publish::Replace)
+        let version = self.put_over(lock, expected, manifest, Publish::Replace)?;
+        lock.prove().map_err(|error| {
+            let text = format!(
+                "the manifest of point {} of {} is replaced, and {}",
+                manifest.point,
+                manifest.domain,
+                doubt(&error)
+            );
+            error.within(text).advise(LOOK)
+        })?;
+        Ok(version)
+    }
+
+    /// As [`Self::replace`], with a manifest that names other archives than `before`, which stands there. Whoever had the
+    /// lock meanwhile, though nobody should, may have removed those archives, which no manifest named yet: then `before`
+    /// comes back. `done` says in a word what becomes of the point.
+    ///
+    /// # Errors
+    /// As [`Self::replace`].
+    pub(crate) fn replace_archives(
+        &self,
+        lock: &DomainLock,
+        expected: Version,
+        manifest: &Manifest,
+        before: Option<&Manifest>,
+        done: &str,
+    ) -> Result<()> {
+        let put = self.put_over(lock, expected, manifest, Publish::Replace)?;
+        let Err(error) = lock.prove() else { return Ok(()) };
+        let point = manifest.point;
+        let is_back = match before.filter(|_| error.kind() == ErrorKind::Busy) {
+            Some(before) => self.take_back(lock, put, manifest, before),
+            None => Ok(false),
+        };
+        Err(match is_back {
+            Ok(true) => error.within(format!("point {point} is not {done}")),
+            Ok(false) => {
+                let text = format!("point {point} is {done}, and {}", doubt(&error));
+                error.within(text).advise(LOOK)
+            }
+            Err(failed) => error
+                .within(format!("the archives of point {point} may be missing: {}", failed.chain()))
+                .advise(LOOK),
+        })
     }
 
     /// Puts `before`, which stood there, in the place of `merged`, which was put over it, if that one still has the version
@@ -62,7 +116,7 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Self::replace`]; it can't be told what is there.
-    pub(crate) fn take_back(
+    fn take_back(
         &self,
         lock: &DomainLock,
         expected: Version,
@@ -188,7 +242,9 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::base::cancel::Cancel;
     use crate::formats::archive::{ArchiveId, Digest, Kind};
+    use crate::vault::repository::storage::Wait;
     use crate::vault::repository::storage::durable::faults::{self, Mode};
     use crate::vault::repository::tests::{back_up, disk, fresh};
     use crate::vault::repository::{Point, Removed};
@@ -218,7 +274,7 @@ mod tests {
         let id = disk("vm/vda");
         let file = |point: &Point| repository.describe(&point.archive);
         let old = file(&repository.catalog().points(&id).unwrap().points[1]);
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         let replaced = repository.replace(&lock, version, &manifest).unwrap();
         let (read, again) = repository.versioned(&id.domain, manifest.point).unwrap();
         assert_eq!((&read, again), (&manifest, replaced));
@@ -232,12 +288,15 @@ mod tests {
         // What is replaced is nobody's to remove but the merge's.
         repository.clean(&lock).unwrap();
         assert!(old.is_file() && catalog.strays(&id).unwrap().is_empty());
-        let clearance = repository.clear(&lock).unwrap();
-        let removed = repository.remove_replaced(&lock, &clearance).unwrap();
+        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap();
+        let removed = repository.remove_replaced(&lock, &clearance, &Cancel::default()).unwrap();
         assert_eq!((removed.points, removed.archives), (0, 1));
         let (read, _) = repository.versioned(&id.domain, manifest.point).unwrap();
         assert!(!old.is_file() && read.replaces.is_empty());
-        assert!(repository.remove_replaced(&lock, &clearance).unwrap() == Removed::default());
+        assert!(
+            repository.remove_replaced(&lock, &clearance, &Cancel::default()).unwrap()
+                == Removed::default()
+        );
     }
 
     /// What a merge had replaced went though somebody else had got the lock meanwhile, as from a server of files that let
@@ -246,11 +305,12 @@ mod tests {
     fn what_was_replaced_goes_by_the_holder_alone_and_only_if_the_other_is_there() {
         let (_dir, repository, manifest, version) = merged();
         let id = disk("vm/vda");
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         repository.replace(&lock, version, &manifest).unwrap();
-        let clearance = repository.clear(&lock).unwrap();
+        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap();
         let refused = |expected: ErrorKind| {
-            let error = repository.remove_replaced(&lock, &clearance).unwrap_err();
+            let error =
+                repository.remove_replaced(&lock, &clearance, &Cancel::default()).unwrap_err();
             assert_eq!(error.kind(), expected, "{}", error.chain());
         };
         let merged = repository.describe(&repository.archive(&id, &manifest.disks[0].archive));
@@ -263,7 +323,10 @@ mod tests {
         fs::write(&file, "process 1 on another\n").unwrap();
         refused(ErrorKind::Busy);
         fs::write(&file, note).unwrap();
-        assert_eq!(repository.remove_replaced(&lock, &clearance).unwrap().archives, 1);
+        assert_eq!(
+            repository.remove_replaced(&lock, &clearance, &Cancel::default()).unwrap().archives,
+            1
+        );
     }
 
     /// A merge was killed after its archive had a name and before the manifest named it: nobody knew the
@@ -274,7 +337,7 @@ mod tests {
         let id = disk("vm/vda");
         let merged = repository.describe(&repository.archive(&id, &manifest.disks[0].archive));
         assert!(merged.is_file() && repository.catalog().strays(&id).unwrap().is_empty());
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         let (cleaned, _) = repository.clean(&lock).unwrap();
         assert!(cleaned.removed.len() == 1 && cleaned.kept.is_empty() && !merged.is_file());
         let points = repository.catalog().points(&id).unwrap().points;
@@ -284,7 +347,7 @@ mod tests {
     #[test]
     fn only_a_manifest_of_the_same_disks_and_roots_can_replace_one() {
         let (_dir, repository, manifest, version) = merged();
-        let lock = repository.lock(&manifest.domain).unwrap();
+        let lock = repository.lock(&manifest.domain, Wait::UNHEARD).unwrap();
         let mut root = manifest.clone();
         root.disks[0].root = Digest([8; 32]);
         let mut name = manifest.clone();
@@ -301,7 +364,7 @@ mod tests {
         }
         let (_, found) = repository.versioned(&manifest.domain, manifest.point).unwrap();
         assert_eq!(found, version);
-        let other = repository.lock(&"other".parse().unwrap()).unwrap();
+        let other = repository.lock(&"other".parse().unwrap(), Wait::UNHEARD).unwrap();
         assert!(repository.replace(&other, version, &manifest).is_err());
     }
 
@@ -313,7 +376,7 @@ mod tests {
             loop {
                 let (_dir, repository, manifest, version) = merged();
                 let (old, _) = repository.versioned(&manifest.domain, manifest.point).unwrap();
-                let lock = repository.lock(&manifest.domain).unwrap();
+                let lock = repository.lock(&manifest.domain, Wait::UNHEARD).unwrap();
                 faults::arm(at, mode);
                 let result = repository.replace(&lock, version, &manifest);
                 let steps = faults::disarm();

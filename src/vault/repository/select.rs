@@ -242,6 +242,7 @@ mod tests {
 
     use super::*;
     use crate::formats::archive::Kind;
+    use crate::vault::repository::storage::Wait;
     use crate::vault::repository::tests::{back_up, disk, fresh, manifest_path};
 
     #[test]
@@ -267,7 +268,7 @@ mod tests {
         let third = back_up(&repository, &id, Kind::Full).unwrap();
         assert_eq!(kind("latest"), Ok(third));
         // The archive of the damaged manifest is no leftover.
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         assert!(repository.clean(&lock).unwrap().0.removed.is_empty());
     }
 

@@ -64,7 +64,7 @@ fn interrupt(
     let repository = Repository::open_in_with(Arc::clone(before), key).unwrap();
     let last = back_up(&repository, &id, Kind::Incremental).unwrap();
     assert_eq!(points(before, key, &id).last(), Some(&last), "{story}");
-    let lock = repository.lock(&id.domain).unwrap();
+    let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
     let (cleaned, _) = repository.clean(&lock).unwrap();
     assert!(cleaned.removed.is_empty(), "{story}: {cleaned:?}");
     assert!(cleaned.kept.is_empty(), "{story}: {cleaned:?}");
@@ -161,16 +161,19 @@ fn readers_keep_what_they_read_and_writers_go_on() {
         let busy = |outcome: Result<()>| {
             assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Busy);
         };
-        let lock = repository.lock(&domain).unwrap();
-        busy(repository.lock(&domain).map(drop));
-        let holds = [repository.hold(&domain).unwrap(), repository.hold(&domain).unwrap()];
-        busy(repository.clear(&lock).map(drop));
+        let lock = repository.lock(&domain, Wait::UNHEARD).unwrap();
+        busy(repository.lock(&domain, Wait::UNHEARD).map(drop));
+        let holds = [
+            repository.hold(&domain, Wait::UNHEARD).unwrap(),
+            repository.hold(&domain, Wait::UNHEARD).unwrap(),
+        ];
+        busy(repository.clear(&lock, Wait::UNHEARD).map(drop));
         drop(holds);
-        let clearance = repository.clear(&lock).unwrap();
-        busy(repository.hold(&domain).map(drop));
+        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap();
+        busy(repository.hold(&domain, Wait::UNHEARD).map(drop));
         drop(clearance);
-        repository.hold(&domain).unwrap();
+        repository.hold(&domain, Wait::UNHEARD).unwrap();
         drop(lock);
-        repository.lock(&domain).unwrap();
+        repository.lock(&domain, Wait::UNHEARD).unwrap();
     }
 }

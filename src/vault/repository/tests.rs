@@ -60,7 +60,7 @@ fn record(pending: &Pending<'_>, kind: Kind, parent: Option<PointId>) -> DiskRec
 
 /// Makes a point with everything a backup does to the repository, and an archive of four bytes.
 pub(super) fn back_up(repository: &Repository, id: &DiskId, kind: Kind) -> Result<PointId> {
-    let lock = repository.lock(&id.domain)?;
+    let lock = repository.lock(&id.domain, Wait::UNHEARD)?;
     repository.clean(&lock)?;
     let parent = match kind {
         Kind::Full => None,
@@ -263,7 +263,8 @@ fn interrupt_everywhere(mode: Mode, kind: Kind) {
         let mut clean_steps = 0;
         loop {
             faults::arm(clean_steps, Mode::Kill);
-            let cleaned = repository.lock(&id.domain).and_then(|lock| repository.clean(&lock));
+            let cleaned =
+                repository.lock(&id.domain, Wait::UNHEARD).and_then(|lock| repository.clean(&lock));
             if faults::disarm() <= clean_steps {
                 assert!(cleaned.unwrap().0.kept.is_empty(), "step {steps} {mode:?}");
                 break;
@@ -318,7 +319,7 @@ fn an_init_interrupted_at_every_step_can_be_repeated() {
 fn dropped_before_its_commit_an_archive_is_gone() {
     let (_dir, repository) = fresh();
     let id = disk("vm/vda");
-    let lock = repository.lock(&id.domain).unwrap();
+    let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
     let point = repository.catalog().next_point(&lock).unwrap().id;
     let pending = repository.begin(&lock, &id, point, Kind::Full, ID).unwrap();
     assert!(pending.path().ends_with(format!("vm/vda/{point}-full-01010101.qdelta")));
@@ -330,12 +331,12 @@ fn dropped_before_its_commit_an_archive_is_gone() {
 fn a_manifest_must_name_the_archives_it_is_committed_with() {
     let (_dir, repository) = fresh();
     let id = disk("vm/vda");
-    let lock = repository.lock(&id.domain).unwrap();
+    let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
     let point = repository.catalog().next_point(&lock).unwrap().id;
     let manifest = Manifest::new(point, id.domain.clone(), Consistency::Offline);
     let pending = repository.begin(&lock, &id, point, Kind::Full, ID).unwrap();
     assert_eq!(pending.commit(&manifest).unwrap_err().kind(), ErrorKind::Usage);
-    let other = repository.lock(&"other".parse().unwrap()).unwrap();
+    let other = repository.lock(&"other".parse().unwrap(), Wait::UNHEARD).unwrap();
     let error = repository.begin(&other, &id, point, Kind::Full, ID).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
     assert_eq!(files(repository.path()), [CONFIG]);
@@ -345,7 +346,7 @@ fn a_manifest_must_name_the_archives_it_is_committed_with() {
 fn two_disks_can_be_one_point() {
     let (_dir, repository) = fresh();
     let (vda, vdb) = (disk("vm/vda"), disk("vm/vdb"));
-    let lock = repository.lock(&vda.domain).unwrap();
+    let lock = repository.lock(&vda.domain, Wait::UNHEARD).unwrap();
     let point = repository.catalog().next_point(&lock).unwrap().id;
     let mut manifest = Manifest::new(point, vda.domain.clone(), Consistency::CrashConsistent);
     let mut archives = Vec::new();
@@ -386,15 +387,15 @@ fn a_domain_stands_for_its_only_disk_and_a_stranger_for_none() {
 fn a_second_writer_is_told_who_is_first() {
     let (_dir, repository) = fresh();
     let domain = "vm".parse().unwrap();
-    let lock = repository.lock(&domain).unwrap();
-    let error = repository.lock(&domain).unwrap_err();
+    let lock = repository.lock(&domain, Wait::UNHEARD).unwrap();
+    let error = repository.lock(&domain, Wait::UNHEARD).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.chain().contains(&std::process::id().to_string()), "{}", error.chain());
     // Another domain is nobody's business, and readers need no lock.
-    repository.lock(&"other".parse().unwrap()).unwrap();
+    repository.lock(&"other".parse().unwrap(), Wait::UNHEARD).unwrap();
     repository.catalog().survey().unwrap();
     drop(lock);
-    repository.lock(&domain).unwrap();
+    repository.lock(&domain, Wait::UNHEARD).unwrap();
 }
 
 #[test]
@@ -402,7 +403,7 @@ fn a_clock_set_back_does_not_turn_the_order_round() {
     let (_dir, repository) = fresh();
     let id = disk("vm/vda");
     let latest = back_up(&repository, &id, Kind::Full).unwrap();
-    let lock = repository.lock(&id.domain).unwrap();
+    let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
     let past = PointId::from_ms(latest.as_ms() - 5000).unwrap();
     let next = repository.catalog().next_point_at(&lock, past).unwrap();
     assert_eq!(
@@ -436,7 +437,7 @@ fn an_archive_that_nothing_explains_is_kept_and_reported() {
     let full = back_up(&repository, &id, Kind::Full).unwrap();
     let last = back_up(&repository, &id, Kind::Incremental).unwrap();
     let clean = || {
-        let lock = repository.lock(&id.domain).unwrap();
+        let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         let (cleaned, _) = repository.clean(&lock).unwrap();
         assert!(cleaned.removed.is_empty(), "{:?}", cleaned.removed);
         cleaned.kept.len()
@@ -459,7 +460,7 @@ fn an_old_archive_is_kept_whatever_explains_it() {
     back_up(&repository, &id, Kind::Incremental).unwrap();
     let path = manifest_path(&repository, &id, full);
     fs::rename(&path, path.with_file_name(format!(".{full}.json.partial"))).unwrap();
-    let lock = repository.lock(&id.domain).unwrap();
+    let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
     let (cleaned, _) = repository.clean(&lock).unwrap();
     assert_eq!(cleaned.kept.len(), 1);
     assert_eq!(cleaned.kept[0].bytes, 4);
@@ -475,7 +476,7 @@ fn files_of_others_are_left_alone() {
         fs::write(repository.path().join("vm").join(name), "x").unwrap();
     }
     let before = files(repository.path());
-    let lock = repository.lock(&id.domain).unwrap();
+    let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
     let (cleaned, _) = repository.clean(&lock).unwrap();
     assert!(cleaned.removed.is_empty() && cleaned.kept.is_empty(), "{cleaned:?}");
     assert_eq!(files(repository.path()), before);

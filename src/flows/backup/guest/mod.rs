@@ -30,6 +30,7 @@ use crate::flows::capture::Captured;
 use crate::flows::report::GuestReport;
 use crate::guest::libvirt::{Found, Libvirt};
 use crate::guest::quiesce::{self, Freeze, Program, Virsh};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{DiskName, DomainName, Repository};
 use memory::Memory;
 use moment::Moment;
@@ -143,7 +144,7 @@ pub fn run_guest(
     let (early, found) = match &request.how.snapshot_command {
         None => (None, found),
         Some(program) => {
-            let lock = repository.lock(&name)?;
+            let lock = repository.lock(&name, Wait::by(observer, cancel))?;
             let about = (&repository.catalog(), &name);
             snapshots =
                 Some(Snapshots::begin(program, (&found, request), about, observer, cancel)?);
@@ -176,7 +177,7 @@ pub fn run_guest(
     }
     lock = match early {
         Some(lock) => lock,
-        None => repository.lock(&plan.name)?,
+        None => repository.lock(&plan.name, Wait::by(observer, cancel))?,
     };
     // From here on nobody else writes to the domain.
     let catalog = clean(repository, &lock, observer)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage};
+use crate::vault::repository::storage::{Local, Lock, LockMode, Locked, Name, Storage, Wait};
 
 /// How long a process waits for its turn when nobody else would tell what it has to tell: longer than two rounds of
 /// telling may take.
@@ -35,7 +35,11 @@ fn take(state: &Path) -> Result<Box<dyn Lock>> {
     let folder = state.join("jobs");
     crate::disk::files::make_private_folder(&folder)
         .map_err(|error| Error::io("make", &folder, error))?;
-    match Local::new(&folder).lock(&Name::top().join("telling"), LockMode::Exclusive)? {
+    match Local::new(&folder).lock(
+        &Name::top().join("telling"),
+        LockMode::Exclusive,
+        Wait::UNHEARD,
+    )? {
         Locked::Held(lock) => Ok(lock),
         Locked::Busy(holder) => Err(Error::new(
             ErrorKind::Busy,

@@ -33,6 +33,7 @@ use crate::flows::report::{InPlaceReport, MachineInPlaceReport};
 use crate::guest::libvirt::Libvirt;
 use crate::vault::chain::Chain;
 use crate::vault::point::{check_indexes, open_chain};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Catalog, DiskId, DiskSpec, MachineRecord, Manifest, Point, PointId, Repository, Selector,
 };
@@ -96,7 +97,7 @@ pub fn run_in_place(
     let observer: &dyn Observer = &recorder;
     let catalog = repository.catalog();
     let disk = catalog.find_disk(&request.disk)?;
-    let _hold = repository.hold(&disk.domain)?;
+    let _hold = repository.hold(&disk.domain, Wait::by(observer, cancel))?;
     let point = catalog.resolve(&disk, &request.selector)?;
     let image = request.image.as_deref();
     catalog.warn_of_damage([&disk], observer);
@@ -124,7 +125,7 @@ pub fn run_machine_in_place(
     let observer: &dyn Observer = &recorder;
     let catalog = repository.catalog();
     let domain = catalog.find_domain(&request.domain)?;
-    let _hold = repository.hold(&domain)?;
+    let _hold = repository.hold(&domain, Wait::by(observer, cancel))?;
     let manifest = catalog.resolve_domain(&domain, &request.selector)?;
     let mut jobs = Vec::new();
     for record in manifest.guest_disks() {

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{Disk, InstantRequest, MachineRestore};
+use crate::base::cancel::Cancel;
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer};
@@ -16,6 +17,7 @@ use crate::disk::files::room;
 use crate::flows::report::{InstantReport, ServedDisk};
 use crate::formats::nbd::unix_uri;
 use crate::guest::libvirt::Served;
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::storage::{S3, host_name};
 use crate::vault::repository::{Pin, PointId};
 
@@ -221,8 +223,13 @@ fn holder(job: &MachineRestore<'_>) -> String {
 }
 
 /// Pins the point: while its server is idle or the host restarts, nothing else would keep it.
-pub(super) fn pin(job: &MachineRestore<'_>, point: PointId, observer: &dyn Observer) -> Pinned {
-    match try_pin(job, point) {
+pub(super) fn pin(
+    job: &MachineRestore<'_>,
+    point: PointId,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Pinned {
+    match try_pin(job, point, Wait::by(observer, cancel)) {
         Ok(holder) => Pinned::Now(holder),
         Err(error) => {
             // The guest matters more at this moment, and a repository that nobody can write to loses no
@@ -240,10 +247,10 @@ pub(super) fn pin(job: &MachineRestore<'_>, point: PointId, observer: &dyn Obser
     }
 }
 
-fn try_pin(job: &MachineRestore<'_>, point: PointId) -> Result<String> {
+fn try_pin(job: &MachineRestore<'_>, point: PointId, wait: Wait<'_>) -> Result<String> {
     let repository = job.catalog.repository();
     let at = clock::now()?;
-    let lock = repository.lock(&job.domain)?;
+    let lock = repository.lock(&job.domain, wait)?;
     let holder = holder(job);
     let reason = format!("instant recovery of {} in {}", job.name, job.folder.display());
     let reason = reason.chars().take(REASON_MAX).collect();
@@ -255,10 +262,15 @@ fn try_pin(job: &MachineRestore<'_>, point: PointId) -> Result<String> {
 }
 
 /// Takes the pin back after a failure.
-pub(super) fn unpin_failed(job: &MachineRestore<'_>, point: PointId, pinned: &Pinned) {
+pub(super) fn unpin_failed(
+    job: &MachineRestore<'_>,
+    point: PointId,
+    pinned: &Pinned,
+    wait: Wait<'_>,
+) {
     let Pinned::Now(holder) = pinned else { return };
     let repository = job.catalog.repository();
-    if let Ok(lock) = repository.lock(&job.domain) {
+    if let Ok(lock) = repository.lock(&job.domain, wait) {
         // A pin that stays too long costs room, and the list of points shows it.
         let _ = repository.mark(&lock, point, |marks| {
             marks.unpin(Some(holder));

@@ -31,6 +31,7 @@ use crate::flows::report::{InstantReport, MachineReport, RestoreReport};
 use crate::guest::libvirt::{Domain, Libvirt, Pool, Served, Volumes, XML_LEN_MAX, parse};
 use crate::vault::chain::Chain;
 use crate::vault::point::{check_indexes, open_chain};
+use crate::vault::repository::storage::Wait;
 use crate::vault::repository::{
     Catalog, DiskId, DiskName, DomainName, MachineFile, MachineRecord, Manifest, PointId,
     Repository, Role, Selector,
@@ -126,7 +127,7 @@ pub fn run_machine(
     super::warn_of_trouble(repository, &recorder);
     let catalog = repository.catalog();
     let (domain, manifest) = find(&catalog, request)?;
-    let _hold = repository.hold(&domain)?;
+    let _hold = repository.hold(&domain, Wait::by(&recorder, cancel))?;
     let machine = match manifest.machine.clone() {
         Some(machine) => machine,
         None => return Err(no_machine(&catalog, &domain, &manifest)),
@@ -481,9 +482,14 @@ impl<'a> MachineRestore<'a> {
                 self.write_text(&xml, &definition.text, written)?;
                 None
             }
-            Some(service) => {
-                Some(self.finish_instant(service, definition, manifest.point, written, recorder)?)
-            }
+            Some(service) => Some(self.finish_instant(
+                service,
+                definition,
+                manifest.point,
+                written,
+                recorder,
+                cancel,
+            )?),
         };
         self.warn_of_memory(recorder);
         for text in definition.warnings(&self) {
@@ -562,15 +568,17 @@ impl<'a> MachineRestore<'a> {
         point: PointId,
         written: &mut Written,
         recorder: &Recorder<'_>,
+        cancel: &Cancel,
     ) -> Result<InstantReport> {
         let texts = service.unit_texts(self, point);
         for (path, text) in service.units(&self.folder).iter().zip(&texts) {
             self.write_text(path, text, written)?;
         }
         instant::warn_of_room(self, recorder)?;
-        let pinned = instant::pin(self, point, recorder);
-        self.write_text(&self.xml_path(), &definition.text, written)
-            .inspect_err(|_| instant::unpin_failed(self, point, &pinned))?;
+        let pinned = instant::pin(self, point, recorder, cancel);
+        self.write_text(&self.xml_path(), &definition.text, written).inspect_err(|_| {
+            instant::unpin_failed(self, point, &pinned, Wait::by(recorder, cancel))
+        })?;
         Ok(service.report(self, point, &pinned))
     }
 

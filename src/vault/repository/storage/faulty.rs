@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Entry, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished};
+use super::{
+    Entry, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished, Wait,
+};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
 
@@ -153,9 +155,9 @@ impl Storage for Faulty {
         Ok(removed)
     }
 
-    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
+    fn lock(&self, name: &Name, mode: LockMode, wait: Wait<'_>) -> Result<Locked> {
         // The lock of a process that dies ends with it.
-        self.plan.call(|| self.inner.lock(name, mode)).map(|locked| match locked {
+        self.plan.call(|| self.inner.lock(name, mode, wait)).map(|locked| match locked {
             Locked::Held(lock) => Locked::Held(Box::new(FaultyLock { inner: lock })),
             busy @ Locked::Busy(_) => busy,
         })

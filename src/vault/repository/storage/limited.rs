@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished};
+use super::{Entry, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished, Wait};
 use crate::base::cancel::Cancel;
 use crate::base::error::Result;
 use crate::disk::io::ReadAt;
@@ -122,8 +122,8 @@ impl Storage for Limited {
         self.inner.remove_all(folder, files)
     }
 
-    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
-        self.inner.lock(name, mode)
+    fn lock(&self, name: &Name, mode: LockMode, wait: Wait<'_>) -> Result<Locked> {
+        self.inner.lock(name, mode, wait)
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::{
     Entry, EntryKind, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished,
-    durable,
+    Wait, durable,
 };
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
@@ -194,7 +194,7 @@ impl Storage for Local {
         Ok(removed)
     }
 
-    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
+    fn lock(&self, name: &Name, mode: LockMode, _: Wait<'_>) -> Result<Locked> {
         let path = self.path(name);
         match mode {
             LockMode::Exclusive => {
@@ -244,7 +244,7 @@ impl Lock for FileLock {
         let text = format!("the lock {} was taken by somebody else", path.display());
         Err(Error::new(ErrorKind::Busy, text)
             .because("the server of the files has let go of it, or somebody has removed it")
-            .advise("nothing was published; try again"))
+            .advise("try again"))
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
     Entry, EntryKind, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished,
+    Wait,
 };
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::ReadAt;
@@ -144,7 +145,7 @@ impl Storage for Memory {
         Ok(removed.count() as u64)
     }
 
-    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
+    fn lock(&self, name: &Name, mode: LockMode, _: Wait<'_>) -> Result<Locked> {
         let mut state = self.state();
         let held = match (state.locks.get(name), mode) {
             (None, LockMode::Exclusive) => None,

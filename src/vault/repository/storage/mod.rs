@@ -15,6 +15,7 @@ pub mod memory;
 mod name;
 mod s3;
 mod sealed;
+mod wait;
 
 use std::fmt;
 use std::io::Write;
@@ -35,6 +36,7 @@ pub(crate) use local::host_name;
 pub use name::Name;
 pub use s3::S3;
 pub use sealed::{HostKey, KEY_TEXT_MAX, KeyText, Keys, Sealed};
+pub use wait::Wait;
 
 /// How many files of a folder are looked at one by one before the folder is listed, where nothing speaks for
 /// another number.
@@ -152,11 +154,12 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// Takes a lock of this name, unless somebody else has it who is alive. While a lock is held alone,
     /// nobody else changes anything in the folder that it is in. An exclusive lock makes
     /// the folders that it is in. A shared lock writes nothing where the lock was taken before; where
-    /// it never was, and nothing can be written, a shared lock holds nothing.
+    /// it never was, and nothing can be written, a shared lock holds nothing. Where only time tells whether
+    /// somebody has it, `wait` is told.
     ///
     /// # Errors
-    /// It can't be told who has it.
-    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked>;
+    /// It can't be told who has it; somebody has asked to stop while it was waited for.
+    fn lock(&self, name: &Name, mode: LockMode, wait: Wait<'_>) -> Result<Locked>;
 
     /// Makes what a shared lock of this name needs, for those who can write nothing. Who can't make it
     /// either is not kept from anything.
@@ -275,6 +278,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// No clock tells it.
     fn now(&self) -> Result<Timestamp> {
         self.below().map_or_else(clock::now, |it| it.now())
+    }
+
+    /// Whether a list may lack what has just been written.
+    fn lists_may_lag(&self) -> bool {
+        self.below().is_some_and(|it| it.lists_may_lag())
     }
 
     /// Whether a failure of the system is one of all files: another question would only fail as late.

@@ -4,19 +4,20 @@ use std::fmt;
 use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::fmt::rfc2822;
 use jiff::{SignedDuration, Timestamp};
 use ureq::http::{HeaderMap, HeaderValue};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use super::address::Address;
-use super::clocks::Clocks;
+use super::clocks::{Clocks, Date};
 use super::credentials::Credentials;
 use super::past::{self, Past};
 use super::sign::{self, Keys, Request, Scope};
 use super::xml::{self, Refusal};
+use crate::base::cancel::Cancel;
 use crate::base::clock;
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -33,6 +34,10 @@ const UNKNOWN_TIME_MAX: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 /// No pause is longer.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How often something is asked again of which it was said, without a word, that it is not there.
+const DOUBTS_MAX: u32 = 3;
+/// How soon a request to stop is heard.
+const HEARD: Duration = Duration::from_millis(200);
 /// How often an answer is asked for again that makes no sense.
 const PARSES_MAX: u32 = 3;
 /// Connections that are kept for the next request.
@@ -50,6 +55,8 @@ pub(super) struct Client {
     /// The moment as of which everything is read; none for now.
     pub past: Option<Past>,
     pub clocks: Clocks,
+    /// What ends all trying again.
+    stop: Mutex<Option<Cancel>>,
 }
 
 impl fmt::Debug for Client {
@@ -128,19 +135,18 @@ impl Answer {
     }
 
     /// The time of the store.
-    pub fn date(&self) -> Option<Timestamp> {
-        time(self.header("date")?)
+    pub fn date(&self) -> Option<Date> {
+        Date::parse(self.header("date")?)
     }
 }
 
-fn date_of(value: &HeaderValue) -> Option<Timestamp> {
-    time(value.to_str().ok()?)
+fn date_of(value: &HeaderValue) -> Option<Date> {
+    Date::parse(value.to_str().ok()?)
 }
 
-/// A time as HTTP writes it.
-pub(super) fn time(text: &str) -> Option<Timestamp> {
-    rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
-}
+/// What a store says of credentials that have ended.
+const ENDED: [&str; 4] =
+    ["ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"];
 
 /// A request that was not done, or of which nobody knows.
 #[derive(Debug)]
@@ -168,6 +174,8 @@ enum Remedy {
     Keys,
     /// The end of the request by another clock, if this one was not over.
     Clock,
+    /// The same a few times more: something in front of the store may have answered.
+    Doubt,
 }
 
 impl Failure {
@@ -191,7 +199,8 @@ impl Failure {
         let is_over = self.code == "RequestTimeTooSkewed"
             || self.status == Some(403)
                 && ["expired", "too old"].iter().any(|it| words.contains(it));
-        if !is_over || self.remedy != Remedy::None {
+        // Nor of one whose credentials have ended.
+        if !is_over || self.remedy != Remedy::None || ENDED.contains(&self.code.as_str()) {
             return self;
         }
         let error = Error::new(ErrorKind::Busy, self.error.chain())
@@ -277,7 +286,14 @@ impl Client {
             false => agent,
         };
         let agent = agent.build().new_agent();
-        Ok(Self { agent, address, credentials, past, clocks: Clocks::default() })
+        Ok(Self {
+            agent,
+            address,
+            credentials,
+            past,
+            clocks: Clocks::default(),
+            stop: Mutex::default(),
+        })
     }
 
     /// The time by the store's clock, as far as the `Date` of its answers says.
@@ -309,7 +325,7 @@ impl Client {
     fn send_now(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let begin = Instant::now();
         let (mut tries, mut renewals) = (0_u32, 0);
-        let mut is_turned = false;
+        let (mut is_turned, mut doubts) = (false, 0);
         loop {
             let sent = clock::now().map_err(Failure::local)?;
             let mut failure = match self.once(ask, sent) {
@@ -328,6 +344,10 @@ impl Client {
                     is_turned = true;
                     Duration::ZERO
                 }
+                Remedy::Doubt if doubts < DOUBTS_MAX => {
+                    doubts += 1;
+                    first
+                }
                 _ => Duration::MAX,
             };
             let patience = match failure.is_unknown_host {
@@ -341,8 +361,29 @@ impl Client {
             }
             let error = failure.error.chain();
             tracing::debug!("{} {}: {error}; again in {pause:?}", ask.method, ask.key);
-            std::thread::sleep(pause);
+            if let Err(stopped) = self.pause(pause) {
+                failure.again = tries > 0;
+                return Err(Failure { error: Box::new(stopped.because(error)), ..failure });
+            }
             tries += 1;
+        }
+    }
+
+    /// From now on nothing is tried again after a request to stop.
+    pub fn heed(&self, cancel: &Cancel) {
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
+    }
+
+    /// Waits before something is tried again.
+    fn pause(&self, pause: Duration) -> Result<()> {
+        let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let end = Instant::now() + pause;
+        loop {
+            stop.as_ref().map_or(Ok(()), Cancel::check)?;
+            match end.checked_duration_since(Instant::now()) {
+                Some(left) if !left.is_zero() => std::thread::sleep(left.min(HEARD)),
+                _ => return Ok(()),
+            }
         }
     }
 
@@ -369,10 +410,7 @@ impl Client {
     /// Whether a request that was sent at a time came long before it was over, by this host's clock.
     fn was_early(&self, ask: &Ask<'_>, sent: Timestamp) -> bool {
         let (Some(until), None) = (ask.until, ask.signed) else { return false };
-        let (Ok(now), Ok(ours)) = (self.now(), clock::now()) else { return false };
-        let left = until.duration_since(now);
-        let took = ours.duration_since(sent);
-        (SignedDuration::ZERO..left).contains(&took)
+        self.clocks.was_early(until, sent)
     }
 
     fn once(&self, ask: &Ask<'_>, begun: Timestamp) -> Result<Answer, Failure> {
@@ -405,7 +443,12 @@ impl Client {
                     Err(Failure::local(Error::new(ErrorKind::Damaged, why)))
                 }
                 (_, body) => {
-                    let failure = self.refused(status, &headers, &body.unwrap_or_default(), &keys);
+                    let body = body.unwrap_or_default();
+                    let mut failure = self.refused(status, &headers, &body, &keys);
+                    // A store says what it is that is not there.
+                    if failure.is_missing() && failure.code.is_empty() && ask.method != "HEAD" {
+                        failure.remedy = Remedy::Doubt;
+                    }
                     Err(if ask.until.is_some() { failure.timed() } else { failure })
                 }
             },
@@ -444,7 +487,8 @@ impl Client {
         let signed = match ask.until {
             None => sign::sign(&mut request, scope, keys),
             Some(until) => {
-                let left = (until - behind).duration_since(now).as_secs();
+                // What is signed has whole seconds.
+                let left = (until - behind).as_second() - now.as_second();
                 if left < 1 {
                     return Err(Error::new(
                         ErrorKind::Busy,
@@ -478,13 +522,10 @@ impl Client {
         };
         let (kind, advice, remedy) = match (status, code.as_str()) {
             (_, "RequestTimeTooSkewed") => {
-                let error = skewed(header("date").and_then(time));
+                let error = skewed(header("date").and_then(Date::parse));
                 return Failure::of(Some(status), code, error, Remedy::None);
             }
-            (
-                _,
-                "ExpiredToken" | "ExpiredTokenException" | "InvalidToken" | "TokenRefreshRequired",
-            ) => {
+            (_, code) if ENDED.contains(&code) => {
                 let remedy = match self.credentials.renew(keys) {
                     Ok(true) => Remedy::Keys,
                     _ => Remedy::None,
@@ -525,9 +566,8 @@ impl Client {
 }
 
 /// The clock of this host and that of the store differ so much that no signature holds.
-fn skewed(theirs: Option<Timestamp>) -> Error {
-    let ours = clock::now().ok();
-    let by = theirs.zip(ours).map(|(theirs, ours)| ours.duration_since(theirs));
+fn skewed(theirs: Option<Date>) -> Error {
+    let by = theirs.and_then(Date::behind);
     let text = match by {
         Some(by) if by.abs() >= SignedDuration::from_mins(1) => {
             let side = if by.is_negative() { "behind" } else { "ahead of" };
@@ -596,5 +636,21 @@ fn read_whole(body: &mut ureq::Body, limit: u64) -> Result<Vec<u8>, Unread> {
             Err(Unread::TooLong(format!("longer than the {limit} bytes that make sense")))
         }
         _ => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of credentials that have ended a store said `403`, and it was told as a change that came too late.
+    #[test]
+    fn credentials_that_have_ended_are_no_change_that_came_too_late() {
+        let refused = |code: &str, text: &str| {
+            let error = Error::new(ErrorKind::Io, text);
+            Failure::of(Some(403), code.to_owned(), error, Remedy::None).timed().error.kind()
+        };
+        assert_eq!(refused("AccessDenied", "Request has expired"), ErrorKind::Busy);
+        assert_eq!(refused("ExpiredToken", "The provided token has expired"), ErrorKind::Io);
     }
 }

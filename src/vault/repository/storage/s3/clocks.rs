@@ -6,18 +6,63 @@
 //! that at once, long before it is over, it judges by the other.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
 
+use jiff::fmt::rfc2822;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::base::clock;
 use crate::base::error::Result;
 
 /// Two times so close to each other are of one clock.
-pub(super) const SAME_CLOCK: SignedDuration = SignedDuration::from_secs(10);
+const SAME_CLOCK: SignedDuration = SignedDuration::from_secs(10);
 /// An answer that took longer says nothing of the time: this host may have slept since it was made.
 const PROMPT: SignedDuration = SignedDuration::from_secs(2);
 /// No answer has told the time yet.
 const UNKNOWN: i64 = i64::MIN;
+
+/// The `Date` of an answer. It is of a clock that nobody else has: what it is compared with, is decided here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Date(Timestamp);
+
+impl Date {
+    /// As HTTP writes it.
+    pub fn parse(text: &str) -> Option<Self> {
+        time(text).map(Self)
+    }
+
+    /// How old something is that the store has dated, as far as two clocks can tell.
+    pub fn age_of(self, modified: Timestamp) -> Age {
+        Age(self.0.duration_since(modified))
+    }
+
+    /// The earlier one of this and another time by the `Date` of answers.
+    pub fn or_earlier(self, other: Timestamp) -> Timestamp {
+        other.min(self.0)
+    }
+
+    /// How far the clock of this host is ahead of the store's.
+    pub fn behind(self) -> Option<SignedDuration> {
+        clock::now().ok().map(|ours| ours.duration_since(self.0))
+    }
+}
+
+/// What two clocks say of the age of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Age(SignedDuration);
+
+impl Age {
+    /// Whether it seems to be at most so old. What was written after now says nothing.
+    pub fn is_within(self, span: Duration) -> bool {
+        let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
+        (-SAME_CLOCK..=span).contains(&self.0)
+    }
+}
+
+/// A time as HTTP writes it.
+pub(super) fn time(text: &str) -> Option<Timestamp> {
+    rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
+}
 
 #[derive(Debug)]
 pub(super) struct Clocks {
@@ -38,7 +83,7 @@ impl Default for Clocks {
 
 impl Clocks {
     /// Takes the `Date` of an answer to a request that was sent at a time.
-    pub fn hear(&self, date: Timestamp, sent: Timestamp) {
+    pub fn hear(&self, Date(date): Date, sent: Timestamp) {
         let Ok(now) = clock::now() else { return };
         let took = now.duration_since(sent);
         let is_prompt = (SignedDuration::ZERO..=PROMPT).contains(&took);
@@ -49,8 +94,8 @@ impl Clocks {
 
     /// Compares the `Date` of the answer to a request that wrote an object with the time that the store wrote down for
     /// it, where both are known.
-    pub fn compare(&self, date: Option<Timestamp>, modified: Option<Timestamp>) {
-        let Some((date, modified)) = date.zip(modified) else { return };
+    pub fn compare(&self, date: Option<Date>, modified: Option<Timestamp>) {
+        let Some((Date(date), modified)) = date.zip(modified) else { return };
         let ahead = date.duration_since(modified);
         // A little is the time that the answer took.
         let ahead = if ahead.abs() > SAME_CLOCK { ahead.as_secs() } else { 0 };
@@ -68,6 +113,17 @@ impl Clocks {
         };
         let ahead = SignedDuration::from_secs(ahead);
         Ok(clock::now()?.saturating_add(ahead).unwrap_or(Timestamp::MAX))
+    }
+
+    /// How much is left until a moment by the `Date` of answers.
+    pub fn left(&self, until: Timestamp) -> Result<SignedDuration> {
+        Ok(until.duration_since(self.now()?))
+    }
+
+    /// Whether a request that was sent at a time of this host's clock came before `until`, by the `Date` of answers.
+    pub fn was_early(&self, until: Timestamp, sent: Timestamp) -> bool {
+        let (Ok(left), Ok(now)) = (self.left(until), clock::now()) else { return false };
+        (SignedDuration::ZERO..left).contains(&now.duration_since(sent))
     }
 
     /// The time by the clock by which the store dates objects, as far as it is known: locks of objects end by it.
@@ -114,8 +170,8 @@ mod tests {
     fn an_answer_that_took_long_says_nothing_of_the_time() {
         let clocks = Clocks::default();
         let now = clock::now().unwrap();
-        clocks.hear(now + seconds(100), now);
-        clocks.hear(now - seconds(500), now - seconds(600));
+        clocks.hear(Date(now + seconds(100)), now);
+        clocks.hear(Date(now - seconds(500)), now - seconds(600));
         let ahead = clocks.now().unwrap().duration_since(now);
         assert!((seconds(95)..seconds(500)).contains(&ahead), "{ahead}");
     }
@@ -126,11 +182,11 @@ mod tests {
         let now = clock::now().unwrap();
         assert!(!clocks.turn(), "there is only one");
         for (ahead, earlier, later) in [(60, 60, 0), (-60, 0, -60)] {
-            clocks.compare(Some(now + seconds(ahead)), Some(now));
+            clocks.compare(Some(Date(now + seconds(ahead))), Some(now));
             assert_eq!(clocks.judging(), seconds(earlier));
             assert!(clocks.turn());
             assert_eq!((clocks.judging(), clocks.earlier()), (seconds(later), seconds(earlier)));
-            clocks.compare(Some(now + seconds(ahead + 1)), Some(now + seconds(1)));
+            clocks.compare(Some(Date(now + seconds(ahead + 1))), Some(now + seconds(1)));
             assert_eq!(clocks.judging(), seconds(later), "nothing new");
         }
     }

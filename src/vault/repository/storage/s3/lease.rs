@@ -31,8 +31,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -40,27 +38,23 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use jiff::{SignedDuration, Timestamp};
-use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process};
-use serde::{Deserialize, Serialize};
 
 use super::client::{Ask, Client, Failure};
-use super::clocks::SAME_CLOCK;
+use super::clocks::{Age, Date};
+use super::holder::{Holder, Process};
 use super::listing::{self, Seen};
 use super::{Shared, State};
 use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
-use crate::disk::io::Opener;
+use crate::base::warning::{Code, Warning};
 use crate::vault::repository::storage::host_name;
-use crate::vault::repository::storage::{Lock, Locked, Name};
+use crate::vault::repository::storage::{Lock, Locked, Name, Wait};
 
 /// A lock is renewed when this part of its lease is over.
 const RENEWAL: u32 = 4;
 /// When this part of it is left, nothing is begun any more that must end with it.
 const MARGIN: i32 = 8;
-/// The longest lease that a lock is believed to have, in seconds.
-const LEASE_MAX: u64 = 3600;
 /// How long a lock holds that does not say how long.
 const UNSAID: Duration = Duration::from_secs(120);
 /// The longest lock that is read, in bytes.
@@ -71,92 +65,6 @@ const TRIES_MAX: u32 = 3;
 const LOOKS: u32 = 8;
 /// No longer lease of a lock that was left is waited for, unless this host's own locks hold for longer.
 const WATCHED_MAX: Duration = Duration::from_secs(600);
-
-/// What a lock says of its holder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Holder {
-    /// Tells it from every other, on this host and elsewhere.
-    owner: String,
-    /// For people.
-    holder: String,
-    process: Process,
-    /// How often it was renewed: so no two writes of a lock are the same.
-    renewals: u64,
-    /// How long it holds from when it was written, in seconds.
-    lease: u64,
-}
-
-impl Holder {
-    fn lease(&self) -> Duration {
-        Duration::from_secs(self.lease.min(LEASE_MAX))
-    }
-}
-
-/// A process, told from every other one that was ever on this host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Process {
-    /// Which start of which machine.
-    boot: String,
-    /// Which numbers of processes.
-    namespace: String,
-    id: u32,
-    /// When it began, in ticks since the start.
-    began: String,
-}
-
-impl Process {
-    fn own() -> Self {
-        let id = std::process::id();
-        let began = stat(id).ok().and_then(|text| began(&text)).flatten();
-        Self { boot: boot(), namespace: namespace(), id, began: began.unwrap_or_default() }
-    }
-
-    /// Whether it is known to be gone: nothing is known of those on other hosts.
-    fn is_gone(&self) -> bool {
-        let is_here = !self.boot.is_empty()
-            && self.boot == boot()
-            && !self.namespace.is_empty()
-            && self.namespace == namespace();
-        is_here && self.has_ended()
-    }
-
-    /// Whether no process of this number runs that began when this one did. Where `/proc` shows nothing of it, it may be
-    /// hidden from this user (`hidepid`): the kernel knows.
-    fn has_ended(&self) -> bool {
-        match stat(self.id) {
-            Ok(text) => began(&text).is_some_and(|began| began.is_none_or(|it| it != self.began)),
-            Err(_) => {
-                let id = self.id.try_into().ok().and_then(Pid::from_raw);
-                id.is_none_or(|id| test_kill_process(id) == Err(Errno::SRCH))
-            }
-        }
-    }
-}
-
-fn boot() -> String {
-    let read = Opener::READ.read_text(Path::new("/proc/sys/kernel/random/boot_id"), 4096);
-    read.unwrap_or_default().trim().to_owned()
-}
-
-fn namespace() -> String {
-    let link = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    link.to_string_lossy().into_owned()
-}
-
-/// What the kernel tells of a process.
-fn stat(id: u32) -> io::Result<String> {
-    Opener::READ.read_text(Path::new(&format!("/proc/{id}/stat")), 4096)
-}
-
-/// When a process began; none in it if it does not run any more, none at all if that can't be told.
-fn began(text: &str) -> Option<Option<String>> {
-    // The name before may hold spaces and brackets.
-    let (_, rest) = text.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace();
-    let state = fields.next()?;
-    let began = fields.nth(18)?.to_owned();
-    Some((!matches!(state, "Z" | "X")).then_some(began))
-}
 
 /// A lock that this process holds, as long as it is renewed.
 #[derive(Debug)]
@@ -183,7 +91,7 @@ struct Written {
     /// When it began to be written, by the `Date` of the store's answers: at the latest when one said so.
     begun: Timestamp,
     /// The `Date` of the answer, if one came.
-    date: Option<Timestamp>,
+    date: Option<Date>,
     /// When this process last began to ask something whose answer proves that the lock was its own.
     proved: Instant,
 }
@@ -198,7 +106,7 @@ impl Lease {
         loop {
             // It may just be being renewed, for long.
             let ends = self.ends(&self.state().written);
-            if ends.duration_since(client.now()?) > self.lease / 2 {
+            if client.clocks.left(ends)? > self.lease / 2 {
                 return Ok(ends - self.lease / MARGIN);
             }
             if renewals == TRIES_MAX {
@@ -305,7 +213,7 @@ impl Lease {
         let text = format!("the lock {} was taken by somebody else", self.shown);
         Error::new(ErrorKind::Busy, text)
             .because("this host could not renew it in time, or somebody has removed it")
-            .advise("nothing was published; try again")
+            .advise("try again")
     }
 }
 
@@ -315,7 +223,9 @@ struct Found {
     holder: Option<Holder>,
     etag: String,
     /// As the `Date` of the answer and its `Last-Modified` say, which may be of two clocks.
-    age: Option<SignedDuration>,
+    age: Option<Age>,
+    /// As the store says, by its own clock: only for people.
+    modified: Option<Timestamp>,
     /// It says that it holds for longer than this, which nobody waits for.
     is_too_long: Option<Duration>,
 }
@@ -330,10 +240,10 @@ impl Found {
         self.holder.as_ref().is_some_and(|holder| holder.process.is_gone())
     }
 
-    /// Whether it seems to be renewed. What was written after now, or nobody knows when, says nothing.
+    /// Whether it seems to be renewed, of one whose holder may live. What was written after now, or nobody knows when,
+    /// says nothing.
     fn seems_alive(&self) -> bool {
-        let lease = SignedDuration::try_from(self.lease()).unwrap_or(SignedDuration::MAX);
-        !self.is_of_the_dead() && self.age.is_some_and(|age| (-SAME_CLOCK..=lease).contains(&age))
+        self.age.is_some_and(|age| age.is_within(self.lease()))
     }
 
     /// Whether nobody has written it in between.
@@ -366,10 +276,11 @@ fn look(client: &Client, key: &str) -> Result<Option<Found>, Failure> {
         Err(failure) if failure.is_missing() => return Ok(None),
         answer => answer?,
     };
-    let modified = answer.header("last-modified").and_then(super::client::time);
-    let age = answer.date().zip(modified).map(|(now, then)| now.duration_since(then));
+    let modified = answer.header("last-modified").and_then(super::clocks::time);
+    let age = answer.date().zip(modified).map(|(now, then)| now.age_of(then));
     let holder = serde_json::from_slice(&answer.body).ok();
-    Ok(Some(Found { holder, etag: answer.etag().unwrap_or_default(), age, is_too_long: None }))
+    let etag = answer.etag().unwrap_or_default();
+    Ok(Some(Found { holder, etag, age, modified, is_too_long: None }))
 }
 
 /// What is known of the locks of others.
@@ -381,12 +292,21 @@ enum Others {
 }
 
 /// Looks at locks, and watches those that seem to be dead for as long as they would hold. A lock of `own` is no one
-/// else's.
-fn others(client: &Client, keys: &[String], own: &Holder) -> Result<Others, Failure> {
+/// else's, nor is one that this process could not remove.
+fn others(
+    shared: &Shared,
+    keys: &[String],
+    own: &Holder,
+    wait: Wait<'_>,
+) -> Result<Others, Failure> {
+    let client = &shared.client;
+    let may_be_held = |found: &Found| {
+        !found.is_of(own) && !found.is_of_the_dead() && !shared.has_left(found.holder.as_ref())
+    };
     let mut left = BTreeMap::new();
     for key in keys {
         match look(client, key)? {
-            Some(found) if !found.is_of(own) && found.seems_alive() => {
+            Some(found) if may_be_held(&found) && found.seems_alive() => {
                 return Ok(Others::Alive(found));
             }
             Some(found) => drop(left.insert(key.clone(), found)),
@@ -394,11 +314,9 @@ fn others(client: &Client, keys: &[String], own: &Holder) -> Result<Others, Fail
         }
     }
     // All have been looked at: whoever lives writes one of them from now on.
-    let begun = Instant::now();
-    let is_unclear = |found: &Found| !found.is_of_the_dead() && !found.is_of(own);
     let mut watched: Vec<(String, Found)> = left.clone().into_iter().collect();
-    watched.retain(|(_, found)| is_unclear(found));
-    let Some((_, longest)) = watched.iter().max_by_key(|(_, found)| found.lease()) else {
+    watched.retain(|(_, found)| may_be_held(found));
+    let Some((key, longest)) = watched.iter().max_by_key(|(_, found)| found.lease()) else {
         return Ok(Others::Dead(left));
     };
     let lease = longest.lease();
@@ -409,9 +327,8 @@ fn others(client: &Client, keys: &[String], own: &Holder) -> Result<Others, Fail
         longest.is_too_long = Some(most);
         return Ok(Others::Alive(longest));
     }
-    tracing::debug!("watching for {lease:?} whether the holder of a lock lives: {keys:?}");
-    while let Some(rest) = lease.checked_sub(begun.elapsed()) {
-        std::thread::sleep(rest.min(lease / LOOKS));
+    let mut watch = wait.begin(watching(&shared.shown(key), longest), lease);
+    while watch.goes_on(lease / LOOKS).map_err(Failure::local)? {
         for (key, before) in &watched {
             match look(client, key)? {
                 Some(found) if !found.is_same(before) => return Ok(Others::Alive(found)),
@@ -421,6 +338,19 @@ fn others(client: &Client, keys: &[String], own: &Holder) -> Result<Others, Fail
         }
     }
     Ok(Others::Dead(left))
+}
+
+/// What is said where a lock is watched.
+fn watching(lock: &str, found: &Found) -> Warning {
+    let since = found.modified.map_or_else(String::new, |time| {
+        format!(", which was written last at {time} by the clock of the store,")
+    });
+    let text = format!(
+        "the lock {lock} of {}{since} seems to be left: waiting for {} to see whether its holder lives",
+        found.shown(),
+        duration::shown(found.lease())
+    );
+    Warning::new(Code::LeftLock, text).advise("a request to stop ends the wait")
 }
 
 /// Writes a lock. Where nobody can tell whether that was done, or another one stands there, whatever is there is looked
@@ -442,7 +372,7 @@ fn put(
             Some(etag) => {
                 let date = answer.date();
                 // Whatever this host thought of the store's clock before the first answer came.
-                let begun = date.map_or(begun, |date| begun.min(date));
+                let begun = date.map_or(begun, |date| date.or_earlier(begun));
                 return Ok(Written { etag, begun, date, proved });
             }
             None => Failure::unclear("it has no ETag"),
@@ -469,7 +399,7 @@ fn holder(shared: &Shared) -> Result<Holder> {
 }
 
 /// Takes a lock alone.
-pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
+pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name, wait: Wait<'_>) -> Result<Locked> {
     let key = shared.key(name);
     let shown = shared.shown(&key);
     let client = &shared.client;
@@ -487,7 +417,9 @@ pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
         }
         tries += 1;
         // Where the answer was lost, the lock is ours.
-        let left = match others(client, std::slice::from_ref(&key), &holder).map_err(failed)? {
+        shared.leave(&holder);
+        let keys = std::slice::from_ref(&key);
+        let left = match others(shared, keys, &holder, wait).map_err(failed)? {
             Others::Alive(found) => return Ok(Locked::Busy(found.shown())),
             Others::Dead(mut left) => left.remove(&key),
         };
@@ -505,14 +437,14 @@ pub(super) fn take_alone(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
         state.held.get(&lease.folder).is_some_and(|held| Arc::ptr_eq(held, &lease.lease))
     };
     let own = lease.lease.state().holder.clone();
-    match who_shares(shared, name, is_first, &own)? {
+    match who_shares(shared, name, is_first, &own, wait)? {
         Some(other) => Ok(Locked::Busy(other)),
         None => Ok(Locked::Held(Box::new(lease))),
     }
 }
 
 /// Takes a lock that others may share.
-pub(super) fn share(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
+pub(super) fn share(shared: &Arc<Shared>, name: &Name, wait: Wait<'_>) -> Result<Locked> {
     let holder = holder(shared)?;
     let key = format!("{}.{}", shared.key(name), holder.owner);
     let written = match put(&shared.client, &key, &holder, None) {
@@ -521,11 +453,14 @@ pub(super) fn share(shared: &Arc<Shared>, name: &Name) -> Result<Locked> {
             tracing::debug!("{}: not locked for reading", shared.shown(&key));
             return Ok(Locked::Held(Box::new(NoLock)));
         }
-        written => written.map_err(|it| it.into_error("take the lock", &shared.shown(&key)))?,
+        written => written.map_err(|it| {
+            shared.leave(&holder);
+            it.into_error("take the lock", &shared.shown(&key))
+        })?,
     };
     let lease = hold(shared, name, key, holder, written, false)?;
     let own = lease.lease.state().holder.clone();
-    let alone = others(&shared.client, &[shared.key(name)], &own);
+    let alone = others(shared, &[shared.key(name)], &own, wait);
     match alone.map_err(|it| it.into_error("look at the lock", &shared.shown(&lease.lease.key)))? {
         Others::Alive(found) => Ok(Locked::Busy(found.shown())),
         Others::Dead(_) => Ok(Locked::Held(Box::new(lease))),
@@ -538,6 +473,7 @@ fn who_shares(
     name: &Name,
     is_first: bool,
     own: &Holder,
+    wait: Wait<'_>,
 ) -> Result<Option<String>> {
     let prefix = format!("{}.", shared.key(name));
     let shares = |listing: &listing::Listing| -> Vec<String> {
@@ -550,7 +486,7 @@ fn who_shares(
     };
     let failed =
         |it: Failure| it.into_error("look at the locks of readers of", &shared.shown(&prefix));
-    let left = match others(&shared.client, &keys, own).map_err(failed)? {
+    let left = match others(shared, &keys, own, wait).map_err(failed)? {
         Others::Alive(found) => return Ok(Some(found.shown())),
         Others::Dead(left) => left,
     };
@@ -590,6 +526,18 @@ impl Lock for StoreLock {
     }
 }
 
+impl Shared {
+    /// Remembers a lock that may stay in the store, and that this process does not hold.
+    fn leave(&self, holder: &Holder) {
+        self.state().left.insert(holder.owner.clone());
+    }
+
+    /// Whether this process has left such a lock.
+    fn has_left(&self, holder: Option<&Holder>) -> bool {
+        holder.is_some_and(|holder| self.state().left.contains(&holder.owner))
+    }
+}
+
 impl State {
     /// Forgets what is known of a folder that is held by this lease; whether it is.
     fn forget(&mut self, folder: &str, lease: &Arc<Lease>) -> bool {
@@ -612,6 +560,7 @@ fn hold(
     is_alone: bool,
 ) -> Result<StoreLock> {
     let span = SignedDuration::try_from(holder.lease()).unwrap_or(SignedDuration::MAX);
+    shared.state().left.remove(&holder.owner);
     let state = LeaseState { holder, written };
     let lease = Arc::new(Lease {
         lease: span,
@@ -663,7 +612,10 @@ impl Drop for StoreLock {
                 false => None,
             }
         };
+        // Nobody renews it any more, whether it is removed or not.
+        let holder = self.lease.state().holder.clone();
         if self.lease.is_lost.load(Ordering::SeqCst) {
+            self.shared.leave(&holder);
             return;
         }
         let ends = self.lease.ends(&self.lease.state().written) - self.lease.lease / MARGIN;
@@ -671,6 +623,8 @@ impl Drop for StoreLock {
         let until = self.lease.is_alone.then_some(ends);
         let mut keys = litter.unwrap_or_default();
         keys.push(self.lease.key.clone());
-        let _ = self.shared.delete_all(&keys, until);
+        if self.shared.delete_all(&keys, until).is_err() {
+            self.shared.leave(&holder);
+        }
     }
 }

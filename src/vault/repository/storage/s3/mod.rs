@@ -15,6 +15,7 @@ mod cache;
 mod client;
 mod clocks;
 mod credentials;
+mod holder;
 mod lease;
 mod listing;
 mod object;
@@ -33,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
-use super::{Entry, EntryKind, Extended, LockMode, Locked, Name, Staged, Storage};
+use super::{Entry, EntryKind, Extended, LockMode, Locked, Name, Staged, Storage, Wait};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::period::Period;
 use crate::disk::io::ReadAt;
@@ -94,6 +95,8 @@ struct State {
     made: BTreeSet<String>,
     /// Which small files were read one after the other.
     walk: Walk,
+    /// Whose locks this process left: they could not be removed, or nobody knows whether they were written.
+    left: BTreeSet<String>,
     /// By the prefix of a folder that is held alone: what is removed together with its lock.
     litter: BTreeMap<String, Vec<String>>,
 }
@@ -291,7 +294,7 @@ impl Shared {
             Error::new(ErrorKind::Io, format!("cannot look at {}", self.shown(key)))
                 .because("the store says neither its length nor its ETag")
         })?;
-        let modified = answer.header("last-modified").and_then(client::time);
+        let modified = answer.header("last-modified").and_then(clocks::time);
         Ok(Some(Seen { len, etag, modified }))
     }
 
@@ -510,10 +513,13 @@ impl Storage for S3 {
         Ok(keys.len() as u64)
     }
 
-    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
+    fn lock(&self, name: &Name, mode: LockMode, wait: Wait<'_>) -> Result<Locked> {
+        if let Some(cancel) = wait.cancel() {
+            self.0.client.heed(cancel);
+        }
         match mode {
-            LockMode::Exclusive => lease::take_alone(&self.0, name),
-            LockMode::Shared => lease::share(&self.0, name),
+            LockMode::Exclusive => lease::take_alone(&self.0, name, wait),
+            LockMode::Shared => lease::share(&self.0, name, wait),
         }
     }
 
@@ -562,6 +568,10 @@ impl Storage for S3 {
 
     fn now(&self) -> Result<Timestamp> {
         self.0.client.clocks.object_time()
+    }
+
+    fn lists_may_lag(&self) -> bool {
+        true
     }
 
     fn fails_as_a_whole(&self) -> bool {

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
-    Entry, EntryKind, Extended, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished,
+    Entry, EntryKind, Extended, LockMode, Locked, Name, Publish, Staged, Storage, Unpublished, Wait,
 };
 use jiff::Timestamp;
 
@@ -372,8 +372,8 @@ impl Storage for Sealed {
         self.inner.remove_all(&self.sealed(folder)?, &files)
     }
 
-    fn lock(&self, name: &Name, mode: LockMode) -> Result<Locked> {
-        self.inner.lock(&self.sealed(name)?, mode)
+    fn lock(&self, name: &Name, mode: LockMode, wait: Wait<'_>) -> Result<Locked> {
+        self.inner.lock(&self.sealed(name)?, mode, wait)
     }
 
     fn prepare_lock(&self, name: &Name) {
@@ -444,6 +444,10 @@ impl Storage for Sealed {
 
     fn now(&self) -> Result<Timestamp> {
         self.inner.now()
+    }
+
+    fn lists_may_lag(&self) -> bool {
+        self.inner.lists_may_lag()
     }
 
     fn fails_as_a_whole(&self) -> bool {

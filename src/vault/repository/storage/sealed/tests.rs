@@ -79,9 +79,12 @@ fn the_configuration_and_locks_are_not_encrypted() {
     assert_eq!(memory.read(&name("qdelta.toml"), 10).unwrap(), b"text");
     assert_eq!(sealed.read(&name("qdelta.toml"), 10).unwrap(), b"text");
     assert_eq!(sealed.entry(&name("qdelta.toml")).unwrap().unwrap().len, Some(4));
-    let lock = sealed.lock(&name("web/.lock"), LockMode::Exclusive).unwrap();
+    let lock = sealed.lock(&name("web/.lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     assert!(matches!(lock, Locked::Held(_)));
-    assert!(matches!(sealed.lock(&name("web/.lock"), LockMode::Shared).unwrap(), Locked::Busy(_)));
+    assert!(matches!(
+        sealed.lock(&name("web/.lock"), LockMode::Shared, Wait::UNHEARD).unwrap(),
+        Locked::Busy(_)
+    ));
     // A guest of that name is another one's.
     put(&sealed, &name("web/qdelta.toml"), b"text");
     assert!(memory.read(&name("web/qdelta.toml"), 10).is_err());

@@ -1,0 +1,75 @@
+//! Conclusions that cost points when they are wrong are drawn in one place each.
+
+use super::only_in;
+
+/// The library and the program, where they deal with repositories.
+const ALL: &[&str] = &["src/vault", "src/flows", "src/cli"];
+
+/// Lists of stores may lack what is there. Who chose by such a list what goes lost points: each place had to think of it
+/// by itself, and one after the other had not.
+#[test]
+fn what_goes_for_good_is_chosen_by_a_whole_list() {
+    let why = "what a list names, or does not, goes by Repository::remove_for_good alone: it asks for a WholeList, \
+               which lacks no point that this host has seen, and proves the lock";
+    only_in(
+        ALL,
+        &[
+            "src/vault/repository/storage/",
+            "src/vault/repository/listed.rs",
+            // Marks of this host's own, and an empty list: a sync.
+            "src/vault/repository/arrival.rs",
+            "src/vault/repository/leftovers.rs",
+        ],
+        &[".remove_all("],
+        why,
+    );
+    only_in(
+        ALL,
+        &[
+            "src/vault/repository/storage/",
+            // After the manifest was asked for by itself, whatever the list says.
+            "src/vault/repository/leftovers.rs",
+            // What this process has just made.
+            "src/vault/repository/pending.rs",
+            // What an admin names.
+            "src/vault/repository/keys.rs",
+        ],
+        &["storage().remove(", "storage.remove("],
+        why,
+    );
+    only_in(
+        &["src/vault/repository"],
+        &["src/vault/repository/listed.rs"],
+        &["WholeList {"],
+        "only a list that was checked is whole",
+    );
+}
+
+/// The `Date` of an answer, the time that a store writes down for an object and the clock of this host are three clocks:
+/// locks were dead, alive for ever or refused for minutes where two of them were taken for one.
+#[test]
+fn clocks_are_compared_in_one_place() {
+    only_in(
+        &["src/vault/repository/storage/s3"],
+        &["src/vault/repository/storage/s3/clocks.rs"],
+        &[".duration_since(", "rfc2822"],
+        "who compares two times asks clocks.rs, which knows whose they are",
+    );
+}
+
+/// A lock that was left was watched for two minutes in silence, and nobody could stop it.
+#[test]
+fn whoever_waits_for_a_lock_is_told() {
+    only_in(
+        &["src/cli", "src/flows", "src/vault/point"],
+        &[
+            "src/flows/backup/summary_tests.rs",
+            // Files on this host, whose locks end with their process.
+            "src/flows/jobs/journal.rs",
+            "src/flows/jobs/telling/turn.rs",
+            "src/flows/drill/mod.rs",
+        ],
+        &["Wait::UNHEARD"],
+        "who takes a lock of a repository says who waits, and what ends the wait: Wait::by",
+    );
+}
