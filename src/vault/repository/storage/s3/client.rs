@@ -360,8 +360,9 @@ impl Client {
                 return Err(failure);
             }
             let error = failure.error.chain();
-            tracing::debug!("{} {}: {error}; again in {pause:?}", ask.method, ask.key);
-            if let Err(stopped) = self.pause(pause) {
+            if let Err(stopped) = self.pause(pause, || {
+                tracing::debug!("{} {}: {error}; again in {pause:?}", ask.method, ask.key);
+            }) {
                 failure.again = tries > 0;
                 return Err(Failure { error: Box::new(stopped.because(error)), ..failure });
             }
@@ -375,8 +376,10 @@ impl Client {
     }
 
     /// Waits before something is tried again.
-    fn pause(&self, pause: Duration) -> Result<()> {
+    fn pause(&self, pause: Duration, note: impl FnOnce()) -> Result<()> {
         let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        stop.as_ref().map_or(Ok(()), Cancel::check)?;
+        note();
         let end = Instant::now() + pause;
         loop {
             stop.as_ref().map_or(Ok(()), Cancel::check)?;
