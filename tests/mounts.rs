@@ -354,6 +354,7 @@ fn a_repository_that_goes_away_gives_errors_and_is_read_when_it_is_back() {
 struct Server {
     child: Child,
     place: PathBuf,
+    opened: Vec<File>,
 }
 
 impl Server {
@@ -361,16 +362,17 @@ impl Server {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// The pages of its files are forgotten: they have to be read again. What is just being read ahead is not forgotten
-    /// at once.
-    fn forget(&self) {
+    /// It answers no more, and all pages of its files are forgotten. They are forgotten afterwards, by files opened before:
+    /// what it was just asked to read ahead would come back otherwise. A file is closed by asking it, so they are kept.
+    fn hang(&mut self) {
+        let paths = tree(&self.place);
+        self.opened = paths.iter().filter_map(|it| File::open(self.place.join(it)).ok()).collect();
+        self.signal(Signal::STOP);
         for _ in 0..10 {
-            for path in tree(&self.place) {
-                if let Ok(file) = File::open(self.place.join(path)) {
-                    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-                }
+            std::thread::sleep(Duration::from_millis(20));
+            for file in &self.opened {
+                rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
             }
-            std::thread::sleep(Duration::from_millis(50));
         }
     }
 }
@@ -398,7 +400,8 @@ fn a_repository_that_hangs_gives_errors() {
     let place = scene.lab.path("remote");
     fs::create_dir(&place).unwrap();
     let words = args!["-f", "-o", "ro", image.as_path(), place.as_path()];
-    let server = Server { child: start(&mut tool("fuse2fs", words)), place: place.clone() };
+    let child = start(&mut tool("fuse2fs", words));
+    let mut server = Server { child, place: place.clone(), opened: Vec::new() };
     until("the server", || place.join("qdelta.toml").exists());
     let key = scene.repo.key_text();
     let repository = Repository::open_with(&place, key.as_ref()).unwrap();
@@ -412,8 +415,7 @@ fn a_repository_that_hangs_gives_errors() {
     let point = repository.catalog().resolve(&disk, &Selector::Latest).unwrap();
     let path = mount.file(&disk, point.id, None).unwrap();
     let file = File::open(&path).unwrap();
-    server.forget();
-    server.signal(Signal::STOP);
+    server.hang();
     let read = || file.read_exact_at(&mut [0; 4096], 40 * MIB);
     assert_eq!(read().unwrap_err().raw_os_error(), Some(5));
     let other = folder.join("web/vda").join(format!("{}.raw", scene.points[0].0));

@@ -1,5 +1,5 @@
 //! Running another program under a deadline. The beginning of its output is kept; when the time is
-//! over, the program is killed with every process that it started.
+//! over, the program is killed with every process of its group.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -154,10 +154,13 @@ impl Started {
     pub fn ask(mut self, question: &[u8], limit: Duration) -> Option<Result<(End, Said), Failure>> {
         let end = Instant::now() + limit;
         let mut child = self.child.take()?;
-        if child.try_wait().ok()?.is_some() || !is_written(child.stdin.take()?, question) {
+        let mut stdin = child.stdin.take()?;
+        if child.try_wait().ok()?.is_some() || !is_written(&mut stdin, question) {
+            // Its input stays open until then: it must not take the beginning of a question for the whole.
             end_group(&mut child);
             return None;
         }
+        drop(stdin);
         Some(run_to_its_end(child, (end, ANSWER_LEN_MAX), (None, None)))
     }
 }
@@ -170,9 +173,9 @@ impl Drop for Started {
     }
 }
 
-/// Writes all to a program that need not read, and lets it see the end.
-fn is_written(mut stdin: ChildStdin, bytes: &[u8]) -> bool {
-    let is_ready = fcntl_setfl(&stdin, OFlags::NONBLOCK).is_ok();
+/// Writes all to a program that need not read.
+fn is_written(stdin: &mut ChildStdin, bytes: &[u8]) -> bool {
+    let is_ready = fcntl_setfl(&*stdin, OFlags::NONBLOCK).is_ok();
     is_ready && stdin.write(bytes).is_ok_and(|written| written == bytes.len())
 }
 
@@ -292,7 +295,7 @@ fn drain<R: Read>(pipe: &mut Option<R>, kept: &mut Vec<u8>, len_max: usize) {
     }
 }
 
-/// Kills the child and every process that it started.
+/// Kills the child and every process of its group: what it started, but for what made itself a group of its own.
 fn end_group(child: &mut Child) {
     // Not yet waited for, so its id is nobody else's.
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
@@ -346,5 +349,9 @@ mod tests {
         assert_eq!(std::fs::read(&asked).unwrap(), b"why\n");
         let long = vec![b'x'; 2 << 20];
         assert!(start(words).ask(&long, Duration::from_secs(60)).is_none(), "it may not read");
+        std::fs::remove_file(&asked).unwrap();
+        let to_its_end = start("cat >\"$ASKED.beginning\"; : >\"$ASKED\"");
+        assert!(to_its_end.ask(&long, Duration::from_secs(60)).is_none());
+        assert!(!asked.exists(), "it took the beginning for the whole");
     }
 }
