@@ -15,6 +15,8 @@ struct Mark {
     number: usize,
     seconds: i64,
     goodness: u8,
+    /// The same, if it were not damaged.
+    if_whole: u8,
 }
 
 /// The civil date of a day since 1970.
@@ -106,7 +108,12 @@ pub fn kept(case: &Case) -> Vec<usize> {
                 (false, Consistency::CrashConsistent) => 2,
                 _ => 3,
             };
-            counting.push(Mark { number, seconds: point.created.as_second(), goodness });
+            let if_whole = match point.consistency {
+                Consistency::Unknown => 1,
+                Consistency::CrashConsistent => 2,
+                _ => 3,
+            };
+            counting.push(Mark { number, seconds: point.created.as_second(), goodness, if_whole });
         }
     }
     counting.sort_by_key(|mark| (mark.seconds, mark.number));
@@ -174,12 +181,16 @@ fn every(marks: &[Mark], rule: &str, count: Option<Count>, zone: &str) -> Vec<us
         }
         let own: Vec<Mark> =
             marks.iter().filter(|mark| name(rule, mark.seconds, zone) == wanted).cloned().collect();
+        // Also the one that would be the best if nothing were damaged: that it is may be an error.
+        let if_whole = own.iter().cloned().map(|mark| Mark { goodness: mark.if_whole, ..mark });
+        stay.push(best(&if_whole.collect::<Vec<_>>()).number);
         let best = best(&own);
         counted += usize::from(best.goodness > 0);
         stay.push(best.number);
     }
     if counted < number_of(count) {
         stay.extend(marks.iter().rev().find(|mark| mark.goodness > 0).map(|mark| mark.number));
+        stay.extend(marks.last().map(|mark| mark.number));
     }
     stay
 }

@@ -52,8 +52,11 @@ enum Quality {
 
 impl Candidate {
     fn quality(&self) -> Quality {
+        if self.damaged { Quality::Damaged } else { self.quality_if_whole() }
+    }
+
+    fn quality_if_whole(&self) -> Quality {
         match self.consistency {
-            _ if self.damaged => Quality::Damaged,
             Consistency::Unknown => Quality::Unknown,
             Consistency::CrashConsistent => Quality::CrashConsistent,
             _ => Quality::Consistent,
@@ -290,14 +293,22 @@ fn keep_periods(
         let best = members.iter().rev().max_by_key(|it| it.candidate.quality());
         let (Some(newest), Some(best)) = (members.first(), best) else { continue };
         let instead_of = (newest.index != best.index).then_some(newest.candidate.point);
+        let period = period.to_string();
         kept.insert(best.index);
-        add(best.index, Reason::Period { rule, period: period.to_string(), instead_of });
+        add(best.index, Reason::Period { rule, period: period.clone(), instead_of });
+        // Whoever called a point damaged may have been wrong: it goes no sooner than a whole one.
+        let whole = members.iter().rev().max_by_key(|it| it.candidate.quality_if_whole());
+        if let Some(whole) = whole.filter(|it| it.index != best.index && it.candidate.damaged) {
+            kept.insert(whole.index);
+            add(whole.index, Reason::Period { rule, period, instead_of: None });
+        }
         left.take(best.candidate);
     }
     // Counts are left, so that the oldest can grow old enough for a coarser rule.
-    let oldest = counted.iter().rev().find(|it| !it.candidate.damaged);
-    if let Some(oldest) = oldest.filter(|it| !left.is_none() && !kept.contains(&it.index)) {
-        add(oldest.index, Reason::Oldest { rule });
+    let sound = counted.iter().rev().find(|it| !it.candidate.damaged);
+    let oldest = BTreeSet::from_iter(sound.into_iter().chain(counted.last()).map(|it| it.index));
+    for index in oldest.difference(&kept).filter(|_| !left.is_none()) {
+        add(*index, Reason::Oldest { rule });
     }
 }
 
