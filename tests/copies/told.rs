@@ -57,14 +57,10 @@ fn what_the_copy_has_lost_is_told() {
     assert_eq!(report["guests"][0]["only_here"].as_array().unwrap().len(), 2, "{report}");
     // Here a manifest is lost, and its archive is not.
     manifest(&scene.repo, scene.ids()[2]).remove();
-    let report = scene.copy(&[]);
-    let codes: Vec<&str> = report["warnings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|it| it["code"].as_str().unwrap())
-        .collect();
-    assert!(codes.contains(&"stray"), "{report}");
+    let outcome = scene.try_copy(&[]);
+    let report = outcome.json();
+    outcome.fails_with(4);
+    assert_eq!(report["guests"][0]["failed"][0]["point"], scene.ids()[2], "{report}");
     let outcome = scene.against();
     let report = outcome.json();
     assert_eq!(outcome.code(), Some(4), "{report}");
@@ -165,4 +161,39 @@ fn options_that_can_not_be_meant_are_refused() {
     let words = with_other("copy", "--to", &scene.other.without_key(), &[]);
     let said = scene.repo.run(words).fails_with(16);
     assert!(said.contains("--other-key-file"), "{said}");
+}
+
+/// A guest whose folder had gone was not mentioned: nothing was missing, with status 0.
+#[test]
+fn a_guest_that_is_gone_here_is_told() {
+    let mut scene = Scene::new();
+    scene.night(&[]);
+    scene.copy(&[]);
+    scene.repo.backup(&scene.image, "db/vda", &[]);
+    scene.copy(&[]);
+    fs::rename(scene.repo.place_of("web"), scene.lab.path("away")).unwrap();
+    let report = scene.copy(&[]);
+    let warnings = report["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{report}");
+    assert_eq!(warnings[0]["code"], "went-back", "{report}");
+    assert!(warnings[0]["text"].as_str().unwrap().starts_with("web was in"), "{report}");
+}
+
+/// A guest all of whose manifests are lost was pruned and copied with status 0.
+#[test]
+fn a_guest_without_any_manifest_is_a_failure() {
+    let mut scene = Scene::new();
+    scene.night(&[]);
+    fs::rename(scene.repo.place_of("web/points"), scene.lab.path("away")).unwrap();
+    for options in [&["--dry-run"][..], &[]] {
+        let words = with_other("copy", "--to", &scene.other, options);
+        let outcome = scene.repo.run(words);
+        let report = outcome.json();
+        outcome.fails_with(4);
+        assert_eq!(report["guests"][0]["failed"].as_array().unwrap().len(), 1, "{report}");
+        let mut prune = args!["prune", "--keep-last", "1", "--grace", "0"];
+        prune.extend(options.iter().map(Into::into));
+        let said = scene.repo.run(prune).fails_with(4);
+        assert!(said.contains("no manifest names the archive"), "{said}");
+    }
 }

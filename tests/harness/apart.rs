@@ -36,6 +36,8 @@ pub const IN_FOLDERS: &[(&str, &str)] = &[
     ("copies::kills::a_copy_that_is_killed_leaves_every_point_whole", FILES),
     ("copies::mended::no_other_content_comes_under_a_lost_manifest", CLOCK),
     ("copies::pulled::a_copy_is_pulled_through_a_forced_command_that_only_reads", MOUNT),
+    ("copies::told::a_guest_that_is_gone_here_is_told", FILES),
+    ("copies::told::a_guest_without_any_manifest_is_a_failure", FILES),
     ("copies::told::a_link_to_the_repository_is_no_copy", NAMES),
     ("copies::told::points_that_were_slipped_in_are_told", CLOCK),
     ("data_path::a_restore_writes_the_same_past_the_page_cache", RING),

@@ -83,7 +83,7 @@ impl Guest<'_> {
         let source = from.catalog();
         let manifests = source.manifests(self.domain)?;
         let wanted = self.wanted(&source, &manifests)?;
-        self.warn_of_lost(&source)?;
+        self.fail_lost(&source, report)?;
         if manifests.is_empty() {
             return Ok(());
         }
@@ -141,7 +141,7 @@ impl Guest<'_> {
         let manifests = source.manifests(self.domain)?;
         self.look_for_late(&manifests);
         let wanted = self.wanted(&source, &manifests)?;
-        self.warn_of_lost(&source)?;
+        self.fail_lost(&source, report)?;
         let target = to.catalog();
         let mut disks = BTreeMap::new();
         let there = self.there(&target, &mut disks)?;
@@ -300,13 +300,13 @@ impl Guest<'_> {
         ))
     }
 
-    /// Warns of points that can't be copied, because their manifests are lost.
-    fn warn_of_lost(&self, source: &Catalog) -> Result<()> {
+    /// Points whose manifests are lost can't be copied.
+    fn fail_lost(&self, source: &Catalog, report: &mut GuestCopy) -> Result<()> {
         for (point, what) in without_manifest(source, self.domain)? {
-            let text = format!("point {point} of {} is not copied: {what}", self.domain);
-            self.sides.observer.warn(Warning::new(Code::Stray, text).advise(
+            let error = Error::new(ErrorKind::Damaged, what).advise(
                 "qdelta repair brings the manifest back from a repository that has the point",
-            ));
+            );
+            report.failed.push(FailedPoint { point, error: Failure::from(&error) });
         }
         Ok(())
     }
@@ -432,7 +432,7 @@ fn origin(manifest: &Manifest) -> Option<&str> {
 }
 
 /// What to do where a repository has an earlier state.
-const COMPARE: &str = "if nobody has removed it, the repository was put back to an earlier state: qdelta verify \
+pub(super) const COMPARE: &str = "if nobody has removed it, the repository was put back to an earlier state: qdelta verify \
                        --against says what each one has";
 
 /// Whether a pin is to take the place of another.

@@ -20,10 +20,11 @@ use std::time::Instant;
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::observer::{Event, Observer, Recorder};
+use crate::base::warning::{Code, Warning};
 use crate::flows::merge::MergeOptions;
 use crate::flows::report::{Carried, CopyReport, GuestCopy};
 use crate::vault::repository::{DomainName, Keep, Repository};
-use guest::Guest;
+use guest::{COMPARE, Guest};
 
 pub use compare::compare;
 pub use repair::{RepairRequest, repair};
@@ -103,6 +104,7 @@ pub fn copy(
         }
         work();
     });
+    tell_gone((from, to), &request.domains, observer)?;
     let mut guests = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     guests.sort_by(|one, other| one.domain.cmp(&other.domain));
     let points = guests.iter().flat_map(|guest: &GuestCopy| &guest.points);
@@ -118,6 +120,31 @@ pub fn copy(
         warnings: recorder.take(),
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Warns of guests that this host has seen in a repository, and that its copy alone has now, when all guests are asked
+/// for.
+fn tell_gone(
+    (from, to): (&Repository, &Repository),
+    asked: &[DomainName],
+    observer: &dyn Observer,
+) -> Result<()> {
+    let ours = from.domains()?;
+    let mut gone = from.domains_seen();
+    gone.retain(|domain| !ours.contains(domain));
+    if gone.is_empty() || !ours.iter().all(|domain| asked.contains(domain)) {
+        return Ok(());
+    }
+    let theirs = to.domains()?;
+    for domain in gone.into_iter().filter(|domain| theirs.contains(domain)) {
+        let [here, there] = [from, to].map(|it| it.path().display());
+        let text =
+            format!("{domain} was in {here} when this host looked last, and is only in {there}");
+        let forget = from.seen_path(&domain).unwrap_or_default();
+        let advice = format!("{COMPARE}; if you have removed it, remove {}", forget.display());
+        observer.warn(Warning::new(Code::WentBack, text).advise(advice));
+    }
+    Ok(())
 }
 
 /// Fails if two repositories are one, or one of them can't be read.

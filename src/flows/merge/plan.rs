@@ -70,6 +70,8 @@ impl Family {
             }
             family.manifests.insert(point, manifest);
         }
+        // Also those of which no manifest is left.
+        disks.extend(catalog.disks_of(domain)?.into_iter().map(|id| id.disk));
         for disk in disks {
             let id = DiskId { domain: domain.clone(), disk };
             if let Some((archive, _)) = catalog.strays(&id)?.first() {
