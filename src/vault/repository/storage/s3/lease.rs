@@ -286,7 +286,7 @@ fn look(client: &Client, key: &str) -> Result<Option<Found>, Failure> {
 /// What is known of the locks of others.
 enum Others {
     /// Somebody lives who has one of them.
-    Alive(Found),
+    Alive(Box<Found>),
     /// Nobody does: what was left, by its key.
     Dead(BTreeMap<String, Found>),
 }
@@ -307,7 +307,7 @@ fn others(
     for key in keys {
         match look(client, key)? {
             Some(found) if may_be_held(&found) && found.seems_alive() => {
-                return Ok(Others::Alive(found));
+                return Ok(Others::Alive(Box::new(found)));
             }
             Some(found) => drop(left.insert(key.clone(), found)),
             None => {}
@@ -325,13 +325,15 @@ fn others(
     if lease > most {
         let mut longest = longest.clone();
         longest.is_too_long = Some(most);
-        return Ok(Others::Alive(longest));
+        return Ok(Others::Alive(Box::new(longest)));
     }
     let mut watch = wait.begin(watching(&shared.shown(key), longest), lease);
     while watch.goes_on(lease / LOOKS).map_err(Failure::local)? {
         for (key, before) in &watched {
             match look(client, key)? {
-                Some(found) if !found.is_same(before) => return Ok(Others::Alive(found)),
+                Some(found) if !found.is_same(before) => {
+                    return Ok(Others::Alive(Box::new(found)));
+                }
                 Some(_) => {}
                 None => drop(left.remove(key)),
             }
