@@ -182,7 +182,7 @@ fn every(marks: &[Mark], rule: &str, count: Option<Count>, zone: &str) -> Vec<us
         let own: Vec<Mark> =
             marks.iter().filter(|mark| name(rule, mark.seconds, zone) == wanted).cloned().collect();
         // Also the one that would be the best if nothing were damaged: that it is may be an error.
-        let if_whole = own.iter().cloned().map(|mark| Mark { goodness: mark.if_whole, ..mark });
+        let if_whole = own.iter().map(|mark| Mark { goodness: mark.if_whole, ..*mark });
         stay.push(best(&if_whole.collect::<Vec<_>>()).number);
         let best = best(&own);
         counted += usize::from(best.goodness > 0);

@@ -1,6 +1,7 @@
 //! Lists that lack what is there: whatever they say, nothing good goes, and nothing begins anew.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use qdelta::base::cancel::Cancel;
 use qdelta::vault::repository::storage::{LockMode, Storage, Wait};
@@ -188,4 +189,41 @@ fn points_that_are_gone_are_asked_for_many_at_a_time_and_once() {
     let most = guest.proxy.most_at_once.load(Ordering::SeqCst);
     assert!(most >= 8, "at most {most} at once");
     assert_eq!(prune(), 0);
+}
+
+/// A point that another host had brought back and pinned was dropped, with status 0: the list told of its manifest as it
+/// was before.
+#[test]
+fn a_list_that_shows_a_point_as_removed_lets_it_not_go() {
+    let guest = Guest::new(&["full", "full", "full"]);
+    let prune = || args!["prune", "--keep-last", "1", "--grace", "1s"];
+    guest.repo.run(prune()).ok();
+    let second = guest.points[1].0.clone();
+    let before = guest.listed(&second);
+    std::thread::sleep(Duration::from_millis(1100));
+    let point = format!("vm@{second}");
+    guest.direct().run(args!["undelete", point.as_str()]).ok();
+    guest.direct().run(args!["pin", point.as_str()]).ok();
+    guest.list_as_before(&second, before);
+    let said = guest.repo.run(prune()).fails_with(1);
+    assert!(said.contains("as it was before"), "{said}");
+    guest.assert_has_all();
+    guest.repo.run(prune()).ok();
+    guest.assert_has(&guest.points[1..]);
+    assert_eq!(guest.repo.points("vm/disk").len(), 2);
+}
+
+/// A point was merged into a later one: the list told of its manifest as it was before somebody pinned it.
+#[test]
+fn a_list_that_shows_a_point_without_its_pin_merges_nothing_for_good() {
+    let guest = Guest::new(&["full", "incremental", "incremental"]);
+    let [first, second] = [0, 1].map(|number| guest.points[number].0.clone());
+    let before = guest.listed(&first);
+    guest.direct().run(args!["pin", format!("vm@{first}")]).ok();
+    guest.list_as_before(&first, before);
+    let outcome =
+        guest.repo.run(args!["merge", format!("vm@{first}..{second}"), "--io", "threads"]);
+    eprintln!("{}", outcome.report());
+    guest.assert_has_all();
+    assert_eq!(guest.repo.points("vm/disk").len(), 3);
 }
