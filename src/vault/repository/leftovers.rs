@@ -42,6 +42,9 @@ pub struct Leftover {
     pub bytes: u64,
 }
 
+/// Archives that no manifest names, and manifests that are there and that a list lacks.
+type StraysAndMisshown = (Vec<(Name, PointId)>, Vec<DamagedManifest>);
+
 /// Removes what can only be a leftover, and reads what is there then. What has arrived of points that are
 /// `expected` stays, and so does what explains it.
 pub(super) fn clean(
@@ -107,10 +110,7 @@ impl Catalog {
     ///
     /// # Errors
     /// A folder can't be read, or a manifest can't be looked for.
-    pub(crate) fn strays_and_misshown(
-        &self,
-        id: &DiskId,
-    ) -> Result<(Vec<(Name, PointId)>, Vec<DamagedManifest>)> {
+    pub(crate) fn strays_and_misshown(&self, id: &DiskId) -> Result<StraysAndMisshown> {
         let (repository, domain) = (self.repository(), self.domain(&id.domain));
         let dir = repository.disk_dir(id);
         let names_it = |manifest: &Manifest, name: &str| {
