@@ -11,7 +11,7 @@ use super::locks::{host, name};
 use crate::harness::proxy::Fate;
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::store::{BUCKET, ask, endpoint};
-use crate::harness::{args, state};
+use crate::harness::{args, qdelta, run, state};
 
 impl Guest {
     /// From now on every list lacks the archive of this point.
@@ -71,7 +71,10 @@ fn a_list_that_lacks_an_archive_lets_nothing_go() {
     guest.lack_archive(1);
     let listed = guest.repo.run(args!["points", "vm/disk"]).ok().text();
     assert!(!listed.contains("missing") && !listed.contains("damaged"), "{listed}");
-    let to = Repo::init(guest.lab.path("copy"));
+    // In the plain, as the first one.
+    let copy = guest.lab.path("copy");
+    run(qdelta(args!["init", copy.as_path()])).ok();
+    let to = Repo::at(copy).without_ring();
     guest.repo.run(args!["copy", "--to", to.path.as_path()]).ok();
     assert_eq!(to.points("vm/disk").len(), 3);
     guest.proxy.pass();
