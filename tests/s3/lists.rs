@@ -11,7 +11,7 @@ use super::locks::{host, name};
 use crate::harness::proxy::Fate;
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::store::{BUCKET, ask, endpoint};
-use crate::harness::{args, state};
+use crate::harness::{args, qdelta, run, state};
 
 impl Guest {
     /// From now on every list lacks the archive of this point.
@@ -71,7 +71,10 @@ fn a_list_that_lacks_an_archive_lets_nothing_go() {
     guest.lack_archive(1);
     let listed = guest.repo.run(args!["points", "vm/disk"]).ok().text();
     assert!(!listed.contains("missing") && !listed.contains("damaged"), "{listed}");
-    let to = Repo::init(guest.lab.path("copy"));
+    // In the plain, as the first one.
+    let copy = guest.lab.path("copy");
+    run(qdelta(args!["init", copy.as_path()])).ok();
+    let to = Repo::at(copy).without_ring();
     guest.repo.run(args!["copy", "--to", to.path.as_path()]).ok();
     assert_eq!(to.points("vm/disk").len(), 3);
     guest.proxy.pass();
@@ -226,4 +229,37 @@ fn a_list_that_shows_a_point_without_its_pin_merges_nothing_for_good() {
     eprintln!("{}", outcome.report());
     guest.assert_has_all();
     assert_eq!(guest.repo.points("vm/disk").len(), 3);
+}
+
+/// A list lacked the manifest of a point that this host had never seen: the manifest was said to be lost, and the advice was
+/// to move the point's archive away.
+#[test]
+fn a_list_that_lacks_a_point_which_this_host_has_never_seen_is_to_blame() {
+    let guest = Guest::new(&["full", "incremental", "full"]);
+    let [first, second, third] = [0, 1, 2].map(|number| guest.points[number].0.clone());
+    let lacks: &'static str = format!("points/{third}").leak();
+    guest.proxy.judge(move |_, seen| match seen.target.contains("list-type") {
+        true => Fate::Lacks(lacks),
+        false => Fate::Pass,
+    });
+    let fresh = guest.lab.path("state");
+    let commands = [
+        args!["prune", "--keep-last", "1", "--grace", "0"],
+        args!["merge", format!("vm@{first}..{second}"), "--io", "threads"],
+        args!["points"],
+        args!["verify"],
+    ];
+    for mut command in commands {
+        let is_refused = command[0] == "prune" || command[0] == "merge";
+        command.extend(args!["--state", fresh.as_path()]);
+        let _ = std::fs::remove_dir_all(&fresh);
+        let outcome = guest.repo.run(command).sane();
+        let said = format!("{}{}", outcome.text(), outcome.stderr);
+        assert!(!is_refused || outcome.code() == Some(1), "{said}");
+        assert_ne!(outcome.code(), Some(0), "{said}");
+        assert!(said.contains(&format!("lacks {third}, which is there")), "{said}");
+        assert!(!said.contains("is lost") && !said.contains("away"), "{said}");
+    }
+    guest.proxy.pass();
+    guest.assert_has_all();
 }

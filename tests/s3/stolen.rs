@@ -215,6 +215,35 @@ fn a_backup_whose_lock_is_stolen_says_so() {
     guest.assert_still_has(&guest.points);
 }
 
+/// Another host cleaned up while the archive of a backup whose lock had been removed was on its way: the archive stayed for
+/// ever, nothing said why it was there, and every prune failed.
+#[test]
+fn a_backup_whose_lock_is_stolen_leaves_no_archive() {
+    let mut guest = guest();
+    let (place, thief, stolen) = (guest.place.clone(), guest.direct(), guest.lab.path("stolen"));
+    guest.proxy.judge(move |_, seen| {
+        if seen.method == "PUT" && seen.target.contains("/vm/disk/2") && !stolen.exists() {
+            ask("DELETE", &format!("/{BUCKET}/{place}/vm/.lock"), Vec::new()).ok();
+            thief.run(args!["prune", "--keep-last", "9"]).ok();
+            std::fs::write(&stolen, "").unwrap();
+            // Longer than what was proved lately holds.
+            std::thread::sleep(Duration::from_millis(1100));
+        }
+        Fate::Pass
+    });
+    guest.change();
+    let said = guest.repo.backup_run(&guest.image, "vm/disk", &["--format", "raw"]).fails_with(5);
+    assert!(said.contains("was taken by somebody else"), "{said}");
+    guest.assert_still_has(&guest.points);
+    guest.direct().verify();
+    guest.direct().run(args!["prune", "--keep-last", "9"]).ok();
+    let report = guest.repo.backup(&guest.image, "vm/disk", &["--format", "raw"]);
+    guest.keep(point_of(&report));
+    guest.direct().verify();
+    guest.repo.assert_no_leftovers();
+    guest.assert_still_has(&guest.points);
+}
+
 /// A list lacked a point on which nothing else in the list was built: the point before it was dropped, on which it
 /// was.
 #[test]

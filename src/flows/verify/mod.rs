@@ -291,10 +291,19 @@ fn report_the_rest(
         report.findings.push(unlisted(catalog.repository(), folder)?);
     }
     // Which archives have no manifest can't be told where the manifests, or they, are not known.
-    let strays = match list.unreadable.is_empty() {
-        true => catalog.strays(disk)?,
-        false => Vec::new(),
+    let (strays, misshown) = match list.unreadable.is_empty() {
+        true => catalog.strays_and_misshown(disk)?,
+        false => Default::default(),
     };
+    for wrong in misshown {
+        report.findings.push(Finding {
+            path: wrong.path,
+            name: None,
+            state: FileState::Unreadable,
+            points: vec![wrong.point],
+            problem: wrong.error.chain(),
+        });
+    }
     for (archive, point) in strays {
         report.findings.push(Finding {
             path: catalog.repository().describe(&archive),

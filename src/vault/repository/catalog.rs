@@ -472,7 +472,7 @@ impl DomainReading {
     }
 
     /// A manifest that can't be used.
-    fn damaged(&self, point: PointId, error: &Error) -> DamagedManifest {
+    pub(super) fn damaged(&self, point: PointId, error: &Error) -> DamagedManifest {
         let path = self.repository.describe(&self.manifest_name(point));
         DamagedManifest { point, path, error: error.clone() }
     }

@@ -45,10 +45,11 @@ impl Catalog {
             }
         }
         // Which archives have no manifest can't be told where the manifests, or they, are not known.
-        let strays = match list.unreadable.is_empty() {
-            true => self.strays(disk)?,
-            false => Vec::new(),
+        let (strays, misshown) = match list.unreadable.is_empty() {
+            true => self.strays_and_misshown(disk)?,
+            false => Default::default(),
         };
+        health.problems.extend(misshown);
         for (archive, point) in strays {
             let path = self.repository().describe(&archive);
             let text =

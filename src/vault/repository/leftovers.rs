@@ -19,7 +19,7 @@ use super::manifest::{self, Manifest};
 use super::names::{DiskId, DiskName, MACHINE};
 use super::point::PointId;
 use super::storage::Name;
-use super::{Catalog, DomainLock, Repository};
+use super::{Catalog, DamagedManifest, DomainLock, Repository};
 use crate::base::error::{Error, Result};
 
 /// What was found in a domain that belongs to no point.
@@ -41,6 +41,9 @@ pub struct Leftover {
     /// How long it is, in bytes; 0 for one that was never published.
     pub bytes: u64,
 }
+
+/// Archives that no manifest names, and manifests that are there and that a list lacks.
+type StraysAndMisshown = (Vec<(Name, PointId)>, Vec<DamagedManifest>);
 
 /// Removes what can only be a leftover, and reads what is there then. What has arrived of points that are
 /// `expected` stays, and so does what explains it.
@@ -96,8 +99,18 @@ impl Catalog {
     /// is just finishing, or was killed at finishing, is not among them.
     ///
     /// # Errors
-    /// A folder can't be read.
+    /// A folder can't be read. [`ErrorKind::Io`](crate::base::error::ErrorKind::Io): the manifest of such a point is
+    /// there, and the list lacks it.
     pub fn strays(&self, id: &DiskId) -> Result<Vec<(Name, PointId)>> {
+        let (strays, misshown) = self.strays_and_misshown(id)?;
+        misshown.into_iter().next().map_or(Ok(strays), |wrong| Err(wrong.error))
+    }
+
+    /// As [`Self::strays`]; and, in the place of an error, the manifests that are there and that the list lacks.
+    ///
+    /// # Errors
+    /// A folder can't be read, or a manifest can't be looked for.
+    pub(crate) fn strays_and_misshown(&self, id: &DiskId) -> Result<StraysAndMisshown> {
         let (repository, domain) = (self.repository(), self.domain(&id.domain));
         let dir = repository.disk_dir(id);
         let names_it = |manifest: &Manifest, name: &str| {
@@ -119,7 +132,7 @@ impl Catalog {
             }
         }
         if unnamed.is_empty() {
-            return Ok(unnamed);
+            return Ok((unnamed, Vec::new()));
         }
         // Those of points that are being removed stand in a list until they are gone.
         let listed = domain.listed(&id.disk);
@@ -140,7 +153,11 @@ impl Catalog {
             }
         }
         strays.sort_unstable_by_key(|&(_, point)| point);
-        Ok(strays)
+        let points = strays.iter().map(|&(_, point)| point).collect();
+        let misshown = repository.misshown(&id.domain, points)?;
+        strays.retain(|(_, point)| !misshown.contains_key(point));
+        let of_list = |(point, error): (&PointId, &Error)| domain.damaged(*point, error);
+        Ok((strays, misshown.iter().map(of_list).collect()))
     }
 }
 

@@ -54,13 +54,7 @@ impl WholeList {
             cancel.check()?;
             let shown = repository.compare_with_list(&self.domain, points)?;
             for (point, shown) in points.iter().zip(shown) {
-                let domain = &self.domain;
-                let what = match shown {
-                    Shown::AsItIs => continue,
-                    Shown::Not => format!("lacks {point}, which is there"),
-                    Shown::AsItWas => format!("shows {point} as it was before somebody changed it"),
-                };
-                return Err(refusal(format!("the list of the points of {domain} {what}")));
+                shown.check(&self.domain, *point)?;
             }
         }
         Ok(())
@@ -187,6 +181,18 @@ enum Shown {
     Not,
 }
 
+impl Shown {
+    /// Fails unless the list of a domain shows this point as it is.
+    fn check(self, domain: &DomainName, point: PointId) -> Result<()> {
+        let what = match self {
+            Self::AsItIs => return Ok(()),
+            Self::Not => format!("lacks {point}, which is there"),
+            Self::AsItWas => format!("shows {point} as it was before somebody changed it"),
+        };
+        Err(refusal(format!("the list of the points of {domain} {what}")))
+    }
+}
+
 /// What is said where a list proves wrong before something goes.
 fn refusal(text: String) -> Error {
     Error::new(ErrorKind::Io, text)
@@ -204,6 +210,21 @@ impl Repository {
     /// It can't be told.
     pub(super) fn is_shown(&self, domain: &DomainName, point: PointId) -> Result<bool> {
         Ok(self.compare_with_list(domain, &[point])? == [Shown::AsItIs])
+    }
+
+    /// What is said of each of these points that the list of a domain does not show as it is.
+    ///
+    /// # Errors
+    /// It can't be told.
+    pub(super) fn misshown(
+        &self,
+        domain: &DomainName,
+        points: BTreeSet<PointId>,
+    ) -> Result<BTreeMap<PointId, Error>> {
+        let points = Vec::from_iter(points);
+        let shown = self.compare_with_list(domain, &points)?;
+        let wrong = points.into_iter().zip(shown);
+        Ok(wrong.filter_map(|(it, shown)| Some((it, shown.check(domain, it).err()?))).collect())
     }
 
     /// How the list of a domain shows the manifests of points, which are asked for by themselves.

@@ -76,6 +76,8 @@ impl Beside<'_> {
 struct Litter<'lock> {
     storage: &'lock dyn Storage,
     name: Name,
+    /// Nobody else gives this name. A copied archive is called as its source, also by another host that copies it.
+    is_own: bool,
     released: bool,
 }
 
@@ -90,7 +92,10 @@ impl Drop for Litter<'_> {
     fn drop(&mut self) {
         if !self.released {
             // What can't be removed now is removed by the next run.
-            let _ = self.storage.remove(&self.name);
+            let _ = match self.is_own {
+                true => self.storage.remove_own(&self.name),
+                false => self.storage.remove(&self.name),
+            };
         }
     }
 }
@@ -165,7 +170,13 @@ impl<'lock> Pending<'lock> {
         staged.seal()?;
         let published = staged.publish(Publish::New);
         let refused = matches!(&published, Err(Unpublished { outcome: Outcome::Refused, .. }));
-        let beside = Litter { storage, name: self.archive.clone(), released: refused };
+        let beside = Litter {
+            storage,
+            name: self.archive.clone(),
+            // Where another host has the lock, its next run removes it.
+            is_own: false,
+            released: refused,
+        };
         published.map_err(|unpublished| unpublished.error)?;
         Ok(Beside(beside, opening))
     }
@@ -208,7 +219,9 @@ impl<'lock> Pending<'lock> {
         for pending in archives {
             let published = pending.staged.get().publish(Publish::New);
             if !matches!(&published, Err(Unpublished { outcome: Outcome::Refused, .. })) {
-                named.push(Litter { storage, name: pending.archive, released: false });
+                let name = pending.archive;
+                // Whoever has taken the lock may have removed what explains it.
+                named.push(Litter { storage, name, is_own: true, released: false });
             }
             if let Err(Unpublished { error, outcome }) = published {
                 if outcome == Outcome::Unknown {

@@ -145,6 +145,10 @@ impl Storage for Faulty {
         self.plan.call(|| self.inner.remove(name))
     }
 
+    fn remove_own(&self, name: &Name) -> Result<()> {
+        self.plan.call(|| self.inner.remove_own(name))
+    }
+
     fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
         // It removes file by file, and can die between any two.
         let mut removed = 0;

@@ -144,6 +144,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// `NotFound` if there is none; it can't be removed, or perhaps not for ever.
     fn remove(&self, name: &Name) -> Result<()>;
 
+    /// As [`Self::remove`], also for whoever has lost the lock: a file whose name nobody else gives, and that nothing names.
+    ///
+    /// # Errors
+    /// It can't be removed.
+    fn remove_own(&self, name: &Name) -> Result<()> {
+        self.below().map_or_else(|| self.remove(name), |below| below.remove_own(name))
+    }
+
     /// Removes files of a folder, durably, and gives how many there were. What is not there is no error;
     /// that it is not, is durable afterwards, too.
     ///

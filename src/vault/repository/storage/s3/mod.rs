@@ -496,6 +496,12 @@ impl Storage for S3 {
         self.0.delete(&key)
     }
 
+    fn remove_own(&self, name: &Name) -> Result<()> {
+        let key = self.0.key(name);
+        // Without a lock nothing ends with it.
+        self.0.delete_all(std::slice::from_ref(&key), self.0.fence(&key).unwrap_or_default())
+    }
+
     fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
         let prefix = self.0.prefix(folder);
         let seen = |listing: &Listing| -> Vec<String> {

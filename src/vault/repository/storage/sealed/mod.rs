@@ -365,6 +365,11 @@ impl Storage for Sealed {
         self.inner.remove(&self.sealed(name)?)
     }
 
+    fn remove_own(&self, name: &Name) -> Result<()> {
+        self.forget(name);
+        self.inner.remove_own(&self.sealed(name)?)
+    }
+
     fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
         files.iter().for_each(|file| self.forget(&folder.join(file)));
         let sealed = |file: &String| Ok(self.sealed(&folder.join(file))?.last().to_owned());
