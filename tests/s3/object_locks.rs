@@ -182,7 +182,8 @@ fn where_nothing_can_be_locked_that_is_said() {
     assert!(said.contains("can't lock objects"), "{said}");
     let said = run(qdelta(args!["init", locked_place(), "--lock", "bucket"])).fails_with(2);
     assert!(said.contains("locks nothing by itself"), "{said}");
-    let repo = Repo::init(lab.path("plain"));
+    run(qdelta(args!["init", folder.as_path()])).ok();
+    let repo = Repo::at(folder);
     let said = repo.run(args!["points", "--as-of", "1h"]).fails_with(2);
     assert!(said.contains("knows no earlier state"), "{said}");
     // What was not written over since was shown as all that there was.

@@ -104,7 +104,7 @@ impl Repository {
     ///
     /// # Errors
     /// A manifest can't be read or replaced, or a file not be removed: the next run goes on. As
-    /// [`Catalog::check_listed`].
+    /// `Catalog::check_listed`.
     pub fn remove_replaced(
         &self,
         lock: &DomainLock,
