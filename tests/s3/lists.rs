@@ -45,6 +45,16 @@ impl Guest {
         });
     }
 
+    /// A prune is killed when it is settled that the first point goes.
+    fn settle_that_the_first_goes(&self) -> String {
+        let (first, _) = &self.points[0];
+        let (repository, domain) = (self.direct().open(), "vm".parse().unwrap());
+        let lock = repository.lock(&domain, Wait::UNHEARD).unwrap();
+        let going = [first.parse().unwrap()].into_iter().collect();
+        repository.condemn(&lock, &going, &Cancel::default()).unwrap();
+        first.clone()
+    }
+
     /// Every point is there, whole.
     #[track_caller]
     fn assert_has_all(&self) {
@@ -103,12 +113,7 @@ fn a_list_that_lacks_an_archive_does_not_break_a_chain() {
 #[test]
 fn a_list_that_lacks_a_pinned_point_lets_it_not_go() {
     let guest = Guest::new(&["full", "full", "full"]);
-    let first = guest.points[0].0.clone();
-    let (repository, domain) = (guest.direct().open(), "vm".parse().unwrap());
-    let lock = repository.lock(&domain, Wait::UNHEARD).unwrap();
-    let going = [first.parse().unwrap()].into_iter().collect();
-    repository.condemn(&lock, &going, &Cancel::default()).unwrap();
-    drop(lock);
+    let first = guest.settle_that_the_first_goes();
     guest.direct().run(args!["pin", format!("vm@{first}")]).ok();
     let lacks: &'static str = format!("points/{first}").leak();
     guest.proxy.judge(move |_, seen| match seen.target.contains("list-type") {
@@ -129,12 +134,7 @@ fn a_list_that_lacks_a_pinned_point_lets_it_not_go() {
 #[test]
 fn a_list_that_shows_a_point_without_its_pin_lets_it_not_go() {
     let guest = Guest::new(&["full", "full", "full"]);
-    let first = guest.points[0].0.clone();
-    let (repository, domain) = (guest.direct().open(), "vm".parse().unwrap());
-    let lock = repository.lock(&domain, Wait::UNHEARD).unwrap();
-    let going = [first.parse().unwrap()].into_iter().collect();
-    repository.condemn(&lock, &going, &Cancel::default()).unwrap();
-    drop(lock);
+    let first = guest.settle_that_the_first_goes();
     guest.repo.run(args!["points"]).ok();
     let before = guest.listed(&first);
     guest.direct().run(args!["pin", format!("vm@{first}")]).ok();
