@@ -440,7 +440,7 @@ impl KeyRing {
         self.storage.remove(&file(name))?;
         // Somebody else may have removed the others at the same time: whoever comes last puts the own one back.
         match kept {
-            Some((_, bytes)) if !self.names()?.iter().any(is_sound) => {
+            Some((_, bytes)) if !self.names().is_ok_and(|left| left.iter().any(is_sound)) => {
                 self.put(name, &bytes)?;
                 Err(last())
             }

@@ -101,7 +101,9 @@ impl Repository {
             unnamed.iter().try_for_each(|name| writeln!(file, "{name} {}", since(name)))
         });
         if let Err(error) = put {
+            // What was noted before may be of a file that was named since.
             tracing::debug!("{}: {error}", path.display());
+            return Ok(BTreeSet::new());
         }
         Ok(unnamed.iter().filter(|name| now - since(name) >= LAG_MAX_S).cloned().collect())
     }
