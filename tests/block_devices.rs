@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::harness::content::Random;
-use crate::harness::files::assert_same;
+use crate::harness::files::{assert_same, unmount};
 use crate::harness::images::{filled, filled_raw, oracle};
 use crate::harness::repo::Repo;
 use crate::harness::run::as_root;
@@ -177,7 +177,7 @@ fn a_device_that_the_host_has_mounted_is_no_offline_disk() {
     std::fs::create_dir(&folder).unwrap();
     run(as_root("mount", args![device.path.as_path(), folder.as_path()])).ok();
     let report = repo.backup(&device.path, "disk", &["--format", "raw"]);
-    run(as_root("umount", args![folder.as_path()])).ok();
+    unmount(&folder);
     assert_eq!(report["consistency"], "unknown");
     assert_eq!(report["warnings"][0]["code"], "writable", "{report}");
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::cli::json::compare;
 use crate::harness::content::Random;
+use crate::harness::files::unmount;
 use crate::harness::guest::{Guest, Host};
 use crate::harness::images::{create_raw, patch};
 use crate::harness::repo::Repo;
@@ -308,7 +309,7 @@ fn a_filesystem_in_use_is_not_called_broken() {
     drop(file);
     let copy = scene.lab.path("copy");
     fs::copy(&disk, &copy).unwrap();
-    run::run(as_root("umount", args![place.as_path()])).ok();
+    unmount(&place);
     scene.back_up(&copy, "web/vda");
     let (status, drill) = scene.drill(&["web"]);
     assert!(text_of(&drill, "filesystems").contains("journal is to be replayed"), "{drill:#}");
@@ -330,7 +331,7 @@ fn a_filesystem_in_use_is_not_called_broken() {
     let frozen = scene.lab.path("frozen");
     run::run(tool("cp", args!["--sparse=always", xfs.as_path(), frozen.as_path()])).ok();
     run::run(as_root("fsfreeze", args!["-u", place.as_path()])).ok();
-    run::run(as_root("umount", args![place.as_path()])).ok();
+    unmount(&place);
     let fat = |name: &str, width: &str, at: u64| {
         let path = scene.lab.path(name);
         create_raw(&path, 40 * MIB);

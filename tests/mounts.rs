@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::cli::json::compare;
 use crate::harness::content::Random;
-use crate::harness::files::{assert_same, disk_usage, tree};
+use crate::harness::files::{assert_same, disk_usage, tree, unmount};
 use crate::harness::images::patch;
 use crate::harness::repo::{Repo, point_of};
 use crate::harness::run::{self, as_root, finish, start};
@@ -227,10 +227,10 @@ fn volumes_are_files_that_the_kernel_and_fuse2fs_mount() {
     };
     run::run(as_root("mount", args!["-o", "loop,ro,noload", part.as_path(), place.as_path()])).ok();
     same();
-    run::run(as_root("umount", args![place.as_path()])).ok();
+    unmount(&place);
     run::run(tool("fuse2fs", args!["-o", "ro", part.as_path(), place.as_path()])).ok();
     same();
-    run::run(tool("fusermount3", args!["-u", place.as_path()])).ok();
+    unmount(&place);
     run::run(tool("e2fsck", args!["-fn", part.as_path()])).ok();
     mounted.end();
 }

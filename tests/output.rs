@@ -17,6 +17,8 @@ use qdelta::disk::sys::FileId;
 use qdelta::formats::archive::{BlockIndex, Geometry};
 use roaring::RoaringBitmap;
 
+use crate::harness::files::unmount;
+
 /// A disk in memory: the blocks that are not zero, each filled up to the block size.
 struct Disk {
     geometry: Geometry,
@@ -251,7 +253,7 @@ impl SmallFilesystem {
 
 impl Drop for SmallFilesystem {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
 }
 
@@ -429,6 +431,6 @@ fn a_device_in_use_too_small_or_read_from_is_refused() {
     run("mount", &[device.path.to_str().unwrap()], mount.path());
     let options = Options { force: true, ..Options::default() };
     let mounted = create(&device.path, disk.plan(), &options, &Silent).map(drop);
-    run("umount", &[], mount.path());
+    unmount(mount.path());
     assert_eq!(mounted.unwrap_err().kind(), ErrorKind::Busy);
 }

@@ -10,6 +10,7 @@ mod windows;
 
 use std::path::{Path, PathBuf};
 
+use super::harness::files::unmount;
 use super::harness::repo::Repo;
 use super::harness::run::as_root;
 use super::harness::{Lab, Outcome, args, run, tool};
@@ -88,7 +89,12 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = as_root("umount", args![self.0.as_path()]).status();
+        // What was written is in the image once it is unmounted, and may not be before.
+        if !std::thread::panicking() {
+            unmount(&self.0);
+        } else {
+            let _ = as_root("umount", args!["-l", self.0.as_path()]).status();
+        }
     }
 }
 

@@ -1,10 +1,13 @@
 //! NTFS, as ntfs-3g writes and shows it, and FAT, as mtools do.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::tree::{Tree, noise};
 use super::{Guest, args, needs_root, run, tool};
-use crate::harness::run::as_root;
+use crate::harness::files::unmount;
+use crate::harness::run::{as_root, finish, start};
+use crate::harness::virsh::wait_until;
 
 /// Files with long and odd names, in several pieces, and of a folder that needs a tree.
 fn plant(root: &Path) {
@@ -34,13 +37,19 @@ fn plant(root: &Path) {
 struct Ntfs<'a>(&'a Guest);
 
 impl Ntfs<'_> {
+    /// Of an image in a file, the kernel does not wait for the daemon when it is unmounted: this does.
     fn within<T>(&self, how: &str, work: impl FnOnce(&Path) -> T) -> T {
         let dir = self.0.lab.path("mounted");
         std::fs::create_dir_all(&dir).unwrap();
-        let options = format!("{how},fmask=0133,dmask=0022");
-        run(as_root("ntfs-3g", args!["-o", options, self.0.image.as_path(), dir.as_path()])).ok();
+        let outside = dir.metadata().unwrap().dev();
+        let options = format!("{how},no_detach,fmask=0133,dmask=0022");
+        let words = args!["-o", options, self.0.image.as_path(), dir.as_path()];
+        let mut daemon = as_root("ntfs-3g", words);
+        let child = start(&mut daemon);
+        wait_until("a mount", || dir.metadata().unwrap().dev() != outside);
         let result = work(&dir);
-        run(as_root("umount", args![dir.as_path()])).ok();
+        unmount(&dir);
+        finish(child, format!("{daemon:?}")).ok();
         result
     }
 }

@@ -151,12 +151,9 @@ impl Mount {
         });
     }
 
-    /// A program that was killed a moment ago may still be letting go of its files.
     #[track_caller]
     pub fn unmount(&self) {
-        wait_until("the end of a mount", || {
-            run(as_root("umount", args![self.dir.as_path()])).code() == Some(0)
-        });
+        unmount(&self.dir);
     }
 
     /// What a script does when qdelta has ended: once, and it must work.
@@ -180,4 +177,11 @@ impl Drop for Mount {
     fn drop(&mut self) {
         let _ = as_root("umount", args!["-l", self.dir.as_path()]).status();
     }
+}
+
+/// Ends the mount at `dir`. A program that was killed a moment ago may still be letting go of its files,
+/// and a program that is just being started by another test has all files of this process open until it runs.
+#[track_caller]
+pub fn unmount(dir: &Path) {
+    wait_until("the end of a mount", || run(as_root("umount", args![dir])).code() == Some(0));
 }
