@@ -145,6 +145,24 @@ fn a_worse_point_takes_no_better_ones_place() {
     assert_eq!(*instead_of, Some(nights[3].point));
 }
 
+/// Where two of a day could not be restored, only the newer one stayed beside the sound one: if the other had been called
+/// so by mistake, the day's best point went.
+#[test]
+fn each_damaged_point_goes_no_sooner_than_if_it_were_whole() {
+    let mut nights = points(&[
+        "2026-11-20T01:00:00Z",
+        "2026-11-20T02:00:00Z",
+        "2026-11-20T03:00:00Z",
+        "2026-11-20T04:00:00Z",
+        "2026-11-21T01:00:00Z",
+    ]);
+    for damaged in [0, 2, 3] {
+        nights[damaged].damaged = true;
+    }
+    let found = verdicts(&nights, &daily(2), "UTC", "2026-11-24T00:00:00Z");
+    assert_eq!(kept(&found), [1, 2, 3, 4]);
+}
+
 #[test]
 fn what_is_pinned_safe_or_ahead_stays_and_counts_for_nothing() {
     let mut nights = points(&[

@@ -181,9 +181,14 @@ fn every(marks: &[Mark], rule: &str, count: Option<Count>, zone: &str) -> Vec<us
         }
         let own: Vec<Mark> =
             marks.iter().filter(|mark| name(rule, mark.seconds, zone) == wanted).cloned().collect();
-        // Also the one that would be the best if nothing were damaged: that it is may be an error.
-        let if_whole = own.iter().map(|mark| Mark { goodness: mark.if_whole, ..*mark });
-        stay.push(best(&if_whole.collect::<Vec<_>>()).number);
+        // Also each one that would be the best if it were whole: that it is not may be an error.
+        for (place, mark) in own.iter().enumerate() {
+            let mut others = own.clone();
+            others[place].goodness = mark.if_whole;
+            if best(&others).number == mark.number {
+                stay.push(mark.number);
+            }
+        }
         let best = best(&own);
         counted += usize::from(best.goodness > 0);
         stay.push(best.number);

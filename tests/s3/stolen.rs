@@ -30,8 +30,6 @@ impl Guest {
                 ask("DELETE", &format!("/{BUCKET}/{place}/vm/.lock"), Vec::new()).ok();
                 thief.backup(&image, "vm/disk", &["--format", "raw"]);
                 std::fs::write(&stolen, "").unwrap();
-                // Longer than what was proved lately holds.
-                std::thread::sleep(Duration::from_millis(1100));
             }
             Fate::Pass
         });
@@ -296,4 +294,68 @@ fn the_last_two_keys_are_not_removed_at_once() {
     assert!(said.contains("is the last key"), "{said}");
     let list = repo.run(args!["key", "list", "--json"]).ok().json();
     assert_eq!(list["keys"].as_array().unwrap().len(), 1, "{list}");
+}
+
+/// What was proved a second ago was believed of a backup's lock: it was taken in less, and the archive went before the
+/// manifest stood there. The backup ended with status 0.
+#[test]
+fn a_backup_whose_lock_is_stolen_leaves_no_point_without_its_archive() {
+    let guest = Guest::new(&["full"]);
+    guest.change();
+    guest.steal_at(".json".to_owned());
+    let backup = args!["backup", guest.image.as_path(), "--disk", "vm/disk", "--format", "raw"];
+    let said = guest.repo.run(backup).fails_with(5);
+    assert!(said.contains("is not made") && said.contains("removed its archives"), "{said}");
+    guest.assert_still_has(&guest.points);
+    guest.direct().verify();
+    assert_eq!(guest.direct().points("vm/disk").len(), 2, "one of them is the thief's");
+}
+
+/// The answer that a manifest stands was lost, the next one said that something stands there already, and what stood
+/// between was out of reach for a moment when it was asked whose that is: the archive was taken away, and the manifest stayed.
+#[test]
+fn a_manifest_that_stands_already_keeps_its_archive() {
+    let guest = Guest::new(&["full"]);
+    guest.change();
+    let (mut puts, mut looks) = (0, 0);
+    guest.proxy.judge(move |_, seen| {
+        let is_manifest = seen.target.split('?').next().unwrap().ends_with(".json");
+        match (is_manifest, seen.method.as_str()) {
+            (true, "PUT") if std::mem::replace(&mut puts, 1) == 0 => Fate::Unanswered,
+            (true, "HEAD") if std::mem::replace(&mut looks, 1) == 0 => Fate::Missing,
+            _ => Fate::Pass,
+        }
+    });
+    let backup = args!["backup", guest.image.as_path(), "--disk", "vm/disk", "--format", "raw"];
+    guest.repo.run(backup).ok();
+    let seen = guest.proxy.seen();
+    assert!(seen.iter().any(|it| it.method == "HEAD" && it.target.contains(".json")), "{seen:?}");
+    guest.direct().verify();
+    assert_eq!(guest.direct().points("vm/disk").len(), 2);
+}
+
+/// Where nobody could tell which keys were left, the one that was put back was called the last.
+#[test]
+fn a_key_that_is_put_back_says_why() {
+    let (lab, place, proxy) = (Lab::new(), fresh_place(), Proxy::new(endpoint()));
+    let repo = Repo::encrypted_by(address(endpoint(), &place), lab.path("recovery.key"));
+    repo.run(args!["key", "add", "second", "--recipient", ADMIN]).ok();
+    let behind = repo.copy_at(address(&proxy.endpoint, &place));
+    for is_put_back in [true, false] {
+        let mut is_removed = false;
+        proxy.judge(move |_, seen| {
+            is_removed |= seen.method == "DELETE" && seen.target.contains("second.age");
+            let is_over =
+                seen.target.contains("list-type") || (seen.method == "PUT" && !is_put_back);
+            if is_removed && is_over { Fate::Expired } else { Fate::Pass }
+        });
+        let said = behind.run(args!["key", "remove", "second"]).fails_with(1);
+        let words = match is_put_back {
+            true => "the key second is there again: nobody can tell which keys are left",
+            false => "the key second is removed, and can't be put back",
+        };
+        assert!(said.contains(words) && !said.contains("is the last key"), "{said}");
+        let list = repo.run(args!["key", "list", "--json"]).ok().json();
+        assert_eq!(list["keys"].as_array().unwrap().len(), 1 + usize::from(is_put_back), "{list}");
+    }
 }

@@ -297,10 +297,17 @@ fn keep_periods(
         kept.insert(best.index);
         add(best.index, Reason::Period { rule, period: period.clone(), instead_of });
         // Whoever called a point damaged may have been wrong: it goes no sooner than a whole one.
-        let whole = members.iter().rev().max_by_key(|it| it.candidate.quality_if_whole());
-        if let Some(whole) = whole.filter(|it| it.index != best.index && it.candidate.damaged) {
-            kept.insert(whole.index);
-            add(whole.index, Reason::Period { rule, period, instead_of: None });
+        let mut is_newer = true;
+        for it in members {
+            is_newer &= it.index != best.index;
+            let (if_whole, of_best) = (it.candidate.quality_if_whole(), best.candidate.quality());
+            if it.candidate.damaged && (if_whole > of_best || is_newer && if_whole == of_best) {
+                kept.insert(it.index);
+                if it.index != best.index {
+                    let period = period.clone();
+                    add(it.index, Reason::Period { rule, period, instead_of: None });
+                }
+            }
         }
         left.take(best.candidate);
     }

@@ -78,7 +78,7 @@ impl Repository {
             self.note_lost(lock, point)?;
         }
         let name = self.points_dir(lock.domain()).join(&Manifest::file_name(point));
-        let staged = self.stage_anew(&name)?;
+        let staged = self.storage().stage_anew(&name)?;
         Ok(Arrival { repository: self.clone(), lock, point, name, staged, is_lost })
     }
 
@@ -88,7 +88,7 @@ impl Repository {
         if self.is_there(&name)? {
             return Ok(());
         }
-        let mut staged = self.stage_anew(&name)?;
+        let mut staged = self.storage().stage_anew(&name)?;
         let failed = |error| Error::io("write", &self.describe(&name), error);
         staged.write_all(LOST).map_err(failed)?;
         staged.seal()?;
@@ -101,18 +101,6 @@ impl Repository {
         let folder = self.points_dir(lock.domain());
         if let Err(error) = self.storage().remove_all(&folder, &[manifest::lost_name(point)]) {
             tracing::debug!("{folder}: {}", error.chain());
-        }
-    }
-
-    /// Stages a manifest of a domain that is locked, whether somebody was killed while staging the same or not.
-    pub(super) fn stage_anew(&self, name: &Name) -> Result<Box<dyn Staged>> {
-        match self.storage.stage(name) {
-            // Nobody else writes while the domain is locked: whoever did was killed.
-            Err(error) if error.kind() == ErrorKind::Exists => {
-                self.storage.discard(name)?;
-                self.storage.stage(name)
-            }
-            staged => staged,
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -109,18 +109,7 @@ impl Config {
             settings.to_text()
         );
         let name = Name::top().join(CONFIG);
-        let mut staged = match storage.stage(&name) {
-            // Left by an init that was killed; whoever made it is gone or is not published.
-            Err(error) if error.kind() == ErrorKind::Exists => {
-                storage.discard(&name)?;
-                storage.stage(&name)?
-            }
-            staged => staged?,
-        };
-        let failed = |error| Error::io("write", &storage.describe(&name), error);
-        staged.write_all(text.as_bytes()).map_err(failed)?;
-        staged.seal()?;
-        staged.publish(how).map_err(|unpublished| unpublished.error)
+        storage.write(&name, text.as_bytes(), how)
     }
 }
 

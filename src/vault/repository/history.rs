@@ -187,14 +187,9 @@ impl Repository {
         let text = serde_json::to_string(&history).map_err(|error| {
             Error::new(ErrorKind::Io, "the history of a guest can't be written").because(error)
         })?;
-        // What a run that was killed has staged.
-        let _ = storage.discard(&name);
-        let mut staged = storage.stage(&name)?;
         let bytes = [digest(&text).as_bytes(), b"\n", text.as_bytes()].concat();
-        let failed = |error| Error::io("write", &storage.describe(&name), error);
-        staged.write_all(&bytes).map_err(failed)?;
-        staged.seal()?;
-        staged.publish(Publish::Replace).map_err(|failed| failed.error)
+        let storage: &dyn Storage = &storage;
+        storage.write(&name, &bytes, Publish::Replace)
     }
 }
 

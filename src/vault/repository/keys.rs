@@ -3,7 +3,6 @@
 //! Each file is one of age that holds the text of the identity and nothing else: `age -d` gives a file that
 //! opens all others.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -402,18 +401,7 @@ impl KeyRing {
     /// Writes a wrapped identity under a name that is free.
     fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let file = file(name);
-        let mut staged = match self.storage.stage(&file) {
-            // Left by somebody who was killed.
-            Err(error) if error.kind() == ErrorKind::Exists => {
-                self.storage.discard(&file)?;
-                self.storage.stage(&file)?
-            }
-            staged => staged?,
-        };
-        let failed = |error| Error::io("write", &self.storage.describe(&file), error);
-        staged.write_all(bytes).map_err(failed)?;
-        staged.seal()?;
-        staged.publish(Publish::New).map_err(|unpublished| unpublished.error)
+        self.storage.write(&file, bytes, Publish::New)
     }
 
     /// Removes a wrapped identity. Whoever has opened it before keeps the identity.
@@ -439,12 +427,20 @@ impl KeyRing {
         let kept = self.read(name).ok().filter(|(_, bytes)| Header::decode(bytes).is_ok());
         self.storage.remove(&file(name))?;
         // Somebody else may have removed the others at the same time: whoever comes last puts the own one back.
-        match kept {
-            Some((_, bytes)) if !self.names().is_ok_and(|left| left.iter().any(is_sound)) => {
-                self.put(name, &bytes)?;
-                Err(last())
+        let Some((_, bytes)) = kept else { return Ok(()) };
+        let why = match self.names() {
+            Ok(left) if left.iter().any(is_sound) => return Ok(()),
+            Ok(_) => last(),
+            Err(error) => error.within("nobody can tell which keys are left"),
+        };
+        match self.put(name, &bytes) {
+            Ok(()) => Err(why.within(format!("the key {name} is there again"))),
+            Err(error) => {
+                let text = format!("the key {name} is removed, and can't be put back");
+                Err(error
+                    .within(format!("{text}, though {}", why.chain()))
+                    .advise("qdelta key list shows what is left; qdelta key add adds another"))
             }
-            _ => Ok(()),
         }
     }
 

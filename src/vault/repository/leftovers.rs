@@ -224,6 +224,8 @@ impl Cleaner<'_> {
                     self.cleaned.removed.push(leftover);
                 }
                 Fate::Unexplained if self.is_listed(disk, archive) => {}
+                // Who was about to add to the guest says what is wrong with the list.
+                Fate::Unexplained if self.has_manifest(point)? => {}
                 Fate::Unexplained => {
                     let leftover = self.leftover(&dir.join(archive));
                     self.cleaned.kept.push(leftover);

@@ -14,15 +14,12 @@ use super::names::DomainName;
 use super::storage::{Entry, Name};
 use super::{Catalog, DomainLock, PointId, Repository, SUMMARY_MODE};
 use crate::base::cancel::Cancel;
-use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::files::{Durability, replace_file};
 use crate::disk::io::Opener;
 
 /// The longest memory that is read, in bytes: some hundred thousand points.
 const LEN_MAX: u64 = 4 << 20;
-/// No list lags behind for so long, in seconds.
-const LAG_MAX_S: i64 = 60 * 60;
 /// How many points are looked for before a request to stop is heard.
 const LOOKS_AT_ONCE: usize = 256;
 
@@ -73,39 +70,6 @@ impl Repository {
     ) -> Result<u64> {
         lock.prove()?;
         self.storage().remove_all(folder, files)
-    }
-
-    /// Of files of a domain that no manifest in a list names, those that may go: where lists may lag, those that this host
-    /// has seen so for long. A manifest comes after what it names.
-    ///
-    /// # Errors
-    /// No clock tells the time.
-    pub(super) fn unnamed_for_long(
-        &self,
-        domain: &DomainName,
-        unnamed: BTreeSet<String>,
-    ) -> Result<BTreeSet<String>> {
-        if !self.storage().lists_may_lag() {
-            return Ok(unnamed);
-        }
-        let Some(state) = &self.state else { return Ok(BTreeSet::new()) };
-        let (path, now) = (state.join(format!("{domain}+unnamed")), clock::now()?.as_second());
-        let text = Opener::READ.read_text(&path, LEN_MAX).unwrap_or_default();
-        let known: BTreeMap<&str, i64> = text
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .filter_map(|(name, since)| Some((name, since.parse().ok()?)))
-            .collect();
-        let since = |name: &str| known.get(name).copied().filter(|it| *it <= now).unwrap_or(now);
-        let put = replace_file(&path, SUMMARY_MODE, Durability::None, |file| {
-            unnamed.iter().try_for_each(|name| writeln!(file, "{name} {}", since(name)))
-        });
-        if let Err(error) = put {
-            // What was noted before may be of a file that was named since.
-            tracing::debug!("{}: {error}", path.display());
-            return Ok(BTreeSet::new());
-        }
-        Ok(unnamed.iter().filter(|name| now - since(name) >= LAG_MAX_S).cloned().collect())
     }
 
     /// Forgets points that this host has removed.

@@ -231,6 +231,7 @@ impl Repository {
         // to find that it is there would take half a second of each night.
         let (digest, length) = read_all(&mut content, shown, |_| Ok(()))?;
         let named = |digest| self.machine_dir(lock.domain()).join(&file_name(digest));
+        self.name_again(lock.domain(), digest)?;
         match copy(self, &named(digest), digest, length, &mut io::sink()) {
             Ok(()) => return Ok((digest, length)),
             // A host that can open no file believes what lies under that name.
@@ -242,14 +243,7 @@ impl Repository {
         // It may have changed meanwhile.
         let (digest, length) = compress(content, &mut packed, shown)?;
         let name = named(digest);
-        let mut staged = match self.storage.stage(&name) {
-            // Nobody else writes while the domain is locked: whoever did was killed.
-            Err(error) if error.kind() == ErrorKind::Exists => {
-                self.storage.discard(&name)?;
-                self.storage.stage(&name)?
-            }
-            staged => staged?,
-        };
+        let mut staged = self.storage.stage_anew(&name)?;
         let failed = |error| Error::io("write", &self.describe(&name), error);
         packed.rewind().map_err(failed)?;
         io::copy(&mut packed, &mut staged).map_err(failed)?;
@@ -309,8 +303,7 @@ impl Repository {
     /// Removes the machine files of a domain that no manifest names; gives how many there were.
     ///
     /// # Errors
-    /// A manifest can't be read: what it names is not known. A file can't be removed. Where lists may lag, what this host
-    /// has not seen unnamed for long stays for a later run.
+    /// A manifest can't be read: what it names is not known. A file can't be removed, or marked where lists may lag.
     pub(crate) fn remove_unnamed_machine_files(
         &self,
         lock: &DomainLock,
@@ -334,11 +327,7 @@ impl Repository {
                 unnamed.remove(&file_name(file.digest));
             }
         }
-        let unnamed: Vec<String> = self.unnamed_for_long(domain, unnamed)?.into_iter().collect();
-        match unnamed.is_empty() {
-            true => Ok(0),
-            false => self.remove_for_good(lock, &list, &folder, &unnamed),
-        }
+        self.remove_unnamed(lock, &list, &folder, unnamed)
     }
 
     /// What to call a stored file of a machine where people read of it.
@@ -356,7 +345,8 @@ impl Repository {
     }
 }
 
-fn file_name(digest: Digest) -> String {
+/// What a stored file of a machine is called in its folder.
+pub(super) fn file_name(digest: Digest) -> String {
     format!("{digest}.zst")
 }
 

@@ -43,6 +43,7 @@ mod sizes;
 mod snapshot;
 pub mod storage;
 mod trust;
+mod unnamed;
 
 use std::collections::BTreeSet;
 use std::fs;

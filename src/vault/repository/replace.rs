@@ -201,7 +201,7 @@ impl Repository {
         let bytes = manifest.encode()?;
         let version = Version::of(&bytes);
         let name = self.points_dir(domain).join(&Manifest::file_name(point));
-        let mut staged = self.stage_anew(&name)?;
+        let mut staged = self.storage().stage_anew(&name)?;
         let failed = |error| Error::io("write", &self.describe(&name), error);
         staged.write_all(&bytes).map_err(failed)?;
         staged.seal()?;

@@ -140,6 +140,9 @@ impl Catalog {
         selector: &Selector,
         is_meant: &dyn Fn(&Point) -> bool,
     ) -> Error {
+        if let Some(wrong) = self.unlisted(id, selector) {
+            return wrong;
+        }
         let points = self.points(id).map(|list| list.points).unwrap_or_default();
         let text = match (selector, points.iter().find(|point| is_meant(point))) {
             (_, None) if !self.strays(id).unwrap_or_default().is_empty() => {
@@ -174,6 +177,14 @@ impl Catalog {
             _ => format!("{id} has no point {selector}"),
         };
         Error::new(ErrorKind::NotFound, text).advise("qdelta points lists the points")
+    }
+
+    /// What is said of a point that is meant by its whole id, and is there, and the list lacks it.
+    fn unlisted(&self, id: &DiskId, selector: &Selector) -> Option<Error> {
+        let Selector::Id(text) = selector else { return None };
+        let point = text.parse().ok()?;
+        let mut wrong = self.repository().misshown(&id.domain, BTreeSet::from([point])).ok()?;
+        wrong.remove(&point)
     }
 
     /// The manifest of the point of a domain that a selector means.

@@ -314,6 +314,34 @@ pub trait Storage: fmt::Debug + Send + Sync {
     }
 }
 
+impl dyn Storage + '_ {
+    /// Begins a file, also where somebody was killed who had staged it: nobody else may be at it.
+    ///
+    /// # Errors
+    /// As [`Self::stage`]; what was staged can't be removed.
+    pub fn stage_anew(&self, name: &Name) -> Result<Box<dyn Staged>> {
+        match self.stage(name) {
+            Err(error) if error.kind() == ErrorKind::Exists => {
+                self.discard(name)?;
+                self.stage(name)
+            }
+            staged => staged,
+        }
+    }
+
+    /// Writes a whole file at once: nobody else may be at it.
+    ///
+    /// # Errors
+    /// It can't be staged, written or published.
+    pub fn write(&self, name: &Name, bytes: &[u8], how: Publish) -> Result<()> {
+        let mut staged = self.stage_anew(name)?;
+        let failed = |error| Error::io("write", &self.describe(name), error);
+        staged.write_all(bytes).map_err(failed)?;
+        staged.seal()?;
+        staged.publish(how).map_err(|unpublished| unpublished.error)
+    }
+}
+
 /// A file that is being written. Dropped before it is published, it is gone.
 pub trait Staged: Write + fmt::Debug + Send {
     /// Returns once every byte is on stable storage. Nothing is written afterwards.

@@ -131,7 +131,7 @@ impl Answer {
 
     /// What the object is told from others of its key by.
     pub fn etag(&self) -> Option<String> {
-        self.header("etag").map(str::to_owned)
+        self.header("etag").map(super::xml::strong_etag)
     }
 
     /// The time of the store.

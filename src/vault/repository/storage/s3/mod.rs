@@ -40,7 +40,7 @@ use crate::base::period::Period;
 use crate::disk::io::ReadAt;
 use address::{Place, SCHEME, Typed};
 use cache::Cache;
-use client::{Ask, Client};
+use client::{Answer, Ask, Client, Failure};
 use credentials::{Credentials, Environment};
 use lease::Lease;
 use listing::{Listing, Seen, staged_name};
@@ -217,11 +217,24 @@ impl Shared {
     /// Answers a question about a key, or about what keys begin with, from the list of a folder that this
     /// process holds alone; none if it holds none that the key is in.
     fn known<T>(&self, key: &str, answer: impl FnOnce(&Listing) -> T) -> Result<Option<T>> {
+        self.learned(key, false, answer)
+    }
+
+    /// As [`Self::known`], from a list that was asked for together with that of the uploads, where it was not known.
+    fn learned<T>(
+        &self,
+        key: &str,
+        with_uploads: bool,
+        answer: impl FnOnce(&Listing) -> T,
+    ) -> Result<Option<T>> {
         let mut state = self.state();
         let around = state.held.keys().find(|prefix| key.starts_with(*prefix)).cloned();
         let Some(prefix) = around else { return Ok(None) };
         if !state.listings.contains_key(&prefix) {
-            let listing = listing::objects(&self.client, &prefix, true)?;
+            let listing = match with_uploads {
+                true => self.list_with_uploads(&prefix)?,
+                false => listing::objects(&self.client, &prefix, true)?,
+            };
             if let Some(lease) = state.held.get(&prefix)
                 && let Some(own) = listing.objects.get(lease.key())
             {
@@ -233,8 +246,21 @@ impl Shared {
         Ok(Some(answer(listing)))
     }
 
-    /// The ids of the uploads to keys in a folder that nobody has completed.
-    fn uploads(&self, key: &str) -> Result<()> {
+    /// Lists all that is in a folder, and asks for the uploads in it at the same time: each is a way to the store.
+    fn list_with_uploads(&self, prefix: &str) -> Result<Listing> {
+        std::thread::scope(|scope| {
+            let uploads = scope.spawn(|| listing::uploads(&self.client, prefix));
+            let listing = listing::objects(&self.client, prefix, true);
+            let panicked =
+                |_| Error::new(ErrorKind::Io, "the thread that lists uploads has panicked");
+            let uploads = uploads.join().map_err(panicked)??;
+            Ok(Listing { uploads, has_uploads: true, ..listing? })
+        })
+    }
+
+    /// Has the list of a folder that this process holds alone, and of the uploads in it that nobody has completed.
+    fn learn_uploads(&self, key: &str) -> Result<()> {
+        self.learned(key, true, |_| ())?;
         let mut state = self.state();
         let around = state.listings.iter_mut().find(|(prefix, _)| key.starts_with(*prefix));
         if let Some((prefix, listing)) = around
@@ -282,9 +308,23 @@ impl Shared {
         around.map(|(_, listing)| change(listing)).is_some()
     }
 
+    /// What the store says of an object.
+    fn head(&self, key: &str) -> Result<Answer, Failure> {
+        let head = Ask::new("HEAD", key);
+        match self.client.send(&head) {
+            // Such an answer has no words: a balancer whose backend is gone gives the same one. Of an answer with words it
+            // is known that the store gives it.
+            Err(failure) if failure.is_missing() => match self.client.send(&first_byte(key)) {
+                Err(failure) if failure.is_missing() => Err(failure),
+                _ => self.client.send(&head),
+            },
+            answer => answer,
+        }
+    }
+
     /// An object, if there is one.
     fn look(&self, key: &str) -> Result<Option<Seen>> {
-        let answer = match self.client.send(&Ask::new("HEAD", key)) {
+        let answer = match self.head(key) {
             Err(failure) if failure.is_missing() => return Ok(None),
             answer => answer.map_err(|it| it.into_error("look at", &self.shown(key)))?,
         };
@@ -321,7 +361,7 @@ impl Shared {
             .at_most(DELETE_ANSWER_MAX)
             .until(until);
         let shown = keys.first().map(|first| self.shown(first)).unwrap_or_default();
-        let failed = |it: client::Failure| it.into_error("remove", &shown);
+        let failed = |it: Failure| it.into_error("remove", &shown);
         let (_, undeleted) = self.client.parsed(&ask, xml::undeleted).map_err(failed)?;
         let is_left = |key: &String| undeleted.iter().any(|(left, _)| left == key);
         for key in keys.iter().filter(|key| !is_left(key)) {
@@ -351,7 +391,11 @@ impl Shared {
     }
 }
 
-/// An object as an entry of its folder.
+/// Asks for the first byte of an object.
+fn first_byte(key: &str) -> Ask<'_> {
+    Ask::new("GET", key).header("range", "bytes=0-0").at_most(DELETE_ANSWER_MAX)
+}
+
 /// What has a name: a store lets a file and a folder have the same one, and neither hides the other.
 fn either(file: Option<Entry>, folder: Option<Entry>) -> Option<Entry> {
     match (file, folder) {
@@ -360,6 +404,7 @@ fn either(file: Option<Entry>, folder: Option<Entry>) -> Option<Entry> {
     }
 }
 
+/// An object as an entry of its folder.
 fn file_entry(name: &Name, seen: &Seen) -> Entry {
     Entry {
         name: name.last().to_owned(),
@@ -383,8 +428,7 @@ impl Storage for S3 {
 
     fn list(&self, folder: &Name) -> Result<Vec<Entry>> {
         let prefix = self.0.prefix(folder);
-        self.0.known(&prefix, |_| ())?;
-        self.0.uploads(&prefix)?;
+        self.0.learn_uploads(&prefix)?;
         let found = match self.0.known(&prefix, |listing| listing.folder(&prefix))? {
             Some(found) => found,
             None => self.0.look_in(&prefix)?.folder(&prefix),
@@ -461,8 +505,7 @@ impl Storage for S3 {
 
     fn discard(&self, name: &Name) -> Result<()> {
         let (key, staged) = (self.0.key(name), self.0.staged_key(name));
-        self.0.known(&key, |_| ())?;
-        self.0.uploads(&key)?;
+        self.0.learn_uploads(&key)?;
         let known = self.0.known(&key, |listing| {
             (listing.uploads.get(&key).cloned(), listing.objects.contains_key(&staged))
         })?;

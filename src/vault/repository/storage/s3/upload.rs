@@ -238,20 +238,21 @@ impl Upload {
         let (is_unknown, is_conflict) = (failure.is_unknown(), failure.is_conflict());
         let mut outcome = Outcome::Refused;
         if is_unknown || is_conflict {
-            outcome = match self.shared.client.send(&Ask::new("HEAD", &self.key)) {
+            outcome = match self.shared.head(&self.key) {
                 Ok(answer) if answer.header(header) == Some(mark) => {
                     return Ok(answer.etag().unwrap_or_default());
                 }
                 // Somebody else's has the name.
                 Ok(_) => Outcome::Refused,
-                Err(none) if is_conflict && none.is_missing() => Outcome::Refused,
-                // None has: the store may still be at it, and give the name later.
+                // None has: the store may still be at it, and give the name later. Where it has said that the name is
+                // taken, it contradicts itself.
                 Err(_) => Outcome::Unknown,
             };
         }
+        let is_taken = is_conflict && outcome == Outcome::Refused;
         // Whatever stands there is another one than the last one that was seen.
         self.shared.note(&self.key, |_| ());
-        let error = match is_conflict {
+        let error = match is_taken {
             true => Error::new(ErrorKind::Exists, format!("cannot write {shown}"))
                 .because("another process has written it"),
             false => failure.into_error("write", &shown),

@@ -39,6 +39,13 @@ pub(super) struct Refusal {
     pub message: String,
 }
 
+/// An ETag as requests write it, however a list, an answer or what stands between has: there it may be without quotes, or
+/// called weak.
+pub(super) fn strong_etag(text: &str) -> String {
+    let strong = text.trim().trim_start_matches("W/");
+    format!("\"{}\"", strong.trim_matches('"'))
+}
+
 /// A page of `ListObjectsV2`.
 pub(super) fn page(bytes: &[u8]) -> Result<Page, String> {
     with_root(bytes, "ListBucketResult", |root| {
@@ -50,7 +57,7 @@ pub(super) fn page(bytes: &[u8]) -> Result<Page, String> {
                     page.objects.push(Object {
                         key,
                         len: number(&need(node, "Size")?)?,
-                        etag: need(node, "ETag")?,
+                        etag: strong_etag(&need(node, "ETag")?),
                         modified: need(node, "LastModified")?,
                     });
                 }
@@ -127,7 +134,7 @@ pub(super) fn versions(bytes: &[u8]) -> Result<Versions, String> {
                 id: need(node, "VersionId")?,
                 is_removed,
                 len: if is_removed { 0 } else { number(&need(node, "Size")?)? },
-                etag: if is_removed { String::new() } else { need(node, "ETag")? },
+                etag: if is_removed { String::new() } else { strong_etag(&need(node, "ETag")?) },
                 modified: modified.parse().map_err(|_| format!("no time: {modified:?}"))?,
             });
         }
