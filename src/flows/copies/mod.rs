@@ -104,7 +104,7 @@ pub fn copy(
         }
         work();
     });
-    tell_gone((from, to), &request.domains, observer)?;
+    tell_gone((from, to), observer)?;
     let mut guests = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     guests.sort_by(|one, other| one.domain.cmp(&other.domain));
     let points = guests.iter().flat_map(|guest: &GuestCopy| &guest.points);
@@ -122,17 +122,13 @@ pub fn copy(
     })
 }
 
-/// Warns of guests that this host has seen in a repository, and that its copy alone has now, when all guests are asked
-/// for.
-fn tell_gone(
-    (from, to): (&Repository, &Repository),
-    asked: &[DomainName],
-    observer: &dyn Observer,
-) -> Result<()> {
+/// Warns of guests that this host has seen in a repository, and that its copy alone has now: also of those that nobody
+/// asks for, as no other copy may ever tell of them.
+fn tell_gone((from, to): (&Repository, &Repository), observer: &dyn Observer) -> Result<()> {
     let ours = from.domains()?;
     let mut gone = from.domains_seen();
     gone.retain(|domain| !ours.contains(domain));
-    if gone.is_empty() || !ours.iter().all(|domain| asked.contains(domain)) {
+    if gone.is_empty() {
         return Ok(());
     }
     let theirs = to.domains()?;

@@ -253,7 +253,7 @@ impl Repository {
     }
 
     fn known_path(&self, domain: &DomainName) -> Option<PathBuf> {
-        Some(self.state.as_ref()?.join(format!("{domain}+listed")))
+        Some(self.memory()?.join(format!("{domain}+listed")))
     }
 }
 

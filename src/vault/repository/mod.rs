@@ -360,18 +360,23 @@ impl Repository {
 
     /// The newest point of a domain that this host has made or seen.
     pub(crate) fn newest_seen(&self, domain: &DomainName) -> Option<PointId> {
-        let path = self.state.as_ref()?.join(seen_name(domain));
+        let path = self.memory()?.join(seen_name(domain));
         Opener::READ.read_text(&path, 64).ok()?.trim().parse().ok()
     }
 
     /// The file of this host's state that says so: without it, nobody misses the point.
     pub(crate) fn seen_path(&self, domain: &DomainName) -> Option<PathBuf> {
-        Some(self.state.as_ref()?.join(seen_name(domain)))
+        Some(self.memory()?.join(seen_name(domain)))
+    }
+
+    /// Where this host remembers what it has seen in the repository; of one that is shown as it was, nothing is missed.
+    fn memory(&self) -> Option<&Path> {
+        self.state.as_deref().filter(|_| self.past.is_none())
     }
 
     /// The domains that this host has made or seen points of.
     pub(crate) fn domains_seen(&self) -> Vec<DomainName> {
-        let entries = self.state.as_ref().and_then(|state| fs::read_dir(state).ok());
+        let entries = self.memory().and_then(|state| fs::read_dir(state).ok());
         let domain = |entry: fs::DirEntry| {
             let name = entry.file_name();
             name.to_str()?.strip_suffix(SEEN)?.parse().ok()
@@ -381,8 +386,7 @@ impl Repository {
 
     /// Remembers the newest point of a domain. Nothing depends on it: who can't remember is not warned.
     pub(crate) fn saw(&self, domain: &DomainName, newest: PointId) {
-        let Some(folder) = self.state.as_ref() else { return };
-        let path = folder.join(seen_name(domain));
+        let Some(path) = self.seen_path(domain) else { return };
         let put =
             replace_file(&path, SUMMARY_MODE, Durability::None, |file| writeln!(file, "{newest}"));
         if let Err(error) = put {
