@@ -5,9 +5,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use crate::harness::proxy::{Fate, Proxy};
+use crate::harness::proxy::{Fate, NONE, Proxy};
 use crate::harness::repo::Repo;
 use crate::harness::run::script;
 use crate::harness::store::{
@@ -197,21 +198,35 @@ fn a_store_with_a_certificate_of_its_own_is_trusted_by_its_authority_alone() {
     assert!(said.contains("holds no certificates"), "{said}");
 }
 
+/// The program on a host whose clock is shifted.
+fn with_clock(shift: &str, arguments: Vec<OsString>) -> Command {
+    let mut command = Command::new("faketime");
+    command.args(["-f", shift]).arg(crate::harness::run::binary());
+    let like = qdelta(arguments);
+    command.args(like.get_args());
+    for (name, value) in like.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    command
+}
+
+/// On a host whose clock was ahead `init` refused a store that tells no `Date`: it was said to take what comes too late.
+#[test]
+fn a_store_without_a_date_is_tried_by_its_own_clock() {
+    let proxy = Proxy::new(endpoint());
+    proxy.date_ahead.store(NONE, Ordering::SeqCst);
+    let place = address(&proxy.endpoint, &fresh_place());
+    run(with_clock("+10m", args!["init", place.as_path()])).ok();
+}
+
 /// The clock of this host is 20 minutes wrong: the store refuses every signature, and the error says why.
 #[test]
 fn a_wrong_clock_is_told_as_such() {
     let repo = new_repo();
     for (shift, side) in [("+20m", "min ahead of that"), ("-20m", "min behind that")] {
-        let mut command = Command::new("faketime");
-        command.args(["-f", shift]).arg(crate::harness::run::binary());
-        let like = qdelta(repo.args(args!["points"]));
-        command.args(like.get_args());
-        for (name, value) in like.get_envs() {
-            if let Some(value) = value {
-                command.env(name, value);
-            }
-        }
-        let said = run(command).fails_with(1);
+        let said = run(with_clock(shift, repo.args(args!["points"]))).fails_with(1);
         assert!(said.contains("the clock of this host is") && said.contains(side), "{said}");
         assert!(said.contains("set the clock"), "{said}");
     }
