@@ -407,23 +407,21 @@ fn a_change_that_is_delayed_is_refused_behind_a_wrong_date_too() {
 fn a_change_that_came_late_is_made_once_more_under_a_lock_that_holds() {
     let place = fresh_place();
     let proxy = Proxy::new(endpoint());
-    let store = host(&proxy.endpoint, &place, 3);
+    let store = host(&proxy.endpoint, &place, 6);
     let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     put(&store, &name("old"), Publish::New).unwrap();
-    for method in ["PUT", "DELETE"] {
-        let mut was_slow = false;
-        proxy.judge(move |_, seen| {
-            let is_change = seen.method == method && !seen.target.contains("/vm/.lock");
-            match is_change && !std::mem::replace(&mut was_slow, true) {
-                true => Fate::Slow(5000),
-                false => Fate::Pass,
-            }
-        });
-        match method {
-            "PUT" => put(&store, &name("late"), Publish::New).unwrap(),
-            _ => store.remove(&name("old")).unwrap(),
+    let mut were_slow = std::collections::BTreeSet::new();
+    proxy.judge(move |_, seen| {
+        let is_change = seen.target.contains("/vm/late") || seen.target.contains("/vm/old");
+        match is_change && were_slow.insert(seen.method.clone()) {
+            true => Fate::Slow(7000),
+            false => Fate::Pass,
         }
-    }
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| put(&store, &name("late"), Publish::New).unwrap());
+        store.remove(&name("old")).unwrap();
+    });
     drop(held);
     let seen = host(endpoint(), &place, 3);
     assert!(seen.entry(&name("late")).unwrap().is_some());
@@ -445,6 +443,10 @@ fn delay_a_change(ahead: i64) {
         if is_change && !std::mem::replace(&mut was_slow, true) {
             ask("DELETE", &lock, Vec::new()).ok();
             return Fate::Slow(5000);
+        }
+        // Nor does a renewal bring it back that was just on its way.
+        if was_slow && seen.method == "PUT" && seen.target.contains("/vm/.lock") {
+            return Fate::Missing;
         }
         match is_change {
             true => Fate::Lost,

@@ -349,7 +349,7 @@ impl Client {
     /// Sends a request once, `afresh` on a connection that nothing was sent by before.
     fn once(&self, ask: &Ask<'_>, begun: Timestamp, afresh: bool) -> Result<Answer, Failure> {
         let keys = self.credentials.keys().map_err(Failure::local)?;
-        let request = self.signed(ask, &keys).map_err(Failure::local)?;
+        let request = self.signed(ask, &keys)?;
         tracing::trace!("{} {} {}", ask.method, ask.key, sign::query(&ask.query));
         let has_body = matches!(ask.method, "PUT" | "POST");
         let sent = match has_body {
@@ -413,7 +413,7 @@ impl Client {
         config.build()
     }
 
-    fn signed(&self, ask: &Ask<'_>, keys: &Keys) -> Result<ureq::http::Request<()>> {
+    fn signed(&self, ask: &Ask<'_>, keys: &Keys) -> Result<ureq::http::Request<()>, Failure> {
         // What must come in time is measured by the store's clocks alone.
         let behind = match ask.signed {
             Some(_) => self.clocks.earlier(),
@@ -421,8 +421,8 @@ impl Client {
         };
         let now = match (ask.signed, ask.until) {
             (Some(at), _) => at - behind,
-            (None, Some(_)) => self.now()? - behind,
-            (None, None) => clock::now()?,
+            (None, Some(_)) => self.now().map_err(Failure::local)? - behind,
+            (None, None) => clock::now().map_err(Failure::local)?,
         };
         let path = self.address.path(ask.key);
         let digest;
@@ -448,15 +448,14 @@ impl Client {
                 // What is signed has whole seconds.
                 let left = (until - behind).as_second() - now.as_second();
                 if left < 1 {
-                    return Err(Error::new(
-                        ErrorKind::Busy,
-                        "the lock that this needs has run out: the store could not be reached in time",
-                    ));
+                    return Err(Failure::run_out());
                 }
                 sign::presign(&mut request, scope, keys, left.unsigned_abs())
             }
         };
-        let failed = |why: String| Error::new(ErrorKind::Io, "cannot sign a request").because(why);
+        let failed = |why: String| {
+            Failure::local(Error::new(ErrorKind::Io, "cannot sign a request").because(why))
+        };
         signed.map_err(|error| failed(error.to_string()))?;
         let query = sign::query(&request.query);
         let mark = if query.is_empty() { "" } else { "?" };

@@ -56,6 +56,15 @@ impl Failure {
         Self { status, code, error, again, is_unknown_host, remedy }
     }
 
+    /// A request is not sent whose time is over.
+    pub fn run_out() -> Self {
+        let error = Error::new(
+            ErrorKind::Busy,
+            "the lock that this needs has run out: the store could not be reached in time",
+        );
+        Self::of(None, String::new(), error, Remedy::Clock)
+    }
+
     /// A success that its own answer denies, or that makes no sense.
     pub fn unclear(why: &str) -> Self {
         Self { again: true, ..broken(why) }
