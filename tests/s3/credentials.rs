@@ -8,6 +8,8 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use super::guest::Guest;
+use super::waits::stopped_at;
 use crate::harness::proxy::{Fate, NONE, Proxy};
 use crate::harness::repo::Repo;
 use crate::harness::run::script;
@@ -163,6 +165,35 @@ fn credentials_that_end_in_the_middle_are_renewed() {
     proxy.judge(|_, _| Fate::Expired);
     let said = points(&repo, &[("AWS_ACCESS_KEY_ID", KEY.0), ("AWS_SECRET_ACCESS_KEY", KEY.1)]);
     assert!(said.fails_with(1).contains("the credentials have ended"));
+}
+
+/// A command that hung in the middle was waited for by each request for a minute, and no request to stop was heard.
+#[test]
+fn a_command_that_hangs_in_the_middle_is_not_waited_for_after_a_stop() {
+    let guest = Guest::new(&["full"]);
+    let (program, config) = (guest.lab.path("tell"), guest.lab.path("config"));
+    let text = format!(
+        "#!/bin/sh\necho x >>{0}/calls\nif [ $(wc -l <{0}/calls) = 1 ]; then echo '{1}'; exit; fi\n\
+         echo it hangs >&2\nexec sleep 600",
+        guest.lab.dir().display(),
+        told(KEY.0, ""),
+    );
+    script(&program, &text);
+    std::fs::write(&config, format!("[default]\ncredential_process = {}\n", program.display()))
+        .unwrap();
+    guest.proxy.judge(|_, seen| match seen.target.contains("/vm/disk/") {
+        true => Fate::Expired,
+        false => Fate::Pass,
+    });
+    guest.change();
+    let words = args!["backup", guest.image.as_path(), "--disk", "vm/disk", "--format", "raw"];
+    let set = [("AWS_CONFIG_FILE", config.to_str().unwrap())];
+    let mut backup = command(guest.repo.args(words), &set);
+    let (status, said) = stopped_at(&mut backup, "it hangs");
+    assert_eq!(status, Some(130), "{said}");
+    assert!(said.contains("the credential_process") && said.contains("was ended"), "{said}");
+    assert_eq!(std::fs::read_to_string(guest.lab.path("calls")).unwrap(), "x\nx\n");
+    guest.assert_has(&guest.points);
 }
 
 /// Who may only read, reads: no lock is written, and no other error made of it.

@@ -302,6 +302,7 @@ impl Client {
 
     /// From now on nothing is tried again after a request to stop.
     pub fn heed(&self, cancel: &Cancel) {
+        self.credentials.heed(cancel);
         *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
     }
 
@@ -378,9 +379,8 @@ impl Client {
                 }
                 (_, body) => {
                     let body = body.unwrap_or_default();
-                    let mut failure = failure::refused(status, &headers, &body, || {
-                        self.credentials.renew(&keys).unwrap_or_default()
-                    });
+                    let mut failure =
+                        failure::refused(status, &headers, &body, || self.credentials.renew(&keys));
                     // A store says what it is that is not there.
                     if failure.is_missing() && failure.code.is_empty() && ask.method != "HEAD" {
                         failure.remedy = Remedy::Doubt;

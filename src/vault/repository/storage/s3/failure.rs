@@ -10,7 +10,7 @@ use super::client::PAUSE_MAX;
 use super::clocks::Date;
 use super::xml::{self, Refusal};
 use crate::base::duration;
-use crate::base::error::{Error, ErrorKind};
+use crate::base::error::{Error, ErrorKind, Result};
 
 /// What a store says of credentials that have ended.
 const ENDED: [&str; 4] =
@@ -123,7 +123,7 @@ pub(super) fn refused(
     status: u16,
     headers: &HeaderMap,
     body: &[u8],
-    renew: impl FnOnce() -> bool,
+    renew: impl FnOnce() -> Result<bool>,
 ) -> Failure {
     let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok());
     let Refusal { code, message } = xml::refusal(body).unwrap_or_default();
@@ -139,7 +139,18 @@ pub(super) fn refused(
             return Failure::of(Some(status), code, error, Remedy::None);
         }
         (_, code) if ENDED.contains(&code) => {
-            let remedy = if renew() { Remedy::Keys } else { Remedy::None };
+            let remedy = match renew() {
+                Ok(true) => Remedy::Keys,
+                Ok(false) => Remedy::None,
+                Err(error) => {
+                    return Failure::of(
+                        Some(status),
+                        code.to_owned(),
+                        error.within(said),
+                        Remedy::None,
+                    );
+                }
+            };
             let advice = "the credentials have ended: get new ones";
             (ErrorKind::Io, Some(advice.to_owned()), remedy)
         }

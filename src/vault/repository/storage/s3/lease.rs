@@ -47,7 +47,7 @@ use super::listing::{self, Seen};
 use super::{Shared, State};
 use crate::base::clock;
 use crate::base::duration;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{AGAIN, Error, ErrorKind, Result};
 use crate::base::random;
 use crate::base::warning::{Code, Warning};
 use crate::vault::repository::storage::host_name;
@@ -248,7 +248,7 @@ impl Lease {
         let text = format!("the lock {} was taken by somebody else", self.shown);
         Error::new(ErrorKind::Busy, text)
             .because("this host could not renew it in time, or somebody has removed it")
-            .advise("try again")
+            .advise(AGAIN)
     }
 }
 
