@@ -426,15 +426,18 @@ impl KeyRing {
         }
         let kept = self.read(name).ok().filter(|(_, bytes)| Header::decode(bytes).is_ok());
         self.storage.remove(&file(name))?;
-        // Somebody else may have removed the others at the same time: whoever comes last puts the own one back.
         let Some((_, bytes)) = kept else { return Ok(()) };
+        // Somebody else may have removed the others at the same time: whoever comes last puts the own one back.
         let why = match self.names() {
             Ok(left) if left.iter().any(is_sound) => return Ok(()),
             Ok(_) => last(),
-            Err(error) => error.within("nobody can tell which keys are left"),
+            Err(error) => error.within(format!(
+                "nobody can tell whether it is the last key of the repository {}",
+                self.shown()
+            )),
         };
         match self.put(name, &bytes) {
-            Ok(()) => Err(why.within(format!("the key {name} is there again"))),
+            Ok(()) => Err(why.within(format!("the key {name} stays"))),
             Err(error) => {
                 let text = format!("the key {name} is removed, and can't be put back");
                 Err(error

@@ -315,11 +315,11 @@ impl Repository {
         let is_file = |name: &String| {
             name.strip_suffix(".zst").is_some_and(|digest| digest.parse::<Digest>().is_ok())
         };
-        let mut unnamed: BTreeSet<String> =
-            self.folder(&folder)?.names.into_iter().filter(is_file).collect();
-        if unnamed.is_empty() {
+        let names = self.folder(&folder)?.names;
+        if names.is_empty() {
             return Ok(0);
         }
+        let mut unnamed: BTreeSet<String> = names.into_iter().filter(is_file).collect();
         let list = self.catalog().whole_list(domain, cancel)?;
         for (_, manifest) in list.manifests() {
             let machine = &manifest.as_ref().map_err(Error::clone)?.machine;
