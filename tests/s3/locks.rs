@@ -255,10 +255,15 @@ fn one_answer_that_a_lock_is_missing_loses_it_not() {
 
 /// Somebody of another host leaves a lock.
 pub(super) fn leave_lock(place: &str, lock: &str, lease: u64) {
+    leave_lock_of("vm", place, lock, lease);
+}
+
+/// The same in the folder of any guest.
+pub(super) fn leave_lock_of(guest: &str, place: &str, lock: &str, lease: u64) {
     let text = format!(
         r#"{{"owner":"aa","holder":"process 7 on other","process":{{"boot":"b","namespace":"n","id":7,"began":"5"}},"renewals":3,"lease":{lease}}}"#
     );
-    ask("PUT", &format!("/{BUCKET}/{place}/vm/{lock}"), args!["--data-binary", text]).ok();
+    ask("PUT", &format!("/{BUCKET}/{place}/{guest}/{lock}"), args!["--data-binary", text]).ok();
 }
 
 /// A lock whose age the clocks did not tell was never watched: one that was left was somebody's for ever.
