@@ -182,6 +182,14 @@ class Guest:
                  PATIENCE_SECONDS, pause=0.1)
         self._control.close()
 
+    def kill_lost_qemu(self):
+        """Ends a QEMU that libvirt takes for gone: what an admin does who is told of it."""
+        with open(f"/run/libvirt/qemu/{self.name}.pid", encoding="utf-8") as file:
+            pid = int(file.read())
+        os.kill(pid, signal.SIGKILL)
+        wait_for(f"the QEMU of {self.name} to be gone", lambda: not os.path.exists(f"/proc/{pid}"),
+                 PATIENCE_SECONDS, pause=0.1)
+
     def power_off(self):
         """Shuts the guest down in good order: nothing is left to replay."""
         mounts = " ".join(f"/mnt/{target}" for target, _ in zip(TARGETS, self.disks))

@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 /// The result of everything in this library that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The advice of what may be well the next time.
+pub const AGAIN: &str = "try again";
+
 /// What kind of failure it is. Each kind has an exit status of its own in the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::error::Error;
+use crate::base::error::{AGAIN, Error};
 
 /// What a warning is about. Scripts match it; the text is for people and may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -133,9 +133,10 @@ impl Warning {
         Self { code, disk: None, text: text.into(), advice: None }
     }
 
-    /// A warning about something that failed and does not stop the flow. Its advice is the failure's.
+    /// A warning about something that failed and does not stop the flow. Its advice is the failure's, but for trying
+    /// again: the rest is done, and is not to be done once more.
     pub fn failed(code: Code, error: &Error) -> Self {
-        let advice = error.advice().map(str::to_owned);
+        let advice = error.advice().filter(|it| *it != AGAIN).map(str::to_owned);
         Self { advice, ..Self::new(code, error.chain()) }
     }
 
@@ -158,5 +159,22 @@ impl Warning {
     pub fn within(mut self, outer: &str) -> Self {
         self.text = format!("{outer}: {}", self.text);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::ErrorKind;
+
+    /// A merge that was done warned of what it could not remove, that the next one does that, and "try again".
+    #[test]
+    fn a_warning_asks_nobody_to_do_again_what_is_done() {
+        let failed = |advice: &'static str| {
+            let error = Error::new(ErrorKind::Busy, "somebody else has the lock").advise(advice);
+            Warning::failed(Code::NotMerged, &error.within("it is merged")).advice
+        };
+        assert_eq!(failed(AGAIN), None);
+        assert_eq!(failed("set the clock").as_deref(), Some("set the clock"));
     }
 }

@@ -5,9 +5,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use crate::harness::proxy::{Fate, Proxy};
+use super::guest::Guest;
+use super::waits::stopped_at;
+use crate::harness::proxy::{Fate, NONE, Proxy};
 use crate::harness::repo::Repo;
 use crate::harness::run::script;
 use crate::harness::store::{
@@ -164,6 +167,35 @@ fn credentials_that_end_in_the_middle_are_renewed() {
     assert!(said.fails_with(1).contains("the credentials have ended"));
 }
 
+/// A command that hung in the middle was waited for by each request for a minute, and no request to stop was heard.
+#[test]
+fn a_command_that_hangs_in_the_middle_is_not_waited_for_after_a_stop() {
+    let guest = Guest::new(&["full"]);
+    let (program, config) = (guest.lab.path("tell"), guest.lab.path("config"));
+    let text = format!(
+        "#!/bin/sh\necho x >>{0}/calls\nif [ $(wc -l <{0}/calls) = 1 ]; then echo '{1}'; exit; fi\n\
+         echo it hangs >&2\nexec sleep 600",
+        guest.lab.dir().display(),
+        told(KEY.0, ""),
+    );
+    script(&program, &text);
+    std::fs::write(&config, format!("[default]\ncredential_process = {}\n", program.display()))
+        .unwrap();
+    guest.proxy.judge(|_, seen| match seen.target.contains("/vm/disk/") {
+        true => Fate::Expired,
+        false => Fate::Pass,
+    });
+    guest.change();
+    let words = args!["backup", guest.image.as_path(), "--disk", "vm/disk", "--format", "raw"];
+    let set = [("AWS_CONFIG_FILE", config.to_str().unwrap())];
+    let mut backup = command(guest.repo.args(words), &set);
+    let (status, said) = stopped_at(&mut backup, "it hangs");
+    assert_eq!(status, Some(130), "{said}");
+    assert!(said.contains("the credential_process") && said.contains("was ended"), "{said}");
+    assert_eq!(std::fs::read_to_string(guest.lab.path("calls")).unwrap(), "x\nx\n");
+    guest.assert_has(&guest.points);
+}
+
 /// Who may only read, reads: no lock is written, and no other error made of it.
 #[test]
 fn credentials_that_may_only_read_are_enough_to_restore() {
@@ -197,21 +229,35 @@ fn a_store_with_a_certificate_of_its_own_is_trusted_by_its_authority_alone() {
     assert!(said.contains("holds no certificates"), "{said}");
 }
 
+/// The program on a host whose clock is shifted.
+fn with_clock(shift: &str, arguments: Vec<OsString>) -> Command {
+    let mut command = Command::new("faketime");
+    command.args(["-f", shift]).arg(crate::harness::run::binary());
+    let like = qdelta(arguments);
+    command.args(like.get_args());
+    for (name, value) in like.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    command
+}
+
+/// On a host whose clock was ahead `init` refused a store that tells no `Date`: it was said to take what comes too late.
+#[test]
+fn a_store_without_a_date_is_tried_by_its_own_clock() {
+    let proxy = Proxy::new(endpoint());
+    proxy.date_ahead.store(NONE, Ordering::SeqCst);
+    let place = address(&proxy.endpoint, &fresh_place());
+    run(with_clock("+10m", args!["init", place.as_path()])).ok();
+}
+
 /// The clock of this host is 20 minutes wrong: the store refuses every signature, and the error says why.
 #[test]
 fn a_wrong_clock_is_told_as_such() {
     let repo = new_repo();
     for (shift, side) in [("+20m", "min ahead of that"), ("-20m", "min behind that")] {
-        let mut command = Command::new("faketime");
-        command.args(["-f", shift]).arg(crate::harness::run::binary());
-        let like = qdelta(repo.args(args!["points"]));
-        command.args(like.get_args());
-        for (name, value) in like.get_envs() {
-            if let Some(value) = value {
-                command.env(name, value);
-            }
-        }
-        let said = run(command).fails_with(1);
+        let said = run(with_clock(shift, repo.args(args!["points"]))).fails_with(1);
         assert!(said.contains("the clock of this host is") && said.contains(side), "{said}");
         assert!(said.contains("set the clock"), "{said}");
     }

@@ -11,7 +11,7 @@ use qdelta::vault::repository::storage::{
 };
 
 use crate::harness::images::filled;
-use crate::harness::proxy::{Fate, NONE, Proxy};
+use crate::harness::proxy::{Fate, NONE, Proxy, Seen};
 use crate::harness::repo::Repo;
 use crate::harness::run::{as_root, binary, in_tests};
 use crate::harness::store::{BUCKET, address, ask, endpoint, fresh_place, storage};
@@ -19,7 +19,7 @@ use crate::harness::{Lab, args, qdelta, run, tool};
 
 /// A place whose locks hold for some seconds, as one host sees it.
 pub(super) fn host(endpoint: &str, place: &str, lease: u64) -> S3 {
-    storage(format!("{}&lease={lease}", address(endpoint, place).display()).as_ref())
+    storage(&address(endpoint, place)).with_lease(Duration::from_secs(lease))
 }
 
 pub(super) fn name(last: &str) -> Name {
@@ -253,6 +253,63 @@ fn one_answer_that_a_lock_is_missing_loses_it_not() {
     drop(held);
 }
 
+/// One renewal whose connection hung held up whoever used the lock for as long as the store may say nothing to others,
+/// and the lock was lost of a host whom the store answered all the time.
+#[test]
+fn a_renewal_that_hangs_loses_no_lock() {
+    let place = fresh_place();
+    let proxy = Proxy::new(endpoint());
+    let (store, other) = (host(&proxy.endpoint, &place, 8), host(endpoint(), &place, 8));
+    let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
+    let Locked::Held(lock) = &held else { panic!("nobody has it") };
+    let mut renewals = 0;
+    proxy.judge(move |_, seen| {
+        renewals += usize::from(seen.method == "PUT" && seen.target.contains("/vm/.lock"));
+        match (seen.method.as_str(), renewals) {
+            // For ever.
+            ("PUT", 1) if seen.target.contains("/vm/.lock") => Fate::Slow(600_000),
+            // It comes when the lock was written once more.
+            ("PUT", 3) if seen.target.contains("/vm/.lock") => Fate::Slow(3000),
+            _ => Fate::Pass,
+        }
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    put(&store, &name("first"), Publish::New).unwrap();
+    std::thread::sleep(Duration::from_secs(8));
+    let busy = other.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
+    assert!(!is_held(&busy), "the lock of a host that lives was taken");
+    lock.prove(Duration::ZERO).unwrap();
+    put(&store, &name("second"), Publish::New).unwrap();
+    drop(held);
+}
+
+/// Where something takes the `Date` away, changes were signed to end by the clock of this host: where it was ahead, the store
+/// took what came long after the lease.
+#[test]
+fn without_a_date_a_change_ends_by_the_clock_of_the_store() {
+    let place = fresh_place();
+    let proxy = Proxy::new(endpoint());
+    proxy.date_ahead.store(NONE, Ordering::SeqCst);
+    // This host is ahead by so much.
+    proxy.modified_ahead.store(-600, Ordering::SeqCst);
+    let store = host(&proxy.endpoint, &place, 60);
+    let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
+    let is_change = |seen: &Seen| seen.method == "PUT" && seen.target.contains("/vm/late");
+    proxy.judge(move |_, seen| if is_change(seen) { Fate::Nod } else { Fate::Pass });
+    put(&store, &name("late"), Publish::New).unwrap();
+    let change = proxy.seen().into_iter().find(is_change).unwrap().target;
+    let signed = |field: &str| {
+        let value = change.split(['?', '&']).find_map(|it| it.strip_prefix(field)).unwrap();
+        value.strip_prefix('=').unwrap().to_owned()
+    };
+    let at = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", signed("X-Amz-Date")).unwrap();
+    let at = at.to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp();
+    let ends = at + jiff::SignedDuration::from_secs(signed("X-Amz-Expires").parse().unwrap());
+    let most = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(600 - 60);
+    assert!(ends <= most, "{ends} is after {most}");
+    drop(held);
+}
+
 /// Somebody of another host leaves a lock.
 pub(super) fn leave_lock(place: &str, lock: &str, lease: u64) {
     leave_lock_of("vm", place, lock, lease);
@@ -349,7 +406,34 @@ fn a_change_that_is_delayed_is_refused_behind_a_wrong_date_too() {
     delay_a_change(60);
 }
 
-/// Delays a change behind a proxy whose `Date` is so many seconds ahead.
+/// A change that was refused as late failed, though the lock was held all the time: with a short lease or clocks that
+/// differ, now and then.
+#[test]
+fn a_change_that_came_late_is_made_once_more_under_a_lock_that_holds() {
+    let place = fresh_place();
+    let proxy = Proxy::new(endpoint());
+    let store = host(&proxy.endpoint, &place, 6);
+    let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
+    put(&store, &name("old"), Publish::New).unwrap();
+    let mut were_slow = std::collections::BTreeSet::new();
+    proxy.judge(move |_, seen| {
+        let is_change = seen.target.contains("/vm/late") || seen.target.contains("/vm/old");
+        match is_change && were_slow.insert(seen.method.clone()) {
+            true => Fate::Slow(7000),
+            false => Fate::Pass,
+        }
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| put(&store, &name("late"), Publish::New).unwrap());
+        store.remove(&name("old")).unwrap();
+    });
+    drop(held);
+    let seen = host(endpoint(), &place, 3);
+    assert!(seen.entry(&name("late")).unwrap().is_some());
+    assert!(seen.entry(&name("old")).unwrap().is_none());
+}
+
+/// Delays a change behind a proxy whose `Date` is so many seconds ahead, until the lock is gone.
 fn delay_a_change(ahead: i64) {
     let place = fresh_place();
     let proxy = Proxy::new(endpoint());
@@ -358,10 +442,16 @@ fn delay_a_change(ahead: i64) {
     let held = store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap();
     // On its way for longer than the lease; whatever is sent after that passes.
     let mut was_slow = false;
+    let lock = format!("/{BUCKET}/{place}/vm/.lock");
     proxy.judge(move |_, seen| {
         let is_change = seen.method == "PUT" && seen.target.contains("/vm/late");
         if is_change && !std::mem::replace(&mut was_slow, true) {
+            ask("DELETE", &lock, Vec::new()).ok();
             return Fate::Slow(5000);
+        }
+        // Nor does a renewal bring it back that was just on its way.
+        if was_slow && seen.method == "PUT" && seen.target.contains("/vm/.lock") {
+            return Fate::Missing;
         }
         match is_change {
             true => Fate::Lost,

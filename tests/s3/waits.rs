@@ -31,7 +31,7 @@ fn stopped(repo: &Repo, arguments: Vec<OsString>) -> (Option<i32>, String) {
 }
 
 /// The same as soon as the command says something.
-fn stopped_at(command: &mut Command, said_first: &str) -> (Option<i32>, String) {
+pub(super) fn stopped_at(command: &mut Command, said_first: &str) -> (Option<i32>, String) {
     let mut child = start(command);
     let mut said = BufReader::new(child.stderr.take().unwrap());
     let mut text = String::new();

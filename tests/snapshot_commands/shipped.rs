@@ -9,7 +9,8 @@ use serde_json::json;
 use super::scene;
 use crate::harness::files::Mount;
 use crate::harness::guest::{Guest, Host, MIB, disk};
-use crate::harness::run::{Outcome, as_root, script, tool};
+use crate::harness::run::{Outcome, as_root, script, start, tool};
+use crate::harness::virsh::wait_until;
 use crate::harness::{args, qdelta, run};
 
 /// A command that qdelta ships.
@@ -238,6 +239,14 @@ eval \"$1\"
         run(command)
     }
 
+    /// Where the overlays of its disk are made.
+    fn folder_of_overlays(&self) -> PathBuf {
+        let lab = &self.host.lab;
+        let folder = lab.path("overlays").join(lab.dir().file_name().unwrap()).join("vda");
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
     /// The guest is on this file by its definition.
     fn is_on(&self, file: &Path) -> bool {
         let xml = fs::read_to_string(self.host.lab.path("web.xml")).unwrap();
@@ -325,9 +334,7 @@ fn each_command_of_libvirt_s_mends_what_the_other_left() {
     let guest = Stopped::new("file=\"IMAGE\"", "");
     let name = "web.qcow2.qdelta-20261130T001604.157Z-00000000";
     let image = guest.image.clone();
-    let folder =
-        guest.host.lab.path("overlays").join(guest.host.lab.dir().file_name().unwrap()).join("vda");
-    fs::create_dir_all(&folder).unwrap();
+    let folder = guest.folder_of_overlays();
     let overlay = folder.join(name);
     let (create, write, read) = ("create -q -f qcow2", "write -q -P 7 0 64k", "read -q -P 7 0 64k");
     let qemu_img = |words: &str, more: Vec<std::ffi::OsString>| {
@@ -359,4 +366,33 @@ fn each_command_of_libvirt_s_mends_what_the_other_left() {
     assert!(!guest.is_clean("external-snapshot"));
     guest.ask("external-snapshot", "recover").ok();
     assert!(!scratch.exists() && guest.is_clean("external-snapshot"));
+}
+
+/// A libvirtd that was killed while a disk was just being brought back can't read its own notes of the guest any more (9.0:
+/// "unknown mirror job type"): it says that the guest is shut off, and its QEMU runs on. The alarm said that both had
+/// ended, or, where the definition named the image, there was none.
+#[test]
+fn a_guest_that_libvirt_has_lost_is_told() {
+    for by_definition in [true, false] {
+        let guest = Stopped::new("file=\"IMAGE\"", "");
+        let name = "web.qcow2.qdelta-20261130T001604.157Z-00000000";
+        let overlay = guest.folder_of_overlays().join(name);
+        let create = args!["create", "-q", "-f", "qcow2"];
+        let base = args![guest.image.as_path(), "1M"];
+        run(tool("qemu-img", [create.clone(), base].concat())).ok();
+        let over = args!["-F", "qcow2", "-b", guest.image.as_path(), overlay.as_path()];
+        run(tool("qemu-img", [create, over].concat())).ok();
+        run(tool("qemu-io", args!["-c", "write -q -P 7 0 64k", overlay.as_path()])).ok();
+        guest.put_on("IMAGE", if by_definition { &overlay } else { &guest.image });
+        let mut lost = tool("qemu-io", args!["-c", "sleep 100000", overlay.as_path()]);
+        let mut lost = start(&mut lost);
+        let is_open = args!["info", overlay.as_path()];
+        wait_until("a writer", || run(tool("qemu-img", is_open.clone())).code() != Some(0));
+        let said = guest.ask("external-snapshot", "recover").fails_with(1);
+        lost.kill().unwrap();
+        lost.wait().unwrap();
+        let words = ["libvirt has lost the guest's QEMU", "do not start the guest before"];
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        assert!(overlay.exists());
+    }
 }

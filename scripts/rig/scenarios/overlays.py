@@ -22,6 +22,7 @@ READ_MORE = 1 << 20
 VICTIMS = ["the command", "qdelta", "libvirtd", "QEMU"]
 # The alarm where QEMU or libvirt died just when a disk left its overlay.
 UNTOLD = "which of both has the latest writes can't be told"
+LOST = "libvirt has lost the guest's QEMU"
 # How long after the beginning of a backup, or after its overlays have come, a kill may be.
 MOMENTS_SECONDS = (6, 2)
 
@@ -68,7 +69,7 @@ def overlay_kills(rig):
 def _overlay_kills(rig, guest, command, chain):
     guest.wait_for_records(50)
     chain.backup(*command)
-    rng, count, found, decided = rig.random(), {victim: 0 for victim in VICTIMS}, 0, 0
+    rng, count, found, decided, lost = rig.random(), {victim: 0 for victim in VICTIMS}, 0, 0, 0
     rounds = max(KILLS * rig.effort, int(os.environ.get("QDELTA_KILLS", "0")))
     for number in range(rounds):
         victim = VICTIMS[number % len(VICTIMS)]
@@ -85,20 +86,25 @@ def _overlay_kills(rig, guest, command, chain):
         if process.returncode == 0 and is_away(guest):
             raise Failure(f"a backup that went well left the guest on an overlay:\n{said}")
         _live_again(rig, guest, rng)
-        try:
-            point = chain.backup(*command)
-        except Failure as failure:
-            if UNTOLD not in str(failure):
-                raise
-            decided += 1
-            _decide(rig, guest)
-            point = chain.backup(*command)
+        point = None
+        while not point:
+            try:
+                point = chain.backup(*command)
+            except Failure as failure:
+                if LOST in str(failure):
+                    lost += 1
+                    guest.kill_lost_qemu()
+                elif UNTOLD in str(failure):
+                    decided += 1
+                    _decide(rig, guest)
+                else:
+                    raise
         expect_at_home(guest)
         point.state = f"after {victim} was killed"
         if number % 20 == 19:
             rig.say(f"{number + 1} kills")
     rig.say(f"kills that met their victim: {count}; {found} left the guest on an overlay until the next run, "
-            f"{decided} left it to the admin which file is right")
+            f"{decided} left it to the admin which file is right, {lost} had libvirt lose a QEMU that ran on")
     if guest.state() == "running":
         guest.pause()
     # All of them at a hundred kills would take as long again.

@@ -14,7 +14,7 @@ use super::guest::{bring_machine_file, going, link_of};
 use super::told::Told;
 use super::{Sides, check_apart};
 use crate::base::cancel::Cancel;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{AGAIN, Error, ErrorKind, Result};
 use crate::base::observer::{Observer, Recorder};
 use crate::base::warning::{Code, Warning};
 use crate::flows::merge::{MergeOptions, tidy};
@@ -335,7 +335,7 @@ impl<'a> Work<'a, '_> {
         let (found, version) = here.versioned(&old.domain, old.point)?;
         if found != *old {
             let text = format!("point {} has changed meanwhile", old.point);
-            return Err(Error::new(ErrorKind::Busy, text).advise("try again"));
+            return Err(Error::new(ErrorKind::Busy, text).advise(AGAIN));
         }
         let replaced = here.replace_archives(lock, version, made, Some(old), "mended");
         // Where nobody can tell which manifest stands there, both archives stay.

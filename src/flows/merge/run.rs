@@ -16,7 +16,7 @@ use super::metadata_of;
 use super::plan::{DiskPath, Family, Step};
 use super::prove;
 use crate::base::cancel::Cancel;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{AGAIN, Error, ErrorKind, Result};
 use crate::base::observer::{Observer, OfDisk};
 use crate::base::random;
 use crate::base::warning::{Code, Warning};
@@ -205,7 +205,7 @@ impl<'a> Merger<'a> {
         let (mut manifest, version) = repository.versioned(&step.domain, step.into)?;
         if self.family.manifest(step.into) != Some(&manifest) {
             let text = format!("point {} has changed meanwhile", step.into);
-            return Err(Error::new(ErrorKind::Busy, text).advise("try again"));
+            return Err(Error::new(ErrorKind::Busy, text).advise(AGAIN));
         }
         let mut replaces = Vec::new();
         for point in &step.absorbed {

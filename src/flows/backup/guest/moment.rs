@@ -12,7 +12,7 @@ use super::snapshots::Snapshots;
 use super::{ConsistencyChoice, Flow, Use, exchanged, machine, refused};
 use crate::base::cancel::Cancel;
 use crate::base::duration;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{AGAIN, Error, ErrorKind, Result};
 use crate::base::warning::{Code, Warning};
 use crate::disk::io::ReadAt;
 use crate::disk::reflink;
@@ -180,7 +180,7 @@ impl<'a> Flow<'a> {
             self.check_same(&now, &left)?;
             if !now.domain.is_paused() {
                 return Err(refused(format!("{} was let go on meanwhile", self.request.domain))
-                    .advise("try again"));
+                    .advise(AGAIN));
             }
             moment.warnings.push(Warning::new(
                 Code::GuestState,

@@ -13,7 +13,7 @@ use super::{
     Entry, EntryKind, Lock, LockMode, Locked, Name, Outcome, Publish, Staged, Storage, Unpublished,
     Wait, durable,
 };
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{AGAIN, Error, ErrorKind, Result};
 use crate::base::random;
 use crate::disk::files::{image_lock, room};
 use crate::disk::io::{EarlyWriteback, OpenFiles, Opener, ReadAt, not_opened, pin_folder};
@@ -244,7 +244,7 @@ impl Lock for FileLock {
         let text = format!("the lock {} was taken by somebody else", path.display());
         Err(Error::new(ErrorKind::Busy, text)
             .because("the server of the files has let go of it, or somebody has removed it")
-            .advise("try again"))
+            .advise(AGAIN))
     }
 }
 

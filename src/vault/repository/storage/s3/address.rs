@@ -16,6 +16,8 @@ pub(super) const SCHEME: &str = "s3://";
 const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a lock holds that nobody renews, where nothing else is said.
 const LEASE: Duration = Duration::from_secs(120);
+/// How long a lock holds at least, and at most, in seconds: within less no store answers for sure.
+const LEASES: std::ops::RangeInclusive<u64> = 10..=3600;
 /// Within a part the length of what is uploaded must stay: 5 GiB is the most that any store takes.
 const PART_SIZES: std::ops::RangeInclusive<u64> = 5..=5120;
 
@@ -197,7 +199,7 @@ impl Typed {
             seconds.map(Duration::from_secs)
         };
         let patience = seconds("patience", PATIENCE, 0..=86_400)?;
-        let lease = seconds("lease", LEASE, 3..=3600)?;
+        let lease = seconds("lease", LEASE, LEASES)?;
         let cache = match self.options.get("cache").map(String::as_str) {
             None => Place::Usual,
             Some("none") => Place::None,
@@ -295,7 +297,7 @@ mod tests {
             ("s3://b/a?style=round", "neither path nor virtual"),
             ("s3://b/a?part-size=1MiB", "none of 5MiB"),
             ("s3://b/a?patience=long", "no number of seconds"),
-            ("s3://b/a?lease=1", "no number of seconds from 3 to 3600"),
+            ("s3://b/a?lease=9", "no number of seconds from 10 to 3600"),
         ] {
             let error = resolve(text, &[], "").unwrap_err();
             assert!(error.chain().contains(why), "{text}: {}", error.chain());

@@ -14,12 +14,11 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use super::address::Address;
 use super::clocks::{Clocks, Date};
 use super::credentials::Credentials;
+use super::failure::{self, Failure, Remedy, broken, unreached};
 use super::past::{self, Past};
 use super::sign::{self, Keys, Request, Scope};
-use super::xml::{self, Refusal};
 use crate::base::cancel::Cancel;
 use crate::base::clock;
-use crate::base::duration;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::Opener;
 
@@ -28,12 +27,14 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a store may say nothing, or take nothing: no longer than failed requests are tried again, but a
 /// while.
 const SILENCE: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(120);
+/// Of a request for a lock no longer than for this part of its lease, which runs out meanwhile, but a while.
+const LOCK_SILENCE: (u32, Duration) = (4, Duration::from_secs(2));
 /// How long a name is looked for that leads to no store: mostly it was mistyped.
 const UNKNOWN_TIME_MAX: Duration = Duration::from_secs(10);
 /// The first pause after a failure is no longer than this, each later one than twice the one before.
 const PAUSE: Duration = Duration::from_millis(100);
 /// No pause is longer.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How often something is asked again of which it was said, without a word, that it is not there.
 const DOUBTS_MAX: u32 = 3;
 /// How soon a request to stop is heard.
@@ -80,12 +81,23 @@ pub(super) struct Ask<'a> {
     pub until: Option<Timestamp>,
     /// When it was signed, where that is not now.
     signed: Option<Timestamp>,
+    /// It is for a lock.
+    is_of_lock: bool,
 }
 
 impl<'a> Ask<'a> {
     pub fn new(method: &'static str, key: &'a str) -> Self {
-        let (query, headers) = (Vec::new(), Vec::new());
-        Self { method, key, query, headers, body: &[], limit: 0, until: None, signed: None }
+        Self {
+            method,
+            key,
+            query: Vec::new(),
+            headers: Vec::new(),
+            body: &[],
+            limit: 0,
+            until: None,
+            signed: None,
+            is_of_lock: false,
+        }
     }
 
     pub fn query(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -109,6 +121,11 @@ impl<'a> Ask<'a> {
 
     pub fn until(self, until: Option<Timestamp>) -> Self {
         Self { until, ..self }
+    }
+
+    /// For a lock, whose lease runs out while nobody answers.
+    pub fn of_lock(self) -> Self {
+        Self { is_of_lock: true, ..self }
     }
 
     /// As if it had been sent at another time, to arrive within so many seconds.
@@ -144,98 +161,6 @@ fn date_of(value: &HeaderValue) -> Option<Date> {
     Date::parse(value.to_str().ok()?)
 }
 
-/// What a store says of credentials that have ended.
-const ENDED: [&str; 4] =
-    ["ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"];
-
-/// A request that was not done, or of which nobody knows.
-#[derive(Debug)]
-pub(super) struct Failure {
-    /// What the store answered, if it did.
-    pub status: Option<u16>,
-    /// The name of the error where the store gave one.
-    pub code: String,
-    error: Box<Error>,
-    /// The request was sent more than once: an earlier one may have been done.
-    pub again: bool,
-    /// No store has the name that the address gives.
-    is_unknown_host: bool,
-    remedy: Remedy,
-}
-
-/// What may help.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Remedy {
-    /// Nothing.
-    None,
-    /// The same once more, after a pause, and after this one at least.
-    Again(Duration),
-    /// Other credentials.
-    Keys,
-    /// The end of the request by another clock, if this one was not over.
-    Clock,
-    /// The same a few times more: something in front of the store may have answered.
-    Doubt,
-}
-
-impl Failure {
-    pub(super) fn local(error: Error) -> Self {
-        Self::of(None, String::new(), error, Remedy::None)
-    }
-
-    fn of(status: Option<u16>, code: String, error: Error, remedy: Remedy) -> Self {
-        let (error, again, is_unknown_host) = (Box::new(error), false, false);
-        Self { status, code, error, again, is_unknown_host, remedy }
-    }
-
-    /// A success that its own answer denies, or that makes no sense.
-    pub fn unclear(why: &str) -> Self {
-        Self { again: true, ..broken(why) }
-    }
-
-    /// The same, of a request that had an end: of one that is over the store says that access is denied.
-    fn timed(self) -> Self {
-        let words = self.error.chain().to_lowercase();
-        let is_over = self.code == "RequestTimeTooSkewed"
-            || self.status == Some(403)
-                && ["expired", "too old"].iter().any(|it| words.contains(it));
-        // Nor of one whose credentials have ended.
-        if !is_over || self.remedy != Remedy::None || ENDED.contains(&self.code.as_str()) {
-            return self;
-        }
-        let error = Error::new(ErrorKind::Busy, self.error.chain())
-            .because("it was sent or done too late for the lock that it needs, or clocks differ")
-            .advise(
-                "see whether this host slept, and whether its clock and those of the store are right, then try again",
-            );
-        Self { error: Box::new(error), remedy: Remedy::Clock, ..self }
-    }
-
-    /// Nobody can tell whether it was done: no answer came, or one that says nothing.
-    pub fn is_unknown(&self) -> bool {
-        self.again || self.status.is_none_or(|status| status >= 500)
-    }
-
-    /// There is no such object.
-    pub fn is_missing(&self) -> bool {
-        self.status == Some(404) && self.code != "NoSuchBucket"
-    }
-
-    /// The object is not as the request says that it must be.
-    pub fn is_conflict(&self) -> bool {
-        matches!(self.status, Some(409 | 412))
-    }
-
-    /// As an error of an operation on something that has a name.
-    pub fn into_error(self, operation: &str, shown: &str) -> Error {
-        let text = format!("cannot {operation} {shown}");
-        match self.is_missing() {
-            true => Error::new(ErrorKind::NotFound, text).because(self.error.chain()),
-            false => self.error.within(text),
-        }
-    }
-}
-
 /// Which certificates are trusted: the system's, or those in a file.
 pub(super) fn trust(ca: Option<&Path>) -> Result<TlsConfig> {
     let roots = match ca {
@@ -269,7 +194,7 @@ impl Client {
     /// # Errors
     /// The file of trusted certificates can't be read.
     pub fn new(address: Address, credentials: Credentials, past: Option<Past>) -> Result<Self> {
-        let silence = address.patience.clamp(*SILENCE.start(), *SILENCE.end());
+        let silence = silence(&address);
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -325,13 +250,17 @@ impl Client {
     fn send_now(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let begin = Instant::now();
         let (mut tries, mut renewals) = (0_u32, 0);
-        let (mut is_turned, mut doubts) = (false, 0);
+        let (mut is_turned, mut doubts, mut is_afresh) = (false, 0, false);
+        // One before may have been done.
+        let mut is_doubtful = false;
         loop {
             let sent = clock::now().map_err(Failure::local)?;
-            let mut failure = match self.once(ask, sent) {
+            let mut failure = match self.once(ask, sent, is_afresh) {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            // What a connection hangs by, others may hang by that were left idle.
+            is_afresh = failure.status.is_none();
             // At random: many hosts that failed together must not come back together.
             let first = PAUSE.saturating_mul(1 << tries.min(10)).min(PAUSE_MAX);
             let pause = match failure.remedy {
@@ -355,15 +284,16 @@ impl Client {
                 false => self.address.patience,
             };
             let left = patience.checked_sub(begin.elapsed());
+            failure.again |= is_doubtful;
             if left.is_none_or(|left| pause > left) {
-                failure.again = tries > 0;
                 return Err(failure);
             }
+            // By keys or an end that the store does not take it does nothing.
+            is_doubtful |= !matches!(failure.remedy, Remedy::Keys | Remedy::Clock);
             let error = failure.error.chain();
             if let Err(stopped) = self.pause(pause, || {
                 tracing::debug!("{} {}: {error}; again in {pause:?}", ask.method, ask.key);
             }) {
-                failure.again = tries > 0;
                 return Err(Failure { error: Box::new(stopped.because(error)), ..failure });
             }
             tries += 1;
@@ -372,6 +302,7 @@ impl Client {
 
     /// From now on nothing is tried again after a request to stop.
     pub fn heed(&self, cancel: &Cancel) {
+        self.credentials.heed(cancel);
         *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
     }
 
@@ -416,14 +347,15 @@ impl Client {
         self.clocks.was_early(until, sent)
     }
 
-    fn once(&self, ask: &Ask<'_>, begun: Timestamp) -> Result<Answer, Failure> {
+    /// Sends a request once, `afresh` on a connection that nothing was sent by before.
+    fn once(&self, ask: &Ask<'_>, begun: Timestamp, afresh: bool) -> Result<Answer, Failure> {
         let keys = self.credentials.keys().map_err(Failure::local)?;
-        let request = self.signed(ask, &keys).map_err(Failure::local)?;
+        let request = self.signed(ask, &keys)?;
         tracing::trace!("{} {} {}", ask.method, ask.key, sign::query(&ask.query));
         let has_body = matches!(ask.method, "PUT" | "POST");
         let sent = match has_body {
-            true => self.agent.run(request.map(|()| ask.body)),
-            false => self.agent.run(request),
+            true => self.agent.run(self.tuned(ask, afresh, request.map(|()| ask.body))),
+            false => self.agent.run(self.tuned(ask, afresh, request)),
         };
         let mut answer = sent.map_err(|error| unreached(&error, &self.address))?;
         let status = answer.status().as_u16();
@@ -447,7 +379,8 @@ impl Client {
                 }
                 (_, body) => {
                     let body = body.unwrap_or_default();
-                    let mut failure = self.refused(status, &headers, &body, &keys);
+                    let mut failure =
+                        failure::refused(status, &headers, &body, || self.credentials.renew(&keys));
                     // A store says what it is that is not there.
                     if failure.is_missing() && failure.code.is_empty() && ask.method != "HEAD" {
                         failure.remedy = Remedy::Doubt;
@@ -458,7 +391,29 @@ impl Client {
         }
     }
 
-    fn signed(&self, ask: &Ask<'_>, keys: &Keys) -> Result<ureq::http::Request<()>> {
+    /// How long it may take, and by which connection it goes, where that is not as for others.
+    fn tuned<B: ureq::AsSendBody>(
+        &self,
+        ask: &Ask<'_>,
+        afresh: bool,
+        request: ureq::http::Request<B>,
+    ) -> ureq::http::Request<B> {
+        let mut config = self.agent.configure_request(request);
+        if ask.is_of_lock {
+            let (part, least) = LOCK_SILENCE;
+            let most = (self.address.lease / part).max(least).min(silence(&self.address));
+            config = config
+                .timeout_connect(Some(most.min(CONNECT_TIME_MAX)))
+                .timeout_per_read(Some(most))
+                .timeout_per_write(Some(most));
+        }
+        if afresh {
+            config = config.max_idle_age(Duration::ZERO);
+        }
+        config.build()
+    }
+
+    fn signed(&self, ask: &Ask<'_>, keys: &Keys) -> Result<ureq::http::Request<()>, Failure> {
         // What must come in time is measured by the store's clocks alone.
         let behind = match ask.signed {
             Some(_) => self.clocks.earlier(),
@@ -466,8 +421,8 @@ impl Client {
         };
         let now = match (ask.signed, ask.until) {
             (Some(at), _) => at - behind,
-            (None, Some(_)) => self.now()? - behind,
-            (None, None) => clock::now()?,
+            (None, Some(_)) => self.now().map_err(Failure::local)? - behind,
+            (None, None) => clock::now().map_err(Failure::local)?,
         };
         let path = self.address.path(ask.key);
         let digest;
@@ -493,15 +448,14 @@ impl Client {
                 // What is signed has whole seconds.
                 let left = (until - behind).as_second() - now.as_second();
                 if left < 1 {
-                    return Err(Error::new(
-                        ErrorKind::Busy,
-                        "the lock that this needs has run out: the store could not be reached in time",
-                    ));
+                    return Err(Failure::run_out());
                 }
                 sign::presign(&mut request, scope, keys, left.unsigned_abs())
             }
         };
-        let failed = |why: String| Error::new(ErrorKind::Io, "cannot sign a request").because(why);
+        let failed = |why: String| {
+            Failure::local(Error::new(ErrorKind::Io, "cannot sign a request").because(why))
+        };
         signed.map_err(|error| failed(error.to_string()))?;
         let query = sign::query(&request.query);
         let mark = if query.is_empty() { "" } else { "?" };
@@ -512,106 +466,11 @@ impl Client {
         }
         built.body(()).map_err(|error| failed(error.to_string()))
     }
-
-    /// What a store says that does not do what it is asked for.
-    fn refused(&self, status: u16, headers: &HeaderMap, body: &[u8], keys: &Keys) -> Failure {
-        let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok());
-        let Refusal { code, message } = xml::refusal(body).unwrap_or_default();
-        let words = [code.as_str(), message.as_str()].into_iter().filter(|it| !it.is_empty());
-        let words = words.collect::<Vec<_>>().join(": ");
-        let said = match words.is_empty() {
-            true => format!("the store answered {status}"),
-            false => format!("the store answered {status} {words}"),
-        };
-        let (kind, advice, remedy) = match (status, code.as_str()) {
-            (_, "RequestTimeTooSkewed") => {
-                let error = skewed(header("date").and_then(Date::parse));
-                return Failure::of(Some(status), code, error, Remedy::None);
-            }
-            (_, code) if ENDED.contains(&code) => {
-                let remedy = match self.credentials.renew(keys) {
-                    Ok(true) => Remedy::Keys,
-                    _ => Remedy::None,
-                };
-                let advice = "the credentials have ended: get new ones";
-                (ErrorKind::Io, Some(advice.to_owned()), remedy)
-            }
-            (301 | 307 | 400, _) if header("x-amz-bucket-region").is_some() => {
-                let region = header("x-amz-bucket-region").unwrap_or_default();
-                let advice = format!("the bucket is in another region: say region={region}");
-                (ErrorKind::Usage, Some(advice), Remedy::None)
-            }
-            (_, "NoSuchBucket") => (
-                ErrorKind::NotFound,
-                Some("make the bucket, or correct its name".to_owned()),
-                Remedy::None,
-            ),
-            (403, _) => {
-                let advice = "see whether the access key is right, and what its policy allows";
-                (ErrorKind::Io, Some(advice.to_owned()), Remedy::None)
-            }
-            (507, _) | (_, "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull") => {
-                (ErrorKind::NoSpace, None, Remedy::None)
-            }
-            (408 | 429 | 500 | 502 | 503 | 504, _) | (_, "RequestTimeout" | "SlowDown") => {
-                let least = header("retry-after").and_then(|it| it.parse().ok()).unwrap_or(0);
-                (ErrorKind::Io, None, Remedy::Again(Duration::from_secs(least).min(PAUSE_MAX)))
-            }
-            _ => (ErrorKind::Io, None, Remedy::None),
-        };
-        let error = Error::new(kind, said);
-        let error = match advice {
-            Some(advice) => error.advise(advice),
-            None => error,
-        };
-        Failure::of(Some(status), code, error, remedy)
-    }
 }
 
-/// The clock of this host and that of the store differ so much that no signature holds.
-fn skewed(theirs: Option<Date>) -> Error {
-    let by = theirs.and_then(Date::behind);
-    let text = match by {
-        Some(by) if by.abs() >= SignedDuration::from_mins(1) => {
-            let side = if by.is_negative() { "behind" } else { "ahead of" };
-            let by = duration::shown(by.unsigned_abs());
-            format!("the clock of this host is {by} {side} that of the store")
-        }
-        _ => "the store says that the clock of this host differs from its own".to_owned(),
-    };
-    Error::new(ErrorKind::Io, text).advise("set the clock: timedatectl set-ntp true")
-}
-
-fn unreached(error: &ureq::Error, address: &Address) -> Failure {
-    let text = match error {
-        ureq::Error::Timeout(_) => "the store does not answer".to_owned(),
-        _ => format!("the store at {} can't be reached", address.base),
-    };
-    // A certificate that is not trusted is not trusted in a minute either.
-    let is_final = matches!(error, ureq::Error::Tls(_) | ureq::Error::NativeTls(_));
-    let is_unknown_host = matches!(error, ureq::Error::HostNotFound) || is_lookup(error);
-    let error = Error::new(ErrorKind::Io, text).because(error.to_string());
-    let (error, remedy) = match is_final {
-        true => (error.advise("name the store's own CA: ca=FILE"), Remedy::None),
-        false => (
-            error.advise(
-                "see whether the endpoint is right (endpoint=URL), and whether the store runs",
-            ),
-            Remedy::Again(Duration::ZERO),
-        ),
-    };
-    Failure { is_unknown_host, ..Failure::of(None, String::new(), error, remedy) }
-}
-
-/// Whether it is the name that leads nowhere: the system tells it in words alone.
-fn is_lookup(error: &ureq::Error) -> bool {
-    matches!(error, ureq::Error::Io(error) if error.to_string().contains("lookup address"))
-}
-
-/// An answer that came in parts, or not to its end.
-fn broken(why: &str) -> Failure {
-    let error = Error::new(ErrorKind::Io, "the answer of the store is not whole").because(why);
-    Failure::of(None, String::new(), error, Remedy::Again(Duration::ZERO))
+/// How long a store may say nothing.
+fn silence(address: &Address) -> Duration {
+    address.patience.clamp(*SILENCE.start(), *SILENCE.end())
 }
 
 /// Why a body was not read.
@@ -639,21 +498,5 @@ fn read_whole(body: &mut ureq::Body, limit: u64) -> Result<Vec<u8>, Unread> {
             Err(Unread::TooLong(format!("longer than the {limit} bytes that make sense")))
         }
         _ => Ok(bytes),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Of credentials that have ended a store said `403`, and it was told as a change that came too late.
-    #[test]
-    fn credentials_that_have_ended_are_no_change_that_came_too_late() {
-        let refused = |code: &str, text: &str| {
-            let error = Error::new(ErrorKind::Io, text);
-            Failure::of(Some(403), code.to_owned(), error, Remedy::None).timed().error.kind()
-        };
-        assert_eq!(refused("AccessDenied", "Request has expired"), ErrorKind::Busy);
-        assert_eq!(refused("ExpiredToken", "The provided token has expired"), ErrorKind::Io);
     }
 }

@@ -3,7 +3,8 @@
 //! The `Date` of answers is one, the time that the store writes down for its objects another: what stands in front of a
 //! store may write a `Date` of its own, and each node may have another clock. A request that must come in time is judged
 //! by one of the two, and nobody says by which. So its end is signed by the earlier one. If the store refuses
-//! that at once, long before it is over, it judges by the other.
+//! that at once, long before it is over, it judges by the other. Where no `Date` comes, the time that is written down for
+//! a lock stands in its place.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -90,6 +91,14 @@ impl Clocks {
         if is_prompt || self.ahead.load(Ordering::Relaxed) == UNKNOWN {
             self.ahead.store(date.duration_since(now).as_secs(), Ordering::Relaxed);
         }
+    }
+
+    /// Takes the time that the store wrote down for an object for the `Date` of the answer to the request that wrote it and
+    /// was sent at a time, where something in front of the store takes that away.
+    pub fn hear_written(&self, modified: Timestamp, sent: Timestamp) -> Date {
+        let date = Date(modified);
+        self.hear(date, sent);
+        date
     }
 
     /// Compares the `Date` of the answer to a request that wrote an object with the time that the store wrote down for

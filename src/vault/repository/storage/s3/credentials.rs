@@ -1,9 +1,13 @@
 //! Who we are for a store: found where every S3 tool looks, in their order, and renewed before it ends.
+//!
+//! They are asked for by a thread of its own, by one for all requests. Nobody waits for it whose keys still hold, and a
+//! request to stop ends what takes long.
 
 use std::fmt;
 use std::io::Read;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -12,6 +16,7 @@ use serde::Deserialize;
 use super::profile::Profile;
 use super::sign::{self, Keys};
 use super::xml;
+use crate::base::cancel::Cancel;
 use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::disk::io::Opener;
@@ -20,6 +25,12 @@ use crate::disk::io::Opener;
 const AHEAD: SignedDuration = SignedDuration::from_mins(5);
 /// How long a command may take that tells credentials.
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long it may take after a request to stop: what is cleaned up needs them, too.
+const STOPPED_TIME_MAX: Duration = Duration::from_secs(2);
+/// So long after they were asked for they are not asked for again, if the keys still hold or there were none.
+const PAUSE: Duration = Duration::from_secs(10);
+/// How soon a command hears that nobody needs its answer.
+const HEARD: Duration = Duration::from_millis(200);
 /// How long a service of this machine may take.
 const SERVICE_TIME_MAX: Duration = Duration::from_secs(5);
 /// The longest answer that makes sense, in bytes.
@@ -33,11 +44,35 @@ const CONTAINER: &str = "http://169.254.170.2";
 pub(super) type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// Keys, and where new ones come from.
-pub(super) struct Credentials {
+pub(super) struct Credentials(Arc<Source>);
+
+struct Source {
     environment: Environment,
     profile: String,
     region: String,
-    known: Mutex<Option<Known>>,
+    asked: Mutex<Asked>,
+    /// Whoever was asking has an answer.
+    answered: Condvar,
+    stop: Mutex<Option<Cancel>>,
+    /// Nobody needs keys any more.
+    is_over: AtomicBool,
+}
+
+/// What came of asking.
+#[derive(Default)]
+struct Asked {
+    known: Option<Known>,
+    is_asking: bool,
+    /// When an answer came last.
+    last: Option<Instant>,
+    /// Why it held no keys.
+    failed: Option<Error>,
+}
+
+impl Asked {
+    fn is_lately(&self) -> bool {
+        self.last.is_some_and(|last| last.elapsed() < PAUSE)
+    }
 }
 
 #[derive(Clone)]
@@ -48,7 +83,7 @@ struct Known {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("profile", &self.profile).finish_non_exhaustive()
+        f.debug_struct("Credentials").field("profile", &self.0.profile).finish_non_exhaustive()
     }
 }
 
@@ -77,41 +112,113 @@ impl Told {
     }
 }
 
+impl Drop for Credentials {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::Relaxed);
+        // No command stays behind that nobody hears.
+        let asked = self.0.asked();
+        let _ = self.0.answered.wait_timeout_while(asked, HEARD, |asked| asked.is_asking);
+    }
+}
+
 impl Credentials {
     /// Credentials of a profile, for a region. Nothing is looked for before they are needed.
     pub fn new(environment: Environment, profile: String, region: String) -> Self {
-        Self { environment, profile, region, known: Mutex::default() }
+        Self(Arc::new(Source {
+            environment,
+            profile,
+            region,
+            asked: Mutex::default(),
+            answered: Condvar::new(),
+            stop: Mutex::default(),
+            is_over: AtomicBool::new(false),
+        }))
     }
 
-    /// The keys, which hold for some minutes at least.
+    /// From now on nobody waits for long after a request to stop.
+    pub fn heed(&self, cancel: &Cancel) {
+        *self.0.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
+    }
+
+    /// The keys, which hold for some minutes if whoever has them tells in time.
     ///
     /// # Errors
     /// There are none, or whoever has them does not tell.
     pub fn keys(&self) -> Result<Arc<Keys>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = clock::now()?;
-        let still = known.as_ref().filter(|it| it.ends.is_none_or(|ends| now + AHEAD < ends));
-        if let Some(still) = still {
-            return Ok(Arc::clone(&still.keys));
+        let mut asked = self.0.asked();
+        let mut has_waited = false;
+        loop {
+            let now = clock::now()?;
+            if let Some(known) = asked.known.clone() {
+                if known.ends.is_none_or(|ends| now + AHEAD < ends) {
+                    return Ok(known.keys);
+                }
+                // The old ones hold until their very end.
+                if known.ends.is_some_and(|ends| now < ends) {
+                    if !asked.is_asking && !asked.is_lately() {
+                        self.ask(&mut asked)?;
+                    }
+                    return Ok(known.keys);
+                }
+            }
+            let is_answered = !asked.is_asking && (has_waited || asked.is_lately());
+            match (&asked.failed, &asked.known) {
+                (Some(error), _) if is_answered => return Err(error.clone()),
+                // The store says whether they have ended.
+                (None, Some(known)) if is_answered && has_waited => {
+                    return Ok(Arc::clone(&known.keys));
+                }
+                _ => {}
+            }
+            if !asked.is_asking {
+                self.ask(&mut asked)?;
+            }
+            let answered = self.0.answered.wait_while(asked, |asked| asked.is_asking);
+            asked = answered.unwrap_or_else(PoisonError::into_inner);
+            has_waited = true;
         }
-        let found = match (self.find(), known.as_ref()) {
-            // The old ones hold until their very end.
-            (Err(_), Some(old)) if old.ends.is_some_and(|ends| now < ends) => old.clone(),
-            (found, _) => found?,
-        };
-        *known = Some(found.clone());
-        Ok(found.keys)
+    }
+
+    /// Begins to ask for keys.
+    fn ask(&self, asked: &mut Asked) -> Result<()> {
+        let source = Arc::clone(&self.0);
+        let begun = std::thread::Builder::new().name("credentials".to_owned()).spawn(move || {
+            let found = source.find();
+            let mut asked = source.asked();
+            (asked.is_asking, asked.last) = (false, Some(Instant::now()));
+            match found {
+                Ok(known) => (asked.known, asked.failed) = (Some(known), None),
+                Err(error) => asked.failed = Some(error),
+            }
+            source.answered.notify_all();
+        });
+        begun.map_err(|error| Error::new(ErrorKind::Io, "cannot start a thread").because(error))?;
+        asked.is_asking = true;
+        Ok(())
     }
 
     /// Forgets keys that the store does not take any more. Whether there are others.
     pub fn renew(&self, refused: &Keys) -> Result<bool> {
         {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if known.as_ref().is_some_and(|it| *it.keys == *refused) {
-                *known = None;
+            let mut asked = self.0.asked();
+            if asked.known.as_ref().is_some_and(|it| *it.keys == *refused) {
+                asked.known = None;
             }
         }
         Ok(*self.keys()? != *refused)
+    }
+}
+
+impl Source {
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody waits any more for what has taken so long.
+    fn is_given_up(&self, took: Duration) -> bool {
+        let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_stopped = stop.as_ref().is_some_and(Cancel::is_cancelled);
+        self.is_over.load(Ordering::Relaxed) || is_stopped && took > STOPPED_TIME_MAX
     }
 
     fn variable(&self, name: &str) -> Option<String> {
@@ -148,7 +255,7 @@ impl Credentials {
             return Ok(Known { keys: Arc::new(Keys { id, secret, token }), ends: None });
         }
         if let Some(command) = profile.get("credential_process") {
-            return by_command(&command);
+            return self.by_command(&command);
         }
         if let Some(found) = self.of_container().transpose() {
             return found;
@@ -229,6 +336,57 @@ impl Credentials {
         }
         .known()
     }
+
+    /// What a command of the admin's tells.
+    fn by_command(&self, command: &str) -> Result<Known> {
+        let failed = |why: String| {
+            Error::new(ErrorKind::Io, format!("the credential_process {command:?} failed"))
+                .because(why)
+        };
+        // As AWS's tools: words, in which quotes hold spaces, and no shell.
+        let words = words(command).filter(|words| !words.is_empty());
+        let words = words.ok_or_else(|| failed("a quote is not closed".to_owned()))?;
+        let (program, arguments) =
+            words.split_first().map_or(("", &[][..]), |(it, rest)| (it, rest));
+        let spawned = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn();
+        let mut child = spawned.map_err(|error| failed(error.to_string()))?;
+        let stdout = child.stdout.take();
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            let read = stdout.map(|out| out.take(LEN_MAX).read_to_string(&mut text));
+            read.is_some_and(|it| it.is_ok()).then_some(text)
+        });
+        let begin = Instant::now();
+        let status = loop {
+            match child.try_wait().map_err(|error| failed(error.to_string()))? {
+                Some(status) => break status,
+                None if begin.elapsed() > COMMAND_TIME_MAX => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(failed(format!("it did not end within {COMMAND_TIME_MAX:?}")));
+                }
+                None if self.is_given_up(begin.elapsed()) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    let error = Error::new(ErrorKind::Interrupted, "stopped on request");
+                    return Err(
+                        error.within(format!("the credential_process {command:?} was ended"))
+                    );
+                }
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        if !status.success() {
+            return Err(failed(status.to_string()));
+        }
+        let text = reader.join().ok().flatten();
+        told(&text.ok_or_else(|| failed("its answer is no text".to_owned()))?, program)
+    }
 }
 
 fn told(text: &str, who: &str) -> Result<Known> {
@@ -270,47 +428,6 @@ fn ask(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> Result<
     }
 }
 
-/// What a command of the admin's tells.
-fn by_command(command: &str) -> Result<Known> {
-    let failed = |why: String| {
-        Error::new(ErrorKind::Io, format!("the credential_process {command:?} failed")).because(why)
-    };
-    // As AWS's tools: words, in which quotes hold spaces, and no shell.
-    let words = words(command).filter(|words| !words.is_empty());
-    let words = words.ok_or_else(|| failed("a quote is not closed".to_owned()))?;
-    let (program, arguments) = words.split_first().map_or(("", &[][..]), |(it, rest)| (it, rest));
-    let spawned = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn();
-    let mut child = spawned.map_err(|error| failed(error.to_string()))?;
-    let stdout = child.stdout.take();
-    let reader = std::thread::spawn(move || {
-        let mut text = String::new();
-        let read = stdout.map(|out| out.take(LEN_MAX).read_to_string(&mut text));
-        read.is_some_and(|it| it.is_ok()).then_some(text)
-    });
-    let begin = Instant::now();
-    let status = loop {
-        match child.try_wait().map_err(|error| failed(error.to_string()))? {
-            Some(status) => break status,
-            None if begin.elapsed() > COMMAND_TIME_MAX => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(failed(format!("it did not end within {COMMAND_TIME_MAX:?}")));
-            }
-            None => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    if !status.success() {
-        return Err(failed(status.to_string()));
-    }
-    let text = reader.join().ok().flatten();
-    told(&text.ok_or_else(|| failed("its answer is no text".to_owned()))?, program)
-}
-
 /// The words of a command; none where a quote is not closed.
 fn words(command: &str) -> Option<Vec<String>> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
@@ -327,4 +444,80 @@ fn words(command: &str) -> Option<Vec<String>> {
     }
     words.extend(word);
     quote.is_none().then_some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Credentials that a script tells: how often it was called stands in `calls`, and after the first time it waits until
+    /// there is a file `go`.
+    fn told_slowly(dir: &std::path::Path, first_ends: &str) -> Credentials {
+        let told = |id: &str, ends: &str| {
+            format!(
+                r#"echo '{{"AccessKeyId":"{id}","SecretAccessKey":"s","Expiration":"{ends}"}}'"#
+            )
+        };
+        let script = format!(
+            "cd {}\necho x >>calls\nif [ $(wc -l <calls) = 1 ]; then {}; exit; fi\n\
+             while [ ! -e go ]; do sleep 0.05; done\n{}\n",
+            dir.display(),
+            told("old", first_ends),
+            told("new", "2999-01-01T00:00:00Z"),
+        );
+        std::fs::write(dir.join("script"), script).unwrap();
+        let config = dir.join("config");
+        let command = format!("[default]\ncredential_process = sh {}/script\n", dir.display());
+        std::fs::write(&config, command).unwrap();
+        let config = config.display().to_string();
+        let variable = move |name: &str| (name == "AWS_CONFIG_FILE").then(|| config.clone());
+        Credentials::new(Arc::new(variable), "default".to_owned(), "r".to_owned())
+    }
+
+    fn calls(dir: &std::path::Path) -> usize {
+        std::fs::read_to_string(dir.join("calls")).unwrap_or_default().lines().count()
+    }
+
+    /// A command that hung was waited for by each request for a minute, though the keys that were known held.
+    #[test]
+    fn keys_that_hold_are_used_while_new_ones_are_asked_for_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let soon = (clock::now().unwrap() + SignedDuration::from_mins(3)).to_string();
+        let credentials = told_slowly(dir.path(), &soon);
+        assert_eq!(credentials.keys().unwrap().id, "old");
+        for _ in 0..3 {
+            // However often they are needed.
+            credentials.0.asked().last = None;
+            assert_eq!(credentials.keys().unwrap().id, "old");
+        }
+        assert!(credentials.0.asked().is_asking, "nobody asks for new ones");
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        let asked = credentials.0.asked();
+        drop(credentials.0.answered.wait_while(asked, |asked| asked.is_asking).unwrap());
+        assert_eq!(credentials.keys().unwrap().id, "new");
+        assert_eq!(calls(dir.path()), 2);
+    }
+
+    /// A command that hung was waited for by each request, and no request to stop was heard.
+    #[test]
+    fn a_stop_ends_the_wait_for_keys_of_all_who_need_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = told_slowly(dir.path(), "2001-01-01T00:00:00Z");
+        let cancel = Cancel::default();
+        credentials.heed(&cancel);
+        assert_eq!(credentials.keys().unwrap().id, "old", "the store says that they have ended");
+        let failed = std::thread::scope(|scope| {
+            let waiting = [(); 4].map(|()| scope.spawn(|| credentials.keys().unwrap_err()));
+            while calls(dir.path()) < 2 {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            cancel.cancel();
+            waiting.map(|it| it.join().unwrap().kind())
+        });
+        assert_eq!(failed, [ErrorKind::Interrupted; 4]);
+        assert_eq!(calls(dir.path()), 2);
+        // Nor does whoever comes after that wait.
+        assert_eq!(credentials.keys().unwrap_err().kind(), ErrorKind::Interrupted);
+        assert_eq!(calls(dir.path()), 2);
+    }
 }

@@ -39,13 +39,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use jiff::{SignedDuration, Timestamp};
 
-use super::client::{Ask, Client, Failure};
+use super::client::{Ask, Client};
 use super::clocks::{Age, Date};
+use super::failure::Failure;
 use super::holder::{Holder, Process};
 use super::listing::{self, Seen};
 use super::{Shared, State};
+use crate::base::clock;
 use crate::base::duration;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{AGAIN, Error, ErrorKind, Result};
 use crate::base::random;
 use crate::base::warning::{Code, Warning};
 use crate::vault::repository::storage::host_name;
@@ -75,7 +77,17 @@ pub(super) struct Lease {
     is_alone: bool,
     is_lost: AtomicBool,
     lease: SignedDuration,
+    /// Nobody waits for the store while it is held.
     state: Mutex<LeaseState>,
+    /// Held by whoever is about to write the lock anew.
+    turn: Mutex<()>,
+}
+
+/// Until when, by the `Date` of the store's answers, something may be changed, and under which lock.
+#[derive(Debug)]
+pub(super) struct Fence {
+    pub until: Timestamp,
+    pub lease: Arc<Lease>,
 }
 
 #[derive(Debug)]
@@ -90,7 +102,7 @@ struct Written {
     etag: String,
     /// When it began to be written, by the `Date` of the store's answers: at the latest when one said so.
     begun: Timestamp,
-    /// The `Date` of the answer, if one came.
+    /// The `Date` of the answer, or what stands in its place, if one is known.
     date: Option<Date>,
     /// When this process last began to ask something whose answer proves that the lock was its own.
     proved: Instant,
@@ -104,10 +116,13 @@ impl Lease {
         }
         let mut renewals = 0;
         loop {
-            // It may just be being renewed, for long.
-            let ends = self.ends(&self.state().written);
-            if client.clocks.left(ends)? > self.lease / 2 {
-                return Ok(ends - self.lease / MARGIN);
+            // While it is being renewed, what it was before holds on.
+            if let Some(until) = self.enough(client)? {
+                return Ok(until);
+            }
+            let turn = self.turn();
+            if let Some(until) = self.enough(client)? {
+                return Ok(until);
             }
             if renewals == TRIES_MAX {
                 let text = format!("the lock {} could not be renewed in time", self.shown);
@@ -117,50 +132,62 @@ impl Lease {
             }
             // What came of a renewal that was tried for long may be over when it is done.
             renewals += 1;
-            match self.renew(client) {
-                Ok(_) => {}
-                Err(failure) if failure.is_conflict() || failure.is_missing() => {
-                    return Err(self.lost());
-                }
+            match self.renew(client, turn) {
+                Ok(()) => {}
+                Err(_) if self.is_lost.load(Ordering::SeqCst) => return Err(self.lost()),
                 Err(failure) => return Err(failure.into_error("renew the lock", &self.shown)),
             }
         }
     }
 
-    /// Writes the lock anew, if it is still ours.
-    fn renew(&self, client: &Client) -> Result<Timestamp, Failure> {
-        let mut state = self.state();
+    /// Until when its holder may change something now that the lock was written anew, after the store said of a change
+    /// that it came too late.
+    pub fn renewed(&self, client: &Client) -> Result<Timestamp, Failure> {
+        self.renew(client, self.turn())?;
+        self.fence(client).map_err(Failure::local)
+    }
+
+    /// Until when something may be changed, if enough of the lease is left for it.
+    fn enough(&self, client: &Client) -> Result<Option<Timestamp>> {
+        let ends = self.ends(&self.state().written);
+        let is_enough = client.clocks.left(ends)? > self.lease / 2;
+        Ok(is_enough.then(|| ends - self.lease / MARGIN))
+    }
+
+    /// Writes the lock anew, if it is still ours, by whose turn it is.
+    fn renew(&self, client: &Client, _turn: MutexGuard<'_, ()>) -> Result<(), Failure> {
         let mut tries = 0;
         loop {
-            // No two writes are the same, of which one may be done late.
-            state.holder.renewals += 1;
-            let condition = match self.is_alone {
-                true => Some(("if-match", state.written.etag.clone())),
-                false => None,
+            let (holder, etag) = {
+                let mut state = self.state();
+                // No two writes are the same, of which one may be done late.
+                state.holder.renewals += 1;
+                (state.holder.clone(), state.written.etag.clone())
             };
-            let failure = match put(client, &self.key, &state.holder, condition) {
+            let condition = self.is_alone.then_some(("if-match", etag));
+            let failure = match put(client, &self.key, &holder, condition) {
                 Ok(written) => {
-                    state.written = written;
-                    return Ok(self.ends(&state.written));
+                    self.state().written = written;
+                    return Ok(());
                 }
                 Err(failure) => failure,
             };
-            // An earlier renewal of ours may have been done after all; when that was, nobody knows. And something in front
-            // of the store may say of what is there that it is missing.
-            if (failure.is_conflict() || failure.is_missing())
-                && tries < TRIES_MAX
-                && let Some(found) = look(client, &self.key)?
-                && found.is_of(&state.holder)
-                && (failure.is_missing() || found.etag != state.written.etag)
-            {
-                state.written.etag = found.etag;
-                tries += 1;
-                continue;
+            if !failure.is_conflict() && !failure.is_missing() {
+                return Err(failure);
             }
-            if failure.is_conflict() || failure.is_missing() {
-                self.is_lost.store(true, Ordering::SeqCst);
+            // An earlier renewal of ours may have been done after all, or is just being done; when that is, nobody knows.
+            // And something in front of the store may say of what is there that it is missing.
+            match look(client, &self.key)? {
+                Some(found) if found.is_of(&holder) => self.state().written.etag = found.etag,
+                _ => {
+                    self.is_lost.store(true, Ordering::SeqCst);
+                    return Err(failure);
+                }
             }
-            return Err(failure);
+            if tries == TRIES_MAX {
+                return Err(failure);
+            }
+            tries += 1;
         }
     }
 
@@ -169,22 +196,26 @@ impl Lease {
         if self.is_lost.load(Ordering::SeqCst) {
             return Err(self.lost());
         }
-        // Not while it is being renewed.
-        let mut state = self.state();
-        if state.written.proved.elapsed() <= within {
-            return Ok(());
-        }
+        let holder = {
+            let state = self.state();
+            if state.written.proved.elapsed() <= within {
+                return Ok(());
+            }
+            state.holder.clone()
+        };
         let asked = Instant::now();
         let found = match look(client, &self.key) {
             Ok(None) => look(client, &self.key),
             found => found,
         };
         let found = found.map_err(|it| it.into_error("look at the lock", &self.shown))?;
-        if !found.is_some_and(|found| found.is_of(&state.holder)) {
+        if !found.is_some_and(|found| found.is_of(&holder)) {
             self.is_lost.store(true, Ordering::SeqCst);
             return Err(self.lost());
         }
-        state.written.proved = asked;
+        let written = &mut self.state().written;
+        // It may have been renewed since.
+        written.proved = written.proved.max(asked);
         Ok(())
     }
 
@@ -205,6 +236,10 @@ impl Lease {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ends(&self, written: &Written) -> Timestamp {
         written.begun.saturating_add(self.lease).unwrap_or(Timestamp::MAX)
     }
@@ -213,7 +248,7 @@ impl Lease {
         let text = format!("the lock {} was taken by somebody else", self.shown);
         Error::new(ErrorKind::Busy, text)
             .because("this host could not renew it in time, or somebody has removed it")
-            .advise("try again")
+            .advise(AGAIN)
     }
 }
 
@@ -224,8 +259,10 @@ struct Found {
     etag: String,
     /// As the `Date` of the answer and its `Last-Modified` say, which may be of two clocks.
     age: Option<Age>,
-    /// As the store says, by its own clock: only for people.
+    /// As the store says, by its own clock.
     modified: Option<Timestamp>,
+    /// The answer had a `Date`.
+    is_dated: bool,
     /// It says that it holds for longer than this, which nobody waits for.
     is_too_long: Option<Duration>,
 }
@@ -272,15 +309,17 @@ impl Found {
 
 /// Looks at a lock; none if there is none.
 fn look(client: &Client, key: &str) -> Result<Option<Found>, Failure> {
-    let answer = match client.send(&Ask::new("GET", key).at_most(LEN_MAX)) {
+    let answer = match client.send(&Ask::new("GET", key).at_most(LEN_MAX).of_lock()) {
         Err(failure) if failure.is_missing() => return Ok(None),
         answer => answer?,
     };
     let modified = answer.header("last-modified").and_then(super::clocks::time);
-    let age = answer.date().zip(modified).map(|(now, then)| now.age_of(then));
+    let date = answer.date();
+    let age = date.zip(modified).map(|(now, then)| now.age_of(then));
     let holder = serde_json::from_slice(&answer.body).ok();
     let etag = answer.etag().unwrap_or_default();
-    Ok(Some(Found { holder, etag, age, modified, is_too_long: None }))
+    let is_dated = date.is_some();
+    Ok(Some(Found { holder, etag, age, modified, is_dated, is_too_long: None }))
 }
 
 /// What is known of the locks of others.
@@ -364,15 +403,26 @@ fn put(
     condition: Option<(&str, String)>,
 ) -> Result<Written, Failure> {
     let body = serde_json::to_vec(holder).unwrap_or_default();
-    let mut ask = Ask::new("PUT", key).body(&body).at_most(LEN_MAX);
+    let mut ask = Ask::new("PUT", key).body(&body).at_most(LEN_MAX).of_lock();
     if let Some((name, value)) = condition {
         ask = ask.header(name, value);
     }
+    let sent = clock::now().map_err(Failure::local)?;
     let (begun, proved) = (client.now().map_err(Failure::local)?, Instant::now());
     let failure = match client.send(&ask) {
         Ok(answer) => match answer.etag() {
             Some(etag) => {
-                let date = answer.date();
+                let date = match answer.date() {
+                    // Whatever this host's clock says, the store has written down when that was.
+                    None => {
+                        let found = look(client, key).ok().flatten();
+                        let found = found.filter(|it| it.etag == etag);
+                        found
+                            .and_then(|it| it.modified)
+                            .map(|it| client.clocks.hear_written(it, sent))
+                    }
+                    date => date,
+                };
                 // Whatever this host thought of the store's clock before the first answer came.
                 let begun = date.map_or(begun, |date| date.or_earlier(begun));
                 return Ok(Written { etag, begun, date, proved });
@@ -386,7 +436,10 @@ fn put(
         if let Some(found) = found
             && found.holder.as_ref() == Some(holder)
         {
-            return Ok(Written { etag: found.etag, begun, date: None, proved });
+            let modified = found.modified.filter(|_| !found.is_dated);
+            let date = modified.map(|it| client.clocks.hear_written(it, sent));
+            let begun = date.map_or(begun, |date| date.or_earlier(begun));
+            return Ok(Written { etag: found.etag, begun, date, proved });
         }
     }
     Err(failure)
@@ -571,6 +624,7 @@ fn hold(
         is_alone,
         is_lost: AtomicBool::new(false),
         state: Mutex::new(state),
+        turn: Mutex::default(),
     });
     let (stop, stopped) = bounded(1);
     let pause = shared.client.address.lease / RENEWAL;
@@ -578,7 +632,7 @@ fn hold(
     let thread = std::thread::Builder::new().name("lease".to_owned()).spawn(move || {
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(pause) {
             // One that is lost, or can't be renewed, is told to whoever changes something next.
-            if let Err(failure) = renewed.renew(&store.client) {
+            if let Err(failure) = renewed.renew(&store.client, renewed.turn()) {
                 let error = failure.into_error("renew the lock", &renewed.shown);
                 tracing::debug!("{}", error.chain());
             }
@@ -622,10 +676,11 @@ impl Drop for StoreLock {
         }
         let ends = self.lease.ends(&self.lease.state().written) - self.lease.lease / MARGIN;
         // Where it can't be removed now, it is dead when its lease is over.
-        let until = self.lease.is_alone.then_some(ends);
+        let fence = Fence { until: ends, lease: Arc::clone(&self.lease) };
+        let fence = self.lease.is_alone.then_some(&fence);
         let mut keys = litter.unwrap_or_default();
         keys.push(self.lease.key.clone());
-        if self.shared.delete_all(&keys, until).is_err() {
+        if self.shared.delete_all(&keys, fence).is_err() {
             self.shared.leave(&holder);
         }
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::client::{Ask, Client, Failure};
+use super::client::{Ask, Client};
+use super::failure::Failure;
 use super::xml;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::vault::repository::storage::{Entry, EntryKind};

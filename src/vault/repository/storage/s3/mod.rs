@@ -15,6 +15,7 @@ mod cache;
 mod client;
 mod clocks;
 mod credentials;
+mod failure;
 mod holder;
 mod lease;
 mod listing;
@@ -42,7 +43,8 @@ use address::{Place, SCHEME, Typed};
 use cache::Cache;
 use client::{Ask, Client};
 use credentials::{Credentials, Environment};
-use lease::Lease;
+use failure::Failure;
+use lease::{Fence, Lease};
 use listing::{Listing, Seen, staged_name};
 use past::Past;
 use profile::Profile;
@@ -144,6 +146,16 @@ impl S3 {
         Self::made(address, Arc::new(environment), None)
     }
 
+    /// The same, whose locks hold for so long, if nobody uses it yet: an address may not say so little.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn with_lease(mut self, lease: std::time::Duration) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.0) {
+            shared.client.address.lease = lease;
+        }
+        self
+    }
+
     fn made(address: &Path, environment: Environment, past: Option<Past>) -> Result<Self> {
         let text = address.to_str().ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("{}: no text", address.display()))
@@ -203,15 +215,36 @@ impl Shared {
             .because("there is no such object")
     }
 
-    /// Until when, by the store's clock, a key may be changed by whoever holds its folder alone; none if
-    /// this process holds no lock there.
-    fn fence(&self, key: &str) -> Result<Option<Timestamp>> {
+    /// Until when a key may be changed by whoever holds its folder alone; none if this process holds no lock there.
+    fn fence(&self, key: &str) -> Result<Option<Fence>> {
         let lease = {
             let state = self.state();
             let around = state.held.iter().find(|(prefix, _)| key.starts_with(*prefix));
             around.map(|(_, lease)| Arc::clone(lease))
         };
-        lease.map(|lease| lease.fence(&self.client)).transpose()
+        let Some(lease) = lease else { return Ok(None) };
+        Ok(Some(Fence { until: lease.fence(&self.client)?, lease }))
+    }
+
+    /// Makes a change, within a fence if there is one. One that came too late is made once more, if the lock is still ours:
+    /// clocks differ, or it was on its way for long.
+    fn change<T>(
+        &self,
+        fence: Option<&Fence>,
+        ask: Ask<'_>,
+        make: impl Fn(&Ask<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let Some(fence) = fence else { return make(&ask) };
+        let ask = ask.until(Some(fence.until));
+        let late = match make(&ask) {
+            Err(failure) if failure.is_late() => failure,
+            made => return made,
+        };
+        match fence.lease.renewed(&self.client) {
+            Ok(until) => make(&ask.until(Some(until))),
+            // It was not done.
+            Err(_) => Err(late),
+        }
     }
 
     /// Answers a question about a key, or about what keys begin with, from the list of a folder that this
@@ -300,14 +333,14 @@ impl Shared {
 
     /// Removes an object, if there is one.
     fn delete(&self, key: &str) -> Result<()> {
-        self.delete_all(&[key.to_owned()], self.fence(key)?)
+        self.delete_all(&[key.to_owned()], self.fence(key)?.as_ref())
     }
 
     /// Removes objects, of which each may be there or not; at most [`DELETE_MAX`] at once.
-    fn delete_all(&self, keys: &[String], until: Option<Timestamp>) -> Result<()> {
+    fn delete_all(&self, keys: &[String], fence: Option<&Fence>) -> Result<()> {
         if let [key] = keys {
-            let ask = Ask::new("DELETE", key).at_most(DELETE_ANSWER_MAX).until(until);
-            let sent = self.client.send(&ask).map(drop);
+            let ask = Ask::new("DELETE", key).at_most(DELETE_ANSWER_MAX);
+            let sent = self.change(fence, ask, |ask| self.client.send(ask)).map(drop);
             sent.or_else(|it| if it.is_missing() { Ok(()) } else { Err(it) })
                 .map_err(|it| it.into_error("remove", &self.shown(key)))?;
             self.note(key, |listing| drop(listing.objects.remove(key)));
@@ -318,11 +351,11 @@ impl Shared {
             .query("delete", "")
             .header("content-md5", upload::md5(body.as_bytes())?)
             .body(body.as_bytes())
-            .at_most(DELETE_ANSWER_MAX)
-            .until(until);
+            .at_most(DELETE_ANSWER_MAX);
         let shown = keys.first().map(|first| self.shown(first)).unwrap_or_default();
-        let failed = |it: client::Failure| it.into_error("remove", &shown);
-        let (_, undeleted) = self.client.parsed(&ask, xml::undeleted).map_err(failed)?;
+        let failed = |it: Failure| it.into_error("remove", &shown);
+        let sent = self.change(fence, ask, |ask| self.client.parsed(ask, xml::undeleted));
+        let (_, undeleted) = sent.map_err(failed)?;
         let is_left = |key: &String| undeleted.iter().any(|(left, _)| left == key);
         for key in keys.iter().filter(|key| !is_left(key)) {
             self.note(key, |listing| drop(listing.objects.remove(key)));
@@ -499,7 +532,8 @@ impl Storage for S3 {
     fn remove_own(&self, name: &Name) -> Result<()> {
         let key = self.0.key(name);
         // Without a lock nothing ends with it.
-        self.0.delete_all(std::slice::from_ref(&key), self.0.fence(&key).unwrap_or_default())
+        let fence = self.0.fence(&key).unwrap_or_default();
+        self.0.delete_all(std::slice::from_ref(&key), fence.as_ref())
     }
 
     fn remove_all(&self, folder: &Name, files: &[String]) -> Result<u64> {
@@ -514,7 +548,7 @@ impl Storage for S3 {
         };
         for keys in keys.chunks(DELETE_MAX) {
             let Some(first) = keys.first() else { continue };
-            self.0.delete_all(keys, self.0.fence(first)?)?;
+            self.0.delete_all(keys, self.0.fence(first)?.as_ref())?;
         }
         Ok(keys.len() as u64)
     }

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::Shared;
-use super::client::{Answer, Ask, Failure};
+use super::client::{Answer, Ask};
+use super::failure::Failure;
 use super::listing::Seen;
 use super::upload::SUM;
 use crate::base::error::{Error, ErrorKind, Result};

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
-use super::client::{Client, Failure};
+use super::client::Client;
+use super::failure::Failure;
 use super::listing::{self, Listing, Seen};
 use super::xml::Version;
 use crate::base::error::{Error, ErrorKind, Result};

@@ -3,7 +3,9 @@
 use jiff::SignedDuration;
 
 use super::S3;
-use super::client::{Ask, Failure};
+use super::client::Ask;
+use super::failure::Failure;
+use crate::base::clock;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::random;
 use crate::vault::repository::config::CONFIG;
@@ -21,10 +23,13 @@ impl S3 {
         let key = format!("{}.probe-{mark}", shared.client.address.prefix);
         let put = || Ask::new("PUT", &key).body(b"qdelta").at_most(ANSWER_MAX);
         let failed = |failure: Failure| failure.into_error("write", &shared.shown(&key));
+        let sent = clock::now()?;
         let made = shared.client.send(&put().header("if-none-match", "*")).map_err(failed)?;
         // Where nobody can look at it, the conditions say so.
         let modified = shared.look(&key).ok().flatten().and_then(|seen| seen.modified);
-        shared.client.clocks.compare(made.date(), modified);
+        let clocks = &shared.client.clocks;
+        let date = made.date().or_else(|| modified.map(|it| clocks.hear_written(it, sent)));
+        clocks.compare(date, modified);
         let tried = self.check_around().and_then(|()| self.try_conditions(put));
         let removed = shared.delete(&key);
         tried?;

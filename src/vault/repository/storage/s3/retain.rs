@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::client::{Ask, Failure};
+use super::client::Ask;
+use super::failure::Failure;
 use super::xml::Version;
 use super::{S3, Shared, listing, upload, xml};
 use crate::base::error::{Error, ErrorKind, Result};

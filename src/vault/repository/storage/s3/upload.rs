@@ -9,7 +9,8 @@ use std::mem;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use super::client::{Ask, Failure};
+use super::client::Ask;
+use super::failure::Failure;
 use super::listing::Seen;
 use super::{Shared, xml};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -167,15 +168,17 @@ impl Upload {
     /// Gives the file its name. Nothing, where the store has done it: with what it is told by then.
     fn put(&self, how: Publish) -> Result<Seen, Unpublished> {
         let refused = |error| Unpublished { error, outcome: Outcome::Refused };
-        let until = match how {
+        let fence = match how {
             Publish::Back => None,
             Publish::New | Publish::Replace => self.shared.fence(&self.key).map_err(refused)?,
         };
         let (etag, len) = match &self.multipart {
             None => {
                 let sum = blake3::hash(&self.buffer).to_hex().to_string();
-                let ask = self.ask(how, &self.key, until).map_err(refused)?;
-                let sent = self.shared.client.send(&ask.header(SUM, sum.clone()));
+                let ask = self.ask(how, &self.key).map_err(refused)?;
+                let ask = ask.header(SUM, sum.clone());
+                let sent =
+                    self.shared.change(fence.as_ref(), ask, |ask| self.shared.client.send(ask));
                 let etag = sent.map(|answer| answer.etag().unwrap_or_default());
                 (self.settled(etag, SUM, &sum)?, self.buffer.len() as u64)
             }
@@ -184,12 +187,12 @@ impl Upload {
                 let mut ask = Ask::new("POST", &self.key)
                     .query("uploadId", multipart.id.clone())
                     .body(body.as_bytes())
-                    .at_most(ANSWER_MAX)
-                    .until(until);
+                    .at_most(ANSWER_MAX);
                 if how == Publish::New {
                     ask = ask.header("if-none-match", "*");
                 }
-                let sent = self.shared.client.send(&ask);
+                let sent =
+                    self.shared.change(fence.as_ref(), ask, |ask| self.shared.client.send(ask));
                 let etag = sent.and_then(|answer| {
                     xml::completed(&answer.body).map_err(|why| Failure::unclear(&why))
                 });
@@ -199,17 +202,11 @@ impl Upload {
         Ok(Seen { len, etag, modified: None })
     }
 
-    fn ask<'a>(
-        &'a self,
-        how: Publish,
-        key: &'a str,
-        until: Option<jiff::Timestamp>,
-    ) -> Result<Ask<'a>> {
+    fn ask<'a>(&'a self, how: Publish, key: &'a str) -> Result<Ask<'a>> {
         let mut ask = Ask::new("PUT", key)
             .header("content-md5", md5(&self.buffer)?)
             .body(&self.buffer)
-            .at_most(ANSWER_MAX)
-            .until(until);
+            .at_most(ANSWER_MAX);
         for (name, value) in self.shared.lock_headers(key)? {
             ask = ask.header(name, value);
         }
@@ -348,14 +345,14 @@ impl Staged for Upload {
         if self.multipart.is_some() {
             return Ok(());
         }
-        let until = self.shared.fence(&self.staged_key)?;
+        let fence = self.shared.fence(&self.staged_key)?;
         let ask = Ask::new("PUT", &self.staged_key)
             .header("content-md5", md5(&self.buffer)?)
             .body(&self.buffer)
-            .at_most(ANSWER_MAX)
-            .until(until);
+            .at_most(ANSWER_MAX);
         let shown = self.shared.shown(&self.staged_key);
-        let answer = self.shared.client.send(&ask).map_err(|it| it.into_error("write", &shown))?;
+        let sent = self.shared.change(fence.as_ref(), ask, |ask| self.shared.client.send(ask));
+        let answer = sent.map_err(|it| it.into_error("write", &shown))?;
         self.is_announced = true;
         let seen = Seen {
             len: self.buffer.len() as u64,
