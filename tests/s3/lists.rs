@@ -263,3 +263,44 @@ fn a_list_that_lacks_a_point_which_this_host_has_never_seen_is_to_blame() {
     guest.proxy.pass();
     guest.assert_has_all();
 }
+
+/// A list lacked a point and had its machine's files: the prune of a host that had never seen the point removed them. And
+/// what is noted of a file counts no more when it has gone and come back, or when it can't be noted anew.
+#[test]
+fn a_machine_file_that_no_manifest_names_goes_an_hour_after_it_was_found_so() {
+    let guest = Guest::new(&["full"]);
+    let file = format!("{}.zst", "ab".repeat(32));
+    let object = format!("/{BUCKET}/{}/vm/machine/{file}", guest.place);
+    let write = || drop(ask("PUT", &object, args!["--data-binary", "content"]).ok());
+    let notes = state().join(guest.repo.open().id()).join("vm+unnamed");
+    let now = || jiff::Timestamp::now().as_second();
+    let note = |ago: i64| std::fs::write(&notes, format!("{file} {}\n", now() - ago)).unwrap();
+    let noted = || {
+        let text = std::fs::read_to_string(&notes).unwrap_or_default();
+        text.strip_prefix(&format!("{file} ")).map(|it| it.trim().parse::<i64>().unwrap())
+    };
+    let stays = || {
+        guest.repo.run(args!["prune", "--keep-last", "9", "--grace", "0"]).ok();
+        guest.repo.files().iter().any(|it| it.ends_with(&file))
+    };
+    write();
+    let begun = now();
+    assert!(stays() && noted().unwrap() >= begun, "it may be named by a point that the list lacks");
+    note(1800);
+    let before = noted();
+    assert!(stays() && noted() == before, "half an hour is no hour");
+    // It may have been named since.
+    note(3600);
+    let obstacle = notes.with_file_name(".vm+unnamed.partial");
+    std::fs::create_dir(&obstacle).unwrap();
+    assert!(stays(), "what can't be noted goes");
+    std::fs::remove_dir(&obstacle).unwrap();
+    assert!(!stays());
+    write();
+    assert!(stays(), "it has come back");
+    note(3600);
+    ask("DELETE", &object, Vec::new()).ok();
+    assert!(!stays());
+    write();
+    assert!(stays(), "somebody else had removed it, and it has come back");
+}

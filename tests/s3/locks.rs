@@ -193,6 +193,26 @@ fn a_holder_knows_whether_its_lock_was_taken() {
     }
 }
 
+/// A holder that can't look at its lock knows nothing of it: it has not lost it.
+#[test]
+fn a_lock_that_cannot_be_looked_at_is_held_all_the_same() {
+    let place = fresh_place();
+    let proxy = Proxy::new(endpoint());
+    let impatient = format!("{}&patience=1", address(&proxy.endpoint, &place).display());
+    let store = storage(impatient.as_ref());
+    let Locked::Held(lock) =
+        store.lock(&name(".lock"), LockMode::Exclusive, Wait::UNHEARD).unwrap()
+    else {
+        panic!("nobody has it")
+    };
+    proxy.judge(|_, _| Fate::Throttle);
+    let error = lock.prove(Duration::ZERO).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{}", error.chain());
+    proxy.pass();
+    lock.prove(Duration::ZERO).unwrap();
+    put(&store, &name("first"), Publish::New).unwrap();
+}
+
 /// A host that could not reach the store for longer than its lease, and whose lock nobody has taken, goes on.
 #[test]
 fn a_host_that_comes_back_in_time_keeps_its_lock() {

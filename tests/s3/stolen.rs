@@ -297,3 +297,59 @@ fn the_last_two_keys_are_not_removed_at_once() {
     let list = repo.run(args!["key", "list", "--json"]).ok().json();
     assert_eq!(list["keys"].as_array().unwrap().len(), 1, "{list}");
 }
+
+/// Where nobody could tell which keys were left, the one that was removed was not put back: it may have been the last.
+#[test]
+fn a_key_is_put_back_where_nobody_can_tell_what_is_left() {
+    let (lab, place, proxy) = (Lab::new(), fresh_place(), Proxy::new(endpoint()));
+    let repo = Repo::encrypted_by(address(endpoint(), &place), lab.path("recovery.key"));
+    repo.run(args!["key", "add", "second", "--recipient", ADMIN]).ok();
+    let keys = || repo.run(args!["key", "list", "--json"]).ok().json()["keys"].clone();
+    let before = keys();
+    let impatient = format!("{}&patience=1", address(&proxy.endpoint, &place).display());
+    let behind = repo.copy_at(impatient.into());
+    let mut is_removed = false;
+    proxy.judge(move |_, seen| {
+        is_removed |= seen.method == "DELETE";
+        match is_removed && seen.target.contains("list-type") {
+            true => Fate::Throttle,
+            false => Fate::Pass,
+        }
+    });
+    let said = behind.run(args!["key", "remove", "second"]).fails_with(1);
+    assert!(said.contains("nobody can tell whether it is the last key"), "{said}");
+    assert!(proxy.seen().iter().any(|it| it.method == "DELETE"), "it was never removed");
+    assert_eq!(keys(), before);
+}
+
+/// Where the lock could not be looked at after the manifest stood there, it was said that somebody else had written there.
+#[test]
+fn a_lock_that_cannot_be_looked_at_is_doubted_and_not_lost() {
+    let mut guest = guest();
+    let impatient =
+        format!("{}&patience=1", address(&guest.proxy.endpoint, &guest.place).display());
+    let repo = guest.repo.copy_at(impatient.into());
+    let mut is_made = false;
+    guest.proxy.judge(move |_, seen| {
+        let name = seen.target.split('?').next().unwrap();
+        if seen.method == "PUT" && name.contains("/vm/points/2") && !is_made {
+            is_made = true;
+            // Longer than what was proved lately holds.
+            return Fate::Slow(1100);
+        }
+        match is_made && seen.method == "GET" && name.ends_with("/vm/.lock") {
+            true => Fate::Throttle,
+            false => Fate::Pass,
+        }
+    });
+    guest.change();
+    let said = repo.backup_run(&guest.image, "vm/disk", &["--format", "raw"]).fails_with(1);
+    assert!(said.contains("nobody can tell whether somebody else wrote there meanwhile"), "{said}");
+    assert!(!said.contains("taken by somebody else"), "{said}");
+    guest.proxy.pass();
+    let point = guest.direct().points("vm/disk").into_iter().max().unwrap();
+    guest.keep(point);
+    assert_eq!(guest.direct().points("vm/disk").len(), 4);
+    guest.direct().verify();
+    guest.assert_has(&guest.points);
+}

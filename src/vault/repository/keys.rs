@@ -438,14 +438,18 @@ impl KeyRing {
         }
         let kept = self.read(name).ok().filter(|(_, bytes)| Header::decode(bytes).is_ok());
         self.storage.remove(&file(name))?;
+        let Some((_, bytes)) = kept else { return Ok(()) };
         // Somebody else may have removed the others at the same time: whoever comes last puts the own one back.
-        match kept {
-            Some((_, bytes)) if !self.names().is_ok_and(|left| left.iter().any(is_sound)) => {
-                self.put(name, &bytes)?;
-                Err(last())
-            }
-            _ => Ok(()),
-        }
+        let why = match self.names() {
+            Ok(left) if left.iter().any(is_sound) => return Ok(()),
+            Ok(_) => last(),
+            Err(error) => error.within(format!(
+                "{name} stays: nobody can tell whether it is the last key of the repository {}",
+                self.shown()
+            )),
+        };
+        self.put(name, &bytes)?;
+        Err(why)
     }
 
     fn shown(&self) -> String {

@@ -97,15 +97,21 @@ impl Repository {
             .filter_map(|(name, since)| Some((name, since.parse().ok()?)))
             .collect();
         let since = |name: &str| known.get(name).copied().filter(|it| *it <= now).unwrap_or(now);
+        let (go, stay): (BTreeSet<String>, BTreeSet<String>) =
+            unnamed.into_iter().partition(|name| now - since(name) >= LAG_MAX_S);
+        if go.is_empty() && stay.is_empty() && known.is_empty() {
+            return Ok(go);
+        }
+        // What goes may come back, and is not known to be unnamed then.
         let put = replace_file(&path, SUMMARY_MODE, Durability::None, |file| {
-            unnamed.iter().try_for_each(|name| writeln!(file, "{name} {}", since(name)))
+            stay.iter().try_for_each(|name| writeln!(file, "{name} {}", since(name)))
         });
         if let Err(error) = put {
             // What was noted before may be of a file that was named since.
             tracing::debug!("{}: {error}", path.display());
             return Ok(BTreeSet::new());
         }
-        Ok(unnamed.iter().filter(|name| now - since(name) >= LAG_MAX_S).cloned().collect())
+        Ok(go)
     }
 
     /// Forgets points that this host has removed.

@@ -325,6 +325,7 @@ impl Repository {
         let mut unnamed: BTreeSet<String> =
             self.folder(&folder)?.names.into_iter().filter(is_file).collect();
         if unnamed.is_empty() {
+            self.unnamed_for_long(domain, unnamed)?;
             return Ok(0);
         }
         let list = self.catalog().whole_list(domain, cancel)?;
