@@ -675,6 +675,12 @@ impl Drop for StoreLock {
             return;
         }
         let ends = self.lease.ends(&self.lease.state().written) - self.lease.lease / MARGIN;
+        let is_over = self.shared.client.clocks.left(ends).is_ok_and(|left| !left.is_positive());
+        if self.lease.is_alone && is_over {
+            // The store did not answer for long: it is not asked for as long once more.
+            self.shared.leave(&holder);
+            return;
+        }
         // Where it can't be removed now, it is dead when its lease is over.
         let fence = Fence { until: ends, lease: Arc::clone(&self.lease) };
         let fence = self.lease.is_alone.then_some(&fence);
